@@ -1,0 +1,107 @@
+"""The home of every failure the project names: one root, a class per failure.
+
+An error says what was given, what was allowed and where. It knows no transport: `api` decides the status code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ServeAppError(Exception):
+    """Root of every failure raised on purpose by this project."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a submitted graph.
+
+    type: ComfyUI's name for it (`required_input_missing`, `value_not_in_list`, …).
+    extra: ComfyUI's `extra_info` members. node_id is None for a problem of the whole graph.
+    """
+
+    type: str
+    message: str
+    details: str = ""
+    node_id: str | None = None
+    class_type: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        where = "" if self.node_id is None else f"{self.class_type or 'node'} {self.node_id}: "
+        return f"{where}{self.message}" + (f" ({self.details})" if self.details else "")
+
+
+class InvalidGraphError(ServeAppError):
+    """The graph cannot run; carries every problem found, not only the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[type[InvalidGraphError], tuple[tuple[Problem, ...]]]:
+        return (InvalidGraphError, (self.problems,))
+
+
+class InvalidSubmissionError(ServeAppError):
+    """The body around the graph is wrong: not JSON, an unknown key, a wrong type."""
+
+
+class BodyTooLargeError(ServeAppError):
+    """The request body is larger than the configured limit."""
+
+
+class UnavailableError(ServeAppError):
+    """The server cannot take a job now, and says when to ask again.
+
+    retry_after_s: seconds until asking again is sensible.
+    """
+
+    def __init__(self, reason: str, retry_after_s: int = 1) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type[UnavailableError], tuple[str, int]]:
+        return (type(self), (str(self), self.retry_after_s))
+
+
+class NotReadyError(UnavailableError):
+    """The cluster is still starting: no replica has joined."""
+
+
+class QueueFullError(UnavailableError):
+    """As many jobs wait as the configuration allows."""
+
+
+class DrainingError(UnavailableError):
+    """This scheduler is about to be replaced and takes no new job."""
+
+
+class StaleEpochError(ServeAppError):
+    """A newer scheduler holds the lease: what an older one asks for must not happen."""
+
+
+class StaleAttemptError(ServeAppError):
+    """A task's attempt has been replaced: its answers no longer count."""
+
+
+class FileMissingError(ServeAppError):
+    """A file is not in its directory, or the name leaves the directory."""
+
+
+class ModelFileError(ServeAppError):
+    """A model file is missing, unreadable, or of a layout that is not supported."""
+
+
+class NodeError(ServeAppError):
+    """A node was given something it cannot work with."""
+
+
+class CancelledJobError(ServeAppError):
+    """The job was cancelled while a node of it ran."""
+
+
+class ConfigError(ServeAppError):
+    """The configuration is wrong; says the key, what was given and what is allowed."""

@@ -1,0 +1,37 @@
+"""What clients are told about a job: one ordered stream of events per job.
+
+An event is data. `seq` is the cursor: it only grows within a job, also across a restart of the scheduler, because
+its upper bits are the scheduler's epoch. Dialects in `api` render events; nothing here knows a wire format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Kind: TypeAlias = Literal["queued", "started", "cached", "executing", "progress", "executed", "success", "error", "cancelled"]
+
+ENDINGS: frozenset[str] = frozenset({"success", "error", "cancelled"})
+"""The kinds after which a job's stream holds nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened to a job.
+
+    data by kind: cached {"nodes": [ids]}; executing {"node"}; progress {"node", "value", "max"};
+    executed {"node", "output": ui dict}; error {"node", "class_type", "exception_type", "message", "traceback"};
+    the others {}. at_s: Unix time in seconds.
+    """
+
+    job_id: str
+    seq: int
+    kind: Kind
+    at_s: float
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing follows this event in its job's stream."""
+        return self.kind in ENDINGS

@@ -1,0 +1,1 @@
+"""Workflows as data: node specs, graphs, validation, signatures and plans. Pure Python."""

@@ -1,0 +1,77 @@
+"""A node class as data: what `nodes/protocol.py` reads off a class, and all the control plane knows of it.
+
+Specs are made where node code may run (workers and replicas) and travel as JSON; validation needs nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Capability: TypeAlias = Literal["RUNTIME", "STORE"]
+Section: TypeAlias = Literal["required", "optional"]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One declared input of a node class.
+
+    type: socket type ("MODEL", "INT", …), "COMBO" for a choice.
+    choices: the allowed values of a fixed COMBO. folder: for a COMBO of files, the catalog folder that lists them
+    ("checkpoints", …, or "input" for uploaded files); then choices is None and the list is read when it is needed.
+    options: ComfyUI's option dict (default, min, max, step, multiline, lazy, …), JSON values only.
+    """
+
+    name: str
+    type: str
+    section: Section = "required"
+    choices: tuple[Any, ...] | None = None
+    folder: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """One node class, as the graph and scheduler floors see it.
+
+    outputs, output_names, output_is_list: one entry a slot. hidden: input name -> hidden kind ("PROMPT",
+    "EXTRA_PNGINFO", "UNIQUE_ID", "RUNTIME", "STORE"). runtime: the class asks for RUNTIME, so it runs on a replica
+    that holds models.
+    """
+
+    class_type: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+    output_names: tuple[str, ...]
+    output_is_list: tuple[bool, ...]
+    hidden: Mapping[str, str] = field(default_factory=dict)
+    output_node: bool = False
+    input_is_list: bool = False
+    not_idempotent: bool = False
+    category: str = ""
+    display_name: str = ""
+    description: str = ""
+    python_module: str = "nodes"
+
+    @property
+    def runtime(self) -> bool:
+        """Whether the class asks for RUNTIME."""
+        return "RUNTIME" in self.hidden.values()
+
+    def input(self, name: str) -> Input | None:
+        """Return the declared input of that name, or None."""
+        return next((i for i in self.inputs if i.name == name), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-able dict; `from_json` undoes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> NodeSpec:
+        """Rebuild a spec from `to_json`'s dict after a trip through JSON text."""
+        inputs = tuple(
+            Input(**{**i, "choices": None if i["choices"] is None else tuple(i["choices"])}) for i in data["inputs"]
+        )
+        slots = {k: tuple(data[k]) for k in ("outputs", "output_names", "output_is_list")}
+        return cls(**{**data, **slots, "inputs": inputs})

@@ -1,0 +1,86 @@
+"""The capabilities a node can ask for as hidden inputs: RUNTIME (models) and STORE (files). Protocols only.
+
+Nodes reach models through this module and nothing else; `engine/runtime.py` implements RUNTIME, `nodes/files.py` STORE.
+Both are bound to one node of one task, so progress, cancelling and file names need no further argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from serve_app.store.store import Area
+from serve_app.values import Conditioning, Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRequest:
+    """All that one run of KSampler or KSamplerAdvanced asks for.
+
+    latents: (B,C,h,w) unscaled, as a LATENT holds them. seed None: no noise is added. batch_index: which noise of the
+    seed's sequence each latent takes; None counts from 0. denoise: 0…1 share of the schedule that is run.
+    start_step, end_step: the window of steps, as in KSamplerAdvanced. full_denoise False leaves the noise of end_step.
+    noise_seed: the seed of stochastic samplers' own noise.
+    """
+
+    backbone: Recipe
+    latents: torch.Tensor
+    positive: Conditioning
+    negative: Conditioning
+    sampler: str
+    schedule: str
+    steps: int
+    cfg: float
+    seed: int | None
+    noise_seed: int
+    denoise: float = 1.0
+    start_step: int | None = None
+    end_step: int | None = None
+    full_denoise: bool = True
+    batch_index: Sequence[int] | None = None
+    noise_mask: torch.Tensor | None = None
+
+
+class Runtime(Protocol):
+    """RUNTIME: what a replica's models can do. Every method may be awaited by many nodes at once; the engine batches.
+
+    Errors: ModelFileError for a file that cannot be used, CancelledJobError once the job is cancelled.
+    """
+
+    async def encode_text(self, clip: Recipe, text: str) -> Conditioning: ...
+
+    async def sample(self, request: SamplingRequest) -> torch.Tensor:
+        """Return latents (B,C,h,w), unscaled, float32 on the CPU. Reports a progress value a step."""
+        ...
+
+    async def decode(self, vae: Recipe, latents: torch.Tensor) -> torch.Tensor:
+        """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,4,h,w)."""
+        ...
+
+    async def encode(self, vae: Recipe, images: torch.Tensor) -> torch.Tensor:
+        """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
+        ...
+
+
+class Files(Protocol):
+    """STORE: the files a node may read and write."""
+
+    async def read(self, name: str) -> bytes:
+        """Return a file's bytes. name: "sub/a.png", in the input area unless it ends " [output]" or " [temp]"."""
+        ...
+
+    async def save(
+        self, area: Area, prefix: str, suffix: str, contents: Sequence[bytes], *, width: int = 0, height: int = 0
+    ) -> list[dict[str, Any]]:
+        """Store the contents under ComfyUI's names and return [{"filename", "subfolder", "type"}] in order.
+
+        Name: PREFIX_00001_SUFFIX (suffix with its dot); the prefix may hold a subfolder and %width%, %height%, %year%,
+        %month%, %day%, %hour%, %minute%, %second%; in `contents` order, %batch_num% is the index. Counters go on from
+        the highest in the folder; a retry of the same node of the same job gets the same names again, so nothing is
+        saved twice, and two replicas never get the same name. Errors: NodeError for a prefix that leaves the area.
+        """
+        ...

@@ -1,0 +1,308 @@
+"""What the scheduler is told and what it answers: the nouns on the wire between it, the replicas and the ingress.
+
+Plain data that pickles. Nothing here decides anything; `machine.py` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+from serve_app.events import Event
+from serve_app.graph.plan import Task, TaskId
+from serve_app.graph.spec import NodeSpec
+
+# From ingress ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A validated job on its way to the database.
+
+    prompt: the wire JSON with constants converted, which is what runs. outputs: the output nodes to run.
+    number: the client's own queue number, None for the next one; front: the next one, negated.
+    """
+
+    job_id: str
+    prompt: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    client_id: str | None = None
+    extra_data: Mapping[str, Any] = field(default_factory=dict)
+    number: float | None = None
+    front: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The answer to a submission that is in the database. Submitting the same job_id again gives the same answer."""
+
+    job_id: str
+    number: float
+
+
+JobState: TypeAlias = Literal["queued", "running", "success", "error", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as its client may see it, at one moment.
+
+    percent: 0–99 while it waits or runs, 100 after success. outputs: ui dict by node id, as far as recorded.
+    failure: of a failed job, the `error` event's data; {} otherwise. Times are Unix seconds.
+    """
+
+    job_id: str
+    number: float
+    state: JobState
+    prompt: Mapping[str, Any]
+    outputs_to_execute: tuple[str, ...]
+    client_id: str | None
+    extra_data: Mapping[str, Any]
+    created_s: float
+    started_s: float | None
+    ended_s: float | None
+    percent: int
+    outputs: Mapping[str, Any]
+    failure: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """Unfinished jobs: running in the order they started, pending in the order they will start."""
+
+    running: tuple[JobView, ...]
+    pending: tuple[JobView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One physical GPU; memory in MB. uuid tells equal cards apart."""
+
+    uuid: str
+    name: str
+    vram_total_mb: int
+    vram_free_mb: int
+    vram_used_mb: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostStats:
+    """One host's memory in MB and its GPUs, as a process on it saw them."""
+
+    host: str
+    ram_total_mb: int
+    ram_used_mb: int
+    ram_available_mb: int
+    gpus: tuple[Gpu, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """One replica, for operators: what it runs and what it holds."""
+
+    replica_id: str
+    pool: str
+    slots: int
+    running: int
+    recipes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """The cluster at one moment: hosts (each once), replicas, seconds since the server's first start."""
+
+    hosts: tuple[HostStats, ...]
+    replicas: tuple[ReplicaView, ...]
+    uptime_s: float
+    epoch: int
+
+
+class SchedulerClient(Protocol):
+    """What the ingress can ask. Errors: UnavailableError (and its kinds) when the client should come back later."""
+
+    async def submit(self, submission: Submission) -> Accepted: ...
+
+    async def cancel(self, job_id: str) -> bool:
+        """Cancel a job that has not ended; False if it has, or is unknown."""
+        ...
+
+    async def queue(self) -> QueueView: ...
+
+    async def job(self, job_id: str) -> JobView | None: ...
+
+    async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
+        """Return the job's events with seq > after, waiting up to timeout_s for the first; [] if none came."""
+        ...
+
+    async def specs(self) -> Mapping[str, NodeSpec]:
+        """Return every node class that some pool can run. Errors: NotReadyError before any replica has joined."""
+        ...
+
+    async def cluster(self) -> ClusterView: ...
+
+
+# Between scheduler and replicas ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaInfo:
+    """A replica as it joins. slots: tasks it runs at once."""
+
+    replica_id: str
+    pool: str
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Message: run this task."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Message: stop this task at its next evaluation; it is answered by TaskStopped."""
+
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Message: send the value of this signature to whoever asked; answered by Exported or Evicted."""
+
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Message: the value you wanted. value: what Exported carried (an object ref on Ray, else the value itself)."""
+
+    signature: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Message: nobody has or makes the value you wanted any more; make it yourself."""
+
+    signature: str
+
+
+Message: TypeAlias = Assign | Interrupt | Export | Deliver | Compute
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStarted:
+    task_id: TaskId
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProgressed:
+    """value of maximum units done, for one node."""
+
+    task_id: TaskId
+    node_id: str
+    value: int
+    maximum: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFinished:
+    """A node's values are held by the replica under the signature. ui: what an output node shows, else None."""
+
+    task_id: TaskId
+    node_id: str
+    signature: str
+    ui: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFinished:
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """A node raised. It ends the job: the same inputs would fail again."""
+
+    task_id: TaskId
+    node_id: str
+    class_type: str
+    exception_type: str
+    message: str
+    traceback: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStopped:
+    """An interrupted task has let go of its slot."""
+
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """The replica needs a value that the task named as remote."""
+
+    task_id: TaskId
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    signature: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """The replica no longer holds these values."""
+
+    signatures: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """Which recipes' weights the replica holds now, as short names."""
+
+    recipes: tuple[str, ...]
+
+
+Report: TypeAlias = (
+    NodeStarted
+    | NodeProgressed
+    | NodeFinished
+    | TaskFinished
+    | TaskFailed
+    | TaskStopped
+    | Want
+    | Exported
+    | Evicted
+    | Resident
+)
+
+
+class ReplicaDesk(Protocol):
+    """What a replica can ask of the scheduler. Errors: StaleEpochError when it must join again."""
+
+    async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
+        """Register, forgetting any earlier life of this id, and return the scheduler's epoch."""
+        ...
+
+    async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
+        """Return (cursor, message) pairs with cursor > after; waits a few seconds for the first, then returns []."""
+        ...
+
+    async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None: ...
+
+    async def reserve(self, task_id: TaskId, node_id: str, key: str, at_least: int, count: int) -> int:
+        """Return the first of `count` consecutive counters for files named by `key`, none below at_least.
+
+        The same (job, node, key) gets the same counters again, whatever the attempt. Errors: StaleAttemptError.
+        """
+        ...
+
+    async def leave(self, replica_id: str, epoch: int) -> None: ...
