@@ -62,3 +62,15 @@ class Task:
     remote: frozenset[str]
     prompt: Mapping[str, object]
     extra_data: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A set of equal replicas, as the planner sees it.
+
+    runtime: its replicas hold models. accepts: class-name patterns (`fnmatch`), e.g. ("*",) or ("KSampler*",).
+    """
+
+    name: str
+    runtime: bool
+    accepts: tuple[str, ...] = ("*",)
