@@ -1,0 +1,79 @@
+"""What a job's row can go through: the durable changes the scheduler asks for, as data.
+
+`jobs.py` applies them; `scheduler/machine.py` asks for them. A change is in the database before anyone is told of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Ending: TypeAlias = Literal["success", "error", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """One job as the database holds it.
+
+    order: position in submission order, unique. *_seq: the event cursors of its queued, started and ended events.
+    prompt: the wire JSON with constants converted. outputs: ui dict by node id, as recorded, with their cursors.
+    """
+
+    job_id: str
+    number: float
+    order: int
+    prompt: Mapping[str, Any]
+    targets: tuple[str, ...]
+    client_id: str | None
+    extra_data: Mapping[str, Any]
+    created_s: float
+    queued_seq: int
+    state: str = "queued"
+    started_s: float | None = None
+    started_seq: int | None = None
+    ended_s: float | None = None
+    ended_seq: int | None = None
+    failure: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, tuple[int, Mapping[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job has come to its end."""
+        return self.ended_s is not None
+
+
+@dataclass(frozen=True, slots=True)
+class JobAccepted:
+    row: JobRow
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted:
+    job_id: str
+    at_s: float
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRecorded:
+    """An output node of the job is done, for good: it is skipped whenever the job is planned again."""
+
+    job_id: str
+    node_id: str
+    ui: Mapping[str, Any]
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    """failure: the `error` event's data for an error, {} otherwise."""
+
+    job_id: str
+    state: Ending
+    at_s: float
+    seq: int
+    failure: Mapping[str, Any]
+
+
+Change: TypeAlias = JobAccepted | JobStarted | OutputRecorded | JobEnded
