@@ -87,6 +87,10 @@ class StaleAttemptError(ServeAppError):
     """A task's attempt has been replaced: its answers no longer count."""
 
 
+class JobMissingError(ServeAppError):
+    """No job has this id."""
+
+
 class FileMissingError(ServeAppError):
     """A file is not in its directory, or the name leaves the directory."""
 
