@@ -1,0 +1,26 @@
+"""A table of named choices whose miss explains itself. SAMPLERS and SCHEDULES are two of them."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Generic, NoReturn, TypeVar
+
+from serve_app.errors import NodeError
+
+T = TypeVar("T")
+
+
+class Choices(dict[str, T], Generic[T]):
+    """A dict by name, in the order clients list the names. An unknown name raises NodeError, with the nearest one.
+
+    kind: what a name stands for, in the singular ("sampler").
+    """
+
+    def __init__(self, kind: str, entries: dict[str, T]) -> None:
+        super().__init__(entries)
+        self.kind = kind
+
+    def __missing__(self, name: str) -> NoReturn:
+        near = get_close_matches(name, self, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(self)}"
+        raise NodeError(f"{self.kind} {name!r} is unknown; {hint}")

@@ -1,0 +1,55 @@
+"""A job's noise: drawn on the CPU from its seed alone, so neither batching nor the device changes it.
+
+The scaling is that of variance-exploding models (eps, v). Their latents come out of sampling as they are, so there is
+no inverse to undo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isclose, sqrt
+
+import torch
+from torch import Tensor
+
+from serve_app.sampling.evaluation import NoiseSource
+from serve_app.sampling.sigmas import NoiseLevels
+
+SEEDS = 2**64
+"""Seeds are taken modulo this."""
+
+
+def noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> Tensor:
+    """Return unit-variance noise of a shape (B,C,h,w), float32 on the CPU.
+
+    batch_index: for each of the B latents, which noise of the seed's sequence it takes; indices may repeat. None draws
+    the B at once, which for latents of a few values is another sequence. Source: ComfyUI's noise for a seed.
+    """
+    generator = torch.Generator().manual_seed(seed % SEEDS)
+    if batch_index is None:
+        return torch.randn(tuple(shape), generator=generator)
+    drawn = [torch.randn((1, *shape[1:]), generator=generator) for _ in range(max(batch_index) + 1)]
+    return torch.cat([drawn[i] for i in batch_index])
+
+
+def gaussian_noise(shape: Sequence[int], seed: int, device: torch.device) -> NoiseSource:
+    """Return a source of independent noise for a stochastic sampler, the same on every device for a seed."""
+    generator = torch.Generator().manual_seed(seed % SEEDS)
+
+    def draw(_sigma: float, _following: float) -> Tensor:
+        return torch.randn(tuple(shape), generator=generator).to(device)
+
+    return draw
+
+
+def noised(latents: Tensor, noise: Tensor, sigma: float, *, max_denoise: bool = False) -> Tensor:
+    """Return latents at noise level sigma.
+
+    max_denoise: the run starts from pure noise, so x has the variance the model was trained on at its top level.
+    """
+    return latents + noise * (sqrt(1 + sigma**2) if max_denoise else sigma)
+
+
+def is_max_denoise(levels: NoiseLevels, sigma: float) -> bool:
+    """Whether a run that starts at sigma starts at or above the model's top level."""
+    return sigma > levels.sigma_max or isclose(sigma, levels.sigma_max, rel_tol=1e-5)

@@ -1,0 +1,155 @@
+"""Noise levels: a discrete model's table of them, the schedules that pick from it, and the window a job runs.
+
+sigmas are 1-D (n+1,), descending, float32 on the CPU; the last is 0 unless noise is left over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from serve_app.sampling.choices import Choices
+from serve_app.sampling.evaluation import SamplerSpec
+
+
+class NoiseLevels:
+    """The sigmas a discrete model was trained on, by timestep. The defaults are those of Stable Diffusion 1.x and 2.x.
+
+    Betas are linear in their square root; sigma = √((1 − ᾱ) / ᾱ). Source: Rombach et al. 2022, arXiv:2112.10752.
+    """
+
+    def __init__(self, *, beta_start: float = 0.00085, beta_end: float = 0.012, timesteps: int = 1000) -> None:
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64) ** 2
+        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+        self.sigmas: Tensor = sigmas.float()
+        """(timesteps,), ascending."""
+        self._log_sigmas: dict[torch.device, Tensor] = {torch.device("cpu"): sigmas.log().float()}
+
+    @property
+    def sigma_min(self) -> float:
+        """The lowest level above zero."""
+        return float(self.sigmas[0])
+
+    @property
+    def sigma_max(self) -> float:
+        """The level of pure noise."""
+        return float(self.sigmas[-1])
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Return the timestep nearest to each sigma in log space, int64, shaped as sigma and on its device."""
+        table = self._table(sigma.device)
+        nearest: Tensor = (sigma.flatten().log() - table[:, None]).abs().argmin(dim=0)
+        return nearest.view(sigma.shape)
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        """Return the level of each timestep, interpolated in log space between neighbours, float32."""
+        table = self._table(timestep.device)
+        at = timestep.float().clamp(0, len(table) - 1)
+        return torch.lerp(table[at.floor().long()], table[at.ceil().long()], at.frac()).exp()
+
+    def _table(self, device: torch.device) -> Tensor:
+        # Kept by device: copying it for every forward would cost a transfer each.
+        if device not in self._log_sigmas:
+            self._log_sigmas[device] = self._log_sigmas[torch.device("cpu")].to(device)
+        return self._log_sigmas[device]
+
+
+Schedule: TypeAlias = Callable[[NoiseLevels, int], Tensor]
+"""(levels, steps) to sigmas (steps + 1,), the last 0."""
+
+
+def ending_at_zero(sigmas: Tensor) -> Tensor:
+    """Return the levels with 0 after the last."""
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def simple(levels: NoiseLevels, steps: int) -> Tensor:
+    """Every (timesteps / steps)-th level of the table, counted from the top."""
+    stride = len(levels.sigmas) / steps
+    return ending_at_zero(levels.sigmas[[-1 - int(i * stride) for i in range(steps)]])
+
+
+def sgm_uniform(levels: NoiseLevels, steps: int) -> Tensor:
+    """Timesteps equally spaced, the last of them left out. Source: Stability AI's generative-models."""
+    top = len(levels.sigmas) - 1
+    return ending_at_zero(levels.sigma(torch.linspace(top, 0, steps + 1)[:-1]))
+
+
+def karras(levels: NoiseLevels, steps: int, rho: float = 7.0) -> Tensor:
+    """Levels equally spaced in sigma^(1/rho). Source: Karras et al. 2022, arXiv:2206.00364, equation 5."""
+    low, high = levels.sigma_min ** (1 / rho), levels.sigma_max ** (1 / rho)
+    return ending_at_zero((high + torch.linspace(0, 1, steps) * (low - high)) ** rho)
+
+
+def exponential(levels: NoiseLevels, steps: int) -> Tensor:
+    """Levels equally spaced in log sigma."""
+    return ending_at_zero(torch.linspace(log(levels.sigma_max), log(levels.sigma_min), steps).exp())
+
+
+def ddim_uniform(levels: NoiseLevels, steps: int) -> Tensor:
+    """Every (timesteps // steps)-th level from timestep 1 up; there may be more levels than steps ask for.
+
+    Source: Song et al. 2020, arXiv:2010.02502, Appendix D.2, as Stable Diffusion's first release counts them.
+    """
+    stride = max(len(levels.sigmas) // steps, 1)
+    return ending_at_zero(levels.sigmas[1::stride].flip(0))
+
+
+def normal(levels: NoiseLevels, steps: int) -> Tensor:
+    """Timesteps equally spaced from the top to the lowest level."""
+    return ending_at_zero(levels.sigma(torch.linspace(len(levels.sigmas) - 1, 0, steps)))
+
+
+SCHEDULES: Choices[Schedule] = Choices(
+    "schedule",
+    {
+        "simple": simple,
+        "sgm_uniform": sgm_uniform,
+        "karras": karras,
+        "exponential": exponential,
+        "ddim_uniform": ddim_uniform,
+        "normal": normal,
+    },
+)
+"""Every schedule by the name clients use (ComfyUI's input calls it scheduler)."""
+
+
+def sigmas_for(
+    levels: NoiseLevels,
+    schedule: str,
+    sampler: SamplerSpec,
+    steps: int,
+    denoise: float = 1.0,
+    start_step: int | None = None,
+    end_step: int | None = None,
+    full_denoise: bool = True,
+) -> Tensor:
+    """Return the sigmas one job runs; fewer than two of them mean that nothing is to be done.
+
+    denoise: below 1 the schedule is made longer by 1 / denoise and only its last `steps` are run. start_step, end_step:
+    the window of those; full_denoise then ends at 0 wherever the window ends. Source: ComfyUI's KSampler and
+    KSamplerAdvanced. Errors: NodeError for an unknown schedule.
+    """
+    if denoise <= 0:
+        return torch.empty(0)
+    # Above 0.9999 it is rounding of a client's 1.0.
+    partial = denoise <= 0.9999
+    whole = int(steps / denoise) if partial else steps
+    if sampler.discards_penultimate:
+        sigmas = SCHEDULES[schedule](levels, whole + 1)
+        sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
+    else:
+        sigmas = SCHEDULES[schedule](levels, whole)
+    if partial:
+        sigmas = sigmas[-(steps + 1) :]
+    if end_step is not None and end_step < len(sigmas) - 1:
+        sigmas = sigmas[: end_step + 1]
+        if full_denoise:
+            sigmas = ending_at_zero(sigmas[:-1])
+    start = start_step or 0
+    return sigmas[start:] if start < len(sigmas) - 1 else sigmas[:0]
