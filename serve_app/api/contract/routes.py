@@ -1,0 +1,113 @@
+"""The OpenAPI contract's five routes at the root, in its schemas, status codes and error body.
+
+Renders what `service` returns and decides nothing else. It knows nothing of ComfyUI's native dialect.
+Source: `openapi.json` beside this file, which `/openapi.json` serves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from serve_app.api.request import Current, read_object
+from serve_app.api.stored_file import IMAGE_TYPES, file_ref, stored_file
+from serve_app.api.strict_json import Json
+from serve_app.errors import FileMissingError
+from serve_app.scheduler.messages import ClusterView, JobView
+
+router = APIRouter(include_in_schema=False, redirect_slashes=False)
+READ = ["GET", "HEAD"]
+
+
+@router.post("/prompt")
+async def post_prompt(request: Request, service: Current) -> Response:
+    """Queue a workflow. Any problem refuses it: the contract has no partial acceptance."""
+    submitted = await service.submit(await read_object(request, service.limits.body_bytes))
+    answer: dict[str, Any] = {"prompt_id": submitted.job_id}
+    # The contract's number is an integer; a client's own queue number may lie between two.
+    if submitted.number.is_integer():
+        answer["number"] = int(submitted.number)
+    return Json(answer)
+
+
+@router.api_route("/queue", methods=READ)
+async def get_queue(service: Current) -> Response:
+    """List unfinished jobs. The contract has room for one running job; `running` beside it names all."""
+    queue = await service.queue()
+    running = [job.job_id for job in queue.running]
+    return Json(
+        {
+            "queue_pending": [[job.job_id, {"prompt": job.prompt, "outputs": {}}] for job in queue.pending],
+            "queue_running": running[0] if running else None,
+            "running": running,
+        }
+    )
+
+
+@router.api_route("/history/{prompt_id}", methods=READ)
+async def get_history(request: Request, service: Current) -> Response:
+    """Show a job from the moment it is accepted; an id that names none, UUID or not, gives {}."""
+    job = await service.job(request.path_params["prompt_id"])
+    return Json({} if job is None else {job.job_id: execution_result(job)})
+
+
+@router.api_route("/view", methods=READ)
+async def get_view(request: Request, service: Current) -> Response:
+    """Stream an image. The contract promises four image types, so a file of any other is as absent as a missing one."""
+    query = request.query_params
+    ref = file_ref(query.get("filename", ""), query.get("subfolder", ""), query.get("type", "output"))
+    content_type = IMAGE_TYPES.get(ref.filename.rpartition(".")[2].lower())
+    if content_type is None:
+        raise FileMissingError(f"'{ref.filename[:80]}' is not a {', '.join(IMAGE_TYPES)} file")
+    return await stored_file(service, ref, content_type, request.method, request.headers)
+
+
+@router.api_route("/system_stats", methods=READ)
+async def get_system_stats(service: Current) -> Response:
+    """Add up the whole cluster's GPUs and memory, in MB."""
+    return Json(system_stats(await service.cluster()))
+
+
+def execution_result(job: JobView) -> dict[str, Any]:
+    """Return a job as the contract's ExecutionResult; `timestamp` is that of its latest change of state."""
+    return {
+        "prompt": [job.number, job.job_id, job.prompt, job.extra_data, list(job.outputs_to_execute)],
+        "outputs": job.outputs,
+        "status": {
+            "status_code": 100 if job.state == "success" else min(job.percent, 99),
+            "completed": job.state == "success",
+            "status_str": job.state,
+            "messages": _messages(job),
+        },
+        "timestamp": job.ended_s or job.started_s or job.created_s,
+    }
+
+
+def _messages(job: JobView) -> list[str]:
+    """Return why a job did not complete, as sentences."""
+    if job.state == "cancelled":
+        return ["the job was cancelled"]
+    if job.state != "error":
+        return []
+    failure = job.failure
+    where = f"{failure['class_type']} {failure['node_id']}" if "class_type" in failure else "the job"
+    return [f"{where}: {failure.get('exception_type', 'error')}: {failure.get('message', 'no reason is recorded')}"]
+
+
+def system_stats(cluster: ClusterView) -> dict[str, Any]:
+    """Return the contract's SystemStats; a GPU that several processes report counts once."""
+    gpus = {gpu.uuid: gpu for host in cluster.hosts for gpu in host.gpus}
+    return {
+        "gpus": [
+            {"name": g.name, "vram_total": g.vram_total_mb, "vram_free": g.vram_free_mb, "vram_used": g.vram_used_mb}
+            for g in gpus.values()
+        ],
+        "ram": {
+            "total": sum(host.ram_total_mb for host in cluster.hosts),
+            "used": sum(host.ram_used_mb for host in cluster.hosts),
+            "available": sum(host.ram_available_mb for host in cluster.hosts),
+        },
+        "uptime": cluster.uptime_s,
+    }

@@ -1,0 +1,55 @@
+"""Routes beside the contract, for the command line: a job's events, cancelling, node classes, models, the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from serve_app.api.request import Current, number
+from serve_app.api.strict_json import Json
+from serve_app.events import Event
+
+router = APIRouter(include_in_schema=False, redirect_slashes=False)
+READ = ["GET", "HEAD"]
+
+
+@router.api_route("/jobs/{job_id}/events", methods=READ)
+async def get_events(request: Request, service: Current) -> Response:
+    """Return a job's events past the cursor `after`, waiting up to `timeout_s` for the first."""
+    after, timeout_s = number(request, "after", int, 0), number(request, "timeout_s", float, 20)
+    found = await service.events(request.path_params["job_id"], int(after), timeout_s)
+    return Json({"events": list(map(_event, found.events)), "last": found.last})
+
+
+@router.post("/jobs/{job_id}/cancel")
+async def post_cancel(request: Request, service: Current) -> Response:
+    """Cancel a job; `cancelled` is false if it has ended or is unknown."""
+    return Json({"cancelled": await service.cancel(request.path_params["job_id"])})
+
+
+@router.api_route("/nodes", methods=READ)
+async def get_nodes(service: Current) -> Response:
+    """Return every node class that can run, by name."""
+    specs = await service.specs()
+    return Json({name: specs[name].to_json() for name in sorted(specs)})
+
+
+@router.api_route("/models", methods=READ)
+async def get_models(service: Current) -> Response:
+    """Return the model files by folder."""
+    return Json(await service.models())
+
+
+@router.api_route("/status", methods=READ)
+async def get_status(service: Current) -> Response:
+    """Return hosts, replicas, uptime, and how many jobs run and wait."""
+    cluster, queue = await service.cluster(), await service.queue()
+    jobs = {"running": len(queue.running), "pending": len(queue.pending)}
+    return Json({**asdict(cluster), "jobs": jobs})
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {"seq": event.seq, "kind": event.kind, "at_s": event.at_s, "data": event.data}

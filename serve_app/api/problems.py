@@ -1,0 +1,100 @@
+"""Every failure as the answer a client sees: the status code, and the contract's body {error, detail, status_code}.
+
+The one place where errors meet HTTP. Bad input is never 422 (validation is 400), and what nobody foresaw is a 500
+that names neither code nor paths; its traceback goes to the log.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app import log
+from serve_app.api.strict_json import Json
+from serve_app.errors import (
+    BodyTooLargeError,
+    DrainingError,
+    FileMissingError,
+    InvalidGraphError,
+    InvalidSubmissionError,
+    JobMissingError,
+    NotReadyError,
+    QueueFullError,
+    ServeAppError,
+    UnavailableError,
+)
+
+_ANSWERS: dict[type[Exception], tuple[int, str]] = {
+    InvalidGraphError: (400, "Invalid workflow structure"),
+    InvalidSubmissionError: (400, "Invalid submission"),
+    FileMissingError: (404, "File not found"),
+    JobMissingError: (404, "Job not found"),
+    BodyTooLargeError: (413, "Request body too large"),
+    NotReadyError: (503, "Server not ready"),
+    QueueFullError: (503, "Queue full"),
+    DrainingError: (503, "Server is being replaced"),
+    UnavailableError: (503, "Server unavailable"),
+}
+"""Status code and `error` text by class; a subclass without its own entry takes its parent's."""
+
+_ROUTING = {404: "Not found", 405: "Method not allowed"}
+
+
+def problem(status_code: int, error: str, detail: str, headers: dict[str, str] | None = None) -> Response:
+    """Return the contract's error body."""
+    body: dict[str, Any] = {"error": error, "detail": detail, "status_code": status_code}
+    return Json(body, status_code, headers)
+
+
+def answer(request: Request, error: Exception) -> Response:
+    """Return what a client sees of a failure; logs the ones nobody foresaw."""
+    if isinstance(error, HTTPException):
+        title = _ROUTING.get(error.status_code, "Request refused")
+        detail = f"{request.method} {request.url.path}: {error.detail}"
+        return problem(error.status_code, title, detail, dict(error.headers or {}))
+    known = next((_ANSWERS[kind] for kind in type(error).__mro__ if kind in _ANSWERS), None)
+    if known is None:
+        log.get("api").error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return problem(500, "Server error", "the request failed for a reason that is in the server's log")
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else None
+    return problem(*known, str(error), headers)
+
+
+class Unforeseen:
+    """Middleware that answers what no exception handler knows.
+
+    Starlette's own last resort raises the error again after answering, which servers report a second time.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; answer 500 if it fails before its answer has begun."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_send)
+        except Exception as error:
+            if begun:
+                raise
+            await answer(Request(scope), error)(scope, receive, send)
+
+
+def install(app: FastAPI) -> None:
+    """Make an application answer every failure with the contract's body."""
+    app.add_exception_handler(ServeAppError, answer)
+    app.add_exception_handler(HTTPException, answer)
+    app.add_middleware(Unforeseen)

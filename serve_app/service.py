@@ -1,0 +1,237 @@
+"""What both HTTP dialects render: submitting, watching and cancelling jobs, and reading stored files.
+
+It knows the graph, the scheduler's client and the store; it knows no HTTP. What a body may hold is decided here once,
+so the dialects cannot drift apart. Keys: ComfyUI's own (`server.py`, POST /prompt) and the contract's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+from serve_app.errors import InvalidGraphError, InvalidSubmissionError, JobMissingError, Problem
+from serve_app.events import ENDINGS, Event
+from serve_app.graph.graph import Graph, Link
+from serve_app.graph.parse import parse
+from serve_app.graph.spec import NodeSpec
+from serve_app.graph.validate import Validated, validate
+from serve_app.scheduler.messages import ClusterView, JobView, QueueView, SchedulerClient, Submission
+from serve_app.store.store import AREAS, FileRef, FileStat, Store
+
+CREDENTIALS: frozenset[str] = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
+"""Members of `extra_data` that nodes may need and that no answer ever shows."""
+
+KEYS = ("prompt", "client_id", "extra_data", "prompt_id", "number", "front", "partial_execution_targets")
+"""What a submission may hold: the contract's two keys and ComfyUI's other five."""
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for. body_bytes: size of a body. poll_s: seconds a long poll may wait."""
+
+    body_bytes: int = 20_000_000
+    poll_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A job that is in the database, and why some of its output nodes were left out."""
+
+    job_id: str
+    number: float
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvents:
+    """A stretch of a job's stream; `last` when nothing follows it."""
+
+    events: tuple[Event, ...]
+    last: bool
+
+
+class Service:
+    """The server's behaviour without its wire formats.
+
+    choices: folder -> the file names a COMBO over that folder allows ("checkpoints", …, or "input" for uploads).
+    """
+
+    def __init__(
+        self,
+        scheduler: SchedulerClient,
+        store: Store,
+        choices: Callable[[str], Sequence[str]],
+        limits: Limits | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self._scheduler = scheduler
+        self._store = store
+        self._choices = choices
+
+    async def submit(self, body: Mapping[str, Any], *, partial: bool = False) -> Submitted:
+        """Check a submission and queue it; the job is in the database when this returns.
+
+        partial: leave out the output nodes that cannot run as long as one can, as ComfyUI does; else any problem
+        refuses all. Errors: InvalidSubmissionError for the keys, InvalidGraphError with every problem of the graph.
+        """
+        submission, targets = _read(body)
+        specs = await self._scheduler.specs()
+        # Reading the choices lists directories, which may be slow on a shared volume.
+        validated = await asyncio.to_thread(self._validate, submission.prompt, specs, targets)
+        if not validated.outputs or (validated.problems and not partial):
+            raise InvalidGraphError(validated.problems)
+        prompt = _prompt(validated.graph, submission.prompt)
+        accepted = await self._scheduler.submit(replace(submission, prompt=prompt, outputs=tuple(validated.outputs)))
+        return Submitted(accepted.job_id, accepted.number, tuple(validated.problems))
+
+    def _validate(
+        self, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec], targets: Sequence[str] | None
+    ) -> Validated:
+        return validate(parse(prompt), specs, self._choices, targets)
+
+    async def cancel(self, job_id: str) -> bool:
+        """Cancel a job; False if it has ended or is unknown."""
+        return _is_uuid(job_id) and await self._scheduler.cancel(job_id)
+
+    async def job(self, job_id: str) -> JobView | None:
+        """Return a job without its credentials, or None."""
+        view = await self._scheduler.job(job_id) if _is_uuid(job_id) else None
+        return None if view is None else _without_credentials(view)
+
+    async def queue(self) -> QueueView:
+        """Return the unfinished jobs without their credentials."""
+        view = await self._scheduler.queue()
+        return QueueView(
+            running=tuple(map(_without_credentials, view.running)),
+            pending=tuple(map(_without_credentials, view.pending)),
+        )
+
+    async def events(self, job_id: str, after: int, timeout_s: float) -> JobEvents:
+        """Return the job's events past the cursor, waiting for the first. Errors: JobMissingError."""
+        view = await self.job(job_id)
+        if view is None:
+            raise JobMissingError(f"no job has the id {_shown(job_id)}")
+        # Whether it has ended is asked before the events are read: an ending between the two is then in the events.
+        ended = view.state in ENDINGS
+        found = await self._scheduler.events(job_id, after, 0.0 if ended else min(timeout_s, self.limits.poll_s))
+        return JobEvents(tuple(found), any(event.last for event in found) or (ended and not found))
+
+    async def cluster(self) -> ClusterView:
+        """Return the cluster's hosts and replicas."""
+        return await self._scheduler.cluster()
+
+    async def specs(self) -> Mapping[str, NodeSpec]:
+        """Return every node class some pool can run."""
+        return await self._scheduler.specs()
+
+    async def models(self) -> dict[str, list[str]]:
+        """Return the model files by folder, for every folder that some node class loads from."""
+        specs = await self._scheduler.specs()
+        folders = {i.folder for spec in specs.values() for i in spec.inputs if i.folder} - set(AREAS)
+        return await asyncio.to_thread(lambda: {folder: list(self._choices(folder)) for folder in sorted(folders)})
+
+    async def stat(self, ref: FileRef) -> FileStat:
+        """Return a stored file's size, age and tag. Errors: FileMissingError."""
+        return await asyncio.to_thread(self._store.stat, ref)
+
+    async def open(self, ref: FileRef) -> BinaryIO:
+        """Open a stored file for reading; its reads block, so do them in a thread. Errors: FileMissingError."""
+        return await asyncio.to_thread(self._store.open, ref)
+
+
+def _read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:
+    """Return the body as a submission with its prompt unchecked, and the targets. Errors: InvalidSubmissionError."""
+    wrong: list[str] = []
+
+    def field(key: str, what: str, fits: Callable[[Any], bool], default: Any = None) -> Any:
+        if key not in body:
+            return default
+        if not fits(body[key]):
+            wrong.append(f"'{key}' must be {what}, not {_shown(body[key])}")
+            return default
+        return body[key]
+
+    number = field("number", "a finite number", _is_finite)
+    targets = field("partial_execution_targets", "a list of node ids", _is_id_list)
+    submission = Submission(
+        job_id=field("prompt_id", "a UUID such as 550e8400-e29b-41d4-a716-446655440000", _is_uuid) or str(uuid.uuid4()),
+        prompt=field("prompt", "an object of nodes by id", _is_object, {}),
+        outputs=(),
+        client_id=field("client_id", "a string without NUL", _is_string),
+        extra_data=field("extra_data", "an object", _is_object, {}),
+        number=None if number is None else float(number),
+        front=field("front", "true or false", lambda value: isinstance(value, bool), False),
+    )
+    if "prompt" not in body:
+        wrong.append("'prompt' is missing: an object of nodes by id")
+    wrong += [
+        f"{_shown(key)} is not a key of a submission; allowed are {', '.join(KEYS)}" for key in body if key not in KEYS
+    ]
+    if wrong:
+        raise InvalidSubmissionError("; ".join(wrong))
+    return submission, targets
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _is_uuid(value: Any) -> bool:
+    return isinstance(value, str) and _UUID.fullmatch(value) is not None
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of a float
+        return False
+
+
+def _is_id_list(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(i, str) for i in value))
+
+
+def _shown(value: Any) -> str:
+    """Return a value as an error names it, short whatever its size."""
+    if isinstance(value, Mapping | list):
+        return "an object" if isinstance(value, Mapping) else "a list"
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with more digits than Python prints
+        return "a huge number"
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _prompt(graph: Graph, prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the wire JSON of a validated graph: the prompt with converted constants, other node members kept."""
+    return {
+        node.id: {**prompt[node.id], "inputs": {name: _wire(value) for name, value in node.inputs.items()}}
+        for node in graph.nodes.values()
+    }
+
+
+def _wire(value: Any) -> Any:
+    if isinstance(value, Link):
+        return [value.node_id, value.slot]
+    # A constant that reads as a link, or as a wrapped one, stays a constant when the scheduler parses it again.
+    if isinstance(value, list) or (isinstance(value, dict) and "__value__" in value):
+        return {"__value__": value}
+    return value
+
+
+def _without_credentials(view: JobView) -> JobView:
+    if view.extra_data.keys().isdisjoint(CREDENTIALS):
+        return view
+    kept = {key: value for key, value in view.extra_data.items() if key not in CREDENTIALS}
+    return replace(view, extra_data=kept)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import AsyncIterator, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app.api.app import create_app
+from serve_app.service import Limits, Service
+from serve_app.store.volume import Volume
+from tests.unit.api.memory_scheduler import MemoryScheduler
+
+DOCUMENT: dict[str, Any] = json.loads(files("serve_app.api.contract").joinpath("openapi.json").read_text())
+EXAMPLE = DOCUMENT["paths"]["/prompt"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+FILES = {"checkpoints": ["sd15.safetensors"], "input": []}
+
+
+@pytest.fixture
+def example() -> dict[str, Any]:
+    """The contract's own example of a submission."""
+    body: dict[str, Any] = copy.deepcopy(EXAMPLE["simple_txt2img"]["value"])
+    return body
+
+
+@pytest.fixture
+def scheduler() -> MemoryScheduler:
+    return MemoryScheduler()
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    for area in ("input", "output", "temp"):
+        (tmp_path / area).mkdir()
+    return Volume({"input": tmp_path / "input", "output": tmp_path / "output", "temp": tmp_path / "temp"})
+
+
+@pytest.fixture
+def service(scheduler: MemoryScheduler, volume: Volume) -> Service:
+    return Service(scheduler, volume, lambda folder: FILES[folder], Limits(body_bytes=10_000, poll_s=1.0))
+
+
+@pytest.fixture
+async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=create_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client

@@ -1,0 +1,112 @@
+"""A scheduler that runs nothing: jobs live in memory, and the test says what happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from serve_app.errors import UnavailableError
+from serve_app.events import Event, Kind
+from serve_app.graph.spec import NodeSpec
+from serve_app.scheduler.messages import Accepted, ClusterView, JobView, QueueView, Submission
+from tests.unit.api.node_specs import SPECS
+
+IDLE = ClusterView(hosts=(), replicas=(), uptime_s=1.5, epoch=1)
+
+
+class MemoryScheduler:
+    """Implements SchedulerClient. `refusal`, while set, is raised by every call."""
+
+    def __init__(self, specs: Mapping[str, NodeSpec] = SPECS, cluster: ClusterView = IDLE) -> None:
+        self.jobs: dict[str, JobView] = {}
+        self.streams: dict[str, list[Event]] = {}
+        self.refusal: UnavailableError | None = None
+        self._specs, self._cluster = specs, cluster
+
+    # What the test drives ---------------------------------------------------------------------------------------------
+
+    def start(self, job_id: str) -> None:
+        self._become(job_id, "started", state="running", started_s=time.time())
+
+    def progress(self, job_id: str, node: str, value: int, maximum: int) -> None:
+        self._become(job_id, "progress", {"node": node, "value": value, "max": maximum}, percent=99 * value // maximum)
+
+    def succeed(self, job_id: str, outputs: Mapping[str, Any]) -> None:
+        for node, output in outputs.items():
+            self._become(job_id, "executed", {"node": node, "output": output}, outputs=outputs)
+        self._become(job_id, "success", state="success", percent=100, ended_s=time.time())
+
+    def fail(self, job_id: str, failure: Mapping[str, Any]) -> None:
+        self._become(job_id, "error", failure, state="error", failure=failure, ended_s=time.time())
+
+    def _become(self, job_id: str, kind: Kind, data: Mapping[str, Any] | None = None, **changes: Any) -> None:
+        stream = self.streams[job_id]
+        stream.append(Event(job_id, len(stream) + 1, kind, time.time(), data or {}))
+        self.jobs[job_id] = replace(self.jobs[job_id], **changes)
+
+    # SchedulerClient --------------------------------------------------------------------------------------------------
+
+    async def submit(self, submission: Submission) -> Accepted:
+        self._answer()
+        job_id = submission.job_id
+        if job_id not in self.jobs:
+            number = submission.number
+            if number is None:
+                number = float(len(self.jobs) * (-1 if submission.front else 1))
+            self.streams[job_id] = []
+            self.jobs[job_id] = JobView(
+                job_id=job_id,
+                number=number,
+                state="queued",
+                prompt=submission.prompt,
+                outputs_to_execute=submission.outputs,
+                client_id=submission.client_id,
+                extra_data=submission.extra_data,
+                created_s=time.time(),
+                started_s=None,
+                ended_s=None,
+                percent=0,
+                outputs={},
+                failure={},
+            )
+            self._become(job_id, "queued")
+        return Accepted(job_id, self.jobs[job_id].number)
+
+    async def cancel(self, job_id: str) -> bool:
+        self._answer()
+        if job_id not in self.jobs or self.jobs[job_id].ended_s is not None:
+            return False
+        self._become(job_id, "cancelled", state="cancelled", ended_s=time.time())
+        return True
+
+    async def queue(self) -> QueueView:
+        self._answer()
+        jobs = sorted(self.jobs.values(), key=lambda job: job.number)
+        running = sorted((job for job in jobs if job.state == "running"), key=lambda job: job.started_s or 0)
+        return QueueView(tuple(running), tuple(job for job in jobs if job.state == "queued"))
+
+    async def job(self, job_id: str) -> JobView | None:
+        self._answer()
+        return self.jobs.get(job_id)
+
+    async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
+        self._answer()
+        until = time.monotonic() + timeout_s
+        while not (found := [e for e in self.streams.get(job_id, []) if e.seq > after]) and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+        return found
+
+    async def specs(self) -> Mapping[str, NodeSpec]:
+        self._answer()
+        return self._specs
+
+    async def cluster(self) -> ClusterView:
+        self._answer()
+        return self._cluster
+
+    def _answer(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
