@@ -5,9 +5,19 @@ An error says what was given, what was allowed and where. It knows no transport:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+
+def did_you_mean(given: object, allowed: Iterable[str]) -> str:
+    """Return "; did you mean 'X'?" for the nearest allowed word, "" if none is near. Ends an error's sentence."""
+    # Comparing costs the product of the lengths, and what a client sends may be megabytes long.
+    if not isinstance(given, str) or len(given) > 100:
+        return ""
+    near = difflib.get_close_matches(given, list(allowed), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class ServeAppError(Exception):

@@ -16,8 +16,15 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class BadLink:
+    """The value of an input that is a bare list but no link. value: the list as it was given."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
-    """One node: its class and inputs, each a constant (any JSON value) or a Link."""
+    """One node: its class and inputs, each a constant (any JSON value), a Link, or a BadLink, which is refused."""
 
     id: str
     class_type: str

@@ -6,10 +6,13 @@ with models; any other node goes with a neighbour where that saves a hop. Pure: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
+from serve_app.errors import InvalidGraphError, Problem
 from serve_app.graph.graph import Graph, Node
+from serve_app.graph.spec import NodeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +77,112 @@ class Pool:
     name: str
     runtime: bool
     accepts: tuple[str, ...] = ("*",)
+
+
+def plan(
+    graph: Graph,
+    specs: Mapping[str, NodeSpec],
+    outputs: Sequence[str],
+    signatures: Mapping[str, str],
+    pools: Sequence[Pool],
+) -> Plan:
+    """Cut what the outputs need into tasks, as few and as long as the pools allow; each node is in exactly one.
+
+    Errors: InvalidGraphError for nodes that no pool takes.
+    """
+    order = graph.ancestors(outputs)
+    candidates = {node_id: _candidates(graph.nodes[node_id], specs, pools) for node_id in order}
+    homeless = [graph.nodes[node_id] for node_id in order if not candidates[node_id]]
+    if homeless:
+        raise InvalidGraphError([_no_pool(node, specs, pools) for node in homeless])
+    home = _homes(graph, specs, order, candidates, pools)
+    group_of = _groups(graph, order, home)
+    members: dict[tuple[int, str], list[str]] = {}
+    needs: dict[tuple[int, str], dict[str, None]] = {}
+    wanted = set(outputs)
+    for node_id in order:
+        members.setdefault(group_of[node_id], []).append(node_id)
+        for _, link in graph.nodes[node_id].links():
+            if group_of[link.node_id] != group_of[node_id]:
+                needs.setdefault(group_of[node_id], {})[link.node_id] = None
+                wanted.add(link.node_id)
+    tasks = []
+    for index, group in enumerate(sorted(members, key=lambda group: group[0])):
+        nodes = tuple(members[group])
+        targets = tuple(node_id for node_id in nodes if node_id in wanted)
+        tasks.append(TaskPlan(index, home[nodes[0]], nodes, targets, tuple(needs.get(group, ()))))
+    return Plan(graph, tuple(outputs), signatures, tuple(tasks))
+
+
+def _candidates(node: Node, specs: Mapping[str, NodeSpec], pools: Sequence[Pool]) -> list[str]:
+    return [
+        pool.name
+        for pool in pools
+        if (pool.runtime or not specs[node.class_type].runtime)
+        and any(fnmatchcase(node.class_type, pattern) for pattern in pool.accepts)
+    ]
+
+
+def _no_pool(node: Node, specs: Mapping[str, NodeSpec], pools: Sequence[Pool]) -> Problem:
+    needs = ", and it needs one with models" if specs[node.class_type].runtime else ""
+    have = "; ".join(f"{pool.name} accepts {', '.join(pool.accepts)}" for pool in pools) or "there is none"
+    return Problem("no_pool", f"no pool takes this class{needs}: {have}", node_id=node.id, class_type=node.class_type)
+
+
+def _homes(
+    graph: Graph,
+    specs: Mapping[str, NodeSpec],
+    order: Sequence[str],
+    candidates: Mapping[str, Sequence[str]],
+    pools: Sequence[Pool],
+) -> dict[str, str]:
+    """Return each node's pool: one for all if one takes all, else by model, then beside a consumer, then a producer."""
+    for pool in pools:
+        if all(pool.name in candidates[node_id] for node_id in order):
+            return dict.fromkeys(order, pool.name)
+    home = {n: candidates[n][0] for n in order if specs[graph.nodes[n].class_type].runtime}
+    consumers: dict[str, list[str]] = {node_id: [] for node_id in order}
+    for node_id in order:
+        for _, link in graph.nodes[node_id].links():
+            consumers[link.node_id].append(node_id)
+    for node_id in reversed(order):
+        beside = [home[c] for c in consumers[node_id] if c in home and home[c] in candidates[node_id]]
+        if node_id not in home and beside:
+            home[node_id] = beside[0]
+    for node_id in order:
+        if node_id not in home:
+            producers = [home[link.node_id] for _, link in graph.nodes[node_id].links()]
+            beside = [pool for pool in producers if pool in candidates[node_id]]
+            home[node_id] = (beside or candidates[node_id])[0]
+    return home
+
+
+def _groups(graph: Graph, order: Sequence[str], home: Mapping[str, str]) -> dict[str, tuple[int, str]]:
+    """Return each node's task as (level, a member that names it); levels grow along every link between two tasks.
+
+    A node's level is the number of changes of pool on the way to it. Linked nodes of one pool and level are one task,
+    so a link between tasks always goes to a higher level, and tasks cannot need each other in a circle.
+    """
+    level: dict[str, int] = {}
+    for node_id in order:
+        sources = [link.node_id for _, link in graph.nodes[node_id].links()]
+        level[node_id] = max((level[s] + (home[s] != home[node_id]) for s in sources), default=0)
+    # A node that waits for nothing could run early, but joins the run of its first consumer: raise it up to that.
+    latest: dict[str, int] = {}
+    for node_id in reversed(order):
+        level[node_id] = latest.get(node_id, level[node_id])
+        for _, link in graph.nodes[node_id].links():
+            limit = level[node_id] - (home[link.node_id] != home[node_id])
+            latest[link.node_id] = min(latest.get(link.node_id, limit), limit)
+    name = {node_id: node_id for node_id in order}
+
+    def find(node_id: str) -> str:
+        while name[node_id] != node_id:
+            name[node_id] = node_id = name[name[node_id]]
+        return node_id
+
+    for node_id in order:
+        for _, link in graph.nodes[node_id].links():
+            if level[link.node_id] == level[node_id] and home[link.node_id] == home[node_id]:
+                name[find(link.node_id)] = find(node_id)
+    return {node_id: (level[node_id], find(node_id)) for node_id in order}

@@ -22,6 +22,16 @@ class FileRef:
     subfolder: str
     filename: str
 
+    @classmethod
+    def parse(cls, name: str, area: Area = "input") -> FileRef:
+        """Return the file a widget's value names: "sub/a.png", in `area` unless it ends " [output]" or the like."""
+        for annotated in AREAS:
+            if name.endswith(f"[{annotated}]"):
+                name, area = name.removesuffix(f"[{annotated}]").rstrip(), annotated
+                break
+        subfolder, _, filename = name.rpartition("/")
+        return cls(area, subfolder, filename)
+
 
 @dataclass(frozen=True, slots=True)
 class FileStat:

@@ -1,0 +1,133 @@
+"""Wire JSON to Graph and back: what shape a workflow must have, before anything is known of its node classes.
+
+The shape is ComfyUI's API format: {id: {"class_type": …, "inputs": {name: constant or [id, slot]}}}. A list is a link;
+a constant that is a list travels as {"__value__": [...]}. Other keys of a node (`_meta`, …) say nothing that runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from serve_app.errors import InvalidGraphError, Problem
+from serve_app.graph.graph import BadLink, Graph, Link, Node
+
+DEPTH_LIMIT = 64
+"""How deep a constant may nest. Hashing and storing recurse, so an absurd depth has to stop here."""
+
+DIGITS_LIMIT = 4000
+"""How many digits an integer may have; Python refuses to write one of more than 4300."""
+
+WRAPPED = "__value__"
+
+
+def parse(prompt: Any) -> Graph:
+    """Return the graph that the wire JSON describes.
+
+    Errors: InvalidGraphError with every structural problem: not an object, no class_type, inputs that are no object, a
+    constant that cannot be stored (nested too deep, NaN, broken Unicode).
+    """
+    if not isinstance(prompt, Mapping):
+        given = _kind(prompt)
+        message = f"the prompt is {given}; it must be an object of nodes by id"
+        raise InvalidGraphError([Problem("invalid_prompt", message)])
+    problems: list[Problem] = []
+    nodes: dict[str, Node] = {}
+    for key, given in prompt.items():
+        node_id = str(key)
+        faults = list(_faults(node_id, given))
+        problems.extend(faults)
+        if not faults:
+            inputs = {str(name): _value(value) for name, value in given.get("inputs", {}).items()}
+            nodes[node_id] = Node(node_id, given["class_type"], inputs)
+    if problems:
+        raise InvalidGraphError(problems)
+    return Graph(nodes)
+
+
+def render(graph: Graph) -> dict[str, Any]:
+    """Return the graph as wire JSON; `parse` undoes it."""
+    return {
+        node.id: {"class_type": node.class_type, "inputs": {name: _wire(value) for name, value in node.inputs.items()}}
+        for node in graph.nodes.values()
+    }
+
+
+def _faults(node_id: str, given: Any) -> Iterator[Problem]:
+    where = f"node {node_id!r}"
+    if unstorable(node_id):
+        yield Problem("invalid_prompt", f"the node id {node_id!r} {unstorable(node_id)}")
+    elif not isinstance(given, Mapping):
+        yield Problem("invalid_prompt", f"{where} is {_kind(given)}; it must be an object", node_id=node_id)
+    else:
+        class_type = given.get("class_type")
+        known = class_type if isinstance(class_type, str) and not unstorable(class_type) else None
+        if known is None:
+            reason = "has no class_type" if class_type is None else f"has {_kind(class_type)} as class_type"
+            extra = {"node_id": node_id, "class_type": None, "node_title": None}
+            yield Problem("missing_node_type", f"{where} {reason}; it must be a string", node_id=node_id, extra=extra)
+        inputs = given.get("inputs", {})
+        if not isinstance(inputs, Mapping):
+            message = f"its inputs are {_kind(inputs)}; they must be an object"
+            yield Problem("invalid_prompt", message, node_id=node_id, class_type=known)
+            return
+        for name, value in inputs.items():
+            reason = unstorable(name) or unstorable(value)
+            if reason:
+                message = f"input {name!r} {reason}"
+                extra = {"input_name": ascii(name)}
+                yield Problem("invalid_input_type", message, node_id=node_id, class_type=known, extra=extra)
+
+
+def unstorable(value: Any) -> str:
+    """Return why a JSON value cannot be stored and hashed, e.g. "holds NaN", or "" if it can."""
+    stack = [(value, 0)]
+    while stack:
+        item, depth = stack.pop()
+        if isinstance(item, str):
+            if not item.isascii() and any("\ud800" <= c <= "\udfff" for c in item):
+                return "holds half a surrogate pair, which is no Unicode text"
+        elif isinstance(item, float):
+            if not math.isfinite(item):
+                return f"holds {item}, which is no JSON number"
+        elif isinstance(item, int):
+            if item.bit_length() > DIGITS_LIMIT * math.log2(10):
+                return f"holds an integer of more than {DIGITS_LIMIT} digits"
+        elif isinstance(item, Mapping | list | tuple):
+            if depth == DEPTH_LIMIT:
+                return f"is nested deeper than {DEPTH_LIMIT} levels"
+            children = [*item.keys(), *item.values()] if isinstance(item, Mapping) else item
+            stack.extend((child, depth + 1) for child in children)
+        elif item is not None:
+            return f"holds {type(item).__name__}, which is no JSON value"
+    return ""
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Mapping) and WRAPPED in value:
+        return value[WRAPPED]
+    if not isinstance(value, list):
+        return value
+    if len(value) == 2 and isinstance(value[1], int) and not isinstance(value[1], bool):
+        source = value[0]
+        if isinstance(source, str):
+            return Link(source, value[1])
+        if isinstance(source, int | float) and not isinstance(source, bool):
+            return Link(str(int(source)) if source == int(source) else str(source), value[1])
+    return BadLink(value)
+
+
+def _wire(value: Any) -> Any:
+    if isinstance(value, Link):
+        return [value.node_id, value.slot]
+    if isinstance(value, BadLink):
+        return value.value
+    if isinstance(value, list) or (isinstance(value, Mapping) and WRAPPED in value):
+        return {WRAPPED: value}
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {type(None): "null", bool: "a boolean", str: "a string", list: "a list", int: "a number", float: "a number"}
+    return "an object" if isinstance(value, Mapping) else names.get(type(value), type(value).__name__)
