@@ -1,0 +1,54 @@
+"""The autoencoder between images and latents.
+
+Source: Rombach et al. 2022, arXiv:2112.10752. Latents here are the VAE's own: unscaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from serve_app.models.families import VaeArchitecture
+
+SLICE_PIXELS = 1024 * 1024
+"""A batch is worked through in slices of about so many pixels, so that its size does not bound the memory needed."""
+
+
+class Vae:
+    """A VAE on its device. network: diffusers' AutoencoderKL."""
+
+    def __init__(self, architecture: VaeArchitecture, network: nn.Module) -> None:
+        self.architecture = architecture
+        self._network: Any = network
+        parameter = next(network.parameters())
+        self._device, self._dtype = parameter.device, parameter.dtype
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on the CPU."""
+        pixels = self._sliced(lambda z: self._network.decode(z, return_dict=False)[0], latents, self.factor**2)
+        return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the mean latents (B,c,h,w) of images (B,H,W,C) in 0…1, float32 on the CPU.
+
+        What is over a multiple of the VAE's factor is cut off, half on each side.
+        """
+        rows, columns = (self._kept(size) for size in images.shape[1:3])
+        pixels = images[:, rows, columns, : self.architecture.image_channels].movedim(-1, 1) * 2 - 1
+        return self._sliced(lambda p: self._network.encode(p, return_dict=False)[0].mode(), pixels, 1)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent cell covers along one side."""
+        return self.architecture.factor
+
+    def _kept(self, size: int) -> slice:
+        over = size % self.factor
+        return slice(over // 2, over // 2 + size - over)
+
+    def _sliced(self, work: Callable[[Tensor], Tensor], batch: Tensor, pixels_per_cell: int) -> Tensor:
+        rows = max(1, SLICE_PIXELS // (batch.shape[-1] * batch.shape[-2] * pixels_per_cell))
+        return torch.cat([work(part.to(self._device, self._dtype)).float().cpu() for part in torch.split(batch, rows)])
