@@ -1,0 +1,271 @@
+"""The loop that answers evaluations: one thread, one forward at a time, rows of many jobs in each.
+
+Trajectories join when they are submitted, are answered as `batcher.share` decides, and leave at their end, when they
+are cancelled or when they fail. One-off model work (`call`) runs in the same thread, between forwards, so a device and
+its weights are only ever used from here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from serve_app.engine.batcher import share
+from serve_app.engine.trajectory import Backbone, Trajectory
+from serve_app.errors import CancelledJobError, UnavailableError
+from serve_app.log import get
+from serve_app.sampling.guidance import Piece
+
+log = get("engine")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    function: Callable[[], Any]
+    future: Future[Any]
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A trajectory in the engine, as the batcher sees it."""
+
+    trajectory: Trajectory
+    future: Future[Tensor]
+    since: int = 0
+
+    @property
+    def key(self) -> Hashable:
+        return self.trajectory.key
+
+    @property
+    def rows(self) -> int:
+        return self.trajectory.rows
+
+
+class _Close:
+    pass
+
+
+_Item: TypeAlias = _Run | _Call | _Close
+
+
+@dataclass(slots=True)
+class Counters:
+    """What an engine has done since it began: evaluations answered, forwards run, rows in those forwards."""
+
+    evaluations: int = 0
+    forwards: int = 0
+    rows: int = 0
+
+
+class Engine:
+    """Runs trajectories and one-off model work in a thread of its own, under torch's inference mode.
+
+    max_rows: the most rows in one forward. batching False: one evaluation a forward, for comparison.
+    """
+
+    def __init__(self, max_rows: int = 16, *, batching: bool = True) -> None:
+        self.counters = Counters()
+        self._max_rows = max_rows
+        self._batching = batching
+        self._inbox: SimpleQueue[_Item] = SimpleQueue()
+        self._runs: list[_Run] = []
+        self._calls: deque[_Call] = deque()
+        self._closed = False
+        self._closing = Lock()
+        self._thread = Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, trajectory: Trajectory) -> Future[Tensor]:
+        """Let a trajectory join at the next forward; the future holds its final latents.
+
+        Cancelling the future is as good as cancelling the trajectory, but says so with CancelledError. Errors, in the
+        future: CancelledJobError, UnavailableError if the engine closes first, and whatever the run itself raises.
+        """
+        future: Future[Tensor] = Future()
+        self._send(_Run(trajectory, future))
+        return future
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Run a function in the engine's thread; at most one such runs between two forwards while trajectories wait."""
+        future: Future[T] = Future()
+        self._send(_Call(function, future))
+        return future
+
+    def close(self) -> None:
+        """End after the forward or call in progress; what has not ended by then fails with UnavailableError."""
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._inbox.put(_Close())
+        self._thread.join()
+
+    def _send(self, item: _Run | _Call) -> None:
+        # The lock keeps anything from being put in after the loop's last look at the inbox.
+        with self._closing:
+            if self._closed:
+                raise UnavailableError("the engine has closed")
+            self._inbox.put(item)
+
+    def _loop(self) -> None:
+        try:
+            with torch.inference_mode():
+                while self._receive():
+                    self._run_a_call()
+                    self._runs = [run for run in self._runs if not _leaves(run)]
+                    chosen = share(self._runs, self._max_rows, batching=self._batching)
+                    if chosen:
+                        self._answer(chosen)
+                        self._runs = [run for run in self._runs if not run.future.done()]
+        finally:
+            self._abandon()
+
+    def _receive(self) -> bool:
+        """Take in what has arrived, waiting if there is nothing else to do; False once the engine is closed."""
+        wait = not self._runs and not self._calls
+        while True:
+            try:
+                item = self._inbox.get(block=wait)
+            except Empty:
+                return True
+            wait = False
+            if isinstance(item, _Close):
+                return False
+            if isinstance(item, _Call):
+                self._calls.append(item)
+            elif not _leaves(item):
+                self._join(item)
+
+    def _join(self, run: _Run) -> None:
+        run.since = self.counters.forwards
+        try:
+            run.trajectory.start()
+        except Exception as error:
+            _fail(run.future, error)
+            return
+        if not _ends(run):
+            self._runs.append(run)
+
+    def _run_a_call(self) -> None:
+        if not self._calls:
+            return
+        call = self._calls.popleft()
+        if call.future.set_running_or_notify_cancel():
+            try:
+                call.future.set_result(call.function())
+            except Exception as error:
+                call.future.set_exception(error)
+
+    def _answer(self, runs: Sequence[_Run]) -> None:
+        """Answer the evaluations of these runs with one forward.
+
+        If it fails, each half of the runs gets a forward of its own, so that only those fail that fail alone.
+        """
+        pieces = [piece for run in runs for piece in run.trajectory.pieces]
+        answers: Sequence[Tensor] | None = None
+        try:
+            answers = self._denoise(runs[0].trajectory.backbone, pieces)
+        except Exception as error:
+            if len(runs) == 1:
+                _fail(runs[0].future, error)
+                return
+            log.warning("a forward failed and is tried in halves: evaluations=%d error=%r", len(runs), error)
+        if answers is None:
+            # Outside the except clause: there the error would keep the failed forward's tensors in memory.
+            self._answer(runs[: len(runs) // 2])
+            self._answer(runs[len(runs) // 2 :])
+            return
+        self.counters.evaluations += len(runs)
+        first = 0
+        for run in runs:
+            end = first + len(run.trajectory.pieces)
+            run.since = self.counters.forwards
+            try:
+                run.trajectory.feed(answers[first:end])
+                _ends(run)
+            except Exception as error:
+                _fail(run.future, error)
+            first = end
+
+    def _denoise(self, backbone: Backbone, pieces: Sequence[Piece]) -> Sequence[Tensor]:
+        """Return each piece's denoised rows, from one forward or, beyond max_rows, as few as it takes."""
+        counts = [piece.rows for piece in pieces]
+        x = torch.cat([piece.x for piece in pieces])
+        levels = [piece.sigma for piece in pieces for _ in range(piece.rows)]
+        sigma = torch.tensor(levels, dtype=torch.float32, device=x.device)
+        context, mask = stack_contexts([piece.entry.context for piece in pieces])
+        if len(x) <= self._max_rows:
+            denoised = backbone.denoise(x, sigma, context, mask)
+            self.counters.forwards += 1
+        else:
+            bounds = [slice(first, first + self._max_rows) for first in range(0, len(x), self._max_rows)]
+            chunks = [backbone.denoise(x[b], sigma[b], context[b], None if mask is None else mask[b]) for b in bounds]
+            denoised = torch.cat(chunks)
+            self.counters.forwards += len(chunks)
+        self.counters.rows += len(x)
+        return torch.split(denoised, counts)
+
+    def _abandon(self) -> None:
+        with self._closing:
+            self._closed = True
+        left: list[_Item] = [*self._runs, *self._calls]
+        while not self._inbox.empty():
+            left.append(self._inbox.get())
+        for item in left:
+            if not isinstance(item, _Close):
+                _fail(item.future, UnavailableError("the engine has closed"))
+
+
+def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return contexts (R_i,T_i,D) as one (R,T,D), and which of it counts, (R,T), or None if all of it does.
+
+    Shorter ones are padded to the longest with zeros.
+    """
+    longest = max(context.shape[1] for context in contexts)
+    if all(context.shape[1] == longest for context in contexts):
+        return torch.cat(list(contexts)), None
+    rows = sum(context.shape[0] for context in contexts)
+    stacked = contexts[0].new_zeros(rows, longest, contexts[0].shape[2])
+    mask = torch.zeros(rows, longest, dtype=torch.bool, device=stacked.device)
+    first = 0
+    for context in contexts:
+        end, length = first + context.shape[0], context.shape[1]
+        stacked[first:end, :length] = context
+        mask[first:end, :length] = True
+        first = end
+    return stacked, mask
+
+
+def _leaves(run: _Run) -> bool:
+    """Whether a run has been cancelled; its future then says so."""
+    if not run.trajectory.cancelled and not run.future.cancelled():
+        return False
+    _fail(run.future, CancelledJobError("the job was cancelled while it was sampled"))
+    return True
+
+
+def _ends(run: _Run) -> bool:
+    """Whether a run has its result; its future then holds it."""
+    result = run.trajectory.result
+    if result is None:
+        return False
+    if run.future.set_running_or_notify_cancel():
+        # A copy made outside inference mode is an ordinary tensor, which whoever gets it may change in place.
+        with torch.inference_mode(False):
+            run.future.set_result(result.clone())
+    return True
+
+
+def _fail(future: Future[Any], error: Exception) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
