@@ -1,0 +1,119 @@
+"""The model files, in ComfyUI's folder layout under one directory. Reads names, sizes and times, never contents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from serve_app.errors import ModelFileError, did_you_mean
+
+FOLDERS: Mapping[str, tuple[str, ...]] = {
+    "checkpoints": ("checkpoints",),
+    "loras": ("loras",),
+    "vae": ("vae",),
+    "text_encoders": ("text_encoders", "clip"),
+    "diffusion_models": ("unet", "diffusion_models"),
+    "clip_vision": ("clip_vision",),
+    "style_models": ("style_models",),
+    "embeddings": ("embeddings",),
+    "vae_approx": ("vae_approx",),
+    "controlnet": ("controlnet", "t2i_adapter"),
+    "gligen": ("gligen",),
+    "upscale_models": ("upscale_models",),
+    "hypernetworks": ("hypernetworks",),
+    "photomaker": ("photomaker",),
+    "model_patches": ("model_patches",),
+    "audio_encoders": ("audio_encoders",),
+}
+"""Every folder of model files, and the directories it is made of; the first that has a file wins."""
+
+OLD_NAMES: Mapping[str, str] = {"clip": "text_encoders", "unet": "diffusion_models"}
+"""Folder names that older workflows and node packs use."""
+
+# The other formats ComfyUI lists (.ckpt, .pt, .bin, .pth) are pickles: reading one runs code from it.
+SUFFIXES = (".safetensors", ".sft")
+
+DEPTH_LIMIT = 16
+"""How many subfolders deep files are looked for."""
+
+
+class Catalog:
+    """What model files there are. Every call looks at the disk, so a file copied in is there at once."""
+
+    def __init__(self, models_dir: Path) -> None:
+        self._root = Path(models_dir)
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of a folder's model files, sorted, subfolders with forward slashes.
+
+        Errors: ModelFileError for a folder the layout does not have.
+        """
+        return sorted({name for directory in self._directories(folder) for name in _walk(directory)})
+
+    def path(self, folder: str, name: str) -> Path:
+        """Return where a model file is. Errors: ModelFileError for one that is absent or of another format."""
+        where = f"{folder} file {name[:300]!r}"
+        if not name.lower().endswith(SUFFIXES):
+            raise ModelFileError(f"{where} has a format that is not read; allowed: {', '.join(SUFFIXES)}")
+        found = self._find(folder, name)
+        if found is None:
+            near = did_you_mean(name, self.names(folder))
+            raise ModelFileError(f"{where} is not in {self._root}{near}")
+        return found
+
+    def fingerprint(self, folder: str, name: str) -> str:
+        """Return text that changes when the file's content does; "absent" if there is no such file.
+
+        It never fails for a missing file: the node that reads the file says so, with its id.
+        """
+        try:
+            found = self._find(folder, name)
+            stat = found.stat() if found is not None else None
+        except OSError:
+            stat = None
+        return f"{stat.st_size}-{stat.st_mtime_ns}" if stat is not None else "absent"
+
+    def _find(self, folder: str, name: str) -> Path | None:
+        parts = name.split("/")
+        if "\0" in name or name.startswith("/") or ".." in parts:
+            return None
+        candidates = (directory / name for directory in self._directories(folder))
+        return next((path for path in candidates if _is_file(path)), None)
+
+    def _directories(self, folder: str) -> list[Path]:
+        known = FOLDERS.get(OLD_NAMES.get(folder, folder))
+        if known is None:
+            near = did_you_mean(folder, FOLDERS)
+            raise ModelFileError(
+                f"there is no folder {folder[:100]!r} of model files{near}; there are {', '.join(FOLDERS)}"
+            )
+        return [self._root / name for name in known]
+
+
+def _walk(directory: Path) -> Iterator[str]:
+    """Yield model files below a directory. Links are followed, except to a folder that holds them."""
+    stack: list[tuple[Path, str, tuple[str, ...]]] = [(directory, "", ())]
+    while stack:
+        current, prefix, above = stack.pop()
+        real = os.path.realpath(current)
+        if real in above or len(above) > DEPTH_LIMIT:
+            continue
+        try:
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        stack.append((current / entry.name, f"{prefix}{entry.name}/", (*above, real)))
+                    elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                        yield prefix + entry.name
+        except OSError:  # a folder that is absent or may not be read has no files for us
+            continue
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

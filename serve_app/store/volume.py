@@ -1,0 +1,120 @@
+"""A store on a file system: three directories, on one host's disk or on a volume that every host mounts.
+
+Names come from clients, so they are checked twice: their text, and where their real path ends up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from stat import S_ISREG
+from typing import BinaryIO
+
+from serve_app.errors import FileMissingError
+from serve_app.store.store import Area, FileRef, FileStat
+
+UNFINISHED = ".part"
+"""How the name of a file that is still being written ends; such files are not listed."""
+
+
+class Volume:
+    """The three areas as directories. They are made when first written to."""
+
+    def __init__(self, directories: Mapping[Area, Path]) -> None:
+        self._roots = {area: Path(os.path.realpath(directory)) for area, directory in directories.items()}
+
+    def resolve(self, ref: FileRef) -> Path:
+        """Return the real path of an existing regular file. Errors: FileMissingError."""
+        path = self._path(ref)
+        self._stat(ref, path)
+        return path
+
+    def stat(self, ref: FileRef) -> FileStat:
+        """Return the size, time and tag of a file. Errors: FileMissingError."""
+        found = self._stat(ref, self._path(ref))
+        # A file is replaced whole, by a new inode, so even two contents of one size and one clock tick differ in tag.
+        etag = f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"
+        return FileStat(found.st_size, found.st_mtime, etag)
+
+    def open(self, ref: FileRef) -> BinaryIO:
+        """Open a file for reading. Errors: FileMissingError."""
+        path = self.resolve(ref)
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise _missing(ref, str(error)) from error
+
+    def write(self, ref: FileRef, data: bytes) -> None:
+        """Store the whole content or nothing, and return once it is on the disk.
+
+        Errors: FileMissingError for a name that leaves its area or is a folder's; OSError when the disk refuses.
+        """
+        path = self._path(ref)
+        if path.is_dir():
+            raise _missing(ref, "it is a folder")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise _missing(ref, "a part of its subfolder is a file") from error
+        unfinished = path.with_name(f".{uuid.uuid4().hex}{UNFINISHED}")
+        try:
+            with unfinished.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise
+        # The rename itself must outlive a crash too: the job's record says that the file is there.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def names(self, area: Area, subfolder: str = "") -> Iterator[str]:
+        """Yield the file names directly in a subfolder; none if there is no such subfolder."""
+        try:
+            with os.scandir(self._path(FileRef(area, subfolder, "any")).parent) as entries:
+                for entry in entries:
+                    if not entry.name.endswith(UNFINISHED) and entry.is_file():
+                        yield entry.name
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
+    def _path(self, ref: FileRef) -> Path:
+        root = self._roots.get(ref.area)
+        if root is None:
+            raise _missing(ref, f"there is no area {ref.area!r}; there are {', '.join(self._roots)}")
+        if "\0" in ref.subfolder + ref.filename or "\\" in ref.subfolder + ref.filename:
+            raise _missing(ref, "NUL and backslash are not allowed in names")
+        if ref.filename in ("", ".", "..") or "/" in ref.filename:
+            raise _missing(ref, "a file name is not empty, not dots, and has no slash")
+        if ref.subfolder.startswith("/") or ".." in ref.subfolder.split("/"):
+            raise _missing(ref, "the subfolder leaves the area")
+        try:
+            path = Path(os.path.realpath(root / ref.subfolder / ref.filename))
+        except (OSError, ValueError) as error:  # ValueError: text that is no file name, such as half a surrogate pair
+            raise _missing(ref, str(error)) from error
+        if not path.is_relative_to(root):
+            raise _missing(ref, "it is a symbolic link out of the area")
+        return path
+
+    def _stat(self, ref: FileRef, path: Path) -> os.stat_result:
+        try:
+            found = path.stat()
+        except (OSError, ValueError) as error:
+            raise _missing(ref, "there is no such file") from error
+        if not S_ISREG(found.st_mode):
+            raise _missing(ref, "it is not a file")
+        return found
+
+
+def _missing(ref: FileRef, reason: str) -> FileMissingError:
+    name = f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename
+    return FileMissingError(f"{ref.area} file {name[:300]!r}: {reason}")

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from serve_app.errors import ModelFileError
+from serve_app.store.catalog import Catalog
+
+
+def put(path: Path, data: bytes = b"x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def test_names_are_sorted_recursive_and_only_model_files(tmp_path: Path) -> None:
+    for name in ("b.safetensors", "sub/deep/A.SFT", "a.safetensors", "notes.txt", "old.ckpt", ".git/x.safetensors"):
+        put(tmp_path / "checkpoints" / name)
+    assert Catalog(tmp_path).names("checkpoints") == ["a.safetensors", "b.safetensors", "sub/deep/A.SFT"]
+
+
+def test_a_folder_that_was_never_made_is_empty(tmp_path: Path) -> None:
+    assert Catalog(tmp_path / "nowhere").names("loras") == []
+
+
+def test_old_and_new_folder_names_show_the_same_files(tmp_path: Path) -> None:
+    old, new = put(tmp_path / "clip/a.safetensors"), put(tmp_path / "text_encoders/b.safetensors")
+    catalog = Catalog(tmp_path)
+    assert catalog.names("clip") == catalog.names("text_encoders") == ["a.safetensors", "b.safetensors"]
+    assert catalog.path("text_encoders", "a.safetensors") == old
+    assert catalog.path("clip", "b.safetensors") == new
+
+
+def test_a_name_in_a_subfolder_has_a_path(tmp_path: Path) -> None:
+    path = put(tmp_path / "loras/style/x.safetensors")
+    assert Catalog(tmp_path).path("loras", "style/x.safetensors") == path
+
+
+def test_a_missing_file_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    put(tmp_path / "checkpoints/dreamshaper.safetensors")
+    with pytest.raises(ModelFileError, match=r"did you mean 'dreamshaper\.safetensors'"):
+        Catalog(tmp_path).path("checkpoints", "dreamshapr.safetensors")
+
+
+def test_an_unknown_folder_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="did you mean 'loras'"):
+        Catalog(tmp_path).names("lorras")
+
+
+def test_a_pickle_is_refused_even_where_it_exists(tmp_path: Path) -> None:
+    put(tmp_path / "checkpoints/x.ckpt")
+    with pytest.raises(ModelFileError, match=r"allowed: \.safetensors"):
+        Catalog(tmp_path).path("checkpoints", "x.ckpt")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/x.safetensors", "a/../../secret.safetensors", "\0.sft"]
+)
+def test_a_name_does_not_leave_its_folder(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "secret.safetensors")
+    put(tmp_path / "checkpoints/a/x.safetensors")
+    catalog = Catalog(tmp_path)
+    with pytest.raises(ModelFileError):
+        catalog.path("checkpoints", name)
+    assert catalog.fingerprint("checkpoints", name) == "absent"
+
+
+def test_links_to_other_disks_are_followed_and_circles_end(tmp_path: Path) -> None:
+    put(tmp_path / "disk/big.safetensors")
+    models = tmp_path / "models"
+    put(models / "checkpoints/own.safetensors")
+    (models / "checkpoints/disk").symlink_to(tmp_path / "disk")
+    (models / "checkpoints/self").symlink_to(models / "checkpoints")
+    (models / "checkpoints/broken.safetensors").symlink_to(tmp_path / "nowhere")
+    catalog = Catalog(models)
+    assert catalog.names("checkpoints") == ["disk/big.safetensors", "own.safetensors"]
+    assert catalog.path("checkpoints", "disk/big.safetensors").read_bytes() == b"x"
+
+
+def test_a_fingerprint_changes_with_size_and_with_time_only(tmp_path: Path) -> None:
+    path = put(tmp_path / "vae/x.safetensors", b"one")
+    catalog = Catalog(tmp_path)
+    first = catalog.fingerprint("vae", "x.safetensors")
+    assert catalog.fingerprint("vae", "x.safetensors") == first
+    put(path, b"longer")
+    assert catalog.fingerprint("vae", "x.safetensors") != first
+    put(path, b"one")
+    os.utime(path, ns=(1, 1))
+    assert catalog.fingerprint("vae", "x.safetensors") != first
