@@ -7,6 +7,7 @@ so the dialects cannot drift apart. Keys: ComfyUI's own (`server.py`, POST /prom
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import re
 import uuid
@@ -16,8 +17,8 @@ from typing import Any, BinaryIO
 
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError, JobMissingError, Problem
 from serve_app.events import ENDINGS, Event
-from serve_app.graph.graph import Graph, Link
-from serve_app.graph.parse import parse
+from serve_app.graph.graph import Graph
+from serve_app.graph.parse import parse, render
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, validate
 from serve_app.scheduler.messages import ClusterView, JobView, QueueView, SchedulerClient, Submission
@@ -207,27 +208,15 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping | list):
         return "an object" if isinstance(value, Mapping) else "a list"
     try:
-        text = repr(value)
+        text = repr(value) if isinstance(value, str) else json.dumps(value)
     except ValueError:  # an integer with more digits than Python prints
         return "a huge number"
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _prompt(graph: Graph, prompt: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the wire JSON of a validated graph: the prompt with converted constants, other node members kept."""
-    return {
-        node.id: {**prompt[node.id], "inputs": {name: _wire(value) for name, value in node.inputs.items()}}
-        for node in graph.nodes.values()
-    }
-
-
-def _wire(value: Any) -> Any:
-    if isinstance(value, Link):
-        return [value.node_id, value.slot]
-    # A constant that reads as a link, or as a wrapped one, stays a constant when the scheduler parses it again.
-    if isinstance(value, list) or (isinstance(value, dict) and "__value__" in value):
-        return {"__value__": value}
-    return value
+    """Return the wire JSON of a validated graph: converted constants, and what else the nodes' objects held."""
+    return {node_id: {**prompt[node_id], **node} for node_id, node in render(graph).items()}
 
 
 def _without_credentials(view: JobView) -> JobView:

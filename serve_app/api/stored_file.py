@@ -25,11 +25,11 @@ from serve_app.store.store import AREAS, FileRef, FileStat
 CHUNK_BYTES = 256 * 1024
 
 IMAGE_TYPES = {
-    "png": "image/png",
-    "jpg": "image/jpeg",
-    "jpeg": "image/jpeg",
-    "webp": "image/webp",
-    "gif": "image/gif",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
 }
 """Content type by suffix."""
 

@@ -6,6 +6,7 @@ Source: `openapi.json` beside this file, which `/openapi.json` serves.
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -58,9 +59,9 @@ async def get_view(request: Request, service: Current) -> Response:
     """Stream an image. The contract promises four image types, so a file of any other is as absent as a missing one."""
     query = request.query_params
     ref = file_ref(query.get("filename", ""), query.get("subfolder", ""), query.get("type", "output"))
-    content_type = IMAGE_TYPES.get(ref.filename.rpartition(".")[2].lower())
+    content_type = IMAGE_TYPES.get(PurePosixPath(ref.filename).suffix.lower())
     if content_type is None:
-        raise FileMissingError(f"'{ref.filename[:80]}' is not a {', '.join(IMAGE_TYPES)} file")
+        raise FileMissingError(f"'{ref.filename[:80]}' is no image; allowed are {', '.join(IMAGE_TYPES)}")
     return await stored_file(service, ref, content_type, request.method, request.headers)
 
 

@@ -1,4 +1,4 @@
-"""The node classes of the contract's example workflow, as specs; the real classes need torch, which these tests do not."""
+"""The node classes of the contract's example workflow as specs: the real classes need torch, these tests do not."""
 
 from __future__ import annotations
 

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
+
+
+async def queued(client, example) -> str:
+    return (await client.post("/prompt", json=example)).json()["prompt_id"]
+
+
+async def test_events_past_the_cursor_come_in_order(client, scheduler, example):
+    job_id = await queued(client, example)
+    scheduler.start(job_id)
+    scheduler.progress(job_id, "3", 1, 20)
+    stream = (await client.get(f"/jobs/{job_id}/events")).json()
+    assert [(e["seq"], e["kind"]) for e in stream["events"]] == [(1, "queued"), (2, "started"), (3, "progress")]
+    assert stream["events"][2]["data"] == {"node": "3", "value": 1, "max": 20}
+    assert stream["last"] is False
+    rest = (await client.get(f"/jobs/{job_id}/events?after=2")).json()
+    assert [e["seq"] for e in rest["events"]] == [3]
+
+
+async def test_a_poll_waits_for_the_next_event(client, scheduler, example):
+    job_id = await queued(client, example)
+    poll = asyncio.create_task(client.get(f"/jobs/{job_id}/events?after=1&timeout_s=1"))
+    await asyncio.sleep(0.02)
+    assert not poll.done()
+    scheduler.start(job_id)
+    assert [e["kind"] for e in (await poll).json()["events"]] == ["started"]
+
+
+async def test_a_poll_that_nothing_answers_comes_back_empty_and_not_last(client, example):
+    job_id = await queued(client, example)
+    assert (await client.get(f"/jobs/{job_id}/events?after=1&timeout_s=0")).json() == {"events": [], "last": False}
+
+
+async def test_the_last_event_says_so_and_so_does_a_poll_past_it(client, scheduler, example):
+    job_id = await queued(client, example)
+    scheduler.succeed(job_id, {})
+    assert (await client.get(f"/jobs/{job_id}/events")).json()["last"] is True
+    past = await client.get(f"/jobs/{job_id}/events?after=2&timeout_s=600")
+    assert past.json() == {"events": [], "last": True}
+
+
+@pytest.mark.parametrize("job_id", [UNKNOWN, "x"])
+async def test_the_events_of_an_unknown_job_are_404(client, job_id):
+    response = await client.get(f"/jobs/{job_id}/events")
+    assert (response.status_code, response.json()["error"]) == (404, "Job not found")
+
+
+@pytest.mark.parametrize("query", ["after=x", "after=-1", "after=1.5", "after=9e9", f"after={2**63}", "timeout_s=nan"])
+async def test_a_cursor_or_timeout_that_is_no_number_is_400(client, example, query):
+    job_id = await queued(client, example)
+    response = await client.get(f"/jobs/{job_id}/events?{query}")
+    assert response.status_code == 400
+    assert query.partition("=")[0] in response.json()["detail"]
+
+
+async def test_cancelling_an_unknown_job_changes_nothing(client):
+    assert (await client.post(f"/jobs/{UNKNOWN}/cancel")).json() == {"cancelled": False}
+
+
+async def test_node_classes_and_model_files_are_listed(client):
+    nodes = (await client.get("/nodes")).json()
+    assert list(nodes) == sorted(nodes)
+    assert nodes["SaveImage"]["output_node"] is True
+    assert (await client.get("/models")).json() == {"checkpoints": ["sd15.safetensors"]}
+
+
+async def test_status_counts_the_jobs(client, scheduler, example):
+    first, _ = await queued(client, example), await queued(client, example)
+    scheduler.start(first)
+    status = (await client.get("/status")).json()
+    assert status == {
+        "hosts": [],
+        "replicas": [],
+        "uptime_s": 1.5,
+        "epoch": 1,
+        "jobs": {"running": 1, "pending": 1},
+    }
