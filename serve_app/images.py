@@ -1,0 +1,142 @@
+"""IMAGE tensors to and from files, and resizing: float (B,H,W,C) in 0…1, as ComfyUI's nodes pass them.
+
+Roundings, masks and interpolation are those of ComfyUI 0.3.64 (SaveImage, LoadImage, `common_upscale`), so that the
+same workflow gives the same pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from serve_app.errors import NodeError
+
+Crop = Literal["disabled", "center"]
+
+NO_MASK = (64, 64)
+"""The size of the all-zero mask of an image without alpha."""
+
+
+def to_png(image: Tensor, text: Mapping[str, str], compress_level: int) -> bytes:
+    """Return a PNG of one image (H,W,3|4), values outside 0…1 clipped, with the text as text chunks."""
+    info = PngInfo()
+    for key, value in text.items():
+        info.add_text(key, value)
+    buffer = io.BytesIO()
+    Image.fromarray(_bytes(image)).save(buffer, "PNG", pnginfo=info, compress_level=compress_level)
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes) -> tuple[Tensor, Tensor]:
+    """Return images (B,H,W,3) and masks (B,H,W) of an image file; B > 1 for an animation.
+
+    The mask is 1 − alpha; (B,64,64) zeros without alpha. EXIF orientation is applied; frames of another size than the
+    first are left out; of an MPO (a camera's several views) only the first is taken. Errors: NodeError for data that
+    no decoder reads.
+    """
+    images: list[Tensor] = []
+    masks: list[Tensor] = []
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            for raw in ImageSequence.Iterator(file):
+                frame = ImageOps.exif_transpose(raw)
+                pixels = _pixels(frame)
+                if not images or pixels.shape == images[0].shape:
+                    images.append(pixels)
+                    masks.append(_mask(frame))
+                if file.format == "MPO":
+                    break
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise NodeError(f"the file is no image that can be read: {error}") from error
+    return torch.stack(images), torch.stack(masks)
+
+
+def resize(images: Tensor, width: int, height: int, method: str, crop: Crop = "disabled") -> Tensor:
+    """Return the images (B,H,W,C) at (B,height,width,C); latents are resized the same way.
+
+    method: nearest-exact, bilinear, area, bicubic (not antialiased), bislerp, or lanczos (8-bit, antialiased). crop
+    "center" first cuts the longer side to the new aspect.
+    """
+    x = images.movedim(-1, 1)
+    if crop == "center":
+        x = _cut_to_aspect(x, width / height)
+    if method == "bislerp":
+        out = _bislerp(_bislerp(x.float(), -1, width), -2, height).to(images.dtype)
+    elif method == "lanczos":
+        out = _lanczos(x, width, height)
+    else:
+        out = torch.nn.functional.interpolate(x, size=(height, width), mode=method)
+    return out.movedim(1, -1)
+
+
+def _bytes(image: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    # ComfyUI cuts the fraction off and does not round: 0.999 is 254.
+    return np.clip(image.detach().float().cpu().numpy() * 255.0, 0, 255).astype(np.uint8)
+
+
+def _unit(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image).astype(np.float32) / 255.0)
+
+
+def _pixels(frame: Image.Image) -> Tensor:
+    if frame.mode.startswith("I;16"):
+        frame = frame.convert("I")  # straight to RGB, Pillow would cut 16-bit grey off at 255 instead of scaling it
+    if frame.mode == "I":
+        frame = frame.point(lambda value: value * (1 / 255))
+    return _unit(frame.convert("RGB"))
+
+
+def _mask(frame: Image.Image) -> Tensor:
+    if "A" in frame.getbands():
+        return 1.0 - _unit(frame.getchannel("A"))
+    if frame.mode == "P" and "transparency" in frame.info:
+        return 1.0 - _unit(frame.convert("RGBA").getchannel("A"))
+    return torch.zeros(NO_MASK)
+
+
+def _cut_to_aspect(x: Tensor, aspect: float) -> Tensor:
+    height, width = x.shape[-2:]
+    given = width / height
+    left = round((width - width * (aspect / given)) / 2) if given > aspect else 0
+    top = round((height - height * (given / aspect)) / 2) if given < aspect else 0
+    return x[..., top : height - top, left : width - left]
+
+
+def _lanczos(x: Tensor, width: int, height: int) -> Tensor:
+    """Resize each image by Pillow's filter; a channel count that no Pillow mode has goes channel by channel."""
+    resized = []
+    for image in _bytes(x.movedim(1, -1)):
+        planes = [image] if image.shape[-1] in (3, 4) else list(np.moveaxis(image, -1, 0))
+        scaled = [_unit(Image.fromarray(p).resize((width, height), Image.Resampling.LANCZOS)) for p in planes]
+        resized.append(scaled[0].movedim(-1, 0) if image.shape[-1] in (3, 4) else torch.stack(scaled))
+    return torch.stack(resized).to(x.device, x.dtype)
+
+
+def _bislerp(x: Tensor, dim: int, size: int) -> Tensor:
+    """Resize one dimension of (B,C,H,W), turning from one channel vector to the next instead of mixing them.
+
+    The angle is interpolated spherically and the length linearly; vectors that point nearly the same way or opposite
+    ways are taken from the first, or mixed. Source: Shoemake 1985, "Animating rotation with quaternion curves".
+    """
+    old = x.shape[dim]
+    at = ((torch.arange(size, device=x.device) + 0.5) * (old / size) - 0.5).clamp(0, old - 1)
+    low = at.floor().long()
+    shape = [1, 1, 1, 1]
+    shape[dim] = size
+    t = (at - low).reshape(shape).to(x.dtype)
+    a, b = x.index_select(dim, low), x.index_select(dim, (low + 1).clamp(max=old - 1))
+    length_a, length_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
+    unit_a, unit_b = (torch.where(n == 0, 0.0, v / n) for v, n in ((a, length_a), (b, length_b)))
+    cosine = (unit_a * unit_b).sum(dim=1, keepdim=True)
+    angle = torch.acos(cosine)
+    turned = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / torch.sin(angle)
+    turned = turned * (length_a * (1 - t) + length_b * t)
+    turned = torch.where(cosine > 1 - 1e-5, a, turned)
+    return torch.where(cosine < 1e-5 - 1, a * (1 - t) + b * t, turned)
