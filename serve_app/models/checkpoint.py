@@ -7,6 +7,7 @@ loading a part touches that part alone, and no tensor is in memory twice. Source
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -80,6 +81,10 @@ class Checkpoint:
     def architecture(self, part: Part) -> Architecture:
         """Return what the part is. Errors: ModelFileError if the file has no such part or one of another family."""
         return _PROBES[part](self._part(part)[1])
+
+    def elements(self, part: Part) -> int:
+        """Return how many numbers the part has. Errors: ModelFileError if the file has no such part."""
+        return sum(prod(shape) for shape in self._part(part)[1].shapes.values())
 
     def load(self, part: Part, device: torch.device, dtype: torch.dtype) -> Loaded:
         """Return the part's architecture and its network on the device. Errors: ModelFileError as `architecture`.

@@ -1,0 +1,88 @@
+"""RUNTIME over an engine and its weights: what nodes await, done in the engine's thread.
+
+One `Models` a replica; `bind` gives the view one node is handed. Weights are loaded and used in the engine's thread
+alone, so the event loop never waits for them. A node that is cancelled while it awaits takes its work with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import Tensor
+
+from serve_app.engine.engine import Engine
+from serve_app.engine.trajectory import Trajectory
+from serve_app.models.weights import Weights
+from serve_app.nodes.runtime import SamplingRequest
+from serve_app.values import Conditioning, Recipe
+
+ROOM_POLL_S = 0.05
+"""How often a load that waits for room looks again. Weights are released by their last holder, which tells nobody."""
+
+M = TypeVar("M")
+T = TypeVar("T")
+
+
+class Models:
+    """A replica's engine and weights, as nodes share them."""
+
+    def __init__(self, engine: Engine, weights: Weights) -> None:
+        self._engine = engine
+        self.weights = weights
+        self._door = asyncio.Lock()
+
+    def bind(self, progress: Callable[[int, int], None]) -> BoundRuntime:
+        """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all)."""
+        return BoundRuntime(self, progress)
+
+    async def sample(self, request: SamplingRequest, progress: Callable[[int, int], None]) -> Tensor:
+        """Run a trajectory; as `Runtime.sample`."""
+        loop = asyncio.get_running_loop()
+        backbone = await self.use(request.backbone, self.weights.backbone, lambda model: model)
+
+        def on_step(done: int, steps: int) -> None:
+            loop.call_soon_threadsafe(progress, done, steps)
+
+        return await asyncio.wrap_future(self._engine.submit(Trajectory(backbone, request, on_step)))
+
+    async def use(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> T:
+        """Do one piece of work with a recipe's model, once there is room for it. load: the method of Weights for it.
+
+        Who comes waits for who waits: were resident models handed out meanwhile, they might never fall out of use. No
+        holder of a model asks for a second one, so those in use do come free.
+        """
+
+        def attempt() -> tuple[T] | None:
+            return (work(load(recipe)),) if self.weights.fits(recipe) else None
+
+        async with self._door:
+            while (done := await asyncio.wrap_future(self._engine.call(attempt))) is None:
+                await asyncio.sleep(ROOM_POLL_S)
+            return done[0]
+
+
+class BoundRuntime:
+    """RUNTIME for one node, as serve_app.nodes.runtime.Runtime describes it."""
+
+    def __init__(self, models: Models, progress: Callable[[int, int], None]) -> None:
+        self._models = models
+        self._weights = models.weights
+        self._progress = progress
+
+    async def encode_text(self, clip: Recipe, text: str) -> Conditioning:
+        """Return the CONDITIONING of a text in the prompt syntax."""
+        return await self._models.use(clip, self._weights.clip, lambda model: model.encode([text])[0])
+
+    async def sample(self, request: SamplingRequest) -> Tensor:
+        """Return latents (B,C,h,w), unscaled, float32 on the CPU. Reports a progress value a step."""
+        return await self._models.sample(request, self._progress)
+
+    async def decode(self, vae: Recipe, latents: Tensor) -> Tensor:
+        """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,4,h,w)."""
+        return await self._models.use(vae, self._weights.vae, lambda model: model.decode(latents))
+
+    async def encode(self, vae: Recipe, images: Tensor) -> Tensor:
+        """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
+        return await self._models.use(vae, self._weights.vae, lambda model: model.encode(images))
