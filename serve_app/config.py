@@ -1,0 +1,138 @@
+"""The typed configuration: what `configs/*.yaml` may say, and what each value means. Unknown keys are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app.errors import ConfigError
+from serve_app.graph.plan import Pool
+from serve_app.store.store import Area
+
+Dtype = Literal["auto", "fp32", "fp16", "bf16"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IngressConfig(Section):
+    """The HTTP replicas. They scale with the requests each has in hand."""
+
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    max_replicas: Annotated[int, Field(ge=1)] = 1
+    ongoing_requests: Annotated[int, Field(ge=1)] = 200
+    """Requests a replica should have in hand at once; more asks for another replica. Long polls count."""
+    num_cpus: float = 0.0
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 20_000_000
+
+
+class PoolConfig(Section):
+    """A set of equal replicas: which node classes they run, what they get of the hardware, how many there are."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+    accepts: tuple[str, ...] = ("*",)
+    """Class-name patterns of the nodes it may run."""
+    runtime: bool = True
+    """Whether its replicas hold models; False for a CPU worker."""
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    max_replicas: Annotated[int, Field(ge=1)] = 1
+    tasks_per_replica: Annotated[int, Field(ge=1)] = 16
+    """Tasks one replica runs at once: what can share a forward."""
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs a replica; a fraction shares a card and bounds the memory the replica may take of it to the same share."""
+    resources: dict[str, float] = {}
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads for tensor work; 0 lets torch choose."""
+    dtype: Dtype = "auto"
+    """Of the backbone and text encoder: auto is fp32 on a CPU, fp16 on a GPU."""
+    vae_dtype: Dtype = "auto"
+    """auto is fp32 on a CPU, bf16 on a GPU that has it."""
+    weights_bytes: Annotated[int, Field(ge=0)] = 8 * 1024**3
+    """Resident weights a replica keeps before it lets the least recently used go."""
+    results_bytes: Annotated[int, Field(ge=0)] = 1024**3
+    """Node results a replica keeps, likewise."""
+    max_rows: Annotated[int, Field(ge=1)] = 32
+    """Latents in one forward."""
+    batching: bool = True
+    """False runs one evaluation a forward; for measuring what batching gains."""
+    idle_s: Annotated[float, Field(ge=0)] = 60.0
+    """How long a replica beyond min_replicas stays without work."""
+
+    @property
+    def pool(self) -> Pool:
+        """The pool as the planner sees it."""
+        return Pool(self.name, self.runtime, self.accepts)
+
+
+class AppConfig(Section):
+    """The whole application's configuration: the arguments of `serve_app.deployments.build:build`."""
+
+    models_dir: Path = Path("models")
+    input_dir: Path = Path("input")
+    output_dir: Path = Path("output")
+    temp_dir: Path = Path("temp")
+    database_url: str = "sqlite:///state/jobs.sqlite"
+    max_queue: Annotated[int, Field(ge=1)] = 1000
+    """Jobs that may wait; one more is answered 503."""
+    max_attempts: Annotated[int, Field(ge=1)] = 5
+    """Replicas a task may lose before its job is given up."""
+    ingress: IngressConfig = IngressConfig()
+    pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)] = (PoolConfig(name="gpu"),)
+
+    @pydantic.model_validator(mode="after")
+    def _names_are_unique(self) -> AppConfig:
+        names = [pool.name for pool in self.pools]
+        if len(set(names)) != len(names):
+            raise ValueError(f"pools must have different names, not {', '.join(names)}")
+        for pool in self.pools:
+            if pool.min_replicas > pool.max_replicas:
+                raise ValueError(f"pool {pool.name}: min_replicas {pool.min_replicas} exceeds {pool.max_replicas}")
+        return self
+
+    @property
+    def directories(self) -> dict[Area, Path]:
+        """The three directories clients know."""
+        return {"input": self.input_dir, "output": self.output_dir, "temp": self.temp_dir}
+
+    def resolved(self) -> AppConfig:
+        """Return it with every path absolute and every directory made, the database's among them."""
+        update: dict[str, Any] = {}
+        for name in ("models_dir", "input_dir", "output_dir", "temp_dir"):
+            path = getattr(self, name).expanduser().absolute()
+            if name != "models_dir":
+                path.mkdir(parents=True, exist_ok=True)
+            update[name] = path
+        scheme, separator, path = self.database_url.partition("sqlite:///")
+        if separator and not scheme and path and path != ":memory:":
+            file = Path(path).expanduser().absolute()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            update["database_url"] = f"sqlite:///{file}"
+        return self.model_copy(update=update)
+
+
+def parse(arguments: Any, where: str) -> AppConfig:
+    """Check a mapping and return the configuration. Errors: ConfigError naming each wrong key, as `where`: key."""
+    try:
+        return AppConfig.model_validate(arguments)
+    except pydantic.ValidationError as error:
+        wrong = (f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{where}: " + "; ".join(wrong)) from error
+
+
+def load(path: Path) -> AppConfig:
+    """Read the application's arguments out of a Serve config file. Errors: ConfigError."""
+    try:
+        document = yaml.safe_load(path.read_text())
+        (application,) = document["applications"]
+        arguments = application.get("args") or {}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: not a Serve config file with one application: {error}") from error
+    return parse(arguments, str(path))

@@ -1,0 +1,49 @@
+"""Putting a replica's parts together: nodes, models, engine, store. Imports torch, which only replicas do; no Ray."""
+
+from __future__ import annotations
+
+import torch
+
+from serve_app.config import AppConfig, PoolConfig
+from serve_app.deployments.host import host_stats
+from serve_app.deployments.runner import Runner, Transfer
+from serve_app.engine.engine import Engine
+from serve_app.engine.runtime import EngineRuntime
+from serve_app.models.weights import Weights
+from serve_app.nodes.registry import BUILTIN, specs
+from serve_app.scheduler.messages import ReplicaDesk, ReplicaInfo
+from serve_app.store.catalog import Catalog
+from serve_app.store.volume import Volume
+
+
+def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: ReplicaDesk, transfer: Transfer) -> Runner:
+    """Return a replica of the pool, ready to `run`. Errors: ConfigError for a dtype the device cannot do."""
+    if pool.threads:
+        torch.set_num_threads(pool.threads)
+    known = {name: spec for name, spec in specs().items() if pool.runtime or not spec.runtime}
+    return Runner(
+        desk,
+        ReplicaInfo(replica_id, pool.name, pool.tasks_per_replica),
+        classes=BUILTIN,
+        specs=known,
+        models=_models(config, pool) if pool.runtime else None,
+        store=Volume(config.directories),
+        transfer=transfer,
+        host=host_stats,
+        results_bytes=pool.results_bytes,
+    )
+
+
+def _models(config: AppConfig, pool: PoolConfig) -> EngineRuntime:
+    """Make the engine on the device the pool was given."""
+    device = torch.device("cuda" if pool.num_gpus and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and pool.num_gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(pool.num_gpus)
+    weights = Weights(
+        Catalog(config.models_dir),
+        device,
+        dtype=pool.dtype,
+        vae_dtype=pool.vae_dtype,
+        budget_bytes=pool.weights_bytes,
+    )
+    return EngineRuntime(Engine(max_rows=pool.max_rows, batching=pool.batching), weights)

@@ -1,0 +1,74 @@
+"""The application as Serve deploys it: `serve run configs/local.yaml` and KubeRay's serveConfigV2 come in here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from serve_app.config import AppConfig, PoolConfig, parse
+from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.replica import Replica
+from serve_app.deployments.scaling import Backlog
+
+HEALTH_CHECK_S = 1.0
+"""A dead replica is replaced within about this time."""
+
+
+def build(arguments: dict[str, Any]) -> Application:
+    """Bind the whole application from its config file's `args`. Errors: ConfigError naming each wrong key."""
+    return bind(parse(arguments, "application arguments").resolved())
+
+
+def bind(config: AppConfig) -> Application:
+    """Bind the ingress and every pool's deployment."""
+    pools = [_pool(pool).bind(config, pool) for pool in config.pools]
+    return _ingress(config).bind(config, *pools)
+
+
+def _ingress(config: AppConfig) -> Any:
+    """Return the ingress deployment: scaled by Serve on requests in hand."""
+    ingress = config.ingress
+    scaling = AutoscalingConfig(
+        min_replicas=ingress.min_replicas,
+        max_replicas=ingress.max_replicas,
+        target_ongoing_requests=ingress.ongoing_requests,
+    )
+    return serve.deployment(
+        Ingress,
+        name="ingress",
+        ray_actor_options={"num_cpus": ingress.num_cpus},
+        max_ongoing_requests=10 * ingress.ongoing_requests,
+        health_check_period_s=HEALTH_CHECK_S,
+        **_replicas(ingress.min_replicas, ingress.max_replicas, scaling),
+    )
+
+
+def _pool(pool: PoolConfig) -> Any:
+    """Return one pool's deployment: scaled on the scheduler's backlog, to zero and from zero if the minimum is 0."""
+    policy = AutoscalingPolicy(
+        policy_function=Backlog,
+        policy_kwargs={"pool": pool.name, "tasks_per_replica": pool.tasks_per_replica},
+    )
+    scaling = AutoscalingConfig(
+        min_replicas=pool.min_replicas,
+        max_replicas=pool.max_replicas,
+        upscale_delay_s=0,
+        downscale_delay_s=pool.idle_s,
+        policy=policy,
+    )
+    return serve.deployment(
+        Replica,
+        name=pool.name,
+        ray_actor_options={"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus, "resources": dict(pool.resources)},
+        health_check_period_s=HEALTH_CHECK_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=5,
+        **_replicas(pool.min_replicas, pool.max_replicas, scaling),
+    )
+
+
+def _replicas(least: int, most: int, scaling: AutoscalingConfig) -> dict[str, Any]:
+    return {"num_replicas": least} if least == most else {"autoscaling_config": scaling}

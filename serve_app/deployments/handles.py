@@ -1,0 +1,100 @@
+"""How processes reach the scheduler: one named, detached actor, found by name and called until it answers.
+
+The scheduler may be restarting when it is called, so every call here is one that may be made twice. Who waits for a
+scheduler that does not come back is told UnavailableError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from serve_app.errors import NotReadyError
+from serve_app.events import Event
+from serve_app.graph.plan import TaskId
+from serve_app.graph.spec import NodeSpec
+from serve_app.scheduler.messages import (
+    Accepted,
+    ClusterView,
+    HostStats,
+    JobView,
+    Message,
+    QueueView,
+    ReplicaInfo,
+    Report,
+    Submission,
+)
+
+NAME = "scheduler"
+NAMESPACE = "serve_app"
+PATIENCE_S = 15.0
+"""How long a call waits for a scheduler that is being restarted."""
+
+
+class SchedulerHandle:
+    """SchedulerClient and ReplicaDesk over the actor. me: the calling replica's own actor, so its death is noticed."""
+
+    def __init__(self, me: Any = None) -> None:
+        self._me = me
+        self._actor: Any = None
+
+    async def submit(self, submission: Submission) -> Accepted:
+        return await self._call("submit", submission)  # type: ignore[no-any-return]
+
+    async def cancel(self, job_id: str) -> bool:
+        return await self._call("cancel", job_id)  # type: ignore[no-any-return]
+
+    async def queue(self) -> QueueView:
+        return await self._call("queue")  # type: ignore[no-any-return]
+
+    async def job(self, job_id: str) -> JobView | None:
+        return await self._call("job", job_id)  # type: ignore[no-any-return]
+
+    async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
+        return await self._call("events", job_id, after, timeout_s)  # type: ignore[no-any-return]
+
+    async def specs(self) -> Mapping[str, NodeSpec]:
+        return await self._call("specs")  # type: ignore[no-any-return]
+
+    async def cluster(self) -> ClusterView:
+        return await self._call("cluster")  # type: ignore[no-any-return]
+
+    async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
+        return await self._call("join", info, specs, host, self._me)  # type: ignore[no-any-return]
+
+    async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
+        return await self._call("poll", replica_id, epoch, after)  # type: ignore[no-any-return]
+
+    async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None:
+        await self._call("report", replica_id, epoch, reports, host)
+
+    async def reserve(self, task_id: TaskId, node_id: str, key: str, at_least: int, count: int) -> int:
+        return await self._call("reserve", task_id, node_id, key, at_least, count)  # type: ignore[no-any-return]
+
+    async def backlog(self, pool: str) -> tuple[int, int]:
+        """Return how many of a pool's tasks wait and how many run."""
+        return await self._call("backlog", pool)  # type: ignore[no-any-return]
+
+    async def leave(self, replica_id: str, epoch: int) -> None:
+        await self._call("leave", replica_id, epoch)
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        """Call the actor, finding it again if it died. Errors: the method's own; NotReadyError after PATIENCE_S."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                if self._actor is None:
+                    self._actor = await asyncio.to_thread(ray.get_actor, NAME, NAMESPACE)
+                return await self._actor.call.remote(method, *arguments)
+            except RayTaskError as error:
+                raise error.cause from None
+            except (RayActorError, ValueError) as error:
+                self._actor = None
+                if time.monotonic() > deadline:
+                    raise NotReadyError(f"the scheduler is not there: {type(error).__name__}") from error
+                await asyncio.sleep(0.2)

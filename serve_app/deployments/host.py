@@ -1,0 +1,56 @@
+"""What this process sees of its host: memory and GPUs, in MB. GPUs are asked of NVML, which sees every card."""
+
+from __future__ import annotations
+
+import functools
+import socket
+
+import psutil
+import pynvml
+
+from serve_app.scheduler.messages import Gpu, HostStats
+
+MB = 1024 * 1024
+
+
+def host_stats() -> HostStats:
+    """Return this host's memory and GPUs now; no GPUs where there is no NVIDIA driver."""
+    memory = psutil.virtual_memory()
+    return HostStats(
+        host=_host(),
+        ram_total_mb=memory.total // MB,
+        ram_used_mb=(memory.total - memory.available) // MB,
+        ram_available_mb=memory.available // MB,
+        gpus=tuple(map(_gpu, range(_gpu_count()))),
+    )
+
+
+@functools.cache
+def _host() -> str:
+    """Return what tells hosts apart: pods of one node share a boot id but not a name."""
+    return socket.gethostname()
+
+
+@functools.cache
+def _gpu_count() -> int:
+    try:
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return 0
+
+
+def _gpu(index: int) -> Gpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return Gpu(
+        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
+        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        vram_total_mb=memory.total // MB,
+        vram_free_mb=memory.free // MB,
+        vram_used_mb=memory.used // MB,
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,36 @@
+"""The ingress: the HTTP app in a Serve deployment. Torch-free, holds nothing, so any number of replicas may run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+
+from serve_app import log
+from serve_app.api.app import create_app
+from serve_app.config import AppConfig
+from serve_app.deployments.handles import SchedulerHandle
+from serve_app.deployments.scheduler import ensure
+from serve_app.service import Limits, Service
+from serve_app.store.catalog import Catalog
+from serve_app.store.volume import Volume
+
+
+@serve.ingress()
+class Ingress:
+    """The HTTP face. pools: the handles of the pools' deployments, bound so that Serve deploys them with it."""
+
+    def __init__(self, config: AppConfig, *pools: Any) -> None:
+        log.configure()
+        self._config = config
+        ensure(config)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        config = self._config
+        catalog, store = Catalog(config.models_dir), Volume(config.directories)
+
+        def choices(folder: str) -> list[str]:
+            return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
+
+        limits = Limits(body_bytes=config.ingress.max_body_bytes)
+        return create_app(Service(SchedulerHandle(), store, choices, limits))

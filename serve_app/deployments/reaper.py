@@ -1,0 +1,64 @@
+"""Leaves no process behind: ends every process that carries a mark in its environment.
+
+Ray's processes inherit the mark from `serve-app up`. Run as a program, the reaper waits until the pipe it was given
+closes, which happens however its parent dies, SIGKILL included, and then does the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+
+MARK = "SERVE_APP_MARK"
+
+
+def watch(mark: str) -> int:
+    """Start a reaper for this process's mark; it acts when this process has died. Returns the descriptor it watches."""
+    read, write = os.pipe()
+    with open(os.devnull) as nowhere:
+        subprocess.Popen(
+            [sys.executable, "-m", "serve_app.deployments.reaper", str(read), mark],
+            pass_fds=[read],
+            stdin=nowhere,
+            start_new_session=True,
+        )
+    os.close(read)
+    return write
+
+
+def reap(mark: str, patience_s: float = 5.0) -> int:
+    """Kill every marked process but this one, until none is left. Returns how many were killed."""
+    killed = 0
+    deadline = time.monotonic() + patience_s
+    while (found := _marked(mark)) and time.monotonic() < deadline:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        killed += len(found)
+        psutil.wait_procs(found, timeout=1.0)
+    return killed
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            alive = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
+            if alive and process.environ().get(MARK) == mark and not _is_reaper(process):
+                found.append(process)
+    return found
+
+
+def _is_reaper(process: psutil.Process) -> bool:
+    return "serve_app.deployments.reaper" in process.cmdline()
+
+
+if __name__ == "__main__":
+    descriptor, marked = int(sys.argv[1]), sys.argv[2]
+    os.read(descriptor, 1)
+    reap(marked)

@@ -1,0 +1,56 @@
+"""The model replica and CPU worker: one Serve deployment class, made into pools by configuration.
+
+A replica takes its work from the scheduler, not from Serve requests: Serve starts it, checks its health and scales it;
+the scheduler, which knows what each replica holds, says what it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+
+from serve_app import log
+from serve_app.config import AppConfig, PoolConfig
+from serve_app.deployments.handles import SchedulerHandle
+
+
+class Replica:
+    """One replica of a pool."""
+
+    async def __init__(self, config: AppConfig, pool: PoolConfig) -> None:  # type: ignore[misc]
+        # Here and not above, so that who only deploys this class needs no torch.
+        from serve_app.deployments.assemble import assemble
+
+        log.configure()
+        desk = SchedulerHandle(me=ray.get_runtime_context().current_actor)
+        self._runner = assemble(config, pool, serve.get_replica_context().replica_id.unique_id, desk, ObjectStore())
+        self._life = asyncio.create_task(self._runner.run())
+
+    def check_health(self) -> None:
+        """Fail Serve's health check once the replica's life has ended by an error."""
+        if self._life.done():
+            self._life.result()
+
+    async def __del__(self) -> None:
+        if life := getattr(self, "_life", None):
+            await self._runner.leave()
+            life.cancel()
+
+
+class ObjectStore:
+    """Values between replicas: through Ray's object store, by reference."""
+
+    def put(self, value: Any) -> Any:
+        # In a list, so that the reference itself travels and not what it refers to.
+        return [ray.put(value)]
+
+    async def get(self, reference: Any) -> Any:
+        """Return the value, or None if it was lost with the replica that made it."""
+        try:
+            return await reference[0]
+        except RayError:
+            return None

@@ -1,0 +1,283 @@
+"""A replica's life, without Ray: join the scheduler, take messages, run tasks, report what happened.
+
+Reports go out one call at a time, whatever has gathered meanwhile in one call; progress is thinned to the newest value
+a node. A scheduler of another epoch means that nothing this replica runs counts any more: all tasks are dropped and it
+joins again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from serve_app import log
+from serve_app.errors import CancelledJobError, NotReadyError, StaleEpochError, UnavailableError
+from serve_app.graph.plan import Task, TaskId
+from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.execute import Execution, NodeFailedError
+from serve_app.nodes.files import NodeFiles
+from serve_app.nodes.held import Held
+from serve_app.nodes.runtime import Files, Runtime
+from serve_app.scheduler.messages import (
+    Assign,
+    Compute,
+    Deliver,
+    Evicted,
+    Export,
+    Exported,
+    HostStats,
+    Interrupt,
+    Message,
+    NodeFinished,
+    NodeProgressed,
+    NodeStarted,
+    ReplicaDesk,
+    ReplicaInfo,
+    Report,
+    Resident,
+    TaskFailed,
+    TaskFinished,
+    TaskStopped,
+    Want,
+)
+from serve_app.store.store import Store
+
+_log = log.get("deployments.runner")
+
+PROGRESS_S = 0.05
+"""Progress alone waits this long for more to go with it."""
+HOST_S = 2.0
+"""How often the host's memory and GPUs are reported."""
+
+
+class Models(Protocol):
+    """What the runner needs of `engine.runtime`: a RUNTIME bound to one node, and what is resident."""
+
+    def bind(self, progress: Callable[[int, int], None]) -> Runtime: ...
+
+    def resident(self) -> tuple[str, ...]: ...
+
+
+class Transfer(Protocol):
+    """How values get from replica to replica: by reference through the object store, or as they are in one process."""
+
+    def put(self, value: Any) -> Any: ...
+
+    async def get(self, reference: Any) -> Any: ...
+
+
+class Runner:
+    """One replica's tasks. models None: a worker, whose nodes cannot ask for RUNTIME."""
+
+    def __init__(
+        self,
+        desk: ReplicaDesk,
+        info: ReplicaInfo,
+        *,
+        classes: Mapping[str, type],
+        specs: Mapping[str, NodeSpec],
+        models: Models | None,
+        store: Store,
+        transfer: Transfer,
+        host: Callable[[], HostStats],
+        results_bytes: int,
+    ) -> None:
+        self._desk = desk
+        self._info = info
+        self._classes = classes
+        self._specs = specs
+        self._models = models
+        self._store = store
+        self._transfer = transfer
+        self._host = host
+        self._held = Held(results_bytes, self._evicted)
+        self._running: dict[TaskId, asyncio.Task[None]] = {}
+        self._wanted: dict[str, asyncio.Future[Any]] = {}
+        self._outbox: list[Report] = []
+        self._progress: dict[tuple[TaskId, str], NodeProgressed] = {}
+        self._something_to_say = asyncio.Event()
+        self._resident: tuple[str, ...] = ()
+        self._leaving = False
+        self._epoch = 0
+
+    async def run(self) -> None:
+        """Serve until cancelled; outlives any number of schedulers."""
+        while True:
+            try:
+                self._epoch = await self._desk.join(self._info, list(self._specs.values()), self._host())
+                self._resident = ()
+                await self._serve_epoch()
+            except (StaleEpochError, UnavailableError) as error:
+                _log.warning("joining again: %s", error)
+                await self._drop_all()
+                await asyncio.sleep(0.2)
+
+    async def leave(self) -> None:
+        """Tell the scheduler that this replica goes; its unfinished tasks are handed to others at once."""
+        self._leaving = True
+        await self._drop_all()
+        try:
+            await self._desk.leave(self._info.replica_id, self._epoch)
+        except (StaleEpochError, NotReadyError) as error:
+            _log.info("left without a word: %s", error)
+
+    async def _serve_epoch(self) -> None:
+        loops = [asyncio.create_task(f()) for f in (self._take_messages, self._send_reports, self._watch_host)]
+        try:
+            await asyncio.gather(*loops)
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
+    async def _drop_all(self) -> None:
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self._wanted.clear()
+        self._outbox.clear()
+        self._progress.clear()
+
+    # Messages ---------------------------------------------------------------------------------------------------------
+
+    async def _take_messages(self) -> None:
+        cursor = 0
+        while True:
+            for seen, message in await self._desk.poll(self._info.replica_id, self._epoch, cursor):
+                cursor = seen
+                self._take(message)
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Assign(task):
+                self._running[task.id] = asyncio.create_task(self._run_task(task))
+            case Interrupt(task_id):
+                if task := self._running.get(task_id):
+                    task.cancel()
+            case Export(signature):
+                if (value := self._held.peek(signature)) is None:
+                    self._say(Evicted((signature,)))
+                else:
+                    self._say(Exported(signature, self._transfer.put(value)))
+            case Deliver(signature, reference):
+                self._answer(signature, reference)
+            case Compute(signature):
+                self._answer(signature, None)
+
+    def _answer(self, signature: str, reference: Any) -> None:
+        wanted = self._wanted.pop(signature, None)
+        if wanted is not None and not wanted.done():
+            wanted.set_result(reference)
+
+    # Tasks ------------------------------------------------------------------------------------------------------------
+
+    async def _run_task(self, task: Task) -> None:
+        scope = TaskScope(self, task)
+        try:
+            await Execution(task, self._classes, self._held, scope, scope, scope.fetch).run()
+            self._say(TaskFinished(task.id))
+        except (asyncio.CancelledError, CancelledJobError):
+            self._say(TaskStopped(task.id))
+        except NodeFailedError as error:
+            self._say(_failed(task.id, error))
+        finally:
+            del self._running[task.id]
+            self._report_residency()
+
+    async def fetch(self, task_id: TaskId, signature: str) -> Any | None:
+        """Ask the scheduler for a value; None means that this replica must compute it."""
+        wanted = self._wanted.get(signature)
+        if wanted is None:
+            wanted = self._wanted[signature] = asyncio.get_running_loop().create_future()
+            self._say(Want(task_id, signature))
+        reference = await asyncio.shield(wanted)
+        return None if reference is None else await self._transfer.get(reference)
+
+    # Reports ----------------------------------------------------------------------------------------------------------
+
+    def _say(self, report: Report) -> None:
+        if isinstance(report, NodeProgressed):
+            self._progress[report.task_id, report.node_id] = report
+        else:
+            if isinstance(report, NodeFinished):
+                self._progress.pop((report.task_id, report.node_id), None)
+            self._outbox.append(report)
+        self._something_to_say.set()
+
+    async def _send_reports(self) -> None:
+        while True:
+            await self._something_to_say.wait()
+            if not self._outbox:
+                await asyncio.sleep(PROGRESS_S)
+            self._something_to_say.clear()
+            reports = [*self._progress.values(), *self._outbox]
+            self._outbox, self._progress = [], {}
+            await self._desk.report(self._info.replica_id, self._epoch, reports, None)
+
+    async def _watch_host(self) -> None:
+        while True:
+            await asyncio.sleep(HOST_S)
+            await self._desk.report(self._info.replica_id, self._epoch, [], await asyncio.to_thread(self._host))
+
+    def _report_residency(self) -> None:
+        if self._models is not None and (resident := self._models.resident()) != self._resident:
+            self._resident = resident
+            self._say(Resident(resident))
+
+    def _evicted(self, signatures: tuple[str, ...]) -> None:
+        self._say(Evicted(signatures))
+
+    def runtime(self, progress: Callable[[int, int], None]) -> Runtime | None:
+        """Return a RUNTIME that reports its progress there."""
+        return None if self._models is None else self._models.bind(progress)
+
+    def files(self, task: Task, node_id: str) -> Files:
+        """Return the STORE of one node."""
+
+        async def reserve(key: str, at_least: int, count: int) -> int:
+            return await self._desk.reserve(task.id, node_id, key, at_least, count)
+
+        return NodeFiles(self._store, task.id.job_id, node_id, reserve)
+
+
+class TaskScope:
+    """What one task's nodes may use, and where what happens to them is said."""
+
+    def __init__(self, runner: Runner, task: Task) -> None:
+        self._runner = runner
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+
+    def runtime(self, node_id: str) -> Runtime | None:
+        def progress(value: int, maximum: int) -> None:
+            report = NodeProgressed(self._task.id, node_id, value, maximum)
+            self._loop.call_soon_threadsafe(self._runner._say, report)
+
+        return self._runner.runtime(progress)
+
+    def files(self, node_id: str) -> Files:
+        return self._runner.files(self._task, node_id)
+
+    def started(self, node_id: str) -> None:
+        self._runner._say(NodeStarted(self._task.id, node_id))
+
+    def finished(self, node_id: str, signature: str, ui: Mapping[str, Any] | None) -> None:
+        self._runner._say(NodeFinished(self._task.id, node_id, signature, ui))
+
+    def fetch(self, signature: str) -> Awaitable[Any | None]:
+        return self._runner.fetch(self._task.id, signature)
+
+
+def _failed(task_id: TaskId, error: NodeFailedError) -> TaskFailed:
+    cause = error.exception
+    return TaskFailed(
+        task_id=task_id,
+        node_id=error.node_id,
+        class_type=error.class_type,
+        exception_type=type(cause).__name__,
+        message=str(cause),
+        traceback=tuple(traceback.format_exception(cause)),
+    )

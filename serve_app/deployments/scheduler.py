@@ -1,0 +1,139 @@
+"""The graph scheduler as a detached Ray actor: one a cluster, restarted by Ray for as long as anyone needs it.
+
+Detached and pinned to the head, so that it outlives ingress replicas; all it knows is in the database. It ends itself
+once nobody calls it any more, that is, when the application it belongs to is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from serve_app import __version__, log
+from serve_app.config import AppConfig
+from serve_app.deployments.handles import NAME, NAMESPACE
+from serve_app.scheduler.messages import ReplicaInfo
+from serve_app.scheduler.scheduler import Scheduler
+from serve_app.store.catalog import Catalog
+from serve_app.store.jobs import Jobs
+from serve_app.store.store import FileRef
+from serve_app.store.volume import Volume
+
+ORPHANED_S = 120.0
+"""How long a scheduler that nobody calls stays: longer than any restart of its callers."""
+PULSE_S = 1.0
+_log = log.get("deployments.scheduler")
+
+
+class SchedulerActor:
+    """The scheduler behind one actor method. Starts on its first call, which a restart by Ray makes come soon."""
+
+    def __init__(self, config: AppConfig) -> None:
+        log.configure()
+        self._config = config
+        self._called_s = time.monotonic()
+        self._starting = asyncio.Lock()
+        self._scheduler: Scheduler | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._pulses: dict[str, asyncio.Task[None]] = {}
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of SchedulerClient or ReplicaDesk, or `backlog`."""
+        scheduler = await self._started()
+        if method == "join":
+            return await self._join(scheduler, *arguments)
+        return await getattr(scheduler, method)(*arguments)
+
+    async def version(self) -> str:
+        """Return the version this actor was made with; see `version`."""
+        return version(self._config)
+
+    async def retire(self) -> None:
+        """Take no new job, let go of the lease and exit; the next scheduler plans what is unfinished."""
+        (await self._started()).retire()
+
+    async def _started(self) -> Scheduler:
+        self._called_s = time.monotonic()
+        if self._scheduler is None:
+            async with self._starting:
+                if self._scheduler is None:
+                    scheduler = make_scheduler(self._config, f"{ray.get_runtime_context().get_node_id()}:{os.getpid()}")
+                    await scheduler.start()
+                    self._watching = asyncio.create_task(self._exit_when_done(scheduler))
+                    self._scheduler = scheduler
+        return self._scheduler
+
+    async def _join(self, scheduler: Scheduler, info: ReplicaInfo, specs: Any, host: Any, actor: Any) -> int:
+        epoch = await scheduler.join(info, specs, host)
+        if earlier := self._pulses.pop(info.replica_id, None):
+            earlier.cancel()
+        self._pulses[info.replica_id] = asyncio.create_task(self._pulse(scheduler, info.replica_id, actor))
+        return epoch
+
+    async def _pulse(self, scheduler: Scheduler, replica_id: str, actor: Any) -> None:
+        """Notice the death of a replica's process: a call to a dead actor fails at once, one to a busy actor waits."""
+        while True:
+            try:
+                await actor.__ray_ready__.remote()
+                await asyncio.sleep(PULSE_S)
+            except RayActorError:
+                await scheduler.lost(replica_id)
+                return
+
+    async def _exit_when_done(self, scheduler: Scheduler) -> None:
+        while not scheduler.fenced.is_set() and time.monotonic() - self._called_s < ORPHANED_S:
+            await asyncio.sleep(0.2)
+        _log.info("exiting: %s", "replaced" if scheduler.fenced.is_set() else "nobody calls any more")
+        await scheduler.close()
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+
+def ensure(config: AppConfig) -> None:
+    """Make sure that a scheduler of this version is there or coming; one of another version is retired first."""
+    actor = ray.remote(SchedulerActor).options(
+        name=NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=10_000,
+        num_cpus=0,
+        resources={"node:__internal_head__": 0.001},
+    )
+    while True:
+        handle = actor.remote(config)
+        try:
+            if ray.get(handle.version.remote()) == version(config):
+                return
+            _log.info("retiring a scheduler of another version")
+            ray.get(handle.retire.remote())
+            ray.kill(handle, no_restart=True)
+        except RayActorError:
+            time.sleep(0.2)
+
+
+def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
+    """Build the scheduler over the configured database, model files and inputs."""
+    catalog, store = Catalog(config.models_dir), Volume(config.directories)
+
+    def fingerprint(folder: str, name: str) -> str:
+        return store.stat(FileRef.named(name)).etag if folder == "input" else catalog.fingerprint(folder, name)
+
+    return Scheduler(
+        Jobs(config.database_url),
+        [pool.pool for pool in config.pools],
+        fingerprint,
+        holder=holder,
+        max_queue=config.max_queue,
+        max_attempts=config.max_attempts,
+    )
+
+
+def version(config: AppConfig) -> str:
+    """Return what tells this scheduler from one that must be replaced: the code's version and its configuration."""
+    return f"{__version__} {config.model_dump_json()}"

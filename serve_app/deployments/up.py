@@ -1,0 +1,158 @@
+"""`serve-app up`: the whole server on one machine, or on the Ray cluster that RAY_ADDRESS names.
+
+A Ray started here ends with this process, whatever ends it; jobs are in the database and go on at the next start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+from serve_app import config, log
+from serve_app.config import AppConfig
+from serve_app.errors import ConfigError, UnavailableError
+
+APPLICATION = "serve-app"
+_log = log.get("up")
+
+
+def up(arguments: argparse.Namespace) -> int:
+    """Start the server, block until SIGTERM or Ctrl-C, stop it. Returns the exit status."""
+    log.configure()
+    try:
+        settings = _settings(arguments)
+        _check_port(arguments.host, arguments.port)
+    except ConfigError as error:
+        print(f"serve-app up: {error}", file=sys.stderr)
+        return 2
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    own = "RAY_ADDRESS" not in os.environ
+    mark = str(uuid.uuid4())
+    if own:
+        _prepare_environment(mark)
+    # Ray and Serve read the environment when they are imported.
+    from serve_app.deployments import reaper
+
+    watched = reaper.watch(mark) if own else None
+    try:
+        return _serve(settings, arguments, own, stop)
+    finally:
+        if own:
+            reaper.reap(mark)
+        if watched is not None:
+            os.close(watched)
+
+
+def _serve(settings: AppConfig, arguments: argparse.Namespace, own: bool, stop: threading.Event) -> int:
+    import ray
+    from ray import serve
+
+    from serve_app.deployments.build import bind
+
+    context = _connect(ray, settings, own)
+    deploying = threading.Thread(target=_deploy, args=(serve, bind(settings), arguments), daemon=True)
+    deploying.start()
+    print(f"dashboard: http://{context.dashboard_url}" if context.dashboard_url else "dashboard: none", flush=True)
+    url = f"http://{arguments.host}:{arguments.port}"
+    ready = _wait_until_ready(stop, deploying)
+    if ready:
+        print(f"server:    {url}", flush=True)
+        stop.wait()
+    elif not stop.is_set():
+        print("serve-app up: the application could not be deployed; see the log above", file=sys.stderr)
+    print("stopping", flush=True)
+    if own:
+        ray.shutdown()
+    else:
+        _withdraw(ray, serve)
+    return 0 if ready or stop.is_set() else 1
+
+
+def _connect(ray: Any, settings: AppConfig, own: bool) -> Any:
+    """Connect to the cluster, or start one that listens on this machine only."""
+    quiet = {"log_to_driver": False, "logging_level": "WARNING", "ignore_reinit_error": False}
+    if not own:
+        return ray.init(**quiet)
+    needed = sum(p.num_cpus * p.max_replicas for p in settings.pools)
+    return ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        include_dashboard=True,
+        num_cpus=max(os.cpu_count() or 1, round(needed + 1)),
+        **quiet,
+    )
+
+
+def _deploy(serve: Any, application: Any, arguments: argparse.Namespace) -> None:
+    serve.start(proxy_location="HeadOnly", http_options={"host": arguments.host, "port": arguments.port})
+    serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
+
+
+def _wait_until_ready(stop: threading.Event, deploying: threading.Thread) -> bool:
+    """Wait until a replica has joined, so that a job can run. False if the deployment failed or a stop was asked."""
+    from serve_app.deployments.handles import SchedulerHandle
+
+    async def ready() -> bool:
+        handle = SchedulerHandle()
+        while not stop.is_set():
+            try:
+                cluster = await handle.cluster()
+                if cluster.replicas and not deploying.is_alive():
+                    return True
+            except UnavailableError:
+                if not deploying.is_alive():
+                    return False
+            await asyncio.sleep(0.1)
+        return False
+
+    return asyncio.run(ready())
+
+
+def _withdraw(ray: Any, serve: Any) -> None:
+    """Take the application and its scheduler off a cluster that goes on."""
+    from serve_app.deployments.handles import NAME, NAMESPACE
+
+    serve.delete(APPLICATION)
+    try:
+        ray.kill(ray.get_actor(NAME, NAMESPACE), no_restart=True)
+    except ValueError:
+        _log.info("the scheduler had ended already")
+    ray.shutdown()
+
+
+def _settings(arguments: argparse.Namespace) -> AppConfig:
+    """Return the file's configuration with the command line's paths over it. Errors: ConfigError."""
+    settings = config.load(Path(arguments.config)) if arguments.config else AppConfig()
+    names = ("models_dir", "input_dir", "output_dir", "temp_dir", "database_url")
+    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+    return config.parse({**settings.model_dump(), **given}, "command line").resolved()
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; give another --port") from error
+
+
+def _prepare_environment(mark: str) -> None:
+    """Set what Ray's processes inherit: the reaper's mark, the proxy's gate, and calls without needless hops."""
+    from serve_app.deployments.reaper import MARK
+
+    os.environ[MARK] = mark
+    # Ray renames its processes; this keeps their environment, and so the mark, readable.
+    os.environ["SPT_NOENV"] = "1"
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_app.deployments.gate:middlewares")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -1,0 +1,451 @@
+"""The scheduler's mind: a pure state machine. `handle(stimulus) -> [command]`; no clock, no I/O, no Ray, no threads.
+
+Rules:
+1. A job runs its tasks when the values they need are there; jobs are served by (number, submission order).
+2. A task is sent to one replica as one attempt. Only the current attempt of a running task counts; answers of any
+   other are dropped. Losing the replica makes a new attempt; a node that raises ends the job.
+3. A signature is computed by one task at a time in the whole cluster. Who else needs it asks (Want) and is sent it
+   (Export, Deliver), or told to make it (Compute) once nobody has or makes it.
+4. An output recorded for a job is never computed again for that job.
+5. A job ends once: success when its outputs are recorded, error or cancelled otherwise. Nothing follows its end.
+6. Every Persist stands before the commands that tell anyone of it.
+
+The machine knows unfinished jobs only. The shell (`scheduler.py`) feeds it and carries the commands out.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from serve_app.events import Event, Kind
+from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
+from serve_app.scheduler.messages import (
+    Assign,
+    Compute,
+    Deliver,
+    Evicted,
+    Export,
+    Exported,
+    Interrupt,
+    Message,
+    NodeFinished,
+    NodeProgressed,
+    NodeStarted,
+    Report,
+    Resident,
+    TaskFailed,
+    TaskFinished,
+    TaskStopped,
+    Want,
+)
+from serve_app.scheduler.placement import ReplicaRecord, choose, constants_of
+from serve_app.scheduler.results import Results
+from serve_app.scheduler.stimuli import (
+    CancelAsked,
+    Command,
+    JobArrived,
+    Persist,
+    Publish,
+    ReplicaJoined,
+    ReplicaLost,
+    Reported,
+    Send,
+    Stimulus,
+)
+from serve_app.store.changes import Ending, JobAccepted, JobEnded, JobRow, JobStarted, OutputRecorded
+
+EPOCH_BITS = 32
+"""An event's seq is epoch << EPOCH_BITS plus a count, so cursors keep growing across restarts."""
+
+
+@dataclass(slots=True)
+class TaskRecord:
+    plan: TaskPlan
+    attempt: int = 0
+    state: Literal["waiting", "ready", "running", "done"] = "waiting"
+    replica_id: str | None = None
+
+
+@dataclass(slots=True)
+class JobRecord:
+    """An unfinished job. row is as it was accepted; what has happened since is beside it."""
+
+    row: JobRow
+    plan: Plan
+    tasks: list[TaskRecord]
+    started_s: float | None
+    outputs: dict[str, Mapping[str, Any]]
+    missing: set[str]
+    finished: set[str] = field(default_factory=set)
+    progress: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def priority(self) -> tuple[float, int]:
+        """The lower, the sooner."""
+        return (self.row.number, self.row.order)
+
+    @property
+    def percent(self) -> int:
+        """Work done so far, 0–99; a node with a `steps` constant counts that many times."""
+        weights = {node_id: _steps(self.plan, node_id) for task in self.plan.tasks for node_id in task.nodes}
+        total = sum(weights.values())
+        done = sum(w * (1.0 if n in self.finished else self.progress.get(n, 0.0)) for n, w in weights.items())
+        return 0 if total == 0 else min(99, int(100 * done / total))
+
+
+class Machine:
+    """The state of the scheduler. epoch: the fencing number of this life. max_attempts: tries a task gets."""
+
+    def __init__(self, epoch: int, max_attempts: int = 5) -> None:
+        self.jobs: dict[str, JobRecord] = {}
+        self.replicas: dict[str, ReplicaRecord] = {}
+        self.results = Results()
+        self._seq = epoch << EPOCH_BITS
+        self._max_attempts = max_attempts
+        self._ready: defaultdict[str, list[tuple[float, int, str, int]]] = defaultdict(list)
+        self._waiters: defaultdict[str, list[TaskId]] = defaultdict(list)
+        self._commands: list[Command] = []
+        self._at_s = 0.0
+
+    def handle(self, stimulus: Stimulus, at_s: float) -> list[Command]:
+        """Take one stimulus in and return what must be done, in order. at_s: Unix time, only ever copied."""
+        self._at_s = at_s
+        match stimulus:
+            case JobArrived(row, plan):
+                self._job_arrived(row, plan)
+            case CancelAsked(job_id):
+                if job_id in self.jobs:
+                    self._end(self.jobs[job_id], "cancelled", {})
+            case ReplicaJoined(info):
+                self._replica_lost(info.replica_id)
+                self.replicas[info.replica_id] = ReplicaRecord(info)
+            case ReplicaLost(replica_id):
+                self._replica_lost(replica_id)
+            case Reported(replica_id, report):
+                if replica_id in self.replicas:
+                    self._reported(self.replicas[replica_id], report)
+        self._assign_ready()
+        commands, self._commands = self._commands, []
+        return commands
+
+    def next_seq(self) -> int:
+        """Return the cursor of the next event."""
+        self._seq += 1
+        return self._seq
+
+    def backlog(self, pool: str) -> tuple[int, int]:
+        """Return how many of the pool's tasks are ready but without a replica, and how many run."""
+        tasks = [t for job in self.jobs.values() for t in job.tasks if t.plan.pool == pool]
+        return sum(t.state == "ready" for t in tasks), sum(t.state == "running" for t in tasks)
+
+    # Jobs -----------------------------------------------------------------------------------------------------------
+
+    def _job_arrived(self, row: JobRow, plan: Plan) -> None:
+        outputs = {node_id: ui for node_id, (_, ui) in row.outputs.items()}
+        job = JobRecord(
+            row=row,
+            plan=plan,
+            tasks=[TaskRecord(task) for task in plan.tasks],
+            started_s=row.started_s,
+            outputs=outputs,
+            missing=set(row.targets) - set(outputs),
+        )
+        self.jobs[row.job_id] = job
+        if row.queued_seq >> EPOCH_BITS == self._seq >> EPOCH_BITS:
+            self._commands.append(Persist(JobAccepted(row)))
+            self._commands.append(Publish(Event(row.job_id, row.queued_seq, "queued", self._at_s)))
+        if job.missing:
+            self._wake(job)
+        else:
+            self._end(job, "success", {})
+
+    def _wake(self, job: JobRecord) -> None:
+        """Make ready every waiting task whose needs are done."""
+        done = {node_id for task in job.tasks if task.state == "done" for node_id in task.plan.nodes}
+        for task in job.tasks:
+            if task.state == "waiting" and done.issuperset(task.plan.needs):
+                self._make_ready(job, task)
+
+    def _make_ready(self, job: JobRecord, task: TaskRecord) -> None:
+        task.state, task.replica_id = "ready", None
+        heapq.heappush(self._ready[task.plan.pool], (*job.priority, job.row.job_id, task.plan.index))
+
+    def _record(self, job: JobRecord, node_id: str, ui: Mapping[str, Any]) -> None:
+        """Record an output for good; end the job with its last one."""
+        if node_id not in job.missing:
+            return
+        seq = self.next_seq()
+        job.missing.discard(node_id)
+        job.outputs[node_id] = ui
+        job.finished.add(node_id)
+        self._commands.append(Persist(OutputRecorded(job.row.job_id, node_id, ui, seq)))
+        executed = {"node": node_id, "output": ui}
+        self._commands.append(Publish(Event(job.row.job_id, seq, "executed", self._at_s, executed)))
+        if not job.missing:
+            self._end(job, "success", {})
+
+    def _end(self, job: JobRecord, state: Ending, failure: Mapping[str, Any]) -> None:
+        seq = self.next_seq()
+        del self.jobs[job.row.job_id]
+        self._commands.append(Persist(JobEnded(job.row.job_id, state, self._at_s, seq, failure)))
+        self._commands.append(Publish(Event(job.row.job_id, seq, state, self._at_s, failure)))
+        for task in job.tasks:
+            if task.state == "running" and state != "success":
+                self._send(task.replica_id, Interrupt(_task_id(job, task)))
+
+    def _publish(self, job: JobRecord, kind: Kind, data: Mapping[str, Any]) -> None:
+        self._commands.append(Publish(Event(job.row.job_id, self.next_seq(), kind, self._at_s, data)))
+
+    def _send(self, replica_id: str | None, message: Message) -> None:
+        if replica_id is not None:
+            self._commands.append(Send(replica_id, message))
+
+    # Placing --------------------------------------------------------------------------------------------------------
+
+    def _assign_ready(self) -> None:
+        """Give ready tasks to free replicas, first by priority, until a pool has no free replica or no ready task."""
+        progress = True
+        while progress:
+            progress = False
+            for pool in list(self._ready):
+                replicas = [r for r in self.replicas.values() if r.info.pool == pool]
+                while self._ready[pool] and any(r.free for r in replicas):
+                    *_, job_id, index = heapq.heappop(self._ready[pool])
+                    job = self.jobs.get(job_id)
+                    if job is not None and job.tasks[index].state == "ready":
+                        self._start(job, job.tasks[index], replicas)
+                        progress = True
+
+    def _start(self, job: JobRecord, task: TaskRecord, replicas: list[ReplicaRecord]) -> None:
+        """Send a ready task to a replica, unless what it should produce is known already."""
+        if job.started_s is None:
+            self._start_job(job)
+        for node_id in task.plan.targets:
+            ui = self.results.ui(job.plan.signatures[node_id])
+            if node_id in job.missing and ui is not None:
+                self._record(job, node_id, ui)
+        if job.row.job_id not in self.jobs:
+            return
+        targets = tuple(n for n in task.plan.targets if self._unmade(job, n))
+        if not targets:
+            self._done(job, task)
+            return
+        lost = [n for n in task.plan.needs if not self._reachable(job.plan.signatures[n])]
+        if lost:
+            self._remake(job, lost)
+            task.state = "waiting"
+            return
+        signatures = {job.plan.signatures[n] for n in (*task.plan.nodes, *task.plan.needs)}
+        constants = constants_of(job.plan.graph, task.plan.nodes)
+        replica = choose(replicas, signatures, constants, self.results)
+        if replica is None:
+            self._make_ready(job, task)
+            return
+        task.state, task.replica_id = "running", replica.info.replica_id
+        task_id = _task_id(job, task)
+        replica.running.add(task_id)
+        remote = self._claim(job, task, targets, replica)
+        self._send(replica.info.replica_id, Assign(_task(job, task, targets, remote)))
+
+    def _start_job(self, job: JobRecord) -> None:
+        job.started_s = self._at_s
+        seq = self.next_seq()
+        self._commands.append(Persist(JobStarted(job.row.job_id, self._at_s, seq)))
+        self._commands.append(Publish(Event(job.row.job_id, seq, "started", self._at_s)))
+        nodes = [node_id for task in job.plan.tasks for node_id in task.nodes]
+        cached = [node_id for node_id in nodes if self.results.known(job.plan.signatures[node_id])]
+        self._publish(job, "cached", {"nodes": cached})
+
+    def _unmade(self, job: JobRecord, node_id: str) -> bool:
+        if node_id in job.plan.outputs:
+            return node_id in job.missing
+        return not self.results.holders(job.plan.signatures[node_id])
+
+    def _reachable(self, signature: str) -> bool:
+        return bool(self.results.holders(signature)) or self.results.owner(signature) is not None
+
+    def _remake(self, job: JobRecord, nodes: Iterable[str]) -> None:
+        """Run again the tasks whose values were lost after they were done."""
+        for node_id in nodes:
+            task = next(t for t in job.tasks if node_id in t.plan.nodes)
+            if task.state == "done":
+                task.attempt += 1
+                self._make_ready(job, task)
+
+    def _claim(
+        self, job: JobRecord, task: TaskRecord, targets: Iterable[str], replica: ReplicaRecord
+    ) -> frozenset[str]:
+        """Walk down from the targets: claim what the replica must compute, return what it must ask for."""
+        task_id, own = _task_id(job, task), set(task.plan.nodes)
+        remote: set[str] = set()
+        seen: set[str] = set()
+        stack = list(targets)
+        while stack:
+            node_id = stack.pop()
+            signature = job.plan.signatures[node_id]
+            if signature in seen:
+                continue
+            seen.add(signature)
+            holders, owner = self.results.holders(signature), self.results.owner(signature)
+            if replica.info.replica_id in holders or owner in replica.running:
+                continue
+            if holders or owner is not None or node_id not in own:
+                remote.add(signature)
+                continue
+            self.results.claim(signature, task_id)
+            stack.extend(link.node_id for _, link in job.plan.graph.nodes[node_id].links())
+        return frozenset(remote)
+
+    # Reports --------------------------------------------------------------------------------------------------------
+
+    def _reported(self, replica: ReplicaRecord, report: Report) -> None:
+        replica_id = replica.info.replica_id
+        match report:
+            case NodeStarted(task_id, node_id):
+                if current := self._current(task_id):
+                    self._publish(current[0], "executing", {"node": node_id})
+            case NodeProgressed(task_id, node_id, value, maximum):
+                if current := self._current(task_id):
+                    current[0].progress[node_id] = value / max(1, maximum)
+                    self._publish(current[0], "progress", {"node": node_id, "value": value, "max": maximum})
+            case NodeFinished(task_id, node_id, signature, ui):
+                self.results.hold(replica_id, signature, ui)
+                if self._waiters.get(signature):
+                    self._send(replica_id, Export(signature))
+                if current := self._current(task_id):
+                    current[0].finished.add(node_id)
+                    if node_id in current[0].plan.outputs:
+                        self._record(current[0], node_id, ui or {})
+            case TaskFinished(task_id):
+                self._let_go(replica, task_id)
+                if current := self._current(task_id):
+                    self._done(*current)
+            case TaskFailed(task_id, node_id, class_type, exception_type, message, traceback):
+                self._let_go(replica, task_id)
+                if current := self._current(task_id):
+                    current[1].state = "done"
+                    failure = {
+                        "node": node_id,
+                        "class_type": class_type,
+                        "exception_type": exception_type,
+                        "message": message,
+                        "traceback": list(traceback),
+                    }
+                    self._end(current[0], "error", failure)
+            case TaskStopped(task_id):
+                self._let_go(replica, task_id)
+                if current := self._current(task_id):
+                    self._retry(*current, "was stopped by its replica")
+            case Want(task_id, signature):
+                if self._current(task_id):
+                    self._resolve(signature, [task_id])
+            case Exported(signature, value):
+                for waiter in self._waiters.pop(signature, []):
+                    self._send(self._replica_of(waiter), Deliver(signature, value))
+            case Evicted(signatures):
+                self.results.evict(replica_id, signatures)
+                for signature in signatures:
+                    self._resolve(signature, self._waiters.pop(signature, []))
+            case Resident(recipes):
+                replica.recipes = recipes
+
+    def _current(self, task_id: TaskId) -> tuple[JobRecord, TaskRecord] | None:
+        """Return the job and task if this attempt is the one that runs now."""
+        job = self.jobs.get(task_id.job_id)
+        if job is None or task_id.index >= len(job.tasks):
+            return None
+        task = job.tasks[task_id.index]
+        return (job, task) if task.state == "running" and task.attempt == task_id.attempt else None
+
+    def is_current(self, task_id: TaskId) -> bool:
+        """Whether this attempt is the one that runs now."""
+        return self._current(task_id) is not None
+
+    def _replica_of(self, task_id: TaskId) -> str | None:
+        current = self._current(task_id)
+        return None if current is None else current[1].replica_id
+
+    def _done(self, job: JobRecord, task: TaskRecord) -> None:
+        task.state = "done"
+        self._wake(job)
+
+    def _let_go(self, replica: ReplicaRecord, task_id: TaskId) -> None:
+        """Free the task's slot, and hand on to its waiters what it claimed but did not compute."""
+        replica.running.discard(task_id)
+        self._orphan(self.results.release(task_id))
+
+    def _orphan(self, signatures: Iterable[str]) -> None:
+        for signature in sorted(signatures):
+            self._resolve(signature, self._waiters.pop(signature, []))
+
+    def _resolve(self, signature: str, waiters: Iterable[TaskId]) -> None:
+        """Find the wanted value for each waiter: from a holder, from whoever computes it, or from the waiter itself."""
+        for task_id in waiters:
+            current = self._current(task_id)
+            if current is None:
+                continue
+            job, task = current
+            holders = sorted(self.results.holders(signature))
+            if holders:
+                if not self._waiters[signature]:
+                    self._send(holders[0], Export(signature))
+                self._waiters[signature].append(task_id)
+            elif self.results.owner(signature) not in (None, task_id):
+                self._waiters[signature].append(task_id)
+            elif lost := [n for n in task.plan.needs if job.plan.signatures[n] == signature]:
+                self._waiters[signature].append(task_id)
+                self._remake(job, lost)
+            else:
+                self.results.claim(signature, task_id)
+                self._send(task.replica_id, Compute(signature))
+
+    # Losing a replica -----------------------------------------------------------------------------------------------
+
+    def _replica_lost(self, replica_id: str) -> None:
+        replica = self.replicas.pop(replica_id, None)
+        if replica is None:
+            return
+        self.results.drop_replica(replica_id)
+        orphans: set[str] = set()
+        for task_id in sorted(replica.running, key=lambda t: (t.job_id, t.index, t.attempt)):
+            orphans |= self.results.release(task_id)
+            if current := self._current(task_id):
+                self._retry(*current, "lost its replica")
+        stranded = [s for s, waiters in self._waiters.items() if waiters and not self.results.holders(s)]
+        self._orphan(orphans | set(stranded))
+
+    def _retry(self, job: JobRecord, task: TaskRecord, what: str) -> None:
+        task.attempt += 1
+        if task.attempt < self._max_attempts:
+            self._make_ready(job, task)
+            return
+        message = f"the task with nodes {', '.join(task.plan.nodes)} {what} {task.attempt} times and was given up"
+        task.state = "done"
+        failure = {"node": task.plan.targets[0], "class_type": "", "exception_type": "ReplicaLost"}
+        self._end(job, "error", {**failure, "message": message, "traceback": []})
+
+
+def _task_id(job: JobRecord, task: TaskRecord) -> TaskId:
+    return TaskId(job.row.job_id, task.plan.index, task.attempt)
+
+
+def _task(job: JobRecord, task: TaskRecord, targets: tuple[str, ...], remote: frozenset[str]) -> Task:
+    known = (*task.plan.nodes, *task.plan.needs)
+    return Task(
+        id=_task_id(job, task),
+        nodes={node_id: job.plan.graph.nodes[node_id] for node_id in task.plan.nodes},
+        targets=targets,
+        signatures={node_id: job.plan.signatures[node_id] for node_id in known},
+        remote=remote,
+        prompt=job.row.prompt,
+        extra_data=job.row.extra_data,
+    )
+
+
+def _steps(plan: Plan, node_id: str) -> int:
+    steps = plan.graph.nodes[node_id].inputs.get("steps", 1)
+    return max(1, steps) if isinstance(steps, int) else 1

@@ -1,0 +1,49 @@
+"""Which replica gets a task. Pure: reads records, changes nothing.
+
+Order of preference: the replica that holds or is computing most of the task's values, then one whose weights are
+resident, then the least busy, then the first by name so that the choice is reproducible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, field
+
+from serve_app.graph.graph import Graph
+from serve_app.graph.plan import TaskId
+from serve_app.scheduler.messages import ReplicaInfo
+from serve_app.scheduler.results import Results
+
+
+@dataclass(slots=True)
+class ReplicaRecord:
+    """A replica as the scheduler knows it. recipes: what weights it holds, e.g. "checkpoints/a.safetensors"."""
+
+    info: ReplicaInfo
+    running: set[TaskId] = field(default_factory=set)
+    recipes: tuple[str, ...] = ()
+
+    @property
+    def free(self) -> bool:
+        """Whether it can take one more task."""
+        return len(self.running) < self.info.slots
+
+
+def choose(
+    replicas: Iterable[ReplicaRecord], signatures: Set[str], constants: Set[str], results: Results
+) -> ReplicaRecord | None:
+    """Return the best free replica for a task with these node signatures and string constants, or None."""
+
+    def score(replica: ReplicaRecord) -> tuple[int, int, int, str]:
+        name = replica.info.replica_id
+        held = sum(name in results.holders(s) or results.owner(s) in replica.running for s in signatures)
+        resident = sum(recipe.rpartition("/")[2] in constants for recipe in replica.recipes)
+        return (-held, -resident, len(replica.running), name)
+
+    return min((r for r in replicas if r.free), key=score, default=None)
+
+
+def constants_of(graph: Graph, nodes: Iterable[str]) -> frozenset[str]:
+    """Return the string constants of the nodes: among them are the model file names the task will ask for."""
+    values = (value for node_id in nodes for value in graph.nodes[node_id].inputs.values())
+    return frozenset(value.rpartition("/")[2] for value in values if isinstance(value, str))

@@ -1,0 +1,83 @@
+"""The result index: which replica holds, and which task is computing, the values of a signature.
+
+Values themselves stay on the replicas, each an LRU by bytes of its own; the index follows what they report. What an
+output node showed (its ui dict) is small and stays here, so a finished job can be answered again by no replica at all.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from serve_app.graph.plan import TaskId
+
+
+class Results:
+    """The index. ui_entries: how many ui dicts are remembered, least recently used out first."""
+
+    def __init__(self, ui_entries: int = 4096) -> None:
+        self._holders: defaultdict[str, set[str]] = defaultdict(set)
+        self._ui: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
+        self._ui_entries = ui_entries
+        self._owner: dict[str, TaskId] = {}
+        self._claims: defaultdict[TaskId, set[str]] = defaultdict(set)
+
+    def hold(self, replica_id: str, signature: str, ui: Mapping[str, Any] | None) -> None:
+        """Note that the replica has the values; whoever was computing them no longer is."""
+        self._holders[signature].add(replica_id)
+        if ui is not None:
+            self._ui[signature] = ui
+            self._ui.move_to_end(signature)
+            if len(self._ui) > self._ui_entries:
+                self._ui.popitem(last=False)
+        self._release(signature)
+
+    def evict(self, replica_id: str, signatures: Iterable[str]) -> None:
+        """Note that the replica has let go of these values."""
+        for signature in signatures:
+            holders = self._holders.get(signature)
+            if holders is not None:
+                holders.discard(replica_id)
+                if not holders:
+                    del self._holders[signature]
+
+    def drop_replica(self, replica_id: str) -> None:
+        """Forget all that a lost replica held."""
+        self.evict(replica_id, [s for s, holders in self._holders.items() if replica_id in holders])
+
+    def holders(self, signature: str) -> frozenset[str]:
+        """Return the replicas that hold the values."""
+        return frozenset(self._holders.get(signature, ()))
+
+    def ui(self, signature: str) -> Mapping[str, Any] | None:
+        """Return what an output node of this signature showed, if it is remembered."""
+        if signature in self._ui:
+            self._ui.move_to_end(signature)
+        return self._ui.get(signature)
+
+    def known(self, signature: str) -> bool:
+        """Whether the node need not run again."""
+        return signature in self._ui or signature in self._holders
+
+    def owner(self, signature: str) -> TaskId | None:
+        """Return the task that is computing the values now."""
+        return self._owner.get(signature)
+
+    def claim(self, signature: str, task_id: TaskId) -> None:
+        """Note that the task computes the values from now on."""
+        self._release(signature)
+        self._owner[signature] = task_id
+        self._claims[task_id].add(signature)
+
+    def release(self, task_id: TaskId) -> set[str]:
+        """Note that the task computes nothing any more; return what it leaves without an owner."""
+        orphans = self._claims.pop(task_id, set())
+        for signature in orphans:
+            del self._owner[signature]
+        return orphans
+
+    def _release(self, signature: str) -> None:
+        owner = self._owner.pop(signature, None)
+        if owner is not None:
+            self._claims[owner].discard(signature)

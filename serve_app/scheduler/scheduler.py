@@ -1,0 +1,489 @@
+"""The scheduler's shell: asyncio around the machine, the database under it, mailboxes and event streams beside it.
+
+One writer task commits whatever changes have gathered in one transaction and only then carries out the commands behind
+them, so a job is in the database before its id is answered. Knows no Ray: `deployments/scheduler.py` makes it an actor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from serve_app import log
+from serve_app.errors import (
+    DrainingError,
+    JobMissingError,
+    NotReadyError,
+    QueueFullError,
+    ServeAppError,
+    StaleAttemptError,
+    StaleEpochError,
+)
+from serve_app.events import Event
+from serve_app.graph.parse import parse
+from serve_app.graph.plan import Plan, Pool, TaskId, plan
+from serve_app.graph.signature import signatures
+from serve_app.graph.spec import NodeSpec
+from serve_app.scheduler.machine import JobRecord, Machine
+from serve_app.scheduler.messages import (
+    Accepted,
+    ClusterView,
+    HostStats,
+    JobView,
+    Message,
+    QueueView,
+    ReplicaInfo,
+    ReplicaView,
+    Report,
+    Submission,
+)
+from serve_app.scheduler.stimuli import (
+    CancelAsked,
+    Command,
+    JobArrived,
+    Persist,
+    Publish,
+    ReplicaJoined,
+    ReplicaLost,
+    Reported,
+    Send,
+    Stimulus,
+)
+from serve_app.store.changes import JobEnded, JobRow
+from serve_app.store.jobs import Jobs
+
+T = TypeVar("T")
+_log = log.get("scheduler")
+
+POLL_S = 5.0
+"""How long a replica's poll waits for a message before it is answered empty."""
+SILENCE_S = 60.0
+"""A replica that has not been heard of for this long is taken for lost, even if its process lives."""
+STREAMS_KEPT = 2048
+"""Event streams of ended jobs kept in memory; older ones are rebuilt from the database."""
+
+
+@dataclass(slots=True)
+class Mailbox:
+    """Messages on their way to one replica, each with a cursor; kept until the replica has polled past them."""
+
+    messages: list[tuple[int, Message]] = field(default_factory=list)
+    cursor: int = 0
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    heard_s: float = 0.0
+
+    def put(self, message: Message) -> None:
+        self.cursor += 1
+        self.messages.append((self.cursor, message))
+        self.arrived.set()
+
+
+@dataclass(slots=True)
+class Stream:
+    """One job's events so far. Ends with an event for which `last` is true."""
+
+    events: list[Event] = field(default_factory=list)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, event: Event) -> None:
+        self.events.append(event)
+        self.arrived.set()
+        if not event.last:
+            self.arrived = asyncio.Event()
+
+    def after(self, cursor: int) -> list[Event]:
+        return [e for e in self.events if e.seq > cursor]
+
+
+class Scheduler:
+    """One per cluster. Implements SchedulerClient for the ingress and ReplicaDesk for the replicas.
+
+    pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. max_queue: how
+    many jobs may wait. holder: who this is, for the lease.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        pools: Sequence[Pool],
+        fingerprint: Callable[[str, str], str],
+        *,
+        holder: str,
+        max_queue: int = 1000,
+        max_attempts: int = 5,
+    ) -> None:
+        self._jobs = jobs
+        self._pools = tuple(pools)
+        self._fingerprint = fingerprint
+        self._holder = holder
+        self._max_queue = max_queue
+        self._max_attempts = max_attempts
+        self._database = ThreadPoolExecutor(1, "database")
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._hosts: dict[str, HostStats] = {}
+        self._specs: dict[str, dict[str, NodeSpec]] = {}
+        self._streams: OrderedDict[str, Stream] = OrderedDict()
+        self._pending: list[tuple[list[Command], asyncio.Future[None]]] = []
+        self._pending_arrived = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._submitting: dict[str, asyncio.Lock] = {}
+        self._writing = False
+        self.fenced = asyncio.Event()
+        """Set once a newer scheduler holds the lease; this one must go."""
+
+    async def start(self) -> None:
+        """Take the lease, plan every unfinished job again and begin to work."""
+        self.epoch = await self._in_database(self._jobs.acquire, self._holder)
+        self._first_start_s = await self._in_database(self._jobs.first_start_s)
+        self._machine = Machine(self.epoch, self._max_attempts)
+        self._next_order = await self._in_database(self._jobs.next_order)
+        for pool, specs in (await self._in_database(self._jobs.specs)).items():
+            self._specs[pool] = {s["class_type"]: NodeSpec.from_json(s) for s in specs}
+        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._watch())]
+        for row in await self._in_database(self._jobs.unfinished):
+            self._recover(row)
+        _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self._machine.jobs))
+
+    async def close(self) -> None:
+        """Stop working; what is not in the database yet is lost, and nobody has been told of it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._database.shutdown()
+        self._jobs.close()
+
+    def retire(self) -> None:
+        """Stop deciding anything: every later call is answered DrainingError, as after losing the lease."""
+        self.fenced.set()
+
+    # For the ingress --------------------------------------------------------------------------------------------------
+
+    async def submit(self, submission: Submission) -> Accepted:
+        """Accept a job. Errors: InvalidGraphError, NotReadyError, QueueFullError, DrainingError."""
+        self._check_alive()
+        async with self._submitting.setdefault(submission.job_id, asyncio.Lock()):
+            try:
+                if earlier := await self._row(submission.job_id):
+                    return Accepted(earlier.job_id, earlier.number)
+                return await self._accept(submission)
+            finally:
+                self._submitting.pop(submission.job_id, None)
+
+    async def _accept(self, submission: Submission) -> Accepted:
+        waiting = sum(job.started_s is None for job in self._machine.jobs.values())
+        if waiting >= self._max_queue:
+            raise QueueFullError(f"{waiting} jobs wait, as many as max_queue allows", retry_after_s=5)
+        number = submission.number
+        if number is None:
+            number = float(-self._next_order if submission.front else self._next_order)
+        row = JobRow(
+            job_id=submission.job_id,
+            number=number,
+            order=self._next_order,
+            prompt=submission.prompt,
+            targets=tuple(submission.outputs),
+            client_id=submission.client_id,
+            extra_data=submission.extra_data,
+            created_s=time.time(),
+            queued_seq=self._machine.next_seq(),
+        )
+        planned = self._plan(row)
+        self._next_order += 1
+        await self._feed(JobArrived(row, planned))
+        return Accepted(row.job_id, row.number)
+
+    async def cancel(self, job_id: str) -> bool:
+        self._check_alive()
+        if job_id not in self._machine.jobs:
+            return False
+        await self._feed(CancelAsked(job_id))
+        return True
+
+    async def queue(self) -> QueueView:
+        self._check_alive()
+        jobs = self._machine.jobs.values()
+        running = sorted((j for j in jobs if j.started_s is not None), key=lambda j: (j.started_s or 0.0, j.row.order))
+        pending = sorted((j for j in jobs if j.started_s is None), key=lambda j: j.priority)
+        return QueueView(tuple(map(_live_view, running)), tuple(map(_live_view, pending)))
+
+    async def job(self, job_id: str) -> JobView | None:
+        self._check_alive()
+        if job := self._machine.jobs.get(job_id):
+            return _live_view(job)
+        row = await self._row(job_id)
+        return None if row is None else _row_view(row)
+
+    async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
+        """Return the job's events past the cursor. Errors: JobMissingError."""
+        self._check_alive()
+        stream = await self._stream(job_id)
+        deadline = time.monotonic() + timeout_s
+        while not (found := stream.after(after)):
+            left = deadline - time.monotonic()
+            if left <= 0 or (stream.events and stream.events[-1].last):
+                return []
+            try:
+                await asyncio.wait_for(stream.arrived.wait(), left)
+            except TimeoutError:
+                return []
+        return found
+
+    async def specs(self) -> Mapping[str, NodeSpec]:
+        self._check_alive()
+        known = {name: spec for pool in self._pools for name, spec in self._specs.get(pool.name, {}).items()}
+        if not known:
+            raise NotReadyError("no replica has joined yet, so no workflow can be checked or run")
+        return known
+
+    async def cluster(self) -> ClusterView:
+        self._check_alive()
+        replicas = tuple(
+            ReplicaView(name, r.info.pool, r.info.slots, len(r.running), r.recipes)
+            for name, r in sorted(self._machine.replicas.items())
+        )
+        hosts = {stats.host: stats for stats in self._hosts.values()}
+        return ClusterView(tuple(hosts.values()), replicas, time.time() - self._first_start_s, self.epoch)
+
+    async def backlog(self, pool: str) -> tuple[int, int]:
+        """Return how many of the pool's tasks wait for a replica and how many run; what autoscaling goes by."""
+        return self._machine.backlog(pool)
+
+    # For the replicas -------------------------------------------------------------------------------------------------
+
+    async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
+        self._check_alive()
+        if info.pool not in {pool.name for pool in self._pools}:
+            raise StaleEpochError(f"pool {info.pool!r} is not one of this scheduler's")
+        await self._learn(info.pool, specs)
+        self._mailboxes[info.replica_id] = Mailbox(heard_s=time.monotonic())
+        self._hosts[info.replica_id] = host
+        await self._feed(ReplicaJoined(info))
+        _log.info("replica %s joined pool %s with %d slots", info.replica_id, info.pool, info.slots)
+        return self.epoch
+
+    async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
+        mailbox = self._mailbox(replica_id, epoch)
+        mailbox.messages = [m for m in mailbox.messages if m[0] > after]
+        if not mailbox.messages:
+            mailbox.arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(mailbox.arrived.wait(), POLL_S)
+        self._mailbox(replica_id, epoch)
+        return list(mailbox.messages)
+
+    async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None:
+        """Take a replica's reports in, in order, and return once they are durable."""
+        self._mailbox(replica_id, epoch)
+        if host is not None:
+            self._hosts[replica_id] = host
+        fed = [self._feed(Reported(replica_id, report)) for report in reports]
+        if fed:
+            await asyncio.gather(*fed)
+
+    async def reserve(self, task_id: TaskId, node_id: str, key: str, at_least: int, count: int) -> int:
+        self._check_alive()
+        if not self._machine.is_current(task_id):
+            raise StaleAttemptError(f"attempt {task_id.attempt} of job {task_id.job_id} has been replaced")
+        reserve = partial(self._jobs.reserve, self.epoch, task_id.job_id, node_id, key, at_least, count)
+        return await self._in_database(reserve)
+
+    async def leave(self, replica_id: str, epoch: int) -> None:
+        if epoch == self.epoch:
+            await self.lost(replica_id)
+
+    async def lost(self, replica_id: str) -> None:
+        """The replica is gone: hand its tasks to others."""
+        if self._mailboxes.pop(replica_id, None) is not None:
+            self._hosts.pop(replica_id, None)
+            _log.warning("replica %s is gone", replica_id)
+            await self._feed(ReplicaLost(replica_id))
+
+    def _mailbox(self, replica_id: str, epoch: int) -> Mailbox:
+        self._check_alive()
+        mailbox = self._mailboxes.get(replica_id)
+        if mailbox is None or epoch != self.epoch:
+            raise StaleEpochError(f"replica {replica_id} is not registered in epoch {self.epoch} and must join again")
+        mailbox.heard_s = time.monotonic()
+        return mailbox
+
+    async def _learn(self, pool: str, specs: list[NodeSpec]) -> None:
+        """Remember what a pool can run; only what is new is written."""
+        fresh = {spec.class_type: spec for spec in specs}
+        as_json = [spec.to_json() for spec in specs]
+        known = [spec.to_json() for spec in self._specs.get(pool, {}).values()]
+        self._specs[pool] = fresh
+        if json.dumps(known, default=list) != json.dumps(as_json, default=list):
+            await self._in_database(self._jobs.save_specs, self.epoch, pool, as_json)
+
+    # Planning ---------------------------------------------------------------------------------------------------------
+
+    def _plan(self, row: JobRow) -> Plan:
+        """Plan what the job still has to produce. Errors: InvalidGraphError."""
+        specs = {name: spec for pool in self._pools for name, spec in self._specs.get(pool.name, {}).items()}
+        graph = parse(row.prompt)
+        left = [node_id for node_id in row.targets if node_id not in row.outputs]
+        return plan(graph, specs, left, signatures(graph, specs, self._fingerprint), self._pools)
+
+    def _recover(self, row: JobRow) -> None:
+        try:
+            self._feed(JobArrived(row, self._plan(row)))
+        except ServeAppError as error:
+            _log.error("job %s can no longer be planned: %s", row.job_id, error)
+            failure = {"node": "", "class_type": "", "exception_type": type(error).__name__, "message": str(error)}
+            ended = JobEnded(row.job_id, "error", time.time(), self._machine.next_seq(), {**failure, "traceback": []})
+            self._enqueue([Persist(ended)])
+
+    # Carrying out -----------------------------------------------------------------------------------------------------
+
+    def _feed(self, stimulus: Stimulus) -> asyncio.Future[None]:
+        """Let the machine decide now; the future is done when what it decided is durable and carried out."""
+        return self._enqueue(self._machine.handle(stimulus, time.time()))
+
+    def _enqueue(self, commands: list[Command]) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self._pending and not any(isinstance(c, Persist) for c in commands) and not self._writing:
+            self._carry_out(commands)
+            done.set_result(None)
+        else:
+            self._pending.append((commands, done))
+            self._pending_arrived.set()
+        return done
+
+    async def _write(self) -> None:
+        """Commit what has gathered, then carry out the rest of it; a database that is away is tried again."""
+        while True:
+            await self._pending_arrived.wait()
+            self._pending_arrived.clear()
+            while self._pending:
+                batch, self._pending = self._pending, []
+                self._writing = True
+                changes = [c.change for commands, _ in batch for c in commands if isinstance(c, Persist)]
+                if changes and not await self._commit(changes):
+                    for _, done in batch:
+                        if not done.done():
+                            done.set_exception(DrainingError("a newer scheduler has taken over", retry_after_s=2))
+                    continue
+                self._writing = False
+                for commands, done in batch:
+                    self._carry_out(commands)
+                    if not done.done():
+                        done.set_result(None)
+
+    async def _commit(self, changes: list[Any]) -> bool:
+        delay_s = 0.1
+        while True:
+            try:
+                await self._in_database(self._jobs.write, self.epoch, changes)
+                return True
+            except StaleEpochError:
+                _log.warning("epoch %d is over", self.epoch)
+                self.fenced.set()
+                return False
+            except Exception:
+                _log.exception("the database did not take %d changes; trying again in %.1f s", len(changes), delay_s)
+                await asyncio.sleep(delay_s)
+                delay_s = min(5.0, delay_s * 2)
+
+    def _carry_out(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Send(replica_id, message):
+                    if mailbox := self._mailboxes.get(replica_id):
+                        mailbox.put(message)
+                case Publish(event):
+                    self._streams.setdefault(event.job_id, Stream()).put(event)
+                    self._streams.move_to_end(event.job_id)
+                    if event.last:
+                        self._forget_streams()
+                case Persist():
+                    pass
+
+    def _forget_streams(self) -> None:
+        while len(self._streams) > STREAMS_KEPT + len(self._machine.jobs):
+            oldest = next(iter(self._streams))
+            if oldest in self._machine.jobs:
+                self._streams.move_to_end(oldest)
+            else:
+                del self._streams[oldest]
+
+    async def _watch(self) -> None:
+        """Take replicas that have been silent for too long for lost."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            silent = [n for n, m in self._mailboxes.items() if time.monotonic() - m.heard_s > SILENCE_S]
+            for replica_id in silent:
+                await self.lost(replica_id)
+
+    def _check_alive(self) -> None:
+        if self.fenced.is_set():
+            raise DrainingError("a newer scheduler has taken over", retry_after_s=2)
+
+    async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._database, function, *arguments)
+
+    async def _row(self, job_id: str) -> JobRow | None:
+        if job := self._machine.jobs.get(job_id):
+            return job.row
+        return await self._in_database(self._jobs.job, job_id)
+
+    async def _stream(self, job_id: str) -> Stream:
+        """Return the job's stream; what memory does not hold is rebuilt from the database, cursors and all."""
+        stream = self._streams.get(job_id)
+        if stream is not None and stream.events and stream.events[0].kind == "queued":
+            return stream
+        row = await self._row(job_id)
+        if row is None:
+            raise JobMissingError(f"no job has the id {job_id!r}")
+        stream = self._streams.setdefault(job_id, Stream())
+        if not stream.events or stream.events[0].kind != "queued":
+            stream.events[:0] = [e for e in _events_of(row) if not stream.events or e.seq < stream.events[0].seq]
+        return stream
+
+
+def _events_of(row: JobRow) -> list[Event]:
+    """Rebuild the durable events of a job."""
+    events = [Event(row.job_id, row.queued_seq, "queued", row.created_s)]
+    if row.started_s is not None and row.started_seq is not None:
+        events.append(Event(row.job_id, row.started_seq, "started", row.started_s))
+    for node_id, (seq, ui) in row.outputs.items():
+        at_s = row.ended_s or row.started_s or row.created_s
+        events.append(Event(row.job_id, seq, "executed", at_s, {"node": node_id, "output": ui}))
+    if row.ended_s is not None and row.ended_seq is not None:
+        events.append(Event(row.job_id, row.ended_seq, row.state, row.ended_s, row.failure))  # type: ignore[arg-type]
+    return sorted(events, key=lambda e: e.seq)
+
+
+def _live_view(job: JobRecord) -> JobView:
+    state, percent = ("queued", 0) if job.started_s is None else ("running", job.percent)
+    return _view(job.row, state, job.started_s, percent, job.outputs)
+
+
+def _row_view(row: JobRow) -> JobView:
+    percent = 100 if row.state == "success" else 0
+    return _view(row, row.state, row.started_s, percent, {node_id: ui for node_id, (_, ui) in row.outputs.items()})
+
+
+def _view(row: JobRow, state: str, started_s: float | None, percent: int, outputs: Mapping[str, Any]) -> JobView:
+    return JobView(
+        job_id=row.job_id,
+        number=row.number,
+        state=state,  # type: ignore[arg-type]
+        prompt=row.prompt,
+        outputs_to_execute=row.targets,
+        client_id=row.client_id,
+        extra_data=row.extra_data,
+        created_s=row.created_s,
+        started_s=started_s,
+        ended_s=row.ended_s,
+        percent=percent,
+        outputs=outputs,
+        failure=row.failure,
+    )

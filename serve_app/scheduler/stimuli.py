@@ -1,0 +1,66 @@
+"""What the machine is told (stimuli) and what it asks for (commands). Plain data; see `machine.py` for the rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from serve_app.events import Event
+from serve_app.graph.plan import Plan
+from serve_app.scheduler.messages import Message, ReplicaInfo, Report
+from serve_app.store.changes import Change, JobRow
+
+
+@dataclass(frozen=True, slots=True)
+class JobArrived:
+    """A new job, or after a restart an unfinished one. The plan leaves out outputs that the row has recorded."""
+
+    row: JobRow
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAsked:
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaJoined:
+    """A replica is here, empty. If its id was known, that earlier life is over."""
+
+    info: ReplicaInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLost:
+    replica_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    replica_id: str
+    report: Report
+
+
+Stimulus: TypeAlias = JobArrived | CancelAsked | ReplicaJoined | ReplicaLost | Reported
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Make the change durable before carrying out any later command."""
+
+    change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    replica_id: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    event: Event
+
+
+Command: TypeAlias = Persist | Send | Publish
