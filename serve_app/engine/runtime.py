@@ -1,6 +1,6 @@
 """RUNTIME over an engine and its weights: what nodes await, done in the engine's thread.
 
-One `Models` a replica; `bind` gives the view one node is handed. Weights are loaded and used in the engine's thread
+One `EngineRuntime` a replica; `bind` gives what one node is handed. Weights are loaded and used in the engine's thread
 alone, so the event loop never waits for them. A node that is cancelled while it awaits takes its work with it.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from serve_app.engine.engine import Engine
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.weights import Weights
-from serve_app.nodes.runtime import SamplingRequest
+from serve_app.nodes.runtime import Runtime, SamplingRequest
 from serve_app.values import Conditioning, Recipe
 
 ROOM_POLL_S = 0.05
@@ -25,7 +25,7 @@ M = TypeVar("M")
 T = TypeVar("T")
 
 
-class Models:
+class EngineRuntime:
     """A replica's engine and weights, as nodes share them."""
 
     def __init__(self, engine: Engine, weights: Weights) -> None:
@@ -33,9 +33,13 @@ class Models:
         self.weights = weights
         self._door = asyncio.Lock()
 
-    def bind(self, progress: Callable[[int, int], None]) -> BoundRuntime:
+    def bind(self, progress: Callable[[int, int], None]) -> Runtime:
         """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all)."""
-        return BoundRuntime(self, progress)
+        return NodeRuntime(self, progress)
+
+    def resident(self) -> tuple[str, ...]:
+        """Return short names of the weights that are held, as `Weights.resident`."""
+        return self.weights.resident()
 
     async def sample(self, request: SamplingRequest, progress: Callable[[int, int], None]) -> Tensor:
         """Run a trajectory; as `Runtime.sample`."""
@@ -63,26 +67,26 @@ class Models:
             return done[0]
 
 
-class BoundRuntime:
+class NodeRuntime:
     """RUNTIME for one node, as serve_app.nodes.runtime.Runtime describes it."""
 
-    def __init__(self, models: Models, progress: Callable[[int, int], None]) -> None:
-        self._models = models
-        self._weights = models.weights
+    def __init__(self, shared: EngineRuntime, progress: Callable[[int, int], None]) -> None:
+        self._shared = shared
+        self._weights = shared.weights
         self._progress = progress
 
     async def encode_text(self, clip: Recipe, text: str) -> Conditioning:
         """Return the CONDITIONING of a text in the prompt syntax."""
-        return await self._models.use(clip, self._weights.clip, lambda model: model.encode([text])[0])
+        return await self._shared.use(clip, self._weights.clip, lambda model: model.encode([text])[0])
 
     async def sample(self, request: SamplingRequest) -> Tensor:
         """Return latents (B,C,h,w), unscaled, float32 on the CPU. Reports a progress value a step."""
-        return await self._models.sample(request, self._progress)
+        return await self._shared.sample(request, self._progress)
 
     async def decode(self, vae: Recipe, latents: Tensor) -> Tensor:
         """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,4,h,w)."""
-        return await self._models.use(vae, self._weights.vae, lambda model: model.decode(latents))
+        return await self._shared.use(vae, self._weights.vae, lambda model: model.decode(latents))
 
     async def encode(self, vae: Recipe, images: Tensor) -> Tensor:
         """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
-        return await self._models.use(vae, self._weights.vae, lambda model: model.encode(images))
+        return await self._shared.use(vae, self._weights.vae, lambda model: model.encode(images))

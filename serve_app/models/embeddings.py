@@ -6,26 +6,17 @@ Source: Gal et al. 2022, arXiv:2208.01618. Layouts: one tensor of any name, `emb
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 
 from serve_app import log
 from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
+from serve_app.store.catalog import SUFFIXES, Catalog
 
 _NAMES = ("clip_l", "emb_params")
-_PICKLES = (".pt", ".bin")
 
 _log = log.get("models")
-
-
-class Catalog(Protocol):
-    """What this floor asks of the catalog of model files."""
-
-    def path(self, folder: str, name: str) -> Path:
-        """Return where a file is. Errors: ModelFileError if there is none of that name."""
-        ...
 
 
 class Embeddings:
@@ -53,7 +44,7 @@ class Embeddings:
         return file.tensor(fitting[0]).reshape(-1, width)
 
     def _path(self, name: str) -> Path | None:
-        for suffix in ("", ".safetensors", *_PICKLES):
+        for suffix in ("", *SUFFIXES):
             try:
                 return self._catalog.path("embeddings", name + suffix)
             except ModelFileError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -18,12 +18,14 @@ import torch
 from torch import nn
 
 from serve_app import log
+from serve_app.errors import ConfigError
 from serve_app.models.backbone import Backbone
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.embeddings import Catalog, Embeddings
+from serve_app.models.embeddings import Embeddings
 from serve_app.models.families import Architecture, TextArchitecture, UNetArchitecture, VaeArchitecture
 from serve_app.models.text_encoder import Clip, TextEncoder
 from serve_app.models.vae import Vae
+from serve_app.store.catalog import Catalog
 from serve_app.values import ClipSkip, Part, Recipe
 
 Model: TypeAlias = Backbone | TextEncoder | Vae
@@ -32,14 +34,25 @@ M = TypeVar("M", Backbone, TextEncoder, Vae)
 _log = log.get("models")
 
 
-def default_dtypes(device: torch.device) -> dict[Part, torch.dtype]:
-    """Return the number format of each part: float32 on a CPU, half of that on a GPU.
+_FORMATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-    A GPU's VAE is bfloat16, because in float16 some published VAEs overflow.
+
+def number_format(name: str, part: Part, device: torch.device) -> torch.dtype:
+    """Return the dtype of a part's weights. name: fp32, fp16, bf16, or auto, which is fp32 on a CPU.
+
+    On a GPU auto is fp16; but bf16, else fp32, for a VAE, because in fp16 some published VAEs overflow.
+    Errors: ConfigError for another name, or for one that the device cannot do.
     """
-    if device.type == "cpu":
-        return {"backbone": torch.float32, "clip": torch.float32, "vae": torch.float32}
-    return {"backbone": torch.float16, "clip": torch.float16, "vae": torch.bfloat16}
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    if name == "auto" and device.type == "cpu":
+        name = "fp32"
+    elif name == "auto":
+        name = ("bf16" if has_bf16 else "fp32") if part == "vae" else "fp16"
+    if name not in _FORMATS:
+        raise ConfigError(f"number format '{name}' of the {part} is unknown; allowed are auto, {', '.join(_FORMATS)}")
+    if name == "bf16" and not has_bf16:
+        raise ConfigError(f"this GPU does not do bf16, which is set for the {part}; allowed are auto, fp32, fp16")
+    return _FORMATS[name]
 
 
 @dataclass(slots=True)
@@ -60,19 +73,25 @@ class _Held:
 class Weights:
     """Recipes made real on one device. Every method may be called from any thread; loading blocks its caller.
 
-    dtypes: the number format of each part, `default_dtypes` where it is silent. Errors of `backbone`, `clip` and
-    `vae`: ModelFileError.
+    dtype: the number format of backbones and text encoders, as `number_format` reads it; vae_dtype: that of VAEs.
+    Errors: ConfigError for those; of `backbone`, `clip` and `vae`: ModelFileError.
     """
 
     def __init__(
         self,
         catalog: Catalog,
         device: torch.device,
-        dtypes: Mapping[Part, torch.dtype] | None = None,
+        *,
+        dtype: str = "auto",
+        vae_dtype: str = "auto",
         budget_bytes: int = 8 * 2**30,
     ) -> None:
         self.device = device
-        self._dtypes = {**default_dtypes(device), **(dtypes or {})}
+        self._dtypes: dict[Part, torch.dtype] = {
+            "backbone": number_format(dtype, "backbone", device),
+            "clip": number_format(dtype, "clip", device),
+            "vae": number_format(vae_dtype, "vae", device),
+        }
         self._catalog = catalog
         self._embeddings = Embeddings(catalog)
         self._budget_bytes = budget_bytes
