@@ -1,0 +1,61 @@
+"""The property that batching rests on: in any mix of jobs, each gets what it gets alone."""
+
+from __future__ import annotations
+
+from concurrent.futures import wait
+from threading import Lock
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve_app.engine.engine import Engine
+from serve_app.engine.trajectory import Trajectory
+from serve_app.errors import CancelledJobError
+from tests.unit.engine.mixes import TinyBackbone, alone, jobs, relative_error
+
+TOLERANCE = 1e-5
+
+
+def check_mix(mix, backbone, max_rows, batching=True):
+    """Run a mix, joining and cancelling at the forwards its jobs name, and compare each with its oracle."""
+    expected = [alone(backbone, job.request) for job in mix]
+    trajectories = [Trajectory(backbone, job.request) for job in mix]
+    futures = {}
+    engine = Engine(max_rows, batching=batching)
+    first = len(backbone.calls)
+    joining = Lock()
+
+    def before(count):
+        with joining:
+            for i, job in enumerate(mix):
+                if i not in futures and job.joins < count - first:
+                    futures[i] = engine.submit(trajectories[i])
+                if job.leaves is not None and job.leaves < count - first:
+                    trajectories[i].cancel()
+
+    backbone.before = before
+    try:
+        while len(futures) < len(mix):
+            # No forward is left to join at, so the next job to join starts the engine again.
+            i = min(set(range(len(mix))) - futures.keys(), key=lambda i: mix[i].joins)
+            with joining:
+                futures[i] = engine.submit(trajectories[i])
+            while unfinished := [future for future in list(futures.values()) if not future.done()]:
+                assert wait(unfinished, timeout=60).done
+    finally:
+        backbone.before = None
+        engine.close()
+    for i, job in enumerate(mix):
+        error = futures[i].exception(0)
+        if error is None:
+            assert relative_error(futures[i].result(), expected[i]) <= TOLERANCE
+        else:
+            assert isinstance(error, CancelledJobError), error
+            assert job.leaves is not None
+    assert all(rows <= max_rows for rows, *_ in backbone.calls[first:])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(jobs(), min_size=1, max_size=6), st.sampled_from([1, 3, 4, 8, 32]), st.booleans())
+def test_any_mix_of_jobs_in_any_order_gives_each_what_it_gets_alone(mix, max_rows, batching):
+    check_mix(mix, TinyBackbone(), max_rows, batching)

@@ -1,0 +1,86 @@
+"""Who shares the next forward: longest waiting first, equal keys only, whole evaluations, never more than max_rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.engine.batcher import share
+
+
+@dataclass(eq=False)
+class Item:
+    key: str
+    rows: int
+    since: int = 0
+
+
+mixes = st.lists(st.builds(Item, st.sampled_from("abc"), st.integers(1, 9), st.integers(0, 5)), max_size=12)
+
+
+def test_nothing_waiting_makes_no_forward():
+    assert share([], 8) == []
+
+
+def test_evaluations_of_equal_keys_share_a_forward():
+    items = [Item("a", 2), Item("b", 2), Item("a", 2), Item("a", 1)]
+    assert share(items, 8) == [items[0], items[2], items[3]]
+
+
+def test_an_evaluation_that_does_not_fit_is_passed_over_for_a_later_one_that_does():
+    items = [Item("a", 4), Item("a", 6), Item("a", 4)]
+    assert share(items, 8) == [items[0], items[2]]
+
+
+def test_an_evaluation_larger_than_a_forward_goes_alone():
+    items = [Item("a", 20), Item("a", 2)]
+    assert share(items, 8) == [items[0]]
+
+
+def test_the_longest_waiting_evaluation_goes_first_whatever_its_place():
+    items = [Item("a", 2, since=5), Item("b", 2, since=3), Item("a", 2, since=4)]
+    assert share(items, 8) == [items[1]]
+
+
+def test_without_batching_one_evaluation_goes_at_a_time():
+    items = [Item("a", 2), Item("a", 2)]
+    assert share(items, 8, batching=False) == [items[0]]
+
+
+@given(mixes, st.integers(1, 16))
+def test_a_forward_holds_one_key_and_no_more_rows_than_fit(items, max_rows):
+    chosen = share(items, max_rows)
+    assert len({id(item) for item in chosen}) == len(chosen)
+    assert len({item.key for item in chosen}) == min(1, len(items))
+    assert len(chosen) <= 1 or sum(item.rows for item in chosen) <= max_rows
+
+
+@given(mixes, st.integers(1, 16))
+def test_a_forward_leaves_no_room_that_a_waiting_evaluation_of_its_key_would_fill(items, max_rows):
+    chosen = share(items, max_rows)
+    room = max_rows - sum(item.rows for item in chosen)
+    assert all(item.rows > room for item in items if chosen and item not in chosen and item.key == chosen[0].key)
+
+
+@given(mixes.filter(bool), st.integers(1, 16))
+def test_every_evaluation_is_answered_within_as_many_forwards_as_evaluations_wait(items, max_rows):
+    answered = Counter()
+    for forward in range(6, 6 + len(items)):
+        for item in share(items, max_rows):
+            answered[id(item)] += 1
+            item.since = forward
+    assert all(answered[id(item)] for item in items)
+
+
+def test_keys_take_turns_however_many_evaluations_each_has():
+    items = [Item("a", 2) for _ in range(7)] + [Item("b", 2)]
+    keys = []
+    for forward in range(1, 7):
+        chosen = share(items, 16)
+        keys.append(chosen[0].key)
+        for item in chosen:
+            item.since = forward
+    assert keys == ["a", "b", "a", "b", "a", "b"]

@@ -1,0 +1,223 @@
+"""The loop: what shares a forward, what fails with what, when one-off work runs, how a run is cancelled and closed."""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError, wait
+from threading import Event, Thread
+
+import pytest
+import torch
+
+from serve_app.engine.engine import Engine, stack_contexts
+from serve_app.engine.trajectory import Trajectory
+from serve_app.errors import CancelledJobError, NodeError, UnavailableError
+from tests.unit.engine.mixes import TinyBackbone, alone, conditioning, relative_error, request
+
+
+@pytest.fixture
+def engine():
+    engine = Engine(max_rows=16)
+    yield engine
+    engine.close()
+
+
+def together(engine, trajectories):
+    """Submit trajectories so that all join before the first forward; return their futures."""
+    gate = Event()
+    engine.call(gate.wait)
+    futures = [engine.submit(trajectory) for trajectory in trajectories]
+    gate.set()
+    wait(futures, timeout=30)
+    return futures
+
+
+def test_jobs_of_different_samplers_steps_cfg_and_prompts_share_every_forward(engine):
+    backbone = TinyBackbone()
+    requests = [
+        request(sampler="euler", steps=6, seed=1),
+        request(sampler="euler_ancestral", schedule="karras", steps=5, seed=2, cfg=7.5),
+        request(sampler="dpmpp_2m", schedule="exponential", steps=6, seed=3, positive=conditioning(5, 4)),
+        request(sampler="heun", schedule="simple", steps=3, seed=4, cfg=1.0),
+        request(sampler="lcm", schedule="sgm_uniform", steps=2, seed=5, shape=(2, 4, 4, 4)),
+    ]
+    futures = together(engine, [Trajectory(backbone, r) for r in requests])
+    assert len(backbone.calls) == 6
+    assert engine.counters.forwards == 6
+    assert engine.counters.evaluations == 6 + 5 + 6 + 5 + 2
+    assert engine.counters.rows == 2 * 6 + 2 * 5 + 2 * 6 + 1 * 5 + 4 * 2
+    for r, future in zip(requests, futures, strict=True):
+        assert relative_error(future.result(), alone(TinyBackbone(), r)) <= 1e-5
+
+
+def test_without_batching_every_evaluation_has_a_forward_of_its_own():
+    engine, backbone = Engine(batching=False), TinyBackbone()
+    together(engine, [Trajectory(backbone, request(seed=i, steps=3)) for i in range(3)])
+    engine.close()
+    assert [rows for rows, *_ in backbone.calls] == [2] * 9
+
+
+def test_backbones_of_equal_keys_answer_for_one_another_and_others_do_not(engine):
+    first, same, other = TinyBackbone("a"), TinyBackbone("a"), TinyBackbone("b")
+    together(engine, [Trajectory(b, request(steps=3)) for b in (first, same, other)])
+    assert [rows for rows, *_ in first.calls] == [4, 4, 4]
+    assert same.calls == []
+    assert [rows for rows, *_ in other.calls] == [2, 2, 2]
+
+
+def test_an_evaluation_larger_than_a_forward_is_cut_into_forwards_that_fit():
+    engine, backbone = Engine(max_rows=4), TinyBackbone()
+    r = request(shape=(5, 4, 4, 4), steps=2, positive=conditioning(3, 5))
+    [future] = together(engine, [Trajectory(backbone, r)])
+    engine.close()
+    assert [rows for rows, *_ in backbone.calls] == [4, 4, 2] * 2
+    assert engine.counters.forwards == 6
+    assert relative_error(future.result(), alone(TinyBackbone(), r)) <= 1e-5
+
+
+def test_a_cancelled_trajectory_leaves_before_its_next_evaluation_and_the_others_go_on(engine):
+    backbone = TinyBackbone()
+    leaving, staying = Trajectory(backbone, request(steps=9)), Trajectory(backbone, request(steps=9, seed=8))
+    backbone.before = lambda count: leaving.cancel() if count == 3 else None
+    left, stayed = together(engine, [leaving, staying])
+    assert isinstance(left.exception(), CancelledJobError)
+    assert [rows for rows, *_ in backbone.calls] == [4] * 3 + [2] * 6
+    assert relative_error(stayed.result(), alone(TinyBackbone(), request(steps=9, seed=8))) <= 1e-5
+
+
+def test_cancelling_the_future_makes_the_trajectory_leave_too(engine):
+    backbone = TinyBackbone()
+    futures = []
+    backbone.before = lambda count: futures[0].cancel() if count == 2 else None
+    gate = Event()
+    engine.call(gate.wait)
+    futures.append(engine.submit(Trajectory(backbone, request(steps=9))))
+    gate.set()
+    with pytest.raises(CancelledError):
+        futures[0].result(30)
+    engine.call(lambda: None).result(30)
+    assert len(backbone.calls) == 2
+
+
+def test_a_trajectory_cancelled_before_it_starts_makes_no_evaluation(engine):
+    backbone = TinyBackbone()
+    trajectory = Trajectory(backbone, request())
+    trajectory.cancel()
+    assert isinstance(engine.submit(trajectory).exception(30), CancelledJobError)
+    assert backbone.calls == []
+
+
+class Fragile(TinyBackbone):
+    """Fails any forward that holds a context with a value above 100."""
+
+    def denoise(self, x, sigma, context, context_mask):
+        self.calls.append(tuple(x.shape))
+        if context.max() > 100:
+            raise ValueError("poisoned")
+        return TinyBackbone().denoise(x, sigma, context, context_mask)
+
+
+def test_a_failing_forward_fails_only_the_trajectories_that_fail_alone(engine):
+    backbone = Fragile()
+    poison = [(torch.full((1, 3, 6), 1000.0), {})]
+    requests = [request(seed=i, steps=3) for i in range(4)]
+    requests.insert(2, request(positive=poison))
+    futures = together(engine, [Trajectory(backbone, r) for r in requests])
+    failed = futures.pop(2)
+    assert str(failed.exception()) == "poisoned"
+    del requests[2]
+    for r, future in zip(requests, futures, strict=True):
+        assert relative_error(future.result(), alone(TinyBackbone(), r)) <= 1e-5
+    assert [rows for rows, *_ in backbone.calls if rows == 8] == [8] * 2
+
+
+def test_an_unknown_sampler_fails_its_own_job_with_the_nearest_name(engine):
+    failed, done = together(engine, [Trajectory(TinyBackbone(), request(sampler=s)) for s in ("eular", "euler")])
+    assert isinstance(failed.exception(), NodeError)
+    assert str(failed.exception()) == "sampler 'eular' is unknown; did you mean 'euler'?"
+    assert done.exception() is None
+
+
+def test_an_error_in_a_progress_report_fails_only_that_trajectory(engine):
+    def report(done, total):
+        raise OSError("nobody listens")
+
+    failing = Trajectory(TinyBackbone(), request(), on_step=report)
+    failed, done = together(engine, [failing, Trajectory(TinyBackbone(), request())])
+    assert isinstance(failed.exception(), OSError)
+    assert done.exception() is None
+
+
+def test_at_most_one_call_runs_between_two_forwards(engine):
+    order = []
+    backbone = TinyBackbone(before=lambda count: order.append("forward"))
+    gate = Event()
+    engine.call(gate.wait)
+    done = engine.submit(Trajectory(backbone, request(steps=4)))
+    calls = [engine.call(lambda: order.append("call")) for _ in range(6)]
+    gate.set()
+    wait([done, *calls], timeout=30)
+    # The gate is itself the call that comes before the first forward.
+    assert order == ["forward", "call"] * 3 + ["forward"] + ["call"] * 3
+
+
+def test_a_call_gives_back_its_value_or_its_error_and_runs_under_inference_mode(engine):
+    assert engine.call(torch.is_inference_mode_enabled).result(30) is True
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda: 1 / 0).result(30)
+    assert engine.call(lambda: 3).result(30) == 3
+
+
+def test_a_call_cancelled_in_time_does_not_run(engine):
+    ran = []
+    gate = Event()
+    engine.call(gate.wait)
+    call = engine.call(lambda: ran.append(1))
+    assert call.cancel()
+    gate.set()
+    engine.call(lambda: None).result(30)
+    assert ran == []
+
+
+def test_latents_can_be_changed_in_place_by_whoever_gets_them(engine):
+    latents = engine.submit(Trajectory(TinyBackbone(), request())).result(30)
+    latents += 1
+    assert not latents.is_inference()
+
+
+def test_a_run_of_no_steps_gives_back_its_latents_and_shares_nothing_with_them(engine):
+    r = request(denoise=0.0)
+    latents = engine.submit(Trajectory(TinyBackbone(), r)).result(30)
+    assert torch.equal(latents, r.latents)
+    assert latents.data_ptr() != r.latents.data_ptr()
+
+
+def test_closing_ends_after_the_forward_in_progress_and_fails_what_is_left():
+    engine, forward, go = Engine(), Event(), Event()
+
+    def before(count):
+        forward.set()
+        go.wait(30)
+
+    running = engine.submit(Trajectory(TinyBackbone(before=before), request(steps=5000)))
+    forward.wait(30)
+    closing = Thread(target=engine.close)
+    closing.start()
+    go.set()
+    closing.join(30)
+    assert isinstance(running.exception(0), UnavailableError)
+    with pytest.raises(UnavailableError):
+        engine.submit(Trajectory(TinyBackbone(), request()))
+    with pytest.raises(UnavailableError):
+        engine.call(lambda: None)
+
+
+def test_contexts_of_one_length_are_stacked_without_a_mask():
+    stacked, mask = stack_contexts([torch.ones(2, 3, 4), torch.zeros(1, 3, 4)])
+    assert stacked.shape == (3, 3, 4)
+    assert mask is None
+
+
+def test_shorter_contexts_are_padded_to_the_longest_and_masked():
+    stacked, mask = stack_contexts([torch.ones(2, 1, 4), torch.ones(1, 3, 4)])
+    assert mask.tolist() == [[True, False, False], [True, False, False], [True, True, True]]
+    assert torch.equal(stacked.bool().all(dim=2), mask)

@@ -1,0 +1,74 @@
+"""One sampler run, driven by hand."""
+
+from __future__ import annotations
+
+import torch
+
+from serve_app.engine.trajectory import Trajectory
+from serve_app.sampling.sigmas import NoiseLevels
+from tests.unit.engine.mixes import TinyBackbone, request
+
+
+def drive(trajectory, answer):
+    """Answer a trajectory's pieces until its end; return the x it showed at each evaluation."""
+    seen = []
+    trajectory.start()
+    while trajectory.result is None:
+        seen.append(trajectory.pieces[0].x)
+        trajectory.feed([answer(piece) for piece in trajectory.pieces])
+    return seen
+
+
+def test_progress_is_reported_once_a_step_however_many_evaluations_a_step_takes():
+    reports = []
+    trajectory = Trajectory(TinyBackbone(), request(sampler="heun", steps=3), lambda *report: reports.append(report))
+    seen = drive(trajectory, lambda piece: piece.x * 0)
+    assert len(seen) == 5
+    assert reports == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_cond_and_uncond_are_one_evaluation_of_twice_the_rows():
+    trajectory = Trajectory(TinyBackbone(), request(shape=(3, 4, 2, 2)))
+    trajectory.start()
+    assert [piece.entry.branch for piece in trajectory.pieces] == ["cond", "uncond"]
+    assert trajectory.rows == 6
+    assert trajectory.key == ("tiny", 4, 2, 2)
+
+
+def test_latents_are_scaled_on_the_way_in_and_back_on_the_way_out():
+    trajectory = Trajectory(TinyBackbone(), request(seed=None, sampler="lcm", steps=1))
+    [x] = drive(trajectory, lambda piece: piece.x)
+    torch.testing.assert_close(x, trajectory._request.latents * 0.18215)
+    torch.testing.assert_close(trajectory.result, trajectory._request.latents)
+
+
+def test_a_run_with_no_entries_ends_at_zero_without_asking_the_network():
+    trajectory = Trajectory(TinyBackbone(), request(positive=[], negative=[]))
+    trajectory.start()
+    assert trajectory.pieces == ()
+    torch.testing.assert_close(trajectory.result, torch.zeros(1, 4, 4, 4))
+
+
+def test_a_mask_keeps_the_latents_where_it_is_zero_and_samples_where_it_is_one():
+    mask = torch.zeros(1, 32, 32)
+    mask[:, :, 16:] = 1
+    r = request(noise_mask=mask, steps=5, cfg=1.0)
+    trajectory = Trajectory(TinyBackbone(), r)
+    seen = drive(trajectory, lambda piece: torch.full_like(piece.x, 0.5))
+    kept, sampled = trajectory.result[..., :2], trajectory.result[..., 2:]
+    torch.testing.assert_close(kept, r.latents[..., :2])
+    torch.testing.assert_close(sampled, torch.full_like(sampled, 0.5 / 0.18215))
+    # The network sees what is kept at each level with the job's own noise: the same noise, less of it.
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))[..., :2]
+    sigmas = NoiseLevels().sigma(torch.linspace(999, 0, 5))
+    for x, sigma in zip(seen, sigmas, strict=True):
+        torch.testing.assert_close(x[..., :2], r.latents[..., :2] * 0.18215 + noise * sigma)
+
+
+def test_ddim_keeps_masked_latents_with_noise_of_the_next_seed():
+    mask = torch.zeros(1, 4, 4)
+    trajectory = Trajectory(TinyBackbone(), request(sampler="ddim", noise_mask=mask, seed=6))
+    trajectory.start()
+    held = trajectory.pieces[0].x - trajectory._request.latents * 0.18215
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(held, noise * 14.614641, rtol=1e-4, atol=1e-4)
