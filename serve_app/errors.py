@@ -119,3 +119,15 @@ class CancelledJobError(ServeAppError):
 
 class ConfigError(ServeAppError):
     """The configuration is wrong; says the key, what was given and what is allowed."""
+
+
+class WorkflowFileError(ServeAppError):
+    """A workflow file given to the command line, or a change to it, cannot be used."""
+
+
+class RefusedError(ServeAppError):
+    """The server refused what the command line asked; says its error and detail."""
+
+
+class UnreachableError(ServeAppError):
+    """The server has not answered the command line for as long as it waits."""

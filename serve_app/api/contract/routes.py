@@ -93,7 +93,7 @@ def _messages(job: JobView) -> list[str]:
     if job.state != "error":
         return []
     failure = job.failure
-    where = f"{failure['class_type']} {failure['node_id']}" if "class_type" in failure else "the job"
+    where = f"{failure['class_type']} {failure['node']}" if "class_type" in failure else "the job"
     return [f"{where}: {failure.get('exception_type', 'error')}: {failure.get('message', 'no reason is recorded')}"]
 
 

@@ -78,7 +78,6 @@ async def test_history_says_why_a_job_failed(client, scheduler, example):
         job_id,
         {
             "node": "3",
-            "node_id": "3",
             "class_type": "KSampler",
             "exception_type": "NodeError",
             "message": "steps must be at least 1",
