@@ -21,12 +21,19 @@ def engine():
     engine.close()
 
 
+def held(engine):
+    """Hold the engine in a call until the event returned is set."""
+    holding, go = Event(), Event()
+    engine.call(lambda: (holding.set(), go.wait(30)))
+    assert holding.wait(30)
+    return go
+
+
 def together(engine, trajectories):
     """Submit trajectories so that all join before the first forward; return their futures."""
-    gate = Event()
-    engine.call(gate.wait)
+    go = held(engine)
     futures = [engine.submit(trajectory) for trajectory in trajectories]
-    gate.set()
+    go.set()
     wait(futures, timeout=30)
     return futures
 
@@ -88,10 +95,9 @@ def test_cancelling_the_future_makes_the_trajectory_leave_too(engine):
     backbone = TinyBackbone()
     futures = []
     backbone.before = lambda count: futures[0].cancel() if count == 2 else None
-    gate = Event()
-    engine.call(gate.wait)
+    go = held(engine)
     futures.append(engine.submit(Trajectory(backbone, request(steps=9))))
-    gate.set()
+    go.set()
     with pytest.raises(CancelledError):
         futures[0].result(30)
     engine.call(lambda: None).result(30)
@@ -150,14 +156,12 @@ def test_an_error_in_a_progress_report_fails_only_that_trajectory(engine):
 def test_at_most_one_call_runs_between_two_forwards(engine):
     order = []
     backbone = TinyBackbone(before=lambda count: order.append("forward"))
-    gate = Event()
-    engine.call(gate.wait)
+    go = held(engine)
     done = engine.submit(Trajectory(backbone, request(steps=4)))
     calls = [engine.call(lambda: order.append("call")) for _ in range(6)]
-    gate.set()
+    go.set()
     wait([done, *calls], timeout=30)
-    # The gate is itself the call that comes before the first forward.
-    assert order == ["forward", "call"] * 3 + ["forward"] + ["call"] * 3
+    assert order == ["call", "forward"] * 4 + ["call"] * 2
 
 
 def test_a_call_gives_back_its_value_or_its_error_and_runs_under_inference_mode(engine):
@@ -169,11 +173,10 @@ def test_a_call_gives_back_its_value_or_its_error_and_runs_under_inference_mode(
 
 def test_a_call_cancelled_in_time_does_not_run(engine):
     ran = []
-    gate = Event()
-    engine.call(gate.wait)
+    go = held(engine)
     call = engine.call(lambda: ran.append(1))
     assert call.cancel()
-    gate.set()
+    go.set()
     engine.call(lambda: None).result(30)
     assert ran == []
 

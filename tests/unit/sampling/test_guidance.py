@@ -1,0 +1,68 @@
+"""Which rows an evaluation needs, and how their answers are combined."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from serve_app.sampling.evaluation import Evaluation
+from serve_app.sampling.guidance import Guidance
+
+CPU = torch.device("cpu")
+X = torch.randn(2, 4, 3, 3)
+
+
+def cond(value, rows=1, **options):
+    return (torch.full((rows, 3, 5), float(value)), options)
+
+
+def guided(guidance, answers, want_uncond=False):
+    """Answer each piece with a constant; return the constants of what comes out."""
+    evaluation = Evaluation(X, 2.0, 0, want_uncond)
+    pieces = guidance.pieces(evaluation)
+    combined = guidance.combine(evaluation, pieces, [torch.full_like(X, a) for a in answers])
+    return [None if c is None else pytest.approx(float(c.mean())) for c in combined]
+
+
+def test_cfg_goes_from_uncond_through_cond_and_beyond():
+    assert guided(Guidance([cond(1)], [cond(2)], 7.0, 2, CPU), [3.0, 1.0]) == [1 + 7 * 2, 1.0]
+    assert guided(Guidance([cond(1)], [cond(2)], 0.0, 2, CPU), [3.0, 1.0]) == [1.0, 1.0]
+
+
+def test_a_cfg_of_one_does_not_evaluate_uncond():
+    guidance = Guidance([cond(1)], [cond(2)], 1.0, 2, CPU)
+    assert [p.entry.branch for p in guidance.pieces(Evaluation(X, 2.0, 0))] == ["cond"]
+    assert guided(guidance, [3.0]) == [3.0, None]
+
+
+def test_a_cfg_of_one_evaluates_uncond_for_a_sampler_that_wants_it():
+    assert guided(Guidance([cond(1)], [cond(2)], 1.0, 2, CPU), [3.0, 1.0], want_uncond=True) == [3.0, 1.0]
+
+
+def test_each_piece_shows_the_network_x_at_its_level_with_its_own_context():
+    pieces = Guidance([cond(1)], [cond(2)], 7.0, 2, CPU).pieces(Evaluation(X, 2.0, 0))
+    assert all(p.x is X and p.sigma == 2.0 and p.rows == 2 for p in pieces)
+    assert [float(p.entry.context.mean()) for p in pieces] == [1.0, 2.0]
+    assert all(p.entry.context.shape == (2, 3, 5) for p in pieces)
+
+
+def test_entries_of_a_branch_are_averaged_by_strength():
+    guidance = Guidance([cond(1, strength=3.0), cond(2)], [cond(0)], 2.0, 2, CPU)
+    assert guided(guidance, [4.0, 8.0, 1.0]) == [1 + 2 * (5 - 1), 1.0]
+
+
+def test_a_single_entrys_strength_makes_no_difference_unless_it_is_zero():
+    assert guided(Guidance([cond(1, strength=0.3)], [], 1.0, 2, CPU), [4.0]) == [4.0, None]
+    assert guided(Guidance([cond(1, strength=0.0)], [], 1.0, 2, CPU), [4.0]) == [0.0, None]
+
+
+def test_a_branch_without_entries_is_zero():
+    assert guided(Guidance([cond(1)], [], 2.0, 2, CPU), [4.0]) == [8.0, 0.0]
+
+
+def test_a_cond_of_several_rows_gives_each_latent_its_own():
+    context = torch.arange(3.0)[:, None, None].expand(3, 2, 5)
+    [entry] = [p.entry for p in Guidance([(context, {})], [], 1.0, 2, CPU).pieces(Evaluation(X, 1.0, 0))]
+    assert entry.context[:, 0, 0].tolist() == [0.0, 1.0]
+    [entry] = [p.entry for p in Guidance([(context, {})], [], 1.0, 5, CPU).pieces(Evaluation(X, 1.0, 0))]
+    assert entry.context[:, 0, 0].tolist() == [0.0, 1.0, 2.0, 0.0, 1.0]

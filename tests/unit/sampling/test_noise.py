@@ -1,0 +1,62 @@
+"""A job's noise comes from its seed and from nothing else."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from serve_app.sampling.noise import gaussian_noise, is_max_denoise, noise, noised
+from serve_app.sampling.sigmas import NoiseLevels
+
+SHAPE = (3, 4, 8, 8)
+
+
+def test_noise_is_what_torch_draws_for_the_seed():
+    assert torch.equal(noise(SHAPE, 42), torch.randn(SHAPE, generator=torch.Generator().manual_seed(42)))
+
+
+def test_noise_does_not_depend_on_or_change_torchs_own_random_state():
+    torch.manual_seed(1)
+    first, state = noise(SHAPE, 42), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(noise(SHAPE, 42), first)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_batch_index_picks_the_noise_that_latent_has_in_a_whole_batch():
+    whole = noise(SHAPE, 7)
+    assert torch.equal(noise(SHAPE, 7, [2, 0, 2]), whole[[2, 0, 2]])
+
+
+def test_the_largest_seed_and_the_one_after_it_draw_noise():
+    assert torch.equal(noise(SHAPE, 2**64), noise(SHAPE, 0))
+    assert not torch.equal(noise(SHAPE, 2**64 - 1), noise(SHAPE, 0))
+
+
+def test_a_noise_source_goes_on_with_its_seeds_sequence():
+    source = gaussian_noise(SHAPE, 7, torch.device("cpu"))
+    drawn = [source(2.0, 1.0), source(1.0, 0.5)]
+    assert torch.equal(drawn[0], noise(SHAPE, 7))
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_two_jobs_sources_do_not_disturb_each_other():
+    a, b, alone = (gaussian_noise(SHAPE, 7, torch.device("cpu")) for _ in range(3))
+    mixed = [a(1, 1), b(1, 1), a(1, 1)]
+    assert torch.equal(mixed[0], alone(1, 1))
+    assert torch.equal(mixed[2], alone(1, 1))
+
+
+def test_noised_latents_have_the_levels_variance_or_the_whole_signals_from_the_top():
+    latents, drawn = torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 2.0)
+    torch.testing.assert_close(noised(latents, drawn, 3.0), latents + 6.0)
+    torch.testing.assert_close(noised(latents, drawn, 3.0, max_denoise=True), latents + 2 * math.sqrt(10))
+
+
+def test_a_run_is_from_pure_noise_at_the_top_level_within_rounding_and_above():
+    levels = NoiseLevels()
+    assert is_max_denoise(levels, levels.sigma_max * (1 - 5e-6))
+    assert is_max_denoise(levels, levels.sigma_max * 2)
+    assert not is_max_denoise(levels, levels.sigma_max * (1 - 1e-4))
