@@ -1,0 +1,101 @@
+"""A small language for the machine's tests: jobs and reports in one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serve_app.graph.graph import Graph, Link, Node
+from serve_app.graph.plan import Plan, Pool, Task, TaskId, plan
+from serve_app.graph.spec import Input, NodeSpec
+from serve_app.scheduler.machine import Machine
+from serve_app.scheduler.messages import Assign, Message, NodeFinished, ReplicaInfo, TaskFinished
+from serve_app.scheduler.stimuli import Command, JobArrived, Persist, Publish, ReplicaJoined, Reported, Send
+from serve_app.store.changes import JobRow
+
+SPECS = {
+    "Load": NodeSpec("Load", (), ("MODEL",), ("MODEL",), (False,)),
+    "Sample": NodeSpec("Sample", (Input("model", "MODEL"),), ("LATENT",), ("LATENT",), (False,), {"r": "RUNTIME"}),
+    "Save": NodeSpec("Save", (Input("images", "LATENT"),), (), (), (), output_node=True),
+}
+ONE_POOL = (Pool("gpu", True),)
+TWO_POOLS = (Pool("gpu", True, ("Sample",)), Pool("cpu", False, ("Load", "Save")))
+
+
+def chain(seed: object, job: str = "") -> tuple[Graph, dict[str, str]]:
+    """Load -> Sample(seed) -> Save, with signatures that depend on the seed alone."""
+    nodes = {
+        "1": Node("1", "Load", {"name": "a.safetensors"}),
+        "2": Node("2", "Sample", {"model": Link("1", 0), "seed": seed}),
+        "3": Node("3", "Save", {"images": Link("2", 0)}),
+    }
+    return Graph(nodes), {"1": "load", "2": f"sample-{seed}", "3": f"save-{seed}{job}"}
+
+
+class Script:
+    """A machine, its clock, and everything it has asked for so far."""
+
+    def __init__(self, pools: Sequence[Pool] = ONE_POOL, max_attempts: int = 5) -> None:
+        self.machine = Machine(epoch=1, max_attempts=max_attempts)
+        self.pools = pools
+        self.commands: list[Command] = []
+        self.order = 0
+
+    def feed(self, stimulus: object) -> list[Command]:
+        commands = self.machine.handle(stimulus, at_s=100.0)  # type: ignore[arg-type]
+        self.commands += commands
+        return commands
+
+    def job(self, job_id: str, seed: object = 0, number: float | None = None) -> list[Command]:
+        graph, signatures = chain(seed)
+        planned: Plan = plan(graph, SPECS, ["3"], signatures, self.pools)
+        self.order += 1
+        row = JobRow(
+            job_id=job_id,
+            number=self.order if number is None else number,
+            order=self.order,
+            prompt={},
+            targets=("3",),
+            client_id=None,
+            extra_data={},
+            created_s=99.0,
+            queued_seq=self.machine.next_seq(),
+        )
+        return self.feed(JobArrived(row, planned))
+
+    def replica(self, name: str, pool: str = "gpu", slots: int = 1) -> list[Command]:
+        return self.feed(ReplicaJoined(ReplicaInfo(name, pool, slots)))
+
+    def report(self, replica: str, report: object) -> list[Command]:
+        return self.feed(Reported(replica, report))  # type: ignore[arg-type]
+
+    def run(self, replica: str, task: Task) -> list[Command]:
+        """Report the task's nodes and the task as finished."""
+        commands = []
+        for node_id in task.nodes:
+            ui = {"images": [node_id]} if task.nodes[node_id].class_type == "Save" else None
+            commands += self.report(replica, NodeFinished(task.id, node_id, task.signatures[node_id], ui))
+        return commands + self.report(replica, TaskFinished(task.id))
+
+
+def assigned(commands: Sequence[Command]) -> list[tuple[str, Task]]:
+    """Return (replica, task) for every assignment."""
+    return [(c.replica_id, c.message.task) for c in commands if isinstance(c, Send) and isinstance(c.message, Assign)]
+
+
+def sent(commands: Sequence[Command], kind: type) -> list[tuple[str, Message]]:
+    """Return (replica, message) of one kind."""
+    return [(c.replica_id, c.message) for c in commands if isinstance(c, Send) and isinstance(c.message, kind)]
+
+
+def events(commands: Sequence[Command], job_id: str) -> list[str]:
+    """Return the kinds of a job's events, in order."""
+    return [c.event.kind for c in commands if isinstance(c, Publish) and c.event.job_id == job_id]
+
+
+def changes(commands: Sequence[Command], kind: type) -> list[object]:
+    """Return the durable changes of one kind."""
+    return [c.change for c in commands if isinstance(c, Persist) and isinstance(c.change, kind)]
+
+
+def task_id(job_id: str, index: int = 0, attempt: int = 0) -> TaskId:
+    return TaskId(job_id, index, attempt)

@@ -1,0 +1,244 @@
+"""The machine's rules, as scripts of stimuli and the commands they must bring."""
+
+from __future__ import annotations
+
+from serve_app.scheduler.messages import (
+    Compute,
+    Deliver,
+    Evicted,
+    Export,
+    Exported,
+    Interrupt,
+    NodeFinished,
+    NodeStarted,
+    Resident,
+    TaskFailed,
+    TaskFinished,
+    TaskStopped,
+    Want,
+)
+from serve_app.scheduler.stimuli import CancelAsked, Persist, ReplicaLost
+from serve_app.store.changes import JobAccepted, JobEnded, OutputRecorded
+from tests.unit.scheduler.script import TWO_POOLS, Script, assigned, changes, events, sent, task_id
+
+
+def test_a_job_is_persisted_before_anyone_is_told_of_it():
+    commands = Script().job("a")
+    assert isinstance(commands[0], Persist)
+    assert isinstance(commands[0].change, JobAccepted)
+    assert events(commands, "a") == ["queued"]
+
+
+def test_a_job_waits_for_a_replica_and_then_runs_to_success():
+    script = Script()
+    assert assigned(script.job("a")) == []
+    [(replica, task)] = assigned(script.replica("r1"))
+    assert replica == "r1"
+    assert task.targets == ("3",)
+    script.run("r1", task)
+    assert events(script.commands, "a") == ["queued", "started", "cached", "executed", "success"]
+    assert "a" not in script.machine.jobs
+
+
+def test_an_output_and_the_end_of_its_job_are_one_batch_so_history_never_shows_half():
+    script = Script()
+    script.replica("r1")
+    [(_, task)] = assigned(script.job("a"))
+    commands = script.report("r1", NodeFinished(task.id, "3", task.signatures["3"], {"images": ["x"]}))
+    assert [type(c.change) for c in commands if isinstance(c, Persist)] == [OutputRecorded, JobEnded]
+
+
+def test_jobs_start_by_number_then_by_order_of_submission():
+    script = Script()
+    script.job("late", seed=1, number=5)
+    script.job("first", seed=2, number=-1)
+    script.job("later", seed=3, number=5)
+    script.replica("r1")
+    started = []
+    for _ in range(3):
+        [(_, task)] = assigned(script.commands)[-1:]
+        started.append(task.id.job_id)
+        script.run("r1", task)
+    assert started == ["first", "late", "later"]
+
+
+def test_a_replica_takes_no_more_tasks_than_its_slots():
+    script = Script()
+    script.replica("r1", slots=2)
+    for n in range(3):
+        script.job(f"j{n}", seed=n)
+    assert len(assigned(script.commands)) == 2
+
+
+def test_losing_the_replica_makes_a_new_attempt_and_the_old_ones_answers_are_dropped():
+    script = Script()
+    script.replica("r1")
+    [(_, first)] = assigned(script.job("a"))
+    script.replica("r2")
+    [(replica, second)] = assigned(script.feed(ReplicaLost("r1")))
+    assert replica == "r2"
+    assert second.id.attempt == first.id.attempt + 1
+    assert script.report("r1", TaskFinished(first.id)) == []
+    assert changes(script.report("r2", NodeFinished(first.id, "3", "save-0", {"images": []})), OutputRecorded) == []
+    script.run("r2", second)
+    assert events(script.commands, "a").count("success") == 1
+
+
+def test_a_replica_that_joins_again_has_lost_what_it_ran():
+    script = Script()
+    script.replica("r1")
+    [(_, first)] = assigned(script.job("a"))
+    [(_, second)] = assigned(script.replica("r1"))
+    assert second.id == task_id("a", attempt=first.id.attempt + 1)
+
+
+def test_a_task_that_keeps_losing_its_replica_is_given_up_with_the_reason():
+    script = Script(max_attempts=3)
+    script.job("a")
+    for n in range(3):
+        script.replica(f"r{n}")
+        script.feed(ReplicaLost(f"r{n}"))
+    [end] = changes(script.commands, JobEnded)
+    assert end.state == "error"
+    assert "lost its replica 3 times" in end.failure["message"]
+
+
+def test_a_node_that_raises_ends_the_job_with_its_error_and_frees_the_slot():
+    script = Script()
+    script.replica("r1")
+    [(_, task)] = assigned(script.job("a", seed=1))
+    script.job("b", seed=2)
+    commands = script.report("r1", TaskFailed(task.id, "2", "Sample", "ValueError", "bad", ("trace",)))
+    [end] = changes(commands, JobEnded)
+    assert (end.state, end.failure["node"], end.failure["message"]) == ("error", "2", "bad")
+    assert [t.id.job_id for _, t in assigned(commands)] == ["b"]
+
+
+def test_cancelling_a_waiting_job_ends_it_and_it_never_runs():
+    script = Script()
+    script.job("a")
+    assert events(script.feed(CancelAsked("a")), "a") == ["cancelled"]
+    assert assigned(script.replica("r1")) == []
+
+
+def test_cancelling_a_running_job_interrupts_it_and_its_slot_frees_when_it_has_stopped():
+    script = Script()
+    script.replica("r1")
+    [(_, task)] = assigned(script.job("a", seed=1))
+    script.job("b", seed=2)
+    commands = script.feed(CancelAsked("a"))
+    assert sent(commands, Interrupt) == [("r1", Interrupt(task.id))]
+    assert assigned(commands) == []
+    assert [t.id.job_id for _, t in assigned(script.report("r1", TaskStopped(task.id)))] == ["b"]
+    assert changes(script.report("r1", NodeFinished(task.id, "3", "s", {"images": []})), OutputRecorded) == []
+
+
+def test_equal_work_is_answered_from_what_was_shown_before_without_a_replica():
+    script = Script()
+    script.replica("r1")
+    [(_, task)] = assigned(script.job("a", seed=7))
+    script.run("r1", task)
+    commands = script.job("b", seed=7)
+    assert assigned(commands) == []
+    assert events(commands, "b") == ["queued", "started", "cached", "executed", "success"]
+
+
+def test_two_running_jobs_on_two_replicas_compute_an_equal_signature_once():
+    script = Script()
+    script.replica("r1")
+    script.replica("r2")
+    [(first_replica, first)] = assigned(script.job("a", seed=7))
+    [(second_replica, second)] = assigned(script.job("b", seed=7))
+    assert {first_replica, second_replica} == {"r1", "r2"}
+    assert second.remote == {"save-7"}
+    assert script.report(second_replica, Want(second.id, "save-7")) == []
+    finished = NodeFinished(first.id, "3", "save-7", {"images": ["x"]})
+    commands = script.report(first_replica, finished)
+    assert sent(commands, Export) == [(first_replica, Export("save-7"))]
+    commands = script.report(first_replica, Exported("save-7", "the value"))
+    assert sent(commands, Deliver) == [(second_replica, Deliver("save-7", "the value"))]
+
+
+def test_a_wanted_value_whose_maker_is_lost_is_computed_by_who_wanted_it():
+    script = Script()
+    script.replica("r1")
+    script.replica("r2")
+    script.job("a", seed=7)
+    [(waiting, second)] = assigned(script.job("b", seed=7))
+    script.report(waiting, Want(second.id, "save-7"))
+    commands = script.feed(ReplicaLost("r1" if waiting == "r2" else "r2"))
+    assert sent(commands, Compute) == [(waiting, Compute("save-7"))]
+
+
+def test_a_wanted_value_that_was_let_go_is_computed_by_who_wanted_it():
+    script = Script()
+    script.replica("r1")
+    [(_, task)] = assigned(script.job("a", seed=7))
+    script.report("r1", NodeFinished(task.id, "2", "sample-7", None))
+    script.replica("r2")
+    [(replica, second)] = assigned(script.job("b", seed=7))
+    assert replica == "r2"
+    script.report("r1", TaskFailed(task.id, "3", "Save", "OSError", "disk full", ()))
+    assert sent(script.report("r2", Want(second.id, "sample-7")), Export) == [("r1", Export("sample-7"))]
+    assert sent(script.report("r1", Evicted(("sample-7",))), Compute) == [("r2", Compute("sample-7"))]
+
+
+def test_a_job_cut_over_two_pools_runs_its_tasks_in_order_of_need():
+    script = Script(TWO_POOLS)
+    script.replica("g", "gpu")
+    script.replica("c", "cpu", slots=4)
+    script.job("a")
+    for pool in ("cpu", "gpu", "cpu"):
+        [(replica, task)] = assigned(script.commands)[-1:]
+        assert script.machine.replicas[replica].info.pool == pool
+        script.run(replica, task)
+    assert events(script.commands, "a")[-1] == "success"
+
+
+def test_values_lost_between_two_tasks_are_made_again_by_the_task_that_made_them():
+    script = Script(TWO_POOLS)
+    script.replica("g", "gpu")
+    script.replica("c", "cpu")
+    [(_, load)] = assigned(script.job("a"))
+    script.run("c", load)
+    [(_, sample)] = assigned(script.commands)[-1:]
+    script.replica("g2", "gpu")
+    script.run("g", sample)
+    script.feed(ReplicaLost("c"))
+    script.feed(ReplicaLost("g"))
+    script.replica("c2", "cpu")
+    for _ in range(10):
+        pending = [(r, t) for r, t in assigned(script.commands) if script.machine.is_current(t.id)]
+        if not pending:
+            break
+        script.run(*pending[-1])
+    assert events(script.commands, "a")[-1] == "success"
+    assert events(script.commands, "a").count("success") == 1
+
+
+def test_a_task_goes_to_the_replica_that_holds_its_values_then_to_resident_weights():
+    script = Script()
+    script.replica("r1", slots=4)
+    script.replica("r2", slots=4)
+    script.report("r2", Resident(("checkpoints/a.safetensors",)))
+    [(replica, task)] = assigned(script.job("a", seed=1))
+    assert replica == "r2"
+    script.report("r2", NodeFinished(task.id, "1", "load", None))
+    script.report("r2", Resident(()))
+    [(replica, _)] = assigned(script.job("b", seed=2))
+    assert replica == "r2"
+
+
+def test_what_is_told_about_nodes_of_a_cancelled_job_reaches_nobody():
+    script = Script()
+    script.replica("r1")
+    [(_, task)] = assigned(script.job("a"))
+    script.feed(CancelAsked("a"))
+    assert script.report("r1", NodeStarted(task.id, "2")) == []
+
+
+def test_cursors_grow_across_epochs():
+    from serve_app.scheduler.machine import Machine
+
+    old, new = Machine(epoch=3), Machine(epoch=4)
+    assert max(old.next_seq() for _ in range(1000)) < new.next_seq()

@@ -1,0 +1,222 @@
+"""Whatever happens to replicas and jobs in whatever order, every accepted job ends exactly once, and none is stuck."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from serve_app.graph.plan import Task
+from serve_app.scheduler.messages import (
+    Assign,
+    Compute,
+    Deliver,
+    Evicted,
+    Export,
+    Exported,
+    Interrupt,
+    NodeFinished,
+    TaskFailed,
+    TaskFinished,
+    TaskStopped,
+    Want,
+)
+from serve_app.scheduler.stimuli import CancelAsked, Publish, ReplicaLost, Send
+from serve_app.store.changes import JobEnded, OutputRecorded
+from tests.unit.scheduler.script import ONE_POOL, TWO_POOLS, Script, changes
+
+
+@dataclass
+class Work:
+    """A task on a replica, as `nodes/execute.py` would evaluate it: on demand, from the targets down."""
+
+    task: Task
+    wanted: set[str] = field(default_factory=set)
+    have: set[str] = field(default_factory=set)
+    own: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Replica:
+    held: set[str] = field(default_factory=set)
+    work: list[Work] = field(default_factory=list)
+
+
+class World(RuleBasedStateMachine):
+    """The machine among replicas that behave as ours do, and may die at any moment."""
+
+    jobs = Bundle("jobs")
+    pools = ONE_POOL
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.script = Script(self.pools, max_attempts=10_000)
+        self.replicas: dict[str, Replica] = {}
+        self.made = 0
+        self.accepted: set[str] = set()
+
+    def deliver(self) -> None:
+        """Carry out the commands that have not been carried out yet."""
+        commands, self.script.commands = self.script.commands, []
+        self.log = [*getattr(self, "log", []), *commands]
+        for command in commands:
+            if isinstance(command, Send) and command.replica_id in self.replicas:
+                self.take(command.replica_id, command.message)
+
+    def take(self, name: str, message: object) -> None:
+        replica = self.replicas[name]
+        match message:
+            case Assign(task):
+                replica.work.append(Work(task))
+            case Interrupt(task_id):
+                replica.work = [w for w in replica.work if w.task.id != task_id]
+                self.report(name, TaskStopped(task_id))
+            case Export(signature):
+                held = signature in replica.held
+                self.report(name, Exported(signature, signature) if held else Evicted((signature,)))
+            case Deliver(signature, _):
+                for work in replica.work:
+                    if signature in work.wanted:
+                        work.have.add(signature)
+            case Compute(signature):
+                for work in replica.work:
+                    if signature in work.wanted:
+                        work.own.add(signature)
+
+    def report(self, name: str, report: object) -> None:
+        self.script.report(name, report)
+        self.deliver()
+
+    def evaluate(self, name: str, work: Work, node_id: str) -> bool:
+        """Do one thing towards a node's value; return whether it is there."""
+        replica, task = self.replicas[name], work.task
+        signature = task.signatures[node_id]
+        if signature in replica.held or signature in work.have:
+            work.have.add(signature)
+            return True
+        if (signature in task.remote or node_id not in task.nodes) and signature not in work.own:
+            if signature not in work.wanted:
+                work.wanted.add(signature)
+                self.report(name, Want(task.id, signature))
+            return False
+        node = task.nodes[node_id]
+        if all(self.evaluate(name, work, link.node_id) for _, link in node.links()) and work in replica.work:
+            replica.held.add(signature)
+            work.have.add(signature)
+            ui = {"images": [node_id]} if node.class_type == "Save" else None
+            self.report(name, NodeFinished(task.id, node_id, signature, ui))
+        return False
+
+    def advance(self, name: str, work: Work) -> None:
+        if all(self.evaluate(name, work, target) for target in work.task.targets) and work in self.replicas[name].work:
+            for target in work.task.targets:
+                if work.task.nodes[target].class_type == "Save":
+                    finished = NodeFinished(work.task.id, target, work.task.signatures[target], {"images": [target]})
+                    self.report(name, finished)
+            self.replicas[name].work.remove(work)
+            self.report(name, TaskFinished(work.task.id))
+
+    @rule(target=jobs, seed=st.integers(0, 2), number=st.none() | st.integers(-3, 3))
+    def submit(self, seed: int, number: int | None) -> str:
+        job_id = f"job{len(self.accepted)}"
+        self.accepted.add(job_id)
+        self.script.job(job_id, seed, number)
+        self.deliver()
+        return job_id
+
+    @rule(job=jobs)
+    def cancel(self, job: str) -> None:
+        self.script.feed(CancelAsked(job))
+        self.deliver()
+
+    @rule(data=st.data())
+    def join(self, data: st.DataObject) -> None:
+        self.made += 1
+        pool = data.draw(st.sampled_from([p.name for p in self.pools]))
+        self.start_replica(f"r{self.made}", pool, data.draw(st.integers(1, 3)))
+
+    def start_replica(self, name: str, pool: str, slots: int) -> None:
+        self.replicas[name] = Replica()
+        self.script.replica(name, pool, slots)
+        self.deliver()
+
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        if self.replicas:
+            name = data.draw(st.sampled_from(sorted(self.replicas)))
+            del self.replicas[name]
+            self.script.feed(ReplicaLost(name))
+            self.deliver()
+
+    @rule(data=st.data())
+    def work(self, data: st.DataObject) -> None:
+        busy = [(name, work) for name, r in sorted(self.replicas.items()) for work in r.work]
+        if busy:
+            self.advance(*data.draw(st.sampled_from(busy)))
+
+    @rule(data=st.data())
+    def evict(self, data: st.DataObject) -> None:
+        held = [(name, s) for name, r in sorted(self.replicas.items()) for s in sorted(r.held)]
+        if held:
+            name, signature = data.draw(st.sampled_from(held))
+            self.replicas[name].held.discard(signature)
+            self.report(name, Evicted((signature,)))
+
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        busy = [(name, work) for name, r in sorted(self.replicas.items()) for work in r.work]
+        if busy:
+            name, work = data.draw(st.sampled_from(busy))
+            self.replicas[name].work.remove(work)
+            self.report(name, TaskFailed(work.task.id, work.task.targets[0], "Save", "ValueError", "bad", ()))
+
+    @invariant()
+    def no_replica_runs_more_than_its_slots(self) -> None:
+        for record in self.script.machine.replicas.values():
+            assert len(record.running) <= record.info.slots
+
+    @invariant()
+    def no_job_ends_twice_and_no_output_is_recorded_twice(self) -> None:
+        log = getattr(self, "log", [])
+        ends = Counter(end.job_id for end in changes(log, JobEnded))
+        assert all(count == 1 for count in ends.values())
+        outputs = Counter((o.job_id, o.node_id) for o in changes(log, OutputRecorded))
+        assert all(count == 1 for count in outputs.values())
+
+    @invariant()
+    def a_jobs_events_have_growing_cursors_and_nothing_after_the_end(self) -> None:
+        seen: dict[str, tuple[int, bool]] = {}
+        for command in getattr(self, "log", []):
+            if isinstance(command, Publish):
+                seq, ended = seen.get(command.event.job_id, (0, False))
+                assert command.event.seq > seq
+                assert not ended
+                seen[command.event.job_id] = (command.event.seq, command.event.last)
+
+    def teardown(self) -> None:
+        """With a working replica in every pool, whatever is left finishes."""
+        for pool in self.pools:
+            self.start_replica(f"last-{pool.name}", pool.name, 1)
+        for _ in range(40 * (len(self.accepted) + 1)):
+            for name, replica in list(self.replicas.items()):
+                for work in list(replica.work):
+                    if work in replica.work:
+                        self.advance(name, work)
+        ended = {end.job_id for end in changes(getattr(self, "log", []), JobEnded)}
+        assert ended == self.accepted
+        assert not self.script.machine.jobs
+
+
+class SplitWorld(World):
+    """The same, with every job cut over two pools."""
+
+    pools = TWO_POOLS
+
+
+TestOnePool = World.TestCase
+TestOnePool.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestTwoPools = SplitWorld.TestCase
+TestTwoPools.settings = TestOnePool.settings
