@@ -16,7 +16,7 @@ from serve_app import log
 from serve_app.errors import CancelledJobError, NotReadyError, StaleEpochError, UnavailableError
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
-from serve_app.nodes.execute import Execution, NodeFailedError
+from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.held import Held
 from serve_app.nodes.runtime import Files, Runtime
@@ -48,6 +48,8 @@ _log = log.get("deployments.runner")
 
 PROGRESS_S = 0.05
 """Progress alone waits this long for more to go with it."""
+RETRY_S = 0.3
+"""How long to wait before asking again for a value that did not arrive."""
 HOST_S = 2.0
 """How often the host's memory and GPUs are reported."""
 
@@ -158,10 +160,10 @@ class Runner:
                 if task := self._running.get(task_id):
                     task.cancel()
             case Export(signature):
-                if (value := self._held.peek(signature)) is None:
-                    self._say(Evicted((signature,)))
+                if (value := self._held.get(signature)) is None:
+                    self.say(Evicted((signature,)))
                 else:
-                    self._say(Exported(signature, self._transfer.put(value)))
+                    self.say(Exported(signature, self._transfer.put(value)))
             case Deliver(signature, reference):
                 self._answer(signature, reference)
             case Compute(signature):
@@ -178,27 +180,34 @@ class Runner:
         scope = TaskScope(self, task)
         try:
             await Execution(task, self._classes, self._held, scope, scope, scope.fetch).run()
-            self._say(TaskFinished(task.id))
-        except (asyncio.CancelledError, CancelledJobError):
-            self._say(TaskStopped(task.id))
+            self.say(TaskFinished(task.id))
+        except (asyncio.CancelledError, CancelledJobError, LostValueError):
+            self.say(TaskStopped(task.id))
         except NodeFailedError as error:
-            self._say(_failed(task.id, error))
+            self.say(_failed(task.id, error))
         finally:
             del self._running[task.id]
             self._report_residency()
 
     async def fetch(self, task_id: TaskId, signature: str) -> Any | None:
         """Ask the scheduler for a value; None means that this replica must compute it."""
-        wanted = self._wanted.get(signature)
-        if wanted is None:
-            wanted = self._wanted[signature] = asyncio.get_running_loop().create_future()
-            self._say(Want(task_id, signature))
-        reference = await asyncio.shield(wanted)
-        return None if reference is None else await self._transfer.get(reference)
+        while True:
+            wanted = self._wanted.get(signature)
+            if wanted is None:
+                wanted = self._wanted[signature] = asyncio.get_running_loop().create_future()
+                self.say(Want(task_id, signature))
+            reference = await asyncio.shield(wanted)
+            if reference is None:
+                return None
+            value = await self._transfer.get(reference)
+            if value is not None:
+                return value
+            # Lost on the way, with the replica that had it; the scheduler will know of that soon.
+            await asyncio.sleep(RETRY_S)
 
     # Reports ----------------------------------------------------------------------------------------------------------
 
-    def _say(self, report: Report) -> None:
+    def say(self, report: Report) -> None:
         if isinstance(report, NodeProgressed):
             self._progress[report.task_id, report.node_id] = report
         else:
@@ -225,10 +234,10 @@ class Runner:
     def _report_residency(self) -> None:
         if self._models is not None and (resident := self._models.resident()) != self._resident:
             self._resident = resident
-            self._say(Resident(resident))
+            self.say(Resident(resident))
 
     def _evicted(self, signatures: tuple[str, ...]) -> None:
-        self._say(Evicted(signatures))
+        self.say(Evicted(signatures))
 
     def runtime(self, progress: Callable[[int, int], None]) -> Runtime | None:
         """Return a RUNTIME that reports its progress there."""
@@ -249,12 +258,10 @@ class TaskScope:
     def __init__(self, runner: Runner, task: Task) -> None:
         self._runner = runner
         self._task = task
-        self._loop = asyncio.get_running_loop()
 
     def runtime(self, node_id: str) -> Runtime | None:
         def progress(value: int, maximum: int) -> None:
-            report = NodeProgressed(self._task.id, node_id, value, maximum)
-            self._loop.call_soon_threadsafe(self._runner._say, report)
+            self._runner.say(NodeProgressed(self._task.id, node_id, value, maximum))
 
         return self._runner.runtime(progress)
 
@@ -262,10 +269,10 @@ class TaskScope:
         return self._runner.files(self._task, node_id)
 
     def started(self, node_id: str) -> None:
-        self._runner._say(NodeStarted(self._task.id, node_id))
+        self._runner.say(NodeStarted(self._task.id, node_id))
 
     def finished(self, node_id: str, signature: str, ui: Mapping[str, Any] | None) -> None:
-        self._runner._say(NodeFinished(self._task.id, node_id, signature, ui))
+        self._runner.say(NodeFinished(self._task.id, node_id, signature, ui))
 
     def fetch(self, signature: str) -> Awaitable[Any | None]:
         return self._runner.fetch(self._task.id, signature)

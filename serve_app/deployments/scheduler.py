@@ -122,7 +122,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
     catalog, store = Catalog(config.models_dir), Volume(config.directories)
 
     def fingerprint(folder: str, name: str) -> str:
-        return store.stat(FileRef.named(name)).etag if folder == "input" else catalog.fingerprint(folder, name)
+        return store.stat(FileRef.parse(name)).etag if folder == "input" else catalog.fingerprint(folder, name)
 
     return Scheduler(
         Jobs(config.database_url),
