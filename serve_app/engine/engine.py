@@ -61,11 +61,12 @@ _Item: TypeAlias = _Run | _Call | _Close
 
 @dataclass(slots=True)
 class Counters:
-    """What an engine has done since it began: evaluations answered, forwards run, rows in those forwards."""
+    """What an engine has done since it began: evaluations answered, forwards run and rows in them, forwards failed."""
 
     evaluations: int = 0
     forwards: int = 0
     rows: int = 0
+    failures: int = 0
 
 
 class Engine:
@@ -176,6 +177,7 @@ class Engine:
         try:
             answers = self._denoise(runs[0].trajectory.backbone, pieces)
         except Exception as error:
+            self.counters.failures += 1
             if len(runs) == 1:
                 _fail(runs[0].future, error)
                 return

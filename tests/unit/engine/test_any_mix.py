@@ -52,6 +52,7 @@ def check_mix(mix, backbone, max_rows, batching=True):
         else:
             assert isinstance(error, CancelledJobError), error
             assert job.leaves is not None
+    assert engine.counters.failures == 0
     assert all(rows <= max_rows for rows, *_ in backbone.calls[first:])
 
 

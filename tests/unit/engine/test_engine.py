@@ -133,7 +133,9 @@ def test_a_failing_forward_fails_only_the_trajectories_that_fail_alone(engine):
     del requests[2]
     for r, future in zip(requests, futures, strict=True):
         assert relative_error(future.result(), alone(TinyBackbone(), r)) <= 1e-5
-    assert [rows for rows, *_ in backbone.calls if rows == 8] == [8] * 2
+    # Ten rows fail; of their halves four rows pass and six fail, of which the two poisoned ones fail alone.
+    assert [rows for rows, *_ in backbone.calls] == [10, 4, 6, 2, 4, 8, 8]
+    assert engine.counters.failures == 3
 
 
 def test_an_unknown_sampler_fails_its_own_job_with_the_nearest_name(engine):
