@@ -1,0 +1,141 @@
+"""The command line: `serve-app up` starts a server, the other commands ask one over HTTP.
+
+Each command imports what it needs when it runs, so that `submit` needs no torch and `up` no HTTP client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from serve_app.errors import ServeAppError
+
+LOCAL_CONFIG = Path("configs/local.yaml")
+INTERRUPTED = 130
+"""The exit status shells expect after Ctrl-C."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 after an error, 2 for wrong arguments, 130 after Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.command(arguments)
+    except ServeAppError as error:
+        print(f"serve-app: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="serve-app", description="ComfyUI workflows on Ray Serve.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    up = commands.add_parser("up", help="start the server on this machine, or on the Ray cluster of RAY_ADDRESS")
+    up.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    up.add_argument("--port", type=int, default=8188, help="port to listen on (default: %(default)s)")
+    for name, what in [
+        ("models", "model files in ComfyUI's folders"),
+        ("input", "uploaded files"),
+        ("output", "saved images"),
+        ("temp", "previews"),
+    ]:
+        up.add_argument(f"--{name}-dir", type=Path, metavar="DIR", help=f"{what} (default: as configured)")
+    up.add_argument("--database-url", metavar="URL", help="where jobs are kept (default: as configured)")
+    local = LOCAL_CONFIG if LOCAL_CONFIG.is_file() else None
+    up.add_argument("--config", type=Path, default=local, help=f"a Serve config file (default: {LOCAL_CONFIG})")
+    up.set_defaults(command=_up)
+
+    submit = _asking(commands, "submit", "run a workflow and save its images")
+    submit.add_argument("workflow", type=Path, help="a workflow in API format, or a whole body with 'prompt'")
+    submit.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        dest="assignments",
+        help="change an input, e.g. --set 3.seed=7; VALUE is JSON, else a string",
+    )
+    submit.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where to save (default: here)")
+    submit.set_defaults(command=_submit)
+
+    cancel = _asking(commands, "cancel", "cancel a job that has not ended")
+    cancel.add_argument("job", help="the id that submit printed")
+    cancel.set_defaults(command=_cancel)
+
+    for name, what in [
+        ("models", "list the model files"),
+        ("nodes", "list the node classes"),
+        ("status", "show the cluster"),
+    ]:
+        _asking(commands, name, what).set_defaults(command=_show, page=name)
+
+    sample = commands.add_parser("sample-checkpoint", help="write a small checkpoint in the SD 1.5 layout, untrained")
+    sample.add_argument("path", type=Path, help="e.g. models/checkpoints/sd15.safetensors")
+    sample.set_defaults(command=_sample_checkpoint)
+    return parser
+
+
+def _asking(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str
+) -> argparse.ArgumentParser:
+    """Add a command that asks a server."""
+    command = commands.add_parser(name, help=what)
+    default = os.environ.get("SERVE_APP_URL", "http://127.0.0.1:8188")
+    command.add_argument("--server", default=default, metavar="URL", help="default: SERVE_APP_URL, else %(default)s")
+    command.add_argument(
+        "--patience",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to try a server that does not answer (default: %(default)s)",
+    )
+    return command
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    from serve_app.deployments.up import up
+
+    return up(arguments)
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.server import Server
+    from serve_app.cli.submit import submit
+    from serve_app.cli.workflow import changed, read_body
+
+    body = changed(read_body(arguments.workflow), arguments.assignments)
+    with Server(arguments.server, arguments.patience) as server:
+        return submit(server, body, arguments.out)
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.server import Server
+
+    with Server(arguments.server, arguments.patience) as server:
+        cancelled = server.post(f"/jobs/{arguments.job}/cancel", {})["cancelled"]
+    print("cancelled" if cancelled else f"{arguments.job} has ended already, or no job has this id")
+    return 0 if cancelled else 1
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from serve_app.cli import pages
+    from serve_app.cli.server import Server
+
+    with Server(arguments.server, arguments.patience) as server:
+        answer = server.get(f"/{arguments.page}")
+    for line in getattr(pages, arguments.page)(answer):
+        print(line)
+    return 0
+
+
+def _sample_checkpoint(arguments: argparse.Namespace) -> int:
+    from serve_app.models.sample import write_sample_checkpoint
+
+    write_sample_checkpoint(arguments.path)
+    print(arguments.path)
+    return 0

@@ -1,0 +1,35 @@
+"""What `serve-app models`, `nodes` and `status` print, line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def models(answer: Mapping[str, list[str]]) -> Iterator[str]:
+    """Yield every model file as folder/name; folders without files say so."""
+    for folder, names in answer.items():
+        yield from (f"{folder}/{name}" for name in names)
+        if not names:
+            yield f"{folder}/ (no files)"
+
+
+def nodes(answer: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield every node class with its category and what it makes."""
+    width = max(map(len, answer), default=0)
+    for name, spec in answer.items():
+        yield f"{name:<{width}}  {spec['category'] or '-'}  → {', '.join(spec['outputs']) or 'saved files'}"
+
+
+def status(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield jobs, hosts with their GPUs, and replicas with what they hold."""
+    jobs = answer["jobs"]
+    yield f"up {answer['uptime_s']:.0f} s, {jobs['running']} jobs running, {jobs['pending']} waiting"
+    for host in answer["hosts"]:
+        yield f"host {host['host']}: {host['ram_available_mb']} of {host['ram_total_mb']} MB memory available"
+        for gpu in host["gpus"]:
+            yield f"  {gpu['name']}: {gpu['vram_free_mb']} of {gpu['vram_total_mb']} MB free"
+    for replica in answer["replicas"]:
+        held = ", ".join(replica["recipes"]) or "no model"
+        running = f"{replica['running']} of {replica['slots']} tasks"
+        yield f"replica {replica['replica_id']} ({replica['pool']}): {running}, holds {held}"

@@ -1,0 +1,72 @@
+"""A job's events as a person sees them: bars on a terminal, plain lines elsewhere. Both go to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+Show: TypeAlias = Callable[[str, Mapping[str, Any]], None]
+"""Shows one event, given its kind and data."""
+
+
+@contextmanager
+def progress(prompt: Mapping[str, Any]) -> Iterator[Show]:
+    """Yield what shows events in the way that suits standard error. prompt: names the nodes."""
+    if not sys.stderr.isatty():
+        yield Lines(prompt).show
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as display:
+        yield Bars(prompt, display).show
+
+
+class Lines:
+    """One line for what happens, and one for every tenth of a node's progress."""
+
+    def __init__(self, prompt: Mapping[str, Any]) -> None:
+        self._prompt = prompt
+        self._shown: dict[str, int] = {}
+
+    def show(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Print the event, if it says something new."""
+        if kind == "progress":
+            name, tenth = _name(self._prompt, data["node"]), 10 * data["value"] // max(data["max"], 1)
+            if self._shown.get(data["node"]) != tenth:
+                self._shown[data["node"]] = tenth
+                print(f"{name}: {data['value']}/{data['max']}", file=sys.stderr)
+        elif kind == "executing":
+            print(_name(self._prompt, data["node"]), file=sys.stderr)
+        elif kind != "executed":
+            print(kind, file=sys.stderr)
+
+
+class Bars:
+    """One bar for the job's state, and one for every node that reports progress."""
+
+    def __init__(self, prompt: Mapping[str, Any], display: Progress) -> None:
+        self._prompt, self._display = prompt, display
+        self._state = display.add_task("sent", total=None)
+        self._bars: dict[str, TaskID] = {}
+
+    def show(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Move the bars."""
+        if kind == "progress":
+            node = data["node"]
+            if node not in self._bars:
+                self._bars[node] = self._display.add_task(_name(self._prompt, node), total=data["max"])
+            self._display.update(self._bars[node], completed=data["value"], total=data["max"])
+        elif kind == "executing":
+            self._display.update(self._state, description=_name(self._prompt, data["node"]))
+        elif kind != "executed":
+            self._display.update(self._state, description=kind)
+
+
+def _name(prompt: Mapping[str, Any], node: str) -> str:
+    """Return a node as people know it, e.g. "KSampler 3"."""
+    known = prompt.get(node)
+    return f"{known['class_type']} {node}" if isinstance(known, dict) and "class_type" in known else f"node {node}"

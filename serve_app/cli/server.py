@@ -1,0 +1,90 @@
+"""A server as the command line sees it: over HTTP, and patient with one that is starting, full or being replaced."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from serve_app.errors import RefusedError, UnreachableError
+
+LONGEST_PAUSE_S = 5.0
+ABSENT = {502, 503, 504}
+"""What a server that is away for a moment, or a proxy before it, answers."""
+
+
+class Server:
+    """Asks one server. Every request may be sent again, so each must be safe to repeat.
+
+    patience_s: how long one request is tried while the server cannot be reached or is said to be away.
+    Errors of every method: RefusedError with the server's words, UnreachableError once patience is over.
+    """
+
+    def __init__(self, url: str, patience_s: float = 60.0) -> None:
+        self.url = url.rstrip("/")
+        self._patience_s = patience_s
+        self._http = httpx.Client(timeout=httpx.Timeout(60.0, connect=5.0))
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str, **query: Any) -> Any:
+        """Return the JSON answer to a GET."""
+        return self._json(self._ask("GET", path, params=query))
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Return the JSON answer to a POST."""
+        return self._json(self._ask("POST", path, json=body))
+
+    def download(self, path: str, **query: Any) -> bytes:
+        """Return the bytes that answer a GET."""
+        return self._ask("GET", path, params=query).content
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        until = time.monotonic() + self._patience_s
+        pause_s, told = 0.25, ""
+        while True:
+            try:
+                response = self._http.request(method, self.url + path, **request)
+            except (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, httpx.ProxyError) as error:
+                reason, pause_s = str(error) or type(error).__name__, min(2 * pause_s, LONGEST_PAUSE_S)
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                raise UnreachableError(f"'{self.url}' is not an http:// or https:// address: {error}") from error
+            else:
+                if response.is_success:
+                    return response
+                reason = _words(response)
+                if response.status_code not in ABSENT:
+                    raise RefusedError(reason)
+                after = response.headers.get("Retry-After", "")
+                pause_s = min(float(after), LONGEST_PAUSE_S) if after.isdecimal() else 1.0
+            if time.monotonic() + pause_s > until:
+                raise UnreachableError(f"{self.url} did not take the request for {self._patience_s:g} s: {reason}")
+            if reason != told:
+                print(f"waiting for {self.url}: {reason}", file=sys.stderr)
+                told = reason
+            time.sleep(pause_s)
+
+    def _json(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError as error:
+            raise RefusedError(f"{response.request.url} did not answer JSON: is it a serve-app server?") from error
+
+
+def _words(response: httpx.Response) -> str:
+    """Return the contract's error and detail, or the status of an answer that has none."""
+    try:
+        body = response.json()
+        return f"{body['error']}: {body['detail']}" if body.get("detail") else str(body["error"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{response.status_code} {response.reason_phrase} from {response.request.url}"

@@ -1,0 +1,102 @@
+"""`serve-app submit`: queue a workflow, follow it to its end, save its images."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from serve_app.cli.progress import Show, progress
+from serve_app.cli.server import Server
+from serve_app.errors import FileMissingError, ServeAppError, UnreachableError
+
+POLL_S = 20
+CANCEL_PATIENCE_S = 5.0
+
+
+def submit(server: Server, body: Mapping[str, Any], directory: Path) -> int:
+    """Run the body's job, print where its images are, return the exit status. Ctrl-C cancels the job.
+
+    The job's id is chosen here, so a request that is sent again after a lost connection queues nothing twice.
+    """
+    job_id = body.get("prompt_id", str(uuid.uuid4()))
+    try:
+        server.post("/prompt", {**body, "prompt_id": job_id})
+        print(f"job {job_id}", file=sys.stderr)
+        with progress(body["prompt"]) as show:
+            follow(server, job_id, show)
+    except KeyboardInterrupt:
+        _cancel(server, job_id)
+        raise
+    entry = server.get(f"/history/{job_id}").get(job_id)
+    if entry is None:
+        raise UnreachableError(f"{server.url} no longer knows the job {job_id}")
+    status = entry["status"]
+    if not status["completed"]:
+        print(f"serve-app: {status['status_str']}: {'; '.join(status['messages'])}", file=sys.stderr)
+        return 1
+    for image in images(entry["outputs"]):
+        print(save(server.download("/view", **image), image, directory))
+    return 0
+
+
+def follow(server: Server, job_id: str, show: Show) -> None:
+    """Show a job's events until its last; a lost connection goes on where it broke off."""
+    after, last = 0, False
+    while not last:
+        stretch = server.get(f"/jobs/{job_id}/events", after=after, timeout_s=POLL_S)
+        for event in stretch["events"]:
+            after = event["seq"]
+            show(event["kind"], event["data"])
+        last = stretch["last"]
+
+
+def images(outputs: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Yield {filename, subfolder, type} of every image in a job's outputs, each once."""
+    seen = set()
+    for output in outputs.values():
+        for item in [*output.get("images", ()), *output.get("gifs", ())]:
+            image = (str(item["filename"]), str(item.get("subfolder", "")), str(item["type"]))
+            if image not in seen:
+                seen.add(image)
+                yield dict(zip(("filename", "subfolder", "type"), image, strict=True))
+
+
+def save(data: bytes, image: Mapping[str, str], directory: Path) -> Path:
+    """Write an image under its server's name and return the path.
+
+    A file that is already there stays: the same image is not written again, another one gets a number after its name.
+    Errors: FileMissingError for a name that leaves the directory.
+    """
+    named = f"{image['subfolder']}/{image['filename']}".lstrip("/")
+    root = directory.resolve()
+    try:
+        target = (root / named).resolve()
+    except ValueError:  # NUL
+        target = root
+    if target == root or not target.is_relative_to(root):
+        raise FileMissingError(f"the server's file '{named}' would lie outside {directory}; it is not saved")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path, count = target, 1
+    while True:
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+            return path
+        except FileExistsError:
+            if path.is_file() and path.read_bytes() == data:
+                return path
+            count += 1
+            path = target.with_stem(f"{target.stem}_{count}")
+
+
+def _cancel(server: Server, job_id: str) -> None:
+    """Cancel the job of an interrupted command, without keeping its user waiting."""
+    try:
+        with Server(server.url, CANCEL_PATIENCE_S) as impatient:
+            cancelled = impatient.post(f"/jobs/{job_id}/cancel", {})["cancelled"]
+        print(f"job {job_id} {'cancelled' if cancelled else 'had ended already'}", file=sys.stderr)
+    except ServeAppError as error:
+        print(f"serve-app: job {job_id} may still run: {error}", file=sys.stderr)

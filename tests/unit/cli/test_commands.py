@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serve_app.cli import main
+from serve_app.cli.pages import nodes, status
+from serve_app.cli.progress import Bars, Lines
+from serve_app.cli.workflow import changed, read_body
+from serve_app.errors import WorkflowFileError
+
+
+def test_models_nodes_and_status_are_listed(url, capsys):
+    assert main(["models", "--server", url]) == 0
+    assert capsys.readouterr().out == "checkpoints/sd15.safetensors\n"
+    assert main(["nodes", "--server", url]) == 0
+    assert "KSampler " in capsys.readouterr().out
+    assert main(["status", "--server", url]) == 0
+    assert capsys.readouterr().out == "up 2 s, 0 jobs running, 0 waiting\n"
+
+
+def test_cancelling_what_does_not_run_says_so_and_fails(url, capsys):
+    job_id = "550e8400-e29b-41d4-a716-446655440000"
+    assert main(["cancel", job_id, "--server", url]) == 1
+    assert "no job has this id" in capsys.readouterr().out
+
+
+def test_status_shows_gpus_and_what_replicas_hold():
+    gpu = {"name": "H100", "vram_free_mb": 60, "vram_total_mb": 80}
+    host = {"host": "a", "ram_available_mb": 1, "ram_total_mb": 2, "gpus": [gpu]}
+    replica = {"replica_id": "r1", "pool": "gpu", "slots": 16, "running": 2, "recipes": ["sd15"]}
+    answer = {"uptime_s": 1, "jobs": {"running": 2, "pending": 0}, "hosts": [host], "replicas": [replica]}
+    assert list(status(answer))[1:] == [
+        "host a: 1 of 2 MB memory available",
+        "  H100: 60 of 80 MB free",
+        "replica r1 (gpu): 2 of 16 tasks, holds sd15",
+    ]
+
+
+def test_an_empty_list_of_nodes_prints_nothing():
+    assert list(nodes({})) == []
+
+
+def test_up_passes_its_options_on(monkeypatch, tmp_path):
+    module = importlib.import_module("serve_app.deployments.up")
+    monkeypatch.chdir(tmp_path)
+    passed = {}
+    monkeypatch.setattr(module, "up", lambda arguments: passed.update(vars(arguments)) or 7)
+    assert main(["up", "--port", "9000", "--models-dir", "m", "--database-url", "sqlite:///x"]) == 7
+    expected = {"host": "127.0.0.1", "port": 9000, "models_dir": Path("m"), "database_url": "sqlite:///x"}
+    unset = dict.fromkeys(["input_dir", "output_dir", "temp_dir", "config"])
+    assert {name: passed[name] for name in [*expected, *unset]} == {**expected, **unset}
+
+
+def test_asking_a_server_imports_neither_torch_nor_ray_nor_the_servers_own_code():
+    code = (
+        "import sys, serve_app.cli.submit, serve_app.cli.workflow, serve_app.cli.pages\n"
+        "print(sorted({'torch', 'ray', 'fastapi', 'serve_app.service'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_file_holds_a_workflow_or_a_whole_body(tmp_path):
+    path = tmp_path / "w.json"
+    path.write_text('{"1": {"class_type": "A", "inputs": {}}}')
+    assert read_body(path) == {"prompt": {"1": {"class_type": "A", "inputs": {}}}}
+    path.write_text('{"prompt": {"1": {}}, "client_id": "c"}')
+    assert read_body(path) == {"prompt": {"1": {}}, "client_id": "c"}
+    path.write_text('{"prompt": {"class_type": "A", "inputs": {}}}')
+    assert read_body(path) == {"prompt": {"prompt": {"class_type": "A", "inputs": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file"),
+        ("{", "is not JSON"),
+        ("[]", "must hold an object"),
+        ('{"nodes": [], "links": []}', "editor's format"),
+    ],
+)
+def test_a_file_that_holds_neither_is_refused_saying_what_it_is(tmp_path, text, said):
+    path = tmp_path / "w.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(WorkflowFileError, match=said) as refused:
+        read_body(path)
+    assert str(path) in str(refused.value)
+
+
+BODY = {
+    "prompt": {"3": {"class_type": "KSampler", "inputs": {"seed": 1, "model": ["1", 0]}}, "3.1": {"inputs": {"a": 1}}}
+}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "node", "name", "value"),
+    [
+        ("3.seed=7", "3", "seed", 7),
+        ("3.seed=1.5", "3", "seed", 1.5),
+        ("3.seed=seven", "3", "seed", "seven"),
+        ('3.seed="7"', "3", "seed", "7"),
+        ("3.seed=", "3", "seed", ""),
+        ("3.seed=a=b", "3", "seed", "a=b"),
+        ("3.seed=NaN", "3", "seed", "NaN"),
+        ('3.model=["2", 0]', "3", "model", ["2", 0]),
+        ("3.1.a=2", "3.1", "a", 2),
+    ],
+)
+def test_an_input_is_set_to_json_or_else_to_the_text_itself(assignment, node, name, value):
+    assert changed(BODY, [assignment])["prompt"][node]["inputs"][name] == value
+    assert BODY["prompt"]["3"]["inputs"]["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("3.sede=7", "KSampler 3 has no input 'sede'; did you mean 'seed'?"),
+        ("3.width=7", "KSampler 3 has no input 'width'; inputs are seed, model"),
+        ("9.seed=7", "there is no node 9; nodes are 3, 3.1"),
+        ("seed=7", "must be NODE.INPUT=VALUE, e.g. 3.seed=7"),
+        ("3.seed", "must be NODE.INPUT=VALUE"),
+    ],
+)
+def test_an_assignment_to_what_is_not_there_is_refused_naming_what_is(assignment, said):
+    with pytest.raises(WorkflowFileError) as refused:
+        changed(BODY, [assignment])
+    assert str(refused.value).startswith(f"--set {assignment}")
+    assert said in str(refused.value)
+
+
+def test_lines_say_each_tenth_of_a_nodes_progress_once(capsys):
+    lines = Lines(BODY["prompt"])
+    for value in range(1, 101):
+        lines.show("progress", {"node": "3", "value": value, "max": 100})
+    lines.show("executing", {"node": "8"})
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[0] == "KSampler 3: 1/100"
+    assert printed[1:11] == [f"KSampler 3: {value}/100" for value in range(10, 101, 10)]
+    assert printed[11:] == ["node 8"]
+
+
+def test_bars_follow_each_node():
+    from rich.progress import Progress
+
+    display = Progress()
+    bars = Bars(BODY["prompt"], display)
+    bars.show("started", {})
+    bars.show("executing", {"node": "3"})
+    bars.show("progress", {"node": "3", "value": 4, "max": 20})
+    bars.show("executed", {"node": "3", "output": {}})
+    assert [(t.description, t.completed, t.total) for t in display.tasks] == [
+        ("KSampler 3", 0, None),
+        ("KSampler 3", 4, 20),
+    ]
