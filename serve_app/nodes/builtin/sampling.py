@@ -1,0 +1,139 @@
+"""KSampler and KSamplerAdvanced: what ComfyUI's two widget sets mean as one SamplingRequest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serve_app.nodes.runtime import Runtime, SamplingRequest
+from serve_app.sampling.samplers import SAMPLERS
+from serve_app.sampling.sigmas import SCHEDULES
+from serve_app.values import Conditioning, Latent, Recipe
+
+SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
+STEPS = {"default": 20, "min": 1, "max": 10000}
+CFG = {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}
+
+
+class KSampler:
+    """Sample latents from their first step to the last."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "sample"
+    CATEGORY = "sampling"
+    DESCRIPTION = "Denoises the latent image with the model, guided by the positive and negative conditioning."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "seed": ("INT", SEED),
+                "steps": ("INT", STEPS),
+                "cfg": ("FLOAT", CFG),
+                "sampler_name": (list(SAMPLERS),),
+                "scheduler": (list(SCHEDULES),),
+                "positive": ("CONDITIONING",),
+                "negative": ("CONDITIONING",),
+                "latent_image": ("LATENT",),
+                "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
+            },
+            "hidden": {"runtime": "RUNTIME"},
+        }
+
+    async def sample(
+        self,
+        model: Recipe,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: Latent,
+        runtime: Runtime,
+        denoise: float = 1.0,
+    ) -> tuple[Latent]:
+        """Return the latent with its samples denoised."""
+        request = SamplingRequest(
+            backbone=model,
+            latents=latent_image["samples"],
+            positive=positive,
+            negative=negative,
+            sampler=sampler_name,
+            schedule=scheduler,
+            steps=steps,
+            cfg=cfg,
+            seed=seed,
+            noise_seed=seed,
+            denoise=denoise,
+            batch_index=latent_image.get("batch_index"),
+            noise_mask=latent_image.get("noise_mask"),
+        )
+        return ({**latent_image, "samples": await runtime.sample(request)},)
+
+
+class KSamplerAdvanced:
+    """Sample a window of the steps, with or without adding noise first and with or without its end left noisy."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "sample"
+    CATEGORY = "sampling"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "add_noise": (["enable", "disable"],),
+                "noise_seed": ("INT", SEED),
+                "steps": ("INT", STEPS),
+                "cfg": ("FLOAT", CFG),
+                "sampler_name": (list(SAMPLERS),),
+                "scheduler": (list(SCHEDULES),),
+                "positive": ("CONDITIONING",),
+                "negative": ("CONDITIONING",),
+                "latent_image": ("LATENT",),
+                "start_at_step": ("INT", {"default": 0, "min": 0, "max": 10000}),
+                "end_at_step": ("INT", {"default": 10000, "min": 0, "max": 10000}),
+                "return_with_leftover_noise": (["disable", "enable"],),
+            },
+            "hidden": {"runtime": "RUNTIME"},
+        }
+
+    async def sample(
+        self,
+        model: Recipe,
+        add_noise: str,
+        noise_seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: Latent,
+        start_at_step: int,
+        end_at_step: int,
+        return_with_leftover_noise: str,
+        runtime: Runtime,
+    ) -> tuple[Latent]:
+        """Return the latent with its samples denoised over the window."""
+        request = SamplingRequest(
+            backbone=model,
+            latents=latent_image["samples"],
+            positive=positive,
+            negative=negative,
+            sampler=sampler_name,
+            schedule=scheduler,
+            steps=steps,
+            cfg=cfg,
+            seed=noise_seed if add_noise == "enable" else None,
+            noise_seed=noise_seed,
+            start_step=start_at_step,
+            end_step=end_at_step,
+            full_denoise=return_with_leftover_noise == "disable",
+            batch_index=latent_image.get("batch_index"),
+            noise_mask=latent_image.get("noise_mask"),
+        )
+        return ({**latent_image, "samples": await runtime.sample(request)},)

@@ -1,0 +1,101 @@
+"""STORE for one node of one job: reading files by a widget's value, and saving under ComfyUI's names.
+
+The names are `folder_paths.get_save_image_path`'s of ComfyUI 0.3.64. Counters come from a reservation, since many
+replicas save into one folder at once; where they are reserved is the caller's matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import posixpath
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from serve_app.errors import FileMissingError, NodeError
+from serve_app.store.store import Area, FileRef, Store
+
+Reserve = Callable[[str, int, int], Awaitable[int]]
+"""(key, at_least, count) -> the first of `count` consecutive counters that only this node of this job gets."""
+
+BATCH = "%batch_num%"
+
+
+class NodeFiles:
+    """Implements runtime.Files over a store.
+
+    at_s: the Unix time that %year% and the like stand for. Given the job's own, a retry in another second gives the
+    same names again; None takes the time of saving.
+    """
+
+    def __init__(self, store: Store, job_id: str, node_id: str, reserve: Reserve, at_s: float | None = None) -> None:
+        self._store = store
+        self._reserve = reserve
+        self._at_s = at_s
+        digest = hashlib.sha256(f"{job_id}/{node_id}".encode(errors="replace")).digest()
+        self._own = "".join(chr(ord("a") + byte % 26) for byte in digest[:12])
+        self._saved: set[str] = set()
+
+    async def read(self, name: str) -> bytes:
+        """Return a file's bytes. Errors: FileMissingError."""
+        return await asyncio.to_thread(self._read, FileRef.parse(name))
+
+    async def save(
+        self, area: Area, prefix: str, suffix: str, contents: Sequence[bytes], *, width: int = 0, height: int = 0
+    ) -> list[dict[str, Any]]:
+        """Store the contents under PREFIX_00001_SUFFIX and on; see runtime.Files.
+
+        Errors: NodeError for a prefix that leaves the area, and for a second save under one prefix, which a retry could
+        not tell from the first.
+        """
+        subfolder, filename = self._split(prefix, width, height)
+        if area == "temp":
+            # No reservation: the name is this node's alone, and a retry writes over its own files.
+            filename = f"{filename}_{self._own}"
+        key = posixpath.join(area, subfolder, filename)
+        if key in self._saved:
+            raise NodeError(f"it saves twice under {prefix[:300]!r}; all files under one prefix are saved together")
+        self._saved.add(key)
+        try:
+            first = 1
+            if area != "temp":
+                highest = await asyncio.to_thread(self._highest, area, subfolder, filename)
+                first = await self._reserve(key, highest + 1, len(contents))
+            names = [f"{filename.replace(BATCH, str(i))}_{first + i:05}_{suffix}" for i in range(len(contents))]
+            for name, data in zip(names, contents, strict=True):
+                await asyncio.to_thread(self._store.write, FileRef(area, subfolder, name), data)
+        except FileMissingError as error:
+            raise NodeError(f"it cannot save under {prefix[:300]!r}: {error}") from error
+        return [{"filename": name, "subfolder": subfolder, "type": area} for name in names]
+
+    def _read(self, ref: FileRef) -> bytes:
+        with self._store.open(ref) as file:
+            return file.read()
+
+    def _split(self, prefix: str, width: int, height: int) -> tuple[str, str]:
+        """Return (subfolder, start of the file name) of a prefix, its tokens filled in."""
+        at = time.localtime(self._at_s)
+        tokens = {"width": str(width), "height": str(height), "year": str(at.tm_year)} | {
+            name: f"{value:02}"
+            for name, value in (
+                ("month", at.tm_mon),
+                ("day", at.tm_mday),
+                ("hour", at.tm_hour),
+                ("minute", at.tm_min),
+                ("second", at.tm_sec),
+            )
+        }
+        filled = re.sub("%(" + "|".join(tokens) + ")%", lambda found: tokens[found[1]], prefix)
+        # Workflows written on Windows separate folders with backslashes.
+        path = posixpath.normpath(filled.replace("\\", "/"))
+        if path.startswith("/") or path.split("/")[0] == "..":
+            raise NodeError(f"filename_prefix {prefix[:300]!r} leaves the folder that files are saved to")
+        subfolder, filename = posixpath.split(path)
+        return subfolder, "ComfyUI" if filename == "." else filename
+
+    def _highest(self, area: Area, subfolder: str, filename: str) -> int:
+        pattern = re.compile(re.escape(filename).replace(re.escape(BATCH), "[0-9]+") + "_([0-9]{1,15})_")
+        counters = (pattern.match(name) for name in self._store.names(area, subfolder))
+        return max((int(found[1]) for found in counters if found), default=0)

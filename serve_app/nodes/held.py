@@ -1,0 +1,99 @@
+"""What a replica holds: node results by signature, least recently used out first, and those being computed now.
+
+Lives on one event loop and is used from there only. A result that a running task still works with outlives its
+eviction, because the task refers to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+
+import torch
+
+from serve_app.nodes.call import NodeResult
+
+ENTRY_BYTES = 1024
+"""What any entry counts at least, so that results without tensors do not gather without end."""
+
+
+class Held:
+    """Results under a budget of bytes. evicted: told which signatures are gone, after they are."""
+
+    def __init__(self, budget_bytes: int, evicted: Callable[[tuple[str, ...]], None]) -> None:
+        self._budget_bytes = budget_bytes
+        self._evicted = evicted
+        self._results: OrderedDict[str, tuple[NodeResult, int]] = OrderedDict()
+        self._computing: dict[str, asyncio.Future[NodeResult]] = {}
+        self.bytes = 0
+
+    def __contains__(self, signature: str) -> bool:
+        return signature in self._results
+
+    def get(self, signature: str) -> NodeResult | None:
+        """Return the result and count it as used, or None."""
+        entry = self._results.get(signature)
+        if entry is None:
+            return None
+        self._results.move_to_end(signature)
+        return entry[0]
+
+    def put(self, signature: str, result: NodeResult) -> None:
+        """Hold the result, letting go of others over the budget; never of this one, however big."""
+        self._drop(signature)
+        size = ENTRY_BYTES + tensor_bytes(result.outputs)
+        self._results[signature] = (result, size)
+        self.bytes += size
+        gone = []
+        while self.bytes > self._budget_bytes and len(self._results) > 1:
+            oldest = next(iter(self._results))
+            self._drop(oldest)
+            gone.append(oldest)
+        if gone:
+            self._evicted(tuple(gone))
+
+    async def make(self, signature: str, compute: Callable[[], Awaitable[NodeResult]]) -> NodeResult:
+        """Return the held result, or wait for whoever computes it, or compute and hold it.
+
+        If the one computing fails or is cancelled, one of those waiting computes it itself. Errors: compute's own.
+        """
+        while (result := self.get(signature)) is None:
+            computing = self._computing.get(signature)
+            if computing is None:
+                return await self._compute(signature, compute)
+            await asyncio.wait([computing])
+            if not computing.cancelled():
+                return computing.result()
+        return result
+
+    async def _compute(self, signature: str, compute: Callable[[], Awaitable[NodeResult]]) -> NodeResult:
+        computing = self._computing[signature] = asyncio.get_running_loop().create_future()
+        try:
+            result = await compute()
+            self.put(signature, result)
+            computing.set_result(result)
+            return result
+        finally:
+            # A failure is this caller's own; to those waiting it only says that nobody computes any more.
+            del self._computing[signature]
+            computing.cancel()
+
+    def _drop(self, signature: str) -> None:
+        if signature in self._results:
+            self.bytes -= self._results.pop(signature)[1]
+
+
+def tensor_bytes(value: object) -> int:
+    """Return the bytes of all tensors in a value, however nested; a tensor that occurs twice counts once."""
+    seen: dict[int, int] = {}
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, torch.Tensor):
+            seen[id(item)] = item.nbytes
+        elif isinstance(item, Mapping):
+            stack.extend(item.values())
+        elif isinstance(item, tuple | list):
+            stack.extend(item)
+    return sum(seen.values())
