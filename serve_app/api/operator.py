@@ -8,12 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from serve_app.api.request import Current, number
+from serve_app.api.request import READ, Current, number
 from serve_app.api.strict_json import Json
 from serve_app.events import Event
 
-router = APIRouter(include_in_schema=False, redirect_slashes=False)
-READ = ["GET", "HEAD"]
+router = APIRouter(include_in_schema=False)
 
 
 @router.api_route("/jobs/{job_id}/events", methods=READ)

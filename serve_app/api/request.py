@@ -23,6 +23,9 @@ async def _service(request: Request) -> Service:
 Current = Annotated[Service, Depends(_service)]
 """The service of this process, as a handler's parameter."""
 
+READ = ["GET", "HEAD"]
+"""The methods of a route that reads."""
+
 _LARGE_BYTES = 100_000
 _BIGGEST = 2**63
 

@@ -12,8 +12,9 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-router = APIRouter(include_in_schema=False, redirect_slashes=False)
-READ = ["GET", "HEAD"]
+from serve_app.api.request import READ
+
+router = APIRouter(include_in_schema=False)
 
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",

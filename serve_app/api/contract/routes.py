@@ -12,14 +12,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from serve_app.api.request import Current, read_object
+from serve_app.api.request import READ, Current, read_object
 from serve_app.api.stored_file import IMAGE_TYPES, file_ref, stored_file
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
 from serve_app.scheduler.messages import ClusterView, JobView
 
-router = APIRouter(include_in_schema=False, redirect_slashes=False)
-READ = ["GET", "HEAD"]
+router = APIRouter(include_in_schema=False)
 
 
 @router.post("/prompt")

@@ -12,8 +12,8 @@ from serve_app.api.app import create_app
 from serve_app.service import Service
 from serve_app.store.store import FileRef
 from serve_app.store.volume import Volume
-from tests.contract.conftest import serve
 from tests.unit.api.conftest import FILES, example, scheduler, volume
+from tests.unit.api.http_server import serve
 from tests.unit.api.memory_scheduler import MemoryScheduler
 
 __all__ = ["example", "scheduler", "volume"]
