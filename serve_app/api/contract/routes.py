@@ -92,7 +92,8 @@ def _messages(job: JobView) -> list[str]:
     if job.state != "error":
         return []
     failure = job.failure
-    where = f"{failure['class_type']} {failure['node']}" if "class_type" in failure else "the job"
+    node = failure.get("node", "")
+    where = f"{failure.get('class_type') or 'node'} {node}" if node else "the job"
     return [f"{where}: {failure.get('exception_type', 'error')}: {failure.get('message', 'no reason is recorded')}"]
 
 

@@ -72,22 +72,18 @@ async def test_history_follows_a_job_from_acceptance_to_success(client, schedule
     assert entry["timestamp"] == scheduler.jobs[job_id].ended_s
 
 
-async def test_history_says_why_a_job_failed(client, scheduler, example):
+@pytest.mark.parametrize(
+    ("node", "class_type", "where"),
+    [("3", "KSampler", "KSampler 3"), ("3", "", "node 3"), ("", "", "the job")],
+)
+async def test_history_says_why_and_where_a_job_failed(client, scheduler, example, node, class_type, where):
     job_id = await queued(client, example)
-    scheduler.fail(
-        job_id,
-        {
-            "node": "3",
-            "class_type": "KSampler",
-            "exception_type": "NodeError",
-            "message": "steps must be at least 1",
-            "traceback": ["…"],
-        },
-    )
+    reason = {"exception_type": "NodeError", "message": "steps must be at least 1", "traceback": ["…"]}
+    scheduler.fail(job_id, {"node": node, "class_type": class_type, **reason})
     status = (await history(client, job_id))["status"]
     assert (status["completed"], status["status_str"]) == (False, "error")
     assert status["status_code"] < 100
-    assert status["messages"] == ["KSampler 3: NodeError: steps must be at least 1"]
+    assert status["messages"] == [f"{where}: NodeError: steps must be at least 1"]
 
 
 async def test_history_says_that_a_job_was_cancelled(client, example):
