@@ -1,0 +1,163 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from serve_app.errors import ModelFileError
+from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.families import VaeArchitecture
+from serve_app.models.layout import table, translate
+from serve_app.models.sample import SAMPLE, random_tensors, write_sample_checkpoint
+
+CPU = torch.device("cpu")
+PREFIXES = {"backbone": "model.diffusion_model.", "vae": "first_stage_model.", "clip": "cond_stage_model."}
+VAE = VaeArchitecture((32, 32), 1, 4, 3, True)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "checkpoints" / "sample.safetensors"
+    write_sample_checkpoint(path)
+    return path
+
+
+def weights_of(module):
+    return dict(module.state_dict())
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("part", PREFIXES)
+def test_every_number_of_a_part_arrives_where_the_layout_says(sample, part):
+    architecture, module = Checkpoint(sample).load(part, CPU, torch.float32)
+    assert architecture in SAMPLE
+    stored = {k.removeprefix("transformer.text_model."): t for k, t in strip(load_file(sample), PREFIXES[part]).items()}
+    placed = {translate(name, table(architecture)): tensor for name, tensor in stored.items()}
+    loaded = weights_of(module)
+    assert placed.keys() == loaded.keys()
+    assert all(torch.equal(loaded[name], placed[name].float().reshape(loaded[name].shape)) for name in placed)
+
+
+def strip(tensors, prefix):
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def test_the_sample_checkpoint_is_the_same_every_time_and_small(sample, tmp_path):
+    again = tmp_path / "again.safetensors"
+    write_sample_checkpoint(again)
+    assert again.read_bytes() == sample.read_bytes()
+    assert again.stat().st_size < 30_000_000
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("wanted", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_file_of_any_float_format_is_loaded_in_any_other(tmp_path, stored, wanted):
+    path = tmp_path / "vae.safetensors"
+    save_file(random_tensors(VAE, stored), path)
+    _, module = Checkpoint(path).load("vae", CPU, wanted)
+    bias = load_file(path)["first_stage_model.decoder.conv_in.bias"]
+    assert torch.equal(module.decoder.conv_in.bias, bias.to(wanted))
+    assert {parameter.dtype for parameter in module.parameters()} == {wanted}
+
+
+def bare(tensors):
+    return strip(tensors, "first_stage_model.")
+
+
+def diffusers_names(tensors):
+    return {translate(name, table(VAE)): t.flatten(2)[..., 0] if t.shape[2:] == (1, 1) and "attn" in name else t
+            for name, t in bare(tensors).items()}  # fmt: skip
+
+
+def old_diffusers_names(tensors):
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, tensor in diffusers_names(tensors).items():
+        for new, before in old.items():
+            name = name.replace(f".{new}.", f".{before}.")
+        renamed[name] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("layout", [bare, diffusers_names, old_diffusers_names])
+def test_a_vae_file_of_its_own_is_read_in_each_of_its_layouts(tmp_path, layout):
+    tensors = random_tensors(VAE)
+    save_file(tensors, tmp_path / "whole.safetensors")
+    save_file({name: t.contiguous() for name, t in layout(tensors).items()}, tmp_path / "vae.safetensors")
+    _, expected = Checkpoint(tmp_path / "whole.safetensors").load("vae", CPU, torch.float32)
+    architecture, module = Checkpoint(tmp_path / "vae.safetensors").load("vae", CPU, torch.float32)
+    assert architecture == VAE
+    assert same(weights_of(module), weights_of(expected))
+
+
+def test_a_text_encoder_without_the_text_model_prefix_is_read(sample, tmp_path):
+    clip = strip(load_file(sample), "cond_stage_model.transformer.text_model.")
+    save_file({f"cond_stage_model.transformer.{k}": t for k, t in clip.items()}, tmp_path / "old.safetensors")
+    _, expected = Checkpoint(sample).load("clip", CPU, torch.float32)
+    _, module = Checkpoint(tmp_path / "old.safetensors").load("clip", CPU, torch.float32)
+    assert same(weights_of(module), weights_of(expected))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of mappings")
+def test_weights_in_the_files_own_format_stay_mapped(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    save_file(random_tensors(VAE, torch.float32), path)
+    _, module = Checkpoint(path).load("vae", CPU, torch.float32)
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    mapped = [[int(end, 16) for end in line[0].split("-")] for line in lines]
+    assert all(any(low <= p.data_ptr() < high for low, high in mapped) for p in module.parameters())
+
+
+def test_a_pickle_is_refused_unopened(tmp_path):
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(pickle.dumps({}))
+    with pytest.raises(ModelFileError, match=r"'model\.ckpt' is a pickle.*only \.safetensors"):
+        Checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no header", b"\xff" * 64, pickle.dumps({"a": 1})])
+def test_a_damaged_file_is_refused(tmp_path, content):
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"'damaged\.safetensors' cannot be read as a safetensors file"):
+        Checkpoint(path)
+
+
+def test_a_file_cut_short_is_refused(sample, tmp_path):
+    path = tmp_path / "short.safetensors"
+    path.write_bytes(sample.read_bytes()[:-1000])
+    with pytest.raises(ModelFileError, match=r"short\.safetensors"):
+        Checkpoint(path)
+
+
+def test_a_part_the_file_lacks_is_named(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    save_file(random_tensors(VAE), path)
+    with pytest.raises(ModelFileError, match=r"'vae\.safetensors' holds no text encoder of a known layout"):
+        Checkpoint(path).load("clip", CPU, torch.float32)
+
+
+def test_a_part_with_tensors_missing_names_the_first(tmp_path):
+    tensors = random_tensors(VAE)
+    del tensors["first_stage_model.decoder.norm_out.bias"]
+    save_file(tensors, tmp_path / "vae.safetensors")
+    with pytest.raises(ModelFileError, match=r"lacks 1 tensors of its VAE, 'decoder\.conv_norm_out\.bias' first"):
+        Checkpoint(tmp_path / "vae.safetensors").load("vae", CPU, torch.float32)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(tmp_path):
+    tensors = random_tensors(VAE) | {"first_stage_model.decoder.norm_out.bias": torch.zeros(33)}
+    save_file(tensors, tmp_path / "vae.safetensors")
+    with pytest.raises(ModelFileError, match=r"'decoder\.norm_out\.bias' of shape \(33,\), expected \(32,\)"):
+        Checkpoint(tmp_path / "vae.safetensors").load("vae", CPU, torch.float32)
+
+
+def test_a_quantized_tensor_is_refused_with_its_format(tmp_path):
+    tensors = random_tensors(VAE) | {"first_stage_model.decoder.norm_out.bias": torch.zeros(32, dtype=torch.int8)}
+    save_file(tensors, tmp_path / "vae.safetensors")
+    with pytest.raises(ModelFileError, match=r"norm_out\.bias' is I8; supported are F16, BF16, F32"):
+        Checkpoint(tmp_path / "vae.safetensors").load("vae", CPU, torch.float32)

@@ -1,0 +1,114 @@
+"""Probing and naming, against the key lists of the published files (shapes only, no weights)."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serve_app.errors import ModelFileError
+from serve_app.models.families import Tensors, TextArchitecture, UNetArchitecture, VaeArchitecture
+from serve_app.models.layout import table, translate
+from serve_app.models.networks import network
+from serve_app.models.sample import SAMPLE, random_tensors
+
+KEYS = json.loads((Path(__file__).parents[2] / "parity" / "checkpoint_keys.json").read_text())
+
+
+def published(name, strip=""):
+    return Tensors({key.removeprefix(strip): tuple(shape) for key, shape in KEYS[name].items()}, f"'{name}'")
+
+
+def changed(name, **shapes):
+    tensors = {key: tuple(shape) for key, shape in KEYS[name].items()}
+    return Tensors(tensors | shapes, "'a.safetensors'")
+
+
+SD15 = UNetArchitecture((320, 640, 1280, 1280), (2, 2, 2, 2), (1, 1, 1, 0), 1, 768)
+MINI15 = UNetArchitecture((320, 640), (1, 1), (1, 1), 1, 768)
+KL_F8 = VaeArchitecture((128, 256, 512, 512), 2, 4, 3, True)
+CLIP_L = TextArchitecture(12, 768, 3072, 77)
+
+
+@pytest.mark.parametrize(
+    ("name", "strip", "expected"),
+    [
+        ("unet_sd15", "", SD15),
+        ("unet_mini", "", MINI15),
+        ("vae", "", KL_F8),
+        ("clip_l", "transformer.text_model.", CLIP_L),
+    ],
+)
+def test_an_architecture_is_read_off_the_published_names_and_shapes(name, strip, expected):
+    assert type(expected).probe(published(name, strip)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "strip", "architecture"),
+    [
+        ("unet_sd15", "", SD15),
+        ("unet_mini", "", MINI15),
+        ("vae", "", KL_F8),
+        ("clip_l", "transformer.text_model.", CLIP_L),
+    ],
+)
+def test_every_published_tensor_has_one_place_of_its_size_in_the_network(name, strip, architecture):
+    prefixes = table(architecture)
+    places = {translate(key, prefixes): shape for key, shape in published(name, strip).shapes.items()}
+    wanted = {key: tuple(parameter.shape) for key, parameter in network(architecture).state_dict().items()}
+    assert {key: (*shape, 1, 1)[: len(places[key])] for key, shape in wanted.items()} == places
+
+
+def test_an_empty_network_takes_no_memory():
+    assert all(parameter.is_meta for parameter in network(SD15).parameters())
+
+
+UNUSUAL = [
+    UNetArchitecture((64,), (1,), (0,), 1, 32),
+    UNetArchitecture((32, 64, 96), (1, 2, 1), (0, 2, 1), 1, 48),
+    UNetArchitecture((32, 32), (3, 1), (1, 0), 3, 32),
+    VaeArchitecture((32, 64), 1, 4, 3, False),
+    VaeArchitecture((32, 32, 64), 3, 8, 3, True),
+    TextArchitecture(3, 128, 96, 40),
+    *SAMPLE,
+]
+
+
+@pytest.mark.parametrize("architecture", UNUSUAL, ids=str)
+def test_any_width_and_depth_of_the_layout_is_read_back(architecture):
+    prefixes = {
+        UNetArchitecture: "model.diffusion_model.",
+        VaeArchitecture: "first_stage_model.",
+        TextArchitecture: "cond_stage_model.transformer.text_model.",
+    }
+    prefix = prefixes[type(architecture)]
+    shapes = {name.removeprefix(prefix): tuple(t.shape) for name, t in random_tensors(architecture).items()}
+    assert type(architecture).probe(Tensors(shapes, "'unusual'")) == architecture
+
+
+def test_an_sdxl_backbone_is_refused_by_name():
+    with pytest.raises(ModelFileError, match=r"'unet_sdxl' has .*looks like SDXL\); supported are single files"):
+        UNetArchitecture.probe(published("unet_sdxl"))
+
+
+def test_an_sd2_backbone_is_refused_by_name():
+    linear = changed("unet_mini", **{"middle_block.1.proj_in.weight": (640, 640)})
+    with pytest.raises(ModelFileError, match="SD 2"):
+        UNetArchitecture.probe(linear)
+
+
+def test_an_inpainting_backbone_is_refused_with_its_input_channels():
+    with pytest.raises(ModelFileError, match="9 input channels, an inpainting"):
+        UNetArchitecture.probe(changed("unet_mini", **{"input_blocks.0.0.weight": (320, 9, 3, 3)}))
+
+
+def test_a_missing_tensor_is_named():
+    with pytest.raises(
+        ModelFileError, match=r"'a' holds no tensor 'input_blocks\.0\.0\.weight' \(it looks like Flux\)"
+    ):
+        UNetArchitecture.probe(Tensors({"double_blocks.0.img_attn.qkv.weight": (9, 3)}, "'a'"))
+
+
+def test_a_text_encoder_of_another_vocabulary_is_refused():
+    name = "embeddings.token_embedding.weight"
+    with pytest.raises(ModelFileError, match="30000 tokens, not CLIP's 49408"):
+        TextArchitecture.probe(Tensors({name: (30000, 768)}, "'a'"))

@@ -1,0 +1,168 @@
+"""The oracle is transformers' CLIPTextModel called as its authors do, on the same random weights."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from serve_app.errors import ModelFileError
+from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.embeddings import Embeddings
+from serve_app.models.families import TextArchitecture
+from serve_app.models.sample import random_tensors
+from serve_app.models.text_encoder import Clip, TextEncoder
+from serve_app.models.tokenizer import token_ids
+from serve_app.store.catalog import Catalog
+
+ARCHITECTURE = TextArchitecture(layers=3, width=64, hidden_width=128, positions=77)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "clip.safetensors"
+    save_file(random_tensors(ARCHITECTURE, torch.float32), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint):
+    with torch.inference_mode():
+        yield TextEncoder(*Checkpoint(checkpoint).load("clip", CPU, torch.float32), lambda name, width: None)
+
+
+@pytest.fixture(scope="module")
+def oracle(checkpoint):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    model = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=1,
+            eos_token_id=49407,
+        )
+    )
+    prefix = "cond_stage_model.transformer.text_model."
+    weights = {name.removeprefix(prefix): tensor for name, tensor in load_file(checkpoint).items()}
+    getattr(model, "text_model", model).load_state_dict(weights)
+    return model.eval()
+
+
+def ids(text):
+    inside = token_ids(text)
+    return torch.tensor([[49406, *inside, *[49407] * (76 - len(inside))]])
+
+
+def only(conditionings):
+    (((cond, options),),) = conditionings
+    return cond, options["pooled_output"]
+
+
+def test_a_plain_text_is_encoded_as_by_transformers(encoder, oracle):
+    expected = oracle(ids("a red fox"))
+    cond, pooled = only(encoder.encode(["a red fox"]))
+    torch.testing.assert_close(cond, expected.last_hidden_state, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pooled, expected.pooler_output, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stop_at", [-2, -3])
+def test_a_stop_takes_that_layers_output_through_the_final_norm(encoder, oracle, stop_at):
+    hidden = oracle(ids("a red fox"), output_hidden_states=True).hidden_states[1:]
+    expected = getattr(oracle, "text_model", oracle).final_layer_norm(hidden[stop_at])
+    torch.testing.assert_close(only(Clip(encoder, stop_at).encode(["a red fox"]))[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_stop_beyond_the_first_layer_means_the_last(encoder):
+    assert torch.equal(only(encoder.encode(["a fox"], -4))[0], only(encoder.encode(["a fox"], -1))[0])
+
+
+def test_a_weight_moves_its_tokens_along_the_line_from_the_empty_text(encoder):
+    plain, empty = (only(encoder.encode([text]))[0] for text in ("a red fox", ""))
+    weighted, pooled = only(encoder.encode(["a (red:1.5) fox"]))
+    expected = plain.clone()
+    expected[0, 2] = empty[0, 2] + 1.5 * (plain[0, 2] - empty[0, 2])
+    torch.testing.assert_close(weighted, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pooled, only(encoder.encode(["a red fox"]))[1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_of_one_changes_nothing(encoder):
+    torch.testing.assert_close(only(encoder.encode(["a (red:1.0) fox"])), only(encoder.encode(["a red fox"])))
+
+
+def test_texts_encoded_together_are_what_each_is_alone(encoder):
+    texts = ["a fox", "(word:1.2) " * 60, "", "a (red:0.3) hen"]
+    for text, together in zip(texts, encoder.encode(texts), strict=True):
+        torch.testing.assert_close(only([together]), only(encoder.encode([text])), rtol=1e-5, atol=1e-5)
+
+
+def test_a_text_of_two_chunks_is_two_encodings_in_a_row_with_the_first_ones_pooled(encoder):
+    long, pooled = only(encoder.encode(["cat " * 80]))
+    (first, first_pooled), (second, _) = (only(encoder.encode(["cat " * n])) for n in (75, 5))
+    torch.testing.assert_close(long, torch.cat([first, second], dim=1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pooled, first_pooled, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_encoder_gives_float32_close_to_the_full_one(checkpoint, encoder, dtype):
+    half = TextEncoder(*Checkpoint(checkpoint).load("clip", CPU, dtype), lambda name, width: None)
+    cond, pooled = only(half.encode(["a (red:1.2) fox"]))
+    expected, expected_pooled = only(encoder.encode(["a (red:1.2) fox"]))
+    assert cond.dtype == pooled.dtype == torch.float32
+    assert float((cond - expected).norm() / expected.norm()) < 0.03
+    assert float((pooled - expected_pooled).norm() / expected_pooled.norm()) < 0.03
+
+
+@pytest.fixture
+def embeddings(tmp_path):
+    (tmp_path / "embeddings" / "sub").mkdir(parents=True)
+    return tmp_path / "embeddings", Embeddings(Catalog(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["emb_params", "clip_l", "<anything>"])
+def test_an_embedding_of_either_layout_is_found_with_and_without_its_suffix(embeddings, key):
+    folder, found = embeddings
+    vectors = torch.randn(2, 64)
+    save_file({key: vectors}, folder / "sub" / "style.safetensors")
+    assert torch.equal(found.vectors("sub/style", 64), vectors)
+    assert torch.equal(found.vectors("sub/style.safetensors", 64), vectors)
+
+
+def test_an_embedding_for_several_encoders_gives_clip_ls_vectors(embeddings):
+    folder, found = embeddings
+    save_file({"clip_g": torch.zeros(1, 1280), "clip_l": torch.ones(1, 64)}, folder / "both.safetensors")
+    assert torch.equal(found.vectors("both", 64), torch.ones(1, 64))
+
+
+def test_a_single_vector_is_one_token(embeddings):
+    folder, found = embeddings
+    save_file({"emb_params": torch.ones(64)}, folder / "one.safetensors")
+    assert found.vectors("one", 64).shape == (1, 64)
+
+
+def test_a_missing_or_misfitting_embedding_gives_no_vectors(embeddings):
+    folder, found = embeddings
+    save_file({"emb_params": torch.ones(1, 1024)}, folder / "wide.safetensors")
+    assert found.vectors("missing", 64) is None
+    assert found.vectors("../wide", 64) is None
+    assert found.vectors("wide", 64) is None
+
+
+def test_a_damaged_embedding_is_an_error(embeddings):
+    folder, found = embeddings
+    (folder / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelFileError, match=r"bad\.safetensors"):
+        found.vectors("bad", 64)
+
+
+def test_an_embedding_equal_to_a_tokens_own_row_encodes_as_that_token(checkpoint, encoder):
+    table = load_file(checkpoint)["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"]
+    (red,) = token_ids("red")
+    with_vectors = TextEncoder(
+        *Checkpoint(checkpoint).load("clip", CPU, torch.float32),
+        lambda name, width: table[red][None] if (name, width) == ("red", 64) else None,
+    )
+    torch.testing.assert_close(
+        only(with_vectors.encode(["a (embedding:red:1.3) fox"])), only(encoder.encode(["a (red:1.3) fox"]))
+    )

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serve_app.models import vae as vae_module
+from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.families import VaeArchitecture
+from serve_app.models.sample import random_tensors
+from serve_app.models.vae import Vae
+
+ARCHITECTURE = VaeArchitecture((32, 32, 32, 64), 1, 4, 3, True)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vae") / "vae.safetensors"
+    save_file(random_tensors(ARCHITECTURE, torch.float32), path)
+    return Vae(*Checkpoint(path).load("vae", torch.device("cpu"), torch.float32))
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_images_are_eight_times_the_latents_with_channels_last_between_zero_and_one(vae):
+    images = vae.decode(5 * noise(2, 4, 3, 5))
+    assert images.shape == (2, 24, 40, 3)
+    assert images.min() == 0.0
+    assert images.max() == 1.0
+
+
+def test_latents_are_the_mean_not_a_draw(vae):
+    images = torch.rand(1, 16, 16, 3)
+    assert torch.equal(vae.encode(images), vae.encode(images))
+
+
+def test_what_is_over_a_multiple_of_eight_is_cut_from_both_sides(vae):
+    images = torch.rand(1, 21, 27, 3)
+    assert torch.equal(vae.encode(images), vae.encode(images[:, 2:18, 1:25]))
+
+
+def test_an_alpha_channel_is_ignored(vae):
+    images = torch.rand(1, 16, 16, 4)
+    assert torch.equal(vae.encode(images), vae.encode(images[..., :3]))
+
+
+def test_a_batch_in_slices_is_what_it_is_at_once(vae, monkeypatch):
+    latents, images = noise(3, 4, 2, 2), torch.rand(3, 16, 16, 3)
+    at_once = vae.decode(latents), vae.encode(images)
+    monkeypatch.setattr(vae_module, "SLICE_PIXELS", 2 * 16 * 16)
+    torch.testing.assert_close((vae.decode(latents), vae.encode(images)), at_once, rtol=1e-4, atol=1e-4)
+
+
+def test_an_inference_sized_batch_is_cut_into_slices_of_whole_latents(vae, monkeypatch):
+    seen = []
+    decode = vae._network.decode
+    monkeypatch.setattr(vae._network, "decode", lambda z, **rest: seen.append(len(z)) or decode(z, **rest))
+    monkeypatch.setattr(vae_module, "SLICE_PIXELS", 16 * 16)
+    vae.decode(noise(3, 4, 2, 2))
+    vae.decode(noise(1, 4, 4, 4))
+    assert seen == [1, 1, 1, 1]

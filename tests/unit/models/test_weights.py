@@ -1,0 +1,204 @@
+import gc
+import os
+import threading
+import weakref
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serve_app.errors import ConfigError, ModelFileError
+from serve_app.models.families import TextArchitecture, UNetArchitecture, VaeArchitecture
+from serve_app.models.sample import random_tensors
+from serve_app.models.weights import Weights, number_format
+from serve_app.store.catalog import Catalog
+from serve_app.values import ClipSkip, Recipe
+
+CPU = torch.device("cpu")
+UNET = UNetArchitecture((32,), (1,), (1,), 1, 64)
+VAE = VaeArchitecture((32, 32), 1, 4, 3, True)
+TEXT = TextArchitecture(1, 64, 64, 77)
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    (root / "checkpoints").mkdir()
+    (root / "vae").mkdir()
+    tensors = random_tensors(UNET) | random_tensors(VAE) | random_tensors(TEXT)
+    for name in ("a", "b", "c"):
+        save_file(tensors, root / "checkpoints" / f"{name}.safetensors")
+    save_file(random_tensors(VAE), root / "vae" / "own.safetensors")
+    return Catalog(root)
+
+
+def backbone(name):
+    return Recipe("backbone", "checkpoints", f"{name}.safetensors")
+
+
+def nbytes(architecture):
+    return sum(t.numel() for t in random_tensors(architecture).values()) * 4
+
+
+ONE = nbytes(UNET)
+
+
+def weights(catalog, budget_bytes=10**9):
+    return Weights(catalog, CPU, budget_bytes=budget_bytes)
+
+
+def names(held):
+    return [name.rpartition("/")[2].removesuffix(".safetensors") for name in held.resident()]
+
+
+def test_each_part_of_a_checkpoint_is_loaded_alone(catalog):
+    held = weights(catalog)
+    held.vae(Recipe("vae", "checkpoints", "a.safetensors"))
+    assert held.resident() == ("vae checkpoints/a.safetensors",)
+    held.backbone(backbone("a"))
+    assert held.resident() == ("vae checkpoints/a.safetensors", "backbone checkpoints/a.safetensors")
+
+
+def test_a_vae_of_its_own_file_is_loaded(catalog):
+    assert weights(catalog).vae(Recipe("vae", "vae", "own.safetensors")).factor == 2
+
+
+def test_what_is_resident_is_not_loaded_again(catalog):
+    held = weights(catalog)
+    first = held.backbone(backbone("a"))
+    network = weakref.ref(first._network)
+    del first
+    assert held.backbone(backbone("a"))._network is network()
+
+
+def test_backbones_of_one_file_have_equal_keys_and_of_two_files_unequal_ones(catalog):
+    held = weights(catalog)
+    assert held.backbone(backbone("a")).key == held.backbone(backbone("a")).key
+    assert held.backbone(backbone("a")).key != held.backbone(backbone("b")).key
+
+
+def test_recipes_that_differ_only_in_clip_skip_share_their_weights(catalog):
+    held = weights(catalog)
+    clip = Recipe("clip", "checkpoints", "a.safetensors")
+    plain, skipping = held.clip(clip), held.clip(clip.with_patch(ClipSkip(-1)).with_patch(ClipSkip(-2)))
+    assert plain.encoder is skipping.encoder
+    assert (plain.stop_at, skipping.stop_at) == (-1, -2)
+    assert len(held.resident()) == 1
+
+
+def test_what_was_used_least_recently_goes_first(catalog):
+    held = weights(catalog, 2 * ONE)
+    held.backbone(backbone("a"))
+    held.backbone(backbone("b"))
+    held.backbone(backbone("a"))
+    held.backbone(backbone("c"))
+    assert names(held) == ["a", "c"]
+
+
+def test_what_goes_gives_its_memory_back(catalog):
+    held = weights(catalog, ONE)
+    network = weakref.ref(held.backbone(backbone("a"))._network)
+    held.backbone(backbone("b"))
+    assert network() is None
+
+
+def test_what_is_in_use_stays_and_what_is_not_goes(catalog):
+    held = weights(catalog, 2 * ONE)
+    in_use = held.backbone(backbone("a"))
+    held.backbone(backbone("b"))
+    held.backbone(backbone("c"))
+    assert names(held) == ["a", "c"]
+    assert held.backbone(backbone("a")) is in_use
+
+
+def test_a_part_larger_than_the_budget_is_loaded_after_all_else_has_gone(catalog):
+    held = weights(catalog, ONE - 1)
+    held.vae(Recipe("vae", "checkpoints", "a.safetensors"))
+    held.backbone(backbone("a"))
+    assert held.resident() == ("backbone checkpoints/a.safetensors",)
+
+
+def test_weights_fit_if_resident_or_if_room_can_be_made_beside_what_is_in_use(catalog):
+    held = weights(catalog, 2 * ONE)
+    a, b = held.backbone(backbone("a")), held.backbone(backbone("b"))
+    assert held.fits(backbone("a"))
+    assert not held.fits(backbone("c"))
+    del b
+    gc.collect()
+    assert held.fits(backbone("c"))
+    assert a.key is not None
+
+
+def test_a_part_larger_than_the_budget_fits_once_nothing_is_in_use(catalog):
+    held = weights(catalog, ONE - 1)
+    vae = held.vae(Recipe("vae", "checkpoints", "a.safetensors"))
+    assert not held.fits(backbone("a"))
+    del vae
+    assert held.fits(backbone("a"))
+
+
+def test_a_file_replaced_under_its_name_is_loaded_anew(tmp_path):
+    (tmp_path / "vae").mkdir()
+    path = tmp_path / "vae" / "v.safetensors"
+    held = weights(Catalog(tmp_path))
+    recipe = Recipe("vae", "vae", "v.safetensors")
+    latents = torch.ones(1, 4, 2, 2)
+    save_file(random_tensors(VAE), path)
+    before = held.vae(recipe).decode(latents)
+    zeroed = {name: torch.zeros_like(tensor) for name, tensor in random_tensors(VAE).items()}
+    save_file(zeroed, tmp_path / "new")
+    os.replace(tmp_path / "new", path)
+    after = held.vae(recipe).decode(latents)
+    assert torch.equal(after, torch.full_like(after, 0.5))
+    assert not torch.equal(before, after)
+
+
+def test_a_failed_load_leaves_the_others_resident(catalog):
+    held = weights(catalog)
+    held.backbone(backbone("a"))
+    with pytest.raises(ModelFileError, match="holds no diffusion network"):
+        held.backbone(Recipe("backbone", "vae", "own.safetensors"))
+    with pytest.raises(ModelFileError, match="missing"):
+        held.backbone(backbone("missing"))
+    assert names(held) == ["a"]
+
+
+def test_threads_that_ask_at_once_share_one_load(catalog):
+    held = weights(catalog)
+    got = []
+    threads = [threading.Thread(target=lambda: got.append(held.backbone(backbone("a")))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(model) for model in got}) == 1
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_a_network_of_any_format_denoises_close_to_the_full_one(catalog, dtype):
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    context = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1))
+    sigma = torch.tensor([7.0, 0.5])
+    model = Weights(catalog, CPU, dtype=dtype).backbone(backbone("a"))
+    with torch.inference_mode():
+        exact = weights(catalog).backbone(backbone("a")).denoise(x, sigma, context)
+        denoised = model.denoise(x, sigma, context)
+    assert denoised.dtype == torch.float32
+    assert float((denoised - exact).norm() / exact.norm()) < {"fp32": 1e-6, "fp16": 0.01, "bf16": 0.05}[dtype]
+
+
+def test_automatic_formats_are_full_on_a_cpu_and_half_on_a_gpu(monkeypatch):
+    gpu = torch.device("cuda")
+    assert number_format("auto", "backbone", CPU) == number_format("auto", "vae", CPU) == torch.float32
+    assert number_format("auto", "clip", gpu) == torch.float16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert number_format("auto", "vae", gpu) == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert number_format("auto", "vae", gpu) == torch.float32
+    with pytest.raises(ConfigError, match="this GPU does not do bf16"):
+        number_format("bf16", "vae", gpu)
+
+
+def test_an_unknown_format_is_refused_with_those_allowed():
+    with pytest.raises(ConfigError, match="'fp8' of the clip is unknown; allowed are auto, fp32, fp16, bf16"):
+        number_format("fp8", "clip", CPU)
