@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.graph.parse import parse
+from serve_app.graph.signature import signatures
+from tests.unit.graph.classes import SPECS, wire
+
+
+def sign(prompt: dict[str, Any], **tags: str) -> dict[str, str]:
+    return signatures(parse(prompt), SPECS, lambda folder, name: tags.get(folder, "tag"))
+
+
+def changed(node_id: str, **inputs: Any) -> dict[str, Any]:
+    prompt = wire()
+    prompt[node_id]["inputs"].update(inputs)
+    return prompt
+
+
+def differing(prompt: dict[str, Any], **tags: str) -> set[str]:
+    base, other = sign(wire()), sign(prompt, **tags)
+    return {node_id for node_id in base if base[node_id] != other[node_id]}
+
+
+def test_a_changed_constant_changes_the_node_and_what_follows_it() -> None:
+    assert differing(changed("3", seed=8)) == {"3", "8", "9"}
+    assert differing(changed("9", prefix="y")) == {"9"}
+    assert differing(changed("6", text="a dog")) == {"6", "3", "8", "9"}
+
+
+def test_another_slot_is_another_signature() -> None:
+    assert differing(changed("8", vae=["4", 1])) == {"8", "9"}
+
+
+def test_a_replaced_file_changes_all_that_came_from_it() -> None:
+    assert differing(wire(), checkpoints="newer") == {"4", "6", "3", "8", "9"}
+    assert differing(wire(), input="newer") == set()
+
+
+def test_an_undeclared_constant_does_not_matter_but_an_undeclared_link_does() -> None:
+    assert differing(changed("8", note="x")) == set()
+    assert differing(changed("8", extra=["5", 0])) == {"8", "9"}
+
+
+def test_types_of_constants_are_told_apart() -> None:
+    assert len({sign(changed("3", seed=value))["3"] for value in (1, True, 1.0, "1")}) == 4
+
+
+def test_equal_work_under_other_ids_has_the_same_signature() -> None:
+    renamed = {f"n{node_id}": node for node_id, node in wire().items()}
+    for node in renamed.values():
+        node["inputs"] = {k: [f"n{v[0]}", v[1]] if isinstance(v, list) else v for k, v in node["inputs"].items()}
+    assert {node_id.removeprefix("n"): s for node_id, s in sign(renamed).items()} == sign(wire())
+
+
+@pytest.mark.parametrize(("class_type", "same"), [("Random", False), ("Named", False), ("Any", True)])
+def test_ids_enter_only_where_the_class_may_tell_nodes_apart(class_type: str, same: bool) -> None:
+    prompt = {i: {"class_type": class_type, "inputs": {"seed": 1}} for i in "ab"}
+    signed = sign(prompt)
+    assert (signed["a"] == signed["b"]) is same
+
+
+@given(st.permutations(list(wire())), st.randoms())
+def test_the_order_of_nodes_and_inputs_does_not_matter(order: list[str], random: Any) -> None:
+    prompt = {}
+    for node_id in order:
+        node = wire()[node_id]
+        names = list(node["inputs"])
+        random.shuffle(names)
+        prompt[node_id] = {**node, "inputs": {name: node["inputs"][name] for name in names}}
+    assert sign(prompt) == sign(wire())
+
+
+def test_another_process_computes_the_same_signatures() -> None:
+    code = "from tests.unit.graph.test_signature import *\nprint(sorted(sign(wire()).items()))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "77"}
+    )
+    assert run.stdout.strip() == str(sorted(sign(wire()).items()))
+
+
+def test_nodes_without_a_whole_ancestry_have_no_signature() -> None:
+    prompt = changed("5", width=["circle", 0])
+    prompt["circle"] = {"class_type": "Any", "inputs": {"value": ["circle", 0]}}
+    prompt["lost"] = {"class_type": "Any", "inputs": {"value": ["nowhere", 0]}}
+    prompt["new"] = {"class_type": "Unknown", "inputs": {}}
+    assert set(sign(prompt)) == {"4", "6"}
