@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from serve_app.errors import FileMissingError, NodeError
+from serve_app.nodes.files import NodeFiles
+from serve_app.store.store import AREAS, FileRef
+from serve_app.store.volume import Volume
+
+AT_S = time.mktime((2024, 3, 5, 7, 8, 9, 0, 0, -1))
+
+
+class Counters:
+    """Reservations as the scheduler makes them: the same job, node and key get the same counters again."""
+
+    def __init__(self) -> None:
+        self.given: dict[tuple[str, str, str], int] = {}
+        self.next: dict[str, int] = {}
+
+    def of(self, job_id: str, node_id: str):
+        async def reserve(key: str, at_least: int, count: int) -> int:
+            if (job_id, node_id, key) not in self.given:
+                first = max(at_least, self.next.get(key, 1))
+                self.given[job_id, node_id, key] = first
+                self.next[key] = first + count
+            return self.given[job_id, node_id, key]
+
+        return reserve
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    return Volume({area: tmp_path / area for area in AREAS})
+
+
+@pytest.fixture
+def counters() -> Counters:
+    return Counters()
+
+
+def files(volume: Volume, counters: Counters, job_id: str = "job", node_id: str = "9") -> NodeFiles:
+    return NodeFiles(volume, job_id, node_id, counters.of(job_id, node_id), AT_S)
+
+
+async def saved(store: NodeFiles, prefix: str, count: int = 1, area="output", **size: int) -> list[str]:
+    items = await store.save(area, prefix, ".png", [bytes([i]) for i in range(count)], **size)
+    assert all(item["type"] == area for item in items)
+    return [f"{item['subfolder']}/{item['filename']}".removeprefix("/") for item in items]
+
+
+async def test_names_count_on_from_the_highest_in_the_folder(volume: Volume, counters: Counters) -> None:
+    for name in ("x_00007_.png", "x_00002_.png", "x_y_00040_.png", "xx_00050_.png", "x_00099.png", "x_a_.png"):
+        volume.write(FileRef("output", "", name), b"")
+    assert await saved(files(volume, counters), "x", 2) == ["x_00008_.png", "x_00009_.png"]
+    assert await saved(files(volume, counters), "y") == ["y_00001_.png"]
+
+
+async def test_a_retry_writes_the_same_names_again(volume: Volume, counters: Counters) -> None:
+    first = await saved(files(volume, counters), "x", 2)
+    assert await saved(files(volume, counters), "x", 2) == first
+    assert await saved(files(volume, counters, "other"), "x") == ["x_00003_.png"]
+    assert sorted(volume.names("output")) == ["x_00001_.png", "x_00002_.png", "x_00003_.png"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "name"),
+    [
+        ("a/b/x", "a/b/x_00001_.png"),
+        ("a\\b\\x", "a/b/x_00001_.png"),
+        ("./a//x", "a/x_00001_.png"),
+        ("a/../b/x", "b/x_00001_.png"),
+        ("x/", "x_00001_.png"),
+        ("", "ComfyUI_00001_.png"),
+        ("%width%x%height%", "64x32_00001_.png"),
+        ("%year%-%month%-%day%/%hour%.%minute%.%second%", "2024-03-05/07.08.09_00001_.png"),
+        ("%date:yyyy% %KSampler.seed%", "%date:yyyy% %KSampler.seed%_00001_.png"),
+        ("ünï", "ünï_00001_.png"),
+    ],
+)
+async def test_prefixes_name_subfolders_and_hold_tokens(
+    volume: Volume, counters: Counters, prefix: str, name: str
+) -> None:
+    assert await saved(files(volume, counters), prefix, width=64, height=32) == [name]
+    assert volume.stat(FileRef.parse(name, "output")).size == 1
+
+
+async def test_the_batch_number_is_the_index_and_counters_still_go_on(volume: Volume, counters: Counters) -> None:
+    assert await saved(files(volume, counters), "x%batch_num%", 2) == ["x0_00001_.png", "x1_00002_.png"]
+    assert await saved(files(volume, Counters(), "other"), "x%batch_num%") == ["x0_00003_.png"]
+
+
+@pytest.mark.parametrize("prefix", ["../x", "/etc/x", "a/../../x", "..", "\\x", "x\0", "y" * 300])
+async def test_a_prefix_that_leaves_the_area_or_is_no_name_is_a_node_error(
+    volume: Volume, counters: Counters, tmp_path: Path, prefix: str
+) -> None:
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises((NodeError, OSError)):
+        await saved(files(volume, counters), prefix)
+    assert {path for path in set(tmp_path.rglob("*")) - before if path.is_file()} == set()
+
+
+async def test_temp_names_are_the_nodes_own_and_need_no_reservation(volume: Volume) -> None:
+    async def refuse(key: str, at_least: int, count: int) -> int:
+        raise AssertionError("asked for a reservation")
+
+    def names(job_id: str, node_id: str):
+        return saved(NodeFiles(volume, job_id, node_id, refuse), "ComfyUI_temp", 2, area="temp")
+
+    first = await names("job", "9")
+    assert await names("job", "9") == first
+    assert len({*first, *await names("job", "8"), *await names("other", "9")}) == 6
+    assert first[0].startswith("ComfyUI_temp_")
+    assert first[0].endswith("_00001_.png")
+
+
+async def test_saving_twice_under_one_prefix_is_refused_not_overwritten(volume: Volume, counters: Counters) -> None:
+    store = files(volume, counters)
+    await saved(store, "x")
+    with pytest.raises(NodeError, match="saves twice under 'x'"):
+        await saved(store, "x")
+
+
+async def test_files_are_read_from_the_area_their_name_says(volume: Volume, counters: Counters) -> None:
+    volume.write(FileRef("input", "sub", "a.png"), b"in")
+    volume.write(FileRef("output", "", "a.png"), b"out")
+    store = files(volume, counters)
+    assert await store.read("sub/a.png") == b"in"
+    assert await store.read("a.png [output]") == b"out"
+    for name in ("a.png", "../output/a.png", "nowhere.png [temp]"):
+        with pytest.raises(FileMissingError):
+            await store.read(name)
