@@ -24,7 +24,7 @@ class NodeFailedError(ServeAppError):
     """A node raised: which one, and what."""
 
     def __init__(self, node_id: str, class_type: str, exception: BaseException) -> None:
-        super().__init__(f"{class_type} {node_id}: {exception or type(exception).__name__}")
+        super().__init__(f"{class_type} {node_id}: {str(exception) or type(exception).__name__}")
         self.node_id, self.class_type, self.exception = node_id, class_type, exception
 
     def __reduce__(self) -> tuple[type[NodeFailedError], tuple[str, str, BaseException]]:
@@ -86,9 +86,6 @@ class Execution:
                 for node_id in self._task.targets:
                     self._start(node_id, group)
         except BaseExceptionGroup as failures:
-            running = asyncio.current_task()
-            if running is not None and running.cancelling():
-                raise asyncio.CancelledError from None
             raise failures.exceptions[0] from failures.exceptions[0].__cause__
 
     def _start(self, node_id: str, group: asyncio.TaskGroup) -> asyncio.Task[NodeResult]:
