@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
+from traceback import clear_frames
 from typing import TypeVar
 
 from torch import Tensor
@@ -44,12 +46,15 @@ class EngineRuntime:
     async def sample(self, request: SamplingRequest, progress: Callable[[int, int], None]) -> Tensor:
         """Run a trajectory; as `Runtime.sample`."""
         loop = asyncio.get_running_loop()
-        backbone = await self.use(request.backbone, self.weights.backbone, lambda model: model)
 
         def on_step(done: int, steps: int) -> None:
             loop.call_soon_threadsafe(progress, done, steps)
 
-        return await asyncio.wrap_future(self._engine.submit(Trajectory(backbone, request, on_step)))
+        backbone = await self.use(request.backbone, self.weights.backbone, lambda model: model)
+        running = self._engine.submit(Trajectory(backbone, request, on_step))
+        # From here the trajectory alone holds the backbone; a cancelled task may outlive it, and keeps its locals.
+        del backbone
+        return await _answer(running)
 
     async def use(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> T:
         """Do one piece of work with a recipe's model, once there is room for it. load: the method of Weights for it.
@@ -62,7 +67,7 @@ class EngineRuntime:
             return (work(load(recipe)),) if self.weights.fits(recipe) else None
 
         async with self._door:
-            while (done := await asyncio.wrap_future(self._engine.call(attempt))) is None:
+            while (done := await _answer(self._engine.call(attempt))) is None:
                 await asyncio.sleep(ROOM_POLL_S)
             return done[0]
 
@@ -90,3 +95,12 @@ class NodeRuntime:
     async def encode(self, vae: Recipe, images: Tensor) -> Tensor:
         """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
         return await self._shared.use(vae, self._weights.vae, lambda model: model.encode(images))
+
+
+async def _answer(future: Future[T]) -> T:
+    """Await the engine's answer. An error keeps its traceback but lets go of the models in it."""
+    try:
+        return await asyncio.wrap_future(future)
+    except Exception as error:
+        clear_frames(error.__traceback__)
+        raise

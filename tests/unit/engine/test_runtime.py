@@ -1,0 +1,141 @@
+import asyncio
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serve_app.engine.engine import Engine
+from serve_app.engine.runtime import EngineRuntime
+from serve_app.errors import ModelFileError
+from serve_app.models.families import TextArchitecture, UNetArchitecture, VaeArchitecture
+from serve_app.models.sample import random_tensors
+from serve_app.models.weights import Weights
+from serve_app.nodes.runtime import SamplingRequest
+from serve_app.store.catalog import Catalog
+from serve_app.values import Recipe
+
+UNET = UNetArchitecture((32,), (1,), (1,), 1, 64)
+VAE = VaeArchitecture((32, 32, 32, 32), 1, 4, 3, True)
+TEXT = TextArchitecture(1, 64, 64, 77)
+ONE = sum(tensor.numel() for tensor in random_tensors(UNET).values()) * 4
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    (root / "checkpoints").mkdir()
+    for name in ("a", "b"):
+        tensors = random_tensors(UNET) | random_tensors(VAE) | random_tensors(TEXT)
+        save_file(tensors, root / "checkpoints" / f"{name}.safetensors")
+    return Catalog(root)
+
+
+def recipe(part, name="a"):
+    return Recipe(part, "checkpoints", f"{name}.safetensors")
+
+
+@pytest.fixture
+def engine():
+    engine = Engine()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def shared(engine, catalog):
+    return EngineRuntime(engine, Weights(catalog, torch.device("cpu")))
+
+
+def ignore(done, steps):
+    pass
+
+
+def request(conditioning, name="a", **changes):
+    settings = {
+        "latents": torch.zeros(1, 4, 4, 4),
+        "positive": conditioning,
+        "negative": conditioning,
+        "sampler": "euler",
+        "schedule": "karras",
+        "steps": 3,
+        "cfg": 2.0,
+        "seed": 5,
+        "noise_seed": 5,
+        **changes,
+    }
+    return SamplingRequest(recipe("backbone", name), **settings)
+
+
+async def test_a_text_becomes_an_image_through_one_runtime(shared):
+    steps = []
+    runtime = shared.bind(lambda done, of: steps.append((done, of)))
+    conditioning = await runtime.encode_text(recipe("clip"), "a (red:1.2) fox")
+    latents = await runtime.sample(request(conditioning))
+    images = await runtime.decode(recipe("vae"), latents)
+    again = await runtime.encode(recipe("vae"), images)
+    assert images.shape == (1, 32, 32, 3)
+    assert again.shape == latents.shape == (1, 4, 4, 4)
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert len(shared.resident()) == 3
+
+
+async def test_many_nodes_at_once_get_what_each_gets_alone(shared, engine):
+    runtime = shared.bind(ignore)
+    texts = ["a fox", "a hen", "cat " * 80]
+    conditionings = [await runtime.encode_text(recipe("clip"), text) for text in texts]
+    jobs = [request(c, seed=seed, cfg=cfg) for seed, c in enumerate(conditionings) for cfg in (1.0, 4.0)]
+    alone = [await runtime.sample(job) for job in jobs]
+    before = engine.counters.forwards
+    together = await asyncio.gather(*(runtime.sample(job) for job in jobs))
+    assert engine.counters.forwards - before < 3 * len(jobs)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
+
+
+async def test_a_file_that_cannot_be_used_is_an_error_and_others_go_on(shared):
+    runtime = shared.bind(ignore)
+    with pytest.raises(ModelFileError, match="missing"):
+        await runtime.encode_text(recipe("clip", "missing"), "a fox")
+    assert await runtime.encode_text(recipe("clip"), "a fox")
+
+
+async def test_a_cancelled_node_leaves_and_others_go_on(shared):
+    reached = asyncio.Event()
+    conditioning = await shared.bind(ignore).encode_text(recipe("clip"), "a fox")
+    endless = asyncio.create_task(
+        shared.bind(lambda done, steps: reached.set()).sample(request(conditioning, steps=100_000, schedule="karras"))
+    )
+    await reached.wait()
+    endless.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await endless
+    assert (await shared.bind(ignore).sample(request(conditioning))).shape == (1, 4, 4, 4)
+
+
+async def test_a_checkpoint_that_does_not_fit_waits_for_the_one_in_use(engine, catalog):
+    shared = EngineRuntime(engine, Weights(catalog, torch.device("cpu"), budget_bytes=ONE))
+    reached = asyncio.Event()
+    conditioning = [(torch.zeros(1, 77, 64), {})]
+    first = asyncio.create_task(
+        shared.bind(lambda done, steps: reached.set()).sample(request(conditioning, "a", steps=100_000))
+    )
+    await reached.wait()
+    second = asyncio.create_task(shared.bind(ignore).sample(request(conditioning, "b")))
+    third = asyncio.create_task(shared.bind(ignore).sample(request(conditioning, "a")))
+    await asyncio.sleep(0.2)
+    assert not second.done()
+    assert shared.resident() == ("backbone checkpoints/a.safetensors",)
+    first.cancel()
+    both = asyncio.gather(second, third)
+    assert [latents.shape for latents in await asyncio.wait_for(both, timeout=30)] == [(1, 4, 4, 4)] * 2
+    assert shared.resident() == ("backbone checkpoints/a.safetensors",)
+
+
+async def test_a_failed_run_leaves_room_for_the_next_while_its_error_is_kept(engine, catalog):
+    shared = EngineRuntime(engine, Weights(catalog, torch.device("cpu"), budget_bytes=ONE))
+    wrong_width, right = [(torch.zeros(1, 77, 63), {})], [(torch.zeros(1, 77, 64), {})]
+    with pytest.raises(RuntimeError) as kept:
+        await shared.bind(ignore).sample(request(wrong_width, "a"))
+    latents = await asyncio.wait_for(shared.bind(ignore).sample(request(right, "b")), timeout=30)
+    assert latents.shape == (1, 4, 4, 4)
+    assert kept.value.__traceback__ is not None
