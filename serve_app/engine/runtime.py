@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from traceback import clear_frames
 from typing import TypeVar
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.trajectory import Trajectory
+from serve_app.errors import UnavailableError
 from serve_app.models.weights import Weights
 from serve_app.nodes.runtime import Runtime, SamplingRequest
 from serve_app.values import Conditioning, Recipe
@@ -54,7 +57,7 @@ class EngineRuntime:
         running = self._engine.submit(Trajectory(backbone, request, on_step))
         # From here the trajectory alone holds the backbone; a cancelled task may outlive it, and keeps its locals.
         del backbone
-        return await _answer(running)
+        return await self._answer(running)
 
     async def use(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> T:
         """Do one piece of work with a recipe's model, once there is room for it. load: the method of Weights for it.
@@ -67,9 +70,19 @@ class EngineRuntime:
             return (work(load(recipe)),) if self.weights.fits(recipe) else None
 
         async with self._door:
-            while (done := await _answer(self._engine.call(attempt))) is None:
+            while (done := await self._answer(self._engine.call(attempt))) is None:
                 await asyncio.sleep(ROOM_POLL_S)
             return done[0]
+
+    async def _answer(self, future: Future[T]) -> T:
+        """Await the engine's answer. An error keeps its traceback but lets go of the models in it."""
+        try:
+            return await asyncio.wrap_future(future)
+        except Exception as error:
+            # Cleared in the engine's thread, because only there have the frames that raised it surely ended.
+            with suppress(UnavailableError):
+                self._engine.call(partial(clear_frames, error.__traceback__))
+            raise
 
 
 class NodeRuntime:
@@ -95,12 +108,3 @@ class NodeRuntime:
     async def encode(self, vae: Recipe, images: Tensor) -> Tensor:
         """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
         return await self._shared.use(vae, self._weights.vae, lambda model: model.encode(images))
-
-
-async def _answer(future: Future[T]) -> T:
-    """Await the engine's answer. An error keeps its traceback but lets go of the models in it."""
-    try:
-        return await asyncio.wrap_future(future)
-    except Exception as error:
-        clear_frames(error.__traceback__)
-        raise
