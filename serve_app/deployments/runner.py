@@ -113,13 +113,13 @@ class Runner:
                 await self._serve_epoch()
             except (StaleEpochError, UnavailableError) as error:
                 _log.warning("joining again: %s", error)
-                await self._drop_all()
+                await self.drop_all()
                 await asyncio.sleep(0.2)
 
     async def leave(self) -> None:
         """Tell the scheduler that this replica goes; its unfinished tasks are handed to others at once."""
         self._leaving = True
-        await self._drop_all()
+        await self.drop_all()
         try:
             await self._desk.leave(self._info.replica_id, self._epoch)
         except (StaleEpochError, NotReadyError) as error:
@@ -134,7 +134,8 @@ class Runner:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
 
-    async def _drop_all(self) -> None:
+    async def drop_all(self) -> None:
+        """Stop every task and forget what was to be said of it."""
         running = list(self._running.values())
         for task in running:
             task.cancel()

@@ -1,0 +1,111 @@
+"""A whole cluster in one process and one event loop: scheduler, replicas and database, without Ray or HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from serve_app.config import AppConfig, PoolConfig
+from serve_app.deployments.assemble import assemble
+from serve_app.deployments.runner import Runner
+from serve_app.deployments.scheduler import make_scheduler
+from serve_app.events import Event
+from serve_app.scheduler.messages import JobView, Submission
+from serve_app.scheduler.scheduler import Scheduler
+
+
+class InProcess:
+    """Values between replicas of one process: as they are."""
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    async def get(self, reference: Any) -> Any:
+        return reference
+
+
+class Cluster:
+    """The scheduler and its replicas, each of which can be taken away and brought back."""
+
+    def __init__(self, config: AppConfig) -> None:
+        self.config = config
+        self.scheduler: Scheduler
+        self.runners: dict[str, Runner] = {}
+        self.lives: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        self.scheduler = make_scheduler(self.config, "test")
+        await self.scheduler.start()
+
+    def __getattr__(self, name: str) -> Any:
+        """Stand in for the scheduler, so that replicas find the new one after a restart."""
+        return getattr(self.scheduler, name)
+
+    async def replica(self, name: str, pool: PoolConfig | None = None) -> None:
+        runner = assemble(self.config, pool or self.config.pools[0], name, self, InProcess())
+        self.runners[name], self.lives[name] = runner, asyncio.create_task(runner.run())
+        while name not in {r.replica_id for r in (await self.scheduler.cluster()).replicas}:
+            await asyncio.sleep(0.01)
+
+    async def lose(self, name: str) -> None:
+        """End a replica without a word, as SIGKILL would, and let the scheduler notice."""
+        life = self.lives.pop(name)
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+        await self.runners.pop(name).drop_all()
+        await self.scheduler.lost(name)
+
+    async def restart_scheduler(self) -> None:
+        """Replace the scheduler by a new one over the same database."""
+        old = self.scheduler
+        self.scheduler = make_scheduler(self.config, "test")
+        await self.scheduler.start()
+        old.retire()
+        await old.close()
+
+    async def submit(self, prompt: Mapping[str, Any], outputs: tuple[str, ...], job_id: str | None = None) -> str:
+        job_id = job_id or str(uuid.uuid4())
+        await self.scheduler.submit(Submission(job_id, prompt, outputs))
+        return job_id
+
+    async def finish(self, job_id: str) -> JobView:
+        """Return the job once it has ended."""
+        while (view := await self.scheduler.job(job_id)) is None or view.ended_s is None:
+            await asyncio.sleep(0.01)
+        return view
+
+    async def events(self, job_id: str) -> list[Event]:
+        """Return all of an ended job's events."""
+        return await self.scheduler.events(job_id, 0, 0)
+
+    async def close(self) -> None:
+        for name in list(self.lives):
+            self.lives[name].cancel()
+        await asyncio.gather(*self.lives.values(), return_exceptions=True)
+        await self.scheduler.close()
+
+
+@contextlib.asynccontextmanager
+async def cluster(root: Path, pools: tuple[PoolConfig, ...], **settings: Any) -> AsyncIterator[Cluster]:
+    """Run a cluster over directories in `root`, with one replica a pool named after it."""
+    config = AppConfig(
+        models_dir=root / "models",
+        input_dir=root / "input",
+        output_dir=root / "output",
+        temp_dir=root / "temp",
+        database_url=f"sqlite:///{root}/jobs.sqlite",
+        pools=pools,
+        **settings,
+    ).resolved()
+    running = Cluster(config)
+    await running.start()
+    try:
+        for pool in pools:
+            await running.replica(pool.name, pool)
+        yield running
+    finally:
+        await running.close()

@@ -1,0 +1,214 @@
+"""Scheduler, replicas, nodes, engine and store together, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from serve_app.config import PoolConfig
+from serve_app.errors import QueueFullError, StaleEpochError
+from serve_app.models.sample import write_sample_checkpoint
+from tests.unit.deployments.cluster import Cluster, cluster
+
+ONE = (PoolConfig(name="gpu"),)
+SPLIT = (
+    PoolConfig(name="encode", accepts=("CLIPTextEncode", "CLIPSetLastLayer")),
+    PoolConfig(name="denoise", accepts=("KSampler*",)),
+    PoolConfig(name="decode", accepts=("VAE*",)),
+    PoolConfig(name="cpu", runtime=False),
+)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with one small checkpoint."""
+    folder = tmp_path_factory.mktemp("models")
+    write_sample_checkpoint(folder / "checkpoints" / "tiny.safetensors")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path, models: Path) -> Path:
+    (tmp_path / "models").symlink_to(models)
+    return tmp_path
+
+
+def txt2img(seed: int, text: str = "a fox", steps: int = 4) -> dict[str, object]:
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny.safetensors"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["1", 1]}},
+        "3": {
+            "class_type": "KSampler",
+            "inputs": {
+                "seed": seed,
+                "steps": steps,
+                "cfg": 7.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+                "denoise": 1.0,
+                "model": ["1", 0],
+                "positive": ["2", 0],
+                "negative": ["2", 0],
+                "latent_image": ["4", 0],
+            },
+        },
+        "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "5": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["1", 2]}},
+        "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "out"}},
+    }
+
+
+def preview(color: int) -> dict[str, object]:
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 32, "batch_size": 1, "color": color}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+
+
+def files(running: Cluster) -> list[str]:
+    return sorted(p.name for p in running.config.output_dir.glob("*.png"))
+
+
+async def test_a_job_ends_with_its_image_in_the_output_folder(root):
+    async with cluster(root, ONE) as running:
+        view = await running.finish(await running.submit(txt2img(1), ("6",)))
+        assert (view.state, view.percent) == ("success", 100)
+        [image] = view.outputs["6"]["images"]
+        assert image == {"filename": "out_00001_.png", "subfolder": "", "type": "output"}
+        with Image.open(running.config.output_dir / image["filename"]) as picture:
+            assert picture.size == (64, 64)
+
+
+async def test_events_tell_the_whole_story_in_order(root):
+    async with cluster(root, ONE) as running:
+        job_id = await running.submit(txt2img(1), ("6",))
+        await running.finish(job_id)
+        events = await running.events(job_id)
+        kinds = [e.kind for e in events]
+        assert kinds[:3] == ["queued", "started", "cached"]
+        assert kinds[-2:] == ["executed", "success"]
+        assert {e.data["node"] for e in events if e.kind == "executing"} == {"1", "2", "3", "4", "5", "6"}
+        steps = [e.data["value"] for e in events if e.kind == "progress" and e.data["node"] == "3"]
+        assert steps == sorted(steps)
+        assert [e.seq for e in events] == sorted({e.seq for e in events})
+
+
+async def test_stages_split_over_pools_give_the_pixels_of_one_pool(tmp_path_factory, models):
+    pictures = []
+    for pools in (ONE, SPLIT):
+        folder = tmp_path_factory.mktemp("run")
+        (folder / "models").symlink_to(models)
+        async with cluster(folder, pools) as running:
+            view = await running.finish(await running.submit(txt2img(5), ("6",)))
+            assert view.state == "success", view.failure
+            pictures.append(Image.open(running.config.output_dir / files(running)[0]).tobytes())
+    assert pictures[0] == pictures[1]
+
+
+async def test_the_same_workflow_again_makes_no_second_file(root):
+    async with cluster(root, ONE) as running:
+        first = await running.finish(await running.submit(txt2img(1), ("6",)))
+        second = await running.finish(await running.submit(txt2img(1), ("6",)))
+        assert second.outputs == first.outputs
+        assert files(running) == ["out_00001_.png"]
+
+
+async def test_a_changed_seed_computes_the_text_encoding_only_once(root):
+    async with cluster(root, ONE) as running:
+        await running.finish(await running.submit(txt2img(1), ("6",)))
+        job_id = await running.submit(txt2img(2), ("6",))
+        await running.finish(job_id)
+        executed = {e.data["node"] for e in await running.events(job_id) if e.kind == "executing"}
+        assert executed == {"3", "5", "6"}
+
+
+async def test_a_lost_replica_costs_no_job_and_no_image_is_saved_twice(root):
+    async with cluster(root, ONE) as running:
+        jobs = [await running.submit(txt2img(seed, steps=12), ("6",)) for seed in range(6)]
+        await asyncio.sleep(0.3)
+        await running.lose("gpu")
+        await running.replica("second")
+        views = [await running.finish(job_id) for job_id in jobs]
+        assert {v.state for v in views} == {"success"}
+        names = [v.outputs["6"]["images"][0]["filename"] for v in views]
+        assert len(set(names)) == 6
+        assert files(running) == sorted(names)
+
+
+async def test_a_restarted_scheduler_finishes_every_job_and_saves_nothing_twice(root):
+    async with cluster(root, ONE) as running:
+        jobs = [await running.submit(txt2img(seed, steps=12), ("6",)) for seed in range(6)]
+        await asyncio.sleep(0.5)
+        await running.restart_scheduler()
+        views = [await running.finish(job_id) for job_id in jobs]
+        assert {v.state for v in views} == {"success"}
+        assert files(running) == sorted(v.outputs["6"]["images"][0]["filename"] for v in views)
+        for job_id in jobs:
+            events = await running.events(job_id)
+            assert [e.kind for e in events].count("executed") == 1
+            assert events[-1].kind == "success"
+
+
+async def test_two_schedulers_over_one_database_leave_only_the_newer_one_writing(root):
+    async with cluster(root, ONE) as running:
+        old = running.scheduler
+        await running.restart_scheduler()
+        with pytest.raises(StaleEpochError):
+            old._jobs.write(old.epoch, [])
+
+
+async def test_a_cancelled_job_stops_within_an_evaluation_and_the_next_one_runs(root):
+    async with cluster(root, (PoolConfig(name="gpu", tasks_per_replica=1),)) as running:
+        endless = await running.submit(txt2img(1, steps=10_000), ("6",))
+        await asyncio.sleep(0.5)
+        assert await running.scheduler.cancel(endless)
+        assert (await running.finish(endless)).state == "cancelled"
+        view = await asyncio.wait_for(running.finish(await running.submit(txt2img(2), ("6",))), 30)
+        assert view.state == "success"
+        assert not await running.scheduler.cancel(endless)
+
+
+async def test_a_node_that_fails_ends_its_job_with_node_and_reason(root):
+    async with cluster(root, ONE) as running:
+        workflow = {
+            "1": {"class_type": "LoadImage", "inputs": {"image": "none.png"}},
+            "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+        }
+        (running.config.input_dir / "none.png").write_text("not an image")
+        view = await running.finish(await running.submit(workflow, ("2",)))
+        assert view.state == "error"
+        assert view.failure["node"] == "1"
+        assert view.failure["class_type"] == "LoadImage"
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back(root):
+    async with cluster(root, (PoolConfig(name="gpu", tasks_per_replica=1),), max_queue=2) as running:
+        await running.lose("gpu")
+        for color in range(2):
+            await running.submit(preview(color), ("2",))
+        with pytest.raises(QueueFullError) as refused:
+            await running.submit(preview(9), ("2",))
+        assert refused.value.retry_after_s > 0
+
+
+async def test_submitting_the_same_id_twice_runs_it_once(root):
+    async with cluster(root, ONE) as running:
+        twice = [running.submit(preview(3), ("2",), job_id="11111111-1111-4111-8111-111111111111") for _ in range(5)]
+        assert len(set(await asyncio.gather(*twice))) == 1
+        await running.finish("11111111-1111-4111-8111-111111111111")
+        assert running.scheduler._jobs.next_order() == 1
+
+
+async def test_two_replicas_make_an_equal_value_once(root):
+    async with cluster(root, ONE) as running:
+        await running.replica("second")
+        jobs = [await running.submit(txt2img(seed, text="the same text"), ("6",)) for seed in range(8)]
+        for job_id in jobs:
+            assert (await running.finish(job_id)).state == "success"
+        encoded = 0
+        for job_id in jobs:
+            encoded += sum(e.kind == "executing" and e.data["node"] == "2" for e in await running.events(job_id))
+        assert encoded == 1
