@@ -48,7 +48,7 @@ def test_a_right_workflow_has_no_problem_and_its_output_runs() -> None:
         ("3", {"cfg": {}}, "invalid_input_type", "cfg is {}, which is no FLOAT"),
         ("3", {"cfg": "nan"}, "invalid_input_type", "cfg is 'nan', which is no FLOAT"),
         ("3", {"cfg": "1e999"}, "invalid_input_type", "cfg is '1e999', which is no FLOAT"),
-        ("3", {"seed": 10**3000}, "invalid_input_type", "which is no INT"),
+        ("3", {"seed": 10**3000}, "value_bigger_than_max", "bigger than the maximum 18446744073709551615"),
         ("3", {"seed": -1}, "value_smaller_than_min", "seed is -1, smaller than the minimum 0"),
         ("5", {"width": 2000}, "value_bigger_than_max", "Empty 5: width is 2000, bigger than the maximum 1024"),
         ("5", {"width": "15"}, "value_smaller_than_min", "width is 15, smaller than the minimum 16"),

@@ -1,0 +1,56 @@
+"""Which work is the same work: a node's signature is a hash of its class, its constants and its ancestry's signatures.
+
+Node ids stay out of it, so equal work is found across jobs and clients. The rule is ComfyUI's caching rule, with the
+fingerprints of the files a node reads in place of IS_CHANGED.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+
+from serve_app.graph.graph import Graph, Link, Node
+from serve_app.graph.spec import NodeSpec
+
+
+def signatures(graph: Graph, specs: Mapping[str, NodeSpec], fingerprint: Callable[[str, str], str]) -> dict[str, str]:
+    """Return the signature of every node whose ancestry is whole: known classes, no link to nowhere, no circle.
+
+    fingerprint: (folder, name) -> what changes when that file's content does. Signatures do not depend on the order of
+    inputs, on the process, or on constants that the class does not declare.
+    """
+    waiting = {node.id: {link.node_id for _, link in node.links()} for node in graph.nodes.values()}
+    consumers: dict[str, list[str]] = {}
+    for node_id, needs in waiting.items():
+        for source in needs:
+            consumers.setdefault(source, []).append(node_id)
+    ready = [node_id for node_id, needs in waiting.items() if not needs]
+    found: dict[str, str] = {}
+    while ready:
+        node = graph.nodes[ready.pop()]
+        if node.class_type not in specs:
+            continue
+        found[node.id] = _signature(node, specs[node.class_type], found, fingerprint)
+        for consumer in consumers.get(node.id, ()):
+            waiting[consumer].discard(node.id)
+            if not waiting[consumer]:
+                ready.append(consumer)
+    return found
+
+
+def _signature(node: Node, spec: NodeSpec, found: Mapping[str, str], fingerprint: Callable[[str, str], str]) -> str:
+    parts: dict[str, list[object]] = {}
+    for name, value in node.inputs.items():
+        declared = spec.input(name)
+        if isinstance(value, Link):
+            # A raw link hands the node the id itself, so the id is part of what it works on.
+            raw = declared is not None and bool(declared.options.get("rawLink"))
+            parts[name] = ["link", found[value.node_id], value.slot, *([value.node_id] if raw else [])]
+        elif declared is not None and declared.folder is not None and isinstance(value, str):
+            parts[name] = ["file", declared.folder, value, fingerprint(declared.folder, value)]
+        elif declared is not None:
+            parts[name] = ["constant", value]
+    own = node.id if spec.not_idempotent or "UNIQUE_ID" in spec.hidden.values() else None
+    canonical = json.dumps([node.class_type, own, parts], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,300 @@
+"""What can be known to be wrong with a graph before it runs, from specs alone: every problem, not only the first.
+
+Problem types and the conversions of constants are ComfyUI's (server and `execution.validate_inputs` of 0.3.64, with
+`missing_node_type` and `dependency_cycle` of 0.38). Knows no files: `choices` lists a folder.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from serve_app.errors import Problem, did_you_mean
+from serve_app.graph.graph import BadLink, Graph, Link, Node
+from serve_app.graph.spec import Input, NodeSpec
+
+SOCKET_TYPES = frozenset(
+    {"MODEL", "CLIP", "VAE", "CONTROL_NET", "CONDITIONING", "LATENT", "IMAGE", "MASK", "CLIP_VISION"}
+    | {"CLIP_VISION_OUTPUT", "STYLE_MODEL", "GLIGEN", "UPSCALE_MODEL", "SAMPLER", "SIGMAS", "GUIDER", "NOISE"}
+)
+"""Types no widget can write: an input of one takes a link only. Other types may belong to a pack's own widget."""
+
+CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
+
+SUGGESTION_LIMIT = 50
+"""How many unknown words are compared with the known ones; a hostile graph may hold a hundred thousand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """A graph with its constants converted, the outputs whose whole ancestry is right, and all that is wrong."""
+
+    graph: Graph
+    outputs: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+
+def validate(
+    graph: Graph,
+    specs: Mapping[str, NodeSpec],
+    choices: Callable[[str], Sequence[str]],
+    targets: Sequence[str] | None = None,
+) -> Validated:
+    """Check every node, reachable or not, and convert its constants as its class declares them.
+
+    choices: lists the files of a folder for a COMBO with `folder`. targets: of the output nodes only these are to run.
+    Problems of a node carry its id; of the graph (`prompt_no_outputs`, `dependency_cycle`) none.
+    """
+    check = _Check(graph, specs, choices)
+    nodes = {node.id: check.node(node) for node in graph.nodes.values()}
+    for members in cycles(graph):
+        chain = " → ".join([*members[:8], *(["…"] if len(members) > 8 else []), members[0]])
+        extra = {"node_id": members[0], "cycle_nodes": members}
+        check.problems.append(Problem("dependency_cycle", f"nodes need each other in a circle: {chain}", extra=extra))
+        check.wrong.update(members)
+    known = [n.id for n in nodes.values() if n.class_type in specs and specs[n.class_type].output_node]
+    wanted = [node_id for node_id in known if targets is None or node_id in set(targets)]
+    if not wanted:
+        reason = "it has no output node"
+        if targets is not None and known:
+            reason = f"none of the output nodes {shown(known)} is among the targets {shown(list(targets))}"
+        check.problems.append(Problem("prompt_no_outputs", f"the prompt has no outputs: {reason}"))
+    tainted = _downstream(graph, check.wrong)
+    outputs = tuple(node_id for node_id in wanted if node_id not in tainted)
+    return Validated(Graph(nodes), outputs, tuple(check.problems))
+
+
+class _Check:
+    """One validation under way: what it looks things up in, and what it has found."""
+
+    def __init__(self, graph: Graph, specs: Mapping[str, NodeSpec], choices: Callable[[str], Sequence[str]]) -> None:
+        self.graph, self.specs = graph, specs
+        self.problems: list[Problem] = []
+        self.wrong: set[str] = set()
+        self._list_folder = choices
+        self._folders: dict[str, tuple[str, ...]] = {}
+        self._suggestions: dict[Any, str] = {}
+
+    def node(self, node: Node) -> Node:
+        spec = self.specs.get(node.class_type)
+        if spec is None:
+            message = f"no node class {shown(node.class_type)} is installed"
+            message += self._suggest("class", node.class_type, self.specs)
+            extra = {"node_id": node.id, "class_type": node.class_type, "node_title": node.class_type}
+            self._add(node, Problem("missing_node_type", message, extra=extra))
+        inputs = dict(node.inputs)
+        for name, link in node.links():
+            self._link(node, name, link, spec.input(name) if spec else None)
+        for declared in spec.inputs if spec else ():
+            if declared.name not in inputs:
+                self._missing(node, declared, spec)
+            elif isinstance(inputs[declared.name], BadLink):
+                message = (
+                    f"{declared.name} is the list {shown(inputs[declared.name].value)}; a list must be a link "
+                    '[node id, slot], or be wrapped as {"__value__": [...]}'
+                )
+                self._refuse(node, declared, "bad_linked_input", message, inputs[declared.name].value)
+            elif not isinstance(inputs[declared.name], Link):
+                inputs[declared.name] = self._constant(node, declared, inputs[declared.name])
+        return replace(node, inputs=inputs)
+
+    def _missing(self, node: Node, declared: Input, spec: NodeSpec | None) -> None:
+        if declared.section != "required" or spec is None:
+            return
+        undeclared = [name for name in node.inputs if spec.input(name) is None]
+        near = self._suggest(node.class_type, declared.name, undeclared[:100]).replace("did you mean", "is that")
+        message = f"required input {declared.name!r} is missing{near}"
+        problem = Problem("required_input_missing", message, extra={"input_name": declared.name})
+        self._add(node, problem)
+
+    def _link(self, node: Node, name: str, link: Link, declared: Input | None) -> None:
+        given = [link.node_id, link.slot]
+        source = self.graph.nodes.get(link.node_id)
+        if source is None:
+            message = f"{name} links to node {shown(link.node_id)}, which does not exist"
+            self._refuse(node, declared or Input(name, "*"), "bad_linked_input", message, given)
+            return
+        origin = self.specs.get(source.class_type)
+        if origin is None:
+            return
+        if not 0 <= link.slot < len(origin.outputs):
+            have = f"has slots 0 to {len(origin.outputs) - 1}" if origin.outputs else "has no outputs"
+            message = f"{name} links to slot {shown(link.slot)} of {source.class_type} {source.id}, which {have}"
+            self._refuse(node, declared or Input(name, "*"), "bad_linked_input", message, given)
+        elif declared is not None and not matches(origin.outputs[link.slot], declared.type):
+            received = origin.outputs[link.slot]
+            message = (
+                f"{name} takes {declared.type}, but slot {link.slot} of {source.class_type} {source.id} is {received}"
+            )
+            extra = {"received_type": received, "linked_node": given}
+            self._refuse(node, declared, "return_type_mismatch", message, given, extra=extra)
+
+    def _constant(self, node: Node, declared: Input, value: Any) -> Any:
+        """Return the constant as the node will get it; a wrong one is returned as it came."""
+        name, options = declared.name, declared.options
+        if set(declared.type.split(",")) <= SOCKET_TYPES:
+            if value is not None or declared.section == "required":
+                message = f"{name} is {shown(value)}; {declared.type} comes by a link [node id, slot]"
+                self._refuse(node, declared, "invalid_input_type", message, value)
+            return value
+        try:
+            converted = CONVERSIONS.get(declared.type, lambda v: v)(value)
+            if isinstance(converted, float) and not math.isfinite(converted):
+                raise ValueError("it must be finite")
+            if declared.type == "INT" and "max" not in options and converted.bit_length() > 64:
+                raise ValueError("it must fit 64 bits")
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            message = f"{name} is {shown(value)}, which is no {declared.type}"
+            extra = {"exception_message": str(error)[:500]}
+            self._refuse(node, declared, "invalid_input_type", message, value, extra=extra)
+            return value
+        if isinstance(converted, int | float):
+            low, high = options.get("min"), options.get("max")
+            if isinstance(low, int | float) and converted < low:
+                message = f"{name} is {shown(converted)}, smaller than the minimum {low}"
+                self._refuse(node, declared, "value_smaller_than_min", message, converted)
+            elif isinstance(high, int | float) and converted > high:
+                message = f"{name} is {shown(converted)}, bigger than the maximum {high}"
+                self._refuse(node, declared, "value_bigger_than_max", message, converted)
+        if declared.type == "COMBO":
+            self._choice(node, declared, converted)
+        return converted
+
+    def _choice(self, node: Node, declared: Input, value: Any) -> None:
+        allowed = self._allowed(declared)
+        if allowed is None:
+            return
+        several = bool(declared.options.get("multiselect")) and isinstance(value, list)
+        for chosen in value if several else [value]:
+            if chosen in allowed or (declared.folder == "input" and _is_path(chosen)):
+                continue
+            near = self._suggest(declared.folder or (node.class_type, declared.name), chosen, map(str, allowed))
+            message = f"{declared.name} {shown(chosen)} is not in the list{near}"
+            details = f"(list of length {len(allowed)})" if len(allowed) > 20 else f"allowed: {_listed(allowed)}"
+            self._refuse(node, declared, "value_not_in_list", message, value, details=details)
+
+    def _allowed(self, declared: Input) -> Sequence[Any] | None:
+        if declared.folder is None:
+            return declared.choices
+        if declared.folder not in self._folders:
+            self._folders[declared.folder] = tuple(self._list_folder(declared.folder))
+        return self._folders[declared.folder]
+
+    def _suggest(self, list_name: Any, word: Any, allowed: Any) -> str:
+        if not isinstance(word, str):
+            return ""
+        key = (list_name, word)
+        if key not in self._suggestions and len(self._suggestions) < SUGGESTION_LIMIT:
+            self._suggestions[key] = did_you_mean(word, allowed)
+        return self._suggestions.get(key, "")
+
+    def _refuse(
+        self,
+        node: Node,
+        declared: Input,
+        type_: str,
+        message: str,
+        received: Any,
+        details: str = "",
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        few = declared.choices is None or len(declared.choices) <= 20
+        kind = list(declared.choices) if declared.choices is not None and few else declared.type
+        config = [kind, dict(declared.options)] if few else None
+        members = {"input_name": declared.name, "input_config": config, "received_value": _jsonable(received)}
+        self._add(node, Problem(type_, message, details, extra=members | dict(extra or {})))
+
+    def _add(self, node: Node, problem: Problem) -> None:
+        self.problems.append(replace(problem, node_id=node.id, class_type=node.class_type))
+        self.wrong.add(node.id)
+
+
+def matches(output: str, declared: str) -> bool:
+    """Whether an output may feed an input: "*" takes all, comma lists need one type in common."""
+    kinds = [{part.strip() for part in kind.split(",")} for kind in (output, declared)]
+    return output == declared or "*" in kinds[0] | kinds[1] or bool(kinds[0] & kinds[1])
+
+
+def cycles(graph: Graph) -> Iterator[list[str]]:
+    """Yield the ids of each set of nodes that need each other, in time linear in the links.
+
+    Source: Tarjan 1972, "Depth-first search and linear graph algorithms", with the recursion on a list.
+    """
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    open_: dict[str, None] = {}
+    for root in graph.nodes:
+        if root in index:
+            continue
+        path: list[tuple[str, Iterator[str]]] = []
+        entering: str | None = root
+        while path or entering is not None:
+            if entering is not None:
+                index[entering] = low[entering] = len(index)
+                open_[entering] = None
+                path.append((entering, _needs(graph, entering)))
+                entering = None
+            node_id, needs = path[-1]
+            for source in needs:
+                if source not in index:
+                    entering = source
+                    break
+                if source in open_:
+                    low[node_id] = min(low[node_id], index[source])
+            if entering is not None:
+                continue
+            path.pop()
+            if path:
+                low[path[-1][0]] = min(low[path[-1][0]], low[node_id])
+            if low[node_id] == index[node_id]:
+                members: list[str] = []
+                while not members or members[-1] != node_id:
+                    members.append(open_.popitem()[0])
+                if len(members) > 1 or node_id in set(_needs(graph, node_id)):
+                    yield members
+
+
+def _needs(graph: Graph, node_id: str) -> Iterator[str]:
+    return (link.node_id for _, link in graph.nodes[node_id].links() if link.node_id in graph.nodes)
+
+
+def _downstream(graph: Graph, wrong: set[str]) -> set[str]:
+    consumers: dict[str, list[str]] = {}
+    for node in graph.nodes.values():
+        for _, link in node.links():
+            consumers.setdefault(link.node_id, []).append(node.id)
+    tainted, stack = set(wrong), list(wrong)
+    while stack:
+        fresh = [c for c in consumers.get(stack.pop(), ()) if c not in tainted]
+        tainted.update(fresh)
+        stack.extend(fresh)
+    return tainted
+
+
+def _is_path(value: Any) -> bool:
+    """Whether an uploaded file's name says more than a list of one folder can hold; its node looks it up instead."""
+    return isinstance(value, str) and ("/" in value or value.endswith("]"))
+
+
+def _listed(allowed: Sequence[Any]) -> str:
+    return ", ".join(map(str, allowed)) or "none, the list is empty"
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error shows it, short whatever was sent."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    short.maxlevel = 3
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer too long for Python to write
+        return "an absurdly long number"
+
+
+def _jsonable(value: Any) -> Any:
+    if value is None or isinstance(value, bool | str) or (isinstance(value, int) and value.bit_length() <= 64):
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else shown(value)
