@@ -6,6 +6,7 @@ An error says what was given, what was allowed and where. It knows no transport:
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,17 @@ def did_you_mean(given: object, allowed: Iterable[str]) -> str:
         return ""
     near = difflib.get_close_matches(given, list(allowed), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error shows it, short whatever was sent."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    short.maxlevel = 3
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer too long for Python to write
+        return "an absurdly long number"
 
 
 class ServeAppError(Exception):

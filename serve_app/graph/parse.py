@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from serve_app.errors import InvalidGraphError, Problem
+from serve_app.errors import InvalidGraphError, Problem, shown
 from serve_app.graph.graph import BadLink, Graph, Link, Node
 
 DEPTH_LIMIT = 64
@@ -18,6 +18,9 @@ DEPTH_LIMIT = 64
 
 DIGITS_LIMIT = 4000
 """How many digits an integer may have; Python refuses to write one of more than 4300."""
+
+NAME_LIMIT = 500
+"""How many characters a node id, class name or input name may have; every error that concerns one repeats it."""
 
 WRAPPED = "__value__"
 
@@ -55,29 +58,36 @@ def render(graph: Graph) -> dict[str, Any]:
 
 
 def _faults(node_id: str, given: Any) -> Iterator[Problem]:
-    where = f"node {node_id!r}"
-    if unstorable(node_id):
-        yield Problem("invalid_prompt", f"the node id {node_id!r} {unstorable(node_id)}")
-    elif not isinstance(given, Mapping):
+    if _bad_name(node_id):
+        yield Problem("invalid_prompt", f"the node id {shown(node_id)} {_bad_name(node_id)}")
+        return
+    where = f"node {shown(node_id)}"
+    if not isinstance(given, Mapping):
         yield Problem("invalid_prompt", f"{where} is {_kind(given)}; it must be an object", node_id=node_id)
-    else:
-        class_type = given.get("class_type")
-        known = class_type if isinstance(class_type, str) and not unstorable(class_type) else None
-        if known is None:
-            reason = "has no class_type" if class_type is None else f"has {_kind(class_type)} as class_type"
-            extra = {"node_id": node_id, "class_type": None, "node_title": None}
-            yield Problem("missing_node_type", f"{where} {reason}; it must be a string", node_id=node_id, extra=extra)
-        inputs = given.get("inputs", {})
-        if not isinstance(inputs, Mapping):
-            message = f"its inputs are {_kind(inputs)}; they must be an object"
-            yield Problem("invalid_prompt", message, node_id=node_id, class_type=known)
-            return
-        for name, value in inputs.items():
-            reason = unstorable(name) or unstorable(value)
-            if reason:
-                message = f"input {name!r} {reason}"
-                extra = {"input_name": ascii(name)}
-                yield Problem("invalid_input_type", message, node_id=node_id, class_type=known, extra=extra)
+        return
+    class_type = given.get("class_type")
+    known = class_type if isinstance(class_type, str) and not _bad_name(class_type) else None
+    if known is None:
+        reason = "has no class_type" if class_type is None else f"has {_kind(class_type)} as class_type"
+        if isinstance(class_type, str):
+            reason = f"has a class_type that {_bad_name(class_type)}"
+        extra = {"node_id": node_id, "class_type": None, "node_title": None}
+        yield Problem("missing_node_type", f"{where} {reason}; it must be a string", node_id=node_id, extra=extra)
+    inputs = given.get("inputs", {})
+    if not isinstance(inputs, Mapping):
+        message = f"its inputs are {_kind(inputs)}; they must be an object"
+        yield Problem("invalid_prompt", message, node_id=node_id, class_type=known)
+        return
+    for name, value in inputs.items():
+        reason = _bad_name(str(name)) or unstorable(value)
+        if reason:
+            extra = {"input_name": ascii(name)[:NAME_LIMIT]}
+            message = f"input {shown(name)} {reason}"
+            yield Problem("invalid_input_type", message, node_id=node_id, class_type=known, extra=extra)
+
+
+def _bad_name(name: str) -> str:
+    return f"has more than {NAME_LIMIT} characters" if len(name) > NAME_LIMIT else unstorable(name)
 
 
 def unstorable(value: Any) -> str:

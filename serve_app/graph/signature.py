@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 
+from serve_app.errors import FileMissingError, ModelFileError
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.spec import NodeSpec
 
@@ -39,6 +40,14 @@ def signatures(graph: Graph, specs: Mapping[str, NodeSpec], fingerprint: Callabl
     return found
 
 
+def _print(folder: str, name: str, fingerprint: Callable[[str, str], str]) -> str:
+    # A missing file is for the node that reads it to report, with its id, when it runs.
+    try:
+        return fingerprint(folder, name)
+    except (FileMissingError, ModelFileError):
+        return "absent"
+
+
 def _signature(node: Node, spec: NodeSpec, found: Mapping[str, str], fingerprint: Callable[[str, str], str]) -> str:
     parts: dict[str, list[object]] = {}
     for name, value in node.inputs.items():
@@ -48,7 +57,7 @@ def _signature(node: Node, spec: NodeSpec, found: Mapping[str, str], fingerprint
             raw = declared is not None and bool(declared.options.get("rawLink"))
             parts[name] = ["link", found[value.node_id], value.slot, *([value.node_id] if raw else [])]
         elif declared is not None and declared.folder is not None and isinstance(value, str):
-            parts[name] = ["file", declared.folder, value, fingerprint(declared.folder, value)]
+            parts[name] = ["file", declared.folder, value, _print(declared.folder, value, fingerprint)]
         elif declared is not None:
             parts[name] = ["constant", value]
     own = node.id if spec.not_idempotent or "UNIQUE_ID" in spec.hidden.values() else None

@@ -7,12 +7,11 @@ Problem types and the conversions of constants are ComfyUI's (server and `execut
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serve_app.errors import Problem, did_you_mean
+from serve_app.errors import Problem, did_you_mean, shown
 from serve_app.graph.graph import BadLink, Graph, Link, Node
 from serve_app.graph.spec import Input, NodeSpec
 
@@ -281,17 +280,6 @@ def _is_path(value: Any) -> bool:
 
 def _listed(allowed: Sequence[Any]) -> str:
     return ", ".join(map(str, allowed)) or "none, the list is empty"
-
-
-def shown(value: Any) -> str:
-    """Return a value as an error shows it, short whatever was sent."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 80
-    short.maxlevel = 3
-    try:
-        return short.repr(value)
-    except ValueError:  # an integer too long for Python to write
-        return "an absurdly long number"
 
 
 def _jsonable(value: Any) -> Any:

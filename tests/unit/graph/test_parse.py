@@ -133,3 +133,17 @@ def test_any_json_is_a_graph_or_has_problems(prompt: Any) -> None:
         assert isinstance(graph, Graph)
         return
     assert refused
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"x" * 10**6: {"class_type": "C", "inputs": {}}},
+        {"1": {"class_type": "x" * 10**6, "inputs": {}}},
+        {"1": {"class_type": "C", "inputs": {"x" * 10**6: 1}}},
+    ],
+)
+def test_a_name_of_absurd_length_is_refused_and_not_repeated(prompt: Any) -> None:
+    (text,) = problems(prompt)
+    assert "more than 500 characters" in text
+    assert len(text) < 1000

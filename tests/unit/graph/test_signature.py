@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_app.errors import FileMissingError
 from serve_app.graph.parse import parse
 from serve_app.graph.signature import signatures
 from tests.unit.graph.classes import SPECS, wire
@@ -91,3 +92,13 @@ def test_nodes_without_a_whole_ancestry_have_no_signature() -> None:
     prompt["lost"] = {"class_type": "Any", "inputs": {"value": ["nowhere", 0]}}
     prompt["new"] = {"class_type": "Unknown", "inputs": {}}
     assert set(sign(prompt)) == {"4", "6"}
+
+
+def test_a_missing_file_is_left_to_its_node_to_report() -> None:
+    def missing(folder: str, name: str) -> str:
+        raise FileMissingError(name)
+
+    signed = signatures(parse(wire()), SPECS, missing)
+    assert set(signed) == set(wire())
+    assert signed["4"] != sign(wire())["4"]
+    assert signed["5"] == sign(wire())["5"]
