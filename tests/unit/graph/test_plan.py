@@ -86,6 +86,18 @@ def test_an_early_node_waits_for_the_run_of_its_consumer() -> None:
     assert [set(task.nodes) for task in made.tasks] == [{"a"}, {"b"}, {"c", "late"}]
 
 
+def test_an_output_beside_an_early_node_does_not_wait_for_later_runs() -> None:
+    prompt = {
+        "a": {"class_type": "Encode", "inputs": {}},
+        "early": {"class_type": "Decode", "inputs": {"samples": ["a", 0]}},
+        "b": {"class_type": "Scale", "inputs": {"image": ["a", 0]}},
+        "c": {"class_type": "Decode", "inputs": {"samples": ["b", 0]}},
+    }
+    gpu, cpu = Pool("gpu", True, ("Encode", "Decode")), Pool("cpu", False, ("Scale",))
+    made = cut(prompt, gpu, cpu, outputs=("early", "c"))
+    assert [set(task.nodes) for task in made.tasks] == [{"a", "early"}, {"b"}, {"c"}]
+
+
 def test_nodes_that_no_pool_takes_are_all_named() -> None:
     with pytest.raises(InvalidGraphError) as caught:
         cut(wire(), CPU, Pool("odd", True, ("Encode",)))

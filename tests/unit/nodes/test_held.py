@@ -81,12 +81,15 @@ async def test_one_that_waits_gets_the_result_even_if_it_was_evicted_at_once() -
     async def never() -> NodeResult:
         raise AssertionError("computed twice")
 
-    first = asyncio.create_task(held.make("a", compute))
-    await asyncio.sleep(0)
+    async def compute_and_push_out() -> NodeResult:
+        made = await held.make("a", compute)
+        held.put("b", result())
+        return made
+
+    first = asyncio.create_task(compute_and_push_out())
     second = asyncio.create_task(held.make("a", never))
-    await first
-    held.put("b", result())
     assert await second is await first
+    assert "a" not in held
 
 
 @pytest.mark.parametrize("how", ["fails", "is cancelled"])
