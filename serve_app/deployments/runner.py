@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from serve_app import log
@@ -156,10 +157,10 @@ class Runner:
     def _take(self, message: Message) -> None:
         match message:
             case Assign(task):
-                self._running[task.id] = asyncio.create_task(self._run_task(task))
+                self._start(task)
             case Interrupt(task_id):
-                if task := self._running.get(task_id):
-                    task.cancel()
+                if running := self._running.get(task_id):
+                    running.cancel()
             case Export(signature):
                 if (value := self._held.get(signature)) is None:
                     self.say(Evicted((signature,)))
@@ -177,18 +178,27 @@ class Runner:
 
     # Tasks ------------------------------------------------------------------------------------------------------------
 
-    async def _run_task(self, task: Task) -> None:
+    def _start(self, task: Task) -> None:
         scope = TaskScope(self, task)
-        try:
-            await Execution(task, self._classes, self._held, scope, scope, scope.fetch).run()
-            self.say(TaskFinished(task.id))
-        except (asyncio.CancelledError, CancelledJobError, LostValueError):
-            self.say(TaskStopped(task.id))
-        except NodeFailedError as error:
-            self.say(_failed(task.id, error))
-        finally:
-            del self._running[task.id]
-            self._report_residency()
+        execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch)
+        self._running[task.id] = running = asyncio.create_task(execution.run())
+        # Not at the end of a coroutine: one that is cancelled before its first step never gets there.
+        running.add_done_callback(partial(self._ended, task.id))
+
+    def _ended(self, task_id: TaskId, running: asyncio.Task[None]) -> None:
+        """Say how the task ended. A value lost on its way is the scheduler's to make again, as after a stop."""
+        self._running.pop(task_id, None)
+        self._report_residency()
+        error = asyncio.CancelledError() if running.cancelled() else running.exception()
+        match error:
+            case None:
+                self.say(TaskFinished(task_id))
+            case asyncio.CancelledError() | CancelledJobError() | LostValueError():
+                self.say(TaskStopped(task_id))
+            case NodeFailedError():
+                self.say(_failed(task_id, error.node_id, error.class_type, error.exception))
+            case _:
+                self.say(_failed(task_id, "", "", error))
 
     async def fetch(self, task_id: TaskId, signature: str) -> Any | None:
         """Ask the scheduler for a value; None means that this replica must compute it."""
@@ -279,12 +289,11 @@ class TaskScope:
         return self._runner.fetch(self._task.id, signature)
 
 
-def _failed(task_id: TaskId, error: NodeFailedError) -> TaskFailed:
-    cause = error.exception
+def _failed(task_id: TaskId, node_id: str, class_type: str, cause: BaseException) -> TaskFailed:
     return TaskFailed(
         task_id=task_id,
-        node_id=error.node_id,
-        class_type=error.class_type,
+        node_id=node_id,
+        class_type=class_type,
         exception_type=type(cause).__name__,
         message=str(cause),
         traceback=tuple(traceback.format_exception(cause)),

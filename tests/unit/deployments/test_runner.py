@@ -212,3 +212,12 @@ async def test_two_replicas_make_an_equal_value_once(root):
         for job_id in jobs:
             encoded += sum(e.kind == "executing" and e.data["node"] == "2" for e in await running.events(job_id))
         assert encoded == 1
+
+
+async def test_a_task_interrupted_before_its_first_step_frees_its_slot(root):
+    async with cluster(root, (PoolConfig(name="gpu", tasks_per_replica=1),)) as running:
+        first = await running.submit(txt2img(1, steps=10_000), ("6",))
+        # No turn of the loop lies between the assignment and the interruption.
+        assert await running.scheduler.cancel(first)
+        view = await asyncio.wait_for(running.finish(await running.submit(preview(1), ("2",))), 30)
+        assert view.state == "success"
