@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-Kind: TypeAlias = Literal["queued", "started", "cached", "executing", "progress", "executed", "success", "error", "cancelled"]
+Kind: TypeAlias = Literal[
+    "queued", "started", "cached", "executing", "progress", "executed", "success", "error", "cancelled"
+]
 
 ENDINGS: frozenset[str] = frozenset({"success", "error", "cancelled"})
 """The kinds after which a job's stream holds nothing more."""

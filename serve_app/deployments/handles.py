@@ -32,6 +32,7 @@ from serve_app.scheduler.messages import (
 
 NAME = "scheduler"
 NAMESPACE = "serve_app"
+SPECS_S = 5.0
 PATIENCE_S = 15.0
 """How long a call waits for a scheduler that is being restarted."""
 
@@ -42,6 +43,8 @@ class SchedulerHandle:
     def __init__(self, me: Any = None) -> None:
         self._me = me
         self._actor: Any = None
+        self._specs: Mapping[str, NodeSpec] = {}
+        self._specs_at_s = float("-inf")
 
     async def submit(self, submission: Submission) -> Accepted:
         return await self._call("submit", submission)  # type: ignore[no-any-return]
@@ -59,7 +62,10 @@ class SchedulerHandle:
         return await self._call("events", job_id, after, timeout_s)  # type: ignore[no-any-return]
 
     async def specs(self) -> Mapping[str, NodeSpec]:
-        return await self._call("specs")  # type: ignore[no-any-return]
+        """Return the node classes, at most SPECS_S old: every submission needs them, and they hardly ever change."""
+        if time.monotonic() - self._specs_at_s > SPECS_S:
+            self._specs, self._specs_at_s = await self._call("specs"), time.monotonic()
+        return self._specs
 
     async def cluster(self) -> ClusterView:
         return await self._call("cluster")  # type: ignore[no-any-return]

@@ -260,7 +260,7 @@ class Runner:
         async def reserve(key: str, at_least: int, count: int) -> int:
             return await self._desk.reserve(task.id, node_id, key, at_least, count)
 
-        return NodeFiles(self._store, task.id.job_id, node_id, reserve)
+        return NodeFiles(self._store, task.id.job_id, node_id, reserve, at_s=task.created_s)
 
 
 class TaskScope:

@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError
 from serve_app import __version__, log
 from serve_app.config import AppConfig
 from serve_app.deployments.handles import NAME, NAMESPACE
+from serve_app.deployments.host import host_stats
 from serve_app.scheduler.messages import ReplicaInfo
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.catalog import Catalog
@@ -128,6 +129,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         Jobs(config.database_url),
         [pool.pool for pool in config.pools],
         fingerprint,
+        host_stats,
         holder=holder,
         max_queue=config.max_queue,
         max_attempts=config.max_attempts,

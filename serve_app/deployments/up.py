@@ -34,8 +34,7 @@ def up(arguments: argparse.Namespace) -> int:
         print(f"serve-app up: {error}", file=sys.stderr)
         return 2
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    _stop_on_signals(stop)
     own = "RAY_ADDRESS" not in os.environ
     mark = str(uuid.uuid4())
     if own:
@@ -60,6 +59,8 @@ def _serve(settings: AppConfig, arguments: argparse.Namespace, own: bool, stop: 
     from serve_app.deployments.build import bind
 
     context = _connect(ray, settings, own)
+    # Ray has put handlers of its own in place meanwhile.
+    _stop_on_signals(stop)
     deploying = threading.Thread(target=_deploy, args=(serve, bind(settings), arguments), daemon=True)
     deploying.start()
     print(f"dashboard: http://{context.dashboard_url}" if context.dashboard_url else "dashboard: none", flush=True)
@@ -76,6 +77,11 @@ def _serve(settings: AppConfig, arguments: argparse.Namespace, own: bool, stop: 
     else:
         _withdraw(ray, serve)
     return 0 if ready or stop.is_set() else 1
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
 
 
 def _connect(ray: Any, settings: AppConfig, own: bool) -> Any:

@@ -1,8 +1,9 @@
 """The loop that answers evaluations: one thread, one forward at a time, rows of many jobs in each.
 
 Trajectories join when they are submitted, are answered as `batcher.share` decides, and leave at their end, when they
-are cancelled or when they fail. One-off model work (`call`) runs in the same thread, between forwards, so a device and
-its weights are only ever used from here.
+are cancelled or when they fail. One-off model work (`call`) runs in the same thread, so a device and its weights are
+only ever used from here. Between two forwards it takes about as long as one: a job that begins does not hold up those
+that are sampled by more than a step, and jobs that come together are not let in one by one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
+from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -28,11 +30,15 @@ log = get("engine")
 
 T = TypeVar("T")
 
+RETRY_S = 0.05
+"""How often an engine with nothing else to do asks whether a call may run now."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Call:
     function: Callable[[], Any]
     future: Future[Any]
+    when: Callable[[], bool] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +76,7 @@ class Counters:
 
 
 class Engine:
-    """Runs trajectories and one-off model work in a thread of its own, under torch's inference mode.
+    """Runs trajectories and one-off model work in a thread of its own, without autograd.
 
     max_rows: the most rows in one forward. batching False: one evaluation a forward, for comparison.
     """
@@ -82,6 +88,9 @@ class Engine:
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._runs: list[_Run] = []
         self._calls: deque[_Call] = deque()
+        # What the last forward took, and what calls have taken since.
+        self._forward_s = 0.0
+        self._calls_s = 0.0
         self._closed = False
         self._closing = Lock()
         self._thread = Thread(target=self._loop, name="engine", daemon=True)
@@ -97,10 +106,15 @@ class Engine:
         self._send(_Run(trajectory, future))
         return future
 
-    def call(self, function: Callable[[], T]) -> Future[T]:
-        """Run a function in the engine's thread; at most one such runs between two forwards while trajectories wait."""
+    def call(self, function: Callable[[], T], when: Callable[[], bool] | None = None) -> Future[T]:
+        """Run a function in the engine's thread. Tensors that it makes are ordinary ones, without autograd.
+
+        While trajectories wait, calls run between two forwards, oldest first, until they have taken as long as the last
+        forward did; at least one does. when: asked in the engine's thread; the call waits until it says True, and
+        later calls with a `when` wait behind it. Errors, in the future: the function's and those of `when`.
+        """
         future: Future[T] = Future()
-        self._send(_Call(function, future))
+        self._send(_Call(function, future, when))
         return future
 
     def close(self) -> None:
@@ -119,24 +133,21 @@ class Engine:
             self._inbox.put(item)
 
     def _loop(self) -> None:
+        # No run or call is a local here: while the loop waits, it would keep their models in use.
         try:
             with torch.inference_mode():
-                while self._receive():
-                    self._run_a_call()
-                    self._runs = [run for run in self._runs if not _leaves(run)]
-                    chosen = share(self._runs, self._max_rows, batching=self._batching)
-                    if chosen:
-                        self._answer(chosen)
-                        self._runs = [run for run in self._runs if not run.future.done()]
+                busy = False
+                while self._receive(wait=not busy):
+                    busy = self._run_a_call() or self._run_a_forward()
         finally:
             self._abandon()
 
-    def _receive(self) -> bool:
-        """Take in what has arrived, waiting if there is nothing else to do; False once the engine is closed."""
-        wait = not self._runs and not self._calls
+    def _receive(self, wait: bool) -> bool:
+        """Take in what has arrived; False once the engine is closed. wait: for something, or for a call's time to come."""
+        timeout_s = RETRY_S if self._calls else None
         while True:
             try:
-                item = self._inbox.get(block=wait)
+                item = self._inbox.get(wait, timeout_s)
             except Empty:
                 return True
             wait = False
@@ -157,15 +168,54 @@ class Engine:
         if not _ends(run):
             self._runs.append(run)
 
-    def _run_a_call(self) -> None:
-        if not self._calls:
-            return
-        call = self._calls.popleft()
-        if call.future.set_running_or_notify_cancel():
-            try:
+    def _run_a_call(self) -> bool:
+        """Run the oldest call that may run; False if there is none, or the trajectories have waited long enough."""
+        if self._runs and self._calls_s > self._forward_s:
+            return False
+        call = self._next_call()
+        if call is None:
+            return False
+        began = perf_counter()
+        try:
+            # Weights and results outlive the call, and whoever gets a result may change it in place.
+            with torch.inference_mode(False), torch.no_grad():
                 call.future.set_result(call.function())
-            except Exception as error:
-                call.future.set_exception(error)
+        except Exception as error:
+            call.future.set_exception(error)
+        self._calls_s += perf_counter() - began
+        return True
+
+    def _next_call(self) -> _Call | None:
+        """Take the oldest call that may run now out of those that wait; its future is then running."""
+        blocked = False
+        for call in list(self._calls):
+            if call.when is not None and not call.future.cancelled():
+                try:
+                    blocked = blocked or not call.when()
+                except Exception as error:
+                    self._calls.remove(call)
+                    _fail(call.future, error)
+                    continue
+                if blocked:
+                    continue
+            self._calls.remove(call)
+            if call.future.set_running_or_notify_cancel():
+                return call
+        return None
+
+    def _run_a_forward(self) -> bool:
+        """Answer those evaluations that share the next forward; False if no trajectory waits."""
+        if not self._runs:
+            return False
+        self._calls_s = 0.0
+        self._runs = [run for run in self._runs if not _leaves(run)]
+        chosen = share(self._runs, self._max_rows, batching=self._batching)
+        if chosen:
+            began = perf_counter()
+            self._answer(chosen)
+            self._forward_s = perf_counter() - began
+            self._runs = [run for run in self._runs if not run.future.done()]
+        return True
 
     def _answer(self, runs: Sequence[_Run]) -> None:
         """Answer the evaluations of these runs with one forward.

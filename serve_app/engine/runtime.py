@@ -19,12 +19,10 @@ from torch import Tensor
 from serve_app.engine.engine import Engine
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
+from serve_app.models.backbone import Backbone
 from serve_app.models.weights import Weights
 from serve_app.nodes.runtime import Runtime, SamplingRequest
 from serve_app.values import Conditioning, Recipe
-
-ROOM_POLL_S = 0.05
-"""How often a load that waits for room looks again. Weights are released by their last holder, which tells nobody."""
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -36,7 +34,6 @@ class EngineRuntime:
     def __init__(self, engine: Engine, weights: Weights) -> None:
         self._engine = engine
         self.weights = weights
-        self._door = asyncio.Lock()
 
     def bind(self, progress: Callable[[int, int], None]) -> Runtime:
         """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all)."""
@@ -53,26 +50,29 @@ class EngineRuntime:
         def on_step(done: int, steps: int) -> None:
             loop.call_soon_threadsafe(progress, done, steps)
 
-        backbone = await self.use(request.backbone, self.weights.backbone, lambda model: model)
-        running = self._engine.submit(Trajectory(backbone, request, on_step))
-        # From here the trajectory alone holds the backbone; a cancelled task may outlive it, and keeps its locals.
-        del backbone
+        def begin(backbone: Backbone) -> Future[Tensor]:
+            return self._engine.submit(Trajectory(backbone, request, on_step))
+
+        # Begun in the engine's thread, a run joins the very next forward, and the trajectory alone holds the backbone.
+        beginning = self._call(request.backbone, self.weights.backbone, begin)
+        try:
+            running = await self._answer(beginning)
+        except asyncio.CancelledError:
+            beginning.add_done_callback(_cancel_run)
+            raise
         return await self._answer(running)
 
     async def use(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> T:
-        """Do one piece of work with a recipe's model, once there is room for it. load: the method of Weights for it.
+        """Do one piece of work with a recipe's model, once there is room for it. load: the method of Weights for it."""
+        return await self._answer(self._call(recipe, load, work))
+
+    def _call(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> Future[T]:
+        """Have work done in the engine's thread.
 
         Who comes waits for who waits: were resident models handed out meanwhile, they might never fall out of use. No
         holder of a model asks for a second one, so those in use do come free.
         """
-
-        def attempt() -> tuple[T] | None:
-            return (work(load(recipe)),) if self.weights.fits(recipe) else None
-
-        async with self._door:
-            while (done := await self._answer(self._engine.call(attempt))) is None:
-                await asyncio.sleep(ROOM_POLL_S)
-            return done[0]
+        return self._engine.call(lambda: work(load(recipe)), when=lambda: self.weights.fits(recipe))
 
     async def _answer(self, future: Future[T]) -> T:
         """Await the engine's answer. An error keeps its traceback but lets go of the models in it."""
@@ -83,6 +83,11 @@ class EngineRuntime:
             with suppress(UnavailableError):
                 self._engine.call(partial(clear_frames, error.__traceback__))
             raise
+
+
+def _cancel_run(beginning: Future[Future[Tensor]]) -> None:
+    if not beginning.cancelled() and beginning.exception() is None:
+        beginning.result().cancel()
 
 
 class NodeRuntime:

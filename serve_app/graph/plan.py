@@ -55,7 +55,7 @@ class Task:
 
     nodes: by id, including none of other pools. signatures: of `nodes` and of every node they link to.
     remote: signatures that another replica holds or is computing; the replica asks the scheduler for these.
-    prompt, extra_data: the submission's own, for hidden inputs (PROMPT, EXTRA_PNGINFO).
+    prompt, extra_data: the submission's own, for hidden inputs (PROMPT, EXTRA_PNGINFO). created_s: the job's Unix time.
     """
 
     id: TaskId
@@ -65,6 +65,7 @@ class Task:
     remote: frozenset[str]
     prompt: Mapping[str, object]
     extra_data: Mapping[str, object]
+    created_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

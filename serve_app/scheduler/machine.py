@@ -443,6 +443,7 @@ def _task(job: JobRecord, task: TaskRecord, targets: tuple[str, ...], remote: fr
         remote=remote,
         prompt=job.row.prompt,
         extra_data=job.row.extra_data,
+        created_s=job.row.created_s,
     )
 
 

@@ -106,8 +106,8 @@ class Stream:
 class Scheduler:
     """One per cluster. Implements SchedulerClient for the ingress and ReplicaDesk for the replicas.
 
-    pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. max_queue: how
-    many jobs may wait. holder: who this is, for the lease.
+    pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
+    the scheduler's own host. max_queue: how many jobs may wait. holder: who this is, for the lease.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class Scheduler:
         jobs: Jobs,
         pools: Sequence[Pool],
         fingerprint: Callable[[str, str], str],
+        host: Callable[[], HostStats],
         *,
         holder: str,
         max_queue: int = 1000,
@@ -123,6 +124,7 @@ class Scheduler:
         self._jobs = jobs
         self._pools = tuple(pools)
         self._fingerprint = fingerprint
+        self._host = host
         self._holder = holder
         self._max_queue = max_queue
         self._max_attempts = max_attempts
@@ -208,14 +210,14 @@ class Scheduler:
         return True
 
     async def queue(self) -> QueueView:
-        self._check_alive()
+        self._check_ready()
         jobs = self._machine.jobs.values()
         running = sorted((j for j in jobs if j.started_s is not None), key=lambda j: (j.started_s or 0.0, j.row.order))
         pending = sorted((j for j in jobs if j.started_s is None), key=lambda j: j.priority)
         return QueueView(tuple(map(_live_view, running)), tuple(map(_live_view, pending)))
 
     async def job(self, job_id: str) -> JobView | None:
-        self._check_alive()
+        self._check_ready()
         if job := self._machine.jobs.get(job_id):
             return _live_view(job)
         row = await self._row(job_id)
@@ -237,19 +239,17 @@ class Scheduler:
         return found
 
     async def specs(self) -> Mapping[str, NodeSpec]:
-        self._check_alive()
+        self._check_ready()
         known = {name: spec for pool in self._pools for name, spec in self._specs.get(pool.name, {}).items()}
-        if not known:
-            raise NotReadyError("no replica has joined yet, so no workflow can be checked or run")
         return known
 
     async def cluster(self) -> ClusterView:
-        self._check_alive()
+        self._check_ready()
         replicas = tuple(
             ReplicaView(name, r.info.pool, r.info.slots, len(r.running), r.recipes)
             for name, r in sorted(self._machine.replicas.items())
         )
-        hosts = {stats.host: stats for stats in self._hosts.values()}
+        hosts = {stats.host: stats for stats in [self._host(), *self._hosts.values()]}
         return ClusterView(tuple(hosts.values()), replicas, time.time() - self._first_start_s, self.epoch)
 
     async def backlog(self, pool: str) -> tuple[int, int]:
@@ -425,6 +425,11 @@ class Scheduler:
     def _check_alive(self) -> None:
         if self.fenced.is_set():
             raise DrainingError("a newer scheduler has taken over", retry_after_s=2)
+
+    def _check_ready(self) -> None:
+        self._check_alive()
+        if not self._specs:
+            raise NotReadyError("no replica has joined yet, so no workflow can be checked or run")
 
     async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._database, function, *arguments)

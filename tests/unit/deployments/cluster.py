@@ -61,9 +61,9 @@ class Cluster:
 
     async def restart_scheduler(self) -> None:
         """Replace the scheduler by a new one over the same database."""
-        old = self.scheduler
-        self.scheduler = make_scheduler(self.config, "test")
-        await self.scheduler.start()
+        old, new = self.scheduler, make_scheduler(self.config, "test")
+        await new.start()
+        self.scheduler = new
         old.retire()
         await old.close()
 
