@@ -13,6 +13,7 @@ from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments.assemble import assemble
 from serve_app.deployments.runner import Runner
 from serve_app.deployments.scheduler import make_scheduler
+from serve_app.errors import NotReadyError
 from serve_app.events import Event
 from serve_app.scheduler.messages import JobView, Submission
 from serve_app.scheduler.scheduler import Scheduler
@@ -48,8 +49,14 @@ class Cluster:
     async def replica(self, name: str, pool: PoolConfig | None = None) -> None:
         runner = assemble(self.config, pool or self.config.pools[0], name, self, InProcess())
         self.runners[name], self.lives[name] = runner, asyncio.create_task(runner.run())
-        while name not in {r.replica_id for r in (await self.scheduler.cluster()).replicas}:
+        while name not in await self.replicas():
             await asyncio.sleep(0.01)
+
+    async def replicas(self) -> set[str]:
+        try:
+            return {r.replica_id for r in (await self.scheduler.cluster()).replicas}
+        except NotReadyError:
+            return set()
 
     async def lose(self, name: str) -> None:
         """End a replica without a word, as SIGKILL would, and let the scheduler notice."""
