@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     ]:
         _asking(commands, name, what).set_defaults(command=_show, page=name)
 
+    demo = commands.add_parser("demo", help="start a server here, make the contract's example image, stop the server")
+    demo.set_defaults(command=_demo)
+
     sample = commands.add_parser("sample-checkpoint", help="write a small checkpoint in the SD 1.5 layout, untrained")
     sample.add_argument("path", type=Path, help="e.g. models/checkpoints/sd15.safetensors")
     sample.set_defaults(command=_sample_checkpoint)
@@ -131,6 +134,12 @@ def _show(arguments: argparse.Namespace) -> int:
     for line in getattr(pages, arguments.page)(answer):
         print(line)
     return 0
+
+
+def _demo(_arguments: argparse.Namespace) -> int:
+    from serve_app.cli.demo import demo
+
+    return demo()
 
 
 def _sample_checkpoint(arguments: argparse.Namespace) -> int:
