@@ -46,6 +46,16 @@ async def test_the_proxys_own_plain_text_errors_become_503(status):
     assert_unavailable(await ask(Gate(app(status, b"text/plain; charset=utf-8"))))
 
 
+async def test_a_request_whose_replica_died_is_told_to_come_back():
+    async def silent(scope, receive, send):
+        pass
+
+    applications = [app(), silent]
+    asked = Gate(lambda *arguments: applications.pop(0)(*arguments))
+    await ask(asked)
+    assert_unavailable(await ask(asked))
+
+
 @pytest.mark.parametrize("status", [200, 400, 404, 500])
 async def test_the_applications_answers_pass_unchanged(status):
     assert await ask(Gate(app(status))) == (status, {b"content-type": b"application/json"}, b"from the application")
