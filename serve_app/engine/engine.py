@@ -88,7 +88,7 @@ class Engine:
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._runs: list[_Run] = []
         self._calls: deque[_Call] = deque()
-        # What the last forward took, and what calls have taken since.
+        # What the last forward took, and what trajectories have waited for calls since.
         self._forward_s = 0.0
         self._calls_s = 0.0
         self._closed = False
@@ -143,7 +143,7 @@ class Engine:
             self._abandon()
 
     def _receive(self, wait: bool) -> bool:
-        """Take in what has arrived; False once the engine is closed. wait: for something, or for a call's time to come."""
+        """Take in what has arrived; False once the engine is closed. wait: for something, or until a call may run."""
         timeout_s = RETRY_S if self._calls else None
         while True:
             try:
@@ -170,7 +170,7 @@ class Engine:
 
     def _run_a_call(self) -> bool:
         """Run the oldest call that may run; False if there is none, or the trajectories have waited long enough."""
-        if self._runs and self._calls_s > self._forward_s:
+        if self._runs and 0 < self._calls_s >= self._forward_s:
             return False
         call = self._next_call()
         if call is None:
@@ -182,7 +182,8 @@ class Engine:
                 call.future.set_result(call.function())
         except Exception as error:
             call.future.set_exception(error)
-        self._calls_s += perf_counter() - began
+        if self._runs:
+            self._calls_s += perf_counter() - began
         return True
 
     def _next_call(self) -> _Call | None:
@@ -209,34 +210,33 @@ class Engine:
             return False
         self._calls_s = 0.0
         self._runs = [run for run in self._runs if not _leaves(run)]
-        chosen = share(self._runs, self._max_rows, batching=self._batching)
-        if chosen:
+        if self._runs:
             began = perf_counter()
-            self._answer(chosen)
+            # What fails keeps this frame, whose locals must not keep the runs' models in use: `groups` ends empty.
+            groups = [share(self._runs, self._max_rows, batching=self._batching)]
+            while groups:
+                groups += self._answer(groups.pop())
             self._forward_s = perf_counter() - began
             self._runs = [run for run in self._runs if not run.future.done()]
         return True
 
-    def _answer(self, runs: Sequence[_Run]) -> None:
-        """Answer the evaluations of these runs with one forward.
+    def _answer(self, runs: list[_Run]) -> list[list[_Run]]:
+        """Answer the evaluations of these runs with one forward, and return [].
 
-        If it fails, each half of the runs gets a forward of its own, so that only those fail that fail alone.
+        If it fails, return the halves of the runs, to be answered the last one first: so only those fail that fail
+        alone.
         """
         pieces = [piece for run in runs for piece in run.trajectory.pieces]
-        answers: Sequence[Tensor] | None = None
         try:
             answers = self._denoise(runs[0].trajectory.backbone, pieces)
         except Exception as error:
             self.counters.failures += 1
             if len(runs) == 1:
                 _fail(runs[0].future, error)
-                return
-            log.warning("a forward failed and is tried in halves: evaluations=%d error=%r", len(runs), error)
-        if answers is None:
-            # Outside the except clause: there the error would keep the failed forward's tensors in memory.
-            self._answer(runs[: len(runs) // 2])
-            self._answer(runs[len(runs) // 2 :])
-            return
+                return []
+            # The error's text alone: whoever keeps log records would keep the failed forward's tensors with it.
+            log.warning("a forward failed and is tried in halves: evaluations=%d error=%s", len(runs), repr(error))
+            return [runs[len(runs) // 2 :], runs[: len(runs) // 2]]
         self.counters.evaluations += len(runs)
         first = 0
         for run in runs:
@@ -248,6 +248,7 @@ class Engine:
             except Exception as error:
                 _fail(run.future, error)
             first = end
+        return []
 
     def _denoise(self, backbone: Backbone, pieces: Sequence[Piece]) -> Sequence[Tensor]:
         """Return each piece's denoised rows, from one forward or, beyond max_rows, as few as it takes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from concurrent.futures import CancelledError, wait
 from threading import Event, Thread
 
@@ -155,22 +156,106 @@ def test_an_error_in_a_progress_report_fails_only_that_trajectory(engine):
     assert done.exception() is None
 
 
-def test_at_most_one_call_runs_between_two_forwards(engine):
+class Clock:
+    """The engine's clock, which stands still but when it is set forward."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+    def forward(self, seconds):
+        self.now_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("serve_app.engine.engine.perf_counter", clock)
+    return clock
+
+
+def order_of_calls(engine, clock, call_s, calls, steps):
+    """Return in which order a run's forwards of one second and calls of call_s seconds were done."""
     order = []
-    backbone = TinyBackbone(before=lambda count: order.append("forward"))
+
+    def done(what, seconds):
+        order.append(what)
+        clock.forward(seconds)
+
     go = held(engine)
-    done = engine.submit(Trajectory(backbone, request(steps=4)))
-    calls = [engine.call(lambda: order.append("call")) for _ in range(6)]
+    run = engine.submit(Trajectory(TinyBackbone(before=lambda count: done("forward", 1.0)), request(steps=steps)))
+    waiting = [engine.call(lambda: done("call", call_s)) for _ in range(calls)]
     go.set()
-    wait([done, *calls], timeout=30)
-    assert order == ["call", "forward"] * 4 + ["call"] * 2
+    wait([run, *waiting], timeout=30)
+    return order
 
 
-def test_a_call_gives_back_its_value_or_its_error_and_runs_under_inference_mode(engine):
-    assert engine.call(torch.is_inference_mode_enabled).result(30) is True
+def test_calls_run_between_two_forwards_until_they_have_taken_as_long_as_the_last(engine, clock):
+    order = order_of_calls(engine, clock, call_s=0.5, calls=9, steps=4)
+    # Before the first forward there is no time to compare with, and after the last nobody waits.
+    assert order == ["call", "forward", *["call", "call", "forward"] * 3, "call", "call"]
+
+
+def test_a_call_that_takes_longer_than_a_forward_is_followed_by_one(engine, clock):
+    assert order_of_calls(engine, clock, call_s=3.0, calls=4, steps=3) == ["call", "forward"] * 3 + ["call"]
+
+
+def test_a_call_waits_until_it_may_run_and_later_ones_of_its_kind_wait_behind_it(engine):
+    order, room = [], Event()
+    first = engine.call(lambda: order.append("first"), when=room.is_set)
+    second = engine.call(lambda: order.append("second"), when=lambda: True)
+    engine.call(lambda: order.append("any time")).result(30)
+    assert not first.done()
+    assert not second.done()
+    room.set()
+    second.result(30)
+    assert order == ["any time", "first", "second"]
+
+
+def test_a_waiting_call_that_is_cancelled_lets_those_behind_it_run(engine):
+    first = engine.call(lambda: 1, when=lambda: False)
+    second = engine.call(lambda: 2, when=lambda: True)
+    assert first.cancel()
+    assert second.result(30) == 2
+
+
+def test_a_call_that_cannot_tell_whether_it_may_run_fails_and_those_behind_it_run(engine):
+    first = engine.call(lambda: 1, when=lambda: bool(1 / 0))
+    second = engine.call(lambda: 2, when=lambda: True)
+    with pytest.raises(ZeroDivisionError):
+        first.result(30)
+    assert second.result(30) == 2
+
+
+def test_runs_go_on_while_a_call_waits(engine):
+    waiting = engine.call(lambda: None, when=lambda: False)
+    assert engine.submit(Trajectory(TinyBackbone(), request())).result(30).shape == (1, 4, 4, 4)
+    assert not waiting.done()
+
+
+def test_a_call_gives_back_its_value_or_its_error(engine):
     with pytest.raises(ZeroDivisionError):
         engine.call(lambda: 1 / 0).result(30)
     assert engine.call(lambda: 3).result(30) == 3
+
+
+def test_tensors_made_by_a_call_are_ordinary_ones_that_carry_no_gradient(engine):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    made = engine.call(lambda: parameter * 2).result(30)
+    assert not made.requires_grad
+    made += 1
+    assert made.tolist() == [3, 3]
+
+
+def test_an_idle_engine_keeps_no_backbone(engine):
+    backbone = TinyBackbone()
+    ended = Event()
+    weakref.finalize(backbone, ended.set)
+    engine.submit(Trajectory(backbone, request())).result(30)
+    del backbone
+    assert ended.wait(30)
 
 
 def test_a_call_cancelled_in_time_does_not_run(engine):

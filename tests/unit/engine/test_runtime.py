@@ -1,4 +1,5 @@
 import asyncio
+from threading import Event
 
 import pytest
 import torch
@@ -131,11 +132,47 @@ async def test_a_checkpoint_that_does_not_fit_waits_for_the_one_in_use(engine, c
     assert shared.resident() == ("backbone checkpoints/a.safetensors",)
 
 
-async def test_a_failed_run_leaves_room_for_the_next_while_its_error_is_kept(engine, catalog):
+@pytest.mark.parametrize("jobs", [1, 3])
+async def test_failed_runs_leave_room_for_the_next_while_their_errors_are_kept(engine, catalog, jobs):
     shared = EngineRuntime(engine, Weights(catalog, torch.device("cpu"), budget_bytes=ONE))
     wrong_width, right = [(torch.zeros(1, 77, 63), {})], [(torch.zeros(1, 77, 64), {})]
-    with pytest.raises(RuntimeError) as kept:
-        await shared.bind(ignore).sample(request(wrong_width, "a"))
+    failing = [shared.bind(ignore).sample(request(wrong_width, "a")) for _ in range(jobs)]
+    kept = await asyncio.gather(*failing, return_exceptions=True)
     latents = await asyncio.wait_for(shared.bind(ignore).sample(request(right, "b")), timeout=30)
     assert latents.shape == (1, 4, 4, 4)
-    assert kept.value.__traceback__ is not None
+    assert all(isinstance(error, RuntimeError) and error.__traceback__ is not None for error in kept)
+
+
+async def test_jobs_that_come_together_join_the_same_forward(engine, shared, monkeypatch):
+    conditioning = [(torch.zeros(1, 77, 64), {})]
+    await shared.bind(ignore).sample(request(conditioning))
+    before = engine.counters.forwards
+    # Time stands still, so that calls are not the reason why some have to wait.
+    monkeypatch.setattr("serve_app.engine.engine.perf_counter", lambda: 0.0)
+    go = Event()
+    engine.call(go.wait)
+    sampling = [asyncio.create_task(shared.bind(ignore).sample(request(conditioning, seed=i))) for i in range(8)]
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.gather(*sampling)
+    assert engine.counters.forwards - before == 3
+
+
+async def test_a_run_that_begins_while_its_node_is_cancelled_is_cancelled_too(engine, catalog):
+    class CancelsAsItLoads(Weights):
+        def backbone(self, recipe):
+            if recipe.name == "a.safetensors":
+                asyncio.run_coroutine_threadsafe(cancel(), loop).result(30)
+            return super().backbone(recipe)
+
+    async def cancel():
+        endless.cancel()
+
+    loop = asyncio.get_running_loop()
+    shared = EngineRuntime(engine, CancelsAsItLoads(catalog, torch.device("cpu"), budget_bytes=ONE))
+    conditioning = [(torch.zeros(1, 77, 64), {})]
+    endless = asyncio.create_task(shared.bind(ignore).sample(request(conditioning, "a", steps=100_000)))
+    with pytest.raises(asyncio.CancelledError):
+        await endless
+    latents = await asyncio.wait_for(shared.bind(ignore).sample(request(conditioning, "b")), timeout=30)
+    assert latents.shape == (1, 4, 4, 4)
