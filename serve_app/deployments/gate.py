@@ -1,9 +1,9 @@
 """What clients of Serve's HTTP proxy see while the application behind it is not there.
 
 Serve's proxy answers 404 for routes it does not know yet, lets requests wait for replicas that are still starting,
-words its own errors as plain text, and answers nothing when a replica dies with a request in hand. This ASGI middleware turns these into the contract's 503. The proxy loads it by the
-environment's RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH. The application itself never answers an error in plain text,
-which is how the two are told apart.
+words its own errors as plain text, and answers nothing when a replica dies with a request in hand. This ASGI middleware
+turns these into the contract's 503. The proxy loads it by the environment's RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
+The application itself never answers an error in plain text, which is how the two are told apart.
 """
 
 from __future__ import annotations

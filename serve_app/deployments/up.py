@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
 import uuid
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +63,11 @@ def _serve(settings: AppConfig, arguments: argparse.Namespace, own: bool, stop: 
     context = _connect(ray, settings, own)
     # Ray has put handlers of its own in place meanwhile.
     _stop_on_signals(stop)
-    deploying = threading.Thread(target=_deploy, args=(serve, bind(settings), arguments), daemon=True)
-    deploying.start()
+    deployed: Future[None] = Future()
+    threading.Thread(target=_deploy, args=(serve, bind(settings), arguments, deployed), daemon=True).start()
     print(f"dashboard: http://{context.dashboard_url}" if context.dashboard_url else "dashboard: none", flush=True)
     url = f"http://{arguments.host}:{arguments.port}"
-    ready = _wait_until_ready(stop, deploying)
+    ready = _wait_until_ready(stop, deployed)
     if ready:
         print(f"server:    {url}", flush=True)
         stop.wait()
@@ -99,25 +101,30 @@ def _connect(ray: Any, settings: AppConfig, own: bool) -> Any:
     )
 
 
-def _deploy(serve: Any, application: Any, arguments: argparse.Namespace) -> None:
-    serve.start(proxy_location="HeadOnly", http_options={"host": arguments.host, "port": arguments.port})
-    serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
+def _deploy(serve: Any, application: Any, arguments: argparse.Namespace, deployed: Future[None]) -> None:
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": arguments.host, "port": arguments.port})
+        serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
+    except BaseException as error:
+        deployed.set_exception(error)
+    else:
+        deployed.set_result(None)
 
 
-def _wait_until_ready(stop: threading.Event, deploying: threading.Thread) -> bool:
+def _wait_until_ready(stop: threading.Event, deployed: Future[None]) -> bool:
     """Wait until a replica has joined, so that a job can run. False if the deployment failed or a stop was asked."""
     from serve_app.deployments.handles import SchedulerHandle
 
     async def ready() -> bool:
         handle = SchedulerHandle()
         while not stop.is_set():
-            try:
-                cluster = await handle.cluster()
-                if cluster.replicas and not deploying.is_alive():
+            if deployed.done() and (failure := deployed.exception()) is not None:
+                _log.error("deploying failed", exc_info=failure)
+                return False
+            # Serve counts a replica as running before it has joined the scheduler. The handle is patient, a stop is not.
+            with contextlib.suppress(UnavailableError, TimeoutError):
+                if (await asyncio.wait_for(handle.cluster(), 1.0)).replicas and deployed.done():
                     return True
-            except UnavailableError:
-                if not deploying.is_alive():
-                    return False
             await asyncio.sleep(0.1)
         return False
 
