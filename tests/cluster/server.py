@@ -1,0 +1,214 @@
+"""A real server for tests: `serve-app up` as its own process over a directory, and the processes Ray started for it.
+
+Every process of one server carries this module's own mark in its environment, so tests find and count them without
+trusting the server's own bookkeeping.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+
+from serve_app.models.sample import write_sample_checkpoint
+
+T = TypeVar("T")
+
+MARK = "SERVE_APP_TEST_MARK"
+CHECKPOINT = "sd15.safetensors"
+PATIENCE_S = 120.0
+"""What a busy machine may need for anything here; a test that waits this long fails."""
+TITLES = {
+    "scheduler": "ray::SchedulerActor",
+    "ingress": "ray::ServeReplica:serve-app:ingress",
+    "replica": "ray::ServeReplica:serve-app:gpu",
+}
+"""What Ray calls the processes that tests kill."""
+
+
+class Processes:
+    """What carries one mark in its environment, however it came to be started."""
+
+    def __init__(self) -> None:
+        self._mark = str(uuid.uuid4())
+        self._ray = Path(tempfile.mkdtemp(prefix="ray-"))
+        self.environment = {
+            **os.environ,
+            MARK: self._mark,
+            # A directory of its own: Ray looks there for a running cluster to join. Its path is short, for sockets.
+            "RAY_TMPDIR": str(self._ray),
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Keeps the environment readable in processes that Ray renames.
+            "SPT_NOENV": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.environment.pop("RAY_ADDRESS", None)
+
+    def found(self, title: str = "") -> list[psutil.Process]:
+        """Return the living processes whose title starts so, all by default."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                alive = process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self._mark
+                if alive and " ".join(process.cmdline()).startswith(title):
+                    found.append(process)
+        return found
+
+    def pid(self, kind: str) -> int:
+        """Return the process of a kind in TITLES, once there is one."""
+        return wait_for(lambda: self.found(TITLES[kind]), f"a process {TITLES[kind]}")[0].pid
+
+    def close(self) -> None:
+        """End whatever is left."""
+        while left := self.found():
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(left, timeout=1.0)
+        shutil.rmtree(self._ray, ignore_errors=True)
+
+
+class Server:
+    """`serve-app up` over `root`, which holds models, outputs and the database, and so may be started again."""
+
+    def __init__(self, root: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
+        provide_checkpoint(root)
+        self.root = root
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = root / "up.log"
+        self.processes = Processes()
+        command = [sys.executable, "-m", "serve_app.cli", "up", "--port", str(self.port), *options]
+        with self.log.open("a") as log:
+            self.up = subprocess.Popen(
+                command,
+                cwd=root,
+                env={**self.processes.environment, **(environment or {})},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.http = httpx.Client(base_url=self.url, timeout=60.0)
+
+    def wait_until_ready(self) -> None:
+        """Return once a job can run. Fails with the server's log if it ends before."""
+        wait_for(self._ready, "a server that answers")
+
+    def _ready(self) -> bool:
+        assert self.up.poll() is None, f"the server ended with {self.up.returncode}:\n{self.log.read_text()}"
+        try:
+            return self.http.get("/queue").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def kill(self, kind: str) -> None:
+        """SIGKILL the process of a kind in TITLES."""
+        os.kill(self.processes.pid(kind), signal.SIGKILL)
+
+    def get(self, path: str, **query: Any) -> Any:
+        """Return the JSON answer to a GET that succeeds."""
+        response = self.http.get(path, params=query)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def submit(self, prompt: Mapping[str, Any], **keys: Any) -> str:
+        """Queue a prompt and return the job's id."""
+        response = self.http.post("/prompt", json={"prompt": prompt, **keys})
+        assert response.status_code == 200, response.text
+        return str(response.json()["prompt_id"])
+
+    def finished(self, job_id: str) -> dict[str, Any]:
+        """Return the history entry of a job once it has ended."""
+        ended = {"success", "error", "cancelled"}
+
+        def entry() -> dict[str, Any] | None:
+            found: dict[str, Any] = self.get(f"/history/{job_id}")[job_id]
+            return found if found["status"]["status_str"] in ended else None
+
+        return wait_for(entry, f"the end of job {job_id}")
+
+    def close(self) -> None:
+        """End the server and everything it started."""
+        self.http.close()
+        if self.up.poll() is None:
+            self.up.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.up.wait(30)
+        self.processes.close()
+
+
+@contextlib.contextmanager
+def running(root: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """Yield a server that is ready; end it afterwards."""
+    server = Server(root, *options, environment=environment)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.close()
+
+
+def provide_checkpoint(root: Path) -> None:
+    """Put a small checkpoint where the server looks for one."""
+    path = root / "models" / "checkpoints" / CHECKPOINT
+    if not path.exists():
+        write_sample_checkpoint(path)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(look: Callable[[], T | None], what: str, patience_s: float = PATIENCE_S) -> T:
+    """Return the first truthy answer of `look`; fail if there is none in time."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited {patience_s:.0f} s for {what}")
+
+
+def txt2img(
+    seed: int, *, steps: int = 2, side: int = 64, text: str = "a fox", prefix: str = "image"
+) -> dict[str, dict[str, Any]]:
+    """Return a text-to-image prompt in API format; node 3 samples, node 6 saves."""
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["1", 1]}},
+        "3": {
+            "class_type": "KSampler",
+            "inputs": {
+                "seed": seed,
+                "steps": steps,
+                "cfg": 7.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+                "denoise": 1.0,
+                "model": ["1", 0],
+                "positive": ["2", 0],
+                "negative": ["2", 0],
+                "latent_image": ["4", 0],
+            },
+        },
+        "4": {"class_type": "EmptyLatentImage", "inputs": {"width": side, "height": side, "batch_size": 1}},
+        "5": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["1", 2]}},
+        "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": prefix}},
+    }
