@@ -1,0 +1,76 @@
+"""A client that takes as little of the machine as it can: it shares the cores with the servers it measures.
+
+It speaks what the contract and ComfyUI have in common: POST /prompt and GET /history/{id}.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PAUSE_S = 0.005
+GIVE_UP_S = 900.0
+
+
+class Client:
+    """One keep-alive connection to a server at 127.0.0.1."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+    def accepts(self, prompt: Mapping[str, Any]) -> bool:
+        """Whether the server takes a job now. One that is not there, or not ready, does not."""
+        try:
+            return self._ask("POST", "/prompt", {"prompt": prompt})[0] == 200
+        except (OSError, http.client.HTTPException):
+            self._connection.close()
+            return False
+
+    def post(self, prompt: Mapping[str, Any]) -> str:
+        """Queue a job and return its id. Errors: RuntimeError with the server's words."""
+        status, answer = self._ask("POST", "/prompt", {"prompt": prompt})
+        if status != 200:
+            raise RuntimeError(f"POST /prompt was answered {status}: {answer}")
+        return str(answer["prompt_id"])
+
+    def wait(self, job_id: str, until_s: float = 0.0) -> None:
+        """Return once the job is in the history as success. until_s: when to begin asking, by time.perf_counter().
+
+        Errors: RuntimeError if the job failed, TimeoutError.
+        """
+        time.sleep(max(0.0, until_s - time.perf_counter()))
+        deadline = time.perf_counter() + GIVE_UP_S
+        while time.perf_counter() < deadline:
+            entry = self._ask("GET", f"/history/{job_id}", None)[1].get(job_id)
+            if entry and entry["status"]["completed"]:
+                return
+            if entry and entry["status"]["status_str"] in ("error", "cancelled"):
+                raise RuntimeError(f"job {job_id} failed: {entry['status']}")
+            time.sleep(PAUSE_S)
+        raise TimeoutError(f"job {job_id} has not ended after {GIVE_UP_S:g} s")
+
+    def run(self, prompts: Sequence[Mapping[str, Any]], expected_s: float = 0.0) -> float:
+        """Queue all, wait for all, and return the seconds from the first POST until the last is in the history.
+
+        expected_s: before nine tenths of this the client asks for nothing, so that asking costs the server nothing.
+        """
+        began = time.perf_counter()
+        for job_id in [self.post(prompt) for prompt in prompts]:
+            self.wait(job_id, began + 0.9 * expected_s)
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _ask(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        data = None if body is None else json.dumps(body)
+        self._connection.request(method, path, data, {"Content-Type": "application/json"})
+        response = self._connection.getresponse()
+        content = response.read()
+        try:
+            return response.status, json.loads(content)
+        except ValueError:
+            return response.status, content.decode(errors="replace")

@@ -1,0 +1,62 @@
+"""Jobs per second of a workflow that computes next to nothing: what accepting, running and recording a job costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from bench.client import Client
+from bench.series import Ratio, Series, ratio
+from bench.servers import Contender, Server, running
+from bench.workflows import noop
+
+NAME = "noop"
+JOBS = 50
+CONNECTIONS = 8
+
+
+def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series], list[Ratio]]:
+    """Run every contender in turn: one connection that waits for each job, then one and several that queue many."""
+    loads = {
+        "1 connection, each job awaited": _one_by_one,
+        "1 connection, all queued first": lambda server: _queued(server, 1),
+        f"{CONNECTIONS} connections, all queued first": lambda server: _queued(server, CONNECTIONS),
+    }
+    rates: dict[tuple[str, str], list[float]] = {(c.kind, load): [] for load in loads for c in contenders}
+    with running(contenders) as servers:
+        for turn in range(rounds + 1):
+            for load, work in loads.items():
+                for server in servers:
+                    began = time.perf_counter()
+                    jobs = work(server)
+                    if turn > 0:
+                        rates[server.name, load].append(jobs / (time.perf_counter() - began))
+    series = {key: Series(NAME, key[1], key[0], "jobs/s", values) for key, values in rates.items()}
+    others = [kind for kind in dict.fromkeys(c.kind for c in contenders) if kind != "serve-app"]
+    ratios = [
+        ratio(NAME, f"{load}: over {kind}", series["serve-app", load], series[kind, load])
+        for load in loads
+        for kind in others
+    ]
+    return list(series.values()), ratios
+
+
+def _one_by_one(server: Server) -> int:
+    for _ in range(JOBS):
+        server.client.run([noop()])
+    return JOBS
+
+
+def _queued(server: Server, connections: int) -> int:
+    share = 4 * JOBS // connections
+
+    def client() -> None:
+        connection = Client(server.port)
+        connection.run([noop() for _ in range(share)])
+        connection.close()
+
+    with ThreadPoolExecutor(connections) as pool:
+        for done in [pool.submit(client) for _ in range(connections)]:
+            done.result()
+    return share * connections

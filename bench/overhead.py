@@ -1,0 +1,130 @@
+"""What a job costs over its network evaluations alone: in the engine, and from end to end over HTTP.
+
+The engine's share is a few milliseconds in seconds, less than the noise between two runs. So it is taken within one:
+the time of a whole sampling, over that spent in the backbone meanwhile. Bare forwards in a loop are timed as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.series import Ratio, Series, ratio
+from bench.servers import Contender, running
+from bench.workflows import CFG, NEGATIVE, SIDE, STEPS, TEXTS, txt2img
+from serve_app.engine.engine import Engine
+from serve_app.engine.runtime import EngineRuntime
+from serve_app.models.weights import Weights
+from serve_app.nodes.runtime import SamplingRequest
+from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.store.catalog import Catalog
+from serve_app.values import Recipe
+
+NAME = "overhead"
+
+
+class TimedBackbone:
+    """A backbone that adds up the seconds spent in it and keeps what it was last asked."""
+
+    def __init__(self, backbone: Any) -> None:
+        self._backbone = backbone
+        self.key: Hashable = backbone.key
+        self.device: torch.device = backbone.device
+        self.levels: NoiseLevels = backbone.levels
+        self.latent_scale: float = backbone.latent_scale
+        self.seconds = 0.0
+        self.asked: tuple[Any, ...] = ()
+
+    def denoise(self, x: Tensor, sigma: Tensor, context: Tensor, context_mask: Tensor | None) -> Tensor:
+        """Return the backbone's answer, once the device has finished it."""
+        self.asked = x, sigma, context, context_mask
+        self._finish()
+        began = time.perf_counter()
+        denoised: Tensor = self._backbone.denoise(x, sigma, context, context_mask)
+        self._finish()
+        self.seconds += time.perf_counter() - began
+        return denoised
+
+    def _finish(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class TimedWeights(Weights):
+    """Weights that hand out one timed backbone."""
+
+    timed: TimedBackbone | None = None
+
+    def backbone(self, recipe: Recipe) -> Any:
+        if self.timed is None:
+            self.timed = TimedBackbone(super().backbone(recipe))
+        return self.timed
+
+
+def measure(contender: Contender, checkpoint: str, rounds: int) -> tuple[list[Series], list[Ratio]]:
+    """Time one sampling in this process, its forwards alone, and a whole job of a server, in turns."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    weights = TimedWeights(Catalog(contender.models), device)
+    engine = Engine()
+    figures: dict[str, list[float]] = {"sampling": [], "its forwards": [], "bare forwards": [], "whole job": []}
+    try:
+        with running([contender]) as (server,):
+            expected_s = server.client.run([txt2img(checkpoint)])
+            for turn in range(rounds + 1):
+                sampling, forwards = asyncio.run(_sample(engine, weights, checkpoint, seed=turn))
+                bare = engine.call(lambda: _bare(weights)).result()
+                whole = server.client.run([txt2img(checkpoint)], expected_s)
+                expected_s = min(expected_s, whole)
+                if turn > 0:
+                    for values, value in zip(figures.values(), (sampling, forwards, bare, whole), strict=True):
+                        values.append(value)
+    finally:
+        engine.close()
+    series = {what: Series(NAME, f"{checkpoint}, {what}", "serve-app", "s", v) for what, v in figures.items()}
+    ratios = [
+        ratio(NAME, f"{checkpoint}: sampling over its forwards", series["sampling"], series["its forwards"], "<= 1.03"),
+        ratio(NAME, f"{checkpoint}: sampling over bare forwards", series["sampling"], series["bare forwards"]),
+        ratio(NAME, f"{checkpoint}: whole job over bare forwards", series["whole job"], series["bare forwards"]),
+    ]
+    return list(series.values()), ratios
+
+
+async def _sample(engine: Engine, weights: TimedWeights, checkpoint: str, seed: int) -> tuple[float, float]:
+    """Return the seconds one sampling took, as a node awaits it, and those of them spent in the backbone."""
+    name = f"{checkpoint}.safetensors"
+    runtime = EngineRuntime(engine, weights).bind(lambda done, steps: None)
+    positive, negative = [
+        await runtime.encode_text(Recipe("clip", "checkpoints", name), t) for t in (TEXTS[0], NEGATIVE)
+    ]
+    request = SamplingRequest(
+        backbone=Recipe("backbone", "checkpoints", name),
+        latents=torch.zeros(1, 4, SIDE // 8, SIDE // 8),
+        positive=positive,
+        negative=negative,
+        sampler="euler",
+        schedule="normal",
+        steps=STEPS,
+        cfg=CFG,
+        seed=seed,
+        noise_seed=seed,
+    )
+    before = weights.timed.seconds if weights.timed else 0.0
+    began = time.perf_counter()
+    await runtime.sample(request)
+    took_s = time.perf_counter() - began
+    assert weights.timed is not None
+    return took_s, weights.timed.seconds - before
+
+
+def _bare(weights: TimedWeights) -> float:
+    """Return the seconds of as many forwards as a sampling has, with its last rows, in the engine's thread."""
+    assert weights.timed is not None
+    before = weights.timed.seconds
+    for _ in range(STEPS):
+        weights.timed.denoise(*weights.timed.asked)
+    return weights.timed.seconds - before

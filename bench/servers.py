@@ -1,0 +1,115 @@
+"""The contenders: servers started for the run, each in a directory of its own, and stopped after it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from bench.client import Client
+from bench.workflows import noop
+
+START_S = 180.0
+STOP_S = 60.0
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A server that can be started. kind: "serve-app", "serve-app unbatched" or "ComfyUI"."""
+
+    kind: str
+    models: Path
+    comfyui: Path | None = None
+    python: Path = Path(sys.executable)
+
+    def command(self, directory: Path, port: int) -> list[str]:
+        """Return what starts it, with everything it writes under the directory."""
+        if self.comfyui is None:
+            config = directory / "config.yaml"
+            config.write_text(yaml.safe_dump(self._config(directory)))
+            return [str(self.python), "-m", "serve_app.cli", "up", "--port", str(port), "--config", str(config)]
+        paths = directory / "models.yaml"
+        paths.write_text(yaml.safe_dump({"bench": {"base_path": str(self.models), "checkpoints": "checkpoints"}}))
+        command = [str(self.python), str(self.comfyui / "main.py"), "--listen", "127.0.0.1", "--port", str(port)]
+        command += ["--extra-model-paths-config", str(paths), "--disable-all-custom-nodes"]
+        for name in ("output", "temp", "user"):
+            (directory / name).mkdir()
+            command += [f"--{name}-directory", str(directory / name)]
+        return command if torch.cuda.is_available() else [*command, "--cpu"]
+
+    def _config(self, directory: Path) -> dict[str, object]:
+        pool = {
+            "name": "gpu",
+            "num_gpus": int(torch.cuda.is_available()),
+            "batching": self.kind != "serve-app unbatched",
+        }
+        arguments = {
+            "models_dir": str(self.models),
+            **{f"{area}_dir": str(directory / area) for area in ("input", "output", "temp")},
+            "database_url": f"sqlite:///{directory}/jobs.sqlite",
+            "pools": [pool],
+        }
+        return {"applications": [{"name": "serve-app", "args": arguments}]}
+
+
+class Server:
+    """A contender that runs. started_s: seconds from its start until it took a job."""
+
+    def __init__(self, contender: Contender, directory: Path) -> None:
+        self.name = contender.kind
+        self.port = _free_port()
+        self._log = directory / "log"
+        began = time.perf_counter()
+        with self._log.open("w") as log:
+            command = contender.command(directory, self.port)
+            self._process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=subprocess.STDOUT)
+        self.client = Client(self.port)
+        while not self.client.accepts(noop()):
+            if self._process.poll() is not None or time.perf_counter() - began > START_S:
+                self.stop()
+                raise RuntimeError(f"{self.name} did not start:\n{self._log.read_text()[-2000:]}")
+            time.sleep(0.05)
+        self.started_s = time.perf_counter() - began
+
+    def stop(self) -> float:
+        """Stop it and return how many seconds that took."""
+        self.client.close()
+        began = time.perf_counter()
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def running(contenders: Sequence[Contender]) -> Iterator[list[Server]]:
+    """Run these side by side, so that they can be measured in turns."""
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for contender in contenders:
+            directory = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="bench", ignore_cleanup_errors=True))
+            )
+            server = Server(contender, directory)
+            stack.callback(server.stop)
+            servers.append(server)
+        yield servers
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

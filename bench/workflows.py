@@ -1,0 +1,53 @@
+"""The workflows that are measured, in ComfyUI's API format, and where their seeds and colours come from."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+STEPS = 8
+CFG = 7.0
+SIDE = 64
+TEXTS = ("a beautiful landscape, mountains at dawn", "a red bicycle leaning on a wall")
+NEGATIVE = "blurry"
+
+_fresh = count(1)
+"""No seed or colour is used twice in a run: every contender keeps results and would answer at once."""
+
+
+def txt2img(checkpoint: str) -> dict[str, Any]:
+    """Return a workflow whose image nobody has made yet; the texts alternate."""
+    seed = next(_fresh)
+    return {
+        "1": _node("CheckpointLoaderSimple", ckpt_name=f"{checkpoint}.safetensors"),
+        "2": _node("CLIPTextEncode", text=TEXTS[seed % len(TEXTS)], clip=["1", 1]),
+        "3": _node("CLIPTextEncode", text=NEGATIVE, clip=["1", 1]),
+        "4": _node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1),
+        "5": _node(
+            "KSampler",
+            model=["1", 0],
+            positive=["2", 0],
+            negative=["3", 0],
+            latent_image=["4", 0],
+            seed=seed,
+            steps=STEPS,
+            cfg=CFG,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "6": _node("VAEDecode", samples=["5", 0], vae=["1", 2]),
+        "7": _node("SaveImage", images=["6", 0], filename_prefix="bench"),
+    }
+
+
+def noop() -> dict[str, Any]:
+    """Return a workflow that costs next to nothing: one colour that nobody has asked for yet."""
+    return {
+        "1": _node("EmptyImage", width=SIDE, height=SIDE, batch_size=1, color=next(_fresh)),
+        "2": _node("PreviewImage", images=["1", 0]),
+    }
+
+
+def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
