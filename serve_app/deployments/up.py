@@ -121,7 +121,8 @@ def _wait_until_ready(stop: threading.Event, deployed: Future[None]) -> bool:
             if deployed.done() and (failure := deployed.exception()) is not None:
                 _log.error("deploying failed", exc_info=failure)
                 return False
-            # Serve counts a replica as running before it has joined the scheduler. The handle is patient, a stop is not.
+            # Serve counts a replica as running before it has joined the scheduler, for which the handle would wait
+            # longer than a stop may take.
             with contextlib.suppress(UnavailableError, TimeoutError):
                 if (await asyncio.wait_for(handle.cluster(), 1.0)).replicas and deployed.done():
                     return True
