@@ -1,0 +1,36 @@
+"""ComfyUI 0.3.64's figures under golden/, and the error that ours may have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+PROMPTS: list[str] = json.loads((GOLDEN / "prompts.json").read_text())
+"""The texts that figures are made of: 1 is every positive, 2 every negative."""
+TOLERANCE = 1e-4
+
+
+class Figures:
+    """One file of figures, by name."""
+
+    def __init__(self, name: str) -> None:
+        self._arrays = np.load(GOLDEN / f"{name}.npz")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.from_numpy(self._arrays[name])
+
+    def error(self, ours: Tensor, name: str) -> float:
+        """Return ‖ours − theirs‖ / ‖theirs‖."""
+        theirs = self[name]
+        assert ours.shape == theirs.shape
+        return float((ours - theirs).norm() / theirs.norm())
+
+    def assert_agrees(self, ours: Tensor, name: str) -> None:
+        """Hold ours to the tolerance."""
+        error = self.error(ours, name)
+        assert error <= TOLERANCE, f"{name}: relative error {error:.2e}"

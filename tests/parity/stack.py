@@ -1,0 +1,69 @@
+"""The node floor over a real engine and weights, run on workflows as a replica runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from serve_app.engine.engine import Engine
+from serve_app.engine.runtime import EngineRuntime
+from serve_app.graph.parse import parse
+from serve_app.graph.plan import Task, TaskId
+from serve_app.graph.signature import signatures
+from serve_app.graph.validate import validate
+from serve_app.models.weights import Weights
+from serve_app.nodes.execute import Execution
+from serve_app.nodes.files import NodeFiles
+from serve_app.nodes.held import Held
+from serve_app.nodes.protocol import spec_of
+from serve_app.nodes.registry import BUILTIN
+from serve_app.nodes.runtime import Runtime
+from serve_app.store.catalog import Catalog
+from serve_app.store.store import AREAS
+from serve_app.store.volume import Volume
+
+
+class Stack:
+    """Capabilities, observer and values of every run; equal nodes of two runs are computed once.
+
+    extra: node classes beside the built-in ones. files: where nodes read and write.
+    """
+
+    def __init__(self, models: Path, files: Path, extra: Mapping[str, type] | None = None) -> None:
+        self.engine = Engine()
+        self.volume = Volume({area: files / area for area in AREAS})
+        self._runtime = EngineRuntime(self.engine, Weights(Catalog(models), torch.device("cpu")))
+        self._classes = {**BUILTIN, **(extra or {})}
+        self._specs = {name: spec_of(node_class, name) for name, node_class in self._classes.items()}
+        self._models = sorted(path.name for path in (models / "checkpoints").iterdir())
+        self._held = Held(10**9, lambda signatures: None)
+
+    async def run(self, target: str, **nodes: tuple[str, dict[str, Any]]) -> Any:
+        """Return what the target node makes, the first value of its first slot, or its ui. nodes: (class, inputs)."""
+        prompt = {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in nodes.items()}
+        checked = validate(parse(prompt), self._specs, lambda folder: self._models)
+        assert [problem for problem in checked.problems if problem.type != "prompt_no_outputs"] == []
+        signed = signatures(checked.graph, self._specs, lambda folder, name: "")
+        task = Task(TaskId("job", 0, 1), checked.graph.nodes, (target,), signed, frozenset(), prompt, {})
+        await Execution(task, self._classes, self._held, self, self, self.fetch).run()
+        result = self._held.get(signed[target])
+        assert result is not None
+        return result.outputs[0][0] if result.outputs else result.ui
+
+    def runtime(self, node_id: str) -> Runtime:
+        return self._runtime.bind(lambda done, steps: None)
+
+    def files(self, node_id: str) -> NodeFiles:
+        async def reserve(key: str, at_least: int, count: int) -> int:
+            return at_least
+
+        return NodeFiles(self.volume, "job", node_id, reserve)
+
+    def started(self, node_id: str) -> None: ...
+
+    def finished(self, node_id: str, signature: str, ui: Mapping[str, Any] | None) -> None: ...
+
+    async def fetch(self, signature: str) -> None: ...

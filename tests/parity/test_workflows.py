@@ -1,0 +1,167 @@
+"""ComfyUI 0.3.64's latents and pixels on the mini15 checkpoint, reached through the nodes of a workflow."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from serve_app.store.store import FileRef
+from tests.parity.checkpoints import models_dir
+from tests.parity.figures import PROMPTS, Figures
+from tests.parity.stack import Stack
+
+FIGURES = Figures("mini15")
+
+
+class FigureImage:
+    """The image that ComfyUI was given; its values are finer than those of an image file."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "get"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def get(self):
+        return (FIGURES["vae|image"],)
+
+
+class InpaintLatent:
+    """What ComfyUI's VAEEncodeForInpaint made of that image and a mask of its middle, grown by six pixels."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "get"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def get(self):
+        return ({"samples": FIGURES["inpaint_vae|latent"], "noise_mask": FIGURES["inpaint_vae|mask"]},)
+
+
+class MaskMiddle:
+    """A latent whose middle alone is to be sampled."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "mask"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"samples": ("LATENT",)}}
+
+    def mask(self, samples):
+        mask = torch.zeros(1, 1, 64, 64)
+        mask[..., 16:48, 16:48] = 1
+        return ({**samples, "noise_mask": mask},)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    extra = {kind.__name__: kind for kind in (FigureImage, InpaintLatent, MaskMiddle)}
+    stack = Stack(models_dir("mini15"), tmp_path_factory.mktemp("files"), extra)
+    yield stack
+    stack.engine.close()
+
+
+MODELS = {
+    "checkpoint": ("CheckpointLoaderSimple", {"ckpt_name": "mini15.safetensors"}),
+    "positive": ("CLIPTextEncode", {"text": PROMPTS[1], "clip": ["checkpoint", 1]}),
+    "negative": ("CLIPTextEncode", {"text": PROMPTS[2], "clip": ["checkpoint", 1]}),
+}
+EMPTY = {"latent": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1})}
+ENCODED = {"image": ("FigureImage", {}), "latent": ("VAEEncode", {"pixels": ["image", 0], "vae": ["checkpoint", 2]})}
+LINKS = {
+    "model": ["checkpoint", 0],
+    "positive": ["positive", 0],
+    "negative": ["negative", 0],
+    "latent_image": ["latent", 0],
+}
+
+
+def ksampler(figure, **changes):
+    """Return the KSampler that a figure's name describes: …|sampler|schedule|steps|cfg|seed|…"""
+    _, sampler, schedule, steps, cfg, seed, *rest = figure.split("|")
+    settings = {"sampler_name": sampler, "scheduler": schedule, "steps": int(steps), "cfg": float(cfg)}
+    return ("KSampler", {**LINKS, **settings, "seed": int(seed), "denoise": float(rest[0]) if rest else 1.0, **changes})
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        "ksampler|euler|normal|6|7.0|1",
+        "ksampler|euler_ancestral|karras|6|5.0|2",
+        "ksampler|heun|karras|4|5.0|3",
+        "ksampler|dpmpp_2m|karras|6|7.0|5",
+        "ksampler|lcm|sgm_uniform|4|1.5|8",
+        "ksampler|ddim|ddim_uniform|6|5.0|9",
+    ],
+)
+async def test_ksampler_gives_comfyuis_latents(stack, figure):
+    latent = await stack.run("sampled", **MODELS, **EMPTY, sampled=ksampler(figure))
+    FIGURES.assert_agrees(latent["samples"], figure)
+
+
+async def test_a_cfg_of_one_gives_comfyuis_latents(stack):
+    latent = await stack.run("sampled", **MODELS, **EMPTY, sampled=ksampler("cfg1|euler|karras|4|1.0|36"))
+    FIGURES.assert_agrees(latent["samples"], "cfg1")
+
+
+async def test_a_batch_of_three_gives_comfyuis_latents(stack):
+    batch = ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 3})
+    sampled = ksampler("batch3|euler_ancestral|karras|4|5.0|37")
+    latent = await stack.run("sampled", **MODELS, latent=batch, sampled=sampled)
+    FIGURES.assert_agrees(latent["samples"], "batch3")
+
+
+async def test_image_to_image_gives_comfyuis_latents(stack):
+    figure = "img2img|euler|karras|6|5.0|21|0.6"
+    latent = await stack.run("sampled", **MODELS, **ENCODED, sampled=ksampler(figure))
+    FIGURES.assert_agrees(latent["samples"], figure)
+
+
+async def test_a_masked_latent_is_inpainted_as_by_comfyui(stack):
+    figure = "inpaint_setmask|dpmpp_2m|karras|6|5.0|22|1.0"
+    masked = {"masked": ("MaskMiddle", {"samples": ["latent", 0]})}
+    sampled = ksampler(figure, latent_image=["masked", 0])
+    latent = await stack.run("sampled", **MODELS, **ENCODED, **masked, sampled=sampled)
+    FIGURES.assert_agrees(latent["samples"], figure)
+
+
+async def test_a_latent_encoded_for_inpainting_is_sampled_as_by_comfyui(stack):
+    figure = "inpaint_vae|euler|normal|5|5.0|23|1.0"
+    latent = await stack.run("sampled", **MODELS, latent=("InpaintLatent", {}), sampled=ksampler(figure))
+    FIGURES.assert_agrees(latent["samples"], figure)
+
+
+async def test_a_window_of_steps_gives_comfyuis_latents(stack):
+    settings = {
+        "add_noise": "enable",
+        "noise_seed": 38,
+        "steps": 8,
+        "cfg": 5.0,
+        "sampler_name": "dpmpp_2m",
+        "scheduler": "karras",
+        "start_at_step": 2,
+        "end_at_step": 6,
+        "return_with_leftover_noise": "enable",
+    }
+    latent = await stack.run("sampled", **MODELS, **EMPTY, sampled=("KSamplerAdvanced", {**LINKS, **settings}))
+    FIGURES.assert_agrees(latent["samples"], "advanced")
+
+
+async def test_a_saved_image_has_comfyuis_pixels_within_one(stack):
+    figure = "image|dpmpp_2m|karras|6|5.0|61"
+    decoded = {"decoded": ("VAEDecode", {"samples": ["sampled", 0], "vae": ["checkpoint", 2]})}
+    saved = {"saved": ("SaveImage", {"images": ["decoded", 0], "filename_prefix": "parity"})}
+    ui = await stack.run("saved", **MODELS, **EMPTY, sampled=ksampler(figure), **decoded, **saved)
+    [file] = ui["images"]
+    with stack.volume.open(FileRef("output", file["subfolder"], file["filename"])) as png:
+        pixels = np.asarray(Image.open(io.BytesIO(png.read())))
+    difference = pixels.astype(int) - FIGURES[figure].numpy().astype(int)
+    assert np.abs(difference).max() <= 1
