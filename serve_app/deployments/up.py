@@ -105,10 +105,18 @@ def _deploy(serve: Any, application: Any, arguments: argparse.Namespace, deploye
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": arguments.host, "port": arguments.port})
         serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
-    except BaseException as error:
+    except Exception as error:
+        for name, deployment in _deployments(serve):
+            error.add_note(f"{name} is {deployment.status}: {deployment.message}")
         deployed.set_exception(error)
     else:
         deployed.set_result(None)
+
+
+def _deployments(serve: Any) -> list[tuple[str, Any]]:
+    """Return the application's deployments by name, as Serve sees them; Serve's own error does not say why."""
+    application = serve.status().applications.get(APPLICATION)
+    return [] if application is None else list(application.deployments.items())
 
 
 def _wait_until_ready(stop: threading.Event, deployed: Future[None]) -> bool:
