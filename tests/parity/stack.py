@@ -35,7 +35,8 @@ class Stack:
     def __init__(self, models: Path, files: Path, extra: Mapping[str, type] | None = None) -> None:
         self.engine = Engine()
         self.volume = Volume({area: files / area for area in AREAS})
-        self._runtime = EngineRuntime(self.engine, Weights(Catalog(models), torch.device("cpu")))
+        self.weights = Weights(Catalog(models), torch.device("cpu"))
+        self._runtime = EngineRuntime(self.engine, self.weights)
         self._classes = {**BUILTIN, **(extra or {})}
         self._specs = {name: spec_of(node_class, name) for name, node_class in self._classes.items()}
         self._models = sorted(path.name for path in (models / "checkpoints").iterdir())

@@ -11,10 +11,12 @@ from PIL import Image
 
 from serve_app.store.store import FileRef
 from tests.parity.checkpoints import models_dir
-from tests.parity.figures import PROMPTS, Figures
+from tests.parity.figures import Figures
 from tests.parity.stack import Stack
+from tests.parity.workflow import EMPTY, ENCODED, LINKS, ksampler, models
 
 FIGURES = Figures("mini15")
+MODELS = models("mini15")
 
 
 class FigureImage:
@@ -67,28 +69,6 @@ def stack(tmp_path_factory):
     stack = Stack(models_dir("mini15"), tmp_path_factory.mktemp("files"), extra)
     yield stack
     stack.engine.close()
-
-
-MODELS = {
-    "checkpoint": ("CheckpointLoaderSimple", {"ckpt_name": "mini15.safetensors"}),
-    "positive": ("CLIPTextEncode", {"text": PROMPTS[1], "clip": ["checkpoint", 1]}),
-    "negative": ("CLIPTextEncode", {"text": PROMPTS[2], "clip": ["checkpoint", 1]}),
-}
-EMPTY = {"latent": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1})}
-ENCODED = {"image": ("FigureImage", {}), "latent": ("VAEEncode", {"pixels": ["image", 0], "vae": ["checkpoint", 2]})}
-LINKS = {
-    "model": ["checkpoint", 0],
-    "positive": ["positive", 0],
-    "negative": ["negative", 0],
-    "latent_image": ["latent", 0],
-}
-
-
-def ksampler(figure, **changes):
-    """Return the KSampler that a figure's name describes: …|sampler|schedule|steps|cfg|seed|…"""
-    _, sampler, schedule, steps, cfg, seed, *rest = figure.split("|")
-    settings = {"sampler_name": sampler, "scheduler": schedule, "steps": int(steps), "cfg": float(cfg)}
-    return ("KSampler", {**LINKS, **settings, "seed": int(seed), "denoise": float(rest[0]) if rest else 1.0, **changes})
 
 
 @pytest.mark.parametrize(
