@@ -7,7 +7,6 @@ once nobody calls it any more, that is, when the application it belongs to is go
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from typing import Any
 
@@ -63,7 +62,7 @@ class SchedulerActor:
         if self._scheduler is None:
             async with self._starting:
                 if self._scheduler is None:
-                    scheduler = make_scheduler(self._config, f"{ray.get_runtime_context().get_node_id()}:{os.getpid()}")
+                    scheduler = make_scheduler(self._config, ray.get_runtime_context().get_node_id())
                     await scheduler.start()
                     self._watching = asyncio.create_task(self._exit_when_done(scheduler))
                     self._scheduler = scheduler

@@ -110,7 +110,7 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """The cluster at one moment: hosts (each once), replicas, seconds since the server's first start."""
+    """The cluster at one moment: hosts (each once), replicas, seconds since the server started."""
 
     hosts: tuple[HostStats, ...]
     replicas: tuple[ReplicaView, ...]

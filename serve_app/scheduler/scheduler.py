@@ -107,7 +107,7 @@ class Scheduler:
     """One per cluster. Implements SchedulerClient for the ingress and ReplicaDesk for the replicas.
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
-    the scheduler's own host. max_queue: how many jobs may wait. holder: who this is, for the lease.
+    the scheduler's own host. max_queue: how many jobs may wait. holder: the server it belongs to.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Scheduler:
     async def start(self) -> None:
         """Take the lease, plan every unfinished job again and begin to work."""
         self.epoch = await self._in_database(self._jobs.acquire, self._holder)
-        self._first_start_s = await self._in_database(self._jobs.first_start_s)
+        self._started_s = await self._in_database(self._jobs.started_s)
         self._machine = Machine(self.epoch, self._max_attempts)
         self._next_order = await self._in_database(self._jobs.next_order)
         for pool, specs in (await self._in_database(self._jobs.specs)).items():
@@ -250,7 +250,7 @@ class Scheduler:
             for name, r in sorted(self._machine.replicas.items())
         )
         hosts = {stats.host: stats for stats in [self._host(), *self._hosts.values()]}
-        return ClusterView(tuple(hosts.values()), replicas, time.time() - self._first_start_s, self.epoch)
+        return ClusterView(tuple(hosts.values()), replicas, time.time() - self._started_s, self.epoch)
 
     async def backlog(self, pool: str) -> tuple[int, int]:
         """Return how many of the pool's tasks wait for a replica and how many run; what autoscaling goes by."""

@@ -26,7 +26,7 @@ _lease = sa.Table(
     sa.Column("name", sa.String(32), primary_key=True),
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("holder", sa.String(255), nullable=False),
-    sa.Column("first_start_s", sa.Float, nullable=False),
+    sa.Column("started_s", sa.Float, nullable=False),
 )
 _jobs = sa.Table(
     "jobs",
@@ -97,21 +97,25 @@ class Jobs:
     # The lease ----------------------------------------------------------------------------------------------------
 
     def acquire(self, holder: str) -> int:
-        """Take the lease, whoever had it, and return the new epoch. The newest scheduler always wins."""
+        """Take the lease, whoever had it, and return the new epoch. The newest scheduler always wins.
+
+        holder: the server this scheduler belongs to; the same one again, as after a crash, has not started anew.
+        """
         with self._engine.begin() as connection:
-            taken = connection.execute(
-                sa.update(_lease).where(_lease.c.name == "scheduler").values(epoch=_lease.c.epoch + 1, holder=holder)
-            )
-            if taken.rowcount == 0:
-                connection.execute(
-                    sa.insert(_lease).values(name="scheduler", epoch=1, holder=holder, first_start_s=time.time())
-                )
+            earlier = connection.execute(sa.select(_lease).with_for_update()).first()
+            started_s = earlier.started_s if earlier is not None and earlier.holder == holder else time.time()
+            if earlier is None:
+                lease = {"name": "scheduler", "epoch": 1, "holder": holder, "started_s": started_s}
+                connection.execute(sa.insert(_lease).values(lease))
+            else:
+                taken = {"epoch": _lease.c.epoch + 1, "holder": holder, "started_s": started_s}
+                connection.execute(sa.update(_lease).values(taken))
             return int(connection.execute(sa.select(_lease.c.epoch)).scalar_one())
 
-    def first_start_s(self) -> float:
-        """Return the Unix time at which this database was first used by a scheduler."""
+    def started_s(self) -> float:
+        """Return the Unix time at which the server that holds the lease started."""
         with self._engine.connect() as connection:
-            return float(connection.execute(sa.select(_lease.c.first_start_s)).scalar_one())
+            return float(connection.execute(sa.select(_lease.c.started_s)).scalar_one())
 
     def _fence(self, connection: sa.Connection, epoch: int) -> None:
         """Lock the lease row for this transaction. Errors: StaleEpochError when another epoch holds it."""

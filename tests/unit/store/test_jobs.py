@@ -77,11 +77,18 @@ def test_counters_are_given_once_and_the_same_again_to_who_had_them(jobs):
 def test_all_survives_closing_and_opening_again(jobs, tmp_path):
     jobs.write(jobs.acquire("me"), [JobAccepted(ROW)])
     jobs.save_specs(1, "gpu", [{"class_type": "X"}])
-    first = jobs.first_start_s()
     jobs.close()
     again = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
     assert again.acquire("me") == 2
     assert again.job("a") == ROW
     assert again.specs() == {"gpu": [{"class_type": "X"}]}
-    assert again.first_start_s() == first
     again.close()
+
+
+def test_a_server_has_started_anew_unless_its_scheduler_merely_came_back(jobs):
+    jobs.acquire("server")
+    started_s = jobs.started_s()
+    jobs.acquire("server")
+    assert jobs.started_s() == started_s
+    jobs.acquire("another server")
+    assert jobs.started_s() > started_s
