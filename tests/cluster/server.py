@@ -82,42 +82,20 @@ class Processes:
         shutil.rmtree(self._ray, ignore_errors=True)
 
 
-class Server:
-    """`serve-app up` over `root`, which holds models, outputs and the database, and so may be started again."""
+class Application:
+    """A running application as its HTTP clients see it."""
 
-    def __init__(self, root: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
-        provide_checkpoint(root)
-        self.root = root
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = root / "up.log"
-        self.processes = Processes()
-        command = [sys.executable, "-m", "serve_app.cli", "up", "--port", str(self.port), *options]
-        with self.log.open("a") as log:
-            self.up = subprocess.Popen(
-                command,
-                cwd=root,
-                env={**self.processes.environment, **(environment or {})},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(base_url=self.url, timeout=60.0)
 
-    def wait_until_ready(self) -> None:
-        """Return once a job can run. Fails with the server's log if it ends before."""
-        wait_for(self._ready, "a server that answers")
-
-    def _ready(self) -> bool:
-        assert self.up.poll() is None, f"the server ended with {self.up.returncode}:\n{self.log.read_text()}"
+    def answers(self) -> bool:
+        """Whether a job can be submitted now."""
         try:
             return self.http.get("/queue").status_code == 200
         except httpx.TransportError:
             return False
-
-    def kill(self, kind: str) -> None:
-        """SIGKILL the process of a kind in TITLES."""
-        os.kill(self.processes.pid(kind), signal.SIGKILL)
 
     def get(self, path: str, **query: Any) -> Any:
         """Return the JSON answer to a GET that succeeds."""
@@ -141,6 +119,39 @@ class Server:
 
         return wait_for(entry, f"the end of job {job_id}")
 
+
+class Server(Application):
+    """`serve-app up` over `root`, which holds models, outputs and the database, and so may be started again."""
+
+    def __init__(self, root: Path, port: int | None = None, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__(port or free_port())
+        provide_checkpoint(root)
+        self.root = root
+        self.log = root / "up.log"
+        self.processes = Processes()
+        with self.log.open("a") as log:
+            self.up = subprocess.Popen(
+                [sys.executable, "-m", "serve_app.cli", "up", "--port", str(self.port)],
+                cwd=root,
+                env={**self.processes.environment, **(environment or {})},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        """Return once a job can run. Fails with the server's log if it ends before."""
+
+        def ready() -> bool:
+            assert self.up.poll() is None, f"the server ended with {self.up.returncode}:\n{self.log.read_text()}"
+            return self.answers()
+
+        wait_for(ready, "a server that answers")
+
+    def kill(self, kind: str) -> None:
+        """SIGKILL the process of a kind in TITLES."""
+        os.kill(self.processes.pid(kind), signal.SIGKILL)
+
     def close(self) -> None:
         """End the server and everything it started."""
         self.http.close()
@@ -152,9 +163,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(root: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+def running(root: Path) -> Iterator[Server]:
     """Yield a server that is ready; end it afterwards."""
-    server = Server(root, *options, environment=environment)
+    server = Server(root)
     try:
         server.wait_until_ready()
         yield server

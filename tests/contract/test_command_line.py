@@ -1,0 +1,66 @@
+"""The command line as a user runs it, as a process of its own against a real server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cluster.server import CHECKPOINT, PATIENCE_S, Server, txt2img, wait_for
+
+
+def run(server: Server, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command, *rest = map(str, arguments)
+    line = [sys.executable, "-m", "serve_app.cli", command, "--server", server.url, *rest]
+    return subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Path:
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(txt2img(100, steps=3, prefix="cli")))
+    return path
+
+
+def test_submit_shows_progress_and_saves_the_image(server: Server, workflow: Path, tmp_path: Path):
+    done = run(server, "submit", workflow, "--set", "3.seed=7", "--set", "3.steps=4", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    [saved] = done.stdout.splitlines()
+    image = Image.open(saved)
+    assert image.size == (64, 64)
+    ran = json.loads(image.info["prompt"])["3"]["inputs"]
+    assert (ran["seed"], ran["steps"]) == (7, 4)
+    assert Path(saved).read_bytes() == (server.root / "output" / Path(saved).name).read_bytes()
+    told = done.stderr.splitlines()
+    assert "KSampler 3" in told
+    assert told[-1] == "success"
+
+
+def test_submit_fails_with_the_servers_reason(server: Server, workflow: Path):
+    done = run(server, "submit", workflow, "--set", "3.sampler_name=eular")
+    assert done.returncode == 1
+    assert "'eular'" in done.stderr
+    assert "did you mean 'euler'?" in done.stderr
+
+
+def test_ctrl_c_cancels_the_job(server: Server, workflow: Path):
+    line = [sys.executable, "-m", "serve_app.cli", "submit", "--server", server.url, str(workflow)]
+    with subprocess.Popen([*line, "--set", "3.steps=9999"], stderr=subprocess.PIPE, text=True) as submitting:
+        [job_id] = wait_for(lambda: server.get("/queue")["running"], "the job")
+        submitting.send_signal(signal.SIGINT)
+        assert submitting.wait(PATIENCE_S) == 130
+    assert server.finished(job_id)["status"]["status_str"] == "cancelled"
+
+
+def test_models_nodes_and_status_are_listed(server: Server):
+    assert f"checkpoints/{CHECKPOINT}" in run(server, "models").stdout.splitlines()
+    nodes = [line.split()[0] for line in run(server, "nodes").stdout.splitlines()]
+    assert {"CheckpointLoaderSimple", "KSampler", "KSamplerAdvanced", "SaveImage", "LoadLatent"} <= set(nodes)
+    status = run(server, "status").stdout
+    assert "0 jobs running, 0 waiting" in status
+    assert "(gpu): 0 of 16 tasks" in status
