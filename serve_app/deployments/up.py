@@ -29,15 +29,16 @@ _log = log.get("up")
 def up(arguments: argparse.Namespace) -> int:
     """Start the server, block until SIGTERM or Ctrl-C, stop it. Returns the exit status."""
     log.configure()
+    own = "RAY_ADDRESS" not in os.environ
     try:
         settings = _settings(arguments)
-        _check_port(arguments.host, arguments.port)
+        if own:
+            _check_port(arguments.host, arguments.port)
     except ConfigError as error:
         print(f"serve-app up: {error}", file=sys.stderr)
         return 2
     stop = threading.Event()
     _stop_on_signals(stop)
-    own = "RAY_ADDRESS" not in os.environ
     mark = str(uuid.uuid4())
     if own:
         _prepare_environment(mark)
