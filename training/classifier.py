@@ -1,0 +1,53 @@
+"""What a picture shows, told from its pixels alone: the judge of the trained checkpoint. It knows no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.scenes import COLOURS, Array, Scene, where_shown
+
+NAMES = (*COLOURS, "white")
+_PALETTE = np.array([*COLOURS.values(), (255, 255, 255)], np.float32) / 255
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Shares, 0…1, of the pixels that have the asked colour: where each thing should be, and elsewhere on the card."""
+
+    things: tuple[float, ...]
+    background: float
+
+    @property
+    def things_shown(self) -> bool:
+        """Whether each thing's colour dominates where it should be."""
+        return all(share > 0.5 for share in self.things)
+
+    @property
+    def background_shown(self) -> bool:
+        """Whether the background's colour dominates elsewhere."""
+        return self.background > 0.5
+
+    @property
+    def shown(self) -> bool:
+        """Whether the picture is the scene, as far as colours in places tell."""
+        return self.things_shown and self.background_shown
+
+
+def nearest_colours(image: Array) -> NDArray[np.intp]:
+    """Return for each pixel of an image (H,W,3) in 0…1 the index in NAMES of the nearest colour."""
+    distances = np.square(image[..., None, :] - _PALETTE).sum(-1)
+    return distances.argmin(-1)
+
+
+def judge(image: Array, scene: Scene) -> Verdict:
+    """Compare an image (SIDE,SIDE,3) in 0…1 with the scene it was asked to show."""
+    found = nearest_colours(image)
+    cores, elsewhere = where_shown(scene)
+    things = [
+        float((found[core] == NAMES.index(thing.colour)).mean())
+        for core, thing in zip(cores, scene.things, strict=True)
+    ]
+    return Verdict(tuple(things), float((found[elsewhere] == NAMES.index(scene.background)).mean()))
