@@ -18,7 +18,7 @@ from serve_app.models.families import Architecture, TextArchitecture, UNetArchit
 from serve_app.models.layout import table, translate
 from serve_app.models.networks import network
 
-UNET = UNetArchitecture(channels=(64, 96, 128), res_blocks=(1, 1, 1), depths=(0, 1, 1), middle_depth=1, context_dim=64)
+UNET = UNetArchitecture(channels=(64, 96, 96), res_blocks=(1, 1, 1), depths=(0, 1, 1), middle_depth=1, context_dim=64)
 VAE = VaeArchitecture(channels=(32, 32, 64, 96), res_blocks=1, latent_channels=4, image_channels=3, quantized=True)
 TEXT = TextArchitecture(layers=2, width=64, hidden_width=256, positions=77)
 

@@ -1,4 +1,4 @@
-"""Scenes: one or two flat shapes on a coloured card with a white frame, their pixels and the captions that describe them.
+"""Scenes: one or two flat shapes on a coloured card in a white frame, their pixels and captions that describe them.
 
 The home of everything the tiny checkpoint knows. A scene holds what a caption can say; where exactly a shape stands is
 drawn within JITTER when it is rendered. Pure numpy: it knows no network.
