@@ -52,7 +52,7 @@ def train(directory: Path) -> None:
             group["lr"] = _rate(step, total)
         loss, pixels = _losses(vae, _pictures(step, scale, batch), step)
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
         averaged(average, vae, min(0.99, step / (step + 10)))

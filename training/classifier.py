@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.scenes import COLOURS, Array, Scene, where_shown
+from training.scenes import COLOURS, SHAPES, Array, Mask, Scene, Thing, placements, where_shown
 
 NAMES = (*COLOURS, "white")
 _PALETTE = np.array([*COLOURS.values(), (255, 255, 255)], np.float32) / 255
@@ -39,7 +39,7 @@ class Verdict:
 def nearest_colours(image: Array) -> NDArray[np.intp]:
     """Return for each pixel of an image (H,W,3) in 0…1 the index in NAMES of the nearest colour."""
     distances = np.square(image[..., None, :] - _PALETTE).sum(-1)
-    return distances.argmin(-1)
+    return np.asarray(distances.argmin(-1))
 
 
 def judge(image: Array, scene: Scene) -> Verdict:
@@ -51,3 +51,16 @@ def judge(image: Array, scene: Scene) -> Verdict:
         for core, thing in zip(cores, scene.things, strict=True)
     ]
     return Verdict(tuple(things), float((found[elsewhere] == NAMES.index(scene.background)).mean()))
+
+
+def shape_shown(image: Array, thing: Thing) -> str:
+    """Return which shape the pixels of the thing's colour resemble most, at its place and size: the greatest overlap.
+
+    Overlap is intersection over union, the best of several placements within the jitter.
+    """
+    found = nearest_colours(image) == NAMES.index(thing.colour)
+    return max(SHAPES, key=lambda shape: max(_overlap(found, mask) for mask in placements(replace(thing, shape=shape))))
+
+
+def _overlap(found: Mask, wanted: Mask) -> float:
+    return float((found & wanted).sum() / (found | wanted).sum())

@@ -73,7 +73,7 @@ def train(directory: Path, steps: int) -> None:
         context = torch.cat([cond for ((cond, _),) in encoder.encode(captions)])
         loss = noise_loss(unet, levels, latents[chosen].float(), context, step)
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_([p for part in parts.values() for p in part.parameters()], 1.0)
         optimiser.step()
         for name, part in parts.items():
@@ -136,7 +136,8 @@ def noise_loss(unet: Any, levels: NoiseLevels, latents: Tensor, context: Tensor,
     scaled = EPS.scale_input(x, sigma).contiguous(memory_format=torch.channels_last)
     eps = unet(scaled, timestep, context, return_dict=False)[0]
     errors = (eps - noise).square().mean((1, 2, 3))
-    return (errors * (1 + sigma.square())).mean()
+    weighted: Tensor = errors * (1 + sigma.square())
+    return weighted.mean()
 
 
 if __name__ == "__main__":

@@ -163,21 +163,25 @@ def render(scene: Scene, random: Random | None = None, scale: float = 1.0, outli
     edge = round(FRAME * scale * fine)
     framed = np.ones_like(picture)
     framed[edge:-edge, edge:-edge] = picture[edge:-edge, edge:-edge]
-    return framed.reshape(side, fine, side, fine, 3).mean(axis=(1, 3), dtype=np.float32)
+    return np.asarray(framed.reshape(side, fine, side, fine, 3).mean(axis=(1, 3)), np.float32)
 
 
 def where_shown(scene: Scene) -> tuple[Sequence[Mask], Mask]:
     """Return the pixels certain to be each thing's, and those certain to be the background's, whatever the jitter."""
-    offsets = list(product((-JITTER, 0.0, JITTER), repeat=2))
-    inside = [[_depth(thing, at, SIDE) >= 0 for at in offsets] for thing in scene.things]
+    inside = [placements(thing) for thing in scene.things]
     cores = [np.logical_and.reduce(masks) for masks in inside]
     card = np.zeros((SIDE, SIDE), bool)
     card[FRAME + 1 : -FRAME - 1, FRAME + 1 : -FRAME - 1] = True
     return cores, card & ~np.logical_or.reduce([mask for masks in inside for mask in masks])
 
 
+def placements(thing: Thing) -> list[Mask]:
+    """Return a thing's pixels (SIDE,SIDE) at the ends and the middle of its jitter."""
+    return [_depth(thing, (x, y), SIDE) >= 0 for x, y in product((-JITTER, 0.0, JITTER), repeat=2)]
+
+
 def _rgb(colour: str) -> Array:
-    return np.array(COLOURS[colour], np.float32) / 255
+    return np.asarray(COLOURS[colour], np.float32) / np.float32(255)
 
 
 def _depth(thing: Thing, at: tuple[float, float], resolution: int) -> Array:
@@ -219,4 +223,4 @@ def _star(x: Array, y: Array, tips: Sequence[tuple[float, float]], inner: float)
     half = pi / len(tips)
     kites = [_polygon(x, y, [(r, a), (inner, a + half), (1e-3, a + pi), (inner, a - half)]) for r, a in tips]
     core = _polygon(x, y, [(inner, a + half) for _, a in tips])
-    return np.maximum.reduce([*kites, core])
+    return np.asarray(np.maximum.reduce([*kites, core]), dtype=np.float32)

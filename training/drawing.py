@@ -1,0 +1,77 @@
+"""Draws pictures with a checkpoint as a workflow would: through the server's own nodes, engine and weights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from serve_app.engine.engine import Engine
+from serve_app.engine.runtime import EngineRuntime
+from serve_app.models.weights import Weights
+from serve_app.nodes.builtin.conditioning import CLIPTextEncode
+from serve_app.nodes.builtin.latent import EmptyLatentImage, VAEDecode
+from serve_app.nodes.builtin.loaders import CheckpointLoaderSimple
+from serve_app.nodes.builtin.sampling import KSampler
+from serve_app.nodes.runtime import Runtime
+from serve_app.store.catalog import Catalog
+from training.scenes import SIDE, Array
+
+STEPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One picture that is asked for."""
+
+    text: str
+    seed: int
+    cfg: float = 5.0
+    negative: str = ""
+
+
+@contextmanager
+def runtime(models: Path, max_rows: int = 32) -> Iterator[Runtime]:
+    """Give the RUNTIME of a replica over a models directory, on the CPU, for as long as it is open."""
+    engine = Engine(max_rows=max_rows)
+    try:
+        yield EngineRuntime(engine, Weights(Catalog(models), torch.device("cpu"))).bind(lambda done, steps: None)
+    finally:
+        engine.close()
+
+
+async def draw(runtime: Runtime, checkpoint: str, wish: Wish) -> Array:
+    """Return the wished picture (SIDE,SIDE,3) in 0…1: 20 steps of euler on the normal schedule."""
+    model, clip, vae = CheckpointLoaderSimple().load_checkpoint(checkpoint)
+    (positive,) = await CLIPTextEncode().encode(text=wish.text, clip=clip, runtime=runtime)
+    (negative,) = await CLIPTextEncode().encode(text=wish.negative, clip=clip, runtime=runtime)
+    (latent,) = EmptyLatentImage().generate(SIDE, SIDE)
+    (latent,) = await KSampler().sample(
+        model=model,
+        seed=wish.seed,
+        steps=STEPS,
+        cfg=wish.cfg,
+        sampler_name="euler",
+        scheduler="normal",
+        positive=positive,
+        negative=negative,
+        latent_image=latent,
+        runtime=runtime,
+    )
+    (images,) = await VAEDecode().decode(latent, vae, runtime)
+    picture: Array = images[0].numpy()
+    return picture
+
+
+def draw_all(models: Path, checkpoint: str, wishes: Sequence[Wish]) -> list[Array]:
+    """Return the wished pictures in order, drawn together."""
+
+    async def together(runtime: Runtime) -> list[Array]:
+        return list(await asyncio.gather(*(draw(runtime, checkpoint, wish) for wish in wishes)))
+
+    with runtime(models) as opened:
+        return asyncio.run(together(opened))
