@@ -1,0 +1,59 @@
+"""Batching with a real network: each job of a mix gets from the mini15 backbone what it gets alone, row by row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from serve_app.models.weights import Weights
+from serve_app.store.catalog import Catalog
+from serve_app.values import Recipe
+from tests.parity.checkpoints import models_dir
+from tests.unit.engine.mixes import Job, conditioning, request
+from tests.unit.engine.test_any_mix import check_mix
+
+
+class WatchedBackbone:
+    """A backbone that counts its forwards, as `check_mix` wants it."""
+
+    def __init__(self, backbone):
+        self.backbone = backbone
+        self.key, self.device = backbone.key, backbone.device
+        self.levels, self.latent_scale = backbone.levels, backbone.latent_scale
+        self.calls = []
+        self.before = None
+
+    def denoise(self, x, sigma, context, context_mask):
+        self.calls.append(tuple(x.shape))
+        if self.before is not None:
+            self.before(len(self.calls))
+        return self.backbone.denoise(x, sigma, context, context_mask)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    weights = Weights(Catalog(models_dir("mini15")), torch.device("cpu"))
+    return WatchedBackbone(weights.backbone(Recipe("backbone", "checkpoints", "mini15.safetensors")))
+
+
+def job(sampler, schedule, steps, cfg, seed, lengths=(77, 77), batch=1, joins=0, leaves=None, **changes):
+    """Return a job whose positive and negative texts have these lengths."""
+    positive, negative = (conditioning(seed + i, length, width=768) for i, length in enumerate(lengths))
+    settings = {"sampler": sampler, "schedule": schedule, "steps": steps, "cfg": cfg, "seed": seed}
+    made = request(shape=(batch, 4, 8, 8), positive=positive, negative=negative, **settings, **changes)
+    return Job(made, joins, leaves)
+
+
+def test_a_mix_of_jobs_gives_each_what_the_network_gives_it_alone(backbone):
+    mix = [
+        job("euler", "normal", 4, 7.0, 1),
+        job("euler_ancestral", "karras", 3, 5.0, 2, lengths=(154, 77), batch=2),
+        job("heun", "exponential", 2, 1.0, 3, lengths=(154, 154), joins=1),
+        job("dpmpp_2m", "karras", 4, 7.5, 4, batch=3, joins=1),
+        job("euler", "simple", 6, 7.0, 5, joins=1, leaves=2),
+        job("lcm", "sgm_uniform", 2, 1.5, 6, lengths=(77, 154), joins=2),
+        job("ddim", "ddim_uniform", 4, 5.0, 7, joins=3, denoise=0.6),
+    ]
+    check_mix(mix, backbone, max_rows=8)
+    # What is alone has one row, and no job of the mix has more than six.
+    assert max(rows for rows, *_ in backbone.calls) > 6
