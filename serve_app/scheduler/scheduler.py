@@ -253,8 +253,11 @@ class Scheduler:
         return ClusterView(tuple(hosts.values()), replicas, time.time() - self._started_s, self.epoch)
 
     async def backlog(self, pool: str) -> tuple[int, int]:
-        """Return how many of the pool's tasks wait for a replica and how many run; what autoscaling goes by."""
-        return self._machine.backlog(pool)
+        """Return how many of the pool's tasks wait for a replica and how many run; what autoscaling goes by.
+
+        A pool that nothing is known of has one waiting, for a replica to come and say which node classes it runs.
+        """
+        return self._machine.backlog(pool) if pool in self._specs else (1, 0)
 
     # For the replicas -------------------------------------------------------------------------------------------------
 
@@ -428,8 +431,9 @@ class Scheduler:
 
     def _check_ready(self) -> None:
         self._check_alive()
-        if not self._specs:
-            raise NotReadyError("no replica has joined yet, so no workflow can be checked or run")
+        # A pool's specs are durable: this waits once in a database's life, not after every restart.
+        if unknown := [pool.name for pool in self._pools if pool.name not in self._specs]:
+            raise NotReadyError(f"no replica of {', '.join(unknown)} has joined yet, so no workflow can be checked")
 
     async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._database, function, *arguments)

@@ -111,8 +111,7 @@ async def cluster(root: Path, pools: tuple[PoolConfig, ...], **settings: Any) ->
     running = Cluster(config)
     await running.start()
     try:
-        for pool in pools:
-            await running.replica(pool.name, pool)
+        await asyncio.gather(*(running.replica(pool.name, pool) for pool in pools))
         yield running
     finally:
         await running.close()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serve_app.config import PoolConfig
-from serve_app.errors import QueueFullError, StaleEpochError
+from serve_app.config import AppConfig, PoolConfig
+from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError
 from serve_app.models.sample import write_sample_checkpoint
 from tests.unit.deployments.cluster import Cluster, cluster
 
@@ -221,3 +221,19 @@ async def test_a_task_interrupted_before_its_first_step_frees_its_slot(root):
         assert await running.scheduler.cancel(first)
         view = await asyncio.wait_for(running.finish(await running.submit(preview(1), ("2",))), 30)
         assert view.state == "success"
+
+
+async def test_nothing_is_called_unknown_before_every_pool_has_said_what_it_runs(root: Path):
+    config = AppConfig(models_dir=root / "models", database_url=f"sqlite:///{root}/jobs.sqlite", pools=SPLIT)
+    running = Cluster(config)
+    await running.start()
+    joining = [asyncio.create_task(running.replica(pool.name, pool)) for pool in SPLIT[1:]]
+    while len(running.scheduler._machine.replicas) < len(joining):
+        await asyncio.sleep(0.01)
+    with pytest.raises(NotReadyError, match="no replica of encode has joined"):
+        await running.scheduler.specs()
+    assert await running.scheduler.backlog("encode") == (1, 0), "no replica would come to a pool that starts from zero"
+    await asyncio.gather(*joining, running.replica("encode", SPLIT[0]))
+    assert {"CLIPTextEncode", "KSampler", "VAEDecode", "SaveImage"} <= set(await running.scheduler.specs())
+    assert await running.scheduler.backlog("encode") == (0, 0)
+    await running.close()
