@@ -1,0 +1,104 @@
+"""A Ray cluster that is there before the application: `ray start --head`, to which configurations are deployed."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from tests.cluster.server import PATIENCE_S, Application, Processes, free_port, provide_checkpoint, wait_for
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+class RayCluster(Application):
+    """One host with four CPUs and one GPU that Ray only believes in. root: where deployed applications work."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(free_port())
+        provide_checkpoint(root)
+        self.root = root
+        self.processes = Processes()
+        # Serve's proxy loads the gate by its environment, as docs/operations.md says for clusters.
+        self.processes.environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = (
+            "serve_app.deployments.gate:middlewares"
+        )
+        gcs, dashboard, client, agent, metrics = (free_port() for _ in range(5))
+        self.address = f"127.0.0.1:{gcs}"
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
+        self._run(
+            "ray.scripts.scripts",
+            *("start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}"),
+            *(f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
+            *(f"--metrics-export-port={metrics}", "--num-cpus=4", "--num-gpus=1", "--disable-usage-stats"),
+            f"--temp-dir={self.processes.environment['RAY_TMPDIR']}",
+        )
+
+    def deploy(self, config: dict[str, Any]) -> None:
+        """Deploy a configuration as KubeRay does: hand it to the cluster's REST API and leave the rest to Serve."""
+        path = self.root / "serve.yaml"
+        path.write_text(yaml.safe_dump(config))
+        self._run("ray.serve.scripts", "deploy", "--address", self.dashboard, str(path))
+
+    def config(self, name: str = "local.yaml", **arguments: Any) -> dict[str, Any]:
+        """Return one of the shipped configurations with its files under `root`, its port, and these arguments."""
+        config: dict[str, Any] = yaml.safe_load((CONFIGS / name).read_text())
+        config["http_options"]["port"] = self.port
+        args = config["applications"][0]["args"]
+        for key in ("models", "input", "output", "temp"):
+            args[f"{key}_dir"] = str(self.root / key)
+        args["database_url"] = f"sqlite:///{self.root}/state/jobs.sqlite"
+        args.update(arguments)
+        return config
+
+    def status(self) -> dict[str, Any]:
+        """Return the application as Serve's controller sees it, {} if it is not there."""
+        answer = httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=60.0)
+        found: dict[str, Any] = answer.json().get("applications", {}).get("serve-app", {})
+        return found
+
+    def wait_until_deployed(self) -> None:
+        """Return once Serve says that the application runs and it answers."""
+
+        def deployed() -> bool:
+            status = self.status()
+            assert status.get("status") != "DEPLOY_FAILED", status
+            return status.get("status") == "RUNNING" and self.answers()
+
+        wait_for(deployed, "the deployed application")
+
+    def close(self) -> None:
+        """End the cluster's processes."""
+        self.http.close()
+        self.processes.close()
+
+    def _run(self, module: str, *arguments: str) -> None:
+        """Run a command of Ray's that returns at once."""
+        command = [sys.executable, "-m", module, *arguments]
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.processes.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+
+
+@contextlib.contextmanager
+def started(root: Path) -> Iterator[RayCluster]:
+    """Yield a cluster with nothing deployed; end it afterwards."""
+    cluster = RayCluster(root)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
