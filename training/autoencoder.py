@@ -26,7 +26,7 @@ from serve_app.models.backbone import SD1_LATENT_SCALE
 from training.parts import VAE, averaged, load_state, record, save_state, untrained
 from training.scenes import draw_scene, render
 
-PHASES = ((0.5, 1600, 16), (1.0, 700, 8))
+PHASES = ((0.5, 1000, 16), (1.0, 500, 8))
 """(scale of the pictures, steps, pictures a step), in order."""
 
 RATE = 1.5e-3
