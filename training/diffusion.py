@@ -40,7 +40,7 @@ BATCH = 32
 RATE = 1e-3
 EMPTY = 0.1
 MAX_WEIGHT = 30.0
-"""Above sigma 5.5 errors count no more than there: the first steps settle little, and exactness there costs the rest."""
+"""Above sigma 5.5 errors count no more than there: the first steps settle little, and being exact costs the rest."""
 
 SAVE_EVERY = 100
 
