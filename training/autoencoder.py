@@ -26,7 +26,7 @@ from serve_app.models.backbone import SD1_LATENT_SCALE
 from training.parts import VAE, averaged, load_state, record, save_state, untrained
 from training.scenes import FRAME, SIDE, draw_scene, render
 
-PHASES = ((0.5, 800, 16), (1.0, 800, 8))
+PHASES = ((0.5, 800, 16), (1.0, 1400, 8))
 """(scale of the pictures, steps, pictures a step), in order."""
 
 RATE = 1.5e-3
@@ -34,7 +34,7 @@ LATENT_NOISE = 0.1
 THING_WEIGHT = 4.0
 """How much more a pixel of a thing counts than one of the background, of which there are many more."""
 
-SAVE_EVERY = 50
+SAVE_EVERY = 100
 
 
 def train(directory: Path) -> None:
