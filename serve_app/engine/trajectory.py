@@ -15,7 +15,7 @@ from serve_app.nodes.runtime import SamplingRequest
 from serve_app.sampling.evaluation import Evaluation, Sampler
 from serve_app.sampling.guidance import Guidance, Piece
 from serve_app.sampling.inpaint import Inpainting, latent_mask
-from serve_app.sampling.noise import gaussian_noise, is_max_denoise, noise, noised
+from serve_app.sampling.noise import is_max_denoise, noise, noised
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import NoiseLevels, sigmas_for
 
@@ -96,7 +96,7 @@ class Trajectory:
             kept_noise = noise(shape, r.noise_seed + 1).to(device) if spec.fresh_inpaint_noise else drawn
             self._inpainting = Inpainting(latent_mask(r.noise_mask, latents), latents, kept_noise)
         self._guidance = Guidance(r.positive, r.negative, r.cfg, shape[0], device)
-        self._sampler = spec.start(x, sigmas, gaussian_noise(shape, r.noise_seed, device))
+        self._sampler = spec.start(x, sigmas, r.noise_seed, self.backbone.levels)
         self._run_on(None)
 
     @property

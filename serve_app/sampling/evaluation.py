@@ -6,10 +6,13 @@ It never sees the model, so whoever drives it may answer evaluations of many sam
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from serve_app.sampling.sigmas import NoiseLevels
 
 Sampler: TypeAlias = Generator["Evaluation", Any, Tensor]
 """Yields Evaluation; is sent `denoised`, shaped as its x, or the pair (denoised, uncond) where that was wanted."""
@@ -32,20 +35,41 @@ class Evaluation:
     want_uncond: bool = False
 
 
+def guided(evaluation: Evaluation, cfg_pp: bool) -> Generator[Evaluation, Any, tuple[Tensor, Tensor]]:
+    """Wait for an evaluation and return (denoised, unguided), the second without guidance if cfg_pp, else the same.
+
+    A CFG++ sampler is the plain one that takes the noise in x from `unguided`: x then leaves the guided image towards
+    the noise that the unguided model sees. Source: Chung et al. 2024, arXiv:2406.08070, Algorithm 2.
+    """
+    if cfg_pp:
+        denoised, uncond = yield replace(evaluation, want_uncond=True)
+        return denoised, uncond
+    denoised = yield evaluation
+    return denoised, denoised
+
+
+NoiseFactory: TypeAlias = Callable[[Tensor, Tensor, int], NoiseSource]
+"""Called with (x, sigmas, seed) as a run starts. Its noise is drawn on the CPU, from the seed, and moved to x's device."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplerSpec:
     """A sampler under its name, and what has to be arranged around it.
 
-    function: (x, sigmas), and a NoiseSource third if stochastic. discards_penultimate: the schedule is made one step
-    longer and its last level above zero is left out. fresh_inpaint_noise: kept regions of an inpainting get noise of
-    the seed after the job's, instead of the job's own noise.
+    function: (x, sigmas), and a NoiseSource third if `noise` makes one. discards_penultimate: the schedule is made one
+    step longer and its last level above zero is left out. fresh_inpaint_noise: kept regions of an inpainting get noise
+    of the seed after the job's, instead of the job's own noise. for_levels: keyword arguments that the model decides.
     """
 
     function: Callable[..., Sampler]
-    stochastic: bool = False
+    noise: NoiseFactory | None = None
     discards_penultimate: bool = False
     fresh_inpaint_noise: bool = False
+    for_levels: Callable[[NoiseLevels], dict[str, Any]] | None = None
 
-    def start(self, x: Tensor, sigmas: Tensor, noise: NoiseSource) -> Sampler:
-        """Return the sampler over x (B,C,h,w), which is at sigmas[0]; a deterministic one gets no noise."""
-        return self.function(x, sigmas, noise) if self.stochastic else self.function(x, sigmas)
+    def start(self, x: Tensor, sigmas: Tensor, seed: int, levels: NoiseLevels) -> Sampler:
+        """Return the sampler over x (B,C,h,w), which is at sigmas[0]. seed: of its own noise, if it draws any."""
+        options = {} if self.for_levels is None else self.for_levels(levels)
+        if self.noise is None:
+            return self.function(x, sigmas, **options)
+        return self.function(x, sigmas, self.noise(x, sigmas, seed), **options)

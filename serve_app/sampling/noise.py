@@ -12,6 +12,7 @@ from math import isclose, sqrt
 import torch
 from torch import Tensor
 
+from serve_app.sampling.brownian import BrownianPath
 from serve_app.sampling.evaluation import NoiseSource
 from serve_app.sampling.sigmas import NoiseLevels
 
@@ -32,12 +33,28 @@ def noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = N
     return torch.cat([drawn[i] for i in batch_index])
 
 
-def gaussian_noise(shape: Sequence[int], seed: int, device: torch.device) -> NoiseSource:
-    """Return a source of independent noise for a stochastic sampler, the same on every device for a seed."""
+def gaussian_noise(x: Tensor, _sigmas: Tensor, seed: int) -> NoiseSource:
+    """Return a source of independent noise shaped as x, the same on every device for a seed."""
     generator = torch.Generator().manual_seed(seed % SEEDS)
 
     def draw(_sigma: float, _following: float) -> Tensor:
-        return torch.randn(tuple(shape), generator=generator).to(device)
+        return torch.randn(x.shape, generator=generator).to(x.device)
+
+    return draw
+
+
+def brownian_noise(x: Tensor, sigmas: Tensor, seed: int) -> NoiseSource:
+    """Return a source whose noise between two levels is the increment of one Brownian path over sigma, shaped as x.
+
+    So a step and its stages meet the same noise, and so do runs of other step counts between the same levels.
+    """
+    path: BrownianPath | None = None
+
+    def draw(sigma: float, following: float) -> Tensor:
+        nonlocal path
+        if path is None:
+            path = BrownianPath(x.shape, float(sigmas[sigmas > 0].min()), float(sigmas.max()), seed % SEEDS)
+        return ((path.at(following) - path.at(sigma)) / sqrt(abs(following - sigma))).to(x.device)
 
     return draw
 

@@ -1,29 +1,39 @@
-"""The deterministic samplers, in their papers' symbols, and SAMPLERS, the table of all of them.
+"""The deterministic samplers of one step, in their papers' symbols, and SAMPLERS, the table of all samplers.
 
 Levels are read into Python floats: scalar arithmetic is then double precision, and on a GPU none of it waits for it.
+d is the slope (x − denoised) / sigma of the probability flow ODE, so x is denoised + d·sigma at every level.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
-from math import expm1, log
+from math import sqrt
 
 from torch import Tensor
 
+from serve_app.sampling.adams import deis, ipndm, ipndm_v, lms
 from serve_app.sampling.choices import Choices
-from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec
-from serve_app.sampling.stochastic import euler_ancestral, lcm
+from serve_app.sampling.dpm_solver import dpm_adaptive, dpm_fast
+from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec, guided
+from serve_app.sampling.multistep import dpmpp_2m, res_multistep
+from serve_app.sampling.noise import brownian_noise, gaussian_noise
+from serve_app.sampling.sa_solver import sa_solver, stochastic_interval
+from serve_app.sampling.sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde, er_sde
+from serve_app.sampling.seeds import seeds_2, seeds_3
+from serve_app.sampling.stochastic import dpm_2_ancestral, dpmpp_2s_ancestral, euler_ancestral, lcm
+from serve_app.sampling.unipc import uni_pc
 
 
-def euler(x: Tensor, sigmas: Tensor) -> Sampler:
+def euler(x: Tensor, sigmas: Tensor, *, cfg_pp: bool = False) -> Sampler:
     """Euler's first-order method on the probability flow ODE; one evaluation a step.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
     latents. Source: Karras et al. 2022, arXiv:2206.00364, Algorithm 2 with s_churn = 0 and no correction.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
-        denoised: Tensor = yield Evaluation(x, sigma, step=i)
-        x = x + (x - denoised) * ((following - sigma) / sigma)
+        denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)
+        x = denoised + (x - unguided) * (following / sigma)
     return x
 
 
@@ -44,21 +54,57 @@ def heun(x: Tensor, sigmas: Tensor) -> Sampler:
     return x
 
 
-def dpmpp_2m(x: Tensor, sigmas: Tensor) -> Sampler:
-    """DPM-Solver++(2M), second order over two steps; one evaluation a step, first order on the first and to zero.
+def heunpp2(x: Tensor, sigmas: Tensor) -> Sampler:
+    """Heun++: slopes at up to two levels ahead; three evaluations a step, two on the last but one, one on the last.
 
-    Arguments and results as `euler`; λ = −log σ. Source: Lu et al. 2022, arXiv:2211.01095, Algorithm 2.
+    A slope ahead weighs its level's share of three (or two) times the top level, so late steps are nearly Euler's.
+    Arguments and results as `euler`. Source: Carzit's sd-webui-samplers-scheduler, as ComfyUI has it.
     """
-    previous: Tensor | None = None
-    h_previous = 0.0
+    levels = sigmas.tolist()
+    for i, (sigma, following) in enumerate(pairwise(levels)):
+        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        first = slope = mean = (x - denoised) / sigma
+        ahead = levels[i + 1 : -1][:2]
+        u, reached = x, sigma
+        for level in ahead:
+            u = u + slope * (level - reached)
+            denoised = yield Evaluation(u, level, step=i)
+            slope, reached = (u - denoised) / level, level
+            mean = mean + (slope - first) * (level / (levels[0] * (len(ahead) + 1)))
+        x = x + mean * (following - sigma)
+    return x
+
+
+def dpm_2(x: Tensor, sigmas: Tensor) -> Sampler:
+    """The midpoint method in log sigma; two evaluations a step, one on a step to zero.
+
+    Arguments and results as `euler`. Source: Lu et al. 2022, arXiv:2206.00927 (DPM-Solver-2's midpoint), with the step
+    of Karras et al. 2022, arXiv:2206.00364, Algorithm 2.
+    """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised: Tensor = yield Evaluation(x, sigma, step=i)
         if following == 0:
             return denoised
-        h = log(sigma) - log(following)
-        d = denoised if previous is None else denoised + (denoised - previous) * (h / (2 * h_previous))
-        x = x * (following / sigma) - d * expm1(-h)
-        previous, h_previous = denoised, h
+        middle = sqrt(sigma * following)
+        u = denoised + (x - denoised) * (middle / sigma)
+        denoised = yield Evaluation(u, middle, step=i)
+        x = x + (u - denoised) * ((following - sigma) / middle)
+    return x
+
+
+def gradient_estimation(x: Tensor, sigmas: Tensor, *, gamma: float = 2.0, cfg_pp: bool = False) -> Sampler:
+    """Euler's step along gamma times the new slope and 1 − gamma times the previous one; one evaluation a step.
+
+    Arguments and results as `euler`. Source: Permenter and Yuan 2024, arXiv:2306.04848, Algorithm 2.
+    """
+    previous: Tensor | None = None
+    for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
+        denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)
+        d = (x - unguided) / sigma
+        x = denoised + d * following
+        if previous is not None and following > 0:
+            x = x + (d - previous) * ((gamma - 1) * (following - sigma))
+        previous = d
     return x
 
 
@@ -66,12 +112,52 @@ SAMPLERS: Choices[SamplerSpec] = Choices(
     "sampler",
     {
         "euler": SamplerSpec(euler),
-        "euler_ancestral": SamplerSpec(euler_ancestral, stochastic=True),
+        "euler_cfg_pp": SamplerSpec(partial(euler, cfg_pp=True)),
+        "euler_ancestral": SamplerSpec(euler_ancestral, gaussian_noise),
+        "euler_ancestral_cfg_pp": SamplerSpec(partial(euler_ancestral, cfg_pp=True), gaussian_noise),
         "heun": SamplerSpec(heun),
+        "heunpp2": SamplerSpec(heunpp2),
+        "dpm_2": SamplerSpec(dpm_2, discards_penultimate=True),
+        "dpm_2_ancestral": SamplerSpec(dpm_2_ancestral, gaussian_noise, discards_penultimate=True),
+        "lms": SamplerSpec(lms),
+        "dpm_fast": SamplerSpec(dpm_fast),
+        "dpm_adaptive": SamplerSpec(dpm_adaptive),
+        "dpmpp_2s_ancestral": SamplerSpec(dpmpp_2s_ancestral, gaussian_noise),
+        "dpmpp_2s_ancestral_cfg_pp": SamplerSpec(partial(dpmpp_2s_ancestral, cfg_pp=True), gaussian_noise),
+        # The GPU variants are for ComfyUI's clients: there they draw on the GPU, here all noise is drawn on the CPU.
+        "dpmpp_sde": SamplerSpec(dpmpp_sde, brownian_noise),
+        "dpmpp_sde_gpu": SamplerSpec(dpmpp_sde, brownian_noise),
         "dpmpp_2m": SamplerSpec(dpmpp_2m),
-        "lcm": SamplerSpec(lcm, stochastic=True),
+        "dpmpp_2m_cfg_pp": SamplerSpec(partial(dpmpp_2m, cfg_pp=True)),
+        "dpmpp_2m_sde": SamplerSpec(dpmpp_2m_sde, brownian_noise),
+        "dpmpp_2m_sde_gpu": SamplerSpec(dpmpp_2m_sde, brownian_noise),
+        "dpmpp_2m_sde_heun": SamplerSpec(partial(dpmpp_2m_sde, solver="heun"), brownian_noise),
+        "dpmpp_2m_sde_heun_gpu": SamplerSpec(partial(dpmpp_2m_sde, solver="heun"), brownian_noise),
+        "dpmpp_3m_sde": SamplerSpec(dpmpp_3m_sde, brownian_noise),
+        "dpmpp_3m_sde_gpu": SamplerSpec(dpmpp_3m_sde, brownian_noise),
+        # DDPM's posterior step is Euler's ancestral one once x is divided by √ᾱ: Ho et al. 2020, arXiv:2006.11239, (7).
+        "ddpm": SamplerSpec(euler_ancestral, gaussian_noise),
+        "lcm": SamplerSpec(lcm, gaussian_noise),
+        "ipndm": SamplerSpec(ipndm),
+        "ipndm_v": SamplerSpec(ipndm_v),
+        "deis": SamplerSpec(deis),
+        "res_multistep": SamplerSpec(res_multistep),
+        "res_multistep_cfg_pp": SamplerSpec(partial(res_multistep, cfg_pp=True)),
+        "res_multistep_ancestral": SamplerSpec(res_multistep, gaussian_noise),
+        "res_multistep_ancestral_cfg_pp": SamplerSpec(partial(res_multistep, cfg_pp=True), gaussian_noise),
+        "gradient_estimation": SamplerSpec(gradient_estimation),
+        "gradient_estimation_cfg_pp": SamplerSpec(partial(gradient_estimation, cfg_pp=True)),
+        "er_sde": SamplerSpec(er_sde, gaussian_noise),
+        "seeds_2": SamplerSpec(seeds_2, gaussian_noise),
+        "seeds_3": SamplerSpec(seeds_3, gaussian_noise),
+        "sa_solver": SamplerSpec(sa_solver, gaussian_noise, for_levels=stochastic_interval),
+        "sa_solver_pece": SamplerSpec(
+            partial(sa_solver, evaluate_corrected=True), gaussian_noise, for_levels=stochastic_interval
+        ),
         # DDIM with η = 0 is Euler's method once x is divided by √ᾱ: Song et al. 2020, arXiv:2010.02502, section 4.3.
         "ddim": SamplerSpec(euler, fresh_inpaint_noise=True),
+        "uni_pc": SamplerSpec(partial(uni_pc, variant="bh1"), discards_penultimate=True),
+        "uni_pc_bh2": SamplerSpec(partial(uni_pc, variant="bh2"), discards_penultimate=True),
     },
 )
-"""Every sampler by the name clients use."""
+"""Every sampler by the name clients use, in the order ComfyUI's KSampler lists them."""

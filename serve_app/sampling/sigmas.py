@@ -6,10 +6,12 @@ sigmas are 1-D (n+1,), descending, float32 on the CPU; the last is 0 unless nois
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import log
+from math import atan, inf, log
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 from serve_app.sampling.choices import Choices
@@ -50,7 +52,15 @@ class NoiseLevels:
         """Return the level of each timestep, interpolated in log space between neighbours, float32."""
         table = self._table(timestep.device)
         at = timestep.float().clamp(0, len(table) - 1)
-        return torch.lerp(table[at.floor().long()], table[at.ceil().long()], at.frac()).exp()
+        share = at.frac()
+        # Written out, as in ComfyUI: lerp rounds otherwise, and a Brownian path differs at the nearest other level.
+        return ((1 - share) * table[at.floor().long()] + share * table[at.ceil().long()]).exp()
+
+    def at_progress(self, share: float) -> float:
+        """Return the level at a share of the timesteps counted from the top: 0 is above every level, 1 is zero."""
+        if not 0 < share < 1:
+            return inf if share <= 0 else 0.0
+        return float(self.sigma(torch.tensor((1 - share) * (len(self.sigmas) - 1))))
 
     def _table(self, device: torch.device) -> Tensor:
         # Kept by device: copying it for every forward would cost a transfer each.
@@ -105,6 +115,38 @@ def normal(levels: NoiseLevels, steps: int) -> Tensor:
     return ending_at_zero(levels.sigma(torch.linspace(len(levels.sigmas) - 1, 0, steps)))
 
 
+def beta(levels: NoiseLevels, steps: int, a: float = 0.6, b: float = 0.6) -> Tensor:
+    """Timesteps spaced as quantiles of Beta(a, b), most of them near both ends; equal ones are one level.
+
+    There may be fewer levels than steps ask for. Source: Lee et al. 2024, arXiv:2407.12173, section 4.
+    """
+    quantiles = betaincinv(a, b, 1 - np.arange(steps) / steps)
+    timesteps = np.rint(quantiles * (len(levels.sigmas) - 1)).astype(int)
+    return ending_at_zero(levels.sigmas[list(dict.fromkeys(timesteps.tolist()))])
+
+
+def linear_quadratic(levels: NoiseLevels, steps: int, linear_share: float = 0.025) -> Tensor:
+    """The first half of the steps spends linear_share of the noise in equal parts, the second half grows quadratically.
+
+    The quadratic part goes on from the linear one with its slope. Source: Genmo 2024, Mochi 1 preview.
+    """
+    linear = max(steps // 2, 1)
+    rest = steps - linear
+    slope = linear_share / linear
+    spent = [slope * i for i in range(min(linear, steps))]
+    if rest > 0:
+        curve = (1 - linear_share - slope * rest) / rest**2
+        spent += [linear_share + slope * i + curve * i**2 for i in range(rest)]
+    return torch.tensor([1 - share for share in spent] + [0.0]) * levels.sigma_max
+
+
+def kl_optimal(levels: NoiseLevels, steps: int) -> Tensor:
+    """Levels equally spaced in arctan sigma. Source: Sabour et al. 2024, arXiv:2404.14507, equation 19."""
+    low, high = atan(levels.sigma_min), atan(levels.sigma_max)
+    share = torch.arange(steps) / max(steps - 1, 1)
+    return ending_at_zero((share * low + (1 - share) * high).tan())
+
+
 SCHEDULES: Choices[Schedule] = Choices(
     "schedule",
     {
@@ -113,10 +155,13 @@ SCHEDULES: Choices[Schedule] = Choices(
         "karras": karras,
         "exponential": exponential,
         "ddim_uniform": ddim_uniform,
+        "beta": beta,
         "normal": normal,
+        "linear_quadratic": linear_quadratic,
+        "kl_optimal": kl_optimal,
     },
 )
-"""Every schedule by the name clients use (ComfyUI's input calls it scheduler)."""
+"""Every schedule by the name clients use (ComfyUI's input calls it scheduler), in ComfyUI's order."""
 
 
 def sigmas_for(

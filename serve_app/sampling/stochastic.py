@@ -1,38 +1,95 @@
-"""The samplers that add noise of their own on the way. They draw it from a NoiseSource, never from torch's state."""
+"""The ancestral samplers: a step to below the following level, then fresh noise up to it.
+
+They draw the noise from a NoiseSource, never from torch's state.
+"""
 
 from __future__ import annotations
 
 from itertools import pairwise
 from math import sqrt
 
+import torch
 from torch import Tensor
 
-from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler
+from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler, guided
 from serve_app.sampling.noise import noised
 
 
 def ancestral_step(sigma: float, following: float, eta: float = 1.0) -> tuple[float, float]:
-    """Return (sigma_down, sigma_up): where to step to, and how much noise then leads up to `following`.
+    """Return (down, up): where to step to, and how much noise then leads up to `following`.
 
-    sigma_down² + sigma_up² = following². eta: 0 is deterministic, 1 the posterior's full variance.
+    down² + up² = following². eta: 0 is deterministic, 1 the posterior's full variance.
     Source: Song et al. 2020, arXiv:2011.13456, ancestral sampling of the variance-exploding process.
     """
-    sigma_up = min(following, eta * following * sqrt(sigma**2 - following**2) / sigma)
-    return sqrt(following**2 - sigma_up**2), sigma_up
+    if eta == 0:
+        return following, 0.0
+    # In single precision, as ComfyUI: after a long step `down` is the root of a difference that is nearly all rounding,
+    # and samplers that evaluate between sigma and down show it. (Tensor powers round otherwise than NumPy's roots.)
+    s, f = torch.tensor(sigma, dtype=torch.float32), torch.tensor(following, dtype=torch.float32)
+    up = torch.minimum(f, eta * (f**2 * (s**2 - f**2) / s**2) ** 0.5)
+    return float((f**2 - up**2) ** 0.5), float(up)
 
 
-def euler_ancestral(x: Tensor, sigmas: Tensor, noise: NoiseSource) -> Sampler:
+def euler_ancestral(
+    x: Tensor, sigmas: Tensor, noise: NoiseSource, *, eta: float = 1.0, s_noise: float = 1.0, cfg_pp: bool = False
+) -> Sampler:
     """Euler's method to below the following level, then noise up to it; one evaluation a step.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
-    latents. No noise is drawn for a step to zero. Source: as `ancestral_step`, with the step of Karras et al. 2022.
+    latents. s_noise: multiplies the noise; none is drawn for a step to zero. Source: as `ancestral_step`, with the step
+    of Karras et al. 2022.
+    """
+    for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
+        denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)
+        if following == 0:
+            return denoised
+        down, up = ancestral_step(sigma, following, eta)
+        x = denoised + (x - unguided) * (down / sigma) + noise(sigma, following) * (up * s_noise)
+    return x
+
+
+def dpm_2_ancestral(
+    x: Tensor, sigmas: Tensor, noise: NoiseSource, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Sampler:
+    """`dpm_2` to below the following level, then noise up to it; two evaluations a step, one on a step to zero.
+
+    Arguments and results as `euler_ancestral`. Source: as `ancestral_step` and `dpm_2`.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised: Tensor = yield Evaluation(x, sigma, step=i)
-        if following == 0:
-            return denoised
-        sigma_down, sigma_up = ancestral_step(sigma, following)
-        x = x + (x - denoised) * ((sigma_down - sigma) / sigma) + noise(sigma, following) * sigma_up
+        down, up = ancestral_step(sigma, following, eta)
+        if down == 0:
+            x = denoised
+            continue
+        middle = sqrt(sigma * down)
+        u = denoised + (x - denoised) * (middle / sigma)
+        denoised = yield Evaluation(u, middle, step=i)
+        x = x + (u - denoised) * ((down - sigma) / middle) + noise(sigma, following) * (up * s_noise)
+    return x
+
+
+def dpmpp_2s_ancestral(
+    x: Tensor, sigmas: Tensor, noise: NoiseSource, *, eta: float = 1.0, s_noise: float = 1.0, cfg_pp: bool = False
+) -> Sampler:
+    """DPM-Solver++(2S) to below the following level, then noise up to it; two evaluations a step, one to zero.
+
+    Arguments and results as `euler_ancestral`. Source: Lu et al. 2022, arXiv:2211.01095, Algorithm 1 with r = 1/2, and
+    `ancestral_step`.
+    """
+    for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
+        denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)
+        down, up = ancestral_step(sigma, following, eta)
+        if down == 0:
+            x = denoised
+        else:
+            middle = sqrt(sigma * down)
+            u = denoised + (x - unguided) * (middle / sigma)
+            denoised_middle, unguided_middle = yield from guided(Evaluation(u, middle, step=i), cfg_pp)
+            # CFG++ moves the whole step by how far guidance moved `denoised`, between the two evaluations in ComfyUI.
+            start = x + (denoised - unguided_middle) if cfg_pp else x
+            x = denoised_middle + (start - denoised_middle) * (down / sigma)
+        if following > 0:
+            x = x + noise(sigma, following) * (up * s_noise)
     return x
 
 

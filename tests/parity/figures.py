@@ -20,6 +20,7 @@ class Figures:
 
     def __init__(self, name: str) -> None:
         self._arrays = np.load(GOLDEN / f"{name}.npz")
+        self.names: list[str] = self._arrays.files
 
     def __getitem__(self, name: str) -> Tensor:
         return torch.from_numpy(self._arrays[name])

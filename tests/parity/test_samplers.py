@@ -1,31 +1,45 @@
 """Samplers and schedules against ComfyUI 0.3.64's figures on an analytic denoiser: relative error at most 1e-4.
 
-golden/samplers.json lists [sampler, schedule, steps, seed, denoise, evaluations]; golden/samplers.npz holds the sigmas
-and the final latents of each, x being (2,4,8,8). cfg is 2; the denoisers are `cond` and `uncond` below.
+cfg is 2; the denoisers are `cond` and `uncond` below. Both files of figures were made by ComfyUI's own code:
+
+golden/samplers.json lists [sampler, schedule, steps, seed, denoise, evaluations], x being (2,4,8,8); samplers.npz holds
+the sigmas and the final latents of each. golden/grid.json pairs every sampler with every schedule, x being (1,4,4,4):
+[sampler, schedule, steps, seed, denoise, start step, end step, full denoise, options, evaluations]; the rows of grid.npz
+are its cases.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from serve_app.sampling.noise import gaussian_noise, is_max_denoise, noise, noised
+from serve_app.sampling.noise import is_max_denoise, noise, noised
 from serve_app.sampling.samplers import SAMPLERS
-from serve_app.sampling.sigmas import NoiseLevels, sigmas_for
+from serve_app.sampling.sigmas import SCHEDULES, NoiseLevels, sigmas_for
 
 GOLDEN = Path(__file__).parent / "golden"
-CASES = [tuple(row) for row in json.loads((GOLDEN / "samplers.json").read_text()) if row[0] in SAMPLERS]
+CASES = [tuple(row) for row in json.loads((GOLDEN / "samplers.json").read_text())]
+GRID = [tuple(row) for row in json.loads((GOLDEN / "grid.json").read_text())]
 SHAPE = (2, 4, 8, 8)
+GRID_SHAPE = (1, 4, 4, 4)
 TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
 def golden():
     return np.load(GOLDEN / "samplers.npz")
+
+
+@pytest.fixture(scope="module")
+def grid():
+    return dict(np.load(GOLDEN / "grid.npz"))
 
 
 def cond(x, sigma):
@@ -46,7 +60,8 @@ def drive(sampler):
             return end.value, count
         count += 1
         low = uncond(evaluation.x, evaluation.sigma)
-        answer = low + 2 * (cond(evaluation.x, evaluation.sigma) - low)
+        denoised = low + 2 * (cond(evaluation.x, evaluation.sigma) - low)
+        answer = (denoised, low) if evaluation.want_uncond else denoised
 
 
 def relative_error(ours, theirs):
@@ -54,23 +69,49 @@ def relative_error(ours, theirs):
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def test_the_figures_cover_every_sampler_with_three_cases():
-    assert sorted(case[0] for case in CASES) == sorted(list(SAMPLERS) * 3)
+def sample(name, sigmas, seed, denoise, shape, **options):
+    """Return (latents, evaluations) of a sampler over sigmas, started as KSampler starts it."""
+    levels, start = NoiseLevels(), float(sigmas[0])
+    latents = torch.zeros(shape) if denoise == 1.0 else noise(shape, seed + 1)
+    x = noised(latents, noise(shape, seed), start, max_denoise=is_max_denoise(levels, start))
+    spec = SAMPLERS[name]
+    return drive(replace(spec, function=partial(spec.function, **options)).start(x, sigmas, seed, levels))
+
+
+def test_the_figures_cover_every_sampler_but_the_gpu_variants_with_three_cases():
+    assert sorted(case[0] for case in CASES) == sorted([name for name in SAMPLERS if not name.endswith("_gpu")] * 3)
+
+
+def test_the_grid_covers_every_sampler_with_every_schedule():
+    assert {case[:2] for case in GRID} == set(product(SAMPLERS, SCHEDULES))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case[:3])))
 def test_a_sampler_gives_comfyuis_sigmas_latents_and_number_of_evaluations(golden, case):
     name, schedule, steps, seed, denoise, evaluations = case
     key = f"{name}|{schedule}|{steps}|{seed}|{denoise}|"
-    levels, spec = NoiseLevels(), SAMPLERS[name]
-    sigmas = sigmas_for(levels, schedule, spec, steps, denoise)
-    latents = torch.zeros(SHAPE) if denoise == 1.0 else noise(SHAPE, seed + 1)
-    start = float(sigmas[0])
-    x = noised(latents, noise(SHAPE, seed), start, max_denoise=is_max_denoise(levels, start))
+    sigmas = sigmas_for(NoiseLevels(), schedule, SAMPLERS[name], steps, denoise)
 
-    final, count = drive(spec.start(x, sigmas, gaussian_noise(SHAPE, seed, x.device)))
+    final, count = sample(name, sigmas, seed, denoise, SHAPE)
 
-    assert sigmas.shape == golden[key + "sigmas"].shape
-    assert relative_error(sigmas, golden[key + "sigmas"]) < TOLERANCE
+    theirs = golden[key + "sigmas"]
+    if name.startswith("uni_pc"):
+        # Recorded after the run, in which ComfyUI puts UniPC's lowest level in the place of zero.
+        theirs = np.where(theirs == np.float32(0.001), np.float32(0), theirs)
+    assert sigmas.shape == theirs.shape
+    assert relative_error(sigmas, theirs) < TOLERANCE
     assert relative_error(final, golden[key + "out"]) < TOLERANCE
+    assert count == evaluations
+
+
+@pytest.mark.parametrize("index", range(len(GRID)), ids=lambda i: f"{i}-{GRID[i][0]}-{GRID[i][1]}")
+def test_a_sampler_with_a_schedule_window_and_options_gives_comfyuis_latents(grid, index):
+    name, schedule, steps, seed, denoise, start, end, full_denoise, options, evaluations = GRID[index]
+    sigmas = sigmas_for(NoiseLevels(), schedule, SAMPLERS[name], steps, denoise, start, end, full_denoise)
+
+    final, count = sample(name, sigmas, seed, denoise, GRID_SHAPE, **options)
+
+    theirs = grid["sigmas"][index]
+    assert relative_error(sigmas, theirs[~np.isnan(theirs)]) < 1e-6
+    assert relative_error(final.flatten(), grid["out"][index]) < TOLERANCE
     assert count == evaluations

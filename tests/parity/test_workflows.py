@@ -71,17 +71,7 @@ def stack(tmp_path_factory):
     stack.engine.close()
 
 
-@pytest.mark.parametrize(
-    "figure",
-    [
-        "ksampler|euler|normal|6|7.0|1",
-        "ksampler|euler_ancestral|karras|6|5.0|2",
-        "ksampler|heun|karras|4|5.0|3",
-        "ksampler|dpmpp_2m|karras|6|7.0|5",
-        "ksampler|lcm|sgm_uniform|4|1.5|8",
-        "ksampler|ddim|ddim_uniform|6|5.0|9",
-    ],
-)
+@pytest.mark.parametrize("figure", [name for name in FIGURES.names if name.startswith("ksampler|")])
 async def test_ksampler_gives_comfyuis_latents(stack, figure):
     latent = await stack.run("sampled", **MODELS, **EMPTY, sampled=ksampler(figure))
     FIGURES.assert_agrees(latent["samples"], figure)

@@ -12,7 +12,6 @@ import torch
 from hypothesis import strategies as st
 
 from serve_app.nodes.runtime import SamplingRequest
-from serve_app.sampling.noise import gaussian_noise
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES, NoiseLevels, sigmas_for
 from serve_app.values import Recipe
@@ -94,7 +93,7 @@ def alone(backbone, r: SamplingRequest) -> torch.Tensor:
         ]
         return torch.cat(rows)
 
-    sampler = spec.start(x, sigmas, gaussian_noise(r.latents.shape, r.noise_seed, backbone.device))
+    sampler = spec.start(x, sigmas, r.noise_seed, backbone.levels)
     answer = None
     while True:
         try:
@@ -102,9 +101,11 @@ def alone(backbone, r: SamplingRequest) -> torch.Tensor:
         except StopIteration as end:
             return end.value / backbone.latent_scale
         answer = branch(evaluation.x, evaluation.sigma, r.positive)
-        if r.cfg != 1.0:
+        if r.cfg != 1.0 or evaluation.want_uncond:
             low = branch(evaluation.x, evaluation.sigma, r.negative)
             answer = low + r.cfg * (answer - low)
+            if evaluation.want_uncond:
+                answer = (answer, low)
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -10,6 +10,7 @@ from serve_app.sampling.noise import gaussian_noise, is_max_denoise, noise, nois
 from serve_app.sampling.sigmas import NoiseLevels
 
 SHAPE = (3, 4, 8, 8)
+SIGMAS = torch.tensor([5.0, 2.0, 1.0, 0.0])
 
 
 def test_noise_is_what_torch_draws_for_the_seed():
@@ -36,14 +37,14 @@ def test_the_largest_seed_and_the_one_after_it_draw_noise():
 
 
 def test_a_noise_source_goes_on_with_its_seeds_sequence():
-    source = gaussian_noise(SHAPE, 7, torch.device("cpu"))
+    source = gaussian_noise(torch.zeros(SHAPE), SIGMAS, 7)
     drawn = [source(2.0, 1.0), source(1.0, 0.5)]
     assert torch.equal(drawn[0], noise(SHAPE, 7))
     assert not torch.equal(drawn[0], drawn[1])
 
 
 def test_two_jobs_sources_do_not_disturb_each_other():
-    a, b, alone = (gaussian_noise(SHAPE, 7, torch.device("cpu")) for _ in range(3))
+    a, b, alone = (gaussian_noise(torch.zeros(SHAPE), SIGMAS, 7) for _ in range(3))
     mixed = [a(1, 1), b(1, 1), a(1, 1)]
     assert torch.equal(mixed[0], alone(1, 1))
     assert torch.equal(mixed[2], alone(1, 1))

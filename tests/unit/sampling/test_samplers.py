@@ -3,19 +3,29 @@ probability ODE is known: x(σ) is proportional to √(s²+σ²)."""
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
-from math import log2, sqrt
+from math import log2, nan, sqrt
 
 import pytest
 import torch
 
+from serve_app.sampling import sde, seeds, stochastic
+from serve_app.sampling.adams import deis, ipndm, ipndm_v, lms
+from serve_app.sampling.dpm_solver import dpm_adaptive, dpm_fast
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.noise import gaussian_noise
-from serve_app.sampling.samplers import SAMPLERS, dpmpp_2m, euler, heun
+from serve_app.sampling.multistep import dpmpp_2m, res_multistep
+from serve_app.sampling.noise import brownian_noise, gaussian_noise
+from serve_app.sampling.sa_solver import sa_solver
+from serve_app.sampling.samplers import SAMPLERS, dpm_2, euler, gradient_estimation, heun, heunpp2
+from serve_app.sampling.sigmas import NoiseLevels
 from serve_app.sampling.stochastic import ancestral_step, euler_ancestral, lcm
+from serve_app.sampling.unipc import uni_pc
 
 S = 0.7
 TOP, BOTTOM = 8.0, 0.2
+LEVELS = NoiseLevels()
+ENDS_AT_THE_LAST_LEVEL_ABOVE_ZERO = {"dpm_fast", "dpm_adaptive"}
 
 
 def gaussian(evaluation):
@@ -23,7 +33,7 @@ def gaussian(evaluation):
 
 
 def drive(sampler, answer=gaussian):
-    """Answer a sampler's evaluations; return (final x, the evaluations)."""
+    """Answer a sampler's evaluations, cond and uncond alike; return (final x, the evaluations)."""
     seen, sent = [], None
     while True:
         try:
@@ -32,6 +42,8 @@ def drive(sampler, answer=gaussian):
             return end.value, seen
         seen.append(evaluation)
         sent = answer(evaluation)
+        if evaluation.want_uncond:
+            sent = (sent, sent)
 
 
 def geometric(steps, top=TOP, bottom=BOTTOM):
@@ -39,45 +51,190 @@ def geometric(steps, top=TOP, bottom=BOTTOM):
     return top * (bottom / top) ** torch.linspace(0, 1, steps + 1, dtype=torch.float64)
 
 
-def error(sampler, steps):
-    x, _ = drive(sampler(torch.ones(1, 1, 1, 1, dtype=torch.float64), geometric(steps)))
+def silent(_sigma, _following):
+    return torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+
+
+def error(sampler, sigmas):
+    """Return how far a sampler ends from the exact flow from TOP to BOTTOM."""
+    x, _ = drive(sampler(torch.ones(1, 1, 1, 1, dtype=torch.float64), sigmas))
     exact = sqrt((S**2 + BOTTOM**2) / (S**2 + TOP**2))
     return abs(float(x) - exact)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2), (dpmpp_2m, 2)])
-def test_halving_the_steps_divides_the_error_by_two_to_the_samplers_order(sampler, order):
-    measured = log2(error(sampler, 128) / error(sampler, 256))
-    assert abs(measured - order) < 0.1
+def without_noise(sampler, **options):
+    """Return a stochastic sampler as the deterministic one it is at eta = 0."""
+    return lambda x, sigmas: sampler(x, sigmas, silent, eta=0.0, **options)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+# The multistep ones begin with a step of Euler's, whose error of second order stays. iPNDM's weights are exact only for
+# equal steps, and UniPC's last steps are of lower order. Heun++ weighs slopes as no Taylor series would.
+ORDERS = {
+    "euler": (euler, 1),
+    "heun": (heun, 2),
+    "heunpp2": (heunpp2, 1),
+    "dpm_2": (dpm_2, 2),
+    "gradient_estimation": (gradient_estimation, 1),
+    "dpmpp_2m": (dpmpp_2m, 2),
+    "res_multistep": (res_multistep, 2),
+    "lms": (lms, 2),
+    "ipndm": (ipndm, 2),
+    "uni_pc": (partial(uni_pc, variant="bh1"), 2),
+    "uni_pc_bh2": (partial(uni_pc, variant="bh2"), 2),
+    "dpm_2_ancestral": (without_noise(stochastic.dpm_2_ancestral), 2),
+    "dpmpp_2s_ancestral": (without_noise(stochastic.dpmpp_2s_ancestral), 2),
+    "dpmpp_2m_sde": (without_noise(sde.dpmpp_2m_sde), 2),
+    "dpmpp_2m_sde_heun": (without_noise(sde.dpmpp_2m_sde, solver="heun"), 2),
+    "dpmpp_3m_sde": (without_noise(sde.dpmpp_3m_sde), 2),
+    "seeds_2": (without_noise(seeds.seeds_2), 2),
+    "seeds_3": (without_noise(seeds.seeds_3), 3),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_halving_the_steps_divides_the_error_by_two_to_the_samplers_order(name):
+    sampler, order = ORDERS[name]
+    measured = log2(error(sampler, geometric(256)) / error(sampler, geometric(512)))
+    assert abs(measured - order) < 0.15
+
+
+def test_deis_converges_at_second_order_or_better():
+    # Up to where its coefficients, sums over 10000 points, are no longer exact.
+    assert log2(error(deis, geometric(32)) / error(deis, geometric(64))) > 1.9
+
+
+def test_ipndm_v_converges_at_third_order_or_better():
+    assert log2(error(ipndm_v, geometric(128)) / error(ipndm_v, geometric(256))) > 2.9
+
+
+def test_more_slopes_are_more_exact_than_two():
+    for sampler in (lms, deis, ipndm_v):
+        assert error(sampler, geometric(64)) < error(partial(sampler, order=2), geometric(64)) / 2
+
+
+def test_dpm_fast_is_of_third_order_where_its_last_step_is_of_second():
+    # 3·k + 2 evaluations are k steps of third order and one of second, whose local error is of third.
+    assert abs(log2(error(dpm_fast, geometric(95)) / error(dpm_fast, geometric(191))) - 3) < 0.1
+
+
+def test_sa_solver_without_noise_converges_at_third_order_or_better():
+    # Its corrector makes the first step one of second order. With noise left over it ends a level early, as in ComfyUI.
+    def solver(x, sigmas):
+        return sa_solver(x, torch.cat([sigmas, sigmas[-1:] / 2]), silent, interval=(0.0, 0.0))
+
+    assert log2(error(solver, geometric(64)) / error(solver, geometric(128))) > 2.9
+
+
+def test_dpm_adaptive_is_the_more_exact_the_less_its_orders_may_differ():
+    errors = [error(partial(dpm_adaptive, rtol=rtol, atol=rtol / 10), geometric(4)) for rtol in (0.1, 0.01, 0.001)]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+
+
+def test_dpm_adaptive_takes_three_evaluations_a_step_and_tries_a_step_that_was_too_long_again():
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * TOP
+
+    def rough_below_one(e):
+        return e.x * 0.5 + torch.sin(8 * e.x) if e.sigma < 1 else e.x * 0.5
+
+    _, seen = drive(dpm_adaptive(x, geometric(4).float(), h_init=1.0), rough_below_one)
+    starts = [e.sigma for e in seen[::3]]
+    assert len(seen) % 3 == 0
+    assert len(set(starts)) < len(starts)
+    assert starts == sorted(starts, reverse=True)
+
+
+def test_dpm_adaptive_ends_when_the_network_answers_with_something_not_finite():
+    x, seen = drive(dpm_adaptive(torch.ones(1, 1, 2, 2), geometric(4).float()), lambda e: e.x * nan)
+    assert x.isnan().all()
+    assert len(seen) == 3
+
+
+def test_a_single_step_leaves_dpm_adaptive_and_dpm_fast_where_they_are():
+    x, sigmas = torch.randn(1, 4, 2, 2), torch.tensor([TOP, 0.0])
+    torch.testing.assert_close(drive(dpm_adaptive(x, sigmas))[0], x)
+    torch.testing.assert_close(drive(dpm_fast(x, sigmas))[0], x)
+
+
+def run(name, x, sigmas, answer=gaussian):
+    return drive(SAMPLERS[name].start(x, sigmas, 3, LEVELS), answer)
+
+
+def to_zero(steps):
+    return torch.cat([geometric(steps).float(), torch.zeros(1)])
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - ENDS_AT_THE_LAST_LEVEL_ABOVE_ZERO))
 def test_a_sampler_that_is_always_told_the_same_picture_ends_on_it(name):
     picture = torch.randn(2, 4, 4, 4)
-    sigmas = torch.cat([geometric(6).float(), torch.zeros(1)])
-    noise = gaussian_noise(picture.shape, 3, picture.device)
-    x, _ = drive(SAMPLERS[name].start(torch.randn(2, 4, 4, 4) * TOP, sigmas, noise), lambda _: picture)
-    torch.testing.assert_close(x, picture, rtol=1e-4, atol=1e-4)
+    x, _ = run(name, torch.randn(2, 4, 4, 4) * TOP, to_zero(6), lambda _: picture)
+    # UniPC ends at a level of 0.001.
+    torch.testing.assert_close(x, picture, rtol=1e-4, atol=0.01 if name.startswith("uni_pc") else 1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(ENDS_AT_THE_LAST_LEVEL_ABOVE_ZERO))
+def test_these_samplers_that_are_always_told_the_same_picture_leave_the_last_levels_noise_on_it(name):
+    picture, x = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4) * TOP
+    final, _ = run(name, x, to_zero(6), lambda _: picture)
+    torch.testing.assert_close(final, picture + (x - picture) * (BOTTOM / TOP), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampler_starts_at_x_and_visits_its_steps_in_order(name):
     x = torch.randn(1, 4, 2, 2)
-    sigmas = torch.cat([geometric(4).float(), torch.zeros(1)])
-    _, seen = drive(SAMPLERS[name].start(x, sigmas, gaussian_noise(x.shape, 3, x.device)))
+    _, seen = run(name, x, to_zero(4))
     assert isinstance(seen[0], Evaluation)
     assert torch.equal(seen[0].x, x)
-    assert seen[0].sigma == TOP
-    assert sorted({e.step for e in seen}) == [0, 1, 2, 3, 4]
-    assert [e.step for e in seen] == sorted(e.step for e in seen)
+    assert seen[0].sigma == pytest.approx(TOP)
+    steps = [e.step for e in seen]
+    assert steps == sorted(steps)
+    if name != "dpm_adaptive":
+        assert set(steps) == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_sampler_leaves_the_x_it_is_given_alone(name):
-    x = torch.randn(1, 4, 2, 2)
-    before = x.clone()
-    drive(SAMPLERS[name].start(x, geometric(4).float(), gaussian_noise(x.shape, 3, x.device)))
-    assert torch.equal(x, before)
+def test_a_sampler_leaves_the_x_and_sigmas_it_is_given_alone(name):
+    x, sigmas = torch.randn(1, 4, 2, 2), to_zero(4)
+    before = x.clone(), sigmas.clone()
+    run(name, x, sigmas)
+    assert torch.equal(x, before[0])
+    assert torch.equal(sigmas, before[1])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_runs_a_single_step_and_a_window_that_leaves_noise_over(name):
+    x = torch.randn(1, 4, 4, 4) * TOP
+    for sigmas in (torch.tensor([TOP, 0.0]), geometric(1).float(), geometric(3).float()):
+        final, _ = run(name, x, sigmas)
+        assert final.shape == x.shape
+        assert final.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name.endswith("_cfg_pp")])
+def test_a_cfg_pp_sampler_wants_uncond_and_is_the_plain_one_where_uncond_is_the_same(name):
+    x = torch.randn(1, 4, 4, 4) * TOP
+    final, seen = run(name, x, to_zero(6))
+    plain, _ = run(name.removesuffix("_cfg_pp"), x, to_zero(6), lambda e: gaussian(e))
+    assert all(e.want_uncond for e in seen)
+    # The 2S one takes guidance's move from the stage, where with equal answers it is none only at equal x.
+    if name != "dpmpp_2s_ancestral_cfg_pp":
+        torch.testing.assert_close(final, plain)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name.endswith("_gpu")])
+def test_a_gpu_variant_draws_the_same_noise_as_its_namesake(name):
+    x = torch.randn(1, 4, 4, 4) * TOP
+    assert torch.equal(run(name, x, to_zero(3))[0], run(name.removesuffix("_gpu"), x, to_zero(3))[0])
+
+
+def test_the_samplers_are_listed_in_comfyuis_order():
+    assert len(SAMPLERS) == 42
+    assert list(SAMPLERS)[:5] == ["euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "heun"]
+    assert list(SAMPLERS)[-4:] == ["sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2"]
+
+
+def test_these_samplers_discard_the_penultimate_level():
+    discarding = {name for name, spec in SAMPLERS.items() if spec.discards_penultimate}
+    assert discarding == {"dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2"}
 
 
 def test_heun_evaluates_twice_a_step_and_once_on_a_step_to_zero():
@@ -92,14 +249,47 @@ def test_an_ancestral_step_keeps_the_variance_of_the_level_it_goes_to():
     assert ancestral_step(5.0, 3.0, eta=0.0) == (3.0, 0.0)
 
 
-def pure_noise(sampler, steps):
+def pure_noise(sampler, steps, noise=gaussian_noise):
     """Return where a sampler ends from x of the variance that Gaussian data has at the top level."""
     x = torch.randn(1, 1, 100, 100, generator=torch.Generator().manual_seed(1)) * sqrt(S**2 + TOP**2)
-    return drive(sampler(x, geometric(steps).float(), gaussian_noise(x.shape, 2, x.device)))[0]
+    sigmas = geometric(steps).float()
+    return drive(sampler(x, sigmas, noise(x, sigmas, 2)))[0]
 
 
-def test_euler_ancestral_ends_with_the_variance_of_the_data_and_the_noise_left_over():
-    assert float(pure_noise(euler_ancestral, 200).var()) == pytest.approx(S**2 + BOTTOM**2, rel=0.05)
+@pytest.mark.parametrize(
+    ("sampler", "noise"),
+    [
+        (euler_ancestral, gaussian_noise),
+        (stochastic.dpm_2_ancestral, gaussian_noise),
+        (stochastic.dpmpp_2s_ancestral, gaussian_noise),
+        (res_multistep, gaussian_noise),
+        (sde.dpmpp_sde, brownian_noise),
+        (sde.dpmpp_2m_sde, brownian_noise),
+        (partial(sde.dpmpp_2m_sde, solver="heun"), brownian_noise),
+        (sde.dpmpp_3m_sde, brownian_noise),
+        (sde.er_sde, gaussian_noise),
+        (seeds.seeds_2, gaussian_noise),
+        (seeds.seeds_3, gaussian_noise),
+    ],
+)
+def test_a_stochastic_sampler_ends_with_the_variance_of_the_data_and_the_noise_left_over(sampler, noise):
+    assert float(pure_noise(sampler, 200, noise).var()) == pytest.approx(S**2 + BOTTOM**2, rel=0.05)
+
+
+def test_sa_solver_ends_with_the_variance_of_the_data_and_the_noise_of_the_level_before_the_last():
+    variance = float(pure_noise(partial(sa_solver, interval=(TOP, 0.0)), 100).var())
+    assert variance == pytest.approx(S**2 + float(geometric(100)[-2]) ** 2, rel=0.05)
+
+
+def test_sa_solver_draws_noise_only_for_steps_to_within_its_interval():
+    drawn = []
+
+    def noise(_sigma, following):
+        drawn.append(following)
+        return torch.zeros(1)
+
+    drive(sa_solver(torch.ones(1, 1, 1, 1), torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0]), noise, interval=(4.0, 2.0)))
+    assert drawn == [4.0, 2.0]
 
 
 def test_lcm_ends_with_the_variance_of_what_each_jump_to_zero_keeps_and_the_noise_added_after_it():

@@ -1,0 +1,158 @@
+"""The Adams-Bashforth samplers: the slopes of the steps before are extended into the next step as a polynomial.
+
+They differ in what the polynomial is one of: sigma, the time of a variance-preserving process, or the step's number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import pairwise
+from math import log, sqrt
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from serve_app.sampling.evaluation import Evaluation, Sampler
+
+Array: TypeAlias = NDArray[np.float64]
+
+Coefficients: TypeAlias = Callable[[Sequence[float], float], Iterable[float]]
+"""(levels up to the current one, the following level) to what each slope is multiplied by, the current one first."""
+
+
+@cache
+def _gauss_legendre() -> tuple[Array, Array]:
+    points, weights = np.polynomial.legendre.leggauss(32)
+    return (points + 1) / 2, weights / 2
+
+
+def quadrature(start: float, end: float) -> tuple[Array, Array]:
+    """Return points between start and end and their weights: Σ weights·f(points) is the integral of a smooth f."""
+    points, weights = _gauss_legendre()
+    return start + (end - start) * points, (end - start) * weights
+
+
+def lagrange(nodes: Sequence[float], points: Array) -> Array:
+    """Return the Lagrange polynomials of n nodes at N points, (n,N): row j is 1 at node j and 0 at the others."""
+    rows = []
+    for j, node in enumerate(nodes):
+        factors = [(points - other) / (node - other) for k, other in enumerate(nodes) if k != j]
+        rows.append(np.prod(factors, axis=0) if factors else np.ones_like(points))
+    return np.stack(rows)
+
+
+def combined(tensors: Sequence[Tensor], coefficients: Iterable[float]) -> Tensor:
+    """Return the sum of the tensors, each times its coefficient."""
+    total = torch.zeros_like(tensors[0])
+    for tensor, coefficient in zip(tensors, coefficients, strict=True):
+        total = total + tensor * coefficient
+    return total
+
+
+def _adams(x: Tensor, sigmas: Tensor, order: int, coefficients: Coefficients) -> Sampler:
+    levels = sigmas.tolist()
+    slopes: list[Tensor] = []
+    for i, (sigma, following) in enumerate(pairwise(levels)):
+        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        if following == 0:
+            return denoised
+        slopes = [(x - denoised) / sigma, *slopes][:order]
+        x = x + combined(slopes, coefficients(levels[i + 1 - len(slopes) : i + 1][::-1], following))
+    return x
+
+
+def lms(x: Tensor, sigmas: Tensor, *, order: int = 4) -> Sampler:
+    """Linear multistep: Adams-Bashforth in sigma on any levels; one evaluation a step.
+
+    x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
+    latents. order: how many slopes are used once there are as many. Source: Crowson's k-diffusion, sample_lms.
+    """
+
+    def coefficients(levels: Sequence[float], following: float) -> Iterable[float]:
+        points, weights = quadrature(levels[0], following)
+        return map(float, lagrange(levels, points) @ weights)
+
+    return _adams(x, sigmas, order, coefficients)
+
+
+def deis(x: Tensor, sigmas: Tensor, *, order: int = 3) -> Sampler:
+    """DEIS with tabulated Adams-Bashforth coefficients (tAB); one evaluation a step. Arguments and results as `lms`.
+
+    Slopes are polynomials of the time of the variance-preserving process whose sigma is 0.002 at time 0.001 and 80 at
+    time 1. Source: Zhang and Chen 2022, arXiv:2204.13902, equation 15 with the slope of a variance-exploding process.
+    """
+    low, high, earliest = log(0.002**2 + 1), log(80.0**2 + 1), 1e-3
+    beta_d = 2 * (low / earliest - high) / (earliest - 1)
+    beta_min = high - beta_d / 2
+
+    def time(sigma: float) -> float:
+        return (sqrt(beta_min**2 + 2 * beta_d * log(sigma**2 + 1)) - beta_min) / beta_d
+
+    def coefficients(levels: Sequence[float], following: float) -> Iterable[float]:
+        if len(levels) == 1:
+            return [following - levels[0]]
+        # A sum over as many points as in ComfyUI: the integral itself is 1e-5 to 1e-4 away, and images show it.
+        start, end = time(levels[0]), time(following)
+        points = np.linspace(start, end, 10000)
+        growth = np.expm1(points * (beta_min + beta_d * points / 2))
+        slope_of_sigma = (beta_min + beta_d * points) * (growth + 1) / (2 * np.sqrt(growth))
+        weights = slope_of_sigma * ((end - start) / len(points))
+        return map(float, lagrange([time(level) for level in levels], points) @ weights)
+
+    return _adams(x, sigmas, order, coefficients)
+
+
+EQUIDISTANT = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+"""The Adams-Bashforth coefficients of order 1 to 4 for equal steps, the newest slope's first."""
+
+
+def ipndm(x: Tensor, sigmas: Tensor, *, order: int = 4) -> Sampler:
+    """Improved PNDM: Adams-Bashforth as if steps were equal; one evaluation a step. Arguments and results as `lms`.
+
+    Source: Zhang and Chen 2022, arXiv:2204.13902, Appendix H.2 (iPNDM), after Liu et al. 2022, arXiv:2202.09778.
+    """
+
+    def coefficients(levels: Sequence[float], following: float) -> Iterable[float]:
+        return [(following - levels[0]) * c for c in EQUIDISTANT[len(levels) - 1]]
+
+    return _adams(x, sigmas, order, coefficients)
+
+
+def ipndm_v(x: Tensor, sigmas: Tensor, *, order: int = 4) -> Sampler:
+    """iPNDM for steps that vary; one evaluation a step. Arguments and results as `lms`.
+
+    Source: Zhou et al.'s diff-sampler (ipndm_v), as ComfyUI has it. Of third and fourth order two of its coefficients
+    are not the exact ones: they are where steps have one ratio or are equal. Images depend on them, so they are kept.
+    """
+
+    def coefficients(levels: Sequence[float], following: float) -> Iterable[float]:
+        # h, h_1, h_2, h_3: the step to take and those before it.
+        h, *before = [there - here for there, here in zip([following, *levels], levels, strict=False)]
+        c = [1.0, 0.0, 0.0, 0.0]
+        if len(before) > 0:
+            h_1 = before[0]
+            c[0] += h / h_1 / 2
+            c[1] -= h / h_1 / 2
+        if len(before) > 1:
+            h_2 = before[1]
+            a = h_1 / h_2
+            second = (1 - h**2 / (3 * h_1 * (h_1 + h_2))) / 2
+            c[0] += second
+            c[1] -= (1 + a) * second
+            c[2] += a * second
+        if len(before) > 2:
+            h_3 = before[2]
+            b = h_1 * (h_1 + h_2) / (h_2 * (h_2 + h_3))
+            share = (1 - h / (3 * (h + h_1))) / 2 + (1 - h / (2 * (h + h_1))) * h / (6 * (h + h_1 + h_2))
+            third = share * h * (h + h_1) * (h + h_1 + h_2) / (h_1 * (h_1 + h_2) * (h_1 + h_2 + h_3))
+            c[0] += third
+            c[1] -= (1 + a + b) * third
+            c[2] += (a + b * (1 + h_2 / h_3)) * third
+            c[3] -= b * a * third
+        return [h * c_j for c_j in c[: len(levels)]]
+
+    return _adams(x, sigmas, order, coefficients)

@@ -1,0 +1,102 @@
+"""DPM-Solver in noise prediction, with a fixed number of evaluations and with steps that its error chooses.
+
+t = −log sigma, h its step; eps = (x − denoised) / sigma. Both end at the last level above zero, the noise of which is
+left in x. t and h are scalars of sigmas' precision, as in ComfyUI: rounding decides where adaptive steps end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from math import atan, isfinite, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve_app.sampling.evaluation import Evaluation, Sampler
+
+
+def _ends(sigmas: Tensor) -> tuple[Tensor, Tensor]:
+    """Return t at the first level and at the last one above zero."""
+    return -sigmas[0].log(), -sigmas[sigmas > 0][-1].log()
+
+
+def _eps(x: Tensor, t: Tensor, step: int) -> Generator[Evaluation, Any, Tensor]:
+    sigma = float(t.neg().exp())
+    denoised: Tensor = yield Evaluation(x, sigma, step)
+    return (x - denoised) / sigma
+
+
+def _first(x: Tensor, t: Tensor, h: Tensor, eps: Tensor) -> Tensor:
+    return x - eps * ((t + h).neg().exp() * h.expm1())
+
+
+def _second(x: Tensor, t: Tensor, h: Tensor, eps: Tensor, eps_1: Tensor, r_1: float) -> Tensor:
+    return _first(x, t, h, eps) - (eps_1 - eps) * ((t + h).neg().exp() / (2 * r_1) * h.expm1())
+
+
+def _third(x: Tensor, t: Tensor, h: Tensor, eps: Tensor, eps_r: Tensor, r: float) -> Tensor:
+    return _first(x, t, h, eps) - (eps_r - eps) * ((t + h).neg().exp() / r * (h.expm1() / h - 1))
+
+
+def dpm_fast(x: Tensor, sigmas: Tensor) -> Sampler:
+    """DPM-Solver-fast: one evaluation a step, in steps of third order, equal in t, and lower ones at last.
+
+    x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns latents at
+    the last level above zero. Only the first and that level of sigmas count. Source: Lu et al. 2022, arXiv:2206.00927,
+    section 3.4 and Algorithm 2.
+    """
+    whole, rest = divmod(len(sigmas) - 1, 3)
+    orders = [3] * (whole - 1) + [2, 1] if rest == 0 else [3] * whole + [rest]
+    start, end = _ends(sigmas)
+    times = torch.linspace(float(start), float(end), len(orders) + 1, dtype=sigmas.dtype)
+    done = 0
+    for t, following, order in zip(times, times[1:], orders, strict=False):
+        h = following - t
+        eps = yield from _eps(x, t, done)
+        if order == 1:
+            x = _first(x, t, h, eps)
+        elif order == 2:
+            eps_1 = yield from _eps(_first(x, t, h / 2, eps), t + h / 2, done + 1)
+            x = _second(x, t, h, eps, eps_1, 1 / 2)
+        else:
+            eps_1 = yield from _eps(_first(x, t, h / 3, eps), t + h / 3, done + 1)
+            u = _third(x, t, 2 / 3 * h, eps, eps_1, 1 / 2)
+            eps_2 = yield from _eps(u, t + 2 / 3 * h, done + 2)
+            x = _third(x, t, h, eps, eps_2, 2 / 3)
+        done += order
+    return x
+
+
+def dpm_adaptive(
+    x: Tensor, sigmas: Tensor, *, rtol: float = 0.05, atol: float = 0.0078, h_init: float = 0.05, safety: float = 0.81
+) -> Sampler:
+    """DPM-Solver-23: steps in t as long as its second and third order agree; three evaluations a step tried.
+
+    Arguments and results as `dpm_fast`; an evaluation's step is the one of sigmas that its own begins in. rtol, atol:
+    how far the orders may differ, relative to x and absolute. h_init: the first step. safety: a step whose successor
+    would be shorter than this share of it is tried again. Ends at once where x is not finite.
+    Source: Lu et al. 2022, arXiv:2206.00927, Appendix C.
+    """
+    levels = sigmas[:-1].tolist()
+    t, end = _ends(sigmas)
+    before, h_next = x, h_init
+    while t < end - 1e-5:
+        sigma = float(t.neg().exp())
+        step = sum(level > sigma * (1 - 1e-6) for level in levels) - 1
+        following = torch.minimum(end, t + h_next)
+        h = following - t
+        eps = yield from _eps(x, t, step)
+        eps_1 = yield from _eps(_first(x, t, h / 3, eps), t + h / 3, step)
+        eps_2 = yield from _eps(_third(x, t, 2 / 3 * h, eps, eps_1, 1 / 2), t + 2 / 3 * h, step)
+        low = _second(x, t, h, eps, eps_1, 1 / 3)
+        high = _third(x, t, h, eps, eps_2, 2 / 3)
+        delta = (low.abs().maximum(before.abs()) * rtol).clamp(min=atol)
+        error = float(((low - high) / delta).norm()) / sqrt(x.numel())
+        if not isfinite(error):
+            return high
+        growth = 1 + atan((1 / (error + 1e-8)) ** (1 / 3) - 1)
+        if growth >= safety:
+            x, before, t = high, low, following
+        h_next *= growth
+    return x

@@ -1,0 +1,79 @@
+"""SA-Solver: stochastic Adams methods of data prediction, a predictor and a corrector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, expm1, inf, log, sqrt
+
+import numpy as np
+from torch import Tensor
+
+from serve_app.sampling.adams import combined, lagrange, quadrature
+from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler
+from serve_app.sampling.sigmas import NoiseLevels
+
+
+def stochastic_interval(levels: NoiseLevels) -> dict[str, tuple[float, float]]:
+    """Return the levels between which `sa_solver` draws noise: from a fifth of the model's timesteps to four fifths."""
+    return {"interval": (levels.at_progress(0.2), levels.at_progress(0.8))}
+
+
+def sa_solver(
+    x: Tensor,
+    sigmas: Tensor,
+    noise: NoiseSource,
+    *,
+    interval: tuple[float, float],
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    predictor_order: int = 3,
+    corrector_order: int = 4,
+    evaluate_corrected: bool = False,
+) -> Sampler:
+    """SA-Solver; one evaluation a step, of lower order at both ends, its noise only for steps to within `interval`.
+
+    x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
+    latents. interval: (highest, lowest) level; there τ is eta, elsewhere 0. evaluate_corrected: what the corrector
+    gives is evaluated too, two evaluations a step but the first. λ = −log σ.
+    Source: Xue et al. 2023, arXiv:2309.05019, Algorithm 1, equations 15 and 18.
+    """
+    levels = sigmas.tolist()
+    lambdas = [-log(level) if level > 0 else inf for level in levels]
+    highest, lowest = interval
+    history: list[Tensor] = []
+    predicted, tau, added = x, 0.0, None
+    for i, sigma in enumerate(levels[:-1]):
+        following = levels[i + 1]
+        denoised: Tensor = yield Evaluation(predicted, sigma, step=i)
+        history = [denoised, *history][: max(predictor_order, corrector_order)]
+        # A run to zero comes down to first order before it.
+        left = len(levels) - 1 - i if levels[-1] == 0 else len(levels)
+        p, c = min(predictor_order, len(history), left - 1), min(corrector_order, len(history), left)
+        if i == 0 or (following == 0 and not evaluate_corrected):
+            x = predicted
+        else:
+            x = _adams_step(x, levels[i - 1], sigma, tau, history[:c], lambdas[i - c + 1 : i + 1][::-1])
+            if added is not None:
+                x = x + added
+            if evaluate_corrected:
+                denoised = yield Evaluation(x, sigma, step=i)
+                history[0] = denoised
+        if following == 0:
+            return denoised
+        tau = eta if lowest <= following <= highest else 0.0
+        predicted = _adams_step(x, sigma, following, tau, history[:p], lambdas[i - p + 1 : i + 1][::-1])
+        added = None
+        if tau > 0:
+            h = log(sigma / following)
+            added = noise(sigma, following) * (following * sqrt(-expm1(-2 * tau**2 * h)) * s_noise)
+            predicted = predicted + added
+    return x
+
+
+def _adams_step(
+    x: Tensor, sigma: float, following: float, tau: float, history: Sequence[Tensor], lambdas: Sequence[float]
+) -> Tensor:
+    rate, end = 1 + tau**2, -log(following)
+    points, weights = quadrature(-log(sigma), end)
+    b = lagrange(lambdas, points) @ (weights * rate * np.exp(rate * (points - end)))
+    return x * (following / sigma * exp(-(tau**2) * (end + log(sigma)))) + combined(history, map(float, b))
