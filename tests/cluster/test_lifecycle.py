@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from tests.cluster.server import PATIENCE_S, Server, running, txt2img, wait_for
 READY_S = 40.0
 """Twice what a quiet machine with two cores is promised."""
 STOP_S = 10.0
+HANG_S = 5.0
 NOBODY = "00000000-0000-0000-0000-000000000000"
 ROUTES = (
     ("GET", "/queue"),
@@ -37,28 +38,50 @@ def starting(tmp_path: Path) -> Iterator[Server]:
     server.close()
 
 
-def test_until_a_job_can_run_the_server_refuses_or_answers_503(starting: Server):
-    begun = time.monotonic()
-    seen: dict[str, list[int]] = {path: [] for _, path in ROUTES}
-    with httpx.Client(base_url=starting.url, timeout=5.0) as client:
-        while seen["/queue"][-1:] != [200]:
-            for method, path in ROUTES:
-                body = {"prompt": txt2img(1)} if method == "POST" else None
+class Poller(threading.Thread):
+    """Asks one route over and over and notes the answers; a refused connection is none."""
+
+    def __init__(self, url: str, method: str, path: str) -> None:
+        super().__init__(daemon=True)
+        self._url, self._method, self.path = url, method, path
+        self._ended = threading.Event()
+        self.statuses: list[int] = []
+        self.wrong: list[str] = []
+        self.start()
+
+    def run(self) -> None:
+        body = {"prompt": txt2img(1)} if self._method == "POST" else None
+        with httpx.Client(base_url=self._url, timeout=HANG_S) as client:
+            while not self._ended.wait(0.1):
                 try:
-                    response = client.request(method, path, json=body)
+                    self._note(client.request(self._method, self.path, json=body))
                 except httpx.ConnectError:
                     continue
-                seen[path].append(response.status_code)
-                if response.status_code == 503:
-                    assert response.json().keys() == {"error", "detail", "status_code"}
-                    assert int(response.headers["retry-after"]) >= 1
-            assert time.monotonic() - begun < READY_S
-            time.sleep(0.02)
-    for path, statuses in seen.items():
-        answer = 404 if path.startswith("/view") else 200
-        before = statuses[: statuses.index(answer)] if answer in statuses else statuses
-        assert set(before) <= {503}, f"{path}: {statuses}"
-        assert set(statuses[len(before) :]) <= {answer}, f"{path}: {statuses}"
+                except httpx.HTTPError as error:
+                    self.wrong.append(repr(error))
+
+    def _note(self, response: httpx.Response) -> None:
+        self.statuses.append(response.status_code)
+        if response.status_code == 503:
+            complete = response.json().keys() == {"error", "detail", "status_code"}
+            if not complete or int(response.headers.get("retry-after", 0)) < 1:
+                self.wrong.append(response.text)
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join(2 * HANG_S)
+
+
+def test_until_a_job_can_run_the_server_refuses_or_answers_503(starting: Server):
+    pollers = [Poller(starting.url, method, path) for method, path in ROUTES]
+    wait_for(lambda: 200 in pollers[0].statuses, "an answer", READY_S)
+    for poller in pollers:
+        poller.end()
+        answer = 404 if poller.path.startswith("/view") else 200
+        before = poller.statuses.index(answer) if answer in poller.statuses else len(poller.statuses)
+        assert set(poller.statuses[:before]) <= {503}, f"{poller.path}: {poller.statuses}"
+        assert set(poller.statuses[before:]) <= {answer}, f"{poller.path}: {poller.statuses}"
+        assert poller.wrong == []
     job_id = starting.submit(txt2img(2))
     assert starting.finished(job_id)["status"]["completed"]
 
