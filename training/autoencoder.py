@@ -1,4 +1,5 @@
-"""Trains the VAE on rendered scenes: first at half size, which is four times cheaper, then at full size.
+"""Trains the VAE on rendered scenes: first at half size, which is four times cheaper, then at full size,
+at last with its encoder fixed.
 
     python -m training.autoencoder DIRECTORY     goes on where DIRECTORY/autoencoder.pt ends
 
@@ -26,8 +27,11 @@ from serve_app.models.backbone import SD1_LATENT_SCALE
 from training.parts import VAE, averaged, load_state, record, save_state, untrained
 from training.scenes import FRAME, SIDE, draw_scene, render
 
-PHASES = ((0.5, 800, 16), (1.0, 1400, 8))
-"""(scale of the pictures, steps, pictures a step), in order."""
+PHASES = ((0.5, 800, 16, True), (1.0, 700, 8, True), (1.0, 1300, 8, False))
+"""(scale of the pictures, steps, pictures a step, whether the encoder is trained), in order."""
+
+ENCODED_FROM = sum(steps for _, steps, _, trained in PHASES if trained)
+"""The step from which latents stay what they are, so that the backbone can be trained while the decoder goes on."""
 
 RATE = 1.5e-3
 LATENT_NOISE = 0.1
@@ -48,9 +52,14 @@ def train(directory: Path) -> None:
         begun, average = state["step"], state["average"]
         vae.load_state_dict(state["vae"])
         optimiser.load_state_dict(state["optimiser"])
-    total = sum(steps for _, steps, _ in PHASES)
+    total = sum(steps for _, steps, *_ in PHASES)
     for step in range(begun, total):
         scale, batch = _phase(step)
+        if step == ENCODED_FROM:
+            # What is kept of the encoder is its average; from here on the decoder learns from that.
+            vae.load_state_dict(average)
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(step < ENCODED_FROM)
         for group in optimiser.param_groups:
             group["lr"] = _rate(step, total)
         loss, pixels = _losses(vae, _pictures(step, scale, batch), step)
@@ -66,12 +75,12 @@ def train(directory: Path) -> None:
             save_state(path, {**state, "optimiser": optimiser.state_dict()})
 
 
-def normalised(state: Mapping[str, Tensor], latents: Tensor) -> dict[str, Tensor]:
+def normalised(state: Mapping[str, Tensor], mean: Tensor, std: Tensor) -> dict[str, Tensor]:
     """Return the VAE's state with each latent channel shifted and scaled to the layout's zero mean and variance.
 
-    latents: (N,4,h,w) as the state encodes a sample of pictures.
+    mean, std: (4,), of the latents that the state makes of its pictures.
     """
-    mean, scale = latents.mean((0, 2, 3)), 1 / (latents.std((0, 2, 3)) * SD1_LATENT_SCALE)
+    scale = 1 / (std * SD1_LATENT_SCALE)
     moments, post = state["quant_conv.weight"].clone(), state["post_quant_conv.weight"]
     biases = state["quant_conv.bias"].clone()
     moments[:4] *= scale[:, None, None, None]
@@ -94,7 +103,7 @@ def to_pixels(pictures: list[Any]) -> Tensor:
 
 
 def _phase(step: int) -> tuple[float, int]:
-    for scale, steps, batch in PHASES:
+    for scale, steps, batch, _ in PHASES:
         if step < steps:
             return scale, batch
         step -= steps

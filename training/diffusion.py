@@ -21,7 +21,7 @@ from serve_app.models.text_encoder import TextEncoder
 from serve_app.models.tokenizer import END, START, token_ids
 from serve_app.sampling.denoiser import EPS
 from serve_app.sampling.sigmas import NoiseLevels
-from training.autoencoder import normalised, to_pixels
+from training.autoencoder import ENCODED_FROM, normalised, to_pixels
 from training.parts import (
     TEXT,
     UNET,
@@ -47,7 +47,7 @@ SAVE_EVERY = 100
 
 def train(directory: Path, steps: int) -> None:
     """Train up to `steps`, saving as it goes. The last quarter's rate falls to zero; until then `steps` may change."""
-    vae, latents = encoded_scenes(directory)
+    latents, mean, std = encoded_scenes(directory)
     scenes = [scene(i)[0] for i in range(SCENES)]
     unet = untrained(UNET, seed=2).to(memory_format=torch.channels_last)
     text = untrained(TEXT, seed=3)
@@ -86,6 +86,7 @@ def train(directory: Path, steps: int) -> None:
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             state = {name: part.state_dict() for name, part in parts.items()}
             save_state(path, {**state, "step": step + 1, "averages": averages, "optimiser": optimiser.state_dict()})
+            vae = normalised(finished_vae(directory), mean, std)
             write_checkpoint(directory / "tiny.safetensors", {UNET: averages["unet"], VAE: vae, TEXT: averages["text"]})
 
 
@@ -95,25 +96,32 @@ def scene(index: int) -> tuple[Scene, Random]:
     return draw_scene(random), random
 
 
-def encoded_scenes(directory: Path) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the finished VAE's normalised state and the training set's latents, scaled, (SCENES,4,h,w) in fp16."""
+def encoded_scenes(directory: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the training set's latents at zero mean and unit variance (SCENES,4,h,w) in fp16, and what these were."""
     path = directory / "latents.pt"
-    if (found := load_state(path)) is not None:
-        return found["vae"], found["latents"]
+    if (found := load_state(path)) is None:
+        vae = untrained(VAE, seed=1).eval()
+        vae.load_state_dict(finished_vae(directory))
+        rows = []
+        with torch.inference_mode():
+            for first in range(0, SCENES, 16):
+                pictures = [render(*scene(i)) for i in range(first, min(first + 16, SCENES))]
+                rows.append(vae.encode(to_pixels(pictures), return_dict=False)[0].mean)
+        raw = torch.cat(rows)
+        mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3))
+        scaled = (raw - mean[:, None, None]) / std[:, None, None]
+        found = {"latents": scaled.half(), "mean": mean, "std": std}
+        save_state(path, found)
+    return found["latents"], found["mean"], found["std"]
+
+
+def finished_vae(directory: Path) -> dict[str, Tensor]:
+    """Return the VAE's averaged state, whose encoder is final. Its decoder may still be in training."""
     state = load_state(directory / "autoencoder.pt")
     assert state is not None, f"{directory} holds no autoencoder.pt; run training.autoencoder first"
-    vae = untrained(VAE, seed=1).eval()
-    vae.load_state_dict(state["average"])
-    with torch.inference_mode():
-        rows = []
-        for first in range(0, SCENES, 16):
-            pictures = [render(*scene(i)) for i in range(first, min(first + 16, SCENES))]
-            rows.append(vae.encode(to_pixels(pictures), return_dict=False)[0].mean)
-        raw = torch.cat(rows)
-        normal = normalised(state["average"], raw)
-        scaled = (raw - raw.mean((0, 2, 3), keepdim=True)) / raw.std((0, 2, 3), keepdim=True)
-    save_state(path, {"vae": normal, "latents": scaled.half()})
-    return normal, scaled.half()
+    assert state["step"] >= ENCODED_FROM, f"the encoder is in training until step {ENCODED_FROM}"
+    average: dict[str, Tensor] = state["average"]
+    return average
 
 
 def draw_words(text: Any, scenes: list[Scene]) -> None:
