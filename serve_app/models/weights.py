@@ -23,6 +23,7 @@ from serve_app.models.backbone import Backbone
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.embeddings import Embeddings
 from serve_app.models.families import Architecture, TextArchitecture, UNetArchitecture, VaeArchitecture
+from serve_app.models.packing import pack
 from serve_app.models.text_encoder import Clip, TextEncoder
 from serve_app.models.vae import Vae
 from serve_app.store.catalog import Catalog
@@ -157,11 +158,9 @@ class Weights:
     def _load(self, recipe: Recipe, file: Checkpoint) -> _Held:
         nbytes = self._nbytes(recipe, file)
         self._make_room(nbytes)
-        held = _Held(
-            f"{recipe.part} {recipe.folder}/{recipe.name}",
-            nbytes,
-            *file.load(recipe.part, self.device, self._dtypes[recipe.part]),
-        )
+        architecture, network = file.load(recipe.part, self.device, self._dtypes[recipe.part])
+        pack(network)
+        held = _Held(f"{recipe.part} {recipe.folder}/{recipe.name}", nbytes, architecture, network)
         _log.info("loaded %s: mb=%d held_mb=%d", held.name, nbytes >> 20, (self._held_bytes() + nbytes) >> 20)
         return held
 

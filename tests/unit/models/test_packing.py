@@ -1,0 +1,52 @@
+"""Packed convolutions against the plain ones they stand for."""
+
+import pytest
+import torch
+from torch import nn
+
+from serve_app.models.packing import PackedConvolution, pack
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+def network():
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(4, 32, 3, padding=1),
+        nn.Sequential(nn.SiLU(), nn.Conv2d(32, 32, 3, stride=2)),
+        nn.Conv2d(32, 48, 3, padding=2, dilation=2, groups=4),
+        nn.Conv2d(48, 3, 1, bias=False),
+    ]
+    return nn.Sequential(*layers).eval().requires_grad_(False)
+
+
+@needs_onednn
+@pytest.mark.parametrize(("rows", "height", "width"), [(1, 8, 8), (2, 9, 14), (16, 8, 8)])
+def test_a_packed_network_answers_as_the_plain_one(rows, height, width):
+    plain, packed = network(), network()
+    pack(packed)
+    x = torch.randn(rows, 4, height, width)
+    torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_every_convolution_of_a_network_is_packed_however_deep_it_lies():
+    packed = network()
+    pack(packed)
+    assert sum(isinstance(module, PackedConvolution) for module in packed.modules()) == 4
+    assert not any(isinstance(module, nn.Conv2d) for module in packed.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_another_number_format_than_float32_stays_as_it_is(dtype):
+    half = network().to(dtype)
+    pack(half)
+    assert not any(isinstance(module, PackedConvolution) for module in half.modules())
+
+
+def test_padding_that_is_not_zeros_stays_as_it_is():
+    reflecting = nn.Sequential(
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.Conv2d(4, 4, 3, padding="same")
+    )
+    pack(reflecting)
+    assert not any(isinstance(module, PackedConvolution) for module in reflecting)
