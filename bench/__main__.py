@@ -1,9 +1,10 @@
-"""Runs the benchmarks that are named, or all, and writes the results."""
+"""Runs the benchmarks that are named, or all, and writes the results after each. Exits with 1 if a target is missed."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ CHECKPOINTS = ("mini15", "sd15")
 
 def main() -> int:
     arguments = _arguments()
+    # As Ctrl-C does, it then stops the servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     models = arguments.models_dir or _models(arguments.checkpoints)
     ours, unbatched = Contender("serve-app", models), Contender("serve-app unbatched", models)
     beside = []
@@ -34,6 +37,8 @@ def main() -> int:
             print(f"{s.benchmark}: {s.case}, {s.contender}: {s.median:.4g} {s.unit}", flush=True)
         for r in measured[1]:
             print(f"{r.benchmark}: {r.what}: {r.median:.4g} {r.target and f'(target {r.target})'}", flush=True)
+        if arguments.write:
+            report.write(series, ratios, load_before, arguments.note)
 
     if images.NAME in arguments.benchmarks:
         for checkpoint in arguments.checkpoints:
@@ -45,8 +50,6 @@ def main() -> int:
         keep(noop.measure([ours, *beside], rounds))
     if startup.NAME in arguments.benchmarks:
         keep(startup.measure([ours, *beside], rounds))
-    if arguments.write:
-        print(report.write(series, ratios, load_before, arguments.note))
     return 1 if any(r.met is False for r in ratios) else 0
 
 

@@ -36,20 +36,21 @@ class Client:
             raise RuntimeError(f"POST /prompt was answered {status}: {answer}")
         return str(answer["prompt_id"])
 
-    def wait(self, job_id: str, until_s: float = 0.0) -> None:
-        """Return once the job is in the history as success. until_s: when to begin asking, by time.perf_counter().
+    def wait(self, job_id: str, began_s: float, quiet_s: float) -> None:
+        """Return once the job is in the history as success.
 
+        began_s: when it was queued, by time.perf_counter(). quiet_s: for how long after that not to ask. Then it asks
+        at intervals of a fiftieth of the time since, so that what asking adds stays small beside it.
         Errors: RuntimeError if the job failed, TimeoutError.
         """
-        time.sleep(max(0.0, until_s - time.perf_counter()))
-        deadline = time.perf_counter() + GIVE_UP_S
-        while time.perf_counter() < deadline:
+        time.sleep(max(0.0, began_s + quiet_s - time.perf_counter()))
+        while (elapsed_s := time.perf_counter() - began_s) < GIVE_UP_S:
             entry = self._ask("GET", f"/history/{job_id}", None)[1].get(job_id)
             if entry and entry["status"]["completed"]:
                 return
             if entry and entry["status"]["status_str"] in ("error", "cancelled"):
                 raise RuntimeError(f"job {job_id} failed: {entry['status']}")
-            time.sleep(PAUSE_S)
+            time.sleep(max(PAUSE_S, elapsed_s / 50))
         raise TimeoutError(f"job {job_id} has not ended after {GIVE_UP_S:g} s")
 
     def run(self, prompts: Sequence[Mapping[str, Any]], expected_s: float = 0.0) -> float:
@@ -59,7 +60,7 @@ class Client:
         """
         began = time.perf_counter()
         for job_id in [self.post(prompt) for prompt in prompts]:
-            self.wait(job_id, began + 0.9 * expected_s)
+            self.wait(job_id, began, 0.9 * expected_s)
         return time.perf_counter() - began
 
     def close(self) -> None:
