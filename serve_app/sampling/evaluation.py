@@ -49,7 +49,7 @@ def guided(evaluation: Evaluation, cfg_pp: bool) -> Generator[Evaluation, Any, t
 
 
 NoiseFactory: TypeAlias = Callable[[Tensor, Tensor, int], NoiseSource]
-"""Called with (x, sigmas, seed) as a run starts. Its noise is drawn on the CPU, from the seed, and moved to x's device."""
+"""Called with (x, sigmas, seed) as a run starts. Noise is drawn on the CPU from the seed, then moved to x's device."""
 
 
 @dataclass(frozen=True, slots=True)

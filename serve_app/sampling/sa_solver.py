@@ -34,7 +34,8 @@ def sa_solver(
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
     latents. interval: (highest, lowest) level; there τ is eta, elsewhere 0. evaluate_corrected: what the corrector
-    gives is evaluated too, two evaluations a step but the first. λ = −log σ.
+    gives is evaluated too, two evaluations a step but the first. Where noise is left over, what is returned is at the
+    level before the last, as in ComfyUI. λ = −log σ.
     Source: Xue et al. 2023, arXiv:2309.05019, Algorithm 1, equations 15 and 18.
     """
     levels = sigmas.tolist()

@@ -14,6 +14,8 @@ from serve_app.errors import CancelledJobError
 from tests.unit.engine.mixes import TinyBackbone, alone, jobs, relative_error
 
 TOLERANCE = 1e-5
+# Its steps follow from the difference of two nearly equal latents, so rounding there moves the levels it evaluates at.
+ADAPTIVE_TOLERANCE = 1e-3
 
 
 def check_mix(mix, backbone, max_rows, batching=True):
@@ -48,7 +50,8 @@ def check_mix(mix, backbone, max_rows, batching=True):
     for i, job in enumerate(mix):
         error = futures[i].exception(0)
         if error is None:
-            assert relative_error(futures[i].result(), expected[i]) <= TOLERANCE
+            tolerance = ADAPTIVE_TOLERANCE if job.request.sampler == "dpm_adaptive" else TOLERANCE
+            assert relative_error(futures[i].result(), expected[i]) <= tolerance
         else:
             assert isinstance(error, CancelledJobError), error
             assert job.leaves is not None

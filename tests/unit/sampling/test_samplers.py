@@ -213,9 +213,9 @@ def test_a_sampler_runs_a_single_step_and_a_window_that_leaves_noise_over(name):
 def test_a_cfg_pp_sampler_wants_uncond_and_is_the_plain_one_where_uncond_is_the_same(name):
     x = torch.randn(1, 4, 4, 4) * TOP
     final, seen = run(name, x, to_zero(6))
-    plain, _ = run(name.removesuffix("_cfg_pp"), x, to_zero(6), lambda e: gaussian(e))
+    plain, _ = run(name.removesuffix("_cfg_pp"), x, to_zero(6))
     assert all(e.want_uncond for e in seen)
-    # The 2S one takes guidance's move from the stage, where with equal answers it is none only at equal x.
+    # The 2S one takes what guidance did from two evaluations, between which `denoised` has moved.
     if name != "dpmpp_2s_ancestral_cfg_pp":
         torch.testing.assert_close(final, plain)
 
@@ -224,12 +224,6 @@ def test_a_cfg_pp_sampler_wants_uncond_and_is_the_plain_one_where_uncond_is_the_
 def test_a_gpu_variant_draws_the_same_noise_as_its_namesake(name):
     x = torch.randn(1, 4, 4, 4) * TOP
     assert torch.equal(run(name, x, to_zero(3))[0], run(name.removesuffix("_gpu"), x, to_zero(3))[0])
-
-
-def test_the_samplers_are_listed_in_comfyuis_order():
-    assert len(SAMPLERS) == 42
-    assert list(SAMPLERS)[:5] == ["euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "heun"]
-    assert list(SAMPLERS)[-4:] == ["sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2"]
 
 
 def test_these_samplers_discard_the_penultimate_level():
