@@ -27,7 +27,7 @@ from serve_app.models.backbone import SD1_LATENT_SCALE
 from training.parts import VAE, averaged, load_state, record, save_state, untrained
 from training.scenes import FRAME, SIDE, draw_scene, render
 
-PHASES = ((0.5, 800, 16, True), (1.0, 700, 8, True), (1.0, 1300, 8, False))
+PHASES = ((0.5, 800, 16, True), (1.0, 600, 8, True), (1.0, 1300, 8, False))
 """(scale of the pictures, steps, pictures a step, whether the encoder is trained), in order."""
 
 ENCODED_FROM = sum(steps for _, steps, _, trained in PHASES if trained)

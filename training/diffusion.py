@@ -35,7 +35,7 @@ from training.parts import (
 )
 from training.scenes import Scene, caption, draw_scene, render
 
-SCENES = 8000
+SCENES = 5000
 BATCH = 32
 RATE = 1e-3
 EMPTY = 0.1
