@@ -13,7 +13,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -32,7 +31,8 @@ from serve_app.graph.parse import parse
 from serve_app.graph.plan import Plan, Pool, TaskId, plan
 from serve_app.graph.signature import signatures
 from serve_app.graph.spec import NodeSpec
-from serve_app.scheduler.machine import JobRecord, Machine
+from serve_app.scheduler.channels import Mailbox, Stream, rebuilt
+from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import (
     Accepted,
     ClusterView,
@@ -57,6 +57,7 @@ from serve_app.scheduler.stimuli import (
     Send,
     Stimulus,
 )
+from serve_app.scheduler.views import live_view, row_view
 from serve_app.store.changes import JobEnded, JobRow
 from serve_app.store.jobs import Jobs
 
@@ -69,38 +70,6 @@ SILENCE_S = 60.0
 """A replica that has not been heard of for this long is taken for lost, even if its process lives."""
 STREAMS_KEPT = 2048
 """Event streams of ended jobs kept in memory; older ones are rebuilt from the database."""
-
-
-@dataclass(slots=True)
-class Mailbox:
-    """Messages on their way to one replica, each with a cursor; kept until the replica has polled past them."""
-
-    messages: list[tuple[int, Message]] = field(default_factory=list)
-    cursor: int = 0
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    heard_s: float = 0.0
-
-    def put(self, message: Message) -> None:
-        self.cursor += 1
-        self.messages.append((self.cursor, message))
-        self.arrived.set()
-
-
-@dataclass(slots=True)
-class Stream:
-    """One job's events so far. Ends with an event for which `last` is true."""
-
-    events: list[Event] = field(default_factory=list)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def put(self, event: Event) -> None:
-        self.events.append(event)
-        self.arrived.set()
-        if not event.last:
-            self.arrived = asyncio.Event()
-
-    def after(self, cursor: int) -> list[Event]:
-        return [e for e in self.events if e.seq > cursor]
 
 
 class Scheduler:
@@ -214,14 +183,14 @@ class Scheduler:
         jobs = self._machine.jobs.values()
         running = sorted((j for j in jobs if j.started_s is not None), key=lambda j: (j.started_s or 0.0, j.row.order))
         pending = sorted((j for j in jobs if j.started_s is None), key=lambda j: j.priority)
-        return QueueView(tuple(map(_live_view, running)), tuple(map(_live_view, pending)))
+        return QueueView(tuple(map(live_view, running)), tuple(map(live_view, pending)))
 
     async def job(self, job_id: str) -> JobView | None:
         self._check_ready()
         if job := self._machine.jobs.get(job_id):
-            return _live_view(job)
+            return live_view(job)
         row = await self._row(job_id)
-        return None if row is None else _row_view(row)
+        return None if row is None else row_view(row)
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
         """Return the job's events past the cursor. Errors: JobMissingError."""
@@ -453,46 +422,5 @@ class Scheduler:
             raise JobMissingError(f"no job has the id {job_id!r}")
         stream = self._streams.setdefault(job_id, Stream())
         if not stream.events or stream.events[0].kind != "queued":
-            stream.events[:0] = [e for e in _events_of(row) if not stream.events or e.seq < stream.events[0].seq]
+            stream.events[:0] = [e for e in rebuilt(row) if not stream.events or e.seq < stream.events[0].seq]
         return stream
-
-
-def _events_of(row: JobRow) -> list[Event]:
-    """Rebuild the durable events of a job."""
-    events = [Event(row.job_id, row.queued_seq, "queued", row.created_s)]
-    if row.started_s is not None and row.started_seq is not None:
-        events.append(Event(row.job_id, row.started_seq, "started", row.started_s))
-    for node_id, (seq, ui) in row.outputs.items():
-        at_s = row.ended_s or row.started_s or row.created_s
-        events.append(Event(row.job_id, seq, "executed", at_s, {"node": node_id, "output": ui}))
-    if row.ended_s is not None and row.ended_seq is not None:
-        events.append(Event(row.job_id, row.ended_seq, row.state, row.ended_s, row.failure))  # type: ignore[arg-type]
-    return sorted(events, key=lambda e: e.seq)
-
-
-def _live_view(job: JobRecord) -> JobView:
-    state, percent = ("queued", 0) if job.started_s is None else ("running", job.percent)
-    return _view(job.row, state, job.started_s, percent, job.outputs)
-
-
-def _row_view(row: JobRow) -> JobView:
-    percent = 100 if row.state == "success" else 0
-    return _view(row, row.state, row.started_s, percent, {node_id: ui for node_id, (_, ui) in row.outputs.items()})
-
-
-def _view(row: JobRow, state: str, started_s: float | None, percent: int, outputs: Mapping[str, Any]) -> JobView:
-    return JobView(
-        job_id=row.job_id,
-        number=row.number,
-        state=state,  # type: ignore[arg-type]
-        prompt=row.prompt,
-        outputs_to_execute=row.targets,
-        client_id=row.client_id,
-        extra_data=row.extra_data,
-        created_s=row.created_s,
-        started_s=started_s,
-        ended_s=row.ended_s,
-        percent=percent,
-        outputs=outputs,
-        failure=row.failure,
-    )

@@ -1,0 +1,58 @@
+"""What waits to be read: a replica's messages and a job's events, each behind a cursor, for long polls.
+
+A reader says how far it has read; what lies before that may be forgotten, what lies after it is given again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from serve_app.events import Event
+from serve_app.scheduler.messages import Message
+from serve_app.store.changes import JobRow
+
+
+@dataclass(slots=True)
+class Mailbox:
+    """Messages on their way to one replica, each with a cursor; kept until the replica has polled past them."""
+
+    messages: list[tuple[int, Message]] = field(default_factory=list)
+    cursor: int = 0
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    heard_s: float = 0.0
+
+    def put(self, message: Message) -> None:
+        self.cursor += 1
+        self.messages.append((self.cursor, message))
+        self.arrived.set()
+
+
+@dataclass(slots=True)
+class Stream:
+    """One job's events so far. Ends with an event for which `last` is true."""
+
+    events: list[Event] = field(default_factory=list)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, event: Event) -> None:
+        self.events.append(event)
+        self.arrived.set()
+        if not event.last:
+            self.arrived = asyncio.Event()
+
+    def after(self, cursor: int) -> list[Event]:
+        return [e for e in self.events if e.seq > cursor]
+
+
+def rebuilt(row: JobRow) -> list[Event]:
+    """Return the durable events of a job, from its row: what is left of its stream after a restart."""
+    events = [Event(row.job_id, row.queued_seq, "queued", row.created_s)]
+    if row.started_s is not None and row.started_seq is not None:
+        events.append(Event(row.job_id, row.started_seq, "started", row.started_s))
+    for node_id, (seq, ui) in row.outputs.items():
+        at_s = row.ended_s or row.started_s or row.created_s
+        events.append(Event(row.job_id, seq, "executed", at_s, {"node": node_id, "output": ui}))
+    if row.ended_s is not None and row.ended_seq is not None:
+        events.append(Event(row.job_id, row.ended_seq, row.state, row.ended_s, row.failure))  # type: ignore[arg-type]
+    return sorted(events, key=lambda e: e.seq)

@@ -1,0 +1,40 @@
+"""Jobs as clients may see them: unfinished ones from the machine's records, ended ones from their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.scheduler.machine import JobRecord
+from serve_app.scheduler.messages import JobView
+from serve_app.store.changes import JobRow
+
+
+def live_view(job: JobRecord) -> JobView:
+    """Return an unfinished job as it is now."""
+    state, percent = ("queued", 0) if job.started_s is None else ("running", job.percent)
+    return _view(job.row, state, job.started_s, percent, job.outputs)
+
+
+def row_view(row: JobRow) -> JobView:
+    """Return a job as the database has it."""
+    percent = 100 if row.state == "success" else 0
+    return _view(row, row.state, row.started_s, percent, {node_id: ui for node_id, (_, ui) in row.outputs.items()})
+
+
+def _view(row: JobRow, state: str, started_s: float | None, percent: int, outputs: Mapping[str, Any]) -> JobView:
+    return JobView(
+        job_id=row.job_id,
+        number=row.number,
+        state=state,  # type: ignore[arg-type]
+        prompt=row.prompt,
+        outputs_to_execute=row.targets,
+        client_id=row.client_id,
+        extra_data=row.extra_data,
+        created_s=row.created_s,
+        started_s=started_s,
+        ended_s=row.ended_s,
+        percent=percent,
+        outputs=outputs,
+        failure=row.failure,
+    )
