@@ -64,7 +64,9 @@ def noised(latents: Tensor, noise: Tensor, sigma: float, *, max_denoise: bool = 
 
     max_denoise: the run starts from pure noise, so x has the variance the model was trained on at its top level.
     """
-    return latents + noise * (sqrt(1 + sigma**2) if max_denoise else sigma)
+    # In single precision, as ComfyUI: samplers that extrapolate far, or adapt, show even the last digit of x.
+    level = torch.tensor(sigma, dtype=torch.float32)
+    return latents + noise * float((1 + level**2).sqrt() if max_denoise else level)
 
 
 def is_max_denoise(levels: NoiseLevels, sigma: float) -> bool:

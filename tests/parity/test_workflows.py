@@ -11,7 +11,7 @@ from PIL import Image
 
 from serve_app.store.store import FileRef
 from tests.parity.checkpoints import models_dir
-from tests.parity.figures import Figures
+from tests.parity.figures import TOLERANCE, Figures
 from tests.parity.stack import Stack
 from tests.parity.workflow import EMPTY, ENCODED, LINKS, ksampler, models
 
@@ -74,7 +74,10 @@ def stack(tmp_path_factory):
 @pytest.mark.parametrize("figure", [name for name in FIGURES.names if name.startswith("ksampler|")])
 async def test_ksampler_gives_comfyuis_latents(stack, figure):
     latent = await stack.run("sampled", **MODELS, **EMPTY, sampled=ksampler(figure))
-    FIGURES.assert_agrees(latent["samples"], figure)
+    # LMS extends a cubic through this schedule's first levels, which nearly coincide, far beyond them: coefficients of
+    # 6000, -11000 and 5000 add up to -4.7, and what the network rounds grows a thousandfold.
+    extrapolates_far = figure.startswith("ksampler|lms|linear_quadratic|")
+    FIGURES.assert_agrees(latent["samples"], figure, 3e-4 if extrapolates_far else TOLERANCE)
 
 
 async def test_a_cfg_of_one_gives_comfyuis_latents(stack):
