@@ -24,14 +24,14 @@ def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series],
         f"{CONNECTIONS} connections, all queued first": lambda server: _queued(server, CONNECTIONS),
     }
     rates: dict[tuple[str, str], list[float]] = {(c.kind, load): [] for load in loads for c in contenders}
-    with running(contenders) as servers:
-        for turn in range(rounds + 1):
-            for load, work in loads.items():
-                for server in servers:
+    for _ in range(rounds):
+        for contender in contenders:
+            with running(contender) as server:
+                _queued(server, CONNECTIONS)
+                for load, work in loads.items():
                     began = time.perf_counter()
                     jobs = work(server)
-                    if turn > 0:
-                        rates[server.name, load].append(jobs / (time.perf_counter() - began))
+                    rates[contender.kind, load].append(jobs / (time.perf_counter() - began))
     series = {key: Series(NAME, key[1], key[0], "jobs/s", values) for key, values in rates.items()}
     others = [kind for kind in dict.fromkeys(c.kind for c in contenders) if kind != "serve-app"]
     ratios = [

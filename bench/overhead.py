@@ -73,7 +73,7 @@ def measure(contender: Contender, checkpoint: str, rounds: int) -> tuple[list[Se
     engine = Engine()
     figures: dict[str, list[float]] = {"sampling": [], "its forwards": [], "bare forwards": [], "whole job": []}
     try:
-        with running([contender]) as (server,):
+        with running(contender) as server:
             expected_s = server.client.run([txt2img(checkpoint)])
             for turn in range(rounds + 1):
                 sampling, forwards = asyncio.run(_sample(engine, weights, checkpoint, seed=turn))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,18 +96,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(contenders: Sequence[Contender]) -> Iterator[list[Server]]:
-    """Run these side by side, so that they can be measured in turns."""
-    with contextlib.ExitStack() as stack:
-        servers = []
-        for contender in contenders:
-            directory = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="bench", ignore_cleanup_errors=True))
-            )
-            server = Server(contender, directory)
-            stack.callback(server.stop)
-            servers.append(server)
-        yield servers
+def running(contender: Contender) -> Iterator[Server]:
+    """Run a contender meanwhile, and no other: an idle one takes some of a core, which delays work on all cores."""
+    with tempfile.TemporaryDirectory(prefix="bench", ignore_cleanup_errors=True) as directory:
+        server = Server(contender, Path(directory))
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def _environment() -> dict[str, str]:
