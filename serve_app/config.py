@@ -50,7 +50,7 @@ class PoolConfig(Section):
     """GPUs a replica; a fraction shares a card and bounds the memory the replica may take of it to the same share."""
     resources: dict[str, float] = {}
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads for tensor work; 0 lets torch choose."""
+    """CPU threads for tensor work; 0 is every core for models on a CPU, num_cpus for all else."""
     dtype: Dtype = "auto"
     """Of the backbone and text encoder: auto is fp32 on a CPU, fp16 on a GPU."""
     vae_dtype: Dtype = "auto"

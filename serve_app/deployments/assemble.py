@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from serve_app.config import AppConfig, PoolConfig
@@ -18,15 +20,15 @@ from serve_app.store.volume import Volume
 
 def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: ReplicaDesk, transfer: Transfer) -> Runner:
     """Return a replica of the pool, ready to `run`. Errors: ConfigError for a dtype the device cannot do."""
-    if pool.threads:
-        torch.set_num_threads(pool.threads)
+    device = torch.device("cuda" if pool.num_gpus and torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(_threads(pool, device))
     known = {name: spec for name, spec in specs().items() if pool.runtime or not spec.runtime}
     return Runner(
         desk,
         ReplicaInfo(replica_id, pool.name, pool.tasks_per_replica),
         classes=BUILTIN,
         specs=known,
-        models=_models(config, pool) if pool.runtime else None,
+        models=_models(config, pool, device) if pool.runtime else None,
         store=Volume(config.directories),
         transfer=transfer,
         host=host_stats,
@@ -34,9 +36,15 @@ def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: Replica
     )
 
 
-def _models(config: AppConfig, pool: PoolConfig) -> EngineRuntime:
+def _threads(pool: PoolConfig, device: torch.device) -> int:
+    """Return the threads for tensor work. Left to itself it would get the pool's num_cpus, by OMP_NUM_THREADS from Ray."""
+    if pool.threads:
+        return pool.threads
+    return len(os.sched_getaffinity(0)) if pool.runtime and device.type == "cpu" else max(1, round(pool.num_cpus))
+
+
+def _models(config: AppConfig, pool: PoolConfig, device: torch.device) -> EngineRuntime:
     """Make the engine on the device the pool was given."""
-    device = torch.device("cuda" if pool.num_gpus and torch.cuda.is_available() else "cpu")
     if device.type == "cuda" and pool.num_gpus < 1:
         torch.cuda.set_per_process_memory_fraction(pool.num_gpus)
     weights = Weights(
