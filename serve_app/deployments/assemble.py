@@ -37,10 +37,10 @@ def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: Replica
 
 
 def _threads(pool: PoolConfig, device: torch.device) -> int:
-    """Return the threads for tensor work. Left to itself it would get the pool's num_cpus, by OMP_NUM_THREADS from Ray."""
+    """Return the threads for tensor work. Ray would leave it num_cpus of them, by OMP_NUM_THREADS."""
     if pool.threads:
         return pool.threads
-    return len(os.sched_getaffinity(0)) if pool.runtime and device.type == "cpu" else max(1, round(pool.num_cpus))
+    return (os.cpu_count() or 1) if pool.runtime and device.type == "cpu" else max(1, round(pool.num_cpus))
 
 
 def _models(config: AppConfig, pool: PoolConfig, device: torch.device) -> EngineRuntime:
