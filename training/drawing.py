@@ -14,7 +14,7 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.weights import Weights
 from serve_app.nodes.builtin.conditioning import CLIPTextEncode
-from serve_app.nodes.builtin.latent import EmptyLatentImage, VAEDecode
+from serve_app.nodes.builtin.latent import EmptyLatentImage, VAEDecode, VAEEncode
 from serve_app.nodes.builtin.loaders import CheckpointLoaderSimple
 from serve_app.nodes.builtin.sampling import KSampler
 from serve_app.nodes.runtime import Runtime
@@ -72,6 +72,23 @@ def draw_all(models: Path, checkpoint: str, wishes: Sequence[Wish]) -> list[Arra
 
     async def together(runtime: Runtime) -> list[Array]:
         return list(await asyncio.gather(*(draw(runtime, checkpoint, wish) for wish in wishes)))
+
+    with runtime(models) as opened:
+        return asyncio.run(together(opened))
+
+
+def through_vae(models: Path, checkpoint: str, pictures: Sequence[Array]) -> list[Array]:
+    """Return pictures encoded to latents and decoded again, as VAEEncode and VAEDecode do it."""
+
+    async def one(runtime: Runtime, picture: Array) -> Array:
+        _, _, vae = CheckpointLoaderSimple().load_checkpoint(checkpoint)
+        (latent,) = await VAEEncode().encode(pixels=torch.from_numpy(picture)[None], vae=vae, runtime=runtime)
+        (images,) = await VAEDecode().decode(samples=latent, vae=vae, runtime=runtime)
+        decoded: Array = images[0].numpy()
+        return decoded
+
+    async def together(runtime: Runtime) -> list[Array]:
+        return list(await asyncio.gather(*(one(runtime, picture) for picture in pictures)))
 
     with runtime(models) as opened:
         return asyncio.run(together(opened))

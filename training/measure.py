@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from training.classifier import NAMES, judge, nearest_colours, shape_shown
-from training.drawing import Wish, draw_all
+from training.drawing import Wish, draw_all, through_vae
 from training.scenes import (
     COLOURS,
     Array,
@@ -53,7 +53,9 @@ def measure(models: Path, checkpoint: str) -> dict[str, Any]:
     random = Random("measure")
     singles = random.sample([scene for scene in single_scenes() if is_held_out(scene)], PROMPTS)
     pairs = _pairs(random)
-    results: dict[str, Any] = {"renderer": figures([render(s, random) for s in singles], singles)}
+    rendered = [render(scene, random) for scene in singles]
+    results: dict[str, Any] = {"renderer": figures(rendered, singles)}
+    results["renderer, through the VAE"] = figures(through_vae(models, checkpoint, rendered), singles)
     for cfg in (1.0, 5.0):
         wishes = [Wish(full_caption(scene), seed, cfg) for seed, scene in enumerate(singles)]
         results[f"cfg {cfg:g}"] = figures(draw_all(models, checkpoint, wishes), singles)
