@@ -53,7 +53,10 @@ def test_ctrl_c_cancels_the_job(server: Server, workflow: Path):
     with subprocess.Popen([*line, "--set", "3.steps=9999"], stderr=subprocess.PIPE, text=True) as submitting:
         [job_id] = wait_for(lambda: server.get("/queue")["running"], "the job")
         submitting.send_signal(signal.SIGINT)
-        assert submitting.wait(PATIENCE_S) == 130
+        try:
+            assert submitting.wait(PATIENCE_S) == 130
+        finally:
+            submitting.kill()
     assert server.finished(job_id)["status"]["status_str"] == "cancelled"
 
 

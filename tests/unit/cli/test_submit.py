@@ -151,7 +151,10 @@ def test_ctrl_c_cancels_the_job(url, scheduler, workflow):
         while process.stderr.readline() != "queued\n":
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        try:
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
         assert "cancelled" in process.stderr.read()
     [job] = scheduler.jobs.values()
     assert job.state == "cancelled"

@@ -1,0 +1,8 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import signal
+
+# A shell that runs the tests in its background has them ignore SIGINT, and the commands they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
