@@ -13,12 +13,13 @@ from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError
 from serve_app.models.sample import write_sample_checkpoint
 from tests.unit.deployments.cluster import Cluster, cluster
 
-ONE = (PoolConfig(name="gpu"),)
+# One thread count for all: sums in another order may round a pixel the other way.
+ONE = (PoolConfig(name="gpu", threads=1),)
 SPLIT = (
-    PoolConfig(name="encode", accepts=("CLIPTextEncode", "CLIPSetLastLayer")),
-    PoolConfig(name="denoise", accepts=("KSampler*",)),
-    PoolConfig(name="decode", accepts=("VAE*",)),
-    PoolConfig(name="cpu", runtime=False),
+    PoolConfig(name="encode", accepts=("CLIPTextEncode", "CLIPSetLastLayer"), threads=1),
+    PoolConfig(name="denoise", accepts=("KSampler*",), threads=1),
+    PoolConfig(name="decode", accepts=("VAE*",), threads=1),
+    PoolConfig(name="cpu", runtime=False, threads=1),
 )
 
 
