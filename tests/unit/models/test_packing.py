@@ -1,10 +1,10 @@
-"""Packed convolutions against the plain ones they stand for."""
+"""Packed layers against the plain ones they stand for."""
 
 import pytest
 import torch
 from torch import nn
 
-from serve_app.models.packing import PackedConvolution, pack
+from serve_app.models.packing import PackedConvolution, PackedLinear, pack
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -50,3 +50,16 @@ def test_padding_that_is_not_zeros_stays_as_it_is():
     )
     pack(reflecting)
     assert not any(isinstance(module, PackedConvolution) for module in reflecting)
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(1, 40), (77, 40), (2, 77, 40), (2, 9, 7, 40)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_linear_layer_answers_as_the_plain_one(shape, bias):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(40, 24, bias=bias)).eval().requires_grad_(False)
+    x = torch.randn(shape)
+    expected = plain(x)
+    pack(plain)
+    assert isinstance(plain[0], PackedLinear)
+    torch.testing.assert_close(plain(x), expected, rtol=1e-5, atol=1e-5)
