@@ -1,61 +1,22 @@
-"""The node classes there are, by the name workflows use, and the names people see."""
+"""The built-in node classes, registered as a pack registers its own: each module maps names to classes and titles."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from serve_app.graph.spec import NodeSpec
-from serve_app.nodes.builtin.conditioning import CLIPSetLastLayer, CLIPTextEncode
-from serve_app.nodes.builtin.image import EmptyImage, ImageScale, LoadImage, PreviewImage, SaveImage
-from serve_app.nodes.builtin.latent import (
-    EmptyLatentImage,
-    LatentUpscale,
-    LoadLatent,
-    SaveLatent,
-    VAEDecode,
-    VAEEncode,
-)
-from serve_app.nodes.builtin.loaders import CheckpointLoaderSimple, VAELoader
-from serve_app.nodes.builtin.sampling import KSampler, KSamplerAdvanced
+from serve_app.nodes.builtin import conditioning, image, latent, loaders, sampling
 from serve_app.nodes.protocol import spec_of
 
-BUILTIN: Mapping[str, type] = {
-    "KSampler": KSampler,
-    "CheckpointLoaderSimple": CheckpointLoaderSimple,
-    "CLIPTextEncode": CLIPTextEncode,
-    "CLIPSetLastLayer": CLIPSetLastLayer,
-    "VAEDecode": VAEDecode,
-    "VAEEncode": VAEEncode,
-    "VAELoader": VAELoader,
-    "EmptyLatentImage": EmptyLatentImage,
-    "LatentUpscale": LatentUpscale,
-    "SaveImage": SaveImage,
-    "PreviewImage": PreviewImage,
-    "LoadImage": LoadImage,
-    "ImageScale": ImageScale,
-    "EmptyImage": EmptyImage,
-    "KSamplerAdvanced": KSamplerAdvanced,
-    "LoadLatent": LoadLatent,
-    "SaveLatent": SaveLatent,
-}
+_MODULES = (loaders, conditioning, sampling, latent, image)
+
+BUILTIN: Mapping[str, type] = {name: cls for module in _MODULES for name, cls in module.NODE_CLASS_MAPPINGS.items()}
+"""The node classes there are, by the name workflows use."""
 
 DISPLAY_NAMES: Mapping[str, str] = {
-    "KSampler": "KSampler",
-    "KSamplerAdvanced": "KSampler (Advanced)",
-    "CheckpointLoaderSimple": "Load Checkpoint",
-    "VAELoader": "Load VAE",
-    "CLIPTextEncode": "CLIP Text Encode (Prompt)",
-    "CLIPSetLastLayer": "CLIP Set Last Layer",
-    "VAEDecode": "VAE Decode",
-    "VAEEncode": "VAE Encode",
-    "EmptyLatentImage": "Empty Latent Image",
-    "LatentUpscale": "Upscale Latent",
-    "SaveImage": "Save Image",
-    "PreviewImage": "Preview Image",
-    "LoadImage": "Load Image",
-    "ImageScale": "Upscale Image",
+    name: title for module in _MODULES for name, title in module.NODE_DISPLAY_NAME_MAPPINGS.items()
 }
-"""ComfyUI's own; a class without one shows its class name, as there."""
+"""ComfyUI's titles; a class without one shows its class name, as there."""
 
 
 def specs() -> dict[str, NodeSpec]:

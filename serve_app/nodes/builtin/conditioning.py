@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from serve_app.nodes.runtime import Runtime
@@ -46,3 +47,14 @@ class CLIPSetLastLayer:
     def set_last_layer(self, clip: Recipe, stop_at_clip_layer: int) -> tuple[Recipe]:
         """Return the recipe with the layer to stop at."""
         return (clip.with_patch(ClipSkip(stop_at_clip_layer)),)
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "CLIPTextEncode": CLIPTextEncode,
+    "CLIPSetLastLayer": CLIPSetLastLayer,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "CLIPTextEncode": "CLIP Text Encode (Prompt)",
+    "CLIPSetLastLayer": "CLIP Set Last Layer",
+}

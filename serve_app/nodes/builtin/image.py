@@ -170,3 +170,19 @@ class PreviewImage(SaveImage):
     ) -> dict[str, Any]:
         """Store every image and show where."""
         return await super().save_images(images, prompt, extra_pnginfo, store, ["ComfyUI_temp"])
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "EmptyImage": EmptyImage,
+    "ImageScale": ImageScale,
+    "LoadImage": LoadImage,
+    "PreviewImage": PreviewImage,
+    "SaveImage": SaveImage,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "ImageScale": "Upscale Image",
+    "LoadImage": "Load Image",
+    "PreviewImage": "Preview Image",
+    "SaveImage": "Save Image",
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
@@ -166,3 +167,20 @@ class LoadLatent:
             raise NodeError(f"{latent!r} is no .latent file: {error}") from error
         # Files from before the format had a version hold latents scaled for SD 1.5's backbone.
         return ({"samples": samples if "latent_format_version_0" in tensors else samples / 0.18215},)
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "EmptyLatentImage": EmptyLatentImage,
+    "LatentUpscale": LatentUpscale,
+    "VAEDecode": VAEDecode,
+    "VAEEncode": VAEEncode,
+    "LoadLatent": LoadLatent,
+    "SaveLatent": SaveLatent,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "EmptyLatentImage": "Empty Latent Image",
+    "LatentUpscale": "Upscale Latent",
+    "VAEDecode": "VAE Decode",
+    "VAEEncode": "VAE Encode",
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from serve_app.nodes.protocol import FolderChoice
@@ -43,3 +44,14 @@ class VAELoader:
     def load_vae(self, vae_name: str) -> tuple[Recipe]:
         """Return the VAE's recipe."""
         return (Recipe("vae", "vae", vae_name),)
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "CheckpointLoaderSimple": CheckpointLoaderSimple,
+    "VAELoader": VAELoader,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "CheckpointLoaderSimple": "Load Checkpoint",
+    "VAELoader": "Load VAE",
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from serve_app.nodes.runtime import Runtime, SamplingRequest
@@ -137,3 +138,14 @@ class KSamplerAdvanced:
             noise_mask=latent_image.get("noise_mask"),
         )
         return ({**latent_image, "samples": await runtime.sample(request)},)
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "KSampler": KSampler,
+    "KSamplerAdvanced": KSamplerAdvanced,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "KSampler": "KSampler",
+    "KSamplerAdvanced": "KSampler (Advanced)",
+}
