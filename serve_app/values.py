@@ -6,7 +6,8 @@ Only a replica turns it into weights. This module imports no torch, so the contr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -22,13 +23,56 @@ Conditioning: TypeAlias = "list[tuple[torch.Tensor, dict[str, Any]]]"
 
 
 @dataclass(frozen=True, slots=True)
+class TextPair:
+    """What two text encoders read, where it differs: g for OpenCLIP's bigG, l for CLIP-L."""
+
+    g: str
+    l: str  # noqa: E741
+
+
+@dataclass(frozen=True, slots=True)
 class ClipSkip:
     """Stop the text encoder at a hidden layer. stop_at: −1 is the last layer, −2 the one before."""
 
     stop_at: int
 
 
-Patch: TypeAlias = ClipSkip
+@dataclass(frozen=True, slots=True)
+class Discrete:
+    """Training on a table of noise levels (ComfyUI's ModelSamplingDiscrete).
+
+    prediction: "eps", "v_prediction", "lcm", "x0" or "img_to_img". zsnr: the top level has (almost) no signal left.
+    """
+
+    prediction: str = "eps"
+    zsnr: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContinuousEdm:
+    """Training on any noise level between two (ComfyUI's ModelSamplingContinuousEDM).
+
+    prediction: "eps", "v_prediction", "edm" or "edm_playground_v2.5", which has latents of its own as well.
+    """
+
+    prediction: str
+    sigma_max: float
+    sigma_min: float
+
+
+@dataclass(frozen=True, slots=True)
+class ContinuousV:
+    """As ContinuousEdm with v-prediction, but the network is told the level as an angle (ModelSamplingContinuousV)."""
+
+    sigma_max: float
+    sigma_min: float
+
+
+Training: TypeAlias = Discrete | ContinuousEdm | ContinuousV
+"""What a backbone was trained to predict and on which levels: read off its file, or set by a patch."""
+
+
+Patch: TypeAlias = ClipSkip | Training
 """Every kind of ordered change a recipe can carry."""
 
 
@@ -36,14 +80,45 @@ Patch: TypeAlias = ClipSkip
 class Recipe:
     """How to make one part of a model: which file, which part of it, which changes in which order.
 
-    folder, name: the model file in the catalog, e.g. ("checkpoints", "sd15.safetensors").
+    folder, name: the model file in the catalog, e.g. ("checkpoints", "sd15.safetensors"). beside: further files of the
+    folder that belong to the same part, such as a second text encoder.
     """
 
     part: Part
     folder: str
     name: str
     patches: tuple[Patch, ...] = ()
+    beside: tuple[str, ...] = ()
 
     def with_patch(self, patch: Patch) -> Recipe:
         """Return a new recipe with one more change at the end."""
         return replace(self, patches=(*self.patches, patch))
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerChoice:
+    """SAMPLER: a sampler's name and the options that differ from its defaults."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """NOISE: a seed. added False: nothing is added to the latents, and the seed is the sampler's alone."""
+
+    seed: int
+    added: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guider:
+    """GUIDER: a backbone, its conditionings by role ("positive", "negative", …), and how they are combined.
+
+    kind: the rule, with its scales by name, as sampling/rules.py has them.
+    """
+
+    backbone: Recipe
+    conds: Mapping[str, Conditioning]
+    kind: str = "cfg"
+    scales: Mapping[str, Any] = field(default_factory=dict)
