@@ -1,13 +1,19 @@
 """How a network's output becomes D(x, sigma), the denoised latents every sampler works with.
 
-One class a kind of prediction; σ_data is 1, as latent diffusion models are trained. No network is known here.
+One class a kind of prediction, and which of them, on which noise levels, a kind of training means. σ_data is 1 where
+it is not given, as latent diffusion models are trained. No network is known here.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+from serve_app.errors import NodeError
+from serve_app.sampling.sigmas import ContinuousLevels, NoiseLevels
+from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Training
 
 
 class Prediction(Protocol):
@@ -42,3 +48,110 @@ class EPS:
     def denoised(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
         """Return x − sigma·eps."""
         return x - output * per_row(sigma, x)
+
+
+@dataclass(frozen=True, slots=True)
+class V:
+    """The network predicts v, a mixture of noise and image of unit variance at every level.
+
+    Source: Salimans and Ho 2022, arXiv:2202.00512, Appendix D, written for x = denoised + sigma·eps.
+    """
+
+    sigma_data: float = 1.0
+
+    def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return x divided by √(sigma² + σ_data²)."""
+        return x / per_row((sigma**2 + self.sigma_data**2).sqrt(), x)
+
+    def denoised(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+        """Return c_skip·x − c_out·v."""
+        s, data = per_row(sigma, x), self.sigma_data
+        total = s**2 + data**2
+        return x * data**2 / total - output * s * data / total**0.5
+
+
+class Edm(V):
+    """The network predicts what c_skip·x lacks of the image: −v.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, Table 1.
+    """
+
+    def denoised(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+        """Return c_skip·x + c_out·F."""
+        return V(self.sigma_data).denoised(x, -output, sigma)
+
+
+class X0(EPS):
+    """The network predicts the denoised latents."""
+
+    @staticmethod
+    def denoised(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+        """Return the output."""
+        return output
+
+
+class ImgToImg(X0):
+    """The network turns latents into latents, as they are."""
+
+    @staticmethod
+    def scale_input(x: Tensor, sigma: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+
+@dataclass(frozen=True, slots=True)
+class Lcm:
+    """A noise prediction bent so that D(x, 0) = x, as latent consistency models are distilled.
+
+    Source: Luo et al. 2023, arXiv:2310.04378, equation 9 with σ_data = 0.5 and timesteps scaled by 10.
+    """
+
+    levels: NoiseLevels
+
+    def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return x divided by √(sigma² + 1)."""
+        return EPS.scale_input(x, sigma)
+
+    def denoised(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+        """Return c_skip(t)·x + c_out(t)·(x − sigma·eps)."""
+        t = per_row(self.levels.timestep(sigma) * 10.0, x)
+        total = t**2 + 0.25
+        return t / total**0.5 * EPS.denoised(x, output, sigma) + 0.25 / total * x
+
+
+_LCM_STRIDE = 20
+"""Latent consistency models are distilled on 50 of the 1000 timesteps."""
+
+
+def trained(training: Training) -> tuple[NoiseLevels, Prediction]:
+    """Return the noise levels and the prediction that a kind of training means.
+
+    Errors: NodeError for a prediction that is not known, or for levels that are none.
+    """
+    match training:
+        case Discrete("lcm", zsnr):
+            levels = NoiseLevels(zsnr=zsnr, stride=_LCM_STRIDE)
+            return levels, Lcm(levels)
+        case Discrete(name, zsnr) if (prediction := _DISCRETE.get(name)) is not None:
+            return NoiseLevels(zsnr=zsnr), prediction
+        case ContinuousEdm(name, high, low) if (prediction := _CONTINUOUS.get(name)) is not None:
+            return _between(high, low), prediction
+        case ContinuousV(high, low):
+            return _between(high, low, angle=True), V()
+    known = ", ".join(("lcm", *_DISCRETE) if isinstance(training, Discrete) else _CONTINUOUS)
+    raise NodeError(f"prediction '{training.prediction}' is not supported; supported are {known}")
+
+
+def _between(sigma_max: float, sigma_min: float, *, angle: bool = False) -> ContinuousLevels:
+    if not 0 < sigma_min <= sigma_max:
+        raise NodeError(f"sigma_min {sigma_min} and sigma_max {sigma_max} leave no levels: 0 < sigma_min <= sigma_max")
+    return ContinuousLevels(sigma_max, sigma_min, angle=angle)
+
+
+_DISCRETE: dict[str, Prediction] = {"eps": EPS(), "v_prediction": V(), "x0": X0(), "img_to_img": ImgToImg()}
+_CONTINUOUS: dict[str, Prediction] = {
+    "v_prediction": V(),
+    "edm": Edm(0.5),
+    "edm_playground_v2.5": Edm(0.5),
+    "eps": EPS(),
+}

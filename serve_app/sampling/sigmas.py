@@ -6,7 +6,7 @@ sigmas are 1-D (n+1,), descending, float32 on the CPU; the last is 0 unless nois
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import atan, inf, log
+from math import atan, exp, inf, log, pi
 from typing import TypeAlias
 
 import numpy as np
@@ -19,17 +19,32 @@ from serve_app.sampling.evaluation import SamplerSpec
 
 
 class NoiseLevels:
-    """The sigmas a discrete model was trained on, by timestep. The defaults are those of Stable Diffusion 1.x and 2.x.
+    """The sigmas a discrete model was trained on, by timestep. The defaults are those of Stable Diffusion.
 
-    Betas are linear in their square root; sigma = √((1 − ᾱ) / ᾱ). Source: Rombach et al. 2022, arXiv:2112.10752.
+    Betas are linear in their square root; sigma = √((1 − ᾱ) / ᾱ). zsnr: rescaled so that the last level has (almost) no
+    signal. stride: only every so many-th timestep is a level, the last among them, as consistency models are distilled.
+    Sources: Rombach et al. 2022, arXiv:2112.10752; Lin et al. 2023, arXiv:2305.08891, Algorithm 1.
     """
 
-    def __init__(self, *, beta_start: float = 0.00085, beta_end: float = 0.012, timesteps: int = 1000) -> None:
+    def __init__(
+        self,
+        *,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        timesteps: int = 1000,
+        zsnr: bool = False,
+        stride: int = 1,
+    ) -> None:
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64) ** 2
         alphas_cumprod = torch.cumprod(1 - betas, dim=0)
-        sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+        if zsnr:
+            alphas_cumprod = _without_signal_at_the_end(alphas_cumprod)
+        self._timesteps, self._stride = timesteps, stride
+        self._set(((1 - alphas_cumprod) / alphas_cumprod).sqrt()[stride - 1 :: stride])
+
+    def _set(self, sigmas: Tensor) -> None:
         self.sigmas: Tensor = sigmas.float()
-        """(timesteps,), ascending."""
+        """(levels,), ascending."""
         self._log_sigmas: dict[torch.device, Tensor] = {torch.device("cpu"): sigmas.log().float()}
 
     @property
@@ -43,15 +58,18 @@ class NoiseLevels:
         return float(self.sigmas[-1])
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """Return the timestep nearest to each sigma in log space, int64, shaped as sigma and on its device."""
+        """Return what the network is told for each sigma, shaped as sigma and on its device.
+
+        It is the timestep nearest in log space, int64.
+        """
         table = self._table(sigma.device)
         nearest: Tensor = (sigma.flatten().log() - table[:, None]).abs().argmin(dim=0)
-        return nearest.view(sigma.shape)
+        return nearest.view(sigma.shape) * self._stride + (self._stride - 1)
 
     def sigma(self, timestep: Tensor) -> Tensor:
         """Return the level of each timestep, interpolated in log space between neighbours, float32."""
         table = self._table(timestep.device)
-        at = timestep.float().clamp(0, len(table) - 1)
+        at = ((timestep.float() - (self._stride - 1)) / self._stride).clamp(0, len(table) - 1)
         share = at.frac()
         # Written out, as in ComfyUI: lerp rounds otherwise, and a Brownian path differs at the nearest other level.
         return ((1 - share) * table[at.floor().long()] + share * table[at.ceil().long()]).exp()
@@ -60,13 +78,48 @@ class NoiseLevels:
         """Return the level at a share of the timesteps counted from the top: 0 is above every level, 1 is zero."""
         if not 0 < share < 1:
             return inf if share <= 0 else 0.0
-        return float(self.sigma(torch.tensor((1 - share) * (len(self.sigmas) - 1))))
+        return self._at(1 - share)
+
+    def _at(self, height: float) -> float:
+        return float(self.sigma(torch.tensor(height * (self._timesteps - 1))))
 
     def _table(self, device: torch.device) -> Tensor:
         # Kept by device: copying it for every forward would cost a transfer each.
         if device not in self._log_sigmas:
             self._log_sigmas[device] = self._log_sigmas[torch.device("cpu")].to(device)
         return self._log_sigmas[device]
+
+
+def _without_signal_at_the_end(alphas_cumprod: Tensor) -> Tensor:
+    roots = alphas_cumprod.sqrt()
+    rescaled: Tensor = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+    # Nothing at all would be an infinite sigma; ComfyUI leaves this much, a sigma of 4519.
+    rescaled[-1] = 4.8973451890853435e-08
+    return rescaled
+
+
+class ContinuousLevels(NoiseLevels):
+    """Every level between two. The network is told a quarter of its logarithm, or, with `angle`, its arctangent.
+
+    `sigmas` holds 1000 of them, equally spaced in the logarithm, for the schedules that pick from a table.
+    Source: Karras et al. 2022, arXiv:2206.00364, Table 1 (c_noise of EDM).
+    """
+
+    def __init__(self, sigma_max: float, sigma_min: float, *, angle: bool = False) -> None:
+        self._angle = angle
+        self._set(torch.linspace(log(sigma_min), log(sigma_max), 1000).exp())
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Return what the network is told for each sigma, float32, shaped as sigma and on its device."""
+        return sigma.atan() / pi * 2 if self._angle else 0.25 * sigma.log()
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        """Return the level that the network is told so."""
+        return (timestep * pi / 2).tan() if self._angle else (timestep / 0.25).exp()
+
+    def _at(self, height: float) -> float:
+        low, high = log(self.sigma_min), log(self.sigma_max)
+        return exp((high - low) * height + low)
 
 
 Schedule: TypeAlias = Callable[[NoiseLevels, int], Tensor]
@@ -86,8 +139,7 @@ def simple(levels: NoiseLevels, steps: int) -> Tensor:
 
 def sgm_uniform(levels: NoiseLevels, steps: int) -> Tensor:
     """Timesteps equally spaced, the last of them left out. Source: Stability AI's generative-models."""
-    top = len(levels.sigmas) - 1
-    return ending_at_zero(levels.sigma(torch.linspace(top, 0, steps + 1)[:-1]))
+    return ending_at_zero(levels.sigma(_timesteps(levels, steps + 1)[:-1]))
 
 
 def karras(levels: NoiseLevels, steps: int, rho: float = 7.0) -> Tensor:
@@ -112,7 +164,13 @@ def ddim_uniform(levels: NoiseLevels, steps: int) -> Tensor:
 
 def normal(levels: NoiseLevels, steps: int) -> Tensor:
     """Timesteps equally spaced from the top to the lowest level."""
-    return ending_at_zero(levels.sigma(torch.linspace(len(levels.sigmas) - 1, 0, steps)))
+    return ending_at_zero(levels.sigma(_timesteps(levels, steps)))
+
+
+def _timesteps(levels: NoiseLevels, count: int) -> Tensor:
+    """Return timesteps equally spaced from that of the highest level to that of the lowest, both included."""
+    top, bottom = levels.timestep(levels.sigmas[[-1, 0]])
+    return torch.linspace(float(top), float(bottom), count)
 
 
 def beta(levels: NoiseLevels, steps: int, a: float = 0.6, b: float = 0.6) -> Tensor:

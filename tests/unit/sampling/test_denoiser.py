@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from serve_app.sampling.denoiser import EPS
+from serve_app.errors import NodeError
+from serve_app.sampling.denoiser import EPS, X0, Edm, Lcm, V, trained
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.inpaint import Inpainting, latent_mask
+from serve_app.values import ContinuousEdm, Discrete
 
 
 def test_a_perfect_eps_network_denoises_every_row_at_its_own_level():
@@ -21,6 +24,57 @@ def test_an_eps_networks_input_has_unit_variance_at_every_level():
     clean, eps = torch.randn(2, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     fed = EPS.scale_input(clean + eps * sigma.view(3, 1, 1, 1), sigma)
     torch.testing.assert_close(fed.var(dim=(1, 2, 3)), torch.ones(3), rtol=0.05, atol=0)
+
+
+def test_a_perfect_v_network_denoises_every_row_at_its_own_level():
+    clean, eps = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.1, 2.0, 14.0])
+    s = sigma.view(3, 1, 1, 1)
+    v = (eps - s * clean) / (1 + s**2).sqrt()
+    torch.testing.assert_close(V().denoised(clean + s * eps, v, sigma), clean, rtol=1e-4, atol=1e-5)
+
+
+def test_an_edm_network_that_is_zero_leaves_the_best_linear_guess():
+    sigma = torch.tensor([0.1, 2.0, 14.0])
+    x = torch.randn(3, 4, 2, 2)
+    guess = x * 0.25 / (sigma.view(3, 1, 1, 1) ** 2 + 0.25)
+    torch.testing.assert_close(Edm(0.5).denoised(x, torch.zeros_like(x), sigma), guess)
+
+
+def test_a_network_of_images_is_taken_at_its_word():
+    output = torch.randn(1, 4, 2, 2)
+    assert X0().denoised(torch.zeros_like(output), output, torch.ones(1)) is output
+
+
+def test_a_consistency_model_is_nearly_a_noise_prediction_on_levels_of_every_twentieth_timestep():
+    levels, prediction = trained(Discrete("lcm"))
+    assert isinstance(prediction, Lcm)
+    assert levels.timestep(levels.sigmas).tolist() == list(range(19, 1000, 20))
+    x, output, sigma = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2), levels.sigmas[-1:]
+    torch.testing.assert_close(prediction.denoised(x, output, sigma), EPS.denoised(x, output, sigma), rtol=1e-3, atol=0)
+
+
+def test_training_to_zero_signal_reaches_far_above_the_usual_levels_and_keeps_the_lowest():
+    usual, _ = trained(Discrete("v_prediction"))
+    rescaled, _ = trained(Discrete("v_prediction", zsnr=True))
+    assert rescaled.sigma_max == pytest.approx(4518.8, abs=0.1)
+    assert rescaled.sigma_min == pytest.approx(usual.sigma_min, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        (Discrete("flow"), "'flow' is not supported; supported are lcm, eps, v_prediction, x0, img_to_img"),
+        (
+            ContinuousEdm("cosmos_rflow", 80.0, 0.002),
+            "'cosmos_rflow' is not supported; supported are v_prediction, edm",
+        ),
+        (ContinuousEdm("edm", 80.0, 0.0), "sigma_min 0.0 and sigma_max 80.0 leave no levels"),
+    ],
+)
+def test_training_that_is_unknown_is_refused_with_what_is_known(training, message):
+    with pytest.raises(NodeError, match=message):
+        trained(training)
 
 
 def test_a_mask_of_pixels_becomes_one_value_a_latent_for_every_latent_of_the_batch():
