@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     import torch
 
-Part: TypeAlias = Literal["backbone", "clip", "vae"]
+Part: TypeAlias = Literal["backbone", "clip", "vae", "upscaler"]
 
 Latent: TypeAlias = dict[str, Any]
 """LATENT: {"samples": (B,C,H,W) as the VAE made them, unscaled; optional "batch_index": list[int], "noise_mask"}."""

@@ -20,8 +20,9 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
 from serve_app.models.backbone import Backbone
+from serve_app.models.tiling import Tiles
 from serve_app.models.weights import Weights
-from serve_app.nodes.runtime import Runtime, SamplingRequest
+from serve_app.nodes.runtime import Runtime, SamplingRequest, Tiling
 from serve_app.values import Conditioning, Recipe
 
 M = TypeVar("M")
@@ -66,6 +67,19 @@ class EngineRuntime:
         """Do one piece of work with a recipe's model, once there is room for it. load: the method of Weights for it."""
         return await self._answer(self._call(recipe, load, work))
 
+    async def use_tiled(
+        self,
+        recipe: Recipe,
+        load: Callable[[Recipe], M],
+        work: Callable[[M], Tiles],
+        progress: Callable[[int, int], None],
+    ) -> Tensor:
+        """Do work with a recipe's model tile by tile; forwards run in between, and the work holds the model."""
+        tiles = await self._answer(self._call(recipe, load, work))
+        while not isinstance(made := await self._answer(self._engine.call(partial(_next_tile, tiles))), Tensor):
+            progress(*made)
+        return made
+
     def _call(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> Future[T]:
         """Have work done in the engine's thread.
 
@@ -90,6 +104,14 @@ def _cancel_run(beginning: Future[Future[Tensor]]) -> None:
         beginning.result().cancel()
 
 
+def _next_tile(tiles: Tiles) -> tuple[int, int] | Tensor:
+    try:
+        return next(tiles)
+    except StopIteration as end:
+        whole: Tensor = end.value
+        return whole
+
+
 class NodeRuntime:
     """RUNTIME for one node, as serve_app.nodes.runtime.Runtime describes it."""
 
@@ -106,10 +128,30 @@ class NodeRuntime:
         """Return latents (B,C,h,w), unscaled, float32 on the CPU. Reports a progress value a step."""
         return await self._shared.sample(request, self._progress)
 
-    async def decode(self, vae: Recipe, latents: Tensor) -> Tensor:
+    async def decode(self, vae: Recipe, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
         """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,4,h,w)."""
+        if tiling is not None:
+            return await self._shared.use_tiled(
+                vae,
+                self._weights.vae,
+                lambda model: model.decode_tiled(latents, tiling.size, tiling.overlap),
+                self._progress,
+            )
         return await self._shared.use(vae, self._weights.vae, lambda model: model.decode(latents))
 
-    async def encode(self, vae: Recipe, images: Tensor) -> Tensor:
+    async def encode(self, vae: Recipe, images: Tensor, tiling: Tiling | None = None) -> Tensor:
         """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
+        if tiling is not None:
+            return await self._shared.use_tiled(
+                vae,
+                self._weights.vae,
+                lambda model: model.encode_tiled(images, tiling.size, tiling.overlap),
+                self._progress,
+            )
         return await self._shared.use(vae, self._weights.vae, lambda model: model.encode(images))
+
+    async def upscale(self, upscaler: Recipe, images: Tensor) -> Tensor:
+        """Return images (B,H·s,W·s,3) in 0…1; s is the upscaler's own scale."""
+        return await self._shared.use_tiled(
+            upscaler, self._weights.upscaler, lambda model: model.upscale(images), self._progress
+        )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.models.families import VaeArchitecture
+from serve_app.models.tiling import Tiles, in_passes, three_shapes
 
 SLICE_PIXELS = 1024 * 1024
 """A batch is worked through in slices of about so many pixels, so that its size does not bound the memory needed."""
@@ -28,7 +29,7 @@ class Vae:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on the CPU."""
-        pixels = self._sliced(lambda z: self._network.decode(z, return_dict=False)[0], latents, self.factor**2)
+        pixels = self._sliced(self._decoded, latents, self.factor**2)
         return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -38,12 +39,47 @@ class Vae:
         """
         rows, columns = (self._kept(size) for size in images.shape[1:3])
         pixels = images[:, rows, columns, : self.architecture.image_channels].movedim(-1, 1) * 2 - 1
-        return self._sliced(lambda p: self._network.encode(p, return_dict=False)[0].mode(), pixels, 1)
+        return self._sliced(self._encoded, pixels, 1)
+
+    def decode_tiled(self, latents: Tensor, size: int, overlap: int) -> Tiles:
+        """Decode in three passes of tiles, averaged. size, overlap: in pixels of the image."""
+        pixels = yield from in_passes(
+            latents,
+            lambda tile: self._sliced(self._decoded, tile, self.factor**2),
+            three_shapes(size // self.factor),
+            overlap // self.factor,
+            self.factor,
+            self.architecture.image_channels,
+        )
+        return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
+
+    def encode_tiled(self, images: Tensor, size: int, overlap: int) -> Tiles:
+        """Encode in three passes of tiles, averaged; cropped as `encode` does. size, overlap: in pixels."""
+        rows, columns = (self._kept(side) for side in images.shape[1:3])
+        pixels = images[:, rows, columns, : self.architecture.image_channels].movedim(-1, 1) * 2 - 1
+        return (
+            yield from in_passes(
+                pixels,
+                lambda tile: self._sliced(self._encoded, tile, 1),
+                three_shapes(size),
+                overlap,
+                1 / self.factor,
+                self.architecture.latent_channels,
+            )
+        )
 
     @property
     def factor(self) -> int:
         """Pixels a latent cell covers along one side."""
         return self.architecture.factor
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        pixels: Tensor = self._network.decode(latents, return_dict=False)[0]
+        return pixels
+
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        latents: Tensor = self._network.encode(pixels, return_dict=False)[0].mode()
+        return latents
 
     def _kept(self, size: int) -> slice:
         over = size % self.factor

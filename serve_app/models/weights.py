@@ -25,12 +25,13 @@ from serve_app.models.embeddings import Embeddings
 from serve_app.models.families import Architecture, TextArchitecture, UNetArchitecture, VaeArchitecture
 from serve_app.models.packing import pack
 from serve_app.models.text_encoder import Clip, TextEncoder
+from serve_app.models.upscaler import Upscaler, UpscalerArchitecture, UpscalerFile
 from serve_app.models.vae import Vae
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipSkip, Part, Recipe
 
-Model: TypeAlias = Backbone | TextEncoder | Vae
-M = TypeVar("M", Backbone, TextEncoder, Vae)
+Model: TypeAlias = Backbone | TextEncoder | Vae | Upscaler
+M = TypeVar("M", Backbone, TextEncoder, Vae, Upscaler)
 
 _log = log.get("models")
 
@@ -62,7 +63,7 @@ class _Held:
 
     name: str
     nbytes: int
-    architecture: Architecture
+    architecture: Architecture | UpscalerArchitecture
     network: nn.Module
     lent: weakref.ref[Model] | None = None
 
@@ -92,6 +93,7 @@ class Weights:
             "backbone": number_format(dtype, "backbone", device),
             "clip": number_format(dtype, "clip", device),
             "vae": number_format(vae_dtype, "vae", device),
+            "upscaler": torch.float32,
         }
         self._catalog = catalog
         self._embeddings = Embeddings(catalog)
@@ -113,6 +115,10 @@ class Weights:
         """Return the recipe's VAE, loading it if it is not resident."""
         return self._get(recipe, Vae)
 
+    def upscaler(self, recipe: Recipe) -> Upscaler:
+        """Return the recipe's upscaler, loading it if it is not resident."""
+        return self._get(recipe, Upscaler)
+
     def resident(self) -> tuple[str, ...]:
         """Return "part folder/name" of what is held, least recently used first. Never waits for a load."""
         return self._names
@@ -127,7 +133,7 @@ class Weights:
         with self._lock:
             in_use = sum(held.nbytes for held in self._held.values() if held.in_use)
             return (
-                key in self._held or not in_use or in_use + self._nbytes(recipe, Checkpoint(path)) <= self._budget_bytes
+                key in self._held or not in_use or in_use + self._nbytes(recipe, _open(recipe, path)) <= self._budget_bytes
             )
 
     def _find(self, recipe: Recipe) -> tuple[Path, Hashable]:
@@ -136,14 +142,14 @@ class Weights:
         # A file that is replaced under its name is another model.
         return path, (recipe.part, str(path), stat.st_mtime_ns, stat.st_size)
 
-    def _nbytes(self, recipe: Recipe, file: Checkpoint) -> int:
+    def _nbytes(self, recipe: Recipe, file: Checkpoint | UpscalerFile) -> int:
         return file.elements(recipe.part) * self._dtypes[recipe.part].itemsize
 
     def _get(self, recipe: Recipe, kind: type[M]) -> M:
         path, key = self._find(recipe)
         with self._lock:
             try:
-                held = self._held.pop(key, None) or self._load(recipe, Checkpoint(path))
+                held = self._held.pop(key, None) or self._load(recipe, _open(recipe, path))
                 self._held[key] = held
             finally:
                 self._names = tuple(held.name for held in self._held.values())
@@ -155,11 +161,13 @@ class Weights:
                 raise TypeError(f"{recipe} was asked for as {kind.__name__}")
             return model
 
-    def _load(self, recipe: Recipe, file: Checkpoint) -> _Held:
+    def _load(self, recipe: Recipe, file: Checkpoint | UpscalerFile) -> _Held:
         nbytes = self._nbytes(recipe, file)
         self._make_room(nbytes)
         architecture, network = file.load(recipe.part, self.device, self._dtypes[recipe.part])
-        pack(network)
+        # Some upscalers work out a convolution's weight as they run, which a packed one has not got.
+        if recipe.part != "upscaler":
+            pack(network)
         held = _Held(f"{recipe.part} {recipe.folder}/{recipe.name}", nbytes, architecture, network)
         _log.info("loaded %s: mb=%d held_mb=%d", held.name, nbytes >> 20, (self._held_bytes() + nbytes) >> 20)
         return held
@@ -172,6 +180,8 @@ class Weights:
                 return TextEncoder(architecture, held.network, self._embeddings.vectors)
             case VaeArchitecture() as architecture:
                 return Vae(architecture, held.network)
+            case UpscalerArchitecture() as architecture:
+                return Upscaler(architecture)
 
     def _make_room(self, nbytes: int) -> None:
         """Let go of what is used least recently until nbytes fit the budget, or until all that is left is in use."""
@@ -187,3 +197,7 @@ class Weights:
 
     def _held_bytes(self) -> int:
         return sum(held.nbytes for held in self._held.values())
+
+
+def _open(recipe: Recipe, path: Path) -> Checkpoint | UpscalerFile:
+    return UpscalerFile(path) if recipe.part == "upscaler" else Checkpoint(path)

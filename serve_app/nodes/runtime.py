@@ -45,6 +45,14 @@ class SamplingRequest:
     noise_mask: torch.Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a large image is cut for the VAE: sides of a tile and what neighbours share, in pixels."""
+
+    size: int
+    overlap: int
+
+
 class Runtime(Protocol):
     """RUNTIME: what a replica's models can do. Every method may be awaited by many nodes at once; the engine batches.
 
@@ -57,12 +65,16 @@ class Runtime(Protocol):
         """Return latents (B,C,h,w), unscaled, float32 on the CPU. Reports a progress value a step."""
         ...
 
-    async def decode(self, vae: Recipe, latents: torch.Tensor) -> torch.Tensor:
-        """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,4,h,w)."""
+    async def decode(self, vae: Recipe, latents: torch.Tensor, tiling: Tiling | None = None) -> torch.Tensor:
+        """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,4,h,w). tiling: None works on the whole."""
         ...
 
-    async def encode(self, vae: Recipe, images: torch.Tensor) -> torch.Tensor:
+    async def encode(self, vae: Recipe, images: torch.Tensor, tiling: Tiling | None = None) -> torch.Tensor:
         """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
+        ...
+
+    async def upscale(self, upscaler: Recipe, images: torch.Tensor) -> torch.Tensor:
+        """Return images (B,H·s,W·s,3) in 0…1; s is the upscaler's own scale. Reports a progress value a tile."""
         ...
 
 

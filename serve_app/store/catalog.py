@@ -34,6 +34,9 @@ OLD_NAMES: Mapping[str, str] = {"clip": "text_encoders", "unet": "diffusion_mode
 # The other formats ComfyUI lists (.ckpt, .pt, .bin, .pth) are pickles: reading one runs code from it.
 SUFFIXES = (".safetensors", ".sft")
 
+TENSOR_PICKLES: Mapping[str, tuple[str, ...]] = {"upscale_models": (".pth", ".pt")}
+"""Folders whose models are mostly published as pickles of nothing but tensors, which are read without running code."""
+
 DEPTH_LIMIT = 16
 """How many subfolders deep files are looked for."""
 
@@ -49,13 +52,14 @@ class Catalog:
 
         Errors: ModelFileError for a folder the layout does not have.
         """
-        return sorted({name for directory in self._directories(folder) for name in _walk(directory)})
+        suffixes = _suffixes(folder)
+        return sorted({name for directory in self._directories(folder) for name in _walk(directory, suffixes)})
 
     def path(self, folder: str, name: str) -> Path:
         """Return where a model file is. Errors: ModelFileError for one that is absent or of another format."""
         where = f"{folder} file {name[:300]!r}"
-        if not name.lower().endswith(SUFFIXES):
-            raise ModelFileError(f"{where} has a format that is not read; allowed: {', '.join(SUFFIXES)}")
+        if not name.lower().endswith(_suffixes(folder)):
+            raise ModelFileError(f"{where} has a format that is not read; allowed: {', '.join(_suffixes(folder))}")
         found = self._find(folder, name)
         if found is None:
             near = did_you_mean(name, self.names(folder))
@@ -91,7 +95,11 @@ class Catalog:
         return [self._root / name for name in known]
 
 
-def _walk(directory: Path) -> Iterator[str]:
+def _suffixes(folder: str) -> tuple[str, ...]:
+    return SUFFIXES + TENSOR_PICKLES.get(folder, ())
+
+
+def _walk(directory: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     """Yield model files below a directory. Links are followed, except to a folder that holds them."""
     stack: list[tuple[Path, str, tuple[str, ...]]] = [(directory, "", ())]
     while stack:
@@ -106,7 +114,7 @@ def _walk(directory: Path) -> Iterator[str]:
                         continue
                     if entry.is_dir():
                         stack.append((current / entry.name, f"{prefix}{entry.name}/", (*above, real)))
-                    elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                    elif entry.name.lower().endswith(suffixes) and entry.is_file():
                         yield prefix + entry.name
         except OSError:  # a folder that is absent or may not be read has no files for us
             continue

@@ -1,0 +1,114 @@
+"""A network that enlarges images: ESRGAN and its many successors, told apart by spandrel from the tensors' names.
+
+Files are .safetensors, or pickles of nothing but tensors: those are opened by PyTorch's `weights_only` unpickler, which
+runs no code of the file's. spandrel itself is given tensors, never a file.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
+from torch import Tensor, nn
+
+from serve_app.errors import ModelFileError, NodeError
+from serve_app.models.tiling import Tiles, in_passes
+from serve_app.values import Part
+
+TILE = 512
+OVERLAP = 32
+SMALLEST_TILE = 128
+"""Sides and overlap of tiles in pixels of the image given, as in ComfyUI."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UpscalerArchitecture:
+    """What an upscaling network is. descriptor: spandrel's, which holds the network too."""
+
+    descriptor: Any
+
+
+class Upscaler:
+    """An upscaling network on its device."""
+
+    def __init__(self, architecture: UpscalerArchitecture) -> None:
+        self._network = architecture.descriptor
+
+    @property
+    def scale(self) -> int:
+        """How many times larger each side becomes."""
+        return int(self._network.scale)
+
+    def upscale(self, images: Tensor) -> Tiles:
+        """Return images (B,H·scale,W·scale,3) in 0…1 from images (B,H,W,C), float32 on the CPU, tile by tile.
+
+        Where the device runs out of memory, tiles are halved, down to SMALLEST_TILE.
+        Errors: NodeError for another number of channels than the network takes.
+        """
+        if images.shape[-1] != self._network.input_channels:
+            raise NodeError(
+                f"the images have {images.shape[-1]} channels; this upscale model takes {self._network.input_channels}"
+            )
+        tile = TILE
+        while True:
+            try:
+                pixels = yield from in_passes(
+                    images.movedim(-1, 1), self._work, [(tile, tile)], OVERLAP, self.scale, channels=3
+                )
+                return pixels.clamp(0, 1).movedim(1, -1)
+            except torch.OutOfMemoryError:
+                if tile // 2 < SMALLEST_TILE:
+                    raise
+            tile //= 2
+            torch.cuda.empty_cache()
+
+    def _work(self, tile: Tensor) -> Tensor:
+        output: Tensor = self._network(tile.to(self._network.device, self._network.dtype))
+        return output
+
+
+class UpscalerFile:
+    """An upscaling model's file, opened as `Checkpoint` opens others."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def elements(self, part: Part) -> int:
+        """Return about how many numbers the file holds: it is read only to be loaded."""
+        return self.path.stat().st_size // torch.float32.itemsize
+
+    def load(self, part: Part, device: torch.device, dtype: torch.dtype) -> tuple[UpscalerArchitecture, nn.Module]:
+        """Return the file's network on the device.
+
+        Errors: ModelFileError for a file that holds more than tensors, is damaged, or is no upscaler of a known layout.
+        """
+        try:
+            descriptor = ModelLoader().load_from_state_dict(canonicalize_state_dict(_tensors(self.path)))
+        except UnsupportedModelError as error:
+            raise ModelFileError(f"'{self.path.name}' is no upscale model of a known layout") from error
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelFileError(f"'{self.path.name}' cannot be loaded as an upscale model: {error}") from error
+        if not isinstance(descriptor, ImageModelDescriptor):
+            raise ModelFileError(f"'{self.path.name}' does not take one image alone; only such upscale models are run")
+        descriptor.to(device, dtype).eval()
+        return UpscalerArchitecture(descriptor), descriptor.model
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix.lower() in (".safetensors", ".sft"):
+            return load_file(path)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+    except pickle.UnpicklingError as error:
+        raise ModelFileError(
+            f"'{path.name}' holds more than tensors, which could run code; it is not opened"
+        ) from error
+    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
+        raise ModelFileError(f"'{path.name}' cannot be read: {error}") from error
