@@ -1,0 +1,244 @@
+"""LoRA files: from the tensors of every layout that ComfyUI reads to adapters by parameter.
+
+kohya, LyCORIS, diffusers, PEFT and OneTrainer differ in how they name a layer (`backbone_names`, `text_names`) and in
+how they name an adapter's tensors (`read`). Facts: ComfyUI 0.3.64, whose preferences hold where a file says two things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+from serve_app import log
+from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.layout import translate
+from serve_app.models.lora import (
+    Adapter,
+    Butterfly,
+    Difference,
+    Generalized,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Replacement,
+    Rotation,
+)
+
+Names: TypeAlias = Mapping[str, str]
+"""From a layer's name in LoRA files to the parameter's name in our network."""
+
+Tower: TypeAlias = Literal["clip_l", "clip_h", "clip_g"]
+"""A CLIP text encoder: of SD 1.x and SDXL; of SD 2.x; SDXL's second and its refiner's only one."""
+
+_TEXT_MARKS = ("lora_te", "text_encoder", "lora_prior_te")
+_UP_AND_DOWN = (
+    (".lora_up.weight", ".lora_down.weight"),
+    ("_lora.up.weight", "_lora.down.weight"),
+    (".lora_B.weight", ".lora_A.weight"),
+    (".lora.up.weight", ".lora.down.weight"),
+    (".lora_B", ".lora_A"),
+    (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),
+    (".lora_B.default.weight", ".lora_A.default.weight"),
+)
+_SUFFIXES = sorted(
+    (
+        *(suffix for pair in _UP_AND_DOWN for suffix in pair),
+        *(".lora_mid.weight", ".alpha", ".dora_scale", ".reshape_weight"),
+        *(".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2"),
+        *(".lokr_w1", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2"),
+        *(".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".oft_blocks", ".rescale"),
+        *(".w_norm", ".b_norm", ".diff", ".diff_b", ".set_weight"),
+    ),
+    key=len,
+    reverse=True,
+)
+
+_log = log.get("models")
+
+
+def backbone_names(parameters: Iterable[str], prefixes: Mapping[str, str]) -> dict[str, str]:
+    """Return the names of a UNet's layers in LoRA files. prefixes: as `layout.table`, file name to network name."""
+    to_file = {ours: theirs for theirs, ours in prefixes.items()}
+    names: dict[str, str] = {}
+    for ours in parameters:
+        layer, _, kind = ours.rpartition(".")
+        if (theirs := translate(ours, to_file)) is not None:
+            if kind != "weight":
+                names[f"diffusion_model.{theirs}"] = ours
+                continue
+            file_layer = theirs.removesuffix(".weight")
+            names[f"lora_unet_{file_layer.replace('.', '_')}"] = ours
+            names[f"diffusion_model.{file_layer}"] = ours
+        if kind == "weight":
+            flat = layer.replace(".", "_")
+            names[f"lora_unet_{flat}"] = names[f"lycoris_{flat}"] = ours
+            # diffusers named attention by its processors up to 0.21; PEFT names the layer itself.
+            processor = layer.replace(".to_", ".processor.to_").removesuffix(
+                ".0" if layer.endswith(".to_out.0") else ""
+            )
+            for name in (layer, processor):
+                names[name] = names[f"unet.{name}"] = ours
+    return names
+
+
+def text_names(parameters: Iterable[str], tower: Tower, *, alone: bool = True) -> dict[str, str]:
+    """Return the names of a text encoder's layers in LoRA files. alone: it has no other tower before it.
+
+    parameters: of transformers' CLIPTextModel, with or without "text_model." in front; a projection of the pooled
+    output is "text_projection.weight".
+    """
+    second = tower == "clip_g" and not alone
+    flat_prefixes = ("lora_te2_",) if second else ("lora_te_", "lora_prior_te_" if tower == "clip_g" else "lora_te1_")
+    names: dict[str, str] = {}
+    for ours in parameters:
+        layer, _, kind = ours.removeprefix("text_model.").rpartition(".")
+        if kind != "weight":
+            continue
+        inside = layer if layer == "text_projection" else f"text_model.{layer}"
+        names[f"text_encoders.{tower}.transformer.{inside}"] = ours
+        if layer == "text_projection":
+            for prefix in ("lora_te2_", "lora_prior_te_") if tower == "clip_g" else ("lora_te1_",):
+                names[f"{prefix}text_projection"] = ours
+        elif ".self_attn." in layer or ".mlp." in layer:
+            for prefix in flat_prefixes:
+                names[f"{prefix}{inside.replace('.', '_')}"] = ours
+            names[f"{'text_encoder_2' if second else 'text_encoder'}.{inside}"] = ours
+    return names
+
+
+def read(file: Checkpoint, names: Names, part: Literal["backbone", "clip"]) -> dict[str, Adapter]:
+    """Return a file's adapters by the parameter of the part's network that they change.
+
+    Tensors stay mapped from the file. What names no layer is logged, and so is a file without anything for the part.
+    Errors: ModelFileError for a tensor that is not a plain float tensor.
+    """
+    layers: dict[str, dict[str, str]] = {}
+    left = {key for key in file.shapes if key.startswith(_TEXT_MARKS) == (part == "clip")}
+    for key in file.shapes:
+        if suffix := next((suffix for suffix in _SUFFIXES if key.endswith(suffix)), None):
+            layers.setdefault(key.removesuffix(suffix), {})[suffix] = key
+    adapters: dict[str, Adapter] = {}
+    for layer, parameter in names.items():
+        if layer in layers:
+            found = _Layer(file, layers[layer])
+            adapters.update(_adapters(found, parameter))
+            left -= found.used
+    if left:
+        _log.warning("'%s': %d tensors are not used, '%s' first", file.path.name, len(left), min(left))
+    if not adapters:
+        _log.warning("'%s' has nothing for this %s", file.path.name, part)
+    return adapters
+
+
+class _Layer:
+    """One layer's tensors in a file, by suffix; remembers which were asked for."""
+
+    def __init__(self, file: Checkpoint, keys: Mapping[str, str]) -> None:
+        self._file, self._keys = file, keys
+        self.used: set[str] = set()
+
+    def __contains__(self, suffix: str) -> bool:
+        return suffix in self._keys
+
+    def __getitem__(self, suffix: str) -> Tensor:
+        key = self._keys[suffix]
+        self.used.add(key)
+        return self._file.tensor(key)
+
+    def get(self, suffix: str) -> Tensor | None:
+        return self[suffix] if suffix in self._keys else None
+
+    def use(self, suffix: str) -> None:
+        if suffix in self._keys:
+            self.used.add(self._keys[suffix])
+
+    def has_all(self, *suffixes: str) -> bool:
+        return all(suffix in self for suffix in suffixes)
+
+
+def _adapters(layer: _Layer, parameter: str) -> Iterator[tuple[str, Adapter]]:
+    """Yield (parameter, adapter); of several for one parameter the last counts, which is ComfyUI's order."""
+    alpha = float(layer[".alpha"]) if ".alpha" in layer else None
+    magnitude = layer.get(".dora_scale")
+    for kind in _KINDS:
+        if (adapter := kind(layer, alpha, magnitude)) is not None:
+            yield parameter, adapter
+    bias = f"{parameter.removesuffix('.weight')}.bias"
+    for suffix, of in ((".w_norm", parameter), (".b_norm", bias), (".diff", parameter), (".diff_b", bias)):
+        if suffix in layer and (suffix != ".b_norm" or ".w_norm" in layer):
+            yield of, Difference(layer[suffix])
+    if ".set_weight" in layer:
+        yield parameter, Replacement(layer[".set_weight"])
+
+
+def _low_rank(layer: _Layer, alpha: float | None, magnitude: Tensor | None) -> Adapter | None:
+    pair = next((pair for pair in _UP_AND_DOWN if layer.has_all(*pair)), None)
+    if pair is None:
+        return None
+    up, down = layer[pair[0]], layer[pair[1]]
+    layer.use(".reshape_weight")
+    if pair[0] == ".lora_up.weight" and (core := layer.get(".lora_mid.weight")) is not None:
+        # A core (r,r,k,k) between them makes one wider `down` (r,in,k,k).
+        thin = down.flatten(1).float()
+        down = (core.float().movedim(1, -1) @ thin).movedim(-1, 1)
+    return LowRank(up, down, _scale(alpha, down.shape[0]), magnitude)
+
+
+def _hadamard(layer: _Layer, alpha: float | None, magnitude: Tensor | None) -> Adapter | None:
+    if not layer.has_all(".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b"):
+        return None
+    first = (layer[".hada_w1_a"], layer[".hada_w1_b"], layer.get(".hada_t1"))
+    second = (layer[".hada_w2_a"], layer[".hada_w2_b"], layer.get(".hada_t2"))
+    return Hadamard(first, second, _scale(alpha, first[1].shape[0]), magnitude)
+
+
+def _kronecker(layer: _Layer, alpha: float | None, magnitude: Tensor | None) -> Adapter | None:
+    factors: list[Any] = []
+    scale = 1.0
+    for whole, a, b, core in (
+        (".lokr_w1", ".lokr_w1_a", ".lokr_w1_b", ""),
+        (".lokr_w2", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2"),
+    ):
+        if whole in layer:
+            factors.append(layer[whole])
+        elif layer.has_all(a, b):
+            factors.append((layer[a], layer[b], layer.get(core)))
+            # Of two factors of low rank the second one's rank counts.
+            scale = _scale(alpha, layer[b].shape[0])
+        else:
+            return None
+    return Kronecker(factors[0], factors[1], scale, magnitude)
+
+
+def _generalized(layer: _Layer, alpha: float | None, magnitude: Tensor | None) -> Adapter | None:
+    suffixes = (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight")
+    if not layer.has_all(*suffixes):
+        return None
+    a1, a2, b1, b2 = (layer[suffix] for suffix in suffixes)
+    return Generalized(a1, a2, b1, b2, alpha, magnitude)
+
+
+def _rotation(layer: _Layer, alpha: float | None, magnitude: Tensor | None) -> Adapter | None:
+    blocks, rescale = layer.get(".oft_blocks"), layer.get(".rescale")
+    if blocks is None:
+        return None
+    if blocks.dim() == 3:
+        # ComfyUI takes a rescale here too and leaves it out of the sum.
+        return Rotation(blocks, alpha or 0.0, magnitude)
+    # ComfyUI cannot apply one without its limit and leaves the layer as it is.
+    return Butterfly(blocks, alpha, rescale, magnitude) if blocks.dim() == 4 and alpha is not None else None
+
+
+def _scale(alpha: float | None, rank: int) -> float:
+    return 1.0 if alpha is None else alpha / rank
+
+
+_KINDS: tuple[Callable[[_Layer, float | None, Tensor | None], Adapter | None], ...] = (
+    _low_rank,
+    _hadamard,
+    _kronecker,
+    _generalized,
+    _rotation,
+)
