@@ -38,6 +38,14 @@ class ClipSkip:
 
 
 @dataclass(frozen=True, slots=True)
+class Lora:
+    """Change weights by a file in the folder "loras", times a strength."""
+
+    name: str
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
 class Discrete:
     """Training on a table of noise levels (ComfyUI's ModelSamplingDiscrete).
 
@@ -72,7 +80,7 @@ Training: TypeAlias = Discrete | ContinuousEdm | ContinuousV
 """What a backbone was trained to predict and on which levels: read off its file, or set by a patch."""
 
 
-Patch: TypeAlias = ClipSkip | Training
+Patch: TypeAlias = ClipSkip | Lora | Training
 """Every kind of ordered change a recipe can carry."""
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from serve_app.graph.spec import NodeSpec
-from serve_app.nodes.builtin import conditioning, image, latent, loaders, sampling
+from serve_app.nodes.builtin import conditioning, image, latent, loaders, loaders_lora, sampling
 from serve_app.nodes.protocol import spec_of
 
-_MODULES = (loaders, conditioning, sampling, latent, image)
+_MODULES = (loaders, loaders_lora, conditioning, sampling, latent, image)
 
 BUILTIN: Mapping[str, type] = {name: cls for module in _MODULES for name, cls in module.NODE_CLASS_MAPPINGS.items()}
 """The node classes there are, by the name workflows use."""

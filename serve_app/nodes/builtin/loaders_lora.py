@@ -1,0 +1,76 @@
+"""The nodes that put a LoRA on a model. They extend recipes, not weights, so they run anywhere and cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.nodes.protocol import FolderChoice
+from serve_app.values import Lora, Recipe
+
+STRENGTH = ("FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01})
+
+
+def with_lora(recipe: Recipe, name: str, strength: float) -> Recipe:
+    """Return the recipe with the LoRA at its end; at a strength of 0 there is nothing to add."""
+    return recipe.with_patch(Lora(name, strength)) if strength else recipe
+
+
+class LoraLoader:
+    """A LoRA on a diffusion model and on a text encoder, each at a strength of its own."""
+
+    RETURN_TYPES = ("MODEL", "CLIP")
+    FUNCTION = "load_lora"
+    CATEGORY = "loaders"
+    DESCRIPTION = "Changes a diffusion model and its text encoder by a LoRA, such as a style. Several can be chained."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "clip": ("CLIP",),
+                "lora_name": (FolderChoice("loras"),),
+                "strength_model": STRENGTH,
+                "strength_clip": STRENGTH,
+            }
+        }
+
+    def load_lora(
+        self, model: Recipe, clip: Recipe, lora_name: str, strength_model: float, strength_clip: float
+    ) -> tuple[Recipe, Recipe]:
+        """Return both recipes with the LoRA."""
+        return with_lora(model, lora_name, strength_model), with_lora(clip, lora_name, strength_clip)
+
+
+class LoraLoaderModelOnly:
+    """A LoRA on a diffusion model alone."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "load_lora_model_only"
+    CATEGORY = "loaders"
+    DESCRIPTION = "Changes a diffusion model alone by a LoRA; the text encoder stays as it is."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "lora_name": (FolderChoice("loras"),),
+                "strength_model": STRENGTH,
+            }
+        }
+
+    def load_lora_model_only(self, model: Recipe, lora_name: str, strength_model: float) -> tuple[Recipe]:
+        """Return the recipe with the LoRA."""
+        return (with_lora(model, lora_name, strength_model),)
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "LoraLoader": LoraLoader,
+    "LoraLoaderModelOnly": LoraLoaderModelOnly,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "LoraLoader": "Load LoRA",
+}
