@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from bench.workflows import CFG, NEGATIVE, SIDE, STEPS, TEXTS, txt2img
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.weights import Weights
-from serve_app.nodes.runtime import SamplingRequest
+from serve_app.nodes.runtime import SamplingRequest, Steps
+from serve_app.sampling.rows import Canvas, Inputs, Piece
 from serve_app.sampling.sigmas import NoiseLevels
 from serve_app.store.catalog import Catalog
-from serve_app.values import Recipe
+from serve_app.values import Guider, Noise, Recipe, SamplerChoice
 
 NAME = "overhead"
 
@@ -38,14 +40,19 @@ class TimedBackbone:
         self.levels: NoiseLevels = backbone.levels
         self.latent_scale: float = backbone.latent_scale
         self.seconds = 0.0
-        self.asked: tuple[Any, ...] = ()
+        self.asked: list[Piece] = []
 
-    def denoise(self, x: Tensor, sigma: Tensor, context: Tensor, context_mask: Tensor | None) -> Tensor:
-        """Return the backbone's answer, once the device has finished it."""
-        self.asked = x, sigma, context, context_mask
+    def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
+        """Return the backbone's own inputs."""
+        made: Inputs = self._backbone.inputs(cond, options, role, canvas)
+        return made
+
+    def denoise(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Return the backbone's answers, once the device has finished them."""
+        self.asked = [replace(piece, backbone=self._backbone) for piece in pieces]
         self._finish()
         began = time.perf_counter()
-        denoised: Tensor = self._backbone.denoise(x, sigma, context, context_mask)
+        denoised: list[Tensor] = self._backbone.denoise(self.asked)
         self._finish()
         self.seconds += time.perf_counter() - began
         return denoised
@@ -104,16 +111,13 @@ async def _sample(engine: Engine, weights: TimedWeights, checkpoint: str, seed: 
         await runtime.encode_text(Recipe("clip", "checkpoints", name), t) for t in (TEXTS[0], NEGATIVE)
     ]
     request = SamplingRequest(
-        backbone=Recipe("backbone", "checkpoints", name),
+        Guider(
+            Recipe("backbone", "checkpoints", name), {"positive": positive, "negative": negative}, "cfg", {"cfg": CFG}
+        ),
         latents=torch.zeros(1, 4, SIDE // 8, SIDE // 8),
-        positive=positive,
-        negative=negative,
-        sampler="euler",
-        schedule="normal",
-        steps=STEPS,
-        cfg=CFG,
-        seed=seed,
-        noise_seed=seed,
+        sampler=SamplerChoice("euler"),
+        sigmas=Steps("normal", STEPS),
+        noise=Noise(seed),
     )
     before = weights.timed.seconds if weights.timed else 0.0
     began = time.perf_counter()
@@ -128,5 +132,5 @@ def _bare(weights: TimedWeights) -> float:
     assert weights.timed is not None
     before = weights.timed.seconds
     for _ in range(STEPS):
-        weights.timed.denoise(*weights.timed.asked)
+        weights.timed.denoise(weights.timed.asked)
     return weights.timed.seconds - before

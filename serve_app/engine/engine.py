@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.batcher import share
-from serve_app.engine.trajectory import Backbone, Trajectory
+from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import CancelledJobError, UnavailableError
 from serve_app.log import get
-from serve_app.sampling.guidance import Piece
+from serve_app.nodes.runtime import Sampled
+from serve_app.sampling.rows import Piece
 
 log = get("engine")
 
@@ -46,7 +47,7 @@ class _Run:
     """A trajectory in the engine, as the batcher sees it."""
 
     trajectory: Trajectory
-    future: Future[Tensor]
+    future: Future[Sampled]
     since: int = 0
 
     @property
@@ -96,13 +97,13 @@ class Engine:
         self._thread = Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, trajectory: Trajectory) -> Future[Tensor]:
-        """Let a trajectory join at the next forward; the future holds its final latents.
+    def submit(self, trajectory: Trajectory) -> Future[Sampled]:
+        """Let a trajectory join at the next forward; the future holds what it ended with.
 
         Cancelling the future is as good as cancelling the trajectory, but says so with CancelledError. Errors, in the
         future: CancelledJobError, UnavailableError if the engine closes first, and whatever the run itself raises.
         """
-        future: Future[Tensor] = Future()
+        future: Future[Sampled] = Future()
         self._send(_Run(trajectory, future))
         return future
 
@@ -228,7 +229,7 @@ class Engine:
         """
         pieces = [piece for run in runs for piece in run.trajectory.pieces]
         try:
-            answers = self._denoise(runs[0].trajectory.backbone, pieces)
+            answers = self._denoise(pieces)
         except Exception as error:
             self.counters.failures += 1
             if len(runs) == 1:
@@ -250,23 +251,18 @@ class Engine:
             first = end
         return []
 
-    def _denoise(self, backbone: Backbone, pieces: Sequence[Piece]) -> Sequence[Tensor]:
-        """Return each piece's denoised rows, from one forward or, beyond max_rows, as few as it takes."""
-        counts = [piece.rows for piece in pieces]
-        x = torch.cat([piece.x for piece in pieces])
-        levels = [piece.sigma for piece in pieces for _ in range(piece.rows)]
-        sigma = torch.tensor(levels, dtype=torch.float32, device=x.device)
-        context, mask = stack_contexts([piece.entry.context for piece in pieces])
-        if len(x) <= self._max_rows:
-            denoised = backbone.denoise(x, sigma, context, mask)
+    def _denoise(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Return each piece's denoised rows, from one forward or, beyond max_rows, as few as it takes.
+
+        Pieces of unequal shapes, which areas have, do not share one.
+        """
+        answers: dict[int, Tensor] = {}
+        for group in _groups(pieces, self._max_rows):
+            asked = [pieces[i] for i in group]
+            answers.update(zip(group, asked[0].backbone.denoise(asked), strict=True))
             self.counters.forwards += 1
-        else:
-            bounds = [slice(first, first + self._max_rows) for first in range(0, len(x), self._max_rows)]
-            chunks = [backbone.denoise(x[b], sigma[b], context[b], None if mask is None else mask[b]) for b in bounds]
-            denoised = torch.cat(chunks)
-            self.counters.forwards += len(chunks)
-        self.counters.rows += len(x)
-        return torch.split(denoised, counts)
+            self.counters.rows += sum(piece.rows for piece in asked)
+        return [answers[i] for i in range(len(pieces))]
 
     def _abandon(self) -> None:
         with self._closing:
@@ -279,24 +275,21 @@ class Engine:
                 _fail(item.future, UnavailableError("the engine has closed"))
 
 
-def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Return contexts (R_i,T_i,D) as one (R,T,D), and which of it counts, (R,T), or None if all of it does.
-
-    Shorter ones are padded to the longest with zeros.
-    """
-    longest = max(context.shape[1] for context in contexts)
-    if all(context.shape[1] == longest for context in contexts):
-        return torch.cat(list(contexts)), None
-    rows = sum(context.shape[0] for context in contexts)
-    stacked = contexts[0].new_zeros(rows, longest, contexts[0].shape[2])
-    mask = torch.zeros(rows, longest, dtype=torch.bool, device=stacked.device)
-    first = 0
-    for context in contexts:
-        end, length = first + context.shape[0], context.shape[1]
-        stacked[first:end, :length] = context
-        mask[first:end, :length] = True
-        first = end
-    return stacked, mask
+def _groups(pieces: Sequence[Piece], max_rows: int) -> list[list[int]]:
+    """Return the indices of pieces that share a forward: of one shape, together at most max_rows, never split."""
+    groups: list[list[int]] = []
+    latest: dict[torch.Size, int] = {}
+    rows: list[int] = []
+    for i, piece in enumerate(pieces):
+        shape = piece.x.shape[1:]
+        group = latest.get(shape)
+        if group is None or rows[group] + piece.rows > max_rows:
+            latest[shape] = group = len(groups)
+            groups.append([])
+            rows.append(0)
+        groups[group].append(i)
+        rows[group] += piece.rows
+    return groups
 
 
 def _leaves(run: _Run) -> bool:
@@ -315,7 +308,7 @@ def _ends(run: _Run) -> bool:
     if run.future.set_running_or_notify_cancel():
         # A copy made outside inference mode is an ordinary tensor, which whoever gets it may change in place.
         with torch.inference_mode(False):
-            run.future.set_result(result.clone())
+            run.future.set_result(Sampled(result.latents.clone(), result.denoised.clone()))
     return True
 
 

@@ -22,7 +22,8 @@ from serve_app.errors import UnavailableError
 from serve_app.models.backbone import Backbone
 from serve_app.models.tiling import Tiles
 from serve_app.models.weights import Weights
-from serve_app.nodes.runtime import Runtime, SamplingRequest, Tiling
+from serve_app.nodes.runtime import Runtime, Sampled, SamplingRequest, Tiling
+from serve_app.sampling.sigmas import NoiseLevels
 from serve_app.values import Conditioning, Recipe
 
 M = TypeVar("M")
@@ -44,18 +45,18 @@ class EngineRuntime:
         """Return short names of the weights that are held, as `Weights.resident`."""
         return self.weights.resident()
 
-    async def sample(self, request: SamplingRequest, progress: Callable[[int, int], None]) -> Tensor:
+    async def sample(self, request: SamplingRequest, progress: Callable[[int, int], None]) -> Sampled:
         """Run a trajectory; as `Runtime.sample`."""
         loop = asyncio.get_running_loop()
 
         def on_step(done: int, steps: int) -> None:
             loop.call_soon_threadsafe(progress, done, steps)
 
-        def begin(backbone: Backbone) -> Future[Tensor]:
+        def begin(backbone: Backbone) -> Future[Sampled]:
             return self._engine.submit(Trajectory(backbone, request, on_step))
 
         # Begun in the engine's thread, a run joins the very next forward, and the trajectory alone holds the backbone.
-        beginning = self._call(request.backbone, self.weights.backbone, begin)
+        beginning = self._call(request.guider.backbone, self.weights.backbone, begin)
         try:
             running = await self._answer(beginning)
         except asyncio.CancelledError:
@@ -99,7 +100,7 @@ class EngineRuntime:
             raise
 
 
-def _cancel_run(beginning: Future[Future[Tensor]]) -> None:
+def _cancel_run(beginning: Future[Future[Sampled]]) -> None:
     if not beginning.cancelled() and beginning.exception() is None:
         beginning.result().cancel()
 
@@ -124,8 +125,12 @@ class NodeRuntime:
         """Return the CONDITIONING of a text in the prompt syntax."""
         return await self._shared.use(clip, self._weights.clip, lambda model: model.encode([text])[0])
 
-    async def sample(self, request: SamplingRequest) -> Tensor:
-        """Return latents (B,C,h,w), unscaled, float32 on the CPU. Reports a progress value a step."""
+    async def levels(self, backbone: Recipe) -> NoiseLevels:
+        """Return the noise levels a backbone knows. Loads no weights."""
+        return self._weights.levels(backbone)
+
+    async def sample(self, request: SamplingRequest) -> Sampled:
+        """Run a sampler. Reports a progress value a step."""
         return await self._shared.sample(request, self._progress)
 
     async def decode(self, vae: Recipe, latents: Tensor, tiling: Tiling | None = None) -> Tensor:

@@ -1,55 +1,28 @@
 """One sampler run as an object: it shows the rows it waits for, takes the answers, and ends with latents.
 
-It knows one job and one backbone, no other job and no thread. `Backbone` is all that the engine asks of a network.
+It knows one job and one backbone, no other job and no thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from serve_app.nodes.runtime import SamplingRequest
-from serve_app.sampling.evaluation import Evaluation, Sampler
-from serve_app.sampling.guidance import Guidance, Piece
+from serve_app.nodes.runtime import Sampled, SamplingRequest, Steps
+from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec
+from serve_app.sampling.guidance import Guidance
 from serve_app.sampling.inpaint import Inpainting, latent_mask
 from serve_app.sampling.noise import is_max_denoise, noise, noised
+from serve_app.sampling.rows import Backbone, Canvas, Piece
+from serve_app.sampling.rules import rule_of
 from serve_app.sampling.samplers import SAMPLERS
-from serve_app.sampling.sigmas import NoiseLevels, sigmas_for
-
-
-class Backbone(Protocol):
-    """A denoising network on a device.
-
-    key: equal for backbones of equal weights, which may answer for one another. latent_scale: latents times this go in,
-    divided by it they come out.
-    """
-
-    @property
-    def key(self) -> Hashable: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def levels(self) -> NoiseLevels: ...
-
-    @property
-    def latent_scale(self) -> float: ...
-
-    def denoise(self, x: Tensor, sigma: Tensor, context: Tensor, context_mask: Tensor | None) -> Tensor:
-        """Return D(x, sigma) (R,C,h,w) float32, row by row.
-
-        x: (R,C,h,w) float32. sigma: (R,). context: (R,T,D). context_mask: (R,T), True where context counts; None if all
-        of it does. All on `device`.
-        """
-        ...
+from serve_app.sampling.sigmas import sigmas_for
 
 
 class Trajectory:
-    """One run of KSampler or KSamplerAdvanced.
+    """One run of a sampler.
 
     `start` it once, then answer its `pieces` with `feed` until `result` is there. on_step: called with (steps done,
     steps in all) after each step, in whichever thread feeds it. Only `cancel` may be called from another thread.
@@ -59,6 +32,7 @@ class Trajectory:
     _guidance: Guidance
     _sampler: Sampler
     _evaluation: Evaluation
+    _denoised: Tensor
 
     def __init__(
         self, backbone: Backbone, request: SamplingRequest, on_step: Callable[[int, int], None] | None = None
@@ -66,38 +40,59 @@ class Trajectory:
         self.backbone = backbone
         self.pieces: tuple[Piece, ...] = ()
         """What it waits for; empty before `start` and after the end."""
-        self.result: Tensor | None = None
-        """The final latents (B,C,h,w), unscaled, float32 on the CPU; None until the end."""
+        self.result: Sampled | None = None
+        """What it ended with; None until then."""
         self.cancelled = False
         self.steps = 0
         """Steps in all, once started."""
         self._request = request
         self._on_step = on_step
         self._steps_done = 0
+        self._seen_step = -1
         self._inpainting: Inpainting | None = None
 
     def start(self) -> None:
-        """Run to the first evaluation. Errors: NodeError for an unknown sampler or schedule."""
+        """Run to the first evaluation. Errors: NodeError for an unknown sampler, schedule or guider."""
         r = self._request
-        spec = SAMPLERS[r.sampler]
-        sigmas = sigmas_for(
-            self.backbone.levels, r.schedule, spec, r.steps, r.denoise, r.start_step, r.end_step, r.full_denoise
-        )
-        if len(sigmas) < 2:
-            self.result = r.latents.to("cpu", torch.float32)
+        spec = SAMPLERS[r.sampler.name]
+        sigmas = self._sigmas(spec)
+        if not len(sigmas):
+            latents = r.latents.to("cpu", torch.float32)
+            self.result = Sampled(latents, latents)
             return
         self.steps = len(sigmas) - 1
         device, shape, sigma = self.backbone.device, r.latents.shape, float(sigmas[0])
         latents = r.latents.to(device, torch.float32) * self.backbone.latent_scale
-        drawn = torch.zeros(shape) if r.seed is None else noise(shape, r.seed, r.batch_index)
+        drawn = noise(shape, r.noise.seed, r.batch_index) if r.noise.added else torch.zeros(shape)
         drawn = drawn.to(device)
         x = noised(latents, drawn, sigma, max_denoise=is_max_denoise(self.backbone.levels, sigma))
+        canvas = Canvas(latents, drawn)
         if r.noise_mask is not None:
-            kept_noise = noise(shape, r.noise_seed + 1).to(device) if spec.fresh_inpaint_noise else drawn
+            canvas = Canvas(latents, drawn, latent_mask(r.noise_mask, latents))
+            kept_noise = noise(shape, r.noise.seed + 1).to(device) if spec.fresh_inpaint_noise else drawn
             self._inpainting = Inpainting(latent_mask(r.noise_mask, latents), latents, kept_noise)
-        self._guidance = Guidance(r.positive, r.negative, r.cfg, shape[0], device)
-        self._sampler = spec.start(x, sigmas, r.noise_seed, self.backbone.levels)
+        self._guidance = Guidance(self.backbone, r.guider.conds, rule_of(r.guider), canvas)
+        self._denoised = x
+        if self.steps < 1:
+            self._end(x)
+            return
+        self._sampler = spec.start(x, sigmas, r.noise.seed, self.backbone.levels, r.sampler.options)
         self._run_on(None)
+
+    def _sigmas(self, spec: SamplerSpec) -> Tensor:
+        given = self._request.sigmas
+        if isinstance(given, Steps):
+            return sigmas_for(
+                self.backbone.levels,
+                given.schedule,
+                spec,
+                given.count,
+                given.denoise,
+                given.start,
+                given.end,
+                given.full_denoise,
+            )
+        return given.to("cpu", torch.float32)
 
     @property
     def key(self) -> Hashable:
@@ -118,9 +113,12 @@ class Trajectory:
         self.cancelled = True
 
     def _combined(self, answers: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor | None]:
-        denoised, uncond = self._guidance.combine(self._evaluation, self.pieces, answers)
+        denoised, uncond = self._guidance.combine(self._evaluation, answers)
         if self._inpainting is not None:
             denoised = self._inpainting.restore(denoised)
+        if self._evaluation.step > self._seen_step:
+            # What a step first takes for the image is what clients are shown of it.
+            self._seen_step, self._denoised = self._evaluation.step, denoised
         return (denoised, uncond) if self._evaluation.want_uncond else denoised
 
     def _run_on(self, answer: Tensor | tuple[Tensor, Tensor | None] | None) -> None:
@@ -135,8 +133,12 @@ class Trajectory:
                     # No entry takes part at this level, so there is nothing to ask the network.
                     answer = self._combined(())
         except StopIteration as end:
-            self.result = (end.value / self.backbone.latent_scale).cpu()
+            self._end(end.value)
             self._report(self.steps)
+
+    def _end(self, x: Tensor) -> None:
+        scale = self.backbone.latent_scale
+        self.result = Sampled((x / scale).cpu(), (self._denoised / scale).cpu())
 
     def _report(self, steps_done: int) -> None:
         if self._on_step is not None and steps_done > self._steps_done:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from serve_app.models.families import UNetArchitecture
 from serve_app.sampling.denoiser import EPS, Prediction
+from serve_app.sampling.rows import Canvas, Inputs, Piece, to_batch
 from serve_app.sampling.sigmas import NoiseLevels
 
 SD1_LATENT_SCALE = 0.18215
@@ -30,17 +31,58 @@ class Backbone:
         self.device: torch.device = parameter.device
         self._dtype = parameter.dtype
 
-    def denoise(self, x: Tensor, sigma: Tensor, context: Tensor, context_mask: Tensor | None = None) -> Tensor:
-        """Return D(x, sigma) as float32 (R,C,h,w).
+    def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
+        """Return what an entry of a conditioning tells the network; as sampling.rows.Backbone."""
+        return Inputs(to_batch(cond.to(self.device, torch.float32), canvas.rows))
 
-        x: (R,C,h,w) float32 latents at sigma (R,), any mixture of levels. context: (R,T,D), one text a row;
-        context_mask: (R,T) bool, False where a row's text has ended.
+    def network_input(self, piece: Piece) -> Tensor:
+        """Return what the network is fed for the piece's x, float32: scaled, beside the channels that go with it."""
+        scaled = self._prediction.scale_input(piece.x, _level(piece))
+        return scaled if piece.inputs.concat is None else torch.cat([scaled, piece.inputs.concat], dim=1)
+
+    def denoised(self, piece: Piece, output: Tensor) -> Tensor:
+        """Return D(x, sigma) from the network's output for the piece, float32."""
+        return self._prediction.denoised(piece.x, output, _level(piece))
+
+    def denoise(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Return each piece's D(x, sigma), float32, from one forward; as sampling.rows.Backbone.
+
+        Pieces may differ in level, in text and its length, and in what their recipes make of the network's output.
         """
+        counts = [piece.rows for piece in pieces]
+        own = [cast(Backbone, piece.backbone) for piece in pieces]
+        context, mask = stack_contexts([piece.inputs.context for piece in pieces])
         output: Tensor = self._network(
-            self._prediction.scale_input(x, sigma).to(self._dtype),
-            self.levels.timestep(sigma),
+            torch.cat([b.network_input(piece) for b, piece in zip(own, pieces, strict=True)]).to(self._dtype),
+            torch.cat([b.levels.timestep(_level(piece)) for b, piece in zip(own, pieces, strict=True)]),
             context.to(self._dtype),
-            encoder_attention_mask=context_mask,
+            encoder_attention_mask=mask,
             return_dict=False,
         )[0]
-        return self._prediction.denoised(x, output.float(), sigma)
+        answers = torch.split(output.float(), counts)
+        return [b.denoised(piece, answer) for b, piece, answer in zip(own, pieces, answers, strict=True)]
+
+
+def _level(piece: Piece) -> Tensor:
+    """Return the piece's sigma for each of its rows, (B,)."""
+    return torch.full((piece.rows,), piece.sigma, dtype=torch.float32, device=piece.x.device)
+
+
+def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return contexts (R_i,T_i,D) as one (R,T,D), and which of it counts, (R,T), or None if all of it does.
+
+    Shorter ones are padded to the longest with zeros.
+    """
+    longest = max(context.shape[1] for context in contexts)
+    if all(context.shape[1] == longest for context in contexts):
+        return torch.cat(list(contexts)), None
+    rows = sum(context.shape[0] for context in contexts)
+    stacked = contexts[0].new_zeros(rows, longest, contexts[0].shape[2])
+    mask = torch.zeros(rows, longest, dtype=torch.bool, device=stacked.device)
+    first = 0
+    for context in contexts:
+        end, length = first + context.shape[0], context.shape[1]
+        stacked[first:end, :length] = context
+        mask[first:end, :length] = True
+        first = end
+    return stacked, mask

@@ -11,38 +11,53 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from serve_app.store.store import Area
-from serve_app.values import Conditioning, Recipe
+from serve_app.values import Conditioning, Guider, Noise, Recipe, SamplerChoice
 
 if TYPE_CHECKING:
     import torch
 
+    from serve_app.sampling.sigmas import NoiseLevels
+
 
 @dataclass(frozen=True, slots=True)
-class SamplingRequest:
-    """All that one run of KSampler or KSamplerAdvanced asks for.
+class Steps:
+    """A schedule by name and the window of its steps that is run.
 
-    latents: (B,C,h,w) unscaled, as a LATENT holds them. seed None: no noise is added. batch_index: which noise of the
-    seed's sequence each latent takes; None counts from 0. denoise: 0…1 share of the schedule that is run.
-    start_step, end_step: the window of steps, as in KSamplerAdvanced. full_denoise False leaves the noise of end_step.
-    noise_seed: the seed of stochastic samplers' own noise.
+    denoise: 0…1 share of the schedule that is run. start, end: the window of steps, as in KSamplerAdvanced.
+    full_denoise False leaves the noise of the window's end.
     """
 
-    backbone: Recipe
-    latents: torch.Tensor
-    positive: Conditioning
-    negative: Conditioning
-    sampler: str
     schedule: str
-    steps: int
-    cfg: float
-    seed: int | None
-    noise_seed: int
+    count: int
     denoise: float = 1.0
-    start_step: int | None = None
-    end_step: int | None = None
+    start: int | None = None
+    end: int | None = None
     full_denoise: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SamplingRequest:
+    """All that one run of a sampler asks for.
+
+    latents: (B,C,h,w) unscaled, as a LATENT holds them. sigmas: (n+1,), or the steps that make them. batch_index: which
+    noise of the seed's sequence each latent takes; None counts from 0. noise_mask: as a LATENT holds it.
+    """
+
+    guider: Guider
+    latents: torch.Tensor
+    sampler: SamplerChoice
+    sigmas: Steps | torch.Tensor
+    noise: Noise
     batch_index: Sequence[int] | None = None
     noise_mask: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """What a run ends with: its latents, and what it last took for the image, both (B,C,h,w) unscaled on the CPU."""
+
+    latents: torch.Tensor
+    denoised: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +76,12 @@ class Runtime(Protocol):
 
     async def encode_text(self, clip: Recipe, text: str) -> Conditioning: ...
 
-    async def sample(self, request: SamplingRequest) -> torch.Tensor:
-        """Return latents (B,C,h,w), unscaled, float32 on the CPU. Reports a progress value a step."""
+    async def levels(self, backbone: Recipe) -> NoiseLevels:
+        """Return the noise levels a backbone knows. Loads no weights."""
+        ...
+
+    async def sample(self, request: SamplingRequest) -> Sampled:
+        """Run a sampler. Reports a progress value a step."""
         ...
 
     async def decode(self, vae: Recipe, latents: torch.Tensor, tiling: Tiling | None = None) -> torch.Tensor:

@@ -5,8 +5,9 @@ It never sees the model, so whoever drives it may answer evaluations of many sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
@@ -67,9 +68,19 @@ class SamplerSpec:
     fresh_inpaint_noise: bool = False
     for_levels: Callable[[NoiseLevels], dict[str, Any]] | None = None
 
-    def start(self, x: Tensor, sigmas: Tensor, seed: int, levels: NoiseLevels) -> Sampler:
-        """Return the sampler over x (B,C,h,w), which is at sigmas[0]. seed: of its own noise, if it draws any."""
-        options = {} if self.for_levels is None else self.for_levels(levels)
+    def start(
+        self,
+        x: Tensor,
+        sigmas: Tensor,
+        seed: int,
+        levels: NoiseLevels,
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Sampler:
+        """Return the sampler over x (B,C,h,w), which is at sigmas[0].
+
+        seed: of its own noise, if it draws any. options: keyword arguments of the function.
+        """
+        decided = {} if self.for_levels is None else self.for_levels(levels)
         if self.noise is None:
-            return self.function(x, sigmas, **options)
-        return self.function(x, sigmas, self.noise(x, sigmas, seed), **options)
+            return self.function(x, sigmas, **{**decided, **options})
+        return self.function(x, sigmas, self.noise(x, sigmas, seed), **{**decided, **options})

@@ -1,106 +1,118 @@
-"""Classifier-free guidance: which rows one evaluation asks of the network, and how the answers become one `denoised`.
+"""Guidance: which rows one evaluation asks of the network, and how the answers become one `denoised`.
 
-Each entry of a conditioning is a piece of rows of its own; pieces of a branch are averaged by weight, then the branches
-are combined by cfg. What restricts an entry (a region, a mask, a range of levels) belongs here: it changes which pieces
-there are, what x they see and how they are averaged.
+Each entry of a conditioning is a piece of rows of its own; the pieces of a branch are averaged by weight, then a rule
+combines the branches. `conditioning` says where and when an entry counts, `rules` what is made of the branches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isclose
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from serve_app.sampling.conditioning import area_of, resolved, weight_of
 from serve_app.sampling.evaluation import Evaluation
+from serve_app.sampling.rows import Area, Backbone, Canvas, Inputs, Piece, crop, to_batch
+from serve_app.sampling.rules import Rule
 from serve_app.values import Conditioning
 
-Branch: TypeAlias = Literal["cond", "uncond"]
+TINY = 1e-37
+"""Added to a cell's weights, so that a cell without any comes out as zero."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """One entry of a conditioning, ready for every evaluation of a run. context: (B,T,D). weight: its share."""
+    """One entry of a conditioning, ready for every evaluation of a run.
 
-    branch: Branch
-    context: Tensor
-    weight: float
+    weight: its share, one number or (N,1,h,w) over its area. It takes part from sigma `above` down to sigma `below`.
+    """
 
+    role: str
+    inputs: Inputs
+    weight: Tensor | float
+    area: Area | None
+    above: float
+    below: float
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Piece:
-    """The rows one entry asks of the network in one evaluation. x: (B,C,h,w), all at sigma, beside entry.context."""
-
-    x: Tensor
-    sigma: float
-    entry: Entry
-
-    @property
-    def rows(self) -> int:
-        """How many rows of a forward it takes."""
-        return self.x.shape[0]
+    def takes_part(self, sigma: float) -> bool:
+        """Whether it counts at a level."""
+        # Levels are compared as float32, the precision that schedules and tables have.
+        level = float(torch.tensor(sigma, dtype=torch.float32))
+        return self.below <= level <= self.above
 
 
-def entries(branch: Branch, conditioning: Conditioning, batch: int, device: torch.device) -> tuple[Entry, ...]:
-    """Return a conditioning's entries for `batch` latents. A cond of several rows is repeated and cut to the batch."""
-    return tuple(
-        Entry(branch, _to_batch(cond.to(device, torch.float32), batch), float(options.get("strength", 1.0)))
-        for cond, options in conditioning
-    )
-
-
-def _to_batch(cond: Tensor, batch: int) -> Tensor:
-    if cond.shape[0] == 1:
-        return cond.expand(batch, -1, -1)
-    return cond.repeat(-(-batch // cond.shape[0]), 1, 1)[:batch]
+def entries(role: str, conditioning: Conditioning, backbone: Backbone, canvas: Canvas) -> tuple[Entry, ...]:
+    """Return a resolved conditioning's entries for the rows of a canvas."""
+    height, width = canvas.latents.shape[-2:]
+    made = []
+    for cond, options in conditioning:
+        area = area_of(options, height, width)
+        above = backbone.levels.at_progress(options["start_percent"]) if "start_percent" in options else float("inf")
+        below = backbone.levels.at_progress(options["end_percent"]) if "end_percent" in options else 0.0
+        inputs = backbone.inputs(cond, options, role, canvas).within(area)
+        weight = weight_of(options, height, width, backbone.device)
+        made.append(Entry(role, inputs, weight, area, above, below))
+    return tuple(made)
 
 
 class Guidance:
-    """The guidance of one run. positive, negative: CONDITIONING. cfg: the scale; at 1 the negative is not evaluated.
+    """The guidance of one run: its branches, by role, and the rule that combines them."""
 
-    Source: Ho and Salimans 2022, arXiv:2207.12598, equation 6 with w = cfg − 1.
-    """
-
-    def __init__(
-        self, positive: Conditioning, negative: Conditioning, cfg: float, batch: int, device: torch.device
-    ) -> None:
-        self._cond = entries("cond", positive, batch, device)
-        self._uncond = entries("uncond", negative, batch, device)
-        self._cfg = cfg
+    def __init__(self, backbone: Backbone, conds: Mapping[str, Conditioning], rule: Rule, canvas: Canvas) -> None:
+        self._backbone = backbone
+        self._rule = rule
+        height, width = canvas.latents.shape[-2:]
+        self._entries = {
+            role: entries(role, conditioning, backbone, canvas)
+            for role, conditioning in resolved(conds, height, width).items()
+        }
+        self._asked: tuple[Entry, ...] = ()
 
     def pieces(self, evaluation: Evaluation) -> tuple[Piece, ...]:
         """Return what the network has to answer for an evaluation; () if no entry takes part."""
-        asked = self._cond if self._skips_uncond(evaluation) else self._cond + self._uncond
-        return tuple(Piece(evaluation.x, evaluation.sigma, entry) for entry in asked)
+        self._asked = tuple(
+            entry
+            for role in self._rule.asks(evaluation.want_uncond)
+            for entry in self._entries[role]
+            if entry.takes_part(evaluation.sigma)
+        )
+        return tuple(
+            Piece(
+                self._backbone,
+                evaluation.x if entry.area is None else crop(evaluation.x, entry.area),
+                evaluation.sigma,
+                entry.inputs,
+            )
+            for entry in self._asked
+        )
 
-    def combine(
-        self, evaluation: Evaluation, pieces: Sequence[Piece], answers: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return (denoised, uncond) from the answers to `pieces`, in their order; uncond is None where it is skipped.
+    def combine(self, evaluation: Evaluation, answers: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return (denoised, uncond) from the answers to the last `pieces`, in their order.
 
-        A branch without entries, or without weight, is zero.
+        uncond is None where the rule skips it. A branch without entries, or without weight, is zero.
         """
-        cond = _mean("cond", evaluation.x, pieces, answers)
-        if self._skips_uncond(evaluation):
-            return cond, None
-        uncond = _mean("uncond", evaluation.x, pieces, answers)
-        return torch.lerp(uncond, cond, self._cfg), uncond
-
-    def _skips_uncond(self, evaluation: Evaluation) -> bool:
-        return isclose(self._cfg, 1.0) and not evaluation.want_uncond
+        asked = list(zip(self._asked, answers, strict=True))
+        means = {
+            role: _mean(evaluation.x, [(entry, answer) for entry, answer in asked if entry.role == role])
+            for role in self._rule.asks(evaluation.want_uncond)
+        }
+        return self._rule.combine(means, evaluation), means.get("negative")
 
 
-def _mean(branch: Branch, x: Tensor, pieces: Sequence[Piece], answers: Sequence[Tensor]) -> Tensor:
-    weighted = [(p.entry.weight, a) for p, a in zip(pieces, answers, strict=True) if p.entry.branch == branch]
-    total = sum(weight for weight, _ in weighted)
-    if total == 0:
-        return torch.zeros_like(x)
-    if len(weighted) == 1:
-        return weighted[0][1]
-    mean = torch.zeros_like(x)
-    for weight, answer in weighted:
-        mean += answer * (weight / total)
-    return mean
+def _mean(x: Tensor, answered: Sequence[tuple[Entry, Tensor]]) -> Tensor:
+    if len(answered) == 1 and answered[0][0].area is None and isinstance(answered[0][0].weight, float):
+        return answered[0][1] if answered[0][0].weight else torch.zeros_like(x)
+    total = torch.zeros_like(x)
+    weights = torch.full((x.shape[0], 1, *x.shape[2:]), TINY, dtype=x.dtype, device=x.device)
+    for entry, answer in answered:
+        weight = entry.weight
+        if isinstance(weight, Tensor):
+            weight = to_batch(weight, x.shape[0])
+        part, share = total, weights
+        if entry.area is not None:
+            part, share = crop(total, entry.area), crop(weights, entry.area)
+        part += answer * weight
+        share += weight
+    return total / weights

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from serve_app.models.weights import Weights
+from serve_app.sampling.rows import Inputs, Piece
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipSkip, Recipe
 from tests.parity.checkpoints import models_dir
@@ -47,24 +48,23 @@ def test_clip_skip_takes_the_layer_comfyui_takes(weights):
 
 @pytest.mark.parametrize("sigma", ["14.6146", "3.2", "0.3"])
 def test_the_network_denoises_as_in_comfyui(weights, positive, sigma):
-    level = torch.full((2,), float(sigma))
-    context = positive[0][0].expand(2, -1, -1)
-    x = FIGURES["denoise|x"] * float(sigma)
-    FIGURES.assert_agrees(weights.backbone(BACKBONE).denoise(x, level, context), f"denoise|{sigma}")
+    backbone = weights.backbone(BACKBONE)
+    inputs = Inputs(positive[0][0].expand(2, -1, -1))
+    [denoised] = backbone.denoise([Piece(backbone, FIGURES["denoise|x"] * float(sigma), float(sigma), inputs)])
+    FIGURES.assert_agrees(denoised, f"denoise|{sigma}")
 
 
 def test_rows_at_different_levels_and_padded_texts_are_denoised_as_alone(weights, positive):
     backbone = weights.backbone(BACKBONE)
     x, cond = FIGURES["denoise|x"], positive[0][0]
-    padded = torch.cat([cond, torch.full((1, 77, 768), 3.0)], dim=1)
     longer = torch.cat([cond, cond.flip(1)], dim=1)
-    context = torch.cat([padded, longer])
-    mask = torch.arange(154) < torch.tensor([[77], [154]])
-    level = torch.tensor([14.6146, 0.3])
-    together = backbone.denoise(x * level[:, None, None, None], level, context, mask)
-    first = backbone.denoise(x[:1] * level[0], level[:1], cond)
-    second = backbone.denoise(x[1:] * level[1], level[1:], longer)
-    torch.testing.assert_close(together, torch.cat([first, second]), rtol=1e-4, atol=1e-4)
+    pieces = [
+        Piece(backbone, x[:1] * 14.6146, 14.6146, Inputs(cond)),
+        Piece(backbone, x[1:] * 0.3, 0.3, Inputs(longer)),
+    ]
+    together = torch.cat(backbone.denoise(pieces))
+    alone = torch.cat([backbone.denoise([piece])[0] for piece in pieces])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_latents_are_decoded_as_by_comfyui(weights):

@@ -18,16 +18,17 @@ class WatchedBackbone:
 
     def __init__(self, backbone):
         self.backbone = backbone
-        self.key, self.device = backbone.key, backbone.device
-        self.levels, self.latent_scale = backbone.levels, backbone.latent_scale
         self.calls = []
         self.before = None
 
-    def denoise(self, x, sigma, context, context_mask):
-        self.calls.append(tuple(x.shape))
+    def __getattr__(self, name):
+        return getattr(self.backbone, name)
+
+    def denoise(self, pieces):
+        self.calls.append((sum(piece.rows for piece in pieces), *pieces[0].x.shape[1:]))
         if self.before is not None:
             self.before(len(self.calls))
-        return self.backbone.denoise(x, sigma, context, context_mask)
+        return self.backbone.denoise(pieces)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ Its file is 2.1 GB, written on the first run; a run takes about 6 GB of memory.
 from __future__ import annotations
 
 import pytest
-import torch
 
+from serve_app.sampling.rows import Inputs, Piece
 from serve_app.values import Recipe
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS, Figures
@@ -41,8 +41,9 @@ def test_a_text_is_encoded_as_by_comfyui(cond):
 
 def test_the_network_denoises_as_in_comfyui(stack, cond):
     backbone = stack.weights.backbone(Recipe("backbone", "checkpoints", "sd15.safetensors"))
-    x, level, context = FIGURES["denoise|x"] * 3.2, torch.full((2,), 3.2), cond[0][0].expand(2, -1, -1)
-    FIGURES.assert_agrees(stack.engine.call(lambda: backbone.denoise(x, level, context)).result(), "denoise|3.2")
+    piece = Piece(backbone, FIGURES["denoise|x"] * 3.2, 3.2, Inputs(cond[0][0].expand(2, -1, -1)))
+    [denoised] = stack.engine.call(lambda: backbone.denoise([piece])).result()
+    FIGURES.assert_agrees(denoised, "denoise|3.2")
 
 
 def test_latents_are_decoded_as_by_comfyui(stack):

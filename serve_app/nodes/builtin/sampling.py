@@ -1,18 +1,30 @@
-"""KSampler and KSamplerAdvanced: what ComfyUI's two widget sets mean as one SamplingRequest."""
+"""KSampler and KSamplerAdvanced: what ComfyUI's two sets of widgets mean as one SamplingRequest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.nodes.runtime import Runtime, SamplingRequest
+from torch import Tensor
+
+from serve_app.nodes.runtime import Runtime, Sampled, SamplingRequest, Steps
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES
-from serve_app.values import Conditioning, Latent, Recipe
+from serve_app.values import Conditioning, Guider, Latent, Noise, Recipe, SamplerChoice
 
 SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
 STEPS = {"default": 20, "min": 1, "max": 10000}
 CFG = {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}
+
+
+async def run(
+    runtime: Runtime, latent: Latent, guider: Guider, sampler: SamplerChoice, sigmas: Steps | Tensor, noise: Noise
+) -> Sampled:
+    """Sample a LATENT: its samples, with the noise of its batch_index and within its noise_mask."""
+    request = SamplingRequest(
+        guider, latent["samples"], sampler, sigmas, noise, latent.get("batch_index"), latent.get("noise_mask")
+    )
+    return await runtime.sample(request)
 
 
 class KSampler:
@@ -56,22 +68,10 @@ class KSampler:
         denoise: float = 1.0,
     ) -> tuple[Latent]:
         """Return the latent with its samples denoised."""
-        request = SamplingRequest(
-            backbone=model,
-            latents=latent_image["samples"],
-            positive=positive,
-            negative=negative,
-            sampler=sampler_name,
-            schedule=scheduler,
-            steps=steps,
-            cfg=cfg,
-            seed=seed,
-            noise_seed=seed,
-            denoise=denoise,
-            batch_index=latent_image.get("batch_index"),
-            noise_mask=latent_image.get("noise_mask"),
-        )
-        return ({**latent_image, "samples": await runtime.sample(request)},)
+        guider = Guider(model, {"positive": positive, "negative": negative}, "cfg", {"cfg": cfg})
+        window = Steps(scheduler, steps, denoise)
+        sampled = await run(runtime, latent_image, guider, SamplerChoice(sampler_name), window, Noise(seed))
+        return ({**latent_image, "samples": sampled.latents},)
 
 
 class KSamplerAdvanced:
@@ -120,24 +120,12 @@ class KSamplerAdvanced:
         runtime: Runtime,
     ) -> tuple[Latent]:
         """Return the latent with its samples denoised over the window."""
-        request = SamplingRequest(
-            backbone=model,
-            latents=latent_image["samples"],
-            positive=positive,
-            negative=negative,
-            sampler=sampler_name,
-            schedule=scheduler,
-            steps=steps,
-            cfg=cfg,
-            seed=noise_seed if add_noise == "enable" else None,
-            noise_seed=noise_seed,
-            start_step=start_at_step,
-            end_step=end_at_step,
-            full_denoise=return_with_leftover_noise == "disable",
-            batch_index=latent_image.get("batch_index"),
-            noise_mask=latent_image.get("noise_mask"),
-        )
-        return ({**latent_image, "samples": await runtime.sample(request)},)
+        guider = Guider(model, {"positive": positive, "negative": negative}, "cfg", {"cfg": cfg})
+        full = return_with_leftover_noise == "disable"
+        window = Steps(scheduler, steps, start=start_at_step, end=end_at_step, full_denoise=full)
+        noise = Noise(noise_seed, added=add_noise == "enable")
+        sampled = await run(runtime, latent_image, guider, SamplerChoice(sampler_name), window, noise)
+        return ({**latent_image, "samples": sampled.latents},)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

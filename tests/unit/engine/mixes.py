@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from serve_app.nodes.runtime import SamplingRequest
+from serve_app.models.backbone import stack_contexts
+from serve_app.nodes.runtime import SamplingRequest, Steps
+from serve_app.sampling.rows import Inputs, Piece, to_batch
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES, NoiseLevels, sigmas_for
-from serve_app.values import Recipe
+from serve_app.values import Guider, Noise, Recipe, SamplerChoice
 
 RECIPE = Recipe("backbone", "checkpoints", "tiny.safetensors")
 WIDTH = 6
@@ -39,7 +41,16 @@ class TinyBackbone:
         self.query = torch.randn(4, WIDTH, generator=generator) / 2
         self.value = torch.randn(WIDTH, 4, generator=generator) / WIDTH
 
-    def denoise(self, x, sigma, context, context_mask):
+    def inputs(self, cond, options, role, canvas):
+        return Inputs(to_batch(cond, canvas.rows))
+
+    def denoise(self, pieces):
+        x = torch.cat([piece.x for piece in pieces])
+        sigma = torch.tensor([piece.sigma for piece in pieces for _ in range(piece.rows)])
+        context, mask = stack_contexts([piece.inputs.context for piece in pieces])
+        return list(self.forward(x, sigma, context, mask).split([piece.rows for piece in pieces]))
+
+    def forward(self, x, sigma, context, context_mask=None):
         self.calls.append(tuple(x.shape))
         if self.before is not None:
             self.before(len(self.calls))
@@ -59,51 +70,65 @@ def request(**changes: Any) -> SamplingRequest:
     """Return a small valid request with some of it changed; `shape` is that of the latents."""
     generator = torch.Generator().manual_seed(changes.get("seed", 0) or 0)
     shape = changes.pop("shape", (1, 4, 4, 4))
+    seed = changes.pop("seed", 0)
     defaults: dict[str, Any] = {
-        "backbone": RECIPE,
         "latents": torch.randn(shape, generator=generator),
-        "positive": conditioning(1, 3),
-        "negative": conditioning(2, 3),
-        "sampler": "euler",
-        "schedule": "normal",
-        "steps": 4,
-        "cfg": 5.0,
-        "seed": 0,
-        "noise_seed": changes.get("seed", 0) or 0,
+        "batch_index": None,
+        "noise_mask": None,
     }
-    return SamplingRequest(**{**defaults, **changes})
+    conds = {
+        "positive": changes.pop("positive", conditioning(1, 3)),
+        "negative": changes.pop("negative", conditioning(2, 3)),
+    }
+    steps = Steps(
+        changes.pop("schedule", "normal"),
+        changes.pop("steps", 4),
+        changes.pop("denoise", 1.0),
+        changes.pop("start_step", None),
+        changes.pop("end_step", None),
+        changes.pop("full_denoise", True),
+    )
+    return SamplingRequest(
+        Guider(changes.pop("backbone", RECIPE), conds, "cfg", {"cfg": changes.pop("cfg", 5.0)}),
+        sampler=SamplerChoice(changes.pop("sampler", "euler")),
+        sigmas=steps,
+        noise=Noise(changes.pop("noise_seed", seed or 0), added=seed is not None),
+        **{**defaults, **changes},
+    )
 
 
 def alone(backbone, r: SamplingRequest) -> torch.Tensor:
     """Return what the request gives with every row of every evaluation in a forward of its own."""
-    spec = SAMPLERS[r.sampler]
-    sigmas = sigmas_for(backbone.levels, r.schedule, spec, r.steps, r.denoise, r.start_step, r.end_step, r.full_denoise)
+    spec, s = SAMPLERS[r.sampler.name], r.sigmas
+    sigmas = sigmas_for(backbone.levels, s.schedule, spec, s.count, s.denoise, s.start, s.end, s.full_denoise)
     if len(sigmas) < 2:
         return r.latents
     sigma = sigmas[0]
     scale = (1 + sigma**2).sqrt() if sigma > backbone.levels.sigma_max * (1 - 1e-5) else sigma
-    drawn = 0 if r.seed is None else torch.randn(r.latents.shape, generator=torch.Generator().manual_seed(r.seed))
+    seeded = torch.Generator().manual_seed(r.noise.seed)
+    drawn = torch.randn(r.latents.shape, generator=seeded) if r.noise.added else 0
     x = r.latents * backbone.latent_scale + drawn * scale
 
     def branch(x, sigma, cond):
         context = cond[0][0]
         rows = [
-            backbone.denoise(row[None], torch.tensor([sigma]), context[i % len(context)][None], None)
+            backbone.denoise([Piece(backbone, row[None], sigma, Inputs(context[i % len(context)][None]))])[0]
             for i, row in enumerate(x)
         ]
         return torch.cat(rows)
 
-    sampler = spec.start(x, sigmas, r.noise_seed, backbone.levels)
+    conds, cfg = r.guider.conds, r.guider.scales["cfg"]
+    sampler = spec.start(x, sigmas, r.noise.seed, backbone.levels)
     answer = None
     while True:
         try:
             evaluation = sampler.send(answer)
         except StopIteration as end:
             return end.value / backbone.latent_scale
-        answer = branch(evaluation.x, evaluation.sigma, r.positive)
-        if r.cfg != 1.0 or evaluation.want_uncond:
-            low = branch(evaluation.x, evaluation.sigma, r.negative)
-            answer = low + r.cfg * (answer - low)
+        answer = branch(evaluation.x, evaluation.sigma, conds["positive"])
+        if cfg != 1.0 or evaluation.want_uncond:
+            low = branch(evaluation.x, evaluation.sigma, conds["negative"])
+            answer = low + cfg * (answer - low)
             if evaluation.want_uncond:
                 answer = (answer, low)
 

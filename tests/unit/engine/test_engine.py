@@ -9,7 +9,7 @@ from threading import Event, Thread
 import pytest
 import torch
 
-from serve_app.engine.engine import Engine, stack_contexts
+from serve_app.engine.engine import Engine
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import CancelledJobError, NodeError, UnavailableError
 from tests.unit.engine.mixes import TinyBackbone, alone, conditioning, relative_error, request
@@ -54,7 +54,7 @@ def test_jobs_of_different_samplers_steps_cfg_and_prompts_share_every_forward(en
     assert engine.counters.evaluations == 6 + 5 + 6 + 5 + 2
     assert engine.counters.rows == 2 * 6 + 2 * 5 + 2 * 6 + 1 * 5 + 4 * 2
     for r, future in zip(requests, futures, strict=True):
-        assert relative_error(future.result(), alone(TinyBackbone(), r)) <= 1e-5
+        assert relative_error(future.result().latents, alone(TinyBackbone(), r)) <= 1e-5
 
 
 def test_without_batching_every_evaluation_has_a_forward_of_its_own():
@@ -72,14 +72,14 @@ def test_backbones_of_equal_keys_answer_for_one_another_and_others_do_not(engine
     assert [rows for rows, *_ in other.calls] == [2, 2, 2]
 
 
-def test_an_evaluation_larger_than_a_forward_is_cut_into_forwards_that_fit():
+def test_a_batch_larger_than_a_forward_is_not_split_and_has_one_of_its_own():
     engine, backbone = Engine(max_rows=4), TinyBackbone()
     r = request(shape=(5, 4, 4, 4), steps=2, positive=conditioning(3, 5))
     [future] = together(engine, [Trajectory(backbone, r)])
     engine.close()
-    assert [rows for rows, *_ in backbone.calls] == [4, 4, 2] * 2
-    assert engine.counters.forwards == 6
-    assert relative_error(future.result(), alone(TinyBackbone(), r)) <= 1e-5
+    assert [rows for rows, *_ in backbone.calls] == [5, 5] * 2
+    assert engine.counters.forwards == 4
+    assert relative_error(future.result().latents, alone(TinyBackbone(), r)) <= 1e-5
 
 
 def test_a_cancelled_trajectory_leaves_before_its_next_evaluation_and_the_others_go_on(engine):
@@ -89,7 +89,7 @@ def test_a_cancelled_trajectory_leaves_before_its_next_evaluation_and_the_others
     left, stayed = together(engine, [leaving, staying])
     assert isinstance(left.exception(), CancelledJobError)
     assert [rows for rows, *_ in backbone.calls] == [4] * 3 + [2] * 6
-    assert relative_error(stayed.result(), alone(TinyBackbone(), request(steps=9, seed=8))) <= 1e-5
+    assert relative_error(stayed.result().latents, alone(TinyBackbone(), request(steps=9, seed=8))) <= 1e-5
 
 
 def test_cancelling_the_future_makes_the_trajectory_leave_too(engine):
@@ -116,11 +116,11 @@ def test_a_trajectory_cancelled_before_it_starts_makes_no_evaluation(engine):
 class Fragile(TinyBackbone):
     """Fails any forward that holds a context with a value above 100."""
 
-    def denoise(self, x, sigma, context, context_mask):
-        self.calls.append(tuple(x.shape))
+    def forward(self, x, sigma, context, context_mask=None):
         if context.max() > 100:
+            self.calls.append(tuple(x.shape))
             raise ValueError("poisoned")
-        return TinyBackbone().denoise(x, sigma, context, context_mask)
+        return super().forward(x, sigma, context, context_mask)
 
 
 def test_a_failing_forward_fails_only_the_trajectories_that_fail_alone(engine):
@@ -133,7 +133,7 @@ def test_a_failing_forward_fails_only_the_trajectories_that_fail_alone(engine):
     assert str(failed.exception()) == "poisoned"
     del requests[2]
     for r, future in zip(requests, futures, strict=True):
-        assert relative_error(future.result(), alone(TinyBackbone(), r)) <= 1e-5
+        assert relative_error(future.result().latents, alone(TinyBackbone(), r)) <= 1e-5
     # Ten rows fail; of their halves four rows pass and six fail, of which the two poisoned ones fail alone.
     assert [rows for rows, *_ in backbone.calls] == [10, 4, 6, 2, 4, 8, 8]
     assert engine.counters.failures == 3
@@ -231,7 +231,7 @@ def test_a_call_that_cannot_tell_whether_it_may_run_fails_and_those_behind_it_ru
 
 def test_runs_go_on_while_a_call_waits(engine):
     waiting = engine.call(lambda: None, when=lambda: False)
-    assert engine.submit(Trajectory(TinyBackbone(), request())).result(30).shape == (1, 4, 4, 4)
+    assert engine.submit(Trajectory(TinyBackbone(), request())).result(30).latents.shape == (1, 4, 4, 4)
     assert not waiting.done()
 
 
@@ -269,14 +269,14 @@ def test_a_call_cancelled_in_time_does_not_run(engine):
 
 
 def test_latents_can_be_changed_in_place_by_whoever_gets_them(engine):
-    latents = engine.submit(Trajectory(TinyBackbone(), request())).result(30)
+    latents = engine.submit(Trajectory(TinyBackbone(), request())).result(30).latents
     latents += 1
     assert not latents.is_inference()
 
 
 def test_a_run_of_no_steps_gives_back_its_latents_and_shares_nothing_with_them(engine):
     r = request(denoise=0.0)
-    latents = engine.submit(Trajectory(TinyBackbone(), r)).result(30)
+    latents = engine.submit(Trajectory(TinyBackbone(), r)).result(30).latents
     assert torch.equal(latents, r.latents)
     assert latents.data_ptr() != r.latents.data_ptr()
 
@@ -299,15 +299,3 @@ def test_closing_ends_after_the_forward_in_progress_and_fails_what_is_left():
         engine.submit(Trajectory(TinyBackbone(), request()))
     with pytest.raises(UnavailableError):
         engine.call(lambda: None)
-
-
-def test_contexts_of_one_length_are_stacked_without_a_mask():
-    stacked, mask = stack_contexts([torch.ones(2, 3, 4), torch.zeros(1, 3, 4)])
-    assert stacked.shape == (3, 3, 4)
-    assert mask is None
-
-
-def test_shorter_contexts_are_padded_to_the_longest_and_masked():
-    stacked, mask = stack_contexts([torch.ones(2, 1, 4), torch.ones(1, 3, 4)])
-    assert mask.tolist() == [[True, False, False], [True, False, False], [True, True, True]]
-    assert torch.equal(stacked.bool().all(dim=2), mask)

@@ -11,9 +11,9 @@ from serve_app.errors import ModelFileError
 from serve_app.models.families import TextArchitecture, UNetArchitecture, VaeArchitecture
 from serve_app.models.sample import random_tensors
 from serve_app.models.weights import Weights
-from serve_app.nodes.runtime import SamplingRequest
 from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe
+from tests.unit.engine import mixes
 
 UNET = UNetArchitecture((32,), (1,), (1,), 1, 64)
 VAE = VaeArchitecture((32, 32, 32, 32), 1, 4, 3, True)
@@ -53,25 +53,24 @@ def ignore(done, steps):
 
 def request(conditioning, name="a", **changes):
     settings = {
+        "backbone": recipe("backbone", name),
         "latents": torch.zeros(1, 4, 4, 4),
         "positive": conditioning,
         "negative": conditioning,
-        "sampler": "euler",
         "schedule": "karras",
         "steps": 3,
         "cfg": 2.0,
         "seed": 5,
-        "noise_seed": 5,
         **changes,
     }
-    return SamplingRequest(recipe("backbone", name), **settings)
+    return mixes.request(**settings)
 
 
 async def test_a_text_becomes_an_image_through_one_runtime(shared):
     steps = []
     runtime = shared.bind(lambda done, of: steps.append((done, of)))
     conditioning = await runtime.encode_text(recipe("clip"), "a (red:1.2) fox")
-    latents = await runtime.sample(request(conditioning))
+    latents = (await runtime.sample(request(conditioning))).latents
     images = await runtime.decode(recipe("vae"), latents)
     again = await runtime.encode(recipe("vae"), images)
     assert images.shape == (1, 32, 32, 3)
@@ -90,7 +89,7 @@ async def test_many_nodes_at_once_get_what_each_gets_alone(shared, engine):
     together = await asyncio.gather(*(runtime.sample(job) for job in jobs))
     assert engine.counters.forwards - before < 3 * len(jobs)
     for one, other in zip(alone, together, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(other.latents, one.latents, rtol=1e-4, atol=1e-4)
 
 
 async def test_a_file_that_cannot_be_used_is_an_error_and_others_go_on(shared):
@@ -110,7 +109,7 @@ async def test_a_cancelled_node_leaves_and_others_go_on(shared):
     endless.cancel()
     with pytest.raises(asyncio.CancelledError):
         await endless
-    assert (await shared.bind(ignore).sample(request(conditioning))).shape == (1, 4, 4, 4)
+    assert (await shared.bind(ignore).sample(request(conditioning))).latents.shape == (1, 4, 4, 4)
 
 
 async def test_a_checkpoint_that_does_not_fit_waits_for_the_one_in_use(engine, catalog):
@@ -128,7 +127,7 @@ async def test_a_checkpoint_that_does_not_fit_waits_for_the_one_in_use(engine, c
     assert shared.resident() == ("backbone checkpoints/a.safetensors",)
     first.cancel()
     both = asyncio.gather(second, third)
-    assert [latents.shape for latents in await asyncio.wait_for(both, timeout=30)] == [(1, 4, 4, 4)] * 2
+    assert [sampled.latents.shape for sampled in await asyncio.wait_for(both, timeout=30)] == [(1, 4, 4, 4)] * 2
     assert shared.resident() == ("backbone checkpoints/a.safetensors",)
 
 
@@ -138,8 +137,8 @@ async def test_failed_runs_leave_room_for_the_next_while_their_errors_are_kept(e
     wrong_width, right = [(torch.zeros(1, 77, 63), {})], [(torch.zeros(1, 77, 64), {})]
     failing = [shared.bind(ignore).sample(request(wrong_width, "a")) for _ in range(jobs)]
     kept = await asyncio.gather(*failing, return_exceptions=True)
-    latents = await asyncio.wait_for(shared.bind(ignore).sample(request(right, "b")), timeout=30)
-    assert latents.shape == (1, 4, 4, 4)
+    sampled = await asyncio.wait_for(shared.bind(ignore).sample(request(right, "b")), timeout=30)
+    assert sampled.latents.shape == (1, 4, 4, 4)
     assert all(isinstance(error, RuntimeError) and error.__traceback__ is not None for error in kept)
 
 
@@ -174,5 +173,5 @@ async def test_a_run_that_begins_while_its_node_is_cancelled_is_cancelled_too(en
     endless = asyncio.create_task(shared.bind(ignore).sample(request(conditioning, "a", steps=100_000)))
     with pytest.raises(asyncio.CancelledError):
         await endless
-    latents = await asyncio.wait_for(shared.bind(ignore).sample(request(conditioning, "b")), timeout=30)
-    assert latents.shape == (1, 4, 4, 4)
+    sampled = await asyncio.wait_for(shared.bind(ignore).sample(request(conditioning, "b")), timeout=30)
+    assert sampled.latents.shape == (1, 4, 4, 4)

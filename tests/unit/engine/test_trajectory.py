@@ -30,7 +30,7 @@ def test_progress_is_reported_once_a_step_however_many_evaluations_a_step_takes(
 def test_cond_and_uncond_are_one_evaluation_of_twice_the_rows():
     trajectory = Trajectory(TinyBackbone(), request(shape=(3, 4, 2, 2)))
     trajectory.start()
-    assert [piece.entry.branch for piece in trajectory.pieces] == ["cond", "uncond"]
+    assert [piece.rows for piece in trajectory.pieces] == [3, 3]
     assert trajectory.rows == 6
     assert trajectory.key == ("tiny", 4, 2, 2)
 
@@ -39,14 +39,14 @@ def test_latents_are_scaled_on_the_way_in_and_back_on_the_way_out():
     trajectory = Trajectory(TinyBackbone(), request(seed=None, sampler="lcm", steps=1))
     [x] = drive(trajectory, lambda piece: piece.x)
     torch.testing.assert_close(x, trajectory._request.latents * 0.18215)
-    torch.testing.assert_close(trajectory.result, trajectory._request.latents)
+    torch.testing.assert_close(trajectory.result.latents, trajectory._request.latents)
 
 
 def test_a_run_with_no_entries_ends_at_zero_without_asking_the_network():
     trajectory = Trajectory(TinyBackbone(), request(positive=[], negative=[]))
     trajectory.start()
     assert trajectory.pieces == ()
-    torch.testing.assert_close(trajectory.result, torch.zeros(1, 4, 4, 4))
+    torch.testing.assert_close(trajectory.result.latents, torch.zeros(1, 4, 4, 4))
 
 
 def test_a_mask_keeps_the_latents_where_it_is_zero_and_samples_where_it_is_one():
@@ -55,7 +55,7 @@ def test_a_mask_keeps_the_latents_where_it_is_zero_and_samples_where_it_is_one()
     r = request(noise_mask=mask, steps=5, cfg=1.0)
     trajectory = Trajectory(TinyBackbone(), r)
     seen = drive(trajectory, lambda piece: torch.full_like(piece.x, 0.5))
-    kept, sampled = trajectory.result[..., :2], trajectory.result[..., 2:]
+    kept, sampled = trajectory.result.latents.tensor_split(2, dim=-1)
     torch.testing.assert_close(kept, r.latents[..., :2])
     torch.testing.assert_close(sampled, torch.full_like(sampled, 0.5 / 0.18215))
     # The network sees what is kept at each level with the job's own noise: the same noise, less of it.

@@ -11,6 +11,7 @@ from serve_app.errors import ConfigError, ModelFileError
 from serve_app.models.families import TextArchitecture, UNetArchitecture, VaeArchitecture
 from serve_app.models.sample import random_tensors
 from serve_app.models.weights import Weights, number_format
+from serve_app.sampling.rows import Inputs, Piece
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipSkip, Recipe
 
@@ -178,11 +179,14 @@ def test_threads_that_ask_at_once_share_one_load(catalog):
 def test_a_network_of_any_format_denoises_close_to_the_full_one(catalog, dtype):
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     context = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1))
-    sigma = torch.tensor([7.0, 0.5])
-    model = Weights(catalog, CPU, dtype=dtype).backbone(backbone("a"))
+    full, model = weights(catalog).backbone(backbone("a")), Weights(catalog, CPU, dtype=dtype).backbone(backbone("a"))
+
+    def denoise(by):
+        rows = [(x[:1], 7.0, context[:1]), (x[1:], 0.5, context[1:])]
+        return torch.cat(by.denoise([Piece(by, x, sigma, Inputs(cond)) for x, sigma, cond in rows]))
+
     with torch.inference_mode():
-        exact = weights(catalog).backbone(backbone("a")).denoise(x, sigma, context)
-        denoised = model.denoise(x, sigma, context)
+        exact, denoised = denoise(full), denoise(model)
     assert denoised.dtype == torch.float32
     assert float((denoised - exact).norm() / exact.norm()) < {"fp32": 1e-6, "fp16": 0.01, "bf16": 0.05}[dtype]
 

@@ -24,10 +24,10 @@ from serve_app.nodes.execute import Execution, NodeFailedError
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.held import Held
 from serve_app.nodes.registry import BUILTIN, specs
-from serve_app.nodes.runtime import SamplingRequest
+from serve_app.nodes.runtime import Sampled, SamplingRequest, Steps
 from serve_app.store.store import AREAS, FileRef
 from serve_app.store.volume import Volume
-from serve_app.values import ClipSkip, Recipe
+from serve_app.values import ClipSkip, Noise, Recipe, SamplerChoice
 
 
 class Oracle:
@@ -41,9 +41,9 @@ class Oracle:
         self.clips.append(clip)
         return [(torch.full((1, 77, 8), float(len(text))), {})]
 
-    async def sample(self, request: SamplingRequest) -> torch.Tensor:
+    async def sample(self, request: SamplingRequest) -> Sampled:
         self.requests.append(request)
-        return request.latents + 1
+        return Sampled(request.latents + 1, request.latents)
 
     async def decode(self, vae: Recipe, latents: torch.Tensor) -> torch.Tensor:
         assert vae.part == "vae"
@@ -149,22 +149,20 @@ async def test_ksampler_asks_for_the_whole_schedule_with_noise_from_its_seed(rep
     text = ("CLIPTextEncode", {"text": "x", "clip": ["c", 1]})
     (latent,) = await replica.run("k", c=CHECKPOINT, e=EMPTY, p=text, n=text, k=("KSampler", KSAMPLER))
     (request,) = replica.oracle.requests
-    assert (request.backbone, request.sampler, request.schedule) == (
-        Recipe("backbone", "checkpoints", "sd15.safetensors"),
-        "heun",
-        "karras",
-    )
-    assert (request.steps, request.cfg, request.seed, request.noise_seed, request.denoise) == (4, 5.0, 7, 7, 0.5)
-    assert (request.start_step, request.end_step, request.full_denoise) == (None, None, True)
+    assert request.guider.backbone == Recipe("backbone", "checkpoints", "sd15.safetensors")
+    assert (request.guider.kind, request.guider.scales) == ("cfg", {"cfg": 5.0})
+    assert request.sampler == SamplerChoice("heun")
+    assert request.sigmas == Steps("karras", 4, 0.5)
+    assert request.noise == Noise(7)
     assert request.latents.shape == (2, 4, 8, 9)
     assert torch.equal(latent["samples"], torch.ones(2, 4, 8, 9))
 
 
 @pytest.mark.parametrize(
-    ("add_noise", "leftover", "seed", "full"), [("enable", "enable", 7, False), ("disable", "disable", None, True)]
+    ("add_noise", "leftover", "added", "full"), [("enable", "enable", True, False), ("disable", "disable", False, True)]
 )
 async def test_ksampler_advanced_asks_for_a_window_of_steps(
-    replica: Replica, add_noise: str, leftover: str, seed: int | None, full: bool
+    replica: Replica, add_noise: str, leftover: str, added: bool, full: bool
 ) -> None:
     text = ("CLIPTextEncode", {"text": "x", "clip": ["c", 1]})
     inputs = {k: v for k, v in KSAMPLER.items() if k not in ("seed", "denoise")} | {
@@ -176,8 +174,8 @@ async def test_ksampler_advanced_asks_for_a_window_of_steps(
     }
     await replica.run("k", c=CHECKPOINT, e=EMPTY, p=text, n=text, k=("KSamplerAdvanced", inputs))
     (request,) = replica.oracle.requests
-    assert (request.seed, request.noise_seed, request.full_denoise) == (seed, 7, full)
-    assert (request.start_step, request.end_step, request.denoise) == (1, 3, 1.0)
+    assert request.noise == Noise(7, added)
+    assert request.sigmas == Steps("karras", 4, start=1, end=3, full_denoise=full)
 
 
 async def test_clip_skip_is_a_patch_on_the_recipe(replica: Replica) -> None:

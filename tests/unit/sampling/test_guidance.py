@@ -7,9 +7,26 @@ import torch
 
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.guidance import Guidance
+from serve_app.sampling.rows import Canvas, Inputs, to_batch
+from serve_app.sampling.rules import Cfg
+from serve_app.sampling.sigmas import NoiseLevels
 
-CPU = torch.device("cpu")
 X = torch.randn(2, 4, 3, 3)
+
+
+class Silent:
+    """A backbone that is asked for its inputs and levels alone."""
+
+    device = torch.device("cpu")
+    levels = NoiseLevels()
+
+    def inputs(self, cond, options, role, canvas):
+        return Inputs(to_batch(cond, canvas.rows))
+
+
+def guidance_of(positive, negative, cfg, rows=2, side=3):
+    canvas = Canvas(torch.zeros(rows, 4, side, side), torch.zeros(rows, 4, side, side))
+    return Guidance(Silent(), {"positive": positive, "negative": negative}, Cfg(cfg), canvas)
 
 
 def cond(value, rows=1, **options):
@@ -19,50 +36,50 @@ def cond(value, rows=1, **options):
 def guided(guidance, answers, want_uncond=False):
     """Answer each piece with a constant; return the constants of what comes out."""
     evaluation = Evaluation(X, 2.0, 0, want_uncond)
-    pieces = guidance.pieces(evaluation)
-    combined = guidance.combine(evaluation, pieces, [torch.full_like(X, a) for a in answers])
+    guidance.pieces(evaluation)
+    combined = guidance.combine(evaluation, [torch.full_like(X, a) for a in answers])
     return [None if c is None else pytest.approx(float(c.mean())) for c in combined]
 
 
 def test_cfg_goes_from_uncond_through_cond_and_beyond():
-    assert guided(Guidance([cond(1)], [cond(2)], 7.0, 2, CPU), [3.0, 1.0]) == [1 + 7 * 2, 1.0]
-    assert guided(Guidance([cond(1)], [cond(2)], 0.0, 2, CPU), [3.0, 1.0]) == [1.0, 1.0]
+    assert guided(guidance_of([cond(1)], [cond(2)], 7.0, 2), [3.0, 1.0]) == [1 + 7 * 2, 1.0]
+    assert guided(guidance_of([cond(1)], [cond(2)], 0.0, 2), [3.0, 1.0]) == [1.0, 1.0]
 
 
 def test_a_cfg_of_one_does_not_evaluate_uncond():
-    guidance = Guidance([cond(1)], [cond(2)], 1.0, 2, CPU)
-    assert [p.entry.branch for p in guidance.pieces(Evaluation(X, 2.0, 0))] == ["cond"]
+    guidance = guidance_of([cond(1)], [cond(2)], 1.0, 2)
+    assert len(guidance.pieces(Evaluation(X, 2.0, 0))) == 1
     assert guided(guidance, [3.0]) == [3.0, None]
 
 
 def test_a_cfg_of_one_evaluates_uncond_for_a_sampler_that_wants_it():
-    assert guided(Guidance([cond(1)], [cond(2)], 1.0, 2, CPU), [3.0, 1.0], want_uncond=True) == [3.0, 1.0]
+    assert guided(guidance_of([cond(1)], [cond(2)], 1.0, 2), [3.0, 1.0], want_uncond=True) == [3.0, 1.0]
 
 
 def test_each_piece_shows_the_network_x_at_its_level_with_its_own_context():
-    pieces = Guidance([cond(1)], [cond(2)], 7.0, 2, CPU).pieces(Evaluation(X, 2.0, 0))
+    pieces = guidance_of([cond(1)], [cond(2)], 7.0, 2).pieces(Evaluation(X, 2.0, 0))
     assert all(p.x is X and p.sigma == 2.0 and p.rows == 2 for p in pieces)
-    assert [float(p.entry.context.mean()) for p in pieces] == [1.0, 2.0]
-    assert all(p.entry.context.shape == (2, 3, 5) for p in pieces)
+    assert [float(p.inputs.context.mean()) for p in pieces] == [1.0, 2.0]
+    assert all(p.inputs.context.shape == (2, 3, 5) for p in pieces)
 
 
 def test_entries_of_a_branch_are_averaged_by_strength():
-    guidance = Guidance([cond(1, strength=3.0), cond(2)], [cond(0)], 2.0, 2, CPU)
+    guidance = guidance_of([cond(1, strength=3.0), cond(2)], [cond(0)], 2.0, 2)
     assert guided(guidance, [4.0, 8.0, 1.0]) == [1 + 2 * (5 - 1), 1.0]
 
 
 def test_a_single_entrys_strength_makes_no_difference_unless_it_is_zero():
-    assert guided(Guidance([cond(1, strength=0.3)], [], 1.0, 2, CPU), [4.0]) == [4.0, None]
-    assert guided(Guidance([cond(1, strength=0.0)], [], 1.0, 2, CPU), [4.0]) == [0.0, None]
+    assert guided(guidance_of([cond(1, strength=0.3)], [], 1.0, 2), [4.0]) == [4.0, None]
+    assert guided(guidance_of([cond(1, strength=0.0)], [], 1.0, 2), [4.0]) == [0.0, None]
 
 
 def test_a_branch_without_entries_is_zero():
-    assert guided(Guidance([cond(1)], [], 2.0, 2, CPU), [4.0]) == [8.0, 0.0]
+    assert guided(guidance_of([cond(1)], [], 2.0, 2), [4.0]) == [8.0, 0.0]
 
 
 def test_a_cond_of_several_rows_gives_each_latent_its_own():
     context = torch.arange(3.0)[:, None, None].expand(3, 2, 5)
-    [entry] = [p.entry for p in Guidance([(context, {})], [], 1.0, 2, CPU).pieces(Evaluation(X, 1.0, 0))]
-    assert entry.context[:, 0, 0].tolist() == [0.0, 1.0]
-    [entry] = [p.entry for p in Guidance([(context, {})], [], 1.0, 5, CPU).pieces(Evaluation(X, 1.0, 0))]
-    assert entry.context[:, 0, 0].tolist() == [0.0, 1.0, 2.0, 0.0, 1.0]
+    [inputs] = [p.inputs for p in guidance_of([(context, {})], [], 1.0, 2).pieces(Evaluation(X, 1.0, 0))]
+    assert inputs.context[:, 0, 0].tolist() == [0.0, 1.0]
+    [inputs] = [p.inputs for p in guidance_of([(context, {})], [], 1.0, 5).pieces(Evaluation(X, 1.0, 0))]
+    assert inputs.context[:, 0, 0].tolist() == [0.0, 1.0, 2.0, 0.0, 1.0]

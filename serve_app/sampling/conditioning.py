@@ -1,0 +1,166 @@
+"""Conditioning made definite for one canvas: areas in cells, masks at its size, and what one branch owes another.
+
+An entry's options are ComfyUI's: those in REGION say where, when and how strongly it counts, the others are for the
+network. Source: the behaviour of ComfyUI's samplers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from serve_app.sampling.rows import Area
+from serve_app.values import Conditioning
+
+REGION = frozenset(
+    (
+        "area",
+        "strength",
+        "mask",
+        "mask_strength",
+        "set_area_to_bounds",
+        "start_percent",
+        "end_percent",
+        "control",
+        "control_apply_to_uncond",
+    )
+)
+"""The options that say where an entry counts, when, how strongly, and under whose control."""
+
+LEAST_BOUNDS = 8
+"""The smallest side, in cells, of an area taken from a mask's bounds."""
+
+RAMP = 8
+"""An area's weight rises over so many cells from those edges that are not the canvas's own."""
+
+
+def resolved(conds: Mapping[str, Conditioning], height: int, width: int) -> dict[str, Conditioning]:
+    """Return the branches' entries for a canvas of height×width cells.
+
+    Areas become (height, width, y, x) in cells and masks (N,h,w). An entry with an area gets a counterpart in every
+    other branch, so that both are evaluated on the same cells; a control that also acts on the other branches is put
+    there, unless they have one.
+    """
+    branches = {role: [(cond, _placed(options, height, width)) for cond, options in c] for role, c in conds.items()}
+    for role, entries in branches.items():
+        for entry in entries:
+            for other, others in branches.items():
+                if other != role and (counterpart := _counterpart(entry, others)) is not None:
+                    others.append(counterpart)
+    for role in branches:
+        if role != "positive" and "positive" in branches:
+            branches[role] = _controlled(branches["positive"], branches[role])
+    return branches
+
+
+def area_of(options: Mapping[str, Any], height: int, width: int) -> Area | None:
+    """Return a resolved entry's area, cut to the canvas; None for the whole of it."""
+    if "area" not in options:
+        return None
+    rows, columns, y, x = options["area"]
+    return (min(height - y, rows), min(width - x, columns), y, x)
+
+
+def weight_of(options: Mapping[str, Any], height: int, width: int, device: torch.device) -> Tensor | float:
+    """Return how strongly a resolved entry counts: one number, or (N,1,h,w) over its area."""
+    strength, area = float(options.get("strength", 1.0)), area_of(options, height, width)
+    if "mask" in options:
+        mask: Tensor = options["mask"].to(device)[:, None]
+        if area is not None:
+            rows, columns, y, x = area
+            mask = mask[..., y : y + rows, x : x + columns]
+        return mask * (float(options.get("mask_strength", 1.0)) * strength)
+    if area is None:
+        return strength
+    rows, columns, y, x = area
+    vertical, horizontal = _ramp(rows, y, height), _ramp(columns, x, width)
+    return (vertical[:, None] * horizontal * strength)[None, None].to(device)
+
+
+def _ramp(length: int, offset: int, whole: int) -> Tensor:
+    ramp = torch.ones(length)
+    run = min(RAMP, length // 4)
+    rise = torch.arange(1, run + 1) / max(run, 1)
+    if offset != 0:
+        ramp[:run] *= rise
+    if offset + length < whole:
+        ramp[length - run :] *= rise.flip(0)
+    return ramp
+
+
+def _placed(options: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+    placed = dict(options)
+    area = placed.get("area")
+    if area is None:
+        placed.pop("area", None)
+    elif area[0] == "percentage":
+        _, rows, columns, y, x = area
+        sides = max(1, round(rows * height)), max(1, round(columns * width))
+        placed["area"] = (*sides, round(y * height), round(x * width))
+    if "mask" in placed:
+        mask: Tensor = placed["mask"]
+        mask = mask.reshape(-1, *mask.shape[-2:])
+        if mask.shape[1:] != (height, width):
+            mask = interpolate(mask[:, None].float(), size=(height, width), mode="bilinear")[:, 0]
+        placed["mask"] = mask
+        if placed.get("set_area_to_bounds", False):
+            placed["area"] = _bounds(mask)
+    return placed
+
+
+def _bounds(mask: Tensor) -> Area:
+    """Return the smallest area that holds every nonzero cell of (N,h,w)."""
+    cells = mask.abs().amax(dim=0).nonzero()
+    if not len(cells):
+        return (LEAST_BOUNDS, LEAST_BOUNDS, 0, 0)
+    (top, left), (bottom, right) = cells.amin(dim=0).tolist(), cells.amax(dim=0).tolist()
+    return (max(LEAST_BOUNDS, bottom - top + 1), max(LEAST_BOUNDS, right - left + 1), top, left)
+
+
+def _counterpart(entry: tuple[Tensor, dict[str, Any]], others: Conditioning) -> tuple[Tensor, dict[str, Any]] | None:
+    """Return what the other branch says about the entry's area, if it has not said it for that very area."""
+    _, options = entry
+    if "area" not in options:
+        return None
+    area, found = options["area"], None
+    for other in others:
+        theirs = other[1].get("area")
+        if theirs is None:
+            found = found or other
+        elif _inside(area, theirs):
+            standing = found[1].get("area") if found is not None else None
+            if standing is None or standing[0] * standing[1] > theirs[0] * theirs[1]:
+                found = other
+    if found is None or found[1].get("area") == area:
+        return None
+    cond, said = found
+    region = {name: value for name, value in options.items() if name in REGION}
+    return cond, {**{name: value for name, value in said.items() if name not in REGION}, **region}
+
+
+def _inside(area: Area, whole: Area) -> bool:
+    starts = all(a >= w for a, w in zip(area[2:], whole[2:], strict=True))
+    return starts and all(area[i] + area[i + 2] <= whole[i] + whole[i + 2] for i in (0, 1))
+
+
+def _controlled(positive: Conditioning, others: Conditioning) -> Conditioning:
+    """Return the other branch with the controls of the positive one that act on it, one an entry in turn."""
+    controls = [
+        options["control"]
+        for _, options in positive
+        if options.get("control_apply_to_uncond") and options.get("control") is not None and "area" not in options
+    ]
+    whole = [i for i, (_, options) in enumerate(others) if "area" not in options]
+    if not controls or not whole or any(others[i][1].get("control") is not None for i in whole):
+        return others
+    controlled = list(others)
+    for count, control in enumerate(controls):
+        # More controls than entries: the last one stands, as in ComfyUI.
+        index = whole[count % len(whole)]
+        cond, options = others[index]
+        controlled[index] = (cond, {**options, "control": control})
+    return controlled
