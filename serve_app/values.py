@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     import torch
 
-Part: TypeAlias = Literal["backbone", "clip", "vae", "upscaler"]
+Part: TypeAlias = Literal["backbone", "clip", "vae", "upscaler", "controlnet"]
 
 Latent: TypeAlias = dict[str, Any]
 """LATENT: {"samples": (B,C,H,W) as the VAE made them, unscaled; optional "batch_index": list[int], "noise_mask"}."""
@@ -80,7 +80,21 @@ Training: TypeAlias = Discrete | ContinuousEdm | ContinuousV
 """What a backbone was trained to predict and on which levels: read off its file, or set by a patch."""
 
 
-Patch: TypeAlias = ClipSkip | Lora | Training
+@dataclass(frozen=True, slots=True)
+class HintKind:
+    """Which kind of hint a ControlNet for several kinds is given, by its number; None leaves it open."""
+
+    kind: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A ControlNet's file, if it holds differences, is of this backbone's weights."""
+
+    backbone: Recipe
+
+
+Patch: TypeAlias = ClipSkip | Lora | Training | HintKind | Difference
 """Every kind of ordered change a recipe can carry."""
 
 
@@ -130,3 +144,19 @@ class Guider:
     conds: Mapping[str, Conditioning]
     kind: str = "cfg"
     scales: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Control:
+    """One application of a ControlNet or T2I-Adapter, the option "control" of an entry of a conditioning.
+
+    hint: IMAGE (N,H,W,C) in 0…1. start_percent, end_percent: the share of the noise levels it acts in. previous: the
+    application beneath it; both act.
+    """
+
+    recipe: Recipe
+    hint: torch.Tensor
+    strength: float
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    previous: Control | None = None
