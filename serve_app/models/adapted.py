@@ -1,0 +1,281 @@
+"""One forward of a network for rows that differ in their LoRAs, on weights that all of them share.
+
+What a set of LoRAs changes in a layer has two forms: a thin layer, the low-rank pair whose output is added to the
+shared layer's, and a whole one, the layer with merged weights, used in its place. Changes of low rank are used thin, so
+rows of many sets go through the shared layer together; all others, and a set that is long alone, are used whole. The
+shared weights are never written to. This module knows neither files nor recipes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from serve_app import log
+from serve_app.models.lora import Adapter, merged
+from serve_app.models.merging import MergePolicy
+from serve_app.models.packing import PackedConvolution, PackedLinear, packed, plain
+
+Changes: TypeAlias = Mapping[str, Sequence[tuple[Adapter, float]]]
+"""Of one layer: "weight" or "bias" -> the adapters of it with their strengths, in order."""
+
+Forward: TypeAlias = Callable[[Tensor], Tensor]
+
+_log = log.get("models")
+
+
+class Adapters:
+    """A set of LoRAs on one network. key: equal for equal files in equal order at equal strengths.
+
+    stack: each LoRA's adapters, by parameter of the network, and its strength. A parameter the network lacks is left
+    out. may_take: whether so many bytes are free for merged weights.
+    """
+
+    def __init__(
+        self,
+        key: Hashable,
+        network: nn.Module,
+        stack: Sequence[tuple[Mapping[str, Adapter], float]],
+        may_take: Callable[[int], bool] = lambda nbytes: True,
+    ) -> None:
+        self.key = key
+        self._may_take = may_take
+        self._policy = MergePolicy()
+        by_layer: dict[str, dict[str, list[tuple[Adapter, float]]]] = {}
+        for adapters, strength in stack:
+            for parameter, adapter in adapters.items():
+                name, _, kind = parameter.rpartition(".")
+                by_layer.setdefault(name, {}).setdefault(kind, []).append((adapter, strength))
+        modules = dict(network.named_modules())
+        self.layers: dict[str, AdaptedLayer] = {}
+        for name, changes in by_layer.items():
+            base = modules.get(name)
+            known = {kind: of for kind, of in changes.items() if getattr(base, kind, None) is not None}
+            if base is not None and known:
+                self.layers[name] = AdaptedLayer(base, known)
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the set takes beside the network."""
+        return sum(layer.nbytes for layer in self.layers.values())
+
+    def merges(self, alone: bool) -> bool:
+        """Note a forward, which the set has to itself or not; return whether it is to use whole layers alone."""
+        if not self._policy.forward(alone):
+            for layer in self.layers.values():
+                layer.unmerge()
+            return False
+        needed = sum(layer.more_when_merged for layer in self.layers.values())
+        return alone and (needed == 0 or self._may_take(needed))
+
+
+class AdaptedLayer:
+    """One layer of a network with what a set changes in it; its forms are made when they are first asked for."""
+
+    def __init__(self, base: nn.Module, changes: Changes) -> None:
+        self.base = base
+        self._changes = changes
+        self._pairs = _pairs(base, changes)
+        self._thin: nn.Module | None = None
+        self._whole: nn.Module | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the forms take that are needed, or that have been made."""
+        if self._pairs is None:
+            return self._whole_bytes
+        itemsize = _parameter(self.base, "weight").dtype.itemsize
+        thin = sum(down.numel() + up.numel() for down, up, _ in self._pairs) * itemsize
+        return thin + (self._whole_bytes if self._whole is not None else 0)
+
+    @property
+    def more_when_merged(self) -> int:
+        """How many more bytes the layer takes once it is merged; 0 if it is."""
+        return 0 if self._whole is not None or self._pairs is None else self._whole_bytes
+
+    @property
+    def _whole_bytes(self) -> int:
+        return sum(p.numel() * p.dtype.itemsize for p in (_parameter(self.base, kind) for kind in self._changes))
+
+    def thin(self) -> nn.Module | None:
+        """Return the layer whose output is added to the shared one's, or None if the change is not of low rank."""
+        if self._thin is None and self._pairs is not None:
+            self._thin = _thin(self.base, self._pairs)
+        return self._thin
+
+    def whole(self) -> nn.Module:
+        """Return the layer with merged weights."""
+        if self._whole is None:
+            self._whole = _whole(self.base, self._changes)
+        return self._whole
+
+    def unmerge(self) -> None:
+        """Let go of merged weights that the layer can do without."""
+        if self._pairs is not None:
+            self._whole = None
+
+
+def with_merged(network: nn.Module, adapters: Adapters) -> nn.Module:
+    """Return the network with whole layers where the set changes it; all its other tensors are shared."""
+    members = (member for module in network.modules() for member in _members(module))
+    changed = copy.deepcopy(network, {id(member): member for member in members if isinstance(member, Tensor)})
+    for name, layer in adapters.layers.items():
+        changed.set_submodule(name, layer.whole())
+    return changed
+
+
+@dataclass(slots=True)
+class _Span:
+    """Neighbouring rows of one set. merged: they use whole layers only."""
+
+    start: int
+    stop: int
+    adapters: Adapters | None
+    merged: bool = False
+
+
+@contextmanager
+def adapted(pieces: Sequence[tuple[int, Adapters | None]], *, merging: bool = True) -> Iterator[None]:
+    """Make forwards inside the context treat each piece's rows as its set says.
+
+    pieces: (rows, set) in the batch's order. The rows of a batch lie along dim 0 of every layer's input. merging False:
+    the outcome does not depend on earlier forwards, to the bit. One thread at a time may use a network.
+    """
+    spans = _spans(pieces)
+    sets = {id(span.adapters): span.adapters for span in spans if span.adapters is not None}
+    if not sets:
+        yield
+        return
+    if merging:
+        for adapters in sets.values():
+            whole = adapters.merges(alone=len(spans) == 1)
+            spans[0].merged = whole and spans[0].adapters is adapters
+    names = dict.fromkeys(name for adapters in sets.values() for name in adapters.layers)
+    forwards: list[tuple[nn.Module, Forward]] = []
+    for name in names:
+        layers = [None if span.adapters is None else span.adapters.layers.get(name) for span in spans]
+        base = next(layer.base for layer in layers if layer is not None)
+        forwards.append((base, _forward(base.forward, spans, layers)))
+    try:
+        for base, forward in forwards:
+            # An instance's own forward goes before its class's: no wrapper stays in a network without LoRAs.
+            base.__dict__["forward"] = forward
+        yield
+    finally:
+        for base, _ in forwards:
+            base.__dict__.pop("forward", None)
+
+
+def _spans(pieces: Sequence[tuple[int, Adapters | None]]) -> list[_Span]:
+    spans: list[_Span] = []
+    stop = 0
+    for rows, adapters in pieces:
+        start, stop = stop, stop + rows
+        last = spans[-1].adapters if spans else None
+        if spans and (None if last is None else last.key) == (None if adapters is None else adapters.key):
+            spans[-1].stop = stop
+        else:
+            spans.append(_Span(start, stop, adapters))
+    return spans
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Neighbouring rows that go through one layer. thin: what is added to which of them, counted from the first."""
+
+    start: int
+    stop: int
+    forward: Forward
+    thin: list[tuple[slice, nn.Module]] = field(default_factory=list)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        mine = x[self.start : self.stop]
+        output = self.forward(mine)
+        for rows, layer in self.thin:
+            output[rows] += layer(mine[rows])
+        return output
+
+
+def _forward(shared: Forward, spans: Sequence[_Span], layers: Sequence[AdaptedLayer | None]) -> Forward:
+    """Return one layer's forward for these rows."""
+    runs: list[_Run] = []
+    for span, layer in zip(spans, layers, strict=True):
+        thin = None if layer is None or span.merged else layer.thin()
+        if layer is not None and thin is None:
+            runs.append(_Run(span.start, span.stop, layer.whole().forward))
+            continue
+        if runs and runs[-1].forward is shared:
+            runs[-1] = replace(runs[-1], stop=span.stop)
+        else:
+            runs.append(_Run(span.start, span.stop, shared))
+        if thin is not None:
+            first = runs[-1].start
+            runs[-1].thin.append((slice(span.start - first, span.stop - first), thin))
+
+    def forward(x: Tensor) -> Tensor:
+        parts = [run(x) for run in runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    return forward
+
+
+def _pairs(base: nn.Module, changes: Changes) -> list[tuple[Tensor, Tensor, float]] | None:
+    """Return the (down (r,n), up (out,r), factor) that together are the change of a layer, or None if none are."""
+    plainly = isinstance(base, nn.Linear | PackedLinear | PackedConvolution) or (
+        isinstance(base, nn.Conv2d) and base.padding_mode == "zeros" and isinstance(base.padding, tuple)
+    )
+    if not plainly or getattr(base, "groups", 1) != 1 or set(changes) != {"weight"}:
+        return None
+    out, *inside = _parameter(base, "weight").shape
+    pairs: list[tuple[Tensor, Tensor, float]] = []
+    for adapter, strength in changes["weight"]:
+        if (found := adapter.low_rank()) is None:
+            return None
+        down, up, scale = found
+        if down.shape[1] != prod(inside) or up.shape != (out, down.shape[0]):
+            shapes = f"{tuple(up.shape)}·{tuple(down.shape)}"
+            _log.warning("a LoRA of %s does not fit a weight of %s", shapes, (out, *inside))
+            continue
+        pairs.append((down, up, scale * strength))
+    return pairs or None
+
+
+def _thin(base: nn.Module, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> nn.Module:
+    weight = _parameter(base, "weight")
+    down = torch.cat([down.to(weight.device, torch.float32) for down, _, _ in pairs])
+    up = torch.cat([up.to(weight.device, torch.float32) * factor for _, up, factor in pairs], dim=1)
+    rank, (out, *inside) = len(down), weight.shape
+    with torch.device("meta"):
+        if inside[1:]:
+            like: Any = base
+            where = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation}
+            first: nn.Module = nn.Conv2d(inside[0], rank, (inside[1], inside[2]), bias=False, **where)
+            second: nn.Module = nn.Conv2d(rank, out, 1, bias=False)
+        else:
+            first, second = nn.Linear(inside[0], rank, bias=False), nn.Linear(rank, out, bias=False)
+    first.weight = nn.Parameter(down.reshape(rank, *inside).to(weight.dtype), requires_grad=False)
+    second.weight = nn.Parameter(up.reshape(out, rank, *[1] * len(inside[1:])).to(weight.dtype), requires_grad=False)
+    return nn.Sequential(packed(first), packed(second)).eval()
+
+
+def _whole(base: nn.Module, changes: Changes) -> nn.Module:
+    layer = copy.copy(plain(base))
+    layer._parameters = dict(layer._parameters)
+    for kind, adapters in changes.items():
+        layer._parameters[kind] = nn.Parameter(merged(getattr(layer, kind), adapters), requires_grad=False)
+    return packed(layer) if isinstance(base, PackedLinear | PackedConvolution) else layer
+
+
+def _parameter(layer: nn.Module, kind: str) -> Tensor:
+    return cast(Tensor, getattr(layer, kind))
+
+
+def _members(module: nn.Module) -> list[Any]:
+    return [*vars(module).values(), *module._parameters.values(), *module._buffers.values()]

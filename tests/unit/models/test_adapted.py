@@ -1,0 +1,223 @@
+"""Rows with sets of LoRAs of their own in one forward, against networks whose weights were merged one by one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from serve_app.models.adapted import Adapters, adapted, with_merged
+from serve_app.models.lora import Difference, Hadamard, LowRank, Replacement, merged
+from serve_app.models.packing import PackedLinear, pack
+
+
+class Block(nn.Module):
+    """A layer of every kind that LoRAs change; rows along dim 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Conv2d(4, 8, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(2, 8)
+        self.narrow = nn.Conv2d(8, 6, 1)
+        self.first = nn.Linear(6, 10)
+        self.second = nn.Linear(10, 6, bias=False)
+        self.last = nn.Conv2d(6, 4, 3, groups=2)
+
+    def forward(self, x):
+        x = self.narrow(torch.tanh(self.norm(self.wide(x))))
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + self.second(torch.tanh(self.first(tokens)))
+        return self.last(tokens.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+SHAPES = {
+    "wide.weight": (8, 4, 3, 3),
+    "norm.weight": (8,),
+    "norm.bias": (8,),
+    "narrow.weight": (6, 8, 1, 1),
+    "first.weight": (10, 6),
+    "first.bias": (10,),
+    "second.weight": (6, 10),
+    "last.weight": (4, 3, 3, 3),
+}
+
+
+def network(dtype=torch.float32):
+    torch.manual_seed(0)
+    return Block().eval().requires_grad_(False).to(dtype)
+
+
+def drawn(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.3
+
+
+def low_rank(seed, parameter, rank=2, magnitude=False):
+    out, *inside = SHAPES[parameter]
+    down, up = drawn(seed, rank, *inside), drawn(seed + 1, out, rank)
+    return LowRank(up, down, 0.7, drawn(seed + 2, out, *[1] * len(inside)).abs() + 0.5 if magnitude else None)
+
+
+THIN = ("wide.weight", "narrow.weight", "first.weight", "second.weight")
+STYLE = {name: low_rank(10 + i, name) for i, name in enumerate(THIN)}
+OTHER = {name: low_rank(50 + i, name, rank=3) for i, name in enumerate(THIN[1:])}
+MIXED = {
+    "wide.weight": low_rank(90, "wide.weight", magnitude=True),
+    "norm.weight": Difference(drawn(91, 8)),
+    "norm.bias": Difference(drawn(92, 8)),
+    "first.weight": low_rank(93, "first.weight"),
+    "first.bias": Difference(drawn(94, 10)),
+    "second.weight": Hadamard(
+        (drawn(95, 6, 2), drawn(96, 2, 10), None), (drawn(97, 6, 2), drawn(98, 2, 10), None), 2.0
+    ),
+    "last.weight": low_rank(99, "last.weight"),
+    "second.bias": Difference(drawn(93, 6)),
+    "absent.weight": Replacement(drawn(93, 6)),
+}
+STACKS = {
+    "style": [(STYLE, 0.8)],
+    "stack": [(STYLE, 0.8), (OTHER, -0.5)],
+    "mixed": [(MIXED, 1.3)],
+    "mixed stack": [(OTHER, 1.0), (MIXED, 0.4), (STYLE, 0.2)],
+}
+
+
+def merged_network(plain, stack):
+    """Return the network with all of the stack merged, parameter by parameter."""
+    result = copy.deepcopy(plain)
+    for name, parameter in result.named_parameters():
+        parameter.copy_(merged(parameter, [(adapters[name], s) for adapters, s in stack if name in adapters]))
+    return result
+
+
+def inputs(rows, dtype=torch.float32):
+    return torch.randn(rows, 4, 12, 10, generator=torch.Generator().manual_seed(7)).to(dtype)
+
+
+PIECES = [(2, "style"), (1, None), (1, "mixed"), (2, "mixed"), (3, "stack"), (1, "mixed stack"), (2, None)]
+
+
+@pytest.mark.parametrize("form", ["plain", "packed", "half"])
+@torch.inference_mode()
+def test_rows_of_many_sets_in_one_forward_answer_as_each_alone_with_merged_weights(form):
+    dtype = torch.float16 if form == "half" else torch.float32
+    shared, plain = network(dtype), network()
+    if form == "packed":
+        pack(shared)
+    sets = {name: Adapters(name, shared, stack) for name, stack in STACKS.items()}
+    x = inputs(sum(rows for rows, _ in PIECES), dtype)
+    with adapted([(rows, sets.get(name)) for rows, name in PIECES]):
+        together = shared(x)
+    start = 0
+    for rows, name in PIECES:
+        expected = merged_network(plain, STACKS.get(name, []))(x[start : start + rows].float())
+        error = (together[start : start + rows].float() - expected).norm() / expected.norm()
+        assert float(error) < (2e-3 if form == "half" else 1e-5)
+        start += rows
+
+
+@torch.inference_mode()
+def test_rows_of_many_sets_in_one_forward_answer_as_each_alone():
+    shared = network()
+    sets = {name: Adapters(name, shared, stack) for name, stack in STACKS.items()}
+    x = inputs(sum(rows for rows, _ in PIECES))
+    with adapted([(rows, sets.get(name)) for rows, name in PIECES]):
+        together = shared(x)
+    start = 0
+    for rows, name in PIECES:
+        with adapted([(rows, sets.get(name))]):
+            alone = shared(x[start : start + rows])
+        torch.testing.assert_close(together[start : start + rows], alone, rtol=1e-5, atol=1e-5)
+        start += rows
+
+
+@torch.inference_mode()
+def test_after_a_forward_the_network_is_as_it_was():
+    shared = network()
+    before = shared(inputs(2))
+    with pytest.raises(RuntimeError), adapted([(2, Adapters("set", shared, STACKS["mixed"]))]):  # noqa: PT012
+        shared(inputs(2))
+        shared(inputs(2)[:, :3])
+    assert torch.equal(shared(inputs(2)), before)
+    assert not any("forward" in vars(module) for module in shared.modules())
+
+
+@pytest.mark.parametrize("packs", [False, True])
+@torch.inference_mode()
+def test_a_set_that_is_long_alone_is_merged_answers_the_same_and_is_unmerged_among_others(packs):
+    shared = network()
+    if packs:
+        pack(shared)
+    style, stack = Adapters("style", shared, STACKS["style"]), Adapters("stack", shared, STACKS["stack"])
+    x = inputs(2)
+    unmerged_bytes = style.nbytes
+    answers = []
+    for _ in range(12):
+        with adapted([(2, style)]):
+            answers.append(shared(x))
+    assert style.nbytes > unmerged_bytes
+    assert not torch.equal(answers[0], answers[-1])
+    torch.testing.assert_close(answers[-1], answers[0], rtol=1e-5, atol=1e-5)
+    for _ in range(12):
+        with adapted([(1, style), (1, stack)]):
+            mixed = shared(x)
+    assert style.nbytes == unmerged_bytes
+    torch.testing.assert_close(mixed[:1], answers[0][:1], rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_without_merging_every_forward_is_bit_equal():
+    shared = network()
+    style = Adapters("style", shared, STACKS["style"])
+    answers = []
+    for index in range(30):
+        with adapted([(2, style)], merging=index % 2 == 1):
+            answers.append(shared(inputs(2)))
+    assert all(torch.equal(answers[0], answer) for answer in answers[::2])
+    assert not torch.equal(answers[0], answers[-1])
+
+
+@torch.inference_mode()
+def test_no_set_is_merged_where_there_is_no_room():
+    shared = network()
+    asked = []
+    style = Adapters("style", shared, STACKS["style"], may_take=lambda nbytes: bool(asked.append(nbytes)))
+    before = style.nbytes
+    for _ in range(12):
+        with adapted([(2, style)]):
+            shared(inputs(2))
+    assert style.nbytes == before
+    assert set(asked) == {sum(torch.empty(SHAPES[name]).numel() for name in THIN) * 4}
+
+
+def test_a_set_of_low_rank_takes_the_memory_of_its_thin_layers():
+    shared = network()
+    assert Adapters("style", shared, STACKS["style"]).nbytes == 4 * sum(
+        STYLE[name].up.numel() + STYLE[name].down.numel() for name in THIN
+    )
+    assert Adapters("other", shared.half(), [({"norm.bias": Difference(drawn(0, 8))}, 1.0)]).nbytes == 2 * 8
+
+
+def test_a_pair_that_does_not_fit_is_left_out():
+    shared = network()
+    wrong = LowRank(drawn(0, 10, 2), drawn(1, 2, 7), 1.0)
+    with adapted([(2, Adapters("wrong", shared, [({"first.weight": wrong}, 1.0)]))]), torch.inference_mode():
+        answer = shared(inputs(2))
+    torch.testing.assert_close(answer, network()(inputs(2)))
+
+
+@pytest.mark.parametrize("packs", [False, True])
+@torch.inference_mode()
+def test_a_merged_copy_shares_what_the_set_leaves_alone(packs):
+    base = network()
+    if packs:
+        pack(base)
+    changed = with_merged(base, Adapters("style", base, STACKS["style"]))
+    x = inputs(2)
+    expected = merged_network(network(), STACKS["style"])(x)
+    torch.testing.assert_close(changed(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(base(x), network()(x), rtol=1e-5, atol=1e-5)
+    assert changed.last.weight is base.last.weight
+    assert changed.first.bias is base.first.bias
+    assert isinstance(changed.first, PackedLinear) == packs
