@@ -58,6 +58,22 @@ def from_bytes(data: bytes) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.stack(masks)
 
 
+def mask_from_bytes(data: bytes, channel: str) -> Tensor:
+    """Return a channel of an image file's first frame (1,H,W): "red", "green", "blue", or 1 − "alpha".
+
+    EXIF orientation is applied. Errors: NodeError for data that no decoder reads.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            frame = ImageOps.exif_transpose(file)
+            if frame.mode == "I":
+                frame = frame.point(lambda value: value * (1 / 255))
+            values = _unit(frame.convert("RGBA").getchannel(channel[0].upper()))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise NodeError(f"the file is no image that can be read: {error}") from error
+    return (1.0 - values if channel == "alpha" else values).unsqueeze(0)
+
+
 def resize(images: Tensor, width: int, height: int, method: str, crop: Crop = "disabled") -> Tensor:
     """Return the images (B,H,W,C) at (B,height,width,C); latents are resized the same way.
 

@@ -5,10 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from serve_app.graph.spec import NodeSpec
-from serve_app.nodes.builtin import conditioning, image, latent, loaders, loaders_lora, sampling
+from serve_app.nodes.builtin import (
+    alpha,
+    compositing,
+    conditioning,
+    image,
+    inpaint,
+    latent,
+    latent_batch,
+    latent_math,
+    latent_transform,
+    loaders,
+    loaders_lora,
+    mask,
+    morphology,
+    sampling,
+)
 from serve_app.nodes.protocol import spec_of
 
-_MODULES = (loaders, loaders_lora, conditioning, sampling, latent, image)
+_MODULES = (
+    loaders,
+    loaders_lora,
+    conditioning,
+    sampling,
+    latent,
+    latent_batch,
+    latent_transform,
+    latent_math,
+    inpaint,
+    mask,
+    compositing,
+    alpha,
+    morphology,
+    image,
+)
 
 BUILTIN: Mapping[str, type] = {name: cls for module in _MODULES for name, cls in module.NODE_CLASS_MAPPINGS.items()}
 """The node classes there are, by the name workflows use."""

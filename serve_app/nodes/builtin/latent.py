@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from serve_app.errors import NodeError
-from serve_app.images import Crop, resize
+from serve_app.images import Crop
+from serve_app.nodes.builtin.fit import fit_latents
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.values import Latent, Recipe
@@ -80,8 +81,31 @@ class LatentUpscale:
         elif height == 0:
             width = max(64, width)
             height = round(old_height * width / old_width)
-        resized = resize(latents.movedim(1, -1), max(64, width) // 8, max(64, height) // 8, upscale_method, crop)
-        return ({**samples, "samples": resized.movedim(-1, 1)},)
+        resized = fit_latents(latents, max(64, width) // 8, max(64, height) // 8, upscale_method, crop)
+        return ({**samples, "samples": resized},)
+
+
+class LatentUpscaleBy:
+    """Latents larger or smaller by a factor."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "upscale"
+    CATEGORY = "latent"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "samples": ("LATENT",),
+                "upscale_method": (LATENT_METHODS,),
+                "scale_by": ("FLOAT", {"default": 1.5, "min": 0.01, "max": 8.0, "step": 0.01}),
+            }
+        }
+
+    def upscale(self, samples: Latent, upscale_method: str, scale_by: float) -> tuple[Latent]:
+        """Return the latents with sides of round(side × scale_by), at least 1."""
+        height, width = (max(1, round(side * scale_by)) for side in samples["samples"].shape[-2:])
+        return ({**samples, "samples": fit_latents(samples["samples"], width, height, upscale_method)},)
 
 
 class VAEDecode:
@@ -172,6 +196,7 @@ class LoadLatent:
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "EmptyLatentImage": EmptyLatentImage,
     "LatentUpscale": LatentUpscale,
+    "LatentUpscaleBy": LatentUpscaleBy,
     "VAEDecode": VAEDecode,
     "VAEEncode": VAEEncode,
     "LoadLatent": LoadLatent,
@@ -181,6 +206,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "EmptyLatentImage": "Empty Latent Image",
     "LatentUpscale": "Upscale Latent",
+    "LatentUpscaleBy": "Upscale Latent By",
     "VAEDecode": "VAE Decode",
     "VAEEncode": "VAE Encode",
 }

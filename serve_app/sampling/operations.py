@@ -1,0 +1,73 @@
+"""LATENT_OPERATION: what can be done to latents between two evaluations, as values that can be called.
+
+An operation keeps each position's direction in channel space and changes its length, or the other way round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from serve_app.errors import NodeError
+
+
+class LatentOperation(Protocol):
+    """LATENT_OPERATION: latents (B,C,h,w) to latents of the same shape. Further arguments may be given, and ignored."""
+
+    def __call__(self, latent: Tensor, **context: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReinhardTonemap:
+    """Compress the lengths by m/(m+1), 1 being (mean + 5 standard deviations of an image's lengths) × multiplier.
+
+    Source: Reinhard et al. 2002, "Photographic tone reproduction for digital images", equation 3.
+    """
+
+    multiplier: float
+
+    def __call__(self, latent: Tensor, **context: Any) -> Tensor:
+        """Return the latents with their longest vectors shortened."""
+        lengths: Tensor = torch.linalg.vector_norm(latent, dim=1, keepdim=True) + 1e-10
+        mean, deviation = (f(lengths, dim=(1, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
+        top = (deviation * 5 + mean) * self.multiplier
+        scaled: Tensor = lengths * (1.0 / top)
+        return latent / lengths * (scaled / (scaled + 1.0) * top)
+
+
+@dataclass(frozen=True, slots=True)
+class Sharpening:
+    """Sharpen the directions with an unsharp mask: each minus 10·alpha × its surroundings, in weights that add up to 1.
+
+    radius: of the Gaussian's window, in latent pixels. sigma: the Gaussian's, in halves of the window.
+    """
+
+    radius: int
+    sigma: float
+    alpha: float
+
+    def __call__(self, latent: Tensor, **context: Any) -> Tensor:
+        """Return the latents sharpened. Errors: NodeError for latents that the window's mirrored border exceeds."""
+        height, width = latent.shape[-2:]
+        if self.radius >= min(height, width):
+            raise NodeError(
+                f"sharpen_radius is {self.radius} and the latents are {width}×{height}: it must be below both sides"
+            )
+        lengths: Tensor = torch.linalg.vector_norm(latent, dim=1, keepdim=True) + 1e-6
+        channels = latent.shape[1]
+        kernel = self._kernel(latent).expand(channels, 1, -1, -1)
+        mirrored = pad(latent / lengths, (self.radius,) * 4, "reflect")
+        sharpened: Tensor = conv2d(mirrored, kernel, groups=channels)
+        return lengths * sharpened
+
+    def _kernel(self, like: Tensor) -> Tensor:
+        """Return the weights (2·radius+1, 2·radius+1)."""
+        at = torch.linspace(-1, 1, 2 * self.radius + 1, device=like.device, dtype=like.dtype)
+        gaussian = torch.exp(-(at[:, None] ** 2 + at**2) / (2 * self.sigma**2))
+        kernel = gaussian / gaussian.sum() * (-10 * self.alpha)
+        kernel[self.radius, self.radius] += 1 - kernel.sum()
+        return kernel
