@@ -12,7 +12,7 @@ latent channel, so that latents × 0.18215 have zero mean and unit variance, as 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import cos, log, pi
 from pathlib import Path
 from random import Random
@@ -97,7 +97,7 @@ def normalised(state: Mapping[str, Tensor], mean: Tensor, std: Tensor) -> dict[s
     }
 
 
-def to_pixels(pictures: list[Any]) -> Tensor:
+def to_pixels(pictures: Sequence[Any]) -> Tensor:
     """Return pictures (H,W,3) in 0…1 as pixels (B,3,H,W) in −1…1."""
     return torch.from_numpy(np.stack(pictures)).movedim(-1, 1) * 2 - 1
 

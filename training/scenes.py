@@ -166,6 +166,17 @@ def render(scene: Scene, random: Random | None = None, scale: float = 1.0, outli
     return np.asarray(framed.reshape(side, fine, side, fine, 3).mean(axis=(1, 3)), np.float32)
 
 
+def outline(scene: Scene, random: Random | None = None) -> Array:
+    """Return white lines (SIDE,SIDE,3) on black along the edges of the things, where `render` puts them."""
+    fine = 3
+    lines = np.zeros((SIDE * fine, SIDE * fine), np.float32)
+    for thing in scene.things:
+        at = (random.uniform(-JITTER, JITTER), random.uniform(-JITTER, JITTER)) if random else (0.0, 0.0)
+        lines[np.abs(_depth(thing, at, SIDE * fine)) < 1.0] = 1
+    shrunk = lines.reshape(SIDE, fine, SIDE, fine).mean(axis=(1, 3))
+    return np.repeat(shrunk[..., None], 3, axis=2)
+
+
 def where_shown(scene: Scene) -> tuple[Sequence[Mask], Mask]:
     """Return the pixels certain to be each thing's, and those certain to be the background's, whatever the jitter."""
     inside = [placements(thing) for thing in scene.things]

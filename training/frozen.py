@@ -1,0 +1,41 @@
+"""The trained checkpoint as what is added to it is trained against: nothing of it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve_app.models.backbone import SD1_LATENT_SCALE
+from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.families import TextArchitecture
+from serve_app.models.text_encoder import TextEncoder, Vectors
+from serve_app.sampling.sigmas import NoiseLevels
+from training.autoencoder import to_pixels
+from training.scenes import Array
+
+
+class Frozen:
+    """The three networks of a checkpoint file, in float32. vectors: what an embedding's name stands for in a text."""
+
+    def __init__(self, checkpoint: Path, vectors: Vectors = lambda name, width: None) -> None:
+        file, cpu = Checkpoint(checkpoint), torch.device("cpu")
+        self.unet: Any = file.load("backbone", cpu, torch.float32)[1]
+        self._vae: Any = file.load("vae", cpu, torch.float32)[1]
+        architecture, text = file.load("clip", cpu, torch.float32)
+        assert isinstance(architecture, TextArchitecture)
+        self._encoder = TextEncoder(architecture, text, vectors)
+        self.levels = NoiseLevels()
+
+    def latents(self, pictures: Sequence[Array]) -> Tensor:
+        """Return pictures as latents (N,4,h,w), scaled as the backbone sees them."""
+        with torch.no_grad():
+            parts = [to_pixels(pictures[i : i + 16]) for i in range(0, len(pictures), 16)]
+            return torch.cat([self._vae.encode(p, return_dict=False)[0].mode() for p in parts]) * SD1_LATENT_SCALE
+
+    def contexts(self, texts: Sequence[str]) -> Tensor:
+        """Return texts as the backbone reads them, (N,T,D)."""
+        return torch.cat([cond for ((cond, _),) in self._encoder.encode(texts)])
