@@ -40,7 +40,7 @@ OPERATORS: Mapping[str, Operator] = {
     "CLEAR": _factors(lambda sa, da: (0, 0)),
     "DARKEN": lambda s, sa, d, da: ((1 - da) * s + (1 - sa) * d + torch.minimum(s, d), sa + da - sa * da),
     "DST": _factors(lambda sa, da: (0, 1)),
-    "DST_ATOP": _factors(lambda sa, da: (1 - da, sa)),
+    "DST_ATOP": lambda s, sa, d, da: (s * (1 - da) + d * sa, sa),
     "DST_IN": _factors(lambda sa, da: (0, sa)),
     "DST_OUT": _factors(lambda sa, da: (0, 1 - sa)),
     "DST_OVER": _factors(lambda sa, da: (1 - da, 1)),
@@ -49,7 +49,7 @@ OPERATORS: Mapping[str, Operator] = {
     "OVERLAY": lambda s, sa, d, da: (_overlay(s, sa, d, da), sa + da - sa * da),
     "SCREEN": lambda s, sa, d, da: (s + d - s * d, sa + da - sa * da),
     "SRC": _factors(lambda sa, da: (1, 0)),
-    "SRC_ATOP": _factors(lambda sa, da: (da, 1 - sa)),
+    "SRC_ATOP": lambda s, sa, d, da: (s * da + d * (1 - sa), da),
     "SRC_IN": _factors(lambda sa, da: (da, 0)),
     "SRC_OUT": _factors(lambda sa, da: (1 - da, 0)),
     "SRC_OVER": _factors(lambda sa, da: (1, 1 - sa)),
@@ -88,9 +88,10 @@ class PorterDuffImageComposite:
                 f"source has {source.shape[-1]} channels and destination {destination.shape[-1]}: they must be equal"
             )
         count = min(map(len, (source, source_alpha, destination, destination_alpha)))
-        d, s = destination[:count], source[:count]
-        d_alpha, s_alpha = (1 - alpha[:count].unsqueeze(-1) for alpha in (destination_alpha, source_alpha))
-        s, s_alpha, d_alpha = (_sized_as(x, d) for x in (s, s_alpha, d_alpha))
+        d = destination[:count]
+        masks = (mask[:count].unsqueeze(-1) for mask in (source_alpha, destination_alpha))
+        s_alpha, d_alpha = (1 - _sized_as(mask, d) for mask in masks)
+        s = _sized_as(source[:count], d)
         seen, alpha = OPERATORS[mode](s * s_alpha, s_alpha, d * d_alpha, d_alpha)
         colours = torch.where(alpha > 1e-5, seen / alpha, 0.0).clamp(0, 1)
         return colours, 1 - alpha.squeeze(-1)
