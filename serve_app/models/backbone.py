@@ -8,32 +8,61 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from serve_app.errors import NodeError
 from serve_app.models.families import UNetArchitecture
-from serve_app.sampling.denoiser import EPS, Prediction
+from serve_app.models.inputs import concat, vector
+from serve_app.sampling.denoiser import trained
 from serve_app.sampling.rows import Canvas, Inputs, Piece, to_batch
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.values import ContinuousEdm, Discrete, Training
 
-SD1_LATENT_SCALE = 0.18215
-"""Latents times this have about unit variance. Source: Rombach et al. 2022, arXiv:2112.10752, Appendix G."""
+_EPS = Discrete()
 
 
 class Backbone:
-    """A diffusion network with what it was trained on. key: equal for equal weights. network: UNet2DConditionModel."""
+    """A diffusion network with what it was trained on. key: equal for equal weights. network: UNet2DConditionModel.
 
-    def __init__(self, key: Hashable, architecture: UNetArchitecture, network: nn.Module) -> None:
+    trained_as: what its file says. training: what is taken for it instead.
+    """
+
+    def __init__(
+        self,
+        key: Hashable,
+        architecture: UNetArchitecture,
+        network: nn.Module,
+        *,
+        trained_as: Training = _EPS,
+        training: Training | None = None,
+    ) -> None:
         self.key = key
         self.architecture = architecture
-        self.levels = NoiseLevels()
-        self.latent_scale = SD1_LATENT_SCALE
-        self._prediction: Prediction = EPS()
+        self.latent_scale = architecture.latent_scale
+        self.levels, self._prediction = trained(training or trained_as)
+        # CosXL's editing model is the one that was trained on scaled images.
+        self._scaled_edit = architecture.vector_dim > 0 and isinstance(trained_as, ContinuousEdm)
         self._network: Any = network
         parameter = next(network.parameters())
         self.device: torch.device = parameter.device
         self._dtype = parameter.dtype
 
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
-        """Return what an entry of a conditioning tells the network; as sampling.rows.Backbone."""
-        return Inputs(to_batch(cond.to(self.device, torch.float32), canvas.rows))
+        """Return what an entry of a conditioning tells the network; as sampling.rows.Backbone.
+
+        Errors: NodeError for a conditioning of another family's text encoder.
+        """
+        known = self.architecture
+        if cond.shape[-1] != known.context_dim:
+            raise NodeError(
+                f"the conditioning is {cond.shape[-1]} wide, and this backbone reads text {known.context_dim} wide: "
+                "they are of different families"
+            )
+        height, width = canvas.latents.shape[-2:]
+        told = vector(known, options, height, width, role)
+        fed = concat(known, options, canvas.latents, canvas.mask, self.latent_scale, scaled_edit=self._scaled_edit)
+        return Inputs(
+            to_batch(cond.to(self.device, torch.float32), canvas.rows),
+            vector=None if told is None else to_batch(told.to(self.device), canvas.rows),
+            concat=None if fed is None else fed.to(self.device),
+        )
 
     def network_input(self, piece: Piece) -> Tensor:
         """Return what the network is fed for the piece's x, float32: scaled, beside the channels that go with it."""
@@ -56,6 +85,7 @@ class Backbone:
             torch.cat([b.network_input(piece) for b, piece in zip(own, pieces, strict=True)]).to(self._dtype),
             torch.cat([b.levels.timestep(_level(piece)) for b, piece in zip(own, pieces, strict=True)]),
             context.to(self._dtype),
+            class_labels=_stacked([piece.inputs.vector for piece in pieces], self._dtype),
             encoder_attention_mask=mask,
             return_dict=False,
         )[0]
@@ -66,6 +96,11 @@ class Backbone:
 def _level(piece: Piece) -> Tensor:
     """Return the piece's sigma for each of its rows, (B,)."""
     return torch.full((piece.rows,), piece.sigma, dtype=torch.float32, device=piece.x.device)
+
+
+def _stacked(vectors: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
+    given = [vector for vector in vectors if vector is not None]
+    return torch.cat(given).to(dtype) if given else None
 
 
 def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

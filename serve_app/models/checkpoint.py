@@ -6,10 +6,10 @@ loading a part touches that part alone, and no tensor is in memory twice. Source
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,38 +17,18 @@ from torch import Tensor, nn
 
 from serve_app import log
 from serve_app.errors import ModelFileError
-from serve_app.models.families import (
-    Architecture,
-    Shape,
-    Tensors,
-    TextArchitecture,
-    UNetArchitecture,
-    VaeArchitecture,
-)
-from serve_app.models.layout import table, translate
+from serve_app.models.families import Architecture, UNetArchitecture
+from serve_app.models.layout import Place
 from serve_app.models.networks import network
-from serve_app.values import Part
+from serve_app.models.sections import Section, section
+from serve_app.models.tensors import Shape, Tensors
+from serve_app.values import ContinuousEdm, Discrete, Part, Training
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-_DTYPES = ("F16", "BF16", "F32")
-_PREFIXES: dict[Part, tuple[str, ...]] = {
-    "backbone": ("model.diffusion_model.",),
-    "vae": ("first_stage_model.", ""),
-    "clip": ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."),
-}
-_MARKS: dict[Part, str] = {
-    "backbone": "input_blocks.0.0.weight",
-    "vae": "decoder.conv_in.weight",
-    "clip": "embeddings.token_embedding.weight",
-}
-_PROBES: dict[Part, Callable[[Tensors], Architecture]] = {
-    "backbone": UNetArchitecture.probe,
-    "vae": VaeArchitecture.probe,
-    "clip": TextArchitecture.probe,
-}
+_DTYPES = ("F16", "BF16", "F32", "F8_E4M3", "F8_E5M2")
 _NAMES: dict[Part, str] = {"backbone": "diffusion network", "vae": "VAE", "clip": "text encoder"}
-
-Loaded: TypeAlias = tuple[Architecture, nn.Module]
+_SAFELY_UNUSED = ("position_ids", "logit_scale", "text_projection.weight")
+_V_SPREAD = 0.09
 
 _log = log.get("models")
 
@@ -58,6 +38,7 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.where = f"'{path.name}'"
         if path.suffix.lower() in _PICKLES:
             raise ModelFileError(
                 f"'{path.name}' is a pickle, which can run code when it is opened; only .safetensors files are loaded"
@@ -78,49 +59,93 @@ class Checkpoint:
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
 
-    def architecture(self, part: Part) -> Architecture:
-        """Return what the part is. Errors: ModelFileError if the file has no such part or one of another family."""
-        return _PROBES[part](self._part(part)[1])
+    def architecture(self, part: Part, beside: Sequence[Checkpoint] = ()) -> Architecture:
+        """Return what the part is. beside: further files of it.
 
-    def elements(self, part: Part) -> int:
-        """Return how many numbers the part has. Errors: ModelFileError if the file has no such part."""
-        return sum(prod(shape) for shape in self._part(part)[1].shapes.values())
+        Errors: ModelFileError if the files hold no such part or one of another family.
+        """
+        return self._section(part, beside).architecture
 
-    def load(self, part: Part, device: torch.device, dtype: torch.dtype) -> Loaded:
+    def elements(self, part: Part, beside: Sequence[Checkpoint] = ()) -> int:
+        """Return how many numbers the part has. Errors: ModelFileError as `architecture`."""
+        files = (self, *beside)
+        used = {(source.file, source.name) for source in self._section(part, beside).sources.values()}
+        return sum(prod(files[file].shapes[name]) for file, name in used)
+
+    def training(self) -> Training:
+        """Return what the backbone in the file was trained to predict, and on which noise levels.
+
+        Files of SDXL say it by extra tensors; those of SD 2 do not, and ComfyUI's guess from the spread of one bias is
+        taken. Errors: ModelFileError as `architecture`.
+        """
+        found = self._section("backbone", ())
+        architecture = found.architecture
+        if not isinstance(architecture, UNetArchitecture):
+            raise TypeError(f"a backbone is no {type(architecture).__name__}")
+        if architecture.sizes == 6:
+            return self._sdxl_training()
+        last = len(architecture.channels) - 1
+        bias = f"up_blocks.{last}.attentions.{architecture.res_blocks[0]}.transformer_blocks.0.norm1.bias"
+        if not architecture.linear or architecture.concat_channels or architecture.sizes or bias not in found.sources:
+            return Discrete()
+        spread = self.tensor(found.sources[bias].name).float().std(correction=0)
+        return Discrete("v_prediction" if float(spread) > _V_SPREAD else "eps")
+
+    def _sdxl_training(self) -> Training:
+        if {"edm_mean", "edm_std"} <= self.shapes.keys():
+            return ContinuousEdm("edm_playground_v2.5", 80.0, 0.002)
+        if "edm_vpred.sigma_max" in self.shapes:
+            low = float(self.tensor("edm_vpred.sigma_min")) if "edm_vpred.sigma_min" in self.shapes else 0.002
+            return ContinuousEdm("v_prediction", float(self.tensor("edm_vpred.sigma_max")), low)
+        if "v_pred" in self.shapes:
+            return Discrete("v_prediction", zsnr="ztsnr" in self.shapes)
+        return Discrete()
+
+    def load(
+        self, part: Part, device: torch.device, dtype: torch.dtype, beside: Sequence[Checkpoint] = ()
+    ) -> tuple[Architecture, nn.Module]:
         """Return the part's architecture and its network on the device. Errors: ModelFileError as `architecture`.
 
         Where device and dtype are the file's own, the weights stay mapped and are shared with every process that
         maps the same file.
         """
-        prefix, tensors = self._part(part)
-        architecture = _PROBES[part](tensors)
-        prefixes = table(architecture, diffusers=tensors.has("encoder.down_blocks."))
-        module = network(architecture)
+        files = (self, *beside)
+        found = self._section(part, beside)
+        module = network(found.architecture)
         wanted = module.state_dict()
         state: dict[str, Tensor] = {}
-        unknown: list[str] = []
-        for name in tensors.shapes:
-            ours = translate(name, prefixes)
-            if ours is None or ours not in wanted:
-                unknown.append(name)
+        unused = list(found.unused)
+        for ours, source in found.sources.items():
+            file = files[source.file]
+            if ours not in wanted:
+                unused.append(source.name)
                 continue
+            tensor = _placed(file.tensor(source.name), source.place)
             # A VAE's attention is 1×1 convolutions in the file, linear in the network: the same numbers.
             shape = wanted[ours].shape
-            if tensors.shapes[name] != shape and tensors.shapes[name] != (*shape, 1, 1):
-                raise tensors.unsupported(f"has '{name}' of shape {tensors.shapes[name]}, expected {tuple(shape)}")
-            state[ours] = self.tensor(prefix + name).reshape(shape).to(device, dtype)
+            if _without_ones(tensor.shape) != _without_ones(shape):
+                raise ModelFileError(
+                    f"{file.where} has '{source.name}' of shape {file.shapes[source.name]}, expected {tuple(shape)}"
+                )
+            state[ours] = tensor.reshape(shape).to(device, dtype)
         if missing := sorted(set(wanted) - set(state)):
-            raise tensors.unsupported(f"lacks {len(missing)} tensors of its {_NAMES[part]}, '{missing[0]}' first")
-        if unknown := [name for name in unknown if not name.endswith("position_ids")]:
-            _log.warning("%s: %d tensors are not used, '%s' first", tensors.where, len(unknown), unknown[0])
+            raise ModelFileError(
+                f"{self.where} lacks {len(missing)} tensors of its {_NAMES[part]}, '{missing[0]}' first"
+            )
+        if unused := [name for name in unused if not name.endswith(_SAFELY_UNUSED)]:
+            _log.warning("%s: %d tensors are not used, '%s' first", self.where, len(unused), unused[0])
         module.load_state_dict(state, assign=True)
-        return architecture, module
+        return found.architecture, module
 
-    def _part(self, part: Part) -> tuple[str, Tensors]:
-        where = f"'{self.path.name}'"
-        for prefix in _PREFIXES[part]:
-            if prefix + _MARKS[part] in self.shapes:
-                inside = {name[len(prefix) :]: s for name, s in self.shapes.items() if name.startswith(prefix)}
-                return prefix, Tensors(inside, where)
-        whole = Tensors(self.shapes, where)
-        raise whole.unsupported(f"holds no {_NAMES[part]} of a known layout{whole.family()}")
+    def _section(self, part: Part, beside: Sequence[Checkpoint]) -> Section:
+        return section(part, [Tensors(file.shapes, file.where) for file in (self, *beside)])
+
+
+def _placed(tensor: Tensor, place: Place) -> Tensor:
+    if place.third is not None:
+        tensor = tensor.chunk(3)[place.third]
+    return tensor.t() if place.transposed else tensor
+
+
+def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    return (*shape[:2], *shape[2:]) if any(size != 1 for size in shape[2:]) else tuple(shape[:2])

@@ -1,18 +1,15 @@
 """What a model file holds, read off its tensors' names and shapes: no hub, no shipped config, no tensor read.
 
-One dataclass a part of Stable Diffusion 1.x (Rombach et al. 2022, arXiv:2112.10752) in its published single-file
-layout, of any width and depth. Pure: it knows neither files nor torch; `checkpoint` reads, `layout` names.
+One dataclass a part of Stable Diffusion 1.x, 2.x (Rombach et al. 2022, arXiv:2112.10752) and SDXL (Podell et al. 2023,
+arXiv:2307.01952), of any width and depth. Pure: it knows neither files nor torch; `checkpoint` reads, `layout` names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
-from serve_app.errors import ModelFileError
-
-Shape: TypeAlias = tuple[int, ...]
+from serve_app.models.tensors import Tensors as Tensors
 
 NORM_GROUPS = 32
 """Every group norm of these networks has so many groups, so every width is a multiple of it."""
@@ -21,57 +18,29 @@ HEADS = 8
 """SD 1.x backbones have this many attention heads at every width."""
 
 HEAD_WIDTH = 64
-"""A CLIP text encoder's heads are this wide."""
+"""The heads of text encoders, and of backbones since SD 2, are this wide."""
 
 VOCABULARY = 49408
 """Tokens CLIP knows."""
 
-_OTHERS = {
-    "label_emb.": "SDXL",
-    "joint_blocks.": "SD 3",
-    "double_blocks.": "Flux",
-    "conditioner.": "SDXL",
-    "cond_stage_model.model.": "SD 2 (OpenCLIP)",
-    "blocks.0.self_attn.": "Wan",
-    "down_blocks.": "diffusers",
-    "lora_": "LoRA",
-}
-_SUPPORTED = "supported are single files in the SD 1.x layout"
+SIZE_WIDTH = 256
+"""Each size that SDXL is told is an embedding this wide."""
 
+SD1_LATENT_SCALE = 0.18215
+"""Of SD 1.x and 2.x. Source: Rombach et al. 2022, arXiv:2112.10752, Appendix G."""
 
-class Tensors:
-    """The tensors of one part: names without the part's prefix, with shapes, and where they come from for errors."""
+SDXL_LATENT_SCALE = 0.13025
+"""Source: Podell et al. 2023, arXiv:2307.01952, and the VAE published with it."""
 
-    def __init__(self, shapes: Mapping[str, Shape], where: str) -> None:
-        self.shapes = shapes
-        self.where = where
-        self._prefixes = {name[: i + 1] for name in shapes for i, char in enumerate(name) if char == "."}
+CONCAT_CHANNELS = {0: "x alone", 4: "an image to edit", 5: "a mask and the masked image"}
+"""What backbones are fed beside x, by its channels."""
 
-    def has(self, prefix: str) -> bool:
-        """Whether any name starts with the prefix, which ends with a dot."""
-        return prefix in self._prefixes
+ADDED_VECTOR = "add_embedding.linear_1.weight"
+"""Where diffusers keeps the layer that reads SDXL's vector."""
 
-    def count(self, prefix: str) -> int:
-        """Return how many of prefix0., prefix1., … there are without a gap."""
-        number = 0
-        while self.has(f"{prefix}{number}."):
-            number += 1
-        return number
-
-    def shape(self, name: str) -> Shape:
-        """Return a tensor's shape. Errors: ModelFileError if it is absent, naming the family it looks like."""
-        if name in self.shapes:
-            return self.shapes[name]
-        raise self.unsupported(f"holds no tensor '{name}'{self.family()}")
-
-    def unsupported(self, found: str) -> ModelFileError:
-        """Return the error that says what was found, where, and what is supported."""
-        return ModelFileError(f"{self.where} {found}; {_SUPPORTED}")
-
-    def family(self) -> str:
-        """Return " (it looks like …)" when the names are those of a family that is not supported, else ""."""
-        names = {family for mark, family in _OTHERS.items() if any(mark in name for name in self.shapes)}
-        return f" (it looks like {' or '.join(sorted(names))})" if names else ""
+# ComfyUI tells OpenCLIP's encoders apart by a layer that only the larger one has.
+_H_LAYERS, _L_LAYERS_LIMIT = 30, 22
+_UNCLIP = {(1024, 1536), (1024, 2048)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +48,8 @@ class UNetArchitecture:
     """A backbone. channels, res_blocks, depths: one entry a level, finest first; depth 0 is a level without attention.
 
     depths count transformer layers; `middle_depth` those between the two halves. context_dim: width of the text's rows.
+    linear: linear layers around attention, and heads HEAD_WIDTH wide, as in SD 2 and SDXL. concat_channels: what is fed
+    beside x (5 for inpainting, 4 for editing). vector_dim: width of the pooled text and sizes that SDXL is told.
     """
 
     channels: tuple[int, ...]
@@ -87,17 +58,37 @@ class UNetArchitecture:
     middle_depth: int
     context_dim: int
     latent_channels: int = 4
+    linear: bool = False
+    concat_channels: int = 0
+    vector_dim: int = 0
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """How many attention heads each level has."""
+        return tuple(max(1, width // HEAD_WIDTH) if self.linear else HEADS for width in self.channels)
+
+    @property
+    def sizes(self) -> int:
+        """How many sizes are told beside the pooled text: 6 for SDXL, 5 for its refiner."""
+        if not self.vector_dim:
+            return 0
+        # The refiner reads one text encoder, so the pooled text is as wide as the text's rows.
+        return 5 if self.vector_dim - 5 * SIZE_WIDTH == self.context_dim else 6
+
+    @property
+    def latent_scale(self) -> float:
+        """Latents times this have about unit variance."""
+        return SDXL_LATENT_SCALE if self.vector_dim else SD1_LATENT_SCALE
 
     @classmethod
     def probe(cls, tensors: Tensors) -> UNetArchitecture:
-        """Read the architecture off a backbone's tensors. Errors: ModelFileError for another family's."""
-        if tensors.has("label_emb."):
-            raise tensors.unsupported("has a backbone with a class or size embedding (it looks like SDXL)")
-        width, in_channels = tensors.shape("input_blocks.0.0.weight")[:2]
-        latent_channels = tensors.shape("out.2.weight")[0]
-        if in_channels != latent_channels:
-            kind = "an inpainting or editing model" if in_channels > latent_channels else "an upscaler"
-            raise tensors.unsupported(f"has a backbone of {in_channels} input channels, {kind}")
+        """Read the architecture off a backbone's tensors, named as in the single file or as in diffusers.
+
+        Errors: ModelFileError for another family's.
+        """
+        if tensors.has("down_blocks."):
+            return _probe_diffusers_unet(tensors)
+        width = tensors.shape("input_blocks.0.0.weight")[0]
         channels, res_blocks, depths = [width], [0], [0]
         for index in range(1, tensors.count("input_blocks.")):
             block = f"input_blocks.{index}"
@@ -114,34 +105,68 @@ class UNetArchitecture:
                 )
             res_blocks[-1] += 1
             depths[-1] = depth
-        middle_depth = tensors.count("middle_block.1.transformer_blocks.")
-        found = cls(
-            tuple(channels), tuple(res_blocks), tuple(depths), middle_depth, _context_dim(tensors), latent_channels
+        return _checked(
+            tensors,
+            cls(
+                tuple(channels),
+                tuple(res_blocks),
+                tuple(depths),
+                tensors.count("middle_block.1.transformer_blocks."),
+                tensors.shape("middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1],
+                tensors.shape("out.2.weight")[0],
+                linear=len(tensors.shape("middle_block.1.proj_in.weight")) == 2,
+                concat_channels=tensors.shape("input_blocks.0.0.weight")[1] - tensors.shape("out.2.weight")[0],
+                vector_dim=tensors.shape("label_emb.0.0.weight")[1] if tensors.has("label_emb.") else 0,
+            ),
+            tensors.shape("time_embed.0.weight"),
         )
-        found._check(tensors)
-        return found
-
-    def _check(self, tensors: Tensors) -> None:
-        width = tensors.shape("input_blocks.0.0.weight")[0]
-        time_width = tensors.shape("time_embed.0.weight")
-        if self.channels[0] != width or time_width != (4 * width, width):
-            raise tensors.unsupported(
-                f"has a backbone {self.channels[0]} wide at its first level, {width} at its input and a time embedding "
-                f"of {time_width}"
-            )
-        if odd := [c for c in self.channels if c % NORM_GROUPS]:
-            raise tensors.unsupported(f"has a backbone {odd[0]} wide, not a multiple of {NORM_GROUPS}")
-        if self.depths[-1] not in (0, self.middle_depth):
-            raise tensors.unsupported(
-                f"has {self.depths[-1]} transformer layers at its last level and {self.middle_depth} in its middle"
-            )
 
 
-def _context_dim(tensors: Tensors) -> int:
-    projection = tensors.shape("middle_block.1.proj_in.weight")
-    if len(projection) == 2:
-        raise tensors.unsupported("has a backbone with linear projections around attention (it looks like SD 2)")
-    return tensors.shape("middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1]
+def _probe_diffusers_unet(tensors: Tensors) -> UNetArchitecture:
+    levels = [f"down_blocks.{level}" for level in range(tensors.count("down_blocks."))]
+    middle = "mid_block.attentions.0"
+    latent_channels = tensors.shape("conv_out.weight")[0]
+    vectors = [name for name in ("class_embedding.linear_1.weight", ADDED_VECTOR) if name in tensors.shapes]
+    return _checked(
+        tensors,
+        UNetArchitecture(
+            tuple(tensors.shape(f"{level}.resnets.0.conv1.weight")[0] for level in levels),
+            tuple(tensors.count(f"{level}.resnets.") for level in levels),
+            tuple(tensors.count(f"{level}.attentions.0.transformer_blocks.") for level in levels),
+            tensors.count(f"{middle}.transformer_blocks."),
+            tensors.shape(f"{middle}.transformer_blocks.0.attn2.to_k.weight")[1],
+            latent_channels,
+            linear=len(tensors.shape(f"{middle}.proj_in.weight")) == 2,
+            concat_channels=tensors.shape("conv_in.weight")[1] - latent_channels,
+            vector_dim=tensors.shape(vectors[0])[1] if vectors else 0,
+        ),
+        tensors.shape("time_embedding.linear_1.weight"),
+    )
+
+
+def _checked(tensors: Tensors, found: UNetArchitecture, time_width: tuple[int, ...]) -> UNetArchitecture:
+    width = found.channels[0]
+    if time_width != (4 * width, width):
+        raise tensors.unsupported(
+            f"has a backbone {width} wide at its first level and a time embedding of {time_width}"
+        )
+    if odd := [c for c in found.channels if c % NORM_GROUPS]:
+        raise tensors.unsupported(f"has a backbone {odd[0]} wide, not a multiple of {NORM_GROUPS}")
+    if found.depths[-1] not in (0, found.middle_depth):
+        raise tensors.unsupported(
+            f"has {found.depths[-1]} transformer layers at its last level and {found.middle_depth} in its middle"
+        )
+    if found.concat_channels not in CONCAT_CHANNELS:
+        raise tensors.unsupported(
+            f"has a backbone of {found.latent_channels + found.concat_channels} input channels for "
+            f"{found.latent_channels} latent ones (such as depth models, video models and upscalers have)"
+        )
+    pooled = found.vector_dim - found.sizes * SIZE_WIDTH
+    if found.vector_dim and (pooled <= 0 or (found.context_dim, found.vector_dim) in _UNCLIP):
+        raise tensors.unsupported(
+            f"has a backbone that is told a vector {found.vector_dim} wide, as unCLIP and video are"
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +204,20 @@ class VaeArchitecture:
         )
 
 
+TextKind: TypeAlias = Literal["l", "h", "g"]
+"""Which published encoder it is made like: CLIP-L, or OpenCLIP's ViT-H or ViT-bigG."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextArchitecture:
-    """A CLIP text encoder (Radford et al. 2021, arXiv:2103.00020)."""
+    """A CLIP text encoder (Radford et al. 2021, arXiv:2103.00020). projection: the pooled text's width, 0 without."""
 
     layers: int
     width: int
     hidden_width: int
     positions: int
+    kind: TextKind = "l"
+    projection: int = 0
 
     @property
     def heads(self) -> int:
@@ -194,19 +225,55 @@ class TextArchitecture:
         return self.width // HEAD_WIDTH
 
     @classmethod
-    def probe(cls, tensors: Tensors) -> TextArchitecture:
-        """Read the architecture off a text encoder's tensors. Errors: ModelFileError for another layout."""
-        vocabulary, width = tensors.shape("embeddings.token_embedding.weight")
+    def probe(cls, tensors: Tensors, kind: TextKind | None = None) -> TextArchitecture:
+        """Read the architecture off a text encoder's tensors, named as by transformers or by OpenCLIP.
+
+        kind: None tells it by the number of layers. Errors: ModelFileError for another layout.
+        """
+        if tensors.has("transformer.resblocks."):
+            table, positions, layers = "token_embedding.weight", "positional_embedding", "transformer.resblocks."
+            hidden, projection = f"{layers}0.mlp.c_fc.weight", "text_projection"
+        else:
+            inside = "text_model." if tensors.has("text_model.") else ""
+            table, positions = (
+                f"{inside}embeddings.token_embedding.weight",
+                f"{inside}embeddings.position_embedding.weight",
+            )
+            layers, projection = f"{inside}encoder.layers.", "text_projection.weight"
+            hidden = f"{layers}0.mlp.fc1.weight"
+        vocabulary, width = tensors.shape(table)
         if vocabulary != VOCABULARY:
             raise tensors.unsupported(f"has a text encoder of {vocabulary} tokens, not CLIP's {VOCABULARY}")
         if width % HEAD_WIDTH:
             raise tensors.unsupported(f"has a text encoder {width} wide, not a multiple of {HEAD_WIDTH}")
-        return cls(
-            layers=tensors.count("encoder.layers."),
-            width=width,
-            hidden_width=tensors.shape("encoder.layers.0.mlp.fc1.weight")[0],
-            positions=tensors.shape("embeddings.position_embedding.weight")[0],
-        )
+        depth = tensors.count(layers)
+        kind = kind or ("g" if depth > _H_LAYERS else "h" if depth > _L_LAYERS_LIMIT else "l")
+        # OpenCLIP's matrix is (width, projection), transformers' the other way round; those published are square.
+        projected = tensors.shapes[projection][0] if kind != "l" and projection in tensors.shapes else 0
+        return cls(depth, width, tensors.shape(hidden)[0], tensors.shape(positions)[0], kind, projected)
 
 
-Architecture: TypeAlias = UNetArchitecture | VaeArchitecture | TextArchitecture
+@dataclass(frozen=True, slots=True)
+class DualTextArchitecture:
+    """SDXL's two text encoders."""
+
+    l: TextArchitecture  # noqa: E741
+    g: TextArchitecture
+
+
+@dataclass(frozen=True, slots=True)
+class TinyVaeArchitecture:
+    """The distilled autoencoder TAESD (Bohan 2023, github.com/madebyollin/taesd), on latents times latent_scale."""
+
+    latent_channels: int
+    latent_scale: float
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent cell covers along one side."""
+        return 8
+
+
+Architecture: TypeAlias = (
+    UNetArchitecture | VaeArchitecture | TinyVaeArchitecture | TextArchitecture | DualTextArchitecture
+)

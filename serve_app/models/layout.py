@@ -1,4 +1,4 @@
-"""Where each tensor of the published single-file layout lives in the networks we build: prefix to prefix.
+"""Where each tensor of the published layouts lives in the networks we build: prefix to prefix.
 
 A table maps module names in the file to module names in diffusers' UNet2DConditionModel and AutoencoderKL or
 transformers' CLIPTextModel; what follows the longest known prefix is the same on both sides. Pure: no torch.
@@ -7,8 +7,17 @@ transformers' CLIPTextModel; what follows the longest known prefix is the same o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple, TypeAlias
 
-from serve_app.models.families import Architecture, TextArchitecture, UNetArchitecture, VaeArchitecture
+from serve_app.models.families import (
+    Architecture,
+    DualTextArchitecture,
+    TextArchitecture,
+    TinyVaeArchitecture,
+    UNetArchitecture,
+    VaeArchitecture,
+)
+from serve_app.models.tensors import Tensors
 
 _UNET_RES_BLOCK = {
     "in_layers.0": "norm1",
@@ -25,20 +34,90 @@ _DIFFUSERS_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "pr
 """Names of a VAE's attention in diffusers' own files of before 2023; the rest is named as in the network."""
 
 
-def table(architecture: Architecture, *, diffusers: bool = False) -> dict[str, str]:
+_UNET_MODULES = (
+    "conv_in",
+    "time_embedding",
+    "class_embedding",
+    "down_blocks",
+    "mid_block",
+    "up_blocks",
+    "conv_norm_out",
+    "conv_out",
+)
+TINY_LAYERS = 20
+"""More layers than either half of a TAESD has."""
+
+_TEXT_MODULES = ("embeddings", "encoder", "final_layer_norm")
+_OPEN_CLIP_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn": "self_attn",
+}
+
+Layout: TypeAlias = Literal["single", "diffusers", "open_clip"]
+"""Whose names a file has: the published single file's, diffusers' and transformers', or, for text, OpenCLIP's."""
+
+
+class Place(NamedTuple):
+    """Where a tensor of the file goes. third: which third of its rows goes there, if not all. transposed: sideways."""
+
+    name: str
+    third: int | None = None
+    transposed: bool = False
+
+
+_OPEN_CLIP_ROOT = {
+    "positional_embedding": Place("embeddings.position_embedding.weight"),
+    "text_projection": Place("text_projection.weight", transposed=True),
+}
+
+
+def layout_of(tensors: Tensors) -> Layout:
+    """Return whose names a part's tensors have."""
+    if tensors.has("transformer.resblocks."):
+        return "open_clip"
+    marks = ("down_blocks.", "encoder.down_blocks.", "text_model.")
+    return "diffusers" if any(tensors.has(mark) for mark in marks) else "single"
+
+
+def table(architecture: Architecture, layout: Layout = "single") -> dict[str, str]:
     """Return module names in the file -> module names in the network, both without a trailing dot.
 
-    diffusers: the file is a VAE with diffusers' own names.
+    Of a DualTextArchitecture the encoders have tables of their own; the network has them as `l` and `g`.
     """
     match architecture:
+        case UNetArchitecture() if layout == "diffusers":
+            return {name: name for name in _UNET_MODULES} | {"add_embedding": "class_embedding"}
         case UNetArchitecture():
             return dict(_unet(architecture))
-        case VaeArchitecture() if diffusers:
+        case VaeArchitecture() if layout == "diffusers":
             return dict(_diffusers_vae())
         case VaeArchitecture():
             return dict(_vae(architecture))
+        case TinyVaeArchitecture():
+            # Each half's file counts its layers; the network has them below the half's name.
+            return {str(layer): str(layer) for layer in range(TINY_LAYERS)}
+        case TextArchitecture() if layout == "open_clip":
+            return dict(_open_clip(architecture))
         case TextArchitecture():
-            return {name: name for name in ("embeddings", "encoder", "final_layer_norm")}
+            inside = "text_model." if layout == "diffusers" else ""
+            return {inside + name: name for name in _TEXT_MODULES} | {"text_projection": "text_projection"}
+        case DualTextArchitecture():
+            raise TypeError("each of two text encoders has a table of its own")
+
+
+def places(name: str, prefixes: Mapping[str, str]) -> tuple[Place, ...]:
+    """Return where a tensor of the file goes by a table; () if nowhere."""
+    if (place := _OPEN_CLIP_ROOT.get(name)) is not None:
+        return (place,)
+    if (ours := translate(name, prefixes)) is None:
+        return ()
+    attention, fused, kind = ours.partition(".in_proj_")
+    if fused:
+        return tuple(Place(f"{attention}.{part}_proj.{kind}", third) for third, part in enumerate("qkv"))
+    return (Place(ours),)
 
 
 def translate(name: str, prefixes: Mapping[str, str]) -> str | None:
@@ -57,6 +136,9 @@ def _inside(file: str, network: str, children: Mapping[str, str]) -> Iterator[tu
 
 
 def _unet(architecture: UNetArchitecture) -> Iterator[tuple[str, str]]:
+    if architecture.vector_dim:
+        yield "label_emb.0.0", "class_embedding.linear_1"
+        yield "label_emb.0.2", "class_embedding.linear_2"
     yield "time_embed.0", "time_embedding.linear_1"
     yield "time_embed.2", "time_embedding.linear_2"
     yield "input_blocks.0.0", "conv_in"
@@ -118,3 +200,10 @@ def _diffusers_vae() -> Iterator[tuple[str, str]]:
     for half in ("encoder", "decoder"):
         attention = f"{half}.mid_block.attentions.0"
         yield from _inside(attention, attention, _DIFFUSERS_VAE_ATTENTION)
+
+
+def _open_clip(architecture: TextArchitecture) -> Iterator[tuple[str, str]]:
+    yield "token_embedding", "embeddings.token_embedding"
+    yield "ln_final", "final_layer_norm"
+    for layer in range(architecture.layers):
+        yield from _inside(f"transformer.resblocks.{layer}", f"encoder.layers.{layer}", _OPEN_CLIP_LAYER)

@@ -13,14 +13,16 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from serve_app.models.families import (
-    HEADS,
     NORM_GROUPS,
     VOCABULARY,
     Architecture,
+    DualTextArchitecture,
     TextArchitecture,
+    TinyVaeArchitecture,
     UNetArchitecture,
     VaeArchitecture,
 )
+from serve_app.models.tiny_vae import TinyVae
 
 
 def network(architecture: Architecture) -> nn.Module:
@@ -31,8 +33,12 @@ def network(architecture: Architecture) -> nn.Module:
                 module = _unet(architecture)
             case VaeArchitecture():
                 module = _vae(architecture)
+            case TinyVaeArchitecture():
+                module = TinyVae(architecture)
             case TextArchitecture():
                 module = _text(architecture)
+            case DualTextArchitecture():
+                module = nn.ModuleDict({"l": _text(architecture.l), "g": _text(architecture.g)})
     return module.eval().requires_grad_(False)
 
 
@@ -42,7 +48,7 @@ def _unet(architecture: UNetArchitecture) -> nn.Module:
     # diffusers reads the middle's depth from the last level's, which is free when that level has no attention.
     depths = (*architecture.depths[:-1], architecture.middle_depth)
     unet: nn.Module = UNet2DConditionModel(
-        in_channels=architecture.latent_channels,
+        in_channels=architecture.latent_channels + architecture.concat_channels,
         out_channels=architecture.latent_channels,
         down_block_types=tuple(down),
         up_block_types=tuple(up),
@@ -51,7 +57,10 @@ def _unet(architecture: UNetArchitecture) -> nn.Module:
         transformer_layers_per_block=tuple(max(depth, 1) for depth in depths),
         cross_attention_dim=architecture.context_dim,
         # The argument's name is historical: for this class it is the number of heads.
-        attention_head_dim=HEADS,
+        attention_head_dim=architecture.heads,
+        use_linear_projection=architecture.linear,
+        class_embed_type="projection" if architecture.vector_dim else None,
+        projection_class_embeddings_input_dim=architecture.vector_dim or None,
         norm_num_groups=NORM_GROUPS,
     )
     return unet
@@ -83,9 +92,12 @@ def _text(architecture: TextArchitecture) -> nn.Module:
             num_hidden_layers=architecture.layers,
             num_attention_heads=architecture.heads,
             max_position_embeddings=architecture.positions,
-            hidden_act="quick_gelu",
+            hidden_act="quick_gelu" if architecture.kind == "l" else "gelu",
             layer_norm_eps=1e-5,
         )
     )
     # transformers has moved the encoder up out of `text_model`; both places occur among its releases.
-    return getattr(model, "text_model", model)
+    encoder: nn.Module = getattr(model, "text_model", model)
+    if architecture.projection:
+        encoder.text_projection = nn.Linear(architecture.width, architecture.projection, bias=False)
+    return encoder

@@ -39,8 +39,8 @@ def weighted(text: str) -> list[tuple[str, float]]:
     return list(_weighted(text, 1.0))
 
 
-def chunks(text: str, length: int, embedding: EmbeddingLookup) -> list[Chunk]:
-    """Return the text as one or more chunks of `length` tokens each."""
+def chunks(text: str, length: int, embedding: EmbeddingLookup, padding: int = END) -> list[Chunk]:
+    """Return the text as one or more chunks of `length` tokens each. padding: the token after the end token."""
     runs = [[(token, weight) for token in run] for piece, weight in weighted(text) for run in _runs(piece, embedding)]
     room = length - 2
     filled: list[Chunk] = [[]]
@@ -52,12 +52,16 @@ def chunks(text: str, length: int, embedding: EmbeddingLookup) -> list[Chunk]:
                 rest = rest[left:]
             filled.append([])
         filled[-1] += rest
-    return [[(START, 1.0), *chunk, *[(END, 1.0)] * (length - 1 - len(chunk))] for chunk in filled]
+    return [_chunk(tokens, length, padding) for tokens in filled]
 
 
-def empty_chunk(length: int) -> Chunk:
+def empty_chunk(length: int, padding: int = END) -> Chunk:
     """Return the chunk of the empty text."""
-    return [(START, 1.0), *[(END, 1.0)] * (length - 1)]
+    return _chunk([], length, padding)
+
+
+def _chunk(tokens: Chunk, length: int, padding: int) -> Chunk:
+    return [(START, 1.0), *tokens, (END, 1.0), *[(padding, 1.0)] * (length - 2 - len(tokens))]
 
 
 def _weighted(text: str, weight: float) -> Iterator[tuple[str, float]]:

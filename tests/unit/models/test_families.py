@@ -26,6 +26,7 @@ def changed(name, **shapes):
 SD15 = UNetArchitecture((320, 640, 1280, 1280), (2, 2, 2, 2), (1, 1, 1, 0), 1, 768)
 MINI15 = UNetArchitecture((320, 640), (1, 1), (1, 1), 1, 768)
 KL_F8 = VaeArchitecture((128, 256, 512, 512), 2, 4, 3, True)
+SDXL = UNetArchitecture((320, 640, 1280), (2, 2, 2), (0, 2, 10), 10, 2048, linear=True, vector_dim=2816)
 CLIP_L = TextArchitecture(12, 768, 3072, 77)
 
 
@@ -34,6 +35,7 @@ CLIP_L = TextArchitecture(12, 768, 3072, 77)
     [
         ("unet_sd15", "", SD15),
         ("unet_mini", "", MINI15),
+        ("unet_sdxl", "", SDXL),
         ("vae", "", KL_F8),
         ("clip_l", "transformer.text_model.", CLIP_L),
     ],
@@ -47,6 +49,7 @@ def test_an_architecture_is_read_off_the_published_names_and_shapes(name, strip,
     [
         ("unet_sd15", "", SD15),
         ("unet_mini", "", MINI15),
+        ("unet_sdxl", "", SDXL),
         ("vae", "", KL_F8),
         ("clip_l", "transformer.text_model.", CLIP_L),
     ],
@@ -66,6 +69,8 @@ UNUSUAL = [
     UNetArchitecture((64,), (1,), (0,), 1, 32),
     UNetArchitecture((32, 64, 96), (1, 2, 1), (0, 2, 1), 1, 48),
     UNetArchitecture((32, 32), (3, 1), (1, 0), 3, 32),
+    UNetArchitecture((64, 128), (1, 1), (0, 2), 2, 64, linear=True, concat_channels=5, vector_dim=1536 + 64),
+    UNetArchitecture((64, 128), (1, 1), (1, 0), 2, 64, linear=True, concat_channels=4, vector_dim=1280 + 64),
     VaeArchitecture((32, 64), 1, 4, 3, False),
     VaeArchitecture((32, 32, 64), 3, 8, 3, True),
     TextArchitecture(3, 128, 96, 40),
@@ -85,20 +90,43 @@ def test_any_width_and_depth_of_the_layout_is_read_back(architecture):
     assert type(architecture).probe(Tensors(shapes, "'unusual'")) == architecture
 
 
-def test_an_sdxl_backbone_is_refused_by_name():
-    with pytest.raises(ModelFileError, match=r"'unet_sdxl' has .*looks like SDXL\); supported are single files"):
-        UNetArchitecture.probe(published("unet_sdxl"))
-
-
-def test_an_sd2_backbone_is_refused_by_name():
+def test_linear_projections_around_attention_mean_heads_sixty_four_wide():
     linear = changed("unet_mini", **{"middle_block.1.proj_in.weight": (640, 640)})
-    with pytest.raises(ModelFileError, match="SD 2"):
-        UNetArchitecture.probe(linear)
+    assert UNetArchitecture.probe(linear).heads == (5, 10)
+    assert MINI15.heads == (8, 8)
 
 
-def test_an_inpainting_backbone_is_refused_with_its_input_channels():
-    with pytest.raises(ModelFileError, match="9 input channels, an inpainting"):
-        UNetArchitecture.probe(changed("unet_mini", **{"input_blocks.0.0.weight": (320, 9, 3, 3)}))
+@pytest.mark.parametrize(("channels", "beside"), [(9, 5), (8, 4)])
+def test_input_channels_beyond_the_latents_are_those_beside_x(channels, beside):
+    found = UNetArchitecture.probe(changed("unet_mini", **{"input_blocks.0.0.weight": (320, channels, 3, 3)}))
+    assert found.concat_channels == beside
+
+
+def test_a_backbone_of_unknown_input_channels_is_refused():
+    with pytest.raises(ModelFileError, match="5 input channels for 4 latent ones"):
+        UNetArchitecture.probe(changed("unet_mini", **{"input_blocks.0.0.weight": (320, 5, 3, 3)}))
+
+
+def test_the_vector_tells_sdxl_from_its_refiner_and_from_unclip():
+    def told(context_dim, width):
+        attention = "transformer_blocks.0.attn2.to_k.weight"
+        shapes = {f"middle_block.1.{attention}": (640, context_dim), "label_emb.0.0.weight": (1280, width)}
+        return UNetArchitecture.probe(changed("unet_mini", **shapes)).sizes
+
+    assert (told(2048, 2816), told(1280, 2560)) == (6, 5)
+    for context_dim, width in ((1024, 2048), (1024, 1536), (1024, 768)):
+        with pytest.raises(ModelFileError, match=f"told a vector {width} wide"):
+            told(context_dim, width)
+
+
+def test_text_encoders_are_told_apart_as_comfyui_does_by_their_depth():
+    def kind(layers):
+        names = {f"text_model.encoder.layers.{i}.mlp.fc1.weight": (256, 64) for i in range(layers)}
+        names |= {"text_model.embeddings.token_embedding.weight": (49408, 64)}
+        names |= {"text_model.embeddings.position_embedding.weight": (77, 64)}
+        return TextArchitecture.probe(Tensors(names, "'a'")).kind
+
+    assert [kind(layers) for layers in (12, 22, 23, 24, 30, 31, 32)] == ["l", "l", "h", "h", "h", "g", "g"]
 
 
 def test_a_missing_tensor_is_named():

@@ -1,0 +1,62 @@
+"""The tensors of a model file as names and shapes, and what the names say when the family is not one we know. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from serve_app.errors import ModelFileError
+
+Shape: TypeAlias = tuple[int, ...]
+
+_OTHERS = {
+    "joint_blocks.": "SD 3",
+    "joint_transformer_blocks.": "AuraFlow",
+    "double_blocks.": "Flux",
+    "double_stream_blocks.": "HiDream",
+    "blocks.0.self_attn.": "Wan",
+    "clip_txt_mapper.": "Stable Cascade",
+    "transformer_blocks.0.img_mod.": "Qwen Image",
+    "time_stack.": "Stable Video Diffusion",
+    "control_model.": "ControlNet",
+    "controlnet_cond_embedding.": "ControlNet",
+    "lora_": "LoRA",
+    ".block.0.layer.0.SelfAttention.": "T5 text encoder",
+    "model.layers.0.self_attn.": "LLM text encoder",
+}
+_SUPPORTED = "supported are Stable Diffusion 1.x, 2.x and SDXL"
+
+
+class Tensors:
+    """The tensors of one part: names without the part's prefix, with shapes, and where they come from for errors."""
+
+    def __init__(self, shapes: Mapping[str, Shape], where: str) -> None:
+        self.shapes = shapes
+        self.where = where
+        self._prefixes = {name[: i + 1] for name in shapes for i, char in enumerate(name) if char == "."}
+
+    def has(self, prefix: str) -> bool:
+        """Whether any name starts with the prefix, which ends with a dot."""
+        return prefix in self._prefixes
+
+    def count(self, prefix: str) -> int:
+        """Return how many of prefix0., prefix1., … there are without a gap."""
+        number = 0
+        while self.has(f"{prefix}{number}."):
+            number += 1
+        return number
+
+    def shape(self, name: str) -> Shape:
+        """Return a tensor's shape. Errors: ModelFileError if it is absent, naming the family it looks like."""
+        if name in self.shapes:
+            return self.shapes[name]
+        raise self.unsupported(f"holds no tensor '{name}'{self.family()}")
+
+    def unsupported(self, found: str) -> ModelFileError:
+        """Return the error that says what was found, where, and what is supported."""
+        return ModelFileError(f"{self.where} {found}; {_SUPPORTED}")
+
+    def family(self) -> str:
+        """Return " (it looks like …)" when the names are those of a family that is not supported, else ""."""
+        names = {family for mark, family in _OTHERS.items() if any(mark in name for name in self.shapes)}
+        return f" (it looks like {' or '.join(sorted(names))})" if names else ""

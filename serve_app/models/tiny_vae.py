@@ -1,0 +1,72 @@
+"""TAESD's two halves: a distilled autoencoder of a few million parameters on Stable Diffusion's scaled latents.
+
+Source: Bohan 2023, github.com/madebyollin/taesd; the numbers of layers are the published files'.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from serve_app.models.families import TinyVaeArchitecture
+
+_WIDTH = 64
+_LIMIT = 3.0
+"""Latents are bent so that none is larger."""
+
+
+class TinyVae(nn.Module):
+    """Both halves. Pixels are (B,3,H,W) in −1…1, latents (B,C,h,w) unscaled, as of the VAE that it stands in for."""
+
+    def __init__(self, architecture: TinyVaeArchitecture) -> None:
+        super().__init__()
+        self._scale = architecture.latent_scale
+        self.encoder = _encoder(architecture.latent_channels)
+        self.decoder = _decoder(architecture.latent_channels)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return the latents of pixels."""
+        latents: Tensor = self.encoder(pixels * 0.5 + 0.5) / self._scale
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the pixels of latents."""
+        pixels: Tensor = (self.decoder(latents * self._scale) - 0.5) * 2
+        return pixels
+
+
+def _encoder(latent_channels: int) -> nn.Module:
+    layers: list[nn.Module] = [_convolution(3, _WIDTH), _Block()]
+    for _ in range(3):
+        layers += [_convolution(_WIDTH, _WIDTH, stride=2, bias=False), *(_Block() for _ in range(3))]
+    return nn.Sequential(*layers, _convolution(_WIDTH, latent_channels))
+
+
+def _decoder(latent_channels: int) -> nn.Module:
+    layers: list[nn.Module] = [_Bend(), _convolution(latent_channels, _WIDTH), nn.ReLU()]
+    for _ in range(3):
+        layers += [*(_Block() for _ in range(3)), nn.Upsample(scale_factor=2), _convolution(_WIDTH, _WIDTH, bias=False)]
+    return nn.Sequential(*layers, _Block(), _convolution(_WIDTH, 3))
+
+
+def _convolution(inside: int, outside: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inside, outside, 3, padding=1, stride=stride, bias=bias)
+
+
+class _Bend(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / _LIMIT) * _LIMIT
+
+
+class _Block(nn.Module):
+    """Three convolutions beside the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = (_convolution(_WIDTH, _WIDTH) for _ in range(3))
+        first, second, third = inner
+        self.conv = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = (self.conv(x) + x).relu()
+        return result

@@ -1,0 +1,81 @@
+"""SDXL's vector and the channels beside x, beside ComfyUI's.
+
+golden/inputs.npz holds what the encode_adm methods of its SDXL and SDXLRefiner, and the concat_cond methods of its
+inpainting and instruct-pix2pix models, answer for the random inputs in it.
+"""
+
+import pytest
+import torch
+
+from serve_app.errors import NodeError
+from serve_app.models.families import SDXL_LATENT_SCALE, UNetArchitecture
+from serve_app.models.inputs import concat, vector
+from tests.parity.figures import Figures
+
+TOLERANCE = 1e-6
+FIGURES = Figures("inputs")
+
+
+def backbone(context_dim=768, **told):
+    return UNetArchitecture((320, 640), (2, 2), (0, 1), 1, context_dim, **told)
+
+
+SDXL = backbone(2048, linear=True, vector_dim=2816)
+REFINER = backbone(1280, linear=True, vector_dim=2560)
+INPAINT = backbone(concat_channels=5)
+EDIT = backbone(concat_channels=4)
+SIZES = {"width": 1000, "height": 1200, "crop_w": 3, "crop_h": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "options", "role"),
+    [
+        ("sdxl|default", SDXL, {}, "positive"),
+        ("sdxl|all", SDXL, {**SIZES, "target_width": 700, "target_height": 4096}, "negative"),
+        ("refiner|positive", REFINER, {}, "positive"),
+        ("refiner|negative", REFINER, {}, "negative"),
+        ("refiner|score", REFINER, {**SIZES, "aesthetic_score": 7.25}, "negative"),
+    ],
+)
+def test_the_vector_is_comfyuis(name, architecture, options, role):
+    told = vector(architecture, {"pooled_output": FIGURES["pooled"], **options}, 64, 96, role)
+    FIGURES.assert_agrees(told, name, TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "options", "mask", "scaled_edit"),
+    [
+        ("inpaint|nothing", INPAINT, (), None, False),
+        ("inpaint|denoise mask", INPAINT, (), "dmask", False),
+        ("inpaint|options", INPAINT, ("mask", "image"), "dmask", False),
+        ("edit|image", EDIT, ("image",), None, False),
+        ("edit|scaled", EDIT, ("image",), None, True),
+    ],
+)
+def test_the_channels_beside_x_are_comfyuis(name, architecture, options, mask, scaled_edit):
+    names = {"mask": "concat_mask", "image": "concat_latent_image"}
+    given = {names[option]: FIGURES[option] for option in options}
+    run_mask = None if mask is None else FIGURES[mask]
+    scale = SDXL_LATENT_SCALE if scaled_edit else architecture.latent_scale
+    fed = concat(architecture, given, FIGURES["latents"], run_mask, scale, scaled_edit=scaled_edit)
+    FIGURES.assert_agrees(fed, name, TOLERANCE)
+
+
+def test_without_an_image_to_edit_zeros_go_beside_x():
+    fed = concat(EDIT, {}, FIGURES["latents"], None, EDIT.latent_scale)
+    assert torch.equal(fed, FIGURES["edit|nothing"])
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [({}, "no pooled output"), ({"pooled_output": torch.zeros(1, 768)}, "a pooled output 768 wide")],
+)
+def test_a_conditioning_of_another_familys_text_encoder_is_refused(options, given):
+    with pytest.raises(NodeError, match=f"has {given}; this backbone reads one 1280 wide"):
+        vector(SDXL, options, 64, 96, "positive")
+
+
+def test_a_backbone_that_reads_text_alone_is_told_nothing_else():
+    plain = backbone()
+    assert vector(plain, {}, 8, 8, "positive") is None
+    assert concat(plain, {}, FIGURES["latents"], None, 1.0) is None
