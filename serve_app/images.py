@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,31 @@ def to_png(image: Tensor, text: Mapping[str, str], compress_level: int) -> bytes
     buffer = io.BytesIO()
     Image.fromarray(_bytes(image)).save(buffer, "PNG", pnginfo=info, compress_level=compress_level)
     return buffer.getvalue()
+
+
+def to_animated_png(frames: Tensor, text: Mapping[str, str], *, duration_ms: int, compress_level: int) -> bytes:
+    """Return an animated PNG of frames (B,H,W,3|4), the text in ComfyUI's `comf` chunks behind the pixels."""
+    info = PngInfo()
+    for key, value in text.items():
+        info.add(b"comf", key.encode("latin-1") + b"\0" + value.encode("latin-1"), after_idat=True)
+    return _animated(frames, "PNG", duration=duration_ms, compress_level=compress_level, pnginfo=info)
+
+
+def to_animated_webp(
+    frames: Tensor, text: Mapping[str, str], *, duration_ms: int, lossless: bool, quality: int, method: int
+) -> bytes:
+    """Return an animated WebP of frames (B,H,W,3|4).
+
+    text: goes into EXIF, "prompt" as the camera's model, the rest as its make and the tags before it.
+    quality: 0…100. method: 0…6, slower and smaller.
+    """
+    exif = Image.Exif()
+    make, model = 0x010F, 0x0110
+    others = [f"{key}:{value}" for key, value in text.items() if key != "prompt"]
+    exif.update({make - i: value for i, value in enumerate(others)})
+    if "prompt" in text:
+        exif[model] = f"prompt:{text['prompt']}"
+    return _animated(frames, "WEBP", duration=duration_ms, lossless=lossless, quality=quality, method=method, exif=exif)
 
 
 def from_bytes(data: bytes) -> tuple[Tensor, Tensor]:
@@ -90,6 +115,13 @@ def resize(images: Tensor, width: int, height: int, method: str, crop: Crop = "d
     else:
         out = torch.nn.functional.interpolate(x, size=(height, width), mode=method)
     return out.movedim(1, -1)
+
+
+def _animated(frames: Tensor, kind: str, **options: Any) -> bytes:
+    first, *others = (Image.fromarray(_bytes(frame)) for frame in frames)
+    buffer = io.BytesIO()
+    first.save(buffer, kind, save_all=True, append_images=others, **options)
+    return buffer.getvalue()
 
 
 def _bytes(image: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -37,7 +37,7 @@ def in_passes(
     size = [round(side * scale) for side in batch.shape[2:]]
     mean = torch.zeros(len(batch), channels, *size)
     for plan in plans:
-        for i, image in enumerate(batch.split(1)):
+        for i, image in enumerate(torch.split(batch, 1)):
             blended, weights = torch.zeros(1, channels, *size), torch.zeros(1, 1, *size)
             for rows, columns in plan:
                 tile = work(image[..., rows, columns]).float().cpu()

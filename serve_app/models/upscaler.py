@@ -103,7 +103,8 @@ class UpscalerFile:
 def _tensors(path: Path) -> dict[str, Any]:
     try:
         if path.suffix.lower() in (".safetensors", ".sft"):
-            return load_file(path)
+            tensors: dict[str, Any] = load_file(path)
+            return tensors
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return state
     except pickle.UnpicklingError as error:

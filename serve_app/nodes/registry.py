@@ -7,9 +7,15 @@ from collections.abc import Mapping
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.builtin import (
     alpha,
+    animation,
     compositing,
     conditioning,
     image,
+    image_batch,
+    image_edges,
+    image_post,
+    image_scale,
+    image_transform,
     inpaint,
     latent,
     latent_batch,
@@ -19,7 +25,10 @@ from serve_app.nodes.builtin import (
     loaders_lora,
     mask,
     morphology,
+    primitive,
     sampling,
+    text,
+    tiled,
 )
 from serve_app.nodes.protocol import spec_of
 
@@ -38,6 +47,15 @@ _MODULES = (
     alpha,
     morphology,
     image,
+    image_scale,
+    image_batch,
+    image_transform,
+    image_post,
+    image_edges,
+    animation,
+    tiled,
+    primitive,
+    text,
 )
 
 BUILTIN: Mapping[str, type] = {name: cls for module in _MODULES for name, cls in module.NODE_CLASS_MAPPINGS.items()}

@@ -1,21 +1,19 @@
-"""The nodes that load, make, resize and save IMAGE."""
+"""The nodes that load, make and save IMAGE."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from serve_app.images import Crop, from_bytes, resize, to_png
-from serve_app.nodes.builtin.latent import CROPS, MAX_RESOLUTION
+from serve_app.images import from_bytes, to_png
+from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files
 from serve_app.store.store import Area
-
-IMAGE_METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
 
 
 class LoadImage:
@@ -35,6 +33,44 @@ class LoadImage:
     async def load_image(self, image: str, store: Files) -> tuple[torch.Tensor, torch.Tensor]:
         """Return every frame (B,H,W,3) and its mask (B,H,W), 1 where the file is transparent."""
         return await asyncio.to_thread(from_bytes, await store.read(image))
+
+
+class LoadImageOutput(LoadImage):
+    """A file that another job saved, to images and masks."""
+
+    DESCRIPTION = "Loads an image from the output folder."
+    EXPERIMENTAL = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        remote = {"route": "/internal/files/output", "refresh_button": True, "control_after_refresh": "first"}
+        options = {"image_upload": True, "image_folder": "output", "remote": remote}
+        return {"required": {"image": (FolderChoice("input"), options)}, "hidden": {"store": "STORE"}}
+
+
+class WebcamCapture(LoadImage):
+    """The picture that the browser took and uploaded, to an image and a mask."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        side = {"default": 0, "min": 0, "max": MAX_RESOLUTION, "step": 1}
+        return {
+            "required": {
+                "image": ("WEBCAM", {}),
+                "width": ("INT", side),
+                "height": ("INT", side),
+                "capture_on_queue": ("BOOLEAN", {"default": True}),
+            },
+            "hidden": {"store": "STORE"},
+        }
+
+    FUNCTION = "load_capture"
+
+    async def load_capture(
+        self, image: str, width: int, height: int, capture_on_queue: bool, store: Files
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Load the file; the other inputs are the browser's."""
+        return await self.load_image(image, store)
 
 
 class EmptyImage:
@@ -60,38 +96,6 @@ class EmptyImage:
         """Return (batch_size,height,width,3) of 0xRRGGBB."""
         rgb = torch.tensor([(color >> shift & 0xFF) / 0xFF for shift in (16, 8, 0)])
         return (rgb.repeat(batch_size, height, width, 1),)
-
-
-class ImageScale:
-    """Images at another size."""
-
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "upscale"
-    CATEGORY = "image/upscaling"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = {"default": 512, "min": 0, "max": MAX_RESOLUTION, "step": 1}
-        return {
-            "required": {
-                "image": ("IMAGE",),
-                "upscale_method": (IMAGE_METHODS,),
-                "width": ("INT", side),
-                "height": ("INT", side),
-                "crop": (CROPS,),
-            }
-        }
-
-    def upscale(
-        self, image: torch.Tensor, upscale_method: str, width: int, height: int, crop: Crop
-    ) -> tuple[torch.Tensor]:
-        """Resize; a side of 0 follows the other, both 0 change nothing."""
-        if width == 0 and height == 0:
-            return (image,)
-        old_height, old_width = image.shape[1:3]
-        width = width or max(1, round(old_width * height / old_height))
-        height = height or max(1, round(old_height * width / old_width))
-        return (resize(image, width, height, upscale_method, crop),)
 
 
 class SaveImage:
@@ -129,20 +133,13 @@ class SaveImage:
         filename_prefix: list[str],
     ) -> dict[str, Any]:
         """Store every image of every batch and show where."""
-        extra = extra_pnginfo[0] if isinstance(extra_pnginfo[0], Mapping) else {}
-        text = {str(key): json.dumps(value) for key, value in {"prompt": prompt[0], **extra}.items()}
-        groups: dict[tuple[str, int, int], list[bytes]] = {}
+        text = workflow_text(prompt, extra_pnginfo)
+        files = []
         for i, batch in enumerate(images):
             prefix = filename_prefix[min(i, len(filename_prefix) - 1)]
-            sized = "%width%" in prefix or "%height%" in prefix
-            height, width = batch.shape[1:3] if sized else (0, 0)
-            for image in batch:
-                png = await asyncio.to_thread(to_png, image, text, self.compress_level)
-                groups.setdefault((prefix, width, height), []).append(png)
-        saved = []
-        for (prefix, width, height), pngs in groups.items():
-            saved += await store[0].save(self.area, prefix, ".png", pngs, width=width, height=height)
-        return {"ui": {"images": saved}}
+            pngs = [await asyncio.to_thread(to_png, image, text, self.compress_level) for image in batch]
+            files += [(prefix, batch, png) for png in pngs]
+        return {"ui": {"images": await save_together(store[0], self.area, ".png", files)}}
 
 
 class PreviewImage(SaveImage):
@@ -172,17 +169,40 @@ class PreviewImage(SaveImage):
         return await super().save_images(images, prompt, extra_pnginfo, store, ["ComfyUI_temp"])
 
 
+def workflow_text(prompt: list[Any], extra_pnginfo: list[Any]) -> dict[str, str]:
+    """Return what files carry of their workflow: JSON by name, "prompt" first. The hidden inputs, as lists."""
+    extra = extra_pnginfo[0] if isinstance(extra_pnginfo[0], Mapping) else {}
+    return {str(key): json.dumps(value) for key, value in {"prompt": prompt[0], **extra}.items()}
+
+
+async def save_together(
+    store: Files, area: Area, suffix: str, files: Sequence[tuple[str, torch.Tensor, bytes]]
+) -> list[dict[str, Any]]:
+    """Store files of (prefix, images whose size %width% and %height% stand for, content), prefix by prefix."""
+    groups: dict[tuple[str, int, int], list[bytes]] = {}
+    for prefix, images, content in files:
+        sized = "%width%" in prefix or "%height%" in prefix
+        height, width = images.shape[1:3] if sized else (0, 0)
+        groups.setdefault((prefix, width, height), []).append(content)
+    saved: list[dict[str, Any]] = []
+    for (prefix, width, height), contents in groups.items():
+        saved += await store.save(area, prefix, suffix, contents, width=width, height=height)
+    return saved
+
+
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "EmptyImage": EmptyImage,
-    "ImageScale": ImageScale,
     "LoadImage": LoadImage,
+    "LoadImageOutput": LoadImageOutput,
     "PreviewImage": PreviewImage,
     "SaveImage": SaveImage,
+    "WebcamCapture": WebcamCapture,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "ImageScale": "Upscale Image",
     "LoadImage": "Load Image",
+    "LoadImageOutput": "Load Image (from Outputs)",
     "PreviewImage": "Preview Image",
     "SaveImage": "Save Image",
+    "WebcamCapture": "Webcam Capture",
 }

@@ -1,0 +1,135 @@
+"""The nodes that save a batch of IMAGE as one animated file.
+
+As SaveImage they take their inputs as lists, so that a retry of all files of a node finds the same names. Their files
+are shown as images with the mark `animated`, as in ComfyUI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+
+from serve_app.images import to_animated_png, to_animated_webp
+from serve_app.nodes.builtin.image import save_together, workflow_text
+from serve_app.nodes.runtime import Files
+
+T = TypeVar("T")
+
+FPS = ("FLOAT", {"default": 6.0, "min": 0.01, "max": 1000.0, "step": 0.01})
+HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "store": "STORE"}
+
+
+class SaveAnimatedWEBP:
+    """Images to an animated WebP file that carries its workflow."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "save_images"
+    OUTPUT_NODE = True
+    INPUT_IS_LIST = True
+    CATEGORY = "image/animation"
+
+    methods: Mapping[str, int] = {"default": 4, "fastest": 0, "slowest": 6}
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "images": ("IMAGE",),
+                "filename_prefix": ("STRING", {"default": "ComfyUI"}),
+                "fps": FPS,
+                "lossless": ("BOOLEAN", {"default": True}),
+                "quality": ("INT", {"default": 80, "min": 0, "max": 100}),
+                "method": (list(cls.methods),),
+            },
+            "hidden": HIDDEN,
+        }
+
+    async def save_images(
+        self,
+        images: list[torch.Tensor],
+        filename_prefix: list[str],
+        fps: list[float],
+        lossless: list[bool],
+        quality: list[int],
+        method: list[str],
+        prompt: list[Any],
+        extra_pnginfo: list[Any],
+        store: list[Files],
+    ) -> dict[str, Any]:
+        """Store every batch as one file and show where; `animated` is False if each has a single frame."""
+        text = workflow_text(prompt, extra_pnginfo)
+        files = []
+        for i, frames in enumerate(images):
+            webp = await asyncio.to_thread(
+                to_animated_webp,
+                frames,
+                text,
+                duration_ms=int(1000.0 / _at(fps, i)),
+                lossless=_at(lossless, i),
+                quality=_at(quality, i),
+                method=self.methods[_at(method, i)],
+            )
+            files.append((_at(filename_prefix, i), frames, webp))
+        saved = await save_together(store[0], "output", ".webp", files)
+        return {"ui": {"images": saved, "animated": (any(len(frames) > 1 for frames in images),)}}
+
+
+class SaveAnimatedPNG:
+    """Images to an animated PNG file that carries its workflow."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "save_images"
+    OUTPUT_NODE = True
+    INPUT_IS_LIST = True
+    CATEGORY = "image/animation"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "images": ("IMAGE",),
+                "filename_prefix": ("STRING", {"default": "ComfyUI"}),
+                "fps": FPS,
+                "compress_level": ("INT", {"default": 4, "min": 0, "max": 9}),
+            },
+            "hidden": HIDDEN,
+        }
+
+    async def save_images(
+        self,
+        images: list[torch.Tensor],
+        filename_prefix: list[str],
+        fps: list[float],
+        compress_level: list[int],
+        prompt: list[Any],
+        extra_pnginfo: list[Any],
+        store: list[Files],
+    ) -> dict[str, Any]:
+        """Store every batch as one file and show where."""
+        text = workflow_text(prompt, extra_pnginfo)
+        files = []
+        for i, frames in enumerate(images):
+            png = await asyncio.to_thread(
+                to_animated_png,
+                frames,
+                text,
+                duration_ms=int(1000.0 / _at(fps, i)),
+                compress_level=_at(compress_level, i),
+            )
+            files.append((_at(filename_prefix, i), frames, png))
+        return {"ui": {"images": await save_together(store[0], "output", ".png", files), "animated": (True,)}}
+
+
+def _at(values: list[T], index: int) -> T:
+    return values[min(index, len(values) - 1)]
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "SaveAnimatedWEBP": SaveAnimatedWEBP,
+    "SaveAnimatedPNG": SaveAnimatedPNG,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}

@@ -1,0 +1,137 @@
+"""The nodes that resize IMAGE by interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+from typing import Any
+
+import torch
+
+from serve_app.images import Crop, resize
+from serve_app.nodes.builtin.latent import CROPS, MAX_RESOLUTION
+
+IMAGE_METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
+
+
+class ImageScale:
+    """Images at another size."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "upscale"
+    CATEGORY = "image/upscaling"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        side = {"default": 512, "min": 0, "max": MAX_RESOLUTION, "step": 1}
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "upscale_method": (IMAGE_METHODS,),
+                "width": ("INT", side),
+                "height": ("INT", side),
+                "crop": (CROPS,),
+            }
+        }
+
+    def upscale(
+        self, image: torch.Tensor, upscale_method: str, width: int, height: int, crop: Crop
+    ) -> tuple[torch.Tensor]:
+        """Resize; a side of 0 follows the other, both 0 change nothing."""
+        if width == 0 and height == 0:
+            return (image,)
+        old_height, old_width = image.shape[1:3]
+        width = width or max(1, round(old_width * height / old_height))
+        height = height or max(1, round(old_height * width / old_width))
+        return (resize(image, width, height, upscale_method, crop),)
+
+
+class ImageScaleBy:
+    """Images at a multiple of their size."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "upscale"
+    CATEGORY = "image/upscaling"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "upscale_method": (IMAGE_METHODS,),
+                "scale_by": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 8.0, "step": 0.01}),
+            }
+        }
+
+    def upscale(self, image: torch.Tensor, upscale_method: str, scale_by: float) -> tuple[torch.Tensor]:
+        """Resize both sides by one factor, to whole pixels."""
+        return (_scaled(image, scale_by, upscale_method),)
+
+
+class ImageScaleToTotalPixels:
+    """Images at a number of pixels, their aspect kept."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "upscale"
+    CATEGORY = "image/upscaling"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "upscale_method": (IMAGE_METHODS,),
+                "megapixels": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 16.0, "step": 0.01}),
+            }
+        }
+
+    def upscale(self, image: torch.Tensor, upscale_method: str, megapixels: float) -> tuple[torch.Tensor]:
+        """Resize; a megapixel is 1024×1024."""
+        height, width = image.shape[1:3]
+        return (_scaled(image, sqrt(int(megapixels * 1024 * 1024) / (width * height)), upscale_method),)
+
+
+class ImageScaleToMaxDimension:
+    """Images whose longer side is given, their aspect kept."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "upscale"
+    CATEGORY = "image/upscaling"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "upscale_method": (["area", "lanczos", "bilinear", "nearest-exact", "bilinear", "bicubic"],),
+                "largest_size": ("INT", {"default": 512, "min": 0, "max": MAX_RESOLUTION, "step": 1}),
+            }
+        }
+
+    def upscale(self, image: torch.Tensor, upscale_method: str, largest_size: int) -> tuple[torch.Tensor]:
+        """Resize."""
+        height, width = image.shape[1:3]
+        longer = max(height, width)
+        # The aspect is rounded before it is multiplied, as in ComfyUI: another order can end a pixel off.
+        sides = (largest_size if side == longer else round((side / longer) * largest_size) for side in (width, height))
+        new_width, new_height = (max(1, side) for side in sides)
+        return (resize(image, new_width, new_height, upscale_method),)
+
+
+def _scaled(image: torch.Tensor, factor: float, method: str) -> torch.Tensor:
+    height, width = (max(1, round(side * factor)) for side in image.shape[1:3])
+    return resize(image, width, height, method)
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "ImageScale": ImageScale,
+    "ImageScaleBy": ImageScaleBy,
+    "ImageScaleToTotalPixels": ImageScaleToTotalPixels,
+    "ImageScaleToMaxDimension": ImageScaleToMaxDimension,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "ImageScale": "Upscale Image",
+    "ImageScaleBy": "Upscale Image By",
+    "ImageScaleToTotalPixels": "Scale Image to Total Pixels",
+}

@@ -1,0 +1,98 @@
+"""The nodes that hold one plain value, and the one that shows any."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class PrimitiveString:
+    """A line of text."""
+
+    RETURN_TYPES: ClassVar[tuple[str, ...]] = ("STRING",)
+    FUNCTION = "execute"
+    CATEGORY = "utils/primitive"
+
+    options: ClassVar[Mapping[str, Any]] = {"multiline": False}
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": (cls.RETURN_TYPES[0], dict(cls.options))}}
+
+    def execute(self, value: Any) -> tuple[Any]:
+        """Return the value."""
+        return (value,)
+
+
+class PrimitiveStringMultiline(PrimitiveString):
+    """Lines of text."""
+
+    options: ClassVar[Mapping[str, Any]] = {"multiline": True}
+
+
+class PrimitiveInt(PrimitiveString):
+    """A whole number."""
+
+    RETURN_TYPES = ("INT",)
+    options: ClassVar[Mapping[str, Any]] = {"min": -sys.maxsize, "max": sys.maxsize, "control_after_generate": True}
+
+
+class PrimitiveFloat(PrimitiveString):
+    """A number."""
+
+    RETURN_TYPES = ("FLOAT",)
+    options: ClassVar[Mapping[str, Any]] = {"min": -sys.maxsize, "max": sys.maxsize}
+
+
+class PrimitiveBoolean(PrimitiveString):
+    """True or false."""
+
+    RETURN_TYPES = ("BOOLEAN",)
+    options: ClassVar[Mapping[str, Any]] = {}
+
+
+class PreviewAny:
+    """Any value as text."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "main"
+    OUTPUT_NODE = True
+    CATEGORY = "utils"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"source": ("*", {})}}
+
+    def main(self, source: Any = None) -> dict[str, Any]:
+        """Show text and numbers as they are, None as "None", what JSON can write as JSON, all else as Python's str."""
+        return {"ui": {"text": (_text(source),)}}
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, str | int | float):
+        return str(value)
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return str(value)
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "PrimitiveString": PrimitiveString,
+    "PrimitiveStringMultiline": PrimitiveStringMultiline,
+    "PrimitiveInt": PrimitiveInt,
+    "PrimitiveFloat": PrimitiveFloat,
+    "PrimitiveBoolean": PrimitiveBoolean,
+    "PreviewAny": PreviewAny,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "PrimitiveString": "String",
+    "PrimitiveStringMultiline": "String (Multiline)",
+    "PrimitiveInt": "Int",
+    "PrimitiveFloat": "Float",
+    "PrimitiveBoolean": "Boolean",
+    "PreviewAny": "Preview Any",
+}
