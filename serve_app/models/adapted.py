@@ -66,6 +66,11 @@ class Adapters:
         """How much memory the set takes beside the network."""
         return sum(layer.nbytes for layer in self.layers.values())
 
+    @property
+    def merged_bytes(self) -> int:
+        """How much memory the whole layers take, made or not."""
+        return sum(layer.whole_bytes for layer in self.layers.values())
+
     def merges(self, alone: bool) -> bool:
         """Note a forward, which the set has to itself or not; return whether it is to use whole layers alone."""
         if not self._policy.forward(alone):
@@ -90,18 +95,19 @@ class AdaptedLayer:
     def nbytes(self) -> int:
         """How much memory the forms take that are needed, or that have been made."""
         if self._pairs is None:
-            return self._whole_bytes
+            return self.whole_bytes
         itemsize = _parameter(self.base, "weight").dtype.itemsize
         thin = sum(down.numel() + up.numel() for down, up, _ in self._pairs) * itemsize
-        return thin + (self._whole_bytes if self._whole is not None else 0)
+        return thin + (self.whole_bytes if self._whole is not None else 0)
 
     @property
     def more_when_merged(self) -> int:
         """How many more bytes the layer takes once it is merged; 0 if it is."""
-        return 0 if self._whole is not None or self._pairs is None else self._whole_bytes
+        return 0 if self._whole is not None or self._pairs is None else self.whole_bytes
 
     @property
-    def _whole_bytes(self) -> int:
+    def whole_bytes(self) -> int:
+        """How much memory the merged weights take, made or not."""
         return sum(p.numel() * p.dtype.itemsize for p in (_parameter(self.base, kind) for kind in self._changes))
 
     def thin(self) -> nn.Module | None:
@@ -120,6 +126,12 @@ class AdaptedLayer:
         """Let go of merged weights that the layer can do without."""
         if self._pairs is not None:
             self._whole = None
+
+
+def parameters(network: nn.Module) -> list[str]:
+    """Return the names of a network's weights and biases, packed ones among them."""
+    layers = ((name, layer, kind) for name, layer in network.named_modules() for kind in ("weight", "bias"))
+    return [f"{name}.{kind}" for name, layer, kind in layers if isinstance(getattr(layer, kind, None), Tensor)]
 
 
 def with_merged(network: nn.Module, adapters: Adapters) -> nn.Module:

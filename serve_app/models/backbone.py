@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
+from serve_app.models.adapted import Adapters, adapted
 from serve_app.models.families import UNetArchitecture
 from serve_app.models.inputs import concat, vector
 from serve_app.sampling.denoiser import trained
@@ -19,9 +20,10 @@ _EPS = Discrete()
 
 
 class Backbone:
-    """A diffusion network with what it was trained on. key: equal for equal weights. network: UNet2DConditionModel.
+    """A diffusion network with what it was trained on. network: UNet2DConditionModel.
 
-    trained_as: what its file says. training: what is taken for it instead.
+    key: equal for one network, whatever LoRAs go with it. trained_as: what its file says. training: what is taken
+    instead of that. adapters: what the recipe's LoRAs change in its rows.
     """
 
     def __init__(
@@ -32,8 +34,10 @@ class Backbone:
         *,
         trained_as: Training = _EPS,
         training: Training | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self.key = key
+        self.adapters = adapters
         self.architecture = architecture
         self.latent_scale = architecture.latent_scale
         self.levels, self._prediction = trained(training or trained_as)
@@ -81,14 +85,15 @@ class Backbone:
         counts = [piece.rows for piece in pieces]
         own = [cast(Backbone, piece.backbone) for piece in pieces]
         context, mask = stack_contexts([piece.inputs.context for piece in pieces])
-        output: Tensor = self._network(
-            torch.cat([b.network_input(piece) for b, piece in zip(own, pieces, strict=True)]).to(self._dtype),
-            torch.cat([b.levels.timestep(_level(piece)) for b, piece in zip(own, pieces, strict=True)]),
-            context.to(self._dtype),
-            class_labels=_stacked([piece.inputs.vector for piece in pieces], self._dtype),
-            encoder_attention_mask=mask,
-            return_dict=False,
-        )[0]
+        with adapted([(rows, b.adapters) for rows, b in zip(counts, own, strict=True)]):
+            output: Tensor = self._network(
+                torch.cat([b.network_input(piece) for b, piece in zip(own, pieces, strict=True)]).to(self._dtype),
+                torch.cat([b.levels.timestep(_level(piece)) for b, piece in zip(own, pieces, strict=True)]),
+                context.to(self._dtype),
+                class_labels=_stacked([piece.inputs.vector for piece in pieces], self._dtype),
+                encoder_attention_mask=mask,
+                return_dict=False,
+            )[0]
         answers = torch.split(output.float(), counts)
         return [b.denoised(piece, answer) for b, piece, answer in zip(own, pieces, answers, strict=True)]
 

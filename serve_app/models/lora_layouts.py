@@ -1,19 +1,26 @@
 """LoRA files: from the tensors of every layout that ComfyUI reads to adapters by parameter.
 
-kohya, LyCORIS, diffusers, PEFT and OneTrainer differ in how they name a layer (`backbone_names`, `text_names`) and in
+kohya, LyCORIS, diffusers, PEFT and OneTrainer differ in how they name a layer (`names_of`) and in
 how they name an adapter's tensors (`read`). Facts: ComfyUI 0.3.64, whose preferences hold where a file says two things.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from serve_app import log
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.layout import translate
+from serve_app.models.families import (
+    Architecture,
+    DualTextArchitecture,
+    TextArchitecture,
+    TextKind,
+    UNetArchitecture,
+)
+from serve_app.models.layout import table, translate
 from serve_app.models.lora import (
     Adapter,
     Butterfly,
@@ -25,12 +32,10 @@ from serve_app.models.lora import (
     Replacement,
     Rotation,
 )
+from serve_app.values import Part
 
 Names: TypeAlias = Mapping[str, str]
 """From a layer's name in LoRA files to the parameter's name in our network."""
-
-Tower: TypeAlias = Literal["clip_l", "clip_h", "clip_g"]
-"""A CLIP text encoder: of SD 1.x and SDXL; of SD 2.x; SDXL's second and its refiner's only one."""
 
 _TEXT_MARKS = ("lora_te", "text_encoder", "lora_prior_te")
 _UP_AND_DOWN = (
@@ -58,6 +63,24 @@ _SUFFIXES = sorted(
 _log = log.get("models")
 
 
+def names_of(architecture: Architecture, parameters: Sequence[str]) -> Names:
+    """Return the names in LoRA files of a network's layers; none for a part that LoRAs do not change."""
+    match architecture:
+        case UNetArchitecture():
+            return backbone_names(parameters, table(architecture))
+        case TextArchitecture():
+            return text_names(parameters, architecture.kind)
+        case DualTextArchitecture():
+            names: dict[str, str] = {}
+            for kind in ("l", "g"):
+                inside = [name.removeprefix(f"{kind}.") for name in parameters if name.startswith(f"{kind}.")]
+                of_tower = text_names(inside, kind, alone=kind == "l")
+                names |= {name: f"{kind}.{parameter}" for name, parameter in of_tower.items()}
+            return names
+        case _:
+            return {}
+
+
 def backbone_names(parameters: Iterable[str], prefixes: Mapping[str, str]) -> dict[str, str]:
     """Return the names of a UNet's layers in LoRA files. prefixes: as `layout.table`, file name to network name."""
     to_file = {ours: theirs for theirs, ours in prefixes.items()}
@@ -83,23 +106,23 @@ def backbone_names(parameters: Iterable[str], prefixes: Mapping[str, str]) -> di
     return names
 
 
-def text_names(parameters: Iterable[str], tower: Tower, *, alone: bool = True) -> dict[str, str]:
-    """Return the names of a text encoder's layers in LoRA files. alone: it has no other tower before it.
+def text_names(parameters: Iterable[str], kind: TextKind, *, alone: bool = True) -> dict[str, str]:
+    """Return the names of a text encoder's layers in LoRA files. alone: no other encoder comes before it.
 
     parameters: of transformers' CLIPTextModel, with or without "text_model." in front; a projection of the pooled
     output is "text_projection.weight".
     """
-    second = tower == "clip_g" and not alone
-    flat_prefixes = ("lora_te2_",) if second else ("lora_te_", "lora_prior_te_" if tower == "clip_g" else "lora_te1_")
+    second = kind == "g" and not alone
+    flat_prefixes = ("lora_te2_",) if second else ("lora_te_", "lora_prior_te_" if kind == "g" else "lora_te1_")
     names: dict[str, str] = {}
     for ours in parameters:
-        layer, _, kind = ours.removeprefix("text_model.").rpartition(".")
-        if kind != "weight":
+        layer, _, ending = ours.removeprefix("text_model.").rpartition(".")
+        if ending != "weight":
             continue
         inside = layer if layer == "text_projection" else f"text_model.{layer}"
-        names[f"text_encoders.{tower}.transformer.{inside}"] = ours
+        names[f"text_encoders.clip_{kind}.transformer.{inside}"] = ours
         if layer == "text_projection":
-            for prefix in ("lora_te2_", "lora_prior_te_") if tower == "clip_g" else ("lora_te1_",):
+            for prefix in ("lora_te2_", "lora_prior_te_") if kind == "g" else ("lora_te1_",):
                 names[f"{prefix}text_projection"] = ours
         elif ".self_attn." in layer or ".mlp." in layer:
             for prefix in flat_prefixes:
@@ -108,7 +131,7 @@ def text_names(parameters: Iterable[str], tower: Tower, *, alone: bool = True) -
     return names
 
 
-def read(file: Checkpoint, names: Names, part: Literal["backbone", "clip"]) -> dict[str, Adapter]:
+def read(file: Checkpoint, names: Names, part: Part) -> dict[str, Adapter]:
     """Return a file's adapters by the parameter of the part's network that they change.
 
     Tensors stay mapped from the file. What names no layer is logged, and so is a file without anything for the part.

@@ -62,7 +62,7 @@ def test_names_of_text_encoders_layers_are_those_comfyui_knows(towers):
     for index, tower in enumerate(towers.split()):
         start = f"{tower}.transformer."
         inside = {target.removeprefix(start) for target in theirs.values() if target.startswith(start)}
-        names = text_names(sorted(inside), tower, alone=index == 0)
+        names = text_names(sorted(inside), tower[-1], alone=index == 0)
         ours |= {name: start + parameter for name, parameter in names.items()}
     assert {name: ours.get(name) for name in theirs} == theirs
 
