@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import fields, is_dataclass
 
 import torch
 
@@ -96,4 +97,6 @@ def tensor_bytes(value: object) -> int:
             stack.extend(item.values())
         elif isinstance(item, tuple | list):
             stack.extend(item)
+        elif is_dataclass(item) and not isinstance(item, type):
+            stack.extend(getattr(item, f.name) for f in fields(item))
     return sum(seen.values())
