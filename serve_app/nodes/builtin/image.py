@@ -19,7 +19,7 @@ from serve_app.store.store import Area
 class LoadImage:
     """An uploaded file to images and masks."""
 
-    RETURN_TYPES = ("IMAGE", "MASK")
+    RETURN_TYPES: tuple[str, ...] = ("IMAGE", "MASK")
     FUNCTION = "load_image"
     CATEGORY = "image"
 
@@ -49,7 +49,10 @@ class LoadImageOutput(LoadImage):
 
 
 class WebcamCapture(LoadImage):
-    """The picture that the browser took and uploaded, to an image and a mask."""
+    """The picture that the browser took and uploaded."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "load_capture"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -64,13 +67,12 @@ class WebcamCapture(LoadImage):
             "hidden": {"store": "STORE"},
         }
 
-    FUNCTION = "load_capture"
-
     async def load_capture(
         self, image: str, width: int, height: int, capture_on_queue: bool, store: Files
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor]:
         """Load the file; the other inputs are the browser's."""
-        return await self.load_image(image, store)
+        images, _ = await self.load_image(image, store)
+        return (images,)
 
 
 class EmptyImage:
