@@ -1,0 +1,107 @@
+"""ComfyUI's side of a comparison: run by ComfyUI's own interpreter, in its directory, knowing nothing of ours.
+
+    python comfyui_side.py CASES.json MODELS OUT.npz
+
+Runs each case's nodes by calling their classes, and keeps what the target gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import sys
+from typing import Any
+
+CASES, MODELS, OUT = sys.argv[1:4]
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, os.getcwd())
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import folder_paths  # noqa: E402
+import nodes  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+
+class Fixed:
+    """A value that both sides are given."""
+
+    RETURN_TYPES = ("*",)
+    FUNCTION = "get"
+
+    def get(self, kind: str, seed: int, shape: list[int], extra: Any = None) -> tuple[Any]:
+        tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        return (fixed(kind, tensor, extra),)
+
+
+def fixed(kind: str, tensor: torch.Tensor, extra: Any) -> Any:
+    if kind == "latent":
+        return {"samples": tensor}
+    if kind == "image":
+        return tensor.sigmoid()
+    if kind == "mask":
+        return (tensor > 0).float()
+    pooled = torch.randn(1, int(extra), generator=torch.Generator().manual_seed(9))
+    return [[tensor, {"pooled_output": pooled}]]
+
+
+def call(class_type: str, inputs: dict[str, Any]) -> Any:
+    node_class = Fixed if class_type == "Fixed" else nodes.NODE_CLASS_MAPPINGS[class_type]
+    function = getattr(node_class() if isinstance(node_class, type) else node_class, node_class.FUNCTION)
+    result = function(**inputs)
+    if inspect.isawaitable(result):
+        result = asyncio.run(result)
+    if isinstance(result, dict):
+        return result.get("result", ())
+    return getattr(result, "result", result)
+
+
+def run(case: dict[str, Any], done: dict[str, Any], node_id: str) -> Any:
+    node = case["nodes"][node_id]
+    # Equal work is not done twice: loading takes longest.
+    key = json.dumps(_unfolded(case, node_id), sort_keys=True)
+    if key not in done:
+        inputs = {
+            name: run(case, done, value[0])[value[1]] if _is_link(value) else value
+            for name, value in node["inputs"].items()
+        }
+        done[key] = call(node["class_type"], inputs)
+    return done[key]
+
+
+def _unfolded(case: dict[str, Any], node_id: str) -> Any:
+    node = case["nodes"][node_id]
+    return [
+        node["class_type"],
+        {n: [_unfolded(case, v[0]), v[1]] if _is_link(v) else v for n, v in node["inputs"].items()},
+    ]
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+
+
+def main() -> None:
+    asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    for folder in ("checkpoints", "loras", "controlnet", "vae", "diffusion_models", "upscale_models", "embeddings"):
+        folder_paths.add_model_folder_path(folder, f"{MODELS}/{folder}", is_default=True)
+    kept: dict[str, Any] = {}
+    done: dict[str, Any] = {}
+    with torch.inference_mode():
+        for name, case in json.loads(open(CASES).read()).items():
+            try:
+                value = run(case, done, case["target"])[case["slot"]]
+            except Exception as error:
+                print(f"{name}: {type(error).__name__}: {error}", flush=True)
+                continue
+            tensor = value["samples"] if isinstance(value, dict) else value
+            kept[name] = tensor.detach().float().cpu().numpy()
+    np.savez(OUT, **kept)
+
+
+main()
