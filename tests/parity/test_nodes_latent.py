@@ -1,9 +1,9 @@
 """The nodes for latents, masks and compositing against ComfyUI 0.3.64's own, on random inputs of odd shapes.
 
 Figures: each case of nodes_latent.json was run by calling the node's function in ComfyUI (CPU, float32, torch 2.13,
-kornia 0.9 for Morphology). Inputs are numpy's `default_rng(seed)`: standard_normal or random, in float32. Tensors of the
-result are in nodes_latent.npz as case.slot.member, its lists of numbers beside the case. Nodes with a VAE had one that
-crops to the middle and takes means of 8×8 pixels, as `Means` does here. The interfaces are what its classes declare.
+kornia 0.9 for Morphology). Inputs are numpy's `default_rng(seed)`: standard_normal or random, in float32. Tensors of
+the result are in nodes_latent.npz as case.slot.member, its lists of numbers beside the case. Nodes with a VAE had one
+that crops to the middle and takes means of 8×8 pixels, as `Means` does. The interfaces are what its classes declare.
 """
 
 from __future__ import annotations

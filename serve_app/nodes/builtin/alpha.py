@@ -1,7 +1,7 @@
 """The nodes for images with transparency. A MASK that stands for alpha is 1 where the image is transparent.
 
 The operators work on colours that are already multiplied by their alpha. Sources: Porter and Duff 1984, "Compositing
-digital images"; the blend modes are those of the W3C's Compositing and Blending Level 1.
+digital images"; the blend modes as Android's documentation of PorterDuff.Mode has them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _factors(of: Callable[[Tensor, Tensor], tuple[Tensor | int, Tensor | int]]) 
 
 
 def _overlay(s: Tensor, sa: Tensor, d: Tensor, da: Tensor) -> Tensor:
-    # ComfyUI crosses colours and alphas in the bright half; the standard has (da - d)·(sa - s).
+    # In the bright half, colours and alphas are crossed: the W3C's mode has (da - d)·(sa - s).
     return torch.where(2 * d < da, 2 * s * d, sa * da - 2 * (da - s) * (sa - d))
 
 
