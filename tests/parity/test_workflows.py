@@ -13,7 +13,7 @@ from serve_app.store.store import FileRef
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import TOLERANCE, Figures
 from tests.parity.stack import Stack
-from tests.parity.workflow import EMPTY, ENCODED, LINKS, ksampler, models
+from tests.parity.workflow import EMPTY, ENCODED, LINKS, Nodes, ksampler, models
 
 FIGURES = Figures("mini15")
 MODELS = models("mini15")
@@ -33,40 +33,20 @@ class FigureImage:
         return (FIGURES["vae|image"],)
 
 
-class InpaintLatent:
-    """What ComfyUI's VAEEncodeForInpaint made of that image and a mask of its middle, grown by six pixels."""
-
-    RETURN_TYPES = ("LATENT",)
-    FUNCTION = "get"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}}
-
-    def get(self):
-        return ({"samples": FIGURES["inpaint_vae|latent"], "noise_mask": FIGURES["inpaint_vae|mask"]},)
-
-
-class MaskMiddle:
-    """A latent whose middle alone is to be sampled."""
-
-    RETURN_TYPES = ("LATENT",)
-    FUNCTION = "mask"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"samples": ("LATENT",)}}
-
-    def mask(self, samples):
-        mask = torch.zeros(1, 1, 64, 64)
-        mask[..., 16:48, 16:48] = 1
-        return ({**samples, "noise_mask": mask},)
+MASK: Nodes = {
+    "outside": ("SolidMask", {"value": 0.0, "width": 64, "height": 64}),
+    "inside": ("SolidMask", {"value": 1.0, "width": 32, "height": 32}),
+    "mask": (
+        "MaskComposite",
+        {"destination": ["outside", 0], "source": ["inside", 0], "x": 16, "y": 16, "operation": "add"},
+    ),
+}
+"""The middle of the image."""
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    extra = {kind.__name__: kind for kind in (FigureImage, InpaintLatent, MaskMiddle)}
-    stack = Stack(models_dir("mini15"), tmp_path_factory.mktemp("files"), extra)
+    stack = Stack(models_dir("mini15"), tmp_path_factory.mktemp("files"), {"FigureImage": FigureImage})
     yield stack
     stack.engine.close()
 
@@ -100,15 +80,20 @@ async def test_image_to_image_gives_comfyuis_latents(stack):
 
 async def test_a_masked_latent_is_inpainted_as_by_comfyui(stack):
     figure = "inpaint_setmask|dpmpp_2m|karras|6|5.0|22|1.0"
-    masked = {"masked": ("MaskMiddle", {"samples": ["latent", 0]})}
+    masked = {"masked": ("SetLatentNoiseMask", {"samples": ["latent", 0], "mask": ["mask", 0]})}
     sampled = ksampler(figure, latent_image=["masked", 0])
-    latent = await stack.run("sampled", **MODELS, **ENCODED, **masked, sampled=sampled)
+    latent = await stack.run("sampled", **MODELS, **ENCODED, **MASK, **masked, sampled=sampled)
     FIGURES.assert_agrees(latent["samples"], figure)
 
 
 async def test_a_latent_encoded_for_inpainting_is_sampled_as_by_comfyui(stack):
     figure = "inpaint_vae|euler|normal|5|5.0|23|1.0"
-    latent = await stack.run("sampled", **MODELS, latent=("InpaintLatent", {}), sampled=ksampler(figure))
+    inputs = {"pixels": ["image", 0], "vae": ["checkpoint", 2], "mask": ["mask", 0], "grow_mask_by": 6}
+    encoded = {"image": ENCODED["image"], "latent": ("VAEEncodeForInpaint", inputs)}
+    masked = await stack.run("latent", **MODELS, **MASK, **encoded)
+    FIGURES.assert_agrees(masked["samples"], "inpaint_vae|latent")
+    assert torch.equal(masked["noise_mask"], FIGURES["inpaint_vae|mask"])
+    latent = await stack.run("sampled", **MODELS, **MASK, **encoded, sampled=ksampler(figure))
     FIGURES.assert_agrees(latent["samples"], figure)
 
 
