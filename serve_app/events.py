@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 Kind: TypeAlias = Literal[
-    "queued", "started", "cached", "executing", "progress", "executed", "success", "error", "cancelled"
+    "queued", "started", "cached", "executing", "progress", "finished", "executed", "success", "error", "cancelled"
 ]
 
 ENDINGS: frozenset[str] = frozenset({"success", "error", "cancelled"})
@@ -22,9 +22,10 @@ ENDINGS: frozenset[str] = frozenset({"success", "error", "cancelled"})
 class Event:
     """One thing that happened to a job.
 
-    data by kind: cached {"nodes": [ids]}; executing {"node"}; progress {"node", "value", "max"};
+    data by kind: cached {"nodes": [ids]}; executing {"node"}; progress {"node", "value", "max"}; finished {"node"};
     executed {"node", "output": ui dict}; error {"node", "class_type", "exception_type", "message", "traceback"};
-    the others {}. at_s: Unix time in seconds.
+    the others {}. A node that another one expanded into may name "display_node", "parent_node" and "real_node" too;
+    an error may hold "executed", "current_inputs" and "current_outputs". at_s: Unix time in seconds.
     """
 
     job_id: str

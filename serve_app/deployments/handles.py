@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -20,15 +20,20 @@ from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.messages import (
     Accepted,
+    Attached,
     ClusterView,
     HostStats,
+    JobPage,
     JobView,
     Message,
+    News,
     QueueView,
+    Reader,
     ReplicaInfo,
     Report,
     Submission,
 )
+from serve_app.store.changes import JobQuery
 
 NAME = "scheduler"
 NAMESPACE = "serve_app"
@@ -60,6 +65,21 @@ class SchedulerHandle:
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
         return await self._call("events", job_id, after, timeout_s)  # type: ignore[no-any-return]
+
+    async def jobs(self, query: JobQuery) -> JobPage:
+        return await self._call("jobs", query)  # type: ignore[no-any-return]
+
+    async def forget(self, job_ids: Sequence[str] | None) -> None:
+        await self._call("forget", job_ids)
+
+    async def answered(self, job_id: str) -> None:
+        await self._call("answered", job_id)
+
+    async def attach(self, client_id: str, token: str) -> Attached:
+        return await self._call("attach", client_id, token)  # type: ignore[no-any-return]
+
+    async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
+        return await self._call("news", readers, queue, timeout_s)  # type: ignore[no-any-return]
 
     async def specs(self) -> Mapping[str, NodeSpec]:
         """Return the node classes, at most SPECS_S old: every submission needs them, and they hardly ever change."""

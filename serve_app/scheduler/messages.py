@@ -5,13 +5,16 @@ Plain data that pickles. Nothing here decides anything; `machine.py` does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from serve_app.errors import Problem
 from serve_app.events import Event
+from serve_app.graph.graph import Graph, Node, Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
+from serve_app.store.changes import JobQuery
 
 # From ingress ---------------------------------------------------------------------------------------------------------
 
@@ -41,6 +44,14 @@ class Accepted:
     number: float
 
 
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a graph's classes said of it. fingerprints: by node id, of the classes that have IS_CHANGED."""
+
+    problems: tuple[Problem, ...] = ()
+    fingerprints: Mapping[str, Any] = field(default_factory=dict)
+
+
 JobState: TypeAlias = Literal["queued", "running", "success", "error", "cancelled"]
 
 
@@ -49,7 +60,8 @@ class JobView:
     """A job as its client may see it, at one moment.
 
     percent: 0–99 while it waits or runs, 100 after success. outputs: ui dict by node id, as far as recorded.
-    failure: of a failed job, the `error` event's data; {} otherwise. Times are Unix seconds.
+    failure: of a failed job, the `error` event's data; {} otherwise. cached: nodes that had no need to run, as long as
+    the job's events are remembered. Times are Unix seconds.
     """
 
     job_id: str
@@ -65,6 +77,15 @@ class JobView:
     percent: int
     outputs: Mapping[str, Any]
     failure: Mapping[str, Any]
+    cached: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Some of the jobs that a JobQuery finds, and how many it finds in all."""
+
+    jobs: tuple[JobView, ...]
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +94,39 @@ class QueueView:
 
     running: tuple[JobView, ...]
     pending: tuple[JobView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueMark:
+    """How many jobs have not ended; the version differs from one count to the next."""
+
+    version: int
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One socket of a client, and how far it has sent: the seq of the last event that is out."""
+
+    token: str
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Where a client's new socket begins to read; what has gone out by an earlier one lies before `after`."""
+
+    after: int
+    queue: QueueMark
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What clients have not been sent yet, at one moment. replaced: clients that a newer socket reads for."""
+
+    events: Mapping[str, tuple[Event, ...]]
+    replaced: frozenset[str]
+    queue: QueueMark
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +189,34 @@ class SchedulerClient(Protocol):
         """Return the job's events with seq > after, waiting up to timeout_s for the first; [] if none came."""
         ...
 
+    async def jobs(self, query: JobQuery) -> JobPage: ...
+
+    async def forget(self, job_ids: Sequence[str] | None) -> None:
+        """Forget ended jobs: these, or all."""
+        ...
+
+    async def answered(self, job_id: str) -> None:
+        """Note that the job's client knows its id: from here on it may be told of it."""
+        ...
+
+    async def attach(self, client_id: str, token: str) -> Attached:
+        """Let this socket read for the client from where it was; any earlier socket of it is replaced."""
+        ...
+
+    async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
+        """Return what these clients have not been sent, waiting for the first; also when the queue's version differs.
+
+        What a reader has sent may be forgotten.
+        """
+        ...
+
+    async def check(self, graph: Graph, outputs: Sequence[str]) -> Hooks:
+        """Run what the classes of the outputs' ancestry have to say (VALIDATE_INPUTS, IS_CHANGED) in their workers.
+
+        Errors: NotReadyError when no replica that may run them comes in time.
+        """
+        ...
+
     async def specs(self) -> Mapping[str, NodeSpec]:
         """Return every node class that some pool can run. Errors: NotReadyError before any replica has joined."""
         ...
@@ -190,13 +272,28 @@ class Compute:
     signature: str
 
 
-Message: TypeAlias = Assign | Interrupt | Export | Deliver | Compute
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Message: run what these nodes' classes have to say before a job is accepted; answered by Checked.
+
+    nodes: the whole graph, since a node may ask for the types of what it is linked to. node_ids: whom to ask.
+    """
+
+    check_id: int
+    nodes: Mapping[str, Node]
+    node_ids: tuple[str, ...]
+
+
+Message: TypeAlias = Assign | Interrupt | Export | Deliver | Compute | Check
 
 
 @dataclass(frozen=True, slots=True)
 class NodeStarted:
+    """origin: of a node that another one made, here and in the reports below."""
+
     task_id: TaskId
     node_id: str
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,18 +302,34 @@ class NodeProgressed:
 
     task_id: TaskId
     node_id: str
-    value: int
-    maximum: int
+    value: float
+    maximum: float
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NodeFinished:
-    """A node's values are held by the replica under the signature. ui: what an output node shows, else None."""
+    """A node's values are held by the replica under the signature. ui: what an output node shows, else None.
+
+    computed: it ran for this task, and was not there already.
+    """
 
     task_id: TaskId
     node_id: str
     signature: str
     ui: Mapping[str, Any] | None
+    origin: Origin | None = None
+    computed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NodeBlocked:
+    """A node was passed over, for a reason that its client is told; the job goes on."""
+
+    task_id: TaskId
+    node_id: str
+    class_type: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +339,7 @@ class TaskFinished:
 
 @dataclass(frozen=True, slots=True)
 class TaskFailed:
-    """A node raised. It ends the job: the same inputs would fail again."""
+    """A node raised. It ends the job: the same inputs would fail again. inputs: what it was given, as text."""
 
     task_id: TaskId
     node_id: str
@@ -234,6 +347,7 @@ class TaskFailed:
     exception_type: str
     message: str
     traceback: tuple[str, ...]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +379,15 @@ class Evicted:
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check found wrong, and the fingerprints of the nodes that have one."""
+
+    check_id: int
+    problems: tuple[Problem, ...]
+    fingerprints: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Resident:
     """Which recipes' weights the replica holds now, as short names."""
 
@@ -275,6 +398,7 @@ Report: TypeAlias = (
     NodeStarted
     | NodeProgressed
     | NodeFinished
+    | NodeBlocked
     | TaskFinished
     | TaskFailed
     | TaskStopped
@@ -282,6 +406,7 @@ Report: TypeAlias = (
     | Exported
     | Evicted
     | Resident
+    | Checked
 )
 
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,20 +25,25 @@ from serve_app.errors import (
     StaleAttemptError,
     StaleEpochError,
 )
-from serve_app.events import Event
+from serve_app.events import ENDINGS, Event
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Plan, Pool, TaskId, plan
 from serve_app.graph.signature import signatures
 from serve_app.graph.spec import NodeSpec
-from serve_app.scheduler.channels import Mailbox, Stream, rebuilt
+from serve_app.scheduler.board import Board
+from serve_app.scheduler.channels import Mailbox, Stream
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import (
     Accepted,
+    Attached,
     ClusterView,
     HostStats,
+    JobPage,
     JobView,
     Message,
+    News,
     QueueView,
+    Reader,
     ReplicaInfo,
     ReplicaView,
     Report,
@@ -58,7 +62,7 @@ from serve_app.scheduler.stimuli import (
     Stimulus,
 )
 from serve_app.scheduler.views import live_view, row_view
-from serve_app.store.changes import JobEnded, JobRow
+from serve_app.store.changes import JobEnded, JobQuery, JobRow
 from serve_app.store.jobs import Jobs
 
 T = TypeVar("T")
@@ -68,8 +72,8 @@ POLL_S = 5.0
 """How long a replica's poll waits for a message before it is answered empty."""
 SILENCE_S = 60.0
 """A replica that has not been heard of for this long is taken for lost, even if its process lives."""
-STREAMS_KEPT = 2048
-"""Event streams of ended jobs kept in memory; older ones are rebuilt from the database."""
+RECENT_S, RECENT_JOBS = 60.0, 200
+"""Jobs that ended this shortly before a restart may have clients who have not been told; at most so many."""
 
 
 class Scheduler:
@@ -98,10 +102,11 @@ class Scheduler:
         self._max_queue = max_queue
         self._max_attempts = max_attempts
         self._database = ThreadPoolExecutor(1, "database")
+        # Long lists are read beside the writer, which a job's every change waits for.
+        self._reading = ThreadPoolExecutor(1, "reading")
         self._mailboxes: dict[str, Mailbox] = {}
         self._hosts: dict[str, HostStats] = {}
         self._specs: dict[str, dict[str, NodeSpec]] = {}
-        self._streams: OrderedDict[str, Stream] = OrderedDict()
         self._pending: list[tuple[list[Command], asyncio.Future[None]]] = []
         self._pending_arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -119,8 +124,12 @@ class Scheduler:
         for pool, specs in (await self._in_database(self._jobs.specs)).items():
             self._specs[pool] = {s["class_type"]: NodeSpec.from_json(s) for s in specs}
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._watch())]
-        for row in await self._in_database(self._jobs.unfinished):
-            self._recover(row)
+        self._board = Board(self.epoch)
+        unfinished = await self._in_database(self._jobs.unfinished)
+        query = JobQuery(tuple(ENDINGS), "ended", descending=True, limit=RECENT_JOBS)
+        ended, _ = await self._in_database(self._jobs.page, query)
+        self._board.recover([*(row for row in ended if (row.ended_s or 0.0) > time.time() - RECENT_S), *unfinished])
+        await asyncio.gather(*map(self._recover, unfinished), return_exceptions=True)
         _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self._machine.jobs))
 
     async def close(self) -> None:
@@ -129,6 +138,7 @@ class Scheduler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._database.shutdown()
+        self._reading.shutdown()
         self._jobs.close()
 
     def retire(self) -> None:
@@ -168,7 +178,11 @@ class Scheduler:
         )
         planned = self._plan(row)
         self._next_order += 1
-        await self._feed(JobArrived(row, planned))
+        self._board.expect(row)
+        accepted = self._feed(JobArrived(row, planned))
+        if arriving := self._machine.jobs.get(row.job_id):
+            self._board.arrives(arriving)
+        await accepted
         return Accepted(row.job_id, row.number)
 
     async def cancel(self, job_id: str) -> bool:
@@ -180,17 +194,43 @@ class Scheduler:
 
     async def queue(self) -> QueueView:
         self._check_ready()
-        jobs = self._machine.jobs.values()
+        jobs = self._board.unended.values()
         running = sorted((j for j in jobs if j.started_s is not None), key=lambda j: (j.started_s or 0.0, j.row.order))
         pending = sorted((j for j in jobs if j.started_s is None), key=lambda j: j.priority)
         return QueueView(tuple(map(live_view, running)), tuple(map(live_view, pending)))
 
     async def job(self, job_id: str) -> JobView | None:
         self._check_ready()
-        if job := self._machine.jobs.get(job_id):
-            return live_view(job)
-        row = await self._row(job_id)
-        return None if row is None else row_view(row)
+        if job := self._board.unended.get(job_id):
+            return live_view(job, self._board.cached(job_id))
+        row = await self._in_database(self._jobs.job, job_id)
+        return None if row is None else row_view(row, self._board.cached(job_id))
+
+    async def jobs(self, query: JobQuery) -> JobPage:
+        self._check_ready()
+        rows, total = await asyncio.get_running_loop().run_in_executor(self._reading, self._jobs.page, query)
+        views = []
+        for row in rows:
+            live = None if row.ended else self._board.unended.get(row.job_id)
+            cached = self._board.cached(row.job_id)
+            views.append(row_view(row, cached) if live is None else live_view(live, cached))
+        return JobPage(tuple(views), total)
+
+    async def forget(self, job_ids: Sequence[str] | None) -> None:
+        self._check_alive()
+        await self._in_database(self._jobs.forget, self.epoch, job_ids)
+        self._board.forget(job_ids)
+
+    async def answered(self, job_id: str) -> None:
+        self._board.feeds.release(job_id)
+
+    async def attach(self, client_id: str, token: str) -> Attached:
+        self._check_alive()
+        return self._board.feeds.attach(client_id, token)
+
+    async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
+        self._check_alive()
+        return await self._board.feeds.news(readers, queue, timeout_s)
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
         """Return the job's events past the cursor. Errors: JobMissingError."""
@@ -304,14 +344,18 @@ class Scheduler:
         left = [node_id for node_id in row.targets if node_id not in row.outputs]
         return plan(graph, specs, left, signatures(graph, specs, self._fingerprint), self._pools)
 
-    def _recover(self, row: JobRow) -> None:
+    async def _recover(self, row: JobRow) -> None:
+        """Plan an unfinished job again; returns once what became of it at once is durable."""
         try:
-            self._feed(JobArrived(row, self._plan(row)))
+            recovered = self._feed(JobArrived(row, self._plan(row)))
+            if job := self._machine.jobs.get(row.job_id):
+                self._board.show(job)
+            await recovered
         except ServeAppError as error:
             _log.error("job %s can no longer be planned: %s", row.job_id, error)
             failure = {"node": "", "class_type": "", "exception_type": type(error).__name__, "message": str(error)}
             ended = JobEnded(row.job_id, "error", time.time(), self._machine.next_seq(), {**failure, "traceback": []})
-            self._enqueue([Persist(ended)])
+            await self._enqueue([Persist(ended)])
 
     # Carrying out -----------------------------------------------------------------------------------------------------
 
@@ -371,25 +415,15 @@ class Scheduler:
                     if mailbox := self._mailboxes.get(replica_id):
                         mailbox.put(message)
                 case Publish(event):
-                    self._streams.setdefault(event.job_id, Stream()).put(event)
-                    self._streams.move_to_end(event.job_id)
-                    if event.last:
-                        self._forget_streams()
+                    self._board.publish(event)
                 case Persist():
                     pass
-
-    def _forget_streams(self) -> None:
-        while len(self._streams) > STREAMS_KEPT + len(self._machine.jobs):
-            oldest = next(iter(self._streams))
-            if oldest in self._machine.jobs:
-                self._streams.move_to_end(oldest)
-            else:
-                del self._streams[oldest]
 
     async def _watch(self) -> None:
         """Take replicas that have been silent for too long for lost."""
         while True:
             await asyncio.sleep(POLL_S)
+            self._board.feeds.forget_idle()
             silent = [n for n, m in self._mailboxes.items() if time.monotonic() - m.heard_s > SILENCE_S]
             for replica_id in silent:
                 await self.lost(replica_id)
@@ -414,13 +448,9 @@ class Scheduler:
 
     async def _stream(self, job_id: str) -> Stream:
         """Return the job's stream; what memory does not hold is rebuilt from the database, cursors and all."""
-        stream = self._streams.get(job_id)
-        if stream is not None and stream.events and stream.events[0].kind == "queued":
+        if stream := self._board.stream(job_id):
             return stream
         row = await self._row(job_id)
         if row is None:
             raise JobMissingError(f"no job has the id {job_id!r}")
-        stream = self._streams.setdefault(job_id, Stream())
-        if not stream.events or stream.events[0].kind != "queued":
-            stream.events[:0] = [e for e in rebuilt(row) if not stream.events or e.seq < stream.events[0].seq]
-        return stream
+        return self._board.rebuild(row)

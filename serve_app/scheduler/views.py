@@ -10,19 +10,22 @@ from serve_app.scheduler.messages import JobView
 from serve_app.store.changes import JobRow
 
 
-def live_view(job: JobRecord) -> JobView:
+def live_view(job: JobRecord, cached: tuple[str, ...] = ()) -> JobView:
     """Return an unfinished job as it is now."""
     state, percent = ("queued", 0) if job.started_s is None else ("running", job.percent)
-    return _view(job.row, state, job.started_s, percent, job.outputs)
+    return _view(job.row, state, job.started_s, percent, job.outputs, cached)
 
 
-def row_view(row: JobRow) -> JobView:
+def row_view(row: JobRow, cached: tuple[str, ...] = ()) -> JobView:
     """Return a job as the database has it."""
     percent = 100 if row.state == "success" else 0
-    return _view(row, row.state, row.started_s, percent, {node_id: ui for node_id, (_, ui) in row.outputs.items()})
+    outputs = {node_id: ui for node_id, (_, ui) in row.outputs.items()}
+    return _view(row, row.state, row.started_s, percent, outputs, cached)
 
 
-def _view(row: JobRow, state: str, started_s: float | None, percent: int, outputs: Mapping[str, Any]) -> JobView:
+def _view(
+    row: JobRow, state: str, started_s: float | None, percent: int, outputs: Mapping[str, Any], cached: tuple[str, ...]
+) -> JobView:
     return JobView(
         job_id=row.job_id,
         number=row.number,
@@ -37,4 +40,5 @@ def _view(row: JobRow, state: str, started_s: float | None, percent: int, output
         percent=percent,
         outputs=outputs,
         failure=row.failure,
+        cached=cached,
     )

@@ -76,4 +76,20 @@ class JobEnded:
     failure: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class JobQuery:
+    """Which jobs to list, and in what order. A job that was cancelled before it started is in no list.
+
+    states: of the database: queued, running, success, error, cancelled. sort: the moment of a job that orders them, or
+    how long it ran. limit None: all from offset. workflow_id: only jobs of this saved workflow.
+    """
+
+    states: tuple[str, ...]
+    sort: Literal["created", "ended", "duration"] = "ended"
+    descending: bool = False
+    offset: int = 0
+    limit: int | None = None
+    workflow_id: str | None = None
+
+
 Change: TypeAlias = JobAccepted | JobStarted | OutputRecorded | JobEnded

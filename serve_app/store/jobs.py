@@ -2,7 +2,7 @@
 
 SQLAlchemy Core over SQLite or PostgreSQL. Every write belongs to an epoch and happens only while that epoch holds the
 lease, so of two schedulers alive at once only the newer one can change anything (a fencing token, Kleppmann 2016).
-Synchronous; one thread at a time uses it.
+Synchronous; one thread at a time writes, others may read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from serve_app.errors import StaleEpochError
-from serve_app.store.changes import Change, JobAccepted, JobEnded, JobRow, JobStarted, OutputRecorded
+from serve_app.store.changes import Change, JobAccepted, JobEnded, JobQuery, JobRow, JobStarted, OutputRecorded
+
+VARIABLES = 500
+"""How many values one statement may name; every database takes this many."""
 
 _metadata = sa.MetaData()
 
@@ -50,6 +53,9 @@ _jobs = sa.Table(
 sa.Index(
     "jobs_unfinished", _jobs.c.order, sqlite_where=_jobs.c.ended_s.is_(None), postgresql_where=_jobs.c.ended_s.is_(None)
 )
+# Lists are read in these orders without touching the rows' long texts.
+sa.Index("jobs_by_end", _jobs.c.ended_seq)
+sa.Index("jobs_by_creation", _jobs.c.created_s, _jobs.c.order)
 _outputs = sa.Table(
     "outputs",
     _metadata,
@@ -159,6 +165,18 @@ class Jobs:
             connection.execute(sa.delete(_pool_specs).where(_pool_specs.c.pool == pool))
             connection.execute(sa.insert(_pool_specs).values(pool=pool, specs=json.dumps(list(specs))))
 
+    def forget(self, epoch: int, job_ids: Sequence[str] | None) -> None:
+        """Delete ended jobs, these or all, with their outputs."""
+        with self._engine.begin() as connection:
+            self._fence(connection, epoch)
+            ended: sa.ColumnElement[bool] = _jobs.c.ended_s.is_not(None)
+            if job_ids is not None:
+                ended &= _jobs.c.job_id.in_(job_ids)
+            gone = sa.select(_jobs.c.job_id).where(ended)
+            for table in (_outputs, _reservations):
+                connection.execute(sa.delete(table).where(table.c.job_id.in_(gone)))
+            connection.execute(sa.delete(_jobs).where(ended))
+
     # Reading ------------------------------------------------------------------------------------------------------
 
     def specs(self) -> dict[str, list[dict[str, Any]]]:
@@ -173,6 +191,28 @@ class Jobs:
     def unfinished(self) -> list[JobRow]:
         """Return every job that has not ended, in submission order."""
         return self._rows(_jobs.c.ended_s.is_(None))
+
+    def page(self, query: JobQuery) -> tuple[list[JobRow], int]:
+        """Return the jobs a query finds, in its order, and how many there are without its window."""
+        where = _jobs.c.state.in_(query.states) & ((_jobs.c.state != "cancelled") | _jobs.c.started_s.is_not(None))
+        if query.workflow_id is not None:
+            # The id of a saved workflow is a UUID inside extra_data, so its text is found nowhere else by accident.
+            where &= _jobs.c.extra_data.contains(f'"id": {json.dumps(query.workflow_id)}', autoescape=True)
+        key: sa.ColumnElement[Any] = {
+            "created": _jobs.c.created_s,
+            "ended": _jobs.c.ended_seq,
+            "duration": sa.func.coalesce(_jobs.c.ended_s - _jobs.c.started_s, 0.0),
+        }[query.sort]
+        order = [column.desc() if query.descending else column.asc() for column in (key, _jobs.c.order)]
+        window = sa.select(_jobs.c.job_id).where(where).order_by(*order).offset(query.offset).limit(query.limit)
+        with self._engine.connect() as connection:
+            total = connection.execute(sa.select(sa.func.count()).select_from(_jobs).where(where)).scalar_one()
+            ids = list(connection.execute(window).scalars())
+        found: dict[str, JobRow] = {}
+        for start in range(0, len(ids), VARIABLES):
+            rows = self._rows(_jobs.c.job_id.in_(ids[start : start + VARIABLES]))
+            found.update((row.job_id, row) for row in rows)
+        return [found[job_id] for job_id in ids if job_id in found], int(total)
 
     def next_order(self) -> int:
         """Return one more than the highest submission order so far."""

@@ -1,0 +1,109 @@
+"""What clients may see of jobs: which have not ended, each one's event stream, and each client's feed.
+
+Changed only by events that are durable, each in one step: at the moment a client reads a job's end anywhere, the queue
+has let go of it and its history is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+
+from serve_app.events import Event
+from serve_app.scheduler.channels import Stream, rebuilt
+from serve_app.scheduler.feeds import Feeds
+from serve_app.scheduler.machine import JobRecord
+from serve_app.store.changes import JobRow
+
+ANSWER_S = 2.0
+"""How long a job's events wait for its submission to be answered; an ingress replica that dies never says so."""
+STREAMS_KEPT = 2048
+"""Event streams of ended jobs kept in memory; older ones are rebuilt from the database."""
+
+
+class Board:
+    """One a scheduler's life. unended: the jobs that clients know of and whose end they cannot know yet."""
+
+    def __init__(self, epoch: int) -> None:
+        self.unended: dict[str, JobRecord] = {}
+        self.feeds = Feeds(epoch)
+        self._streams: OrderedDict[str, Stream] = OrderedDict()
+        self._arriving: dict[str, JobRecord] = {}
+        self._clients: dict[str, str] = {}
+
+    def expect(self, row: JobRow) -> None:
+        """Prepare for a job whose submission is about to be accepted: nobody is told of it before its own client."""
+        if row.client_id is not None:
+            self._clients[row.job_id] = row.client_id
+            self.feeds.hold(row.job_id, row.client_id)
+            asyncio.get_running_loop().call_later(ANSWER_S, self.feeds.release, row.job_id)
+
+    def arrives(self, job: JobRecord) -> None:
+        """Take in a job that is shown as soon as its `queued` event is published."""
+        self._arriving[job.row.job_id] = job
+
+    def recover(self, rows: Iterable[JobRow]) -> None:
+        """Put back what is durable of jobs of an earlier life, for clients who may not have been told of it."""
+        told = []
+        for row in rows:
+            if row.client_id is not None:
+                told += [(event, row.client_id) for event in rebuilt(row)]
+                if not row.ended:
+                    self._clients[row.job_id] = row.client_id
+        for event, client_id in sorted(told, key=lambda pair: pair[0].seq):
+            self.feeds.put(client_id, event)
+
+    def show(self, job: JobRecord) -> None:
+        """Show an unfinished job of an earlier life, which clients know."""
+        self.unended[job.row.job_id] = job
+        self.feeds.queue_is(len(self.unended))
+
+    def publish(self, event: Event) -> None:
+        """Let clients see an event, and with it the job's coming or going."""
+        job_id = event.job_id
+        self._streams.setdefault(job_id, Stream()).put(event)
+        self._streams.move_to_end(job_id)
+        arrived = self._arriving.pop(job_id, None) if event.kind == "queued" else None
+        if arrived is not None:
+            self.unended[job_id] = arrived
+        if event.last:
+            self.unended.pop(job_id, None)
+            self._shorten()
+        client_id = self._clients.pop(job_id, None) if event.last else self._clients.get(job_id)
+        if client_id is not None:
+            self.feeds.put(client_id, event)
+        if event.last or arrived is not None:
+            self.feeds.queue_is(len(self.unended))
+
+    def stream(self, job_id: str) -> Stream | None:
+        """Return a job's stream, if its beginning is in memory."""
+        stream = self._streams.get(job_id)
+        return stream if stream is not None and stream.events and stream.events[0].kind == "queued" else None
+
+    def rebuild(self, row: JobRow) -> Stream:
+        """Return a job's stream with what its row says of its beginning, cursors and all."""
+        stream = self._streams.setdefault(row.job_id, Stream())
+        if not stream.events or stream.events[0].kind != "queued":
+            stream.events[:0] = [e for e in rebuilt(row) if not stream.events or e.seq < stream.events[0].seq]
+        return stream
+
+    def cached(self, job_id: str) -> tuple[str, ...]:
+        """Return the nodes of a job that had no need to run, if its events are still in memory."""
+        stream = self._streams.get(job_id)
+        found = next((e for e in stream.events if e.kind == "cached"), None) if stream else None
+        return () if found is None else tuple(found.data["nodes"])
+
+    def forget(self, job_ids: Collection[str] | None) -> None:
+        """Forget the streams of ended jobs: these, or all."""
+        for job_id in list(self._streams if job_ids is None else job_ids):
+            if job_id not in self.unended and job_id not in self._arriving:
+                self._streams.pop(job_id, None)
+
+    def _shorten(self) -> None:
+        while len(self._streams) > STREAMS_KEPT + len(self.unended) + len(self._arriving):
+            oldest = next(iter(self._streams))
+            if oldest in self.unended:
+                self._streams.move_to_end(oldest)
+            else:
+                del self._streams[oldest]
