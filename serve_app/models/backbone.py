@@ -12,6 +12,7 @@ from serve_app.errors import NodeError
 from serve_app.models.adapted import Adapters, adapted
 from serve_app.models.families import UNetArchitecture
 from serve_app.models.inputs import concat, vector
+from serve_app.models.steering import steered
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.rows import Canvas, Inputs, Piece, to_batch
 from serve_app.values import ContinuousEdm, Discrete, Training
@@ -66,6 +67,7 @@ class Backbone:
             to_batch(cond.to(self.device, torch.float32), canvas.rows),
             vector=None if told is None else to_batch(told.to(self.device), canvas.rows),
             concat=None if fed is None else fed.to(self.device),
+            controls=options.get("control", ()),
         )
 
     def network_input(self, piece: Piece) -> Tensor:
@@ -80,19 +82,27 @@ class Backbone:
     def denoise(self, pieces: Sequence[Piece]) -> list[Tensor]:
         """Return each piece's D(x, sigma), float32, from one forward; as sampling.rows.Backbone.
 
-        Pieces may differ in level, in text and its length, and in what their recipes make of the network's output.
+        Pieces may differ in level, in text and its length, in LoRAs and controls, and in what their recipes make of the
+        network's output.
         """
         counts = [piece.rows for piece in pieces]
         own = [cast(Backbone, piece.backbone) for piece in pieces]
+        x = torch.cat([b.network_input(piece) for b, piece in zip(own, pieces, strict=True)]).to(self._dtype)
+        timestep = torch.cat([b.levels.timestep(_level(piece)) for b, piece in zip(own, pieces, strict=True)])
         context, mask = stack_contexts([piece.inputs.context for piece in pieces])
+        context = context.to(self._dtype)
+        told = _stacked([piece.inputs.vector for piece in pieces], self._dtype)
+        # Controls read x alone, without the channels beside it.
+        added = steered(pieces, x[:, : self.architecture.latent_channels], timestep, context, mask, told)
         with adapted([(rows, b.adapters) for rows, b in zip(counts, own, strict=True)]):
             output: Tensor = self._network(
-                torch.cat([b.network_input(piece) for b, piece in zip(own, pieces, strict=True)]).to(self._dtype),
-                torch.cat([b.levels.timestep(_level(piece)) for b, piece in zip(own, pieces, strict=True)]),
-                context.to(self._dtype),
-                class_labels=_stacked([piece.inputs.vector for piece in pieces], self._dtype),
+                x,
+                timestep,
+                context,
+                class_labels=told,
                 encoder_attention_mask=mask,
                 return_dict=False,
+                **added,
             )[0]
         answers = torch.split(output.float(), counts)
         return [b.denoised(piece, answer) for b, piece, answer in zip(own, pieces, answers, strict=True)]
