@@ -94,7 +94,94 @@ class Difference:
     backbone: Recipe
 
 
-Patch: TypeAlias = ClipSkip | Lora | Training | HintKind | Difference
+@dataclass(frozen=True, slots=True)
+class RescaleCfg:
+    """Bring the deviation of what guidance gives back to the positive's; multiplier: the share of it that is taken."""
+
+    multiplier: float
+
+
+@dataclass(frozen=True, slots=True)
+class CfgZeroStar:
+    """Scale the negative to what is nearest to the positive before guiding away from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CfgNorm:
+    """Keep what guidance gives from being longer, in each cell, than the positive; then multiply it by strength."""
+
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class TangentialDamping:
+    """Take from the negative what is not along the direction that it shares with the positive (ComfyUI's TCFG)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mahiro:
+    """Prefer the positive's own direction where guidance and negative agree."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveProjection:
+    """Weigh guidance along the positive by eta, limit its norm (0: no limit), and let it run on by momentum (APG)."""
+
+    eta: float
+    norm_threshold: float
+    momentum: float
+
+
+@dataclass(frozen=True, slots=True)
+class FrequencyScaling:
+    """Multiply the low and the high frequencies of guidance; cutoff: how many of each sign are low (FreSca)."""
+
+    low: float
+    high: float
+    cutoff: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpsilonScaling:
+    """Divide the noise that is predicted after guidance by a factor."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class DifferentialDiffusion:
+    """Sample a cell as long as its mask exceeds the share of the run that is left; strength: how sharply."""
+
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class FreeU:
+    """Amplify the backbone's coarse features (b) and damp the low frequencies of what skips it (s), at two widths.
+
+    adaptive: where the features are large, as in FreeU's second version.
+    """
+
+    b1: float
+    b2: float
+    s1: float
+    s2: float
+    adaptive: bool = False
+
+
+GuidancePatch: TypeAlias = (
+    RescaleCfg
+    | CfgZeroStar
+    | CfgNorm
+    | TangentialDamping
+    | Mahiro
+    | AdaptiveProjection
+    | FrequencyScaling
+    | EpsilonScaling
+)
+"""Changes to how branches are combined; they leave the network as it is."""
+
+Patch: TypeAlias = ClipSkip | Lora | Training | HintKind | Difference | GuidancePatch | DifferentialDiffusion | FreeU
 """Every kind of ordered change a recipe can carry."""
 
 

@@ -25,11 +25,15 @@ REGION = frozenset(
         "set_area_to_bounds",
         "start_percent",
         "end_percent",
+        "default",
         "control",
         "control_apply_to_uncond",
     )
 )
-"""The options that say where an entry counts, when, how strongly, and under whose control."""
+"""The options that say where an entry counts, when, how strongly, and under whose control.
+
+"default": its weight is what the branch's other entries leave of 1.
+"""
 
 LEAST_BOUNDS = 8
 """The smallest side, in cells, of an area taken from a mask's bounds."""

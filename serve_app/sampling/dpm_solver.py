@@ -7,13 +7,14 @@ left in x. t and h are scalars of sigmas' precision, as in ComfyUI: rounding dec
 from __future__ import annotations
 
 from collections.abc import Generator
-from math import atan, isfinite, sqrt
-from typing import Any
+from math import atan, isfinite, prod, sqrt
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from serve_app.sampling.evaluation import Evaluation, Sampler
+from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler
+from serve_app.sampling.stochastic import ancestral_step
 
 
 def _ends(sigmas: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,34 +70,63 @@ def dpm_fast(x: Tensor, sigmas: Tensor) -> Sampler:
 
 
 def dpm_adaptive(
-    x: Tensor, sigmas: Tensor, *, rtol: float = 0.05, atol: float = 0.0078, h_init: float = 0.05, safety: float = 0.81
+    x: Tensor,
+    sigmas: Tensor,
+    noise: NoiseSource | None = None,
+    *,
+    order: Literal[2, 3] = 3,
+    rtol: float = 0.05,
+    atol: float = 0.0078,
+    h_init: float = 0.05,
+    p: float = 0.0,
+    i: float = 1.0,
+    d: float = 0.0,
+    safety: float = 0.81,
+    eta: float = 0.0,
+    s_noise: float = 1.0,
 ) -> Sampler:
-    """DPM-Solver-23: steps in t as long as its second and third order agree; three evaluations a step tried.
+    """DPM-Solver-12 or -23: steps in t as long as its two orders agree; `order` evaluations a step tried.
 
     Arguments and results as `dpm_fast`; an evaluation's step is the one of sigmas that its own begins in. rtol, atol:
-    how far the orders may differ, relative to x and absolute. h_init: the first step. safety: a step whose successor
-    would be shorter than this share of it is tried again. Ends at once where x is not finite.
-    Source: Lu et al. 2022, arXiv:2206.00927, Appendix C.
+    how far the orders may differ, relative to x and absolute. h_init: the first step. p, i, d: how a step follows from
+    the errors before it. safety: a step whose successor would be shorter than this share of it is tried again. eta,
+    s_noise: as of `euler_ancestral`. Ends at once where x is not finite.
+    Source: Lu et al. 2022, arXiv:2206.00927, Appendix C; p, i, d and eta as in Crowson's k-diffusion.
     """
     levels = sigmas[:-1].tolist()
     t, end = _ends(sigmas)
+    powers = [power / (1.5 if eta else order) for power in (p + i + d, -(p + 2 * d), d)]
+    agreements: list[float] = []
     before, h_next = x, h_init
     while t < end - 1e-5:
         sigma = float(t.neg().exp())
         step = sum(level > sigma * (1 - 1e-6) for level in levels) - 1
-        following = torch.minimum(end, t + h_next)
-        h = following - t
+        following = reached = torch.minimum(end, t + h_next)
+        up = 0.0
+        if eta:
+            down, _ = ancestral_step(sigma, float(following.neg().exp()), eta)
+            reached = torch.minimum(end, -torch.tensor(down, dtype=t.dtype).log())
+            up = sqrt(max(0.0, float((-2 * following).exp() - (-2 * reached).exp())))
+        h = reached - t
         eps = yield from _eps(x, t, step)
-        eps_1 = yield from _eps(_first(x, t, h / 3, eps), t + h / 3, step)
-        eps_2 = yield from _eps(_third(x, t, 2 / 3 * h, eps, eps_1, 1 / 2), t + 2 / 3 * h, step)
-        low = _second(x, t, h, eps, eps_1, 1 / 3)
-        high = _third(x, t, h, eps, eps_2, 2 / 3)
+        if order == 2:
+            eps_1 = yield from _eps(_first(x, t, h / 2, eps), t + h / 2, step)
+            low, high = _first(x, t, h, eps), _second(x, t, h, eps, eps_1, 1 / 2)
+        else:
+            eps_1 = yield from _eps(_first(x, t, h / 3, eps), t + h / 3, step)
+            eps_2 = yield from _eps(_third(x, t, 2 / 3 * h, eps, eps_1, 1 / 2), t + 2 / 3 * h, step)
+            low, high = _second(x, t, h, eps, eps_1, 1 / 3), _third(x, t, h, eps, eps_2, 2 / 3)
         delta = (low.abs().maximum(before.abs()) * rtol).clamp(min=atol)
         error = float(((low - high) / delta).norm()) / sqrt(x.numel())
         if not isfinite(error):
             return high
-        growth = 1 + atan((1 / (error + 1e-8)) ** (1 / 3) - 1)
+        agreement = 1 / (error + 1e-8)
+        agreements = [agreement, *(agreements[1:] or (agreement, agreement))]
+        growth = 1 + atan(prod(a**power for a, power in zip(agreements, powers, strict=True)) - 1)
         if growth >= safety:
             x, before, t = high, low, following
+            agreements = [agreement, *agreements[:2]]
+            if noise is not None and up:
+                x = x + noise(sigma, float(following.neg().exp())) * (up * s_noise)
         h_next *= growth
     return x

@@ -7,7 +7,7 @@ combines the branches. `conditioning` says where and when an entry counts, `rule
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class Entry:
     """One entry of a conditioning, ready for every evaluation of a run.
 
     weight: its share, one number or (N,1,h,w) over its area. It takes part from sigma `above` down to sigma `below`.
+    default: its weight is instead what the branch's other entries leave of 1.
     """
 
     role: str
@@ -35,6 +36,7 @@ class Entry:
     area: Area | None
     above: float
     below: float
+    default: bool = False
 
     def takes_part(self, sigma: float) -> bool:
         """Whether it counts at a level."""
@@ -51,9 +53,11 @@ def entries(role: str, conditioning: Conditioning, backbone: Backbone, canvas: C
         area = area_of(options, height, width)
         above = backbone.levels.at_progress(options["start_percent"]) if "start_percent" in options else float("inf")
         below = backbone.levels.at_progress(options["end_percent"]) if "end_percent" in options else 0.0
-        inputs = backbone.inputs(cond, options, role, canvas).within(area)
+        # Every branch beside the positive one is what the image is to be led away from.
+        kind = "positive" if role == "positive" else "negative"
+        inputs = backbone.inputs(cond, options, kind, canvas).within(area)
         weight = weight_of(options, height, width, backbone.device)
-        made.append(Entry(role, inputs, weight, area, above, below))
+        made.append(Entry(role, inputs, weight, area, above, below, bool(options.get("default"))))
     return tuple(made)
 
 
@@ -75,8 +79,7 @@ class Guidance:
         self._asked = tuple(
             entry
             for role in self._rule.asks(evaluation.want_uncond)
-            for entry in self._entries[role]
-            if entry.takes_part(evaluation.sigma)
+            for entry in _taking_part(self._entries.get(role, ()), evaluation)
         )
         return tuple(
             Piece(
@@ -88,17 +91,41 @@ class Guidance:
             for entry in self._asked
         )
 
-    def combine(self, evaluation: Evaluation, answers: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    def combine(self, evaluation: Evaluation, answers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return (denoised, uncond) from the answers to the last `pieces`, in their order.
 
-        uncond is None where the rule skips it. A branch without entries, or without weight, is zero.
+        uncond is what the rule led away from. A branch that has no entries at this level, or no weight, is zero.
         """
         asked = list(zip(self._asked, answers, strict=True))
         means = {
             role: _mean(evaluation.x, [(entry, answer) for entry, answer in asked if entry.role == role])
             for role in self._rule.asks(evaluation.want_uncond)
+            if role in self._entries
         }
-        return self._rule.combine(means, evaluation), means.get("negative")
+        return self._rule.combine(means, evaluation)
+
+
+def _taking_part(branch: Sequence[Entry], evaluation: Evaluation) -> Sequence[Entry]:
+    """Return the entries that count for an evaluation; what the others leave over is the default ones' weight."""
+    taking = [entry for entry in branch if entry.takes_part(evaluation.sigma)]
+    others = [entry for entry in taking if not entry.default]
+    if len(others) == len(taking):
+        return taking
+    x = evaluation.x
+    left = torch.ones((x.shape[0], 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
+    for entry in others:
+        weight = entry.weight
+        part = left if entry.area is None else crop(left, entry.area)
+        part -= to_batch(weight, x.shape[0]) if isinstance(weight, Tensor) else weight
+    left = left.clamp(min=0)
+    if not bool(left.any()):
+        return others
+    filling = [
+        replace(entry, weight=left if entry.area is None else crop(left, entry.area))
+        for entry in taking
+        if entry.default
+    ]
+    return [*others, *filling]
 
 
 def _mean(x: Tensor, answered: Sequence[tuple[Entry, Tensor]]) -> Tensor:

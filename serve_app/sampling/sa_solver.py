@@ -29,14 +29,16 @@ def sa_solver(
     predictor_order: int = 3,
     corrector_order: int = 4,
     evaluate_corrected: bool = False,
+    simple_order_2: bool = False,
 ) -> Sampler:
     """SA-Solver; one evaluation a step, of lower order at both ends, its noise only for steps to within `interval`.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
     latents. interval: (highest, lowest) level; there τ is eta, elsewhere 0. evaluate_corrected: what the corrector
-    gives is evaluated too, two evaluations a step but the first. Where noise is left over, what is returned is at the
-    level before the last, as in ComfyUI. λ = −log σ.
-    Source: Xue et al. 2023, arXiv:2309.05019, Algorithm 1, equations 15 and 18.
+    gives is evaluated too, two evaluations a step but the first. simple_order_2: where two evaluations are used, their
+    shares are those of an expansion in h. Where noise is left over, what is returned is at the level before the last,
+    as in ComfyUI. λ = −log σ.
+    Source: Xue et al. 2023, arXiv:2309.05019, Algorithm 1, equations 15 and 18, Appendix D.
     """
     levels = sigmas.tolist()
     lambdas = [-log(level) if level > 0 else inf for level in levels]
@@ -50,10 +52,12 @@ def sa_solver(
         # A run to zero comes down to first order before it.
         left = len(levels) - 1 - i if levels[-1] == 0 else len(levels)
         p, c = min(predictor_order, len(history), left - 1), min(corrector_order, len(history), left)
-        if i == 0 or (following == 0 and not evaluate_corrected):
+        if i == 0 or c == 0 or (following == 0 and not evaluate_corrected):
             x = predicted
         else:
-            x = _adams_step(x, levels[i - 1], sigma, tau, history[:c], lambdas[i - c + 1 : i + 1][::-1])
+            corrected = lambdas[i - c + 1 : i + 1][::-1]
+            b = _simple(corrected, lambdas[i], tau) if simple_order_2 and c == 2 else None
+            x = _adams_step(x, levels[i - 1], sigma, tau, history[:c], corrected, b)
             if added is not None:
                 x = x + added
             if evaluate_corrected:
@@ -62,7 +66,9 @@ def sa_solver(
         if following == 0:
             return denoised
         tau = eta if lowest <= following <= highest else 0.0
-        predicted = _adams_step(x, sigma, following, tau, history[:p], lambdas[i - p + 1 : i + 1][::-1])
+        used = lambdas[i - p + 1 : i + 1][::-1]
+        b = _simple(used, lambdas[i + 1], tau) if simple_order_2 and p == 2 else None
+        predicted = _adams_step(x, sigma, following, tau, history[:p], used, b)
         added = None
         if tau > 0:
             h = log(sigma / following)
@@ -72,9 +78,33 @@ def sa_solver(
 
 
 def _adams_step(
-    x: Tensor, sigma: float, following: float, tau: float, history: Sequence[Tensor], lambdas: Sequence[float]
+    x: Tensor,
+    sigma: float,
+    following: float,
+    tau: float,
+    history: Sequence[Tensor],
+    lambdas: Sequence[float],
+    b: Sequence[float] | None = None,
 ) -> Tensor:
+    """Return x at `following`. b: what each of the history is multiplied by; None: its polynomial's integral."""
     rate, end = 1 + tau**2, -log(following)
-    points, weights = quadrature(-log(sigma), end)
-    b = lagrange(lambdas, points) @ (weights * rate * np.exp(rate * (points - end)))
-    return x * (following / sigma * exp(-(tau**2) * (end + log(sigma)))) + combined(history, map(float, b))
+    if b is None:
+        points, weights = quadrature(-log(sigma), end)
+        b = (lagrange(lambdas, points) @ (weights * rate * np.exp(rate * (points - end)))).tolist()
+    return x * (following / sigma * exp(-(tau**2) * (end + log(sigma)))) + combined(history, b)
+
+
+def _simple(lambdas: Sequence[float], end: float, tau: float) -> tuple[float, float]:
+    """Return what the two last evaluations, the newer one first, are multiplied by.
+
+    A corrector ends where the newer one is, a predictor goes on from there.
+    """
+    newer, older = lambdas
+    rate = 1 + tau**2
+    if end == newer:
+        h = newer - older
+        b = rate * h / 2
+        return b, -expm1(-h * rate) - b
+    h = end - newer
+    b = rate * h**2 / 2 / (older - newer)
+    return -expm1(-h * rate) - b, b

@@ -25,15 +25,19 @@ from serve_app.sampling.stochastic import dpm_2_ancestral, dpmpp_2s_ancestral, e
 from serve_app.sampling.unipc import uni_pc
 
 
-def euler(x: Tensor, sigmas: Tensor, *, cfg_pp: bool = False) -> Sampler:
+def euler(x: Tensor, sigmas: Tensor, *, cfg_pp: bool = False, alternative: bool = False) -> Sampler:
     """Euler's first-order method on the probability flow ODE; one evaluation a step.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
-    latents. Source: Karras et al. 2022, arXiv:2206.00364, Algorithm 2 with s_churn = 0 and no correction.
+    latents. alternative: of CFG++, ComfyUI's other one, whose slope leads away from the guided image twice.
+    Source: Karras et al. 2022, arXiv:2206.00364, Algorithm 2 with s_churn = 0 and no correction.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)
-        x = denoised + (x - unguided) * (following / sigma)
+        if alternative:
+            x = x + (x - denoised + unguided - denoised) * ((following - sigma) / sigma)
+        else:
+            x = denoised + (x - unguided) * (following / sigma)
     return x
 
 
@@ -121,7 +125,7 @@ SAMPLERS: Choices[SamplerSpec] = Choices(
         "dpm_2_ancestral": SamplerSpec(dpm_2_ancestral, gaussian_noise, discards_penultimate=True),
         "lms": SamplerSpec(lms),
         "dpm_fast": SamplerSpec(dpm_fast),
-        "dpm_adaptive": SamplerSpec(dpm_adaptive),
+        "dpm_adaptive": SamplerSpec(dpm_adaptive, gaussian_noise),
         "dpmpp_2s_ancestral": SamplerSpec(dpmpp_2s_ancestral, gaussian_noise),
         "dpmpp_2s_ancestral_cfg_pp": SamplerSpec(partial(dpmpp_2s_ancestral, cfg_pp=True), gaussian_noise),
         # The GPU variants are for ComfyUI's clients: there they draw on the GPU, here all noise is drawn on the CPU.

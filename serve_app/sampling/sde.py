@@ -106,17 +106,28 @@ def dpmpp_3m_sde(x: Tensor, sigmas: Tensor, noise: NoiseSource, *, eta: float = 
     return x
 
 
-def er_sde(x: Tensor, sigmas: Tensor, noise: NoiseSource, *, s_noise: float = 1.0, stages: int = 3) -> Sampler:
+def er_sde(
+    x: Tensor,
+    sigmas: Tensor,
+    noise: NoiseSource,
+    *,
+    s_noise: float = 1.0,
+    stages: int = 3,
+    eta: float | None = None,
+) -> Sampler:
     """ER-SDE-Solver of up to third order; one evaluation a step, of lower order on the first two.
 
-    Arguments and results as `dpmpp_sde`. Source: Cui et al. 2023, arXiv:2309.06169, Algorithm 2 with the noise scale
-    ER SDE 5 and its integrals as sums over 200 points.
+    Arguments and results as `dpmpp_sde`. eta: solve the reverse-time SDE with this share of noise, 0 being the ODE;
+    None: the extended one with the paper's noise scale ER SDE 5. Source: Cui et al. 2023, arXiv:2309.06169, Algorithm 2
+    with its integrals as sums over 200 points.
     """
     levels = sigmas.tolist()
     previous: Tensor | None = None
     slope_previous: Tensor | None = None
 
     def phi(sigma: float | np.ndarray) -> np.ndarray:
+        if eta is not None:
+            return np.power(sigma, eta + 1)
         return sigma * (np.exp(np.power(sigma, 0.3)) + 10)
 
     for i, (sigma, following) in enumerate(pairwise(levels)):

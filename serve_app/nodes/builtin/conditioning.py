@@ -1,10 +1,16 @@
-"""The nodes that make CONDITIONING from text."""
+"""The nodes that make CONDITIONING from text and from other CONDITIONING.
+
+Where and when an entry counts is said by those in `conditioning_region`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from serve_app.nodes.builtin.conditioning_region import with_options
 from serve_app.nodes.runtime import Runtime
 from serve_app.values import ClipSkip, Conditioning, Recipe
 
@@ -49,12 +55,141 @@ class CLIPSetLastLayer:
         return (clip.with_patch(ClipSkip(stop_at_clip_layer)),)
 
 
+class ConditioningCombine:
+    """All entries of both."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "combine"
+    CATEGORY = "conditioning"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"conditioning_1": ("CONDITIONING",), "conditioning_2": ("CONDITIONING",)}}
+
+    def combine(self, conditioning_1: Conditioning, conditioning_2: Conditioning) -> tuple[Conditioning]:
+        """Return the entries of the first, then those of the second."""
+        return ([*conditioning_1, *conditioning_2],)
+
+
+class ConditioningAverage:
+    """Entries part of the way from another conditioning to what they were."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "average"
+    CATEGORY = "conditioning"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        strength = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01})
+        return {
+            "required": {
+                "conditioning_to": ("CONDITIONING",),
+                "conditioning_from": ("CONDITIONING",),
+                "conditioning_to_strength": strength,
+            }
+        }
+
+    def average(
+        self, conditioning_to: Conditioning, conditioning_from: Conditioning, conditioning_to_strength: float
+    ) -> tuple[Conditioning]:
+        """Return each entry of `conditioning_to`, mixed with the first of the other.
+
+        The other's text is cut to the entry's length, or followed by zeros; so are their pooled outputs mixed, and one
+        that only the other has is taken as it is.
+        """
+        share = conditioning_to_strength
+        other, said = conditioning_from[0]
+        pooled = said.get("pooled_output")
+        made = []
+        for cond, options in conditioning_to:
+            start = other[:, : cond.shape[1]]
+            missing = cond.shape[1] - start.shape[1]
+            start = torch.nn.functional.pad(start, (0, 0, 0, missing))
+            mixed = dict(options)
+            if pooled is not None:
+                own = options.get("pooled_output")
+                mixed["pooled_output"] = pooled if own is None else own * share + pooled * (1.0 - share)
+            made.append((cond * share + start * (1.0 - share), mixed))
+        return (made,)
+
+
+class ConditioningConcat:
+    """Entries followed by the text of another conditioning."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "concat"
+    CATEGORY = "conditioning"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"conditioning_to": ("CONDITIONING",), "conditioning_from": ("CONDITIONING",)}}
+
+    def concat(self, conditioning_to: Conditioning, conditioning_from: Conditioning) -> tuple[Conditioning]:
+        """Return each entry of `conditioning_to` with the first text of the other behind its own."""
+        following = conditioning_from[0][0]
+        return ([(torch.cat((cond, following), dim=1), dict(options)) for cond, options in conditioning_to],)
+
+
+class ConditioningZeroOut:
+    """Entries that say nothing: all zeros."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "zero_out"
+    CATEGORY = "advanced/conditioning"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"conditioning": ("CONDITIONING",)}}
+
+    def zero_out(self, conditioning: Conditioning) -> tuple[Conditioning]:
+        """Return the entries with zeros for their texts and pooled outputs."""
+        made = []
+        for cond, options in conditioning:
+            zeroed = dict(options)
+            if options.get("pooled_output") is not None:
+                zeroed["pooled_output"] = torch.zeros_like(options["pooled_output"])
+            made.append((torch.zeros_like(cond), zeroed))
+        return (made,)
+
+
+class ConditioningSetDefaultCombine:
+    """Entries that count where the others leave something over."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "set_default_and_combine"
+    CATEGORY = "advanced/hooks/cond single"
+    EXPERIMENTAL = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {"cond": ("CONDITIONING",), "cond_DEFAULT": ("CONDITIONING",)},
+            "optional": {"hooks": ("HOOKS",)},
+        }
+
+    def set_default_and_combine(
+        self, cond: Conditioning, cond_DEFAULT: Conditioning, hooks: None = None
+    ) -> tuple[Conditioning]:
+        """Return all entries, those of `cond_DEFAULT` filling what weight the others leave. hooks: no node makes any."""
+        return ([*cond, *with_options(cond_DEFAULT, default=True)],)
+
+
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "CLIPTextEncode": CLIPTextEncode,
     "CLIPSetLastLayer": CLIPSetLastLayer,
+    # The space at the end is ComfyUI's own.
+    "ConditioningAverage ": ConditioningAverage,
+    "ConditioningCombine": ConditioningCombine,
+    "ConditioningConcat": ConditioningConcat,
+    "ConditioningZeroOut": ConditioningZeroOut,
+    "ConditioningSetDefaultCombine": ConditioningSetDefaultCombine,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "CLIPTextEncode": "CLIP Text Encode (Prompt)",
     "CLIPSetLastLayer": "CLIP Set Last Layer",
+    "ConditioningAverage ": "Conditioning (Average)",
+    "ConditioningCombine": "Conditioning (Combine)",
+    "ConditioningConcat": "Conditioning (Concat)",
+    "ConditioningSetDefaultCombine": "Cond Set Default Combine",
 }

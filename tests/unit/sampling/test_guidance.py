@@ -38,7 +38,7 @@ def guided(guidance, answers, want_uncond=False):
     evaluation = Evaluation(X, 2.0, 0, want_uncond)
     guidance.pieces(evaluation)
     combined = guidance.combine(evaluation, [torch.full_like(X, a) for a in answers])
-    return [None if c is None else pytest.approx(float(c.mean())) for c in combined]
+    return [pytest.approx(float(c.mean())) for c in combined]
 
 
 def test_cfg_goes_from_uncond_through_cond_and_beyond():
@@ -49,7 +49,7 @@ def test_cfg_goes_from_uncond_through_cond_and_beyond():
 def test_a_cfg_of_one_does_not_evaluate_uncond():
     guidance = guidance_of([cond(1)], [cond(2)], 1.0, 2)
     assert len(guidance.pieces(Evaluation(X, 2.0, 0))) == 1
-    assert guided(guidance, [3.0]) == [3.0, None]
+    assert guided(guidance, [3.0]) == [3.0, 0.0]
 
 
 def test_a_cfg_of_one_evaluates_uncond_for_a_sampler_that_wants_it():
@@ -69,8 +69,8 @@ def test_entries_of_a_branch_are_averaged_by_strength():
 
 
 def test_a_single_entrys_strength_makes_no_difference_unless_it_is_zero():
-    assert guided(guidance_of([cond(1, strength=0.3)], [], 1.0, 2), [4.0]) == [4.0, None]
-    assert guided(guidance_of([cond(1, strength=0.0)], [], 1.0, 2), [4.0]) == [0.0, None]
+    assert guided(guidance_of([cond(1, strength=0.3)], [], 1.0, 2), [4.0]) == [4.0, 0.0]
+    assert guided(guidance_of([cond(1, strength=0.0)], [], 1.0, 2), [4.0]) == [0.0, 0.0]
 
 
 def test_a_branch_without_entries_is_zero():

@@ -1,0 +1,178 @@
+"""The nodes that sample with SAMPLER, SIGMAS, NOISE and GUIDER, and those that make NOISE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve_app.nodes.builtin.sampling import CFG, SEED, run
+from serve_app.nodes.runtime import Runtime
+from serve_app.values import Conditioning, Guider, Latent, Noise, Recipe, SamplerChoice
+
+
+class SamplerCustom:
+    """Sample latents over any sigmas with any sampler."""
+
+    RETURN_TYPES = ("LATENT", "LATENT")
+    RETURN_NAMES = ("output", "denoised_output")
+    FUNCTION = "sample"
+    CATEGORY = "sampling/custom_sampling"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "add_noise": ("BOOLEAN", {"default": True}),
+                "noise_seed": ("INT", SEED),
+                "cfg": ("FLOAT", CFG),
+                "positive": ("CONDITIONING",),
+                "negative": ("CONDITIONING",),
+                "sampler": ("SAMPLER",),
+                "sigmas": ("SIGMAS",),
+                "latent_image": ("LATENT",),
+            },
+            "hidden": {"runtime": "RUNTIME"},
+        }
+
+    async def sample(
+        self,
+        model: Recipe,
+        add_noise: bool,
+        noise_seed: int,
+        cfg: float,
+        positive: Conditioning,
+        negative: Conditioning,
+        sampler: SamplerChoice,
+        sigmas: Tensor,
+        latent_image: Latent,
+        runtime: Runtime,
+    ) -> tuple[Latent, Latent]:
+        """Return the latent as sampled, and as the last step took it for the image."""
+        guider = Guider(model, {"positive": positive, "negative": negative}, "cfg", {"cfg": cfg})
+        return await _both(runtime, latent_image, guider, sampler, sigmas, Noise(noise_seed, add_noise))
+
+
+class SamplerCustomAdvanced:
+    """Sample latents over any sigmas with any sampler, noise and guidance."""
+
+    RETURN_TYPES = ("LATENT", "LATENT")
+    RETURN_NAMES = ("output", "denoised_output")
+    FUNCTION = "sample"
+    CATEGORY = "sampling/custom_sampling"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "noise": ("NOISE",),
+                "guider": ("GUIDER",),
+                "sampler": ("SAMPLER",),
+                "sigmas": ("SIGMAS",),
+                "latent_image": ("LATENT",),
+            },
+            "hidden": {"runtime": "RUNTIME"},
+        }
+
+    async def sample(
+        self,
+        noise: Noise,
+        guider: Guider,
+        sampler: SamplerChoice,
+        sigmas: Tensor,
+        latent_image: Latent,
+        runtime: Runtime,
+    ) -> tuple[Latent, Latent]:
+        """Return the latent as sampled, and as the last step took it for the image."""
+        return await _both(runtime, latent_image, guider, sampler, sigmas, noise)
+
+
+async def _both(
+    runtime: Runtime, latent: Latent, guider: Guider, sampler: SamplerChoice, sigmas: Tensor, noise: Noise
+) -> tuple[Latent, Latent]:
+    sampled = await run(runtime, latent, guider, sampler, sigmas, noise)
+    return ({**latent, "samples": sampled.latents}, {**latent, "samples": sampled.denoised})
+
+
+class RandomNoise:
+    """The noise of a seed."""
+
+    RETURN_TYPES = ("NOISE",)
+    FUNCTION = "get_noise"
+    CATEGORY = "sampling/custom_sampling/noise"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"noise_seed": ("INT", SEED)}}
+
+    def get_noise(self, noise_seed: int) -> tuple[Noise]:
+        """Return the noise."""
+        return (Noise(noise_seed),)
+
+
+class DisableNoise:
+    """No noise at all."""
+
+    RETURN_TYPES = ("NOISE",)
+    FUNCTION = "get_noise"
+    CATEGORY = "sampling/custom_sampling/noise"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}}
+
+    def get_noise(self) -> tuple[Noise]:
+        """Return the noise; what a sampler draws by itself is then drawn from seed 0."""
+        return (Noise(0, added=False),)
+
+
+class AddNoise:
+    """Latents with as much noise as the way from the first to the last of the sigmas."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "add_noise"
+    CATEGORY = "_for_testing/custom_sampling/noise"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "noise": ("NOISE",),
+                "sigmas": ("SIGMAS",),
+                "latent_image": ("LATENT",),
+            },
+            "hidden": {"runtime": "RUNTIME"},
+        }
+
+    async def add_noise(
+        self, model: Recipe, noise: Noise, sigmas: Tensor, latent_image: Latent, runtime: Runtime
+    ) -> tuple[Latent]:
+        """Return the latent with the noise added; without sigmas, as it is."""
+        if not len(sigmas):
+            return (latent_image,)
+        way = sigmas[0] - sigmas[-1] if len(sigmas) > 1 else sigmas[0]
+        samples = latent_image["samples"]
+        # A run of no step from empty latents at a level of 1 ends with the noise itself, in the latents' scale.
+        empty = {**latent_image, "samples": torch.zeros_like(samples)}
+        empty.pop("noise_mask", None)
+        drawn = await run(runtime, empty, Guider(model, {}, "cfg", {"cfg": 1.0}), _NO_STEP, torch.ones(1), noise)
+        noisy = samples.to("cpu", torch.float32) + drawn.latents * float(way.abs())
+        return ({**latent_image, "samples": noisy.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)},)
+
+
+_NO_STEP = SamplerChoice("euler")
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "SamplerCustom": SamplerCustom,
+    "SamplerCustomAdvanced": SamplerCustomAdvanced,
+    "RandomNoise": RandomNoise,
+    "DisableNoise": DisableNoise,
+    "AddNoise": AddNoise,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}

@@ -1,0 +1,125 @@
+"""The nodes that make GUIDER: a model, its conditionings by role, and how they are combined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.nodes.builtin.sampling import CFG
+from serve_app.values import Conditioning, Guider, Recipe
+
+CATEGORY = "sampling/custom_sampling/guiders"
+
+
+class BasicGuider:
+    """One conditioning, without guidance."""
+
+    RETURN_TYPES = ("GUIDER",)
+    FUNCTION = "get_guider"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "conditioning": ("CONDITIONING",)}}
+
+    def get_guider(self, model: Recipe, conditioning: Conditioning) -> tuple[Guider]:
+        """Return the guider; at a scale of 1 there is nothing to guide away from."""
+        return (Guider(model, {"positive": conditioning}, "cfg", {"cfg": 1.0}),)
+
+
+class CFGGuider:
+    """Classifier-free guidance, as KSampler's."""
+
+    RETURN_TYPES = ("GUIDER",)
+    FUNCTION = "get_guider"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        conds = {"positive": ("CONDITIONING",), "negative": ("CONDITIONING",)}
+        return {"required": {"model": ("MODEL",), **conds, "cfg": ("FLOAT", CFG)}}
+
+    def get_guider(self, model: Recipe, positive: Conditioning, negative: Conditioning, cfg: float) -> tuple[Guider]:
+        """Return the guider."""
+        return (Guider(model, {"positive": positive, "negative": negative}, "cfg", {"cfg": cfg}),)
+
+
+class DualCFGGuider:
+    """Guidance in two stages: from the negative to one conditioning, from there to another."""
+
+    RETURN_TYPES = ("GUIDER",)
+    FUNCTION = "get_guider"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "cond1": ("CONDITIONING",),
+                "cond2": ("CONDITIONING",),
+                "negative": ("CONDITIONING",),
+                "cfg_conds": ("FLOAT", CFG),
+                "cfg_cond2_negative": ("FLOAT", CFG),
+                "style": (["regular", "nested"],),
+            }
+        }
+
+    def get_guider(
+        self,
+        model: Recipe,
+        cond1: Conditioning,
+        cond2: Conditioning,
+        negative: Conditioning,
+        cfg_conds: float,
+        cfg_cond2_negative: float,
+        style: str,
+    ) -> tuple[Guider]:
+        """Return the guider with `cond2` as the middle branch."""
+        scales = {"cfg": cfg_conds, "middle_cfg": cfg_cond2_negative, "nested": style == "nested"}
+        return (Guider(model, {"positive": cond1, "middle": cond2, "negative": negative}, "dual_cfg", scales),)
+
+
+class PerpNegGuider:
+    """Guidance away from that part of the negative which does not concern the positive."""
+
+    RETURN_TYPES = ("GUIDER",)
+    FUNCTION = "get_guider"
+    CATEGORY = "_for_testing"
+    EXPERIMENTAL = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "positive": ("CONDITIONING",),
+                "negative": ("CONDITIONING",),
+                "empty_conditioning": ("CONDITIONING",),
+                "cfg": ("FLOAT", CFG),
+                "neg_scale": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 100.0, "step": 0.01}),
+            }
+        }
+
+    def get_guider(
+        self,
+        model: Recipe,
+        positive: Conditioning,
+        negative: Conditioning,
+        empty_conditioning: Conditioning,
+        cfg: float,
+        neg_scale: float,
+    ) -> tuple[Guider]:
+        """Return the guider."""
+        conds = {"positive": positive, "negative": negative, "empty": empty_conditioning}
+        return (Guider(model, conds, "perp_neg", {"cfg": cfg, "neg_scale": neg_scale}),)
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "BasicGuider": BasicGuider,
+    "CFGGuider": CFGGuider,
+    "DualCFGGuider": DualCFGGuider,
+    "PerpNegGuider": PerpNegGuider,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}

@@ -1,0 +1,203 @@
+"""How the patches of a recipe shape guidance: before branches are combined, in place of that, or after it.
+
+Each patch is a pure function of what one evaluation is guided by; only adaptive projection remembers the evaluations
+before. Patches of a kind act in the order in which the recipe has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from serve_app.values import (
+    AdaptiveProjection,
+    CfgNorm,
+    CfgZeroStar,
+    EpsilonScaling,
+    FrequencyScaling,
+    Mahiro,
+    RescaleCfg,
+    TangentialDamping,
+)
+
+IMAGE = (1, 2, 3)
+"""The dimensions of one latent in a batch."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guided:
+    """What one evaluation is guided by. x, cond, uncond: (B,C,h,w). skipped: uncond was not asked for and is zero."""
+
+    x: Tensor
+    sigma: float
+    scale: float
+    cond: Tensor
+    uncond: Tensor
+    skipped: bool = False
+
+    def plain(self) -> Tensor:
+        """Return denoised by classifier-free guidance alone."""
+        return torch.lerp(self.uncond, self.cond, self.scale)
+
+
+class Shaping:
+    """The patches that shape the guidance of one run. patches: of a recipe; those of other kinds are passed over."""
+
+    def __init__(self, patches: Iterable[Any] = ()) -> None:
+        patches = tuple(patches)
+        self._before = [_BEFORE[type(patch)](patch) for patch in patches if type(patch) in _BEFORE]
+        self._instead = [patch for patch in patches if isinstance(patch, RescaleCfg)]
+        self._after = [(_AFTER[type(patch)], patch) for patch in patches if type(patch) in _AFTER]
+
+    def before(self, guided: Guided) -> Guided:
+        """Return what is combined in place of cond and uncond."""
+        for change in self._before:
+            guided = change(guided)
+        return guided
+
+    def combined(self, guided: Guided) -> Tensor:
+        """Return denoised; of several patches that combine the branches the last one does."""
+        denoised = rescaled(self._instead[-1], guided) if self._instead else guided.plain()
+        return self.after(guided, denoised)
+
+    def after(self, guided: Guided, denoised: Tensor) -> Tensor:
+        """Return denoised as the patches after guidance leave it."""
+        for change, patch in self._after:
+            denoised = change(patch, guided, denoised)
+        return denoised
+
+
+PLAIN = Shaping()
+"""Guidance without patches."""
+
+
+def rescaled(patch: RescaleCfg, guided: Guided) -> Tensor:
+    """Guide v-predictions, then bring their deviation back to the positive's.
+
+    v is an image and noise of unit variance together, whatever the network predicts.
+    Source: Lin et al. 2023, arXiv:2305.08891, equations 14 to 16.
+    """
+    sigma, x = guided.sigma, guided.x
+    root = sqrt(sigma**2 + 1)
+    kept = x / (sigma**2 + 1)
+    cond, uncond = ((kept - denoised) * (root / sigma) for denoised in (guided.cond, guided.uncond))
+    v = uncond + (cond - uncond) * guided.scale
+    ratio = cond.std(dim=IMAGE, keepdim=True) / v.std(dim=IMAGE, keepdim=True)
+    v = v * (ratio * patch.multiplier + (1 - patch.multiplier))
+    return kept - v * (sigma / root)
+
+
+def damped(_patch: TangentialDamping) -> Callable[[Guided], Guided]:
+    """Keep of uncond's step what lies along the direction that both steps share most of.
+
+    Source: Kwon et al. 2025, arXiv:2503.18137, Algorithm 1.
+    """
+
+    def change(guided: Guided) -> Guided:
+        if guided.skipped:
+            return guided
+        steps = torch.stack([(guided.x - d).flatten(1) for d in (guided.uncond, guided.cond)], dim=1)
+        # The first right singular vector of two rows, from the eigenvectors of their 2×2 products.
+        _, vectors = torch.linalg.eigh((steps @ steps.mT).double())
+        shared = normalize((vectors[:, None, :, -1].to(steps.dtype) @ steps), dim=-1)
+        kept = (steps[:, :1] @ shared.mT) * shared
+        return replace(guided, uncond=guided.x - kept.view_as(guided.x))
+
+    return change
+
+
+def projected(patch: AdaptiveProjection) -> Callable[[Guided], Guided]:
+    """Split guidance into what is parallel to cond and what is not, after momentum and a limit of its norm.
+
+    Source: Sadat et al. 2024, arXiv:2410.02416, Algorithm 1.
+    """
+    running: Tensor | None = None
+    level = 0.0
+
+    def change(guided: Guided) -> Guided:
+        nonlocal running, level
+        if guided.sigma > level:
+            running = None
+        level = guided.sigma
+        difference = guided.cond - guided.uncond
+        guidance = difference
+        if patch.momentum != 0:
+            running = guidance = difference if running is None else running * patch.momentum + difference
+        if patch.norm_threshold > 0:
+            norm = guidance.norm(dim=IMAGE, keepdim=True)
+            guidance = guidance * (patch.norm_threshold / norm).clamp(max=1)
+        direction = normalize(guided.cond.flatten(1), dim=1).view_as(guided.cond)
+        parallel = (guidance * direction).sum(dim=IMAGE, keepdim=True) * direction
+        guidance = guidance + parallel * (patch.eta - 1)
+        return replace(guided, cond=guided.uncond + guidance + difference / guided.scale)
+
+    return change
+
+
+def scaled_by_frequency(patch: FrequencyScaling) -> Callable[[Guided], Guided]:
+    """Multiply guidance by one number in its low frequencies and by another in the others.
+
+    Source: Huang et al. 2025, arXiv:2504.02154.
+    """
+
+    def change(guided: Guided) -> Guided:
+        if guided.skipped:
+            return guided
+        spectrum = torch.fft.fftshift(torch.fft.fft2(guided.cond - guided.uncond), dim=(-2, -1))
+        middles = [side // 2 for side in spectrum.shape[-2:]]
+        low = [slice(m - min(patch.cutoff, m), m + min(patch.cutoff, m)) for m in middles]
+        share = torch.full(spectrum.shape[-2:], patch.high, device=spectrum.device)
+        share[low[0], low[1]] = patch.low
+        guidance = torch.fft.ifft2(torch.fft.ifftshift(spectrum * share, dim=(-2, -1))).real
+        return replace(guided, cond=guided.uncond + guidance)
+
+    return change
+
+
+def zero_star(_patch: CfgZeroStar, guided: Guided, denoised: Tensor) -> Tensor:
+    """Guide away from uncond times what makes its step nearest to cond's.
+
+    Source: Fan et al. 2025, arXiv:2503.18886, equation 9, as ComfyUI has it for denoised.
+    """
+    cond, uncond = guided.x - guided.cond, guided.x - guided.uncond
+    alpha = (cond * uncond).sum(dim=IMAGE, keepdim=True) / ((uncond**2).sum(dim=IMAGE, keepdim=True) + 1e-8)
+    return denoised + guided.uncond * ((alpha - 1) * (1 - guided.scale))
+
+
+def normed(patch: CfgNorm, guided: Guided, denoised: Tensor) -> Tensor:
+    """Shorten denoised, in each cell, to the length of cond. Source: Qwen-Image's pipeline, as ComfyUI has it."""
+    lengths = guided.cond.norm(dim=1, keepdim=True) / (denoised.norm(dim=1, keepdim=True) + 1e-8)
+    shortened: Tensor = denoised * lengths.clamp(0, 1) * patch.strength
+    return shortened
+
+
+def mahiro(_patch: Mahiro, guided: Guided, denoised: Tensor) -> Tensor:
+    """Go the more towards cond alone the less uncond is like what guidance gives. Source: Mahiro, as ComfyUI has it."""
+    leap = guided.cond * guided.scale
+    uncond, merged = (t.abs().sqrt() * t.sign() for t in (guided.uncond * guided.scale, (leap + denoised) / 2))
+    likeness = float(cosine_similarity(uncond, merged).mean())
+    return torch.lerp(leap, denoised, (likeness + 1) / 2)
+
+
+def epsilon_scaled(patch: EpsilonScaling, guided: Guided, denoised: Tensor) -> Tensor:
+    """Divide the predicted noise by a factor. Source: Ning et al. 2023, arXiv:2308.15321, section 4."""
+    return guided.x - (guided.x - denoised) / patch.factor
+
+
+_BEFORE: dict[type, Callable[[Any], Callable[[Guided], Guided]]] = {
+    TangentialDamping: damped,
+    AdaptiveProjection: projected,
+    FrequencyScaling: scaled_by_frequency,
+}
+_AFTER: dict[type, Callable[[Any, Guided, Tensor], Tensor]] = {
+    CfgZeroStar: zero_star,
+    CfgNorm: normed,
+    Mahiro: mahiro,
+    EpsilonScaling: epsilon_scaled,
+}
