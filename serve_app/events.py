@@ -22,9 +22,9 @@ ENDINGS: frozenset[str] = frozenset({"success", "error", "cancelled"})
 class Event:
     """One thing that happened to a job.
 
-    data by kind: cached {"nodes": [ids]}; executing {"node"}; progress {"node", "value", "max"}; finished {"node"};
-    executed {"node", "output": ui dict}; error {"node", "class_type", "exception_type", "message", "traceback"};
-    the others {}. A node that another one expanded into may name "display_node", "parent_node" and "real_node" too;
+    data by kind: cached {"nodes": [ids]}; executing {"node"}; progress {"node", "value", "max"};
+    finished {"node"}, of a node that is no output; executed {"node", "output": ui dict}, of one that is;
+    error {"node", "class_type", "exception_type", "message", "traceback"}; the others {}. A node that another one expanded into may name "display_node", "parent_node" and "real_node" too;
     an error may hold "executed", "current_inputs" and "current_outputs". at_s: Unix time in seconds.
     """
 

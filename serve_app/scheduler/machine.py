@@ -320,6 +320,8 @@ class Machine:
                     current[0].finished.add(node_id)
                     if node_id in current[0].plan.outputs:
                         self._record(current[0], node_id, ui or {})
+                    else:
+                        self._publish(current[0], "finished", {"node": node_id})
             case TaskFinished(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):

@@ -36,7 +36,7 @@ def test_a_job_waits_for_a_replica_and_then_runs_to_success():
     assert replica == "r1"
     assert task.targets == ("3",)
     script.run("r1", task)
-    assert events(script.commands, "a") == ["queued", "started", "cached", "executed", "success"]
+    assert events(script.commands, "a") == ["queued", "started", "cached", *["finished"] * 2, "executed", "success"]
     assert "a" not in script.machine.jobs
 
 
