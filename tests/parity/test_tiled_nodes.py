@@ -1,0 +1,96 @@
+"""The tiled VAE and upscale models against ComfyUI 0.3.64's nodes on the same latents, images and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from serve_app.engine.engine import Engine
+from serve_app.engine.runtime import EngineRuntime
+from serve_app.models.weights import Weights
+from serve_app.nodes.registry import BUILTIN
+from serve_app.nodes.runtime import Runtime
+from serve_app.store.catalog import Catalog
+from serve_app.values import Recipe
+from tests.parity import tiled_cases
+from tests.parity.checkpoints import models_dir
+from tests.parity.figures import Figures
+
+FIGURES = Figures("nodes_tiled")
+VAE = Recipe("vae", "checkpoints", "mini15.safetensors")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def mini15(engine: Engine) -> EngineRuntime:
+    return EngineRuntime(engine, Weights(Catalog(models_dir("mini15")), torch.device("cpu")))
+
+
+@pytest.fixture(scope="module", params=["a.safetensors", "a.pth"])
+def upscaled(request: Any, engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> tuple[EngineRuntime, Recipe]:
+    """A runtime with the tiny ESRGAN, and its recipe."""
+    root: Path = tmp_path_factory.mktemp("models")
+    (root / "upscale_models").mkdir()
+    path = root / "upscale_models" / request.param
+    if path.suffix == ".pth":
+        torch.save({"params_ema": tiled_cases.esrgan()}, path)
+    else:
+        save_file(tiled_cases.esrgan(), path)
+    (recipe,) = BUILTIN["UpscaleModelLoader"]().load_model(request.param)
+    return EngineRuntime(engine, Weights(Catalog(root), torch.device("cpu"))), recipe
+
+
+def watched(shared: EngineRuntime) -> tuple[Runtime, list[tuple[int, int]]]:
+    seen: list[tuple[int, int]] = []
+    return shared.bind(lambda done, of: seen.append((done, of))), seen
+
+
+@pytest.mark.parametrize(("size", "overlap"), tiled_cases.DECODES)
+async def test_latents_are_decoded_in_tiles_as_by_comfyui(mini15: EngineRuntime, size: int, overlap: int) -> None:
+    runtime, seen = watched(mini15)
+    node = BUILTIN["VAEDecodeTiled"]()
+    (images,) = await node.decode({"samples": tiled_cases.latents()}, VAE, size, runtime, overlap)
+    FIGURES.assert_agrees(images[:, ::4, ::4], f"decode|{size}|{overlap}")
+    assert seen == [(done, len(seen)) for done in range(1, len(seen) + 1)]
+
+
+@pytest.mark.parametrize(("size", "overlap"), tiled_cases.ENCODES)
+async def test_images_are_encoded_in_tiles_as_by_comfyui(mini15: EngineRuntime, size: int, overlap: int) -> None:
+    runtime, _ = watched(mini15)
+    (latent,) = await BUILTIN["VAEEncodeTiled"]().encode(tiled_cases.pixels(), VAE, size, overlap, runtime)
+    FIGURES.assert_agrees(latent["samples"], f"encode|{size}|{overlap}")
+
+
+async def test_an_upscale_model_makes_what_it_makes_in_comfyui(upscaled: tuple[EngineRuntime, Recipe]) -> None:
+    shared, recipe = upscaled
+    runtime, seen = watched(shared)
+    (images,) = await BUILTIN["ImageUpscaleWithModel"]().upscale(recipe, tiled_cases.strip(), runtime)
+    assert images.shape == (2, 24, 1120, 3)
+    FIGURES.assert_agrees(images[:, :, tiled_cases.LAST_COLUMNS :], "upscale", 1e-6)
+    assert seen == [(done, 4) for done in (1, 2, 3, 4)]
+
+
+async def test_tiles_leave_no_seam_that_the_whole_image_has_not(upscaled: tuple[EngineRuntime, Recipe]) -> None:
+    shared, recipe = upscaled
+    runtime, _ = watched(shared)
+    whole: Any = shared.weights.upscaler(recipe)
+    with torch.no_grad():
+        expected: Tensor = whole._network(tiled_cases.strip().movedim(-1, 1)).movedim(1, -1)
+    images = await runtime.upscale(recipe, tiled_cases.strip())
+    # A tile's last columns are made without what is beyond them; the weights leave a thirty-second of that.
+    assert (images - expected).abs().max() <= 0.008
+    far_from_seams = torch.cat([images[:, :, :900], images[:, :, 1060:]], 2)
+    there = torch.cat([expected[:, :, :900], expected[:, :, 1060:]], 2)
+    assert (far_from_seams - there).abs().max() <= 1e-6
