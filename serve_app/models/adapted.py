@@ -35,7 +35,8 @@ class Adapters:
     """A set of LoRAs on one network. key: equal for equal files in equal order at equal strengths.
 
     stack: each LoRA's adapters, by parameter of the network, and its strength. A parameter the network lacks is left
-    out. may_take: whether so many bytes are free for merged weights.
+    out. may_take: whether so many bytes are free for merged weights. stored_as: the format merged weights are rounded
+    to, if it is not the network's.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Adapters:
         key: Hashable,
         network: nn.Module,
         stack: Sequence[tuple[Mapping[str, Adapter], float]],
+        *,
         may_take: Callable[[int], bool] = lambda nbytes: True,
+        stored_as: torch.dtype | None = None,
     ) -> None:
         self.key = key
         self._may_take = may_take
@@ -59,7 +62,7 @@ class Adapters:
             base = modules.get(name)
             known = {kind: of for kind, of in changes.items() if getattr(base, kind, None) is not None}
             if base is not None and known:
-                self.layers[name] = AdaptedLayer(base, known)
+                self.layers[name] = AdaptedLayer(base, known, stored_as)
 
     @property
     def nbytes(self) -> int:
@@ -84,9 +87,10 @@ class Adapters:
 class AdaptedLayer:
     """One layer of a network with what a set changes in it; its forms are made when they are first asked for."""
 
-    def __init__(self, base: nn.Module, changes: Changes) -> None:
+    def __init__(self, base: nn.Module, changes: Changes, stored_as: torch.dtype | None = None) -> None:
         self.base = base
         self._changes = changes
+        self._stored_as = stored_as
         self._pairs = _pairs(base, changes)
         self._thin: nn.Module | None = None
         self._whole: nn.Module | None = None
@@ -119,7 +123,7 @@ class AdaptedLayer:
     def whole(self) -> nn.Module:
         """Return the layer with merged weights."""
         if self._whole is None:
-            self._whole = _whole(self.base, self._changes)
+            self._whole = _whole(self.base, self._changes, self._stored_as)
         return self._whole
 
     def unmerge(self) -> None:
@@ -277,11 +281,15 @@ def _thin(base: nn.Module, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> nn.
     return nn.Sequential(packed(first), packed(second)).eval()
 
 
-def _whole(base: nn.Module, changes: Changes) -> nn.Module:
+def _whole(base: nn.Module, changes: Changes, stored_as: torch.dtype | None) -> nn.Module:
     layer = copy.copy(plain(base))
     layer._parameters = dict(layer._parameters)
     for kind, adapters in changes.items():
-        layer._parameters[kind] = nn.Parameter(merged(getattr(layer, kind), adapters), requires_grad=False)
+        own = _parameter(layer, kind)
+        weight = merged(own, adapters)
+        if stored_as is not None:
+            weight = weight.to(stored_as).to(own.dtype)
+        layer._parameters[kind] = nn.Parameter(weight, requires_grad=False)
     return packed(layer) if isinstance(base, PackedLinear | PackedConvolution) else layer
 
 

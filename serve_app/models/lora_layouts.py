@@ -14,7 +14,6 @@ from torch import Tensor
 from serve_app import log
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import (
-    Architecture,
     DualTextArchitecture,
     TextArchitecture,
     TextKind,
@@ -63,7 +62,7 @@ _SUFFIXES = sorted(
 _log = log.get("models")
 
 
-def names_of(architecture: Architecture, parameters: Sequence[str]) -> Names:
+def names_of(architecture: object, parameters: Sequence[str]) -> Names:
     """Return the names in LoRA files of a network's layers; none for a part that LoRAs do not change."""
     match architecture:
         case UNetArchitecture():

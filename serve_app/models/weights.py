@@ -1,40 +1,53 @@
 """The weights a replica holds: recipes made real, least recently used out first, within a budget of bytes.
 
-Several recipes can share weights: those that differ only in where the text encoder stops. A model is in use as long as
-a caller holds it; what is in use is not let go.
+Several recipes can share weights: those that differ only in where the text encoder stops, or in their LoRAs. A model is
+in use as long as a caller holds it; what is in use is not let go.
 """
 
 from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 import torch
 from torch import nn
 
 from serve_app import log
 from serve_app.errors import ConfigError
+from serve_app.models.adapted import Adapters, parameters, with_merged
 from serve_app.models.backbone import Backbone
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.embeddings import Embeddings
-from serve_app.models.families import Architecture, TextArchitecture, UNetArchitecture, VaeArchitecture
+from serve_app.models.families import (
+    Architecture,
+    DualTextArchitecture,
+    TextArchitecture,
+    TinyVaeArchitecture,
+    UNetArchitecture,
+    VaeArchitecture,
+)
+from serve_app.models.lora_layouts import names_of, read
 from serve_app.models.packing import pack
-from serve_app.models.text_encoder import Clip, TextEncoder
+from serve_app.models.text_encoder import Clip, DualTextEncoder, TextEncoder
 from serve_app.models.upscaler import Upscaler, UpscalerArchitecture, UpscalerFile
 from serve_app.models.vae import Vae
+from serve_app.sampling.denoiser import trained
+from serve_app.sampling.sigmas import NoiseLevels
 from serve_app.store.catalog import Catalog
-from serve_app.values import ClipSkip, Part, Recipe
+from serve_app.values import ClipSkip, Discrete, Lora, Part, Recipe, Training
 
-Model: TypeAlias = Backbone | TextEncoder | Vae | Upscaler
-M = TypeVar("M", Backbone, TextEncoder, Vae, Upscaler)
+Model: TypeAlias = Backbone | TextEncoder | DualTextEncoder | Vae | Upscaler
+M = TypeVar("M", Backbone, Vae, Upscaler)
+
+_Files: TypeAlias = tuple[Checkpoint | UpscalerFile, Sequence[Checkpoint]]
+"""A part's file, and those beside it."""
 
 _log = log.get("models")
-
 
 _FORMATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -59,17 +72,28 @@ def number_format(name: str, part: Part, device: torch.device) -> torch.dtype:
 
 @dataclass(slots=True)
 class _Held:
-    """One part's weights. lent: the model that callers have, as long as one of them holds it."""
+    """One part's weights, or what a set of LoRAs makes of them. own_bytes: beside those of `base` and `adapters`.
+
+    training: what a backbone's file says it was trained on. base: the key of the part whose tensors this one shares.
+    lent: the models that callers have, as long as one of them holds it.
+    """
 
     name: str
-    nbytes: int
+    own_bytes: int
     architecture: Architecture | UpscalerArchitecture
     network: nn.Module
-    lent: weakref.ref[Model] | None = None
+    training: Training
+    base: Hashable = None
+    adapters: Adapters | None = None
+    lent: weakref.WeakValueDictionary[Hashable, Model] = field(default_factory=weakref.WeakValueDictionary)
+
+    @property
+    def nbytes(self) -> int:
+        return self.own_bytes + (self.adapters.nbytes if self.adapters is not None else 0)
 
     @property
     def in_use(self) -> bool:
-        return self.lent is not None and self.lent() is not None
+        return len(self.lent) > 0
 
 
 class Weights:
@@ -106,10 +130,18 @@ class Weights:
         """Return the recipe's backbone, loading it if it is not resident."""
         return self._get(recipe, Backbone)
 
+    def levels(self, recipe: Recipe) -> NoiseLevels:
+        """Return the noise levels of the recipe's backbone, without loading it."""
+        return trained(_training(recipe) or Checkpoint(self._find(recipe)[0][0]).training())[0]
+
     def clip(self, recipe: Recipe) -> Clip:
         """Return the recipe's text encoder and the layer it stops at; the last ClipSkip counts."""
         skips = [patch for patch in recipe.patches if isinstance(patch, ClipSkip)]
-        return Clip(self._get(recipe, TextEncoder), skips[-1].stop_at if skips else -1)
+        encoder = self._any(recipe)
+        # What a recipe's files hold is known only once they are read.
+        if not isinstance(encoder, TextEncoder | DualTextEncoder):
+            raise TypeError(f"{recipe} was asked for as a text encoder")
+        return Clip(encoder, skips[-1].stop_at if skips else None)
 
     def vae(self, recipe: Recipe) -> Vae:
         """Return the recipe's VAE, loading it if it is not resident."""
@@ -129,75 +161,153 @@ class Weights:
         True if they are resident, if letting go of what nobody uses makes room, or if nothing is in use: what exceeds
         the budget by itself is loaded all the same. Errors: ModelFileError.
         """
-        path, key = self._find(recipe)
+        paths, key = self._find(recipe)
         with self._lock:
             in_use = sum(held.nbytes for held in self._held.values() if held.in_use)
-            return (
-                key in self._held or not in_use or in_use + self._nbytes(recipe, _open(recipe, path)) <= self._budget_bytes
-            )
+            if key in self._held or not in_use:
+                return True
+            return in_use + self._nbytes(recipe, _open(recipe, paths)) <= self._budget_bytes
 
-    def _find(self, recipe: Recipe) -> tuple[Path, Hashable]:
-        path = self._catalog.path(recipe.folder, recipe.name)
-        stat = path.stat()
-        # A file that is replaced under its name is another model.
-        return path, (recipe.part, str(path), stat.st_mtime_ns, stat.st_size)
+    def _find(self, recipe: Recipe) -> tuple[list[Path], Hashable]:
+        paths = [self._catalog.path(recipe.folder, name) for name in (recipe.name, *recipe.beside)]
+        return paths, (recipe.part, *map(_version, paths))
 
-    def _nbytes(self, recipe: Recipe, file: Checkpoint | UpscalerFile) -> int:
-        return file.elements(recipe.part) * self._dtypes[recipe.part].itemsize
+    def _nbytes(self, recipe: Recipe, files: _Files) -> int:
+        file, beside = files
+        elements = file.elements(recipe.part, beside) if isinstance(file, Checkpoint) else file.elements(recipe.part)
+        return elements * self._dtypes[recipe.part].itemsize
 
     def _get(self, recipe: Recipe, kind: type[M]) -> M:
-        path, key = self._find(recipe)
+        model = self._any(recipe)
+        if not isinstance(model, kind):
+            raise TypeError(f"{recipe} was asked for as {kind.__name__}")
+        return model
+
+    def _any(self, recipe: Recipe) -> Model:
+        paths, key = self._find(recipe)
         with self._lock:
             try:
-                held = self._held.pop(key, None) or self._load(recipe, _open(recipe, path))
-                self._held[key] = held
+                held = self._resident(key, lambda: self._load(recipe, _open(recipe, paths)))
+                if loras := tuple(patch for patch in recipe.patches if isinstance(patch, Lora)):
+                    held = self._with_loras(recipe, key, held, loras)
             finally:
                 self._names = tuple(held.name for held in self._held.values())
-            model = held.lent() if held.lent is not None else None
+            training = _training(recipe)
+            model = held.lent.get(training)
             if model is None:
-                model = self._model(key, held)
-                held.lent = weakref.ref(model)
-            if not isinstance(model, kind):
-                raise TypeError(f"{recipe} was asked for as {kind.__name__}")
+                model = self._model(key, held, training)
+                held.lent[training] = model
+                if held.base is not None:
+                    self._held[held.base].lent[id(held), training] = model
             return model
 
-    def _load(self, recipe: Recipe, file: Checkpoint | UpscalerFile) -> _Held:
-        nbytes = self._nbytes(recipe, file)
+    def _resident(self, key: Hashable, load: Callable[[], _Held]) -> _Held:
+        """Return what is held, or load it; it is then the most recently used."""
+        held = self._held.pop(key, None) or load()
+        self._held[key] = held
+        return held
+
+    def _with_loras(self, recipe: Recipe, key: Hashable, base: _Held, loras: tuple[Lora, ...]) -> _Held:
+        """Return what LoRAs make of a part: thin layers beside a backbone, a text encoder with merged weights."""
+        paths = [self._catalog.path("loras", lora.name) for lora in loras]
+        files = tuple((_version(path), lora.strength) for path, lora in zip(paths, loras, strict=True))
+
+        def load() -> _Held:
+            name = f"{base.name} + {' + '.join(f'{lora.name} {lora.strength:g}' for lora in loras)}"
+            names = names_of(base.architecture, parameters(base.network))
+            stack = [
+                (read(Checkpoint(path), names, recipe.part), lora.strength)
+                for path, lora in zip(paths, loras, strict=True)
+            ]
+            # ComfyUI keeps text encoders in fp16 on every device, and so rounds what it merges.
+            stored_as = torch.float16 if recipe.part == "clip" else None
+            adapters = Adapters(files, base.network, stack, may_take=self._has_room, stored_as=stored_as)
+            if recipe.part == "backbone":
+                self._make_room(adapters.nbytes, keep=key)
+                return _Held(name, 0, base.architecture, base.network, base.training, key, adapters)
+            self._make_room(adapters.merged_bytes, keep=key)
+            network = with_merged(base.network, adapters)
+            return _Held(name, adapters.merged_bytes, base.architecture, network, base.training, key)
+
+        held = self._resident((key, files), load)
+        # The part comes after what was made of it, which is no use without it.
+        self._held[key] = self._held.pop(key)
+        return held
+
+    def _load(self, recipe: Recipe, files: _Files) -> _Held:
+        nbytes = self._nbytes(recipe, files)
         self._make_room(nbytes)
-        architecture, network = file.load(recipe.part, self.device, self._dtypes[recipe.part])
-        # Some upscalers work out a convolution's weight as they run, which a packed one has not got.
-        if recipe.part != "upscaler":
+        file, beside = files
+        training: Training = Discrete()
+        architecture: Architecture | UpscalerArchitecture
+        if isinstance(file, Checkpoint):
+            architecture, network = file.load(recipe.part, self.device, self._dtypes[recipe.part], beside)
+            if recipe.part == "backbone":
+                training = file.training()
             pack(network)
-        held = _Held(f"{recipe.part} {recipe.folder}/{recipe.name}", nbytes, architecture, network)
+        else:
+            # Some upscalers work out a convolution's weight as they run, which a packed one has not got.
+            architecture, network = file.load(recipe.part, self.device, self._dtypes[recipe.part])
+        name = f"{recipe.part} {recipe.folder}/{' + '.join((recipe.name, *recipe.beside))}"
+        held = _Held(name, nbytes, architecture, network, training)
         _log.info("loaded %s: mb=%d held_mb=%d", held.name, nbytes >> 20, (self._held_bytes() + nbytes) >> 20)
         return held
 
-    def _model(self, key: Hashable, held: _Held) -> Model:
+    def _model(self, key: Hashable, held: _Held, training: Training | None) -> Model:
+        vectors, network = self._embeddings.vectors, held.network
         match held.architecture:
             case UNetArchitecture() as architecture:
-                return Backbone(key, architecture, held.network)
+                return Backbone(
+                    key, architecture, network, trained_as=held.training, training=training, adapters=held.adapters
+                )
             case TextArchitecture() as architecture:
-                return TextEncoder(architecture, held.network, self._embeddings.vectors)
-            case VaeArchitecture() as architecture:
-                return Vae(architecture, held.network)
+                return TextEncoder(architecture, network, vectors)
+            case DualTextArchitecture() as architecture:
+                towers = cast(nn.ModuleDict, network)
+                return DualTextEncoder(
+                    TextEncoder(architecture.l, towers["l"], vectors, paired=True),
+                    TextEncoder(architecture.g, towers["g"], vectors, paired=True),
+                )
+            case VaeArchitecture() | TinyVaeArchitecture() as architecture:
+                return Vae(architecture, network)
             case UpscalerArchitecture() as architecture:
                 return Upscaler(architecture)
 
-    def _make_room(self, nbytes: int) -> None:
+    def _make_room(self, nbytes: int, keep: Hashable = None) -> None:
         """Let go of what is used least recently until nbytes fit the budget, or until all that is left is in use."""
-        unused = [key for key, held in self._held.items() if not held.in_use]
+        unused = [key for key, held in self._held.items() if not held.in_use and key != keep]
         while unused and self._held_bytes() + nbytes > self._budget_bytes:
-            held = self._held.pop(unused.pop(0))
-            _log.info("let go of %s: mb=%d", held.name, held.nbytes >> 20)
-            # A network may hold cycles; without collecting, its memory would come back at some later time.
-            del held
+            key = unused.pop(0)
+            for going in [key, *(other for other, held in self._held.items() if held.base == key)]:
+                if (held := self._held.pop(going, None)) is not None:
+                    _log.info("let go of %s: mb=%d", held.name, held.nbytes >> 20)
+                    # A network may hold cycles; without collecting, its memory would come back at some later time.
+                    del held
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes are free without letting go of anything."""
+        with self._lock:
+            return self._held_bytes() + nbytes <= self._budget_bytes
 
     def _held_bytes(self) -> int:
         return sum(held.nbytes for held in self._held.values())
 
 
-def _open(recipe: Recipe, path: Path) -> Checkpoint | UpscalerFile:
-    return UpscalerFile(path) if recipe.part == "upscaler" else Checkpoint(path)
+def _open(recipe: Recipe, paths: Sequence[Path]) -> _Files:
+    file = UpscalerFile(paths[0]) if recipe.part == "upscaler" else Checkpoint(paths[0])
+    return file, [Checkpoint(path) for path in paths[1:]]
+
+
+def _version(path: Path) -> Hashable:
+    # A file that is replaced under its name is another model.
+    stat = path.stat()
+    return str(path), stat.st_mtime_ns, stat.st_size
+
+
+def _training(recipe: Recipe) -> Training | None:
+    """Return what the recipe takes its backbone to be trained on; None leaves it to the file. The last patch counts."""
+    found = [patch for patch in recipe.patches if isinstance(patch, Training)]
+    return found[-1] if found else None

@@ -39,7 +39,7 @@ class Stack:
         self._runtime = EngineRuntime(self.engine, self.weights)
         self._classes = {**BUILTIN, **(extra or {})}
         self._specs = {name: spec_of(node_class, name) for name, node_class in self._classes.items()}
-        self._models = sorted(path.name for path in (models / "checkpoints").iterdir())
+        self._models = sorted(path.name for path in models.glob("*/*.safetensors"))
         self._held = Held(10**9, lambda signatures: None)
 
     async def run(self, target: str, **nodes: tuple[str, dict[str, Any]]) -> Any:

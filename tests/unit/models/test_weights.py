@@ -83,7 +83,7 @@ def test_recipes_that_differ_only_in_clip_skip_share_their_weights(catalog):
     clip = Recipe("clip", "checkpoints", "a.safetensors")
     plain, skipping = held.clip(clip), held.clip(clip.with_patch(ClipSkip(-1)).with_patch(ClipSkip(-2)))
     assert plain.encoder is skipping.encoder
-    assert (plain.stop_at, skipping.stop_at) == (-1, -2)
+    assert (plain.stop_at, skipping.stop_at) == (None, -2)
     assert len(held.resident()) == 1
 
 
