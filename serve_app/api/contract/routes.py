@@ -7,6 +7,7 @@ Source: `openapi.json` beside this file, which `/openapi.json` serves.
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -74,7 +75,7 @@ def execution_result(job: JobView) -> dict[str, Any]:
     """Return a job as the contract's ExecutionResult; `timestamp` is that of its latest change of state."""
     return {
         "prompt": [job.number, job.job_id, job.prompt, job.extra_data, list(job.outputs_to_execute)],
-        "outputs": job.outputs,
+        "outputs": {node_id: _shown(ui) for node_id, ui in job.outputs.items()},
         "status": {
             "status_code": 100 if job.state == "success" else min(job.percent, 99),
             "completed": job.state == "success",
@@ -83,6 +84,14 @@ def execution_result(job: JobView) -> dict[str, Any]:
         },
         "timestamp": job.ended_s or job.started_s or job.created_s,
     }
+
+
+def _shown(ui: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a node shows; files that it calls `animated`, as ComfyUI does, are the contract's `gifs` as well."""
+    animated = ui.get("animated")
+    if not isinstance(animated, list | tuple) or not any(animated):
+        return ui
+    return {"gifs": ui.get("images", []), **ui}
 
 
 def _messages(job: JobView) -> list[str]:

@@ -115,6 +115,17 @@ async def test_an_unknown_id_has_an_empty_history(client, job_id):
         assert response.status_code == 404
 
 
+async def test_files_that_a_node_calls_animated_are_gifs_and_images(client, scheduler, example):
+    job_id = await queued(client, example)
+    file = {"filename": "a_00001_.webp", "subfolder": "", "type": "output"}
+    scheduler.succeed(job_id, {"6": {"images": [file], "animated": [True]}, "7": {"images": [], "animated": [False]}})
+    response = await client.get(f"/history/{job_id}")
+    assert response.json()[job_id]["outputs"] == {
+        "6": {"images": [file], "gifs": [file], "animated": [True]},
+        "7": {"images": [], "animated": [False]},
+    }
+
+
 async def test_values_that_json_cannot_hold_are_shown_as_null(client, scheduler, example):
     job_id = await queued(client, example)
     scheduler.succeed(job_id, {"6": {"score": [float("nan"), 1.5], "text": ["\ud800"]}})

@@ -21,6 +21,16 @@ def test_names_are_sorted_recursive_and_only_model_files(tmp_path: Path) -> None
     assert Catalog(tmp_path).names("checkpoints") == ["a.safetensors", "b.safetensors", "sub/deep/A.SFT"]
 
 
+def test_upscale_models_may_be_pickles_of_tensors(tmp_path: Path) -> None:
+    for name in ("a.pth", "b.pt", "c.safetensors", "d.ckpt"):
+        put(tmp_path / "upscale_models" / name)
+    catalog = Catalog(tmp_path)
+    assert catalog.names("upscale_models") == ["a.pth", "b.pt", "c.safetensors"]
+    assert catalog.path("upscale_models", "a.pth") == tmp_path / "upscale_models" / "a.pth"
+    with pytest.raises(ModelFileError, match=r"allowed: .*\.safetensors, \.sft, \.pth, \.pt$"):
+        catalog.path("upscale_models", "d.ckpt")
+
+
 def test_a_folder_that_was_never_made_is_empty(tmp_path: Path) -> None:
     assert Catalog(tmp_path / "nowhere").names("loras") == []
 
