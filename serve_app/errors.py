@@ -117,6 +117,14 @@ class FileMissingError(ServeAppError):
     """A file is not in its directory, or the name leaves the directory."""
 
 
+class ForbiddenPathError(ServeAppError):
+    """A name of a user's file leaves the user's folder."""
+
+
+class UserMissingError(ServeAppError):
+    """No user has this id."""
+
+
 class ModelFileError(ServeAppError):
     """A model file is missing, unreadable, or of a layout that is not supported."""
 

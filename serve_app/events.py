@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 Kind: TypeAlias = Literal[
-    "queued", "started", "cached", "executing", "progress", "finished", "executed", "success", "error", "cancelled"
+    "queued",
+    "started",
+    "cached",
+    "executing",
+    "progress",
+    "finished",
+    "executed",
+    "blocked",
+    "success",
+    "error",
+    "cancelled",
 ]
 
 ENDINGS: frozenset[str] = frozenset({"success", "error", "cancelled"})
@@ -24,8 +34,10 @@ class Event:
 
     data by kind: cached {"nodes": [ids]}; executing {"node"}; progress {"node", "value", "max"};
     finished {"node"}, of a node that is no output; executed {"node", "output": ui dict}, of one that is;
-    error {"node", "class_type", "exception_type", "message", "traceback"}; the others {}. A node that another one expanded into may name "display_node", "parent_node" and "real_node" too;
-    an error may hold "executed", "current_inputs" and "current_outputs". at_s: Unix time in seconds.
+    blocked {"node", "class_type", "message", "executed"}: a node was passed over, and the job goes on;
+    error {"node", "class_type", "exception_type", "message", "traceback"}; the others {}. A node that another one
+    expanded into may name "display_node", "parent_node" and "real_node" too; an error may hold "executed",
+    "current_inputs" and "current_outputs". at_s: Unix time in seconds.
     """
 
     job_id: str

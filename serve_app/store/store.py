@@ -51,8 +51,11 @@ class Store(Protocol):
         """Open for reading; seekable. The caller closes it."""
         ...
 
-    def write(self, ref: FileRef, data: bytes) -> None:
-        """Store the whole content or nothing: a reader never sees half a file. Replaces an older content."""
+    def write(self, ref: FileRef, data: bytes, *, replace: bool = True) -> None:
+        """Store the whole content or nothing: a reader never sees half a file. Replaces an older content.
+
+        Errors: FileExistsError for a name that is taken, without `replace`.
+        """
         ...
 
     def names(self, area: Area, subfolder: str = "") -> Iterator[str]:

@@ -5,19 +5,15 @@ Names come from clients, so they are checked twice: their text, and where their 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO
 
 from serve_app.errors import FileMissingError
+from serve_app.store.durable import UNFINISHED, write_file
 from serve_app.store.store import Area, FileRef, FileStat
-
-UNFINISHED = ".part"
-"""How the name of a file that is still being written ends; such files are not listed."""
 
 
 class Volume:
@@ -47,10 +43,11 @@ class Volume:
         except OSError as error:
             raise _missing(ref, str(error)) from error
 
-    def write(self, ref: FileRef, data: bytes) -> None:
+    def write(self, ref: FileRef, data: bytes, *, replace: bool = True) -> None:
         """Store the whole content or nothing, and return once it is on the disk.
 
-        Errors: FileMissingError for a name that leaves its area or is a folder's; OSError when the disk refuses.
+        Errors: FileMissingError for a name that leaves its area or is a folder's; FileExistsError for a name that is
+        taken, without `replace`; OSError when the disk refuses.
         """
         path = self._path(ref)
         if path.is_dir():
@@ -59,23 +56,7 @@ class Volume:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise _missing(ref, "a part of its subfolder is a file") from error
-        unfinished = path.with_name(f".{uuid.uuid4().hex}{UNFINISHED}")
-        try:
-            with unfinished.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
-            raise
-        # The rename itself must outlive a crash too: the job's record says that the file is there.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_file(path, data, replace=replace)
 
     def names(self, area: Area, subfolder: str = "") -> Iterator[str]:
         """Yield the file names directly in a subfolder; none if there is no such subfolder."""
