@@ -7,9 +7,9 @@ kinds of hint apart, and control-LoRA, low-rank changes of a backbone's own weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,6 @@ from serve_app.models.tensors import Shape, Tensors
 
 ControlModule: TypeAlias = ControlNetwork | AdapterNetwork
 """A network whose answers are added inside a backbone."""
-
-Base: TypeAlias = Callable[[], tuple[UNetArchitecture, nn.Module]]
-"""Gives the backbone whose weights a control-LoRA or a file of differences changes."""
 
 ENCODER = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
 """What a ControlNet has of a backbone."""
@@ -64,10 +61,14 @@ _log = log.get("models")
 
 
 class ControlFile:
-    """An open file of a ControlNet or a T2I-Adapter. Errors: ModelFileError for one that is neither."""
+    """An open file of a ControlNet or a T2I-Adapter. Errors: ModelFileError for one that is neither.
 
-    def __init__(self, file: Checkpoint) -> None:
+    base: the files of the backbone whose weights a control-LoRA or a file of differences changes.
+    """
+
+    def __init__(self, file: Checkpoint, base: Sequence[Checkpoint] = ()) -> None:
         self._file = file
+        self._base = base
         self._where = f"'{file.path.name}'"
         self._names = _cldm_names(file.shapes)
         """Name in the file -> name in the layout that everything else goes by."""
@@ -92,14 +93,15 @@ class ControlFile:
         """Whether its weights are to be added to a backbone's."""
         return "difference" in self._file.shapes
 
-    def elements(self, base: Mapping[str, Shape] | None = None) -> int:
-        """Return how many numbers the network has, about. base: the shapes of the backbone it changes."""
+    def elements(self) -> int:
+        """Return how many numbers the network has, about."""
         own = sum(prod(shape) for shape in self._tensors.shapes.values())
-        if base is None or not self.needs_base:
+        if not self.needs_base:
             return own
-        return own + sum(prod(shape) for name, shape in base.items() if any(part in name for part in ENCODER))
+        base = (item for file in self._base for item in file.shapes.items())
+        return own + sum(prod(shape) for name, shape in base if any(part in name for part in ENCODER))
 
-    def load(self, device: torch.device, dtype: torch.dtype, base: Base | None = None) -> ControlModule:
+    def load(self, device: torch.device, dtype: torch.dtype) -> ControlModule:
         """Return the network on the device.
 
         Errors: ModelFileError for tensors that are missing or of another shape, or without the base it needs.
@@ -109,7 +111,7 @@ class ControlFile:
                 adapter = AdapterNetwork(AdapterArchitecture.probe(self._tensors)).eval().requires_grad_(False)
             self._fill(adapter, self._own(adapter.state_dict(), {}, device, dtype))
             return adapter
-        found = self._base(base)
+        found = self._changes(device, dtype)
         architecture = found[0] if found is not None and self.needs_base else self._architecture()
         control_net = self._empty(architecture)
         wanted = control_net.state_dict()
@@ -123,12 +125,13 @@ class ControlFile:
         self._fill(control_net, state)
         return control_net
 
-    def _base(self, base: Base | None) -> tuple[UNetArchitecture, nn.Module] | None:
+    def _changes(self, device: torch.device, dtype: torch.dtype) -> tuple[UNetArchitecture, nn.Module] | None:
         """Return the backbone whose weights the file changes, if it does."""
         if not self.needs_base and not self.has_differences:
             return None
-        if base is not None:
-            return base()
+        if self._base:
+            architecture, backbone = self._base[0].load("backbone", device, dtype, self._base[1:])
+            return cast(UNetArchitecture, architecture), backbone
         if self.needs_base:
             raise self._tensors.unsupported("is a control-LoRA, which needs the backbone whose weights it changes")
         _log.warning("%s holds differences from a backbone's weights and is used without one", self._where)

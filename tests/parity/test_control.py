@@ -51,7 +51,8 @@ class Bench:
     def net(self, name, family, stem=None):
         path = control_files.write(self._folder, name)
         path = path.rename(path.with_stem(stem)) if stem else path
-        network = ControlFile(Checkpoint(path)).load(CPU, FP32, lambda: self.backbone(family))
+        base = [Checkpoint(control_files.write(self._folder, f"unet_{family}"))]
+        network = ControlFile(Checkpoint(path), base).load(CPU, FP32)
         return ControlNet(path.name, path.name, network)
 
     def steered(self, family, nets, control, sigma, height, width, rows=2, architecture=None):

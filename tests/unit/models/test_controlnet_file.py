@@ -17,8 +17,8 @@ from tests.unit.models.control_nets import ARCHITECTURE
 CPU, FP32 = torch.device("cpu"), torch.float32
 
 
-def opened(path):
-    return ControlFile(Checkpoint(path))
+def opened(path, *base):
+    return ControlFile(Checkpoint(path), base)
 
 
 def test_a_file_of_something_else_is_refused_by_name(tmp_path):
@@ -52,11 +52,11 @@ def test_a_control_lora_without_a_backbone_is_refused(tmp_path):
 
 
 def test_a_control_lora_is_counted_with_the_half_of_the_backbone_that_it_changes(tmp_path):
-    lora = opened(control_files.write(tmp_path, "control_lora"))
-    plain = opened(control_files.write(tmp_path, "sdxl"))
-    base = Checkpoint(control_files.write(tmp_path, "unet_sdxl")).shapes
-    assert plain.elements() == plain.elements(base)
-    assert plain.elements() < lora.elements(base) < 1.3 * plain.elements()
+    base = Checkpoint(control_files.write(tmp_path, "unet_sdxl"))
+    lora = opened(control_files.write(tmp_path, "control_lora"), base).elements()
+    plain = opened(control_files.write(tmp_path, "sdxl"), base).elements()
+    assert plain == opened(control_files.write(tmp_path, "sdxl")).elements()
+    assert plain < lora < 1.3 * plain
 
 
 def test_differences_are_added_to_the_weights_of_a_backbone(tmp_path, caplog):
@@ -66,7 +66,7 @@ def test_differences_are_added_to_the_weights_of_a_backbone(tmp_path, caplog):
     base = Checkpoint(control_files.write(tmp_path, "unet_sd1"))
     file = opened(tmp_path / "diff.safetensors")
     assert file.has_differences
-    on_top = file.load(CPU, FP32, lambda: base.load("backbone", CPU, FP32)).state_dict()
+    on_top = opened(tmp_path / "diff.safetensors", base).load(CPU, FP32).state_dict()
     under = base.load("backbone", CPU, FP32)[1].state_dict()
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(on_top[name], tensor + under[name] if name in under else tensor)
