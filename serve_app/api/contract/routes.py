@@ -6,8 +6,8 @@ Source: `openapi.json` beside this file, which `/openapi.json` serves.
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from fastapi import APIRouter, Request
