@@ -29,7 +29,7 @@ Conds: TypeAlias = Mapping[str, Conditioning]
 
 
 class ControlNet:
-    """A ControlNet or a T2I-Adapter on its device. key: equal for equal weights. name: of its file, for errors."""
+    """A ControlNet or a T2I-Adapter on its device. key: equal for equal weights. name: what errors call it."""
 
     def __init__(self, key: Hashable, name: str, network: ControlNetwork | AdapterNetwork) -> None:
         self.key = key
@@ -42,7 +42,7 @@ class ControlNet:
         wanted = network.hint_channels
         # An adapter for grey hints takes the mean of the colours.
         if hint.shape[-1] != wanted and not (isinstance(network, AdapterNetwork) and wanted == 1):
-            raise NodeError(f"the hint has {hint.shape[-1]} channels; ControlNet '{self.name}' takes {wanted}")
+            raise NodeError(f"the hint has {hint.shape[-1]} channels; '{self.name}' takes {wanted}")
         theirs: tuple[int, ...]
         if isinstance(network, AdapterNetwork):
             theirs, ours = network.architecture.channels, architecture.channels
@@ -56,7 +56,7 @@ class ControlNet:
             fits = theirs == ours and made_for.res_blocks == architecture.res_blocks
         if not fits:
             raise NodeError(
-                f"ControlNet '{self.name}' is made for another family than the model: its widths are {theirs}, "
+                f"'{self.name}' is made for another family than the model: its widths are {theirs}, "
                 f"the model's {ours}"
             )
 

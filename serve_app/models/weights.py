@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import TypeAlias, TypeVar, cast
@@ -22,6 +22,8 @@ from serve_app.errors import ConfigError
 from serve_app.models.adapted import Adapters, parameters, with_merged
 from serve_app.models.backbone import Backbone
 from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.controlnet import ControlNetwork
+from serve_app.models.controlnet_file import ControlFile
 from serve_app.models.embeddings import Embeddings
 from serve_app.models.families import (
     Architecture,
@@ -33,18 +35,20 @@ from serve_app.models.families import (
 )
 from serve_app.models.lora_layouts import names_of, read
 from serve_app.models.packing import pack
+from serve_app.models.steering import ControlNet
+from serve_app.models.t2i_adapter import AdapterArchitecture, AdapterNetwork
 from serve_app.models.text_encoder import Clip, DualTextEncoder, TextEncoder
 from serve_app.models.upscaler import Upscaler, UpscalerArchitecture, UpscalerFile
 from serve_app.models.vae import Vae
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.sigmas import NoiseLevels
 from serve_app.store.catalog import Catalog
-from serve_app.values import ClipSkip, Discrete, Lora, Part, Recipe, Training
+from serve_app.values import ClipSkip, Difference, Discrete, Lora, Part, Recipe, Training
 
-Model: TypeAlias = Backbone | TextEncoder | DualTextEncoder | Vae | Upscaler
-M = TypeVar("M", Backbone, Vae, Upscaler)
+Model: TypeAlias = Backbone | TextEncoder | DualTextEncoder | Vae | Upscaler | ControlNet
+M = TypeVar("M", Backbone, Vae, Upscaler, ControlNet)
 
-_Files: TypeAlias = tuple[Checkpoint | UpscalerFile, Sequence[Checkpoint]]
+_Files: TypeAlias = tuple[Checkpoint | UpscalerFile | ControlFile, Sequence[Checkpoint]]
 """A part's file, and those beside it."""
 
 _log = log.get("models")
@@ -80,7 +84,7 @@ class _Held:
 
     name: str
     own_bytes: int
-    architecture: Architecture | UpscalerArchitecture
+    architecture: Architecture | UpscalerArchitecture | AdapterArchitecture
     network: nn.Module
     training: Training
     base: Hashable = None
@@ -118,6 +122,7 @@ class Weights:
             "clip": number_format(dtype, "clip", device),
             "vae": number_format(vae_dtype, "vae", device),
             "upscaler": torch.float32,
+            "controlnet": number_format(dtype, "controlnet", device),
         }
         self._catalog = catalog
         self._embeddings = Embeddings(catalog)
@@ -151,30 +156,57 @@ class Weights:
         """Return the recipe's upscaler, loading it if it is not resident."""
         return self._get(recipe, Upscaler)
 
+    def control_net(self, recipe: Recipe) -> ControlNet:
+        """Return the ControlNet or T2I-Adapter of a recipe that `based` gave, loading it if it is not resident."""
+        return self._get(recipe, ControlNet)
+
+    def based(self, control_net: Recipe, backbone: Recipe) -> Recipe:
+        """Return a ControlNet's recipe with the backbone whose weights its file changes, or with none.
+
+        backbone: what it steers, whose weights a control-LoRA changes. Errors: ModelFileError.
+        """
+        file = ControlFile(Checkpoint(self._find(control_net)[0][0]))
+        changed = _difference(control_net) if file.has_differences else None
+        if file.needs_base:
+            changed = Difference(backbone)
+        own = tuple(patch for patch in control_net.patches if not isinstance(patch, Difference))
+        return replace(control_net, patches=own if changed is None else (*own, changed))
+
     def resident(self) -> tuple[str, ...]:
         """Return "part folder/name" of what is held, least recently used first. Never waits for a load."""
         return self._names
 
-    def fits(self, recipe: Recipe) -> bool:
-        """Whether the recipe's weights can be had within the budget now.
+    def fits(self, *recipes: Recipe) -> bool:
+        """Whether the recipes' weights can be had together within the budget now.
 
         True if they are resident, if letting go of what nobody uses makes room, or if nothing is in use: what exceeds
         the budget by itself is loaded all the same. Errors: ModelFileError.
         """
-        paths, key = self._find(recipe)
+        wanted = {key: (recipe, paths) for recipe in recipes for paths, key in [self._find(recipe)]}
         with self._lock:
             in_use = sum(held.nbytes for held in self._held.values() if held.in_use)
-            if key in self._held or not in_use:
+            absent = [recipe_and_paths for key, recipe_and_paths in wanted.items() if key not in self._held]
+            if not absent or not in_use:
                 return True
-            return in_use + self._nbytes(recipe, _open(recipe, paths)) <= self._budget_bytes
+            idle = sum(held.nbytes for key, held in self._held.items() if key in wanted and not held.in_use)
+            more = sum(self._nbytes(recipe, _open(recipe, paths)) for recipe, paths in absent)
+            return in_use + idle + more <= self._budget_bytes
 
     def _find(self, recipe: Recipe) -> tuple[list[Path], Hashable]:
         paths = [self._catalog.path(recipe.folder, name) for name in (recipe.name, *recipe.beside)]
+        if (changed := _difference(recipe)) is not None:
+            paths += self._find(changed.backbone)[0]
         return paths, (recipe.part, *map(_version, paths))
 
     def _nbytes(self, recipe: Recipe, files: _Files) -> int:
         file, beside = files
-        elements = file.elements(recipe.part, beside) if isinstance(file, Checkpoint) else file.elements(recipe.part)
+        match file:
+            case Checkpoint():
+                elements = file.elements(recipe.part, beside)
+            case UpscalerFile():
+                elements = file.elements(recipe.part)
+            case ControlFile():
+                elements = file.elements()
         return elements * self._dtypes[recipe.part].itemsize
 
     def _get(self, recipe: Recipe, kind: type[M]) -> M:
@@ -239,11 +271,15 @@ class Weights:
         self._make_room(nbytes)
         file, beside = files
         training: Training = Discrete()
-        architecture: Architecture | UpscalerArchitecture
+        architecture: Architecture | UpscalerArchitecture | AdapterArchitecture
         if isinstance(file, Checkpoint):
             architecture, network = file.load(recipe.part, self.device, self._dtypes[recipe.part], beside)
             if recipe.part == "backbone":
                 training = file.training()
+            pack(network)
+        elif isinstance(file, ControlFile):
+            network = file.load(self.device, self._dtypes[recipe.part])
+            architecture = network.architecture
             pack(network)
         else:
             # Some upscalers work out a convolution's weight as they run, which a packed one has not got.
@@ -256,6 +292,10 @@ class Weights:
     def _model(self, key: Hashable, held: _Held, training: Training | None) -> Model:
         vectors, network = self._embeddings.vectors, held.network
         match held.architecture:
+            case UNetArchitecture() if isinstance(network, ControlNetwork):
+                return ControlNet(key, held.name, network)
+            case AdapterArchitecture():
+                return ControlNet(key, held.name, cast(AdapterNetwork, network))
             case UNetArchitecture() as architecture:
                 return Backbone(
                     key, architecture, network, trained_as=held.training, training=training, adapters=held.adapters
@@ -297,8 +337,11 @@ class Weights:
 
 
 def _open(recipe: Recipe, paths: Sequence[Path]) -> _Files:
-    file = UpscalerFile(paths[0]) if recipe.part == "upscaler" else Checkpoint(paths[0])
-    return file, [Checkpoint(path) for path in paths[1:]]
+    beside = [Checkpoint(path) for path in paths[1:]]
+    if recipe.part == "upscaler":
+        return UpscalerFile(paths[0]), beside
+    file = Checkpoint(paths[0])
+    return (ControlFile(file, beside) if recipe.part == "controlnet" else file), beside
 
 
 def _version(path: Path) -> Hashable:
@@ -310,4 +353,10 @@ def _version(path: Path) -> Hashable:
 def _training(recipe: Recipe) -> Training | None:
     """Return what the recipe takes its backbone to be trained on; None leaves it to the file. The last patch counts."""
     found = [patch for patch in recipe.patches if isinstance(patch, Training)]
+    return found[-1] if found else None
+
+
+def _difference(recipe: Recipe) -> Difference | None:
+    """Return which backbone's weights the recipe's file changes; the last patch counts."""
+    found = [patch for patch in recipe.patches if isinstance(patch, Difference)]
     return found[-1] if found else None

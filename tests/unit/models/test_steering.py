@@ -143,7 +143,7 @@ def test_the_controlnets_of_all_chains_are_found_once_each():
 @pytest.mark.parametrize(
     ("recipe", "channels", "architecture", "says"),
     [
-        (A, 4, ARCHITECTURE, "the hint has 4 channels; ControlNet 'net1.safetensors' takes 3"),
+        (A, 4, ARCHITECTURE, "the hint has 4 channels; 'net1.safetensors' takes 3"),
         (A, 3, UNetArchitecture((32, 64), (1, 1), (1, 1), 1, context_dim=24), "another family"),
         (T, 3, UNetArchitecture((32, 64, 64), (1, 1, 1), (1, 1, 1), 1, context_dim=16), "another family"),
         (U.with_patch(HintKind(7)), 3, ARCHITECTURE, "tells 3 kinds of hint apart, and kind 7"),
