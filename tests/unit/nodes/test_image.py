@@ -106,7 +106,8 @@ def test_a_weak_edge_is_one_only_where_it_touches_a_strong_one() -> None:
     assert not run("Canny", image=weak, low_threshold=0.4, high_threshold=0.8).any()
     fading = weak * torch.linspace(5, 1, 48).reshape(1, 48, 1, 1)
     edges = run("Canny", image=fading, low_threshold=0.4, high_threshold=0.8)
-    assert edges[0, :, 5].bool().all()
+    # Rounding decides which side of the step is the stronger one.
+    assert edges[0, :, 5:7].bool().any(1).all()
 
 
 def test_a_low_threshold_above_the_high_one_is_an_error() -> None:
