@@ -84,6 +84,10 @@ class AppConfig(Section):
     """Jobs that may wait; one more is answered 503."""
     max_attempts: Annotated[int, Field(ge=1)] = 5
     """Replicas a task may lose before its job is given up."""
+    cache: Annotated[str, Field(pattern=r"^(classic|none|lru:[0-9]{1,9})$")] = "classic"
+    """Node results that later jobs may use: as many as results_bytes holds, none, or lru:N at most N a replica too."""
+    custom_nodes_dir: Path | None = None
+    """The folder of node packs; their code runs in workers and replicas. None loads none."""
     ingress: IngressConfig = IngressConfig()
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)] = (PoolConfig(name="gpu"),)
 
@@ -98,6 +102,12 @@ class AppConfig(Section):
         return self
 
     @property
+    def results_entries(self) -> int | None:
+        """How many results a replica keeps at most; None for as many as their bytes allow."""
+        kind, _, count = self.cache.partition(":")
+        return int(count) if kind == "lru" else None
+
+    @property
     def directories(self) -> dict[Area, Path]:
         """The three directories clients know."""
         return {"input": self.input_dir, "output": self.output_dir, "temp": self.temp_dir}
@@ -110,6 +120,8 @@ class AppConfig(Section):
             if name != "models_dir":
                 path.mkdir(parents=True, exist_ok=True)
             update[name] = path
+        if self.custom_nodes_dir is not None:
+            update["custom_nodes_dir"] = self.custom_nodes_dir.expanduser().absolute()
         scheme, separator, path = self.database_url.partition("sqlite:///")
         if separator and not scheme and path and path != ":memory:":
             file = Path(path).expanduser().absolute()

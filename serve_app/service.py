@@ -11,8 +11,9 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError, JobMissingError, Problem
@@ -20,9 +21,22 @@ from serve_app.events import ENDINGS, Event
 from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse, render
 from serve_app.graph.spec import NodeSpec
-from serve_app.graph.validate import Validated, validate
-from serve_app.scheduler.messages import ClusterView, JobView, QueueView, SchedulerClient, Submission
+from serve_app.graph.validate import Validated, hooked, settled, validate
+from serve_app.scheduler.messages import (
+    Attached,
+    ClusterView,
+    JobPage,
+    JobView,
+    News,
+    QueueView,
+    Reader,
+    SchedulerClient,
+    Submission,
+)
+from serve_app.store.catalog import Catalog
+from serve_app.store.changes import JobQuery
 from serve_app.store.store import AREAS, FileRef, FileStat, Store
+from serve_app.store.userdata import UserData
 
 CREDENTIALS: frozenset[str] = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
 """Members of `extra_data` that nodes may need and that no answer ever shows."""
@@ -35,9 +49,10 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask for. body_bytes: size of a body. poll_s: seconds a long poll may wait."""
+    """What one request may ask for. body_bytes, upload_bytes: size of a body, of a file's. poll_s: of a long poll."""
 
     body_bytes: int = 20_000_000
+    upload_bytes: int = 100 * 1024 * 1024
     poll_s: float = 60.0
 
 
@@ -48,6 +63,7 @@ class Submitted:
     job_id: str
     number: float
     problems: tuple[Problem, ...] = ()
+    client_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +78,7 @@ class Service:
     """The server's behaviour without its wire formats.
 
     choices: folder -> the file names a COMBO over that folder allows ("checkpoints", …, or "input" for uploads).
+    catalog: the model files. user_data: what the web page keeps for its users.
     """
 
     def __init__(
@@ -70,27 +87,42 @@ class Service:
         store: Store,
         choices: Callable[[str], Sequence[str]],
         limits: Limits | None = None,
+        *,
+        catalog: Catalog | None = None,
+        user_data: UserData | None = None,
     ) -> None:
         self.limits = limits or Limits()
+        self.store = store
+        self.catalog = catalog or Catalog(Path("models"))
+        self.user_data = user_data or UserData(Path("user"))
         self._scheduler = scheduler
-        self._store = store
         self._choices = choices
 
     async def submit(self, body: Mapping[str, Any], *, partial: bool = False) -> Submitted:
         """Check a submission and queue it; the job is in the database when this returns.
 
-        partial: leave out the output nodes that cannot run as long as one can, as ComfyUI does; else any problem
-        refuses all. Errors: InvalidSubmissionError for the keys, InvalidGraphError with every problem of the graph.
+        partial: leave out the output nodes that cannot run as long as one can, as ComfyUI does, unless a node class is
+        unknown; else any problem refuses all. Errors: InvalidSubmissionError for the keys, InvalidGraphError with every
+        problem of the graph.
         """
         submission, targets = _read(body)
         specs = await self._scheduler.specs()
         # Reading the choices lists directories, which may be slow on a shared volume.
         validated = await asyncio.to_thread(self._validate, submission.prompt, specs, targets)
-        if not validated.outputs or (validated.problems and not partial):
+        if hooked(validated, specs):
+            hooks = await self._scheduler.check(validated.graph, validated.outputs)
+            validated = settled(validated, hooks.problems, hooks.fingerprints)
+        grave = any(not partial or problem.type == "missing_node_type" for problem in validated.problems)
+        if grave or not validated.outputs:
             raise InvalidGraphError(validated.problems)
         prompt = _prompt(validated.graph, submission.prompt)
         accepted = await self._scheduler.submit(replace(submission, prompt=prompt, outputs=tuple(validated.outputs)))
-        return Submitted(accepted.job_id, accepted.number, tuple(validated.problems))
+        return Submitted(accepted.job_id, accepted.number, tuple(validated.problems), submission.client_id)
+
+    async def answered(self, submitted: Submitted) -> None:
+        """Note that the client has been answered: from here on its sockets are told of the job."""
+        if submitted.client_id is not None:
+            await self._scheduler.answered(submitted.job_id)
 
     def _validate(
         self, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec], targets: Sequence[str] | None
@@ -100,6 +132,35 @@ class Service:
     async def cancel(self, job_id: str) -> bool:
         """Cancel a job; False if it has ended or is unknown."""
         return _is_uuid(job_id) and await self._scheduler.cancel(job_id)
+
+    async def interrupt(self, job_id: str | None = None) -> None:
+        """Cancel the running job of this id, or every running job."""
+        for running in (await self._scheduler.queue()).running:
+            if job_id is None or running.job_id == job_id:
+                await self._scheduler.cancel(running.job_id)
+
+    async def withdraw(self, job_ids: Sequence[str] | None = None) -> None:
+        """Cancel jobs that wait: these, or all."""
+        for pending in (await self._scheduler.queue()).pending:
+            if job_ids is None or pending.job_id in job_ids:
+                await self._scheduler.cancel(pending.job_id)
+
+    async def forget(self, job_ids: Sequence[str] | None = None) -> None:
+        """Forget ended jobs: these, or all."""
+        await self._scheduler.forget(job_ids)
+
+    async def jobs(self, query: JobQuery) -> JobPage:
+        """Return the jobs a query finds, without their credentials."""
+        page = await self._scheduler.jobs(query)
+        return JobPage(tuple(map(_without_credentials, page.jobs)), page.total)
+
+    async def attach(self, client_id: str, token: str) -> Attached:
+        """Let a socket read for a client; as `SchedulerClient.attach`."""
+        return await self._scheduler.attach(client_id, token)
+
+    async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
+        """Return what clients have not been sent; as `SchedulerClient.news`."""
+        return await self._scheduler.news(readers, queue, timeout_s)
 
     async def job(self, job_id: str) -> JobView | None:
         """Return a job without its credentials, or None."""
@@ -132,19 +193,23 @@ class Service:
         """Return every node class some pool can run."""
         return await self._scheduler.specs()
 
+    async def choices(self, folders: Iterable[str]) -> dict[str, list[str]]:
+        """Return the file names in folders, as a COMBO over them allows."""
+        wanted = sorted(set(folders))
+        return await asyncio.to_thread(lambda: {folder: list(self._choices(folder)) for folder in wanted})
+
     async def models(self) -> dict[str, list[str]]:
         """Return the model files by folder, for every folder that some node class loads from."""
         specs = await self._scheduler.specs()
-        folders = {i.folder for spec in specs.values() for i in spec.inputs if i.folder} - set(AREAS)
-        return await asyncio.to_thread(lambda: {folder: list(self._choices(folder)) for folder in sorted(folders)})
+        return await self.choices({i.folder for spec in specs.values() for i in spec.inputs if i.folder} - set(AREAS))
 
     async def stat(self, ref: FileRef) -> FileStat:
         """Return a stored file's size, age and tag. Errors: FileMissingError."""
-        return await asyncio.to_thread(self._store.stat, ref)
+        return await asyncio.to_thread(self.store.stat, ref)
 
     async def open(self, ref: FileRef) -> BinaryIO:
         """Open a stored file for reading; its reads block, so do them in a thread. Errors: FileMissingError."""
-        return await asyncio.to_thread(self._store.open, ref)
+        return await asyncio.to_thread(self.store.open, ref)
 
 
 def _read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:

@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         ("temp", "previews"),
     ]:
         up.add_argument(f"--{name}-dir", type=Path, metavar="DIR", help=f"{what} (default: as configured)")
+    up.add_argument("--cache", metavar="RULE", help="results kept for later jobs: classic, lru:N or none")
+    up.add_argument("--custom-nodes-dir", type=Path, metavar="DIR", help="node packs to load (default: as configured)")
     up.add_argument("--database-url", metavar="URL", help="where jobs are kept (default: as configured)")
     local = LOCAL_CONFIG if LOCAL_CONFIG.is_file() else None
     up.add_argument("--config", type=Path, default=local, help=f"a Serve config file (default: {LOCAL_CONFIG})")

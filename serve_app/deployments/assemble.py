@@ -7,6 +7,7 @@ import os
 import torch
 
 from serve_app.config import AppConfig, PoolConfig
+from serve_app.deployments.files import fingerprints
 from serve_app.deployments.host import host_stats
 from serve_app.deployments.runner import Runner, Transfer
 from serve_app.engine.engine import Engine
@@ -33,6 +34,8 @@ def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: Replica
         transfer=transfer,
         host=host_stats,
         results_bytes=pool.results_bytes,
+        results_entries=config.results_entries,
+        fingerprint=fingerprints(config),
     )
 
 

@@ -16,12 +16,14 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from serve_app.errors import NotReadyError
 from serve_app.events import Event
+from serve_app.graph.graph import Graph
 from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.messages import (
     Accepted,
     Attached,
     ClusterView,
+    Hooks,
     HostStats,
     JobPage,
     JobView,
@@ -86,6 +88,9 @@ class SchedulerHandle:
         if time.monotonic() - self._specs_at_s > SPECS_S:
             self._specs, self._specs_at_s = await self._call("specs"), time.monotonic()
         return self._specs
+
+    async def check(self, graph: Graph, outputs: Sequence[str]) -> Hooks:
+        return await self._call("check", graph, tuple(outputs))  # type: ignore[no-any-return]
 
     async def cluster(self) -> ClusterView:
         return await self._call("cluster")  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ joins again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -15,14 +16,19 @@ from typing import Any, Protocol
 
 from serve_app import log
 from serve_app.errors import CancelledJobError, NotReadyError, StaleEpochError, UnavailableError
+from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
+from serve_app.nodes.executing import Progress
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.held import Held
+from serve_app.nodes.hooks import checked
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.scheduler.messages import (
     Assign,
+    Check,
+    Checked,
     Compute,
     Deliver,
     Evicted,
@@ -31,6 +37,7 @@ from serve_app.scheduler.messages import (
     HostStats,
     Interrupt,
     Message,
+    NodeBlocked,
     NodeFinished,
     NodeProgressed,
     NodeStarted,
@@ -86,6 +93,8 @@ class Runner:
         transfer: Transfer,
         host: Callable[[], HostStats],
         results_bytes: int,
+        results_entries: int | None = None,
+        fingerprint: Callable[[str, str], str],
     ) -> None:
         self._desk = desk
         self._info = info
@@ -95,8 +104,10 @@ class Runner:
         self._store = store
         self._transfer = transfer
         self._host = host
-        self._held = Held(results_bytes, self._evicted)
+        self._fingerprint = fingerprint
+        self._held = Held(results_bytes, self._evicted, results_entries)
         self._running: dict[TaskId, asyncio.Task[None]] = {}
+        self._checking: set[asyncio.Task[None]] = set()
         self._wanted: dict[str, asyncio.Future[Any]] = {}
         self._outbox: list[Report] = []
         self._progress: dict[tuple[TaskId, str], NodeProgressed] = {}
@@ -137,7 +148,7 @@ class Runner:
 
     async def drop_all(self) -> None:
         """Stop every task and forget what was to be said of it."""
-        running = list(self._running.values())
+        running = [*self._running.values(), *self._checking]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -170,6 +181,13 @@ class Runner:
                 self._answer(signature, reference)
             case Compute(signature):
                 self._answer(signature, None)
+            case Check():
+                self._checking.add(checking := asyncio.create_task(self._check(message)))
+                checking.add_done_callback(self._checking.discard)
+
+    async def _check(self, check: Check) -> None:
+        problems, fingerprints = await checked(self._classes, check.nodes, check.node_ids)
+        self.say(Checked(check.check_id, tuple(problems), fingerprints))
 
     def _answer(self, signature: str, reference: Any) -> None:
         wanted = self._wanted.pop(signature, None)
@@ -196,7 +214,7 @@ class Runner:
             case asyncio.CancelledError() | CancelledJobError() | LostValueError():
                 self.say(TaskStopped(task_id))
             case NodeFailedError():
-                self.say(_failed(task_id, error.node_id, error.class_type, error.exception))
+                self.say(_failed(task_id, error.node_id, error.class_type, error.exception, error.inputs))
             case _:
                 self.say(_failed(task_id, "", "", error))
 
@@ -262,6 +280,10 @@ class Runner:
 
         return NodeFiles(self._store, task.id.job_id, node_id, reserve, at_s=task.created_s)
 
+    def fingerprint(self, folder: str, name: str) -> str:
+        """Return what changes when that file's content does."""
+        return self._fingerprint(folder, name)
+
 
 class TaskScope:
     """What one task's nodes may use, and where what happens to them is said."""
@@ -269,32 +291,56 @@ class TaskScope:
     def __init__(self, runner: Runner, task: Task) -> None:
         self._runner = runner
         self._task = task
+        self._origins: dict[str, Origin | None] = {}
+        self._loop = asyncio.get_running_loop()
+        self.fingerprint = runner.fingerprint
 
     def runtime(self, node_id: str) -> Runtime | None:
-        def progress(value: int, maximum: int) -> None:
-            self._runner.say(NodeProgressed(self._task.id, node_id, value, maximum))
-
-        return self._runner.runtime(progress)
+        return self._runner.runtime(partial(self._progressed, node_id))
 
     def files(self, node_id: str) -> Files:
         return self._runner.files(self._task, node_id)
 
-    def started(self, node_id: str) -> None:
-        self._runner.say(NodeStarted(self._task.id, node_id))
+    def progress(self, node_id: str) -> Progress:
+        def progress(value: float, maximum: float, preview: Any) -> None:
+            # From whatever thread the node runs in. A loop that is closed has nobody left to tell.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._progressed, node_id, value, maximum)
 
-    def finished(self, node_id: str, signature: str, ui: Mapping[str, Any] | None) -> None:
-        self._runner.say(NodeFinished(self._task.id, node_id, signature, ui))
+        return progress
+
+    def _progressed(self, node_id: str, value: float, maximum: float) -> None:
+        self._runner.say(NodeProgressed(self._task.id, node_id, value, maximum, self._origins.get(node_id)))
+
+    def started(self, node_id: str, origin: Origin | None) -> None:
+        self._origins[node_id] = origin
+        self._runner.say(NodeStarted(self._task.id, node_id, origin))
+
+    def finished(
+        self, node_id: str, signature: str, ui: Mapping[str, Any] | None, origin: Origin | None, *, computed: bool
+    ) -> None:
+        self._runner.say(NodeFinished(self._task.id, node_id, signature, ui, origin, computed))
+
+    def blocked(self, node_id: str, class_type: str, message: str) -> None:
+        self._runner.say(NodeBlocked(self._task.id, node_id, class_type, message))
 
     def fetch(self, signature: str) -> Awaitable[Any | None]:
         return self._runner.fetch(self._task.id, signature)
 
 
-def _failed(task_id: TaskId, node_id: str, class_type: str, cause: BaseException) -> TaskFailed:
+def _failed(
+    task_id: TaskId, node_id: str, class_type: str, cause: BaseException, inputs: Mapping[str, Any] | None = None
+) -> TaskFailed:
     return TaskFailed(
         task_id=task_id,
         node_id=node_id,
         class_type=class_type,
-        exception_type=type(cause).__name__,
+        exception_type=_full_name(type(cause)),
         message=str(cause),
         traceback=tuple(traceback.format_exception(cause)),
+        inputs=inputs or {},
     )
+
+
+def _full_name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -15,14 +15,12 @@ from ray.exceptions import RayActorError
 
 from serve_app import __version__, log
 from serve_app.config import AppConfig
+from serve_app.deployments.files import fingerprints
 from serve_app.deployments.handles import NAME, NAMESPACE
 from serve_app.deployments.host import host_stats
 from serve_app.scheduler.messages import ReplicaInfo
 from serve_app.scheduler.scheduler import Scheduler
-from serve_app.store.catalog import Catalog
 from serve_app.store.jobs import Jobs
-from serve_app.store.store import FileRef
-from serve_app.store.volume import Volume
 
 ORPHANED_S = 120.0
 """How long a scheduler that nobody calls stays: longer than any restart of its callers."""
@@ -119,19 +117,15 @@ def ensure(config: AppConfig) -> None:
 
 def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
     """Build the scheduler over the configured database, model files and inputs."""
-    catalog, store = Catalog(config.models_dir), Volume(config.directories)
-
-    def fingerprint(folder: str, name: str) -> str:
-        return store.stat(FileRef.parse(name)).etag if folder == "input" else catalog.fingerprint(folder, name)
-
     return Scheduler(
         Jobs(config.database_url),
         [pool.pool for pool in config.pools],
-        fingerprint,
+        fingerprints(config),
         host_stats,
         holder=holder,
         max_queue=config.max_queue,
         max_attempts=config.max_attempts,
+        share_results=config.cache != "none",
     )
 
 

@@ -156,7 +156,7 @@ def _withdraw(ray: Any, serve: Any) -> None:
 def _settings(arguments: argparse.Namespace) -> AppConfig:
     """Return the file's configuration with the command line's paths over it. Errors: ConfigError."""
     settings = config.load(Path(arguments.config)) if arguments.config else AppConfig()
-    names = ("models_dir", "input_dir", "output_dir", "temp_dir", "database_url")
+    names = ("models_dir", "input_dir", "output_dir", "temp_dir", "database_url", "cache", "custom_nodes_dir")
     given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
     return config.parse({**settings.model_dump(), **given}, "command line").resolved()
 

@@ -23,12 +23,28 @@ class BadLink:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a node that another one made comes from.
+
+    display: the node that shows what it does. parent: the node that made it. real: the submitted node it goes back to.
+    """
+
+    display: str
+    parent: str
+    real: str
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
-    """One node: its class and inputs, each a constant (any JSON value), a Link, or a BadLink, which is refused."""
+    """One node: its class and inputs, each a constant (any JSON value), a Link, or a BadLink, which is refused.
+
+    fingerprint: what its class said of the world outside the prompt (IS_CHANGED); part of the node's identity.
+    """
 
     id: str
     class_type: str
     inputs: Mapping[str, Any]
+    fingerprint: Any = None
 
     def links(self) -> Iterator[tuple[str, Link]]:
         """Yield (input name, link) for every linked input."""

@@ -1,7 +1,8 @@
 """Wire JSON to Graph and back: what shape a workflow must have, before anything is known of its node classes.
 
 The shape is ComfyUI's API format: {id: {"class_type": …, "inputs": {name: constant or [id, slot]}}}. A list is a link;
-a constant that is a list travels as {"__value__": [...]}. Other keys of a node (`_meta`, …) say nothing that runs.
+a constant that is a list travels as {"__value__": [...]}. A node may carry its fingerprint; other keys (`_meta`, …) say
+nothing that runs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ NAME_LIMIT = 500
 """How many characters a node id, class name or input name may have; every error that concerns one repeats it."""
 
 WRAPPED = "__value__"
+FINGERPRINT = "is_changed"
+"""The key of a node's fingerprint on the wire, ComfyUI's own."""
 
 
 def parse(prompt: Any) -> Graph:
@@ -43,7 +46,7 @@ def parse(prompt: Any) -> Graph:
         problems.extend(faults)
         if not faults:
             inputs = {str(name): _value(value) for name, value in given.get("inputs", {}).items()}
-            nodes[node_id] = Node(node_id, given["class_type"], inputs)
+            nodes[node_id] = Node(node_id, given["class_type"], inputs, given.get(FINGERPRINT))
     if problems:
         raise InvalidGraphError(problems)
     return Graph(nodes)
@@ -51,10 +54,15 @@ def parse(prompt: Any) -> Graph:
 
 def render(graph: Graph) -> dict[str, Any]:
     """Return the graph as wire JSON; `parse` undoes it."""
-    return {
-        node.id: {"class_type": node.class_type, "inputs": {name: _wire(value) for name, value in node.inputs.items()}}
-        for node in graph.nodes.values()
+    return {node.id: _rendered(node) for node in graph.nodes.values()}
+
+
+def _rendered(node: Node) -> dict[str, Any]:
+    wire: dict[str, Any] = {
+        "class_type": node.class_type,
+        "inputs": {name: _wire(value) for name, value in node.inputs.items()},
     }
+    return wire if node.fingerprint is None else {**wire, FINGERPRINT: node.fingerprint}
 
 
 def _faults(node_id: str, given: Any) -> Iterator[Problem]:
@@ -78,7 +86,7 @@ def _faults(node_id: str, given: Any) -> Iterator[Problem]:
         message = f"its inputs are {_kind(inputs)}; they must be an object"
         yield Problem("invalid_prompt", message, node_id=node_id, class_type=known)
         return
-    for name, value in inputs.items():
+    for name, value in {**inputs, FINGERPRINT: given.get(FINGERPRINT)}.items():
         reason = _bad_name(str(name)) or unstorable(value)
         if reason:
             extra = {"input_name": ascii(name)[:NAME_LIMIT]}

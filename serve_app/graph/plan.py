@@ -53,7 +53,7 @@ class TaskId:
 class Task:
     """What a replica is sent: the nodes it may run, which to evaluate, and where other values come from.
 
-    nodes: by id, including none of other pools. signatures: of `nodes` and of every node they link to.
+    nodes: by id, including none of other pools. signatures: of every node of the prompt, as a subgraph may link to any.
     remote: signatures that another replica holds or is computing; the replica asks the scheduler for these.
     prompt, extra_data: the submission's own, for hidden inputs (PROMPT, EXTRA_PNGINFO). created_s: the job's Unix time.
     """
@@ -115,13 +115,13 @@ def plan(
     return Plan(graph, tuple(outputs), signatures, tuple(tasks))
 
 
+def takes(pool: Pool, spec: NodeSpec) -> bool:
+    """Whether the pool's replicas run this class."""
+    return (pool.runtime or not spec.runtime) and any(fnmatchcase(spec.class_type, p) for p in pool.accepts)
+
+
 def _candidates(node: Node, specs: Mapping[str, NodeSpec], pools: Sequence[Pool]) -> list[str]:
-    return [
-        pool.name
-        for pool in pools
-        if (pool.runtime or not specs[node.class_type].runtime)
-        and any(fnmatchcase(node.class_type, pattern) for pattern in pool.accepts)
-    ]
+    return [pool.name for pool in pools if takes(pool, specs[node.class_type])]
 
 
 def _no_pool(node: Node, specs: Mapping[str, NodeSpec], pools: Sequence[Pool]) -> Problem:

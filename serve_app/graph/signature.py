@@ -1,7 +1,7 @@
 """Which work is the same work: a node's signature is a hash of its class, its constants and its ancestry's signatures.
 
-Node ids stay out of it, so equal work is found across jobs and clients. The rule is ComfyUI's caching rule, with the
-fingerprints of the files a node reads in place of IS_CHANGED.
+Node ids stay out of it, so equal work is found across jobs and clients. The rule is ComfyUI's caching rule; beside a
+node's own fingerprint (IS_CHANGED), the fingerprints of the files that its choices name are part of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.spec import NodeSpec
 
 
-def signatures(graph: Graph, specs: Mapping[str, NodeSpec], fingerprint: Callable[[str, str], str]) -> dict[str, str]:
+def signatures(
+    graph: Graph, specs: Mapping[str, NodeSpec], fingerprint: Callable[[str, str], str], salt: str = ""
+) -> dict[str, str]:
     """Return the signature of every node whose ancestry is whole: known classes, no link to nowhere, no circle.
 
     fingerprint: (folder, name) -> what changes when that file's content does. Signatures do not depend on the order of
@@ -32,7 +34,7 @@ def signatures(graph: Graph, specs: Mapping[str, NodeSpec], fingerprint: Callabl
         node = graph.nodes[ready.pop()]
         if node.class_type not in specs:
             continue
-        found[node.id] = _signature(node, specs[node.class_type], found, fingerprint)
+        found[node.id] = signature(node, specs[node.class_type], found, fingerprint, salt)
         for consumer in consumers.get(node.id, ()):
             waiting[consumer].discard(node.id)
             if not waiting[consumer]:
@@ -48,7 +50,13 @@ def _print(folder: str, name: str, fingerprint: Callable[[str, str], str]) -> st
         return "absent"
 
 
-def _signature(node: Node, spec: NodeSpec, found: Mapping[str, str], fingerprint: Callable[[str, str], str]) -> str:
+def signature(
+    node: Node, spec: NodeSpec, found: Mapping[str, str], fingerprint: Callable[[str, str], str], salt: str = ""
+) -> str:
+    """Return the signature of one node, given those of the nodes it links to. salt: sets it apart from equal work.
+
+    Errors: KeyError for a link to a node without a signature; TypeError for a constant that is no JSON value.
+    """
     parts: dict[str, list[object]] = {}
     for name, value in node.inputs.items():
         declared = spec.input(name)
@@ -58,8 +66,14 @@ def _signature(node: Node, spec: NodeSpec, found: Mapping[str, str], fingerprint
             parts[name] = ["link", found[value.node_id], value.slot, *([value.node_id] if raw else [])]
         elif declared is not None and declared.folder is not None and isinstance(value, str):
             parts[name] = ["file", declared.folder, value, _print(declared.folder, value, fingerprint)]
-        elif declared is not None:
+        elif declared is not None or name in spec.hidden:
             parts[name] = ["constant", value]
     own = node.id if spec.not_idempotent or "UNIQUE_ID" in spec.hidden.values() else None
-    canonical = json.dumps([node.class_type, own, parts], sort_keys=True, separators=(",", ":"))
+    identity = [
+        node.class_type,
+        own,
+        parts,
+        *([node.fingerprint, salt] if salt or node.fingerprint is not None else []),
+    ]
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -12,6 +12,9 @@ from typing import Any, Literal, TypeAlias
 Capability: TypeAlias = Literal["RUNTIME", "STORE"]
 Section: TypeAlias = Literal["required", "optional"]
 
+EVERYTHING = "**"
+"""Among a validator's arguments: it takes any other argument too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Input:
@@ -37,7 +40,8 @@ class NodeSpec:
 
     outputs, output_names, output_is_list: one entry a slot. hidden: input name -> hidden kind ("PROMPT",
     "EXTRA_PNGINFO", "UNIQUE_ID", "RUNTIME", "STORE"). runtime: the class asks for RUNTIME, so it runs on a replica
-    that holds models.
+    that holds models. validator: the arguments that its VALIDATE_INPUTS takes, EVERYTHING for **kwargs; None without
+    one. fingerprinted: it has IS_CHANGED. Both are code, which only a worker may run.
     """
 
     class_type: str
@@ -53,6 +57,17 @@ class NodeSpec:
     display_name: str = ""
     description: str = ""
     python_module: str = "nodes"
+    validator: tuple[str, ...] | None = None
+    fingerprinted: bool = False
+
+    @property
+    def hooked(self) -> bool:
+        """Whether a worker has to run the class's own code before a job with it is accepted."""
+        return self.fingerprinted or bool(self.validator)
+
+    def validates(self, name: str) -> bool:
+        """Whether VALIDATE_INPUTS takes this argument, so that it and not the spec bounds an input of that name."""
+        return self.validator is not None and (name in self.validator or EVERYTHING in self.validator)
 
     @property
     def runtime(self) -> bool:
@@ -74,4 +89,5 @@ class NodeSpec:
             Input(**{**i, "choices": None if i["choices"] is None else tuple(i["choices"])}) for i in data["inputs"]
         )
         slots = {k: tuple(data[k]) for k in ("outputs", "output_names", "output_is_list")}
-        return cls(**{**data, **slots, "inputs": inputs})
+        validator = None if data.get("validator") is None else tuple(data["validator"])
+        return cls(**{**data, **slots, "inputs": inputs, "validator": validator})

@@ -66,6 +66,20 @@ def validate(
     return Validated(Graph(nodes), outputs, tuple(check.problems))
 
 
+def hooked(validated: Validated, specs: Mapping[str, NodeSpec]) -> bool:
+    """Whether code of the node classes has a say in what was validated, which only a worker may run."""
+    graph = validated.graph
+    return any(specs[graph.nodes[node_id].class_type].hooked for node_id in graph.ancestors(validated.outputs))
+
+
+def settled(validated: Validated, problems: Sequence[Problem], fingerprints: Mapping[str, Any]) -> Validated:
+    """Return it with what a worker found: more problems, outputs that fall to them, the nodes' fingerprints."""
+    graph = Graph({n.id: replace(n, fingerprint=fingerprints.get(n.id)) for n in validated.graph.nodes.values()})
+    tainted = _downstream(graph, {problem.node_id for problem in problems if problem.node_id is not None})
+    outputs = tuple(node_id for node_id in validated.outputs if node_id not in tainted)
+    return Validated(graph, outputs, (*validated.problems, *problems))
+
+
 class _Check:
     """One validation under way: what it looks things up in, and what it has found."""
 
@@ -86,7 +100,7 @@ class _Check:
             self._add(node, Problem("missing_node_type", message, extra=extra))
         inputs = dict(node.inputs)
         for name, link in node.links():
-            self._link(node, name, link, spec.input(name) if spec else None)
+            self._link(node, name, link, spec.input(name) if spec else None, spec)
         for declared in spec.inputs if spec else ():
             if declared.name not in inputs:
                 self._missing(node, declared, spec)
@@ -97,7 +111,7 @@ class _Check:
                 )
                 self._refuse(node, declared, "bad_linked_input", message, inputs[declared.name].value)
             elif not isinstance(inputs[declared.name], Link):
-                inputs[declared.name] = self._constant(node, declared, inputs[declared.name])
+                inputs[declared.name] = self._constant(node, declared, inputs[declared.name], spec)
         return replace(node, inputs=inputs)
 
     def _missing(self, node: Node, declared: Input, spec: NodeSpec | None) -> None:
@@ -109,7 +123,7 @@ class _Check:
         problem = Problem("required_input_missing", message, extra={"input_name": declared.name})
         self._add(node, problem)
 
-    def _link(self, node: Node, name: str, link: Link, declared: Input | None) -> None:
+    def _link(self, node: Node, name: str, link: Link, declared: Input | None, spec: NodeSpec | None) -> None:
         given = [link.node_id, link.slot]
         source = self.graph.nodes.get(link.node_id)
         if source is None:
@@ -123,6 +137,8 @@ class _Check:
             have = f"has slots 0 to {len(origin.outputs) - 1}" if origin.outputs else "has no outputs"
             message = f"{name} links to slot {shown(link.slot)} of {source.class_type} {source.id}, which {have}"
             self._refuse(node, declared or Input(name, "*"), "bad_linked_input", message, given)
+        elif spec is not None and spec.validator is not None and "input_types" in spec.validator:
+            return
         elif declared is not None and not matches(origin.outputs[link.slot], declared.type):
             received = origin.outputs[link.slot]
             message = (
@@ -131,10 +147,14 @@ class _Check:
             extra = {"received_type": received, "linked_node": given}
             self._refuse(node, declared, "return_type_mismatch", message, given, extra=extra)
 
-    def _constant(self, node: Node, declared: Input, value: Any) -> Any:
-        """Return the constant as the node will get it; a wrong one is returned as it came."""
+    def _constant(self, node: Node, declared: Input, value: Any, spec: NodeSpec | None) -> Any:
+        """Return the constant as the node will get it; a wrong one is returned as it came.
+
+        What VALIDATE_INPUTS takes is not bounded here: the class does that itself, in a worker.
+        """
         name, options = declared.name, declared.options
-        if set(declared.type.split(",")) <= SOCKET_TYPES:
+        own = spec is not None and spec.validates(name)
+        if not own and set(declared.type.split(",")) <= SOCKET_TYPES:
             if value is not None or declared.section == "required":
                 message = f"{name} is {shown(value)}; {declared.type} comes by a link [node id, slot]"
                 self._refuse(node, declared, "invalid_input_type", message, value)
@@ -150,6 +170,8 @@ class _Check:
             extra = {"exception_message": str(error)[:500]}
             self._refuse(node, declared, "invalid_input_type", message, value, extra=extra)
             return value
+        if own:
+            return converted
         if isinstance(converted, int | float):
             low, high = options.get("min"), options.get("max")
             if isinstance(low, int | float) and converted < low:

@@ -1,6 +1,6 @@
-"""Calling one node class once its inputs are there: list semantics, threads, and the shapes a result may have.
+"""Calling one node class once its inputs are there: list semantics, blockers, threads, the shapes of a result.
 
-Every value on a link is a list; the function runs once per element of the longest, shorter lists repeating their last
+Every value on a link is a list; a function runs once per element of the longest, shorter lists repeating their last
 (ComfyUI's rules, docs.comfy.org "Data lists"). Knows no graph and no cache.
 """
 
@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from serve_app.errors import NodeError
 from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.executing import Executing, enter
+
+
+class ExecutionBlocker:
+    """A value that stops whoever is given it: the node is not called and passes it on. message: None is silent."""
+
+    def __init__(self, message: str | None = None) -> None:
+        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,32 +35,76 @@ class NodeResult:
     ui: Mapping[str, list[Any]] | None = None
 
 
-async def call(node_class: type, spec: NodeSpec, inputs: Mapping[str, Sequence[Any]]) -> NodeResult:
-    """Run the class's FUNCTION on the inputs, hidden ones included, each a list of values.
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What one call returned. values: one a slot, or None for no values; with expand they may be links into it.
 
-    A sync FUNCTION runs in a thread, an async one is awaited, both without autograd. Errors: whatever the function
-    raises; NodeError for a result of a shape that is not supported.
+    expand: a subgraph as wire JSON whose constants may be any value, to be evaluated in the node's place.
     """
+
+    values: tuple[Any, ...] | None = None
+    ui: Mapping[str, Any] | None = None
+    expand: Mapping[str, Any] | None = None
+
+
+Blocked = Callable[[ExecutionBlocker], ExecutionBlocker]
+"""Told of a blocker that a call was given; returns the one that goes on."""
+
+
+async def map_over_lists(
+    function: Callable[..., Any],
+    inputs: Mapping[str, Sequence[Any]],
+    node: Executing,
+    *,
+    whole: bool = False,
+    skip: bool = False,
+    blocked: Blocked = lambda blocker: blocker,
+) -> list[Any]:
+    """Call the function on every element of its inputs and return what each call returned, in order.
+
+    whole: one call with the lists themselves; skip: without the elements that are blocked. A call whose inputs hold a
+    blocker is not made: its result is the blocker. A sync function runs in a thread, an async one is awaited, its calls
+    at the same time, both without autograd. Errors: NodeError for an empty list beside others; the function's own.
+    """
+    longest = max(map(len, inputs.values()), default=0)
     empty = [name for name, values in inputs.items() if not values]
-    if empty and not spec.input_is_list:
+    if empty and longest and not whole:
         raise NodeError(f"input {empty[0]!r} is an empty list, so there is nothing to run on")
-    node = node_class()
-    function = getattr(node, str(node_class.FUNCTION))  # type: ignore[attr-defined]
-    if spec.input_is_list:
-        calls: list[dict[str, Any]] = [{name: list(values) for name, values in inputs.items()}]
+    rows = [{name: v[min(i, len(v) - 1)] for name, v in inputs.items() if v} for i in range(longest)]
+    if skip:
+        kept = [row for row in rows if _blocker(row.values(), blocked) is None]
+        calls: list[Mapping[str, Any]] = [{name: [row[name] for row in kept if name in row] for name in inputs}]
+        blockers = [ExecutionBlocker() if rows and not kept else None]
+    elif whole:
+        calls = [{name: list(values) for name, values in inputs.items()}]
+        blockers = [_blocker((v for values in inputs.values() for v in values), blocked)]
     else:
-        longest = max(map(len, inputs.values()), default=1)
-        calls = [{name: v[min(i, len(v) - 1)] for name, v in inputs.items()} for i in range(longest)]
-    if inspect.iscoroutinefunction(function):
-        tasks = [asyncio.ensure_future(_WithoutAutograd(function(**arguments))) for arguments in calls]
-        try:
-            returned = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-    else:
-        returned = [await asyncio.to_thread(_run, function, arguments) for arguments in calls]
-    return _merge(returned, spec)
+        calls = [*rows] or [{}]
+        blockers = [_blocker(row.values(), blocked) for row in calls]
+    asynchronous = inspect.iscoroutinefunction(function)
+
+    async def one(index: int) -> Any:
+        if (blocker := blockers[index]) is not None:
+            return blocker
+        enter(replace(node, index=index, subgraphs=itertools.count()))
+        if asynchronous:
+            return await _WithoutAutograd(function(**calls[index]))
+        returned = await asyncio.to_thread(_run, function, calls[index])
+        return await _WithoutAutograd(returned) if inspect.isawaitable(returned) else returned
+
+    if not asynchronous:
+        return [await asyncio.create_task(one(index)) for index in range(len(calls))]
+    tasks = [asyncio.create_task(one(index)) for index in range(len(calls))]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _blocker(values: Any, blocked: Blocked) -> ExecutionBlocker | None:
+    found = next((value for value in values if isinstance(value, ExecutionBlocker)), None)
+    return None if found is None else blocked(found)
 
 
 def _run(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
@@ -80,26 +133,51 @@ class _WithoutAutograd:
                 step, argument = self._steps.throw, error
 
 
-def _merge(returned: Sequence[Any], spec: NodeSpec) -> NodeResult:
-    """Join the results of every call: a slot's values in order, list slots end to end, ui members end to end."""
-    results: list[Sequence[Any]] = []
-    uis: list[Mapping[str, Any]] = []
-    for value in returned:
-        if isinstance(value, Mapping):
-            if "expand" in value:
-                raise NodeError(f"{spec.class_type} returned a subgraph, which is not supported")
-            if value.get("ui") is not None:
-                uis.append(value["ui"])
-            value = value.get("result")
-        if isinstance(value, tuple | list):
-            results.append(value)
-        elif value is not None or (spec.outputs and not uis):
-            kinds = ", ".join(spec.outputs) or "nothing"
-            raise NodeError(f"{spec.class_type} returned a {type(value).__name__}; it must be a tuple of ({kinds})")
+async def call(
+    node: object,
+    spec: NodeSpec,
+    inputs: Mapping[str, Sequence[Any]],
+    executing: Executing,
+    blocked: Blocked = lambda blocker: blocker,
+) -> list[Returned]:
+    """Run a node object's FUNCTION on the inputs, hidden ones included, and return what each of its calls returned.
+
+    Errors: whatever the function raises; NodeError for a result of a shape that is not supported.
+    """
+    function = getattr(node, str(node.FUNCTION))  # type: ignore[attr-defined]
+    skip = bool(getattr(node, "SKIPS_BLOCKED", False))
+    results = await map_over_lists(
+        function, inputs, executing, whole=spec.input_is_list, skip=skip and spec.input_is_list, blocked=blocked
+    )
+    return [_returned(value, spec) for value in results]
+
+
+def _returned(value: Any, spec: NodeSpec) -> Returned:
+    ui = expand = None
+    if isinstance(value, Mapping):
+        ui, expand = value.get("ui"), value.get("expand")
+        if "result" not in value and expand is None:
+            return Returned(None, ui)
+        value = value.get("result")
+    if isinstance(value, ExecutionBlocker):
+        return Returned((value,) * len(spec.outputs), ui, expand)
+    if isinstance(value, tuple | list):
+        return Returned(tuple(value), ui, expand)
+    if value is None and (expand is not None or ui is not None or not spec.outputs):
+        return Returned(() if expand is not None else None, ui, expand)
+    kinds = ", ".join(spec.outputs) or "nothing"
+    raise NodeError(f"{spec.class_type} returned a {type(value).__name__}; it must be a tuple of ({kinds})")
+
+
+def merge(returned: Sequence[Returned], spec: NodeSpec) -> NodeResult:
+    """Join what every call returned: a slot's values in order, list slots and ui members end to end."""
+    results = [one.values for one in returned if one.values is not None]
+    uis = [one.ui for one in returned if one.ui is not None]
     outputs: list[list[Any]] = []
     for slot in range(min(map(len, results), default=0)):
         is_list = slot < len(spec.output_is_list) and spec.output_is_list[slot]
         values = [result[slot] for result in results]
-        outputs.append([item for value in values for item in value] if is_list else values)
+        lists = [[v] if isinstance(v, ExecutionBlocker) else v for v in values] if is_list else []
+        outputs.append([item for value in lists for item in value] if is_list else values)
     ui = {key: [item for shown in uis for item in shown.get(key, ())] for key in uis[0]} if uis else None
     return NodeResult(tuple(outputs), ui)

@@ -1,34 +1,53 @@
 """Running one task on one replica: demand-driven, memoised evaluation of its targets.
 
 Nodes of a task that do not need each other run at the same time. Where a value comes from is decided here: held by this
-replica, held or being made by another, or computed. Knows no scheduler: it tells an observer and asks a fetch function.
+replica, held or being made by another, or computed. A node's lazy inputs are evaluated when it asks for them, and the
+nodes of a subgraph that it returns in its place. Knows no scheduler: it tells an observer and asks a fetch function.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import contextlib
+import threading
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 from serve_app.errors import CancelledJobError, NodeError, ServeAppError
-from serve_app.graph.graph import BadLink, Link, Node
+from serve_app.graph.graph import BadLink, Link, Node, Origin
 from serve_app.graph.plan import Task
+from serve_app.graph.signature import signature
 from serve_app.graph.spec import NodeSpec
-from serve_app.nodes.call import NodeResult, call
+from serve_app.nodes.call import ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
+from serve_app.nodes.executing import Executing, Progress
+from serve_app.nodes.expansion import DependencyCycleError, DynamicPrompt, linked
 from serve_app.nodes.held import Held
+from serve_app.nodes.hooks import EXTRAS, fingerprint
 from serve_app.nodes.protocol import spec_of
 from serve_app.nodes.runtime import Files, Runtime
 
+SHOWN_CHARACTERS = 2000
+"""How much of an input's text a failure carries."""
+
 
 class NodeFailedError(ServeAppError):
-    """A node raised: which one, and what."""
+    """A node raised: which submitted node it belongs to, what it raised, and what it was given, as text."""
 
-    def __init__(self, node_id: str, class_type: str, exception: BaseException) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        class_type: str,
+        exception: BaseException,
+        inputs: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
         super().__init__(f"{class_type} {node_id}: {str(exception) or type(exception).__name__}")
         self.node_id, self.class_type, self.exception = node_id, class_type, exception
+        self.inputs = inputs or {}
 
-    def __reduce__(self) -> tuple[type[NodeFailedError], tuple[str, str, BaseException]]:
-        return (NodeFailedError, (self.node_id, self.class_type, self.exception))
+    def __reduce__(self) -> tuple[type[NodeFailedError], tuple[Any, ...]]:
+        return (NodeFailedError, (self.node_id, self.class_type, self.exception, self.inputs))
 
 
 class LostValueError(ServeAppError):
@@ -42,13 +61,27 @@ class Capabilities(Protocol):
 
     def files(self, node_id: str) -> Files: ...
 
+    def progress(self, node_id: str) -> Progress: ...
+
+    def fingerprint(self, folder: str, name: str) -> str:
+        """Return what changes when that file's content does."""
+        ...
+
 
 class Observer(Protocol):
-    """Who is told of the task's progress."""
+    """Who is told of the task's progress. origin: of a node that another one made."""
 
-    def started(self, node_id: str) -> None: ...
+    def started(self, node_id: str, origin: Origin | None) -> None: ...
 
-    def finished(self, node_id: str, signature: str, ui: Mapping[str, Any] | None) -> None: ...
+    def finished(
+        self, node_id: str, signature: str, ui: Mapping[str, Any] | None, origin: Origin | None, *, computed: bool
+    ) -> None:
+        """A node is done. computed: it ran here just now."""
+        ...
+
+    def blocked(self, node_id: str, class_type: str, message: str) -> None:
+        """A node was not run, for a reason that the client should know."""
+        ...
 
 
 Fetch = Callable[[str], Awaitable[NodeResult | None]]
@@ -73,7 +106,12 @@ class Execution:
         self._capabilities = capabilities
         self._observer = observer
         self._fetch = fetch
+        self._prompt = DynamicPrompt(task.prompt)
+        self._nodes = dict(task.nodes)
+        self._signatures = dict(task.signatures)
         self._values: dict[str, asyncio.Task[NodeResult]] = {}
+        self._awaited: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._stopped = threading.Event()
 
     async def run(self) -> None:
         """Evaluate every target; the results are then held. Cancelling this cancels all that it started.
@@ -87,6 +125,9 @@ class Execution:
                     self._start(node_id, group)
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures.exceptions[0].__cause__
+        finally:
+            # Threads cannot be cancelled; nodes that look can stop.
+            self._stopped.set()
 
     def _start(self, node_id: str, group: asyncio.TaskGroup) -> asyncio.Task[NodeResult]:
         if node_id not in self._values:
@@ -94,34 +135,42 @@ class Execution:
         return self._values[node_id]
 
     async def _evaluate(self, node_id: str, group: asyncio.TaskGroup) -> NodeResult:
-        signature = self._task.signatures[node_id]
+        signature = self._signatures[node_id]
         computed = False
 
         async def make() -> NodeResult:
             nonlocal computed
-            if signature in self._task.remote or node_id not in self._task.nodes:
+            if signature in self._task.remote or node_id not in self._nodes:
                 fetched = await self._fetch(signature)
                 if fetched is not None:
                     return fetched
-            if node_id not in self._task.nodes:
+            if node_id not in self._nodes:
                 raise LostValueError(f"the value of node {node_id} is gone, and its node is not in this task")
             computed = True
-            return await self._compute(self._task.nodes[node_id], group)
+            return await self._compute(self._nodes[node_id], group)
 
         result = await self._held.make(signature, make)
         if computed or node_id in self._task.targets:
-            self._observer.finished(node_id, signature, result.ui)
+            self._observer.finished(node_id, signature, result.ui, self._prompt.origin(node_id), computed=computed)
         return result
 
+    # Computing one node -----------------------------------------------------------------------------------------------
+
     async def _compute(self, node: Node, group: asyncio.TaskGroup) -> NodeResult:
+        inputs: dict[str, list[Any]] = {}
         try:
-            node_class = self._classes.get(node.class_type)
-            if node_class is None:
-                raise NodeError(f"this replica has no node class {node.class_type!r}")
-            spec = spec_of(node_class, node.class_type)
-            inputs = await self._inputs(node, spec, group)
-            self._observer.started(node.id)
-            return await call(node_class, spec, inputs)
+            node_class, spec = self._class(node)
+            executing = Executing(
+                self._task.id.job_id, node.id, progress=self._capabilities.progress(node.id), stopped=self._stopped
+            )
+            inputs.update(self._constants(node, spec))
+            lazy = await self._strict(node, spec, inputs, group)
+            inputs.update({name: [self._hidden(kind, node)] for name, kind in spec.hidden.items() if known(kind)})
+            self._observer.started(node.id, self._prompt.origin(node.id))
+            instance = node_class()
+            await self._lazy(node, instance, inputs, lazy, executing, group)
+            returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
+            return merge(await self._expanded(node, returned, group), spec)
         except (CancelledJobError, NodeFailedError, LostValueError):
             raise
         except asyncio.CancelledError as error:
@@ -129,36 +178,111 @@ class Execution:
             if running is not None and running.cancelling():
                 raise
             # The node's own doing, not ours: unreported, the task would end as if it had succeeded.
-            self._fail(node, error)
+            self._fail(node, error, inputs)
         except Exception as error:
-            self._fail(node, error)
+            self._fail(node, error, inputs)
 
-    def _fail(self, node: Node, error: BaseException) -> NoReturn:
-        raise NodeFailedError(node.id, node.class_type, error) from error
+    def _class(self, node: Node) -> tuple[type, NodeSpec]:
+        node_class = self._classes.get(node.class_type)
+        if node_class is None:
+            raise NodeError(f"this replica has no node class {node.class_type!r}")
+        return node_class, spec_of(node_class, node.class_type)
 
-    async def _inputs(self, node: Node, spec: NodeSpec, group: asyncio.TaskGroup) -> dict[str, list[Any]]:
-        """Return every input as a list of values: links (declared or not), declared constants, hidden inputs."""
-        inputs: dict[str, list[Any]] = {}
-        links: dict[str, Link] = {}
+    def _fail(self, node: Node, error: BaseException, inputs: Mapping[str, Sequence[Any]]) -> NoReturn:
+        real = self._prompt.get_real_node_id(node.id)
+        class_type = node.class_type if real == node.id else str(self._prompt.get_node(real)["class_type"])
+        given = {name: [_shown(value) for value in values] for name, values in inputs.items()}
+        raise NodeFailedError(real, class_type, error, given) from error
+
+    def _blocked(self, node: Node, blocker: ExecutionBlocker) -> ExecutionBlocker:
+        if blocker.message is None:
+            return blocker
+        self._observer.blocked(node.id, node.class_type, blocker.message)
+        return ExecutionBlocker()
+
+    # Inputs -----------------------------------------------------------------------------------------------------------
+
+    def _constants(self, node: Node, spec: NodeSpec) -> Iterator[tuple[str, list[Any]]]:
+        """Yield what needs no other node: declared constants, and raw links as [node id, slot]."""
         for name, value in node.inputs.items():
             declared = spec.input(name)
-            if isinstance(value, Link) and not (declared is not None and declared.options.get("rawLink")):
-                links[name] = value
-            elif isinstance(value, Link):
-                inputs[name] = [[value.node_id, value.slot]]
-            elif declared is not None and not isinstance(value, BadLink):
-                inputs[name] = [value]
-        # All are started before the first is awaited, so that what they need runs at the same time.
-        sources = {name: self._start(link.node_id, group) for name, link in links.items()}
-        for name, link in links.items():
-            outputs = (await sources[name]).outputs
-            if link.slot >= len(outputs):
-                raise NodeError(
-                    f"{name} links to slot {link.slot} of node {link.node_id}, which made {len(outputs)} values"
-                )
-            inputs[name] = outputs[link.slot]
-        inputs.update({name: [self._hidden(kind, node)] for name, kind in spec.hidden.items()})
-        return inputs
+            if isinstance(value, Link):
+                if declared is not None and declared.options.get("rawLink"):
+                    yield name, [[value.node_id, value.slot]]
+            elif (declared is not None or name in spec.hidden) and not isinstance(value, BadLink):
+                yield name, [value]
+
+    async def _strict(
+        self, node: Node, spec: NodeSpec, inputs: dict[str, list[Any]], group: asyncio.TaskGroup
+    ) -> dict[str, Link]:
+        """Wait for every link that is not lazy, declared or not; return the lazy ones, whose inputs are None so far.
+
+        What a raw link names is waited for too, as its node may look at it.
+        """
+        lazy: dict[str, Link] = {}
+        strict: dict[str, Link] = {}
+        for name, link in node.links():
+            declared = spec.input(name)
+            options = {} if declared is None else declared.options
+            (lazy if options.get("lazy") else strict)[name] = link
+        inputs.update({name: [None] for name in lazy if name not in inputs})
+        found = await self._await(node.id, strict.values(), group)
+        inputs.update({name: _slot(name, link, found) for name, link in strict.items() if name not in inputs})
+        return {name: link for name, link in lazy.items() if inputs[name] == [None]}
+
+    async def _lazy(
+        self,
+        node: Node,
+        instance: Any,
+        inputs: dict[str, list[Any]],
+        lazy: dict[str, Link],
+        executing: Executing,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        """Ask the node which lazy inputs it needs, until it has them all."""
+        while (ask := getattr(instance, "check_lazy_status", None)) is not None:
+            whole = bool(getattr(instance, "INPUT_IS_LIST", False))
+            answers = await map_over_lists(ask, inputs, executing, whole=whole)
+            asked = {name for answer in answers if isinstance(answer, list) for name in answer if isinstance(name, str)}
+            unknown = sorted(asked - inputs.keys())
+            if unknown:
+                raise NodeError(f"check_lazy_status asks for {unknown[0]!r}, which is no input of this node")
+            wanted = {name: lazy.pop(name) for name in sorted(asked & lazy.keys())}
+            if not wanted:
+                return
+            found = await self._await(node.id, wanted.values(), group)
+            inputs.update({name: _slot(name, link, found) for name, link in wanted.items()})
+
+    async def _await(self, node_id: str, links: Iterable[Link], group: asyncio.TaskGroup) -> dict[str, list[list[Any]]]:
+        """Return the outputs of the linked nodes. All are started before the first is awaited, so that they overlap."""
+        sources = list(dict.fromkeys(link.node_id for link in links))
+        for source in sources:
+            self._check_circle(node_id, source)
+        with self._waiting(node_id, sources):
+            started = {source: self._start(source, group) for source in sources}
+            return {source: list((await task).outputs) for source, task in started.items()}
+
+    @contextlib.contextmanager
+    def _waiting(self, node_id: str, sources: Sequence[str]) -> Iterator[None]:
+        self._awaited[node_id].update(sources)
+        try:
+            yield
+        finally:
+            self._awaited[node_id].subtract(sources)
+
+    def _check_circle(self, node_id: str, source: str) -> None:
+        """Refuse to wait for what waits for this node: a circle through a subgraph, as submitted ones are refused."""
+        seen: set[str] = set()
+        stack = [source]
+        while stack:
+            waiting = stack.pop()
+            if waiting == node_id:
+                raise DependencyCycleError("Dependency cycle detected")
+            if waiting not in seen:
+                seen.add(waiting)
+                stack.extend(needed for needed, times in self._awaited[waiting].items() if times > 0)
+        if source not in self._signatures:
+            raise NodeError(f"it needs node {source!r}, which is not in the prompt")
 
     def _hidden(self, kind: str, node: Node) -> Any:
         if kind == "RUNTIME":
@@ -170,8 +294,89 @@ class Execution:
             return self._capabilities.files(node.id)
         if kind == "PROMPT":
             return self._task.prompt
+        if kind == "DYNPROMPT":
+            return self._prompt
         if kind == "UNIQUE_ID":
             return node.id
-        if kind in ("EXTRA_PNGINFO", "AUTH_TOKEN_COMFY_ORG", "API_KEY_COMFY_ORG"):
-            return self._task.extra_data.get(kind.lower())
-        raise NodeError(f"it asks for the hidden input {kind!r}, which is not supported")
+        return self._task.extra_data.get(kind.lower())
+
+    # Subgraphs --------------------------------------------------------------------------------------------------------
+
+    async def _expanded(self, node: Node, returned: Sequence[Returned], group: asyncio.TaskGroup) -> Sequence[Returned]:
+        """Evaluate the subgraphs that were returned and put their values where the results link to them."""
+        if all(one.expand is None for one in returned):
+            return returned
+        wanted: list[Link] = []
+        for one in returned:
+            if one.expand is not None:
+                wanted += await self._add(node, one.expand)
+                wanted += [link for link in map(linked, one.values or ()) if isinstance(link, Link)]
+        found = await self._await(node.id, wanted, group)
+        return [one if one.expand is None else Returned(_resolved(one.values or (), found), one.ui) for one in returned]
+
+    async def _add(self, parent: Node, subgraph: Mapping[str, Any]) -> list[Link]:
+        """Add a subgraph's nodes to this task; return links to those that show something, which run in any case."""
+        added = {node.id: node for node in self._prompt.expand(parent.id, subgraph)}
+        specs: dict[str, NodeSpec] = {}
+        for node in added.values():
+            specs[node.id] = self._class(node)[1]
+            self._nodes[node.id] = node
+        for node_id in _sources_first(added):
+            self._signatures[node_id] = await self._sign(added[node_id], specs[node_id])
+        return [Link(node_id, 0) for node_id, spec in specs.items() if spec.output_node]
+
+    async def _sign(self, node: Node, spec: NodeSpec) -> str:
+        """Return a made node's signature. What cannot be told from other work, such as a tensor, makes it unique."""
+        try:
+            if spec.fingerprinted:
+                said = await fingerprint(self._classes[node.class_type], spec, node)
+                node = Node(node.id, node.class_type, node.inputs, said)
+            found = signature(node, spec, self._signatures, self._capabilities.fingerprint)
+        except (KeyError, TypeError, ValueError):
+            return f"unique-{uuid.uuid4().hex}"
+        # A copy of its own maker would wait for itself.
+        lineage = {self._signatures[maker] for maker in self._prompt.lineage(node.id)}
+        return f"{found}-{uuid.uuid4().hex}" if found in lineage else found
+
+
+def known(kind: str) -> bool:
+    """Whether a hidden input of this kind is filled in here; others have what the prompt gives them."""
+    return kind in ("RUNTIME", "STORE", "PROMPT", "DYNPROMPT", "UNIQUE_ID", *EXTRAS)
+
+
+def _slot(name: str, link: Link, found: Mapping[str, Sequence[list[Any]]]) -> list[Any]:
+    outputs = found[link.node_id]
+    if not 0 <= link.slot < len(outputs):
+        raise NodeError(f"{name} links to slot {link.slot} of node {link.node_id}, which made {len(outputs)} values")
+    return outputs[link.slot]
+
+
+def _resolved(values: Sequence[Any], found: Mapping[str, Sequence[list[Any]]]) -> tuple[Any, ...]:
+    """Put values in the place of links. A link to a list takes as many places as it has elements, as in ComfyUI."""
+    resolved: list[Any] = []
+    for value in values:
+        link = linked(value)
+        resolved += _slot("the result", link, found) if isinstance(link, Link) else [value]
+    return tuple(resolved)
+
+
+def _sources_first(nodes: Mapping[str, Node]) -> list[str]:
+    """Return the ids with each after those it links to, as far as there is no circle."""
+    order: dict[str, None] = {}
+    entered: set[str] = set()
+    stack = [(node_id, False) for node_id in reversed(list(nodes))]
+    while stack:
+        node_id, ready = stack.pop()
+        if ready:
+            order[node_id] = None
+        elif node_id not in entered:
+            entered.add(node_id)
+            stack.append((node_id, True))
+            stack.extend((link.node_id, False) for _, link in nodes[node_id].links() if link.node_id in nodes)
+    return list(order)
+
+
+def _shown(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return str(value)[:SHOWN_CHARACTERS]

@@ -20,10 +20,16 @@ ENTRY_BYTES = 1024
 
 
 class Held:
-    """Results under a budget of bytes. evicted: told which signatures are gone, after they are."""
+    """Results under a budget of bytes. evicted: told which signatures are gone, after they are.
 
-    def __init__(self, budget_bytes: int, evicted: Callable[[tuple[str, ...]], None]) -> None:
+    entries: how many results are kept at most, however small; None sets no such limit.
+    """
+
+    def __init__(
+        self, budget_bytes: int, evicted: Callable[[tuple[str, ...]], None], entries: int | None = None
+    ) -> None:
         self._budget_bytes = budget_bytes
+        self._entries = entries
         self._evicted = evicted
         self._results: OrderedDict[str, tuple[NodeResult, int]] = OrderedDict()
         self._computing: dict[str, asyncio.Future[NodeResult]] = {}
@@ -47,7 +53,7 @@ class Held:
         self._results[signature] = (result, size)
         self.bytes += size
         gone = []
-        while self.bytes > self._budget_bytes and len(self._results) > 1:
+        while len(self._results) > 1 and self._too_much():
             oldest = next(iter(self._results))
             self._drop(oldest)
             gone.append(oldest)
@@ -79,6 +85,9 @@ class Held:
             # A failure is this caller's own; to those waiting it only says that nobody computes any more.
             del self._computing[signature]
             computing.cancel()
+
+    def _too_much(self) -> bool:
+        return self.bytes > self._budget_bytes or (self._entries is not None and len(self._results) > self._entries)
 
     def _drop(self, signature: str) -> None:
         if signature in self._results:

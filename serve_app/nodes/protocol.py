@@ -6,12 +6,13 @@ and STORE (`runtime.py`), and may say which folder a choice of files comes from 
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from serve_app.errors import NodeError
-from serve_app.graph.spec import Input, NodeSpec, Section
+from serve_app.graph.spec import EVERYTHING, Input, NodeSpec, Section
 
 SECTIONS: tuple[Section, ...] = ("required", "optional")
 
@@ -44,7 +45,7 @@ def spec_of(node_class: type, class_type: str, display_name: str = "") -> NodeSp
             outputs=outputs,
             output_names=tuple(map(str, names)),
             output_is_list=tuple(map(bool, lists)),
-            hidden={str(name): _type_name(kind) for name, kind in declared.get("hidden", {}).items()},
+            hidden={str(name): _hidden_kind(kind) for name, kind in declared.get("hidden", {}).items()},
             output_node=bool(getattr(node_class, "OUTPUT_NODE", False)),
             input_is_list=bool(getattr(node_class, "INPUT_IS_LIST", False)),
             not_idempotent=bool(getattr(node_class, "NOT_IDEMPOTENT", False)),
@@ -52,6 +53,8 @@ def spec_of(node_class: type, class_type: str, display_name: str = "") -> NodeSp
             display_name=display_name or class_type,
             description=str(getattr(node_class, "DESCRIPTION", "")),
             python_module=str(getattr(node_class, "RELATIVE_PYTHON_MODULE", "nodes")),
+            validator=_validator(node_class),
+            fingerprinted=hasattr(node_class, "IS_CHANGED"),
         )
     except (AttributeError, TypeError, ValueError, LookupError) as error:
         raise NodeError(f"{class_type}: {node_class.__qualname__} is no node class: {error}") from error
@@ -75,6 +78,21 @@ def _inputs(declared: Mapping[str, Any]) -> Iterable[Input]:
                 folder=folder,
                 options={str(key): json.loads(json.dumps(value)) for key, value in options.items() if _is_json(value)},
             )
+
+
+def _validator(node_class: type) -> tuple[str, ...] | None:
+    """Return the arguments VALIDATE_INPUTS takes, as `NodeSpec.validator`."""
+    hook = getattr(node_class, "VALIDATE_INPUTS", None)
+    if hook is None:
+        return None
+    parameters = inspect.signature(hook).parameters.values()
+    names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return (*names, EVERYTHING) if any(p.kind == p.VAR_KEYWORD for p in parameters) else names
+
+
+def _hidden_kind(kind: Any) -> str:
+    # A hidden input may also be declared as any other, (type, options): a value that no widget and no socket shows.
+    return _type_name(kind[0] if isinstance(kind, tuple) and kind else kind)
 
 
 def _type_name(kind: Any) -> str:

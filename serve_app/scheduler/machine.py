@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from serve_app.events import Event, Kind
+from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
 from serve_app.scheduler.messages import (
     Assign,
@@ -32,6 +33,7 @@ from serve_app.scheduler.messages import (
     Exported,
     Interrupt,
     Message,
+    NodeBlocked,
     NodeFinished,
     NodeProgressed,
     NodeStarted,
@@ -81,6 +83,7 @@ class JobRecord:
     outputs: dict[str, Mapping[str, Any]]
     missing: set[str]
     finished: set[str] = field(default_factory=set)
+    cached: set[str] = field(default_factory=set)
     progress: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -258,6 +261,7 @@ class Machine:
         self._commands.append(Publish(Event(job.row.job_id, seq, "started", self._at_s)))
         nodes = [node_id for task in job.plan.tasks for node_id in task.nodes]
         cached = [node_id for node_id in nodes if self.results.known(job.plan.signatures[node_id])]
+        job.cached = set(cached)
         self._publish(job, "cached", {"nodes": cached})
 
     def _unmade(self, job: JobRecord, node_id: str) -> bool:
@@ -305,28 +309,29 @@ class Machine:
     def _reported(self, replica: ReplicaRecord, report: Report) -> None:
         replica_id = replica.info.replica_id
         match report:
-            case NodeStarted(task_id, node_id):
+            case NodeStarted(task_id, node_id, origin):
                 if current := self._current(task_id):
-                    self._publish(current[0], "executing", {"node": node_id})
-            case NodeProgressed(task_id, node_id, value, maximum):
+                    self._publish(current[0], "executing", _placed(node_id, origin))
+            case NodeProgressed(task_id, node_id, value, maximum, origin):
                 if current := self._current(task_id):
-                    current[0].progress[node_id] = value / max(1, maximum)
-                    self._publish(current[0], "progress", {"node": node_id, "value": value, "max": maximum})
-            case NodeFinished(task_id, node_id, signature, ui):
+                    current[0].progress[node_id] = min(1.0, value / maximum) if maximum > 0 else 0.0
+                    self._publish(current[0], "progress", {**_placed(node_id, origin), "value": value, "max": maximum})
+            case NodeFinished(task_id, node_id, signature, ui, origin, computed):
                 self.results.hold(replica_id, signature, ui)
                 if self._waiters.get(signature):
                     self._send(replica_id, Export(signature))
                 if current := self._current(task_id):
-                    current[0].finished.add(node_id)
-                    if node_id in current[0].plan.outputs:
-                        self._record(current[0], node_id, ui or {})
-                    else:
-                        self._publish(current[0], "finished", {"node": node_id})
+                    self._node_finished(current[0], node_id, ui, origin, computed)
+            case NodeBlocked(task_id, node_id, class_type, message):
+                if current := self._current(task_id):
+                    executed = sorted(current[0].finished)
+                    blocked = {"node": node_id, "class_type": class_type, "message": message, "executed": executed}
+                    self._publish(current[0], "blocked", blocked)
             case TaskFinished(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
                     self._done(*current)
-            case TaskFailed(task_id, node_id, class_type, exception_type, message, traceback):
+            case TaskFailed(task_id, node_id, class_type, exception_type, message, traceback, inputs):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
                     current[1].state = "done"
@@ -336,6 +341,9 @@ class Machine:
                         "exception_type": exception_type,
                         "message": message,
                         "traceback": list(traceback),
+                        "executed": sorted(current[0].finished),
+                        "current_inputs": inputs,
+                        "current_outputs": sorted(current[0].cached),
                     }
                     self._end(current[0], "error", failure)
             case TaskStopped(task_id):
@@ -354,6 +362,23 @@ class Machine:
                     self._resolve(signature, self._waiters.pop(signature, []))
             case Resident(recipes):
                 replica.recipes = recipes
+
+    def _node_finished(
+        self, job: JobRecord, node_id: str, ui: Mapping[str, Any] | None, origin: Origin | None, computed: bool
+    ) -> None:
+        """Note that a node is done; keep what it shows if the job wants that, or if it is part of a subgraph."""
+        job.finished.add(node_id)
+        if node_id in job.plan.outputs:
+            self._record(job, node_id, ui or {})
+        elif origin is None or not ui:
+            if computed:
+                self._publish(job, "finished", _placed(node_id, origin))
+        elif node_id not in job.outputs:
+            seq = self.next_seq()
+            job.outputs[node_id] = ui
+            self._commands.append(Persist(OutputRecorded(job.row.job_id, node_id, ui, seq)))
+            executed = {**_placed(node_id, origin), "output": ui}
+            self._commands.append(Publish(Event(job.row.job_id, seq, "executed", self._at_s, executed)))
 
     def _current(self, task_id: TaskId) -> tuple[JobRecord, TaskRecord] | None:
         """Return the job and task if this attempt is the one that runs now."""
@@ -431,17 +456,24 @@ class Machine:
         self._end(job, "error", {**failure, "message": message, "traceback": []})
 
 
+def _placed(node_id: str, origin: Origin | None) -> dict[str, Any]:
+    """Return how events name a node; one that another made says where it belongs."""
+    if origin is None:
+        return {"node": node_id}
+    made = {"display_node": origin.display, "parent_node": origin.parent, "real_node": origin.real}
+    return {"node": node_id, **made}
+
+
 def _task_id(job: JobRecord, task: TaskRecord) -> TaskId:
     return TaskId(job.row.job_id, task.plan.index, task.attempt)
 
 
 def _task(job: JobRecord, task: TaskRecord, targets: tuple[str, ...], remote: frozenset[str]) -> Task:
-    known = (*task.plan.nodes, *task.plan.needs)
     return Task(
         id=_task_id(job, task),
         nodes={node_id: job.plan.graph.nodes[node_id] for node_id in task.plan.nodes},
         targets=targets,
-        signatures={node_id: job.plan.signatures[node_id] for node_id in known},
+        signatures=job.plan.signatures,
         remote=remote,
         prompt=job.row.prompt,
         extra_data=job.row.extra_data,

@@ -26,17 +26,21 @@ from serve_app.errors import (
     StaleEpochError,
 )
 from serve_app.events import ENDINGS, Event
+from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Plan, Pool, TaskId, plan
 from serve_app.graph.signature import signatures
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.board import Board
 from serve_app.scheduler.channels import Mailbox, Stream
+from serve_app.scheduler.checks import Checks
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import (
     Accepted,
     Attached,
+    Checked,
     ClusterView,
+    Hooks,
     HostStats,
     JobPage,
     JobView,
@@ -80,7 +84,8 @@ class Scheduler:
     """One per cluster. Implements SchedulerClient for the ingress and ReplicaDesk for the replicas.
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
-    the scheduler's own host. max_queue: how many jobs may wait. holder: the server it belongs to.
+    the scheduler's own host. max_queue: how many jobs may wait. holder: the server it belongs to. share_results:
+    whether a job may use what another one made.
     """
 
     def __init__(
@@ -93,7 +98,9 @@ class Scheduler:
         holder: str,
         max_queue: int = 1000,
         max_attempts: int = 5,
+        share_results: bool = True,
     ) -> None:
+        self._share_results = share_results
         self._jobs = jobs
         self._pools = tuple(pools)
         self._fingerprint = fingerprint
@@ -120,6 +127,7 @@ class Scheduler:
         self.epoch = await self._in_database(self._jobs.acquire, self._holder)
         self._started_s = await self._in_database(self._jobs.started_s)
         self._machine = Machine(self.epoch, self._max_attempts)
+        self._checks = Checks(self._pools, lambda: self._machine.replicas.values(), self._mail)
         self._next_order = await self._in_database(self._jobs.next_order)
         for pool, specs in (await self._in_database(self._jobs.specs)).items():
             self._specs[pool] = {s["class_type"]: NodeSpec.from_json(s) for s in specs}
@@ -247,6 +255,10 @@ class Scheduler:
                 return []
         return found
 
+    async def check(self, graph: Graph, outputs: Sequence[str]) -> Hooks:
+        self._check_ready()
+        return await self._checks.check(graph, outputs, await self.specs())
+
     async def specs(self) -> Mapping[str, NodeSpec]:
         self._check_ready()
         known = {name: spec for pool in self._pools for name, spec in self._specs.get(pool.name, {}).items()}
@@ -266,7 +278,10 @@ class Scheduler:
 
         A pool that nothing is known of has one waiting, for a replica to come and say which node classes it runs.
         """
-        return self._machine.backlog(pool) if pool in self._specs else (1, 0)
+        if pool not in self._specs:
+            return (1, 0)
+        waiting, running = self._machine.backlog(pool)
+        return (waiting + self._checks.waiting(pool), running)
 
     # For the replicas -------------------------------------------------------------------------------------------------
 
@@ -275,6 +290,7 @@ class Scheduler:
         if info.pool not in {pool.name for pool in self._pools}:
             raise StaleEpochError(f"pool {info.pool!r} is not one of this scheduler's")
         await self._learn(info.pool, specs)
+        self._checks.lost(info.replica_id)
         self._mailboxes[info.replica_id] = Mailbox(heard_s=time.monotonic())
         self._hosts[info.replica_id] = host
         await self._feed(ReplicaJoined(info))
@@ -296,7 +312,10 @@ class Scheduler:
         self._mailbox(replica_id, epoch)
         if host is not None:
             self._hosts[replica_id] = host
-        fed = [self._feed(Reported(replica_id, report)) for report in reports]
+        for report in reports:
+            if isinstance(report, Checked):
+                self._checks.answered(report)
+        fed = [self._feed(Reported(replica_id, report)) for report in reports if not isinstance(report, Checked)]
         if fed:
             await asyncio.gather(*fed)
 
@@ -316,6 +335,7 @@ class Scheduler:
         if self._mailboxes.pop(replica_id, None) is not None:
             self._hosts.pop(replica_id, None)
             _log.warning("replica %s is gone", replica_id)
+            self._checks.lost(replica_id)
             await self._feed(ReplicaLost(replica_id))
 
     def _mailbox(self, replica_id: str, epoch: int) -> Mailbox:
@@ -342,7 +362,8 @@ class Scheduler:
         specs = {name: spec for pool in self._pools for name, spec in self._specs.get(pool.name, {}).items()}
         graph = parse(row.prompt)
         left = [node_id for node_id in row.targets if node_id not in row.outputs]
-        return plan(graph, specs, left, signatures(graph, specs, self._fingerprint), self._pools)
+        signed = signatures(graph, specs, self._fingerprint, "" if self._share_results else row.job_id)
+        return plan(graph, specs, left, signed, self._pools)
 
     async def _recover(self, row: JobRow) -> None:
         """Plan an unfinished job again; returns once what became of it at once is durable."""
@@ -412,12 +433,15 @@ class Scheduler:
         for command in commands:
             match command:
                 case Send(replica_id, message):
-                    if mailbox := self._mailboxes.get(replica_id):
-                        mailbox.put(message)
+                    self._mail(replica_id, message)
                 case Publish(event):
                     self._board.publish(event)
                 case Persist():
                     pass
+
+    def _mail(self, replica_id: str, message: Message) -> None:
+        if mailbox := self._mailboxes.get(replica_id):
+            mailbox.put(message)
 
     async def _watch(self) -> None:
         """Take replicas that have been silent for too long for lost."""

@@ -110,6 +110,7 @@ class SaveImage:
     FUNCTION = "save_images"
     OUTPUT_NODE = True
     INPUT_IS_LIST = True
+    SKIPS_BLOCKED = True
     CATEGORY = "image"
     DESCRIPTION = "Saves the images to the output folder."
 

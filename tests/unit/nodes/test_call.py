@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.nodes.call import NodeResult, call
+from serve_app.nodes.call import ExecutionBlocker, NodeResult, call, merge
+from serve_app.nodes.executing import Executing, executing
 from serve_app.nodes.protocol import spec_of
 
 
@@ -18,7 +19,8 @@ def node_class(function: Any, outputs: tuple[str, ...] = ("INT",), **attributes:
 
 
 async def run(cls: type, **inputs: list[Any]) -> NodeResult:
-    return await call(cls, spec_of(cls, "Node"), inputs)
+    spec = spec_of(cls, "Node")
+    return merge(await call(cls(), spec, inputs, Executing("job", "7")), spec)
 
 
 def add(self: Any, a: int, b: int) -> tuple[int]:
@@ -112,11 +114,48 @@ async def test_a_result_that_is_no_tuple_is_refused(value: Any) -> None:
         await run(node_class(lambda self: value))
 
 
-async def test_a_subgraph_is_refused() -> None:
-    with pytest.raises(NodeError, match="subgraph"):
-        await run(node_class(lambda self: {"result": (1,), "expand": {}}))
-
-
 async def test_an_empty_list_has_nothing_to_run_on() -> None:
     with pytest.raises(NodeError, match="'a' is an empty list"):
         await run(node_class(add), a=[], b=[1])
+
+
+async def test_only_empty_lists_are_one_call_without_them() -> None:
+    assert (await run(node_class(lambda self, a=5: (a,)), a=[])).outputs == ([5],)
+
+
+async def test_a_blocked_element_is_not_run_and_passed_on_in_its_place() -> None:
+    blocker = ExecutionBlocker()
+    cls = node_class(lambda self, n: (n + 1, [n]), ("INT", "INT"), OUTPUT_IS_LIST=(False, True))
+    assert (await run(cls, n=[1, blocker, 3])).outputs == ([2, blocker, 4], [1, blocker, 3])
+
+
+async def test_one_blocked_element_blocks_a_class_that_takes_lists() -> None:
+    blocker = ExecutionBlocker()
+    assert (await run(node_class(lambda self, n: (n,), INPUT_IS_LIST=True), n=[1, blocker])).outputs == ([blocker],)
+
+
+async def test_a_class_that_takes_lists_may_ask_to_get_them_without_what_is_blocked() -> None:
+    blocker = ExecutionBlocker()
+    cls = node_class(lambda self, n, k: ([n, k],), INPUT_IS_LIST=True, SKIPS_BLOCKED=True)
+    assert (await run(cls, n=[1, blocker, 3], k=["a"])).outputs == ([[[1, 3], ["a", "a"]]],)
+    assert isinstance((await run(cls, n=[blocker], k=["a"])).outputs[0][0], ExecutionBlocker)
+
+
+async def test_a_blocker_for_a_result_blocks_every_slot() -> None:
+    blocker = ExecutionBlocker("no")
+    for returned in (blocker, {"result": blocker}):
+        cls = node_class(lambda self, value=returned: value, ("INT", "INT"))
+        assert (await run(cls)).outputs == ([blocker], [blocker])
+
+
+async def test_every_call_knows_its_node_and_element_in_threads_and_coroutines() -> None:
+    def sync(self: Any, n: int) -> tuple[str]:
+        return (executing().prefix(),)  # type: ignore[union-attr]
+
+    async def async_(self: Any, n: int) -> tuple[str]:
+        await asyncio.sleep(0)
+        return (executing().prefix(),)  # type: ignore[union-attr]
+
+    for function in (sync, async_):
+        assert sorted((await run(node_class(function), n=[1, 2])).outputs[0]) == ["7.0.0.", "7.1.0."]
+    assert executing() is None

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from serve_app.errors import CancelledJobError, NodeError
+from serve_app.graph.graph import Origin
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.signature import signatures
@@ -117,6 +118,9 @@ class Replica:
         self.started_nodes: list[str] = []
         self.finished_nodes: list[tuple[str, Any]] = []
         self.fetched: list[str] = []
+        self.blocked_nodes: list[tuple[str, str, str]] = []
+        self.progressed: list[tuple[str, float, float]] = []
+        self.origins: dict[str, Origin | None] = {}
 
     def runtime(self, node_id: str) -> None:
         return None
@@ -124,12 +128,22 @@ class Replica:
     def files(self, node_id: str) -> Any:
         return f"files of {node_id}"
 
-    def started(self, node_id: str) -> None:
-        self.started_nodes.append(node_id)
+    def progress(self, node_id: str) -> Any:
+        return lambda value, maximum, preview: self.progressed.append((node_id, value, maximum))
 
-    def finished(self, node_id: str, signature: str, ui: Any) -> None:
+    def fingerprint(self, folder: str, name: str) -> str:
+        return ""
+
+    def started(self, node_id: str, origin: Origin | None) -> None:
+        self.started_nodes.append(node_id)
+        self.origins[node_id] = origin
+
+    def finished(self, node_id: str, signature: str, ui: Any, origin: Origin | None, *, computed: bool) -> None:
         assert signature in self.held
         self.finished_nodes.append((node_id, ui))
+
+    def blocked(self, node_id: str, class_type: str, message: str) -> None:
+        self.blocked_nodes.append((node_id, class_type, message))
 
     async def fetch(self, signature: str) -> NodeResult | None:
         self.fetched.append(signature)

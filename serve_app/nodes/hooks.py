@@ -1,0 +1,131 @@
+"""A class's own code that a job's acceptance waits for: VALIDATE_INPUTS and IS_CHANGED, on constants alone.
+
+Both may be async. They run in workers, never in the ingress or the scheduler (docs/decisions/0008).
+Source: the facts of ComfyUI 0.3.64's `execution.py` (validate_inputs, IsChangedCache).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from serve_app.errors import Problem
+from serve_app.graph.graph import BadLink, Link, Node
+from serve_app.graph.parse import unstorable
+from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.call import ExecutionBlocker, map_over_lists
+from serve_app.nodes.executing import Executing
+from serve_app.nodes.protocol import spec_of
+
+FAILED = "Exception when validating node"
+REFUSED = "Custom validation failed for node"
+EXTRAS = ("EXTRA_PNGINFO", "AUTH_TOKEN_COMFY_ORG", "API_KEY_COMFY_ORG")
+"""Hidden inputs that are members of the submission's extra_data."""
+
+JOBLESS = ""
+"""The job of what runs before its job is accepted."""
+
+
+async def checked(
+    classes: Mapping[str, type], nodes: Mapping[str, Node], node_ids: Sequence[str]
+) -> tuple[list[Problem], dict[str, Any]]:
+    """Ask both of every named node, all at once; return what is wrong, and the fingerprints there are."""
+    problems: list[Problem] = []
+    fingerprints: dict[str, Any] = {}
+
+    async def ask(node: Node) -> None:
+        node_class = classes.get(node.class_type)
+        if node_class is None:
+            problems.append(_of(node, Problem("missing_node_type", "no worker has this class any more"), {}))
+            return
+        try:
+            spec = spec_of(node_class, node.class_type)
+            problems.extend(await validate(node_class, spec, node, _output_types(classes, nodes, spec, node)))
+            if spec.fingerprinted:
+                fingerprints[node.id] = await fingerprint(node_class, spec, node)
+        except Exception as error:
+            extra = {"exception_type": type(error).__name__, "traceback": traceback.format_tb(error.__traceback__)}
+            said = f"{type(error).__name__}: {error}"
+            problems.append(_of(node, Problem("exception_during_validation", FAILED, said), extra))
+
+    await asyncio.gather(*(ask(nodes[node_id]) for node_id in node_ids))
+    order = {node_id: index for index, node_id in enumerate(node_ids)}
+    return sorted(problems, key=lambda problem: order[problem.node_id or ""]), fingerprints
+
+
+def _output_types(classes: Mapping[str, type], nodes: Mapping[str, Node], spec: NodeSpec, node: Node) -> dict[str, Any]:
+    """Return the types that declared, linked inputs will get, as the classes have them: packs' own kinds of string."""
+    types: dict[str, Any] = {}
+    for name, link in node.links():
+        source = nodes.get(link.node_id)
+        outputs = getattr(classes.get(source.class_type) if source else None, "RETURN_TYPES", ())
+        if spec.input(name) is not None and 0 <= link.slot < len(outputs):
+            types[name] = outputs[link.slot]
+    return types
+
+
+async def validate(node_class: type, spec: NodeSpec, node: Node, output_types: Mapping[str, Any]) -> list[Problem]:
+    """Ask VALIDATE_INPUTS and return what it finds wrong: one problem for each input that it was given.
+
+    output_types: the type of what each linked input will get, as its class declares it. Errors: the hook's own.
+    """
+    hook = getattr(node_class, "VALIDATE_INPUTS", None)
+    if hook is None or not spec.validator:
+        return []
+    given = {name: value for name, value in _constants(spec, node).items() if spec.validates(name)}
+    if "input_types" in spec.validator:
+        given["input_types"] = [dict(output_types)]
+    answers = await map_over_lists(hook, given, Executing(JOBLESS, node.id))
+    return [
+        _of(node, Problem("custom_validation_failed", REFUSED, _reason(name, answer)), {"input_name": name})
+        for name in given
+        for answer in answers
+        if answer is not True and not isinstance(answer, ExecutionBlocker)
+    ]
+
+
+async def fingerprint(node_class: type, spec: NodeSpec, node: Node) -> Any:
+    """Ask IS_CHANGED and return a JSON value to compare; one that equals no other when it is NaN, or raised."""
+    hook = getattr(node_class, "IS_CHANGED", None)
+    if hook is None:
+        return None
+    try:
+        answers = await map_over_lists(hook, _constants(spec, node), Executing(JOBLESS, node.id))
+    except Exception:
+        return f"unknown-{uuid.uuid4().hex}"
+    return [_comparable(answer) for answer in answers]
+
+
+def _constants(spec: NodeSpec, node: Node) -> dict[str, list[Any]]:
+    """Return every input as a list; those that are linked as [None], since nothing has run; nor has any submission."""
+    inputs: dict[str, list[Any]] = {}
+    for name, value in node.inputs.items():
+        declared = spec.input(name)
+        if isinstance(value, Link):
+            raw = declared is not None and declared.options.get("rawLink")
+            inputs[name] = [[value.node_id, value.slot]] if raw else [None]
+        elif (declared is not None or name in spec.hidden) and not isinstance(value, BadLink):
+            inputs[name] = [value]
+    known = {"PROMPT": {}, "UNIQUE_ID": node.id}
+    kinds = ("DYNPROMPT", *EXTRAS, *known)
+    return inputs | {name: [known.get(kind)] for name, kind in spec.hidden.items() if kind in kinds}
+
+
+def _comparable(answer: Any) -> Any:
+    if isinstance(answer, ExecutionBlocker):
+        return None
+    if answer is None or isinstance(answer, bool | int | float | str):
+        # NaN differs from everything, itself included.
+        return f"nan-{uuid.uuid4().hex}" if unstorable(answer) else answer
+    return answer if isinstance(answer, list | dict) and not unstorable(answer) else str(answer)
+
+
+def _reason(name: str, answer: Any) -> str:
+    return name if answer is False else f"{name} - {answer}"
+
+
+def _of(node: Node, problem: Problem, extra: Mapping[str, Any]) -> Problem:
+    return Problem(problem.type, problem.message, problem.details, node.id, node.class_type, extra)
