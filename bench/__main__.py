@@ -8,11 +8,11 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import images, noop, overhead, report, startup
+from bench import images, loading, noop, overhead, report, sharing, startup
 from bench.series import Ratio, Series
 from bench.servers import Contender
 
-BENCHMARKS = (images.NAME, overhead.NAME, noop.NAME, startup.NAME)
+BENCHMARKS = (images.NAME, sharing.NAME, loading.NAME, overhead.NAME, noop.NAME, startup.NAME)
 CHECKPOINTS = ("mini15", "sd15")
 
 
@@ -43,6 +43,11 @@ def main() -> int:
     if images.NAME in arguments.benchmarks:
         for checkpoint in arguments.checkpoints:
             keep(images.measure([ours, unbatched, *beside], checkpoint, rounds))
+    if sharing.NAME in arguments.benchmarks:
+        keep(sharing.measure(models, rounds))
+    if loading.NAME in arguments.benchmarks:
+        for checkpoint in arguments.checkpoints:
+            keep(loading.measure(models, checkpoint, rounds))
     if overhead.NAME in arguments.benchmarks:
         for checkpoint in arguments.checkpoints:
             keep(overhead.measure(ours, checkpoint, rounds))

@@ -1,8 +1,12 @@
-"""Images per second over HTTP, of one job at a time and of eight at once, until the images are saved."""
+"""Images per second over HTTP, of so many mixed jobs at once, until the images are saved.
+
+Jobs differ in text, seed, sampler, schedule, steps and cfg where they are several; one alone is plain.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from bench.series import Ratio, Series, ratio
@@ -10,46 +14,70 @@ from bench.servers import Contender, Server, running
 from bench.workflows import txt2img
 
 NAME = "images"
-AT_ONCE = 8
 ALONE = 3
-"""How many jobs are timed one after another; their median counts."""
+"""How many single jobs are timed one after another; their median counts."""
+
+TARGETS = {(8, 64): ">= 3", (8, 128): ">= 2"}
+"""Of sd15 over ComfyUI, by jobs at once and side in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """So many jobs at once, of pictures of this side in pixels. beside: the other contenders are measured as well."""
+
+    at_once: int
+    side: int
+    beside: bool
+
+
+LOADS = (
+    Load(1, 64, True),
+    Load(2, 64, False),
+    Load(4, 64, False),
+    Load(8, 64, True),
+    Load(16, 64, False),
+    Load(1, 128, True),
+    Load(8, 128, True),
+)
 
 
 def measure(contenders: Sequence[Contender], checkpoint: str, rounds: int) -> tuple[list[Series], list[Ratio]]:
-    """Start every contender in turn, rounds times, and measure each once it is warm."""
-    seconds: dict[tuple[str, int], list[float]] = {(c.kind, n): [] for n in (1, AT_ONCE) for c in contenders}
+    """Start every contender in turn, rounds times, and measure each once it is warm. The first contender is ours."""
+    seconds: dict[tuple[Load, str], list[float]] = {}
     for _ in range(rounds):
         for contender in contenders:
             with running(contender) as server:
-                server.client.run([txt2img(checkpoint), txt2img(checkpoint)])
-                server.client.run([txt2img(checkpoint)])
-                for at_once, repeats in ((1, ALONE), (AT_ONCE, 1)):
-                    taken = seconds[contender.kind, at_once]
-                    taken.append(median(_times(server, checkpoint, at_once, repeats, min(taken, default=0.0))))
+                for side in sorted({load.side for load in LOADS}):
+                    server.client.run([txt2img(checkpoint, side), txt2img(checkpoint, side)])
+                for load in LOADS:
+                    if load.beside or contender is contenders[0]:
+                        taken = seconds.setdefault((load, contender.kind), [])
+                        taken.append(_time(server, checkpoint, load, min(taken, default=0.0)))
     series = {
-        (kind, n): Series(NAME, f"{checkpoint}, {n} at once", kind, "images/s", [n / s for s in taken])
-        for (kind, n), taken in seconds.items()
+        (load, kind): Series(NAME, f"{checkpoint}, {load.side} px, {load.at_once} at once", kind, "images/s", per_s)
+        for (load, kind), taken in seconds.items()
+        for per_s in [[load.at_once / s for s in taken]]
     }
-    return list(series.values()), _ratios(series, checkpoint)
+    return list(series.values()), list(_ratios(series, checkpoint, contenders[0].kind))
 
 
-def _times(server: Server, checkpoint: str, at_once: int, repeats: int, expected_s: float) -> list[float]:
-    """Return the seconds of so many jobs at once, again and again."""
+def _time(server: Server, checkpoint: str, load: Load, expected_s: float) -> float:
+    """Return the seconds of the load's jobs at once."""
     times: list[float] = []
-    for _ in range(repeats):
-        times.append(server.client.run([txt2img(checkpoint) for _ in range(at_once)], min(times, default=expected_s)))
-    return times
+    for _ in range(ALONE if load.at_once == 1 else 1):
+        jobs = [txt2img(checkpoint, load.side, mixed=load.at_once > 1) for _ in range(load.at_once)]
+        times.append(server.client.run(jobs, min(times, default=expected_s)))
+    return median(times)
 
 
-def _ratios(series: dict[tuple[str, int], Series], checkpoint: str) -> list[Ratio]:
-    ours = "serve-app"
-    aim = ">= 3" if checkpoint == "sd15" else ""
-    ratios = [
-        ratio(NAME, f"{checkpoint}: {AT_ONCE} at once over one at a time", series[ours, AT_ONCE], series[ours, 1], aim)
-    ]
-    for kind, n in series:
+def _ratios(series: dict[tuple[Load, str], Series], checkpoint: str, ours: str) -> Iterator[Ratio]:
+    for (load, kind), measured in series.items():
+        what = f"{checkpoint}, {load.side} px: {load.at_once} at once"
         if kind != ours:
-            target = ">= 1" if kind == "ComfyUI" else ""
-            what = f"{checkpoint}: {n} at once over {kind}"
-            ratios.append(ratio(NAME, what, series[ours, n], series[kind, n], target))
-    return ratios
+            target = ""
+            if kind == "ComfyUI":
+                target = TARGETS.get((load.at_once, load.side), ">= 1") if checkpoint == "sd15" else ">= 1"
+            yield ratio(NAME, f"{what} over {kind}", series[load, ours], measured, target)
+        elif load.at_once > 1:
+            alone = series[Load(1, load.side, True), ours]
+            yield ratio(NAME, f"{what} over one at a time", measured, alone)

@@ -15,14 +15,23 @@ _fresh = count(1)
 """No seed or colour is used twice in a run: every contender keeps results and would answer at once."""
 
 
-def txt2img(checkpoint: str) -> dict[str, Any]:
-    """Return a workflow whose image nobody has made yet; the texts alternate."""
+MIX = (
+    {"sampler_name": "euler", "scheduler": "normal", "steps": 8, "cfg": 7.0},
+    {"sampler_name": "euler_ancestral", "scheduler": "karras", "steps": 7, "cfg": 5.0},
+    {"sampler_name": "dpmpp_2m", "scheduler": "karras", "steps": 8, "cfg": 7.5},
+    {"sampler_name": "ddim", "scheduler": "ddim_uniform", "steps": 9, "cfg": 6.0},
+)
+"""What mixed jobs ask for in turn; eight steps on average."""
+
+
+def txt2img(checkpoint: str, side: int = SIDE, *, mixed: bool = False) -> dict[str, Any]:
+    """Return a workflow whose image nobody has made yet; the texts alternate. side: in pixels."""
     seed = next(_fresh)
     return {
         "1": _node("CheckpointLoaderSimple", ckpt_name=f"{checkpoint}.safetensors"),
         "2": _node("CLIPTextEncode", text=TEXTS[seed % len(TEXTS)], clip=["1", 1]),
         "3": _node("CLIPTextEncode", text=NEGATIVE, clip=["1", 1]),
-        "4": _node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1),
+        "4": _node("EmptyLatentImage", width=side, height=side, batch_size=1),
         "5": _node(
             "KSampler",
             model=["1", 0],
@@ -30,11 +39,8 @@ def txt2img(checkpoint: str) -> dict[str, Any]:
             negative=["3", 0],
             latent_image=["4", 0],
             seed=seed,
-            steps=STEPS,
-            cfg=CFG,
-            sampler_name="euler",
-            scheduler="normal",
             denoise=1.0,
+            **MIX[seed % len(MIX) if mixed else 0],
         ),
         "6": _node("VAEDecode", samples=["5", 0], vae=["1", 2]),
         "7": _node("SaveImage", images=["6", 0], filename_prefix="bench"),
