@@ -1,0 +1,98 @@
+"""Small random models of every family, in the key layouts their files are published in.
+
+The figures in golden/families.npz are ComfyUI's own networks on these very tensors: its UNetModel, built as its
+model_detection reads the keys, and its SDClipModel for SD 2 (normed, projected) and for both of SDXL's encoders.
+"""
+
+from __future__ import annotations
+
+import zlib
+from math import prod, sqrt
+
+import torch
+from torch import Tensor
+
+from serve_app.models.families import UNetArchitecture
+from serve_app.models.sample import random_tensors
+
+UNETS = {
+    "sd2": UNetArchitecture((64, 128), (1, 1), (1, 1), 1, 64, linear=True),
+    "sdxl": UNetArchitecture((64, 128, 128), (1, 1, 1), (0, 1, 2), 2, 128, linear=True, vector_dim=1536 + 64),
+    "refiner": UNetArchitecture((64, 128, 128), (1, 1, 1), (0, 2, 0), 2, 64, linear=True, vector_dim=1280 + 64),
+    "inpaint": UNetArchitecture((64, 128), (1, 1), (1, 1), 1, 64, concat_channels=5),
+    "edit": UNetArchitecture((64, 128), (1, 1), (1, 1), 1, 64, concat_channels=4),
+}
+
+WIDTH, LAYERS = 64, 3
+"""Of every text encoder."""
+
+VOCABULARY = 49408
+
+
+def unet(name: str) -> dict[str, Tensor]:
+    """Return a backbone's tensors under the single file's names."""
+    return random_tensors(UNETS[name], torch.float32)
+
+
+def unet_inputs(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return x with what goes beside it (2,C,8,8), timesteps (2,), context (2,7,D) and the vector (2,A)."""
+    known = UNETS[name]
+    x = _drawn("x", (2, known.latent_channels + known.concat_channels, 8, 8))
+    vector = _drawn("vector", (2, known.vector_dim)) if known.vector_dim else None
+    return x, torch.tensor([3.0, 702.0]), _drawn("context", (2, 7, known.context_dim)), vector
+
+
+def open_clip(prefix: str) -> dict[str, Tensor]:
+    """Return an OpenCLIP text encoder's tensors."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embedding.weight": (VOCABULARY, WIDTH),
+        "positional_embedding": (77, WIDTH),
+        "text_projection": (WIDTH, WIDTH),
+        "ln_final.weight": (WIDTH,),
+        "ln_final.bias": (WIDTH,),
+    }
+    for layer in range(LAYERS):
+        inside = f"transformer.resblocks.{layer}."
+        shapes |= {f"{inside}{norm}.{kind}": (WIDTH,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
+        shapes |= {f"{inside}attn.in_proj_weight": (3 * WIDTH, WIDTH), f"{inside}attn.in_proj_bias": (3 * WIDTH,)}
+        for name, out, into in (
+            ("attn.out_proj", WIDTH, WIDTH),
+            ("mlp.c_fc", 4 * WIDTH, WIDTH),
+            ("mlp.c_proj", WIDTH, 4 * WIDTH),
+        ):
+            shapes |= {f"{inside}{name}.weight": (out, into), f"{inside}{name}.bias": (out,)}
+    return {prefix + name: _weight(name, shape) for name, shape in shapes.items()}
+
+
+def clip_l(prefix: str) -> dict[str, Tensor]:
+    """Return a CLIP-L text encoder's tensors, under transformers' names."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.token_embedding.weight": (VOCABULARY, WIDTH),
+        "embeddings.position_embedding.weight": (77, WIDTH),
+        "final_layer_norm.weight": (WIDTH,),
+        "final_layer_norm.bias": (WIDTH,),
+    }
+    for layer in range(LAYERS):
+        inside = f"encoder.layers.{layer}."
+        shapes |= {f"{inside}layer_norm{norm}.{kind}": (WIDTH,) for norm in (1, 2) for kind in ("weight", "bias")}
+        for name, out, into in (
+            *((f"self_attn.{part}_proj", WIDTH, WIDTH) for part in ("q", "k", "v", "out")),
+            ("mlp.fc1", 4 * WIDTH, WIDTH),
+            ("mlp.fc2", WIDTH, 4 * WIDTH),
+        ):
+            shapes |= {f"{inside}{name}.weight": (out, into), f"{inside}{name}.bias": (out,)}
+    return {prefix + name: _weight("l." + name, shape) for name, shape in shapes.items()}
+
+
+def _weight(name: str, shape: tuple[int, ...]) -> Tensor:
+    drawn = _drawn(name, shape)
+    if len(shape) == 1:
+        return 1 + 0.05 * drawn if name.endswith("weight") else 0.02 * drawn
+    if "embedding" in name:
+        return 0.02 * drawn
+    # Sharper than a fresh network's, so that the layers differ from each other by what they do.
+    return 2 * drawn / sqrt(prod(shape[1:]))
+
+
+def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))

@@ -1,0 +1,113 @@
+"""Networks of every family beside ComfyUI's, on the same tensors; see families.py."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.families import DualTextArchitecture, TextArchitecture
+from serve_app.models.text_encoder import Clip, DualTextEncoder, TextEncoder
+from serve_app.values import TextPair
+from tests.parity import families
+from tests.parity.figures import Figures
+
+TOLERANCE = 1e-5
+CPU = torch.device("cpu")
+FIGURES = Figures("families")
+TEXTS = ["a red fox", "a (red:1.4) fox, (sleeping:0.7)", "", "cat " * 80 + "(dog:1.3)"]
+ROWS = [0, 1, 2, 3, 4, 5, 7, 20, 76]
+"""The rows of a text that figures hold."""
+LATER_ROWS = [78, 80, 90]
+"""Those of a second chunk."""
+
+
+def no_vectors(name, width, kind="l"):
+    return None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("families")
+    l, g = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."  # noqa: E741
+    save_file(families.unet("sd2") | families.open_clip("cond_stage_model.model."), root / "sd2.safetensors")
+    save_file(families.unet("sdxl") | families.clip_l(l) | families.open_clip(g), root / "sdxl.safetensors")
+    refiner = families.unet("refiner") | families.open_clip("conditioner.embedders.0.model.")
+    save_file(refiner, root / "refiner.safetensors")
+    for name in ("inpaint", "edit"):
+        save_file(families.unet(name), root / f"{name}.safetensors")
+    return root
+
+
+def checkpoint(folder, name):
+    return Checkpoint(folder / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("name", families.UNETS)
+def test_a_familys_backbone_answers_as_comfyuis(folder, name):
+    architecture, network = checkpoint(folder, name).load("backbone", CPU, torch.float32)
+    assert architecture == families.UNETS[name]
+    x, timesteps, context, vector = families.unet_inputs(name)
+    with torch.inference_mode():
+        output = network(x, timesteps, context, class_labels=vector, return_dict=False)[0]
+    FIGURES.assert_agrees(output, f"{name}|output", TOLERANCE)
+
+
+def encoder(folder, name):
+    return checkpoint(folder, name).load("clip", CPU, torch.float32)
+
+
+def shown(cond):
+    return cond[:, ROWS + (LATER_ROWS if cond.shape[1] > 77 else [])]
+
+
+@pytest.mark.parametrize("skip", [None, -1, -3, -9])
+def test_sd2s_text_encoder_answers_as_comfyuis(folder, skip):
+    architecture, network = encoder(folder, "sd2")
+    assert architecture == TextArchitecture(3, 64, 256, 77, "h", 64)
+    with torch.inference_mode():
+        encoded = TextEncoder(architecture, network, no_vectors).encode(TEXTS, skip)
+    for i, ((cond, options),) in enumerate(encoded):
+        FIGURES.assert_agrees(shown(cond), f"h|{skip}|{i}", TOLERANCE)
+        FIGURES.assert_agrees(options["pooled_output"], f"h|pooled|{i}", TOLERANCE)
+
+
+@pytest.mark.parametrize("skip", [None, -1, -3, -9])
+def test_sdxls_text_is_both_encoders_rows_side_by_side_and_the_larger_ones_pooled(folder, skip):
+    clip = Clip(sdxl_encoder(folder), skip)
+    with torch.inference_mode():
+        encoded = clip.encode(TEXTS)
+    for i, ((cond, options),) in enumerate(encoded):
+        FIGURES.assert_agrees(shown(cond[..., :64]), f"l|{skip}|{i}", TOLERANCE)
+        FIGURES.assert_agrees(shown(cond[..., 64:]), f"g|{skip}|{i}", TOLERANCE)
+        FIGURES.assert_agrees(options["pooled_output"], f"g|pooled|{i}", TOLERANCE)
+
+
+def sdxl_encoder(folder):
+    architecture, network = encoder(folder, "sdxl")
+    assert isinstance(architecture, DualTextArchitecture)
+    return DualTextEncoder(
+        TextEncoder(architecture.l, network["l"], no_vectors, paired=True),
+        TextEncoder(architecture.g, network["g"], no_vectors, paired=True),
+    )
+
+
+@pytest.mark.parametrize(("g", "l"), [(0, 1), (3, 0), (0, 3)])
+def test_two_texts_go_to_an_encoder_each_the_shorter_filled_with_empty_chunks(folder, g, l):  # noqa: E741
+    with torch.inference_mode():
+        (((cond, options),),) = sdxl_encoder(folder).encode([TextPair(TEXTS[g], TEXTS[l])])
+    for name, text, rows in (("l", l, cond[..., :64]), ("g", g, cond[..., 64:])):
+        whole = FIGURES[f"{name}|None|{text}"].shape[1] > len(ROWS)
+        FIGURES.assert_agrees(shown(rows) if whole else rows[:, ROWS], f"{name}|None|{text}", TOLERANCE)
+        if not whole and cond.shape[1] > 77:
+            FIGURES.assert_agrees(rows[:, [77 + row for row in ROWS]], f"{name}|None|2", TOLERANCE)
+    FIGURES.assert_agrees(options["pooled_output"], f"g|pooled|{g}", TOLERANCE)
+
+
+def test_the_refiner_reads_text_with_the_larger_encoder_alone(folder):
+    architecture, network = encoder(folder, "refiner")
+    assert architecture == TextArchitecture(3, 64, 256, 77, "g", 64)
+    with torch.inference_mode():
+        encoded = TextEncoder(architecture, network, no_vectors).encode(TEXTS)
+    for i, ((cond, options),) in enumerate(encoded):
+        FIGURES.assert_agrees(shown(cond), f"g|None|{i}", TOLERANCE)
+        FIGURES.assert_agrees(options["pooled_output"], f"g|pooled|{i}", TOLERANCE)
