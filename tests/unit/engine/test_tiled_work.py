@@ -1,0 +1,101 @@
+"""Work in tiles through the runtime: who gets the engine in between, and what a cancelled node leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serve_app.engine.engine import Engine
+from serve_app.engine.runtime import EngineRuntime
+from serve_app.errors import NodeError
+from serve_app.models.families import VaeArchitecture
+from serve_app.models.sample import random_tensors
+from serve_app.models.tiling import Tiles
+from serve_app.models.vae import Vae
+from serve_app.models.weights import Weights
+from serve_app.nodes.runtime import Tiling
+from serve_app.store.catalog import Catalog
+from serve_app.values import Recipe
+
+VAE = Recipe("vae", "vae", "a.safetensors")
+OTHER = Recipe("vae", "vae", "b.safetensors")
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def shared(engine: Engine, tmp_path: Path) -> EngineRuntime:
+    """A runtime with room for one VAE at a time."""
+    tensors = random_tensors(VaeArchitecture((32, 32), 1, 4, 3, True))
+    (tmp_path / "vae").mkdir()
+    for name in (VAE.name, OTHER.name):
+        save_file(tensors, tmp_path / "vae" / name)
+    size = sum(tensor.numel() for tensor in tensors.values()) * 4
+    return EngineRuntime(engine, Weights(Catalog(tmp_path), torch.device("cpu"), budget_bytes=size))
+
+
+def ignore(done: int, of: int) -> None: ...
+
+
+def counting(model: Vae, count: int, name: str, order: list[str]) -> Tiles:
+    for done in range(1, count + 1):
+        order.append(name)
+        yield done, count
+    return torch.tensor(float(count))
+
+
+async def test_two_nodes_take_turns_tile_by_tile(engine: Engine, shared: EngineRuntime) -> None:
+    order: list[str] = []
+    work = [
+        shared.use_tiled(VAE, shared.weights.vae, partial(counting, count=20, name=name, order=order), ignore)
+        for name in ("a", "b")
+    ]
+    assert [float(made) for made in await asyncio.gather(*work)] == [20, 20]
+    assert "".join(order) not in ("a" * 20 + "b" * 20, "b" * 20 + "a" * 20)
+
+
+async def test_a_call_that_comes_meanwhile_waits_for_one_tile_at_most(engine: Engine, shared: EngineRuntime) -> None:
+    order: list[str] = []
+
+    def progress(done: int, of: int) -> None:
+        if done == 2:
+            engine.call(lambda: order.append("call"))
+
+    await shared.use_tiled(VAE, shared.weights.vae, partial(counting, count=4, name="tile", order=order), progress)
+    assert order == ["tile", "tile", "call", "tile", "tile"]
+
+
+async def test_a_cancelled_node_lets_go_of_its_model_after_the_tile_in_progress(shared: EngineRuntime) -> None:
+    reached = asyncio.Event()
+
+    def progress(done: int, of: int) -> None:
+        reached.set()
+
+    latents = torch.zeros(1, 4, 64, 64)
+    node = asyncio.create_task(shared.bind(progress).decode(VAE, latents, Tiling(8, 0)))
+    await reached.wait()
+    node.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await node
+    images = await asyncio.wait_for(shared.bind(ignore).decode(OTHER, latents[..., :4, :4]), 30)
+    assert images.shape == (1, 8, 8, 3)
+    assert shared.resident() == ("vae vae/b.safetensors",)
+
+
+async def test_a_tiling_that_cannot_be_is_the_nodes_error_and_lets_go_of_the_model(shared: EngineRuntime) -> None:
+    runtime = shared.bind(ignore)
+    with pytest.raises(NodeError, match="tiles of 4 overlap by 8"):
+        await runtime.encode(VAE, torch.zeros(1, 32, 32, 3), Tiling(8, 8))
+    latents = await asyncio.wait_for(runtime.encode(OTHER, torch.zeros(1, 32, 32, 3)), 30)
+    assert latents.shape == (1, 4, 16, 16)
