@@ -28,6 +28,9 @@ Changes: TypeAlias = Mapping[str, Sequence[tuple[Adapter, float]]]
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 
+MERGED_AT_ONCE = 16
+"""How many layers are merged before one forward: merging all of them takes longer than a forward of few rows."""
+
 _log = log.get("models")
 
 
@@ -74,14 +77,16 @@ class Adapters:
         """How much memory the whole layers take, made or not."""
         return sum(layer.whole_bytes for layer in self.layers.values())
 
-    def merges(self, alone: bool) -> bool:
-        """Note a forward, which the set has to itself or not; return whether it is to use whole layers alone."""
+    def merge(self, alone: bool) -> None:
+        """Note a forward, which the set has to itself or not; merge a few layers once it is time to, or unmerge all."""
         if not self._policy.forward(alone):
             for layer in self.layers.values():
                 layer.unmerge()
-            return False
-        needed = sum(layer.more_when_merged for layer in self.layers.values())
-        return alone and (needed == 0 or self._may_take(needed))
+            return
+        left = [layer for layer in self.layers.values() if not layer.is_merged]
+        if alone and left and self._may_take(sum(layer.whole_bytes for layer in left)):
+            for layer in left[:MERGED_AT_ONCE]:
+                layer.whole()
 
 
 class AdaptedLayer:
@@ -105,9 +110,9 @@ class AdaptedLayer:
         return thin + (self.whole_bytes if self._whole is not None else 0)
 
     @property
-    def more_when_merged(self) -> int:
-        """How many more bytes the layer takes once it is merged; 0 if it is."""
-        return 0 if self._whole is not None or self._pairs is None else self.whole_bytes
+    def is_merged(self) -> bool:
+        """Whether the layer with merged weights is there, or is the only form there is."""
+        return self._whole is not None or self._pairs is None
 
     @property
     def whole_bytes(self) -> int:
@@ -149,12 +154,12 @@ def with_merged(network: nn.Module, adapters: Adapters) -> nn.Module:
 
 @dataclass(slots=True)
 class _Span:
-    """Neighbouring rows of one set. merged: they use whole layers only."""
+    """Neighbouring rows of one set. whole: they use whole layers where there are any."""
 
     start: int
     stop: int
     adapters: Adapters | None
-    merged: bool = False
+    whole: bool = False
 
 
 @contextmanager
@@ -171,8 +176,8 @@ def adapted(pieces: Sequence[tuple[int, Adapters | None]], *, merging: bool = Tr
         return
     if merging:
         for adapters in sets.values():
-            whole = adapters.merges(alone=len(spans) == 1)
-            spans[0].merged = whole and spans[0].adapters is adapters
+            adapters.merge(alone=len(spans) == 1)
+        spans[0].whole = len(spans) == 1
     names = dict.fromkeys(name for adapters in sets.values() for name in adapters.layers)
     forwards: list[tuple[nn.Module, Forward]] = []
     for name in names:
@@ -223,7 +228,7 @@ def _forward(shared: Forward, spans: Sequence[_Span], layers: Sequence[AdaptedLa
     """Return one layer's forward for these rows."""
     runs: list[_Run] = []
     for span, layer in zip(spans, layers, strict=True):
-        thin = None if layer is None or span.merged else layer.thin()
+        thin = None if layer is None or (span.whole and layer.is_merged) else layer.thin()
         if layer is not None and thin is None:
             runs.append(_Run(span.start, span.stop, layer.whole().forward))
             continue

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from serve_app.models.adapted import Adapters, adapted, with_merged
+from serve_app.models.adapted import MERGED_AT_ONCE, Adapters, adapted, with_merged
 from serve_app.models.lora import Difference, Hadamard, LowRank, Replacement, merged
 from serve_app.models.packing import PackedLinear, pack
 
@@ -164,6 +164,26 @@ def test_a_set_that_is_long_alone_is_merged_answers_the_same_and_is_unmerged_amo
             mixed = shared(x)
     assert style.nbytes == unmerged_bytes
     torch.testing.assert_close(mixed[:1], answers[0][:1], rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_many_layers_are_merged_a_few_before_each_forward():
+    layers = MERGED_AT_ONCE * 2 + 3
+    shared = nn.Sequential(*(nn.Linear(6, 6) for _ in range(layers))).requires_grad_(False)
+    style = Adapters(
+        "style",
+        shared,
+        [({f"{i}.weight": LowRank(drawn(i, 6, 2), drawn(i + 1, 2, 6), 1.0) for i in range(layers)}, 1.0)],
+    )
+    x = torch.ones(2, 6)
+    merged_layers, answers = [], []
+    for _ in range(13):
+        with adapted([(2, style)]):
+            answers.append(shared(x))
+        merged_layers.append(sum(layer.is_merged for layer in style.layers.values()))
+    assert merged_layers == [0] * 8 + [MERGED_AT_ONCE, 2 * MERGED_AT_ONCE, layers, layers, layers]
+    for answer in answers:
+        torch.testing.assert_close(answer, answers[0], rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
