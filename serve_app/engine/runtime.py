@@ -24,7 +24,7 @@ from serve_app.models.tiling import Tiles
 from serve_app.models.weights import Weights
 from serve_app.nodes.runtime import Runtime, Sampled, SamplingRequest, Tiling
 from serve_app.sampling.sigmas import NoiseLevels
-from serve_app.values import Conditioning, Recipe
+from serve_app.values import Conditioning, Recipe, TextPair
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -121,7 +121,7 @@ class NodeRuntime:
         self._weights = shared.weights
         self._progress = progress
 
-    async def encode_text(self, clip: Recipe, text: str) -> Conditioning:
+    async def encode_text(self, clip: Recipe, text: str | TextPair) -> Conditioning:
         """Return the CONDITIONING of a text in the prompt syntax."""
         return await self._shared.use(clip, self._weights.clip, lambda model: model.encode([text])[0])
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from serve_app.store.store import Area
-from serve_app.values import Conditioning, Guider, Noise, Recipe, SamplerChoice
+from serve_app.values import Conditioning, Guider, Noise, Recipe, SamplerChoice, TextPair
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,9 @@ class Runtime(Protocol):
     Errors: ModelFileError for a file that cannot be used, CancelledJobError once the job is cancelled.
     """
 
-    async def encode_text(self, clip: Recipe, text: str) -> Conditioning: ...
+    async def encode_text(self, clip: Recipe, text: str | TextPair) -> Conditioning:
+        """Return a text's conditioning. Errors: NodeError for a pair of texts that the encoder does not read."""
+        ...
 
     async def levels(self, backbone: Recipe) -> NoiseLevels:
         """Return the noise levels a backbone knows. Loads no weights."""

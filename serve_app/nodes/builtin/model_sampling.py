@@ -1,0 +1,104 @@
+"""The nodes that say what a diffusion model was trained to predict, and on which noise levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.errors import NodeError
+from serve_app.sampling.denoiser import trained
+from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Recipe, Training
+
+_OTHER_FAMILIES = {
+    "cosmos_rflow": "Cosmos models, which are not supported",
+    "edm_playground_v2.5": "Playground v2.5, whose latents are not supported",
+}
+
+
+def _level(default: float) -> tuple[str, dict[str, Any]]:
+    return ("FLOAT", {"default": default, "min": 0.0, "max": 1000.0, "step": 0.001, "round": False})
+
+
+def _patched(model: Recipe, training: Training) -> tuple[Recipe]:
+    # Levels that are none are refused here, where the node is known, rather than when the model is loaded.
+    trained(training)
+    return (model.with_patch(training),)
+
+
+class ModelSamplingDiscrete:
+    """Training on a table of noise levels."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "advanced/model"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "sampling": (["eps", "v_prediction", "lcm", "x0", "img_to_img"],),
+                "zsnr": ("BOOLEAN", {"default": False}),
+            }
+        }
+
+    def patch(self, model: Recipe, sampling: str, zsnr: bool) -> tuple[Recipe]:
+        """Return the model's recipe with the training."""
+        return _patched(model, Discrete(sampling, zsnr))
+
+
+class ModelSamplingContinuousEDM:
+    """Training on any noise level between two, of which the network is told the logarithm."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "advanced/model"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "sampling": (["v_prediction", "edm", "edm_playground_v2.5", "eps", "cosmos_rflow"],),
+                "sigma_max": _level(120.0),
+                "sigma_min": _level(0.002),
+            }
+        }
+
+    def patch(self, model: Recipe, sampling: str, sigma_max: float, sigma_min: float) -> tuple[Recipe]:
+        """Return the model's recipe with the training. Errors: NodeError for one of a family that is not supported."""
+        if (family := _OTHER_FAMILIES.get(sampling)) is not None:
+            raise NodeError(f"sampling '{sampling}' is for {family}; supported are v_prediction, edm, eps")
+        return _patched(model, ContinuousEdm(sampling, sigma_max, sigma_min))
+
+
+class ModelSamplingContinuousV:
+    """Training on any noise level between two, of which the network is told an angle."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "advanced/model"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "sampling": (["v_prediction"],),
+                "sigma_max": _level(500.0),
+                "sigma_min": _level(0.03),
+            }
+        }
+
+    def patch(self, model: Recipe, sampling: str, sigma_max: float, sigma_min: float) -> tuple[Recipe]:
+        """Return the model's recipe with the training."""
+        return _patched(model, ContinuousV(sigma_max, sigma_min))
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "ModelSamplingDiscrete": ModelSamplingDiscrete,
+    "ModelSamplingContinuousEDM": ModelSamplingContinuousEDM,
+    "ModelSamplingContinuousV": ModelSamplingContinuousV,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}
