@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from traceback import clear_frames
 from typing import TypeVar
@@ -19,7 +20,9 @@ from torch import Tensor
 from serve_app.engine.engine import Engine
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
+from serve_app.models import steering
 from serve_app.models.backbone import Backbone
+from serve_app.models.steering import ControlNet
 from serve_app.models.tiling import Tiles
 from serve_app.models.weights import Weights
 from serve_app.nodes.runtime import Runtime, Sampled, SamplingRequest, Tiling
@@ -52,11 +55,24 @@ class EngineRuntime:
         def on_step(done: int, steps: int) -> None:
             loop.call_soon_threadsafe(progress, done, steps)
 
-        def begin(backbone: Backbone) -> Future[Sampled]:
-            return self._engine.submit(Trajectory(backbone, request, on_step))
+        guider = request.guider
+        controls = steering.recipes(guider.conds)
 
-        # Begun in the engine's thread, a run joins the very next forward, and the trajectory alone holds the backbone.
-        beginning = self._call(request.guider.backbone, self.weights.backbone, begin)
+        def load() -> tuple[Backbone, dict[Recipe, ControlNet]]:
+            nets = {c: self.weights.control_net(self.weights.based(c, guider.backbone)) for c in controls}
+            return self.weights.backbone(guider.backbone), nets
+
+        def begin(models: tuple[Backbone, dict[Recipe, ControlNet]]) -> Future[Sampled]:
+            backbone, nets = models
+            conds = steering.activated(guider.conds, nets, backbone.architecture, backbone.levels)
+            controlled = replace(request, guider=replace(guider, conds=conds))
+            return self._engine.submit(Trajectory(backbone, controlled, on_step))
+
+        def fits() -> bool:
+            return self.weights.fits(guider.backbone, *(self.weights.based(c, guider.backbone) for c in controls))
+
+        # Begun in the engine's thread, a run joins the very next forward, and the trajectory alone holds its models.
+        beginning = self._engine.call(lambda: begin(load()), when=fits)
         try:
             running = await self._answer(beginning)
         except asyncio.CancelledError:
@@ -84,8 +100,8 @@ class EngineRuntime:
     def _call(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> Future[T]:
         """Have work done in the engine's thread.
 
-        Who comes waits for who waits: were resident models handed out meanwhile, they might never fall out of use. No
-        holder of a model asks for a second one, so those in use do come free.
+        Who comes waits for who waits: were resident models handed out meanwhile, they might never fall out of use. Who
+        needs several models gets them at once, and no holder of one asks for another, so those in use do come free.
         """
         return self._engine.call(lambda: work(load(recipe)), when=lambda: self.weights.fits(recipe))
 

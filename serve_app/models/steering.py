@@ -56,8 +56,7 @@ class ControlNet:
             fits = theirs == ours and made_for.res_blocks == architecture.res_blocks
         if not fits:
             raise NodeError(
-                f"'{self.name}' is made for another family than the model: its widths are {theirs}, "
-                f"the model's {ours}"
+                f"'{self.name}' is made for another family than the model: its widths are {theirs}, the model's {ours}"
             )
 
     def read(self, hint: Tensor, kind: int | None, height: int, width: int) -> list[Tensor]:
@@ -127,21 +126,27 @@ def activated(
     A control of several entries is one ActiveControl, so its hint is read once. Errors: NodeError as `check`.
     """
     made: dict[Control, ActiveControl] = {}
+    controlled: dict[str, Conditioning] = {}
+    # Loops, not closures: an error that is kept would keep what they close over, and these networks would stay in use.
+    for role, conditioning in conds.items():
+        controlled[role] = []
+        for cond, options in conditioning:
+            if options.get("control") is None:
+                controlled[role].append((cond, options))
+                continue
+            chain = list(_chain(options["control"]))[::-1]
+            for control in chain:
+                if control not in made:
+                    made[control] = _activated(control, nets[control.recipe], architecture, levels)
+            controlled[role].append((cond, {**options, "control": tuple(map(made.__getitem__, chain))}))
+    return controlled
 
-    def active(control: Control) -> ActiveControl:
-        if control not in made:
-            net = nets[control.recipe]
-            net.check(control.hint, kind_of(control.recipe), architecture)
-            above, below = levels.at_progress(control.start_percent), levels.at_progress(control.end_percent)
-            made[control] = ActiveControl(net, control, above, below)
-        return made[control]
 
-    def entry(cond: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        if options.get("control") is None:
-            return cond, dict(options)
-        return cond, {**options, "control": tuple(active(c) for c in reversed([*_chain(options["control"])]))}
-
-    return {role: [entry(cond, options) for cond, options in c] for role, c in conds.items()}
+def _activated(control: Control, net: ControlNet, architecture: UNetArchitecture, levels: NoiseLevels) -> ActiveControl:
+    net.check(control.hint, kind_of(control.recipe), architecture)
+    return ActiveControl(
+        net, control, levels.at_progress(control.start_percent), levels.at_progress(control.end_percent)
+    )
 
 
 def _chain(control: Control | None) -> Iterator[Control]:

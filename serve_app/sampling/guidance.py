@@ -68,10 +68,10 @@ class Guidance:
         self._backbone = backbone
         self._rule = rule
         height, width = canvas.latents.shape[-2:]
-        self._entries = {
-            role: entries(role, conditioning, backbone, canvas)
-            for role, conditioning in resolved(conds, height, width).items()
-        }
+        self._entries: dict[str, tuple[Entry, ...]] = {}
+        # A loop, not a comprehension: an error that is kept would keep what that closes over, and with it the backbone.
+        for role, conditioning in resolved(conds, height, width).items():
+            self._entries[role] = entries(role, conditioning, backbone, canvas)
         self._asked: tuple[Entry, ...] = ()
 
     def pieces(self, evaluation: Evaluation) -> tuple[Piece, ...]:

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
-from serve_app.errors import ModelFileError
+from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import TextArchitecture, UNetArchitecture, VaeArchitecture
 from serve_app.models.sample import random_tensors
 from serve_app.models.weights import Weights
@@ -139,7 +139,7 @@ async def test_failed_runs_leave_room_for_the_next_while_their_errors_are_kept(e
     kept = await asyncio.gather(*failing, return_exceptions=True)
     sampled = await asyncio.wait_for(shared.bind(ignore).sample(request(right, "b")), timeout=30)
     assert sampled.latents.shape == (1, 4, 4, 4)
-    assert all(isinstance(error, RuntimeError) and error.__traceback__ is not None for error in kept)
+    assert all(isinstance(error, NodeError) and error.__traceback__ is not None for error in kept)
 
 
 async def test_jobs_that_come_together_join_the_same_forward(engine, shared, monkeypatch):
