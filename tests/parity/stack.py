@@ -16,6 +16,7 @@ from serve_app.graph.signature import signatures
 from serve_app.graph.validate import validate
 from serve_app.models.weights import Weights
 from serve_app.nodes.execute import Execution
+from serve_app.nodes.executing import Progress
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.held import Held
 from serve_app.nodes.protocol import spec_of
@@ -63,8 +64,16 @@ class Stack:
 
         return NodeFiles(self.volume, "job", node_id, reserve)
 
-    def started(self, node_id: str) -> None: ...
+    def progress(self, node_id: str) -> Progress:
+        return lambda done, steps, preview: None
 
-    def finished(self, node_id: str, signature: str, ui: Mapping[str, Any] | None) -> None: ...
+    def fingerprint(self, folder: str, name: str) -> str:
+        return ""
+
+    def started(self, node_id: str, origin: Any) -> None: ...
+
+    def finished(
+        self, node_id: str, signature: str, ui: Mapping[str, Any] | None, origin: Any, *, computed: bool
+    ) -> None: ...
 
     async def fetch(self, signature: str) -> None: ...
