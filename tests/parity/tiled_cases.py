@@ -1,8 +1,8 @@
 """What is worked through in tiles, here and by ComfyUI, whose answers are golden/nodes_tiled.npz.
 
-Made by ComfyUI 0.3.64's VAEDecodeTiled and VAEEncodeTiled with mini15's VAE, of which every fourth pixel is kept, and by
-its UpscaleModelLoader and ImageUpscaleWithModel (spandrel 0.4.2) with `esrgan()` in a file, of which the columns from
-LAST_COLUMNS on are kept.
+Made by ComfyUI 0.3.64's VAEDecodeTiled and VAEEncodeTiled with mini15's VAE, every fourth pixel of the images kept, and
+by its UpscaleModelLoader and ImageUpscaleWithModel (spandrel 0.4.2) with `esrgan()` in a file, the columns from
+LAST_COLUMNS on kept.
 """
 
 from __future__ import annotations
