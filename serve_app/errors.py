@@ -101,6 +101,25 @@ class DrainingError(UnavailableError):
     """This scheduler is about to be replaced and takes no new job."""
 
 
+class DatabaseAwayError(UnavailableError):
+    """The job database does not answer, or refuses for reasons of its own; what was asked may be asked again."""
+
+
+class ChangeRefusedError(ServeAppError):
+    """The database will never take what a job is to record, because of what is in it."""
+
+    def __init__(self, job_id: str, reason: str) -> None:
+        super().__init__(reason)
+        self.job_id = job_id
+
+    def __reduce__(self) -> tuple[type[ChangeRefusedError], tuple[str, str]]:
+        return (ChangeRefusedError, (self.job_id, str(self)))
+
+
+class StoreError(UnavailableError):
+    """The store of files does not answer, or refuses; says what was asked of it, where, and its reason."""
+
+
 class StaleEpochError(ServeAppError):
     """A newer scheduler holds the lease: what an older one asks for must not happen."""
 
