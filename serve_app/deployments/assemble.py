@@ -13,6 +13,7 @@ from serve_app.deployments.runner import Runner, Transfer
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.weights import Weights
+from serve_app.nodes.packs import Packs, load
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.scheduler.messages import ReplicaDesk, ReplicaInfo
 from serve_app.store.catalog import Catalog
@@ -23,11 +24,12 @@ def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: Replica
     """Return a replica of the pool, ready to `run`. Errors: ConfigError for a dtype the device cannot do."""
     device = torch.device("cuda" if pool.num_gpus and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(_threads(pool, device))
-    known = {name: spec for name, spec in specs().items() if pool.runtime or not spec.runtime}
+    packs = load(config.custom_nodes_dir, config.models_dir, config.directories) if config.custom_nodes_dir else Packs()
+    known = {name: spec for name, spec in (packs.specs | specs()).items() if pool.runtime or not spec.runtime}
     return Runner(
         desk,
         ReplicaInfo(replica_id, pool.name, pool.tasks_per_replica),
-        classes=BUILTIN,
+        classes=packs.classes | dict(BUILTIN),
         specs=known,
         models=_models(config, pool, device) if pool.runtime else None,
         store=Volume(config.directories),

@@ -72,7 +72,8 @@ class Task:
 class Pool:
     """A set of equal replicas, as the planner sees it.
 
-    runtime: its replicas hold models. accepts: class-name patterns (`fnmatch`), e.g. ("*",) or ("KSampler*",).
+    runtime: its replicas hold models. accepts: class-name patterns (`fnmatch`), e.g. ("*",) or ("KSampler*",);
+    a pack's classes also go by its name, "custom_nodes.NAME".
     """
 
     name: str
@@ -116,8 +117,9 @@ def plan(
 
 
 def takes(pool: Pool, spec: NodeSpec) -> bool:
-    """Whether the pool's replicas run this class."""
-    return (pool.runtime or not spec.runtime) and any(fnmatchcase(spec.class_type, p) for p in pool.accepts)
+    """Whether the pool's replicas run this class; a pattern may also match the pack that it comes from."""
+    names = (spec.class_type, spec.python_module)
+    return (pool.runtime or not spec.runtime) and any(fnmatchcase(n, p) for n in names for p in pool.accepts)
 
 
 def _candidates(node: Node, specs: Mapping[str, NodeSpec], pools: Sequence[Pool]) -> list[str]:

@@ -69,7 +69,9 @@ def _inputs(declared: Mapping[str, Any]) -> Iterable[Input]:
                 choices = tuple(c if _is_json(c) else str(c) for c in kind)
             elif kind == "COMBO" and isinstance(options.get("options"), list | tuple):
                 choices = tuple(options.pop("options"))
-            folder = kind.folder if isinstance(kind, FolderChoice) else None
+            folder = (
+                kind.folder if isinstance(kind, FolderChoice) else _uploads(options) if choices is not None else None
+            )
             yield Input(
                 name=str(name),
                 type=_type_name(kind),
@@ -78,6 +80,12 @@ def _inputs(declared: Mapping[str, Any]) -> Iterable[Input]:
                 folder=folder,
                 options={str(key): json.loads(json.dumps(value)) for key, value in options.items() if _is_json(value)},
             )
+
+
+def _uploads(options: Mapping[str, Any]) -> str | None:
+    """Return "input" for a choice that a client may upload to, so that its list is not older than the upload."""
+    uploads = any(options.get(name) is True for name in ("image_upload", "video_upload", "audio_upload", "file_upload"))
+    return "input" if uploads and options.get("image_folder", "input") == "input" else None
 
 
 def _validator(node_class: type) -> tuple[str, ...] | None:

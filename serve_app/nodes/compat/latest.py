@@ -1,0 +1,93 @@
+"""`comfy_api.latest` and its numbered versions for node packs: the V3 interface as a pack imports it.
+
+Source: the facts of ComfyUI 0.3.64's package of this name.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from serve_app.nodes.compat import io as types
+from serve_app.nodes.compat import ui as shown
+from serve_app.nodes.compat.model_management import throw_exception_if_processing_interrupted
+from serve_app.nodes.compat.node import ComfyNode, HiddenHolder, NodeOutput
+from serve_app.nodes.executing import executing
+
+io = SimpleNamespace(
+    **{name: value for name, value in vars(types).items() if not name.startswith("_")},
+    ComfyNode=ComfyNode,
+    NodeOutput=NodeOutput,
+    HiddenHolder=HiddenHolder,
+)
+"""Types, Schema, ComfyNode and NodeOutput."""
+
+ui = SimpleNamespace(
+    **{name: value for name, value in vars(shown).items() if not name.startswith("_")}, _UIOutput=shown.Shown
+)
+"""What nodes show."""
+
+
+class ComfyExtension:
+    """What a pack's `comfy_entrypoint` returns."""
+
+    async def on_load(self) -> None:
+        """Prepare whatever the nodes need; called once, before get_node_list."""
+
+    async def get_node_list(self) -> list[type[ComfyNode]]:
+        """Return the pack's node classes."""
+        raise NotImplementedError(f"{type(self).__name__} has no get_node_list")
+
+
+def _report(value: float, max_value: float, preview_image: Any) -> None:
+    throw_exception_if_processing_interrupted()
+    if (call := executing()) is not None:
+        call.progress(value, max_value, preview_image)
+
+
+class _Execution:
+    async def set_progress(
+        self,
+        value: float,
+        max_value: float,
+        node_id: str | None = None,
+        preview_image: Any = None,
+        ignore_size_limit: bool = False,
+    ) -> None:
+        """Report that the running node has done `value` of `max_value`. Errors: InterruptProcessingException."""
+        _report(value, max_value, preview_image)
+
+
+class _ExecutionSync:
+    def set_progress(
+        self,
+        value: float,
+        max_value: float,
+        node_id: str | None = None,
+        preview_image: Any = None,
+        ignore_size_limit: bool = False,
+    ) -> None:
+        """Report that the running node has done `value` of `max_value`. Errors: InterruptProcessingException."""
+        _report(value, max_value, preview_image)
+
+
+class ComfyAPI:
+    """What nodes may ask of the server, awaited."""
+
+    VERSION = "latest"
+    STABLE = False
+    execution = _Execution()
+
+
+class ComfyAPISync:
+    """What nodes may ask of the server, from a thread."""
+
+    VERSION = "latest"
+    STABLE = False
+    execution = _ExecutionSync()
+
+
+Input = SimpleNamespace(Image=torch.Tensor, Mask=torch.Tensor, Audio=dict, Latent=dict, Video=object)
+"""What annotations of inputs name."""

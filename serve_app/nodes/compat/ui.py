@@ -1,0 +1,125 @@
+"""What V3 nodes show, `comfy_api.latest.ui`: saved files, previews and text.
+
+Source: the facts of ComfyUI 0.3.64's `comfy_api/latest/_ui.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from serve_app.images import to_png
+from serve_app.nodes.compat import folder_paths
+
+
+class SavedResult(dict[str, str]):
+    """One stored file."""
+
+    def __init__(self, filename: str, subfolder: str, type: Any) -> None:
+        super().__init__(filename=filename, subfolder=subfolder, type=str(getattr(type, "value", type)))
+
+
+class Shown:
+    """Something that a node shows. members: its ui dict."""
+
+    def __init__(self, **members: Any) -> None:
+        self.members = members
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the ui dict."""
+        return self.members
+
+
+class SavedImages(Shown):
+    """Stored images."""
+
+    def __init__(self, results: list[SavedResult], is_animated: bool = False) -> None:
+        super().__init__(images=results, **({"animated": (True,)} if is_animated else {}))
+
+
+class SavedAudios(Shown):
+    """Stored sounds."""
+
+    def __init__(self, results: list[SavedResult]) -> None:
+        super().__init__(audio=results)
+
+
+class PreviewVideo(Shown):
+    """Stored videos."""
+
+    def __init__(self, values: list[Any], **more: Any) -> None:
+        super().__init__(images=values, animated=(True,))
+
+
+class PreviewText(Shown):
+    """A text."""
+
+    def __init__(self, value: str, **more: Any) -> None:
+        super().__init__(text=(value,))
+
+
+class PreviewUI3D(Shown):
+    """A model file and the camera that looks at it."""
+
+    def __init__(self, model_file: Any, camera_info: Any, **more: Any) -> None:
+        super().__init__(result=[model_file, camera_info])
+
+
+class ImageSaveHelper:
+    """Stores images from nodes that save by themselves."""
+
+    @staticmethod
+    def save_images(
+        images: torch.Tensor, filename_prefix: str, folder_type: Any, cls: Any = None, compress_level: int = 4
+    ) -> list[SavedResult]:
+        """Store images (B,H,W,C) as PNG files and return them."""
+        area = str(getattr(folder_type, "value", folder_type))
+        directory = folder_paths.get_directory_by_type(area) or folder_paths.get_output_directory()
+        height, width = images.shape[1:3]
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, directory, width, height
+        )
+        saved = []
+        for index, image in enumerate(images):
+            file = f"{name.replace('%batch_num%', str(index))}_{counter + index:05}_.png"
+            Path(folder, file).write_bytes(to_png(image, _text(cls), compress_level))
+            saved.append(SavedResult(file, subfolder, area))
+        return saved
+
+    @staticmethod
+    def get_save_images_ui(
+        images: torch.Tensor, filename_prefix: str, cls: Any, compress_level: int = 4
+    ) -> SavedImages:
+        """Store images in the output area and return what shows them."""
+        return SavedImages(ImageSaveHelper.save_images(images, filename_prefix, "output", cls, compress_level))
+
+
+class PreviewImage(SavedImages):
+    """Images, stored in the temp area."""
+
+    def __init__(self, image: torch.Tensor, animated: bool = False, cls: Any = None, **more: Any) -> None:
+        prefix = f"ComfyUI_temp_{uuid.uuid4().hex[:8]}"
+        super().__init__(ImageSaveHelper.save_images(image, prefix, "temp", cls, 1), animated)
+
+
+class PreviewMask(PreviewImage):
+    """A mask (B,H,W), shown as a grey image."""
+
+    def __init__(self, mask: torch.Tensor, animated: bool = False, cls: Any = None, **more: Any) -> None:
+        grey = mask.reshape(-1, *mask.shape[-2:], 1).expand(-1, -1, -1, 3)
+        super().__init__(grey, animated, cls)
+
+
+def _text(cls: Any) -> dict[str, str]:
+    """Return what a file carries of the workflow that the running node belongs to."""
+    hidden = getattr(cls, "hidden", None)
+    if hidden is None:
+        return {}
+    extra = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, Mapping) else {}
+    prompt = {} if hidden.prompt is None else {"prompt": hidden.prompt}
+    return {str(key): json.dumps(value) for key, value in {**prompt, **extra}.items()}

@@ -1,0 +1,156 @@
+"""Node packs: folders or files of other people's node classes, loaded where nodes run and nowhere else.
+
+A pack that cannot be loaded is logged and left out, and so is a class that keeps to no protocol; neither hurts another.
+The rules of finding and naming are those of ComfyUI 0.3.64's `nodes.py` (load_custom_node).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from serve_app import log
+from serve_app.errors import NodeError
+from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.compat import install
+from serve_app.nodes.compat.node import adapted, is_v3
+from serve_app.nodes.protocol import spec_of
+from serve_app.nodes.registry import BUILTIN
+from serve_app.store.store import Area
+
+_log = log.get("nodes.packs")
+
+
+@dataclass(slots=True)
+class Packs:
+    """What was loaded: classes and their specs by the name workflows use, and why packs were left out, by pack."""
+
+    classes: dict[str, type] = field(default_factory=dict)
+    specs: dict[str, NodeSpec] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def load(packs_dir: Path, models_dir: Path, areas: Mapping[Area, Path]) -> Packs:
+    """Load every pack of a folder. Runs their code."""
+    install(models_dir, areas, packs_dir)
+    found = Packs()
+    paths = list(_paths(packs_dir))
+    for path in paths:
+        _guarded(found, path, lambda path=path: _run_prestartup(path))  # type: ignore[misc]
+    for path in paths:
+        if path.stem not in found.failures:
+            _guarded(found, path, lambda path=path: _add(found, path))  # type: ignore[misc]
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS.update(found.classes)
+    _log.info("%d classes of node packs; %d packs left out", len(found.classes), len(found.failures))
+    return found
+
+
+def _paths(packs_dir: Path) -> Iterator[Path]:
+    for path in sorted(packs_dir.iterdir() if packs_dir.is_dir() else ()):
+        hidden = path.name.startswith(".") or path.name == "__pycache__" or path.name.endswith(".disabled")
+        if not hidden and (path.suffix == ".py" or (path / "__init__.py").is_file()):
+            yield path
+
+
+def _guarded(found: Packs, path: Path, step: Callable[[], None]) -> None:
+    try:
+        step()
+    # A pack may also try to end the process.
+    except (Exception, SystemExit) as error:
+        found.failures[path.stem] = f"{type(error).__name__}: {error}"
+        _log.warning("node pack %s is left out", path.name, exc_info=error)
+
+
+def _run_prestartup(path: Path) -> None:
+    if (script := path / "prestartup_script.py").is_file():
+        _import(script, f"{_name(path)}_prestartup")
+
+
+def _add(found: Packs, path: Path) -> None:
+    module = _import(path / "__init__.py" if path.is_dir() else path, _name(path))
+    python_module = f"custom_nodes.{path.stem if path.is_file() else path.name}"
+    for class_type, node_class, title in _classes(module):
+        if class_type in BUILTIN:
+            continue
+        try:
+            if is_v3(node_class):
+                node_class = adapted(node_class, python_module)
+            node_class.RELATIVE_PYTHON_MODULE = python_module  # type: ignore[attr-defined]
+            found.specs[class_type] = spec_of(node_class, class_type, title)
+            found.classes[class_type] = node_class
+        except Exception as error:
+            _log.warning("class %s of node pack %s is left out: %s", class_type, path.name, error)
+
+
+def _classes(module: ModuleType) -> Iterator[tuple[str, type, str]]:
+    """Yield (name, class, title) of a pack: its mappings, else what its extension lists."""
+    mappings = getattr(module, "NODE_CLASS_MAPPINGS", None)
+    if mappings is not None:
+        titles = getattr(module, "NODE_DISPLAY_NAME_MAPPINGS", None) or {}
+        yield from ((name, node_class, titles.get(name, "")) for name, node_class in mappings.items())
+        return
+    entrypoint = getattr(module, "comfy_entrypoint", None)
+    if entrypoint is None:
+        raise NodeError(f"{module.__file__} has neither NODE_CLASS_MAPPINGS nor comfy_entrypoint")
+
+    async def listed() -> list[Any]:
+        extension = await _value(entrypoint())
+        await _value(extension.on_load())
+        return list(await _value(extension.get_node_list()))
+
+    for node_class in _finished(listed()):
+        schema = node_class.GET_SCHEMA()
+        yield schema.node_id, node_class, schema.display_name or ""
+
+
+async def _value(given: Any) -> Any:
+    return await given if inspect.isawaitable(given) else given
+
+
+def _finished(awaitable: Awaitable[Any]) -> Any:
+    """Return what an awaitable comes to, from a thread of its own: the loading thread may run a loop."""
+    outcome: list[Any] = []
+
+    async def awaited() -> Any:
+        return await awaitable
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(awaited()))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _name(path: Path) -> str:
+    # Dots would make packages of it, and packs are known to be looked up by this very name.
+    return str(path.with_suffix("") if path.is_file() else path).replace(".", "_x_")
+
+
+def _import(file: Path, name: str) -> ModuleType:
+    packages = [str(file.parent)] if file.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=packages)
+    if spec is None or spec.loader is None:
+        raise NodeError(f"{file} is no Python module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
