@@ -76,6 +76,16 @@ class ContinuousV:
     sigma_min: float
 
 
+EightBit: TypeAlias = Literal["float8_e4m3fn", "float8_e5m2"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """Weights rounded to a number format of eight bits when they are loaded, and then worked with in a wider one."""
+
+    to: EightBit
+
+
 Training: TypeAlias = Discrete | ContinuousEdm | ContinuousV
 """What a backbone was trained to predict and on which levels: read off its file, or set by a patch."""
 
@@ -181,7 +191,9 @@ GuidancePatch: TypeAlias = (
 )
 """Changes to how branches are combined; they leave the network as it is."""
 
-Patch: TypeAlias = ClipSkip | Lora | Training | HintKind | Difference | GuidancePatch | DifferentialDiffusion | FreeU
+Patch: TypeAlias = (
+    ClipSkip | Lora | Training | Rounded | HintKind | Difference | GuidancePatch | DifferentialDiffusion | FreeU
+)
 """Every kind of ordered change a recipe can carry."""
 
 

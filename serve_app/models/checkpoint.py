@@ -22,7 +22,7 @@ from serve_app.models.layout import Place
 from serve_app.models.networks import network
 from serve_app.models.sections import Section, section
 from serve_app.models.tensors import Shape, Tensors
-from serve_app.values import ContinuousEdm, Discrete, Part, Training
+from serve_app.values import ContinuousEdm, Discrete, EightBit, Part, Training
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _DTYPES = ("F16", "BF16", "F32", "F8_E4M3", "F8_E5M2")
@@ -102,12 +102,17 @@ class Checkpoint:
         return Discrete()
 
     def load(
-        self, part: Part, device: torch.device, dtype: torch.dtype, beside: Sequence[Checkpoint] = ()
+        self,
+        part: Part,
+        device: torch.device,
+        dtype: torch.dtype,
+        beside: Sequence[Checkpoint] = (),
+        rounded: EightBit | None = None,
     ) -> tuple[Architecture, nn.Module]:
         """Return the part's architecture and its network on the device. Errors: ModelFileError as `architecture`.
 
-        Where device and dtype are the file's own, the weights stay mapped and are shared with every process that
-        maps the same file.
+        rounded: the eight-bit format whose numbers the weights are rounded to. Without it, where device and dtype are
+        the file's own, the weights stay mapped and are shared with every process that maps the same file.
         """
         files = (self, *beside)
         found = self._section(part, beside)
@@ -127,6 +132,8 @@ class Checkpoint:
                 raise ModelFileError(
                     f"{file.where} has '{source.name}' of shape {file.shapes[source.name]}, expected {tuple(shape)}"
                 )
+            if rounded is not None:
+                tensor = tensor.to(getattr(torch, rounded))
             state[ours] = tensor.reshape(shape).to(device, dtype)
         if missing := sorted(set(wanted) - set(state)):
             raise ModelFileError(

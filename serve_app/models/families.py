@@ -267,6 +267,7 @@ class TinyVaeArchitecture:
 
     latent_channels: int
     latent_scale: float
+    image_channels: int = 3
 
     @property
     def factor(self) -> int:

@@ -53,6 +53,8 @@ def _prefix(architecture: Architecture) -> str:
             return "first_stage_model."
         case TextArchitecture():
             return "cond_stage_model.transformer.text_model."
+        case _:
+            raise TypeError(f"the single file of SD 1.x has no {type(architecture).__name__}")
 
 
 def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from serve_app.models.families import VaeArchitecture
+from serve_app.models.families import TinyVaeArchitecture, VaeArchitecture
 from serve_app.models.tiling import Tiles, in_passes, three_shapes
+from serve_app.models.tiny_vae import TinyVae
 
 SLICE_PIXELS = 1024 * 1024
 """A batch is worked through in slices of about so many pixels, so that its size does not bound the memory needed."""
 
 
 class Vae:
-    """A VAE on its device. network: diffusers' AutoencoderKL."""
+    """A VAE on its device. network: diffusers' AutoencoderKL, or a TinyVae."""
 
-    def __init__(self, architecture: VaeArchitecture, network: nn.Module) -> None:
+    def __init__(self, architecture: VaeArchitecture | TinyVaeArchitecture, network: nn.Module) -> None:
         self.architecture = architecture
         self._network: Any = network
         parameter = next(network.parameters())
@@ -74,10 +75,14 @@ class Vae:
         return self.architecture.factor
 
     def _decoded(self, latents: Tensor) -> Tensor:
+        if isinstance(self._network, TinyVae):
+            return self._network.decode(latents)
         pixels: Tensor = self._network.decode(latents, return_dict=False)[0]
         return pixels
 
     def _encoded(self, pixels: Tensor) -> Tensor:
+        if isinstance(self._network, TinyVae):
+            return self._network.encode(pixels)
         latents: Tensor = self._network.encode(pixels, return_dict=False)[0].mode()
         return latents
 

@@ -43,7 +43,7 @@ from serve_app.models.vae import Vae
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.sigmas import NoiseLevels
 from serve_app.store.catalog import Catalog
-from serve_app.values import ClipSkip, Difference, Discrete, Lora, Part, Recipe, Training
+from serve_app.values import ClipSkip, Difference, Discrete, EightBit, Lora, Part, Recipe, Rounded, Training
 
 Model: TypeAlias = Backbone | TextEncoder | DualTextEncoder | Vae | Upscaler | ControlNet
 M = TypeVar("M", Backbone, Vae, Upscaler, ControlNet)
@@ -193,10 +193,11 @@ class Weights:
             return in_use + idle + more <= self._budget_bytes
 
     def _find(self, recipe: Recipe) -> tuple[list[Path], Hashable]:
-        paths = [self._catalog.path(recipe.folder, name) for name in (recipe.name, *recipe.beside)]
+        names = (recipe.name, *recipe.beside)
+        paths = [path for name in names for path in self._catalog.paths(recipe.folder, name, recipe.part)]
         if (changed := _difference(recipe)) is not None:
             paths += self._find(changed.backbone)[0]
-        return paths, (recipe.part, *map(_version, paths))
+        return paths, (recipe.part, _rounded(recipe), *map(_version, paths))
 
     def _nbytes(self, recipe: Recipe, files: _Files) -> int:
         file, beside = files
@@ -273,7 +274,8 @@ class Weights:
         training: Training = Discrete()
         architecture: Architecture | UpscalerArchitecture | AdapterArchitecture
         if isinstance(file, Checkpoint):
-            architecture, network = file.load(recipe.part, self.device, self._dtypes[recipe.part], beside)
+            dtype = self._dtypes[recipe.part]
+            architecture, network = file.load(recipe.part, self.device, dtype, beside, _rounded(recipe))
             if recipe.part == "backbone":
                 training = file.training()
             pack(network)
@@ -354,6 +356,12 @@ def _training(recipe: Recipe) -> Training | None:
     """Return what the recipe takes its backbone to be trained on; None leaves it to the file. The last patch counts."""
     found = [patch for patch in recipe.patches if isinstance(patch, Training)]
     return found[-1] if found else None
+
+
+def _rounded(recipe: Recipe) -> EightBit | None:
+    """Return the format that the recipe's weights are rounded to."""
+    found = [patch for patch in recipe.patches if isinstance(patch, Rounded)]
+    return found[-1].to if found else None
 
 
 def _difference(recipe: Recipe) -> Difference | None:

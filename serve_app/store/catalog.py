@@ -25,6 +25,7 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {
     "photomaker": ("photomaker",),
     "model_patches": ("model_patches",),
     "audio_encoders": ("audio_encoders",),
+    "diffusers": ("diffusers",),
 }
 """Every folder of model files, and the directories it is made of; the first that has a file wins."""
 
@@ -36,6 +37,19 @@ SUFFIXES = (".safetensors", ".sft")
 
 TENSOR_PICKLES: Mapping[str, tuple[str, ...]] = {"upscale_models": (".pth", ".pt")}
 """Folders whose models are mostly published as pickles of nothing but tensors, which are read without running code."""
+
+TINY_VAES = ("taesd", "taesdxl")
+"""VAEs by the name of their family: an encoder and a decoder, each in a file of vae_approx."""
+
+DIFFUSERS_PARTS: Mapping[str, tuple[str, ...]] = {
+    "backbone": ("unet/diffusion_pytorch_model",),
+    "clip": ("text_encoder/model", "text_encoder_2/model"),
+    "vae": ("vae/diffusion_pytorch_model",),
+}
+"""The files of a part in a folder in diffusers' layout, without what follows. Those after the first may be absent."""
+
+DIFFUSERS_MARK = "model_index.json"
+_DIFFUSERS_ENDS = (".fp16.safetensors", ".safetensors")
 
 DEPTH_LIMIT = 16
 """How many subfolders deep files are looked for."""
@@ -66,17 +80,50 @@ class Catalog:
             raise ModelFileError(f"{where} is not in {self._root}{near}")
         return found
 
+    def paths(self, folder: str, name: str, part: str) -> list[Path]:
+        """Return the files of a part of a model: one, or more of a folder in diffusers' layout. Errors: as `path`."""
+        if folder != "diffusers":
+            return [self.path(folder, name)]
+        found = self._diffusers(name, part)
+        if not found:
+            wanted = DIFFUSERS_PARTS[part][0] + _DIFFUSERS_ENDS[-1]
+            raise ModelFileError(f"diffusers folder {name[:300]!r} in {self._root} has no {wanted}")
+        return found
+
+    def _diffusers(self, name: str, part: str) -> list[Path]:
+        found: list[Path] = []
+        for stem in DIFFUSERS_PARTS[part]:
+            candidates = (self._find("diffusers", f"{name}/{stem}{end}") for end in _DIFFUSERS_ENDS)
+            found += [path for path in candidates if path is not None][:1]
+        return found
+
     def fingerprint(self, folder: str, name: str) -> str:
         """Return text that changes when the file's content does; "absent" if there is no such file.
 
         It never fails for a missing file: the node that reads the file says so, with its id.
         """
+        if folder == "diffusers":
+            return " ".join(self._fingerprint(path) for part in DIFFUSERS_PARTS for path in self._diffusers(name, part))
+        if folder == "vae" and name in TINY_VAES:
+            halves = (self._find("vae_approx", f"{name}_{half}.safetensors") for half in ("encoder", "decoder"))
+            return " ".join(map(self._fingerprint, halves))
+        return self._fingerprint(self._find(folder, name))
+
+    def _fingerprint(self, path: Path | None) -> str:
         try:
-            found = self._find(folder, name)
-            stat = found.stat() if found is not None else None
+            stat = path.stat() if path is not None else None
         except OSError:
             stat = None
         return f"{stat.st_size}-{stat.st_mtime_ns}" if stat is not None else "absent"
+
+    def directories(self, folder: str) -> list[str]:
+        """Return the directories a folder is made of. Errors: ModelFileError for an unknown folder."""
+        return [str(directory) for directory in self._directories(folder)]
+
+    def directory_index(self, folder: str, name: str) -> int:
+        """Return which of the folder's directories a file is read from. Errors: as `path`."""
+        path = self.path(folder, name)
+        return next(i for i, directory in enumerate(self._directories(folder)) if path == directory / name)
 
     def _find(self, folder: str, name: str) -> Path | None:
         parts = name.split("/")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from serve_app.errors import NodeError
 from serve_app.nodes.protocol import FolderChoice
-from serve_app.values import Recipe
+from serve_app.store.catalog import TINY_VAES
+from serve_app.values import ClipSkip, Discrete, EightBit, Recipe, Rounded
 
 
 class CheckpointLoaderSimple:
@@ -30,8 +32,172 @@ class CheckpointLoaderSimple:
         )
 
 
+class CheckpointLoader:
+    """A checkpoint with one of the configurations published for SD 1 and 2.
+
+    The file is read for what it is; the configuration can change the prediction and the text encoder's layer.
+    """
+
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+    FUNCTION = "load_checkpoint"
+    CATEGORY = "advanced/loaders"
+    DEPRECATED = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"config_name": (list(_CONFIGS),), "ckpt_name": (FolderChoice("checkpoints"),)}}
+
+    def load_checkpoint(self, config_name: str, ckpt_name: str) -> tuple[Recipe, Recipe, Recipe]:
+        """Return the recipes of the checkpoint's three parts."""
+        backbone, clip, vae = CheckpointLoaderSimple().load_checkpoint(ckpt_name)
+        match _CONFIGS[config_name]:
+            case Discrete() as training:
+                backbone = backbone.with_patch(training)
+            case ClipSkip() as skip:
+                clip = clip.with_patch(skip)
+        return backbone, clip, vae
+
+
+_CONFIGS: Mapping[str, Discrete | ClipSkip | None] = {
+    "anything_v3.yaml": ClipSkip(-2),
+    "v1-inference.yaml": None,
+    "v1-inference_clip_skip_2.yaml": ClipSkip(-2),
+    "v1-inference_clip_skip_2_fp16.yaml": ClipSkip(-2),
+    "v1-inference_fp16.yaml": None,
+    "v1-inpainting-inference.yaml": None,
+    "v2-inference-v.yaml": Discrete("v_prediction"),
+    "v2-inference-v_fp32.yaml": Discrete("v_prediction"),
+    "v2-inference.yaml": None,
+    "v2-inference_fp32.yaml": None,
+    "v2-inpainting-inference.yaml": None,
+}
+"""ComfyUI's configurations, and what each of them changes."""
+
+
+class DiffusersLoader:
+    """A folder in the layout of the diffusers library, with a file for each part."""
+
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+    FUNCTION = "load_checkpoint"
+    CATEGORY = "advanced/loaders/deprecated"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model_path": (FolderChoice("diffusers"),)}}
+
+    def load_checkpoint(self, model_path: str) -> tuple[Recipe, Recipe, Recipe]:
+        """Return the recipes of the folder's three parts."""
+        return (
+            Recipe("backbone", "diffusers", model_path),
+            Recipe("clip", "diffusers", model_path),
+            Recipe("vae", "diffusers", model_path),
+        )
+
+
+class UNETLoader:
+    """A diffusion model in a file of its own."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "load_unet"
+    CATEGORY = "advanced/loaders"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "unet_name": (FolderChoice("diffusion_models"),),
+                "weight_dtype": (["default", *EIGHT_BIT],),
+            }
+        }
+
+    def load_unet(self, unet_name: str, weight_dtype: str) -> tuple[Recipe]:
+        """Return the diffusion model's recipe. An eight-bit format rounds its weights."""
+        recipe = Recipe("backbone", "diffusion_models", unet_name)
+        return (recipe if weight_dtype == "default" else recipe.with_patch(Rounded(EIGHT_BIT[weight_dtype])),)
+
+
+EIGHT_BIT: Mapping[str, EightBit] = {
+    "fp8_e4m3fn": "float8_e4m3fn",
+    "fp8_e4m3fn_fast": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+}
+"""The formats that UNETLoader rounds to. The fast one differs on some GPUs alone, in how it multiplies."""
+
+
+class CLIPLoader:
+    """A text encoder in a file of its own."""
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "load_clip"
+    CATEGORY = "advanced/loaders"
+    DESCRIPTION = "Names a text encoder: clip-l for SD 1, clip-h for SD 2, clip-g for the SDXL refiner."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {"clip_name": (FolderChoice("text_encoders"),), "type": (list(_TYPES),)},
+            "optional": {"device": _DEVICE},
+        }
+
+    def load_clip(self, clip_name: str, type: str = "stable_diffusion", device: str = "default") -> tuple[Recipe]:
+        """Return the text encoder's recipe. Errors: NodeError for another family's."""
+        _check(type, ("stable_diffusion",))
+        return (Recipe("clip", "text_encoders", clip_name),)
+
+
+class DualCLIPLoader:
+    """SDXL's two text encoders, in files of their own."""
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "load_clip"
+    CATEGORY = "advanced/loaders"
+    DESCRIPTION = "Names the two text encoders of SDXL, clip-l and clip-g, in either order."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "clip_name1": (FolderChoice("text_encoders"),),
+                "clip_name2": (FolderChoice("text_encoders"),),
+                "type": (["sdxl", "sd3", "flux", "hunyuan_video", "hidream", "hunyuan_image"],),
+            },
+            "optional": {"device": _DEVICE},
+        }
+
+    def load_clip(self, clip_name1: str, clip_name2: str, type: str, device: str = "default") -> tuple[Recipe]:
+        """Return the two encoders' recipe. Errors: NodeError for another family's."""
+        _check(type, ("sdxl",))
+        return (Recipe("clip", "text_encoders", clip_name1, beside=(clip_name2,)),)
+
+
+_TYPES = (
+    "stable_diffusion",
+    "stable_cascade",
+    "sd3",
+    "stable_audio",
+    "mochi",
+    "ltxv",
+    "pixart",
+    "cosmos",
+    "lumina2",
+    "wan",
+    "hidream",
+    "chroma",
+    "ace",
+    "omnigen2",
+    "qwen_image",
+    "hunyuan_image",
+)
+_DEVICE = (["default", "cpu"], {"advanced": True})
+
+
+def _check(family: str, supported: tuple[str, ...]) -> None:
+    if family not in supported:
+        raise NodeError(f"type '{family}' is not supported; supported are {', '.join(supported)}")
+
+
 class VAELoader:
-    """A VAE in a file of its own."""
+    """A VAE in a file of its own, or a TAESD in its two files."""
 
     RETURN_TYPES = ("VAE",)
     FUNCTION = "load_vae"
@@ -43,15 +209,26 @@ class VAELoader:
 
     def load_vae(self, vae_name: str) -> tuple[Recipe]:
         """Return the VAE's recipe."""
+        if vae_name in TINY_VAES:
+            encoder, decoder = (f"{vae_name}_{half}.safetensors" for half in ("encoder", "decoder"))
+            return (Recipe("vae", "vae_approx", encoder, beside=(decoder,)),)
         return (Recipe("vae", "vae", vae_name),)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "CheckpointLoaderSimple": CheckpointLoaderSimple,
+    "CheckpointLoader": CheckpointLoader,
+    "DiffusersLoader": DiffusersLoader,
+    "UNETLoader": UNETLoader,
+    "CLIPLoader": CLIPLoader,
+    "DualCLIPLoader": DualCLIPLoader,
     "VAELoader": VAELoader,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "CheckpointLoaderSimple": "Load Checkpoint",
+    "CheckpointLoader": "Load Checkpoint With Config (DEPRECATED)",
+    "UNETLoader": "Load Diffusion Model",
+    "CLIPLoader": "Load CLIP",
     "VAELoader": "Load VAE",
 }
