@@ -47,6 +47,11 @@ class JobRow:
 class JobAccepted:
     row: JobRow
 
+    @property
+    def job_id(self) -> str:
+        """The job's id, which every change has."""
+        return self.row.job_id
+
 
 @dataclass(frozen=True, slots=True)
 class JobStarted:

@@ -1,100 +1,51 @@
 """The job database: one row a job, one a recorded output, and the lease that says who may write.
 
-SQLAlchemy Core over SQLite or PostgreSQL. Every write belongs to an epoch and happens only while that epoch holds the
-lease, so of two schedulers alive at once only the newer one can change anything (a fencing token, Kleppmann 2016).
+SQLAlchemy Core over SQLite or PostgreSQL; the tables are in `schema.py`. Every write belongs to an epoch and happens
+only while that epoch holds the lease, so of two schedulers alive at once only the newer one can change anything (a
+fencing token, Kleppmann 2016).
 Synchronous; one thread at a time writes, others may read.
+
+A database that does not answer, or refuses for reasons of its own, is DatabaseAwayError: ask again. One that will never
+take a change because of what is in it is ChangeRefusedError.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 
-from serve_app.errors import StaleEpochError
+from serve_app.errors import ChangeRefusedError, ConfigError, DatabaseAwayError, StaleEpochError
 from serve_app.store.changes import Change, JobAccepted, JobEnded, JobQuery, JobRow, JobStarted, OutputRecorded
+from serve_app.store.schema import COUNTERS, JOBS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
 
 VARIABLES = 500
 """How many values one statement may name; every database takes this many."""
 
-_metadata = sa.MetaData()
+REFUSALS = (sa.exc.IntegrityError, sa.exc.DataError, UnicodeError, OverflowError, TypeError, ValueError)
+"""What a statement fails with because of the values in it, however often it is sent."""
 
-_lease = sa.Table(
-    "lease",
-    _metadata,
-    sa.Column("name", sa.String(32), primary_key=True),
-    sa.Column("epoch", sa.BigInteger, nullable=False),
-    sa.Column("holder", sa.String(255), nullable=False),
-    sa.Column("started_s", sa.Float, nullable=False),
-)
-_jobs = sa.Table(
-    "jobs",
-    _metadata,
-    sa.Column("job_id", sa.String(64), primary_key=True),
-    sa.Column("number", sa.Float, nullable=False),
-    sa.Column("order", sa.BigInteger, nullable=False, unique=True),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("client_id", sa.Text),
-    sa.Column("prompt", sa.Text, nullable=False),
-    sa.Column("targets", sa.Text, nullable=False),
-    sa.Column("extra_data", sa.Text, nullable=False),
-    sa.Column("created_s", sa.Float, nullable=False),
-    sa.Column("started_s", sa.Float),
-    sa.Column("ended_s", sa.Float),
-    sa.Column("failure", sa.Text, nullable=False),
-    sa.Column("queued_seq", sa.BigInteger, nullable=False),
-    sa.Column("started_seq", sa.BigInteger),
-    sa.Column("ended_seq", sa.BigInteger),
-)
-sa.Index(
-    "jobs_unfinished", _jobs.c.order, sqlite_where=_jobs.c.ended_s.is_(None), postgresql_where=_jobs.c.ended_s.is_(None)
-)
-# Lists are read in these orders without touching the rows' long texts.
-sa.Index("jobs_by_end", _jobs.c.ended_seq)
-sa.Index("jobs_by_creation", _jobs.c.created_s, _jobs.c.order)
-_outputs = sa.Table(
-    "outputs",
-    _metadata,
-    sa.Column("job_id", sa.String(64), primary_key=True),
-    sa.Column("node_id", sa.String(255), primary_key=True),
-    sa.Column("ui", sa.Text, nullable=False),
-    sa.Column("seq", sa.BigInteger, nullable=False),
-)
-_counters = sa.Table(
-    "counters",
-    _metadata,
-    sa.Column("key", sa.String(767), primary_key=True),
-    sa.Column("following", sa.BigInteger, nullable=False),
-)
-_reservations = sa.Table(
-    "reservations",
-    _metadata,
-    sa.Column("job_id", sa.String(64), primary_key=True),
-    sa.Column("node_id", sa.String(255), primary_key=True),
-    sa.Column("key", sa.String(767), primary_key=True),
-    sa.Column("first", sa.BigInteger, nullable=False),
-    sa.Column("amount", sa.BigInteger, nullable=False),
-)
-_pool_specs = sa.Table(
-    "pool_specs",
-    _metadata,
-    sa.Column("pool", sa.String(64), primary_key=True),
-    sa.Column("specs", sa.Text, nullable=False),
-)
+REFUSAL_STATES = ("22", "23", "54")
+"""Classes of SQLSTATE that say the same: data exception, constraint violation, program limit exceeded."""
 
 
 class Jobs:
-    """The database by URL, e.g. `sqlite:///state/jobs.sqlite`. Creates its tables."""
+    """The database by URL: `sqlite:///state/jobs.sqlite`, or `postgresql://user@host/name` with psycopg 3.
+
+    Opening it makes its tables, or brings those of an older release to this one's. A password that the URL leaves out
+    comes from PGPASSWORD or PGPASSFILE. Errors: ConfigError, DatabaseAwayError.
+    """
 
     def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _durable_sqlite)
-        _metadata.create_all(self._engine)
+        self._engine = _engine(url)
+        self._shown = self._engine.url.render_as_string()
+        with self._answering():
+            migrate(self._engine)
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -107,127 +58,190 @@ class Jobs:
 
         holder: the server this scheduler belongs to; the same one again, as after a crash, has not started anew.
         """
-        with self._engine.begin() as connection:
-            earlier = connection.execute(sa.select(_lease).with_for_update()).first()
-            started_s = earlier.started_s if earlier is not None and earlier.holder == holder else time.time()
-            if earlier is None:
-                lease = {"name": "scheduler", "epoch": 1, "holder": holder, "started_s": started_s}
-                connection.execute(sa.insert(_lease).values(lease))
-            else:
-                taken = {"epoch": _lease.c.epoch + 1, "holder": holder, "started_s": started_s}
-                connection.execute(sa.update(_lease).values(taken))
-            return int(connection.execute(sa.select(_lease.c.epoch)).scalar_one())
+        with self._transaction() as connection:
+            earlier = connection.execute(sa.select(LEASE).with_for_update()).one()
+            started_s = earlier.started_s if earlier.holder == holder else time.time()
+            taken = {"epoch": earlier.epoch + 1, "holder": holder, "started_s": started_s}
+            connection.execute(sa.update(LEASE).values(taken))
+            return int(earlier.epoch) + 1
 
     def started_s(self) -> float:
         """Return the Unix time at which the server that holds the lease started."""
-        with self._engine.connect() as connection:
-            return float(connection.execute(sa.select(_lease.c.started_s)).scalar_one())
+        with self._transaction() as connection:
+            return float(connection.execute(sa.select(LEASE.c.started_s)).scalar_one())
 
     def _fence(self, connection: sa.Connection, epoch: int) -> None:
         """Lock the lease row for this transaction. Errors: StaleEpochError when another epoch holds it."""
-        held = connection.execute(sa.update(_lease).where(_lease.c.epoch == epoch).values(epoch=epoch))
+        held = connection.execute(sa.update(LEASE).where(LEASE.c.epoch == epoch).values(epoch=epoch))
         if held.rowcount == 0:
             raise StaleEpochError(f"epoch {epoch} no longer holds the scheduler's lease; a newer scheduler does")
 
     # Writing ------------------------------------------------------------------------------------------------------
 
     def write(self, epoch: int, changes: Sequence[Change]) -> None:
-        """Apply the changes in order, all or none. Errors: StaleEpochError."""
-        with self._engine.begin() as connection:
+        """Apply the changes in order, all or none. Errors: StaleEpochError; ChangeRefusedError naming the first job."""
+        with self._transaction() as connection:
             self._fence(connection, epoch)
             for change in changes:
-                connection.execute(_statement(change))
+                with _refusing(change.job_id):
+                    connection.execute(_statement(change))
 
     def reserve(self, epoch: int, job_id: str, node_id: str, key: str, at_least: int, count: int) -> int:
-        """Return the first of `count` counters for `key`; the same (job, node, key) gets the same ones again."""
-        where = (_reservations.c.job_id == job_id) & (_reservations.c.node_id == node_id) & (_reservations.c.key == key)
-        with self._engine.begin() as connection:
+        """Return the first of `count` counters for `key`, none below `at_least`.
+
+        The same (job, node, key) gets the same ones again while they are high enough. at_least 0 asks for whatever
+        follows those given before, and is answered 0 if none were: then files may be there that nobody here counted.
+        """
+        where = (RESERVATIONS.c.job_id == job_id) & (RESERVATIONS.c.node_id == node_id) & (RESERVATIONS.c.key == key)
+        with self._transaction() as connection, _refusing(job_id):
             self._fence(connection, epoch)
-            earlier = connection.execute(sa.select(_reservations.c.first, _reservations.c.amount).where(where)).first()
-            if earlier is not None and earlier.amount == count:
+            earlier = connection.execute(sa.select(RESERVATIONS.c.first, RESERVATIONS.c.amount).where(where)).first()
+            if earlier is not None and earlier.amount == count and earlier.first >= at_least:
                 return int(earlier.first)
-            following = connection.execute(sa.select(_counters.c.following).where(_counters.c.key == key)).scalar()
+            following = connection.execute(sa.select(COUNTERS.c.following).where(COUNTERS.c.key == key)).scalar()
+            if following is None and at_least == 0:
+                return 0
             first = max(at_least, following or 0)
             if following is None:
-                connection.execute(sa.insert(_counters).values(key=key, following=first + count))
+                connection.execute(sa.insert(COUNTERS).values(key=key, following=first + count))
             else:
-                connection.execute(sa.update(_counters).where(_counters.c.key == key).values(following=first + count))
-            connection.execute(sa.delete(_reservations).where(where))
+                connection.execute(sa.update(COUNTERS).where(COUNTERS.c.key == key).values(following=first + count))
+            connection.execute(sa.delete(RESERVATIONS).where(where))
             connection.execute(
-                sa.insert(_reservations).values(job_id=job_id, node_id=node_id, key=key, first=first, amount=count)
+                sa.insert(RESERVATIONS).values(job_id=job_id, node_id=node_id, key=key, first=first, amount=count)
             )
             return first
 
     def save_specs(self, epoch: int, pool: str, specs: Sequence[Mapping[str, Any]]) -> None:
         """Remember what a pool can run, so that jobs can be planned while it has no replica."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             self._fence(connection, epoch)
-            connection.execute(sa.delete(_pool_specs).where(_pool_specs.c.pool == pool))
-            connection.execute(sa.insert(_pool_specs).values(pool=pool, specs=json.dumps(list(specs))))
+            connection.execute(sa.delete(POOL_SPECS).where(POOL_SPECS.c.pool == pool))
+            connection.execute(sa.insert(POOL_SPECS).values(pool=pool, specs=json.dumps(list(specs))))
 
     def forget(self, epoch: int, job_ids: Sequence[str] | None) -> None:
         """Delete ended jobs, these or all, with their outputs."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             self._fence(connection, epoch)
-            ended: sa.ColumnElement[bool] = _jobs.c.ended_s.is_not(None)
+            ended: sa.ColumnElement[bool] = JOBS.c.ended_s.is_not(None)
             if job_ids is not None:
-                ended &= _jobs.c.job_id.in_(job_ids)
-            gone = sa.select(_jobs.c.job_id).where(ended)
-            for table in (_outputs, _reservations):
+                ended &= JOBS.c.job_id.in_(job_ids)
+            gone = sa.select(JOBS.c.job_id).where(ended)
+            for table in (OUTPUTS, RESERVATIONS):
                 connection.execute(sa.delete(table).where(table.c.job_id.in_(gone)))
-            connection.execute(sa.delete(_jobs).where(ended))
+            connection.execute(sa.delete(JOBS).where(ended))
 
     # Reading ------------------------------------------------------------------------------------------------------
 
     def specs(self) -> dict[str, list[dict[str, Any]]]:
         """Return what `save_specs` remembered, by pool."""
-        with self._engine.connect() as connection:
-            return {row.pool: json.loads(row.specs) for row in connection.execute(sa.select(_pool_specs))}
+        with self._transaction() as connection:
+            return {row.pool: json.loads(row.specs) for row in connection.execute(sa.select(POOL_SPECS))}
 
     def job(self, job_id: str) -> JobRow | None:
         """Return a job with its outputs, or None."""
-        return next(iter(self._rows(_jobs.c.job_id == job_id)), None)
+        return next(iter(self._rows(JOBS.c.job_id == job_id)), None)
 
     def unfinished(self) -> list[JobRow]:
         """Return every job that has not ended, in submission order."""
-        return self._rows(_jobs.c.ended_s.is_(None))
+        return self._rows(JOBS.c.ended_s.is_(None))
 
     def page(self, query: JobQuery) -> tuple[list[JobRow], int]:
         """Return the jobs a query finds, in its order, and how many there are without its window."""
-        where = _jobs.c.state.in_(query.states) & ((_jobs.c.state != "cancelled") | _jobs.c.started_s.is_not(None))
+        where = JOBS.c.state.in_(query.states) & ((JOBS.c.state != "cancelled") | JOBS.c.started_s.is_not(None))
         if query.workflow_id is not None:
             # The id of a saved workflow is a UUID inside extra_data, so its text is found nowhere else by accident.
-            where &= _jobs.c.extra_data.contains(f'"id": {json.dumps(query.workflow_id)}', autoescape=True)
+            where &= JOBS.c.extra_data.contains(f'"id": {json.dumps(query.workflow_id)}', autoescape=True)
         key: sa.ColumnElement[Any] = {
-            "created": _jobs.c.created_s,
-            "ended": _jobs.c.ended_seq,
-            "duration": sa.func.coalesce(_jobs.c.ended_s - _jobs.c.started_s, 0.0),
+            "created": JOBS.c.created_s,
+            "ended": JOBS.c.ended_seq,
+            "duration": sa.func.coalesce(JOBS.c.ended_s - JOBS.c.started_s, 0.0),
         }[query.sort]
-        order = [column.desc() if query.descending else column.asc() for column in (key, _jobs.c.order)]
-        window = sa.select(_jobs.c.job_id).where(where).order_by(*order).offset(query.offset).limit(query.limit)
-        with self._engine.connect() as connection:
-            total = connection.execute(sa.select(sa.func.count()).select_from(_jobs).where(where)).scalar_one()
+        # Left to themselves, the databases differ in where jobs without an end go.
+        first = key.desc().nulls_last() if query.descending else key.asc().nulls_first()
+        order = [first, JOBS.c.order.desc() if query.descending else JOBS.c.order.asc()]
+        window = sa.select(JOBS.c.job_id).where(where).order_by(*order).offset(query.offset).limit(query.limit)
+        with self._transaction() as connection:
+            total = connection.execute(sa.select(sa.func.count()).select_from(JOBS).where(where)).scalar_one()
             ids = list(connection.execute(window).scalars())
         found: dict[str, JobRow] = {}
         for start in range(0, len(ids), VARIABLES):
-            rows = self._rows(_jobs.c.job_id.in_(ids[start : start + VARIABLES]))
+            rows = self._rows(JOBS.c.job_id.in_(ids[start : start + VARIABLES]))
             found.update((row.job_id, row) for row in rows)
         return [found[job_id] for job_id in ids if job_id in found], int(total)
 
     def next_order(self) -> int:
         """Return one more than the highest submission order so far."""
-        with self._engine.connect() as connection:
-            highest = connection.execute(sa.select(sa.func.max(_jobs.c.order))).scalar()
+        with self._transaction() as connection:
+            highest = connection.execute(sa.select(sa.func.max(JOBS.c.order))).scalar()
             return 0 if highest is None else int(highest) + 1
 
     def _rows(self, where: sa.ColumnElement[bool]) -> list[JobRow]:
-        with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_jobs).where(where).order_by(_jobs.c.order)).all()
-            found = sa.select(_outputs).join(_jobs, _jobs.c.job_id == _outputs.c.job_id).where(where)
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(JOBS).where(where).order_by(JOBS.c.order)).all()
+            found = sa.select(OUTPUTS).join(JOBS, JOBS.c.job_id == OUTPUTS.c.job_id).where(where)
             outputs: dict[str, dict[str, tuple[int, Any]]] = {}
-            for output in connection.execute(found.order_by(_outputs.c.seq)):
+            for output in connection.execute(found.order_by(OUTPUTS.c.seq)):
                 outputs.setdefault(output.job_id, {})[output.node_id] = (output.seq, json.loads(output.ui))
         return [_row(dict(row._mapping), outputs.get(row.job_id, {})) for row in rows]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        with self._answering(), self._engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Turn what the driver says of a database that is away into DatabaseAwayError."""
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as error:
+            raise DatabaseAwayError(f"the database {self._shown}: {_reason(error)}", retry_after_s=2) from error
+
+
+def _engine(url: str) -> sa.Engine:
+    """Make the engine of a database. Errors: ConfigError for a URL that is none, or a driver that is not there."""
+    try:
+        parsed = sa.make_url(url)
+        if parsed.drivername in ("postgres", "postgresql"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() == "sqlite":
+            engine = sa.create_engine(parsed)
+            sa.event.listen(engine, "connect", _durable_sqlite)
+            return engine
+        # A connection that the server has dropped meanwhile is noticed before it is used, and replaced.
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+    except (sa.exc.ArgumentError, ImportError) as error:
+        hint = "; pip install 'serve-app[postgres]'" if isinstance(error, ImportError) else ""
+        raise ConfigError(f"database_url cannot be used: {error}{hint}") from error
+
+
+@contextlib.contextmanager
+def _refusing(job_id: str) -> Iterator[None]:
+    """Turn what a database will say for good of a statement into ChangeRefusedError for the job it concerns."""
+    try:
+        yield
+    except Exception as error:
+        if _for_good(error):
+            raise ChangeRefusedError(
+                job_id, f"the database refuses what the job is to record: {_reason(error)}"
+            ) from error
+        raise
+
+
+def _for_good(error: Exception) -> bool:
+    if isinstance(error, REFUSALS):
+        return True
+    if isinstance(error, sa.exc.StatementError) and not isinstance(error, sa.exc.DBAPIError):
+        return True  # a value that could not even be sent
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return state is not None and state[:2] in REFUSAL_STATES
+
+
+def _reason(error: Exception) -> str:
+    """Return the driver's own words: SQLAlchemy's hold the statement with all its values."""
+    words = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
+    return words.splitlines()[0][:500]
 
 
 def _durable_sqlite(connection: Any, _record: object) -> None:
@@ -243,15 +257,15 @@ def _statement(change: Change) -> sa.Executable:
             del values["outputs"]
             for column in ("prompt", "targets", "extra_data", "failure"):
                 values[column] = json.dumps(values[column])
-            return sa.insert(_jobs).values(values)
+            return sa.insert(JOBS).values(values)
         case JobStarted(job_id, at_s, seq):
             started = {"state": "running", "started_s": at_s, "started_seq": seq}
-            return sa.update(_jobs).where(_jobs.c.job_id == job_id).values(started)
+            return sa.update(JOBS).where(JOBS.c.job_id == job_id).values(started)
         case OutputRecorded(job_id, node_id, ui, seq):
-            return sa.insert(_outputs).values(job_id=job_id, node_id=node_id, ui=json.dumps(ui), seq=seq)
+            return sa.insert(OUTPUTS).values(job_id=job_id, node_id=node_id, ui=json.dumps(ui), seq=seq)
         case JobEnded(job_id, state, at_s, seq, failure):
             ended = {"state": state, "ended_s": at_s, "ended_seq": seq, "failure": json.dumps(failure)}
-            return sa.update(_jobs).where(_jobs.c.job_id == job_id).values(ended)
+            return sa.update(JOBS).where(JOBS.c.job_id == job_id).values(ended)
 
 
 def _row(columns: Mapping[str, Any], outputs: Mapping[str, tuple[int, Any]]) -> JobRow:

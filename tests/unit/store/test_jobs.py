@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 
 import pytest
 
-from serve_app.errors import StaleEpochError
-from serve_app.store.changes import JobAccepted, JobEnded, JobRow, JobStarted, OutputRecorded
+from serve_app.errors import ChangeRefusedError, ConfigError, DatabaseAwayError, StaleEpochError
+from serve_app.store.changes import JobAccepted, JobEnded, JobQuery, JobRow, JobStarted, OutputRecorded
 from serve_app.store.jobs import Jobs
 
 ROW = JobRow("a", 0.0, 0, {"1": {"class_type": "X"}}, ("1",), "client", {"k": [1]}, created_s=5.0, queued_seq=1)
 
 
 @pytest.fixture
-def jobs(tmp_path):
-    database = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
+def jobs(database_url):
+    database = Jobs(database_url)
     yield database
     database.close()
 
@@ -60,7 +61,7 @@ def test_an_older_epoch_can_change_nothing(jobs):
 
 def test_changes_are_applied_all_or_none(jobs):
     epoch = jobs.acquire("me")
-    with pytest.raises(Exception, match="UNIQUE"):
+    with pytest.raises(ChangeRefusedError):
         jobs.write(epoch, [JobAccepted(ROW), JobAccepted(ROW)])
     assert jobs.job("a") is None
 
@@ -69,16 +70,97 @@ def test_counters_are_given_once_and_the_same_again_to_who_had_them(jobs):
     epoch = jobs.acquire("me")
     assert jobs.reserve(epoch, "a", "1", "output/x", 4, 2) == 4
     assert jobs.reserve(epoch, "b", "1", "output/x", 1, 1) == 6
-    assert jobs.reserve(epoch, "a", "1", "output/x", 9, 2) == 4
+    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 2) == 4
     assert jobs.reserve(epoch, "a", "2", "output/x", 9, 1) == 9
     assert jobs.reserve(epoch, "c", "1", "output/y", 1, 1) == 1
 
 
-def test_all_survives_closing_and_opening_again(jobs, tmp_path):
+def test_counters_that_turn_out_to_be_taken_are_exchanged_for_higher_ones(jobs):
+    epoch = jobs.acquire("me")
+    assert jobs.reserve(epoch, "a", "1", "output/x", 1, 2) == 1
+    assert jobs.reserve(epoch, "a", "1", "output/x", 7, 2) == 7
+    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 2) == 7
+    assert jobs.reserve(epoch, "b", "1", "output/x", 0, 1) == 9
+
+
+def test_nothing_follows_counters_that_were_never_given(jobs):
+    epoch = jobs.acquire("me")
+    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 1) == 0
+    assert jobs.reserve(epoch, "b", "1", "output/x", 3, 1) == 3
+    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 1) == 4
+
+
+@pytest.mark.parametrize("node_id", ["\ud800", "\udfff half a pair"])
+def test_a_change_that_no_database_can_hold_is_refused_with_the_job_it_is_of(jobs, node_id):
+    epoch = jobs.acquire("me")
+    jobs.write(epoch, [JobAccepted(ROW), JobAccepted(replace(ROW, job_id="b", order=1))])
+    with pytest.raises(ChangeRefusedError, match="refuses") as refused:
+        jobs.write(epoch, [JobStarted("a", 6.0, 2), OutputRecorded("b", node_id, {}, 3), JobStarted("b", 6.0, 4)])
+    assert refused.value.job_id == "b"
+    assert {row.state for row in jobs.unfinished()} == {"queued"}
+    with pytest.raises(ChangeRefusedError):
+        jobs.reserve(epoch, "a", node_id, "output/x", 1, 1)
+
+
+@pytest.mark.parametrize("node_id", ["1\0", "n" * 256])
+def test_postgresql_refuses_what_its_columns_cannot_hold(postgres_server, node_id):
+    jobs = Jobs(postgres_server.database())
+    epoch = jobs.acquire("me")
+    jobs.write(epoch, [JobAccepted(ROW)])
+    with pytest.raises(ChangeRefusedError) as refused:
+        jobs.write(epoch, [OutputRecorded("a", node_id, {}, 3)])
+    assert refused.value.job_id == "a"
+    assert "INSERT" not in str(refused.value)
+    jobs.close()
+
+
+def test_a_database_that_is_away_says_so_and_is_used_again_when_it_is_back(postgres_server):
+    jobs = Jobs(postgres_server.database())
+    epoch = jobs.acquire("me")
+    postgres_server.stop()
+    try:
+        for attempt in (lambda: jobs.write(epoch, [JobAccepted(ROW)]), lambda: jobs.job("a")):
+            with pytest.raises(DatabaseAwayError, match="postgresql"):
+                attempt()
+    finally:
+        postgres_server.start()
+    jobs.write(epoch, [JobAccepted(ROW)])
+    assert jobs.job("a") == ROW
+    jobs.close()
+
+
+def test_a_database_that_is_locked_is_away_not_refusing(tmp_path, monkeypatch):
+    jobs = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
+    epoch = jobs.acquire("me")
+    with jobs._engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout=1")
+    other = sqlite3.connect(tmp_path / "jobs.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseAwayError, match="locked"):
+        jobs.write(epoch, [JobAccepted(ROW)])
+    other.execute("ROLLBACK")
+    other.close()
+    jobs.write(epoch, [JobAccepted(ROW)])
+    jobs.close()
+
+
+@pytest.mark.parametrize("url", ["no url", "nosuch://host/x", "postgresql+nosuchdriver://host/x"])
+def test_a_url_that_cannot_be_used_is_refused(url):
+    with pytest.raises(ConfigError, match="database_url"):
+        Jobs(url)
+
+
+def test_a_password_in_the_url_is_in_no_error(tmp_path):
+    with pytest.raises(DatabaseAwayError) as away:
+        Jobs(f"postgresql://me:secret@/jobs?host={tmp_path}")
+    assert "secret" not in str(away.value)
+
+
+def test_all_survives_closing_and_opening_again(jobs, database_url):
     jobs.write(jobs.acquire("me"), [JobAccepted(ROW)])
     jobs.save_specs(1, "gpu", [{"class_type": "X"}])
     jobs.close()
-    again = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
+    again = Jobs(database_url)
     assert again.acquire("me") == 2
     assert again.job("a") == ROW
     assert again.specs() == {"gpu": [{"class_type": "X"}]}
@@ -92,3 +174,37 @@ def test_a_server_has_started_anew_unless_its_scheduler_merely_came_back(jobs):
     assert jobs.started_s() == started_s
     jobs.acquire("another server")
     assert jobs.started_s() > started_s
+
+
+def test_jobs_without_an_end_come_before_ended_ones_in_order_of_endings(jobs):
+    epoch = jobs.acquire("me")
+    rows = [replace(ROW, job_id=str(n), order=n) for n in range(4)]
+    jobs.write(
+        epoch, [*map(JobAccepted, rows), JobEnded("2", "success", 9.0, 5, {}), JobEnded("0", "error", 9.0, 6, {})]
+    )
+    every = JobQuery(("queued", "success", "error"), "ended")
+    assert [row.job_id for row in jobs.page(every)[0]] == ["1", "3", "2", "0"]
+    assert [row.job_id for row in jobs.page(replace(every, descending=True))[0]] == ["0", "2", "3", "1"]
+    window, total = jobs.page(replace(every, offset=1, limit=2))
+    assert ([row.job_id for row in window], total) == (["3", "2"], 4)
+
+
+def test_lists_leave_out_what_was_cancelled_before_it_started_and_find_saved_workflows(jobs):
+    epoch = jobs.acquire("me")
+    saved = {"extra_pnginfo": {"workflow": {"id": "5b2b3f5e-1111"}}}
+    rows = [replace(ROW, job_id="a"), replace(ROW, job_id="b", order=1, extra_data=saved)]
+    jobs.write(epoch, [*map(JobAccepted, rows), JobEnded("a", "cancelled", 9.0, 5, {})])
+    assert [row.job_id for row in jobs.page(JobQuery(("queued", "cancelled"), "created"))[0]] == ["b"]
+    assert jobs.page(JobQuery(("queued",), "created", workflow_id="5b2b3f5e-1111"))[1] == 1
+    assert jobs.page(JobQuery(("queued",), "created", workflow_id="other"))[1] == 0
+
+
+def test_ended_jobs_are_forgotten_with_all_that_was_recorded_of_them(jobs):
+    epoch = jobs.acquire("me")
+    rows = [replace(ROW, job_id=str(n), order=n) for n in range(3)]
+    ended = [JobEnded("0", "success", 9.0, 5, {}), JobEnded("1", "success", 9.0, 6, {})]
+    jobs.write(epoch, [*map(JobAccepted, rows), OutputRecorded("0", "1", {}, 4), *ended])
+    jobs.forget(epoch, ["0", "2"])
+    assert [jobs.job(str(n)) is None for n in range(3)] == [True, False, False]
+    jobs.forget(epoch, None)
+    assert [jobs.job(str(n)) is None for n in range(3)] == [True, True, False]

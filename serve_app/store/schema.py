@@ -1,0 +1,149 @@
+"""The database's tables, and how an older database comes to have them.
+
+The table `schema` says which version a database is of. A new version is a new entry in MIGRATIONS, in SQL that SQLite
+and PostgreSQL both take, and the same change in the tables here: a new database is made from the tables, an older one
+step by step, and both are then equal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import sqlalchemy as sa
+
+from serve_app.errors import ConfigError
+
+METADATA = sa.MetaData()
+
+SCHEMA = sa.Table("schema", METADATA, sa.Column("version", sa.Integer, nullable=False))
+LEASE = sa.Table(
+    "lease",
+    METADATA,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("holder", sa.String(255), nullable=False),
+    sa.Column("started_s", sa.Float, nullable=False),
+)
+JOBS = sa.Table(
+    "jobs",
+    METADATA,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Float, nullable=False),
+    sa.Column("order", sa.BigInteger, nullable=False, unique=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("client_id", sa.Text),
+    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("targets", sa.Text, nullable=False),
+    sa.Column("extra_data", sa.Text, nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("started_s", sa.Float),
+    sa.Column("ended_s", sa.Float),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.Column("queued_seq", sa.BigInteger, nullable=False),
+    sa.Column("started_seq", sa.BigInteger),
+    sa.Column("ended_seq", sa.BigInteger),
+)
+sa.Index(
+    "jobs_unfinished", JOBS.c.order, sqlite_where=JOBS.c.ended_s.is_(None), postgresql_where=JOBS.c.ended_s.is_(None)
+)
+# Lists are read in these orders without touching the rows' long texts.
+sa.Index("jobs_by_end", JOBS.c.ended_seq)
+sa.Index("jobs_by_creation", JOBS.c.created_s, JOBS.c.order)
+OUTPUTS = sa.Table(
+    "outputs",
+    METADATA,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("node_id", sa.String(255), primary_key=True),
+    sa.Column("ui", sa.Text, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+)
+COUNTERS = sa.Table(
+    "counters",
+    METADATA,
+    sa.Column("key", sa.String(767), primary_key=True),
+    sa.Column("following", sa.BigInteger, nullable=False),
+)
+RESERVATIONS = sa.Table(
+    "reservations",
+    METADATA,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("node_id", sa.String(255), primary_key=True),
+    sa.Column("key", sa.String(767), primary_key=True),
+    sa.Column("first", sa.BigInteger, nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+)
+POOL_SPECS = sa.Table(
+    "pool_specs",
+    METADATA,
+    sa.Column("pool", sa.String(64), primary_key=True),
+    sa.Column("specs", sa.Text, nullable=False),
+)
+
+MIGRATIONS: Mapping[int, tuple[str, ...]] = {
+    2: ("ALTER TABLE lease RENAME COLUMN first_start_s TO started_s",),
+    3: (
+        "CREATE INDEX jobs_by_end ON jobs (ended_seq)",
+        'CREATE INDEX jobs_by_creation ON jobs (created_s, "order")',
+    ),
+}
+"""What makes a database of this version out of one of the version before."""
+
+VERSION = max(MIGRATIONS)
+"""The version that the tables here are of."""
+
+LOCK = 0x5E27EA99
+"""PostgreSQL's advisory lock that a migration holds; any number that nobody else in the database uses."""
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Bring a database, empty or older, to VERSION; of several processes at once, one does it and the others wait.
+
+    Errors: ConfigError for a database of a newer version, which this code could only damage.
+    """
+    with _alone(engine) as connection:
+        if not sa.inspect(connection).has_table("jobs"):
+            METADATA.create_all(connection)
+            version = VERSION
+        else:
+            SCHEMA.create(connection, checkfirst=True)
+            version = connection.execute(sa.select(SCHEMA.c.version)).scalar() or _unwritten_version(connection)
+        if version > VERSION:
+            raise ConfigError(
+                f"the database {engine.url.render_as_string()} is of version {version}, "
+                f"made by a newer release; this one knows versions up to {VERSION}"
+            )
+        for number in range(version + 1, VERSION + 1):
+            for statement in MIGRATIONS[number]:
+                connection.exec_driver_sql(statement)
+        connection.execute(sa.delete(SCHEMA))
+        connection.execute(sa.insert(SCHEMA).values(version=VERSION))
+        if connection.execute(sa.select(LEASE.c.epoch)).first() is None:
+            connection.execute(sa.insert(LEASE).values(name="scheduler", epoch=0, holder="", started_s=0.0))
+
+
+def _unwritten_version(connection: sa.Connection) -> int:
+    """Return the version of a database from before versions were written down, by what it has."""
+    inspector = sa.inspect(connection)
+    if "first_start_s" in {column["name"] for column in inspector.get_columns("lease")}:
+        return 1
+    return 3 if "jobs_by_end" in {index["name"] for index in inspector.get_indexes("jobs")} else 2
+
+
+@contextlib.contextmanager
+def _alone(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open one transaction that no other migration runs beside, and that takes statements which change tables."""
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+            yield connection
+        return
+    # SQLite's driver opens no transaction before a statement that changes tables, so it is opened by hand.
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        try:
+            yield connection
+        except BaseException:
+            connection.exec_driver_sql("ROLLBACK")
+            raise
+        connection.exec_driver_sql("COMMIT")

@@ -1,0 +1,58 @@
+"""A PostgreSQL of this machine, started for the tests: its own data directory, a Unix socket, no network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+
+import psycopg
+
+
+def binaries() -> Path | None:
+    """Return the folder of the newest PostgreSQL's programs, or None where none is installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    if found:
+        return found[-1].parent
+    on_path = shutil.which("initdb")
+    return Path(on_path).resolve().parent if on_path else None
+
+
+class Postgres:
+    """One server. It refuses to run as root, so root runs it as the user postgres."""
+
+    def __init__(self, programs: Path) -> None:
+        self._programs = programs
+        self._root = Path(tempfile.mkdtemp(prefix="pg-"))
+        if os.geteuid() == 0:
+            shutil.chown(self._root, "postgres")
+        self._run("initdb", "--no-sync", "--auth=trust", "--username=postgres", "-D", f"{self._root}/data")
+        self.start()
+
+    def _run(self, program: str, *arguments: str) -> None:
+        as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+        command = [*as_user, str(self._programs / program), *arguments]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=self._root)
+        assert done.returncode == 0, done.stderr.decode()
+
+    def start(self) -> None:
+        options = f"-c listen_addresses= -c unix_socket_directories={self._root} -c fsync=off"
+        self._run("pg_ctl", "-w", "-D", f"{self._root}/data", "-l", f"{self._root}/log", "-o", options, "start")
+
+    def stop(self) -> None:
+        """End the server at once, as a crash would."""
+        self._run("pg_ctl", "-w", "-D", f"{self._root}/data", "-m", "immediate", "stop")
+
+    def database(self) -> str:
+        """Make a new, empty database and return its URL."""
+        name = f"t{uuid.uuid4().hex}"
+        with psycopg.connect(host=str(self._root), user="postgres", dbname="postgres", autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        return f"postgresql://postgres@/{name}?host={self._root}"
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self._root)
