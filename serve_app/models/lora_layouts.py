@@ -94,14 +94,14 @@ def backbone_names(parameters: Iterable[str], prefixes: Mapping[str, str]) -> di
             names[f"lora_unet_{file_layer.replace('.', '_')}"] = ours
             names[f"diffusion_model.{file_layer}"] = ours
         if kind == "weight":
-            flat = layer.replace(".", "_")
-            names[f"lora_unet_{flat}"] = names[f"lycoris_{flat}"] = ours
-            # diffusers named attention by its processors up to 0.21; PEFT names the layer itself.
-            processor = layer.replace(".to_", ".processor.to_").removesuffix(
-                ".0" if layer.endswith(".to_out.0") else ""
-            )
-            for name in (layer, processor):
-                names[name] = names[f"unet.{name}"] = ours
+            # SDXL's vector goes through what diffusers calls an added embedding.
+            for name in (layer, layer.replace("class_embedding.", "add_embedding.")):
+                flat = name.replace(".", "_")
+                names[f"lora_unet_{flat}"] = names[f"lycoris_{flat}"] = ours
+                # diffusers named attention by its processors up to 0.21; PEFT names the layer itself.
+                processor = name.replace(".to_", ".processor.to_")
+                for full in (name, processor.removesuffix(".0") if name.endswith(".to_out.0") else processor):
+                    names[full] = names[f"unet.{full}"] = ours
     return names
 
 
