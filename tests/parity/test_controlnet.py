@@ -1,4 +1,4 @@
-"""The ControlNet nodes against ComfyUI 0.3.64: what they declare, and its latents under them on the mini15 checkpoint."""
+"""The ControlNet nodes against ComfyUI 0.3.64: what they declare, and its latents under them on mini15."""
 
 from __future__ import annotations
 
