@@ -62,12 +62,19 @@ class Catalog:
         self._root = Path(models_dir)
 
     def names(self, folder: str) -> list[str]:
-        """Return the names of a folder's model files, sorted, subfolders with forward slashes.
+        """Return the names of a folder's models, sorted, subfolders with forward slashes.
 
+        They are its files; in "diffusers" the folders with a model's parts; in "vae" the TAESDs beside the files.
         Errors: ModelFileError for a folder the layout does not have.
         """
-        suffixes = _suffixes(folder)
-        return sorted({name for directory in self._directories(folder) for name in _walk(directory, suffixes)})
+        suffixes = (DIFFUSERS_MARK,) if folder == "diffusers" else _suffixes(folder)
+        found = {name for directory in self._directories(folder) for name in _walk(directory, suffixes)}
+        if folder == "diffusers":
+            found = {name.removesuffix(f"/{DIFFUSERS_MARK}") for name in found if "/" in name}
+        elif folder == "vae":
+            halves = set(self.names("vae_approx"))
+            found |= {n for n in TINY_VAES if {f"{n}_encoder.safetensors", f"{n}_decoder.safetensors"} <= halves}
+        return sorted(found)
 
     def path(self, folder: str, name: str) -> Path:
         """Return where a model file is. Errors: ModelFileError for one that is absent or of another format."""

@@ -99,3 +99,34 @@ def test_a_fingerprint_changes_with_size_and_with_time_only(tmp_path: Path) -> N
     put(path, b"one")
     os.utime(path, ns=(1, 1))
     assert catalog.fingerprint("vae", "x.safetensors") != first
+
+
+def test_a_taesd_is_a_vae_once_both_of_its_halves_are_there(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path)
+    put(tmp_path / "vae/own.safetensors")
+    put(tmp_path / "vae_approx/taesd_encoder.safetensors")
+    assert catalog.names("vae") == ["own.safetensors"]
+    put(tmp_path / "vae_approx/taesd_decoder.safetensors")
+    assert catalog.names("vae") == ["own.safetensors", "taesd"]
+    before = catalog.fingerprint("vae", "taesd")
+    put(tmp_path / "vae_approx/taesd_decoder.safetensors", b"other")
+    assert catalog.fingerprint("vae", "taesd") != before
+
+
+def test_a_folder_in_diffusers_layout_is_one_name_for_the_files_of_its_parts(tmp_path: Path) -> None:
+    put(tmp_path / "diffusers/sd/mine/model_index.json")
+    put(tmp_path / "diffusers/unfinished/unet/diffusion_pytorch_model.safetensors")
+    inside = tmp_path / "diffusers/sd/mine"
+    unet = put(inside / "unet/diffusion_pytorch_model.safetensors")
+    half = put(inside / "unet/diffusion_pytorch_model.fp16.safetensors")
+    texts = [put(inside / name / "model.safetensors") for name in ("text_encoder", "text_encoder_2")]
+    catalog = Catalog(tmp_path)
+    assert catalog.names("diffusers") == ["sd/mine"]
+    assert catalog.paths("diffusers", "sd/mine", "backbone") == [half]
+    assert catalog.paths("diffusers", "sd/mine", "clip") == texts
+    before = catalog.fingerprint("diffusers", "sd/mine")
+    half.unlink()
+    assert catalog.paths("diffusers", "sd/mine", "backbone") == [unet]
+    assert catalog.fingerprint("diffusers", "sd/mine") != before
+    with pytest.raises(ModelFileError, match=r"'sd/mine' in .* has no vae/diffusion_pytorch_model\.safetensors"):
+        catalog.paths("diffusers", "sd/mine", "vae")

@@ -1,0 +1,53 @@
+"""TAESD beside ComfyUI's: golden/taesd.npz holds what its TAESD class makes of the tensors drawn here, as "taesdxl"."""
+
+from math import prod, sqrt
+from zlib import crc32
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serve_app.errors import ModelFileError
+from serve_app.models.families import SDXL_LATENT_SCALE, TinyVaeArchitecture
+from serve_app.models.networks import network
+from serve_app.models.weights import Weights
+from serve_app.nodes.builtin.loaders import VAELoader
+from serve_app.store.catalog import Catalog
+from serve_app.values import Recipe
+from tests.parity.figures import Figures
+
+FIGURES = Figures("taesd")
+
+
+def drawn(name, shape):
+    normal = torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
+    if len(shape) == 1:
+        # Grey rather than black, so that few pixels are cut off.
+        return 0.02 * normal + (0.5 if name == "decoder.19.bias" else 0)
+    return 0.7 * normal / sqrt(prod(shape[1:]))
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    (root / "vae_approx").mkdir()
+    shapes = network(TinyVaeArchitecture(4, SDXL_LATENT_SCALE)).state_dict()
+    for half in ("encoder", "decoder"):
+        tensors = {n.removeprefix(f"{half}."): drawn(n, t.shape) for n, t in shapes.items() if n.startswith(half)}
+        for family in ("taesdxl", "other"):
+            save_file(tensors, root / "vae_approx" / f"{family}_{half}.safetensors")
+    return Catalog(root)
+
+
+def test_a_taesd_decodes_and_encodes_as_comfyuis(catalog):
+    (recipe,) = VAELoader().load_vae("taesdxl")
+    vae = Weights(catalog, torch.device("cpu")).vae(recipe)
+    with torch.inference_mode():
+        FIGURES.assert_agrees(vae.decode(FIGURES["latents"]), "decoded", 1e-5)
+        FIGURES.assert_agrees(vae.encode(FIGURES["images"]), "encoded", 1e-5)
+
+
+def test_only_families_with_a_known_scale_are_taken(catalog):
+    recipe = Recipe("vae", "vae_approx", "other_encoder.safetensors", beside=("other_decoder.safetensors",))
+    with pytest.raises(ModelFileError, match="is no TAESD encoder for taesd or taesdxl"):
+        Weights(catalog, torch.device("cpu")).vae(recipe)

@@ -1,0 +1,128 @@
+"""The nodes that name models, and those that say what a model was trained on and is told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+
+from serve_app.errors import NodeError
+from serve_app.nodes.builtin.conditioning_edit import InstructPixToPixConditioning
+from serve_app.nodes.builtin.conditioning_sdxl import CLIPTextEncodeSDXL, CLIPTextEncodeSDXLRefiner
+from serve_app.nodes.builtin.loaders import (
+    CheckpointLoader,
+    CLIPLoader,
+    DiffusersLoader,
+    DualCLIPLoader,
+    UNETLoader,
+    VAELoader,
+)
+from serve_app.nodes.builtin.model_sampling import (
+    ModelSamplingContinuousEDM,
+    ModelSamplingContinuousV,
+    ModelSamplingDiscrete,
+)
+from serve_app.values import ClipSkip, ContinuousEdm, ContinuousV, Discrete, Recipe, Rounded, TextPair
+
+MODEL = Recipe("backbone", "checkpoints", "a.safetensors")
+CLIP = Recipe("clip", "checkpoints", "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("config", "backbone_patches", "clip_patches"),
+    [
+        ("v1-inference.yaml", (), ()),
+        ("v1-inference_clip_skip_2.yaml", (), (ClipSkip(-2),)),
+        ("v2-inference-v.yaml", (Discrete("v_prediction"),), ()),
+    ],
+)
+def test_a_configuration_changes_the_prediction_or_the_text_layer_alone(config, backbone_patches, clip_patches):
+    backbone, clip, vae = CheckpointLoader().load_checkpoint(config, "a.safetensors")
+    assert (backbone.patches, clip.patches, vae.patches) == (backbone_patches, clip_patches, ())
+    assert {recipe.name for recipe in (backbone, clip, vae)} == {"a.safetensors"}
+
+
+def test_parts_of_their_own_files_are_named_by_folder():
+    assert UNETLoader().load_unet("u.sft", "default") == (Recipe("backbone", "diffusion_models", "u.sft"),)
+    assert CLIPLoader().load_clip("c.sft") == (Recipe("clip", "text_encoders", "c.sft"),)
+    dual = DualCLIPLoader().load_clip("l.sft", "g.sft", "sdxl")
+    assert dual == (Recipe("clip", "text_encoders", "l.sft", beside=("g.sft",)),)
+    assert VAELoader().load_vae("v.sft") == (Recipe("vae", "vae", "v.sft"),)
+    assert [recipe.part for recipe in DiffusersLoader().load_checkpoint("mine")] == ["backbone", "clip", "vae"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "rounded"),
+    [("fp8_e4m3fn", "float8_e4m3fn"), ("fp8_e4m3fn_fast", "float8_e4m3fn"), ("fp8_e5m2", "float8_e5m2")],
+)
+def test_an_eight_bit_format_rounds_the_weights(asked, rounded):
+    (recipe,) = UNETLoader().load_unet("u.sft", asked)
+    assert recipe.patches == (Rounded(rounded),)
+
+
+def test_text_encoders_of_other_families_are_refused_with_those_supported():
+    with pytest.raises(NodeError, match="type 'wan' is not supported; supported are stable_diffusion"):
+        CLIPLoader().load_clip("c.sft", "wan")
+    with pytest.raises(NodeError, match="type 'flux' is not supported; supported are sdxl"):
+        DualCLIPLoader().load_clip("l.sft", "t5.sft", "flux")
+
+
+def test_training_is_put_on_the_recipe():
+    (discrete,) = ModelSamplingDiscrete().patch(MODEL, "v_prediction", True)
+    (edm,) = ModelSamplingContinuousEDM().patch(MODEL, "edm", 120.0, 0.002)
+    (angle,) = ModelSamplingContinuousV().patch(MODEL, "v_prediction", 500.0, 0.03)
+    assert discrete.patches == (Discrete("v_prediction", zsnr=True),)
+    assert edm.patches == (ContinuousEdm("edm", 120.0, 0.002),)
+    assert angle.patches == (ContinuousV(500.0, 0.03),)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "low", "message"),
+    [
+        ("cosmos_rflow", 0.002, "is for Cosmos models"),
+        ("edm_playground_v2.5", 0.002, "is for Playground"),
+        ("edm", 0.0, "sigma_min 0.0 and sigma_max 120.0 leave no levels"),
+    ],
+)
+def test_training_that_is_not_supported_is_refused_where_it_is_asked_for(sampling, low, message):
+    with pytest.raises(NodeError, match=message):
+        ModelSamplingContinuousEDM().patch(MODEL, sampling, 120.0, low)
+
+
+class Oracle:
+    """A runtime that answers with what it was asked."""
+
+    async def encode_text(self, clip, text):
+        return [(torch.zeros(1, 77, 8), {"pooled_output": torch.zeros(1, 8), "asked": text})]
+
+    async def encode(self, vae, images):
+        return images[:, ::8, ::8].movedim(-1, 1)
+
+
+def test_sdxls_text_carries_both_texts_and_all_sizes():
+    sizes = {"width": 1, "height": 2, "crop_w": 3, "crop_h": 4, "target_width": 5, "target_height": 6}
+    encode = CLIPTextEncodeSDXL().encode(CLIP, **sizes, text_g="fox", text_l="hen", runtime=Oracle())
+    (((_, options),),) = asyncio.run(encode)
+    assert options["asked"] == TextPair(g="fox", l="hen")
+    assert {name: options[name] for name in sizes} == sizes
+    assert "pooled_output" in options
+
+
+def test_the_refiners_text_carries_the_size_and_the_score():
+    (((_, options),),) = asyncio.run(CLIPTextEncodeSDXLRefiner().encode(7.5, 640, 480, "fox", CLIP, Oracle()))
+    assert (options["asked"], options["aesthetic_score"]) == ("fox", 7.5)
+    assert (options["width"], options["height"]) == (640, 480)
+
+
+def test_an_image_to_edit_goes_beside_both_conditionings_and_empty_latents_take_its_size():
+    image = torch.rand(1, 16, 24, 3)
+    conditioning = [(torch.zeros(1, 77, 8), {"strength": 0.5})]
+    vae = Recipe("vae", "vae", "v.sft")
+    encode = InstructPixToPixConditioning().encode(conditioning, conditioning, vae, image, Oracle())
+    positive, negative, latent = asyncio.run(encode)
+    for ((_, options),) in (positive, negative):
+        assert torch.equal(options["concat_latent_image"], image[:, ::8, ::8].movedim(-1, 1))
+        assert options["strength"] == 0.5
+    assert "concat_latent_image" not in conditioning[0][1]
+    assert torch.equal(latent["samples"], torch.zeros(1, 3, 2, 3))
