@@ -108,6 +108,7 @@ class Runner:
         self._held = Held(results_bytes, self._evicted, results_entries)
         self._running: dict[TaskId, asyncio.Task[None]] = {}
         self._checking: set[asyncio.Task[None]] = set()
+        self._signatures: dict[TaskId, frozenset[str]] = {}
         self._wanted: dict[str, asyncio.Future[Any]] = {}
         self._outbox: list[Report] = []
         self._progress: dict[tuple[TaskId, str], NodeProgressed] = {}
@@ -197,6 +198,8 @@ class Runner:
     # Tasks ------------------------------------------------------------------------------------------------------------
 
     def _start(self, task: Task) -> None:
+        self._signatures[task.id] = frozenset(task.signatures.values())
+        self._held.begin(frozenset().union(*self._signatures.values()))
         scope = TaskScope(self, task)
         execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch)
         self._running[task.id] = running = asyncio.create_task(execution.run())
@@ -206,6 +209,7 @@ class Runner:
     def _ended(self, task_id: TaskId, running: asyncio.Task[None]) -> None:
         """Say how the task ended. A value lost on its way is the scheduler's to make again, as after a stop."""
         self._running.pop(task_id, None)
+        self._signatures.pop(task_id, None)
         self._report_residency()
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         match error:

@@ -7,8 +7,9 @@ eviction, because the task refers to it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -22,7 +23,7 @@ ENTRY_BYTES = 1024
 class Held:
     """Results under a budget of bytes. evicted: told which signatures are gone, after they are.
 
-    entries: how many results are kept at most, however small; None sets no such limit.
+    entries: how many results are kept, however small, beside those that `begin` names; None sets no such limit.
     """
 
     def __init__(
@@ -53,12 +54,24 @@ class Held:
         self._results[signature] = (result, size)
         self.bytes += size
         gone = []
-        while len(self._results) > 1 and self._too_much():
+        while self.bytes > self._budget_bytes and len(self._results) > 1:
             oldest = next(iter(self._results))
             self._drop(oldest)
             gone.append(oldest)
         if gone:
             self._evicted(tuple(gone))
+
+    def begin(self, signatures: Collection[str]) -> None:
+        """Let go of the least recently used results over `entries`, but of none that running tasks may use: these."""
+        for signature in signatures:
+            self.get(signature)
+        over = len(self._results) - (len(self._results) if self._entries is None else self._entries)
+        others = (signature for signature in self._results if signature not in signatures)
+        gone = tuple(itertools.islice(others, max(0, over)))
+        for signature in gone:
+            self._drop(signature)
+        if gone:
+            self._evicted(gone)
 
     async def make(self, signature: str, compute: Callable[[], Awaitable[NodeResult]]) -> NodeResult:
         """Return the held result, or wait for whoever computes it, or compute and hold it.
@@ -85,9 +98,6 @@ class Held:
             # A failure is this caller's own; to those waiting it only says that nobody computes any more.
             del self._computing[signature]
             computing.cancel()
-
-    def _too_much(self) -> bool:
-        return self.bytes > self._budget_bytes or (self._entries is not None and len(self._results) > self._entries)
 
     def _drop(self, signature: str) -> None:
         if signature in self._results:
