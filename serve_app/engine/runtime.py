@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from traceback import clear_frames
 from typing import TypeVar
 
@@ -56,10 +56,13 @@ class EngineRuntime:
             loop.call_soon_threadsafe(progress, done, steps)
 
         guider = request.guider
-        controls = steering.recipes(guider.conds)
+
+        @cache
+        def based() -> dict[Recipe, Recipe]:
+            return {c: self.weights.based(c, guider.backbone) for c in steering.recipes(guider.conds)}
 
         def load() -> tuple[Backbone, dict[Recipe, ControlNet]]:
-            nets = {c: self.weights.control_net(self.weights.based(c, guider.backbone)) for c in controls}
+            nets = {control: self.weights.control_net(recipe) for control, recipe in based().items()}
             return self.weights.backbone(guider.backbone), nets
 
         def begin(models: tuple[Backbone, dict[Recipe, ControlNet]]) -> Future[Sampled]:
@@ -69,7 +72,7 @@ class EngineRuntime:
             return self._engine.submit(Trajectory(backbone, controlled, on_step))
 
         def fits() -> bool:
-            return self.weights.fits(guider.backbone, *(self.weights.based(c, guider.backbone) for c in controls))
+            return self.weights.fits(guider.backbone, *based().values())
 
         # Begun in the engine's thread, a run joins the very next forward, and the trajectory alone holds its models.
         beginning = self._engine.call(lambda: begin(load()), when=fits)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.models.adapted import Adapters, adapted
 from serve_app.models.families import UNetArchitecture
+from serve_app.models.freeu import freed
 from serve_app.models.inputs import concat, vector
 from serve_app.models.steering import steered
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.rows import Canvas, Inputs, Piece, to_batch
-from serve_app.values import ContinuousEdm, Discrete, Training
+from serve_app.values import ContinuousEdm, Discrete, FreeU, Training
 
 _EPS = Discrete()
 
@@ -24,7 +25,7 @@ class Backbone:
     """A diffusion network with what it was trained on. network: UNet2DConditionModel.
 
     key: equal for one network, whatever LoRAs go with it. trained_as: what its file says. training: what is taken
-    instead of that. adapters: what the recipe's LoRAs change in its rows.
+    instead of that. adapters: what the recipe's LoRAs change in its rows; features: what its FreeU does.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Backbone:
         trained_as: Training = _EPS,
         training: Training | None = None,
         adapters: Adapters | None = None,
+        features: Sequence[FreeU] = (),
     ) -> None:
         self.key = key
+        self.features = features
         self.adapters = adapters
         self.architecture = architecture
         self.latent_scale = architecture.latent_scale
@@ -67,7 +70,7 @@ class Backbone:
             to_batch(cond.to(self.device, torch.float32), canvas.rows),
             vector=None if told is None else to_batch(told.to(self.device), canvas.rows),
             concat=None if fed is None else fed.to(self.device),
-            controls=options.get("control", ()),
+            controls=options.get("control") or (),
         )
 
     def network_input(self, piece: Piece) -> Tensor:
@@ -94,7 +97,8 @@ class Backbone:
         told = _stacked([piece.inputs.vector for piece in pieces], self._dtype)
         # Controls read x alone, without the channels beside it.
         added = steered(pieces, x[:, : self.architecture.latent_channels], timestep, context, mask, told)
-        with adapted([(rows, b.adapters) for rows, b in zip(counts, own, strict=True)]):
+        features = [(rows, b.features) for rows, b in zip(counts, own, strict=True)]
+        with adapted([(rows, b.adapters) for rows, b in zip(counts, own, strict=True)]), freed(self._network, features):
             output: Tensor = self._network(
                 x,
                 timestep,
