@@ -10,15 +10,17 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
+from serve_app.errors import NodeError
 from serve_app.nodes.runtime import Sampled, SamplingRequest, Steps
 from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec
 from serve_app.sampling.guidance import Guidance
-from serve_app.sampling.inpaint import Inpainting, latent_mask
+from serve_app.sampling.inpaint import Inpainting, differential, latent_mask
 from serve_app.sampling.noise import is_max_denoise, noise, noised
 from serve_app.sampling.rows import Backbone, Canvas, Piece
 from serve_app.sampling.rules import rule_of
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import sigmas_for
+from serve_app.values import DifferentialDiffusion
 
 
 class Trajectory:
@@ -48,7 +50,7 @@ class Trajectory:
         self._request = request
         self._on_step = on_step
         self._steps_done = 0
-        self._seen_step = -1
+        self._seen_step = (-1, 0)
         self._inpainting: Inpainting | None = None
 
     def start(self) -> None:
@@ -70,7 +72,9 @@ class Trajectory:
         if r.noise_mask is not None:
             canvas = Canvas(latents, drawn, latent_mask(r.noise_mask, latents))
             kept_noise = noise(shape, r.noise.seed + 1).to(device) if spec.fresh_inpaint_noise else drawn
-            self._inpainting = Inpainting(latent_mask(r.noise_mask, latents), latents, kept_noise)
+            patches = [p for p in r.guider.backbone.patches if isinstance(p, DifferentialDiffusion)]
+            changing = differential(patches[-1], self.backbone.levels, sigmas) if patches else None
+            self._inpainting = Inpainting(latent_mask(r.noise_mask, latents), latents, kept_noise, changing)
         self._guidance = Guidance(self.backbone, r.guider.conds, rule_of(r.guider), canvas)
         self._denoised = x
         if self.steps < 1:
@@ -115,10 +119,11 @@ class Trajectory:
     def _combined(self, answers: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor | None]:
         denoised, uncond = self._guidance.combine(self._evaluation, answers)
         if self._inpainting is not None:
-            denoised = self._inpainting.restore(denoised)
-        if self._evaluation.step > self._seen_step:
+            denoised = self._inpainting.restore(denoised, self._evaluation.sigma)
+        step = (self._evaluation.step, self._evaluation.substep)
+        if step > self._seen_step:
             # What a step first takes for the image is what clients are shown of it.
-            self._seen_step, self._denoised = self._evaluation.step, denoised
+            self._seen_step, self._denoised = step, denoised
         return (denoised, uncond) if self._evaluation.want_uncond else denoised
 
     def _run_on(self, answer: Tensor | tuple[Tensor, Tensor | None] | None) -> None:
@@ -132,6 +137,9 @@ class Trajectory:
                 if not self.pieces:
                     # No entry takes part at this level, so there is nothing to ask the network.
                     answer = self._combined(())
+        except (ValueError, ZeroDivisionError) as error:
+            name = self._request.sampler.name
+            raise NodeError(f"sampler '{name}' cannot step over the sigmas it was given: {error}") from error
         except StopIteration as end:
             self._end(end.value)
             self._report(self.steps)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
+from time import perf_counter
 from typing import TypeAlias, TypeVar, cast
 
 import torch
@@ -43,7 +44,7 @@ from serve_app.models.vae import Vae
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.sigmas import NoiseLevels
 from serve_app.store.catalog import Catalog
-from serve_app.values import ClipSkip, Difference, Discrete, EightBit, Lora, Part, Recipe, Rounded, Training
+from serve_app.values import ClipSkip, Difference, Discrete, EightBit, FreeU, Lora, Part, Recipe, Rounded, Training
 
 Model: TypeAlias = Backbone | TextEncoder | DualTextEncoder | Vae | Upscaler | ControlNet
 M = TypeVar("M", Backbone, Vae, Upscaler, ControlNet)
@@ -96,8 +97,22 @@ class _Held:
         return self.own_bytes + (self.adapters.nbytes if self.adapters is not None else 0)
 
     @property
+    def needed_bytes(self) -> int:
+        return self.own_bytes + (self.adapters.needed_bytes if self.adapters is not None else 0)
+
+    @property
     def in_use(self) -> bool:
         return len(self.lent) > 0
+
+
+@dataclass(slots=True)
+class LoadCounters:
+    """What weights have come and gone since a replica began, and what it holds. seconds: spent loading."""
+
+    loads: int = 0
+    seconds: float = 0.0
+    evictions: int = 0
+    held_bytes: int = 0
 
 
 class Weights:
@@ -117,6 +132,7 @@ class Weights:
         budget_bytes: int = 8 * 2**30,
     ) -> None:
         self.device = device
+        self.counters = LoadCounters()
         self._dtypes: dict[Part, torch.dtype] = {
             "backbone": number_format(dtype, "backbone", device),
             "clip": number_format(dtype, "clip", device),
@@ -184,11 +200,11 @@ class Weights:
         """
         wanted = {key: (recipe, paths) for recipe in recipes for paths, key in [self._find(recipe)]}
         with self._lock:
-            in_use = sum(held.nbytes for held in self._held.values() if held.in_use)
+            in_use = sum(held.needed_bytes for held in self._held.values() if held.in_use)
             absent = [recipe_and_paths for key, recipe_and_paths in wanted.items() if key not in self._held]
             if not absent or not in_use:
                 return True
-            idle = sum(held.nbytes for key, held in self._held.items() if key in wanted and not held.in_use)
+            idle = sum(held.needed_bytes for key, held in self._held.items() if key in wanted and not held.in_use)
             more = sum(self._nbytes(recipe, _open(recipe, paths)) for recipe, paths in absent)
             return in_use + idle + more <= self._budget_bytes
 
@@ -225,13 +241,13 @@ class Weights:
                     held = self._with_loras(recipe, key, held, loras)
             finally:
                 self._names = tuple(held.name for held in self._held.values())
-            training = _training(recipe)
-            model = held.lent.get(training)
+            told = _training(recipe), tuple(patch for patch in recipe.patches if isinstance(patch, FreeU))
+            model = held.lent.get(told)
             if model is None:
-                model = self._model(key, held, training)
-                held.lent[training] = model
+                model = self._model(key, held, *told)
+                held.lent[told] = model
                 if held.base is not None:
-                    self._held[held.base].lent[id(held), training] = model
+                    self._held[held.base].lent[id(held), told] = model
             return model
 
     def _resident(self, key: Hashable, load: Callable[[], _Held]) -> _Held:
@@ -291,7 +307,7 @@ class Weights:
         _log.info("loaded %s: mb=%d held_mb=%d", held.name, nbytes >> 20, (self._held_bytes() + nbytes) >> 20)
         return held
 
-    def _model(self, key: Hashable, held: _Held, training: Training | None) -> Model:
+    def _model(self, key: Hashable, held: _Held, training: Training | None, features: tuple[FreeU, ...]) -> Model:
         vectors, network = self._embeddings.vectors, held.network
         match held.architecture:
             case UNetArchitecture() if isinstance(network, ControlNetwork):
@@ -300,7 +316,13 @@ class Weights:
                 return ControlNet(key, held.name, cast(AdapterNetwork, network))
             case UNetArchitecture() as architecture:
                 return Backbone(
-                    key, architecture, network, trained_as=held.training, training=training, adapters=held.adapters
+                    key,
+                    architecture,
+                    network,
+                    trained_as=held.training,
+                    training=training,
+                    adapters=held.adapters,
+                    features=features,
                 )
             case TextArchitecture() as architecture:
                 return TextEncoder(architecture, network, vectors)
@@ -317,6 +339,10 @@ class Weights:
 
     def _make_room(self, nbytes: int, keep: Hashable = None) -> None:
         """Let go of what is used least recently until nbytes fit the budget, or until all that is left is in use."""
+        if self._held_bytes() + nbytes > self._budget_bytes:
+            for held in self._held.values():
+                if held.adapters is not None:
+                    held.adapters.unmerge()
         unused = [key for key, held in self._held.items() if not held.in_use and key != keep]
         while unused and self._held_bytes() + nbytes > self._budget_bytes:
             key = unused.pop(0)

@@ -22,9 +22,9 @@ def _ends(sigmas: Tensor) -> tuple[Tensor, Tensor]:
     return -sigmas[0].log(), -sigmas[sigmas > 0][-1].log()
 
 
-def _eps(x: Tensor, t: Tensor, step: int) -> Generator[Evaluation, Any, Tensor]:
+def _eps(x: Tensor, t: Tensor, step: int, substep: int = 0) -> Generator[Evaluation, Any, Tensor]:
     sigma = float(t.neg().exp())
-    denoised: Tensor = yield Evaluation(x, sigma, step)
+    denoised: Tensor = yield Evaluation(x, sigma, step, substep=substep)
     return (x - denoised) / sigma
 
 
@@ -44,8 +44,8 @@ def dpm_fast(x: Tensor, sigmas: Tensor) -> Sampler:
     """DPM-Solver-fast: one evaluation a step, in steps of third order, equal in t, and lower ones at last.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns latents at
-    the last level above zero. Only the first and that level of sigmas count. Source: Lu et al. 2022, arXiv:2206.00927,
-    section 3.4 and Algorithm 2.
+    the last level above zero. Only the first and that level of sigmas count; the evaluations of one of its own steps
+    share an index. Source: Lu et al. 2022, arXiv:2206.00927, section 3.4 and Algorithm 2.
     """
     whole, rest = divmod(len(sigmas) - 1, 3)
     orders = [3] * (whole - 1) + [2, 1] if rest == 0 else [3] * whole + [rest]
@@ -58,12 +58,12 @@ def dpm_fast(x: Tensor, sigmas: Tensor) -> Sampler:
         if order == 1:
             x = _first(x, t, h, eps)
         elif order == 2:
-            eps_1 = yield from _eps(_first(x, t, h / 2, eps), t + h / 2, done + 1)
+            eps_1 = yield from _eps(_first(x, t, h / 2, eps), t + h / 2, done)
             x = _second(x, t, h, eps, eps_1, 1 / 2)
         else:
-            eps_1 = yield from _eps(_first(x, t, h / 3, eps), t + h / 3, done + 1)
+            eps_1 = yield from _eps(_first(x, t, h / 3, eps), t + h / 3, done)
             u = _third(x, t, 2 / 3 * h, eps, eps_1, 1 / 2)
-            eps_2 = yield from _eps(u, t + 2 / 3 * h, done + 2)
+            eps_2 = yield from _eps(u, t + 2 / 3 * h, done)
             x = _third(x, t, h, eps, eps_2, 2 / 3)
         done += order
     return x
@@ -97,10 +97,12 @@ def dpm_adaptive(
     t, end = _ends(sigmas)
     powers = [power / (1.5 if eta else order) for power in (p + i + d, -(p + 2 * d), d)]
     agreements: list[float] = []
-    before, h_next = x, h_init
+    before, h_next, tried = x, h_init, 0
     while t < end - 1e-5:
         sigma = float(t.neg().exp())
         step = sum(level > sigma * (1 - 1e-6) for level in levels) - 1
+        place = (step, tried)
+        tried += 1
         following = reached = torch.minimum(end, t + h_next)
         up = 0.0
         if eta:
@@ -108,13 +110,13 @@ def dpm_adaptive(
             reached = torch.minimum(end, -torch.tensor(down, dtype=t.dtype).log())
             up = sqrt(max(0.0, float((-2 * following).exp() - (-2 * reached).exp())))
         h = reached - t
-        eps = yield from _eps(x, t, step)
+        eps = yield from _eps(x, t, *place)
         if order == 2:
-            eps_1 = yield from _eps(_first(x, t, h / 2, eps), t + h / 2, step)
+            eps_1 = yield from _eps(_first(x, t, h / 2, eps), t + h / 2, *place)
             low, high = _first(x, t, h, eps), _second(x, t, h, eps, eps_1, 1 / 2)
         else:
-            eps_1 = yield from _eps(_first(x, t, h / 3, eps), t + h / 3, step)
-            eps_2 = yield from _eps(_third(x, t, 2 / 3 * h, eps, eps_1, 1 / 2), t + 2 / 3 * h, step)
+            eps_1 = yield from _eps(_first(x, t, h / 3, eps), t + h / 3, *place)
+            eps_2 = yield from _eps(_third(x, t, 2 / 3 * h, eps, eps_1, 1 / 2), t + 2 / 3 * h, *place)
             low, high = _second(x, t, h, eps, eps_1, 1 / 3), _third(x, t, h, eps, eps_2, 2 / 3)
         delta = (low.abs().maximum(before.abs()) * rtol).clamp(min=atol)
         error = float(((low - high) / delta).norm()) / sqrt(x.numel())

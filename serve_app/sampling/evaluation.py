@@ -27,13 +27,15 @@ class Evaluation:
     """One D(x, sigma) that a sampler waits for.
 
     x: noisy latents (B,C,h,w) at `sigma`. step: the index in sigmas it belongs to; several evaluations may share one.
-    want_uncond: send (denoised, uncond's denoised) instead of denoised alone.
+    want_uncond: send (denoised, uncond's denoised) instead of denoised alone. substep: counts the steps of its own that
+    a sampler takes within one of sigmas.
     """
 
     x: Tensor
     sigma: float
     step: int
     want_uncond: bool = False
+    substep: int = 0
 
 
 def guided(evaluation: Evaluation, cfg_pp: bool) -> Generator[Evaluation, Any, tuple[Tensor, Tensor]]:

@@ -6,31 +6,62 @@ one consistent picture. Source: Lugmayr et al. 2022, arXiv:2201.09865, without r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.noise import noised
+from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.values import DifferentialDiffusion
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inpainting:
-    """What one run keeps. mask: (B,1,h,w), 1 where to sample; latents, noise: (B,C,h,w), clean and unit-variance."""
+    """What one run keeps. mask: (B,1,h,w), 1 where to sample; latents, noise: (B,C,h,w), clean and unit-variance.
+
+    at: the mask of a noise level from that of the run, if it changes.
+    """
 
     mask: Tensor
     latents: Tensor
     noise: Tensor
+    at: Callable[[Tensor, float], Tensor] | None = None
 
     def hold(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with the kept region replaced by the latents at its noise level."""
         kept = noised(self.latents, self.noise, evaluation.sigma)
-        return replace(evaluation, x=kept.lerp(evaluation.x, self.mask))
+        return replace(evaluation, x=kept.lerp(evaluation.x, self._mask(evaluation.sigma)))
 
-    def restore(self, denoised: Tensor) -> Tensor:
-        """Return denoised with the kept region replaced by the clean latents."""
-        return self.latents.lerp(denoised, self.mask)
+    def restore(self, denoised: Tensor, sigma: float) -> Tensor:
+        """Return denoised, which was evaluated at sigma, with the kept region replaced by the clean latents."""
+        return self.latents.lerp(denoised, self._mask(sigma))
+
+    def _mask(self, sigma: float) -> Tensor:
+        return self.mask if self.at is None else self.at(self.mask, sigma)
+
+
+def differential(
+    patch: DifferentialDiffusion, levels: NoiseLevels, sigmas: Tensor
+) -> Callable[[Tensor, float], Tensor]:
+    """Return what gives the mask of a level: 1 where the run's mask reaches the share of the timesteps still to come.
+
+    strength: how far it goes from the run's mask to that; 0 goes as far as 1, as in ComfyUI.
+    Source: Levin and Fried 2023, arXiv:2306.00950, Algorithm 1.
+    """
+    lowest = max(levels.sigma_min, float(sigmas[-1]))
+    first, last = (float(t) for t in levels.timestep(torch.tensor([float(sigmas[0]), lowest])))
+
+    def at(mask: Tensor, sigma: float) -> Tensor:
+        # In single precision, as ComfyUI: masks drawn in a few shades meet thresholds exactly.
+        share = (levels.timestep(torch.tensor([sigma])).float() - last) / (first - last)
+        sharp = (mask >= share.to(mask.device)).to(mask.dtype)
+        return sharp if patch.strength in (0, 1) else mask.lerp(sharp, patch.strength)
+
+    return at
 
 
 def latent_mask(mask: Tensor, latents: Tensor) -> Tensor:

@@ -36,14 +36,16 @@ def euler_ancestral(
     """Euler's method to below the following level, then noise up to it; one evaluation a step.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
-    latents. s_noise: multiplies the noise; none is drawn for a step to zero. Source: as `ancestral_step`, with the step
+    latents. s_noise: multiplies the noise; a step down to zero has none. Source: as `ancestral_step`, with the step
     of Karras et al. 2022.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)
-        if following == 0:
-            return denoised
         down, up = ancestral_step(sigma, following, eta)
+        if down == 0:
+            # Where eta takes all of `following`, as ComfyUI leaves it.
+            x = denoised
+            continue
         x = denoised + (x - unguided) * (down / sigma) + noise(sigma, following) * (up * s_noise)
     return x
 

@@ -1,0 +1,52 @@
+"""Samplers with the options of their nodes, on sigmas of any kind, against ComfyUI: relative error at most 1e-5.
+
+golden/sampler_options.json holds the sigmas by name and the cases: [sampler, options, sigmas]. The rows of
+sampler_options.npz are ComfyUI's final latents and what its callback last took for the image, by the samplers that its
+parameter nodes make, on the denoiser of `test_samplers`; x is (1,4,4,4), the seed 5, the latents 0.3 times the noise of
+seed 6. "flip" begins near zero and ends at the top.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app.sampling.noise import is_max_denoise, noise, noised
+from serve_app.sampling.samplers import SAMPLERS
+from serve_app.sampling.sigmas import NoiseLevels
+from tests.parity.test_samplers import cond, relative_error, uncond
+
+GOLDEN = Path(__file__).parent / "golden"
+FIGURES = json.loads((GOLDEN / "sampler_options.json").read_text())
+ARRAYS = dict(np.load(GOLDEN / "sampler_options.npz"))
+SHAPE = (1, 4, 4, 4)
+SEED = 5
+
+
+@pytest.mark.parametrize("index", range(len(FIGURES["cases"])))
+def test_a_sampler_with_options_gives_comfyuis_latents_and_image(index):
+    name, options, key = FIGURES["cases"][index]
+    sigmas, levels = torch.tensor(FIGURES["sigmas"][key]), NoiseLevels()
+    start = float(sigmas[0])
+    latents = noise(SHAPE, SEED + 1) * 0.3
+    x = noised(latents, noise(SHAPE, SEED), start, max_denoise=is_max_denoise(levels, start))
+    sampler = SAMPLERS[name].start(x, sigmas, SEED, levels, options)
+    seen, image, answer = (-1, 0), x, None
+    while True:
+        try:
+            evaluation = sampler.send(answer)
+        except StopIteration as end:
+            final = end.value
+            break
+        low = uncond(evaluation.x, evaluation.sigma)
+        denoised = low + 2 * (cond(evaluation.x, evaluation.sigma) - low)
+        if (evaluation.step, evaluation.substep) > seen:
+            seen, image = (evaluation.step, evaluation.substep), denoised
+        answer = (denoised, low) if evaluation.want_uncond else denoised
+    assert relative_error(final.flatten(), ARRAYS["out"][index]) < 1e-5
+    # Where steps grow, differences of nearly equal images are far from each other in what follows.
+    assert relative_error(image.flatten(), ARRAYS["denoised"][index]) < 3e-5
