@@ -68,12 +68,16 @@ _Item: TypeAlias = _Run | _Call | _Close
 
 @dataclass(slots=True)
 class Counters:
-    """What an engine has done since it began: evaluations answered, forwards run and rows in them, forwards failed."""
+    """What an engine has done since it began: evaluations answered, forwards run and rows in them, forwards failed.
+
+    seconds: spent in forwards.
+    """
 
     evaluations: int = 0
     forwards: int = 0
     rows: int = 0
     failures: int = 0
+    seconds: float = 0.0
 
 
 class Engine:
@@ -218,6 +222,7 @@ class Engine:
             while groups:
                 groups += self._answer(groups.pop())
             self._forward_s = perf_counter() - began
+            self.counters.seconds += self._forward_s
             self._runs = [run for run in self._runs if not run.future.done()]
         return True
 

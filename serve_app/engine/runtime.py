@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from serve_app.engine.engine import Engine
+from serve_app.engine.engine import Counters, Engine
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
 from serve_app.models import steering
@@ -39,6 +39,11 @@ class EngineRuntime:
     def __init__(self, engine: Engine, weights: Weights) -> None:
         self._engine = engine
         self.weights = weights
+
+    @property
+    def counters(self) -> Counters:
+        """What the engine has done since it began."""
+        return self._engine.counters
 
     def bind(self, progress: Callable[[int, int], None]) -> Runtime:
         """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all)."""

@@ -240,6 +240,7 @@ class Weights:
                 if loras := tuple(patch for patch in recipe.patches if isinstance(patch, Lora)):
                     held = self._with_loras(recipe, key, held, loras)
             finally:
+                self.counters.held_bytes = self._held_bytes()
                 self._names = tuple(held.name for held in self._held.values())
             told = _training(recipe), tuple(patch for patch in recipe.patches if isinstance(patch, FreeU))
             model = held.lent.get(told)
@@ -252,7 +253,12 @@ class Weights:
 
     def _resident(self, key: Hashable, load: Callable[[], _Held]) -> _Held:
         """Return what is held, or load it; it is then the most recently used."""
-        held = self._held.pop(key, None) or load()
+        held = self._held.pop(key, None)
+        if held is None:
+            began = perf_counter()
+            held = load()
+            self.counters.loads += 1
+            self.counters.seconds += perf_counter() - began
         self._held[key] = held
         return held
 
@@ -349,6 +355,7 @@ class Weights:
             for going in [key, *(other for other, held in self._held.items() if held.base == key)]:
                 if (held := self._held.pop(going, None)) is not None:
                     _log.info("let go of %s: mb=%d", held.name, held.nbytes >> 20)
+                    self.counters.evictions += 1
                     # A network may hold cycles; without collecting, its memory would come back at some later time.
                     del held
             gc.collect()

@@ -65,6 +65,7 @@ from serve_app.scheduler.stimuli import (
     Send,
     Stimulus,
 )
+from serve_app.scheduler.tally import Load, PoolLoad, Tally
 from serve_app.scheduler.views import live_view, row_view
 from serve_app.store.changes import JobEnded, JobQuery, JobRow
 from serve_app.store.jobs import Jobs
@@ -118,6 +119,7 @@ class Scheduler:
         self._pending_arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._submitting: dict[str, asyncio.Lock] = {}
+        self.tally = Tally()
         self._writing = False
         self.fenced = asyncio.Event()
         """Set once a newer scheduler holds the lease; this one must go."""
@@ -283,6 +285,15 @@ class Scheduler:
         waiting, running = self._machine.backlog(pool)
         return (waiting + self._checks.waiting(pool), running)
 
+    def load(self) -> Load:
+        """Return how long the queue is and what the pools have in hand."""
+        jobs = self._machine.jobs.values()
+        queued_s = [job.row.created_s for job in jobs if job.started_s is None]
+        pooled = [replica.info.pool for replica in self._machine.replicas.values()]
+        pools = (PoolLoad(p.name, pooled.count(p.name), *self._machine.backlog(p.name)) for p in self._pools)
+        oldest_s = max(0.0, time.time() - min(queued_s)) if queued_s else 0.0
+        return Load(len(queued_s), len(jobs) - len(queued_s), oldest_s, tuple(pools))
+
     # For the replicas -------------------------------------------------------------------------------------------------
 
     async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
@@ -436,6 +447,7 @@ class Scheduler:
                     self._mail(replica_id, message)
                 case Publish(event):
                     self._board.publish(event)
+                    self.tally.take(event)
                 case Persist():
                     pass
 

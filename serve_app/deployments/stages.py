@@ -1,0 +1,46 @@
+"""How long nodes take in one replica, by class; plain numbers for whoever shows them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from time import perf_counter
+
+from serve_app.graph.plan import Task, TaskId
+
+UNREAD = 10_000
+"""Durations kept for a reader that does not come."""
+MADE = "(made by a node)"
+"""The class of a node that the job's own prompt does not have."""
+
+
+class Stages:
+    """The nodes of one replica's tasks. held: how many results were there already, so that nothing had to be done."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self._durations: deque[tuple[str, float]] = deque(maxlen=UNREAD)
+        self._since: dict[tuple[TaskId, str], float] = {}
+
+    def began(self, task: Task, node_id: str) -> None:
+        """Note that a node has its inputs and runs."""
+        self._since[task.id, node_id] = perf_counter()
+
+    def ended(self, task: Task, node_id: str, *, computed: bool) -> None:
+        """Note that a node's result is there."""
+        since = self._since.pop((task.id, node_id), None)
+        if not computed:
+            self.held += 1
+        elif since is not None:
+            node = task.nodes.get(node_id)
+            self._durations.append((MADE if node is None else node.class_type, perf_counter() - since))
+
+    def over(self, task_id: TaskId) -> None:
+        """Forget the nodes of a task that has ended, however it did."""
+        for key in [key for key in self._since if key[0] == task_id]:
+            del self._since[key]
+
+    def read(self) -> Iterator[tuple[str, float]]:
+        """Yield (class, seconds) of every node that nobody has read yet, and forget it."""
+        while self._durations:
+            yield self._durations.popleft()

@@ -1,0 +1,77 @@
+"""What has happened to jobs, counted from the events that clients see: plain numbers for whoever shows them."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from serve_app.events import Event
+
+UNREAD = 10_000
+"""Durations kept for a reader that does not come."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLoad:
+    """One pool at one moment: its replicas, the tasks that wait for one, the tasks that run."""
+
+    pool: str
+    replicas: int
+    waiting: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The queue at one moment. oldest_s: how long the job that has waited longest has waited, 0 if none waits."""
+
+    queued: int
+    running: int
+    oldest_s: float
+    pools: tuple[PoolLoad, ...]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts since this scheduler began. ended: jobs by how they ended. nodes: by `cached` and `executing`.
+
+    waits_s, runs_s: from submission to start and from start to end of each job, until `read`.
+    """
+
+    ended: Counter[str] = field(default_factory=Counter)
+    nodes: Counter[str] = field(default_factory=Counter)
+    waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=UNREAD))
+    runs_s: deque[float] = field(default_factory=lambda: deque(maxlen=UNREAD))
+    _since_s: dict[str, float] = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        """Count an event. Jobs of an earlier life of the scheduler have no durations here."""
+        match event.kind:
+            case "queued":
+                self._since_s[event.job_id] = event.at_s
+            case "started":
+                self._note(event, self.waits_s)
+                self._since_s[event.job_id] = event.at_s
+            case "cached":
+                self.nodes["cached"] += len(event.data["nodes"])
+            case "executing":
+                self.nodes["executing"] += 1
+            case "success" | "error" | "cancelled":
+                self.ended[event.kind] += 1
+                # One that is cancelled may never have run.
+                if event.kind == "cancelled":
+                    self._since_s.pop(event.job_id, None)
+                else:
+                    self._note(event, self.runs_s)
+
+    def _note(self, event: Event, durations: deque[float]) -> None:
+        since_s = self._since_s.pop(event.job_id, None)
+        if since_s is not None:
+            durations.append(max(0.0, event.at_s - since_s))
+
+
+def read(durations: deque[float]) -> Iterator[float]:
+    """Yield the durations that nobody has read yet, and forget them."""
+    while durations:
+        yield durations.popleft()
