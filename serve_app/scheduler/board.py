@@ -45,6 +45,12 @@ class Board:
 
     def recover(self, rows: Iterable[JobRow]) -> None:
         """Put back what is durable of jobs of an earlier life, for clients who may not have been told of it."""
+    def dismiss(self, job_id: str) -> None:
+        """Let go of a job whose submission is refused after all."""
+        self._arriving.pop(job_id, None)
+        self._clients.pop(job_id, None)
+        self.feeds.release(job_id)
+
         told = []
         for row in rows:
             if row.client_id is not None:

@@ -50,6 +50,7 @@ from serve_app.scheduler.stimuli import (
     CancelAsked,
     Command,
     JobArrived,
+    JobRefused,
     Persist,
     Publish,
     ReplicaJoined,
@@ -74,7 +75,10 @@ class TaskRecord:
 
 @dataclass(slots=True)
 class JobRecord:
-    """An unfinished job. row is as it was accepted; what has happened since is beside it."""
+    """An unfinished job. row is as it was accepted; what has happened since is beside it.
+
+    wanted: nodes that a running task has asked for beyond what is evaluated in any case.
+    """
 
     row: JobRow
     plan: Plan
@@ -82,6 +86,7 @@ class JobRecord:
     started_s: float | None
     outputs: dict[str, Mapping[str, Any]]
     missing: set[str]
+    wanted: set[str] = field(default_factory=set)
     finished: set[str] = field(default_factory=set)
     cached: set[str] = field(default_factory=set)
     progress: dict[str, float] = field(default_factory=dict)
@@ -123,6 +128,11 @@ class Machine:
             case CancelAsked(job_id):
                 if job_id in self.jobs:
                     self._end(self.jobs[job_id], "cancelled", {})
+            case JobRefused(job_id, failure):
+                if job_id in self.jobs:
+                    self._end(self.jobs[job_id], "error", failure)
+                else:  # an end that nobody has been told of, for it could not be recorded
+                    self._write_end(job_id, "error", failure)
             case ReplicaJoined(info):
                 self._replica_lost(info.replica_id)
                 self.replicas[info.replica_id] = ReplicaRecord(info)
@@ -167,10 +177,10 @@ class Machine:
             self._end(job, "success", {})
 
     def _wake(self, job: JobRecord) -> None:
-        """Make ready every waiting task whose needs are done."""
+        """Make ready every waiting task whose needs are done and that has something to evaluate."""
         done = {node_id for task in job.tasks if task.state == "done" for node_id in task.plan.nodes}
         for task in job.tasks:
-            if task.state == "waiting" and done.issuperset(task.plan.needs):
+            if task.state == "waiting" and done.issuperset(task.plan.needs) and _targets(job, task):
                 self._make_ready(job, task)
 
     def _make_ready(self, job: JobRecord, task: TaskRecord) -> None:
@@ -192,13 +202,16 @@ class Machine:
             self._end(job, "success", {})
 
     def _end(self, job: JobRecord, state: Ending, failure: Mapping[str, Any]) -> None:
-        seq = self.next_seq()
         del self.jobs[job.row.job_id]
-        self._commands.append(Persist(JobEnded(job.row.job_id, state, self._at_s, seq, failure)))
-        self._commands.append(Publish(Event(job.row.job_id, seq, state, self._at_s, failure)))
+        self._write_end(job.row.job_id, state, failure)
         for task in job.tasks:
             if task.state == "running" and state != "success":
                 self._send(task.replica_id, Interrupt(_task_id(job, task)))
+
+    def _write_end(self, job_id: str, state: Ending, failure: Mapping[str, Any]) -> None:
+        seq = self.next_seq()
+        self._commands.append(Persist(JobEnded(job_id, state, self._at_s, seq, failure)))
+        self._commands.append(Publish(Event(job_id, seq, state, self._at_s, failure)))
 
     def _publish(self, job: JobRecord, kind: Kind, data: Mapping[str, Any]) -> None:
         self._commands.append(Publish(Event(job.row.job_id, self.next_seq(), kind, self._at_s, data)))
@@ -233,7 +246,7 @@ class Machine:
                 self._record(job, node_id, ui)
         if job.row.job_id not in self.jobs:
             return
-        targets = tuple(n for n in task.plan.targets if self._unmade(job, n))
+        targets = tuple(n for n in _targets(job, task) if self._unmade(job, n))
         if not targets:
             self._done(job, task)
             return
@@ -273,12 +286,14 @@ class Machine:
         return bool(self.results.holders(signature)) or self.results.owner(signature) is not None
 
     def _remake(self, job: JobRecord, nodes: Iterable[str]) -> None:
-        """Run again the tasks whose values were lost after they were done."""
+        """Run the tasks whose values are wanted but gone, or were not evaluated so far."""
         for node_id in nodes:
+            job.wanted.add(node_id)
             task = next(t for t in job.tasks if node_id in t.plan.nodes)
             if task.state == "done":
                 task.attempt += 1
                 self._make_ready(job, task)
+        self._wake(job)
 
     def _claim(
         self, job: JobRecord, task: TaskRecord, targets: Iterable[str], replica: ReplicaRecord
@@ -300,7 +315,9 @@ class Machine:
             if holders or owner is not None or node_id not in own:
                 remote.add(signature)
                 continue
-            self.results.claim(signature, task_id)
+            # Others may wait for what is claimed, so it must be what will be computed.
+            if node_id in job.plan.certain:
+                self.results.claim(signature, task_id)
             stack.extend(link.node_id for _, link in job.plan.graph.nodes[node_id].links())
         return frozenset(remote)
 
@@ -355,6 +372,7 @@ class Machine:
                     self._resolve(signature, [task_id])
             case Exported(signature, value):
                 for waiter in self._waiters.pop(signature, []):
+                    self._unpark(waiter)
                     self._send(self._replica_of(waiter), Deliver(signature, value))
             case Evicted(signatures):
                 self.results.evict(replica_id, signatures)
@@ -398,11 +416,21 @@ class Machine:
 
     def _done(self, job: JobRecord, task: TaskRecord) -> None:
         task.state = "done"
+        signatures = [job.plan.signatures[n] for n in job.wanted.intersection(task.plan.nodes)]
+        # What was asked for while it ran was no target of this run.
+        if any(self._waiters.get(s) and not self._reachable(s) for s in signatures):
+            task.attempt += 1
+            self._make_ready(job, task)
         self._wake(job)
+
+    def _unpark(self, task_id: TaskId) -> None:
+        if (replica := self.replicas.get(self._replica_of(task_id) or "")) is not None:
+            replica.parked.discard(task_id)
 
     def _let_go(self, replica: ReplicaRecord, task_id: TaskId) -> None:
         """Free the task's slot, and hand on to its waiters what it claimed but did not compute."""
         replica.running.discard(task_id)
+        replica.parked.discard(task_id)
         self._orphan(self.results.release(task_id))
 
     def _orphan(self, signatures: Iterable[str]) -> None:
@@ -423,10 +451,13 @@ class Machine:
                 self._waiters[signature].append(task_id)
             elif self.results.owner(signature) not in (None, task_id):
                 self._waiters[signature].append(task_id)
-            elif lost := [n for n in task.plan.needs if job.plan.signatures[n] == signature]:
+            elif lost := _elsewhere(job, task, signature):
                 self._waiters[signature].append(task_id)
+                if (replica := self.replicas.get(task.replica_id or "")) is not None:
+                    replica.parked.add(task_id)
                 self._remake(job, lost)
             else:
+                self._unpark(task_id)
                 self.results.claim(signature, task_id)
                 self._send(task.replica_id, Compute(signature))
 
@@ -452,8 +483,20 @@ class Machine:
             return
         message = f"the task with nodes {', '.join(task.plan.nodes)} {what} {task.attempt} times and was given up"
         task.state = "done"
-        failure = {"node": task.plan.targets[0], "class_type": "", "exception_type": "ReplicaLost"}
+        failure = {"node": _targets(job, task)[0], "class_type": "", "exception_type": "ReplicaLost"}
         self._end(job, "error", {**failure, "message": message, "traceback": []})
+
+
+def _targets(job: JobRecord, task: TaskRecord) -> tuple[str, ...]:
+    """Return what the task is to evaluate: its targets, and what another one has asked for."""
+    asked = job.wanted.intersection(task.plan.nodes)
+    return (*task.plan.targets, *sorted(asked.difference(task.plan.targets)))
+
+
+def _elsewhere(job: JobRecord, task: TaskRecord, signature: str) -> list[str]:
+    """Return the nodes of the job's other tasks that make this value."""
+    others = (node_id for other in job.tasks if other is not task for node_id in other.plan.nodes)
+    return [node_id for node_id in others if job.plan.signatures[node_id] == signature]
 
 
 def _placed(node_id: str, origin: Origin | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The scheduler's shell: asyncio around the machine, the database under it, mailboxes and event streams beside it.
 
-One writer task commits whatever changes have gathered in one transaction and only then carries out the commands behind
-them, so a job is in the database before its id is answered. Knows no Ray: `deployments/scheduler.py` makes it an actor.
+What the machine decides goes through the writer, which carries it out once it is durable, so a job is in the database
+before its id is answered. Knows no Ray: `deployments/scheduler.py` makes it an actor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 
 from serve_app import log
 from serve_app.errors import (
+    ChangeRefusedError,
     DrainingError,
+    InvalidSubmissionError,
     JobMissingError,
     NotReadyError,
     QueueFullError,
@@ -57,6 +59,7 @@ from serve_app.scheduler.stimuli import (
     CancelAsked,
     Command,
     JobArrived,
+    JobRefused,
     Persist,
     Publish,
     ReplicaJoined,
@@ -67,7 +70,8 @@ from serve_app.scheduler.stimuli import (
 )
 from serve_app.scheduler.tally import Load, PoolLoad, Tally
 from serve_app.scheduler.views import live_view, row_view
-from serve_app.store.changes import JobEnded, JobQuery, JobRow
+from serve_app.scheduler.writer import Writer, persistently
+from serve_app.store.changes import Change, JobEnded, JobQuery, JobRow
 from serve_app.store.jobs import Jobs
 
 T = TypeVar("T")
@@ -115,14 +119,12 @@ class Scheduler:
         self._mailboxes: dict[str, Mailbox] = {}
         self._hosts: dict[str, HostStats] = {}
         self._specs: dict[str, dict[str, NodeSpec]] = {}
-        self._pending: list[tuple[list[Command], asyncio.Future[None]]] = []
-        self._pending_arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._submitting: dict[str, asyncio.Lock] = {}
         self.tally = Tally()
-        self._writing = False
         self.fenced = asyncio.Event()
         """Set once a newer scheduler holds the lease; this one must go."""
+        self._writer = Writer(self._record, self._carry_out, self._refused, self.fenced)
 
     async def start(self) -> None:
         """Take the lease, plan every unfinished job again and begin to work."""
@@ -133,7 +135,7 @@ class Scheduler:
         self._next_order = await self._in_database(self._jobs.next_order)
         for pool, specs in (await self._in_database(self._jobs.specs)).items():
             self._specs[pool] = {s["class_type"]: NodeSpec.from_json(s) for s in specs}
-        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._watch())]
+        self._tasks = [asyncio.create_task(self._writer.run()), asyncio.create_task(self._watch())]
         self._board = Board(self.epoch)
         unfinished = await self._in_database(self._jobs.unfinished)
         query = JobQuery(tuple(ENDINGS), "ended", descending=True, limit=RECENT_JOBS)
@@ -192,7 +194,11 @@ class Scheduler:
         accepted = self._feed(JobArrived(row, planned))
         if arriving := self._machine.jobs.get(row.job_id):
             self._board.arrives(arriving)
-        await accepted
+        try:
+            await accepted
+        except ChangeRefusedError as error:
+            self._board.dismiss(row.job_id)
+            raise InvalidSubmissionError(f"the job cannot be kept: {error}") from error
         return Accepted(row.job_id, row.number)
 
     async def cancel(self, job_id: str) -> bool:
@@ -335,7 +341,7 @@ class Scheduler:
         if not self._machine.is_current(task_id):
             raise StaleAttemptError(f"attempt {task_id.attempt} of job {task_id.job_id} has been replaced")
         reserve = partial(self._jobs.reserve, self.epoch, task_id.job_id, node_id, key, at_least, count)
-        return await self._in_database(reserve)
+        return await persistently(lambda: self._in_database(reserve))
 
     async def leave(self, replica_id: str, epoch: int) -> None:
         if epoch == self.epoch:
@@ -364,7 +370,7 @@ class Scheduler:
         known = [spec.to_json() for spec in self._specs.get(pool, {}).values()]
         self._specs[pool] = fresh
         if json.dumps(known, default=list) != json.dumps(as_json, default=list):
-            await self._in_database(self._jobs.save_specs, self.epoch, pool, as_json)
+            await persistently(lambda: self._in_database(self._jobs.save_specs, self.epoch, pool, as_json))
 
     # Planning ---------------------------------------------------------------------------------------------------------
 
@@ -387,60 +393,22 @@ class Scheduler:
             _log.error("job %s can no longer be planned: %s", row.job_id, error)
             failure = {"node": "", "class_type": "", "exception_type": type(error).__name__, "message": str(error)}
             ended = JobEnded(row.job_id, "error", time.time(), self._machine.next_seq(), {**failure, "traceback": []})
-            await self._enqueue([Persist(ended)])
+            await self._writer.put([Persist(ended)])
 
     # Carrying out -----------------------------------------------------------------------------------------------------
 
     def _feed(self, stimulus: Stimulus) -> asyncio.Future[None]:
         """Let the machine decide now; the future is done when what it decided is durable and carried out."""
-        return self._enqueue(self._machine.handle(stimulus, time.time()))
+        return self._writer.put(self._machine.handle(stimulus, time.time()))
 
-    def _enqueue(self, commands: list[Command]) -> asyncio.Future[None]:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if not self._pending and not any(isinstance(c, Persist) for c in commands) and not self._writing:
-            self._carry_out(commands)
-            done.set_result(None)
-        else:
-            self._pending.append((commands, done))
-            self._pending_arrived.set()
-        return done
+    async def _record(self, changes: Sequence[Change]) -> None:
+        await self._in_database(self._jobs.write, self.epoch, changes)
 
-    async def _write(self) -> None:
-        """Commit what has gathered, then carry out the rest of it; a database that is away is tried again."""
-        while True:
-            await self._pending_arrived.wait()
-            self._pending_arrived.clear()
-            while self._pending:
-                batch, self._pending = self._pending, []
-                self._writing = True
-                changes = [c.change for commands, _ in batch for c in commands if isinstance(c, Persist)]
-                if changes and not await self._commit(changes):
-                    for _, done in batch:
-                        if not done.done():
-                            done.set_exception(DrainingError("a newer scheduler has taken over", retry_after_s=2))
-                    continue
-                self._writing = False
-                for commands, done in batch:
-                    self._carry_out(commands)
-                    if not done.done():
-                        done.set_result(None)
+    def _refused(self, error: ChangeRefusedError) -> list[Command]:
+        failure = {"node": "", "class_type": "", "exception_type": type(error).__name__, "message": str(error)}
+        return self._machine.handle(JobRefused(error.job_id, {**failure, "traceback": []}), time.time())
 
-    async def _commit(self, changes: list[Any]) -> bool:
-        delay_s = 0.1
-        while True:
-            try:
-                await self._in_database(self._jobs.write, self.epoch, changes)
-                return True
-            except StaleEpochError:
-                _log.warning("epoch %d is over", self.epoch)
-                self.fenced.set()
-                return False
-            except Exception:
-                _log.exception("the database did not take %d changes; trying again in %.1f s", len(changes), delay_s)
-                await asyncio.sleep(delay_s)
-                delay_s = min(5.0, delay_s * 2)
-
-    def _carry_out(self, commands: list[Command]) -> None:
+    def _carry_out(self, commands: Sequence[Command]) -> None:
         for command in commands:
             match command:
                 case Send(replica_id, message):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from serve_app.events import Event
 from serve_app.graph.plan import Plan
@@ -25,6 +26,14 @@ class CancelAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class JobRefused:
+    """The database will never take what a job is to record, its end perhaps included. failure: as JobEnded's."""
+
+    job_id: str
+    failure: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaJoined:
     """A replica is here, empty. If its id was known, that earlier life is over."""
 
@@ -42,7 +51,7 @@ class Reported:
     report: Report
 
 
-Stimulus: TypeAlias = JobArrived | CancelAsked | ReplicaJoined | ReplicaLost | Reported
+Stimulus: TypeAlias = JobArrived | CancelAsked | JobRefused | ReplicaJoined | ReplicaLost | Reported
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import ANY
+
 from serve_app.scheduler.messages import (
     Compute,
     Deliver,
@@ -17,7 +19,7 @@ from serve_app.scheduler.messages import (
     TaskStopped,
     Want,
 )
-from serve_app.scheduler.stimuli import CancelAsked, Persist, ReplicaLost
+from serve_app.scheduler.stimuli import CancelAsked, JobRefused, Persist, ReplicaLost
 from serve_app.store.changes import JobAccepted, JobEnded, OutputRecorded
 from tests.unit.scheduler.script import TWO_POOLS, Script, assigned, changes, events, sent, task_id
 
@@ -242,3 +244,23 @@ def test_cursors_grow_across_epochs():
 
     old, new = Machine(epoch=3), Machine(epoch=4)
     assert max(old.next_seq() for _ in range(1000)) < new.next_seq()
+
+
+def test_a_job_that_cannot_be_recorded_ends_in_error_and_what_runs_of_it_is_stopped():
+    script = Script()
+    script.replica("r1")
+    script.job("a")
+    commands = script.feed(JobRefused("a", {"message": "too long"}))
+    assert events(commands, "a") == ["error"]
+    assert changes(commands, JobEnded) == [JobEnded("a", "error", 100.0, ANY, {"message": "too long"})]
+    assert sent(commands, Interrupt) == [("r1", Interrupt(task_id("a")))]
+
+
+def test_an_end_that_could_not_be_recorded_is_told_as_an_error_instead():
+    script = Script()
+    script.replica("r1")
+    [(_, task)] = assigned(script.job("a"))
+    script.run("r1", task)
+    commands = script.feed(JobRefused("a", {}))
+    assert events(commands, "a") == ["error"]
+    assert len(changes(commands, JobEnded)) == 1

@@ -1,0 +1,226 @@
+"""The scheduler's shell over a real database of either kind: what is durable when, and whom a failed commit touches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+
+from serve_app.errors import DatabaseAwayError, DrainingError, InvalidSubmissionError
+from serve_app.events import Event
+from serve_app.graph.plan import Pool, TaskId
+from serve_app.graph.spec import Input, NodeSpec
+from serve_app.scheduler import writer
+from serve_app.scheduler.messages import (
+    Assign,
+    HostStats,
+    JobView,
+    NodeFinished,
+    NodeStarted,
+    ReplicaInfo,
+    Submission,
+    TaskFinished,
+)
+from serve_app.scheduler.scheduler import Scheduler
+from serve_app.store.jobs import Jobs
+
+SPEC = NodeSpec("Save", (Input("seed", "INT"),), (), (), (), output_node=True)
+HOST = HostStats("host", 1, 1, 1, ())
+INFO = ReplicaInfo("replica", "cpu", slots=2)
+UNSTORABLE = "\ud800"
+"""Half of a surrogate pair: text that no database can hold."""
+SHOWN = {"unsayable": {1, 2}}
+"""What nodes show that show more than their own id: a set is no JSON."""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "FIRST_DELAY_S", 0.01)
+
+
+class Life:
+    """One scheduler and its replica, whose nodes are done as soon as they are sent there unless `held`."""
+
+    def __init__(self, url: str) -> None:
+        self.jobs = Jobs(url)
+        self.scheduler = Scheduler(self.jobs, [Pool("cpu", False)], lambda *_: "", lambda: HOST, holder="test")
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def start(self) -> None:
+        await self.scheduler.start()
+        self.epoch = await self.scheduler.join(INFO, [SPEC], HOST)
+        self.replica = asyncio.create_task(self._replica())
+
+    async def _replica(self) -> None:
+        seen = 0
+        while True:
+            for cursor, message in await self.scheduler.poll(INFO.replica_id, self.epoch, seen):
+                seen = cursor
+                if isinstance(message, Assign):
+                    await self._run(message)
+
+    async def _run(self, message: Assign) -> None:
+        task = message.task
+        started = [NodeStarted(task.id, node_id) for node_id in task.nodes]
+        await self.scheduler.report(INFO.replica_id, self.epoch, started, None)
+        await self.free.wait()
+        done = [NodeFinished(task.id, n, task.signatures[n], {"images": [SHOWN.get(n, n)]}) for n in task.nodes]
+        await self.scheduler.report(INFO.replica_id, self.epoch, [*done, TaskFinished(task.id)], None)
+
+    async def submit(self, *node_ids: str, client_id: str | None = None) -> str:
+        seed = uuid.uuid4().int % 2**31
+        prompt = {node_id: {"class_type": "Save", "inputs": {"seed": seed + n}} for n, node_id in enumerate(node_ids)}
+        job_id = str(uuid.uuid4())
+        await self.scheduler.submit(Submission(job_id, prompt, node_ids, client_id))
+        return job_id
+
+    async def finish(self, job_id: str) -> JobView:
+        while (view := await self.scheduler.job(job_id)) is None or view.ended_s is None:
+            await asyncio.sleep(0.01)
+        return view
+
+    async def events(self, job_id: str) -> list[Event]:
+        return await self.scheduler.events(job_id, 0, 0)
+
+    async def close(self) -> None:
+        self.replica.cancel()
+        await asyncio.gather(self.replica, return_exceptions=True)
+        await self.scheduler.close()
+
+
+@contextlib.asynccontextmanager
+async def living(url: str) -> AsyncIterator[Life]:
+    life = Life(url)
+    await life.start()
+    try:
+        async with asyncio.timeout(30):
+            yield life
+    finally:
+        await life.close()
+
+
+@pytest.fixture
+async def life(database_url: str) -> AsyncIterator[Life]:
+    async with living(database_url) as life:
+        yield life
+
+
+async def test_a_job_is_in_the_database_when_its_id_is_answered_and_its_outputs_when_it_ends(life):
+    life.free.clear()
+    job_id = await life.submit("1", "2")
+    assert life.jobs.job(job_id).state in ("queued", "running")
+    life.free.set()
+    view = await life.finish(job_id)
+    row = life.jobs.job(job_id)
+    assert (view.state, row.state) == ("success", "success")
+    assert {node_id: ui for node_id, (_, ui) in row.outputs.items()} == {"1": {"images": ["1"]}, "2": {"images": ["2"]}}
+    assert [e.kind for e in await life.events(job_id)][-1] == "success"
+
+
+async def test_unfinished_jobs_go_on_in_another_life_with_the_outputs_they_had(database_url):
+    async with living(database_url) as life:
+        life.free.clear()
+        first, second = await life.submit("1"), await life.submit("1")
+    async with living(database_url) as life:
+        views = [await life.finish(job_id) for job_id in (first, second)]
+        assert [view.state for view in views] == ["success", "success"]
+        assert life.epoch == 2
+
+
+async def test_an_output_that_cannot_be_recorded_ends_its_own_job_with_the_reason_and_no_other(life):
+    life.free.clear()
+    bad, good = await life.submit("1", "unsayable"), await life.submit("1")
+    life.free.set()
+    views = {job_id: await life.finish(job_id) for job_id in (bad, good)}
+    assert views[good].state == "success"
+    assert views[bad].state == "error"
+    row = life.jobs.job(bad)
+    assert row.state == "error"
+    assert "refuses" in row.failure["message"]
+    told = [e.kind for e in await life.events(bad)]
+    assert told[0] == "queued"
+    assert told.count("error") == 1
+    assert "success" not in told
+    assert (await life.finish(await life.submit("1"))).state == "success"
+    queue = await life.scheduler.queue()
+    assert (queue.running, queue.pending) == ((), ())
+
+
+async def test_a_job_that_cannot_be_kept_is_refused_and_nobody_else_is_held_up(life):
+    life.free.clear()
+    waiting = [asyncio.create_task(life.submit("1", client_id=client)) for client in ("a", UNSTORABLE, "b")]
+    first, refused, last = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(refused, InvalidSubmissionError)
+    assert "cannot be kept" in str(refused)
+    life.free.set()
+    for job_id in (first, last):
+        assert (await life.finish(job_id)).state == "success"
+    assert {row.job_id for row in life.jobs.unfinished()} == set()
+    assert await life.scheduler.backlog("cpu") == (0, 0)
+
+
+async def test_a_commit_that_is_merely_late_is_made_when_the_database_is_back(postgres_server):
+    async with living(postgres_server.database()) as life:
+        life.free.clear()
+        job_id = await life.submit("1")
+        while not (await life.scheduler.queue()).running:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(postgres_server.stop)
+        try:
+            task_id = TaskId(job_id, 0, 0)
+            reserved = asyncio.create_task(life.scheduler.reserve(task_id, "1", "output/x", 1, 1))
+            with pytest.raises(DatabaseAwayError):
+                await life.submit("1")
+            assert not reserved.done()
+        finally:
+            await asyncio.to_thread(postgres_server.start)
+        assert await reserved == 1
+        life.free.set()
+        assert (await life.finish(job_id)).state == "success"
+
+
+async def test_an_output_waits_for_a_database_that_is_away_and_is_then_there(postgres_server):
+    async with living(postgres_server.database()) as life:
+        life.free.clear()
+        job_id = await life.submit("1")
+        while not (await life.scheduler.queue()).running:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(postgres_server.stop)
+        try:
+            life.free.set()
+            await asyncio.sleep(0.1)
+            # Asking for the job reads memory: its end is told only once it is durable.
+            assert (await life.scheduler.job(job_id)).ended_s is None
+        finally:
+            await asyncio.to_thread(postgres_server.start)
+        assert (await life.finish(job_id)).state == "success"
+        assert life.jobs.job(job_id).outputs["1"][1] == {"images": ["1"]}
+
+
+async def test_a_database_that_another_holds_for_long_delays_jobs_and_fails_none(tmp_path):
+    async with living(f"sqlite:///{tmp_path}/jobs.sqlite") as life:
+        with life.jobs._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA busy_timeout=1")
+        other = sqlite3.connect(tmp_path / "jobs.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        submitted = asyncio.create_task(life.submit("1"))
+        await asyncio.sleep(0.1)
+        assert not submitted.done()
+        other.execute("ROLLBACK")
+        other.close()
+        assert (await life.finish(await submitted)).state == "success"
+
+
+async def test_an_older_life_writes_nothing_once_a_newer_one_has_the_lease(life, database_url):
+    newer = Jobs(database_url)
+    newer.acquire("another")
+    with pytest.raises(DrainingError):
+        await life.submit("1")
+    assert life.scheduler.fenced.is_set()
+    assert newer.unfinished() == []
+    newer.close()
