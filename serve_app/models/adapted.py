@@ -70,7 +70,13 @@ class Adapters:
     @property
     def nbytes(self) -> int:
         """How much memory the set takes beside the network."""
-        return sum(layer.nbytes for layer in self.layers.values())
+        merged = (layer.whole_bytes for layer in self.layers.values() if layer.can_unmerge)
+        return self.needed_bytes + sum(merged)
+
+    @property
+    def needed_bytes(self) -> int:
+        """How much memory the set cannot do without."""
+        return sum(layer.needed_bytes for layer in self.layers.values())
 
     @property
     def merged_bytes(self) -> int:
@@ -80,13 +86,17 @@ class Adapters:
     def merge(self, alone: bool) -> None:
         """Note a forward, which the set has to itself or not; merge a few layers once it is time to, or unmerge all."""
         if not self._policy.forward(alone):
-            for layer in self.layers.values():
-                layer.unmerge()
+            self.unmerge()
             return
         left = [layer for layer in self.layers.values() if not layer.is_merged]
         if alone and left and self._may_take(sum(layer.whole_bytes for layer in left)):
             for layer in left[:MERGED_AT_ONCE]:
                 layer.whole()
+
+    def unmerge(self) -> None:
+        """Let go of merged weights that the set can do without."""
+        for layer in self.layers.values():
+            layer.unmerge()
 
 
 class AdaptedLayer:
@@ -101,18 +111,22 @@ class AdaptedLayer:
         self._whole: nn.Module | None = None
 
     @property
-    def nbytes(self) -> int:
-        """How much memory the forms take that are needed, or that have been made."""
+    def needed_bytes(self) -> int:
+        """How much memory the thin layer takes, or the whole one if there is no other; made or not."""
         if self._pairs is None:
             return self.whole_bytes
         itemsize = _parameter(self.base, "weight").dtype.itemsize
-        thin = sum(down.numel() + up.numel() for down, up, _ in self._pairs) * itemsize
-        return thin + (self.whole_bytes if self._whole is not None else 0)
+        return sum(down.numel() + up.numel() for down, up, _ in self._pairs) * itemsize
 
     @property
     def is_merged(self) -> bool:
         """Whether the layer with merged weights is there, or is the only form there is."""
         return self._whole is not None or self._pairs is None
+
+    @property
+    def can_unmerge(self) -> bool:
+        """Whether the layer holds merged weights that it can do without."""
+        return self._whole is not None and self._pairs is not None
 
     @property
     def whole_bytes(self) -> int:
@@ -132,8 +146,8 @@ class AdaptedLayer:
         return self._whole
 
     def unmerge(self) -> None:
-        """Let go of merged weights that the layer can do without."""
-        if self._pairs is not None:
+        """Let go of them."""
+        if self.can_unmerge:
             self._whole = None
 
 

@@ -346,9 +346,9 @@ class Weights:
     def _make_room(self, nbytes: int, keep: Hashable = None) -> None:
         """Let go of what is used least recently until nbytes fit the budget, or until all that is left is in use."""
         if self._held_bytes() + nbytes > self._budget_bytes:
-            for held in self._held.values():
-                if held.adapters is not None:
-                    held.adapters.unmerge()
+            for adapters in [held.adapters for held in self._held.values()]:
+                if adapters is not None:
+                    adapters.unmerge()
         unused = [key for key, held in self._held.items() if not held.in_use and key != keep]
         while unused and self._held_bytes() + nbytes > self._budget_bytes:
             key = unused.pop(0)

@@ -159,6 +159,22 @@ def test_a_part_is_in_use_as_long_as_what_was_made_of_it(catalog):
     assert held.fits(b)
 
 
+def test_merged_weights_make_room_for_others(catalog):
+    one = weights(catalog)
+    one.backbone(BACKBONE)
+    merged_bytes = 4 * 32 * 32
+    held = weights(catalog, 2 * one._held_bytes() + THIN_BYTES + merged_bytes // 2)
+    in_use = held.backbone(under(BACKBONE, (1, 0.8)))
+    for _ in range(12):
+        denoised(in_use)
+    assert held._held_bytes() == one._held_bytes() + THIN_BYTES + merged_bytes
+    b = Recipe("backbone", "checkpoints", "b.safetensors")
+    assert held.fits(b)
+    other = held.backbone(b)
+    assert held._held_bytes() == 2 * one._held_bytes() + THIN_BYTES
+    assert in_use.key != other.key
+
+
 def test_a_file_without_a_layer_of_the_part_is_said_in_the_log_and_changes_nothing(catalog, caplog):
     held = weights(catalog)
     backbone = held.backbone(BACKBONE.with_patch(Lora("foreign.safetensors", 1.0)))
