@@ -7,6 +7,8 @@ the scheduler, which knows what each replica holds, says what it runs.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import ray
@@ -15,6 +17,7 @@ from ray.exceptions import RayError
 
 from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
+from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 
 
@@ -27,8 +30,15 @@ class Replica:
 
         log.configure()
         desk = SchedulerHandle(me=ray.get_runtime_context().current_actor)
-        self._runner = assemble(config, pool, serve.get_replica_context().replica_id.unique_id, desk, ObjectStore())
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        self._runner = assemble(config, pool, replica_id, desk, ObjectStore())
         self._life = asyncio.create_task(self._runner.run())
+        self._showing = asyncio.create_task(metrics.show(partial(self._figures, pool.name, replica_id)))
+
+    def _figures(self, pool: str, replica_id: str) -> Iterator[metrics.Figure]:
+        yield from metrics.stage_figures(pool, replica_id, self._runner.stages)
+        if (models := self._runner.models) is not None:
+            yield from metrics.model_figures(pool, replica_id, models.counters, models.loads)
 
     def check_health(self) -> None:
         """Fail Serve's health check once the replica's life has ended by an error."""
@@ -37,6 +47,7 @@ class Replica:
 
     async def __del__(self) -> None:
         if life := getattr(self, "_life", None):
+            self._showing.cancel()
             await self._runner.leave()
             life.cancel()
 

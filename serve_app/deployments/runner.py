@@ -16,10 +16,12 @@ from typing import Any, Protocol
 
 from serve_app import log
 from serve_app.deployments.stages import Stages
+from serve_app.engine.engine import Counters
 from serve_app.errors import CancelledJobError, NotReadyError, StaleEpochError, UnavailableError
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
+from serve_app.models.weights import LoadCounters
 from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
 from serve_app.nodes.executing import Progress
 from serve_app.nodes.files import NodeFiles
@@ -64,7 +66,13 @@ HOST_S = 2.0
 
 
 class Models(Protocol):
-    """What the runner needs of `engine.runtime`: a RUNTIME bound to one node, and what is resident."""
+    """What the runner needs of `engine.runtime`: a RUNTIME bound to one node, what is resident, and what was done."""
+
+    @property
+    def counters(self) -> Counters: ...
+
+    @property
+    def loads(self) -> LoadCounters: ...
 
     def bind(self, progress: Callable[[int, int], None]) -> Runtime: ...
 
@@ -101,7 +109,7 @@ class Runner:
         self._info = info
         self._classes = classes
         self._specs = specs
-        self._models = models
+        self.models = models
         self._store = store
         self._transfer = transfer
         self._host = host
@@ -268,7 +276,7 @@ class Runner:
             await self._desk.report(self._info.replica_id, self._epoch, [], await asyncio.to_thread(self._host))
 
     def _report_residency(self) -> None:
-        if self._models is not None and (resident := self._models.resident()) != self._resident:
+        if self.models is not None and (resident := self.models.resident()) != self._resident:
             self._resident = resident
             self.say(Resident(resident))
 
@@ -277,7 +285,7 @@ class Runner:
 
     def runtime(self, progress: Callable[[int, int], None]) -> Runtime | None:
         """Return a RUNTIME that reports its progress there."""
-        return None if self._models is None else self._models.bind(progress)
+        return None if self.models is None else self.models.bind(progress)
 
     def files(self, task: Task, node_id: str) -> Files:
         """Return the STORE of one node."""

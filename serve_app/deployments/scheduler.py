@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import ray
@@ -15,6 +17,7 @@ from ray.exceptions import RayActorError
 
 from serve_app import __version__, log
 from serve_app.config import AppConfig
+from serve_app.deployments import metrics
 from serve_app.deployments.files import fingerprints
 from serve_app.deployments.handles import NAME, NAMESPACE
 from serve_app.deployments.host import host_stats
@@ -38,6 +41,7 @@ class SchedulerActor:
         self._starting = asyncio.Lock()
         self._scheduler: Scheduler | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._showing: asyncio.Task[None] | None = None
         self._pulses: dict[str, asyncio.Task[None]] = {}
 
     async def call(self, method: str, *arguments: Any) -> Any:
@@ -63,6 +67,7 @@ class SchedulerActor:
                     scheduler = make_scheduler(self._config, ray.get_runtime_context().get_node_id())
                     await scheduler.start()
                     self._watching = asyncio.create_task(self._exit_when_done(scheduler))
+                    self._showing = asyncio.create_task(metrics.show(partial(_figures, scheduler)))
                     self._scheduler = scheduler
         return self._scheduler
 
@@ -89,6 +94,10 @@ class SchedulerActor:
         _log.info("exiting: %s", "replaced" if scheduler.fenced.is_set() else "nobody calls any more")
         await scheduler.close()
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+
+def _figures(scheduler: Scheduler) -> Iterator[metrics.Figure]:
+    return metrics.scheduler_figures(scheduler.load(), scheduler.tally)
 
 
 def ensure(config: AppConfig) -> None:

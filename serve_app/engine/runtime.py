@@ -24,7 +24,7 @@ from serve_app.models import steering
 from serve_app.models.backbone import Backbone
 from serve_app.models.steering import ControlNet
 from serve_app.models.tiling import Tiles
-from serve_app.models.weights import Weights
+from serve_app.models.weights import LoadCounters, Weights
 from serve_app.nodes.runtime import Runtime, Sampled, SamplingRequest, Tiling
 from serve_app.sampling.sigmas import NoiseLevels
 from serve_app.values import Conditioning, Recipe, TextPair
@@ -44,6 +44,11 @@ class EngineRuntime:
     def counters(self) -> Counters:
         """What the engine has done since it began."""
         return self._engine.counters
+
+    @property
+    def loads(self) -> LoadCounters:
+        """What weights have come and gone."""
+        return self.weights.counters
 
     def bind(self, progress: Callable[[int, int], None]) -> Runtime:
         """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all)."""

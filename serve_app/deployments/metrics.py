@@ -1,0 +1,148 @@
+"""Every metric in one table, and how the plain counters of scheduler and replicas become Ray's metrics.
+
+Ray exports each on its host's metrics port as `ray_<name>`, counters with `_total`; Prometheus, the Ray dashboard and
+Grafana read them there. docs/metrics.md and the Grafana dashboard are made from the table by k8s/generate.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from ray.util import metrics as ray_metrics
+
+from serve_app.deployments.stages import Stages
+from serve_app.scheduler.tally import Load, Tally, read
+
+if TYPE_CHECKING:
+    # Both import torch, which the scheduler's process has no need of.
+    from serve_app.engine.engine import Counters
+    from serve_app.models.weights import LoadCounters
+
+READ_S = 2.0
+"""How often the counters are read. Ray itself exports every ten seconds."""
+SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+"""Upper bounds of the buckets of every duration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. unit: as Grafana spells it. labels: beside those that Ray adds, such as the host's address."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: Literal["short", "s", "bytes"]
+    labels: tuple[str, ...]
+    help: str
+
+    @property
+    def exported(self) -> str:
+        """Its name in Prometheus; a histogram's without _bucket, _sum or _count."""
+        return f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}"
+
+
+METRICS = (
+    Metric("serve_app_jobs", "gauge", "short", ("state",), "Jobs that have not ended, by state: queued or running"),
+    Metric("serve_app_queue_oldest_seconds", "gauge", "s", (), "How long the job that has waited longest has waited"),
+    Metric("serve_app_jobs_ended", "counter", "short", ("state",), "Jobs by how they ended: success, error, cancelled"),
+    Metric("serve_app_job_wait_seconds", "histogram", "s", (), "From a job's submission to its start"),
+    Metric("serve_app_job_run_seconds", "histogram", "s", (), "From a job's start to its end"),
+    Metric("serve_app_replicas", "gauge", "short", ("pool",), "Replicas that have joined the scheduler"),
+    Metric("serve_app_tasks", "gauge", "short", ("pool", "state"), "Tasks by state: waiting for a replica, or running"),
+    Metric(
+        "serve_app_nodes", "counter", "short", ("state",), "Nodes of jobs: cached, which need not run, or executing"
+    ),
+    Metric("serve_app_node_seconds", "histogram", "s", ("pool", "class_type"), "How long a node of a class takes"),
+    Metric("serve_app_result_hits", "counter", "short", ("pool", "replica"), "Results that were held when a task came"),
+    Metric("serve_app_evaluations", "counter", "short", ("pool", "replica"), "Model evaluations answered"),
+    Metric("serve_app_forwards", "counter", "short", ("pool", "replica"), "Forwards run; each answers evaluations"),
+    Metric("serve_app_forward_rows", "counter", "short", ("pool", "replica"), "Latents in those forwards"),
+    Metric("serve_app_forward_seconds", "counter", "s", ("pool", "replica"), "Time spent in forwards"),
+    Metric("serve_app_forward_failures", "counter", "short", ("pool", "replica"), "Forwards that raised"),
+    Metric("serve_app_weights_bytes", "gauge", "bytes", ("pool", "replica"), "Resident weights"),
+    Metric("serve_app_weights_loads", "counter", "short", ("pool", "replica"), "Weights read from files"),
+    Metric("serve_app_weights_load_seconds", "counter", "s", ("pool", "replica"), "Time spent reading weights"),
+    Metric("serve_app_weights_evictions", "counter", "short", ("pool", "replica"), "Weights let go to make room"),
+)
+
+
+Figure: TypeAlias = tuple[str, float, dict[str, str]]
+"""A metric's name, its value and its labels: a counter's total so far, a gauge's value, one observed duration."""
+
+
+def scheduler_figures(load: Load, tally: Tally) -> Iterator[Figure]:
+    """Yield what the scheduler's load and tally say. Durations are read from the tally, once."""
+    yield "serve_app_jobs", load.queued, {"state": "queued"}
+    yield "serve_app_jobs", load.running, {"state": "running"}
+    yield "serve_app_queue_oldest_seconds", load.oldest_s, {}
+    for pool in load.pools:
+        yield "serve_app_replicas", pool.replicas, {"pool": pool.pool}
+        yield "serve_app_tasks", pool.waiting, {"pool": pool.pool, "state": "waiting"}
+        yield "serve_app_tasks", pool.running, {"pool": pool.pool, "state": "running"}
+    for state, count in tally.ended.items():
+        yield "serve_app_jobs_ended", count, {"state": state}
+    for state, count in tally.nodes.items():
+        yield "serve_app_nodes", count, {"state": state}
+    yield from (("serve_app_job_wait_seconds", seconds, {}) for seconds in read(tally.waits_s))
+    yield from (("serve_app_job_run_seconds", seconds, {}) for seconds in read(tally.runs_s))
+
+
+def stage_figures(pool: str, replica: str, stages: Stages) -> Iterator[Figure]:
+    """Yield what a replica's stages say. Durations are read from them, once."""
+    yield "serve_app_result_hits", stages.held, {"pool": pool, "replica": replica}
+    for class_type, seconds in stages.read():
+        yield "serve_app_node_seconds", seconds, {"pool": pool, "class_type": class_type}
+
+
+def model_figures(pool: str, replica: str, engine: Counters, weights: LoadCounters) -> Iterator[Figure]:
+    """Yield what a replica's engine and weights say."""
+    labels = {"pool": pool, "replica": replica}
+    yield "serve_app_evaluations", engine.evaluations, labels
+    yield "serve_app_forwards", engine.forwards, labels
+    yield "serve_app_forward_rows", engine.rows, labels
+    yield "serve_app_forward_seconds", engine.seconds, labels
+    yield "serve_app_forward_failures", engine.failures, labels
+    yield "serve_app_weights_bytes", weights.held_bytes, labels
+    yield "serve_app_weights_loads", weights.loads, labels
+    yield "serve_app_weights_load_seconds", weights.seconds, labels
+    yield "serve_app_weights_evictions", weights.evictions, labels
+
+
+async def show(figures: Callable[[], Iterable[Figure]]) -> None:
+    """Hand this process's figures to Ray until cancelled."""
+    meters = Meters()
+    while True:
+        for figure in figures():
+            meters.show(*figure)
+        await asyncio.sleep(READ_S)
+
+
+class Meters:
+    """The table's metrics as Ray's, in one process."""
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, Any] = {metric.name: _made(metric) for metric in METRICS}
+        self._totals: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+
+    def show(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        """Hand one figure to Ray. Errors: KeyError for a name or ValueError for a label that the table lacks."""
+        metric = self._metrics[name]
+        if isinstance(metric, ray_metrics.Gauge):
+            metric.set(value, tags=dict(labels))
+        elif isinstance(metric, ray_metrics.Histogram):
+            metric.observe(value, tags=dict(labels))
+        else:
+            series = (name, frozenset(labels.items()))
+            # Ray refuses to add nothing.
+            if (more := value - self._totals.get(series, 0.0)) > 0:
+                metric.inc(more, tags=dict(labels))
+                self._totals[series] = value
+
+
+def _made(metric: Metric) -> Any:
+    if metric.kind == "histogram":
+        return ray_metrics.Histogram(metric.name, metric.help, boundaries=list(SECONDS), tag_keys=metric.labels)
+    kind = ray_metrics.Counter if metric.kind == "counter" else ray_metrics.Gauge
+    return kind(metric.name, metric.help, tag_keys=metric.labels)
