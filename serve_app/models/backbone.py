@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
-from serve_app.models.adapted import Adapters, adapted
+from serve_app.models.adapted import adapted
+from serve_app.models.adapters import Adapters
 from serve_app.models.families import UNetArchitecture
 from serve_app.models.freeu import freed
 from serve_app.models.inputs import concat, vector

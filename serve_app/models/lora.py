@@ -1,7 +1,7 @@
 """The kinds of LoRA: what an adapter does to one weight, and several of them merged into it.
 
 A kind is how a small file writes down a large change: a product of thin matrices, of Kronecker or Hadamard factors, a
-rotation. It knows neither files nor networks; `lora_layouts` reads kinds from files, `adapted` uses them in a forward.
+rotation. It knows neither files nor networks; `lora_layouts` reads kinds from files, `adapters` uses them on a network.
 Where the papers leave room, and where ComfyUI departs from them, the numbers are ComfyUI's.
 """
 

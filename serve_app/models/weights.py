@@ -20,7 +20,7 @@ from torch import nn
 
 from serve_app import log
 from serve_app.errors import ConfigError
-from serve_app.models.adapted import Adapters, parameters, with_merged
+from serve_app.models.adapters import Adapters, parameters, with_merged
 from serve_app.models.backbone import Backbone
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet import ControlNetwork

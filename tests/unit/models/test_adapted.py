@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from serve_app.models.adapted import MERGED_AT_ONCE, Adapters, adapted, with_merged
+from serve_app.models.adapted import adapted
+from serve_app.models.adapters import MERGED_AT_ONCE, Adapters, with_merged
 from serve_app.models.lora import Difference, Hadamard, LowRank, Replacement, merged
 from serve_app.models.packing import PackedLinear, pack
 
