@@ -1,8 +1,8 @@
 """A set of LoRAs on one network: what it changes in each layer, in the two forms that a forward can use.
 
-The thin form of a change is a layer of its own, the low-rank pair, whose output is added to the shared layer's. The whole
-form is the layer with merged weights, to be used in its place; changes that are not of low rank have no other. The
-network itself is never written to. This module knows neither files nor recipes, nor who shares a forward.
+The thin form of a change is a layer of its own, the low-rank pair, whose output is added to the shared layer's. The
+whole form is the layer with merged weights, to be used in its place; changes that are not of low rank have no other.
+The network itself is never written to. This module knows neither files nor recipes, nor who shares a forward.
 """
 
 from __future__ import annotations
