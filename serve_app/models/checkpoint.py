@@ -93,7 +93,7 @@ class Checkpoint:
 
     def _sdxl_training(self) -> Training:
         if {"edm_mean", "edm_std"} <= self.shapes.keys():
-            return ContinuousEdm("edm_playground_v2.5", 80.0, 0.002)
+            raise ModelFileError(f"{self.where} is Playground v2.5, whose latents are not supported")
         if "edm_vpred.sigma_max" in self.shapes:
             low = float(self.tensor("edm_vpred.sigma_min")) if "edm_vpred.sigma_min" in self.shapes else 0.002
             return ContinuousEdm("v_prediction", float(self.tensor("edm_vpred.sigma_max")), low)

@@ -164,6 +164,13 @@ def test_sdxl_says_in_extra_tensors_what_it_predicts(tmp_path, marks, training):
     assert Checkpoint(tmp_path / "sdxl.safetensors").training() == training
 
 
+def test_playground_is_refused_by_name(tmp_path):
+    marks = {"edm_mean": torch.zeros(4), "edm_std": torch.ones(4)}
+    save_file(families.unet("sdxl") | marks, tmp_path / "p.safetensors")
+    with pytest.raises(ModelFileError, match=r"'p\.safetensors' is Playground v2\.5"):
+        Checkpoint(tmp_path / "p.safetensors").training()
+
+
 def test_a_recipes_training_goes_before_the_files_and_shares_its_weights(weights):
     recipe = Recipe("backbone", "checkpoints", "sdxl.safetensors")
     patched = recipe.with_patch(Discrete("lcm")).with_patch(ContinuousV(500.0, 0.03))
