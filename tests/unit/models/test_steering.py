@@ -4,8 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serve_app.errors import NodeError
+from serve_app.models.backbone import Backbone
 from serve_app.models.families import UNetArchitecture
 from serve_app.models.steering import activated, recipes, steered
 from serve_app.sampling.rows import Inputs, Piece
@@ -86,6 +89,43 @@ def test_rows_with_no_one_and_two_controls_in_one_forward_are_as_each_alone(nets
     ]
     together = forward(unet, pieces)
     alone = torch.cat([forward(unet, [p]) for p in pieces])
+    assert (together - alone).norm() / alone.norm() <= 1e-5
+
+
+SHARES = st.sampled_from([(0.0, 1.0), (0.0, 0.4), (0.4, 1.0)])
+
+
+@st.composite
+def mixes(draw):
+    """Any few pieces: (chain, text length, rows, sigma) each; of a chain: (net, hint, its images, strength, share)."""
+    control = st.tuples(
+        st.sampled_from([A, B, T, U]),
+        st.integers(1, 2),
+        st.integers(1, 2),
+        st.floats(0.1, 1.5),
+        SHARES,
+    )
+    made = st.tuples(
+        st.lists(control, max_size=3), st.integers(2, 5), st.integers(1, 2), st.sampled_from([0.3, 2.0, 9.0])
+    )
+    return draw(st.lists(made, min_size=1, max_size=5))
+
+
+@settings(max_examples=25, deadline=None)
+@given(mix=mixes())
+def test_any_mix_of_controls_in_one_forward_is_as_each_alone(nets, unet, mix):
+    answering = Backbone("tiny", ARCHITECTURE, unet)
+    pieces = []
+    for seed, (chain, length, rows, sigma) in enumerate(mix):
+        last = None
+        for net, number, images, strength, (start, end) in chain:
+            last = Control(net, hint(number, images), strength, start, end, last)
+        options = {} if last is None else {"control": last}
+        ((text, options),) = activated({"": [(normal(seed, 1, length, 16), options)]}, nets, ARCHITECTURE, LEVELS)[""]
+        inputs = Inputs(text.expand(rows, -1, -1), controls=options.get("control", ()))
+        pieces.append(Piece(answering, normal(seed + 9, rows, 4, 6, 8) * sigma, sigma, inputs))
+    together = torch.cat(answering.denoise(pieces))
+    alone = torch.cat([answering.denoise([p])[0] for p in pieces])
     assert (together - alone).norm() / alone.norm() <= 1e-5
 
 
