@@ -9,6 +9,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from serve_app import log
 from serve_app.errors import ConfigError
 from serve_app.graph.plan import Pool
 from serve_app.store.store import Area
@@ -30,6 +31,8 @@ class IngressConfig(Section):
     ongoing_requests: Annotated[int, Field(ge=1)] = 200
     """Requests a replica should have in hand at once; more asks for another replica. Long polls count."""
     num_cpus: float = 0.0
+    hosts: dict[str, str] = {}
+    """As a pool's."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 20_000_000
 
 
@@ -49,6 +52,8 @@ class PoolConfig(Section):
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs a replica; a fraction shares a card and bounds the memory the replica may take of it to the same share."""
     resources: dict[str, float] = {}
+    hosts: dict[str, str] = {}
+    """Labels of the hosts that may run it, as Ray's label_selector: {role: gpu}, or {role: "!gpu"} for any other."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads for tensor work; 0 is every core for models on a CPU, num_cpus for all else."""
     dtype: Dtype = "auto"
@@ -65,6 +70,11 @@ class PoolConfig(Section):
     """False runs one evaluation a forward; for measuring what batching gains."""
     idle_s: Annotated[float, Field(ge=0)] = 60.0
     """How long a replica beyond min_replicas stays without work."""
+
+    @property
+    def memory_fraction(self) -> float | None:
+        """The share of a card's memory that one replica may take; None for all of it."""
+        return self.num_gpus if 0 < self.num_gpus < 1 else None
 
     @property
     def pool(self) -> Pool:
@@ -88,6 +98,8 @@ class AppConfig(Section):
     """Node results that later jobs may use: as many as results_bytes holds, none, or lru:N at most N a replica too."""
     custom_nodes_dir: Path | None = None
     """The folder of node packs; their code runs in workers and replicas. None loads none."""
+    logs: log.Form = "text"
+    """What log lines look like."""
     ingress: IngressConfig = IngressConfig()
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)] = (PoolConfig(name="gpu"),)
 

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments.files import fingerprints
 from serve_app.deployments.host import host_stats
@@ -19,10 +20,15 @@ from serve_app.scheduler.messages import ReplicaDesk, ReplicaInfo
 from serve_app.store.catalog import Catalog
 from serve_app.store.volume import Volume
 
+_log = log.get("deployments")
+
 
 def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: ReplicaDesk, transfer: Transfer) -> Runner:
     """Return a replica of the pool, ready to `run`. Errors: ConfigError for a dtype the device cannot do."""
     device = torch.device("cuda" if pool.num_gpus and torch.cuda.is_available() else "cpu")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    share = pool.memory_fraction or 1
+    _log.info("pool=%s device=%s visible_gpus=%s memory_fraction=%g", pool.name, device, visible or "none", share)
     torch.set_num_threads(_threads(pool, device))
     packs = load(config.custom_nodes_dir, config.models_dir, config.directories) if config.custom_nodes_dir else Packs()
     known = {name: spec for name, spec in (packs.specs | specs()).items() if pool.runtime or not spec.runtime}
@@ -50,8 +56,8 @@ def _threads(pool: PoolConfig, device: torch.device) -> int:
 
 def _models(config: AppConfig, pool: PoolConfig, device: torch.device) -> EngineRuntime:
     """Make the engine on the device the pool was given."""
-    if device.type == "cuda" and pool.num_gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(pool.num_gpus)
+    if device.type == "cuda" and pool.memory_fraction is not None:
+        torch.cuda.set_per_process_memory_fraction(pool.memory_fraction)
     weights = Weights(
         Catalog(config.models_dir),
         device,

@@ -39,7 +39,7 @@ def _ingress(config: AppConfig) -> Any:
     return serve.deployment(
         Ingress,
         name="ingress",
-        ray_actor_options={"num_cpus": ingress.num_cpus},
+        ray_actor_options={"num_cpus": ingress.num_cpus, "label_selector": dict(ingress.hosts)},
         max_ongoing_requests=10 * ingress.ongoing_requests,
         health_check_period_s=HEALTH_CHECK_S,
         **_replicas(ingress.min_replicas, ingress.max_replicas, scaling),
@@ -62,7 +62,12 @@ def _pool(pool: PoolConfig) -> Any:
     return serve.deployment(
         Replica,
         name=pool.name,
-        ray_actor_options={"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus, "resources": dict(pool.resources)},
+        ray_actor_options={
+            "num_cpus": pool.num_cpus,
+            "num_gpus": pool.num_gpus,
+            "resources": dict(pool.resources),
+            "label_selector": dict(pool.hosts),
+        },
         health_check_period_s=HEALTH_CHECK_S,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=5,

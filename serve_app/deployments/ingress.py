@@ -21,7 +21,7 @@ class Ingress:
     """The HTTP face. pools: the handles of the pools' deployments, bound so that Serve deploys them with it."""
 
     def __init__(self, config: AppConfig, *pools: Any) -> None:
-        log.configure()
+        log.configure(config.logs)
         self._config = config
         ensure(config)
 

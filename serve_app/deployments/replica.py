@@ -28,7 +28,7 @@ class Replica:
         # Here and not above, so that who only deploys this class needs no torch.
         from serve_app.deployments.assemble import assemble
 
-        log.configure()
+        log.configure(config.logs)
         desk = SchedulerHandle(me=ray.get_runtime_context().current_actor)
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._runner = assemble(config, pool, replica_id, desk, ObjectStore())

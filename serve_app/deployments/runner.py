@@ -212,7 +212,9 @@ class Runner:
         self._held.begin(frozenset().union(*self._signatures.values()))
         scope = TaskScope(self, task)
         execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch)
-        self._running[task.id] = running = asyncio.create_task(execution.run())
+        # What the task starts, threads too, inherits what it is about.
+        with log.about(job=task.id.job_id, task=f"{task.id.index}.{task.id.attempt}"):
+            self._running[task.id] = running = asyncio.create_task(execution.run())
         # Not at the end of a coroutine: one that is cancelled before its first step never gets there.
         running.add_done_callback(partial(self._ended, task.id))
 

@@ -35,7 +35,7 @@ class SchedulerActor:
     """The scheduler behind one actor method. Starts on its first call, which a restart by Ray makes come soon."""
 
     def __init__(self, config: AppConfig) -> None:
-        log.configure()
+        log.configure(config.logs)
         self._config = config
         self._called_s = time.monotonic()
         self._starting = asyncio.Lock()

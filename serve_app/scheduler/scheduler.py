@@ -416,6 +416,9 @@ class Scheduler:
                 case Publish(event):
                     self._board.publish(event)
                     self.tally.take(event)
+                    if event.last:
+                        with log.about(job=event.job_id):
+                            _log.info("ended: state=%s", event.kind)
                 case Persist():
                     pass
 
