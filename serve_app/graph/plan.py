@@ -19,8 +19,9 @@ from serve_app.graph.spec import NodeSpec
 class TaskPlan:
     """One connected run of nodes for one pool.
 
-    targets: the nodes to evaluate: output nodes, and nodes whose values other tasks need. Within the task evaluation is
-    on demand, so `nodes` are those that may run. needs: nodes of other tasks whose values come in.
+    targets: the nodes to evaluate in any case: output nodes, and nodes whose values other tasks need in any case.
+    Within the task evaluation is on demand, so `nodes` are those that may run. needs: nodes of other tasks whose values
+    come in, in any case. A task without targets runs when a lazy input asks for one of its nodes.
     """
 
     index: int
@@ -32,12 +33,16 @@ class TaskPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A job's graph, what it must produce, each node's signature, and its tasks in an order that respects needs."""
+    """A job's graph, what it must produce, each node's signature, and its tasks in an order that respects needs.
+
+    certain: the nodes that run in any case, since no lazy input lies between them and an output.
+    """
 
     graph: Graph
     outputs: tuple[str, ...]
     signatures: Mapping[str, str]
     tasks: tuple[TaskPlan, ...]
+    certain: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +107,12 @@ def plan(
     members: dict[tuple[int, str], list[str]] = {}
     needs: dict[tuple[int, str], dict[str, None]] = {}
     wanted = set(outputs)
+    certain = _certain(graph, specs, outputs)
     for node_id in order:
         members.setdefault(group_of[node_id], []).append(node_id)
-        for _, link in graph.nodes[node_id].links():
-            if group_of[link.node_id] != group_of[node_id]:
+        for name, link in graph.nodes[node_id].links():
+            now = node_id in certain and not _is_lazy(specs[graph.nodes[node_id].class_type], name)
+            if now and group_of[link.node_id] != group_of[node_id]:
                 needs.setdefault(group_of[node_id], {})[link.node_id] = None
                 wanted.add(link.node_id)
     tasks = []
@@ -113,7 +120,25 @@ def plan(
         nodes = tuple(members[group])
         targets = tuple(node_id for node_id in nodes if node_id in wanted)
         tasks.append(TaskPlan(index, home[nodes[0]], nodes, targets, tuple(needs.get(group, ()))))
-    return Plan(graph, tuple(outputs), signatures, tuple(tasks))
+    return Plan(graph, tuple(outputs), signatures, tuple(tasks), certain)
+
+
+def _certain(graph: Graph, specs: Mapping[str, NodeSpec], outputs: Sequence[str]) -> frozenset[str]:
+    """Return the nodes that are reached from the outputs without passing a lazy input."""
+    found: set[str] = set()
+    stack = list(outputs)
+    while stack:
+        node_id = stack.pop()
+        if node_id not in found:
+            found.add(node_id)
+            node = graph.nodes[node_id]
+            stack += [link.node_id for name, link in node.links() if not _is_lazy(specs[node.class_type], name)]
+    return frozenset(found)
+
+
+def _is_lazy(spec: NodeSpec, name: str) -> bool:
+    declared = spec.input(name)
+    return declared is not None and bool(declared.options.get("lazy"))
 
 
 def takes(pool: Pool, spec: NodeSpec) -> bool:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from serve_app.events import Event
 from serve_app.scheduler.channels import Stream, rebuilt
 from serve_app.scheduler.feeds import Feeds
-from serve_app.scheduler.machine import JobRecord
+from serve_app.scheduler.messages import Attached
+from serve_app.scheduler.records import JobRecord
 from serve_app.store.changes import JobRow
 
 ANSWER_S = 2.0
@@ -43,14 +45,14 @@ class Board:
         """Take in a job that is shown as soon as its `queued` event is published."""
         self._arriving[job.row.job_id] = job
 
-    def recover(self, rows: Iterable[JobRow]) -> None:
-        """Put back what is durable of jobs of an earlier life, for clients who may not have been told of it."""
     def dismiss(self, job_id: str) -> None:
         """Let go of a job whose submission is refused after all."""
         self._arriving.pop(job_id, None)
         self._clients.pop(job_id, None)
         self.feeds.release(job_id)
 
+    def recover(self, rows: Iterable[JobRow]) -> None:
+        """Put back what is durable of jobs of an earlier life, for clients who may not have been told of it."""
         told = []
         for row in rows:
             if row.client_id is not None:
@@ -81,6 +83,11 @@ class Board:
             self.feeds.put(client_id, event)
         if event.last or arrived is not None:
             self.feeds.queue_is(len(self.unended))
+
+    def attach(self, client_id: str, token: str) -> Attached:
+        """Let a socket read for a client, as `Feeds.attach`."""
+        jobs = (job for job in self.unended.values() if job.row.client_id == client_id and job.started_s is not None)
+        return replace(self.feeds.attach(client_id, token), running=tuple(job.row.job_id for job in jobs))
 
     def stream(self, job_id: str) -> Stream | None:
         """Return a job's stream, if its beginning is in memory."""

@@ -122,9 +122,10 @@ class Feeds:
             feed = self._feed(client_id)
             # In a new life of the scheduler, the socket that comes first is the client's.
             feed.token = feed.token or reader.token
+            ready = feed.after(reader.after)
             if feed.token != reader.token:
                 replaced.add(client_id)
-            elif ready := feed.after(reader.after):
+            elif ready:
                 events[client_id] = ready
         return News(events, frozenset(replaced), self.queue)
 

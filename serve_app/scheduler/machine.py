@@ -18,12 +18,11 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from serve_app.events import Event, Kind
 from serve_app.graph.graph import Origin
-from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
+from serve_app.graph.plan import Plan, TaskId
 from serve_app.scheduler.messages import (
     Assign,
     Compute,
@@ -45,6 +44,7 @@ from serve_app.scheduler.messages import (
     Want,
 )
 from serve_app.scheduler.placement import ReplicaRecord, choose, constants_of
+from serve_app.scheduler.records import JobRecord, TaskRecord, assignment, elsewhere, id_of, placed, targets_of
 from serve_app.scheduler.results import Results
 from serve_app.scheduler.stimuli import (
     CancelAsked,
@@ -63,46 +63,6 @@ from serve_app.store.changes import Ending, JobAccepted, JobEnded, JobRow, JobSt
 
 EPOCH_BITS = 32
 """An event's seq is epoch << EPOCH_BITS plus a count, so cursors keep growing across restarts."""
-
-
-@dataclass(slots=True)
-class TaskRecord:
-    plan: TaskPlan
-    attempt: int = 0
-    state: Literal["waiting", "ready", "running", "done"] = "waiting"
-    replica_id: str | None = None
-
-
-@dataclass(slots=True)
-class JobRecord:
-    """An unfinished job. row is as it was accepted; what has happened since is beside it.
-
-    wanted: nodes that a running task has asked for beyond what is evaluated in any case.
-    """
-
-    row: JobRow
-    plan: Plan
-    tasks: list[TaskRecord]
-    started_s: float | None
-    outputs: dict[str, Mapping[str, Any]]
-    missing: set[str]
-    wanted: set[str] = field(default_factory=set)
-    finished: set[str] = field(default_factory=set)
-    cached: set[str] = field(default_factory=set)
-    progress: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def priority(self) -> tuple[float, int]:
-        """The lower, the sooner."""
-        return (self.row.number, self.row.order)
-
-    @property
-    def percent(self) -> int:
-        """Work done so far, 0–99; a node with a `steps` constant counts that many times."""
-        weights = {node_id: _steps(self.plan, node_id) for task in self.plan.tasks for node_id in task.nodes}
-        total = sum(weights.values())
-        done = sum(w * (1.0 if n in self.finished else self.progress.get(n, 0.0)) for n, w in weights.items())
-        return 0 if total == 0 else min(99, int(100 * done / total))
 
 
 class Machine:
@@ -180,7 +140,7 @@ class Machine:
         """Make ready every waiting task whose needs are done and that has something to evaluate."""
         done = {node_id for task in job.tasks if task.state == "done" for node_id in task.plan.nodes}
         for task in job.tasks:
-            if task.state == "waiting" and done.issuperset(task.plan.needs) and _targets(job, task):
+            if task.state == "waiting" and done.issuperset(task.plan.needs) and targets_of(job, task):
                 self._make_ready(job, task)
 
     def _make_ready(self, job: JobRecord, task: TaskRecord) -> None:
@@ -206,7 +166,7 @@ class Machine:
         self._write_end(job.row.job_id, state, failure)
         for task in job.tasks:
             if task.state == "running" and state != "success":
-                self._send(task.replica_id, Interrupt(_task_id(job, task)))
+                self._send(task.replica_id, Interrupt(id_of(job, task)))
 
     def _write_end(self, job_id: str, state: Ending, failure: Mapping[str, Any]) -> None:
         seq = self.next_seq()
@@ -246,7 +206,7 @@ class Machine:
                 self._record(job, node_id, ui)
         if job.row.job_id not in self.jobs:
             return
-        targets = tuple(n for n in _targets(job, task) if self._unmade(job, n))
+        targets = tuple(n for n in targets_of(job, task) if self._unmade(job, n))
         if not targets:
             self._done(job, task)
             return
@@ -262,10 +222,10 @@ class Machine:
             self._make_ready(job, task)
             return
         task.state, task.replica_id = "running", replica.info.replica_id
-        task_id = _task_id(job, task)
+        task_id = id_of(job, task)
         replica.running.add(task_id)
         remote = self._claim(job, task, targets, replica)
-        self._send(replica.info.replica_id, Assign(_task(job, task, targets, remote)))
+        self._send(replica.info.replica_id, Assign(assignment(job, task, targets, remote)))
 
     def _start_job(self, job: JobRecord) -> None:
         job.started_s = self._at_s
@@ -299,7 +259,7 @@ class Machine:
         self, job: JobRecord, task: TaskRecord, targets: Iterable[str], replica: ReplicaRecord
     ) -> frozenset[str]:
         """Walk down from the targets: claim what the replica must compute, return what it must ask for."""
-        task_id, own = _task_id(job, task), set(task.plan.nodes)
+        task_id, own = id_of(job, task), set(task.plan.nodes)
         remote: set[str] = set()
         seen: set[str] = set()
         stack = list(targets)
@@ -328,11 +288,11 @@ class Machine:
         match report:
             case NodeStarted(task_id, node_id, origin):
                 if current := self._current(task_id):
-                    self._publish(current[0], "executing", _placed(node_id, origin))
+                    self._publish(current[0], "executing", placed(node_id, origin))
             case NodeProgressed(task_id, node_id, value, maximum, origin):
                 if current := self._current(task_id):
                     current[0].progress[node_id] = min(1.0, value / maximum) if maximum > 0 else 0.0
-                    self._publish(current[0], "progress", {**_placed(node_id, origin), "value": value, "max": maximum})
+                    self._publish(current[0], "progress", {**placed(node_id, origin), "value": value, "max": maximum})
             case NodeFinished(task_id, node_id, signature, ui, origin, computed):
                 self.results.hold(replica_id, signature, ui)
                 if self._waiters.get(signature):
@@ -390,12 +350,12 @@ class Machine:
             self._record(job, node_id, ui or {})
         elif origin is None or not ui:
             if computed:
-                self._publish(job, "finished", _placed(node_id, origin))
+                self._publish(job, "finished", placed(node_id, origin))
         elif node_id not in job.outputs:
             seq = self.next_seq()
             job.outputs[node_id] = ui
             self._commands.append(Persist(OutputRecorded(job.row.job_id, node_id, ui, seq)))
-            executed = {**_placed(node_id, origin), "output": ui}
+            executed = {**placed(node_id, origin), "output": ui}
             self._commands.append(Publish(Event(job.row.job_id, seq, "executed", self._at_s, executed)))
 
     def _current(self, task_id: TaskId) -> tuple[JobRecord, TaskRecord] | None:
@@ -451,7 +411,7 @@ class Machine:
                 self._waiters[signature].append(task_id)
             elif self.results.owner(signature) not in (None, task_id):
                 self._waiters[signature].append(task_id)
-            elif lost := _elsewhere(job, task, signature):
+            elif lost := elsewhere(job, task, signature):
                 self._waiters[signature].append(task_id)
                 if (replica := self.replicas.get(task.replica_id or "")) is not None:
                     replica.parked.add(task_id)
@@ -483,47 +443,5 @@ class Machine:
             return
         message = f"the task with nodes {', '.join(task.plan.nodes)} {what} {task.attempt} times and was given up"
         task.state = "done"
-        failure = {"node": _targets(job, task)[0], "class_type": "", "exception_type": "ReplicaLost"}
+        failure = {"node": targets_of(job, task)[0], "class_type": "", "exception_type": "ReplicaLost"}
         self._end(job, "error", {**failure, "message": message, "traceback": []})
-
-
-def _targets(job: JobRecord, task: TaskRecord) -> tuple[str, ...]:
-    """Return what the task is to evaluate: its targets, and what another one has asked for."""
-    asked = job.wanted.intersection(task.plan.nodes)
-    return (*task.plan.targets, *sorted(asked.difference(task.plan.targets)))
-
-
-def _elsewhere(job: JobRecord, task: TaskRecord, signature: str) -> list[str]:
-    """Return the nodes of the job's other tasks that make this value."""
-    others = (node_id for other in job.tasks if other is not task for node_id in other.plan.nodes)
-    return [node_id for node_id in others if job.plan.signatures[node_id] == signature]
-
-
-def _placed(node_id: str, origin: Origin | None) -> dict[str, Any]:
-    """Return how events name a node; one that another made says where it belongs."""
-    if origin is None:
-        return {"node": node_id}
-    made = {"display_node": origin.display, "parent_node": origin.parent, "real_node": origin.real}
-    return {"node": node_id, **made}
-
-
-def _task_id(job: JobRecord, task: TaskRecord) -> TaskId:
-    return TaskId(job.row.job_id, task.plan.index, task.attempt)
-
-
-def _task(job: JobRecord, task: TaskRecord, targets: tuple[str, ...], remote: frozenset[str]) -> Task:
-    return Task(
-        id=_task_id(job, task),
-        nodes={node_id: job.plan.graph.nodes[node_id] for node_id in task.plan.nodes},
-        targets=targets,
-        signatures=job.plan.signatures,
-        remote=remote,
-        prompt=job.row.prompt,
-        extra_data=job.row.extra_data,
-        created_s=job.row.created_s,
-    )
-
-
-def _steps(plan: Plan, node_id: str) -> int:
-    steps = plan.graph.nodes[node_id].inputs.get("steps", 1)
-    return max(1, steps) if isinstance(steps, int) else 1

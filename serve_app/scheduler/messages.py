@@ -114,10 +114,14 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """Where a client's new socket begins to read; what has gone out by an earlier one lies before `after`."""
+    """Where a client's new socket begins to read; what has gone out by an earlier one lies before `after`.
+
+    running: the client's jobs that have started and not ended.
+    """
 
     after: int
     queue: QueueMark
+    running: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +193,7 @@ class SchedulerClient(Protocol):
         """Return the job's events with seq > after, waiting up to timeout_s for the first; [] if none came."""
         ...
 
-    async def jobs(self, query: JobQuery) -> JobPage: ...
+    async def page(self, query: JobQuery) -> JobPage: ...
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
         """Forget ended jobs: these, or all."""

@@ -17,16 +17,20 @@ from serve_app.scheduler.results import Results
 
 @dataclass(slots=True)
 class ReplicaRecord:
-    """A replica as the scheduler knows it. recipes: what weights it holds, e.g. "checkpoints/a.safetensors"."""
+    """A replica as the scheduler knows it. recipes: what weights it holds, e.g. "checkpoints/a.safetensors".
+
+    parked: those of the running tasks that wait for a task to begin; they take no slot, which it may need itself.
+    """
 
     info: ReplicaInfo
     running: set[TaskId] = field(default_factory=set)
+    parked: set[TaskId] = field(default_factory=set)
     recipes: tuple[str, ...] = ()
 
     @property
     def free(self) -> bool:
         """Whether it can take one more task."""
-        return len(self.running) < self.info.slots
+        return len(self.running) - len(self.parked) < self.info.slots
 
 
 def choose(

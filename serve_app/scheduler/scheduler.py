@@ -222,7 +222,7 @@ class Scheduler:
         row = await self._in_database(self._jobs.job, job_id)
         return None if row is None else row_view(row, self._board.cached(job_id))
 
-    async def jobs(self, query: JobQuery) -> JobPage:
+    async def page(self, query: JobQuery) -> JobPage:
         self._check_ready()
         rows, total = await asyncio.get_running_loop().run_in_executor(self._reading, self._jobs.page, query)
         views = []
@@ -242,7 +242,7 @@ class Scheduler:
 
     async def attach(self, client_id: str, token: str) -> Attached:
         self._check_alive()
-        return self._board.feeds.attach(client_id, token)
+        return self._board.attach(client_id, token)
 
     async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
         self._check_alive()

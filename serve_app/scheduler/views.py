@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.scheduler.machine import JobRecord
 from serve_app.scheduler.messages import JobView
+from serve_app.scheduler.records import JobRecord
 from serve_app.store.changes import JobRow
 
 

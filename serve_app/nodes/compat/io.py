@@ -143,7 +143,7 @@ ComfyTypeI = ComfyTypeIO = ComfyType
 def comfytype(io_type: str, **more: Any) -> Any:
     """Return a decorator that makes a class a type of value with this name."""
 
-    def decorate(cls: type) -> type:
+    def decorate(cls: type) -> Any:
         made = cls if issubclass(cls, ComfyType) else type(cls.__name__, (cls, ComfyType), {"__doc__": cls.__doc__})
         return _typed(made, io_type)
 

@@ -124,7 +124,7 @@ def _plain(node_class: type[ComfyNode], name: str, hidden: Mapping[str, str]) ->
 
     def prepared(inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         holder = HiddenHolder({key: inputs.get(key) for key in hidden})
-        clone = type(node_class)(node_class.__name__, (node_class,), {"hidden": holder, "locked": True})
+        clone = _NodeType(node_class.__name__, (node_class,), {"hidden": holder, "locked": True})
         return getattr(clone, name), {key: value for key, value in inputs.items() if key not in hidden}
 
     if inspect.iscoroutinefunction(getattr(node_class, name)):

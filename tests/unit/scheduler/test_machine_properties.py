@@ -174,9 +174,11 @@ class World(RuleBasedStateMachine):
             self.report(name, TaskFailed(work.task.id, work.task.targets[0], "Save", "ValueError", "bad", ()))
 
     @invariant()
-    def no_replica_runs_more_than_its_slots(self) -> None:
-        for record in self.script.machine.replicas.values():
-            assert len(record.running) <= record.info.slots
+    def no_replica_runs_more_than_its_slots_beside_those_that_have_waited(self) -> None:
+        for name, record in self.script.machine.replicas.items():
+            waited = {work.task.id for work in self.replicas[name].work if work.wanted}
+            assert len(record.running - waited) <= record.info.slots
+            assert record.parked <= record.running
 
     @invariant()
     def no_job_ends_twice_and_no_output_is_recorded_twice(self) -> None:

@@ -1,0 +1,95 @@
+"""What the machine knows of unfinished jobs and their tasks, and how it names them to others. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from serve_app.graph.graph import Origin
+from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
+from serve_app.store.changes import JobRow
+
+
+@dataclass(slots=True)
+class TaskRecord:
+    plan: TaskPlan
+    attempt: int = 0
+    state: Literal["waiting", "ready", "running", "done"] = "waiting"
+    replica_id: str | None = None
+
+
+@dataclass(slots=True)
+class JobRecord:
+    """An unfinished job. row is as it was accepted; what has happened since is beside it.
+
+    wanted: nodes that a running task has asked for beyond what is evaluated in any case.
+    """
+
+    row: JobRow
+    plan: Plan
+    tasks: list[TaskRecord]
+    started_s: float | None
+    outputs: dict[str, Mapping[str, Any]]
+    missing: set[str]
+    wanted: set[str] = field(default_factory=set)
+    finished: set[str] = field(default_factory=set)
+    cached: set[str] = field(default_factory=set)
+    progress: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def priority(self) -> tuple[float, int]:
+        """The lower, the sooner."""
+        return (self.row.number, self.row.order)
+
+    @property
+    def percent(self) -> int:
+        """Work done so far, 0–99; a node with a `steps` constant counts that many times."""
+        weights = {node_id: _steps(self.plan, node_id) for task in self.plan.tasks for node_id in task.nodes}
+        total = sum(weights.values())
+        done = sum(w * (1.0 if n in self.finished else self.progress.get(n, 0.0)) for n, w in weights.items())
+        return 0 if total == 0 else min(99, int(100 * done / total))
+
+
+def targets_of(job: JobRecord, task: TaskRecord) -> tuple[str, ...]:
+    """Return what the task is to evaluate: its targets, and what another one has asked for."""
+    asked = job.wanted.intersection(task.plan.nodes)
+    return (*task.plan.targets, *sorted(asked.difference(task.plan.targets)))
+
+
+def elsewhere(job: JobRecord, task: TaskRecord, signature: str) -> list[str]:
+    """Return the nodes of the job's other tasks that make this value."""
+    others = (node_id for other in job.tasks if other is not task for node_id in other.plan.nodes)
+    return [node_id for node_id in others if job.plan.signatures[node_id] == signature]
+
+
+def placed(node_id: str, origin: Origin | None) -> dict[str, Any]:
+    """Return how events name a node; one that another made says where it belongs."""
+    if origin is None:
+        return {"node": node_id}
+    made = {"display_node": origin.display, "parent_node": origin.parent, "real_node": origin.real}
+    return {"node": node_id, **made}
+
+
+def id_of(job: JobRecord, task: TaskRecord) -> TaskId:
+    """Return the task's current attempt."""
+    return TaskId(job.row.job_id, task.plan.index, task.attempt)
+
+
+def assignment(job: JobRecord, task: TaskRecord, targets: tuple[str, ...], remote: frozenset[str]) -> Task:
+    """Return the task as its replica is sent it."""
+    return Task(
+        id=id_of(job, task),
+        nodes={node_id: job.plan.graph.nodes[node_id] for node_id in task.plan.nodes},
+        targets=targets,
+        signatures=job.plan.signatures,
+        remote=remote,
+        prompt=job.row.prompt,
+        extra_data=job.row.extra_data,
+        created_s=job.row.created_s,
+    )
+
+
+def _steps(plan: Plan, node_id: str) -> int:
+    steps = plan.graph.nodes[node_id].inputs.get("steps", 1)
+    return max(1, steps) if isinstance(steps, int) else 1
