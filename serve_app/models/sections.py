@@ -58,6 +58,7 @@ _TEXT: tuple[tuple[str, str, TextKind | None], ...] = (
     ("", _OPEN_CLIP, None),
 )
 _FIRST_OPEN_CLIP = "conditioner.embedders.0.model."
+_SCALED = ("scaled_fp8", ".scale_weight", ".weight_scale")
 _TINY_SCALES = {"taesd": SD1_LATENT_SCALE, "taesdxl": SDXL_LATENT_SCALE}
 
 
@@ -73,6 +74,9 @@ class _Found(NamedTuple):
 
 def section(part: Part, files: Sequence[Tensors]) -> Section:
     """Return what the files hold of a part. Errors: ModelFileError if they hold none, or one of another family."""
+    for whole in files:
+        if scaled := [name for name in whole.shapes if name.endswith(_SCALED)]:
+            raise whole.unsupported(f"has weights with scales of their own ('{scaled[0]}'), which are not read")
     if part == "clip":
         return _text(files)
     if part == "vae" and len(files) > 1:

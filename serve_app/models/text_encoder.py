@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
-from serve_app.models.families import TextArchitecture
+from serve_app.models.families import TextArchitecture, TextKind
 from serve_app.models.prompt import Chunk, chunks, empty_chunk
 from serve_app.models.tokenizer import END
 from serve_app.values import Conditioning, TextPair
 
-Vectors: TypeAlias = Callable[[str, int], Tensor | None]
-"""From an embedding's name and the encoder's width D to its vectors (N,D), or None if there is none that fits."""
+Vectors: TypeAlias = Callable[[str, int, TextKind], Tensor | None]
+"""From an embedding's name and an encoder's width D and kind to its vectors (N,D), or None if none fits."""
 
 
 Encoded: TypeAlias = tuple[Tensor, Tensor]
@@ -98,7 +98,7 @@ class TextEncoder:
         return empty_chunk(self.architecture.positions, _PADDING[self.architecture.kind])
 
     def _embedding(self, name: str) -> Sequence[Tensor] | None:
-        vectors = self._vectors(name, self.architecture.width)
+        vectors = self._vectors(name, self.architecture.width, self.architecture.kind)
         return None if vectors is None else list(vectors)
 
     def _forward(self, batch: list[Chunk], stop_at: int | None) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from serve_app.models.families import UNetArchitecture
 from serve_app.models.layout import table, translate
 from serve_app.models.sample import random_tensors
 from serve_app.models.weights import Weights
+from serve_app.sampling.rows import Canvas
 from serve_app.store.catalog import Catalog
 from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Recipe, Rounded, TextPair
 from tests.parity import families
@@ -162,6 +163,41 @@ def test_sdxl_says_in_extra_tensors_what_it_predicts(tmp_path, marks, training):
     extra = {name: torch.tensor(value) for name, value in marks.items()}
     save_file(families.unet("sdxl") | extra, tmp_path / "sdxl.safetensors")
     assert Checkpoint(tmp_path / "sdxl.safetensors").training() == training
+
+
+def test_a_file_in_eight_bits_is_read_as_the_numbers_it_holds(tmp_path):
+    eight = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in families.unet("edit").items()}
+    save_file(eight, tmp_path / "fp8.safetensors")
+    _, network = Checkpoint(tmp_path / "fp8.safetensors").load("backbone", CPU, torch.float32)
+    assert torch.equal(network.conv_in.bias, eight[f"{PREFIX}input_blocks.0.0.bias"].float())
+
+
+def test_weights_with_scales_of_their_own_are_refused(tmp_path):
+    save_file(families.unet("edit") | {"scaled_fp8": torch.zeros(0)}, tmp_path / "scaled.safetensors")
+    with pytest.raises(ModelFileError, match=r"'scaled\.safetensors' has weights with scales of their own"):
+        Checkpoint(tmp_path / "scaled.safetensors").load("backbone", CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("double_blocks.0.img_attn.qkv.weight", "Flux"),
+        ("joint_blocks.0.context_block.attn.qkv.weight", "SD 3"),
+        ("blocks.0.self_attn.q.weight", "Wan"),
+    ],
+)
+def test_a_family_that_is_not_supported_is_named(tmp_path, name, family):
+    save_file({f"{PREFIX}{name}": torch.zeros(1)}, tmp_path / "other.safetensors")
+    found = rf"holds no diffusion network of a known layout \(it looks like {family}\); supported are Stable Diffusion"
+    with pytest.raises(ModelFileError, match=found):
+        Checkpoint(tmp_path / "other.safetensors").load("backbone", CPU, torch.float32)
+
+
+def test_text_of_another_familys_encoder_is_refused_with_both_widths(weights):
+    backbone = weights.backbone(Recipe("backbone", "checkpoints", "sdxl.safetensors"))
+    latents = torch.zeros(1, 4, 8, 8)
+    with pytest.raises(NodeError, match="the conditioning is 768 wide, and this backbone reads text 128 wide"):
+        backbone.inputs(torch.zeros(1, 77, 768), {}, "positive", Canvas(latents, latents))
 
 
 def test_playground_is_refused_by_name(tmp_path):

@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(checkpoint):
     with torch.inference_mode():
-        yield TextEncoder(*Checkpoint(checkpoint).load("clip", CPU, torch.float32), lambda name, width: None)
+        yield TextEncoder(*Checkpoint(checkpoint).load("clip", CPU, torch.float32), lambda name, width, kind: None)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_a_text_of_two_chunks_is_two_encodings_in_a_row_with_the_first_ones_pool
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_precision_encoder_gives_float32_close_to_the_full_one(checkpoint, encoder, dtype):
-    half = TextEncoder(*Checkpoint(checkpoint).load("clip", CPU, dtype), lambda name, width: None)
+    half = TextEncoder(*Checkpoint(checkpoint).load("clip", CPU, dtype), lambda name, width, kind: None)
     cond, pooled = only(half.encode(["a (red:1.2) fox"]))
     expected, expected_pooled = only(encoder.encode(["a (red:1.2) fox"]))
     assert cond.dtype == pooled.dtype == torch.float32
@@ -161,7 +161,7 @@ def test_an_embedding_equal_to_a_tokens_own_row_encodes_as_that_token(checkpoint
     (red,) = token_ids("red")
     with_vectors = TextEncoder(
         *Checkpoint(checkpoint).load("clip", CPU, torch.float32),
-        lambda name, width: table[red][None] if (name, width) == ("red", 64) else None,
+        lambda name, width, kind: table[red][None] if (name, width, kind) == ("red", 64, "l") else None,
     )
     torch.testing.assert_close(
         only(with_vectors.encode(["a (embedding:red:1.3) fox"])), only(encoder.encode(["a (red:1.3) fox"]))
