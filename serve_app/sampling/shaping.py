@@ -130,7 +130,7 @@ def projected(patch: AdaptiveProjection) -> Callable[[Guided], Guided]:
         if patch.momentum != 0:
             running = guidance = difference if running is None else running * patch.momentum + difference
         if patch.norm_threshold > 0:
-            norm = guidance.norm(dim=IMAGE, keepdim=True)
+            norm = (guidance**2).sum(dim=IMAGE, keepdim=True).sqrt()
             guidance = guidance * (patch.norm_threshold / norm).clamp(max=1)
         direction = normalize(guided.cond.flatten(1), dim=1).view_as(guided.cond)
         parallel = (guidance * direction).sum(dim=IMAGE, keepdim=True) * direction
