@@ -1,4 +1,4 @@
-"""Routes beside the contract, for the command line: a job's events, cancelling, node classes, models, the cluster."""
+"""Routes beside the contract, for the command line and for probes: jobs, node classes, models, the cluster, health."""
 
 from __future__ import annotations
 
@@ -48,6 +48,19 @@ async def get_status(service: Current) -> Response:
     cluster, queue = await service.cluster(), await service.queue()
     jobs = {"running": len(queue.running), "pending": len(queue.pending)}
     return Json({**asdict(cluster), "jobs": jobs})
+
+
+@router.api_route("/healthz", methods=READ)
+async def get_health() -> Response:
+    """Return that this process answers."""
+    return Json({"status": "ok"})
+
+
+@router.api_route("/readyz", methods=READ)
+async def get_ready(service: Current) -> Response:
+    """Return that a job can be submitted. Errors: UnavailableError's kinds, answered 503, as long as none can."""
+    await service.cluster()
+    return Json({"status": "ready"})
 
 
 def _event(event: Event) -> dict[str, Any]:

@@ -76,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     ]:
         _asking(commands, name, what).set_defaults(command=_show, page=name)
 
+    top = _asking(commands, "top", "watch the cluster: queue, pools, replicas, hosts")
+    top.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between looks (default: %(default)s)")
+    top.add_argument("--once", action="store_true", help="look once")
+    top.set_defaults(command=_top)
+
     demo = commands.add_parser("demo", help="start a server here, make the contract's example image, stop the server")
     demo.set_defaults(command=_demo)
 
@@ -136,6 +141,14 @@ def _show(arguments: argparse.Namespace) -> int:
     for line in getattr(pages, arguments.page)(answer):
         print(line)
     return 0
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.server import Server
+    from serve_app.cli.top import top
+
+    with Server(arguments.server, arguments.patience) as server:
+        return top(server, max(0.1, arguments.every), once=arguments.once)
 
 
 def _demo(_arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from serve_app.events import Event
 from serve_app.graph.graph import Graph, Node, Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
+from serve_app.scheduler.tally import Load
 from serve_app.store.changes import JobQuery
 
 # From ingress ---------------------------------------------------------------------------------------------------------
@@ -174,6 +175,7 @@ class ClusterView:
     replicas: tuple[ReplicaView, ...]
     uptime_s: float
     epoch: int
+    load: Load = Load()
 
 
 class SchedulerClient(Protocol):

@@ -279,7 +279,8 @@ class Scheduler:
             for name, r in sorted(self._machine.replicas.items())
         )
         hosts = {stats.host: stats for stats in [self._host(), *self._hosts.values()]}
-        return ClusterView(tuple(hosts.values()), replicas, time.time() - self._started_s, self.epoch)
+        uptime_s = time.time() - self._started_s
+        return ClusterView(tuple(hosts.values()), replicas, uptime_s, self.epoch, self.load())
 
     async def backlog(self, pool: str) -> tuple[int, int]:
         """Return how many of the pool's tasks wait for a replica and how many run; what autoscaling goes by.
@@ -298,7 +299,7 @@ class Scheduler:
         pooled = [replica.info.pool for replica in self._machine.replicas.values()]
         pools = (PoolLoad(p.name, pooled.count(p.name), *self._machine.backlog(p.name)) for p in self._pools)
         oldest_s = max(0.0, time.time() - min(queued_s)) if queued_s else 0.0
-        return Load(len(queued_s), len(jobs) - len(queued_s), oldest_s, tuple(pools))
+        return Load(len(queued_s), len(jobs) - len(queued_s), oldest_s, tuple(pools), dict(self.tally.ended))
 
     # For the replicas -------------------------------------------------------------------------------------------------
 

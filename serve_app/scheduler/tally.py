@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from serve_app.events import Event
@@ -24,12 +24,16 @@ class PoolLoad:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The queue at one moment. oldest_s: how long the job that has waited longest has waited, 0 if none waits."""
+    """The queue at one moment. oldest_s: how long the job that has waited longest has waited, 0 if none waits.
 
-    queued: int
-    running: int
-    oldest_s: float
-    pools: tuple[PoolLoad, ...]
+    ended: jobs by how they ended, since this scheduler began.
+    """
+
+    queued: int = 0
+    running: int = 0
+    oldest_s: float = 0.0
+    pools: tuple[PoolLoad, ...] = ()
+    ended: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

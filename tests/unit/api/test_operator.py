@@ -79,5 +79,6 @@ async def test_status_counts_the_jobs(client, scheduler, example):
         "replicas": [],
         "uptime_s": 1.5,
         "epoch": 1,
+        "load": {"queued": 0, "running": 0, "oldest_s": 0.0, "pools": [], "ended": {}},
         "jobs": {"running": 1, "pending": 1},
     }

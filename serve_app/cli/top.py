@@ -1,0 +1,90 @@
+"""`serve-app top`: the cluster on one screen, kept up to date until Ctrl-C."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from serve_app.cli.server import Server
+
+Status = Mapping[str, Any]
+"""What `GET /status` answers."""
+
+
+def top(server: Server, every_s: float, *, once: bool) -> int:
+    """Show the cluster every so many seconds, or once, as it is where standard output is no terminal."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    earlier, now, now_s = None, server.get("/status"), time.monotonic()
+    if once or not sys.stdout.isatty():
+        console.print(screen(now))
+        return 0
+    with Live(screen(now), console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(every_s)
+            earlier, earlier_s = now, now_s
+            now, now_s = server.get("/status"), time.monotonic()
+            live.update(screen(now, earlier, now_s - earlier_s), refresh=True)
+
+
+def screen(now: Status, earlier: Status | None = None, since_s: float = 0.0) -> RenderableType:
+    """Return what is shown. earlier: an answer of since_s ago, for rates."""
+    return Group(_jobs(now, earlier, since_s), _pools(now), _replicas(now), _hosts(now))
+
+
+def _jobs(now: Status, earlier: Status | None, since_s: float) -> Text:
+    load = now["load"]
+    ended = ", ".join(f"{count} {state}" for state, count in sorted(load["ended"].items())) or "none yet"
+    line = f"up {now['uptime_s']:.0f} s · {load['running']} jobs running, {load['queued']} waiting"
+    if load["queued"]:
+        line += f" (the oldest for {load['oldest_s']:.0f} s)"
+    line += f" · ended: {ended}"
+    # A scheduler that was replaced meanwhile counts from zero.
+    if earlier is not None and since_s > 0 and earlier["epoch"] == now["epoch"]:
+        more = sum(load["ended"].values()) - sum(earlier["load"]["ended"].values())
+        line += f" · {60 * more / since_s:.1f} a minute"
+    return Text(line, style="bold")
+
+
+def _pools(now: Status) -> Table:
+    table = _table("pool", "replicas", "waiting", "running")
+    for pool in now["load"]["pools"]:
+        table.add_row(pool["pool"], *(str(pool[key]) for key in ("replicas", "waiting", "running")))
+    return table
+
+
+def _replicas(now: Status) -> Table:
+    table = _table("replica", "pool", "tasks", "holds")
+    for replica in now["replicas"]:
+        tasks = f"{replica['running']}/{replica['slots']}"
+        table.add_row(replica["replica_id"], replica["pool"], tasks, ", ".join(replica["recipes"]) or "no model")
+    return table
+
+
+def _hosts(now: Status) -> Table:
+    table = _table("host", "device", "used", "of MB")
+    for host in now["hosts"]:
+        table.add_row(
+            host["host"], "memory", _share(host["ram_used_mb"], host["ram_total_mb"]), str(host["ram_total_mb"])
+        )
+        for gpu in host["gpus"]:
+            used = _share(gpu["vram_used_mb"], gpu["vram_total_mb"])
+            table.add_row("", gpu["name"], used, str(gpu["vram_total_mb"]))
+    return table
+
+
+def _share(used: int, total: int) -> str:
+    return f"{100 * used / total:.0f} %" if total else "–"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,55 @@
+"""What `serve-app top` shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from serve_app.cli import main
+from serve_app.cli.top import screen
+
+
+def status(**changes: Any) -> dict[str, Any]:
+    load = {
+        "queued": 2,
+        "running": 3,
+        "oldest_s": 42.4,
+        "ended": {"success": 5, "error": 1},
+        "pools": [{"pool": "denoise", "replicas": 1, "waiting": 7, "running": 16}],
+    }
+    gpu = {"name": "H100", "vram_used_mb": 20, "vram_free_mb": 60, "vram_total_mb": 80}
+    host = {"host": "gpu-1", "ram_used_mb": 1, "ram_available_mb": 3, "ram_total_mb": 4, "gpus": [gpu]}
+    replica = {"replica_id": "r1", "pool": "denoise", "slots": 16, "running": 16, "recipes": ["backbone a/b"]}
+    whole = {"uptime_s": 90, "epoch": 1, "load": load, "hosts": [host], "replicas": [replica]}
+    return {**whole, **changes}
+
+
+def shown(*arguments: Any) -> str:
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(screen(*arguments))
+    return captured.get()
+
+
+def test_jobs_pools_replicas_hosts_and_cards_are_on_the_screen():
+    text = " ".join(shown(status()).split())
+    assert "3 jobs running, 2 waiting (the oldest for 42 s) · ended: 1 error, 5 success" in text
+    assert "denoise 1 7 16" in text
+    assert "r1 denoise 16/16 backbone a/b" in text
+    assert "gpu-1 memory 25 % 4" in text
+    assert "H100 25 % 80" in text
+
+
+def test_the_second_look_says_how_many_jobs_end_a_minute():
+    earlier = status(load={**status()["load"], "ended": {"success": 2}})
+    assert "24.0 a minute" in shown(status(), earlier, 10.0)
+
+
+def test_a_scheduler_that_was_replaced_meanwhile_gives_no_rate():
+    assert "a minute" not in shown(status(), status(epoch=0), 10.0)
+
+
+def test_without_a_terminal_it_is_shown_once(url, capsys):
+    assert main(["top", "--server", url]) == 0
+    assert "jobs running" in capsys.readouterr().out
