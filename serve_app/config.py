@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app import log
+from serve_app.api.app import Dialect
 from serve_app.errors import ConfigError
 from serve_app.graph.plan import Pool
 from serve_app.store.store import Area
@@ -34,6 +35,10 @@ class IngressConfig(Section):
     hosts: dict[str, str] = {}
     """As a pool's."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 20_000_000
+    max_upload_bytes: Annotated[int, Field(ge=1024)] = 100 * 1024 * 1024
+    """Size of an uploaded file."""
+    root_dialect: Dialect = "contract"
+    """Of the root's routes that the contract and ComfyUI both have: comfy lets every ComfyUI client use the root."""
 
 
 class PoolConfig(Section):
@@ -89,6 +94,10 @@ class AppConfig(Section):
     input_dir: Path = Path("input")
     output_dir: Path = Path("output")
     temp_dir: Path = Path("temp")
+    user_dir: Path = Path("user")
+    """Settings and files of the web page's users."""
+    multi_user: bool = False
+    """Whether the web page asks who one is."""
     database_url: str = "sqlite:///state/jobs.sqlite"
     max_queue: Annotated[int, Field(ge=1)] = 1000
     """Jobs that may wait; one more is answered 503."""
@@ -127,7 +136,7 @@ class AppConfig(Section):
     def resolved(self) -> AppConfig:
         """Return it with every path absolute and every directory made, the database's among them."""
         update: dict[str, Any] = {}
-        for name in ("models_dir", "input_dir", "output_dir", "temp_dir"):
+        for name in ("models_dir", "input_dir", "output_dir", "temp_dir", "user_dir"):
             path = getattr(self, name).expanduser().absolute()
             if name != "models_dir":
                 path.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse, render
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, hooked, settled, validate
+from serve_app.nodes.unsupported import UNSUPPORTED
 from serve_app.scheduler.messages import (
     Attached,
     ClusterView,
@@ -127,7 +128,7 @@ class Service:
     def _validate(
         self, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec], targets: Sequence[str] | None
     ) -> Validated:
-        return validate(parse(prompt), specs, self._choices, targets)
+        return validate(parse(prompt), specs, self._choices, targets, UNSUPPORTED)
 
     async def cancel(self, job_id: str) -> bool:
         """Cancel a job; False if it has ended or is unknown."""
@@ -151,7 +152,7 @@ class Service:
 
     async def jobs(self, query: JobQuery) -> JobPage:
         """Return the jobs a query finds, without their credentials."""
-        page = await self._scheduler.jobs(query)
+        page = await self._scheduler.page(query)
         return JobPage(tuple(map(_without_credentials, page.jobs)), page.total)
 
     async def attach(self, client_id: str, token: str) -> Attached:

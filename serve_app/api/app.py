@@ -1,25 +1,73 @@
-"""The HTTP application: the dialects' routes over one service, and one way to answer failures."""
+"""The HTTP application: both dialects' routes over one service, and which of them a request speaks.
+
+ComfyUI's own paths (/api/…, /internal/…, /ws) are native, always. At the root the routes that only one dialect has are
+there beside each other; where they differ, the configured dialect or the request's header decides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
+from typing import Any, Literal, TypeAlias
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+from starlette.routing import Match, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api import operator, problems
+from serve_app.api.comfy import failures, websocket
+from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
 from serve_app.service import Service
 
+Dialect: TypeAlias = Literal["contract", "comfy"]
 
-def create_app(service: Service | Callable[[], Service]) -> FastAPI:
+HEADER = b"x-comfy-dialect"
+"""The request header that names the dialect of a root route."""
+PREFIX = "/api"
+
+
+def create_app(service: Service | Callable[[], Service], root_dialect: Dialect = "contract") -> FastAPI:
     """Return the application.
 
     service: the service itself, or what returns it at each request: an application is made before its process has
-    found the scheduler, and until then the callable raises NotReadyError, which clients see as 503.
+    found the scheduler, and until then the callable raises NotReadyError, which clients see as 503. root_dialect: of
+    the root routes that both dialects have.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service if callable(service) else lambda: service
-    problems.install(app)
-    for router in (routes.router, document.router, operator.router):
+    websocket.install(app)
+    problems.install(app, _answer)
+    for router in (*native.ROUTERS, *native.PREFIXED):
+        app.include_router(router, prefix=PREFIX)
+    prefixed = Router(routes=list(app.routes))
+    for router in (routes.router, document.router, operator.router, *native.UNPREFIXED, *native.ROUTERS):
         app.include_router(router)
+    app.add_middleware(Spoken, root_dialect=root_dialect, prefixed=prefixed)
     return app
+
+
+class Spoken:
+    """Middleware that decides a request's dialect, and sends native requests at the root to the native routes."""
+
+    def __init__(self, app: ASGIApp, root_dialect: Dialect, prefixed: Router) -> None:
+        self._app, self._root_dialect, self._prefixed = app, root_dialect, prefixed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with its dialect in the scope."""
+        if scope["type"] == "http":
+            scope = {**scope, "dialect": "comfy" if scope["path"].startswith(("/api/", "/internal/")) else "contract"}
+            if scope["dialect"] == "contract" and self._asked(scope) == "comfy":
+                moved = {**scope, "path": f"{PREFIX}{scope['path']}", "dialect": "comfy"}
+                if any(route.matches(moved)[0] is not Match.NONE for route in self._prefixed.routes):
+                    scope = moved
+        await self._app(scope, receive, send)
+
+    def _asked(self, scope: MutableMapping[str, Any]) -> str:
+        asked = dict(scope["headers"]).get(HEADER, b"").decode("latin-1").strip().lower()
+        return asked if asked in ("contract", "comfy") else self._root_dialect
+
+
+def _answer(request: Request, error: Exception) -> Response:
+    answer = failures.answer if request.scope.get("dialect") == "comfy" else problems.answer
+    return answer(request, error)

@@ -36,7 +36,7 @@ async def get_nodes(service: Current) -> Response:
     return Json({name: specs[name].to_json() for name in sorted(specs)})
 
 
-@router.api_route("/models", methods=READ)
+@router.api_route("/catalog", methods=READ)
 async def get_models(service: Current) -> Response:
     """Return the model files by folder."""
     return Json(await service.models())

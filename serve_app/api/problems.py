@@ -6,7 +6,8 @@ that names neither code nor paths; its traceback goes to the log.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -27,6 +28,9 @@ from serve_app.errors import (
     ServeAppError,
     UnavailableError,
 )
+
+Answer: TypeAlias = Callable[[Request, Exception], Response]
+"""How a failure is answered in one dialect."""
 
 _ANSWERS: dict[type[Exception], tuple[int, str]] = {
     InvalidGraphError: (400, "Invalid workflow structure"),
@@ -70,8 +74,8 @@ class Unforeseen:
     Starlette's own last resort raises the error again after answering, which servers report a second time.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, answer: Answer) -> None:
+        self._app, self._answer = app, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; answer 500 if it fails before its answer has begun."""
@@ -90,11 +94,11 @@ class Unforeseen:
         except Exception as error:
             if begun:
                 raise
-            await answer(Request(scope), error)(scope, receive, send)
+            await self._answer(Request(scope), error)(scope, receive, send)
 
 
-def install(app: FastAPI) -> None:
-    """Make an application answer every failure with the contract's body."""
+def install(app: FastAPI, answer: Answer = answer) -> None:
+    """Make an application answer every failure so; with the contract's body by default."""
     app.add_exception_handler(ServeAppError, answer)
     app.add_exception_handler(HTTPException, answer)
-    app.add_middleware(Unforeseen)
+    app.add_middleware(Unforeseen, answer=answer)

@@ -30,8 +30,8 @@ _LARGE_BYTES = 100_000
 _BIGGEST = 2**63
 
 
-async def read_object(request: Request, limit_bytes: int) -> dict[str, Any]:
-    """Return the body as a JSON object. Errors: BodyTooLargeError as soon as it is, InvalidSubmissionError."""
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """Return the body. Errors: BodyTooLargeError as soon as it is larger than the limit."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit_bytes:
         raise BodyTooLargeError(f"the body is {declared} bytes; at most {limit_bytes} are read")
@@ -40,10 +40,16 @@ async def read_object(request: Request, limit_bytes: int) -> dict[str, Any]:
         body += chunk
         if len(body) > limit_bytes:
             raise BodyTooLargeError(f"the body is larger than the {limit_bytes} bytes that are read")
+    return bytes(body)
+
+
+async def read_object(request: Request, limit_bytes: int) -> dict[str, Any]:
+    """Return the body as a JSON object. Errors: BodyTooLargeError, InvalidSubmissionError."""
+    body = await read_body(request, limit_bytes)
     if len(body) < _LARGE_BYTES:
-        return parse_object(bytes(body))
+        return parse_object(body)
     # Seconds of parsing must not hold up the other requests of this process.
-    return await asyncio.to_thread(parse_object, bytes(body))
+    return await asyncio.to_thread(parse_object, body)
 
 
 def number(request: Request, name: str, kind: type[int] | type[float], default: float) -> float:

@@ -18,23 +18,37 @@ NESTING = 100
 """How deep the values of a body may be nested; far above any workflow, far below where recursive readers give up."""
 
 
+def encode(content: Any) -> bytes:
+    """Return JSON in ASCII. Nodes' values may hold NaN or half a surrogate pair: null and an escape stand for them."""
+    try:
+        text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+        text = json.dumps(finite, separators=(",", ":"))
+    return text.encode("ascii")
+
+
 class Json(Response):
-    """A JSON answer. Values from nodes may hold NaN or half a surrogate pair: null and an escape stand for them."""
+    """A JSON answer, as `encode` writes it."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """Return the text in ASCII."""
-        try:
-            text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-        except ValueError:
-            finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
-            text = json.dumps(finite, separators=(",", ":"))
-        return text.encode("ascii")
+        return encode(content)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Return the JSON object in UTF-8 bytes. Errors: InvalidSubmissionError that says where the text goes wrong.
+    """Return the JSON object in UTF-8 bytes. Errors: as `parse_value`, InvalidSubmissionError for any other value."""
+    value = parse_value(body)
+    if not isinstance(value, dict):
+        kind = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
+        raise InvalidSubmissionError(f"the body must be a JSON object with the key 'prompt', not {kind}")
+    return value
+
+
+def parse_value(body: bytes) -> Any:
+    """Return the JSON value in UTF-8 bytes. Errors: InvalidSubmissionError that says where the text goes wrong.
 
     Stricter than `json`: no NaN or infinity (also not by overflow, 1e999), no key twice in one object, no half of a
     surrogate pair; none of these survives a round trip. Source: RFC 8259, RFC 7493 (I-JSON).
@@ -56,9 +70,6 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise InvalidSubmissionError(f"the body is nested more than {NESTING} levels deep") from error
     except ValueError as error:  # an integer with more digits than Python reads
         raise InvalidSubmissionError(f"the body holds a number that is too long: {error}") from error
-    if not isinstance(value, dict):
-        kind = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
-        raise InvalidSubmissionError(f"the body must be a JSON object with the key 'prompt', not {kind}")
     _check_nesting(value)
     return value
 
@@ -71,8 +82,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _check_nesting(value: dict[str, Any]) -> None:
-    level: list[Any] = [value]
+def _check_nesting(value: Any) -> None:
+    level: list[Any] = [value] if isinstance(value, dict | list) else []
     for _ in range(NESTING):
         children = (child for item in level for child in (item.values() if isinstance(item, dict) else item))
         level = [child for child in children if isinstance(child, dict | list)]

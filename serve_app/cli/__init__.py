@@ -43,10 +43,16 @@ def _parser() -> argparse.ArgumentParser:
         ("input", "uploaded files"),
         ("output", "saved images"),
         ("temp", "previews"),
+        ("user", "settings and files of the web page's users"),
     ]:
         up.add_argument(f"--{name}-dir", type=Path, metavar="DIR", help=f"{what} (default: as configured)")
     up.add_argument("--cache", metavar="RULE", help="results kept for later jobs: classic, lru:N or none")
     up.add_argument("--custom-nodes-dir", type=Path, metavar="DIR", help="node packs to load (default: as configured)")
+    up.add_argument(
+        "--root-dialect",
+        choices=("contract", "comfy"),
+        help="whose form the root's routes have that both dialects know (default: as configured)",
+    )
     up.add_argument("--database-url", metavar="URL", help="where jobs are kept (default: as configured)")
     local = LOCAL_CONFIG if LOCAL_CONFIG.is_file() else None
     up.add_argument("--config", type=Path, default=local, help=f"a Serve config file (default: {LOCAL_CONFIG})")
@@ -69,12 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     cancel.add_argument("job", help="the id that submit printed")
     cancel.set_defaults(command=_cancel)
 
-    for name, what in [
-        ("models", "list the model files"),
-        ("nodes", "list the node classes"),
-        ("status", "show the cluster"),
+    for name, path, what in [
+        ("models", "catalog", "list the model files"),
+        ("nodes", "nodes", "list the node classes"),
+        ("status", "status", "show the cluster"),
     ]:
-        _asking(commands, name, what).set_defaults(command=_show, page=name)
+        _asking(commands, name, what).set_defaults(command=_show, page=name, path=path)
 
     top = _asking(commands, "top", "watch the cluster: queue, pools, replicas, hosts")
     top.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between looks (default: %(default)s)")
@@ -137,7 +143,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from serve_app.cli.server import Server
 
     with Server(arguments.server, arguments.patience) as server:
-        answer = server.get(f"/{arguments.page}")
+        answer = server.get(f"/{arguments.path}")
     for line in getattr(pages, arguments.page)(answer):
         print(line)
     return 0

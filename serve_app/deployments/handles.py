@@ -68,8 +68,8 @@ class SchedulerHandle:
     async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
         return await self._call("events", job_id, after, timeout_s)  # type: ignore[no-any-return]
 
-    async def jobs(self, query: JobQuery) -> JobPage:
-        return await self._call("jobs", query)  # type: ignore[no-any-return]
+    async def page(self, query: JobQuery) -> JobPage:
+        return await self._call("page", query)  # type: ignore[no-any-return]
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
         await self._call("forget", job_ids)

@@ -13,6 +13,7 @@ from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.scheduler import ensure
 from serve_app.service import Limits, Service
 from serve_app.store.catalog import Catalog
+from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
 
 
@@ -32,5 +33,7 @@ class Ingress:
         def choices(folder: str) -> list[str]:
             return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
 
-        limits = Limits(body_bytes=config.ingress.max_body_bytes)
-        return create_app(Service(SchedulerHandle(), store, choices, limits))
+        limits = Limits(body_bytes=config.ingress.max_body_bytes, upload_bytes=config.ingress.max_upload_bytes)
+        users = UserData(config.user_dir, many=config.multi_user)
+        service = Service(SchedulerHandle(), store, choices, limits, catalog=catalog, user_data=users)
+        return create_app(service, config.ingress.root_dialect)

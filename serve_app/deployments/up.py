@@ -156,9 +156,13 @@ def _withdraw(ray: Any, serve: Any) -> None:
 def _settings(arguments: argparse.Namespace) -> AppConfig:
     """Return the file's configuration with the command line's paths over it. Errors: ConfigError."""
     settings = config.load(Path(arguments.config)) if arguments.config else AppConfig()
-    names = ("models_dir", "input_dir", "output_dir", "temp_dir", "database_url", "cache", "custom_nodes_dir")
+    directories = ("models_dir", "input_dir", "output_dir", "temp_dir", "user_dir", "custom_nodes_dir")
+    names = (*directories, "database_url", "cache")
     given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
-    return config.parse({**settings.model_dump(), **given}, "command line").resolved()
+    ingress = settings.ingress.model_dump()
+    if arguments.root_dialect is not None:
+        ingress["root_dialect"] = arguments.root_dialect
+    return config.parse({**settings.model_dump(), **given, "ingress": ingress}, "command line").resolved()
 
 
 def _check_port(host: str, port: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from serve_app.api.request import READ, Current, read_object
@@ -30,7 +31,8 @@ async def post_prompt(request: Request, service: Current) -> Response:
     # The contract's number is an integer; a client's own queue number may lie between two.
     if submitted.number.is_integer():
         answer["number"] = int(submitted.number)
-    return Json(answer)
+    # The client learns the id before its sockets are told of the job.
+    return Json(answer, background=BackgroundTask(service.answered, submitted))
 
 
 @router.api_route("/queue", methods=READ)

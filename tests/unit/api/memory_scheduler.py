@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from serve_app.errors import UnavailableError
 from serve_app.events import Event, Kind
 from serve_app.graph.spec import NodeSpec
-from serve_app.scheduler.messages import Accepted, ClusterView, JobView, QueueView, Submission
+from serve_app.scheduler.feeds import Feeds
+from serve_app.scheduler.messages import (
+    Accepted,
+    Attached,
+    ClusterView,
+    JobPage,
+    JobView,
+    News,
+    QueueView,
+    Reader,
+    Submission,
+)
+from serve_app.store.changes import JobQuery
 from tests.unit.api.node_specs import SPECS
 
 IDLE = ClusterView(hosts=(), replicas=(), uptime_s=1.5, epoch=1)
@@ -24,12 +36,23 @@ class MemoryScheduler:
         self.jobs: dict[str, JobView] = {}
         self.streams: dict[str, list[Event]] = {}
         self.refusal: UnavailableError | None = None
+        self.feeds = Feeds(epoch=1)
+        self._seq = 0
         self._specs, self._cluster = specs, cluster
 
     # What the test drives ---------------------------------------------------------------------------------------------
 
     def start(self, job_id: str) -> None:
         self._become(job_id, "started", state="running", started_s=time.time())
+
+    def cached(self, job_id: str, nodes: list[str]) -> None:
+        self._become(job_id, "cached", {"nodes": nodes}, cached=tuple(nodes))
+
+    def executing(self, job_id: str, node: str) -> None:
+        self._become(job_id, "executing", {"node": node})
+
+    def finish(self, job_id: str, node: str) -> None:
+        self._become(job_id, "finished", {"node": node})
 
     def progress(self, job_id: str, node: str, value: int, maximum: int) -> None:
         self._become(job_id, "progress", {"node": node, "value": value, "max": maximum}, percent=99 * value // maximum)
@@ -44,8 +67,14 @@ class MemoryScheduler:
 
     def _become(self, job_id: str, kind: Kind, data: Mapping[str, Any] | None = None, **changes: Any) -> None:
         stream = self.streams[job_id]
-        stream.append(Event(job_id, len(stream) + 1, kind, time.time(), data or {}))
-        self.jobs[job_id] = replace(self.jobs[job_id], **changes)
+        self._seq += 1
+        event = Event(job_id, self._seq, kind, time.time(), data or {})
+        stream.append(event)
+        self.jobs[job_id] = job = replace(self.jobs[job_id], **changes)
+        if job.client_id is not None:
+            self.feeds.put(job.client_id, event)
+        if event.last or kind == "queued":
+            self.feeds.queue_is(sum(job.ended_s is None for job in self.jobs.values()))
 
     # SchedulerClient --------------------------------------------------------------------------------------------------
 
@@ -72,6 +101,8 @@ class MemoryScheduler:
                 outputs={},
                 failure={},
             )
+            if submission.client_id is not None:
+                self.feeds.hold(job_id, submission.client_id)
             self._become(job_id, "queued")
         return Accepted(job_id, self.jobs[job_id].number)
 
@@ -98,6 +129,41 @@ class MemoryScheduler:
         while not (found := [e for e in self.streams.get(job_id, []) if e.seq > after]) and time.monotonic() < until:
             await asyncio.sleep(0.005)
         return found
+
+    async def page(self, query: JobQuery) -> JobPage:
+        self._answer()
+        found = [
+            job
+            for job in self.jobs.values()
+            if job.state in query.states and (job.state != "cancelled" or job.started_s is not None)
+        ]
+        keys = {
+            "created": lambda job: job.created_s,
+            "ended": lambda job: self.streams[job.job_id][-1].seq,
+            "duration": lambda job: (job.ended_s or 0) - (job.started_s or 0),
+        }
+        found.sort(key=keys[query.sort], reverse=query.descending)
+        until = None if query.limit is None else query.offset + query.limit
+        return JobPage(tuple(found[query.offset : until]), len(found))
+
+    async def forget(self, job_ids: Sequence[str] | None) -> None:
+        self._answer()
+        for job_id in [
+            j for j, job in self.jobs.items() if job.ended_s is not None and (job_ids is None or j in job_ids)
+        ]:
+            del self.jobs[job_id]
+
+    async def answered(self, job_id: str) -> None:
+        self.feeds.release(job_id)
+
+    async def attach(self, client_id: str, token: str) -> Attached:
+        self._answer()
+        running = [j.job_id for j in self.jobs.values() if j.client_id == client_id and j.state == "running"]
+        return replace(self.feeds.attach(client_id, token), running=tuple(running))
+
+    async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
+        self._answer()
+        return await self.feeds.news(readers, queue, timeout_s)
 
     async def specs(self) -> Mapping[str, NodeSpec]:
         self._answer()

@@ -158,7 +158,7 @@ async def test_system_stats_of_a_cluster_without_gpus_list_none(client):
     assert stats["gpus"] == []
 
 
-@pytest.mark.parametrize("path", ["/queue", f"/history/{UNKNOWN}", "/system_stats", "/nodes", "/models", "/status"])
+@pytest.mark.parametrize("path", ["/queue", f"/history/{UNKNOWN}", "/system_stats", "/nodes", "/catalog", "/status"])
 async def test_every_route_answers_503_until_the_service_is_found(path):
     def service() -> Service:
         raise NotReadyError("the scheduler is not up yet", 3)

@@ -67,7 +67,7 @@ async def test_node_classes_and_model_files_are_listed(client):
     nodes = (await client.get("/nodes")).json()
     assert list(nodes) == sorted(nodes)
     assert nodes["SaveImage"]["output_node"] is True
-    assert (await client.get("/models")).json() == {"checkpoints": ["sd15.safetensors"]}
+    assert (await client.get("/catalog")).json() == {"checkpoints": ["sd15.safetensors"]}
 
 
 async def test_status_counts_the_jobs(client, scheduler, example):

@@ -1,0 +1,38 @@
+"""How the native dialect reads bodies and answers without one: any JSON, whatever the content type says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response
+
+from serve_app.api.request import read_body
+from serve_app.api.strict_json import parse_value
+from serve_app.errors import InvalidSubmissionError
+
+
+def empty(status_code: int = 200) -> Response:
+    """Return ComfyUI's answer where there is nothing to say: no body, no content type."""
+    return Response(status_code=status_code)
+
+
+async def read_json(request: Request, limit_bytes: int) -> Any:
+    """Return the body as a JSON value of any kind. Errors: BodyTooLargeError, InvalidSubmissionError."""
+    return parse_value(await read_body(request, limit_bytes))
+
+
+async def read_members(request: Request, limit_bytes: int) -> dict[str, Any]:
+    """Return the body as a JSON object; {} for an empty body. Errors: as `read_json`."""
+    body = await read_body(request, limit_bytes)
+    value = parse_value(body) if body.strip() else {}
+    if not isinstance(value, dict):
+        raise InvalidSubmissionError(f"the body must be a JSON object, not {json.dumps(value)[:80]}")
+    return value
+
+
+def ids(members: dict[str, Any], key: str) -> list[str]:
+    """Return a list of ids out of a body; [] where there is none."""
+    value = members.get(key)
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []

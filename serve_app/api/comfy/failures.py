@@ -1,0 +1,62 @@
+"""Every failure as ComfyUI's clients read it: {"error": {type, message, details, extra_info}, "node_errors": {}}.
+
+Where ComfyUI answers without a body, for a file or route that is not there, so does this.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from serve_app import log
+from serve_app.api.comfy.body import empty
+from serve_app.api.strict_json import Json
+from serve_app.errors import (
+    BodyTooLargeError,
+    FileMissingError,
+    ForbiddenPathError,
+    InvalidGraphError,
+    InvalidSubmissionError,
+    ModelFileError,
+    UnavailableError,
+    UserMissingError,
+)
+
+_EMPTY: dict[type[Exception], int] = {
+    FileMissingError: 404,
+    ModelFileError: 404,
+    ForbiddenPathError: 403,
+    UserMissingError: 401,
+}
+"""What is answered by its status code alone."""
+
+_WORDED: dict[type[Exception], tuple[int, str, str]] = {
+    InvalidGraphError: (400, "invalid_prompt", "The workflow cannot run"),
+    InvalidSubmissionError: (400, "invalid_request", "The request cannot be read"),
+    BodyTooLargeError: (413, "body_too_large", "The request body is too large"),
+    UnavailableError: (503, "server_unavailable", "The server cannot take the request now"),
+}
+
+
+def failure(status_code: int, type_: str, message: str, details: str = "", **more: Any) -> Response:
+    """Return the native error body; `extra_info` and `node_errors` may be given."""
+    error = {"type": type_, "message": message, "details": details, "extra_info": more.get("extra_info", {})}
+    return Json({"error": error, "node_errors": more.get("node_errors", {})}, status_code, more.get("headers"))
+
+
+def answer(request: Request, error: Exception) -> Response:
+    """Return what a client sees of a failure; logs the ones nobody foresaw."""
+    if isinstance(error, HTTPException):
+        return Response(status_code=error.status_code, headers=error.headers)
+    for kind in type(error).__mro__:
+        if kind in _EMPTY:
+            return empty(_EMPTY[kind])
+        if kind in _WORDED:
+            status_code, type_, message = _WORDED[kind]
+            headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else None
+            return failure(status_code, type_, message, str(error), headers=headers)
+    log.get("api").error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return failure(500, "server_error", "The request failed for a reason that is in the server's log")

@@ -1,0 +1,166 @@
+"""A job's events as the frames of ComfyUI's websocket: what happened, in its order and words.
+
+One `Story` a job and socket: some frames show the state of every node so far, which events tell one by one. Pure.
+Source: comfyui 0.3.64 `execution.py`, `comfy_execution/progress.py`; its order on the wire was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from serve_app.events import Event
+
+Frame: TypeAlias = dict[str, Any] | bytes
+"""A message of the socket: {"type", "data"} as text, or bytes."""
+
+
+def frame(type_: str, data: Mapping[str, Any]) -> Frame:
+    """Return a text frame."""
+    return {"type": type_, "data": dict(data)}
+
+
+def status(remaining: int, sid: str | None = None) -> Frame:
+    """Return how many jobs have not ended, to a new socket with the id the server knows it by."""
+    data: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": remaining}}}
+    return frame("status", data if sid is None else {**data, "sid": sid})
+
+
+class Story:
+    """One job as one socket is told of it."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._nodes: dict[str, dict[str, Any]] = {}
+        self._cached: frozenset[str] = frozenset()
+        self._begun = False
+
+    def tell(self, event: Event) -> Iterator[Frame]:
+        """Yield the frames of an event, in order; after the last event `end` comes behind the queue's new length."""
+        job, stamp = {"prompt_id": self._job_id}, {"prompt_id": self._job_id, "timestamp": int(event.at_s * 1000)}
+        match event.kind:
+            case "started":
+                self._begun = True
+                yield frame("execution_start", stamp)
+            case "cached":
+                self._cached = frozenset(event.data["nodes"])
+                yield frame("execution_cached", {"nodes": list(event.data["nodes"]), **stamp})
+            case "executing":
+                node = self._node(event, "running", 0, 1)
+                yield self.state()
+                yield frame("executing", {"node": event.data["node"], "display_node": node["display_node_id"], **job})
+            case "progress":
+                self._node(event, "running", event.data["value"], event.data["max"])
+                yield self.state()
+                counted = {"value": event.data["value"], "max": event.data["max"]}
+                yield frame("progress", {**counted, **job, "node": event.data["node"]})
+            case "finished":
+                self._finish(event)
+                yield self.state()
+            case "executed":
+                node = self._finish(event)
+                if output := event.data["output"]:
+                    shown = {"node": event.data["node"], "display_node": node["display_node_id"], "output": output}
+                    yield frame("executed", {**shown, **job})
+                yield self.state()
+            case "blocked":
+                yield frame("execution_error", {**_blocked(event.data), **job})
+            case "success":
+                yield frame("execution_success", stamp)
+            case "error":
+                yield frame("execution_error", {**error_data(event.data, self._executed()), **stamp})
+            case "cancelled":
+                if self._begun:
+                    yield frame("execution_interrupted", {**self._interrupted(event), **stamp})
+
+    def end(self) -> Iterator[Frame]:
+        """Yield the last frame of a job that had begun: nothing of it runs any more."""
+        if self._begun:
+            yield frame("executing", {"node": None, "prompt_id": self._job_id})
+
+    def state(self) -> Frame:
+        """Return the state of every node that has begun."""
+        return frame(
+            "progress_state", {"prompt_id": self._job_id, "nodes": {k: dict(v) for k, v in self._nodes.items()}}
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether a node of the job runs."""
+        return any(node["state"] == "running" for node in self._nodes.values())
+
+    def _node(self, event: Event, state: str, value: float, maximum: float) -> dict[str, Any]:
+        node_id = event.data["node"]
+        known = self._nodes.get(node_id, {})
+
+        def named(member: str, fallback: str | None) -> str | None:
+            found: str | None = event.data.get(member, known.get(f"{member}_id", fallback))
+            return found
+
+        self._nodes[node_id] = {
+            "value": value,
+            "max": maximum,
+            "state": state,
+            "node_id": node_id,
+            "prompt_id": self._job_id,
+            "display_node_id": named("display_node", node_id),
+            "parent_node_id": named("parent_node", None),
+            "real_node_id": known.get("real_node_id", event.data.get("real_node", node_id)),
+        }
+        return self._nodes[node_id]
+
+    def _finish(self, event: Event) -> dict[str, Any]:
+        maximum = self._nodes.get(event.data["node"], {}).get("max", 1)
+        return self._node(event, "finished", maximum, maximum)
+
+    def _executed(self) -> list[str]:
+        return [node_id for node_id, node in self._nodes.items() if node["state"] == "finished"]
+
+    def _interrupted(self, event: Event) -> dict[str, Any]:
+        running = [node_id for node_id, node in self._nodes.items() if node["state"] == "running"]
+        return {
+            "node_id": event.data.get("node", running[-1] if running else None),
+            "node_type": event.data.get("class_type"),
+            "executed": list(event.data.get("executed", self._executed())),
+        }
+
+
+def error_data(failure: Mapping[str, Any], executed: Sequence[str]) -> dict[str, Any]:
+    """Return a failure as the members of an `execution_error`. executed: what had run, where the failure says not."""
+    return {
+        "node_id": failure.get("real_node", failure.get("node", "")),
+        "node_type": failure.get("class_type", ""),
+        "executed": list(failure.get("executed", executed)),
+        "exception_message": f"{failure.get('message', 'no reason is recorded')}\n",
+        "exception_type": failure.get("exception_type", "Exception"),
+        "traceback": list(failure.get("traceback", ())),
+        "current_inputs": dict(failure.get("current_inputs", {})),
+        "current_outputs": list(failure.get("current_outputs", executed)),
+    }
+
+
+def _blocked(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a node that was passed over as the error that clients are shown; the job goes on."""
+    return {
+        "node_id": data["node"],
+        "node_type": data["class_type"],
+        "executed": list(data["executed"]),
+        "exception_message": f"Execution Blocked: {data['message']}",
+        "exception_type": "ExecutionBlocked",
+        "traceback": [],
+        "current_inputs": [],
+        "current_outputs": [],
+    }
+
+
+def image_frame(image: bytes, *, png: bool = False) -> Frame:
+    """Return an image as clients without negotiation read it: binary type 1, then 1 for JPEG or 2 for PNG."""
+    return struct.pack(">II", 1, 2 if png else 1) + image
+
+
+def described_image_frame(image: bytes, about: Mapping[str, Any]) -> Frame:
+    """Return an image with what it shows beside it: binary type 4, the length of the JSON, the JSON, the image."""
+    text = json.dumps(about).encode()
+    return struct.pack(">II", 4, len(text)) + text + image

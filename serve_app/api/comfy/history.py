@@ -1,0 +1,121 @@
+"""Ended jobs in ComfyUI's format. A job is here from the moment it has left the queue, never before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from serve_app.api.comfy.body import empty, ids, read_members
+from serve_app.api.comfy.frames import error_data
+from serve_app.api.comfy.queue import item, milliseconds
+from serve_app.api.request import READ, Current
+from serve_app.api.strict_json import Json
+from serve_app.errors import InvalidSubmissionError
+from serve_app.events import ENDINGS
+from serve_app.scheduler.messages import JobView
+from serve_app.service import Service
+from serve_app.store.changes import JobQuery
+
+router = APIRouter(include_in_schema=False)
+
+KEPT = 10_000
+"""How many entries a list shows at most: the newest, as many as ComfyUI keeps."""
+CHUNK = 200
+"""How many are asked for at once, so that a long list does not hold up whoever else asks."""
+
+
+@router.api_route("/history", methods=READ)
+async def get_history(request: Request, service: Current) -> Response:
+    """List ended jobs, oldest first. Without an offset `max_items` counts from the newest."""
+    most, offset = _whole(request, "max_items"), _whole(request, "offset")
+    total = (await service.jobs(_query(0, 0))).total
+    hidden = max(0, total - KEPT)
+    newest = hidden if most is None else max(hidden, total - most)
+    first = newest if offset is None or offset < 0 else hidden + offset
+    wanted = total - first if most is None else min(most, total - first)
+    return Json({job.job_id: entry(job) for job in await _jobs(service, first, wanted)})
+
+
+@router.api_route("/history/{prompt_id}", methods=READ)
+async def get_job(request: Request, service: Current) -> Response:
+    """Show one job; an id that names none that has ended gives {}."""
+    job = await service.job(request.path_params["prompt_id"])
+    return Json({} if job is None or not _entered(job) else {job.job_id: entry(job)})
+
+
+@router.post("/history")
+async def post_history(request: Request, service: Current) -> Response:
+    """Forget ended jobs: those of `delete`, or all for `clear`. Unknown ids are no error."""
+    members = await read_members(request, service.limits.body_bytes)
+    if members.get("clear"):
+        await service.forget()
+    if wanted := ids(members, "delete"):
+        await service.forget(wanted)
+    return empty()
+
+
+def entry(job: JobView) -> dict[str, Any]:
+    """Return an ended job as an entry of the history."""
+    return {
+        "prompt": item(job),
+        "outputs": {node_id: ui for node_id, ui in job.outputs.items() if ui},
+        "status": {
+            "status_str": "success" if job.state == "success" else "error",
+            "completed": job.state == "success",
+            "messages": _messages(job),
+        },
+        "meta": {
+            node_id: {"node_id": node_id, "display_node": node_id, "parent_node": None, "real_node_id": node_id}
+            for node_id, ui in job.outputs.items()
+            if ui
+        },
+    }
+
+
+def _messages(job: JobView) -> list[list[Any]]:
+    started = {"prompt_id": job.job_id, "timestamp": milliseconds(job.started_s or job.created_s)}
+    ended = {"prompt_id": job.job_id, "timestamp": milliseconds(job.ended_s or 0.0)}
+    messages: list[list[Any]] = [
+        ["execution_start", started],
+        ["execution_cached", {"nodes": list(job.cached), **started}],
+    ]
+    match job.state:
+        case "success":
+            messages.append(["execution_success", ended])
+        case "cancelled":
+            node = job.failure.get("node")
+            executed = list(job.failure.get("executed", ()))
+            where = {"node_id": node, "node_type": job.failure.get("class_type"), "executed": executed}
+            messages.append(["execution_interrupted", {**where, **ended}])
+        case _:
+            messages.append(["execution_error", {**error_data(job.failure, list(job.outputs)), **ended}])
+    return messages
+
+
+def _entered(job: JobView) -> bool:
+    """Whether the job has ended in a way that the history knows: one withdrawn while it waited leaves no entry."""
+    return job.state in ENDINGS and (job.state != "cancelled" or job.started_s is not None)
+
+
+async def _jobs(service: Service, first: int, wanted: int) -> list[JobView]:
+    found: list[JobView] = []
+    while len(found) < wanted:
+        chunk = await service.jobs(_query(first + len(found), min(CHUNK, wanted - len(found))))
+        found += chunk.jobs
+        if not chunk.jobs:
+            break
+    return found
+
+
+def _query(offset: int, limit: int) -> JobQuery:
+    return JobQuery(tuple(sorted(ENDINGS)), "ended", offset=offset, limit=limit)
+
+
+def _whole(request: Request, name: str) -> int | None:
+    text = request.query_params.get(name)
+    try:
+        return None if text is None else max(-1, min(int(text), 2**31))
+    except ValueError as error:
+        raise InvalidSubmissionError(f"{name}={text[:80] if text else ''} must be a whole number") from error

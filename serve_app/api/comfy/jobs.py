@@ -1,0 +1,153 @@
+"""The jobs API, from which the web page fills its queue and history panels.
+
+The page drops a whole list that does not fit its schema, so the four members it asks for are always there and numbers
+are numbers. Source: comfyui 0.38.1 `/api/jobs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from serve_app.api.comfy.body import read_members
+from serve_app.api.comfy.frames import error_data
+from serve_app.api.comfy.queue import item, milliseconds
+from serve_app.api.request import READ, Current
+from serve_app.api.strict_json import Json
+from serve_app.scheduler.messages import JobView
+from serve_app.store.changes import JobQuery
+
+router = APIRouter(include_in_schema=False)
+
+STATES = {
+    "pending": "queued",
+    "in_progress": "running",
+    "completed": "success",
+    "failed": "error",
+    "cancelled": "cancelled",
+}
+"""The page's word for each state."""
+_STATUS = {state: status for status, state in STATES.items()}
+VISUAL = ("images", "gifs", "video", "videos", "3d")
+UNSHOWABLE = 4
+LIMIT = 1000
+"""Jobs of one answer where the page names no limit."""
+
+
+@router.api_route("/jobs", methods=READ)
+async def get_jobs(request: Request, service: Current) -> Response:
+    """List jobs of some states, by creation or by how long they ran."""
+    asked = request.query_params
+    statuses = [word.strip().lower() for word in asked.get("status", "").split(",") if word.strip()] or list(STATES)
+    if unknown := [word for word in statuses if word not in STATES]:
+        return _refused(f"Invalid status value(s): {', '.join(unknown)[:80]}. Valid values: {', '.join(STATES)}")
+    sort_by, order = asked.get("sort_by", "created_at"), asked.get("sort_order", "desc")
+    if sort_by not in ("created_at", "execution_duration"):
+        return _refused("sort_by must be 'created_at' or 'execution_duration'")
+    if order not in ("asc", "desc"):
+        return _refused("sort_order must be 'asc' or 'desc'")
+    try:
+        limit = int(asked["limit"]) if "limit" in asked else LIMIT
+        offset = max(0, int(asked.get("offset", "0")))
+    except ValueError:
+        return _refused("limit and offset must be integers")
+    if limit <= 0:
+        return _refused("limit must be a positive integer")
+    limit, offset = min(limit, LIMIT), min(offset, 2**31)
+    sort: Literal["created", "duration"] = "created" if sort_by == "created_at" else "duration"
+    states = tuple(STATES[word] for word in dict.fromkeys(statuses))
+    query = JobQuery(states, sort, order == "desc", offset, limit, asked.get("workflow_id") or None)
+    page = await service.jobs(query)
+    window = {"offset": offset, "limit": limit, "total": page.total, "has_more": offset + len(page.jobs) < page.total}
+    return Json({"jobs": list(map(summary, page.jobs)), "pagination": window})
+
+
+@router.api_route("/jobs/{job_id}", methods=READ)
+async def get_job(request: Request, service: Current) -> Response:
+    """Show one job with its outputs and workflow."""
+    job = await service.job(request.path_params["job_id"])
+    if job is None:
+        return Json({"error": "Job not found"}, 404)
+    _, _, prompt, extra_data, _ = item(job)
+    found = summary(job) | {"workflow": {"prompt": prompt, "extra_data": extra_data}}
+    if job.ended_s is not None:
+        found |= {
+            "outputs": job.outputs,
+            "execution_status": {"status_str": job.state, "completed": job.state == "success"},
+        }
+    return Json(found)
+
+
+@router.post("/jobs/cancel")
+async def post_cancel_many(request: Request, service: Current) -> Response:
+    """Cancel jobs, whether they wait or run."""
+    job_ids = (await read_members(request, service.limits.body_bytes)).get("job_ids")
+    if not isinstance(job_ids, list) or not job_ids:
+        return _refused("job_ids must be a list of ids")
+    if invalid := [job_id for job_id in job_ids if not isinstance(job_id, str) or not job_id]:
+        return Json({"error": "job_ids must be a list of ids", "invalid_ids": invalid}, 400)
+    cancelled = [await service.cancel(job_id) for job_id in job_ids]
+    return Json({"cancelled": any(cancelled)})
+
+
+@router.post("/jobs/{job_id}/cancel")
+async def post_cancel(request: Request, service: Current) -> Response:
+    """Cancel one job; `cancelled` is false if it has ended or is unknown."""
+    return Json({"cancelled": await service.cancel(request.path_params["job_id"])})
+
+
+def summary(job: JobView) -> dict[str, Any]:
+    """Return a job as a member of the list, without the members it has nothing for."""
+    shown = list(_shown(job.outputs))
+    failure = None
+    if job.state == "error":
+        failure = {"prompt_id": job.job_id, **error_data(job.failure, list(job.outputs))}
+    found = {
+        "id": job.job_id,
+        "status": _STATUS[job.state],
+        "priority": item(job)[0],
+        "create_time": milliseconds(job.created_s),
+        "execution_start_time": None if job.started_s is None else milliseconds(job.started_s),
+        "execution_end_time": None if job.ended_s is None else milliseconds(job.ended_s),
+        "execution_error": failure,
+        "outputs_count": len(shown),
+        "previewable_outputs_count": sum(_rank(output) < UNSHOWABLE for output in shown),
+        "preview_output": min(shown, key=_rank, default=None),
+        "workflow_id": _workflow_id(job.extra_data),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _shown(outputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield everything that output nodes have shown, each with its node and kind."""
+    for node_id, ui in outputs.items():
+        for kind, values in ui.items() if isinstance(ui, Mapping) else ():
+            for value in values if isinstance(values, list) else ():
+                if isinstance(value, Mapping):
+                    yield {**value, "nodeId": node_id, "mediaType": kind}
+                elif isinstance(value, str):
+                    yield {"content": value, "nodeId": node_id, "mediaType": kind}
+
+
+def _rank(shown: Mapping[str, Any]) -> int:
+    """Return how well something stands for its job, 0 best: saved pictures, other pictures, saved text, other text."""
+    saved = shown.get("type") == "output"
+    if shown["mediaType"] in VISUAL:
+        return 0 if saved else 1
+    if shown["mediaType"] == "text":
+        return 2 if saved else 3
+    return UNSHOWABLE
+
+
+def _workflow_id(extra_data: Mapping[str, Any]) -> str | None:
+    info = extra_data.get("extra_pnginfo")
+    workflow = info.get("workflow") if isinstance(info, Mapping) else None
+    found = workflow.get("id") if isinstance(workflow, Mapping) else None
+    return found if isinstance(found, str) else None
+
+
+def _refused(reason: str) -> Response:
+    return Json({"error": reason}, 400)

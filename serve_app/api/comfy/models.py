@@ -1,0 +1,87 @@
+"""The model files in ComfyUI's format: folders, names, and what a file says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from serve_app.api.comfy.body import empty
+from serve_app.api.request import READ, Current
+from serve_app.api.strict_json import Json
+from serve_app.errors import FileMissingError
+from serve_app.store.catalog import FOLDERS, Catalog
+
+router = APIRouter(include_in_schema=False)
+
+HEADER_LIMIT_BYTES = 100_000_000
+"""The longest header a safetensors file may have, by its format."""
+
+
+@router.api_route("/embeddings", methods=READ)
+async def get_embeddings(service: Current) -> Response:
+    """List the embeddings as prompts name them, without their suffix."""
+    names = await asyncio.to_thread(service.catalog.names, "embeddings")
+    return Json([str(PurePosixPath(name).with_suffix("")) for name in names])
+
+
+@router.api_route("/models", methods=READ)
+async def get_folders() -> Response:
+    """List the folders of model files."""
+    return Json(list(FOLDERS))
+
+
+@router.api_route("/models/{folder}", methods=READ)
+async def get_files(request: Request, service: Current) -> Response:
+    """List a folder's files. An unknown folder is 404."""
+    return Json(await asyncio.to_thread(service.catalog.names, request.path_params["folder"]))
+
+
+@router.api_route("/experiment/models", methods=READ)
+async def get_folders_and_paths(service: Current) -> Response:
+    """List the folders of model files with the directories each is made of."""
+    return Json([{"name": folder, "folders": service.catalog.directories(folder)} for folder in FOLDERS])
+
+
+@router.api_route("/experiment/models/{folder}", methods=READ)
+async def get_described_files(request: Request, service: Current) -> Response:
+    """List a folder's files with their sizes and times."""
+    folder = request.path_params["folder"]
+    return Json(await asyncio.to_thread(_described, service.catalog, folder))
+
+
+@router.api_route("/view_metadata/{folder}", methods=READ)
+async def get_metadata(request: Request, service: Current) -> Response:
+    """Show the metadata in a safetensors file's header; a file without any is 404, as one that is not there."""
+    folder, name = request.path_params["folder"], request.query_params.get("filename", "")
+    if not name.endswith(".safetensors"):
+        return empty(404)
+    found = await asyncio.to_thread(lambda: _metadata(service.catalog.path(folder, name)))
+    return empty(404) if found is None else Json(found)
+
+
+def _described(catalog: Catalog, folder: str) -> list[dict[str, Any]]:
+    found = []
+    for name in catalog.names(folder):
+        path = catalog.path(folder, name)
+        stat = path.stat()
+        times = {"modified": stat.st_mtime, "created": stat.st_ctime, "size": stat.st_size}
+        found.append({"name": name, "pathIndex": catalog.directory_index(folder, name), **times})
+    return found
+
+
+def _metadata(path: Path) -> Any | None:
+    """Return `__metadata__` of a safetensors header: 8 bytes of its length, little-endian, then that much JSON."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > HEADER_LIMIT_BYTES:
+            raise FileMissingError(f"{path.name} is no safetensors file")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise FileMissingError(f"{path.name} is no safetensors file") from error
+    return header.get("__metadata__") if isinstance(header, dict) else None

@@ -1,0 +1,92 @@
+"""Every node class as ComfyUI's clients read it: /object_info.
+
+Built from specs, so nothing of a class's code runs here. Lists of files are read at each request. COMBOs are written as
+V1 lists, whichever way the class declares them, because clients read `input.required.NAME[0]` as a list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from serve_app.api.request import READ, Current
+from serve_app.api.strict_json import Json
+from serve_app.graph.spec import Input, NodeSpec
+from serve_app.service import Service
+
+router = APIRouter(include_in_schema=False)
+
+OWN_CAPABILITIES = frozenset({"RUNTIME", "STORE"})
+"""Hidden inputs that other servers do not know and no client fills."""
+
+_FLAGS = ("deprecated", "experimental", "api_node")
+
+
+@router.api_route("/object_info", methods=READ)
+async def get_object_info(request: Request, service: Current) -> Response:
+    """Describe every class. Megabytes that hardly change: a client that has them is told so by the tag."""
+    specs, choices = await _known(service)
+    answer = await asyncio.to_thread(lambda: Json({name: info(spec, choices) for name, spec in specs.items()}))
+    tag = f'"{hashlib.sha256(bytes(answer.body)).hexdigest()[:32]}"'
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    answer.headers.update(headers)
+    return answer
+
+
+@router.api_route("/object_info/{node_class}", methods=READ)
+async def get_class_info(request: Request, service: Current) -> Response:
+    """Describe one class; an unknown one gives {}."""
+    name = request.path_params["node_class"]
+    specs, choices = await _known(service, only=name)
+    return Json({name: info(specs[name], choices)} if name in specs else {})
+
+
+async def _known(
+    service: Service, only: str | None = None
+) -> tuple[Mapping[str, NodeSpec], Mapping[str, Sequence[str]]]:
+    specs = await service.specs()
+    shown = specs.values() if only is None else [specs[only]] if only in specs else []
+    return specs, await service.choices(i.folder for spec in shown for i in spec.inputs if i.folder is not None)
+
+
+def info(spec: NodeSpec, choices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return one class as clients read it. choices: folder -> file names."""
+    inputs: dict[str, dict[str, Any]] = {"required": {}}
+    for declared in spec.inputs:
+        inputs.setdefault(declared.section, {})[declared.name] = config(declared, choices)
+    hidden = {name: kind for name, kind in spec.hidden.items() if kind not in OWN_CAPABILITIES}
+    if hidden:
+        inputs["hidden"] = hidden
+    found: dict[str, Any] = {
+        "input": inputs,
+        "input_order": {section: list(members) for section, members in inputs.items()},
+        "output": list(spec.outputs),
+        "output_is_list": list(spec.output_is_list),
+        "output_name": list(spec.output_names),
+        "name": spec.class_type,
+        "display_name": spec.display_name or spec.class_type,
+        "description": spec.description,
+        "python_module": spec.python_module,
+        "category": spec.category,
+        "output_node": spec.output_node,
+    }
+    if tooltips := getattr(spec, "output_tooltips", ()):
+        found["output_tooltips"] = list(tooltips)
+    return found | {flag: True for flag in _FLAGS if getattr(spec, flag, False)}
+
+
+def config(declared: Input, choices: Mapping[str, Sequence[str]]) -> list[Any]:
+    """Return an input as [type or choices, options]; an input without options is a list of one."""
+    kind: Any = declared.type
+    if declared.folder is not None:
+        kind = list(choices.get(declared.folder, ()))
+    elif declared.choices is not None:
+        kind = list(declared.choices)
+    return [kind, dict(declared.options)] if declared.options else [kind]

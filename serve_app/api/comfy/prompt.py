@@ -1,0 +1,82 @@
+"""POST /prompt and GET /prompt in ComfyUI's format: what may be left out or misspelt there may be so here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+
+from serve_app.api.comfy.failures import failure
+from serve_app.api.comfy.node_errors import NodeErrors, explained, folders
+from serve_app.api.request import READ, Current, read_object
+from serve_app.api.strict_json import Json
+from serve_app.errors import InvalidGraphError
+from serve_app.service import KEYS, Service
+
+router = APIRouter(include_in_schema=False)
+
+USAGE_SOURCE = "comfy_usage_source"
+
+
+@router.api_route("/prompt", methods=READ)
+async def get_prompt(service: Current) -> Response:
+    """Return how many jobs have not ended."""
+    queue = await service.queue()
+    return Json({"exec_info": {"queue_remaining": len(queue.running) + len(queue.pending)}})
+
+
+@router.post("/prompt")
+async def post_prompt(request: Request, service: Current) -> Response:
+    """Queue a workflow, without the outputs that cannot run as long as one can."""
+    body = submission(await read_object(request, service.limits.body_bytes))
+    if source := request.headers.get("comfy-usage-source"):
+        body["extra_data"] = {USAGE_SOURCE: source, **body.get("extra_data", {})}
+    if "prompt" not in body:
+        return failure(400, "no_prompt", "No prompt provided", "No prompt provided")
+    try:
+        submitted = await service.submit(body, partial=True)
+    except InvalidGraphError as error:
+        return Json(await explained(error, body, await service.specs(), service.choices), 400)
+    answer = {
+        "prompt_id": submitted.job_id,
+        "number": int(submitted.number) if submitted.number.is_integer() else submitted.number,
+        "node_errors": await _node_errors(service, body, submitted.problems),
+    }
+    # The client learns the id before its sockets are told of the job.
+    return Json(answer, background=BackgroundTask(service.answered, submitted))
+
+
+async def _node_errors(service: Service, body: Mapping[str, Any], problems: Any) -> dict[str, Any]:
+    if not problems:
+        return {}
+    specs = await service.specs()
+    choices = await service.choices(folders(problems, specs))
+    return NodeErrors(body["prompt"], problems, specs, choices, body.get("partial_execution_targets")).by_node()
+
+
+def submission(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the service takes of a native body, near values converted; unknown keys and nulls count as absent."""
+    taken = {key: body[key] for key in KEYS if body.get(key) is not None}
+    if isinstance(number := taken.get("number"), str):
+        taken["number"] = _number(number)
+    if "front" in taken:
+        taken["front"] = bool(taken["front"])
+    extra = taken.get("extra_data")
+    if isinstance(extra, Mapping):
+        taken.setdefault("client_id", extra.get("client_id"))
+        taken["extra_data"] = {key: value for key, value in extra.items() if key != "client_id"}
+    if taken.get("client_id") is None:
+        taken.pop("client_id", None)
+    elif not isinstance(taken["client_id"], str):
+        taken["client_id"] = str(taken["client_id"])
+    return taken
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text

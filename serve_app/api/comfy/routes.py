@@ -1,0 +1,26 @@
+"""The native dialect's routes, all of them; `app.py` decides where they stand."""
+
+from __future__ import annotations
+
+from serve_app.api.comfy import history, jobs, models, object_info, prompt, queue, system, uploads, userdata, view
+from serve_app.api.comfy import websocket as socket
+
+ROUTERS = (
+    prompt.router,
+    queue.router,
+    history.router,
+    object_info.router,
+    models.router,
+    view.router,
+    uploads.router,
+    userdata.router,
+    system.router,
+    socket.router,
+)
+"""Routes that ComfyUI has twice: at the root and under /api."""
+
+PREFIXED = (jobs.router,)
+"""Routes that it has under /api only."""
+
+UNPREFIXED = (system.internal,)
+"""Routes that it has at the root only."""

@@ -1,0 +1,153 @@
+"""What the server is and can, in ComfyUI's format; and what the web page asks for that this server has none of."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from serve_app.api.comfy.body import empty, read_members
+from serve_app.api.request import READ, Current
+from serve_app.api.strict_json import Json
+from serve_app.scheduler.messages import ClusterView
+from serve_app.service import Service
+from serve_app.store.catalog import FOLDERS
+from serve_app.store.store import AREAS, FileRef, Store
+
+router = APIRouter(include_in_schema=False)
+internal = APIRouter(include_in_schema=False, prefix="/internal")
+"""Routes that ComfyUI keeps for its own page."""
+
+COMFYUI_VERSION = "0.3.64"
+"""The ComfyUI whose behaviour this dialect has."""
+MB = 1024 * 1024
+
+
+@router.api_route("/system_stats", methods=READ)
+async def get_system_stats(service: Current) -> Response:
+    """Describe the cluster as one machine: memory in bytes, one device a GPU."""
+    return Json(system_stats(await service.cluster()))
+
+
+@router.api_route("/features", methods=READ)
+async def get_features(service: Current) -> Response:
+    """Return what clients may count on."""
+    return Json(features(service))
+
+
+@router.api_route("/extensions", methods=READ)
+async def get_extensions() -> Response:
+    """List the page's extensions."""
+    return Json([])
+
+
+@router.api_route("/i18n", methods=READ)
+@router.api_route("/workflow_templates", methods=READ)
+@router.api_route("/global_subgraphs", methods=READ)
+@router.api_route("/node_replacements", methods=READ)
+async def get_nothing() -> Response:
+    """Return none of what node packs may bring."""
+    return Json({})
+
+
+@router.post("/free")
+async def post_free(request: Request, service: Current) -> Response:
+    """Take note of the wish; replicas let go of what is least recently used whenever they need room."""
+    await read_members(request, service.limits.body_bytes)
+    return empty()
+
+
+@internal.api_route("/files/{area}", methods=READ)
+async def get_files(request: Request, service: Current) -> Response:
+    """List the names in one of the three directories, newest first."""
+    area = request.path_params["area"]
+    if area not in AREAS:
+        return Json({"error": "Invalid directory type"}, 400)
+    return Json(await asyncio.to_thread(_newest_first, service.store, area))
+
+
+@internal.api_route("/folder_paths", methods=READ)
+async def get_folder_paths(service: Current) -> Response:
+    """List the directories of every folder of model files."""
+    return Json({folder: service.catalog.directories(folder) for folder in FOLDERS})
+
+
+@internal.api_route("/logs", methods=READ)
+async def get_logs() -> Response:
+    """Return no log: it is on the hosts of the cluster, and not for every client."""
+    return Json("")
+
+
+@internal.api_route("/logs/raw", methods=READ)
+async def get_raw_logs() -> Response:
+    """Return no log, as entries."""
+    return Json({"entries": [], "size": {"cols": 80, "rows": 24}})
+
+
+@internal.patch("/logs/subscribe")
+async def patch_subscription() -> Response:
+    """Accept that a client wants the log, of which nothing ever comes."""
+    return empty()
+
+
+def features(service: Service) -> dict[str, Any]:
+    """Return the server's feature flags."""
+    return {
+        "supports_preview_metadata": True,
+        "max_upload_size": service.limits.upload_bytes,
+        "assets": False,
+        "node_replacements": False,
+    }
+
+
+def system_stats(cluster: ClusterView) -> dict[str, Any]:
+    """Return the native SystemStats; a cluster without GPUs has its processors as one device, as ComfyUI there."""
+    total = sum(host.ram_total_mb for host in cluster.hosts) * MB
+    free = sum(host.ram_available_mb for host in cluster.hosts) * MB
+    gpus = {gpu.uuid: gpu for host in cluster.hosts for gpu in host.gpus}
+    memory: list[tuple[str, str, int | None, int, int]] = [
+        (g.name, "cuda", index, g.vram_total_mb * MB, g.vram_free_mb * MB) for index, g in enumerate(gpus.values())
+    ]
+    return {
+        "system": {
+            "os": sys.platform,
+            "ram_total": total,
+            "ram_free": free,
+            "comfyui_version": COMFYUI_VERSION,
+            "required_frontend_version": _version("comfyui-frontend-package"),
+            "installed_templates_version": _version("comfyui-workflow-templates"),
+            "required_templates_version": _version("comfyui-workflow-templates"),
+            "python_version": sys.version,
+            "pytorch_version": _version("torch"),
+            "embedded_python": False,
+            "argv": ["serve-app"],
+        },
+        "devices": [
+            {
+                "name": name,
+                "type": kind,
+                "index": index,
+                "vram_total": total,
+                "vram_free": free,
+                "torch_vram_total": total,
+                "torch_vram_free": free,
+            }
+            for name, kind, index, total, free in memory or [("cpu", "cpu", None, total, free)]
+        ],
+    }
+
+
+def _newest_first(store: Store, area: Any) -> list[str]:
+    names = list(store.names(area))
+    return sorted(names, key=lambda name: store.stat(FileRef(area, "", name)).modified_s, reverse=True)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,143 @@
+"""Uploading images and masks, in ComfyUI's format: a form whose fields say where the file goes.
+
+A name that is taken gets the file only if its content is the same or `overwrite` is set; else the file gets a number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import posixpath
+from pathlib import PurePosixPath
+from typing import Any
+
+from fastapi import APIRouter, Request
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from starlette.datastructures import FormData, UploadFile
+from starlette.responses import Response
+
+from serve_app.api.comfy.body import empty
+from serve_app.api.comfy.view import named
+from serve_app.api.request import Current
+from serve_app.api.strict_json import Json
+from serve_app.errors import BodyTooLargeError, FileMissingError, InvalidSubmissionError
+from serve_app.service import Service
+from serve_app.store.store import AREAS, FileRef, Store
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.post("/upload/image")
+async def post_image(request: Request, service: Current) -> Response:
+    """Store an image."""
+    return await _upload(request, service, masked=False)
+
+
+@router.post("/upload/mask")
+async def post_mask(request: Request, service: Current) -> Response:
+    """Store the image that `original_ref` names, with the alpha of the one that is uploaded."""
+    return await _upload(request, service, masked=True)
+
+
+async def _upload(request: Request, service: Service, *, masked: bool) -> Response:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > service.limits.upload_bytes:
+        raise BodyTooLargeError(f"the upload is {declared} bytes; at most {service.limits.upload_bytes} are taken")
+    async with request.form(max_files=8, max_fields=100) as form:
+        image = form.get("image")
+        if not isinstance(image, UploadFile) or not image.filename:
+            return empty(400)
+        if (image.size or 0) > service.limits.upload_bytes:
+            raise BodyTooLargeError(
+                f"the upload is {image.size} bytes; at most {service.limits.upload_bytes} are taken"
+            )
+        data = await image.read()
+        wanted = _wanted(form, image.filename)
+        if wanted is None:
+            return empty(400)
+        try:
+            if masked:
+                original = _original(_text(form, "original_ref"))
+                if isinstance(original, int):
+                    return empty(original)
+                data = await asyncio.to_thread(_with_alpha, service.store, original, data)
+            overwrite = _text(form, "overwrite") in ("true", "1")
+            name = await asyncio.to_thread(store, service.store, wanted, data, overwrite=overwrite)
+        except FileMissingError:
+            return empty(400)
+    return Json({"name": name, "subfolder": _text(form, "subfolder"), "type": wanted.area})
+
+
+def store(files: Store, wanted: FileRef, data: bytes, *, overwrite: bool) -> str:
+    """Store a file and return its name: the wanted one, or with a number if another file has that.
+
+    Errors: FileMissingError for a name that leaves its area.
+    """
+    if overwrite:
+        files.write(wanted, data)
+        return wanted.filename
+    path = PurePosixPath(wanted.filename)
+    ref, count = wanted, 0
+    while True:
+        try:
+            files.write(ref, data, replace=False)
+            return ref.filename
+        except FileExistsError:
+            if _holds(files, ref, data):
+                return ref.filename
+        count += 1
+        ref = FileRef(wanted.area, wanted.subfolder, f"{path.stem} ({count}){path.suffix}")
+
+
+def _holds(files: Store, ref: FileRef, data: bytes) -> bool:
+    try:
+        if files.stat(ref).size != len(data):
+            return False
+        with files.open(ref) as file:
+            return file.read() == data
+    except FileMissingError:
+        return False
+
+
+def _text(form: FormData, name: str) -> str:
+    value = form.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _wanted(form: FormData, filename: str) -> FileRef | None:
+    area = next((known for known in AREAS if known == (_text(form, "type") or "input")), None)
+    if area is None:
+        raise InvalidSubmissionError(f"type={_text(form, 'type')[:80]} is not a directory; allowed: {', '.join(AREAS)}")
+    # Browsers send a folder's files with their paths; what counts is where the whole path leads.
+    path = posixpath.normpath(posixpath.join(_text(form, "subfolder"), filename))
+    if path.startswith(("/", "..")):
+        return None
+    subfolder, _, name = path.rpartition("/")
+    return FileRef(area, subfolder, name)
+
+
+def _original(text: str) -> FileRef | int:
+    try:
+        reference: Any = json.loads(text)
+        filename, subfolder = reference["filename"], reference.get("subfolder", "")
+        return named(str(filename), str(subfolder), str(reference.get("type", "output")))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return 400
+
+
+def _with_alpha(files: Store, original: FileRef, mask: bytes) -> bytes:
+    """Return the original as a PNG with the mask's alpha and the original's own text. Errors: FileMissingError."""
+    with files.open(original) as file:
+        try:
+            with Image.open(file) as image, Image.open(io.BytesIO(mask)) as drawn:
+                texts = PngImagePlugin.PngInfo()
+                for key, value in getattr(image, "text", {}).items():
+                    texts.add_text(key, value)
+                painted = image.convert("RGBA")
+                painted.putalpha(drawn.convert("RGBA").getchannel("A"))
+        except (UnidentifiedImageError, OSError, ValueError) as error:
+            raise FileMissingError(f"no image and mask of one size: {error}") from error
+    buffer = io.BytesIO()
+    painted.save(buffer, format="PNG", compress_level=4, pnginfo=texts)
+    return buffer.getvalue()

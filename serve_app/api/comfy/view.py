@@ -1,0 +1,111 @@
+"""GET /view in ComfyUI's format: any stored file, or an image as a preview or by one channel.
+
+It answers 400 for names that could leave a directory, 403 for subfolders that do, 404 for what is not there, all empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import mimetypes
+from pathlib import PurePosixPath
+
+from fastapi import APIRouter, Request
+from PIL import Image, UnidentifiedImageError
+from starlette.responses import Response
+
+from serve_app.api.comfy.body import empty
+from serve_app.api.request import READ, Current
+from serve_app.api.stored_file import stored_file
+from serve_app.errors import FileMissingError
+from serve_app.service import Service
+from serve_app.store.store import AREAS, FileRef
+
+router = APIRouter(include_in_schema=False)
+
+# A browser would run these in the page's name.
+_DOWNLOADED = frozenset(
+    {"text/html", "text/html-sandboxed", "application/xhtml+xml", "text/javascript", "text/css", "image/svg+xml"}
+)
+UNKNOWN_TYPE = "application/octet-stream"
+QUALITY = 90
+
+
+@router.api_route("/view", methods=READ)
+async def get_view(request: Request, service: Current) -> Response:
+    """Return a file as it is, or rendered as `preview` or `channel` ask."""
+    query = request.query_params
+    if "filename" not in query:
+        return empty(404)
+    ref = named(query["filename"], query.get("subfolder", ""), query.get("type", "output"))
+    if isinstance(ref, int):
+        return empty(ref)
+    if "preview" in query:
+        return await _rendered(service, ref, lambda image: _preview(image, query["preview"], query.get("channel", "")))
+    if (channel := query.get("channel", "rgba")) in ("rgb", "a"):
+        return await _rendered(service, ref, lambda image: _channel(image, channel))
+    guessed = mimetypes.guess_type(ref.filename)[0] or UNKNOWN_TYPE
+    kind = UNKNOWN_TYPE if guessed in _DOWNLOADED else guessed
+    answer = await stored_file(service, ref, kind, request.method, request.headers)
+    if "content-disposition" in answer.headers:
+        answer.headers["Content-Disposition"] = _disposition(ref)
+    return answer
+
+
+def named(filename: str, subfolder: str, area: str) -> FileRef | int:
+    """Return the file that clients name so, or the status code that says why there is none.
+
+    A filename may end in " [output]" (input, temp), which overrules the area; folders in it are ignored.
+    """
+    for annotated in AREAS:
+        if filename.endswith(f"[{annotated}]"):
+            filename, area = filename.removesuffix(f"[{annotated}]").rstrip(" "), annotated
+    known = next((candidate for candidate in AREAS if candidate == area), None)
+    if known is None or not filename or filename.startswith("/") or ".." in filename:
+        return 400
+    if subfolder.startswith("/") or ".." in subfolder.split("/"):
+        return 403
+    name = PurePosixPath(filename).name
+    return FileRef(known, subfolder, name) if name else 400
+
+
+async def _rendered(service: Service, ref: FileRef, render: object) -> Response:
+    def make() -> tuple[bytes, str]:
+        with service.store.open(ref) as file:
+            try:
+                with Image.open(file) as image:
+                    return render(image)  # type: ignore[operator, no-any-return]
+            except (UnidentifiedImageError, OSError, ValueError) as error:
+                raise FileMissingError(f"'{ref.filename[:80]}' is no image") from error
+
+    data, kind = await asyncio.to_thread(make)
+    return Response(data, media_type=kind, headers={"Content-Disposition": _disposition(ref)})
+
+
+def _preview(image: Image.Image, asked: str, channel: str) -> tuple[bytes, str]:
+    """Return a smaller file of the image; asked: a format, then maybe a quality, as "webp;90"."""
+    kind, *_, last = [*asked.split(";"), ""] if ";" not in asked else asked.split(";")
+    kind = "jpeg" if kind == "jpeg" and "a" not in channel else "webp"
+    quality = min(100, int(last)) if last.isascii() and last.isdigit() else QUALITY
+    drawn = image.convert("RGB") if kind == "jpeg" or channel == "rgb" else image
+    buffer = io.BytesIO()
+    drawn.save(buffer, format=kind, quality=quality)
+    return buffer.getvalue(), f"image/{kind}"
+
+
+def _channel(image: Image.Image, channel: str) -> tuple[bytes, str]:
+    """Return a PNG of the colours alone, or of the alpha alone: black, and as opaque as the image is."""
+    if channel == "rgb":
+        drawn = image.convert("RGB")
+    else:
+        alpha = image.getchannel("A") if image.mode == "RGBA" else Image.new("L", image.size, 255)
+        drawn = Image.new("RGBA", image.size)
+        drawn.putalpha(alpha)
+    buffer = io.BytesIO()
+    drawn.save(buffer, format="PNG")
+    return buffer.getvalue(), "image/png"
+
+
+def _disposition(ref: FileRef) -> str:
+    name = "".join("_" if c in '"\\' or not c.isprintable() or ord(c) > 255 else c for c in ref.filename)
+    return f'filename="{name}"'
