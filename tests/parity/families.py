@@ -7,6 +7,7 @@ model_detection reads the keys, and its SDClipModel for SD 2 (normed, projected)
 from __future__ import annotations
 
 import zlib
+from functools import cache
 from math import prod, sqrt
 
 import torch
@@ -29,6 +30,7 @@ WIDTH, LAYERS = 64, 3
 VOCABULARY = 49408
 
 
+@cache
 def unet(name: str) -> dict[str, Tensor]:
     """Return a backbone's tensors under the single file's names."""
     return random_tensors(UNETS[name], torch.float32)
