@@ -37,10 +37,8 @@ class Feed:
     def put(self, event: Event) -> None:
         """Add an event; progress of a node takes the place of its earlier progress that waits last."""
         self.touched_s = time.monotonic()
-        if event.kind == "progress" and self.unread:
-            last = self.unread[-1]
-            if (last.kind, last.job_id, last.data["node"]) == ("progress", event.job_id, event.data["node"]):
-                self.unread.pop()
+        if self.unread and _same_progress(self.unread[-1], event):
+            self.unread.pop()
         self.unread.append(event)
 
     def after(self, seq: int) -> tuple[Event, ...]:
@@ -55,6 +53,12 @@ class Feed:
                 break
             ready.append(event)
         return tuple(ready)
+
+
+def _same_progress(earlier: Event, later: Event) -> bool:
+    if not earlier.kind == later.kind == "progress":
+        return False
+    return (earlier.job_id, earlier.data["node"]) == (later.job_id, later.data["node"])
 
 
 class Feeds:

@@ -179,7 +179,7 @@ async def test_a_kind_of_unavailable_that_nobody_listed_is_still_503(client, sch
 
 
 @pytest.mark.parametrize(
-    "path", ["/nowhere", "/queue/", "/prompt/x", "/history", "/history/a/b", "/docs/x.js", "/redoc"]
+    "path", ["/nowhere", "/queue/", "/prompt/x", "/jobs", "/history/a/b", "/docs/x.js", "/redoc"]
 )
 async def test_an_unknown_route_is_404_with_the_contracts_body(client, path):
     response = await client.get(path)
@@ -190,7 +190,7 @@ async def test_an_unknown_route_is_404_with_the_contracts_body(client, path):
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", "/prompt", "POST"), ("DELETE", "/queue", "GET, HEAD"), ("POST", "/view", "GET, HEAD")],
+    [("PUT", "/prompt", "POST"), ("DELETE", "/queue", "GET, HEAD"), ("POST", "/view", "GET, HEAD")],
 )
 async def test_a_wrong_method_is_405_and_names_the_right_ones(client, method, path, allowed):
     response = await client.request(method, path)
