@@ -1,0 +1,262 @@
+"""Node packs: V1 and V3 classes from files, and what their imports find."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import torch
+
+from serve_app.nodes.call import ExecutionBlocker, NodeResult, call, merge
+from serve_app.nodes.executing import Executing
+from serve_app.nodes.packs import Packs, load
+from serve_app.nodes.registry import BUILTIN
+
+V1 = """
+    import folder_paths, nodes, comfy.utils, comfy.model_management
+    from comfy.comfy_types import IO, ComfyNodeABC
+    from comfy_execution.graph import ExecutionBlocker
+    from server import PromptServer
+
+    @PromptServer.instance.routes.get("/mine")
+    async def handler(request): ...
+
+    class Double(ComfyNodeABC):
+        RETURN_TYPES = (IO.ANY,)
+        FUNCTION = "go"
+        CATEGORY = "mine"
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {
+                "n": ("INT", {"max": nodes.MAX_RESOLUTION}),
+                "model": (folder_paths.get_filename_list("checkpoints"),),
+                "picture": (["a.png"], {"image_upload": True}),
+            }}
+
+        def go(self, n, **more):
+            comfy.utils.ProgressBar(4).update(3)
+            return (2 * n,)
+
+    class Broken:
+        pass
+
+    class SaveImage(Double):
+        pass
+
+    NODE_CLASS_MAPPINGS = {"Double": Double, "Broken": Broken, "SaveImage": SaveImage}
+    NODE_DISPLAY_NAME_MAPPINGS = {"Double": "Twice as much"}
+"""
+
+V3 = """
+    import asyncio
+    from comfy_api.latest import io, ui, ComfyExtension
+
+    class Scale(io.ComfyNode):
+        @classmethod
+        def define_schema(cls):
+            return io.Schema(
+                node_id="Scale", display_name="Scale it", category="mine", is_output_node=True,
+                inputs=[
+                    io.Int.Input("n", default=1, min=0, max=10, tooltip="how many"),
+                    io.Combo.Input("by", options=["two", "three"]),
+                    io.Image.Input("image", optional=True),
+                    io.MultiType.Input(io.Float.Input("either", optional=True), [io.Mask]),
+                ],
+                outputs=[io.Int.Output(display_name="scaled"), io.Int.Output(is_output_list=True)],
+                hidden=[io.Hidden.unique_id],
+            )
+
+        @classmethod
+        def validate_inputs(cls, n):
+            return True if n != 7 else "never 7"
+
+        @classmethod
+        def fingerprint_inputs(cls, **given):
+            return cls.hidden.unique_id
+
+        @classmethod
+        async def execute(cls, n, by, image=None, either=None):
+            await asyncio.sleep(0)
+            scaled = n * {"two": 2, "three": 3}[by]
+            return io.NodeOutput(scaled, [scaled, n], ui=ui.PreviewText(cls.hidden.unique_id))
+
+    class Stateful(io.ComfyNode):
+        @classmethod
+        def define_schema(cls):
+            return io.Schema(node_id="Stateful", outputs=[io.AnyType.Output()], inputs=[io.AnyType.Input("how")])
+
+        @classmethod
+        def execute(cls, how):
+            if how == "state":
+                cls.count = 1
+            if how == "block":
+                return io.NodeOutput(block_execution="stop")
+            if how == "expand":
+                return {"result": (["x", 0],), "expand": {"x": {"class_type": "Scale"}}}
+            return (how,)
+
+    class Extension(ComfyExtension):
+        async def on_load(self):
+            Extension.loaded = True
+
+        async def get_node_list(self):
+            return [Scale, Stateful] if Extension.loaded else []
+
+    async def comfy_entrypoint():
+        return Extension()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for packs, in a process whose modules are put back afterwards."""
+    before = dict(sys.modules)
+    packs = tmp_path / "packs"
+    packs.mkdir()
+    yield packs
+    for name in set(sys.modules) - set(before):
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dedent(text))
+
+
+def loaded(folder: Path, **files: str) -> Packs:
+    for name, text in files.items():
+        write(folder, f"{name}/__init__.py", text)
+    root = folder.parent
+    (root / "models" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (root / "models" / "checkpoints" / "a.safetensors").touch()
+    return load(folder, root / "models", {area: root / area for area in ("input", "output", "temp")})  # type: ignore[misc]
+
+
+async def run(packs: Packs, name: str, **inputs: list[Any]) -> NodeResult:
+    cls, spec = packs.classes[name], packs.specs[name]
+    return merge(await call(cls(), spec, inputs, Executing("job", "9")), spec)
+
+
+async def test_a_v1_pack_is_loaded_and_runs(folder: Path) -> None:
+    packs = loaded(folder, mine=V1)
+    spec = packs.specs["Double"]
+    assert (spec.display_name, spec.python_module, spec.outputs) == ("Twice as much", "custom_nodes.mine", ("*",))
+    assert spec.input("n").options == {"max": 16384}  # type: ignore[union-attr]
+    assert (await run(packs, "Double", n=[4])).outputs == ([8],)
+
+
+def test_choices_of_files_name_their_folder_so_that_they_are_never_old(folder: Path) -> None:
+    spec = loaded(folder, mine=V1).specs["Double"]
+    assert [(i.name, i.folder, i.choices) for i in spec.inputs if i.type == "COMBO"] == [
+        ("model", "checkpoints", None),
+        ("picture", "input", None),
+    ]
+
+
+def test_a_class_that_is_none_is_left_out_and_built_in_names_stay(folder: Path) -> None:
+    packs = loaded(folder, mine=V1)
+    assert "Broken" not in packs.classes
+    assert "SaveImage" not in packs.classes
+    assert sys.modules["nodes"].NODE_CLASS_MAPPINGS["SaveImage"] is BUILTIN["SaveImage"]
+
+
+def test_a_pack_that_fails_hurts_no_other(folder: Path) -> None:
+    write(folder, "single.py", V1)
+    write(folder, "off.disabled/__init__.py", "raise LookupError")
+    packs = loaded(folder, a="raise LookupError('no')", b="import sys; sys.exit(3)", c="import comfy.ldm", d="x = 1")
+    assert set(packs.failures) == {"a", "b", "c", "d"}
+    assert packs.failures["a"] == "LookupError: no"
+    assert "NODE_CLASS_MAPPINGS nor comfy_entrypoint" in packs.failures["d"]
+    assert packs.specs["Double"].python_module == "custom_nodes.single"
+
+
+def test_every_prestartup_script_runs_before_any_pack(folder: Path) -> None:
+    write(folder, "z/prestartup_script.py", "import sys; sys.early = 1")
+    packs = loaded(folder, a="import sys; assert sys.early\nNODE_CLASS_MAPPINGS = {}", z="NODE_CLASS_MAPPINGS = {}")
+    assert packs.failures == {}
+    del sys.early  # type: ignore[attr-defined]
+
+
+async def test_progress_goes_to_whoever_runs_the_node(folder: Path) -> None:
+    packs = loaded(folder, mine=V1)
+    told: list[Any] = []
+    executing = Executing("job", "9", progress=lambda value, maximum, preview: told.append((value, maximum)))
+    await call(packs.classes["Double"](), packs.specs["Double"], {"n": [1]}, executing)
+    assert told == [(3, 4)]
+
+
+async def test_progress_ends_a_node_that_nobody_waits_for(folder: Path) -> None:
+    packs = loaded(folder, mine=V1)
+    executing = Executing("job", "9")
+    executing.stopped.set()
+    with pytest.raises(sys.modules["comfy.model_management"].InterruptProcessingException):
+        await call(packs.classes["Double"](), packs.specs["Double"], {"n": [1]}, executing)
+
+
+async def test_a_v3_pack_is_adapted_onto_the_same_protocol(folder: Path) -> None:
+    packs = loaded(folder, mine=V3)
+    spec = packs.specs["Scale"]
+    assert (spec.display_name, spec.category, spec.output_node) == ("Scale it", "mine", True)
+    assert [(i.name, i.type, i.section) for i in spec.inputs] == [
+        ("n", "INT", "required"),
+        ("by", "COMBO", "required"),
+        ("image", "IMAGE", "optional"),
+        ("either", "FLOAT,MASK", "optional"),
+    ]
+    assert spec.inputs[0].options == {"default": 1, "min": 0, "max": 10, "tooltip": "how many"}
+    assert spec.inputs[1].choices == ("two", "three")
+    assert (spec.outputs, spec.output_names, spec.output_is_list) == (("INT", "INT"), ("scaled", "INT"), (False, True))
+    assert spec.hidden == {"unique_id": "UNIQUE_ID", "prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
+    assert (spec.validator, spec.fingerprinted) == (("n",), True)
+    hidden = {"unique_id": ["9"], "prompt": [{}], "extra_pnginfo": [None]}
+    result = await run(packs, "Scale", n=[2, 3], by=["three"], **hidden)
+    assert result == NodeResult(([6, 9], [6, 2, 9, 3]), {"text": ["9", "9"]})
+
+
+async def test_v3_classes_hold_no_state_may_block_and_must_say_that_they_expand(folder: Path) -> None:
+    packs = loaded(folder, mine=V3)
+    assert (await run(packs, "Stateful", how=["plain"])).outputs == (["plain"],)
+    [[blocker]] = (await run(packs, "Stateful", how=["block"])).outputs
+    assert isinstance(blocker, ExecutionBlocker)
+    assert blocker.message == "stop"
+    with pytest.raises(AttributeError, match="cannot be set while the node runs"):
+        await run(packs, "Stateful", how=["state"])
+    with pytest.raises(Exception, match="enable_expand=True"):
+        await run(packs, "Stateful", how=["expand"])
+
+
+def test_saved_files_are_numbered_on_and_stay_in_their_folder(folder: Path) -> None:
+    loaded(folder)
+    paths = sys.modules["folder_paths"]
+    output = folder.parent / "output"
+    (output / "sub").mkdir(parents=True)
+    (output / "sub" / "x_00007_.png").touch()
+    directory, name, counter, subfolder, _ = paths.get_save_image_path("sub/x", str(output))
+    assert (directory, name, counter, subfolder) == (str(output / "sub"), "x", 8, "sub")
+    with pytest.raises(Exception, match="leaves the folder"):
+        paths.get_save_image_path("../x", str(output))
+    assert paths.get_annotated_filepath("a.png [output]") == str(output / "a.png")
+    assert paths.get_full_path("checkpoints", "../../a.safetensors") == str(
+        folder.parent / "models" / "checkpoints" / "a.safetensors"
+    )
+
+
+def test_images_are_shown_from_the_temp_area(folder: Path) -> None:
+    loaded(folder)
+    (folder.parent / "temp").mkdir()
+    shown = sys.modules["comfy_api.latest"].ui.PreviewImage(torch.zeros(2, 8, 8, 3)).as_dict()
+    assert [image["type"] for image in shown["images"]] == ["temp", "temp"]
+    assert all((folder.parent / "temp" / image["filename"]).is_file() for image in shown["images"])
+
+
+def test_a_model_by_hand_gets_a_clear_error(folder: Path) -> None:
+    loaded(folder)
+    with pytest.raises(Exception, match=r"is a recipe .* see docs/plugins.md"):
+        sys.modules["comfy.model_management"].load_models_gpu([object()])
