@@ -6,7 +6,7 @@ Only a replica turns it into weights. This module imports no torch, so the contr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -159,6 +159,13 @@ class EpsilonScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatedGuidance:
+    """Put guidance through an operation on latents, as sampling/operations.py has them."""
+
+    operation: Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
 class DifferentialDiffusion:
     """Sample a cell as long as its mask exceeds the share of the run that is left; strength: how sharply."""
 
@@ -188,6 +195,7 @@ GuidancePatch: TypeAlias = (
     | AdaptiveProjection
     | FrequencyScaling
     | EpsilonScaling
+    | OperatedGuidance
 )
 """Changes to how branches are combined; they leave the network as it is."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from serve_app.errors import Problem, did_you_mean, shown
@@ -41,13 +42,15 @@ def validate(
     specs: Mapping[str, NodeSpec],
     choices: Callable[[str], Sequence[str]],
     targets: Sequence[str] | None = None,
+    unsupported: Mapping[str, str] = MappingProxyType({}),
 ) -> Validated:
     """Check every node, reachable or not, and convert its constants as its class declares them.
 
     choices: lists the files of a folder for a COMBO with `folder`. targets: of the output nodes only these are to run.
+    unsupported: why there is no such class, by the name of some that workflows may ask for.
     Problems of a node carry its id; of the graph (`prompt_no_outputs`, `dependency_cycle`) none.
     """
-    check = _Check(graph, specs, choices)
+    check = _Check(graph, specs, choices, unsupported)
     nodes = {node.id: check.node(node) for node in graph.nodes.values()}
     for members in cycles(graph):
         chain = " → ".join([*members[:8], *(["…"] if len(members) > 8 else []), members[0]])
@@ -83,8 +86,14 @@ def settled(validated: Validated, problems: Sequence[Problem], fingerprints: Map
 class _Check:
     """One validation under way: what it looks things up in, and what it has found."""
 
-    def __init__(self, graph: Graph, specs: Mapping[str, NodeSpec], choices: Callable[[str], Sequence[str]]) -> None:
-        self.graph, self.specs = graph, specs
+    def __init__(
+        self,
+        graph: Graph,
+        specs: Mapping[str, NodeSpec],
+        choices: Callable[[str], Sequence[str]],
+        unsupported: Mapping[str, str],
+    ) -> None:
+        self.graph, self.specs, self.unsupported = graph, specs, unsupported
         self.problems: list[Problem] = []
         self.wrong: set[str] = set()
         self._list_folder = choices
@@ -94,8 +103,11 @@ class _Check:
     def node(self, node: Node) -> Node:
         spec = self.specs.get(node.class_type)
         if spec is None:
-            message = f"no node class {shown(node.class_type)} is installed"
-            message += self._suggest("class", node.class_type, self.specs)
+            if (reason := self.unsupported.get(node.class_type)) is not None:
+                message = f"node class {shown(node.class_type)} is not supported: {reason}"
+            else:
+                message = f"no node class {shown(node.class_type)} is installed"
+                message += self._suggest("class", node.class_type, self.specs)
             extra = {"node_id": node.id, "class_type": node.class_type, "node_title": node.class_type}
             self._add(node, Problem("missing_node_type", message, extra=extra))
         inputs = dict(node.inputs)

@@ -22,6 +22,7 @@ from serve_app.values import (
     EpsilonScaling,
     FrequencyScaling,
     Mahiro,
+    OperatedGuidance,
     RescaleCfg,
     TangentialDamping,
 )
@@ -160,6 +161,15 @@ def scaled_by_frequency(patch: FrequencyScaling) -> Callable[[Guided], Guided]:
     return change
 
 
+def operated(patch: OperatedGuidance) -> Callable[[Guided], Guided]:
+    """Put what cond has beyond uncond through an operation."""
+
+    def change(guided: Guided) -> Guided:
+        return replace(guided, cond=guided.uncond + patch.operation(latent=guided.cond - guided.uncond))
+
+    return change
+
+
 def zero_star(_patch: CfgZeroStar, guided: Guided, denoised: Tensor) -> Tensor:
     """Guide away from uncond times what makes its step nearest to cond's.
 
@@ -194,6 +204,7 @@ _BEFORE: dict[type, Callable[[Any], Callable[[Guided], Guided]]] = {
     TangentialDamping: damped,
     AdaptiveProjection: projected,
     FrequencyScaling: scaled_by_frequency,
+    OperatedGuidance: operated,
 }
 _AFTER: dict[type, Callable[[Any, Guided, Tensor], Tensor]] = {
     CfgZeroStar: zero_star,

@@ -166,6 +166,12 @@ CUSTOM: dict[str, Case] = {
         ("CFGNorm", {"strength": 1.0}),
         ("Epsilon Scaling", {"scaling_factor": 0.98}),
     ),
+    "patch|operation": Case(
+        {
+            "op": ("LatentOperationTonemapReinhard", {"multiplier": 0.8}),
+            **_patched(("LatentApplyOperationCFG", {"operation": ["op", 0]})).nodes,
+        }
+    ),
     "patch|tangential cfg++": _patched(("TCFG", {}), sampler="euler_cfg_pp", cfg=1.5),
     "patch|apg at 1": _patched(("APG", {"eta": 0.4, "norm_threshold": 0.0, "momentum": 0.5}), cfg=1.0),
     "patch|freeu": _patched(("FreeU", {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2})),

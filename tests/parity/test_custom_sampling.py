@@ -62,7 +62,7 @@ def area():
 
 def average():
     both = {"conditioning_to": ["positive", 0], "conditioning_from": ["negative", 0], "conditioning_to_strength": 0.3}
-    return 32, {"c": ("ConditioningAverage ", both)}
+    return 32, {"c": ("ConditioningAverage", both)}
 
 
 def concat():

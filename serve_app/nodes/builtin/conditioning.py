@@ -177,8 +177,7 @@ class ConditioningSetDefaultCombine:
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "CLIPTextEncode": CLIPTextEncode,
     "CLIPSetLastLayer": CLIPSetLastLayer,
-    # The space at the end is ComfyUI's own.
-    "ConditioningAverage ": ConditioningAverage,
+    "ConditioningAverage": ConditioningAverage,
     "ConditioningCombine": ConditioningCombine,
     "ConditioningConcat": ConditioningConcat,
     "ConditioningZeroOut": ConditioningZeroOut,
@@ -188,7 +187,6 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "CLIPTextEncode": "CLIP Text Encode (Prompt)",
     "CLIPSetLastLayer": "CLIP Set Last Layer",
-    "ConditioningAverage ": "Conditioning (Average)",
     "ConditioningCombine": "Conditioning (Combine)",
     "ConditioningConcat": "Conditioning (Concat)",
     "ConditioningSetDefaultCombine": "Cond Set Default Combine",

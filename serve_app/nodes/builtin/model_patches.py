@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from serve_app.sampling.operations import LatentOperation
 from serve_app.values import (
     AdaptiveProjection,
     CfgNorm,
@@ -14,6 +15,7 @@ from serve_app.values import (
     FreeU,
     FrequencyScaling,
     Mahiro,
+    OperatedGuidance,
     Recipe,
     RescaleCfg,
     TangentialDamping,
@@ -230,6 +232,23 @@ class FreeUSecond:
         return (model.with_patch(FreeU(b1, b2, s1, s2, adaptive=True)),)
 
 
+class LatentApplyOperationCFG:
+    """Put what guidance adds through an operation on latents."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "latent/advanced/operations"
+    EXPERIMENTAL = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return _with_model(operation=("LATENT_OPERATION",))
+
+    def patch(self, model: Recipe, operation: LatentOperation) -> tuple[Recipe]:
+        """Return the recipe with the patch."""
+        return (model.with_patch(OperatedGuidance(operation)),)
+
+
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "RescaleCFG": RescaleCFG,
     "CFGZeroStar": CFGZeroStar,
@@ -240,6 +259,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "Mahiro": MahiroGuidance,
     "Epsilon Scaling": EpsilonScalingPatch,
     "DifferentialDiffusion": DifferentialDiffusionPatch,
+    "LatentApplyOperationCFG": LatentApplyOperationCFG,
     "FreeU": FreeUFirst,
     "FreeU_V2": FreeUSecond,
 }

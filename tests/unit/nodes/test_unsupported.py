@@ -1,0 +1,28 @@
+"""What workflows of ComfyUI may ask for: a class, or the reason why there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from serve_app.graph.parse import parse
+from serve_app.graph.validate import validate
+from serve_app.nodes.registry import BUILTIN, specs
+from serve_app.nodes.unsupported import UNSUPPORTED
+
+# Every class that ComfyUI 0.3.64 has with its extras and API nodes, read off its mappings and schemas.
+COMFYUI = json.loads((Path(__file__).parents[2] / "parity" / "golden" / "node_classes.json").read_text())
+
+
+def test_every_class_of_comfyui_is_either_there_or_said_to_be_unsupported():
+    assert set(COMFYUI) <= BUILTIN.keys() | UNSUPPORTED.keys()
+    assert not BUILTIN.keys() & UNSUPPORTED.keys()
+    assert set(COMFYUI) >= UNSUPPORTED.keys()
+
+
+def test_a_workflow_with_an_unsupported_class_is_told_why():
+    prompt = {"1": {"class_type": "HyperTile", "inputs": {}}}
+    problems = validate(parse(prompt), specs(), lambda folder: [], None, UNSUPPORTED).problems
+    assert [p.message for p in problems if p.type == "missing_node_type"] == [
+        "node class 'HyperTile' is not supported: patches that reach into attention are not supported"
+    ]
