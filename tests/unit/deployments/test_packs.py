@@ -1,0 +1,194 @@
+"""Jobs of a node pack's classes through service, scheduler and replicas, without Ray."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.config import PoolConfig
+from serve_app.errors import InvalidGraphError, NotReadyError
+from serve_app.scheduler import checks
+from serve_app.scheduler.messages import JobView
+from serve_app.service import Service
+from serve_app.store.volume import Volume
+from tests.unit.deployments.cluster import Cluster, cluster
+
+PACK = """
+from comfy_execution.graph_utils import GraphBuilder, ExecutionBlocker
+
+class Number:
+    RETURN_TYPES = ("INT",)
+    FUNCTION = "go"
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"n": ("INT", {"max": 5})}}
+    @classmethod
+    def VALIDATE_INPUTS(cls, n):
+        return True if n != 7 else "never 7"
+    def go(self, n):
+        return (n,)
+
+class Fresh(Number):
+    @classmethod
+    def IS_CHANGED(cls, n):
+        return float("nan") if n else 0
+
+class Either:
+    RETURN_TYPES = ("INT",)
+    FUNCTION = "go"
+    @classmethod
+    def INPUT_TYPES(cls):
+        lazy = ("INT", {"lazy": True})
+        return {"required": {"first": ("BOOLEAN",), "a": lazy, "b": lazy}}
+    def check_lazy_status(self, first, a, b):
+        return ["a"] if first and a is None else ["b"] if not first and b is None else []
+    def go(self, first, a, b):
+        return (a if first else b,)
+
+class Show:
+    RETURN_TYPES = ()
+    FUNCTION = "go"
+    OUTPUT_NODE = True
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": ("*",)}}
+    def go(self, value):
+        if value == 4:
+            raise LookupError("four")
+        return {"ui": {"text": [value]}}
+
+class Twice(Show):
+    def go(self, value):
+        graph = GraphBuilder()
+        graph.node("Show", value=value)
+        return {"result": (), "expand": graph.finalize()}
+
+class Stop(Number):
+    def go(self, n):
+        return (ExecutionBlocker("enough"),)
+
+NODE_CLASS_MAPPINGS = {c.__name__: c for c in (Number, Fresh, Either, Show, Twice, Stop)}
+"""
+
+ONE = (PoolConfig(name="cpu", runtime=False, threads=1),)
+SPLIT = (
+    PoolConfig(name="numbers", runtime=False, threads=1, accepts=("Number", "Fresh"), tasks_per_replica=1),
+    PoolConfig(name="rest", runtime=False, threads=1, accepts=("Either", "Show"), tasks_per_replica=1),
+)
+
+
+class Client:
+    """Submits to the service and waits for the end."""
+
+    def __init__(self, running: Cluster) -> None:
+        self.running = running
+        self.service = Service(running.scheduler, Volume(running.config.directories), lambda folder: [])
+
+    async def run(self, **nodes: tuple[str, dict[str, Any]]) -> tuple[JobView, list[tuple[str, Any]]]:
+        """Return the ended job, and what was said of which node on the way."""
+        prompt = {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+        submitted = await self.service.submit({"prompt": prompt}, partial=True)
+        view = await self.running.finish(submitted.job_id)
+        return view, [(e.kind, e.data.get("node")) for e in await self.running.events(submitted.job_id)]
+
+
+@contextlib.asynccontextmanager
+async def client(root: Path, pools: tuple[PoolConfig, ...] = ONE, **settings: Any) -> AsyncIterator[Client]:
+    packs = root / "packs"
+    packs.mkdir()
+    (packs / "small.py").write_text(PACK)
+    async with cluster(root, pools, custom_nodes_dir=packs, **settings) as running:
+        yield Client(running)
+
+
+def show(source: str) -> tuple[str, dict[str, Any]]:
+    return ("Show", {"value": [source, 0]})
+
+
+async def test_what_a_class_refuses_is_refused_before_the_job_is_accepted(tmp_path: Path) -> None:
+    async with client(tmp_path) as c:
+        view, _ = await c.run(n=("Number", {"n": 6}), s=show("n"))
+        assert view.outputs["s"] == {"text": [6]}, "the class bounds what it validates, not its max"
+        with pytest.raises(InvalidGraphError, match="never 7") as refused:
+            await c.run(n=("Number", {"n": 7}), s=show("n"))
+        assert refused.value.problems[0].node_id == "n"
+        view, _ = await c.run(n=("Number", {"n": 7}), s=show("n"), m=("Number", {"n": 1}), t=show("m"))
+        assert view.outputs_to_execute == ("t",)
+
+
+async def test_a_class_that_always_changes_runs_again_and_what_does_not_stays(tmp_path: Path) -> None:
+    async with client(tmp_path) as c:
+        for n, ran in ((0, False), (1, True)):
+            nodes = {"k": ("Fresh", {"n": n}), "e": ("Number", {"n": ["k", 0]}), "s": show("e")}
+            await c.run(**nodes)
+            view, events = await c.run(**nodes)
+            assert (("executing", "k") in events) == ran
+            assert view.prompt["k"]["is_changed"]
+            assert ("executed", "s") in events
+
+
+async def test_without_a_cache_every_job_runs_everything_and_nothing_else_changes(tmp_path: Path) -> None:
+    async with client(tmp_path, cache="none") as c:
+        nodes = {"n": ("Number", {"n": 1}), "s": show("n")}
+        await c.run(**nodes)
+        _, events = await c.run(**nodes)
+        assert [node for kind, node in events if kind == "executing"] == ["n", "s"]
+
+
+@pytest.mark.parametrize("pools", [ONE, SPLIT])
+async def test_a_lazy_branch_runs_only_if_asked_for_whichever_pool_it_is_in(
+    tmp_path: Path, pools: tuple[PoolConfig, ...]
+) -> None:
+    async with client(tmp_path, pools) as c:
+        nodes = {
+            "a": ("Number", {"n": 1}),
+            "b": ("Number", {"n": 2}),
+            "e": ("Either", {"first": True, "a": ["a", 0], "b": ["f", 0]}),
+            "f": ("Either", {"first": False, "a": ["a", 0], "b": ["b", 0]}),
+            "s": show("e"),
+        }
+        view, events = await c.run(**nodes)
+        assert view.outputs["s"] == {"text": [1]}
+        assert {node for kind, node in events if kind == "executing"} == {"a", "e", "s"}
+        nodes["e"][1]["first"] = False
+        view, events = await c.run(**nodes)
+        assert view.outputs["s"] == {"text": [2]}
+        assert {node for kind, node in events if kind == "executing"} == {"b", "e", "f", "s"}
+
+
+async def test_what_a_subgraph_shows_is_an_output_of_the_job(tmp_path: Path) -> None:
+    async with client(tmp_path) as c:
+        view, events = await c.run(n=("Number", {"n": 3}), t=("Twice", {"value": ["n", 0]}))
+        assert view.outputs == {"t.0.0.1": {"text": [3]}, "t": {}}
+        assert ("executed", "t.0.0.1") in events
+
+
+async def test_a_failure_says_what_ran_and_what_the_node_was_given(tmp_path: Path) -> None:
+    async with client(tmp_path) as c:
+        view, _ = await c.run(n=("Number", {"n": 4}), s=show("n"))
+        assert view.state == "error"
+        assert (view.failure["node"], view.failure["exception_type"]) == ("s", "LookupError")
+        assert view.failure["current_inputs"] == {"value": [4]}
+        assert view.failure["executed"] == ["n"]
+
+
+async def test_a_blocker_with_a_reason_is_told_and_the_job_succeeds(tmp_path: Path) -> None:
+    async with client(tmp_path) as c:
+        view, events = await c.run(n=("Stop", {"n": 4}), s=show("n"))
+        assert view.state == "success"
+        assert ("blocked", "s") in events
+
+
+async def test_a_check_waits_for_a_replica_and_gives_up_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "CHECK_S", 0.3)
+    async with client(tmp_path) as c:
+        await c.running.lose("cpu")
+        with pytest.raises(NotReadyError, match="no replica of pool cpu has checked the inputs of Number"):
+            await c.run(n=("Number", {"n": 1}), s=show("n"))
+        assert await c.running.scheduler.backlog("cpu") == (0, 0)
