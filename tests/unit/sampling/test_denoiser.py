@@ -97,4 +97,4 @@ def test_inpainting_blends_by_the_mask_before_and_after_the_network():
     held = inpainting.hold(Evaluation(x, 5.0, 3))
     assert held.x[0, 0, 0].tolist() == [0.75 * (3 + 2 * 5), 0.0]
     assert (held.sigma, held.step) == (5.0, 3)
-    assert inpainting.restore(torch.ones_like(x))[0, 0, 0].tolist() == [0.25 + 0.75 * 3, 1.0]
+    assert inpainting.restore(torch.ones_like(x), 5.0)[0, 0, 0].tolist() == [0.25 + 0.75 * 3, 1.0]
