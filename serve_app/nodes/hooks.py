@@ -1,6 +1,6 @@
 """A class's own code that a job's acceptance waits for: VALIDATE_INPUTS and IS_CHANGED, on constants alone.
 
-Both may be async. They run in workers, never in the ingress or the scheduler (docs/decisions/0008).
+Both may be async. They run in workers, never in the ingress or the scheduler (docs/decisions/0009).
 Source: the facts of ComfyUI 0.3.64's `execution.py` (validate_inputs, IsChangedCache).
 """
 

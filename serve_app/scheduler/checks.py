@@ -1,6 +1,6 @@
 """Asking workers what a graph's own classes say of it, before its job is accepted: VALIDATE_INPUTS and IS_CHANGED.
 
-Nothing of it is durable: who asked waits for the answer, and asks again when there is none (docs/decisions/0008).
+Nothing of it is durable: who asked waits for the answer, and asks again when there is none (docs/decisions/0009).
 """
 
 from __future__ import annotations
