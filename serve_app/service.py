@@ -208,9 +208,13 @@ class Service:
         """Return a stored file's size, age and tag. Errors: FileMissingError."""
         return await asyncio.to_thread(self.store.stat, ref)
 
-    async def open(self, ref: FileRef) -> BinaryIO:
+    async def open(self, ref: FileRef, span: range | None = None) -> BinaryIO:
         """Open a stored file for reading; its reads block, so do them in a thread. Errors: FileMissingError."""
-        return await asyncio.to_thread(self.store.open, ref)
+        return await asyncio.to_thread(self.store.open, ref, span)
+
+    async def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
+        """Return a URL of the file in the store itself, where the store gives out links; see `Store.link`."""
+        return await asyncio.to_thread(self.store.link, ref, content_type, disposition)
 
 
 def _read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:

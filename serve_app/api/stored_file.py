@@ -1,4 +1,4 @@
-"""A stored file as an HTTP answer: streamed in chunks, with conditional and range requests.
+"""A stored file as an HTTP answer: streamed in chunks, with conditional and range requests, or as a link to the store.
 
 Source: RFC 9110, sections 8.8 (validators), 13 (conditional requests) and 14 (range requests). One range a request;
 several are answered with the whole file, as section 14.2 allows.
@@ -63,6 +63,10 @@ async def stored_file(service: Service, ref: FileRef, content_type: str, method:
     }
     if _unchanged(headers, stat):
         return Response(status_code=304, headers=shown)
+    disposition = f"inline; filename*=UTF-8''{quote(ref.filename, safe='')}"
+    # A link is signed for one method, and it is good for a while only, so nobody may keep the answer that holds it.
+    if method == "GET" and (link := await service.link(ref, content_type, disposition)) is not None:
+        return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store"})
     sent, status_code = range(stat.size), 200
     # HEAD has no body to take a part of: section 14.2 defines Range for GET only.
     if method == "GET" and _range_holds(headers, stat):
@@ -76,26 +80,26 @@ async def stored_file(service: Service, ref: FileRef, content_type: str, method:
     shown |= {
         "Content-Type": content_type,
         "Content-Length": str(len(sent)),
-        "Content-Disposition": f"inline; filename*=UTF-8''{quote(ref.filename, safe='')}",
+        "Content-Disposition": disposition,
         "X-Content-Type-Options": "nosniff",
     }
     if method == "HEAD":
         return Response(status_code=status_code, headers=shown)
-    return _Body(await service.open(ref), sent, status_code, shown)
+    return _Body(await service.open(ref, sent), len(sent), status_code, shown)
 
 
 class _Body(Response):
     """A stretch of an open file as a response; reads in threads, closes the file whatever happens."""
 
-    def __init__(self, file: BinaryIO, sent: range, status_code: int, headers: dict[str, str]) -> None:
+    def __init__(self, file: BinaryIO, size: int, status_code: int, headers: dict[str, str]) -> None:
         super().__init__(status_code=status_code, headers=headers)
-        self._file, self._first, self._left = file, sent.start, len(sent)
+        self._file, self._left = file, size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             while self._left:
-                chunk = await asyncio.to_thread(self._read)
+                chunk = await asyncio.to_thread(self._file.read, min(CHUNK_BYTES, self._left))
                 if not chunk:  # the file was replaced by a shorter one: an answer cut short is seen as such
                     raise FileMissingError("the file became shorter while it was sent")
                 self._left -= len(chunk)
@@ -103,12 +107,6 @@ class _Body(Response):
             await send({"type": "http.response.body", "body": b""})
         finally:
             await asyncio.to_thread(self._file.close)
-
-    def _read(self) -> bytes:
-        if self._first:
-            self._file.seek(self._first)
-            self._first = 0
-        return self._file.read(min(CHUNK_BYTES, self._left))
 
 
 def _http_date(seconds: float) -> str:

@@ -27,7 +27,7 @@ class Server:
     def __init__(self, url: str, patience_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
         self._patience_s = patience_s
-        self._http = httpx.Client(timeout=httpx.Timeout(60.0, connect=5.0))
+        self._http = httpx.Client(timeout=httpx.Timeout(60.0, connect=5.0), follow_redirects=True)
 
     def __enter__(self) -> Server:
         return self

@@ -1,14 +1,17 @@
 """The store protocol: the three directories clients know (input, output, temp), on a volume or an object store.
 
-Names are checked here once: a name or subfolder that would leave its area raises FileMissingError, as ComfyUI's
-clients see a 404 for it. Everything is synchronous; callers on an event loop use a thread.
+Names come from clients and are checked here once: one that would leave its area is as absent as one that is not
+there, since ComfyUI's clients see a 404 for both. Everything is synchronous; callers on an event loop use a thread.
 """
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol, TypeAlias
+
+from serve_app.errors import FileMissingError
 
 Area: TypeAlias = Literal["input", "output", "temp"]
 AREAS: tuple[Area, ...] = ("input", "output", "temp")
@@ -32,6 +35,27 @@ class FileRef:
         subfolder, _, filename = name.rpartition("/")
         return cls(area, subfolder, filename)
 
+    @property
+    def path(self) -> str:
+        """The file's path within its area, e.g. "sub/a.png". Errors: FileMissingError for a name that is none."""
+        text = f"{self.subfolder}/{self.filename}"
+        if "\0" in text or "\\" in text:
+            raise self.missing("NUL and backslash are not allowed in names")
+        if self.filename in ("", ".", "..") or "/" in self.filename:
+            raise self.missing("a file name is not empty, not dots, and has no slash")
+        if self.subfolder.startswith("/") or ".." in self.subfolder.split("/"):
+            raise self.missing("the subfolder leaves the area")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise self.missing("it holds half a surrogate pair, which is no Unicode text") from error
+        return posixpath.normpath(posixpath.join(self.subfolder, self.filename))
+
+    def missing(self, reason: str) -> FileMissingError:
+        """Return the error that says why there is no such file."""
+        name = f"{self.subfolder}/{self.filename}" if self.subfolder else self.filename
+        return FileMissingError(f"{self.area} file {name[:300]!r}: {reason}")
+
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
@@ -43,12 +67,16 @@ class FileStat:
 
 
 class Store(Protocol):
-    """What every store can do. Errors: FileMissingError for a name that is absent or leaves its area."""
+    """What every store can do.
+
+    Errors of all: FileMissingError for a name that is absent or leaves its area; StoreError, or OSError of a disk, when
+    the store is away or refuses.
+    """
 
     def stat(self, ref: FileRef) -> FileStat: ...
 
-    def open(self, ref: FileRef) -> BinaryIO:
-        """Open for reading; seekable. The caller closes it."""
+    def open(self, ref: FileRef, span: range | None = None) -> BinaryIO:
+        """Open for reading; seekable. The caller closes it. span: where it stands at first, and how far it is read."""
         ...
 
     def write(self, ref: FileRef, data: bytes, *, replace: bool = True) -> None:
@@ -60,4 +88,8 @@ class Store(Protocol):
 
     def names(self, area: Area, subfolder: str = "") -> Iterator[str]:
         """Yield the file names directly in a subfolder; none if the subfolder does not exist."""
+        ...
+
+    def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
+        """Return a URL from which a client may fetch the file itself for a while, under these headers; None without."""
         ...

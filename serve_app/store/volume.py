@@ -1,6 +1,6 @@
 """A store on a file system: three directories, on one host's disk or on a volume that every host mounts.
 
-Names come from clients, so they are checked twice: their text, and where their real path ends up.
+Names are checked twice: their text, as for every store, and where their real path ends up.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO
 
-from serve_app.errors import FileMissingError
 from serve_app.store.durable import UNFINISHED, write_file
 from serve_app.store.store import Area, FileRef, FileStat
 
@@ -35,13 +34,16 @@ class Volume:
         etag = f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"
         return FileStat(found.st_size, found.st_mtime, etag)
 
-    def open(self, ref: FileRef) -> BinaryIO:
-        """Open a file for reading. Errors: FileMissingError."""
+    def open(self, ref: FileRef, span: range | None = None) -> BinaryIO:
+        """Open a file for reading, at the start of the span. Errors: FileMissingError."""
         path = self.resolve(ref)
         try:
-            return path.open("rb")
+            file = path.open("rb")
         except OSError as error:
-            raise _missing(ref, str(error)) from error
+            raise ref.missing(str(error)) from error
+        if span is not None:
+            file.seek(span.start)
+        return file
 
     def write(self, ref: FileRef, data: bytes, *, replace: bool = True) -> None:
         """Store the whole content or nothing, and return once it is on the disk.
@@ -51,11 +53,11 @@ class Volume:
         """
         path = self._path(ref)
         if path.is_dir():
-            raise _missing(ref, "it is a folder")
+            raise ref.missing("it is a folder")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise _missing(ref, "a part of its subfolder is a file") from error
+            raise ref.missing("a part of its subfolder is a file") from error
         write_file(path, data, replace=replace)
 
     def names(self, area: Area, subfolder: str = "") -> Iterator[str]:
@@ -68,34 +70,27 @@ class Volume:
         except (FileNotFoundError, NotADirectoryError):
             return
 
+    def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
+        """Return None: a volume is read through the ingress."""
+        return None
+
     def _path(self, ref: FileRef) -> Path:
         root = self._roots.get(ref.area)
         if root is None:
-            raise _missing(ref, f"there is no area {ref.area!r}; there are {', '.join(self._roots)}")
-        if "\0" in ref.subfolder + ref.filename or "\\" in ref.subfolder + ref.filename:
-            raise _missing(ref, "NUL and backslash are not allowed in names")
-        if ref.filename in ("", ".", "..") or "/" in ref.filename:
-            raise _missing(ref, "a file name is not empty, not dots, and has no slash")
-        if ref.subfolder.startswith("/") or ".." in ref.subfolder.split("/"):
-            raise _missing(ref, "the subfolder leaves the area")
+            raise ref.missing(f"there is no area {ref.area!r}; there are {', '.join(self._roots)}")
         try:
-            path = Path(os.path.realpath(root / ref.subfolder / ref.filename))
-        except (OSError, ValueError) as error:  # ValueError: text that is no file name, such as half a surrogate pair
-            raise _missing(ref, str(error)) from error
+            path = Path(os.path.realpath(root / ref.path))
+        except OSError as error:
+            raise ref.missing(str(error)) from error
         if not path.is_relative_to(root):
-            raise _missing(ref, "it is a symbolic link out of the area")
+            raise ref.missing("it is a symbolic link out of the area")
         return path
 
     def _stat(self, ref: FileRef, path: Path) -> os.stat_result:
         try:
             found = path.stat()
-        except (OSError, ValueError) as error:
-            raise _missing(ref, "there is no such file") from error
+        except OSError as error:
+            raise ref.missing("there is no such file") from error
         if not S_ISREG(found.st_mode):
-            raise _missing(ref, "it is not a file")
+            raise ref.missing("it is not a file")
         return found
-
-
-def _missing(ref: FileRef, reason: str) -> FileMissingError:
-    name = f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename
-    return FileMissingError(f"{ref.area} file {name[:300]!r}: {reason}")

