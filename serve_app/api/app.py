@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping
 from typing import Any, Literal, TypeAlias
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -41,10 +41,18 @@ def create_app(service: Service | Callable[[], Service], root_dialect: Dialect =
     for router in (*native.ROUTERS, *native.PREFIXED):
         app.include_router(router, prefix=PREFIX)
     prefixed = Router(routes=list(app.routes))
-    for router in (routes.router, document.router, operator.router, *native.UNPREFIXED, *native.ROUTERS):
+    for router in (routes.router, document.router, operator.router, *native.UNPREFIXED, _beside(routes.router)):
         app.include_router(router)
     app.add_middleware(Spoken, root_dialect=root_dialect, prefixed=prefixed)
     return app
+
+
+def _beside(contract: APIRouter) -> APIRouter:
+    """Return the native routes that may stand at the root: a path of the contract has the contract's methods only."""
+    taken = {getattr(route, "path", "") for route in contract.routes}
+    rest = APIRouter()
+    rest.routes += [route for router in native.ROUTERS for route in router.routes if route.path not in taken]  # type: ignore[attr-defined]
+    return rest
 
 
 class Spoken:

@@ -57,6 +57,10 @@ class NodeSpec:
     display_name: str = ""
     description: str = ""
     python_module: str = "nodes"
+    output_tooltips: tuple[str, ...] = ()
+    deprecated: bool = False
+    experimental: bool = False
+    api_node: bool = False
     validator: tuple[str, ...] | None = None
     fingerprinted: bool = False
 
@@ -88,6 +92,6 @@ class NodeSpec:
         inputs = tuple(
             Input(**{**i, "choices": None if i["choices"] is None else tuple(i["choices"])}) for i in data["inputs"]
         )
-        slots = {k: tuple(data[k]) for k in ("outputs", "output_names", "output_is_list")}
+        slots = {k: tuple(data.get(k, ())) for k in ("outputs", "output_names", "output_is_list", "output_tooltips")}
         validator = None if data.get("validator") is None else tuple(data["validator"])
         return cls(**{**data, **slots, "inputs": inputs, "validator": validator})

@@ -53,6 +53,10 @@ def spec_of(node_class: type, class_type: str, display_name: str = "") -> NodeSp
             display_name=display_name or class_type,
             description=str(getattr(node_class, "DESCRIPTION", "")),
             python_module=str(getattr(node_class, "RELATIVE_PYTHON_MODULE", "nodes")),
+            output_tooltips=tuple(str(text or "") for text in getattr(node_class, "OUTPUT_TOOLTIPS", None) or ()),
+            deprecated=bool(getattr(node_class, "DEPRECATED", False)),
+            experimental=bool(getattr(node_class, "EXPERIMENTAL", False)),
+            api_node=bool(getattr(node_class, "API_NODE", False)),
             validator=_validator(node_class),
             fingerprinted=hasattr(node_class, "IS_CHANGED"),
         )

@@ -93,6 +93,11 @@ class NodeErrors:
 
     def _error(self, problem: Problem) -> dict[str, Any]:
         extra = dict(problem.extra)
+        if problem.type == "bad_linked_input" and len(extra.get("received_value") or ()) == 2:
+            # A link in the right form that leads nowhere is an exception to ComfyUI, by the node that stumbles over it.
+            type_ = "exception_during_validation" if self._is_output(problem) else "exception_during_inner_validation"
+            info = {"exception_type": "LookupError", "exception_message": problem.message, "traceback": []}
+            return _worded(type_, _MESSAGES[type_], problem.message, {**info, "input_name": extra.get("input_name")})
         name, received = extra.get("input_name", ""), extra.get("received_value")
         declared = None
         if (spec := self._specs.get(problem.class_type or "")) is not None:
@@ -123,6 +128,10 @@ class NodeErrors:
         if "input_config" in extra:
             extra["input_config"] = given
         return _worded(problem.type, message, details, extra)
+
+    def _is_output(self, problem: Problem) -> bool:
+        spec = self._specs.get(problem.class_type or "")
+        return spec is not None and spec.output_node
 
 
 async def explained(

@@ -24,8 +24,6 @@ router = APIRouter(include_in_schema=False)
 OWN_CAPABILITIES = frozenset({"RUNTIME", "STORE"})
 """Hidden inputs that other servers do not know and no client fills."""
 
-_FLAGS = ("deprecated", "experimental", "api_node")
-
 
 @router.api_route("/object_info", methods=READ)
 async def get_object_info(request: Request, service: Current) -> Response:
@@ -77,15 +75,17 @@ def info(spec: NodeSpec, choices: Mapping[str, Sequence[str]]) -> dict[str, Any]
         "category": spec.category,
         "output_node": spec.output_node,
     }
-    if tooltips := getattr(spec, "output_tooltips", ()):
-        found["output_tooltips"] = list(tooltips)
-    return found | {flag: True for flag in _FLAGS if getattr(spec, flag, False)}
+    if spec.output_tooltips:
+        found["output_tooltips"] = list(spec.output_tooltips)
+    return found | {flag: True for flag in ("deprecated", "experimental", "api_node") if getattr(spec, flag)}
 
 
 def config(declared: Input, choices: Mapping[str, Sequence[str]]) -> list[Any]:
     """Return an input as [type or choices, options]; an input without options is a list of one."""
     kind: Any = declared.type
-    if declared.folder is not None:
+    if "remote" in declared.options:
+        pass  # the page fetches these choices from the route that the options name
+    elif declared.folder is not None:
         kind = list(choices.get(declared.folder, ()))
     elif declared.choices is not None:
         kind = list(declared.choices)

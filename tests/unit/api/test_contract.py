@@ -190,7 +190,7 @@ async def test_an_unknown_route_is_404_with_the_contracts_body(client, path):
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("PUT", "/prompt", "POST"), ("DELETE", "/queue", "GET, HEAD"), ("POST", "/view", "GET, HEAD")],
+    [("GET", "/prompt", "POST"), ("DELETE", "/queue", "GET, HEAD"), ("POST", "/view", "GET, HEAD")],
 )
 async def test_a_wrong_method_is_405_and_names_the_right_ones(client, method, path, allowed):
     response = await client.request(method, path)
