@@ -100,7 +100,9 @@ class PerpNeg:
         guided = self.shaping.before(_guided(means, evaluation, "positive", "negative", self.scale))
         empty = means.get("empty", torch.zeros_like(evaluation.x))
         positive, negative = guided.cond - empty, guided.uncond - empty
-        perpendicular = negative - positive * ((negative * positive).sum() / positive.norm() ** 2)
+        # Where positive and empty say the same, all of the negative is perpendicular.
+        along = (negative * positive).sum() / (positive.norm() ** 2).clamp(min=1e-30)
+        perpendicular = negative - positive * along
         denoised = empty + (positive - perpendicular * self.negative_scale) * self.scale
         return self.shaping.after(guided, denoised), guided.uncond
 

@@ -1,6 +1,8 @@
 """Mixes of jobs, and what each gives alone: the oracle that batching is held against, for any backbone.
 
-`alone` uses neither Trajectory nor Engine: it evaluates one row at a time, with cfg written out.
+`alone` uses neither Trajectory, Guidance, rules nor Engine: it evaluates one row at a time, with means, guidance and
+inpainting written out. Where a resolved entry counts and how strongly is `conditioning`'s to say, which has its own
+tests.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from serve_app.models.backbone import stack_contexts
 from serve_app.nodes.runtime import SamplingRequest, Steps
+from serve_app.sampling.conditioning import area_of, resolved, weight_of
 from serve_app.sampling.rows import Inputs, Piece, to_batch
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES, NoiseLevels, sigmas_for
@@ -79,6 +82,7 @@ def request(**changes: Any) -> SamplingRequest:
     conds = {
         "positive": changes.pop("positive", conditioning(1, 3)),
         "negative": changes.pop("negative", conditioning(2, 3)),
+        **changes.pop("beside", {}),
     }
     steps = Steps(
         changes.pop("schedule", "normal"),
@@ -88,10 +92,11 @@ def request(**changes: Any) -> SamplingRequest:
         changes.pop("end_step", None),
         changes.pop("full_denoise", True),
     )
+    kind, scales = changes.pop("rule", ("cfg", {}))
     return SamplingRequest(
-        Guider(changes.pop("backbone", RECIPE), conds, "cfg", {"cfg": changes.pop("cfg", 5.0)}),
+        Guider(changes.pop("backbone", RECIPE), conds, kind, {"cfg": changes.pop("cfg", 5.0), **scales}),
         sampler=SamplerChoice(changes.pop("sampler", "euler")),
-        sigmas=steps,
+        sigmas=changes.pop("sigmas", steps),
         noise=Noise(changes.pop("noise_seed", seed or 0), added=seed is not None),
         **{**defaults, **changes},
     )
@@ -99,25 +104,19 @@ def request(**changes: Any) -> SamplingRequest:
 
 def alone(backbone, r: SamplingRequest) -> torch.Tensor:
     """Return what the request gives with every row of every evaluation in a forward of its own."""
-    spec, s = SAMPLERS[r.sampler.name], r.sigmas
-    sigmas = sigmas_for(backbone.levels, s.schedule, spec, s.count, s.denoise, s.start, s.end, s.full_denoise)
+    spec, sigmas = SAMPLERS[r.sampler.name], r.sigmas
+    if isinstance(s := r.sigmas, Steps):
+        sigmas = sigmas_for(backbone.levels, s.schedule, spec, s.count, s.denoise, s.start, s.end, s.full_denoise)
     if len(sigmas) < 2:
         return r.latents
     sigma = sigmas[0]
     scale = (1 + sigma**2).sqrt() if sigma > backbone.levels.sigma_max * (1 - 1e-5) else sigma
-    seeded = torch.Generator().manual_seed(r.noise.seed)
-    drawn = torch.randn(r.latents.shape, generator=seeded) if r.noise.added else 0
-    x = r.latents * backbone.latent_scale + drawn * scale
-
-    def branch(x, sigma, cond):
-        context = cond[0][0]
-        rows = [
-            backbone.denoise([Piece(backbone, row[None], sigma, Inputs(context[i % len(context)][None]))])[0]
-            for i, row in enumerate(x)
-        ]
-        return torch.cat(rows)
-
-    conds, cfg = r.guider.conds, r.guider.scales["cfg"]
+    latents = r.latents * backbone.latent_scale
+    drawn = _normal(latents.shape, r.noise.seed) if r.noise.added else torch.zeros_like(latents)
+    x = latents + drawn * scale
+    mask = torch.ones_like(latents) if r.noise_mask is None else r.noise_mask.expand_as(latents)
+    kept_noise = _normal(latents.shape, (r.noise.seed + 1) % 2**64) if spec.fresh_inpaint_noise else drawn
+    conds = resolved(r.guider.conds, *latents.shape[2:])
     sampler = spec.start(x, sigmas, r.noise.seed, backbone.levels)
     answer = None
     while True:
@@ -125,17 +124,60 @@ def alone(backbone, r: SamplingRequest) -> torch.Tensor:
             evaluation = sampler.send(answer)
         except StopIteration as end:
             return end.value / backbone.latent_scale
-        answer = branch(evaluation.x, evaluation.sigma, conds["positive"])
-        if cfg != 1.0 or evaluation.want_uncond:
-            low = branch(evaluation.x, evaluation.sigma, conds["negative"])
-            answer = low + cfg * (answer - low)
-            if evaluation.want_uncond:
-                answer = (answer, low)
+        seen = (latents + kept_noise * evaluation.sigma) * (1 - mask) + evaluation.x * mask
+        branches = {role: branch(backbone, seen, evaluation.sigma, entries) for role, entries in conds.items()}
+        denoised, low = GUIDED[r.guider.kind](r.guider.scales, **branches)
+        answer = latents * (1 - mask) + denoised * mask
+        if evaluation.want_uncond:
+            answer = (answer, low)
+
+
+def _normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def branch(backbone, x, sigma, entries):
+    """Return the mean of a branch's entries, by weight, in the cells where they count."""
+    height, width = x.shape[2:]
+    total, weights = torch.zeros_like(x), torch.zeros_like(x)
+    for cond, options in entries:
+        high = backbone.levels.at_progress(options.get("start_percent", 0.0))
+        low = backbone.levels.at_progress(options.get("end_percent", 1.0))
+        if not low <= float(torch.tensor(sigma)) <= high:
+            continue
+        rows, columns, top, left = area_of(options, height, width) or (height, width, 0, 0)
+        place = (..., slice(top, top + rows), slice(left, left + columns))
+        share = weight_of(options, height, width, x.device)
+        for i, row in enumerate(x):
+            piece = Piece(backbone, row[None][place], sigma, Inputs(cond[i % len(cond)][None]))
+            weight = share[i % len(share)] if isinstance(share, torch.Tensor) else share
+            total[i][place] += backbone.denoise([piece])[0][0] * weight
+            weights[i][place] += weight
+    return torch.where(weights > 0, total / weights.clamp(min=1e-30), 0)
+
+
+def _cfg(scales, positive, negative):
+    return negative + scales["cfg"] * (positive - negative), negative
+
+
+def _dual(scales, positive, middle, negative):
+    if scales["nested"]:
+        return negative + scales["middle_cfg"] * (middle + scales["cfg"] * (positive - middle) - negative), middle
+    return negative + scales["middle_cfg"] * (middle - negative) + scales["cfg"] * (positive - middle), negative
+
+
+def _perp(scales, positive, negative, empty):
+    towards, away = positive - empty, negative - empty
+    across = away - towards * (away * towards).sum() / (towards * towards).sum()
+    return empty + scales["cfg"] * (towards - scales["neg_scale"] * across), negative
+
+
+GUIDED = {"cfg": _cfg, "dual_cfg": _dual, "perp_neg": _perp}
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Return ‖ours − theirs‖ / ‖theirs‖."""
-    return float((ours - theirs).norm() / theirs.norm())
+    return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
 
 
 @dataclass
@@ -148,17 +190,72 @@ class Job:
 
 
 @st.composite
+def entries(
+    draw: st.DrawFn, shape: tuple[int, int, int], batch: int, width: int, texts: range, *, ranged: bool
+) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    """Any conditioning of a few entries: areas, masks, strengths and, if ranged, parts of the sampling.
+
+    texts: the seeds that texts are drawn from.
+    """
+    made = []
+    for _ in range(draw(st.integers(1, 3))):
+        rows = draw(st.integers(1, 2))
+        [(cond, options)] = conditioning(draw(st.sampled_from(texts)), draw(st.integers(1, 5)), rows, width)
+        side = {name: draw(st.integers(0, n - 1)) for name, n in zip("yx", shape[1:], strict=True)}
+        if draw(st.booleans()):
+            options["area"] = (draw(st.integers(1, 5)), draw(st.integers(1, 5)), side["y"], side["x"])
+        if draw(st.booleans()):
+            mask = torch.rand(
+                draw(st.sampled_from([1, batch])), *shape[1:], generator=torch.Generator().manual_seed(rows)
+            )
+            options |= {"mask": mask, "mask_strength": draw(st.sampled_from([0.4, 1.0]))}
+        if draw(st.booleans()):
+            options["strength"] = draw(st.sampled_from([0.5, 2.0]))
+        if ranged and draw(st.booleans()):
+            options["start_percent"] = draw(st.sampled_from([0.0, 0.3, 0.6]))
+            options["end_percent"] = draw(st.sampled_from([0.6, 0.9, 1.0]))
+        made.append((cond, options))
+    return made
+
+
+RULES = (
+    ("cfg", {}),
+    ("cfg", {}),
+    ("dual_cfg", {"middle_cfg": 2.0, "nested": False}),
+    ("dual_cfg", {"middle_cfg": 1.0, "nested": False}),
+    ("dual_cfg", {"middle_cfg": 1.5, "nested": True}),
+    ("perp_neg", {"neg_scale": 0.7}),
+    ("perp_neg", {"neg_scale": 0.0}),
+)
+BESIDE = {"cfg": (), "dual_cfg": ("middle",), "perp_neg": ("empty",)}
+
+
+@st.composite
 def jobs(draw: st.DrawFn, shapes: tuple[tuple[int, int, int], ...] = ((4, 4, 4), (4, 4, 6)), width: int = WIDTH) -> Job:
-    """Any job: every sampler and schedule, windows, cfg with and without uncond, prompt lengths, batches, shapes."""
+    """Any job: samplers, schedules and sigmas, windows, guiders, entries, prompt lengths, masks, batches, shapes."""
     steps = draw(st.integers(1, 6))
     seed = draw(st.integers(0, 2**64 - 1))
-    lengths = st.integers(1, 5)
     start = draw(st.none() | st.integers(0, steps))
+    shape, batch = draw(st.sampled_from(shapes)), draw(st.integers(1, 3))
+    sampler = draw(st.sampled_from(sorted(SAMPLERS)))
+    kind, scales = draw(st.sampled_from(RULES))
+    # An adaptive sampler rounds its own way to a level, so whether that is within a range is not the same alone; and
+    # what is perpendicular to nothing but rounding differs too, so no branch is zero then, nor equal to the empty one.
+    ranged = sampler != "dpm_adaptive" and kind != "perp_neg"
+    some, others = (entries(shape, batch, width, texts, ranged=ranged) for texts in (range(10), range(10, 20)))
+    changes: dict[str, Any] = {}
+    if draw(st.booleans()):
+        levels = draw(st.lists(st.sampled_from([20.0, 14.0, 9.0, 4.0, 1.7, 0.6, 0.2]), min_size=2, unique=True))
+        changes["sigmas"] = torch.tensor([*sorted(levels, reverse=True), 0.0])
+    if draw(st.booleans()):
+        changes["noise_mask"] = torch.rand(1, 1, *shape[1:], generator=torch.Generator().manual_seed(steps))
     made = request(
-        shape=(draw(st.integers(1, 3)), *draw(st.sampled_from(shapes))),
-        positive=conditioning(draw(st.integers(0, 9)), draw(lengths), draw(st.integers(1, 2)), width),
-        negative=conditioning(draw(st.integers(0, 9)), draw(lengths), width=width),
-        sampler=draw(st.sampled_from(sorted(SAMPLERS))),
+        shape=(batch, *shape),
+        positive=draw(some),
+        negative=draw(some),
+        beside={role: draw(others) for role in BESIDE[kind]},
+        rule=(kind, scales),
+        sampler=sampler,
         schedule=draw(st.sampled_from(sorted(SCHEDULES))),
         steps=steps,
         cfg=draw(st.sampled_from([0.0, 1.0, 2.5, 7.0])),
@@ -168,5 +265,6 @@ def jobs(draw: st.DrawFn, shapes: tuple[tuple[int, int, int], ...] = ((4, 4, 4),
         start_step=start,
         end_step=draw(st.none() | st.integers(0, steps)),
         full_denoise=draw(st.booleans()),
+        **changes,
     )
     return Job(made, joins=draw(st.integers(0, 8)), leaves=draw(st.none() | st.integers(0, 12)))
