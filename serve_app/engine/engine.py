@@ -3,13 +3,13 @@
 Trajectories join when they are submitted, are answered as `batcher.share` decides, and leave at their end, when they
 are cancelled or when they fail. One-off model work (`call`) runs in the same thread, so a device and its weights are
 only ever used from here. Between two forwards it takes about as long as one: a job that begins does not hold up those
-that are sampled by more than a step, and jobs that come together are not let in one by one.
+that are sampled by more than a step, and jobs that come together are not let in one by one. Equal work for several jobs
+(`gather`) is done at once, as far as it fits into that time. What alone takes longer than a forward is not split here.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.batcher import share
+from serve_app.engine.calls import PAUSED, Call, Calls, fail
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import CancelledJobError, UnavailableError
 from serve_app.log import get
@@ -29,17 +30,12 @@ from serve_app.sampling.rows import Piece
 
 log = get("engine")
 
+A = TypeVar("A")
+Q = TypeVar("Q")
 T = TypeVar("T")
 
 RETRY_S = 0.05
 """How often an engine with nothing else to do asks whether a call may run now."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Call:
-    function: Callable[[], Any]
-    future: Future[Any]
-    when: Callable[[], bool] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +59,7 @@ class _Close:
     pass
 
 
-_Item: TypeAlias = _Run | _Call | _Close
+_Item: TypeAlias = _Run | Call | _Close
 
 
 @dataclass(slots=True)
@@ -92,7 +88,7 @@ class Engine:
         self._batching = batching
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._runs: list[_Run] = []
-        self._calls: deque[_Call] = deque()
+        self._calls = Calls()
         # What the last forward took, and what trajectories have waited for calls since.
         self._forward_s = 0.0
         self._calls_s = 0.0
@@ -119,7 +115,41 @@ class Engine:
         later calls with a `when` wait behind it. Errors, in the future: the function's and those of `when`.
         """
         future: Future[T] = Future()
-        self._send(_Call(function, future, when))
+        self._send(Call(lambda _: [function()], future, when))
+        return future
+
+    def work(self, steps: Generator[None, None, T], when: Callable[[], bool] | None = None) -> Future[T]:
+        """Run a generator to its end in the engine's thread; what waits may run where it yields, as after a `call`."""
+        future: Future[T] = Future()
+
+        def advance(_: object) -> Sequence[Any]:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return [end.value]
+            return [PAUSED]
+
+        self._send(Call(advance, future, when))
+        return future
+
+    def gather(
+        self,
+        question: Q,
+        answers: Callable[[list[Q]], Sequence[A]],
+        key: Hashable,
+        *,
+        rows: int = 1,
+        most: int = 16,
+        when: Callable[[], bool] | None = None,
+    ) -> Future[A]:
+        """Have a question answered together with others of its key that wait; as `call`.
+
+        rows: how much work it is; at most `most` rows are answered together. While trajectories wait, no more are than
+        fit into what is left of the time between two forwards, by what such work took before; the first is not kept
+        waiting by that. answers: the same for all of a key. If it fails for several, each is asked alone.
+        """
+        future: Future[A] = Future()
+        self._send(Call(answers, future, when, question, key, rows, most))
         return future
 
     def close(self) -> None:
@@ -130,7 +160,7 @@ class Engine:
                 self._inbox.put(_Close())
         self._thread.join()
 
-    def _send(self, item: _Run | _Call) -> None:
+    def _send(self, item: _Run | Call) -> None:
         # The lock keeps anything from being put in after the loop's last look at the inbox.
         with self._closing:
             if self._closed:
@@ -158,8 +188,8 @@ class Engine:
             wait = False
             if isinstance(item, _Close):
                 return False
-            if isinstance(item, _Call):
-                self._calls.append(item)
+            if isinstance(item, Call):
+                self._calls.add(item)
             elif not _leaves(item):
                 self._join(item)
 
@@ -168,46 +198,28 @@ class Engine:
         try:
             run.trajectory.start()
         except Exception as error:
-            _fail(run.future, error)
+            fail(run.future, error)
             return
         if not _ends(run):
             self._runs.append(run)
 
     def _run_a_call(self) -> bool:
-        """Run the oldest call that may run; False if there is none, or the trajectories have waited long enough."""
+        """Run the oldest call that may run, and what is gathered with it.
+
+        False if there is none, or the trajectories have waited long enough.
+        """
         if self._runs and 0 < self._calls_s >= self._forward_s:
             return False
-        call = self._next_call()
-        if call is None:
+        calls = self._calls.take(self._forward_s - self._calls_s if self._runs else None)
+        if not calls:
             return False
         began = perf_counter()
-        try:
-            # Weights and results outlive the call, and whoever gets a result may change it in place.
-            with torch.inference_mode(False), torch.no_grad():
-                call.future.set_result(call.function())
-        except Exception as error:
-            call.future.set_exception(error)
+        self._calls.run(calls)
+        took_s = perf_counter() - began
+        self._calls.took(calls, took_s)
         if self._runs:
-            self._calls_s += perf_counter() - began
+            self._calls_s += took_s
         return True
-
-    def _next_call(self) -> _Call | None:
-        """Take the oldest call that may run now out of those that wait; its future is then running."""
-        blocked = False
-        for call in list(self._calls):
-            if call.when is not None and not call.future.cancelled():
-                try:
-                    blocked = blocked or not call.when()
-                except Exception as error:
-                    self._calls.remove(call)
-                    _fail(call.future, error)
-                    continue
-                if blocked:
-                    continue
-            self._calls.remove(call)
-            if call.future.set_running_or_notify_cancel():
-                return call
-        return None
 
     def _run_a_forward(self) -> bool:
         """Answer those evaluations that share the next forward; False if no trajectory waits."""
@@ -238,7 +250,7 @@ class Engine:
         except Exception as error:
             self.counters.failures += 1
             if len(runs) == 1:
-                _fail(runs[0].future, error)
+                fail(runs[0].future, error)
                 return []
             # The error's text alone: whoever keeps log records would keep the failed forward's tensors with it.
             log.warning("a forward failed and is tried in halves: evaluations=%d error=%s", len(runs), repr(error))
@@ -252,7 +264,7 @@ class Engine:
                 run.trajectory.feed(answers[first:end])
                 _ends(run)
             except Exception as error:
-                _fail(run.future, error)
+                fail(run.future, error)
             first = end
         return []
 
@@ -272,12 +284,14 @@ class Engine:
     def _abandon(self) -> None:
         with self._closing:
             self._closed = True
-        left: list[_Item] = [*self._runs, *self._calls]
+        error = UnavailableError("the engine has closed")
+        self._calls.fail(error)
+        left: list[_Item] = [*self._runs]
         while not self._inbox.empty():
             left.append(self._inbox.get())
         for item in left:
             if not isinstance(item, _Close):
-                _fail(item.future, UnavailableError("the engine has closed"))
+                fail(item.future, error)
 
 
 def _groups(pieces: Sequence[Piece], max_rows: int) -> list[list[int]]:
@@ -301,7 +315,7 @@ def _leaves(run: _Run) -> bool:
     """Whether a run has been cancelled; its future then says so."""
     if not run.trajectory.cancelled and not run.future.cancelled():
         return False
-    _fail(run.future, CancelledJobError("the job was cancelled while it was sampled"))
+    fail(run.future, CancelledJobError("the job was cancelled while it was sampled"))
     return True
 
 
@@ -315,8 +329,3 @@ def _ends(run: _Run) -> bool:
         with torch.inference_mode(False):
             run.future.set_result(Sampled(result.latents.clone(), result.denoised.clone()))
     return True
-
-
-def _fail(future: Future[Any], error: Exception) -> None:
-    if future.set_running_or_notify_cancel():
-        future.set_exception(error)

@@ -2,12 +2,13 @@
 
 One `EngineRuntime` a replica; `bind` gives what one node is handed. Weights are loaded and used in the engine's thread
 alone, so the event loop never waits for them. A node that is cancelled while it awaits takes its work with it.
+A strict node's work is done apart from all other, so that its outcome does not depend on that, to the bit.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -15,22 +16,28 @@ from functools import cache, partial
 from traceback import clear_frames
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from serve_app.engine.engine import Counters, Engine
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
 from serve_app.models import steering
-from serve_app.models.backbone import Backbone
-from serve_app.models.steering import ControlNet
 from serve_app.models.tiling import Tiles
+from serve_app.models.vae import SLICE_PIXELS, Vae
 from serve_app.models.weights import LoadCounters, Weights
 from serve_app.nodes.runtime import Runtime, Sampled, SamplingRequest, Tiling
 from serve_app.sampling.sigmas import NoiseLevels
 from serve_app.values import Conditioning, Recipe, TextPair
 
 M = TypeVar("M")
+Q = TypeVar("Q")
 T = TypeVar("T")
+
+TEXTS_TOGETHER = 16
+"""How many texts one forward of a text encoder holds at most."""
+PIXELS_A_CELL = 64
+"""Of a latent cell, by which the work of decoding is measured before the VAE is there to be asked."""
 
 
 class EngineRuntime:
@@ -50,16 +57,21 @@ class EngineRuntime:
         """What weights have come and gone."""
         return self.weights.counters
 
-    def bind(self, progress: Callable[[int, int], None]) -> Runtime:
-        """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all)."""
-        return NodeRuntime(self, progress)
+    def bind(self, progress: Callable[[int, int], None], *, strict: bool = False) -> Runtime:
+        """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all).
+
+        strict: its work is done apart from all other.
+        """
+        return NodeRuntime(self, progress, strict)
 
     def resident(self) -> tuple[str, ...]:
         """Return short names of the weights that are held, as `Weights.resident`."""
         return self.weights.resident()
 
-    async def sample(self, request: SamplingRequest, progress: Callable[[int, int], None]) -> Sampled:
-        """Run a trajectory; as `Runtime.sample`."""
+    async def sample(
+        self, request: SamplingRequest, progress: Callable[[int, int], None], *, strict: bool = False
+    ) -> Sampled:
+        """Run a trajectory; as `Runtime.sample`. strict: it shares no forward."""
         loop = asyncio.get_running_loop()
 
         def on_step(done: int, steps: int) -> None:
@@ -71,12 +83,12 @@ class EngineRuntime:
         def based() -> dict[Recipe, Recipe]:
             return {c: self.weights.based(c, guider.backbone) for c in steering.recipes(guider.conds)}
 
-        def load() -> tuple[Backbone, dict[Recipe, ControlNet]]:
+        def begin() -> Generator[None, None, Future[Sampled]]:
             nets = {control: self.weights.control_net(recipe) for control, recipe in based().items()}
-            return self.weights.backbone(guider.backbone), nets
-
-        def begin(models: tuple[Backbone, dict[Recipe, ControlNet]]) -> Future[Sampled]:
-            backbone, nets = models
+            backbone = self.weights.backbone(guider.backbone)
+            yield from backbone.prepared()
+            if strict:
+                backbone = backbone.apart()
             conds = steering.activated(guider.conds, nets, backbone.architecture, backbone.levels)
             controlled = replace(request, guider=replace(guider, conds=conds))
             return self._engine.submit(Trajectory(backbone, controlled, on_step))
@@ -84,8 +96,9 @@ class EngineRuntime:
         def fits() -> bool:
             return self.weights.fits(guider.backbone, *based().values())
 
-        # Begun in the engine's thread, a run joins the very next forward, and the trajectory alone holds its models.
-        beginning = self._engine.call(lambda: begin(load()), when=fits)
+        # Begun in the engine's thread, a run joins the very next forward. Its beginning holds the models until then,
+        # and from then on the trajectory alone.
+        beginning = self._engine.work(begin(), when=fits)
         try:
             running = await self._answer(beginning)
         except asyncio.CancelledError:
@@ -109,6 +122,32 @@ class EngineRuntime:
         while not isinstance(made := await self._answer(self._engine.call(partial(_next_tile, tiles))), Tensor):
             progress(*made)
         return made
+
+    async def use_together(
+        self,
+        recipe: Recipe,
+        load: Callable[[Recipe], M],
+        work: Callable[[M, list[Q]], Sequence[T]],
+        question: Q,
+        key: Hashable,
+        *,
+        rows: int = 1,
+        most: int,
+    ) -> T:
+        """Do work with a recipe's model for several nodes at once, as the engine gathers it; as `use`.
+
+        key: beside the recipe, what is equal for those. rows: how much work it is; at most `most` are done at once.
+        """
+        return await self._answer(
+            self._engine.gather(
+                question,
+                lambda questions: work(load(recipe), questions),
+                (recipe, key),
+                rows=rows,
+                most=most,
+                when=lambda: self.weights.fits(recipe),
+            )
+        )
 
     def _call(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> Future[T]:
         """Have work done in the engine's thread.
@@ -142,17 +181,31 @@ def _next_tile(tiles: Tiles) -> tuple[int, int] | Tensor:
         return whole
 
 
+def _in_one(work: Callable[[Tensor], Tensor], batches: list[Tensor]) -> list[Tensor]:
+    """Return what work makes of batches (B_i,…) of one shape, done as one."""
+    if len(batches) == 1:
+        return [work(batches[0])]
+    # A part keeps the whole in memory; who gets one keeps it longer than the others.
+    parts = torch.split(work(torch.cat(batches)), [len(batch) for batch in batches])
+    return [part.clone() for part in parts]
+
+
 class NodeRuntime:
     """RUNTIME for one node, as serve_app.nodes.runtime.Runtime describes it."""
 
-    def __init__(self, shared: EngineRuntime, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, shared: EngineRuntime, progress: Callable[[int, int], None], strict: bool) -> None:
         self._shared = shared
         self._weights = shared.weights
         self._progress = progress
+        self._strict = strict
 
     async def encode_text(self, clip: Recipe, text: str | TextPair) -> Conditioning:
         """Return the CONDITIONING of a text in the prompt syntax."""
-        return await self._shared.use(clip, self._weights.clip, lambda model: model.encode([text])[0])
+        if self._strict:
+            return await self._shared.use(clip, self._weights.clip, lambda model: model.encode([text])[0])
+        return await self._shared.use_together(
+            clip, self._weights.clip, lambda model, texts: model.encode(texts), text, "text", most=TEXTS_TOGETHER
+        )
 
     async def levels(self, backbone: Recipe) -> NoiseLevels:
         """Return the noise levels a backbone knows. Loads no weights."""
@@ -160,7 +213,7 @@ class NodeRuntime:
 
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler. Reports a progress value a step."""
-        return await self._shared.sample(request, self._progress)
+        return await self._shared.sample(request, self._progress, strict=self._strict)
 
     async def decode(self, vae: Recipe, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
         """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,4,h,w)."""
@@ -171,7 +224,7 @@ class NodeRuntime:
                 lambda model: model.decode_tiled(latents, tiling.size, tiling.overlap),
                 self._progress,
             )
-        return await self._shared.use(vae, self._weights.vae, lambda model: model.decode(latents))
+        return await self._with_vae(vae, Vae.decode, latents, latents[:, 0].numel() * PIXELS_A_CELL)
 
     async def encode(self, vae: Recipe, images: Tensor, tiling: Tiling | None = None) -> Tensor:
         """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
@@ -182,10 +235,24 @@ class NodeRuntime:
                 lambda model: model.encode_tiled(images, tiling.size, tiling.overlap),
                 self._progress,
             )
-        return await self._shared.use(vae, self._weights.vae, lambda model: model.encode(images))
+        return await self._with_vae(vae, Vae.encode, images, images[..., 0].numel())
 
     async def upscale(self, upscaler: Recipe, images: Tensor) -> Tensor:
         """Return images (B,H·s,W·s,3) in 0…1; s is the upscaler's own scale."""
         return await self._shared.use_tiled(
             upscaler, self._weights.upscaler, lambda model: model.upscale(images), self._progress
+        )
+
+    async def _with_vae(self, vae: Recipe, work: Callable[[Vae, Tensor], Tensor], batch: Tensor, pixels: int) -> Tensor:
+        """Do work with a VAE on a batch (B,…) of so many pixels, together with others of its shape."""
+        if self._strict:
+            return await self._shared.use(vae, self._weights.vae, lambda model: work(model, batch))
+        return await self._shared.use_together(
+            vae,
+            self._weights.vae,
+            lambda model, batches: _in_one(partial(work, model), batches),
+            batch,
+            (work, batch.shape[1:], batch.dtype),
+            rows=pixels,
+            most=SLICE_PIXELS,
         )

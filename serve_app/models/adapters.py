@@ -8,7 +8,7 @@ The network itself is never written to. This module knows neither files nor reci
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, TypeAlias, cast
 
@@ -24,7 +24,7 @@ Changes: TypeAlias = Mapping[str, Sequence[tuple[Adapter, float]]]
 """Of one layer: "weight" or "bias" -> the adapters of it with their strengths, in order."""
 
 MERGED_AT_ONCE = 16
-"""How many layers are merged before one forward: merging all of them takes longer than a forward of few rows."""
+"""How many layers are merged in one go: merging all of them takes longer than a forward of few rows."""
 
 _log = log.get("models")
 
@@ -78,6 +78,16 @@ class Adapters:
         """How much memory the whole layers take, made or not."""
         return sum(layer.whole_bytes for layer in self.layers.values())
 
+    def prepared(self) -> Iterator[None]:
+        """Make the form that each layer cannot do without, which the first forward would wait for; yield in between."""
+        left = [layer for layer in self.layers.values() if not layer.is_ready]
+        whole = [layer for layer in left if layer.thin() is None]
+        for first in range(0, len(whole), MERGED_AT_ONCE):
+            for layer in whole[first : first + MERGED_AT_ONCE]:
+                layer.whole()
+            if first + MERGED_AT_ONCE < len(whole):
+                yield
+
     def merge(self, alone: bool) -> None:
         """Note a forward, which the set has to itself or not; merge a few layers once it is time to, or unmerge all."""
         if not self._policy.forward(alone):
@@ -112,6 +122,11 @@ class AdaptedLayer:
             return self.whole_bytes
         itemsize = _parameter(self.base, "weight").dtype.itemsize
         return sum(down.numel() + up.numel() for down, up, _ in self._pairs) * itemsize
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the form is there that the layer cannot do without."""
+        return (self._whole if self._pairs is None else self._thin) is not None
 
     @property
     def is_merged(self) -> bool:

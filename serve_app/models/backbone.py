@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import copy
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -29,6 +30,9 @@ class Backbone:
     instead of that. adapters: what the recipe's LoRAs change in its rows; features: what its FreeU does.
     """
 
+    # Of a copy, what it was made from: whoever lends weights knows that one only, and it has to stay.
+    _original: Backbone | None = None
+
     def __init__(
         self,
         key: Hashable,
@@ -52,6 +56,22 @@ class Backbone:
         parameter = next(network.parameters())
         self.device: torch.device = parameter.device
         self._dtype = parameter.dtype
+        self._merging = True
+
+    def prepared(self) -> Iterator[None]:
+        """Make ready what its first forward would have to wait for, yielding in between; as `Adapters.prepared`."""
+        if self.adapters is not None:
+            yield from self.adapters.prepared()
+
+    def apart(self) -> Backbone:
+        """Return this backbone for one run alone: nothing shares its forwards, and its LoRAs stay unmerged.
+
+        So what it answers does not depend, to the bit, on other runs. The weights are in use as long as it is.
+        """
+        own = copy.copy(self)
+        own._original = self
+        own.key, own._merging = object(), False
+        return own
 
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
         """Return what an entry of a conditioning tells the network; as sampling.rows.Backbone.
@@ -99,7 +119,8 @@ class Backbone:
         # Controls read x alone, without the channels beside it.
         added = steered(pieces, x[:, : self.architecture.latent_channels], timestep, context, mask, told)
         features = [(rows, b.features) for rows, b in zip(counts, own, strict=True)]
-        with adapted([(rows, b.adapters) for rows, b in zip(counts, own, strict=True)]), freed(self._network, features):
+        sets = [(rows, b.adapters) for rows, b in zip(counts, own, strict=True)]
+        with adapted(sets, merging=self._merging), freed(self._network, features):
             output: Tensor = self._network(
                 x,
                 timestep,

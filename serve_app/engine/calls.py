@@ -1,0 +1,141 @@
+"""One-off work that waits for its turn between forwards: what is next, and what is done together with it.
+
+It decides and does; when, and in which thread, is the engine's. Equal work for several jobs is answered at once, by the
+batcher's rule: the first that waits always is, others of its key as far as they fit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from serve_app import log
+from serve_app.engine.batcher import share
+
+_log = log.get("engine")
+
+PAUSED = object()
+"""The answer of a call that is to go on later, behind the others that wait."""
+PACES_KEPT = 256
+"""Of how many kinds of work it is remembered how long it takes."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """Work, as the batcher sees it. answers: from the questions of calls of one key to an answer for each.
+
+    key: what it can be done together by; None: it goes alone. rows: how much work it is; most: how much is done at
+    once. when: says whether it may run now.
+    """
+
+    answers: Callable[[list[Any]], Sequence[Any]]
+    future: Future[Any]
+    when: Callable[[], bool] | None = None
+    question: Any = None
+    key: Hashable = None
+    rows: int = 1
+    most: int = 1
+    since: int = field(default=0, init=False)
+
+
+class Calls:
+    """The calls that wait, oldest first."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Call] = deque()
+        # What a row of work took last, by key.
+        self._paces_s: dict[Hashable, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, call: Call) -> None:
+        """Let a call wait for its turn."""
+        self._waiting.append(call)
+
+    def take(self, left_s: float | None) -> list[Call]:
+        """Take out the oldest call that may run now, with those that are done together with it; [] if there is none.
+
+        Their futures are then running. left_s: how long the work may take, by what such work took before; the first is
+        not kept waiting by it. None: it may take its time.
+        """
+        first = self._oldest()
+        if first is None or first.key is None:
+            return [] if first is None else [first]
+        most = first.most
+        if left_s is not None:
+            pace_s = self._paces_s.get(first.key)
+            most = 0 if pace_s is None else most if pace_s * most <= left_s else int(left_s / pace_s)
+        equal = share([first, *(call for call in self._waiting if call.key == first.key)], most)[1:]
+        for call in equal:
+            self._waiting.remove(call)
+        return [first, *(call for call in equal if _starts(call.future))]
+
+    def run(self, calls: Sequence[Call]) -> None:
+        """Run calls that were taken together. If that fails for several, each waits again, to be run alone."""
+        try:
+            # Weights and results outlive the call, and whoever gets a result may change it in place.
+            with torch.inference_mode(False), torch.no_grad():
+                answers = calls[0].answers([call.question for call in calls])
+            for call, answer in list(zip(calls, answers, strict=True)):
+                if answer is PAUSED:
+                    call.when = None
+                    self.add(call)
+                else:
+                    call.future.set_result(answer)
+        except Exception as error:
+            if len(calls) == 1:
+                calls[0].future.set_exception(error)
+                return
+            _log.warning("work done together failed and is done one by one: calls=%d error=%s", len(calls), repr(error))
+            for call in reversed(calls):
+                call.key = None
+                self._waiting.appendleft(call)
+
+    def took(self, calls: Sequence[Call], seconds: float) -> None:
+        """Note how long calls took that were run together."""
+        key = calls[0].key
+        if key is not None:
+            self._paces_s.pop(key, None)
+            self._paces_s[key] = seconds / sum(call.rows for call in calls)
+            if len(self._paces_s) > PACES_KEPT:
+                del self._paces_s[next(iter(self._paces_s))]
+
+    def fail(self, error: Exception) -> None:
+        """Fail every call that waits."""
+        while self._waiting:
+            fail(self._waiting.popleft().future, error)
+
+    def _oldest(self) -> Call | None:
+        """Take out the oldest call that may run now; its future is then running."""
+        blocked = False
+        for call in list(self._waiting):
+            if call.when is not None and not call.future.cancelled():
+                try:
+                    blocked = blocked or not call.when()
+                except Exception as error:
+                    self._waiting.remove(call)
+                    fail(call.future, error)
+                    continue
+                if blocked:
+                    continue
+            self._waiting.remove(call)
+            if _starts(call.future):
+                return call
+        return None
+
+
+def fail(future: Future[Any], error: Exception) -> None:
+    """Give a future an error, unless it has been cancelled."""
+    if _starts(future):
+        future.set_exception(error)
+
+
+def _starts(future: Future[Any]) -> bool:
+    """Whether the answer is still wanted; the future is then running."""
+    return future.running() or future.set_running_or_notify_cancel()
