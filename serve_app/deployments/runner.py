@@ -48,6 +48,7 @@ from serve_app.scheduler.messages import (
     ReplicaInfo,
     Report,
     Resident,
+    TaskCancelled,
     TaskFailed,
     TaskFinished,
     TaskStopped,
@@ -228,8 +229,10 @@ class Runner:
         match error:
             case None:
                 self.say(TaskFinished(task_id))
-            case asyncio.CancelledError() | CancelledJobError() | LostValueError():
+            case asyncio.CancelledError() | LostValueError():
                 self.say(TaskStopped(task_id))
+            case CancelledJobError():
+                self.say(TaskCancelled(task_id))
             case NodeFailedError():
                 self.say(_failed(task_id, error.node_id, error.class_type, error.exception, error.inputs))
             case _:

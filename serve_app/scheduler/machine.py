@@ -38,6 +38,7 @@ from serve_app.scheduler.messages import (
     NodeStarted,
     Report,
     Resident,
+    TaskCancelled,
     TaskFailed,
     TaskFinished,
     TaskStopped,
@@ -327,6 +328,11 @@ class Machine:
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
                     self._retry(*current, "was stopped by its replica")
+            case TaskCancelled(task_id):
+                self._let_go(replica, task_id)
+                if current := self._current(task_id):
+                    current[1].state = "done"
+                    self._end(current[0], "cancelled", {})
             case Want(task_id, signature):
                 if self._current(task_id):
                     self._resolve(signature, [task_id])

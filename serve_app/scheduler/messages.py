@@ -364,6 +364,13 @@ class TaskStopped:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskCancelled:
+    """A node of the task has cancelled the job by itself."""
+
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
 class Want:
     """The replica needs a value that the task named as remote."""
 
@@ -408,6 +415,7 @@ Report: TypeAlias = (
     | TaskFinished
     | TaskFailed
     | TaskStopped
+    | TaskCancelled
     | Want
     | Exported
     | Evicted

@@ -18,6 +18,7 @@ from serve_app.store.volume import Volume
 from tests.unit.deployments.cluster import Cluster, cluster
 
 PACK = """
+from comfy.model_management import InterruptProcessingException
 from comfy_execution.graph_utils import GraphBuilder, ExecutionBlocker
 
 class Number:
@@ -71,7 +72,11 @@ class Stop(Number):
     def go(self, n):
         return (ExecutionBlocker("enough"),)
 
-NODE_CLASS_MAPPINGS = {c.__name__: c for c in (Number, Fresh, Either, Show, Twice, Stop)}
+class Quit(Number):
+    def go(self, n):
+        raise InterruptProcessingException()
+
+NODE_CLASS_MAPPINGS = {c.__name__: c for c in (Number, Fresh, Either, Show, Twice, Stop, Quit)}
 """
 
 ONE = (PoolConfig(name="cpu", runtime=False, threads=1),)
@@ -192,3 +197,10 @@ async def test_a_check_waits_for_a_replica_and_gives_up_in_the_end(
         with pytest.raises(NotReadyError, match="no replica of pool cpu has checked the inputs of Number"):
             await c.run(n=("Number", {"n": 1}), s=show("n"))
         assert await c.running.scheduler.backlog("cpu") == (0, 0)
+
+
+async def test_a_node_may_cancel_its_job(tmp_path: Path) -> None:
+    async with client(tmp_path) as c:
+        view, events = await c.run(n=("Quit", {"n": 4}), s=show("n"))
+        assert view.state == "cancelled"
+        assert [kind for kind, _ in events].count("executing") == 1
