@@ -36,6 +36,7 @@ from serve_app.scheduler.messages import (
 )
 from serve_app.store.catalog import Catalog
 from serve_app.store.changes import JobQuery
+from serve_app.store.extensions import Extensions
 from serve_app.store.store import AREAS, FileRef, FileStat, Store
 from serve_app.store.userdata import UserData
 
@@ -79,7 +80,7 @@ class Service:
     """The server's behaviour without its wire formats.
 
     choices: folder -> the file names a COMBO over that folder allows ("checkpoints", …, or "input" for uploads).
-    catalog: the model files. user_data: what the web page keeps for its users.
+    catalog: the model files. user_data: what the web page keeps for its users. extensions: pages of packs.
     """
 
     def __init__(
@@ -91,10 +92,12 @@ class Service:
         *,
         catalog: Catalog | None = None,
         user_data: UserData | None = None,
+        extensions: Extensions | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.store = store
         self.catalog = catalog or Catalog(Path("models"))
+        self.extensions = extensions or Extensions(None)
         self.user_data = user_data or UserData(Path("user"))
         self._scheduler = scheduler
         self._choices = choices

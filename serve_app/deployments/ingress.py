@@ -13,6 +13,7 @@ from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.scheduler import ensure
 from serve_app.service import Limits, Service
 from serve_app.store.catalog import Catalog
+from serve_app.store.extensions import Extensions
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
 
@@ -35,5 +36,6 @@ class Ingress:
 
         limits = Limits(body_bytes=config.ingress.max_body_bytes, upload_bytes=config.ingress.max_upload_bytes)
         users = UserData(config.user_dir, many=config.multi_user)
-        service = Service(SchedulerHandle(), store, choices, limits, catalog=catalog, user_data=users)
+        pages = Extensions(config.custom_nodes_dir)
+        service = Service(SchedulerHandle(), store, choices, limits, catalog=catalog, user_data=users, extensions=pages)
         return create_app(service, config.ingress.root_dialect)

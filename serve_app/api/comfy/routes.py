@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from serve_app.api.comfy import history, jobs, models, object_info, prompt, queue, system, uploads, userdata, view
+from serve_app.api.comfy import (
+    extensions,
+    history,
+    jobs,
+    models,
+    object_info,
+    prompt,
+    queue,
+    system,
+    uploads,
+    userdata,
+    view,
+)
 from serve_app.api.comfy import websocket as socket
 
 ROUTERS = (
@@ -15,6 +27,7 @@ ROUTERS = (
     uploads.router,
     userdata.router,
     system.router,
+    extensions.router,
     socket.router,
 )
 """Routes that ComfyUI has twice: at the root and under /api."""

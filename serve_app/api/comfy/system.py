@@ -39,12 +39,6 @@ async def get_features(service: Current) -> Response:
     return Json(features(service))
 
 
-@router.api_route("/extensions", methods=READ)
-async def get_extensions() -> Response:
-    """List the page's extensions."""
-    return Json([])
-
-
 @router.api_route("/i18n", methods=READ)
 @router.api_route("/workflow_templates", methods=READ)
 @router.api_route("/global_subgraphs", methods=READ)

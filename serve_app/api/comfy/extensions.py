@@ -1,0 +1,31 @@
+"""The web pages of node packs: the list of their scripts, which the page loads, and the files themselves."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from starlette.responses import FileResponse, Response
+
+from serve_app.api.request import READ, Current
+from serve_app.api.strict_json import Json
+from serve_app.errors import FileMissingError
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.api_route("/extensions", methods=READ)
+async def get_extensions(service: Current) -> Response:
+    """List the URL paths of the scripts."""
+    return Json(await asyncio.to_thread(service.extensions.scripts))
+
+
+@router.api_route("/extensions/{pack}/{file:path}", methods=READ)
+async def get_file(request: Request, service: Current) -> Response:
+    """Return a page file of a pack, to be asked for anew each time, as ComfyUI says of scripts."""
+    pack, file = request.path_params["pack"], request.path_params["file"]
+    try:
+        path = await asyncio.to_thread(service.extensions.path, pack, file)
+    except FileMissingError:
+        return Response(status_code=404)
+    return FileResponse(path, headers={"Cache-Control": "no-cache"})
