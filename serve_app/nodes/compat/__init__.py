@@ -24,6 +24,7 @@ from serve_app.nodes.compat import (
     ui,
     utils,
 )
+from serve_app.nodes.compat.saving import PreviewImage, SaveImage
 from serve_app.nodes.executing import executing
 from serve_app.nodes.registry import BUILTIN, DISPLAY_NAMES
 from serve_app.sampling.samplers import SAMPLERS
@@ -57,7 +58,7 @@ def _modules() -> dict[str, ModuleType]:
     modules = {
         "folder_paths": folder_paths,
         "server": server,
-        "nodes": _made("nodes", {**BUILTIN, **node_classes}),
+        "nodes": _made("nodes", {**BUILTIN, "SaveImage": SaveImage, "PreviewImage": PreviewImage, **node_classes}),
         "comfyui_version": _made("comfyui_version", {"__version__": VERSION}),
         "comfy": _made("comfy"),
         "comfy.utils": utils,

@@ -5,16 +5,13 @@ Source: the facts of ComfyUI 0.3.64's `comfy_api/latest/_ui.py`.
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from serve_app.images import to_png
 from serve_app.nodes.compat import folder_paths
+from serve_app.nodes.compat.saving import SaveImage
 
 
 class SavedResult(dict[str, str]):
@@ -79,17 +76,13 @@ class ImageSaveHelper:
     ) -> list[SavedResult]:
         """Store images (B,H,W,C) as PNG files and return them."""
         area = str(getattr(folder_type, "value", folder_type))
-        directory = folder_paths.get_directory_by_type(area) or folder_paths.get_output_directory()
-        height, width = images.shape[1:3]
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, directory, width, height
-        )
-        saved = []
-        for index, image in enumerate(images):
-            file = f"{name.replace('%batch_num%', str(index))}_{counter + index:05}_.png"
-            Path(folder, file).write_bytes(to_png(image, _text(cls), compress_level))
-            saved.append(SavedResult(file, subfolder, area))
-        return saved
+        saver = SaveImage()
+        saver.output_dir = folder_paths.get_directory_by_type(area) or saver.output_dir
+        saver.type, saver.compress_level = area, compress_level
+        hidden = getattr(cls, "hidden", None)
+        known = () if hidden is None else (hidden.prompt, hidden.extra_pnginfo)
+        shown = saver.save_images(images, filename_prefix, *known)["ui"]["images"]
+        return [SavedResult(**one) for one in shown]
 
     @staticmethod
     def get_save_images_ui(
@@ -113,13 +106,3 @@ class PreviewMask(PreviewImage):
     def __init__(self, mask: torch.Tensor, animated: bool = False, cls: Any = None, **more: Any) -> None:
         grey = mask.reshape(-1, *mask.shape[-2:], 1).expand(-1, -1, -1, 3)
         super().__init__(grey, animated, cls)
-
-
-def _text(cls: Any) -> dict[str, str]:
-    """Return what a file carries of the workflow that the running node belongs to."""
-    hidden = getattr(cls, "hidden", None)
-    if hidden is None:
-        return {}
-    extra = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, Mapping) else {}
-    prompt = {} if hidden.prompt is None else {"prompt": hidden.prompt}
-    return {str(key): json.dumps(value) for key, value in {**prompt, **extra}.items()}

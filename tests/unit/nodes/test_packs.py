@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from serve_app.nodes.call import ExecutionBlocker, NodeResult, call, merge
 from serve_app.nodes.executing import Executing
@@ -260,3 +261,13 @@ def test_a_model_by_hand_gets_a_clear_error(folder: Path) -> None:
     loaded(folder)
     with pytest.raises(Exception, match=r"is a recipe .* see docs/plugins.md"):
         sys.modules["comfy.model_management"].load_models_gpu([object()])
+
+
+def test_packs_may_save_through_the_classes_they_know(folder: Path) -> None:
+    loaded(folder)
+    nodes = sys.modules["nodes"]
+    for area, cls in (("output", nodes.SaveImage), ("temp", nodes.PreviewImage)):
+        [shown] = cls().save_images(torch.zeros(1, 8, 8, 3), "sub/x", {"1": {}}, {"workflow": 2})["ui"]["images"]
+        assert (shown["type"], shown["subfolder"]) == (area, "sub")
+        with Image.open(folder.parent / area / "sub" / shown["filename"]) as image:
+            assert image.info == {"prompt": '{"1": {}}', "workflow": "2"}
