@@ -45,7 +45,7 @@ from serve_app.scheduler.messages import (
     Want,
 )
 from serve_app.scheduler.placement import ReplicaRecord, choose, constants_of
-from serve_app.scheduler.records import JobRecord, TaskRecord, assignment, elsewhere, id_of, placed, targets_of
+from serve_app.scheduler.records import JobRecord, TaskRecord, assignment, elsewhere, id_of, placed, stopped, targets_of
 from serve_app.scheduler.results import Results
 from serve_app.scheduler.stimuli import (
     CancelAsked,
@@ -88,7 +88,7 @@ class Machine:
                 self._job_arrived(row, plan)
             case CancelAsked(job_id):
                 if job_id in self.jobs:
-                    self._end(self.jobs[job_id], "cancelled", {})
+                    self._end(self.jobs[job_id], "cancelled", stopped(self.jobs[job_id]))
             case JobRefused(job_id, failure):
                 if job_id in self.jobs:
                     self._end(self.jobs[job_id], "error", failure)
@@ -289,6 +289,7 @@ class Machine:
         match report:
             case NodeStarted(task_id, node_id, origin):
                 if current := self._current(task_id):
+                    current[0].executing[node_id] = node_id if origin is None else origin.real
                     self._publish(current[0], "executing", placed(node_id, origin))
             case NodeProgressed(task_id, node_id, value, maximum, origin):
                 if current := self._current(task_id):
@@ -352,6 +353,7 @@ class Machine:
     ) -> None:
         """Note that a node is done; keep what it shows if the job wants that, or if it is part of a subgraph."""
         job.finished.add(node_id)
+        job.executing.pop(node_id, None)
         if node_id in job.plan.outputs:
             self._record(job, node_id, ui or {})
         elif origin is None or not ui:

@@ -23,7 +23,8 @@ class TaskRecord:
 class JobRecord:
     """An unfinished job. row is as it was accepted; what has happened since is beside it.
 
-    wanted: nodes that a running task has asked for beyond what is evaluated in any case.
+    wanted: nodes that a running task has asked for beyond what is evaluated in any case. executing: the nodes that run,
+    in the order they began, each with the submitted node that it goes back to.
     """
 
     row: JobRow
@@ -33,6 +34,7 @@ class JobRecord:
     outputs: dict[str, Mapping[str, Any]]
     missing: set[str]
     wanted: set[str] = field(default_factory=set)
+    executing: dict[str, str] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
     cached: set[str] = field(default_factory=set)
     progress: dict[str, float] = field(default_factory=dict)
@@ -61,6 +63,15 @@ def elsewhere(job: JobRecord, task: TaskRecord, signature: str) -> list[str]:
     """Return the nodes of the job's other tasks that make this value."""
     others = (node_id for other in job.tasks if other is not task for node_id in other.plan.nodes)
     return [node_id for node_id in others if job.plan.signatures[node_id] == signature]
+
+
+def stopped(job: JobRecord) -> dict[str, Any]:
+    """Return where a job is that is about to be stopped: the node that began last, and what has run."""
+    if not job.executing:
+        return {}
+    node_id = list(job.executing.values())[-1]
+    class_type = job.plan.graph.nodes[node_id].class_type
+    return {"node": node_id, "class_type": class_type, "executed": sorted(job.finished)}
 
 
 def placed(node_id: str, origin: Origin | None) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class OutputRecorded:
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
-    """failure: the `error` event's data for an error, {} otherwise."""
+    """failure: the data of the event that ends the job: of its error, or of where it was when it was cancelled."""
 
     job_id: str
     state: Ending

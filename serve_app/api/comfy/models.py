@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -60,28 +60,27 @@ async def get_metadata(request: Request, service: Current) -> Response:
     folder, name = request.path_params["folder"], request.query_params.get("filename", "")
     if not name.endswith(".safetensors"):
         return empty(404)
-    found = await asyncio.to_thread(lambda: _metadata(service.catalog.path(folder, name)))
+    found = await asyncio.to_thread(_metadata, service.catalog, folder, name)
     return empty(404) if found is None else Json(found)
 
 
 def _described(catalog: Catalog, folder: str) -> list[dict[str, Any]]:
     found = []
     for name in catalog.names(folder):
-        path = catalog.path(folder, name)
-        stat = path.stat()
-        times = {"modified": stat.st_mtime, "created": stat.st_ctime, "size": stat.st_size}
+        stat = catalog.stat(folder, name)
+        times = {"modified": stat.modified_s, "created": stat.modified_s, "size": stat.size}
         found.append({"name": name, "pathIndex": catalog.directory_index(folder, name), **times})
     return found
 
 
-def _metadata(path: Path) -> Any | None:
+def _metadata(catalog: Catalog, folder: str, name: str) -> Any | None:
     """Return `__metadata__` of a safetensors header: 8 bytes of its length, little-endian, then that much JSON."""
-    with path.open("rb") as file:
+    with catalog.open(folder, name) as file:
         length = int.from_bytes(file.read(8), "little")
         if length > HEADER_LIMIT_BYTES:
-            raise FileMissingError(f"{path.name} is no safetensors file")
+            raise FileMissingError(f"{name} is no safetensors file")
         try:
             header = json.loads(file.read(length))
         except ValueError as error:
-            raise FileMissingError(f"{path.name} is no safetensors file") from error
+            raise FileMissingError(f"{name} is no safetensors file") from error
     return header.get("__metadata__") if isinstance(header, dict) else None

@@ -93,7 +93,9 @@ class NodeErrors:
 
     def _error(self, problem: Problem) -> dict[str, Any]:
         extra = dict(problem.extra)
-        if problem.type == "bad_linked_input" and len(extra.get("received_value") or ()) == 2:
+        if problem.type == "bad_linked_input":
+            extra["received_value"] = self._prompt[problem.node_id or ""]["inputs"].get(extra.get("input_name"))
+        if problem.type == "bad_linked_input" and len(extra["received_value"]) == 2:
             # A link in the right form that leads nowhere is an exception to ComfyUI, by the node that stumbles over it.
             type_ = "exception_during_validation" if self._is_output(problem) else "exception_during_inner_validation"
             info = {"exception_type": "LookupError", "exception_message": problem.message, "traceback": []}

@@ -12,6 +12,8 @@ import pytest
 
 from serve_app.api.app import create_app
 from serve_app.service import Limits, Service
+from serve_app.store.catalog import Catalog
+from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
 from tests.unit.api.memory_scheduler import MemoryScheduler
 
@@ -40,8 +42,10 @@ def volume(tmp_path: Path) -> Volume:
 
 
 @pytest.fixture
-def service(scheduler: MemoryScheduler, volume: Volume) -> Service:
-    return Service(scheduler, volume, lambda folder: FILES[folder], Limits(body_bytes=10_000, poll_s=1.0))
+def service(scheduler: MemoryScheduler, volume: Volume, tmp_path: Path) -> Service:
+    limits = Limits(body_bytes=10_000, upload_bytes=200_000, poll_s=1.0)
+    catalog, users = Catalog(tmp_path / "models"), UserData(tmp_path / "user")
+    return Service(scheduler, volume, lambda folder: FILES[folder], limits, catalog=catalog, user_data=users)
 
 
 @pytest.fixture

@@ -57,6 +57,9 @@ class MemoryScheduler:
     def progress(self, job_id: str, node: str, value: int, maximum: int) -> None:
         self._become(job_id, "progress", {"node": node, "value": value, "max": maximum}, percent=99 * value // maximum)
 
+    def executed(self, job_id: str, node: str, output: Mapping[str, Any]) -> None:
+        self._become(job_id, "executed", {"node": node, "output": output})
+
     def succeed(self, job_id: str, outputs: Mapping[str, Any]) -> None:
         for node, output in outputs.items():
             self._become(job_id, "executed", {"node": node, "output": output}, outputs=outputs)
@@ -110,7 +113,10 @@ class MemoryScheduler:
         self._answer()
         if job_id not in self.jobs or self.jobs[job_id].ended_s is not None:
             return False
-        self._become(job_id, "cancelled", state="cancelled", ended_s=time.time())
+        ran = [event.data["node"] for event in self.streams[job_id] if event.kind == "executing"]
+        job = self.jobs[job_id]
+        where = {"node": ran[-1], "class_type": job.prompt[ran[-1]]["class_type"], "executed": []} if ran else {}
+        self._become(job_id, "cancelled", where, state="cancelled", failure=where, ended_s=time.time())
         return True
 
     async def queue(self) -> QueueView:

@@ -178,9 +178,7 @@ async def test_a_kind_of_unavailable_that_nobody_listed_is_still_503(client, sch
     assert (await client.get("/queue")).status_code == 503
 
 
-@pytest.mark.parametrize(
-    "path", ["/nowhere", "/queue/", "/prompt/x", "/jobs", "/history/a/b", "/docs/x.js", "/redoc"]
-)
+@pytest.mark.parametrize("path", ["/nowhere", "/queue/", "/prompt/x", "/jobs", "/history/a/b", "/docs/x.js", "/redoc"])
 async def test_an_unknown_route_is_404_with_the_contracts_body(client, path):
     response = await client.get(path)
     assert response.status_code == 404

@@ -19,7 +19,7 @@ from serve_app.scheduler.messages import (
     TaskStopped,
     Want,
 )
-from serve_app.scheduler.stimuli import CancelAsked, JobRefused, Persist, ReplicaLost
+from serve_app.scheduler.stimuli import CancelAsked, JobRefused, Persist, Publish, ReplicaLost
 from serve_app.store.changes import JobAccepted, JobEnded, OutputRecorded
 from tests.unit.scheduler.script import TWO_POOLS, Script, assigned, changes, events, sent, task_id
 
@@ -229,6 +229,17 @@ def test_a_task_goes_to_the_replica_that_holds_its_values_then_to_resident_weigh
     script.report("r2", Resident(()))
     [(replica, _)] = assigned(script.job("b", seed=2))
     assert replica == "r2"
+
+
+def test_a_cancelled_job_says_which_node_ran_and_what_had_run():
+    script = Script()
+    script.job("a")
+    [(_, task)] = assigned(script.replica("r1"))
+    script.report("r1", NodeStarted(task.id, "1"))
+    script.report("r1", NodeFinished(task.id, "1", task.signatures["1"], None))
+    script.report("r1", NodeStarted(task.id, "2"))
+    [ended] = [c.event for c in script.feed(CancelAsked("a")) if isinstance(c, Publish)]
+    assert ended.data == {"node": "2", "class_type": task.nodes["2"].class_type, "executed": ["1"]}
 
 
 def test_what_is_told_about_nodes_of_a_cancelled_job_reaches_nobody():
