@@ -7,9 +7,11 @@ Every value on a link is a list; a function runs once per element of the longest
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import itertools
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +20,12 @@ import torch
 from serve_app.errors import NodeError
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.executing import Executing, enter
+
+PACKS = "custom_nodes."
+"""What the module of a node pack's class begins with, as `NodeSpec.python_module`."""
+
+_ONE_THREAD = ThreadPoolExecutor(1, "packs")
+"""Packs are written for ComfyUI, which runs one sync node at a time; they seed global generators and share globals."""
 
 
 class ExecutionBlocker:
@@ -58,13 +66,15 @@ async def map_over_lists(
     *,
     whole: bool = False,
     skip: bool = False,
+    alone: bool = False,
     blocked: Blocked = lambda blocker: blocker,
 ) -> list[Any]:
     """Call the function on every element of its inputs and return what each call returned, in order.
 
     whole: one call with the lists themselves; skip: without the elements that are blocked. A call whose inputs hold a
     blocker is not made: its result is the blocker. A sync function runs in a thread, an async one is awaited, its calls
-    at the same time, both without autograd. Errors: NodeError for an empty list beside others; the function's own.
+    at the same time, both without autograd. alone: no other sync function called so runs meanwhile in this process.
+    Errors: NodeError for an empty list beside others; the function's own.
     """
     longest = max(map(len, inputs.values()), default=0)
     empty = [name for name, values in inputs.items() if not values]
@@ -89,7 +99,9 @@ async def map_over_lists(
         enter(replace(node, index=index, subgraphs=itertools.count()))
         if asynchronous:
             return await _WithoutAutograd(function(**calls[index]))
-        returned = await asyncio.to_thread(_run, function, calls[index])
+        work = contextvars.copy_context().run
+        loop = asyncio.get_running_loop()
+        returned = await loop.run_in_executor(_ONE_THREAD if alone else None, work, _run, function, calls[index])
         return await _WithoutAutograd(returned) if inspect.isawaitable(returned) else returned
 
     if not asynchronous:
@@ -147,7 +159,13 @@ async def call(
     function = getattr(node, str(node.FUNCTION))  # type: ignore[attr-defined]
     skip = bool(getattr(node, "SKIPS_BLOCKED", False))
     results = await map_over_lists(
-        function, inputs, executing, whole=spec.input_is_list, skip=skip and spec.input_is_list, blocked=blocked
+        function,
+        inputs,
+        executing,
+        whole=spec.input_is_list,
+        skip=skip and spec.input_is_list,
+        alone=spec.python_module.startswith(PACKS),
+        blocked=blocked,
     )
     return [_returned(value, spec) for value in results]
 

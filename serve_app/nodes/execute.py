@@ -20,7 +20,7 @@ from serve_app.graph.graph import BadLink, Link, Node, Origin
 from serve_app.graph.plan import Task
 from serve_app.graph.signature import signature
 from serve_app.graph.spec import NodeSpec
-from serve_app.nodes.call import ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
+from serve_app.nodes.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
 from serve_app.nodes.executing import Executing, Progress
 from serve_app.nodes.expansion import DependencyCycleError, DynamicPrompt, linked
 from serve_app.nodes.held import Held
@@ -242,7 +242,8 @@ class Execution:
         """Ask the node which lazy inputs it needs, until it has them all."""
         while (ask := getattr(instance, "check_lazy_status", None)) is not None:
             whole = bool(getattr(instance, "INPUT_IS_LIST", False))
-            answers = await map_over_lists(ask, inputs, executing, whole=whole)
+            alone = str(getattr(instance, "RELATIVE_PYTHON_MODULE", "")).startswith(PACKS)
+            answers = await map_over_lists(ask, inputs, executing, whole=whole, alone=alone)
             asked = {name for answer in answers if isinstance(answer, list) for name in answer if isinstance(name, str)}
             unknown = sorted(asked - inputs.keys())
             if unknown:

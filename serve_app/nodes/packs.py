@@ -20,6 +20,7 @@ from typing import Any
 from serve_app import log
 from serve_app.errors import NodeError
 from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.call import PACKS
 from serve_app.nodes.compat import install
 from serve_app.nodes.compat.node import adapted, is_v3
 from serve_app.nodes.protocol import spec_of
@@ -76,7 +77,7 @@ def _run_prestartup(path: Path) -> None:
 
 def _add(found: Packs, path: Path) -> None:
     module = _import(path / "__init__.py" if path.is_dir() else path, _name(path))
-    python_module = f"custom_nodes.{path.stem if path.is_file() else path.name}"
+    python_module = f"{PACKS}{path.stem if path.is_file() else path.name}"
     for class_type, node_class, title in _classes(module):
         if class_type in BUILTIN:
             continue

@@ -159,3 +159,28 @@ async def test_every_call_knows_its_node_and_element_in_threads_and_coroutines()
     for function in (sync, async_):
         assert sorted((await run(node_class(function), n=[1, 2])).outputs[0]) == ["7.0.0.", "7.1.0."]
     assert executing() is None
+
+
+async def test_sync_functions_of_packs_run_one_at_a_time_and_async_ones_beside_them() -> None:
+    running, most = 0, 0
+    asked = asyncio.Event()
+
+    def sync(self: Any, n: int) -> tuple[str]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        threading.Event().wait(0.02)
+        running -= 1
+        return (executing().node_id,)  # type: ignore[union-attr]
+
+    async def async_(self: Any, n: int) -> tuple[int]:
+        await asked.wait()
+        return (n,)
+
+    pack = {"RELATIVE_PYTHON_MODULE": "custom_nodes.mine"}
+    waiting = asyncio.create_task(run(node_class(async_, **pack), n=[1]))
+    made = await asyncio.gather(*(run(node_class(sync, **pack), n=[i]) for i in range(4)))
+    assert [result.outputs for result in made] == [(["7"],)] * 4
+    assert most == 1
+    asked.set()
+    assert (await waiting).outputs == ([1],)
