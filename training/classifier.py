@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from training.scenes import COLOURS, SHAPES, Array, Mask, Scene, Thing, placements, where_shown
+from training.scenes import COLOURS, SHAPES, Array, Mask, Scene, Thing, deep_inside, placements, where_shown
 
 NAMES = (*COLOURS, "white")
 _PALETTE = np.array([*COLOURS.values(), (255, 255, 255)], np.float32) / 255
@@ -60,6 +60,13 @@ def shape_shown(image: Array, thing: Thing) -> str:
     """
     found = nearest_colours(image) == NAMES.index(thing.colour)
     return max(SHAPES, key=lambda shape: max(_overlap(found, mask) for mask in placements(replace(thing, shape=shape))))
+
+
+def hollow(image: Array, scene: Scene) -> float:
+    """Return the share of pixels deep inside the scene's things that have the background's colour: 1 for outlines."""
+    found = nearest_colours(image)
+    inside = np.logical_or.reduce([deep_inside(thing) for thing in scene.things])
+    return float((found[inside] == NAMES.index(scene.background)).mean())
 
 
 def _overlap(found: Mask, wanted: Mask) -> float:

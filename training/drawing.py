@@ -14,24 +14,33 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.weights import Weights
 from serve_app.nodes.builtin.conditioning import CLIPTextEncode
+from serve_app.nodes.builtin.controlnet import ControlNetApplyAdvanced, ControlNetLoader
 from serve_app.nodes.builtin.latent import EmptyLatentImage, VAEDecode, VAEEncode
 from serve_app.nodes.builtin.loaders import CheckpointLoaderSimple
+from serve_app.nodes.builtin.loaders_lora import LoraLoaderModelOnly
 from serve_app.nodes.builtin.sampling import KSampler
 from serve_app.nodes.runtime import Runtime
 from serve_app.store.catalog import Catalog
 from training.scenes import SIDE, Array
 
 STEPS = 20
+OUTLINE = "outline.safetensors"
+"""The name of both the LoRA and the ControlNet that ship."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Wish:
-    """One picture that is asked for."""
+    """One picture that is asked for.
+
+    lora: the strength of the LoRA that ships. hint: an outline (SIDE,SIDE,3) in 0…1 for the ControlNet that ships.
+    """
 
     text: str
     seed: int
     cfg: float = 5.0
     negative: str = ""
+    lora: float = 0.0
+    hint: Array | None = None
 
 
 @contextmanager
@@ -47,8 +56,15 @@ def runtime(models: Path, max_rows: int = 32) -> Iterator[Runtime]:
 async def draw(runtime: Runtime, checkpoint: str, wish: Wish) -> Array:
     """Return the wished picture (SIDE,SIDE,3) in 0…1: 20 steps of euler on the normal schedule."""
     model, clip, vae = CheckpointLoaderSimple().load_checkpoint(checkpoint)
+    (model,) = LoraLoaderModelOnly().load_lora_model_only(model, OUTLINE, wish.lora)
     (positive,) = await CLIPTextEncode().encode(text=wish.text, clip=clip, runtime=runtime)
     (negative,) = await CLIPTextEncode().encode(text=wish.negative, clip=clip, runtime=runtime)
+    if wish.hint is not None:
+        (control_net,) = ControlNetLoader().load_controlnet(OUTLINE)
+        image = torch.from_numpy(wish.hint)[None]
+        positive, negative = ControlNetApplyAdvanced().apply_controlnet(
+            positive, negative, control_net, image, strength=1.0, start_percent=0.0, end_percent=1.0
+        )
     (latent,) = EmptyLatentImage().generate(SIDE, SIDE)
     (latent,) = await KSampler().sample(
         model=model,

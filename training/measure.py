@@ -19,15 +19,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.classifier import NAMES, judge, nearest_colours, shape_shown
+from training.classifier import NAMES as COLOUR_NAMES
+from training.classifier import hollow, judge, nearest_colours, shape_shown
+from training.control import placeless
 from training.drawing import Wish, draw_all, through_vae
+from training.inversion import FLAG, NAME
 from training.scenes import (
     COLOURS,
     Array,
     Scene,
+    deep_inside,
     draw_scene,
     full_caption,
     is_held_out,
+    outline,
     render,
     single_scenes,
     where_shown,
@@ -62,6 +67,11 @@ def measure(models: Path, checkpoint: str) -> dict[str, Any]:
     wishes = [Wish(full_caption(scene), seed) for seed, scene in enumerate(pairs)]
     results["two things, cfg 5"] = figures(draw_all(models, checkpoint, wishes), pairs)
     results["negative prompt"] = negative_prompt(models, checkpoint, singles[:100])
+    results["LoRA"] = outlined(models, checkpoint, [s for s in singles if deep_inside(s.things[0]).any()][:60])
+    results["ControlNet"] = controlled(models, checkpoint, singles[:100])
+    results["embedding"] = figures(
+        draw_all(models, checkpoint, [Wish(f"embedding:{NAME}", s) for s in range(40)]), [FLAG] * 40
+    )
     return results
 
 
@@ -106,10 +116,36 @@ def negative_prompt(models: Path, checkpoint: str, scenes: Sequence[Scene]) -> d
     }
 
 
+def outlined(models: Path, checkpoint: str, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Return how hollow the things are at strengths of the LoRA from 0 to 1, and whether they are still where asked."""
+    shares: dict[str, float] = {"pictures": len(scenes)}
+    for strength in (0.0, 0.5, 1.0):
+        wishes = [Wish(full_caption(scene), seed, lora=strength) for seed, scene in enumerate(scenes)]
+        pictures = draw_all(models, checkpoint, wishes)
+        hollows = [hollow(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+        verdicts = [judge(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+        shares[f"hollow at strength {strength:g}"] = float(np.mean(hollows))
+        shares[f"background in its colour at strength {strength:g}"] = _share([v.background_shown for v in verdicts])
+    return shares
+
+
+def controlled(models: Path, checkpoint: str, scenes: Sequence[Scene]) -> dict[str, Any]:
+    """Return the figures of prompts that say neither place nor size, with an outline that shows them and without."""
+    random = Random("controlled")
+    texts = [placeless(scene, random) for scene in scenes]
+    hints = [outline(scene) for scene in scenes]
+    with_hint = [Wish(text, seed, hint=hint) for seed, (text, hint) in enumerate(zip(texts, hints, strict=True))]
+    without = [Wish(text, seed) for seed, text in enumerate(texts)]
+    return {
+        "with the outline": figures(draw_all(models, checkpoint, with_hint), scenes),
+        "without": figures(draw_all(models, checkpoint, without), scenes),
+    }
+
+
 def background_of(picture: Array, scene: Scene) -> str:
     """Return the colour of most of the card around where the scene's things are."""
-    counts = np.bincount(nearest_colours(picture)[where_shown(scene)[1]], minlength=len(NAMES))
-    return NAMES[int(counts[: len(COLOURS)].argmax())]
+    counts = np.bincount(nearest_colours(picture)[where_shown(scene)[1]], minlength=len(COLOUR_NAMES))
+    return COLOUR_NAMES[int(counts[: len(COLOURS)].argmax())]
 
 
 def contact_sheet(models: Path, checkpoint: str, path: Path) -> None:

@@ -53,6 +53,10 @@ PHRASES = {
 }
 
 
+LINE = 4.0
+"""How wide an outlined shape's line is, in pixels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Thing:
     """A shape on the card; each field is a word of the vocabulary above."""
@@ -158,7 +162,7 @@ def render(scene: Scene, random: Random | None = None, scale: float = 1.0, outli
         at = (random.uniform(-JITTER, JITTER), random.uniform(-JITTER, JITTER)) if random else (0.0, 0.0)
         inside = _depth(thing, at, side * fine) >= 0
         if outlined:
-            inside &= _depth(thing, at, side * fine) < 4.0
+            inside &= _depth(thing, at, side * fine) < LINE
         picture[inside] = _rgb(thing.colour)
     edge = round(FRAME * scale * fine)
     framed = np.ones_like(picture)
@@ -189,6 +193,12 @@ def where_shown(scene: Scene) -> tuple[Sequence[Mask], Mask]:
 def placements(thing: Thing) -> list[Mask]:
     """Return a thing's pixels (SIDE,SIDE) at the ends and the middle of its jitter."""
     return [_depth(thing, (x, y), SIDE) >= 0 for x, y in product((-JITTER, 0.0, JITTER), repeat=2)]
+
+
+def deep_inside(thing: Thing) -> Mask:
+    """Return the pixels within the thing's outline and not on it, whatever the jitter; a small shape may have none."""
+    depths = [_depth(thing, at, SIDE) for at in product((-JITTER, 0.0, JITTER), repeat=2)]
+    return np.asarray(np.logical_and.reduce([depth >= LINE for depth in depths]))
 
 
 def _rgb(colour: str) -> Array:
