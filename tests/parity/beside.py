@@ -36,7 +36,7 @@ class Fixed:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {name: ("*",) for name in ("kind", "seed", "shape")}, "optional": {"extra": ("*",)}}
+        return {"required": dict.fromkeys(("kind", "seed", "shape"), ("*",)), "optional": {"extra": ("*",)}}
 
     def get(self, kind: str, seed: int, shape: list[int], extra: Any = None) -> tuple[Any]:
         tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -46,6 +46,8 @@ class Fixed:
             return (tensor.sigmoid(),)
         if kind == "mask":
             return ((tensor > 0).float(),)
+        if kind == "soft mask":
+            return (tensor.sigmoid(),)
         pooled = torch.randn(1, int(extra), generator=torch.Generator().manual_seed(9))
         return ([(tensor, {"pooled_output": pooled})],)
 
@@ -99,7 +101,7 @@ def table(errors: dict[str, float | str]) -> str:
     lines = [
         "# Errors against ComfyUI 0.3.64",
         "",
-        "Relative error of the latents, ‖ours − theirs‖ / ‖theirs‖, float32 on a CPU; written by `tests.parity.beside`.",
+        "Relative error of the latents, ‖ours − theirs‖ / ‖theirs‖, float32 on a CPU. `tests.parity.beside` writes it.",
         "",
         "| group | cases | median | largest | in | failed |",
         "|---|---|---|---|---|---|",
@@ -118,7 +120,7 @@ def main(comfyui: Path, python: Path, parts: list[str]) -> None:
     """Run the cases whose names hold one of the parts, or all; the files hold the others' figures unchanged."""
     torch.set_num_threads(2)
     chosen = {name: case for name, case in CASES.items() if not parts or any(part in name for part in parts)}
-    models = models_dir("mini15")
+    models = models_dir("mini15", "lora", "controlnet")
     figures = theirs(chosen, comfyui, python, models)
     errors = asyncio.run(compare(chosen, figures, models))
     for name, error in errors.items():

@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 CASES, MODELS, OUT = sys.argv[1:4]
@@ -46,6 +47,8 @@ def fixed(kind: str, tensor: torch.Tensor, extra: Any) -> Any:
         return tensor.sigmoid()
     if kind == "mask":
         return (tensor > 0).float()
+    if kind == "soft mask":
+        return tensor.sigmoid()
     pooled = torch.randn(1, int(extra), generator=torch.Generator().manual_seed(9))
     return [[tensor, {"pooled_output": pooled}]]
 
@@ -93,7 +96,7 @@ def main() -> None:
     kept: dict[str, Any] = {}
     done: dict[str, Any] = {}
     with torch.inference_mode():
-        for name, case in json.loads(open(CASES).read()).items():
+        for name, case in json.loads(Path(CASES).read_text()).items():
             try:
                 value = run(case, done, case["target"])[case["slot"]]
             except Exception as error:
