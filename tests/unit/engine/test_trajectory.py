@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from serve_app.engine.trajectory import Trajectory
+from serve_app.errors import NodeError
 from serve_app.sampling.sigmas import NoiseLevels
 from tests.unit.engine.mixes import TinyBackbone, request
 
@@ -72,3 +74,21 @@ def test_ddim_keeps_masked_latents_with_noise_of_the_next_seed():
     held = trajectory.pieces[0].x - trajectory._request.latents * 0.18215
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(7))
     torch.testing.assert_close(held, noise * 14.614641, rtol=1e-4, atol=1e-4)
+
+
+def test_sigmas_that_a_sampler_cannot_step_over_are_an_error_that_names_it():
+    upwards = torch.tensor([0.5, 2.0, 8.0])
+    trajectory = Trajectory(TinyBackbone(), request(sampler="seeds_2", sigmas=upwards))
+    with pytest.raises(NodeError, match="sampler 'seeds_2' cannot step over the sigmas it was given"):
+        drive(trajectory, lambda piece: piece.x / 2)
+
+
+def test_what_a_run_last_took_for_the_image_comes_with_its_latents():
+    whole = Trajectory(TinyBackbone(), request(sigmas=torch.tensor([9.0, 3.0, 1.0, 0.0]), cfg=1.0))
+    drive(whole, lambda piece: piece.x / 2)
+    # A step to zero jumps to the image; one that leaves noise ends before it.
+    torch.testing.assert_close(whole.result.latents, whole.result.denoised)
+    left = Trajectory(TinyBackbone(), request(sigmas=torch.tensor([9.0, 3.0, 1.0]), cfg=1.0))
+    *_, last = drive(left, lambda piece: piece.x / 2)
+    torch.testing.assert_close(left.result.denoised, last / 2 / TinyBackbone().latent_scale)
+    torch.testing.assert_close(left.result.latents, (last / 2 + last / 2 / 3) / TinyBackbone().latent_scale)

@@ -188,7 +188,8 @@ def test_a_sampler_starts_at_x_and_visits_its_steps_in_order(name):
     steps = [e.step for e in seen]
     assert steps == sorted(steps)
     if name != "dpm_adaptive":
-        assert set(steps) == {0, 1, 2, 3, 4}
+        # DPM-Solver-fast takes these five as one step of third order and one of second.
+        assert set(steps) == ({0, 3} if name == "dpm_fast" else {0, 1, 2, 3, 4})
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
