@@ -192,6 +192,8 @@ class Engine:
                 self._calls.add(item)
             elif not _leaves(item):
                 self._join(item)
+            # A run that fails as it joins leaves this frame behind its error's, and must not be kept by it.
+            del item
 
     def _join(self, run: _Run) -> None:
         run.since = self.counters.forwards
