@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from serve_app.errors import FileMissingError
 from serve_app.graph.parse import parse
 from serve_app.graph.signature import signatures
-from tests.unit.graph.classes import SPECS, wire
+from tests.unit.graph.classes import SPECS, spec, wire
 
 
 def sign(prompt: dict[str, Any], **tags: str) -> dict[str, str]:
@@ -102,3 +102,26 @@ def test_a_missing_file_is_left_to_its_node_to_report() -> None:
     assert set(signed) == set(wire())
     assert signed["4"] != sign(wire())["4"]
     assert signed["5"] == sign(wire())["5"]
+
+
+def test_a_fingerprint_is_part_of_what_a_node_is() -> None:
+    prompt = wire()
+    prompt["6"]["is_changed"] = [1]
+    assert differing(prompt) == {"6", "3", "8", "9"}
+    other = wire()
+    other["6"]["is_changed"] = [2]
+    assert sign(prompt)["6"] != sign(other)["6"]
+
+
+def test_a_salt_sets_all_work_apart() -> None:
+    salted = signatures(parse(wire()), SPECS, lambda folder, name: "tag", "job")
+    assert not set(salted.values()) & set(sign(wire()).values())
+
+
+def test_a_value_for_a_hidden_input_of_a_packs_own_is_a_constant() -> None:
+    specs = {"Open": spec("Open", [], "INT", hidden={"first": "*"})}
+
+    def signed(value: int) -> dict[str, str]:
+        return signatures(parse({"1": {"class_type": "Open", "inputs": {"first": value}}}), specs, lambda *_: "")
+
+    assert signed(1) != signed(2)

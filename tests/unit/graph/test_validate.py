@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.errors import InvalidGraphError
-from serve_app.graph.parse import parse
-from serve_app.graph.validate import Validated, cycles, matches, validate
-from tests.unit.graph.classes import FOLDERS, SPECS, graph, wire
+from serve_app.errors import InvalidGraphError, Problem
+from serve_app.graph.parse import parse, render
+from serve_app.graph.spec import Input
+from serve_app.graph.validate import Validated, cycles, hooked, matches, settled, validate
+from tests.unit.graph.classes import FOLDERS, SPECS, graph, number, spec, wire
 
 
 def check(prompt: dict[str, Any], targets: list[str] | None = None) -> Validated:
@@ -229,8 +231,8 @@ def reaches(prompt: dict[str, Any], start: str, goal: str) -> bool:
 def test_circles_are_the_sets_of_nodes_that_reach_each_other(edges: list[tuple[int, int]]) -> None:
     ids = sorted({i for edge in edges for i in edge})
     prompt: dict[str, Any] = {str(i): {"class_type": "Any", "inputs": {}} for i in ids}
-    for number, (source, node) in enumerate(edges):
-        prompt[str(node)]["inputs"][f"i{number}"] = [str(source), 0]
+    for index, (source, node) in enumerate(edges):
+        prompt[str(node)]["inputs"][f"i{index}"] = [str(source), 0]
     expected = {
         frozenset(b for b in prompt if reaches(prompt, a, b) and reaches(prompt, b, a))
         for a in prompt
@@ -292,3 +294,53 @@ def test_absurd_inputs_give_problems_that_can_be_written_as_json(nodes: dict[str
             [str(problem), problem.details, dict(problem.extra)], allow_nan=False, ensure_ascii=False
         ).encode()
         assert len(str(problem)) < 2000
+
+
+PICKY = {
+    "Named": spec("Named", [number("n", max=5), number("m", max=5)], "INT", validator=("n",)),
+    "All": spec("All", [number("n", max=5), Input("image", "IMAGE")], "INT", validator=("**",)),
+    "Types": spec("Types", [Input("value", "IMAGE")], output_node=True, validator=("input_types",)),
+    "Fresh": spec("Fresh", [number("n")], "INT", fingerprinted=True),
+    "Plain": spec("Plain", [number("n")], "INT"),
+}
+
+
+def picky(prompt: dict[str, tuple[str, dict[str, Any]]]) -> Validated:
+    nodes = {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in prompt.items()}
+    return validate(parse(nodes), PICKY, lambda folder: [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "wrong"),
+    [
+        ("Named", {"n": 9, "m": 9}, [("value_bigger_than_max", "m")]),
+        ("Named", {"n": "x", "m": 1}, [("invalid_input_type", "n")]),
+        ("Named", {"n": 9}, [("required_input_missing", "m")]),
+        ("All", {"n": 9, "image": "a constant"}, []),
+    ],
+)
+def test_what_a_class_validates_itself_is_converted_and_not_bounded(kind: str, inputs: Any, wrong: Any) -> None:
+    found = picky({"1": (kind, inputs), "2": ("Types", {"value": ["1", 0]})})
+    assert [(p.type, p.extra["input_name"]) for p in found.problems] == wrong
+
+
+def test_a_class_that_asks_for_input_types_may_be_linked_to_any() -> None:
+    assert picky({"1": ("Plain", {"n": 1}), "2": ("Types", {"value": ["1", 0]})}).problems == ()
+
+
+def test_only_what_will_run_has_to_be_asked() -> None:
+    for kind, asked in (("Plain", False), ("Fresh", True), ("Named", True)):
+        prompt = {"1": ("Plain", {"n": 1}), "2": ("Types", {"value": ["1", 0]}), "3": (kind, {"n": 1, "m": 1})}
+        specs = {**PICKY, "Types": replace(PICKY["Types"], validator=None)}
+        assert not hooked(picky(prompt), specs)
+        prompt["2"] = ("Types", {"value": ["3", 0]})
+        assert hooked(picky(prompt), specs) == asked
+
+
+def test_what_a_worker_finds_takes_outputs_away_and_stays_with_the_nodes() -> None:
+    prompt = {"1": ("Fresh", {"n": 1}), "2": ("Types", {"value": ["1", 0]}), "3": ("Types", {"value": ["1", 0]})}
+    found = settled(picky(prompt), [Problem("custom_validation_failed", "no", node_id="3")], {"1": [7]})
+    assert found.outputs == ("2",)
+    assert [p.type for p in found.problems] == ["custom_validation_failed"]
+    assert render(found.graph)["1"]["is_changed"] == [7]
+    assert parse(render(found.graph)) == found.graph

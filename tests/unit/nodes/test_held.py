@@ -132,3 +132,23 @@ async def test_cancelling_one_that_waits_leaves_the_one_computing_alone() -> Non
     await asyncio.sleep(0)
     go.set()
     assert isinstance(await computing, NodeResult)
+
+
+def test_beside_what_running_tasks_may_use_only_so_many_results_stay() -> None:
+    gone = Gone()
+    held = Held(10**9, gone, entries=2)
+    for name in "abcde":
+        held.put(name, result())
+    assert gone == [], "none goes while it may still be used"
+    held.begin({"a", "b", "new"})
+    assert gone == ["c", "d", "e"]
+    held.begin({"new"})
+    assert gone == ["c", "d", "e"]
+
+
+def test_no_limit_of_entries_lets_nothing_go() -> None:
+    gone = Gone()
+    held = Held(10**9, gone)
+    held.put("a", result())
+    held.begin({"b"})
+    assert gone == []
