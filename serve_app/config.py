@@ -105,6 +105,8 @@ class AppConfig(Section):
     """Replicas a task may lose before its job is given up."""
     cache: Annotated[str, Field(pattern=r"^(classic|none|lru:[0-9]{1,9})$")] = "classic"
     """Node results that later jobs may use: as many as results_bytes holds, none, or lru:N at most N a replica too."""
+    strict: bool = False
+    """Whether jobs that do not say share no computation with others, so that equal ones are equal to the bit."""
     custom_nodes_dir: Path | None = None
     """The folder of node packs; their code runs in workers and replicas. None loads none."""
     logs: log.Form = "text"

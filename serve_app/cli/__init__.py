@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         dest="assignments",
         help="change an input, e.g. --set 3.seed=7; VALUE is JSON, else a string",
     )
+    submit.add_argument(
+        "--strict", action="store_true", help="share no computation with other jobs: equal jobs are equal to the bit"
+    )
     submit.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where to save (default: here)")
     submit.set_defaults(command=_submit)
 
@@ -125,6 +128,8 @@ def _submit(arguments: argparse.Namespace) -> int:
     from serve_app.cli.workflow import changed, read_body
 
     body = changed(read_body(arguments.workflow), arguments.assignments)
+    if arguments.strict:
+        body["extra_data"] = {**(body.get("extra_data") or {}), "strict": True}
     with Server(arguments.server, arguments.patience) as server:
         return submit(server, body, arguments.out)
 

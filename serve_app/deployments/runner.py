@@ -75,7 +75,7 @@ class Models(Protocol):
     @property
     def loads(self) -> LoadCounters: ...
 
-    def bind(self, progress: Callable[[int, int], None]) -> Runtime: ...
+    def bind(self, progress: Callable[[int, int], None], *, strict: bool = False) -> Runtime: ...
 
     def resident(self) -> tuple[str, ...]: ...
 
@@ -288,9 +288,9 @@ class Runner:
     def _evicted(self, signatures: tuple[str, ...]) -> None:
         self.say(Evicted(signatures))
 
-    def runtime(self, progress: Callable[[int, int], None]) -> Runtime | None:
-        """Return a RUNTIME that reports its progress there."""
-        return None if self.models is None else self.models.bind(progress)
+    def runtime(self, progress: Callable[[int, int], None], *, strict: bool) -> Runtime | None:
+        """Return a RUNTIME that reports its progress there. strict: its work is done apart from all other."""
+        return None if self.models is None else self.models.bind(progress, strict=strict)
 
     def files(self, task: Task, node_id: str) -> Files:
         """Return the STORE of one node."""
@@ -316,7 +316,7 @@ class TaskScope:
         self.fingerprint = runner.fingerprint
 
     def runtime(self, node_id: str) -> Runtime | None:
-        return self._runner.runtime(partial(self._progressed, node_id))
+        return self._runner.runtime(partial(self._progressed, node_id), strict=self._task.strict)
 
     def files(self, node_id: str) -> Files:
         return self._runner.files(self._task, node_id)

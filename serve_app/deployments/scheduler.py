@@ -135,6 +135,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         max_queue=config.max_queue,
         max_attempts=config.max_attempts,
         share_results=config.cache != "none",
+        strict=config.strict,
     )
 
 

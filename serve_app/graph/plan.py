@@ -72,6 +72,16 @@ class Task:
     extra_data: Mapping[str, object]
     created_s: float = 0.0
 
+    @property
+    def strict(self) -> bool:
+        """Whether its work is done apart from all other; as `is_strict`."""
+        return is_strict(self.extra_data)
+
+
+def is_strict(extra_data: Mapping[str, object]) -> bool:
+    """Whether a job asks for results that do not depend, to the bit, on what else runs: {"strict": true}."""
+    return extra_data.get("strict") is True
+
 
 @dataclass(frozen=True, slots=True)
 class Pool:

@@ -14,6 +14,9 @@ from serve_app.errors import FileMissingError, ModelFileError
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.spec import NodeSpec
 
+STRICT = "strict"
+"""The salt of work that is done apart from all other: what was done otherwise does not stand in for it."""
+
 
 def signatures(
     graph: Graph, specs: Mapping[str, NodeSpec], fingerprint: Callable[[str, str], str], salt: str = ""

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 from serve_app.errors import CancelledJobError, NodeError, ServeAppError
 from serve_app.graph.graph import BadLink, Link, Node, Origin
 from serve_app.graph.plan import Task
-from serve_app.graph.signature import signature
+from serve_app.graph.signature import STRICT, signature
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
 from serve_app.nodes.executing import Executing, Progress
@@ -332,7 +332,8 @@ class Execution:
             if spec.fingerprinted:
                 said = await fingerprint(self._classes[node.class_type], spec, node)
                 node = Node(node.id, node.class_type, node.inputs, said)
-            found = signature(node, spec, self._signatures, self._capabilities.fingerprint)
+            salt = STRICT if self._task.strict else ""
+            found = signature(node, spec, self._signatures, self._capabilities.fingerprint, salt)
         except (KeyError, TypeError, ValueError):
             return f"unique-{uuid.uuid4().hex}"
         # A copy of its own maker would wait for itself.

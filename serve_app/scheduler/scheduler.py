@@ -30,8 +30,8 @@ from serve_app.errors import (
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse
-from serve_app.graph.plan import Plan, Pool, TaskId, plan
-from serve_app.graph.signature import signatures
+from serve_app.graph.plan import Plan, Pool, TaskId, is_strict, plan
+from serve_app.graph.signature import STRICT, signatures
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.board import Board
 from serve_app.scheduler.channels import Mailbox, Stream
@@ -90,7 +90,7 @@ class Scheduler:
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
     the scheduler's own host. max_queue: how many jobs may wait. holder: the server it belongs to. share_results:
-    whether a job may use what another one made.
+    whether a job may use what another one made. strict: whether jobs are that do not say.
     """
 
     def __init__(
@@ -104,8 +104,10 @@ class Scheduler:
         max_queue: int = 1000,
         max_attempts: int = 5,
         share_results: bool = True,
+        strict: bool = False,
     ) -> None:
         self._share_results = share_results
+        self._strict = strict
         self._jobs = jobs
         self._pools = tuple(pools)
         self._fingerprint = fingerprint
@@ -184,7 +186,8 @@ class Scheduler:
             prompt=submission.prompt,
             targets=tuple(submission.outputs),
             client_id=submission.client_id,
-            extra_data=submission.extra_data,
+            # Kept with the job, so that another configuration leaves what is queued as it is.
+            extra_data={"strict": True, **submission.extra_data} if self._strict else submission.extra_data,
             created_s=time.time(),
             queued_seq=self._machine.next_seq(),
         )
@@ -380,7 +383,8 @@ class Scheduler:
         specs = {name: spec for pool in self._pools for name, spec in self._specs.get(pool.name, {}).items()}
         graph = parse(row.prompt)
         left = [node_id for node_id in row.targets if node_id not in row.outputs]
-        signed = signatures(graph, specs, self._fingerprint, "" if self._share_results else row.job_id)
+        salt = ("" if self._share_results else row.job_id) + (STRICT if is_strict(row.extra_data) else "")
+        signed = signatures(graph, specs, self._fingerprint, salt)
         return plan(graph, specs, left, signed, self._pools)
 
     async def _recover(self, row: JobRow) -> None:
