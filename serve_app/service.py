@@ -239,10 +239,13 @@ def _read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:
         prompt=field("prompt", "an object of nodes by id", _is_object, {}),
         outputs=(),
         client_id=field("client_id", "a string without NUL", _is_string),
-        extra_data=field("extra_data", "an object, 'strict' in it true or false", _is_extra_data, {}),
+        extra_data=field("extra_data", "an object", _is_object, {}),
         number=None if number is None else float(number),
         front=field("front", "true or false", lambda value: isinstance(value, bool), False),
     )
+    strict = submission.extra_data.get("strict", False)
+    if not isinstance(strict, bool):
+        wrong.append(f"'strict' in 'extra_data' must be true or false, not {_shown(strict)}")
     if "prompt" not in body:
         wrong.append("'prompt' is missing: an object of nodes by id")
     wrong += [
@@ -255,10 +258,6 @@ def _read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, Mapping)
-
-
-def _is_extra_data(value: Any) -> bool:
-    return _is_object(value) and isinstance(value.get("strict", False), bool)
 
 
 def _is_string(value: Any) -> bool:

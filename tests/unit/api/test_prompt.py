@@ -80,6 +80,7 @@ async def test_a_body_that_is_no_strict_json_object_is_refused_saying_why(client
         ({"client_id": None}, "'client_id' must be a string"),
         ({"client_id": "\0"}, "'client_id' must be a string without NUL"),
         ({"extra_data": "x"}, "'extra_data' must be an object, not 'x'"),
+        ({"extra_data": {"strict": "yes"}}, "'strict' in 'extra_data' must be true or false, not 'yes'"),
         ({"prompt_id": "job-1"}, "'prompt_id' must be a UUID such as"),
         ({"prompt_id": f"{JOB}\n"}, "'prompt_id' must be a UUID such as"),
         ({"number": "3"}, "'number' must be a finite number, not '3'"),
