@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from serve_app.errors import NodeError
 from serve_app.sampling.rows import Area
 from serve_app.values import Conditioning
 
@@ -62,10 +63,18 @@ def resolved(conds: Mapping[str, Conditioning], height: int, width: int) -> dict
 
 
 def area_of(options: Mapping[str, Any], height: int, width: int) -> Area | None:
-    """Return a resolved entry's area, cut to the canvas; None for the whole of it."""
+    """Return a resolved entry's area, cut to the canvas; None for the whole of it.
+
+    Errors: NodeError for an area that begins beyond the canvas.
+    """
     if "area" not in options:
         return None
     rows, columns, y, x = options["area"]
+    if y >= height or x >= width:
+        raise NodeError(
+            f"the area of a conditioning begins at ({x}, {y}) in cells of 8 pixels, beyond the latents, which are "
+            f"{width} wide and {height} high"
+        )
     return (min(height - y, rows), min(width - x, columns), y, x)
 
 

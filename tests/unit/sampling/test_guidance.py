@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from serve_app.errors import NodeError
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.guidance import Guidance
 from serve_app.sampling.rows import Canvas, Inputs, to_batch
-from serve_app.sampling.rules import Cfg
+from serve_app.sampling.rules import Cfg, DualCfg, PerpNeg, rule_of
 from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.values import Guider, Recipe
 
 X = torch.randn(2, 4, 3, 3)
 
@@ -83,3 +85,52 @@ def test_a_cond_of_several_rows_gives_each_latent_its_own():
     assert inputs.context[:, 0, 0].tolist() == [0.0, 1.0]
     [inputs] = [p.inputs for p in guidance_of([(context, {})], [], 1.0, 5).pieces(Evaluation(X, 1.0, 0))]
     assert inputs.context[:, 0, 0].tolist() == [0.0, 1.0, 2.0, 0.0, 1.0]
+
+
+def test_an_area_that_begins_beyond_the_latents_is_refused():
+    with pytest.raises(NodeError, match=r"begins at \(3, 0\) in cells of 8 pixels, beyond the latents"):
+        guidance_of([cond(1, area=(1, 1, 0, 3))], [cond(2)], 2.0)
+
+
+def test_a_branch_whose_entries_do_not_count_at_a_level_is_zero_and_asks_nothing():
+    guidance = guidance_of([cond(1, start_percent=0.5, end_percent=1.0)], [cond(2, end_percent=0.5)], 3.0)
+    assert [float(p.inputs.context.mean()) for p in guidance.pieces(Evaluation(X, 9.0, 0))] == [2.0]
+    assert [float(p.inputs.context.mean()) for p in guidance.pieces(Evaluation(X, 0.5, 0))] == [1.0]
+    assert guided(guidance, [4.0]) == [(1 - 3) * 4.0, 4.0]
+
+
+def test_default_entries_fill_what_the_others_leave():
+    whole = guidance_of([cond(1), cond(2, default=True)], [], 1.0)
+    assert guided(whole, [4.0]) == [4.0, 0.0]
+    some = guidance_of([cond(1, strength=0.25), cond(2, default=True)], [], 1.0)
+    assert guided(some, [4.0, 8.0]) == [0.25 * 4 + 0.75 * 8, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "asked", "asked_for_uncond"),
+    [
+        (Cfg(1.0), ["positive"], ["positive", "negative"]),
+        (DualCfg(1.0, 1.0), ["positive"], ["positive", "middle", "negative"]),
+        (DualCfg(2.0, 1.0), ["positive", "middle"], ["positive", "middle", "negative"]),
+        (DualCfg(1.0, 1.0, nested=True), ["positive", "middle", "negative"], ["positive", "middle", "negative"]),
+        (PerpNeg(2.0, 0.0), ["positive", "empty"], ["positive", "negative", "empty"]),
+        (PerpNeg(1.0, 0.0), ["positive"], ["positive", "negative", "empty"]),
+    ],
+)
+def test_a_rule_asks_for_no_branch_it_does_not_need(rule, asked, asked_for_uncond):
+    assert list(rule.asks(False)) == asked
+    assert list(rule.asks(True)) == asked_for_uncond
+
+
+def test_guidance_away_from_a_negative_along_the_positive_is_none():
+    positive = torch.randn(1, 4, 3, 3)
+    evaluation = Evaluation(torch.zeros(1, 4, 3, 3), 2.0, 0)
+    means = {"positive": positive, "negative": positive * -2, "empty": torch.zeros_like(positive)}
+    denoised, uncond = PerpNeg(3.0, 1.5).combine(means, evaluation)
+    torch.testing.assert_close(denoised, positive * 3)
+    assert torch.equal(uncond, positive * -2)
+
+
+def test_a_guider_of_an_unknown_kind_is_refused():
+    with pytest.raises(NodeError, match="guider 'cgf' with the scales cfg is unknown"):
+        rule_of(Guider(Recipe("backbone", "checkpoints", "a"), {}, "cgf", {"cfg": 1.0}))
