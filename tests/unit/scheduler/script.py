@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.plan import Plan, Pool, Task, TaskId, plan
@@ -12,13 +12,15 @@ from serve_app.scheduler.messages import Assign, Message, NodeFinished, ReplicaI
 from serve_app.scheduler.stimuli import Command, JobArrived, Persist, Publish, ReplicaJoined, Reported, Send
 from serve_app.store.changes import JobRow
 
+LAZY = {"lazy": True}
 SPECS = {
     "Load": NodeSpec("Load", (), ("MODEL",), ("MODEL",), (False,)),
     "Sample": NodeSpec("Sample", (Input("model", "MODEL"),), ("LATENT",), ("LATENT",), (False,), {"r": "RUNTIME"}),
+    "Mix": NodeSpec("Mix", (Input("a", "*", options=LAZY), Input("b", "*", options=LAZY)), ("*",), ("*",), (False,)),
     "Save": NodeSpec("Save", (Input("images", "LATENT"),), (), (), (), output_node=True),
 }
 ONE_POOL = (Pool("gpu", True),)
-TWO_POOLS = (Pool("gpu", True, ("Sample",)), Pool("cpu", False, ("Load", "Save")))
+TWO_POOLS = (Pool("gpu", True, ("Sample",)), Pool("cpu", False, ("Load", "Save", "Mix")))
 
 
 def chain(seed: object, job: str = "") -> tuple[Graph, dict[str, str]]:
@@ -31,10 +33,31 @@ def chain(seed: object, job: str = "") -> tuple[Graph, dict[str, str]]:
     return Graph(nodes), {"1": "load", "2": f"sample-{seed}", "3": f"save-{seed}{job}"}
 
 
-class Script:
-    """A machine, its clock, and everything it has asked for so far."""
+def branches(seed: object) -> tuple[Graph, dict[str, str]]:
+    """Save <- Mix of two lazy branches Sample <- Mix of two Loads; a Mix asks for what its `asks` says."""
+    asks = {0: "a", 1: "b"}.get(seed, "ab")  # type: ignore[call-overload]
+    nodes = {
+        "1": Node("1", "Load", {"name": "a"}),
+        "2": Node("2", "Load", {"name": "b"}),
+        "4": Node("4", "Mix", {"a": Link("1", 0), "b": Link("2", 0), "asks": asks}),
+        "5": Node("5", "Sample", {"model": Link("4", 0)}),
+        "6": Node("6", "Sample", {"model": Link("1", 0)}),
+        "7": Node("7", "Mix", {"a": Link("5", 0), "b": Link("6", 0), "asks": asks}),
+        "3": Node("3", "Save", {"images": Link("7", 0)}),
+    }
+    return Graph(nodes), {"1": "load a", "2": "load b", "6": "six"} | {n: f"{n}-{seed}" for n in ("4", "5", "7", "3")}
 
-    def __init__(self, pools: Sequence[Pool] = ONE_POOL, max_attempts: int = 5) -> None:
+
+class Script:
+    """A machine, its clock, and everything it has asked for so far. graph: the jobs' graph and signatures by seed."""
+
+    def __init__(
+        self,
+        pools: Sequence[Pool] = ONE_POOL,
+        max_attempts: int = 5,
+        graph: Callable[[object], tuple[Graph, dict[str, str]]] = chain,
+    ) -> None:
+        self.graph = graph
         self.machine = Machine(epoch=1, max_attempts=max_attempts)
         self.pools = pools
         self.commands: list[Command] = []
@@ -46,7 +69,7 @@ class Script:
         return commands
 
     def job(self, job_id: str, seed: object = 0, number: float | None = None) -> list[Command]:
-        graph, signatures = chain(seed)
+        graph, signatures = self.graph(seed)
         planned: Plan = plan(graph, SPECS, ["3"], signatures, self.pools)
         self.order += 1
         row = JobRow(

@@ -26,7 +26,7 @@ from serve_app.scheduler.messages import (
 )
 from serve_app.scheduler.stimuli import CancelAsked, Publish, ReplicaLost, Send
 from serve_app.store.changes import JobEnded, OutputRecorded
-from tests.unit.scheduler.script import ONE_POOL, TWO_POOLS, Script, changes
+from tests.unit.scheduler.script import ONE_POOL, TWO_POOLS, Script, branches, chain, changes
 
 
 @dataclass
@@ -50,10 +50,11 @@ class World(RuleBasedStateMachine):
 
     jobs = Bundle("jobs")
     pools = ONE_POOL
+    graph = staticmethod(chain)
 
     def __init__(self) -> None:
         super().__init__()
-        self.script = Script(self.pools, max_attempts=10_000)
+        self.script = Script(self.pools, max_attempts=10_000, graph=self.graph)
         self.replicas: dict[str, Replica] = {}
         self.made = 0
         self.accepted: set[str] = set()
@@ -103,7 +104,8 @@ class World(RuleBasedStateMachine):
                 self.report(name, Want(task.id, signature))
             return False
         node = task.nodes[node_id]
-        if all(self.evaluate(name, work, link.node_id) for _, link in node.links()) and work in replica.work:
+        asked = [link.node_id for i, link in node.links() if i in str(node.inputs.get("asks", i))]
+        if all(self.evaluate(name, work, source) for source in asked) and work in replica.work:
             replica.held.add(signature)
             work.have.add(signature)
             ui = {"images": [node_id]} if node.class_type == "Save" else None
@@ -218,7 +220,15 @@ class SplitWorld(World):
     pools = TWO_POOLS
 
 
+class LazyWorld(SplitWorld):
+    """The same, with lazy inputs between the pools, of which a job asks for one, the other or both."""
+
+    graph = staticmethod(branches)
+
+
 TestOnePool = World.TestCase
 TestOnePool.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestTwoPools = SplitWorld.TestCase
 TestTwoPools.settings = TestOnePool.settings
+TestLazyInputs = LazyWorld.TestCase
+TestLazyInputs.settings = TestOnePool.settings
