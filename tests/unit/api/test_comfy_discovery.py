@@ -1,0 +1,245 @@
+"""What there is, in ComfyUI's format: node classes, model files, the machine, users and what they keep."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import httpx
+import pytest
+
+from serve_app.api.app import create_app
+from serve_app.api.comfy.object_info import info
+from serve_app.api.comfy.system import system_stats
+from serve_app.graph.spec import Input, NodeSpec
+from serve_app.scheduler.messages import ClusterView, Gpu, HostStats
+from serve_app.service import Service
+from serve_app.store.userdata import UserData
+
+
+async def get(client, path: str, **query):
+    response = await client.get(path, params=query or None)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+# Node classes ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_class_is_described_by_its_inputs_outputs_and_names(client):
+    described = await get(client, "/api/object_info/EmptyLatentImage")
+    assert described == {
+        "EmptyLatentImage": {
+            "input": {
+                "required": {
+                    "width": ["INT", {"min": 16, "max": 16384}],
+                    "height": ["INT", {"min": 16, "max": 16384}],
+                    "batch_size": ["INT", {"min": 1, "max": 4096}],
+                }
+            },
+            "input_order": {"required": ["width", "height", "batch_size"]},
+            "output": ["LATENT"],
+            "output_is_list": [False],
+            "output_name": ["LATENT"],
+            "name": "EmptyLatentImage",
+            "display_name": "EmptyLatentImage",
+            "description": "",
+            "python_module": "nodes",
+            "category": "",
+            "output_node": False,
+        }
+    }
+    assert (await get(client, "/api/object_info"))["EmptyLatentImage"] == described["EmptyLatentImage"]
+
+
+async def test_choices_are_lists_and_those_of_files_are_read_now(client):
+    described = await get(client, "/api/object_info")
+    assert described["KSampler"]["input"]["required"]["sampler_name"] == [["euler", "heun"]]
+    assert described["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"] == [["sd15.safetensors"]]
+
+
+async def test_an_unknown_class_is_an_empty_object(client):
+    assert await get(client, "/api/object_info/Nope") == {}
+
+
+def test_hidden_inputs_that_only_this_server_knows_are_not_shown():
+    hidden = {"prompt": "PROMPT", "store": "STORE", "runtime": "RUNTIME"}
+    inputs = (Input("a", "INT"), Input("b", "MASK", "optional", options={"tooltip": "b"}))
+    spec = NodeSpec("X", inputs, (), (), (), hidden, output_tooltips=("what",), experimental=True)
+    described = info(spec, {})
+    assert described["input"] == {
+        "required": {"a": ["INT"]},
+        "optional": {"b": ["MASK", {"tooltip": "b"}]},
+        "hidden": {"prompt": "PROMPT"},
+    }
+    assert described["input_order"] == {"required": ["a"], "optional": ["b"], "hidden": ["prompt"]}
+    assert (described["output_tooltips"], described["experimental"]) == (["what"], True)
+    assert "deprecated" not in described
+
+
+async def test_a_client_that_has_the_description_is_told_so(client):
+    first = await client.get("/api/object_info")
+    again = await client.get("/api/object_info", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+# Model files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def models(tmp_path):
+    for name in ("checkpoints/a.safetensors", "embeddings/sub/e.safetensors"):
+        path = tmp_path / "models" / name
+        path.parent.mkdir(parents=True)
+        header = json.dumps({"__metadata__": {"title": "A"}}).encode() if "a." in name else b"{}"
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+async def test_model_files_are_listed_by_folder(client, models):
+    assert "checkpoints" in await get(client, "/api/models")
+    assert await get(client, "/api/models/checkpoints") == ["a.safetensors"]
+    assert await get(client, "/api/embeddings") == ["sub/e"]
+    assert (await client.get("/api/models/secrets")).status_code == 404
+    [file] = await get(client, "/api/experiment/models/checkpoints")
+    assert (file["name"], file["pathIndex"]) == ("a.safetensors", 0)
+    folders = {folder["name"]: folder["folders"] for folder in await get(client, "/api/experiment/models")}
+    assert len(folders["checkpoints"]) == 1
+
+
+async def test_a_files_metadata_is_shown(client, models):
+    assert await get(client, "/api/view_metadata/checkpoints", filename="a.safetensors") == {"title": "A"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("checkpoints", "b.safetensors"), ("embeddings", "sub/e.safetensors"), ("checkpoints", "a.ckpt"), ("x", "a")],
+)
+async def test_a_file_without_metadata_is_404(client, models, folder, name):
+    assert (await client.get(f"/api/view_metadata/{folder}?filename={name}")).status_code == 404
+
+
+# The machine ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_cluster_is_told_as_one_machine_with_a_device_for_every_card():
+    cards = tuple(Gpu(f"uuid-{i}", f"card {i}", 1000, 600, 400) for i in range(2))
+    hosts = (HostStats("a", 100, 40, 60, cards), HostStats("b", 50, 20, 30, cards[:1]))
+    stats = system_stats(ClusterView(hosts, (), 1.0, 1))
+    mb = 1024 * 1024
+    assert (stats["system"]["ram_total"], stats["system"]["ram_free"]) == (150 * mb, 90 * mb)
+    assert isinstance(stats["system"]["argv"], list)
+    assert [(d["name"], d["type"], d["index"]) for d in stats["devices"]] == [
+        ("card 0", "cuda", 0),
+        ("card 1", "cuda", 1),
+    ]
+    assert (stats["devices"][0]["vram_total"], stats["devices"][0]["vram_free"]) == (1000 * mb, 600 * mb)
+
+
+def test_without_a_card_the_processor_is_the_device():
+    [device] = system_stats(ClusterView((HostStats("a", 100, 40, 60, ()),), (), 1.0, 1))["devices"]
+    assert (device["type"], device["vram_total"]) == ("cpu", 100 * 1024 * 1024)
+
+
+async def test_the_page_finds_nothing_where_there_is_nothing(client):
+    for path in ("i18n", "global_subgraphs", "node_replacements"):
+        assert await get(client, f"/api/{path}") == {}
+    features = await get(client, "/api/features")
+    assert (features["supports_preview_metadata"], features["assets"]) == (True, False)
+    assert features["max_upload_size"] == 200_000
+
+
+async def test_freeing_memory_and_subscribing_to_logs_are_accepted(client):
+    assert (await client.post("/api/free", json={"unload_models": True})).status_code == 200
+    assert (await client.patch("/internal/logs/subscribe", json={"clientId": "c", "enabled": True})).status_code == 200
+
+
+# Users ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_settings_are_kept_one_by_one_and_together(client):
+    assert await get(client, "/api/settings") == {}
+    assert (await client.post("/api/settings", content='{"a": 1, "b": 2}')).content == b""
+    assert (await client.post("/api/settings/Comfy.c", content='"text"')).content == b""
+    await client.post("/api/settings", content='{"b": 3}')
+    assert await get(client, "/api/settings") == {"a": 1, "b": 3, "Comfy.c": "text"}
+    assert await get(client, "/api/settings/Comfy.c") == "text"
+    assert await get(client, "/api/settings/none") is None
+
+
+@pytest.mark.parametrize("name", ["workflows%2Fa.json", "workflows/a.json"])
+async def test_a_file_is_kept_under_a_name_with_folders(client, name):
+    stored = await client.post(f"/api/userdata/{name}", content=b'{"x": 1}')
+    assert stored.json() == "workflows/a.json"
+    assert (await client.get(f"/api/userdata/{name}")).content == b'{"x": 1}'
+    assert (await client.post(f"/api/userdata/{name}?overwrite=false", content=b"")).status_code == 409
+    described = (await client.post(f"/api/userdata/{name}?full_info=true", content=b"abc")).json()
+    assert (described["path"], described["size"]) == ("workflows/a.json", 3)
+    assert (await client.delete(f"/api/userdata/{name}")).status_code == 204
+    assert (await client.get(f"/api/userdata/{name}")).status_code == 404
+
+
+async def test_files_are_listed_as_names_parts_or_descriptions(client):
+    await client.post("/api/userdata/workflows%2Fa.json", content=b"1")
+    await client.post("/api/userdata/workflows%2Fsub%2Fb.json", content=b"22")
+    assert await get(client, "/api/userdata", dir="workflows") == ["a.json"]
+    recursive = await get(client, "/api/userdata", dir="workflows", recurse="true")
+    assert recursive == ["a.json", "sub/b.json"]
+    split = await get(client, "/api/userdata", dir="workflows", recurse="true", split="true")
+    assert split == [["a.json", "a.json"], ["sub/b.json", "sub", "b.json"]]
+    [described] = await get(client, "/api/userdata", dir="workflows/sub", full_info="true")
+    assert (described["path"], described["size"]) == ("b.json", 2)
+    tree = await get(client, "/api/v2/userdata?path=workflows")
+    assert [(e["path"], e["type"]) for e in tree] == [
+        ("workflows/sub", "directory"),
+        ("workflows/a.json", "file"),
+        ("workflows/sub/b.json", "file"),
+    ]
+    assert await get(client, "/api/v2/userdata") != []
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/api/userdata", 400),
+        ("/api/userdata?dir=missing", 404),
+        ("/api/userdata?dir=../..", 403),
+        ("/api/v2/userdata?path=../..", 400),
+        ("/api/v2/userdata?path=missing", 404),
+        ("/api/userdata/..%2F..%2Fetc%2Fpasswd", 403),
+        ("/api/userdata/missing.json", 404),
+    ],
+)
+async def test_what_is_not_the_users_is_not_shown(client, path, status):
+    assert (await client.get(path)).status_code == status
+
+
+async def test_a_file_is_moved_but_not_onto_another_unless_it_may(client):
+    for name in ("a", "b"):
+        await client.post(f"/api/userdata/{name}", content=name.encode())
+    moved = await client.post("/api/userdata/a/move/sub%2Fc")
+    assert moved.json() == "sub/c"
+    assert (await client.get("/api/userdata/sub%2Fc")).content == b"a"
+    assert (await client.post("/api/userdata/b/move/sub%2Fc?overwrite=false")).status_code == 409
+    assert (await client.post("/api/userdata/b/move/sub%2Fc")).status_code == 200
+    assert (await client.get("/api/userdata/sub%2Fc")).content == b"b"
+    assert (await client.post("/api/userdata/missing/move/x")).status_code == 404
+
+
+async def test_with_one_user_there_is_no_list_of_users(client):
+    assert await get(client, "/api/users") == {"storage": "server", "migrated": False}
+    await client.post("/api/settings", content="{}")
+    assert await get(client, "/api/users") == {"storage": "server", "migrated": True}
+
+
+async def test_with_several_users_each_has_settings_of_its_own(scheduler, volume, tmp_path):
+    service = Service(scheduler, volume, lambda folder: [], user_data=UserData(tmp_path / "users", many=True))
+    transport = httpx.ASGITransport(app=create_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert await get(client, "/api/users") == {"storage": "server", "users": {}}
+        ann, bob = [(await client.post("/api/users", json={"username": n})).json() for n in ("Ann", "Bob")]
+        assert (await client.post("/api/users", json={"username": "Ann"})).status_code == 400
+        assert (await get(client, "/api/users"))["users"] == {ann: "Ann", bob: "Bob"}
+        await client.post("/api/settings", content='{"a": 1}', headers={"Comfy-User": ann})
+        assert (await client.get("/api/settings", headers={"Comfy-User": ann})).json() == {"a": 1}
+        assert (await client.get("/api/settings", headers={"Comfy-User": bob})).json() == {}
+        assert (await client.get("/api/settings")).status_code == 401

@@ -1,0 +1,115 @@
+"""What clients see of a real scheduler over a real database: one atomic end, feeds across restarts, lists of jobs."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from serve_app.config import PoolConfig
+from serve_app.scheduler.messages import Reader, Submission
+from serve_app.store.changes import JobQuery
+from tests.unit.deployments.cluster import Cluster, cluster
+
+ENDED = JobQuery(("success", "error", "cancelled"))
+
+
+def prompt(colour: int) -> dict[str, Any]:
+    """Return a picture of one colour and the output node that shows it."""
+    size = {"width": 8, "height": 8, "batch_size": 1}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": {**size, "color": colour}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+
+
+@pytest.fixture
+async def running(tmp_path):
+    async with cluster(tmp_path, (PoolConfig(name="cpu", runtime=False),)) as running:
+        yield running
+
+
+async def submit(running: Cluster, colour: int, client_id: str | None = "c", **extra: Any) -> str:
+    job_id = str(uuid.uuid4())
+    await running.scheduler.submit(Submission(job_id, prompt(colour), ("2",), client_id, extra))
+    await running.scheduler.answered(job_id)
+    return job_id
+
+
+async def heard(running: Cluster, after: int = 0, token: str = "t") -> list:
+    """Return a client's events up to the end of a job."""
+    events: list = []
+    while not events or not events[-1].last:
+        at = events[-1].seq if events else after
+        news = await running.scheduler.news({"c": Reader(token, at)}, running.scheduler._board.feeds.queue.version, 5.0)
+        events += news.events.get("c", ())
+    return events
+
+
+async def test_a_client_hears_its_job_from_beginning_to_end(running):
+    await submit(running, 1)
+    kinds = [event.kind for event in await heard(running)]
+    assert kinds == ["queued", "started", "cached", "executing", "finished", "executing", "executed", "success"]
+
+
+async def test_at_every_moment_a_job_is_in_the_queue_or_in_the_history(running):
+    job_id = await submit(running, 2)
+    for _ in range(2000):
+        queue = await running.scheduler.queue()
+        page = await running.scheduler.page(ENDED)
+        waiting = {job.job_id for job in (*queue.running, *queue.pending)}
+        assert job_id in waiting or [job.job_id for job in page.jobs] == [job_id]
+        if not waiting:
+            [ended] = page.jobs
+            assert (ended.state, list(ended.outputs)) == ("success", ["2"])
+            return
+    raise AssertionError("the job did not end")
+
+
+async def test_the_end_is_heard_once_the_queue_is_without_the_job_and_its_outputs_are_there(running):
+    job_id = await submit(running, 3)
+    await heard(running)
+    assert running.scheduler._board.feeds.queue.remaining == 0
+    job = await running.scheduler.job(job_id)
+    assert (job.state, list(job.outputs)) == ("success", ["2"])
+
+
+async def test_what_is_cached_is_remembered_with_the_job(running):
+    await submit(running, 4)
+    first = await heard(running)
+    job_id = await submit(running, 4)
+    again = await heard(running, after=first[-1].seq)
+    assert [event.kind for event in again] == ["queued", "started", "cached", "executed", "success"]
+    job = await running.scheduler.job(job_id)
+    assert set(job.cached) == {"1", "2"}
+    assert list(job.outputs) == ["2"]
+
+
+async def test_a_socket_goes_on_after_a_restart_of_the_scheduler_without_a_gap_or_a_repetition(running):
+    await submit(running, 5)
+    first = await heard(running)
+    seen = next(event.seq for event in first if event.kind == "executed")
+    await running.restart_scheduler()
+    assert [event.kind for event in await heard(running, after=seen)] == ["success"]
+
+
+async def test_jobs_are_listed_in_windows_and_forgotten(running):
+    job_ids = [await submit(running, colour, None) for colour in (6, 7, 8)]
+    for job_id in job_ids:
+        await running.finish(job_id)
+    page = await running.scheduler.page(JobQuery(ENDED.states, "created", descending=True, offset=1, limit=1))
+    assert ([job.job_id for job in page.jobs], page.total) == ([job_ids[1]], 3)
+    await running.scheduler.forget([job_ids[0]])
+    assert [job.job_id for job in (await running.scheduler.page(ENDED)).jobs] == job_ids[1:]
+    assert await running.scheduler.job(job_ids[0]) is None
+    await running.scheduler.forget(None)
+    assert (await running.scheduler.page(ENDED)).total == 0
+
+
+async def test_jobs_of_one_saved_workflow_are_found_by_its_id(running):
+    workflow = {"extra_pnginfo": {"workflow": {"id": "w-1", "nodes": []}}}
+    wanted = await submit(running, 9, None, **workflow)
+    await submit(running, 10, None, extra_pnginfo={"workflow": {"id": "w-10"}})
+    page = await running.scheduler.page(JobQuery(("queued", "running", "success"), workflow_id="w-1"))
+    assert [job.job_id for job in page.jobs] == [wanted]

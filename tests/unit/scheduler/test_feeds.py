@@ -1,0 +1,140 @@
+"""Clients' feeds: who is told what, in which order, and what happens when sockets come and go."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from serve_app.events import Event
+from serve_app.scheduler import feeds as module
+from serve_app.scheduler.feeds import Feed, Feeds
+from serve_app.scheduler.messages import Reader
+
+
+def event(seq: int, kind: str = "executing", job_id: str = "a", node: str = "1", **data) -> Event:
+    return Event(job_id, seq, kind, 0.0, {"node": node, **data})  # type: ignore[arg-type]
+
+
+async def news(feeds: Feeds, token: str = "t", after: int = 0, queue: int | None = None, timeout_s: float = 0.0):
+    version = feeds.queue.version if queue is None else queue
+    return await feeds.news({"c": Reader(token, after)}, version, timeout_s)
+
+
+async def seqs(feeds: Feeds, after: int = 0) -> list[int]:
+    return [e.seq for e in (await news(feeds, after=after)).events.get("c", ())]
+
+
+async def test_what_is_not_sent_is_given_again_and_what_is_sent_is_not():
+    feeds = Feeds(epoch=1)
+    for seq in (5, 7, 9):
+        feeds.put("c", event(seq))
+    assert await seqs(feeds) == [5, 7, 9] == await seqs(feeds)
+    assert await seqs(feeds, after=7) == [9]
+    assert await seqs(feeds, after=0) == [9]
+
+
+async def test_a_poll_waits_for_the_first_event():
+    feeds = Feeds(epoch=1)
+    poll = asyncio.create_task(news(feeds, timeout_s=5))
+    await asyncio.sleep(0)
+    assert not poll.done()
+    feeds.put("c", event(5))
+    assert [e.seq for e in (await poll).events["c"]] == [5]
+
+
+async def test_a_poll_ends_when_the_queues_length_changes():
+    feeds = Feeds(epoch=1)
+    poll = asyncio.create_task(news(feeds, timeout_s=5))
+    await asyncio.sleep(0)
+    feeds.queue_is(3)
+    told = await poll
+    assert (told.events, told.queue.remaining) == ({}, 3)
+    assert (await news(feeds, queue=told.queue.version)).queue == told.queue
+
+
+async def test_a_poll_that_nothing_answers_comes_back_empty():
+    assert (await news(Feeds(epoch=1), timeout_s=0.01)).events == {}
+
+
+async def test_versions_of_the_queue_of_another_life_are_never_this_ones():
+    old, new = Feeds(epoch=1), Feeds(epoch=2)
+    for _ in range(3):
+        old.queue_is(0)
+    assert old.queue.version < new.queue.version
+
+
+async def test_events_of_a_job_and_all_behind_them_wait_until_its_submission_is_answered():
+    feeds = Feeds(epoch=1)
+    feeds.put("c", event(1, job_id="earlier"))
+    feeds.hold("a", "c")
+    feeds.put("c", event(2, job_id="a"))
+    feeds.put("c", event(3, job_id="earlier"))
+    assert await seqs(feeds) == [1]
+    feeds.release("a")
+    assert await seqs(feeds) == [1, 2, 3]
+    feeds.release("a")
+
+
+async def test_a_socket_begins_where_the_one_before_it_was():
+    feeds = Feeds(epoch=1)
+    feeds.attach("c", "first")
+    feeds.put("c", event(5))
+    await news(feeds, "first", after=5)
+    assert feeds.attach("c", "second").after == 5
+
+
+async def test_the_socket_that_a_newer_one_replaces_is_told_so_and_given_nothing():
+    feeds = Feeds(epoch=1)
+    feeds.attach("c", "old")
+    poll = asyncio.create_task(news(feeds, "old", timeout_s=5))
+    await asyncio.sleep(0)
+    feeds.attach("c", "new")
+    feeds.put("c", event(5))
+    assert (await poll).replaced == {"c"}
+    told = await news(feeds, "old")
+    assert (told.replaced, told.events) == ({"c"}, {})
+    assert [e.seq for e in (await news(feeds, "new")).events["c"]] == [5]
+
+
+async def test_what_a_replaced_socket_had_sent_counts_as_sent():
+    feeds = Feeds(epoch=1)
+    feeds.attach("c", "old")
+    for seq in (5, 6):
+        feeds.put("c", event(seq))
+    feeds.attach("c", "new")
+    await news(feeds, "old", after=5)
+    assert [e.seq for e in (await news(feeds, "new")).events["c"]] == [6]
+
+
+async def test_a_socket_of_an_earlier_life_goes_on_where_it_was():
+    feeds = Feeds(epoch=2)
+    for seq in (5, 6):
+        feeds.put("c", event(seq))
+    told = await news(feeds, "kept", after=5)
+    assert ([e.seq for e in told.events["c"]], told.replaced) == ([6], frozenset())
+
+
+def test_only_the_newest_progress_of_a_node_waits():
+    feed = Feed()
+    for seq, node in [(1, "3"), (2, "3"), (3, "4"), (4, "3"), (5, "3")]:
+        feed.put(event(seq, "progress", node=node))
+    assert [e.seq for e in feed.after(0)] == [2, 3, 5]
+
+
+def test_a_client_that_never_comes_costs_no_more_than_the_newest_events(monkeypatch):
+    feed = Feed()
+    for seq in range(module.UNREAD_KEPT + 10):
+        feed.put(event(seq))
+    assert len(feed.unread) == module.UNREAD_KEPT
+    assert feed.after(0)[-1].seq == module.UNREAD_KEPT + 9
+
+
+async def test_a_feed_that_nobody_touches_is_forgotten(monkeypatch: pytest.MonkeyPatch):
+    feeds = Feeds(epoch=1)
+    feeds.put("c", event(5))
+    feeds.forget_idle()
+    assert await seqs(feeds) == [5]
+    monkeypatch.setattr(module, "IDLE_S", -1.0)
+    feeds.forget_idle()
+    assert await seqs(feeds) == []
