@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from serve_app import config
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, PoolConfig
 from serve_app.errors import ConfigError
+from serve_app.graph.plan import takes
+from serve_app.nodes.registry import specs
 
+GPUS = {"none": 0, "half": 0.5, "one": 1, "two": 2}
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
@@ -63,3 +66,22 @@ def test_resolving_makes_paths_absolute_and_directories_exist(tmp_path, monkeypa
 def test_a_database_elsewhere_is_left_as_it_is():
     url = "postgresql+psycopg://db/jobs"
     assert AppConfig(database_url=url).resolved().database_url == url
+
+
+def test_every_node_that_needs_models_has_exactly_one_pool_in_the_split_cluster():
+    cluster = config.load(SHIPPED[0].parent / "cluster.yaml")
+    pools = [pool.pool for pool in cluster.pools if pool.runtime]
+    needing = [spec for spec in specs().values() if spec.runtime]
+    assert len(needing) > 10
+    for spec in needing:
+        assert sum(takes(pool, spec) for pool in pools) == 1, spec.class_type
+
+
+def test_a_share_of_a_card_is_a_share_of_its_memory_and_whole_cards_have_no_limit():
+    shares = {name: PoolConfig(name="a", num_gpus=gpus).memory_fraction for name, gpus in GPUS.items()}
+    assert shares == {"none": None, "half": 0.5, "one": None, "two": None}
+
+
+def test_the_split_clusters_model_pools_fit_on_one_card_together():
+    cluster = config.load(SHIPPED[0].parent / "cluster.yaml")
+    assert sum(pool.num_gpus for pool in cluster.pools) == pytest.approx(1)

@@ -1,0 +1,40 @@
+# syntax=docker/dockerfile:1
+# Two targets of one image: `docker build --target cpu` for heads, CPU workers and hosts without GPUs, `--target cuda` for
+# GPU workers. The wheels of `cuda` bring CUDA; the host brings the driver. For `cpu`, TORCH_INDEX may name an index of
+# torch wheels without CUDA; from the default index torch runs on a CPU too, but the image is some gigabytes larger.
+
+FROM python:3.11-slim AS base
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends wget \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 1000 --create-home --shell /bin/bash app \
+    && mkdir -p /app/models /app/input /app/output /app/temp /app/user /app/state \
+    && chown --recursive app:app /app
+ENV PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    RAY_USAGE_STATS_ENABLED=0 \
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.deployments.gate:middlewares
+WORKDIR /app
+
+FROM base AS cpu
+ARG TORCH_INDEX=
+RUN if [ -n "$TORCH_INDEX" ]; then pip install --index-url "$TORCH_INDEX" torch; fi
+COPY pyproject.toml README.md LICENSE /src/
+COPY serve_app /src/serve_app
+RUN pip install "/src[postgres]"
+COPY --chown=app:app configs /app/configs
+USER 1000:1000
+EXPOSE 8188 8265
+CMD ["serve-app", "up", "--host", "0.0.0.0"]
+
+FROM base AS cuda
+COPY pyproject.toml README.md LICENSE /src/
+COPY serve_app /src/serve_app
+RUN pip install "/src[postgres]"
+COPY --chown=app:app configs /app/configs
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 1000:1000
+EXPOSE 8188 8265
+CMD ["serve-app", "up", "--host", "0.0.0.0", "--config", "configs/gpu.yaml"]

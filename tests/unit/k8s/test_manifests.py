@@ -1,0 +1,196 @@
+"""The Kubernetes manifests: valid to the last field, and saying what the cluster needs."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app import config
+from tests.unit.k8s.manifests import CRDS, OVERLAYS, ROOT, one, pods, rendered, strict
+
+VERSION = "1.32"
+CORE = {
+    "v1",
+    "apps/v1",
+    "policy/v1",
+    "networking.k8s.io/v1",
+}
+
+
+@pytest.fixture(params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def rayservice_schema() -> dict[str, Any]:
+    path = CRDS / "ray.io_rayservices.yaml"
+    if not path.is_file():
+        pytest.skip(f"KubeRay's CRDs are not at {CRDS}; they are not part of the repository")
+    versions = yaml.safe_load(path.read_text())["spec"]["versions"]
+    [schema] = [version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1"]
+    made = strict(schema)
+    made["properties"]["metadata"] = {"type": "object"}
+    return made
+
+
+def test_every_core_object_is_valid_to_the_last_field(overlay):
+    core = [o for o in rendered(overlay) if o["apiVersion"] in CORE]
+    assert {o["kind"] for o in core} >= {"Namespace", "StatefulSet", "Ingress", "NetworkPolicy", "PodDisruptionBudget"}
+    for manifest in core:
+        kubernetes_validate.validate(manifest, VERSION, strict=True)
+    # Only what no schema is at hand for is left.
+    assert {o["kind"] for o in rendered(overlay)} - {o["kind"] for o in core} == {"RayService", "PodMonitor"}
+
+
+def test_the_example_secrets_are_valid_and_have_every_key_that_pods_ask_for():
+    secrets = list(yaml.safe_load_all((ROOT / "k8s" / "base" / "secrets.example.yaml").read_text()))
+    for secret in secrets:
+        kubernetes_validate.validate(secret, VERSION, strict=True)
+    keys = {s["metadata"]["name"]: set(s["stringData"]) for s in secrets}
+    asked = set()
+    for overlay in OVERLAYS:
+        for found in _found(list(rendered(overlay)), "secretKeyRef"):
+            assert found["key"] in keys[found["name"]]
+        asked |= {found["name"] for kind in ("secretKeyRef", "secretRef") for found in _found(rendered(overlay), kind)}
+    assert asked == set(keys)
+
+
+def test_the_plain_ingress_is_valid_and_leads_where_traefiks_does():
+    plain = yaml.safe_load((ROOT / "k8s" / "components" / "ingress" / "ingress.yaml").read_text())
+    kubernetes_validate.validate(plain, VERSION, strict=True)
+    assert plain["spec"]["rules"] == one("volume", "Ingress")["spec"]["rules"]
+
+
+def test_the_rayservice_fits_kuberays_crd(overlay, rayservice_schema):
+    jsonschema.validate(one(overlay, "RayService"), rayservice_schema, jsonschema.Draft202012Validator)
+
+
+def test_a_misspelt_field_of_the_rayservice_is_refused(rayservice_schema):
+    wrong = copy.deepcopy(one("volume", "RayService"))
+    wrong["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplica"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="minReplica"):
+        jsonschema.validate(wrong, rayservice_schema, jsonschema.Draft202012Validator)
+
+
+def test_pods_are_valid_pods_once_they_have_a_kind(overlay):
+    for name, template in pods(overlay).items():
+        pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": name, **template["metadata"]}}
+        kubernetes_validate.validate(pod, VERSION, strict=True)
+
+
+def test_the_serve_config_inside_is_the_shipped_one_and_serve_accepts_it():
+    inside = yaml.safe_load(one("volume", "RayService")["spec"]["serveConfigV2"])
+    assert inside == yaml.safe_load((ROOT / "configs" / "cluster.yaml").read_text())
+    ServeDeploySchema.model_validate(inside)
+
+
+def test_the_s3_overlay_differs_from_it_by_where_files_are_alone():
+    shipped = yaml.safe_load((ROOT / "configs" / "cluster.yaml").read_text())
+    inside = yaml.safe_load(one("s3", "RayService")["spec"]["serveConfigV2"])
+    arguments = inside["applications"][0]["args"]
+    parsed = config.parse(arguments, "s3")
+    assert parsed.store.kind == "s3"
+    assert parsed.models is not None
+    for key in ("store", "models", "models_cache_bytes"):
+        del arguments[key]
+    assert inside == shipped
+
+
+def test_no_pod_runs_as_root_or_may_become_more_than_it_is(overlay):
+    templates = [*pods(overlay).values(), one(overlay, "StatefulSet", "redis")["spec"]["template"]]
+    for template in templates:
+        assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+        for container in template["spec"]["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert {"requests", "limits"} <= set(container["resources"])
+
+
+def test_gpus_are_the_gpu_groups_alone_which_starts_from_zero(overlay):
+    cluster = one(overlay, "RayService")["spec"]["rayClusterConfig"]
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    assert (groups["gpu"]["minReplicas"], groups["gpu"]["labels"]) == (0, {"role": "gpu"})
+    assert groups["cpu"]["minReplicas"] >= 1
+    limits = {
+        name: template["spec"]["containers"][0]["resources"]["limits"] for name, template in pods(overlay).items()
+    }
+    assert [name for name, limit in limits.items() if "nvidia.com/gpu" in limit] == ["gpu"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert cluster["autoscalerOptions"]["version"] == "v2"
+    assert all(template["spec"]["restartPolicy"] == "Never" for template in pods(overlay).values())
+
+
+def test_what_stays_runs_on_no_host_with_gpus():
+    settings = config.load(ROOT / "configs" / "cluster.yaml")
+    staying = [settings.ingress, *(pool for pool in settings.pools if pool.min_replicas)]
+    assert [place.hosts for place in staying] == [{"role": "!gpu"}] * len(staying)
+
+
+def test_models_are_read_only_and_the_rest_of_the_contracts_folders_is_not():
+    for template in pods("volume").values():
+        mounts = {m["mountPath"]: m.get("readOnly", False) for m in template["spec"]["containers"][0]["volumeMounts"]}
+        assert mounts["/app/models"] is True
+        assert not any(mounts[f"/app/{name}"] for name in ("output", "input", "temp", "user"))
+        claims = {v["name"]: v.get("persistentVolumeClaim", {}).get("claimName") for v in template["spec"]["volumes"]}
+        assert (claims["models"], claims["files"]) == ("models", "files")
+    claims = [o for o in rendered("volume") if o["kind"] == "PersistentVolumeClaim"]
+    assert all(claim["spec"]["accessModes"] == ["ReadWriteMany"] for claim in claims)
+
+
+def test_with_a_bucket_every_process_has_the_credentials_and_no_volume_is_shared():
+    assert not [o for o in rendered("s3") if o["kind"] == "PersistentVolumeClaim"]
+    for template in pods("s3").values():
+        sources = [source["secretRef"]["name"] for source in template["spec"]["containers"][0]["envFrom"]]
+        assert "serve-app-s3" in sources
+
+
+def test_ports_that_others_name_are_ports_that_pods_have(overlay):
+    had = {p["name"]: p["containerPort"] for t in pods(overlay).values() for p in t["spec"]["containers"][0]["ports"]}
+    [endpoint] = one(overlay, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in had
+    for rule in one(overlay, "NetworkPolicy")["spec"]["ingress"]:
+        assert all(port["port"] in had or isinstance(port["port"], int) for port in rule.get("ports", []))
+    serve = yaml.safe_load(one(overlay, "RayService")["spec"]["serveConfigV2"])["http_options"]["port"]
+    backend = one(overlay, "Ingress")["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
+    assert backend == {"name": "serve-app-serve-svc", "port": {"number": serve}}
+    assert had["serve"] == serve
+
+
+def test_whoever_selects_pods_selects_ours(overlay):
+    for template in pods(overlay).values():
+        assert template["metadata"]["labels"]["app.kubernetes.io/name"] == "serve-app"
+    selectors = [o["spec"]["selector"] for o in rendered(overlay) if o["kind"] in ("PodDisruptionBudget", "PodMonitor")]
+    selectors.append(one(overlay, "NetworkPolicy")["spec"]["podSelector"])
+    assert all(s["matchLabels"]["app.kubernetes.io/name"] == "serve-app" for s in selectors)
+
+
+def test_images_can_be_renamed_by_kustomize(tmp_path):
+    assert rendered("volume")
+    relative = os.path.relpath(ROOT / "k8s" / "overlays" / "volume", tmp_path)
+    images = [{"name": f"serve-app-{kind}", "newName": f"mirror/{kind}", "newTag": "v9"} for kind in ("cpu", "cuda")]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [relative], "images": images}))
+    done = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, check=True)
+    [service] = [o for o in yaml.safe_load_all(done.stdout) if o["kind"] == "RayService"]
+    cluster = service["spec"]["rayClusterConfig"]
+    templates = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    found = {group["template"]["spec"]["containers"][0]["image"] for group in templates}
+    assert found == {"mirror/cpu:v9", "mirror/cuda:v9"}
+
+
+def _found(value: Any, key: str) -> list[dict[str, Any]]:
+    """Return every value under that key, however deep."""
+    if isinstance(value, dict):
+        here = [value[key]] if key in value else []
+        return here + [found for inner in value.values() for found in _found(inner, key)]
+    if isinstance(value, list | tuple):
+        return [found for inner in value for found in _found(inner, key)]
+    return []
