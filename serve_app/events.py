@@ -19,6 +19,7 @@ Kind: TypeAlias = Literal[
     "finished",
     "executed",
     "blocked",
+    "message",
     "success",
     "error",
     "cancelled",
@@ -35,6 +36,7 @@ class Event:
     data by kind: cached {"nodes": [ids]}; executing {"node"}; progress {"node", "value", "max"};
     finished {"node"}, of a node that is no output; executed {"node", "output": ui dict}, of one that is;
     blocked {"node", "class_type", "message", "executed"}: a node was passed over, and the job goes on;
+    message {"node", "type", "data"}: a node's own words for its client;
     error {"node", "class_type", "exception_type", "message", "traceback"}; cancelled {"node", "class_type",
     "executed"} if a node ran; the others {}. A node that another one expanded into may name "display_node",
     "parent_node" and "real_node" too; an error may hold "executed", "current_inputs" and "current_outputs".

@@ -13,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 Show: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 """Shows one event, given its kind and data."""
 
+OF_NODES = ("executed", "finished", "blocked", "message")
+"""Kinds that say nothing of the job's own state."""
+
 
 @contextmanager
 def progress(prompt: Mapping[str, Any]) -> Iterator[Show]:
@@ -41,7 +44,9 @@ class Lines:
                 print(f"{name}: {data['value']}/{data['max']}", file=sys.stderr)
         elif kind == "executing":
             print(_name(self._prompt, data["node"]), file=sys.stderr)
-        elif kind != "executed":
+        elif kind == "blocked":
+            print(f"{_name(self._prompt, data['node'])} is passed over: {data['message']}", file=sys.stderr)
+        elif kind not in OF_NODES:
             print(kind, file=sys.stderr)
 
 
@@ -62,7 +67,7 @@ class Bars:
             self._display.update(self._bars[node], completed=data["value"], total=data["max"])
         elif kind == "executing":
             self._display.update(self._state, description=_name(self._prompt, data["node"]))
-        elif kind != "executed":
+        elif kind not in OF_NODES:
             self._display.update(self._state, description=kind)
 
 

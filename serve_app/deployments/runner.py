@@ -23,7 +23,7 @@ from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.models.weights import LoadCounters
 from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
-from serve_app.nodes.executing import Progress
+from serve_app.nodes.executing import Progress, Say
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.held import Held
 from serve_app.nodes.hooks import checked
@@ -43,6 +43,7 @@ from serve_app.scheduler.messages import (
     NodeBlocked,
     NodeFinished,
     NodeProgressed,
+    NodeSaid,
     NodeStarted,
     ReplicaDesk,
     ReplicaInfo,
@@ -331,6 +332,13 @@ class TaskScope:
 
     def _progressed(self, node_id: str, value: float, maximum: float) -> None:
         self._runner.say(NodeProgressed(self._task.id, node_id, value, maximum, self._origins.get(node_id)))
+
+    def say(self, node_id: str) -> Say:
+        def say(type_: str, data: Any) -> None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._runner.say, NodeSaid(self._task.id, node_id, type_, data))
+
+        return say
 
     def started(self, node_id: str, origin: Origin | None) -> None:
         self._origins[node_id] = origin

@@ -21,7 +21,7 @@ from serve_app.graph.plan import Task
 from serve_app.graph.signature import STRICT, signature
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
-from serve_app.nodes.executing import Executing, Progress
+from serve_app.nodes.executing import Executing, Progress, Say
 from serve_app.nodes.expansion import DependencyCycleError, DynamicPrompt, linked
 from serve_app.nodes.held import Held
 from serve_app.nodes.hooks import EXTRAS, fingerprint
@@ -62,6 +62,8 @@ class Capabilities(Protocol):
     def files(self, node_id: str) -> Files: ...
 
     def progress(self, node_id: str) -> Progress: ...
+
+    def say(self, node_id: str) -> Say: ...
 
     def fingerprint(self, folder: str, name: str) -> str:
         """Return what changes when that file's content does."""
@@ -161,7 +163,11 @@ class Execution:
         try:
             node_class, spec = self._class(node)
             executing = Executing(
-                self._task.id.job_id, node.id, progress=self._capabilities.progress(node.id), stopped=self._stopped
+                self._task.id.job_id,
+                node.id,
+                progress=self._capabilities.progress(node.id),
+                say=self._capabilities.say(node.id),
+                stopped=self._stopped,
             )
             inputs.update(self._constants(node, spec))
             lazy = await self._strict(node, spec, inputs, group)

@@ -17,8 +17,12 @@ Progress = Callable[[float, float, Any], None]
 """(value, maximum, preview or None) -> nothing. Callable from any thread."""
 
 
-def _silent(value: float, maximum: float, preview: Any) -> None:
-    """Report to nobody."""
+Say = Callable[[str, Any], None]
+"""(type, data) -> nothing: a message of a pack's own for the job's client. Callable from any thread."""
+
+
+def _silent(*told: Any) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Executing:
     node_id: str
     index: int = 0
     progress: Progress = _silent
+    say: Say = _silent
     stopped: threading.Event = field(default_factory=threading.Event)
     subgraphs: Iterator[int] = field(default_factory=itertools.count)
 

@@ -35,6 +35,7 @@ from serve_app.scheduler.messages import (
     NodeBlocked,
     NodeFinished,
     NodeProgressed,
+    NodeSaid,
     NodeStarted,
     Report,
     Resident,
@@ -306,6 +307,9 @@ class Machine:
                     executed = sorted(current[0].finished)
                     blocked = {"node": node_id, "class_type": class_type, "message": message, "executed": executed}
                     self._publish(current[0], "blocked", blocked)
+            case NodeSaid(task_id, node_id, type_, data):
+                if current := self._current(task_id):
+                    self._publish(current[0], "message", {"node": node_id, "type": type_, "data": data})
             case TaskFinished(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):

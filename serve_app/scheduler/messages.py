@@ -339,6 +339,16 @@ class NodeBlocked:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeSaid:
+    """A message of a node's own for its client. data: a JSON value."""
+
+    task_id: TaskId
+    node_id: str
+    type: str
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
 class TaskFinished:
     task_id: TaskId
 
@@ -412,6 +422,7 @@ Report: TypeAlias = (
     | NodeProgressed
     | NodeFinished
     | NodeBlocked
+    | NodeSaid
     | TaskFinished
     | TaskFailed
     | TaskStopped

@@ -67,6 +67,8 @@ class Story:
                 yield self.state()
             case "blocked":
                 yield frame("execution_error", {**_blocked(event.data), **job})
+            case "message":
+                yield frame(event.data["type"], event.data["data"])
             case "success":
                 yield frame("execution_success", stamp)
             case "error":

@@ -1,11 +1,12 @@
-"""`server` for node packs: PromptServer.instance, whose routes are recorded and whose messages go nowhere.
+"""`server` for node packs: PromptServer.instance, whose routes are recorded, and whose messages go to the job's client.
 
-A pack runs in a worker, which has no clients; docs/plugins.md says what that means for it.
+A pack runs in a worker, which serves no HTTP; docs/plugins.md says what that means for it.
 Source: the facts of ComfyUI 0.3.64's module of this name.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,9 @@ from serve_app import log
 from serve_app.nodes.executing import executing
 
 _log = log.get("nodes.packs")
+
+MESSAGE_CHARACTERS = 1_000_000
+"""How long a message may be as JSON."""
 
 
 class Routes:
@@ -68,15 +72,23 @@ class PromptServer:
         return None if call is None else call.node_id
 
     def send_sync(self, event: str, data: Any, sid: str | None = None) -> None:
-        """Drop a message of a pack's own for its page."""
-        _log.debug("a node pack's message %r is dropped", event)
+        """Send a message to the client of the job that runs here, whichever is named; drop what is no JSON, or huge."""
+        call = executing()
+        try:
+            text = json.dumps(data, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            text = ""
+        if call is None or not isinstance(event, str) or not 0 < len(text) <= MESSAGE_CHARACTERS:
+            _log.warning("a node pack's message %.80r is dropped", event)
+            return
+        call.say(event, json.loads(text))
 
     async def send(self, event: str, data: Any, sid: str | None = None) -> None:
-        """Drop a message of a pack's own for its page."""
+        """Send a message, as send_sync."""
         self.send_sync(event, data, sid)
 
     async def send_json(self, event: str, data: Any, sid: str | None = None) -> None:
-        """Drop a message of a pack's own for its page."""
+        """Send a message, as send_sync."""
         self.send_sync(event, data, sid)
 
     def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:

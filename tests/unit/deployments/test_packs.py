@@ -19,6 +19,7 @@ from tests.unit.deployments.cluster import Cluster, cluster
 
 PACK = """
 from comfy.model_management import InterruptProcessingException
+from server import PromptServer
 from comfy_execution.graph_utils import GraphBuilder, ExecutionBlocker
 
 class Number:
@@ -72,11 +73,17 @@ class Stop(Number):
     def go(self, n):
         return (ExecutionBlocker("enough"),)
 
+class Tell(Show):
+    def go(self, value):
+        for data in ({"value": value}, object(), float("nan")):
+            PromptServer.instance.send_sync("mine.said", data, "someone else")
+        return {"ui": {"text": [value]}}
+
 class Quit(Number):
     def go(self, n):
         raise InterruptProcessingException()
 
-NODE_CLASS_MAPPINGS = {c.__name__: c for c in (Number, Fresh, Either, Show, Twice, Stop, Quit)}
+NODE_CLASS_MAPPINGS = {c.__name__: c for c in (Number, Fresh, Either, Show, Twice, Stop, Tell, Quit)}
 """
 
 ONE = (PoolConfig(name="cpu", runtime=False, threads=1),)
@@ -204,3 +211,10 @@ async def test_a_node_may_cancel_its_job(tmp_path: Path) -> None:
         view, events = await c.run(n=("Quit", {"n": 4}), s=show("n"))
         assert view.state == "cancelled"
         assert [kind for kind, _ in events].count("executing") == 1
+
+
+async def test_a_node_may_send_its_client_json_of_its_own(tmp_path: Path) -> None:
+    async with client(tmp_path) as c:
+        view, _ = await c.run(n=("Number", {"n": 3}), t=("Tell", {"value": ["n", 0]}))
+        messages = [e.data for e in await c.running.events(view.job_id) if e.kind == "message"]
+        assert messages == [{"node": "t", "type": "mine.said", "data": {"value": 3}}]

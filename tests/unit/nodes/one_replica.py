@@ -39,6 +39,7 @@ class OneReplica:
         self.finished_nodes: list[tuple[str, Any]] = []
         self.fetched: list[str] = []
         self.blocked_nodes: list[tuple[str, str, str]] = []
+        self.said: list[tuple[str, str, Any]] = []
         self.progressed: list[tuple[str, float, float]] = []
         self.origins: dict[str, Origin | None] = {}
 
@@ -50,6 +51,9 @@ class OneReplica:
 
     def progress(self, node_id: str) -> Any:
         return lambda value, maximum, preview: self.progressed.append((node_id, value, maximum))
+
+    def say(self, node_id: str) -> Any:
+        return lambda type_, data: self.said.append((node_id, type_, data))
 
     def fingerprint(self, folder: str, name: str) -> str:
         return ""
