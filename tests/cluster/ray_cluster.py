@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,16 +30,21 @@ class RayCluster(Application):
         self.processes.environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = (
             "serve_app.deployments.gate:middlewares"
         )
-        gcs, dashboard, client, agent, metrics = (free_port() for _ in range(5))
+        self.processes.environment["RAY_metrics_report_interval_ms"] = "1000"
+        gcs, dashboard, client, agent, self.metrics_port = (free_port() for _ in range(5))
         self.address = f"127.0.0.1:{gcs}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self._run(
             "ray.scripts.scripts",
             *("start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}"),
             *(f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
-            *(f"--metrics-export-port={metrics}", "--num-cpus=4", "--num-gpus=1", "--disable-usage-stats"),
+            *(f"--metrics-export-port={self.metrics_port}", "--disable-usage-stats", *self.head()),
             f"--temp-dir={self.processes.environment['RAY_TMPDIR']}",
         )
+
+    def head(self) -> list[str]:
+        """Return what the head has, as arguments of `ray start`."""
+        return ["--num-cpus=4", "--num-gpus=1"]
 
     def deploy(self, config: dict[str, Any]) -> None:
         """Deploy a configuration as KubeRay does: hand it to the cluster's REST API and leave the rest to Serve."""
@@ -49,9 +55,9 @@ class RayCluster(Application):
     def config(self, name: str = "local.yaml", **arguments: Any) -> dict[str, Any]:
         """Return one of the shipped configurations with its files under `root`, its port, and these arguments."""
         config: dict[str, Any] = yaml.safe_load((CONFIGS / name).read_text())
-        config["http_options"]["port"] = self.port
+        config["http_options"].update(host="127.0.0.1", port=self.port)
         args = config["applications"][0]["args"]
-        for key in ("models", "input", "output", "temp"):
+        for key in ("models", "input", "output", "temp", "user"):
             args[f"{key}_dir"] = str(self.root / key)
         args["database_url"] = f"sqlite:///{self.root}/state/jobs.sqlite"
         args.update(arguments)
@@ -72,6 +78,18 @@ class RayCluster(Application):
             return status.get("status") == "RUNNING" and self.answers()
 
         wait_for(deployed, "the deployed application")
+
+    def actors(self, name: str) -> list[dict[str, Any]]:
+        """Return the living actors whose name or class starts so, with what Ray reserved for them."""
+        answer = httpx.get(f"{self.dashboard}/api/v0/actors", params={"detail": "1"}, timeout=60.0)
+        found: list[dict[str, Any]] = answer.json()["data"]["result"]["result"]
+        return [a for a in found if a["state"] == "ALIVE" and (a["name"].startswith(name) or a["class_name"] == name)]
+
+    def logged(self) -> list[dict[str, Any]]:
+        """Return the log lines of the application's processes, which are configured to be JSON."""
+        logs = Path(self.processes.environment["RAY_TMPDIR"]).glob("session_2*/logs/worker-*.err")
+        lines = [line for path in logs for line in path.read_text(errors="replace").splitlines()]
+        return [json.loads(line) for line in lines if line.startswith('{"at"')]
 
     def close(self) -> None:
         """End the cluster's processes."""

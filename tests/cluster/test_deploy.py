@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -16,17 +16,41 @@ MODEL_NODES = ["CheckpointLoaderSimple", "CLIP*", "KSampler*", "VAE*"]
 LONG = {"steps": 60, "side": 128}
 
 
+class Clients(threading.Thread):
+    """Asks for the queue again and again. failures: what no client should see, all but 200 and a polite 503."""
+
+    def __init__(self, cluster: RayCluster) -> None:
+        super().__init__(daemon=True)
+        self._url, self._stop = cluster.url, threading.Event()
+        self.answered, self.failures = 0, list[str]()
+
+    def __enter__(self) -> Clients:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self.join()
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=60.0) as http:
+            while not self._stop.wait(0.05):
+                try:
+                    answer = http.get("/queue")
+                except httpx.TransportError as error:
+                    self.failures.append(repr(error))
+                    continue
+                polite = answer.status_code == 503 and "Retry-After" in answer.headers
+                if answer.status_code == 200 or polite:
+                    self.answered += 1
+                else:
+                    self.failures.append(f"{answer.status_code} {answer.text}")
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     with started(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
-
-
-def actors(cluster: RayCluster, name: str) -> list[dict[str, Any]]:
-    """Return the living actors whose name or class starts so, with what Ray reserved for them."""
-    answer = httpx.get(f"{cluster.dashboard}/api/v0/actors", params={"detail": "1"}, timeout=60.0)
-    found: list[dict[str, Any]] = answer.json()["data"]["result"]["result"]
-    return [a for a in found if a["state"] == "ALIVE" and (a["name"].startswith(name) or a["class_name"] == name)]
 
 
 def test_up_uses_the_cluster_of_ray_address_and_withdraws_from_it(cluster: RayCluster):
@@ -58,21 +82,23 @@ def test_serve_deploy_runs_the_shipped_configuration(cluster: RayCluster):
     assert (cluster.root / "output" / image["filename"]).is_file()
 
 
-def test_jobs_outlive_the_deployment_of_a_changed_configuration(cluster: RayCluster):
-    jobs = [cluster.submit(txt2img(seed, **LONG)) for seed in range(8)]
+def test_an_upgrade_under_load_ends_every_job_once_and_fails_no_request(cluster: RayCluster):
+    jobs = [cluster.submit(txt2img(seed, **LONG)) for seed in range(20)]
     wait_for(lambda: cluster.get("/queue")["running"], "a job that runs")
-    before = {process.pid for process in cluster.processes.found("ray::SchedulerActor")}
+    before = {p.pid for kind in ("SchedulerActor", "ServeReplica") for p in cluster.processes.found(f"ray::{kind}")}
+    with Clients(cluster) as clients:
+        cluster.deploy(cluster.config("local.yaml", max_queue=30))
+        wait_for(lambda: before.isdisjoint(p.pid for p in cluster.processes.found("ray::S")), "other processes")
+        cluster.wait_until_deployed()
+        entries = [cluster.finished(job_id) for job_id in jobs]
 
-    cluster.deploy(cluster.config("local.yaml", max_queue=3))
-
-    wait_for(lambda: {p.pid for p in cluster.processes.found("ray::SchedulerActor")} - before, "another scheduler")
-    cluster.wait_until_deployed()
-    names = set()
-    for job_id in jobs:
-        entry = cluster.finished(job_id)
-        assert entry["status"]["status_str"] == "success"
-        names |= {image["filename"] for image in entry["outputs"]["6"]["images"]}
-    assert len(names) == len(jobs)
+    assert {entry["status"]["status_str"] for entry in entries} == {"success"}
+    names = [image["filename"] for entry in entries for image in entry["outputs"]["6"]["images"]]
+    assert len(set(names)) == len(names) == len(jobs)
+    saved = {path.name for path in (cluster.root / "output").glob("image_*.png")}
+    assert saved == set(names), "an image was saved twice"
+    assert clients.answered > 20
+    assert clients.failures == []
 
 
 def test_a_pool_of_half_a_gpu_starts_from_zero_and_shares_a_job_with_a_cpu_pool(cluster: RayCluster):
@@ -82,12 +108,12 @@ def test_a_pool_of_half_a_gpu_starts_from_zero_and_shares_a_job_with_a_cpu_pool(
     ]
     config = cluster.config("gpu.yaml", pools=pools, database_url=f"sqlite:///{cluster.root}/state/fresh.sqlite")
     cluster.deploy(config)
-    wait_for(lambda: actors(cluster, "SERVE_REPLICA::serve-app#cpu"), "the new application")
+    wait_for(lambda: cluster.actors("SERVE_REPLICA::serve-app#cpu"), "the new application")
     cluster.wait_until_deployed()
-    wait_for(lambda: not actors(cluster, "SERVE_REPLICA::serve-app#gpu"), "the idle replica to go")
+    wait_for(lambda: not cluster.actors("SERVE_REPLICA::serve-app#gpu"), "the idle replica to go")
 
     job_id = cluster.submit(txt2img(3, prefix="shared"))
 
-    [replica] = wait_for(lambda: actors(cluster, "SERVE_REPLICA::serve-app#gpu"), "a replica for the job")
+    [replica] = wait_for(lambda: cluster.actors("SERVE_REPLICA::serve-app#gpu"), "a replica for the job")
     assert replica["required_resources"]["GPU"] == 0.5
     assert cluster.finished(job_id)["status"]["status_str"] == "success"
