@@ -35,6 +35,7 @@ from serve_app.scheduler.messages import (
     NodeBlocked,
     NodeFinished,
     NodeProgressed,
+    NodePreviewed,
     NodeSaid,
     NodeStarted,
     Report,
@@ -238,6 +239,9 @@ class Machine:
         cached = [node_id for node_id in nodes if self.results.known(job.plan.signatures[node_id])]
         job.cached = set(cached)
         self._publish(job, "cached", {"nodes": cached})
+        for node_id in cached:
+            for rest, ui in self.results.made(job.plan.signatures[node_id]).items():
+                self._record_made(job, node_id + rest, ui, Origin(node_id, node_id, node_id))
 
     def _unmade(self, job: JobRecord, node_id: str) -> bool:
         if node_id in job.plan.outputs:
@@ -310,6 +314,9 @@ class Machine:
             case NodeSaid(task_id, node_id, type_, data):
                 if current := self._current(task_id):
                     self._publish(current[0], "message", {"node": node_id, "type": type_, "data": data})
+            case NodePreviewed(task_id, node_id, image, origin):
+                if current := self._current(task_id):
+                    self._publish(current[0], "preview", {**placed(node_id, origin), "image": image})
             case TaskFinished(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
@@ -363,12 +370,20 @@ class Machine:
         elif origin is None or not ui:
             if computed:
                 self._publish(job, "finished", placed(node_id, origin))
-        elif node_id not in job.outputs:
-            seq = self.next_seq()
-            job.outputs[node_id] = ui
-            self._commands.append(Persist(OutputRecorded(job.row.job_id, node_id, ui, seq)))
-            executed = {**placed(node_id, origin), "output": ui}
-            self._commands.append(Publish(Event(job.row.job_id, seq, "executed", self._at_s, executed)))
+        else:
+            self._record_made(job, node_id, ui, origin)
+            if node_id.startswith(origin.real):
+                self.results.add_made(job.plan.signatures[origin.real], node_id.removeprefix(origin.real), ui)
+
+    def _record_made(self, job: JobRecord, node_id: str, ui: Mapping[str, Any], origin: Origin) -> None:
+        """Record what a node shows that another one made; no job waits for it."""
+        if node_id in job.outputs:
+            return
+        seq = self.next_seq()
+        job.outputs[node_id] = ui
+        self._commands.append(Persist(OutputRecorded(job.row.job_id, node_id, ui, seq)))
+        executed = {**placed(node_id, origin), "output": ui}
+        self._commands.append(Publish(Event(job.row.job_id, seq, "executed", self._at_s, executed)))
 
     def _current(self, task_id: TaskId) -> tuple[JobRecord, TaskRecord] | None:
         """Return the job and task if this attempt is the one that runs now."""

@@ -20,6 +20,7 @@ class Results:
         self._holders: defaultdict[str, set[str]] = defaultdict(set)
         self._ui: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
         self._ui_entries = ui_entries
+        self._made: OrderedDict[str, dict[str, Mapping[str, Any]]] = OrderedDict()
         self._owner: dict[str, TaskId] = {}
         self._claims: defaultdict[TaskId, set[str]] = defaultdict(set)
 
@@ -55,6 +56,17 @@ class Results:
         if signature in self._ui:
             self._ui.move_to_end(signature)
         return self._ui.get(signature)
+
+    def add_made(self, signature: str, rest: str, ui: Mapping[str, Any]) -> None:
+        """Note what a node showed that one of this signature made. rest: its id less its maker's."""
+        self._made.setdefault(signature, {})[rest] = ui
+        self._made.move_to_end(signature)
+        if len(self._made) > self._ui_entries:
+            self._made.popitem(last=False)
+
+    def made(self, signature: str) -> Mapping[str, Mapping[str, Any]]:
+        """Return what `add_made` noted."""
+        return self._made.get(signature, {})
 
     def known(self, signature: str) -> bool:
         """Whether the node need not run again."""

@@ -177,6 +177,9 @@ async def test_what_a_subgraph_shows_is_an_output_of_the_job(tmp_path: Path) -> 
         view, events = await c.run(n=("Number", {"n": 3}), t=("Twice", {"value": ["n", 0]}))
         assert view.outputs == {"t.0.0.1": {"text": [3]}, "t": {}}
         assert ("executed", "t.0.0.1") in events
+        view, events = await c.run(n=("Number", {"n": 3}), u=("Twice", {"value": ["n", 0]}))
+        assert view.outputs == {"u.0.0.1": {"text": [3]}, "u": {}}, "also when it is cached, under whatever id"
+        assert [node for kind, node in events if kind == "executing"] == []
 
 
 async def test_a_failure_says_what_ran_and_what_the_node_was_given(tmp_path: Path) -> None:
