@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+PAID = "it calls a paid service on the internet"
+"""Why there are no API nodes."""
+
 _BY_REASON: Mapping[str, str] = {
-    "it calls a paid service on the internet": (
+    PAID: (
         "ViduTextToVideoNode ViduImageToVideoNode ViduReferenceVideoNode ViduStartEndToVideoNode "
         "KlingCameraControls KlingTextToVideoNode KlingCameraControlT2VNode KlingImage2VideoNode "
         "KlingCameraControlI2VNode KlingStartEndFrameNode KlingVideoExtendNode KlingDualCharacterVideoEffectNode "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
+from serve_app.nodes.listing import listing
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.nodes.unsupported import UNSUPPORTED
 
@@ -18,6 +19,11 @@ def test_every_class_of_comfyui_is_either_there_or_said_to_be_unsupported():
     assert set(COMFYUI) <= BUILTIN.keys() | UNSUPPORTED.keys()
     assert not BUILTIN.keys() & UNSUPPORTED.keys()
     assert set(COMFYUI) >= UNSUPPORTED.keys()
+
+
+def test_the_page_of_nodes_is_what_the_registry_and_the_table_say():
+    page = Path(__file__).parents[3] / "docs" / "nodes.md"
+    assert page.read_text() == listing(), "python -m serve_app.nodes.listing > docs/nodes.md writes it"
 
 
 def test_a_workflow_with_an_unsupported_class_is_told_why():

@@ -1,0 +1,48 @@
+"""docs/nodes.md: every node class of ComfyUI 0.3.64 and its extras, supported or not and why.
+
+`python -m serve_app.nodes.listing > docs/nodes.md` writes it, from the registry and the table of what there is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.registry import specs
+from serve_app.nodes.unsupported import PAID, UNSUPPORTED
+
+
+def listing() -> str:
+    """Return the page."""
+    return "\n".join(_lines()) + "\n"
+
+
+def _lines() -> Iterator[str]:
+    supported = sorted(specs().values(), key=lambda spec: (spec.category, spec.class_type))
+    missing = sorted((reason, name) for name, reason in UNSUPPORTED.items() if reason != PAID)
+    paid = len(UNSUPPORTED) - len(missing)
+    yield "# Nodes"
+    yield ""
+    yield f"Of the node classes of ComfyUI 0.3.64 and its extras {len(supported)} are supported, {len(missing)} are not."
+    yield f"Left out are its {paid} API nodes, none of which is supported, as each calls a paid service on the internet."
+    yield "A workflow with a class that is not supported is refused with the reason."
+    yield ""
+    yield "Written by `python -m serve_app.nodes.listing`."
+    yield ""
+    yield "## Supported"
+    for category, of_category in groupby(supported, key=lambda spec: spec.category):
+        yield from ("", f"### {category}", "", "| class | title |", "|---|---|")
+        yield from map(_row, of_category)
+    yield from ("", "## Not supported")
+    for reason, of_reason in groupby(missing, key=lambda entry: entry[0]):
+        yield from ("", f"### {reason[0].upper()}{reason[1:]}", "")
+        yield from (f"- `{name}`" for _, name in of_reason)
+
+
+def _row(spec: NodeSpec) -> str:
+    return f"| `{spec.class_type}` | {spec.display_name.replace('|', chr(92) + '|')} |"
+
+
+if __name__ == "__main__":
+    print(listing(), end="")
