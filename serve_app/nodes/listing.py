@@ -21,11 +21,11 @@ def listing() -> str:
 def _lines() -> Iterator[str]:
     supported = sorted(specs().values(), key=lambda spec: (spec.category, spec.class_type))
     missing = sorted((reason, name) for name, reason in UNSUPPORTED.items() if reason != PAID)
-    paid = len(UNSUPPORTED) - len(missing)
+    there, not_there, paid = len(supported), len(missing), len(UNSUPPORTED) - len(missing)
     yield "# Nodes"
     yield ""
-    yield f"Of the node classes of ComfyUI 0.3.64 and its extras {len(supported)} are supported, {len(missing)} are not."
-    yield f"Left out are its {paid} API nodes, none of which is supported, as each calls a paid service on the internet."
+    yield f"Of the node classes of ComfyUI 0.3.64 and its extras {there} are supported, {not_there} are not."
+    yield f"Left out are its {paid} API nodes, none of which is supported: each calls a paid service online."
     yield "A workflow with a class that is not supported is refused with the reason."
     yield ""
     yield "Written by `python -m serve_app.nodes.listing`."
