@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import pydantic
 import yaml
@@ -13,6 +15,7 @@ from serve_app import log
 from serve_app.api.app import Dialect
 from serve_app.errors import ConfigError
 from serve_app.graph.plan import Pool
+from serve_app.store.location import Location
 from serve_app.store.store import Area
 
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
@@ -39,6 +42,77 @@ class IngressConfig(Section):
     """Size of an uploaded file."""
     root_dialect: Dialect = "contract"
     """Of the root's routes that the contract and ComfyUI both have: comfy lets every ComfyUI client use the root."""
+
+
+def _endpoint(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be a URL such as https://store.example:9000")
+    if "@" in parts.netloc:
+        raise ValueError("must hold no credentials; they come from the environment or a role")
+    return url
+
+
+Endpoint = Annotated[str, pydantic.AfterValidator(_endpoint)]
+
+
+class BucketConfig(Section):
+    """A bucket of an S3-compatible store, or a part of one.
+
+    Credentials are never here: they are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of the environment, or a role.
+    """
+
+    bucket: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")]
+    prefix: str = ""
+    """What its keys begin with; the rest of the bucket is left alone."""
+    endpoint: Endpoint | None = None
+    """None is Amazon's own, or AWS_ENDPOINT_URL_S3 of the environment."""
+    region: str | None = None
+    """None is AWS_REGION's, or us-east-1."""
+    path_style: bool = False
+    """Whether the bucket is named in the path and not in the host, as most stores but Amazon's want it."""
+    patience_s: Annotated[float, Field(ge=0, le=600)] = 30.0
+    """How long a store that is away or busy is asked again."""
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+    """How long one request may stay without an answer."""
+
+    @property
+    def location(self) -> Location:
+        """The bucket as its client sees it."""
+        return Location(**self.model_dump(include=set(BucketConfig.model_fields)))
+
+
+class S3Config(BucketConfig):
+    """Clients' files in a bucket."""
+
+    kind: Literal["s3"]
+    presigned_redirects: bool = False
+    """Whether GET /view answers with a link to the store, so that files do not pass through the ingress."""
+    public_endpoint: Endpoint | None = None
+    """What such links name, where clients reach the store by another address than the servers."""
+    link_s: Annotated[int, Field(ge=1, le=604_800)] = 300
+    """How long such a link is good."""
+
+    @property
+    def location(self) -> Location:
+        """The bucket as its client sees it."""
+        return replace(super().location, public_endpoint=self.public_endpoint)
+
+
+class VolumeConfig(Section):
+    """Clients' files in input_dir, output_dir and temp_dir, which every host sees."""
+
+    kind: Literal["volume"] = "volume"
+
+
+def _by_url(given: Any) -> Any:
+    """Return `s3://bucket/prefix` as the keys it stands for."""
+    if not isinstance(given, str):
+        return given
+    bucket, _, prefix = given.removeprefix("s3://").partition("/")
+    if not given.startswith("s3://"):
+        raise ValueError("must be s3://BUCKET/PREFIX, or keys such as bucket and prefix")
+    return {"bucket": bucket, "prefix": prefix}
 
 
 class PoolConfig(Section):
@@ -90,7 +164,14 @@ class PoolConfig(Section):
 class AppConfig(Section):
     """The whole application's configuration: the arguments of `serve_app.deployments.build:build`."""
 
+    models: Annotated[BucketConfig | None, pydantic.BeforeValidator(_by_url)] = None
+    """Model files in a bucket, as keys or as s3://BUCKET/PREFIX; that is then found where an s3 store is."""
     models_dir: Path = Path("models")
+    """Model files; with `models`, where each host keeps its copies."""
+    models_cache_bytes: Annotated[int, Field(ge=0)] = 0
+    """Copies beyond this go, least recently used first; 0 keeps them all."""
+    store: Annotated[VolumeConfig | S3Config, Field(discriminator="kind")] = VolumeConfig()
+    """Where clients' files are."""
     input_dir: Path = Path("input")
     output_dir: Path = Path("output")
     temp_dir: Path = Path("temp")
@@ -132,6 +213,14 @@ class AppConfig(Section):
 
     @property
     def directories(self) -> dict[Area, Path]:
+    @property
+    def models_location(self) -> Location | None:
+        """The bucket of the model files, if they are in one; it is with the store's unless it says where."""
+        if self.models is None or self.models.endpoint is not None or not isinstance(self.store, S3Config):
+            return None if self.models is None else self.models.location
+        store = self.store
+        return replace(self.models.location, endpoint=store.endpoint, region=store.region, path_style=store.path_style)
+
         """The three directories clients know."""
         return {"input": self.input_dir, "output": self.output_dir, "temp": self.temp_dir}
 
@@ -140,7 +229,9 @@ class AppConfig(Section):
         update: dict[str, Any] = {}
         for name in ("models_dir", "input_dir", "output_dir", "temp_dir", "user_dir"):
             path = getattr(self, name).expanduser().absolute()
-            if name != "models_dir":
+            # A host whose clients' files are in a bucket may have no disk to make their directories on.
+            remote = isinstance(self.store, S3Config) and name in ("input_dir", "output_dir", "temp_dir")
+            if name != "models_dir" and not remote:
                 path.mkdir(parents=True, exist_ok=True)
             update[name] = path
         if self.custom_nodes_dir is not None:

@@ -1,20 +1,55 @@
-"""What tells one content of a named file from another, for every process that signs nodes' work."""
+"""The files of a configuration: clients', models', and what tells one content of a named file from another."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
+from dataclasses import replace
 
-from serve_app.config import AppConfig
+from serve_app import log
+from serve_app.config import AppConfig, S3Config
+from serve_app.errors import StoreError
 from serve_app.store.catalog import Catalog
-from serve_app.store.store import FileRef
+from serve_app.store.store import FileRef, Store
 from serve_app.store.volume import Volume
+
+_log = log.get("deployments")
+
+
+def open_store(config: AppConfig, *, patient: bool = True) -> Store:
+    """Return the store of clients' files. patient False: one that is away is not asked twice."""
+    if not isinstance(config.store, S3Config):
+        return Volume(config.directories)
+    # Here and not above, as below: who keeps files on a volume needs no client of S3.
+    from serve_app.store.bucket import Bucket
+    from serve_app.store.s3 import S3
+
+    location = config.store.location if patient else replace(config.store.location, patience_s=0.0, timeout_s=5.0)
+    return S3(Bucket(location), config.store.link_s if config.store.presigned_redirects else None)
+
+
+def open_catalog(config: AppConfig) -> Catalog:
+    """Return the catalog of model files."""
+    if (location := config.models_location) is None:
+        return Catalog(config.models_dir)
+    from serve_app.store.bucket import Bucket
+    from serve_app.store.mirror import Mirror
+
+    return Catalog(Mirror(Bucket(location), config.models_dir, config.models_cache_bytes))
 
 
 def fingerprints(config: AppConfig) -> Callable[[str, str], str]:
-    """Return (folder, name) -> a tag that changes with the file: of an upload, or of a model file."""
-    catalog, store = Catalog(config.models_dir), Volume(config.directories)
+    """Return (folder, name) -> a tag that changes with the file: of an upload, or of a model file.
+
+    A file that cannot be asked about is taken for a new one: its node runs, and says what is wrong if something is.
+    """
+    catalog, store = open_catalog(config), open_store(config, patient=False)
 
     def fingerprint(folder: str, name: str) -> str:
-        return store.stat(FileRef.parse(name)).etag if folder == "input" else catalog.fingerprint(folder, name)
+        try:
+            return store.stat(FileRef.parse(name)).etag if folder == "input" else catalog.fingerprint(folder, name)
+        except StoreError as error:
+            _log.warning("taking %s file %s for a new one: %s", folder, name, error)
+            return f"unknown {uuid.uuid4().hex}"
 
     return fingerprint

@@ -1,7 +1,8 @@
 """STORE for one node of one job: reading files by a widget's value, and saving under ComfyUI's names.
 
 The names are `folder_paths.get_save_image_path`'s of ComfyUI 0.3.64. Counters come from a reservation, since many
-replicas save into one folder at once; where they are reserved is the caller's matter.
+replicas save into one folder at once; where they are reserved is the caller's matter. Files are created, never written
+over, so whoever else saves into the folder loses nothing either.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from serve_app.errors import FileMissingError, NodeError
 from serve_app.store.store import Area, FileRef, Store
 
 Reserve = Callable[[str, int, int], Awaitable[int]]
-"""(key, at_least, count) -> the first of `count` consecutive counters that only this node of this job gets."""
+"""(key, at_least, count) -> the first of `count` consecutive counters that only this node of this job gets.
+
+at_least 0 asks for those that follow; it is answered 0 where nobody knows yet what there is.
+"""
 
 BATCH = "%batch_num%"
 
@@ -48,7 +52,7 @@ class NodeFiles:
         """Store the contents under PREFIX_00001_SUFFIX and on; see runtime.Files.
 
         Errors: NodeError for a prefix that leaves the area, and for a second save under one prefix, which a retry could
-        not tell from the first.
+        not tell from the first; StoreError, OSError.
         """
         subfolder, filename = self._split(prefix, width, height)
         if area == "temp":
@@ -58,17 +62,30 @@ class NodeFiles:
         if key in self._saved:
             raise NodeError(f"it saves twice under {prefix[:300]!r}; all files under one prefix are saved together")
         self._saved.add(key)
+
+        def named(first: int) -> list[FileRef]:
+            numbered = ((filename.replace(BATCH, str(i)), first + i) for i in range(len(contents)))
+            return [FileRef(area, subfolder, f"{start}_{counter:05}_{suffix}") for start, counter in numbered]
+
         try:
-            first = 1
-            if area != "temp":
+            first = 1 if area == "temp" else await self._reserve(key, 0, len(contents))
+            while not (first and await asyncio.to_thread(self._create, named(first), contents)):
                 highest = await asyncio.to_thread(self._highest, area, subfolder, filename)
                 first = await self._reserve(key, highest + 1, len(contents))
-            names = [f"{filename.replace(BATCH, str(i))}_{first + i:05}_{suffix}" for i in range(len(contents))]
-            for name, data in zip(names, contents, strict=True):
-                await asyncio.to_thread(self._store.write, FileRef(area, subfolder, name), data)
         except FileMissingError as error:
             raise NodeError(f"it cannot save under {prefix[:300]!r}: {error}") from error
-        return [{"filename": name, "subfolder": subfolder, "type": area} for name in names]
+        return [{"filename": ref.filename, "subfolder": subfolder, "type": area} for ref in named(first)]
+
+    def _create(self, refs: Sequence[FileRef], contents: Sequence[bytes]) -> bool:
+        """Store the contents under new names; False if somebody else's file has one of them."""
+        for ref, data in zip(refs, contents, strict=True):
+            try:
+                self._store.write(ref, data, replace=ref.area == "temp")
+            except FileExistsError:
+                # What an earlier attempt of this node has saved is this node's.
+                if self._read(ref) != data:
+                    return False
+        return True
 
     def _read(self, ref: FileRef) -> bytes:
         with self._store.open(ref) as file:

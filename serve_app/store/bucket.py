@@ -12,7 +12,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import boto3
@@ -20,6 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
 from serve_app.errors import StoreError
+from serve_app.store.location import Location
 from serve_app.store.store import FileStat
 
 T = TypeVar("T")
@@ -33,28 +33,6 @@ _ACCESS = frozenset({"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoes
 _ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
 _UNKNOWN = frozenset({"501", "NotImplemented"})
 _TAKEN = frozenset({"412", "PreconditionFailed", "ConditionalRequestConflict"})
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where a bucket is, and how patiently it is asked.
-
-    endpoint: None is Amazon's own, or AWS_ENDPOINT_URL_S3. public_endpoint: as clients outside reach it, None for the
-    same. path_style: the bucket in the path and not in the host's name. patience_s: for how long a store that does not
-    answer, or says that it cannot now, is asked again. timeout_s: how long one request may stay without an answer.
-    """
-
-    bucket: str
-    prefix: str = ""
-    endpoint: str | None = None
-    public_endpoint: str | None = None
-    region: str | None = None
-    path_style: bool = False
-    patience_s: float = 30.0
-    timeout_s: float = 30.0
-
-    def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}" + (f" at {self.endpoint}" if self.endpoint else "")
 
 
 class Bucket:

@@ -1,12 +1,14 @@
-"""The model files, in ComfyUI's folder layout under one directory. Reads names, sizes and times, never contents."""
+"""The model files, in ComfyUI's folder layout: which there are, by folder and name, wherever they are kept."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from serve_app.errors import ModelFileError, did_you_mean
+from serve_app.store.model_files import ModelFiles, ModelFolder
+from serve_app.store.store import FileStat
 
 FOLDERS: Mapping[str, tuple[str, ...]] = {
     "checkpoints": ("checkpoints",),
@@ -51,15 +53,12 @@ DIFFUSERS_PARTS: Mapping[str, tuple[str, ...]] = {
 DIFFUSERS_MARK = "model_index.json"
 _DIFFUSERS_ENDS = (".fp16.safetensors", ".safetensors")
 
-DEPTH_LIMIT = 16
-"""How many subfolders deep files are looked for."""
-
 
 class Catalog:
-    """What model files there are. Every call looks at the disk, so a file copied in is there at once."""
+    """What model files there are, in a directory or wherever `files` says. Errors of a bucket: StoreError."""
 
-    def __init__(self, models_dir: Path) -> None:
-        self._root = Path(models_dir)
+    def __init__(self, files: Path | ModelFiles) -> None:
+        self._files: ModelFiles = ModelFolder(files) if isinstance(files, Path) else files
 
     def names(self, folder: str) -> list[str]:
         """Return the names of a folder's models, sorted, subfolders with forward slashes.
@@ -68,7 +67,7 @@ class Catalog:
         Errors: ModelFileError for a folder the layout does not have.
         """
         suffixes = (DIFFUSERS_MARK,) if folder == "diffusers" else _suffixes(folder)
-        found = {name for directory in self._directories(folder) for name in _walk(directory, suffixes)}
+        found = {name for directory in self._directories(folder) for name in self._files.names(directory, suffixes)}
         if folder == "diffusers":
             found = {name.removesuffix(f"/{DIFFUSERS_MARK}") for name in found if "/" in name}
         elif folder == "vae":
@@ -77,15 +76,41 @@ class Catalog:
         return sorted(found)
 
     def path(self, folder: str, name: str) -> Path:
-        """Return where a model file is. Errors: ModelFileError for one that is absent or of another format."""
-        where = f"{folder} file {name[:300]!r}"
+        """Return where a model file is on this host; one of a bucket is fetched if need be.
+
+        Errors: ModelFileError for a file that is absent or of another format.
+        """
+        return self._files.path(self._existing(folder, name))
+
+    def open(self, folder: str, name: str) -> BinaryIO:
+        """Open a model file where it is kept, to read a little of it. Errors: as `path`."""
+        return self._files.open(self._existing(folder, name))
+
+    def stat(self, folder: str, name: str) -> FileStat:
+        """Return a model file's size, time and tag. Errors: as `path`."""
+        found = self._files.stat(self._existing(folder, name))
+        if found is None:  # taken away just now
+            raise self._absent(folder, name)
+        return found
+
+    def fetch(self, folder: str, name: str) -> None:
+        """See that all files of a model are on this host. Errors: as `path`, but none for what is absent."""
+        for found in self._all(folder, name):
+            if found is not None and found.lower().endswith(_suffixes(folder)):
+                self._files.path(found)
+
+    def _existing(self, folder: str, name: str) -> str:
         if not name.lower().endswith(_suffixes(folder)):
-            raise ModelFileError(f"{where} has a format that is not read; allowed: {', '.join(_suffixes(folder))}")
+            allowed = ", ".join(_suffixes(folder))
+            raise ModelFileError(f"{_shown(folder, name)} has a format that is not read; allowed: {allowed}")
         found = self._find(folder, name)
         if found is None:
-            near = did_you_mean(name, self.names(folder))
-            raise ModelFileError(f"{where} is not in {self._root}{near}")
+            raise self._absent(folder, name)
         return found
+
+    def _absent(self, folder: str, name: str) -> ModelFileError:
+        near = did_you_mean(name, self.names(folder))
+        return ModelFileError(f"{_shown(folder, name)} is not in {self._files}{near}")
 
     def paths(self, folder: str, name: str, part: str) -> list[Path]:
         """Return the files of a part of a model: one, or more of a folder in diffusers' layout. Errors: as `path`."""
@@ -94,11 +119,11 @@ class Catalog:
         found = self._diffusers(name, part)
         if not found:
             wanted = DIFFUSERS_PARTS[part][0] + _DIFFUSERS_ENDS[-1]
-            raise ModelFileError(f"diffusers folder {name[:300]!r} in {self._root} has no {wanted}")
-        return found
+            raise ModelFileError(f"diffusers folder {name[:300]!r} in {self._files} has no {wanted}")
+        return list(map(self._files.path, found))
 
-    def _diffusers(self, name: str, part: str) -> list[Path]:
-        found: list[Path] = []
+    def _diffusers(self, name: str, part: str) -> list[str]:
+        found: list[str] = []
         for stem in DIFFUSERS_PARTS[part]:
             candidates = (self._find("diffusers", f"{name}/{stem}{end}") for end in _DIFFUSERS_ENDS)
             found += [path for path in candidates if path is not None][:1]
@@ -109,73 +134,49 @@ class Catalog:
 
         It never fails for a missing file: the node that reads the file says so, with its id.
         """
-        if folder == "diffusers":
-            return " ".join(self._fingerprint(path) for part in DIFFUSERS_PARTS for path in self._diffusers(name, part))
-        if folder == "vae" and name in TINY_VAES:
-            halves = (self._find("vae_approx", f"{name}_{half}.safetensors") for half in ("encoder", "decoder"))
-            return " ".join(map(self._fingerprint, halves))
-        return self._fingerprint(self._find(folder, name))
+        return " ".join(map(self._fingerprint, self._all(folder, name)))
 
-    def _fingerprint(self, path: Path | None) -> str:
-        try:
-            stat = path.stat() if path is not None else None
-        except OSError:
-            stat = None
-        return f"{stat.st_size}-{stat.st_mtime_ns}" if stat is not None else "absent"
+    def _all(self, folder: str, name: str) -> list[str | None]:
+        """Return every file of a model, None for one that is absent."""
+        if folder == "diffusers":
+            return [found for part in DIFFUSERS_PARTS for found in self._diffusers(name, part)]
+        if folder == "vae" and name in TINY_VAES:
+            return [self._find("vae_approx", f"{name}_{half}.safetensors") for half in ("encoder", "decoder")]
+        return [self._find(folder, name)]
+
+    def _fingerprint(self, name: str | None) -> str:
+        found = self._files.stat(name) if name is not None else None
+        return found.etag if found is not None else "absent"
 
     def directories(self, folder: str) -> list[str]:
         """Return the directories a folder is made of. Errors: ModelFileError for an unknown folder."""
-        return [str(directory) for directory in self._directories(folder)]
+        return [f"{self._files}/{directory}" for directory in self._directories(folder)]
 
     def directory_index(self, folder: str, name: str) -> int:
         """Return which of the folder's directories a file is read from. Errors: as `path`."""
-        path = self.path(folder, name)
-        return next(i for i, directory in enumerate(self._directories(folder)) if path == directory / name)
+        found = self._existing(folder, name)
+        return next(i for i, directory in enumerate(self._directories(folder)) if found == f"{directory}/{name}")
 
-    def _find(self, folder: str, name: str) -> Path | None:
+    def _find(self, folder: str, name: str) -> str | None:
         parts = name.split("/")
         if "\0" in name or name.startswith("/") or ".." in parts:
             return None
-        candidates = (directory / name for directory in self._directories(folder))
-        return next((path for path in candidates if _is_file(path)), None)
+        candidates = (f"{directory}/{name}" for directory in self._directories(folder))
+        return next((found for found in candidates if self._files.stat(found) is not None), None)
 
-    def _directories(self, folder: str) -> list[Path]:
+    def _directories(self, folder: str) -> tuple[str, ...]:
         known = FOLDERS.get(OLD_NAMES.get(folder, folder))
         if known is None:
             near = did_you_mean(folder, FOLDERS)
             raise ModelFileError(
                 f"there is no folder {folder[:100]!r} of model files{near}; there are {', '.join(FOLDERS)}"
             )
-        return [self._root / name for name in known]
+        return known
 
 
 def _suffixes(folder: str) -> tuple[str, ...]:
     return SUFFIXES + TENSOR_PICKLES.get(folder, ())
 
 
-def _walk(directory: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Yield model files below a directory. Links are followed, except to a folder that holds them."""
-    stack: list[tuple[Path, str, tuple[str, ...]]] = [(directory, "", ())]
-    while stack:
-        current, prefix, above = stack.pop()
-        real = os.path.realpath(current)
-        if real in above or len(above) > DEPTH_LIMIT:
-            continue
-        try:
-            with os.scandir(current) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        stack.append((current / entry.name, f"{prefix}{entry.name}/", (*above, real)))
-                    elif entry.name.lower().endswith(suffixes) and entry.is_file():
-                        yield prefix + entry.name
-        except OSError:  # a folder that is absent or may not be read has no files for us
-            continue
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+def _shown(folder: str, name: str) -> str:
+    return f"{folder} file {name[:300]!r}"

@@ -24,10 +24,10 @@ class ObjectFile(io.RawIOBase):
         self._answer: dict[str, Any] | None = None
         if span is not None and not span:
             found = bucket.stat(key)
-            self._size, self._etag = found.size, found.etag
+            self._size, self.etag = found.size, found.etag
             return
         self._answer = bucket.get(key, span)
-        self._etag = tag(self._answer)
+        self.etag = tag(self._answer)
         _, _, whole = self._answer.get("ContentRange", "").rpartition("/")
         self._size = int(whole) if whole.isdigit() else int(self._answer["ContentLength"])
 
@@ -75,7 +75,7 @@ class ObjectFile(io.RawIOBase):
     def _body(self) -> Any:
         if self._answer is None:
             try:
-                self._answer = self._bucket.get(self._key, range(self._at, self._size), self._etag)
+                self._answer = self._bucket.get(self._key, range(self._at, self._size), self.etag)
             except (FileExistsError, FileNotFoundError) as error:
                 raise self._bucket.error("read on", self._key, "Changed", "another content took its place") from error
         return self._answer["Body"]

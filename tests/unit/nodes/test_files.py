@@ -1,32 +1,33 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 
-from serve_app.errors import FileMissingError, NodeError
+from serve_app.errors import FileMissingError, NodeError, StoreError
 from serve_app.nodes.files import NodeFiles
-from serve_app.store.store import AREAS, FileRef
+from serve_app.store.jobs import Jobs
+from serve_app.store.s3 import S3
+from serve_app.store.store import AREAS, FileRef, Store
 from serve_app.store.volume import Volume
 
 AT_S = time.mktime((2024, 3, 5, 7, 8, 9, 0, 0, -1))
 
 
 class Counters:
-    """Reservations as the scheduler makes them: the same job, node and key get the same counters again."""
+    """Reservations as the scheduler makes them, in a database of their own."""
 
-    def __init__(self) -> None:
-        self.given: dict[tuple[str, str, str], int] = {}
-        self.next: dict[str, int] = {}
+    def __init__(self, root: Path) -> None:
+        self._jobs = Jobs(f"sqlite:///{root}/{uuid.uuid4().hex}.sqlite")
+        self._epoch = self._jobs.acquire("test")
 
     def of(self, job_id: str, node_id: str):
         async def reserve(key: str, at_least: int, count: int) -> int:
-            if (job_id, node_id, key) not in self.given:
-                first = max(at_least, self.next.get(key, 1))
-                self.given[job_id, node_id, key] = first
-                self.next[key] = first + count
-            return self.given[job_id, node_id, key]
+            return self._jobs.reserve(self._epoch, job_id, node_id, key, at_least, count)
 
         return reserve
 
@@ -37,8 +38,18 @@ def volume(tmp_path: Path) -> Volume:
 
 
 @pytest.fixture
-def counters() -> Counters:
-    return Counters()
+def counters(tmp_path_factory: pytest.TempPathFactory) -> Counters:
+    return Counters(tmp_path_factory.mktemp("counters"))
+
+
+@pytest.fixture
+def other_counters(tmp_path_factory: pytest.TempPathFactory) -> Counters:
+    return Counters(tmp_path_factory.mktemp("counters"))
+
+
+@pytest.fixture(params=["volume", "s3"])
+def store(request: pytest.FixtureRequest, volume: Volume) -> Store:
+    return volume if request.param == "volume" else S3(request.getfixturevalue("bucket"))
 
 
 def files(volume: Volume, counters: Counters, job_id: str = "job", node_id: str = "9") -> NodeFiles:
@@ -87,9 +98,59 @@ async def test_prefixes_name_subfolders_and_hold_tokens(
     assert volume.stat(FileRef.parse(name, "output")).size == 1
 
 
-async def test_the_batch_number_is_the_index_and_counters_still_go_on(volume: Volume, counters: Counters) -> None:
+async def test_the_batch_number_is_the_index_and_counters_still_go_on(
+    volume: Volume, counters: Counters, other_counters: Counters
+) -> None:
     assert await saved(files(volume, counters), "x%batch_num%", 2) == ["x0_00001_.png", "x1_00002_.png"]
-    assert await saved(files(volume, Counters(), "other"), "x%batch_num%") == ["x0_00003_.png"]
+    assert await saved(files(volume, other_counters, "other"), "x%batch_num%") == ["x0_00003_.png"]
+
+
+async def test_a_file_that_came_in_unnoticed_is_not_written_over(volume: Volume, counters: Counters) -> None:
+    assert await saved(files(volume, counters, "a"), "x") == ["x_00001_.png"]
+    volume.write(FileRef("output", "", "x_00003_.png"), b"foreign")
+    assert await saved(files(volume, counters, "b"), "x", 2) == ["x_00004_.png", "x_00005_.png"]
+    assert await saved(files(volume, counters, "b"), "x", 2) == ["x_00004_.png", "x_00005_.png"]
+    assert await saved(files(volume, counters, "c"), "x") == ["x_00006_.png"]
+    with volume.open(FileRef("output", "", "x_00003_.png")) as file:
+        assert file.read() == b"foreign"
+
+
+async def test_servers_that_share_nothing_but_the_store_lose_no_file(store, counters, other_counters) -> None:
+    """Two databases count for themselves: only the store can see that a name is taken."""
+    nodes = [NodeFiles(store, f"job{n}", "9", [counters, other_counters][n % 2].of(f"job{n}", "9")) for n in range(8)]
+    contents = [[f"{n} {i}".encode() for i in range(2)] for n in range(8)]
+    made = await asyncio.gather(
+        *(node.save("output", "sub/x", ".png", content) for node, content in zip(nodes, contents, strict=True))
+    )
+    names = [item["filename"] for items in made for item in items]
+    assert len(set(names)) == 16
+    for items, content in zip(made, contents, strict=True):
+        for item, data in zip(items, content, strict=True):
+            with store.open(FileRef("output", "sub", item["filename"])) as file:
+                assert file.read() == data
+
+
+async def test_eight_threads_that_save_under_one_prefix_in_a_bucket_get_names_of_their_own(bucket, counters) -> None:
+    store, made = S3(bucket), []
+
+    def save(n: int) -> None:
+        node = NodeFiles(store, f"job{n}", "9", counters.of(f"job{n}", "9"))
+        made.extend(asyncio.run(node.save("output", "x", ".png", [f"{n} {i}".encode() for i in range(4)])))
+
+    threads = [threading.Thread(target=save, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(item["filename"] for item in made) == [f"x_{n:05}_.png" for n in range(1, 33)]
+    assert sorted(store.names("output")) == [f"x_{n:05}_.png" for n in range(1, 33)]
+
+
+async def test_a_store_that_refuses_is_the_reason_a_node_fails_with(bucket_of, counters) -> None:
+    with pytest.raises(StoreError, match="NoSuchBucket"):
+        await NodeFiles(S3(bucket_of("no-such-bucket")), "job", "9", counters.of("job", "9")).save(
+            "output", "x", ".png", [b"x"]
+        )
 
 
 @pytest.mark.parametrize("prefix", ["../x", "/etc/x", "a/../../x", "..", "\\x", "x\0", "y" * 300])

@@ -1,0 +1,27 @@
+"""Where a bucket of an S3-compatible store is. Apart from its client, so that naming a place loads none of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a bucket is, and how patiently it is asked.
+
+    endpoint: None is Amazon's own, or AWS_ENDPOINT_URL_S3. public_endpoint: as clients outside reach it, None for the
+    same. path_style: the bucket in the path and not in the host's name. patience_s: for how long a store that does not
+    answer, or says that it cannot now, is asked again. timeout_s: how long one request may stay without an answer.
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    public_endpoint: str | None = None
+    region: str | None = None
+    path_style: bool = False
+    patience_s: float = 30.0
+    timeout_s: float = 30.0
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}" + (f" at {self.endpoint}" if self.endpoint else "")
