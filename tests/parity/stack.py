@@ -16,7 +16,7 @@ from serve_app.graph.signature import signatures
 from serve_app.graph.validate import validate
 from serve_app.models.weights import Weights
 from serve_app.nodes.execute import Execution
-from serve_app.nodes.executing import Progress
+from serve_app.nodes.executing import Progress, Say
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.held import Held
 from serve_app.nodes.protocol import spec_of
@@ -66,6 +66,9 @@ class Stack:
 
     def progress(self, node_id: str) -> Progress:
         return lambda done, steps, preview: None
+
+    def say(self, node_id: str) -> Say:
+        return lambda type_, data: None
 
     def fingerprint(self, folder: str, name: str) -> str:
         return ""

@@ -72,10 +72,22 @@ class Replica:
     async def reserve(self, key: str, at_least: int, count: int) -> int:
         return at_least
 
-    def started(self, node_id: str) -> None: ...
+    def progress(self, node_id: str) -> Any:
+        return lambda *told: None
 
-    def finished(self, node_id: str, signature: str, ui: Mapping[str, Any] | None) -> None:
+    say = progress
+
+    def fingerprint(self, folder: str, name: str) -> str:
+        return ""
+
+    def started(self, node_id: str, origin: Any) -> None: ...
+
+    def finished(
+        self, node_id: str, signature: str, ui: Mapping[str, Any] | None, origin: Any, *, computed: bool
+    ) -> None:
         self.ui[node_id] = ui
+
+    def blocked(self, node_id: str, class_type: str, message: str) -> None: ...
 
     async def fetch(self, signature: str) -> None: ...
 
