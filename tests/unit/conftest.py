@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.store.bucket import Bucket, Location
+from serve_app.store.bucket import Bucket
+from serve_app.store.location import Location
 from tests import postgres
 from tests.seaweed import ACCESS, SECRET, Seaweed
 
