@@ -20,6 +20,7 @@ Kind: TypeAlias = Literal[
     "executed",
     "blocked",
     "message",
+    "preview",
     "success",
     "error",
     "cancelled",
@@ -36,6 +37,7 @@ class Event:
     data by kind: cached {"nodes": [ids]}; executing {"node"}; progress {"node", "value", "max"};
     finished {"node"}, of a node that is no output; executed {"node", "output": ui dict}, of one that is;
     blocked {"node", "class_type", "message", "executed"}: a node was passed over, and the job goes on;
+    preview {"node", "image"}: what a node has come to, a JPEG that is elsewhere; not kept with the job;
     message {"node", "type", "data"}: a node's own words for its client;
     error {"node", "class_type", "exception_type", "message", "traceback"}; cancelled {"node", "class_type",
     "executed"} if a node ran; the others {}. A node that another one expanded into may name "display_node",

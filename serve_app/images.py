@@ -24,6 +24,19 @@ NO_MASK = (64, 64)
 """The size of the all-zero mask of an image without alpha."""
 
 
+PREVIEW_SIDE = 512
+"""The longer side of a preview."""
+
+
+def to_preview(picture: Any) -> bytes:
+    """Return a JPEG that clients are shown while a node runs, of a Pillow image or (h,w,3) in 0…255."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image = ImageOps.contain(image.convert("RGB"), (PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
 def to_png(image: Tensor, text: Mapping[str, str], compress_level: int) -> bytes:
     """Return a PNG of one image (H,W,3|4), values outside 0…1 clipped, with the text as text chunks."""
     info = PngInfo()

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -81,6 +81,7 @@ class Service:
 
     choices: folder -> the file names a COMBO over that folder allows ("checkpoints", …, or "input" for uploads).
     catalog: the model files. user_data: what the web page keeps for its users. extensions: pages of packs.
+    fetch: returns what a replica has put away for clients, None if it is lost.
     """
 
     def __init__(
@@ -93,11 +94,13 @@ class Service:
         catalog: Catalog | None = None,
         user_data: UserData | None = None,
         extensions: Extensions | None = None,
+        fetch: Callable[[Any], Awaitable[Any]] | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.store = store
         self.catalog = catalog or Catalog(Path("models"))
         self.extensions = extensions or Extensions(None)
+        self.fetch = fetch or _as_it_is
         self.user_data = user_data or UserData(Path("user"))
         self._scheduler = scheduler
         self._choices = choices
@@ -218,6 +221,10 @@ class Service:
     async def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
         """Return a URL of the file in the store itself, where the store gives out links; see `Store.link`."""
         return await asyncio.to_thread(self.store.link, ref, content_type, disposition)
+
+
+async def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:

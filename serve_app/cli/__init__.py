@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("contract", "comfy"),
         help="whose form the root's routes have that both dialects know (default: as configured)",
     )
+    up.add_argument(
+        "--preview-method",
+        choices=("none", "latent2rgb", "auto"),
+        help="how clients are shown what samplers have come to (default: as configured)",
+    )
     up.add_argument("--database-url", metavar="URL", help="where jobs are kept (default: as configured)")
     local = LOCAL_CONFIG if LOCAL_CONFIG.is_file() else None
     up.add_argument("--config", type=Path, default=local, help=f"a Serve config file (default: {LOCAL_CONFIG})")

@@ -157,7 +157,7 @@ def _settings(arguments: argparse.Namespace) -> AppConfig:
     """Return the file's configuration with the command line's paths over it. Errors: ConfigError."""
     settings = config.load(Path(arguments.config)) if arguments.config else AppConfig()
     directories = ("models_dir", "input_dir", "output_dir", "temp_dir", "user_dir", "custom_nodes_dir")
-    names = (*directories, "database_url", "cache")
+    names = (*directories, "database_url", "cache", "preview_method")
     given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
     ingress = settings.ingress.model_dump()
     if arguments.root_dialect is not None:

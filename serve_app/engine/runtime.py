@@ -14,12 +14,14 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from traceback import clear_frames
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 from serve_app.engine.engine import Counters, Engine
+from serve_app.engine.preview import picture
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
 from serve_app.models import steering
@@ -33,6 +35,9 @@ from serve_app.values import Conditioning, Recipe, TextPair
 M = TypeVar("M")
 Q = TypeVar("Q")
 T = TypeVar("T")
+
+Show: TypeAlias = Callable[[Any], None]
+"""Takes a picture, (h,w,3) in 0…255."""
 
 TEXTS_TOGETHER = 16
 """How many texts one forward of a text encoder holds at most."""
@@ -57,25 +62,37 @@ class EngineRuntime:
         """What weights have come and gone."""
         return self.weights.counters
 
-    def bind(self, progress: Callable[[int, int], None], *, strict: bool = False) -> Runtime:
+    def bind(self, progress: Callable[[int, int], None], *, strict: bool = False, show: Show | None = None) -> Runtime:
         """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all).
 
-        strict: its work is done apart from all other.
+        strict: its work is done apart from all other. show: called there with a picture of each step.
         """
-        return NodeRuntime(self, progress, strict)
+        return NodeRuntime(self, progress, strict, show)
 
     def resident(self) -> tuple[str, ...]:
         """Return short names of the weights that are held, as `Weights.resident`."""
         return self.weights.resident()
 
     async def sample(
-        self, request: SamplingRequest, progress: Callable[[int, int], None], *, strict: bool = False
+        self,
+        request: SamplingRequest,
+        progress: Callable[[int, int], None],
+        *,
+        strict: bool = False,
+        show: Show | None = None,
     ) -> Sampled:
-        """Run a trajectory; as `Runtime.sample`. strict: it shares no forward."""
+        """Run a trajectory; as `Runtime.sample`. strict: it shares no forward. show: is given a picture a step."""
         loop = asyncio.get_running_loop()
+        # Held weakly: the run holds what it calls, and a circle would keep its model longer than the run.
+        running_now: ref[Trajectory]
 
         def on_step(done: int, steps: int) -> None:
             loop.call_soon_threadsafe(progress, done, steps)
+            run = running_now()
+            if show is None or run is None:
+                return
+            if (image := picture(run.shown, run.backbone.latent_scale)) is not None:
+                loop.call_soon_threadsafe(show, image)
 
         guider = request.guider
 
@@ -91,7 +108,10 @@ class EngineRuntime:
                 backbone = backbone.apart()
             conds = steering.activated(guider.conds, nets, backbone.architecture, backbone.levels)
             controlled = replace(request, guider=replace(guider, conds=conds))
-            return self._engine.submit(Trajectory(backbone, controlled, on_step))
+            nonlocal running_now
+            trajectory = Trajectory(backbone, controlled, on_step)
+            running_now = ref(trajectory)
+            return self._engine.submit(trajectory)
 
         def fits() -> bool:
             return self.weights.fits(guider.backbone, *based().values())
@@ -193,10 +213,12 @@ def _in_one(work: Callable[[Tensor], Tensor], batches: list[Tensor]) -> list[Ten
 class NodeRuntime:
     """RUNTIME for one node, as serve_app.nodes.runtime.Runtime describes it."""
 
-    def __init__(self, shared: EngineRuntime, progress: Callable[[int, int], None], strict: bool) -> None:
+    def __init__(
+        self, shared: EngineRuntime, progress: Callable[[int, int], None], strict: bool, show: Show | None
+    ) -> None:
         self._shared = shared
         self._weights = shared.weights
-        self._progress = progress
+        self._progress, self._show = progress, show
         self._strict = strict
 
     async def encode_text(self, clip: Recipe, text: str | TextPair) -> Conditioning:
@@ -213,7 +235,7 @@ class NodeRuntime:
 
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler. Reports a progress value a step."""
-        return await self._shared.sample(request, self._progress, strict=self._strict)
+        return await self._shared.sample(request, self._progress, strict=self._strict, show=self._show)
 
     async def decode(self, vae: Recipe, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
         """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,4,h,w)."""

@@ -99,6 +99,11 @@ class Trajectory:
         return given.to("cpu", torch.float32)
 
     @property
+    def shown(self) -> Tensor:
+        """What the latest step takes for the image: scaled latents as x, on the backbone's device."""
+        return self._denoised
+
+    @property
     def key(self) -> Hashable:
         """What must be equal for evaluations to share a forward: the weights, and the latents' shape (C,h,w)."""
         return (self.backbone.key, *self._evaluation.x.shape[1:])

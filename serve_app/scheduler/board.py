@@ -70,6 +70,11 @@ class Board:
     def publish(self, event: Event) -> None:
         """Let clients see an event, and with it the job's coming or going."""
         job_id = event.job_id
+        if event.kind == "preview":
+            # A picture of a moment is for who looks on, and no part of the job's story.
+            if (looking_on := self._clients.get(job_id)) is not None:
+                self.feeds.put(looking_on, event)
+            return
         self._streams.setdefault(job_id, Stream()).put(event)
         self._streams.move_to_end(job_id)
         arrived = self._arriving.pop(job_id, None) if event.kind == "queued" else None

@@ -17,6 +17,8 @@ from serve_app.scheduler.messages import Attached, News, QueueMark, Reader
 
 UNREAD_KEPT = 4096
 """Events that wait for one client; older ones are dropped, as a client that is away for so long reads the history."""
+FLEETING = frozenset({"progress", "preview"})
+"""Kinds of which only the newest matters."""
 IDLE_S = 600.0
 """How long a feed that nothing enters and nobody reads is remembered."""
 
@@ -35,10 +37,20 @@ class Feed:
     touched_s: float = field(default_factory=time.monotonic)
 
     def put(self, event: Event) -> None:
-        """Add an event; progress of a node takes the place of its earlier progress that waits last."""
+        """Add an event; progress or a picture of a node takes the place of the last one, if only such came since."""
         self.touched_s = time.monotonic()
-        if self.unread and _same_progress(self.unread[-1], event):
-            self.unread.pop()
+        if event.kind in FLEETING:
+            for place in range(len(self.unread) - 1, -1, -1):
+                waiting = self.unread[place]
+                if waiting.kind not in FLEETING:
+                    break
+                if (waiting.kind, waiting.job_id, waiting.data["node"]) == (
+                    event.kind,
+                    event.job_id,
+                    event.data["node"],
+                ):
+                    del self.unread[place]
+                    break
         self.unread.append(event)
 
     def after(self, seq: int) -> tuple[Event, ...]:
@@ -53,12 +65,6 @@ class Feed:
                 break
             ready.append(event)
         return tuple(ready)
-
-
-def _same_progress(earlier: Event, later: Event) -> bool:
-    if not earlier.kind == later.kind == "progress":
-        return False
-    return (earlier.job_id, earlier.data["node"]) == (later.job_id, later.data["node"])
 
 
 class Feeds:

@@ -349,6 +349,16 @@ class NodeSaid:
 
 
 @dataclass(frozen=True, slots=True)
+class NodePreviewed:
+    """What a node has come to, as a picture. image: a JPEG, as `Transfer.put` has put it away."""
+
+    task_id: TaskId
+    node_id: str
+    image: Any
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TaskFinished:
     task_id: TaskId
 
@@ -423,6 +433,7 @@ Report: TypeAlias = (
     | NodeFinished
     | NodeBlocked
     | NodeSaid
+    | NodePreviewed
     | TaskFinished
     | TaskFailed
     | TaskStopped

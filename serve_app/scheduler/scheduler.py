@@ -173,6 +173,11 @@ class Scheduler:
                 self._submitting.pop(submission.job_id, None)
 
     async def _accept(self, submission: Submission) -> Accepted:
+        # Kept with the job, so that another configuration leaves what is queued as it is.
+        extra_data = {"strict": True, **submission.extra_data} if self._strict else submission.extra_data
+        # In a thread, and before the job has its number: it asks about files, and the store may be slow to answer.
+        signed = await asyncio.to_thread(self._sign, submission.job_id, submission.prompt, extra_data)
+        self._check_alive()
         waiting = sum(job.started_s is None for job in self._machine.jobs.values())
         if waiting >= self._max_queue:
             raise QueueFullError(f"{waiting} jobs wait, as many as max_queue allows", retry_after_s=5)
@@ -186,12 +191,11 @@ class Scheduler:
             prompt=submission.prompt,
             targets=tuple(submission.outputs),
             client_id=submission.client_id,
-            # Kept with the job, so that another configuration leaves what is queued as it is.
-            extra_data={"strict": True, **submission.extra_data} if self._strict else submission.extra_data,
+            extra_data=extra_data,
             created_s=time.time(),
             queued_seq=self._machine.next_seq(),
         )
-        planned = self._plan(row)
+        planned = self._plan(row, signed)
         self._next_order += 1
         self._board.expect(row)
         accepted = self._feed(JobArrived(row, planned))
@@ -272,8 +276,7 @@ class Scheduler:
 
     async def specs(self) -> Mapping[str, NodeSpec]:
         self._check_ready()
-        known = {name: spec for pool in self._pools for name, spec in self._specs.get(pool.name, {}).items()}
-        return known
+        return self._known()
 
     async def cluster(self) -> ClusterView:
         self._check_ready()
@@ -376,21 +379,26 @@ class Scheduler:
         if json.dumps(known, default=list) != json.dumps(as_json, default=list):
             await persistently(lambda: self._in_database(self._jobs.save_specs, self.epoch, pool, as_json))
 
+    def _known(self) -> dict[str, NodeSpec]:
+        return {name: spec for pool in self._pools for name, spec in self._specs.get(pool.name, {}).items()}
+
     # Planning ---------------------------------------------------------------------------------------------------------
 
-    def _plan(self, row: JobRow) -> Plan:
+    def _sign(self, job_id: str, prompt: Mapping[str, Any], extra_data: Mapping[str, Any]) -> dict[str, str]:
+        """Return the signature of every node of a job. Errors: InvalidGraphError."""
+        salt = ("" if self._share_results else job_id) + (STRICT if is_strict(extra_data) else "")
+        return signatures(parse(prompt), self._known(), self._fingerprint, salt)
+
+    def _plan(self, row: JobRow, signed: Mapping[str, str]) -> Plan:
         """Plan what the job still has to produce. Errors: InvalidGraphError."""
-        specs = {name: spec for pool in self._pools for name, spec in self._specs.get(pool.name, {}).items()}
-        graph = parse(row.prompt)
         left = [node_id for node_id in row.targets if node_id not in row.outputs]
-        salt = ("" if self._share_results else row.job_id) + (STRICT if is_strict(row.extra_data) else "")
-        signed = signatures(graph, specs, self._fingerprint, salt)
-        return plan(graph, specs, left, signed, self._pools)
+        return plan(parse(row.prompt), self._known(), left, signed, self._pools)
 
     async def _recover(self, row: JobRow) -> None:
         """Plan an unfinished job again; returns once what became of it at once is durable."""
         try:
-            recovered = self._feed(JobArrived(row, self._plan(row)))
+            signed = await asyncio.to_thread(self._sign, row.job_id, row.prompt, row.extra_data)
+            recovered = self._feed(JobArrived(row, self._plan(row, signed)))
             if job := self._machine.jobs.get(row.job_id):
                 self._board.show(job)
             await recovered

@@ -65,6 +65,8 @@ class Story:
                     shown = {"node": event.data["node"], "display_node": node["display_node_id"], "output": output}
                     yield frame("executed", {**shown, **job})
                 yield self.state()
+            case "message":
+                yield frame(event.data["type"], event.data["data"])
             case "blocked":
                 yield frame("execution_error", {**_blocked(event.data), **job})
             case "message":
@@ -76,6 +78,16 @@ class Story:
             case "cancelled":
                 if self._begun:
                     yield frame("execution_interrupted", {**self._interrupted(event), **stamp})
+
+    def picture(self, event: Event, *, described: bool) -> Frame:
+        """Return the frame of a `preview` whose image is a JPEG. described: the client wants to know of what it is."""
+        image: bytes = event.data["image"]
+        if not described:
+            return image_frame(image)
+        known = self._nodes.get(event.data["node"], {})
+        about = {name: known.get(name) for name in ("display_node_id", "parent_node_id", "real_node_id")}
+        ids = {"node_id": event.data["node"], "prompt_id": self._job_id}
+        return described_image_frame(image, {**ids, **about, "image_type": "image/jpeg"})
 
     def end(self) -> Iterator[Frame]:
         """Yield the last frame of a job that had begun: nothing of it runs any more."""

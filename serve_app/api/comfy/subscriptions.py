@@ -10,6 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from serve_app import log
@@ -59,6 +60,9 @@ class Socket:
             await self.show(queue)
         for event in events:
             story = self.stories.setdefault(event.job_id, Story(event.job_id))
+            if event.kind == "preview":
+                described = self.features.get("supports_preview_metadata") is True
+                await self.say([story.picture(event, described=described)])
             await self.say(story.tell(event))
             if event.last:
                 await self.show(queue)
@@ -163,6 +167,7 @@ class Subscriptions:
         try:
             for event in _unknown(socket, events):
                 socket.stories[event.job_id] = await _story(service, event.job_id, event.seq - 1)
+            events = await _with_images(events, service)
             if silent and not events:
                 await socket.show(queue)
             else:
@@ -174,6 +179,17 @@ class Subscriptions:
         finally:
             socket.sending = None
             self._joined.set()
+
+
+async def _with_images(events: tuple[Event, ...], service: Service) -> tuple[Event, ...]:
+    """Return the events with their pictures in them; a picture that is lost is left out."""
+    found: list[Event] = []
+    for event in events:
+        if event.kind != "preview":
+            found.append(event)
+        elif (image := await service.fetch(event.data["image"])) is not None:
+            found.append(replace(event, data={**event.data, "image": image}))
+    return tuple(found)
 
 
 def _unknown(socket: Socket, events: tuple[Event, ...]) -> Iterator[Event]:

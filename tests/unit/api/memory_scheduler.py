@@ -57,6 +57,9 @@ class MemoryScheduler:
     def progress(self, job_id: str, node: str, value: int, maximum: int) -> None:
         self._become(job_id, "progress", {"node": node, "value": value, "max": maximum}, percent=99 * value // maximum)
 
+    def preview(self, job_id: str, node: str, image: bytes) -> None:
+        self._become(job_id, "preview", {"node": node, "image": image})
+
     def executed(self, job_id: str, node: str, output: Mapping[str, Any]) -> None:
         self._become(job_id, "executed", {"node": node, "output": output})
 

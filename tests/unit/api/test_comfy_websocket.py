@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -256,6 +257,43 @@ async def test_a_silent_client_hears_the_queues_length_again_and_again(server, m
     async with client(server) as me:
         await me.frame()
         assert kinds([await me.frame(), await me.frame()]) == [("status", 0)] * 2
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+
+async def picture(host: str, scheduler, example, flags: dict[str, Any] | None) -> bytes:
+    """Return the first binary frame of a client that has said these flags."""
+    async with websockets.connect(f"ws://{host}/ws?clientId=c") as connection:
+        if flags is not None:
+            await connection.send(json.dumps({"type": "feature_flags", "data": flags}))
+            await Client(connection).frames("feature_flags")
+        await submit(host, example)
+        scheduler.start(JOB)
+        scheduler.executing(JOB, "3")
+        scheduler.preview(JOB, "3", b"a JPEG")
+        while True:
+            if isinstance(heard := await asyncio.wait_for(connection.recv(), 5), bytes):
+                return heard
+
+
+@pytest.mark.parametrize("flags", [None, {}, {"supports_preview_metadata": False}])
+async def test_a_picture_is_the_kind_of_frame_the_kind_of_image_and_the_image(server, scheduler, example, flags):
+    assert await picture(server, scheduler, example, flags) == struct.pack(">II", 1, 1) + b"a JPEG"
+
+
+async def test_a_client_that_wants_to_know_is_told_of_which_node_the_picture_is(server, scheduler, example):
+    frame = await picture(server, scheduler, example, {"supports_preview_metadata": True})
+    kind, length = struct.unpack(">II", frame[:8])
+    assert (kind, frame[8 + length :]) == (4, b"a JPEG")
+    assert json.loads(frame[8 : 8 + length]) == {
+        "node_id": "3",
+        "prompt_id": JOB,
+        "display_node_id": "3",
+        "parent_node_id": None,
+        "real_node_id": "3",
+        "image_type": "image/jpeg",
+    }
 
 
 # Returning ------------------------------------------------------------------------------------------------------------

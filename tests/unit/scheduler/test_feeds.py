@@ -119,7 +119,14 @@ def test_only_the_newest_progress_of_a_node_waits():
     feed = Feed()
     for seq, node in [(1, "3"), (2, "3"), (3, "4"), (4, "3"), (5, "3")]:
         feed.put(event(seq, "progress", node=node))
-    assert [e.seq for e in feed.after(0)] == [2, 3, 5]
+    assert [e.seq for e in feed.after(0)] == [3, 5]
+
+
+def test_of_pictures_between_progress_only_the_newest_waits_too():
+    feed = Feed()
+    for seq, kind in enumerate(["executing", *["progress", "preview"] * 3, "finished", "progress", "preview"], 1):
+        feed.put(event(seq, kind, node="3"))
+    assert [e.seq for e in feed.after(0)] == [1, 6, 7, 8, 9, 10]
 
 
 def test_a_client_that_never_comes_costs_no_more_than_the_newest_events(monkeypatch):
