@@ -177,6 +177,8 @@ class AppConfig(Section):
     temp_dir: Path = Path("temp")
     user_dir: Path = Path("user")
     """Settings and files of the web page's users."""
+    preview_method: Literal["none", "latent2rgb", "auto"] = "none"
+    """How clients are shown what samplers have come to; auto is latent2rgb. Some clients take previews for results."""
     multi_user: bool = False
     """Whether the web page asks who one is."""
     database_url: str = "sqlite:///state/jobs.sqlite"
@@ -212,8 +214,6 @@ class AppConfig(Section):
         return int(count) if kind == "lru" else None
 
     @property
-    def directories(self) -> dict[Area, Path]:
-    @property
     def models_location(self) -> Location | None:
         """The bucket of the model files, if they are in one; it is with the store's unless it says where."""
         if self.models is None or self.models.endpoint is not None or not isinstance(self.store, S3Config):
@@ -221,6 +221,8 @@ class AppConfig(Section):
         store = self.store
         return replace(self.models.location, endpoint=store.endpoint, region=store.region, path_style=store.path_style)
 
+    @property
+    def directories(self) -> dict[Area, Path]:
         """The three directories clients know."""
         return {"input": self.input_dir, "output": self.output_dir, "temp": self.temp_dir}
 

@@ -8,7 +8,7 @@ import torch
 
 from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
-from serve_app.deployments.files import fingerprints
+from serve_app.deployments.files import fingerprints, open_catalog, open_store
 from serve_app.deployments.host import host_stats
 from serve_app.deployments.runner import Runner, Transfer
 from serve_app.engine.engine import Engine
@@ -18,7 +18,6 @@ from serve_app.nodes.packs import Packs, load
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.scheduler.messages import ReplicaDesk, ReplicaInfo
 from serve_app.store.catalog import Catalog
-from serve_app.store.volume import Volume
 
 _log = log.get("deployments")
 
@@ -30,6 +29,7 @@ def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: Replica
     share = pool.memory_fraction or 1
     _log.info("pool=%s device=%s visible_gpus=%s memory_fraction=%g", pool.name, device, visible or "none", share)
     torch.set_num_threads(_threads(pool, device))
+    catalog = open_catalog(config)
     packs = load(config.custom_nodes_dir, config.models_dir, config.directories) if config.custom_nodes_dir else Packs()
     known = {name: spec for name, spec in (packs.specs | specs()).items() if pool.runtime or not spec.runtime}
     return Runner(
@@ -37,13 +37,15 @@ def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: Replica
         ReplicaInfo(replica_id, pool.name, pool.tasks_per_replica),
         classes=packs.classes | dict(BUILTIN),
         specs=known,
-        models=_models(config, pool, device) if pool.runtime else None,
-        store=Volume(config.directories),
+        models=_models(catalog, pool, device) if pool.runtime else None,
+        store=open_store(config),
         transfer=transfer,
         host=host_stats,
         results_bytes=pool.results_bytes,
         results_entries=config.results_entries,
+        previews=config.preview_method != "none",
         fingerprint=fingerprints(config),
+        fetch=catalog.fetch,
     )
 
 
@@ -54,12 +56,12 @@ def _threads(pool: PoolConfig, device: torch.device) -> int:
     return (os.cpu_count() or 1) if pool.runtime and device.type == "cpu" else max(1, round(pool.num_cpus))
 
 
-def _models(config: AppConfig, pool: PoolConfig, device: torch.device) -> EngineRuntime:
+def _models(catalog: Catalog, pool: PoolConfig, device: torch.device) -> EngineRuntime:
     """Make the engine on the device the pool was given."""
     if device.type == "cuda" and pool.memory_fraction is not None:
         torch.cuda.set_per_process_memory_fraction(pool.memory_fraction)
     weights = Weights(
-        Catalog(config.models_dir),
+        catalog,
         device,
         dtype=pool.dtype,
         vae_dtype=pool.vae_dtype,

@@ -9,13 +9,13 @@ from ray import serve
 from serve_app import log
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig
+from serve_app.deployments.files import open_catalog, open_store
 from serve_app.deployments.handles import SchedulerHandle
+from serve_app.deployments.replica import ObjectStore
 from serve_app.deployments.scheduler import ensure
 from serve_app.service import Limits, Service
-from serve_app.store.catalog import Catalog
 from serve_app.store.extensions import Extensions
 from serve_app.store.userdata import UserData
-from serve_app.store.volume import Volume
 
 
 @serve.ingress()
@@ -29,7 +29,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Any:
         config = self._config
-        catalog, store = Catalog(config.models_dir), Volume(config.directories)
+        catalog, store = open_catalog(config), open_store(config)
 
         def choices(folder: str) -> list[str]:
             return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
@@ -37,5 +37,14 @@ class Ingress:
         limits = Limits(body_bytes=config.ingress.max_body_bytes, upload_bytes=config.ingress.max_upload_bytes)
         users = UserData(config.user_dir, many=config.multi_user)
         pages = Extensions(config.custom_nodes_dir)
-        service = Service(SchedulerHandle(), store, choices, limits, catalog=catalog, user_data=users, extensions=pages)
+        service = Service(
+            SchedulerHandle(),
+            store,
+            choices,
+            limits,
+            catalog=catalog,
+            user_data=users,
+            extensions=pages,
+            fetch=ObjectStore().get,
+        )
         return create_app(service, config.ingress.root_dialect)

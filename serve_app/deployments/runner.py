@@ -21,6 +21,7 @@ from serve_app.errors import CancelledJobError, NotReadyError, StaleEpochError, 
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
+from serve_app.images import to_preview
 from serve_app.models.weights import LoadCounters
 from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
 from serve_app.nodes.executing import Progress, Say
@@ -42,6 +43,7 @@ from serve_app.scheduler.messages import (
     Message,
     NodeBlocked,
     NodeFinished,
+    NodePreviewed,
     NodeProgressed,
     NodeSaid,
     NodeStarted,
@@ -55,7 +57,7 @@ from serve_app.scheduler.messages import (
     TaskStopped,
     Want,
 )
-from serve_app.store.store import Store
+from serve_app.store.store import AREAS, Store
 
 _log = log.get("deployments.runner")
 
@@ -76,7 +78,9 @@ class Models(Protocol):
     @property
     def loads(self) -> LoadCounters: ...
 
-    def bind(self, progress: Callable[[int, int], None], *, strict: bool = False) -> Runtime: ...
+    def bind(
+        self, progress: Callable[[int, int], None], *, strict: bool = False, show: Callable[[Any], None] | None = None
+    ) -> Runtime: ...
 
     def resident(self) -> tuple[str, ...]: ...
 
@@ -106,8 +110,11 @@ class Runner:
         results_bytes: int,
         results_entries: int | None = None,
         fingerprint: Callable[[str, str], str],
+        fetch: Callable[[str, str], None],
+        previews: bool = False,
     ) -> None:
         self._desk = desk
+        self._previews = previews
         self._info = info
         self._classes = classes
         self._specs = specs
@@ -116,6 +123,7 @@ class Runner:
         self._transfer = transfer
         self._host = host
         self._fingerprint = fingerprint
+        self._fetch_model = fetch
         self._held = Held(results_bytes, self._evicted, results_entries)
         self.stages = Stages()
         self._running: dict[TaskId, asyncio.Task[None]] = {}
@@ -123,7 +131,7 @@ class Runner:
         self._signatures: dict[TaskId, frozenset[str]] = {}
         self._wanted: dict[str, asyncio.Future[Any]] = {}
         self._outbox: list[Report] = []
-        self._progress: dict[tuple[TaskId, str], NodeProgressed] = {}
+        self._progress: dict[tuple[TaskId, str, type], NodeProgressed | NodePreviewed] = {}
         self._something_to_say = asyncio.Event()
         self._resident: tuple[str, ...] = ()
         self._leaving = False
@@ -216,9 +224,27 @@ class Runner:
         execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch)
         # What the task starts, threads too, inherits what it is about.
         with log.about(job=task.id.job_id, task=f"{task.id.index}.{task.id.attempt}"):
-            self._running[task.id] = running = asyncio.create_task(execution.run())
+            self._running[task.id] = running = asyncio.create_task(self._run(task, execution))
         # Not at the end of a coroutine: one that is cancelled before its first step never gets there.
         running.add_done_callback(partial(self._ended, task.id))
+
+    async def _run(self, task: Task, execution: Execution) -> None:
+        await self._fetch_models(task)
+        await execution.run()
+
+    async def _fetch_models(self, task: Task) -> None:
+        """See that the model files that a task's nodes name are on this host: the engine must never wait for one."""
+        named = {
+            (declared.folder, value)
+            for node in task.nodes.values()
+            for name, value in node.inputs.items()
+            if node.class_type in self._specs and isinstance(value, str)
+            if (declared := self._specs[node.class_type].input(name)) is not None
+            if declared.folder is not None and declared.folder not in AREAS
+        }
+        # A file that cannot be had is the node's to report, with its id.
+        fetched = (asyncio.to_thread(self._fetch_model, folder, value) for folder, value in sorted(named))
+        await asyncio.gather(*fetched, return_exceptions=True)
 
     def _ended(self, task_id: TaskId, running: asyncio.Task[None]) -> None:
         """Say how the task ended. A value lost on its way is the scheduler's to make again, as after a stop."""
@@ -258,11 +284,12 @@ class Runner:
     # Reports ----------------------------------------------------------------------------------------------------------
 
     def say(self, report: Report) -> None:
-        if isinstance(report, NodeProgressed):
-            self._progress[report.task_id, report.node_id] = report
+        if isinstance(report, NodeProgressed | NodePreviewed):
+            self._progress[report.task_id, report.node_id, type(report)] = report
         else:
             if isinstance(report, NodeFinished):
-                self._progress.pop((report.task_id, report.node_id), None)
+                for kind in (NodeProgressed, NodePreviewed):
+                    self._progress.pop((report.task_id, report.node_id, kind), None)
             self._outbox.append(report)
         self._something_to_say.set()
 
@@ -289,9 +316,20 @@ class Runner:
     def _evicted(self, signatures: tuple[str, ...]) -> None:
         self.say(Evicted(signatures))
 
-    def runtime(self, progress: Callable[[int, int], None], *, strict: bool) -> Runtime | None:
-        """Return a RUNTIME that reports its progress there. strict: its work is done apart from all other."""
-        return None if self.models is None else self.models.bind(progress, strict=strict)
+    def runtime(
+        self, progress: Callable[[int, int], None], show: Callable[[Any], None], *, strict: bool
+    ) -> Runtime | None:
+        """Return a RUNTIME that reports its progress, and shows its pictures if clients are to have previews, there.
+
+        strict: its work is done apart from all other.
+        """
+        if self.models is None:
+            return None
+        return self.models.bind(progress, strict=strict, show=show if self._previews else None)
+
+    def preview(self, task_id: TaskId, node_id: str, image: bytes, origin: Origin | None) -> None:
+        """Say what a node has come to. image: a JPEG, which goes to whoever looks on and not to the scheduler."""
+        self.say(NodePreviewed(task_id, node_id, self._transfer.put(image), origin))
 
     def files(self, task: Task, node_id: str) -> Files:
         """Return the STORE of one node."""
@@ -313,11 +351,13 @@ class TaskScope:
         self._runner = runner
         self._task = task
         self._origins: dict[str, Origin | None] = {}
+        self._drawing: dict[str, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
         self.fingerprint = runner.fingerprint
 
     def runtime(self, node_id: str) -> Runtime | None:
-        return self._runner.runtime(partial(self._progressed, node_id), strict=self._task.strict)
+        progress, show = partial(self._progressed, node_id), partial(self._show, node_id)
+        return self._runner.runtime(progress, show, strict=self._task.strict)
 
     def files(self, node_id: str) -> Files:
         return self._runner.files(self._task, node_id)
@@ -327,11 +367,24 @@ class TaskScope:
             # From whatever thread the node runs in. A loop that is closed has nobody left to tell.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._progressed, node_id, value, maximum)
+                if isinstance(preview, tuple) and len(preview) > 1:
+                    # ComfyUI's triple: a format, a Pillow image, the longest side.
+                    self._loop.call_soon_threadsafe(self._show, node_id, preview[1])
 
         return progress
 
     def _progressed(self, node_id: str, value: float, maximum: float) -> None:
         self._runner.say(NodeProgressed(self._task.id, node_id, value, maximum, self._origins.get(node_id)))
+
+    def _show(self, node_id: str, picture: Any) -> None:
+        """Show a picture (h,w,3) in 0…255, unless the node's last one is not drawn yet."""
+        drawing = self._drawing.get(node_id)
+        if drawing is None or drawing.done():
+            self._drawing[node_id] = asyncio.create_task(self._draw(node_id, picture))
+
+    async def _draw(self, node_id: str, picture: Any) -> None:
+        image = await asyncio.to_thread(to_preview, picture)
+        self._runner.preview(self._task.id, node_id, image, self._origins.get(node_id))
 
     def say(self, node_id: str) -> Say:
         def say(type_: str, data: Any) -> None:
