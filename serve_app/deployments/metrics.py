@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ray.util import metrics as ray_metrics
 
-from serve_app.deployments.stages import Stages
+from serve_app.deployments.node_times import NodeTimes
 from serve_app.scheduler.tally import Load, Tally, read
 
 if TYPE_CHECKING:
@@ -89,10 +89,10 @@ def scheduler_figures(load: Load, tally: Tally) -> Iterator[Figure]:
     yield from (("serve_app_job_run_seconds", seconds, {}) for seconds in read(tally.runs_s))
 
 
-def stage_figures(pool: str, replica: str, stages: Stages) -> Iterator[Figure]:
-    """Yield what a replica's stages say. Durations are read from them, once."""
-    yield "serve_app_result_hits", stages.held, {"pool": pool, "replica": replica}
-    for class_type, seconds in stages.read():
+def node_figures(pool: str, replica: str, times: NodeTimes) -> Iterator[Figure]:
+    """Yield what a replica's nodes took. Durations are read from them, once."""
+    yield "serve_app_result_hits", times.held, {"pool": pool, "replica": replica}
+    for class_type, seconds in times.read():
         yield "serve_app_node_seconds", seconds, {"pool": pool, "class_type": class_type}
 
 

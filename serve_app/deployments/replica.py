@@ -36,7 +36,7 @@ class Replica:
         self._showing = asyncio.create_task(metrics.show(partial(self._figures, pool.name, replica_id)))
 
     def _figures(self, pool: str, replica_id: str) -> Iterator[metrics.Figure]:
-        yield from metrics.stage_figures(pool, replica_id, self._runner.stages)
+        yield from metrics.node_figures(pool, replica_id, self._runner.times)
         if (models := self._runner.models) is not None:
             yield from metrics.model_figures(pool, replica_id, models.counters, models.loads)
 

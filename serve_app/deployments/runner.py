@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from serve_app import log
-from serve_app.deployments.stages import Stages
+from serve_app.deployments.node_times import NodeTimes
 from serve_app.engine.engine import Counters
 from serve_app.errors import CancelledJobError, NotReadyError, StaleEpochError, UnavailableError
 from serve_app.graph.graph import Origin
@@ -125,7 +125,7 @@ class Runner:
         self._fingerprint = fingerprint
         self._fetch_model = fetch
         self._held = Held(results_bytes, self._evicted, results_entries)
-        self.stages = Stages()
+        self.times = NodeTimes()
         self._running: dict[TaskId, asyncio.Task[None]] = {}
         self._checking: set[asyncio.Task[None]] = set()
         self._signatures: dict[TaskId, frozenset[str]] = {}
@@ -249,7 +249,7 @@ class Runner:
     def _ended(self, task_id: TaskId, running: asyncio.Task[None]) -> None:
         """Say how the task ended. A value lost on its way is the scheduler's to make again, as after a stop."""
         self._running.pop(task_id, None)
-        self.stages.over(task_id)
+        self.times.over(task_id)
         self._signatures.pop(task_id, None)
         self._report_residency()
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
@@ -395,13 +395,13 @@ class TaskScope:
 
     def started(self, node_id: str, origin: Origin | None) -> None:
         self._origins[node_id] = origin
-        self._runner.stages.began(self._task, node_id)
+        self._runner.times.began(self._task, node_id)
         self._runner.say(NodeStarted(self._task.id, node_id, origin))
 
     def finished(
         self, node_id: str, signature: str, ui: Mapping[str, Any] | None, origin: Origin | None, *, computed: bool
     ) -> None:
-        self._runner.stages.ended(self._task, node_id, computed=computed)
+        self._runner.times.ended(self._task, node_id, computed=computed)
         self._runner.say(NodeFinished(self._task.id, node_id, signature, ui, origin, computed))
 
     def blocked(self, node_id: str, class_type: str, message: str) -> None:

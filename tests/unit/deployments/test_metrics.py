@@ -9,7 +9,7 @@ import pytest
 from ray.util import metrics as ray_metrics
 
 from serve_app.config import PoolConfig
-from serve_app.deployments.metrics import METRICS, Meters, model_figures, scheduler_figures, stage_figures
+from serve_app.deployments.metrics import METRICS, Meters, model_figures, scheduler_figures, node_figures
 from tests.unit.deployments.cluster import cluster
 from tests.unit.deployments.test_runner import models, root, txt2img
 
@@ -72,7 +72,7 @@ async def test_a_cluster_that_ran_two_jobs_fills_the_whole_table_and_nothing_bes
         waiting = scheduler_figures(running.scheduler.load(), running.scheduler.tally)
         runner = running.runners["gpu"]
         models = model_figures("gpu", "r", runner.models.counters, runner.models.loads)
-        figures = [*waiting, *stage_figures("gpu", "r", runner.stages), *models]
+        figures = [*waiting, *node_figures("gpu", "r", runner.times), *models]
 
     assert {name for name, _, _ in figures} == set(TABLE)
     for name, _, labels in figures:

@@ -14,7 +14,7 @@ MADE = "(made by a node)"
 """The class of a node that the job's own prompt does not have."""
 
 
-class Stages:
+class NodeTimes:
     """The nodes of one replica's tasks. held: how many results were there already, so that nothing had to be done."""
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve_app.deployments.stages import MADE, Stages
+from serve_app.deployments.node_times import MADE, NodeTimes
 from serve_app.graph.graph import Node
 from serve_app.graph.plan import Task, TaskId
 
@@ -22,32 +22,32 @@ def task(job_id: str = "a") -> Task:
 
 
 def test_a_computed_node_leaves_its_class_and_its_duration_once():
-    stages = Stages()
-    stages.began(task(), "3")
-    stages.ended(task(), "3", computed=True)
-    [(kind, seconds)] = stages.read()
+    times = NodeTimes()
+    times.began(task(), "3")
+    times.ended(task(), "3", computed=True)
+    [(kind, seconds)] = times.read()
     assert (kind, seconds >= 0) == ("KSampler", True)
-    assert list(stages.read()) == []
+    assert list(times.read()) == []
 
 
 def test_a_result_that_was_there_is_a_hit_and_no_duration():
-    stages = Stages()
-    stages.ended(task(), "3", computed=False)
-    assert (stages.held, list(stages.read())) == (1, [])
+    times = NodeTimes()
+    times.ended(task(), "3", computed=False)
+    assert (times.held, list(times.read())) == (1, [])
 
 
 def test_a_node_that_another_made_is_counted_without_its_class():
-    stages = Stages()
-    stages.began(task(), "3.0.0.1")
-    stages.ended(task(), "3.0.0.1", computed=True)
-    assert [kind for kind, _ in stages.read()] == [MADE]
+    times = NodeTimes()
+    times.began(task(), "3.0.0.1")
+    times.ended(task(), "3.0.0.1", computed=True)
+    assert [kind for kind, _ in times.read()] == [MADE]
 
 
 def test_a_task_that_stops_leaves_nothing_of_its_nodes_behind_and_others_alone():
-    stages = Stages()
-    stages.began(task("a"), "3")
-    stages.began(task("b"), "3")
-    stages.over(TaskId("a", 0, 0))
-    stages.ended(task("a"), "3", computed=True)
-    stages.ended(task("b"), "3", computed=True)
-    assert len(list(stages.read())) == 1
+    times = NodeTimes()
+    times.began(task("a"), "3")
+    times.began(task("b"), "3")
+    times.over(TaskId("a", 0, 0))
+    times.ended(task("a"), "3", computed=True)
+    times.ended(task("b"), "3", computed=True)
+    assert len(list(times.read())) == 1
