@@ -8,7 +8,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --create-home --shell /bin/bash app \
-    && mkdir -p /app/models /app/input /app/output /app/temp /app/user /app/state \
+    && mkdir -p /app/models /app/input /app/output /app/temp /app/user /app/state /app/files \
     && chown --recursive app:app /app
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \

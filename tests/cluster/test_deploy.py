@@ -21,7 +21,7 @@ class Clients(threading.Thread):
 
     def __init__(self, cluster: RayCluster) -> None:
         super().__init__(daemon=True)
-        self._url, self._stop = cluster.url, threading.Event()
+        self._url, self._over = cluster.url, threading.Event()
         self.answered, self.failures = 0, list[str]()
 
     def __enter__(self) -> Clients:
@@ -29,12 +29,12 @@ class Clients(threading.Thread):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop.set()
+        self._over.set()
         self.join()
 
     def run(self) -> None:
         with httpx.Client(base_url=self._url, timeout=60.0) as http:
-            while not self._stop.wait(0.05):
+            while not self._over.wait(0.05):
                 try:
                     answer = http.get("/queue")
                 except httpx.TransportError as error:
@@ -106,7 +106,8 @@ def test_a_pool_of_half_a_gpu_starts_from_zero_and_shares_a_job_with_a_cpu_pool(
         {"name": "gpu", "num_gpus": 0.5, "accepts": MODEL_NODES, "min_replicas": 0, "idle_s": 2},
         {"name": "cpu", "runtime": False},
     ]
-    config = cluster.config("gpu.yaml", pools=pools, database_url=f"sqlite:///{cluster.root}/state/fresh.sqlite")
+    fresh = f"sqlite:///{cluster.root}/state/fresh.sqlite"
+    config = cluster.config("gpu.yaml", pools=pools, database_url=fresh, logs="json")
     cluster.deploy(config)
     wait_for(lambda: cluster.actors("SERVE_REPLICA::serve-app#cpu"), "the new application")
     cluster.wait_until_deployed()
@@ -116,4 +117,6 @@ def test_a_pool_of_half_a_gpu_starts_from_zero_and_shares_a_job_with_a_cpu_pool(
 
     [replica] = wait_for(lambda: cluster.actors("SERVE_REPLICA::serve-app#gpu"), "a replica for the job")
     assert replica["required_resources"]["GPU"] == 0.5
+    said = {line["message"] for line in cluster.logged()}
+    assert "pool=gpu device=cpu visible_gpus=0 memory_fraction=0.5" in said
     assert cluster.finished(job_id)["status"]["status_str"] == "success"

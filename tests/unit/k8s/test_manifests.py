@@ -139,9 +139,11 @@ def test_models_are_read_only_and_the_rest_of_the_contracts_folders_is_not():
     for template in pods("volume").values():
         mounts = {m["mountPath"]: m.get("readOnly", False) for m in template["spec"]["containers"][0]["volumeMounts"]}
         assert mounts["/app/models"] is True
-        assert not any(mounts[f"/app/{name}"] for name in ("output", "input", "temp", "user"))
+        assert not any(mounts[path] for path in ("/app/output", "/app/files"))
         claims = {v["name"]: v.get("persistentVolumeClaim", {}).get("claimName") for v in template["spec"]["volumes"]}
-        assert (claims["models"], claims["files"]) == ("models", "files")
+        assert {name: claim for name, claim in claims.items() if claim} == {n: n for n in ("models", "output", "files")}
+        for folder in config.load(ROOT / "configs" / "cluster.yaml").directories.values():
+            assert any(folder.is_relative_to(path) for path in mounts if not mounts[path])
     claims = [o for o in rendered("volume") if o["kind"] == "PersistentVolumeClaim"]
     assert all(claim["spec"]["accessModes"] == ["ReadWriteMany"] for claim in claims)
 
