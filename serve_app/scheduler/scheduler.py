@@ -379,10 +379,10 @@ class Scheduler:
         if json.dumps(known, default=list) != json.dumps(as_json, default=list):
             await persistently(lambda: self._in_database(self._jobs.save_specs, self.epoch, pool, as_json))
 
+    # Planning ---------------------------------------------------------------------------------------------------------
+
     def _known(self) -> dict[str, NodeSpec]:
         return {name: spec for pool in self._pools for name, spec in self._specs.get(pool.name, {}).items()}
-
-    # Planning ---------------------------------------------------------------------------------------------------------
 
     def _sign(self, job_id: str, prompt: Mapping[str, Any], extra_data: Mapping[str, Any]) -> dict[str, str]:
         """Return the signature of every node of a job. Errors: InvalidGraphError."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -28,7 +29,8 @@ from serve_app.scheduler.messages import (
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.jobs import Jobs
 
-SPEC = NodeSpec("Save", (Input("seed", "INT"),), (), (), (), output_node=True)
+INPUTS = (Input("seed", "INT"), Input("image", "COMBO", "optional", folder="input"))
+SPEC = NodeSpec("Save", INPUTS, (), (), (), output_node=True)
 HOST = HostStats("host", 1, 1, 1, ())
 INFO = ReplicaInfo("replica", "cpu", slots=2)
 UNSTORABLE = "\ud800"
@@ -45,9 +47,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 class Life:
     """One scheduler and its replica, whose nodes are done as soon as they are sent there unless `held`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, fingerprint: Callable[[str, str], str]) -> None:
         self.jobs = Jobs(url)
-        self.scheduler = Scheduler(self.jobs, [Pool("cpu", False)], lambda *_: "", lambda: HOST, holder="test")
+        self.scheduler = Scheduler(self.jobs, [Pool("cpu", False)], fingerprint, lambda: HOST, holder="test")
         self.free = asyncio.Event()
         self.free.set()
 
@@ -72,9 +74,9 @@ class Life:
         done = [NodeFinished(task.id, n, task.signatures[n], {"images": [SHOWN.get(n, n)]}) for n in task.nodes]
         await self.scheduler.report(INFO.replica_id, self.epoch, [*done, TaskFinished(task.id)], None)
 
-    async def submit(self, *node_ids: str, client_id: str | None = None) -> str:
+    async def submit(self, *node_ids: str, client_id: str | None = None, **inputs: str) -> str:
         seed = uuid.uuid4().int % 2**31
-        prompt = {node_id: {"class_type": "Save", "inputs": {"seed": seed + n}} for n, node_id in enumerate(node_ids)}
+        prompt = {n: {"class_type": "Save", "inputs": {"seed": seed + i, **inputs}} for i, n in enumerate(node_ids)}
         job_id = str(uuid.uuid4())
         await self.scheduler.submit(Submission(job_id, prompt, node_ids, client_id))
         return job_id
@@ -94,8 +96,8 @@ class Life:
 
 
 @contextlib.asynccontextmanager
-async def living(url: str) -> AsyncIterator[Life]:
-    life = Life(url)
+async def living(url: str, fingerprint: Callable[[str, str], str] = lambda *_: "") -> AsyncIterator[Life]:
+    life = Life(url, fingerprint)
     await life.start()
     try:
         async with asyncio.timeout(30):
@@ -224,3 +226,18 @@ async def test_an_older_life_writes_nothing_once_a_newer_one_has_the_lease(life,
     assert life.scheduler.fenced.is_set()
     assert newer.unfinished() == []
     newer.close()
+
+
+async def test_a_store_that_is_slow_to_tell_of_a_file_holds_up_no_other_job(tmp_path):
+    answered = threading.Event()
+
+    def fingerprint(folder: str, name: str) -> str:
+        answered.wait(20)
+        return name
+
+    async with living(f"sqlite:///{tmp_path}/jobs.sqlite", fingerprint) as life:
+        waiting = asyncio.create_task(life.submit("1", image="a.png"))
+        assert (await life.finish(await life.submit("1"))).state == "success"
+        assert not waiting.done()
+        answered.set()
+        assert (await life.finish(await waiting)).state == "success"
