@@ -11,6 +11,7 @@ from serve_app.config import AppConfig, PoolConfig
 from serve_app.errors import ConfigError
 from serve_app.graph.plan import takes
 from serve_app.nodes.registry import specs
+from serve_app.store.location import Location
 
 GPUS = {"none": 0, "half": 0.5, "one": 1, "two": 2}
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -85,3 +86,53 @@ def test_a_share_of_a_card_is_a_share_of_its_memory_and_whole_cards_have_no_limi
 def test_the_split_clusters_model_pools_fit_on_one_card_together():
     cluster = config.load(SHIPPED[0].parent / "cluster.yaml")
     assert sum(pool.num_gpus for pool in cluster.pools) == pytest.approx(1)
+
+
+S3 = {"kind": "s3", "bucket": "images", "endpoint": "http://store:9000", "path_style": True}
+
+
+def test_clients_files_are_on_a_volume_unless_a_bucket_is_named():
+    assert AppConfig().store.kind == "volume"
+    stored = config.parse({"store": {**S3, "prefix": "site", "public_endpoint": "https://files.example"}}, "here").store
+    assert stored.location == Location(
+        "images", "site", "http://store:9000", public_endpoint="https://files.example", path_style=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("store", "wrong"),
+    [
+        ({"kind": "s3"}, "store.s3.bucket"),
+        ({"kind": "ftp"}, "store"),
+        ({**S3, "endpoint": "store:9000"}, "must be a URL"),
+        ({**S3, "endpoint": "http://me:secret@store:9000"}, "must hold no credentials"),
+        ({**S3, "secret_access_key": "x"}, "store.s3.secret_access_key"),
+        ({**S3, "bucket": "a/b"}, "store.s3.bucket"),
+    ],
+)
+def test_a_store_that_cannot_be_is_refused_by_its_key(store, wrong):
+    with pytest.raises(ConfigError, match=wrong) as refused:
+        config.parse({"store": store}, "here")
+    assert "secret@" not in str(refused.value)
+
+
+def test_models_are_in_a_bucket_by_url_or_keys_and_with_the_store_unless_they_say_where():
+    assert AppConfig().models_location is None
+    near = config.parse({"models": "s3://models/sd/all", "store": S3}, "here").models_location
+    assert near == Location("models", "sd/all", "http://store:9000", path_style=True)
+    apart = {"bucket": "models", "endpoint": "https://elsewhere"}
+    assert config.parse({"models": apart, "store": S3}, "here").models_location.endpoint == "https://elsewhere"
+    assert config.parse({"models": "s3://models"}, "here").models_location == Location("models")
+    with pytest.raises(ConfigError, match="s3://BUCKET/PREFIX"):
+        config.parse({"models": "/models"}, "here")
+
+
+def test_a_host_with_its_files_in_a_bucket_needs_no_directories_for_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config.parse({"store": S3}, "here").resolved()
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_configuration_with_a_bucket_survives_its_way_through_a_file():
+    parsed = config.parse({"store": S3, "models": "s3://models/sd"}, "here")
+    assert config.parse(parsed.model_dump(mode="json"), "there") == parsed
