@@ -26,6 +26,7 @@ from serve_app.nodes.unsupported import UNSUPPORTED
 from serve_app.scheduler.messages import (
     Attached,
     ClusterView,
+    Free,
     JobPage,
     JobView,
     News,
@@ -151,6 +152,11 @@ class Service:
         for pending in (await self._scheduler.queue()).pending:
             if job_ids is None or pending.job_id in job_ids:
                 await self._scheduler.cancel(pending.job_id)
+
+    async def free(self, *, weights: bool, results: bool) -> None:
+        """Let every replica free memory when it has nothing to do."""
+        if weights or results:
+            await self._scheduler.free(Free(weights, results))
 
     async def forget(self, job_ids: Sequence[str] | None = None) -> None:
         """Forget ended jobs: these, or all."""

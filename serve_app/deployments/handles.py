@@ -23,6 +23,7 @@ from serve_app.scheduler.messages import (
     Accepted,
     Attached,
     ClusterView,
+    Free,
     Hooks,
     HostStats,
     JobPage,
@@ -73,6 +74,9 @@ class SchedulerHandle:
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
         await self._call("forget", job_ids)
+
+    async def free(self, wish: Free) -> None:
+        await self._call("free", wish)
 
     async def answered(self, job_id: str) -> None:
         await self._call("answered", job_id)

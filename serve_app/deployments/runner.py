@@ -38,6 +38,7 @@ from serve_app.scheduler.messages import (
     Evicted,
     Export,
     Exported,
+    Free,
     HostStats,
     Interrupt,
     Message,
@@ -83,6 +84,8 @@ class Models(Protocol):
     ) -> Runtime: ...
 
     def resident(self) -> tuple[str, ...]: ...
+
+    async def release(self) -> None: ...
 
 
 class Transfer(Protocol):
@@ -132,6 +135,7 @@ class Runner:
         self._wanted: dict[str, asyncio.Future[Any]] = {}
         self._outbox: list[Report] = []
         self._progress: dict[tuple[TaskId, str, type], NodeProgressed | NodePreviewed] = {}
+        self._wishes: list[Free] = []
         self._something_to_say = asyncio.Event()
         self._resident: tuple[str, ...] = ()
         self._leaving = False
@@ -193,6 +197,9 @@ class Runner:
             case Interrupt(task_id):
                 if running := self._running.get(task_id):
                     running.cancel()
+            case Free():
+                self._wishes.append(message)
+                self._free()
             case Export(signature):
                 if (value := self._held.get(signature)) is None:
                     self.say(Evicted((signature,)))
@@ -205,6 +212,20 @@ class Runner:
             case Check():
                 self._checking.add(checking := asyncio.create_task(self._check(message)))
                 checking.add_done_callback(self._checking.discard)
+
+    def _free(self) -> None:
+        """Free what was wished for, unless a task runs, which may need it."""
+        if self._wishes and not self._running:
+            wishes, self._wishes = self._wishes, []
+            self._checking.add(freeing := asyncio.create_task(self._let_go(wishes)))
+            freeing.add_done_callback(self._checking.discard)
+
+    async def _let_go(self, wishes: list[Free]) -> None:
+        if any(wish.results for wish in wishes):
+            self._held.clear()
+        if self.models is not None and any(wish.weights for wish in wishes):
+            await self.models.release()
+            self._report_residency()
 
     async def _check(self, check: Check) -> None:
         problems, fingerprints = await checked(self._classes, check.nodes, check.node_ids)
@@ -252,6 +273,7 @@ class Runner:
         self.times.over(task_id)
         self._signatures.pop(task_id, None)
         self._report_residency()
+        self._free()
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         match error:
             case None:

@@ -69,6 +69,10 @@ class EngineRuntime:
         """
         return NodeRuntime(self, progress, strict, show)
 
+    async def release(self) -> None:
+        """Let go of all weights that are not in use."""
+        await self._answer(self._engine.call(self.weights.release))
+
     def resident(self) -> tuple[str, ...]:
         """Return short names of the weights that are held, as `Weights.resident`."""
         return self.weights.resident()

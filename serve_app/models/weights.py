@@ -343,6 +343,11 @@ class Weights:
             case UpscalerArchitecture() as architecture:
                 return Upscaler(architecture)
 
+    def release(self) -> None:
+        """Let go of everything that is not in use."""
+        with self._lock:
+            self._make_room(self._budget_bytes + 1)
+
     def _make_room(self, nbytes: int, keep: Hashable = None) -> None:
         """Let go of what is used least recently until nbytes fit the budget, or until all that is left is in use."""
         if self._held_bytes() + nbytes > self._budget_bytes:

@@ -73,6 +73,14 @@ class Held:
         if gone:
             self._evicted(gone)
 
+    def clear(self) -> None:
+        """Let go of every result."""
+        gone = tuple(self._results)
+        for signature in gone:
+            self._drop(signature)
+        if gone:
+            self._evicted(gone)
+
     async def make(self, signature: str, compute: Callable[[], Awaitable[NodeResult]]) -> NodeResult:
         """Return the held result, or wait for whoever computes it, or compute and hold it.
 

@@ -201,6 +201,10 @@ class SchedulerClient(Protocol):
         """Forget ended jobs: these, or all."""
         ...
 
+    async def free(self, wish: Free) -> None:
+        """Let every replica free memory when it has nothing to do."""
+        ...
+
     async def answered(self, job_id: str) -> None:
         """Note that the job's client knows its id: from here on it may be told of it."""
         ...
@@ -257,6 +261,14 @@ class Interrupt:
 
 
 @dataclass(frozen=True, slots=True)
+class Free:
+    """Message: once no task runs, let go of weights, of results, or of both."""
+
+    weights: bool
+    results: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Export:
     """Message: send the value of this signature to whoever asked; answered by Exported or Evicted."""
 
@@ -290,7 +302,7 @@ class Check:
     node_ids: tuple[str, ...]
 
 
-Message: TypeAlias = Assign | Interrupt | Export | Deliver | Compute | Check
+Message: TypeAlias = Assign | Interrupt | Export | Deliver | Compute | Check | Free
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from serve_app.scheduler.messages import (
     Attached,
     Checked,
     ClusterView,
+    Free,
     Hooks,
     HostStats,
     JobPage,
@@ -243,6 +244,11 @@ class Scheduler:
         self._check_alive()
         await self._in_database(self._jobs.forget, self.epoch, job_ids)
         self._board.forget(job_ids)
+
+    async def free(self, wish: Free) -> None:
+        self._check_alive()
+        for replica_id in list(self._mailboxes):
+            self._mail(replica_id, wish)
 
     async def answered(self, job_id: str) -> None:
         self._board.feeds.release(job_id)

@@ -50,8 +50,9 @@ async def get_nothing() -> Response:
 
 @router.post("/free")
 async def post_free(request: Request, service: Current) -> Response:
-    """Take note of the wish; replicas let go of what is least recently used whenever they need room."""
-    await read_members(request, service.limits.body_bytes)
+    """Let replicas unload models, and forget results, once they have nothing to do."""
+    wish = await read_members(request, service.limits.body_bytes)
+    await service.free(weights=bool(wish.get("unload_models")), results=bool(wish.get("free_memory")))
     return empty()
 
 

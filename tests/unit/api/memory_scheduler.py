@@ -16,6 +16,7 @@ from serve_app.scheduler.messages import (
     Accepted,
     Attached,
     ClusterView,
+    Free,
     JobPage,
     JobView,
     News,
@@ -37,6 +38,7 @@ class MemoryScheduler:
         self.streams: dict[str, list[Event]] = {}
         self.refusal: UnavailableError | None = None
         self.feeds = Feeds(epoch=1)
+        self.freed: list[Free] = []
         self._seq = 0
         self._specs, self._cluster = specs, cluster
 
@@ -161,6 +163,10 @@ class MemoryScheduler:
             j for j, job in self.jobs.items() if job.ended_s is not None and (job_ids is None or j in job_ids)
         ]:
             del self.jobs[job_id]
+
+    async def free(self, wish: Free) -> None:
+        self._answer()
+        self.freed.append(wish)
 
     async def answered(self, job_id: str) -> None:
         self.feeds.release(job_id)

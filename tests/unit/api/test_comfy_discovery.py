@@ -12,7 +12,7 @@ from serve_app.api.app import create_app
 from serve_app.api.comfy.object_info import info
 from serve_app.api.comfy.system import system_stats
 from serve_app.graph.spec import Input, NodeSpec
-from serve_app.scheduler.messages import ClusterView, Gpu, HostStats
+from serve_app.scheduler.messages import ClusterView, Free, Gpu, HostStats
 from serve_app.service import Service
 from serve_app.store.userdata import UserData
 
@@ -148,8 +148,14 @@ async def test_the_page_finds_nothing_where_there_is_nothing(client):
     assert features["max_upload_size"] == 200_000
 
 
-async def test_freeing_memory_and_subscribing_to_logs_are_accepted(client):
-    assert (await client.post("/api/free", json={"unload_models": True})).status_code == 200
+async def test_replicas_are_told_what_to_free(client, scheduler):
+    for body in ({"unload_models": True}, {"free_memory": True, "unload_models": False}, {}):
+        response = await client.post("/api/free", json=body)
+        assert (response.status_code, response.content) == (200, b"")
+    assert scheduler.freed == [Free(weights=True, results=False), Free(weights=False, results=True)]
+
+
+async def test_a_subscription_to_logs_is_accepted(client):
     assert (await client.patch("/internal/logs/subscribe", json={"clientId": "c", "enabled": True})).status_code == 200
 
 

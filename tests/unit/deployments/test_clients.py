@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any
 
 import pytest
 
 from serve_app.config import PoolConfig
-from serve_app.scheduler.messages import Reader, Submission
+from serve_app.scheduler.messages import Free, Reader, Submission
 from serve_app.store.changes import JobQuery
 from tests.unit.deployments.cluster import Cluster, cluster
 
@@ -92,6 +93,16 @@ async def test_a_socket_goes_on_after_a_restart_of_the_scheduler_without_a_gap_o
     seen = next(event.seq for event in first if event.kind == "executed")
     await running.restart_scheduler()
     assert [event.kind for event in await heard(running, after=seen)] == ["success"]
+
+
+async def test_results_are_forgotten_once_nothing_runs(running):
+    job_id = await submit(running, 11, None)
+    await running.finish(job_id)
+    held = running.runners["cpu"]._held
+    assert held.bytes > 0
+    await running.scheduler.free(Free(weights=True, results=True))
+    while held.bytes:
+        await asyncio.sleep(0.01)
 
 
 async def test_jobs_are_listed_in_windows_and_forgotten(running):
