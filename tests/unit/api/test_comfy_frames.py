@@ -1,0 +1,67 @@
+"""What single events look like on the websocket, beyond what a plain job shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serve_app.api.comfy.frames import Story
+from serve_app.events import Event
+
+
+def told(story: Story, kind: str, **data: Any) -> list[dict[str, Any]]:
+    return list(story.tell(Event("job", 1, kind, 2.0, data)))  # type: ignore[arg-type]
+
+
+def test_a_node_that_another_made_is_shown_as_the_one_that_shows_it():
+    story = Story("job")
+    made = {"node": "1.0.0.2", "display_node": "1", "parent_node": "1", "real_node": "1"}
+    state, executing = told(story, "executing", **made)
+    assert executing["data"] == {"node": "1.0.0.2", "display_node": "1", "prompt_id": "job"}
+    assert state["data"]["nodes"]["1.0.0.2"] == {
+        "value": 0,
+        "max": 1,
+        "state": "running",
+        "node_id": "1.0.0.2",
+        "prompt_id": "job",
+        "display_node_id": "1",
+        "parent_node_id": "1",
+        "real_node_id": "1",
+    }
+    executed, _ = told(story, "executed", **made, output={"text": ["x"]})
+    assert executed["data"]["display_node"] == "1"
+
+
+def test_a_node_that_was_passed_over_is_an_error_in_a_job_that_goes_on():
+    [error] = told(Story("job"), "blocked", node="2", class_type="Show", message="why", executed=["1"])
+    assert error["type"] == "execution_error"
+    assert error["data"] == {
+        "prompt_id": "job",
+        "node_id": "2",
+        "node_type": "Show",
+        "executed": ["1"],
+        "exception_message": "Execution Blocked: why",
+        "exception_type": "ExecutionBlocked",
+        "traceback": [],
+        "current_inputs": [],
+        "current_outputs": [],
+    }
+
+
+def test_a_nodes_own_words_go_out_as_it_said_them():
+    assert told(Story("job"), "message", node="1", type="pack.news", data={"a": 1}) == [
+        {"type": "pack.news", "data": {"a": 1}}
+    ]
+
+
+def test_an_output_node_that_showed_nothing_is_finished_without_a_word():
+    assert [frame["type"] for frame in told(Story("job"), "executed", node="1", output={})] == ["progress_state"]
+
+
+def test_a_job_that_never_began_has_no_end():
+    story = Story("job")
+    assert told(story, "cancelled") == [] == list(story.end())
+
+
+def test_times_are_whole_milliseconds():
+    [start] = told(Story("job"), "started")
+    assert start["data"] == {"prompt_id": "job", "timestamp": 2000}
