@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from pathlib import Path
 
 UNFINISHED = ".part"
 """How the name of a file that is still being written ends; such files are not listed."""
+
+NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+"""What file systems without hard links, such as SMB's, say when they are asked for one."""
 
 
 def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
@@ -25,8 +29,7 @@ def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
         if replace:
             os.replace(unfinished, path)
         else:
-            # A link is made only if the name is free, which looking first could not promise.
-            os.link(unfinished, path)
+            _create(unfinished, path)
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -36,3 +39,15 @@ def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _create(unfinished: Path, path: Path) -> None:
+    """Give a file its name only if that is free, which looking first could not promise. Errors: FileExistsError."""
+    try:
+        os.link(unfinished, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        # Without links the name is claimed by an empty file, which readers may see for a moment.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(unfinished, path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -63,6 +64,21 @@ def test_a_write_that_fails_leaves_neither_half_a_file_nor_litter(volume: Volume
     with pytest.raises(TypeError):
         volume.write(ref, "text")  # type: ignore[arg-type]
     assert read(volume, ref) == b"whole"
+    assert os.listdir(root / "output") == ["x.png"]
+
+
+def test_a_file_system_without_links_creates_names_once_too(
+    volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    ref = FileRef("output", "", "x.png")
+    volume.write(ref, b"mine", replace=False)
+    with pytest.raises(FileExistsError):
+        volume.write(ref, b"yours", replace=False)
+    assert read(volume, ref) == b"mine"
     assert os.listdir(root / "output") == ["x.png"]
 
 

@@ -1,0 +1,85 @@
+"""A whole cluster whose files and models are in a bucket: what is reported done is stored, what is not fails."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from serve_app.config import BucketConfig, PoolConfig, S3Config
+from serve_app.models.sample import write_sample_checkpoint
+from serve_app.store.s3 import S3
+from serve_app.store.store import FileRef
+from tests.unit.deployments.cluster import cluster
+from tests.unit.deployments.test_runner import txt2img
+
+CPU = (PoolConfig(name="cpu", runtime=False),)
+
+
+def place(bucket, section: type[BucketConfig], **more):
+    location = bucket.location
+    where = {"bucket": location.bucket, "prefix": location.prefix, "endpoint": location.endpoint, "path_style": True}
+    return section(**{**where, **more})
+
+
+def drawing(color: int) -> dict[str, object]:
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 2, "color": color}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "sub/out"}},
+    }
+
+
+def pixel(bucket, image: dict[str, str]) -> tuple[int, ...]:
+    with S3(bucket).open(FileRef(image["type"], image["subfolder"], image["filename"])) as file:
+        return Image.open(io.BytesIO(file.read())).getpixel((0, 0))
+
+
+async def test_many_replicas_save_into_a_bucket_and_every_job_has_its_own_pictures(tmp_path: Path, bucket) -> None:
+    async with cluster(tmp_path, CPU, store=place(bucket, S3Config, kind="s3")) as running:
+        await running.replica("another", CPU[0])
+        jobs = {await running.submit(drawing(color), ("2",)): color for color in range(10, 18)}
+        names = []
+        for job_id, color in jobs.items():
+            view = await running.finish(job_id)
+            assert view.state == "success"
+            images = view.outputs["2"]["images"]
+            assert [pixel(bucket, image) for image in images] == [(0, 0, color)] * 2
+            names += [image["filename"] for image in images]
+        assert sorted(names) == sorted(S3(bucket).names("output", "sub"))
+        assert len(set(names)) == 16
+
+
+async def test_a_job_whose_output_cannot_be_stored_fails_with_the_reason(tmp_path: Path, bucket_of) -> None:
+    nowhere = place(bucket_of("no-such-bucket"), S3Config, kind="s3", patience_s=0)
+    async with cluster(tmp_path, CPU, store=nowhere) as running:
+        view = await running.finish(await running.submit(drawing(1), ("2",)))
+        assert view.state == "error"
+        assert view.failure["node"] == "2"
+        assert "NoSuchBucket" in view.failure["message"]
+        assert view.outputs == {}
+
+
+async def test_an_uploaded_file_that_cannot_be_asked_about_is_the_nodes_to_report(tmp_path: Path, bucket_of) -> None:
+    nowhere = place(bucket_of("no-such-bucket"), S3Config, kind="s3", patience_s=0)
+    prompt = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+    async with cluster(tmp_path, CPU, store=nowhere) as running:
+        view = await running.finish(await running.submit(prompt, ("2",)))
+        assert (view.state, view.failure["node"]) == ("error", "1")
+        assert "NoSuchBucket" in view.failure["message"]
+
+
+async def test_a_model_comes_from_its_bucket_to_the_host_that_runs_it(tmp_path: Path, bucket) -> None:
+    file = tmp_path / "tiny.safetensors"
+    await asyncio.to_thread(write_sample_checkpoint, file)
+    bucket.put("checkpoints/tiny.safetensors", file.read_bytes(), "application/octet-stream")
+    pools = (PoolConfig(name="gpu", threads=1),)
+    async with cluster(tmp_path, pools, models=place(bucket, BucketConfig)) as running:
+        view = await running.finish(await running.submit(txt2img(1, steps=1), ("6",)))
+        assert view.state == "success", view.failure
+    [copy] = (tmp_path / "models").rglob("tiny.safetensors")
+    assert copy.read_bytes() == file.read_bytes()
