@@ -177,7 +177,7 @@ class AppConfig(Section):
     temp_dir: Path = Path("temp")
     user_dir: Path = Path("user")
     """Settings and files of the web page's users."""
-    preview_method: Literal["none", "latent2rgb", "auto"] = "none"
+    preview_method: Literal["none", "latent2rgb", "taesd", "auto"] = "none"
     """How clients are shown what samplers have come to; auto is latent2rgb. Some clients take previews for results."""
     multi_user: bool = False
     """Whether the web page asks who one is."""

@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     up.add_argument(
         "--preview-method",
-        choices=("none", "latent2rgb", "auto"),
+        choices=("none", "latent2rgb", "taesd", "auto"),
         help="how clients are shown what samplers have come to (default: as configured)",
     )
     up.add_argument("--database-url", metavar="URL", help="where jobs are kept (default: as configured)")
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     up.set_defaults(command=_up)
 
     submit = _asking(commands, "submit", "run a workflow and save its images")
-    submit.add_argument("workflow", type=Path, help="a workflow in API format, or a whole body with 'prompt'")
+    submit.add_argument("workflow", type=Path, help="a workflow, as the web page saves it or in API format")
     submit.add_argument(
         "--set",
         action="append",
@@ -78,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     submit.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where to save (default: here)")
     submit.set_defaults(command=_submit)
+
+    convert = _asking(commands, "convert", "turn a workflow that the web page saved into API format")
+    convert.add_argument("workflow", type=Path, help="the saved workflow")
+    convert.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write it (default: print it)")
+    convert.add_argument("--offline", action="store_true", help="know the built-in node classes, and ask no server")
+    convert.set_defaults(command=_convert)
 
     cancel = _asking(commands, "cancel", "cancel a job that has not ended")
     cancel.add_argument("job", help="the id that submit printed")
@@ -128,15 +134,26 @@ def _up(arguments: argparse.Namespace) -> int:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.convert import served_classes
     from serve_app.cli.server import Server
     from serve_app.cli.submit import submit
     from serve_app.cli.workflow import changed, read_body
 
-    body = changed(read_body(arguments.workflow), arguments.assignments)
-    if arguments.strict:
-        body["extra_data"] = {**(body.get("extra_data") or {}), "strict": True}
     with Server(arguments.server, arguments.patience) as server:
+        body = changed(read_body(arguments.workflow, lambda: served_classes(server)), arguments.assignments)
+        if arguments.strict:
+            body["extra_data"] = {**(body.get("extra_data") or {}), "strict": True}
         return submit(server, body, arguments.out)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.convert import convert, own_classes, served_classes
+    from serve_app.cli.server import Server
+    from serve_app.cli.workflow import read_body
+
+    with Server(arguments.server, arguments.patience) as server:
+        classes = own_classes if arguments.offline else lambda: served_classes(server)
+        return convert(read_body(arguments.workflow, classes), arguments.output)
 
 
 def _cancel(arguments: argparse.Namespace) -> int:

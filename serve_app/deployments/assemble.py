@@ -37,7 +37,7 @@ def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: Replica
         ReplicaInfo(replica_id, pool.name, pool.tasks_per_replica),
         classes=packs.classes | dict(BUILTIN),
         specs=known,
-        models=_models(catalog, pool, device) if pool.runtime else None,
+        models=_models(catalog, config, pool, device) if pool.runtime else None,
         store=open_store(config),
         transfer=transfer,
         host=host_stats,
@@ -56,7 +56,7 @@ def _threads(pool: PoolConfig, device: torch.device) -> int:
     return (os.cpu_count() or 1) if pool.runtime and device.type == "cpu" else max(1, round(pool.num_cpus))
 
 
-def _models(catalog: Catalog, pool: PoolConfig, device: torch.device) -> EngineRuntime:
+def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch.device) -> EngineRuntime:
     """Make the engine on the device the pool was given."""
     if device.type == "cuda" and pool.memory_fraction is not None:
         torch.cuda.set_per_process_memory_fraction(pool.memory_fraction)
@@ -67,4 +67,5 @@ def _models(catalog: Catalog, pool: PoolConfig, device: torch.device) -> EngineR
         vae_dtype=pool.vae_dtype,
         budget_bytes=pool.weights_bytes,
     )
-    return EngineRuntime(Engine(max_rows=pool.max_rows, batching=pool.batching), weights)
+    engine = Engine(max_rows=pool.max_rows, batching=pool.batching)
+    return EngineRuntime(engine, weights, decoded_previews=config.preview_method == "taesd")

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from serve_app.values import Recipe
+
 _SD1 = (
     (0.3512, 0.2297, 0.3227),
     (0.3250, 0.4974, 0.2350),
@@ -31,6 +33,16 @@ _MAPS: Mapping[float, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] =
     0.13025: (_SDXL, (0.1084, -0.0175, -0.0011)),
 }
 """The map and its offset, by the scale of the latents, which tells the autoencoders apart."""
+
+
+_TINY_VAES: Mapping[float, str] = {0.18215: "taesd", 0.13025: "taesdxl"}
+
+
+def tiny_vae(latent_scale: float) -> Recipe | None:
+    """Return the small autoencoder that decodes latents of this scale well enough to look at."""
+    name = _TINY_VAES.get(latent_scale)
+    halves = f"{name}_encoder.safetensors", f"{name}_decoder.safetensors"
+    return None if name is None else Recipe("vae", "vae_approx", halves[0], beside=halves[1:])
 
 
 def picture(denoised: Tensor, latent_scale: float) -> np.ndarray[Any, np.dtype[np.uint8]] | None:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.engine import Counters, Engine
-from serve_app.engine.preview import picture
+from serve_app.engine.preview import picture, tiny_vae
 from serve_app.engine.trajectory import Trajectory
-from serve_app.errors import UnavailableError
+from serve_app.errors import ModelFileError, UnavailableError
 from serve_app.models import steering
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
@@ -46,10 +46,14 @@ PIXELS_A_CELL = 64
 
 
 class EngineRuntime:
-    """A replica's engine and weights, as nodes share them."""
+    """A replica's engine and weights, as nodes share them.
 
-    def __init__(self, engine: Engine, weights: Weights) -> None:
+    decoded_previews: pictures of runs are made by TAESD, if its files are here.
+    """
+
+    def __init__(self, engine: Engine, weights: Weights, *, decoded_previews: bool = False) -> None:
         self._engine = engine
+        self._decoded_previews = decoded_previews
         self.weights = weights
 
     @property
@@ -95,7 +99,7 @@ class EngineRuntime:
             run = running_now()
             if show is None or run is None:
                 return
-            if (image := picture(run.shown, run.backbone.latent_scale)) is not None:
+            if (image := self._picture(run)) is not None:
                 loop.call_soon_threadsafe(show, image)
 
         guider = request.guider
@@ -129,6 +133,15 @@ class EngineRuntime:
             beginning.add_done_callback(_cancel_run)
             raise
         return await self._answer(running)
+
+    def _picture(self, run: Trajectory) -> Any:
+        """Return what a run has come to, as `preview.picture`: decoded if that is wished for and can be done."""
+        scale = run.backbone.latent_scale
+        if self._decoded_previews and (recipe := tiny_vae(scale)) is not None:
+            with suppress(ModelFileError):
+                [image] = self.weights.vae(recipe).decode(run.shown[:1] / scale)
+                return image.mul(255).byte().numpy()
+        return picture(run.shown, scale)
 
     async def use(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> T:
         """Do one piece of work with a recipe's model, once there is room for it. load: the method of Weights for it."""

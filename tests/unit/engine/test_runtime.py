@@ -6,10 +6,18 @@ import torch
 from safetensors.torch import save_file
 
 from serve_app.engine.engine import Engine
+from serve_app.engine.preview import picture
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.families import TextArchitecture, UNetArchitecture, VaeArchitecture
+from serve_app.models.families import (
+    SD1_LATENT_SCALE,
+    TextArchitecture,
+    TinyVaeArchitecture,
+    UNetArchitecture,
+    VaeArchitecture,
+)
 from serve_app.models.sample import random_tensors
+from serve_app.models.tiny_vae import TinyVae
 from serve_app.models.weights import Weights
 from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe
@@ -90,6 +98,42 @@ async def test_many_nodes_at_once_get_what_each_gets_alone(shared, engine):
     assert engine.counters.forwards - before < 3 * len(jobs)
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(other.latents, one.latents, rtol=1e-4, atol=1e-4)
+
+
+async def test_each_step_can_be_shown(shared):
+    pictures = []
+    runtime = shared.bind(ignore, show=pictures.append)
+    conditioning = await runtime.encode_text(recipe("clip"), "a fox")
+    sampled = await runtime.sample(request(conditioning))
+    await asyncio.sleep(0)
+    assert [shown.shape for shown in pictures] == [(4, 4, 3)] * 3
+    # The last step's picture is of what it took for the image.
+    assert (pictures[-1] == picture(sampled.denoised * SD1_LATENT_SCALE, SD1_LATENT_SCALE)).all()
+
+
+async def test_without_the_files_of_a_taesd_pictures_are_the_linear_maps(engine, catalog):
+    shared = EngineRuntime(engine, Weights(catalog, torch.device("cpu")), decoded_previews=True)
+    pictures = []
+    conditioning = [(torch.zeros(1, 77, 64), {})]
+    await shared.bind(ignore, show=pictures.append).sample(request(conditioning))
+    await asyncio.sleep(0)
+    assert [shown.shape for shown in pictures] == [(4, 4, 3)] * 3
+
+
+async def test_with_the_files_of_a_taesd_pictures_are_decoded(engine, catalog, tmp_path):
+    root = tmp_path / "models"
+    (root / "vae_approx").mkdir(parents=True)
+    (root / "checkpoints").symlink_to(catalog.path("checkpoints", "a.safetensors").parent)
+    tensors = TinyVae(TinyVaeArchitecture(4, SD1_LATENT_SCALE)).state_dict()
+    for half in ("encoder", "decoder"):
+        part = {name.removeprefix(f"{half}."): t for name, t in tensors.items() if name.startswith(half)}
+        save_file(part, root / "vae_approx" / f"taesd_{half}.safetensors")
+    shared = EngineRuntime(engine, Weights(Catalog(root), torch.device("cpu")), decoded_previews=True)
+    pictures = []
+    conditioning = [(torch.zeros(1, 77, 64), {})]
+    await shared.bind(ignore, show=pictures.append).sample(request(conditioning))
+    await asyncio.sleep(0)
+    assert [shown.shape for shown in pictures] == [(32, 32, 3)] * 3
 
 
 async def test_a_file_that_cannot_be_used_is_an_error_and_others_go_on(shared):
