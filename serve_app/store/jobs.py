@@ -27,7 +27,10 @@ from serve_app.store.schema import COUNTERS, JOBS, LEASE, OUTPUTS, POOL_SPECS, R
 VARIABLES = 500
 """How many values one statement may name; every database takes this many."""
 
-REFUSALS = (sa.exc.IntegrityError, sa.exc.DataError, UnicodeError, OverflowError, TypeError, ValueError)
+REFUSALS = (
+    *(sa.exc.IntegrityError, sa.exc.DataError),
+    *(UnicodeError, OverflowError, RecursionError, TypeError, ValueError),
+)
 """What a statement fails with because of the values in it, however often it is sent."""
 
 REFUSAL_STATES = ("22", "23", "54")
@@ -235,7 +238,9 @@ def _for_good(error: Exception) -> bool:
     if isinstance(error, sa.exc.StatementError) and not isinstance(error, sa.exc.DBAPIError):
         return True  # a value that could not even be sent
     state = getattr(getattr(error, "orig", None), "sqlstate", None)
-    return state is not None and state[:2] in REFUSAL_STATES
+    if state is None:  # of the driver's own making: it knows no way to send a value of that type
+        return isinstance(error, sa.exc.ProgrammingError | sa.exc.InterfaceError)
+    return state[:2] in REFUSAL_STATES
 
 
 def _reason(error: Exception) -> str:

@@ -102,6 +102,22 @@ def test_a_change_that_no_database_can_hold_is_refused_with_the_job_it_is_of(job
         jobs.reserve(epoch, "a", node_id, "output/x", 1, 1)
 
 
+NESTED: list = []
+for _ in range(100_000):
+    NESTED = [NESTED]
+CIRCLE: list = []
+CIRCLE.append(CIRCLE)
+
+
+@pytest.mark.parametrize(("node_id", "shown"), [(object(), {}), ("1", {1}), ("1", NESTED), ("1", CIRCLE)])
+def test_what_a_node_hands_over_that_is_no_data_is_refused_not_retried(jobs, node_id, shown):
+    epoch = jobs.acquire("me")
+    jobs.write(epoch, [JobAccepted(ROW)])
+    with pytest.raises(ChangeRefusedError) as refused:
+        jobs.write(epoch, [OutputRecorded("a", node_id, {"images": shown}, 3)])
+    assert refused.value.job_id == "a"
+
+
 @pytest.mark.parametrize("node_id", ["1\0", "n" * 256])
 def test_postgresql_refuses_what_its_columns_cannot_hold(postgres_server, node_id):
     jobs = Jobs(postgres_server.database())
