@@ -10,6 +10,7 @@ import gc
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
@@ -34,7 +35,9 @@ from serve_app.models.families import (
     UNetArchitecture,
     VaeArchitecture,
 )
+from serve_app.models.lora import Adapter
 from serve_app.models.lora_layouts import names_of, read
+from serve_app.models.networks import network
 from serve_app.models.packing import pack
 from serve_app.models.steering import ControlNet
 from serve_app.models.t2i_adapter import AdapterArchitecture, AdapterNetwork
@@ -144,6 +147,8 @@ class Weights:
         self._embeddings = Embeddings(catalog)
         self._budget_bytes = budget_bytes
         self._held: dict[Hashable, _Held] = {}
+        # What sets of LoRAs need that have been asked for, resident or not: reading that off their files takes a while.
+        self._sets_bytes: dict[Hashable, int] = {}
         self._names: tuple[str, ...] = ()
         self._lock = Lock()
 
@@ -198,15 +203,20 @@ class Weights:
         True if they are resident, if letting go of what nobody uses makes room, or if nothing is in use: what exceeds
         the budget by itself is loaded all the same. Errors: ModelFileError.
         """
-        wanted = {key: (recipe, paths) for recipe in recipes for paths, key in [self._find(recipe)]}
+        wanted: dict[Hashable, Callable[[], int]] = {}
+        for recipe in recipes:
+            paths, key = self._find(recipe)
+            wanted[key] = partial(lambda recipe, paths: self._nbytes(recipe, _open(recipe, paths)), recipe, paths)
+            if loras := _loras(recipe):
+                files, set_key = self._find_loras(key, loras)
+                wanted[set_key] = partial(self._set_bytes, recipe, paths, loras, files)
         with self._lock:
             in_use = sum(held.needed_bytes for held in self._held.values() if held.in_use)
-            absent = [recipe_and_paths for key, recipe_and_paths in wanted.items() if key not in self._held]
+            absent = [needed_bytes for key, needed_bytes in wanted.items() if key not in self._held]
             if not absent or not in_use:
                 return True
             idle = sum(held.needed_bytes for key, held in self._held.items() if key in wanted and not held.in_use)
-            more = sum(self._nbytes(recipe, _open(recipe, paths)) for recipe, paths in absent)
-            return in_use + idle + more <= self._budget_bytes
+            return in_use + idle + sum(needed_bytes() for needed_bytes in absent) <= self._budget_bytes
 
     def _find(self, recipe: Recipe) -> tuple[list[Path], Hashable]:
         names = (recipe.name, *recipe.beside)
@@ -214,6 +224,24 @@ class Weights:
         if (changed := _difference(recipe)) is not None:
             paths += self._find(changed.backbone)[0]
         return paths, (recipe.part, _rounded(recipe), *map(_version, paths))
+
+    def _find_loras(self, part: Hashable, loras: Sequence[Lora]) -> tuple[list[Path], Hashable]:
+        """Return the LoRAs' files, and the key of what they make of a part."""
+        paths = [self._catalog.path("loras", lora.name) for lora in loras]
+        files = tuple((_version(path), lora.strength) for path, lora in zip(paths, loras, strict=True))
+        return paths, (part, files)
+
+    def _set_bytes(self, recipe: Recipe, paths: Sequence[Path], loras: Sequence[Lora], files: Sequence[Path]) -> int:
+        """Return what a set of LoRAs needs beside its part, neither of which has to be resident."""
+        # Strengths do not matter, and there is no end of them.
+        key = (recipe.part, *map(_version, (*paths, *files)))
+        if key not in self._sets_bytes:
+            file, *beside = map(Checkpoint, paths)
+            architecture = file.architecture(recipe.part, beside)
+            empty = network(architecture).to(self._dtypes[recipe.part])
+            adapters = Adapters(key, empty, _stack(recipe.part, loras, files, architecture, empty))
+            self._sets_bytes[key] = adapters.needed_bytes if recipe.part == "backbone" else adapters.merged_bytes
+        return self._sets_bytes[key]
 
     def _nbytes(self, recipe: Recipe, files: _Files) -> int:
         file, beside = files
@@ -237,7 +265,7 @@ class Weights:
         with self._lock:
             try:
                 held = self._resident(key, lambda: self._load(recipe, _open(recipe, paths)))
-                if loras := tuple(patch for patch in recipe.patches if isinstance(patch, Lora)):
+                if loras := _loras(recipe):
                     held = self._with_loras(recipe, key, held, loras)
             finally:
                 self.counters.held_bytes = self._held_bytes()
@@ -264,19 +292,14 @@ class Weights:
 
     def _with_loras(self, recipe: Recipe, key: Hashable, base: _Held, loras: tuple[Lora, ...]) -> _Held:
         """Return what LoRAs make of a part: thin layers beside a backbone, a text encoder with merged weights."""
-        paths = [self._catalog.path("loras", lora.name) for lora in loras]
-        files = tuple((_version(path), lora.strength) for path, lora in zip(paths, loras, strict=True))
+        paths, set_key = self._find_loras(key, loras)
 
         def load() -> _Held:
             name = f"{base.name} + {' + '.join(f'{lora.name} {lora.strength:g}' for lora in loras)}"
-            names = names_of(base.architecture, parameters(base.network))
-            stack = [
-                (read(Checkpoint(path), names, recipe.part), lora.strength)
-                for path, lora in zip(paths, loras, strict=True)
-            ]
+            stack = _stack(recipe.part, loras, paths, base.architecture, base.network)
             # ComfyUI keeps text encoders in fp16 on every device, and so rounds what it merges.
             stored_as = torch.float16 if recipe.part == "clip" else None
-            adapters = Adapters(files, base.network, stack, may_take=self._has_room, stored_as=stored_as)
+            adapters = Adapters(set_key, base.network, stack, may_take=self._has_room, stored_as=stored_as)
             if recipe.part == "backbone":
                 self._make_room(adapters.nbytes, keep=key)
                 return _Held(name, 0, base.architecture, base.network, base.training, key, adapters)
@@ -284,7 +307,7 @@ class Weights:
             network = with_merged(base.network, adapters)
             return _Held(name, adapters.merged_bytes, base.architecture, network, base.training, key)
 
-        held = self._resident((key, files), load)
+        held = self._resident(set_key, load)
         # The part comes after what was made of it, which is no use without it.
         self._held[key] = self._held.pop(key)
         return held
@@ -400,6 +423,18 @@ def _rounded(recipe: Recipe) -> EightBit | None:
     """Return the format that the recipe's weights are rounded to."""
     found = [patch for patch in recipe.patches if isinstance(patch, Rounded)]
     return found[-1].to if found else None
+
+
+def _loras(recipe: Recipe) -> tuple[Lora, ...]:
+    return tuple(patch for patch in recipe.patches if isinstance(patch, Lora))
+
+
+def _stack(
+    part: Part, loras: Sequence[Lora], files: Sequence[Path], architecture: object, module: nn.Module
+) -> list[tuple[dict[str, Adapter], float]]:
+    """Return what each LoRA's file has for a part's network, and its strength."""
+    names = names_of(architecture, parameters(module))
+    return [(read(Checkpoint(path), names, part), lora.strength) for path, lora in zip(files, loras, strict=True)]
 
 
 def _difference(recipe: Recipe) -> Difference | None:

@@ -159,6 +159,23 @@ def test_a_part_is_in_use_as_long_as_what_was_made_of_it(catalog):
     assert held.fits(b)
 
 
+def test_a_set_that_is_not_resident_counts_towards_what_has_to_fit(catalog):
+    one = weights(catalog)
+    one.backbone(BACKBONE)
+    one.clip(CLIP)
+    both_bytes = one._held_bytes()
+    for recipe, more_bytes in ((under(BACKBONE, (1, 0.8)), THIN_BYTES), (under(CLIP, (1, 0.8)), MERGED_BYTES)):
+        for budget_bytes, fits in ((both_bytes + more_bytes, True), (both_bytes + more_bytes - 1, False)):
+            held = weights(catalog, budget_bytes)
+            in_use = held.backbone(BACKBONE) if recipe.part == "clip" else held.clip(CLIP)
+            assert held.fits(recipe) is fits
+            assert in_use is not None
+    held = weights(catalog, both_bytes)
+    in_use = held.backbone(BACKBONE)
+    assert not held.fits(under(BACKBONE, (1, 0.8)), CLIP)
+    assert held.fits(BACKBONE, CLIP)
+
+
 def test_merged_weights_make_room_for_others(catalog):
     one = weights(catalog)
     one.backbone(BACKBONE)
