@@ -82,6 +82,8 @@ class Board:
             self.unended[job_id] = arrived
         if event.last:
             self.unended.pop(job_id, None)
+            # A job that could not be recorded ends without ever having been shown.
+            self._arriving.pop(job_id, None)
             self._shorten()
         client_id = self._clients.pop(job_id, None) if event.last else self._clients.get(job_id)
         if client_id is not None:

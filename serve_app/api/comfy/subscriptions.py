@@ -103,12 +103,6 @@ class Subscriptions:
             self._parted[socket.client_id] = Reader(socket.token, socket.sent)
             self._joined.set()
 
-    async def close(self) -> None:
-        """Feed nobody any more."""
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
-
     async def _catch_up(self, socket: Socket, service: Service, running: Iterable[str]) -> None:
         """Learn what an earlier socket of the client was told of jobs that still run, and show how they stand."""
         for job_id in running:
