@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from serve_app.models.backbone import SD1_LATENT_SCALE
+from serve_app.models.families import SD1_LATENT_SCALE
 from training.parts import VAE, averaged, load_state, record, save_state, untrained
 from training.scenes import FRAME, SIDE, draw_scene, render
 

@@ -32,7 +32,7 @@ from training.parts import UNET
 from training.scenes import Scene, draw_scene, outline, render
 
 SCENES = 3000
-STEPS = 1500
+STEPS = 1000
 BATCH = 16
 RATE = 1e-3
 ENCODER = replace(UNET, depths=(0, 0, 0))

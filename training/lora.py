@@ -23,9 +23,9 @@ from training.scenes import caption, draw_scene, render
 
 RANK = 8
 SCENES = 1000
-STEPS = 500
+STEPS = 1500
 BATCH = 16
-RATE = 2e-3
+RATE = 3e-3
 
 
 class LowRank(nn.Module):

@@ -1,58 +1,67 @@
-"""`serve-app demo`: start a server, run the contract's own example workflow on it, say where the image is, stop it."""
+"""`serve-app demo`: start a server, draw a picture with the checkpoint that ships, say where it is, stop it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from serve_app.cli.server import Server
 from serve_app.cli.submit import submit
 from serve_app.errors import ServeAppError, UnreachableError
+from serve_app.models.shipped import CHECKPOINT, provide
 
 MODELS = Path("models")
 OUTPUT = Path("output")
 START_S = 120.0
 
+WISH = "a large red circle on the left, blue background"
+WORKFLOW: dict[str, Any] = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
+    "2": {"class_type": "CLIPTextEncode", "inputs": {"text": WISH, "clip": ["1", 1]}},
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["1", 1]}},
+    "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 96, "height": 96, "batch_size": 1}},
+    "5": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["1", 0],
+            "positive": ["2", 0],
+            "negative": ["3", 0],
+            "latent_image": ["4", 0],
+            "seed": 1,
+            "steps": 20,
+            "cfg": 5.0,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "denoise": 1.0,
+        },
+    },
+    "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+    "7": {
+        "class_type": "ImageScale",
+        "inputs": {"image": ["6", 0], "upscale_method": "bicubic", "width": 384, "height": 384, "crop": "disabled"},
+    },
+    "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "demo"}},
+}
+"""What the demonstration submits: the checkpoint draws cards of 96 × 96 pixels, which are shown four times as large."""
+
 
 def demo() -> int:
     """Run the demonstration in the current directory. Returns the exit status."""
-    body = _example()
-    _provide_checkpoint(body)
+    provide(MODELS)
     port = _free_port()
     log = Path("demo.log")
     print(f"starting a server on port {port}; its log is {log.absolute()}")
     with _running(port, log), Server(f"http://127.0.0.1:{port}", START_S) as server:
-        status = submit(server, body, OUTPUT)
+        status = submit(server, {"prompt": WORKFLOW}, OUTPUT)
     if status == 0:
-        print("that is the image above. To keep a server: serve-app up; to use it: serve-app submit workflow.json")
+        print(f"that file shows: {WISH}. To keep a server: serve-app up; to use it: serve-app submit workflow.json")
     return status
-
-
-def _example() -> dict[str, Any]:
-    """Return the contract's example submission."""
-    text = resources.files("serve_app.api.contract").joinpath("openapi.json").read_text()
-    content = json.loads(text)["paths"]["/prompt"]["post"]["requestBody"]["content"]["application/json"]
-    body: dict[str, Any] = content["examples"]["simple_txt2img"]["value"]
-    return body
-
-
-def _provide_checkpoint(body: dict[str, Any]) -> None:
-    """Write the sample checkpoint where the example expects one, unless there is one."""
-    [name] = {n["inputs"]["ckpt_name"] for n in body["prompt"].values() if "ckpt_name" in n["inputs"]}
-    path = MODELS / "checkpoints" / name
-    if not path.exists():
-        from serve_app.models.sample import write_sample_checkpoint
-
-        print(f"no {path} yet: writing a small untrained one, whose pictures are coloured noise")
-        write_sample_checkpoint(path)
 
 
 @contextlib.contextmanager
