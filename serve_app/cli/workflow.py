@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from serve_app.errors import WorkflowFileError, did_you_mean
+from serve_app.graph.convert import convert, is_saved_by_page
 
 
-def read_body(path: Path) -> dict[str, Any]:
-    """Return the submission in a file: a workflow in API format, or a whole body. Errors: WorkflowFileError."""
+def read_body(path: Path, classes: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the submission in a file: a workflow as the web page saves it or in API format, or a whole body.
+
+    classes: returns /object_info's answer; asked only for a workflow that the page saved. Errors: WorkflowFileError.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -21,8 +25,13 @@ def read_body(path: Path) -> dict[str, Any]:
         raise WorkflowFileError(f"{path} is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise WorkflowFileError(f"{path} must hold an object of nodes by id, or a body with 'prompt'")
-    if isinstance(data.get("nodes"), list):
-        raise WorkflowFileError(f"{path} is in the editor's format; export it with 'Export (API)' and submit that")
+    if is_saved_by_page(data):
+        # Like the page, the images get the workflow as it was, so that they can be opened there.
+        known = classes()
+        try:
+            return {"prompt": convert(data, known), "extra_data": {"extra_pnginfo": {"workflow": data}}}
+        except WorkflowFileError as error:
+            raise WorkflowFileError(f"{path}: {error}") from error
     if isinstance(data.get("prompt"), dict) and "class_type" not in data["prompt"]:
         return data
     return {"prompt": data}

@@ -80,7 +80,7 @@ def test_a_server_that_is_full_is_asked_again_and_the_poll_goes_on_where_it_was(
         makes(volume)(scheduler, job_id)
 
     Worker(scheduler, interrupted)
-    threading.Timer(0.1, lambda: setattr(scheduler, "refusal", None)).start()
+    threading.Timer(1.0, lambda: setattr(scheduler, "refusal", None)).start()
     assert main(["submit", str(workflow), "--server", url, "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"waiting for {url}: Queue full: 1 job waits; at most 1 may"
