@@ -31,6 +31,8 @@ class RayCluster(Application):
             "serve_app.deployments.gate:middlewares"
         )
         self.processes.environment["RAY_metrics_report_interval_ms"] = "1000"
+        # Ray would let its workers yield to all else on this machine, and a busy one would starve them.
+        self.processes.environment["RAY_worker_niceness"] = "0"
         gcs, dashboard, client, agent, self.metrics_port = (free_port() for _ in range(5))
         self.address = f"127.0.0.1:{gcs}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"

@@ -13,7 +13,6 @@ from tests.cluster.ray_cluster import RayCluster, started
 from tests.cluster.server import Server, txt2img, wait_for
 
 MODEL_NODES = ["CheckpointLoaderSimple", "CLIP*", "KSampler*", "VAE*"]
-LONG = {"steps": 60, "side": 128}
 
 
 class Clients(threading.Thread):
@@ -83,14 +82,15 @@ def test_serve_deploy_runs_the_shipped_configuration(cluster: RayCluster):
 
 
 def test_an_upgrade_under_load_ends_every_job_once_and_fails_no_request(cluster: RayCluster):
-    jobs = [cluster.submit(txt2img(seed, **LONG)) for seed in range(20)]
+    jobs = [cluster.submit(txt2img(seed, steps=60)) for seed in range(20)]
     wait_for(lambda: cluster.get("/queue")["running"], "a job that runs")
     before = {p.pid for kind in ("SchedulerActor", "ServeReplica") for p in cluster.processes.found(f"ray::{kind}")}
     with Clients(cluster) as clients:
         cluster.deploy(cluster.config("local.yaml", max_queue=30))
         wait_for(lambda: before.isdisjoint(p.pid for p in cluster.processes.found("ray::S")), "other processes")
         cluster.wait_until_deployed()
-        entries = [cluster.finished(job_id) for job_id in jobs]
+        wait_for(lambda: not any(cluster.get("/queue").values()), "the end of every job", 400)
+    entries = [cluster.finished(job_id) for job_id in jobs]
 
     assert {entry["status"]["status_str"] for entry in entries} == {"success"}
     names = [image["filename"] for entry in entries for image in entry["outputs"]["6"]["images"]]
