@@ -1,0 +1,69 @@
+"""Strict jobs through scheduler, replica and engine: their bits, and whose results they use."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from serve_app.models.sample import write_sample_checkpoint
+from serve_app.scheduler.messages import JobView, Submission
+from tests.unit.deployments.cluster import Cluster, cluster
+from tests.unit.deployments.test_runner import ONE, txt2img
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_sample_checkpoint(folder / "checkpoints" / "tiny.safetensors")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path, models: Path) -> Path:
+    (tmp_path / "models").symlink_to(models)
+    return tmp_path
+
+
+async def submit(running: Cluster, seed: int, **extra_data: object) -> str:
+    job_id = str(uuid.uuid4())
+    prompt = txt2img(seed, text=f"a fox {'and a hen ' * seed}", steps=3)
+    await running.scheduler.submit(Submission(job_id, prompt, ("6",), extra_data=extra_data))
+    return job_id
+
+
+async def finish(running: Cluster, job_id: str) -> tuple[JobView, bytes, set[str]]:
+    """Return an ended job, its picture, and the nodes that ran for it."""
+    view = await running.finish(job_id)
+    assert view.state == "success", view.failure
+    [image] = view.outputs["6"]["images"]
+    ran = {e.data["node"] for e in await running.events(job_id) if e.kind == "executing"}
+    return view, (running.config.output_dir / image["filename"]).read_bytes(), ran
+
+
+async def test_a_strict_job_among_others_has_the_bits_it_has_alone_and_uses_strict_results_only(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "models").symlink_to(root / "models")
+    async with cluster(elsewhere, ONE) as running:
+        _, alone, _ = await finish(running, await submit(running, 1, strict=True))
+    async with cluster(root, ONE) as running:
+        await finish(running, await submit(running, 1))
+        others = [await submit(running, seed) for seed in (2, 3, 4)]
+        strict = await submit(running, 1, strict=True)
+        _, among, ran = await finish(running, strict)
+        assert ran == {"1", "2", "3", "4", "5", "6"}, "what was computed otherwise must not stand in"
+        assert among == alone
+        assert (await finish(running, await submit(running, 1, strict=True)))[2] == set()
+        for job_id in others:
+            await finish(running, job_id)
+
+
+async def test_jobs_are_strict_by_configuration_unless_they_say(root: Path) -> None:
+    async with cluster(root, ONE, strict=True) as running:
+        usual, _, _ = await finish(running, await submit(running, 1, strict=False))
+        strict, _, ran = await finish(running, await submit(running, 1))
+        assert (usual.extra_data["strict"], strict.extra_data["strict"]) == (False, True)
+        assert len(ran) == 6
