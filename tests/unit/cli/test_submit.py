@@ -36,6 +36,14 @@ def test_a_whole_body_keeps_its_other_members(url, scheduler, volume, workflow, 
     assert (job.job_id, job.client_id) == (example["prompt_id"], "client-001")
 
 
+def test_a_strict_job_is_asked_for_beside_what_the_body_says(url, scheduler, volume, workflow, tmp_path, example):
+    workflow.write_text(json.dumps({**example, "extra_data": {"extra_pnginfo": {}}}))
+    Worker(scheduler, makes(volume))
+    assert main(["submit", str(workflow), "--server", url, "--out", str(tmp_path / "out"), "--strict"]) == 0
+    [job] = scheduler.jobs.values()
+    assert job.extra_data == {"extra_pnginfo": {}, "strict": True}
+
+
 def test_inputs_are_set_from_the_command_line(url, scheduler, volume, workflow, tmp_path):
     Worker(scheduler, makes(volume))
     changes = ["--set", "3.seed=7", "--set", "2.text=a = b"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -243,6 +244,21 @@ async def test_equal_nodes_of_subgraphs_are_found_again_by_other_jobs() -> None:
     assert replica.started_nodes == []
     await replica.run(task_of("y", y=("Add", {"a": 3, "b": 100})))
     assert replica.started_nodes == [], "the loop's first turn has added these"
+
+
+async def test_a_strict_job_finds_equal_nodes_of_strict_jobs_subgraphs_only() -> None:
+    replica = Replica()
+
+    async def started(node_id: str, salt: str) -> int:
+        tasked = task_of(node_id, **{node_id: ("Countdown", {"n": 3, "start": 100})})
+        signed = {node_id: tasked.signatures[node_id] + salt}
+        replica.started_nodes = []
+        await replica.run(replace(tasked, extra_data={"strict": bool(salt)}, signatures=signed))
+        return len(replica.started_nodes)
+
+    usual = await started("c", "")
+    assert await started("x", "strict") == usual > 1
+    assert await started("y", "strict") == 0
 
 
 async def test_constants_that_cannot_be_compared_make_a_node_unique() -> None:
