@@ -7,6 +7,7 @@ there beside each other; where they differ, the configured dialect or the reques
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fastapi import APIRouter, FastAPI, Request
@@ -15,7 +16,7 @@ from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api import operator, problems
-from serve_app.api.comfy import failures, websocket
+from serve_app.api.comfy import failures, page, websocket
 from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
 from serve_app.service import Service
@@ -27,12 +28,14 @@ HEADER = b"x-comfy-dialect"
 PREFIX = "/api"
 
 
-def create_app(service: Service | Callable[[], Service], root_dialect: Dialect = "contract") -> FastAPI:
+def create_app(
+    service: Service | Callable[[], Service], root_dialect: Dialect = "contract", page_dir: Path | None = None
+) -> FastAPI:
     """Return the application.
 
     service: the service itself, or what returns it at each request: an application is made before its process has
     found the scheduler, and until then the callable raises NotReadyError, which clients see as 503. root_dialect: of
-    the root routes that both dialects have.
+    the root routes that both dialects have. page_dir: the files of the web page; None says how to get one.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service if callable(service) else lambda: service
@@ -41,6 +44,7 @@ def create_app(service: Service | Callable[[], Service], root_dialect: Dialect =
     for router in (*native.ROUTERS, *native.PREFIXED):
         app.include_router(router, prefix=PREFIX)
     prefixed = Router(routes=list(app.routes))
+    page.install(app, page_dir)
     for router in (routes.router, document.router, operator.router, *native.UNPREFIXED, _beside(routes.router)):
         app.include_router(router)
     app.add_middleware(Spoken, root_dialect=root_dialect, prefixed=prefixed)

@@ -8,6 +8,7 @@ from ray import serve
 
 from serve_app import log
 from serve_app.api.app import create_app
+from serve_app.api.comfy import page
 from serve_app.config import AppConfig
 from serve_app.deployments.files import open_catalog, open_store
 from serve_app.deployments.handles import SchedulerHandle
@@ -47,4 +48,4 @@ class Ingress:
             extensions=pages,
             fetch=ObjectStore().get,
         )
-        return create_app(service, config.ingress.root_dialect)
+        return create_app(service, config.ingress.root_dialect, page.installed())

@@ -7,6 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, Response
 
+from serve_app.api.comfy import page
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
@@ -15,9 +16,10 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.api_route("/extensions", methods=READ)
-async def get_extensions(service: Current) -> Response:
+async def get_extensions(request: Request, service: Current) -> Response:
     """List the URL paths of the scripts."""
-    return Json(await asyncio.to_thread(service.extensions.scripts))
+    own = [] if request.app.state.page is None else [page.SCRIPT]
+    return Json([*own, *await asyncio.to_thread(service.extensions.scripts)])
 
 
 @router.api_route("/extensions/{pack}/{file:path}", methods=READ)

@@ -8,6 +8,7 @@ from serve_app.api.comfy import (
     jobs,
     models,
     object_info,
+    page,
     prompt,
     queue,
     system,
@@ -28,6 +29,7 @@ ROUTERS = (
     userdata.router,
     system.router,
     extensions.router,
+    page.router,
     socket.router,
 )
 """Routes that ComfyUI has twice: at the root and under /api."""

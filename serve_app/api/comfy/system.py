@@ -40,7 +40,6 @@ async def get_features(service: Current) -> Response:
 
 
 @router.api_route("/i18n", methods=READ)
-@router.api_route("/workflow_templates", methods=READ)
 @router.api_route("/global_subgraphs", methods=READ)
 @router.api_route("/node_replacements", methods=READ)
 async def get_nothing() -> Response:

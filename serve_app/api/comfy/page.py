@@ -1,0 +1,114 @@
+"""The web page: ComfyUI's frontend, where its package is installed, and the workflow that a first visit shows.
+
+The frontend's own first workflow names models that few servers have. It takes another by its own means: a template of
+the server's, and a script of the kind that node packs bring, which loads that template instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from serve_app.api.request import READ, Current
+from serve_app.api.strict_json import Json
+from serve_app.models.shipped import CHECKPOINT
+
+router = APIRouter(include_in_schema=False)
+
+PACKAGE = "comfyui_frontend_package"
+HERE = Path(__file__).parent
+SCRIPT = "/extensions/serve_app/first_workflow.js"
+"""The URL path of the script that loads the first workflow."""
+PACK, FIRST = "serve_app", "first_workflow"
+"""The first workflow among the templates: whose it is, and its name."""
+FRESH = {"Cache-Control": "no-cache"}
+HASHED = {"Cache-Control": "public, max-age=31536000, immutable"}
+"""What `assets/` holds has the hash of its content in its name."""
+ABSENT = "The web page is not installed on this server: pip install 'serve-app[ui]', and start it again.\n"
+
+
+def installed() -> Path | None:
+    """Return the directory of the installed frontend's files, None without one."""
+    spec = find_spec(PACKAGE)
+    static = None if spec is None or spec.origin is None else Path(spec.origin).parent / "static"
+    return static if static is not None and (static / "index.html").is_file() else None
+
+
+def install(app: FastAPI, page: Path | None) -> None:
+    """Serve the page's files at the root. They have routes of their own, so that every other path stays what it is."""
+    app.state.page = page
+
+    async def index() -> Response:
+        return PlainTextResponse(ABSENT, 404) if page is None else FileResponse(page / "index.html", headers=FRESH)
+
+    app.add_api_route("/", index, methods=READ, include_in_schema=False)
+    if page is None:
+        return
+    app.add_api_route(SCRIPT, _script, methods=READ, include_in_schema=False)
+    for entry in sorted(page.iterdir()):
+        if entry.is_file():
+            app.add_api_route(f"/{entry.name}", _sender(entry), methods=READ, include_in_schema=False)
+        elif entry.name == "extensions":  # node packs have theirs beside the page's
+            for own in filter(Path.is_dir, entry.iterdir()):
+                app.mount(f"/extensions/{own.name}", _Files(FRESH, own))
+        else:
+            app.mount(f"/{entry.name}", _Files(HASHED if entry.name == "assets" else FRESH, entry))
+
+
+@router.api_route("/workflow_templates", methods=READ)
+async def get_templates() -> Response:
+    """List the templates by who brings them."""
+    return Json({PACK: [FIRST]})
+
+
+@router.api_route(f"/workflow_templates/{PACK}/{FIRST}.json", methods=READ)
+async def get_first_workflow(service: Current) -> Response:
+    """Return the first workflow, with a checkpoint that the server has."""
+    choices = await service.choices(["checkpoints"])
+    text = await asyncio.to_thread((HERE / "first_workflow.json").read_text)
+    return Json(_with_checkpoint(json.loads(text), list(choices["checkpoints"])))
+
+
+def _with_checkpoint(workflow: dict[str, Any], names: list[str]) -> Mapping[str, Any]:
+    """Fill in the checkpoint that comes with the package if it is there, for it runs anywhere in seconds."""
+    for node in workflow["nodes"]:
+        if node["type"] == "CheckpointLoaderSimple" and names:
+            node["widgets_values"] = [CHECKPOINT if CHECKPOINT in names else names[0]]
+        if node["type"] == "EmptyLatentImage" and CHECKPOINT in names:
+            node["widgets_values"] = [96, 96, 1]
+    return workflow
+
+
+async def _script(_: Request) -> Response:
+    return FileResponse(HERE / "first_workflow.js", headers=FRESH)
+
+
+def _sender(path: Path) -> Any:
+    async def send() -> Response:
+        return FileResponse(path, headers=FRESH)
+
+    return send
+
+
+class _Files(StaticFiles):
+    """A directory's files, each with the same headers."""
+
+    def __init__(self, headers: Mapping[str, str], directory: Path) -> None:
+        super().__init__(directory=directory)
+        self._headers = headers
+
+    def file_response(
+        self, full_path: Any, stat_result: os.stat_result, scope: Any, status_code: int = 200
+    ) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers.update(self._headers)
+        return response
