@@ -242,3 +242,15 @@ def test_a_merged_copy_shares_what_the_set_leaves_alone(packs):
     assert changed.last.weight is base.last.weight
     assert changed.first.bias is base.first.bias
     assert isinstance(changed.first, PackedLinear) == packs
+
+
+def test_layers_without_a_thin_form_are_ready_before_the_first_forward_a_few_at_a_time():
+    layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(2 * MERGED_AT_ONCE + 2))).requires_grad_(False)
+    pair = (drawn(1, 4, 2), drawn(2, 2, 4), None)
+    changes = {f"{i}.weight": Hadamard(pair, pair, 1.0) for i in range(2 * MERGED_AT_ONCE + 1)}
+    changes[f"{2 * MERGED_AT_ONCE + 1}.weight"] = LowRank(drawn(1, 4, 2), drawn(2, 2, 4), 1.0)
+    adapters = Adapters("set", layers, [(changes, 1.0)])
+    ready = [sum(layer.is_ready for layer in adapters.layers.values()) for _ in adapters.prepared()]
+    assert ready == [MERGED_AT_ONCE + 1, 2 * MERGED_AT_ONCE + 1]
+    assert all(layer.is_ready for layer in adapters.layers.values())
+    assert list(adapters.prepared()) == []
