@@ -22,6 +22,10 @@ from tests.cluster.server import txt2img, wait_for
 
 RESULTS = Path(__file__).parent / "results"
 HOSTS = 3
+COMMANDS = (
+    *("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"),
+    *("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files"),
+)
 PATIENCE_S = 400.0
 
 
@@ -50,12 +54,15 @@ class Autoscaled(RayCluster):
         config = {
             "cluster_name": "bench",
             "provider": provider,
-            "auth": {},
+            "auth": {"ssh_user": ""},
             "max_workers": HOSTS,
             "idle_timeout_minutes": 0.1,
             "upscaling_speed": 10,
             "available_node_types": kinds,
             "head_node_type": FAKE_HEAD_NODE_TYPE,
+            # Nothing is set up on hosts that are processes, but the autoscaler reads these without looking.
+            **{key: [] for key in COMMANDS},
+            "file_mounts": {},
         }
         path = self.root / "autoscaling.json"
         path.write_text(json.dumps(config))
@@ -108,8 +115,8 @@ def measured(cluster: Autoscaled, count: int) -> dict[str, Any]:
         {"name": "cpu", "runtime": False, "hosts": {"role": "!gpu"}},
     ]
     cluster.deploy(cluster.config("local.yaml", pools=pools, ingress={"hosts": {"role": "!gpu"}}))
-    cluster.wait_until_deployed()
-    wait_for(lambda: cluster.seen()["hosts"] == 0, "the host to go that told which nodes it runs", PATIENCE_S)
+    wait_for(cluster.answers, "the first GPU host, which tells what it can run", PATIENCE_S)
+    wait_for(lambda: cluster.seen()["hosts"] == 0, "that host to go", PATIENCE_S)
     began_s = time.time()
     jobs = [cluster.submit(txt2img(seed, steps=20, side=128)) for seed in range(count)]
     trace: list[dict[str, float]] = []
