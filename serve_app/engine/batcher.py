@@ -1,7 +1,8 @@
 """Who shares the next forward. Pure: it sees keys, row counts and how long each has waited, and nothing else.
 
 The evaluation that has waited longest always runs, and others of its key that fit run with it, longest waiting first.
-So no key and no evaluation starves: with n waiting, each is answered within n forwards.
+So no key and no evaluation starves: with n waiting, each is answered within n turns. A turn is one forward, or a few
+for areas of several shapes. Work between forwards that can be done together is chosen by the same rule (`calls.py`).
 """
 
 from __future__ import annotations
