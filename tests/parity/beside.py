@@ -38,8 +38,8 @@ class Fixed:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": dict.fromkeys(("kind", "seed", "shape"), ("*",)), "optional": {"extra": ("*",)}}
 
-    def get(self, kind: str, seed: int, shape: list[int], extra: Any = None) -> tuple[Any]:
-        tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    def get(self, kind: str, seed: int, shape: str, extra: Any = None) -> tuple[Any]:
+        tensor = torch.randn([int(side) for side in shape.split(",")], generator=torch.Generator().manual_seed(seed))
         if kind == "latent":
             return ({"samples": tensor},)
         if kind == "image":

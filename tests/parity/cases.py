@@ -83,15 +83,16 @@ def guided(class_type: str, **inputs: Any) -> Case:
 
 EULER = ("KSamplerSelect", {"sampler_name": "euler"})
 KARRAS = ("KarrasScheduler", {"steps": 4, "sigma_max": 14.614642, "sigma_min": 0.0291675, "rho": 7.0})
-HINT = ("Fixed", {"kind": "image", "seed": 5, "shape": [1, 64, 64, 3]})
+HINT = ("Fixed", {"kind": "image", "seed": 5, "shape": "1, 64, 64, 3"})
 CONTROL_NET = ("ControlNetLoader", {"control_net_name": "controlnet.safetensors"})
-MASK = ("Fixed", {"kind": "mask", "seed": 6, "shape": [1, 64, 64]})
-PICTURE = ("Fixed", {"kind": "latent", "seed": 11, "shape": [1, 4, 8, 8]})
+WIDE = ("EmptyLatentImage", {"width": 128, "height": 128, "batch_size": 1})
+MASK = ("Fixed", {"kind": "mask", "seed": 6, "shape": "1, 64, 64"})
+PICTURE = ("Fixed", {"kind": "latent", "seed": 11, "shape": "1, 4, 8, 8"})
 
 
 def fixed_latent(*shape: int) -> tuple[str, dict[str, Any]]:
     """Return latents that both sides are given."""
-    return ("Fixed", {"kind": "latent", "seed": 12, "shape": list(shape)})
+    return ("Fixed", {"kind": "latent", "seed": 12, "shape": ", ".join(map(str, shape))})
 
 
 def _combined(node: tuple[str, dict[str, Any]], **more: tuple[str, dict[str, Any]]) -> Case:
@@ -141,9 +142,9 @@ def _flipped() -> Case:
 
 
 CASES |= {
-    "conditioning|area": _combined(_area(40, 24, 16, 8, 0.8)),
-    "conditioning|area over the edge": _combined(_area(64, 64, 24, 40, 1.5)),
-    "conditioning|area alone": conditioned(c=_area(48, 48, 8, 8, 1.0)),
+    "conditioning|area": _combined(_area(80, 64, 16, 8, 0.8), latent=WIDE),
+    "conditioning|area over the edge": _combined(_area(96, 80, 56, 72, 1.5), latent=WIDE),
+    "conditioning|area alone": conditioned(c=_area(64, 72, 24, 32, 1.0), latent=WIDE),
     "conditioning|area in percent": _combined(
         (
             "ConditioningSetAreaPercentage",
@@ -247,7 +248,7 @@ CASES |= {
         sampled("euler", "normal", seed=7, model=["m", 0], latent_image=["masked", 0], denoise=0.9),
         m=("DifferentialDiffusion", {"model": ["checkpoint", 0]}),
         latent=PICTURE,
-        soft=("Fixed", {"kind": "soft mask", "seed": 6, "shape": [1, 64, 64]}),
+        soft=("Fixed", {"kind": "soft mask", "seed": 6, "shape": "1, 64, 64"}),
         masked=("SetLatentNoiseMask", {"samples": ["latent", 0], "mask": ["soft", 0]}),
     ),
 }

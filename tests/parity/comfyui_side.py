@@ -35,8 +35,8 @@ class Fixed:
     RETURN_TYPES = ("*",)
     FUNCTION = "get"
 
-    def get(self, kind: str, seed: int, shape: list[int], extra: Any = None) -> tuple[Any]:
-        tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    def get(self, kind: str, seed: int, shape: str, extra: Any = None) -> tuple[Any]:
+        tensor = torch.randn([int(side) for side in shape.split(",")], generator=torch.Generator().manual_seed(seed))
         return (fixed(kind, tensor, extra),)
 
 
