@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve_app.models.families import SD1_LATENT_SCALE
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import TextArchitecture
+from serve_app.models.families import SD1_LATENT_SCALE, TextArchitecture
 from serve_app.models.text_encoder import TextEncoder, Vectors
 from serve_app.sampling.sigmas import NoiseLevels
 from training.autoencoder import to_pixels

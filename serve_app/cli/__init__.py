@@ -101,12 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--once", action="store_true", help="look once")
     top.set_defaults(command=_top)
 
-    demo = commands.add_parser("demo", help="start a server here, make the contract's example image, stop the server")
+    demo = commands.add_parser("demo", help="start a server here, draw a picture with the models that ship, stop it")
     demo.set_defaults(command=_demo)
-
-    sample = commands.add_parser("sample-checkpoint", help="write a small checkpoint in the SD 1.5 layout, untrained")
-    sample.add_argument("path", type=Path, help="e.g. models/checkpoints/sd15.safetensors")
-    sample.set_defaults(command=_sample_checkpoint)
     return parser
 
 
@@ -188,11 +184,3 @@ def _demo(_arguments: argparse.Namespace) -> int:
     from serve_app.cli.demo import demo
 
     return demo()
-
-
-def _sample_checkpoint(arguments: argparse.Namespace) -> int:
-    from serve_app.models.sample import write_sample_checkpoint
-
-    write_sample_checkpoint(arguments.path)
-    print(arguments.path)
-    return 0

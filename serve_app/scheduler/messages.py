@@ -175,7 +175,7 @@ class ClusterView:
     replicas: tuple[ReplicaView, ...]
     uptime_s: float
     epoch: int
-    load: Load = Load()
+    load: Load = field(default_factory=Load)
 
 
 class SchedulerClient(Protocol):

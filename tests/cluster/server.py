@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 
-from serve_app.models.sample import write_sample_checkpoint
+from tests.unit.models.sample import write_sample_checkpoint
 
 T = TypeVar("T")
 

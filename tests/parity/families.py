@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from serve_app.models.families import UNetArchitecture
-from serve_app.models.sample import random_tensors
+from tests.unit.models.sample import random_tensors
 
 UNETS = {
     "sd2": UNetArchitecture((64, 128), (1, 1), (1, 1), 1, 64, linear=True),

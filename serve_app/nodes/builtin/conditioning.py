@@ -170,7 +170,7 @@ class ConditioningSetDefaultCombine:
     def set_default_and_combine(
         self, cond: Conditioning, cond_DEFAULT: Conditioning, hooks: None = None
     ) -> tuple[Conditioning]:
-        """Return all entries, those of `cond_DEFAULT` filling what weight the others leave. hooks: no node makes any."""
+        """Return all entries, those of `cond_DEFAULT` filling the weight others leave. hooks: no node makes any."""
         return ([*cond, *with_options(cond_DEFAULT, default=True)],)
 
 

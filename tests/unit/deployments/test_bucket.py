@@ -9,11 +9,11 @@ from pathlib import Path
 from PIL import Image
 
 from serve_app.config import BucketConfig, PoolConfig, S3Config
-from serve_app.models.sample import write_sample_checkpoint
 from serve_app.store.s3 import S3
 from serve_app.store.store import FileRef
 from tests.unit.deployments.cluster import cluster
 from tests.unit.deployments.test_runner import txt2img
+from tests.unit.models.sample import write_sample_checkpoint
 
 CPU = (PoolConfig(name="cpu", runtime=False),)
 

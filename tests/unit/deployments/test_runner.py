@@ -10,8 +10,8 @@ from PIL import Image
 
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError
-from serve_app.models.sample import write_sample_checkpoint
 from tests.unit.deployments.cluster import Cluster, cluster
+from tests.unit.models.sample import write_sample_checkpoint
 
 # One thread count for all: sums in another order may round a pixel the other way.
 ONE = (PoolConfig(name="gpu", threads=1),)

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.families import TextArchitecture, UNetArchitecture, VaeArchitecture
-from serve_app.models.sample import random_tensors
 from serve_app.models.weights import Weights
 from serve_app.store.catalog import Catalog
 from serve_app.values import Lora, Recipe
 from tests.unit.engine import mixes
+from tests.unit.models.sample import random_tensors
 
 UNET = UNetArchitecture((32,), (1,), (1,), 1, 64)
 VAE = VaeArchitecture((32, 32, 32, 32), 1, 4, 3, True)

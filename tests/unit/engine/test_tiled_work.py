@@ -15,13 +15,13 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import NodeError
 from serve_app.models.families import VaeArchitecture
-from serve_app.models.sample import random_tensors
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import Vae
 from serve_app.models.weights import Weights
 from serve_app.nodes.runtime import Tiling
 from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe
+from tests.unit.models.sample import random_tensors
 
 VAE = Recipe("vae", "vae", "a.safetensors")
 OTHER = Recipe("vae", "vae", "b.safetensors")

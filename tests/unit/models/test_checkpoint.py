@@ -9,7 +9,7 @@ from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import VaeArchitecture
 from serve_app.models.layout import table, translate
-from serve_app.models.sample import SAMPLE, random_tensors, write_sample_checkpoint
+from tests.unit.models.sample import SAMPLE, random_tensors, write_sample_checkpoint
 
 CPU = torch.device("cpu")
 PREFIXES = {"backbone": "model.diffusion_model.", "vae": "first_stage_model.", "clip": "cond_stage_model."}

@@ -10,9 +10,9 @@ from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet import ControlNetwork
 from serve_app.models.controlnet_file import ControlFile
-from serve_app.models.sample import random_tensors
 from tests.parity import control_files
 from tests.unit.models.control_nets import ARCHITECTURE
+from tests.unit.models.sample import random_tensors
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 

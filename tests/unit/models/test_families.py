@@ -9,7 +9,7 @@ from serve_app.errors import ModelFileError
 from serve_app.models.families import Tensors, TextArchitecture, UNetArchitecture, VaeArchitecture
 from serve_app.models.layout import table, translate
 from serve_app.models.networks import network
-from serve_app.models.sample import SAMPLE, random_tensors
+from tests.unit.models.sample import SAMPLE, random_tensors
 
 KEYS = json.loads((Path(__file__).parents[2] / "parity" / "checkpoint_keys.json").read_text())
 

@@ -9,12 +9,12 @@ from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.embeddings import Embeddings
 from serve_app.models.families import UNetArchitecture
 from serve_app.models.layout import table, translate
-from serve_app.models.sample import random_tensors
 from serve_app.models.weights import Weights
 from serve_app.sampling.rows import Canvas
 from serve_app.store.catalog import Catalog
 from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Recipe, Rounded, TextPair
 from tests.parity import families
+from tests.unit.models.sample import random_tensors
 
 CPU = torch.device("cpu")
 PREFIX = "model.diffusion_model."

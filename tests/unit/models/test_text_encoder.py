@@ -8,10 +8,10 @@ from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.embeddings import Embeddings
 from serve_app.models.families import TextArchitecture
-from serve_app.models.sample import random_tensors
 from serve_app.models.text_encoder import Clip, TextEncoder
 from serve_app.models.tokenizer import token_ids
 from serve_app.store.catalog import Catalog
+from tests.unit.models.sample import random_tensors
 
 ARCHITECTURE = TextArchitecture(layers=3, width=64, hidden_width=128, positions=77)
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ from safetensors.torch import save_file
 from serve_app.models import vae as vae_module
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import VaeArchitecture
-from serve_app.models.sample import random_tensors
 from serve_app.models.vae import Vae
+from tests.unit.models.sample import random_tensors
 
 ARCHITECTURE = VaeArchitecture((32, 32, 32, 64), 1, 4, 3, True)
 

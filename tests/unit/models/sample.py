@@ -1,4 +1,4 @@
-"""A small model file to try the server with: the SD 1.x single-file layout, narrow, with weights drawn from its names.
+"""A small model file in the SD 1.x single-file layout, narrow, with weights drawn from its names.
 
 It is the same on every machine. It has not been trained: its images are coloured noise.
 """
