@@ -101,3 +101,34 @@ def task(
     own = {node_id: node for node_id, node in graph.nodes.items() if node_id not in without}
     extra = {"extra_pnginfo": {"workflow": 1}}
     return Task(TaskId("job", 0, 1), own, targets, signed, frozenset(signed[i] for i in remote), prompt, extra)
+
+
+class Constant(Node):
+    inputs = ("value",)
+
+    def go(self, value: Any) -> tuple[Any]:
+        return (value,)
+
+
+class Add(Node):
+    inputs = ("a", "b")
+
+    def go(self, a: int, b: int, **more: int) -> tuple[int]:
+        return (a + b + sum(more.values()),)
+
+
+class Range(Node):
+    OUTPUT_IS_LIST = (True,)
+    inputs = ("n",)
+
+    def go(self, n: int) -> tuple[list[int]]:
+        return (list(range(n)),)
+
+
+class Show(Node):
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    inputs = ("value",)
+
+    def go(self, value: Any) -> dict[str, Any]:
+        return {"ui": {"text": [value]}}

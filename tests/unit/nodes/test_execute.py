@@ -8,38 +8,7 @@ import pytest
 from serve_app.errors import CancelledJobError, NodeError
 from serve_app.graph.plan import Task
 from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
-from tests.unit.nodes.one_replica import Node, OneReplica, task
-
-
-class Constant(Node):
-    inputs = ("value",)
-
-    def go(self, value: int) -> tuple[int]:
-        return (value,)
-
-
-class Add(Node):
-    inputs = ("a", "b")
-
-    def go(self, a: int, b: int, **more: int) -> tuple[int]:
-        return (a + b + sum(more.values()),)
-
-
-class Range(Node):
-    OUTPUT_IS_LIST = (True,)
-    inputs = ("n",)
-
-    def go(self, n: int) -> tuple[list[int]]:
-        return (list(range(n)),)
-
-
-class Show(Node):
-    RETURN_TYPES = ()
-    OUTPUT_NODE = True
-    inputs = ("value",)
-
-    def go(self, value: int) -> dict[str, Any]:
-        return {"ui": {"text": [value]}}
+from tests.unit.nodes.one_replica import Add, Constant, Node, OneReplica, Range, Show, task
 
 
 class Meet(Node):

@@ -16,38 +16,7 @@ from serve_app.nodes.call import ExecutionBlocker
 from serve_app.nodes.compat.graph_utils import GraphBuilder, add_graph_prefix, is_link
 from serve_app.nodes.execute import NodeFailedError
 from serve_app.nodes.expansion import DependencyCycleError, DuplicateNodeError, DynamicPrompt
-from tests.unit.nodes.one_replica import Node, OneReplica, task
-
-
-class Constant(Node):
-    inputs = ("value",)
-
-    def go(self, value: Any) -> tuple[Any]:
-        return (value,)
-
-
-class Add(Node):
-    inputs = ("a", "b")
-
-    def go(self, a: int, b: int, **more: int) -> tuple[int]:
-        return (a + b + sum(more.values()),)
-
-
-class Range(Node):
-    OUTPUT_IS_LIST = (True,)
-    inputs = ("n",)
-
-    def go(self, n: int) -> tuple[list[int]]:
-        return (list(range(n)),)
-
-
-class Show(Node):
-    RETURN_TYPES = ()
-    OUTPUT_NODE = True
-    inputs = ("value",)
-
-    def go(self, value: Any) -> dict[str, Any]:
-        return {"ui": {"text": [value]}}
+from tests.unit.nodes.one_replica import Add, Constant, Node, OneReplica, Range, Show, task
 
 
 class Choose(Node):
