@@ -1,0 +1,80 @@
+"""The page as a user has it: it loads, shows a workflow that runs, runs it, shows the picture, cancels, lists jobs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from serve_app.models.shipped import CHECKPOINT, provide
+from tests.browser.conftest import SHOWN
+from tests.cluster.server import Server, running, wait_for
+
+PICTURE = "window.comfyAPI.app.app.graph.getNodeById(9).imgs?.[0]?.naturalWidth > 0"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Server]:
+    """A server with the checkpoint that comes with the package. Without a browser none is started."""
+    root = tmp_path_factory.mktemp("server")
+    provide(root / "models")
+    with running(root) as server:
+        yield server
+
+
+@pytest.fixture
+def told(tab: Any) -> list[dict[str, Any]]:
+    """The messages that the tab's websocket brings."""
+    found: list[dict[str, Any]] = []
+
+    def note(payload: str | bytes) -> None:
+        if isinstance(payload, str):
+            found.append(json.loads(payload))
+
+    tab.on("websocket", lambda socket: socket.on("framereceived", note))
+    return found
+
+
+def jobs(server: Server, status: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = server.get("/api/jobs", status=status)["jobs"]
+    return found
+
+
+def test_a_first_visit_runs_the_workflow_it_is_shown_and_sees_the_picture(server, tab, told, keep):
+    tab.goto(server.url)
+    tab.wait_for_function(SHOWN)
+    keep("1-first-workflow")
+    shown = tab.evaluate("window.comfyAPI.app.app.graph.nodes.map(node => [node.type, node.widgets?.[0]?.value])")
+    assert ["CheckpointLoaderSimple", CHECKPOINT] in shown
+
+    tab.get_by_test_id("queue-button").click()
+    tab.wait_for_function(PICTURE)
+    keep("2-picture")
+    [job] = wait_for(lambda: jobs(server, "completed"), "a job that has ended")
+    steps = {message["data"]["value"] for message in told if message["type"] == "progress"}
+    assert steps & set(range(1, 20)), "no step between was told"
+    source = tab.evaluate("window.comfyAPI.app.app.graph.getNodeById(9).imgs[0].src")
+    picture = job["preview_output"]["filename"]
+    assert picture in source
+
+    tab.reload()
+    tab.wait_for_function(SHOWN)
+    tab.get_by_test_id("queue-overlay-toggle").click()
+    keep("3-jobs")
+    tab.locator(f"img[src*='{picture}']").first.wait_for()
+    keep("3-jobs")
+
+
+def test_a_visitor_cancels_the_job_that_runs(server, tab, told, keep):
+    tab.goto(server.url)
+    tab.wait_for_function(SHOWN)
+    tab.evaluate("window.comfyAPI.app.app.graph.getNodeById(3).widgets.find(w => w.name === 'steps').value = 9999")
+    tab.get_by_test_id("queue-button").click()
+    [job] = wait_for(lambda: jobs(server, "in_progress"), "the job")
+    tab.get_by_role("button", name="Cancel current run").click()
+    assert wait_for(lambda: jobs(server, "cancelled"), "its end")[0]["id"] == job["id"]
+    tab.wait_for_timeout(1000)
+    keep("4-cancelled")
+    assert "execution_interrupted" in [message["type"] for message in told]
