@@ -1,0 +1,64 @@
+"""Clients from PyPI, and the flow that ComfyUI's own websocket examples show, with the libraries they use."""
+
+from __future__ import annotations
+
+import io
+import json
+import urllib.request
+import uuid
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from PIL import Image
+
+from tests.cluster.server import Server, txt2img
+
+
+def is_picture(data: bytes) -> bool:
+    return Image.open(io.BytesIO(data)).size == (64, 64)
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+def test_the_flow_of_the_websocket_examples(server: Server, prefix: str):
+    websocket = pytest.importorskip("websocket", reason="the websocket-client package is not installed")
+    client_id, job_id = str(uuid.uuid4()), str(uuid.uuid4())
+    socket = websocket.create_connection(f"{server.url.replace('http', 'ws')}/ws?clientId={client_id}", timeout=60)
+
+    def ask(path: str, body: Any = None) -> bytes:
+        # urllib sends a body as a form, whatever it holds.
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(urllib.request.Request(server.url + prefix + path, data=data)) as answer:
+            return bytes(answer.read())
+
+    prompt = txt2img(1 if prefix else 2, prefix="websocket")
+    assert (
+        json.loads(ask("/prompt", {"prompt": prompt, "client_id": client_id, "prompt_id": job_id}))["prompt_id"]
+        == job_id
+    )
+    ran = []
+    while True:
+        frame = socket.recv()
+        if not isinstance(frame, str) or (message := json.loads(frame))["type"] != "executing":
+            continue
+        assert message["data"]["prompt_id"] == job_id
+        if message["data"]["node"] is None:
+            break
+        ran.append(message["data"]["node"])
+    socket.close()
+    assert {"3", "5", "6"} <= set(ran)
+    [image] = json.loads(ask(f"/history/{job_id}"))[job_id]["outputs"]["6"]["images"]
+    assert is_picture(ask(f"/view?{urlencode(image)}"))
+
+
+def test_comfy_api_simplified(server: Server):
+    simplified = pytest.importorskip("comfy_api_simplified", reason="comfy-api-simplified is not installed")
+    prompt = txt2img(3, prefix="simplified")
+    for node_id, node in prompt.items():
+        node["_meta"] = {"title": f"Node {node_id}"}
+    workflow = simplified.ComfyWorkflowWrapper(prompt)
+    workflow.set_node_param("Node 3", "seed", 4)
+    pictures = simplified.ComfyApiWrapper(server.url).queue_and_wait_images(workflow, "Node 6")
+    [data] = pictures.values()
+    assert is_picture(data)
+    assert json.loads(Image.open(io.BytesIO(data)).info["prompt"])["3"]["inputs"]["seed"] == 4
