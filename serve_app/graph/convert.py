@@ -2,7 +2,8 @@
 
 Pure JSON to JSON; knows the classes as /object_info describes them, because a saved node lists its widgets' values by
 position only. Rules: those of ComfyUI's frontend 1.58 (muted nodes go, bypassed ones pass on what fits their output's
-type, the page's own nodes dissolve, subgraphs unfold into nodes named HOST:NODE).
+type, the page's own nodes dissolve, subgraphs unfold into nodes named HOST:NODE). What the page draws by chance when it
+queues, `{red|blue}` in a text, stays as it is written.
 """
 
 from __future__ import annotations
