@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import subprocess
 import urllib.request
 import uuid
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 from PIL import Image
 
-from tests.cluster.server import Server, txt2img
+from tests.cluster.server import PATIENCE_S, Server, txt2img
 
 
 def is_picture(data: bytes) -> bool:
@@ -62,3 +66,24 @@ def test_comfy_api_simplified(server: Server):
     [data] = pictures.values()
     assert is_picture(data)
     assert json.loads(Image.open(io.BytesIO(data)).info["prompt"])["3"]["inputs"]["seed"] == 4
+
+
+def test_comfy_cli_runs_a_workflow(server: Server, tmp_path: Path):
+    command = os.environ.get("SERVE_APP_COMFY_CLI") or shutil.which("comfy")
+    if command is None:
+        pytest.skip("no comfy on the path, nor in SERVE_APP_COMFY_CLI")
+    workflow = tmp_path / "workflow.json"
+    workflow.write_text(json.dumps(txt2img(7, prefix="comfy-cli")))
+    line = [command, "--skip-prompt", "run", "--workflow", str(workflow), "--wait", "--host", "127.0.0.1"]
+    environment = {**os.environ, "HOME": str(tmp_path), "DO_NOT_TRACK": "1"}
+    done = subprocess.run(
+        [*line, "--port", str(server.port), "--timeout", "120"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path for path in (server.root / "output").iterdir() if path.name.startswith("comfy-cli_")]
