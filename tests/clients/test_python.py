@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import urllib.request
 import uuid
 from pathlib import Path
@@ -16,7 +17,7 @@ from urllib.parse import urlencode
 import pytest
 from PIL import Image
 
-from tests.cluster.server import PATIENCE_S, Server, txt2img
+from tests.cluster.server import CHECKPOINT, PATIENCE_S, Server, txt2img
 
 
 def is_picture(data: bytes) -> bool:
@@ -87,3 +88,21 @@ def test_comfy_cli_runs_a_workflow(server: Server, tmp_path: Path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path for path in (server.root / "output").iterdir() if path.name.startswith("comfy-cli_")]
+
+
+def test_comfy_script_draws_a_picture(server: Server, tmp_path: Path):
+    python = os.environ.get("SERVE_APP_COMFY_SCRIPT_PYTHON", sys.executable)
+    found = subprocess.run([python, "-c", "import comfy_script, tqdm"], capture_output=True, check=False)
+    if found.returncode != 0:
+        pytest.skip("no comfy-script with tqdm in this Python, nor in that of SERVE_APP_COMFY_SCRIPT_PYTHON")
+    script = Path(__file__).with_name("script.py")
+    done = subprocess.run(
+        [python, str(script), server.url, CHECKPOINT],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "(64, 64)"
