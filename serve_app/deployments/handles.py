@@ -108,7 +108,7 @@ class SchedulerHandle:
     async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None:
         await self._call("report", replica_id, epoch, reports, host)
 
-    async def reserve(self, task_id: TaskId, node_id: str, key: str, at_least: int, count: int) -> int:
+    async def reserve(self, task_id: TaskId, node_id: str, key: str, at_least: int, count: int) -> tuple[int, bool]:
         return await self._call("reserve", task_id, node_id, key, at_least, count)  # type: ignore[no-any-return]
 
     async def backlog(self, pool: str) -> tuple[int, int]:

@@ -356,7 +356,7 @@ class Runner:
     def files(self, task: Task, node_id: str) -> Files:
         """Return the STORE of one node."""
 
-        async def reserve(key: str, at_least: int, count: int) -> int:
+        async def reserve(key: str, at_least: int, count: int) -> tuple[int, bool]:
             return await self._desk.reserve(task.id, node_id, key, at_least, count)
 
         return NodeFiles(self._store, task.id.job_id, node_id, reserve, at_s=task.created_s)

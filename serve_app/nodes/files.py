@@ -18,8 +18,9 @@ from typing import Any
 from serve_app.errors import FileMissingError, NodeError
 from serve_app.store.store import Area, FileRef, Store
 
-Reserve = Callable[[str, int, int], Awaitable[int]]
-"""(key, at_least, count) -> the first of `count` consecutive counters that only this node of this job gets.
+Reserve = Callable[[str, int, int], Awaitable[tuple[int, bool]]]
+"""(key, at_least, count) -> the first of `count` consecutive counters that only this node of this job gets, and whether
+an earlier attempt was given them.
 
 at_least 0 asks for those that follow; it is answered 0 where nobody knows yet what there is.
 """
@@ -68,22 +69,25 @@ class NodeFiles:
             return [FileRef(area, subfolder, f"{start}_{counter:05}_{suffix}") for start, counter in numbered]
 
         try:
-            first = 1 if area == "temp" else await self._reserve(key, 0, len(contents))
-            while not (first and await asyncio.to_thread(self._create, named(first), contents)):
+            first, again = (1, True) if area == "temp" else await self._reserve(key, 0, len(contents))
+            while not (first and await asyncio.to_thread(self._create, named(first), contents, again)):
                 highest = await asyncio.to_thread(self._highest, area, subfolder, filename)
-                first = await self._reserve(key, highest + 1, len(contents))
+                first, again = await self._reserve(key, highest + 1, len(contents))
         except FileMissingError as error:
             raise NodeError(f"it cannot save under {prefix[:300]!r}: {error}") from error
         return [{"filename": ref.filename, "subfolder": subfolder, "type": area} for ref in named(first)]
 
-    def _create(self, refs: Sequence[FileRef], contents: Sequence[bytes]) -> bool:
-        """Store the contents under new names; False if somebody else's file has one of them."""
+    def _create(self, refs: Sequence[FileRef], contents: Sequence[bytes], again: bool) -> bool:
+        """Store the contents under new names; False if somebody else's file has one of them.
+
+        again: an earlier attempt was given these names, so a file that has one is its own, and stays: made in other
+        company its pixels may differ in the last bit.
+        """
         for ref, data in zip(refs, contents, strict=True):
             try:
                 self._store.write(ref, data, replace=ref.area == "temp")
             except FileExistsError:
-                # What an earlier attempt of this node has saved is this node's.
-                if self._read(ref) != data:
+                if not again:
                     return False
         return True
 

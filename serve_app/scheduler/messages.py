@@ -471,10 +471,11 @@ class ReplicaDesk(Protocol):
 
     async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None: ...
 
-    async def reserve(self, task_id: TaskId, node_id: str, key: str, at_least: int, count: int) -> int:
+    async def reserve(self, task_id: TaskId, node_id: str, key: str, at_least: int, count: int) -> tuple[int, bool]:
         """Return the first of `count` consecutive counters for files named by `key`, none below at_least.
 
-        The same (job, node, key) gets the same counters again, whatever the attempt. Errors: StaleAttemptError.
+        The same (job, node, key) gets the same counters again, whatever the attempt, and is told so.
+        Errors: StaleAttemptError.
         """
         ...
 

@@ -349,7 +349,7 @@ class Scheduler:
         if fed:
             await asyncio.gather(*fed)
 
-    async def reserve(self, task_id: TaskId, node_id: str, key: str, at_least: int, count: int) -> int:
+    async def reserve(self, task_id: TaskId, node_id: str, key: str, at_least: int, count: int) -> tuple[int, bool]:
         self._check_alive()
         if not self._machine.is_current(task_id):
             raise StaleAttemptError(f"attempt {task_id.attempt} of job {task_id.job_id} has been replaced")

@@ -89,8 +89,8 @@ class Jobs:
                 with _refusing(change.job_id):
                     connection.execute(_statement(change))
 
-    def reserve(self, epoch: int, job_id: str, node_id: str, key: str, at_least: int, count: int) -> int:
-        """Return the first of `count` counters for `key`, none below `at_least`.
+    def reserve(self, epoch: int, job_id: str, node_id: str, key: str, at_least: int, count: int) -> tuple[int, bool]:
+        """Return the first of `count` counters for `key`, none below `at_least`, and whether they were given before.
 
         The same (job, node, key) gets the same ones again while they are high enough. at_least 0 asks for whatever
         follows those given before, and is answered 0 if none were: then files may be there that nobody here counted.
@@ -100,10 +100,10 @@ class Jobs:
             self._fence(connection, epoch)
             earlier = connection.execute(sa.select(RESERVATIONS.c.first, RESERVATIONS.c.amount).where(where)).first()
             if earlier is not None and earlier.amount == count and earlier.first >= at_least:
-                return int(earlier.first)
+                return int(earlier.first), True
             following = connection.execute(sa.select(COUNTERS.c.following).where(COUNTERS.c.key == key)).scalar()
             if following is None and at_least == 0:
-                return 0
+                return 0, False
             first = max(at_least, following or 0)
             if following is None:
                 connection.execute(sa.insert(COUNTERS).values(key=key, following=first + count))
@@ -113,7 +113,7 @@ class Jobs:
             connection.execute(
                 sa.insert(RESERVATIONS).values(job_id=job_id, node_id=node_id, key=key, first=first, amount=count)
             )
-            return first
+            return first, False
 
     def save_specs(self, epoch: int, pool: str, specs: Sequence[Mapping[str, Any]]) -> None:
         """Remember what a pool can run, so that jobs can be planned while it has no replica."""

@@ -47,7 +47,10 @@ def test_a_script_gets_its_images_when_it_hears_the_end(server: Server):
     assert [Image.open(io.BytesIO(image)).size for image in images] == [(64, 64)]
     executing = [frame["data"]["node"] for frame in frames if frame["type"] == "executing"]
     assert sorted(executing[:-1]) == sorted(set(executing[:-1]))
-    assert {"3", "4", "5", "6"} <= set(executing)
+    # Nodes that another test's job had in common with this one are not run again.
+    cached = [node for frame in frames if frame["type"] == "execution_cached" for node in frame["data"]["nodes"]]
+    assert {"3", "4", "5", "6"} <= {*executing, *cached}
+    assert {"5", "6"} <= set(executing)
     steps = [frame["data"]["value"] for frame in frames if frame["type"] == "progress"]
     assert steps == sorted(steps)
     [executed] = [frame["data"] for frame in frames if frame["type"] == "executed"]
@@ -129,7 +132,8 @@ def test_an_upload_is_a_choice_of_the_loader_at_once_and_can_be_used(server: Ser
 def test_the_page_finds_what_it_asks_for_when_it_opens(server: Server):
     assert server.get("/api/system_stats")["system"]["argv"]
     assert server.get("/api/users")["storage"] == "server"
-    assert server.get("/api/extensions") == []
+    # The page's own first workflow, where the page is installed; no pack is.
+    assert all(path.startswith("/extensions/serve_app/") for path in server.get("/api/extensions"))
     assert server.http.post("/api/settings/Comfy.X", content="true").status_code == 200
     assert server.get("/api/settings")["Comfy.X"] is True
     assert server.http.post("/api/userdata/workflows%2Fa%20b.json", content="{}").json() == "workflows/a b.json"

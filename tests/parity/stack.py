@@ -59,8 +59,8 @@ class Stack:
         return self._runtime.bind(lambda done, steps: None)
 
     def files(self, node_id: str) -> NodeFiles:
-        async def reserve(key: str, at_least: int, count: int) -> int:
-            return at_least
+        async def reserve(key: str, at_least: int, count: int) -> tuple[int, bool]:
+            return at_least, False
 
         return NodeFiles(self.volume, "job", node_id, reserve)
 

@@ -69,8 +69,8 @@ class Replica:
     def files(self, node_id: str) -> NodeFiles:
         return NodeFiles(self.volume, "job", node_id, self.reserve)
 
-    async def reserve(self, key: str, at_least: int, count: int) -> int:
-        return at_least
+    async def reserve(self, key: str, at_least: int, count: int) -> tuple[int, bool]:
+        return at_least, False
 
     def progress(self, node_id: str) -> Any:
         return lambda *told: None

@@ -26,7 +26,7 @@ class Counters:
         self._epoch = self._jobs.acquire("test")
 
     def of(self, job_id: str, node_id: str):
-        async def reserve(key: str, at_least: int, count: int) -> int:
+        async def reserve(key: str, at_least: int, count: int) -> tuple[int, bool]:
             return self._jobs.reserve(self._epoch, job_id, node_id, key, at_least, count)
 
         return reserve
@@ -67,6 +67,18 @@ async def test_names_count_on_from_the_highest_in_the_folder(volume: Volume, cou
         volume.write(FileRef("output", "", name), b"")
     assert await saved(files(volume, counters), "x", 2) == ["x_00008_.png", "x_00009_.png"]
     assert await saved(files(volume, counters), "y") == ["y_00001_.png"]
+
+
+async def test_a_retry_that_made_other_bytes_leaves_what_the_first_attempt_saved(
+    volume: Volume, counters: Counters
+) -> None:
+    """In other company a picture's last bits may differ; it is still this job's one picture."""
+    await files(volume, counters).save("output", "x", ".png", [b"first"])
+    [again] = await files(volume, counters).save("output", "x", ".png", [b"other"])
+    assert again["filename"] == "x_00001_.png"
+    assert sorted(volume.names("output", "")) == ["x_00001_.png"]
+    with volume.open(FileRef("output", "", "x_00001_.png")) as file:
+        assert file.read() == b"first"
 
 
 async def test_a_retry_writes_the_same_names_again(volume: Volume, counters: Counters) -> None:

@@ -34,8 +34,8 @@ def volume(tmp_path: Path) -> Volume:
 
 @pytest.fixture
 def files(volume: Volume) -> NodeFiles:
-    async def reserve(key: str, at_least: int, count: int) -> int:
-        return at_least
+    async def reserve(key: str, at_least: int, count: int) -> tuple[int, bool]:
+        return at_least, False
 
     return NodeFiles(volume, "job", "node", reserve)
 

@@ -181,7 +181,7 @@ async def test_a_commit_that_is_merely_late_is_made_when_the_database_is_back(po
             assert not reserved.done()
         finally:
             await asyncio.to_thread(postgres_server.start)
-        assert await reserved == 1
+        assert await reserved == (1, False)
         life.free.set()
         assert (await life.finish(job_id)).state == "success"
 
