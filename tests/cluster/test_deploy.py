@@ -82,7 +82,7 @@ def test_serve_deploy_runs_the_shipped_configuration(cluster: RayCluster):
 
 
 def test_an_upgrade_under_load_ends_every_job_once_and_fails_no_request(cluster: RayCluster):
-    jobs = [cluster.submit(txt2img(seed, steps=60)) for seed in range(20)]
+    jobs = [cluster.submit(txt2img(seed, steps=60, prefix="upgraded")) for seed in range(20)]
     wait_for(lambda: cluster.get("/queue")["running"], "a job that runs")
     before = {p.pid for kind in ("SchedulerActor", "ServeReplica") for p in cluster.processes.found(f"ray::{kind}")}
     with Clients(cluster) as clients:
@@ -95,7 +95,7 @@ def test_an_upgrade_under_load_ends_every_job_once_and_fails_no_request(cluster:
     assert {entry["status"]["status_str"] for entry in entries} == {"success"}
     names = [image["filename"] for entry in entries for image in entry["outputs"]["6"]["images"]]
     assert len(set(names)) == len(names) == len(jobs)
-    saved = {path.name for path in (cluster.root / "output").glob("image_*.png")}
+    saved = {path.name for path in (cluster.root / "output").glob("upgraded_*.png")}
     assert saved == set(names), "an image was saved twice"
     assert clients.answered > 20
     assert clients.failures == []
