@@ -1,4 +1,4 @@
-"""Images per second over HTTP, of so many mixed jobs at once, until the images are saved.
+"""Images per second over HTTP, of so many mixed jobs at once, until the images are saved; and the memory it takes.
 
 Jobs differ in text, seed, sampler, schedule, steps and cfg where they are several; one alone is plain.
 """
@@ -19,6 +19,9 @@ ALONE = 3
 
 TARGETS = {(8, 64): ">= 3", (8, 128): ">= 2"}
 """Of sd15 over ComfyUI, by jobs at once and side in pixels."""
+
+
+MEMORY = (("peak memory of the largest process", "<= 1"), ("memory of all processes at the end", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ LOADS = (
 def measure(contenders: Sequence[Contender], checkpoint: str, rounds: int) -> tuple[list[Series], list[Ratio]]:
     """Start every contender in turn, rounds times, and measure each once it is warm. The first contender is ours."""
     seconds: dict[tuple[Load, str], list[float]] = {}
+    memory: dict[str, list[tuple[float, float]]] = {contender.kind: [] for contender in contenders}
     for _ in range(rounds):
         for contender in contenders:
             with running(contender) as server:
@@ -53,12 +57,21 @@ def measure(contenders: Sequence[Contender], checkpoint: str, rounds: int) -> tu
                     if load.beside or contender is contenders[0]:
                         taken = seconds.setdefault((load, contender.kind), [])
                         taken.append(_time(server, checkpoint, load, min(taken, default=0.0)))
+                memory[contender.kind].append(server.memory_mb())
     series = {
         (load, kind): Series(NAME, f"{checkpoint}, {load.side} px, {load.at_once} at once", kind, "images/s", per_s)
         for (load, kind), taken in seconds.items()
         for per_s in [[load.at_once / s for s in taken]]
     }
-    return list(series.values()), list(_ratios(series, checkpoint, contenders[0].kind))
+    ours = contenders[0].kind
+    measured, ratios = list(series.values()), list(_ratios(series, checkpoint, ours))
+    for i, (what, target) in enumerate(MEMORY):
+        taken = {kind: [figures[i] for figures in all_of] for kind, all_of in memory.items()}
+        found = {kind: Series(NAME, f"{checkpoint}, {what}", kind, "MB", mb) for kind, mb in taken.items()}
+        measured += found.values()
+        if "ComfyUI" in found:
+            ratios.append(ratio(NAME, f"{checkpoint}: {what}, over ComfyUI", found[ours], found["ComfyUI"], target))
+    return measured, ratios
 
 
 def _time(server: Server, checkpoint: str, load: Load, expected_s: float) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 import yaml
 
@@ -82,6 +83,12 @@ class Server:
             time.sleep(0.05)
         self.started_s = time.perf_counter() - began
 
+    def memory_mb(self) -> tuple[float, float]:
+        """Return the peak of the process that took most, and what all processes take now, what they share once."""
+        root = psutil.Process(self._process.pid)
+        processes = [root, *root.children(recursive=True)]
+        return max(map(_peak_mb, processes)), sum(p.memory_full_info().pss for p in processes) / 2**20
+
     def stop(self) -> float:
         """Stop it and return how many seconds that took."""
         self.client.close()
@@ -104,6 +111,11 @@ def running(contender: Contender) -> Iterator[Server]:
             yield server
         finally:
             server.stop()
+
+
+def _peak_mb(process: psutil.Process) -> float:
+    status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
 
 
 def _environment() -> dict[str, str]:

@@ -13,6 +13,9 @@ from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.replica import Replica
 from serve_app.deployments.scaling import Backlog
 
+ENVIRONMENT = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""Of every pool's replicas. torch then asks for large memory in large pages, which halves the time to load on a CPU."""
+
 HEALTH_CHECK_S = 1.0
 """A dead replica is replaced within about this time."""
 
@@ -67,6 +70,7 @@ def _pool(pool: PoolConfig) -> Any:
             "num_gpus": pool.num_gpus,
             "resources": dict(pool.resources),
             "label_selector": dict(pool.hosts),
+            "runtime_env": {"env_vars": dict(ENVIRONMENT)},
         },
         health_check_period_s=HEALTH_CHECK_S,
         graceful_shutdown_wait_loop_s=0.1,

@@ -104,15 +104,13 @@ class Checkpoint:
     def load(
         self,
         part: Part,
-        device: torch.device,
-        dtype: torch.dtype,
         beside: Sequence[Checkpoint] = (),
         rounded: EightBit | None = None,
     ) -> tuple[Architecture, nn.Module]:
-        """Return the part's architecture and its network on the device. Errors: ModelFileError as `architecture`.
+        """Return the part's architecture and its network, the file's tensors in it.
 
-        rounded: the eight-bit format whose numbers the weights are rounded to. Without it, where device and dtype are
-        the file's own, the weights stay mapped and are shared with every process that maps the same file.
+        They stay mapped, on the CPU and in the file's number format; `packing.settle` brings them to another. rounded:
+        the eight-bit format whose numbers they are rounded to. Errors: ModelFileError as `architecture`.
         """
         files = (self, *beside)
         found = self._section(part, beside)
@@ -134,7 +132,7 @@ class Checkpoint:
                 )
             if rounded is not None:
                 tensor = tensor.to(getattr(torch, rounded))
-            state[ours] = tensor.reshape(shape).to(device, dtype)
+            state[ours] = tensor.reshape(shape)
         if missing := sorted(set(wanted) - set(state)):
             raise ModelFileError(
                 f"{self.where} lacks {len(missing)} tensors of its {_NAMES[part]}, '{missing[0]}' first"

@@ -130,8 +130,8 @@ class ControlFile:
         if not self.needs_base and not self.has_differences:
             return None
         if self._base:
-            architecture, backbone = self._base[0].load("backbone", device, dtype, self._base[1:])
-            return cast(UNetArchitecture, architecture), backbone
+            architecture, backbone = self._base[0].load("backbone", self._base[1:])
+            return cast(UNetArchitecture, architecture), backbone.to(device, dtype)
         if self.needs_base:
             raise self._tensors.unsupported("is a control-LoRA, which needs the backbone whose weights it changes")
         _log.warning("%s holds differences from a backbone's weights and is used without one", self._where)

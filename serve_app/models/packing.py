@@ -8,7 +8,7 @@ widest instructions it does not use.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -69,23 +69,31 @@ class PackedLinear(nn.Module):
         return layer.eval()
 
 
-def pack(network: nn.Module) -> None:
-    """Pack the layers of a network in place, if it is float32 on a CPU that has oneDNN; else change nothing."""
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            # One by one: the plain weight is let go before the next is packed.
-            if (layer := packed(child)) is not child:
-                setattr(module, name, layer)
+def settle(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Bring a network's tensors to a device and a number format, in place, packed if that is float32 on a CPU."""
+    if device.type == "cpu" and dtype == torch.float32:
+        _pack(network)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(device, dtype)
+
+
+def _pack(network: nn.Module) -> None:
+    children = ((parent, *child) for parent in network.modules() for child in parent.named_children())
+    found = [(parent, name, layer) for parent, name, layer in children if _packs(layer)]
+    # Each layer is widened into the same memory: touching new memory takes longer than converting and packing.
+    wide = torch.empty(max((layer.weight.numel() for *_, layer in found), default=0))
+    for parent, name, layer in found:
+        if layer.weight.dtype != torch.float32:
+            weight = wide[: layer.weight.numel()].view(layer.weight.shape).copy_(layer.weight)
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+        setattr(parent, name, packed(layer))
 
 
 def packed(layer: nn.Module) -> nn.Module:
     """Return the layer packed, or itself if that cannot be done or brings nothing."""
-    onednn: Any = torch.backends.mkldnn
-    if not onednn.is_available():
+    if not _packs(layer) or layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
         return layer
-    if isinstance(layer, nn.Conv2d) and _packs(layer):
-        return PackedConvolution(layer)
-    return PackedLinear(layer) if isinstance(layer, nn.Linear) and _full(layer.weight) else layer
+    return PackedConvolution(layer) if isinstance(layer, nn.Conv2d) else PackedLinear(layer)
 
 
 def plain(layer: nn.Module) -> nn.Module:
@@ -93,10 +101,10 @@ def plain(layer: nn.Module) -> nn.Module:
     return layer.plain() if isinstance(layer, PackedConvolution | PackedLinear) else layer
 
 
-def _packs(convolution: nn.Conv2d) -> bool:
-    zeros = convolution.padding_mode == "zeros" and isinstance(convolution.padding, tuple)
-    return zeros and _full(convolution.weight)
-
-
-def _full(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
+def _packs(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
+    """Whether the layer can be packed once its weight is float32 on the CPU."""
+    onednn: Any = torch.backends.mkldnn
+    if isinstance(layer, nn.Conv2d):
+        zeros = layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
+        return zeros and bool(onednn.is_available())
+    return isinstance(layer, nn.Linear) and bool(onednn.is_available())

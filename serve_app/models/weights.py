@@ -38,7 +38,7 @@ from serve_app.models.families import (
 from serve_app.models.lora import Adapter
 from serve_app.models.lora_layouts import names_of, read
 from serve_app.models.networks import network
-from serve_app.models.packing import pack
+from serve_app.models.packing import settle
 from serve_app.models.steering import ControlNet
 from serve_app.models.t2i_adapter import AdapterArchitecture, AdapterNetwork
 from serve_app.models.text_encoder import Clip, DualTextEncoder, TextEncoder
@@ -318,19 +318,19 @@ class Weights:
         file, beside = files
         training: Training = Discrete()
         architecture: Architecture | UpscalerArchitecture | AdapterArchitecture
+        dtype = self._dtypes[recipe.part]
         if isinstance(file, Checkpoint):
-            dtype = self._dtypes[recipe.part]
-            architecture, network = file.load(recipe.part, self.device, dtype, beside, _rounded(recipe))
+            architecture, network = file.load(recipe.part, beside, _rounded(recipe))
             if recipe.part == "backbone":
                 training = file.training()
-            pack(network)
+            settle(network, self.device, dtype)
         elif isinstance(file, ControlFile):
-            network = file.load(self.device, self._dtypes[recipe.part])
+            network = file.load(self.device, dtype)
             architecture = network.architecture
-            pack(network)
+            settle(network, self.device, dtype)
         else:
             # Some upscalers work out a convolution's weight as they run, which a packed one has not got.
-            architecture, network = file.load(recipe.part, self.device, self._dtypes[recipe.part])
+            architecture, network = file.load(recipe.part, self.device, dtype)
         name = f"{recipe.part} {recipe.folder}/{' + '.join((recipe.name, *recipe.beside))}"
         held = _Held(name, nbytes, architecture, network, training)
         _log.info("loaded %s: mb=%d held_mb=%d", held.name, nbytes >> 20, (self._held_bytes() + nbytes) >> 20)

@@ -45,7 +45,8 @@ class Bench:
     def backbone(self, family):
         if family not in self._backbones:
             path = control_files.write(self._folder, f"unet_{family}")
-            self._backbones[family] = Checkpoint(path).load("backbone", CPU, FP32)
+            architecture, network = Checkpoint(path).load("backbone")
+            self._backbones[family] = architecture, network.float()
         return self._backbones[family]
 
     def net(self, name, family, stem=None):

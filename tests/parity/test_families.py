@@ -12,7 +12,6 @@ from tests.parity import families
 from tests.parity.figures import Figures
 
 TOLERANCE = 1e-5
-CPU = torch.device("cpu")
 FIGURES = Figures("families")
 TEXTS = ["a red fox", "a (red:1.4) fox, (sleeping:0.7)", "", "cat " * 80 + "(dog:1.3)"]
 ROWS = [0, 1, 2, 3, 4, 5, 7, 20, 76]
@@ -44,7 +43,7 @@ def checkpoint(folder, name):
 
 @pytest.mark.parametrize("name", families.UNETS)
 def test_a_familys_backbone_answers_as_comfyuis(folder, name):
-    architecture, network = checkpoint(folder, name).load("backbone", CPU, torch.float32)
+    architecture, network = checkpoint(folder, name).load("backbone")
     assert architecture == families.UNETS[name]
     x, timesteps, context, vector = families.unet_inputs(name)
     with torch.inference_mode():
@@ -53,7 +52,7 @@ def test_a_familys_backbone_answers_as_comfyuis(folder, name):
 
 
 def encoder(folder, name):
-    return checkpoint(folder, name).load("clip", CPU, torch.float32)
+    return checkpoint(folder, name).load("clip")
 
 
 def shown(cond):

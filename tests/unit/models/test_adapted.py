@@ -11,7 +11,7 @@ from torch import nn
 from serve_app.models.adapted import adapted
 from serve_app.models.adapters import MERGED_AT_ONCE, Adapters, with_merged
 from serve_app.models.lora import Difference, Hadamard, LowRank, Replacement, merged
-from serve_app.models.packing import PackedLinear, pack
+from serve_app.models.packing import PackedLinear, settle
 
 
 class Block(nn.Module):
@@ -105,7 +105,7 @@ def test_rows_of_many_sets_in_one_forward_answer_as_each_alone_with_merged_weigh
     dtype = torch.float16 if form == "half" else torch.float32
     shared, plain = network(dtype), network()
     if form == "packed":
-        pack(shared)
+        settle(shared, torch.device("cpu"), torch.float32)
     sets = {name: Adapters(name, shared, stack) for name, stack in STACKS.items()}
     x = inputs(sum(rows for rows, _ in PIECES), dtype)
     with adapted([(rows, sets.get(name)) for rows, name in PIECES]):
@@ -149,7 +149,7 @@ def test_after_a_forward_the_network_is_as_it_was():
 def test_a_set_that_is_long_alone_is_merged_answers_the_same_and_is_unmerged_among_others(packs):
     shared = network()
     if packs:
-        pack(shared)
+        settle(shared, torch.device("cpu"), torch.float32)
     style, stack = Adapters("style", shared, STACKS["style"]), Adapters("stack", shared, STACKS["stack"])
     x = inputs(2)
     unmerged_bytes = style.nbytes
@@ -233,7 +233,7 @@ def test_a_pair_that_does_not_fit_is_left_out():
 def test_a_merged_copy_shares_what_the_set_leaves_alone(packs):
     base = network()
     if packs:
-        pack(base)
+        settle(base, torch.device("cpu"), torch.float32)
     changed = with_merged(base, Adapters("style", base, STACKS["style"]))
     x = inputs(2)
     expected = merged_network(network(), STACKS["style"])(x)

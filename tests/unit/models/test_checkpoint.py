@@ -9,6 +9,7 @@ from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import VaeArchitecture
 from serve_app.models.layout import table, translate
+from serve_app.models.packing import settle
 from tests.unit.models.sample import SAMPLE, random_tensors, write_sample_checkpoint
 
 CPU = torch.device("cpu")
@@ -33,11 +34,11 @@ def same(one, other):
 
 @pytest.mark.parametrize("part", PREFIXES)
 def test_every_number_of_a_part_arrives_where_the_layout_says(sample, part):
-    architecture, module = Checkpoint(sample).load(part, CPU, torch.float32)
+    architecture, module = Checkpoint(sample).load(part)
     assert architecture in SAMPLE
     stored = {k.removeprefix("transformer.text_model."): t for k, t in strip(load_file(sample), PREFIXES[part]).items()}
     placed = {translate(name, table(architecture)): tensor for name, tensor in stored.items()}
-    loaded = weights_of(module)
+    loaded = weights_of(module.float())
     assert placed.keys() == loaded.keys()
     assert all(torch.equal(loaded[name], placed[name].float().reshape(loaded[name].shape)) for name in placed)
 
@@ -58,7 +59,8 @@ def test_the_sample_checkpoint_is_the_same_every_time_and_small(sample, tmp_path
 def test_a_file_of_any_float_format_is_loaded_in_any_other(tmp_path, stored, wanted):
     path = tmp_path / "vae.safetensors"
     save_file(random_tensors(VAE, stored), path)
-    _, module = Checkpoint(path).load("vae", CPU, wanted)
+    _, module = Checkpoint(path).load("vae")
+    settle(module, CPU, wanted)
     bias = load_file(path)["first_stage_model.decoder.conv_in.bias"]
     assert torch.equal(module.decoder.conv_in.bias, bias.to(wanted))
     assert {parameter.dtype for parameter in module.parameters()} == {wanted}
@@ -88,8 +90,8 @@ def test_a_vae_file_of_its_own_is_read_in_each_of_its_layouts(tmp_path, layout):
     tensors = random_tensors(VAE)
     save_file(tensors, tmp_path / "whole.safetensors")
     save_file({name: t.contiguous() for name, t in layout(tensors).items()}, tmp_path / "vae.safetensors")
-    _, expected = Checkpoint(tmp_path / "whole.safetensors").load("vae", CPU, torch.float32)
-    architecture, module = Checkpoint(tmp_path / "vae.safetensors").load("vae", CPU, torch.float32)
+    _, expected = Checkpoint(tmp_path / "whole.safetensors").load("vae")
+    architecture, module = Checkpoint(tmp_path / "vae.safetensors").load("vae")
     assert architecture == VAE
     assert same(weights_of(module), weights_of(expected))
 
@@ -97,8 +99,8 @@ def test_a_vae_file_of_its_own_is_read_in_each_of_its_layouts(tmp_path, layout):
 def test_a_text_encoder_without_the_text_model_prefix_is_read(sample, tmp_path):
     clip = strip(load_file(sample), "cond_stage_model.transformer.text_model.")
     save_file({f"cond_stage_model.transformer.{k}": t for k, t in clip.items()}, tmp_path / "old.safetensors")
-    _, expected = Checkpoint(sample).load("clip", CPU, torch.float32)
-    _, module = Checkpoint(tmp_path / "old.safetensors").load("clip", CPU, torch.float32)
+    _, expected = Checkpoint(sample).load("clip")
+    _, module = Checkpoint(tmp_path / "old.safetensors").load("clip")
     assert same(weights_of(module), weights_of(expected))
 
 
@@ -106,7 +108,7 @@ def test_a_text_encoder_without_the_text_model_prefix_is_read(sample, tmp_path):
 def test_weights_in_the_files_own_format_stay_mapped(tmp_path):
     path = tmp_path / "vae.safetensors"
     save_file(random_tensors(VAE, torch.float32), path)
-    _, module = Checkpoint(path).load("vae", CPU, torch.float32)
+    _, module = Checkpoint(path).load("vae")
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
     mapped = [[int(end, 16) for end in line[0].split("-")] for line in lines]
     assert all(any(low <= p.data_ptr() < high for low, high in mapped) for p in module.parameters())
@@ -138,7 +140,7 @@ def test_a_part_the_file_lacks_is_named(tmp_path):
     path = tmp_path / "vae.safetensors"
     save_file(random_tensors(VAE), path)
     with pytest.raises(ModelFileError, match=r"'vae\.safetensors' holds no text encoder of a known layout"):
-        Checkpoint(path).load("clip", CPU, torch.float32)
+        Checkpoint(path).load("clip")
 
 
 def test_a_part_with_tensors_missing_names_the_first(tmp_path):
@@ -146,18 +148,18 @@ def test_a_part_with_tensors_missing_names_the_first(tmp_path):
     del tensors["first_stage_model.decoder.norm_out.bias"]
     save_file(tensors, tmp_path / "vae.safetensors")
     with pytest.raises(ModelFileError, match=r"lacks 1 tensors of its VAE, 'decoder\.conv_norm_out\.bias' first"):
-        Checkpoint(tmp_path / "vae.safetensors").load("vae", CPU, torch.float32)
+        Checkpoint(tmp_path / "vae.safetensors").load("vae")
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(tmp_path):
     tensors = random_tensors(VAE) | {"first_stage_model.decoder.norm_out.bias": torch.zeros(33)}
     save_file(tensors, tmp_path / "vae.safetensors")
     with pytest.raises(ModelFileError, match=r"decoder\.norm_out\.bias' of shape \(33,\), expected \(32,\)"):
-        Checkpoint(tmp_path / "vae.safetensors").load("vae", CPU, torch.float32)
+        Checkpoint(tmp_path / "vae.safetensors").load("vae")
 
 
 def test_a_quantized_tensor_is_refused_with_its_format(tmp_path):
     tensors = random_tensors(VAE) | {"first_stage_model.decoder.norm_out.bias": torch.zeros(32, dtype=torch.int8)}
     save_file(tensors, tmp_path / "vae.safetensors")
     with pytest.raises(ModelFileError, match=r"norm_out\.bias' is I8; supported are F16, BF16, F32"):
-        Checkpoint(tmp_path / "vae.safetensors").load("vae", CPU, torch.float32)
+        Checkpoint(tmp_path / "vae.safetensors").load("vae")

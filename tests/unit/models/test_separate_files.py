@@ -9,6 +9,7 @@ from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.embeddings import Embeddings
 from serve_app.models.families import UNetArchitecture
 from serve_app.models.layout import table, translate
+from serve_app.models.packing import settle
 from serve_app.models.weights import Weights
 from serve_app.sampling.rows import Canvas
 from serve_app.store.catalog import Catalog
@@ -66,7 +67,7 @@ def weights(root):
 
 
 def loaded(root, name):
-    return Checkpoint(root / f"{name}.safetensors").load("backbone", CPU, torch.float32)
+    return Checkpoint(root / f"{name}.safetensors").load("backbone")
 
 
 @pytest.mark.parametrize(
@@ -168,14 +169,15 @@ def test_sdxl_says_in_extra_tensors_what_it_predicts(tmp_path, marks, training):
 def test_a_file_in_eight_bits_is_read_as_the_numbers_it_holds(tmp_path):
     eight = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in families.unet("edit").items()}
     save_file(eight, tmp_path / "fp8.safetensors")
-    _, network = Checkpoint(tmp_path / "fp8.safetensors").load("backbone", CPU, torch.float32)
+    _, network = Checkpoint(tmp_path / "fp8.safetensors").load("backbone")
+    settle(network, CPU, torch.float32)
     assert torch.equal(network.conv_in.bias, eight[f"{PREFIX}input_blocks.0.0.bias"].float())
 
 
 def test_weights_with_scales_of_their_own_are_refused(tmp_path):
     save_file(families.unet("edit") | {"scaled_fp8": torch.zeros(0)}, tmp_path / "scaled.safetensors")
     with pytest.raises(ModelFileError, match=r"'scaled\.safetensors' has weights with scales of their own"):
-        Checkpoint(tmp_path / "scaled.safetensors").load("backbone", CPU, torch.float32)
+        Checkpoint(tmp_path / "scaled.safetensors").load("backbone")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_a_family_that_is_not_supported_is_named(tmp_path, name, family):
     save_file({f"{PREFIX}{name}": torch.zeros(1)}, tmp_path / "other.safetensors")
     found = rf"holds no diffusion network of a known layout \(it looks like {family}\); supported are Stable Diffusion"
     with pytest.raises(ModelFileError, match=found):
-        Checkpoint(tmp_path / "other.safetensors").load("backbone", CPU, torch.float32)
+        Checkpoint(tmp_path / "other.safetensors").load("backbone")
 
 
 def test_text_of_another_familys_encoder_is_refused_with_both_widths(weights):

@@ -8,6 +8,7 @@ from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.embeddings import Embeddings
 from serve_app.models.families import TextArchitecture
+from serve_app.models.packing import settle
 from serve_app.models.text_encoder import Clip, TextEncoder
 from serve_app.models.tokenizer import token_ids
 from serve_app.store.catalog import Catalog
@@ -27,7 +28,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(checkpoint):
     with torch.inference_mode():
-        yield TextEncoder(*Checkpoint(checkpoint).load("clip", CPU, torch.float32), lambda name, width, kind: None)
+        yield TextEncoder(*Checkpoint(checkpoint).load("clip"), lambda name, width, kind: None)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,9 @@ def test_a_text_of_two_chunks_is_two_encodings_in_a_row_with_the_first_ones_pool
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_precision_encoder_gives_float32_close_to_the_full_one(checkpoint, encoder, dtype):
-    half = TextEncoder(*Checkpoint(checkpoint).load("clip", CPU, dtype), lambda name, width, kind: None)
+    architecture, network = Checkpoint(checkpoint).load("clip")
+    settle(network, CPU, dtype)
+    half = TextEncoder(architecture, network, lambda name, width, kind: None)
     cond, pooled = only(half.encode(["a (red:1.2) fox"]))
     expected, expected_pooled = only(encoder.encode(["a (red:1.2) fox"]))
     assert cond.dtype == pooled.dtype == torch.float32
@@ -160,7 +163,7 @@ def test_an_embedding_equal_to_a_tokens_own_row_encodes_as_that_token(checkpoint
     table = load_file(checkpoint)["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"]
     (red,) = token_ids("red")
     with_vectors = TextEncoder(
-        *Checkpoint(checkpoint).load("clip", CPU, torch.float32),
+        *Checkpoint(checkpoint).load("clip"),
         lambda name, width, kind: table[red][None] if (name, width, kind) == ("red", 64, "l") else None,
     )
     torch.testing.assert_close(

@@ -15,7 +15,7 @@ ARCHITECTURE = VaeArchitecture((32, 32, 32, 64), 1, 4, 3, True)
 def vae(tmp_path_factory):
     path = tmp_path_factory.mktemp("vae") / "vae.safetensors"
     save_file(random_tensors(ARCHITECTURE, torch.float32), path)
-    return Vae(*Checkpoint(path).load("vae", torch.device("cpu"), torch.float32))
+    return Vae(*Checkpoint(path).load("vae"))
 
 
 def noise(*shape, seed=0):
