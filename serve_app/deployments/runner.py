@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -133,8 +134,8 @@ class Runner:
         self._checking: set[asyncio.Task[None]] = set()
         self._signatures: dict[TaskId, frozenset[str]] = {}
         self._wanted: dict[str, asyncio.Future[Any]] = {}
-        self._outbox: list[Report] = []
-        self._progress: dict[tuple[TaskId, str, type], NodeProgressed | NodePreviewed] = {}
+        self._outbox: dict[Hashable, Report] = {}
+        self._numbers = itertools.count()
         self._wishes: list[Free] = []
         self._something_to_say = asyncio.Event()
         self._resident: tuple[str, ...] = ()
@@ -179,7 +180,6 @@ class Runner:
         await asyncio.gather(*running, return_exceptions=True)
         self._wanted.clear()
         self._outbox.clear()
-        self._progress.clear()
 
     # Messages ---------------------------------------------------------------------------------------------------------
 
@@ -306,23 +306,20 @@ class Runner:
     # Reports ----------------------------------------------------------------------------------------------------------
 
     def say(self, report: Report) -> None:
+        key: Hashable = next(self._numbers)
         if isinstance(report, NodeProgressed | NodePreviewed):
-            self._progress[report.task_id, report.node_id, type(report)] = report
-        else:
-            if isinstance(report, NodeFinished):
-                for kind in (NodeProgressed, NodePreviewed):
-                    self._progress.pop((report.task_id, report.node_id, kind), None)
-            self._outbox.append(report)
+            # A newer one takes the place of that which waits: after the node's start and before its end.
+            key = report.task_id, report.node_id, type(report)
+        self._outbox[key] = report
         self._something_to_say.set()
 
     async def _send_reports(self) -> None:
         while True:
             await self._something_to_say.wait()
-            if not self._outbox:
+            if all(isinstance(report, NodeProgressed | NodePreviewed) for report in self._outbox.values()):
                 await asyncio.sleep(PROGRESS_S)
             self._something_to_say.clear()
-            reports = [*self._progress.values(), *self._outbox]
-            self._outbox, self._progress = [], {}
+            reports, self._outbox = list(self._outbox.values()), {}
             await self._desk.report(self._info.replica_id, self._epoch, reports, None)
 
     async def _watch_host(self) -> None:

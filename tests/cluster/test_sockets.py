@@ -1,19 +1,21 @@
-"""A client's socket on a real cluster with two ingress replicas, both of which are killed while its job runs."""
+"""Clients' sockets on a real cluster with two ingress replicas: previews, and both replicas killed during a job."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import struct
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from websockets.exceptions import WebSocketException
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from tests.cluster.server import PATIENCE_S, TITLES, Server, txt2img, wait_for
 
@@ -25,6 +27,7 @@ CONFIG = {
             "import_path": "serve_app.deployments.build:build",
             "args": {
                 "ingress": {"min_replicas": 2, "max_replicas": 2},
+                "preview_method": "latent2rgb",
                 "pools": [{"name": "gpu", "num_cpus": 1, "threads": 1}],
             },
         }
@@ -32,11 +35,12 @@ CONFIG = {
 }
 
 
-@pytest.fixture
-def server(tmp_path: Path):
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "local.yaml").write_text(yaml.safe_dump(CONFIG))
-    server = Server(tmp_path)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sockets")
+    (root / "configs").mkdir()
+    (root / "configs" / "local.yaml").write_text(yaml.safe_dump(CONFIG))
+    server = Server(root)
     try:
         server.wait_until_ready()
         yield server
@@ -58,6 +62,31 @@ def ingresses(server: Server) -> list[int]:
     return [process.pid for process in server.processes.found(TITLES["ingress"])]
 
 
+def ended(job_id: str) -> dict[str, Any]:
+    return {"type": "executing", "data": {"node": None, "prompt_id": job_id}}
+
+
+def test_a_client_that_asks_for_it_is_shown_what_its_sampler_has_come_to(server: Server):
+    with connect(f"ws://127.0.0.1:{server.port}/ws?clientId=looking") as socket:
+        socket.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
+        job_id = server.submit(txt2img(1, steps=25, side=128), client_id="looking")
+        frames = list(iter(lambda: heard(socket), ended(job_id)))
+    shown = [frame for frame in frames if isinstance(frame, bytes)]
+    assert shown
+    for frame in shown:
+        kind, length = struct.unpack(">II", frame[:8])
+        about = json.loads(frame[8 : 8 + length])
+        assert (kind, about["node_id"], about["prompt_id"], about["image_type"]) == (4, "3", job_id, "image/jpeg")
+        with Image.open(io.BytesIO(frame[8 + length :])) as picture:
+            picture.load()
+            assert picture.format == "JPEG"
+
+
+def heard(socket: ClientConnection) -> Any:
+    frame = socket.recv(timeout=60)
+    return frame if isinstance(frame, bytes) else json.loads(frame)
+
+
 def test_each_output_is_heard_once_though_every_ingress_replica_is_killed(server: Server):
     wait_for(lambda: len(ingresses(server)) == 2, "two ingress replicas")
     job_id, frames = str(uuid.uuid4()), []
@@ -65,21 +94,23 @@ def test_each_output_is_heard_once_though_every_ingress_replica_is_killed(server
     body = {"prompt": pictures(4), "client_id": "c", "prompt_id": job_id}
     assert server.http.post("/api/prompt", json=body).status_code == 200
     deadline = time.monotonic() + PATIENCE_S
-    end = {"type": "executing", "data": {"node": None, "prompt_id": job_id}}
+    end = ended(job_id)
     while end not in frames and time.monotonic() < deadline:
         try:
             with connect(f"ws://127.0.0.1:{server.port}/ws?clientId=c", open_timeout=5) as socket:
                 while end not in frames:
-                    frames.append(json.loads(socket.recv(timeout=60)))
-                    if doomed and frames[-1]["type"] == "progress":
+                    if isinstance(frame := heard(socket), bytes):
+                        continue
+                    frames.append(frame)
+                    if doomed and frame["type"] == "progress":
                         os.kill(doomed.pop(), signal.SIGKILL)
         except (WebSocketException, OSError):
             time.sleep(0.2)
-    heard = [frame for frame in frames if frame["data"].get("prompt_id") == job_id]
-    executed = [frame["data"]["node"] for frame in heard if frame["type"] == "executed"]
+    told = [frame for frame in frames if frame["data"].get("prompt_id") == job_id]
+    executed = [frame["data"]["node"] for frame in told if frame["type"] == "executed"]
     assert sorted(executed) == [f"{i}.6" for i in range(4)]
     assert doomed == []
-    kinds = [frame["type"] for frame in heard]
+    kinds = [frame["type"] for frame in told]
     assert kinds.count("execution_start") == kinds.count("execution_success") == 1
     assert kinds[-1] == "executing"
     history = server.get(f"/api/history/{job_id}")[job_id]

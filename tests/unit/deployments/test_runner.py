@@ -92,8 +92,11 @@ async def test_events_tell_the_whole_story_in_order(root):
         assert kinds[:3] == ["queued", "started", "cached"]
         assert kinds[-2:] == ["executed", "success"]
         assert {e.data["node"] for e in events if e.kind == "executing"} == {"1", "2", "3", "4", "5", "6"}
-        steps = [e.data["value"] for e in events if e.kind == "progress" and e.data["node"] == "3"]
-        assert steps == sorted(steps)
+        steps = [e.data for e in events if e.kind == "progress" and e.data["node"] == "3"]
+        assert [step["value"] for step in steps] == sorted(step["value"] for step in steps)
+        assert steps[-1]["value"] == steps[-1]["max"]
+        started = next(e.seq for e in events if e.kind == "executing" and e.data["node"] == "3")
+        assert started < min(e.seq for e in events if e.kind == "progress")
         assert [e.seq for e in events] == sorted({e.seq for e in events})
 
 
