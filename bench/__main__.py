@@ -8,11 +8,20 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import images, loading, noop, overhead, report, sharing, startup
+from bench import events, images, listing, loading, noop, overhead, report, sharing, startup
 from bench.series import Ratio, Series
 from bench.servers import Contender
 
-BENCHMARKS = (images.NAME, sharing.NAME, loading.NAME, overhead.NAME, noop.NAME, startup.NAME)
+BENCHMARKS = (
+    images.NAME,
+    sharing.NAME,
+    loading.NAME,
+    overhead.NAME,
+    noop.NAME,
+    events.NAME,
+    listing.NAME,
+    startup.NAME,
+)
 CHECKPOINTS = ("mini15", "sd15")
 
 
@@ -53,6 +62,10 @@ def main() -> int:
             keep(overhead.measure(ours, checkpoint, rounds))
     if noop.NAME in arguments.benchmarks:
         keep(noop.measure([ours, *beside], rounds))
+    if events.NAME in arguments.benchmarks:
+        keep(events.measure([ours, *beside], rounds))
+    if listing.NAME in arguments.benchmarks:
+        keep(listing.measure([ours, *beside], rounds))
     if startup.NAME in arguments.benchmarks:
         keep(startup.measure([ours, *beside], rounds))
     return 1 if any(r.met is False for r in ratios) else 0

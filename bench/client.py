@@ -31,9 +31,9 @@ class Client:
             self.close()
             return False
 
-    def post(self, prompt: Mapping[str, Any]) -> str:
-        """Queue a job and return its id. Errors: RuntimeError with the server's words."""
-        status, answer = self._ask("POST", "/prompt", {"prompt": prompt})
+    def post(self, prompt: Mapping[str, Any], client_id: str = "") -> str:
+        """Queue a job and return its id. client_id: who is told of it. Errors: RuntimeError with the server's words."""
+        status, answer = self._ask("POST", "/prompt", {"prompt": prompt, "client_id": client_id})
         if status != 200:
             raise RuntimeError(f"POST /prompt was answered {status}: {answer}")
         return str(answer["prompt_id"])
@@ -54,6 +54,14 @@ class Client:
                 raise RuntimeError(f"job {job_id} failed: {entry['status']}")
             time.sleep(max(PAUSE_S, elapsed_s / 50))
         raise TimeoutError(f"job {job_id} has not ended after {GIVE_UP_S:g} s")
+
+    def get_s(self, path: str) -> float:
+        """Return the seconds that the whole answer to a GET takes. Errors: RuntimeError if it is not 200."""
+        began = time.perf_counter()
+        status, answer = self._ask("GET", path, None)
+        if status != 200:
+            raise RuntimeError(f"GET {path} was answered {status}: {answer}")
+        return time.perf_counter() - began
 
     def run(self, prompts: Sequence[Mapping[str, Any]], expected_s: float = 0.0) -> float:
         """Queue all, wait for all, and return the seconds from the first POST until the last is in the history.

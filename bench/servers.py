@@ -27,23 +27,28 @@ STOP_S = 60.0
 
 @dataclass(frozen=True)
 class Contender:
-    """A server that can be started. kind: "serve-app", "serve-app unbatched" or "ComfyUI"."""
+    """A server that can be started. kind: "serve-app", "serve-app unbatched" or "ComfyUI". packs: a folder of them."""
 
     kind: str
     models: Path
     comfyui: Path | None = None
     python: Path = Path(sys.executable)
+    packs: Path | None = None
 
     def command(self, directory: Path, port: int) -> list[str]:
         """Return what starts it, with everything it writes under the directory."""
         if self.comfyui is None:
             config = directory / "config.yaml"
             config.write_text(yaml.safe_dump(self._config(directory)))
-            return [str(self.python), "-m", "serve_app.cli", "up", "--port", str(port), "--config", str(config)]
+            command = [str(self.python), "-m", "serve_app.cli", "up", "--port", str(port), "--config", str(config)]
+            return command if self.packs is None else [*command, "--custom-nodes-dir", str(self.packs)]
         paths = directory / "models.yaml"
-        paths.write_text(yaml.safe_dump({"bench": {"base_path": str(self.models), "checkpoints": "checkpoints"}}))
+        folders = {"base_path": str(self.models), "checkpoints": "checkpoints"}
+        paths.write_text(yaml.safe_dump({"bench": folders | ({"custom_nodes": str(self.packs)} if self.packs else {})}))
         command = [str(self.python), str(self.comfyui / "main.py"), "--listen", "127.0.0.1", "--port", str(port)]
         command += ["--extra-model-paths-config", str(paths), "--disable-all-custom-nodes"]
+        if self.packs is not None:
+            command += ["--whitelist-custom-nodes", *sorted(pack.name for pack in self.packs.iterdir())]
         for name in ("output", "temp", "user"):
             (directory / name).mkdir()
             command += [f"--{name}-directory", str(directory / name)]

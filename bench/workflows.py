@@ -55,5 +55,10 @@ def noop() -> dict[str, Any]:
     }
 
 
+def ticker(count: int, interval_s: float) -> dict[str, Any]:
+    """Return a workflow of the pack `ticker`, which sends its client so many messages."""
+    return {"1": _node("Ticker", count=count, interval_s=interval_s, seed=next(_fresh))}
+
+
 def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
