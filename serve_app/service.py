@@ -22,6 +22,7 @@ from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse, render
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, hooked, settled, validate
+from serve_app.nodes.routes import PackAnswer, PackCall, PackRoute
 from serve_app.nodes.unsupported import UNSUPPORTED
 from serve_app.scheduler.messages import (
     Attached,
@@ -82,7 +83,8 @@ class Service:
 
     choices: folder -> the file names a COMBO over that folder allows ("checkpoints", …, or "input" for uploads).
     catalog: the model files. user_data: what the web page keeps for its users. extensions: pages of packs.
-    fetch: returns what a replica has put away for clients, None if it is lost.
+    fetch: returns what a replica has put away for clients, None if it is lost. relay: (pool, call) -> what a replica of
+    the pool answers to a call of a node pack's route, or NotReadyError; None where there are no packs.
     """
 
     def __init__(
@@ -96,12 +98,14 @@ class Service:
         user_data: UserData | None = None,
         extensions: Extensions | None = None,
         fetch: Callable[[Any], Awaitable[Any]] | None = None,
+        relay: Callable[[str, PackCall], Awaitable[PackAnswer]] | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.store = store
         self.catalog = catalog or Catalog(Path("models"))
         self.extensions = extensions or Extensions(None)
         self.fetch = fetch or _as_it_is
+        self.relay = relay
         self.user_data = user_data or UserData(Path("user"))
         self._scheduler = scheduler
         self._choices = choices
@@ -205,6 +209,10 @@ class Service:
     async def specs(self) -> Mapping[str, NodeSpec]:
         """Return every node class some pool can run."""
         return await self._scheduler.specs()
+
+    async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
+        """Return the routes of node packs by pool; as `SchedulerClient.routes`."""
+        return await self._scheduler.routes()
 
     async def choices(self, folders: Iterable[str]) -> dict[str, list[str]]:
         """Return the file names in folders, as a COMBO over them allows."""

@@ -16,7 +16,7 @@ from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api import operator, problems
-from serve_app.api.comfy import failures, page, websocket
+from serve_app.api.comfy import failures, pack_routes, page, websocket
 from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
 from serve_app.service import Service
@@ -47,6 +47,7 @@ def create_app(
     page.install(app, page_dir)
     for router in (routes.router, document.router, operator.router, *native.UNPREFIXED, _beside(routes.router)):
         app.include_router(router)
+    pack_routes.install(app)
     app.add_middleware(Spoken, root_dialect=root_dialect, prefixed=prefixed)
     return app
 

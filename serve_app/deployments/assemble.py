@@ -13,6 +13,7 @@ from serve_app.deployments.host import host_stats
 from serve_app.deployments.runner import Runner, Transfer
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.graph.plan import takes_pack
 from serve_app.models.weights import Weights
 from serve_app.nodes.packs import Packs, load
 from serve_app.nodes.registry import BUILTIN, specs
@@ -32,9 +33,15 @@ def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: Replica
     catalog = open_catalog(config)
     packs = load(config.custom_nodes_dir, config.models_dir, config.directories) if config.custom_nodes_dir else Packs()
     known = {name: spec for name, spec in (packs.specs | specs()).items() if pool.runtime or not spec.runtime}
+    routes = tuple(
+        route
+        for module, routes in packs.routes.items()
+        if takes_pack(pool.pool, module, packs.specs.values())
+        for route in routes
+    )
     return Runner(
         desk,
-        ReplicaInfo(replica_id, pool.name, pool.tasks_per_replica),
+        ReplicaInfo(replica_id, pool.name, pool.tasks_per_replica, routes),
         classes=packs.classes | dict(BUILTIN),
         specs=known,
         models=_models(catalog, config, pool, device) if pool.runtime else None,

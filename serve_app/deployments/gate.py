@@ -3,7 +3,8 @@
 Serve's proxy answers 404 for routes it does not know yet, lets requests wait for replicas that are still starting,
 words its own errors as plain text, and answers nothing when a replica dies with a request in hand. This ASGI middleware
 turns these into the contract's 503. The proxy loads it by the environment's RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
-The application itself never answers an error in plain text, which is how the two are told apart.
+They are told apart from the application's by their headers: the proxy's errors in plain text say no length, which the
+application always says.
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ class _Screen:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            kind = dict(message.get("headers", ())).get(b"content-type", b"")
-            self.screened = message["status"] >= 400 and kind.startswith(b"text/plain")
+            headers = dict(message.get("headers", ()))
+            plain = headers.get(b"content-type", b"").startswith(b"text/plain") and b"content-length" not in headers
+            self.screened = message["status"] >= 400 and plain
             self.answered.set()
             if self.screened:
                 await _unavailable(self._send, "the application is not there to answer")

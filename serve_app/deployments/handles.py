@@ -19,6 +19,7 @@ from serve_app.events import Event
 from serve_app.graph.graph import Graph
 from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.messages import (
     Accepted,
     Attached,
@@ -53,6 +54,8 @@ class SchedulerHandle:
         self._actor: Any = None
         self._specs: Mapping[str, NodeSpec] = {}
         self._specs_at_s = float("-inf")
+        self._routes: Mapping[str, tuple[PackRoute, ...]] = {}
+        self._routes_at_s = float("-inf")
 
     async def submit(self, submission: Submission) -> Accepted:
         return await self._call("submit", submission)  # type: ignore[no-any-return]
@@ -92,6 +95,12 @@ class SchedulerHandle:
         if time.monotonic() - self._specs_at_s > SPECS_S:
             self._specs, self._specs_at_s = await self._call("specs"), time.monotonic()
         return self._specs
+
+    async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
+        """Return the routes of node packs, likewise: every request for a path that is not there needs them."""
+        if time.monotonic() - self._routes_at_s > SPECS_S:
+            self._routes, self._routes_at_s = await self._call("routes"), time.monotonic()
+        return self._routes
 
     async def check(self, graph: Graph, outputs: Sequence[str]) -> Hooks:
         return await self._call("check", graph, tuple(outputs))  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ from serve_app.api.comfy import page
 from serve_app.config import AppConfig
 from serve_app.deployments.files import open_catalog, open_store
 from serve_app.deployments.handles import SchedulerHandle
+from serve_app.deployments.relay import Relay
 from serve_app.deployments.replica import ObjectStore
 from serve_app.deployments.scheduler import ensure
 from serve_app.service import Limits, Service
@@ -26,6 +27,7 @@ class Ingress:
     def __init__(self, config: AppConfig, *pools: Any) -> None:
         log.configure(config.logs)
         self._config = config
+        self._relay = Relay({pool.name: handle for pool, handle in zip(config.pools, pools, strict=True)})
         ensure(config)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -47,5 +49,6 @@ class Ingress:
             user_data=users,
             extensions=pages,
             fetch=ObjectStore().get,
+            relay=None if config.custom_nodes_dir is None else self._relay,
         )
         return create_app(service, config.ingress.root_dialect, page.installed())

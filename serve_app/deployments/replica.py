@@ -1,13 +1,13 @@
 """The model replica and CPU worker: one Serve deployment class, made into pools by configuration.
 
-A replica takes its work from the scheduler, not from Serve requests: Serve starts it, checks its health and scales it;
-the scheduler, which knows what each replica holds, says what it runs.
+A replica takes its tasks from the scheduler, not from Serve requests: Serve starts it, checks its health and scales it;
+the scheduler, which knows what each replica holds, says what it runs. Only calls of node packs' routes come by Serve.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
+from serve_app.nodes.routes import PackAnswer, PackCall
 
 
 class Replica:
@@ -27,11 +28,14 @@ class Replica:
     async def __init__(self, config: AppConfig, pool: PoolConfig) -> None:  # type: ignore[misc]
         # Here and not above, so that who only deploys this class needs no torch.
         from serve_app.deployments.assemble import assemble
+        from serve_app.nodes.compat.server import PromptServer
+        from serve_app.nodes.route_server import RouteServer
 
         log.configure(config.logs)
         desk = SchedulerHandle(me=ray.get_runtime_context().current_actor)
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._runner = assemble(config, pool, replica_id, desk, ObjectStore())
+        self._routes = RouteServer(PromptServer.instance.app, config.ingress.max_upload_bytes)
         self._life = asyncio.create_task(self._runner.run())
         self._showing = asyncio.create_task(metrics.show(partial(self._figures, pool.name, replica_id)))
 
@@ -39,6 +43,11 @@ class Replica:
         yield from metrics.node_figures(pool, replica_id, self._runner.times)
         if (models := self._runner.models) is not None:
             yield from metrics.model_figures(pool, replica_id, models.counters, models.loads)
+
+    async def answer(self, call: PackCall) -> AsyncIterator[PackAnswer | None]:
+        """Run the handler of a node pack's route. Yields None at once, which says who has the call, then the answer."""
+        yield None
+        yield await self._routes.answer(call)
 
     def check_health(self) -> None:
         """Fail Serve's health check once the replica's life has ended by an error."""
@@ -48,6 +57,7 @@ class Replica:
     async def __del__(self) -> None:
         if life := getattr(self, "_life", None):
             self._showing.cancel()
+            await self._routes.close()
             await self._runner.leave()
             life.cancel()
 

@@ -1,6 +1,7 @@
 """How many replicas a pool should have: enough for every task that waits or runs, as the scheduler counts them.
 
-Serve's own metric, requests in hand, says nothing here, because replicas take their work from the scheduler.
+Serve's own metric, requests in hand, says nothing of tasks, because replicas take these from the scheduler. It counts
+the calls of node packs' routes, for which one replica is enough.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Backlog:
             self._asking = asyncio.get_running_loop().create_task(self._ask())
         if self._tasks is None:
             return context.target_num_replicas, {}
-        wanted = math.ceil(self._tasks / self._tasks_per_replica)
+        wanted = max(math.ceil(self._tasks / self._tasks_per_replica), int(context.total_num_requests > 0))
         low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
         return max(low, min(high, wanted)), {}
 

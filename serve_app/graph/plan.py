@@ -6,7 +6,7 @@ with models; any other node goes with a neighbour where that saves a hop. Pure: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -155,6 +155,12 @@ def takes(pool: Pool, spec: NodeSpec) -> bool:
     """Whether the pool's replicas run this class; a pattern may also match the pack that it comes from."""
     names = (spec.class_type, spec.python_module)
     return (pool.runtime or not spec.runtime) and any(fnmatchcase(n, p) for n in names for p in pool.accepts)
+
+
+def takes_pack(pool: Pool, python_module: str, specs: Iterable[NodeSpec]) -> bool:
+    """Whether the pool answers for a pack of nodes: it accepts the pack by name, or takes a class of it."""
+    named = any(fnmatchcase(python_module, pattern) for pattern in pool.accepts)
+    return named or any(spec.python_module == python_module and takes(pool, spec) for spec in specs)
 
 
 def _candidates(node: Node, specs: Mapping[str, NodeSpec], pools: Sequence[Pool]) -> list[str]:

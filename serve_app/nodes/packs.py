@@ -23,8 +23,10 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.call import PACKS
 from serve_app.nodes.compat import install
 from serve_app.nodes.compat.node import adapted, is_v3
+from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.protocol import spec_of
 from serve_app.nodes.registry import BUILTIN
+from serve_app.nodes.routes import PackRoute
 from serve_app.store.store import Area
 
 _log = log.get("nodes.packs")
@@ -32,10 +34,13 @@ _log = log.get("nodes.packs")
 
 @dataclass(slots=True)
 class Packs:
-    """What was loaded: classes and their specs by the name workflows use, and why packs were left out, by pack."""
+    """What was loaded: classes and their specs by the name workflows use, HTTP routes by the `python_module` that a
+    pack's specs name, and why packs were left out, by pack.
+    """
 
     classes: dict[str, type] = field(default_factory=dict)
     specs: dict[str, NodeSpec] = field(default_factory=dict)
+    routes: dict[str, tuple[PackRoute, ...]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
 
@@ -49,6 +54,9 @@ def load(packs_dir: Path, models_dir: Path, areas: Mapping[Area, Path]) -> Packs
     for path in paths:
         if path.stem not in found.failures:
             _guarded(found, path, lambda path=path: _add(found, path))  # type: ignore[misc]
+        routes = PromptServer.instance.registered()
+        if routes and path.stem not in found.failures:
+            found.routes[_python_module(path)] = routes
     sys.modules["nodes"].NODE_CLASS_MAPPINGS.update(found.classes)
     _log.info("%d classes of node packs; %d packs left out", len(found.classes), len(found.failures))
     return found
@@ -77,7 +85,7 @@ def _run_prestartup(path: Path) -> None:
 
 def _add(found: Packs, path: Path) -> None:
     module = _import(path / "__init__.py" if path.is_dir() else path, _name(path))
-    python_module = f"{PACKS}{path.stem if path.is_file() else path.name}"
+    python_module = _python_module(path)
     for class_type, node_class, title in _classes(module):
         if class_type in BUILTIN:
             continue
@@ -135,6 +143,11 @@ def _finished(awaitable: Awaitable[Any]) -> Any:
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
+
+
+def _python_module(path: Path) -> str:
+    """Return what the pack is called by clients, and by the pools that accept it."""
+    return f"{PACKS}{path.stem if path.is_file() else path.name}"
 
 
 def _name(path: Path) -> str:

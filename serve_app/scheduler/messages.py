@@ -14,6 +14,7 @@ from serve_app.events import Event
 from serve_app.graph.graph import Graph, Node, Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.tally import Load
 from serve_app.store.changes import JobQuery
 
@@ -231,6 +232,10 @@ class SchedulerClient(Protocol):
         """Return every node class that some pool can run. Errors: NotReadyError before any replica has joined."""
         ...
 
+    async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
+        """Return the routes of node packs by the pool that answers for them, in the order that pools are asked."""
+        ...
+
     async def cluster(self) -> ClusterView: ...
 
 
@@ -239,11 +244,12 @@ class SchedulerClient(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaInfo:
-    """A replica as it joins. slots: tasks it runs at once."""
+    """A replica as it joins. slots: tasks it runs at once. routes: of the node packs that its pool answers for."""
 
     replica_id: str
     pool: str
     slots: int
+    routes: tuple[PackRoute, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

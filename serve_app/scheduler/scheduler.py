@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ from serve_app.graph.parse import parse
 from serve_app.graph.plan import Plan, Pool, TaskId, is_strict, plan
 from serve_app.graph.signature import STRICT, signatures
 from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.board import Board
 from serve_app.scheduler.channels import Mailbox, Stream
 from serve_app.scheduler.checks import Checks
@@ -122,6 +124,7 @@ class Scheduler:
         self._mailboxes: dict[str, Mailbox] = {}
         self._hosts: dict[str, HostStats] = {}
         self._specs: dict[str, dict[str, NodeSpec]] = {}
+        self._routes: dict[str, tuple[PackRoute, ...]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._submitting: dict[str, asyncio.Lock] = {}
         self.tally = Tally()
@@ -138,6 +141,8 @@ class Scheduler:
         self._next_order = await self._in_database(self._jobs.next_order)
         for pool, specs in (await self._in_database(self._jobs.specs)).items():
             self._specs[pool] = {s["class_type"]: NodeSpec.from_json(s) for s in specs}
+        for pool, routes in (await self._in_database(self._jobs.routes)).items():
+            self._routes[pool] = tuple(PackRoute(**route) for route in routes)
         self._tasks = [asyncio.create_task(self._writer.run()), asyncio.create_task(self._watch())]
         self._board = Board(self.epoch)
         unfinished = await self._in_database(self._jobs.unfinished)
@@ -284,6 +289,10 @@ class Scheduler:
         self._check_ready()
         return self._known()
 
+    async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
+        self._check_alive()
+        return {pool.name: self._routes.get(pool.name, ()) for pool in self._pools}
+
     async def cluster(self) -> ClusterView:
         self._check_ready()
         replicas = tuple(
@@ -319,7 +328,7 @@ class Scheduler:
         self._check_alive()
         if info.pool not in {pool.name for pool in self._pools}:
             raise StaleEpochError(f"pool {info.pool!r} is not one of this scheduler's")
-        await self._learn(info.pool, specs)
+        await self._learn(info.pool, specs, info.routes)
         self._checks.lost(info.replica_id)
         self._mailboxes[info.replica_id] = Mailbox(heard_s=time.monotonic())
         self._hosts[info.replica_id] = host
@@ -376,14 +385,18 @@ class Scheduler:
         mailbox.heard_s = time.monotonic()
         return mailbox
 
-    async def _learn(self, pool: str, specs: list[NodeSpec]) -> None:
-        """Remember what a pool can run; only what is new is written."""
+    async def _learn(self, pool: str, specs: list[NodeSpec], routes: tuple[PackRoute, ...]) -> None:
+        """Remember what a pool can run and answers for; only what is new is written."""
         fresh = {spec.class_type: spec for spec in specs}
         as_json = [spec.to_json() for spec in specs]
         known = [spec.to_json() for spec in self._specs.get(pool, {}).values()]
-        self._specs[pool] = fresh
-        if json.dumps(known, default=list) != json.dumps(as_json, default=list):
-            await persistently(lambda: self._in_database(self._jobs.save_specs, self.epoch, pool, as_json))
+        same = self._routes.get(pool, ()) == routes and json.dumps(known, default=list) == json.dumps(
+            as_json, default=list
+        )
+        self._specs[pool], self._routes[pool] = fresh, routes
+        if not same:
+            save = partial(self._jobs.save_specs, self.epoch, pool, as_json, [asdict(route) for route in routes])
+            await persistently(lambda: self._in_database(save))
 
     # Planning ---------------------------------------------------------------------------------------------------------
 

@@ -115,12 +115,16 @@ class Jobs:
             )
             return first, False
 
-    def save_specs(self, epoch: int, pool: str, specs: Sequence[Mapping[str, Any]]) -> None:
-        """Remember what a pool can run, so that jobs can be planned while it has no replica."""
+    def save_specs(
+        self, epoch: int, pool: str, specs: Sequence[Mapping[str, Any]], routes: Sequence[Mapping[str, str]]
+    ) -> None:
+        """Remember what a pool can run and the routes it answers for, while it has no replica too."""
         with self._transaction() as connection:
             self._fence(connection, epoch)
             connection.execute(sa.delete(POOL_SPECS).where(POOL_SPECS.c.pool == pool))
-            connection.execute(sa.insert(POOL_SPECS).values(pool=pool, specs=json.dumps(list(specs))))
+            connection.execute(
+                sa.insert(POOL_SPECS).values(pool=pool, specs=json.dumps(list(specs)), routes=json.dumps(list(routes)))
+            )
 
     def forget(self, epoch: int, job_ids: Sequence[str] | None) -> None:
         """Delete ended jobs, these or all, with their outputs."""
@@ -137,9 +141,14 @@ class Jobs:
     # Reading ------------------------------------------------------------------------------------------------------
 
     def specs(self) -> dict[str, list[dict[str, Any]]]:
-        """Return what `save_specs` remembered, by pool."""
+        """Return the classes that `save_specs` remembered, by pool."""
         with self._transaction() as connection:
             return {row.pool: json.loads(row.specs) for row in connection.execute(sa.select(POOL_SPECS))}
+
+    def routes(self) -> dict[str, list[dict[str, str]]]:
+        """Return the routes that `save_specs` remembered, by pool."""
+        with self._transaction() as connection:
+            return {row.pool: json.loads(row.routes) for row in connection.execute(sa.select(POOL_SPECS))}
 
     def job(self, job_id: str) -> JobRow | None:
         """Return a job with its outputs, or None."""

@@ -78,6 +78,7 @@ POOL_SPECS = sa.Table(
     METADATA,
     sa.Column("pool", sa.String(64), primary_key=True),
     sa.Column("specs", sa.Text, nullable=False),
+    sa.Column("routes", sa.Text, nullable=False),
 )
 
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
@@ -86,6 +87,7 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "CREATE INDEX jobs_by_end ON jobs (ended_seq)",
         'CREATE INDEX jobs_by_creation ON jobs (created_s, "order")',
     ),
+    4: ("ALTER TABLE pool_specs ADD COLUMN routes TEXT NOT NULL DEFAULT '[]'",),
 }
 """What makes a database of this version out of one of the version before."""
 

@@ -36,8 +36,9 @@ VERSION = "0.3.64"
 
 
 def install(models_dir: Path, areas: Mapping[Area, Path], packs_dir: Path) -> None:
-    """Let imports find the modules, and tell `folder_paths` where everything is."""
+    """Let imports find the modules, tell `folder_paths` where everything is, and begin with a server without routes."""
     folder_paths.place(models_dir, areas, packs_dir)
+    server.PromptServer.instance = server.PromptServer()
     for name, module in _modules().items():
         sys.modules[name] = module
         parent, _, child = name.rpartition(".")

@@ -1,48 +1,27 @@
-"""`server` for node packs: PromptServer.instance, whose routes are recorded, and whose messages go to the job's client.
+"""`server` for node packs: PromptServer.instance, which takes their routes in, and their messages to the job's client.
 
-A pack runs in a worker, which serves no HTTP; docs/plugins.md says what that means for it.
+What it takes in is served by `route_server.py`, for the ingress; docs/plugins.md says what that means for packs.
 Source: the facts of ComfyUI 0.3.64's module of this name.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from aiohttp import web
+
 from serve_app import log
 from serve_app.nodes.executing import executing
+from serve_app.nodes.routes import PackRoute
 
 _log = log.get("nodes.packs")
 
 MESSAGE_CHARACTERS = 1_000_000
 """How long a message may be as JSON."""
-
-
-class Routes:
-    """Records the HTTP handlers that packs register, as aiohttp's RouteTableDef does."""
-
-    def __init__(self) -> None:
-        self.recorded: list[tuple[str, str, Callable[..., Any]]] = []
-
-    def route(self, method: str, path: str, **options: Any) -> Callable[[Any], Any]:
-        """Return a decorator that records a handler."""
-
-        def decorate(handler: Any) -> Any:
-            self.recorded.append((method.upper(), path, handler))
-            _log.warning("%s %s of a node pack is not served: packs run in workers", method.upper(), path)
-            return handler
-
-        return decorate
-
-    def __getattr__(self, method: str) -> Callable[..., Any]:
-        if method not in ("get", "post", "put", "patch", "delete", "head", "view"):
-            raise AttributeError(method)
-        return lambda path, **options: self.route(method, path, **options)
-
-    def static(self, prefix: str, path: Any, **options: Any) -> None:
-        """Record nothing: a pack's files are served from its WEB_DIRECTORY."""
 
 
 class PromptServer:
@@ -51,8 +30,11 @@ class PromptServer:
     instance: PromptServer
 
     def __init__(self) -> None:
-        self.routes = Routes()
-        self.app = SimpleNamespace(router=SimpleNamespace(add_static=lambda *a, **k: None), add_routes=lambda r: None)
+        self.routes = web.RouteTableDef()
+        # Bodies are bounded before they come here, by the ingress.
+        self.app = web.Application(client_max_size=0)
+        self._taken = 0
+        self._known: set[web.AbstractRoute] = set()
         self.client_id: str | None = None
         self.last_prompt_id: str | None = None
         self.supports = ["custom_nodes_from_web"]
@@ -64,6 +46,28 @@ class PromptServer:
             get_tasks_remaining=lambda: 0,
             get_current_queue=lambda: ([], []),
         )
+
+    def registered(self) -> tuple[PackRoute, ...]:
+        """Return the routes that have come since this was last asked; those of `routes` are then in `app` too.
+
+        They are there twice, the second time under /api, but for static ones. One that is there already is left out.
+        """
+        for route in self.routes[self._taken :]:
+            self._add(route)
+            if isinstance(route, web.RouteDef):
+                # A name is for one route only.
+                options = {key: value for key, value in route.kwargs.items() if key != "name"}
+                self._add(web.RouteDef(route.method, f"/api{route.path}", route.handler, options))
+        self._taken = len(self.routes)
+        fresh = [route for route in self.app.router.routes() if route not in self._known]
+        self._known.update(fresh)
+        return tuple(PackRoute(route.method, _pattern(route)) for route in fresh)
+
+    def _add(self, route: web.AbstractRouteDef) -> None:
+        try:
+            self.app.add_routes([route])
+        except Exception as error:
+            _log.warning("%r of a node pack is not served: %s", route, error)
 
     @property
     def last_node_id(self) -> str | None:
@@ -98,6 +102,14 @@ class PromptServer:
         """Record a handler; submissions do not come by here, so it is never called."""
         self.on_prompt_handlers.append(handler)
         _log.warning("a node pack's prompt handler is not called: packs run in workers")
+
+
+def _pattern(route: web.AbstractRoute) -> str:
+    """Return a regular expression for the paths that a route is at."""
+    info = {} if route.resource is None else route.resource.get_info()
+    if "pattern" in info:
+        return info["pattern"].pattern
+    return f"{re.escape(info['prefix'])}/.*" if "prefix" in info else re.escape(info.get("path", ""))
 
 
 PromptServer.instance = PromptServer()

@@ -11,6 +11,7 @@ from typing import Any
 from serve_app.errors import UnavailableError
 from serve_app.events import Event, Kind
 from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.feeds import Feeds
 from serve_app.scheduler.messages import (
     Accepted,
@@ -39,6 +40,7 @@ class MemoryScheduler:
         self.refusal: UnavailableError | None = None
         self.feeds = Feeds(epoch=1)
         self.freed: list[Free] = []
+        self.pack_routes: dict[str, tuple[PackRoute, ...]] = {}
         self._seq = 0
         self._specs, self._cluster = specs, cluster
 
@@ -183,6 +185,10 @@ class MemoryScheduler:
     async def specs(self) -> Mapping[str, NodeSpec]:
         self._answer()
         return self._specs
+
+    async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
+        self._answer()
+        return self.pack_routes
 
     async def cluster(self) -> ClusterView:
         self._answer()

@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+from starlette.responses import PlainTextResponse
 
 from serve_app.deployments import gate
 from serve_app.deployments.gate import Gate
@@ -44,6 +45,14 @@ def assert_unavailable(answer) -> None:
 @pytest.mark.parametrize("status", [404, 500, 503])
 async def test_the_proxys_own_plain_text_errors_become_503(status):
     assert_unavailable(await ask(Gate(app(status, b"text/plain; charset=utf-8"))))
+
+
+async def test_an_error_in_plain_text_that_the_application_answers_passes_unchanged():
+    async def refused(scope, receive, send):
+        await PlainTextResponse("never 7", 400)(scope, receive, send)
+
+    status, headers, body = await ask(Gate(refused))
+    assert (status, headers[b"content-type"], body) == (400, b"text/plain; charset=utf-8", b"never 7")
 
 
 async def test_a_request_whose_replica_died_is_told_to_come_back():

@@ -11,6 +11,7 @@ import pytest
 
 from serve_app.config import PoolConfig
 from serve_app.errors import InvalidGraphError, NotReadyError
+from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler import checks
 from serve_app.scheduler.messages import JobView
 from serve_app.service import Service
@@ -82,6 +83,9 @@ class Tell(Show):
 class Quit(Number):
     def go(self, n):
         raise InterruptProcessingException()
+
+@PromptServer.instance.routes.get("/small")
+async def small(request): ...
 
 NODE_CLASS_MAPPINGS = {c.__name__: c for c in (Number, Fresh, Either, Show, Twice, Stop, Tell, Quit)}
 """
@@ -221,3 +225,25 @@ async def test_a_node_may_send_its_client_json_of_its_own(tmp_path: Path) -> Non
         view, _ = await c.run(n=("Number", {"n": 3}), t=("Tell", {"value": ["n", 0]}))
         messages = [e.data for e in await c.running.events(view.job_id) if e.kind == "message"]
         assert messages == [{"node": "t", "type": "mine.said", "data": {"value": 3}}]
+
+
+NAMED = (
+    PoolConfig(name="other", runtime=False, threads=1, accepts=("Else",)),
+    PoolConfig(name="named", runtime=False, threads=1, accepts=("custom_nodes.small",)),
+    PoolConfig(name="rest", runtime=False, threads=1),
+)
+
+
+@pytest.mark.parametrize(("pools", "answering"), [(ONE, "cpu"), (SPLIT, "numbers"), (NAMED, "named")])
+async def test_the_first_pool_that_takes_the_pack_answers_for_its_routes_also_with_no_replica_and_after_a_restart(
+    tmp_path: Path, pools: tuple[PoolConfig, ...], answering: str
+) -> None:
+    async with client(tmp_path, pools) as c:
+        for restarted in (False, True):
+            routes = await c.running.scheduler.routes()
+            assert list(routes) == [pool.name for pool in pools]
+            assert next(pool for pool, there in routes.items() if there) == answering
+            assert {PackRoute("GET", "/small"), PackRoute("GET", "/api/small")} <= set(routes[answering])
+            if not restarted:
+                await c.running.lose(answering)
+                await c.running.restart_scheduler()

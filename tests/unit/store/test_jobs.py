@@ -52,7 +52,7 @@ def test_an_older_epoch_can_change_nothing(jobs):
     for attempt in (
         lambda: jobs.write(old, [JobAccepted(ROW)]),
         lambda: jobs.reserve(old, "a", "1", "key", 1, 1),
-        lambda: jobs.save_specs(old, "gpu", []),
+        lambda: jobs.save_specs(old, "gpu", [], []),
     ):
         with pytest.raises(StaleEpochError):
             attempt()
@@ -174,12 +174,13 @@ def test_a_password_in_the_url_is_in_no_error(tmp_path):
 
 def test_all_survives_closing_and_opening_again(jobs, database_url):
     jobs.write(jobs.acquire("me"), [JobAccepted(ROW)])
-    jobs.save_specs(1, "gpu", [{"class_type": "X"}])
+    jobs.save_specs(1, "gpu", [{"class_type": "X"}], [{"method": "GET", "pattern": "/x"}])
     jobs.close()
     again = Jobs(database_url)
     assert again.acquire("me") == 2
     assert again.job("a") == ROW
     assert again.specs() == {"gpu": [{"class_type": "X"}]}
+    assert again.routes() == {"gpu": [{"method": "GET", "pattern": "/x"}]}
     again.close()
 
 

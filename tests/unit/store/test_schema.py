@@ -35,6 +35,9 @@ INSERT INTO counters VALUES ('output/x', 42);
 """
 """A database of version 1, as the first release made it, with a job."""
 
+LAST_UNWRITTEN = 3
+"""Databases up to this version may lack the table that says which version they are of."""
+
 JOB = JobRow(
     "a",
     3.0,
@@ -57,12 +60,15 @@ def engine(url: str) -> sa.Engine:
 
 
 def of_version(url: str, version: int) -> None:
-    """Make a database of an older version, without the table that says so."""
+    """Make a database of an older version, without the table that says so if it may be that old."""
     opened = engine(url)
     with opened.begin() as connection:
         steps = [s for n in range(2, version + 1) for s in MIGRATIONS[n]]
         for statement in [*filter(str.strip, FIRST.split(";")), *steps]:
             connection.exec_driver_sql(statement)
+        if version > LAST_UNWRITTEN:
+            SCHEMA.create(connection)
+            connection.execute(sa.insert(SCHEMA).values(version=version))
     opened.dispose()
 
 

@@ -1,0 +1,54 @@
+"""The HTTP routes of node packs as data: what an ingress knows of them, asks a replica, and is answered.
+
+A replica registers handlers and runs them (`route_server.py`); the ingress only matches paths, and runs nothing of a
+pack's.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TypeAlias
+from urllib.parse import unquote
+
+Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""(name in lower case, value) pairs, as on the wire."""
+
+ANY = "*"
+"""The method of a route that takes every method."""
+
+_ENCODED_SLASH_OR_PERCENT = re.compile("%(2[Ff5])")
+
+
+@dataclass(frozen=True, slots=True)
+class PackRoute:
+    """One route of a node pack. method: in capitals, or ANY. pattern: a regular expression for a whole path."""
+
+    method: str
+    pattern: str
+
+    def matches(self, raw_path: str) -> bool:
+        """Whether the route is at a path, given percent-encoded; a slash that is encoded parts nothing, as in aiohttp.
+
+        Source: yarl's `URL.path_safe`, which aiohttp's router matches.
+        """
+        return re.fullmatch(self.pattern, unquote(_ENCODED_SLASH_OR_PERCENT.sub(r"%25\1", raw_path))) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class PackCall:
+    """A request for a route. target: percent-encoded path and query."""
+
+    method: str
+    target: str
+    headers: Headers
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PackAnswer:
+    """What a route has answered, whole."""
+
+    status: int
+    headers: Headers
+    body: bytes

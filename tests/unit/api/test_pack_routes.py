@@ -1,0 +1,293 @@
+"""Routes of node packs over HTTP, from a pack's own handlers to what a client reads, without Ray."""
+
+from __future__ import annotations
+
+import json
+import logging
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app.api.app import create_app
+from serve_app.errors import NotReadyError
+from serve_app.nodes.compat.server import PromptServer
+from serve_app.nodes.packs import Packs, load
+from serve_app.nodes.route_server import RouteServer
+from serve_app.nodes.routes import PackRoute
+from serve_app.service import Limits, Service
+from serve_app.store.volume import Volume
+from tests.unit.api.http_server import serve
+from tests.unit.api.memory_scheduler import MemoryScheduler
+
+PACK = """
+    import os
+    import pathlib
+    from aiohttp import web
+    from server import PromptServer
+
+    HERE = pathlib.Path(__file__).parent
+    NODE_CLASS_MAPPINGS = {}
+    routes = PromptServer.instance.routes
+
+    @routes.get("/mine/things/{name}", name="things")
+    async def things(request):
+        return web.json_response({
+            "name": request.match_info["name"], "q": request.query.get("q"), "path": request.path,
+            "header": request.headers.get("X-Mine"), "cookies": dict(request.cookies),
+        }, headers={"X-Answer": "yes"})
+
+    @routes.post("/mine/sum")
+    async def add(request):
+        return web.json_response(sum((await request.json())["terms"]))
+
+    @routes.post("/mine/upload")
+    async def upload(request):
+        form = await request.post()
+        return web.json_response({"text": form["text"], "name": form["file"].filename,
+                                  "bytes": len(form["file"].file.read())})
+
+    @routes.get("/mine/file")
+    async def file(request):
+        return web.FileResponse(HERE / "files" / "picture.bin")
+
+    @routes.get("/mine/raises")
+    async def raises(request):
+        raise LookupError("a secret of the pack")
+
+    @routes.get("/mine/nothing")
+    async def nothing(request):
+        pass
+
+    @routes.get("/mine/refuses")
+    async def refuses(request):
+        return web.Response(status=400, text="never 7")
+
+    @routes.get("/mine/missing")
+    async def missing(request):
+        raise web.HTTPNotFound(reason="no such thing")
+
+    @routes.get("/mine/large/{bytes}")
+    async def large(request):
+        return web.Response(body=b"x" * int(request.match_info["bytes"]))
+
+    @routes.get("/mine/stream")
+    async def stream(request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for part in (b"one ", b"two"):
+            await response.write(part)
+        return response
+
+    @routes.get("/mine/login")
+    async def login(request):
+        response = web.Response(status=302, headers={"Location": "/mine/things/a"})
+        response.set_cookie("who", "me")
+        response.set_cookie("what", "it")
+        return response
+
+    @routes.get("/mine/quits")
+    async def quits(request):
+        request.transport.abort()
+
+    @routes.get("/mine/socket")
+    async def socket(request):
+        answer = web.WebSocketResponse()
+        await answer.prepare(request)
+        return answer
+
+    @routes.get("/queue")
+    async def queue(request):
+        return web.json_response("the pack's")
+
+    @routes.view("/mine/view")
+    class View(web.View):
+        async def delete(self):
+            return web.json_response("deleted")
+
+    async def direct(request):
+        return web.json_response("direct")
+
+    PromptServer.instance.app.router.add_put("/mine/direct", direct)
+    PromptServer.instance.app.add_routes([web.static("/mine/static", HERE / "files")])
+"""
+
+BROKEN = """
+    from server import PromptServer
+
+    @PromptServer.instance.routes.get("/broken")
+    async def broken(request): ...
+
+    raise RuntimeError("not today")
+"""
+
+LIMIT_BYTES = 10_000
+
+
+@pytest.fixture
+def packs(tmp_path: Path) -> Packs:
+    folder = tmp_path / "packs" / "mine"
+    (folder / "files").mkdir(parents=True)
+    (folder / "files" / "picture.bin").write_bytes(bytes(range(256)))
+    (folder / "__init__.py").write_text(textwrap.dedent(PACK))
+    (folder.parent / "broken.py").write_text(textwrap.dedent(BROKEN))
+    areas: Any = {area: tmp_path / area for area in ("input", "output", "temp")}
+    return load(folder.parent, tmp_path / "models", areas)
+
+
+@pytest.fixture
+async def service(packs: Packs, tmp_path: Path) -> AsyncIterator[Service]:
+    scheduler, served = MemoryScheduler(), RouteServer(PromptServer.instance.app, LIMIT_BYTES)
+    scheduler.pack_routes = {"gpu": (), "cpu": packs.routes["custom_nodes.mine"]}
+
+    async def relay(pool: str, call: Any) -> Any:
+        if pool != "cpu":
+            raise NotReadyError(f"there is no replica of {pool}", retry_after_s=5)
+        return await served.answer(call)
+
+    limits = Limits(upload_bytes=LIMIT_BYTES)
+    yield Service(scheduler, Volume({}), lambda folder: [], limits, relay=relay)
+    await served.close()
+
+
+@pytest.fixture
+async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=create_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+def scheduler_of(service: Service) -> MemoryScheduler:
+    found = service._scheduler
+    assert isinstance(found, MemoryScheduler)
+    return found
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+async def test_a_handler_is_given_the_request_as_it_came(client: httpx.AsyncClient, prefix: str) -> None:
+    path = f"{prefix}/mine/things/sub%2Fa%20b"
+    answer = await client.get(f"{path}?q=%C3%A9%20x", headers={"X-Mine": "é".encode(), "Cookie": "a=1"})
+    assert answer.status_code == 200
+    assert answer.headers["x-answer"] == "yes"
+    assert answer.json() == {
+        "name": "sub/a b",
+        "q": "é x",
+        "path": f"{prefix}/mine/things/sub/a b",
+        "header": "é",
+        "cookies": {"a": "1"},
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+async def test_bodies_go_in_as_json_and_as_forms(client: httpx.AsyncClient, prefix: str) -> None:
+    assert (await client.post(f"{prefix}/mine/sum", json={"terms": [1, 2, 3]})).json() == 6
+    form = {"data": {"text": "words"}, "files": {"file": ("a.png", b"\0" * 5000)}}
+    answer = await client.post(f"{prefix}/mine/upload", **form)  # type: ignore[arg-type]
+    assert answer.json() == {"text": "words", "name": "a.png", "bytes": 5000}
+
+
+async def test_files_parts_of_them_and_streams_come_out_whole(client: httpx.AsyncClient) -> None:
+    for path in ("/mine/file", "/mine/static/picture.bin"):
+        assert (await client.get(path)).content == bytes(range(256))
+        assert (await client.head(path)).headers["content-length"] == "256"
+    part = await client.get("/mine/file", headers={"Range": "bytes=1-3"})
+    assert (part.status_code, part.content) == (206, b"\1\2\3")
+    stream = await client.get("/mine/stream")
+    assert (stream.content, stream.headers["content-length"]) == (b"one two", "7")
+
+
+async def test_every_way_to_register_a_route_is_there(client: httpx.AsyncClient, packs: Packs) -> None:
+    assert (await client.delete("/api/mine/view")).json() == "deleted"
+    assert (await client.put("/mine/direct")).json() == "direct"
+    assert PackRoute("PUT", "/mine/direct") in packs.routes["custom_nodes.mine"]
+    assert (await client.put("/api/mine/direct")).status_code == 404, "ComfyUI has these once"
+
+
+async def test_a_cookie_is_for_the_client_that_was_given_it(client: httpx.AsyncClient) -> None:
+    login = await client.get("/mine/login")
+    assert (login.status_code, login.headers["location"]) == (302, "/mine/things/a")
+    assert len(login.headers.get_list("set-cookie")) == 2
+    client.cookies.clear()
+    assert (await client.get("/mine/things/a")).json()["cookies"] == {}
+
+
+async def test_a_handler_that_raises_is_500_in_short_and_told_whole_in_the_log(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        answer = await client.get("/mine/raises")
+    assert answer.status_code == 500
+    assert answer.json()["status_code"] == 500
+    assert "LookupError" in answer.json()["detail"]
+    assert "secret" not in answer.text
+    assert "a secret of the pack" in caplog.text
+    assert "no response" not in caplog.text
+    assert (await client.get("/mine/nothing")).status_code == 500
+    assert (await client.get("/mine/quits")).status_code == 502
+
+
+async def test_what_a_handler_refuses_comes_as_it_says_it(client: httpx.AsyncClient) -> None:
+    refused, missing = await client.get("/mine/refuses"), await client.get("/mine/missing")
+    assert (refused.status_code, refused.text) == (400, "never 7")
+    assert (missing.status_code, missing.text) == (404, "404: no such thing")
+
+
+async def test_bodies_beyond_the_limit_are_refused_both_ways(client: httpx.AsyncClient) -> None:
+    assert (await client.get(f"/mine/large/{LIMIT_BYTES}")).content == b"x" * LIMIT_BYTES
+    answer = await client.get(f"/mine/large/{LIMIT_BYTES + 1}")
+    assert answer.status_code == 502
+    assert f"larger than the {LIMIT_BYTES} bytes" in answer.json()["detail"]
+    assert (await client.post("/mine/sum", content=b" " * (LIMIT_BYTES + 1))).status_code == 413
+
+
+async def test_own_routes_win_and_what_nobody_has_is_not_there(client: httpx.AsyncClient, packs: Packs) -> None:
+    assert PackRoute("GET", "/queue") in packs.routes["custom_nodes.mine"]
+    for path, ours in (("/queue", "running"), ("/api/queue", "queue_running")):
+        assert ours in (await client.get(path)).json()
+    for path in ("/mine", "/mine/file/", "/mine/things/a/b", "/api/mine", "/broken"):
+        assert (await client.get(path)).status_code == 404, path
+    wrong = await client.post("/mine/file")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD")
+
+
+async def test_a_pack_that_fails_has_no_routes(packs: Packs) -> None:
+    assert set(packs.failures) == {"broken"}
+    assert set(packs.routes) == {"custom_nodes.mine"}
+
+
+async def test_the_first_pool_that_has_a_route_is_asked_and_503_says_to_come_back(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    scheduler_of(service).pack_routes["gpu"] = (PackRoute("GET", "/mine/file"),)
+    answer = await client.get("/mine/file")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json()["detail"] == "there is no replica of gpu"
+
+
+async def test_without_packs_nobody_is_asked_for_routes(service: Service, client: httpx.AsyncClient) -> None:
+    service.relay = None
+    scheduler_of(service).refusal = NotReadyError("not asked")
+    answer = await client.get("/mine/file")
+    assert answer.status_code == 404
+    assert json.loads(answer.content)["error"] == "Not found"
+
+
+async def test_a_websocket_of_a_pack_is_refused(service: Service) -> None:
+    served = serve(create_app(service))
+    url = next(served)
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    try:
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"{url}/mine/socket", headers=upgrade)
+        assert answer.status_code == 404
+        assert "routes of node packs cannot take any" in answer.json()["detail"]
+    finally:
+        next(served, None)
