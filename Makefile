@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench clients format clean
 
 demo: $(VENV)/installed
 	$(RUN)/serve-app demo
@@ -20,6 +20,15 @@ check: $(VENV)/installed
 bench: $(VENV)/installed
 	$(RUN)/python -m bench
 
+# ComfyUI's clients, which tests run against a server of ours; those that are not there are skipped.
+clients: .clients/installed
+
+.clients/installed:
+	$(PYTHON) -m venv .clients
+	.clients/bin/pip install --quiet comfy-cli 'comfy-script[client]' tqdm
+	npm install --silent --no-audit --no-fund --prefix .clients @saintno/comfyui-sdk @stable-canvas/comfyui-client ws
+	touch $@
+
 format: $(VENV)/installed
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
@@ -30,4 +39,4 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .clients build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

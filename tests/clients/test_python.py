@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import subprocess
-import sys
 import urllib.request
 import uuid
 from pathlib import Path
@@ -17,6 +15,7 @@ from urllib.parse import urlencode
 import pytest
 from PIL import Image
 
+from tests.clients.installed import CLIENTS, needs_clients
 from tests.cluster.server import CHECKPOINT, PATIENCE_S, Server, txt2img
 
 
@@ -69,13 +68,20 @@ def test_comfy_api_simplified(server: Server):
     assert json.loads(Image.open(io.BytesIO(data)).info["prompt"])["3"]["inputs"]["seed"] == 4
 
 
+@needs_clients
 def test_comfy_cli_runs_a_workflow(server: Server, tmp_path: Path):
-    command = os.environ.get("SERVE_APP_COMFY_CLI") or shutil.which("comfy")
-    if command is None:
-        pytest.skip("no comfy on the path, nor in SERVE_APP_COMFY_CLI")
     workflow = tmp_path / "workflow.json"
     workflow.write_text(json.dumps(txt2img(7, prefix="comfy-cli")))
-    line = [command, "--skip-prompt", "run", "--workflow", str(workflow), "--wait", "--host", "127.0.0.1"]
+    line = [
+        CLIENTS / "bin" / "comfy",
+        "--skip-prompt",
+        "run",
+        "--workflow",
+        str(workflow),
+        "--wait",
+        "--host",
+        "127.0.0.1",
+    ]
     environment = {**os.environ, "HOME": str(tmp_path), "DO_NOT_TRACK": "1"}
     done = subprocess.run(
         [*line, "--port", str(server.port), "--timeout", "120"],
@@ -90,14 +96,11 @@ def test_comfy_cli_runs_a_workflow(server: Server, tmp_path: Path):
     assert [path for path in (server.root / "output").iterdir() if path.name.startswith("comfy-cli_")]
 
 
+@needs_clients
 def test_comfy_script_draws_a_picture(server: Server, tmp_path: Path):
-    python = os.environ.get("SERVE_APP_COMFY_SCRIPT_PYTHON", sys.executable)
-    found = subprocess.run([python, "-c", "import comfy_script, tqdm"], capture_output=True, check=False)
-    if found.returncode != 0:
-        pytest.skip("no comfy-script with tqdm in this Python, nor in that of SERVE_APP_COMFY_SCRIPT_PYTHON")
     script = Path(__file__).with_name("script.py")
     done = subprocess.run(
-        [python, str(script), server.url, CHECKPOINT],
+        [CLIENTS / "bin" / "python", str(script), server.url, CHECKPOINT],
         cwd=tmp_path,
         capture_output=True,
         text=True,
