@@ -38,7 +38,7 @@ class Event:
     finished {"node"}, of a node that is no output; executed {"node", "output": ui dict}, of one that is;
     blocked {"node", "class_type", "message", "executed"}: a node was passed over, and the job goes on;
     preview {"node", "image"}: what a node has come to, a JPEG that is elsewhere; not kept with the job;
-    message {"node", "type", "data"}: a node's own words for its client;
+    message {"node", "type", "data"}: a node's own words for its client; without a node, and of job "", a pack's;
     error {"node", "class_type", "exception_type", "message", "traceback"}; cancelled {"node", "class_type",
     "executed"} if a node ran; the others {}. A node that another one expanded into may name "display_node",
     "parent_node" and "real_node" too; an error may hold "executed", "current_inputs" and "current_outputs".

@@ -15,6 +15,7 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.graph.plan import takes_pack
 from serve_app.models.weights import Weights
+from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.packs import Packs, load
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.scheduler.messages import ReplicaDesk, ReplicaInfo
@@ -39,7 +40,7 @@ def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: Replica
         if takes_pack(pool.pool, module, packs.specs.values())
         for route in routes
     )
-    return Runner(
+    runner = Runner(
         desk,
         ReplicaInfo(replica_id, pool.name, pool.tasks_per_replica, routes),
         classes=packs.classes | dict(BUILTIN),
@@ -54,6 +55,8 @@ def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: Replica
         fingerprint=fingerprints(config),
         fetch=catalog.fetch,
     )
+    PromptServer.instance.tell = runner.tell
+    return runner
 
 
 def _threads(pool: PoolConfig, device: torch.device) -> int:

@@ -34,6 +34,7 @@ from serve_app.scheduler.messages import (
     Assign,
     Check,
     Checked,
+    ClientTold,
     Compute,
     Deliver,
     Evicted,
@@ -140,10 +141,12 @@ class Runner:
         self._something_to_say = asyncio.Event()
         self._resident: tuple[str, ...] = ()
         self._leaving = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._epoch = 0
 
     async def run(self) -> None:
         """Serve until cancelled; outlives any number of schedulers."""
+        self._loop = asyncio.get_running_loop()
         while True:
             try:
                 self._epoch = await self._desk.join(self._info, list(self._specs.values()), self._host())
@@ -312,6 +315,12 @@ class Runner:
             key = report.task_id, report.node_id, type(report)
         self._outbox[key] = report
         self._something_to_say.set()
+
+    def tell(self, client_id: str, type_: str, data: Any) -> None:
+        """Bring a client a message outside any job. Callable from any thread while the replica runs."""
+        with contextlib.suppress(RuntimeError):
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self.say, ClientTold(client_id, type_, data))
 
     async def _send_reports(self) -> None:
         while True:

@@ -25,6 +25,7 @@ from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, TaskId
 from serve_app.scheduler.messages import (
     Assign,
+    ClientTold,
     Compute,
     Deliver,
     Evicted,
@@ -61,6 +62,7 @@ from serve_app.scheduler.stimuli import (
     Reported,
     Send,
     Stimulus,
+    Tell,
 )
 from serve_app.store.changes import Ending, JobAccepted, JobEnded, JobRow, JobStarted, OutputRecorded
 
@@ -314,6 +316,9 @@ class Machine:
             case NodeSaid(task_id, node_id, type_, data):
                 if current := self._current(task_id):
                     self._publish(current[0], "message", {"node": node_id, "type": type_, "data": data})
+            case ClientTold(client_id, type_, data):
+                event = Event("", self.next_seq(), "message", self._at_s, {"type": type_, "data": data})
+                self._commands.append(Tell(client_id, event))
             case NodePreviewed(task_id, node_id, image, origin):
                 if current := self._current(task_id):
                     self._publish(current[0], "preview", {**placed(node_id, origin), "image": image})

@@ -367,6 +367,15 @@ class NodeSaid:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientTold:
+    """A message of a node pack's own for a client, outside any job. data: a JSON value."""
+
+    client_id: str
+    type: str
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
 class NodePreviewed:
     """What a node has come to, as a picture. image: a JPEG, as `Transfer.put` has put it away."""
 
@@ -451,6 +460,7 @@ Report: TypeAlias = (
     | NodeFinished
     | NodeBlocked
     | NodeSaid
+    | ClientTold
     | NodePreviewed
     | TaskFinished
     | TaskFailed

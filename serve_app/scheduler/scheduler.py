@@ -70,6 +70,7 @@ from serve_app.scheduler.stimuli import (
     Reported,
     Send,
     Stimulus,
+    Tell,
 )
 from serve_app.scheduler.tally import Load, PoolLoad, Tally
 from serve_app.scheduler.views import live_view, row_view
@@ -451,6 +452,8 @@ class Scheduler:
                     if event.last:
                         with log.about(job=event.job_id):
                             _log.info("ended: state=%s", event.kind)
+                case Tell(client_id, event):
+                    self._board.feeds.put(client_id, event)
                 case Persist():
                     pass
 

@@ -72,4 +72,12 @@ class Publish:
     event: Event
 
 
-Command: TypeAlias = Persist | Send | Publish
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Let one client see an event of no job."""
+
+    client_id: str
+    event: Event
+
+
+Command: TypeAlias = Persist | Send | Publish | Tell

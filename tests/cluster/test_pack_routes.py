@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 import yaml
+from websockets.sync.client import connect
 
 from tests.cluster.server import Server, wait_for
 
@@ -47,6 +50,11 @@ async def raises(request):
 @routes.get("/NAME/dies")
 async def dies(request):
     os._exit(1)
+
+@routes.post("/NAME/tell/{client}")
+async def tell(request):
+    PromptServer.instance.send_sync("NAME.said", await request.json(), request.match_info["client"])
+    return web.Response(status=204)
 
 @routes.get("/NAME/socket")
 async def socket(request):
@@ -113,6 +121,18 @@ def test_what_goes_wrong_in_a_pack_is_told_as_it_is(server: Server) -> None:
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     answer = server.http.get("/mine/socket", headers={**upgrade, "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
     assert answer.status_code in (403, 404)
+
+
+def test_a_route_may_send_a_message_to_the_client_it_names(server: Server) -> None:
+    with connect(f"ws://127.0.0.1:{server.port}/ws?clientId=me", open_timeout=60) as socket:
+        for data in ({"n": 1}, ["a list"], {"n": 2}):
+            assert server.http.post("/mine/tell/me", json=data).status_code == 204
+        heard: list[dict[str, Any]] = []
+        while len(heard) < 3:
+            frame = json.loads(socket.recv(timeout=60))
+            if frame["type"] == "mine.said":
+                heard.append(frame["data"])
+    assert heard == [{"n": 1}, ["a list"], {"n": 2}]
 
 
 def test_a_call_starts_a_replica_of_a_pool_at_zero(server: Server) -> None:

@@ -66,11 +66,10 @@ class Story:
                     yield frame("executed", {**shown, **job})
                 yield self.state()
             case "message":
-                yield frame(event.data["type"], event.data["data"])
+                # Its data may be any JSON value.
+                yield {"type": event.data["type"], "data": event.data["data"]}
             case "blocked":
                 yield frame("execution_error", {**_blocked(event.data), **job})
-            case "message":
-                yield frame(event.data["type"], event.data["data"])
             case "success":
                 yield frame("execution_success", stamp)
             case "error":

@@ -35,6 +35,8 @@ class PromptServer:
         self.app = web.Application(client_max_size=0)
         self._taken = 0
         self._known: set[web.AbstractRoute] = set()
+        self.tell: Callable[[str, str, Any], None] | None = None
+        """(client id, type, data) -> nothing: brings a client a message outside any job. Callable from any thread."""
         self.client_id: str | None = None
         self.last_prompt_id: str | None = None
         self.supports = ["custom_nodes_from_web"]
@@ -76,16 +78,22 @@ class PromptServer:
         return None if call is None else call.node_id
 
     def send_sync(self, event: str, data: Any, sid: str | None = None) -> None:
-        """Send a message to the client of the job that runs here, whichever is named; drop what is no JSON, or huge."""
+        """Send a message to the client of the job that runs here, whichever is named; outside a job, to the one named.
+
+        What is no JSON, or huge, is dropped, and so is what is for nobody.
+        """
         call = executing()
         try:
             text = json.dumps(data, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
             text = ""
-        if call is None or not isinstance(event, str) or not 0 < len(text) <= MESSAGE_CHARACTERS:
+        sendable = isinstance(event, str) and 0 < len(text) <= MESSAGE_CHARACTERS
+        if sendable and call is not None:
+            call.say(event, json.loads(text))
+        elif sendable and isinstance(sid, str) and self.tell is not None:
+            self.tell(sid, event, json.loads(text))
+        else:
             _log.warning("a node pack's message %.80r is dropped", event)
-            return
-        call.say(event, json.loads(text))
 
     async def send(self, event: str, data: Any, sid: str | None = None) -> None:
         """Send a message, as send_sync."""

@@ -48,6 +48,9 @@ def test_a_node_that_was_passed_over_is_an_error_in_a_job_that_goes_on():
 
 
 def test_a_nodes_own_words_go_out_as_it_said_them():
+    assert told(Story("job"), "message", node="1", type="pack.news", data=["a"]) == [
+        {"type": "pack.news", "data": ["a"]}
+    ]
     assert told(Story("job"), "message", node="1", type="pack.news", data={"a": 1}) == [
         {"type": "pack.news", "data": {"a": 1}}
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 
 from serve_app.config import PoolConfig
 from serve_app.errors import InvalidGraphError, NotReadyError
+from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler import checks
-from serve_app.scheduler.messages import JobView
+from serve_app.scheduler.messages import JobView, Reader
 from serve_app.service import Service
 from serve_app.store.volume import Volume
 from tests.unit.deployments.cluster import Cluster, cluster
@@ -225,6 +227,26 @@ async def test_a_node_may_send_its_client_json_of_its_own(tmp_path: Path) -> Non
         view, _ = await c.run(n=("Number", {"n": 3}), t=("Tell", {"value": ["n", 0]}))
         messages = [e.data for e in await c.running.events(view.job_id) if e.kind == "message"]
         assert messages == [{"node": "t", "type": "mine.said", "data": {"value": 3}}]
+
+
+async def test_outside_a_job_a_pack_may_send_json_to_the_client_it_names(tmp_path: Path) -> None:
+    async with client(tmp_path) as c:
+        here = PromptServer.instance
+        attached = await c.service.attach("me", "socket")
+        for data in ({"n": 1}, object(), [2], "three"):
+            await asyncio.to_thread(here.send_sync, "mine.said", data, "me")
+            here.send_sync("mine.said", data)
+        heard: list[Any] = []
+        after = attached.after
+        while len(heard) < 3:
+            news = await c.service.news({"me": Reader("socket", after)}, attached.queue.version, 1.0)
+            for event in news.events.get("me", ()):
+                heard.append(event.data)
+                after = event.seq
+        assert heard == [{"type": "mine.said", "data": data} for data in ({"n": 1}, [2], "three")]
+        view, events = await c.run(n=("Number", {"n": 3}), s=show("n"))
+        assert view.state == "success"
+        assert ("message", None) not in events
 
 
 NAMED = (
