@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from serve_app.errors import NotReadyError
@@ -33,7 +33,7 @@ class Relay:
             answers.cancel()
             reason = f"no replica of pool {pool} has taken the call within {REPLICA_S:g} s"
             raise NotReadyError(reason, retry_after_s=5) from error
-        except (RayError, RayServeException) as error:
+        except (RayActorError, RayServeException) as error:
             raise NotReadyError(
                 f"the replica of pool {pool} that had the call is gone: {type(error).__name__}"
             ) from error

@@ -57,9 +57,9 @@ class Replica:
     async def __del__(self) -> None:
         if life := getattr(self, "_life", None):
             self._showing.cancel()
-            await self._routes.close()
             await self._runner.leave()
             life.cancel()
+            await self._routes.close()
 
 
 class ObjectStore:

@@ -51,7 +51,8 @@ class RouteServer:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="pack-routes", daemon=True).start()
                 self._client = asyncio.run_coroutine_threadsafe(self._start(), self._loop)
-        client = await asyncio.wrap_future(self._client)
+        # Shielded: a caller that goes must not take the start away from the others.
+        client = await asyncio.shield(asyncio.wrap_future(self._client))
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._relay(client, call), self._loop))
 
     async def close(self) -> None:

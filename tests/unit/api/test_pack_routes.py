@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import textwrap
@@ -17,7 +18,7 @@ from serve_app.errors import NotReadyError
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.packs import Packs, load
 from serve_app.nodes.route_server import RouteServer
-from serve_app.nodes.routes import PackRoute
+from serve_app.nodes.routes import PackCall, PackRoute
 from serve_app.service import Limits, Service
 from serve_app.store.volume import Volume
 from tests.unit.api.http_server import serve
@@ -265,6 +266,15 @@ async def test_the_first_pool_that_has_a_route_is_asked_and_503_says_to_come_bac
     answer = await client.get("/mine/file")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert answer.json()["detail"] == "there is no replica of gpu"
+
+
+async def test_a_caller_that_goes_while_the_handlers_start_takes_nothing_from_the_next(service: Service) -> None:
+    assert service.relay is not None
+    call = PackCall("GET", "/mine/things/a", (), b"")
+    gone = asyncio.ensure_future(service.relay("cpu", call))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert (await service.relay("cpu", call)).status == 200
 
 
 async def test_without_packs_nobody_is_asked_for_routes(service: Service, client: httpx.AsyncClient) -> None:
