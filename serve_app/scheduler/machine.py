@@ -79,7 +79,7 @@ class Machine:
         self.results = Results()
         self._seq = epoch << EPOCH_BITS
         self._max_attempts = max_attempts
-        self._ready: defaultdict[str, list[tuple[float, int, str, int]]] = defaultdict(list)
+        self._ready: defaultdict[str, list[tuple[bool, float, int, str, int]]] = defaultdict(list)
         self._waiters: defaultdict[str, list[TaskId]] = defaultdict(list)
         self._commands: list[Command] = []
         self._at_s = 0.0
@@ -150,7 +150,20 @@ class Machine:
 
     def _make_ready(self, job: JobRecord, task: TaskRecord) -> None:
         task.state, task.replica_id = "ready", None
-        heapq.heappush(self._ready[task.plan.pool], (*job.priority, job.row.job_id, task.plan.index))
+        self._queue(job, task)
+
+    def _queue(self, job: JobRecord, task: TaskRecord) -> None:
+        entry = (not self._awaited(job, task), *job.priority, job.row.job_id, task.plan.index)
+        heapq.heappush(self._ready[task.plan.pool], entry)
+
+    def _awaited(self, job: JobRecord, task: TaskRecord) -> bool:
+        """Whether a running task of the job waits for what this one makes, or for what another makes of it."""
+        waiters = (waiter for n in task.plan.nodes for waiter in self._waiters.get(job.plan.signatures[n], ()))
+        return any(waiter.job_id == job.row.job_id and self.is_current(waiter) for waiter in waiters) or any(
+            self._awaited(job, other)
+            for other in job.tasks
+            if other.state == "waiting" and not set(task.plan.nodes).isdisjoint(other.plan.needs)
+        )
 
     def _record(self, job: JobRecord, node_id: str, ui: Mapping[str, Any]) -> None:
         """Record an output for good; end the job with its last one."""
@@ -188,21 +201,29 @@ class Machine:
     # Placing --------------------------------------------------------------------------------------------------------
 
     def _assign_ready(self) -> None:
-        """Give ready tasks to free replicas, first by priority, until a pool has no free replica or no ready task."""
+        """Give ready tasks to free replicas, first by priority, until a pool has no free replica or no ready task.
+
+        A task that a running one waits for needs no free one: those that hold the slots may all wait for it in the end.
+        """
         progress = True
         while progress:
             progress = False
             for pool in list(self._ready):
                 replicas = [r for r in self.replicas.values() if r.info.pool == pool]
-                while self._ready[pool] and any(r.free for r in replicas):
-                    *_, job_id, index = heapq.heappop(self._ready[pool])
+                ready = self._ready[pool]
+                while ready and (able := [r for r in replicas if r.free or not ready[0][0]]):
+                    ordinary, *_, job_id, index = heapq.heappop(ready)
                     job = self.jobs.get(job_id)
-                    if job is not None and job.tasks[index].state == "ready":
-                        self._start(job, job.tasks[index], replicas)
-                        progress = True
+                    if job is None or job.tasks[index].state != "ready":
+                        continue
+                    progress = True
+                    if ordinary or self._awaited(job, job.tasks[index]):
+                        self._start(job, job.tasks[index], able)
+                    else:
+                        self._queue(job, job.tasks[index])
 
     def _start(self, job: JobRecord, task: TaskRecord, replicas: list[ReplicaRecord]) -> None:
-        """Send a ready task to a replica, unless what it should produce is known already."""
+        """Send a ready task to one of the replicas, unless what it should produce is known already."""
         if job.started_s is None:
             self._start_job(job)
         for node_id in task.plan.targets:
@@ -223,9 +244,6 @@ class Machine:
         signatures = {job.plan.signatures[n] for n in (*task.plan.nodes, *task.plan.needs)}
         constants = constants_of(job.plan.graph, task.plan.nodes)
         replica = choose(replicas, signatures, constants, self.results)
-        if replica is None:
-            self._make_ready(job, task)
-            return
         task.state, task.replica_id = "running", replica.info.replica_id
         task_id = id_of(job, task)
         replica.running.add(task_id)
@@ -262,6 +280,9 @@ class Machine:
                 task.attempt += 1
                 self._make_ready(job, task)
         self._wake(job)
+        for task in job.tasks:
+            if task.state == "ready":  # it may be awaited from now on
+                self._queue(job, task)
 
     def _claim(
         self, job: JobRecord, task: TaskRecord, targets: Iterable[str], replica: ReplicaRecord
@@ -355,7 +376,6 @@ class Machine:
                     self._resolve(signature, [task_id])
             case Exported(signature, value):
                 for waiter in self._waiters.pop(signature, []):
-                    self._unpark(waiter)
                     self._send(self._replica_of(waiter), Deliver(signature, value))
             case Evicted(signatures):
                 self.results.evict(replica_id, signatures)
@@ -415,14 +435,9 @@ class Machine:
             self._make_ready(job, task)
         self._wake(job)
 
-    def _unpark(self, task_id: TaskId) -> None:
-        if (replica := self.replicas.get(self._replica_of(task_id) or "")) is not None:
-            replica.parked.discard(task_id)
-
     def _let_go(self, replica: ReplicaRecord, task_id: TaskId) -> None:
         """Free the task's slot, and hand on to its waiters what it claimed but did not compute."""
         replica.running.discard(task_id)
-        replica.parked.discard(task_id)
         self._orphan(self.results.release(task_id))
 
     def _orphan(self, signatures: Iterable[str]) -> None:
@@ -445,11 +460,8 @@ class Machine:
                 self._waiters[signature].append(task_id)
             elif lost := elsewhere(job, task, signature):
                 self._waiters[signature].append(task_id)
-                if (replica := self.replicas.get(task.replica_id or "")) is not None:
-                    replica.parked.add(task_id)
                 self._remake(job, lost)
             else:
-                self._unpark(task_id)
                 self.results.claim(signature, task_id)
                 self._send(task.replica_id, Compute(signature))
 

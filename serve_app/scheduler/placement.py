@@ -17,26 +17,22 @@ from serve_app.scheduler.results import Results
 
 @dataclass(slots=True)
 class ReplicaRecord:
-    """A replica as the scheduler knows it. recipes: what weights it holds, e.g. "checkpoints/a.safetensors".
-
-    parked: those of the running tasks that wait for a task to begin; they take no slot, which it may need itself.
-    """
+    """A replica as the scheduler knows it. recipes: what weights it holds, e.g. "checkpoints/a.safetensors"."""
 
     info: ReplicaInfo
     running: set[TaskId] = field(default_factory=set)
-    parked: set[TaskId] = field(default_factory=set)
     recipes: tuple[str, ...] = ()
 
     @property
     def free(self) -> bool:
         """Whether it can take one more task."""
-        return len(self.running) - len(self.parked) < self.info.slots
+        return len(self.running) < self.info.slots
 
 
 def choose(
     replicas: Iterable[ReplicaRecord], signatures: Set[str], constants: Set[str], results: Results
-) -> ReplicaRecord | None:
-    """Return the best free replica for a task with these node signatures and string constants, or None."""
+) -> ReplicaRecord:
+    """Return the best of the replicas, of which there is one at least, for these node signatures and constants."""
 
     def score(replica: ReplicaRecord) -> tuple[int, int, int, str]:
         name = replica.info.replica_id
@@ -44,7 +40,7 @@ def choose(
         resident = sum(recipe.rpartition("/")[2] in constants for recipe in replica.recipes)
         return (-held, -resident, len(replica.running), name)
 
-    return min((r for r in replicas if r.free), key=score, default=None)
+    return min(replicas, key=score)
 
 
 def constants_of(graph: Graph, nodes: Iterable[str]) -> frozenset[str]:

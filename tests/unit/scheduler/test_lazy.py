@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.plan import Pool, Task, plan
 from serve_app.graph.spec import Input, NodeSpec
@@ -69,16 +71,16 @@ def test_what_only_a_lazy_input_leads_to_waits_until_it_is_asked_for() -> None:
     assert len(assigned(script.commands)) == 2, "the other branch never ran"
 
 
-def test_a_task_that_waits_for_another_to_begin_leaves_its_slot_to_it() -> None:
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_task_that_a_running_one_waits_for_begins_though_jobs_that_wait_for_it_too_hold_every_slot(jobs: int) -> None:
     # Both pools' tasks on the one slot of one replica: the graph goes from pool to pool and back.
-    back = Pool("makers", False, ("Make", "Save"))
-    nodes = {**NODES, "5": Node("5", "Save", {"images": Link("4", 0)})}
-    nodes["1"] = Node("1", "Mix", {"b": Link("3", 0)})
-    script = Script((back, MIXERS))
-    pools = (back, Pool("mixers", False, ("Mix",)))
+    pools = (Pool("makers", False, ("Make", "Save")), Pool("mixers", False, ("Mix",)))
+    nodes = {**NODES, "1": Node("1", "Mix", {"b": Link("3", 0)})}
+    script = Script(pools)
     planned = plan(Graph(nodes), SPECS, ["5"], {n: f"s{n}" for n in nodes}, pools)
-    row = JobRow("a", 1, 1, {}, ("5",), None, {}, 99.0, script.machine.next_seq())
-    script.feed(JobArrived(row, planned))
+    for order in range(jobs):
+        row = JobRow(f"job{order}", order, order, {}, ("5",), None, {}, 99.0, script.machine.next_seq())
+        script.feed(JobArrived(row, planned))
     for pool in pools:
         script.replica(f"r-{pool.name}", pool.name)
     [(replica, mixing)] = assigned(script.commands)
@@ -86,7 +88,7 @@ def test_a_task_that_waits_for_another_to_begin_leaves_its_slot_to_it() -> None:
     [(replica, making)] = assigned(script.report("r-mixers", Want(mixing.id, "s2")))
     assert (replica, making.targets) == ("r-makers", ("2",))
     [(replica, first)] = assigned(script.report("r-makers", Want(making.id, "s1")))
-    assert (replica, first.targets) == ("r-mixers", ("1",)), "on the slot of the task that waits for it in the end"
+    assert (replica, first.targets) == ("r-mixers", ("1",)), "beside the task that waits for it in the end"
 
 
 def test_what_is_asked_for_while_its_task_runs_for_something_else_is_made_by_another_run() -> None:
