@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from serve_app.config import PoolConfig
 from serve_app.errors import InvalidGraphError, NotReadyError
@@ -21,6 +23,9 @@ from serve_app.store.volume import Volume
 from tests.unit.deployments.cluster import Cluster, cluster
 
 PACK = """
+import time
+from PIL import Image
+from comfy.utils import ProgressBar
 from comfy.model_management import InterruptProcessingException
 from server import PromptServer
 from comfy_execution.graph_utils import GraphBuilder, ExecutionBlocker
@@ -82,6 +87,12 @@ class Tell(Show):
             PromptServer.instance.send_sync("mine.said", data, "someone else")
         return {"ui": {"text": [value]}}
 
+class Paint(Show):
+    def go(self, value):
+        ProgressBar(2).update_absolute(1, 2, ("JPEG", Image.new("RGB", (8, 8)), None))
+        time.sleep(1)  # what is drawn after a node's end is not shown
+        return {"ui": {"text": [value]}}
+
 class Quit(Number):
     def go(self, n):
         raise InterruptProcessingException()
@@ -89,7 +100,7 @@ class Quit(Number):
 @PromptServer.instance.routes.get("/small")
 async def small(request): ...
 
-NODE_CLASS_MAPPINGS = {c.__name__: c for c in (Number, Fresh, Either, Show, Twice, Stop, Tell, Quit)}
+NODE_CLASS_MAPPINGS = {c.__name__: c for c in (Number, Fresh, Either, Show, Twice, Stop, Tell, Paint, Quit)}
 """
 
 ONE = (PoolConfig(name="cpu", runtime=False, threads=1),)
@@ -227,6 +238,21 @@ async def test_a_node_may_send_its_client_json_of_its_own(tmp_path: Path) -> Non
         view, _ = await c.run(n=("Number", {"n": 3}), t=("Tell", {"value": ["n", 0]}))
         messages = [e.data for e in await c.running.events(view.job_id) if e.kind == "message"]
         assert messages == [{"node": "t", "type": "mine.said", "data": {"value": 3}}]
+
+
+async def test_a_picture_given_to_a_progress_bar_is_shown_to_the_client(tmp_path: Path) -> None:
+    async with client(tmp_path) as c:
+        prompt = {"p": {"class_type": "Paint", "inputs": {"value": 3}}}
+        attached = await c.service.attach("me", "socket")
+        await c.service.submit({"prompt": prompt, "client_id": "me"})
+        after, queue, pictures, ended = attached.after, attached.queue, [], False
+        while not ended:
+            news = await c.service.news({"me": Reader("socket", after)}, queue.version, 1.0)
+            queue = news.queue
+            for event in news.events.get("me", ()):
+                after, ended = event.seq, event.last
+                pictures += [event.data["image"]] if event.kind == "preview" else []
+        assert [Image.open(io.BytesIO(picture)).size for picture in pictures] == [(512, 512)]
 
 
 async def test_outside_a_job_a_pack_may_send_json_to_the_client_it_names(tmp_path: Path) -> None:
