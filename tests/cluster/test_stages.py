@@ -81,6 +81,8 @@ def test_prometheus_sees_jobs_forwards_weights_stages_and_routes(cluster: RayClu
             answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query}, timeout=10)
         except httpx.TransportError:
             return []
+        if answer.status_code == 503:  # it is still starting
+            return []
         result: list[dict[str, Any]] = answer.json().get("data", {}).get("result", [])
         return result
 
