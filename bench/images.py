@@ -20,8 +20,8 @@ ALONE = 3
 TARGETS = {(8, 64): ">= 3", (8, 128): ">= 2"}
 """Of sd15 over ComfyUI, by jobs at once and side in pixels."""
 
-
 MEMORY = (("peak memory of the largest process", "<= 1"), ("memory of all processes at the end", ""))
+"""What `Server.memory_mb` returns, and what is aimed at over ComfyUI."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,10 @@ def measure(contenders: Sequence[Contender], checkpoint: str, rounds: int) -> tu
     ours = contenders[0].kind
     measured, ratios = list(series.values()), list(_ratios(series, checkpoint, ours))
     for i, (what, target) in enumerate(MEMORY):
-        taken = {kind: [figures[i] for figures in all_of] for kind, all_of in memory.items()}
-        found = {kind: Series(NAME, f"{checkpoint}, {what}", kind, "MB", mb) for kind, mb in taken.items()}
+        found = {
+            kind: Series(NAME, f"{checkpoint}, {what}", kind, "MB", [figures[i] for figures in taken_mb])
+            for kind, taken_mb in memory.items()
+        }
         measured += found.values()
         if "ComfyUI" in found:
             ratios.append(ratio(NAME, f"{checkpoint}: {what}, over ComfyUI", found[ours], found["ComfyUI"], target))

@@ -22,6 +22,9 @@ NAME = "loading"
 WARM_UP = 4
 """Turns that do not count. They fill the page cache, and a virtual machine gets the memory from its host."""
 
+TURNS = 5
+"""Turns a round: one is short, and they differ much."""
+
 PARTS: tuple[Part, ...] = ("backbone", "clip", "vae")
 
 
@@ -39,7 +42,7 @@ def _times(models: Path, checkpoint: str, rounds: int) -> tuple[list[float], lis
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loads: list[float] = []
     reads: list[float] = []
-    for turn in range(WARM_UP + rounds):
+    for turn in range(WARM_UP + TURNS * rounds):
         read = _read(path)
         weights = Weights(Catalog(models), device, budget_bytes=24 * 2**30)
         began = time.perf_counter()

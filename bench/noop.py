@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bench.client import Client
@@ -18,7 +18,7 @@ CONNECTIONS = 8
 
 def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series], list[Ratio]]:
     """Run every contender in turn: one connection that waits for each job, then one and several that queue many."""
-    loads = {
+    loads: dict[str, Callable[[Server], int]] = {
         "1 connection, each job awaited": _one_by_one,
         "1 connection, all queued first": lambda server: _queued(server, 1),
         f"{CONNECTIONS} connections, all queued first": lambda server: _queued(server, CONNECTIONS),

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 def write(series: Sequence[Series], ratios: Sequence[Ratio], load_before: float, note: str) -> Path:
     """Write both files and return the JSON's path."""
     cuda = torch.cuda.is_available()
-    document = {
+    document: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "device": torch.cuda.get_device_name() if cuda else "cpu",

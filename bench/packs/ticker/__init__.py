@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from server import PromptServer
+from server import PromptServer  # type: ignore[import-not-found]  # made for packs
 
 
 class Ticker:
