@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +22,7 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.weights import Weights
 from serve_app.nodes.runtime import SamplingRequest, Steps
-from serve_app.sampling.rows import Canvas, Inputs, Piece
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.rows import Piece
 from serve_app.store.catalog import Catalog
 from serve_app.values import Guider, Noise, Recipe, SamplerChoice
 
@@ -35,17 +34,11 @@ class TimedBackbone:
 
     def __init__(self, backbone: Any) -> None:
         self._backbone = backbone
-        self.key: Hashable = backbone.key
-        self.device: torch.device = backbone.device
-        self.levels: NoiseLevels = backbone.levels
-        self.latent_scale: float = backbone.latent_scale
         self.seconds = 0.0
         self.asked: list[Piece] = []
 
-    def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
-        """Return the backbone's own inputs."""
-        made: Inputs = self._backbone.inputs(cond, options, role, canvas)
-        return made
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
 
     def denoise(self, pieces: Sequence[Piece]) -> list[Tensor]:
         """Return the backbone's answers, once the device has finished them."""

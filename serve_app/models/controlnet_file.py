@@ -111,13 +111,14 @@ class ControlFile:
                 adapter = AdapterNetwork(AdapterArchitecture.probe(self._tensors)).eval().requires_grad_(False)
             self._fill(adapter, self._own(adapter.state_dict(), {}, device, dtype))
             return adapter
-        found = self._changes(device, dtype)
+        found = self._changes()
         architecture = found[0] if found is not None and self.needs_base else self._architecture()
         control_net = self._empty(architecture)
         wanted = control_net.state_dict()
         state = self._own(wanted, _table(architecture), device, dtype)
         if found is not None:
-            weights = {name: tensor for name, tensor in found[1].state_dict().items() if name in wanted}
+            of_base = found[1].state_dict()
+            weights = {name: of_base[name].to(device, dtype) for name in of_base if name in wanted}
             if self.needs_base:
                 state = weights | state | self._changed(weights, _table(architecture), device, dtype)
             else:
@@ -125,13 +126,13 @@ class ControlFile:
         self._fill(control_net, state)
         return control_net
 
-    def _changes(self, device: torch.device, dtype: torch.dtype) -> tuple[UNetArchitecture, nn.Module] | None:
+    def _changes(self) -> tuple[UNetArchitecture, nn.Module] | None:
         """Return the backbone whose weights the file changes, if it does."""
         if not self.needs_base and not self.has_differences:
             return None
         if self._base:
             architecture, backbone = self._base[0].load("backbone", self._base[1:])
-            return cast(UNetArchitecture, architecture), backbone.to(device, dtype)
+            return cast(UNetArchitecture, architecture), backbone
         if self.needs_base:
             raise self._tensors.unsupported("is a control-LoRA, which needs the backbone whose weights it changes")
         _log.warning("%s holds differences from a backbone's weights and is used without one", self._where)
