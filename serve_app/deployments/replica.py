@@ -50,9 +50,10 @@ class Replica:
         yield await self._routes.answer(call)
 
     def check_health(self) -> None:
-        """Fail Serve's health check once the replica's life has ended by an error."""
+        """Fail Serve's health check once the replica's life has ended by an error, or its engine has."""
         if self._life.done():
             self._life.result()
+        self._runner.check_health()
 
     async def __del__(self) -> None:
         if life := getattr(self, "_life", None):

@@ -76,6 +76,9 @@ class Models(Protocol):
     """What the runner needs of `engine.runtime`: a RUNTIME bound to one node, what is resident, and what was done."""
 
     @property
+    def alive(self) -> bool: ...
+
+    @property
     def counters(self) -> Counters: ...
 
     @property
@@ -156,6 +159,11 @@ class Runner:
                 _log.warning("joining again: %s", error)
                 await self.drop_all()
                 await asyncio.sleep(0.2)
+
+    def check_health(self) -> None:
+        """Raise UnavailableError if this replica can no longer do its work, and must be replaced."""
+        if self.models is not None and not self.models.alive:
+            raise UnavailableError("the engine's thread has ended")
 
     async def leave(self) -> None:
         """Tell the scheduler that this replica goes; its unfinished tasks are handed to others at once."""

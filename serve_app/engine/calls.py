@@ -88,9 +88,9 @@ class Calls:
                     self.add(call)
                 else:
                     call.future.set_result(answer)
-        except Exception as error:
+        except BaseException as error:
             if len(calls) == 1:
-                calls[0].future.set_exception(error)
+                fail(calls[0].future, error)
                 return
             _log.warning("work done together failed and is done one by one: calls=%d error=%s", len(calls), repr(error))
             for call in reversed(calls):
@@ -102,11 +102,12 @@ class Calls:
         key = calls[0].key
         if key is not None:
             self._paces_s.pop(key, None)
-            self._paces_s[key] = seconds / sum(call.rows for call in calls)
+            # A batch may be empty.
+            self._paces_s[key] = seconds / max(1, sum(call.rows for call in calls))
             if len(self._paces_s) > PACES_KEPT:
                 del self._paces_s[next(iter(self._paces_s))]
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Fail every call that waits."""
         while self._waiting:
             fail(self._waiting.popleft().future, error)
@@ -118,7 +119,7 @@ class Calls:
             if call.when is not None and not call.future.cancelled():
                 try:
                     blocked = blocked or not call.when()
-                except Exception as error:
+                except BaseException as error:
                     self._waiting.remove(call)
                     fail(call.future, error)
                     continue
@@ -130,8 +131,11 @@ class Calls:
         return None
 
 
-def fail(future: Future[Any], error: Exception) -> None:
+def fail(future: Future[Any], error: BaseException) -> None:
     """Give a future an error, unless it has been cancelled."""
+    if isinstance(error, StopIteration):
+        # An event loop that waits for the future would never hear of this one.
+        error = RuntimeError(f"it raised {error!r}")
     if _starts(future):
         future.set_exception(error)
 

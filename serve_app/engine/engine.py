@@ -1,10 +1,11 @@
 """The loop that answers evaluations: one thread, one forward at a time, rows of many jobs in each.
 
 Trajectories join when they are submitted, are answered as `batcher.share` decides, and leave at their end, when they
-are cancelled or when they fail. One-off model work (`call`) runs in the same thread, so a device and its weights are
-only ever used from here. Between two forwards it takes about as long as one: a job that begins does not hold up those
-that are sampled by more than a step, and jobs that come together are not let in one by one. Equal work for several jobs
-(`gather`) is done at once, as far as it fits into that time. What alone takes longer than a forward is not split here.
+are cancelled or when they fail; what one raises, or a call, is its own and never ends the loop. One-off model work
+(`call`) runs in the same thread, so a device and its weights are only ever used from here. Between two forwards it
+takes about as long as one: a job that begins does not hold up those that are sampled by more than a step, and jobs that
+come together are not let in one by one. Equal work for several jobs (`gather`) is done at once, as far as it fits into
+that time. What alone takes longer than a forward is not split here.
 """
 
 from __future__ import annotations
@@ -96,6 +97,11 @@ class Engine:
         self._closing = Lock()
         self._thread = Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs; without it nothing is answered any more."""
+        return self._thread.is_alive()
 
     def submit(self, trajectory: Trajectory) -> Future[Sampled]:
         """Let a trajectory join at the next forward; the future holds what it ended with.
@@ -199,10 +205,11 @@ class Engine:
         run.since = self.counters.forwards
         try:
             run.trajectory.start()
-        except Exception as error:
+            ended = _ends(run)
+        except BaseException as error:
             fail(run.future, error)
             return
-        if not _ends(run):
+        if not ended:
             self._runs.append(run)
 
     def _run_a_call(self) -> bool:
@@ -249,7 +256,7 @@ class Engine:
         pieces = [piece for run in runs for piece in run.trajectory.pieces]
         try:
             answers = self._denoise(pieces)
-        except Exception as error:
+        except BaseException as error:
             self.counters.failures += 1
             if len(runs) == 1:
                 fail(runs[0].future, error)
@@ -265,7 +272,7 @@ class Engine:
             try:
                 run.trajectory.feed(answers[first:end])
                 _ends(run)
-            except Exception as error:
+            except BaseException as error:
                 fail(run.future, error)
             first = end
         return []

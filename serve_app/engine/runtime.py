@@ -62,6 +62,11 @@ class EngineRuntime:
         return self._engine.counters
 
     @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs."""
+        return self._engine.alive
+
+    @property
     def loads(self) -> LoadCounters:
         """What weights have come and gone."""
         return self.weights.counters

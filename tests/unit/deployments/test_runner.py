@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from serve_app.config import AppConfig, PoolConfig
-from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError
+from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, UnavailableError
 from tests.unit.deployments.cluster import Cluster, cluster
 from tests.unit.models.sample import write_sample_checkpoint
 
@@ -241,3 +241,25 @@ async def test_nothing_is_called_unknown_before_every_pool_has_said_what_it_runs
     assert {"CLIPTextEncode", "KSampler", "VAEDecode", "SaveImage"} <= set(await running.scheduler.specs())
     assert await running.scheduler.backlog("encode") == (0, 0)
     await running.close()
+
+
+async def test_a_batch_of_no_images_fails_its_own_job_at_most_and_the_next_one_works(root):
+    async with cluster(root, ONE) as running:
+        workflow = txt2img(1)
+        workflow["7"] = {"class_type": "PrimitiveInt", "inputs": {"value": 0}}
+        blank = {"width": 64, "height": 64, "batch_size": ["7", 0], "color": 0}
+        workflow["8"] = {"class_type": "EmptyImage", "inputs": blank}
+        workflow["4"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["8", 0], "vae": ["1", 2]}}
+        await running.finish(await running.submit(workflow, ("6",)))
+        view = await running.finish(await running.submit(txt2img(2), ("6",)))
+        assert view.state == "success", view.failure
+        running.runners["gpu"].check_health()
+
+
+async def test_a_replica_whose_engine_has_ended_is_not_healthy(root):
+    async with cluster(root, ONE) as running:
+        runner = running.runners["gpu"]
+        runner.check_health()
+        runner.models._engine.close()
+        with pytest.raises(UnavailableError, match="engine"):
+            runner.check_health()

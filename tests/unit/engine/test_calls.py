@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import Future, wait
 
 import pytest
@@ -153,3 +154,30 @@ def test_everything_is_answered_once_and_within_as_many_turns_as_calls_wait(aske
     assert not calls
     assert [future.result(0) for future in futures] == list(range(len(asked)))
     assert sorted(n for together in answered for n in together) == list(range(len(asked)))
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()])
+def test_whatever_a_call_raises_is_its_own_and_the_engine_goes_on(engine, error):
+    def work(questions=None):
+        raise error
+
+    def steps():
+        yield
+        work()
+
+    ends = [engine.call(work), engine.work(steps()), engine.gather(1, work, "a"), engine.call(lambda: 1, when=work)]
+    wait(ends, timeout=30)
+    assert [type(end.exception()) for end in ends] == [type(error)] * len(ends)
+    assert engine.call(lambda: 7).result(30) == 7
+
+
+def test_a_call_that_raises_stop_iteration_fails_so_that_a_loop_can_tell(engine):
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        engine.call(lambda: next(iter(()))).result(30)
+
+
+def test_work_of_no_rows_fails_at_most_itself(engine):
+    assert engine.gather(1, Doubling(), "a", rows=0).result(30) == 2
+    assert engine.gather(2, Doubling(), "a", rows=0).result(30) == 4
+    assert engine.gather(3, Doubling(), "a", rows=1).result(30) == 6
+    assert engine.alive

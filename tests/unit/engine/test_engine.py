@@ -299,3 +299,27 @@ def test_closing_ends_after_the_forward_in_progress_and_fails_what_is_left():
         engine.submit(Trajectory(TinyBackbone(), request()))
     with pytest.raises(UnavailableError):
         engine.call(lambda: None)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), MemoryError()])
+@pytest.mark.parametrize("where", ["start", "forward", "feed"])
+def test_whatever_a_run_or_a_forward_raises_is_its_own_and_others_go_on(engine, error, where):
+    def fail(*given):
+        raise error
+
+    bad = Trajectory(TinyBackbone(), request(seed=1))
+    good = request(seed=2)
+    if where == "forward":
+        bad.backbone.denoise = fail
+    else:
+        setattr(bad, where, fail)
+    futures = together(engine, [bad, Trajectory(TinyBackbone(), good)])
+    assert type(futures[0].exception()) is type(error)
+    assert relative_error(futures[1].result().latents, alone(TinyBackbone(), good)) <= 1e-5
+    assert engine.alive
+
+
+def test_an_engine_that_has_ended_says_so(engine):
+    assert engine.alive
+    engine.close()
+    assert not engine.alive
