@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app import log
 from serve_app.api.app import Dialect
+from serve_app.api.origin import LOOPBACK, Allowed
 from serve_app.errors import ConfigError
 from serve_app.graph.plan import Pool
 from serve_app.store.location import Location
@@ -42,6 +43,18 @@ class IngressConfig(Section):
     """Size of an uploaded file."""
     root_dialect: Dialect = "contract"
     """Of the root's routes that the contract and ComfyUI both have: comfy lets every ComfyUI client use the root."""
+    allowed_hosts: tuple[str, ...] = LOOPBACK
+    """Names in a request's Host that are this server's, "*.example" for all below one; "*" for any, as behind a proxy.
+
+    `serve-app up` takes any where it listens on more than this machine and the file says nothing.
+    """
+    allowed_origins: tuple[str, ...] = ()
+    """Origins whose pages may use this server beside its own, as https://app.example; "*" for any."""
+
+    @property
+    def allowed(self) -> Allowed:
+        """What the server's door goes by."""
+        return Allowed(tuple(map(str.lower, self.allowed_hosts)), self.allowed_origins)
 
 
 def _endpoint(url: str) -> str:

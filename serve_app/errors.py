@@ -75,6 +75,10 @@ class BodyTooLargeError(ServeAppError):
     """The request body is larger than the configured limit."""
 
 
+class ForeignPageError(ServeAppError):
+    """A browser asks for a page of another site, or by a name that is not this server's."""
+
+
 class UnavailableError(ServeAppError):
     """The server cannot take a job now, and says when to ask again.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fastapi import APIRouter, FastAPI, Request
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,6 +20,7 @@ from serve_app.api import operator, problems
 from serve_app.api.comfy import failures, pack_routes, page, websocket
 from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
+from serve_app.api.origin import EVERYONE, Allowed, Door
 from serve_app.service import Service
 
 Dialect: TypeAlias = Literal["contract", "comfy"]
@@ -29,13 +31,17 @@ PREFIX = "/api"
 
 
 def create_app(
-    service: Service | Callable[[], Service], root_dialect: Dialect = "contract", page_dir: Path | None = None
+    service: Service | Callable[[], Service],
+    root_dialect: Dialect = "contract",
+    page_dir: Path | None = None,
+    allowed: Allowed = EVERYONE,
 ) -> FastAPI:
     """Return the application.
 
     service: the service itself, or what returns it at each request: an application is made before its process has
     found the scheduler, and until then the callable raises NotReadyError, which clients see as 503. root_dialect: of
-    the root routes that both dialects have. page_dir: the files of the web page; None says how to get one.
+    the root routes that both dialects have. page_dir: the files of the web page; None says how to get one. allowed: the
+    names it goes by and the origins it takes requests of.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service if callable(service) else lambda: service
@@ -48,6 +54,15 @@ def create_app(
     for router in (routes.router, document.router, operator.router, *native.UNPREFIXED, _beside(routes.router)):
         app.include_router(router)
     pack_routes.install(app)
+    if allowed.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=allowed.origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_credentials="*" not in allowed.origins,
+        )
+    app.add_middleware(Door, allowed=allowed, answer=_answer)
     app.add_middleware(Spoken, root_dialect=root_dialect, prefixed=prefixed)
     return app
 

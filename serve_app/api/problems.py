@@ -20,13 +20,17 @@ from serve_app.errors import (
     BodyTooLargeError,
     DrainingError,
     FileMissingError,
+    ForbiddenPathError,
+    ForeignPageError,
     InvalidGraphError,
     InvalidSubmissionError,
     JobMissingError,
+    ModelFileError,
     NotReadyError,
     QueueFullError,
     ServeAppError,
     UnavailableError,
+    UserMissingError,
 )
 
 Answer: TypeAlias = Callable[[Request, Exception], Response]
@@ -35,7 +39,11 @@ Answer: TypeAlias = Callable[[Request, Exception], Response]
 _ANSWERS: dict[type[Exception], tuple[int, str]] = {
     InvalidGraphError: (400, "Invalid workflow structure"),
     InvalidSubmissionError: (400, "Invalid submission"),
+    UserMissingError: (401, "Unknown user"),
+    ForbiddenPathError: (403, "Path not allowed"),
+    ForeignPageError: (403, "Request refused"),
     FileMissingError: (404, "File not found"),
+    ModelFileError: (404, "Model file not found"),
     JobMissingError: (404, "Job not found"),
     BodyTooLargeError: (413, "Request body too large"),
     NotReadyError: (503, "Server not ready"),

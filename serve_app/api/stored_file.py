@@ -11,27 +11,18 @@ import re
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import BinaryIO
-from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from serve_app.api.content import DISARMED
 from serve_app.api.problems import problem
 from serve_app.errors import FileMissingError
 from serve_app.service import Service
 from serve_app.store.store import AREAS, FileRef, FileStat
 
 CHUNK_BYTES = 256 * 1024
-
-IMAGE_TYPES = {
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".webp": "image/webp",
-    ".gif": "image/gif",
-}
-"""Content type by suffix."""
 
 _ANNOTATION = re.compile(r"(?P<filename>.*?) ?\[(?P<area>input|output|temp)\]", re.DOTALL)
 _RANGE = re.compile(r"bytes=[ \t]*(?P<first>\d{0,19})-(?P<last>\d{0,19})[ \t]*", re.IGNORECASE | re.ASCII)
@@ -52,7 +43,9 @@ def file_ref(filename: str, subfolder: str, area: str) -> FileRef:
     raise FileMissingError(f"type '{area[:80]}' is not a directory; allowed are {', '.join(AREAS)}")
 
 
-async def stored_file(service: Service, ref: FileRef, content_type: str, method: str, headers: Headers) -> Response:
+async def stored_file(
+    service: Service, ref: FileRef, content_type: str, disposition: str, method: str, headers: Headers
+) -> Response:
     """Return the answer to GET or HEAD for a stored file. Errors: FileMissingError."""
     stat = await service.stat(ref)
     shown = {
@@ -63,7 +56,6 @@ async def stored_file(service: Service, ref: FileRef, content_type: str, method:
     }
     if _unchanged(headers, stat):
         return Response(status_code=304, headers=shown)
-    disposition = f"inline; filename*=UTF-8''{quote(ref.filename, safe='')}"
     # A link is signed for one method, and it is good for a while only, so nobody may keep the answer that holds it.
     if method == "GET" and (link := await service.link(ref, content_type, disposition)) is not None:
         return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store"})
@@ -81,7 +73,7 @@ async def stored_file(service: Service, ref: FileRef, content_type: str, method:
         "Content-Type": content_type,
         "Content-Length": str(len(sent)),
         "Content-Disposition": disposition,
-        "X-Content-Type-Options": "nosniff",
+        **DISARMED,
     }
     if method == "HEAD":
         return Response(status_code=status_code, headers=shown)

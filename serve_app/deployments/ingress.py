@@ -51,4 +51,4 @@ class Ingress:
             fetch=ObjectStore().get,
             relay=None if config.custom_nodes_dir is None else self._relay,
         )
-        return create_app(service, config.ingress.root_dialect, page.installed())
+        return create_app(service, config.ingress.root_dialect, page.installed(), config.ingress.allowed)

@@ -162,6 +162,11 @@ def _settings(arguments: argparse.Namespace) -> AppConfig:
     ingress = settings.ingress.model_dump()
     if arguments.root_dialect is not None:
         ingress["root_dialect"] = arguments.root_dialect
+    if "allowed_hosts" not in settings.ingress.model_fields_set:
+        if arguments.host.startswith("127."):
+            ingress["allowed_hosts"] = (*ingress["allowed_hosts"], arguments.host)
+        elif arguments.host not in ingress["allowed_hosts"]:
+            ingress["allowed_hosts"] = ("*",)
     return config.parse({**settings.model_dump(), **given, "ingress": ingress}, "command line").resolved()
 
 

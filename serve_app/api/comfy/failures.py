@@ -18,6 +18,7 @@ from serve_app.errors import (
     BodyTooLargeError,
     FileMissingError,
     ForbiddenPathError,
+    ForeignPageError,
     InvalidGraphError,
     InvalidSubmissionError,
     ModelFileError,
@@ -36,6 +37,7 @@ _EMPTY: dict[type[Exception], int] = {
 _WORDED: dict[type[Exception], tuple[int, str, str]] = {
     InvalidGraphError: (400, "invalid_prompt", "The workflow cannot run"),
     InvalidSubmissionError: (400, "invalid_request", "The request cannot be read"),
+    ForeignPageError: (403, "foreign_page", "The request comes from a page of another site"),
     BodyTooLargeError: (413, "body_too_large", "The request body is too large"),
     UnavailableError: (503, "server_unavailable", "The server cannot take the request now"),
 }

@@ -13,8 +13,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from serve_app.api.origin import FOREIGN
 from serve_app.api.problems import problem
 from serve_app.api.request import read_body
+from serve_app.errors import ForeignPageError
 from serve_app.nodes.routes import ANY, PackAnswer, PackCall
 from serve_app.service import Service
 
@@ -51,6 +53,9 @@ async def _answer(request: Request) -> Response:
     if pool is None:
         methods = ", ".join(sorted({route.method for _, route in there}))
         raise HTTPException(405, headers={"Allow": methods}) if there else HTTPException(404)
+    if request.scope.get(FOREIGN):
+        # Packs have routes that do things at a GET, so even a link from another site may not lead to one.
+        raise ForeignPageError("routes of node packs are not for pages of other sites")
     query = request.scope["query_string"].decode("latin-1")
     call = PackCall(
         method=request.method,

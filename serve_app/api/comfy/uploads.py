@@ -136,7 +136,7 @@ def _with_alpha(files: Store, original: FileRef, mask: bytes) -> bytes:
                     texts.add_text(key, value)
                 painted = image.convert("RGBA")
                 painted.putalpha(drawn.convert("RGBA").getchannel("A"))
-        except (UnidentifiedImageError, OSError, ValueError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
             raise FileMissingError(f"no image and mask of one size: {error}") from error
     buffer = io.BytesIO()
     painted.save(buffer, format="PNG", compress_level=4, pnginfo=texts)

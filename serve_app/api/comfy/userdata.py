@@ -6,13 +6,13 @@ With one user only, everyone is that user; else the header `comfy-user` says who
 from __future__ import annotations
 
 import asyncio
-import mimetypes
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty, read_json, read_members
+from serve_app.api.content import DISARMED, content_type, disposition
 from serve_app.api.request import READ, Current, read_body
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError, ForbiddenPathError, InvalidSubmissionError
@@ -136,7 +136,8 @@ async def get_file(request: Request, service: Current, user: User) -> Response:
     """Return a file."""
     name = request.path_params["name"]
     data = await asyncio.to_thread(service.user_data.read, user, name)
-    return Response(data, media_type=mimetypes.guess_type(name)[0] or "application/octet-stream")
+    kind, shown = content_type(name), disposition(name.rpartition("/")[2])
+    return Response(data, media_type=kind, headers={"Content-Disposition": shown, **DISARMED})
 
 
 @router.post("/userdata/{name:path}")

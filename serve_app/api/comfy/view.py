@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import mimetypes
 from pathlib import PurePosixPath
 
 from fastapi import APIRouter, Request
@@ -15,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty
+from serve_app.api.content import DISARMED, content_type, disposition
 from serve_app.api.request import READ, Current
 from serve_app.api.stored_file import stored_file
 from serve_app.errors import FileMissingError
@@ -23,11 +23,6 @@ from serve_app.store.store import AREAS, FileRef
 
 router = APIRouter(include_in_schema=False)
 
-# A browser would run these in the page's name.
-_DOWNLOADED = frozenset(
-    {"text/html", "text/html-sandboxed", "application/xhtml+xml", "text/javascript", "text/css", "image/svg+xml"}
-)
-UNKNOWN_TYPE = "application/octet-stream"
 QUALITY = 90
 
 
@@ -44,12 +39,8 @@ async def get_view(request: Request, service: Current) -> Response:
         return await _rendered(service, ref, lambda image: _preview(image, query["preview"], query.get("channel", "")))
     if (channel := query.get("channel", "rgba")) in ("rgb", "a"):
         return await _rendered(service, ref, lambda image: _channel(image, channel))
-    guessed = mimetypes.guess_type(ref.filename)[0] or UNKNOWN_TYPE
-    kind = UNKNOWN_TYPE if guessed in _DOWNLOADED else guessed
-    answer = await stored_file(service, ref, kind, request.method, request.headers)
-    if "content-disposition" in answer.headers:
-        answer.headers["Content-Disposition"] = _disposition(ref)
-    return answer
+    kind = content_type(ref.filename)
+    return await stored_file(service, ref, kind, disposition(ref.filename), request.method, request.headers)
 
 
 def named(filename: str, subfolder: str, area: str) -> FileRef | int:
@@ -75,11 +66,11 @@ async def _rendered(service: Service, ref: FileRef, render: object) -> Response:
             try:
                 with Image.open(file) as image:
                     return render(image)  # type: ignore[operator, no-any-return]
-            except (UnidentifiedImageError, OSError, ValueError) as error:
+            except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
                 raise FileMissingError(f"'{ref.filename[:80]}' is no image") from error
 
     data, kind = await asyncio.to_thread(make)
-    return Response(data, media_type=kind, headers={"Content-Disposition": _disposition(ref)})
+    return Response(data, media_type=kind, headers={"Content-Disposition": disposition(ref.filename), **DISARMED})
 
 
 def _preview(image: Image.Image, asked: str, channel: str) -> tuple[bytes, str]:
@@ -104,8 +95,3 @@ def _channel(image: Image.Image, channel: str) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     drawn.save(buffer, format="PNG")
     return buffer.getvalue(), "image/png"
-
-
-def _disposition(ref: FileRef) -> str:
-    name = "".join("_" if c in '"\\' or not c.isprintable() or ord(c) > 255 else c for c in ref.filename)
-    return f'filename="{name}"'

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
+from serve_app.api.content import IMAGE_TYPES
 from serve_app.api.request import READ, Current, read_object
-from serve_app.api.stored_file import IMAGE_TYPES, file_ref, stored_file
+from serve_app.api.stored_file import file_ref, stored_file
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
 from serve_app.scheduler.messages import ClusterView, JobView
@@ -64,7 +66,8 @@ async def get_view(request: Request, service: Current) -> Response:
     content_type = IMAGE_TYPES.get(PurePosixPath(ref.filename).suffix.lower())
     if content_type is None:
         raise FileMissingError(f"'{ref.filename[:80]}' is no image; allowed are {', '.join(IMAGE_TYPES)}")
-    return await stored_file(service, ref, content_type, request.method, request.headers)
+    disposition = f"inline; filename*=UTF-8''{quote(ref.filename, safe='')}"
+    return await stored_file(service, ref, content_type, disposition, request.method, request.headers)
 
 
 @router.api_route("/system_stats", methods=READ)

@@ -1,0 +1,48 @@
+"""What a browser may show of files that anyone may have uploaded: types that run nothing; all else is downloaded.
+
+Sources: WHATWG MIME Sniffing (nosniff), CSP level 3 (sandbox), RFC 6266 (Content-Disposition).
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+IMAGE_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
+}
+"""Content type by suffix."""
+
+SHOWN_TYPES = {
+    **IMAGE_TYPES,
+    ".avif": "image/avif",
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".mov": "video/quicktime",
+    ".mp3": "audio/mpeg",
+    ".wav": "audio/wav",
+    ".flac": "audio/flac",
+    ".ogg": "audio/ogg",
+    ".opus": "audio/ogg",
+    ".m4a": "audio/mp4",
+    ".txt": "text/plain; charset=utf-8",
+    ".json": "application/json",
+}
+UNKNOWN_TYPE = "application/octet-stream"
+
+DISARMED = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
+"""Headers of every such file: its type is what it says, and were it a page, it would have no origin and no scripts."""
+
+
+def content_type(filename: str) -> str:
+    """Return the type to send a file with, by its suffix."""
+    return SHOWN_TYPES.get(PurePosixPath(filename).suffix.lower(), UNKNOWN_TYPE)
+
+
+def disposition(filename: str) -> str:
+    """Return the Content-Disposition in ComfyUI's form; a file whose type is not shown is an attachment."""
+    name = "".join("_" if c in '"\\' or not c.isprintable() or ord(c) > 255 else c for c in filename)
+    return f'{"attachment; " * (content_type(filename) == UNKNOWN_TYPE)}filename="{name}"'
