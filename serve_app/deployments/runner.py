@@ -24,6 +24,7 @@ from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.images import to_preview
 from serve_app.models.weights import LoadCounters
+from serve_app.nodes.contained import raised, said
 from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
 from serve_app.nodes.executing import Progress, Say
 from serve_app.nodes.files import NodeFiles
@@ -296,7 +297,7 @@ class Runner:
             case NodeFailedError():
                 self.say(_failed(task_id, error.node_id, error.class_type, error.exception, error.inputs))
             case _:
-                self.say(_failed(task_id, "", "", error))
+                self.say(_failed(task_id, "", "", raised(error)))
 
     async def fetch(self, task_id: TaskId, signature: str) -> Any | None:
         """Ask the scheduler for a value; None means that this replica must compute it."""
@@ -400,6 +401,7 @@ class TaskScope:
 
     def progress(self, node_id: str) -> Progress:
         def progress(value: float, maximum: float, preview: Any) -> None:
+            value, maximum = _number(value), _number(maximum)
             # From whatever thread the node runs in. A loop that is closed has nobody left to tell.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._progressed, node_id, value, maximum)
@@ -455,10 +457,15 @@ def _failed(
         node_id=node_id,
         class_type=class_type,
         exception_type=_full_name(type(cause)),
-        message=str(cause),
+        message=said(cause),
         traceback=tuple(traceback.format_exception(cause)),
         inputs=inputs or {},
     )
+
+
+def _number(value: Any) -> float:
+    """Return a number as it may leave this process. Errors: whatever `float` raises, which is the node's own."""
+    return value if type(value) in (int, float) else float(value)
 
 
 def _full_name(kind: type) -> str:

@@ -19,6 +19,7 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.contained import contained
 from serve_app.nodes.executing import Executing, enter
 
 PACKS = "custom_nodes."
@@ -74,7 +75,7 @@ async def map_over_lists(
     whole: one call with the lists themselves; skip: without the elements that are blocked. A call whose inputs hold a
     blocker is not made: its result is the blocker. A sync function runs in a thread, an async one is awaited, its calls
     at the same time, both without autograd. alone: no other sync function called so runs meanwhile in this process.
-    Errors: NodeError for an empty list beside others; the function's own.
+    Errors: NodeError for an empty list beside others; the function's own, as `contained` lets them out.
     """
     longest = max(map(len, inputs.values()), default=0)
     empty = [name for name, values in inputs.items() if not values]
@@ -97,12 +98,13 @@ async def map_over_lists(
         if (blocker := blockers[index]) is not None:
             return blocker
         enter(replace(node, index=index, subgraphs=itertools.count()))
-        if asynchronous:
-            return await _WithoutAutograd(function(**calls[index]))
-        work = contextvars.copy_context().run
-        loop = asyncio.get_running_loop()
-        returned = await loop.run_in_executor(_ONE_THREAD if alone else None, work, _run, function, calls[index])
-        return await _WithoutAutograd(returned) if inspect.isawaitable(returned) else returned
+        with contained():
+            if asynchronous:
+                return await _WithoutAutograd(function(**calls[index]))
+            work = contextvars.copy_context().run
+            loop = asyncio.get_running_loop()
+            returned = await loop.run_in_executor(_ONE_THREAD if alone else None, work, _run, function, calls[index])
+            return await _WithoutAutograd(returned) if inspect.isawaitable(returned) else returned
 
     if not asynchronous:
         return [await asyncio.create_task(one(index)) for index in range(len(calls))]
@@ -120,7 +122,7 @@ def _blocker(values: Any, blocked: Blocked) -> ExecutionBlocker | None:
 
 
 def _run(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    with torch.inference_mode():
+    with contained(), torch.inference_mode():
         return function(**arguments)
 
 

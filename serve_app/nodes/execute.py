@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
 from serve_app.errors import CancelledJobError, NodeError, ServeAppError
@@ -21,6 +23,7 @@ from serve_app.graph.plan import Task
 from serve_app.graph.signature import STRICT, signature
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
+from serve_app.nodes.contained import contained, is_cancelled, raised, said
 from serve_app.nodes.executing import Executing, Progress, Say
 from serve_app.nodes.expansion import DependencyCycleError, DynamicPrompt, linked
 from serve_app.nodes.held import Held
@@ -42,7 +45,7 @@ class NodeFailedError(ServeAppError):
         exception: BaseException,
         inputs: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
-        super().__init__(f"{class_type} {node_id}: {str(exception) or type(exception).__name__}")
+        super().__init__(f"{class_type} {node_id}: {said(exception) or type(exception).__name__}")
         self.node_id, self.class_type, self.exception = node_id, class_type, exception
         self.inputs = inputs or {}
 
@@ -133,8 +136,13 @@ class Execution:
 
     def _start(self, node_id: str, group: asyncio.TaskGroup) -> asyncio.Task[NodeResult]:
         if node_id not in self._values:
-            self._values[node_id] = group.create_task(self._evaluate(node_id, group))
+            self._values[node_id] = group.create_task(self._evaluated(node_id, group))
         return self._values[node_id]
+
+    async def _evaluated(self, node_id: str, group: asyncio.TaskGroup) -> NodeResult:
+        # Values are looked at outside their nodes too, and may be of a class with code of its own.
+        with contained():
+            return await self._evaluate(node_id, group)
 
     async def _evaluate(self, node_id: str, group: asyncio.TaskGroup) -> NodeResult:
         signature = self._signatures[node_id]
@@ -176,17 +184,14 @@ class Execution:
             instance = node_class()
             await self._lazy(node, instance, inputs, lazy, executing, group)
             returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
-            return merge(await self._expanded(node, returned, group), spec)
+            result = merge(await self._expanded(node, returned, group), spec)
+            return result if result.ui is None else replace(result, ui=_plain(result.ui))
         except (CancelledJobError, NodeFailedError, LostValueError):
             raise
-        except asyncio.CancelledError as error:
-            running = asyncio.current_task()
-            if running is not None and running.cancelling():
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
-            # The node's own doing, not ours: unreported, the task would end as if it had succeeded.
-            self._fail(node, error, inputs)
-        except Exception as error:
-            self._fail(node, error, inputs)
+            self._fail(node, raised(error), inputs)
 
     def _class(self, node: Node) -> tuple[type, NodeSpec]:
         node_class = self._classes.get(node.class_type)
@@ -203,7 +208,7 @@ class Execution:
     def _blocked(self, node: Node, blocker: ExecutionBlocker) -> ExecutionBlocker:
         if blocker.message is None:
             return blocker
-        self._observer.blocked(node.id, node.class_type, blocker.message)
+        self._observer.blocked(node.id, node.class_type, said(blocker.message))
         return ExecutionBlocker()
 
     # Inputs -----------------------------------------------------------------------------------------------------------
@@ -384,7 +389,16 @@ def _sources_first(nodes: Mapping[str, Node]) -> list[str]:
     return list(order)
 
 
+def _plain(ui: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a node shows as JSON has it, which leaves this process. Errors: NodeError."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(ui))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NodeError(f"what it shows is no JSON: {error}") from error
+    return plain
+
+
 def _shown(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or type(value) in (bool, int, float):
         return value
-    return str(value)[:SHOWN_CHARACTERS]
+    return said(value)[:SHOWN_CHARACTERS]

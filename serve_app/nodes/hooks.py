@@ -7,6 +7,7 @@ Source: the facts of ComfyUI 0.3.64's `execution.py` (validate_inputs, IsChanged
 from __future__ import annotations
 
 import asyncio
+import json
 import traceback
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from serve_app.graph.graph import BadLink, Link, Node
 from serve_app.graph.parse import unstorable
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.call import ExecutionBlocker, map_over_lists
+from serve_app.nodes.contained import contained, raised, said
 from serve_app.nodes.executing import Executing
 from serve_app.nodes.protocol import spec_of
 
@@ -42,14 +44,16 @@ async def checked(
             problems.append(_of(node, Problem("missing_node_type", "no worker has this class any more"), {}))
             return
         try:
-            spec = spec_of(node_class, node.class_type)
-            problems.extend(await validate(node_class, spec, node, _output_types(classes, nodes, spec, node)))
-            if spec.fingerprinted:
-                fingerprints[node.id] = await fingerprint(node_class, spec, node)
-        except Exception as error:
+            with contained():
+                spec = spec_of(node_class, node.class_type)
+                problems.extend(await validate(node_class, spec, node, _output_types(classes, nodes, spec, node)))
+                if spec.fingerprinted:
+                    fingerprints[node.id] = await fingerprint(node_class, spec, node)
+        except Exception as failure:
+            error = raised(failure)
             extra = {"exception_type": type(error).__name__, "traceback": traceback.format_tb(error.__traceback__)}
-            said = f"{type(error).__name__}: {error}"
-            problems.append(_of(node, Problem("exception_during_validation", FAILED, said), extra))
+            why = f"{type(error).__name__}: {said(error)}"
+            problems.append(_of(node, Problem("exception_during_validation", FAILED, why), extra))
 
     await asyncio.gather(*(ask(nodes[node_id]) for node_id in node_ids))
     order = {node_id: index for index, node_id in enumerate(node_ids)}
@@ -119,8 +123,13 @@ def _comparable(answer: Any) -> Any:
         return None
     if answer is None or isinstance(answer, bool | int | float | str):
         # NaN differs from everything, itself included.
-        return f"nan-{uuid.uuid4().hex}" if unstorable(answer) else answer
-    return answer if isinstance(answer, list | dict) and not unstorable(answer) else str(answer)
+        return f"nan-{uuid.uuid4().hex}" if unstorable(answer) else _plain(answer)
+    return _plain(answer) if isinstance(answer, list | dict) and not unstorable(answer) else str(answer)
+
+
+def _plain(answer: Any) -> Any:
+    """Return a JSON value without the classes of its pack, which other processes do not know."""
+    return json.loads(json.dumps(answer))
 
 
 def _reason(name: str, answer: Any) -> str:

@@ -24,6 +24,7 @@ from serve_app.nodes.call import PACKS
 from serve_app.nodes.compat import install
 from serve_app.nodes.compat.node import adapted, is_v3
 from serve_app.nodes.compat.server import PromptServer
+from serve_app.nodes.contained import said
 from serve_app.nodes.protocol import spec_of
 from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.routes import PackRoute
@@ -72,9 +73,9 @@ def _paths(packs_dir: Path) -> Iterator[Path]:
 def _guarded(found: Packs, path: Path, step: Callable[[], None]) -> None:
     try:
         step()
-    # A pack may also try to end the process.
-    except (Exception, SystemExit) as error:
-        found.failures[path.stem] = f"{type(error).__name__}: {error}"
+    # A pack may also try to end the process, and others are not to pay for it.
+    except BaseException as error:
+        found.failures[path.stem] = f"{type(error).__name__}: {said(error)}"
         _log.warning("node pack %s is left out", path.name, exc_info=error)
 
 
@@ -95,8 +96,8 @@ def _add(found: Packs, path: Path) -> None:
             node_class.RELATIVE_PYTHON_MODULE = python_module  # type: ignore[attr-defined]
             found.specs[class_type] = spec_of(node_class, class_type, title)
             found.classes[class_type] = node_class
-        except Exception as error:
-            _log.warning("class %s of node pack %s is left out: %s", class_type, path.name, error)
+        except BaseException as error:
+            _log.warning("class %s of node pack %s is left out: %s", class_type, path.name, said(error))
 
 
 def _classes(module: ModuleType) -> Iterator[tuple[str, type, str]]:

@@ -19,6 +19,7 @@ from aiohttp import web
 from yarl import URL
 
 from serve_app import log
+from serve_app.nodes.contained import contained, raised
 from serve_app.nodes.routes import Headers, PackAnswer, PackCall
 
 _log = log.get("nodes.packs")
@@ -49,7 +50,7 @@ class RouteServer:
         with self._starting:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="pack-routes", daemon=True).start()
+                threading.Thread(target=_run, args=(self._loop,), name="pack-routes", daemon=True).start()
                 self._client = asyncio.run_coroutine_threadsafe(self._start(), self._loop)
         # Shielded: a caller that goes must not take the start away from the others.
         client = await asyncio.shield(asyncio.wrap_future(self._client))
@@ -105,6 +106,17 @@ class RouteServer:
             return _problem(502, "the node pack's handler broke off its answer")
 
 
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop until it is stopped, whatever a task that a handler started raises."""
+    while True:
+        try:
+            loop.run_forever()
+        except BaseException as error:
+            _log.error("a task of a node pack's handler tried to end the process", exc_info=error)
+        else:
+            return
+
+
 def _kept(response: aiohttp.ClientResponse, length: int) -> Headers:
     """Return the headers that are about the answer, its length among them if it has a body."""
     dropped = _CONNECTION | {b"server", b"date"}
@@ -121,13 +133,15 @@ async def _guarded(
 ) -> web.StreamResponse:
     """Answer 500 for a handler that raises, with its traceback in the log."""
     try:
-        response: object = await handler(request)
+        with contained():
+            response: object = await handler(request)
         if not isinstance(response, web.StreamResponse):
             raise TypeError(f"the handler returned {type(response).__name__} and no response")
         return response
     except web.HTTPException:
         raise
-    except Exception as error:
+    except Exception as failure:
+        error = raised(failure)
         _log.error("%s %s of a node pack failed", request.method, request.path, exc_info=error)
         failed = _problem(500, f"{type(error).__name__} in the node pack's handler; the server's log says more")
         return web.Response(status=failed.status, body=failed.body, content_type="application/json")

@@ -26,7 +26,7 @@ from tests.unit.api.memory_scheduler import MemoryScheduler
 
 PACK = """
     import os
-    import pathlib
+    import asyncio, pathlib
     from aiohttp import web
     from server import PromptServer
 
@@ -58,6 +58,18 @@ PACK = """
     @routes.get("/mine/raises")
     async def raises(request):
         raise LookupError("a secret of the pack")
+
+    @routes.get("/mine/exits")
+    async def exits(request):
+        raise SystemExit(3)
+
+    @routes.get("/mine/task-exits")
+    async def task_exits(request):
+        async def exits():
+            raise KeyboardInterrupt
+        asyncio.create_task(exits())
+        await asyncio.sleep(0)
+        return web.json_response("started")
 
     @routes.get("/mine/nothing")
     async def nothing(request):
@@ -266,6 +278,11 @@ async def test_the_first_pool_that_has_a_route_is_asked_and_503_says_to_come_bac
     answer = await client.get("/mine/file")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert answer.json()["detail"] == "there is no replica of gpu"
+
+
+async def test_a_handler_that_tries_to_end_the_process_fails_alone(client: httpx.AsyncClient) -> None:
+    for path, status in (("exits", 500), ("task-exits", 200), ("things/a", 200)):
+        assert (await asyncio.wait_for(client.get(f"/mine/{path}"), 30)).status_code == status
 
 
 async def test_a_caller_that_goes_while_the_handlers_start_takes_nothing_from_the_next(service: Service) -> None:

@@ -171,8 +171,9 @@ def test_a_class_that_is_none_is_left_out_and_built_in_names_stay(folder: Path) 
 def test_a_pack_that_fails_hurts_no_other(folder: Path) -> None:
     write(folder, "single.py", V1)
     write(folder, "off.disabled/__init__.py", "raise LookupError")
-    packs = loaded(folder, a="raise LookupError('no')", b="import sys; sys.exit(3)", c="import comfy.ldm", d="x = 1")
-    assert set(packs.failures) == {"a", "b", "c", "d"}
+    ends = {"b": "import sys; sys.exit(3)", "e": "raise KeyboardInterrupt", "f": "raise GeneratorExit"}
+    packs = loaded(folder, a="raise LookupError('no')", c="import comfy.ldm", d="x = 1", **ends)
+    assert set(packs.failures) == {"a", "b", "c", "d", "e", "f"}
     assert packs.failures["a"] == "LookupError: no"
     assert "NODE_CLASS_MAPPINGS nor comfy_entrypoint" in packs.failures["d"]
     assert packs.specs["Double"].python_module == "custom_nodes.single"

@@ -236,8 +236,9 @@ async def test_constants_that_cannot_be_compared_make_a_node_unique() -> None:
         tensor = graph.node("Constant", value=torch.ones(2) * value)
         return {"result": (tensor.out(0),), "expand": graph.finalize()}
 
-    replica = Replica()
-    [made] = await shown(replica, expanding(make))
+    replica, task = Replica(), replace(expanding(make), targets=("e",))
+    await replica.run(task)
+    [made] = replica.value(task, "e")
     assert made.tolist() == [7, 7]
 
 
