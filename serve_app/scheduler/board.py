@@ -108,12 +108,6 @@ class Board:
             stream.events[:0] = [e for e in rebuilt(row) if not stream.events or e.seq < stream.events[0].seq]
         return stream
 
-    def cached(self, job_id: str) -> tuple[str, ...]:
-        """Return the nodes of a job that had no need to run, if its events are still in memory."""
-        stream = self._streams.get(job_id)
-        found = next((e for e in stream.events if e.kind == "cached"), None) if stream else None
-        return () if found is None else tuple(found.data["nodes"])
-
     def forget(self, job_ids: Collection[str] | None) -> None:
         """Forget the streams of ended jobs: these, or all."""
         for job_id in list(self._streams if job_ids is None else job_ids):

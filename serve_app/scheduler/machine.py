@@ -131,6 +131,7 @@ class Machine:
             started_s=row.started_s,
             outputs=outputs,
             missing=set(row.targets) - set(outputs),
+            cached=row.cached,
         )
         self.jobs[row.job_id] = job
         if row.queued_seq >> EPOCH_BITS == self._seq >> EPOCH_BITS:
@@ -253,13 +254,12 @@ class Machine:
     def _start_job(self, job: JobRecord) -> None:
         job.started_s = self._at_s
         seq = self.next_seq()
-        self._commands.append(Persist(JobStarted(job.row.job_id, self._at_s, seq)))
-        self._commands.append(Publish(Event(job.row.job_id, seq, "started", self._at_s)))
         nodes = [node_id for task in job.plan.tasks for node_id in task.nodes]
-        cached = [node_id for node_id in nodes if self.results.known(job.plan.signatures[node_id])]
-        job.cached = set(cached)
-        self._publish(job, "cached", {"nodes": cached})
-        for node_id in cached:
+        job.cached = tuple(node_id for node_id in nodes if self.results.known(job.plan.signatures[node_id]))
+        self._commands.append(Persist(JobStarted(job.row.job_id, self._at_s, seq, job.cached)))
+        self._commands.append(Publish(Event(job.row.job_id, seq, "started", self._at_s)))
+        self._publish(job, "cached", {"nodes": list(job.cached)})
+        for node_id in job.cached:
             for rest, ui in self.results.made(job.plan.signatures[node_id]).items():
                 self._record_made(job, node_id + rest, ui, Origin(node_id, node_id, node_id))
 

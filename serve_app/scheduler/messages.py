@@ -62,8 +62,8 @@ class JobView:
     """A job as its client may see it, at one moment.
 
     percent: 0–99 while it waits or runs, 100 after success. outputs: ui dict by node id, as far as recorded.
-    failure: the data of the event that ended the job, {} after success. cached: nodes that had no need to run, as long
-    as the job's events are remembered. Times are Unix seconds.
+    failure: the data of the event that ended the job, {} after success. cached: nodes whose values were known when
+    it started. Times are Unix seconds.
     """
 
     job_id: str

@@ -36,7 +36,7 @@ class JobRecord:
     wanted: set[str] = field(default_factory=set)
     executing: dict[str, str] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
-    cached: set[str] = field(default_factory=set)
+    cached: tuple[str, ...] = ()
     progress: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from serve_app import log
 from serve_app.errors import (
@@ -58,6 +59,7 @@ from serve_app.scheduler.messages import (
     Report,
     Submission,
 )
+from serve_app.scheduler.repeats import check_repeat
 from serve_app.scheduler.stimuli import (
     CancelAsked,
     Command,
@@ -127,7 +129,7 @@ class Scheduler:
         self._specs: dict[str, dict[str, NodeSpec]] = {}
         self._routes: dict[str, tuple[PackRoute, ...]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._submitting: dict[str, asyncio.Lock] = {}
+        self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.tally = Tally()
         self.fenced = asyncio.Event()
         """Set once a newer scheduler holds the lease; this one must go."""
@@ -169,15 +171,20 @@ class Scheduler:
     # For the ingress --------------------------------------------------------------------------------------------------
 
     async def submit(self, submission: Submission) -> Accepted:
-        """Accept a job. Errors: InvalidGraphError, NotReadyError, QueueFullError, DrainingError."""
+        """Accept a job; one that was accepted before is answered again.
+
+        Errors: InvalidSubmissionError for the id of another job; InvalidGraphError, NotReadyError, QueueFullError,
+        DrainingError.
+        """
         self._check_alive()
+        # As long as one waits for the id's lock or has it, it is in the dictionary.
         async with self._submitting.setdefault(submission.job_id, asyncio.Lock()):
-            try:
+            if await self._row(submission.job_id) is not None:
+                await self._writer.put([])  # what memory knows may not be durable yet
                 if earlier := await self._row(submission.job_id):
+                    check_repeat(earlier, submission)
                     return Accepted(earlier.job_id, earlier.number)
-                return await self._accept(submission)
-            finally:
-                self._submitting.pop(submission.job_id, None)
+            return await self._accept(submission)
 
     async def _accept(self, submission: Submission) -> Accepted:
         # Kept with the job, so that another configuration leaves what is queued as it is.
@@ -232,9 +239,9 @@ class Scheduler:
     async def job(self, job_id: str) -> JobView | None:
         self._check_ready()
         if job := self._board.unended.get(job_id):
-            return live_view(job, self._board.cached(job_id))
+            return live_view(job)
         row = await self._in_database(self._jobs.job, job_id)
-        return None if row is None else row_view(row, self._board.cached(job_id))
+        return None if row is None else row_view(row)
 
     async def page(self, query: JobQuery) -> JobPage:
         self._check_ready()
@@ -242,8 +249,7 @@ class Scheduler:
         views = []
         for row in rows:
             live = None if row.ended else self._board.unended.get(row.job_id)
-            cached = self._board.cached(row.job_id)
-            views.append(row_view(row, cached) if live is None else live_view(live, cached))
+            views.append(row_view(row) if live is None else live_view(live))
         return JobPage(tuple(views), total)
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
@@ -363,8 +369,12 @@ class Scheduler:
         self._check_alive()
         if not self._machine.is_current(task_id):
             raise StaleAttemptError(f"attempt {task_id.attempt} of job {task_id.job_id} has been replaced")
-        reserve = partial(self._jobs.reserve, self.epoch, task_id.job_id, node_id, key, at_least, count)
-        return await persistently(lambda: self._in_database(reserve))
+        named = (task_id.job_id, node_id, key)
+        # Asked first and apart: reserving may be tried again after it was done, and would then look given before.
+        earlier = await persistently(lambda: self._in_database(self._jobs.reserved, *named))
+        reserve = partial(self._jobs.reserve, self.epoch, *named, at_least, count)
+        first = await persistently(lambda: self._in_database(reserve))
+        return first, earlier == (first, count)
 
     async def leave(self, replica_id: str, epoch: int) -> None:
         if epoch == self.epoch:

@@ -10,17 +10,17 @@ from serve_app.scheduler.records import JobRecord
 from serve_app.store.changes import JobRow
 
 
-def live_view(job: JobRecord, cached: tuple[str, ...] = ()) -> JobView:
+def live_view(job: JobRecord) -> JobView:
     """Return an unfinished job as it is now."""
     state, percent = ("queued", 0) if job.started_s is None else ("running", job.percent)
-    return _view(job.row, state, job.started_s, percent, job.outputs, cached)
+    return _view(job.row, state, job.started_s, percent, job.outputs, job.cached)
 
 
-def row_view(row: JobRow, cached: tuple[str, ...] = ()) -> JobView:
+def row_view(row: JobRow) -> JobView:
     """Return a job as the database has it."""
     percent = 100 if row.state == "success" else 0
     outputs = {node_id: ui for node_id, (_, ui) in row.outputs.items()}
-    return _view(row, row.state, row.started_s, percent, outputs, cached)
+    return _view(row, row.state, row.started_s, percent, outputs, row.cached)
 
 
 def _view(

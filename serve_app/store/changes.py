@@ -18,6 +18,7 @@ class JobRow:
 
     order: position in submission order, unique. *_seq: the event cursors of its queued, started and ended events.
     prompt: the wire JSON with constants converted. outputs: ui dict by node id, as recorded, with their cursors.
+    cached: the nodes whose values were known when it started; the event that says so has the cursor after started_seq.
     """
 
     job_id: str
@@ -35,6 +36,7 @@ class JobRow:
     ended_s: float | None = None
     ended_seq: int | None = None
     failure: Mapping[str, Any] = field(default_factory=dict)
+    cached: tuple[str, ...] = ()
     outputs: Mapping[str, tuple[int, Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
@@ -55,9 +57,12 @@ class JobAccepted:
 
 @dataclass(frozen=True, slots=True)
 class JobStarted:
+    """cached: the nodes whose values are known already; the next cursor is that of the event which says so."""
+
     job_id: str
     at_s: float
     seq: int
+    cached: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from serve_app.errors import ChangeRefusedError, ConfigError, DatabaseAwayError, StaleEpochError
 from serve_app.store.changes import Change, JobAccepted, JobEnded, JobQuery, JobRow, JobStarted, OutputRecorded
@@ -26,6 +27,14 @@ from serve_app.store.schema import COUNTERS, JOBS, LEASE, OUTPUTS, POOL_SPECS, R
 
 VARIABLES = 500
 """How many values one statement may name; every database takes this many."""
+
+JSON_COLUMNS = ("prompt", "targets", "extra_data", "failure", "cached")
+"""The columns of a job that hold JSON."""
+
+ACCEPTED_COLUMNS = (
+    *("job_id", "number", "order", "prompt", "targets", "client_id", "extra_data", "created_s", "queued_seq"),
+)
+"""What a job's row has from the start and keeps."""
 
 REFUSALS = (
     *(sa.exc.IntegrityError, sa.exc.DataError),
@@ -70,7 +79,7 @@ class Jobs:
 
     def started_s(self) -> float:
         """Return the Unix time at which the server that holds the lease started."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return float(connection.execute(sa.select(LEASE.c.started_s)).scalar_one())
 
     def _fence(self, connection: sa.Connection, epoch: int) -> None:
@@ -87,23 +96,30 @@ class Jobs:
             self._fence(connection, epoch)
             for change in changes:
                 with _refusing(change.job_id):
-                    connection.execute(_statement(change))
+                    _apply(connection, change)
 
-    def reserve(self, epoch: int, job_id: str, node_id: str, key: str, at_least: int, count: int) -> tuple[int, bool]:
-        """Return the first of `count` counters for `key`, none below `at_least`, and whether they were given before.
+    def reserved(self, job_id: str, node_id: str, key: str) -> tuple[int, int] | None:
+        """Return the first of the counters that the node was given for `key`, and how many; None before `reserve`."""
+        with self._reading() as connection, _refusing(job_id):
+            given = sa.select(RESERVATIONS.c.first, RESERVATIONS.c.amount).where(_reservation(job_id, node_id, key))
+            row = connection.execute(given).first()
+            return None if row is None else (int(row.first), int(row.amount))
+
+    def reserve(self, epoch: int, job_id: str, node_id: str, key: str, at_least: int, count: int) -> int:
+        """Return the first of `count` counters for `key`, none below `at_least`.
 
         The same (job, node, key) gets the same ones again while they are high enough. at_least 0 asks for whatever
         follows those given before, and is answered 0 if none were: then files may be there that nobody here counted.
         """
-        where = (RESERVATIONS.c.job_id == job_id) & (RESERVATIONS.c.node_id == node_id) & (RESERVATIONS.c.key == key)
+        where = _reservation(job_id, node_id, key)
         with self._transaction() as connection, _refusing(job_id):
             self._fence(connection, epoch)
             earlier = connection.execute(sa.select(RESERVATIONS.c.first, RESERVATIONS.c.amount).where(where)).first()
             if earlier is not None and earlier.amount == count and earlier.first >= at_least:
-                return int(earlier.first), True
+                return int(earlier.first)
             following = connection.execute(sa.select(COUNTERS.c.following).where(COUNTERS.c.key == key)).scalar()
             if following is None and at_least == 0:
-                return 0, False
+                return 0
             first = max(at_least, following or 0)
             if following is None:
                 connection.execute(sa.insert(COUNTERS).values(key=key, following=first + count))
@@ -113,7 +129,7 @@ class Jobs:
             connection.execute(
                 sa.insert(RESERVATIONS).values(job_id=job_id, node_id=node_id, key=key, first=first, amount=count)
             )
-            return first, False
+            return first
 
     def save_specs(
         self, epoch: int, pool: str, specs: Sequence[Mapping[str, Any]], routes: Sequence[Mapping[str, str]]
@@ -142,12 +158,12 @@ class Jobs:
 
     def specs(self) -> dict[str, list[dict[str, Any]]]:
         """Return the classes that `save_specs` remembered, by pool."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return {row.pool: json.loads(row.specs) for row in connection.execute(sa.select(POOL_SPECS))}
 
     def routes(self) -> dict[str, list[dict[str, str]]]:
         """Return the routes that `save_specs` remembered, by pool."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return {row.pool: json.loads(row.routes) for row in connection.execute(sa.select(POOL_SPECS))}
 
     def job(self, job_id: str) -> JobRow | None:
@@ -173,7 +189,7 @@ class Jobs:
         first = key.desc().nulls_last() if query.descending else key.asc().nulls_first()
         order = [first, JOBS.c.order.desc() if query.descending else JOBS.c.order.asc()]
         window = sa.select(JOBS.c.job_id).where(where).order_by(*order).offset(query.offset).limit(query.limit)
-        with self._transaction() as connection:
+        with self._reading() as connection:
             total = connection.execute(sa.select(sa.func.count()).select_from(JOBS).where(where)).scalar_one()
             ids = list(connection.execute(window).scalars())
         found: dict[str, JobRow] = {}
@@ -184,12 +200,12 @@ class Jobs:
 
     def next_order(self) -> int:
         """Return one more than the highest submission order so far."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             highest = connection.execute(sa.select(sa.func.max(JOBS.c.order))).scalar()
             return 0 if highest is None else int(highest) + 1
 
     def _rows(self, where: sa.ColumnElement[bool]) -> list[JobRow]:
-        with self._transaction() as connection:
+        with self._reading() as connection:
             rows = connection.execute(sa.select(JOBS).where(where).order_by(JOBS.c.order)).all()
             found = sa.select(OUTPUTS).join(JOBS, JOBS.c.job_id == OUTPUTS.c.job_id).where(where)
             outputs: dict[str, dict[str, tuple[int, Any]]] = {}
@@ -200,6 +216,11 @@ class Jobs:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
         with self._answering(), self._engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with self._answering(), self._engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -264,26 +285,46 @@ def _durable_sqlite(connection: Any, _record: object) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _statement(change: Change) -> sa.Executable:
+def _reservation(job_id: str, node_id: str, key: str) -> sa.ColumnElement[bool]:
+    return (RESERVATIONS.c.job_id == job_id) & (RESERVATIONS.c.node_id == node_id) & (RESERVATIONS.c.key == key)
+
+
+def _apply(connection: sa.Connection, change: Change) -> None:
+    """Apply a change; one that is there already changes nothing, for the answer to its COMMIT may have been lost."""
     match change:
         case JobAccepted(row):
             values = asdict(row)
             del values["outputs"]
-            for column in ("prompt", "targets", "extra_data", "failure"):
+            for column in JSON_COLUMNS:
                 values[column] = json.dumps(values[column])
-            return sa.insert(JOBS).values(values)
-        case JobStarted(job_id, at_s, seq):
-            started = {"state": "running", "started_s": at_s, "started_seq": seq}
-            return sa.update(JOBS).where(JOBS.c.job_id == job_id).values(started)
+            _insert(connection, JOBS, values, ACCEPTED_COLUMNS, change.job_id)
+        case JobStarted(job_id, at_s, seq, cached):
+            started = {"state": "running", "started_s": at_s, "started_seq": seq, "cached": json.dumps(cached)}
+            connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(started))
         case OutputRecorded(job_id, node_id, ui, seq):
-            return sa.insert(OUTPUTS).values(job_id=job_id, node_id=node_id, ui=json.dumps(ui), seq=seq)
+            values = {"job_id": job_id, "node_id": node_id, "ui": json.dumps(ui), "seq": seq}
+            _insert(connection, OUTPUTS, values, values, job_id)
         case JobEnded(job_id, state, at_s, seq, failure):
             ended = {"state": state, "ended_s": at_s, "ended_seq": seq, "failure": json.dumps(failure)}
-            return sa.update(JOBS).where(JOBS.c.job_id == job_id).values(ended)
+            connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(ended))
+
+
+def _insert(
+    connection: sa.Connection, table: sa.Table, values: Mapping[str, Any], same: Iterable[str], job_id: str
+) -> None:
+    """Insert a row unless it is there. Errors: ChangeRefusedError if one that differs in `same` has its place."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table).values(values).on_conflict_do_nothing().returning(sa.literal(1))
+    if connection.execute(statement).first() is not None:
+        return
+    there = sa.and_(*(table.c[column].is_not_distinct_from(values[column]) for column in same))
+    if connection.execute(sa.select(sa.literal(1)).select_from(table).where(there)).first() is None:
+        raise ChangeRefusedError(job_id, f"another row of {table.name} has the place of what the job is to record")
 
 
 def _row(columns: Mapping[str, Any], outputs: Mapping[str, tuple[int, Any]]) -> JobRow:
     values: dict[str, Any] = dict(columns)
-    for column in ("prompt", "targets", "extra_data", "failure"):
+    for column in JSON_COLUMNS:
         values[column] = json.loads(values[column])
-    return JobRow(**{**values, "targets": tuple(values["targets"]), "outputs": outputs})
+    lists = {column: tuple(values[column]) for column in ("targets", "cached")}
+    return JobRow(**{**values, **lists, "outputs": outputs})

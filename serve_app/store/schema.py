@@ -43,6 +43,7 @@ JOBS = sa.Table(
     sa.Column("queued_seq", sa.BigInteger, nullable=False),
     sa.Column("started_seq", sa.BigInteger),
     sa.Column("ended_seq", sa.BigInteger),
+    sa.Column("cached", sa.Text, nullable=False),
 )
 sa.Index(
     "jobs_unfinished", JOBS.c.order, sqlite_where=JOBS.c.ended_s.is_(None), postgresql_where=JOBS.c.ended_s.is_(None)
@@ -88,6 +89,7 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         'CREATE INDEX jobs_by_creation ON jobs (created_s, "order")',
     ),
     4: ("ALTER TABLE pool_specs ADD COLUMN routes TEXT NOT NULL DEFAULT '[]'",),
+    5: ("ALTER TABLE jobs ADD COLUMN cached TEXT NOT NULL DEFAULT '[]'",),
 }
 """What makes a database of this version out of one of the version before."""
 

@@ -27,7 +27,9 @@ class Counters:
 
     def of(self, job_id: str, node_id: str):
         async def reserve(key: str, at_least: int, count: int) -> tuple[int, bool]:
-            return self._jobs.reserve(self._epoch, job_id, node_id, key, at_least, count)
+            earlier = self._jobs.reserved(job_id, node_id, key)
+            first = self._jobs.reserve(self._epoch, job_id, node_id, key, at_least, count)
+            return first, earlier == (first, count)
 
         return reserve
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sqlite3
 import threading
 import uuid
@@ -11,8 +12,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from serve_app.errors import DatabaseAwayError, DrainingError, InvalidSubmissionError
-from serve_app.events import Event
+from serve_app.api.comfy import history
+from serve_app.errors import DatabaseAwayError, DrainingError, InvalidSubmissionError, QueueFullError
+from serve_app.events import ENDINGS, Event
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import Input, NodeSpec
 from serve_app.scheduler import writer
@@ -27,7 +29,9 @@ from serve_app.scheduler.messages import (
     TaskFinished,
 )
 from serve_app.scheduler.scheduler import Scheduler
+from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs
+from tests.unit.store.lost_commits import losing_commits
 
 INPUTS = (Input("seed", "INT"), Input("image", "COMBO", "optional", folder="input"))
 SPEC = NodeSpec("Save", INPUTS, (), (), (), output_node=True)
@@ -74,10 +78,12 @@ class Life:
         done = [NodeFinished(task.id, n, task.signatures[n], {"images": [SHOWN.get(n, n)]}) for n in task.nodes]
         await self.scheduler.report(INFO.replica_id, self.epoch, [*done, TaskFinished(task.id)], None)
 
-    async def submit(self, *node_ids: str, client_id: str | None = None, **inputs: str) -> str:
-        seed = uuid.uuid4().int % 2**31
+    async def submit(
+        self, *node_ids: str, client_id: str | None = None, job_id: str = "", seed: int | None = None, **inputs: str
+    ) -> str:
+        seed = uuid.uuid4().int % 2**31 if seed is None else seed
         prompt = {n: {"class_type": "Save", "inputs": {"seed": seed + i, **inputs}} for i, n in enumerate(node_ids)}
-        job_id = str(uuid.uuid4())
+        job_id = job_id or str(uuid.uuid4())
         await self.scheduler.submit(Submission(job_id, prompt, node_ids, client_id))
         return job_id
 
@@ -85,6 +91,9 @@ class Life:
         while (view := await self.scheduler.job(job_id)) is None or view.ended_s is None:
             await asyncio.sleep(0.01)
         return view
+
+    async def reserve(self, job_id: str) -> tuple[int, bool]:
+        return await self.scheduler.reserve(TaskId(job_id, 0, 0), "1", "output/x", 1, 1)
 
     async def events(self, job_id: str) -> list[Event]:
         return await self.scheduler.events(job_id, 0, 0)
@@ -241,3 +250,97 @@ async def test_a_store_that_is_slow_to_tell_of_a_file_holds_up_no_other_job(tmp_
         assert not waiting.done()
         answered.set()
         assert (await life.finish(await waiting)).state == "success"
+
+
+async def test_whatever_commit_loses_its_answer_jobs_are_accepted_and_end_as_if_none_had(life):
+    with losing_commits(life.jobs._engine):
+        job_ids = await asyncio.gather(*(life.submit("1", "2") for _ in range(5)))
+        views = [await life.finish(job_id) for job_id in job_ids]
+        reserved = [await life.reserve(job_id) for job_id in [await held(life)]]
+    assert {view.state for view in views} == {"success"}
+    assert {tuple(view.outputs) for view in views} == {("1", "2")}
+    assert reserved == [(1, False)]
+
+
+async def held(life: Life) -> str:
+    """A job that runs until `free` is set."""
+    life.free.clear()
+    job_id = await life.submit("1")
+    while job_id not in [job.job_id for job in (await life.scheduler.queue()).running]:
+        await asyncio.sleep(0.01)
+    return job_id
+
+
+async def test_an_id_posted_at_once_with_many_contents_is_one_job_and_its_equals_are_answered_alike(life):
+    job_id = str(uuid.uuid4())
+    posts = [life.submit("1", job_id=job_id, seed=n % 20, client_id=str(n)) for n in range(50)]
+    answers = await asyncio.gather(*posts, return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, InvalidSubmissionError)]
+    accepted = [n for n, answer in enumerate(answers) if answer == job_id]
+    assert len(accepted) + len(refused) == 50
+    (seed,) = {n % 20 for n in accepted}
+    assert len(accepted) == len(range(seed, 50, 20))
+    assert all(job_id in str(error) and "another prompt" in str(error) for error in refused)
+    assert (await life.finish(job_id)).prompt["1"]["inputs"]["seed"] == seed
+    assert await life.submit("1", job_id=job_id, seed=seed) == job_id
+    with pytest.raises(InvalidSubmissionError, match=job_id):
+        await life.submit("1", job_id=job_id, seed=seed + 1)
+
+
+async def test_an_id_that_is_posted_again_while_the_first_post_is_refused_is_accepted_once(life, monkeypatch):
+    monkeypatch.setattr(life.scheduler, "_max_queue", 0)
+    job_id = str(uuid.uuid4())
+    posts = [asyncio.create_task(life.submit("1", job_id=job_id, seed=1)) for _ in range(10)]
+    await asyncio.wait(posts, return_when=asyncio.FIRST_COMPLETED)
+    monkeypatch.setattr(life.scheduler, "_max_queue", 1000)
+    posts += [asyncio.create_task(life.submit("1", job_id=job_id, seed=1)) for _ in range(10)]
+    answers = await asyncio.gather(*posts, return_exceptions=True)
+    assert {answer for answer in answers if not isinstance(answer, QueueFullError)} == {job_id}
+    assert life.jobs.next_order() == 1
+
+
+@pytest.mark.parametrize(
+    ("extra_data", "outputs", "differing"),
+    [({"a": 1}, ("1",), "extra_data"), ({}, ("1", "2"), "outputs"), ({"a": 1}, ("2",), "outputs and extra_data")],
+)
+async def test_what_differs_under_the_same_id_is_named(life, extra_data, outputs, differing):
+    prompt = {n: {"class_type": "Save", "inputs": {"seed": 1}} for n in ("1", "2")}
+    job_id = str(uuid.uuid4())
+    await life.scheduler.submit(Submission(job_id, prompt, ("1",), None))
+    with pytest.raises(InvalidSubmissionError, match=differing):
+        await life.scheduler.submit(Submission(job_id, prompt, outputs, None, extra_data=extra_data))
+
+
+async def test_a_class_that_says_its_world_has_changed_makes_no_other_submission_of_the_same_one(life):
+    job_id = str(uuid.uuid4())
+    prompt = {"1": {"class_type": "Save", "inputs": {"seed": 1}}}
+    for said in (0.5, float("nan"), 7):
+        fingerprinted = {"1": {**prompt["1"], "is_changed": said}}
+        assert (await life.scheduler.submit(Submission(job_id, fingerprinted, ("1",), None))).job_id == job_id
+
+
+async def test_history_and_durable_events_are_the_same_after_a_restart_those_of_cached_nodes_too(database_url):
+    async with living(database_url) as life:
+        shared = [await life.submit("1", "2", seed=n % 3) for n in range(12)]
+        for job_id in shared:
+            await life.finish(job_id)
+        stopped = await held(life)
+        await life.scheduler.cancel(stopped)
+        before = await life.scheduler.page(JobQuery(tuple(ENDINGS)))
+        events = {view.job_id: durable(await life.events(view.job_id)) for view in before.jobs}
+    assert {len(view.cached) for view in before.jobs} >= {0, 2}
+    async with living(database_url) as life:
+        after = await life.scheduler.page(JobQuery(tuple(ENDINGS)))
+        assert [replay(view) for view in after.jobs] == [replay(view) for view in before.jobs]
+        for view in before.jobs:
+            assert durable(await life.events(view.job_id)) == events[view.job_id]
+
+
+def replay(view: JobView) -> str:
+    """A job as ComfyUI's history shows it."""
+    return json.dumps(history.entry(view), sort_keys=True)
+
+
+def durable(told: list[Event]) -> list[tuple[int, str, object]]:
+    kinds = {"queued", "started", "cached", "executed", *ENDINGS}
+    return [(event.seq, event.kind, event.data) for event in told if event.kind in kinds]

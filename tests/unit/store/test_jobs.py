@@ -62,32 +62,32 @@ def test_an_older_epoch_can_change_nothing(jobs):
 def test_changes_are_applied_all_or_none(jobs):
     epoch = jobs.acquire("me")
     with pytest.raises(ChangeRefusedError):
-        jobs.write(epoch, [JobAccepted(ROW), JobAccepted(ROW)])
+        jobs.write(epoch, [JobAccepted(ROW), JobAccepted(replace(ROW, number=7.0))])
     assert jobs.job("a") is None
 
 
 def test_counters_are_given_once_and_the_same_again_to_who_had_them(jobs):
     epoch = jobs.acquire("me")
-    assert jobs.reserve(epoch, "a", "1", "output/x", 4, 2)[0] == 4
-    assert jobs.reserve(epoch, "b", "1", "output/x", 1, 1)[0] == 6
-    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 2)[0] == 4
-    assert jobs.reserve(epoch, "a", "2", "output/x", 9, 1)[0] == 9
-    assert jobs.reserve(epoch, "c", "1", "output/y", 1, 1)[0] == 1
+    assert jobs.reserve(epoch, "a", "1", "output/x", 4, 2) == 4
+    assert jobs.reserve(epoch, "b", "1", "output/x", 1, 1) == 6
+    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 2) == 4
+    assert jobs.reserve(epoch, "a", "2", "output/x", 9, 1) == 9
+    assert jobs.reserve(epoch, "c", "1", "output/y", 1, 1) == 1
 
 
 def test_counters_that_turn_out_to_be_taken_are_exchanged_for_higher_ones(jobs):
     epoch = jobs.acquire("me")
-    assert jobs.reserve(epoch, "a", "1", "output/x", 1, 2)[0] == 1
-    assert jobs.reserve(epoch, "a", "1", "output/x", 7, 2)[0] == 7
-    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 2)[0] == 7
-    assert jobs.reserve(epoch, "b", "1", "output/x", 0, 1)[0] == 9
+    assert jobs.reserve(epoch, "a", "1", "output/x", 1, 2) == 1
+    assert jobs.reserve(epoch, "a", "1", "output/x", 7, 2) == 7
+    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 2) == 7
+    assert jobs.reserve(epoch, "b", "1", "output/x", 0, 1) == 9
 
 
 def test_nothing_follows_counters_that_were_never_given(jobs):
     epoch = jobs.acquire("me")
-    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 1)[0] == 0
-    assert jobs.reserve(epoch, "b", "1", "output/x", 3, 1)[0] == 3
-    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 1)[0] == 4
+    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 1) == 0
+    assert jobs.reserve(epoch, "b", "1", "output/x", 3, 1) == 3
+    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 1) == 4
 
 
 @pytest.mark.parametrize("node_id", ["\ud800", "\udfff half a pair"])

@@ -96,7 +96,7 @@ def test_an_older_database_keeps_its_jobs_counters_and_lease(database_url, versi
     assert jobs.unfinished() == [JOB]
     assert jobs.started_s() == 12.5
     assert jobs.acquire("me") == 8
-    assert jobs.reserve(8, "b", "1", "output/x", 0, 1)[0] == 42
+    assert jobs.reserve(8, "b", "1", "output/x", 0, 1) == 42
     jobs.close()
 
 

@@ -1,0 +1,45 @@
+"""Whether a submission is one that was accepted before, sent again: by a client whose answer was lost on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.errors import InvalidSubmissionError
+from serve_app.graph.parse import FINGERPRINT
+from serve_app.scheduler.messages import Submission
+from serve_app.store.changes import JobRow
+
+
+def check_repeat(row: JobRow, submission: Submission) -> None:
+    """Check that a submission under a job's id asks for what the job does.
+
+    That is the prompt with its constants converted, without what classes said of the world as it was checked; the
+    output nodes; and extra_data, without a `strict` that the configuration has set. Who asks, and for which place in
+    the queue, makes no difference. Errors: InvalidSubmissionError.
+    """
+    differing = [
+        name
+        for name, accepted, given in (
+            ("prompt", _plain(row.prompt), _plain(submission.prompt)),
+            ("outputs", _text(row.targets), _text(submission.outputs)),
+            ("extra_data", _text(row.extra_data), _text(submission.extra_data)),
+        )
+        if accepted != given
+    ]
+    if differing == ["extra_data"] and _text(row.extra_data) == _text({"strict": True, **submission.extra_data}):
+        return
+    if differing:
+        raise InvalidSubmissionError(
+            f"prompt_id {row.job_id} is that of a job with another {' and '.join(differing)}; give a new one, or none"
+        )
+
+
+def _plain(prompt: Mapping[str, Any]) -> str:
+    return _text({n: {key: v for key, v in node.items() if key != FINGERPRINT} for n, node in prompt.items()})
+
+
+def _text(value: Any) -> str:
+    """As text, so that NaN is equal to itself, and what has been JSON to what will be."""
+    return json.dumps(value, sort_keys=True)
