@@ -9,15 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TypeAlias
 
 from serve_app.errors import InvalidGraphError, Problem
 from serve_app.graph.graph import Graph, Node
 from serve_app.graph.spec import NodeSpec
 
+WIDTH = 64
+"""How many unconnected runs of one pool and level are tasks of their own; more are spread over these.
+
+Every task carries its job's prompt, so that a job cut in proportion to its size would cost the square of it.
+"""
+
+TASKS_LIMIT = 1000
+"""How many tasks a job may be cut into, for the same reason; only a graph made for it changes pools so often."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskPlan:
-    """One connected run of nodes for one pool.
+    """One connected run of nodes for one pool, or several where there are many.
 
     targets: the nodes to evaluate in any case: output nodes, and nodes whose values other tasks need in any case.
     Within the task evaluation is on demand, so `nodes` are those that may run. needs: nodes of other tasks whose values
@@ -105,7 +115,7 @@ def plan(
 ) -> Plan:
     """Cut what the outputs need into tasks, as few and as long as the pools allow; each node is in exactly one.
 
-    Errors: InvalidGraphError for nodes that no pool takes.
+    Errors: InvalidGraphError for nodes that no pool takes, and for more than TASKS_LIMIT tasks.
     """
     order = graph.ancestors(outputs)
     candidates = {node_id: _candidates(graph.nodes[node_id], specs, pools) for node_id in order}
@@ -114,8 +124,8 @@ def plan(
         raise InvalidGraphError([_no_pool(node, specs, pools) for node in homeless])
     home = _homes(graph, specs, order, candidates, pools)
     group_of = _groups(graph, order, home)
-    members: dict[tuple[int, str], list[str]] = {}
-    needs: dict[tuple[int, str], dict[str, None]] = {}
+    members: dict[Group, list[str]] = {}
+    needs: dict[Group, dict[str, None]] = {}
     wanted = set(outputs)
     certain = _certain(graph, specs, outputs)
     for node_id in order:
@@ -125,6 +135,9 @@ def plan(
             if now and group_of[link.node_id] != group_of[node_id]:
                 needs.setdefault(group_of[node_id], {})[link.node_id] = None
                 wanted.add(link.node_id)
+    if len(members) > TASKS_LIMIT:
+        message = f"the graph changes pools too often: cut into {len(members)} tasks, and {TASKS_LIMIT} are allowed"
+        raise InvalidGraphError([Problem("too_many_tasks", message)])
     tasks = []
     for index, group in enumerate(sorted(members, key=lambda group: group[0])):
         nodes = tuple(members[group])
@@ -201,8 +214,12 @@ def _homes(
     return home
 
 
-def _groups(graph: Graph, order: Sequence[str], home: Mapping[str, str]) -> dict[str, tuple[int, str]]:
-    """Return each node's task as (level, a member that names it); levels grow along every link between two tasks.
+Group: TypeAlias = tuple[int, str, int]
+"""What names a task: its level, its pool, and which of theirs it is."""
+
+
+def _groups(graph: Graph, order: Sequence[str], home: Mapping[str, str]) -> dict[str, Group]:
+    """Return each node's task; levels grow along every link between two tasks.
 
     A node's level is the number of changes of pool on the way to it. Linked nodes of one pool and level are one task,
     so a link between tasks always goes to a higher level, and tasks cannot need each other in a circle.
@@ -229,4 +246,10 @@ def _groups(graph: Graph, order: Sequence[str], home: Mapping[str, str]) -> dict
         for _, link in graph.nodes[node_id].links():
             if level[link.node_id] == level[node_id] and home[link.node_id] == home[node_id]:
                 name[find(link.node_id)] = find(node_id)
-    return {node_id: (level[node_id], find(node_id)) for node_id in order}
+    runs: dict[tuple[int, str], dict[str, int]] = {}
+    groups: dict[str, Group] = {}
+    for node_id in order:
+        beside = runs.setdefault((level[node_id], home[node_id]), {})
+        number = beside.setdefault(find(node_id), len(beside) % WIDTH)
+        groups[node_id] = (level[node_id], home[node_id], number)
+    return groups

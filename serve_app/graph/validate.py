@@ -58,7 +58,8 @@ def validate(
         check.problems.append(Problem("dependency_cycle", f"nodes need each other in a circle: {chain}", extra=extra))
         check.wrong.update(members)
     known = [n.id for n in nodes.values() if n.class_type in specs and specs[n.class_type].output_node]
-    wanted = [node_id for node_id in known if targets is None or node_id in set(targets)]
+    asked = None if targets is None else set(targets)
+    wanted = [node_id for node_id in known if asked is None or node_id in asked]
     if not wanted:
         reason = "it has no output node"
         if targets is not None and known:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from serve_app.errors import InvalidGraphError
 from serve_app.graph.parse import parse
-from serve_app.graph.plan import Plan, Pool, TaskPlan, plan
+from serve_app.graph.plan import TASKS_LIMIT, WIDTH, Plan, Pool, TaskPlan, plan
 from tests.unit.graph.classes import SPECS, wire
 
 GPU = Pool("gpu", runtime=True)
@@ -174,10 +174,30 @@ def connected(task: TaskPlan, links: set[tuple[str, str]]) -> bool:
     return seen == set(task.nodes)
 
 
-def test_a_long_workflow_that_changes_pool_at_every_node_is_planned() -> None:
-    ids = [f"n{i}" for i in range(5000)]
+def changing_pools(times: int) -> Plan:
+    ids = [f"n{i}" for i in range(times)]
     prompt: dict[str, Any] = {ids[0]: {"class_type": "Encode", "inputs": {}}}
     for i, (source, node_id) in enumerate(pairwise(ids)):
         prompt[node_id] = {"class_type": "Scale" if i % 2 == 0 else "Decode", "inputs": {"image": [source, 0]}}
     gpu, cpu = Pool("gpu", True, ("Encode", "Decode")), Pool("cpu", False, ("Scale",))
-    assert len(cut(prompt, gpu, cpu, outputs=(ids[-1],)).tasks) == 5000
+    return cut(prompt, gpu, cpu, outputs=(ids[-1],))
+
+
+def test_a_long_workflow_that_changes_pool_at_every_node_is_planned_up_to_a_limit() -> None:
+    assert len(changing_pools(TASKS_LIMIT).tasks) == TASKS_LIMIT
+    with pytest.raises(InvalidGraphError, match=f"cut into {TASKS_LIMIT + 1} tasks, and {TASKS_LIMIT} are allowed"):
+        changing_pools(TASKS_LIMIT + 1)
+
+
+def test_unconnected_runs_are_tasks_of_their_own_until_there_are_many_of_them() -> None:
+    def many(runs: int) -> Plan:
+        prompt: dict[str, Any] = {}
+        for i in range(runs):
+            prompt[f"a{i}"] = {"class_type": "Encode", "inputs": {}}
+            prompt[f"b{i}"] = {"class_type": "Save", "inputs": {"images": [f"a{i}", 0]}}
+        return cut(prompt, GPU, outputs=tuple(f"b{i}" for i in range(runs)))
+
+    assert len(many(WIDTH).tasks) == WIDTH
+    made = many(8000)
+    assert len(made.tasks) == WIDTH
+    assert {(len(task.nodes), len(task.targets)) for task in made.tasks} == {(250, 125)}
