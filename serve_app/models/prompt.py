@@ -36,7 +36,7 @@ def weighted(text: str) -> list[tuple[str, float]]:
     """Return the text's pieces with their weights, escapes undone. A bracket that does not close is a letter."""
     for written, letter in _ESCAPES.items():
         text = text.replace(written, letter)
-    return list(_weighted(text, 1.0))
+    return list(_weighted(text))
 
 
 def chunks(text: str, length: int, embedding: EmbeddingLookup, padding: int = END) -> list[Chunk]:
@@ -45,13 +45,13 @@ def chunks(text: str, length: int, embedding: EmbeddingLookup, padding: int = EN
     room = length - 2
     filled: list[Chunk] = [[]]
     for run in runs:
-        rest = run
-        while len(rest) > (left := room - len(filled[-1])):
-            if len(rest) >= _WHOLE_BELOW:
-                filled[-1] += rest[:left]
-                rest = rest[left:]
+        at = 0
+        while len(run) - at > (left := room - len(filled[-1])):
+            if len(run) - at >= _WHOLE_BELOW:
+                filled[-1] += run[at : at + left]
+                at += left
             filled.append([])
-        filled[-1] += rest
+        filled[-1] += run[at:]
     return [_chunk(tokens, length, padding) for tokens in filled]
 
 
@@ -64,34 +64,69 @@ def _chunk(tokens: Chunk, length: int, padding: int) -> Chunk:
     return [(START, 1.0), *tokens, (END, 1.0), *[(padding, 1.0)] * (length - 2 - len(tokens))]
 
 
-def _weighted(text: str, weight: float) -> Iterator[tuple[str, float]]:
-    for piece in _pieces(text):
-        if not (len(piece) >= 2 and piece[0] == "(" and piece[-1] == ")"):
-            yield piece.replace("\x01", "(").replace("\x02", ")"), weight
+def _weighted(text: str) -> Iterator[tuple[str, float]]:
+    """Yield the pieces in time linear in the text, however deep its brackets nest."""
+    text, closing, before = _brackets(text)
+    left = [(0, len(text), 1.0)]
+    while left:
+        start, end, weight = left.pop()
+        if start >= end:
             continue
-        inside, colon, number = piece[1:-1].rpartition(":")
-        if colon and inside and (given := _number(number)) is not None:
-            yield from _weighted(inside, given)
+        if text[start] != "(":
+            opened = text.find("(", start, end)
+            piece_end = end if opened < 0 else opened
+            yield _letters(text[start:piece_end]), weight
+            left.append((piece_end, end, weight))
+            continue
+        close = closing.get(start, end)
+        if close < end:
+            left.append((close + 1, end, weight))
+        elif text[end - 1] == ")":  # this bracket has no end, so that of an inner one is taken for it
+            close = end - 1
         else:
-            yield from _weighted(piece[1:-1], weight * _BRACKET_FACTOR)
+            yield _letters(text[start:end]), weight
+            continue
+        left.append(_inside(text, start + 1, close, max(start, before[close]) + 1, weight))
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Cut at outermost brackets, which stay on their pieces. A stray closing bracket binds the next opening one."""
-    depth = start = 0
-    for at, char in enumerate(text):
-        if char == "(":
-            if depth == 0 and at > start:
-                yield text[start:at]
-                start = at
-            depth += 1
-        elif char == ")":
-            depth -= 1
-            if depth == 0:
-                yield text[start : at + 1]
-                start = at + 1
-    if start < len(text):
-        yield text[start:]
+def _letters(piece: str) -> str:
+    return piece.replace("\x01", "(").replace("\x02", ")")
+
+
+def _brackets(text: str) -> tuple[str, dict[int, int], dict[int, int]]:
+    """Return the text with stray closing brackets, and the opening ones that they bind, as letters; and by position
+    which bracket closes each, and which stands before each that closes one."""
+    closing: dict[int, int] = {}
+    before: dict[int, int] = {}
+    opened: list[int] = []
+    letters: dict[int, str] = {}
+    strays, last = 0, -1
+    for found in re.finditer(r"[()]", text):
+        at = found.start()
+        if found[0] == "(" and not strays:
+            opened.append(at)
+        elif found[0] == "(":
+            strays -= 1
+            letters[at] = "\x01"
+        elif opened:
+            closing[opened.pop()] = at
+            before[at] = last
+        else:
+            strays += 1
+            letters[at] = "\x02"
+        last = at
+    if letters:
+        text = "".join(letters.get(at, char) for at, char in enumerate(text))
+    return text, closing, before
+
+
+def _inside(text: str, start: int, end: int, tail: int, weight: float) -> tuple[int, int, float]:
+    """Return what a bracket holds, without its number, and with the weight it gives. tail: behind its last bracket."""
+    _, colon, number = text[tail:end].rpartition(":")
+    colon_at = end - len(number) - 1
+    if colon and colon_at > start and (given := _number(number)) is not None:
+        return start, colon_at, given
+    return start, end, weight * _BRACKET_FACTOR
 
 
 def _number(text: str) -> float | None:

@@ -34,6 +34,13 @@ def test_a_text_is_cut_into_weighted_pieces(text, expected):
     assert weighted(text) == expected
 
 
+def test_brackets_may_nest_as_deep_as_the_text_is_long():
+    deep = 100_000
+    assert weighted("(" * deep + "a" + ":2)" * deep + " b") == [("a", 2.0), (" b", 1.0)]
+    [(letters, weight)] = weighted("(" * deep)
+    assert (len(letters), weight) == (deep, 1.0)
+
+
 def test_a_short_text_is_one_chunk_filled_up_with_the_end_token():
     (chunk,) = chunks("a photo of a cat", 77, none)
     assert [token for token, _ in chunk] == [START, 320, 1125, 539, 320, 2368, *[END] * 71]
