@@ -15,6 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import re2
+
 from serve_app.errors import FileMissingError, NodeError
 from serve_app.store.store import Area, FileRef, Store
 
@@ -117,6 +119,11 @@ class NodeFiles:
         return subfolder, "ComfyUI" if filename == "." else filename
 
     def _highest(self, area: Area, subfolder: str, filename: str) -> int:
-        pattern = re.compile(re.escape(filename).replace(re.escape(BATCH), "[0-9]+") + "_([0-9]{1,15})_")
+        # By RE2: where the token is repeated, others take time that grows with every digit of a name.
+        literals = "[0-9]+".join(map(re2.escape, filename.split(BATCH)))
+        try:
+            pattern = re2.compile(f"{literals}_([0-9]{{1,15}})_")
+        except re2.error as error:
+            raise NodeError(f"filename_prefix {filename[:300]!r} is too long") from error
         counters = (pattern.match(name) for name in self._store.names(area, subfolder))
         return max((int(found[1]) for found in counters if found), default=0)

@@ -64,6 +64,15 @@ async def saved(store: NodeFiles, prefix: str, count: int = 1, area="output", **
     return [f"{item['subfolder']}/{item['filename']}".removeprefix("/") for item in items]
 
 
+async def test_a_repeated_batch_number_is_looked_for_in_time_linear_in_the_names(
+    volume: Volume, counters: Counters
+) -> None:
+    volume.write(FileRef("output", "", "0" * 200), b"")
+    volume.write(FileRef("output", "", "0000_00007_.png"), b"")
+    assert await saved(files(volume, counters), "%batch_num%" * 4) == ["0000_00008_.png"]
+    assert await saved(files(volume, counters), "%batch_num%" * 12) == ["0" * 12 + "_00001_.png"]
+
+
 async def test_names_count_on_from_the_highest_in_the_folder(volume: Volume, counters: Counters) -> None:
     for name in ("x_00007_.png", "x_00002_.png", "x_y_00040_.png", "xx_00050_.png", "x_00099.png", "x_a_.png"):
         volume.write(FileRef("output", "", name), b"")
