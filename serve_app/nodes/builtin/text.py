@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from serve_app.nodes.expressions import Expression
 
 TEXT = ("STRING", {"multiline": True})
 CASES: Mapping[str, Callable[[str], str]] = {
@@ -183,7 +186,7 @@ class RegexMatch:
     def execute(self, string: str, regex_pattern: str, **flags: bool) -> tuple[bool]:
         """Search; a pattern that is none matches nothing."""
         try:
-            return (re.search(regex_pattern, string, _flags(**flags)) is not None,)
+            return (Expression(regex_pattern, **flags).search(string),)
         except re.error:
             return (False,)
 
@@ -213,21 +216,19 @@ class RegexExtract:
         All Matches of a pattern with groups are its first groups, as Python's `findall` has them.
         """
         try:
-            found = list(re.finditer(regex_pattern, string, _flags(**flags)))
+            expression = Expression(regex_pattern, **flags)
         except re.error:
             return ("",)
-        if mode.startswith("First"):
-            found = found[:1]
         if mode == "First Match":
             group = 0
         elif mode == "All Matches":
-            group = min(1, found[0].re.groups) if found else 0
+            group = min(1, expression.groups)
         else:
             group = group_index
-            found = [match for match in found if len(match.groups()) >= group_index]
-            if mode == "All Groups":
-                found = [match for match in found if match.groups()]
-        return ("\n".join(match.group(group) or "" for match in found),)
+        if group > expression.groups or (mode == "All Groups" and not expression.groups):
+            return ("",)
+        found = itertools.islice(expression.matches(string), 1 if mode.startswith("First") else None)
+        return ("\n".join(match.group(group) for match in found),)
 
 
 class RegexReplace:
@@ -256,19 +257,8 @@ class RegexReplace:
         count: int = 0,
     ) -> tuple[str]:
         """Replace the first `count` occurrences, 0 for all. Errors: re.error for a pattern that is none."""
-        flags = _flags(case_insensitive, multiline, dotall)
-        return (re.sub(regex_pattern, replace, string, count=count, flags=flags),)
-
-
-def _flags(case_insensitive: bool, multiline: bool, dotall: bool) -> re.RegexFlag:
-    flags = re.RegexFlag.NOFLAG
-    if case_insensitive:
-        flags |= re.IGNORECASE
-    if multiline:
-        flags |= re.MULTILINE
-    if dotall:
-        flags |= re.DOTALL
-    return flags
+        expression = Expression(regex_pattern, case_insensitive=case_insensitive, multiline=multiline, dotall=dotall)
+        return (expression.replaced(string, replace, count),)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 
+from serve_app.errors import NodeError
 from serve_app.nodes.registry import BUILTIN
 
 PAIRS = "Cat dog\ncat:1 hen:22"
@@ -84,6 +86,47 @@ def test_what_a_pattern_finds_is_a_line_each(pattern: str, mode: str, group: int
 def test_a_pattern_is_replaced_as_often_as_asked() -> None:
     assert run("RegexReplace", "a1b22", r"\d+", "-") == "a-b-"
     assert run("RegexReplace", "a1b22", r"(\d)", r"<\1>", count=2) == "a<1>b<2>2"
+
+
+def test_letters_beyond_ascii_are_letters_to_a_pattern() -> None:
+    assert run("RegexExtract", "größe 5 ٣", r"\w+", "All Matches", 0, **FLAGS) == "größe\n5\n٣"
+    assert run("RegexExtract", "größe-5", r"[^\w]", "All Matches", 0, **FLAGS) == "-"
+    assert run("RegexReplace", "größe é", r"\u00e9|(ß)", r"<\1é>") == "grö<ßé>e <é>"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "template", "made"),
+    [
+        (r"\b", "ab c", "|", "|ab| |c|"),
+        ("x*", "abxd", "-", "-a-b--d-"),
+        (r"(?P<word>a)(b)?", "aab", r"\g<word>\2.\n", "a.\nab.\n"),
+        (r"[\]]", "a[b]", r"\.", r"a[b\."),
+        (r"end\Z", "end end", "-", "end -"),
+    ],
+)
+def test_a_text_is_replaced_as_python_does(pattern: str, text: str, template: str, made: str) -> None:
+    assert run("RegexReplace", text, pattern, template) == made == re.sub(pattern, template, text)
+
+
+def test_a_pattern_that_would_take_time_beyond_all_bounds_takes_time_in_proportion_to_the_text() -> None:
+    text = "a" * 100_000 + "b"
+    assert run("RegexMatch", text, "(a+)+$", **FLAGS) is False
+    assert run("RegexExtract", text, "(a|aa)+$", "All Matches", 0, **FLAGS) == ""
+    assert run("RegexReplace", text, "(a*)*c", "-") == text
+
+
+@pytest.mark.parametrize("pattern", ["(?=a)a", r"(a)\1", "a{2000}", "(?>a)", "a" * 20_000])
+def test_a_pattern_that_cannot_be_matched_so_is_refused_with_what_is_allowed(pattern: str) -> None:
+    with pytest.raises(NodeError, match="allowed"):
+        run("RegexMatch", "a", pattern, **FLAGS)
+    with pytest.raises(NodeError, match="allowed"):
+        run("RegexReplace", "a", pattern, "")
+
+
+def test_a_pattern_or_template_that_is_none_is_pythons_error_when_replacing() -> None:
+    for pattern, template in (("(", ""), ("a", r"\1"), ("a", r"\q")):
+        with pytest.raises(re.error):
+            run("RegexReplace", "a", pattern, template)
 
 
 @pytest.mark.parametrize(
