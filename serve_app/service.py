@@ -194,13 +194,17 @@ class Service:
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> JobEvents:
         """Return the job's events past the cursor, waiting for the first. Errors: JobMissingError."""
+        if not _is_uuid(job_id):
+            raise JobMissingError(f"no job has the id {_shown(job_id)}")
+        if found := await self._scheduler.events(job_id, after, min(timeout_s, self.limits.poll_s)):
+            return JobEvents(tuple(found), any(event.last for event in found))
+        # Asked for only now, as a job is as large as its prompt. An ending since then is in the events.
         view = await self.job(job_id)
         if view is None:
             raise JobMissingError(f"no job has the id {_shown(job_id)}")
-        # Whether it has ended is asked before the events are read: an ending between the two is then in the events.
-        ended = view.state in ENDINGS
-        found = await self._scheduler.events(job_id, after, 0.0 if ended else min(timeout_s, self.limits.poll_s))
-        return JobEvents(tuple(found), any(event.last for event in found) or (ended and not found))
+        if view.state not in ENDINGS:
+            return JobEvents((), False)
+        return JobEvents(tuple(await self._scheduler.events(job_id, after, 0.0)), True)
 
     async def cluster(self) -> ClusterView:
         """Return the cluster's hosts and replicas."""

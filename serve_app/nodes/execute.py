@@ -106,6 +106,7 @@ class Execution:
         fetch: Fetch,
     ) -> None:
         self._task = task
+        self._targets = frozenset(task.targets)
         self._classes = classes
         self._held = held
         self._capabilities = capabilities
@@ -160,7 +161,7 @@ class Execution:
             return await self._compute(self._nodes[node_id], group)
 
         result = await self._held.make(signature, make)
-        if computed or node_id in self._task.targets:
+        if computed or node_id in self._targets:
             self._observer.finished(node_id, signature, result.ui, self._prompt.origin(node_id), computed=computed)
         return result
 
@@ -285,7 +286,8 @@ class Execution:
     def _check_circle(self, node_id: str, source: str) -> None:
         """Refuse to wait for what waits for this node: a circle through a subgraph, as submitted ones are refused."""
         seen: set[str] = set()
-        stack = [source]
+        # Only a made node can close a circle, and looking costs all that the source waits for.
+        stack = [source] if self._prompt.grown else []
         while stack:
             waiting = stack.pop()
             if waiting == node_id:

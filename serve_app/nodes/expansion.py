@@ -30,6 +30,11 @@ class DynamicPrompt:
         self._parents: dict[str, str] = {}
         self._displays: dict[str, str] = {}
 
+    @property
+    def grown(self) -> bool:
+        """Whether a node has made others."""
+        return bool(self._made)
+
     def get_node(self, node_id: str) -> Mapping[str, Any]:
         """Return a node's wire JSON. Errors: NodeError for an unknown id."""
         found = self._made.get(node_id, self._original.get(node_id))

@@ -6,6 +6,7 @@ A reader says how far it has read; what lies before that may be forgotten, what 
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from serve_app.events import Event
@@ -42,7 +43,7 @@ class Stream:
             self.arrived = asyncio.Event()
 
     def after(self, cursor: int) -> list[Event]:
-        return [e for e in self.events if e.seq > cursor]
+        return self.events[bisect_right(self.events, cursor, key=lambda event: event.seq) :]
 
 
 def rebuilt(row: JobRow) -> list[Event]:

@@ -331,8 +331,7 @@ class Machine:
                     self._node_finished(current[0], node_id, ui, origin, computed)
             case NodeBlocked(task_id, node_id, class_type, message):
                 if current := self._current(task_id):
-                    executed = sorted(current[0].finished)
-                    blocked = {"node": node_id, "class_type": class_type, "message": message, "executed": executed}
+                    blocked = {"node": node_id, "class_type": class_type, "message": message}
                     self._publish(current[0], "blocked", blocked)
             case NodeSaid(task_id, node_id, type_, data):
                 if current := self._current(task_id):

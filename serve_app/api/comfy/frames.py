@@ -6,6 +6,7 @@ Source: comfyui 0.3.64 `execution.py`, `comfy_execution/progress.py`; its order 
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,11 @@ def status(remaining: int, sid: str | None = None) -> Frame:
     return frame("status", data if sid is None else {**data, "sid": sid})
 
 
+STATES = 256
+"""Nodes up to which every event is followed by the state of them all. In a larger job the states come less often, so
+that what is sent grows as the events do and not as their square."""
+
+
 class Story:
     """One job as one socket is told of it."""
 
@@ -35,6 +41,8 @@ class Story:
         self._job_id = job_id
         self._nodes: dict[str, dict[str, Any]] = {}
         self._cached: frozenset[str] = frozenset()
+        self._finished: dict[str, None] = {}
+        self._untold = 0
         self._begun = False
 
     def tell(self, event: Event) -> Iterator[Frame]:
@@ -49,27 +57,28 @@ class Story:
                 yield frame("execution_cached", {"nodes": list(event.data["nodes"]), **stamp})
             case "executing":
                 node = self._node(event, "running", 0, 1)
-                yield self.state()
+                yield from self._states()
                 yield frame("executing", {"node": event.data["node"], "display_node": node["display_node_id"], **job})
             case "progress":
                 self._node(event, "running", event.data["value"], event.data["max"])
-                yield self.state()
+                yield from self._states()
                 counted = {"value": event.data["value"], "max": event.data["max"]}
                 yield frame("progress", {**counted, **job, "node": event.data["node"]})
             case "finished":
                 self._finish(event)
-                yield self.state()
+                yield from self._states()
             case "executed":
                 node = self._finish(event)
                 if output := event.data["output"]:
                     shown = {"node": event.data["node"], "display_node": node["display_node_id"], "output": output}
                     yield frame("executed", {**shown, **job})
-                yield self.state()
+                yield from self._states()
             case "message":
                 # Its data may be any JSON value.
                 yield {"type": event.data["type"], "data": event.data["data"]}
             case "blocked":
-                yield frame("execution_error", {**_blocked(event.data), **job})
+                executed = list(itertools.islice(reversed(self._finished), STATES))
+                yield frame("execution_error", {**_blocked(event.data, executed[::-1]), **job})
             case "success":
                 yield frame("execution_success", stamp)
             case "error":
@@ -99,6 +108,12 @@ class Story:
             "progress_state", {"prompt_id": self._job_id, "nodes": {k: dict(v) for k, v in self._nodes.items()}}
         )
 
+    def _states(self) -> Iterator[Frame]:
+        self._untold += 1
+        if self._untold * STATES >= len(self._nodes):
+            self._untold = 0
+            yield self.state()
+
     @property
     def running(self) -> bool:
         """Whether a node of the job runs."""
@@ -126,10 +141,11 @@ class Story:
 
     def _finish(self, event: Event) -> dict[str, Any]:
         maximum = self._nodes.get(event.data["node"], {}).get("max", 1)
+        self._finished[event.data["node"]] = None
         return self._node(event, "finished", maximum, maximum)
 
     def _executed(self) -> list[str]:
-        return [node_id for node_id, node in self._nodes.items() if node["state"] == "finished"]
+        return list(self._finished)
 
     def _interrupted(self, event: Event) -> dict[str, Any]:
         running = [node_id for node_id, node in self._nodes.items() if node["state"] == "running"]
@@ -154,12 +170,12 @@ def error_data(failure: Mapping[str, Any], executed: Sequence[str]) -> dict[str,
     }
 
 
-def _blocked(data: Mapping[str, Any]) -> dict[str, Any]:
+def _blocked(data: Mapping[str, Any], executed: Sequence[str]) -> dict[str, Any]:
     """Return a node that was passed over as the error that clients are shown; the job goes on."""
     return {
         "node_id": data["node"],
         "node_type": data["class_type"],
-        "executed": list(data["executed"]),
+        "executed": list(executed),
         "exception_message": f"Execution Blocked: {data['message']}",
         "exception_type": "ExecutionBlocked",
         "traceback": [],

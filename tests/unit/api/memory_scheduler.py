@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from serve_app.errors import UnavailableError
+from serve_app.errors import JobMissingError, UnavailableError
 from serve_app.events import Event, Kind
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
@@ -138,8 +138,12 @@ class MemoryScheduler:
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
         self._answer()
+        if job_id not in self.streams:
+            raise JobMissingError(f"no job has the id {job_id!r}")
         until = time.monotonic() + timeout_s
-        while not (found := [e for e in self.streams.get(job_id, []) if e.seq > after]) and time.monotonic() < until:
+        while not (found := [e for e in self.streams[job_id] if e.seq > after]) and time.monotonic() < until:
+            if self.jobs[job_id].ended_s is not None:
+                break
             await asyncio.sleep(0.005)
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve_app.api.comfy.frames import Story
+from serve_app.api.comfy.frames import STATES, Story
 from serve_app.events import Event
 
 
@@ -32,7 +32,9 @@ def test_a_node_that_another_made_is_shown_as_the_one_that_shows_it():
 
 
 def test_a_node_that_was_passed_over_is_an_error_in_a_job_that_goes_on():
-    [error] = told(Story("job"), "blocked", node="2", class_type="Show", message="why", executed=["1"])
+    story = Story("job")
+    told(story, "finished", node="1")
+    [error] = told(story, "blocked", node="2", class_type="Show", message="why")
     assert error["type"] == "execution_error"
     assert error["data"] == {
         "prompt_id": "job",
@@ -45,6 +47,17 @@ def test_a_node_that_was_passed_over_is_an_error_in_a_job_that_goes_on():
         "current_inputs": [],
         "current_outputs": [],
     }
+
+
+def test_the_states_of_all_nodes_follow_every_event_until_there_are_many_and_grow_as_the_events_do_from_then_on():
+    def told_nodes(count: int) -> int:
+        story = Story("job")
+        events = (told(story, kind, node=str(i)) for i in range(count) for kind in ("executing", "finished"))
+        states = [frame for frames in events for frame in frames if frame["type"] == "progress_state"]
+        return sum(len(frame["data"]["nodes"]) for frame in states)
+
+    assert told_nodes(STATES) == 2 * sum(range(STATES + 1))
+    assert told_nodes(8 * STATES) <= 2 * 8 * STATES * STATES
 
 
 def test_a_nodes_own_words_go_out_as_it_said_them():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, defaultdict
 from typing import Any, ClassVar
 
 import pytest
@@ -256,3 +257,27 @@ async def test_a_class_this_replica_lacks_fails_its_node() -> None:
     with pytest.raises(NodeFailedError, match="no node class 'Constant'") as caught:
         await Execution(task, {}, replica.held, replica, replica, replica.fetch).run()
     assert isinstance(caught.value.exception, NodeError)
+
+
+class Counted(defaultdict):
+    """A dictionary that counts how often it is asked."""
+
+    asked = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        self.asked += 1
+        return super().__getitem__(key)
+
+
+async def test_what_a_submitted_graph_costs_to_wait_for_grows_with_its_links():
+    async def lookups(length: int) -> int:
+        """Run a chain whose end is wanted by as many nodes."""
+        nodes: dict[str, Any] = {"n0": ("Constant", {"value": 1})}
+        nodes |= {f"n{i}": ("Add", {"a": [f"n{i - 1}", 0], "b": 1}) for i in range(1, length)}
+        wanted = {f"w{i}": ("Add", {"a": [f"n{length - 1}", 0], "b": i}) for i in range(length)}
+        execution = Replica().execution(task_of(*wanted, **nodes, **wanted))
+        execution._awaited = awaited = Counted(Counter)
+        await execution.run()
+        return awaited.asked
+
+    assert await lookups(40) < 2.1 * await lookups(20)

@@ -63,3 +63,18 @@ async def test_the_allowed_keys_are_those_of_both_dialects(service, example):
     await service.submit(whole)
     with pytest.raises(InvalidSubmissionError, match="'prompts' is not a key"):
         await service.submit({**whole, "prompts": 1})
+
+
+async def test_a_poll_for_events_does_not_carry_the_job_with_its_prompt(service, scheduler: MemoryScheduler, example):
+    submitted = await service.submit(example)
+    asked = []
+    ask = scheduler.job
+    scheduler.job = lambda job_id: asked.append(job_id) or ask(job_id)
+    found = await service.events(submitted.job_id, 0, 5.0)
+    assert ([event.kind for event in found.events], found.last) == (["queued"], False)
+    assert asked == []
+    scheduler.succeed(submitted.job_id, {})
+    found = await service.events(submitted.job_id, found.events[-1].seq, 5.0)
+    assert ([event.kind for event in found.events], found.last) == (["success"], True)
+    found = await service.events(submitted.job_id, found.events[-1].seq, 5.0)
+    assert (found.events, found.last) == ((), True)
