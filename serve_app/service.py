@@ -31,6 +31,7 @@ from serve_app.scheduler.messages import (
     JobPage,
     JobView,
     News,
+    QueueCount,
     QueueView,
     Reader,
     SchedulerClient,
@@ -53,10 +54,16 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask for. body_bytes, upload_bytes: size of a body, of a file's. poll_s: of a long poll."""
+    """What one request may ask for.
+
+    body_bytes: size of a submission or of a user's file. upload_bytes: of an upload. command_bytes, ids: size of any
+    other body, such as settings, and how many jobs it may name. poll_s: length of a long poll.
+    """
 
     body_bytes: int = 20_000_000
     upload_bytes: int = 100 * 1024 * 1024
+    command_bytes: int = 1_000_000
+    ids: int = 1000
     poll_s: float = 60.0
 
 
@@ -145,17 +152,17 @@ class Service:
         """Cancel a job; False if it has ended or is unknown."""
         return _is_uuid(job_id) and await self._scheduler.cancel(job_id)
 
+    async def cancel_all(self, job_ids: Sequence[str]) -> bool:
+        """Cancel jobs, whether they wait or run; False if all have ended or are unknown."""
+        return await self._scheduler.cancel_all(job_ids) > 0
+
     async def interrupt(self, job_id: str | None = None) -> None:
         """Cancel the running job of this id, or every running job."""
-        for running in (await self._scheduler.queue()).running:
-            if job_id is None or running.job_id == job_id:
-                await self._scheduler.cancel(running.job_id)
+        await self._scheduler.cancel_all(None if job_id is None else [job_id], "running")
 
     async def withdraw(self, job_ids: Sequence[str] | None = None) -> None:
         """Cancel jobs that wait: these, or all."""
-        for pending in (await self._scheduler.queue()).pending:
-            if job_ids is None or pending.job_id in job_ids:
-                await self._scheduler.cancel(pending.job_id)
+        await self._scheduler.cancel_all(job_ids, "queued")
 
     async def free(self, *, weights: bool, results: bool) -> None:
         """Let every replica free memory when it has nothing to do."""
@@ -191,6 +198,10 @@ class Service:
             running=tuple(map(_without_credentials, view.running)),
             pending=tuple(map(_without_credentials, view.pending)),
         )
+
+    async def count(self) -> QueueCount:
+        """Return how many jobs have not ended."""
+        return await self._scheduler.count()
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> JobEvents:
         """Return the job's events past the cursor, waiting for the first. Errors: JobMissingError."""

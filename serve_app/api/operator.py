@@ -45,9 +45,7 @@ async def get_models(service: Current) -> Response:
 @router.api_route("/status", methods=READ)
 async def get_status(service: Current) -> Response:
     """Return hosts, replicas, uptime, and how many jobs run and wait."""
-    cluster, queue = await service.cluster(), await service.queue()
-    jobs = {"running": len(queue.running), "pending": len(queue.pending)}
-    return Json({**asdict(cluster), "jobs": jobs})
+    return Json({**asdict(await service.cluster()), "jobs": asdict(await service.count())})
 
 
 @router.api_route("/healthz", methods=READ)

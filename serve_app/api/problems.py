@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -99,6 +100,8 @@ class Unforeseen:
 
         try:
             await self._app(scope, receive, noting_send)
+        except ClientDisconnect:
+            return  # there is nobody left to answer
         except Exception as error:
             if begun:
                 raise

@@ -6,13 +6,17 @@ Bodies are read as JSON whatever their content type, and no further than the lim
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
+from starlette.types import Message
 
 from serve_app.api.strict_json import parse_object
 from serve_app.errors import BodyTooLargeError, InvalidSubmissionError
 from serve_app.service import Service
+
+T = TypeVar("T")
 
 
 async def _service(request: Request) -> Service:
@@ -32,24 +36,35 @@ _BIGGEST = 2**63
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
     """Return the body. Errors: BodyTooLargeError as soon as it is larger than the limit."""
+    return await bounded(request, limit_bytes).body()
+
+
+def bounded(request: Request, limit_bytes: int) -> Request:
+    """Return the request with its body held to a limit, which whoever reads it is told by BodyTooLargeError."""
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit_bytes:
-        raise BodyTooLargeError(f"the body is {declared} bytes; at most {limit_bytes} are read")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit_bytes:
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > limit_bytes):
+        raise BodyTooLargeError(f"the body is {declared[:20]} bytes; at most {limit_bytes} are read")
+    read = 0
+
+    async def receive() -> Message:
+        nonlocal read
+        message = await request.receive()
+        read += len(message.get("body", b""))
+        if read > limit_bytes:
             raise BodyTooLargeError(f"the body is larger than the {limit_bytes} bytes that are read")
-    return bytes(body)
+        return message
+
+    return Request(request.scope, receive)
 
 
 async def read_object(request: Request, limit_bytes: int) -> dict[str, Any]:
     """Return the body as a JSON object. Errors: BodyTooLargeError, InvalidSubmissionError."""
-    body = await read_body(request, limit_bytes)
-    if len(body) < _LARGE_BYTES:
-        return parse_object(body)
-    # Seconds of parsing must not hold up the other requests of this process.
-    return await asyncio.to_thread(parse_object, body)
+    return await parsed(await read_body(request, limit_bytes), parse_object)
+
+
+async def parsed(body: bytes, parse: Callable[[bytes], T]) -> T:
+    """Return what `parse` makes of a body; seconds of parsing do not hold up the other requests of this process."""
+    return parse(body) if len(body) < _LARGE_BYTES else await asyncio.to_thread(parse, body)
 
 
 def number(request: Request, name: str, kind: type[int] | type[float], default: float) -> float:

@@ -31,11 +31,13 @@ from serve_app.scheduler.messages import (
     JobView,
     Message,
     News,
+    QueueCount,
     QueueView,
     Reader,
     ReplicaInfo,
     Report,
     Submission,
+    Unfinished,
 )
 from serve_app.store.changes import JobQuery
 
@@ -62,6 +64,12 @@ class SchedulerHandle:
 
     async def cancel(self, job_id: str) -> bool:
         return await self._call("cancel", job_id)  # type: ignore[no-any-return]
+
+    async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None) -> int:
+        return await self._call("cancel_all", job_ids, which)  # type: ignore[no-any-return]
+
+    async def count(self) -> QueueCount:
+        return await self._call("count")  # type: ignore[no-any-return]
 
     async def queue(self) -> QueueView:
         return await self._call("queue")  # type: ignore[no-any-return]

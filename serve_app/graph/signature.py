@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 
 from serve_app.errors import FileMissingError, ModelFileError
-from serve_app.graph.graph import Graph, Link, Node
+from serve_app.graph.graph import BadLink, Graph, Link, Node
 from serve_app.graph.spec import NodeSpec
 
 STRICT = "strict"
@@ -63,6 +63,8 @@ def signature(
     parts: dict[str, list[object]] = {}
     for name, value in node.inputs.items():
         declared = spec.input(name)
+        if isinstance(value, BadLink):
+            continue  # where it is declared its node is refused, and elsewhere nobody is given it
         if isinstance(value, Link):
             # A raw link hands the node the id itself, so the id is part of what it works on.
             raw = declared is not None and bool(declared.options.get("rawLink"))

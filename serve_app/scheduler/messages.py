@@ -55,6 +55,7 @@ class Hooks:
 
 
 JobState: TypeAlias = Literal["queued", "running", "success", "error", "cancelled"]
+Unfinished: TypeAlias = Literal["queued", "running"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,14 @@ class QueueView:
 
     running: tuple[JobView, ...]
     pending: tuple[JobView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCount:
+    """How many jobs run and how many wait."""
+
+    running: int
+    pending: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +197,18 @@ class SchedulerClient(Protocol):
         """Cancel a job that has not ended; False if it has, or is unknown."""
         ...
 
+    async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None) -> int:
+        """Cancel jobs that have not ended: these, or all; of them only those that wait, or that run. Returns how many.
+
+        What has ended or is unknown is passed over.
+        """
+        ...
+
     async def queue(self) -> QueueView: ...
+
+    async def count(self) -> QueueCount:
+        """Return how long the lists of `queue` are."""
+        ...
 
     async def job(self, job_id: str) -> JobView | None: ...
 

@@ -52,12 +52,14 @@ from serve_app.scheduler.messages import (
     JobView,
     Message,
     News,
+    QueueCount,
     QueueView,
     Reader,
     ReplicaInfo,
     ReplicaView,
     Report,
     Submission,
+    Unfinished,
 )
 from serve_app.scheduler.repeats import check_repeat
 from serve_app.scheduler.stimuli import (
@@ -228,6 +230,19 @@ class Scheduler:
             return False
         await self._feed(CancelAsked(job_id))
         return True
+
+    async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None) -> int:
+        self._check_alive()
+        shown = self._board.unended if job_ids is None else dict.fromkeys(job_ids)
+        jobs = [job for job_id in shown if (job := self._machine.jobs.get(job_id)) is not None]
+        wanted = [job for job in jobs if which is None or (job.started_s is None) == (which == "queued")]
+        await asyncio.gather(*[self._feed(CancelAsked(job.row.job_id)) for job in wanted])
+        return len(wanted)
+
+    async def count(self) -> QueueCount:
+        self._check_ready()
+        running = sum(job.started_s is not None for job in self._board.unended.values())
+        return QueueCount(running, len(self._board.unended) - running)
 
     async def queue(self) -> QueueView:
         self._check_ready()

@@ -149,8 +149,11 @@ class Catalog:
         return found.etag if found is not None else "absent"
 
     def directories(self, folder: str) -> list[str]:
-        """Return the directories a folder is made of. Errors: ModelFileError for an unknown folder."""
-        return [f"{self._files}/{directory}" for directory in self._directories(folder)]
+        """Return the directories a folder is made of, below `models`: where that is, is nothing to clients.
+
+        Errors: ModelFileError for an unknown folder.
+        """
+        return [f"models/{directory}" for directory in self._directories(folder)]
 
     def directory_index(self, folder: str, name: str) -> int:
         """Return which of the folder's directories a file is read from. Errors: as `path`."""

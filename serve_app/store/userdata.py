@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve_app.errors import FileMissingError, ForbiddenPathError, UserMissingError
+from serve_app.errors import FileMissingError, ForbiddenPathError, InvalidSubmissionError, UserMissingError
 from serve_app.store.durable import UNFINISHED, write_file
 
 DEFAULT = "default"
 """The only user where there are no others."""
 SETTINGS = "comfy.settings.json"
 USERS = "users.json"
+SETTINGS_BYTES = 4_000_000
+"""How large one user's settings may grow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,14 @@ class UserData:
         return self.path(user, name).read_bytes()
 
     def write(self, user: str, name: str, data: bytes, *, replace: bool) -> None:
-        """Store a file. Errors: as `path`; FileExistsError for a name that is taken, without `replace`; OSError."""
+        """Store a file.
+
+        Errors: as `path`; FileExistsError for a name that is taken, without `replace`; OSError; InvalidSubmissionError
+        for settings that could not be read again.
+        """
         path = self.path(user, name)
+        if path == self._folder(user) / SETTINGS:
+            _check_settings(data)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, data, replace=replace)
 
@@ -135,12 +143,14 @@ class UserData:
         return _read_object(self._folder(user) / SETTINGS)
 
     def change_settings(self, user: str, changes: Mapping[str, Any]) -> None:
-        """Set some settings and keep the others. Errors: UserMissingError."""
+        """Set some settings, keep the others. Errors: UserMissingError; InvalidSubmissionError if they are too many."""
         folder = self._folder(user)
         folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
             merged = {**_read_object(folder / SETTINGS), **changes}
-            write_file(folder / SETTINGS, json.dumps(merged, indent=4).encode())
+            data = json.dumps(merged, indent=4).encode()
+            _check_settings(data)
+            write_file(folder / SETTINGS, data)
 
     def _folder(self, user: str) -> Path:
         if user not in self.users():
@@ -154,6 +164,18 @@ class UserData:
         with (self._root / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _check_settings(data: bytes) -> None:
+    """Refuse what would have to be read again at every change. Errors: InvalidSubmissionError."""
+    if len(data) > SETTINGS_BYTES:
+        raise InvalidSubmissionError(f"settings of {len(data)} bytes are too many; at most {SETTINGS_BYTES} are kept")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidSubmissionError(f"{SETTINGS} must be JSON: {type(error).__name__}: {error}"[:200]) from error
+    if not isinstance(value, dict):
+        raise InvalidSubmissionError(f"{SETTINGS} must hold a JSON object")
 
 
 def _described(path: Path, top: Path) -> UserFile | None:
@@ -171,6 +193,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     """Return a file's JSON object; {} for a file that is absent or damaged."""
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -5,6 +5,7 @@ Names are checked twice: their text, as for every store, and where their real pa
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,13 +53,18 @@ class Volume:
         taken, without `replace`; OSError when the disk refuses.
         """
         path = self._path(ref)
-        if path.is_dir():
-            raise ref.missing("it is a folder")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ref.missing("a part of its subfolder is a file") from error
-        write_file(path, data, replace=replace)
+            if path.is_dir():
+                raise ref.missing("it is a folder")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise ref.missing("a part of its subfolder is a file") from error
+            write_file(path, data, replace=replace)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise ref.missing("it is longer than the file system's names") from error
+            raise
 
     def names(self, area: Area, subfolder: str = "") -> Iterator[str]:
         """Yield the file names directly in a subfolder; none if there is no such subfolder."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
 
-from serve_app.api.request import read_body
+from serve_app.api.request import parsed, read_body
 from serve_app.api.strict_json import parse_value
-from serve_app.errors import InvalidSubmissionError
+from serve_app.errors import InvalidSubmissionError, shown
 
 
 def empty(status_code: int = 200) -> Response:
@@ -20,19 +19,21 @@ def empty(status_code: int = 200) -> Response:
 
 async def read_json(request: Request, limit_bytes: int) -> Any:
     """Return the body as a JSON value of any kind. Errors: BodyTooLargeError, InvalidSubmissionError."""
-    return parse_value(await read_body(request, limit_bytes))
+    return await parsed(await read_body(request, limit_bytes), parse_value)
 
 
 async def read_members(request: Request, limit_bytes: int) -> dict[str, Any]:
     """Return the body as a JSON object; {} for an empty body. Errors: as `read_json`."""
     body = await read_body(request, limit_bytes)
-    value = parse_value(body) if body.strip() else {}
+    value = await parsed(body, parse_value) if body.strip() else {}
     if not isinstance(value, dict):
-        raise InvalidSubmissionError(f"the body must be a JSON object, not {json.dumps(value)[:80]}")
+        raise InvalidSubmissionError(f"the body must be a JSON object, not {shown(value)}")
     return value
 
 
-def ids(members: dict[str, Any], key: str) -> list[str]:
-    """Return a list of ids out of a body; [] where there is none."""
+def ids(members: dict[str, Any], key: str, most: int) -> list[str]:
+    """Return a list of ids out of a body; [] where there is none. Errors: InvalidSubmissionError for too many."""
     value = members.get(key)
+    if isinstance(value, list) and len(value) > most:
+        raise InvalidSubmissionError(f"'{key}' names {len(value)} jobs; one request may name {most}")
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []

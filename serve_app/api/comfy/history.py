@@ -48,10 +48,10 @@ async def get_job(request: Request, service: Current) -> Response:
 @router.post("/history")
 async def post_history(request: Request, service: Current) -> Response:
     """Forget ended jobs: those of `delete`, or all for `clear`. Unknown ids are no error."""
-    members = await read_members(request, service.limits.body_bytes)
+    members = await read_members(request, service.limits.command_bytes)
     if members.get("clear"):
         await service.forget()
-    if wanted := ids(members, "delete"):
+    if wanted := ids(members, "delete", service.limits.ids):
         await service.forget(wanted)
     return empty()
 

@@ -84,13 +84,15 @@ async def get_job(request: Request, service: Current) -> Response:
 @router.post("/jobs/cancel")
 async def post_cancel_many(request: Request, service: Current) -> Response:
     """Cancel jobs, whether they wait or run."""
-    job_ids = (await read_members(request, service.limits.body_bytes)).get("job_ids")
+    members = await read_members(request, service.limits.command_bytes)
+    job_ids, most = members.get("job_ids"), service.limits.ids
     if not isinstance(job_ids, list) or not job_ids:
         return _refused("job_ids must be a list of ids")
+    if len(job_ids) > most:
+        return _refused(f"job_ids names {len(job_ids)} jobs; one request may name {most}")
     if invalid := [job_id for job_id in job_ids if not isinstance(job_id, str) or not job_id]:
         return Json({"error": "job_ids must be a list of ids", "invalid_ids": invalid}, 400)
-    cancelled = [await service.cancel(job_id) for job_id in job_ids]
-    return Json({"cancelled": any(cancelled)})
+    return Json({"cancelled": await service.cancel_all(job_ids)})
 
 
 @router.post("/jobs/{job_id}/cancel")

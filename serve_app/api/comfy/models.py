@@ -81,6 +81,6 @@ def _metadata(catalog: Catalog, folder: str, name: str) -> Any | None:
             raise FileMissingError(f"{name} is no safetensors file")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileMissingError(f"{name} is no safetensors file") from error
     return header.get("__metadata__") if isinstance(header, dict) else None

@@ -24,16 +24,17 @@ USAGE_SOURCE = "comfy_usage_source"
 @router.api_route("/prompt", methods=READ)
 async def get_prompt(service: Current) -> Response:
     """Return how many jobs have not ended."""
-    queue = await service.queue()
-    return Json({"exec_info": {"queue_remaining": len(queue.running) + len(queue.pending)}})
+    count = await service.count()
+    return Json({"exec_info": {"queue_remaining": count.running + count.pending}})
 
 
 @router.post("/prompt")
 async def post_prompt(request: Request, service: Current) -> Response:
     """Queue a workflow, without the outputs that cannot run as long as one can."""
     body = submission(await read_object(request, service.limits.body_bytes))
-    if source := request.headers.get("comfy-usage-source"):
-        body["extra_data"] = {USAGE_SOURCE: source, **body.get("extra_data", {})}
+    extra_data = body.get("extra_data", {})
+    if (source := request.headers.get("comfy-usage-source")) and isinstance(extra_data, Mapping):
+        body["extra_data"] = {USAGE_SOURCE: source, **extra_data}
     if "prompt" not in body:
         return failure(400, "no_prompt", "No prompt provided", "No prompt provided")
     try:

@@ -25,10 +25,10 @@ async def get_queue(service: Current) -> Response:
 @router.post("/queue")
 async def post_queue(request: Request, service: Current) -> Response:
     """Take jobs that wait out of the queue: those of `delete`, or all for `clear`. Unknown ids are no error."""
-    members = await read_members(request, service.limits.body_bytes)
+    members = await read_members(request, service.limits.command_bytes)
     if members.get("clear"):
         await service.withdraw()
-    if wanted := ids(members, "delete"):
+    if wanted := ids(members, "delete", service.limits.ids):
         await service.withdraw(wanted)
     return empty()
 
@@ -36,7 +36,7 @@ async def post_queue(request: Request, service: Current) -> Response:
 @router.post("/interrupt")
 async def post_interrupt(request: Request, service: Current) -> Response:
     """Stop the job of `prompt_id` if it runs, or everything that runs."""
-    job_id = (await read_members(request, service.limits.body_bytes)).get("prompt_id")
+    job_id = (await read_members(request, service.limits.command_bytes)).get("prompt_id")
     await service.interrupt(job_id if isinstance(job_id, str) and job_id else None)
     return empty()
 

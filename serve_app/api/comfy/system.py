@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from serve_app.api.comfy.body import empty, read_members
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
+from serve_app.errors import FileMissingError
 from serve_app.scheduler.messages import ClusterView
 from serve_app.service import Service
 from serve_app.store.catalog import FOLDERS
@@ -50,7 +52,7 @@ async def get_nothing() -> Response:
 @router.post("/free")
 async def post_free(request: Request, service: Current) -> Response:
     """Let replicas unload models, and forget results, once they have nothing to do."""
-    wish = await read_members(request, service.limits.body_bytes)
+    wish = await read_members(request, service.limits.command_bytes)
     await service.free(weights=bool(wish.get("unload_models")), results=bool(wish.get("free_memory")))
     return empty()
 
@@ -136,8 +138,12 @@ def system_stats(cluster: ClusterView) -> dict[str, Any]:
 
 
 def _newest_first(store: Store, area: Any) -> list[str]:
-    names = list(store.names(area))
-    return sorted(names, key=lambda name: store.stat(FileRef(area, "", name)).modified_s, reverse=True)
+    modified_s: dict[str, float] = {}
+    for name in store.names(area):
+        # One that went away meanwhile, or leads out of the area, is none of its files.
+        with contextlib.suppress(FileMissingError):
+            modified_s[name] = store.stat(FileRef(area, "", name)).modified_s
+    return sorted(modified_s, key=lambda name: modified_s[name], reverse=True)
 
 
 def _version(package: str) -> str | None:

@@ -19,9 +19,9 @@ from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty
 from serve_app.api.comfy.view import named
-from serve_app.api.request import Current
+from serve_app.api.request import Current, bounded
 from serve_app.api.strict_json import Json
-from serve_app.errors import BodyTooLargeError, FileMissingError, InvalidSubmissionError
+from serve_app.errors import FileMissingError, InvalidSubmissionError
 from serve_app.service import Service
 from serve_app.store.store import AREAS, FileRef, Store
 
@@ -41,17 +41,10 @@ async def post_mask(request: Request, service: Current) -> Response:
 
 
 async def _upload(request: Request, service: Service, *, masked: bool) -> Response:
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > service.limits.upload_bytes:
-        raise BodyTooLargeError(f"the upload is {declared} bytes; at most {service.limits.upload_bytes} are taken")
-    async with request.form(max_files=8, max_fields=100) as form:
+    async with bounded(request, service.limits.upload_bytes).form(max_files=8, max_fields=100) as form:
         image = form.get("image")
         if not isinstance(image, UploadFile) or not image.filename:
             return empty(400)
-        if (image.size or 0) > service.limits.upload_bytes:
-            raise BodyTooLargeError(
-                f"the upload is {image.size} bytes; at most {service.limits.upload_bytes} are taken"
-            )
         data = await image.read()
         wanted = _wanted(form, image.filename)
         if wanted is None:

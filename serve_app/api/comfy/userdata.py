@@ -41,7 +41,7 @@ async def get_users(service: Current) -> Response:
 @router.post("/users")
 async def post_user(request: Request, service: Current) -> Response:
     """Add a user and return the id."""
-    name = (await read_members(request, service.limits.body_bytes)).get("username")
+    name = (await read_members(request, service.limits.command_bytes)).get("username")
     if not service.user_data.many:
         return Json({"error": "This server has one user."}, 400)
     try:
@@ -69,7 +69,7 @@ async def get_setting(request: Request, service: Current, user: User) -> Respons
 @router.post("/settings")
 async def post_settings(request: Request, service: Current, user: User) -> Response:
     """Set some settings."""
-    changes = await read_members(request, service.limits.body_bytes)
+    changes = await read_members(request, service.limits.command_bytes)
     await asyncio.to_thread(service.user_data.change_settings, user, changes)
     return empty()
 
@@ -77,7 +77,7 @@ async def post_settings(request: Request, service: Current, user: User) -> Respo
 @router.post("/settings/{setting:path}")
 async def post_setting(request: Request, service: Current, user: User) -> Response:
     """Set one setting to the JSON value in the body."""
-    value = await read_json(request, service.limits.body_bytes)
+    value = await read_json(request, service.limits.command_bytes)
     await asyncio.to_thread(service.user_data.change_settings, user, {request.path_params["setting"]: value})
     return empty()
 
@@ -128,6 +128,8 @@ async def post_move(request: Request, service: Current, user: User) -> Response:
         await asyncio.to_thread(lambda: service.user_data.move(user, name, to, replace=_overwrites(request)))
     except FileExistsError:
         return Response("File already exists", 409)
+    except OSError as error:
+        raise _no_file(to, error) from error
     return await _written(request, service.user_data, user, to)
 
 
@@ -143,13 +145,13 @@ async def get_file(request: Request, service: Current, user: User) -> Response:
 @router.post("/userdata/{name:path}")
 async def post_file(request: Request, service: Current, user: User) -> Response:
     """Store the body as a file."""
-    name, data = request.path_params["name"], await read_body(request, service.limits.upload_bytes)
+    name, data = request.path_params["name"], await read_body(request, service.limits.body_bytes)
     try:
         await asyncio.to_thread(lambda: service.user_data.write(user, name, data, replace=_overwrites(request)))
     except FileExistsError:
         return Response("File already exists", 409)
     except OSError as error:
-        raise InvalidSubmissionError(f"no file can have the name {name[:200]!r}: {error.strerror}") from error
+        raise _no_file(name, error) from error
     return await _written(request, service.user_data, user, name)
 
 
@@ -158,6 +160,10 @@ async def delete_file(request: Request, service: Current, user: User) -> Respons
     """Delete a file."""
     await asyncio.to_thread(service.user_data.delete, user, request.path_params["name"])
     return empty(204)
+
+
+def _no_file(name: str, error: OSError) -> InvalidSubmissionError:
+    return InvalidSubmissionError(f"no file can have the name {name[:200]!r}: {error.strerror}")
 
 
 async def _written(request: Request, data: UserData, user: str, name: str) -> Response:

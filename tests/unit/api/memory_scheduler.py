@@ -21,6 +21,7 @@ from serve_app.scheduler.messages import (
     JobPage,
     JobView,
     News,
+    QueueCount,
     QueueView,
     Reader,
     Submission,
@@ -125,6 +126,15 @@ class MemoryScheduler:
         where = {"node": ran[-1], "class_type": job.prompt[ran[-1]]["class_type"], "executed": []} if ran else {}
         self._become(job_id, "cancelled", where, state="cancelled", failure=where, ended_s=time.time())
         return True
+
+    async def cancel_all(self, job_ids: Sequence[str] | None, which: str | None = None) -> int:
+        self._answer()
+        wanted = [j for j in self.jobs if job_ids is None or j in job_ids]
+        return sum([await self.cancel(j) for j in wanted if which in (None, self.jobs[j].state)])
+
+    async def count(self) -> QueueCount:
+        view = await self.queue()
+        return QueueCount(len(view.running), len(view.pending))
 
     async def queue(self) -> QueueView:
         self._answer()

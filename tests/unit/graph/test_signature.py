@@ -125,3 +125,9 @@ def test_a_value_for_a_hidden_input_of_a_packs_own_is_a_constant() -> None:
         return signatures(parse({"1": {"class_type": "Open", "inputs": {"first": value}}}), specs, lambda *_: "")
 
     assert signed(1) != signed(2)
+
+
+def test_a_list_that_is_no_link_is_no_part_of_a_node():
+    without = wire()
+    del without["3"]["inputs"]["seed"]
+    assert sign(changed("3", seed=[1, 2, 3])) == sign(without)

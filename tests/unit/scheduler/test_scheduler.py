@@ -24,6 +24,7 @@ from serve_app.scheduler.messages import (
     JobView,
     NodeFinished,
     NodeStarted,
+    QueueCount,
     ReplicaInfo,
     Submission,
     TaskFinished,
@@ -344,3 +345,19 @@ def replay(view: JobView) -> str:
 def durable(told: list[Event]) -> list[tuple[int, str, object]]:
     kinds = {"queued", "started", "cached", "executed", *ENDINGS}
     return [(event.seq, event.kind, event.data) for event in told if event.kind in kinds]
+
+
+async def test_jobs_are_counted_and_cancelled_together_by_where_they_are(life):
+    life.free.clear()
+    running = [await life.submit("1") for _ in range(2)]
+    waiting = [await life.submit("1") for _ in range(3)]
+    while (await life.scheduler.count()).running < len(running):
+        await asyncio.sleep(0.01)
+    assert await life.scheduler.count() == QueueCount(2, 3)
+    assert await life.scheduler.cancel_all([*running, waiting[0], "unknown"], "queued") == 1
+    assert await life.scheduler.cancel_all(None, "queued") == 2
+    assert await life.scheduler.cancel_all(["unknown"]) == 0
+    assert await life.scheduler.count() == QueueCount(2, 0)
+    assert await life.scheduler.cancel_all(None) == 2
+    views = [await life.scheduler.job(job_id) for job_id in running + waiting]
+    assert [view.state for view in views] == ["cancelled"] * 5
