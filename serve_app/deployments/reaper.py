@@ -1,6 +1,6 @@
 """Leaves no process behind: ends every process that carries a mark in its environment.
 
-Ray's processes inherit the mark from `serve-app up`. Run as a program, the reaper waits until the pipe it was given
+Ray's processes inherit the mark from the server's. Run as a program, the reaper waits until the pipe it was given
 closes, which happens however its parent dies, SIGKILL included, and then does the same.
 """
 
@@ -17,12 +17,18 @@ import psutil
 MARK = "SERVE_APP_MARK"
 
 
+def marked(mark: str) -> dict[str, str]:
+    """Return what the environment of a process to be marked must have, so that its children are marked too."""
+    # Ray renames its processes; the second keeps their environment, and so the mark, readable.
+    return {MARK: mark, "SPT_NOENV": "1"}
+
+
 def watch(mark: str) -> int:
     """Start a reaper for this process's mark; it acts when this process has died. Returns the descriptor it watches."""
     read, write = os.pipe()
     with open(os.devnull) as nowhere:
         subprocess.Popen(
-            [sys.executable, "-m", "serve_app.deployments.reaper", str(read), mark],
+            [sys.executable, "-P", "-m", "serve_app.deployments.reaper", str(read), mark],
             pass_fds=[read],
             stdin=nowhere,
             start_new_session=True,
@@ -49,16 +55,11 @@ def _marked(mark: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             alive = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
-            if alive and process.environ().get(MARK) == mark and not _is_reaper(process):
+            if alive and process.environ().get(MARK) == mark:
                 found.append(process)
     return found
 
 
-def _is_reaper(process: psutil.Process) -> bool:
-    return "serve_app.deployments.reaper" in process.cmdline()
-
-
 if __name__ == "__main__":
-    descriptor, marked = int(sys.argv[1]), sys.argv[2]
-    os.read(descriptor, 1)
-    reap(marked)
+    os.read(int(sys.argv[1]), 1)
+    reap(sys.argv[2])

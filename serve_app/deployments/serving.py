@@ -1,0 +1,141 @@
+"""The server's own process: a Ray driver that deploys the application and takes it away again.
+
+Run as a program it starts a Ray on this machine, and is a child of the supervisor: `HOST PORT READY`, the configuration
+as JSON on standard input, READY a descriptor that is told when a job can run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+from ray import serve
+
+from serve_app import log
+from serve_app.config import AppConfig
+from serve_app.deployments.build import bind
+from serve_app.deployments.handles import NAME, NAMESPACE, SchedulerHandle
+from serve_app.deployments.supervisor import GIVEN_UP
+from serve_app.errors import UnavailableError
+
+APPLICATION = "serve-app"
+QUIET = {"log_to_driver": False, "logging_level": "WARNING", "ignore_reinit_error": False}
+_log = log.get("up")
+
+
+def serve_on_cluster(settings: AppConfig, host: str, port: int, stop: threading.Event) -> int:
+    """Deploy to the cluster that RAY_ADDRESS names until `stop`. Returns the exit status."""
+    context = ray.init(**QUIET)
+    served = _serve(settings, host, port, context, stop, lambda: None)
+    _withdraw()
+    return 0 if served else 1
+
+
+def serve_on_own_ray(settings: AppConfig, host: str, port: int, stop: threading.Event, ready: int) -> int:
+    """Start a Ray that listens on this machine only and deploy to it until `stop`. Returns the exit status."""
+    needed = sum(p.num_cpus * p.max_replicas for p in settings.pools)
+    context = ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        include_dashboard=True,
+        num_cpus=max(os.cpu_count() or 1, round(needed + 1)),
+        **QUIET,
+    )
+    served = _serve(settings, host, port, context, stop, lambda: os.write(ready, b"1"))
+    ray.shutdown()
+    return 0 if served else GIVEN_UP
+
+
+def _serve(
+    settings: AppConfig, host: str, port: int, context: Any, stop: threading.Event, ready: Callable[[], object]
+) -> bool:
+    """Deploy, say that it is there, wait for `stop`. False if it could not be deployed."""
+    # Ray has put handlers of its own in place meanwhile.
+    _stop_on_signals(stop)
+    deployed: Future[None] = Future()
+    threading.Thread(target=_deploy, args=(bind(settings), host, port, deployed), daemon=True).start()
+    print(f"dashboard: http://{context.dashboard_url}" if context.dashboard_url else "dashboard: none", flush=True)
+    works = _wait_until_ready(stop, deployed)
+    if works:
+        print(f"server:    http://{host}:{port}", flush=True)
+        ready()
+        stop.wait()
+    elif not stop.is_set():
+        print("serve-app up: the application could not be deployed; see the log above", file=sys.stderr)
+    print("stopping", flush=True)
+    return works or stop.is_set()
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+
+def _deploy(application: Any, host: str, port: int, deployed: Future[None]) -> None:
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
+    except Exception as error:
+        for name, deployment in _deployments():
+            error.add_note(f"{name} is {deployment.status}: {deployment.message}")
+        deployed.set_exception(error)
+    else:
+        deployed.set_result(None)
+
+
+def _deployments() -> list[tuple[str, Any]]:
+    """Return the application's deployments by name, as Serve sees them; Serve's own error does not say why."""
+    application = serve.status().applications.get(APPLICATION)
+    return [] if application is None else list(application.deployments.items())
+
+
+def _wait_until_ready(stop: threading.Event, deployed: Future[None]) -> bool:
+    """Wait until a replica has joined, so that a job can run. False if the deployment failed or a stop was asked."""
+
+    async def ready() -> bool:
+        handle = SchedulerHandle()
+        while not stop.is_set():
+            if deployed.done() and (failure := deployed.exception()) is not None:
+                _log.error("deploying failed", exc_info=failure)
+                return False
+            # Serve counts a replica as running before it has joined the scheduler, for which the handle would wait
+            # longer than a stop may take.
+            with contextlib.suppress(UnavailableError, TimeoutError):
+                if (await asyncio.wait_for(handle.cluster(), 1.0)).replicas and deployed.done():
+                    return True
+            await asyncio.sleep(0.1)
+        return False
+
+    return asyncio.run(ready())
+
+
+def _withdraw() -> None:
+    """Take the application and its scheduler off a cluster that goes on."""
+    serve.delete(APPLICATION)
+    try:
+        ray.kill(ray.get_actor(NAME, NAMESPACE), no_restart=True)
+    except ValueError:
+        _log.info("the scheduler had ended already")
+    ray.shutdown()
+
+
+def main() -> int:
+    """Serve as the supervisor's child."""
+    log.configure()
+    stop = threading.Event()
+    _stop_on_signals(stop)
+    host, port, ready = sys.argv[1:]
+    settings = AppConfig.model_validate_json(sys.stdin.buffer.read())
+    return serve_on_own_ray(settings, host, int(port), stop, int(ready))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

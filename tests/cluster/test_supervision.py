@@ -1,0 +1,58 @@
+"""SIGKILL what the whole server rests on, with jobs in flight: it comes back by itself and every job finishes, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.cluster.server import Server, running, txt2img, wait_for
+
+JOBS = 8
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for every kill: each test begins with what the one before left mended."""
+    with running(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+def part(server: Server, name: str) -> psutil.Process:
+    """Return the process of that name, or the one that started Ray, which the supervisor has for a child."""
+    if name == "server":
+        return next(
+            p for p in psutil.Process(server.up.pid).children() if "serve_app.deployments.serving" in p.cmdline()
+        )
+    return next(p for p in server.processes.found() if p.name() == name)
+
+
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet", "server"])
+def test_the_server_comes_back_when_what_it_rests_on_is_killed(victim: str, server: Server):
+    jobs = [server.submit(txt2img(seed, steps=30, side=128, prefix=f"{victim}/image")) for seed in range(JOBS)]
+    wait_for(lambda: server.get("/queue")["running"], "a job that runs")
+    staying = {
+        server.up.pid,
+        *(p.pid for p in server.processes.found() if "serve_app.deployments.reaper" in p.cmdline()),
+    }
+    before = [p for p in server.processes.found() if p.pid not in staying]
+    killed = part(server, victim)
+
+    os.kill(killed.pid, signal.SIGKILL)
+
+    wait_for(lambda: not killed.is_running(), "a supervisor that notices")
+    server.wait_until_ready()
+    assert part(server, victim) != killed
+    assert [p for p in before if p.is_running()] == [], "processes of the Ray that died are left"
+    saved = Counter()
+    for job_id in jobs:
+        entry = server.finished(job_id)
+        assert entry["status"]["status_str"] == "success"
+        [image] = entry["outputs"]["6"]["images"]
+        saved[image["filename"]] += 1
+    assert set(saved.values()) == {1}
+    assert {path.name for path in (server.root / "output" / victim).iterdir()} == set(saved)
