@@ -12,6 +12,7 @@ from serve_app.api.comfy import page
 from serve_app.config import AppConfig
 from serve_app.deployments.files import open_catalog, open_store
 from serve_app.deployments.handles import SchedulerHandle
+from serve_app.deployments.loopback import keep_to_the_node
 from serve_app.deployments.relay import Relay
 from serve_app.deployments.replica import ObjectStore
 from serve_app.deployments.scheduler import ensure
@@ -26,6 +27,7 @@ class Ingress:
 
     def __init__(self, config: AppConfig, *pools: Any) -> None:
         log.configure(config.logs)
+        keep_to_the_node()
         self._config = config
         self._relay = Relay({pool.name: handle for pool, handle in zip(config.pools, pools, strict=True)})
         ensure(config)

@@ -19,6 +19,7 @@ from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
+from serve_app.deployments.loopback import keep_to_the_node
 from serve_app.nodes.routes import PackAnswer, PackCall
 
 
@@ -32,6 +33,7 @@ class Replica:
         from serve_app.nodes.route_server import RouteServer
 
         log.configure(config.logs)
+        keep_to_the_node()
         desk = SchedulerHandle(me=ray.get_runtime_context().current_actor)
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._runner = assemble(config, pool, replica_id, desk, ObjectStore())

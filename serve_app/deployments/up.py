@@ -16,10 +16,12 @@ from pathlib import Path
 
 from serve_app import config, log
 from serve_app.config import AppConfig
-from serve_app.deployments import supervisor
+from serve_app.deployments import private, supervisor
 from serve_app.errors import ConfigError
 
 OWN_RAY = {
+    # Ray's word for machines that form no cluster: all its processes then listen on this one alone.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.deployments.gate:middlewares",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -34,7 +36,7 @@ def up(arguments: argparse.Namespace) -> int:
         settings = _settings(arguments)
         if own:
             _check_port(arguments.host, arguments.port)
-            environment = {**OWN_RAY, **os.environ}
+            environment = {**OWN_RAY, "RAY_TMPDIR": str(private.prepare(settings.database_url)), **os.environ}
     except ConfigError as error:
         print(f"serve-app up: {error}", file=sys.stderr)
         return 2

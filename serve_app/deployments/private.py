@@ -1,0 +1,57 @@
+"""Keeps what `serve-app up` writes from the machine's other users: the database, logs, Ray's token and its sockets."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+
+from serve_app import log
+from serve_app.errors import ConfigError
+
+OTHERS = 0o077
+"""The bits of a mode that let anyone but the owner in."""
+_log = log.get("up")
+
+
+def prepare(database_url: str) -> Path:
+    """Let this process and its children write for their user alone. Returns the folder for Ray's sessions.
+
+    What an earlier start left open to others is closed too. Errors: ConfigError if the folder is somebody else's.
+    """
+    os.umask(OTHERS)
+    url = make_url(database_url)
+    kept = [Path.home() / ".ray" / "auth_token"]
+    if url.get_backend_name() == "sqlite" and url.database:
+        kept += [Path(url.database + end) for end in ("", "-wal", "-shm")]
+    for path in kept:
+        _close(path)
+    return _folder()
+
+
+def _close(path: Path) -> None:
+    try:
+        if path.stat().st_mode & OTHERS:
+            path.chmod(0o600)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        _log.warning("%s can be read by other users and stays so: %s", path, error.strerror)
+
+
+def _folder() -> Path:
+    """Return a folder of the user's own, made if need be. Its path is short: those of sockets in it must be."""
+    path = Path(tempfile.gettempdir()) / f"serve-app-{os.getuid()}"
+    try:
+        path.mkdir(0o700)
+    except FileExistsError:
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise ConfigError(
+                f"{path} is not this user's own folder; remove it, or name another in RAY_TMPDIR"
+            ) from None
+        path.chmod(0o700)
+    return path

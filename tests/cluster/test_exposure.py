@@ -1,0 +1,56 @@
+"""What a running server shows to others: to the network nothing, to the machine's other users nothing they can read."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cluster.server import Server, running, txt2img
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that has run a job, of a user with an open umask."""
+    before = os.umask(0o022)
+    try:
+        with running(tmp_path_factory.mktemp("server")) as server:
+            assert server.finished(server.submit(txt2img(1)))["status"]["completed"]
+            yield server
+    finally:
+        os.umask(before)
+
+
+def test_every_socket_listens_on_this_machine_alone(served: Server):
+    listening = {
+        (process.name(), connection.laddr.ip)
+        for process in served.processes.found()
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN or (connection.type.name == "SOCK_DGRAM" and not connection.raddr)
+    }
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+    assert [(name, ip) for name, ip in listening if not _is_loopback(ip)] == []
+
+
+def test_what_the_server_writes_is_its_users_alone(served: Server):
+    database = served.root / "state" / "jobs.sqlite"
+    written = [database, *served.root.glob("output/*.png"), *_logs(Path(served.processes.environment["RAY_TMPDIR"]))]
+    assert len(written) > 10
+    open_to_others = [path for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    assert open_to_others == []
+
+
+def _is_loopback(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    # An IPv6 socket that is bound to an IPv4 address.
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def _logs(ray: Path) -> list[Path]:
+    return [path for path in ray.glob("ray/session_2*/logs/**/*") if path.is_file()]
