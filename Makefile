@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test check bench clients format clean
+.PHONY: demo test check bench lock sbom clients format clean
 
 demo: $(VENV)/installed
 	$(RUN)/serve-app demo
@@ -19,6 +19,17 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(RUN)/python -m bench
+
+# What the image (Python 3.11, Linux, x86-64) installs, to the byte: the versions that .venv has, so that the tests ran with them.
+lock: $(VENV)/installed
+	$(RUN)/pip freeze --exclude-editable | sed 's/+.*//; / @ /d' > $(VENV)/versions.txt
+	$(RUN)/uv pip compile pyproject.toml --extra postgres --generate-hashes --only-binary :all: --no-annotate --quiet --upgrade \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--constraint $(VENV)/versions.txt --custom-compile-command "make lock" --output-file requirements.lock
+
+# A CycloneDX bill of what the image installs.
+sbom: $(VENV)/installed
+	$(RUN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-file sbom.json
 
 # ComfyUI's clients, which tests run against a server of ours; those that are not there are skipped.
 clients: .clients/installed

@@ -13,8 +13,8 @@ from tests.unit.k8s.manifests import ROOT
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
-def service() -> dict:
-    return yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["serve-app"]
+def service(file: str = "compose.yaml") -> dict:
+    return yaml.safe_load((ROOT / file).read_text())["services"]["serve-app"]
 
 
 def test_both_targets_end_as_a_user_without_privileges_and_start_a_command_that_exists():
@@ -38,16 +38,46 @@ def test_what_the_image_copies_is_there_and_is_let_through():
 
 
 def test_the_image_needs_no_registry_but_that_of_its_base():
-    assert re.findall(r"https?://\S+", DOCKERFILE) == []
+    assert re.findall(r"https?://(?!127\.0\.0\.1:)\S+", DOCKERFILE) == []
 
 
-def test_compose_serves_the_contracts_port_and_tells_traefik_so():
+def test_compose_serves_the_contracts_port_to_this_host_alone():
     served = service()
     arguments = _parser().parse_args(served["command"][1:])
     assert arguments.port == 8188
-    assert served["labels"]["traefik.http.services.serve-app.loadbalancer.server.port"] == "8188"
     assert served["ports"] == ["127.0.0.1:8188:8188"]
-    assert served["labels"]["traefik.docker.network"] in served["networks"]
+    assert not served.keys() & {"networks", "labels", "network_mode"}
+
+
+def test_traefik_is_told_that_port_and_must_be_told_who_authenticates():
+    labels = service("compose.traefik.yaml")["labels"]
+    assert labels["traefik.http.services.serve-app.loadbalancer.server.port"] == "8188"
+    assert labels["traefik.docker.network"] in service("compose.traefik.yaml")["networks"]
+    assert labels["traefik.http.routers.serve-app.middlewares"].startswith("${SERVE_APP_AUTH:?")
+    assert service("compose.traefik.yaml").keys() == {"networks", "labels"}
+
+
+def test_a_container_is_bounded_and_writes_to_mounts_alone():
+    served = service()
+    assert served["read_only"] is True
+    assert {"mem_limit", "pids_limit"} <= served.keys()
+    written = [mount.partition(":")[0] for mount in served["tmpfs"]]
+    written += [mount.rpartition(":/app/")[2].partition(":")[0] for mount in served["volumes"] if mount[-3:] != ":ro"]
+    assert set(written) == {"/tmp", "/home/app", "output", "input", "temp", "user", "state"}
+
+
+def test_the_image_says_whether_it_works():
+    assert len(re.findall(r"^HEALTHCHECK .*/readyz", DOCKERFILE, re.MULTILINE)) == 2
+    assert re.findall(r"^EXPOSE (.*)$", DOCKERFILE, re.MULTILINE) == ["8188", "8188"]
+
+
+def test_the_image_installs_nothing_that_the_lock_file_does_not_know_but_torch_of_an_index_that_is_named():
+    commands = re.findall(r"pip install (.*?)(?= *\\?\n)", DOCKERFILE)
+    hashed = "--no-deps --require-hashes --only-binary :all: --requirement /src/requirements.lock"
+    assert [command for command in commands if not command.startswith('--index-url "$TORCH_INDEX"')] == [
+        *(hashed, "--no-deps --no-build-isolation /src"),
+        *(hashed, "--no-deps --no-build-isolation /src"),
+    ]
 
 
 def test_compose_mounts_what_the_contract_mounts():
