@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+import shutil
+import socket
 import subprocess
+import time
 from typing import Any
 
 import jsonschema
 import kubernetes_validate
+import psutil
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
@@ -113,6 +118,84 @@ def test_no_pod_runs_as_root_or_may_become_more_than_it_is(overlay):
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert {"requests", "limits"} <= set(container["resources"])
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def test_what_ray_writes_has_a_volume_in_every_container_of_it(overlay):
+    for template in pods(overlay).values():
+        mounts = {mount["mountPath"] for mount in template["spec"]["containers"][0]["volumeMounts"]}
+        assert {"/tmp", "/tmp/ray", "/home/app", "/dev/shm"} <= mounts
+    options = one(overlay, "RayService")["spec"]["rayClusterConfig"]["autoscalerOptions"]
+    assert options["securityContext"]["readOnlyRootFilesystem"] is True
+    volumes = {volume["name"] for volume in pods(overlay)["head"]["spec"]["volumes"]}
+    assert {mount["mountPath"]: mount["name"] in volumes for mount in options["volumeMounts"]} == {
+        "/tmp": True,
+        "/home/app": True,
+    }
+
+
+def test_ray_asks_for_a_token(overlay):
+    assert one(overlay, "RayService")["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+
+
+def test_every_object_that_has_a_namespace_is_in_ours(overlay):
+    outside = [o["kind"] for o in rendered(overlay) if o["metadata"].get("namespace") != "serve-app"]
+    assert outside == ["Namespace"]
+
+
+def test_whoever_comes_from_another_namespace_is_known_by_the_namespaces_name(overlay):
+    peers = [peer for policy in policies(overlay) for rule in policy.get("ingress", []) for peer in rule["from"]]
+    names = [peer["namespaceSelector"]["matchLabels"] for peer in peers if "namespaceSelector" in peer]
+    assert [set(name) for name in names] == [{"kubernetes.io/metadata.name"}] * 3
+    assert {name["kubernetes.io/metadata.name"] for name in names} == {"kuberay-system", "traefik", "monitoring"}
+    assert all(peer.get("namespaceSelector") or peer["podSelector"]["matchLabels"] for peer in peers)
+
+
+def test_what_goes_out_is_listed_for_every_pod(overlay):
+    labels = [template["metadata"]["labels"] for template in pods(overlay).values()]
+    labels.append(one(overlay, "StatefulSet", "redis")["spec"]["template"]["metadata"]["labels"])
+    limited = [p["podSelector"]["matchLabels"] for p in policies(overlay) if "Egress" in p["policyTypes"]]
+    assert all(any(wanted.items() <= had.items() for wanted in limited) for had in labels)
+    rules = [rule for policy in policies(overlay) for rule in policy.get("egress", [])]
+    assert all(rule["ports"] for rule in rules if "to" not in rule)
+
+
+def test_the_other_ingress_controllers_http_comes_from_its_own_namespace_too():
+    plain = yaml.safe_load((ROOT / "k8s" / "components" / "ingress" / "network.yaml").read_text())
+    kubernetes_validate.validate(plain, VERSION, strict=True)
+    traefik = one("volume", "NetworkPolicy", "serve-app-http")
+    names = [p["spec"]["ingress"][0]["from"][0]["namespaceSelector"]["matchLabels"] for p in (plain, traefik)]
+    assert names == [{"kubernetes.io/metadata.name": name} for name in ("ingress-nginx", "traefik")]
+
+
+def test_redis_asks_for_a_password_that_its_command_line_does_not_show(tmp_path):
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (apt-get install redis-server)")
+    [container] = one("volume", "StatefulSet", "redis")["spec"]["template"]["spec"]["containers"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = container["args"][0].replace("dir /data", f"dir {tmp_path}\nbind 127.0.0.1\nport {port}")
+    started = subprocess.Popen(
+        [*container["command"], script], env={**os.environ, "REDIS_PASSWORD": "se cret'$"}, stdout=subprocess.DEVNULL
+    )
+    try:
+        answers = []
+        deadline = time.monotonic() + 30
+        while not answers and time.monotonic() < deadline:
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)) as client:
+                lines = client.makefile("rw", newline="\r\n")
+                for command in ("PING", 'AUTH "se cret\'$"', "PING"):
+                    lines.write(f"{command}\n")
+                    lines.flush()
+                    answers.append(lines.readline().strip())
+        assert answers == ["-NOAUTH Authentication required.", "+OK", "+PONG"]
+        shown = psutil.Process(started.pid).cmdline()
+        assert shown[0].startswith("redis-server")
+        assert "cret" not in " ".join(shown)
+    finally:
+        started.kill()
+        started.wait()
 
 
 def test_gpus_are_the_gpu_groups_alone_which_starts_from_zero(overlay):
@@ -159,7 +242,8 @@ def test_ports_that_others_name_are_ports_that_pods_have(overlay):
     had = {p["name"]: p["containerPort"] for t in pods(overlay).values() for p in t["spec"]["containers"][0]["ports"]}
     [endpoint] = one(overlay, "PodMonitor")["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] in had
-    for rule in one(overlay, "NetworkPolicy")["spec"]["ingress"]:
+    ours = [p for p in policies(overlay) if p["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == "serve-app"]
+    for rule in [rule for policy in ours for rule in policy.get("ingress", [])]:
         assert all(port["port"] in had or isinstance(port["port"], int) for port in rule.get("ports", []))
     serve = yaml.safe_load(one(overlay, "RayService")["spec"]["serveConfigV2"])["http_options"]["port"]
     backend = one(overlay, "Ingress")["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
@@ -186,6 +270,10 @@ def test_images_can_be_renamed_by_kustomize(tmp_path):
     templates = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     found = {group["template"]["spec"]["containers"][0]["image"] for group in templates}
     assert found == {"mirror/cpu:v9", "mirror/cuda:v9"}
+
+
+def policies(overlay: str) -> list[dict[str, Any]]:
+    return [o["spec"] for o in rendered(overlay) if o["kind"] == "NetworkPolicy"]
 
 
 def _found(value: Any, key: str) -> list[dict[str, Any]]:
