@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
-from tests.cluster.server import Server, running, txt2img
+from tests.cluster.server import PATIENCE_S, Server, txt2img
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that has run a job, of a user with an open umask."""
+    """A server that has run a job, of a user with an open umask and a home at its root, as Ray starts by default."""
     before = os.umask(0o022)
+    root = tmp_path_factory.mktemp("server")
+    server = Server(root, environment={"HOME": str(root), "RAY_AUTH_MODE": "token"})
     try:
-        with running(tmp_path_factory.mktemp("server")) as server:
-            assert server.finished(server.submit(txt2img(1)))["status"]["completed"]
-            yield server
+        server.wait_until_ready()
+        assert server.finished(server.submit(txt2img(1)))["status"]["completed"]
+        yield server
     finally:
+        server.close()
         os.umask(before)
 
 
@@ -38,11 +43,19 @@ def test_every_socket_listens_on_this_machine_alone(served: Server):
 
 
 def test_what_the_server_writes_is_its_users_alone(served: Server):
-    database = served.root / "state" / "jobs.sqlite"
-    written = [database, *served.root.glob("output/*.png"), *_logs(Path(served.processes.environment["RAY_TMPDIR"]))]
+    named = [served.root / "state" / "jobs.sqlite", served.root / ".ray" / "auth_token"]
+    written = [*named, *served.root.glob("output/*.png"), *_logs(Path(served.processes.environment["RAY_TMPDIR"]))]
     assert len(written) > 10
     open_to_others = [path for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077]
     assert open_to_others == []
+
+
+def test_rays_dashboard_asks_for_the_token(served: Server):
+    [dashboard] = re.findall(r"^dashboard: (\S+)$", served.log.read_text(), re.MULTILINE)
+    token = (served.root / ".ray" / "auth_token").read_text()
+    path = f"{dashboard}/api/serve/applications/"
+    assert httpx.get(path, timeout=PATIENCE_S).status_code == 401
+    assert httpx.get(path, headers={"Authorization": f"Bearer {token}"}, timeout=PATIENCE_S).status_code == 200
 
 
 def _is_loopback(text: str) -> bool:

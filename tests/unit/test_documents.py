@@ -1,0 +1,35 @@
+"""What the documents tell people to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [
+    *(ROOT / "configs").glob("*.yaml"),
+    *(path for pattern in ("*.md", "*.yaml", "Dockerfile", "docs/**/*.md") for path in ROOT.glob(pattern)),
+]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_ray_is_never_started_without_a_token(path: Path):
+    text = path.read_text()
+    for found in re.finditer(r"\bray start\b", text):
+        # The block of commands that it is in, or the sentences around it.
+        before, after = text[: found.start()], text[found.end() :]
+        fenced = before.count("```") % 2
+        around = before.rsplit("```" if fenced else "\n\n", 1)[-1] + ("" if fenced else after.split("\n\n", 1)[0])
+        assert "RAY_AUTH_MODE=token" in around, around
+
+
+def test_some_document_says_how_to_start_ray():
+    assert sum("ray start" in path.read_text() for path in TEXTS) >= 2
+
+
+@pytest.mark.parametrize("path", [path for path in TEXTS if path.suffix == ".md"], ids=lambda path: path.name)
+def test_links_lead_to_files_that_are_there(path: Path):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
