@@ -39,12 +39,10 @@ from serve_app.scheduler.messages import (
 )
 from serve_app.store.catalog import Catalog
 from serve_app.store.changes import JobQuery
+from serve_app.store.credentials import without_credentials
 from serve_app.store.extensions import Extensions
 from serve_app.store.store import AREAS, FileRef, FileStat, Store
 from serve_app.store.userdata import UserData
-
-CREDENTIALS: frozenset[str] = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
-"""Members of `extra_data` that nodes may need and that no answer ever shows."""
 
 KEYS = ("prompt", "client_id", "extra_data", "prompt_id", "number", "front", "partial_execution_targets")
 """What a submission may hold: the contract's two keys and ComfyUI's other five."""
@@ -332,7 +330,4 @@ def _prompt(graph: Graph, prompt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_credentials(view: JobView) -> JobView:
-    if view.extra_data.keys().isdisjoint(CREDENTIALS):
-        return view
-    kept = {key: value for key, value in view.extra_data.items() if key not in CREDENTIALS}
-    return replace(view, extra_data=kept)
+    return replace(view, extra_data=without_credentials(view.extra_data))

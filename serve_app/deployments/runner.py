@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import traceback
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
 from serve_app import log
+from serve_app.deployments.failure import failed
 from serve_app.deployments.node_times import NodeTimes
 from serve_app.engine.engine import Counters
 from serve_app.errors import CancelledJobError, NotReadyError, StaleEpochError, UnavailableError
@@ -24,7 +24,7 @@ from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.images import to_preview
 from serve_app.models.weights import LoadCounters
-from serve_app.nodes.contained import raised, said
+from serve_app.nodes.contained import raised
 from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
 from serve_app.nodes.executing import Progress, Say
 from serve_app.nodes.files import NodeFiles
@@ -56,11 +56,11 @@ from serve_app.scheduler.messages import (
     Report,
     Resident,
     TaskCancelled,
-    TaskFailed,
     TaskFinished,
     TaskStopped,
     Want,
 )
+from serve_app.store.credentials import scrubbed
 from serve_app.store.store import AREAS, Store
 
 _log = log.get("deployments.runner")
@@ -259,7 +259,7 @@ class Runner:
         with log.about(job=task.id.job_id, task=f"{task.id.index}.{task.id.attempt}"):
             self._running[task.id] = running = asyncio.create_task(self._run(task, execution))
         # Not at the end of a coroutine: one that is cancelled before its first step never gets there.
-        running.add_done_callback(partial(self._ended, task.id))
+        running.add_done_callback(partial(self._ended, task))
 
     async def _run(self, task: Task, execution: Execution) -> None:
         await self._fetch_models(task)
@@ -279,8 +279,9 @@ class Runner:
         fetched = (asyncio.to_thread(self._fetch_model, folder, value) for folder, value in sorted(named))
         await asyncio.gather(*fetched, return_exceptions=True)
 
-    def _ended(self, task_id: TaskId, running: asyncio.Task[None]) -> None:
+    def _ended(self, task: Task, running: asyncio.Task[None]) -> None:
         """Say how the task ended. A value lost on its way is the scheduler's to make again, as after a stop."""
+        task_id = task.id
         self._running.pop(task_id, None)
         self.times.over(task_id)
         self._signatures.pop(task_id, None)
@@ -295,9 +296,9 @@ class Runner:
             case CancelledJobError():
                 self.say(TaskCancelled(task_id))
             case NodeFailedError():
-                self.say(_failed(task_id, error.node_id, error.class_type, error.exception, error.inputs))
+                self.say(failed(task, error.node_id, error.class_type, error.exception, error.inputs))
             case _:
-                self.say(_failed(task_id, "", "", raised(error)))
+                self.say(failed(task, "", "", raised(error)))
 
     async def fetch(self, task_id: TaskId, signature: str) -> Any | None:
         """Ask the scheduler for a value; None means that this replica must compute it."""
@@ -427,7 +428,8 @@ class TaskScope:
     def say(self, node_id: str) -> Say:
         def say(type_: str, data: Any) -> None:
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._runner.say, NodeSaid(self._task.id, node_id, type_, data))
+                said = NodeSaid(self._task.id, node_id, type_, scrubbed(data, self._task.extra_data))
+                self._loop.call_soon_threadsafe(self._runner.say, said)
 
         return say
 
@@ -440,33 +442,17 @@ class TaskScope:
         self, node_id: str, signature: str, ui: Mapping[str, Any] | None, origin: Origin | None, *, computed: bool
     ) -> None:
         self._runner.times.ended(self._task, node_id, computed=computed)
-        self._runner.say(NodeFinished(self._task.id, node_id, signature, ui, origin, computed))
+        shown = scrubbed(ui, self._task.extra_data)
+        self._runner.say(NodeFinished(self._task.id, node_id, signature, shown, origin, computed))
 
     def blocked(self, node_id: str, class_type: str, message: str) -> None:
-        self._runner.say(NodeBlocked(self._task.id, node_id, class_type, message))
+        shown = scrubbed(message, self._task.extra_data)
+        self._runner.say(NodeBlocked(self._task.id, node_id, class_type, shown))
 
     def fetch(self, signature: str) -> Awaitable[Any | None]:
         return self._runner.fetch(self._task.id, signature)
 
 
-def _failed(
-    task_id: TaskId, node_id: str, class_type: str, cause: BaseException, inputs: Mapping[str, Any] | None = None
-) -> TaskFailed:
-    return TaskFailed(
-        task_id=task_id,
-        node_id=node_id,
-        class_type=class_type,
-        exception_type=_full_name(type(cause)),
-        message=said(cause),
-        traceback=tuple(traceback.format_exception(cause)),
-        inputs=inputs or {},
-    )
-
-
 def _number(value: Any) -> float:
     """Return a number as it may leave this process. Errors: whatever `float` raises, which is the node's own."""
     return value if type(value) in (int, float) else float(value)
-
-
-def _full_name(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -169,6 +169,7 @@ class Execution:
 
     async def _compute(self, node: Node, group: asyncio.TaskGroup) -> NodeResult:
         inputs: dict[str, list[Any]] = {}
+        spec: NodeSpec | None = None
         try:
             node_class, spec = self._class(node)
             executing = Executing(
@@ -192,7 +193,7 @@ class Execution:
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
-            self._fail(node, raised(error), inputs)
+            self._fail(node, raised(error), _declared(inputs, spec))
 
     def _class(self, node: Node) -> tuple[type, NodeSpec]:
         node_class = self._classes.get(node.class_type)
@@ -352,6 +353,11 @@ class Execution:
         # A copy of its own maker would wait for itself.
         lineage = {self._signatures[maker] for maker in self._prompt.lineage(node.id)}
         return f"{found}-{uuid.uuid4().hex}" if found in lineage else found
+
+
+def _declared(inputs: Mapping[str, list[Any]], spec: NodeSpec | None) -> dict[str, list[Any]]:
+    """Return the inputs that a client gave: hidden ones hold credentials and what is the server's own."""
+    return {name: values for name, values in inputs.items() if spec is not None and spec.input(name) is not None}
 
 
 def known(kind: str) -> bool:

@@ -10,25 +10,28 @@ from serve_app.errors import InvalidSubmissionError
 from serve_app.graph.parse import FINGERPRINT
 from serve_app.scheduler.messages import Submission
 from serve_app.store.changes import JobRow
+from serve_app.store.credentials import without_credentials
 
 
 def check_repeat(row: JobRow, submission: Submission) -> None:
     """Check that a submission under a job's id asks for what the job does.
 
     That is the prompt with its constants converted, without what classes said of the world as it was checked; the
-    output nodes; and extra_data, without a `strict` that the configuration has set. Who asks, and for which place in
-    the queue, makes no difference. Errors: InvalidSubmissionError.
+    output nodes; and extra_data, without credentials and a `strict` that the configuration has set. Who asks, and for
+    which place in the queue, makes no difference. Errors: InvalidSubmissionError.
     """
+    # A job that has ended has no credentials any more.
+    accepted_data, given_data = without_credentials(row.extra_data), without_credentials(submission.extra_data)
     differing = [
         name
         for name, accepted, given in (
             ("prompt", _plain(row.prompt), _plain(submission.prompt)),
             ("outputs", _text(row.targets), _text(submission.outputs)),
-            ("extra_data", _text(row.extra_data), _text(submission.extra_data)),
+            ("extra_data", _text(accepted_data), _text(given_data)),
         )
         if accepted != given
     ]
-    if differing == ["extra_data"] and _text(row.extra_data) == _text({"strict": True, **submission.extra_data}):
+    if differing == ["extra_data"] and _text(accepted_data) == _text({"strict": True, **given_data}):
         return
     if differing:
         raise InvalidSubmissionError(

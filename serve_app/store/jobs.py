@@ -23,6 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from serve_app.errors import ChangeRefusedError, ConfigError, DatabaseAwayError, StaleEpochError
 from serve_app.store.changes import Change, JobAccepted, JobEnded, JobQuery, JobRow, JobStarted, OutputRecorded
+from serve_app.store.credentials import CREDENTIALS, without_credentials
 from serve_app.store.schema import COUNTERS, JOBS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
 
 VARIABLES = 500
@@ -31,9 +32,7 @@ VARIABLES = 500
 JSON_COLUMNS = ("prompt", "targets", "extra_data", "failure", "cached")
 """The columns of a job that hold JSON."""
 
-ACCEPTED_COLUMNS = (
-    *("job_id", "number", "order", "prompt", "targets", "client_id", "extra_data", "created_s", "queued_seq"),
-)
+ACCEPTED_COLUMNS = (*("job_id", "number", "order", "prompt", "targets", "client_id", "created_s", "queued_seq"),)
 """What a job's row has from the start and keeps."""
 
 REFUSALS = (
@@ -280,8 +279,11 @@ def _reason(error: Exception) -> str:
 
 
 def _durable_sqlite(connection: Any, _record: object) -> None:
-    """WAL lets readers go on beside the writer; FULL keeps a committed job through a power cut."""
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
+    """WAL lets readers go on beside the writer; FULL keeps a committed job through a power cut.
+
+    What is deleted, credentials among it, is overwritten in the file too.
+    """
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
@@ -306,6 +308,10 @@ def _apply(connection: sa.Connection, change: Change) -> None:
             _insert(connection, OUTPUTS, values, values, job_id)
         case JobEnded(job_id, state, at_s, seq, failure):
             ended = {"state": state, "ended_s": at_s, "ended_seq": seq, "failure": json.dumps(failure)}
+            held = sa.or_(*(JOBS.c.extra_data.contains(f'"{name}"', autoescape=True) for name in sorted(CREDENTIALS)))
+            given = sa.select(JOBS.c.extra_data).where((JOBS.c.job_id == job_id) & held)
+            if (extra_data := connection.execute(given).scalar()) is not None:
+                ended["extra_data"] = json.dumps(without_credentials(json.loads(extra_data)))
             connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(ended))
 
 

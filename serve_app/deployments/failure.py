@@ -1,0 +1,41 @@
+"""A failed node as what leaves the replica: with no credential of the job's, and no path of the server's."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.graph.plan import Task
+from serve_app.nodes.contained import said
+from serve_app.scheduler.messages import TaskFailed
+from serve_app.store.credentials import scrubbed
+
+_FILE = re.compile(r'(?m)^(\s*File ")([^"\n]*)(?=", line )')
+_PARTS = 3
+"""How much of a file's path tells a reader which it is."""
+
+
+def failed(
+    task: Task, node_id: str, class_type: str, cause: BaseException, inputs: Mapping[str, Any] | None = None
+) -> TaskFailed:
+    """Return the report of a node that raised; node_id "": of the task as a whole. inputs: what it was given."""
+    return TaskFailed(
+        task_id=task.id,
+        node_id=node_id,
+        class_type=class_type,
+        exception_type=_full_name(type(cause)),
+        message=scrubbed(said(cause), task.extra_data),
+        traceback=tuple(scrubbed(_named(line), task.extra_data) for line in traceback.format_exception(cause)),
+        inputs=scrubbed(inputs or {}, task.extra_data),
+    )
+
+
+def _named(line: str) -> str:
+    """Return a line of a traceback with its files named by the ends of their paths."""
+    return _FILE.sub(lambda found: found[1] + "/".join(found[2].replace("\\", "/").split("/")[-_PARTS:]), line)
+
+
+def _full_name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
