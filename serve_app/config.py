@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app import log
 from serve_app.api.app import Dialect
+from serve_app.api.crowd import BODIES, BODY_S, LISTENERS, Crowd
 from serve_app.api.origin import LOOPBACK, Allowed
 from serve_app.errors import ConfigError
 from serve_app.graph.plan import Pool
@@ -41,6 +42,12 @@ class IngressConfig(Section):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 20_000_000
     max_upload_bytes: Annotated[int, Field(ge=1024)] = 100 * 1024 * 1024
     """Size of an uploaded file."""
+    max_bodies: Annotated[int, Field(ge=1)] = BODIES
+    """Bodies that may be arriving at one replica at once; one more is answered 503."""
+    body_s: Annotated[float, Field(gt=0)] = BODY_S
+    """How long a body may take to arrive; then it is answered 408."""
+    max_listeners: Annotated[int, Field(ge=1)] = LISTENERS
+    """Websockets and event polls that one replica has at once; one more is refused, a poll with 503."""
     root_dialect: Dialect = "contract"
     """Of the root's routes that the contract and ComfyUI both have: comfy lets every ComfyUI client use the root."""
     allowed_hosts: tuple[str, ...] = LOOPBACK
@@ -50,6 +57,11 @@ class IngressConfig(Section):
     """
     allowed_origins: tuple[str, ...] = ()
     """Origins whose pages may use this server beside its own, as https://app.example; "*" for any."""
+
+    @property
+    def crowd(self) -> Crowd:
+        """The rooms of one replica."""
+        return Crowd(self.max_bodies, self.max_listeners, self.body_s)
 
     @property
     def allowed(self) -> Allowed:

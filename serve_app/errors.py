@@ -120,6 +120,14 @@ class ChangeRefusedError(ServeAppError):
         return (ChangeRefusedError, (self.job_id, str(self)))
 
 
+class CrowdedError(UnavailableError):
+    """As many requests of a kind are in hand as one process takes."""
+
+
+class SlowBodyError(ServeAppError):
+    """A request's body has not arrived in the time it has."""
+
+
 class StoreError(UnavailableError):
     """The store of files does not answer, or refuses; says what was asked of it, where, and its reason."""
 

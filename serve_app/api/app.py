@@ -20,6 +20,7 @@ from serve_app.api import operator, problems
 from serve_app.api.comfy import failures, pack_routes, page, websocket
 from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
+from serve_app.api.crowd import Crowd, Crowded
 from serve_app.api.origin import EVERYONE, Allowed, Door
 from serve_app.service import Service
 
@@ -35,17 +36,20 @@ def create_app(
     root_dialect: Dialect = "contract",
     page_dir: Path | None = None,
     allowed: Allowed = EVERYONE,
+    crowd: Crowd | None = None,
 ) -> FastAPI:
     """Return the application.
 
     service: the service itself, or what returns it at each request: an application is made before its process has
     found the scheduler, and until then the callable raises NotReadyError, which clients see as 503. root_dialect: of
     the root routes that both dialects have. page_dir: the files of the web page; None says how to get one. allowed: the
-    names it goes by and the origins it takes requests of.
+    names it goes by and the origins it takes requests of. crowd: how many requests that last it takes at once.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service if callable(service) else lambda: service
+    app.state.crowd = crowd or Crowd()
     websocket.install(app)
+    app.add_middleware(Crowded, crowd=app.state.crowd)
     problems.install(app, _answer)
     for router in (*native.ROUTERS, *native.PREFIXED):
         app.include_router(router, prefix=PREFIX)

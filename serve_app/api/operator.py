@@ -19,7 +19,8 @@ router = APIRouter(include_in_schema=False)
 async def get_events(request: Request, service: Current) -> Response:
     """Return a job's events past the cursor `after`, waiting up to `timeout_s` for the first."""
     after, timeout_s = number(request, "after", int, 0), number(request, "timeout_s", float, 20)
-    found = await service.events(request.path_params["job_id"], int(after), timeout_s)
+    with request.app.state.crowd.listeners.taken():
+        found = await service.events(request.path_params["job_id"], int(after), timeout_s)
     return Json({"events": list(map(_event, found.events)), "last": found.last})
 
 

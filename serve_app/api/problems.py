@@ -30,6 +30,7 @@ from serve_app.errors import (
     NotReadyError,
     QueueFullError,
     ServeAppError,
+    SlowBodyError,
     UnavailableError,
     UserMissingError,
 )
@@ -46,6 +47,7 @@ _ANSWERS: dict[type[Exception], tuple[int, str]] = {
     FileMissingError: (404, "File not found"),
     ModelFileError: (404, "Model file not found"),
     JobMissingError: (404, "Job not found"),
+    SlowBodyError: (408, "Request body too slow"),
     BodyTooLargeError: (413, "Request body too large"),
     NotReadyError: (503, "Server not ready"),
     QueueFullError: (503, "Queue full"),

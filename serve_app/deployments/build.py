@@ -45,7 +45,9 @@ def _ingress(config: AppConfig) -> Any:
         Ingress,
         name="ingress",
         ray_actor_options={"num_cpus": ingress.num_cpus, "label_selector": dict(ingress.hosts)},
-        max_ongoing_requests=10 * ingress.ongoing_requests,
+        # What a client can make last has rooms of its own in the ingress, beyond which it is refused; were Serve to
+        # let the rest wait instead, such requests would keep out all others, probes among them.
+        max_ongoing_requests=ingress.max_bodies + ingress.max_listeners + 10 * ingress.ongoing_requests,
         health_check_period_s=HEALTH_CHECK_S,
         **_replicas(ingress.min_replicas, ingress.max_replicas, scaling),
     )

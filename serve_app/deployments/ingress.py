@@ -53,4 +53,5 @@ class Ingress:
             fetch=ObjectStore().get,
             relay=None if config.custom_nodes_dir is None else self._relay,
         )
-        return create_app(service, config.ingress.root_dialect, page.installed(), config.ingress.allowed)
+        ingress = config.ingress
+        return create_app(service, ingress.root_dialect, page.installed(), ingress.allowed, ingress.crowd)

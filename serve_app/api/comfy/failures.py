@@ -22,6 +22,7 @@ from serve_app.errors import (
     InvalidGraphError,
     InvalidSubmissionError,
     ModelFileError,
+    SlowBodyError,
     UnavailableError,
     UserMissingError,
 )
@@ -38,6 +39,7 @@ _WORDED: dict[type[Exception], tuple[int, str, str]] = {
     InvalidGraphError: (400, "invalid_prompt", "The workflow cannot run"),
     InvalidSubmissionError: (400, "invalid_request", "The request cannot be read"),
     ForeignPageError: (403, "foreign_page", "The request comes from a page of another site"),
+    SlowBodyError: (408, "body_too_slow", "The request body takes too long"),
     BodyTooLargeError: (413, "body_too_large", "The request body is too large"),
     UnavailableError: (503, "server_unavailable", "The server cannot take the request now"),
 }

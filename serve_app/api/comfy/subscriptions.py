@@ -24,6 +24,8 @@ KEEPALIVE_S = 4.0
 """A client that hears nothing for ten seconds takes the connection for dead, so the queue's length is told again."""
 PROMPT_S = 0.05
 """How long the other sockets wait for one that is slow to send."""
+SEND_S = 30.0
+"""How long a frame waits for a client that does not read; then the client is let go of."""
 RETRY_S = 0.5
 _log = log.get("api.websocket")
 
@@ -41,12 +43,13 @@ class Socket:
         self.sending: asyncio.Task[None] | None = None
         self.features: dict[str, Any] = {}
         self.stories: dict[str, Story] = {}
+        self.dropped = asyncio.Event()
         self._send = send
 
     async def say(self, frames: Iterable[Frame]) -> None:
-        """Send frames in order."""
+        """Send frames in order. Errors: TimeoutError for a client that does not read."""
         for frame in frames:
-            await self._send(frame)
+            await asyncio.wait_for(self._send(frame), SEND_S)
             self.spoke_s = time.monotonic()
 
     async def show(self, queue: QueueMark) -> None:
@@ -167,9 +170,10 @@ class Subscriptions:
             else:
                 await socket.tell(events, queue)
         except Exception as error:
-            # The connection is gone; its handler, which waits for the client's next message, is told the same.
+            # The connection is gone, or its client does not read; it may come back and hear the rest.
             _log.info("client %s: %r", socket.client_id, error)
             self.leave(socket)
+            socket.dropped.set()
         finally:
             socket.sending = None
             self._joined.set()

@@ -6,8 +6,10 @@ connection, because clients try again after that and after nothing else.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
+from collections.abc import Coroutine
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -21,6 +23,9 @@ from serve_app.errors import ServeAppError
 from serve_app.service import Service
 
 router = APIRouter()
+
+SAID_CHARACTERS = 100_000
+"""How long a message of a client may be to be looked at."""
 
 
 def install(app: FastAPI) -> None:
@@ -42,11 +47,23 @@ async def websocket(connection: WebSocket) -> None:
     try:
         await connection.accept()
         await subscriptions.join(socket, service, attached)
-        await _listen(connection, socket, service)
-    except WebSocketDisconnect:
+        await _until_dropped(socket, _listen(connection, socket, service))
+    except (WebSocketDisconnect, TimeoutError):
         pass
     finally:
         subscriptions.leave(socket)
+
+
+async def _until_dropped(socket: Socket, listening: Coroutine[Any, Any, None]) -> None:
+    """Listen until the client goes, or until it has been given up: leaving the handler then ends the connection."""
+    dropped, listener = asyncio.ensure_future(socket.dropped.wait()), asyncio.ensure_future(listening)
+    try:
+        await asyncio.wait({dropped, listener}, return_when=asyncio.FIRST_COMPLETED)
+        if listener.done():
+            await listener
+    finally:
+        dropped.cancel()
+        listener.cancel()
 
 
 async def _listen(connection: WebSocket, socket: Socket, service: Service) -> None:
@@ -56,10 +73,11 @@ async def _listen(connection: WebSocket, socket: Socket, service: Service) -> No
         message = await connection.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1000))
-        if message.get("text") is None:
+        text = message.get("text")
+        if text is None or not first:
             continue
-        said = _parsed(message["text"])
-        if first and said.get("type") == "feature_flags":
+        said = _parsed(text) if len(text) <= SAID_CHARACTERS else {}
+        if said.get("type") == "feature_flags":
             flags = said.get("data")
             socket.features = flags if isinstance(flags, dict) else {}
             await socket.say([frame("feature_flags", features(service))])

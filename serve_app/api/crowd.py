@@ -1,0 +1,117 @@
+"""How many requests one process has in hand of the kinds that last as long as a client likes.
+
+Bodies that are still arriving, websockets and event polls cost nothing to keep open. Each kind has its own room, so
+that a full one leaves the rest of the server as it was; who finds it full is told to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from serve_app.api.problems import problem
+from serve_app.errors import CrowdedError, SlowBodyError
+
+BODIES = 200
+LISTENERS = 1000
+BODY_S = 120.0
+RETRY_AFTER_S = 5
+
+
+class Room:
+    """Of one kind at most so many at once. what: their name; key: of the configuration."""
+
+    def __init__(self, what: str, key: str, most: int) -> None:
+        self._what, self._key, self._most = what, key, most
+        self._inside = 0
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Be one of them. Errors: CrowdedError."""
+        if self._inside >= self._most:
+            reason = f"this process has {self._inside} {self._what} in hand, as many as {self._key} allows"
+            raise CrowdedError(reason, RETRY_AFTER_S)
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
+
+class Crowd:
+    """Both rooms, and how long a body may take to arrive. listeners: websockets and event polls."""
+
+    def __init__(self, bodies: int = BODIES, listeners: int = LISTENERS, body_s: float = BODY_S) -> None:
+        self.bodies = Room("bodies that are still arriving", "ingress.max_bodies", bodies)
+        self.listeners = Room("websockets and event polls", "ingress.max_listeners", listeners)
+        self.body_s = body_s
+
+
+class Crowded:
+    """Middleware that keeps bodies and websockets to their rooms; whoever reads a body is told by an error."""
+
+    def __init__(self, app: ASGIApp, crowd: Crowd) -> None:
+        self._app, self._crowd = app, crowd
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] == "http":
+            with _Arriving(self._crowd, receive) as arriving:
+                await self._app(scope, arriving.receive, send)
+        elif scope["type"] == "websocket":
+            try:
+                with self._crowd.listeners.taken():
+                    await self._app(scope, receive, send)
+            except CrowdedError as error:
+                await _refuse(WebSocket(scope, receive, send), error)
+        else:
+            await self._app(scope, receive, send)
+
+
+class _Arriving:
+    """One request's body, in its room from the first time that it is waited for until it is whole or the answer is."""
+
+    def __init__(self, crowd: Crowd, receive: Receive) -> None:
+        self._crowd, self._receive = crowd, receive
+        self._place = crowd.bodies.taken()
+        self._until_s = 0.0
+        self._state = "unread"
+
+    def __enter__(self) -> _Arriving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    async def receive(self) -> Message:
+        if self._state == "whole":
+            return await self._receive()
+        if self._state == "unread":
+            self._place.__enter__()
+            self._state, self._until_s = "arriving", time.monotonic() + self._crowd.body_s
+        try:
+            message = await asyncio.wait_for(self._receive(), self._until_s - time.monotonic())
+        except TimeoutError as error:
+            raise SlowBodyError(f"the body has not arrived within the {self._crowd.body_s:g} s that it has") from error
+        if not message.get("more_body", False):
+            self._leave()
+        return message
+
+    def _leave(self) -> None:
+        if self._state == "arriving":
+            self._place.__exit__(None, None, None)
+        self._state = "whole"
+
+
+async def _refuse(socket: WebSocket, error: CrowdedError) -> None:
+    """Fail a handshake: with 503 where the server can send it, else with its bare 403."""
+    if "websocket.http.response" in socket.scope.get("extensions", {}):
+        headers = {"Retry-After": str(error.retry_after_s)}
+        await socket.send_denial_response(problem(503, "Server unavailable", str(error), headers))
+    else:
+        await socket.close()
