@@ -17,6 +17,7 @@ from serve_app.api.crowd import BODIES, BODY_S, LISTENERS, Crowd
 from serve_app.api.origin import LOOPBACK, Allowed
 from serve_app.errors import ConfigError
 from serve_app.graph.plan import Pool
+from serve_app.limits import SizeLimits
 from serve_app.store.location import Location
 from serve_app.store.store import Area
 
@@ -170,6 +171,11 @@ class PoolConfig(Section):
     """Node results a replica keeps, likewise."""
     max_rows: Annotated[int, Field(ge=1)] = 32
     """Latents in one forward."""
+    latent_cells: Annotated[int, Field(ge=0)] = 0
+    """Cells of the latents that one sampler works on, its whole batch; one decoded or encoded image is held to it too.
+
+    An image has a cell for 8×8 pixels. 0 is 1,048,576 on a GPU, which is 64 images of 1024×1024, and 131,072 on a CPU.
+    """
     batching: bool = True
     """False runs one evaluation a forward; for measuring what batching gains."""
     idle_s: Annotated[float, Field(ge=0)] = 60.0
@@ -219,6 +225,7 @@ class AppConfig(Section):
     """The folder of node packs; their code runs in workers and replicas. None loads none."""
     logs: log.Form = "text"
     """What log lines look like."""
+    limits: SizeLimits = SizeLimits()
     ingress: IngressConfig = IngressConfig()
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)] = (PoolConfig(name="gpu"),)
 

@@ -17,12 +17,16 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.limits import SizeLimits
 
 Crop = Literal["disabled", "center"]
 
 NO_MASK = (64, 64)
 """The size of the all-zero mask of an image without alpha."""
 
+
+TENSOR_PIXEL_BYTES = 12
+"""What a pixel takes once it is loaded: three float32."""
 
 PREVIEW_SIDE = 512
 """The longer side of a preview."""
@@ -72,18 +76,22 @@ def to_animated_webp(
     return _animated(frames, "WEBP", duration=duration_ms, lossless=lossless, quality=quality, method=method, exif=exif)
 
 
-def from_bytes(data: bytes) -> tuple[Tensor, Tensor]:
+def from_bytes(data: bytes, limits: SizeLimits | None = None) -> tuple[Tensor, Tensor]:
     """Return images (B,H,W,3) and masks (B,H,W) of an image file; B > 1 for an animation.
 
     The mask is 1 − alpha; (B,64,64) zeros without alpha. EXIF orientation is applied; frames of another size than the
     first are left out; of an MPO (a camera's several views) only the first is taken. Errors: NodeError for data that
-    no decoder reads.
+    no decoder reads, and for an image over the limits, which are looked at before a frame is decoded.
     """
     images: list[Tensor] = []
     masks: list[Tensor] = []
     try:
         with Image.open(io.BytesIO(data)) as file:
-            for raw in ImageSequence.Iterator(file):
+            frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+            check_pixels(file, limits, frames)
+            for number, raw in enumerate(ImageSequence.Iterator(file), 1):
+                # What the head says of frames may be wrong, and their sizes may differ.
+                check_pixels(raw, limits, number)
                 frame = ImageOps.exif_transpose(raw)
                 pixels = _pixels(frame)
                 if not images or pixels.shape == images[0].shape:
@@ -93,16 +101,35 @@ def from_bytes(data: bytes) -> tuple[Tensor, Tensor]:
                     break
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise NodeError(f"the file is no image that can be read: {error}") from error
+    if len(images) == 1:
+        return images[0][None], masks[0][None]
     return torch.stack(images), torch.stack(masks)
 
 
-def mask_from_bytes(data: bytes, channel: str) -> Tensor:
+def check_pixels(image: Image.Image, limits: SizeLimits | None, frames: int = 1) -> None:
+    """Refuse an image that is opened, but not decoded yet, over the limits. Errors: NodeError."""
+    pixels = image.width * image.height
+    if limits is not None and pixels > limits.image_pixels:
+        raise NodeError(
+            f"the image has {image.width}×{image.height} pixels; "
+            f"limits.image_pixels of the configuration allows {limits.image_pixels:,}"
+        )
+    if limits is not None and limits.value_bytes and frames * pixels * TENSOR_PIXEL_BYTES > limits.value_bytes:
+        raise NodeError(
+            f"the image has {frames} frames of {image.width}×{image.height} pixels, "
+            f"{frames * pixels * TENSOR_PIXEL_BYTES:,} bytes as tensors; "
+            f"limits.value_bytes of the configuration allows {limits.value_bytes:,}"
+        )
+
+
+def mask_from_bytes(data: bytes, channel: str, limits: SizeLimits | None = None) -> Tensor:
     """Return a channel of an image file's first frame (1,H,W): "red", "green", "blue", or 1 − "alpha".
 
-    EXIF orientation is applied. Errors: NodeError for data that no decoder reads.
+    EXIF orientation is applied. Errors: NodeError for data that no decoder reads, and for an image over the limits.
     """
     try:
         with Image.open(io.BytesIO(data)) as file:
+            check_pixels(file, limits)
             frame = ImageOps.exif_transpose(file)
             if frame.mode == "I":
                 frame = frame.point(lambda value: value * (1 / 255))
@@ -143,7 +170,9 @@ def _bytes(image: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
 
 
 def _unit(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image).astype(np.float32) / 255.0)
+    values = np.asarray(image).astype(np.float32)
+    values /= 255.0  # in place: a second copy would be the largest thing in memory
+    return torch.from_numpy(values)
 
 
 def _pixels(frame: Image.Image) -> Tensor:

@@ -12,7 +12,7 @@ import math
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +22,7 @@ from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse, render
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, hooked, settled, validate
+from serve_app.limits import SizeLimits
 from serve_app.nodes.routes import PackAnswer, PackCall, PackRoute
 from serve_app.nodes.unsupported import UNSUPPORTED
 from serve_app.scheduler.messages import (
@@ -55,7 +56,8 @@ class Limits:
     """What one request may ask for.
 
     body_bytes: size of a submission or of a user's file. upload_bytes: of an upload. command_bytes, ids: size of any
-    other body, such as settings, and how many jobs it may name. poll_s: length of a long poll.
+    other body, such as settings, and how many jobs it may name. poll_s: length of a long poll. sizes: of what is in
+    the request, or is drawn for it.
     """
 
     body_bytes: int = 20_000_000
@@ -63,6 +65,7 @@ class Limits:
     command_bytes: int = 1_000_000
     ids: int = 1000
     poll_s: float = 60.0
+    sizes: SizeLimits = field(default_factory=SizeLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ class Service:
         relay: Callable[[str, PackCall], Awaitable[PackAnswer]] | None = None,
     ) -> None:
         self.limits = limits or Limits()
+        self.rendering = asyncio.Semaphore(self.limits.sizes.renders)
+        """Held while an image is drawn."""
         self.store = store
         self.catalog = catalog or Catalog(Path("models"))
         self.extensions = extensions or Extensions(None)
@@ -144,6 +149,9 @@ class Service:
     def _validate(
         self, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec], targets: Sequence[str] | None
     ) -> Validated:
+        if len(prompt) > (most := self.limits.sizes.graph_nodes):
+            message = f"the prompt has {len(prompt)} nodes; limits.graph_nodes of the configuration allows {most}"
+            raise InvalidGraphError([Problem("too_many_nodes", message)])
         return validate(parse(prompt), specs, self._choices, targets, UNSUPPORTED)
 
     async def cancel(self, job_id: str) -> bool:

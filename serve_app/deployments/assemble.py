@@ -9,7 +9,7 @@ import torch
 from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments.files import fingerprints, open_catalog, open_store
-from serve_app.deployments.host import host_stats
+from serve_app.deployments.host import host_stats, memory_bytes
 from serve_app.deployments.runner import Runner, Transfer
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
@@ -22,6 +22,9 @@ from serve_app.scheduler.messages import ReplicaDesk, ReplicaInfo
 from serve_app.store.catalog import Catalog
 
 _log = log.get("deployments")
+
+CELLS = {"cuda": 1_048_576, "cpu": 131_072}
+"""What `latent_cells` of a pool is where it says nothing, by device."""
 
 
 def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: ReplicaDesk, transfer: Transfer) -> Runner:
@@ -54,6 +57,7 @@ def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: Replica
         previews=config.preview_method != "none",
         fingerprint=fingerprints(config),
         fetch=catalog.fetch,
+        limits=config.limits.within(memory_bytes()),
     )
     PromptServer.instance.tell = runner.tell
     return runner
@@ -78,4 +82,5 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
         budget_bytes=pool.weights_bytes,
     )
     engine = Engine(max_rows=pool.max_rows, batching=pool.batching)
-    return EngineRuntime(engine, weights, decoded_previews=config.preview_method == "taesd")
+    cells = pool.latent_cells or CELLS[device.type]
+    return EngineRuntime(engine, weights, decoded_previews=config.preview_method == "taesd", latent_cells=cells)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import socket
+from pathlib import Path
 
 import psutil
 import pynvml
@@ -11,6 +13,8 @@ import pynvml
 from serve_app.scheduler.messages import Gpu, HostStats
 
 MB = 1024 * 1024
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says how much memory a container has, by cgroups of version 2 and 1."""
 
 
 def host_stats() -> HostStats:
@@ -23,6 +27,16 @@ def host_stats() -> HostStats:
         ram_available_mb=memory.available // MB,
         gpus=tuple(map(_gpu, range(_gpu_count()))),
     )
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may have: the host's, or its container's if that has less."""
+    limits = [psutil.virtual_memory().total]
+    for path in CONTAINER_LIMITS:
+        # "max", or a number beyond all hosts, is no limit.
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(path.read_text()))
+    return min(limits)
 
 
 @functools.cache

@@ -39,7 +39,9 @@ class Ingress:
         def choices(folder: str) -> list[str]:
             return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
 
-        limits = Limits(body_bytes=config.ingress.max_body_bytes, upload_bytes=config.ingress.max_upload_bytes)
+        limits = Limits(
+            body_bytes=config.ingress.max_body_bytes, upload_bytes=config.ingress.max_upload_bytes, sizes=config.limits
+        )
         users = UserData(config.user_dir, many=config.multi_user)
         pages = Extensions(config.custom_nodes_dir)
         service = Service(

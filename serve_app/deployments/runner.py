@@ -23,6 +23,7 @@ from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.images import to_preview
+from serve_app.limits import SizeLimits
 from serve_app.models.weights import LoadCounters
 from serve_app.nodes.contained import raised
 from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
@@ -121,7 +122,9 @@ class Runner:
         fingerprint: Callable[[str, str], str],
         fetch: Callable[[str, str], None],
         previews: bool = False,
+        limits: SizeLimits | None = None,
     ) -> None:
+        self._limits = limits or SizeLimits()
         self._desk = desk
         self._previews = previews
         self._info = info
@@ -254,7 +257,7 @@ class Runner:
         self._signatures[task.id] = frozenset(task.signatures.values())
         self._held.begin(frozenset().union(*self._signatures.values()))
         scope = TaskScope(self, task)
-        execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch)
+        execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch, self._limits)
         # What the task starts, threads too, inherits what it is about.
         with log.about(job=task.id.job_id, task=f"{task.id.index}.{task.id.attempt}"):
             self._running[task.id] = running = asyncio.create_task(self._run(task, execution))

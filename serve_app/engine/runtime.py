@@ -23,7 +23,7 @@ from torch import Tensor
 from serve_app.engine.engine import Counters, Engine
 from serve_app.engine.preview import picture, tiny_vae
 from serve_app.engine.trajectory import Trajectory
-from serve_app.errors import ModelFileError, UnavailableError
+from serve_app.errors import ModelFileError, NodeError, UnavailableError
 from serve_app.models import steering
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
@@ -48,10 +48,14 @@ PIXELS_A_CELL = 64
 class EngineRuntime:
     """A replica's engine and weights, as nodes share them.
 
-    decoded_previews: pictures of runs are made by TAESD, if its files are here.
+    decoded_previews: pictures of runs are made by TAESD, if its files are here. latent_cells: the most cells that one
+    run's latents may have; None sets no limit.
     """
 
-    def __init__(self, engine: Engine, weights: Weights, *, decoded_previews: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, weights: Weights, *, decoded_previews: bool = False, latent_cells: int | None = None
+    ) -> None:
+        self.latent_cells = latent_cells
         self._engine = engine
         self._decoded_previews = decoded_previews
         self.weights = weights
@@ -257,6 +261,7 @@ class NodeRuntime:
 
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler. Reports a progress value a step."""
+        self._check_cells(request.latents)
         return await self._shared.sample(request, self._progress, strict=self._strict, show=self._show)
 
     async def decode(self, vae: Recipe, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
@@ -268,6 +273,7 @@ class NodeRuntime:
                 lambda model: model.decode_tiled(latents, tiling.size, tiling.overlap),
                 self._progress,
             )
+        self._check_cells(latents[:1])
         return await self._with_vae(vae, Vae.decode, latents, latents[:, 0].numel() * PIXELS_A_CELL)
 
     async def encode(self, vae: Recipe, images: Tensor, tiling: Tiling | None = None) -> Tensor:
@@ -279,6 +285,7 @@ class NodeRuntime:
                 lambda model: model.encode_tiled(images, tiling.size, tiling.overlap),
                 self._progress,
             )
+        self._check_cells(images[:1, ::8, ::8].movedim(-1, 1))
         return await self._with_vae(vae, Vae.encode, images, images[..., 0].numel())
 
     async def upscale(self, upscaler: Recipe, images: Tensor) -> Tensor:
@@ -286,6 +293,15 @@ class NodeRuntime:
         return await self._shared.use_tiled(
             upscaler, self._weights.upscaler, lambda model: model.upscale(images), self._progress
         )
+
+    def _check_cells(self, latents: Tensor) -> None:
+        """Refuse latents (B,C,…) whose forward would take too long, as nothing stops one. Errors: NodeError."""
+        most, cells = self._shared.latent_cells, latents[:, 0].numel()
+        if most is not None and cells > most:
+            raise NodeError(
+                f"latents of shape {'×'.join(map(str, latents.shape))} are {cells:,} cells at once; "
+                f"latent_cells of this pool allows {most:,}"
+            )
 
     async def _with_vae(self, vae: Recipe, work: Callable[[Vae, Tensor], Tensor], batch: Tensor, pixels: int) -> Tensor:
         """Do work with a VAE on a batch (B,…) of so many pixels, together with others of its shape."""

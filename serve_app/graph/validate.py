@@ -185,14 +185,8 @@ class _Check:
             return value
         if own:
             return converted
-        if isinstance(converted, int | float):
-            low, high = options.get("min"), options.get("max")
-            if isinstance(low, int | float) and converted < low:
-                message = f"{name} is {shown(converted)}, smaller than the minimum {low}"
-                self._refuse(node, declared, "value_smaller_than_min", message, converted)
-            elif isinstance(high, int | float) and converted > high:
-                message = f"{name} is {shown(converted)}, bigger than the maximum {high}"
-                self._refuse(node, declared, "value_bigger_than_max", message, converted)
+        if (outside := out_of_bounds(declared, converted)) is not None:
+            self._refuse(node, declared, *outside, converted)
         if declared.type == "COMBO":
             self._choice(node, declared, converted)
         return converted
@@ -244,6 +238,18 @@ class _Check:
     def _add(self, node: Node, problem: Problem) -> None:
         self.problems.append(replace(problem, node_id=node.id, class_type=node.class_type))
         self.wrong.add(node.id)
+
+
+def out_of_bounds(declared: Input, value: Any) -> tuple[str, str] | None:
+    """Return (problem type, message) for a number outside the input's declared bounds, or None."""
+    low, high = declared.options.get("min"), declared.options.get("max")
+    if not isinstance(value, int | float):
+        return None
+    if isinstance(low, int | float) and value < low:
+        return "value_smaller_than_min", f"{declared.name} is {shown(value)}, smaller than the minimum {low}"
+    if isinstance(high, int | float) and value > high:
+        return "value_bigger_than_max", f"{declared.name} is {shown(value)}, bigger than the maximum {high}"
+    return None
 
 
 def matches(output: str, declared: str) -> bool:

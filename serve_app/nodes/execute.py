@@ -22,6 +22,8 @@ from serve_app.graph.graph import BadLink, Link, Node, Origin
 from serve_app.graph.plan import Task
 from serve_app.graph.signature import STRICT, signature
 from serve_app.graph.spec import NodeSpec
+from serve_app.graph.validate import out_of_bounds
+from serve_app.limits import SizeLimits
 from serve_app.nodes.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
 from serve_app.nodes.contained import contained, is_cancelled, raised, said
 from serve_app.nodes.executing import Executing, Progress, Say
@@ -30,6 +32,7 @@ from serve_app.nodes.held import Held
 from serve_app.nodes.hooks import EXTRAS, fingerprint
 from serve_app.nodes.protocol import spec_of
 from serve_app.nodes.runtime import Files, Runtime
+from serve_app.nodes.size import check_made
 
 SHOWN_CHARACTERS = 2000
 """How much of an input's text a failure carries."""
@@ -104,8 +107,10 @@ class Execution:
         capabilities: Capabilities,
         observer: Observer,
         fetch: Fetch,
+        limits: SizeLimits | None = None,
     ) -> None:
         self._task = task
+        self._limits = limits or SizeLimits()
         self._targets = frozenset(task.targets)
         self._classes = classes
         self._held = held
@@ -178,6 +183,7 @@ class Execution:
                 progress=self._capabilities.progress(node.id),
                 say=self._capabilities.say(node.id),
                 stopped=self._stopped,
+                limits=self._limits,
             )
             inputs.update(self._constants(node, spec))
             lazy = await self._strict(node, spec, inputs, group)
@@ -185,7 +191,11 @@ class Execution:
             self._observer.started(node.id, self._prompt.origin(node.id))
             instance = node_class()
             await self._lazy(node, instance, inputs, lazy, executing, group)
+            _check_numbers(node, spec, inputs)
             returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
+            slots = () if spec.python_module.startswith(PACKS) else spec.outputs
+            made, shown = [one.values or () for one in returned], [one.ui for one in returned if one.ui is not None]
+            check_made(made, shown, slots, self._limits)
             result = merge(await self._expanded(node, returned, group), spec)
             return result if result.ui is None else replace(result, ui=_plain(result.ui))
         except (CancelledJobError, NodeFailedError, LostValueError):
@@ -331,6 +341,9 @@ class Execution:
 
     async def _add(self, parent: Node, subgraph: Mapping[str, Any]) -> list[Link]:
         """Add a subgraph's nodes to this task; return links to those that show something, which run in any case."""
+        count, most = len(self._nodes) + len(subgraph), self._limits.graph_nodes
+        if count > most:
+            raise NodeError(f"the graph grows to {count} nodes; limits.graph_nodes of the configuration allows {most}")
         added = {node.id: node for node in self._prompt.expand(parent.id, subgraph)}
         specs: dict[str, NodeSpec] = {}
         for node in added.values():
@@ -363,6 +376,20 @@ def _declared(inputs: Mapping[str, list[Any]], spec: NodeSpec | None) -> dict[st
 def known(kind: str) -> bool:
     """Whether a hidden input of this kind is filled in here; others have what the prompt gives them."""
     return kind in ("RUNTIME", "STORE", "PROMPT", "DYNPROMPT", "UNIQUE_ID", *EXTRAS)
+
+
+def _check_numbers(node: Node, spec: NodeSpec, inputs: Mapping[str, Sequence[Any]]) -> None:
+    """Hold linked numbers to the bounds that validation holds constants to. Errors: NodeError.
+
+    Not for packs: ComfyUI checks no value of a link, and theirs may be made for that.
+    """
+    if spec.python_module.startswith(PACKS):
+        return
+    for declared in spec.inputs:
+        if isinstance(node.inputs.get(declared.name), Link) and not spec.validates(declared.name):
+            for value in inputs.get(declared.name, ()):
+                if (outside := out_of_bounds(declared, value)) is not None:
+                    raise NodeError(outside[1])
 
 
 def _slot(name: str, link: Link, found: Mapping[str, Sequence[list[Any]]]) -> list[Any]:

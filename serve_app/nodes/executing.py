@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve_app.limits import SizeLimits
+
 Progress = Callable[[float, float, Any], None]
 """(value, maximum, preview or None) -> nothing. Callable from any thread."""
 
@@ -27,7 +29,10 @@ def _silent(*told: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Executing:
-    """One call of one node. index: which element of its lists. stopped: set once nobody waits for it any more."""
+    """One call of one node. index: which element of its lists. stopped: set once nobody waits for it any more.
+
+    limits: how large what it makes may be.
+    """
 
     job_id: str
     node_id: str
@@ -35,6 +40,7 @@ class Executing:
     progress: Progress = _silent
     say: Say = _silent
     stopped: threading.Event = field(default_factory=threading.Event)
+    limits: SizeLimits = field(default_factory=SizeLimits)
     subgraphs: Iterator[int] = field(default_factory=itertools.count)
 
     def prefix(self) -> str:

@@ -19,6 +19,7 @@ import re2
 
 from serve_app.errors import NodeError, shown
 from serve_app.nodes.executing import executing
+from serve_app.nodes.size import allow_text
 
 PATTERN_LIMIT = 10_000
 """How many characters a pattern may have: time grows with its length times the text's."""
@@ -120,10 +121,12 @@ class Expression:
         written = self._template(template)
         encoded = text.encode()
         pieces: list[str] = []
-        at = 0
+        at = length = 0
         for match in itertools.islice(self.matches(text), count or None):
             start, end = match.span
             pieces += [encoded[at:start].decode(), written(match)]
+            length += len(pieces[-2]) + len(pieces[-1])
+            allow_text(length)
             at = end
         return "".join([*pieces, encoded[at:].decode()])
 

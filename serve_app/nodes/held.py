@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import fields, is_dataclass
-
-import torch
+from collections.abc import Awaitable, Callable, Collection
 
 from serve_app.nodes.call import NodeResult
+from serve_app.nodes.size import size_of
 
 ENTRY_BYTES = 1024
-"""What any entry counts at least, so that results without tensors do not gather without end."""
+"""What any entry counts at least, so that small results do not gather without end."""
 
 
 class Held:
@@ -50,7 +48,7 @@ class Held:
     def put(self, signature: str, result: NodeResult) -> None:
         """Hold the result, letting go of others over the budget; never of this one, however big."""
         self._drop(signature)
-        size = ENTRY_BYTES + tensor_bytes(result.outputs)
+        size = ENTRY_BYTES + size_of(result.outputs)
         self._results[signature] = (result, size)
         self.bytes += size
         gone = []
@@ -110,20 +108,3 @@ class Held:
     def _drop(self, signature: str) -> None:
         if signature in self._results:
             self.bytes -= self._results.pop(signature)[1]
-
-
-def tensor_bytes(value: object) -> int:
-    """Return the bytes of all tensors in a value, however nested; a tensor that occurs twice counts once."""
-    seen: dict[int, int] = {}
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, torch.Tensor):
-            seen[id(item)] = item.nbytes
-        elif isinstance(item, Mapping):
-            stack.extend(item.values())
-        elif isinstance(item, tuple | list):
-            stack.extend(item)
-        elif is_dataclass(item) and not isinstance(item, type):
-            stack.extend(getattr(item, f.name) for f in fields(item))
-    return sum(seen.values())

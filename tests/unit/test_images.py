@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from serve_app.errors import NodeError
-from serve_app.images import from_bytes, resize, to_png
+from serve_app.images import from_bytes, mask_from_bytes, resize, to_png
+from serve_app.limits import SizeLimits
 
 
 def encoded(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
@@ -104,3 +105,23 @@ def test_bislerp_turns_between_two_directions_and_keeps_their_length() -> None:
     angles = torch.atan2(out[:, 1], out[:, 0])
     assert torch.allclose(angles, torch.tensor([0.0, 0.25, 0.75, 1.0]) * torch.pi / 2, atol=1e-6)
     assert torch.allclose(out.norm(dim=1), torch.ones(4), atol=1e-6)
+
+
+def test_a_file_whose_frames_would_fill_the_memory_is_refused_before_one_is_decoded() -> None:
+    frames = [Image.new("P", (400, 400), i % 7) for i in range(20)]
+    gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], optimize=False)
+    frame_bytes = 400 * 400 * 12
+    count = Image.open(io.BytesIO(gif)).n_frames  # type: ignore[attr-defined]
+    with pytest.raises(NodeError, match=f"{count} frames of 400×400 pixels.* limits.value_bytes"):
+        from_bytes(gif, SizeLimits(value_bytes=count * frame_bytes - 1))
+    images, _ = from_bytes(gif, SizeLimits(value_bytes=count * frame_bytes))
+    assert len(images) == count
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
+def test_an_image_of_too_many_pixels_is_refused_by_what_its_head_says(kind: str) -> None:
+    data = encoded(Image.new("L", (100, 100)), kind)
+    with pytest.raises(NodeError, match=r"100×100 pixels; limits.image_pixels .* allows 9,999"):
+        from_bytes(data, SizeLimits(image_pixels=9_999))
+    with pytest.raises(NodeError, match="100×100"):
+        mask_from_bytes(data, "red", SizeLimits(image_pixels=9_999))

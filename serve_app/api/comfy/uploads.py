@@ -18,7 +18,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty
-from serve_app.api.comfy.view import named
+from serve_app.api.comfy.view import check_pixels, named
 from serve_app.api.request import Current, bounded
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError, InvalidSubmissionError
@@ -54,7 +54,9 @@ async def _upload(request: Request, service: Service, *, masked: bool) -> Respon
                 original = _original(_text(form, "original_ref"))
                 if isinstance(original, int):
                     return empty(original)
-                data = await asyncio.to_thread(_with_alpha, service.store, original, data)
+                async with service.rendering:
+                    most = service.limits.sizes.image_pixels
+                    data = await asyncio.to_thread(_with_alpha, service.store, original, data, most)
             overwrite = _text(form, "overwrite") in ("true", "1")
             name = await asyncio.to_thread(store, service.store, wanted, data, overwrite=overwrite)
         except FileMissingError:
@@ -119,11 +121,13 @@ def _original(text: str) -> FileRef | int:
         return 400
 
 
-def _with_alpha(files: Store, original: FileRef, mask: bytes) -> bytes:
+def _with_alpha(files: Store, original: FileRef, mask: bytes, most_pixels: int) -> bytes:
     """Return the original as a PNG with the mask's alpha and the original's own text. Errors: FileMissingError."""
     with files.open(original) as file:
         try:
             with Image.open(file) as image, Image.open(io.BytesIO(mask)) as drawn:
+                check_pixels(image, most_pixels)
+                check_pixels(drawn, most_pixels)
                 texts = PngImagePlugin.PngInfo()
                 for key, value in getattr(image, "text", {}).items():
                     texts.add_text(key, value)

@@ -65,12 +65,21 @@ async def _rendered(service: Service, ref: FileRef, render: object) -> Response:
         with service.store.open(ref) as file:
             try:
                 with Image.open(file) as image:
+                    check_pixels(image, service.limits.sizes.image_pixels)
                     return render(image)  # type: ignore[operator, no-any-return]
             except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
                 raise FileMissingError(f"'{ref.filename[:80]}' is no image") from error
 
-    data, kind = await asyncio.to_thread(make)
+    async with service.rendering:
+        data, kind = await asyncio.to_thread(make)
     return Response(data, media_type=kind, headers={"Content-Disposition": disposition(ref.filename), **DISARMED})
+
+
+def check_pixels(image: Image.Image, most: int) -> None:
+    """Refuse an image whose pixels would fill the memory, before they are decoded. Errors: FileMissingError."""
+    if image.width * image.height > most:
+        size = f"{image.width}×{image.height}"
+        raise FileMissingError(f"the image has {size} pixels; limits.image_pixels of the configuration allows {most:,}")
 
 
 def _preview(image: Image.Image, asked: str, channel: str) -> tuple[bytes, str]:

@@ -1,16 +1,38 @@
-"""Making one value fit another: as many in the batch, as large. How ComfyUI's nodes meet inputs that differ."""
+"""Making one value fit another: as many in the batch, as large. How ComfyUI's nodes meet inputs that differ.
+
+What would be too large is refused before memory is taken for it.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, arange
 from torch.nn.functional import interpolate
 
-from serve_app.images import Crop, resize
+from serve_app import images
+from serve_app.images import Crop
+from serve_app.nodes.size import allow
+
+PIXELS_PER_LATENT = 8
 
 
 def fit_batch(x: Tensor, count: int) -> Tensor:
     """Return (count,…): the batch from its start, and from its start again as often as needed."""
-    return x if x.shape[0] == count else x[arange(count, device=x.device) % x.shape[0]]
+    if x.shape[0] == count:
+        return x
+    allow(count, *x.shape[1:])
+    return x[arange(count, device=x.device) % x.shape[0]]
+
+
+def resize(x: Tensor, width: int, height: int, method: str, crop: Crop = "disabled") -> Tensor:
+    """Return images (B,H,W,C) at (B,height,width,C), as `images.resize` does. Errors: NodeError."""
+    allow(x.shape[0], height, width, x.shape[-1])
+    return images.resize(x, width, height, method, crop)
+
+
+def allow_decoded(latents: Tensor) -> None:
+    """Refuse latents (B,C,h,w) whose images would be too large. Errors: NodeError."""
+    height, width = latents.shape[-2:]
+    allow(latents.shape[0], height * PIXELS_PER_LATENT, width * PIXELS_PER_LATENT, 3)
 
 
 def fit_latents(latents: Tensor, width: int, height: int, method: str, crop: Crop = "disabled") -> Tensor:
@@ -20,7 +42,9 @@ def fit_latents(latents: Tensor, width: int, height: int, method: str, crop: Cro
 
 def fit_mask(mask: Tensor, height: int, width: int) -> Tensor:
     """Return a mask (H,W), (N,H,W) or (N,1,H,W) as (N,1,height,width), bilinear."""
-    return interpolate(as_planes(mask).unsqueeze(1), size=(height, width), mode="bilinear")
+    planes = as_planes(mask)
+    allow(planes.shape[0], height, width)
+    return interpolate(planes.unsqueeze(1), size=(height, width), mode="bilinear")
 
 
 def as_planes(mask: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from serve_app.images import from_bytes, to_png
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files
+from serve_app.nodes.size import allow, limits
 from serve_app.store.store import Area
 
 
@@ -32,7 +33,7 @@ class LoadImage:
 
     async def load_image(self, image: str, store: Files) -> tuple[torch.Tensor, torch.Tensor]:
         """Return every frame (B,H,W,3) and its mask (B,H,W), 1 where the file is transparent."""
-        return await asyncio.to_thread(from_bytes, await store.read(image))
+        return await asyncio.to_thread(from_bytes, await store.read(image), limits())
 
 
 class LoadImageOutput(LoadImage):
@@ -96,6 +97,7 @@ class EmptyImage:
 
     def generate(self, width: int, height: int, batch_size: int = 1, color: int = 0) -> tuple[torch.Tensor]:
         """Return (batch_size,height,width,3) of 0xRRGGBB."""
+        allow(batch_size, height, width, 3)
         rgb = torch.tensor([(color >> shift & 0xFF) / 0xFF for shift in (16, 8, 0)])
         return (rgb.repeat(batch_size, height, width, 1),)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from serve_app.images import resize
+from serve_app.nodes.builtin.fit import resize
+from serve_app.nodes.size import allow
 
 
 class ImageBatch:
@@ -41,6 +42,7 @@ class RepeatImageBatch:
 
     def repeat(self, image: torch.Tensor, amount: int) -> tuple[torch.Tensor]:
         """Return the whole batch `amount` times, end to end."""
+        allow(amount * image.shape[0], *image.shape[1:])
         return (image.repeat(amount, 1, 1, 1),)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from serve_app.images import resize
+from serve_app.nodes.builtin.fit import resize
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
+from serve_app.nodes.size import allow
 
 COLORS = {
     "white": (1.0, 1.0, 1.0),
@@ -138,6 +139,7 @@ class ImageStitch:
         if spacing_width > 0:
             shape = list(image1.shape)
             shape[along] = spacing_width + spacing_width % 2
+            allow(*shape[:along], sum(x.shape[along] for x in images) + shape[along], *shape[along + 1 :])
             colour = torch.tensor([*COLORS[spacing_color], 1.0])[:channels]
             images.insert(1, colour.to(image1).expand(shape))
         return (torch.cat(images, along),)
@@ -204,6 +206,7 @@ class ImagePadForOutpaint:
         image is under twice as wide or high.
         """
         height, width = image.shape[1:3]
+        allow(image.shape[0], top + height + bottom, left + width + right, image.shape[3])
         mask = torch.zeros(height, width)
         if feathering > 0 and 2 * feathering < min(height, width):
             rows = _distance(height, top, bottom)[:, None]
@@ -235,6 +238,7 @@ def _with_side(image: torch.Tensor, dim: int, side: int) -> torch.Tensor:
 def _centred(image: torch.Tensor, dim: int, side: int, value: float) -> torch.Tensor:
     """Pad one dimension to `side`; the odd pixel goes to the end."""
     missing = side - image.shape[dim]
+    allow(*image.shape[:dim], side, *image.shape[dim + 1 :])
     margins = [0, 0, 0, 0, 0, 0]
     at = 2 * (3 - dim)
     margins[at : at + 2] = [missing // 2, missing - missing // 2]

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch.nn.functional import max_pool2d
 
-from serve_app.nodes.builtin.fit import as_planes, fit_batch, fit_mask
+from serve_app.nodes.builtin.fit import PIXELS_PER_LATENT, as_planes, fit_batch, fit_mask
 from serve_app.nodes.runtime import Runtime
 from serve_app.values import Conditioning, Latent, Recipe
-
-PIXELS_PER_LATENT = 8
 
 
 class SetLatentNoiseMask:

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 
 from serve_app.errors import NodeError
 from serve_app.images import Crop
-from serve_app.nodes.builtin.fit import fit_latents
+from serve_app.nodes.builtin.fit import allow_decoded, fit_latents
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files, Runtime
+from serve_app.nodes.size import allow
 from serve_app.values import Latent, Recipe
 
 MAX_RESOLUTION = 16384
@@ -46,6 +47,7 @@ class EmptyLatentImage:
 
     def generate(self, width: int, height: int, batch_size: int = 1) -> tuple[Latent]:
         """Return zeros (batch_size,4,height/8,width/8)."""
+        allow(batch_size, 4, height // 8, width // 8)
         return ({"samples": torch.zeros(batch_size, 4, height // 8, width // 8)},)
 
 
@@ -122,6 +124,7 @@ class VAEDecode:
 
     async def decode(self, samples: Latent, vae: Recipe, runtime: Runtime) -> tuple[torch.Tensor]:
         """Return images (B,H,W,3)."""
+        allow_decoded(samples["samples"])
         return (await runtime.decode(vae, samples["samples"]),)
 
 

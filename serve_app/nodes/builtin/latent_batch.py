@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from serve_app.nodes.builtin.fit import fit_batch, fit_latents, fit_mask
+from serve_app.nodes.size import allow
 from serve_app.values import Latent
 
 
@@ -166,6 +167,7 @@ def _joined_masks(latents: list[Latent]) -> torch.Tensor:
     for latent in latents:
         count, _, height, width = latent["samples"].shape
         mask = latent.get("noise_mask")
+        allow(count, height * 8, width * 8)
         masks.append(torch.ones(count, 1, height * 8, width * 8) if mask is None else fit_batch(mask, count))
     if len({mask.shape[-2:] for mask in masks}) > 1:
         masks = [fit_mask(mask, height * 8, width * 8) for mask in masks]

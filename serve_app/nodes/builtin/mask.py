@@ -15,6 +15,7 @@ from serve_app.nodes.builtin.image import PreviewImage
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files
+from serve_app.nodes.size import allow, limits
 
 PIXELS = {"default": 0, "min": 0, "max": MAX_RESOLUTION, "step": 1}
 CHANNELS = ["red", "green", "blue", "alpha"]
@@ -94,6 +95,7 @@ class SolidMask:
 
     def solid(self, value: float, width: int, height: int) -> tuple[torch.Tensor]:
         """Return (1,height,width) of the value."""
+        allow(1, height, width)
         return (torch.full((1, height, width), float(value)),)
 
 
@@ -266,7 +268,7 @@ class LoadImageMask:
 
     async def load_image(self, image: str, channel: str, store: Files) -> tuple[torch.Tensor]:
         """Return the channel of the first frame (1,H,W); of alpha, what is missing to opaque."""
-        return (await asyncio.to_thread(mask_from_bytes, await store.read(image), channel),)
+        return (await asyncio.to_thread(mask_from_bytes, await store.read(image), channel, limits()),)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from serve_app.nodes.expressions import Expression
+from serve_app.nodes.size import allow_text
 
 TEXT = ("STRING", {"multiline": True})
 CASES: Mapping[str, Callable[[str], str]] = {
@@ -43,6 +44,7 @@ class StringConcatenate:
 
     def execute(self, string_a: str, string_b: str, delimiter: str) -> tuple[str]:
         """Join."""
+        allow_text(len(string_a) + len(delimiter) + len(string_b))
         return (string_a + delimiter + string_b,)
 
 
@@ -124,6 +126,7 @@ class StringReplace:
 
     def execute(self, string: str, find: str, replace: str) -> tuple[str]:
         """Replace every occurrence."""
+        allow_text(len(string) + string.count(find) * (len(replace) - len(find)))
         return (string.replace(find, replace),)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from serve_app.nodes.builtin.fit import allow_decoded
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Runtime, Tiling
 from serve_app.values import Latent, Recipe
@@ -85,6 +86,7 @@ class VAEDecodeTiled:
     ) -> tuple[torch.Tensor]:
         """Return images (B,H,W,3); neighbours share at most a quarter of a tile."""
         tiling = Tiling(tile_size, tile_size // 4 if tile_size < overlap * 4 else overlap)
+        allow_decoded(samples["samples"])
         return (await runtime.decode(vae, samples["samples"], tiling),)
 
 

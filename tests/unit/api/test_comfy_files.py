@@ -6,11 +6,13 @@ import asyncio
 import io
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from PIL import Image, PngImagePlugin
 
 from serve_app.errors import FileMissingError
+from serve_app.limits import SizeLimits
 from serve_app.store.store import FileRef
 
 
@@ -184,3 +186,20 @@ async def test_the_pages_file_list_has_the_newest_first(client, volume, tmp_path
         os.utime(tmp_path / "output" / name, (1000 - age, 1000 - age))
     assert (await client.get("/internal/files/output")).json() == ["new.png", "old.png"]
     assert (await client.get("/internal/files/secrets")).json() == {"error": "Invalid directory type"}
+
+
+async def test_an_image_over_the_limit_is_not_drawn(service, client, stored):
+    service.limits = replace(service.limits, sizes=SizeLimits(image_pixels=15))
+    for query in ("preview=webp", "channel=rgb"):
+        assert (await client.get(f"/api/view?filename=a.png&{query}")).status_code == 404
+    assert (await client.get("/api/view?filename=a.png")).status_code == 200
+
+
+async def test_no_more_images_are_drawn_at_once_than_the_limit(service, client, stored):
+    for _ in range(service.limits.sizes.renders):
+        await service.rendering.acquire()
+    asked = asyncio.create_task(client.get("/api/view?filename=a.png&channel=rgb"))
+    assert (await client.get("/api/view?filename=a.png")).status_code == 200
+    assert not asked.done()
+    service.rendering.release()
+    assert (await asked).status_code == 200

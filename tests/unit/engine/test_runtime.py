@@ -219,3 +219,16 @@ async def test_a_run_that_begins_while_its_node_is_cancelled_is_cancelled_too(en
         await endless
     sampled = await asyncio.wait_for(shared.bind(ignore).sample(request(conditioning, "b")), timeout=30)
     assert sampled.latents.shape == (1, 4, 4, 4)
+
+
+async def test_latents_too_large_to_stop_are_refused_before_anything_is_loaded(engine, catalog):
+    shared = EngineRuntime(engine, Weights(catalog, torch.device("cpu")), latent_cells=64)
+    runtime = shared.bind(ignore)
+    with pytest.raises(NodeError, match="shape 5×4×4×4 are 80 cells at once; latent_cells of this pool allows 64"):
+        await runtime.sample(request([], latents=torch.zeros(5, 4, 4, 4)))
+    with pytest.raises(NodeError, match="72 cells"):
+        await runtime.decode(recipe("vae"), torch.zeros(1, 4, 9, 8))
+    with pytest.raises(NodeError, match="72 cells"):
+        await runtime.encode(recipe("vae"), torch.zeros(1, 72, 64, 3))
+    assert shared.resident() == ()
+    assert (await runtime.decode(recipe("vae"), torch.zeros(2, 4, 8, 8))).shape == (2, 64, 64, 3)

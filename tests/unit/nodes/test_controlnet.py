@@ -10,8 +10,8 @@ from serve_app.nodes.builtin.controlnet import (
     DiffControlNetLoader,
     SetUnionControlNetType,
 )
-from serve_app.nodes.held import tensor_bytes
 from serve_app.nodes.registry import DISPLAY_NAMES, specs
+from serve_app.nodes.size import size_of
 from serve_app.values import Control, Difference, HintKind, Recipe
 
 NET = Recipe("controlnet", "controlnet", "canny.safetensors")
@@ -102,4 +102,5 @@ def test_the_nodes_are_registered_under_comfyuis_titles():
 
 def test_the_hints_of_a_chain_count_among_what_a_replica_holds():
     chain = Control(NET, torch.zeros(1, 8, 8, 3), 1.0, previous=Control(NET, HINT, 1.0))
-    assert tensor_bytes([("cond", {"control": chain})]) == (8 * 8 * 3 + 16 * 16 * 3) * 4
+    tensors = (8 * 8 * 3 + 16 * 16 * 3) * 4
+    assert tensors <= size_of([("cond", {"control": chain})]) < tensors + 1000

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError
 from serve_app.graph.parse import parse
+from serve_app.limits import SizeLimits
 from serve_app.service import KEYS
 from tests.unit.api.conftest import example, scheduler, service, volume
 from tests.unit.api.memory_scheduler import MemoryScheduler
@@ -78,3 +80,11 @@ async def test_a_poll_for_events_does_not_carry_the_job_with_its_prompt(service,
     assert ([event.kind for event in found.events], found.last) == (["success"], True)
     found = await service.events(submitted.job_id, found.events[-1].seq, 5.0)
     assert (found.events, found.last) == ((), True)
+
+
+async def test_a_graph_of_more_nodes_than_the_limit_is_refused(service, example):
+    service.limits = replace(service.limits, sizes=SizeLimits(graph_nodes=len(example["prompt"])))
+    await service.submit(example)
+    example["prompt"]["one more"] = example["prompt"]["6"]
+    with pytest.raises(InvalidGraphError, match=r"has \d+ nodes; limits.graph_nodes of the configuration allows"):
+        await service.submit(example)

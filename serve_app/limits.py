@@ -1,0 +1,33 @@
+"""How large what clients ask for may be: the section `limits` of the configuration, for whoever makes a value."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MEMORY_SHARE = 4
+"""One value may fill one part in so many of the memory that its process has."""
+
+
+class SizeLimits(BaseModel):
+    """Beyond these a job ends in error, or is refused, before memory is taken for it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 134_217_728
+    """Pixels of one image that is read from a file, or of one frame. More than the maximum no decoder here takes."""
+    value_bytes: Annotated[int, Field(ge=0)] = 0
+    """Of all that one node makes: tensors, text, every frame of a file; 0 is a quarter of the memory there is."""
+    text_characters: Annotated[int, Field(ge=1)] = 4_000_000
+    """Of one text that a node makes."""
+    shown_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
+    """Of what one node shows its client, which the scheduler, the database and the history carry."""
+    graph_nodes: Annotated[int, Field(ge=1)] = 20_000
+    """Nodes of one workflow, those that its nodes make among them."""
+    renders: Annotated[int, Field(ge=1)] = 2
+    """Images that one ingress draws at once for GET /view with a preview or a channel; more wait for one of them."""
+
+    def within(self, memory_bytes: int) -> SizeLimits:
+        """Return them for a process that has so much memory."""
+        return self if self.value_bytes else self.model_copy(update={"value_bytes": memory_bytes // MEMORY_SHARE})

@@ -1,0 +1,98 @@
+"""How large a node's values are, and which are too large: asked before memory is taken, and measured after each call.
+
+A node that makes a value of a size it is given calls `allow` first, or resizes and repeats by `builtin/fit.py`, which
+does. The limits are those of the call that runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from serve_app.errors import NodeError
+from serve_app.limits import SizeLimits
+from serve_app.nodes.executing import executing
+
+FLOAT_BYTES = 4
+PIXEL_BYTES = 4
+OBJECT_BYTES = 32
+"""What any Python object counts, beside what it holds."""
+IMAGE_SLOTS = frozenset({"IMAGE", "MASK", "LATENT"})
+"""Types of which an empty batch is of no use to any node."""
+
+
+def limits() -> SizeLimits:
+    """Return the limits of the call that runs here; outside any, the defaults."""
+    call = executing()
+    return SizeLimits() if call is None else call.limits
+
+
+def allow(*shape: int) -> None:
+    """Refuse a tensor of this shape that would be too large. Errors: NodeError."""
+    size = math.prod(shape) * FLOAT_BYTES
+    _refuse(f"would make a tensor of {'×'.join(map(str, shape))}", size, "bytes", "value_bytes", limits().value_bytes)
+
+
+def allow_text(characters: int) -> None:
+    """Refuse a text that would be too long. Errors: NodeError."""
+    _refuse("would make a text", characters, "characters", "text_characters", limits().text_characters)
+
+
+def check_made(
+    calls: Sequence[Sequence[Any]], shown: Sequence[Mapping[str, Any]], slots: Sequence[str], most: SizeLimits
+) -> None:
+    """Refuse what a node's calls have made, or show, if it is too large. Errors: NodeError.
+
+    slots: the types of the values, for which an empty batch is refused as well.
+    """
+    _refuse("shows", size_of(shown) if shown else 0, "bytes", "shown_bytes", most.shown_bytes)
+    _refuse("has made values", size_of(calls), "bytes", "value_bytes", most.value_bytes)
+    for values in calls:
+        for value in values:
+            if isinstance(value, str):
+                _refuse("has made a text", len(value), "characters", "text_characters", most.text_characters)
+        for slot, value in zip(slots, values, strict=False):
+            tensor = value.get("samples") if isinstance(value, Mapping) else value
+            if slot in IMAGE_SLOTS and isinstance(tensor, torch.Tensor) and not tensor.numel():
+                raise NodeError(f"it has made an empty {slot}, of shape {'×'.join(map(str, tensor.shape))}")
+
+
+def size_of(value: object) -> int:
+    """Return about how many bytes a value takes, however nested: tensors, arrays, images and text; each once."""
+    seen: set[int] = set()
+    total = 0
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        total += OBJECT_BYTES
+        if item is None or isinstance(item, bool | int | float) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.Tensor | np.ndarray):
+            total += item.nbytes
+        elif isinstance(item, str):
+            total += len(item) if item.isascii() else 4 * len(item)
+        elif isinstance(item, bytes | bytearray):
+            total += len(item)
+        elif isinstance(item, Image.Image):
+            total += item.width * item.height * PIXEL_BYTES
+        elif isinstance(item, Mapping):
+            stack.extend(item.keys())
+            stack.extend(item.values())
+        elif isinstance(item, list | tuple | set | frozenset | deque):
+            stack.extend(item)
+        elif is_dataclass(item) and not isinstance(item, type):
+            stack.extend(getattr(item, f.name) for f in fields(item))
+    return total
+
+
+def _refuse(what: str, size: int, unit: str, key: str, most: int) -> None:
+    if most and size > most:
+        raise NodeError(f"it {what}: {size:,} {unit}; limits.{key} of the configuration allows {most:,}")

@@ -1,0 +1,183 @@
+"""Values that are too large, or empty: refused before memory is taken where that is known, else before they travel."""
+
+from __future__ import annotations
+
+import contextvars
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from serve_app.errors import NodeError
+from serve_app.limits import SizeLimits
+from serve_app.nodes.call import NodeResult
+from serve_app.nodes.execute import Execution, NodeFailedError
+from serve_app.nodes.executing import Executing, enter
+from serve_app.nodes.held import Held
+from serve_app.nodes.registry import BUILTIN
+from serve_app.nodes.size import size_of
+from tests.unit.nodes.one_replica import Node, OneReplica, task
+
+LIMITS = SizeLimits(value_bytes=10_000_000, text_characters=1000, shown_bytes=2000, graph_nodes=4)
+IMAGE = torch.zeros(1, 64, 64, 3)
+LATENT = {"samples": torch.zeros(1, 4, 8, 8)}
+FAR = 16384
+MARGINS = dict.fromkeys(("left", "top", "right", "bottom"), 10**6)
+PADDED = {"padding_color": "white", "interpolation": "area"}
+
+
+def limited(function: Callable[[], Any]) -> Any:
+    """Call it as a node of a job under LIMITS is called."""
+
+    def call() -> Any:
+        enter(Executing("job", "1", limits=LIMITS))
+        return function()
+
+    return contextvars.copy_context().run(call)
+
+
+@pytest.mark.parametrize(
+    ("class_type", "inputs"),
+    [
+        ("EmptyImage", {"width": FAR, "height": FAR, "batch_size": 4096}),
+        ("EmptyLatentImage", {"width": FAR, "height": FAR, "batch_size": 4096}),
+        ("SolidMask", {"value": 1.0, "width": FAR * 1024, "height": FAR}),
+        ("RepeatImageBatch", {"image": IMAGE.expand(4096, -1, -1, -1), "amount": 4096}),
+        ("RepeatLatentBatch", {"samples": {"samples": LATENT["samples"].expand(10**7, -1, -1, -1)}, "amount": 64}),
+        ("LatentUpscaleBy", {"samples": LATENT, "upscale_method": "nearest-exact", "scale_by": 10**5}),
+        ("ImageScale", {"image": IMAGE, "upscale_method": "area", "width": 10**6, "height": 10**6, "crop": "disabled"}),
+        ("ImageScaleBy", {"image": IMAGE, "upscale_method": "lanczos", "scale_by": 10.0**5}),
+        ("ImagePadForOutpaint", MARGINS | {"image": IMAGE, "feathering": 0}),
+        (
+            "ResizeAndPadImage",
+            PADDED | {"image": IMAGE, "target_width": 10**7, "target_height": 64},
+        ),
+        ("StringConcatenate", {"string_a": "a" * 600, "string_b": "b" * 600, "delimiter": ""}),
+        ("StringReplace", {"string": "a" * 100, "find": "a", "replace": "b" * 100}),
+        ("RegexReplace", {"string": "a" * 100, "regex_pattern": "a", "replace": "b" * 100}),
+    ],
+)
+def test_a_node_refuses_a_value_over_the_limits_before_it_takes_the_memory(
+    class_type: str, inputs: dict[str, Any]
+) -> None:
+    node = BUILTIN[class_type]()
+    with pytest.raises(NodeError, match=r"limits\.\w+ of the configuration allows"):
+        limited(lambda: getattr(node, node.FUNCTION)(**inputs))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("value", "least"),
+    [
+        ("a" * 5000, 5000),
+        ("ö" * 5000, 10_000),
+        (b"a" * 5000, 5000),
+        (np.zeros(1000), 8000),
+        (Image.new("RGB", (100, 100)), 30_000),
+        ([{"samples": (torch.zeros(1000), {"a" * 5000})}], 9000),
+        (list(range(1000)), 8000),
+    ],
+)
+def test_text_arrays_and_images_count_however_nested(value: Any, least: int) -> None:
+    assert least <= size_of(value) <= 4 * least + 1000
+    shared = [value, value, [value]]
+    assert size_of(shared) < size_of(value) + 1000
+
+
+def test_what_a_replica_holds_of_text_is_bounded_by_its_budget() -> None:
+    gone: list[str] = []
+    held = Held(1_000_000, gone.extend)
+    for i in range(10):
+        held.put(str(i), NodeResult((["a" * 300_000],)))
+    assert gone == [str(i) for i in range(7)]
+
+
+class Give(Node):
+    """Whatever the test wants."""
+
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_NODE = True
+    inputs = ("what",)
+    gives: ClassVar[dict[str, Any]] = {
+        "tensor": (torch.zeros(3_000_000),),
+        "several": ([torch.zeros(2_000_000)], [torch.zeros(2_000_000)]),
+        "text": ("a" * 1001,),
+        "empty": (torch.zeros(0, 8, 8, 3),),
+        "shown": {"ui": {"text": ["a" * 3000]}, "result": (None,)},
+        "fine": {"ui": {"text": ["a" * 1000]}, "result": (torch.zeros(1, 8, 8, 3),)},
+    }
+
+    def go(self, what: str) -> Any:
+        return self.gives[what]
+
+
+class Bounded(Node):
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"count": ("INT", {"min": 1, "max": 10})}}
+
+    def go(self, count: int) -> tuple[int]:
+        return (count,)
+
+
+class Number(Node):
+    inputs = ("value",)
+
+    def go(self, value: int) -> tuple[int]:
+        return (value,)
+
+
+class Packed(Bounded):
+    RELATIVE_PYTHON_MODULE = "custom_nodes.pack"
+
+
+CLASSES: dict[str, type] = {"Give": Give, "Bounded": Bounded, "Number": Number, "Packed": Packed}
+
+
+class Replica(OneReplica):
+    classes = CLASSES
+
+    async def fails(self, *targets: str, **nodes: Any) -> str:
+        """Return why the graph fails, "" if it does not."""
+        execution = Execution(task(CLASSES, *targets, **nodes), CLASSES, self.held, self, self, self.fetch, LIMITS)
+        try:
+            await execution.run()
+        except NodeFailedError as error:
+            return str(error.exception)
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("tensor", r"has made values: 12,000,\d+ bytes; limits.value_bytes .* allows 10,000,000"),
+        ("several", "limits.value_bytes"),
+        ("text", "has made a text: 1,001 characters; limits.text_characters"),
+        ("empty", "has made an empty IMAGE, of shape 0×8×8×3"),
+        ("shown", "shows: .* limits.shown_bytes"),
+        ("fine", ""),
+    ],
+)
+async def test_what_a_node_has_made_is_measured_before_it_goes_anywhere(what: str, reason: str) -> None:
+    replica = Replica()
+    failure = await replica.fails("a", a=("Give", {"what": what}))
+    assert bool(failure) == bool(reason)
+    assert re.search(reason, failure)
+    assert bool(replica.finished_nodes) == (not reason)
+
+
+@pytest.mark.parametrize(
+    ("count", "reason"),
+    [(0, "count is 0, smaller than the minimum 1"), (11, "count is 11, bigger than the maximum 10"), (10, "")],
+)
+async def test_a_number_that_comes_by_a_link_is_held_to_its_inputs_bounds(count: int, reason: str) -> None:
+    nodes = {"a": ("Number", {"value": count}), "b": ("Bounded", {"count": ["a", 0]})}
+    assert await Replica().fails("b", **nodes) == reason
+
+
+async def test_a_packs_inputs_take_any_linked_number_as_in_comfyui() -> None:
+    nodes = {"a": ("Number", {"value": 11}), "b": ("Packed", {"count": ["a", 0]})}
+    assert await Replica().fails("b", **nodes) == ""
