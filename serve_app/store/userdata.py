@@ -77,7 +77,7 @@ class UserData:
     def files(self, user: str, folder: str, *, recursive: bool) -> list[UserFile]:
         """Return what a folder holds, folders among it, by path. Errors: as `path`; FileMissingError without it."""
         top = self.path(user, folder)
-        if not top.is_dir():
+        if not os.path.isdir(top):  # False also for a name that no file system takes
             raise FileMissingError(f"the user has no folder {folder[:200]!r}")
         found = [_described(path, top) for path in (top.rglob("*") if recursive else top.glob("*"))]
         return sorted((file for file in found if file is not None), key=lambda file: file.path)

@@ -142,6 +142,8 @@ async def test_a_name_longer_than_the_file_system_takes_is_a_bad_request(client)
     assert (await client.post(f"/api/userdata/{name}", content=b"1")).status_code == 400
     assert (await client.post(f"/api/userdata/a.json/move/{name}")).status_code == 400
     assert (await client.post(f"/api/userdata/a.json/move/{name}/b")).status_code == 400
+    assert (await client.get("/api/v2/userdata", params={"path": name})).status_code == 404
+    assert (await client.get("/api/userdata", params={"dir": name})).status_code == 404
 
 
 async def test_an_image_too_large_to_open_is_no_image(client, volume, monkeypatch):
