@@ -22,6 +22,7 @@ from serve_app.store.location import Location
 from serve_app.store.store import Area
 
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -178,6 +179,22 @@ class PoolConfig(Section):
     """
     batching: bool = True
     """False runs one evaluation a forward; for measuring what batching gains."""
+    memory_bytes: Annotated[int, Field(ge=0)] = 0
+    """Memory of its own that a replica's process may use before it is ended and replaced; 0 is no limit.
+
+    Leave room between this and what the host or container allows: it is looked at a few times a second.
+    """
+    hang_s: Annotated[float, Field(gt=0)] = 10.0
+    """How long one thing may block a replica's event loop before the process is ended and replaced.
+
+    What holds every thread up, such as importing a large extension, does not count; `silence_s` bounds that.
+    """
+    node_time_s: Seconds | None = 1800.0
+    """How long one call of a node may take that needs no models. Its job then ends in error."""
+    runtime_node_time_s: Seconds | None = None
+    """How long one call of a node may take that needs models, such as a sampler."""
+    stop_s: Seconds = 10.0
+    """How long a node may go on that was cancelled or took too long, before its process is ended and replaced."""
     idle_s: Annotated[float, Field(ge=0)] = 60.0
     """How long a replica beyond min_replicas stays without work."""
 
@@ -217,6 +234,10 @@ class AppConfig(Section):
     """Jobs that may wait; one more is answered 503."""
     max_attempts: Annotated[int, Field(ge=1)] = 5
     """Replicas a task may lose before its job is given up."""
+    silence_s: Annotated[float, Field(ge=5)] = 20.0
+    """How long a replica may say nothing before its process is ended and its tasks are given to others."""
+    job_time_s: Seconds | None = None
+    """How long a job may run, from its start; then it ends in error."""
     cache: Annotated[str, Field(pattern=r"^(classic|none|lru:[0-9]{1,9})$")] = "classic"
     """Node results that later jobs may use: as many as results_bytes holds, none, or lru:N at most N a replica too."""
     strict: bool = False
@@ -237,6 +258,10 @@ class AppConfig(Section):
         for pool in self.pools:
             if pool.min_replicas > pool.max_replicas:
                 raise ValueError(f"pool {pool.name}: min_replicas {pool.min_replicas} exceeds {pool.max_replicas}")
+            if pool.hang_s >= self.silence_s:
+                raise ValueError(
+                    f"pool {pool.name}: hang_s {pool.hang_s:g} must be less than silence_s {self.silence_s:g}"
+                )
         return self
 
     @property

@@ -288,6 +288,10 @@ def _read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:
     strict = submission.extra_data.get("strict", False)
     if not isinstance(strict, bool):
         wrong.append(f"'strict' in 'extra_data' must be true or false, not {_shown(strict)}")
+    for key in ("node_time_s", "job_time_s"):
+        seconds = submission.extra_data.get(key, 1)
+        if not _is_finite(seconds) or seconds <= 0:
+            wrong.append(f"'{key}' in 'extra_data' must be a number of seconds above 0, not {_shown(seconds)}")
     if "prompt" not in body:
         wrong.append("'prompt' is missing: an object of nodes by id")
     wrong += [

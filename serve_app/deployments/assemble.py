@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -18,6 +19,7 @@ from serve_app.models.weights import Weights
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.packs import Packs, load
 from serve_app.nodes.registry import BUILTIN, specs
+from serve_app.nodes.time_limit import NodeLimits
 from serve_app.scheduler.messages import ReplicaDesk, ReplicaInfo
 from serve_app.store.catalog import Catalog
 
@@ -27,8 +29,18 @@ CELLS = {"cuda": 1_048_576, "cpu": 131_072}
 """What `latent_cells` of a pool is where it says nothing, by device."""
 
 
-def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: ReplicaDesk, transfer: Transfer) -> Runner:
-    """Return a replica of the pool, ready to `run`. Errors: ConfigError for a dtype the device cannot do."""
+def assemble(
+    config: AppConfig,
+    pool: PoolConfig,
+    replica_id: str,
+    desk: ReplicaDesk,
+    transfer: Transfer,
+    exit: Callable[[int], object] = os._exit,
+) -> Runner:
+    """Return a replica of the pool, ready to `run`. exit: as the runner's.
+
+    Errors: ConfigError for a dtype the device cannot do.
+    """
     device = torch.device("cuda" if pool.num_gpus and torch.cuda.is_available() else "cpu")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
     share = pool.memory_fraction or 1
@@ -58,6 +70,9 @@ def assemble(config: AppConfig, pool: PoolConfig, replica_id: str, desk: Replica
         fingerprint=fingerprints(config),
         fetch=catalog.fetch,
         limits=config.limits.within(memory_bytes()),
+        node_limits=NodeLimits(pool.name, pool.node_time_s, pool.runtime_node_time_s),
+        stop_s=pool.stop_s,
+        exit=exit,
     )
     PromptServer.instance.tell = runner.tell
     return runner

@@ -18,6 +18,8 @@ ENVIRONMENT = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 CALLS = 100
 """Calls of node packs' routes that a replica runs at once; more wait for one of them to end."""
+FAILURES = 3
+"""How many health checks in a row Serve lets fail."""
 HEALTH_CHECK_S = 1.0
 """A dead replica is replaced within about this time."""
 
@@ -29,7 +31,7 @@ def build(arguments: dict[str, Any]) -> Application:
 
 def bind(config: AppConfig) -> Application:
     """Bind the ingress and every pool's deployment."""
-    pools = [_pool(pool).bind(config, pool) for pool in config.pools]
+    pools = [_pool(pool, config.silence_s).bind(config, pool) for pool in config.pools]
     return _ingress(config).bind(config, *pools)
 
 
@@ -53,8 +55,11 @@ def _ingress(config: AppConfig) -> Any:
     )
 
 
-def _pool(pool: PoolConfig) -> Any:
-    """Return one pool's deployment: scaled on the scheduler's backlog, to zero and from zero if the minimum is 0."""
+def _pool(pool: PoolConfig, silence_s: float) -> Any:
+    """Return one pool's deployment: scaled on the scheduler's backlog, to zero and from zero if the minimum is 0.
+
+    silence_s: after which Serve replaces a replica that does not answer its health checks.
+    """
     policy = AutoscalingPolicy(
         policy_function=Backlog,
         policy_kwargs={"pool": pool.name, "tasks_per_replica": pool.tasks_per_replica},
@@ -78,6 +83,7 @@ def _pool(pool: PoolConfig) -> Any:
         },
         max_ongoing_requests=CALLS,
         health_check_period_s=HEALTH_CHECK_S,
+        health_check_timeout_s=silence_s / FAILURES,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=5,
         **_replicas(pool.min_replicas, pool.max_replicas, scaling),

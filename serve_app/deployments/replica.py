@@ -20,6 +20,7 @@ from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node
+from serve_app.deployments.watchdog import Watchdog, limit_allocations
 from serve_app.nodes.routes import PackAnswer, PackCall
 
 
@@ -38,6 +39,17 @@ class Replica:
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._runner = assemble(config, pool, replica_id, desk, ObjectStore())
         self._routes = RouteServer(PromptServer.instance.app, config.ingress.max_upload_bytes)
+        self._watchdog = Watchdog(
+            asyncio.get_running_loop(),
+            hang_s=pool.hang_s,
+            memory_bytes=pool.memory_bytes,
+            relieve=self._runner.relieve,
+            underway=self._runner.underway,
+        )
+        # Not before: what is imported and loaded until here may hold up the loop for as long as it takes.
+        self._watchdog.start()
+        if pool.memory_bytes and not pool.num_gpus:
+            limit_allocations(pool.memory_bytes)
         self._life = asyncio.create_task(self._runner.run())
         self._showing = asyncio.create_task(metrics.show(partial(self._figures, pool.name, replica_id)))
 
@@ -60,6 +72,7 @@ class Replica:
     async def __del__(self) -> None:
         if life := getattr(self, "_life", None):
             self._showing.cancel()
+            self._watchdog.stop()
             await self._runner.leave()
             life.cancel()
             await self._routes.close()

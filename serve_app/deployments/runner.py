@@ -10,28 +10,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+import os
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
 from serve_app import log
 from serve_app.deployments.failure import failed
 from serve_app.deployments.node_times import NodeTimes
+from serve_app.deployments.task_scope import TaskScope
+from serve_app.deployments.watchdog import REPLACED, end, free_unused
 from serve_app.engine.engine import Counters
 from serve_app.errors import CancelledJobError, NotReadyError, StaleEpochError, UnavailableError
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
-from serve_app.images import to_preview
 from serve_app.limits import SizeLimits
 from serve_app.models.weights import LoadCounters
 from serve_app.nodes.contained import raised
 from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
-from serve_app.nodes.executing import Progress, Say
+from serve_app.nodes.executing import Underway
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.held import Held
 from serve_app.nodes.hooks import checked
 from serve_app.nodes.runtime import Files, Runtime
+from serve_app.nodes.time_limit import NodeLimits, TimeLimit
+from serve_app.scheduler.checks import CHECK_S
 from serve_app.scheduler.messages import (
     Assign,
     Check,
@@ -46,12 +50,8 @@ from serve_app.scheduler.messages import (
     HostStats,
     Interrupt,
     Message,
-    NodeBlocked,
-    NodeFinished,
     NodePreviewed,
     NodeProgressed,
-    NodeSaid,
-    NodeStarted,
     ReplicaDesk,
     ReplicaInfo,
     Report,
@@ -61,7 +61,6 @@ from serve_app.scheduler.messages import (
     TaskStopped,
     Want,
 )
-from serve_app.store.credentials import scrubbed
 from serve_app.store.store import AREAS, Store
 
 _log = log.get("deployments.runner")
@@ -70,6 +69,8 @@ PROGRESS_S = 0.05
 """Progress alone waits this long for more to go with it."""
 RETRY_S = 0.3
 """How long to wait before asking again for a value that did not arrive."""
+LEAVE_S = 5.0
+"""How long a replica that must end waits for the scheduler to take its tasks back."""
 HOST_S = 2.0
 """How often the host's memory and GPUs are reported."""
 
@@ -104,7 +105,12 @@ class Transfer(Protocol):
 
 
 class Runner:
-    """One replica's tasks. models None: a worker, whose nodes cannot ask for RUNTIME."""
+    """One replica's tasks. models None: a worker, whose nodes cannot ask for RUNTIME.
+
+    limits: how large its values may be. node_limits: how long its nodes may take. stop_s: how long a node may go on
+    that nobody waits for; then the replica hands its other tasks back and ends its process by `exit`, since a thread
+    cannot be ended otherwise.
+    """
 
     def __init__(
         self,
@@ -123,10 +129,19 @@ class Runner:
         fetch: Callable[[str, str], None],
         previews: bool = False,
         limits: SizeLimits | None = None,
+        node_limits: NodeLimits | None = None,
+        stop_s: float = 10.0,
+        exit: Callable[[int], object] = os._exit,
     ) -> None:
         self._limits = limits or SizeLimits()
         self._desk = desk
         self._previews = previews
+        self.node_limits = node_limits or NodeLimits()
+        self._stop_s = stop_s
+        self._exit = exit
+        # By task, and by check: also of those that are over, while something of them goes on.
+        self._underway: dict[TaskId | int, Underway] = {}
+        self._replacing: asyncio.Task[None] | None = None
         self._info = info
         self._classes = classes
         self._specs = specs
@@ -160,6 +175,8 @@ class Runner:
                 self._resident = ()
                 await self._serve_epoch()
             except (StaleEpochError, UnavailableError) as error:
+                if self._leaving:
+                    return
                 _log.warning("joining again: %s", error)
                 await self.drop_all()
                 await asyncio.sleep(0.2)
@@ -192,7 +209,10 @@ class Runner:
         running = [*self._running.values(), *self._checking]
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        if running:
+            _, left = await asyncio.wait(running, timeout=self._stop_s)
+            if left:
+                self._replace()
         self._wanted.clear()
         self._outbox.clear()
 
@@ -212,6 +232,7 @@ class Runner:
             case Interrupt(task_id):
                 if running := self._running.get(task_id):
                     running.cancel()
+                    asyncio.get_running_loop().call_later(self._stop_s, self._see_stopped, task_id)
             case Free():
                 self._wishes.append(message)
                 self._free()
@@ -243,7 +264,14 @@ class Runner:
             self._report_residency()
 
     async def _check(self, check: Check) -> None:
-        problems, fingerprints = await checked(self._classes, check.nodes, check.node_ids)
+        underway = self._underway[check.check_id] = Underway()
+        limit = TimeLimit(CHECK_S, "time that a submission waits")
+        try:
+            problems, fingerprints = await checked(
+                self._classes, check.nodes, check.node_ids, limit=limit, underway=underway
+            )
+        finally:
+            self._over(check.check_id)
         self.say(Checked(check.check_id, tuple(problems), fingerprints))
 
     def _answer(self, signature: str, reference: Any) -> None:
@@ -258,6 +286,7 @@ class Runner:
         self._held.begin(frozenset().union(*self._signatures.values()))
         scope = TaskScope(self, task)
         execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch, self._limits)
+        self._underway[task.id] = execution.underway
         # What the task starts, threads too, inherits what it is about.
         with log.about(job=task.id.job_id, task=f"{task.id.index}.{task.id.attempt}"):
             self._running[task.id] = running = asyncio.create_task(self._run(task, execution))
@@ -290,6 +319,9 @@ class Runner:
         self._signatures.pop(task_id, None)
         self._report_residency()
         self._free()
+        self._over(task_id)
+        if self._leaving:
+            return
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         match error:
             case None:
@@ -302,6 +334,42 @@ class Runner:
                 self.say(failed(task, error.node_id, error.class_type, error.exception, error.inputs))
             case _:
                 self.say(failed(task, "", "", raised(error)))
+
+    # What does not end ------------------------------------------------------------------------------------------------
+
+    def underway(self) -> list[str]:
+        """Return which nodes of which jobs run here. Callable from any thread."""
+        return [name for underway in list(self._underway.values()) for name in underway.names()]
+
+    def relieve(self) -> None:
+        """Free what memory can be, though running tasks may have to make some of it again."""
+        self._held.clear()
+        free_unused()
+
+    def _over(self, key: TaskId | int) -> None:
+        """Note that nobody waits for a task or check any more, and see to it that all of it ends."""
+        if self._underway.get(key):
+            asyncio.get_running_loop().call_later(self._stop_s, self._see_stopped, key)
+        else:
+            self._underway.pop(key, None)
+
+    def _see_stopped(self, key: TaskId | int) -> None:
+        if self._underway.get(key):
+            self._replace()
+        else:
+            self._underway.pop(key, None)
+
+    def _replace(self) -> None:
+        """Make room for another replica: a node goes on that nobody waits for, and a thread cannot be ended."""
+        if self._replacing is None:
+            self._replacing = asyncio.create_task(self._give_way())
+
+    async def _give_way(self) -> None:
+        why = f"a node goes on {self._stop_s:g} s after it had to stop"
+        _log.warning("leaving, for another replica to take over: %s; running: %s", why, ", ".join(self.underway()))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.leave(), self._stop_s + LEAVE_S)
+        end(REPLACED, why, self.underway, self._exit)
 
     async def fetch(self, task_id: TaskId, signature: str) -> Any | None:
         """Ask the scheduler for a value; None means that this replica must compute it."""
@@ -383,79 +451,3 @@ class Runner:
     def fingerprint(self, folder: str, name: str) -> str:
         """Return what changes when that file's content does."""
         return self._fingerprint(folder, name)
-
-
-class TaskScope:
-    """What one task's nodes may use, and where what happens to them is said."""
-
-    def __init__(self, runner: Runner, task: Task) -> None:
-        self._runner = runner
-        self._task = task
-        self._origins: dict[str, Origin | None] = {}
-        self._drawing: dict[str, asyncio.Task[None]] = {}
-        self._loop = asyncio.get_running_loop()
-        self.fingerprint = runner.fingerprint
-
-    def runtime(self, node_id: str) -> Runtime | None:
-        progress, show = partial(self._progressed, node_id), partial(self._show, node_id)
-        return self._runner.runtime(progress, show, strict=self._task.strict)
-
-    def files(self, node_id: str) -> Files:
-        return self._runner.files(self._task, node_id)
-
-    def progress(self, node_id: str) -> Progress:
-        def progress(value: float, maximum: float, preview: Any) -> None:
-            value, maximum = _number(value), _number(maximum)
-            # From whatever thread the node runs in. A loop that is closed has nobody left to tell.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._progressed, node_id, value, maximum)
-                if isinstance(preview, tuple) and len(preview) > 1:
-                    # ComfyUI's triple: a format, a Pillow image, the longest side.
-                    self._loop.call_soon_threadsafe(self._show, node_id, preview[1])
-
-        return progress
-
-    def _progressed(self, node_id: str, value: float, maximum: float) -> None:
-        self._runner.say(NodeProgressed(self._task.id, node_id, value, maximum, self._origins.get(node_id)))
-
-    def _show(self, node_id: str, picture: Any) -> None:
-        """Show a picture (h,w,3) in 0…255, unless the node's last one is not drawn yet."""
-        drawing = self._drawing.get(node_id)
-        if drawing is None or drawing.done():
-            self._drawing[node_id] = asyncio.create_task(self._draw(node_id, picture))
-
-    async def _draw(self, node_id: str, picture: Any) -> None:
-        image = await asyncio.to_thread(to_preview, picture)
-        self._runner.preview(self._task.id, node_id, image, self._origins.get(node_id))
-
-    def say(self, node_id: str) -> Say:
-        def say(type_: str, data: Any) -> None:
-            with contextlib.suppress(RuntimeError):
-                said = NodeSaid(self._task.id, node_id, type_, scrubbed(data, self._task.extra_data))
-                self._loop.call_soon_threadsafe(self._runner.say, said)
-
-        return say
-
-    def started(self, node_id: str, origin: Origin | None) -> None:
-        self._origins[node_id] = origin
-        self._runner.times.began(self._task, node_id)
-        self._runner.say(NodeStarted(self._task.id, node_id, origin))
-
-    def finished(
-        self, node_id: str, signature: str, ui: Mapping[str, Any] | None, origin: Origin | None, *, computed: bool
-    ) -> None:
-        self._runner.times.ended(self._task, node_id, computed=computed)
-        shown = scrubbed(ui, self._task.extra_data)
-        self._runner.say(NodeFinished(self._task.id, node_id, signature, shown, origin, computed))
-
-    def blocked(self, node_id: str, class_type: str, message: str) -> None:
-        shown = scrubbed(message, self._task.extra_data)
-        self._runner.say(NodeBlocked(self._task.id, node_id, class_type, shown))
-
-    def fetch(self, signature: str) -> Awaitable[Any | None]:
-        return self._runner.fetch(self._task.id, signature)
-
-
-def _number(value: Any) -> float:
-    """Return a number as it may leave this process. Errors: whatever `float` raises, which is the node's own."""
-    return value if type(value) in (int, float) else float(value)

@@ -43,6 +43,7 @@ class SchedulerActor:
         self._watching: asyncio.Task[None] | None = None
         self._showing: asyncio.Task[None] | None = None
         self._pulses: dict[str, asyncio.Task[None]] = {}
+        self._actors: dict[str, Any] = {}
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of SchedulerClient or ReplicaDesk, or `backlog`."""
@@ -65,6 +66,7 @@ class SchedulerActor:
             async with self._starting:
                 if self._scheduler is None:
                     scheduler = make_scheduler(self._config, ray.get_runtime_context().get_node_id())
+                    scheduler.silenced = self._end_actor
                     await scheduler.start()
                     self._watching = asyncio.create_task(self._exit_when_done(scheduler))
                     self._showing = asyncio.create_task(metrics.show(partial(_figures, scheduler)))
@@ -75,6 +77,7 @@ class SchedulerActor:
         epoch = await scheduler.join(info, specs, host)
         if earlier := self._pulses.pop(info.replica_id, None):
             earlier.cancel()
+        self._actors[info.replica_id] = actor
         self._pulses[info.replica_id] = asyncio.create_task(self._pulse(scheduler, info.replica_id, actor))
         return epoch
 
@@ -85,8 +88,14 @@ class SchedulerActor:
                 await actor.__ray_ready__.remote()
                 await asyncio.sleep(PULSE_S)
             except RayActorError:
+                self._actors.pop(replica_id, None)
                 await scheduler.lost(replica_id)
                 return
+
+    def _end_actor(self, replica_id: str) -> None:
+        """End the process of a replica that says nothing, so that Serve replaces it."""
+        if actor := self._actors.pop(replica_id, None):
+            asyncio.get_running_loop().run_in_executor(None, ray.kill, actor)
 
     async def _exit_when_done(self, scheduler: Scheduler) -> None:
         while not scheduler.fenced.is_set() and time.monotonic() - self._called_s < ORPHANED_S:
@@ -136,6 +145,8 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         max_attempts=config.max_attempts,
         share_results=config.cache != "none",
         strict=config.strict,
+        silence_s=config.silence_s,
+        job_time_s=config.job_time_s,
     )
 
 

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from serve_app.errors import NodeError
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.contained import contained
 from serve_app.nodes.executing import Executing, enter
+from serve_app.nodes.time_limit import bounded
 
 PACKS = "custom_nodes."
 """What the module of a node pack's class begins with, as `NodeSpec.python_module`."""
@@ -75,7 +77,8 @@ async def map_over_lists(
     whole: one call with the lists themselves; skip: without the elements that are blocked. A call whose inputs hold a
     blocker is not made: its result is the blocker. A sync function runs in a thread, an async one is awaited, its calls
     at the same time, both without autograd. alone: no other sync function called so runs meanwhile in this process.
-    Errors: NodeError for an empty list beside others; the function's own, as `contained` lets them out.
+    Errors: NodeError for an empty list beside others; NodeTimeError for a call over node.time_limit, which counts from
+    when it has its thread; the function's own, as `contained` lets them out.
     """
     longest = max(map(len, inputs.values()), default=0)
     empty = [name for name, values in inputs.items() if not values]
@@ -97,14 +100,24 @@ async def map_over_lists(
     async def one(index: int) -> Any:
         if (blocker := blockers[index]) is not None:
             return blocker
-        enter(replace(node, index=index, subgraphs=itertools.count()))
-        with contained():
-            if asynchronous:
-                return await _WithoutAutograd(function(**calls[index]))
-            work = contextvars.copy_context().run
-            loop = asyncio.get_running_loop()
-            returned = await loop.run_in_executor(_ONE_THREAD if alone else None, work, _run, function, calls[index])
-            return await _WithoutAutograd(returned) if inspect.isawaitable(returned) else returned
+        running = replace(node, index=index, subgraphs=itertools.count())
+        enter(running)
+
+        async def work(begun: Callable[[], None]) -> Any:
+            with contained():
+                if asynchronous:
+                    begun()
+                    returned = function(**calls[index])
+                else:
+                    thread, context = _ONE_THREAD if alone else None, contextvars.copy_context()
+                    run = partial(context.run, _run, running, begun, function, calls[index])
+                    returned = await asyncio.get_running_loop().run_in_executor(thread, run)
+                    if not inspect.isawaitable(returned):
+                        return returned
+                with running.underway.noted(running):
+                    return await _WithoutAutograd(returned)
+
+        return await bounded(work, node.time_limit, node.name)
 
     if not asynchronous:
         return [await asyncio.create_task(one(index)) for index in range(len(calls))]
@@ -121,8 +134,9 @@ def _blocker(values: Any, blocked: Blocked) -> ExecutionBlocker | None:
     return None if found is None else blocked(found)
 
 
-def _run(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    with contained(), torch.inference_mode():
+def _run(call: Executing, begun: Callable[[], None], function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    with call.underway.noted(call), contained(), torch.inference_mode():
+        begun()
         return function(**arguments)
 
 

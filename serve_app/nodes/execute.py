@@ -26,13 +26,14 @@ from serve_app.graph.validate import out_of_bounds
 from serve_app.limits import SizeLimits
 from serve_app.nodes.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
 from serve_app.nodes.contained import contained, is_cancelled, raised, said
-from serve_app.nodes.executing import Executing, Progress, Say
+from serve_app.nodes.executing import Executing, Progress, Say, Underway
 from serve_app.nodes.expansion import DependencyCycleError, DynamicPrompt, linked
 from serve_app.nodes.held import Held
 from serve_app.nodes.hooks import EXTRAS, fingerprint
 from serve_app.nodes.protocol import spec_of
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import check_made
+from serve_app.nodes.time_limit import TimeLimit
 
 SHOWN_CHARACTERS = 2000
 """How much of an input's text a failure carries."""
@@ -73,6 +74,10 @@ class Capabilities(Protocol):
 
     def fingerprint(self, folder: str, name: str) -> str:
         """Return what changes when that file's content does."""
+        ...
+
+    def time_limit(self, spec: NodeSpec) -> TimeLimit | None:
+        """Return how long a call of such a node may take."""
         ...
 
 
@@ -123,6 +128,8 @@ class Execution:
         self._values: dict[str, asyncio.Task[NodeResult]] = {}
         self._awaited: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._stopped = threading.Event()
+        self.underway = Underway()
+        """What runs of it, also after its end."""
 
     async def run(self) -> None:
         """Evaluate every target; the results are then held. Cancelling this cancels all that it started.
@@ -177,13 +184,10 @@ class Execution:
         spec: NodeSpec | None = None
         try:
             node_class, spec = self._class(node)
-            executing = Executing(
-                self._task.id.job_id,
-                node.id,
+            executing = replace(
+                self._call(node, spec),
                 progress=self._capabilities.progress(node.id),
                 say=self._capabilities.say(node.id),
-                stopped=self._stopped,
-                limits=self._limits,
             )
             inputs.update(self._constants(node, spec))
             lazy = await self._strict(node, spec, inputs, group)
@@ -204,6 +208,17 @@ class Execution:
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
             self._fail(node, raised(error), _declared(inputs, spec))
+
+    def _call(self, node: Node, spec: NodeSpec) -> Executing:
+        return Executing(
+            self._task.id.job_id,
+            node.id,
+            node.class_type,
+            stopped=self._stopped,
+            underway=self.underway,
+            limits=self._limits,
+            time_limit=self._capabilities.time_limit(spec),
+        )
 
     def _class(self, node: Node) -> tuple[type, NodeSpec]:
         node_class = self._classes.get(node.class_type)
@@ -357,8 +372,8 @@ class Execution:
         """Return a made node's signature. What cannot be told from other work, such as a tensor, makes it unique."""
         try:
             if spec.fingerprinted:
-                said = await fingerprint(self._classes[node.class_type], spec, node)
-                node = Node(node.id, node.class_type, node.inputs, said)
+                changes = await fingerprint(self._classes[node.class_type], spec, node, self._call(node, spec))
+                node = Node(node.id, node.class_type, node.inputs, changes)
             salt = STRICT if self._task.strict else ""
             found = signature(node, spec, self._signatures, self._capabilities.fingerprint, salt)
         except (KeyError, TypeError, ValueError):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from serve_app.limits import SizeLimits
+from serve_app.nodes.time_limit import TimeLimit
 
 Progress = Callable[[float, float, Any], None]
 """(value, maximum, preview or None) -> nothing. Callable from any thread."""
@@ -27,21 +29,52 @@ def _silent(*told: Any) -> None:
     """Tell nobody."""
 
 
+class Underway:
+    """The calls that run now, each until its function has ended, waited for or not. Usable from any thread."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, Executing] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    @contextmanager
+    def noted(self, call: Executing) -> Iterator[None]:
+        """Count a call among them in this block."""
+        self._calls[id(call)] = call
+        try:
+            yield
+        finally:
+            del self._calls[id(call)]
+
+    def names(self) -> list[str]:
+        """Return which nodes of which jobs they are."""
+        return sorted({f"{call.name} of job {call.job_id}" for call in list(self._calls.values())})
+
+
 @dataclass(frozen=True, slots=True)
 class Executing:
     """One call of one node. index: which element of its lists. stopped: set once nobody waits for it any more.
 
-    limits: how large what it makes may be.
+    limits: how large what it makes may be. time_limit: how long it may take. underway: where it is noted while it runs.
     """
 
     job_id: str
     node_id: str
+    class_type: str = ""
     index: int = 0
     progress: Progress = _silent
     say: Say = _silent
     stopped: threading.Event = field(default_factory=threading.Event)
     limits: SizeLimits = field(default_factory=SizeLimits)
+    time_limit: TimeLimit | None = None
+    underway: Underway = field(default_factory=Underway)
     subgraphs: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def name(self) -> str:
+        """The node as messages name it."""
+        return f"node {self.node_id} ({self.class_type})"
 
     def prefix(self) -> str:
         """Return a new prefix for the ids of a subgraph that this call makes: NODE.INDEX.COUNT, deterministic."""

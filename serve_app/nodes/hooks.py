@@ -19,8 +19,9 @@ from serve_app.graph.parse import unstorable
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.call import ExecutionBlocker, map_over_lists
 from serve_app.nodes.contained import contained, raised, said
-from serve_app.nodes.executing import Executing
+from serve_app.nodes.executing import Executing, Underway
 from serve_app.nodes.protocol import spec_of
+from serve_app.nodes.time_limit import TimeLimit
 
 FAILED = "Exception when validating node"
 REFUSED = "Custom validation failed for node"
@@ -32,23 +33,33 @@ JOBLESS = ""
 
 
 async def checked(
-    classes: Mapping[str, type], nodes: Mapping[str, Node], node_ids: Sequence[str]
+    classes: Mapping[str, type],
+    nodes: Mapping[str, Node],
+    node_ids: Sequence[str],
+    *,
+    limit: TimeLimit | None = None,
+    underway: Underway | None = None,
 ) -> tuple[list[Problem], dict[str, Any]]:
-    """Ask both of every named node, all at once; return what is wrong, and the fingerprints there are."""
+    """Ask both of every named node, all at once; return what is wrong, and the fingerprints there are.
+
+    limit: of one question. underway: where the questions are noted while they run.
+    """
     problems: list[Problem] = []
     fingerprints: dict[str, Any] = {}
+    noted = Underway() if underway is None else underway
 
     async def ask(node: Node) -> None:
         node_class = classes.get(node.class_type)
         if node_class is None:
             problems.append(_of(node, Problem("missing_node_type", "no worker has this class any more"), {}))
             return
+        call = Executing(JOBLESS, node.id, node.class_type, time_limit=limit, underway=noted)
         try:
             with contained():
                 spec = spec_of(node_class, node.class_type)
-                problems.extend(await validate(node_class, spec, node, _output_types(classes, nodes, spec, node)))
+                problems.extend(await validate(node_class, spec, node, _output_types(classes, nodes, spec, node), call))
                 if spec.fingerprinted:
-                    fingerprints[node.id] = await fingerprint(node_class, spec, node)
+                    fingerprints[node.id] = await fingerprint(node_class, spec, node, call)
         except Exception as failure:
             error = raised(failure)
             extra = {"exception_type": type(error).__name__, "traceback": traceback.format_tb(error.__traceback__)}
@@ -71,7 +82,9 @@ def _output_types(classes: Mapping[str, type], nodes: Mapping[str, Node], spec: 
     return types
 
 
-async def validate(node_class: type, spec: NodeSpec, node: Node, output_types: Mapping[str, Any]) -> list[Problem]:
+async def validate(
+    node_class: type, spec: NodeSpec, node: Node, output_types: Mapping[str, Any], call: Executing
+) -> list[Problem]:
     """Ask VALIDATE_INPUTS and return what it finds wrong: one problem for each input that it was given.
 
     output_types: the type of what each linked input will get, as its class declares it. Errors: the hook's own.
@@ -82,7 +95,7 @@ async def validate(node_class: type, spec: NodeSpec, node: Node, output_types: M
     given = {name: value for name, value in _constants(spec, node).items() if spec.validates(name)}
     if "input_types" in spec.validator:
         given["input_types"] = [dict(output_types)]
-    answers = await map_over_lists(hook, given, Executing(JOBLESS, node.id))
+    answers = await map_over_lists(hook, given, call)
     return [
         _of(node, Problem("custom_validation_failed", REFUSED, _reason(name, answer)), {"input_name": name})
         for name in given
@@ -91,13 +104,13 @@ async def validate(node_class: type, spec: NodeSpec, node: Node, output_types: M
     ]
 
 
-async def fingerprint(node_class: type, spec: NodeSpec, node: Node) -> Any:
-    """Ask IS_CHANGED and return a JSON value to compare; one that equals no other when it is NaN, or raised."""
+async def fingerprint(node_class: type, spec: NodeSpec, node: Node, call: Executing) -> Any:
+    """Ask IS_CHANGED and return a JSON value to compare; one that equals no other where it is NaN, or not answered."""
     hook = getattr(node_class, "IS_CHANGED", None)
     if hook is None:
         return None
     try:
-        answers = await map_over_lists(hook, _constants(spec, node), Executing(JOBLESS, node.id))
+        answers = await map_over_lists(hook, _constants(spec, node), call)
     except Exception:
         return f"unknown-{uuid.uuid4().hex}"
     return [_comparable(answer) for answer in answers]

@@ -77,6 +77,7 @@ from serve_app.scheduler.stimuli import (
     Tell,
 )
 from serve_app.scheduler.tally import Load, PoolLoad, Tally
+from serve_app.scheduler.time_limit import overtime
 from serve_app.scheduler.views import live_view, row_view
 from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobEnded, JobQuery, JobRow
@@ -87,8 +88,8 @@ _log = log.get("scheduler")
 
 POLL_S = 5.0
 """How long a replica's poll waits for a message before it is answered empty."""
-SILENCE_S = 60.0
-"""A replica that has not been heard of for this long is taken for lost, even if its process lives."""
+WATCH_S = 1.0
+"""How often it looks for replicas that have been silent, and for jobs that have run, for too long."""
 RECENT_S, RECENT_JOBS = 60.0, 200
 """Jobs that ended this shortly before a restart may have clients who have not been told; at most so many."""
 
@@ -113,9 +114,15 @@ class Scheduler:
         max_attempts: int = 5,
         share_results: bool = True,
         strict: bool = False,
+        silence_s: float = 20.0,
+        job_time_s: float | None = None,
     ) -> None:
         self._share_results = share_results
         self._strict = strict
+        self._silence_s = silence_s
+        self._job_time_s = job_time_s
+        self.silenced: Callable[[str], None] = lambda replica_id: None
+        """Told of a replica that has been lost because it was silent; its process may live."""
         self._jobs = jobs
         self._pools = tuple(pools)
         self._fingerprint = fingerprint
@@ -487,13 +494,25 @@ class Scheduler:
             mailbox.put(message)
 
     async def _watch(self) -> None:
-        """Take replicas that have been silent for too long for lost."""
+        """Take replicas that have been silent for too long for lost, and end jobs that have run for too long."""
+        looked_s = time.monotonic()
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(WATCH_S)
+            late_s = time.monotonic() - looked_s - WATCH_S
+            looked_s = time.monotonic()
+            if late_s > WATCH_S:
+                # It was this process that heard nothing.
+                for mailbox in self._mailboxes.values():
+                    mailbox.heard_s += late_s
             self._board.feeds.forget_idle()
-            silent = [n for n, m in self._mailboxes.items() if time.monotonic() - m.heard_s > SILENCE_S]
+            silent = [n for n, m in self._mailboxes.items() if looked_s - m.heard_s > self._silence_s]
             for replica_id in silent:
+                _log.error("replica %s has said nothing for %g s", replica_id, self._silence_s)
                 await self.lost(replica_id)
+                self.silenced(replica_id)
+            for job in list(self._machine.jobs.values()):
+                if failure := overtime(job, self._job_time_s, time.time()):
+                    self._feed(JobRefused(job.row.job_id, failure))
 
     def _check_alive(self) -> None:
         if self.fenced.is_set():

@@ -72,6 +72,11 @@ class Processes:
         """Return the process of a kind in TITLES, once there is one."""
         return wait_for(lambda: self.found(TITLES[kind]), f"a process {TITLES[kind]}")[0].pid
 
+    def logged(self) -> list[str]:
+        """Return the lines that Ray's workers have logged."""
+        logs = self._ray.glob("session_2*/logs/worker-*.err")
+        return [line for path in logs for line in path.read_text(errors="replace").splitlines()]
+
     def close(self) -> None:
         """End whatever is left."""
         while left := self.found():

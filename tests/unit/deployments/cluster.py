@@ -37,6 +37,7 @@ class Cluster:
         self.scheduler: Scheduler
         self.runners: dict[str, Runner] = {}
         self.lives: dict[str, asyncio.Task[None]] = {}
+        self.exits: list[int] = []
 
     async def start(self) -> None:
         self.scheduler = make_scheduler(self.config, "test")
@@ -47,7 +48,7 @@ class Cluster:
         return getattr(self.scheduler, name)
 
     async def replica(self, name: str, pool: PoolConfig | None = None) -> None:
-        runner = assemble(self.config, pool or self.config.pools[0], name, self, InProcess())
+        runner = assemble(self.config, pool or self.config.pools[0], name, self, InProcess(), self.exits.append)
         self.runners[name], self.lives[name] = runner, asyncio.create_task(runner.run())
         while name not in await self.replicas():
             await asyncio.sleep(0.01)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from serve_app.config import PoolConfig
-from serve_app.errors import InvalidGraphError
+from serve_app.deployments.watchdog import REPLACED
+from serve_app.errors import InvalidGraphError, NotReadyError
+from serve_app.scheduler import checks
 from serve_app.scheduler.messages import JobView
 from serve_app.service import Service
 from serve_app.store.volume import Volume
@@ -87,6 +89,31 @@ class Progresses(Node):
         ProgressBar(2).update_absolute(threading.Lock(), 2)
         return {}
 
+class Endless(Node):
+    stop = threading.Event()
+    def go(self, error):
+        self.stop.wait(60)
+        return {}
+
+class Deaf(Node):
+    async def go(self, error):
+        while not Endless.stop.is_set():
+            try:
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                pass
+        return {}
+
+class Waits(Node):
+    async def go(self, error):
+        await asyncio.sleep(60)
+
+class EndlessValidation(Node):
+    @classmethod
+    def VALIDATE_INPUTS(cls, error):
+        Endless.stop.wait(60)
+        return True
+
 class Says(str):
     pass
 
@@ -121,6 +148,13 @@ class Client:
         prompt = {"n": {"class_type": kind, "inputs": {"error": error}}}
         return (await self.service.submit({"prompt": prompt, "extra_data": extra_data})).job_id
 
+    async def started(self, kind: str, **extra_data: Any) -> str:
+        """Submit a node and return the job once the node runs."""
+        job_id = await self.submit(kind, **extra_data)
+        while not any(job_id in name for runner in self.running.runners.values() for name in runner.underway()):
+            await asyncio.sleep(0.01)
+        return job_id
+
     async def run(self, kind: str, error: str = "") -> JobView:
         return await asyncio.wait_for(self.running.finish(await self.submit(kind, error)), 30)
 
@@ -131,13 +165,17 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def client(root: Path, pools: tuple[PoolConfig, ...] = ONE) -> AsyncIterator[Client]:
+async def client(root: Path, pools: tuple[PoolConfig, ...] = ONE, **settings: Any) -> AsyncIterator[Client]:
     packs = root / "packs"
     packs.mkdir()
     (packs / "bad.py").write_text(PACK)
     (packs / "dies.py").write_text("raise KeyboardInterrupt")
-    async with cluster(root, pools, custom_nodes_dir=packs) as running:
-        yield Client(running)
+    async with cluster(root, pools, custom_nodes_dir=packs, **settings) as running:
+        try:
+            yield Client(running)
+        finally:
+            for runner in running.runners.values():
+                runner._classes["Endless"].stop.set()
 
 
 @pytest.mark.parametrize("kind", ["Sync", "Async", "Lazy"])
@@ -188,3 +226,92 @@ async def test_what_cannot_leave_the_process_fails_its_node_alone(tmp_path: Path
         answered = (await c.run("Answers")).prompt["n"]["is_changed"]
         assert [type(answer) for answer in answered] == [str]
         await c.check()
+
+
+def impatient(**settings: Any) -> tuple[PoolConfig, ...]:
+    return (PoolConfig(name="cpu", runtime=False, threads=1, stop_s=0.3, **settings),)
+
+
+@pytest.mark.parametrize("kind", ["Endless", "Deaf"])
+async def test_a_cancelled_node_that_goes_on_costs_its_replica_and_no_other_job(tmp_path: Path, kind: str) -> None:
+    async with client(tmp_path, impatient()) as c:
+        innocent = await c.started("Waits", job_time_s=1)
+        guilty = await c.started(kind)
+        assert await c.running.scheduler.cancel(guilty)
+        while not c.running.exits:
+            await asyncio.sleep(0.01)
+        assert c.running.exits == [REPLACED]
+        assert "cpu" not in await c.running.replicas()
+        assert (await c.running.finish(guilty)).state == "cancelled"
+        c.running.runners["cpu"]._classes["Endless"].stop.set()
+        await c.running.replica("second", impatient()[0])
+        assert (await c.run("Node", "fine")).state == "success"
+        view = await asyncio.wait_for(c.running.finish(innocent), 30)
+        assert view.failure["exception_type"] == "JobTimeError", "it went on with the second replica, to its own limit"
+
+
+async def test_a_cancelled_node_that_ends_in_time_costs_nothing(tmp_path: Path) -> None:
+    async with client(tmp_path, impatient()) as c:
+        guilty = await c.started("Endless")
+        assert await c.running.scheduler.cancel(guilty)
+        await c.running.finish(guilty)
+        c.running.runners["cpu"]._classes["Endless"].stop.set()
+        await c.check()
+        await asyncio.sleep(0.5)
+        assert c.running.exits == []
+        assert c.running.runners["cpu"]._underway == {}
+
+
+@pytest.mark.parametrize("kind", ["Endless", "Waits", "Deaf"])
+async def test_a_node_over_its_time_ends_its_job_saying_which_and_what_limit(tmp_path: Path, kind: str) -> None:
+    async with client(tmp_path, impatient(node_time_s=0.4)) as c:
+        view = await c.run(kind)
+        expected = f"node n ({kind}) ran for longer than 0.4 s, the node_time_s of pool cpu"
+        assert (view.state, view.failure["message"]) == ("error", expected)
+        assert (view.failure["node"], view.failure["class_type"]) == ("n", kind)
+        while kind != "Waits" and not c.running.exits:
+            await asyncio.sleep(0.01)
+        assert c.running.exits == ([] if kind == "Waits" else [REPLACED])
+
+
+async def test_a_submission_may_lower_the_limit_of_a_node_and_not_raise_it(tmp_path: Path) -> None:
+    async with client(tmp_path, impatient(node_time_s=0.4)) as c:
+        for asked, limit in ((0.2, "0.2 s, the node_time_s of the job's extra_data"), (9, "0.4 s, the node_time_s of")):
+            view = await asyncio.wait_for(c.running.finish(await c.submit("Waits", node_time_s=asked)), 30)
+            assert f"longer than {limit}" in view.failure["message"]
+
+
+async def test_a_job_over_its_time_ends_and_says_which_node_ran(tmp_path: Path) -> None:
+    async with client(tmp_path, job_time_s=0.5) as c:
+        for asked, source in (
+            ({"job_time_s": 0.3}, "0.3 s, the job_time_s of its extra_data"),
+            ({}, "0.5 s, the job_time"),
+        ):
+            view = await asyncio.wait_for(c.running.finish(await c.submit("Waits", **asked)), 30)
+            assert (view.failure["node"], view.failure["exception_type"]) == ("n", "JobTimeError")
+            assert f"longer than {source}" in view.failure["message"]
+            assert "node n (Waits)" in view.failure["message"]
+        await c.check()
+
+
+async def test_a_jobs_time_goes_on_while_the_scheduler_restarts(tmp_path: Path) -> None:
+    async with client(tmp_path) as c:
+        job_id = await c.started("Waits", job_time_s=0.8)
+        began_s = (await c.running.scheduler.job(job_id)).started_s
+        await c.running.restart_scheduler()
+        view = await asyncio.wait_for(c.running.finish(job_id), 30)
+        assert view.failure["exception_type"] == "JobTimeError"
+        assert view.started_s == began_s
+
+
+async def test_validation_that_does_not_end_is_given_up_and_costs_its_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "CHECK_S", 0.5)
+    monkeypatch.setattr("serve_app.deployments.runner.CHECK_S", 0.4)
+    async with client(tmp_path, impatient()) as c:
+        with pytest.raises((InvalidGraphError, NotReadyError)):
+            await c.submit("EndlessValidation")
+        while not c.running.exits:
+            await asyncio.sleep(0.01)
+        assert c.running.exits == [REPLACED]

@@ -58,6 +58,9 @@ class OneReplica:
     def fingerprint(self, folder: str, name: str) -> str:
         return ""
 
+    def time_limit(self, spec: Any) -> None:
+        return None
+
     def started(self, node_id: str, origin: Origin | None) -> None:
         self.started_nodes.append(node_id)
         self.origins[node_id] = origin

@@ -77,6 +77,9 @@ class Replica:
 
     say = progress
 
+    def time_limit(self, spec: Any) -> None:
+        return None
+
     def fingerprint(self, folder: str, name: str) -> str:
         return ""
 

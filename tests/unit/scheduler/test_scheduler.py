@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ from serve_app.errors import DatabaseAwayError, DrainingError, InvalidSubmission
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import Input, NodeSpec
-from serve_app.scheduler import writer
+from serve_app.scheduler import scheduler, writer
 from serve_app.scheduler.messages import (
     Assign,
     HostStats,
@@ -361,3 +362,18 @@ async def test_jobs_are_counted_and_cancelled_together_by_where_they_are(life):
     assert await life.scheduler.cancel_all(None) == 2
     views = [await life.scheduler.job(job_id) for job_id in running + waiting]
     assert [view.state for view in views] == ["cancelled"] * 5
+
+
+async def test_a_replica_that_is_silent_is_lost_and_named_to_whoever_can_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "WATCH_S", 0.02)
+    jobs = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
+    silence = Scheduler(jobs, [Pool("cpu", False)], lambda *_: "", lambda: HOST, holder="test", silence_s=0.2)
+    silenced: asyncio.Queue[str] = asyncio.Queue()
+    silence.silenced = silenced.put_nowait
+    await silence.start()
+    await silence.join(INFO, [SPEC], HOST)
+    assert await asyncio.wait_for(silenced.get(), 30) == INFO.replica_id
+    assert (await silence.cluster()).replicas == ()
+    await silence.close()

@@ -1,0 +1,101 @@
+"""What one task's nodes may use on their replica, and where what happens to them is said."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from serve_app.graph.graph import Origin
+from serve_app.graph.plan import Task
+from serve_app.graph.spec import NodeSpec
+from serve_app.images import to_preview
+from serve_app.nodes.executing import Progress, Say
+from serve_app.nodes.runtime import Files, Runtime
+from serve_app.nodes.time_limit import TimeLimit
+from serve_app.scheduler.messages import NodeBlocked, NodeFinished, NodeProgressed, NodeSaid, NodeStarted
+from serve_app.store.credentials import scrubbed
+
+if TYPE_CHECKING:
+    from serve_app.deployments.runner import Runner
+
+
+class TaskScope:
+    """The capabilities and the observer of one task's nodes."""
+
+    def __init__(self, runner: Runner, task: Task) -> None:
+        self._runner = runner
+        self._task = task
+        self._origins: dict[str, Origin | None] = {}
+        self._drawing: dict[str, asyncio.Task[None]] = {}
+        self._loop = asyncio.get_running_loop()
+        self.fingerprint = runner.fingerprint
+
+    def runtime(self, node_id: str) -> Runtime | None:
+        progress, show = partial(self._progressed, node_id), partial(self._show, node_id)
+        return self._runner.runtime(progress, show, strict=self._task.strict)
+
+    def files(self, node_id: str) -> Files:
+        return self._runner.files(self._task, node_id)
+
+    def progress(self, node_id: str) -> Progress:
+        def progress(value: float, maximum: float, preview: Any) -> None:
+            value, maximum = _number(value), _number(maximum)
+            # From whatever thread the node runs in. A loop that is closed has nobody left to tell.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._progressed, node_id, value, maximum)
+                if isinstance(preview, tuple) and len(preview) > 1:
+                    # ComfyUI's triple: a format, a Pillow image, the longest side.
+                    self._loop.call_soon_threadsafe(self._show, node_id, preview[1])
+
+        return progress
+
+    def _progressed(self, node_id: str, value: float, maximum: float) -> None:
+        self._runner.say(NodeProgressed(self._task.id, node_id, value, maximum, self._origins.get(node_id)))
+
+    def _show(self, node_id: str, picture: Any) -> None:
+        """Show a picture (h,w,3) in 0…255, unless the node's last one is not drawn yet."""
+        drawing = self._drawing.get(node_id)
+        if drawing is None or drawing.done():
+            self._drawing[node_id] = asyncio.create_task(self._draw(node_id, picture))
+
+    async def _draw(self, node_id: str, picture: Any) -> None:
+        image = await asyncio.to_thread(to_preview, picture)
+        self._runner.preview(self._task.id, node_id, image, self._origins.get(node_id))
+
+    def say(self, node_id: str) -> Say:
+        def say(type_: str, data: Any) -> None:
+            with contextlib.suppress(RuntimeError):
+                said = NodeSaid(self._task.id, node_id, type_, scrubbed(data, self._task.extra_data))
+                self._loop.call_soon_threadsafe(self._runner.say, said)
+
+        return say
+
+    def started(self, node_id: str, origin: Origin | None) -> None:
+        self._origins[node_id] = origin
+        self._runner.times.began(self._task, node_id)
+        self._runner.say(NodeStarted(self._task.id, node_id, origin))
+
+    def finished(
+        self, node_id: str, signature: str, ui: Mapping[str, Any] | None, origin: Origin | None, *, computed: bool
+    ) -> None:
+        self._runner.times.ended(self._task, node_id, computed=computed)
+        shown = scrubbed(ui, self._task.extra_data)
+        self._runner.say(NodeFinished(self._task.id, node_id, signature, shown, origin, computed))
+
+    def blocked(self, node_id: str, class_type: str, message: str) -> None:
+        shown = scrubbed(message, self._task.extra_data)
+        self._runner.say(NodeBlocked(self._task.id, node_id, class_type, shown))
+
+    def time_limit(self, spec: NodeSpec) -> TimeLimit | None:
+        return self._runner.node_limits.of(spec, self._task.extra_data)
+
+    def fetch(self, signature: str) -> Awaitable[Any | None]:
+        return self._runner.fetch(self._task.id, signature)
+
+
+def _number(value: Any) -> float:
+    """Return a number as it may leave this process. Errors: whatever `float` raises, which is the node's own."""
+    return value if type(value) in (int, float) else float(value)

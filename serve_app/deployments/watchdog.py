@@ -1,0 +1,173 @@
+"""Ends a replica's process that can no longer be trusted to say so itself: a blocked event loop, memory without end.
+
+A thread beside the event loop; no Ray. Whoever needs the replica notices the end of its process at once, and Serve
+starts another. Last words go to the log before: which nodes ran, and every thread's stack of a loop that is blocked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import os
+import resource
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from serve_app import log
+
+_log = log.get("deployments.watchdog")
+
+LOOK_S = 0.25
+"""How often it looks."""
+RELIEF_S = 1.0
+"""How long memory may stay above its limit after what can be freed was asked to be."""
+
+LAST_WORDS_S = 5.0
+"""How long the last words of a process may take."""
+RESERVED_BYTES = 1 << 30
+"""What stacks of threads and the allocator reserve and do not use, at most, beyond what they do as it starts."""
+
+BLOCKED, FULL, REPLACED = 81, 82, 83
+"""Exit statuses: the event loop was blocked; memory above its limit; a node that did not end when it had to."""
+
+
+class Watchdog:
+    """Watches one event loop and the memory of its process, from `start` to `stop`.
+
+    hang_s: how long the loop may do nothing else than one thing. memory_bytes: as `own_bytes`; 0 is no limit.
+    relieve: frees what can be, in the loop. underway: which nodes run, for the log; asked in the watchdog's thread.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        hang_s: float,
+        memory_bytes: int,
+        relieve: Callable[[], None],
+        underway: Callable[[], list[str]],
+        exit: Callable[[int], object] = os._exit,
+        own_bytes: Callable[[], int] | None = None,
+    ) -> None:
+        self._loop = loop
+        self._hang_s = hang_s
+        self._memory_bytes = memory_bytes
+        self._relieve = relieve
+        self._underway = underway
+        self._exit = exit
+        self._own_bytes = own_bytes or _own_bytes
+        self._ticked = threading.Event()
+        self._ticked.set()
+        self._missed_s = self._above_s = 0.0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(LOOK_S):
+            self.look()
+
+    def look(self) -> None:
+        """Look once, LOOK_S after the last time.
+
+        Time is counted in looks and not by a clock: a process that was stopped, or a call that let no thread run, has
+        kept the watchdog from looking as well, and the loop may answer as soon as both can run.
+        """
+        if self._ticked.is_set():
+            self._missed_s = 0.0
+            self._ticked.clear()
+            try:
+                self._loop.call_soon_threadsafe(self._ticked.set)
+            except RuntimeError:  # the loop is closed, and with it whatever there was to watch
+                self._ticked.set()
+                self.stop()
+                return
+        else:
+            self._missed_s += LOOK_S
+        if self._missed_s >= self._hang_s:
+            self._end(BLOCKED, f"the event loop has been blocked for {self._hang_s:g} s")
+            return
+        if self._memory_bytes:
+            self._look_at_memory()
+
+    def _look_at_memory(self) -> None:
+        used = self._own_bytes()
+        if used <= self._memory_bytes:
+            self._above_s = 0.0
+            return
+        if self._above_s == 0.0:
+            _log.warning("memory: %d bytes are above memory_bytes=%d; results are freed", used, self._memory_bytes)
+            self._loop.call_soon_threadsafe(self._relieve)
+        self._above_s += LOOK_S
+        if self._above_s > RELIEF_S:
+            self._end(FULL, f"the process has {used} bytes of memory, above memory_bytes={self._memory_bytes}")
+
+    def _end(self, status: int, why: str) -> None:
+        end(status, why, self._underway, self._exit, stacks=status == BLOCKED)
+
+
+def end(
+    status: int,
+    why: str,
+    underway: Callable[[], list[str]],
+    exit: Callable[[int], object] = os._exit,
+    *,
+    stacks: bool = False,
+) -> None:
+    """End this process with last words. stacks: of every thread, among them."""
+    # Whoever is blocked may hold the log's lock; this needs none, nor Python's own.
+    faulthandler.dump_traceback_later(LAST_WORDS_S, exit=True, file=sys.__stderr__ or 2)
+    try:
+        nodes = ", ".join(underway()) or "no node"
+        _log.error("this process ends with status %d: %s; running: %s", status, why, nodes)
+        if stacks:
+            faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+    finally:
+        exit(status)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def limit_allocations(memory_bytes: int) -> None:
+    """Let an allocation that alone would take the process far over memory_bytes fail, as an error of who asks.
+
+    The soft limit of writable private memory becomes what there is now, memory_bytes and RESERVED_BYTES. What grows
+    little by little meets the watchdog before, which counts memory in use; so nobody else's allocation fails. Not for a
+    process with a GPU, whose driver reserves more than it uses.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = _vm_data_bytes() + memory_bytes + RESERVED_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def free_unused() -> None:
+    """Give back to the system what nothing refers to any more."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # only glibc keeps so much, and only it has this
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _own_bytes() -> int:
+    """Return the memory in use that is this process's alone: not Ray's shared memory, nor files it has mapped."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))
+
+
+def _vm_data_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,90 @@
+"""How long one call of a node may take: whoever waits is told once the time is over, whether or not the call ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.errors import NodeError
+from serve_app.graph.spec import NodeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimit:
+    """So many seconds, and where that is set, as an error says it: "node_time_s of pool cpu"."""
+
+    seconds: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLimits:
+    """How long one call of a pool's nodes may take; runtime_node_s of those that ask for RUNTIME. None: no limit."""
+
+    pool: str = ""
+    node_s: float | None = None
+    runtime_node_s: float | None = None
+
+    def of(self, spec: NodeSpec, extra_data: Mapping[str, Any]) -> TimeLimit | None:
+        """Return the lower one of the pool's limit and what the submission asks for in its extra_data."""
+        seconds, key = (self.runtime_node_s, "runtime_node_time_s") if spec.runtime else (self.node_s, "node_time_s")
+        asked = extra_data.get("node_time_s")
+        limits = [] if seconds is None else [TimeLimit(seconds, f"{key} of pool {self.pool}")]
+        if isinstance(asked, int | float):
+            limits.append(TimeLimit(asked, "node_time_s of the job's extra_data"))
+        return min(limits, key=lambda limit: limit.seconds, default=None)
+
+
+class NodeTimeError(NodeError):
+    """A node took longer than it may."""
+
+
+async def bounded(
+    work: Callable[[Callable[[], None]], Coroutine[Any, Any, Any]], limit: TimeLimit | None, what: str
+) -> Any:
+    """Await work(begun) and return what it comes to. Its time counts from its call of `begun`, from any thread.
+
+    Work that is over its time is cancelled but not waited for. what: names it in the error. Errors: NodeTimeError.
+    """
+    if limit is None:
+        return await work(lambda: None)
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Any] = loop.create_future()
+    timers: list[asyncio.TimerHandle] = []
+
+    def start() -> None:
+        if not outcome.done():
+            timers.append(loop.call_later(limit.seconds, expire))
+
+    def begun() -> None:
+        with suppress(RuntimeError):  # a loop that is closed has nobody left to tell
+            loop.call_soon_threadsafe(start)
+
+    def expire() -> None:
+        if not outcome.done():
+            outcome.set_exception(NodeTimeError(f"{what} ran for longer than {limit.seconds:g} s, the {limit.source}"))
+            running.cancel()
+
+    def ended(_: asyncio.Task[Any]) -> None:
+        error = asyncio.CancelledError() if running.cancelled() else running.exception()
+        if outcome.done():
+            return
+        if error is None:
+            outcome.set_result(running.result())
+        else:
+            outcome.set_exception(error)
+
+    running = asyncio.create_task(work(begun))
+    running.add_done_callback(ended)
+    try:
+        return await outcome
+    except asyncio.CancelledError:
+        running.cancel()
+        await asyncio.wait([running])
+        raise
+    finally:
+        for timer in timers:
+            timer.cancel()

@@ -1,0 +1,155 @@
+"""The watchdog beside a real loop that is blocked or not, and a real process that runs out of memory."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from serve_app.deployments.watchdog import BLOCKED, FULL, LOOK_S, RELIEF_S, Watchdog
+
+GB = 1 << 30
+
+
+class Watched:
+    """A loop in a thread of its own, and a watchdog that the test makes look."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.exits: list[int] = []
+        self.relieved = threading.Event()
+        self.bytes = 0
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.watchdog = Watchdog(
+            self.loop,
+            **{"hang_s": 2 * LOOK_S, "memory_bytes": 0, **settings},
+            relieve=self.relieved.set,
+            underway=lambda: ["node 7 (Sleep) of job j"],
+            exit=self.exits.append,
+            own_bytes=lambda: self.bytes,
+        )
+
+    def look(self, times: int) -> None:
+        for _ in range(times):
+            self.watchdog.look()
+            if not self.exits:
+                self.settle()
+
+    blocked = False
+
+    def settle(self) -> None:
+        """Let the loop do what it was given before, if it can."""
+        done = threading.Event()
+        self.loop.call_soon_threadsafe(done.set)
+        done.wait(0.05 if self.blocked else 10)
+
+    def block(self) -> Callable[[], None]:
+        """Block the loop until the function returned is called."""
+        entered, go = threading.Event(), threading.Event()
+        self.loop.call_soon_threadsafe(lambda: (entered.set(), go.wait(30)))
+        assert entered.wait(10)
+        self.blocked = True
+        return go.set
+
+
+def test_a_loop_that_is_blocked_ends_the_process_with_last_words_and_stacks(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    watched = Watched()
+    watched.look(4)
+    assert watched.exits == []
+    go = watched.block()
+    watched.look(4)
+    go()
+    assert watched.exits[0] == BLOCKED
+    assert "node 7 (Sleep) of job j" in caplog.text
+    assert "in <lambda>" in capfd.readouterr().err
+
+
+def test_a_loop_that_answers_in_between_is_not_blocked() -> None:
+    watched = Watched()
+    for _ in range(3):
+        go = watched.block()
+        watched.look(2)
+        watched.blocked = False
+        go()
+        watched.settle()
+    assert watched.exits == []
+
+
+def test_memory_above_its_limit_is_first_freed_and_ends_the_process_only_if_that_did_not_help() -> None:
+    watched = Watched(memory_bytes=GB)
+    watched.bytes = GB
+    watched.look(10)
+    assert not watched.relieved.is_set()
+    watched.bytes = GB + 1
+    watched.look(1)
+    assert watched.relieved.wait(10)
+    assert watched.exits == []
+    watched.bytes = GB
+    watched.look(10)
+    assert watched.exits == []
+    watched.bytes = GB + 1
+    watched.look(int(RELIEF_S / LOOK_S) + 1)
+    assert watched.exits == [FULL]
+
+
+def test_a_closed_loop_is_watched_no_more() -> None:
+    watched = Watched()
+    watched.loop.call_soon_threadsafe(watched.loop.stop)
+    while watched.loop.is_running():
+        pass
+    watched.loop.close()
+    for _ in range(10):
+        watched.watchdog.look()
+    assert watched.exits == []
+
+
+def process(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_process_that_blocks_its_loop_or_fills_memory_really_ends() -> None:
+    start = """
+import asyncio, time
+from serve_app.deployments.watchdog import Watchdog
+async def main():
+    Watchdog(asyncio.get_running_loop(), hang_s=0.5, memory_bytes=MEMORY, relieve=lambda: None,
+             underway=lambda: ["node 7"]).start()
+    await asyncio.sleep(0.1)
+"""
+    blocked = process(start.replace("MEMORY", "0") + "    time.sleep(60)\nasyncio.run(main())")
+    assert blocked.returncode == BLOCKED
+    assert "in main" in blocked.stderr
+    full = process(
+        start.replace("MEMORY", str(GB // 2))
+        + "    kept = []\n    while True: kept.append(b'x' * (1 << 24)); await asyncio.sleep(0.01)\nasyncio.run(main())"
+    )
+    assert full.returncode == FULL
+    assert "node 7" in full.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_huge_allocation_fails_cleanly_and_everything_else_goes_on() -> None:
+    done = process(
+        """
+import threading, time, torch
+from serve_app.deployments.watchdog import limit_allocations
+limit_allocations(1 << 28)
+for huge in (lambda: torch.zeros(1 << 30), lambda: bytearray(1 << 32), lambda: "a" * (1 << 32)):
+    try:
+        huge()
+        raise SystemExit("it was given")
+    except (MemoryError, RuntimeError):
+        pass
+threads = [threading.Thread(target=time.sleep, args=(0.1,)) for _ in range(40)]
+[thread.start() for thread in threads]
+print(float((torch.ones(500, 500) @ torch.ones(500, 500)).sum()))
+"""
+    )
+    assert done.stdout.strip() == str(500.0**3), done.stderr
