@@ -232,8 +232,8 @@ class AppConfig(Section):
     database_url: str = "sqlite:///state/jobs.sqlite"
     max_queue: Annotated[int, Field(ge=1)] = 1000
     """Jobs that may wait; one more is answered 503."""
-    max_attempts: Annotated[int, Field(ge=1)] = 5
-    """Replicas a task may lose before its job is given up."""
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    """Replicas a job may lose while it alone runs on them, before it is given up."""
     silence_s: Annotated[float, Field(ge=5)] = 20.0
     """How long a replica may say nothing before its process is ended and its tasks are given to others."""
     job_time_s: Seconds | None = None

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from serve_app.errors import NotReadyError
+from serve_app.errors import InvalidSubmissionError, NotReadyError
 from serve_app.graph.graph import Graph
 from serve_app.graph.plan import Pool, takes
 from serve_app.graph.spec import NodeSpec
@@ -20,6 +20,8 @@ CHECK_S = 30.0
 """How long a submission waits for a replica that may run its classes' code, and for its answer."""
 LOOK_S = 0.1
 """How often a submission that waits for a replica looks for one."""
+MAX_LOSSES = 2
+"""Replicas that may be lost while they check one submission; it is refused then, for its classes may be the cause."""
 
 
 class Checks:
@@ -40,7 +42,10 @@ class Checks:
         self._waiting: dict[str, int] = {}
 
     async def check(self, graph: Graph, outputs: Sequence[str], specs: Mapping[str, NodeSpec]) -> Hooks:
-        """Ask of every hooked node that the outputs need. Errors: NotReadyError after CHECK_S without an answer."""
+        """Ask of every hooked node that the outputs need.
+
+        Errors: NotReadyError after CHECK_S without an answer; InvalidSubmissionError if MAX_LOSSES replicas were lost.
+        """
         asked: dict[str, list[str]] = {}
         for node_id in graph.ancestors(outputs):
             spec = specs[graph.nodes[node_id].class_type]
@@ -64,14 +69,19 @@ class Checks:
             if (future := self._answers.get(number)) is not None:
                 future.cancel()
 
+    def under_way(self, replica_id: str) -> bool:
+        """Whether the replica is checking something now."""
+        return bool(self._asked.get(replica_id))
+
     def waiting(self, pool: str) -> int:
         """Return how many checks wait for a replica of the pool to come; what starts one of a pool at zero."""
         return self._waiting.get(pool, 0)
 
     async def _ask(self, pool: str, graph: Graph, node_ids: tuple[str, ...]) -> Checked:
+        classes = ", ".join(sorted({graph.nodes[node_id].class_type for node_id in node_ids}))
         try:
             async with asyncio.timeout(CHECK_S):
-                while True:
+                for _ in range(MAX_LOSSES):
                     replica = await self._replica(pool)
                     number = next(self._numbers)
                     future: asyncio.Future[Checked] = asyncio.get_running_loop().create_future()
@@ -85,18 +95,20 @@ class Checks:
                     finally:
                         del self._answers[number]
                         self._asked.get(replica, set()).discard(number)
+            raise InvalidSubmissionError(
+                f"{MAX_LOSSES} replicas of pool {pool} were lost while they checked the inputs of {classes}"
+            )
         except TimeoutError as error:
-            classes = ", ".join(sorted({graph.nodes[node_id].class_type for node_id in node_ids}))
             raise NotReadyError(
                 f"no replica of pool {pool} has checked the inputs of {classes} within {CHECK_S:g} s", retry_after_s=5
             ) from error
 
     async def _replica(self, pool: str) -> str:
-        """Return the least busy replica of the pool, waiting for one to come."""
+        """Return the least busy replica of the pool, one in quarantine last, waiting for one to come."""
         self._waiting[pool] = self.waiting(pool) + 1
         try:
             while not (there := [r for r in self._replicas() if r.info.pool == pool]):
                 await asyncio.sleep(LOOK_S)
         finally:
             self._waiting[pool] -= 1
-        return min(there, key=lambda r: (len(r.running), r.info.replica_id)).info.replica_id
+        return min(there, key=lambda r: (bool(r.quarantined), len(r.running), r.info.replica_id)).info.replica_id

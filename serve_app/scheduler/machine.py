@@ -4,6 +4,9 @@ Rules:
 1. A job runs its tasks when the values they need are there; jobs are served by (number, submission order).
 2. A task is sent to one replica as one attempt. Only the current attempt of a running task counts; answers of any
    other are dropped. Losing the replica makes a new attempt; a node that raises ends the job.
+   A job that has lost SHARED_LOSSES replicas together with others is a suspect: it runs in quarantine, on replicas
+   where no other job runs, and waits for no other job's work. One that loses max_attempts replicas on which it ran
+   alone is given up. So no job is given up because of another, and each replica lost brings a job nearer to its end.
 3. A signature is computed by one task at a time in the whole cluster. Who else needs it asks (Want) and is sent it
    (Export, Deliver), or told to make it (Compute) once nobody has or makes it.
 4. An output recorded for a job is never computed again for that job.
@@ -15,9 +18,8 @@ The machine knows unfinished jobs only. The shell (`scheduler.py`) feeds it and 
 
 from __future__ import annotations
 
-import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from serve_app.events import Event, Kind
@@ -48,6 +50,7 @@ from serve_app.scheduler.messages import (
     Want,
 )
 from serve_app.scheduler.placement import ReplicaRecord, choose, constants_of
+from serve_app.scheduler.ready_queue import Entry, ReadyQueue
 from serve_app.scheduler.records import JobRecord, TaskRecord, assignment, elsewhere, id_of, placed, stopped, targets_of
 from serve_app.scheduler.results import Results
 from serve_app.scheduler.stimuli import (
@@ -58,28 +61,43 @@ from serve_app.scheduler.stimuli import (
     Persist,
     Publish,
     ReplicaJoined,
+    ReplicaLeft,
     ReplicaLost,
     Reported,
     Send,
     Stimulus,
     Tell,
 )
-from serve_app.store.changes import Ending, JobAccepted, JobEnded, JobRow, JobStarted, OutputRecorded
+from serve_app.store.changes import (
+    Ending,
+    JobAccepted,
+    JobEnded,
+    JobLostReplica,
+    JobRow,
+    JobStarted,
+    OutputRecorded,
+)
 
 EPOCH_BITS = 32
 """An event's seq is epoch << EPOCH_BITS plus a count, so cursors keep growing across restarts."""
+MAX_STOPS = 100
+"""How often a replica may stop a task that nobody has cancelled."""
 
 
 class Machine:
-    """The state of the scheduler. epoch: the fencing number of this life. max_attempts: tries a task gets."""
+    """The state of the scheduler. epoch: the fencing number of this life.
 
-    def __init__(self, epoch: int, max_attempts: int = 5) -> None:
+    max_attempts: replicas that a job may lose while it runs alone on them.
+    """
+
+    def __init__(self, epoch: int, max_attempts: int) -> None:
         self.jobs: dict[str, JobRecord] = {}
         self.replicas: dict[str, ReplicaRecord] = {}
         self.results = Results()
         self._seq = epoch << EPOCH_BITS
         self._max_attempts = max_attempts
-        self._ready: defaultdict[str, list[tuple[bool, float, int, str, int]]] = defaultdict(list)
+        self._ready: defaultdict[str, ReadyQueue] = defaultdict(ReadyQueue)
+        self._suspects: defaultdict[str, ReadyQueue] = defaultdict(ReadyQueue)
         self._waiters: defaultdict[str, list[TaskId]] = defaultdict(list)
         self._commands: list[Command] = []
         self._at_s = 0.0
@@ -99,10 +117,13 @@ class Machine:
                 else:  # an end that nobody has been told of, for it could not be recorded
                     self._write_end(job_id, "error", failure)
             case ReplicaJoined(info):
-                self._replica_lost(info.replica_id)
+                self._replica_gone(info.replica_id)
                 self.replicas[info.replica_id] = ReplicaRecord(info)
-            case ReplicaLost(replica_id):
-                self._replica_lost(replica_id)
+            case ReplicaLeft(replica_id):
+                self._replica_gone(replica_id)
+            case ReplicaLost(replica_id, checking):
+                self._charge(replica_id, checking=checking)
+                self._replica_gone(replica_id)
             case Reported(replica_id, report):
                 if replica_id in self.replicas:
                     self._reported(self.replicas[replica_id], report)
@@ -132,6 +153,8 @@ class Machine:
             outputs=outputs,
             missing=set(row.targets) - set(outputs),
             cached=row.cached,
+            losses=row.losses,
+            lone_losses=row.lone_losses,
         )
         self.jobs[row.job_id] = job
         if row.queued_seq >> EPOCH_BITS == self._seq >> EPOCH_BITS:
@@ -154,8 +177,8 @@ class Machine:
         self._queue(job, task)
 
     def _queue(self, job: JobRecord, task: TaskRecord) -> None:
-        entry = (not self._awaited(job, task), *job.priority, job.row.job_id, task.plan.index)
-        heapq.heappush(self._ready[task.plan.pool], entry)
+        queue = (self._suspects if job.suspect else self._ready)[task.plan.pool]
+        queue.push(job, task, awaited=self._awaited(job, task))
 
     def _awaited(self, job: JobRecord, task: TaskRecord) -> bool:
         """Whether a running task of the job waits for what this one makes, or for what another makes of it."""
@@ -166,8 +189,8 @@ class Machine:
             if other.state == "waiting" and not set(task.plan.nodes).isdisjoint(other.plan.needs)
         )
 
-    def _record(self, job: JobRecord, node_id: str, ui: Mapping[str, Any]) -> None:
-        """Record an output for good; end the job with its last one."""
+    def _record(self, job: JobRecord, node_id: str, ui: Mapping[str, Any], by: TaskId | None = None) -> None:
+        """Record an output for good; end the job with its last one. by: the task that made it."""
         if node_id not in job.missing:
             return
         seq = self.next_seq()
@@ -178,14 +201,16 @@ class Machine:
         executed = {"node": node_id, "output": ui}
         self._commands.append(Publish(Event(job.row.job_id, seq, "executed", self._at_s, executed)))
         if not job.missing:
-            self._end(job, "success", {})
+            self._end(job, "success", {}, by)
 
-    def _end(self, job: JobRecord, state: Ending, failure: Mapping[str, Any]) -> None:
+    def _end(self, job: JobRecord, state: Ending, failure: Mapping[str, Any], by: TaskId | None = None) -> None:
+        """End a job and stop what runs of it, but for the task that brings the end and is as good as over itself."""
         del self.jobs[job.row.job_id]
         self._write_end(job.row.job_id, state, failure)
         for task in job.tasks:
-            if task.state == "running" and state != "success":
-                self._send(task.replica_id, Interrupt(id_of(job, task)))
+            task_id = id_of(job, task)
+            if task.state == "running" and (task_id != by or any(task_id in w for w in self._waiters.values())):
+                self._send(task.replica_id, Interrupt(task_id))
 
     def _write_end(self, job_id: str, state: Ending, failure: Mapping[str, Any]) -> None:
         seq = self.next_seq()
@@ -202,26 +227,100 @@ class Machine:
     # Placing --------------------------------------------------------------------------------------------------------
 
     def _assign_ready(self) -> None:
-        """Give ready tasks to free replicas, first by priority, until a pool has no free replica or no ready task.
-
-        A task that a running one waits for needs no free one: those that hold the slots may all wait for it in the end.
-        """
+        """Give ready tasks to free replicas, first by priority, until a pool has no free replica or no ready task."""
         progress = True
         while progress:
             progress = False
-            for pool in list(self._ready):
+            for pool in {**self._suspects, **self._ready}:
                 replicas = [r for r in self.replicas.values() if r.info.pool == pool]
-                ready = self._ready[pool]
-                while ready and (able := [r for r in replicas if r.free or not ready[0][0]]):
-                    ordinary, *_, job_id, index = heapq.heappop(ready)
-                    job = self.jobs.get(job_id)
-                    if job is None or job.tasks[index].state != "ready":
-                        continue
-                    progress = True
-                    if ordinary or self._awaited(job, job.tasks[index]):
-                        self._start(job, job.tasks[index], able)
-                    else:
-                        self._queue(job, job.tasks[index])
+                self._end_quarantines(replicas)
+                progress |= self._assign_suspects(pool, replicas)
+                progress |= self._assign_ordinary(pool, replicas)
+
+    def _assign_ordinary(self, pool: str, replicas: Sequence[ReplicaRecord]) -> bool:
+        """Start what may start; whether anything did.
+
+        A task that a running one waits for needs no free replica: those that hold the slots may all wait for it in the
+        end. For the same reason it is let into quarantine where the suspect waits for a replica to clear.
+        """
+        ready, progress = self._ready[pool], False
+        while entry := self._first(ready):
+            free = [r for r in replicas if r.free]
+            if entry.awaited:
+                free = [r for r in replicas if r.quarantined is None or self._waits_for_a_replica(r.quarantined)]
+                free = [r for r in free if r.quarantined is None] or free
+            if not free:
+                break
+            ready.pop()
+            progress = True
+            job = self.jobs[entry.job_id]
+            task = job.tasks[entry.task_index]
+            if job.suspect or (entry.awaited and not self._awaited(job, task)):
+                self._queue(job, task)
+            else:
+                self._start(job, task, free)
+        return progress
+
+    def _first(self, queue: ReadyQueue) -> Entry | None:
+        """Return the first entry whose task is ready still; those before it are dropped."""
+        while entry := queue.first():
+            job = self.jobs.get(entry.job_id)
+            if job is not None and job.tasks[entry.task_index].state == "ready":
+                return entry
+            queue.pop()
+        return None
+
+    def _assign_suspects(self, pool: str, replicas: Sequence[ReplicaRecord]) -> bool:
+        """Start suspects on replicas of their own, and keep replicas clear for those that wait; whether any started."""
+        suspects, progress = self._suspects[pool], False
+        while entry := self._first(suspects):
+            job = self.jobs[entry.job_id]
+            task = job.tasks[entry.task_index]
+            replica = self._quarantine(job, replicas, self._first(self._ready[pool]))
+            if replica is None or not replica.runs_only(entry.job_id):
+                break
+            if replica.running and len(replica.running) >= replica.info.slots and not self._awaited(job, task):
+                break
+            suspects.pop()
+            progress = True
+            self._start(job, task, [replica])
+        return progress
+
+    def _quarantine(
+        self, job: JobRecord, replicas: Sequence[ReplicaRecord], rival: Entry | None
+    ) -> ReplicaRecord | None:
+        """Return the replica kept for a suspect, perhaps with others' tasks still to end on it; None if it must wait.
+
+        At most half of a pool, but one replica in any case, is in quarantine. Of the jobs that need several pools one
+        is at a time: two could each wait for what the other's quarantine keeps from it. A rival, the first of those
+        that are no suspects, goes before it if it comes earlier by priority.
+        """
+        job_id = job.row.job_id
+        if own := next((r for r in replicas if r.quarantined == job_id), None):
+            return own
+        others = [r for r in replicas if r.quarantined is None]
+        if not others or len(replicas) - len(others) >= max(1, len(replicas) // 2):
+            return None
+        if rival is not None and rival.priority < job.priority:
+            return None
+        kept = {r.quarantined for r in self.replicas.values()} - {None, job_id}
+        if job.spans_pools and any(other not in self.jobs or self.jobs[other].spans_pools for other in kept if other):
+            return None
+        chosen = min(others, key=lambda r: (len(r.running), r.info.replica_id))
+        chosen.quarantined = job_id
+        return chosen
+
+    def _waits_for_a_replica(self, job_id: str) -> bool:
+        return job_id in self.jobs and any(task.state == "ready" for task in self.jobs[job_id].tasks)
+
+    def _end_quarantines(self, replicas: Iterable[ReplicaRecord]) -> None:
+        """Open replicas to all again on which nothing of their suspect runs, be it over or about to begin.
+
+        Which replica is cleared for the first suspect is then decided anew: the one that is clearest by now.
+        """
+        for replica in replicas:
+            if not any(task_id.job_id == replica.quarantined for task_id in replica.running):
+                replica.quarantined = None
 
     def _start(self, job: JobRecord, task: TaskRecord, replicas: list[ReplicaRecord]) -> None:
         """Send a ready task to one of the replicas, unless what it should produce is known already."""
@@ -237,7 +336,7 @@ class Machine:
         if not targets:
             self._done(job, task)
             return
-        lost = [n for n in task.plan.needs if not self._reachable(job.plan.signatures[n])]
+        lost = [n for n in task.plan.needs if not self._reachable(job.plan.signatures[n], job)]
         if lost:
             self._remake(job, lost)
             task.state = "waiting"
@@ -268,8 +367,13 @@ class Machine:
             return node_id in job.missing
         return not self.results.holders(job.plan.signatures[node_id])
 
-    def _reachable(self, signature: str) -> bool:
-        return bool(self.results.holders(signature)) or self.results.owner(signature) is not None
+    def _reachable(self, signature: str, job: JobRecord) -> bool:
+        return bool(self.results.holders(signature)) or self._maker(signature, job) is not None
+
+    def _maker(self, signature: str, job: JobRecord) -> TaskId | None:
+        """Return the task for whose work on the value the job may wait: a suspect waits for its own only."""
+        owner = self.results.owner(signature)
+        return owner if owner is None or not job.suspect or owner.job_id == job.row.job_id else None
 
     def _remake(self, job: JobRecord, nodes: Iterable[str]) -> None:
         """Run the tasks whose values are wanted but gone, or were not evaluated so far."""
@@ -298,14 +402,14 @@ class Machine:
             if signature in seen:
                 continue
             seen.add(signature)
-            holders, owner = self.results.holders(signature), self.results.owner(signature)
+            holders, owner = self.results.holders(signature), self._maker(signature, job)
             if replica.info.replica_id in holders or owner in replica.running:
                 continue
             if holders or owner is not None or node_id not in own:
                 remote.add(signature)
                 continue
             # Others may wait for what is claimed, so it must be what will be computed.
-            if node_id in job.plan.certain:
+            if node_id in job.plan.certain and self.results.owner(signature) is None:
                 self.results.claim(signature, task_id)
             stack.extend(link.node_id for _, link in job.plan.graph.nodes[node_id].links())
         return frozenset(remote)
@@ -328,7 +432,7 @@ class Machine:
                 if self._waiters.get(signature):
                     self._send(replica_id, Export(signature))
                 if current := self._current(task_id):
-                    self._node_finished(current[0], node_id, ui, origin, computed)
+                    self._node_finished(task_id, current[0], node_id, ui, origin, computed)
             case NodeBlocked(task_id, node_id, class_type, message):
                 if current := self._current(task_id):
                     blocked = {"node": node_id, "class_type": class_type, "message": message}
@@ -364,7 +468,7 @@ class Machine:
             case TaskStopped(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
-                    self._retry(*current, "was stopped by its replica")
+                    self._stopped(*current)
             case TaskCancelled(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
@@ -373,6 +477,8 @@ class Machine:
             case Want(task_id, signature):
                 if self._current(task_id):
                     self._resolve(signature, [task_id])
+                else:  # nobody will bring it what it waits for
+                    self._send(replica_id, Interrupt(task_id))
             case Exported(signature, value):
                 for waiter in self._waiters.pop(signature, []):
                     self._send(self._replica_of(waiter), Deliver(signature, value))
@@ -384,13 +490,19 @@ class Machine:
                 replica.recipes = recipes
 
     def _node_finished(
-        self, job: JobRecord, node_id: str, ui: Mapping[str, Any] | None, origin: Origin | None, computed: bool
+        self,
+        by: TaskId,
+        job: JobRecord,
+        node_id: str,
+        ui: Mapping[str, Any] | None,
+        origin: Origin | None,
+        computed: bool,
     ) -> None:
         """Note that a node is done; keep what it shows if the job wants that, or if it is part of a subgraph."""
         job.finished.add(node_id)
         job.executing.pop(node_id, None)
         if node_id in job.plan.outputs:
-            self._record(job, node_id, ui or {})
+            self._record(job, node_id, ui or {}, by)
         elif origin is None or not ui:
             if computed:
                 self._publish(job, "finished", placed(node_id, origin))
@@ -429,7 +541,7 @@ class Machine:
         task.state = "done"
         signatures = [job.plan.signatures[n] for n in job.wanted.intersection(task.plan.nodes)]
         # What was asked for while it ran was no target of this run.
-        if any(self._waiters.get(s) and not self._reachable(s) for s in signatures):
+        if any(self._waiters.get(s) and not self._reachable(s, job) for s in signatures):
             task.attempt += 1
             self._make_ready(job, task)
         self._wake(job)
@@ -455,18 +567,49 @@ class Machine:
                 if not self._waiters[signature]:
                     self._send(holders[0], Export(signature))
                 self._waiters[signature].append(task_id)
-            elif self.results.owner(signature) not in (None, task_id):
+            elif self._maker(signature, job) not in (None, task_id):
                 self._waiters[signature].append(task_id)
             elif lost := elsewhere(job, task, signature):
                 self._waiters[signature].append(task_id)
                 self._remake(job, lost)
             else:
-                self.results.claim(signature, task_id)
+                if self.results.owner(signature) is None:
+                    self.results.claim(signature, task_id)
                 self._send(task.replica_id, Compute(signature))
 
     # Losing a replica -----------------------------------------------------------------------------------------------
 
-    def _replica_lost(self, replica_id: str) -> None:
+    def _charge(self, replica_id: str, *, checking: bool) -> None:
+        """Hold a replica's death against the jobs that ran on it; give up the one that no other can have killed."""
+        replica = self.replicas.get(replica_id)
+        if replica is None:
+            return
+        present = {task_id.job_id for task_id in replica.running}
+        alone = len(present) == 1 and not checking
+        ran = {task_id.job_id for task_id in replica.running if self.is_current(task_id)}
+        for job in (self.jobs[job_id] for job_id in sorted(ran)):
+            if alone:
+                job.lone_losses += 1
+            else:
+                job.losses += 1
+            if job.lone_losses >= self._max_attempts:
+                self._give_up(job, replica)
+            else:
+                self._commands.append(Persist(JobLostReplica(job.row.job_id, job.losses, job.lone_losses)))
+
+    def _give_up(self, job: JobRecord, replica: ReplicaRecord) -> None:
+        where = stopped(job) or {"node": next(targets_of(job, t)[0] for t in job.tasks if t.state == "running")}
+        class_type = job.plan.graph.nodes[where["node"]].class_type
+        message = (
+            f"{class_type} {where['node']} ran when the job lost the last of {job.lone_losses} replicas of pool "
+            f"{replica.info.pool} on which it ran alone; the process ended, hung or ran out of memory each time, "
+            "so the job is given up"
+        )
+        failure = {"node": where["node"], "class_type": class_type, "exception_type": "ReplicaLost"}
+        self._end(job, "error", {**failure, "message": message, "traceback": []})
+
+    def _replica_gone(self, replica_id: str) -> None:
+        """Hand on what a replica ran, held and was to make."""
         replica = self.replicas.pop(replica_id, None)
         if replica is None:
             return
@@ -475,16 +618,23 @@ class Machine:
         for task_id in sorted(replica.running, key=lambda t: (t.job_id, t.index, t.attempt)):
             orphans |= self.results.release(task_id)
             if current := self._current(task_id):
-                self._retry(*current, "lost its replica")
+                self._try_again(*current)
         stranded = [s for s, waiters in self._waiters.items() if waiters and not self.results.holders(s)]
         self._orphan(orphans | set(stranded))
 
-    def _retry(self, job: JobRecord, task: TaskRecord, what: str) -> None:
-        task.attempt += 1
-        if task.attempt < self._max_attempts:
-            self._make_ready(job, task)
+    def _stopped(self, job: JobRecord, task: TaskRecord) -> None:
+        """Try again what its replica has stopped, which a value lost on its way makes it do; not for ever."""
+        task.stops += 1
+        if task.stops < MAX_STOPS:
+            self._try_again(job, task)
             return
-        message = f"the task with nodes {', '.join(task.plan.nodes)} {what} {task.attempt} times and was given up"
+        message = f"the task with nodes {', '.join(task.plan.nodes)} was stopped by its replica {task.stops} times"
+        failure = {"node": targets_of(job, task)[0], "class_type": "", "exception_type": "TaskStopped"}
         task.state = "done"
-        failure = {"node": targets_of(job, task)[0], "class_type": "", "exception_type": "ReplicaLost"}
-        self._end(job, "error", {**failure, "message": message, "traceback": []})
+        self._end(job, "error", {**failure, "message": f"{message} and is given up", "traceback": []})
+
+    def _try_again(self, job: JobRecord, task: TaskRecord) -> None:
+        task.attempt += 1
+        for node_id in [n for n, real in job.executing.items() if real in task.plan.nodes]:
+            del job.executing[node_id]
+        self._make_ready(job, task)

@@ -17,16 +17,24 @@ from serve_app.scheduler.results import Results
 
 @dataclass(slots=True)
 class ReplicaRecord:
-    """A replica as the scheduler knows it. recipes: what weights it holds, e.g. "checkpoints/a.safetensors"."""
+    """A replica as the scheduler knows it. recipes: what weights it holds, e.g. "checkpoints/a.safetensors".
+
+    quarantined: the job that it is kept for alone.
+    """
 
     info: ReplicaInfo
     running: set[TaskId] = field(default_factory=set)
     recipes: tuple[str, ...] = ()
+    quarantined: str | None = None
 
     @property
     def free(self) -> bool:
-        """Whether it can take one more task."""
-        return len(self.running) < self.info.slots
+        """Whether it can take one more task of any job."""
+        return self.quarantined is None and len(self.running) < self.info.slots
+
+    def runs_only(self, job_id: str) -> bool:
+        """Whether nothing of any other job runs on it."""
+        return all(task_id.job_id == job_id for task_id in self.running)
 
 
 def choose(

@@ -10,11 +10,17 @@ from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
 from serve_app.store.changes import JobRow
 
+SHARED_LOSSES = 2
+"""Replicas that a job may lose together with others before it is a suspect. Hosts go away more often than jobs kill."""
+
 
 @dataclass(slots=True)
 class TaskRecord:
+    """stops: attempts that ended because the replica stopped them, though nobody had asked for it."""
+
     plan: TaskPlan
     attempt: int = 0
+    stops: int = 0
     state: Literal["waiting", "ready", "running", "done"] = "waiting"
     replica_id: str | None = None
 
@@ -24,7 +30,8 @@ class JobRecord:
     """An unfinished job. row is as it was accepted; what has happened since is beside it.
 
     wanted: nodes that a running task has asked for beyond what is evaluated in any case. executing: the nodes that run,
-    in the order they began, each with the submitted node that it goes back to.
+    in the order they began, each with the submitted node that it goes back to. losses: replicas lost while other jobs
+    ran there too; lone_losses: while it ran there alone.
     """
 
     row: JobRow
@@ -38,6 +45,18 @@ class JobRecord:
     finished: set[str] = field(default_factory=set)
     cached: tuple[str, ...] = ()
     progress: dict[str, float] = field(default_factory=dict)
+    losses: int = 0
+    lone_losses: int = 0
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be what ended its replicas, and must run where it can harm no other."""
+        return self.losses >= SHARED_LOSSES
+
+    @property
+    def spans_pools(self) -> bool:
+        """Whether its tasks need replicas of several pools."""
+        return len({task.plan.pool for task in self.tasks}) > 1
 
     @property
     def priority(self) -> tuple[float, int]:

@@ -70,6 +70,7 @@ from serve_app.scheduler.stimuli import (
     Persist,
     Publish,
     ReplicaJoined,
+    ReplicaLeft,
     ReplicaLost,
     Reported,
     Send,
@@ -111,7 +112,7 @@ class Scheduler:
         *,
         holder: str,
         max_queue: int = 1000,
-        max_attempts: int = 5,
+        max_attempts: int,
         share_results: bool = True,
         strict: bool = False,
         silence_s: float = 20.0,
@@ -400,15 +401,19 @@ class Scheduler:
 
     async def leave(self, replica_id: str, epoch: int) -> None:
         if epoch == self.epoch:
-            await self.lost(replica_id)
+            _log.info("replica %s leaves", replica_id)
+            await self._gone(replica_id, ReplicaLeft(replica_id))
 
     async def lost(self, replica_id: str) -> None:
-        """The replica is gone: hand its tasks to others."""
+        """The replica has died or is silent: hand its tasks to others, and hold it against those that ran there."""
+        _log.warning("replica %s is lost", replica_id)
+        await self._gone(replica_id, ReplicaLost(replica_id, checking=self._checks.under_way(replica_id)))
+
+    async def _gone(self, replica_id: str, stimulus: Stimulus) -> None:
         if self._mailboxes.pop(replica_id, None) is not None:
             self._hosts.pop(replica_id, None)
-            _log.warning("replica %s is gone", replica_id)
             self._checks.lost(replica_id)
-            await self._feed(ReplicaLost(replica_id))
+            await self._feed(stimulus)
 
     def _mailbox(self, replica_id: str, epoch: int) -> Mailbox:
         self._check_alive()

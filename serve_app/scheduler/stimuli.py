@@ -41,8 +41,18 @@ class ReplicaJoined:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaLost:
+class ReplicaLeft:
+    """A replica goes as it was told to; nothing that ran there is to blame."""
+
     replica_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLost:
+    """A replica has died or is silent. checking: it ran something beside its tasks that may be the cause."""
+
+    replica_id: str
+    checking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,7 @@ class Reported:
     report: Report
 
 
-Stimulus: TypeAlias = JobArrived | CancelAsked | JobRefused | ReplicaJoined | ReplicaLost | Reported
+Stimulus: TypeAlias = JobArrived | CancelAsked | JobRefused | ReplicaJoined | ReplicaLeft | ReplicaLost | Reported
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ class JobRow:
     order: position in submission order, unique. *_seq: the event cursors of its queued, started and ended events.
     prompt: the wire JSON with constants converted. outputs: ui dict by node id, as recorded, with their cursors.
     cached: the nodes whose values were known when it started; the event that says so has the cursor after started_seq.
+    losses, lone_losses: replicas that it has lost, together with other jobs and alone.
     """
 
     job_id: str
@@ -38,6 +39,8 @@ class JobRow:
     failure: Mapping[str, Any] = field(default_factory=dict)
     cached: tuple[str, ...] = ()
     outputs: Mapping[str, tuple[int, Mapping[str, Any]]] = field(default_factory=dict)
+    losses: int = 0
+    lone_losses: int = 0
 
     @property
     def ended(self) -> bool:
@@ -63,6 +66,15 @@ class JobStarted:
     at_s: float
     seq: int
     cached: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobLostReplica:
+    """How many replicas the job has lost by now; see JobRow. A restart of the scheduler forgives none."""
+
+    job_id: str
+    losses: int
+    lone_losses: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,4 +114,4 @@ class JobQuery:
     workflow_id: str | None = None
 
 
-Change: TypeAlias = JobAccepted | JobStarted | OutputRecorded | JobEnded
+Change: TypeAlias = JobAccepted | JobStarted | JobLostReplica | OutputRecorded | JobEnded

@@ -22,7 +22,16 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from serve_app.errors import ChangeRefusedError, ConfigError, DatabaseAwayError, StaleEpochError
-from serve_app.store.changes import Change, JobAccepted, JobEnded, JobQuery, JobRow, JobStarted, OutputRecorded
+from serve_app.store.changes import (
+    Change,
+    JobAccepted,
+    JobEnded,
+    JobLostReplica,
+    JobQuery,
+    JobRow,
+    JobStarted,
+    OutputRecorded,
+)
 from serve_app.store.credentials import CREDENTIALS, without_credentials
 from serve_app.store.schema import COUNTERS, JOBS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
 
@@ -303,6 +312,9 @@ def _apply(connection: sa.Connection, change: Change) -> None:
         case JobStarted(job_id, at_s, seq, cached):
             started = {"state": "running", "started_s": at_s, "started_seq": seq, "cached": json.dumps(cached)}
             connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(started))
+        case JobLostReplica(job_id, losses, lone_losses):
+            lost = {"losses": losses, "lone_losses": lone_losses}
+            connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(lost))
         case OutputRecorded(job_id, node_id, ui, seq):
             values = {"job_id": job_id, "node_id": node_id, "ui": json.dumps(ui), "seq": seq}
             _insert(connection, OUTPUTS, values, values, job_id)

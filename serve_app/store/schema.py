@@ -44,6 +44,8 @@ JOBS = sa.Table(
     sa.Column("started_seq", sa.BigInteger),
     sa.Column("ended_seq", sa.BigInteger),
     sa.Column("cached", sa.Text, nullable=False),
+    sa.Column("losses", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("lone_losses", sa.Integer, nullable=False, server_default="0"),
 )
 sa.Index(
     "jobs_unfinished", JOBS.c.order, sqlite_where=JOBS.c.ended_s.is_(None), postgresql_where=JOBS.c.ended_s.is_(None)
@@ -90,6 +92,10 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     ),
     4: ("ALTER TABLE pool_specs ADD COLUMN routes TEXT NOT NULL DEFAULT '[]'",),
     5: ("ALTER TABLE jobs ADD COLUMN cached TEXT NOT NULL DEFAULT '[]'",),
+    6: (
+        "ALTER TABLE jobs ADD COLUMN losses INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE jobs ADD COLUMN lone_losses INTEGER NOT NULL DEFAULT 0",
+    ),
 }
 """What makes a database of this version out of one of the version before."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.plan import Plan, Pool, Task, TaskId, plan
@@ -54,7 +55,7 @@ class Script:
     def __init__(
         self,
         pools: Sequence[Pool] = ONE_POOL,
-        max_attempts: int = 5,
+        max_attempts: int = 3,
         graph: Callable[[object], tuple[Graph, dict[str, str]]] = chain,
     ) -> None:
         self.graph = graph
@@ -68,7 +69,7 @@ class Script:
         self.commands += commands
         return commands
 
-    def job(self, job_id: str, seed: object = 0, number: float | None = None) -> list[Command]:
+    def job(self, job_id: str, seed: object = 0, number: float | None = None, **row_fields: Any) -> list[Command]:
         graph, signatures = self.graph(seed)
         planned: Plan = plan(graph, SPECS, ["3"], signatures, self.pools)
         self.order += 1
@@ -82,6 +83,7 @@ class Script:
             extra_data={},
             created_s=99.0,
             queued_seq=self.machine.next_seq(),
+            **row_fields,
         )
         return self.feed(JobArrived(row, planned))
 

@@ -19,8 +19,9 @@ from serve_app.scheduler.messages import (
     TaskStopped,
     Want,
 )
-from serve_app.scheduler.stimuli import CancelAsked, JobRefused, Persist, Publish, ReplicaLost
-from serve_app.store.changes import JobAccepted, JobEnded, OutputRecorded
+from serve_app.scheduler.records import SHARED_LOSSES
+from serve_app.scheduler.stimuli import CancelAsked, JobRefused, Persist, Publish, ReplicaLeft, ReplicaLost
+from serve_app.store.changes import JobAccepted, JobEnded, JobLostReplica, OutputRecorded
 from tests.unit.scheduler.script import TWO_POOLS, Script, assigned, changes, events, sent, task_id
 
 
@@ -94,15 +95,111 @@ def test_a_replica_that_joins_again_has_lost_what_it_ran():
     assert second.id == task_id("a", attempt=first.id.attempt + 1)
 
 
-def test_a_task_that_keeps_losing_its_replica_is_given_up_with_the_reason():
+def test_a_job_that_keeps_losing_replicas_on_which_it_runs_alone_is_given_up_with_the_reason():
     script = Script(max_attempts=3)
     script.job("a")
     for n in range(3):
-        script.replica(f"r{n}")
+        [(_, task)] = assigned(script.replica(f"r{n}"))
+        script.report(f"r{n}", NodeStarted(task.id, "2"))
         script.feed(ReplicaLost(f"r{n}"))
     [end] = changes(script.commands, JobEnded)
-    assert end.state == "error"
-    assert "lost its replica 3 times" in end.failure["message"]
+    assert (end.state, end.failure["node"], end.failure["class_type"]) == ("error", "2", "Sample")
+    assert "the last of 3 replicas of pool gpu on which it ran alone" in end.failure["message"]
+
+
+def test_no_number_of_replicas_lost_together_with_others_ends_a_job():
+    script = Script(max_attempts=1)
+    for n in range(9):
+        script.job(f"j{n}", seed=n)
+        script.job(f"k{n}", seed=-n)
+    for n in range(20):
+        script.replica(f"r{n}", slots=100)
+        if len(script.machine.replicas[f"r{n}"].running) < 2:
+            break
+        script.feed(ReplicaLost(f"r{n}"))
+    assert n == SHARED_LOSSES
+    assert changes(script.commands, JobEnded) == []
+
+
+def test_suspects_run_one_job_a_replica_and_let_nobody_in():
+    script = Script()
+    for seed, name in enumerate("ab"):
+        script.job(name, seed=seed)
+    for n in range(SHARED_LOSSES):
+        script.replica(f"r{n}", slots=4)
+        script.feed(ReplicaLost(f"r{n}"))
+    script.job("new", seed=9)
+    [(_, first)] = assigned(script.replica("r9", slots=4))
+    assert script.machine.replicas["r9"].quarantined == first.id.job_id == "a"
+    [(_, second)] = assigned(script.run("r9", first))
+    assert second.id.job_id == "b"
+    [(_, third)] = assigned(script.run("r9", second))
+    assert third.id.job_id == "new"
+    assert script.machine.replicas["r9"].quarantined is None
+
+
+def test_a_suspect_waits_for_a_replica_to_clear_and_others_are_kept_off_it():
+    script = Script()
+    for name in ("a", "b"):
+        script.job(name, seed=name)
+    for n in range(SHARED_LOSSES):
+        script.replica(f"r{n}", slots=4)
+        script.feed(ReplicaLost(f"r{n}"))
+    script.job("c", seed=3, number=-1)
+    [(_, earlier)] = assigned(script.replica("r9", slots=4))
+    assert earlier.id.job_id == "c"
+    assert script.machine.replicas["r9"].quarantined == "a"
+    assert assigned(script.job("d", seed=4)) == []
+    [(_, alone)] = assigned(script.run("r9", earlier))
+    assert alone.id.job_id == "a"
+
+
+def test_a_replica_that_leaves_or_joins_again_is_held_against_nobody():
+    script = Script(max_attempts=1)
+    script.job("a")
+    script.replica("r1")
+    script.replica("r1")
+    script.feed(ReplicaLeft("r1"))
+    [(_, task)] = assigned(script.replica("r2"))
+    script.run("r2", task)
+    assert events(script.commands, "a")[-1] == "success"
+    assert changes(script.commands, JobLostReplica) == []
+
+
+def test_a_job_is_not_alone_on_a_replica_that_checks_a_submission_or_stops_a_cancelled_job():
+    script = Script(max_attempts=1)
+    script.job("a")
+    script.replica("r1")
+    script.feed(ReplicaLost("r1", checking=True))
+    script.replica("r2", slots=2)
+    script.job("b", seed=1)
+    script.feed(CancelAsked("b"))
+    script.feed(ReplicaLost("r2"))
+    assert [end.job_id for end in changes(script.commands, JobEnded)] == ["b"]
+    assert changes(script.commands, JobLostReplica)[-1] == JobLostReplica("a", 2, 0)
+
+
+def test_a_restarted_scheduler_remembers_the_replicas_that_a_job_has_lost():
+    script = Script(max_attempts=3)
+    script.job("a", losses=7, lone_losses=2)
+    script.replica("r1")
+    script.feed(ReplicaLost("r1"))
+    assert events(script.commands, "a")[-1] == "error"
+
+
+def test_a_suspect_computes_what_another_job_is_computing_and_leaves_it_its_claim():
+    script = Script()
+    for name in ("a", "b"):
+        script.job(name, seed=7 if name == "a" else 8)
+    for n in range(SHARED_LOSSES):
+        script.replica(f"r{n}", slots=4)
+        script.feed(ReplicaLost(f"r{n}"))
+    script.job("c", seed=7, number=-1)
+    [(_, other)] = assigned(script.replica("r8"))
+    [(_, suspect)] = assigned(script.replica("r9"))
+    assert (other.id.job_id, suspect.id.job_id) == ("c", "a")
+    assert suspect.remote == frozenset()
+    assert script.machine.results.owner("save-7") == other.id
 
 
 def test_a_node_that_raises_ends_the_job_with_its_error_and_frees_the_slot():
@@ -242,6 +339,16 @@ def test_a_cancelled_job_says_which_node_ran_and_what_had_run():
     assert ended.data == {"node": "2", "class_type": task.nodes["2"].class_type, "executed": ["1"]}
 
 
+def test_a_task_that_waits_for_a_value_does_not_outlive_its_job():
+    script = Script()
+    script.replica("r1")
+    script.replica("r2")
+    script.job("a", seed=7)
+    [(waiting, second)] = assigned(script.job("b", seed=7))
+    script.feed(CancelAsked("b"))
+    assert sent(script.report(waiting, Want(second.id, "save-7")), Interrupt) == [(waiting, Interrupt(second.id))]
+
+
 def test_what_is_told_about_nodes_of_a_cancelled_job_reaches_nobody():
     script = Script()
     script.replica("r1")
@@ -253,7 +360,7 @@ def test_what_is_told_about_nodes_of_a_cancelled_job_reaches_nobody():
 def test_cursors_grow_across_epochs():
     from serve_app.scheduler.machine import Machine
 
-    old, new = Machine(epoch=3), Machine(epoch=4)
+    old, new = Machine(epoch=3, max_attempts=1), Machine(epoch=4, max_attempts=1)
     assert max(old.next_seq() for _ in range(1000)) < new.next_seq()
 
 

@@ -24,6 +24,7 @@ from serve_app.scheduler.messages import (
     TaskStopped,
     Want,
 )
+from serve_app.scheduler.records import SHARED_LOSSES
 from serve_app.scheduler.stimuli import CancelAsked, Publish, ReplicaLost, Send
 from serve_app.store.changes import JobEnded, OutputRecorded
 from tests.unit.scheduler.script import ONE_POOL, TWO_POOLS, Script, branches, chain, changes
@@ -39,6 +40,10 @@ class Work:
     own: set[str] = field(default_factory=set)
 
 
+class Death(Exception):
+    """A job has ended the replica of this name."""
+
+
 @dataclass
 class Replica:
     held: set[str] = field(default_factory=set)
@@ -52,9 +57,11 @@ class World(RuleBasedStateMachine):
     pools = ONE_POOL
     graph = staticmethod(chain)
 
+    max_attempts = 10_000
+
     def __init__(self) -> None:
         super().__init__()
-        self.script = Script(self.pools, max_attempts=10_000, graph=self.graph)
+        self.script = Script(self.pools, self.max_attempts, self.graph)
         self.replicas: dict[str, Replica] = {}
         self.awaited: set[TaskId] = set()
         self.made = 0
@@ -117,13 +124,15 @@ class World(RuleBasedStateMachine):
         return False
 
     def advance(self, name: str, work: Work) -> None:
+        """Do one thing towards a task's end, if its replica is still there."""
         if all(self.evaluate(name, work, target) for target in work.task.targets) and work in self.replicas[name].work:
             for target in work.task.targets:
                 if work.task.nodes[target].class_type == "Save":
                     finished = NodeFinished(work.task.id, target, work.task.signatures[target], {"images": [target]})
                     self.report(name, finished)
-            self.replicas[name].work.remove(work)
-            self.report(name, TaskFinished(work.task.id))
+            if work in self.replicas[name].work:  # and was not stopped with its job
+                self.replicas[name].work.remove(work)
+                self.report(name, TaskFinished(work.task.id))
 
     @rule(target=jobs, seed=st.integers(0, 2), number=st.none() | st.integers(-3, 3))
     def submit(self, seed: int, number: int | None) -> str:
@@ -216,6 +225,80 @@ class World(RuleBasedStateMachine):
         assert not self.script.machine.jobs
 
 
+class PoisonWorld(World):
+    """The same, with jobs among them that end every replica on which their Sample runs."""
+
+    max_attempts = 3
+    poison = frozenset({7, 8})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds: dict[str, int] = {}
+        self.deaths: list[str] = []
+        self.outages = 0
+        self.cancelled: set[str] = set()
+
+    @rule(target=World.jobs, seed=st.sampled_from((0, 1, 2, 3, 7, 8)), number=st.none() | st.integers(-3, 3))
+    def submit(self, seed: int, number: int | None) -> str:
+        job_id = f"job{len(self.accepted)}"
+        self.seeds[job_id] = seed
+        self.accepted.add(job_id)
+        self.script.job(job_id, seed, number)
+        self.deliver()
+        return job_id
+
+    def cancel(self) -> None:
+        """Nobody cancels, so that every end is the job's own."""
+
+    def fail(self) -> None:
+        """No node fails by itself."""
+
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        """Hosts go away too, but not so often that a job could lose max_attempts of them alone."""
+        if self.replicas and self.outages < self.max_attempts - 1:
+            self.outages += 1
+            self.die(data.draw(st.sampled_from(sorted(self.replicas))))
+
+    def die(self, name: str) -> None:
+        pool = self.script.machine.replicas[name].info.pool
+        self.replicas.pop(name).work.clear()
+        self.script.feed(ReplicaLost(name))
+        self.deliver()
+        # As Serve does, with a fresh process.
+        self.made += 1
+        self.start_replica(f"s{self.made}", pool, 2)
+
+    def evaluate(self, name: str, work: Work, node_id: str) -> bool:
+        if work.task.nodes.get(node_id) is not None and work.task.nodes[node_id].class_type == "Sample":
+            job_id = work.task.id.job_id
+            if self.seeds[job_id] in self.poison and work in self.replicas[name].work:
+                self.deaths.append(job_id)
+                raise Death(name)
+        return super().evaluate(name, work, node_id)
+
+    def advance(self, name: str, work: Work) -> None:
+        try:
+            super().advance(name, work)
+        except Death as death:
+            self.die(death.args[0])
+
+    def teardown(self) -> None:
+        """Every innocent job succeeds and every poison job fails, at a bounded price in replicas."""
+        super().teardown()
+        states = {end.job_id: end.state for end in changes(getattr(self, "log", []), JobEnded)}
+        guilty = {job_id for job_id, seed in self.seeds.items() if seed in self.poison}
+        assert {job_id for job_id, state in states.items() if state == "error"} == guilty
+        assert all(states[job_id] == "success" for job_id in self.seeds.keys() - guilty)
+        assert max(Counter(self.deaths).values(), default=0) <= SHARED_LOSSES + self.max_attempts
+
+
+class SplitPoisonWorld(PoisonWorld):
+    """The same, with every job cut over two pools."""
+
+    pools = TWO_POOLS
+
+
 class SplitWorld(World):
     """The same, with every job cut over two pools."""
 
@@ -230,6 +313,10 @@ class LazyWorld(SplitWorld):
 
 TestOnePool = World.TestCase
 TestOnePool.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestPoison = PoisonWorld.TestCase
+TestPoison.settings = TestOnePool.settings
+TestSplitPoison = SplitPoisonWorld.TestCase
+TestSplitPoison.settings = TestOnePool.settings
 TestTwoPools = SplitWorld.TestCase
 TestTwoPools.settings = TestOnePool.settings
 TestLazyInputs = LazyWorld.TestCase

@@ -55,7 +55,9 @@ class Life:
 
     def __init__(self, url: str, fingerprint: Callable[[str, str], str]) -> None:
         self.jobs = Jobs(url)
-        self.scheduler = Scheduler(self.jobs, [Pool("cpu", False)], fingerprint, lambda: HOST, holder="test")
+        self.scheduler = Scheduler(
+            self.jobs, [Pool("cpu", False)], fingerprint, lambda: HOST, holder="test", max_attempts=3
+        )
         self.free = asyncio.Event()
         self.free.set()
 
