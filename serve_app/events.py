@@ -29,6 +29,9 @@ Kind: TypeAlias = Literal[
 ENDINGS: frozenset[str] = frozenset({"success", "error", "cancelled"})
 """The kinds after which a job's stream holds nothing more."""
 
+VALUE_BYTES = 64
+"""What any value in an event counts, beside its text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -36,7 +39,7 @@ class Event:
 
     data by kind: cached {"nodes": [ids]}; executing {"node"}; progress {"node", "value", "max"};
     finished {"node"}, of a node that is no output; executed {"node", "output": ui dict}, of one that is;
-    blocked {"node", "class_type", "message", "executed"}: a node was passed over, and the job goes on;
+    blocked {"node", "class_type", "message"}: a node was passed over, and the job goes on;
     preview {"node", "image"}: what a node has come to, a JPEG that is elsewhere; not kept with the job;
     message {"node", "type", "data"}: a node's own words for its client; without a node, and of job "", a pack's;
     error {"node", "class_type", "exception_type", "message", "traceback"}; cancelled {"node", "class_type",
@@ -55,3 +58,20 @@ class Event:
     def last(self) -> bool:
         """Whether nothing follows this event in its job's stream."""
         return self.kind in ENDINGS
+
+
+def data_bytes(data: Any) -> int:
+    """Return about how many bytes a JSON value takes in memory."""
+    total = 0
+    stack = [data]
+    while stack:
+        item = stack.pop()
+        total += VALUE_BYTES
+        if isinstance(item, str | bytes):
+            total += len(item)
+        elif isinstance(item, Mapping):
+            stack.extend(item.keys())
+            stack.extend(item.values())
+        elif isinstance(item, list | tuple):
+            stack.extend(item)
+    return total

@@ -17,6 +17,10 @@ _PARTS = 3
 """How much of a file's path tells a reader which it is."""
 
 
+CHARACTERS, LINES = 20_000, 1000
+"""How much of an exception's text, and of its traceback, is told: it may hold any value that its node was given."""
+
+
 def failed(
     task: Task, node_id: str, class_type: str, cause: BaseException, inputs: Mapping[str, Any] | None = None
 ) -> TaskFailed:
@@ -26,8 +30,10 @@ def failed(
         node_id=node_id,
         class_type=class_type,
         exception_type=_full_name(type(cause)),
-        message=scrubbed(said(cause), task.extra_data),
-        traceback=tuple(scrubbed(_named(line), task.extra_data) for line in traceback.format_exception(cause)),
+        message=scrubbed(said(cause)[:CHARACTERS], task.extra_data),
+        traceback=tuple(
+            scrubbed(_named(line[:CHARACTERS]), task.extra_data) for line in traceback.format_exception(cause)[:LINES]
+        ),
         inputs=scrubbed(inputs or {}, task.extra_data),
     )
 

@@ -34,6 +34,7 @@ from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.held import Held
 from serve_app.nodes.hooks import checked
 from serve_app.nodes.runtime import Files, Runtime
+from serve_app.nodes.size import allow_shown
 from serve_app.nodes.time_limit import NodeLimits, TimeLimit
 from serve_app.scheduler.checks import CHECK_S
 from serve_app.scheduler.messages import (
@@ -398,10 +399,18 @@ class Runner:
         self._something_to_say.set()
 
     def tell(self, client_id: str, type_: str, data: Any) -> None:
-        """Bring a client a message outside any job. Callable from any thread while the replica runs."""
+        """Bring a client a message outside any job. Callable from any thread while the replica runs.
+
+        Errors: NodeError for one that is too large.
+        """
+        self.check_shown(data)
         with contextlib.suppress(RuntimeError):
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self.say, ClientTold(client_id, type_, data))
+
+    def check_shown(self, data: Any) -> None:
+        """Refuse what would be too large to be carried to a client. Errors: NodeError."""
+        allow_shown(data, self._limits)
 
     async def _send_reports(self) -> None:
         while True:

@@ -67,6 +67,7 @@ class TaskScope:
 
     def say(self, node_id: str) -> Say:
         def say(type_: str, data: Any) -> None:
+            self._runner.check_shown(data)
             with contextlib.suppress(RuntimeError):
                 said = NodeSaid(self._task.id, node_id, type_, scrubbed(data, self._task.extra_data))
                 self._loop.call_soon_threadsafe(self._runner.say, said)

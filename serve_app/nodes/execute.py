@@ -37,6 +37,8 @@ from serve_app.nodes.time_limit import TimeLimit
 
 SHOWN_CHARACTERS = 2000
 """How much of an input's text a failure carries."""
+SHOWN_VALUES = 100
+"""How many of an input's values, likewise."""
 
 
 class NodeFailedError(ServeAppError):
@@ -229,13 +231,13 @@ class Execution:
     def _fail(self, node: Node, error: BaseException, inputs: Mapping[str, Sequence[Any]]) -> NoReturn:
         real = self._prompt.get_real_node_id(node.id)
         class_type = node.class_type if real == node.id else str(self._prompt.get_node(real)["class_type"])
-        given = {name: [_shown(value) for value in values] for name, values in inputs.items()}
+        given = {name: [_shown(value) for value in values[:SHOWN_VALUES]] for name, values in inputs.items()}
         raise NodeFailedError(real, class_type, error, given) from error
 
     def _blocked(self, node: Node, blocker: ExecutionBlocker) -> ExecutionBlocker:
         if blocker.message is None:
             return blocker
-        self._observer.blocked(node.id, node.class_type, said(blocker.message))
+        self._observer.blocked(node.id, node.class_type, said(blocker.message)[:SHOWN_CHARACTERS])
         return ExecutionBlocker()
 
     # Inputs -----------------------------------------------------------------------------------------------------------

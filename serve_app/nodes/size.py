@@ -45,6 +45,11 @@ def allow_text(characters: int) -> None:
     _refuse("would make a text", characters, "characters", "text_characters", limits().text_characters)
 
 
+def allow_shown(value: object, most: SizeLimits) -> None:
+    """Refuse what would be shown to clients if it is too large to be carried to them. Errors: NodeError."""
+    _refuse("shows a client", size_of(value), "bytes", "shown_bytes", most.shown_bytes)
+
+
 def check_made(
     calls: Sequence[Sequence[Any]], shown: Sequence[Mapping[str, Any]], slots: Sequence[str], most: SizeLimits
 ) -> None:
@@ -52,7 +57,8 @@ def check_made(
 
     slots: the types of the values, for which an empty batch is refused as well.
     """
-    _refuse("shows", size_of(shown) if shown else 0, "bytes", "shown_bytes", most.shown_bytes)
+    if shown:
+        allow_shown(shown, most)
     _refuse("has made values", size_of(calls), "bytes", "value_bytes", most.value_bytes)
     for values in calls:
         for value in values:

@@ -22,6 +22,8 @@ ANSWER_S = 2.0
 """How long a job's events wait for its submission to be answered; an ingress replica that dies never says so."""
 STREAMS_KEPT = 2048
 """Event streams of ended jobs kept in memory; older ones are rebuilt from the database."""
+STREAMS_BYTES = 128 * 1024 * 1024
+"""What all streams may take before those of ended jobs go sooner."""
 
 
 class Board:
@@ -31,6 +33,7 @@ class Board:
         self.unended: dict[str, JobRecord] = {}
         self.feeds = Feeds(epoch)
         self._streams: OrderedDict[str, Stream] = OrderedDict()
+        self._streams_bytes = 0
         self._arriving: dict[str, JobRecord] = {}
         self._clients: dict[str, str] = {}
 
@@ -75,7 +78,10 @@ class Board:
             if (looking_on := self._clients.get(job_id)) is not None:
                 self.feeds.put(looking_on, event)
             return
-        self._streams.setdefault(job_id, Stream()).put(event)
+        stream = self._streams.setdefault(job_id, Stream())
+        self._streams_bytes -= stream.bytes
+        stream.put(event)
+        self._streams_bytes += stream.bytes
         self._streams.move_to_end(job_id)
         arrived = self._arriving.pop(job_id, None) if event.kind == "queued" else None
         if arrived is not None:
@@ -105,19 +111,31 @@ class Board:
         """Return a job's stream with what its row says of its beginning, cursors and all."""
         stream = self._streams.setdefault(row.job_id, Stream())
         if not stream.events or stream.events[0].kind != "queued":
-            stream.events[:0] = [e for e in rebuilt(row) if not stream.events or e.seq < stream.events[0].seq]
+            self._streams_bytes -= stream.bytes
+            stream.begin([e for e in rebuilt(row) if not stream.events or e.seq < stream.events[0].seq])
+            self._streams_bytes += stream.bytes
+            self._streams.move_to_end(row.job_id)
+            self._shorten()
         return stream
 
     def forget(self, job_ids: Collection[str] | None) -> None:
         """Forget the streams of ended jobs: these, or all."""
         for job_id in list(self._streams if job_ids is None else job_ids):
             if job_id not in self.unended and job_id not in self._arriving:
-                self._streams.pop(job_id, None)
+                self._drop(job_id)
 
     def _shorten(self) -> None:
-        while len(self._streams) > STREAMS_KEPT + len(self.unended) + len(self._arriving):
+        most = STREAMS_KEPT + len(self.unended) + len(self._arriving)
+        # Each is looked at once, as all may be of jobs that have not ended.
+        for _ in range(len(self._streams)):
+            if len(self._streams) <= most and self._streams_bytes <= STREAMS_BYTES:
+                return
             oldest = next(iter(self._streams))
-            if oldest in self.unended:
+            if oldest in self.unended or oldest in self._arriving:
                 self._streams.move_to_end(oldest)
             else:
-                del self._streams[oldest]
+                self._drop(oldest)
+
+    def _drop(self, job_id: str) -> None:
+        if (stream := self._streams.pop(job_id, None)) is not None:
+            self._streams_bytes -= stream.bytes

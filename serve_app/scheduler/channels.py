@@ -9,7 +9,7 @@ import asyncio
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
-from serve_app.events import Event
+from serve_app.events import Event, data_bytes
 from serve_app.scheduler.messages import Message
 from serve_app.store.changes import JobRow
 
@@ -35,12 +35,19 @@ class Stream:
 
     events: list[Event] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    bytes: int = 0
 
     def put(self, event: Event) -> None:
+        self.bytes += data_bytes(event.data)
         self.events.append(event)
         self.arrived.set()
         if not event.last:
             self.arrived = asyncio.Event()
+
+    def begin(self, events: list[Event]) -> None:
+        """Put the stream's beginning in front of what it holds."""
+        self.bytes += sum(data_bytes(event.data) for event in events)
+        self.events[:0] = events
 
     def after(self, cursor: int) -> list[Event]:
         return self.events[bisect_right(self.events, cursor, key=lambda event: event.seq) :]

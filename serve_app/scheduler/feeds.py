@@ -12,11 +12,15 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from serve_app.events import Event
+from serve_app.events import Event, data_bytes
 from serve_app.scheduler.messages import Attached, News, QueueMark, Reader
 
 UNREAD_KEPT = 4096
 """Events that wait for one client; older ones are dropped, as a client that is away for so long reads the history."""
+UNREAD_BYTES = 16 * 1024 * 1024
+"""What they may take; the newest stays however large it is."""
+FEEDS_BYTES = 256 * 1024 * 1024
+"""What all feeds may take; beyond it those that have not been touched for longest are forgotten."""
 FLEETING = frozenset({"progress", "preview"})
 """Kinds of which only the newest matters."""
 IDLE_S = 600.0
@@ -35,6 +39,7 @@ class Feed:
     held: set[str] = field(default_factory=set)
     token: str | None = None
     touched_s: float = field(default_factory=time.monotonic)
+    bytes: int = 0
 
     def put(self, event: Event) -> None:
         """Add an event; progress or a picture of a node takes the place of the last one, if only such came since."""
@@ -49,8 +54,12 @@ class Feed:
                     event.job_id,
                     event.data["node"],
                 ):
+                    self.bytes -= data_bytes(waiting.data)
                     del self.unread[place]
                     break
+        self.bytes += data_bytes(event.data)
+        while self.unread and (self.bytes > UNREAD_BYTES or len(self.unread) == self.unread.maxlen):
+            self._drop_oldest()
         self.unread.append(event)
 
     def after(self, seq: int) -> tuple[Event, ...]:
@@ -58,13 +67,16 @@ class Feed:
         self.touched_s = time.monotonic()
         self.sent = max(self.sent, seq)
         while self.unread and self.unread[0].seq <= self.sent:
-            self.unread.popleft()
+            self._drop_oldest()
         ready: list[Event] = []
         for event in self.unread:
             if event.job_id in self.held:
                 break
             ready.append(event)
         return tuple(ready)
+
+    def _drop_oldest(self) -> None:
+        self.bytes -= data_bytes(self.unread.popleft().data)
 
 
 class Feeds:
@@ -120,10 +132,13 @@ class Feeds:
                 return self._now(readers)
 
     def forget_idle(self) -> None:
-        """Forget the feeds that nobody has touched for long."""
+        """Forget the feeds that nobody has touched for long, and more of them where all take too much memory."""
         limit = time.monotonic() - IDLE_S
-        for client_id in [client_id for client_id, feed in self._feeds.items() if feed.touched_s < limit]:
-            del self._feeds[client_id]
+        taken = sum(feed.bytes for feed in self._feeds.values())
+        for client_id, feed in sorted(self._feeds.items(), key=lambda item: item[1].touched_s):
+            if feed.touched_s < limit or (taken > FEEDS_BYTES and not feed.held):
+                taken -= feed.bytes
+                del self._feeds[client_id]
 
     def _now(self, readers: Mapping[str, Reader]) -> News:
         events: dict[str, tuple[Event, ...]] = {}

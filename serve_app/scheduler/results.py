@@ -10,17 +10,48 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from serve_app.events import data_bytes
 from serve_app.graph.plan import TaskId
+
+UI_BYTES = 64 * 1024 * 1024
+"""What all ui dicts that are remembered may take; what subgraphs made shows beside it may take as much."""
+
+
+class Remembered:
+    """Values by signature under a budget of bytes, least recently used out first; the newest always stays."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._values: OrderedDict[str, tuple[dict[str, Any], int]] = OrderedDict()
+        self._bytes = 0
+
+    def __contains__(self, signature: str) -> bool:
+        return signature in self._values
+
+    def get(self, signature: str) -> dict[str, Any] | None:
+        """Return the value and count it as used, or None."""
+        if signature not in self._values:
+            return None
+        self._values.move_to_end(signature)
+        return self._values[signature][0]
+
+    def put(self, signature: str, value: dict[str, Any], added: Any = None) -> None:
+        """Remember a value in the place of an earlier one. added: what alone is new in it, None for all of it."""
+        earlier = self._values.pop(signature, None)
+        size = data_bytes(value) if added is None or earlier is None else earlier[1] + data_bytes(added)
+        self._bytes += size - (0 if earlier is None else earlier[1])
+        self._values[signature] = (value, size)
+        while self._bytes > self._budget_bytes and len(self._values) > 1:
+            self._bytes -= self._values.popitem(last=False)[1][1]
 
 
 class Results:
-    """The index. ui_entries: how many ui dicts are remembered, least recently used out first."""
+    """The index. ui_bytes: what the ui dicts that are remembered may take."""
 
-    def __init__(self, ui_entries: int = 4096) -> None:
+    def __init__(self, ui_bytes: int = UI_BYTES) -> None:
         self._holders: defaultdict[str, set[str]] = defaultdict(set)
-        self._ui: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
-        self._ui_entries = ui_entries
-        self._made: OrderedDict[str, dict[str, Mapping[str, Any]]] = OrderedDict()
+        self._ui = Remembered(ui_bytes)
+        self._made = Remembered(ui_bytes)
         self._owner: dict[str, TaskId] = {}
         self._claims: defaultdict[TaskId, set[str]] = defaultdict(set)
 
@@ -28,10 +59,7 @@ class Results:
         """Note that the replica has the values; whoever was computing them no longer is."""
         self._holders[signature].add(replica_id)
         if ui is not None:
-            self._ui[signature] = ui
-            self._ui.move_to_end(signature)
-            if len(self._ui) > self._ui_entries:
-                self._ui.popitem(last=False)
+            self._ui.put(signature, dict(ui))
         self._release(signature)
 
     def evict(self, replica_id: str, signatures: Iterable[str]) -> None:
@@ -53,20 +81,20 @@ class Results:
 
     def ui(self, signature: str) -> Mapping[str, Any] | None:
         """Return what an output node of this signature showed, if it is remembered."""
-        if signature in self._ui:
-            self._ui.move_to_end(signature)
         return self._ui.get(signature)
 
     def add_made(self, signature: str, rest: str, ui: Mapping[str, Any]) -> None:
         """Note what a node showed that one of this signature made. rest: its id less its maker's."""
-        self._made.setdefault(signature, {})[rest] = ui
-        self._made.move_to_end(signature)
-        if len(self._made) > self._ui_entries:
-            self._made.popitem(last=False)
+        made = self._made.get(signature)
+        if made is None:
+            self._made.put(signature, {rest: ui})
+        elif rest not in made:
+            made[rest] = ui
+            self._made.put(signature, made, added=ui)
 
     def made(self, signature: str) -> Mapping[str, Mapping[str, Any]]:
         """Return what `add_made` noted."""
-        return self._made.get(signature, {})
+        return self._made.get(signature) or {}
 
     def known(self, signature: str) -> bool:
         """Whether the node need not run again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, UnavailableError
+from serve_app.limits import SizeLimits
 from tests.unit.deployments.cluster import Cluster, cluster
 from tests.unit.models.sample import write_sample_checkpoint
 
@@ -263,3 +265,35 @@ async def test_a_replica_whose_engine_has_ended_is_not_healthy(root):
         runner.models._engine.close()
         with pytest.raises(UnavailableError, match="engine"):
             runner.check_health()
+
+
+async def test_a_job_that_asks_for_too_much_by_a_link_ends_in_error_and_the_replica_goes_on(root: Path) -> None:
+    def batch(count: int) -> dict[str, object]:
+        return {
+            "1": {"class_type": "PrimitiveInt", "inputs": {"value": count}},
+            "2": {
+                "class_type": "EmptyImage",
+                "inputs": {"width": 64, "height": 64, "batch_size": ["1", 0], "color": 0},
+            },
+            "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
+        }
+
+    async with cluster(root, ONE, limits=SizeLimits(value_bytes=1_000_000)) as running:
+        for count, reason in ((0, "batch_size is 0, smaller than the minimum 1"), (4096, "allows 1,000,000")):
+            view = await running.finish(await running.submit(batch(count), ("3",)))
+            assert (view.state, view.failure["node"]) == ("error", "2")
+            assert reason in view.failure["message"]
+        view = await running.finish(await running.submit(batch(2), ("3",)))
+        assert (view.state, len(view.outputs["3"]["images"])) == ("success", 2)
+
+
+async def test_a_failure_carries_a_bounded_part_of_what_its_exception_says(root: Path) -> None:
+    text = {"string": "a" * 1_000_000, "regex_pattern": "a", "replace": r"\9", "case_insensitive": True}
+    prompt = {
+        "1": {"class_type": "RegexReplace", "inputs": text},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }
+    async with cluster(root, ONE) as running:
+        view = await running.finish(await running.submit(prompt, ("2",)))
+    assert view.state == "error"
+    assert len(json.dumps(view.failure)) < 20_000

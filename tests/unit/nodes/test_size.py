@@ -157,7 +157,7 @@ class Replica(OneReplica):
         ("several", "limits.value_bytes"),
         ("text", "has made a text: 1,001 characters; limits.text_characters"),
         ("empty", "has made an empty IMAGE, of shape 0×8×8×3"),
-        ("shown", "shows: .* limits.shown_bytes"),
+        ("shown", "shows a client: .* limits.shown_bytes"),
         ("fine", ""),
     ],
 )

@@ -1,0 +1,80 @@
+"""What the scheduler keeps of what nodes have shown is bounded by bytes, and not only by how many there are."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve_app.events import Event, data_bytes
+from serve_app.scheduler import board as board_module
+from serve_app.scheduler import feeds as feeds_module
+from serve_app.scheduler.board import Board
+from serve_app.scheduler.feeds import Feed, Feeds
+from serve_app.scheduler.results import Results
+from serve_app.store.changes import JobRow
+
+UI = {"text": ["a" * 10_000]}
+
+
+def shown(seq: int, job_id: str = "a") -> Event:
+    return Event(job_id, seq, "executed", 0.0, {"node": "1", "output": UI})
+
+
+def test_what_output_nodes_showed_is_remembered_up_to_a_number_of_bytes() -> None:
+    results = Results(ui_bytes=50_000)
+    for i in range(10):
+        results.hold("r1", str(i), UI)
+    assert [i for i in range(10) if results.ui(str(i))] == [6, 7, 8, 9]
+    results.hold("r1", "9", {})
+    results.hold("r1", "10", UI)
+    assert [i for i in range(11) if results.ui(str(i)) is not None] == [6, 7, 8, 9, 10]
+
+
+def test_what_made_nodes_showed_is_remembered_up_to_a_number_of_bytes() -> None:
+    results = Results(ui_bytes=50_000)
+    for i in range(10):
+        results.add_made(str(i // 2), f".{i}", UI)
+        results.add_made(str(i // 2), f".{i}", UI)
+    assert [sorted(results.made(str(i))) for i in range(5)] == [[], [], [], [".6", ".7"], [".8", ".9"]]
+
+
+async def test_an_absent_clients_events_are_kept_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds_module, "UNREAD_BYTES", 50_000)
+    feed = Feed()
+    for seq in range(1, 11):
+        feed.put(shown(seq))
+    assert [event.seq for event in feed.unread] == [7, 8, 9, 10]
+    assert feed.bytes == 4 * data_bytes(shown(1).data)
+    assert [event.seq for event in feed.after(9)] == [10]
+    feed.after(10)
+    assert feed.bytes == 0
+    feed.put(Event("a", 11, "executed", 0.0, {"node": "1", "output": {"text": ["a" * 100_000]}}))
+    assert len(feed.unread) == 1
+
+
+async def test_feeds_that_take_too_much_together_are_forgotten_the_oldest_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feeds_module, "FEEDS_BYTES", 25_000)
+    feeds = Feeds(epoch=1)
+    for client in "abc":
+        feeds.put(client, shown(5))
+    feeds.forget_idle()
+    assert list(feeds._feeds) == ["b", "c"]
+
+
+def row(job_id: str) -> JobRow:
+    return JobRow(job_id, 0.0, 0, {}, ("1",), None, {}, 0.0, 1)
+
+
+async def test_streams_of_ended_jobs_are_kept_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board_module, "STREAMS_BYTES", 35_000)
+    board = Board(1)
+    for i in range(5):
+        job_id = f"job {i}"
+        for event in (Event(job_id, 1, "queued", 0.0), shown(2, job_id), Event(job_id, 3, "success", 0.0)):
+            board.publish(event)
+    assert [i for i in range(5) if board.stream(f"job {i}")] == [2, 3, 4]
+    board.rebuild(row("job 0"))
+    assert [i for i in range(5) if board.stream(f"job {i}")] == [0, 2, 3, 4]
+    board.forget(None)
+    assert board._streams_bytes == 0
