@@ -54,6 +54,18 @@ def _parser() -> argparse.ArgumentParser:
         help="whose form the root's routes have that both dialects know (default: as configured)",
     )
     up.add_argument(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help='a name that browsers reach the server by, "*" for any; may be repeated (default: as configured)',
+    )
+    up.add_argument(
+        "--allowed-origin",
+        action="append",
+        metavar="ORIGIN",
+        help='an origin, such as https://app.example, whose pages may use the server, "*" for any; may be repeated',
+    )
+    up.add_argument(
         "--preview-method",
         choices=("none", "latent2rgb", "taesd", "auto"),
         help="how clients are shown what samplers have come to (default: as configured)",

@@ -61,7 +61,10 @@ def _settings(arguments: argparse.Namespace) -> AppConfig:
     ingress = settings.ingress.model_dump()
     if arguments.root_dialect is not None:
         ingress["root_dialect"] = arguments.root_dialect
-    if "allowed_hosts" not in settings.ingress.model_fields_set:
+    ingress["allowed_origins"] = getattr(arguments, "allowed_origin", None) or ingress["allowed_origins"]
+    if given_hosts := getattr(arguments, "allowed_host", None):
+        ingress["allowed_hosts"] = given_hosts
+    elif "allowed_hosts" not in settings.ingress.model_fields_set:
         if arguments.host.startswith("127."):
             ingress["allowed_hosts"] = (*ingress["allowed_hosts"], arguments.host)
         elif arguments.host not in ingress["allowed_hosts"]:

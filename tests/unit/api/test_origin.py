@@ -150,17 +150,21 @@ async def test_pages_may_be_framed_by_the_servers_own_pages_only(service):
 
 
 @pytest.mark.parametrize(
-    ("host", "file", "names"),
+    ("host", "file", "given", "names"),
     [
-        ("127.0.0.1", "", {"localhost", "127.0.0.1", "::1"}),
-        ("127.0.0.2", "", {"localhost", "127.0.0.1", "::1", "127.0.0.2"}),
-        ("0.0.0.0", "", {"*"}),
-        ("0.0.0.0", "ingress: {allowed_hosts: [images.example]}", {"images.example"}),
+        ("127.0.0.1", "", None, {"localhost", "127.0.0.1", "::1"}),
+        ("127.0.0.2", "", None, {"localhost", "127.0.0.1", "::1", "127.0.0.2"}),
+        ("0.0.0.0", "", None, {"*"}),
+        ("0.0.0.0", "", ["a", "b"], {"a", "b"}),
+        ("0.0.0.0", "ingress: {allowed_hosts: [images.example]}", None, {"images.example"}),
+        ("0.0.0.0", "ingress: {allowed_hosts: [images.example]}", ["a"], {"a"}),
     ],
 )
-def test_what_up_listens_on_decides_the_names_that_the_file_leaves_out(tmp_path, monkeypatch, host, file, names):
+def test_what_up_listens_on_decides_the_names_that_the_file_leaves_out(tmp_path, monkeypatch, host, file, given, names):
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "config.yaml"
     config.write_text(f"applications:\n  - args:\n      {file or 'max_queue: 5'}\n")
     arguments = argparse.Namespace(config=str(config), host=host, root_dialect=None)
+    arguments.allowed_host, arguments.allowed_origin = given, ["https://app.example"]
     assert set(_settings(arguments).ingress.allowed_hosts) == names
+    assert _settings(arguments).ingress.allowed_origins == ("https://app.example",)

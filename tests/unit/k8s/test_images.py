@@ -54,7 +54,13 @@ def test_traefik_is_told_that_port_and_must_be_told_who_authenticates():
     assert labels["traefik.http.services.serve-app.loadbalancer.server.port"] == "8188"
     assert labels["traefik.docker.network"] in service("compose.traefik.yaml")["networks"]
     assert labels["traefik.http.routers.serve-app.middlewares"].startswith("${SERVE_APP_AUTH:?")
-    assert service("compose.traefik.yaml").keys() == {"networks", "labels"}
+    assert service("compose.traefik.yaml").keys() == {"networks", "labels", "command"}
+
+
+def test_the_server_goes_by_this_hosts_names_and_behind_traefik_by_any_that_traefik_lets_through():
+    for file, names in (("compose.yaml", ["localhost", "127.0.0.1"]), ("compose.traefik.yaml", ["*"])):
+        arguments = _parser().parse_args(service(file)["command"][1:])
+        assert (arguments.host, arguments.port, arguments.allowed_host) == ("0.0.0.0", 8188, names)
 
 
 def test_a_container_is_bounded_and_writes_to_mounts_alone():
