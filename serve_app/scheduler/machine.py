@@ -25,6 +25,7 @@ from typing import Any
 from serve_app.events import Event, Kind
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, TaskId
+from serve_app.scheduler import node_reports, quarantine
 from serve_app.scheduler.messages import (
     Assign,
     ClientTold,
@@ -233,7 +234,7 @@ class Machine:
             progress = False
             for pool in {**self._suspects, **self._ready}:
                 replicas = [r for r in self.replicas.values() if r.info.pool == pool]
-                self._end_quarantines(replicas)
+                quarantine.end(replicas)
                 progress |= self._assign_suspects(pool, replicas)
                 progress |= self._assign_ordinary(pool, replicas)
 
@@ -247,8 +248,7 @@ class Machine:
         while entry := self._first(ready):
             free = [r for r in replicas if r.free]
             if entry.awaited:
-                free = [r for r in replicas if r.quarantined is None or self._waits_for_a_replica(r.quarantined)]
-                free = [r for r in free if r.quarantined is None] or free
+                free = quarantine.open_to_awaited(replicas, self.jobs)
             if not free:
                 break
             ready.pop()
@@ -276,7 +276,10 @@ class Machine:
         while entry := self._first(suspects):
             job = self.jobs[entry.job_id]
             task = job.tasks[entry.task_index]
-            replica = self._quarantine(job, replicas, self._first(self._ready[pool]))
+            rival = self._first(self._ready[pool])
+            if rival is not None and rival.priority < job.priority:
+                break
+            replica = quarantine.keep_for(job, replicas, self.replicas.values(), self.jobs)
             if replica is None or not replica.runs_only(entry.job_id):
                 break
             if replica.running and len(replica.running) >= replica.info.slots and not self._awaited(job, task):
@@ -285,42 +288,6 @@ class Machine:
             progress = True
             self._start(job, task, [replica])
         return progress
-
-    def _quarantine(
-        self, job: JobRecord, replicas: Sequence[ReplicaRecord], rival: Entry | None
-    ) -> ReplicaRecord | None:
-        """Return the replica kept for a suspect, perhaps with others' tasks still to end on it; None if it must wait.
-
-        At most half of a pool, but one replica in any case, is in quarantine. Of the jobs that need several pools one
-        is at a time: two could each wait for what the other's quarantine keeps from it. A rival, the first of those
-        that are no suspects, goes before it if it comes earlier by priority.
-        """
-        job_id = job.row.job_id
-        if own := next((r for r in replicas if r.quarantined == job_id), None):
-            return own
-        others = [r for r in replicas if r.quarantined is None]
-        if not others or len(replicas) - len(others) >= max(1, len(replicas) // 2):
-            return None
-        if rival is not None and rival.priority < job.priority:
-            return None
-        kept = {r.quarantined for r in self.replicas.values()} - {None, job_id}
-        if job.spans_pools and any(other not in self.jobs or self.jobs[other].spans_pools for other in kept if other):
-            return None
-        chosen = min(others, key=lambda r: (len(r.running), r.info.replica_id))
-        chosen.quarantined = job_id
-        return chosen
-
-    def _waits_for_a_replica(self, job_id: str) -> bool:
-        return job_id in self.jobs and any(task.state == "ready" for task in self.jobs[job_id].tasks)
-
-    def _end_quarantines(self, replicas: Iterable[ReplicaRecord]) -> None:
-        """Open replicas to all again on which nothing of their suspect runs, be it over or about to begin.
-
-        Which replica is cleared for the first suspect is then decided anew: the one that is clearest by now.
-        """
-        for replica in replicas:
-            if not any(task_id.job_id == replica.quarantined for task_id in replica.running):
-                replica.quarantined = None
 
     def _start(self, job: JobRecord, task: TaskRecord, replicas: list[ReplicaRecord]) -> None:
         """Send a ready task to one of the replicas, unless what it should produce is known already."""
@@ -419,33 +386,15 @@ class Machine:
     def _reported(self, replica: ReplicaRecord, report: Report) -> None:
         replica_id = replica.info.replica_id
         match report:
-            case NodeStarted(task_id, node_id, origin):
-                if current := self._current(task_id):
-                    current[0].executing[node_id] = node_id if origin is None else origin.real
-                    self._publish(current[0], "executing", placed(node_id, origin))
-            case NodeProgressed(task_id, node_id, value, maximum, origin):
-                if current := self._current(task_id):
-                    current[0].progress[node_id] = min(1.0, value / maximum) if maximum > 0 else 0.0
-                    self._publish(current[0], "progress", {**placed(node_id, origin), "value": value, "max": maximum})
             case NodeFinished(task_id, node_id, signature, ui, origin, computed):
                 self.results.hold(replica_id, signature, ui)
                 if self._waiters.get(signature):
                     self._send(replica_id, Export(signature))
                 if current := self._current(task_id):
                     self._node_finished(task_id, current[0], node_id, ui, origin, computed)
-            case NodeBlocked(task_id, node_id, class_type, message):
-                if current := self._current(task_id):
-                    blocked = {"node": node_id, "class_type": class_type, "message": message}
-                    self._publish(current[0], "blocked", blocked)
-            case NodeSaid(task_id, node_id, type_, data):
-                if current := self._current(task_id):
-                    self._publish(current[0], "message", {"node": node_id, "type": type_, "data": data})
             case ClientTold(client_id, type_, data):
                 event = Event("", self.next_seq(), "message", self._at_s, {"type": type_, "data": data})
                 self._commands.append(Tell(client_id, event))
-            case NodePreviewed(task_id, node_id, image, origin):
-                if current := self._current(task_id):
-                    self._publish(current[0], "preview", {**placed(node_id, origin), "image": image})
             case TaskFinished(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
@@ -488,6 +437,9 @@ class Machine:
                     self._resolve(signature, self._waiters.pop(signature, []))
             case Resident(recipes):
                 replica.recipes = recipes
+            case NodeStarted() | NodeProgressed() | NodeBlocked() | NodeSaid() | NodePreviewed():
+                if current := self._current(report.task_id):
+                    self._publish(current[0], *node_reports.told(current[0], report))
 
     def _node_finished(
         self,

@@ -371,7 +371,9 @@ async def test_a_replica_that_is_silent_is_lost_and_named_to_whoever_can_end_it(
 ) -> None:
     monkeypatch.setattr(scheduler, "WATCH_S", 0.02)
     jobs = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
-    silence = Scheduler(jobs, [Pool("cpu", False)], lambda *_: "", lambda: HOST, holder="test", silence_s=0.2)
+    silence = Scheduler(
+        jobs, [Pool("cpu", False)], lambda *_: "", lambda: HOST, holder="test", max_attempts=3, silence_s=0.2
+    )
     silenced: asyncio.Queue[str] = asyncio.Queue()
     silence.silenced = silenced.put_nowait
     await silence.start()
