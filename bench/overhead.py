@@ -21,10 +21,10 @@ from bench.workflows import CFG, NEGATIVE, SIDE, STEPS, TEXTS, txt2img
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.weights import Weights
-from serve_app.nodes.runtime import SamplingRequest, Steps
-from serve_app.sampling.rows import Piece
+from serve_app.sampling.forward import Piece
+from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.catalog import Catalog
-from serve_app.values import Guider, Noise, Recipe, SamplerChoice
+from serve_app.values import Cfg, Guider, Noise, Recipe, SamplerChoice
 
 NAME = "overhead"
 
@@ -104,9 +104,7 @@ async def _sample(engine: Engine, weights: TimedWeights, checkpoint: str, seed: 
         await runtime.encode_text(Recipe("clip", "checkpoints", name), t) for t in (TEXTS[0], NEGATIVE)
     ]
     request = SamplingRequest(
-        Guider(
-            Recipe("backbone", "checkpoints", name), {"positive": positive, "negative": negative}, "cfg", {"cfg": CFG}
-        ),
+        Guider(Recipe("backbone", "checkpoints", name), {"positive": positive, "negative": negative}, Cfg(CFG)),
         latents=torch.zeros(1, 4, SIDE // 8, SIDE // 8),
         sampler=SamplerChoice("euler"),
         sigmas=Steps("normal", STEPS),

@@ -21,9 +21,10 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.weights import Weights
 from serve_app.nodes.builtin.controlnet import ControlNetApplyAdvanced
-from serve_app.nodes.runtime import Runtime, SamplingRequest, Steps
+from serve_app.nodes.runtime import Runtime
+from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.catalog import Catalog
-from serve_app.values import Conditioning, Guider, Lora, Noise, Recipe, SamplerChoice
+from serve_app.values import Cfg, Conditioning, Guider, Lora, Noise, Recipe, SamplerChoice
 from tests.parity.make_checkpoint import MAKERS
 
 NAME = "sharing"
@@ -103,7 +104,7 @@ async def _job(
             positive, negative, control_net, hint, 0.8, 0.0, 1.0
         )
     return SamplingRequest(
-        Guider(backbone, {"positive": positive, "negative": negative}, scales={"cfg": CFG}),
+        Guider(backbone, {"positive": positive, "negative": negative}, Cfg(CFG)),
         latents=torch.zeros(1, 4, SIDE // 8, SIDE // 8),
         sampler=SamplerChoice("euler"),
         sigmas=Steps("normal", STEPS),

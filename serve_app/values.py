@@ -106,7 +106,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class RescaleCfg:
-    """Bring the deviation of what guidance gives back to the positive's; multiplier: the share of it that is taken."""
+    """Rescale the guided result to the positive's standard deviation; multiplier: 0…1, blend with the unscaled one."""
 
     multiplier: float
 
@@ -118,14 +118,14 @@ class CfgZeroStar:
 
 @dataclass(frozen=True, slots=True)
 class CfgNorm:
-    """Keep what guidance gives from being longer, in each cell, than the positive; then multiply it by strength."""
+    """Clip the guided result's norm, per latent cell, to the positive's; then scale it by strength."""
 
     strength: float
 
 
 @dataclass(frozen=True, slots=True)
 class TangentialDamping:
-    """Take from the negative what is not along the direction that it shares with the positive (ComfyUI's TCFG)."""
+    """Remove the negative's component orthogonal to the direction it shares with the positive (ComfyUI's TCFG)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +160,14 @@ class EpsilonScaling:
 
 @dataclass(frozen=True, slots=True)
 class OperatedGuidance:
-    """Put guidance through an operation on latents, as sampling/operations.py has them."""
+    """Put guidance through an operation on latents, as `sampling/latent_operations.py` has them."""
 
     operation: Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class DifferentialDiffusion:
-    """Sample a cell as long as its mask exceeds the share of the run that is left; strength: how sharply."""
+    """Denoise a cell only while its mask exceeds the remaining fraction of the schedule; strength: how sharply."""
 
     strength: float
 
@@ -240,17 +240,51 @@ class Noise:
     added: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Cfg:
+    """Classifier-free guidance from "negative" to "positive"; at scale 1 the negative is not evaluated."""
+
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class DualCfg:
+    """Guidance from "negative" to "middle" by middle_scale, and from there to "positive" by scale.
+
+    nested: the second guides what the first gives instead of being added to it.
+    """
+
+    scale: float
+    middle_scale: float
+    nested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PerpNeg:
+    """Guidance from "empty", away from that part of "negative" which is perpendicular to "positive".
+
+    scale: of all of it; negative_scale: of the negative.
+    """
+
+    scale: float
+    negative_scale: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Guider:
-    """GUIDER: a backbone, its conditionings by role ("positive", "negative", …), and how they are combined.
-
-    kind: the rule, with its scales by name, as sampling/rules.py has them.
-    """
+    """GUIDER: a backbone, its conditionings by role ("positive", "negative", …), and how they are combined."""
 
     backbone: Recipe
     conds: Mapping[str, Conditioning]
-    kind: str = "cfg"
-    scales: Mapping[str, Any] = field(default_factory=dict)
+    rule: Cfg | DualCfg | PerpNeg
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a large image is cut for the VAE: sides of a tile and what neighbours share, in pixels."""
+
+    size: int
+    overlap: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

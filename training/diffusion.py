@@ -26,7 +26,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from serve_app.models.text_encoder import TextEncoder
 from serve_app.models.tokenizer import END, START, token_ids
 from serve_app.sampling.denoiser import EPS
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.levels import TableLevels
 from training.autoencoder import ENCODED_FROM, normalised, to_pixels
 from training.parts import (
     TEXT,
@@ -83,7 +83,7 @@ def train(directory: Path, steps: int) -> None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
         optimiser.load_state_dict(state["optimiser"])
-    levels = NoiseLevels()
+    levels = TableLevels()
     mean_loss = 0.0
     for step in range(begun, steps):
         for group in optimiser.param_groups:
@@ -156,7 +156,7 @@ def draw_words(text: Any, scenes: list[Scene]) -> None:
         text.embeddings.token_embedding.weight[used] = rows
 
 
-def noise_loss(unet: Any, levels: NoiseLevels, latents: Tensor, context: Tensor, seed: int) -> Tensor:
+def noise_loss(unet: Any, levels: TableLevels, latents: Tensor, context: Tensor, seed: int) -> Tensor:
     """Return the weighted squared error of the predicted noise, for one drawn timestep and noise each.
 
     latents: (B,4,h,w) scaled; context: (B,T,D).

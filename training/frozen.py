@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import SD1_LATENT_SCALE, TextArchitecture
+from serve_app.models.families import SD_LATENTS, TextArchitecture
 from serve_app.models.text_encoder import TextEncoder, Vectors
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.levels import TableLevels
 from training.autoencoder import to_pixels
 from training.scenes import Array
 
@@ -27,13 +27,14 @@ class Frozen:
         architecture, text = file.load("clip", cpu, torch.float32)
         assert isinstance(architecture, TextArchitecture)
         self._encoder = TextEncoder(architecture, text, vectors)
-        self.levels = NoiseLevels()
+        self.levels = TableLevels()
 
     def latents(self, pictures: Sequence[Array]) -> Tensor:
         """Return pictures as latents (N,4,h,w), scaled as the backbone sees them."""
         with torch.no_grad():
             parts = [to_pixels(pictures[i : i + 16]) for i in range(0, len(pictures), 16)]
-            return torch.cat([self._vae.encode(p, return_dict=False)[0].mode() for p in parts]) * SD1_LATENT_SCALE
+            latents = torch.cat([self._vae.encode(p, return_dict=False)[0].mode() for p in parts])
+            return SD_LATENTS.to_model(latents)
 
     def contexts(self, texts: Sequence[str]) -> Tensor:
         """Return texts as the backbone reads them, (N,T,D)."""

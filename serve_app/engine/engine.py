@@ -26,8 +26,8 @@ from serve_app.engine.calls import PAUSED, Call, Calls, fail
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import CancelledJobError, UnavailableError
 from serve_app.log import get
-from serve_app.nodes.runtime import Sampled
-from serve_app.sampling.rows import Piece
+from serve_app.sampling.forward import Piece
+from serve_app.sampling.request import Sampled
 
 log = get("engine")
 

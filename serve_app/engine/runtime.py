@@ -28,9 +28,9 @@ from serve_app.models import steering
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
 from serve_app.models.weights import LoadCounters, Weights
-from serve_app.nodes.runtime import Runtime, Sampled, SamplingRequest, Tiling
-from serve_app.sampling.sigmas import NoiseLevels
-from serve_app.values import Conditioning, Recipe, TextPair
+from serve_app.sampling.levels import Levels
+from serve_app.sampling.request import Sampled, SamplingRequest
+from serve_app.values import Conditioning, Recipe, TextPair, Tiling
 
 M = TypeVar("M")
 Q = TypeVar("Q")
@@ -75,7 +75,9 @@ class EngineRuntime:
         """What weights have come and gone."""
         return self.weights.counters
 
-    def bind(self, progress: Callable[[int, int], None], *, strict: bool = False, show: Show | None = None) -> Runtime:
+    def bind(
+        self, progress: Callable[[int, int], None], *, strict: bool = False, show: Show | None = None
+    ) -> NodeRuntime:
         """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all).
 
         strict: its work is done apart from all other. show: called there with a picture of each step.
@@ -145,12 +147,12 @@ class EngineRuntime:
 
     def _picture(self, run: Trajectory) -> Any:
         """Return what a run has come to, as `preview.picture`: decoded if that is wished for and can be done."""
-        scale = run.backbone.latent_scale
-        if self._decoded_previews and (recipe := tiny_vae(scale)) is not None:
+        latent_format = run.backbone.latent_format
+        if self._decoded_previews and (recipe := tiny_vae(latent_format)) is not None:
             with suppress(ModelFileError):
-                [image] = self.weights.vae(recipe).decode(run.shown[:1] / scale)
+                [image] = self.weights.vae(recipe).decode(latent_format.from_model(run.shown[:1]))
                 return image.mul(255).byte().numpy()
-        return picture(run.shown, scale)
+        return picture(run.shown, latent_format)
 
     async def use(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> T:
         """Do one piece of work with a recipe's model, once there is room for it. load: the method of Weights for it."""
@@ -255,9 +257,9 @@ class NodeRuntime:
             clip, self._weights.clip, lambda model, texts: model.encode(texts), text, "text", most=TEXTS_TOGETHER
         )
 
-    async def levels(self, backbone: Recipe) -> NoiseLevels:
+    async def levels(self, backbone: Recipe) -> Levels:
         """Return the noise levels a backbone knows. Loads no weights."""
-        return self._weights.levels(backbone)
+        return await asyncio.to_thread(self._weights.levels, backbone)
 
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler. Reports a progress value a step."""

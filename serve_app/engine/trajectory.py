@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.nodes.runtime import Sampled, SamplingRequest, Steps
 from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec
+from serve_app.sampling.forward import Backbone, Canvas, Piece
 from serve_app.sampling.guidance import Guidance
 from serve_app.sampling.inpaint import Inpainting, differential, latent_mask
-from serve_app.sampling.noise import is_max_denoise, noise, noised
-from serve_app.sampling.rows import Backbone, Canvas, Piece
+from serve_app.sampling.noise import noise
+from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.rules import rule_of
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import sigmas_for
@@ -35,6 +35,7 @@ class Trajectory:
     _sampler: Sampler
     _evaluation: Evaluation
     _denoised: Tensor
+    _last_sigma: float
 
     def __init__(
         self, backbone: Backbone, request: SamplingRequest, on_step: Callable[[int, int], None] | None = None
@@ -64,43 +65,37 @@ class Trajectory:
             return
         self.steps = len(sigmas) - 1
         device, shape, sigma = self.backbone.device, r.latents.shape, float(sigmas[0])
-        latents = r.latents.to(device, torch.float32) * self.backbone.latent_scale
+        levels, latent_format = self.backbone.levels, self.backbone.latent_format
+        latent_format.check(shape)
+        latents = latent_format.to_model(r.latents.to(device, torch.float32))
         drawn = noise(shape, r.noise.seed, r.batch_index) if r.noise.added else torch.zeros(shape)
         drawn = drawn.to(device)
-        x = noised(latents, drawn, sigma, max_denoise=is_max_denoise(self.backbone.levels, sigma))
+        x = levels.start(latents, drawn, sigma)
         canvas = Canvas(latents, drawn)
         if r.noise_mask is not None:
             canvas = Canvas(latents, drawn, latent_mask(r.noise_mask, latents))
             kept_noise = noise(shape, r.noise.seed + 1).to(device) if spec.fresh_inpaint_noise else drawn
             patches = [p for p in r.guider.backbone.patches if isinstance(p, DifferentialDiffusion)]
-            changing = differential(patches[-1], self.backbone.levels, sigmas) if patches else None
-            self._inpainting = Inpainting(latent_mask(r.noise_mask, latents), latents, kept_noise, changing)
+            changing = differential(patches[-1], levels, sigmas) if patches else None
+            self._inpainting = Inpainting(latent_mask(r.noise_mask, latents), latents, kept_noise, levels, changing)
         self._guidance = Guidance(self.backbone, r.guider.conds, rule_of(r.guider), canvas)
         self._denoised = x
         if self.steps < 1:
-            self._end(x)
+            self._end(x, sigma)
             return
-        self._sampler = spec.start(x, sigmas, r.noise.seed, self.backbone.levels, r.sampler.options)
+        self._sampler = spec.start(x, sigmas, r.noise.seed, levels, r.sampler.options)
+        self._last_sigma = float(sigmas[-1])
         self._run_on(None)
 
     def _sigmas(self, spec: SamplerSpec) -> Tensor:
         given = self._request.sigmas
         if isinstance(given, Steps):
-            return sigmas_for(
-                self.backbone.levels,
-                given.schedule,
-                spec,
-                given.count,
-                given.denoise,
-                given.start,
-                given.end,
-                given.full_denoise,
-            )
+            return sigmas_for(self.backbone.levels, given, spec)
         return given.to("cpu", torch.float32)
 
     @property
     def shown(self) -> Tensor:
-        """What the latest step takes for the image: scaled latents as x, on the backbone's device."""
+        """The latest step's denoised estimate: latents as the backbone samples them, on its device."""
         return self._denoised
 
     @property
@@ -146,12 +141,13 @@ class Trajectory:
             name = self._request.sampler.name
             raise NodeError(f"sampler '{name}' cannot step over the sigmas it was given: {error}") from error
         except StopIteration as end:
-            self._end(end.value)
+            self._end(end.value, self._last_sigma)
             self._report(self.steps)
 
-    def _end(self, x: Tensor) -> None:
-        scale = self.backbone.latent_scale
-        self.result = Sampled((x / scale).cpu(), (self._denoised / scale).cpu())
+    def _end(self, x: Tensor, sigma: float) -> None:
+        from_model = self.backbone.latent_format.from_model
+        latents = self.backbone.levels.unnoised(x, sigma)
+        self.result = Sampled(from_model(latents).cpu(), from_model(self._denoised).cpu())
 
     def _report(self, steps_done: int) -> None:
         if self._on_step is not None and steps_done > self._steps_done:

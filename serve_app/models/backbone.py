@@ -17,7 +17,7 @@ from serve_app.models.freeu import freed
 from serve_app.models.inputs import concat, vector
 from serve_app.models.steering import steered
 from serve_app.sampling.denoiser import trained
-from serve_app.sampling.rows import Canvas, Inputs, Piece, to_batch
+from serve_app.sampling.forward import Canvas, Inputs, Piece, to_batch
 from serve_app.values import ContinuousEdm, Discrete, FreeU, Training
 
 _EPS = Discrete()
@@ -48,7 +48,7 @@ class Backbone:
         self.features = features
         self.adapters = adapters
         self.architecture = architecture
-        self.latent_scale = architecture.latent_scale
+        self.latent_format = architecture.latent_format
         self.levels, self._prediction = trained(training or trained_as)
         # CosXL's editing model is the one that was trained on scaled images.
         self._scaled_edit = architecture.vector_dim > 0 and isinstance(trained_as, ContinuousEdm)
@@ -74,7 +74,7 @@ class Backbone:
         return own
 
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
-        """Return what an entry of a conditioning tells the network; as sampling.rows.Backbone.
+        """Return what an entry of a conditioning tells the network; as sampling.forward.Backbone.
 
         Errors: NodeError for a conditioning of another family's text encoder.
         """
@@ -86,7 +86,7 @@ class Backbone:
             )
         height, width = canvas.latents.shape[-2:]
         told = vector(known, options, height, width, role)
-        fed = concat(known, options, canvas.latents, canvas.mask, self.latent_scale, scaled_edit=self._scaled_edit)
+        fed = concat(known, options, canvas.latents, canvas.mask, scaled_edit=self._scaled_edit)
         return Inputs(
             to_batch(cond.to(self.device, torch.float32), canvas.rows),
             vector=None if told is None else to_batch(told.to(self.device), canvas.rows),
@@ -104,7 +104,7 @@ class Backbone:
         return self._prediction.denoised(piece.x, output, _level(piece))
 
     def denoise(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """Return each piece's D(x, sigma), float32, from one forward; as sampling.rows.Backbone.
+        """Return each piece's D(x, sigma), float32, from one forward; as sampling.forward.Backbone.
 
         Pieces may differ in level, in text and its length, in LoRAs and controls, and in what their recipes make of the
         network's output.

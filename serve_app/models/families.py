@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from serve_app.models.tensors import Tensors as Tensors
+from serve_app.sampling.latents import LatentFormat, PreviewMap
 
 NORM_GROUPS = 32
 """Every group norm of these networks has so many groups, so every width is a multiple of it."""
@@ -26,11 +27,38 @@ VOCABULARY = 49408
 SIZE_WIDTH = 256
 """Each size that SDXL is told is an embedding this wide."""
 
-SD1_LATENT_SCALE = 0.18215
-"""Of SD 1.x and 2.x. Source: Rombach et al. 2022, arXiv:2112.10752, Appendix G."""
+# The preview maps are least-squares fits to decoded images. Source: keturn 2022, "Decoding latents to RGB without
+# upscaling", Hugging Face forum 23204; the numbers are those that ComfyUI 0.3.64 shows its previews with.
+SD_LATENTS = LatentFormat(
+    channels=4,
+    scale=0.18215,
+    preview=PreviewMap(
+        (
+            (0.3512, 0.2297, 0.3227),
+            (0.3250, 0.4974, 0.2350),
+            (-0.2829, 0.1762, 0.2721),
+            (-0.2120, -0.2616, -0.7177),
+        )
+    ),
+    tiny="taesd",
+)
+"""Of SD 1.x and 2.x. Source of the scale: Rombach et al. 2022, arXiv:2112.10752, Appendix G."""
 
-SDXL_LATENT_SCALE = 0.13025
-"""Source: Podell et al. 2023, arXiv:2307.01952, and the VAE published with it."""
+SDXL_LATENTS = LatentFormat(
+    channels=4,
+    scale=0.13025,
+    preview=PreviewMap(
+        (
+            (0.3651, 0.4232, 0.4341),
+            (-0.2533, -0.0042, 0.1068),
+            (0.1076, 0.1111, -0.0362),
+            (-0.3165, -0.2492, -0.2188),
+        ),
+        (0.1084, -0.0175, -0.0011),
+    ),
+    tiny="taesdxl",
+)
+"""Source of the scale: Podell et al. 2023, arXiv:2307.01952, and the VAE published with it."""
 
 CONCAT_CHANNELS = {0: "x alone", 4: "an image to edit", 5: "a mask and the masked image"}
 """What backbones are fed beside x, by its channels."""
@@ -76,9 +104,9 @@ class UNetArchitecture:
         return 5 if self.vector_dim - 5 * SIZE_WIDTH == self.context_dim else 6
 
     @property
-    def latent_scale(self) -> float:
-        """Latents times this have about unit variance."""
-        return SDXL_LATENT_SCALE if self.vector_dim else SD1_LATENT_SCALE
+    def latent_format(self) -> LatentFormat:
+        """The latents it samples."""
+        return SDXL_LATENTS if self.vector_dim else SD_LATENTS
 
     @classmethod
     def probe(cls, tensors: Tensors) -> UNetArchitecture:
@@ -263,16 +291,20 @@ class DualTextArchitecture:
 
 @dataclass(frozen=True, slots=True)
 class TinyVaeArchitecture:
-    """The distilled autoencoder TAESD (Bohan 2023, github.com/madebyollin/taesd), on latents times latent_scale."""
+    """The distilled autoencoder TAESD (Bohan 2023, github.com/madebyollin/taesd) for the latents of another one."""
 
-    latent_channels: int
-    latent_scale: float
+    latent_format: LatentFormat
     image_channels: int = 3
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.latent_format.channels
 
     @property
     def factor(self) -> int:
         """Pixels a latent cell covers along one side."""
-        return 8
+        return self.latent_format.factor
 
 
 Architecture: TypeAlias = (

@@ -62,7 +62,6 @@ def concat(
     options: Mapping[str, Any],
     latents: Tensor,
     mask: Tensor | None,
-    latent_scale: float,
     *,
     scaled_edit: bool = False,
 ) -> Tensor | None:
@@ -77,12 +76,12 @@ def concat(
     image = None if given is None else given.to(latents.device, torch.float32)
     if architecture.concat_channels == _EDIT:
         image = torch.zeros_like(latents) if image is None else _fitted(image, latents)
-        return image * latent_scale if scaled_edit else image
+        return architecture.latent_format.to_model(image) if scaled_edit else image
     mask = options.get("concat_mask", mask)
     if mask is None:
         black = torch.tensor(_BLACK, device=latents.device).view(1, -1, 1, 1)
         return torch.cat([torch.ones_like(latents[:, :1]), black.expand_as(latents)], dim=1)
-    image = latents if image is None else image * latent_scale
+    image = latents if image is None else architecture.latent_format.to_model(image)
     mask = mask[:, :1] if mask.ndim == latents.ndim else mask
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).to(latents.device, torch.float32)
     if mask.shape[-2:] != latents.shape[-2:]:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from serve_app.errors import ModelFileError
 from serve_app.models.families import (
-    SD1_LATENT_SCALE,
-    SDXL_LATENT_SCALE,
+    SD_LATENTS,
+    SDXL_LATENTS,
     Architecture,
     DualTextArchitecture,
     TextArchitecture,
@@ -59,7 +59,7 @@ _TEXT: tuple[tuple[str, str, TextKind | None], ...] = (
 )
 _FIRST_OPEN_CLIP = "conditioner.embedders.0.model."
 _SCALED = ("scaled_fp8", ".scale_weight", ".weight_scale")
-_TINY_SCALES = {"taesd": SD1_LATENT_SCALE, "taesdxl": SDXL_LATENT_SCALE}
+_TINY = {latents.tiny: latents for latents in (SD_LATENTS, SDXL_LATENTS)}
 
 
 class _Found(NamedTuple):
@@ -143,9 +143,9 @@ def _tiny_vae(files: Sequence[Tensors]) -> Section:
     """An encoder's file and a decoder's, as TAESD is published."""
     encoder, decoder = files
     name = encoder.where.strip("'").partition("_")[0]
-    if name not in _TINY_SCALES:
-        raise encoder.unsupported(f"is no TAESD encoder for {' or '.join(_TINY_SCALES)}")
-    architecture = TinyVaeArchitecture(decoder.shape("1.weight")[1], _TINY_SCALES[name])
+    if name not in _TINY:
+        raise encoder.unsupported(f"is no TAESD encoder for {' or '.join(_TINY)}")
+    architecture = TinyVaeArchitecture(_TINY[name])
     return _merged(
         architecture,
         [_Found(architecture, encoder, 0, "", "encoder."), _Found(architecture, decoder, 1, "", "decoder.")],

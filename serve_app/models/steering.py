@@ -18,8 +18,8 @@ from serve_app.images import resize
 from serve_app.models.controlnet import ControlNetwork
 from serve_app.models.families import UNetArchitecture
 from serve_app.models.t2i_adapter import AdapterNetwork
-from serve_app.sampling.rows import Piece, to_batch
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.forward import Piece, to_batch
+from serve_app.sampling.levels import Levels, single
 from serve_app.values import Conditioning, Control, HintKind, Recipe
 
 PIXELS = 8
@@ -95,9 +95,7 @@ class ActiveControl:
 
     def acts(self, sigma: float) -> bool:
         """Whether it acts at a level."""
-        # Levels are compared as float32, the precision that schedules and tables have.
-        level = float(torch.tensor(sigma, dtype=torch.float32))
-        return self.below <= level <= self.above
+        return self.below <= single(sigma) <= self.above
 
     def read(self, height: int, width: int) -> list[Tensor]:
         """Return what its hint says for latents of a size; an area of a canvas is shown the whole hint."""
@@ -119,7 +117,7 @@ def recipes(conds: Conds) -> tuple[Recipe, ...]:
 
 
 def activated(
-    conds: Conds, nets: Mapping[Recipe, ControlNet], architecture: UNetArchitecture, levels: NoiseLevels
+    conds: Conds, nets: Mapping[Recipe, ControlNet], architecture: UNetArchitecture, levels: Levels
 ) -> dict[str, Conditioning]:
     """Return the conditionings with each "control" as the ActiveControls of its chain, first applied first.
 
@@ -142,7 +140,7 @@ def activated(
     return controlled
 
 
-def _activated(control: Control, net: ControlNet, architecture: UNetArchitecture, levels: NoiseLevels) -> ActiveControl:
+def _activated(control: Control, net: ControlNet, architecture: UNetArchitecture, levels: Levels) -> ActiveControl:
     net.check(control.hint, kind_of(control.recipe), architecture)
     return ActiveControl(
         net, control, levels.at_progress(control.start_percent), levels.at_progress(control.end_percent)

@@ -20,18 +20,17 @@ class TinyVae(nn.Module):
 
     def __init__(self, architecture: TinyVaeArchitecture) -> None:
         super().__init__()
-        self._scale = architecture.latent_scale
+        self._format = architecture.latent_format
         self.encoder = _encoder(architecture.latent_channels)
         self.decoder = _decoder(architecture.latent_channels)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the latents of pixels."""
-        latents: Tensor = self.encoder(pixels * 0.5 + 0.5) / self._scale
-        return latents
+        return self._format.from_model(self.encoder(pixels * 0.5 + 0.5))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the pixels of latents."""
-        pixels: Tensor = (self.decoder(latents * self._scale) - 0.5) * 2
+        pixels: Tensor = (self.decoder(self._format.to_model(latents)) - 0.5) * 2
         return pixels
 
 

@@ -45,7 +45,7 @@ from serve_app.models.text_encoder import Clip, DualTextEncoder, TextEncoder
 from serve_app.models.upscaler import Upscaler, UpscalerArchitecture, UpscalerFile
 from serve_app.models.vae import Vae
 from serve_app.sampling.denoiser import trained
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.levels import Levels
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipSkip, Difference, Discrete, EightBit, FreeU, Lora, Part, Recipe, Rounded, Training
 
@@ -156,7 +156,7 @@ class Weights:
         """Return the recipe's backbone, loading it if it is not resident."""
         return self._get(recipe, Backbone)
 
-    def levels(self, recipe: Recipe) -> NoiseLevels:
+    def levels(self, recipe: Recipe) -> Levels:
         """Return the noise levels of the recipe's backbone, without loading it."""
         return trained(_training(recipe) or Checkpoint(self._find(recipe)[0][0]).training())[0]
 

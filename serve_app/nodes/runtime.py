@@ -7,65 +7,16 @@ Both are bound to one node of one task, so progress, cancelling and file names n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.store.store import Area
-from serve_app.values import Conditioning, Guider, Noise, Recipe, SamplerChoice, TextPair
+from serve_app.values import Conditioning, Recipe, TextPair, Tiling
 
 if TYPE_CHECKING:
     import torch
 
-    from serve_app.sampling.sigmas import NoiseLevels
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """A schedule by name and the window of its steps that is run.
-
-    denoise: 0…1 share of the schedule that is run. start, end: the window of steps, as in KSamplerAdvanced.
-    full_denoise False leaves the noise of the window's end.
-    """
-
-    schedule: str
-    count: int
-    denoise: float = 1.0
-    start: int | None = None
-    end: int | None = None
-    full_denoise: bool = True
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SamplingRequest:
-    """All that one run of a sampler asks for.
-
-    latents: (B,C,h,w) unscaled, as a LATENT holds them. sigmas: (n+1,), or the steps that make them. batch_index: which
-    noise of the seed's sequence each latent takes; None counts from 0. noise_mask: as a LATENT holds it.
-    """
-
-    guider: Guider
-    latents: torch.Tensor
-    sampler: SamplerChoice
-    sigmas: Steps | torch.Tensor
-    noise: Noise
-    batch_index: Sequence[int] | None = None
-    noise_mask: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sampled:
-    """What a run ends with: its latents, and what it last took for the image, both (B,C,h,w) unscaled on the CPU."""
-
-    latents: torch.Tensor
-    denoised: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """How a large image is cut for the VAE: sides of a tile and what neighbours share, in pixels."""
-
-    size: int
-    overlap: int
+    from serve_app.sampling.levels import Levels
 
 
 class Runtime(Protocol):
@@ -78,7 +29,7 @@ class Runtime(Protocol):
         """Return a text's conditioning. Errors: NodeError for a pair of texts that the encoder does not read."""
         ...
 
-    async def levels(self, backbone: Recipe) -> NoiseLevels:
+    async def levels(self, backbone: Recipe) -> Levels:
         """Return the noise levels a backbone knows. Loads no weights."""
         ...
 

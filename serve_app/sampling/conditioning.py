@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from serve_app.errors import NodeError
-from serve_app.sampling.rows import Area
+from serve_app.sampling.forward import Area
 from serve_app.values import Conditioning
 
 REGION = frozenset(

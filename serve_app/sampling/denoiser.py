@@ -7,12 +7,13 @@ it is not given, as latent diffusion models are trained. No network is known her
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.sampling.sigmas import ContinuousLevels, NoiseLevels
+from serve_app.sampling.levels import AngleLevels, EdmLevels, Levels, TableLevels
 from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Training
 
 
@@ -106,7 +107,7 @@ class Lcm:
     Source: Luo et al. 2023, arXiv:2310.04378, equation 9 with σ_data = 0.5 and timesteps scaled by 10.
     """
 
-    levels: NoiseLevels
+    levels: Levels
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return x divided by √(sigma² + 1)."""
@@ -123,29 +124,30 @@ _LCM_STRIDE = 20
 """Latent consistency models are distilled on 50 of the 1000 timesteps."""
 
 
-def trained(training: Training) -> tuple[NoiseLevels, Prediction]:
+@lru_cache(maxsize=64)
+def trained(training: Training) -> tuple[Levels, Prediction]:
     """Return the noise levels and the prediction that a kind of training means.
 
     Errors: NodeError for a prediction that is not known, or for levels that are none.
     """
     match training:
         case Discrete("lcm", zsnr):
-            levels = NoiseLevels(zsnr=zsnr, stride=_LCM_STRIDE)
+            levels = TableLevels(zsnr=zsnr, stride=_LCM_STRIDE)
             return levels, Lcm(levels)
         case Discrete(name, zsnr) if (prediction := _DISCRETE.get(name)) is not None:
-            return NoiseLevels(zsnr=zsnr), prediction
+            return TableLevels(zsnr=zsnr), prediction
         case ContinuousEdm(name, high, low) if (prediction := _CONTINUOUS.get(name)) is not None:
-            return _between(high, low), prediction
+            return EdmLevels(*_between(high, low)), prediction
         case ContinuousV(high, low):
-            return _between(high, low, angle=True), V()
+            return AngleLevels(*_between(high, low)), V()
     known = ", ".join(("lcm", *_DISCRETE) if isinstance(training, Discrete) else _CONTINUOUS)
     raise NodeError(f"prediction '{training.prediction}' is not supported; supported are {known}")
 
 
-def _between(sigma_max: float, sigma_min: float, *, angle: bool = False) -> ContinuousLevels:
+def _between(sigma_max: float, sigma_min: float) -> tuple[float, float]:
     if not 0 < sigma_min <= sigma_max:
         raise NodeError(f"sigma_min {sigma_min} and sigma_max {sigma_max} leave no levels: 0 < sigma_min <= sigma_max")
-    return ContinuousLevels(sigma_max, sigma_min, angle=angle)
+    return sigma_max, sigma_min
 
 
 _DISCRETE: dict[str, Prediction] = {"eps": EPS(), "v_prediction": V(), "x0": X0(), "img_to_img": ImgToImg()}

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.levels import Levels
 
 Sampler: TypeAlias = Generator["Evaluation", Any, Tensor]
 """Yields Evaluation; is sent `denoised`, shaped as its x, or the pair (denoised, uncond) where that was wanted."""
@@ -68,14 +67,14 @@ class SamplerSpec:
     noise: NoiseFactory | None = None
     discards_penultimate: bool = False
     fresh_inpaint_noise: bool = False
-    for_levels: Callable[[NoiseLevels], dict[str, Any]] | None = None
+    for_levels: Callable[[Levels], dict[str, Any]] | None = None
 
     def start(
         self,
         x: Tensor,
         sigmas: Tensor,
         seed: int,
-        levels: NoiseLevels,
+        levels: Levels,
         options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Sampler:
         """Return the sampler over x (B,C,h,w), which is at sigmas[0].

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.rows import Area, Backbone, Canvas, Inputs, Piece, crop, to_batch
+from serve_app.sampling.forward import Area, Backbone, Canvas, Inputs, Piece, crop, to_batch
+from serve_app.sampling.levels import single
 from serve_app.sampling.rules import Rule
 from serve_app.values import Conditioning
 
@@ -40,9 +41,7 @@ class Entry:
 
     def takes_part(self, sigma: float) -> bool:
         """Whether it counts at a level."""
-        # Levels are compared as float32, the precision that schedules and tables have.
-        level = float(torch.tensor(sigma, dtype=torch.float32))
-        return self.below <= level <= self.above
+        return self.below <= single(sigma) <= self.above
 
 
 def entries(role: str, conditioning: Conditioning, backbone: Backbone, canvas: Canvas) -> tuple[Entry, ...]:
@@ -53,7 +52,7 @@ def entries(role: str, conditioning: Conditioning, backbone: Backbone, canvas: C
         area = area_of(options, height, width)
         above = backbone.levels.at_progress(options["start_percent"]) if "start_percent" in options else float("inf")
         below = backbone.levels.at_progress(options["end_percent"]) if "end_percent" in options else 0.0
-        # Every branch beside the positive one is what the image is to be led away from.
+        # Every branch beside the positive one counts as negative.
         kind = "positive" if role == "positive" else "negative"
         inputs = backbone.inputs(cond, options, kind, canvas).within(area)
         weight = weight_of(options, height, width, backbone.device)

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.noise import noised
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.levels import Levels
 from serve_app.values import DifferentialDiffusion
 
 
@@ -23,17 +22,18 @@ from serve_app.values import DifferentialDiffusion
 class Inpainting:
     """What one run keeps. mask: (B,1,h,w), 1 where to sample; latents, noise: (B,C,h,w), clean and unit-variance.
 
-    at: the mask of a noise level from that of the run, if it changes.
+    levels: say what latents are like at a level. at: the mask of a noise level from that of the run, if it changes.
     """
 
     mask: Tensor
     latents: Tensor
     noise: Tensor
+    levels: Levels
     at: Callable[[Tensor, float], Tensor] | None = None
 
     def hold(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with the kept region replaced by the latents at its noise level."""
-        kept = noised(self.latents, self.noise, evaluation.sigma)
+        kept = self.levels.noised(self.latents, self.noise, evaluation.sigma)
         return replace(evaluation, x=kept.lerp(evaluation.x, self._mask(evaluation.sigma)))
 
     def restore(self, denoised: Tensor, sigma: float) -> Tensor:
@@ -44,9 +44,7 @@ class Inpainting:
         return self.mask if self.at is None else self.at(self.mask, sigma)
 
 
-def differential(
-    patch: DifferentialDiffusion, levels: NoiseLevels, sigmas: Tensor
-) -> Callable[[Tensor, float], Tensor]:
+def differential(patch: DifferentialDiffusion, levels: Levels, sigmas: Tensor) -> Callable[[Tensor, float], Tensor]:
     """Return what gives the mask of a level: 1 where the run's mask reaches the share of the timesteps still to come.
 
     strength: how far it goes from the run's mask to that; 0 goes as far as 1, as in ComfyUI.

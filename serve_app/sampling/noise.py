@@ -1,20 +1,18 @@
 """A job's noise: drawn on the CPU from its seed alone, so neither batching nor the device changes it.
 
-The scaling is that of variance-exploding models (eps, v). Their latents come out of sampling as they are, so there is
-no inverse to undo.
+How it is added to latents is the model's to say (`levels`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isclose, sqrt
+from math import sqrt
 
 import torch
 from torch import Tensor
 
 from serve_app.sampling.brownian import BrownianPath
 from serve_app.sampling.evaluation import NoiseSource
-from serve_app.sampling.sigmas import NoiseLevels
 
 SEEDS = 2**64
 """Seeds are taken modulo this."""
@@ -57,18 +55,3 @@ def brownian_noise(x: Tensor, sigmas: Tensor, seed: int) -> NoiseSource:
         return ((path.at(following) - path.at(sigma)) / sqrt(abs(following - sigma))).to(x.device)
 
     return draw
-
-
-def noised(latents: Tensor, noise: Tensor, sigma: float, *, max_denoise: bool = False) -> Tensor:
-    """Return latents at noise level sigma.
-
-    max_denoise: the run starts from pure noise, so x has the variance the model was trained on at its top level.
-    """
-    # In single precision, as ComfyUI: samplers that extrapolate far, or adapt, show even the last digit of x.
-    level = torch.tensor(sigma, dtype=torch.float32)
-    return latents + noise * float((1 + level**2).sqrt() if max_denoise else level)
-
-
-def is_max_denoise(levels: NoiseLevels, sigma: float) -> bool:
-    """Whether a run that starts at sigma starts at or above the model's top level."""
-    return sigma > levels.sigma_max or isclose(sigma, levels.sigma_max, rel_tol=1e-5)

@@ -1,23 +1,22 @@
 """Rules of guidance: how the means of the branches become one `denoised`.
 
-A rule names the branches it needs, so those it does not need are not evaluated. `shaping` says how the patches of a
-recipe change what a rule does.
+A rule names the branches it needs, so those it does not need are not evaluated. `guidance_patches` says how the patches
+of a recipe change what a rule does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isclose
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from serve_app.errors import NodeError
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.shaping import PLAIN, Guided, Shaping
-from serve_app.values import Guider
+from serve_app.sampling.guidance_patches import NO_PATCHES, GuidancePatches, Guided
+from serve_app.values import Cfg, DualCfg, Guider, PerpNeg
 
 
 class Rule(Protocol):
@@ -33,78 +32,72 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Cfg:
-    """Classifier-free guidance. At scale 1 the negative is not evaluated.
+class CfgRule:
+    """Classifier-free guidance.
 
     Source: Ho and Salimans 2022, arXiv:2207.12598, equation 6 with w = scale − 1.
     """
 
-    scale: float
-    shaping: Shaping = PLAIN
+    given: Cfg
+    patches: GuidancePatches = NO_PATCHES
 
     def asks(self, want_uncond: bool) -> tuple[str, ...]:
-        return ("positive",) if isclose(self.scale, 1.0) and not want_uncond else ("positive", "negative")
+        return ("positive",) if isclose(self.given.scale, 1.0) and not want_uncond else ("positive", "negative")
 
     def combine(self, means: Mapping[str, Tensor], evaluation: Evaluation) -> tuple[Tensor, Tensor]:
-        guided = _guided(means, evaluation, "positive", "negative", self.scale)
-        guided = self.shaping.before(guided)
-        return self.shaping.combined(guided), guided.uncond
+        guided = _guided(means, evaluation, "positive", "negative", self.given.scale)
+        guided = self.patches.before(guided)
+        return self.patches.combined(guided), guided.uncond
 
 
 @dataclass(frozen=True, slots=True)
-class DualCfg:
-    """Guidance from a negative to a middle branch, and from there to the positive.
+class DualCfgRule:
+    """Guidance in two stages. Source: Brooks et al. 2023, arXiv:2211.09800, equation 3; nested as in ComfyUI."""
 
-    scale: from middle to positive; middle_scale: from negative to middle. nested: the second guides what the first
-    gives instead of being added to it. Source: Brooks et al. 2023, arXiv:2211.09800, equation 3; nested as in ComfyUI.
-    """
-
-    scale: float
-    middle_scale: float
-    nested: bool = False
-    shaping: Shaping = PLAIN
+    given: DualCfg
+    patches: GuidancePatches = NO_PATCHES
 
     def asks(self, want_uncond: bool) -> tuple[str, ...]:
-        if self.nested or want_uncond or not isclose(self.middle_scale, 1.0):
+        if self.given.nested or want_uncond or not isclose(self.given.middle_scale, 1.0):
             return ("positive", "middle", "negative")
-        return ("positive",) if isclose(self.scale, 1.0) else ("positive", "middle")
+        return ("positive",) if isclose(self.given.scale, 1.0) else ("positive", "middle")
 
     def combine(self, means: Mapping[str, Tensor], evaluation: Evaluation) -> tuple[Tensor, Tensor]:
-        if self.nested:
-            guided = _guided(means, evaluation, "positive", "middle", self.scale)
+        scale, middle_scale = self.given.scale, self.given.middle_scale
+        if self.given.nested:
+            guided = _guided(means, evaluation, "positive", "middle", scale)
             negative = means.get("negative", torch.zeros_like(evaluation.x))
-            return torch.lerp(negative, self.shaping.combined(guided), self.middle_scale), guided.uncond
-        guided = _guided(means, evaluation, "middle", "negative", self.middle_scale)
-        further = (means["positive"] - guided.cond) * self.scale
-        return self.shaping.combined(guided) + further, guided.uncond
+            return torch.lerp(negative, self.patches.combined(guided), middle_scale), guided.uncond
+        guided = _guided(means, evaluation, "middle", "negative", middle_scale)
+        further = (means["positive"] - guided.cond) * scale
+        return self.patches.combined(guided) + further, guided.uncond
 
 
 @dataclass(frozen=True, slots=True)
-class PerpNeg:
-    """Guidance from an empty prompt, away from that part of the negative which is perpendicular to the positive.
+class PerpNegRule:
+    """Perpendicular guidance. The angle is that of the whole batch, as in ComfyUI.
 
-    scale: of all of it; negative_scale: of the negative. The angle is that of the whole batch, as in ComfyUI.
     Source: Armandpour et al. 2023, arXiv:2304.04968, equation 6.
     """
 
-    scale: float
-    negative_scale: float
-    shaping: Shaping = PLAIN
+    given: PerpNeg
+    patches: GuidancePatches = NO_PATCHES
 
     def asks(self, want_uncond: bool) -> tuple[str, ...]:
-        if want_uncond or not isclose(self.negative_scale, 0.0):
+        if want_uncond or not isclose(self.given.negative_scale, 0.0):
             return ("positive", "negative", "empty")
-        return ("positive",) if isclose(self.scale, 1.0) else ("positive", "empty")
+        return ("positive",) if isclose(self.given.scale, 1.0) else ("positive", "empty")
 
     def combine(self, means: Mapping[str, Tensor], evaluation: Evaluation) -> tuple[Tensor, Tensor]:
-        guided = self.shaping.before(_guided(means, evaluation, "positive", "negative", self.scale))
+        scale = self.given.scale
+        guided = self.patches.before(_guided(means, evaluation, "positive", "negative", scale))
         empty = means.get("empty", torch.zeros_like(evaluation.x))
         positive, negative = guided.cond - empty, guided.uncond - empty
         # Where positive and empty say the same, all of the negative is perpendicular.
         along = (negative * positive).sum() / (positive.norm() ** 2).clamp(min=1e-30)
         perpendicular = negative - positive * along
-        denoised = empty + (positive - perpendicular * self.negative_scale) * self.scale
-        return self.shaping.after(guided, denoised), guided.uncond
+        denoised = empty + (positive - perpendicular * self.given.negative_scale) * scale
+        return self.patches.after(guided, denoised), guided.uncond
 
 
 def _guided(means: Mapping[str, Tensor], evaluation: Evaluation, to: str, away: str, scale: float) -> Guided:
@@ -113,15 +106,12 @@ def _guided(means: Mapping[str, Tensor], evaluation: Evaluation, to: str, away: 
 
 
 def rule_of(guider: Guider) -> Rule:
-    """Return the rule a GUIDER asks for, with the patches of its backbone. Errors: NodeError for an unknown kind."""
-    rule: Cfg | DualCfg | PerpNeg
-    match guider.kind, guider.scales:
-        case "cfg", {"cfg": scale}:
-            rule = Cfg(scale)
-        case "dual_cfg", {"cfg": scale, "middle_cfg": middle_scale, "nested": nested}:
-            rule = DualCfg(scale, middle_scale, nested)
-        case "perp_neg", {"cfg": scale, "neg_scale": negative_scale}:
-            rule = PerpNeg(scale, negative_scale)
-        case kind, scales:
-            raise NodeError(f"guider '{kind}' with the scales {', '.join(scales) or 'none'} is unknown")
-    return replace(rule, shaping=Shaping(guider.backbone.patches))
+    """Return the rule a GUIDER asks for, with the patches of its backbone."""
+    patches = GuidancePatches(guider.backbone.patches)
+    match guider.rule:
+        case Cfg():
+            return CfgRule(guider.rule, patches)
+        case DualCfg():
+            return DualCfgRule(guider.rule, patches)
+        case PerpNeg():
+            return PerpNegRule(guider.rule, patches)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from serve_app.sampling.adams import combined, lagrange, quadrature
 from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.levels import Levels
 
 
-def stochastic_interval(levels: NoiseLevels) -> dict[str, tuple[float, float]]:
+def stochastic_interval(levels: Levels) -> dict[str, tuple[float, float]]:
     """Return the levels between which `sa_solver` draws noise: from a fifth of the model's timesteps to four fifths."""
     return {"interval": (levels.at_progress(0.2), levels.at_progress(0.8))}
 

@@ -21,7 +21,7 @@ from serve_app.sampling.noise import brownian_noise, gaussian_noise
 from serve_app.sampling.sa_solver import sa_solver, stochastic_interval
 from serve_app.sampling.sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde, er_sde
 from serve_app.sampling.seeds import seeds_2, seeds_3
-from serve_app.sampling.stochastic import dpm_2_ancestral, dpmpp_2s_ancestral, euler_ancestral, lcm
+from serve_app.sampling.stochastic import dpm_2_ancestral, dpmpp_2s_ancestral, euler_ancestral, lcm, noising
 from serve_app.sampling.unipc import uni_pc
 
 
@@ -141,7 +141,7 @@ SAMPLERS: Choices[SamplerSpec] = Choices(
         "dpmpp_3m_sde_gpu": SamplerSpec(dpmpp_3m_sde, brownian_noise),
         # DDPM's posterior step is Euler's ancestral one once x is divided by √ᾱ: Ho et al. 2020, arXiv:2006.11239, (7).
         "ddpm": SamplerSpec(euler_ancestral, gaussian_noise),
-        "lcm": SamplerSpec(lcm, gaussian_noise),
+        "lcm": SamplerSpec(lcm, gaussian_noise, for_levels=noising),
         "ipndm": SamplerSpec(ipndm),
         "ipndm_v": SamplerSpec(ipndm_v),
         "deis": SamplerSpec(deis),

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.sampling.sigmas import NoiseLevels, ending_at_zero
+from serve_app.sampling.levels import Levels, SigmaRange, single
+from serve_app.sampling.sigmas import ending_at_zero
 
 ALIGN_YOUR_STEPS: Mapping[str, Sequence[float]] = {
     "SD1": (
@@ -30,11 +31,11 @@ ALIGN_YOUR_STEPS: Mapping[str, Sequence[float]] = {
 """Levels of ten steps by kind of model. Source: Sabour et al. 2024, arXiv:2404.14507, and the page beside it."""
 
 
-class Ends(NoiseLevels):
-    """Two levels and nothing between: what schedules that spread steps over a range of sigma have to know."""
+class Ends:
+    """Two levels in single precision, as a model's are: all that some schedules have to know (a SigmaRange)."""
 
     def __init__(self, sigma_max: float, sigma_min: float) -> None:
-        self._set(torch.tensor([sigma_min, sigma_max], dtype=torch.float64))
+        self.sigma_max, self.sigma_min = single(sigma_max), single(sigma_min)
 
     def positive(self) -> Ends:
         """Return these. Errors: NodeError if one of them is zero, which has no logarithm."""
@@ -43,7 +44,7 @@ class Ends(NoiseLevels):
         return self
 
 
-def polyexponential(ends: Ends, steps: int, rho: float = 1.0) -> Tensor:
+def polyexponential(ends: SigmaRange, steps: int, rho: float = 1.0) -> Tensor:
     """Levels spaced by a power of the share of log sigma that is left; rho 1 is `exponential`.
 
     Source: Crowson's k-diffusion.
@@ -52,7 +53,7 @@ def polyexponential(ends: Ends, steps: int, rho: float = 1.0) -> Tensor:
     return ending_at_zero((torch.linspace(1, 0, steps) ** rho * (high - low) + low).exp())
 
 
-def laplace(ends: Ends, steps: int, mu: float = 0.0, beta: float = 0.5) -> Tensor:
+def laplace(ends: SigmaRange, steps: int, mu: float = 0.0, beta: float = 0.5) -> Tensor:
     """Log levels spaced as quantiles of a Laplace distribution about mu, cut to the ends; zero is not among them.
 
     Source: Hang et al. 2024, arXiv:2407.03297, Table 1.
@@ -72,7 +73,7 @@ def variance_preserving(steps: int, beta_d: float = 19.9, beta_min: float = 0.1,
     return ending_at_zero(torch.expm1(beta_d * t**2 / 2 + beta_min * t).sqrt())
 
 
-def turbo(levels: NoiseLevels, steps: int, denoise: float = 1.0) -> Tensor:
+def turbo(levels: Levels, steps: int, denoise: float = 1.0) -> Tensor:
     """The tenths of a thousand timesteps, from the one that a share of `denoise` begins at.
 
     Source: Sauer et al. 2023, arXiv:2311.17042: the timesteps that SD-Turbo and SDXL-Turbo are distilled on.

@@ -5,14 +5,16 @@ They draw the noise from a NoiseSource, never from torch's state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler, guided
-from serve_app.sampling.noise import noised
+from serve_app.sampling.levels import Levels
 
 
 def ancestral_step(sigma: float, following: float, eta: float = 1.0) -> tuple[float, float]:
@@ -95,10 +97,16 @@ def dpmpp_2s_ancestral(
     return x
 
 
-def lcm(x: Tensor, sigmas: Tensor, noise: NoiseSource) -> Sampler:
+def noising(levels: Levels) -> dict[str, Any]:
+    """Return how `lcm` adds noise to what it has denoised."""
+    return {"noised": levels.noised}
+
+
+def lcm(x: Tensor, sigmas: Tensor, noise: NoiseSource, *, noised: Callable[[Tensor, Tensor, float], Tensor]) -> Sampler:
     """Multistep consistency sampling: jump to zero, noise up to the following level; one evaluation a step.
 
-    Arguments and results as `euler_ancestral`. Source: Luo et al. 2023, arXiv:2310.04378, Algorithm 3.
+    noised: brings latents to a level, as `Levels.noised`. Arguments and results as `euler_ancestral`.
+    Source: Luo et al. 2023, arXiv:2310.04378, Algorithm 3.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         x = yield Evaluation(x, sigma, step=i)

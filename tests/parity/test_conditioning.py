@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from serve_app.sampling.evaluation import Evaluation
+from serve_app.sampling.forward import Canvas, Inputs
 from serve_app.sampling.guidance import Guidance
-from serve_app.sampling.rows import Canvas, Inputs
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.levels import TableLevels
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "conditioning.json").read_text())
@@ -29,7 +29,7 @@ class Phased:
     """A backbone whose inputs are the phase that an entry adds."""
 
     device = torch.device("cpu")
-    levels = NoiseLevels()
+    levels = TableLevels()
 
     def inputs(self, cond, options, role, canvas):
         phase = cond + 10 * options.get("control", 0)

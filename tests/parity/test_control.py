@@ -14,15 +14,15 @@ from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet_file import ControlFile
 from serve_app.models.steering import ControlNet, activated, steered
 from serve_app.sampling.denoiser import EPS
-from serve_app.sampling.rows import Inputs, Piece
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.forward import Inputs, Piece
+from serve_app.sampling.levels import TableLevels
 from serve_app.values import Control, HintKind, Recipe
 from tests.parity import control_files
 from tests.parity.figures import Figures
 from tests.parity.make_checkpoint import normal
 
 FIGURES = Figures("control")
-LEVELS = NoiseLevels()
+LEVELS = TableLevels()
 TOLERANCE = 1e-5
 ADAPTERS = ("t2i_full", "t2i_conv", "t2i_light", "t2i_xl")
 CPU, FP32 = torch.device("cpu"), torch.float32

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.weights import Weights
-from serve_app.nodes.runtime import SamplingRequest, Steps
+from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.catalog import Catalog
-from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Guider, Noise, Recipe, SamplerChoice
+from serve_app.values import Cfg, ContinuousEdm, ContinuousV, Discrete, Guider, Noise, Recipe, SamplerChoice
 from tests.parity import families
 from tests.parity.figures import TOLERANCE, Figures
 
@@ -66,7 +66,7 @@ def request(figure):
     conds = {role: conditioning(role) for role in ("positive", "negative")}
     masked = case == "masked"
     return SamplingRequest(
-        Guider(recipe, conds, scales={"cfg": float(cfg)}),
+        Guider(recipe, conds, Cfg(float(cfg))),
         drawn("latent", (1, 4, 8, 8)) * 5 if masked else torch.zeros(1, 4, 8, 8),
         SamplerChoice(sampler),
         Steps(schedule, 4),

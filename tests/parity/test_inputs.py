@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.models.families import SDXL_LATENT_SCALE, UNetArchitecture
+from serve_app.models.families import UNetArchitecture
 from serve_app.models.inputs import concat, vector
 from tests.parity.figures import Figures
 
@@ -24,6 +24,7 @@ SDXL = backbone(2048, linear=True, vector_dim=2816)
 REFINER = backbone(1280, linear=True, vector_dim=2560)
 INPAINT = backbone(concat_channels=5)
 EDIT = backbone(concat_channels=4)
+COSXL_EDIT = backbone(2048, linear=True, vector_dim=2816, concat_channels=4)
 SIZES = {"width": 1000, "height": 1200, "crop_w": 3, "crop_h": 5}
 
 
@@ -49,20 +50,19 @@ def test_the_vector_is_comfyuis(name, architecture, options, role):
         ("inpaint|denoise mask", INPAINT, (), "dmask", False),
         ("inpaint|options", INPAINT, ("mask", "image"), "dmask", False),
         ("edit|image", EDIT, ("image",), None, False),
-        ("edit|scaled", EDIT, ("image",), None, True),
+        ("edit|scaled", COSXL_EDIT, ("image",), None, True),
     ],
 )
 def test_the_channels_beside_x_are_comfyuis(name, architecture, options, mask, scaled_edit):
     names = {"mask": "concat_mask", "image": "concat_latent_image"}
     given = {names[option]: FIGURES[option] for option in options}
     run_mask = None if mask is None else FIGURES[mask]
-    scale = SDXL_LATENT_SCALE if scaled_edit else architecture.latent_scale
-    fed = concat(architecture, given, FIGURES["latents"], run_mask, scale, scaled_edit=scaled_edit)
+    fed = concat(architecture, given, FIGURES["latents"], run_mask, scaled_edit=scaled_edit)
     FIGURES.assert_agrees(fed, name, TOLERANCE)
 
 
 def test_without_an_image_to_edit_zeros_go_beside_x():
-    fed = concat(EDIT, {}, FIGURES["latents"], None, EDIT.latent_scale)
+    fed = concat(EDIT, {}, FIGURES["latents"], None)
     assert torch.equal(fed, FIGURES["edit|nothing"])
 
 
@@ -78,4 +78,4 @@ def test_a_conditioning_of_another_familys_text_encoder_is_refused(options, give
 def test_a_backbone_that_reads_text_alone_is_told_nothing_else():
     plain = backbone()
     assert vector(plain, {}, 8, 8, "positive") is None
-    assert concat(plain, {}, FIGURES["latents"], None, 1.0) is None
+    assert concat(plain, {}, FIGURES["latents"], None) is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from serve_app.models.weights import Weights
-from serve_app.sampling.rows import Inputs, Piece
+from serve_app.sampling.forward import Inputs, Piece
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipSkip, Recipe
 from tests.parity.checkpoints import models_dir

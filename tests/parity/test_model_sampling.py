@@ -9,6 +9,7 @@ import torch
 
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.evaluation import SamplerSpec
+from serve_app.sampling.request import Steps
 from serve_app.sampling.samplers import euler
 from serve_app.sampling.sigmas import sigmas_for
 from serve_app.values import ContinuousEdm, ContinuousV, Discrete
@@ -44,4 +45,4 @@ def test_levels_inputs_and_denoised_are_comfyuis(name):
 @pytest.mark.parametrize("name", TRAININGS)
 def test_schedules_on_any_levels_are_comfyuis(name, schedule):
     levels, _ = trained(TRAININGS[name])
-    agree(sigmas_for(levels, schedule, SamplerSpec(euler), 7), f"{name}|{schedule}")
+    agree(sigmas_for(levels, Steps(schedule, 7), SamplerSpec(euler)), f"{name}|{schedule}")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.sampling.noise import is_max_denoise, noise, noised
+from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.noise import noise
 from serve_app.sampling.samplers import SAMPLERS
-from serve_app.sampling.sigmas import NoiseLevels
 from tests.parity.test_samplers import cond, relative_error, uncond
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -30,10 +30,10 @@ SEED = 5
 @pytest.mark.parametrize("index", range(len(FIGURES["cases"])))
 def test_a_sampler_with_options_gives_comfyuis_latents_and_image(index):
     name, options, key = FIGURES["cases"][index]
-    sigmas, levels = torch.tensor(FIGURES["sigmas"][key]), NoiseLevels()
+    sigmas, levels = torch.tensor(FIGURES["sigmas"][key]), TableLevels()
     start = float(sigmas[0])
     latents = noise(SHAPE, SEED + 1) * 0.3
-    x = noised(latents, noise(SHAPE, SEED), start, max_denoise=is_max_denoise(levels, start))
+    x = levels.start(latents, noise(SHAPE, SEED), start)
     sampler = SAMPLERS[name].start(x, sigmas, SEED, levels, options)
     seen, image, answer = (-1, 0), x, None
     while True:

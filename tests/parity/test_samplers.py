@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.sampling.noise import is_max_denoise, noise, noised
+from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.noise import noise
+from serve_app.sampling.request import Steps
 from serve_app.sampling.samplers import SAMPLERS
-from serve_app.sampling.sigmas import SCHEDULES, NoiseLevels, sigmas_for
+from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = [tuple(row) for row in json.loads((GOLDEN / "samplers.json").read_text())]
@@ -71,9 +73,9 @@ def relative_error(ours, theirs):
 
 def sample(name, sigmas, seed, denoise, shape, **options):
     """Return (latents, evaluations) of a sampler over sigmas, started as KSampler starts it."""
-    levels, start = NoiseLevels(), float(sigmas[0])
+    levels, start = TableLevels(), float(sigmas[0])
     latents = torch.zeros(shape) if denoise == 1.0 else noise(shape, seed + 1)
-    x = noised(latents, noise(shape, seed), start, max_denoise=is_max_denoise(levels, start))
+    x = levels.start(latents, noise(shape, seed), start)
     spec = SAMPLERS[name]
     return drive(replace(spec, function=partial(spec.function, **options)).start(x, sigmas, seed, levels))
 
@@ -91,7 +93,7 @@ def test_the_grid_covers_every_sampler_with_every_schedule_and_both_are_listed_i
 def test_a_sampler_gives_comfyuis_sigmas_latents_and_number_of_evaluations(golden, case):
     name, schedule, steps, seed, denoise, evaluations = case
     key = f"{name}|{schedule}|{steps}|{seed}|{denoise}|"
-    sigmas = sigmas_for(NoiseLevels(), schedule, SAMPLERS[name], steps, denoise)
+    sigmas = sigmas_for(TableLevels(), Steps(schedule, steps, denoise), SAMPLERS[name])
 
     final, count = sample(name, sigmas, seed, denoise, SHAPE)
 
@@ -108,7 +110,7 @@ def test_a_sampler_gives_comfyuis_sigmas_latents_and_number_of_evaluations(golde
 @pytest.mark.parametrize("index", range(len(GRID)), ids=lambda i: f"{i}-{GRID[i][0]}-{GRID[i][1]}")
 def test_a_sampler_with_a_schedule_window_and_options_gives_comfyuis_latents(grid, index):
     name, schedule, steps, seed, denoise, start, end, full_denoise, options, evaluations = GRID[index]
-    sigmas = sigmas_for(NoiseLevels(), schedule, SAMPLERS[name], steps, denoise, start, end, full_denoise)
+    sigmas = sigmas_for(TableLevels(), Steps(schedule, steps, denoise, start, end, full_denoise), SAMPLERS[name])
 
     final, count = sample(name, sigmas, seed, denoise, GRID_SHAPE, **options)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.sampling.rows import Inputs, Piece
+from serve_app.sampling.forward import Inputs, Piece
 from serve_app.values import Recipe
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS, Figures

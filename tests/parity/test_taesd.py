@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError
-from serve_app.models.families import SDXL_LATENT_SCALE, TinyVaeArchitecture
+from serve_app.models.families import SDXL_LATENTS, TinyVaeArchitecture
 from serve_app.models.networks import network
 from serve_app.models.weights import Weights
 from serve_app.nodes.builtin.loaders import VAELoader
@@ -31,7 +31,7 @@ def drawn(name, shape):
 def catalog(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     (root / "vae_approx").mkdir()
-    shapes = network(TinyVaeArchitecture(4, SDXL_LATENT_SCALE)).state_dict()
+    shapes = network(TinyVaeArchitecture(SDXL_LATENTS)).state_dict()
     for half in ("encoder", "decoder"):
         tensors = {n.removeprefix(f"{half}."): drawn(n, t.shape) for n, t in shapes.items() if n.startswith(half)}
         for family in ("taesdxl", "other"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from serve_app.nodes.builtin.sampling import CFG, SEED, run
 from serve_app.nodes.runtime import Runtime
-from serve_app.values import Conditioning, Guider, Latent, Noise, Recipe, SamplerChoice
+from serve_app.values import Cfg, Conditioning, Guider, Latent, Noise, Recipe, SamplerChoice
 
 
 class SamplerCustom:
@@ -52,7 +52,7 @@ class SamplerCustom:
         runtime: Runtime,
     ) -> tuple[Latent, Latent]:
         """Return the latent as sampled, and as the last step took it for the image."""
-        guider = Guider(model, {"positive": positive, "negative": negative}, "cfg", {"cfg": cfg})
+        guider = Guider(model, {"positive": positive, "negative": negative}, Cfg(cfg))
         return await _both(runtime, latent_image, guider, sampler, sigmas, Noise(noise_seed, add_noise))
 
 
@@ -159,7 +159,7 @@ class AddNoise:
         # A run of no step from empty latents at a level of 1 ends with the noise itself, in the latents' scale.
         empty = {**latent_image, "samples": torch.zeros_like(samples)}
         empty.pop("noise_mask", None)
-        drawn = await run(runtime, empty, Guider(model, {}, "cfg", {"cfg": 1.0}), _NO_STEP, torch.ones(1), noise)
+        drawn = await run(runtime, empty, Guider(model, {}, Cfg(1.0)), _NO_STEP, torch.ones(1), noise)
         noisy = samples.to("cpu", torch.float32) + drawn.latents * float(way.abs())
         return ({**latent_image, "samples": noisy.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)},)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.nodes.builtin.sampling import CFG
-from serve_app.values import Conditioning, Guider, Recipe
+from serve_app.values import Cfg, Conditioning, DualCfg, Guider, PerpNeg, Recipe
 
 CATEGORY = "sampling/custom_sampling/guiders"
 
@@ -24,7 +24,7 @@ class BasicGuider:
 
     def get_guider(self, model: Recipe, conditioning: Conditioning) -> tuple[Guider]:
         """Return the guider; at a scale of 1 there is nothing to guide away from."""
-        return (Guider(model, {"positive": conditioning}, "cfg", {"cfg": 1.0}),)
+        return (Guider(model, {"positive": conditioning}, Cfg(1.0)),)
 
 
 class CFGGuider:
@@ -41,7 +41,7 @@ class CFGGuider:
 
     def get_guider(self, model: Recipe, positive: Conditioning, negative: Conditioning, cfg: float) -> tuple[Guider]:
         """Return the guider."""
-        return (Guider(model, {"positive": positive, "negative": negative}, "cfg", {"cfg": cfg}),)
+        return (Guider(model, {"positive": positive, "negative": negative}, Cfg(cfg)),)
 
 
 class DualCFGGuider:
@@ -76,8 +76,8 @@ class DualCFGGuider:
         style: str,
     ) -> tuple[Guider]:
         """Return the guider with `cond2` as the middle branch."""
-        scales = {"cfg": cfg_conds, "middle_cfg": cfg_cond2_negative, "nested": style == "nested"}
-        return (Guider(model, {"positive": cond1, "middle": cond2, "negative": negative}, "dual_cfg", scales),)
+        rule = DualCfg(cfg_conds, cfg_cond2_negative, nested=style == "nested")
+        return (Guider(model, {"positive": cond1, "middle": cond2, "negative": negative}, rule),)
 
 
 class PerpNegGuider:
@@ -112,7 +112,7 @@ class PerpNegGuider:
     ) -> tuple[Guider]:
         """Return the guider."""
         conds = {"positive": positive, "negative": negative, "empty": empty_conditioning}
-        return (Guider(model, conds, "perp_neg", {"cfg": cfg, "neg_scale": neg_scale}),)
+        return (Guider(model, conds, PerpNeg(cfg, neg_scale)),)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

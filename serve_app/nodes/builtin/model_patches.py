@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.sampling.operations import LatentOperation
+from serve_app.sampling.latent_operations import LatentOperation
 from serve_app.values import (
     AdaptiveProjection,
     CfgNorm,

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from serve_app.nodes.runtime import Runtime, Sampled, SamplingRequest, Steps
+from serve_app.nodes.runtime import Runtime
+from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES
-from serve_app.values import Conditioning, Guider, Latent, Noise, Recipe, SamplerChoice
+from serve_app.values import Cfg, Conditioning, Guider, Latent, Noise, Recipe, SamplerChoice
 
 SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
 STEPS = {"default": 20, "min": 1, "max": 10000}
@@ -68,7 +69,7 @@ class KSampler:
         denoise: float = 1.0,
     ) -> tuple[Latent]:
         """Return the latent with its samples denoised."""
-        guider = Guider(model, {"positive": positive, "negative": negative}, "cfg", {"cfg": cfg})
+        guider = Guider(model, {"positive": positive, "negative": negative}, Cfg(cfg))
         window = Steps(scheduler, steps, denoise)
         sampled = await run(runtime, latent_image, guider, SamplerChoice(sampler_name), window, Noise(seed))
         return ({**latent_image, "samples": sampled.latents},)
@@ -120,7 +121,7 @@ class KSamplerAdvanced:
         runtime: Runtime,
     ) -> tuple[Latent]:
         """Return the latent with its samples denoised over the window."""
-        guider = Guider(model, {"positive": positive, "negative": negative}, "cfg", {"cfg": cfg})
+        guider = Guider(model, {"positive": positive, "negative": negative}, Cfg(cfg))
         full = return_with_leftover_noise == "disable"
         window = Steps(scheduler, steps, start=start_at_step, end=end_at_step, full_denoise=full)
         noise = Noise(noise_seed, added=add_noise == "enable")

@@ -9,8 +9,8 @@ import torch
 
 from serve_app.nodes.builtin.fit import allow_decoded
 from serve_app.nodes.protocol import FolderChoice
-from serve_app.nodes.runtime import Runtime, Tiling
-from serve_app.values import Latent, Recipe
+from serve_app.nodes.runtime import Runtime
+from serve_app.values import Latent, Recipe, Tiling
 
 # Declared as in ComfyUI, for workflows hold them; only video VAEs read them.
 FRAMES = {

@@ -14,14 +14,17 @@ import torch
 from hypothesis import strategies as st
 
 from serve_app.models.backbone import stack_contexts
-from serve_app.nodes.runtime import SamplingRequest, Steps
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
-from serve_app.sampling.rows import Inputs, Piece, to_batch
+from serve_app.sampling.forward import Inputs, Piece, to_batch
+from serve_app.sampling.latents import LatentFormat
+from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.sampling.samplers import SAMPLERS
-from serve_app.sampling.sigmas import SCHEDULES, NoiseLevels, sigmas_for
-from serve_app.values import Guider, Noise, Recipe, SamplerChoice
+from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
+from serve_app.values import Cfg, DualCfg, Guider, Noise, PerpNeg, Recipe, SamplerChoice
 
 RECIPE = Recipe("backbone", "checkpoints", "tiny.safetensors")
+SCALE = 0.18215
 WIDTH = 6
 """The width D of the tiny backbone's contexts."""
 
@@ -36,8 +39,8 @@ class TinyBackbone:
     def __init__(self, name: str = "tiny", before: Any = None) -> None:
         self.key = name
         self.device = torch.device("cpu")
-        self.levels = NoiseLevels()
-        self.latent_scale = 0.18215
+        self.levels = TableLevels()
+        self.latent_format = LatentFormat(4, scale=SCALE)
         self.calls: list[tuple[int, ...]] = []
         self.before = before
         generator = torch.Generator().manual_seed(sum(name.encode()))
@@ -92,9 +95,8 @@ def request(**changes: Any) -> SamplingRequest:
         changes.pop("end_step", None),
         changes.pop("full_denoise", True),
     )
-    kind, scales = changes.pop("rule", ("cfg", {}))
     return SamplingRequest(
-        Guider(changes.pop("backbone", RECIPE), conds, kind, {"cfg": changes.pop("cfg", 5.0), **scales}),
+        Guider(changes.pop("backbone", RECIPE), conds, changes.pop("rule", Cfg(changes.pop("cfg", 5.0)))),
         sampler=SamplerChoice(changes.pop("sampler", "euler")),
         sigmas=changes.pop("sigmas", steps),
         noise=Noise(changes.pop("noise_seed", seed or 0), added=seed is not None),
@@ -105,13 +107,13 @@ def request(**changes: Any) -> SamplingRequest:
 def alone(backbone, r: SamplingRequest) -> torch.Tensor:
     """Return what the request gives with every row of every evaluation in a forward of its own."""
     spec, sigmas = SAMPLERS[r.sampler.name], r.sigmas
-    if isinstance(s := r.sigmas, Steps):
-        sigmas = sigmas_for(backbone.levels, s.schedule, spec, s.count, s.denoise, s.start, s.end, s.full_denoise)
+    if isinstance(r.sigmas, Steps):
+        sigmas = sigmas_for(backbone.levels, r.sigmas, spec)
     if len(sigmas) < 2:
         return r.latents
     sigma = sigmas[0]
     scale = (1 + sigma**2).sqrt() if sigma > backbone.levels.sigma_max * (1 - 1e-5) else sigma
-    latents = r.latents * backbone.latent_scale
+    latents = r.latents * SCALE
     drawn = _normal(latents.shape, r.noise.seed) if r.noise.added else torch.zeros_like(latents)
     x = latents + drawn * scale
     mask = torch.ones_like(latents) if r.noise_mask is None else r.noise_mask.expand_as(latents)
@@ -123,10 +125,10 @@ def alone(backbone, r: SamplingRequest) -> torch.Tensor:
         try:
             evaluation = sampler.send(answer)
         except StopIteration as end:
-            return end.value / backbone.latent_scale
+            return end.value / SCALE
         seen = (latents + kept_noise * evaluation.sigma) * (1 - mask) + evaluation.x * mask
         branches = {role: branch(backbone, seen, evaluation.sigma, entries) for role, entries in conds.items()}
-        denoised, low = GUIDED[r.guider.kind](r.guider.scales, **branches)
+        denoised, low = GUIDED[type(r.guider.rule)](r.guider.rule, **branches)
         answer = latents * (1 - mask) + denoised * mask
         if evaluation.want_uncond:
             answer = (answer, low)
@@ -156,23 +158,23 @@ def branch(backbone, x, sigma, entries):
     return torch.where(weights > 0, total / weights.clamp(min=1e-30), 0)
 
 
-def _cfg(scales, positive, negative):
-    return negative + scales["cfg"] * (positive - negative), negative
+def _cfg(rule, positive, negative):
+    return negative + rule.scale * (positive - negative), negative
 
 
-def _dual(scales, positive, middle, negative):
-    if scales["nested"]:
-        return negative + scales["middle_cfg"] * (middle + scales["cfg"] * (positive - middle) - negative), middle
-    return negative + scales["middle_cfg"] * (middle - negative) + scales["cfg"] * (positive - middle), negative
+def _dual(rule, positive, middle, negative):
+    if rule.nested:
+        return negative + rule.middle_scale * (middle + rule.scale * (positive - middle) - negative), middle
+    return negative + rule.middle_scale * (middle - negative) + rule.scale * (positive - middle), negative
 
 
-def _perp(scales, positive, negative, empty):
+def _perp(rule, positive, negative, empty):
     towards, away = positive - empty, negative - empty
     across = away - towards * (away * towards).sum() / (towards * towards).sum()
-    return empty + scales["cfg"] * (towards - scales["neg_scale"] * across), negative
+    return empty + rule.scale * (towards - rule.negative_scale * across), negative
 
 
-GUIDED = {"cfg": _cfg, "dual_cfg": _dual, "perp_neg": _perp}
+GUIDED = {Cfg: _cfg, DualCfg: _dual, PerpNeg: _perp}
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -219,15 +221,15 @@ def entries(
 
 
 RULES = (
-    ("cfg", {}),
-    ("cfg", {}),
-    ("dual_cfg", {"middle_cfg": 2.0, "nested": False}),
-    ("dual_cfg", {"middle_cfg": 1.0, "nested": False}),
-    ("dual_cfg", {"middle_cfg": 1.5, "nested": True}),
-    ("perp_neg", {"neg_scale": 0.7}),
-    ("perp_neg", {"neg_scale": 0.0}),
+    Cfg,
+    Cfg,
+    lambda scale: DualCfg(scale, 2.0),
+    lambda scale: DualCfg(scale, 1.0),
+    lambda scale: DualCfg(scale, 1.5, nested=True),
+    lambda scale: PerpNeg(scale, 0.7),
+    lambda scale: PerpNeg(scale, 0.0),
 )
-BESIDE = {"cfg": (), "dual_cfg": ("middle",), "perp_neg": ("empty",)}
+BESIDE = {Cfg: (), DualCfg: ("middle",), PerpNeg: ("empty",)}
 
 
 @st.composite
@@ -238,10 +240,10 @@ def jobs(draw: st.DrawFn, shapes: tuple[tuple[int, int, int], ...] = ((4, 4, 4),
     start = draw(st.none() | st.integers(0, steps))
     shape, batch = draw(st.sampled_from(shapes)), draw(st.integers(1, 3))
     sampler = draw(st.sampled_from(sorted(SAMPLERS)))
-    kind, scales = draw(st.sampled_from(RULES))
+    rule = draw(st.sampled_from(RULES))(draw(st.sampled_from([0.0, 1.0, 2.5, 7.0])))
     # An adaptive sampler rounds its own way to a level, so whether that is within a range is not the same alone; and
     # what is perpendicular to nothing but rounding differs too, so no branch is zero then, nor equal to the empty one.
-    ranged = sampler != "dpm_adaptive" and kind != "perp_neg"
+    ranged = sampler != "dpm_adaptive" and not isinstance(rule, PerpNeg)
     some, others = (entries(shape, batch, width, texts, ranged=ranged) for texts in (range(10), range(10, 20)))
     changes: dict[str, Any] = {}
     if draw(st.booleans()):
@@ -253,12 +255,11 @@ def jobs(draw: st.DrawFn, shapes: tuple[tuple[int, int, int], ...] = ((4, 4, 4),
         shape=(batch, *shape),
         positive=draw(some),
         negative=draw(some),
-        beside={role: draw(others) for role in BESIDE[kind]},
-        rule=(kind, scales),
+        beside={role: draw(others) for role in BESIDE[type(rule)]},
+        rule=rule,
         sampler=sampler,
         schedule=draw(st.sampled_from(sorted(SCHEDULES))),
         steps=steps,
-        cfg=draw(st.sampled_from([0.0, 1.0, 2.5, 7.0])),
         seed=draw(st.none() | st.just(seed)),
         noise_seed=seed,
         denoise=draw(st.sampled_from([1.0, 0.6])),

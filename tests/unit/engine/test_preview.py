@@ -11,33 +11,34 @@ from PIL import Image
 
 from serve_app.engine.preview import picture
 from serve_app.images import to_preview
+from serve_app.models.families import SD_LATENTS, SDXL_LATENTS
+from serve_app.sampling.latents import LatentFormat
 
 
 @pytest.mark.parametrize(
-    ("scale", "channel", "expected"),
+    ("latent_format", "channel", "expected"),
     [
         # (1 + the map's row + its offset) / 2 * 255, cut off, for a latent of one channel; the rows as published.
-        (0.18215, 0, (172, 156, 168)),
-        (0.18215, 3, (100, 94, 35)),
-        (0.13025, 1, (109, 124, 140)),
+        (SD_LATENTS, 0, (172, 156, 168)),
+        (SD_LATENTS, 3, (100, 94, 35)),
+        (SDXL_LATENTS, 1, (109, 124, 140)),
     ],
 )
-def test_a_latent_of_one_channel_has_the_colour_of_its_row(scale, channel, expected):
+def test_a_latent_of_one_channel_has_the_colour_of_its_row(latent_format, channel, expected):
     latents = torch.zeros(2, 4, 3, 5)
     latents[0, channel] = 1.0
-    shown = picture(latents, scale)
+    shown = picture(latents, latent_format)
     assert (shown.shape, shown.dtype) == ((3, 5, 3), np.uint8)
     assert tuple(shown[1, 2]) == expected
 
 
 def test_colours_end_at_black_and_white():
     latents = torch.full((1, 4, 1, 1), 100.0)
-    assert set(picture(latents, 0.13025).flatten()) <= {0, 255}
+    assert set(picture(latents, SDXL_LATENTS).flatten()) <= {0, 255}
 
 
-def test_latents_of_another_kind_have_no_picture():
-    assert picture(torch.zeros(1, 4, 2, 2), 0.5) is None
-    assert picture(torch.zeros(1, 16, 2, 2), 0.18215) is None
+def test_latents_without_a_map_have_no_picture():
+    assert picture(torch.zeros(1, 16, 2, 2), LatentFormat(16)) is None
 
 
 @pytest.mark.parametrize(("size", "shown"), [((64, 32), (512, 256)), ((2048, 1024), (512, 256))])

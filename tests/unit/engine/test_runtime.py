@@ -10,7 +10,7 @@ from serve_app.engine.preview import picture
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import (
-    SD1_LATENT_SCALE,
+    SD_LATENTS,
     TextArchitecture,
     TinyVaeArchitecture,
     UNetArchitecture,
@@ -108,7 +108,7 @@ async def test_each_step_can_be_shown(shared):
     await asyncio.sleep(0)
     assert [shown.shape for shown in pictures] == [(4, 4, 3)] * 3
     # The last step's picture is of what it took for the image.
-    assert (pictures[-1] == picture(sampled.denoised * SD1_LATENT_SCALE, SD1_LATENT_SCALE)).all()
+    assert (pictures[-1] == picture(SD_LATENTS.to_model(sampled.denoised), SD_LATENTS)).all()
 
 
 async def test_without_the_files_of_a_taesd_pictures_are_the_linear_maps(engine, catalog):
@@ -124,7 +124,7 @@ async def test_with_the_files_of_a_taesd_pictures_are_decoded(engine, catalog, t
     root = tmp_path / "models"
     (root / "vae_approx").mkdir(parents=True)
     (root / "checkpoints").symlink_to(catalog.path("checkpoints", "a.safetensors").parent)
-    tensors = TinyVae(TinyVaeArchitecture(4, SD1_LATENT_SCALE)).state_dict()
+    tensors = TinyVae(TinyVaeArchitecture(SD_LATENTS)).state_dict()
     for half in ("encoder", "decoder"):
         part = {name.removeprefix(f"{half}."): t for name, t in tensors.items() if name.startswith(half)}
         save_file(part, root / "vae_approx" / f"taesd_{half}.safetensors")

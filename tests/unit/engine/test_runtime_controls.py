@@ -9,9 +9,9 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.weights import Weights
-from serve_app.nodes.runtime import SamplingRequest, Steps
+from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.catalog import Catalog
-from serve_app.values import Control, Guider, Noise, Recipe, SamplerChoice
+from serve_app.values import Cfg, Control, Guider, Noise, Recipe, SamplerChoice
 from tests.parity import control_files
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def request(control, seed=1, backbone=UNET, sampler="euler", steps=3):
     options["pooled_output"] = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed))
     text = torch.randn(1, 77, width, generator=torch.Generator().manual_seed(seed))
     return SamplingRequest(
-        Guider(backbone, {"positive": [(text, options)], "negative": [(text.flip(1), options)]}, "cfg", {"cfg": 4.0}),
+        Guider(backbone, {"positive": [(text, options)], "negative": [(text.flip(1), options)]}, Cfg(4.0)),
         torch.zeros(1, 4, 8, 8),
         SamplerChoice(sampler),
         Steps("karras", steps),

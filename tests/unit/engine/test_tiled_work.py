@@ -18,9 +18,8 @@ from serve_app.models.families import VaeArchitecture
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import Vae
 from serve_app.models.weights import Weights
-from serve_app.nodes.runtime import Tiling
 from serve_app.store.catalog import Catalog
-from serve_app.values import Recipe
+from serve_app.values import Recipe, Tiling
 from tests.unit.models.sample import random_tensors
 
 VAE = Recipe("vae", "vae", "a.safetensors")

@@ -7,7 +7,7 @@ import torch
 
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import NodeError
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.levels import TableLevels
 from tests.unit.engine.mixes import TinyBackbone, request
 
 
@@ -62,7 +62,7 @@ def test_a_mask_keeps_the_latents_where_it_is_zero_and_samples_where_it_is_one()
     torch.testing.assert_close(sampled, torch.full_like(sampled, 0.5 / 0.18215))
     # The network sees what is kept at each level with the job's own noise: the same noise, less of it.
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))[..., :2]
-    sigmas = NoiseLevels().sigma(torch.linspace(999, 0, 5))
+    sigmas = TableLevels().sigma(torch.linspace(999, 0, 5))
     for x, sigma in zip(seen, sigmas, strict=True):
         torch.testing.assert_close(x[..., :2], r.latents[..., :2] * 0.18215 + noise * sigma)
 
@@ -90,5 +90,5 @@ def test_what_a_run_last_took_for_the_image_comes_with_its_latents():
     torch.testing.assert_close(whole.result.latents, whole.result.denoised)
     left = Trajectory(TinyBackbone(), request(sigmas=torch.tensor([9.0, 3.0, 1.0]), cfg=1.0))
     *_, last = drive(left, lambda piece: piece.x / 2)
-    torch.testing.assert_close(left.result.denoised, last / 2 / TinyBackbone().latent_scale)
-    torch.testing.assert_close(left.result.latents, (last / 2 + last / 2 / 3) / TinyBackbone().latent_scale)
+    torch.testing.assert_close(left.result.denoised, last / 2 / 0.18215)
+    torch.testing.assert_close(left.result.latents, (last / 2 + last / 2 / 3) / 0.18215)

@@ -7,11 +7,11 @@ from safetensors.torch import save_file
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.embeddings import Embeddings
-from serve_app.models.families import UNetArchitecture
+from serve_app.models.families import SDXL_LATENTS, UNetArchitecture
 from serve_app.models.layout import table, translate
 from serve_app.models.packing import settle
 from serve_app.models.weights import Weights
-from serve_app.sampling.rows import Canvas
+from serve_app.sampling.forward import Canvas
 from serve_app.store.catalog import Catalog
 from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Recipe, Rounded, TextPair
 from tests.parity import families
@@ -104,7 +104,7 @@ def test_a_folder_in_diffusers_layout_gives_its_parts(weights):
     cond, _ = encoded(weights, Recipe("clip", "diffusers", "folder"))
     expected, _ = encoded(weights, Recipe("clip", "text_encoders", L))
     assert torch.equal(cond, expected)
-    assert weights.backbone(Recipe("backbone", "diffusers", "folder")).latent_scale == 0.13025
+    assert weights.backbone(Recipe("backbone", "diffusers", "folder")).latent_format is SDXL_LATENTS
 
 
 def test_two_texts_for_an_encoder_that_reads_one_are_refused(weights):

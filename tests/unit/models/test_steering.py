@@ -11,12 +11,12 @@ from serve_app.errors import NodeError
 from serve_app.models.backbone import Backbone
 from serve_app.models.families import UNetArchitecture
 from serve_app.models.steering import activated, recipes, steered
-from serve_app.sampling.rows import Inputs, Piece
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.forward import Inputs, Piece
+from serve_app.sampling.levels import TableLevels
 from serve_app.values import Control, HintKind, Recipe
 from tests.unit.models.control_nets import ARCHITECTURE, adapter, backbone, control_net
 
-LEVELS = NoiseLevels()
+LEVELS = TableLevels()
 A, B, T, U = (Recipe("controlnet", "controlnet", name) for name in ("a", "b", "adapter", "union"))
 
 

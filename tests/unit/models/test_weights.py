@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from serve_app.errors import ConfigError, ModelFileError
 from serve_app.models.families import TextArchitecture, UNetArchitecture, VaeArchitecture
 from serve_app.models.weights import Weights, number_format
-from serve_app.sampling.rows import Inputs, Piece
+from serve_app.sampling.forward import Inputs, Piece
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipSkip, Recipe
 from tests.unit.models.sample import random_tensors

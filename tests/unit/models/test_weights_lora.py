@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from serve_app.errors import ModelFileError
 from serve_app.models.families import TextArchitecture, UNetArchitecture
 from serve_app.models.weights import Weights
-from serve_app.sampling.rows import Canvas, Piece
+from serve_app.sampling.forward import Canvas, Piece
 from serve_app.store.catalog import Catalog
 from serve_app.values import Lora, Recipe
 from tests.unit.models.sample import random_tensors

@@ -24,10 +24,10 @@ from serve_app.nodes.execute import Execution, NodeFailedError
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.held import Held
 from serve_app.nodes.registry import BUILTIN, specs
-from serve_app.nodes.runtime import Sampled, SamplingRequest, Steps
+from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.store.store import AREAS, FileRef
 from serve_app.store.volume import Volume
-from serve_app.values import ClipSkip, Noise, Recipe, SamplerChoice
+from serve_app.values import Cfg, ClipSkip, Noise, Recipe, SamplerChoice
 
 
 class Oracle:
@@ -165,7 +165,7 @@ async def test_ksampler_asks_for_the_whole_schedule_with_noise_from_its_seed(rep
     (latent,) = await replica.run("k", c=CHECKPOINT, e=EMPTY, p=text, n=text, k=("KSampler", KSAMPLER))
     (request,) = replica.oracle.requests
     assert request.guider.backbone == Recipe("backbone", "checkpoints", "sd15.safetensors")
-    assert (request.guider.kind, request.guider.scales) == ("cfg", {"cfg": 5.0})
+    assert request.guider.rule == Cfg(5.0)
     assert request.sampler == SamplerChoice("heun")
     assert request.sigmas == Steps("karras", 4, 0.5)
     assert request.noise == Noise(7)

@@ -9,6 +9,7 @@ from serve_app.errors import NodeError
 from serve_app.sampling.denoiser import EPS, X0, Edm, Lcm, V, trained
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.inpaint import Inpainting, latent_mask
+from serve_app.sampling.levels import TableLevels
 from serve_app.values import ContinuousEdm, Discrete
 
 
@@ -93,7 +94,7 @@ def test_a_mask_without_a_batch_serves_a_whole_batch():
 
 def test_inpainting_blends_by_the_mask_before_and_after_the_network():
     latents, noise, x = torch.full((1, 4, 1, 2), 3.0), torch.full((1, 4, 1, 2), 2.0), torch.zeros(1, 4, 1, 2)
-    inpainting = Inpainting(torch.tensor([[[[0.25, 1.0]]]]), latents, noise)
+    inpainting = Inpainting(torch.tensor([[[[0.25, 1.0]]]]), latents, noise, TableLevels())
     held = inpainting.hold(Evaluation(x, 5.0, 3))
     assert held.x[0, 0, 0].tolist() == [0.75 * (3 + 2 * 5), 0.0]
     assert (held.sigma, held.step) == (5.0, 3)

@@ -7,11 +7,11 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.sampling.evaluation import Evaluation
+from serve_app.sampling.forward import Canvas, Inputs, to_batch
 from serve_app.sampling.guidance import Guidance
-from serve_app.sampling.rows import Canvas, Inputs, to_batch
-from serve_app.sampling.rules import Cfg, DualCfg, PerpNeg, rule_of
-from serve_app.sampling.sigmas import NoiseLevels
-from serve_app.values import Guider, Recipe
+from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.rules import CfgRule, PerpNegRule, rule_of
+from serve_app.values import Cfg, DualCfg, Guider, PerpNeg, Recipe
 
 X = torch.randn(2, 4, 3, 3)
 
@@ -20,7 +20,7 @@ class Silent:
     """A backbone that is asked for its inputs and levels alone."""
 
     device = torch.device("cpu")
-    levels = NoiseLevels()
+    levels = TableLevels()
 
     def inputs(self, cond, options, role, canvas):
         return Inputs(to_batch(cond, canvas.rows))
@@ -28,7 +28,7 @@ class Silent:
 
 def guidance_of(positive, negative, cfg, rows=2, side=3):
     canvas = Canvas(torch.zeros(rows, 4, side, side), torch.zeros(rows, 4, side, side))
-    return Guidance(Silent(), {"positive": positive, "negative": negative}, Cfg(cfg), canvas)
+    return Guidance(Silent(), {"positive": positive, "negative": negative}, CfgRule(Cfg(cfg)), canvas)
 
 
 def cond(value, rows=1, **options):
@@ -118,19 +118,15 @@ def test_default_entries_fill_what_the_others_leave():
     ],
 )
 def test_a_rule_asks_for_no_branch_it_does_not_need(rule, asked, asked_for_uncond):
-    assert list(rule.asks(False)) == asked
-    assert list(rule.asks(True)) == asked_for_uncond
+    asks = rule_of(Guider(Recipe("backbone", "checkpoints", "a"), {}, rule)).asks
+    assert list(asks(False)) == asked
+    assert list(asks(True)) == asked_for_uncond
 
 
 def test_guidance_away_from_a_negative_along_the_positive_is_none():
     positive = torch.randn(1, 4, 3, 3)
     evaluation = Evaluation(torch.zeros(1, 4, 3, 3), 2.0, 0)
     means = {"positive": positive, "negative": positive * -2, "empty": torch.zeros_like(positive)}
-    denoised, uncond = PerpNeg(3.0, 1.5).combine(means, evaluation)
+    denoised, uncond = PerpNegRule(PerpNeg(3.0, 1.5)).combine(means, evaluation)
     torch.testing.assert_close(denoised, positive * 3)
     assert torch.equal(uncond, positive * -2)
-
-
-def test_a_guider_of_an_unknown_kind_is_refused():
-    with pytest.raises(NodeError, match="guider 'cgf' with the scales cfg is unknown"):
-        rule_of(Guider(Recipe("backbone", "checkpoints", "a"), {}, "cgf", {"cfg": 1.0}))

@@ -7,17 +7,18 @@ import torch
 
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.inpaint import Inpainting, differential, latent_mask
-from serve_app.sampling.sigmas import NoiseLevels, normal
+from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.sigmas import normal
 from serve_app.values import DifferentialDiffusion
 
-LEVELS = NoiseLevels()
+LEVELS = TableLevels()
 SIGMAS = normal(LEVELS, 10)
 LATENTS, NOISE = torch.full((1, 4, 2, 2), 3.0), torch.full((1, 4, 2, 2), 2.0)
 MASK = torch.tensor([[[[0.0, 0.25], [0.75, 1.0]]]])
 
 
 def test_what_is_kept_is_seen_at_the_samplers_level_and_answered_clean():
-    inpainting = Inpainting(MASK, LATENTS, NOISE)
+    inpainting = Inpainting(MASK, LATENTS, NOISE, LEVELS)
     seen = inpainting.hold(Evaluation(torch.full_like(LATENTS, 11.0), 4.0, 0)).x
     assert seen[0, 0].tolist() == [[11.0, 11.0], [11.0, 11.0]]
     seen = inpainting.hold(Evaluation(torch.zeros_like(LATENTS), 4.0, 0)).x

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
-from serve_app.sampling.noise import gaussian_noise, is_max_denoise, noise, noised
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.noise import gaussian_noise, noise
 
 SHAPE = (3, 4, 8, 8)
 SIGMAS = torch.tensor([5.0, 2.0, 1.0, 0.0])
@@ -48,16 +45,3 @@ def test_two_jobs_sources_do_not_disturb_each_other():
     mixed = [a(1, 1), b(1, 1), a(1, 1)]
     assert torch.equal(mixed[0], alone(1, 1))
     assert torch.equal(mixed[2], alone(1, 1))
-
-
-def test_noised_latents_have_the_levels_variance_or_the_whole_signals_from_the_top():
-    latents, drawn = torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 2.0)
-    torch.testing.assert_close(noised(latents, drawn, 3.0), latents + 6.0)
-    torch.testing.assert_close(noised(latents, drawn, 3.0, max_denoise=True), latents + 2 * math.sqrt(10))
-
-
-def test_a_run_is_from_pure_noise_at_the_top_level_within_rounding_and_above():
-    levels = NoiseLevels()
-    assert is_max_denoise(levels, levels.sigma_max * (1 - 5e-6))
-    assert is_max_denoise(levels, levels.sigma_max * 2)
-    assert not is_max_denoise(levels, levels.sigma_max * (1 - 1e-4))

@@ -14,17 +14,17 @@ from serve_app.sampling import sde, seeds, stochastic
 from serve_app.sampling.adams import deis, ipndm, ipndm_v, lms
 from serve_app.sampling.dpm_solver import dpm_adaptive, dpm_fast
 from serve_app.sampling.evaluation import Evaluation
+from serve_app.sampling.levels import TableLevels
 from serve_app.sampling.multistep import dpmpp_2m, res_multistep
 from serve_app.sampling.noise import brownian_noise, gaussian_noise
 from serve_app.sampling.sa_solver import sa_solver
 from serve_app.sampling.samplers import SAMPLERS, dpm_2, euler, gradient_estimation, heun, heunpp2
-from serve_app.sampling.sigmas import NoiseLevels
 from serve_app.sampling.stochastic import ancestral_step, euler_ancestral, lcm
 from serve_app.sampling.unipc import uni_pc
 
 S = 0.7
 TOP, BOTTOM = 8.0, 0.2
-LEVELS = NoiseLevels()
+LEVELS = TableLevels()
 ENDS_AT_THE_LAST_LEVEL_ABOVE_ZERO = {"dpm_fast", "dpm_adaptive"}
 
 
@@ -291,4 +291,4 @@ def test_lcm_ends_with_the_variance_of_what_each_jump_to_zero_keeps_and_the_nois
     variance = S**2 + TOP**2
     for sigma, following in pairwise(geometric(10).tolist()):
         variance = variance * (S**2 / (S**2 + sigma**2)) ** 2 + following**2
-    assert float(pure_noise(lcm, 10).var()) == pytest.approx(variance, rel=0.05)
+    assert float(pure_noise(partial(lcm, noised=LEVELS.noised), 10).var()) == pytest.approx(variance, rel=0.05)

@@ -1,4 +1,4 @@
-"""The level table, the schedules and the window of a job."""
+"""The schedules and the window of a job."""
 
 from __future__ import annotations
 
@@ -9,42 +9,17 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.sampling.evaluation import SamplerSpec
+from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.request import Steps
 from serve_app.sampling.samplers import euler
-from serve_app.sampling.sigmas import SCHEDULES, NoiseLevels, sigmas_for
+from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
 
-LEVELS = NoiseLevels()
+LEVELS = TableLevels()
 PLAIN = SamplerSpec(euler)
 
 
 def window(steps, denoise=1.0, start=None, end=None, full=True, schedule="karras", spec=PLAIN):
-    return sigmas_for(LEVELS, schedule, spec, steps, denoise, start, end, full)
-
-
-def test_the_table_runs_from_stable_diffusions_lowest_to_its_highest_level():
-    assert LEVELS.sigmas.shape == (1000,)
-    assert (LEVELS.sigmas.diff() > 0).all()
-    assert math.isclose(LEVELS.sigma_min, 0.0291672, rel_tol=1e-5)
-    assert math.isclose(LEVELS.sigma_max, 14.614642, rel_tol=1e-5)
-
-
-def test_the_timestep_of_a_level_is_its_place_in_the_table():
-    assert LEVELS.timestep(LEVELS.sigmas).tolist() == list(range(1000))
-
-
-def test_a_level_between_two_timesteps_takes_the_nearer_one_in_log_space():
-    low, high = LEVELS.sigmas[500].log(), LEVELS.sigmas[501].log()
-    between = torch.stack([low + 0.49 * (high - low), low + 0.51 * (high - low)]).exp()
-    assert LEVELS.timestep(between).tolist() == [500, 501]
-
-
-def test_levels_beyond_the_table_take_its_ends():
-    assert LEVELS.timestep(torch.tensor([[0.0, 1e-4], [100.0, 14.7]])).tolist() == [[0, 0], [999, 999]]
-
-
-def test_the_level_of_a_timestep_between_two_is_their_geometric_mean():
-    mean = (LEVELS.sigmas[10] * LEVELS.sigmas[11]).sqrt()
-    torch.testing.assert_close(LEVELS.sigma(torch.tensor([10.5])), mean[None])
-    torch.testing.assert_close(LEVELS.sigma(torch.tensor([-1.0, 2000.0])), LEVELS.sigmas[[0, -1]])
+    return sigmas_for(LEVELS, Steps(schedule, steps, denoise, start, end, full), spec)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -120,12 +95,6 @@ def test_kl_optimal_levels_are_equally_spaced_in_their_arctangent():
 
 def test_a_single_step_of_kl_optimal_starts_at_the_top():
     torch.testing.assert_close(SCHEDULES["kl_optimal"](LEVELS, 1), torch.tensor([LEVELS.sigma_max, 0.0]))
-
-
-def test_progress_counts_timesteps_from_the_top():
-    assert LEVELS.at_progress(0.5) == float(LEVELS.sigma(torch.tensor(499.5)))
-    assert LEVELS.at_progress(0.0) == math.inf
-    assert LEVELS.at_progress(1.0) == 0.0
 
 
 def test_a_partial_denoise_runs_the_last_steps_of_a_longer_schedule():

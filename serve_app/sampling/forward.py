@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from serve_app.sampling.sigmas import NoiseLevels
+from serve_app.sampling.latents import LatentFormat
+from serve_app.sampling.levels import Levels
 
 Area = tuple[int, int, int, int]
 """(height, width, y, x) in latent cells."""
@@ -72,8 +73,7 @@ class Piece:
 class Backbone(Protocol):
     """A denoising network on a device, as one recipe has it.
 
-    key: equal for backbones whose pieces may share a forward. latent_scale: latents times this go in, divided by it
-    they come out.
+    key: equal for backbones whose pieces may share a forward.
     """
 
     @property
@@ -83,10 +83,10 @@ class Backbone(Protocol):
     def device(self) -> torch.device: ...
 
     @property
-    def levels(self) -> NoiseLevels: ...
+    def levels(self) -> Levels: ...
 
     @property
-    def latent_scale(self) -> float: ...
+    def latent_format(self) -> LatentFormat: ...
 
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
         """Return what an entry of a conditioning tells the network, for every row of the canvas.

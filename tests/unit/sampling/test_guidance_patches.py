@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serve_app.sampling.shaping import Guided, Shaping
+from serve_app.sampling.guidance_patches import GuidancePatches, Guided
 from serve_app.values import (
     AdaptiveProjection,
     CfgNorm,
@@ -21,7 +21,7 @@ X, COND, UNCOND = torch.randn(3, 2, 4, 6, 6, generator=torch.Generator().manual_
 
 
 def shaped(*patches, scale=4.0, cond=COND, uncond=UNCOND, sigma=3.0, skipped=False):
-    shaping = Shaping(patches)
+    shaping = GuidancePatches(patches)
     return shaping.combined(shaping.before(Guided(X, sigma, scale, cond, uncond, skipped)))
 
 
@@ -73,7 +73,7 @@ def test_tangential_damping_leaves_steps_along_one_direction_alone_and_skips_wha
 
 
 def test_momentum_remembers_until_the_level_rises():
-    shaping = Shaping([AdaptiveProjection(1.0, 0.0, 0.5)])
+    shaping = GuidancePatches([AdaptiveProjection(1.0, 0.0, 0.5)])
     first, second, again = (shaping.before(Guided(X, s, 4.0, COND, UNCOND)).cond for s in (9.0, 3.0, 9.0))
     torch.testing.assert_close(second - first, (COND - UNCOND) * 0.5, rtol=1e-4, atol=1e-4)
     assert torch.equal(first, again)

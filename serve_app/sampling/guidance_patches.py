@@ -1,4 +1,4 @@
-"""How the patches of a recipe shape guidance: before branches are combined, in place of that, or after it.
+"""How the patches of a recipe change guidance: before branches are combined, in place of that, or after it.
 
 Each patch is a pure function of what one evaluation is guided by; only adaptive projection remembers the evaluations
 before. Patches of a kind act in the order in which the recipe has them.
@@ -47,8 +47,8 @@ class Guided:
         return torch.lerp(self.uncond, self.cond, self.scale)
 
 
-class Shaping:
-    """The patches that shape the guidance of one run. patches: of a recipe; those of other kinds are passed over."""
+class GuidancePatches:
+    """The patches of one run that change guidance. patches: of a recipe; those of other kinds are passed over."""
 
     def __init__(self, patches: Iterable[Any] = ()) -> None:
         patches = tuple(patches)
@@ -74,12 +74,12 @@ class Shaping:
         return denoised
 
 
-PLAIN = Shaping()
+NO_PATCHES = GuidancePatches()
 """Guidance without patches."""
 
 
 def rescaled(patch: RescaleCfg, guided: Guided) -> Tensor:
-    """Guide v-predictions, then bring their deviation back to the positive's.
+    """Guide v-predictions, then rescale them to the positive's standard deviation.
 
     v is an image and noise of unit variance together, whatever the network predicts.
     Source: Lin et al. 2023, arXiv:2305.08891, equations 14 to 16.

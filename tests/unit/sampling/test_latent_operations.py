@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from serve_app.sampling.operations import ReinhardTonemap, Sharpening
+from serve_app.sampling.latent_operations import ReinhardTonemap, Sharpening
 
 
 def test_tonemapping_keeps_directions_and_the_order_of_lengths() -> None:

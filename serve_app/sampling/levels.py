@@ -1,0 +1,198 @@
+"""Noise levels: which sigmas a model knows, what its network is told for each, and what noise at a level is.
+
+`Levels` is all that samplers, schedules and the engine ask; a kind of training is one class. Those here are of the
+variance-exploding process, x = latents + sigma·noise, whatever the network predicts.
+"""
+
+from __future__ import annotations
+
+from math import exp, inf, isclose, log, pi
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+def single(sigma: float) -> float:
+    """Return a level in single precision: that of schedules and tables, so that equal levels compare as equal.
+
+    ComfyUI adds noise with it too; samplers that extrapolate far, or adapt, show even the last digit of x.
+    """
+    return float(torch.tensor(sigma, dtype=torch.float32))
+
+
+class SigmaRange(Protocol):
+    """The lowest level above zero and the highest: all that schedules which spread steps between them ask."""
+
+    @property
+    def sigma_min(self) -> float: ...
+
+    @property
+    def sigma_max(self) -> float: ...
+
+
+class Levels(SigmaRange, Protocol):
+    """The noise levels of a model, and the process that its noise follows."""
+
+    @property
+    def sigmas(self) -> Tensor:
+        """Levels (n,), ascending, float32 on the CPU, for schedules that pick from a table."""
+        ...
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Return what the network is told for each sigma, shaped as sigma and on its device."""
+        ...
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        """Return the level that the network is told so, float32."""
+        ...
+
+    def at_progress(self, share: float) -> float:
+        """Return the level at a share of the sampling counted from the top: 0 is above every level, 1 is zero."""
+        ...
+
+    def log_snr(self, sigma: float) -> float:
+        """Return half the logarithm of the signal-to-noise ratio at a level above zero: lambda in papers on solvers."""
+        ...
+
+    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """Return latents at a level. noise: unit-variance, shaped as latents."""
+        ...
+
+    def start(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """Return what a run begins with at its first level; from pure noise it may differ from `noised`."""
+        ...
+
+    def unnoised(self, x: Tensor, sigma: float) -> Tensor:
+        """Return what a run ends with as latents: undo what `noised` does at its last level beside adding noise."""
+        ...
+
+
+class _VarianceExploding:
+    """The process x = latents + sigma·noise."""
+
+    sigmas: Tensor
+
+    @property
+    def sigma_min(self) -> float:
+        return float(self.sigmas[0])
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.sigmas[-1])
+
+    def log_snr(self, sigma: float) -> float:
+        return -log(sigma)
+
+    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        return latents + noise * single(sigma)
+
+    def start(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """Return as `noised`, but at the top level or above it x has the variance that training has there."""
+        if sigma > self.sigma_max or isclose(sigma, self.sigma_max, rel_tol=1e-5):
+            level = torch.tensor(sigma, dtype=torch.float32)
+            return latents + noise * float((1 + level**2).sqrt())
+        return self.noised(latents, noise, sigma)
+
+    def unnoised(self, x: Tensor, sigma: float) -> Tensor:
+        """Return x: the latents in it are as they were."""
+        return x
+
+
+TIMESTEPS = 1000
+"""How many noise levels Stable Diffusion and those after it are trained on."""
+
+
+class TableLevels(_VarianceExploding):
+    """The sigmas that Stable Diffusion is trained on, by timestep.
+
+    Betas are linear in their square root; sigma = √((1 − ᾱ) / ᾱ). zsnr: rescaled so that the last level has (almost) no
+    signal. stride: only every so many-th timestep is a level, the last among them, as consistency models are distilled.
+    Sources: Rombach et al. 2022, arXiv:2112.10752; Lin et al. 2023, arXiv:2305.08891, Algorithm 1.
+    """
+
+    def __init__(self, *, zsnr: bool = False, stride: int = 1) -> None:
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2
+        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        if zsnr:
+            alphas_cumprod = _without_signal_at_the_end(alphas_cumprod)
+        sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()[stride - 1 :: stride]
+        self._stride = stride
+        self.sigmas = sigmas.float()
+        self._log_sigmas: dict[torch.device, Tensor] = {torch.device("cpu"): sigmas.log().float()}
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Return the timestep nearest to each sigma in log space, int64."""
+        table = self._table(sigma.device)
+        nearest: Tensor = (sigma.flatten().log() - table[:, None]).abs().argmin(dim=0)
+        return nearest.view(sigma.shape) * self._stride + (self._stride - 1)
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        """Return the level of each timestep, interpolated in log space between neighbours."""
+        table = self._table(timestep.device)
+        at = ((timestep.float() - (self._stride - 1)) / self._stride).clamp(0, len(table) - 1)
+        share = at.frac()
+        # Written out, as in ComfyUI: lerp rounds otherwise, and a Brownian path differs at the nearest other level.
+        return ((1 - share) * table[at.floor().long()] + share * table[at.ceil().long()]).exp()
+
+    def at_progress(self, share: float) -> float:
+        """Return the level at a share of the timesteps."""
+        if not 0 < share < 1:
+            return inf if share <= 0 else 0.0
+        return float(self.sigma(torch.tensor((1 - share) * (TIMESTEPS - 1))))
+
+    def _table(self, device: torch.device) -> Tensor:
+        # Kept by device: copying it for every forward would cost a transfer each.
+        if device not in self._log_sigmas:
+            self._log_sigmas[device] = self._log_sigmas[torch.device("cpu")].to(device)
+        return self._log_sigmas[device]
+
+
+def _without_signal_at_the_end(alphas_cumprod: Tensor) -> Tensor:
+    roots = alphas_cumprod.sqrt()
+    rescaled: Tensor = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+    # Nothing at all would be an infinite sigma; ComfyUI leaves this much, a sigma of 4519.
+    rescaled[-1] = 4.8973451890853435e-08
+    return rescaled
+
+
+class _Between(_VarianceExploding):
+    """Every level between two; the table has some, equally spaced in the logarithm."""
+
+    def __init__(self, sigma_max: float, sigma_min: float) -> None:
+        self.sigmas = torch.linspace(log(sigma_min), log(sigma_max), TIMESTEPS).exp()
+
+    def at_progress(self, share: float) -> float:
+        """Return the level at a share of the logarithm."""
+        if not 0 < share < 1:
+            return inf if share <= 0 else 0.0
+        low, high = log(self.sigma_min), log(self.sigma_max)
+        return exp((high - low) * (1 - share) + low)
+
+
+class EdmLevels(_Between):
+    """Every level between two, of which the network is told a quarter of the logarithm.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, Table 1 (c_noise of EDM).
+    """
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Return a quarter of each sigma's logarithm, float32."""
+        return 0.25 * sigma.log()
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        return (timestep / 0.25).exp()
+
+
+class AngleLevels(_Between):
+    """Every level between two, of which the network is told the arctangent, as a share of a right angle.
+
+    Source: Salimans and Ho 2022, arXiv:2202.00512, as Stability AI's continuous v-prediction models have it.
+    """
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Return each sigma's angle, 0…1, float32."""
+        return sigma.atan() / pi * 2
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        return (timestep * pi / 2).tan()

@@ -1,0 +1,48 @@
+"""Between an autoencoder's latents and those that backbones sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from serve_app.errors import NodeError
+from serve_app.sampling.latents import LatentFormat
+
+ONE = LatentFormat(16, scale=0.3611, shift=0.1159)
+EACH = LatentFormat(3, scale=(0.5, 0.25, 2.0), shift=(1.0, -1.0, 0.0), frames=4)
+
+
+def test_one_scale_and_shift_serve_all_channels():
+    latents = torch.full((2, 16, 2, 2), 1.1159)
+    torch.testing.assert_close(ONE.to_model(latents), torch.full_like(latents, 0.3611))
+
+
+def test_a_mean_and_deviation_a_channel_are_those_of_its_own_channel_in_images_and_in_video():
+    for shape in ((2, 3, 4, 4), (2, 3, 5, 4, 4)):
+        x = EACH.to_model(torch.ones(shape))
+        assert [set(x[:, channel].flatten().tolist()) for channel in range(3)] == [{0.0}, {0.5}, {2.0}]
+
+
+@pytest.mark.parametrize("latent_format", [ONE, EACH])
+def test_what_goes_in_comes_out(latent_format):
+    latents = torch.randn(2, latent_format.channels, 4, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(latent_format.from_model(latent_format.to_model(latents)), latents)
+
+
+def test_without_a_shift_latents_are_multiplied_and_divided_to_the_bit():
+    latents, scaled = torch.randn(1, 4, 8, 8), LatentFormat(4, scale=0.18215)
+    assert torch.equal(scaled.to_model(latents), latents * 0.18215)
+    assert torch.equal(scaled.from_model(latents), latents / 0.18215)
+
+
+@pytest.mark.parametrize(
+    ("latent_format", "shape", "says"),
+    [
+        (ONE, (1, 4, 8, 8), r"\(1,4,8,8\); this model samples latents \(batch,16,height,width\)"),
+        (ONE, (1, 16, 1, 8, 8), r"\(1,16,1,8,8\)"),
+        (EACH, (1, 3, 8, 8), r"samples latents \(batch,3,time,height,width\)"),
+    ],
+)
+def test_latents_of_another_kind_are_refused_with_what_is_sampled(latent_format, shape, says):
+    with pytest.raises(NodeError, match=says):
+        latent_format.check(shape)
