@@ -79,7 +79,11 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._stopped.wait(LOOK_S):
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                # Where there is no memory left, also for looking, the next look tells.
+                _log.exception("the watchdog could not look")
 
     def look(self) -> None:
         """Look once, LOOK_S after the last time.
