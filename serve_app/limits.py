@@ -21,8 +21,8 @@ class SizeLimits(BaseModel):
     """Of all that one node makes: tensors, text, every frame of a file; 0 is a quarter of the memory there is."""
     text_characters: Annotated[int, Field(ge=1)] = 4_000_000
     """Of one text that a node makes."""
-    shown_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
-    """Of what one node shows its client, which the scheduler, the database and the history carry."""
+    shown_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
+    """Of what the nodes of one task show its client, which the scheduler, the database and the history carry."""
     graph_nodes: Annotated[int, Field(ge=1)] = 20_000
     """Nodes of one workflow, those that its nodes make among them."""
     renders: Annotated[int, Field(ge=1)] = 2

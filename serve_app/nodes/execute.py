@@ -32,7 +32,7 @@ from serve_app.nodes.held import Held
 from serve_app.nodes.hooks import EXTRAS, fingerprint
 from serve_app.nodes.protocol import spec_of
 from serve_app.nodes.runtime import Files, Runtime
-from serve_app.nodes.size import check_made
+from serve_app.nodes.size import allow_shown, check_made
 from serve_app.nodes.time_limit import TimeLimit
 
 SHOWN_CHARACTERS = 2000
@@ -118,6 +118,7 @@ class Execution:
     ) -> None:
         self._task = task
         self._limits = limits or SizeLimits()
+        self._shown_bytes = 0
         self._targets = frozenset(task.targets)
         self._classes = classes
         self._held = held
@@ -200,8 +201,10 @@ class Execution:
             _check_numbers(node, spec, inputs)
             returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
             slots = () if spec.python_module.startswith(PACKS) else spec.outputs
-            made, shown = [one.values or () for one in returned], [one.ui for one in returned if one.ui is not None]
-            check_made(made, shown, slots, self._limits)
+            check_made([one.values or () for one in returned], slots, self._limits)
+            for one in returned:
+                if one.ui is not None:
+                    self._shown_bytes = allow_shown(one.ui, self._limits, self._shown_bytes)
             result = merge(await self._expanded(node, returned, group), spec)
             return result if result.ui is None else replace(result, ui=_plain(result.ui))
         except (CancelledJobError, NodeFailedError, LostValueError):

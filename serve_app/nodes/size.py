@@ -45,20 +45,21 @@ def allow_text(characters: int) -> None:
     _refuse("would make a text", characters, "characters", "text_characters", limits().text_characters)
 
 
-def allow_shown(value: object, most: SizeLimits) -> None:
-    """Refuse what would be shown to clients if it is too large to be carried to them. Errors: NodeError."""
-    _refuse("shows a client", size_of(value), "bytes", "shown_bytes", most.shown_bytes)
+def allow_shown(value: object, most: SizeLimits, before: int = 0) -> int:
+    """Refuse what is shown to clients if it is too large to be carried to them; return the bytes shown with it.
+
+    before: what the same task has shown so far. Errors: NodeError.
+    """
+    size = before + size_of(value)
+    _refuse("shows, with what was shown before," if before else "shows", size, "bytes", "shown_bytes", most.shown_bytes)
+    return size
 
 
-def check_made(
-    calls: Sequence[Sequence[Any]], shown: Sequence[Mapping[str, Any]], slots: Sequence[str], most: SizeLimits
-) -> None:
-    """Refuse what a node's calls have made, or show, if it is too large. Errors: NodeError.
+def check_made(calls: Sequence[Sequence[Any]], slots: Sequence[str], most: SizeLimits) -> None:
+    """Refuse what a node's calls have made if it is too large. Errors: NodeError.
 
     slots: the types of the values, for which an empty batch is refused as well.
     """
-    if shown:
-        allow_shown(shown, most)
     _refuse("has made values", size_of(calls), "bytes", "value_bytes", most.value_bytes)
     for values in calls:
         for value in values:

@@ -100,7 +100,7 @@ class Give(Node):
 
     RETURN_TYPES = ("IMAGE",)
     OUTPUT_NODE = True
-    inputs = ("what",)
+    inputs = ("what", "other")
     gives: ClassVar[dict[str, Any]] = {
         "tensor": (torch.zeros(3_000_000),),
         "several": ([torch.zeros(2_000_000)], [torch.zeros(2_000_000)]),
@@ -110,7 +110,7 @@ class Give(Node):
         "fine": {"ui": {"text": ["a" * 1000]}, "result": (torch.zeros(1, 8, 8, 3),)},
     }
 
-    def go(self, what: str) -> Any:
+    def go(self, what: str, other: int = 0) -> Any:
         return self.gives[what]
 
 
@@ -157,7 +157,7 @@ class Replica(OneReplica):
         ("several", "limits.value_bytes"),
         ("text", "has made a text: 1,001 characters; limits.text_characters"),
         ("empty", "has made an empty IMAGE, of shape 0×8×8×3"),
-        ("shown", "shows a client: .* limits.shown_bytes"),
+        ("shown", "shows: .* limits.shown_bytes"),
         ("fine", ""),
     ],
 )
@@ -167,6 +167,12 @@ async def test_what_a_node_has_made_is_measured_before_it_goes_anywhere(what: st
     assert bool(failure) == bool(reason)
     assert re.search(reason, failure)
     assert bool(replica.finished_nodes) == (not reason)
+
+
+async def test_what_the_nodes_of_a_task_show_counts_together() -> None:
+    nodes = {name: ("Give", {"what": "fine", "other": number}) for number, name in enumerate("ab")}
+    assert await Replica().fails("a", **nodes) == ""
+    assert re.search("with what was shown before.* limits.shown_bytes", await Replica().fails("a", "b", **nodes))
 
 
 @pytest.mark.parametrize(
