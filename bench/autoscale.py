@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
 from tests.cluster.ray_cluster import RayCluster
@@ -77,7 +76,7 @@ class Autoscaled(RayCluster):
 
     def seen(self) -> dict[str, int]:
         """Return how many hosts with a GPU live, how many replicas of theirs have joined, and how long the queue is."""
-        answer = httpx.get(f"{self.dashboard}/api/v0/nodes", params={"detail": "1"}, timeout=60.0).json()
+        answer = self.asked("/api/v0/nodes", detail="1")
         hosts = [host for host in answer["data"]["result"]["result"] if host["state"] == "ALIVE"]
         load = self.get("/status")["load"]
         [pool] = [pool for pool in load["pools"] if pool["pool"] == "gpu"]

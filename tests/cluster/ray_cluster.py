@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ class RayCluster(Application):
             "serve_app.deployments.gate:middlewares"
         )
         self.processes.environment["RAY_metrics_report_interval_ms"] = "1000"
+        # As the documents have it: whoever asks Ray for something shows a token.
+        self.credentials = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.processes.environment.update(self.credentials)
         # Ray would let its workers yield to all else on this machine, and a busy one would starve them.
         self.processes.environment["RAY_worker_niceness"] = "0"
         gcs, dashboard, client, agent, self.metrics_port = (free_port() for _ in range(5))
@@ -65,10 +69,16 @@ class RayCluster(Application):
         args.update(arguments)
         return config
 
+    def asked(self, path: str, **query: str) -> Any:
+        """Return what Ray's dashboard answers."""
+        headers = {"Authorization": f"Bearer {self.credentials['RAY_AUTH_TOKEN']}"}
+        answer = httpx.get(f"{self.dashboard}{path}", params=query, headers=headers, timeout=60.0)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
     def status(self) -> dict[str, Any]:
         """Return the application as Serve's controller sees it, {} if it is not there."""
-        answer = httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=60.0)
-        found: dict[str, Any] = answer.json().get("applications", {}).get("serve-app", {})
+        found: dict[str, Any] = self.asked("/api/serve/applications/").get("applications", {}).get("serve-app", {})
         return found
 
     def wait_until_deployed(self) -> None:
@@ -83,8 +93,7 @@ class RayCluster(Application):
 
     def actors(self, name: str) -> list[dict[str, Any]]:
         """Return the living actors whose name or class starts so, with what Ray reserved for them."""
-        answer = httpx.get(f"{self.dashboard}/api/v0/actors", params={"detail": "1"}, timeout=60.0)
-        found: list[dict[str, Any]] = answer.json()["data"]["result"]["result"]
+        found: list[dict[str, Any]] = self.asked("/api/v0/actors", detail="1")["data"]["result"]["result"]
         return [a for a in found if a["state"] == "ALIVE" and (a["name"].startswith(name) or a["class_name"] == name)]
 
     def logged(self) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 
 
 def test_up_uses_the_cluster_of_ray_address_and_withdraws_from_it(cluster: RayCluster):
-    server = Server(cluster.root, cluster.port, {"RAY_ADDRESS": cluster.address})
+    server = Server(cluster.root, cluster.port, {"RAY_ADDRESS": cluster.address, **cluster.credentials})
     try:
         server.wait_until_ready()
         assert server.finished(server.submit(txt2img(1)))["status"]["completed"]
