@@ -22,6 +22,8 @@ from serve_app.errors import ConfigError
 OWN_RAY = {
     # Ray's word for machines that form no cluster: all its processes then listen on this one alone.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Three failures in a row replace the HTTP proxy, and nobody is answered until then.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.deployments.gate:middlewares",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
