@@ -11,7 +11,8 @@ Rules:
    (Export, Deliver), or told to make it (Compute) once nobody has or makes it.
 4. An output recorded for a job is never computed again for that job.
 5. A job ends once: success when its outputs are recorded, error or cancelled otherwise. Nothing follows its end.
-6. Every Persist stands before the commands that tell anyone of it.
+6. Whatever clients are told for good is a Persist with the same cursor, in front of the Publish that tells them. The
+   shell commits every Persist of a batch before it carries any command of it out.
 
 The machine knows unfinished jobs only. The shell (`scheduler.py`) feeds it and carries the commands out.
 """
@@ -26,6 +27,7 @@ from serve_app.events import Event, Kind
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, TaskId
 from serve_app.scheduler import node_reports, quarantine
+from serve_app.scheduler.invariants import violations
 from serve_app.scheduler.messages import (
     Assign,
     ClientTold,
@@ -69,6 +71,7 @@ from serve_app.scheduler.stimuli import (
     Stimulus,
     Tell,
 )
+from serve_app.scheduler.story import Story
 from serve_app.store.changes import (
     Ending,
     JobAccepted,
@@ -101,11 +104,13 @@ class Machine:
         self._suspects: defaultdict[str, ReadyQueue] = defaultdict(ReadyQueue)
         self._waiters: defaultdict[str, list[TaskId]] = defaultdict(list)
         self._commands: list[Command] = []
+        self._story = Story()
         self._at_s = 0.0
 
     def handle(self, stimulus: Stimulus, at_s: float) -> list[Command]:
         """Take one stimulus in and return what must be done, in order. at_s: Unix time, only ever copied."""
         self._at_s = at_s
+        self._story.note(stimulus, at_s)
         match stimulus:
             case JobArrived(row, plan):
                 self._job_arrived(row, plan)
@@ -131,6 +136,15 @@ class Machine:
         self._assign_ready()
         commands, self._commands = self._commands, []
         return commands
+
+    def check(self) -> list[tuple[str, str]]:
+        """Return what is wrong with this state, as (job id, what); see `invariants.py`. [] unless there is a defect."""
+        queues = [*self._ready.values(), *self._suspects.values()]
+        return list(violations(self.jobs, self.replicas, queues, self.results, self._waiters))
+
+    def story(self, job_id: str) -> list[tuple[float, str]]:
+        """Return what happened to an unfinished job lately: (Unix time, stimulus); [] for any other."""
+        return self._story.of(job_id)
 
     def next_seq(self) -> int:
         """Return the cursor of the next event."""
@@ -207,6 +221,7 @@ class Machine:
     def _end(self, job: JobRecord, state: Ending, failure: Mapping[str, Any], by: TaskId | None = None) -> None:
         """End a job and stop what runs of it, but for the task that brings the end and is as good as over itself."""
         del self.jobs[job.row.job_id]
+        self._story.forget(job.row.job_id)
         self._write_end(job.row.job_id, state, failure)
         for task in job.tasks:
             task_id = id_of(job, task)

@@ -6,6 +6,7 @@ An entry outlives what it stands for: whoever takes it checks that its task is r
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from serve_app.scheduler.records import JobRecord, TaskRecord
@@ -30,6 +31,9 @@ class ReadyQueue:
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
 
     def push(self, job: JobRecord, task: TaskRecord, *, awaited: bool) -> None:
         """Add a ready task; one may be there several times."""

@@ -104,6 +104,10 @@ class Results:
         """Return the task that is computing the values now."""
         return self._owner.get(signature)
 
+    def owners(self) -> Mapping[str, TaskId]:
+        """Return the tasks that are computing values now, by signature."""
+        return self._owner
+
     def claim(self, signature: str, task_id: TaskId) -> None:
         """Note that the task computes the values from now on."""
         self._release(signature)

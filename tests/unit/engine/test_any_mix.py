@@ -61,7 +61,7 @@ def check_mix(mix, backbone, max_rows, batching=True):
     assert all(rows <= largest for rows, *_ in backbone.calls[first:])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(jobs(), min_size=1, max_size=6), st.sampled_from([1, 3, 4, 8, 32]), st.booleans())
 def test_any_mix_of_jobs_in_any_order_gives_each_what_it_gets_alone(mix, max_rows, batching):
     check_mix(mix, TinyBackbone(), max_rows, batching)

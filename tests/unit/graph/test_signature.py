@@ -49,6 +49,13 @@ def test_an_undeclared_constant_does_not_matter_but_an_undeclared_link_does() ->
     assert differing(changed("8", extra=["5", 0])) == {"8", "9"}
 
 
+def test_another_class_with_the_same_inputs_has_another_signature() -> None:
+    specs = {name: spec(name, [], "INT") for name in ("One", "Other")}
+    graph = parse({name: {"class_type": name, "inputs": {}} for name in specs})
+    signed = signatures(graph, specs, lambda folder, name: "")
+    assert signed["One"] != signed["Other"]
+
+
 def test_types_of_constants_are_told_apart() -> None:
     assert len({sign(changed("3", seed=value))["3"] for value in (1, True, 1.0, "1")}) == 4
 

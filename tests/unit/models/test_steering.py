@@ -111,7 +111,7 @@ def mixes(draw):
     return draw(st.lists(made, min_size=1, max_size=5))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(mix=mixes())
 def test_any_mix_of_controls_in_one_forward_is_as_each_alone(nets, unet, mix):
     answering = Backbone("tiny", ARCHITECTURE, unet)

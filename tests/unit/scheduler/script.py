@@ -49,6 +49,12 @@ def branches(seed: object) -> tuple[Graph, dict[str, str]]:
     return Graph(nodes), {"1": "load a", "2": "load b", "6": "six"} | {n: f"{n}-{seed}" for n in ("4", "5", "7", "3")}
 
 
+def two_outputs(seed: object) -> tuple[Graph, dict[str, str]]:
+    """The chain with a second Save of the same latents."""
+    graph, signatures = chain(seed)
+    return Graph({**graph.nodes, "4": Node("4", "Save", {"images": Link("2", 0), "n": 2})}), {**signatures, "4": "four"}
+
+
 class Script:
     """A machine, its clock, and everything it has asked for so far. graph: the jobs' graph and signatures by seed."""
 
@@ -66,19 +72,21 @@ class Script:
 
     def feed(self, stimulus: object) -> list[Command]:
         commands = self.machine.handle(stimulus, at_s=100.0)  # type: ignore[arg-type]
+        assert self.machine.check() == []
         self.commands += commands
         return commands
 
     def job(self, job_id: str, seed: object = 0, number: float | None = None, **row_fields: Any) -> list[Command]:
         graph, signatures = self.graph(seed)
-        planned: Plan = plan(graph, SPECS, ["3"], signatures, self.pools)
+        targets = row_fields.pop("targets", ("3",))
+        planned: Plan = plan(graph, SPECS, list(targets), signatures, self.pools)
         self.order += 1
         row = JobRow(
             job_id=job_id,
             number=self.order if number is None else number,
             order=self.order,
             prompt={},
-            targets=("3",),
+            targets=targets,
             client_id=None,
             extra_data={},
             created_s=99.0,

@@ -32,6 +32,7 @@ async def test_what_is_not_sent_is_given_again_and_what_is_sent_is_not():
     assert await seqs(feeds) == [5, 7, 9] == await seqs(feeds)
     assert await seqs(feeds, after=7) == [9]
     assert await seqs(feeds, after=0) == [9]
+    assert feeds.attach("c", "newer").after == 7
 
 
 async def test_a_poll_waits_for_the_first_event():

@@ -12,6 +12,7 @@ from serve_app.scheduler.messages import (
     Exported,
     Interrupt,
     NodeFinished,
+    NodeProgressed,
     NodeStarted,
     Resident,
     TaskFailed,
@@ -20,9 +21,10 @@ from serve_app.scheduler.messages import (
     Want,
 )
 from serve_app.scheduler.records import SHARED_LOSSES
+from serve_app.scheduler.results import Results
 from serve_app.scheduler.stimuli import CancelAsked, JobRefused, Persist, Publish, ReplicaLeft, ReplicaLost
 from serve_app.store.changes import JobAccepted, JobEnded, JobLostReplica, OutputRecorded
-from tests.unit.scheduler.script import TWO_POOLS, Script, assigned, changes, events, sent, task_id
+from tests.unit.scheduler.script import TWO_POOLS, Script, assigned, changes, events, sent, task_id, two_outputs
 
 
 def test_a_job_is_persisted_before_anyone_is_told_of_it():
@@ -53,16 +55,16 @@ def test_an_output_and_the_end_of_its_job_are_one_batch_so_history_never_shows_h
 
 def test_jobs_start_by_number_then_by_order_of_submission():
     script = Script()
-    script.job("late", seed=1, number=5)
+    script.job("z came second", seed=1, number=5)
     script.job("first", seed=2, number=-1)
-    script.job("later", seed=3, number=5)
+    script.job("a came third", seed=3, number=5)
     script.replica("r1")
     started = []
     for _ in range(3):
         [(_, task)] = assigned(script.commands)[-1:]
         started.append(task.id.job_id)
         script.run("r1", task)
-    assert started == ["first", "late", "later"]
+    assert started == ["first", "z came second", "a came third"]
 
 
 def test_a_replica_takes_no_more_tasks_than_its_slots():
@@ -267,6 +269,56 @@ def test_a_wanted_value_whose_maker_is_lost_is_computed_by_who_wanted_it():
     script.report(waiting, Want(second.id, "save-7"))
     commands = script.feed(ReplicaLost("r1" if waiting == "r2" else "r2"))
     assert sent(commands, Compute) == [(waiting, Compute("save-7"))]
+
+
+def test_a_wanted_value_whose_maker_fails_is_computed_by_who_wanted_it():
+    script = Script()
+    script.replica("r1")
+    script.replica("r2")
+    [(making, first)] = assigned(script.job("a", seed=7))
+    [(waiting, second)] = assigned(script.job("b", seed=7))
+    script.report(waiting, Want(second.id, "save-7"))
+    commands = script.report(making, TaskFailed(first.id, "2", "Sample", "ValueError", "bad", ()))
+    assert sent(commands, Compute) == [(waiting, Compute("save-7"))]
+
+
+def test_an_output_that_is_recorded_is_not_computed_again_by_a_new_attempt():
+    script = Script(graph=two_outputs)
+    script.replica("r1")
+    [(_, first)] = assigned(script.job("a", targets=("3", "4")))
+    assert set(first.targets) == {"3", "4"}
+    script.report("r1", NodeFinished(first.id, "3", first.signatures["3"], {"images": ["x"]}))
+    script.feed(ReplicaLost("r1"))
+    script.machine.results = Results()  # and nobody remembers what it showed
+    [(_, second)] = assigned(script.replica("r2"))
+    assert second.targets == ("4",)
+
+
+def test_a_job_says_what_happened_to_it_lately():
+    script = Script()
+    script.job("a")
+    [(_, task)] = assigned(script.replica("r1"))
+    script.report("r1", NodeStarted(task.id, "2"))
+    script.report("r1", NodeProgressed(task.id, "2", 1, 2))
+    script.feed(ReplicaLost("r1"))
+    assert [what for _, what in script.machine.story("a")] == [
+        "arrived",
+        "replica r1 joined pool gpu",
+        "NodeStarted 2 task 0.0 on r1",
+        "ReplicaLost r1",
+    ]
+    script.feed(CancelAsked("a"))
+    assert script.machine.story("a") == []
+
+
+def test_a_state_that_no_rule_allows_is_found():
+    script = Script()
+    script.replica("r1")
+    script.job("a")
+    script.machine.replicas["r1"].running.clear()
+    assert ("a", "task 0 runs on r1, which does not know of it") in script.machine.check()
+    script.machine.jobs["a"].tasks[0].state = "done"
+    assert ("a", "every task is done and outputs are missing") in script.machine.check()
 
 
 def test_a_wanted_value_that_was_let_go_is_computed_by_who_wanted_it():

@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
+from serve_app.events import ENDINGS
 from serve_app.graph.plan import Task, TaskId
 from serve_app.scheduler.messages import (
     Assign,
@@ -25,7 +26,7 @@ from serve_app.scheduler.messages import (
     Want,
 )
 from serve_app.scheduler.records import SHARED_LOSSES
-from serve_app.scheduler.stimuli import CancelAsked, Publish, ReplicaLost, Send
+from serve_app.scheduler.stimuli import CancelAsked, Persist, Publish, ReplicaLost, Send
 from serve_app.store.changes import JobEnded, OutputRecorded
 from tests.unit.scheduler.script import ONE_POOL, TWO_POOLS, Script, branches, chain, changes
 
@@ -70,6 +71,12 @@ class World(RuleBasedStateMachine):
     def deliver(self) -> None:
         """Carry out the commands that have not been carried out yet."""
         commands, self.script.commands = self.script.commands, []
+        persisted: set[int] = set()
+        for command in commands:
+            if isinstance(command, Persist):
+                persisted.add(getattr(command.change, "seq", 0))
+            if isinstance(command, Publish) and command.event.kind in ("started", "executed", *ENDINGS):
+                assert command.event.seq in persisted, "a client would be told of what is not durable"
         self.log = [*getattr(self, "log", []), *commands]
         for command in commands:
             if isinstance(command, Send) and command.replica_id in self.replicas:
@@ -312,7 +319,7 @@ class LazyWorld(SplitWorld):
 
 
 TestOnePool = World.TestCase
-TestOnePool.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestOnePool.settings = settings(max_examples=100, stateful_step_count=40)
 TestPoison = PoisonWorld.TestCase
 TestPoison.settings = TestOnePool.settings
 TestSplitPoison = SplitPoisonWorld.TestCase
