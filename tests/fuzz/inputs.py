@@ -81,6 +81,8 @@ KEYS = (
     *("clear", "job_ids", "unload_models", "free_memory", "username", "class_type", "inputs", "is_changed", "strict"),
     *("extra_pnginfo", "workflow", "auth_token_comfy_org", "__value__", "_meta"),
 )
+PACK_PATH = "/pack/{id}"
+"""A route of a node pack, where the server has one."""
 OTHER_METHODS = ("PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "GET", "POST", "TRACE", "BREW")
 
 
@@ -107,7 +109,7 @@ def table() -> list[tuple[str, str]]:
     """Return every route as (method, path), where it stands under /api and where at the root."""
     under_api = _routes([*native.ROUTERS, *native.PREFIXED])
     root: Sequence[APIRouter] = [routes.router, document.router, operator.router, *native.UNPREFIXED, *native.ROUTERS]
-    return [(method, f"/api{path}") for method, path in under_api] + _routes(root) + [("GET", "/")]
+    return [(method, f"/api{path}") for method, path in under_api] + _routes(root) + [("GET", "/"), ("POST", PACK_PATH)]
 
 
 def _routes(routers: Sequence[APIRouter]) -> list[tuple[str, str]]:

@@ -18,12 +18,13 @@ from fastapi import FastAPI
 from serve_app.api.app import create_app
 from serve_app.graph.parse import parse
 from serve_app.graph.signature import signatures
+from serve_app.nodes.routes import ANY, PackAnswer, PackCall, PackRoute
 from serve_app.scheduler.messages import Accepted, Submission
 from serve_app.service import Limits, Service
 from serve_app.store.catalog import Catalog
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
-from tests.fuzz.inputs import Inputs, Request, Session
+from tests.fuzz.inputs import PACK_PATH, Inputs, Request, Session
 from tests.unit.api.memory_scheduler import MemoryScheduler
 from tests.unit.api.node_specs import SPECS
 
@@ -62,15 +63,22 @@ def application(root: Path) -> FastAPI:
     volume = Volume({"input": root / "input", "output": root / "output", "temp": root / "temp"})
     folders = {"checkpoints": ["sd15.safetensors"]}
     limits = Limits(body_bytes=200_000, upload_bytes=200_000, poll_s=0.05)
+    scheduler = SigningScheduler()
+    scheduler.pack_routes = {"gpu": (PackRoute(ANY, PACK_PATH.replace("{id}", ".*")),)}
     service = Service(
-        SigningScheduler(),
+        scheduler,
         volume,
         lambda folder: folders.get(folder, []),
         limits,
         catalog=Catalog(root / "models"),
         user_data=UserData(root / "user"),
+        relay=_echo,
     )
     return create_app(service)
+
+
+async def _echo(pool: str, call: PackCall) -> PackAnswer:
+    return PackAnswer(200, (), call.body)
 
 
 async def fuzz(count: int, seed: int, url: str = "", app: FastAPI | None = None) -> Outcome:
