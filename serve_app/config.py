@@ -228,7 +228,7 @@ class AppConfig(Section):
     preview_method: Literal["none", "latent2rgb", "taesd", "auto"] = "none"
     """How clients are shown what samplers have come to; auto is latent2rgb. Some clients take previews for results."""
     multi_user: bool = False
-    """Whether the web page asks who one is."""
+    """Whether the web page asks who one is, to keep settings apart. It is no security: anyone may be any user."""
     database_url: str = "sqlite:///state/jobs.sqlite"
     max_queue: Annotated[int, Field(ge=1)] = 1000
     """Jobs that may wait; one more is answered 503."""
