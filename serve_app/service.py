@@ -227,6 +227,10 @@ class Service:
         """Return the cluster's hosts and replicas."""
         return await self._scheduler.cluster()
 
+    async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
+        """Return what happened to an unfinished job lately; as `SchedulerClient.story`."""
+        return await self._scheduler.story(job_id)
+
     async def specs(self) -> Mapping[str, NodeSpec]:
         """Return every node class some pool can run."""
         return await self._scheduler.specs()

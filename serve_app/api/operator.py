@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from serve_app.api.request import READ, Current, number
 from serve_app.api.strict_json import Json
+from serve_app.errors import JobMissingError
 from serve_app.events import Event
 
 router = APIRouter(include_in_schema=False)
@@ -47,6 +48,16 @@ async def get_models(service: Current) -> Response:
 async def get_status(service: Current) -> Response:
     """Return hosts, replicas, uptime, and how many jobs run and wait."""
     return Json({**asdict(await service.cluster()), "jobs": asdict(await service.count())})
+
+
+@router.api_route("/status/{job_id}", methods=READ)
+async def get_story(request: Request, service: Current) -> Response:
+    """Return how a job stands, and while it has not ended what the scheduler was told of it lately, oldest first."""
+    job_id = request.path_params["job_id"]
+    if (job := await service.job(job_id)) is None:
+        raise JobMissingError(f"no job has the id {job_id!r}")
+    story = [{"at_s": at_s, "what": what} for at_s, what in await service.story(job.job_id)]
+    return Json({"job_id": job.job_id, "state": job.state, "percent": job.percent, "story": story})
 
 
 @router.api_route("/healthz", methods=READ)

@@ -108,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     ]:
         _asking(commands, name, what).set_defaults(command=_show, page=name, path=path)
 
+    story = _asking(commands, "story", "show what happened lately to a job that has not ended")
+    story.add_argument("job", help="the id that submit printed")
+    story.set_defaults(command=_show, page="story", path="status")
+
     top = _asking(commands, "top", "watch the cluster: queue, pools, replicas, hosts")
     top.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between looks (default: %(default)s)")
     top.add_argument("--once", action="store_true", help="look once")
@@ -178,7 +182,8 @@ def _show(arguments: argparse.Namespace) -> int:
     from serve_app.cli.server import Server
 
     with Server(arguments.server, arguments.patience) as server:
-        answer = server.get(f"/{arguments.path}")
+        job = f"/{arguments.job}" if "job" in arguments else ""
+        answer = server.get(f"/{arguments.path}{job}")
     for line in getattr(pages, arguments.page)(answer):
         print(line)
     return 0

@@ -1,8 +1,9 @@
-"""What `serve-app models`, `nodes` and `status` print, line by line."""
+"""What `serve-app models`, `nodes`, `status` and `story` print, line by line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 
@@ -32,4 +33,13 @@ def status(answer: Mapping[str, Any]) -> Iterator[str]:
     for replica in answer["replicas"]:
         held = ", ".join(replica["recipes"]) or "no model"
         running = f"{replica['running']} of {replica['slots']} tasks"
-        yield f"replica {replica['replica_id']} ({replica['pool']}): {running}, holds {held}"
+        kept = f", kept for job {replica['quarantined']} alone" if replica["quarantined"] else ""
+        yield f"replica {replica['replica_id']} ({replica['pool']}): {running}, holds {held}{kept}"
+
+
+def story(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how a job stands, and what happened to it lately."""
+    yield f"job {answer['job_id']}: {answer['state']}, {answer['percent']} %"
+    for line in answer["story"]:
+        at = datetime.fromtimestamp(line["at_s"]).isoformat(" ", "milliseconds")
+        yield f"{at}  {line['what']}"

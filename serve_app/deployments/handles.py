@@ -113,6 +113,9 @@ class SchedulerHandle:
     async def check(self, graph: Graph, outputs: Sequence[str]) -> Hooks:
         return await self._call("check", graph, tuple(outputs))  # type: ignore[no-any-return]
 
+    async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
+        return await self._call("story", job_id)  # type: ignore[no-any-return]
+
     async def cluster(self) -> ClusterView:
         return await self._call("cluster")  # type: ignore[no-any-return]
 

@@ -168,13 +168,14 @@ class HostStats:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """One replica, for operators: what it runs and what it holds."""
+    """One replica, for operators: what it runs and what it holds. quarantined: the job that it is kept for alone."""
 
     replica_id: str
     pool: str
     slots: int
     running: int
     recipes: tuple[str, ...]
+    quarantined: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +258,10 @@ class SchedulerClient(Protocol):
         ...
 
     async def cluster(self) -> ClusterView: ...
+
+    async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
+        """Return what the scheduler was told of an unfinished job lately, as (Unix time, what); [] for any other."""
+        ...
 
 
 # Between scheduler and replicas ---------------------------------------------------------------------------------------

@@ -91,6 +91,8 @@ POLL_S = 5.0
 """How long a replica's poll waits for a message before it is answered empty."""
 WATCH_S = 1.0
 """How often it looks for replicas that have been silent, and for jobs that have run, for too long."""
+CHECK_S, CHECKED_JOBS = 30.0, 200
+"""How often it checks its own state, while it has at most so many unfinished jobs."""
 RECENT_S, RECENT_JOBS = 60.0, 200
 """Jobs that ended this shortly before a restart may have clients who have not been told; at most so many."""
 
@@ -323,10 +325,14 @@ class Scheduler:
         self._check_alive()
         return {pool.name: self._routes.get(pool.name, ()) for pool in self._pools}
 
+    async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
+        self._check_ready()
+        return self._machine.story(job_id)
+
     async def cluster(self) -> ClusterView:
         self._check_ready()
         replicas = tuple(
-            ReplicaView(name, r.info.pool, r.info.slots, len(r.running), r.recipes)
+            ReplicaView(name, r.info.pool, r.info.slots, len(r.running), r.recipes, r.quarantined)
             for name, r in sorted(self._machine.replicas.items())
         )
         hosts = {stats.host: stats for stats in [self._host(), *self._hosts.values()]}
@@ -500,7 +506,7 @@ class Scheduler:
 
     async def _watch(self) -> None:
         """Take replicas that have been silent for too long for lost, and end jobs that have run for too long."""
-        looked_s = time.monotonic()
+        looked_s = checked_s = time.monotonic()
         while True:
             await asyncio.sleep(WATCH_S)
             late_s = time.monotonic() - looked_s - WATCH_S
@@ -515,6 +521,10 @@ class Scheduler:
                 _log.error("replica %s has said nothing for %g s", replica_id, self._silence_s)
                 await self.lost(replica_id)
                 self.silenced(replica_id)
+            if checked_s + CHECK_S < looked_s and len(self._machine.jobs) <= CHECKED_JOBS:
+                checked_s = looked_s
+                for job_id, what in self._machine.check():
+                    _log.error("the scheduler contradicts itself: %s; story=%s", what, self._machine.story(job_id))
             for job in list(self._machine.jobs.values()):
                 if failure := overtime(job, self._job_time_s, time.time()):
                     self._feed(JobRefused(job.row.job_id, failure))

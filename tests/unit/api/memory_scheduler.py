@@ -204,6 +204,9 @@ class MemoryScheduler:
         self._answer()
         return self.pack_routes
 
+    async def story(self, job_id: str) -> list[tuple[float, str]]:
+        return [(1.5, "arrived")] if job_id in self.jobs else []
+
     async def cluster(self) -> ClusterView:
         self._answer()
         return self._cluster

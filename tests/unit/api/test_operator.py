@@ -70,6 +70,18 @@ async def test_node_classes_and_model_files_are_listed(client):
     assert (await client.get("/catalog")).json() == {"checkpoints": ["sd15.safetensors"]}
 
 
+async def test_a_job_that_has_not_ended_tells_its_story(client, scheduler, example):
+    job_id = await queued(client, example)
+    answer = (await client.get(f"/status/{job_id}")).json()
+    assert answer == {
+        "job_id": job_id,
+        "state": "queued",
+        "percent": 0,
+        "story": [{"at_s": 1.5, "what": "arrived"}],
+    }
+    assert (await client.get(f"/status/{UNKNOWN}")).status_code == 404
+
+
 async def test_status_counts_the_jobs(client, scheduler, example):
     first, _ = await queued(client, example), await queued(client, example)
     scheduler.start(first)

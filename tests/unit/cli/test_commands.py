@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.cli import main
-from serve_app.cli.pages import nodes, status
+from serve_app.cli.pages import nodes, status, story
 from serve_app.cli.progress import Bars, Lines
 from serve_app.cli.workflow import changed, read_body
 from serve_app.errors import WorkflowFileError
@@ -32,13 +32,20 @@ def test_cancelling_what_does_not_run_says_so_and_fails(url, capsys):
 def test_status_shows_gpus_and_what_replicas_hold():
     gpu = {"name": "H100", "vram_free_mb": 60, "vram_total_mb": 80}
     host = {"host": "a", "ram_available_mb": 1, "ram_total_mb": 2, "gpus": [gpu]}
-    replica = {"replica_id": "r1", "pool": "gpu", "slots": 16, "running": 2, "recipes": ["sd15"]}
+    replica = {"replica_id": "r1", "pool": "gpu", "slots": 16, "running": 2, "recipes": ["sd15"], "quarantined": "j"}
     answer = {"uptime_s": 1, "jobs": {"running": 2, "pending": 0}, "hosts": [host], "replicas": [replica]}
     assert list(status(answer))[1:] == [
         "host a: 1 of 2 MB memory available",
         "  H100: 60 of 80 MB free",
-        "replica r1 (gpu): 2 of 16 tasks, holds sd15",
+        "replica r1 (gpu): 2 of 16 tasks, holds sd15, kept for job j alone",
     ]
+
+
+def test_a_jobs_story_is_told_line_by_line():
+    answer = {"job_id": "j", "state": "running", "percent": 50, "story": [{"at_s": 0.5, "what": "arrived"}]}
+    first, second = story(answer)
+    assert first == "job j: running, 50 %"
+    assert second.endswith(".500  arrived")
 
 
 def test_an_empty_list_of_nodes_prints_nothing():
