@@ -109,6 +109,14 @@ class DatabaseAwayError(UnavailableError):
     """The job database does not answer, or refuses for reasons of its own; what was asked may be asked again."""
 
 
+class DatabaseGoneError(DatabaseAwayError):
+    """The database's file is no longer at its path; nothing is accepted, for it would be lost with the file."""
+
+
+class DatabaseDamagedError(DatabaseAwayError):
+    """The database's file cannot be read; it must be restored from a copy, or moved away to begin anew."""
+
+
 class ChangeRefusedError(ServeAppError):
     """The database will never take what a job is to record, because of what is in it."""
 

@@ -170,15 +170,18 @@ class Runner:
     async def run(self) -> None:
         """Serve until cancelled; outlives any number of schedulers."""
         self._loop = asyncio.get_running_loop()
+        told = ""
         while True:
             try:
                 self._epoch = await self._desk.join(self._info, list(self._specs.values()), self._host())
-                self._resident = ()
+                self._resident, told = (), ""
                 await self._serve_epoch()
             except (StaleEpochError, UnavailableError) as error:
                 if self._leaving:
                     return
-                _log.warning("joining again: %s", error)
+                if str(error) != told:  # another server may have the database for long
+                    told = str(error)
+                    _log.warning("joining again: %s", error)
                 await self.drop_all()
                 await asyncio.sleep(0.2)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import ray
@@ -23,6 +22,7 @@ from serve_app.deployments.handles import NAME, NAMESPACE
 from serve_app.deployments.host import host_stats
 from serve_app.scheduler.messages import ReplicaInfo
 from serve_app.scheduler.scheduler import Scheduler
+from serve_app.scheduler.succession import Succession
 from serve_app.store.jobs import Jobs
 
 ORPHANED_S = 120.0
@@ -38,16 +38,21 @@ class SchedulerActor:
         log.configure(config.logs)
         self._config = config
         self._called_s = time.monotonic()
-        self._starting = asyncio.Lock()
-        self._scheduler: Scheduler | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._showing: asyncio.Task[None] | None = None
+        self._retired = asyncio.Event()
+        self._succession = Succession(self._made)
+        self._tasks: list[asyncio.Task[None]] = []
         self._pulses: dict[str, asyncio.Task[None]] = {}
         self._actors: dict[str, Any] = {}
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of SchedulerClient or ReplicaDesk, or `backlog`."""
-        scheduler = await self._started()
+        self._called_s = time.monotonic()
+        if not self._tasks:
+            self._tasks = [
+                asyncio.create_task(self._exit_when_done()),
+                asyncio.create_task(metrics.show(self._figures)),
+            ]
+        scheduler = await self._succession.scheduler()
         if method == "join":
             return await self._join(scheduler, *arguments)
         return await getattr(scheduler, method)(*arguments)
@@ -58,20 +63,18 @@ class SchedulerActor:
 
     async def retire(self) -> None:
         """Take no new job, let go of the lease and exit; the next scheduler plans what is unfinished."""
-        (await self._started()).retire()
+        if self._succession.current is not None:
+            self._succession.current.retire()
+        self._retired.set()
 
-    async def _started(self) -> Scheduler:
-        self._called_s = time.monotonic()
-        if self._scheduler is None:
-            async with self._starting:
-                if self._scheduler is None:
-                    scheduler = make_scheduler(self._config, ray.get_runtime_context().get_node_id())
-                    scheduler.silenced = self._end_actor
-                    await scheduler.start()
-                    self._watching = asyncio.create_task(self._exit_when_done(scheduler))
-                    self._showing = asyncio.create_task(metrics.show(partial(_figures, scheduler)))
-                    self._scheduler = scheduler
-        return self._scheduler
+    def _made(self) -> Scheduler:
+        scheduler = make_scheduler(self._config, ray.get_runtime_context().get_node_id())
+        scheduler.silenced = self._end_actor
+        return scheduler
+
+    def _figures(self) -> Iterator[metrics.Figure]:
+        scheduler = self._succession.current
+        return iter(()) if scheduler is None else metrics.scheduler_figures(scheduler.load(), scheduler.tally)
 
     async def _join(self, scheduler: Scheduler, info: ReplicaInfo, specs: Any, host: Any, actor: Any) -> int:
         epoch = await scheduler.join(info, specs, host)
@@ -97,16 +100,12 @@ class SchedulerActor:
         if actor := self._actors.pop(replica_id, None):
             asyncio.get_running_loop().run_in_executor(None, ray.kill, actor)
 
-    async def _exit_when_done(self, scheduler: Scheduler) -> None:
-        while not scheduler.fenced.is_set() and time.monotonic() - self._called_s < ORPHANED_S:
+    async def _exit_when_done(self) -> None:
+        while not self._retired.is_set() and time.monotonic() - self._called_s < ORPHANED_S:
             await asyncio.sleep(0.2)
-        _log.info("exiting: %s", "replaced" if scheduler.fenced.is_set() else "nobody calls any more")
-        await scheduler.close()
+        _log.info("exiting: %s", "replaced" if self._retired.is_set() else "nobody calls any more")
+        await self._succession.close()
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
-
-
-def _figures(scheduler: Scheduler) -> Iterator[metrics.Figure]:
-    return metrics.scheduler_figures(scheduler.load(), scheduler.tally)
 
 
 def ensure(config: AppConfig) -> None:

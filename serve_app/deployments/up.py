@@ -17,7 +17,8 @@ from pathlib import Path
 from serve_app import config, log
 from serve_app.config import AppConfig
 from serve_app.deployments import private, supervisor
-from serve_app.errors import ConfigError
+from serve_app.errors import ConfigError, DatabaseDamagedError
+from serve_app.store.jobs import check_readable
 
 OWN_RAY = {
     # Ray's word for machines that form no cluster: all its processes then listen on this one alone.
@@ -39,7 +40,8 @@ def up(arguments: argparse.Namespace) -> int:
         if own:
             _check_port(arguments.host, arguments.port)
             environment = {**OWN_RAY, "RAY_TMPDIR": str(private.prepare(settings.database_url)), **os.environ}
-    except ConfigError as error:
+            check_readable(settings.database_url)
+    except (ConfigError, DatabaseDamagedError) as error:
         print(f"serve-app up: {error}", file=sys.stderr)
         return 2
     stop = threading.Event()

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 from serve_app import log
 from serve_app.errors import (
     ChangeRefusedError,
-    DrainingError,
+    DatabaseGoneError,
     InvalidSubmissionError,
     JobMissingError,
     NotReadyError,
@@ -78,6 +78,7 @@ from serve_app.scheduler.stimuli import (
     Tell,
 )
 from serve_app.scheduler.tally import Load, PoolLoad, Tally
+from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.time_limit import overtime
 from serve_app.scheduler.views import live_view, row_view
 from serve_app.scheduler.writer import Writer, persistently
@@ -130,7 +131,6 @@ class Scheduler:
         self._pools = tuple(pools)
         self._fingerprint = fingerprint
         self._host = host
-        self._holder = holder
         self._max_queue = max_queue
         self._max_attempts = max_attempts
         self._database = ThreadPoolExecutor(1, "database")
@@ -143,14 +143,15 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.tally = Tally()
-        self.fenced = asyncio.Event()
-        """Set once a newer scheduler holds the lease; this one must go."""
-        self._writer = Writer(self._record, self._carry_out, self._refused, self.fenced)
+        self._tenure = Tenure(jobs, holder, self._in_database)
+        self.fenced = self._tenure.fenced
+        self._writer = Writer(self._record, self._carry_out, self._refused, self._tenure.lose)
 
     async def start(self) -> None:
         """Take the lease, plan every unfinished job again and begin to work."""
-        self.epoch = await self._in_database(self._jobs.acquire, self._holder)
-        self._started_s = await self._in_database(self._jobs.started_s)
+        await self._tenure.take()
+        self.epoch = self._tenure.epoch
+        self._tasks = [asyncio.create_task(self._tenure.keep())]
         self._machine = Machine(self.epoch, self._max_attempts)
         self._checks = Checks(self._pools, lambda: self._machine.replicas.values(), self._mail)
         self._next_order = await self._in_database(self._jobs.next_order)
@@ -158,7 +159,7 @@ class Scheduler:
             self._specs[pool] = {s["class_type"]: NodeSpec.from_json(s) for s in specs}
         for pool, routes in (await self._in_database(self._jobs.routes)).items():
             self._routes[pool] = tuple(PackRoute(**route) for route in routes)
-        self._tasks = [asyncio.create_task(self._writer.run()), asyncio.create_task(self._watch())]
+        self._tasks += [asyncio.create_task(self._writer.run()), asyncio.create_task(self._watch())]
         self._board = Board(self.epoch)
         unfinished = await self._in_database(self._jobs.unfinished)
         query = JobQuery(tuple(ENDINGS), "ended", descending=True, limit=RECENT_JOBS)
@@ -166,6 +167,10 @@ class Scheduler:
         self._board.recover([*(row for row in ended if (row.ended_s or 0.0) > time.time() - RECENT_S), *unfinished])
         await asyncio.gather(*map(self._recover, unfinished), return_exceptions=True)
         _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self._machine.jobs))
+
+    async def vacancy(self) -> None:
+        """Return once no other scheduler works on the database; for one that is not started yet."""
+        await self._tenure.vacancy()
 
     async def close(self) -> None:
         """Stop working; what is not in the database yet is lost, and nobody has been told of it."""
@@ -186,9 +191,13 @@ class Scheduler:
         """Accept a job; one that was accepted before is answered again.
 
         Errors: InvalidSubmissionError for the id of another job; InvalidGraphError, NotReadyError, QueueFullError,
-        DrainingError.
+        DrainingError, DatabaseAwayError.
         """
         self._check_alive()
+        try:
+            self._jobs.check_there()
+        except DatabaseGoneError:  # any write mends that if it can be mended
+            await self._in_database(self._jobs.stamp, self.epoch)
         # As long as one waits for the id's lock or has it, it is in the dictionary.
         async with self._submitting.setdefault(submission.job_id, asyncio.Lock()):
             if await self._row(submission.job_id) is not None:
@@ -336,7 +345,7 @@ class Scheduler:
             for name, r in sorted(self._machine.replicas.items())
         )
         hosts = {stats.host: stats for stats in [self._host(), *self._hosts.values()]}
-        uptime_s = time.time() - self._started_s
+        uptime_s = time.time() - self._tenure.started_s
         return ClusterView(tuple(hosts.values()), replicas, uptime_s, self.epoch, self.load())
 
     async def backlog(self, pool: str) -> tuple[int, int]:
@@ -530,8 +539,7 @@ class Scheduler:
                     self._feed(JobRefused(job.row.job_id, failure))
 
     def _check_alive(self) -> None:
-        if self.fenced.is_set():
-            raise DrainingError("a newer scheduler has taken over", retry_after_s=2)
+        self._tenure.check()
 
     def _check_ready(self) -> None:
         self._check_alive()

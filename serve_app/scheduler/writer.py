@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from serve_app import log
-from serve_app.errors import ChangeRefusedError, DrainingError, StaleEpochError
+from serve_app.errors import ChangeRefusedError, DrainingError, StaleEpochError, UnavailableError
 from serve_app.scheduler.stimuli import Command, Persist, Publish
 from serve_app.store.changes import Change, JobAccepted
 
@@ -26,23 +26,29 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 5.0
 
 async def persistently(ask: Callable[[], Awaitable[T]]) -> T:
     """Ask until there is an answer. Errors: StaleEpochError, ChangeRefusedError; they would be the same again."""
-    delay_s = FIRST_DELAY_S
+    delay_s, told = FIRST_DELAY_S, ""
     while True:
         try:
-            return await ask()
+            answer = await ask()
         except (StaleEpochError, ChangeRefusedError):
             raise
-        except Exception:
-            _log.exception("the database does not answer; asking again in %.1f s", delay_s)
+        except Exception as error:
+            if str(error) != told:  # once, however long it lasts
+                told = str(error)
+                _log.error("%s; asking again until it answers", error, exc_info=not isinstance(error, UnavailableError))
             await asyncio.sleep(delay_s)
             delay_s = min(LONGEST_DELAY_S, delay_s * 2)
+        else:
+            if told:
+                _log.warning("the database answers again")
+            return answer
 
 
 class Writer:
     """One a scheduler's life.
 
     write: applies changes, all or none. carry_out: does what is behind them. refused: takes in that a job cannot be
-    recorded, and returns the commands that end it. fenced: set once a newer scheduler holds the lease.
+    recorded, and returns the commands that end it. fenced: takes in that a newer scheduler holds the lease.
     """
 
     def __init__(
@@ -50,7 +56,7 @@ class Writer:
         write: Callable[[Sequence[Change]], Awaitable[None]],
         carry_out: Callable[[Sequence[Command]], None],
         refused: Callable[[ChangeRefusedError], list[Command]],
-        fenced: asyncio.Event,
+        fenced: Callable[[StaleEpochError], None],
     ) -> None:
         self._write = write
         self._carry_out = carry_out
@@ -102,8 +108,7 @@ class Writer:
                 await persistently(partial(self._write, changes))
                 break
             except StaleEpochError as error:
-                _log.warning("%s", error)
-                self._fenced.set()
+                self._fenced(error)
                 return False
             except ChangeRefusedError as error:
                 _log.error("job %s ends: %s", error.job_id, error)

@@ -29,7 +29,7 @@ def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
         if replace:
             os.replace(unfinished, path)
         else:
-            _create(unfinished, path)
+            claim(unfinished, path)
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -41,7 +41,7 @@ def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
         os.close(folder)
 
 
-def _create(unfinished: Path, path: Path) -> None:
+def claim(unfinished: Path, path: Path) -> None:
     """Give a file its name only if that is free, which looking first could not promise. Errors: FileExistsError."""
     try:
         os.link(unfinished, path)

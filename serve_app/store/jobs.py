@@ -21,7 +21,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from serve_app.errors import ChangeRefusedError, ConfigError, DatabaseAwayError, StaleEpochError
+from serve_app import log
+from serve_app.errors import (
+    ChangeRefusedError,
+    ConfigError,
+    DatabaseAwayError,
+    DatabaseDamagedError,
+    DatabaseGoneError,
+    StaleEpochError,
+)
 from serve_app.store.changes import (
     Change,
     JobAccepted,
@@ -34,6 +42,9 @@ from serve_app.store.changes import (
 )
 from serve_app.store.credentials import CREDENTIALS, without_credentials
 from serve_app.store.schema import COUNTERS, JOBS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
+from serve_app.store.sqlite_file import SqliteFile, unreadable
+
+_log = log.get("store")
 
 VARIABLES = 500
 """How many values one statement may name; every database takes this many."""
@@ -64,11 +75,21 @@ class Jobs:
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
         self._shown = self._engine.url.render_as_string()
+        self._file = None
+        if self._engine.dialect.name == "sqlite":
+            self._file = file = SqliteFile(self._engine.url)
+            # A connection to a path that is free would make an empty database there.
+            sa.event.listen(self._engine, "do_connect", lambda *_: file.check())
+            sa.event.listen(self._engine, "connect", lambda *_: file.connected())
         with self._answering():
             migrate(self._engine)
 
     def close(self) -> None:
         """Let go of every connection."""
+        if self._file is not None:
+            with contextlib.suppress(DatabaseGoneError):
+                self._file.restore(self._engine)
+            self._file.close()
         self._engine.dispose()
 
     # The lease ----------------------------------------------------------------------------------------------------
@@ -90,11 +111,24 @@ class Jobs:
         with self._reading() as connection:
             return float(connection.execute(sa.select(LEASE.c.started_s)).scalar_one())
 
+    def stamp(self, epoch: int) -> None:
+        """Show that the epoch's scheduler lives. Errors: StaleEpochError when another epoch holds the lease."""
+        with self._transaction() as connection:
+            held = connection.execute(sa.update(LEASE).where(LEASE.c.epoch == epoch).values(beat=LEASE.c.beat + 1))
+            if held.rowcount == 0:
+                raise _stale(epoch)
+
+    def beat(self) -> tuple[int, int]:
+        """Return the epoch that holds the lease, and how often it has been stamped."""
+        with self._reading() as connection:
+            held = connection.execute(sa.select(LEASE.c.epoch, LEASE.c.beat)).one()
+            return int(held.epoch), int(held.beat)
+
     def _fence(self, connection: sa.Connection, epoch: int) -> None:
         """Lock the lease row for this transaction. Errors: StaleEpochError when another epoch holds it."""
         held = connection.execute(sa.update(LEASE).where(LEASE.c.epoch == epoch).values(epoch=epoch))
         if held.rowcount == 0:
-            raise StaleEpochError(f"epoch {epoch} no longer holds the scheduler's lease; a newer scheduler does")
+            raise _stale(epoch)
 
     # Writing ------------------------------------------------------------------------------------------------------
 
@@ -193,18 +227,27 @@ class Jobs:
             "ended": JOBS.c.ended_seq,
             "duration": sa.func.coalesce(JOBS.c.ended_s - JOBS.c.started_s, 0.0),
         }[query.sort]
-        # Left to themselves, the databases differ in where jobs without an end go.
-        first = key.desc().nulls_last() if query.descending else key.asc().nulls_first()
-        order = [first, JOBS.c.order.desc() if query.descending else JOBS.c.order.asc()]
-        window = sa.select(JOBS.c.job_id).where(where).order_by(*order).offset(query.offset).limit(query.limit)
         with self._reading() as connection:
-            total = connection.execute(sa.select(sa.func.count()).select_from(JOBS).where(where)).scalar_one()
+            total = int(connection.execute(sa.select(sa.func.count()).select_from(JOBS).where(where)).scalar_one())
+            stop = total if query.limit is None else min(total, query.offset + query.limit)
+            # What is passed over is read too: a window nearer to the end is reached from there.
+            backwards = query.offset > total - stop
+            skipped = total - stop if backwards else query.offset
+            # Left to themselves, the databases differ in where jobs without an end go.
+            if query.descending != backwards:
+                order = [key.desc().nulls_last(), JOBS.c.order.desc()]
+            else:
+                order = [key.asc().nulls_first(), JOBS.c.order.asc()]
+            window = sa.select(JOBS.c.job_id).where(where).order_by(*order)
+            window = window.offset(skipped).limit(max(0, stop - query.offset))
             ids = list(connection.execute(window).scalars())
+        if backwards:
+            ids.reverse()
         found: dict[str, JobRow] = {}
         for start in range(0, len(ids), VARIABLES):
             rows = self._rows(JOBS.c.job_id.in_(ids[start : start + VARIABLES]))
             found.update((row.job_id, row) for row in rows)
-        return [found[job_id] for job_id in ids if job_id in found], int(total)
+        return [found[job_id] for job_id in ids if job_id in found], total
 
     def next_order(self) -> int:
         """Return one more than the highest submission order so far."""
@@ -215,16 +258,27 @@ class Jobs:
     def _rows(self, where: sa.ColumnElement[bool]) -> list[JobRow]:
         with self._reading() as connection:
             rows = connection.execute(sa.select(JOBS).where(where).order_by(JOBS.c.order)).all()
-            found = sa.select(OUTPUTS).join(JOBS, JOBS.c.job_id == OUTPUTS.c.job_id).where(where)
             outputs: dict[str, dict[str, tuple[int, Any]]] = {}
-            for output in connection.execute(found.order_by(OUTPUTS.c.seq)):
-                outputs.setdefault(output.job_id, {})[output.node_id] = (output.seq, json.loads(output.ui))
+            for start in range(0, len(rows), VARIABLES):
+                theirs = OUTPUTS.c.job_id.in_([row.job_id for row in rows[start : start + VARIABLES]])
+                for output in connection.execute(sa.select(OUTPUTS).where(theirs).order_by(OUTPUTS.c.seq)):
+                    outputs.setdefault(output.job_id, {})[output.node_id] = (output.seq, json.loads(output.ui))
         return [_row(dict(row._mapping), outputs.get(row.job_id, {})) for row in rows]
+
+    def check_there(self) -> None:
+        """Check that the database's file is where it was opened. Errors: DatabaseGoneError, which a write may mend."""
+        if self._file is not None:
+            self._file.check()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        with self._answering(), self._engine.begin() as connection:
-            yield connection
+        with self._answering():
+            if self._file is not None:
+                self._file.restore(self._engine)
+            with self._engine.begin() as connection:
+                yield connection
+            # Whatever went into a file that is gone meanwhile has not been written.
+            self.check_there()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -237,7 +291,24 @@ class Jobs:
         try:
             yield
         except sa.exc.SQLAlchemyError as error:
+            if unreadable(error):
+                restore = "put a copy of it there, or move it away to begin anew"
+                raise DatabaseDamagedError(f"the database {self._shown}: {_reason(error)}; {restore}", 2) from error
             raise DatabaseAwayError(f"the database {self._shown}: {_reason(error)}", retry_after_s=2) from error
+
+
+def check_readable(url: str) -> None:
+    """Check that a database can be used, or may come to be without anybody's doing. Errors: see `Jobs`."""
+    try:
+        Jobs(url).close()
+    except DatabaseDamagedError:
+        raise
+    except DatabaseAwayError as error:
+        _log.warning("%s; going on without it until it answers", error)
+
+
+def _stale(epoch: int) -> StaleEpochError:
+    return StaleEpochError(f"epoch {epoch} no longer holds the scheduler's lease; a newer scheduler does")
 
 
 def _engine(url: str) -> sa.Engine:

@@ -24,6 +24,7 @@ LEASE = sa.Table(
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("holder", sa.String(255), nullable=False),
     sa.Column("started_s", sa.Float, nullable=False),
+    sa.Column("beat", sa.BigInteger, nullable=False),
 )
 JOBS = sa.Table(
     "jobs",
@@ -50,9 +51,10 @@ JOBS = sa.Table(
 sa.Index(
     "jobs_unfinished", JOBS.c.order, sqlite_where=JOBS.c.ended_s.is_(None), postgresql_where=JOBS.c.ended_s.is_(None)
 )
-# Lists are read in these orders without touching the rows' long texts.
-sa.Index("jobs_by_end", JOBS.c.ended_seq)
-sa.Index("jobs_by_creation", JOBS.c.created_s, JOBS.c.order)
+# Lists are counted, and read in these orders, without touching the rows' long texts.
+_LISTED = (JOBS.c.order, JOBS.c.state, JOBS.c.started_s, JOBS.c.ended_s, JOBS.c.job_id)
+sa.Index("jobs_by_end", JOBS.c.ended_seq, *_LISTED)
+sa.Index("jobs_by_creation", JOBS.c.created_s, *_LISTED)
 OUTPUTS = sa.Table(
     "outputs",
     METADATA,
@@ -96,6 +98,13 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "ALTER TABLE jobs ADD COLUMN losses INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE jobs ADD COLUMN lone_losses INTEGER NOT NULL DEFAULT 0",
     ),
+    7: ("ALTER TABLE lease ADD COLUMN beat BIGINT NOT NULL DEFAULT 0",),
+    8: (
+        "DROP INDEX jobs_by_end",
+        "DROP INDEX jobs_by_creation",
+        'CREATE INDEX jobs_by_end ON jobs (ended_seq, "order", state, started_s, ended_s, job_id)',
+        'CREATE INDEX jobs_by_creation ON jobs (created_s, "order", state, started_s, ended_s, job_id)',
+    ),
 }
 """What makes a database of this version out of one of the version before."""
 
@@ -129,7 +138,7 @@ def migrate(engine: sa.Engine) -> None:
         connection.execute(sa.delete(SCHEMA))
         connection.execute(sa.insert(SCHEMA).values(version=VERSION))
         if connection.execute(sa.select(LEASE.c.epoch)).first() is None:
-            connection.execute(sa.insert(LEASE).values(name="scheduler", epoch=0, holder="", started_s=0.0))
+            connection.execute(sa.insert(LEASE).values(name="scheduler", epoch=0, holder="", started_s=0.0, beat=0))
 
 
 def _unwritten_version(connection: sa.Connection) -> int:

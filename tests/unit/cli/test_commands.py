@@ -164,3 +164,13 @@ def test_bars_follow_each_node():
         ("KSampler 3", 0, None),
         ("KSampler 3", 4, 20),
     ]
+
+
+def test_up_ends_with_one_line_when_its_database_is_damaged(tmp_path, capsys):
+    database = tmp_path / "jobs.sqlite"
+    database.write_bytes(b"no database" * 1000)
+    directories = [word for name in ("input", "output", "temp", "user") for word in (f"--{name}-dir", str(tmp_path))]
+    assert main(["up", "--port", "0", "--database-url", f"sqlite:///{database}", *directories]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(database) in line
+    assert "put a copy of it there, or move it away" in line

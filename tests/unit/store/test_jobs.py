@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from dataclasses import replace
 
@@ -225,3 +226,17 @@ def test_ended_jobs_are_forgotten_with_all_that_was_recorded_of_them(jobs):
     assert [jobs.job(str(n)) is None for n in range(3)] == [True, False, False]
     jobs.forget(epoch, None)
     assert [jobs.job(str(n)) is None for n in range(3)] == [True, True, False]
+
+
+def test_a_window_is_the_same_from_whichever_end_it_is_reached(jobs):
+    epoch = jobs.acquire("me")
+    rows = [replace(ROW, job_id=str(n), order=n, created_s=float(n // 3)) for n in range(12)]
+    jobs.write(epoch, [*map(JobAccepted, rows), *(JobStarted(str(n), 1.0, 2) for n in range(0, 12, 2))])
+    jobs.write(epoch, [JobEnded(str(n), "success", 9.0 + n % 4, 50 - n, {}) for n in range(1, 10)])
+    for sort, descending in itertools.product(("created", "ended", "duration"), (False, True)):
+        query = JobQuery(("queued", "running", "success"), sort, descending)
+        whole, total = jobs.page(query)
+        assert (len(whole), total) == (12, 12)
+        for offset, limit in itertools.product((0, 1, 5, 7, 11, 12, 20), (0, 1, 4, 12, None)):
+            window, total = jobs.page(replace(query, offset=offset, limit=limit))
+            assert (window, total) == (whole[offset:][:limit], 12)
