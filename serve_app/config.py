@@ -223,6 +223,8 @@ class AppConfig(Section):
     input_dir: Path = Path("input")
     output_dir: Path = Path("output")
     temp_dir: Path = Path("temp")
+    temp_age_s: Annotated[float, Field(ge=60)] = 86_400.0
+    """How old previews in temp_dir get; a server that starts removes all that no unfinished job has shown."""
     user_dir: Path = Path("user")
     """Settings and files of the web page's users."""
     preview_method: Literal["none", "latent2rgb", "taesd", "auto"] = "none"

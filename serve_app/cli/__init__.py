@@ -117,6 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--once", action="store_true", help="look once")
     top.set_defaults(command=_top)
 
+    check = commands.add_parser("check", help="compare the database with the stored files, while no server runs")
+    check.add_argument("--mend", action="store_true", help="remove files that their jobs saved and nobody recorded")
+    check.add_argument("--output-dir", type=Path, metavar="DIR", help="saved images (default: as configured)")
+    check.add_argument("--database-url", metavar="URL", help="where jobs are kept (default: as configured)")
+    check.add_argument("--config", type=Path, default=local, help=f"a Serve config file (default: {LOCAL_CONFIG})")
+    check.set_defaults(command=_check)
+
     demo = commands.add_parser("demo", help="start a server here, draw a picture with the models that ship, stop it")
     demo.set_defaults(command=_demo)
     return parser
@@ -195,6 +202,15 @@ def _top(arguments: argparse.Namespace) -> int:
 
     with Server(arguments.server, arguments.patience) as server:
         return top(server, max(0.1, arguments.every), once=arguments.once)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from serve_app import config
+    from serve_app.cli.check import check
+
+    settings = config.load(arguments.config) if arguments.config else config.AppConfig()
+    given = {name: value for name in ("output_dir", "database_url") if (value := getattr(arguments, name)) is not None}
+    return check(config.parse({**settings.model_dump(), **given}, "command line").resolved(), mend=arguments.mend)
 
 
 def _demo(_arguments: argparse.Namespace) -> int:

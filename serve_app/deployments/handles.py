@@ -40,6 +40,7 @@ from serve_app.scheduler.messages import (
     Unfinished,
 )
 from serve_app.store.changes import JobQuery
+from serve_app.store.reserved import Contents
 
 NAME = "scheduler"
 NAMESPACE = "serve_app"
@@ -128,8 +129,10 @@ class SchedulerHandle:
     async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None:
         await self._call("report", replica_id, epoch, reports, host)
 
-    async def reserve(self, task_id: TaskId, node_id: str, key: str, at_least: int, count: int) -> tuple[int, bool]:
-        return await self._call("reserve", task_id, node_id, key, at_least, count)  # type: ignore[no-any-return]
+    async def reserve(
+        self, task_id: TaskId, node_id: str, key: str, at_least: int, contents: Contents
+    ) -> tuple[int, bool]:
+        return await self._call("reserve", task_id, node_id, key, at_least, contents)  # type: ignore[no-any-return]
 
     async def backlog(self, pool: str) -> tuple[int, int]:
         """Return how many of a pool's tasks wait and how many run."""

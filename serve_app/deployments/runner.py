@@ -62,6 +62,7 @@ from serve_app.scheduler.messages import (
     TaskStopped,
     Want,
 )
+from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, Store
 
 _log = log.get("deployments.runner")
@@ -182,6 +183,8 @@ class Runner:
                 if str(error) != told:  # another server may have the database for long
                     told = str(error)
                     _log.warning("joining again: %s", error)
+                # A scheduler that knows nothing of them does not keep their files.
+                self._held.forget_shown()
                 await self.drop_all()
                 await asyncio.sleep(0.2)
 
@@ -455,8 +458,8 @@ class Runner:
     def files(self, task: Task, node_id: str) -> Files:
         """Return the STORE of one node."""
 
-        async def reserve(key: str, at_least: int, count: int) -> tuple[int, bool]:
-            return await self._desk.reserve(task.id, node_id, key, at_least, count)
+        async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
+            return await self._desk.reserve(task.id, node_id, key, at_least, contents)
 
         return NodeFiles(self._store, task.id.job_id, node_id, reserve, at_s=task.created_s)
 

@@ -17,13 +17,14 @@ from ray.exceptions import RayActorError
 from serve_app import __version__, log
 from serve_app.config import AppConfig
 from serve_app.deployments import metrics
-from serve_app.deployments.files import fingerprints
+from serve_app.deployments.files import fingerprints, open_store
 from serve_app.deployments.handles import NAME, NAMESPACE
 from serve_app.deployments.host import host_stats
 from serve_app.scheduler.messages import ReplicaInfo
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.scheduler.succession import Succession
 from serve_app.store.jobs import Jobs
+from serve_app.store.sweep import Sweep
 
 ORPHANED_S = 120.0
 """How long a scheduler that nobody calls stays: longer than any restart of its callers."""
@@ -134,8 +135,9 @@ def ensure(config: AppConfig) -> None:
 
 def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
     """Build the scheduler over the configured database, model files and inputs."""
+    jobs = Jobs(config.database_url)
     return Scheduler(
-        Jobs(config.database_url),
+        jobs,
         [pool.pool for pool in config.pools],
         fingerprints(config),
         host_stats,
@@ -146,6 +148,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         strict=config.strict,
         silence_s=config.silence_s,
         job_time_s=config.job_time_s,
+        sweep=Sweep(jobs, open_store(config), config.temp_age_s),
     )
 
 

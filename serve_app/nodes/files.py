@@ -18,16 +18,15 @@ from typing import Any
 import re2
 
 from serve_app.errors import FileMissingError, NodeError
+from serve_app.store.reserved import BATCH, Contents, named
 from serve_app.store.store import Area, FileRef, Store
 
-Reserve = Callable[[str, int, int], Awaitable[tuple[int, bool]]]
-"""(key, at_least, count) -> the first of `count` consecutive counters that only this node of this job gets, and whether
-an earlier attempt was given them.
+Reserve = Callable[[str, int, Contents], Awaitable[tuple[int, bool]]]
+"""(key, at_least, contents) -> the first of as many consecutive counters, which only this node of this job gets, and
+whether an earlier attempt was given them.
 
 at_least 0 asks for those that follow; it is answered 0 where nobody knows yet what there is.
 """
-
-BATCH = "%batch_num%"
 
 
 class NodeFiles:
@@ -66,18 +65,18 @@ class NodeFiles:
             raise NodeError(f"it saves twice under {prefix[:300]!r}; all files under one prefix are saved together")
         self._saved.add(key)
 
-        def named(first: int) -> list[FileRef]:
-            numbered = ((filename.replace(BATCH, str(i)), first + i) for i in range(len(contents)))
-            return [FileRef(area, subfolder, f"{start}_{counter:05}_{suffix}") for start, counter in numbered]
-
+        what = await asyncio.to_thread(Contents.of, suffix, contents)
         try:
-            first, again = (1, True) if area == "temp" else await self._reserve(key, 0, len(contents))
-            while not (first and await asyncio.to_thread(self._create, named(first), contents, again)):
+            first, again = (1, True) if area == "temp" else await self._reserve(key, 0, what)
+            while not (
+                first and await asyncio.to_thread(self._create, named(key, suffix, first, len(what)), contents, again)
+            ):
                 highest = await asyncio.to_thread(self._highest, area, subfolder, filename)
-                first, again = await self._reserve(key, highest + 1, len(contents))
+                first, again = await self._reserve(key, highest + 1, what)
         except FileMissingError as error:
             raise NodeError(f"it cannot save under {prefix[:300]!r}: {error}") from error
-        return [{"filename": ref.filename, "subfolder": subfolder, "type": area} for ref in named(first)]
+        refs = named(key, suffix, first, len(what))
+        return [{"filename": ref.filename, "subfolder": subfolder, "type": area} for ref in refs]
 
     def _create(self, refs: Sequence[FileRef], contents: Sequence[bytes], again: bool) -> bool:
         """Store the contents under new names; False if somebody else's file has one of them.

@@ -79,6 +79,14 @@ class Held:
         if gone:
             self._evicted(gone)
 
+    def forget_shown(self) -> None:
+        """Let go of what output nodes showed: the files that it names may be gone."""
+        gone = tuple(signature for signature, (result, _) in self._results.items() if result.ui)
+        for signature in gone:
+            self._drop(signature)
+        if gone:
+            self._evicted(gone)
+
     async def make(self, signature: str, compute: Callable[[], Awaitable[NodeResult]]) -> NodeResult:
         """Return the held result, or wait for whoever computes it, or compute and hold it.
 

@@ -17,6 +17,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.tally import Load
 from serve_app.store.changes import JobQuery
+from serve_app.store.reserved import Contents
 
 # From ingress ---------------------------------------------------------------------------------------------------------
 
@@ -512,7 +513,9 @@ class ReplicaDesk(Protocol):
 
     async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None: ...
 
-    async def reserve(self, task_id: TaskId, node_id: str, key: str, at_least: int, count: int) -> tuple[int, bool]:
+    async def reserve(
+        self, task_id: TaskId, node_id: str, key: str, at_least: int, contents: Contents
+    ) -> tuple[int, bool]:
         """Return the first of `count` consecutive counters for files named by `key`, none below at_least.
 
         The same (job, node, key) gets the same counters again, whatever the attempt, and is told so.

@@ -7,7 +7,7 @@ output node showed (its ui dict) is small and stays here, so a finished job can 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from serve_app.events import data_bytes
@@ -34,6 +34,10 @@ class Remembered:
             return None
         self._values.move_to_end(signature)
         return self._values[signature][0]
+
+    def values(self) -> Iterator[dict[str, Any]]:
+        """Yield every value."""
+        return (value for value, _ in self._values.values())
 
     def put(self, signature: str, value: dict[str, Any], added: Any = None) -> None:
         """Remember a value in the place of an earlier one. added: what alone is new in it, None for all of it."""
@@ -82,6 +86,10 @@ class Results:
     def ui(self, signature: str) -> Mapping[str, Any] | None:
         """Return what an output node of this signature showed, if it is remembered."""
         return self._ui.get(signature)
+
+    def shown(self) -> list[Mapping[str, Any]]:
+        """Return everything that output nodes showed and that is remembered."""
+        return [*self._ui.values(), *(ui for made in self._made.values() for ui in made.values())]
 
     def add_made(self, signature: str, rest: str, ui: Mapping[str, Any]) -> None:
         """Note what a node showed that one of this signature made. rest: its id less its maker's."""

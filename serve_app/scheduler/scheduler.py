@@ -79,11 +79,14 @@ from serve_app.scheduler.stimuli import (
 )
 from serve_app.scheduler.tally import Load, PoolLoad, Tally
 from serve_app.scheduler.tenure import Tenure
+from serve_app.scheduler.tidying import Tidying
 from serve_app.scheduler.time_limit import overtime
 from serve_app.scheduler.views import live_view, row_view
 from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobEnded, JobQuery, JobRow
 from serve_app.store.jobs import Jobs
+from serve_app.store.reserved import Contents
+from serve_app.store.sweep import Sweep
 
 T = TypeVar("T")
 _log = log.get("scheduler")
@@ -103,7 +106,8 @@ class Scheduler:
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
     the scheduler's own host. max_queue: how many jobs may wait. holder: the server it belongs to. share_results:
-    whether a job may use what another one made. strict: whether jobs are that do not say.
+    whether a job may use what another one made. strict: whether jobs are that do not say. sweep: removes
+    files that nobody needs.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class Scheduler:
         strict: bool = False,
         silence_s: float = 20.0,
         job_time_s: float | None = None,
+        sweep: Sweep | None = None,
     ) -> None:
         self._share_results = share_results
         self._strict = strict
@@ -143,6 +148,7 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.tally = Tally()
+        self._sweep = sweep
         self._tenure = Tenure(jobs, holder, self._in_database)
         self.fenced = self._tenure.fenced
         self._writer = Writer(self._record, self._carry_out, self._refused, self._tenure.lose)
@@ -166,6 +172,10 @@ class Scheduler:
         ended, _ = await self._in_database(self._jobs.page, query)
         self._board.recover([*(row for row in ended if (row.ended_s or 0.0) > time.time() - RECENT_S), *unfinished])
         await asyncio.gather(*map(self._recover, unfinished), return_exceptions=True)
+        if self._sweep is not None:
+            results = self._machine.results.shown
+            tidying = Tidying(self._sweep, self._jobs, self._tenure, results, self._in_database)
+            self._tasks.append(asyncio.create_task(tidying.run()))
         _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self._machine.jobs))
 
     async def vacancy(self) -> None:
@@ -403,16 +413,18 @@ class Scheduler:
         if fed:
             await asyncio.gather(*fed)
 
-    async def reserve(self, task_id: TaskId, node_id: str, key: str, at_least: int, count: int) -> tuple[int, bool]:
+    async def reserve(
+        self, task_id: TaskId, node_id: str, key: str, at_least: int, contents: Contents
+    ) -> tuple[int, bool]:
         self._check_alive()
         if not self._machine.is_current(task_id):
             raise StaleAttemptError(f"attempt {task_id.attempt} of job {task_id.job_id} has been replaced")
         named = (task_id.job_id, node_id, key)
         # Asked first and apart: reserving may be tried again after it was done, and would then look given before.
         earlier = await persistently(lambda: self._in_database(self._jobs.reserved, *named))
-        reserve = partial(self._jobs.reserve, self.epoch, *named, at_least, count)
+        reserve = partial(self._jobs.reserve, self.epoch, *named, at_least, contents)
         first = await persistently(lambda: self._in_database(reserve))
-        return first, earlier == (first, count)
+        return first, earlier == (first, len(contents))
 
     async def leave(self, replica_id: str, epoch: int) -> None:
         if epoch == self.epoch:

@@ -32,13 +32,16 @@ class Tenure:
         self._in_database = in_database
         self.epoch = 0
         self.started_s = 0.0
+        self.anew = False
         self.fenced = asyncio.Event()
         """Set once it is over: a newer scheduler holds the lease, or this one has been told to go."""
 
     async def take(self) -> None:
-        """Take the lease, whoever had it."""
+        """Take the lease, whoever had it; `anew` if the server has just started, and its scheduler not merely again."""
+        earlier_s = await self._in_database(self._jobs.started_s)
         self.epoch = await self._in_database(self._jobs.acquire, self._holder)
         self.started_s = await self._in_database(self._jobs.started_s)
+        self.anew = self.started_s != earlier_s
 
     async def keep(self) -> None:
         """Stamp the lease until it is lost, which is noticed here even when nothing else is written."""

@@ -9,6 +9,7 @@ overwrites with conditional writes".
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -107,6 +108,11 @@ class Bucket:
             if not page.get("IsTruncated"):
                 return
             asked["ContinuationToken"] = page["NextContinuationToken"]
+
+    def delete(self, key: str) -> None:
+        """Remove a key; an absent one is no error. Errors: StoreError."""
+        with contextlib.suppress(FileNotFoundError):
+            self._ask("delete", key, lambda: self._client.delete_object(**self._at(key)))
 
     def link(self, key: str, seconds: int, **answer: str) -> str:
         """Return a URL that lets whoever has it read the key for a while.

@@ -41,8 +41,10 @@ from serve_app.store.changes import (
     OutputRecorded,
 )
 from serve_app.store.credentials import CREDENTIALS, without_credentials
+from serve_app.store.reserved import Contents, Reservation, shown
 from serve_app.store.schema import COUNTERS, JOBS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
 from serve_app.store.sqlite_file import SqliteFile, unreadable
+from serve_app.store.store import FileRef
 
 _log = log.get("store")
 
@@ -147,18 +149,24 @@ class Jobs:
             row = connection.execute(given).first()
             return None if row is None else (int(row.first), int(row.amount))
 
-    def reserve(self, epoch: int, job_id: str, node_id: str, key: str, at_least: int, count: int) -> int:
-        """Return the first of `count` counters for `key`, none below `at_least`.
+    def reserve(self, epoch: int, job_id: str, node_id: str, key: str, at_least: int, contents: Contents) -> int:
+        """Return the first of as many counters for `key` as there are contents, none below `at_least`.
 
         The same (job, node, key) gets the same ones again while they are high enough. at_least 0 asks for whatever
         follows those given before, and is answered 0 if none were: then files may be there that nobody here counted.
         """
-        where = _reservation(job_id, node_id, key)
+        where, count = _reservation(job_id, node_id, key), len(contents)
         with self._transaction() as connection, _refusing(job_id):
             self._fence(connection, epoch)
-            earlier = connection.execute(sa.select(RESERVATIONS.c.first, RESERVATIONS.c.amount).where(where)).first()
+            row = connection.execute(sa.select(RESERVATIONS).where(where)).first()
+            earlier = None if row is None else _reserved(row)
             if earlier is not None and earlier.amount == count and earlier.first >= at_least:
-                return int(earlier.first)
+                # What another attempt made may differ in the last bit, and either may be what is there in the end.
+                given = earlier.digests or (frozenset[str](),) * count
+                digests = [sorted(d | {new}) for d, new in zip(given, contents.digests, strict=True)]
+                made = {"suffix": contents.suffix, "digests": json.dumps(digests)}
+                connection.execute(sa.update(RESERVATIONS).where(where).values(made))
+                return earlier.first
             following = connection.execute(sa.select(COUNTERS.c.following).where(COUNTERS.c.key == key)).scalar()
             if following is None and at_least == 0:
                 return 0
@@ -168,10 +176,18 @@ class Jobs:
             else:
                 connection.execute(sa.update(COUNTERS).where(COUNTERS.c.key == key).values(following=first + count))
             connection.execute(sa.delete(RESERVATIONS).where(where))
-            connection.execute(
-                sa.insert(RESERVATIONS).values(job_id=job_id, node_id=node_id, key=key, first=first, amount=count)
-            )
+            made = {"suffix": contents.suffix, "digests": json.dumps([[digest] for digest in contents.digests])}
+            named = {"job_id": job_id, "node_id": node_id, "key": key, "first": first, "amount": count}
+            connection.execute(sa.insert(RESERVATIONS).values(named | made))
             return first
+
+    def settle(self, epoch: int, reservations: Sequence[Reservation]) -> None:
+        """Let go of reservations whose files are recorded or gone."""
+        with self._transaction() as connection:
+            self._fence(connection, epoch)
+            for given in reservations:
+                where = _reservation(given.job_id, given.node_id, given.key)
+                connection.execute(sa.delete(RESERVATIONS).where(where))
 
     def save_specs(
         self, epoch: int, pool: str, specs: Sequence[Mapping[str, Any]], routes: Sequence[Mapping[str, str]]
@@ -248,6 +264,30 @@ class Jobs:
             rows = self._rows(JOBS.c.job_id.in_(ids[start : start + VARIABLES]))
             found.update((row.job_id, row) for row in rows)
         return [found[job_id] for job_id in ids if job_id in found], total
+
+    def unsettled(self, ended_before_s: float, limit: int | None) -> list[Reservation]:
+        """Return reservations of jobs that ended before a moment, whose files may not all be recorded."""
+        ended = sa.select(RESERVATIONS).join(JOBS, JOBS.c.job_id == RESERVATIONS.c.job_id)
+        ended = ended.where(JOBS.c.ended_s < ended_before_s).limit(limit)
+        with self._reading() as connection:
+            return [_reserved(row) for row in connection.execute(ended)]
+
+    def shown(self, job_ids: Sequence[str]) -> set[FileRef]:
+        """Return the files that these jobs' recorded outputs name."""
+        files: set[FileRef] = set()
+        with self._reading() as connection:
+            for start in range(0, len(job_ids), VARIABLES):
+                theirs = OUTPUTS.c.job_id.in_(job_ids[start : start + VARIABLES])
+                for ui in connection.execute(sa.select(OUTPUTS.c.ui).where(theirs)).scalars():
+                    files.update(shown(json.loads(ui)))
+        return files
+
+    def is_shown(self, ref: FileRef) -> bool:
+        """Whether any job's recorded outputs name the file."""
+        likely = OUTPUTS.c.ui.contains(json.dumps(ref.filename), autoescape=True)
+        with self._reading() as connection:
+            found = connection.execute(sa.select(OUTPUTS.c.ui).where(likely)).scalars()
+            return any(ref in set(shown(json.loads(ui))) for ui in found)
 
     def next_order(self) -> int:
         """Return one more than the highest submission order so far."""
@@ -369,6 +409,11 @@ def _durable_sqlite(connection: Any, _record: object) -> None:
 
 def _reservation(job_id: str, node_id: str, key: str) -> sa.ColumnElement[bool]:
     return (RESERVATIONS.c.job_id == job_id) & (RESERVATIONS.c.node_id == node_id) & (RESERVATIONS.c.key == key)
+
+
+def _reserved(row: Any) -> Reservation:
+    digests = tuple(map(frozenset, json.loads(row.digests)))
+    return Reservation(row.job_id, row.node_id, row.key, int(row.first), int(row.amount), row.suffix, digests)
 
 
 def _apply(connection: sa.Connection, change: Change) -> None:

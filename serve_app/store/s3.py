@@ -52,6 +52,17 @@ class S3:
         # A key that ends in "/" is the folder's own mark, which some tools make.
         return (name for name, _ in self._bucket.list(start) if name)
 
+    def files(self, area: Area) -> Iterator[tuple[FileRef, float]]:
+        """Yield every file of an area with the Unix time it was stored at. Errors: as `stat`."""
+        for name, found in self._bucket.list(f"{area}/", deep=True):
+            subfolder, _, filename = name.rpartition("/")
+            if filename:
+                yield FileRef(area, subfolder, filename), found.modified_s
+
+    def delete(self, ref: FileRef) -> None:
+        """Remove a file; one that is not there is no error. Errors: StoreError."""
+        self._bucket.delete(self._key(ref))
+
     def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
         """Return a link to the file under these headers, if links are given out. Whether it is there is not asked."""
         if self._links_s is None:

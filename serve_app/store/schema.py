@@ -77,6 +77,8 @@ RESERVATIONS = sa.Table(
     sa.Column("key", sa.String(767), primary_key=True),
     sa.Column("first", sa.BigInteger, nullable=False),
     sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("suffix", sa.Text, nullable=False),
+    sa.Column("digests", sa.Text, nullable=False),
 )
 POOL_SPECS = sa.Table(
     "pool_specs",
@@ -104,6 +106,10 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "DROP INDEX jobs_by_creation",
         'CREATE INDEX jobs_by_end ON jobs (ended_seq, "order", state, started_s, ended_s, job_id)',
         'CREATE INDEX jobs_by_creation ON jobs (created_s, "order", state, started_s, ended_s, job_id)',
+    ),
+    9: (
+        "ALTER TABLE reservations ADD COLUMN suffix TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE reservations ADD COLUMN digests TEXT NOT NULL DEFAULT '[]'",
     ),
 }
 """What makes a database of this version out of one of the version before."""

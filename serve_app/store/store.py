@@ -90,6 +90,14 @@ class Store(Protocol):
         """Yield the file names directly in a subfolder; none if the subfolder does not exist."""
         ...
 
+    def files(self, area: Area) -> Iterator[tuple[FileRef, float]]:
+        """Yield every file of an area, half-written ones too, with the Unix time of its last change."""
+        ...
+
+    def delete(self, ref: FileRef) -> None:
+        """Remove a file; one that is not there is no error."""
+        ...
+
     def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
         """Return a URL from which a client may fetch the file itself for a while, under these headers; None without."""
         ...

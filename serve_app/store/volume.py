@@ -5,6 +5,7 @@ Names are checked twice: their text, as for every store, and where their real pa
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO
 
+from serve_app.errors import FileMissingError
 from serve_app.store.durable import UNFINISHED, write_file
 from serve_app.store.store import Area, FileRef, FileStat
 
@@ -75,6 +77,22 @@ class Volume:
                         yield entry.name
         except (FileNotFoundError, NotADirectoryError):
             return
+
+    def files(self, area: Area) -> Iterator[tuple[FileRef, float]]:
+        """Yield every file of an area, half-written ones too, with the Unix time of its last change; no links."""
+        root = self._roots[area]
+        for folder, _, names in os.walk(root):
+            subfolder = Path(folder).relative_to(root).as_posix()
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    found = os.lstat(os.path.join(folder, name))
+                    if S_ISREG(found.st_mode):
+                        yield FileRef(area, "" if subfolder == "." else subfolder, name), found.st_mtime
+
+    def delete(self, ref: FileRef) -> None:
+        """Remove a file; one that is not there is no error. Errors: OSError when the disk refuses."""
+        with contextlib.suppress(FileMissingError):
+            self.resolve(ref).unlink(missing_ok=True)
 
     def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
         """Return None: a volume is read through the ingress."""

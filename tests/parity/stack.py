@@ -23,6 +23,7 @@ from serve_app.nodes.protocol import spec_of
 from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.runtime import Runtime
 from serve_app.store.catalog import Catalog
+from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS
 from serve_app.store.volume import Volume
 
@@ -59,7 +60,7 @@ class Stack:
         return self._runtime.bind(lambda done, steps: None)
 
     def files(self, node_id: str) -> NodeFiles:
-        async def reserve(key: str, at_least: int, count: int) -> tuple[int, bool]:
+        async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
             return at_least, False
 
         return NodeFiles(self.volume, "job", node_id, reserve)

@@ -14,6 +14,7 @@ from PIL import Image, ImageSequence
 
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.registry import BUILTIN
+from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, FileRef
 from serve_app.store.volume import Volume
 
@@ -27,7 +28,7 @@ def volume(tmp_path: Path) -> Volume:
 
 
 def files(volume: Volume) -> NodeFiles:
-    async def reserve(key: str, at_least: int, count: int) -> tuple[int, bool]:
+    async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
         return at_least, False
 
     return NodeFiles(volume, "job", "1", reserve)

@@ -25,6 +25,7 @@ from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.held import Held
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
+from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, FileRef
 from serve_app.store.volume import Volume
 from serve_app.values import Cfg, ClipSkip, Noise, Recipe, SamplerChoice
@@ -69,7 +70,7 @@ class Replica:
     def files(self, node_id: str) -> NodeFiles:
         return NodeFiles(self.volume, "job", node_id, self.reserve)
 
-    async def reserve(self, key: str, at_least: int, count: int) -> tuple[int, bool]:
+    async def reserve(self, key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
         return at_least, False
 
     def progress(self, node_id: str) -> Any:

@@ -11,6 +11,7 @@ import pytest
 from serve_app.errors import FileMissingError, NodeError, StoreError
 from serve_app.nodes.files import NodeFiles
 from serve_app.store.jobs import Jobs
+from serve_app.store.reserved import Contents
 from serve_app.store.s3 import S3
 from serve_app.store.store import AREAS, FileRef, Store
 from serve_app.store.volume import Volume
@@ -26,10 +27,10 @@ class Counters:
         self._epoch = self._jobs.acquire("test")
 
     def of(self, job_id: str, node_id: str):
-        async def reserve(key: str, at_least: int, count: int) -> tuple[int, bool]:
+        async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
             earlier = self._jobs.reserved(job_id, node_id, key)
-            first = self._jobs.reserve(self._epoch, job_id, node_id, key, at_least, count)
-            return first, earlier == (first, count)
+            first = self._jobs.reserve(self._epoch, job_id, node_id, key, at_least, contents)
+            return first, earlier == (first, len(contents))
 
         return reserve
 

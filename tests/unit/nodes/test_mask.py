@@ -23,6 +23,7 @@ from serve_app.nodes.builtin.mask import (
 )
 from serve_app.nodes.builtin.morphology import GrowMask, Morphology
 from serve_app.nodes.files import NodeFiles
+from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, FileRef
 from serve_app.store.volume import Volume
 
@@ -34,7 +35,7 @@ def volume(tmp_path: Path) -> Volume:
 
 @pytest.fixture
 def files(volume: Volume) -> NodeFiles:
-    async def reserve(key: str, at_least: int, count: int) -> tuple[int, bool]:
+    async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
         return at_least, False
 
     return NodeFiles(volume, "job", "node", reserve)

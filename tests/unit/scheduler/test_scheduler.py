@@ -33,6 +33,7 @@ from serve_app.scheduler.messages import (
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs
+from serve_app.store.reserved import Contents
 from tests.unit.store.lost_commits import losing_commits
 
 INPUTS = (Input("seed", "INT"), Input("image", "COMBO", "optional", folder="input"))
@@ -97,7 +98,7 @@ class Life:
         return view
 
     async def reserve(self, job_id: str) -> tuple[int, bool]:
-        return await self.scheduler.reserve(TaskId(job_id, 0, 0), "1", "output/x", 1, 1)
+        return await self.scheduler.reserve(TaskId(job_id, 0, 0), "1", "output/x", 1, contents(1))
 
     async def events(self, job_id: str) -> list[Event]:
         return await self.scheduler.events(job_id, 0, 0)
@@ -188,7 +189,7 @@ async def test_a_commit_that_is_merely_late_is_made_when_the_database_is_back(po
         await asyncio.to_thread(postgres_server.stop)
         try:
             task_id = TaskId(job_id, 0, 0)
-            reserved = asyncio.create_task(life.scheduler.reserve(task_id, "1", "output/x", 1, 1))
+            reserved = asyncio.create_task(life.scheduler.reserve(task_id, "1", "output/x", 1, contents(1)))
             with pytest.raises(DatabaseAwayError):
                 await life.submit("1")
             assert not reserved.done()
@@ -381,3 +382,8 @@ async def test_a_replica_that_is_silent_is_lost_and_named_to_whoever_can_end_it(
     assert await asyncio.wait_for(silenced.get(), 30) == INFO.replica_id
     assert (await silence.cluster()).replicas == ()
     await silence.close()
+
+
+def contents(count: int) -> Contents:
+    """Files to be saved."""
+    return Contents(".png", tuple(map(str, range(count))))

@@ -36,7 +36,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextlib.asynccontextmanager
 async def server(url: str, name: str) -> AsyncIterator[Succession]:
     made = Succession(
-        lambda: Scheduler(Jobs(url), [Pool("cpu", False)], lambda *_: "", lambda: HOST, holder=name),
+        lambda: Scheduler(Jobs(url), [Pool("cpu", False)], lambda *_: "", lambda: HOST, holder=name, max_attempts=3),
     )
     try:
         async with asyncio.timeout(60):

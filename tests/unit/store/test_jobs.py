@@ -11,6 +11,7 @@ import pytest
 from serve_app.errors import ChangeRefusedError, ConfigError, DatabaseAwayError, StaleEpochError
 from serve_app.store.changes import JobAccepted, JobEnded, JobQuery, JobRow, JobStarted, OutputRecorded
 from serve_app.store.jobs import Jobs
+from serve_app.store.reserved import Contents
 
 ROW = JobRow("a", 0.0, 0, {"1": {"class_type": "X"}}, ("1",), "client", {"k": [1]}, created_s=5.0, queued_seq=1)
 
@@ -52,7 +53,7 @@ def test_an_older_epoch_can_change_nothing(jobs):
     assert new > old
     for attempt in (
         lambda: jobs.write(old, [JobAccepted(ROW)]),
-        lambda: jobs.reserve(old, "a", "1", "key", 1, 1),
+        lambda: jobs.reserve(old, "a", "1", "key", 1, contents(1)),
         lambda: jobs.save_specs(old, "gpu", [], []),
     ):
         with pytest.raises(StaleEpochError):
@@ -69,26 +70,26 @@ def test_changes_are_applied_all_or_none(jobs):
 
 def test_counters_are_given_once_and_the_same_again_to_who_had_them(jobs):
     epoch = jobs.acquire("me")
-    assert jobs.reserve(epoch, "a", "1", "output/x", 4, 2) == 4
-    assert jobs.reserve(epoch, "b", "1", "output/x", 1, 1) == 6
-    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 2) == 4
-    assert jobs.reserve(epoch, "a", "2", "output/x", 9, 1) == 9
-    assert jobs.reserve(epoch, "c", "1", "output/y", 1, 1) == 1
+    assert jobs.reserve(epoch, "a", "1", "output/x", 4, contents(2)) == 4
+    assert jobs.reserve(epoch, "b", "1", "output/x", 1, contents(1)) == 6
+    assert jobs.reserve(epoch, "a", "1", "output/x", 0, contents(2)) == 4
+    assert jobs.reserve(epoch, "a", "2", "output/x", 9, contents(1)) == 9
+    assert jobs.reserve(epoch, "c", "1", "output/y", 1, contents(1)) == 1
 
 
 def test_counters_that_turn_out_to_be_taken_are_exchanged_for_higher_ones(jobs):
     epoch = jobs.acquire("me")
-    assert jobs.reserve(epoch, "a", "1", "output/x", 1, 2) == 1
-    assert jobs.reserve(epoch, "a", "1", "output/x", 7, 2) == 7
-    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 2) == 7
-    assert jobs.reserve(epoch, "b", "1", "output/x", 0, 1) == 9
+    assert jobs.reserve(epoch, "a", "1", "output/x", 1, contents(2)) == 1
+    assert jobs.reserve(epoch, "a", "1", "output/x", 7, contents(2)) == 7
+    assert jobs.reserve(epoch, "a", "1", "output/x", 0, contents(2)) == 7
+    assert jobs.reserve(epoch, "b", "1", "output/x", 0, contents(1)) == 9
 
 
 def test_nothing_follows_counters_that_were_never_given(jobs):
     epoch = jobs.acquire("me")
-    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 1) == 0
-    assert jobs.reserve(epoch, "b", "1", "output/x", 3, 1) == 3
-    assert jobs.reserve(epoch, "a", "1", "output/x", 0, 1) == 4
+    assert jobs.reserve(epoch, "a", "1", "output/x", 0, contents(1)) == 0
+    assert jobs.reserve(epoch, "b", "1", "output/x", 3, contents(1)) == 3
+    assert jobs.reserve(epoch, "a", "1", "output/x", 0, contents(1)) == 4
 
 
 @pytest.mark.parametrize("node_id", ["\ud800", "\udfff half a pair"])
@@ -100,7 +101,7 @@ def test_a_change_that_no_database_can_hold_is_refused_with_the_job_it_is_of(job
     assert refused.value.job_id == "b"
     assert {row.state for row in jobs.unfinished()} == {"queued"}
     with pytest.raises(ChangeRefusedError):
-        jobs.reserve(epoch, "a", node_id, "output/x", 1, 1)
+        jobs.reserve(epoch, "a", node_id, "output/x", 1, contents(1))
 
 
 NESTED: list = []
@@ -240,3 +241,8 @@ def test_a_window_is_the_same_from_whichever_end_it_is_reached(jobs):
         for offset, limit in itertools.product((0, 1, 5, 7, 11, 12, 20), (0, 1, 4, 12, None)):
             window, total = jobs.page(replace(query, offset=offset, limit=limit))
             assert (window, total) == (whole[offset:][:limit], 12)
+
+
+def contents(count: int) -> Contents:
+    """Files to be saved."""
+    return Contents(".png", tuple(map(str, range(count))))

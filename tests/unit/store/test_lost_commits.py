@@ -12,6 +12,7 @@ import pytest
 from serve_app.errors import ChangeRefusedError, DatabaseAwayError
 from serve_app.store.changes import Change, JobAccepted, JobEnded, JobLostReplica, JobRow, JobStarted, OutputRecorded
 from serve_app.store.jobs import Jobs
+from serve_app.store.reserved import Contents
 from tests.unit.store.lost_commits import losing_commits
 
 ROW = JobRow("", 0.25, 0, {"1": {"inputs": {"x": 0.1}}}, ("1",), None, {"é": [1.5]}, created_s=1e9 / 7, queued_seq=1)
@@ -90,11 +91,16 @@ def test_counters_specs_and_the_lease_are_the_same_after_a_lost_commit(database_
         epoch = jobs.acquire("me")
         for job_id, first in (("a", 5), ("b", 7)):
             with pytest.raises(DatabaseAwayError):
-                jobs.reserve(epoch, job_id, "1", "output/x", 5, 2)
-            assert jobs.reserve(epoch, job_id, "1", "output/x", 5, 2) == first
+                jobs.reserve(epoch, job_id, "1", "output/x", 5, contents(2))
+            assert jobs.reserve(epoch, job_id, "1", "output/x", 5, contents(2)) == first
         with pytest.raises(DatabaseAwayError):
             jobs.save_specs(epoch, "gpu", [{"class_type": "X"}], [])
         jobs.save_specs(epoch, "gpu", [{"class_type": "X"}], [])
     assert jobs.specs() == {"gpu": [{"class_type": "X"}]}
-    assert jobs.reserve(epoch, "c", "1", "output/x", 0, 1) == 9
+    assert jobs.reserve(epoch, "c", "1", "output/x", 0, contents(1)) == 9
     jobs.close()
+
+
+def contents(count: int) -> Contents:
+    """Files to be saved."""
+    return Contents(".png", tuple(map(str, range(count))))

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from serve_app.errors import ConfigError
 from serve_app.store.changes import JobRow
 from serve_app.store.jobs import Jobs
+from serve_app.store.reserved import Contents
 from serve_app.store.schema import MIGRATIONS, SCHEMA, VERSION
 
 FIRST = """
@@ -96,7 +97,7 @@ def test_an_older_database_keeps_its_jobs_counters_and_lease(database_url, versi
     assert jobs.unfinished() == [JOB]
     assert jobs.started_s() == 12.5
     assert jobs.acquire("me") == 8
-    assert jobs.reserve(8, "b", "1", "output/x", 0, 1) == 42
+    assert jobs.reserve(8, "b", "1", "output/x", 0, contents(1)) == 42
     jobs.close()
 
 
@@ -143,3 +144,8 @@ def test_a_database_of_a_newer_release_is_left_alone(database_url):
     with opened.begin() as connection:
         assert connection.execute(sa.select(SCHEMA.c.version)).scalar_one() == VERSION + 1
     opened.dispose()
+
+
+def contents(count: int) -> Contents:
+    """Files to be saved."""
+    return Contents(".png", tuple(map(str, range(count))))

@@ -1,0 +1,72 @@
+"""Keeps the store as the database has it: sweeps now and then, beside all other work, and never for an older epoch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from serve_app import log
+from serve_app.errors import StaleEpochError, UnavailableError
+from serve_app.scheduler.tenure import Tenure
+from serve_app.store.jobs import Jobs
+from serve_app.store.reserved import shown
+from serve_app.store.store import FileRef
+from serve_app.store.sweep import BATCH_SIZE, SETTLED_S, Sweep
+
+EVERY_S = 60.0
+"""How often is swept."""
+_log = log.get("scheduler")
+
+
+class Tidying:
+    """results: what output nodes have shown whose results may be used again. in_database: as `Tenure`'s."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        jobs: Jobs,
+        tenure: Tenure,
+        results: Callable[[], list[Any]],
+        in_database: Callable[..., Awaitable[Any]],
+    ) -> None:
+        self._sweep = sweep
+        self._jobs = jobs
+        self._tenure = tenure
+        self._results = results
+        self._in_database = in_database
+
+    async def run(self) -> None:
+        """Sweep until cancelled; a store or database that is away is left for the next time."""
+        started_s, told = self._tenure.started_s if self._tenure.anew else None, ""
+        while True:
+            try:
+                await self.once(started_s)
+                started_s, told = None, ""
+            except StaleEpochError:
+                return
+            except (UnavailableError, OSError) as error:
+                if str(error) != told:
+                    told = str(error)
+                    _log.warning("files that nobody needs stay for now: %s", error)
+            await asyncio.sleep(EVERY_S)
+
+    async def once(self, started_s: float | None = None) -> None:
+        """Sweep. started_s: when the server started, if that was just now."""
+        unfinished = await asyncio.to_thread(self._jobs.unfinished)
+        needed = {ref for row in unfinished for _, ui in row.outputs.values() for ref in shown(ui)}
+        if started_s is not None:
+            await asyncio.to_thread(self._sweep.half_written)
+        await asyncio.to_thread(self._sweep.previews, started_s, needed | self._kept())
+        while True:
+            await self._in_database(self._jobs.stamp, self._tenure.epoch)
+            before_s = time.time() - SETTLED_S
+            done = await asyncio.to_thread(self._sweep.unrecorded, before_s, self._kept())
+            if done:
+                await self._in_database(self._jobs.settle, self._tenure.epoch, done)
+            if len(done) < BATCH_SIZE:
+                return
+
+    def _kept(self) -> set[FileRef]:
+        return {ref for ui in self._results() for ref in shown(ui)}

@@ -1,0 +1,78 @@
+"""Files that nodes save under reserved names: what they are called, and by what they are known as a node's own."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.store.store import AREAS, FileRef, Store
+
+BATCH = "%batch_num%"
+"""Stands in a key for a file's place among those that are saved together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is about to be saved under one prefix: the end of the names, and a digest of each file."""
+
+    suffix: str
+    digests: tuple[str, ...]
+
+    @classmethod
+    def of(cls, suffix: str, contents: Sequence[bytes]) -> Contents:
+        """Return the digests of files that are in memory."""
+        return cls(suffix, tuple(hashlib.sha256(data).hexdigest() for data in contents))
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Counters of one node of one job for files PREFIX_00001_SUFFIX and on.
+
+    key: area, folder and prefix. digests: of each file, those that attempts of the node meant to save; none of files
+    from before they were written down.
+    """
+
+    job_id: str
+    node_id: str
+    key: str
+    first: int
+    amount: int
+    suffix: str
+    digests: tuple[frozenset[str], ...]
+
+    def files(self) -> list[tuple[FileRef, frozenset[str]]]:
+        """Return the files that the node may have made, with the digests by which they are its own."""
+        refs = named(self.key, self.suffix, self.first, self.amount)
+        return list(zip(refs, self.digests, strict=True)) if len(self.digests) == self.amount else []
+
+
+def named(key: str, suffix: str, first: int, amount: int) -> list[FileRef]:
+    """Return the files that consecutive counters name."""
+    area, _, path = key.partition("/")
+    subfolder, filename = posixpath.split(path)
+    numbered = ((filename.replace(BATCH, str(i)), first + i) for i in range(amount))
+    known = next(known for known in AREAS if known == area)
+    return [FileRef(known, subfolder, f"{start}_{counter:05}_{suffix}") for start, counter in numbered]
+
+
+def shown(ui: Any) -> Iterator[FileRef]:
+    """Yield the stored files that what an output node shows names."""
+    for items in ui.values() if isinstance(ui, Mapping) else ():
+        for item in items if isinstance(items, list | tuple) else ():
+            if isinstance(item, Mapping) and item.get("type") in AREAS and isinstance(item.get("filename"), str):
+                yield FileRef(item["type"], str(item.get("subfolder") or ""), item["filename"])
+
+
+def is_own(store: Store, ref: FileRef, digests: frozenset[str]) -> bool:
+    """Whether a file has one of the contents that a node meant to save. Errors: as `Store.open`."""
+    content = hashlib.sha256()
+    with store.open(ref) as file:
+        while piece := file.read(1 << 20):
+            content.update(piece)
+    return content.hexdigest() in digests

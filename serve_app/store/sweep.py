@@ -1,0 +1,85 @@
+"""Removing files that nobody will ask for: saved by jobs that ended before it was recorded, old previews, half-written.
+
+Only what is certainly ours goes: by a reserved name and a content that its node meant to save, or by a name that only
+our own code gives. Everything is synchronous and slow where the store is; callers use a thread.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection
+
+from serve_app import log
+from serve_app.errors import FileMissingError
+from serve_app.store.durable import UNFINISHED
+from serve_app.store.jobs import Jobs
+from serve_app.store.reserved import Reservation, is_own
+from serve_app.store.store import AREAS, FileRef, Store
+
+SETTLED_S = 90.0
+"""How long after a job's end nothing of it is still on its way: longer than a silent replica is waited for."""
+BATCH_SIZE = 200
+"""Reservations that are looked at in one go."""
+UNFINISHED_S = 3600.0
+"""No file takes so long to write."""
+_PREVIEW = re.compile(r"_[a-z]{12}_[0-9]{5,}_[^/]*$")
+_HALF = re.compile(r"\.[0-9a-f]{32}" + re.escape(UNFINISHED))
+_log = log.get("store")
+
+
+class Sweep:
+    """temp_age_s: how old previews may get."""
+
+    def __init__(self, jobs: Jobs, store: Store, temp_age_s: float) -> None:
+        self._jobs = jobs
+        self._store = store
+        self._temp_age_s = temp_age_s
+
+    def unrecorded(self, ended_before_s: float, kept: Collection[FileRef]) -> list[Reservation]:
+        """Remove what ended jobs saved and nobody recorded; return the reservations that are thereby done with.
+
+        kept: files that may still come to be recorded, by a job that is given another one's results.
+        """
+        reservations = self._jobs.unsettled(ended_before_s, BATCH_SIZE)
+        recorded = self._jobs.shown([reservation.job_id for reservation in reservations])
+        done = []
+        for reservation in reservations:
+            left = [(ref, digests) for ref, digests in reservation.files() if ref not in recorded]
+            if any(ref in kept for ref, _ in left):
+                continue
+            for ref, digests in left:
+                self._remove(reservation.job_id, ref, digests)
+            done.append(reservation)
+        return done
+
+    def previews(self, started_s: float | None, kept: Collection[FileRef]) -> int:
+        """Remove previews that are too old, or as a server starts all from before `started_s`; return how many."""
+        before_s = time.time() - self._temp_age_s if started_s is None else started_s
+        return self._aged("temp", _PREVIEW, before_s, kept)
+
+    def half_written(self) -> int:
+        """Remove what a process that was killed was about to write; return how many files that were."""
+        before_s = time.time() - UNFINISHED_S
+        return sum(self._aged(area, _HALF, before_s, ()) for area in AREAS)
+
+    def _aged(self, area: str, pattern: re.Pattern[str], before_s: float, kept: Collection[FileRef]) -> int:
+        found = self._store.files(next(known for known in AREAS if known == area))
+        old = [r for r, at_s in found if at_s < before_s and pattern.search(r.filename) and r not in kept]
+        for ref in old:
+            self._store.delete(ref)
+        return len(old)
+
+    def _remove(self, job_id: str, ref: FileRef, digests: frozenset[str]) -> None:
+        try:
+            if not is_own(self._store, ref, digests):
+                _log.info(
+                    "%s stays: job %s was to save under this name, but the content is another's", ref.path, job_id
+                )
+                return
+        except FileMissingError:
+            return
+        # Looked up last and only for files that are there: it reads what every job has shown.
+        if not self._jobs.is_shown(ref):
+            self._store.delete(ref)
+            _log.info("%s is removed: job %s saved it and ended before that was recorded", ref.path, job_id)

@@ -1,0 +1,106 @@
+"""A scheduler that keeps the store as the database has it, also of jobs that ended in an earlier life."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serve_app.graph.plan import Pool
+from serve_app.nodes.files import NodeFiles
+from serve_app.scheduler import tidying
+from serve_app.scheduler.messages import HostStats
+from serve_app.scheduler.scheduler import Scheduler
+from serve_app.store.changes import JobAccepted, JobEnded, JobRow, OutputRecorded
+from serve_app.store.jobs import Jobs
+from serve_app.store.reserved import Contents, shown
+from serve_app.store.store import AREAS, FileRef
+from serve_app.store.sweep import Sweep
+from serve_app.store.volume import Volume
+
+ROW = JobRow("", 0.0, 0, {}, ("1",), None, {}, created_s=5.0, queued_seq=1)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tidying, "EVERY_S", 0.02)
+    monkeypatch.setattr(tidying, "SETTLED_S", 0.0)
+
+
+class Site:
+    """A database and files."""
+
+    def __init__(self, root: Path) -> None:
+        self.url = f"sqlite:///{root}/jobs.sqlite"
+        self.store = Volume({area: root / area for area in AREAS})
+
+    def scheduler(self, holder: str) -> Scheduler:
+        jobs = Jobs(self.url)
+        sweep = Sweep(jobs, self.store, temp_age_s=1e9)
+        host = HostStats("host", 1, 1, 1, ())
+        return Scheduler(
+            jobs, [Pool("cpu", False)], lambda *_: "", lambda: host, holder=holder, max_attempts=3, sweep=sweep
+        )
+
+    def files(self) -> set[FileRef]:
+        return {ref for area in AREAS for ref, _ in self.store.files(area)}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+async def saved(site: Site, jobs: Jobs, epoch: int, area: str = "output") -> tuple[str, dict[str, object]]:
+    """Let a new job save one file; return its id and what its node shows."""
+    row = replace(ROW, job_id=str(uuid.uuid4()), order=jobs.next_order())
+    jobs.write(epoch, [JobAccepted(row)])
+
+    async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
+        return jobs.reserve(epoch, row.job_id, "1", key, at_least, contents), False
+
+    images = await NodeFiles(site.store, row.job_id, "1", reserve).save(area, "x", ".png", [b"x"])  # type: ignore[arg-type]
+    return row.job_id, {"images": images}
+
+
+async def test_what_a_job_left_behind_is_gone_after_the_next_start_and_what_it_recorded_is_there(site):
+    jobs = Jobs(site.url)
+    epoch = jobs.acquire("earlier")
+    (kept, kept_ui), (gone, _) = [await saved(site, jobs, epoch) for _ in range(2)]
+    (stale, stale_ui), (needed, needed_ui) = [await saved(site, jobs, epoch, "temp") for _ in range(2)]
+    jobs.write(epoch, [OutputRecorded(kept, "1", kept_ui, 3), JobEnded(kept, "success", 9.0, 4, {})])
+    jobs.write(epoch, [JobEnded(gone, "cancelled", 9.0, 5, {})])
+    jobs.write(epoch, [OutputRecorded(stale, "1", stale_ui, 6), JobEnded(stale, "success", 9.0, 7, {})])
+    # Not planned again: there is no such node class. It is unfinished at the moment when the server starts.
+    jobs.write(epoch, [OutputRecorded(needed, "2", needed_ui, 8)])
+    expected = {*shown(kept_ui)}
+    scheduler = site.scheduler("later")
+    await scheduler.start()
+    try:
+        async with asyncio.timeout(30):
+            while not site.files() <= expected | {*shown(needed_ui)} or jobs.unsettled(float("inf"), None):
+                await asyncio.sleep(0.01)
+        assert expected <= site.files()
+    finally:
+        await scheduler.close()
+        jobs.close()
+
+
+async def test_a_scheduler_that_merely_came_back_leaves_previews_alone(site):
+    jobs = Jobs(site.url)
+    _, ui = await saved(site, jobs, jobs.acquire("server"), "temp")
+    (gone, _) = await saved(site, jobs, jobs.acquire("server"))
+    jobs.write(2, [JobEnded(gone, "error", 9.0, 4, {})])
+    scheduler = site.scheduler("server")
+    await scheduler.start()
+    try:
+        async with asyncio.timeout(30):
+            while jobs.unsettled(float("inf"), None):
+                await asyncio.sleep(0.01)
+        assert site.files() == {*shown(ui)}
+    finally:
+        await scheduler.close()
+        jobs.close()
