@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test check bench lock sbom clients format clean
+.PHONY: demo test check bench chaos lock sbom clients format clean
 
 demo: $(VENV)/installed
 	$(RUN)/serve-app demo
@@ -19,6 +19,12 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(RUN)/python -m bench
+
+# Attacks servers of its own for about an hour; see tests/chaos/__main__.py for parts of it.
+chaos: $(VENV)/installed
+	$(RUN)/python -m tests.chaos --jobs 1000 --kills 40
+	$(RUN)/python -m tests.chaos --jobs 750 --kills 0 --cancels 500
+	$(RUN)/python -m tests.chaos --jobs 200 --kills 20 --clock
 
 # What the image (Python 3.11, Linux, x86-64) installs, to the byte: the versions that .venv has, so that the tests ran with them.
 lock: $(VENV)/installed

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import uuid
 from pathlib import Path
 
+import psutil
 import psycopg
 
 
@@ -45,6 +47,13 @@ class Postgres:
     def stop(self) -> None:
         """End the server at once, as a crash would."""
         self._run("pg_ctl", "-w", "-D", f"{self._root}/data", "-m", "immediate", "stop")
+
+    def kill(self) -> None:
+        """SIGKILL the postmaster; its children notice and end."""
+        pid = int((self._root / "data" / "postmaster.pid").read_text().split()[0])
+        children = psutil.Process(pid).children()
+        os.kill(pid, signal.SIGKILL)
+        psutil.wait_procs(children, timeout=60)
 
     def database(self) -> str:
         """Make a new, empty database and return its URL."""

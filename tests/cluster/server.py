@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,6 +77,11 @@ class Processes:
         logs = self._ray.glob("session_2*/logs/worker-*.err")
         return [line for path in logs for line in path.read_text(errors="replace").splitlines()]
 
+    def keep_logs(self, directory: Path) -> None:
+        """Copy Ray's logs there before they go with the processes."""
+        for session in self._ray.glob("session_2*"):
+            shutil.copytree(session / "logs", directory, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+
     def close(self) -> None:
         """End whatever is left."""
         while left := self.found():
@@ -128,7 +133,13 @@ class Application:
 class Server(Application):
     """`serve-app up` over `root`, which holds models, outputs and the database, and so may be started again."""
 
-    def __init__(self, root: Path, port: int | None = None, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        port: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
         super().__init__(port or free_port())
         provide_checkpoint(root)
         self.root = root
@@ -136,7 +147,7 @@ class Server(Application):
         self.processes = Processes()
         with self.log.open("a") as log:
             self.up = subprocess.Popen(
-                [sys.executable, "-m", "serve_app.cli", "up", "--port", str(self.port)],
+                [sys.executable, "-m", "serve_app.cli", "up", "--port", str(self.port), *arguments],
                 cwd=root,
                 env={**self.processes.environment, **(environment or {})},
                 stdout=log,

@@ -1,0 +1,155 @@
+"""Campaigns: jobs under faults, and cancels. Each runs on a server of its own, judges it, and reports."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from tests.chaos import verdict
+from tests.chaos.clients import Book, Caller, Client, Listener, Watcher
+from tests.chaos.faults import Injector, Struck, faults, schedule
+from tests.chaos.jobs import POISON, Draw, Job
+from tests.chaos.site import SLOTS, Setting, Site
+
+CLIENTS = 6
+STUCK_S = 420.0
+"""How long no job may end before the campaign is over."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of what. poison: its share. short: only faults that cost seconds. minutes: how long new jobs come."""
+
+    jobs: int
+    kills: int = 0
+    cancels: int = 0
+    poison: float = 0.03
+    seed: int = 0
+    short: bool = False
+    minutes: float = math.inf
+    kinds: Sequence[str] = POISON
+
+    def drawn(self, draw: Draw, rng: random.Random) -> list[Job]:
+        """Return the jobs: innocents, poison of every kind in turn, and those that will be cancelled."""
+        count = round(self.jobs * self.poison)
+        poison = [self.kinds[i % len(self.kinds)] for i in range(count)] if self.kinds else []
+        jobs = draw.mixed(self.jobs - self.cancels, poison) + [draw.cancelled(8.0) for _ in range(self.cancels)]
+        rng.shuffle(jobs)
+        return jobs
+
+
+@dataclass
+class Report:
+    """What was done and what came of it."""
+
+    title: str
+    took_s: float = 0.0
+    struck: list[Struck] = field(default_factory=list)
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report as text."""
+        yield f"== {self.title}: {self.took_s:.0f} s, {len(self.violations)} violations"
+        by_fault: dict[tuple[str, str], list[float | None]] = defaultdict(list)
+        for struck in self.struck:
+            by_fault[struck.part, struck.action].append(struck.mended_s)
+        if by_fault:
+            yield f"{'what was done':<24}{'times':>6}{'mended after: median':>22}{'longest':>10}"
+        for (part, action), mended in sorted(by_fault.items()):
+            known = [s for s in mended if s is not None]
+            middle = f"{statistics.median(known):.1f} s" if known else "never"
+            longest = f"{max(known):.1f} s" if len(known) == len(mended) else "never"
+            yield f"{f'{part}: {action}':<24}{len(mended):>6}{middle:>22}{longest:>10}"
+        states = sorted({state for _, state in self.outcomes})
+        yield f"{'jobs':<30}" + "".join(f"{state:>11}" for state in states)
+        for kind in sorted({kind for kind, _ in self.outcomes}):
+            yield f"{kind:<30}" + "".join(f"{self.outcomes[kind, state]:>11}" for state in states)
+        yield from (f"note: {note}" for note in self.notes)
+        for what, count in Counter(map(_short, self.violations)).items():
+            yield f"VIOLATION ({count}): {what}" if count > 1 else f"VIOLATION: {what}"
+
+
+def under_faults(plan: Plan, setting: Setting) -> Report:
+    """Run mixed jobs while parts of the server die and hang, then judge."""
+    rng = random.Random(plan.seed)
+    title = f"{plan.jobs} jobs, {plan.kills} faults, {plan.cancels} cancels, {setting.database}, {setting.store}"
+    report = Report(f"{title}, {setting.replicas} replicas, seed {plan.seed}")
+    site, book, began = Site(setting), Book(), time.monotonic()
+    try:
+        _run(site, plan, rng, book, report)
+    except (RuntimeError, TimeoutError, AssertionError) as error:
+        report.violations.append(f"the campaign could not go on: {error}")
+    finally:
+        book.finished.set()
+        site.close()
+        report.violations += [*book.violations, *site.violations]
+        report.took_s = time.monotonic() - began
+    return report
+
+
+def _run(site: Site, plan: Plan, rng: random.Random, book: Book, report: Report) -> None:
+    draw = Draw(random.Random(rng.random()))
+    jobs = plan.drawn(draw, rng)
+    caller = Caller(site.url, Counter())
+    # The first one warms up.
+    paces_s = [] if plan.short else [verdict.pace_s(caller, draw) for _ in range(2)]
+    until_s = time.monotonic() + 60 * plan.minutes
+    strikes = schedule(rng, faults(site, short=plan.short), plan.kills, len(jobs))
+    injector = Injector(site, book, strikes, rng, until_s)
+    names = [f"client-{i}" for i in range(CLIENTS)]
+    listeners = {name: Listener(site.url, name, book) for name in names}
+    clients = [Client(name, site.url, jobs[i::CLIENTS], book, until_s) for i, name in enumerate(names)]
+    Watcher(site.url, book)
+    for thread in (*clients, injector):
+        thread.start()
+    while any(thread.is_alive() for thread in (*clients, injector)):
+        if stuck(book):
+            book.wrong(f"no job has ended for {STUCK_S:.0f} s; open are {len(book.open())}")
+            break
+        time.sleep(0.5)
+    report.struck = injector.done
+    report.outcomes = Counter((entry.job.kind, entry.state or "open") for entry in book.entries.values())
+    violations = report.violations
+    violations += verdict.lost(book)
+    violations += verdict.ends(book, caller, injector.windows)
+    wrong, unheard = verdict.sockets(listeners, book)
+    violations += wrong
+    book.finished.set()
+    violations += verdict.unfinished(caller)
+    violations += verdict.times(caller)
+    violations += verdict.idle(caller, site.setting.replicas)
+    violations += verdict.full_width(caller, draw, site.setting.replicas)
+    if paces_s:
+        report.notes.append(
+            f"{SLOTS} jobs of 8 steps at once took {paces_s[-1]:.1f} s on the fresh server, "
+            f"{verdict.pace_s(caller, draw):.1f} s at the end"
+        )
+    before = verdict.recorded(caller)
+    violations += verdict.files(site, book, before)
+    site.restart()
+    violations += verdict.changed(before, verdict.recorded(caller))
+    report.notes += [f"answered {what}, {count} times" for what, count in book.strange.items()]
+    connections = sum(listener.connections for listener in listeners.values())
+    report.notes.append(f"`up` was started {site.starts} times; {CLIENTS} clients opened {connections} sockets")
+    report.notes.append(f"{unheard} ends were lost with the socket that was to tell them")
+    report.notes.append(
+        f"{len(before) - len(book.entries)} jobs beside those that clients know of, the batches among them"
+    )
+
+
+def stuck(book: Book) -> bool:
+    """Whether nothing has happened for too long."""
+    with book.lock:
+        moments = [max(entry.accepted_s, entry.ended_s) for entry in book.entries.values()]
+    return bool(moments) and time.monotonic() - max(moments) > STUCK_S
+
+
+def _short(violation: str) -> str:
+    return violation if len(violation) < 1200 else f"{violation[:1200]}…"

@@ -1,0 +1,249 @@
+"""What is done to a running server: each fault by name, and the one who does them, at moments drawn from a seed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+
+from tests.chaos.clients import Book, Caller
+from tests.chaos.jobs import Draw
+from tests.chaos.site import Site
+
+Action = Literal["kill", "stop", "long stop", "terminate", "lock", "read-only", "jump"]
+Strike = Callable[[Site, random.Random], bool]
+"""Does it and, if it passes, waits until it is over. False if what it is done to is not there."""
+
+PARTS = {
+    "proxy": r"^ray::ProxyActor",
+    "controller": r"^ray::ServeController",
+    "replica": r"^ray::ServeReplica:serve-app:gpu",
+    "ingress": r"^ray::ServeReplica:serve-app:ingress",
+    "scheduler": r"^ray::SchedulerActor",
+    "gcs": r"/gcs/gcs_server ",
+    "raylet": r"/raylet/raylet ",
+    "server": r" serve_app\.deployments\.serving ",
+}
+"""How a part's process names itself; it is looked for among the server's own processes only."""
+FOUND_S = 60.0
+"""How long a part that is being replaced is waited for."""
+MENDED_S = 300.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that can happen to a part. weight: how often it is drawn."""
+
+    part: str
+    action: Action
+    strike: Strike
+    weight: int
+
+
+@dataclass(frozen=True)
+class Struck:
+    """A fault that was done. mended_s: until a job that was submitted then was done; None for never."""
+
+    part: str
+    action: Action
+    mended_s: float | None
+
+
+def faults(site: Site, *, short: bool) -> list[Fault]:
+    """Return what can be done to this server. short: only what is mended within seconds."""
+    kills = [("replica", 5), ("scheduler", 3), ("ingress", 2), ("controller", 2)]
+    found = [Fault(part, "kill", _killing(part), weight) for part, weight in kills]
+    if site.setting.clock:
+        return [*found[:2], Fault("clock", "jump", _jump, 20)]
+    if short:
+        return [*found, Fault("replica", "stop", _stopping("replica", 1, 3), 1)]
+    found.append(Fault("proxy", "kill", _killing("proxy"), 2))
+    found += [Fault(part, "kill", _killing(part), 1) for part in ("gcs", "raylet", "server")]
+    found.append(Fault("up", "kill", _kill_up, 1))
+    found += [
+        Fault(part, "stop", _stopping(part, 2, 15), 1)
+        for part in ("proxy", "controller", "ingress", "scheduler", "gcs", "raylet")
+    ]
+    found.append(Fault("replica", "stop", _stopping("replica", 2, 15), 2))
+    # Longer than a silent replica is waited for.
+    found.append(Fault("replica", "long stop", _stopping("replica", 25, 60), 1))
+    if site.postgres is None:
+        found.append(Fault("database", "lock", _lock_database, 2))
+    else:
+        found += [Fault("database", "kill", _kill_postgres, 3), Fault("database", "terminate", _terminate_backends, 3)]
+    if site.seaweed is not None:
+        found.append(Fault("store", "kill", _kill_seaweed, 3))
+    elif os.geteuid() != 0 or shutil.which("chattr"):
+        found.append(Fault("store", "read-only", _lock_output, 2))
+    return found
+
+
+def schedule(rng: random.Random, faults: Sequence[Fault], count: int, jobs: int) -> list[tuple[int, Fault]]:
+    """Return so many faults, each with the number of ended jobs at which it comes; every kind once if they suffice."""
+    drawn = rng.sample(faults, min(count, len(faults)))
+    drawn += rng.choices(faults, [fault.weight for fault in faults], k=count - len(drawn))
+    rng.shuffle(drawn)
+    last = max(1, int(jobs * 0.95))
+    return list(zip(sorted(rng.randrange(last) for _ in drawn), drawn, strict=True))
+
+
+class Injector(threading.Thread):
+    """Does the faults of a schedule, now and then before the one before is mended."""
+
+    def __init__(
+        self, site: Site, book: Book, plan: Sequence[tuple[int, Fault]], rng: random.Random, until_s: float
+    ) -> None:
+        super().__init__(daemon=True)
+        self._until_s = until_s
+        self._site, self._book, self._plan, self._rng = site, book, plan, rng
+        self._draw = Draw(random.Random(rng.random()))
+        self._probes: list[threading.Thread] = []
+        self.done: list[Struck] = []
+        self.windows: list[tuple[float, float]] = []
+        """When files could not be saved."""
+
+    def run(self) -> None:
+        for at, fault in self._plan:
+            while self._book.ended() < at and not self._over():
+                time.sleep(0.05)
+            time.sleep(self._rng.uniform(0.0, 1.0))
+            if self._over():
+                break
+            began = time.monotonic()
+            if not fault.strike(self._site, self._rng):
+                self._book.wrong(f"no {fault.part} to {fault.action} for {FOUND_S:.0f} s")
+                continue
+            if fault.part == "store":
+                self.windows.append((began, time.monotonic()))
+            probe = threading.Thread(target=self._probe, args=(fault, began), daemon=True)
+            probe.start()
+            self._probes.append(probe)
+            if self._rng.random() < 0.7:
+                probe.join(MENDED_S)
+        for probe in self._probes:
+            probe.join(MENDED_S)
+
+    def _over(self) -> bool:
+        return self._book.finished.is_set() or time.monotonic() > self._until_s
+
+    def _probe(self, fault: Fault, began: float) -> None:
+        """Measure until a job that is submitted now, before all others, has been done."""
+        caller, job = Caller(self._site.url, self._book.strange), self._draw.plain()
+        mended_s = None
+        try:
+            body = {"prompt": job.prompt, "prompt_id": job.job_id, "front": True}
+            job_id = caller.ask("POST", "/prompt", body)["prompt_id"]
+            self._book.accepted(job_id, job, "probe")
+            while time.monotonic() - began < MENDED_S:
+                if self._book.entries[job_id].state is not None:
+                    mended_s = time.monotonic() - began
+                    break
+                time.sleep(0.1)
+        except (RuntimeError, TimeoutError) as error:
+            self._book.wrong(f"after a {fault.action} of {fault.part}: {error}")
+        self.done.append(Struck(fault.part, fault.action, mended_s))
+
+
+def _found(site: Site, part: str) -> psutil.Process | None:
+    """Return a living process of a part, one of them at random if there are several."""
+    deadline = time.monotonic() + FOUND_S
+    while time.monotonic() < deadline:
+        for process in site.processes():
+            with contextlib.suppress(psutil.Error):
+                if re.search(PARTS[part], " ".join(process.cmdline())) and process.status() != psutil.STATUS_STOPPED:
+                    return process
+        time.sleep(0.2)
+    return None
+
+
+def _killing(part: str) -> Strike:
+    def strike(site: Site, rng: random.Random) -> bool:
+        if (process := _found(site, part)) is None:
+            return False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+        return True
+
+    return strike
+
+
+def _stopping(part: str, least_s: float, most_s: float) -> Strike:
+    def strike(site: Site, rng: random.Random) -> bool:
+        if (process := _found(site, part)) is None:
+            return False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(rng.uniform(least_s, most_s))
+            process.send_signal(signal.SIGCONT)
+        return True
+
+    return strike
+
+
+def _kill_up(site: Site, rng: random.Random) -> bool:
+    site.kill_up()
+    return True
+
+
+def _lock_database(site: Site, rng: random.Random) -> bool:
+    with site.locked_database():
+        time.sleep(rng.uniform(2, 12))
+    return True
+
+
+def _kill_postgres(site: Site, rng: random.Random) -> bool:
+    assert site.postgres is not None
+    site.postgres.kill()
+    time.sleep(rng.uniform(0, 8))
+    site.postgres.start()
+    return True
+
+
+def _terminate_backends(site: Site, rng: random.Random) -> bool:
+    for _ in range(rng.randint(1, 10)):
+        site.terminate_backends()
+        time.sleep(rng.uniform(0, 0.5))
+    return True
+
+
+def _kill_seaweed(site: Site, rng: random.Random) -> bool:
+    assert site.seaweed is not None
+    site.seaweed.kill()
+    time.sleep(rng.uniform(0, 5))
+    site.seaweed.start()
+    return True
+
+
+def _jump(site: Site, rng: random.Random) -> bool:
+    site.set_clock(rng.randint(-3600, 3600))
+    return True
+
+
+def _lock_output(site: Site, rng: random.Random) -> bool:
+    with _read_only(site):
+        time.sleep(rng.uniform(1, 6))
+    return True
+
+
+@contextlib.contextmanager
+def _read_only(site: Site) -> Iterator[None]:
+    """Let nobody make a file in the output directory meanwhile. Modes do not hold root back; an attribute does."""
+    root = os.geteuid() == 0
+    lock = ["chattr", "+i"] if root else ["chmod", "0555"]
+    unlock = ["chattr", "-i"] if root else ["chmod", "0755"]
+    subprocess.run([*lock, str(site.output)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*unlock, str(site.output)], check=True)

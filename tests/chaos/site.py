@@ -1,0 +1,255 @@
+"""The server under attack, its database and store, and its supervisor, which starts it again once it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import boto3
+import psutil
+import psycopg
+import yaml
+from PIL import Image
+
+import serve_app
+from tests.chaos.jobs import CARD
+from tests.cluster.server import Server, free_port
+from tests.postgres import Postgres, binaries
+from tests.seaweed import ACCESS, SECRET, Seaweed
+
+PACKS = Path(__file__).parent / "packs"
+MODELS = Path(serve_app.__file__).parent / "models" / "shipped"
+SLOTS = 16
+MEMORY_BYTES = 4 * 2**30
+NODE_TIME_S = 60.0
+BUCKET = "chaos"
+GONE_S = 60.0
+"""How long the processes of a server that ended may take to end."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a campaign runs on. clock: the server's wall clock can be set, by libfaketime."""
+
+    root: Path
+    replicas: int = 1
+    database: Literal["sqlite", "postgres"] = "sqlite"
+    store: Literal["volume", "s3"] = "volume"
+    clock: bool = False
+    keep: bool = False
+
+
+class Site:
+    """A server that is started again whenever it ends. violations: what its ends and starts did wrong."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.root = setting.root
+        self.violations: list[str] = []
+        self.starts = 0
+        self.postgres = Postgres(_programs()) if setting.database == "postgres" else None
+        self.seaweed = Seaweed(_made(self.root / "seaweed")) if setting.store == "s3" else None
+        # Ray would let its workers yield to all else on this machine, and a busy one would starve them.
+        self._environment = {"RAY_worker_niceness": "0", **(self._faked_clock() if setting.clock else {})}
+        self._config = self.root / "config.yaml"
+        Image.new("RGB", (64, 64), (40, 90, 200)).save(_made(self.root / "input") / CARD)
+        self._config.write_text(yaml.safe_dump({"applications": [{"name": "serve-app", "args": self._arguments()}]}))
+        self.port = free_port()
+        self._expected = threading.Event()
+        self._closing = threading.Event()
+        self._changing = threading.Lock()
+        self.server = self._start()
+        self.server.wait_until_ready()
+        self._supervisor = threading.Thread(target=self._supervise, daemon=True)
+        self._supervisor.start()
+
+    @property
+    def url(self) -> str:
+        """Where it answers, across restarts."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def output(self) -> Path:
+        """The output directory of a store that is a volume."""
+        return self.root / "output"
+
+    def processes(self) -> list[psutil.Process]:
+        """Return every living process of the server."""
+        return self.server.processes.found()
+
+    def kill_up(self) -> None:
+        """SIGKILL what was started; the supervisor starts another."""
+        self._expected.set()
+        self.server.up.kill()
+
+    def restart(self) -> None:
+        """Stop the server in good order and start it again."""
+        with self._changing:
+            self._stop()
+            self.server = self._start()
+        self.server.wait_until_ready()
+
+    def saved(self) -> set[tuple[str, str, str]]:
+        """Return (type, subfolder, filename) of every file in the areas that jobs save to."""
+        if self.seaweed is not None:
+            bucket = self._bucket()
+            pages = bucket.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+            paths = [Path(item["Key"]) for page in pages for item in page.get("Contents", ())]
+        else:
+            paths = [p.relative_to(self.root) for area in ("output", "temp") for p in (self.root / area).rglob("*")]
+            paths = [path for path in paths if (self.root / path).is_file()]
+        placed = [(path.parts[0], "/".join(path.parts[1:-1]), path.name) for path in paths]
+        return {place for place in placed if place[0] in ("output", "temp")}
+
+    def prompt_in(self, file: tuple[str, str, str]) -> Any:
+        """Return the prompt that a saved picture says it was made by."""
+        path = "/".join(part for part in file if part)
+        if self.seaweed is None:
+            data = (self.root / path).read_bytes()
+        else:
+            data = self._bucket().get_object(Bucket=BUCKET, Key=path)["Body"].read()
+        return json.loads(Image.open(io.BytesIO(data)).info["prompt"])
+
+    def set_clock(self, offset_s: int) -> None:
+        """Let the server's wall clock go so far from this machine's."""
+        new = self.root / "clock.new"
+        new.write_text(f"{offset_s:+d}\n")
+        new.rename(self.root / "clock")
+
+    @contextlib.contextmanager
+    def locked_database(self) -> Iterator[None]:
+        """Keep everybody else from writing to the SQLite database meanwhile."""
+        with contextlib.closing(sqlite3.connect(self.root / "jobs.sqlite", isolation_level=None, timeout=30)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            yield
+            other.execute("ROLLBACK")
+
+    def terminate_backends(self) -> None:
+        """End every connection to the PostgreSQL database."""
+        assert self.postgres is not None
+        with psycopg.connect(self._database_url, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+    def close(self) -> None:
+        """Stop the server in good order, then what it ran on. Its files stay if they are to be kept."""
+        self._closing.set()
+        with self._changing:
+            self._stop()
+        if self.postgres is not None:
+            self.postgres.close()
+        if self.seaweed is not None:
+            self.seaweed.kill()
+        if not self.setting.keep:
+            shutil.rmtree(self.root, ignore_errors=True)
+
+    def _start(self) -> Server:
+        self.starts += 1
+        self._expected.clear()
+        arguments = ["--config", str(self._config), "--custom-nodes-dir", str(PACKS)]
+        return Server(self.root, self.port, self._environment, arguments)
+
+    def _stop(self) -> None:
+        up = self.server.up
+        if up.poll() is None:
+            self._expected.set()
+            up.send_signal(signal.SIGTERM)
+            try:
+                if (status := up.wait(GONE_S)) != 0:
+                    self.violations.append(f"after SIGTERM `up` ended with {status}")
+            except subprocess.TimeoutExpired:
+                self.violations.append(f"`up` had not ended {GONE_S:.0f} s after SIGTERM")
+        self._clear(patience_s=0.0 if up.poll() == 0 else GONE_S)
+
+    def _clear(self, patience_s: float) -> None:
+        """See that no process is left, and keep the logs."""
+        deadline = time.monotonic() + patience_s
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                self.violations.append(f"left behind: {' '.join(process.cmdline())[:120]}")
+        if self.setting.keep:
+            self.server.processes.keep_logs(self.root / "logs" / str(self.starts))
+        self.server.close()
+
+    def _supervise(self) -> None:
+        while not self._closing.wait(0.2):
+            with self._changing:
+                if (status := self.server.up.poll()) is None or self._closing.is_set():
+                    continue
+                if not self._expected.is_set():
+                    self.violations.append(f"`up` ended by itself with {status}")
+                self._clear(GONE_S)
+                self.server = self._start()
+
+    def _arguments(self) -> dict[str, Any]:
+        pool = {
+            "name": "gpu",
+            "min_replicas": self.setting.replicas,
+            "max_replicas": self.setting.replicas,
+            "tasks_per_replica": SLOTS,
+            "memory_bytes": MEMORY_BYTES,
+            "node_time_s": NODE_TIME_S,
+        }
+        places = {f"{area}_dir": str(self.root / area) for area in ("input", "output", "temp", "user")}
+        self._database_url = f"sqlite:///{self.root}/jobs.sqlite" if self.postgres is None else self.postgres.database()
+        arguments: dict[str, Any] = {
+            "models_dir": str(MODELS),
+            **places,
+            "database_url": self._database_url,
+            "pools": [pool],
+        }
+        if self.seaweed is not None:
+            self._bucket().create_bucket(Bucket=BUCKET)
+            self._bucket().upload_file(str(self.root / "input" / CARD), BUCKET, f"input/{CARD}")
+            self._environment |= {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET}
+            where = {"bucket": BUCKET, "endpoint": self.seaweed.endpoint, "path_style": True}
+            arguments["store"] = {"kind": "s3", **where}
+        return arguments
+
+    def _faked_clock(self) -> dict[str, str]:
+        library = faked_time()
+        assert library is not None, "no libfaketime is installed"
+        self.set_clock(0)
+        return {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(self.root / "clock"),
+            "FAKETIME_CACHE_DURATION": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def _bucket(self) -> Any:
+        assert self.seaweed is not None
+        key = {"aws_access_key_id": ACCESS, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
+        return boto3.client("s3", endpoint_url=self.seaweed.endpoint, **key)
+
+
+def faked_time() -> Path | None:
+    """Return libfaketime's library for programs with threads, or None where it is not installed."""
+    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+
+
+def _programs() -> Path:
+    programs = binaries()
+    assert programs is not None, "no PostgreSQL is installed"
+    return programs
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory

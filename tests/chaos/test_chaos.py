@@ -1,0 +1,25 @@
+"""A short campaign: half a minute of jobs while parts of the server are killed. `make chaos` is the long one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.chaos.campaign import Plan, under_faults
+from tests.chaos.site import Setting
+
+QUICK = (
+    "PoisonExit",
+    "PoisonSystemExit",
+    "PoisonSystemExitAsync",
+    "PoisonKeyboardInterrupt",
+    "PoisonKeyboardInterruptAsync",
+)
+"""Poison that costs little time; one of each."""
+
+
+def test_what_is_accepted_ends_once_and_as_it_should_whatever_is_killed(tmp_path: Path) -> None:
+    plan = Plan(jobs=50, kills=5, cancels=12, poison=0.1, seed=1, short=True, kinds=QUICK)
+
+    report = under_faults(plan, Setting(tmp_path))
+
+    assert report.violations == [], "\n".join(report.lines())
