@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MEMORY_SHARE = 4
-"""One value may fill one part in so many of the memory that its process has."""
+VALUE_SHARE, TASK_SHARE = 4, 2
+"""One value, and all of a task, may fill one part in so many of the memory that their process has."""
 
 
 class SizeLimits(BaseModel):
@@ -19,6 +19,8 @@ class SizeLimits(BaseModel):
     """Pixels of one image that is read from a file, or of one frame. More than the maximum no decoder here takes."""
     value_bytes: Annotated[int, Field(ge=0)] = 0
     """Of all that one node makes: tensors, text, every frame of a file; 0 is a quarter of the memory there is."""
+    task_bytes: Annotated[int, Field(ge=0)] = 0
+    """Of all that the nodes of one task make, which stays until it ends; 0 is half of the memory there is."""
     text_characters: Annotated[int, Field(ge=1)] = 4_000_000
     """Of one text that a node makes."""
     shown_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
@@ -30,4 +32,6 @@ class SizeLimits(BaseModel):
 
     def within(self, memory_bytes: int) -> SizeLimits:
         """Return them for a process that has so much memory."""
-        return self if self.value_bytes else self.model_copy(update={"value_bytes": memory_bytes // MEMORY_SHARE})
+        value_bytes = self.value_bytes or memory_bytes // VALUE_SHARE
+        task_bytes = self.task_bytes or max(value_bytes, memory_bytes // TASK_SHARE)
+        return self.model_copy(update={"value_bytes": value_bytes, "task_bytes": task_bytes})

@@ -32,7 +32,7 @@ from serve_app.nodes.held import Held
 from serve_app.nodes.hooks import EXTRAS, fingerprint
 from serve_app.nodes.protocol import spec_of
 from serve_app.nodes.runtime import Files, Runtime
-from serve_app.nodes.size import allow_shown, check_made
+from serve_app.nodes.size import allow_shown, allow_task, check_made
 from serve_app.nodes.time_limit import TimeLimit
 
 SHOWN_CHARACTERS = 2000
@@ -119,6 +119,10 @@ class Execution:
         self._task = task
         self._limits = limits or SizeLimits()
         self._shown_bytes = 0
+        self._made_bytes = 0
+        self._counted: set[int] = set()
+        # What is counted by its id has to stay; it does so anyway, as the values of the task's nodes.
+        self._made: list[Sequence[Sequence[Any]]] = []
         self._targets = frozenset(task.targets)
         self._classes = classes
         self._held = held
@@ -201,7 +205,10 @@ class Execution:
             _check_numbers(node, spec, inputs)
             returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
             slots = () if spec.python_module.startswith(PACKS) else spec.outputs
-            check_made([one.values or () for one in returned], slots, self._limits)
+            made = [one.values or () for one in returned]
+            check_made(made, slots, self._limits)
+            self._made.append(made)
+            self._made_bytes = allow_task(made, self._limits, self._made_bytes, self._counted)
             for one in returned:
                 if one.ui is not None:
                     self._shown_bytes = allow_shown(one.ui, self._limits, self._shown_bytes)

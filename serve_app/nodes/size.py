@@ -71,9 +71,22 @@ def check_made(calls: Sequence[Sequence[Any]], slots: Sequence[str], most: SizeL
                 raise NodeError(f"it has made an empty {slot}, of shape {'×'.join(map(str, tensor.shape))}")
 
 
-def size_of(value: object) -> int:
-    """Return about how many bytes a value takes, however nested: tensors, arrays, images and text; each once."""
-    seen: set[int] = set()
+def allow_task(made: Sequence[Sequence[Any]], most: SizeLimits, before: int, seen: set[int]) -> int:
+    """Refuse a task's next values if all it has made would fill the memory; return the bytes of all with them.
+
+    before: the bytes so far. seen: as of `size_of`, so that a value that is passed on counts once. Errors: NodeError.
+    """
+    size = before + size_of(made, seen)
+    _refuse("has made, with the nodes before it, values", size, "bytes", "task_bytes", most.task_bytes)
+    return size
+
+
+def size_of(value: object, seen: set[int] | None = None) -> int:
+    """Return about how many bytes a value takes, however nested: tensors, arrays, images and text; each once.
+
+    seen: the ids of what has been counted before, to which this is added; all of it must be alive.
+    """
+    seen = set() if seen is None else seen
     total = 0
     stack = [value]
     while stack:

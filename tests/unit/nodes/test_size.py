@@ -22,7 +22,9 @@ from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.size import size_of
 from tests.unit.nodes.one_replica import Node, OneReplica, task
 
-LIMITS = SizeLimits(value_bytes=10_000_000, text_characters=1000, shown_bytes=2000, graph_nodes=4)
+LIMITS = SizeLimits(
+    value_bytes=10_000_000, task_bytes=15_000_000, text_characters=1000, shown_bytes=2000, graph_nodes=4
+)
 IMAGE = torch.zeros(1, 64, 64, 3)
 LATENT = {"samples": torch.zeros(1, 4, 8, 8)}
 FAR = 16384
@@ -111,6 +113,8 @@ class Give(Node):
     }
 
     def go(self, what: str, other: int = 0) -> Any:
+        if what == "large":
+            return (torch.zeros(2_000_000),)
         return self.gives[what]
 
 
@@ -173,6 +177,13 @@ async def test_what_the_nodes_of_a_task_show_counts_together() -> None:
     nodes = {name: ("Give", {"what": "fine", "other": number}) for number, name in enumerate("ab")}
     assert await Replica().fails("a", **nodes) == ""
     assert re.search("with what was shown before.* limits.shown_bytes", await Replica().fails("a", "b", **nodes))
+
+
+async def test_what_the_nodes_of_a_task_make_counts_together_and_once_if_it_is_passed_on() -> None:
+    large = {name: ("Give", {"what": "large", "other": number}) for number, name in enumerate("abc")}
+    passed = {f"p{i}": ("Number", {"value": [f"p{i - 1}" if i else "a", 0]}) for i in range(5)}
+    assert await Replica().fails("a", "p4", a=large["a"], **passed) == ""
+    assert "with the nodes before it" in await Replica().fails("a", "b", "c", **large)
 
 
 @pytest.mark.parametrize(
