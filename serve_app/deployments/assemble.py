@@ -69,7 +69,7 @@ def assemble(
         previews=config.preview_method != "none",
         fingerprint=fingerprints(config),
         fetch=catalog.fetch,
-        limits=config.limits.within(memory_bytes()),
+        limits=config.limits.within(pool.memory_bytes or memory_bytes()),
         node_limits=NodeLimits(pool.name, pool.node_time_s, pool.runtime_node_time_s),
         stop_s=pool.stop_s,
         exit=exit,

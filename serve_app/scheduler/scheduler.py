@@ -540,8 +540,8 @@ class Scheduler:
             silent = [n for n, m in self._mailboxes.items() if looked_s - m.heard_s > self._silence_s]
             for replica_id in silent:
                 _log.error("replica %s has said nothing for %g s", replica_id, self._silence_s)
-                await self.lost(replica_id)
                 self.silenced(replica_id)
+                await self.lost(replica_id)
             if checked_s + CHECK_S < looked_s and len(self._machine.jobs) <= CHECKED_JOBS:
                 checked_s = looked_s
                 for job_id, what in self._machine.check():
