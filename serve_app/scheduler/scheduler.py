@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -23,7 +21,6 @@ from serve_app.errors import (
     DatabaseGoneError,
     InvalidSubmissionError,
     JobMissingError,
-    NotReadyError,
     QueueFullError,
     ServeAppError,
     StaleAttemptError,
@@ -36,6 +33,7 @@ from serve_app.graph.plan import Plan, Pool, TaskId, is_strict, plan
 from serve_app.graph.signature import STRICT, signatures
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
+from serve_app.scheduler.abilities import Abilities
 from serve_app.scheduler.board import Board
 from serve_app.scheduler.channels import Mailbox, Stream
 from serve_app.scheduler.checks import Checks
@@ -143,8 +141,7 @@ class Scheduler:
         self._reading = ThreadPoolExecutor(1, "reading")
         self._mailboxes: dict[str, Mailbox] = {}
         self._hosts: dict[str, HostStats] = {}
-        self._specs: dict[str, dict[str, NodeSpec]] = {}
-        self._routes: dict[str, tuple[PackRoute, ...]] = {}
+        self._abilities = Abilities(self._pools, jobs, self._in_database)
         self._tasks: list[asyncio.Task[None]] = []
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.tally = Tally()
@@ -161,10 +158,7 @@ class Scheduler:
         self._machine = Machine(self.epoch, self._max_attempts)
         self._checks = Checks(self._pools, lambda: self._machine.replicas.values(), self._mail)
         self._next_order = await self._in_database(self._jobs.next_order)
-        for pool, specs in (await self._in_database(self._jobs.specs)).items():
-            self._specs[pool] = {s["class_type"]: NodeSpec.from_json(s) for s in specs}
-        for pool, routes in (await self._in_database(self._jobs.routes)).items():
-            self._routes[pool] = tuple(PackRoute(**route) for route in routes)
+        await self._abilities.recall()
         self._tasks += [asyncio.create_task(self._writer.run()), asyncio.create_task(self._watch())]
         self._board = Board(self.epoch)
         unfinished = await self._in_database(self._jobs.unfinished)
@@ -338,11 +332,11 @@ class Scheduler:
 
     async def specs(self) -> Mapping[str, NodeSpec]:
         self._check_ready()
-        return self._known()
+        return self._abilities.specs()
 
     async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
         self._check_alive()
-        return {pool.name: self._routes.get(pool.name, ()) for pool in self._pools}
+        return self._abilities.routes()
 
     async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
         self._check_ready()
@@ -363,7 +357,7 @@ class Scheduler:
 
         A pool that nothing is known of has one waiting, for a replica to come and say which node classes it runs.
         """
-        if pool not in self._specs:
+        if pool not in self._abilities:
             return (1, 0)
         waiting, running = self._machine.backlog(pool)
         return (waiting + self._checks.waiting(pool), running)
@@ -383,7 +377,7 @@ class Scheduler:
         self._check_alive()
         if info.pool not in {pool.name for pool in self._pools}:
             raise StaleEpochError(f"pool {info.pool!r} is not one of this scheduler's")
-        await self._learn(info.pool, specs, info.routes)
+        await self._abilities.learn(self.epoch, info.pool, specs, info.routes)
         self._checks.lost(info.replica_id)
         self._mailboxes[info.replica_id] = Mailbox(heard_s=time.monotonic())
         self._hosts[info.replica_id] = host
@@ -450,33 +444,17 @@ class Scheduler:
         mailbox.heard_s = time.monotonic()
         return mailbox
 
-    async def _learn(self, pool: str, specs: list[NodeSpec], routes: tuple[PackRoute, ...]) -> None:
-        """Remember what a pool can run and answers for; only what is new is written."""
-        fresh = {spec.class_type: spec for spec in specs}
-        as_json = [spec.to_json() for spec in specs]
-        known = [spec.to_json() for spec in self._specs.get(pool, {}).values()]
-        same = self._routes.get(pool, ()) == routes and json.dumps(known, default=list) == json.dumps(
-            as_json, default=list
-        )
-        self._specs[pool], self._routes[pool] = fresh, routes
-        if not same:
-            save = partial(self._jobs.save_specs, self.epoch, pool, as_json, [asdict(route) for route in routes])
-            await persistently(lambda: self._in_database(save))
-
     # Planning ---------------------------------------------------------------------------------------------------------
-
-    def _known(self) -> dict[str, NodeSpec]:
-        return {name: spec for pool in self._pools for name, spec in self._specs.get(pool.name, {}).items()}
 
     def _sign(self, job_id: str, prompt: Mapping[str, Any], extra_data: Mapping[str, Any]) -> dict[str, str]:
         """Return the signature of every node of a job. Errors: InvalidGraphError."""
         salt = ("" if self._share_results else job_id) + (STRICT if is_strict(extra_data) else "")
-        return signatures(parse(prompt), self._known(), self._fingerprint, salt)
+        return signatures(parse(prompt), self._abilities.specs(), self._fingerprint, salt)
 
     def _plan(self, row: JobRow, signed: Mapping[str, str]) -> Plan:
         """Plan what the job still has to produce. Errors: InvalidGraphError."""
         left = [node_id for node_id in row.targets if node_id not in row.outputs]
-        return plan(parse(row.prompt), self._known(), left, signed, self._pools)
+        return plan(parse(row.prompt), self._abilities.specs(), left, signed, self._pools)
 
     async def _recover(self, row: JobRow) -> None:
         """Plan an unfinished job again; returns once what became of it at once is durable."""
@@ -555,9 +533,7 @@ class Scheduler:
 
     def _check_ready(self) -> None:
         self._check_alive()
-        # A pool's specs are durable: this waits once in a database's life, not after every restart.
-        if unknown := [pool.name for pool in self._pools if pool.name not in self._specs]:
-            raise NotReadyError(f"no replica of {', '.join(unknown)} has joined yet, so no workflow can be checked")
+        self._abilities.check()
 
     async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._database, function, *arguments)
