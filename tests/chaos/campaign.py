@@ -132,8 +132,10 @@ def _run(site: Site, plan: Plan, rng: random.Random, book: Book, report: Report)
             f"{verdict.pace_s(caller, draw):.1f} s at the end"
         )
     before = verdict.recorded(caller)
-    violations += verdict.files(site, book, before)
-    site.restart()
+    if not plan.short:
+        violations += verdict.unswept(site, before)
+    with site.stopped():
+        violations += verdict.files(site, before, swept=not plan.short)
     violations += verdict.changed(before, verdict.recorded(caller))
     report.notes += [f"answered {what}, {count} times" for what, count in book.strange.items()]
     connections = sum(listener.connections for listener in listeners.values())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import json
+import os
 import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -93,33 +93,30 @@ class Site:
         self._expected.set()
         self.server.up.kill()
 
-    def restart(self) -> None:
-        """Stop the server in good order and start it again."""
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop the server in good order meanwhile, and return once it is back."""
         with self._changing:
             self._stop()
+            yield
             self.server = self._start()
         self.server.wait_until_ready()
 
-    def saved(self) -> set[tuple[str, str, str]]:
-        """Return (type, subfolder, filename) of every file in the areas that jobs save to."""
-        if self.seaweed is not None:
-            bucket = self._bucket()
-            pages = bucket.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
-            paths = [Path(item["Key"]) for page in pages for item in page.get("Contents", ())]
-        else:
-            paths = [p.relative_to(self.root) for area in ("output", "temp") for p in (self.root / area).rglob("*")]
-            paths = [path for path in paths if (self.root / path).is_file()]
-        placed = [(path.parts[0], "/".join(path.parts[1:-1]), path.name) for path in paths]
-        return {place for place in placed if place[0] in ("output", "temp")}
+    def check(self) -> tuple[int, str]:
+        """Let `serve-app check` mend what it can; return its exit status and what it said."""
+        command = [sys.executable, "-m", "serve_app.cli", "check", "--config", str(self._config), "--mend"]
+        environment = {**os.environ, **self._environment}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
 
-    def prompt_in(self, file: tuple[str, str, str]) -> Any:
-        """Return the prompt that a saved picture says it was made by."""
-        path = "/".join(part for part in file if part)
-        if self.seaweed is None:
-            data = (self.root / path).read_bytes()
+    def saved(self) -> set[tuple[str, str]]:
+        """Return (subfolder, filename) of every file that is stored as an output."""
+        if self.seaweed is not None:
+            pages = self._bucket().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="output/")
+            paths = [Path(item["Key"]).relative_to("output") for page in pages for item in page.get("Contents", ())]
         else:
-            data = self._bucket().get_object(Bucket=BUCKET, Key=path)["Body"].read()
-        return json.loads(Image.open(io.BytesIO(data)).info["prompt"])
+            paths = [path.relative_to(self.output) for path in self.output.rglob("*") if path.is_file()]
+        return {("/".join(path.parts[:-1]), path.name) for path in paths}
 
     def set_clock(self, offset_s: int) -> None:
         """Let the server's wall clock go so far from this machine's."""

@@ -15,6 +15,8 @@ from tests.chaos.site import SLOTS, Site
 QUIET_S = 120.0
 """How long an idle server may take to say that it is."""
 TOLD_S = 60.0
+SWEPT_S = 240.0
+"""How long after the last job's end the server may keep files that nobody recorded."""
 STORE_WORDS = ("Operation not permitted", "Permission denied", "Read-only")
 """Why a file could not be saved while files could not be saved."""
 
@@ -41,7 +43,7 @@ def ends(book: Book, caller: Caller, windows: Sequence[tuple[float, float]]) -> 
             yield f"job {job_id} ({entry.job.kind}) ended in {entry.state}: {reason[:300]}"
         if entry.state == "error" and entry.job.poison is not None and entry.job.poison not in reason:
             yield f"job {job_id} ended by {entry.job.poison}, which its message does not name: {reason[:300]}"
-        saved = [file for file in _files(shown["outputs"]) if file[0] == "output"]
+        saved = _files(shown["outputs"])
         if entry.state == "success" and len(saved) != entry.job.saves:
             yield f"job {job_id} ({entry.job.kind}) saved {saved} instead of {entry.job.saves} files"
         yield from _events(job_id, entry, caller)
@@ -60,22 +62,28 @@ def _events(job_id: str, entry: Entry, caller: Caller) -> Iterator[str]:
         yield f"job {job_id} ({entry.job.kind}) recorded an output twice: {dict(executed)}"
 
 
-def files(site: Site, book: Book, history: Mapping[str, Any]) -> Iterator[str]:
-    """Every file is some job's recorded output, once, and every recorded output is a file."""
+def unswept(site: Site, history: Mapping[str, Any]) -> Iterator[str]:
+    """The server removes by itself what jobs saved and did not come to record."""
+    recorded = {file for entry in history.values() for file in _files(entry["outputs"])}
+    deadline = time.monotonic() + SWEPT_S
+    while (left := site.saved() - recorded) and time.monotonic() < deadline:
+        time.sleep(1.0)
+    yield from (f"unrecorded: no job recorded the file {file}" for file in left)
+
+
+def files(site: Site, history: Mapping[str, Any], *, swept: bool) -> Iterator[str]:
+    """Every output is some job's, once, and is there, once the server is stopped; `serve-app check` sees that too.
+
+    swept: it has nothing to mend.
+    """
+    status, said = site.check()
+    if status != 0 or (swept and "; removed" in said):
+        yield f"`serve-app check` ended with {status}: {said}"
     recorded = Counter(file for entry in history.values() for file in _files(entry["outputs"]))
     saved = site.saved()
-    for file, count in recorded.items():
-        if count > 1:
-            yield f"doubled: {count} jobs recorded the file {file}"
-        if file not in saved:
-            yield f"the recorded file {file} is not there"
-    # A cancel that comes between a file and its record leaves the file.
-    cancelled = [entry.job.prompt for entry in book.entries.values() if entry.state == "cancelled"]
-    for file in sorted(saved - set(recorded)):
-        if (prompt := site.prompt_in(file)) in cancelled:
-            cancelled.remove(prompt)
-        else:
-            yield f"unrecorded: no job recorded the file {file}"
+    yield from (f"doubled: {count} jobs recorded the file {file}" for file, count in recorded.items() if count > 1)
+    yield from (f"the recorded file {file} is not there" for file in recorded.keys() - saved)
+    yield from (f"unrecorded: no job recorded the file {file}" for file in saved - recorded.keys())
 
 
 def times(caller: Caller) -> Iterator[str]:
@@ -185,10 +193,7 @@ def _excused(entry: Entry, reason: str, windows: Sequence[tuple[float, float]]) 
     return during and entry.state == "error" and any(word in reason for word in STORE_WORDS)
 
 
-def _files(outputs: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (type, subfolder, filename) of every file in a job's outputs."""
-    return [
-        (image["type"], image.get("subfolder", ""), image["filename"])
-        for output in outputs.values()
-        for image in output.get("images", ())
-    ]
+def _files(outputs: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (subfolder, filename) of every file that a job saved as an output."""
+    images = [image for output in outputs.values() for image in output.get("images", ())]
+    return [(image.get("subfolder", ""), image["filename"]) for image in images if image["type"] == "output"]
