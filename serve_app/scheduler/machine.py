@@ -121,7 +121,7 @@ class Machine:
                 if job_id in self.jobs:
                     self._end(self.jobs[job_id], "error", failure)
                 else:  # an end that nobody has been told of, for it could not be recorded
-                    self._write_end(job_id, "error", failure)
+                    self._write_end(job_id, "error", failure, self._at_s)
             case ReplicaJoined(info):
                 self._replica_gone(info.replica_id)
                 self.replicas[info.replica_id] = ReplicaRecord(info)
@@ -222,16 +222,16 @@ class Machine:
         """End a job and stop what runs of it, but for the task that brings the end and is as good as over itself."""
         del self.jobs[job.row.job_id]
         self._story.forget(job.row.job_id)
-        self._write_end(job.row.job_id, state, failure)
+        self._write_end(job.row.job_id, state, failure, max(self._at_s, job.started_s or job.row.created_s))
         for task in job.tasks:
             task_id = id_of(job, task)
             if task.state == "running" and (task_id != by or any(task_id in w for w in self._waiters.values())):
                 self._send(task.replica_id, Interrupt(task_id))
 
-    def _write_end(self, job_id: str, state: Ending, failure: Mapping[str, Any]) -> None:
+    def _write_end(self, job_id: str, state: Ending, failure: Mapping[str, Any], at_s: float) -> None:
         seq = self.next_seq()
-        self._commands.append(Persist(JobEnded(job_id, state, self._at_s, seq, failure)))
-        self._commands.append(Publish(Event(job_id, seq, state, self._at_s, failure)))
+        self._commands.append(Persist(JobEnded(job_id, state, at_s, seq, failure)))
+        self._commands.append(Publish(Event(job_id, seq, state, at_s, failure)))
 
     def _publish(self, job: JobRecord, kind: Kind, data: Mapping[str, Any]) -> None:
         self._commands.append(Publish(Event(job.row.job_id, self.next_seq(), kind, self._at_s, data)))
@@ -333,12 +333,13 @@ class Machine:
         self._send(replica.info.replica_id, Assign(assignment(job, task, targets, remote)))
 
     def _start_job(self, job: JobRecord) -> None:
-        job.started_s = self._at_s
+        # The clock may be set back meanwhile, and no job starts before it was there.
+        job.started_s = max(self._at_s, job.row.created_s)
         seq = self.next_seq()
         nodes = [node_id for task in job.plan.tasks for node_id in task.nodes]
         job.cached = tuple(node_id for node_id in nodes if self.results.known(job.plan.signatures[node_id]))
-        self._commands.append(Persist(JobStarted(job.row.job_id, self._at_s, seq, job.cached)))
-        self._commands.append(Publish(Event(job.row.job_id, seq, "started", self._at_s)))
+        self._commands.append(Persist(JobStarted(job.row.job_id, job.started_s, seq, job.cached)))
+        self._commands.append(Publish(Event(job.row.job_id, seq, "started", job.started_s)))
         self._publish(job, "cached", {"nodes": list(job.cached)})
         for node_id in job.cached:
             for rest, ui in self.results.made(job.plan.signatures[node_id]).items():

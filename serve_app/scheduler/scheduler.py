@@ -78,7 +78,7 @@ from serve_app.scheduler.stimuli import (
 from serve_app.scheduler.tally import Load, PoolLoad, Tally
 from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.tidying import Tidying
-from serve_app.scheduler.time_limit import overtime
+from serve_app.scheduler.time_limit import Overtime
 from serve_app.scheduler.views import live_view, row_view
 from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobEnded, JobQuery, JobRow
@@ -127,7 +127,7 @@ class Scheduler:
         self._share_results = share_results
         self._strict = strict
         self._silence_s = silence_s
-        self._job_time_s = job_time_s
+        self._overtime = Overtime(job_time_s)
         self.silenced: Callable[[str], None] = lambda replica_id: None
         """Told of a replica that has been lost because it was silent; its process may live."""
         self._jobs = jobs
@@ -349,7 +349,7 @@ class Scheduler:
             for name, r in sorted(self._machine.replicas.items())
         )
         hosts = {stats.host: stats for stats in [self._host(), *self._hosts.values()]}
-        uptime_s = time.time() - self._tenure.started_s
+        uptime_s = max(0.0, time.time() - self._tenure.started_s)
         return ClusterView(tuple(hosts.values()), replicas, uptime_s, self.epoch, self.load())
 
     async def backlog(self, pool: str) -> tuple[int, int]:
@@ -467,7 +467,8 @@ class Scheduler:
         except ServeAppError as error:
             _log.error("job %s can no longer be planned: %s", row.job_id, error)
             failure = {"node": "", "class_type": "", "exception_type": type(error).__name__, "message": str(error)}
-            ended = JobEnded(row.job_id, "error", time.time(), self._machine.next_seq(), {**failure, "traceback": []})
+            at_s = max(time.time(), row.started_s or row.created_s)
+            ended = JobEnded(row.job_id, "error", at_s, self._machine.next_seq(), {**failure, "traceback": []})
             await self._writer.put([Persist(ended)])
 
     # Carrying out -----------------------------------------------------------------------------------------------------
@@ -524,9 +525,8 @@ class Scheduler:
                 checked_s = looked_s
                 for job_id, what in self._machine.check():
                     _log.error("the scheduler contradicts itself: %s; story=%s", what, self._machine.story(job_id))
-            for job in list(self._machine.jobs.values()):
-                if failure := overtime(job, self._job_time_s, time.time()):
-                    self._feed(JobRefused(job.row.job_id, failure))
+            for job_id, failure in self._overtime.failures(self._machine.jobs, time.time(), time.monotonic()):
+                self._feed(JobRefused(job_id, failure))
 
     def _check_alive(self) -> None:
         self._tenure.check()

@@ -69,9 +69,10 @@ class Script:
         self.pools = pools
         self.commands: list[Command] = []
         self.order = 0
+        self.at_s = 100.0
 
     def feed(self, stimulus: object) -> list[Command]:
-        commands = self.machine.handle(stimulus, at_s=100.0)  # type: ignore[arg-type]
+        commands = self.machine.handle(stimulus, at_s=self.at_s)  # type: ignore[arg-type]
         assert self.machine.check() == []
         self.commands += commands
         return commands
