@@ -49,7 +49,7 @@ class IngressConfig(Section):
     body_s: Annotated[float, Field(gt=0)] = BODY_S
     """How long a body may take to arrive; then it is answered 408."""
     max_listeners: Annotated[int, Field(ge=1)] = LISTENERS
-    """Websockets and event polls that one replica has at once; one more is refused, a poll with 503."""
+    """Websockets and event polls that one replica has at once; one more is answered 503, a handshake too."""
     root_dialect: Dialect = "contract"
     """Of the root's routes that the contract and ComfyUI both have: comfy lets every ComfyUI client use the root."""
     allowed_hosts: tuple[str, ...] = LOOPBACK
