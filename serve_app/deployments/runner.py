@@ -32,7 +32,7 @@ from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
 from serve_app.nodes.executing import Underway
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.held import Held
-from serve_app.nodes.hooks import checked
+from serve_app.nodes.prevalidation import checked
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import allow_shown
 from serve_app.nodes.time_limit import NodeLimits, TimeLimit

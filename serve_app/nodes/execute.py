@@ -29,7 +29,7 @@ from serve_app.nodes.contained import contained, is_cancelled, raised, said
 from serve_app.nodes.executing import Executing, Progress, Say, Underway
 from serve_app.nodes.expansion import DependencyCycleError, DynamicPrompt, linked
 from serve_app.nodes.held import Held
-from serve_app.nodes.hooks import EXTRAS, fingerprint
+from serve_app.nodes.prevalidation import EXTRAS, fingerprint
 from serve_app.nodes.protocol import spec_of
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import allow_shown, allow_task, check_made

@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.errors import Problem
 from serve_app.graph.parse import parse
-from serve_app.nodes.hooks import checked
+from serve_app.nodes.prevalidation import checked
 from serve_app.nodes.protocol import spec_of
 
 
