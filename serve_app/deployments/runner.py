@@ -31,8 +31,8 @@ from serve_app.nodes.contained import raised
 from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
 from serve_app.nodes.executing import Underway
 from serve_app.nodes.files import NodeFiles
-from serve_app.nodes.held import Held
 from serve_app.nodes.prevalidation import checked
+from serve_app.nodes.result_cache import ResultCache
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import allow_shown
 from serve_app.nodes.time_limit import NodeLimits, TimeLimit
@@ -153,7 +153,7 @@ class Runner:
         self._host = host
         self._fingerprint = fingerprint
         self._fetch_model = fetch
-        self._held = Held(results_bytes, self._evicted, results_entries)
+        self._held = ResultCache(results_bytes, self._evicted, results_entries)
         self.times = NodeTimes()
         self._running: dict[TaskId, asyncio.Task[None]] = {}
         self._checking: set[asyncio.Task[None]] = set()

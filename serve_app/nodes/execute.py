@@ -28,9 +28,9 @@ from serve_app.nodes.call import PACKS, ExecutionBlocker, NodeResult, Returned, 
 from serve_app.nodes.contained import contained, is_cancelled, raised, said
 from serve_app.nodes.executing import Executing, Progress, Say, Underway
 from serve_app.nodes.expansion import DependencyCycleError, DynamicPrompt, linked
-from serve_app.nodes.held import Held
 from serve_app.nodes.prevalidation import EXTRAS, fingerprint
 from serve_app.nodes.protocol import spec_of
+from serve_app.nodes.result_cache import ResultCache
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import allow_shown, allow_task, check_made
 from serve_app.nodes.time_limit import TimeLimit
@@ -110,7 +110,7 @@ class Execution:
         self,
         task: Task,
         classes: Mapping[str, type],
-        held: Held,
+        held: ResultCache,
         capabilities: Capabilities,
         observer: Observer,
         fetch: Fetch,

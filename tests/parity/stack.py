@@ -18,9 +18,9 @@ from serve_app.models.weights import Weights
 from serve_app.nodes.execute import Execution
 from serve_app.nodes.executing import Progress, Say
 from serve_app.nodes.files import NodeFiles
-from serve_app.nodes.held import Held
 from serve_app.nodes.protocol import spec_of
 from serve_app.nodes.registry import BUILTIN
+from serve_app.nodes.result_cache import ResultCache
 from serve_app.nodes.runtime import Runtime
 from serve_app.store.catalog import Catalog
 from serve_app.store.reserved import Contents
@@ -42,7 +42,7 @@ class Stack:
         self._classes = {**BUILTIN, **(extra or {})}
         self._specs = {name: spec_of(node_class, name) for name, node_class in self._classes.items()}
         self._models = sorted(path.name for path in models.glob("*/*.safetensors"))
-        self._held = Held(10**9, lambda signatures: None)
+        self._held = ResultCache(10**9, lambda signatures: None)
 
     async def run(self, target: str, **nodes: tuple[str, dict[str, Any]]) -> Any:
         """Return what the target node makes, the first value of its first slot, or its ui. nodes: (class, inputs)."""

@@ -12,8 +12,8 @@ from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.signature import signatures
 from serve_app.nodes.call import NodeResult
 from serve_app.nodes.execute import Execution
-from serve_app.nodes.held import Held
 from serve_app.nodes.protocol import spec_of
+from serve_app.nodes.result_cache import ResultCache
 
 
 class Node:
@@ -33,7 +33,7 @@ class OneReplica:
     classes: ClassVar[Mapping[str, type]] = {}
 
     def __init__(self, **elsewhere: int) -> None:
-        self.held = Held(10**9, lambda signatures: None)
+        self.held = ResultCache(10**9, lambda signatures: None)
         self.elsewhere = elsewhere
         self.started_nodes: list[str] = []
         self.finished_nodes: list[tuple[str, Any]] = []

@@ -22,8 +22,8 @@ from serve_app.graph.validate import validate
 from serve_app.images import resize
 from serve_app.nodes.execute import Execution, NodeFailedError
 from serve_app.nodes.files import NodeFiles
-from serve_app.nodes.held import Held
 from serve_app.nodes.registry import BUILTIN, specs
+from serve_app.nodes.result_cache import ResultCache
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, FileRef
@@ -60,7 +60,7 @@ class Replica:
     def __init__(self, root: Path) -> None:
         self.volume = Volume({area: root / area for area in AREAS})
         self.oracle = Oracle()
-        self.held = Held(10**9, lambda signatures: None)
+        self.held = ResultCache(10**9, lambda signatures: None)
         self.ui: dict[str, Any] = {}
         self.next = 1
 

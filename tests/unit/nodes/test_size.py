@@ -17,8 +17,8 @@ from serve_app.limits import SizeLimits
 from serve_app.nodes.call import NodeResult
 from serve_app.nodes.execute import Execution, NodeFailedError
 from serve_app.nodes.executing import Executing, enter
-from serve_app.nodes.held import Held
 from serve_app.nodes.registry import BUILTIN
+from serve_app.nodes.result_cache import ResultCache
 from serve_app.nodes.size import size_of
 from tests.unit.nodes.one_replica import Node, OneReplica, task
 
@@ -91,7 +91,7 @@ def test_text_arrays_and_images_count_however_nested(value: Any, least: int) -> 
 
 def test_what_a_replica_holds_of_text_is_bounded_by_its_budget() -> None:
     gone: list[str] = []
-    held = Held(1_000_000, gone.extend)
+    held = ResultCache(1_000_000, gone.extend)
     for i in range(10):
         held.put(str(i), NodeResult((["a" * 300_000],)))
     assert gone == [str(i) for i in range(7)]

@@ -18,7 +18,7 @@ ENTRY_BYTES = 1024
 """What any entry counts at least, so that small results do not gather without end."""
 
 
-class Held:
+class ResultCache:
     """Results under a budget of bytes. evicted: told which signatures are gone, after they are.
 
     entries: how many results are kept, however small, beside those that `begin` names; None sets no such limit.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from serve_app.nodes.call import NodeResult
-from serve_app.nodes.held import ENTRY_BYTES, Held
+from serve_app.nodes.result_cache import ENTRY_BYTES, ResultCache
 from serve_app.nodes.size import size_of
 
 
@@ -21,7 +21,7 @@ class Gone(list[str]):
 
 def test_the_least_recently_used_goes_first_once_the_budget_is_passed() -> None:
     gone = Gone()
-    held = Held(30 * 1024, gone)
+    held = ResultCache(30 * 1024, gone)
     for name in "abc":
         held.put(name, result(8))
     assert held.get("a") is not None
@@ -33,7 +33,7 @@ def test_the_least_recently_used_goes_first_once_the_budget_is_passed() -> None:
 
 def test_a_result_over_the_budget_is_held_alone() -> None:
     gone = Gone()
-    held = Held(1024, gone)
+    held = ResultCache(1024, gone)
     held.put("a", result(1))
     held.put("b", result(100))
     assert gone == ["a"]
@@ -41,21 +41,21 @@ def test_a_result_over_the_budget_is_held_alone() -> None:
 
 
 def test_results_without_tensors_count_too() -> None:
-    held = Held(10 * (ENTRY_BYTES + size_of(result().outputs)), Gone())
+    held = ResultCache(10 * (ENTRY_BYTES + size_of(result().outputs)), Gone())
     for i in range(100):
         held.put(str(i), result())
     assert sum(str(i) in held for i in range(100)) == 10
 
 
 def test_putting_a_result_again_does_not_count_it_twice() -> None:
-    held = Held(10**6, Gone())
+    held = ResultCache(10**6, Gone())
     held.put("a", result(8))
     held.put("a", result(4))
     assert held.bytes == size_of(result(4).outputs) + ENTRY_BYTES
 
 
 async def test_two_that_need_one_signature_compute_it_once() -> None:
-    held, computed = Held(10**6, Gone()), []
+    held, computed = ResultCache(10**6, Gone()), []
 
     async def compute() -> NodeResult:
         computed.append(1)
@@ -68,7 +68,7 @@ async def test_two_that_need_one_signature_compute_it_once() -> None:
 
 
 async def test_one_that_waits_gets_the_result_even_if_it_was_evicted_at_once() -> None:
-    held = Held(1, Gone())
+    held = ResultCache(1, Gone())
 
     async def compute() -> NodeResult:
         await asyncio.sleep(0)
@@ -90,7 +90,7 @@ async def test_one_that_waits_gets_the_result_even_if_it_was_evicted_at_once() -
 
 @pytest.mark.parametrize("how", ["fails", "is cancelled"])
 async def test_if_the_one_computing_stops_one_of_those_waiting_computes(how: str) -> None:
-    held, computed, go = Held(10**6, Gone()), [], asyncio.Event()
+    held, computed, go = ResultCache(10**6, Gone()), [], asyncio.Event()
 
     async def first() -> NodeResult:
         await go.wait()
@@ -116,7 +116,7 @@ async def test_if_the_one_computing_stops_one_of_those_waiting_computes(how: str
 
 
 async def test_cancelling_one_that_waits_leaves_the_one_computing_alone() -> None:
-    held, go = Held(10**6, Gone()), asyncio.Event()
+    held, go = ResultCache(10**6, Gone()), asyncio.Event()
 
     async def compute() -> NodeResult:
         await go.wait()
@@ -132,7 +132,7 @@ async def test_cancelling_one_that_waits_leaves_the_one_computing_alone() -> Non
 
 def test_beside_what_running_tasks_may_use_only_so_many_results_stay() -> None:
     gone = Gone()
-    held = Held(10**9, gone, entries=2)
+    held = ResultCache(10**9, gone, entries=2)
     for name in "abcde":
         held.put(name, result())
     assert gone == [], "none goes while it may still be used"
@@ -144,7 +144,7 @@ def test_beside_what_running_tasks_may_use_only_so_many_results_stay() -> None:
 
 def test_no_limit_of_entries_lets_nothing_go() -> None:
     gone = Gone()
-    held = Held(10**9, gone)
+    held = ResultCache(10**9, gone)
     held.put("a", result())
     held.begin({"b"})
     assert gone == []
