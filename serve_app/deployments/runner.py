@@ -36,7 +36,6 @@ from serve_app.nodes.result_cache import ResultCache
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import allow_shown
 from serve_app.nodes.time_limit import NodeLimits, TimeLimit
-from serve_app.scheduler.checks import CHECK_S
 from serve_app.scheduler.messages import (
     Assign,
     Check,
@@ -62,6 +61,7 @@ from serve_app.scheduler.messages import (
     TaskStopped,
     Want,
 )
+from serve_app.scheduler.remote_validation import CHECK_S
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, Store
 

@@ -36,7 +36,6 @@ from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.abilities import Abilities
 from serve_app.scheduler.board import Board
 from serve_app.scheduler.channels import Mailbox, Stream
-from serve_app.scheduler.checks import Checks
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import (
     Accepted,
@@ -59,6 +58,7 @@ from serve_app.scheduler.messages import (
     Submission,
     Unfinished,
 )
+from serve_app.scheduler.remote_validation import RemoteValidation
 from serve_app.scheduler.repeats import check_repeat
 from serve_app.scheduler.stimuli import (
     CancelAsked,
@@ -156,7 +156,7 @@ class Scheduler:
         self.epoch = self._tenure.epoch
         self._tasks = [asyncio.create_task(self._tenure.keep())]
         self._machine = Machine(self.epoch, self._max_attempts)
-        self._checks = Checks(self._pools, lambda: self._machine.replicas.values(), self._mail)
+        self._validation = RemoteValidation(self._pools, lambda: self._machine.replicas.values(), self._mail)
         self._next_order = await self._in_database(self._jobs.next_order)
         await self._abilities.recall()
         self._tasks += [asyncio.create_task(self._writer.run()), asyncio.create_task(self._watch())]
@@ -328,7 +328,7 @@ class Scheduler:
 
     async def check(self, graph: Graph, outputs: Sequence[str]) -> Hooks:
         self._check_ready()
-        return await self._checks.check(graph, outputs, await self.specs())
+        return await self._validation.check(graph, outputs, await self.specs())
 
     async def specs(self) -> Mapping[str, NodeSpec]:
         self._check_ready()
@@ -360,7 +360,7 @@ class Scheduler:
         if pool not in self._abilities:
             return (1, 0)
         waiting, running = self._machine.backlog(pool)
-        return (waiting + self._checks.waiting(pool), running)
+        return (waiting + self._validation.waiting(pool), running)
 
     def load(self) -> Load:
         """Return how long the queue is and what the pools have in hand."""
@@ -378,7 +378,7 @@ class Scheduler:
         if info.pool not in {pool.name for pool in self._pools}:
             raise StaleEpochError(f"pool {info.pool!r} is not one of this scheduler's")
         await self._abilities.learn(self.epoch, info.pool, specs, info.routes)
-        self._checks.lost(info.replica_id)
+        self._validation.lost(info.replica_id)
         self._mailboxes[info.replica_id] = Mailbox(heard_s=time.monotonic())
         self._hosts[info.replica_id] = host
         await self._feed(ReplicaJoined(info))
@@ -402,7 +402,7 @@ class Scheduler:
             self._hosts[replica_id] = host
         for report in reports:
             if isinstance(report, Checked):
-                self._checks.answered(report)
+                self._validation.answered(report)
         fed = [self._feed(Reported(replica_id, report)) for report in reports if not isinstance(report, Checked)]
         if fed:
             await asyncio.gather(*fed)
@@ -428,12 +428,12 @@ class Scheduler:
     async def lost(self, replica_id: str) -> None:
         """The replica has died or is silent: hand its tasks to others, and hold it against those that ran there."""
         _log.warning("replica %s is lost", replica_id)
-        await self._gone(replica_id, ReplicaLost(replica_id, checking=self._checks.under_way(replica_id)))
+        await self._gone(replica_id, ReplicaLost(replica_id, checking=self._validation.under_way(replica_id)))
 
     async def _gone(self, replica_id: str, stimulus: Stimulus) -> None:
         if self._mailboxes.pop(replica_id, None) is not None:
             self._hosts.pop(replica_id, None)
-            self._checks.lost(replica_id)
+            self._validation.lost(replica_id)
             await self._feed(stimulus)
 
     def _mailbox(self, replica_id: str, epoch: int) -> Mailbox:

@@ -13,7 +13,7 @@ import pytest
 from serve_app.config import PoolConfig
 from serve_app.deployments.watchdog import REPLACED
 from serve_app.errors import InvalidGraphError, NotReadyError
-from serve_app.scheduler import checks
+from serve_app.scheduler import remote_validation
 from serve_app.scheduler.messages import JobView
 from serve_app.service import Service
 from serve_app.store.volume import Volume
@@ -307,7 +307,7 @@ async def test_a_jobs_time_goes_on_while_the_scheduler_restarts(tmp_path: Path) 
 async def test_validation_that_does_not_end_is_given_up_and_costs_its_replica(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "CHECK_S", 0.5)
+    monkeypatch.setattr(remote_validation, "CHECK_S", 0.5)
     monkeypatch.setattr("serve_app.deployments.runner.CHECK_S", 0.4)
     async with client(tmp_path, impatient()) as c:
         with pytest.raises((InvalidGraphError, NotReadyError)):

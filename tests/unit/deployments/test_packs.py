@@ -16,7 +16,7 @@ from serve_app.config import PoolConfig
 from serve_app.errors import InvalidGraphError, NotReadyError
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.routes import PackRoute
-from serve_app.scheduler import checks
+from serve_app.scheduler import remote_validation
 from serve_app.scheduler.messages import JobView, Reader
 from serve_app.service import Service
 from serve_app.store.volume import Volume
@@ -218,7 +218,7 @@ async def test_a_blocker_with_a_reason_is_told_and_the_job_succeeds(tmp_path: Pa
 async def test_a_check_waits_for_a_replica_and_gives_up_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "CHECK_S", 0.3)
+    monkeypatch.setattr(remote_validation, "CHECK_S", 0.3)
     async with client(tmp_path) as c:
         await c.running.lose("cpu")
         with pytest.raises(NotReadyError, match="no replica of pool cpu has checked the inputs of Number"):

@@ -24,7 +24,7 @@ MAX_LOSSES = 2
 """Replicas that may be lost while they check one submission; it is refused then, for its classes may be the cause."""
 
 
-class Checks:
+class RemoteValidation:
     """The checks that are under way. send: carries a message to a replica. replicas: those there are now."""
 
     def __init__(

@@ -8,9 +8,9 @@ from serve_app.errors import InvalidSubmissionError
 from serve_app.graph.graph import Graph, Node
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
-from serve_app.scheduler.checks import MAX_LOSSES, Checks
 from serve_app.scheduler.messages import Check, Checked, ReplicaInfo
 from serve_app.scheduler.placement import ReplicaRecord
+from serve_app.scheduler.remote_validation import MAX_LOSSES, RemoteValidation
 
 SPEC = NodeSpec("Picky", (), (), (), (), output_node=True, validator=("value",))
 GRAPH = Graph({"1": Node("1", "Picky", {})})
@@ -28,7 +28,7 @@ async def test_a_submission_whose_check_keeps_ending_replicas_is_refused() -> No
         assert checks.under_way(replica_id)
         checks.lost(replica_id)
 
-    checks = Checks([Pool("cpu", False)], lambda: [record("r1"), record("r2")], send)
+    checks = RemoteValidation([Pool("cpu", False)], lambda: [record("r1"), record("r2")], send)
     with pytest.raises(InvalidSubmissionError, match="were lost while they checked the inputs of Picky"):
         await checks.check(GRAPH, ["1"], {"Picky": SPEC})
     assert len(asked) == MAX_LOSSES
@@ -42,7 +42,7 @@ async def test_a_replica_in_quarantine_checks_only_where_there_is_no_other() -> 
         asked.append(replica_id)
         checks.answered(Checked(check.check_id, (), {}))
 
-    checks = Checks([Pool("cpu", False)], lambda: there, send)
+    checks = RemoteValidation([Pool("cpu", False)], lambda: there, send)
     await checks.check(GRAPH, ["1"], {"Picky": SPEC})
     there.pop()
     await checks.check(GRAPH, ["1"], {"Picky": SPEC})
