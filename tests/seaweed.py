@@ -22,7 +22,7 @@ ADMIN = {
     "credentials": [{"accessKey": ACCESS, "secretKey": SECRET}],
     "actions": ["Admin", "Read", "Write", "List", "Tagging"],
 }
-# Each port that is named also opens the one 10000 above it.
+# Each port that is named also opens the one 10000 above it; any other is closed, so that two servers can run at once.
 NAMES = ("-master.port", "-volume.port", "-filer.port", "-s3.port")
 
 
@@ -48,7 +48,7 @@ class Seaweed:
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={self._root}/s3.json"),
             *("-volume.max=100", "-master.volumeSizeLimitMB=128", "-volume.preStopSeconds=1"),
             *("-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false", "-s3.iam=false"),
-            *("-s3.port.iceberg=0", "-master.telemetry=false"),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
             *(f"{name}={port}" for name, port in zip(NAMES, self._ports, strict=True)),
         ]
         environment = {**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
