@@ -161,7 +161,7 @@ def _certain(graph: Graph, specs: Mapping[str, NodeSpec], outputs: Sequence[str]
 
 def _is_lazy(spec: NodeSpec, name: str) -> bool:
     declared = spec.input(name)
-    return declared is not None and bool(declared.options.get("lazy"))
+    return declared is not None and declared.lazy
 
 
 def takes(pool: Pool, spec: NodeSpec) -> bool:

@@ -67,7 +67,7 @@ def signature(
             continue  # where it is declared its node is refused, and elsewhere nobody is given it
         if isinstance(value, Link):
             # A raw link hands the node the id itself, so the id is part of what it works on.
-            raw = declared is not None and bool(declared.options.get("rawLink"))
+            raw = declared is not None and declared.raw_link
             parts[name] = ["link", found[value.node_id], value.slot, *([value.node_id] if raw else [])]
         elif declared is not None and declared.folder is not None and isinstance(value, str):
             parts[name] = ["file", declared.folder, value, _print(declared.folder, value, fingerprint)]

@@ -9,8 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-Capability: TypeAlias = Literal["RUNTIME", "STORE"]
 Section: TypeAlias = Literal["required", "optional"]
+
+OWN_KINDS = frozenset({"RUNTIME", "STORE"})
+"""Hidden kinds that give a node capabilities of its replica; other servers do not know them."""
+EXTRA_KINDS = frozenset({"EXTRA_PNGINFO", "AUTH_TOKEN_COMFY_ORG", "API_KEY_COMFY_ORG"})
+"""Hidden kinds that are members of the submission's extra_data."""
+HIDDEN_KINDS = OWN_KINDS | EXTRA_KINDS | {"PROMPT", "DYNPROMPT", "UNIQUE_ID"}
+"""Every hidden kind that the server fills in; an input of any other has what the prompt gives it."""
 
 EVERYTHING = "**"
 """Among a validator's arguments: it takes any other argument too."""
@@ -33,13 +39,23 @@ class Input:
     folder: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def lazy(self) -> bool:
+        """Whether what it links to is evaluated only once its node asks."""
+        return bool(self.options.get("lazy"))
+
+    @property
+    def raw_link(self) -> bool:
+        """Whether the node is given the link itself, as [node id, slot]."""
+        return bool(self.options.get("rawLink"))
+
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
     """One node class, as the graph and scheduler floors see it.
 
-    outputs, output_names, output_is_list: one entry a slot. hidden: input name -> hidden kind ("PROMPT",
-    "EXTRA_PNGINFO", "UNIQUE_ID", "RUNTIME", "STORE"). runtime: the class asks for RUNTIME, so it runs on a replica
+    outputs, output_names, output_is_list: one entry a slot. hidden: input name -> hidden kind, one of
+    HIDDEN_KINDS or a pack's own. runtime: the class asks for RUNTIME, so it runs on a replica
     that holds models. validator: the arguments that its VALIDATE_INPUTS takes, EVERYTHING for **kwargs; None without
     one. fingerprinted: it has IS_CHANGED. Both are code, which only a worker may run.
     """

@@ -18,17 +18,17 @@ from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
 from serve_app.errors import CancelledJobError, NodeError, ServeAppError
-from serve_app.graph.graph import BadLink, Link, Node, Origin
+from serve_app.graph.graph import Link, Node, Origin
 from serve_app.graph.plan import Task
 from serve_app.graph.signature import STRICT, signature
-from serve_app.graph.spec import NodeSpec
+from serve_app.graph.spec import HIDDEN_KINDS, NodeSpec
 from serve_app.graph.validate import out_of_bounds
 from serve_app.limits import SizeLimits
 from serve_app.nodes.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
 from serve_app.nodes.contained import contained, is_cancelled, raised, said
 from serve_app.nodes.executing import Executing, Progress, Say, Underway
 from serve_app.nodes.expansion import DependencyCycleError, DynamicPrompt, linked
-from serve_app.nodes.prevalidation import EXTRAS, fingerprint
+from serve_app.nodes.prevalidation import constants, fingerprint
 from serve_app.nodes.protocol import spec_of
 from serve_app.nodes.result_cache import ResultCache
 from serve_app.nodes.runtime import Files, Runtime
@@ -196,9 +196,10 @@ class Execution:
                 progress=self._capabilities.progress(node.id),
                 say=self._capabilities.say(node.id),
             )
-            inputs.update(self._constants(node, spec))
-            lazy = await self._strict(node, spec, inputs, group)
-            inputs.update({name: [self._hidden(kind, node)] for name, kind in spec.hidden.items() if known(kind)})
+            inputs.update(constants(spec, node))
+            lazy = await self._eager(node, spec, inputs, group)
+            asked = {name: kind for name, kind in spec.hidden.items() if kind in HIDDEN_KINDS}
+            inputs.update({name: [self._hidden(kind, node)] for name, kind in asked.items()})
             self._observer.started(node.id, self._prompt.origin(node.id))
             instance = node_class()
             await self._lazy(node, instance, inputs, lazy, executing, group)
@@ -252,17 +253,7 @@ class Execution:
 
     # Inputs -----------------------------------------------------------------------------------------------------------
 
-    def _constants(self, node: Node, spec: NodeSpec) -> Iterator[tuple[str, list[Any]]]:
-        """Yield what needs no other node: declared constants, and raw links as [node id, slot]."""
-        for name, value in node.inputs.items():
-            declared = spec.input(name)
-            if isinstance(value, Link):
-                if declared is not None and declared.options.get("rawLink"):
-                    yield name, [[value.node_id, value.slot]]
-            elif (declared is not None or name in spec.hidden) and not isinstance(value, BadLink):
-                yield name, [value]
-
-    async def _strict(
+    async def _eager(
         self, node: Node, spec: NodeSpec, inputs: dict[str, list[Any]], group: asyncio.TaskGroup
     ) -> dict[str, Link]:
         """Wait for every link that is not lazy, declared or not; return the lazy ones, whose inputs are None so far.
@@ -270,14 +261,13 @@ class Execution:
         What a raw link names is waited for too, as its node may look at it.
         """
         lazy: dict[str, Link] = {}
-        strict: dict[str, Link] = {}
+        eager: dict[str, Link] = {}
         for name, link in node.links():
             declared = spec.input(name)
-            options = {} if declared is None else declared.options
-            (lazy if options.get("lazy") else strict)[name] = link
+            (lazy if declared is not None and declared.lazy else eager)[name] = link
         inputs.update({name: [None] for name in lazy if name not in inputs})
-        found = await self._await(node.id, strict.values(), group)
-        inputs.update({name: _slot(name, link, found) for name, link in strict.items() if name not in inputs})
+        found = await self._await(node.id, eager.values(), group)
+        inputs.update({name: _slot(name, link, found) for name, link in eager.items() if name not in inputs})
         return {name: link for name, link in lazy.items() if inputs[name] == [None]}
 
     async def _lazy(
@@ -398,11 +388,6 @@ class Execution:
 def _declared(inputs: Mapping[str, list[Any]], spec: NodeSpec | None) -> dict[str, list[Any]]:
     """Return the inputs that a client gave: hidden ones hold credentials and what is the server's own."""
     return {name: values for name, values in inputs.items() if spec is not None and spec.input(name) is not None}
-
-
-def known(kind: str) -> bool:
-    """Whether a hidden input of this kind is filled in here; others have what the prompt gives them."""
-    return kind in ("RUNTIME", "STORE", "PROMPT", "DYNPROMPT", "UNIQUE_ID", *EXTRAS)
 
 
 def _check_numbers(node: Node, spec: NodeSpec, inputs: Mapping[str, Sequence[Any]]) -> None:

@@ -10,13 +10,13 @@ import asyncio
 import json
 import traceback
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from serve_app.errors import Problem
 from serve_app.graph.graph import BadLink, Link, Node
 from serve_app.graph.parse import unstorable
-from serve_app.graph.spec import NodeSpec
+from serve_app.graph.spec import HIDDEN_KINDS, OWN_KINDS, NodeSpec
 from serve_app.nodes.call import ExecutionBlocker, map_over_lists
 from serve_app.nodes.contained import contained, raised, said
 from serve_app.nodes.executing import Executing, Underway
@@ -25,8 +25,6 @@ from serve_app.nodes.time_limit import TimeLimit
 
 FAILED = "Exception when validating node"
 REFUSED = "Custom validation failed for node"
-EXTRAS = ("EXTRA_PNGINFO", "AUTH_TOKEN_COMFY_ORG", "API_KEY_COMFY_ORG")
-"""Hidden inputs that are members of the submission's extra_data."""
 
 JOBLESS = ""
 """The job of what runs before its job is accepted."""
@@ -92,7 +90,7 @@ async def validate(
     hook = getattr(node_class, "VALIDATE_INPUTS", None)
     if hook is None or not spec.validator:
         return []
-    given = {name: value for name, value in _constants(spec, node).items() if spec.validates(name)}
+    given = {name: value for name, value in _inputs(spec, node).items() if spec.validates(name)}
     if "input_types" in spec.validator:
         given["input_types"] = [dict(output_types)]
     answers = await map_over_lists(hook, given, call)
@@ -110,25 +108,30 @@ async def fingerprint(node_class: type, spec: NodeSpec, node: Node, call: Execut
     if hook is None:
         return None
     try:
-        answers = await map_over_lists(hook, _constants(spec, node), call)
+        answers = await map_over_lists(hook, _inputs(spec, node), call)
     except Exception:
         return f"unknown-{uuid.uuid4().hex}"
     return [_comparable(answer) for answer in answers]
 
 
-def _constants(spec: NodeSpec, node: Node) -> dict[str, list[Any]]:
-    """Return every input as a list; those that are linked as [None], since nothing has run; nor has any submission."""
-    inputs: dict[str, list[Any]] = {}
+def constants(spec: NodeSpec, node: Node) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the inputs that need no other node, as lists: declared constants, and raw links as [node id, slot]."""
     for name, value in node.inputs.items():
         declared = spec.input(name)
         if isinstance(value, Link):
-            raw = declared is not None and declared.options.get("rawLink")
-            inputs[name] = [[value.node_id, value.slot]] if raw else [None]
+            if declared is not None and declared.raw_link:
+                yield name, [[value.node_id, value.slot]]
         elif (declared is not None or name in spec.hidden) and not isinstance(value, BadLink):
-            inputs[name] = [value]
-    known = {"PROMPT": {}, "UNIQUE_ID": node.id}
-    kinds = ("DYNPROMPT", *EXTRAS, *known)
-    return inputs | {name: [known.get(kind)] for name, kind in spec.hidden.items() if kind in kinds}
+            yield name, [value]
+
+
+def _inputs(spec: NodeSpec, node: Node) -> dict[str, list[Any]]:
+    """Return every input as a list; those that are linked as [None], since nothing has run; nor has any submission."""
+    known = {name: [None] for name, _ in node.links()} | dict(constants(spec, node))
+    inputs = {name: known[name] for name in node.inputs if name in known}
+    given = {"PROMPT": {}, "UNIQUE_ID": node.id}
+    asked = HIDDEN_KINDS - OWN_KINDS
+    return inputs | {name: [given.get(kind)] for name, kind in spec.hidden.items() if kind in asked}
 
 
 def _comparable(answer: Any) -> Any:

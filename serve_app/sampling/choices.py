@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Generic, NoReturn, TypeVar
 
-from serve_app.errors import NodeError
+from serve_app.errors import NodeError, did_you_mean
 
 T = TypeVar("T")
 
@@ -21,6 +20,5 @@ class Choices(dict[str, T], Generic[T]):
         self.kind = kind
 
     def __missing__(self, name: str) -> NoReturn:
-        near = get_close_matches(name, self, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(self)}"
-        raise NodeError(f"{self.kind} {name!r} is unknown; {hint}")
+        hint = did_you_mean(name, self) or f"; known are {', '.join(self)}"
+        raise NodeError(f"{self.kind} {name!r} is unknown{hint}")

@@ -16,13 +16,10 @@ from starlette.responses import Response
 
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
-from serve_app.graph.spec import Input, NodeSpec
+from serve_app.graph.spec import OWN_KINDS, Input, NodeSpec
 from serve_app.service import Service
 
 router = APIRouter(include_in_schema=False)
-
-OWN_CAPABILITIES = frozenset({"RUNTIME", "STORE"})
-"""Hidden inputs that other servers do not know and no client fills."""
 
 
 @router.api_route("/object_info", methods=READ)
@@ -59,7 +56,7 @@ def info(spec: NodeSpec, choices: Mapping[str, Sequence[str]]) -> dict[str, Any]
     inputs: dict[str, dict[str, Any]] = {"required": {}}
     for declared in spec.inputs:
         inputs.setdefault(declared.section, {})[declared.name] = config(declared, choices)
-    hidden = {name: kind for name, kind in spec.hidden.items() if kind not in OWN_CAPABILITIES}
+    hidden = {name: kind for name, kind in spec.hidden.items() if kind not in OWN_KINDS}
     if hidden:
         inputs["hidden"] = hidden
     found: dict[str, Any] = {
