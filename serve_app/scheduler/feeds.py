@@ -127,7 +127,8 @@ class Feeds:
             if news.events or news.replaced or news.queue.version != queue or left <= 0:
                 return news
             try:
-                await asyncio.wait_for(changed.wait(), left)
+                async with asyncio.timeout(left):
+                    await changed.wait()
             except TimeoutError:
                 return self._now(readers)
 

@@ -117,11 +117,11 @@ class Machine:
             case CancelAsked(job_id):
                 if job_id in self.jobs:
                     self._end(self.jobs[job_id], "cancelled", stopped(self.jobs[job_id]))
-            case JobRefused(job_id, failure):
+            case JobRefused(job_id, failure, since_s):
                 if job_id in self.jobs:
                     self._end(self.jobs[job_id], "error", failure)
-                else:  # an end that nobody has been told of, for it could not be recorded
-                    self._write_end(job_id, "error", failure, self._at_s)
+                else:  # nobody has been told of an end: it could not be recorded, or the job not be planned again
+                    self._write_end(job_id, "error", failure, max(self._at_s, since_s))
             case ReplicaJoined(info):
                 self._replica_gone(info.replica_id)
                 self.replicas[info.replica_id] = ReplicaRecord(info)

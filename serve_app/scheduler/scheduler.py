@@ -21,19 +21,17 @@ from serve_app.errors import (
     DatabaseGoneError,
     InvalidSubmissionError,
     JobMissingError,
-    QueueFullError,
     ServeAppError,
     StaleAttemptError,
     StaleEpochError,
 )
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.graph import Graph
-from serve_app.graph.parse import parse
-from serve_app.graph.plan import Plan, Pool, TaskId, is_strict, plan
-from serve_app.graph.signature import STRICT, signatures
+from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.abilities import Abilities
+from serve_app.scheduler.admission import Admission
 from serve_app.scheduler.board import Board
 from serve_app.scheduler.channels import Mailbox, Stream
 from serve_app.scheduler.machine import Machine
@@ -81,7 +79,7 @@ from serve_app.scheduler.tidying import Tidying
 from serve_app.scheduler.time_limit import Overtime
 from serve_app.scheduler.views import live_view, row_view
 from serve_app.scheduler.writer import Writer, persistently
-from serve_app.store.changes import Change, JobEnded, JobQuery, JobRow
+from serve_app.store.changes import Change, JobQuery, JobRow
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 from serve_app.store.sweep import Sweep
@@ -124,17 +122,16 @@ class Scheduler:
         job_time_s: float | None = None,
         sweep: Sweep | None = None,
     ) -> None:
-        self._share_results = share_results
-        self._strict = strict
+        self._admit = partial(
+            Admission, pools, fingerprint=fingerprint, max_queue=max_queue, share_results=share_results, strict=strict
+        )
         self._silence_s = silence_s
         self._overtime = Overtime(job_time_s)
         self.silenced: Callable[[str], None] = lambda replica_id: None
         """Told of a replica that has been lost because it was silent; its process may live."""
         self._jobs = jobs
         self._pools = tuple(pools)
-        self._fingerprint = fingerprint
         self._host = host
-        self._max_queue = max_queue
         self._max_attempts = max_attempts
         self._database = ThreadPoolExecutor(1, "database")
         # Long lists are read beside the writer, which a job's every change waits for.
@@ -157,8 +154,9 @@ class Scheduler:
         self._tasks = [asyncio.create_task(self._tenure.keep())]
         self._machine = Machine(self.epoch, self._max_attempts)
         self._validation = RemoteValidation(self._pools, lambda: self._machine.replicas.values(), self._mail)
-        self._next_order = await self._in_database(self._jobs.next_order)
         await self._abilities.recall()
+        next_order = await self._in_database(self._jobs.next_order)
+        self.admission = self._admit(specs=self._abilities.specs, next_order=next_order)
         self._tasks += [asyncio.create_task(self._writer.run()), asyncio.create_task(self._watch())]
         self._board = Board(self.epoch)
         unfinished = await self._in_database(self._jobs.unfinished)
@@ -212,30 +210,7 @@ class Scheduler:
             return await self._accept(submission)
 
     async def _accept(self, submission: Submission) -> Accepted:
-        # Kept with the job, so that another configuration leaves what is queued as it is.
-        extra_data = {"strict": True, **submission.extra_data} if self._strict else submission.extra_data
-        # In a thread, and before the job has its number: it asks about files, and the store may be slow to answer.
-        signed = await asyncio.to_thread(self._sign, submission.job_id, submission.prompt, extra_data)
-        self._check_alive()
-        waiting = sum(job.started_s is None for job in self._machine.jobs.values())
-        if waiting >= self._max_queue:
-            raise QueueFullError(f"{waiting} jobs wait, as many as max_queue allows", retry_after_s=5)
-        number = submission.number
-        if number is None:
-            number = float(-self._next_order if submission.front else self._next_order)
-        row = JobRow(
-            job_id=submission.job_id,
-            number=number,
-            order=self._next_order,
-            prompt=submission.prompt,
-            targets=tuple(submission.outputs),
-            client_id=submission.client_id,
-            extra_data=extra_data,
-            created_s=time.time(),
-            queued_seq=self._machine.next_seq(),
-        )
-        planned = self._plan(row, signed)
-        self._next_order += 1
+        row, planned = await self.admission.admit(submission, self._count_waiting, self._machine.next_seq)
         self._board.expect(row)
         accepted = self._feed(JobArrived(row, planned))
         if arriving := self._machine.jobs.get(row.job_id):
@@ -246,6 +221,10 @@ class Scheduler:
             self._board.dismiss(row.job_id)
             raise InvalidSubmissionError(f"the job cannot be kept: {error}") from error
         return Accepted(row.job_id, row.number)
+
+    def _count_waiting(self) -> int:
+        self._check_alive()  # it may have lost the lease since the submission came
+        return sum(job.started_s is None for job in self._machine.jobs.values())
 
     async def cancel(self, job_id: str) -> bool:
         self._check_alive()
@@ -321,7 +300,8 @@ class Scheduler:
             if left <= 0 or (stream.events and stream.events[-1].last):
                 return []
             try:
-                await asyncio.wait_for(stream.arrived.wait(), left)
+                async with asyncio.timeout(left):
+                    await stream.arrived.wait()
             except TimeoutError:
                 return []
         return found
@@ -391,7 +371,9 @@ class Scheduler:
         if not mailbox.messages:
             mailbox.arrived.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(mailbox.arrived.wait(), POLL_S)
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+                async with asyncio.timeout(POLL_S):
+                    await mailbox.arrived.wait()
         self._mailbox(replica_id, epoch)
         return list(mailbox.messages)
 
@@ -444,32 +426,18 @@ class Scheduler:
         mailbox.heard_s = time.monotonic()
         return mailbox
 
-    # Planning ---------------------------------------------------------------------------------------------------------
-
-    def _sign(self, job_id: str, prompt: Mapping[str, Any], extra_data: Mapping[str, Any]) -> dict[str, str]:
-        """Return the signature of every node of a job. Errors: InvalidGraphError."""
-        salt = ("" if self._share_results else job_id) + (STRICT if is_strict(extra_data) else "")
-        return signatures(parse(prompt), self._abilities.specs(), self._fingerprint, salt)
-
-    def _plan(self, row: JobRow, signed: Mapping[str, str]) -> Plan:
-        """Plan what the job still has to produce. Errors: InvalidGraphError."""
-        left = [node_id for node_id in row.targets if node_id not in row.outputs]
-        return plan(parse(row.prompt), self._abilities.specs(), left, signed, self._pools)
+    # Recovering -------------------------------------------------------------------------------------------------------
 
     async def _recover(self, row: JobRow) -> None:
         """Plan an unfinished job again; returns once what became of it at once is durable."""
         try:
-            signed = await asyncio.to_thread(self._sign, row.job_id, row.prompt, row.extra_data)
-            recovered = self._feed(JobArrived(row, self._plan(row, signed)))
+            recovered = self._feed(JobArrived(row, await self.admission.readmit(row)))
             if job := self._machine.jobs.get(row.job_id):
                 self._board.show(job)
             await recovered
         except ServeAppError as error:
             _log.error("job %s can no longer be planned: %s", row.job_id, error)
-            failure = {"node": "", "class_type": "", "exception_type": type(error).__name__, "message": str(error)}
-            at_s = max(time.time(), row.started_s or row.created_s)
-            ended = JobEnded(row.job_id, "error", at_s, self._machine.next_seq(), {**failure, "traceback": []})
-            await self._writer.put([Persist(ended)])
+            await self._feed(JobRefused(row.job_id, _no_node(error), row.started_s or row.created_s))
 
     # Carrying out -----------------------------------------------------------------------------------------------------
 
@@ -481,8 +449,7 @@ class Scheduler:
         await self._in_database(self._jobs.write, self.epoch, changes)
 
     def _refused(self, error: ChangeRefusedError) -> list[Command]:
-        failure = {"node": "", "class_type": "", "exception_type": type(error).__name__, "message": str(error)}
-        return self._machine.handle(JobRefused(error.job_id, {**failure, "traceback": []}), time.time())
+        return self._machine.handle(JobRefused(error.job_id, _no_node(error)), time.time())
 
     def _carry_out(self, commands: Sequence[Command]) -> None:
         for command in commands:
@@ -551,3 +518,9 @@ class Scheduler:
         if row is None:
             raise JobMissingError(f"no job has the id {job_id!r}")
         return self._board.rebuild(row)
+
+
+def _no_node(error: Exception) -> dict[str, Any]:
+    """Return an error as the failure of a job that ends at no node of it."""
+    where = {"node": "", "class_type": "", "exception_type": type(error).__name__}
+    return {**where, "message": str(error), "traceback": []}

@@ -27,10 +27,13 @@ class CancelAsked:
 
 @dataclass(frozen=True, slots=True)
 class JobRefused:
-    """The database will never take what a job is to record, its end perhaps included. failure: as JobEnded's."""
+    """A job can never go on: the database will not take what it is to record, its end perhaps included; it can no
+    longer be planned; its time is up. failure: as JobEnded's. since_s: when it began, if the machine does not know it.
+    """
 
     job_id: str
     failure: Mapping[str, Any]
+    since_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class Story:
             case JobArrived(row, _):
                 self._jobs[row.job_id] = deque(maxlen=LINES_A_JOB)
                 self._add(row.job_id, at_s, "arrived")
-            case CancelAsked(job_id) | JobRefused(job_id, _):
+            case CancelAsked(job_id) | JobRefused(job_id):
                 self._add(job_id, at_s, type(stimulus).__name__)
             case ReplicaJoined(info):
                 what = f"replica {info.replica_id} joined pool {info.pool}"

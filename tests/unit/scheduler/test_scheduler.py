@@ -26,6 +26,7 @@ from serve_app.scheduler.messages import (
     NodeFinished,
     NodeStarted,
     QueueCount,
+    Reader,
     ReplicaInfo,
     Submission,
     TaskFinished,
@@ -36,6 +37,7 @@ from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 from tests.unit.store.lost_commits import losing_commits
 
+POOL = Pool("cpu", False)
 INPUTS = (Input("seed", "INT"), Input("image", "COMBO", "optional", folder="input"))
 SPEC = NodeSpec("Save", INPUTS, (), (), (), output_node=True)
 HOST = HostStats("host", 1, 1, 1, ())
@@ -54,11 +56,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 class Life:
     """One scheduler and its replica, whose nodes are done as soon as they are sent there unless `held`."""
 
-    def __init__(self, url: str, fingerprint: Callable[[str, str], str]) -> None:
+    def __init__(self, url: str, fingerprint: Callable[[str, str], str], pool: Pool) -> None:
         self.jobs = Jobs(url)
-        self.scheduler = Scheduler(
-            self.jobs, [Pool("cpu", False)], fingerprint, lambda: HOST, holder="test", max_attempts=3
-        )
+        self.scheduler = Scheduler(self.jobs, [pool], fingerprint, lambda: HOST, holder="test", max_attempts=3)
         self.free = asyncio.Event()
         self.free.set()
 
@@ -110,8 +110,10 @@ class Life:
 
 
 @contextlib.asynccontextmanager
-async def living(url: str, fingerprint: Callable[[str, str], str] = lambda *_: "") -> AsyncIterator[Life]:
-    life = Life(url, fingerprint)
+async def living(
+    url: str, fingerprint: Callable[[str, str], str] = lambda *_: "", pool: Pool = POOL
+) -> AsyncIterator[Life]:
+    life = Life(url, fingerprint, pool)
     await life.start()
     try:
         async with asyncio.timeout(30):
@@ -293,11 +295,11 @@ async def test_an_id_posted_at_once_with_many_contents_is_one_job_and_its_equals
 
 
 async def test_an_id_that_is_posted_again_while_the_first_post_is_refused_is_accepted_once(life, monkeypatch):
-    monkeypatch.setattr(life.scheduler, "_max_queue", 0)
+    monkeypatch.setattr(life.scheduler.admission, "max_queue", 0)
     job_id = str(uuid.uuid4())
     posts = [asyncio.create_task(life.submit("1", job_id=job_id, seed=1)) for _ in range(10)]
     await asyncio.wait(posts, return_when=asyncio.FIRST_COMPLETED)
-    monkeypatch.setattr(life.scheduler, "_max_queue", 1000)
+    monkeypatch.setattr(life.scheduler.admission, "max_queue", 1000)
     posts += [asyncio.create_task(life.submit("1", job_id=job_id, seed=1)) for _ in range(10)]
     answers = await asyncio.gather(*posts, return_exceptions=True)
     assert {answer for answer in answers if not isinstance(answer, QueueFullError)} == {job_id}
@@ -387,3 +389,16 @@ async def test_a_replica_that_is_silent_is_lost_and_named_to_whoever_can_end_it(
 def contents(count: int) -> Contents:
     """Files to be saved."""
     return Contents(".png", tuple(map(str, range(count))))
+
+
+async def test_a_job_that_can_no_longer_be_planned_ends_for_everyone_who_looks(database_url: str) -> None:
+    async with living(database_url) as life:
+        life.free.clear()
+        job_id = await life.submit("1", client_id="looking on")
+    async with living(database_url, pool=Pool("cpu", False, ("Other",))) as life:
+        view = await life.finish(job_id)
+        assert (view.state, view.failure["exception_type"]) == ("error", "InvalidGraphError")
+        attached = await life.scheduler.attach("looking on", "token")
+        news = await life.scheduler.news({"looking on": Reader("token", attached.after)}, attached.queue.version, 5)
+        assert news.events["looking on"][-1].kind == "error"
+        assert life.scheduler.load().ended == {"error": 1}

@@ -1,0 +1,90 @@
+"""How a submission becomes a job: its limits, its number, its signatures and its plan, from one parse of its prompt.
+
+Decides from what it is given; the scheduler makes what comes out durable. The home of whatever bounds who may submit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from serve_app.errors import QueueFullError
+from serve_app.graph.graph import Graph
+from serve_app.graph.parse import parse
+from serve_app.graph.plan import Plan, Pool, is_strict, plan
+from serve_app.graph.signature import STRICT, signatures
+from serve_app.graph.spec import NodeSpec
+from serve_app.scheduler.messages import Submission
+from serve_app.store.changes import JobRow
+
+
+class Admission:
+    """One a scheduler's life.
+
+    pools: as the planner sees them. specs: the node classes that they run now. fingerprint: (folder, name) -> a tag
+    that changes with the file. max_queue: how many jobs may wait. share_results: whether a job may use what another one
+    made. strict: whether jobs are that do not say. next_order: the next job's place in the order of submission.
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        specs: Callable[[], Mapping[str, NodeSpec]],
+        fingerprint: Callable[[str, str], str],
+        *,
+        max_queue: int,
+        share_results: bool,
+        strict: bool,
+        next_order: int,
+    ) -> None:
+        self._pools = pools
+        self._specs = specs
+        self._fingerprint = fingerprint
+        self.max_queue = max_queue
+        self._share_results = share_results
+        self._strict = strict
+        self._next_order = next_order
+
+    async def admit(
+        self, submission: Submission, waiting: Callable[[], int], next_seq: Callable[[], int]
+    ) -> tuple[JobRow, Plan]:
+        """Return the job that a submission becomes. waiting: counts the jobs that wait; next_seq: an event's cursor.
+
+        Errors: InvalidGraphError, QueueFullError.
+        """
+        # Kept with the job, so that another configuration leaves what is queued as it is.
+        extra_data = {"strict": True, **submission.extra_data} if self._strict else submission.extra_data
+        # In a thread, and before the job has its number: it asks about files, and the store may be slow to answer.
+        graph, signed = await asyncio.to_thread(self._sign, submission.job_id, submission.prompt, extra_data)
+        if (count := waiting()) >= self.max_queue:
+            raise QueueFullError(f"{count} jobs wait, as many as max_queue allows", retry_after_s=5)
+        order = self._next_order
+        planned = plan(graph, self._specs(), list(submission.outputs), signed, self._pools)
+        number = submission.number
+        row = JobRow(
+            job_id=submission.job_id,
+            number=float(-order if submission.front else order) if number is None else number,
+            order=order,
+            prompt=submission.prompt,
+            targets=tuple(submission.outputs),
+            client_id=submission.client_id,
+            extra_data=extra_data,
+            created_s=time.time(),
+            queued_seq=next_seq(),
+        )
+        self._next_order += 1
+        return row, planned
+
+    async def readmit(self, row: JobRow) -> Plan:
+        """Plan what a job of an earlier life still has to produce. Errors: InvalidGraphError."""
+        graph, signed = await asyncio.to_thread(self._sign, row.job_id, row.prompt, row.extra_data)
+        left = [node_id for node_id in row.targets if node_id not in row.outputs]
+        return plan(graph, self._specs(), left, signed, self._pools)
+
+    def _sign(
+        self, job_id: str, prompt: Mapping[str, object], extra_data: Mapping[str, object]
+    ) -> tuple[Graph, dict[str, str]]:
+        salt = ("" if self._share_results else job_id) + (STRICT if is_strict(extra_data) else "")
+        graph = parse(prompt)
+        return graph, signatures(graph, self._specs(), self._fingerprint, salt)
