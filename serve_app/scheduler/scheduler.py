@@ -7,7 +7,6 @@ before its id is answered. Knows no Ray: `deployments/scheduler.py` makes it an 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,6 @@ from serve_app.errors import (
     InvalidSubmissionError,
     JobMissingError,
     ServeAppError,
-    StaleAttemptError,
-    StaleEpochError,
 )
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.graph import Graph
@@ -33,12 +30,12 @@ from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.abilities import Abilities
 from serve_app.scheduler.admission import Admission
 from serve_app.scheduler.board import Board
-from serve_app.scheduler.channels import Mailbox, Stream
+from serve_app.scheduler.channels import Stream
+from serve_app.scheduler.desk import Desk
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import (
     Accepted,
     Attached,
-    Checked,
     ClusterView,
     Free,
     Hooks,
@@ -65,10 +62,6 @@ from serve_app.scheduler.stimuli import (
     JobRefused,
     Persist,
     Publish,
-    ReplicaJoined,
-    ReplicaLeft,
-    ReplicaLost,
-    Reported,
     Send,
     Stimulus,
     Tell,
@@ -78,7 +71,7 @@ from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.tidying import Tidying
 from serve_app.scheduler.time_limit import Overtime
 from serve_app.scheduler.views import live_view, row_view
-from serve_app.scheduler.writer import Writer, persistently
+from serve_app.scheduler.writer import Writer
 from serve_app.store.changes import Change, JobQuery, JobRow
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
@@ -87,8 +80,6 @@ from serve_app.store.sweep import Sweep
 T = TypeVar("T")
 _log = log.get("scheduler")
 
-POLL_S = 5.0
-"""How long a replica's poll waits for a message before it is answered empty."""
 WATCH_S = 1.0
 """How often it looks for replicas that have been silent, and for jobs that have run, for too long."""
 CHECK_S, CHECKED_JOBS = 30.0, 200
@@ -128,7 +119,7 @@ class Scheduler:
         self._silence_s = silence_s
         self._overtime = Overtime(job_time_s)
         self.silenced: Callable[[str], None] = lambda replica_id: None
-        """Told of a replica that has been lost because it was silent; its process may live."""
+        """Told of a replica that is about to be lost for its silence; its process may live. Set before `start`."""
         self._jobs = jobs
         self._pools = tuple(pools)
         self._host = host
@@ -136,8 +127,6 @@ class Scheduler:
         self._database = ThreadPoolExecutor(1, "database")
         # Long lists are read beside the writer, which a job's every change waits for.
         self._reading = ThreadPoolExecutor(1, "reading")
-        self._mailboxes: dict[str, Mailbox] = {}
-        self._hosts: dict[str, HostStats] = {}
         self._abilities = Abilities(self._pools, jobs, self._in_database)
         self._tasks: list[asyncio.Task[None]] = []
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -154,6 +143,18 @@ class Scheduler:
         self._tasks = [asyncio.create_task(self._tenure.keep())]
         self._machine = Machine(self.epoch, self._max_attempts)
         self._validation = RemoteValidation(self._pools, lambda: self._machine.replicas.values(), self._mail)
+        self.desk = Desk(
+            self._tenure,
+            {pool.name for pool in self._pools},
+            self._abilities,
+            self._jobs,
+            self._in_database,
+            validation=self._validation,
+            feed=self._feed,
+            is_current=self._machine.is_current,
+            silence_s=self._silence_s,
+            silenced=self.silenced,
+        )
         await self._abilities.recall()
         next_order = await self._in_database(self._jobs.next_order)
         self.admission = self._admit(specs=self._abilities.specs, next_order=next_order)
@@ -276,8 +277,7 @@ class Scheduler:
 
     async def free(self, wish: Free) -> None:
         self._check_alive()
-        for replica_id in list(self._mailboxes):
-            self._mail(replica_id, wish)
+        self.desk.mail_all(wish)
 
     async def answered(self, job_id: str) -> None:
         self._board.feeds.release(job_id)
@@ -328,7 +328,7 @@ class Scheduler:
             ReplicaView(name, r.info.pool, r.info.slots, len(r.running), r.recipes, r.quarantined)
             for name, r in sorted(self._machine.replicas.items())
         )
-        hosts = {stats.host: stats for stats in [self._host(), *self._hosts.values()]}
+        hosts = {stats.host: stats for stats in [self._host(), *self.desk.hosts()]}
         uptime_s = max(0.0, time.time() - self._tenure.started_s)
         return ClusterView(tuple(hosts.values()), replicas, uptime_s, self.epoch, self.load())
 
@@ -354,77 +354,21 @@ class Scheduler:
     # For the replicas -------------------------------------------------------------------------------------------------
 
     async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
-        self._check_alive()
-        if info.pool not in {pool.name for pool in self._pools}:
-            raise StaleEpochError(f"pool {info.pool!r} is not one of this scheduler's")
-        await self._abilities.learn(self.epoch, info.pool, specs, info.routes)
-        self._validation.lost(info.replica_id)
-        self._mailboxes[info.replica_id] = Mailbox(heard_s=time.monotonic())
-        self._hosts[info.replica_id] = host
-        await self._feed(ReplicaJoined(info))
-        _log.info("replica %s joined pool %s with %d slots", info.replica_id, info.pool, info.slots)
-        return self.epoch
+        return await self.desk.join(info, specs, host)
 
     async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
-        mailbox = self._mailbox(replica_id, epoch)
-        mailbox.messages = [m for m in mailbox.messages if m[0] > after]
-        if not mailbox.messages:
-            mailbox.arrived.clear()
-            with contextlib.suppress(TimeoutError):
-                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
-                async with asyncio.timeout(POLL_S):
-                    await mailbox.arrived.wait()
-        self._mailbox(replica_id, epoch)
-        return list(mailbox.messages)
+        return await self.desk.poll(replica_id, epoch, after)
 
     async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None:
-        """Take a replica's reports in, in order, and return once they are durable."""
-        self._mailbox(replica_id, epoch)
-        if host is not None:
-            self._hosts[replica_id] = host
-        for report in reports:
-            if isinstance(report, Checked):
-                self._validation.answered(report)
-        fed = [self._feed(Reported(replica_id, report)) for report in reports if not isinstance(report, Checked)]
-        if fed:
-            await asyncio.gather(*fed)
+        await self.desk.report(replica_id, epoch, reports, host)
 
     async def reserve(
         self, task_id: TaskId, node_id: str, key: str, at_least: int, contents: Contents
     ) -> tuple[int, bool]:
-        self._check_alive()
-        if not self._machine.is_current(task_id):
-            raise StaleAttemptError(f"attempt {task_id.attempt} of job {task_id.job_id} has been replaced")
-        named = (task_id.job_id, node_id, key)
-        # Asked first and apart: reserving may be tried again after it was done, and would then look given before.
-        earlier = await persistently(lambda: self._in_database(self._jobs.reserved, *named))
-        reserve = partial(self._jobs.reserve, self.epoch, *named, at_least, contents)
-        first = await persistently(lambda: self._in_database(reserve))
-        return first, earlier == (first, len(contents))
+        return await self.desk.reserve(task_id, node_id, key, at_least, contents)
 
     async def leave(self, replica_id: str, epoch: int) -> None:
-        if epoch == self.epoch:
-            _log.info("replica %s leaves", replica_id)
-            await self._gone(replica_id, ReplicaLeft(replica_id))
-
-    async def lost(self, replica_id: str) -> None:
-        """The replica has died or is silent: hand its tasks to others, and hold it against those that ran there."""
-        _log.warning("replica %s is lost", replica_id)
-        await self._gone(replica_id, ReplicaLost(replica_id, checking=self._validation.under_way(replica_id)))
-
-    async def _gone(self, replica_id: str, stimulus: Stimulus) -> None:
-        if self._mailboxes.pop(replica_id, None) is not None:
-            self._hosts.pop(replica_id, None)
-            self._validation.lost(replica_id)
-            await self._feed(stimulus)
-
-    def _mailbox(self, replica_id: str, epoch: int) -> Mailbox:
-        self._check_alive()
-        mailbox = self._mailboxes.get(replica_id)
-        if mailbox is None or epoch != self.epoch:
-            raise StaleEpochError(f"replica {replica_id} is not registered in epoch {self.epoch} and must join again")
-        mailbox.heard_s = time.monotonic()
-        return mailbox
+        await self.desk.leave(replica_id, epoch)
 
     # Recovering -------------------------------------------------------------------------------------------------------
 
@@ -467,9 +411,12 @@ class Scheduler:
                 case Persist():
                     pass
 
+    async def lost(self, replica_id: str) -> None:
+        """The replica has died; as `Desk.lost`."""
+        await self.desk.lost(replica_id)
+
     def _mail(self, replica_id: str, message: Message) -> None:
-        if mailbox := self._mailboxes.get(replica_id):
-            mailbox.put(message)
+        self.desk.mail(replica_id, message)
 
     async def _watch(self) -> None:
         """Take replicas that have been silent for too long for lost, and end jobs that have run for too long."""
@@ -478,16 +425,9 @@ class Scheduler:
             await asyncio.sleep(WATCH_S)
             late_s = time.monotonic() - looked_s - WATCH_S
             looked_s = time.monotonic()
-            if late_s > WATCH_S:
-                # It was this process that heard nothing.
-                for mailbox in self._mailboxes.values():
-                    mailbox.heard_s += late_s
             self._board.feeds.forget_idle()
-            silent = [n for n, m in self._mailboxes.items() if looked_s - m.heard_s > self._silence_s]
-            for replica_id in silent:
-                _log.error("replica %s has said nothing for %g s", replica_id, self._silence_s)
-                self.silenced(replica_id)
-                await self.lost(replica_id)
+            # What this process did not hear while it was away itself is held against nobody.
+            await self.desk.lose_silent(late_s if late_s > WATCH_S else 0.0)
             if checked_s + CHECK_S < looked_s and len(self._machine.jobs) <= CHECKED_JOBS:
                 checked_s = looked_s
                 for job_id, what in self._machine.check():

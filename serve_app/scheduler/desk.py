@@ -1,0 +1,166 @@
+"""The scheduler's side towards replicas: who is there, what waits for them, what they report, and when they are lost.
+
+Every message waits in a replica's mailbox, behind a cursor, until the replica has polled past it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import partial
+from typing import Any
+
+from serve_app import log
+from serve_app.errors import StaleAttemptError, StaleEpochError
+from serve_app.graph.plan import TaskId
+from serve_app.graph.spec import NodeSpec
+from serve_app.scheduler.abilities import Abilities
+from serve_app.scheduler.channels import Mailbox
+from serve_app.scheduler.messages import Checked, HostStats, Message, ReplicaInfo, Report
+from serve_app.scheduler.remote_validation import RemoteValidation
+from serve_app.scheduler.stimuli import ReplicaJoined, ReplicaLeft, ReplicaLost, Reported, Stimulus
+from serve_app.scheduler.tenure import Tenure
+from serve_app.scheduler.writer import persistently
+from serve_app.store.jobs import Jobs
+from serve_app.store.reserved import Contents
+
+POLL_S = 5.0
+"""How long a replica's poll waits for a message before it is answered empty."""
+_log = log.get("scheduler")
+
+
+class Desk:
+    """One a scheduler's life. Implements ReplicaDesk.
+
+    feed: lets the machine decide; its future is done when that is durable. is_current: whether an attempt is the one
+    that runs now. silence_s: how long a replica may say nothing before it counts as lost; silenced: told of one that
+    is about to be, whose process may live.
+    """
+
+    def __init__(
+        self,
+        tenure: Tenure,
+        pools: Collection[str],
+        abilities: Abilities,
+        jobs: Jobs,
+        in_database: Callable[..., Awaitable[Any]],
+        *,
+        validation: RemoteValidation,
+        feed: Callable[[Stimulus], Awaitable[None]],
+        is_current: Callable[[TaskId], bool],
+        silence_s: float,
+        silenced: Callable[[str], None],
+    ) -> None:
+        self._tenure = tenure
+        self._pools = pools
+        self._abilities = abilities
+        self._jobs = jobs
+        self._in_database = in_database
+        self._feed = feed
+        self._is_current = is_current
+        self._silence_s = silence_s
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._hosts: dict[str, HostStats] = {}
+        self._validation = validation
+        self._silenced = silenced
+
+    async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
+        self._tenure.check()
+        if info.pool not in self._pools:
+            raise StaleEpochError(f"pool {info.pool!r} is not one of this scheduler's")
+        await self._abilities.learn(self._tenure.epoch, info.pool, specs, info.routes)
+        self._validation.lost(info.replica_id)
+        self._mailboxes[info.replica_id] = Mailbox(heard_s=time.monotonic())
+        self._hosts[info.replica_id] = host
+        await self._feed(ReplicaJoined(info))
+        _log.info("replica %s joined pool %s with %d slots", info.replica_id, info.pool, info.slots)
+        return self._tenure.epoch
+
+    async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
+        mailbox = self._mailbox(replica_id, epoch)
+        mailbox.messages = [m for m in mailbox.messages if m[0] > after]
+        if not mailbox.messages:
+            mailbox.arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+                async with asyncio.timeout(POLL_S):
+                    await mailbox.arrived.wait()
+        self._mailbox(replica_id, epoch)
+        return list(mailbox.messages)
+
+    async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None:
+        """Take a replica's reports in, in order, and return once they are durable."""
+        self._mailbox(replica_id, epoch)
+        if host is not None:
+            self._hosts[replica_id] = host
+        for report in reports:
+            if isinstance(report, Checked):
+                self._validation.answered(report)
+        fed = [self._feed(Reported(replica_id, report)) for report in reports if not isinstance(report, Checked)]
+        if fed:
+            await asyncio.gather(*fed)
+
+    async def reserve(
+        self, task_id: TaskId, node_id: str, key: str, at_least: int, contents: Contents
+    ) -> tuple[int, bool]:
+        self._tenure.check()
+        if not self._is_current(task_id):
+            raise StaleAttemptError(f"attempt {task_id.attempt} of job {task_id.job_id} has been replaced")
+        named = (task_id.job_id, node_id, key)
+        # Asked first and apart: reserving may be tried again after it was done, and would then look given before.
+        earlier = await persistently(lambda: self._in_database(self._jobs.reserved, *named))
+        reserve = partial(self._jobs.reserve, self._tenure.epoch, *named, at_least, contents)
+        first = await persistently(lambda: self._in_database(reserve))
+        return first, earlier == (first, len(contents))
+
+    async def leave(self, replica_id: str, epoch: int) -> None:
+        if epoch == self._tenure.epoch:
+            _log.info("replica %s leaves", replica_id)
+            await self._gone(replica_id, ReplicaLeft(replica_id))
+
+    async def lost(self, replica_id: str) -> None:
+        """The replica has died or is silent: hand its tasks to others, and hold it against those that ran there."""
+        _log.warning("replica %s is lost", replica_id)
+        await self._gone(replica_id, ReplicaLost(replica_id, checking=self._validation.under_way(replica_id)))
+
+    async def _gone(self, replica_id: str, stimulus: Stimulus) -> None:
+        if self._mailboxes.pop(replica_id, None) is not None:
+            self._hosts.pop(replica_id, None)
+            self._validation.lost(replica_id)
+            await self._feed(stimulus)
+
+    def _mailbox(self, replica_id: str, epoch: int) -> Mailbox:
+        self._tenure.check()
+        mailbox = self._mailboxes.get(replica_id)
+        if mailbox is None or epoch != self._tenure.epoch:
+            raise StaleEpochError(
+                f"replica {replica_id} is not registered in epoch {self._tenure.epoch} and must join again"
+            )
+        mailbox.heard_s = time.monotonic()
+        return mailbox
+
+    def mail(self, replica_id: str, message: Message) -> None:
+        """Put a message into a replica's mailbox, if it is there."""
+        if mailbox := self._mailboxes.get(replica_id):
+            mailbox.put(message)
+
+    def mail_all(self, message: Message) -> None:
+        """Put a message into every mailbox."""
+        for mailbox in self._mailboxes.values():
+            mailbox.put(message)
+
+    def hosts(self) -> Iterable[HostStats]:
+        """Return the hosts as their replicas saw them last."""
+        return self._hosts.values()
+
+    async def lose_silent(self, late_s: float) -> None:
+        """Take replicas for lost that have said nothing for silence_s. late_s: how long this process was away itself."""
+        for mailbox in self._mailboxes.values():
+            mailbox.heard_s += late_s
+        now_s = time.monotonic()
+        for replica_id in [name for name, box in self._mailboxes.items() if now_s - box.heard_s > self._silence_s]:
+            _log.error("replica %s has said nothing for %g s", replica_id, self._silence_s)
+            self._silenced(replica_id)
+            await self.lost(replica_id)
