@@ -156,7 +156,7 @@ class Desk:
         return self._hosts.values()
 
     async def lose_silent(self, late_s: float) -> None:
-        """Take replicas for lost that have said nothing for silence_s. late_s: how long this process was away itself."""
+        """Take replicas for lost that have said nothing for silence_s. late_s: how long this process was away."""
         for mailbox in self._mailboxes.values():
             mailbox.heard_s += late_s
         now_s = time.monotonic()
