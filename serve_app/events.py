@@ -7,8 +7,12 @@ its upper bits are the scheduler's epoch. Dialects in `api` render events; nothi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
+
+JobState: TypeAlias = Literal["queued", "running", "success", "error", "cancelled"]
+"""Where a job stands; the last three are for good."""
+Ending: TypeAlias = Literal["success", "error", "cancelled"]
 
 Kind: TypeAlias = Literal[
     "queued",
@@ -34,6 +38,41 @@ VALUE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Where and why a job ended without success; one that was cancelled has the where alone.
+
+    node: as submitted, "" for none. exception_type, message, traceback: of what was raised. executed: the nodes that
+    had run. current_inputs: what the node was given, as text. current_outputs: nodes whose values were known at start.
+    """
+
+    node: str = ""
+    class_type: str = ""
+    exception_type: str = ""
+    message: str = ""
+    traceback: tuple[str, ...] = ()
+    executed: tuple[str, ...] = ()
+    current_inputs: Mapping[str, Any] = field(default_factory=dict)
+    current_outputs: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Return the failure of a job that ends at no node of it."""
+        return cls(exception_type=type(error).__name__, message=str(error))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the members that say something; `from_json` undoes it."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Failure:
+        """Rebuild a failure from the data of its event, or from its row in the database."""
+        known: dict[str, Any] = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        return cls(**{**known, **lists})
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One thing that happened to a job.
 
@@ -42,9 +81,8 @@ class Event:
     blocked {"node", "class_type", "message"}: a node was passed over, and the job goes on;
     preview {"node", "image"}: what a node has come to, a JPEG that is elsewhere; not kept with the job;
     message {"node", "type", "data"}: a node's own words for its client; without a node, and of job "", a pack's;
-    error {"node", "class_type", "exception_type", "message", "traceback"}; cancelled {"node", "class_type",
-    "executed"} if a node ran; the others {}. A node that another one expanded into may name "display_node",
-    "parent_node" and "real_node" too; an error may hold "executed", "current_inputs" and "current_outputs".
+    error, cancelled: a Failure as JSON; the others {}. A node that another one expanded into may name "display_node",
+    "parent_node" and "real_node" too.
     at_s: Unix time in seconds.
     """
 

@@ -62,6 +62,7 @@ def rebuilt(row: JobRow) -> list[Event]:
     for node_id, (seq, ui) in row.outputs.items():
         at_s = row.ended_s or row.started_s or row.created_s
         events.append(Event(row.job_id, seq, "executed", at_s, {"node": node_id, "output": ui}))
-    if row.ended_s is not None and row.ended_seq is not None:
-        events.append(Event(row.job_id, row.ended_seq, row.state, row.ended_s, row.failure))  # type: ignore[arg-type]
+    ending = None if row.state == "queued" or row.state == "running" else row.state
+    if row.ended_s is not None and row.ended_seq is not None and ending is not None:
+        events.append(Event(row.job_id, row.ended_seq, ending, row.ended_s, row.failure.to_json()))
     return sorted(events, key=lambda e: e.seq)

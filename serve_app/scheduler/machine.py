@@ -21,9 +21,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from serve_app.events import Event, Kind
+from serve_app.events import Ending, Event, Failure, Kind
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, TaskId
 from serve_app.scheduler import node_reports, quarantine
@@ -54,7 +55,16 @@ from serve_app.scheduler.messages import (
 )
 from serve_app.scheduler.placement import ReplicaRecord, choose, constants_of
 from serve_app.scheduler.ready_queue import Entry, ReadyQueue
-from serve_app.scheduler.records import JobRecord, TaskRecord, assignment, elsewhere, id_of, placed, stopped, targets_of
+from serve_app.scheduler.records import (
+    JobRecord,
+    TaskRecord,
+    assignment,
+    elsewhere,
+    failure_of,
+    id_of,
+    placed,
+    targets_of,
+)
 from serve_app.scheduler.results import Results
 from serve_app.scheduler.stimuli import (
     CancelAsked,
@@ -73,7 +83,6 @@ from serve_app.scheduler.stimuli import (
 )
 from serve_app.scheduler.story import Story
 from serve_app.store.changes import (
-    Ending,
     JobAccepted,
     JobEnded,
     JobLostReplica,
@@ -116,7 +125,7 @@ class Machine:
                 self._job_arrived(row, plan)
             case CancelAsked(job_id):
                 if job_id in self.jobs:
-                    self._end(self.jobs[job_id], "cancelled", stopped(self.jobs[job_id]))
+                    self._end(self.jobs[job_id], "cancelled", _whereabouts(self.jobs[job_id]))
             case JobRefused(job_id, failure, since_s):
                 if job_id in self.jobs:
                     self._end(self.jobs[job_id], "error", failure)
@@ -178,7 +187,7 @@ class Machine:
         if job.missing:
             self._wake(job)
         else:
-            self._end(job, "success", {})
+            self._end(job, "success", Failure())
 
     def _wake(self, job: JobRecord) -> None:
         """Make ready every waiting task whose needs are done and that has something to evaluate."""
@@ -216,9 +225,9 @@ class Machine:
         executed = {"node": node_id, "output": ui}
         self._commands.append(Publish(Event(job.row.job_id, seq, "executed", self._at_s, executed)))
         if not job.missing:
-            self._end(job, "success", {}, by)
+            self._end(job, "success", Failure(), by)
 
-    def _end(self, job: JobRecord, state: Ending, failure: Mapping[str, Any], by: TaskId | None = None) -> None:
+    def _end(self, job: JobRecord, state: Ending, failure: Failure, by: TaskId | None = None) -> None:
         """End a job and stop what runs of it, but for the task that brings the end and is as good as over itself."""
         del self.jobs[job.row.job_id]
         self._story.forget(job.row.job_id)
@@ -228,10 +237,10 @@ class Machine:
             if task.state == "running" and (task_id != by or any(task_id in w for w in self._waiters.values())):
                 self._send(task.replica_id, Interrupt(task_id))
 
-    def _write_end(self, job_id: str, state: Ending, failure: Mapping[str, Any], at_s: float) -> None:
+    def _write_end(self, job_id: str, state: Ending, failure: Failure, at_s: float) -> None:
         seq = self.next_seq()
         self._commands.append(Persist(JobEnded(job_id, state, at_s, seq, failure)))
-        self._commands.append(Publish(Event(job_id, seq, state, at_s, failure)))
+        self._commands.append(Publish(Event(job_id, seq, state, at_s, failure.to_json())))
 
     def _publish(self, job: JobRecord, kind: Kind, data: Mapping[str, Any]) -> None:
         self._commands.append(Publish(Event(job.row.job_id, self.next_seq(), kind, self._at_s, data)))
@@ -419,16 +428,13 @@ class Machine:
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
                     current[1].state = "done"
-                    failure = {
-                        "node": node_id,
-                        "class_type": class_type,
-                        "exception_type": exception_type,
-                        "message": message,
-                        "traceback": list(traceback),
-                        "executed": sorted(current[0].finished),
-                        "current_inputs": inputs,
-                        "current_outputs": sorted(current[0].cached),
-                    }
+                    failure = replace(
+                        failure_of(current[0], node_id, exception_type, message),
+                        node=node_id,
+                        class_type=class_type,
+                        traceback=tuple(traceback),
+                        current_inputs=inputs,
+                    )
                     self._end(current[0], "error", failure)
             case TaskStopped(task_id):
                 self._let_go(replica, task_id)
@@ -438,7 +444,7 @@ class Machine:
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
                     current[1].state = "done"
-                    self._end(current[0], "cancelled", {})
+                    self._end(current[0], "cancelled", Failure())
             case Want(task_id, signature):
                 if self._current(task_id):
                     self._resolve(signature, [task_id])
@@ -566,15 +572,14 @@ class Machine:
                 self._commands.append(Persist(JobLostReplica(job.row.job_id, job.losses, job.lone_losses)))
 
     def _give_up(self, job: JobRecord, replica: ReplicaRecord) -> None:
-        where = stopped(job) or {"node": next(targets_of(job, t)[0] for t in job.tasks if t.state == "running")}
-        class_type = job.plan.graph.nodes[where["node"]].class_type
+        first = next(targets_of(job, task)[0] for task in job.tasks if task.state == "running")
+        where = failure_of(job, "" if job.executing else first)
         message = (
-            f"{class_type} {where['node']} ran when the job lost the last of {job.lone_losses} replicas of pool "
+            f"{where.class_type} {where.node} ran when the job lost the last of {job.lone_losses} replicas of pool "
             f"{replica.info.pool} on which it ran alone; the process ended, hung or ran out of memory each time, "
             "so the job is given up"
         )
-        failure = {"node": where["node"], "class_type": class_type, "exception_type": "ReplicaLost"}
-        self._end(job, "error", {**failure, "message": message, "traceback": []})
+        self._end(job, "error", replace(where, exception_type="ReplicaLost", message=message))
 
     def _replica_gone(self, replica_id: str) -> None:
         """Hand on what a replica ran, held and was to make."""
@@ -597,12 +602,17 @@ class Machine:
             self._try_again(job, task)
             return
         message = f"the task with nodes {', '.join(task.plan.nodes)} was stopped by its replica {task.stops} times"
-        failure = {"node": targets_of(job, task)[0], "class_type": "", "exception_type": "TaskStopped"}
         task.state = "done"
-        self._end(job, "error", {**failure, "message": f"{message} and is given up", "traceback": []})
+        failure = failure_of(job, targets_of(job, task)[0], "TaskStopped", f"{message} and is given up")
+        self._end(job, "error", failure)
 
     def _try_again(self, job: JobRecord, task: TaskRecord) -> None:
         task.attempt += 1
         for node_id in [n for n, real in job.executing.items() if real in task.plan.nodes]:
             del job.executing[node_id]
         self._make_ready(job, task)
+
+
+def _whereabouts(job: JobRecord) -> Failure:
+    """Return where a job is that is cancelled: nowhere unless a node runs."""
+    return replace(failure_of(job), current_outputs=()) if job.executing else Failure()

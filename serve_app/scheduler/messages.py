@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 from serve_app.errors import Problem
-from serve_app.events import Event
+from serve_app.events import Event, Failure, JobState
 from serve_app.graph.graph import Graph, Node, Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
@@ -55,7 +55,6 @@ class Hooks:
     fingerprints: Mapping[str, Any] = field(default_factory=dict)
 
 
-JobState: TypeAlias = Literal["queued", "running", "success", "error", "cancelled"]
 Unfinished: TypeAlias = Literal["queued", "running"]
 
 
@@ -80,7 +79,7 @@ class JobView:
     ended_s: float | None
     percent: int
     outputs: Mapping[str, Any]
-    failure: Mapping[str, Any]
+    failure: Failure
     cached: tuple[str, ...] = ()
 
 

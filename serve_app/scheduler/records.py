@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from serve_app.events import Failure
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
 from serve_app.store.changes import JobRow
@@ -84,13 +85,14 @@ def elsewhere(job: JobRecord, task: TaskRecord, signature: str) -> list[str]:
     return [node_id for node_id in others if job.plan.signatures[node_id] == signature]
 
 
-def stopped(job: JobRecord) -> dict[str, Any]:
-    """Return where a job is that is about to be stopped: the node that began last, and what has run."""
-    if not job.executing:
-        return {}
-    node_id = list(job.executing.values())[-1]
-    class_type = job.plan.graph.nodes[node_id].class_type
-    return {"node": node_id, "class_type": class_type, "executed": sorted(job.finished)}
+def failure_of(job: JobRecord, node_id: str = "", exception_type: str = "", message: str = "") -> Failure:
+    """Return where a job is that is about to end: at this node, else at the one that began last, and what has run."""
+    if not node_id and job.executing:
+        node_id = list(job.executing.values())[-1]
+    node = job.plan.graph.nodes.get(node_id)
+    class_type = "" if node is None else node.class_type
+    executed, cached = tuple(sorted(job.finished)), tuple(sorted(job.cached))
+    return Failure(node_id, class_type, exception_type, message, executed=executed, current_outputs=cached)
 
 
 def placed(node_id: str, origin: Origin | None) -> dict[str, Any]:

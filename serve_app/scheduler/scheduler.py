@@ -22,7 +22,7 @@ from serve_app.errors import (
     JobMissingError,
     ServeAppError,
 )
-from serve_app.events import ENDINGS, Event
+from serve_app.events import ENDINGS, Event, Failure
 from serve_app.graph.graph import Graph
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import NodeSpec
@@ -381,7 +381,7 @@ class Scheduler:
             await recovered
         except ServeAppError as error:
             _log.error("job %s can no longer be planned: %s", row.job_id, error)
-            await self._feed(JobRefused(row.job_id, _no_node(error), row.started_s or row.created_s))
+            await self._feed(JobRefused(row.job_id, Failure.of(error), row.started_s or row.created_s))
 
     # Carrying out -----------------------------------------------------------------------------------------------------
 
@@ -393,7 +393,7 @@ class Scheduler:
         await self._in_database(self._jobs.write, self.epoch, changes)
 
     def _refused(self, error: ChangeRefusedError) -> list[Command]:
-        return self._machine.handle(JobRefused(error.job_id, _no_node(error)), time.time())
+        return self._machine.handle(JobRefused(error.job_id, Failure.of(error)), time.time())
 
     def _carry_out(self, commands: Sequence[Command]) -> None:
         for command in commands:
@@ -458,9 +458,3 @@ class Scheduler:
         if row is None:
             raise JobMissingError(f"no job has the id {job_id!r}")
         return self._board.rebuild(row)
-
-
-def _no_node(error: Exception) -> dict[str, Any]:
-    """Return an error as the failure of a job that ends at no node of it."""
-    where = {"node": "", "class_type": "", "exception_type": type(error).__name__}
-    return {**where, "message": str(error), "traceback": []}

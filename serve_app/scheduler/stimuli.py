@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from serve_app.events import Event
+from serve_app.events import Event, Failure
 from serve_app.graph.plan import Plan
 from serve_app.scheduler.messages import Message, ReplicaInfo, Report
 from serve_app.store.changes import Change, JobRow
@@ -32,7 +31,7 @@ class JobRefused:
     """
 
     job_id: str
-    failure: Mapping[str, Any]
+    failure: Failure
     since_s: float = 0.0
 
 

@@ -6,9 +6,9 @@ It is counted by a steady clock: the wall clock may be set while jobs run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from serve_app.scheduler.records import JobRecord
+from serve_app.events import Failure
+from serve_app.scheduler.records import JobRecord, failure_of
 
 
 class Overtime:
@@ -18,9 +18,7 @@ class Overtime:
         self._configured_s = configured_s
         self._since_s: dict[str, float] = {}
 
-    def failures(
-        self, jobs: Mapping[str, JobRecord], wall_s: float, steady_s: float
-    ) -> list[tuple[str, Mapping[str, Any]]]:
+    def failures(self, jobs: Mapping[str, JobRecord], wall_s: float, steady_s: float) -> list[tuple[str, Failure]]:
         """Return (job id, failure) of each; to be asked often. wall_s: Unix time. steady_s: by a clock nobody sets.
 
         Only what a job had run when it was first seen here counts by the wall clock.
@@ -36,7 +34,7 @@ class Overtime:
         return [(job_id, failure) for job_id, failure in found if failure is not None]
 
 
-def overtime(job: JobRecord, configured_s: float | None, ran_s: float) -> Mapping[str, Any] | None:
+def overtime(job: JobRecord, configured_s: float | None, ran_s: float) -> Failure | None:
     """Return the failure of a job that has run for longer than it may, else None.
 
     The lower one counts of what is configured and what the submission asks for as job_time_s in its extra_data.
@@ -55,13 +53,5 @@ def overtime(job: JobRecord, configured_s: float | None, ran_s: float) -> Mappin
         node_id: job.plan.graph.nodes[node_id].class_type for node_id in nodes if node_id in job.plan.graph.nodes
     }
     running = ", ".join(f"node {node_id} ({classes.get(node_id, 'made by a node')})" for node_id in nodes) or "no node"
-    first = nodes[0] if nodes else ""
-    return {
-        "node": first,
-        "class_type": classes.get(first, ""),
-        "exception_type": "JobTimeError",
-        "message": f"the job ran for longer than {limit_s:g} s, the {source}; {running} ran",
-        "traceback": [],
-        "executed": sorted(job.finished),
-        "current_outputs": sorted(job.cached),
-    }
+    message = f"the job ran for longer than {limit_s:g} s, the {source}; {running} ran"
+    return failure_of(job, nodes[0] if nodes else "", "JobTimeError", message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from serve_app.events import JobState
 from serve_app.scheduler.messages import JobView
 from serve_app.scheduler.records import JobRecord
 from serve_app.store.changes import JobRow
@@ -12,6 +13,7 @@ from serve_app.store.changes import JobRow
 
 def live_view(job: JobRecord) -> JobView:
     """Return an unfinished job as it is now."""
+    state: JobState
     state, percent = ("queued", 0) if job.started_s is None else ("running", job.percent)
     return _view(job.row, state, job.started_s, percent, job.outputs, job.cached)
 
@@ -24,12 +26,17 @@ def row_view(row: JobRow) -> JobView:
 
 
 def _view(
-    row: JobRow, state: str, started_s: float | None, percent: int, outputs: Mapping[str, Any], cached: tuple[str, ...]
+    row: JobRow,
+    state: JobState,
+    started_s: float | None,
+    percent: int,
+    outputs: Mapping[str, Any],
+    cached: tuple[str, ...],
 ) -> JobView:
     return JobView(
         job_id=row.job_id,
         number=row.number,
-        state=state,  # type: ignore[arg-type]
+        state=state,
         prompt=row.prompt,
         outputs_to_execute=row.targets,
         client_id=row.client_id,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-Ending: TypeAlias = Literal["success", "error", "cancelled"]
+from serve_app.events import Ending, Failure, JobState
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class JobRow:
     extra_data: Mapping[str, Any]
     created_s: float
     queued_seq: int
-    state: str = "queued"
+    state: JobState = "queued"
     started_s: float | None = None
     started_seq: int | None = None
     ended_s: float | None = None
     ended_seq: int | None = None
-    failure: Mapping[str, Any] = field(default_factory=dict)
+    failure: Failure = field(default_factory=Failure)
     cached: tuple[str, ...] = ()
     outputs: Mapping[str, tuple[int, Mapping[str, Any]]] = field(default_factory=dict)
     losses: int = 0
@@ -89,13 +89,13 @@ class OutputRecorded:
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
-    """failure: the data of the event that ends the job: of its error, or of where it was when it was cancelled."""
+    """failure: of its error, or where it was when it was cancelled."""
 
     job_id: str
     state: Ending
     at_s: float
     seq: int
-    failure: Mapping[str, Any]
+    failure: Failure
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,6 +30,7 @@ from serve_app.errors import (
     DatabaseGoneError,
     StaleEpochError,
 )
+from serve_app.events import Failure
 from serve_app.store.changes import (
     Change,
     JobAccepted,
@@ -420,8 +421,8 @@ def _apply(connection: sa.Connection, change: Change) -> None:
     """Apply a change; one that is there already changes nothing, for the answer to its COMMIT may have been lost."""
     match change:
         case JobAccepted(row):
-            values = asdict(row)
-            del values["outputs"]
+            values = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "outputs"}
+            values["failure"] = row.failure.to_json()
             for column in JSON_COLUMNS:
                 values[column] = json.dumps(values[column])
             _insert(connection, JOBS, values, ACCEPTED_COLUMNS, change.job_id)
@@ -435,7 +436,7 @@ def _apply(connection: sa.Connection, change: Change) -> None:
             values = {"job_id": job_id, "node_id": node_id, "ui": json.dumps(ui), "seq": seq}
             _insert(connection, OUTPUTS, values, values, job_id)
         case JobEnded(job_id, state, at_s, seq, failure):
-            ended = {"state": state, "ended_s": at_s, "ended_seq": seq, "failure": json.dumps(failure)}
+            ended = {"state": state, "ended_s": at_s, "ended_seq": seq, "failure": json.dumps(failure.to_json())}
             held = sa.or_(*(JOBS.c.extra_data.contains(f'"{name}"', autoescape=True) for name in sorted(CREDENTIALS)))
             given = sa.select(JOBS.c.extra_data).where((JOBS.c.job_id == job_id) & held)
             if (extra_data := connection.execute(given).scalar()) is not None:
@@ -461,4 +462,4 @@ def _row(columns: Mapping[str, Any], outputs: Mapping[str, tuple[int, Any]]) -> 
     for column in JSON_COLUMNS:
         values[column] = json.loads(values[column])
     lists = {column: tuple(values[column]) for column in ("targets", "cached")}
-    return JobRow(**{**values, **lists, "outputs": outputs})
+    return JobRow(**{**values, **lists, "failure": Failure.from_json(values["failure"]), "outputs": outputs})

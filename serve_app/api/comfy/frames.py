@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from serve_app.events import Event
+from serve_app.events import Event, Failure
 
 Frame: TypeAlias = dict[str, Any] | bytes
 """A message of the socket: {"type", "data"} as text, or bytes."""
@@ -82,7 +82,7 @@ class Story:
             case "success":
                 yield frame("execution_success", stamp)
             case "error":
-                yield frame("execution_error", {**error_data(event.data, self._executed()), **stamp})
+                yield frame("execution_error", {**error_data(Failure.from_json(event.data), self._executed()), **stamp})
             case "cancelled":
                 if self._begun:
                     yield frame("execution_interrupted", {**self._interrupted(event), **stamp})
@@ -148,25 +148,26 @@ class Story:
         return list(self._finished)
 
     def _interrupted(self, event: Event) -> dict[str, Any]:
+        failure = Failure.from_json(event.data)
         running = [node_id for node_id, node in self._nodes.items() if node["state"] == "running"]
         return {
-            "node_id": event.data.get("node", running[-1] if running else None),
-            "node_type": event.data.get("class_type"),
-            "executed": list(event.data.get("executed", self._executed())),
+            "node_id": failure.node or (running[-1] if running else None),
+            "node_type": failure.class_type or None,
+            "executed": list(failure.executed or self._executed()),
         }
 
 
-def error_data(failure: Mapping[str, Any], executed: Sequence[str]) -> dict[str, Any]:
+def error_data(failure: Failure, executed: Sequence[str]) -> dict[str, Any]:
     """Return a failure as the members of an `execution_error`. executed: what had run, where the failure says not."""
     return {
-        "node_id": failure.get("real_node", failure.get("node", "")),
-        "node_type": failure.get("class_type", ""),
-        "executed": list(failure.get("executed", executed)),
-        "exception_message": f"{failure.get('message', 'no reason is recorded')}\n",
-        "exception_type": failure.get("exception_type", "Exception"),
-        "traceback": list(failure.get("traceback", ())),
-        "current_inputs": dict(failure.get("current_inputs", {})),
-        "current_outputs": list(failure.get("current_outputs", executed)),
+        "node_id": failure.node,
+        "node_type": failure.class_type,
+        "executed": list(failure.executed or executed),
+        "exception_message": f"{failure.message or 'no reason is recorded'}\n",
+        "exception_type": failure.exception_type or "Exception",
+        "traceback": list(failure.traceback),
+        "current_inputs": dict(failure.current_inputs),
+        "current_outputs": list(failure.current_outputs),
     }
 
 

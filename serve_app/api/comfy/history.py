@@ -85,9 +85,8 @@ def _messages(job: JobView) -> list[list[Any]]:
         case "success":
             messages.append(["execution_success", ended])
         case "cancelled":
-            node = job.failure.get("node")
-            executed = list(job.failure.get("executed", ()))
-            where = {"node_id": node, "node_type": job.failure.get("class_type"), "executed": executed}
+            at = {"node_id": job.failure.node or None, "node_type": job.failure.class_type or None}
+            where = {**at, "executed": list(job.failure.executed)}
             messages.append(["execution_interrupted", {**where, **ended}])
         case _:
             messages.append(["execution_error", {**error_data(job.failure, list(job.outputs)), **ended}])

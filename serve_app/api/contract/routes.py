@@ -106,9 +106,8 @@ def _messages(job: JobView) -> list[str]:
     if job.state != "error":
         return []
     failure = job.failure
-    node = failure.get("node", "")
-    where = f"{failure.get('class_type') or 'node'} {node}" if node else "the job"
-    return [f"{where}: {failure.get('exception_type', 'error')}: {failure.get('message', 'no reason is recorded')}"]
+    where = f"{failure.class_type or 'node'} {failure.node}" if failure.node else "the job"
+    return [f"{where}: {failure.exception_type or 'error'}: {failure.message or 'no reason is recorded'}"]
 
 
 def system_stats(cluster: ClusterView) -> dict[str, Any]:

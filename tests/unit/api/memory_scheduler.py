@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from serve_app.errors import JobMissingError, UnavailableError
-from serve_app.events import Event, Kind
+from serve_app.events import Event, Failure, Kind
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.feeds import Feeds
@@ -74,7 +74,7 @@ class MemoryScheduler:
         self._become(job_id, "success", state="success", percent=100, ended_s=time.time())
 
     def fail(self, job_id: str, failure: Mapping[str, Any]) -> None:
-        self._become(job_id, "error", failure, state="error", failure=failure, ended_s=time.time())
+        self._become(job_id, "error", failure, state="error", failure=Failure.from_json(failure), ended_s=time.time())
 
     def _become(self, job_id: str, kind: Kind, data: Mapping[str, Any] | None = None, **changes: Any) -> None:
         stream = self.streams[job_id]
@@ -110,7 +110,7 @@ class MemoryScheduler:
                 ended_s=None,
                 percent=0,
                 outputs={},
-                failure={},
+                failure=Failure(),
             )
             if submission.client_id is not None:
                 self.feeds.hold(job_id, submission.client_id)
@@ -124,7 +124,9 @@ class MemoryScheduler:
         ran = [event.data["node"] for event in self.streams[job_id] if event.kind == "executing"]
         job = self.jobs[job_id]
         where = {"node": ran[-1], "class_type": job.prompt[ran[-1]]["class_type"], "executed": []} if ran else {}
-        self._become(job_id, "cancelled", where, state="cancelled", failure=where, ended_s=time.time())
+        self._become(
+            job_id, "cancelled", where, state="cancelled", failure=Failure.from_json(where), ended_s=time.time()
+        )
         return True
 
     async def cancel_all(self, job_ids: Sequence[str] | None, which: str | None = None) -> int:

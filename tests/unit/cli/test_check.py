@@ -11,6 +11,7 @@ import pytest
 
 from serve_app.cli import check as command
 from serve_app.cli import main
+from serve_app.events import Failure
 from serve_app.nodes.files import NodeFiles
 from serve_app.scheduler import tenure
 from serve_app.store.changes import JobAccepted, JobEnded, JobRow, JobStarted, OutputRecorded
@@ -43,7 +44,7 @@ class Site:
         images = asyncio.run(NodeFiles(self.store, job_id, "1", reserve).save("output", "x", ".png", [b"x"]))
         if recorded:
             self.jobs.write(self.epoch, [OutputRecorded(job_id, "1", {"images": images}, 3)])
-        self.jobs.write(self.epoch, [JobEnded(job_id, "success" if recorded else "cancelled", 9.0, 4, {})])
+        self.jobs.write(self.epoch, [JobEnded(job_id, "success" if recorded else "cancelled", 9.0, 4, Failure())])
 
     def check(self, *options: str) -> int:
         return main(["check", "--database-url", self.url, "--output-dir", str(self.root / "output"), *options])

@@ -56,8 +56,8 @@ async def test_a_job_whose_output_cannot_be_stored_fails_with_the_reason(tmp_pat
     async with cluster(tmp_path, CPU, store=nowhere) as running:
         view = await running.finish(await running.submit(drawing(1), ("2",)))
         assert view.state == "error"
-        assert view.failure["node"] == "2"
-        assert "NoSuchBucket" in view.failure["message"]
+        assert view.failure.node == "2"
+        assert "NoSuchBucket" in view.failure.message
         assert view.outputs == {}
 
 
@@ -69,8 +69,8 @@ async def test_an_uploaded_file_that_cannot_be_asked_about_is_the_nodes_to_repor
     }
     async with cluster(tmp_path, CPU, store=nowhere) as running:
         view = await running.finish(await running.submit(prompt, ("2",)))
-        assert (view.state, view.failure["node"]) == ("error", "1")
-        assert "NoSuchBucket" in view.failure["message"]
+        assert (view.state, view.failure.node) == ("error", "1")
+        assert "NoSuchBucket" in view.failure.message
 
 
 async def test_a_model_comes_from_its_bucket_to_the_host_that_runs_it(tmp_path: Path, bucket) -> None:

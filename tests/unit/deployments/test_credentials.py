@@ -74,9 +74,9 @@ async def test_credentials_reach_the_node_and_nobody_else(running, tmp_path, cla
 
 async def test_a_failure_shows_the_inputs_that_a_client_gave_and_names_files_by_their_ends(running, tmp_path):
     told, job = await run(running, "Raises")
-    assert job.failure["current_inputs"] == {"text": ["given"]}
+    assert job.failure.current_inputs == {"text": ["given"]}
     assert str(tmp_path) not in told
-    assert any('File "' in line and 'packs/cred.py", line' in line for line in job.failure["traceback"])
+    assert any('File "' in line and 'packs/cred.py", line' in line for line in job.failure.traceback)
 
 
 async def test_the_same_submission_is_known_again_once_its_credentials_are_gone(running):

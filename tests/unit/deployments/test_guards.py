@@ -183,19 +183,19 @@ async def test_whatever_a_node_raises_is_its_own_failure_with_type_and_message(t
     async with client(tmp_path) as c:
         for error in ERRORS:
             view = await c.run(kind, error)
-            assert (view.state, view.failure["node"], view.failure["class_type"]) == ("error", "n", kind), error
+            assert (view.state, view.failure.node, view.failure.class_type) == ("error", "n", kind), error
             # Of a coroutine that raises StopIteration Python itself makes another error.
             expected = "RuntimeError" if (kind, error) == ("Async", "StopIteration") else error
-            assert view.failure["exception_type"].split(".")[-1] == expected
-            assert view.failure["traceback"]
-        assert view.failure["message"] == "<Silent without a text: SystemExit>"
+            assert view.failure.exception_type.split(".")[-1] == expected
+            assert view.failure.traceback
+        assert view.failure.message == "<Silent without a text: SystemExit>"
         await c.check()
 
 
 async def test_a_class_that_ends_the_process_as_it_is_made_fails_alone(tmp_path: Path) -> None:
     async with client(tmp_path) as c:
         view = await c.run("Made")
-        assert (view.failure["exception_type"], view.failure["message"]) == ("SystemExit", "as it is made")
+        assert (view.failure.exception_type, view.failure.message) == ("SystemExit", "as it is made")
         await c.check()
 
 
@@ -221,8 +221,8 @@ async def test_whatever_a_fingerprint_raises_makes_the_node_run_again(tmp_path: 
 async def test_what_cannot_leave_the_process_fails_its_node_alone(tmp_path: Path) -> None:
     async with client(tmp_path) as c:
         view = await c.run("Shows")
-        assert view.failure["message"] == "what it shows is no JSON: Object of type lock is not JSON serializable"
-        assert (await c.run("Progresses")).failure["exception_type"] == "TypeError"
+        assert view.failure.message == "what it shows is no JSON: Object of type lock is not JSON serializable"
+        assert (await c.run("Progresses")).failure.exception_type == "TypeError"
         answered = (await c.run("Answers")).prompt["n"]["is_changed"]
         assert [type(answer) for answer in answered] == [str]
         await c.check()
@@ -247,7 +247,7 @@ async def test_a_cancelled_node_that_goes_on_costs_its_replica_and_no_other_job(
         await c.running.replica("second", impatient()[0])
         assert (await c.run("Node", "fine")).state == "success"
         view = await asyncio.wait_for(c.running.finish(innocent), 30)
-        assert view.failure["exception_type"] == "JobTimeError", "it went on with the second replica, to its own limit"
+        assert view.failure.exception_type == "JobTimeError", "it went on with the second replica, to its own limit"
 
 
 async def test_a_cancelled_node_that_ends_in_time_costs_nothing(tmp_path: Path) -> None:
@@ -267,8 +267,8 @@ async def test_a_node_over_its_time_ends_its_job_saying_which_and_what_limit(tmp
     async with client(tmp_path, impatient(node_time_s=0.4)) as c:
         view = await c.run(kind)
         expected = f"node n ({kind}) ran for longer than 0.4 s, the node_time_s of pool cpu"
-        assert (view.state, view.failure["message"]) == ("error", expected)
-        assert (view.failure["node"], view.failure["class_type"]) == ("n", kind)
+        assert (view.state, view.failure.message) == ("error", expected)
+        assert (view.failure.node, view.failure.class_type) == ("n", kind)
         while kind != "Waits" and not c.running.exits:
             await asyncio.sleep(0.01)
         assert c.running.exits == ([] if kind == "Waits" else [REPLACED])
@@ -278,7 +278,7 @@ async def test_a_submission_may_lower_the_limit_of_a_node_and_not_raise_it(tmp_p
     async with client(tmp_path, impatient(node_time_s=0.4)) as c:
         for asked, limit in ((0.2, "0.2 s, the node_time_s of the job's extra_data"), (9, "0.4 s, the node_time_s of")):
             view = await asyncio.wait_for(c.running.finish(await c.submit("Waits", node_time_s=asked)), 30)
-            assert f"longer than {limit}" in view.failure["message"]
+            assert f"longer than {limit}" in view.failure.message
 
 
 async def test_a_job_over_its_time_ends_and_says_which_node_ran(tmp_path: Path) -> None:
@@ -288,9 +288,9 @@ async def test_a_job_over_its_time_ends_and_says_which_node_ran(tmp_path: Path) 
             ({}, "0.5 s, the job_time"),
         ):
             view = await asyncio.wait_for(c.running.finish(await c.submit("Waits", **asked)), 30)
-            assert (view.failure["node"], view.failure["exception_type"]) == ("n", "JobTimeError")
-            assert f"longer than {source}" in view.failure["message"]
-            assert "node n (Waits)" in view.failure["message"]
+            assert (view.failure.node, view.failure.exception_type) == ("n", "JobTimeError")
+            assert f"longer than {source}" in view.failure.message
+            assert "node n (Waits)" in view.failure.message
         await c.check()
 
 
@@ -300,7 +300,7 @@ async def test_a_jobs_time_goes_on_while_the_scheduler_restarts(tmp_path: Path) 
         began_s = (await c.running.scheduler.job(job_id)).started_s
         await c.running.restart_scheduler()
         view = await asyncio.wait_for(c.running.finish(job_id), 30)
-        assert view.failure["exception_type"] == "JobTimeError"
+        assert view.failure.exception_type == "JobTimeError"
         assert view.started_s == began_s
 
 

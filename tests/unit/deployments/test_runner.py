@@ -186,8 +186,8 @@ async def test_a_node_that_fails_ends_its_job_with_node_and_reason(root):
         (running.config.input_dir / "none.png").write_text("not an image")
         view = await running.finish(await running.submit(workflow, ("2",)))
         assert view.state == "error"
-        assert view.failure["node"] == "1"
-        assert view.failure["class_type"] == "LoadImage"
+        assert view.failure.node == "1"
+        assert view.failure.class_type == "LoadImage"
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back(root):
@@ -281,8 +281,8 @@ async def test_a_job_that_asks_for_too_much_by_a_link_ends_in_error_and_the_repl
     async with cluster(root, ONE, limits=SizeLimits(value_bytes=1_000_000)) as running:
         for count, reason in ((0, "batch_size is 0, smaller than the minimum 1"), (4096, "allows 1,000,000")):
             view = await running.finish(await running.submit(batch(count), ("3",)))
-            assert (view.state, view.failure["node"]) == ("error", "2")
-            assert reason in view.failure["message"]
+            assert (view.state, view.failure.node) == ("error", "2")
+            assert reason in view.failure.message
         view = await running.finish(await running.submit(batch(2), ("3",)))
         assert (view.state, len(view.outputs["3"]["images"])) == ("success", 2)
 

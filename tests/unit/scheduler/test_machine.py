@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unittest.mock import ANY
 
+from serve_app.events import Failure
 from serve_app.scheduler.messages import (
     Compute,
     Deliver,
@@ -105,8 +106,8 @@ def test_a_job_that_keeps_losing_replicas_on_which_it_runs_alone_is_given_up_wit
         script.report(f"r{n}", NodeStarted(task.id, "2"))
         script.feed(ReplicaLost(f"r{n}"))
     [end] = changes(script.commands, JobEnded)
-    assert (end.state, end.failure["node"], end.failure["class_type"]) == ("error", "2", "Sample")
-    assert "the last of 3 replicas of pool gpu on which it ran alone" in end.failure["message"]
+    assert (end.state, end.failure.node, end.failure.class_type) == ("error", "2", "Sample")
+    assert "the last of 3 replicas of pool gpu on which it ran alone" in end.failure.message
 
 
 def test_no_number_of_replicas_lost_together_with_others_ends_a_job():
@@ -211,7 +212,7 @@ def test_a_node_that_raises_ends_the_job_with_its_error_and_frees_the_slot():
     script.job("b", seed=2)
     commands = script.report("r1", TaskFailed(task.id, "2", "Sample", "ValueError", "bad", ("trace",)))
     [end] = changes(commands, JobEnded)
-    assert (end.state, end.failure["node"], end.failure["message"]) == ("error", "2", "bad")
+    assert (end.state, end.failure.node, end.failure.message) == ("error", "2", "bad")
     assert [t.id.job_id for _, t in assigned(commands)] == ["b"]
 
 
@@ -420,9 +421,9 @@ def test_a_job_that_cannot_be_recorded_ends_in_error_and_what_runs_of_it_is_stop
     script = Script()
     script.replica("r1")
     script.job("a")
-    commands = script.feed(JobRefused("a", {"message": "too long"}))
+    commands = script.feed(JobRefused("a", Failure(message="too long")))
     assert events(commands, "a") == ["error"]
-    assert changes(commands, JobEnded) == [JobEnded("a", "error", 100.0, ANY, {"message": "too long"})]
+    assert changes(commands, JobEnded) == [JobEnded("a", "error", 100.0, ANY, Failure(message="too long"))]
     assert sent(commands, Interrupt) == [("r1", Interrupt(task_id("a")))]
 
 
@@ -431,6 +432,6 @@ def test_an_end_that_could_not_be_recorded_is_told_as_an_error_instead():
     script.replica("r1")
     [(_, task)] = assigned(script.job("a"))
     script.run("r1", task)
-    commands = script.feed(JobRefused("a", {}))
+    commands = script.feed(JobRefused("a", Failure()))
     assert events(commands, "a") == ["error"]
     assert len(changes(commands, JobEnded)) == 1

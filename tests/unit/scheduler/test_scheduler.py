@@ -159,7 +159,7 @@ async def test_an_output_that_cannot_be_recorded_ends_its_own_job_with_the_reaso
     assert views[bad].state == "error"
     row = life.jobs.job(bad)
     assert row.state == "error"
-    assert "refuses" in row.failure["message"]
+    assert "refuses" in row.failure.message
     told = [e.kind for e in await life.events(bad)]
     assert told[0] == "queued"
     assert told.count("error") == 1
@@ -397,7 +397,7 @@ async def test_a_job_that_can_no_longer_be_planned_ends_for_everyone_who_looks(d
         job_id = await life.submit("1", client_id="looking on")
     async with living(database_url, pool=Pool("cpu", False, ("Other",))) as life:
         view = await life.finish(job_id)
-        assert (view.state, view.failure["exception_type"]) == ("error", "InvalidGraphError")
+        assert (view.state, view.failure.exception_type) == ("error", "InvalidGraphError")
         attached = await life.scheduler.attach("looking on", "token")
         news = await life.scheduler.news({"looking on": Reader("token", attached.after)}, attached.queue.version, 5)
         assert news.events["looking on"][-1].kind == "error"

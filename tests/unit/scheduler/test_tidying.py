@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.events import Failure
 from serve_app.graph.plan import Pool
 from serve_app.nodes.files import NodeFiles
 from serve_app.scheduler import tidying
@@ -71,9 +72,9 @@ async def test_what_a_job_left_behind_is_gone_after_the_next_start_and_what_it_r
     epoch = jobs.acquire("earlier")
     (kept, kept_ui), (gone, _) = [await saved(site, jobs, epoch) for _ in range(2)]
     (stale, stale_ui), (needed, needed_ui) = [await saved(site, jobs, epoch, "temp") for _ in range(2)]
-    jobs.write(epoch, [OutputRecorded(kept, "1", kept_ui, 3), JobEnded(kept, "success", 9.0, 4, {})])
-    jobs.write(epoch, [JobEnded(gone, "cancelled", 9.0, 5, {})])
-    jobs.write(epoch, [OutputRecorded(stale, "1", stale_ui, 6), JobEnded(stale, "success", 9.0, 7, {})])
+    jobs.write(epoch, [OutputRecorded(kept, "1", kept_ui, 3), JobEnded(kept, "success", 9.0, 4, Failure())])
+    jobs.write(epoch, [JobEnded(gone, "cancelled", 9.0, 5, Failure())])
+    jobs.write(epoch, [OutputRecorded(stale, "1", stale_ui, 6), JobEnded(stale, "success", 9.0, 7, Failure())])
     # Not planned again: there is no such node class. It is unfinished at the moment when the server starts.
     jobs.write(epoch, [OutputRecorded(needed, "2", needed_ui, 8)])
     expected = {*shown(kept_ui)}
@@ -93,7 +94,7 @@ async def test_a_scheduler_that_merely_came_back_leaves_previews_alone(site):
     jobs = Jobs(site.url)
     _, ui = await saved(site, jobs, jobs.acquire("server"), "temp")
     (gone, _) = await saved(site, jobs, jobs.acquire("server"))
-    jobs.write(2, [JobEnded(gone, "error", 9.0, 4, {})])
+    jobs.write(2, [JobEnded(gone, "error", 9.0, 4, Failure())])
     scheduler = site.scheduler("server")
     await scheduler.start()
     try:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from serve_app.errors import ChangeRefusedError, ConfigError, DatabaseAwayError, StaleEpochError
+from serve_app.events import Failure
 from serve_app.store.changes import JobAccepted, JobEnded, JobQuery, JobRow, JobStarted, OutputRecorded
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
@@ -32,7 +33,7 @@ def test_a_job_comes_back_as_it_was_accepted(jobs):
 def test_a_jobs_life_is_readable_from_its_row(jobs):
     epoch = jobs.acquire("me")
     jobs.write(epoch, [JobAccepted(ROW), JobStarted("a", 6.0, 2)])
-    jobs.write(epoch, [OutputRecorded("a", "1", {"images": ["x"]}, 3), JobEnded("a", "success", 7.0, 4, {})])
+    jobs.write(epoch, [OutputRecorded("a", "1", {"images": ["x"]}, 3), JobEnded("a", "success", 7.0, 4, Failure())])
     row = jobs.job("a")
     assert (row.state, row.started_s, row.started_seq, row.ended_s, row.ended_seq) == ("success", 6.0, 2, 7.0, 4)
     assert row.outputs == {"1": (3, {"images": ["x"]})}
@@ -42,7 +43,7 @@ def test_a_jobs_life_is_readable_from_its_row(jobs):
 def test_unfinished_jobs_come_back_in_submission_order_without_ended_ones(jobs):
     epoch = jobs.acquire("me")
     rows = [replace(ROW, job_id=str(n), order=n, number=-n) for n in (2, 0, 1)]
-    jobs.write(epoch, [*map(JobAccepted, rows), JobEnded("1", "error", 9.0, 5, {"message": "bad"})])
+    jobs.write(epoch, [*map(JobAccepted, rows), JobEnded("1", "error", 9.0, 5, Failure(message="bad"))])
     assert [row.job_id for row in jobs.unfinished()] == ["0", "2"]
     assert jobs.next_order() == 3
 
@@ -199,7 +200,12 @@ def test_jobs_without_an_end_come_before_ended_ones_in_order_of_endings(jobs):
     epoch = jobs.acquire("me")
     rows = [replace(ROW, job_id=str(n), order=n) for n in range(4)]
     jobs.write(
-        epoch, [*map(JobAccepted, rows), JobEnded("2", "success", 9.0, 5, {}), JobEnded("0", "error", 9.0, 6, {})]
+        epoch,
+        [
+            *map(JobAccepted, rows),
+            JobEnded("2", "success", 9.0, 5, Failure()),
+            JobEnded("0", "error", 9.0, 6, Failure()),
+        ],
     )
     every = JobQuery(("queued", "success", "error"), "ended")
     assert [row.job_id for row in jobs.page(every)[0]] == ["1", "3", "2", "0"]
@@ -212,7 +218,7 @@ def test_lists_leave_out_what_was_cancelled_before_it_started_and_find_saved_wor
     epoch = jobs.acquire("me")
     saved = {"extra_pnginfo": {"workflow": {"id": "5b2b3f5e-1111"}}}
     rows = [replace(ROW, job_id="a"), replace(ROW, job_id="b", order=1, extra_data=saved)]
-    jobs.write(epoch, [*map(JobAccepted, rows), JobEnded("a", "cancelled", 9.0, 5, {})])
+    jobs.write(epoch, [*map(JobAccepted, rows), JobEnded("a", "cancelled", 9.0, 5, Failure())])
     assert [row.job_id for row in jobs.page(JobQuery(("queued", "cancelled"), "created"))[0]] == ["b"]
     assert jobs.page(JobQuery(("queued",), "created", workflow_id="5b2b3f5e-1111"))[1] == 1
     assert jobs.page(JobQuery(("queued",), "created", workflow_id="other"))[1] == 0
@@ -221,7 +227,7 @@ def test_lists_leave_out_what_was_cancelled_before_it_started_and_find_saved_wor
 def test_ended_jobs_are_forgotten_with_all_that_was_recorded_of_them(jobs):
     epoch = jobs.acquire("me")
     rows = [replace(ROW, job_id=str(n), order=n) for n in range(3)]
-    ended = [JobEnded("0", "success", 9.0, 5, {}), JobEnded("1", "success", 9.0, 6, {})]
+    ended = [JobEnded("0", "success", 9.0, 5, Failure()), JobEnded("1", "success", 9.0, 6, Failure())]
     jobs.write(epoch, [*map(JobAccepted, rows), OutputRecorded("0", "1", {}, 4), *ended])
     jobs.forget(epoch, ["0", "2"])
     assert [jobs.job(str(n)) is None for n in range(3)] == [True, False, False]
@@ -233,7 +239,7 @@ def test_a_window_is_the_same_from_whichever_end_it_is_reached(jobs):
     epoch = jobs.acquire("me")
     rows = [replace(ROW, job_id=str(n), order=n, created_s=float(n // 3)) for n in range(12)]
     jobs.write(epoch, [*map(JobAccepted, rows), *(JobStarted(str(n), 1.0, 2) for n in range(0, 12, 2))])
-    jobs.write(epoch, [JobEnded(str(n), "success", 9.0 + n % 4, 50 - n, {}) for n in range(1, 10)])
+    jobs.write(epoch, [JobEnded(str(n), "success", 9.0 + n % 4, 50 - n, Failure()) for n in range(1, 10)])
     for sort, descending in itertools.product(("created", "ended", "duration"), (False, True)):
         query = JobQuery(("queued", "running", "success"), sort, descending)
         whole, total = jobs.page(query)

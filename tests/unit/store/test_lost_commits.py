@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 
 from serve_app.errors import ChangeRefusedError, DatabaseAwayError
+from serve_app.events import Failure
 from serve_app.store.changes import Change, JobAccepted, JobEnded, JobLostReplica, JobRow, JobStarted, OutputRecorded
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
@@ -28,7 +29,7 @@ def life(order: int, ending: str) -> tuple[Change, ...]:
         JobStarted(job_id, 2.1, seq + 1, ("4",)),
         JobLostReplica(job_id, order, 1),
         *recorded,
-        JobEnded(job_id, ending, 3.3, seq + 9, {"message": "b"}),  # type: ignore[arg-type]
+        JobEnded(job_id, ending, 3.3, seq + 9, Failure(message="b")),  # type: ignore[arg-type]
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.events import Failure
 from serve_app.nodes.files import NodeFiles
 from serve_app.store.changes import JobAccepted, JobEnded, JobRow, OutputRecorded
 from serve_app.store.jobs import Jobs
@@ -41,7 +42,7 @@ class Saves:
         if recorded:
             images = [{"filename": r.filename, "subfolder": r.subfolder, "type": r.area} for r in refs]
             self.jobs.write(self.epoch, [OutputRecorded(job_id, "1", {"images": images}, 3)])
-        self.jobs.write(self.epoch, [JobEnded(job_id, "success" if recorded else "cancelled", 9.0, 4, {})])
+        self.jobs.write(self.epoch, [JobEnded(job_id, "success" if recorded else "cancelled", 9.0, 4, Failure())])
         return refs
 
     def attempt(self, job_id: str, *contents: bytes, prefix: str = "a/b") -> list[FileRef]:
@@ -119,7 +120,7 @@ def test_what_either_attempt_of_a_node_saved_is_known_as_its_own(saves, place):
     first, second = (saves.attempt("a", *contents) for contents in attempts)
     assert first == second
     saves.store.write(first[1], attempts[place][1])
-    saves.jobs.write(saves.epoch, [JobEnded("a", "error", 9.0, 4, {})])
+    saves.jobs.write(saves.epoch, [JobEnded("a", "error", 9.0, 4, Failure())])
     saves.sweep()
     assert saves.there() == set()
 
