@@ -152,8 +152,9 @@ async def test_nothing_is_accepted_while_another_file_is_in_the_databases_place(
             await asyncio.sleep(0.1)
         scheduler = await me.scheduler()
         assert [job.job_id for job in (await scheduler.queue()).pending] == ["a"]
-    said = [record for record in caplog.records if "replaced by another file" in record.getMessage()]
-    assert len(said) == 1
+    said = [r.getMessage() for r in caplog.records if "replaced by another file" in r.getMessage()]
+    # Once; and once more when a copy has been written, if it is noticed before.
+    assert 1 <= len(said) == len(set(said)) <= 2
 
 
 def replaced(path: Path) -> None:
