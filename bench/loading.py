@@ -44,7 +44,7 @@ def _times(models: Path, checkpoint: str, rounds: int) -> tuple[list[float], lis
     reads: list[float] = []
     for turn in range(WARM_UP + TURNS * rounds):
         read = _read(path)
-        weights = Weights(Catalog(models), device, budget_bytes=24 * 2**30)
+        weights = Weights(Catalog(models), device, dtype="auto", vae_dtype="auto", budget_bytes=24 * 2**30)
         began = time.perf_counter()
         for part in PARTS:
             getattr(weights, part)(Recipe(part, "checkpoints", path.name))

@@ -1,7 +1,7 @@
 """What a job costs over its network evaluations alone: in the engine, and from end to end over HTTP.
 
 The engine's share is a few milliseconds in seconds, less than the noise between two runs. So it is taken within one:
-the time of a whole sampling, over that spent in the backbone meanwhile. Bare forwards in a loop are timed as well.
+the time of a whole sampling, over that spent in the network meanwhile. Bare forwards in a loop are timed as well.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from torch import Tensor
 from bench.series import Ratio, Series, ratio
 from bench.servers import Contender, running
 from bench.workflows import CFG, NEGATIVE, SIDE, STEPS, TEXTS, txt2img
+from serve_app.config import PoolConfig
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.models.backbone import Backbone
+from serve_app.models.families.family import Rows
+from serve_app.models.network import Network
 from serve_app.models.weights import Weights
-from serve_app.sampling.forward import Piece
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.catalog import Catalog
 from serve_app.values import Cfg, Guider, Noise, Recipe, SamplerChoice
@@ -29,26 +32,26 @@ from serve_app.values import Cfg, Guider, Noise, Recipe, SamplerChoice
 NAME = "overhead"
 
 
-class TimedBackbone:
-    """A backbone that adds up the seconds spent in it and keeps what it was last asked."""
+class TimedNetwork:
+    """A network that adds up the seconds spent in it and keeps what it was last asked."""
 
-    def __init__(self, backbone: Any) -> None:
-        self._backbone = backbone
+    def __init__(self, network: Network) -> None:
+        self._network = network
         self.seconds = 0.0
-        self.asked: list[Piece] = []
+        self.asked: Sequence[Rows] = ()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._backbone, name)
+        return getattr(self._network, name)
 
-    def denoise(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """Return the backbone's answers, once the device has finished them."""
-        self.asked = [replace(piece, backbone=self._backbone) for piece in pieces]
+    def answer(self, rows: Sequence[Rows]) -> list[Tensor]:
+        """Return the network's answers, once the device has finished them."""
+        self.asked = rows
         self._finish()
         began = time.perf_counter()
-        denoised: list[Tensor] = self._backbone.denoise(self.asked)
+        answers = self._network.answer(rows)
         self._finish()
         self.seconds += time.perf_counter() - began
-        return denoised
+        return answers
 
     def _finish(self) -> None:
         if self.device.type == "cuda":
@@ -56,21 +59,23 @@ class TimedBackbone:
 
 
 class TimedWeights(Weights):
-    """Weights that hand out one timed backbone."""
+    """Weights that hand out one timed network."""
 
-    timed: TimedBackbone | None = None
+    timed: TimedNetwork | None = None
 
-    def backbone(self, recipe: Recipe) -> Any:
+    def backbone(self, recipe: Recipe) -> Backbone:
+        backbone = super().backbone(recipe)
         if self.timed is None:
-            self.timed = TimedBackbone(super().backbone(recipe))
-        return self.timed
+            self.timed = TimedNetwork(backbone.network)
+        timed: Any = self.timed
+        return replace(backbone, network=timed)
 
 
 def measure(contender: Contender, checkpoint: str, rounds: int) -> tuple[list[Series], list[Ratio]]:
     """Time one sampling in this process, its forwards alone, and a whole job of a server, in turns."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    weights = TimedWeights(Catalog(contender.models), device)
-    engine = Engine()
+    weights = TimedWeights(Catalog(contender.models), device, dtype="auto", vae_dtype="auto", budget_bytes=8 * 2**30)
+    engine = Engine(PoolConfig(name="gpu").max_cells)
     figures: dict[str, list[float]] = {"sampling": [], "its forwards": [], "bare forwards": [], "whole job": []}
     try:
         with running(contender) as server:
@@ -97,7 +102,7 @@ def measure(contender: Contender, checkpoint: str, rounds: int) -> tuple[list[Se
 
 
 async def _sample(engine: Engine, weights: TimedWeights, checkpoint: str, seed: int) -> tuple[float, float]:
-    """Return the seconds one sampling took, as a node awaits it, and those of them spent in the backbone."""
+    """Return the seconds one sampling took, as a node awaits it, and those of them spent in the network."""
     name = f"{checkpoint}.safetensors"
     runtime = EngineRuntime(engine, weights).bind(lambda done, steps: None)
     positive, negative = [
@@ -123,5 +128,5 @@ def _bare(weights: TimedWeights) -> float:
     assert weights.timed is not None
     before = weights.timed.seconds
     for _ in range(STEPS):
-        weights.timed.denoise(weights.timed.asked)
+        weights.timed.answer(weights.timed.asked)
     return weights.timed.seconds - before

@@ -58,13 +58,13 @@ class Contender:
         pool = {
             "name": "gpu",
             "num_gpus": int(torch.cuda.is_available()),
-            "batching": self.kind != "serve-app unbatched",
         }
         arguments = {
             "models_dir": str(self.models),
             **{f"{area}_dir": str(directory / area) for area in ("input", "output", "temp")},
             "database_url": f"sqlite:///{directory}/jobs.sqlite",
             "pools": [pool],
+            "strict": self.kind == "serve-app unbatched",
         }
         return {"applications": [{"name": "serve-app", "args": arguments}]}
 

@@ -42,9 +42,9 @@ def measure(models: Path, rounds: int) -> tuple[list[Series], list[Ratio]]:
         _write_loras(root / "loras")
         _write_control_net(root / "controlnet")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        engine = Engine(max_rows=2 * JOBS)
+        engine = Engine(2 * JOBS * (SIDE // 8) ** 2)
         try:
-            weights = Weights(Catalog(root), device, budget_bytes=24 * 2**30)
+            weights = Weights(Catalog(root), device, dtype="auto", vae_dtype="auto", budget_bytes=24 * 2**30)
             return asyncio.run(_measure(engine, EngineRuntime(engine, weights), rounds))
         finally:
             engine.close()

@@ -37,7 +37,7 @@ class IngressConfig(Section):
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[int, Field(ge=1)] = 1
     ongoing_requests: Annotated[int, Field(ge=1)] = 200
-    """Requests a replica should have in hand at once; more asks for another replica. Long polls count."""
+    """Target concurrent requests per replica, long polls included; above it Serve adds one."""
     num_cpus: float = 0.0
     hosts: dict[str, str] = {}
     """As a pool's."""
@@ -167,18 +167,21 @@ class PoolConfig(Section):
     vae_dtype: Dtype = "auto"
     """auto is fp32 on a CPU, bf16 on a GPU that has it."""
     weights_bytes: Annotated[int, Field(ge=0)] = 8 * 1024**3
-    """Resident weights a replica keeps before it lets the least recently used go."""
+    """Resident weights a replica keeps before it evicts the least recently used."""
     results_bytes: Annotated[int, Field(ge=0)] = 1024**3
     """Node results a replica keeps, likewise."""
-    max_rows: Annotated[int, Field(ge=1)] = 32
-    """Latents in one forward."""
+    max_cells: Annotated[int, Field(ge=1)] = 131072
+    """Latent cells in one forward, 64 pixels of an image each: 32 rows of 512×512, or 8 of 1024×1024.
+
+    In half precision a cell takes about 16 KiB while SD 1.5 runs and 10 KiB with SDXL, so this much 2 GiB beside the
+    weights; in single precision twice that. A job's evaluation has two rows an image, one without a negative. Where the
+    device runs out of memory nevertheless, a replica goes on with less.
+    """
     latent_cells: Annotated[int, Field(ge=0)] = 0
     """Cells of the latents that one sampler works on, its whole batch; one decoded or encoded image is held to it too.
 
     An image has a cell for 8×8 pixels. 0 is 1,048,576 on a GPU, which is 64 images of 1024×1024, and 131,072 on a CPU.
     """
-    batching: bool = True
-    """False runs one evaluation a forward; for measuring what batching gains."""
     memory_bytes: Annotated[int, Field(ge=0)] = 0
     """Memory of its own that a replica's process may use before it is ended and replaced; 0 is no limit.
 
@@ -197,6 +200,15 @@ class PoolConfig(Section):
     """How long a node may go on that was cancelled or took too long, before its process is ended and replaced."""
     idle_s: Annotated[float, Field(ge=0)] = 60.0
     """How long a replica beyond min_replicas stays without work."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "max_rows" in given:
+            raise ValueError("max_rows is max_cells now: latent cells instead of rows; 32 rows of 512×512 are 131072")
+        if isinstance(given, dict) and "batching" in given:
+            raise ValueError("batching is no key any more; `strict: true` of the whole makes jobs share no forward")
+        return given
 
     @property
     def memory_fraction(self) -> float | None:

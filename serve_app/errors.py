@@ -79,6 +79,10 @@ class ForeignPageError(ServeAppError):
     """A browser asks for a page of another site, or by a name that is not this server's."""
 
 
+class DeviceMemoryError(ServeAppError):
+    """Work does not fit the device's memory, even alone; says how much was asked for and how much there was."""
+
+
 class UnavailableError(ServeAppError):
     """The server cannot take a job now, and says when to ask again.
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
 if TYPE_CHECKING:
     import torch
+
+P = TypeVar("P")
 
 Part: TypeAlias = Literal["backbone", "clip", "vae", "upscaler", "controlnet"]
 
@@ -81,7 +84,7 @@ EightBit: TypeAlias = Literal["float8_e4m3fn", "float8_e5m2"]
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """Weights rounded to a number format of eight bits when they are loaded, and then worked with in a wider one."""
+    """Weights rounded to a dtype of eight bits when they are loaded, and then worked with in a wider one."""
 
     to: EightBit
 
@@ -222,6 +225,23 @@ class Recipe:
     def with_patch(self, patch: Patch) -> Recipe:
         """Return a new recipe with one more change at the end."""
         return replace(self, patches=(*self.patches, patch))
+
+    @overload
+    def all(self, kind: type[P]) -> tuple[P, ...]: ...
+    @overload
+    def all(self, kind: UnionType) -> tuple[Any, ...]: ...
+    def all(self, kind: Any) -> tuple[Any, ...]:
+        """Return its changes of a kind, in order."""
+        return tuple(patch for patch in self.patches if isinstance(patch, kind))
+
+    @overload
+    def last(self, kind: type[P]) -> P | None: ...
+    @overload
+    def last(self, kind: UnionType) -> Any: ...
+    def last(self, kind: Any) -> Any:
+        """Return the last of its changes of a kind, which is the one that counts; None if there is none."""
+        found = self.all(kind)
+        return found[-1] if found else None
 
 
 @dataclass(frozen=True, slots=True)

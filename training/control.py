@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from serve_app.models.families import HEADS, NORM_GROUPS
-from serve_app.models.layout import table, translate
+from serve_app.models.families.unet import HEADS, NORM_GROUPS
+from serve_app.models.layout import reverse, translate
 from training.diffusion import noise_loss
 from training.frozen import Frozen
 from training.parts import UNET
@@ -86,7 +86,7 @@ def placeless(scene: Scene, random: Random) -> str:
 
 def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a ControlNetModel's tensors under the names of the first published layout, weights in fp8."""
-    names = {ours: theirs for theirs, ours in table(ENCODER).items()}
+    names = reverse(ENCODER.table())
     hint = {"conv_in": 0, **{f"blocks.{i}": 2 * i + 2 for i in range(6)}, "conv_out": 14}
     names |= {f"controlnet_cond_embedding.{ours}": f"input_hint_block.{i}" for ours, i in hint.items()}
     names |= {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(6)}

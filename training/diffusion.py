@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from serve_app.models.text_encoder import TextEncoder
+from serve_app.models.families.clip import TextEncoder
 from serve_app.models.tokenizer import END, START, token_ids
 from serve_app.sampling.denoiser import EPS
 from serve_app.sampling.levels import TableLevels

@@ -44,11 +44,12 @@ class Wish:
 
 
 @contextmanager
-def runtime(models: Path, max_rows: int = 32) -> Iterator[Runtime]:
+def runtime(models: Path, max_cells: int = 131072) -> Iterator[Runtime]:
     """Give the RUNTIME of a replica over a models directory, on the CPU, for as long as it is open."""
-    engine = Engine(max_rows=max_rows)
+    engine = Engine(max_cells)
     try:
-        yield EngineRuntime(engine, Weights(Catalog(models), torch.device("cpu"))).bind(lambda done, steps: None)
+        weights = Weights(Catalog(models), torch.device("cpu"), dtype="auto", vae_dtype="auto", budget_bytes=8 * 2**30)
+        yield EngineRuntime(engine, weights).bind(lambda done, steps: None)
     finally:
         engine.close()
 

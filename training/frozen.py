@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import SD_LATENTS, TextArchitecture
-from serve_app.models.text_encoder import TextEncoder, Vectors
+from serve_app.models.families import ClipText, sd
+from serve_app.models.families.clip import TextEncoder, Vectors
 from serve_app.sampling.levels import TableLevels
 from training.autoencoder import to_pixels
 from training.scenes import Array
@@ -21,12 +21,12 @@ class Frozen:
     """The three networks of a checkpoint file, in float32. vectors: what an embedding's name stands for in a text."""
 
     def __init__(self, checkpoint: Path, vectors: Vectors = lambda name, width: None) -> None:
-        file, cpu = Checkpoint(checkpoint), torch.device("cpu")
-        self.unet: Any = file.load("backbone", cpu, torch.float32)[1]
-        self._vae: Any = file.load("vae", cpu, torch.float32)[1]
-        architecture, text = file.load("clip", cpu, torch.float32)
-        assert isinstance(architecture, TextArchitecture)
-        self._encoder = TextEncoder(architecture, text, vectors)
+        file = Checkpoint(checkpoint)
+        self.unet: Any = file.load("backbone")[1].float()
+        self._vae: Any = file.load("vae")[1].float()
+        family, text = file.load("clip")
+        assert isinstance(family, ClipText)
+        self._encoder = TextEncoder(family, text.float(), vectors)
         self.levels = TableLevels()
 
     def latents(self, pictures: Sequence[Array]) -> Tensor:
@@ -34,7 +34,7 @@ class Frozen:
         with torch.no_grad():
             parts = [to_pixels(pictures[i : i + 16]) for i in range(0, len(pictures), 16)]
             latents = torch.cat([self._vae.encode(p, return_dict=False)[0].mode() for p in parts])
-            return SD_LATENTS.to_model(latents)
+            return sd.LATENTS.to_model(latents)
 
     def contexts(self, texts: Sequence[str]) -> Tensor:
         """Return texts as the backbone reads them, (N,T,D)."""

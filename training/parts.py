@@ -14,29 +14,29 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from serve_app.models.families import Architecture, TextArchitecture, UNetArchitecture, VaeArchitecture
-from serve_app.models.layout import table, translate
-from serve_app.models.networks import network
+from serve_app.models.families import AutoencoderKL, ClipText, Sd
+from serve_app.models.families.family import Family
+from serve_app.models.layout import reverse, translate
 
-UNET = UNetArchitecture(channels=(64, 96, 96), res_blocks=(1, 1, 1), depths=(0, 1, 1), middle_depth=1, context_dim=64)
-VAE = VaeArchitecture(channels=(32, 32, 64, 96), res_blocks=1, latent_channels=4, image_channels=3, quantized=True)
-TEXT = TextArchitecture(layers=2, width=64, hidden_width=256, positions=77)
+UNET = Sd(channels=(64, 96, 96), res_blocks=(1, 1, 1), depths=(0, 1, 1), middle_depth=1, context_dim=64)
+VAE = AutoencoderKL(channels=(32, 32, 64, 96), res_blocks=1, latent_channels=4, image_channels=3, quantized=True)
+TEXT = ClipText(layers=2, width=64, hidden_width=256, positions=77)
 
 _PREFIXES: Mapping[type, str] = {
-    UNetArchitecture: "model.diffusion_model.",
-    VaeArchitecture: "first_stage_model.",
-    TextArchitecture: "cond_stage_model.transformer.text_model.",
+    Sd: "model.diffusion_model.",
+    AutoencoderKL: "first_stage_model.",
+    ClipText: "cond_stage_model.transformer.text_model.",
 }
 
 
-def untrained(architecture: Architecture, seed: int) -> Any:
-    """Return the architecture's network with seeded weights, ready to be trained.
+def untrained(family: Family, seed: int) -> Any:
+    """Return the family's network with seeded weights, ready to be trained.
 
     The last convolution of every residual block is zero, so that a deep network begins as a shallow one. The text
     encoder's token table is zero: `diffusion` draws the rows of the words that captions use, the others say nothing.
     """
     torch.manual_seed(seed)
-    module = network(architecture).to_empty(device="cpu").requires_grad_(True).train()
+    module = family.empty().to_empty(device="cpu").requires_grad_(True).train()
     for name, part in module.named_modules():
         if callable(reset := getattr(part, "reset_parameters", None)):
             reset()
@@ -73,21 +73,21 @@ def record(path: Path, **figures: float) -> None:
         log.write(line + "\n")
 
 
-def in_file_layout(architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def in_file_layout(family: Family, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a part's tensors in fp16 under the published single-file layout's names."""
-    names = {ours: theirs for theirs, ours in table(architecture).items()}
+    names = reverse(family.table())
     tensors: dict[str, Tensor] = {}
     for ours, tensor in state.items():
         theirs = translate(ours, names)
         assert theirs is not None, f"the layout's table lacks '{ours}'"
         # The file keeps a VAE's attention as 1×1 convolutions.
-        if isinstance(architecture, VaeArchitecture) and ".attn_1." in theirs and tensor.ndim == 2:
+        if isinstance(family, AutoencoderKL) and ".attn_1." in theirs and tensor.ndim == 2:
             tensor = tensor[..., None, None]
-        tensors[_PREFIXES[type(architecture)] + theirs] = tensor.half().contiguous()
+        tensors[_PREFIXES[type(family)] + theirs] = tensor.half().contiguous()
     return tensors
 
 
-def write_checkpoint(path: Path, states: Mapping[Architecture, Mapping[str, Tensor]]) -> None:
+def write_checkpoint(path: Path, states: Mapping[Family, Mapping[str, Tensor]]) -> None:
     """Write a single file with the parts' states."""
-    tensors = {n: t for architecture, state in states.items() for n, t in in_file_layout(architecture, state).items()}
+    tensors = {n: t for family, state in states.items() for n, t in in_file_layout(family, state).items()}
     save_file(tensors, str(path), metadata={"format": "pt", "license": "GPL-3.0-only"})

@@ -96,6 +96,6 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
         vae_dtype=pool.vae_dtype,
         budget_bytes=pool.weights_bytes,
     )
-    engine = Engine(max_rows=pool.max_rows, batching=pool.batching)
+    engine = Engine(pool.max_cells)
     cells = pool.latent_cells or CELLS[device.type]
     return EngineRuntime(engine, weights, decoded_previews=config.preview_method == "taesd", latent_cells=cells)

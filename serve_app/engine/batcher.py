@@ -1,8 +1,8 @@
-"""Who shares the next forward. Pure: it sees keys, row counts and how long each has waited, and nothing else.
+"""Who shares the next forward. Pure: it sees keys, costs and how long each has waited, and nothing else.
 
 The evaluation that has waited longest always runs, and others of its key that fit run with it, longest waiting first.
 So no key and no evaluation starves: with n waiting, each is answered within n turns. A turn is one forward, or a few
-for areas of several shapes. Work between forwards that can be done together is chosen by the same rule (`calls.py`).
+for areas of several shapes. Work between forwards that can be done together is chosen by the same rule (`side_work`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from typing import Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    """An evaluation that waits. Its rows are not split: cond and uncond of one evaluation run together.
+    """An evaluation that waits. It is not split here.
 
-    key: only equal keys share a forward. since: the number of the forward after which it began to wait.
+    key: only equal keys share a forward. cost: how much work it is. since: the number of the forward after which it
+    began to wait.
     """
 
     @property
     def key(self) -> Hashable: ...
 
     @property
-    def rows(self) -> int: ...
+    def cost(self) -> int: ...
 
     @property
     def since(self) -> int: ...
@@ -30,19 +31,19 @@ class Waiting(Protocol):
 W = TypeVar("W", bound=Waiting)
 
 
-def share(waiting: Sequence[W], max_rows: int, *, batching: bool = True) -> list[W]:
+def share(waiting: Sequence[W], most: int) -> list[W]:
     """Return those of `waiting` that share the next forward; [] only if nothing waits.
 
-    Their rows add up to at most max_rows, except that a single evaluation larger than that goes alone. Of equally long
-    waiting evaluations the first in `waiting` comes first. batching False: one evaluation a forward.
+    Their costs add up to at most `most`, except that a single evaluation that costs more goes alone. Of equally long
+    waiting evaluations the first in `waiting` comes first.
     """
     by_age = sorted(waiting, key=lambda w: w.since)
     chosen = by_age[:1]
-    if not chosen or not batching:
+    if not chosen:
         return chosen
-    key, rows = chosen[0].key, chosen[0].rows
+    key, cost = chosen[0].key, chosen[0].cost
     for candidate in by_age[1:]:
-        if candidate.key == key and rows + candidate.rows <= max_rows:
+        if candidate.key == key and cost + candidate.cost <= most:
             chosen.append(candidate)
-            rows += candidate.rows
+            cost += candidate.cost
     return chosen

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.batcher import share
-from serve_app.engine.calls import PAUSED, Call, Calls, fail
+from serve_app.engine.budget import Budget
+from serve_app.engine.side_work import PAUSED, Call, Calls, fail
 from serve_app.engine.trajectory import Trajectory
-from serve_app.errors import CancelledJobError, UnavailableError
+from serve_app.errors import DeviceMemoryError, UnavailableError
 from serve_app.log import get
-from serve_app.sampling.forward import Piece
+from serve_app.sampling.forward import Piece, denoise
 from serve_app.sampling.request import Sampled
 
 log = get("engine")
@@ -52,8 +53,8 @@ class _Run:
         return self.trajectory.key
 
     @property
-    def rows(self) -> int:
-        return self.trajectory.rows
+    def cost(self) -> int:
+        return self.trajectory.cells
 
 
 class _Close:
@@ -80,13 +81,12 @@ class Counters:
 class Engine:
     """Runs trajectories and one-off model work in a thread of its own, without autograd.
 
-    max_rows: the most rows in one forward. batching False: one evaluation a forward, for comparison.
+    max_cells: the most latent cells of all rows in one forward; fewer where the device has run out of memory.
     """
 
-    def __init__(self, max_rows: int = 16, *, batching: bool = True) -> None:
+    def __init__(self, max_cells: int) -> None:
         self.counters = Counters()
-        self._max_rows = max_rows
-        self._batching = batching
+        self._budget = Budget(max_cells)
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._runs: list[_Run] = []
         self._calls = Calls()
@@ -106,8 +106,9 @@ class Engine:
     def submit(self, trajectory: Trajectory) -> Future[Sampled]:
         """Let a trajectory join at the next forward; the future holds what it ended with.
 
-        Cancelling the future is as good as cancelling the trajectory, but says so with CancelledError. Errors, in the
-        future: CancelledJobError, UnavailableError if the engine closes first, and whatever the run itself raises.
+        Once the future is cancelled, the run leaves before its next evaluation. Errors, in the future: UnavailableError
+        if the engine closes first, DeviceMemoryError if one of its pieces does not fit the device alone, and whatever
+        the run itself raises.
         """
         future: Future[Sampled] = Future()
         self._send(_Run(trajectory, future))
@@ -144,18 +145,19 @@ class Engine:
         answers: Callable[[list[Q]], Sequence[A]],
         key: Hashable,
         *,
-        rows: int = 1,
-        most: int = 16,
+        cost: int = 1,
+        most: int,
         when: Callable[[], bool] | None = None,
     ) -> Future[A]:
         """Have a question answered together with others of its key that wait; as `call`.
 
-        rows: how much work it is; at most `most` rows are answered together. While trajectories wait, no more are than
-        fit into what is left of the time between two forwards, by what such work took before; the first is not kept
-        waiting by that. answers: the same for all of a key. If it fails for several, each is asked alone.
+        cost: how much work it is, in a unit of its key (1 a text, pixels for a VAE); at most `most` of it is answered
+        together. While trajectories wait, no more is than fits into what is left of the time between two forwards, by
+        past durations of the key; the oldest is asked regardless. answers: the same for all of a key. If it fails for
+        several, each is asked alone.
         """
         future: Future[A] = Future()
-        self._send(Call(answers, future, when, question, key, rows, most))
+        self._send(Call(answers, future, when, question, key, cost, most))
         return future
 
     def close(self) -> None:
@@ -239,7 +241,9 @@ class Engine:
         if self._runs:
             began = perf_counter()
             # What fails keeps this frame, whose locals must not keep the runs' models in use: `groups` ends empty.
-            groups = [share(self._runs, self._max_rows, batching=self._batching)]
+            oldest = min(self._runs, key=lambda run: run.since)
+            groups = [share(self._runs, self._budget.limit(_budget_key(oldest.trajectory.largest)))]
+            del oldest
             while groups:
                 groups += self._answer(groups.pop())
             self._forward_s = perf_counter() - began
@@ -278,16 +282,35 @@ class Engine:
         return []
 
     def _denoise(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """Return each piece's denoised rows, from one forward or, beyond max_rows, as few as it takes.
+        """Return each piece's denoised rows, from as few forwards as they fit into. Errors: DeviceMemoryError.
 
-        Pieces of unequal shapes, which areas have, do not share one.
+        Where the device runs out of memory, its cache is emptied and the same pieces are tried in smaller forwards.
         """
         answers: dict[int, Tensor] = {}
-        for group in _groups(pieces, self._max_rows):
+        left = list(range(len(pieces)))
+        while left:
+            first = pieces[left[0]]
+            key = _budget_key(first)
+            group = _group(pieces, left, self._budget.limit(key))
             asked = [pieces[i] for i in group]
-            answers.update(zip(group, asked[0].backbone.denoise(asked), strict=True))
-            self.counters.forwards += 1
-            self.counters.rows += sum(piece.rows for piece in asked)
+            cells = sum(piece.cells for piece in asked)
+            try:
+                answers.update(zip(group, denoise(asked), strict=True))
+            except torch.OutOfMemoryError as error:
+                said = str(error)
+            else:
+                self._budget.answered(key, cells)
+                self.counters.forwards += 1
+                self.counters.rows += sum(piece.rows for piece in asked)
+                left = [i for i in left if i not in answers]
+                continue
+            # Only here has the error let go of what the failed forward held.
+            self.counters.failures += 1
+            self._budget.failed(key, cells)
+            torch.cuda.empty_cache()
+            if len(asked) == 1:
+                raise _does_not_fit(first, said)
+            log.warning("a forward did not fit the device: cells=%d limit=%d", cells, self._budget.limit(key))
         return [answers[i] for i in range(len(pieces))]
 
     def _abandon(self) -> None:
@@ -303,29 +326,39 @@ class Engine:
                 fail(item.future, error)
 
 
-def _groups(pieces: Sequence[Piece], max_rows: int) -> list[list[int]]:
-    """Return the indices of pieces that share a forward: of one shape, together at most max_rows, never split."""
-    groups: list[list[int]] = []
-    latest: dict[torch.Size, int] = {}
-    rows: list[int] = []
-    for i, piece in enumerate(pieces):
-        shape = piece.x.shape[1:]
-        group = latest.get(shape)
-        if group is None or rows[group] + piece.rows > max_rows:
-            latest[shape] = group = len(groups)
-            groups.append([])
-            rows.append(0)
-        groups[group].append(i)
-        rows[group] += piece.rows
-    return groups
+def _budget_key(piece: Piece) -> Hashable:
+    """Return by what it is remembered how large a forward may be: the weights, and what the network groups by."""
+    return piece.backbone.network.key, piece.group_key
+
+
+def _group(pieces: Sequence[Piece], left: Sequence[int], limit: int) -> list[int]:
+    """Return those of the indices left that share the first one's forward: of its group, within a limit."""
+    first = pieces[left[0]]
+    group, cells = [left[0]], first.cells
+    for i in left[1:]:
+        if pieces[i].group_key != first.group_key:
+            continue
+        cells += pieces[i].cells
+        if cells > limit:
+            break
+        group.append(i)
+    return group
+
+
+def _does_not_fit(piece: Piece, said: str) -> DeviceMemoryError:
+    """Return the error for a piece that does not fit alone. said: torch's words, which give the sizes."""
+    size = "×".join(str(side) for side in reversed(piece.x.shape[2:]))
+    # What follows is advice on torch's own settings.
+    sizes = said.partition(" If reserved but unallocated")[0].partition("\n")[0]
+    return DeviceMemoryError(
+        f"a batch of {piece.rows} latents of {size} cells does not fit the device's memory by itself; "
+        f"a smaller image or batch may. {sizes}"
+    )
 
 
 def _leaves(run: _Run) -> bool:
-    """Whether a run has been cancelled; its future then says so."""
-    if not run.trajectory.cancelled and not run.future.cancelled():
-        return False
-    fail(run.future, CancelledJobError("the job was cancelled while it was sampled"))
-    return True
+    """Whether a run has been cancelled; whoever waits for it then hears of it."""
+    return run.future.cancelled() and not run.future.set_running_or_notify_cancel()
 
 
 def _ends(run: _Run) -> bool:

@@ -24,7 +24,8 @@ from serve_app.engine.engine import Counters, Engine
 from serve_app.engine.preview import picture, tiny_vae
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import ModelFileError, NodeError, UnavailableError
-from serve_app.models import steering
+from serve_app.models import control
+from serve_app.models.recipes import Need
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
 from serve_app.models.weights import LoadCounters, Weights
@@ -85,7 +86,7 @@ class EngineRuntime:
         return NodeRuntime(self, progress, strict, show)
 
     async def release(self) -> None:
-        """Let go of all weights that are not in use."""
+        """Evict all weights that are not in use."""
         await self._answer(self._engine.call(self.weights.release))
 
     def resident(self) -> tuple[str, ...]:
@@ -116,28 +117,29 @@ class EngineRuntime:
         guider = request.guider
 
         @cache
-        def based() -> dict[Recipe, Recipe]:
-            return {c: self.weights.based(c, guider.backbone) for c in steering.recipes(guider.conds)}
+        def with_bases() -> dict[Recipe, Recipe]:
+            return {c: self.weights.with_base(c, guider.backbone) for c in control.recipes(guider.conds)}
+
+        @cache
+        def need() -> Need:
+            return self.weights.need(guider.backbone, *with_bases().values())
 
         def begin() -> Generator[None, None, Future[Sampled]]:
-            nets = {control: self.weights.control_net(recipe) for control, recipe in based().items()}
+            nets = {given: self.weights.control_net(recipe) for given, recipe in with_bases().items()}
             backbone = self.weights.backbone(guider.backbone)
             yield from backbone.prepared()
             if strict:
-                backbone = backbone.apart()
-            conds = steering.activated(guider.conds, nets, backbone.architecture, backbone.levels)
+                backbone = backbone.exclusive()
+            conds = backbone.activated(guider.conds, nets)
             controlled = replace(request, guider=replace(guider, conds=conds))
             nonlocal running_now
             trajectory = Trajectory(backbone, controlled, on_step)
             running_now = ref(trajectory)
             return self._engine.submit(trajectory)
 
-        def fits() -> bool:
-            return self.weights.fits(guider.backbone, *based().values())
-
         # Begun in the engine's thread, a run joins the very next forward. Its beginning holds the models until then,
         # and from then on the trajectory alone.
-        beginning = self._engine.work(begin(), when=fits)
+        beginning = self._engine.work(begin(), when=lambda: self.weights.fits(need()))
         try:
             running = await self._answer(beginning)
         except asyncio.CancelledError:
@@ -146,7 +148,7 @@ class EngineRuntime:
         return await self._answer(running)
 
     def _picture(self, run: Trajectory) -> Any:
-        """Return what a run has come to, as `preview.picture`: decoded if that is wished for and can be done."""
+        """Return a run's latest estimate as a picture: decoded if that is wished for and can be done."""
         latent_format = run.backbone.latent_format
         if self._decoded_previews and (recipe := tiny_vae(latent_format)) is not None:
             with suppress(ModelFileError):
@@ -179,31 +181,41 @@ class EngineRuntime:
         question: Q,
         key: Hashable,
         *,
-        rows: int = 1,
+        cost: int = 1,
         most: int,
     ) -> T:
         """Do work with a recipe's model for several nodes at once, as the engine gathers it; as `use`.
 
-        key: beside the recipe, what is equal for those. rows: how much work it is; at most `most` are done at once.
+        key: beside the recipe, what is equal for those. cost, most: as `Engine.gather`.
         """
         return await self._answer(
             self._engine.gather(
                 question,
                 lambda questions: work(load(recipe), questions),
                 (recipe, key),
-                rows=rows,
+                cost=cost,
                 most=most,
-                when=lambda: self.weights.fits(recipe),
+                when=self._room_for(recipe),
             )
         )
 
     def _call(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> Future[T]:
         """Have work done in the engine's thread.
 
-        Who comes waits for who waits: were resident models handed out meanwhile, they might never fall out of use. Who
-        needs several models gets them at once, and no holder of one asks for another, so those in use do come free.
+        Requests are served in order of arrival; if later ones could take resident models first, those might stay in use
+        for ever. A request that needs several models gets them at once, and no holder of one asks for another, so those
+        in use do come free.
         """
-        return self._engine.call(lambda: work(load(recipe)), when=lambda: self.weights.fits(recipe))
+        return self._engine.call(lambda: work(load(recipe)), when=self._room_for(recipe))
+
+    def _room_for(self, recipe: Recipe) -> Callable[[], bool]:
+        """Return what says whether the recipe's weights fit now; its files are opened once, when it is first asked."""
+
+        @cache
+        def need() -> Need:
+            return self.weights.need(recipe)
+
+        return lambda: self.weights.fits(need())
 
     async def _answer(self, future: Future[T]) -> T:
         """Await the engine's answer. An error keeps its traceback but lets go of the models in it."""
@@ -233,7 +245,7 @@ def _in_one(work: Callable[[Tensor], Tensor], batches: list[Tensor]) -> list[Ten
     """Return what work makes of batches (B_i,…) of one shape, done as one."""
     if len(batches) == 1:
         return [work(batches[0])]
-    # A part keeps the whole in memory; who gets one keeps it longer than the others.
+    # A part keeps the whole in memory, and one caller may keep its part longer than the others.
     parts = torch.split(work(torch.cat(batches)), [len(batch) for batch in batches])
     return [part.clone() for part in parts]
 
@@ -315,6 +327,6 @@ class NodeRuntime:
             lambda model, batches: _in_one(partial(work, model), batches),
             batch,
             (work, batch.shape[1:], batch.dtype),
-            rows=pixels,
+            cost=pixels,
             most=SLICE_PIXELS,
         )

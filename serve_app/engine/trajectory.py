@@ -27,7 +27,7 @@ class Trajectory:
     """One run of a sampler.
 
     `start` it once, then answer its `pieces` with `feed` until `result` is there. on_step: called with (steps done,
-    steps in all) after each step, in whichever thread feeds it. Only `cancel` may be called from another thread.
+    steps in all) after each step, in whichever thread feeds it.
     """
 
     # Set by `start`, which needs the engine's thread for them.
@@ -45,7 +45,6 @@ class Trajectory:
         """What it waits for; empty before `start` and after the end."""
         self.result: Sampled | None = None
         """What it ended with; None until then."""
-        self.cancelled = False
         self.steps = 0
         """Steps in all, once started."""
         self._request = request
@@ -75,8 +74,8 @@ class Trajectory:
         if r.noise_mask is not None:
             canvas = Canvas(latents, drawn, latent_mask(r.noise_mask, latents))
             kept_noise = noise(shape, r.noise.seed + 1).to(device) if spec.fresh_inpaint_noise else drawn
-            patches = [p for p in r.guider.backbone.patches if isinstance(p, DifferentialDiffusion)]
-            changing = differential(patches[-1], levels, sigmas) if patches else None
+            patch = r.guider.backbone.last(DifferentialDiffusion)
+            changing = None if patch is None else differential(patch, levels, sigmas)
             self._inpainting = Inpainting(latent_mask(r.noise_mask, latents), latents, kept_noise, levels, changing)
         self._guidance = Guidance(self.backbone, r.guider.conds, rule_of(r.guider), canvas)
         self._denoised = x
@@ -99,22 +98,23 @@ class Trajectory:
         return self._denoised
 
     @property
-    def key(self) -> Hashable:
-        """What must be equal for evaluations to share a forward: the weights, and the latents' shape (C,h,w)."""
-        return (self.backbone.key, *self._evaluation.x.shape[1:])
+    def largest(self) -> Piece:
+        """The piece that is the most work: that of the whole canvas, if not all entries have areas."""
+        return max(self.pieces, key=lambda piece: piece.cells)
 
     @property
-    def rows(self) -> int:
-        """How many rows its pieces take in a forward."""
-        return sum(piece.rows for piece in self.pieces)
+    def key(self) -> Hashable:
+        """What must be equal for evaluations to share a forward: the weights, and what their network groups by."""
+        return self.backbone.key, self.largest.group_key
+
+    @property
+    def cells(self) -> int:
+        """How much work its pieces are, in latent cells."""
+        return sum(piece.cells for piece in self.pieces)
 
     def feed(self, answers: Sequence[Tensor]) -> None:
         """Take the denoised rows of `pieces`, in their order, and run to the next evaluation or to the end."""
         self._run_on(self._combined(answers))
-
-    def cancel(self) -> None:
-        """Ask it to stop; whoever drives it drops it before its next evaluation."""
-        self.cancelled = True
 
     def _combined(self, answers: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor | None]:
         denoised, uncond = self._guidance.combine(self._evaluation, answers)
@@ -122,7 +122,7 @@ class Trajectory:
             denoised = self._inpainting.restore(denoised, self._evaluation.sigma)
         step = (self._evaluation.step, self._evaluation.substep)
         if step > self._seen_step:
-            # What a step first takes for the image is what clients are shown of it.
+            # The first estimate of a step is what clients are shown of it.
             self._seen_step, self._denoised = step, denoised
         return (denoised, uncond) if self._evaluation.want_uncond else denoised
 

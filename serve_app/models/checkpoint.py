@@ -17,18 +17,15 @@ from torch import Tensor, nn
 
 from serve_app import log
 from serve_app.errors import ModelFileError
-from serve_app.models.families import Architecture, UNetArchitecture
-from serve_app.models.layout import Place
-from serve_app.models.networks import network
-from serve_app.models.sections import Section, section
+from serve_app.models.families.family import BackboneFamily, Family
+from serve_app.models.layout import placed
+from serve_app.models.parts import PART_NAMES, FoundPart, find_part
 from serve_app.models.tensors import Shape, Tensors
-from serve_app.values import ContinuousEdm, Discrete, EightBit, Part, Training
+from serve_app.values import EightBit, Part, Training
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _DTYPES = ("F16", "BF16", "F32", "F8_E4M3", "F8_E5M2")
-_NAMES: dict[Part, str] = {"backbone": "diffusion network", "vae": "VAE", "clip": "text encoder"}
 _SAFELY_UNUSED = ("position_ids", "logit_scale", "text_projection.weight")
-_V_SPREAD = 0.09
 
 _log = log.get("models")
 
@@ -59,62 +56,46 @@ class Checkpoint:
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
 
-    def architecture(self, part: Part, beside: Sequence[Checkpoint] = ()) -> Architecture:
-        """Return what the part is. beside: further files of it.
+    def find(self, part: Part, beside: Sequence[Checkpoint] = ()) -> FoundPart:
+        """Return what the part is and where its tensors are. beside: further files of it.
 
         Errors: ModelFileError if the files hold no such part or one of another family.
         """
-        return self._section(part, beside).architecture
+        return find_part(part, [Tensors(file.shapes, file.where) for file in (self, *beside)])
+
+    def family(self, part: Part, beside: Sequence[Checkpoint] = ()) -> Family:
+        """Return what the part is; as `find`."""
+        return self.find(part, beside).family
 
     def elements(self, part: Part, beside: Sequence[Checkpoint] = ()) -> int:
-        """Return how many numbers the part has. Errors: ModelFileError as `architecture`."""
+        """Return how many numbers the part has. Errors: ModelFileError as `find`."""
         files = (self, *beside)
-        used = {(source.file, source.name) for source in self._section(part, beside).sources.values()}
+        used = {(source.file, source.name) for source in self.find(part, beside).sources.values()}
         return sum(prod(files[file].shapes[name]) for file, name in used)
 
     def training(self) -> Training:
         """Return what the backbone in the file was trained to predict, and on which noise levels.
 
-        Files of SDXL say it by extra tensors; those of SD 2 do not, and ComfyUI's guess from the spread of one bias is
-        taken. Errors: ModelFileError as `architecture`.
+        Errors: ModelFileError as `find`.
         """
-        found = self._section("backbone", ())
-        architecture = found.architecture
-        if not isinstance(architecture, UNetArchitecture):
-            raise TypeError(f"a backbone is no {type(architecture).__name__}")
-        if architecture.sizes == 6:
-            return self._sdxl_training()
-        last = len(architecture.channels) - 1
-        bias = f"up_blocks.{last}.attentions.{architecture.res_blocks[0]}.transformer_blocks.0.norm1.bias"
-        if not architecture.linear or architecture.concat_channels or architecture.sizes or bias not in found.sources:
-            return Discrete()
-        spread = self.tensor(found.sources[bias].name).float().std(correction=0)
-        return Discrete("v_prediction" if float(spread) > _V_SPREAD else "eps")
-
-    def _sdxl_training(self) -> Training:
-        if {"edm_mean", "edm_std"} <= self.shapes.keys():
-            raise ModelFileError(f"{self.where} is Playground v2.5, whose latents are not supported")
-        if "edm_vpred.sigma_max" in self.shapes:
-            low = float(self.tensor("edm_vpred.sigma_min")) if "edm_vpred.sigma_min" in self.shapes else 0.002
-            return ContinuousEdm("v_prediction", float(self.tensor("edm_vpred.sigma_max")), low)
-        if "v_pred" in self.shapes:
-            return Discrete("v_prediction", zsnr="ztsnr" in self.shapes)
-        return Discrete()
+        found = self.find("backbone")
+        assert isinstance(found.family, BackboneFamily)
+        return found.family.training(self, {ours: source.name for ours, source in found.sources.items()})
 
     def load(
         self,
         part: Part,
         beside: Sequence[Checkpoint] = (),
         rounded: EightBit | None = None,
-    ) -> tuple[Architecture, nn.Module]:
-        """Return the part's architecture and its network, the file's tensors in it.
+    ) -> tuple[Family, nn.Module]:
+        """Return what the part is and its network, the file's tensors in it.
 
-        They stay mapped, on the CPU and in the file's number format; `packing.settle` brings them to another. rounded:
-        the eight-bit format whose numbers they are rounded to. Errors: ModelFileError as `architecture`.
+        They stay mapped, on the CPU and in the file's dtype; `packing.move_to` brings them to another. rounded: the
+        eight-bit dtype whose numbers they are rounded to. Errors: ModelFileError as `find`.
         """
         files = (self, *beside)
-        found = self._section(part, beside)
-        module = network(found.architecture)
+        found = self.find(part, beside)
+        module = found.family.empty()
         wanted = module.state_dict()
         state: dict[str, Tensor] = {}
         unused = list(found.unused)
@@ -123,7 +104,7 @@ class Checkpoint:
             if ours not in wanted:
                 unused.append(source.name)
                 continue
-            tensor = _placed(file.tensor(source.name), source.place)
+            tensor = placed(file.tensor(source.name), source.place)
             # A VAE's attention is 1×1 convolutions in the file, linear in the network: the same numbers.
             shape = wanted[ours].shape
             if _without_ones(tensor.shape) != _without_ones(shape):
@@ -135,21 +116,12 @@ class Checkpoint:
             state[ours] = tensor.reshape(shape)
         if missing := sorted(set(wanted) - set(state)):
             raise ModelFileError(
-                f"{self.where} lacks {len(missing)} tensors of its {_NAMES[part]}, '{missing[0]}' first"
+                f"{self.where} lacks {len(missing)} tensors of its {PART_NAMES[part]}, '{missing[0]}' first"
             )
         if unused := [name for name in unused if not name.endswith(_SAFELY_UNUSED)]:
             _log.warning("%s: %d tensors are not used, '%s' first", self.where, len(unused), unused[0])
         module.load_state_dict(state, assign=True)
-        return found.architecture, module
-
-    def _section(self, part: Part, beside: Sequence[Checkpoint]) -> Section:
-        return section(part, [Tensors(file.shapes, file.where) for file in (self, *beside)])
-
-
-def _placed(tensor: Tensor, place: Place) -> Tensor:
-    if place.third is not None:
-        tensor = tensor.chunk(3)[place.third]
-    return tensor.t() if place.transposed else tensor
+        return found.family, module
 
 
 def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:

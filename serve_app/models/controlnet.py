@@ -1,13 +1,13 @@
 """A ControlNet's network: the encoder half of a backbone that reads a hint as well, and 1×1 convolutions out of it.
 
 What it answers is added to the backbone's own encoder outputs. It knows neither files nor jobs: `controlnet_file` reads
-it, `steering` runs it. Source: Zhang et al. 2023, arXiv:2302.05543; several kinds of hint in one network: the published
+it, `control` runs it. Source: Zhang et al. 2023, arXiv:2302.05543; several kinds of hint in one network: the published
 weights of ControlNet++ (xinsir), whose names are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from serve_app.errors import NodeError
-from serve_app.models.families import UNetArchitecture
+from serve_app.models.control import ControlNet, resized
+from serve_app.models.families.unet import CELL, SKIPS, Unet, UnetCall
 
 Residuals: TypeAlias = list[Tensor]
 """What is added to the outputs of an encoder, finest first, (R,C,h,w) each; the last to the output of the middle."""
@@ -26,13 +27,13 @@ HALVINGS = (2, 4, 6)
 """The convolutions of a hint's block that halve the resolution: from pixels to the eightfold smaller latents."""
 
 KIND_WIDTH = 256
-"""How many numbers say of each kind of hint whether it is given."""
+"""Width of the embedding that marks each hint kind present or absent."""
 
 
 class ControlNetwork(nn.Module):
     """A ControlNet on its device, without what runs ask of it.
 
-    architecture: of the backbone it steers. hint_channels: those of the hint's convolutions, in to out. kinds: how many
+    family: the backbone it is made for. hint_channels: those of the hint's convolutions, in to out. kinds: how many
     kinds of hint it tells apart; 0 if it knows one. pooled: its answers are the same all over the image (for hints that
     say what an image is like and not where).
     """
@@ -41,7 +42,7 @@ class ControlNetwork(nn.Module):
 
     def __init__(
         self,
-        architecture: UNetArchitecture,
+        family: Unet,
         backbone: nn.Module,
         hint_channels: Sequence[int],
         *,
@@ -50,7 +51,7 @@ class ControlNetwork(nn.Module):
     ) -> None:
         super().__init__()
         network: Any = backbone
-        self.architecture = architecture
+        self.family = family
         self.hint_channels = hint_channels[0]
         self.time_proj = network.time_proj
         self.time_embedding = network.time_embedding
@@ -59,9 +60,9 @@ class ControlNetwork(nn.Module):
         self.down_blocks = network.down_blocks
         self.mid_block = network.mid_block
         self.hint_block = _hint_block(hint_channels)
-        self.zero_convs = nn.ModuleList(nn.Conv2d(width, width, 1) for width in skip_widths(architecture))
-        self.middle_out = nn.Conv2d(architecture.channels[-1], architecture.channels[-1], 1)
-        self.union = Union(kinds, kind_channels, 4 * architecture.channels[0]) if kinds else None
+        self.zero_convs = nn.ModuleList(nn.Conv2d(width, width, 1) for width in family.skip_widths)
+        self.middle_out = nn.Conv2d(family.channels[-1], family.channels[-1], 1)
+        self.union = Union(kinds, kind_channels, 4 * family.channels[0]) if kinds else None
 
     def check_kind(self, kind: int | None) -> None:
         """Errors: NodeError for a kind of hint that it does not tell apart."""
@@ -77,11 +78,15 @@ class ControlNetwork(nn.Module):
         kind: which kind of hint it is, for a network that tells them apart; None leaves it open.
         """
         embedded: Tensor = self.hint_block(hint.to(self._dtype))
-        return embedded if self.union is None or kind is None else self.union.told(embedded, kind)
+        return embedded if self.union is None or kind is None else self.union.shifted(embedded, kind)
 
     def kind_embedding(self, kind: int | None) -> Tensor | None:
         """Return what a kind of hint adds to the time embedding, (1,E); None if the network knows only one."""
         return None if self.union is None else self.union.kind_embedding(kind)
+
+    def control_net(self, key: Hashable, name: str) -> ControlNet:
+        """Return it as controls use it."""
+        return UnetControlNet(key, name, self)
 
     def forward(
         self,
@@ -106,13 +111,13 @@ class ControlNetwork(nn.Module):
         if self.class_embedding is not None and vector is not None:
             time = time + self.class_embedding(vector.to(dtype))
         bias = None if context_mask is None else ((1 - context_mask.to(dtype)) * -10000.0).unsqueeze(1)
-        told = {"encoder_hidden_states": context.to(dtype), "encoder_attention_mask": bias}
+        text = {"encoder_hidden_states": context.to(dtype), "encoder_attention_mask": bias}
         h: Tensor = self.conv_in(x.to(dtype)) + embedded
         outputs = [h]
         for block in self.down_blocks:
-            h, made = block(hidden_states=h, temb=time, **(told if hasattr(block, "attentions") else {}))
+            h, made = block(hidden_states=h, temb=time, **(text if hasattr(block, "attentions") else {}))
             outputs += made
-        h = self.mid_block(h, time, **told)
+        h = self.mid_block(h, time, **text)
         residuals = [zero(output) for zero, output in zip(self.zero_convs, outputs, strict=True)]
         residuals.append(self.middle_out(h))
         return [r.mean((2, 3), keepdim=True).expand_as(r) for r in residuals] if self.pooled else residuals
@@ -142,7 +147,7 @@ class Union(nn.Module):
         self.linear_1 = nn.Linear(KIND_WIDTH * kinds, time_width)
         self.linear_2 = nn.Linear(time_width, time_width)
 
-    def told(self, embedded: Tensor, kind: int) -> Tensor:
+    def shifted(self, embedded: Tensor, kind: int) -> Tensor:
         """Return an embedded hint (N,width,h,w) shifted as its kind asks."""
         token = embedded.mean((2, 3)) + self.task_embedding[kind].to(embedded.dtype)
         token = token + self.attention_out(self.attention_in(self.norm1(token)).chunk(3, dim=-1)[2])
@@ -156,18 +161,50 @@ class Union(nn.Module):
         given = torch.zeros(self.kinds, device=self.task_embedding.device)
         if kind is not None:
             given[kind] = 1.0
-        told = get_timestep_embedding(given, KIND_WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)
-        embedding: Tensor = self.linear_2(silu(self.linear_1(told.flatten()[None].to(self.task_embedding.dtype))))
+        flags = get_timestep_embedding(given, KIND_WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)
+        embedding: Tensor = self.linear_2(silu(self.linear_1(flags.flatten()[None].to(self.task_embedding.dtype))))
         return embedding
 
 
-def skip_widths(architecture: UNetArchitecture) -> list[int]:
-    """Return the widths of the encoder's outputs: its first convolution, each residual block and each downsampling."""
-    last = len(architecture.channels) - 1
-    widths = [architecture.channels[0]]
-    for level, (width, blocks) in enumerate(zip(architecture.channels, architecture.res_blocks, strict=True)):
-        widths += [width] * (blocks + (level != last))
-    return widths
+class UnetControlNet(ControlNet):
+    """A ControlNet of a UNet, as controls use it."""
+
+    adds_to = SKIPS
+
+    def __init__(self, key: Hashable, name: str, network: ControlNetwork) -> None:
+        super().__init__(key, name)
+        self.network = network
+
+    def check(self, hint: Tensor, kind: int | None, backbone: Any) -> None:
+        wanted, made_for = self.network.hint_channels, self.network.family
+        if hint.shape[-1] != wanted:
+            raise NodeError(f"the hint has {hint.shape[-1]} channels; '{self.name}' takes {wanted}")
+        self.network.check_kind(kind)
+        theirs, ours = _widths(made_for), _widths(backbone)
+        if theirs != ours or made_for.res_blocks != backbone.res_blocks:
+            raise NodeError(
+                f"'{self.name}' is made for another family than the model: its widths are {theirs}, the model's {ours}"
+            )
+
+    def read(self, hint: Tensor, kind: int | None, height: int, width: int) -> list[Tensor]:
+        """Return the embedded hint and, if the network tells kinds apart, the kind."""
+        network = self.network
+        device = next(network.parameters()).device
+        embedded = network.embed(resized(hint, height * CELL, width * CELL).to(device), kind)
+        of_kind = network.kind_embedding(kind)
+        return [embedded] if of_kind is None else [embedded, of_kind]
+
+    def residuals(self, call: UnetCall, index: Tensor, read: Sequence[Tensor]) -> list[Tensor]:
+        mask = None if call.mask is None else call.mask[index]
+        vector = None if call.vector is None else call.vector[index]
+        made: Residuals = self.network(call.x[index], call.timestep[index], call.context[index], mask, vector, *read)
+        return made
+
+
+def _widths(backbone: Any) -> tuple[int, ...]:
+    if not isinstance(backbone, Unet):
+        return ()
+    return (*backbone.channels, backbone.context_dim, backbone.vector_dim)
 
 
 def _hint_block(channels: Sequence[int]) -> nn.Sequential:

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from serve_app import log
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.controlnet import ControlNetwork, skip_widths
-from serve_app.models.families import UNetArchitecture
-from serve_app.models.layout import table, translate
-from serve_app.models.networks import network
-from serve_app.models.t2i_adapter import AdapterArchitecture, AdapterNetwork, single_names
+from serve_app.models.controlnet import ControlNetwork
+from serve_app.models.families import UNETS
+from serve_app.models.families.unet import Unet
+from serve_app.models.families.unet_names import RES_BLOCK
+from serve_app.models.layout import reverse, translate
+from serve_app.models.t2i_adapter import T2iNetwork, T2iSize, single_names
 from serve_app.models.tensors import Shape, Tensors
 
-ControlModule: TypeAlias = ControlNetwork | AdapterNetwork
+ControlModule: TypeAlias = ControlNetwork | T2iNetwork
 """A network whose answers are added inside a backbone."""
 
 ENCODER = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
@@ -37,14 +38,6 @@ CHANGES = (".up", ".down")
 
 _FIRST_CONVOLUTION = "input_blocks.0.0.weight"
 _DIFFUSERS_MARK = "controlnet_cond_embedding.conv_in.weight"
-_DIFFUSERS_RES_BLOCK = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
 _UNION = {
     "transformer_layes.0.attn.in_proj": "union.attention_in",
     "transformer_layes.0.attn.out_proj": "union.attention_out",
@@ -108,43 +101,43 @@ class ControlFile:
         """
         if self._adapter:
             with torch.device("meta"):
-                adapter = AdapterNetwork(AdapterArchitecture.probe(self._tensors)).eval().requires_grad_(False)
+                adapter = T2iNetwork(T2iSize.probe(self._tensors)).eval().requires_grad_(False)
             self._fill(adapter, self._own(adapter.state_dict(), {}, device, dtype))
             return adapter
         found = self._changes()
-        architecture = found[0] if found is not None and self.needs_base else self._architecture()
-        control_net = self._empty(architecture)
+        family = found[0] if found is not None and self.needs_base else self._unet()
+        control_net = self._empty(family)
         wanted = control_net.state_dict()
-        state = self._own(wanted, _table(architecture), device, dtype)
+        state = self._own(wanted, _table(family), device, dtype)
         if found is not None:
             of_base = found[1].state_dict()
             weights = {name: of_base[name].to(device, dtype) for name in of_base if name in wanted}
             if self.needs_base:
-                state = weights | state | self._changed(weights, _table(architecture), device, dtype)
+                state = weights | state | self._changed(weights, _table(family), device, dtype)
             else:
                 state |= {name: state[name] + weights[name] for name in weights if name in state}
         self._fill(control_net, state)
         return control_net
 
-    def _changes(self) -> tuple[UNetArchitecture, nn.Module] | None:
+    def _changes(self) -> tuple[Unet, nn.Module] | None:
         """Return the backbone whose weights the file changes, if it does."""
         if not self.needs_base and not self.has_differences:
             return None
         if self._base:
-            architecture, backbone = self._base[0].load("backbone", self._base[1:])
-            return cast(UNetArchitecture, architecture), backbone
+            family, backbone = self._base[0].load("backbone", self._base[1:])
+            return cast(Unet, family), backbone
         if self.needs_base:
             raise self._tensors.unsupported("is a control-LoRA, which needs the backbone whose weights it changes")
         _log.warning("%s holds differences from a backbone's weights and is used without one", self._where)
         return None
 
-    def _empty(self, architecture: UNetArchitecture) -> ControlNetwork:
+    def _empty(self, family: Unet) -> ControlNetwork:
         convolutions = [self._tensors.shape(name)[:2] for name in self._hint_convolutions()]
         kinds, kind_channels = self._tensors.shapes.get("task_embedding", (0, 0))
         with torch.device("meta"):
             control_net = ControlNetwork(
-                architecture,
-                network(architecture),
+                family,
+                family.build(),
                 [convolutions[0][1], *(after for after, _ in convolutions)],
                 kinds=kinds,
                 kind_channels=kind_channels,
@@ -152,11 +145,13 @@ class ControlFile:
         control_net.pooled = self._file.path.stem.endswith(POOLED_ENDINGS)
         return control_net.eval().requires_grad_(False)
 
-    def _architecture(self) -> UNetArchitecture:
+    def _unet(self) -> Unet:
         # The backbone it steers ends with as many channels as it reads; the file has no such end to show it.
         width, channels = self._tensors.shape(_FIRST_CONVOLUTION)[:2]
         end = {"out.2.weight": (channels, width, 3, 3)}
-        return UNetArchitecture.probe(Tensors({**self._tensors.shapes, **end}, self._where))
+        whole = Tensors({**self._tensors.shapes, **end}, self._where)
+        found = next(found.family for kind in UNETS for found in kind.find([whole]))
+        return cast(Unet, found)
 
     def _hint_convolutions(self) -> list[str]:
         names: list[str] = []
@@ -213,10 +208,11 @@ def _ours(name: str, prefixes: Mapping[str, str]) -> str:
     return translate(name, prefixes) or ""
 
 
-def _table(architecture: UNetArchitecture) -> dict[str, str]:
+def _table(family: Unet) -> dict[str, str]:
     """Return module names in the first layout -> module names in our network."""
-    encoder = {theirs: ours for theirs, ours in table(architecture).items() if theirs.startswith(ENCODER)}
-    zero = {f"zero_convs.{i}.0": f"zero_convs.{i}" for i in range(len(skip_widths(architecture)))}
+    names = {theirs: ours for ours, theirs in reverse(family.table()).items()}
+    encoder = {theirs: ours for theirs, ours in names.items() if theirs.startswith(ENCODER)}
+    zero = {f"zero_convs.{i}.0": f"zero_convs.{i}" for i in range(len(family.skip_widths))}
     return {**encoder, **zero, "input_hint_block": "hint_block", "middle_block_out.0": "middle_out", **_UNION}
 
 
@@ -268,5 +264,5 @@ def _from_diffusers(names: Mapping[str, Shape]) -> Iterator[tuple[str, str]]:
 
 def _res_block(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
     yield theirs, ours
-    for child, name in _DIFFUSERS_RES_BLOCK.items():
+    for name, child in RES_BLOCK.items():
         yield f"{theirs}.{child}", f"{ours}.{name}"

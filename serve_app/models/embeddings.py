@@ -13,7 +13,6 @@ from torch import Tensor
 from serve_app import log
 from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import TextKind
 from serve_app.store.catalog import SUFFIXES, Catalog
 
 _log = log.get("models")
@@ -25,7 +24,7 @@ class Embeddings:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def vectors(self, name: str, width: int, kind: TextKind = "l") -> Tensor | None:
+    def vectors(self, name: str, width: int, kind: str = "l") -> Tensor | None:
         """Return an embedding's vectors (N, width); None, with a warning, if there is none or it is of another width.
 
         name: with or without its suffix. kind: the text encoder they are for. Errors: ModelFileError for a file that
@@ -33,7 +32,7 @@ class Embeddings:
         """
         path = self._path(name)
         if path is None:
-            _log.warning("embedding '%s' does not exist and is left out of the prompt", name)
+            _log.warning("embedding '%s' does not exist and is left out of the text", name)
             return None
         file = Checkpoint(path)
         order = [*(known for known in (f"clip_{kind}", "emb_params") if known in file.shapes), *file.shapes]

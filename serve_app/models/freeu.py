@@ -1,8 +1,8 @@
-"""FreeU in one forward for rows that differ in it: what the upward half of a network joins is changed row by row.
+"""FreeU on the decoder's skip connections, per row: rows that differ in it share a forward.
 
-Before each residual block of that half, coarse features and those that skip from the downward half are put side by
-side. FreeU amplifies half of the first and damps the low frequencies of the second, where the coarse features are four
-or two times as wide as the finest level.
+Before each residual block of the decoder, coarse features and those that skip from the encoder are put side by side.
+FreeU amplifies half of the first and damps the low frequencies of the second, where the coarse features are four or two
+times as wide as the finest level.
 Source: Si et al. 2023, arXiv:2309.11497, equations 3 to 5, and its second version.
 """
 
@@ -20,7 +20,7 @@ from serve_app.values import FreeU
 
 
 @contextmanager
-def freed(network: Any, features: Sequence[tuple[int, Sequence[FreeU]]]) -> Iterator[None]:
+def with_freeu(network: Any, features: Sequence[tuple[int, Sequence[FreeU]]]) -> Iterator[None]:
     """Apply FreeU while the network runs. network: UNet2DConditionModel. features: (rows, patches in order) in turn."""
     if not any(patches for _, patches in features):
         yield

@@ -1,25 +1,18 @@
 """LoRA files: from the tensors of every layout that ComfyUI reads to adapters by parameter.
 
-kohya, LyCORIS, diffusers, PEFT and OneTrainer differ in how they name a layer (`names_of`) and in
-how they name an adapter's tensors (`read`). Facts: ComfyUI 0.3.64, whose preferences hold where a file says two things.
+kohya, LyCORIS, diffusers, PEFT and OneTrainer differ in how they name a layer, which families know, and in how they
+name an adapter's tensors. Facts: ComfyUI 0.3.64, whose preferences hold where a file says two things.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from serve_app import log
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import (
-    DualTextArchitecture,
-    TextArchitecture,
-    TextKind,
-    UNetArchitecture,
-)
-from serve_app.models.layout import table, translate
 from serve_app.models.lora import (
     Adapter,
     Butterfly,
@@ -60,74 +53,6 @@ _SUFFIXES = sorted(
 )
 
 _log = log.get("models")
-
-
-def names_of(architecture: object, parameters: Sequence[str]) -> Names:
-    """Return the names in LoRA files of a network's layers; none for a part that LoRAs do not change."""
-    match architecture:
-        case UNetArchitecture():
-            return backbone_names(parameters, table(architecture))
-        case TextArchitecture():
-            return text_names(parameters, architecture.kind)
-        case DualTextArchitecture():
-            names: dict[str, str] = {}
-            for kind in ("l", "g"):
-                inside = [name.removeprefix(f"{kind}.") for name in parameters if name.startswith(f"{kind}.")]
-                of_tower = text_names(inside, kind, alone=kind == "l")
-                names |= {name: f"{kind}.{parameter}" for name, parameter in of_tower.items()}
-            return names
-        case _:
-            return {}
-
-
-def backbone_names(parameters: Iterable[str], prefixes: Mapping[str, str]) -> dict[str, str]:
-    """Return the names of a UNet's layers in LoRA files. prefixes: as `layout.table`, file name to network name."""
-    to_file = {ours: theirs for theirs, ours in prefixes.items()}
-    names: dict[str, str] = {}
-    for ours in parameters:
-        layer, _, kind = ours.rpartition(".")
-        if (theirs := translate(ours, to_file)) is not None:
-            if kind != "weight":
-                names[f"diffusion_model.{theirs}"] = ours
-                continue
-            file_layer = theirs.removesuffix(".weight")
-            names[f"lora_unet_{file_layer.replace('.', '_')}"] = ours
-            names[f"diffusion_model.{file_layer}"] = ours
-        if kind == "weight":
-            # SDXL's vector goes through what diffusers calls an added embedding.
-            for name in (layer, layer.replace("class_embedding.", "add_embedding.")):
-                flat = name.replace(".", "_")
-                names[f"lora_unet_{flat}"] = names[f"lycoris_{flat}"] = ours
-                # diffusers named attention by its processors up to 0.21; PEFT names the layer itself.
-                processor = name.replace(".to_", ".processor.to_")
-                for full in (name, processor.removesuffix(".0") if name.endswith(".to_out.0") else processor):
-                    names[full] = names[f"unet.{full}"] = ours
-    return names
-
-
-def text_names(parameters: Iterable[str], kind: TextKind, *, alone: bool = True) -> dict[str, str]:
-    """Return the names of a text encoder's layers in LoRA files. alone: no other encoder comes before it.
-
-    parameters: of transformers' CLIPTextModel, with or without "text_model." in front; a projection of the pooled
-    output is "text_projection.weight".
-    """
-    second = kind == "g" and not alone
-    flat_prefixes = ("lora_te2_",) if second else ("lora_te_", "lora_prior_te_" if kind == "g" else "lora_te1_")
-    names: dict[str, str] = {}
-    for ours in parameters:
-        layer, _, ending = ours.removeprefix("text_model.").rpartition(".")
-        if ending != "weight":
-            continue
-        inside = layer if layer == "text_projection" else f"text_model.{layer}"
-        names[f"text_encoders.clip_{kind}.transformer.{inside}"] = ours
-        if layer == "text_projection":
-            for prefix in ("lora_te2_", "lora_prior_te_") if kind == "g" else ("lora_te1_",):
-                names[f"{prefix}text_projection"] = ours
-        elif ".self_attn." in layer or ".mlp." in layer:
-            for prefix in flat_prefixes:
-                names[f"{prefix}{inside.replace('.', '_')}"] = ours
-            names[f"{'text_encoder_2' if second else 'text_encoder'}.{inside}"] = ours
-    return names
 
 
 def read(file: Checkpoint, names: Names, part: Part) -> dict[str, Adapter]:

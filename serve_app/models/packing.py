@@ -69,8 +69,8 @@ class PackedLinear(nn.Module):
         return layer.eval()
 
 
-def settle(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Bring a network's tensors to a device and a number format, in place, packed if that is float32 on a CPU."""
+def move_to(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a network's weights to a device and dtype, in place, packed if that is float32 on a CPU."""
     if device.type == "cpu" and dtype == torch.float32:
         _pack(network)
     for parameter in network.parameters():

@@ -5,12 +5,16 @@ Source: Mou et al. 2023, arXiv:2302.08453, in its published layouts: full (of SD
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
+from serve_app.errors import NodeError
+from serve_app.models.control import ControlNet, resized
+from serve_app.models.families.unet import CELL, FEATURES, Unet, UnetCall
 from serve_app.models.tensors import Shape, Tensors
 
 XL_INPUTS = (256, 768)
@@ -22,7 +26,7 @@ BLOCKS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterArchitecture:
+class T2iSize:
     """An adapter. inputs: channels after unshuffling pixels by `unshuffle`. channels: of the features, finest first.
 
     light: the layout with 1×1 convolutions around narrow blocks. kernel: width of the full layouts' convolutions.
@@ -38,8 +42,8 @@ class AdapterArchitecture:
     convolved: bool = False
 
     @classmethod
-    def probe(cls, tensors: Tensors) -> AdapterArchitecture:
-        """Read the architecture off an adapter's tensors. Errors: ModelFileError for another layout."""
+    def probe(cls, tensors: Tensors) -> T2iSize:
+        """Read its size off an adapter's tensors. Errors: ModelFileError for another layout."""
         if "body.0.in_conv.weight" in tensors.shapes:
             levels = tensors.count("body.")
             return cls(
@@ -91,29 +95,33 @@ def _from_diffusers(name: str) -> str:
     return ".".join(("body", str(BLOCKS * level), *parts[2:]))
 
 
-class AdapterNetwork(nn.Module):
+class T2iNetwork(nn.Module):
     """A T2I-Adapter on its device. The features are for the backbone's levels, finest first.
 
     Those of an SDXL adapter are for the finest level after its downsampling, for the two others before theirs, and for
     the middle: where diffusers' networks take them.
     """
 
-    def __init__(self, architecture: AdapterArchitecture) -> None:
+    def __init__(self, size: T2iSize) -> None:
         super().__init__()
-        self.architecture = architecture
-        self.hint_channels = architecture.hint_channels
-        self.unshuffle = nn.PixelUnshuffle(architecture.unshuffle)
-        self.conv_in = None if architecture.light else nn.Conv2d(architecture.inputs, architecture.channels[0], 3, 1, 1)
-        widths = (architecture.inputs if architecture.light else architecture.channels[0], *architecture.channels)
+        self.size = size
+        self.hint_channels = size.hint_channels
+        self.unshuffle = nn.PixelUnshuffle(size.unshuffle)
+        self.conv_in = None if size.light else nn.Conv2d(size.inputs, size.channels[0], 3, 1, 1)
+        widths = (size.inputs if size.light else size.channels[0], *size.channels)
         body: list[nn.Module] = []
-        for level, (before, after) in enumerate(zip(widths, architecture.channels, strict=False)):
-            halves = architecture.halves[level]
-            if architecture.light:
-                body.append(_LightLevel(before, after, architecture.blocks, halves))
+        for level, (before, after) in enumerate(zip(widths, size.channels, strict=False)):
+            halves = size.halves[level]
+            if size.light:
+                body.append(_LightLevel(before, after, size.blocks, halves))
                 continue
-            body.append(_Block(before, after, architecture.kernel, halves, architecture.convolved))
-            body += [_Block(after, after, architecture.kernel) for _ in range(architecture.blocks - 1)]
+            body.append(_Block(before, after, size.kernel, halves, size.convolved))
+            body += [_Block(after, after, size.kernel) for _ in range(size.blocks - 1)]
         self.body = nn.ModuleList(body)
+
+    def control_net(self, key: Hashable, name: str) -> ControlNet:
+        """Return it as controls use it."""
+        return T2iAdapter(key, name, self)
 
     def forward(self, hint: Tensor) -> list[Tensor]:
         """Return the features (N,C,h,w) of a hint (N,channels,H,W) in 0…1, H and W multiples of the unshuffling."""
@@ -121,12 +129,48 @@ class AdapterNetwork(nn.Module):
         if self.conv_in is not None:
             h = self.conv_in(h)
         features = []
-        step = 1 if self.architecture.light else self.architecture.blocks
+        step = 1 if self.size.light else self.size.blocks
         for i, block in enumerate(self.body):
             h = block(h)
             if i % step == step - 1:
                 features.append(h)
         return features
+
+
+class T2iAdapter(ControlNet):
+    """A T2I-Adapter, as controls use it."""
+
+    adds_to = FEATURES
+
+    def __init__(self, key: Hashable, name: str, network: T2iNetwork) -> None:
+        super().__init__(key, name)
+        self.network = network
+
+    def check(self, hint: Tensor, kind: int | None, backbone: Any) -> None:
+        wanted, theirs = self.network.hint_channels, self.network.size.channels
+        # An adapter for grey hints takes the mean of the colours.
+        if hint.shape[-1] != wanted and wanted != 1:
+            raise NodeError(f"the hint has {hint.shape[-1]} channels; '{self.name}' takes {wanted}")
+        ours = backbone.channels if isinstance(backbone, Unet) else ()
+        # SDXL's adapters have a feature for the middle as well, as wide as the last level.
+        if theirs != (ours if self.network.size.unshuffle == CELL else (*ours, *ours[-1:])):
+            raise NodeError(
+                f"'{self.name}' is made for another family than the model: its widths are {theirs}, the model's {ours}"
+            )
+
+    def read(self, hint: Tensor, kind: int | None, height: int, width: int) -> list[Tensor]:
+        """Return the features."""
+        network = self.network
+        unit = network.size.unshuffle
+        rows, columns = (-(-side * CELL // unit) * unit for side in (height, width))
+        pixels = resized(hint, rows, columns).to(next(network.parameters()).device)
+        if network.hint_channels == 1:
+            pixels = pixels.mean(dim=1, keepdim=True)
+        features: list[Tensor] = network(pixels)
+        return features
+
+    def residuals(self, call: UnetCall, index: Tensor, read: Sequence[Tensor]) -> list[Tensor]:
+        return list(read)
 
 
 class _Halving(nn.Module):

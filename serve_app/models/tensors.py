@@ -35,6 +35,13 @@ class Tensors:
         self.where = where
         self._prefixes = {name[: i + 1] for name in shapes for i, char in enumerate(name) if char == "."}
 
+    def within(self, prefix: str) -> Tensors:
+        """Return the tensors whose names start with a prefix, without it."""
+        if not prefix:
+            return self
+        shapes = {name[len(prefix) :]: shape for name, shape in self.shapes.items() if name.startswith(prefix)}
+        return Tensors(shapes, self.where)
+
     def has(self, prefix: str) -> bool:
         """Whether any name starts with the prefix, which ends with a dot."""
         return prefix in self._prefixes

@@ -7,7 +7,6 @@ runs no code of the file's. spandrel itself is given tensors, never a file.
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
-from torch import Tensor, nn
+from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.tiling import Tiles, in_passes
-from serve_app.values import Part
 
 TILE = 512
 OVERLAP = 32
@@ -27,18 +25,11 @@ SMALLEST_TILE = 128
 """Sides and overlap of tiles in pixels of the image given, as in ComfyUI."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class UpscalerArchitecture:
-    """What an upscaling network is. descriptor: spandrel's, which holds the network too."""
-
-    descriptor: Any
-
-
 class Upscaler:
-    """An upscaling network on its device."""
+    """An upscaling network on its device. descriptor: spandrel's, which holds the network."""
 
-    def __init__(self, architecture: UpscalerArchitecture) -> None:
-        self._network = architecture.descriptor
+    def __init__(self, descriptor: Any) -> None:
+        self._network = descriptor
 
     @property
     def scale(self) -> int:
@@ -79,12 +70,12 @@ class UpscalerFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def elements(self, part: Part) -> int:
+    def elements(self) -> int:
         """Return about how many numbers the file holds: it is read only to be loaded."""
         return self.path.stat().st_size // torch.float32.itemsize
 
-    def load(self, part: Part, device: torch.device, dtype: torch.dtype) -> tuple[UpscalerArchitecture, nn.Module]:
-        """Return the file's network on the device.
+    def load(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """Return the file's network on the device, as spandrel's descriptor.
 
         Errors: ModelFileError for a file that holds more than tensors, is damaged, or is no upscaler of a known layout.
         """
@@ -97,7 +88,7 @@ class UpscalerFile:
         if not isinstance(descriptor, ImageModelDescriptor):
             raise ModelFileError(f"'{self.path.name}' does not take one image alone; only such upscale models are run")
         descriptor.to(device, dtype).eval()
-        return UpscalerArchitecture(descriptor), descriptor.model
+        return descriptor
 
 
 def _tensors(path: Path) -> dict[str, Any]:

@@ -6,25 +6,23 @@ Source: Rombach et al. 2022, arXiv:2112.10752. Latents here are the VAE's own: u
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from serve_app.models.families import TinyVaeArchitecture, VaeArchitecture
+from serve_app.models.families.family import VaeFamily
 from serve_app.models.tiling import Tiles, in_passes, three_shapes
-from serve_app.models.tiny_vae import TinyVae
 
 SLICE_PIXELS = 1024 * 1024
 """A batch is worked through in slices of about so many pixels, so that its size does not bound the memory needed."""
 
 
 class Vae:
-    """A VAE on its device. network: diffusers' AutoencoderKL, or a TinyVae."""
+    """A VAE on its device. network: as its family builds it."""
 
-    def __init__(self, architecture: VaeArchitecture | TinyVaeArchitecture, network: nn.Module) -> None:
-        self.architecture = architecture
-        self._network: Any = network
+    def __init__(self, family: VaeFamily, network: nn.Module) -> None:
+        self.family = family
+        self._network = network
         parameter = next(network.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
 
@@ -39,7 +37,7 @@ class Vae:
         What is over a multiple of the VAE's factor is cut off, half on each side.
         """
         rows, columns = (self._kept(size) for size in images.shape[1:3])
-        pixels = images[:, rows, columns, : self.architecture.image_channels].movedim(-1, 1) * 2 - 1
+        pixels = images[:, rows, columns, : self.family.image_channels].movedim(-1, 1) * 2 - 1
         return self._sliced(self._encoded, pixels, 1)
 
     def decode_tiled(self, latents: Tensor, size: int, overlap: int) -> Tiles:
@@ -50,14 +48,14 @@ class Vae:
             three_shapes(size // self.factor),
             overlap // self.factor,
             self.factor,
-            self.architecture.image_channels,
+            self.family.image_channels,
         )
         return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
 
     def encode_tiled(self, images: Tensor, size: int, overlap: int) -> Tiles:
         """Encode in three passes of tiles, averaged; cropped as `encode` does. size, overlap: in pixels."""
         rows, columns = (self._kept(side) for side in images.shape[1:3])
-        pixels = images[:, rows, columns, : self.architecture.image_channels].movedim(-1, 1) * 2 - 1
+        pixels = images[:, rows, columns, : self.family.image_channels].movedim(-1, 1) * 2 - 1
         return (
             yield from in_passes(
                 pixels,
@@ -65,26 +63,20 @@ class Vae:
                 three_shapes(size),
                 overlap,
                 1 / self.factor,
-                self.architecture.latent_channels,
+                self.family.latent_channels,
             )
         )
 
     @property
     def factor(self) -> int:
         """Pixels a latent cell covers along one side."""
-        return self.architecture.factor
+        return self.family.factor
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        if isinstance(self._network, TinyVae):
-            return self._network.decode(latents)
-        pixels: Tensor = self._network.decode(latents, return_dict=False)[0]
-        return pixels
+        return self.family.decode(self._network, latents)
 
     def _encoded(self, pixels: Tensor) -> Tensor:
-        if isinstance(self._network, TinyVae):
-            return self._network.encode(pixels)
-        latents: Tensor = self._network.encode(pixels, return_dict=False)[0].mode()
-        return latents
+        return self.family.encode(self._network, pixels)
 
     def _kept(self, size: int) -> slice:
         over = size % self.factor

@@ -6,7 +6,7 @@ A piece belongs to one run; a forward holds pieces of many runs. Nothing here kn
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -32,31 +32,22 @@ class Canvas:
         return self.latents.shape[0]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Inputs:
-    """What a network is told beside x and sigma, for B rows.
+class Inputs(Protocol):
+    """What an entry of a conditioning tells a network beside x and sigma, for every row of a canvas.
 
-    context: (B,T,D), the text. vector: (B,A), added to the time embedding. concat: (B,C,h,w), channels beside x.
-    controls: what steers it from outside, for the backbone that made these inputs to read.
+    Each family has a class of its own.
     """
 
-    context: Tensor
-    vector: Tensor | None = None
-    concat: Tensor | None = None
-    controls: tuple[Any, ...] = ()
-
     def within(self, area: Area | None) -> Inputs:
-        """Return the inputs of an area of the canvas."""
-        if area is None or self.concat is None:
-            return self
-        return replace(self, concat=crop(self.concat, area))
+        """Return the inputs of an area of the canvas; None: of the whole."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """Rows that one entry of a conditioning asks for. x: (B,C,h,w), all at sigma, beside B rows of inputs.
 
-    backbone: what answers it; pieces whose backbones have equal keys may share a forward.
+    backbone: what answers it.
     """
 
     backbone: Backbone
@@ -69,15 +60,40 @@ class Piece:
         """How many rows of a forward it takes."""
         return self.x.shape[0]
 
+    @property
+    def cells(self) -> int:
+        """How much work it is: the latent cells of all its rows."""
+        return self.rows * self.x[0, 0].numel()
 
-class Backbone(Protocol):
-    """A denoising network on a device, as one recipe has it.
+    @property
+    def group_key(self) -> Hashable:
+        """What must be equal for pieces of equal backbones to share a forward."""
+        return self.backbone.network.group_key(self)
 
-    key: equal for backbones whose pieces may share a forward.
-    """
+
+class Network(Protocol):
+    """A denoising network on a device, which answers rows of many runs at once. key: equal for equal weights."""
 
     @property
     def key(self) -> Hashable: ...
+
+    def group_key(self, piece: Piece) -> Hashable:
+        """Return what must be equal for pieces to share a forward, such as their shapes."""
+        ...
+
+    def answer(self, rows: Sequence[Any]) -> list[Tensor]:
+        """Return the network's output for each of the rows, as backbones make them of pieces, from one forward."""
+        ...
+
+
+class Backbone(Protocol):
+    """A denoising network as one recipe has it. key: equal for backbones whose pieces may share a forward."""
+
+    @property
+    def key(self) -> Hashable: ...
+
+    @property
+    def network(self) -> Network: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -91,16 +107,24 @@ class Backbone(Protocol):
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
         """Return what an entry of a conditioning tells the network, for every row of the canvas.
 
-        cond: (N,T,D). options: the entry's. role: "positive", "negative", …: which branch of the guidance it is in.
+        cond: (N,T,D). options: the entry's. role: "positive" or "negative": how it counts in the guidance.
         """
         ...
 
-    def denoise(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """Return each piece's D(x, sigma), float32, shaped as its x, from one forward.
-
-        The pieces' backbones have this one's key and their x equal shapes (C,h,w).
-        """
+    def rows(self, piece: Piece) -> Any:
+        """Return what its network is asked for a piece."""
         ...
+
+    def denoised(self, piece: Piece, output: Tensor) -> Tensor:
+        """Return D(x, sigma) from the network's output for a piece, float32, shaped as its x."""
+        ...
+
+
+def denoise(pieces: Sequence[Piece]) -> list[Tensor]:
+    """Return each piece's D(x, sigma) from one forward. The keys of their backbones and their group keys are equal."""
+    network = pieces[0].backbone.network
+    outputs = network.answer([piece.backbone.rows(piece) for piece in pieces])
+    return [piece.backbone.denoised(piece, output) for piece, output in zip(pieces, outputs, strict=True)]
 
 
 def crop(rows: Tensor, area: Area) -> Tensor:

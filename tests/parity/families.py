@@ -13,15 +13,15 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from serve_app.models.families import UNetArchitecture
+from serve_app.models.families import Sd, Sdxl, SdxlRefiner
 from tests.unit.models.sample import random_tensors
 
 UNETS = {
-    "sd2": UNetArchitecture((64, 128), (1, 1), (1, 1), 1, 64, linear=True),
-    "sdxl": UNetArchitecture((64, 128, 128), (1, 1, 1), (0, 1, 2), 2, 128, linear=True, vector_dim=1536 + 64),
-    "refiner": UNetArchitecture((64, 128, 128), (1, 1, 1), (0, 2, 0), 2, 64, linear=True, vector_dim=1280 + 64),
-    "inpaint": UNetArchitecture((64, 128), (1, 1), (1, 1), 1, 64, concat_channels=5),
-    "edit": UNetArchitecture((64, 128), (1, 1), (1, 1), 1, 64, concat_channels=4),
+    "sd2": Sd((64, 128), (1, 1), (1, 1), 1, 64, linear=True),
+    "sdxl": Sdxl((64, 128, 128), (1, 1, 1), (0, 1, 2), 2, 128, linear=True, vector_dim=1536 + 64),
+    "refiner": SdxlRefiner((64, 128, 128), (1, 1, 1), (0, 2, 0), 2, 64, linear=True, vector_dim=1280 + 64),
+    "inpaint": Sd((64, 128), (1, 1), (1, 1), 1, 64, concat_channels=5),
+    "edit": Sd((64, 128), (1, 1), (1, 1), 1, 64, concat_channels=4),
 }
 
 WIDTH, LAYERS = 64, 3

@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.signature import signatures
 from serve_app.graph.validate import validate
-from serve_app.models.weights import Weights
 from serve_app.nodes.execute import Execution
 from serve_app.nodes.executing import Progress, Say
 from serve_app.nodes.files import NodeFiles
@@ -26,6 +23,8 @@ from serve_app.store.catalog import Catalog
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS
 from serve_app.store.volume import Volume
+from tests.unit.engine.mixes import MAX_CELLS
+from tests.unit.models.sample import cpu_weights
 
 
 class Stack:
@@ -35,9 +34,9 @@ class Stack:
     """
 
     def __init__(self, models: Path, files: Path, extra: Mapping[str, type] | None = None) -> None:
-        self.engine = Engine()
+        self.engine = Engine(MAX_CELLS)
         self.volume = Volume({area: files / area for area in AREAS})
-        self.weights = Weights(Catalog(models), torch.device("cpu"))
+        self.weights = cpu_weights(Catalog(models))
         self._runtime = EngineRuntime(self.engine, self.weights)
         self._classes = {**BUILTIN, **(extra or {})}
         self._specs = {name: spec_of(node_class, name) for name, node_class in self._classes.items()}

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.models.families.unet import UnetInputs
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.forward import Canvas, Inputs
+from serve_app.sampling.forward import Canvas
 from serve_app.sampling.guidance import Guidance
 from serve_app.sampling.levels import TableLevels
 
@@ -33,7 +34,7 @@ class Phased:
 
     def inputs(self, cond, options, role, canvas):
         phase = cond + 10 * options.get("control", 0)
-        return Inputs(phase.expand(canvas.rows, 1, 1))
+        return UnetInputs(phase.expand(canvas.rows, 1, 1))
 
 
 class BothBranches:

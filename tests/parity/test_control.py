@@ -5,16 +5,14 @@ at one level (its CPU, float32): what they add inside the backbone, one after an
 "|eps" what its UNetModel answers with it.
 """
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.control import Controlled, activated
 from serve_app.models.controlnet_file import ControlFile
-from serve_app.models.steering import ControlNet, activated, steered
+from serve_app.models.families.unet import UnetCall, residuals
 from serve_app.sampling.denoiser import EPS
-from serve_app.sampling.forward import Inputs, Piece
 from serve_app.sampling.levels import TableLevels
 from serve_app.values import Control, HintKind, Recipe
 from tests.parity import control_files
@@ -54,9 +52,9 @@ class Bench:
         path = path.rename(path.with_stem(stem)) if stem else path
         base = [Checkpoint(control_files.write(self._folder, f"unet_{family}"))]
         network = ControlFile(Checkpoint(path), base).load(CPU, FP32)
-        return ControlNet(path.name, path.name, network)
+        return network.control_net(path.name, path.name)
 
-    def steered(self, family, nets, control, sigma, height, width, rows=2, architecture=None):
+    def added(self, family, nets, control, sigma, height, width, rows=2, architecture=None):
         """Return the arguments for the backbone, and the rest of what it is told."""
         context = normal(f"{family}.context", [rows, 7 if family == "sd1" else 5, 48 if family == "sd1" else 64])
         vector = None if family == "sd1" else normal(f"{family}.y", [rows, 1600])
@@ -66,13 +64,13 @@ class Bench:
         ((_, options),) = activated({"positive": [(context, {"control": control})]}, nets, architecture, LEVELS)[
             "positive"
         ]
-        piece = Piece(SimpleNamespace(), x, sigma, Inputs(context, controls=options["control"]))
-        told = (EPS().scale_input(x, level), LEVELS.timestep(level), context)
-        return steered([piece], *told, None, vector), told, vector
+        call = UnetCall(EPS().scale_input(x, level), LEVELS.timestep(level), context, vector=vector)
+        return residuals([Controlled(rows, sigma, options["control"])], call), call
 
-    def eps(self, family, arguments, told, vector):
+    def eps(self, family, arguments, call):
         network = self.backbone(family)[1]
-        return network(*told, class_labels=vector, return_dict=False, **arguments)[0]
+        told = call.x, call.timestep, call.context
+        return network(*told, class_labels=call.vector, return_dict=False, **arguments)[0]
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +91,9 @@ def recipe(name, *patches):
 
 
 def agrees(bench, figure, family, control, nets, *, sigma=3.2, height=8, width=8, rows=2):
-    arguments, *told = bench.steered(family, nets, control, sigma, height, width)
+    arguments, call = bench.added(family, nets, control, sigma, height, width)
     FIGURES.assert_agrees(flat(arguments, rows), figure, TOLERANCE)
-    FIGURES.assert_agrees(bench.eps(family, arguments, *told), f"{figure}|eps", TOLERANCE)
+    FIGURES.assert_agrees(bench.eps(family, arguments, call), f"{figure}|eps", TOLERANCE)
 
 
 @pytest.mark.parametrize("layout", ["", ".pth", ".diffusers"])
@@ -125,7 +123,7 @@ def test_a_union_controlnet_is_told_the_kind_of_hint(bench, kind):
     net = bench.net("union.diffusers", "sdxl")
     named = recipe("net", HintKind(1), HintKind(kind))
     control = Control(named, H1, 1.0)
-    arguments, *_ = bench.steered("union", {named: net}, control, 3.2, 4, 4, architecture=net.network.architecture)
+    arguments, _ = bench.added("union", {named: net}, control, 3.2, 4, 4, architecture=net.network.family)
     FIGURES.assert_agrees(flat(arguments), f"union|{kind}", TOLERANCE)
 
 

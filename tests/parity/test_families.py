@@ -5,8 +5,10 @@ import torch
 from safetensors.torch import save_file
 
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import DualTextArchitecture, TextArchitecture
-from serve_app.models.text_encoder import Clip, DualTextEncoder, TextEncoder
+from serve_app.models.families import ClipText, SdxlText
+from serve_app.models.families.clip import TextEncoder
+from serve_app.models.families.sdxl import DualTextEncoder
+from serve_app.models.text_encoder import Clip
 from serve_app.values import TextPair
 from tests.parity import families
 from tests.parity.figures import Figures
@@ -62,7 +64,7 @@ def shown(cond):
 @pytest.mark.parametrize("skip", [None, -1, -3, -9])
 def test_sd2s_text_encoder_answers_as_comfyuis(folder, skip):
     architecture, network = encoder(folder, "sd2")
-    assert architecture == TextArchitecture(3, 64, 256, 77, "h", 64)
+    assert architecture == ClipText(3, 64, 256, 77, "h", 64)
     with torch.inference_mode():
         encoded = TextEncoder(architecture, network, no_vectors).encode(TEXTS, skip)
     for i, ((cond, options),) in enumerate(encoded):
@@ -83,7 +85,7 @@ def test_sdxls_text_is_both_encoders_rows_side_by_side_and_the_larger_ones_poole
 
 def sdxl_encoder(folder):
     architecture, network = encoder(folder, "sdxl")
-    assert isinstance(architecture, DualTextArchitecture)
+    assert isinstance(architecture, SdxlText)
     return DualTextEncoder(
         TextEncoder(architecture.l, network["l"], no_vectors, paired=True),
         TextEncoder(architecture.g, network["g"], no_vectors, paired=True),
@@ -104,7 +106,7 @@ def test_two_texts_go_to_an_encoder_each_the_shorter_filled_with_empty_chunks(fo
 
 def test_the_refiner_reads_text_with_the_larger_encoder_alone(folder):
     architecture, network = encoder(folder, "refiner")
-    assert architecture == TextArchitecture(3, 64, 256, 77, "g", 64)
+    assert architecture == ClipText(3, 64, 256, 77, "g", 64)
     with torch.inference_mode():
         encoded = TextEncoder(architecture, network, no_vectors).encode(TEXTS)
     for i, ((cond, options),) in enumerate(encoded):

@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
-from serve_app.models.weights import Weights
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.catalog import Catalog
 from serve_app.values import Cfg, ContinuousEdm, ContinuousV, Discrete, Guider, Noise, Recipe, SamplerChoice
 from tests.parity import families
 from tests.parity.figures import TOLERANCE, Figures
+from tests.unit.engine.mixes import MAX_CELLS
+from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("family_runs")
 TRAININGS = {
@@ -82,7 +83,7 @@ def runs(tmp_path_factory):
     (root / "diffusion_models").mkdir()
     for name in families.UNETS:
         save_file(families.unet(name), root / "diffusion_models" / f"{name}.safetensors")
-    runtime = EngineRuntime(Engine(), Weights(Catalog(root), torch.device("cpu")))
+    runtime = EngineRuntime(Engine(MAX_CELLS), cpu_weights(Catalog(root)))
 
     async def sample():
         bound = [runtime.bind(lambda done, steps: None) for _ in FIGURES.names]

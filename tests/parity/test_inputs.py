@@ -8,28 +8,28 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.models.families import UNetArchitecture
-from serve_app.models.inputs import concat, vector
+from serve_app.models.families import Sd, Sdxl, SdxlRefiner
+from serve_app.values import ContinuousEdm, Discrete
 from tests.parity.figures import Figures
 
 TOLERANCE = 1e-6
 FIGURES = Figures("inputs")
 
 
-def backbone(context_dim=768, **told):
-    return UNetArchitecture((320, 640), (2, 2), (0, 1), 1, context_dim, **told)
+def backbone(context_dim=768, family=Sd, **told):
+    return family((320, 640), (2, 2), (0, 1), 1, context_dim, **told)
 
 
-SDXL = backbone(2048, linear=True, vector_dim=2816)
-REFINER = backbone(1280, linear=True, vector_dim=2560)
+SDXL = backbone(2048, Sdxl, linear=True, vector_dim=2816)
+REFINER = backbone(1280, SdxlRefiner, linear=True, vector_dim=2560)
 INPAINT = backbone(concat_channels=5)
 EDIT = backbone(concat_channels=4)
-COSXL_EDIT = backbone(2048, linear=True, vector_dim=2816, concat_channels=4)
+COSXL_EDIT = backbone(2048, Sdxl, linear=True, vector_dim=2816, concat_channels=4)
 SIZES = {"width": 1000, "height": 1200, "crop_w": 3, "crop_h": 5}
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture", "options", "role"),
+    ("name", "family", "options", "role"),
     [
         ("sdxl|default", SDXL, {}, "positive"),
         ("sdxl|all", SDXL, {**SIZES, "target_width": 700, "target_height": 4096}, "negative"),
@@ -38,13 +38,13 @@ SIZES = {"width": 1000, "height": 1200, "crop_w": 3, "crop_h": 5}
         ("refiner|score", REFINER, {**SIZES, "aesthetic_score": 7.25}, "negative"),
     ],
 )
-def test_the_vector_is_comfyuis(name, architecture, options, role):
-    told = vector(architecture, {"pooled_output": FIGURES["pooled"], **options}, 64, 96, role)
+def test_the_vector_is_comfyuis(name, family, options, role):
+    told = family.vector({"pooled_output": FIGURES["pooled"], **options}, 64, 96, role)
     FIGURES.assert_agrees(told, name, TOLERANCE)
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture", "options", "mask", "scaled_edit"),
+    ("name", "family", "options", "mask", "scaled_edit"),
     [
         ("inpaint|nothing", INPAINT, (), None, False),
         ("inpaint|denoise mask", INPAINT, (), "dmask", False),
@@ -53,16 +53,17 @@ def test_the_vector_is_comfyuis(name, architecture, options, role):
         ("edit|scaled", COSXL_EDIT, ("image",), None, True),
     ],
 )
-def test_the_channels_beside_x_are_comfyuis(name, architecture, options, mask, scaled_edit):
+def test_the_channels_beside_x_are_comfyuis(name, family, options, mask, scaled_edit):
     names = {"mask": "concat_mask", "image": "concat_latent_image"}
     given = {names[option]: FIGURES[option] for option in options}
     run_mask = None if mask is None else FIGURES[mask]
-    fed = concat(architecture, given, FIGURES["latents"], run_mask, scaled_edit=scaled_edit)
+    trained_as = ContinuousEdm("v_prediction", 80.0, 0.002) if scaled_edit else Discrete()
+    fed = family.concat(given, FIGURES["latents"], run_mask, trained_as)
     FIGURES.assert_agrees(fed, name, TOLERANCE)
 
 
 def test_without_an_image_to_edit_zeros_go_beside_x():
-    fed = concat(EDIT, {}, FIGURES["latents"], None)
+    fed = EDIT.concat({}, FIGURES["latents"], None, Discrete())
     assert torch.equal(fed, FIGURES["edit|nothing"])
 
 
@@ -72,10 +73,10 @@ def test_without_an_image_to_edit_zeros_go_beside_x():
 )
 def test_a_conditioning_of_another_familys_text_encoder_is_refused(options, given):
     with pytest.raises(NodeError, match=f"has {given}; this backbone reads one 1280 wide"):
-        vector(SDXL, options, 64, 96, "positive")
+        SDXL.vector(options, 64, 96, "positive")
 
 
 def test_a_backbone_that_reads_text_alone_is_told_nothing_else():
     plain = backbone()
-    assert vector(plain, {}, 8, 8, "positive") is None
-    assert concat(plain, {}, FIGURES["latents"], None) is None
+    assert plain.vector({}, 8, 8, "positive") is None
+    assert plain.concat({}, FIGURES["latents"], None, Discrete()) is None

@@ -6,14 +6,14 @@ The figures were made by LoraLoader at 0.8 on the model and 0.6 on the text enco
 import pytest
 import torch
 
-from serve_app.models.weights import Weights
-from serve_app.sampling.forward import Canvas, Piece
+from serve_app.sampling.forward import Canvas, Piece, denoise
 from serve_app.store.catalog import Catalog
 from serve_app.values import Lora, Recipe
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS, Figures
 from tests.parity.stack import Stack
 from tests.parity.workflow import EMPTY, ksampler, models
+from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("mini15")
 CLIP = Recipe("clip", "checkpoints", "mini15.safetensors")
@@ -37,7 +37,7 @@ def catalog():
 @pytest.fixture(scope="module")
 def weights(catalog):
     with torch.inference_mode():
-        yield Weights(catalog, torch.device("cpu"))
+        yield cpu_weights(catalog)
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,9 @@ def test_rows_under_different_loras_are_denoised_together_as_alone(weights):
         canvas = Canvas(torch.zeros_like(x), x)
         inputs = backbone.inputs(cond, {}, "positive", canvas)
         pieces.append(Piece(backbone, x * 3.2, 3.2, inputs))
-    together = backbones[0].denoise(pieces)
+    together = denoise(pieces)
     for piece, answer in zip(pieces, together, strict=True):
-        (alone,) = piece.backbone.denoise([piece])
+        (alone,) = denoise([piece])
         assert float((answer - alone).norm() / alone.norm()) < 1e-5
     merged = torch.cat([answer[:1] for answer in together])
     assert len(merged.unique(dim=0)) == 4

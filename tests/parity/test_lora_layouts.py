@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.layout import table
+from serve_app.models.families import ClipText
+from serve_app.models.layout import reverse
 from serve_app.models.lora import merged
-from serve_app.models.lora_layouts import backbone_names, read, text_names
-from serve_app.models.networks import network
+from serve_app.models.lora_layouts import read
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import GOLDEN
 from tests.parity.lora_cases import STRENGTHS, cases, drawn
@@ -42,10 +42,9 @@ def test_a_weight_is_merged_as_by_comfyui(tmp_path, name):
 
 def test_names_of_a_backbones_layers_are_those_comfyui_knows():
     file = Checkpoint(models_dir("mini15") / "checkpoints" / "mini15.safetensors")
-    architecture = file.architecture("backbone")
-    prefixes = table(architecture)
-    ours = backbone_names(network(architecture).state_dict(), prefixes)
-    in_file = {ours_: theirs for theirs, ours_ in prefixes.items()}
+    family = file.family("backbone")
+    ours = family.lora_names(list(family.empty().state_dict()))
+    in_file = reverse(family.table())
     wrong = {}
     for name, target in NAMES["unet"].items():
         parameter = ours.get(name)
@@ -62,7 +61,7 @@ def test_names_of_text_encoders_layers_are_those_comfyui_knows(towers):
     for index, tower in enumerate(towers.split()):
         start = f"{tower}.transformer."
         inside = {target.removeprefix(start) for target in theirs.values() if target.startswith(start)}
-        names = text_names(sorted(inside), tower[-1], alone=index == 0)
+        names = ClipText(1, 64, 64, 77, tower[-1]).lora_names(sorted(inside), alone=index == 0)
         ours |= {name: start + parameter for name, parameter in names.items()}
     assert {name: ours.get(name) for name in theirs} == theirs
 

@@ -6,12 +6,13 @@ What is measured is far closer: text, network and VAE 3e-6 or better.
 import pytest
 import torch
 
-from serve_app.models.weights import Weights
-from serve_app.sampling.forward import Inputs, Piece
+from serve_app.models.families.unet import UnetInputs
+from serve_app.sampling.forward import Piece, denoise
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipSkip, Recipe
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS, Figures
+from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("mini15")
 BACKBONE, CLIP, VAE = (Recipe(part, "checkpoints", "mini15.safetensors") for part in ("backbone", "clip", "vae"))
@@ -20,7 +21,7 @@ BACKBONE, CLIP, VAE = (Recipe(part, "checkpoints", "mini15.safetensors") for par
 @pytest.fixture(scope="module")
 def weights():
     with torch.inference_mode():
-        yield Weights(Catalog(models_dir("mini15")), torch.device("cpu"))
+        yield cpu_weights(Catalog(models_dir("mini15")))
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,8 @@ def test_clip_skip_takes_the_layer_comfyui_takes(weights):
 @pytest.mark.parametrize("sigma", ["14.6146", "3.2", "0.3"])
 def test_the_network_denoises_as_in_comfyui(weights, positive, sigma):
     backbone = weights.backbone(BACKBONE)
-    inputs = Inputs(positive[0][0].expand(2, -1, -1))
-    [denoised] = backbone.denoise([Piece(backbone, FIGURES["denoise|x"] * float(sigma), float(sigma), inputs)])
+    inputs = UnetInputs(positive[0][0].expand(2, -1, -1))
+    [denoised] = denoise([Piece(backbone, FIGURES["denoise|x"] * float(sigma), float(sigma), inputs)])
     FIGURES.assert_agrees(denoised, f"denoise|{sigma}")
 
 
@@ -59,11 +60,11 @@ def test_rows_at_different_levels_and_padded_texts_are_denoised_as_alone(weights
     x, cond = FIGURES["denoise|x"], positive[0][0]
     longer = torch.cat([cond, cond.flip(1)], dim=1)
     pieces = [
-        Piece(backbone, x[:1] * 14.6146, 14.6146, Inputs(cond)),
-        Piece(backbone, x[1:] * 0.3, 0.3, Inputs(longer)),
+        Piece(backbone, x[:1] * 14.6146, 14.6146, UnetInputs(cond)),
+        Piece(backbone, x[1:] * 0.3, 0.3, UnetInputs(longer)),
     ]
-    together = torch.cat(backbone.denoise(pieces))
-    alone = torch.cat([backbone.denoise([piece])[0] for piece in pieces])
+    together = torch.cat(denoise(pieces))
+    alone = torch.cat([denoise([piece])[0] for piece in pieces])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from serve_app.models.weights import Weights
 from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe
 from tests.parity.checkpoints import models_dir
 from tests.unit.engine.mixes import Job, conditioning, request
 from tests.unit.engine.test_any_mix import check_mix
+from tests.unit.models.sample import cpu_weights
 
 
 class WatchedBackbone:
@@ -24,16 +23,23 @@ class WatchedBackbone:
     def __getattr__(self, name):
         return getattr(self.backbone, name)
 
-    def denoise(self, pieces):
-        self.calls.append((sum(piece.rows for piece in pieces), *pieces[0].x.shape[1:]))
+    @property
+    def network(self):
+        return self
+
+    def group_key(self, piece):
+        return self.backbone.network.group_key(piece)
+
+    def answer(self, rows):
+        self.calls.append((sum(r.count for r in rows), *rows[0].x.shape[1:]))
         if self.before is not None:
             self.before(len(self.calls))
-        return self.backbone.denoise(pieces)
+        return self.backbone.network.answer(rows)
 
 
 @pytest.fixture(scope="module")
 def backbone():
-    weights = Weights(Catalog(models_dir("mini15")), torch.device("cpu"))
+    weights = cpu_weights(Catalog(models_dir("mini15")))
     return WatchedBackbone(weights.backbone(Recipe("backbone", "checkpoints", "mini15.safetensors")))
 
 
@@ -55,6 +61,6 @@ def test_a_mix_of_jobs_gives_each_what_the_network_gives_it_alone(backbone):
         job("lcm", "sgm_uniform", 2, 1.5, 6, lengths=(77, 154), joins=2),
         job("ddim", "ddim_uniform", 4, 5.0, 7, joins=3, denoise=0.6),
     ]
-    check_mix(mix, backbone, max_rows=8)
+    check_mix(mix, backbone, max_cells=8 * 64)
     # What is alone has one row, and no job of the mix has more than six.
     assert max(rows for rows, *_ in backbone.calls) > 6

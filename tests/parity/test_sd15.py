@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.sampling.forward import Inputs, Piece
+from serve_app.models.families.unet import UnetInputs
+from serve_app.sampling.forward import Piece, denoise
 from serve_app.values import Recipe
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS, Figures
@@ -41,8 +42,8 @@ def test_a_text_is_encoded_as_by_comfyui(cond):
 
 def test_the_network_denoises_as_in_comfyui(stack, cond):
     backbone = stack.weights.backbone(Recipe("backbone", "checkpoints", "sd15.safetensors"))
-    piece = Piece(backbone, FIGURES["denoise|x"] * 3.2, 3.2, Inputs(cond[0][0].expand(2, -1, -1)))
-    [denoised] = stack.engine.call(lambda: backbone.denoise([piece])).result()
+    piece = Piece(backbone, FIGURES["denoise|x"] * 3.2, 3.2, UnetInputs(cond[0][0].expand(2, -1, -1)))
+    [denoised] = stack.engine.call(lambda: denoise([piece])).result()
     FIGURES.assert_agrees(denoised, "denoise|3.2")
 
 

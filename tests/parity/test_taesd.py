@@ -8,13 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError
-from serve_app.models.families import SDXL_LATENTS, TinyVaeArchitecture
-from serve_app.models.networks import network
-from serve_app.models.weights import Weights
+from serve_app.models.families import Taesd, sdxl
 from serve_app.nodes.builtin.loaders import VAELoader
 from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe
 from tests.parity.figures import Figures
+from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("taesd")
 
@@ -31,7 +30,7 @@ def drawn(name, shape):
 def catalog(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     (root / "vae_approx").mkdir()
-    shapes = network(TinyVaeArchitecture(SDXL_LATENTS)).state_dict()
+    shapes = Taesd(sdxl.LATENTS).empty().state_dict()
     for half in ("encoder", "decoder"):
         tensors = {n.removeprefix(f"{half}."): drawn(n, t.shape) for n, t in shapes.items() if n.startswith(half)}
         for family in ("taesdxl", "other"):
@@ -41,7 +40,7 @@ def catalog(tmp_path_factory):
 
 def test_a_taesd_decodes_and_encodes_as_comfyuis(catalog):
     (recipe,) = VAELoader().load_vae("taesdxl")
-    vae = Weights(catalog, torch.device("cpu")).vae(recipe)
+    vae = cpu_weights(catalog).vae(recipe)
     with torch.inference_mode():
         FIGURES.assert_agrees(vae.decode(FIGURES["latents"]), "decoded", 1e-5)
         FIGURES.assert_agrees(vae.encode(FIGURES["images"]), "encoded", 1e-5)
@@ -50,4 +49,4 @@ def test_a_taesd_decodes_and_encodes_as_comfyuis(catalog):
 def test_only_families_with_a_known_scale_are_taken(catalog):
     recipe = Recipe("vae", "vae_approx", "other_encoder.safetensors", beside=("other_decoder.safetensors",))
     with pytest.raises(ModelFileError, match="is no TAESD encoder for taesd or taesdxl"):
-        Weights(catalog, torch.device("cpu")).vae(recipe)
+        cpu_weights(catalog).vae(recipe)

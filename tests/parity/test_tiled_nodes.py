@@ -13,7 +13,6 @@ from torch import Tensor
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
-from serve_app.models.weights import Weights
 from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.runtime import Runtime
 from serve_app.store.catalog import Catalog
@@ -21,6 +20,8 @@ from serve_app.values import Recipe
 from tests.parity import tiled_cases
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import Figures
+from tests.unit.engine.mixes import MAX_CELLS
+from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("nodes_tiled")
 VAE = Recipe("vae", "checkpoints", "mini15.safetensors")
@@ -28,14 +29,14 @@ VAE = Recipe("vae", "checkpoints", "mini15.safetensors")
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    engine = Engine()
+    engine = Engine(MAX_CELLS)
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
 def mini15(engine: Engine) -> EngineRuntime:
-    return EngineRuntime(engine, Weights(Catalog(models_dir("mini15")), torch.device("cpu")))
+    return EngineRuntime(engine, cpu_weights(Catalog(models_dir("mini15"))))
 
 
 @pytest.fixture(scope="module", params=["a.safetensors", "a.pth"])
@@ -49,7 +50,7 @@ def upscaled(request: Any, engine: Engine, tmp_path_factory: pytest.TempPathFact
     else:
         save_file(tiled_cases.esrgan(), path)
     (recipe,) = BUILTIN["UpscaleModelLoader"]().load_model(request.param)
-    return EngineRuntime(engine, Weights(Catalog(root), torch.device("cpu"))), recipe
+    return EngineRuntime(engine, cpu_weights(Catalog(root))), recipe
 
 
 def watched(shared: EngineRuntime) -> tuple[Runtime, list[tuple[int, int]]]:

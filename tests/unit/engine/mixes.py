@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from serve_app.models.backbone import stack_contexts
+from serve_app.models.families.unet import UnetInputs, stack_contexts
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
-from serve_app.sampling.forward import Inputs, Piece, to_batch
+from serve_app.sampling.forward import Piece, denoise, to_batch
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import TableLevels
 from serve_app.sampling.request import SamplingRequest, Steps
@@ -25,6 +25,8 @@ from serve_app.values import Cfg, DualCfg, Guider, Noise, PerpNeg, Recipe, Sampl
 
 RECIPE = Recipe("backbone", "checkpoints", "tiny.safetensors")
 SCALE = 0.18215
+MAX_CELLS = 2**16
+"""Of an engine's forward: more than any mix of these has."""
 WIDTH = 6
 """The width D of the tiny backbone's contexts."""
 
@@ -47,14 +49,27 @@ class TinyBackbone:
         self.query = torch.randn(4, WIDTH, generator=generator) / 2
         self.value = torch.randn(WIDTH, 4, generator=generator) / WIDTH
 
-    def inputs(self, cond, options, role, canvas):
-        return Inputs(to_batch(cond, canvas.rows))
+    @property
+    def network(self):
+        return self
 
-    def denoise(self, pieces):
-        x = torch.cat([piece.x for piece in pieces])
-        sigma = torch.tensor([piece.sigma for piece in pieces for _ in range(piece.rows)])
-        context, mask = stack_contexts([piece.inputs.context for piece in pieces])
-        return list(self.forward(x, sigma, context, mask).split([piece.rows for piece in pieces]))
+    def inputs(self, cond, options, role, canvas):
+        return UnetInputs(to_batch(cond, canvas.rows))
+
+    def group_key(self, piece):
+        return tuple(piece.x.shape[1:])
+
+    def rows(self, piece):
+        return piece
+
+    def denoised(self, piece, output):
+        return output
+
+    def answer(self, rows):
+        x = torch.cat([piece.x for piece in rows])
+        sigma = torch.tensor([piece.sigma for piece in rows for _ in range(piece.rows)])
+        context, mask = stack_contexts([piece.inputs.context for piece in rows])
+        return list(self.forward(x, sigma, context, mask).split([piece.rows for piece in rows]))
 
     def forward(self, x, sigma, context, context_mask=None):
         self.calls.append(tuple(x.shape))
@@ -151,9 +166,9 @@ def branch(backbone, x, sigma, entries):
         place = (..., slice(top, top + rows), slice(left, left + columns))
         share = weight_of(options, height, width, x.device)
         for i, row in enumerate(x):
-            piece = Piece(backbone, row[None][place], sigma, Inputs(cond[i % len(cond)][None]))
+            piece = Piece(backbone, row[None][place], sigma, UnetInputs(cond[i % len(cond)][None]))
             weight = share[i % len(share)] if isinstance(share, torch.Tensor) else share
-            total[i][place] += backbone.denoise([piece])[0][0] * weight
+            total[i][place] += denoise([piece])[0][0] * weight
             weights[i][place] += weight
     return torch.where(weights > 0, total / weights.clamp(min=1e-30), 0)
 

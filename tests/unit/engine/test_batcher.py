@@ -1,4 +1,4 @@
-"""Who shares the next forward: longest waiting first, equal keys only, whole evaluations, never more than max_rows."""
+"""Who shares the next forward: longest waiting first, equal keys only, whole evaluations, never more than most."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Item:
     """An evaluation. forwards: how many its pieces take, more than one where areas differ in shape."""
 
     key: Hashable
-    rows: int
+    cost: int
     since: int = 0
     forwards: int = 1
 
@@ -51,32 +51,27 @@ def test_the_longest_waiting_evaluation_goes_first_whatever_its_place():
     assert share(items, 8) == [items[1]]
 
 
-def test_without_batching_one_evaluation_goes_at_a_time():
-    items = [Item("a", 2), Item("a", 2)]
-    assert share(items, 8, batching=False) == [items[0]]
-
-
 @given(mixes, st.integers(1, 16))
-def test_a_forward_holds_one_key_and_no_more_rows_than_fit(items, max_rows):
-    chosen = share(items, max_rows)
+def test_a_forward_holds_one_key_and_no_more_rows_than_fit(items, most):
+    chosen = share(items, most)
     assert len({id(item) for item in chosen}) == len(chosen)
     assert len({item.key for item in chosen}) == min(1, len(items))
-    assert len(chosen) <= 1 or sum(item.rows for item in chosen) <= max_rows
+    assert len(chosen) <= 1 or sum(item.cost for item in chosen) <= most
 
 
 @given(mixes, st.integers(1, 16))
-def test_a_forward_leaves_no_room_that_a_waiting_evaluation_of_its_key_would_fill(items, max_rows):
-    chosen = share(items, max_rows)
-    room = max_rows - sum(item.rows for item in chosen)
-    assert all(item.rows > room for item in items if chosen and item not in chosen and item.key == chosen[0].key)
+def test_a_forward_leaves_no_room_that_a_waiting_evaluation_of_its_key_would_fill(items, most):
+    chosen = share(items, most)
+    room = most - sum(item.cost for item in chosen)
+    assert all(item.cost > room for item in items if chosen and item not in chosen and item.key == chosen[0].key)
 
 
 @given(mixes.filter(bool), st.integers(1, 16))
-def test_every_evaluation_is_answered_again_within_as_many_turns_as_evaluations_wait(items, max_rows):
+def test_every_evaluation_is_answered_again_within_as_many_turns_as_evaluations_wait(items, most):
     waited: Counter[int] = Counter()
     forwards = 6
     for _ in range(3 * len(items)):
-        chosen = share(items, max_rows)
+        chosen = share(items, most)
         forwards += max(item.forwards for item in chosen)
         waited.update(range(len(items)))
         assert max(waited.values()) <= len(items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from concurrent.futures import CancelledError, wait
+from math import log2
 from threading import Event, Thread
 
 import pytest
@@ -11,13 +12,16 @@ import torch
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.trajectory import Trajectory
-from serve_app.errors import CancelledJobError, NodeError, UnavailableError
-from tests.unit.engine.mixes import TinyBackbone, alone, conditioning, relative_error, request
+from serve_app.errors import DeviceMemoryError, NodeError, UnavailableError
+from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, alone, conditioning, relative_error, request
+
+CELLS = 4 * 4
+"""Of the latents that `request` asks for."""
 
 
 @pytest.fixture
 def engine():
-    engine = Engine(max_rows=16)
+    engine = Engine(16 * CELLS)
     yield engine
     engine.close()
 
@@ -57,13 +61,6 @@ def test_jobs_of_different_samplers_steps_cfg_and_prompts_share_every_forward(en
         assert relative_error(future.result().latents, alone(TinyBackbone(), r)) <= 1e-5
 
 
-def test_without_batching_every_evaluation_has_a_forward_of_its_own():
-    engine, backbone = Engine(batching=False), TinyBackbone()
-    together(engine, [Trajectory(backbone, request(seed=i, steps=3)) for i in range(3)])
-    engine.close()
-    assert [rows for rows, *_ in backbone.calls] == [2] * 9
-
-
 def test_backbones_of_equal_keys_answer_for_one_another_and_others_do_not(engine):
     first, same, other = TinyBackbone("a"), TinyBackbone("a"), TinyBackbone("b")
     together(engine, [Trajectory(b, request(steps=3)) for b in (first, same, other)])
@@ -73,7 +70,7 @@ def test_backbones_of_equal_keys_answer_for_one_another_and_others_do_not(engine
 
 
 def test_a_batch_larger_than_a_forward_is_not_split_and_has_one_of_its_own():
-    engine, backbone = Engine(max_rows=4), TinyBackbone()
+    engine, backbone = Engine(4 * CELLS), TinyBackbone()
     r = request(shape=(5, 4, 4, 4), steps=2, positive=conditioning(3, 5))
     [future] = together(engine, [Trajectory(backbone, r)])
     engine.close()
@@ -82,12 +79,16 @@ def test_a_batch_larger_than_a_forward_is_not_split_and_has_one_of_its_own():
     assert relative_error(future.result().latents, alone(TinyBackbone(), r)) <= 1e-5
 
 
-def test_a_cancelled_trajectory_leaves_before_its_next_evaluation_and_the_others_go_on(engine):
-    backbone = TinyBackbone()
-    leaving, staying = Trajectory(backbone, request(steps=9)), Trajectory(backbone, request(steps=9, seed=8))
-    backbone.before = lambda count: leaving.cancel() if count == 3 else None
-    left, stayed = together(engine, [leaving, staying])
-    assert isinstance(left.exception(), CancelledJobError)
+def test_a_cancelled_run_leaves_before_its_next_evaluation_and_the_others_go_on(engine):
+    backbone, futures = TinyBackbone(), []
+    backbone.before = lambda count: futures[0].cancel() if count == 3 else None
+    go = held(engine)
+    for r in (request(steps=9), request(steps=9, seed=8)):
+        futures.append(engine.submit(Trajectory(backbone, r)))
+    go.set()
+    wait(futures, timeout=30)
+    left, stayed = futures
+    assert left.cancelled()
     assert [rows for rows, *_ in backbone.calls] == [4] * 3 + [2] * 6
     assert relative_error(stayed.result().latents, alone(TinyBackbone(), request(steps=9, seed=8))) <= 1e-5
 
@@ -105,11 +106,13 @@ def test_cancelling_the_future_makes_the_trajectory_leave_too(engine):
     assert len(backbone.calls) == 2
 
 
-def test_a_trajectory_cancelled_before_it_starts_makes_no_evaluation(engine):
+def test_a_run_cancelled_before_it_starts_makes_no_evaluation(engine):
     backbone = TinyBackbone()
-    trajectory = Trajectory(backbone, request())
-    trajectory.cancel()
-    assert isinstance(engine.submit(trajectory).exception(30), CancelledJobError)
+    go = held(engine)
+    future = engine.submit(Trajectory(backbone, request()))
+    assert future.cancel()
+    go.set()
+    engine.call(lambda: None).result(30)
     assert backbone.calls == []
 
 
@@ -137,6 +140,51 @@ def test_a_failing_forward_fails_only_the_trajectories_that_fail_alone(engine):
     # Ten rows fail; of their halves four rows pass and six fail, of which the two poisoned ones fail alone.
     assert [rows for rows, *_ in backbone.calls] == [10, 4, 6, 2, 4, 8, 8]
     assert engine.counters.failures == 3
+
+
+SIZES = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB of which 1 GiB is free."
+
+
+class Small(TinyBackbone):
+    """A network on a device that has room for so many cells."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.room = room
+        self.failed = []
+
+    def forward(self, x, sigma, context, context_mask=None):
+        if (cells := x[:, 0].numel()) > self.room:
+            self.failed.append(cells)
+            raise torch.OutOfMemoryError(f"{SIZES} If reserved but unallocated memory is large try setting")
+        return super().forward(x, sigma, context, context_mask)
+
+
+@pytest.mark.parametrize("room", [1, 3, 5, 8])
+def test_what_a_device_has_no_room_for_is_learned_once_and_answered_in_smaller_forwards(room):
+    engine, backbone = Engine(MAX_CELLS), Small(room * CELLS)
+    requests = [request(seed=i, steps=8) for i in range(8)]
+    futures = together(engine, [Trajectory(backbone, r) for r in requests])
+    engine.close()
+    for r, future in zip(requests, futures, strict=True):
+        assert relative_error(future.result().latents, alone(TinyBackbone(), r)) <= 1e-5
+    assert len(backbone.failed) == engine.counters.failures <= log2(16)
+    # Once the first evaluations are answered, forwards are as large as was found to fit.
+    assert {rows for rows, *_ in backbone.calls} <= {2**i for i in range(4)}
+    assert backbone.failed == sorted(backbone.failed, reverse=True)
+
+
+def test_what_a_device_has_no_room_for_alone_fails_its_own_job_with_what_it_needed_and_what_there_was():
+    engine, backbone = Engine(MAX_CELLS), Small(2 * CELLS)
+    large, small = request(shape=(3, 4, 4, 4), steps=3), request(seed=4, steps=3)
+    failed, done = together(engine, [Trajectory(backbone, r) for r in (large, small)])
+    engine.close()
+    with pytest.raises(
+        DeviceMemoryError, match="a batch of 3 latents of 4×4 cells does not fit the device's memory"
+    ) as e:
+        failed.result()
+    assert str(e.value).endswith(SIZES)
+    assert relative_error(done.result().latents, alone(TinyBackbone(), small)) <= 1e-5
 
 
 def test_an_unknown_sampler_fails_its_own_job_with_the_nearest_name(engine):
@@ -282,7 +330,7 @@ def test_a_run_of_no_steps_gives_back_its_latents_and_shares_nothing_with_them(e
 
 
 def test_closing_ends_after_the_forward_in_progress_and_fails_what_is_left():
-    engine, forward, go = Engine(), Event(), Event()
+    engine, forward, go = Engine(MAX_CELLS), Event(), Event()
 
     def before(count):
         forward.set()
@@ -310,7 +358,7 @@ def test_whatever_a_run_or_a_forward_raises_is_its_own_and_others_go_on(engine, 
     bad = Trajectory(TinyBackbone(), request(seed=1))
     good = request(seed=2)
     if where == "forward":
-        bad.backbone.denoise = fail
+        bad.backbone.answer = fail
     else:
         setattr(bad, where, fail)
     futures = together(engine, [bad, Trajectory(TinyBackbone(), good)])

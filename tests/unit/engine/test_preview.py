@@ -11,7 +11,7 @@ from PIL import Image
 
 from serve_app.engine.preview import picture
 from serve_app.images import to_preview
-from serve_app.models.families import SD_LATENTS, SDXL_LATENTS
+from serve_app.models.families import sd, sdxl
 from serve_app.sampling.latents import LatentFormat
 
 
@@ -19,9 +19,9 @@ from serve_app.sampling.latents import LatentFormat
     ("latent_format", "channel", "expected"),
     [
         # (1 + the map's row + its offset) / 2 * 255, cut off, for a latent of one channel; the rows as published.
-        (SD_LATENTS, 0, (172, 156, 168)),
-        (SD_LATENTS, 3, (100, 94, 35)),
-        (SDXL_LATENTS, 1, (109, 124, 140)),
+        (sd.LATENTS, 0, (172, 156, 168)),
+        (sd.LATENTS, 3, (100, 94, 35)),
+        (sdxl.LATENTS, 1, (109, 124, 140)),
     ],
 )
 def test_a_latent_of_one_channel_has_the_colour_of_its_row(latent_format, channel, expected):
@@ -34,7 +34,7 @@ def test_a_latent_of_one_channel_has_the_colour_of_its_row(latent_format, channe
 
 def test_colours_end_at_black_and_white():
     latents = torch.full((1, 4, 1, 1), 100.0)
-    assert set(picture(latents, SDXL_LATENTS).flatten()) <= {0, 255}
+    assert set(picture(latents, sdxl.LATENTS).flatten()) <= {0, 255}
 
 
 def test_latents_without_a_map_have_no_picture():

@@ -9,23 +9,17 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.preview import picture
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.families import (
-    SD_LATENTS,
-    TextArchitecture,
-    TinyVaeArchitecture,
-    UNetArchitecture,
-    VaeArchitecture,
-)
-from serve_app.models.tiny_vae import TinyVae
+from serve_app.models.families import AutoencoderKL, ClipText, Sd, Taesd, sd
 from serve_app.models.weights import Weights
 from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe
 from tests.unit.engine import mixes
-from tests.unit.models.sample import random_tensors
+from tests.unit.engine.mixes import MAX_CELLS
+from tests.unit.models.sample import cpu_weights, random_tensors
 
-UNET = UNetArchitecture((32,), (1,), (1,), 1, 64)
-VAE = VaeArchitecture((32, 32, 32, 32), 1, 4, 3, True)
-TEXT = TextArchitecture(1, 64, 64, 77)
+UNET = Sd((32,), (1,), (1,), 1, 64)
+VAE = AutoencoderKL((32, 32, 32, 32), 1, 4, 3, True)
+TEXT = ClipText(1, 64, 64, 77)
 ONE = sum(tensor.numel() for tensor in random_tensors(UNET).values()) * 4
 
 
@@ -45,14 +39,14 @@ def recipe(part, name="a"):
 
 @pytest.fixture
 def engine():
-    engine = Engine()
+    engine = Engine(MAX_CELLS)
     yield engine
     engine.close()
 
 
 @pytest.fixture
 def shared(engine, catalog):
-    return EngineRuntime(engine, Weights(catalog, torch.device("cpu")))
+    return EngineRuntime(engine, cpu_weights(catalog))
 
 
 def ignore(done, steps):
@@ -108,11 +102,11 @@ async def test_each_step_can_be_shown(shared):
     await asyncio.sleep(0)
     assert [shown.shape for shown in pictures] == [(4, 4, 3)] * 3
     # The last step's picture is of what it took for the image.
-    assert (pictures[-1] == picture(SD_LATENTS.to_model(sampled.denoised), SD_LATENTS)).all()
+    assert (pictures[-1] == picture(sd.LATENTS.to_model(sampled.denoised), sd.LATENTS)).all()
 
 
 async def test_without_the_files_of_a_taesd_pictures_are_the_linear_maps(engine, catalog):
-    shared = EngineRuntime(engine, Weights(catalog, torch.device("cpu")), decoded_previews=True)
+    shared = EngineRuntime(engine, cpu_weights(catalog), decoded_previews=True)
     pictures = []
     conditioning = [(torch.zeros(1, 77, 64), {})]
     await shared.bind(ignore, show=pictures.append).sample(request(conditioning))
@@ -124,11 +118,11 @@ async def test_with_the_files_of_a_taesd_pictures_are_decoded(engine, catalog, t
     root = tmp_path / "models"
     (root / "vae_approx").mkdir(parents=True)
     (root / "checkpoints").symlink_to(catalog.path("checkpoints", "a.safetensors").parent)
-    tensors = TinyVae(TinyVaeArchitecture(SD_LATENTS)).state_dict()
+    tensors = Taesd(sd.LATENTS).build().state_dict()
     for half in ("encoder", "decoder"):
         part = {name.removeprefix(f"{half}."): t for name, t in tensors.items() if name.startswith(half)}
         save_file(part, root / "vae_approx" / f"taesd_{half}.safetensors")
-    shared = EngineRuntime(engine, Weights(Catalog(root), torch.device("cpu")), decoded_previews=True)
+    shared = EngineRuntime(engine, cpu_weights(Catalog(root)), decoded_previews=True)
     pictures = []
     conditioning = [(torch.zeros(1, 77, 64), {})]
     await shared.bind(ignore, show=pictures.append).sample(request(conditioning))
@@ -157,7 +151,7 @@ async def test_a_cancelled_node_leaves_and_others_go_on(shared):
 
 
 async def test_a_checkpoint_that_does_not_fit_waits_for_the_one_in_use(engine, catalog):
-    shared = EngineRuntime(engine, Weights(catalog, torch.device("cpu"), budget_bytes=ONE))
+    shared = EngineRuntime(engine, cpu_weights(catalog, budget_bytes=ONE))
     reached = asyncio.Event()
     conditioning = [(torch.zeros(1, 77, 64), {})]
     first = asyncio.create_task(
@@ -177,7 +171,7 @@ async def test_a_checkpoint_that_does_not_fit_waits_for_the_one_in_use(engine, c
 
 @pytest.mark.parametrize("jobs", [1, 3])
 async def test_failed_runs_leave_room_for_the_next_while_their_errors_are_kept(engine, catalog, jobs):
-    shared = EngineRuntime(engine, Weights(catalog, torch.device("cpu"), budget_bytes=ONE))
+    shared = EngineRuntime(engine, cpu_weights(catalog, budget_bytes=ONE))
     wrong_width, right = [(torch.zeros(1, 77, 63), {})], [(torch.zeros(1, 77, 64), {})]
     failing = [shared.bind(ignore).sample(request(wrong_width, "a")) for _ in range(jobs)]
     kept = await asyncio.gather(*failing, return_exceptions=True)
@@ -212,7 +206,7 @@ async def test_a_run_that_begins_while_its_node_is_cancelled_is_cancelled_too(en
         endless.cancel()
 
     loop = asyncio.get_running_loop()
-    shared = EngineRuntime(engine, CancelsAsItLoads(catalog, torch.device("cpu"), budget_bytes=ONE))
+    shared = EngineRuntime(engine, cpu_weights(catalog, budget_bytes=ONE, kind=CancelsAsItLoads))
     conditioning = [(torch.zeros(1, 77, 64), {})]
     endless = asyncio.create_task(shared.bind(ignore).sample(request(conditioning, "a", steps=100_000)))
     with pytest.raises(asyncio.CancelledError):
@@ -222,7 +216,7 @@ async def test_a_run_that_begins_while_its_node_is_cancelled_is_cancelled_too(en
 
 
 async def test_latents_too_large_to_stop_are_refused_before_anything_is_loaded(engine, catalog):
-    shared = EngineRuntime(engine, Weights(catalog, torch.device("cpu")), latent_cells=64)
+    shared = EngineRuntime(engine, cpu_weights(catalog), latent_cells=64)
     runtime = shared.bind(ignore)
     with pytest.raises(NodeError, match="shape 5×4×4×4 are 80 cells at once; latent_cells of this pool allows 64"):
         await runtime.sample(request([], latents=torch.zeros(5, 4, 4, 4)))

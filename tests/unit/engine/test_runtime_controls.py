@@ -8,11 +8,12 @@ import torch
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.weights import Weights
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.catalog import Catalog
 from serve_app.values import Cfg, Control, Guider, Noise, Recipe, SamplerChoice
 from tests.parity import control_files
+from tests.unit.engine.mixes import MAX_CELLS
+from tests.unit.models.sample import cpu_weights
 
 CPU = torch.device("cpu")
 UNET, XL = (Recipe("backbone", "checkpoints", f"unet_{family}.safetensors") for family in ("sd1", "sdxl"))
@@ -37,7 +38,7 @@ def catalog(tmp_path_factory):
 
 @pytest.fixture
 def engine():
-    engine = Engine()
+    engine = Engine(MAX_CELLS)
     yield engine
     engine.close()
 
@@ -76,7 +77,7 @@ async def sample(shared, wanted):
 
 
 async def test_jobs_under_different_controls_sampled_together_are_as_each_alone(engine, catalog):
-    shared = EngineRuntime(engine, Weights(catalog, CPU))
+    shared = EngineRuntime(engine, cpu_weights(catalog))
     together = await asyncio.gather(*(sample(shared, job) for job in jobs()))
     shared_forwards = engine.counters.forwards
     alone = [await sample(shared, job) for job in jobs()]
@@ -86,18 +87,18 @@ async def test_jobs_under_different_controls_sampled_together_are_as_each_alone(
 
 
 async def test_a_control_that_acts_nowhere_changes_nothing(engine, catalog):
-    shared = EngineRuntime(engine, Weights(catalog, CPU))
+    shared = EngineRuntime(engine, cpu_weights(catalog))
     plain, never = request(None), request(Control(NET, hint(1), 1.0, 0.6, 0.4))
     assert torch.equal(await sample(shared, plain), await sample(shared, never))
     assert not torch.equal(await sample(shared, plain), await sample(shared, request(Control(NET, hint(1), 1.0))))
 
 
 async def test_jobs_whose_controlnets_do_not_fit_beside_each_other_wait_for_each_other(engine, catalog):
-    weights = Weights(catalog, CPU)
+    weights = cpu_weights(catalog)
     weights.control_net(NET)
     weights.backbone(UNET)
-    pair_bytes = sum(held.nbytes for held in weights._held.values())
-    shared = EngineRuntime(engine, Weights(catalog, CPU, budget_bytes=pair_bytes))
+    pair_bytes = weights.held_bytes
+    shared = EngineRuntime(engine, cpu_weights(catalog, budget_bytes=pair_bytes))
     pairs = [request(Control(net, hint(seed), 1.0), seed) for seed, net in enumerate((NET, OTHER) * 2)]
     answers = asyncio.gather(*(sample(shared, job) for job in pairs))
     assert len(await asyncio.wait_for(answers, timeout=60)) == 4
@@ -105,7 +106,7 @@ async def test_jobs_whose_controlnets_do_not_fit_beside_each_other_wait_for_each
 
 
 async def test_a_control_lora_steers_with_the_weights_of_the_jobs_own_backbone(engine, catalog):
-    shared = EngineRuntime(engine, Weights(catalog, CPU))
+    shared = EngineRuntime(engine, cpu_weights(catalog))
     plain = await sample(shared, request(None, backbone=XL))
     under = await sample(shared, request(Control(LORA, hint(1), 1.0), backbone=XL))
     assert not torch.equal(plain, under)
@@ -116,7 +117,7 @@ async def test_a_control_lora_steers_with_the_weights_of_the_jobs_own_backbone(e
 
 
 async def test_a_run_under_a_controlnet_of_another_family_fails_and_leaves_the_room(engine, catalog):
-    shared = EngineRuntime(engine, Weights(catalog, CPU, budget_bytes=1))
+    shared = EngineRuntime(engine, cpu_weights(catalog, budget_bytes=1))
     with pytest.raises(NodeError, match="another family") as kept:
         await sample(shared, request(Control(NET, hint(1), 1.0), backbone=XL))
     assert (await asyncio.wait_for(sample(shared, request(None)), timeout=30)).shape == (1, 4, 8, 8)
@@ -124,6 +125,6 @@ async def test_a_run_under_a_controlnet_of_another_family_fails_and_leaves_the_r
 
 
 async def test_a_controlnet_that_is_not_there_is_said_by_name(engine, catalog):
-    shared = EngineRuntime(engine, Weights(catalog, CPU))
+    shared = EngineRuntime(engine, cpu_weights(catalog))
     with pytest.raises(ModelFileError, match=r"'sd2\.safetensors' is not in"):
         await sample(shared, request(Control(Recipe("controlnet", "controlnet", "sd2.safetensors"), hint(1), 1.0)))

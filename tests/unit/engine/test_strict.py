@@ -10,16 +10,16 @@ from safetensors.torch import save_file
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
-from serve_app.models.families import TextArchitecture, UNetArchitecture, VaeArchitecture
-from serve_app.models.weights import Weights
+from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.store.catalog import Catalog
 from serve_app.values import Lora, Recipe
 from tests.unit.engine import mixes
-from tests.unit.models.sample import random_tensors
+from tests.unit.engine.mixes import MAX_CELLS
+from tests.unit.models.sample import cpu_weights, random_tensors
 
-UNET = UNetArchitecture((32,), (1,), (1,), 1, 64)
-VAE = VaeArchitecture((32, 32, 32, 32), 1, 4, 3, True)
-TEXT = TextArchitecture(1, 64, 64, 77)
+UNET = Sd((32,), (1,), (1,), 1, 64)
+VAE = AutoencoderKL((32, 32, 32, 32), 1, 4, 3, True)
+TEXT = ClipText(1, 64, 64, 77)
 BACKBONE, CLIP, VAE_RECIPE = (Recipe(part, "checkpoints", "a.safetensors") for part in ("backbone", "clip", "vae"))
 STYLED = BACKBONE.with_patch(Lora("style.safetensors", 0.8))
 
@@ -42,14 +42,14 @@ def catalog(tmp_path_factory):
 
 @pytest.fixture
 def engine():
-    engine = Engine()
+    engine = Engine(MAX_CELLS)
     yield engine
     engine.close()
 
 
 @pytest.fixture
 def shared(engine, catalog):
-    return EngineRuntime(engine, Weights(catalog, torch.device("cpu")))
+    return EngineRuntime(engine, cpu_weights(catalog))
 
 
 def ignore(done, steps):
@@ -96,8 +96,10 @@ async def test_a_strict_run_shares_no_forward_and_others_do(engine, shared):
 
 
 async def test_a_strict_run_keeps_its_weights_in_use(catalog, engine):
-    weights = Weights(catalog, torch.device("cpu"))
-    apart = weights.backbone(BACKBONE).apart()
-    assert [held.in_use for held in weights._held.values()] == [True]
-    del apart
-    assert [held.in_use for held in weights._held.values()] == [False]
+    weights = cpu_weights(catalog)
+    exclusive = weights.backbone(BACKBONE).exclusive()
+    weights.release()
+    assert len(weights.resident()) == 1
+    del exclusive
+    weights.release()
+    assert weights.resident() == ()

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import NodeError
-from serve_app.models.families import VaeArchitecture
+from serve_app.models.families import AutoencoderKL
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import Vae
-from serve_app.models.weights import Weights
 from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe, Tiling
-from tests.unit.models.sample import random_tensors
+from tests.unit.engine.mixes import MAX_CELLS
+from tests.unit.models.sample import cpu_weights, random_tensors
 
 VAE = Recipe("vae", "vae", "a.safetensors")
 OTHER = Recipe("vae", "vae", "b.safetensors")
@@ -28,7 +28,7 @@ OTHER = Recipe("vae", "vae", "b.safetensors")
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    engine = Engine()
+    engine = Engine(MAX_CELLS)
     yield engine
     engine.close()
 
@@ -36,12 +36,12 @@ def engine() -> Iterator[Engine]:
 @pytest.fixture
 def shared(engine: Engine, tmp_path: Path) -> EngineRuntime:
     """A runtime with room for one VAE at a time."""
-    tensors = random_tensors(VaeArchitecture((32, 32), 1, 4, 3, True))
+    tensors = random_tensors(AutoencoderKL((32, 32), 1, 4, 3, True))
     (tmp_path / "vae").mkdir()
     for name in (VAE.name, OTHER.name):
         save_file(tensors, tmp_path / "vae" / name)
     size = sum(tensor.numel() for tensor in tensors.values()) * 4
-    return EngineRuntime(engine, Weights(Catalog(tmp_path), torch.device("cpu"), budget_bytes=size))
+    return EngineRuntime(engine, cpu_weights(Catalog(tmp_path), budget_bytes=size))
 
 
 def ignore(done: int, of: int) -> None: ...

@@ -14,7 +14,9 @@ from serve_app.errors import NodeError
 from serve_app.models.weights import Weights
 from serve_app.values import ClipSkip, TextPair
 from tests.unit.engine import mixes
+from tests.unit.engine.mixes import MAX_CELLS
 from tests.unit.engine.test_strict import BACKBONE, CLIP, VAE_RECIPE, catalog, ignore
+from tests.unit.models.sample import cpu_weights
 
 __all__ = ["catalog"]
 
@@ -37,14 +39,14 @@ class Counting(Weights):
 
 @pytest.fixture
 def engine():
-    engine = Engine()
+    engine = Engine(MAX_CELLS)
     yield engine
     engine.close()
 
 
 @pytest.fixture
 def shared(engine, catalog):
-    return EngineRuntime(engine, Counting(catalog, torch.device("cpu")))
+    return EngineRuntime(engine, cpu_weights(catalog, kind=Counting))
 
 
 async def at_once(engine, shared, *work):

@@ -33,15 +33,16 @@ def test_cond_and_uncond_are_one_evaluation_of_twice_the_rows():
     trajectory = Trajectory(TinyBackbone(), request(shape=(3, 4, 2, 2)))
     trajectory.start()
     assert [piece.rows for piece in trajectory.pieces] == [3, 3]
-    assert trajectory.rows == 6
-    assert trajectory.key == ("tiny", 4, 2, 2)
+    assert trajectory.cells == 6 * 4
+    assert trajectory.key == ("tiny", (4, 2, 2))
 
 
 def test_latents_are_scaled_on_the_way_in_and_back_on_the_way_out():
-    trajectory = Trajectory(TinyBackbone(), request(seed=None, sampler="lcm", steps=1))
+    r = request(seed=None, sampler="lcm", steps=1)
+    trajectory = Trajectory(TinyBackbone(), r)
     [x] = drive(trajectory, lambda piece: piece.x)
-    torch.testing.assert_close(x, trajectory._request.latents * 0.18215)
-    torch.testing.assert_close(trajectory.result.latents, trajectory._request.latents)
+    torch.testing.assert_close(x, r.latents * 0.18215)
+    torch.testing.assert_close(trajectory.result.latents, r.latents)
 
 
 def test_a_run_with_no_entries_ends_at_zero_without_asking_the_network():
@@ -69,9 +70,10 @@ def test_a_mask_keeps_the_latents_where_it_is_zero_and_samples_where_it_is_one()
 
 def test_ddim_keeps_masked_latents_with_noise_of_the_next_seed():
     mask = torch.zeros(1, 4, 4)
-    trajectory = Trajectory(TinyBackbone(), request(sampler="ddim", noise_mask=mask, seed=6))
+    r = request(sampler="ddim", noise_mask=mask, seed=6)
+    trajectory = Trajectory(TinyBackbone(), r)
     trajectory.start()
-    held = trajectory.pieces[0].x - trajectory._request.latents * 0.18215
+    held = trajectory.pieces[0].x - r.latents * 0.18215
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(7))
     torch.testing.assert_close(held, noise * 14.614641, rtol=1e-4, atol=1e-4)
 

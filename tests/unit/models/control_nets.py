@@ -7,15 +7,14 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from serve_app.models.control import ControlNet
 from serve_app.models.controlnet import ControlNetwork
-from serve_app.models.families import UNetArchitecture
-from serve_app.models.networks import network
-from serve_app.models.steering import ControlNet
-from serve_app.models.t2i_adapter import AdapterArchitecture, AdapterNetwork
+from serve_app.models.families import Sd
+from serve_app.models.t2i_adapter import T2iNetwork, T2iSize
 
 N = TypeVar("N", bound=nn.Module)
 
-ARCHITECTURE = UNetArchitecture(
+ARCHITECTURE = Sd(
     channels=(32, 64), res_blocks=(1, 1), depths=(1, 1), middle_depth=1, context_dim=16, latent_channels=4
 )
 HINT_CHANNELS = (3, 8, 8, 8, 8, 8, 8, 8, 32)
@@ -34,18 +33,18 @@ def drawn(module: N, seed: int) -> N:
 
 def backbone() -> nn.Module:
     """Return diffusers' UNet of ARCHITECTURE."""
-    return drawn(network(ARCHITECTURE), 0)
+    return drawn(ARCHITECTURE.empty(), 0)
 
 
 def control_net(seed: int, *, kinds: int = 0) -> ControlNet:
     """Return a ControlNet for ARCHITECTURE."""
     with torch.device("meta"):
-        empty = ControlNetwork(ARCHITECTURE, network(ARCHITECTURE), HINT_CHANNELS, kinds=kinds, kind_channels=32)
-    return ControlNet(seed, f"net{seed}.safetensors", drawn(empty, seed))
+        empty = ControlNetwork(ARCHITECTURE, ARCHITECTURE.build(), HINT_CHANNELS, kinds=kinds, kind_channels=32)
+    return drawn(empty, seed).control_net(seed, f"net{seed}.safetensors")
 
 
 def adapter(seed: int) -> ControlNet:
     """Return a T2I-Adapter for ARCHITECTURE, for grey hints."""
     with torch.device("meta"):
-        empty = AdapterNetwork(AdapterArchitecture(64, 8, ARCHITECTURE.channels, light=False, blocks=2))
-    return ControlNet(seed, f"adapter{seed}.safetensors", drawn(empty, seed))
+        empty = T2iNetwork(T2iSize(64, 8, ARCHITECTURE.channels, light=False, blocks=2))
+    return drawn(empty, seed).control_net(seed, f"adapter{seed}.safetensors")

@@ -13,14 +13,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from serve_app.models.families import Architecture, TextArchitecture, UNetArchitecture, VaeArchitecture
-from serve_app.models.layout import table, translate
-from serve_app.models.networks import network
+from serve_app.models.families import AutoencoderKL, ClipText, Sd
+from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
+from serve_app.models.layout import reverse, translate
+from serve_app.models.weights import Weights
+from serve_app.store.catalog import Catalog
 
-SAMPLE: tuple[Architecture, ...] = (
-    UNetArchitecture(channels=(32, 64, 128), res_blocks=(1, 1, 1), depths=(0, 1, 1), middle_depth=1, context_dim=64),
-    VaeArchitecture(channels=(32, 32, 64, 64), res_blocks=1, latent_channels=4, image_channels=3, quantized=True),
-    TextArchitecture(layers=2, width=64, hidden_width=256, positions=77),
+SAMPLE: tuple[Family, ...] = (
+    Sd(channels=(32, 64, 128), res_blocks=(1, 1, 1), depths=(0, 1, 1), middle_depth=1, context_dim=64),
+    AutoencoderKL(channels=(32, 32, 64, 64), res_blocks=1, latent_channels=4, image_channels=3, quantized=True),
+    ClipText(layers=2, width=64, hidden_width=256, positions=77),
 )
 
 
@@ -30,31 +32,36 @@ def write_sample_checkpoint(path: Path) -> None:
     save_file({name: tensor for part in SAMPLE for name, tensor in random_tensors(part).items()}, str(path))
 
 
-def random_tensors(architecture: Architecture, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
-    """Return tensors for the architecture under the single-file layout's names, each drawn from its own name."""
-    prefix = _prefix(architecture)
-    names = {ours: theirs for theirs, ours in table(architecture).items()}
+def random_tensors(family: Family, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """Return tensors for a network under the single-file layout's names, each drawn from its own name."""
+    prefix = _prefix(family)
+    names = reverse(family.table())
     drawn: dict[str, Tensor] = {}
-    for ours, parameter in network(architecture).state_dict().items():
+    for ours, parameter in family.empty().state_dict().items():
         theirs = translate(ours, names)
         assert theirs is not None, f"the layout's table lacks '{ours}'"
         shape = tuple(parameter.shape)
-        if isinstance(architecture, VaeArchitecture) and ".attn_1." in theirs and len(shape) == 2:
+        if isinstance(family, VaeFamily) and ".attn_1." in theirs and len(shape) == 2:
             shape = (*shape, 1, 1)
         drawn[prefix + theirs] = _drawn(prefix + theirs, shape).to(dtype)
     return drawn
 
 
-def _prefix(architecture: Architecture) -> str:
-    match architecture:
-        case UNetArchitecture():
-            return "model.diffusion_model."
-        case VaeArchitecture():
-            return "first_stage_model."
-        case TextArchitecture():
-            return "cond_stage_model.transformer.text_model."
-        case _:
-            raise TypeError(f"the single file of SD 1.x has no {type(architecture).__name__}")
+def cpu_weights(
+    catalog: Catalog,
+    *,
+    budget_bytes: int = 10**9,
+    dtype: str = "auto",
+    kind: type[Weights] = Weights,
+) -> Weights:
+    """Return the weights of a replica on a CPU. kind: the class of them."""
+    return kind(catalog, torch.device("cpu"), dtype=dtype, vae_dtype="auto", budget_bytes=budget_bytes)
+
+
+def _prefix(family: Family) -> str:
+    if isinstance(family, BackboneFamily):
+        return "model.diffusion_model."
+    return "first_stage_model." if isinstance(family, VaeFamily) else "cond_stage_model.transformer.text_model."
 
 
 def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:

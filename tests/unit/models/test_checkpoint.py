@@ -7,14 +7,14 @@ from safetensors.torch import load_file, save_file
 
 from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import VaeArchitecture
-from serve_app.models.layout import table, translate
-from serve_app.models.packing import settle
+from serve_app.models.families import AutoencoderKL
+from serve_app.models.layout import translate
+from serve_app.models.packing import move_to
 from tests.unit.models.sample import SAMPLE, random_tensors, write_sample_checkpoint
 
 CPU = torch.device("cpu")
 PREFIXES = {"backbone": "model.diffusion_model.", "vae": "first_stage_model.", "clip": "cond_stage_model."}
-VAE = VaeArchitecture((32, 32), 1, 4, 3, True)
+VAE = AutoencoderKL((32, 32), 1, 4, 3, True)
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def same(one, other):
 
 @pytest.mark.parametrize("part", PREFIXES)
 def test_every_number_of_a_part_arrives_where_the_layout_says(sample, part):
-    architecture, module = Checkpoint(sample).load(part)
-    assert architecture in SAMPLE
+    family, module = Checkpoint(sample).load(part)
+    assert family in SAMPLE
     stored = {k.removeprefix("transformer.text_model."): t for k, t in strip(load_file(sample), PREFIXES[part]).items()}
-    placed = {translate(name, table(architecture)): tensor for name, tensor in stored.items()}
+    placed = {translate(name, family.table()): tensor for name, tensor in stored.items()}
     loaded = weights_of(module.float())
     assert placed.keys() == loaded.keys()
     assert all(torch.equal(loaded[name], placed[name].float().reshape(loaded[name].shape)) for name in placed)
@@ -60,7 +60,7 @@ def test_a_file_of_any_float_format_is_loaded_in_any_other(tmp_path, stored, wan
     path = tmp_path / "vae.safetensors"
     save_file(random_tensors(VAE, stored), path)
     _, module = Checkpoint(path).load("vae")
-    settle(module, CPU, wanted)
+    move_to(module, CPU, wanted)
     bias = load_file(path)["first_stage_model.decoder.conv_in.bias"]
     assert torch.equal(module.decoder.conv_in.bias, bias.to(wanted))
     assert {parameter.dtype for parameter in module.parameters()} == {wanted}
@@ -71,7 +71,7 @@ def bare(tensors):
 
 
 def diffusers_names(tensors):
-    return {translate(name, table(VAE)): t.flatten(2)[..., 0] if t.shape[2:] == (1, 1) and "attn" in name else t
+    return {translate(name, VAE.table()): t.flatten(2)[..., 0] if t.shape[2:] == (1, 1) and "attn" in name else t
             for name, t in bare(tensors).items()}  # fmt: skip
 
 

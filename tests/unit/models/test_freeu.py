@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from serve_app.models.freeu import freed
+from serve_app.models.freeu import with_freeu
 from serve_app.values import FreeU
 
 FIRST, SECOND = FreeU(1.4, 1.6, 0.9, 0.2), FreeU(1.3, 1.4, 0.8, 0.4, adaptive=True)
@@ -30,7 +30,7 @@ def network():
 def run(network, x, features):
     generator = torch.Generator().manual_seed(2)
     context = torch.randn(1, 3, 8, generator=generator).expand(len(x), -1, -1)
-    with torch.no_grad(), freed(network, features):
+    with torch.no_grad(), with_freeu(network, features):
         return network(x, torch.tensor(500), context, return_dict=False)[0]
 
 

@@ -6,14 +6,14 @@ from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import DualTextArchitecture, TextArchitecture, UNetArchitecture, VaeArchitecture
+from serve_app.models.families import AutoencoderKL, ClipText, Sd, SdxlText
 from serve_app.models.lora import Difference, Kronecker, LowRank
-from serve_app.models.lora_layouts import names_of, read
+from serve_app.models.lora_layouts import read
 
-UNET = UNetArchitecture((32,), (1,), (1,), 1, 64)
+UNET = Sd((32,), (1,), (1,), 1, 64)
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
-NAMES = names_of(UNET, [f"{QUERY}.weight", f"{OUT}.weight", f"{OUT}.bias"])
+NAMES = UNET.lora_names([f"{QUERY}.weight", f"{OUT}.weight", f"{OUT}.bias"])
 
 
 def opened(tmp_path, tensors):
@@ -46,16 +46,16 @@ def test_names_as_peft_writes_them_are_known_though_comfyui_passes_them_over(tmp
 
 
 def test_sdxls_text_encoders_are_told_apart():
-    text = TextArchitecture(1, 64, 64, 77)
+    text, larger = ClipText(1, 64, 64, 77), ClipText(1, 64, 64, 77, "g")
     parameter = "encoder.layers.0.mlp.fc1.weight"
-    names = names_of(DualTextArchitecture(text, text), [f"l.{parameter}", f"g.{parameter}"])
+    names = SdxlText(text, larger).lora_names([f"l.{parameter}", f"g.{parameter}"])
     assert names["lora_te1_text_model_encoder_layers_0_mlp_fc1"] == f"l.{parameter}"
     assert names["lora_te2_text_model_encoder_layers_0_mlp_fc1"] == f"g.{parameter}"
     assert names["text_encoder_2.text_model.encoder.layers.0.mlp.fc1"] == f"g.{parameter}"
 
 
 def test_a_vae_has_no_names():
-    assert names_of(VaeArchitecture((32,), 1, 4, 3, True), ["encoder.conv_in.weight"]) == {}
+    assert AutoencoderKL((32,), 1, 4, 3, True).lora_names(["encoder.conv_in.weight"]) == {}
 
 
 def test_alpha_is_divided_by_the_rank(tmp_path):

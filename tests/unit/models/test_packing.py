@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from serve_app.models.packing import PackedConvolution, PackedLinear, settle
+from serve_app.models.packing import PackedConvolution, PackedLinear, move_to
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def network():
 @pytest.mark.parametrize(("rows", "height", "width"), [(1, 8, 8), (2, 9, 14), (16, 8, 8)])
 def test_a_packed_network_answers_as_the_plain_one(rows, height, width):
     plain, packed = network(), network()
-    settle(packed, CPU, torch.float32)
+    move_to(packed, CPU, torch.float32)
     x = torch.randn(rows, 4, height, width)
     torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
 
@@ -36,7 +36,7 @@ def test_a_packed_network_answers_as_the_plain_one(rows, height, width):
 @needs_onednn
 def test_every_convolution_of_a_network_is_packed_however_deep_it_lies():
     packed = network()
-    settle(packed, CPU, torch.float32)
+    move_to(packed, CPU, torch.float32)
     assert sum(isinstance(module, PackedConvolution) for module in packed.modules()) == 4
     assert not any(isinstance(module, nn.Conv2d) for module in packed.modules())
 
@@ -44,7 +44,7 @@ def test_every_convolution_of_a_network_is_packed_however_deep_it_lies():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_network_for_another_number_format_is_not_packed(dtype):
     half = network()
-    settle(half, CPU, dtype)
+    move_to(half, CPU, dtype)
     assert not any(isinstance(module, PackedConvolution) for module in half.modules())
     assert {parameter.dtype for parameter in half.parameters()} == {dtype}
 
@@ -56,7 +56,7 @@ def test_a_network_of_a_narrow_file_answers_as_one_widened_first(dtype):
     for parameter in narrow.parameters():
         parameter.data = parameter.data.to(dtype)
     plain = copy.deepcopy(narrow).float()
-    settle(narrow, CPU, torch.float32)
+    move_to(narrow, CPU, torch.float32)
     assert sum(isinstance(module, PackedConvolution) for module in narrow.modules()) == 4
     x = torch.randn(2, 4, 9, 14)
     torch.testing.assert_close(narrow(x), plain(x), rtol=1e-5, atol=1e-5)
@@ -66,7 +66,7 @@ def test_padding_that_is_not_zeros_stays_as_it_is():
     reflecting = nn.Sequential(
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.Conv2d(4, 4, 3, padding="same")
     )
-    settle(reflecting, CPU, torch.float32)
+    move_to(reflecting, CPU, torch.float32)
     assert not any(isinstance(module, PackedConvolution) for module in reflecting)
 
 
@@ -78,6 +78,6 @@ def test_a_packed_linear_layer_answers_as_the_plain_one(shape, bias):
     plain = nn.Sequential(nn.Linear(40, 24, bias=bias)).eval().requires_grad_(False)
     x = torch.randn(shape)
     expected = plain(x)
-    settle(plain, CPU, torch.float32)
+    move_to(plain, CPU, torch.float32)
     assert isinstance(plain[0], PackedLinear)
     torch.testing.assert_close(plain(x), expected, rtol=1e-5, atol=1e-5)

@@ -7,15 +7,14 @@ from safetensors.torch import save_file
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.embeddings import Embeddings
-from serve_app.models.families import SDXL_LATENTS, UNetArchitecture
-from serve_app.models.layout import table, translate
-from serve_app.models.packing import settle
-from serve_app.models.weights import Weights
+from serve_app.models.families import Sd, sdxl
+from serve_app.models.layout import translate
+from serve_app.models.packing import move_to
 from serve_app.sampling.forward import Canvas
 from serve_app.store.catalog import Catalog
 from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Recipe, Rounded, TextPair
 from tests.parity import families
-from tests.unit.models.sample import random_tensors
+from tests.unit.models.sample import cpu_weights, random_tensors
 
 CPU = torch.device("cpu")
 PREFIX = "model.diffusion_model."
@@ -28,7 +27,7 @@ def bare(tensors):
 
 def diffusers(name):
     """Return a backbone's tensors under diffusers' names."""
-    prefixes = table(families.UNETS[name])
+    prefixes = families.UNETS[name].table()
     tensors = {translate(key, prefixes): tensor for key, tensor in bare(families.unet(name)).items()}
     return {key.replace("class_embedding", "add_embedding"): tensor for key, tensor in tensors.items()}
 
@@ -63,7 +62,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(root):
-    return Weights(Catalog(root), CPU)
+    return cpu_weights(Catalog(root))
 
 
 def loaded(root, name):
@@ -104,7 +103,7 @@ def test_a_folder_in_diffusers_layout_gives_its_parts(weights):
     cond, _ = encoded(weights, Recipe("clip", "diffusers", "folder"))
     expected, _ = encoded(weights, Recipe("clip", "text_encoders", L))
     assert torch.equal(cond, expected)
-    assert weights.backbone(Recipe("backbone", "diffusers", "folder")).latent_format is SDXL_LATENTS
+    assert weights.backbone(Recipe("backbone", "diffusers", "folder")).latent_format is sdxl.LATENTS
 
 
 def test_two_texts_for_an_encoder_that_reads_one_are_refused(weights):
@@ -133,13 +132,11 @@ def test_rounded_weights_are_those_that_eight_bits_can_hold(weights, name):
     rounded = weights.backbone(recipe.with_patch(Rounded(name)))
     assert rounded.key != plain.key
     exact = families.unet("sdxl")[f"{PREFIX}input_blocks.0.0.bias"]
-    bias = (
-        rounded._network.conv_in.bias if hasattr(rounded._network.conv_in, "bias") else rounded._network.conv_in._bias
-    )
+    bias = rounded.network.module.conv_in.bias
     assert torch.equal(bias, exact.to(getattr(torch, name)).float())
 
 
-SD2 = UNetArchitecture((64, 128), (1, 1), (1, 1), 1, 64, linear=True)
+SD2 = Sd((64, 128), (1, 1), (1, 1), 1, 64, linear=True)
 BIAS = f"{PREFIX}output_blocks.3.1.transformer_blocks.0.norm1.bias"
 
 
@@ -170,7 +167,7 @@ def test_a_file_in_eight_bits_is_read_as_the_numbers_it_holds(tmp_path):
     eight = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in families.unet("edit").items()}
     save_file(eight, tmp_path / "fp8.safetensors")
     _, network = Checkpoint(tmp_path / "fp8.safetensors").load("backbone")
-    settle(network, CPU, torch.float32)
+    move_to(network, CPU, torch.float32)
     assert torch.equal(network.conv_in.bias, eight[f"{PREFIX}input_blocks.0.0.bias"].float())
 
 

@@ -7,14 +7,15 @@ from safetensors.torch import load_file, save_file
 from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.embeddings import Embeddings
-from serve_app.models.families import TextArchitecture
-from serve_app.models.packing import settle
-from serve_app.models.text_encoder import Clip, TextEncoder
+from serve_app.models.families import ClipText
+from serve_app.models.families.clip import TextEncoder
+from serve_app.models.packing import move_to
+from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizer import token_ids
 from serve_app.store.catalog import Catalog
 from tests.unit.models.sample import random_tensors
 
-ARCHITECTURE = TextArchitecture(layers=3, width=64, hidden_width=128, positions=77)
+ARCHITECTURE = ClipText(layers=3, width=64, hidden_width=128, positions=77)
 CPU = torch.device("cpu")
 
 
@@ -108,7 +109,7 @@ def test_a_text_of_two_chunks_is_two_encodings_in_a_row_with_the_first_ones_pool
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_precision_encoder_gives_float32_close_to_the_full_one(checkpoint, encoder, dtype):
     architecture, network = Checkpoint(checkpoint).load("clip")
-    settle(network, CPU, dtype)
+    move_to(network, CPU, dtype)
     half = TextEncoder(architecture, network, lambda name, width, kind: None)
     cond, pooled = only(half.encode(["a (red:1.2) fox"]))
     expected, expected_pooled = only(encoder.encode(["a (red:1.2) fox"]))

@@ -12,16 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.upscaler import Upscaler, UpscalerArchitecture, UpscalerFile
-from serve_app.models.weights import Weights
+from serve_app.models.upscaler import Upscaler, UpscalerFile
 from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe
 from tests.parity.tiled_cases import esrgan
+from tests.unit.models.sample import cpu_weights
 
 
 def loaded(path: Path) -> Upscaler:
-    architecture, _ = UpscalerFile(path).load("upscaler", torch.device("cpu"), torch.float32)
-    return Upscaler(architecture)
+    descriptor = UpscalerFile(path).load(torch.device("cpu"), torch.float32)
+    return Upscaler(descriptor)
 
 
 def finished(tiles: Any) -> Tensor:
@@ -72,9 +72,9 @@ def test_a_model_trained_in_a_wrapper_is_the_same_model(tmp_path: Path) -> None:
 def test_weights_hold_an_upscaler_as_any_other_model(tmp_path: Path) -> None:
     (tmp_path / "upscale_models").mkdir()
     save_file(esrgan(), tmp_path / "upscale_models" / "a.safetensors")
-    weights = Weights(Catalog(tmp_path), torch.device("cpu"))
+    weights = cpu_weights(Catalog(tmp_path))
     recipe = Recipe("upscaler", "upscale_models", "a.safetensors")
-    assert weights.fits(recipe)
+    assert weights.fits(weights.need(recipe))
     assert weights.upscaler(recipe) is not None
     assert weights.resident() == ("upscaler upscale_models/a.safetensors",)
 
@@ -98,16 +98,16 @@ class Network:
 def test_tiles_are_halved_until_they_fit_the_device() -> None:
     network = Network(300 * 40)
     image = torch.rand(1, 40, 600, 3)
-    upscaled = finished(Upscaler(UpscalerArchitecture(network)).upscale(image))
+    upscaled = finished(Upscaler(network).upscale(image))
     torch.testing.assert_close(upscaled, image.repeat_interleave(2, 1).repeat_interleave(2, 2))
     assert network.largest == 256
 
 
 def test_a_device_that_holds_no_small_tile_either_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        finished(Upscaler(UpscalerArchitecture(Network(100 * 100))).upscale(torch.rand(1, 200, 200, 3)))
+        finished(Upscaler(Network(100 * 100)).upscale(torch.rand(1, 200, 200, 3)))
 
 
 def test_images_of_other_channels_than_the_model_takes_are_an_error() -> None:
     with pytest.raises(NodeError, match="the images have 4 channels; this upscale model takes 3"):
-        finished(Upscaler(UpscalerArchitecture(Network(10**9))).upscale(torch.rand(1, 8, 8, 4)))
+        finished(Upscaler(Network(10**9)).upscale(torch.rand(1, 8, 8, 4)))

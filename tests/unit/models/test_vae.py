@@ -4,11 +4,11 @@ from safetensors.torch import save_file
 
 from serve_app.models import vae as vae_module
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import VaeArchitecture
+from serve_app.models.families import AutoencoderKL
 from serve_app.models.vae import Vae
 from tests.unit.models.sample import random_tensors
 
-ARCHITECTURE = VaeArchitecture((32, 32, 32, 64), 1, 4, 3, True)
+ARCHITECTURE = AutoencoderKL((32, 32, 32, 64), 1, 4, 3, True)
 
 
 @pytest.fixture(scope="module")

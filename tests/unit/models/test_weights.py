@@ -8,17 +8,18 @@ import torch
 from safetensors.torch import save_file
 
 from serve_app.errors import ConfigError, ModelFileError
-from serve_app.models.families import TextArchitecture, UNetArchitecture, VaeArchitecture
-from serve_app.models.weights import Weights, number_format
-from serve_app.sampling.forward import Inputs, Piece
+from serve_app.models.families import AutoencoderKL, ClipText, Sd
+from serve_app.models.families.unet import UnetInputs
+from serve_app.models.loading import dtype_of
+from serve_app.sampling.forward import Piece, denoise
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipSkip, Recipe
-from tests.unit.models.sample import random_tensors
+from tests.unit.models.sample import cpu_weights, random_tensors
 
 CPU = torch.device("cpu")
-UNET = UNetArchitecture((32,), (1,), (1,), 1, 64)
-VAE = VaeArchitecture((32, 32), 1, 4, 3, True)
-TEXT = TextArchitecture(1, 64, 64, 77)
+UNET = Sd((32,), (1,), (1,), 1, 64)
+VAE = AutoencoderKL((32, 32), 1, 4, 3, True)
+TEXT = ClipText(1, 64, 64, 77)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ ONE = nbytes(UNET)
 
 
 def weights(catalog, budget_bytes=10**9):
-    return Weights(catalog, CPU, budget_bytes=budget_bytes)
+    return cpu_weights(catalog, budget_bytes=budget_bytes)
 
 
 def names(held):
@@ -67,9 +68,9 @@ def test_a_vae_of_its_own_file_is_loaded(catalog):
 def test_what_is_resident_is_not_loaded_again(catalog):
     held = weights(catalog)
     first = held.backbone(backbone("a"))
-    network = weakref.ref(first._network)
+    module = weakref.ref(first.network.module)
     del first
-    assert held.backbone(backbone("a"))._network is network()
+    assert held.backbone(backbone("a")).network.module is module()
 
 
 def test_backbones_of_one_file_have_equal_keys_and_of_two_files_unequal_ones(catalog):
@@ -98,9 +99,9 @@ def test_what_was_used_least_recently_goes_first(catalog):
 
 def test_what_goes_gives_its_memory_back(catalog):
     held = weights(catalog, ONE)
-    network = weakref.ref(held.backbone(backbone("a"))._network)
+    module = weakref.ref(held.backbone(backbone("a")).network.module)
     held.backbone(backbone("b"))
-    assert network() is None
+    assert module() is None
 
 
 def test_what_is_in_use_stays_and_what_is_not_goes(catalog):
@@ -109,7 +110,7 @@ def test_what_is_in_use_stays_and_what_is_not_goes(catalog):
     held.backbone(backbone("b"))
     held.backbone(backbone("c"))
     assert names(held) == ["a", "c"]
-    assert held.backbone(backbone("a")) is in_use
+    assert held.backbone(backbone("a")).network is in_use.network
 
 
 def test_a_part_larger_than_the_budget_is_loaded_after_all_else_has_gone(catalog):
@@ -122,20 +123,20 @@ def test_a_part_larger_than_the_budget_is_loaded_after_all_else_has_gone(catalog
 def test_weights_fit_if_resident_or_if_room_can_be_made_beside_what_is_in_use(catalog):
     held = weights(catalog, 2 * ONE)
     a, b = held.backbone(backbone("a")), held.backbone(backbone("b"))
-    assert held.fits(backbone("a"))
-    assert not held.fits(backbone("c"))
+    assert held.fits(held.need(backbone("a")))
+    assert not held.fits(held.need(backbone("c")))
     del b
     gc.collect()
-    assert held.fits(backbone("c"))
+    assert held.fits(held.need(backbone("c")))
     assert a.key is not None
 
 
 def test_a_part_larger_than_the_budget_fits_once_nothing_is_in_use(catalog):
     held = weights(catalog, ONE - 1)
     vae = held.vae(Recipe("vae", "checkpoints", "a.safetensors"))
-    assert not held.fits(backbone("a"))
+    assert not held.fits(held.need(backbone("a")))
     del vae
-    assert held.fits(backbone("a"))
+    assert held.fits(held.need(backbone("a")))
 
 
 def test_a_file_replaced_under_its_name_is_loaded_anew(tmp_path):
@@ -152,6 +153,29 @@ def test_a_file_replaced_under_its_name_is_loaded_anew(tmp_path):
     after = held.vae(recipe).decode(latents)
     assert torch.equal(after, torch.full_like(after, 0.5))
     assert not torch.equal(before, after)
+
+
+def test_what_is_released_is_no_longer_said_to_be_held(catalog):
+    held = weights(catalog)
+    in_use = held.backbone(backbone("a"))
+    held.backbone(backbone("b"))
+    assert (held.counters.held_bytes, held.counters.loads) == (2 * ONE, 2)
+    held.release()
+    assert names(held) == ["a"]
+    assert (held.held_bytes, held.counters.held_bytes, held.counters.evictions) == (ONE, ONE, 1)
+    del in_use
+    held.release()
+    assert (held.resident(), held.held_bytes) == ((), 0)
+
+
+def test_asking_again_whether_weights_fit_touches_no_file(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "a.safetensors"
+    save_file(random_tensors(UNET), path)
+    held = weights(Catalog(tmp_path))
+    need = held.need(backbone("a"))
+    path.unlink()
+    assert held.fits(need)
 
 
 def test_a_failed_load_leaves_the_others_resident(catalog):
@@ -172,37 +196,37 @@ def test_threads_that_ask_at_once_share_one_load(catalog):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({id(model) for model in got}) == 1
+    assert len({id(model.network.module) for model in got}) == 1
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_a_network_of_any_format_denoises_close_to_the_full_one(catalog, dtype):
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     context = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1))
-    full, model = weights(catalog).backbone(backbone("a")), Weights(catalog, CPU, dtype=dtype).backbone(backbone("a"))
+    full, model = weights(catalog).backbone(backbone("a")), cpu_weights(catalog, dtype=dtype).backbone(backbone("a"))
 
-    def denoise(by):
+    def both(by):
         rows = [(x[:1], 7.0, context[:1]), (x[1:], 0.5, context[1:])]
-        return torch.cat(by.denoise([Piece(by, x, sigma, Inputs(cond)) for x, sigma, cond in rows]))
+        return torch.cat(denoise([Piece(by, x, sigma, UnetInputs(cond)) for x, sigma, cond in rows]))
 
     with torch.inference_mode():
-        exact, denoised = denoise(full), denoise(model)
+        exact, denoised = both(full), both(model)
     assert denoised.dtype == torch.float32
     assert float((denoised - exact).norm() / exact.norm()) < {"fp32": 1e-6, "fp16": 0.01, "bf16": 0.05}[dtype]
 
 
 def test_automatic_formats_are_full_on_a_cpu_and_half_on_a_gpu(monkeypatch):
     gpu = torch.device("cuda")
-    assert number_format("auto", "backbone", CPU) == number_format("auto", "vae", CPU) == torch.float32
-    assert number_format("auto", "clip", gpu) == torch.float16
+    assert dtype_of("auto", "backbone", CPU) == dtype_of("auto", "vae", CPU, AutoencoderKL.dtypes) == torch.float32
+    assert dtype_of("auto", "clip", gpu) == torch.float16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert number_format("auto", "vae", gpu) == torch.bfloat16
+    assert dtype_of("auto", "vae", gpu, AutoencoderKL.dtypes) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    assert number_format("auto", "vae", gpu) == torch.float32
+    assert dtype_of("auto", "vae", gpu, AutoencoderKL.dtypes) == torch.float32
     with pytest.raises(ConfigError, match="this GPU does not do bf16"):
-        number_format("bf16", "vae", gpu)
+        dtype_of("bf16", "vae", gpu)
 
 
 def test_an_unknown_format_is_refused_with_those_allowed():
     with pytest.raises(ConfigError, match="'fp8' of the clip is unknown; allowed are auto, fp32, fp16, bf16"):
-        number_format("fp8", "clip", CPU)
+        dtype_of("fp8", "clip", CPU)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from serve_app.errors import NodeError
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.forward import Canvas, Inputs, to_batch
+from serve_app.sampling.forward import Canvas, to_batch
 from serve_app.sampling.guidance import Guidance
 from serve_app.sampling.levels import TableLevels
 from serve_app.sampling.rules import CfgRule, PerpNegRule, rule_of
 from serve_app.values import Cfg, DualCfg, Guider, PerpNeg, Recipe
 
 X = torch.randn(2, 4, 3, 3)
+
+
+@dataclass(eq=False)
+class Rows:
+    """What the backbone below is told: the text of each row, whatever the area."""
+
+    context: torch.Tensor
+
+    def within(self, area):
+        return self
 
 
 class Silent:
@@ -23,7 +35,7 @@ class Silent:
     levels = TableLevels()
 
     def inputs(self, cond, options, role, canvas):
-        return Inputs(to_batch(cond, canvas.rows))
+        return Rows(to_batch(cond, canvas.rows))
 
 
 def guidance_of(positive, negative, cfg, rows=2, side=3):

@@ -29,7 +29,7 @@ MERGED_AT_ONCE = 16
 _log = log.get("models")
 
 
-class Adapters:
+class LoraSet:
     """A set of LoRAs on one network. key: equal for equal files in equal order at equal strengths.
 
     stack: each LoRA's adapters, by parameter of the network, and its strength. A parameter the network lacks is left
@@ -55,12 +55,12 @@ class Adapters:
                 name, _, kind = parameter.rpartition(".")
                 by_layer.setdefault(name, {}).setdefault(kind, []).append((adapter, strength))
         modules = dict(network.named_modules())
-        self.layers: dict[str, AdaptedLayer] = {}
+        self.layers: dict[str, LoraLayer] = {}
         for name, changes in by_layer.items():
             base = modules.get(name)
             known = {kind: of for kind, of in changes.items() if getattr(base, kind, None) is not None}
             if base is not None and known:
-                self.layers[name] = AdaptedLayer(base, known, stored_as)
+                self.layers[name] = LoraLayer(base, known, stored_as)
 
     @property
     def nbytes(self) -> int:
@@ -104,7 +104,7 @@ class Adapters:
             layer.unmerge()
 
 
-class AdaptedLayer:
+class LoraLayer:
     """One layer of a network with what a set changes in it; its forms are made when they are first asked for."""
 
     def __init__(self, base: nn.Module, changes: Changes, stored_as: torch.dtype | None = None) -> None:
@@ -167,11 +167,11 @@ def parameters(network: nn.Module) -> list[str]:
     return [f"{name}.{kind}" for name, layer, kind in layers if isinstance(getattr(layer, kind, None), Tensor)]
 
 
-def with_merged(network: nn.Module, adapters: Adapters) -> nn.Module:
+def with_merged(network: nn.Module, loras: LoraSet) -> nn.Module:
     """Return the network with whole layers where the set changes it; all its other tensors are shared."""
     members = (member for module in network.modules() for member in _members(module))
     changed = copy.deepcopy(network, {id(member): member for member in members if isinstance(member, Tensor)})
-    for name, layer in adapters.layers.items():
+    for name, layer in loras.layers.items():
         changed.set_submodule(name, layer.whole())
     return changed
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from serve_app.models.adapted import adapted
-from serve_app.models.adapters import MERGED_AT_ONCE, Adapters, with_merged
 from serve_app.models.lora import Difference, Hadamard, LowRank, Replacement, merged
-from serve_app.models.packing import PackedLinear, settle
+from serve_app.models.lora_forward import with_loras
+from serve_app.models.lora_layers import MERGED_AT_ONCE, LoraSet, with_merged
+from serve_app.models.packing import PackedLinear, move_to
 
 
 class Block(nn.Module):
@@ -105,10 +105,10 @@ def test_rows_of_many_sets_in_one_forward_answer_as_each_alone_with_merged_weigh
     dtype = torch.float16 if form == "half" else torch.float32
     shared, plain = network(dtype), network()
     if form == "packed":
-        settle(shared, torch.device("cpu"), torch.float32)
-    sets = {name: Adapters(name, shared, stack) for name, stack in STACKS.items()}
+        move_to(shared, torch.device("cpu"), torch.float32)
+    sets = {name: LoraSet(name, shared, stack) for name, stack in STACKS.items()}
     x = inputs(sum(rows for rows, _ in PIECES), dtype)
-    with adapted([(rows, sets.get(name)) for rows, name in PIECES]):
+    with with_loras([(rows, sets.get(name)) for rows, name in PIECES]):
         together = shared(x)
     start = 0
     for rows, name in PIECES:
@@ -121,13 +121,13 @@ def test_rows_of_many_sets_in_one_forward_answer_as_each_alone_with_merged_weigh
 @torch.inference_mode()
 def test_rows_of_many_sets_in_one_forward_answer_as_each_alone():
     shared = network()
-    sets = {name: Adapters(name, shared, stack) for name, stack in STACKS.items()}
+    sets = {name: LoraSet(name, shared, stack) for name, stack in STACKS.items()}
     x = inputs(sum(rows for rows, _ in PIECES))
-    with adapted([(rows, sets.get(name)) for rows, name in PIECES]):
+    with with_loras([(rows, sets.get(name)) for rows, name in PIECES]):
         together = shared(x)
     start = 0
     for rows, name in PIECES:
-        with adapted([(rows, sets.get(name))]):
+        with with_loras([(rows, sets.get(name))]):
             alone = shared(x[start : start + rows])
         torch.testing.assert_close(together[start : start + rows], alone, rtol=1e-5, atol=1e-5)
         start += rows
@@ -137,7 +137,7 @@ def test_rows_of_many_sets_in_one_forward_answer_as_each_alone():
 def test_after_a_forward_the_network_is_as_it_was():
     shared = network()
     before = shared(inputs(2))
-    with pytest.raises(RuntimeError), adapted([(2, Adapters("set", shared, STACKS["mixed"]))]):  # noqa: PT012
+    with pytest.raises(RuntimeError), with_loras([(2, LoraSet("set", shared, STACKS["mixed"]))]):  # noqa: PT012
         shared(inputs(2))
         shared(inputs(2)[:, :3])
     assert torch.equal(shared(inputs(2)), before)
@@ -149,19 +149,19 @@ def test_after_a_forward_the_network_is_as_it_was():
 def test_a_set_that_is_long_alone_is_merged_answers_the_same_and_is_unmerged_among_others(packs):
     shared = network()
     if packs:
-        settle(shared, torch.device("cpu"), torch.float32)
-    style, stack = Adapters("style", shared, STACKS["style"]), Adapters("stack", shared, STACKS["stack"])
+        move_to(shared, torch.device("cpu"), torch.float32)
+    style, stack = LoraSet("style", shared, STACKS["style"]), LoraSet("stack", shared, STACKS["stack"])
     x = inputs(2)
     unmerged_bytes = style.nbytes
     answers = []
     for _ in range(12):
-        with adapted([(2, style)]):
+        with with_loras([(2, style)]):
             answers.append(shared(x))
     assert style.nbytes > unmerged_bytes
     assert not torch.equal(answers[0], answers[-1])
     torch.testing.assert_close(answers[-1], answers[0], rtol=1e-5, atol=1e-5)
     for _ in range(12):
-        with adapted([(1, style), (1, stack)]):
+        with with_loras([(1, style), (1, stack)]):
             mixed = shared(x)
     assert style.nbytes == unmerged_bytes
     torch.testing.assert_close(mixed[:1], answers[0][:1], rtol=1e-5, atol=1e-5)
@@ -171,7 +171,7 @@ def test_a_set_that_is_long_alone_is_merged_answers_the_same_and_is_unmerged_amo
 def test_many_layers_are_merged_a_few_before_each_forward():
     layers = MERGED_AT_ONCE * 2 + 3
     shared = nn.Sequential(*(nn.Linear(6, 6) for _ in range(layers))).requires_grad_(False)
-    style = Adapters(
+    style = LoraSet(
         "style",
         shared,
         [({f"{i}.weight": LowRank(drawn(i, 6, 2), drawn(i + 1, 2, 6), 1.0) for i in range(layers)}, 1.0)],
@@ -179,7 +179,7 @@ def test_many_layers_are_merged_a_few_before_each_forward():
     x = torch.ones(2, 6)
     merged_layers, answers = [], []
     for _ in range(13):
-        with adapted([(2, style)]):
+        with with_loras([(2, style)]):
             answers.append(shared(x))
         merged_layers.append(sum(layer.is_merged for layer in style.layers.values()))
     assert merged_layers == [0] * 8 + [MERGED_AT_ONCE, 2 * MERGED_AT_ONCE, layers, layers, layers]
@@ -190,10 +190,10 @@ def test_many_layers_are_merged_a_few_before_each_forward():
 @torch.inference_mode()
 def test_without_merging_every_forward_is_bit_equal():
     shared = network()
-    style = Adapters("style", shared, STACKS["style"])
+    style = LoraSet("style", shared, STACKS["style"])
     answers = []
     for index in range(30):
-        with adapted([(2, style)], merging=index % 2 == 1):
+        with with_loras([(2, style)], merging=index % 2 == 1):
             answers.append(shared(inputs(2)))
     assert all(torch.equal(answers[0], answer) for answer in answers[::2])
     assert not torch.equal(answers[0], answers[-1])
@@ -203,10 +203,10 @@ def test_without_merging_every_forward_is_bit_equal():
 def test_no_set_is_merged_where_there_is_no_room():
     shared = network()
     asked = []
-    style = Adapters("style", shared, STACKS["style"], may_take=lambda nbytes: bool(asked.append(nbytes)))
+    style = LoraSet("style", shared, STACKS["style"], may_take=lambda nbytes: bool(asked.append(nbytes)))
     before = style.nbytes
     for _ in range(12):
-        with adapted([(2, style)]):
+        with with_loras([(2, style)]):
             shared(inputs(2))
     assert style.nbytes == before
     assert set(asked) == {sum(torch.empty(SHAPES[name]).numel() for name in THIN) * 4}
@@ -214,16 +214,16 @@ def test_no_set_is_merged_where_there_is_no_room():
 
 def test_a_set_of_low_rank_takes_the_memory_of_its_thin_layers():
     shared = network()
-    assert Adapters("style", shared, STACKS["style"]).nbytes == 4 * sum(
+    assert LoraSet("style", shared, STACKS["style"]).nbytes == 4 * sum(
         STYLE[name].up.numel() + STYLE[name].down.numel() for name in THIN
     )
-    assert Adapters("other", shared.half(), [({"norm.bias": Difference(drawn(0, 8))}, 1.0)]).nbytes == 2 * 8
+    assert LoraSet("other", shared.half(), [({"norm.bias": Difference(drawn(0, 8))}, 1.0)]).nbytes == 2 * 8
 
 
 def test_a_pair_that_does_not_fit_is_left_out():
     shared = network()
     wrong = LowRank(drawn(0, 10, 2), drawn(1, 2, 7), 1.0)
-    with adapted([(2, Adapters("wrong", shared, [({"first.weight": wrong}, 1.0)]))]), torch.inference_mode():
+    with with_loras([(2, LoraSet("wrong", shared, [({"first.weight": wrong}, 1.0)]))]), torch.inference_mode():
         answer = shared(inputs(2))
     torch.testing.assert_close(answer, network()(inputs(2)))
 
@@ -233,8 +233,8 @@ def test_a_pair_that_does_not_fit_is_left_out():
 def test_a_merged_copy_shares_what_the_set_leaves_alone(packs):
     base = network()
     if packs:
-        settle(base, torch.device("cpu"), torch.float32)
-    changed = with_merged(base, Adapters("style", base, STACKS["style"]))
+        move_to(base, torch.device("cpu"), torch.float32)
+    changed = with_merged(base, LoraSet("style", base, STACKS["style"]))
     x = inputs(2)
     expected = merged_network(network(), STACKS["style"])(x)
     torch.testing.assert_close(changed(x), expected, rtol=1e-5, atol=1e-5)
@@ -249,7 +249,7 @@ def test_layers_without_a_thin_form_are_ready_before_the_first_forward_a_few_at_
     pair = (drawn(1, 4, 2), drawn(2, 2, 4), None)
     changes = {f"{i}.weight": Hadamard(pair, pair, 1.0) for i in range(2 * MERGED_AT_ONCE + 1)}
     changes[f"{2 * MERGED_AT_ONCE + 1}.weight"] = LowRank(drawn(1, 4, 2), drawn(2, 2, 4), 1.0)
-    adapters = Adapters("set", layers, [(changes, 1.0)])
+    adapters = LoraSet("set", layers, [(changes, 1.0)])
     ready = [sum(layer.is_ready for layer in adapters.layers.values()) for _ in adapters.prepared()]
     assert ready == [MERGED_AT_ONCE + 1, 2 * MERGED_AT_ONCE + 1]
     assert all(layer.is_ready for layer in adapters.layers.values())

@@ -2,7 +2,7 @@
 
 import torch
 
-from serve_app.models.backbone import stack_contexts
+from serve_app.models.families.unet import stack_contexts
 
 
 def test_contexts_of_one_length_are_stacked_without_a_mask():

@@ -29,8 +29,8 @@ PACES_KEPT = 256
 class Call:
     """Work, as the batcher sees it. answers: from the questions of calls of one key to an answer for each.
 
-    key: what it can be done together by; None: it goes alone. rows: how much work it is; most: how much is done at
-    once. when: says whether it may run now.
+    key: what it can be done together by; None: it goes alone. cost: how much work it is, in a unit of its key (texts,
+    pixels); most: how much of it is done at once. when: says whether it may run now.
     """
 
     answers: Callable[[list[Any]], Sequence[Any]]
@@ -38,7 +38,7 @@ class Call:
     when: Callable[[], bool] | None = None
     question: Any = None
     key: Hashable = None
-    rows: int = 1
+    cost: int = 1
     most: int = 1
     since: int = field(default=0, init=False)
 
@@ -48,7 +48,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._waiting: deque[Call] = deque()
-        # What a row of work took last, by key.
+        # Seconds that a unit of work took last, by key.
         self._paces_s: dict[Hashable, float] = {}
 
     def __bool__(self) -> bool:
@@ -61,8 +61,8 @@ class Calls:
     def take(self, left_s: float | None) -> list[Call]:
         """Take out the oldest call that may run now, with those that are done together with it; [] if there is none.
 
-        Their futures are then running. left_s: how long the work may take, by what such work took before; the first is
-        not kept waiting by it. None: it may take its time.
+        Their futures are then running. left_s: seconds left before the next forward, held against past durations of the
+        key; the oldest call runs regardless. None: no limit.
         """
         first = self._oldest()
         if first is None or first.key is None:
@@ -103,7 +103,7 @@ class Calls:
         if key is not None:
             self._paces_s.pop(key, None)
             # A batch may be empty.
-            self._paces_s[key] = seconds / max(1, sum(call.rows for call in calls))
+            self._paces_s[key] = seconds / max(1, sum(call.cost for call in calls))
             if len(self._paces_s) > PACES_KEPT:
                 del self._paces_s[next(iter(self._paces_s))]
 

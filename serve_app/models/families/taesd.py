@@ -5,24 +5,80 @@ Source: Bohan 2023, github.com/madebyollin/taesd; the numbers of layers are the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from serve_app.models.families import TinyVaeArchitecture
+from serve_app.models.families import sd, sdxl
+from serve_app.models.families.family import Located, VaeFamily
+from serve_app.models.layout import Table
+from serve_app.models.tensors import Tensors
+from serve_app.sampling.latents import LatentFormat
+
+FORMATS = {latents.tiny: latents for latents in (sd.LATENTS, sdxl.LATENTS)}
+"""The formats that one is published for, by how its files' names begin."""
+
+_LAYERS = 20
+"""More layers than either half has."""
 
 _WIDTH = 64
 _LIMIT = 3.0
 """Latents are bent so that none is larger."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taesd(VaeFamily):
+    """A TAESD for the latents of another autoencoder."""
+
+    latent_format: LatentFormat
+    image_channels: int = 3
+
+    @property
+    def latent_channels(self) -> int:  # type: ignore[override]
+        return self.latent_format.channels
+
+    @property
+    def factor(self) -> int:
+        return self.latent_format.factor
+
+    @classmethod
+    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
+        """Yield an encoder's file and a decoder's, as TAESD is published."""
+        if len(files) != 2:
+            return
+        name = files[0].where.strip("'").partition("_")[0]
+        if name not in FORMATS:
+            raise files[0].unsupported(f"is no TAESD encoder for {' or '.join(FORMATS)}")
+        for number, half in enumerate(("encoder", "decoder")):
+            yield Located(cls(FORMATS[name]), files[number], number, module=f"{half}.")
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        # Each half's file counts its layers; the network has them below the half's name.
+        return {str(layer): str(layer) for layer in range(_LAYERS)}
+
+    def build(self) -> nn.Module:
+        return TinyVae(self.latent_format)
+
+    def decode(self, network: Any, latents: Tensor) -> Tensor:
+        pixels: Tensor = network.decode(latents)
+        return pixels
+
+    def encode(self, network: Any, pixels: Tensor) -> Tensor:
+        latents: Tensor = network.encode(pixels)
+        return latents
+
+
 class TinyVae(nn.Module):
     """Both halves. Pixels are (B,3,H,W) in −1…1, latents (B,C,h,w) unscaled, as of the VAE that it stands in for."""
 
-    def __init__(self, architecture: TinyVaeArchitecture) -> None:
+    def __init__(self, latent_format: LatentFormat) -> None:
         super().__init__()
-        self._format = architecture.latent_format
-        self.encoder = _encoder(architecture.latent_channels)
-        self.decoder = _decoder(architecture.latent_channels)
+        self._format = latent_format
+        self.encoder = _encoder(latent_format.channels)
+        self.decoder = _decoder(latent_format.channels)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the latents of pixels."""

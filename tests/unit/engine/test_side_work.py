@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.engine.calls import Call, Calls
 from serve_app.engine.engine import Engine
+from serve_app.engine.side_work import Call, Calls
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
-from tests.unit.engine.mixes import TinyBackbone, request
+from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, request
 from tests.unit.engine.test_engine import Clock, held
 
 
 @pytest.fixture
 def engine():
-    engine = Engine()
+    engine = Engine(MAX_CELLS)
     yield engine
     engine.close()
 
@@ -49,7 +49,7 @@ class Doubling:
 def test_what_waits_with_equal_keys_is_answered_at_once_and_each_gets_its_own(engine):
     double = Doubling()
     go = held(engine)
-    futures = [engine.gather(n, double, key) for n, key in enumerate("aabab")]
+    futures = [engine.gather(n, double, key, most=16) for n, key in enumerate("aabab")]
     go.set()
     assert [future.result(30) for future in futures] == [0, 2, 4, 6, 8]
     assert double.asked == [[0, 1, 3], [2, 4]]
@@ -58,7 +58,7 @@ def test_what_waits_with_equal_keys_is_answered_at_once_and_each_gets_its_own(en
 def test_no_more_is_done_at_once_than_is_allowed_but_the_first_always(engine):
     double = Doubling()
     go = held(engine)
-    futures = [engine.gather(n, double, "a", rows=rows, most=4) for n, rows in enumerate([9, 2, 3, 2])]
+    futures = [engine.gather(n, double, "a", cost=cost, most=4) for n, cost in enumerate([9, 2, 3, 2])]
     go.set()
     wait(futures, timeout=30)
     assert double.asked == [[0], [1, 3], [2]]
@@ -67,7 +67,7 @@ def test_no_more_is_done_at_once_than_is_allowed_but_the_first_always(engine):
 def test_what_fails_among_others_fails_alone(engine):
     double = Doubling()
     go = held(engine)
-    futures = [engine.gather(n, double, "a") for n in (1, -2, 3)]
+    futures = [engine.gather(n, double, "a", most=16) for n in (1, -2, 3)]
     go.set()
     assert (futures[0].result(30), futures[2].result(30)) == (2, 6)
     with pytest.raises(ValueError, match=r"\[-2\]"):
@@ -77,7 +77,7 @@ def test_what_fails_among_others_fails_alone(engine):
 def test_what_is_cancelled_in_time_is_not_asked(engine):
     double = Doubling()
     go = held(engine)
-    futures = [engine.gather(n, double, "a") for n in range(3)]
+    futures = [engine.gather(n, double, "a", most=16) for n in range(3)]
     assert futures[1].cancel()
     go.set()
     wait(futures, timeout=30)
@@ -95,7 +95,7 @@ def test_while_runs_wait_no_more_is_gathered_than_a_forward_takes(engine, clock)
     backbone = TinyBackbone(before=lambda count: done("forward", 1.0))
     go = held(engine)
     futures = [engine.submit(Trajectory(backbone, request(steps=4)))]
-    futures += [engine.gather(n, double, "a") for n in range(14)]
+    futures += [engine.gather(n, double, "a", most=16) for n in range(14)]
     go.set()
     wait(futures, timeout=30)
     # The first tells what one takes, and the first forward what there is time for.
@@ -128,7 +128,7 @@ def test_work_that_fails_at_a_later_step_says_so(engine):
 
 
 def test_work_that_has_begun_fails_when_the_engine_closes():
-    engine = Engine()
+    engine = Engine(MAX_CELLS)
 
     def endless():
         while True:
@@ -149,7 +149,7 @@ def test_everything_is_answered_once_and_within_as_many_turns_as_calls_wait(aske
     for _ in asked:
         if taken := calls.take(None):
             assert len({call.key for call in taken}) == 1
-            assert len(taken) == 1 or sum(call.rows for call in taken) <= most
+            assert len(taken) == 1 or sum(call.cost for call in taken) <= most
             calls.run(taken)
     assert not calls
     assert [future.result(0) for future in futures] == list(range(len(asked)))
@@ -165,7 +165,8 @@ def test_whatever_a_call_raises_is_its_own_and_the_engine_goes_on(engine, error)
         yield
         work()
 
-    ends = [engine.call(work), engine.work(steps()), engine.gather(1, work, "a"), engine.call(lambda: 1, when=work)]
+    gathered = engine.gather(1, work, "a", most=16)
+    ends = [engine.call(work), engine.work(steps()), gathered, engine.call(lambda: 1, when=work)]
     wait(ends, timeout=30)
     assert [type(end.exception()) for end in ends] == [type(error)] * len(ends)
     assert engine.call(lambda: 7).result(30) == 7
@@ -177,7 +178,7 @@ def test_a_call_that_raises_stop_iteration_fails_so_that_a_loop_can_tell(engine)
 
 
 def test_work_of_no_rows_fails_at_most_itself(engine):
-    assert engine.gather(1, Doubling(), "a", rows=0).result(30) == 2
-    assert engine.gather(2, Doubling(), "a", rows=0).result(30) == 4
-    assert engine.gather(3, Doubling(), "a", rows=1).result(30) == 6
+    assert engine.gather(1, Doubling(), "a", cost=0, most=16).result(30) == 2
+    assert engine.gather(2, Doubling(), "a", cost=0, most=16).result(30) == 4
+    assert engine.gather(3, Doubling(), "a", most=16).result(30) == 6
     assert engine.alive

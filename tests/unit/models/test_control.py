@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from serve_app.errors import NodeError
 from serve_app.models.backbone import Backbone
-from serve_app.models.families import UNetArchitecture
-from serve_app.models.steering import activated, recipes, steered
-from serve_app.sampling.forward import Inputs, Piece
+from serve_app.models.control import Controlled, activated, recipes
+from serve_app.models.families import Sd
+from serve_app.models.families.unet import UnetCall, UnetInputs, residuals
+from serve_app.models.network import Network
+from serve_app.sampling.forward import Piece, denoise
 from serve_app.sampling.levels import TableLevels
-from serve_app.values import Control, HintKind, Recipe
+from serve_app.values import Control, Discrete, HintKind, Recipe
 from tests.unit.models.control_nets import ARCHITECTURE, adapter, backbone, control_net
 
 LEVELS = TableLevels()
@@ -48,20 +50,25 @@ def piece(nets, control, seed=0, rows=1, sigma=2.0):
     """Return a piece of rows under the control's chain."""
     conds = {"positive": [(normal(seed, 1, 7, 16), {} if control is None else {"control": control})]}
     ((context, options),) = activated(conds, nets, ARCHITECTURE, LEVELS)["positive"]
-    inputs = Inputs(context.expand(rows, -1, -1), controls=options.get("control", ()))
+    inputs = UnetInputs(context.expand(rows, -1, -1), controls=options.get("control", ()))
     return Piece(SimpleNamespace(), normal(seed + 100, rows, 4, 6, 8), sigma, inputs)
 
 
 def told(pieces):
-    """Return what the networks are told of all the rows: x, timestep, context."""
+    """Return what the networks are told of all the rows."""
     sigma = torch.tensor([p.sigma for p in pieces for _ in range(p.rows)])
     x = torch.cat([p.x for p in pieces]) / (sigma**2 + 1).sqrt()[:, None, None, None]
-    return x, LEVELS.timestep(sigma), torch.cat([p.inputs.context for p in pieces])
+    return UnetCall(x, LEVELS.timestep(sigma), torch.cat([p.inputs.context for p in pieces]))
+
+
+def added(pieces):
+    """Return what controls add to the pieces' forward."""
+    return residuals([Controlled(p.rows, p.sigma, p.inputs.controls) for p in pieces], told(pieces))
 
 
 def forward(unet, pieces):
-    args = told(pieces)
-    return unet(*args, return_dict=False, **steered(pieces, *args))[0]
+    call = told(pieces)
+    return unet(call.x, call.timestep, call.context, return_dict=False, **added(pieces))[0]
 
 
 def calls(module, work):
@@ -114,7 +121,7 @@ def mixes(draw):
 @settings(max_examples=25)
 @given(mix=mixes())
 def test_any_mix_of_controls_in_one_forward_is_as_each_alone(nets, unet, mix):
-    answering = Backbone("tiny", ARCHITECTURE, unet)
+    answering = Backbone(Network("tiny", ARCHITECTURE, unet, Discrete()))
     pieces = []
     for seed, (chain, length, rows, sigma) in enumerate(mix):
         last = None
@@ -122,10 +129,10 @@ def test_any_mix_of_controls_in_one_forward_is_as_each_alone(nets, unet, mix):
             last = Control(net, hint(number, images), strength, start, end, last)
         options = {} if last is None else {"control": last}
         ((text, options),) = activated({"": [(normal(seed, 1, length, 16), options)]}, nets, ARCHITECTURE, LEVELS)[""]
-        inputs = Inputs(text.expand(rows, -1, -1), controls=options.get("control", ()))
+        inputs = UnetInputs(text.expand(rows, -1, -1), controls=options.get("control", ()))
         pieces.append(Piece(answering, normal(seed + 9, rows, 4, 6, 8) * sigma, sigma, inputs))
-    together = torch.cat(answering.denoise(pieces))
-    alone = torch.cat([answering.denoise([p])[0] for p in pieces])
+    together = torch.cat(denoise(pieces))
+    alone = torch.cat([denoise([p])[0] for p in pieces])
     assert (together - alone).norm() / alone.norm() <= 1e-5
 
 
@@ -141,7 +148,7 @@ def test_a_control_changes_the_rows_that_are_under_it_and_no_others(nets, unet):
 def test_rows_of_all_jobs_under_one_controlnet_are_one_forward_of_it(nets):
     pieces = [piece(nets, Control(A, hint(i), 1.0), i, rows=i) for i in (1, 2)]
     pieces.insert(1, piece(nets, None, 5, rows=4))
-    assert calls(nets[A].network, lambda: steered(pieces, *told(pieces))) == [3]
+    assert calls(nets[A].network, lambda: added(pieces)) == [3]
 
 
 def test_a_hint_is_read_once_for_all_entries_and_steps_of_a_run(nets):
@@ -149,13 +156,13 @@ def test_a_hint_is_read_once_for_all_entries_and_steps_of_a_run(nets):
     conds = {role: [(normal(0, 1, 7, 16), {"control": control})] for role in ("positive", "negative")}
     active = activated(conds, nets, ARCHITECTURE, LEVELS)
     pieces = [
-        Piece(SimpleNamespace(), normal(1, 1, 4, 6, 8), 2.0, Inputs(cond, controls=options["control"]))
+        Piece(SimpleNamespace(), normal(1, 1, 4, 6, 8), 2.0, UnetInputs(cond, controls=options["control"]))
         for ((cond, options),) in active.values()
     ]
 
     def two_steps():
         for _ in range(2):
-            steered(pieces, *told(pieces))
+            added(pieces)
 
     assert calls(nets[A].network.hint_block[0], two_steps) == [1]
 
@@ -164,14 +171,14 @@ def test_a_hint_is_read_once_for_all_entries_and_steps_of_a_run(nets):
 def test_a_control_acts_only_within_its_share_of_the_levels(nets, sigma, acts):
     control = Control(A, hint(1), 1.0, start_percent=0.2, end_percent=0.8)
     waiting = [piece(nets, control, sigma=sigma)]
-    assert bool(steered(waiting, *told(waiting))) is acts
+    assert bool(added(waiting)) is acts
 
 
 def test_a_control_acts_at_the_very_levels_it_starts_and_ends_with(nets):
     control = Control(A, hint(1), 1.0, start_percent=0.2, end_percent=0.8)
     for share in (0.2, 0.8):
         waiting = [piece(nets, control, sigma=LEVELS.at_progress(share))]
-        assert steered(waiting, *told(waiting))
+        assert added(waiting)
 
 
 def test_the_controlnets_of_all_chains_are_found_once_each():
@@ -184,8 +191,8 @@ def test_the_controlnets_of_all_chains_are_found_once_each():
     ("recipe", "channels", "architecture", "says"),
     [
         (A, 4, ARCHITECTURE, "the hint has 4 channels; 'net1.safetensors' takes 3"),
-        (A, 3, UNetArchitecture((32, 64), (1, 1), (1, 1), 1, context_dim=24), "another family"),
-        (T, 3, UNetArchitecture((32, 64, 64), (1, 1, 1), (1, 1, 1), 1, context_dim=16), "another family"),
+        (A, 3, Sd((32, 64), (1, 1), (1, 1), 1, context_dim=24), "another family"),
+        (T, 3, Sd((32, 64, 64), (1, 1, 1), (1, 1, 1), 1, context_dim=16), "another family"),
         (U.with_patch(HintKind(7)), 3, ARCHITECTURE, "tells 3 kinds of hint apart, and kind 7"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from serve_app.models.adapters import AdaptedLayer, Adapters
+from serve_app.models.lora_layers import LoraLayer, LoraSet
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -25,30 +25,30 @@ class _Span:
 
     start: int
     stop: int
-    adapters: Adapters | None
+    loras: LoraSet | None
     whole: bool = False
 
 
 @contextmanager
-def adapted(pieces: Sequence[tuple[int, Adapters | None]], *, merging: bool = True) -> Iterator[None]:
+def with_loras(pieces: Sequence[tuple[int, LoraSet | None]], *, merging: bool = True) -> Iterator[None]:
     """Make forwards inside the context treat each piece's rows as its set says.
 
     pieces: (rows, set) in the batch's order. The rows of a batch lie along dim 0 of every layer's input. merging False:
     the outcome does not depend on earlier forwards, to the bit. One thread at a time may use a network.
     """
     spans = _spans(pieces)
-    sets = {id(span.adapters): span.adapters for span in spans if span.adapters is not None}
+    sets = {id(span.loras): span.loras for span in spans if span.loras is not None}
     if not sets:
         yield
         return
     if merging:
-        for adapters in sets.values():
-            adapters.merge(alone=len(spans) == 1)
+        for loras in sets.values():
+            loras.merge(alone=len(spans) == 1)
         spans[0].whole = len(spans) == 1
-    names = dict.fromkeys(name for adapters in sets.values() for name in adapters.layers)
+    names = dict.fromkeys(name for loras in sets.values() for name in loras.layers)
     forwards: list[tuple[nn.Module, Forward]] = []
     for name in names:
-        layers = [None if span.adapters is None else span.adapters.layers.get(name) for span in spans]
+        layers = [None if span.loras is None else span.loras.layers.get(name) for span in spans]
         base = next(layer.base for layer in layers if layer is not None)
         forwards.append((base, _forward(base.forward, spans, layers)))
     try:
@@ -61,21 +61,21 @@ def adapted(pieces: Sequence[tuple[int, Adapters | None]], *, merging: bool = Tr
             base.__dict__.pop("forward", None)
 
 
-def _spans(pieces: Sequence[tuple[int, Adapters | None]]) -> list[_Span]:
+def _spans(pieces: Sequence[tuple[int, LoraSet | None]]) -> list[_Span]:
     spans: list[_Span] = []
     stop = 0
-    for rows, adapters in pieces:
+    for rows, loras in pieces:
         start, stop = stop, stop + rows
-        last = spans[-1].adapters if spans else None
-        if spans and (None if last is None else last.key) == (None if adapters is None else adapters.key):
+        last = spans[-1].loras if spans else None
+        if spans and (None if last is None else last.key) == (None if loras is None else loras.key):
             spans[-1].stop = stop
         else:
-            spans.append(_Span(start, stop, adapters))
+            spans.append(_Span(start, stop, loras))
     return spans
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Through:
     """Neighbouring rows that go through one layer. thin: what is added to which of them, counted from the first."""
 
     start: int
@@ -91,18 +91,18 @@ class _Run:
         return output
 
 
-def _forward(shared: Forward, spans: Sequence[_Span], layers: Sequence[AdaptedLayer | None]) -> Forward:
+def _forward(shared: Forward, spans: Sequence[_Span], layers: Sequence[LoraLayer | None]) -> Forward:
     """Return one layer's forward for these rows."""
-    runs: list[_Run] = []
+    runs: list[_Through] = []
     for span, layer in zip(spans, layers, strict=True):
         thin = None if layer is None or (span.whole and layer.is_merged) else layer.thin()
         if layer is not None and thin is None:
-            runs.append(_Run(span.start, span.stop, layer.whole().forward))
+            runs.append(_Through(span.start, span.stop, layer.whole().forward))
             continue
         if runs and runs[-1].forward is shared:
             runs[-1] = replace(runs[-1], stop=span.stop)
         else:
-            runs.append(_Run(span.start, span.stop, shared))
+            runs.append(_Through(span.start, span.stop, shared))
         if thin is not None:
             first = runs[-1].start
             runs[-1].thin.append((slice(span.start - first, span.stop - first), thin))

@@ -1,0 +1,36 @@
+"""The families of networks that are known, in the order in which a file is taken for one: a family is a file here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serve_app.models.families.autoencoder import AutoencoderKL
+from serve_app.models.families.clip import ClipText
+from serve_app.models.families.family import BackboneFamily, TextFamily, TextPairing, VaeFamily
+from serve_app.models.families.sd import Sd
+from serve_app.models.families.sdxl import Sdxl, SdxlRefiner, SdxlText
+from serve_app.models.families.taesd import Taesd
+from serve_app.models.families.unet import Unet
+
+UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
+BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS,)
+VAES: Sequence[type[VaeFamily]] = (AutoencoderKL, Taesd)
+TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText,)
+TEXT_PAIRINGS: Sequence[type[TextPairing]] = (SdxlText,)
+"""Encoders that go together, and are read side by side."""
+
+__all__ = [
+    "BACKBONES",
+    "TEXT_ENCODERS",
+    "TEXT_PAIRINGS",
+    "UNETS",
+    "VAES",
+    "AutoencoderKL",
+    "ClipText",
+    "Sd",
+    "Sdxl",
+    "SdxlRefiner",
+    "SdxlText",
+    "Taesd",
+    "Unet",
+]

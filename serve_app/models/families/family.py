@@ -1,0 +1,218 @@
+"""What a family of networks is: all that is particular to it, so that a new one is one file.
+
+A subclass of one of the kinds below is a family; a value of it is one network of the family, of a size, as the names
+and shapes of a file's tensors show it. `families/__init__.py` lists them; nothing else names one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from serve_app.models.layout import Table
+from serve_app.models.lora_layers import LoraSet
+from serve_app.models.tensors import Shape, Tensors
+from serve_app.sampling.forward import Canvas, Inputs
+from serve_app.sampling.latents import LatentFormat
+from serve_app.values import Conditioning, FreeU, TextPair, Training
+
+Vectors: TypeAlias = Callable[[str, int, str], "Tensor | None"]
+"""From an embedding's name and an encoder's width D and kind to its vectors (N,D), or None if none fits."""
+
+
+class Located(NamedTuple):
+    """A network found in files. tensors: of file number `file`, without the prefix of its names there.
+
+    module: where they go in the network, "" or the name of a submodule with its dot.
+    """
+
+    family: Family
+    tensors: Tensors
+    file: int = 0
+    prefix: str = ""
+    module: str = ""
+
+
+class File(Protocol):
+    """An open model file."""
+
+    @property
+    def where(self) -> str: ...
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]: ...
+
+    def tensor(self, name: str) -> Tensor: ...
+
+
+class Family(ABC):
+    """A family of networks; as a value, one of them."""
+
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float16,)
+    """What it is run in on a GPU if nothing is set: the first that the GPU has, else float32."""
+
+    @classmethod
+    @abstractmethod
+    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
+        """Yield the networks of the family in files. Errors: ModelFileError for one that cannot be used."""
+
+    @abstractmethod
+    def table(self, tensors: Tensors | None = None) -> Table:
+        """Return where tensors that are named so go in the network; None: named as in the published single file."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Return the network; in the context in which it is called, which may be that of the meta device."""
+
+    def lora_names(self, parameters: Sequence[str]) -> Mapping[str, str]:
+        """Return layers' names in LoRA files -> the parameters of the network that they change; none by default."""
+        return {}
+
+    def empty(self) -> nn.Module:
+        """Return the network on the meta device, holding no memory, ready for inference but for its tensors."""
+        with torch.device("meta"):
+            return self.build().eval().requires_grad_(False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """What a network is asked for one piece of one run.
+
+    x: (B,C,h,w) float32, scaled as the prediction wants it. sigma: their level; timestep: (B,), what the network is
+    told of it. inputs: the family's own. loras, freeu: what the recipe changes for these rows. exclusive: nothing
+    shares their forward, and its outcome does not depend on earlier ones, to the bit.
+    """
+
+    x: Tensor
+    sigma: float
+    timestep: Tensor
+    inputs: Any
+    loras: LoraSet | None = None
+    freeu: tuple[FreeU, ...] = ()
+    exclusive: bool = False
+
+    @property
+    def count(self) -> int:
+        return self.x.shape[0]
+
+
+class BackboneFamily(Family):
+    """A family of diffusion networks."""
+
+    latent_format: ClassVar[LatentFormat]
+
+    @abstractmethod
+    def training(self, file: File, names: Mapping[str, str]) -> Training:
+        """Return what a file's backbone predicts, and on which levels. names: the network's names -> the file's."""
+
+    @abstractmethod
+    def inputs(
+        self,
+        cond: Tensor,
+        options: Mapping[str, Any],
+        role: str,
+        canvas: Canvas,
+        device: torch.device,
+        trained_as: Training,
+    ) -> Inputs:
+        """Return what an entry of a conditioning tells the network, as `sampling.forward.Backbone.inputs`.
+
+        trained_as: what `training` said of the file.
+        """
+
+    def group_key(self, x: Tensor, inputs: Any) -> Hashable:
+        """Return what must be equal for pieces to share a forward: (C,h,w) by default."""
+        return tuple(x.shape[1:])
+
+    @abstractmethod
+    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
+        """Return the network's output for each of the rows, from one forward. Their group keys are equal."""
+
+
+class VaeFamily(Family):
+    """A family of autoencoders between images and latents."""
+
+    dtypes = (torch.bfloat16,)
+    """In fp16 some published ones overflow."""
+
+    latent_channels: int
+    image_channels: int
+
+    @property
+    @abstractmethod
+    def factor(self) -> int:
+        """Pixels a latent cell covers along one side."""
+
+    @abstractmethod
+    def decode(self, network: Any, latents: Tensor) -> Tensor:
+        """Return pixels (B,C,H,W) in −1…1 from latents (B,c,h,w), unscaled."""
+
+    @abstractmethod
+    def encode(self, network: Any, pixels: Tensor) -> Tensor:
+        """Return the mean latents of pixels."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A text encoder on its device."""
+
+    def encode(self, texts: Sequence[str | TextPair], stop_at: int | None = None) -> list[Conditioning]:
+        """Encode each text, all in one forward. The conds and pooled outputs are float32 on the CPU.
+
+        stop_at: the layer whose output is taken, counted from the end; None the usual one.
+        """
+        ...
+
+
+class TextFamily(Family):
+    """A family of text encoders, or of several that are read side by side."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What errors call it."""
+
+    @abstractmethod
+    def encoder(self, network: Any, vectors: Vectors) -> Encoder:
+        """Return the encoder that a network is."""
+
+
+class TextPairing(TextFamily):
+    """Two text encoders that go together, as submodules of one network.
+
+    takes: their titles, in the order of the fields; modules: their names in the network. of: what reads them.
+    """
+
+    takes: ClassVar[tuple[str, str]]
+    modules: ClassVar[tuple[str, str]]
+    of: ClassVar[str]
+
+    @property
+    def title(self) -> str:
+        return " and ".join(self.takes)
+
+    @classmethod
+    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
+        """Yield nothing: the encoders are found one by one and then put together."""
+        return iter(())
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        """Return nothing: each encoder has a table of its own."""
+        return {}
+
+
+def marked(whole: Tensors, prefixes: Iterable[str], marks: Iterable[str]) -> tuple[str, Tensors] | None:
+    """Return the first prefix under which a file has one of the marks, and the tensors under it without it."""
+    for prefix in prefixes:
+        if any(prefix + mark in whole.shapes for mark in marks):
+            return prefix, whole.within(prefix)
+    return None
+
+
+BACKBONE_PREFIXES = ("model.diffusion_model.", "")
+"""Under which backbones are found in files: in a checkpoint, and alone."""

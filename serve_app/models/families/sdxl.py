@@ -1,0 +1,180 @@
+"""SDXL, its refiner and CosXL: a UNet that is told sizes and a pooled text as well, and two text encoders.
+
+Source: Podell et al. 2023, arXiv:2307.01952, section 2.2 for what it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from serve_app.errors import ModelFileError, NodeError
+from serve_app.models.families.clip import ClipText, TextEncoder
+from serve_app.models.families.concat import EDIT_CHANNELS, image_to_edit, mask_and_image
+from serve_app.models.families.family import File, TextPairing, Vectors
+from serve_app.models.families.unet import CELL, SIZE_WIDTH, Unet
+from serve_app.sampling.latents import LatentFormat, PreviewMap
+from serve_app.values import Conditioning, ContinuousEdm, Discrete, TextPair, Training
+
+LATENTS = LatentFormat(
+    channels=4,
+    # Podell et al. 2023, and the VAE published with it.
+    scale=0.13025,
+    # As that of SD 1.x.
+    preview=PreviewMap(
+        (
+            (0.3651, 0.4232, 0.4341),
+            (-0.2533, -0.0042, 0.1068),
+            (0.1076, 0.1111, -0.0362),
+            (-0.3165, -0.2492, -0.2188),
+        ),
+        (0.1084, -0.0175, -0.0011),
+    ),
+    tiny="taesdxl",
+)
+
+AESTHETIC_SCORE = {"negative": 2.5}
+"""The refiner's score for a branch, where the conditioning has none; 6 for the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sdxl(Unet):
+    """A backbone of SDXL or CosXL."""
+
+    latent_format = LATENTS
+    sizes: ClassVar[int] = 6
+
+    @classmethod
+    def recognises(cls, context_dim: int, vector_dim: int) -> bool:
+        return vector_dim > 0
+
+    def training(self, file: File, names: Mapping[str, str]) -> Training:
+        """Files say it by extra tensors. Errors: ModelFileError for Playground v2.5, which has latents of its own."""
+        if {"edm_mean", "edm_std"} <= file.shapes.keys():
+            raise ModelFileError(f"{file.where} is Playground v2.5, whose latents are not supported")
+        if "edm_vpred.sigma_max" in file.shapes:
+            low = float(file.tensor("edm_vpred.sigma_min")) if "edm_vpred.sigma_min" in file.shapes else 0.002
+            return ContinuousEdm("v_prediction", float(file.tensor("edm_vpred.sigma_max")), low)
+        if "v_pred" in file.shapes:
+            return Discrete("v_prediction", zsnr="ztsnr" in file.shapes)
+        return Discrete()
+
+    def vector(self, options: Mapping[str, Any], height: int, width: int, role: str) -> Tensor | None:
+        """Return the pooled text with the embedded sizes after it; the latents' stand for those the options lack.
+
+        Errors: NodeError for a conditioning without a pooled text of the right width.
+        """
+        expected = self.vector_dim - self.sizes * SIZE_WIDTH
+        pooled: Tensor | None = options.get("pooled_output")
+        if pooled is None or pooled.shape[-1] != expected:
+            given = "no pooled output" if pooled is None else f"a pooled output {pooled.shape[-1]} wide"
+            raise NodeError(
+                f"the conditioning has {given}; this backbone reads one {expected} wide, as SDXL's encoders give"
+            )
+        rows, columns = options.get("height", height * CELL), options.get("width", width * CELL)
+        sizes = [rows, columns, options.get("crop_h", 0), options.get("crop_w", 0)]
+        sizes += self._last_sizes(options, rows, columns, role)
+        embedded = _embedded(torch.tensor(sizes, dtype=torch.float32)).flatten().to(pooled.device)
+        return torch.cat([pooled.float(), embedded.expand(pooled.shape[0], -1)], dim=1)
+
+    def _last_sizes(self, options: Mapping[str, Any], rows: float, columns: float, role: str) -> list[float]:
+        return [options.get("target_height", rows), options.get("target_width", columns)]
+
+    def concat(
+        self, options: Mapping[str, Any], latents: Tensor, mask: Tensor | None, trained_as: Training
+    ) -> Tensor | None:
+        if not self.concat_channels:
+            return None
+        if self.concat_channels == EDIT_CHANNELS:
+            # CosXL's editing model is the one that was trained on scaled images.
+            scaled_as = self.latent_format if isinstance(trained_as, ContinuousEdm) else None
+            return image_to_edit(options, latents, scaled_as)
+        return mask_and_image(options, latents, mask, self.latent_format)
+
+
+@dataclass(frozen=True, slots=True)
+class SdxlRefiner(Sdxl):
+    """SDXL's refiner: it reads the larger text encoder alone, and an aesthetic score instead of a target size."""
+
+    sizes: ClassVar[int] = 5
+
+    @classmethod
+    def recognises(cls, context_dim: int, vector_dim: int) -> bool:
+        # It reads one text encoder, so the pooled text is as wide as the text's rows.
+        return vector_dim > 0 and vector_dim - cls.sizes * SIZE_WIDTH == context_dim
+
+    def _last_sizes(self, options: Mapping[str, Any], rows: float, columns: float, role: str) -> list[float]:
+        role = options.get("prompt_type", role)
+        return [options.get("aesthetic_score", AESTHETIC_SCORE.get(role, 6))]
+
+
+def _embedded(sizes: Tensor) -> Tensor:
+    """Return the sinusoidal embedding of each size, (N, SIZE_WIDTH), cosines first."""
+    half = SIZE_WIDTH // 2
+    frequencies = torch.exp(-log(10000) * torch.arange(half, dtype=torch.float32) / half)
+    angles = sizes[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class SdxlText(TextPairing):
+    """SDXL's two text encoders, side by side."""
+
+    takes = ("CLIP-L", "CLIP-G")
+    modules = ("l", "g")
+    of = "SDXL"
+
+    l: ClipText  # noqa: E741
+    g: ClipText
+
+    def build(self) -> nn.Module:
+        return nn.ModuleDict({"l": self.l.build(), "g": self.g.build()})
+
+    def lora_names(self, parameters: Sequence[str]) -> dict[str, str]:
+        names: dict[str, str] = {}
+        for kind, tower in (("l", self.l), ("g", self.g)):
+            inside = [name.removeprefix(f"{kind}.") for name in parameters if name.startswith(f"{kind}.")]
+            of_tower = tower.lora_names(inside, alone=kind == "l")
+            names |= {name: f"{kind}.{parameter}" for name, parameter in of_tower.items()}
+        return names
+
+    def encoder(self, network: Any, vectors: Vectors) -> DualTextEncoder:
+        return DualTextEncoder(
+            TextEncoder(self.l, network["l"], vectors, paired=True),
+            TextEncoder(self.g, network["g"], vectors, paired=True),
+        )
+
+
+class DualTextEncoder:
+    """SDXL's two text encoders: their rows side by side, the pooled output bigG's. Source: arXiv:2307.01952."""
+
+    def __init__(self, l: TextEncoder, g: TextEncoder) -> None:  # noqa: E741
+        self._l, self._g = l, g
+
+    def encode(self, texts: Sequence[str | TextPair], stop_at: int | None = None) -> list[Conditioning]:
+        """Encode each text, all in one forward of each encoder; as `TextEncoder.encode`.
+
+        Two texts of different lengths are made equally long by empty ones.
+        """
+        l_chunks, g_chunks = [], []
+        for text in texts:
+            pair = TextPair(text, text) if isinstance(text, str) else text
+            of_l, of_g = self._l.chunks(pair.l), self._g.chunks(pair.g)
+            if not isinstance(text, str):
+                of_l, of_g = self._l.padded(of_l, len(of_g)), self._g.padded(of_g, len(of_l))
+            l_chunks.append(of_l)
+            g_chunks.append(of_g)
+        encoded: list[Conditioning] = []
+        for (l_cond, _), (g_cond, pooled) in zip(
+            self._l.encode_chunks(l_chunks, stop_at), self._g.encode_chunks(g_chunks, stop_at), strict=True
+        ):
+            # An embedding may have more vectors for one encoder than for the other.
+            length = min(l_cond.shape[1], g_cond.shape[1])
+            cond = torch.cat([l_cond[:, :length], g_cond[:, :length]], dim=2)
+            encoded.append([(cond, {"pooled_output": pooled})])
+        return encoded

@@ -1,0 +1,360 @@
+"""Stable Diffusion's UNet, of any width and depth: what SD 1.x, SD 2.x and SDXL share.
+
+Read off a backbone's names and shapes in the single file's layout or in diffusers'; run as diffusers'
+UNet2DConditionModel. Source: Rombach et al. 2022, arXiv:2112.10752.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from serve_app.errors import NodeError
+from serve_app.models.control import ActiveControl, Controlled, control_residuals
+from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, Located, Rows, marked
+from serve_app.models.families.unet_names import DIFFUSERS, lora_names, single_file
+from serve_app.models.freeu import with_freeu
+from serve_app.models.layout import Table
+from serve_app.models.tensors import Tensors
+from serve_app.sampling.forward import Area, Canvas, crop, to_batch
+from serve_app.values import Training
+
+NORM_GROUPS = 32
+"""Every group norm of these networks has so many groups, so every width is a multiple of it."""
+
+HEADS = 8
+"""SD 1.x backbones have this many attention heads at every width."""
+
+HEAD_WIDTH = 64
+"""The heads of backbones since SD 2 are this wide."""
+
+CELL = 8
+"""Pixels a latent cell covers along one side."""
+
+SIZE_WIDTH = 256
+"""Each size that SDXL is told is an embedding this wide."""
+
+CONCAT_CHANNELS = {0: "x alone", 4: "an image to edit", 5: "a mask and the masked image"}
+"""What backbones are fed beside x, by its channels."""
+
+SKIPS, FEATURES = "skips", "features"
+"""Where controls add to the encoder: to what it passes on to the decoder, or inside its levels."""
+
+_MARKS = ("input_blocks.0.0.weight", "conv_in.weight")
+_VECTORS = ("label_emb.0.0.weight", "class_embedding.linear_1.weight", "add_embedding.linear_1.weight")
+"""The layer that reads SDXL's vector, in each layout."""
+_UNCLIP = {(1024, 1536), (1024, 2048)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnetInputs:
+    """What a UNet is told beside x and sigma, for B rows.
+
+    context: (B,T,D), the text. vector: (B,A), added to the time embedding. concat: (B,C,h,w), channels beside x.
+    """
+
+    context: Tensor
+    vector: Tensor | None = None
+    concat: Tensor | None = None
+    controls: tuple[ActiveControl, ...] = ()
+
+    def within(self, area: Area | None) -> UnetInputs:
+        """Return the inputs of an area of the canvas."""
+        if area is None or self.concat is None:
+            return self
+        return replace(self, concat=crop(self.concat, area))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnetCall:
+    """What one forward of a UNet is given for R rows, as its ControlNets are too.
+
+    x: (R,C,h,w), scaled, without the channels that go beside it. timestep: (R,). context: (R,T,D); mask: (R,T), True
+    where it counts. vector: (R,A).
+    """
+
+    x: Tensor
+    timestep: Tensor
+    context: Tensor
+    mask: Tensor | None = None
+    vector: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unet(BackboneFamily):
+    """A UNet. channels, res_blocks, depths: one entry a level, finest first; depth 0 is a level without attention.
+
+    depths count transformer layers; `middle_depth` those between the two halves. context_dim: width of the text's rows.
+    linear: linear layers around attention, and heads HEAD_WIDTH wide, as in SD 2 and SDXL. concat_channels: what is fed
+    beside x (5 for inpainting, 4 for editing). vector_dim: width of the pooled text and sizes that SDXL is told.
+    """
+
+    sizes: ClassVar[int] = 0
+    """How many sizes are told beside the pooled text."""
+
+    channels: tuple[int, ...]
+    res_blocks: tuple[int, ...]
+    depths: tuple[int, ...]
+    middle_depth: int
+    context_dim: int
+    latent_channels: int = 4
+    linear: bool = False
+    concat_channels: int = 0
+    vector_dim: int = 0
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, context_dim: int, vector_dim: int) -> bool:
+        """Whether a UNet that reads text and a vector so wide is of this family; 0: it reads none."""
+
+    @abstractmethod
+    def vector(self, options: Mapping[str, Any], height: int, width: int, role: str) -> Tensor | None:
+        """Return what is added to the time embedding, (N,A) float32. height, width: of the latents."""
+
+    @abstractmethod
+    def concat(
+        self, options: Mapping[str, Any], latents: Tensor, mask: Tensor | None, trained_as: Training
+    ) -> Tensor | None:
+        """Return what is fed beside x, (B,C,h,w). latents, mask: of the run."""
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """How many attention heads each level has."""
+        return tuple(max(1, width // HEAD_WIDTH) if self.linear else HEADS for width in self.channels)
+
+    @property
+    def skip_widths(self) -> list[int]:
+        """Widths of the encoder's outputs: its first convolution, each residual block and each downsampling."""
+        last = len(self.channels) - 1
+        widths = [self.channels[0]]
+        for level, (width, blocks) in enumerate(zip(self.channels, self.res_blocks, strict=True)):
+            widths += [width] * (blocks + (level != last))
+        return widths
+
+    @classmethod
+    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
+        found = marked(files[0], BACKBONE_PREFIXES, _MARKS)
+        if found is not None and cls.recognises(*_reads(found[1])):
+            prefix, tensors = found
+            yield Located(cls.probe(tensors), tensors, prefix=prefix)
+
+    @classmethod
+    def probe(cls, tensors: Tensors) -> Unet:
+        """Read the network off a backbone's tensors, named as in the single file or as in diffusers.
+
+        Errors: ModelFileError for another family's.
+        """
+        if tensors.has("down_blocks."):
+            return cls._probe_diffusers(tensors)
+        width = tensors.shape("input_blocks.0.0.weight")[0]
+        channels, res_blocks, depths = [width], [0], [0]
+        for index in range(1, tensors.count("input_blocks.")):
+            block = f"input_blocks.{index}"
+            if tensors.has(f"{block}.0.op."):
+                channels.append(channels[-1])
+                res_blocks.append(0)
+                depths.append(0)
+                continue
+            channels[-1] = tensors.shape(f"{block}.0.out_layers.3.weight")[0]
+            depth = tensors.count(f"{block}.1.transformer_blocks.")
+            if res_blocks[-1] and depth != depths[-1]:
+                raise tensors.unsupported(
+                    f"has {depth} layers of attention in {block}, {depths[-1]} before it in the level"
+                )
+            res_blocks[-1] += 1
+            depths[-1] = depth
+        return _checked(
+            tensors,
+            cls(
+                tuple(channels),
+                tuple(res_blocks),
+                tuple(depths),
+                tensors.count("middle_block.1.transformer_blocks."),
+                tensors.shape("middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1],
+                tensors.shape("out.2.weight")[0],
+                linear=len(tensors.shape("middle_block.1.proj_in.weight")) == 2,
+                concat_channels=tensors.shape("input_blocks.0.0.weight")[1] - tensors.shape("out.2.weight")[0],
+                vector_dim=_reads(tensors)[1],
+            ),
+            tensors.shape("time_embed.0.weight"),
+        )
+
+    @classmethod
+    def _probe_diffusers(cls, tensors: Tensors) -> Unet:
+        levels = [f"down_blocks.{level}" for level in range(tensors.count("down_blocks."))]
+        middle = "mid_block.attentions.0"
+        latent_channels = tensors.shape("conv_out.weight")[0]
+        return _checked(
+            tensors,
+            cls(
+                tuple(tensors.shape(f"{level}.resnets.0.conv1.weight")[0] for level in levels),
+                tuple(tensors.count(f"{level}.resnets.") for level in levels),
+                tuple(tensors.count(f"{level}.attentions.0.transformer_blocks.") for level in levels),
+                tensors.count(f"{middle}.transformer_blocks."),
+                tensors.shape(f"{middle}.transformer_blocks.0.attn2.to_k.weight")[1],
+                latent_channels,
+                linear=len(tensors.shape(f"{middle}.proj_in.weight")) == 2,
+                concat_channels=tensors.shape("conv_in.weight")[1] - latent_channels,
+                vector_dim=_reads(tensors)[1],
+            ),
+            tensors.shape("time_embedding.linear_1.weight"),
+        )
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        if tensors is not None and tensors.has("down_blocks."):
+            return DIFFUSERS
+        return dict(single_file(self.res_blocks, self.depths, has_vector=self.vector_dim > 0))
+
+    def build(self) -> nn.Module:
+        down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in self.depths]
+        up = ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(self.depths)]
+        # diffusers reads the middle's depth from the last level's, which is free when that level has no attention.
+        depths = (*self.depths[:-1], self.middle_depth)
+        unet: nn.Module = UNet2DConditionModel(
+            in_channels=self.latent_channels + self.concat_channels,
+            out_channels=self.latent_channels,
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+            block_out_channels=self.channels,
+            layers_per_block=self.res_blocks,
+            transformer_layers_per_block=tuple(max(depth, 1) for depth in depths),
+            cross_attention_dim=self.context_dim,
+            # The argument's name is historical: for this class it is the number of heads.
+            attention_head_dim=self.heads,
+            use_linear_projection=self.linear,
+            class_embed_type="projection" if self.vector_dim else None,
+            projection_class_embeddings_input_dim=self.vector_dim or None,
+            norm_num_groups=NORM_GROUPS,
+        )
+        return unet
+
+    def lora_names(self, parameters: Sequence[str]) -> dict[str, str]:
+        return lora_names(parameters, self.table())
+
+    def inputs(
+        self,
+        cond: Tensor,
+        options: Mapping[str, Any],
+        role: str,
+        canvas: Canvas,
+        device: torch.device,
+        trained_as: Training,
+    ) -> UnetInputs:
+        """Return the text, and what the family is told beside it.
+
+        Errors: NodeError for a conditioning of another family's text encoder.
+        """
+        if cond.shape[-1] != self.context_dim:
+            raise NodeError(
+                f"the conditioning is {cond.shape[-1]} wide, and this backbone reads text {self.context_dim} wide: "
+                "they are of different families"
+            )
+        height, width = canvas.latents.shape[-2:]
+        vector = self.vector(options, height, width, role)
+        concat = self.concat(options, canvas.latents, canvas.mask, trained_as)
+        return UnetInputs(
+            to_batch(cond.to(device, torch.float32), canvas.rows),
+            vector=None if vector is None else to_batch(vector.to(device), canvas.rows),
+            concat=None if concat is None else concat.to(device),
+            controls=options.get("control") or (),
+        )
+
+    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
+        """Return the network's output for each of the rows.
+
+        They may differ in level, in text and its length, in LoRAs, FreeU and controls.
+        """
+        dtype = next(network.parameters()).dtype
+        counts, inputs = [r.count for r in rows], [r.inputs for r in rows]
+        x = torch.cat([r.x for r in rows]).to(dtype)
+        context, mask = stack_contexts([i.context for i in inputs])
+        vectors = [i.vector for i in inputs if i.vector is not None]
+        vector = torch.cat(vectors).to(dtype) if vectors else None
+        call = UnetCall(x, torch.cat([r.timestep for r in rows]), context.to(dtype), mask, vector)
+        added = residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call)
+        concats = [i.concat for i in inputs if i.concat is not None]
+        fed = torch.cat([x, torch.cat(concats).to(dtype)], dim=1) if concats else x
+        with with_freeu(network, [(r.count, r.freeu) for r in rows]):
+            output: Tensor = network(
+                fed,
+                call.timestep,
+                call.context,
+                class_labels=vector,
+                encoder_attention_mask=mask,
+                return_dict=False,
+                **added,
+            )[0]
+        return list(torch.split(output.float(), counts))
+
+
+def residuals(rows: Sequence[Controlled], call: UnetCall) -> dict[str, Any]:
+    """Return the arguments by which diffusers' UNet is told what controls add; {} if none acts."""
+    sums = control_residuals(rows, call, call.x)
+    arguments: dict[str, Any] = {}
+    if skips := sums.get(SKIPS):
+        arguments["down_block_additional_residuals"] = tuple(skips[:-1])
+        arguments["mid_block_additional_residual"] = skips[-1]
+    if features := sums.get(FEATURES):
+        arguments["down_intrablock_additional_residuals"] = features
+    return arguments
+
+
+def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return contexts (R_i,T_i,D) as one (R,T,D), and which of it counts, (R,T), or None if all of it does.
+
+    Shorter ones are padded to the longest with zeros.
+    """
+    longest = max(context.shape[1] for context in contexts)
+    if all(context.shape[1] == longest for context in contexts):
+        return torch.cat(list(contexts)), None
+    rows = sum(context.shape[0] for context in contexts)
+    stacked = contexts[0].new_zeros(rows, longest, contexts[0].shape[2])
+    mask = torch.zeros(rows, longest, dtype=torch.bool, device=stacked.device)
+    first = 0
+    for context in contexts:
+        end, length = first + context.shape[0], context.shape[1]
+        stacked[first:end, :length] = context
+        mask[first:end, :length] = True
+        first = end
+    return stacked, mask
+
+
+def _reads(tensors: Tensors) -> tuple[int, int]:
+    """Return how wide the text and the vector are that a UNet reads; 0 for none."""
+    attention = "transformer_blocks.0.attn2.to_k.weight"
+    texts = (f"middle_block.1.{attention}", f"mid_block.attentions.0.{attention}")
+    text, vector = (
+        next((tensors.shapes[name][1] for name in names if name in tensors.shapes), 0) for names in (texts, _VECTORS)
+    )
+    return text, vector
+
+
+def _checked(tensors: Tensors, found: Unet, time_width: tuple[int, ...]) -> Unet:
+    width = found.channels[0]
+    if time_width != (4 * width, width):
+        raise tensors.unsupported(
+            f"has a backbone {width} wide at its first level and a time embedding of {time_width}"
+        )
+    if odd := [c for c in found.channels if c % NORM_GROUPS]:
+        raise tensors.unsupported(f"has a backbone {odd[0]} wide, not a multiple of {NORM_GROUPS}")
+    if found.depths[-1] not in (0, found.middle_depth):
+        raise tensors.unsupported(
+            f"has {found.depths[-1]} transformer layers at its last level and {found.middle_depth} in its middle"
+        )
+    if found.concat_channels not in CONCAT_CHANNELS:
+        raise tensors.unsupported(
+            f"has a backbone of {found.latent_channels + found.concat_channels} input channels for "
+            f"{found.latent_channels} latent ones (such as depth models, video models and upscalers have)"
+        )
+    pooled = found.vector_dim - found.sizes * SIZE_WIDTH
+    if found.vector_dim and (pooled <= 0 or (found.context_dim, found.vector_dim) in _UNCLIP):
+        raise tensors.unsupported(
+            f"has a backbone that is told a vector {found.vector_dim} wide, as unCLIP and video are"
+        )
+    return found

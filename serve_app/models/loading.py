@@ -1,0 +1,192 @@
+"""From files to networks on the device: a part of a recipe, and what a set of LoRAs makes of it.
+
+It holds nothing: `residency` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from serve_app import log
+from serve_app.errors import ConfigError
+from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.controlnet_file import ControlFile, ControlModule
+from serve_app.models.families.family import BackboneFamily, Family, TextFamily, VaeFamily
+from serve_app.models.lora import Adapter
+from serve_app.models.lora_layers import LoraSet, parameters, with_merged
+from serve_app.models.lora_layouts import read
+from serve_app.models.network import Network
+from serve_app.models.packing import move_to
+from serve_app.models.recipes import Files
+from serve_app.models.upscaler import Upscaler, UpscalerFile
+from serve_app.models.vae import Vae
+from serve_app.store.catalog import Catalog
+from serve_app.values import Discrete, Lora, Part, Recipe, Rounded, Training
+
+Vectors: TypeAlias = Callable[[str, int, str], Any]
+
+_log = log.get("models")
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def dtype_of(
+    name: str, part: Part, device: torch.device, preferred: Sequence[torch.dtype] = (torch.float16,)
+) -> torch.dtype:
+    """Return the dtype that a part's weights are held in. name: fp32, fp16, bf16, or auto, which is fp32 on a CPU.
+
+    On a GPU auto is the first of `preferred` that the GPU has, else fp32.
+    Errors: ConfigError for another name, or for one that the device cannot do.
+    """
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    if name == "auto":
+        able = (dtype for dtype in preferred if dtype != torch.bfloat16 or has_bf16)
+        return torch.float32 if device.type == "cpu" else next(able, torch.float32)
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype '{name}' of the {part} is unknown; allowed are auto, {', '.join(_DTYPES)}")
+    if name == "bf16" and not has_bf16:
+        raise ConfigError(f"this GPU does not do bf16, which is set for the {part}; allowed are auto, fp32, fp16")
+    return _DTYPES[name]
+
+
+UNSAID = Discrete()
+"""What a part that is no backbone was trained on."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A part on the device. key: of its weights. family: what it is, None where its module says it.
+
+    module: a network, or a whole upscaler. trained_as: what a backbone's file says of its training.
+    """
+
+    key: Hashable
+    name: str
+    part: Part
+    module: Any
+    family: Family | None = None
+    trained_as: Training = UNSAID
+
+    def model(self, vectors: Vectors) -> Any:
+        """Return what callers use: a Network, an Encoder, a Vae, a ControlNet or an Upscaler."""
+        match self.family:
+            case BackboneFamily() as family:
+                return Network(self.key, family, self.module, self.trained_as)
+            case TextFamily() as family:
+                return family.encoder(self.module, vectors)
+            case VaeFamily() as family:
+                return Vae(family, self.module)
+        if self.part == "controlnet":
+            module: ControlModule = self.module
+            return module.control_net(self.key, self.name)
+        return Upscaler(self.module)
+
+
+class Loader:
+    """Loads onto one device. dtype: of backbones, text encoders and ControlNets, as `dtype_of` reads it; vae_dtype.
+
+    Errors: ConfigError for those; of what reads files: ModelFileError.
+    """
+
+    def __init__(self, device: torch.device, dtype: str, vae_dtype: str) -> None:
+        self.device = device
+        self._dtypes: dict[Part, str] = {
+            "backbone": dtype,
+            "clip": dtype,
+            "vae": vae_dtype,
+            "controlnet": dtype,
+            "upscaler": "fp32",
+        }
+        for part, name in self._dtypes.items():
+            dtype_of(name, part, device)
+
+    def nbytes(self, recipe: Recipe, files: Files) -> int:
+        """Return how many bytes a part will take."""
+        match _open(recipe, files.paths):
+            case UpscalerFile() as file, _:
+                return file.elements() * self._dtype(recipe.part).itemsize
+            case ControlFile() as file, _:
+                return file.elements() * self._dtype(recipe.part).itemsize
+            case Checkpoint() as file, beside:
+                family = file.family(recipe.part, beside)
+                return file.elements(recipe.part, beside) * self._dtype(recipe.part, family).itemsize
+        raise AssertionError
+
+    def load(self, recipe: Recipe, files: Files) -> Loaded:
+        """Return a part on the device."""
+        name = f"{recipe.part} {recipe.folder}/{' + '.join((recipe.name, *recipe.beside))}"
+        loaded = Loaded(files.key, name, recipe.part, None)
+        file, beside = _open(recipe, files.paths)
+        match file:
+            case UpscalerFile():
+                # Some upscalers work out a convolution's weight as they run, which a packed one has not got.
+                return replace(loaded, module=file.load(self.device, self._dtype(recipe.part)))
+            case ControlFile():
+                dtype = self._dtype(recipe.part)
+                module: nn.Module = file.load(self.device, dtype)
+                move_to(module, self.device, dtype)
+                return replace(loaded, module=module)
+        rounded = recipe.last(Rounded)
+        family, module = file.load(recipe.part, beside, None if rounded is None else rounded.to)
+        training = file.training() if recipe.part == "backbone" else UNSAID
+        move_to(module, self.device, self._dtype(recipe.part, family))
+        return replace(loaded, module=module, family=family, trained_as=training)
+
+    def lora_bytes(self, recipe: Recipe, files: Files, lora_paths: Sequence[Path]) -> int:
+        """Return how many bytes a set of LoRAs will take beside its part, neither of which has to be loaded."""
+        file, beside = _open(recipe, files.paths)
+        assert isinstance(file, Checkpoint)
+        family = file.family(recipe.part, beside)
+        empty = family.empty().to(self._dtype(recipe.part, family))
+        loras = LoraSet(files.key, empty, _stack(recipe.part, recipe.all(Lora), lora_paths, family, empty))
+        return loras.needed_bytes if recipe.part == "backbone" else loras.merged_bytes
+
+    def lora_set(
+        self, recipe: Recipe, base: Loaded, files: Files, may_take: Callable[[int], bool]
+    ) -> tuple[LoraSet, str]:
+        """Return a recipe's set of LoRAs on its part, and what it is called. may_take: as `LoraSet`."""
+        assert base.family is not None
+        loras = recipe.all(Lora)
+        stack = _stack(recipe.part, loras, files.paths, base.family, base.module)
+        # ComfyUI keeps text encoders in fp16 on every device, and so rounds what it merges.
+        stored_as = torch.float16 if recipe.part == "clip" else None
+        made = LoraSet(files.key, base.module, stack, may_take=may_take, stored_as=stored_as)
+        return made, f"{base.name} + {' + '.join(f'{lora.name} {lora.strength:g}' for lora in loras)}"
+
+    def merged(self, base: Loaded, loras: LoraSet) -> Loaded:
+        """Return a part with a set's merged weights where the set changes it, and shared ones elsewhere."""
+        return replace(base, module=with_merged(base.module, loras))
+
+    def _dtype(self, part: Part, family: Family | None = None) -> torch.dtype:
+        preferred = (torch.float16,) if family is None else family.dtypes
+        return dtype_of(self._dtypes[part], part, self.device, preferred)
+
+
+def control_file(catalog: Catalog, recipe: Recipe) -> ControlFile:
+    """Return a ControlNet's file, opened. Errors: ModelFileError."""
+    return ControlFile(Checkpoint(catalog.paths(recipe.folder, recipe.name, recipe.part)[0]))
+
+
+def _open(
+    recipe: Recipe, paths: Sequence[Path]
+) -> tuple[Checkpoint | UpscalerFile | ControlFile, Sequence[Checkpoint]]:
+    """Return a part's file, and those beside it."""
+    beside = [Checkpoint(path) for path in paths[1:]]
+    if recipe.part == "upscaler":
+        return UpscalerFile(paths[0]), beside
+    file = Checkpoint(paths[0])
+    return (ControlFile(file, beside) if recipe.part == "controlnet" else file), beside
+
+
+def _stack(
+    part: Part, loras: Sequence[Lora], paths: Sequence[Path], family: Family, module: nn.Module
+) -> list[tuple[dict[str, Adapter], float]]:
+    """Return what each LoRA's file has for a part's network, and its strength."""
+    names = family.lora_names(parameters(module))
+    return [(read(Checkpoint(path), names, part), lora.strength) for path, lora in zip(paths, loras, strict=True)]

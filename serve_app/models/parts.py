@@ -1,0 +1,85 @@
+"""Which tensors of one or more files make up a part of a model, and what the part is. Pure: names and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from serve_app.errors import ModelFileError
+from serve_app.models.families import BACKBONES, TEXT_ENCODERS, TEXT_PAIRINGS, VAES
+from serve_app.models.families.family import Family, Located, TextFamily
+from serve_app.models.layout import Place, places
+from serve_app.models.tensors import Tensors
+from serve_app.values import Part
+
+PART_NAMES: Mapping[Part, str] = {"backbone": "diffusion network", "vae": "VAE", "clip": "text encoder"}
+"""What errors call the parts."""
+
+_SCALED = ("scaled_fp8", ".scale_weight", ".weight_scale")
+
+
+class Source(NamedTuple):
+    """Where a tensor of a network comes from: which of the files, under which name, and how it is placed."""
+
+    file: int
+    name: str
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPart:
+    """A part found. sources: by the network's names. unused: names of the part that the network has no place for."""
+
+    family: Family
+    sources: Mapping[str, Source]
+    unused: tuple[str, ...]
+
+
+def find_part(part: Part, files: Sequence[Tensors]) -> FoundPart:
+    """Return what the files hold of a part. Errors: ModelFileError if they hold none, or one of another family."""
+    for whole in files:
+        if scaled := [name for name in whole.shapes if name.endswith(_SCALED)]:
+            raise whole.unsupported(f"has weights with scales of their own ('{scaled[0]}'), which are not read")
+    if part == "clip":
+        return _text(files)
+    for family in BACKBONES if part == "backbone" else VAES:
+        if found := list(family.find(files)):
+            return _merged(found[0].family, found)
+    raise _absent(part, files[0])
+
+
+def _absent(part: Part, whole: Tensors) -> ModelFileError:
+    return whole.unsupported(f"holds no {PART_NAMES[part]} of a known layout{whole.family()}")
+
+
+def _merged(family: Family, found: Sequence[Located]) -> FoundPart:
+    sources: dict[str, Source] = {}
+    unused: list[str] = []
+    for one in found:
+        table = one.family.table(one.tensors)
+        for name in one.tensors.shapes:
+            here = places(name, table)
+            sources |= {one.module + place.name: Source(one.file, one.prefix + name, place) for place in here}
+            if not here:
+                unused.append(one.prefix + name)
+    return FoundPart(family, sources, tuple(unused))
+
+
+def _text(files: Sequence[Tensors]) -> FoundPart:
+    found = [one for family in TEXT_ENCODERS for one in family.find(files)]
+    for number, whole in enumerate(files):
+        if not any(one.file == number for one in found):
+            raise _absent("clip", whole)
+    if len(found) == 1:
+        return _merged(found[0].family, found)
+    by_title = {one.family.title: one for one in found if isinstance(one.family, TextFamily)}
+    for pairing in TEXT_PAIRINGS:
+        if len(found) == len(pairing.takes) and by_title.keys() == set(pairing.takes):
+            ordered = [by_title[title] for title in pairing.takes]
+            placed = [one._replace(module=f"{name}.") for one, name in zip(ordered, pairing.modules, strict=True)]
+            return _merged(pairing(*(one.family for one in ordered)), placed)
+    given = " and ".join(one.family.title for one in found if isinstance(one.family, TextFamily))
+    known = ", ".join(f"{' and '.join(pairing.takes)} ({pairing.of})" for pairing in TEXT_PAIRINGS)
+    where = " and ".join(whole.where for whole in files)
+    raise ModelFileError(f"{where} hold {given}; text encoders that go together are {known}")

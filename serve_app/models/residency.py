@@ -1,0 +1,138 @@
+"""What weights are held: least recently used out first, within a budget of bytes. It knows neither files nor networks.
+
+What is lent is in use as long as a caller holds it, and what is in use is not evicted.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from serve_app import log
+from serve_app.models.loading import Loaded
+from serve_app.models.lora_layers import LoraSet
+from serve_app.models.recipes import Need
+
+_log = log.get("models")
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """One part's weights, or what a set of LoRAs makes of them. own_bytes: beside those of `base` and `loras`.
+
+    base: the key of the part whose tensors this one shares.
+    """
+
+    loaded: Loaded
+    name: str
+    own_bytes: int
+    base: Hashable = None
+    loras: LoraSet | None = None
+    model: weakref.ref[Any] | None = None
+    users: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+
+    @property
+    def nbytes(self) -> int:
+        return self.own_bytes + (self.loras.nbytes if self.loras is not None else 0)
+
+    @property
+    def needed_bytes(self) -> int:
+        """Without merged weights that it can do without."""
+        return self.own_bytes + (self.loras.needed_bytes if self.loras is not None else 0)
+
+    @property
+    def in_use(self) -> bool:
+        return len(self.users) > 0
+
+
+class Residency:
+    """The weights that are held. Its callers see to it that one at a time changes it."""
+
+    def __init__(self, budget_bytes: int, collect: Callable[[], None]) -> None:
+        self.budget_bytes = budget_bytes
+        self.loads = self.evictions = 0
+        self.seconds = 0.0
+        self._collect = collect
+        self._held: dict[Hashable, Resident] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """How much is held. It may be asked at any time, also while weights are loaded."""
+        return sum(resident.nbytes for resident in [*self._held.values()])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is held, least recently used first. It may be asked at any time."""
+        return tuple(resident.name for resident in [*self._held.values()])
+
+    def get(self, key: Hashable, load: Callable[[], Resident]) -> Resident:
+        """Return what is held under a key, or load it; it is then the most recently used."""
+        resident = self._held.pop(key, None)
+        if resident is None:
+            began = perf_counter()
+            resident = load()
+            self.loads += 1
+            self.seconds += perf_counter() - began
+        self._held[key] = resident
+        if resident.base is not None:
+            # The part comes after what was made of it, which is no use without it.
+            self._held[resident.base] = self._held.pop(resident.base)
+        return resident
+
+    def lend(self, resident: Resident, make: Callable[[], Any]) -> Any:
+        """Return the model of what is held, made anew if nobody has it.
+
+        As long as anyone has it, what is held is in use, and so is its base.
+        """
+        model = None if resident.model is None else resident.model()
+        if model is None:
+            model = make()
+            resident.model = weakref.ref(model)
+            resident.users.add(model)
+            if resident.base is not None:
+                self._held[resident.base].users.add(model)
+        return model
+
+    def fits(self, need: Need) -> bool:
+        """Whether all that is needed can be had at once within the budget now.
+
+        True if it is held, if evicting what nobody uses makes room, or if nothing is in use: what exceeds the budget by
+        itself is loaded all the same.
+        """
+        in_use = sum(resident.needed_bytes for resident in self._held.values() if resident.in_use)
+        absent = [nbytes for key, nbytes in need.nbytes.items() if key not in self._held]
+        if not absent or not in_use:
+            return True
+        wanted = [self._held[key] for key in need.nbytes if key in self._held]
+        idle = sum(resident.needed_bytes for resident in wanted if not resident.in_use)
+        return in_use + idle + sum(absent) <= self.budget_bytes
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes are free without evicting anything."""
+        return self.nbytes + nbytes <= self.budget_bytes
+
+    def make_room(self, nbytes: int, keep: Hashable = None) -> None:
+        """Evict what is used least recently until nbytes fit the budget, or until all that is left is in use."""
+        if not self.has_room(nbytes):
+            for loras in [resident.loras for resident in self._held.values()]:
+                if loras is not None:
+                    loras.unmerge()
+        evictions = self.evictions
+        unused = [key for key, resident in self._held.items() if not resident.in_use and key != keep]
+        while unused and not self.has_room(nbytes):
+            key = unused.pop(0)
+            for going in [key, *(other for other, resident in self._held.items() if resident.base == key)]:
+                if (evicted := self._held.pop(going, None)) is not None:
+                    _log.info("let go of %s: mb=%d", evicted.name, evicted.nbytes >> 20)
+                    self.evictions += 1
+                    del evicted
+        if self.evictions != evictions:
+            # A network may hold cycles; without collecting, its memory would come back at some later time.
+            self._collect()
+
+    def release(self) -> None:
+        """Evict everything that is not in use."""
+        self.make_room(self.budget_bytes + 1)

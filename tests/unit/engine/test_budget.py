@@ -1,0 +1,83 @@
+"""How much a forward may hold: learned from what failed, forgotten slowly."""
+
+from __future__ import annotations
+
+from math import log2
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.engine.budget import GROWS_AFTER, KEYS_KEPT, Budget
+
+
+def run(budget, room, wanted, forwards, key="a"):
+    """Ask for forwards of `wanted` cells on a device with room for some; return how many failed."""
+    failures = 0
+    for _ in range(forwards):
+        while (cells := min(wanted, budget.limit(key))) > room:
+            budget.failed(key, cells)
+            failures += 1
+        budget.answered(key, cells)
+    return failures
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000))
+def test_what_fits_is_found_with_no_more_failures_than_halvings_and_then_kept(room, wanted):
+    budget = Budget(10**6)
+    assert run(budget, room, wanted, 1) <= max(0, log2(wanted))
+    assert run(budget, room, wanted, GROWS_AFTER - 1) == 0
+    assert budget.limit("a") > room // 2 or wanted <= room
+
+
+def test_a_limit_holds_for_its_own_key():
+    budget = Budget(100)
+    budget.failed("a", 80)
+    assert (budget.limit("a"), budget.limit("b")) == (40, 100)
+
+
+def test_a_lowered_limit_is_forgotten_slowly_once_there_is_room():
+    budget = Budget(100)
+    budget.failed("a", 80)
+    reached = [budget.limit("a")]
+    for _ in range(12):
+        run(budget, 100, 1000, GROWS_AFTER)
+        reached.append(budget.limit("a"))
+    assert reached == sorted(reached)
+    assert (reached[0], reached[1], reached[-1]) == (40, 45, 100)
+
+
+def test_trying_a_little_more_than_fits_costs_one_failure_and_no_room():
+    budget = Budget(1000)
+    assert run(budget, 520, 1000, GROWS_AFTER) == 1
+    assert budget.limit("a") == 562
+    assert run(budget, 520, 1000, 1) == 1
+    assert budget.limit("a") == 500
+
+
+def test_a_limit_falls_again_when_other_work_has_taken_the_memory():
+    budget = Budget(1000)
+    run(budget, 1000, 800, 3)
+    assert run(budget, 300, 800, 1) == 2
+    assert budget.limit("a") == 200
+
+
+def test_what_does_not_fit_at_all_leaves_a_limit_of_nothing_and_no_less():
+    budget = Budget(10)
+    budget.failed("a", 1)
+    assert budget.limit("a") == 0
+
+
+def test_keys_that_have_not_been_used_for_long_are_forgotten():
+    budget = Budget(100)
+    budget.failed("old", 80)
+    for key in range(KEYS_KEPT):
+        budget.answered(key, 1)
+    assert budget.limit("old") == 100
+
+
+@pytest.mark.parametrize("cells", [1, 7, 100])
+def test_nothing_is_lowered_without_a_failure(cells):
+    budget = Budget(100)
+    assert run(budget, 100, cells, 3 * GROWS_AFTER) == 0
+    assert budget.limit("a") == 100
