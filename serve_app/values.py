@@ -244,6 +244,12 @@ class Recipe:
         return found[-1] if found else None
 
 
+def tiny_vae(name: str) -> Recipe:
+    """Return the recipe of a small autoencoder, which is published as two files. name: how theirs begin ("taesd")."""
+    encoder, decoder = (f"{name}_{half}.safetensors" for half in ("encoder", "decoder"))
+    return Recipe("vae", "vae_approx", encoder, beside=(decoder,))
+
+
 @dataclass(frozen=True, slots=True)
 class SamplerChoice:
     """SAMPLER: a sampler's name and the options that differ from its defaults."""

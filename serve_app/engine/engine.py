@@ -42,11 +42,12 @@ RETRY_S = 0.05
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """A trajectory in the engine, as the batcher sees it."""
+    """A trajectory in the engine, as the batcher sees it. over: its future has its result or its error."""
 
     trajectory: Trajectory
     future: Future[Sampled]
     since: int = 0
+    over: bool = False
 
     @property
     def key(self) -> Hashable:
@@ -248,7 +249,7 @@ class Engine:
                 groups += self._answer(groups.pop())
             self._forward_s = perf_counter() - began
             self.counters.seconds += self._forward_s
-            self._runs = [run for run in self._runs if not run.future.done()]
+            self._runs = [run for run in self._runs if not run.over]
         return True
 
     def _answer(self, runs: list[_Run]) -> list[list[_Run]]:
@@ -263,7 +264,7 @@ class Engine:
         except BaseException as error:
             self.counters.failures += 1
             if len(runs) == 1:
-                fail(runs[0].future, error)
+                _fail(runs[0], error)
                 return []
             # The error's text alone: whoever keeps log records would keep the failed forward's tensors with it.
             log.warning("a forward failed and is tried in halves: evaluations=%d error=%s", len(runs), repr(error))
@@ -277,7 +278,7 @@ class Engine:
                 run.trajectory.feed(answers[first:end])
                 _ends(run)
             except BaseException as error:
-                fail(run.future, error)
+                _fail(run, error)
             first = end
         return []
 
@@ -361,11 +362,17 @@ def _leaves(run: _Run) -> bool:
     return run.future.cancelled() and not run.future.set_running_or_notify_cancel()
 
 
+def _fail(run: _Run, error: BaseException) -> None:
+    run.over = True
+    fail(run.future, error)
+
+
 def _ends(run: _Run) -> bool:
     """Whether a run has its result; its future then holds it."""
     result = run.trajectory.result
     if result is None:
         return False
+    run.over = True
     if run.future.set_running_or_notify_cancel():
         # A copy made outside inference mode is an ordinary tensor, which whoever gets it may change in place.
         with torch.inference_mode(False):

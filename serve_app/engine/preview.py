@@ -12,15 +12,6 @@ import torch
 from torch import Tensor
 
 from serve_app.sampling.latents import LatentFormat
-from serve_app.values import Recipe
-
-
-def tiny_vae(latent_format: LatentFormat) -> Recipe | None:
-    """Return the small autoencoder that decodes latents of a format well enough to look at, if there is one."""
-    if not latent_format.tiny:
-        return None
-    halves = (f"{latent_format.tiny}_{half}.safetensors" for half in ("encoder", "decoder"))
-    return Recipe("vae", "vae_approx", next(halves), beside=tuple(halves))
 
 
 def picture(denoised: Tensor, latent_format: LatentFormat) -> np.ndarray[Any, np.dtype[np.uint8]] | None:

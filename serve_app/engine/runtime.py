@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.engine import Counters, Engine
-from serve_app.engine.preview import picture, tiny_vae
+from serve_app.engine.preview import picture
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import ModelFileError, NodeError, UnavailableError
 from serve_app.models import control
@@ -31,7 +31,7 @@ from serve_app.models.vae import SLICE_PIXELS, Vae
 from serve_app.models.weights import LoadCounters, Weights
 from serve_app.sampling.levels import Levels
 from serve_app.sampling.request import Sampled, SamplingRequest
-from serve_app.values import Conditioning, Recipe, TextPair, Tiling
+from serve_app.values import Conditioning, Recipe, TextPair, Tiling, tiny_vae
 
 M = TypeVar("M")
 Q = TypeVar("Q")
@@ -150,9 +150,9 @@ class EngineRuntime:
     def _picture(self, run: Trajectory) -> Any:
         """Return a run's latest estimate as a picture: decoded if that is wished for and can be done."""
         latent_format = run.backbone.latent_format
-        if self._decoded_previews and (recipe := tiny_vae(latent_format)) is not None:
+        if self._decoded_previews and latent_format.tiny:
             with suppress(ModelFileError):
-                [image] = self.weights.vae(recipe).decode(latent_format.from_model(run.shown[:1]))
+                [image] = self.weights.vae(tiny_vae(latent_format.tiny)).decode(latent_format.from_model(run.shown[:1]))
                 return image.mul(255).byte().numpy()
         return picture(run.shown, latent_format)
 

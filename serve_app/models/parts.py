@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from serve_app.errors import ModelFileError
-from serve_app.models.families import BACKBONES, TEXT_ENCODERS, TEXT_PAIRINGS, VAES
+from serve_app.models.families import BACKBONES, TEXT_ENCODERS, TEXT_ENSEMBLES, VAES
 from serve_app.models.families.family import Family, Located, TextFamily
 from serve_app.models.layout import Place, places
 from serve_app.models.tensors import Tensors
@@ -74,12 +74,12 @@ def _text(files: Sequence[Tensors]) -> FoundPart:
     if len(found) == 1:
         return _merged(found[0].family, found)
     by_title = {one.family.title: one for one in found if isinstance(one.family, TextFamily)}
-    for pairing in TEXT_PAIRINGS:
-        if len(found) == len(pairing.takes) and by_title.keys() == set(pairing.takes):
-            ordered = [by_title[title] for title in pairing.takes]
-            placed = [one._replace(module=f"{name}.") for one, name in zip(ordered, pairing.modules, strict=True)]
-            return _merged(pairing(*(one.family for one in ordered)), placed)
+    for ensemble in TEXT_ENSEMBLES:
+        if len(found) == len(ensemble.takes) and by_title.keys() == set(ensemble.takes):
+            ordered = [by_title[title] for title in ensemble.takes]
+            placed = [one._replace(module=f"{name}.") for one, name in zip(ordered, ensemble.modules, strict=True)]
+            return _merged(ensemble(*(one.family for one in ordered)), placed)
     given = " and ".join(one.family.title for one in found if isinstance(one.family, TextFamily))
-    known = ", ".join(f"{' and '.join(pairing.takes)} ({pairing.of})" for pairing in TEXT_PAIRINGS)
+    known = ", ".join(f"{' and '.join(ensemble.takes)} ({ensemble.of})" for ensemble in TEXT_ENSEMBLES)
     where = " and ".join(whole.where for whole in files)
     raise ModelFileError(f"{where} hold {given}; text encoders that go together are {known}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from serve_app.models.families.autoencoder import AutoencoderKL
 from serve_app.models.families.clip import ClipText
-from serve_app.models.families.family import BackboneFamily, TextFamily, TextPairing, VaeFamily
+from serve_app.models.families.family import BackboneFamily, TextEnsemble, TextFamily, VaeFamily
 from serve_app.models.families.sd import Sd
 from serve_app.models.families.sdxl import Sdxl, SdxlRefiner, SdxlText
 from serve_app.models.families.taesd import Taesd
@@ -16,13 +16,13 @@ UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS,)
 VAES: Sequence[type[VaeFamily]] = (AutoencoderKL, Taesd)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText,)
-TEXT_PAIRINGS: Sequence[type[TextPairing]] = (SdxlText,)
+TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText,)
 """Encoders that go together, and are read side by side."""
 
 __all__ = [
     "BACKBONES",
     "TEXT_ENCODERS",
-    "TEXT_PAIRINGS",
+    "TEXT_ENSEMBLES",
     "UNETS",
     "VAES",
     "AutoencoderKL",

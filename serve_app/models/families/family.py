@@ -182,14 +182,14 @@ class TextFamily(Family):
         """Return the encoder that a network is."""
 
 
-class TextPairing(TextFamily):
-    """Two text encoders that go together, as submodules of one network.
+class TextEnsemble(TextFamily):
+    """Text encoders that go together, as submodules of one network.
 
     takes: their titles, in the order of the fields; modules: their names in the network. of: what reads them.
     """
 
-    takes: ClassVar[tuple[str, str]]
-    modules: ClassVar[tuple[str, str]]
+    takes: ClassVar[tuple[str, ...]]
+    modules: ClassVar[tuple[str, ...]]
     of: ClassVar[str]
 
     @property

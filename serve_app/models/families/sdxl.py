@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families.clip import ClipText, TextEncoder
 from serve_app.models.families.concat import EDIT_CHANNELS, image_to_edit, mask_and_image
-from serve_app.models.families.family import File, TextPairing, Vectors
+from serve_app.models.families.family import File, TextEnsemble, Vectors
 from serve_app.models.families.unet import CELL, SIZE_WIDTH, Unet
 from serve_app.sampling.latents import LatentFormat, PreviewMap
 from serve_app.values import Conditioning, ContinuousEdm, Discrete, TextPair, Training
@@ -122,7 +122,7 @@ def _embedded(sizes: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class SdxlText(TextPairing):
+class SdxlText(TextEnsemble):
     """SDXL's two text encoders, side by side."""
 
     takes = ("CLIP-L", "CLIP-G")

@@ -8,7 +8,7 @@ from typing import Any
 from serve_app.errors import NodeError
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.store.catalog import TINY_VAES
-from serve_app.values import ClipSkip, Discrete, EightBit, Recipe, Rounded
+from serve_app.values import ClipSkip, Discrete, EightBit, Recipe, Rounded, tiny_vae
 
 
 class CheckpointLoaderSimple:
@@ -210,8 +210,7 @@ class VAELoader:
     def load_vae(self, vae_name: str) -> tuple[Recipe]:
         """Return the VAE's recipe."""
         if vae_name in TINY_VAES:
-            encoder, decoder = (f"{vae_name}_{half}.safetensors" for half in ("encoder", "decoder"))
-            return (Recipe("vae", "vae_approx", encoder, beside=(decoder,)),)
+            return (tiny_vae(vae_name),)
         return (Recipe("vae", "vae", vae_name),)
 
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serve_app.engine.engine import Engine
 from serve_app.engine.preview import picture
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
@@ -14,7 +13,6 @@ from serve_app.models.weights import Weights
 from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe
 from tests.unit.engine import mixes
-from tests.unit.engine.mixes import MAX_CELLS
 from tests.unit.models.sample import cpu_weights, random_tensors
 
 UNET = Sd((32,), (1,), (1,), 1, 64)
@@ -35,13 +33,6 @@ def catalog(tmp_path_factory):
 
 def recipe(part, name="a"):
     return Recipe(part, "checkpoints", f"{name}.safetensors")
-
-
-@pytest.fixture
-def engine():
-    engine = Engine(MAX_CELLS)
-    yield engine
-    engine.close()
 
 
 @pytest.fixture

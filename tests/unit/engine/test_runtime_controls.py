@@ -5,14 +5,12 @@ import asyncio
 import pytest
 import torch
 
-from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.catalog import Catalog
 from serve_app.values import Cfg, Control, Guider, Noise, Recipe, SamplerChoice
 from tests.parity import control_files
-from tests.unit.engine.mixes import MAX_CELLS
 from tests.unit.models.sample import cpu_weights
 
 CPU = torch.device("cpu")
@@ -34,13 +32,6 @@ def catalog(tmp_path_factory):
     for name in ("sd1", "t2i_full", "control_lora"):
         control_files.write(root / "controlnet", name)
     return Catalog(root)
-
-
-@pytest.fixture
-def engine():
-    engine = Engine(MAX_CELLS)
-    yield engine
-    engine.close()
 
 
 def request(control, seed=1, backbone=UNET, sampler="euler", steps=3):

@@ -18,13 +18,6 @@ from tests.unit.engine.test_engine import Clock, held
 
 
 @pytest.fixture
-def engine():
-    engine = Engine(MAX_CELLS)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("serve_app.engine.engine.perf_counter", clock)

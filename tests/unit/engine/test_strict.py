@@ -8,13 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.store.catalog import Catalog
 from serve_app.values import Lora, Recipe
 from tests.unit.engine import mixes
-from tests.unit.engine.mixes import MAX_CELLS
 from tests.unit.models.sample import cpu_weights, random_tensors
 
 UNET = Sd((32,), (1,), (1,), 1, 64)
@@ -38,13 +36,6 @@ def catalog(tmp_path_factory):
     }
     save_file(style, root / "loras" / "style.safetensors")
     return Catalog(root)
-
-
-@pytest.fixture
-def engine():
-    engine = Engine(MAX_CELLS)
-    yield engine
-    engine.close()
 
 
 @pytest.fixture

@@ -8,13 +8,11 @@ from threading import Event
 import pytest
 import torch
 
-from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import NodeError
 from serve_app.models.weights import Weights
 from serve_app.values import ClipSkip, TextPair
 from tests.unit.engine import mixes
-from tests.unit.engine.mixes import MAX_CELLS
 from tests.unit.engine.test_strict import BACKBONE, CLIP, VAE_RECIPE, catalog, ignore
 from tests.unit.models.sample import cpu_weights
 
@@ -35,13 +33,6 @@ class Counting(Weights):
     def vae(self, recipe):
         self.asked += 1
         return super().vae(recipe)
-
-
-@pytest.fixture
-def engine():
-    engine = Engine(MAX_CELLS)
-    yield engine
-    engine.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from serve_app.models.parts import find_part
 from serve_app.models.tensors import Tensors
 from tests.unit.models.sample import SAMPLE, random_tensors
 
-KEYS = json.loads((Path(__file__).parents[2] / "parity" / "checkpoint_keys.json").read_text())
+KEYS = json.loads((Path(__file__).parents[3] / "parity" / "checkpoint_keys.json").read_text())
 
 
 def published(name, strip=""):

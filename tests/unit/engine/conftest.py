@@ -1,0 +1,17 @@
+"""An engine that ends with the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from serve_app.engine.engine import Engine
+from tests.unit.engine.mixes import MAX_CELLS
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine(MAX_CELLS)
+    yield engine
+    engine.close()
