@@ -243,7 +243,7 @@ class Engine:
             began = perf_counter()
             # What fails keeps this frame, whose locals must not keep the runs' models in use: `groups` ends empty.
             oldest = min(self._runs, key=lambda run: run.since)
-            groups = [share(self._runs, self._budget.limit(_budget_key(oldest.trajectory.largest)))]
+            groups = [share(self._runs, self._budget.limit(oldest.trajectory.budget_key))]
             del oldest
             while groups:
                 groups += self._answer(groups.pop())
@@ -291,7 +291,7 @@ class Engine:
         left = list(range(len(pieces)))
         while left:
             first = pieces[left[0]]
-            key = _budget_key(first)
+            key = first.backbone.network.key, first.group_key
             group = _group(pieces, left, self._budget.limit(key))
             asked = [pieces[i] for i in group]
             cells = sum(piece.cells for piece in asked)
@@ -325,11 +325,6 @@ class Engine:
         for item in left:
             if not isinstance(item, _Close):
                 fail(item.future, error)
-
-
-def _budget_key(piece: Piece) -> Hashable:
-    """Return by what it is remembered how large a forward may be: the weights, and what the network groups by."""
-    return piece.backbone.network.key, piece.group_key
 
 
 def _group(pieces: Sequence[Piece], left: Sequence[int], limit: int) -> list[int]:

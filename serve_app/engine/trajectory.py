@@ -36,6 +36,7 @@ class Trajectory:
     _evaluation: Evaluation
     _denoised: Tensor
     _last_sigma: float
+    _group_key: Hashable
 
     def __init__(
         self, backbone: Backbone, request: SamplingRequest, on_step: Callable[[int, int], None] | None = None
@@ -43,6 +44,8 @@ class Trajectory:
         self.backbone = backbone
         self.pieces: tuple[Piece, ...] = ()
         """What it waits for; empty before `start` and after the end."""
+        self.cells = 0
+        """How much work those are, in latent cells."""
         self.result: Sampled | None = None
         """What it ended with; None until then."""
         self.steps = 0
@@ -98,19 +101,14 @@ class Trajectory:
         return self._denoised
 
     @property
-    def largest(self) -> Piece:
-        """The piece that is the most work: that of the whole canvas, if not all entries have areas."""
-        return max(self.pieces, key=lambda piece: piece.cells)
-
-    @property
     def key(self) -> Hashable:
-        """What must be equal for evaluations to share a forward: the weights, and what their network groups by."""
-        return self.backbone.key, self.largest.group_key
+        """What must be equal for evaluations to share a forward: the backbone, and what its network groups by."""
+        return self.backbone.key, self._group_key
 
     @property
-    def cells(self) -> int:
-        """How much work its pieces are, in latent cells."""
-        return sum(piece.cells for piece in self.pieces)
+    def budget_key(self) -> Hashable:
+        """By what it is remembered how large a forward may be: the weights, and what their network groups by."""
+        return self.backbone.network.key, self._group_key
 
     def feed(self, answers: Sequence[Tensor]) -> None:
         """Take the denoised rows of `pieces`, in their order, and run to the next evaluation or to the end."""
@@ -143,6 +141,11 @@ class Trajectory:
         except StopIteration as end:
             self._end(end.value, self._last_sigma)
             self._report(self.steps)
+        else:
+            # That of the whole canvas, if not all entries have areas.
+            largest = max(self.pieces, key=lambda piece: piece.cells)
+            self._group_key = largest.group_key
+            self.cells = sum(piece.cells for piece in self.pieces)
 
     def _end(self, x: Tensor, sigma: float) -> None:
         from_model = self.backbone.latent_format.from_model

@@ -63,7 +63,7 @@ class Piece:
     @property
     def cells(self) -> int:
         """How much work it is: the latent cells of all its rows."""
-        return self.rows * self.x[0, 0].numel()
+        return self.x[:, 0].numel()
 
     @property
     def group_key(self) -> Hashable:

@@ -31,6 +31,18 @@ def test_an_unknown_key_is_refused_by_its_path():
         config.parse({"pools": [{"name": "gpu", "num_gpu": 1}]}, "here")
 
 
+@pytest.mark.parametrize(
+    ("old", "says"),
+    [
+        ({"max_rows": 16}, "max_rows is max_cells now: latent cells instead of rows"),
+        ({"batching": False}, "strict: true"),
+    ],
+)
+def test_a_key_that_is_no_more_says_what_is_there_instead(old, says):
+    with pytest.raises(ConfigError, match=says):
+        config.parse({"pools": [{"name": "gpu", **old}]}, "here")
+
+
 def test_every_wrong_key_is_named():
     with pytest.raises(ConfigError) as refused:
         config.parse({"max_queue": 0, "max_attempts": "many"}, "here")

@@ -69,6 +69,44 @@ def test_backbones_of_equal_keys_answer_for_one_another_and_others_do_not(engine
     assert [rows for rows, *_ in other.calls] == [2, 2, 2]
 
 
+class Lengths(TinyBackbone):
+    """A network whose attention takes no mask: rows share a forward only if their texts are equally long."""
+
+    def group_key(self, piece):
+        return piece.inputs.context.shape[1]
+
+
+def test_the_network_says_which_rows_share_a_forward(engine):
+    backbone = Lengths()
+    mixed = request(steps=2, positive=conditioning(1, 5), negative=conditioning(2, 3))
+    longer = [request(steps=2, seed=s, cfg=1.0, positive=conditioning(s, 5)) for s in (4, 5)]
+    futures = together(engine, [Trajectory(backbone, r) for r in (mixed, *longer)])
+    # Those of five tokens go together, and the one of three by itself.
+    assert [rows for rows, *_ in backbone.calls] == [3, 1] * 2
+    for r, future in zip((mixed, *longer), futures, strict=True):
+        assert relative_error(future.result().latents, alone(TinyBackbone(), r)) <= 1e-5
+
+
+class Ragged(TinyBackbone):
+    """A network that takes rows of any size at once."""
+
+    def group_key(self, piece):
+        return None
+
+    def answer(self, rows):
+        self.calls.append((len(rows),))
+        return [TinyBackbone().answer([piece])[0] for piece in rows]
+
+
+def test_rows_of_unequal_sizes_share_a_forward_of_a_network_that_takes_them(engine):
+    backbone = Ragged()
+    requests = [request(steps=2, seed=1), request(steps=2, seed=2, shape=(1, 4, 8, 6))]
+    futures = together(engine, [Trajectory(backbone, r) for r in requests])
+    assert backbone.calls == [(4,)] * 2
+    for r, future in zip(requests, futures, strict=True):
+        assert relative_error(future.result().latents, alone(TinyBackbone(), r)) <= 1e-5
+
+
 def test_a_batch_larger_than_a_forward_is_not_split_and_has_one_of_its_own():
     engine, backbone = Engine(4 * CELLS), TinyBackbone()
     r = request(shape=(5, 4, 4, 4), steps=2, positive=conditioning(3, 5))
@@ -350,15 +388,15 @@ def test_closing_ends_after_the_forward_in_progress_and_fails_what_is_left():
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), MemoryError()])
-@pytest.mark.parametrize("where", ["start", "forward", "feed"])
+@pytest.mark.parametrize("where", ["start", "forward", "feed", "group_key"])
 def test_whatever_a_run_or_a_forward_raises_is_its_own_and_others_go_on(engine, error, where):
     def fail(*given):
         raise error
 
     bad = Trajectory(TinyBackbone(), request(seed=1))
     good = request(seed=2)
-    if where == "forward":
-        bad.backbone.answer = fail
+    if where in ("forward", "group_key"):
+        setattr(bad.backbone, "answer" if where == "forward" else where, fail)
     else:
         setattr(bad, where, fail)
     futures = together(engine, [bad, Trajectory(TinyBackbone(), good)])

@@ -1,5 +1,5 @@
 import asyncio
-from threading import Event
+from threading import Event, get_ident
 
 import pytest
 import torch
@@ -119,6 +119,18 @@ async def test_with_the_files_of_a_taesd_pictures_are_decoded(engine, catalog, t
     await shared.bind(ignore, show=pictures.append).sample(request(conditioning))
     await asyncio.sleep(0)
     assert [shown.shape for shown in pictures] == [(32, 32, 3)] * 3
+
+
+async def test_the_levels_of_a_backbone_are_read_beside_the_event_loop(engine, catalog):
+    class Watched(Weights):
+        def levels(self, recipe):
+            threads.append(get_ident())
+            return super().levels(recipe)
+
+    threads = []
+    runtime = EngineRuntime(engine, cpu_weights(catalog, kind=Watched)).bind(ignore)
+    assert (await runtime.levels(recipe("backbone"))).sigma_max == pytest.approx(14.6, abs=0.1)
+    assert threads[0] != get_ident()
 
 
 async def test_a_file_that_cannot_be_used_is_an_error_and_others_go_on(shared):
