@@ -29,12 +29,12 @@ class Upscaler:
     """An upscaling network on its device. descriptor: spandrel's, which holds the network."""
 
     def __init__(self, descriptor: Any) -> None:
-        self._network = descriptor
+        self.network = descriptor
 
     @property
     def scale(self) -> int:
         """How many times larger each side becomes."""
-        return int(self._network.scale)
+        return int(self.network.scale)
 
     def upscale(self, images: Tensor) -> Tiles:
         """Return images (B,H·scale,W·scale,3) in 0…1 from images (B,H,W,C), float32 on the CPU, tile by tile.
@@ -42,9 +42,9 @@ class Upscaler:
         Where the device runs out of memory, tiles are halved, down to SMALLEST_TILE.
         Errors: NodeError for another number of channels than the network takes.
         """
-        if images.shape[-1] != self._network.input_channels:
+        if images.shape[-1] != self.network.input_channels:
             raise NodeError(
-                f"the images have {images.shape[-1]} channels; this upscale model takes {self._network.input_channels}"
+                f"the images have {images.shape[-1]} channels; this upscale model takes {self.network.input_channels}"
             )
         tile = TILE
         while True:
@@ -60,7 +60,7 @@ class Upscaler:
             torch.cuda.empty_cache()
 
     def _work(self, tile: Tensor) -> Tensor:
-        output: Tensor = self._network(tile.to(self._network.device, self._network.dtype))
+        output: Tensor = self.network(tile.to(self.network.device, self.network.dtype))
         return output
 
 

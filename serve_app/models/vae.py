@@ -22,7 +22,7 @@ class Vae:
 
     def __init__(self, family: VaeFamily, network: nn.Module) -> None:
         self.family = family
-        self._network = network
+        self.network = network
         parameter = next(network.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
 
@@ -73,10 +73,10 @@ class Vae:
         return self.family.factor
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        return self.family.decode(self._network, latents)
+        return self.family.decode(self.network, latents)
 
     def _encoded(self, pixels: Tensor) -> Tensor:
-        return self.family.encode(self._network, pixels)
+        return self.family.encode(self.network, pixels)
 
     def _kept(self, size: int) -> slice:
         over = size % self.factor

@@ -88,7 +88,7 @@ async def test_tiles_leave_no_seam_that_the_whole_image_has_not(upscaled: tuple[
     runtime, _ = watched(shared)
     whole: Any = shared.weights.upscaler(recipe)
     with torch.no_grad():
-        expected: Tensor = whole._network(tiled_cases.strip().movedim(-1, 1)).movedim(1, -1)
+        expected: Tensor = whole.network(tiled_cases.strip().movedim(-1, 1)).movedim(1, -1)
     images = await runtime.upscale(recipe, tiled_cases.strip())
     # A tile's last columns are made without what is beyond them; the weights leave a thirty-second of that.
     assert (images - expected).abs().max() <= 0.008

@@ -53,8 +53,8 @@ def test_a_batch_in_slices_is_what_it_is_at_once(vae, monkeypatch):
 
 def test_an_inference_sized_batch_is_cut_into_slices_of_whole_latents(vae, monkeypatch):
     seen = []
-    decode = vae._network.decode
-    monkeypatch.setattr(vae._network, "decode", lambda z, **rest: seen.append(len(z)) or decode(z, **rest))
+    decode = vae.network.decode
+    monkeypatch.setattr(vae.network, "decode", lambda z, **rest: seen.append(len(z)) or decode(z, **rest))
     monkeypatch.setattr(vae_module, "SLICE_PIXELS", 16 * 16)
     vae.decode(noise(3, 4, 2, 2))
     vae.decode(noise(1, 4, 4, 4))
