@@ -246,6 +246,10 @@ class AppConfig(Section):
     database_url: str = "sqlite:///state/jobs.sqlite"
     max_queue: Annotated[int, Field(ge=1)] = 1000
     """Jobs that may wait; one more is answered 503."""
+    client_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """How much of max_queue the jobs of one client may take; those that name no client_id count as one client's."""
+    client_priority: bool = True
+    """Whether a submission may say `front` or `number`; if not, it is answered 400. For servers open to many."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """Replicas a job may lose while it alone runs on them, before it is given up."""
     silence_s: Annotated[float, Field(ge=5)] = 20.0

@@ -143,6 +143,8 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         host_stats,
         holder=holder,
         max_queue=config.max_queue,
+        client_share=config.client_share,
+        client_priority=config.client_priority,
         max_attempts=config.max_attempts,
         share_results=config.cache != "none",
         strict=config.strict,

@@ -6,10 +6,11 @@ Decides from what it is given; the scheduler makes what comes out durable. The h
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from serve_app.errors import QueueFullError
+from serve_app.errors import InvalidSubmissionError, QueueFullError
 from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Plan, Pool, is_strict, plan
@@ -23,7 +24,8 @@ class Admission:
     """One a scheduler's life.
 
     pools: as the planner sees them. specs: the node classes that they run now. fingerprint: (folder, name) -> a tag
-    that changes with the file. max_queue: how many jobs may wait. share_results: whether a job may use what another one
+    that changes with the file. max_queue: how many jobs may wait; client_share: how much of it one client's may take.
+    client_priority: whether clients may say `front` and `number`. share_results: whether a job may use what another one
     made. strict: whether jobs are that do not say. next_order: the next job's place in the order of submission.
     """
 
@@ -34,6 +36,8 @@ class Admission:
         fingerprint: Callable[[str, str], str],
         *,
         max_queue: int,
+        client_share: float,
+        client_priority: bool,
         share_results: bool,
         strict: bool,
         next_order: int,
@@ -42,23 +46,28 @@ class Admission:
         self._specs = specs
         self._fingerprint = fingerprint
         self.max_queue = max_queue
+        self._client_share = client_share
+        self._client_priority = client_priority
         self._share_results = share_results
         self._strict = strict
         self._next_order = next_order
 
     async def admit(
-        self, submission: Submission, waiting: Callable[[], int], next_seq: Callable[[], int]
+        self, submission: Submission, waiting: Callable[[], Iterable[str | None]], next_seq: Callable[[], int]
     ) -> tuple[JobRow, Plan]:
-        """Return the job that a submission becomes. waiting: counts the jobs that wait; next_seq: an event's cursor.
+        """Return the job that a submission becomes. waiting: the clients of the jobs that wait; next_seq: of its event.
 
-        Errors: InvalidGraphError, QueueFullError.
+        Errors: InvalidGraphError, InvalidSubmissionError, QueueFullError.
         """
+        if not self._client_priority and (submission.front or submission.number is not None):
+            raise InvalidSubmissionError(
+                "this server serves jobs in the order in which they come: no 'front', 'number'"
+            )
         # Kept with the job, so that another configuration leaves what is queued as it is.
         extra_data = {"strict": True, **submission.extra_data} if self._strict else submission.extra_data
         # In a thread, and before the job has its number: it asks about files, and the store may be slow to answer.
         graph, signed = await asyncio.to_thread(self._sign, submission.job_id, submission.prompt, extra_data)
-        if (count := waiting()) >= self.max_queue:
-            raise QueueFullError(f"{count} jobs wait, as many as max_queue allows", retry_after_s=5)
+        self._check_room(submission.client_id, list(waiting()))
         order = self._next_order
         planned = plan(graph, self._specs(), list(submission.outputs), signed, self._pools)
         number = submission.number
@@ -81,6 +90,16 @@ class Admission:
         graph, signed = await asyncio.to_thread(self._sign, row.job_id, row.prompt, row.extra_data)
         left = [node_id for node_id in row.targets if node_id not in row.outputs]
         return plan(graph, self._specs(), left, signed, self._pools)
+
+    def _check_room(self, client_id: str | None, waiting: Sequence[str | None]) -> None:
+        if len(waiting) >= self.max_queue:
+            raise QueueFullError(f"{len(waiting)} jobs wait, as many as max_queue allows", retry_after_s=5)
+        allowed = math.ceil(self.max_queue * self._client_share)
+        if (own := sum(other == client_id for other in waiting)) >= allowed:
+            whose = "without a client_id" if client_id is None else "of this client"
+            raise QueueFullError(
+                f"{own} jobs {whose} wait, as many as client_share of max_queue allows", retry_after_s=5
+            )
 
     def _sign(
         self, job_id: str, prompt: Mapping[str, object], extra_data: Mapping[str, object]

@@ -92,9 +92,8 @@ class Scheduler:
     """One per cluster. Implements SchedulerClient for the ingress and ReplicaDesk for the replicas.
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
-    the scheduler's own host. max_queue: how many jobs may wait. holder: the server it belongs to. share_results:
-    whether a job may use what another one made. strict: whether jobs are that do not say. sweep: removes
-    files that nobody needs.
+    the scheduler's own host. holder: the server it belongs to. max_queue, client_share, client_priority, share_results,
+    strict: as Admission's. sweep: removes files that nobody needs.
     """
 
     def __init__(
@@ -106,6 +105,8 @@ class Scheduler:
         *,
         holder: str,
         max_queue: int = 1000,
+        client_share: float = 1.0,
+        client_priority: bool = True,
         max_attempts: int,
         share_results: bool = True,
         strict: bool = False,
@@ -114,7 +115,14 @@ class Scheduler:
         sweep: Sweep | None = None,
     ) -> None:
         self._admit = partial(
-            Admission, pools, fingerprint=fingerprint, max_queue=max_queue, share_results=share_results, strict=strict
+            Admission,
+            pools,
+            fingerprint=fingerprint,
+            max_queue=max_queue,
+            client_share=client_share,
+            client_priority=client_priority,
+            share_results=share_results,
+            strict=strict,
         )
         self._silence_s = silence_s
         self._overtime = Overtime(job_time_s)
@@ -211,7 +219,7 @@ class Scheduler:
             return await self._accept(submission)
 
     async def _accept(self, submission: Submission) -> Accepted:
-        row, planned = await self.admission.admit(submission, self._count_waiting, self._machine.next_seq)
+        row, planned = await self.admission.admit(submission, self._waiting, self._machine.next_seq)
         self._board.expect(row)
         accepted = self._feed(JobArrived(row, planned))
         if arriving := self._machine.jobs.get(row.job_id):
@@ -223,9 +231,9 @@ class Scheduler:
             raise InvalidSubmissionError(f"the job cannot be kept: {error}") from error
         return Accepted(row.job_id, row.number)
 
-    def _count_waiting(self) -> int:
+    def _waiting(self) -> list[str | None]:
         self._check_alive()  # it may have lost the lease since the submission came
-        return sum(job.started_s is None for job in self._machine.jobs.values())
+        return [job.row.client_id for job in self._machine.jobs.values() if job.started_s is None]
 
     async def cancel(self, job_id: str) -> bool:
         self._check_alive()
