@@ -17,8 +17,8 @@ from serve_app.store.catalog import Catalog
 from serve_app.store.store import FileRef
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
-from tests.unit.api.http_server import serve
-from tests.unit.api.memory_scheduler import MemoryScheduler
+from tests.unit.api.http_server import Background, serve
+from tests.unit.api.scripted_replica import scripted
 
 ATTACK = """async url => {
     const plain = {method: "POST", mode: "no-cors", headers: {"Content-Type": "text/plain"}};
@@ -37,12 +37,7 @@ ATTACK = """async url => {
 
 
 @pytest.fixture
-def scheduler() -> MemoryScheduler:
-    return MemoryScheduler()
-
-
-@pytest.fixture
-def server(tmp_path: Path, browser: Any, scheduler: MemoryScheduler) -> Iterator[str]:
+def server(tmp_path: Path, browser: Any) -> Iterator[str]:
     """A server on 127.0.0.1 with one uploaded page."""
     volume = Volume({area: tmp_path / area for area in ("input", "output", "temp")})
     volume.write(FileRef("input", "", "page.html"), b"<script>document.title = 'ran'</script>")
@@ -51,8 +46,9 @@ def server(tmp_path: Path, browser: Any, scheduler: MemoryScheduler) -> Iterator
         "<svg xmlns='http://www.w3.org/2000/svg'><script>document.title = 'ran'</script></svg>"
     )
     catalog, users = Catalog(tmp_path / "models"), UserData(tmp_path / "user")
-    service = Service(scheduler, volume, lambda folder: [], catalog=catalog, user_data=users)
-    yield from serve(create_app(service, allowed=IngressConfig().allowed))
+    with Background() as background, background.entered(scripted()) as replica:
+        service = Service(replica.scheduler.client, volume, lambda folder: [], catalog=catalog, user_data=users)
+        yield from serve(create_app(service, allowed=IngressConfig().allowed), background)
 
 
 @pytest.fixture

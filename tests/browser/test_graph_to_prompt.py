@@ -18,8 +18,8 @@ from serve_app.service import Service
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
 from tests.browser.conftest import SHOWN
-from tests.unit.api.http_server import serve
-from tests.unit.api.memory_scheduler import MemoryScheduler
+from tests.unit.api.http_server import Background, serve
+from tests.unit.api.scripted_replica import scripted
 
 LOAD_AND_ASK = """async saved => {
     const app = window.comfyAPI.app.app;
@@ -41,8 +41,9 @@ def url(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     root: Path = tmp_path_factory.mktemp("server")
     store = Volume(dict.fromkeys(("input", "output", "temp"), root))  # type: ignore[misc]
     users = UserData(root / "user")
-    service = Service(MemoryScheduler(specs()), store, lambda folder: ["model.safetensors"], user_data=users)
-    yield from serve(create_app(service, page_dir=page.installed()))
+    with Background() as background, background.entered(scripted(specs())) as replica:
+        service = Service(replica.scheduler.client, store, lambda folder: ["model.safetensors"], user_data=users)
+        yield from serve(create_app(service, page_dir=page.installed()), background)
 
 
 def saved_node(

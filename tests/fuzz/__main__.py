@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.run import Outcome, application, closing, fuzz
+from tests.fuzz.run import Outcome, application, fuzz
 
 
 async def run(count: int, seed: int, url: str) -> Outcome:
@@ -16,7 +16,7 @@ async def run(count: int, seed: int, url: str) -> Outcome:
     if url:
         return await fuzz(count, seed, url)
     with tempfile.TemporaryDirectory() as directory:
-        async with closing(application(Path(directory))) as app:
+        async with application(Path(directory)) as app:
             return await fuzz(count, seed, app=app)
 
 

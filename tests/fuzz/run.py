@@ -16,17 +16,13 @@ import websockets
 from fastapi import FastAPI
 
 from serve_app.api.app import create_app
-from serve_app.graph.parse import parse
-from serve_app.graph.signature import signatures
 from serve_app.nodes.routes import ANY, PackAnswer, PackCall, PackRoute
-from serve_app.scheduler.messages import Accepted, Submission
 from serve_app.service import Limits, Service
 from serve_app.store.catalog import Catalog
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
 from tests.fuzz.inputs import PACK_PATH, Inputs, Request, Session
-from tests.unit.api.memory_scheduler import MemoryScheduler
-from tests.unit.api.node_specs import SPECS
+from tests.unit.api.scripted_replica import POOL, scripted
 
 HANG_S = 60.0
 """Longer than anything a server may take that does not hang."""
@@ -47,34 +43,32 @@ class Outcome:
             self.wrong.append(f"{answer.status_code} {answer.text[:200]} {request!r}"[:3000])
 
 
-class SigningScheduler(MemoryScheduler):
-    """Signs what it is given, as the real one does before it accepts."""
-
-    async def submit(self, submission: Submission) -> Accepted:
-        signatures(parse(submission.prompt), SPECS, lambda folder, name: "")
-        return await super().submit(submission)
-
-
-def application(root: Path) -> FastAPI:
-    """Return the application over a scheduler that runs nothing, with files below a directory."""
+@asynccontextmanager
+async def application(root: Path) -> AsyncIterator[FastAPI]:
+    """Yield the application over a scheduler whose jobs wait for ever, with files below a directory."""
     for area in ("input", "output", "temp", "models", "user"):
         (root / area).mkdir()
     (root / "output" / "a.png").write_bytes(b"no picture")
     volume = Volume({"input": root / "input", "output": root / "output", "temp": root / "temp"})
     folders = {"checkpoints": ["sd15.safetensors"]}
     limits = Limits(body_bytes=200_000, upload_bytes=200_000, poll_s=0.05)
-    scheduler = SigningScheduler()
-    scheduler.pack_routes = {"gpu": (PackRoute(ANY, PACK_PATH.replace("{id}", ".*")),)}
-    service = Service(
-        scheduler,
-        volume,
-        lambda folder: folders.get(folder, []),
-        limits,
-        catalog=Catalog(root / "models"),
-        user_data=UserData(root / "user"),
-        relay=_echo,
-    )
-    return create_app(service)
+    async with scripted(routes={POOL: (PackRoute(ANY, PACK_PATH.replace("{id}", ".*")),)}) as replica:
+        service = Service(
+            replica.scheduler.client,
+            volume,
+            lambda folder: folders.get(folder, []),
+            limits,
+            catalog=Catalog(root / "models"),
+            user_data=UserData(root / "user"),
+            relay=_echo,
+        )
+        app = create_app(service)
+        yield app
+        # What feeds its websockets would go on.
+        running = app.state.subscriptions._running
+        if running is not None:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
 
 async def _echo(pool: str, call: PackCall) -> PackAnswer:
@@ -138,15 +132,3 @@ async def _say_to(app: FastAPI, session: Session) -> None:
     headers = [(b"host", b"test"), *session.headers]
     scope = {"type": "websocket", "path": path, "query_string": query.encode(), "headers": headers, "subprotocols": []}
     await app(scope, receive, send)
-
-
-@asynccontextmanager
-async def closing(app: FastAPI) -> AsyncIterator[FastAPI]:
-    """Yield the application; end the task that feeds its websockets afterwards."""
-    try:
-        yield app
-    finally:
-        running = app.state.subscriptions._running
-        if running is not None:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.inputs import Inputs, Request, table
-from tests.fuzz.run import application, closing, fuzz
+from tests.fuzz.run import application, fuzz
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_no_request_is_answered_by_a_failure_of_the_server(tmp_path: Path, seed: int) -> None:
-    async with closing(application(tmp_path)) as app:
+    async with application(tmp_path) as app:
         outcome = await fuzz(500, seed, app=app)
     assert outcome.wrong == []
     assert outcome.sessions

@@ -15,7 +15,7 @@ from serve_app.service import Limits, Service
 from serve_app.store.catalog import Catalog
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
-from tests.unit.api.memory_scheduler import MemoryScheduler
+from tests.unit.api.scripted_replica import Reached, ScriptedReplica, scripted
 
 DOCUMENT: dict[str, Any] = json.loads(files("serve_app.api.contract").joinpath("openapi.json").read_text())
 EXAMPLE = DOCUMENT["paths"]["/prompt"]["post"]["requestBody"]["content"]["application/json"]["examples"]
@@ -30,8 +30,16 @@ def example() -> dict[str, Any]:
 
 
 @pytest.fixture
-def scheduler() -> MemoryScheduler:
-    return MemoryScheduler()
+async def replica() -> AsyncIterator[ScriptedReplica]:
+    """What runs the scheduler's jobs, as the test says."""
+    async with scripted() as replica:
+        yield replica
+
+
+@pytest.fixture
+def scheduler(replica: ScriptedReplica) -> Reached:
+    """The scheduler, as the ingress reaches it."""
+    return replica.scheduler
 
 
 @pytest.fixture
@@ -42,10 +50,10 @@ def volume(tmp_path: Path) -> Volume:
 
 
 @pytest.fixture
-def service(scheduler: MemoryScheduler, volume: Volume, tmp_path: Path) -> Service:
+def service(scheduler: Reached, volume: Volume, tmp_path: Path) -> Service:
     limits = Limits(body_bytes=10_000, upload_bytes=200_000, poll_s=1.0)
     catalog, users = Catalog(tmp_path / "models"), UserData(tmp_path / "user")
-    return Service(scheduler, volume, lambda folder: FILES[folder], limits, catalog=catalog, user_data=users)
+    return Service(scheduler.client, volume, lambda folder: FILES[folder], limits, catalog=catalog, user_data=users)
 
 
 @pytest.fixture

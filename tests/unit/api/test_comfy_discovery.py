@@ -148,11 +148,11 @@ async def test_the_page_finds_nothing_where_there_is_nothing(client):
     assert features["max_upload_size"] == 200_000
 
 
-async def test_replicas_are_told_what_to_free(client, scheduler):
+async def test_replicas_are_told_what_to_free(client, replica):
     for body in ({"unload_models": True}, {"free_memory": True, "unload_models": False}, {}):
         response = await client.post("/api/free", json=body)
         assert (response.status_code, response.content) == (200, b"")
-    assert scheduler.freed == [Free(weights=True, results=False), Free(weights=False, results=True)]
+    assert await replica.messages() == [Free(weights=True, results=False), Free(weights=False, results=True)]
 
 
 async def test_a_subscription_to_logs_is_accepted(client):
@@ -238,7 +238,7 @@ async def test_with_one_user_there_is_no_list_of_users(client):
 
 
 async def test_with_several_users_each_has_settings_of_its_own(scheduler, volume, tmp_path):
-    service = Service(scheduler, volume, lambda folder: [], user_data=UserData(tmp_path / "users", many=True))
+    service = Service(scheduler.client, volume, lambda folder: [], user_data=UserData(tmp_path / "users", many=True))
     transport = httpx.ASGITransport(app=create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         assert await get(client, "/api/users") == {"storage": "server", "users": {}}

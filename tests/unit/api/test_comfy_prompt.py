@@ -16,9 +16,9 @@ async def refused(client, body) -> dict:
     return response.json()
 
 
-async def test_the_answer_has_the_id_the_number_and_no_errors(client, scheduler, example):
+async def test_the_answer_has_the_id_the_number_and_no_errors(client, replica, example):
     answer = (await client.post("/api/prompt", json=example)).json()
-    assert answer == {"prompt_id": next(iter(scheduler.jobs)), "number": 0, "node_errors": {}}
+    assert answer == {"prompt_id": next(iter(await replica.jobs())), "number": 0, "node_errors": {}}
 
 
 @pytest.mark.parametrize("content_type", ["text/plain;charset=UTF-8", "application/x-www-form-urlencoded", ""])
@@ -27,11 +27,11 @@ async def test_clients_may_call_the_body_whatever_they_like(client, example, con
     assert response.status_code == 200
 
 
-async def test_unknown_keys_nulls_and_near_values_are_taken_as_comfyui_takes_them(client, scheduler, example):
+async def test_unknown_keys_nulls_and_near_values_are_taken_as_comfyui_takes_them(client, replica, example):
     body = {**example, "prompt_id": None, "extra_data": {"client_id": "c", "x": 1}, "number": "2.5", "usage": {}}
     del body["client_id"]
     answer = (await client.post("/api/prompt", json=body)).json()
-    job = scheduler.jobs[answer["prompt_id"]]
+    job = (await replica.jobs())[answer["prompt_id"]]
     assert (job.client_id, job.number, dict(job.extra_data)) == ("c", 2.5, {"x": 1})
     assert answer["number"] == 2.5
 
@@ -146,7 +146,7 @@ async def test_a_link_to_nothing_is_an_exception_of_the_node_that_has_it(client,
     assert "99" in error["details"]
 
 
-async def test_an_unknown_class_is_answered_alone_even_beside_a_good_output(client, scheduler, example):
+async def test_an_unknown_class_is_answered_alone_even_beside_a_good_output(client, replica, example):
     example["prompt"]["9"] = {"class_type": "Nope", "inputs": {}, "_meta": {"title": "My node"}}
     answer = await refused(client, example)
     assert answer == {
@@ -158,7 +158,7 @@ async def test_an_unknown_class_is_answered_alone_even_beside_a_good_output(clie
         },
         "node_errors": {},
     }
-    assert scheduler.jobs == {}
+    assert (await replica.jobs()) == {}
 
 
 @pytest.mark.parametrize("targets", [[], ["5"]])
@@ -167,11 +167,11 @@ async def test_a_prompt_whose_targets_are_no_output_nodes_has_no_outputs(client,
     assert (answer["error"]["type"], answer["error"]["message"]) == ("prompt_no_outputs", "Prompt has no outputs")
 
 
-async def test_good_outputs_run_without_the_bad_ones(client, scheduler, example):
+async def test_good_outputs_run_without_the_bad_ones(client, replica, example):
     example["prompt"]["7"] = copy.deepcopy(example["prompt"]["6"])
     del example["prompt"]["7"]["inputs"]["images"]
     answer = (await client.post("/api/prompt", json=example)).json()
-    assert scheduler.jobs[answer["prompt_id"]].outputs_to_execute == ("6",)
+    assert (await replica.jobs())[answer["prompt_id"]].outputs_to_execute == ("6",)
     assert answer["node_errors"].keys() == {"7"}
     assert answer["node_errors"]["7"]["dependent_outputs"] == ["7"]
 
@@ -182,14 +182,14 @@ async def test_a_body_that_is_no_json_is_400_with_a_json_body(client):
     assert response.json()["error"]["type"] == "invalid_request"
 
 
-async def test_the_usage_source_of_the_header_is_kept_with_the_job(client, scheduler, example):
+async def test_the_usage_source_of_the_header_is_kept_with_the_job(client, replica, example):
     await client.post("/api/prompt", json=example, headers={"Comfy-Usage-Source": "cli"})
-    [job] = scheduler.jobs.values()
+    [job] = (await replica.jobs()).values()
     assert job.extra_data["comfy_usage_source"] == "cli"
 
 
-async def test_get_prompt_counts_what_has_not_ended(client, scheduler, example):
+async def test_get_prompt_counts_what_has_not_ended(client, replica, example):
     await client.post("/api/prompt", json={**example, "prompt_id": JOB})
     assert (await client.get("/api/prompt")).json() == {"exec_info": {"queue_remaining": 1}}
-    scheduler.succeed(JOB, {})
+    await replica.succeed(JOB, {})
     assert (await client.get("/api/prompt")).json() == {"exec_info": {"queue_remaining": 0}}

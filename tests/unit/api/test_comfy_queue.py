@@ -34,52 +34,52 @@ async def get(client, path: str, **query):
 # Queue ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_the_queue_has_a_job_as_its_five_members(client, scheduler, submit):
+async def test_the_queue_has_a_job_as_its_five_members(client, replica, scheduler, submit):
     await submit(JOB, extra_data={"x": 1, "api_key_comfy_org": "secret"})
     await submit(OTHER)
-    scheduler.start(JOB)
+    await replica.start(JOB)
     queue = await get(client, "/api/queue")
     [[number, job_id, prompt, extra, outputs]] = queue["queue_running"]
-    assert (number, job_id, prompt, outputs) == (0, JOB, scheduler.jobs[JOB].prompt, ["6"])
-    assert extra == {"x": 1, "client_id": "client-001", "create_time": int(scheduler.jobs[JOB].created_s * 1000)}
+    assert (number, job_id, prompt, outputs) == (0, JOB, (await scheduler.job(JOB)).prompt, ["6"])
+    assert extra == {"x": 1, "client_id": "client-001", "create_time": int((await scheduler.job(JOB)).created_s * 1000)}
     assert [item[1] for item in queue["queue_pending"]] == [OTHER]
 
 
 @pytest.mark.parametrize("body", [{"clear": True}, {"delete": [OTHER, "unknown"]}])
-async def test_waiting_jobs_are_deleted_and_running_ones_are_not(client, scheduler, submit, body):
+async def test_waiting_jobs_are_deleted_and_running_ones_are_not(client, replica, scheduler, submit, body):
     await submit(JOB)
     await submit(OTHER)
-    scheduler.start(JOB)
+    await replica.start(JOB)
     response = await client.post("/api/queue", json=body)
     assert (response.status_code, response.content) == (200, b"")
-    assert (scheduler.jobs[JOB].state, scheduler.jobs[OTHER].state) == ("running", "cancelled")
+    assert ((await scheduler.job(JOB)).state, (await scheduler.job(OTHER)).state) == ("running", "cancelled")
 
 
 @pytest.mark.parametrize(("body", "stopped"), [(b"", True), (b'{"prompt_id": "%s"}' % JOB.encode(), True)])
-async def test_an_interrupt_stops_what_runs(client, scheduler, submit, body, stopped):
+async def test_an_interrupt_stops_what_runs(client, replica, scheduler, submit, body, stopped):
     await submit(JOB)
     await submit(OTHER)
-    scheduler.start(JOB)
+    await replica.start(JOB)
     response = await client.post("/api/interrupt", content=body, headers={"Content-Type": "application/json"})
     assert (response.status_code, response.content) == (200, b"")
-    assert (scheduler.jobs[JOB].state, scheduler.jobs[OTHER].state) == ("cancelled", "queued")
+    assert ((await scheduler.job(JOB)).state, (await scheduler.job(OTHER)).state) == ("cancelled", "queued")
 
 
 async def test_an_interrupt_of_a_job_that_waits_does_nothing(client, scheduler, submit):
     await submit(JOB)
     await client.post("/api/interrupt", json={"prompt_id": JOB})
-    assert scheduler.jobs[JOB].state == "queued"
+    assert (await scheduler.job(JOB)).state == "queued"
 
 
 # History --------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_job_is_in_the_history_from_its_end_on(client, scheduler, submit):
+async def test_a_job_is_in_the_history_from_its_end_on(client, replica, submit):
     await submit(JOB)
-    scheduler.start(JOB)
+    await replica.cached(JOB, ["1"])
+    await replica.start(JOB)
     assert await get(client, f"/api/history/{JOB}") == {} == await get(client, "/api/history")
-    scheduler.cached(JOB, ["1"])
-    scheduler.succeed(JOB, {"6": SHOWN})
+    await replica.succeed(JOB, {"6": SHOWN})
     entry = (await get(client, f"/api/history/{JOB}"))[JOB]
     assert entry["prompt"][1] == JOB
     assert entry["outputs"] == {"6": SHOWN}
@@ -92,10 +92,10 @@ async def test_a_job_is_in_the_history_from_its_end_on(client, scheduler, submit
     assert await get(client, "/api/history") == {JOB: entry}
 
 
-async def test_a_failure_is_told_as_the_error_event_was(client, scheduler, submit):
+async def test_a_failure_is_told_as_the_error_event_was(client, replica, submit):
     await submit(JOB)
-    scheduler.start(JOB)
-    scheduler.fail(JOB, FAILURE)
+    await replica.start(JOB)
+    await replica.fail(JOB, FAILURE)
     status = (await get(client, f"/api/history/{JOB}"))[JOB]["status"]
     assert (status["status_str"], status["completed"]) == ("error", False)
     name, data = status["messages"][-1]
@@ -104,10 +104,10 @@ async def test_a_failure_is_told_as_the_error_event_was(client, scheduler, submi
     assert (data["exception_type"], data["exception_message"]) == ("ValueError", "too hot\n")
 
 
-async def test_an_interrupted_job_is_in_the_history_and_a_withdrawn_one_is_not(client, scheduler, submit):
+async def test_an_interrupted_job_is_in_the_history_and_a_withdrawn_one_is_not(client, replica, submit):
     await submit(JOB)
     await submit(OTHER)
-    scheduler.start(JOB)
+    await replica.start(JOB)
     await client.post("/api/interrupt")
     await client.post("/api/queue", json={"clear": True})
     history = await get(client, "/api/history")
@@ -130,18 +130,18 @@ async def test_an_interrupted_job_is_in_the_history_and_a_withdrawn_one_is_not(c
         ({"max_items": 5, "offset": -1}, "012"),
     ],
 )
-async def test_the_history_is_a_window_of_ended_jobs_oldest_first(client, scheduler, submit, query, expected):
+async def test_the_history_is_a_window_of_ended_jobs_oldest_first(client, replica, submit, query, expected):
     for job_id in (JOB, OTHER, THIRD):
         await submit(job_id)
-        scheduler.succeed(job_id, {"6": SHOWN})
+        await replica.succeed(job_id, {"6": SHOWN})
     assert "".join(job_id[-1] for job_id in await get(client, "/api/history", **query)) == expected
 
 
 @pytest.mark.parametrize(("body", "left"), [({"clear": True}, []), ({"delete": [JOB, "unknown"]}, [OTHER])])
-async def test_history_can_be_forgotten(client, scheduler, submit, body, left):
+async def test_history_can_be_forgotten(client, replica, submit, body, left):
     for job_id in (JOB, OTHER):
         await submit(job_id)
-        scheduler.succeed(job_id, {})
+        await replica.succeed(job_id, {})
     response = await client.post("/api/history", json=body)
     assert (response.status_code, response.content) == (200, b"")
     assert list(await get(client, "/api/history")) == left
@@ -155,10 +155,10 @@ async def test_an_unknown_id_has_an_empty_history(client, path):
 # Jobs -----------------------------------------------------------------------------------------------------------------
 
 
-async def test_the_page_gets_the_members_its_schema_wants(client, scheduler, submit):
+async def test_the_page_gets_the_members_its_schema_wants(client, replica, submit):
     await submit(JOB, extra_data={"extra_pnginfo": {"workflow": {"id": "w-1"}}})
-    scheduler.start(JOB)
-    scheduler.succeed(JOB, {"6": SHOWN})
+    await replica.start(JOB)
+    await replica.succeed(JOB, {"6": SHOWN})
     answer = await get(client, "/api/jobs", status="completed,failed,cancelled", limit=64, offset=0)
     assert answer["pagination"] == {"offset": 0, "limit": 64, "total": 1, "has_more": False}
     [job] = answer["jobs"]
@@ -169,19 +169,20 @@ async def test_the_page_gets_the_members_its_schema_wants(client, scheduler, sub
     assert None not in job.values()
 
 
-async def test_pictures_that_are_saved_stand_for_a_job_before_any_other_output(client, scheduler, submit):
+async def test_pictures_that_are_saved_stand_for_a_job_before_any_other_output(client, replica, submit, example):
+    example["prompt"]["7"] = example["prompt"]["6"]
     await submit(JOB)
     temp = {"filename": "t.png", "subfolder": "", "type": "temp"}
-    scheduler.succeed(JOB, {"5": {"text": ["words"], "images": [temp]}, "6": SHOWN})
+    await replica.succeed(JOB, {"7": {"text": ["words"], "images": [temp]}, "6": SHOWN})
     [job] = (await get(client, "/api/jobs"))["jobs"]
     assert job["preview_output"]["filename"] == "a_00001_.png"
     assert job["outputs_count"] == 3
 
 
-async def test_a_failed_job_says_why(client, scheduler, submit):
+async def test_a_failed_job_says_why(client, replica, submit):
     await submit(JOB)
-    scheduler.start(JOB)
-    scheduler.fail(JOB, FAILURE)
+    await replica.start(JOB)
+    await replica.fail(JOB, FAILURE)
     [job] = (await get(client, "/api/jobs", status="failed"))["jobs"]
     error = job["execution_error"]
     assert {name: error[name] for name in ("node_id", "node_type", "exception_message", "exception_type")} == {
@@ -193,10 +194,10 @@ async def test_a_failed_job_says_why(client, scheduler, submit):
     assert error["traceback"] == ["line\n"]
 
 
-async def test_jobs_are_listed_by_state_order_and_window(client, scheduler, submit):
+async def test_jobs_are_listed_by_state_order_and_window(client, replica, submit):
     for job_id in (JOB, OTHER, THIRD):
         await submit(job_id)
-    scheduler.start(JOB)
+    await replica.start(JOB)
     listed = await get(client, "/api/jobs", status="in_progress,pending", sort_order="asc", limit=2)
     assert [(job["id"], job["status"]) for job in listed["jobs"]] == [(JOB, "in_progress"), (OTHER, "pending")]
     assert listed["pagination"] == {"offset": 0, "limit": 2, "total": 3, "has_more": True}
@@ -210,12 +211,12 @@ async def test_a_list_that_cannot_be_made_is_400_with_a_sentence(client, query):
     assert query.partition("=")[0] in response.json()["error"]
 
 
-async def test_one_job_comes_with_its_outputs_and_workflow(client, scheduler, submit):
+async def test_one_job_comes_with_its_outputs_and_workflow(client, replica, scheduler, submit):
     await submit(JOB)
     waiting = await get(client, f"/api/jobs/{JOB}")
-    assert waiting["workflow"]["prompt"] == scheduler.jobs[JOB].prompt
+    assert waiting["workflow"]["prompt"] == (await scheduler.job(JOB)).prompt
     assert "outputs" not in waiting
-    scheduler.succeed(JOB, {"6": SHOWN})
+    await replica.succeed(JOB, {"6": SHOWN})
     assert (await get(client, f"/api/jobs/{JOB}"))["outputs"] == {"6": SHOWN}
     missing = await client.get(f"/api/jobs/{OTHER}")
     assert (missing.status_code, missing.json()) == (404, {"error": "Job not found"})

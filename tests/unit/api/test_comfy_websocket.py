@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 import websockets
 
 from serve_app.api.app import create_app
 from serve_app.api.comfy import subscriptions
 from serve_app.errors import NotReadyError
+from serve_app.scheduler import board
 from serve_app.service import Service
+from tests.unit.api.http_server import listening
 
 JOB, OTHER = (f"550e8400-e29b-41d4-a716-44665544000{i}" for i in range(2))
 SHOWN = {"images": [{"filename": "a_00001_.png", "subfolder": "", "type": "output"}]}
@@ -27,16 +27,8 @@ SHOWN = {"images": [{"filename": "a_00001_.png", "subfolder": "", "type": "outpu
 @contextlib.asynccontextmanager
 async def ingress(service: Service) -> AsyncIterator[str]:
     """Run one ingress replica's application on a free port, in this event loop."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(create_app(service), log_level="error", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.005)
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        await serving
+    async with listening(create_app(service)) as url:
+        yield url.removeprefix("http://")
 
 
 @pytest.fixture
@@ -86,15 +78,15 @@ async def submit(host: str, example: dict[str, Any], job_id: str = JOB, client_i
         assert (await http.post("/api/prompt", json=body)).status_code == 200
 
 
-def run(scheduler, job_id: str = JOB) -> None:
+async def run(replica, job_id: str = JOB) -> None:
     """Let a job of one sampling and one output node run through."""
-    scheduler.start(job_id)
-    scheduler.cached(job_id, ["1"])
-    scheduler.executing(job_id, "3")
-    scheduler.progress(job_id, "3", 1, 2)
-    scheduler.finish(job_id, "3")
-    scheduler.executing(job_id, "6")
-    scheduler.succeed(job_id, {"6": SHOWN})
+    await replica.cached(job_id, ["1"])
+    await replica.start(job_id)
+    await replica.executing(job_id, "3")
+    await replica.progress(job_id, "3", 1, 2)
+    await replica.finish(job_id, "3")
+    await replica.executing(job_id, "6")
+    await replica.succeed(job_id, {"6": SHOWN})
 
 
 def kinds(frames: list[dict[str, Any]]) -> list[tuple[str, Any]]:
@@ -140,12 +132,12 @@ async def test_a_client_without_an_id_gets_one(server):
         assert len((await me.frame())["data"]["sid"]) == 32
 
 
-async def test_a_client_hears_its_job_in_comfyuis_order(server, scheduler, example):
+async def test_a_client_hears_its_job_in_comfyuis_order(server, replica, example):
     async with client(server) as me:
         await me.frame()
         await submit(server, example)
         assert kinds([await me.frame()]) == [("status", 1)]
-        run(scheduler)
+        await run(replica)
         frames = await me.job()
     assert kinds(frames) == STORY
     assert all(frame["data"]["prompt_id"] == JOB for frame in frames)
@@ -153,48 +145,48 @@ async def test_a_client_hears_its_job_in_comfyuis_order(server, scheduler, examp
     assert frames[5]["data"] == {"value": 1, "max": 2, "prompt_id": JOB, "node": "3"}
 
 
-async def test_the_queues_new_length_comes_between_a_jobs_success_and_its_end(server, scheduler, example):
+async def test_the_queues_new_length_comes_between_a_jobs_success_and_its_end(server, replica, example):
     async with client(server) as me:
         await submit(server, example)
-        run(scheduler)
+        await run(replica)
         await me.frames("execution_success")
         assert kinds([await me.frame(), await me.frame()]) == [("status", 0), ("executing", None)]
 
 
-async def test_the_history_is_there_when_the_end_is_heard(server, scheduler, example):
+async def test_the_history_is_there_when_the_end_is_heard(server, replica, example):
     async with client(server) as me, httpx.AsyncClient(base_url=f"http://{server}") as http:
         await submit(server, example)
-        run(scheduler)
+        await run(replica)
         await me.job()
         assert (await http.get(f"/api/history/{JOB}")).json()[JOB]["status"]["completed"] is True
 
 
-async def test_others_hear_the_queues_length_and_nothing_of_the_job(server, scheduler, example):
+async def test_others_hear_the_queues_length_and_nothing_of_the_job(server, replica, example):
     async with client(server, "other") as other, client(server) as me:
         await other.frame()
         await submit(server, example)
         assert kinds([await other.frame()]) == [("status", 1)]
-        run(scheduler)
+        await run(replica)
         await me.job()
         assert kinds([await other.frame()]) == [("status", 0)]
 
 
-async def test_a_job_without_a_client_is_told_to_nobody(server, scheduler, example):
+async def test_a_job_without_a_client_is_told_to_nobody(server, replica, example):
     async with client(server) as me:
         await me.frame()
         await submit(server, example, client_id=None)
         assert kinds([await me.frame()]) == [("status", 1)]
-        run(scheduler)
+        await run(replica)
         assert kinds([await me.frame()]) == [("status", 0)]
 
 
-async def test_a_failure_ends_with_its_error_and_no_success(server, scheduler, example):
+async def test_a_failure_ends_with_its_error_and_no_success(server, replica, example):
     failure = {"node": "3", "class_type": "KSampler", "exception_type": "ValueError", "message": "hot", "traceback": []}
     async with client(server) as me:
         await submit(server, example)
-        scheduler.start(JOB)
-        scheduler.executing(JOB, "3")
-        scheduler.fail(JOB, failure)
+        await replica.start(JOB)
+        await replica.executing(JOB, "3")
+        await replica.fail(JOB, failure)
         frames = await me.job()
     assert kinds(frames)[-2:] == [("execution_error", None), ("executing", None)]
     error = frames[-2]["data"]
@@ -202,11 +194,11 @@ async def test_a_failure_ends_with_its_error_and_no_success(server, scheduler, e
     assert {"executed", "exception_type", "traceback", "current_inputs", "current_outputs"} <= error.keys()
 
 
-async def test_an_interrupt_names_the_node_that_ran(server, scheduler, example):
+async def test_an_interrupt_names_the_node_that_ran(server, replica, example):
     async with client(server) as me, httpx.AsyncClient(base_url=f"http://{server}") as http:
         await submit(server, example)
-        scheduler.start(JOB)
-        scheduler.executing(JOB, "3")
+        await replica.start(JOB)
+        await replica.executing(JOB, "3")
         await http.post("/api/interrupt", json={"prompt_id": JOB})
         frames = await me.job()
     assert kinds(frames)[-2:] == [("execution_interrupted", None), ("executing", None)]
@@ -224,12 +216,15 @@ async def test_a_job_that_is_withdrawn_while_it_waits_is_a_change_of_the_queue_o
         assert kinds([await me.frame()]) == [("status", 1)]
 
 
-async def test_nothing_of_a_job_is_heard_before_its_submission_is_answered(server, service, scheduler, example):
+async def test_nothing_of_a_job_is_heard_before_its_submission_is_answered(
+    server, service, replica, example, monkeypatch
+):
+    monkeypatch.setattr(board, "ANSWER_S", 3600)
     async with client(server) as me:
         await me.frame()
         submitted = await service.submit({**example, "prompt_id": JOB, "client_id": "c"})
-        run(scheduler)
-        assert kinds([await me.frame()]) == [("status", 0)]
+        await run(replica)
+        assert kinds([await me.frame(), await me.frame()]) == [("status", 1), ("status", 0)]
         await service.answered(submitted)
         assert kinds(await me.job()) == STORY
 
@@ -243,12 +238,12 @@ async def test_flags_in_the_first_message_are_answered_with_the_servers(server):
 
 
 @pytest.mark.parametrize("first", ["not JSON", "[]", '{"type": "other"}'])
-async def test_flags_after_another_message_and_nonsense_are_ignored(server, scheduler, example, first):
+async def test_flags_after_another_message_and_nonsense_are_ignored(server, replica, example, first):
     async with client(server) as me:
         await me.say(first)
         await me.say({"type": "feature_flags", "data": {}})
         await submit(server, example)
-        run(scheduler)
+        await run(replica)
         assert "feature_flags" not in dict(kinds(await me.job()))
 
 
@@ -262,28 +257,28 @@ async def test_a_silent_client_hears_the_queues_length_again_and_again(server, m
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 
-async def picture(host: str, scheduler, example, flags: dict[str, Any] | None) -> bytes:
+async def picture(host: str, replica, example, flags: dict[str, Any] | None) -> bytes:
     """Return the first binary frame of a client that has said these flags."""
     async with websockets.connect(f"ws://{host}/ws?clientId=c") as connection:
         if flags is not None:
             await connection.send(json.dumps({"type": "feature_flags", "data": flags}))
             await Client(connection).frames("feature_flags")
         await submit(host, example)
-        scheduler.start(JOB)
-        scheduler.executing(JOB, "3")
-        scheduler.preview(JOB, "3", b"a JPEG")
+        await replica.start(JOB)
+        await replica.executing(JOB, "3")
+        await replica.preview(JOB, "3", b"a JPEG")
         while True:
             if isinstance(heard := await asyncio.wait_for(connection.recv(), 5), bytes):
                 return heard
 
 
 @pytest.mark.parametrize("flags", [None, {}, {"supports_preview_metadata": False}])
-async def test_a_picture_is_the_kind_of_frame_the_kind_of_image_and_the_image(server, scheduler, example, flags):
-    assert await picture(server, scheduler, example, flags) == struct.pack(">II", 1, 1) + b"a JPEG"
+async def test_a_picture_is_the_kind_of_frame_the_kind_of_image_and_the_image(server, replica, example, flags):
+    assert await picture(server, replica, example, flags) == struct.pack(">II", 1, 1) + b"a JPEG"
 
 
-async def test_a_client_that_wants_to_know_is_told_of_which_node_the_picture_is(server, scheduler, example):
-    frame = await picture(server, scheduler, example, {"supports_preview_metadata": True})
+async def test_a_client_that_wants_to_know_is_told_of_which_node_the_picture_is(server, replica, example):
+    frame = await picture(server, replica, example, {"supports_preview_metadata": True})
     kind, length = struct.unpack(">II", frame[:8])
     assert (kind, frame[8 + length :]) == (4, b"a JPEG")
     assert json.loads(frame[8 : 8 + length]) == {
@@ -299,49 +294,49 @@ async def test_a_client_that_wants_to_know_is_told_of_which_node_the_picture_is(
 # Returning ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_client_that_comes_after_its_job_hears_all_of_it(server, scheduler, example):
+async def test_a_client_that_comes_after_its_job_hears_all_of_it(server, replica, example):
     await submit(server, example)
-    run(scheduler)
+    await run(replica)
     async with client(server) as me:
         assert kinds(await me.job()) == STORY
 
 
-async def test_a_client_that_returns_hears_what_it_missed_once_and_in_order(server, scheduler, example):
+async def test_a_client_that_returns_hears_what_it_missed_once_and_in_order(server, replica, example):
     await submit(server, example)
     async with client(server) as me:
-        scheduler.start(JOB)
-        scheduler.cached(JOB, ["1"])
-        scheduler.executing(JOB, "3")
+        await replica.cached(JOB, ["1"])
+        await replica.start(JOB)
+        await replica.executing(JOB, "3")
         first = await me.frames("executing")
-    scheduler.progress(JOB, "3", 1, 2)
-    scheduler.finish(JOB, "3")
-    scheduler.executing(JOB, "6")
-    scheduler.succeed(JOB, {"6": SHOWN})
+    await replica.progress(JOB, "3", 1, 2)
+    await replica.finish(JOB, "3")
+    await replica.executing(JOB, "6")
+    await replica.succeed(JOB, {"6": SHOWN})
     async with client(server) as me:
         rest = await me.job()
     assert [frame for frame in kinds([*first, *rest]) if frame[0] != "status"] == STORY
 
 
-async def test_a_client_that_returns_while_its_job_runs_is_shown_where_it_stands_first(server, scheduler, example):
+async def test_a_client_that_returns_while_its_job_runs_is_shown_where_it_stands_first(server, replica, example):
     await submit(server, example)
     async with client(server) as me:
-        scheduler.start(JOB)
-        scheduler.executing(JOB, "3")
+        await replica.start(JOB)
+        await replica.executing(JOB, "3")
         await me.frames("executing")
     async with client(server) as me:
         assert kinds(await me.frames("progress_state")) == [("status", 1), ("state", {"3": "running"})]
 
 
-async def test_a_client_may_return_through_another_replica(service, scheduler, example):
+async def test_a_client_may_return_through_another_replica(service, replica, example):
     async with ingress(service) as one, ingress(service) as two:
         async with client(one) as me:
             await submit(two, example)
-            scheduler.start(JOB)
-            scheduler.executing(JOB, "3")
+            await replica.start(JOB)
+            await replica.executing(JOB, "3")
             await me.frames("executing")
-        scheduler.finish(JOB, "3")
+        await replica.finish(JOB, "3")
         async with client(two) as me:
-            scheduler.executing(JOB, "6")
+            await replica.executing(JOB, "6")
             heard = kinds(await me.frames("executing"))
     assert heard == [
         ("status", 1),
@@ -352,30 +347,30 @@ async def test_a_client_may_return_through_another_replica(service, scheduler, e
     ]
 
 
-async def test_each_output_is_heard_once_though_a_replica_dies(service, scheduler, example):
+async def test_each_output_is_heard_once_though_a_replica_dies(service, replica, example):
     heard: list[str] = []
+    example["prompt"] |= {"7": example["prompt"]["6"], "8": example["prompt"]["6"]}
     async with ingress(service) as two:
         async with ingress(service) as one:
             me = await websockets.connect(f"ws://{one}/ws?clientId=c")
             await submit(one, example)
-            scheduler.start(JOB)
-            scheduler.executed(JOB, "6", SHOWN)
+            await replica.start(JOB)
+            await replica.output(JOB, "6", SHOWN)
             heard += [frame["type"] for frame in await Client(me).frames("executed")]
-        scheduler.executed(JOB, "7", SHOWN)
+        await replica.output(JOB, "7", SHOWN)
         async with client(two) as again:
-            scheduler.executed(JOB, "8", SHOWN)
-            scheduler.succeed(JOB, {})
+            await replica.output(JOB, "8", SHOWN)
             frames = await again.job()
         await me.close()
     assert heard.count("executed") == 1
     assert [frame["data"]["node"] for frame in frames if frame["type"] == "executed"] == ["7", "8"]
 
 
-async def test_a_newer_socket_takes_over_and_the_older_one_falls_silent(service, scheduler, example):
+async def test_a_newer_socket_takes_over_and_the_older_one_falls_silent(service, replica, example):
     async with ingress(service) as one, ingress(service) as two, client(one) as old, client(two) as new:
         await old.frame()
         await submit(one, example)
-        run(scheduler)
+        await run(replica)
         assert kinds(await new.job()) == STORY
         told = []
         with contextlib.suppress(TimeoutError):
@@ -384,14 +379,14 @@ async def test_a_newer_socket_takes_over_and_the_older_one_falls_silent(service,
         assert {kind for kind, _ in kinds(told)} <= {"status"}
 
 
-async def test_a_socket_of_the_same_client_that_goes_does_not_take_the_newer_one_with_it(server, scheduler, example):
+async def test_a_socket_of_the_same_client_that_goes_does_not_take_the_newer_one_with_it(server, replica, example):
     async with client(server) as new:
         async with client(server) as old:
             await old.frame()
         async with client(server) as newest:
             await newest.frame()
             await submit(server, example)
-            run(scheduler)
+            await run(replica)
             assert kinds(await newest.job()) == STORY
         await new.frame()
 
@@ -403,7 +398,7 @@ async def test_a_server_that_is_not_ready_refuses_the_connection(server, schedul
             pass
 
 
-async def test_sockets_outlive_a_scheduler_that_is_away(server, scheduler, example, monkeypatch):
+async def test_sockets_outlive_a_scheduler_that_is_away(server, replica, scheduler, example, monkeypatch):
     monkeypatch.setattr(subscriptions, "RETRY_S", 0.02)
     monkeypatch.setattr(subscriptions, "KEEPALIVE_S", 0.1)
     async with client(server) as me:
@@ -412,5 +407,5 @@ async def test_sockets_outlive_a_scheduler_that_is_away(server, scheduler, examp
         await asyncio.sleep(0.15)
         scheduler.refusal = None
         await submit(server, example)
-        run(scheduler)
+        await run(replica)
         assert kinds(await me.job()) == STORY

@@ -10,10 +10,10 @@ import pytest
 
 from serve_app.api.app import create_app
 from serve_app.errors import NotReadyError, UnavailableError
-from serve_app.scheduler.messages import ClusterView, Gpu, HostStats
+from serve_app.scheduler.messages import Gpu, HostStats
 from serve_app.service import Service
 from tests.unit.api.conftest import DOCUMENT
-from tests.unit.api.memory_scheduler import MemoryScheduler
+from tests.unit.api.scripted_replica import scripted
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
 
@@ -41,10 +41,11 @@ async def test_an_idle_queue_is_empty_and_null(client):
     assert queue == {"queue_pending": [], "queue_running": None, "running": []}
 
 
-async def test_the_queue_names_the_job_that_started_first_and_lists_all_that_run(client, scheduler, example):
-    first, second, third = [await queued(client, example) for _ in range(3)]
-    scheduler.start(second)
-    scheduler.start(first)
+async def test_the_queue_names_the_job_that_started_first_and_lists_all_that_run(client, replica, example):
+    first, third = await queued(client, example), await queued(client, example)
+    second = await queued(client, example, front=True)
+    await replica.start(second)
+    await replica.start(first)
     queue = (await client.get("/queue")).json()
     conforms("QueueStatus", queue)
     assert queue["queue_running"] == second
@@ -53,33 +54,33 @@ async def test_the_queue_names_the_job_that_started_first_and_lists_all_that_run
     assert queue["queue_pending"][0][1]["prompt"]["1"]["class_type"] == "CheckpointLoaderSimple"
 
 
-async def test_history_follows_a_job_from_acceptance_to_success(client, scheduler: MemoryScheduler, example):
+async def test_history_follows_a_job_from_acceptance_to_success(client, replica, scheduler, example):
     job_id = await queued(client, example)
     entry = await history(client, job_id)
     assert entry["status"] == {"status_code": 0, "completed": False, "status_str": "queued", "messages": []}
-    assert entry["timestamp"] == scheduler.jobs[job_id].created_s
+    assert entry["timestamp"] == (await scheduler.job(job_id)).created_s
 
-    scheduler.start(job_id)
-    scheduler.progress(job_id, "3", 10, 20)
+    await replica.start(job_id)
+    await replica.progress(job_id, "3", 10, 20)
     entry = await history(client, job_id)
-    assert entry["status"] == {"status_code": 49, "completed": False, "status_str": "running", "messages": []}
+    assert entry["status"] == {"status_code": 40, "completed": False, "status_str": "running", "messages": []}
 
     outputs = {"6": {"images": [{"filename": "output_00001_.png", "subfolder": "", "type": "output"}]}}
-    scheduler.succeed(job_id, outputs)
+    await replica.succeed(job_id, outputs)
     entry = await history(client, job_id)
     assert entry["status"] == {"status_code": 100, "completed": True, "status_str": "success", "messages": []}
     assert entry["outputs"] == outputs
-    assert entry["timestamp"] == scheduler.jobs[job_id].ended_s
+    assert entry["timestamp"] == (await scheduler.job(job_id)).ended_s
 
 
 @pytest.mark.parametrize(
     ("node", "class_type", "where"),
     [("3", "KSampler", "KSampler 3"), ("3", "", "node 3"), ("", "", "the job")],
 )
-async def test_history_says_why_and_where_a_job_failed(client, scheduler, example, node, class_type, where):
+async def test_history_says_why_and_where_a_job_failed(client, replica, example, node, class_type, where):
     job_id = await queued(client, example)
     reason = {"exception_type": "NodeError", "message": "steps must be at least 1", "traceback": ["…"]}
-    scheduler.fail(job_id, {"node": node, "class_type": class_type, **reason})
+    await replica.fail(job_id, {"node": node, "class_type": class_type, **reason})
     status = (await history(client, job_id))["status"]
     assert (status["completed"], status["status_str"]) == (False, "error")
     assert status["status_code"] < 100
@@ -101,9 +102,9 @@ async def test_history_holds_the_prompt_as_comfyui_does_without_credentials(clie
     response = await client.get(f"/history/{job_id}")
     number, identity, prompt, extra_data, outputs = response.json()[job_id]["prompt"]
     assert (number, identity, outputs) == (7, job_id, ["6"])
-    assert prompt == scheduler.jobs[job_id].prompt
+    assert prompt == (await scheduler.job(job_id)).prompt
     assert extra_data == {"extra_pnginfo": {"workflow": {}}}
-    assert scheduler.jobs[job_id].extra_data["auth_token_comfy_org"] == "secret"
+    assert (await scheduler.job(job_id)).extra_data["auth_token_comfy_org"] == "secret"
 
 
 @pytest.mark.parametrize("job_id", [UNKNOWN, "no-uuid", "%00", "..", "%F0%9F%90%88", "a" * 5000])
@@ -115,10 +116,12 @@ async def test_an_unknown_id_has_an_empty_history(client, job_id):
         assert response.status_code == 404
 
 
-async def test_files_that_a_node_calls_animated_are_gifs_and_images(client, scheduler, example):
+async def test_files_that_a_node_calls_animated_are_gifs_and_images(client, replica, example):
+    example["prompt"]["7"] = example["prompt"]["6"]
     job_id = await queued(client, example)
     file = {"filename": "a_00001_.webp", "subfolder": "", "type": "output"}
-    scheduler.succeed(job_id, {"6": {"images": [file], "animated": [True]}, "7": {"images": [], "animated": [False]}})
+    shown = {"6": {"images": [file], "animated": [True]}, "7": {"images": [], "animated": [False]}}
+    await replica.succeed(job_id, shown)
     response = await client.get(f"/history/{job_id}")
     assert response.json()[job_id]["outputs"] == {
         "6": {"images": [file], "gifs": [file], "animated": [True]},
@@ -126,9 +129,9 @@ async def test_files_that_a_node_calls_animated_are_gifs_and_images(client, sche
     }
 
 
-async def test_values_that_json_cannot_hold_are_shown_as_null(client, scheduler, example):
+async def test_values_that_json_cannot_hold_are_shown_as_null(client, replica, example):
     job_id = await queued(client, example)
-    scheduler.succeed(job_id, {"6": {"score": [float("nan"), 1.5], "text": ["\ud800"]}})
+    await replica.succeed(job_id, {"6": {"score": [float("nan"), 1.5], "text": ["\ud800"]}})
     response = await client.get(f"/history/{job_id}")
     assert response.json()[job_id]["outputs"] == {"6": {"score": [None, 1.5], "text": ["\ud800"]}}
 
@@ -139,16 +142,17 @@ async def test_system_stats_add_up_every_host_and_count_each_gpu_once(volume):
         HostStats("a", 64_000, 16_000, 48_000, (gpus[0], gpus[1])),
         HostStats("b", 32_000, 8_000, 24_000, (gpus[1], gpus[2])),
     )
-    scheduler = MemoryScheduler(cluster=ClusterView(hosts, (), 12.5, 1))
-    app = create_app(Service(scheduler, volume, lambda folder: []))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        stats = (await client.get("/system_stats")).json()
+    async with scripted(host=hosts[0]) as replica:
+        await replica.announce(host=hosts[1])
+        app = create_app(Service(replica.scheduler.client, volume, lambda folder: []))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            stats = (await client.get("/system_stats")).json()
     conforms("SystemStats", stats)
+    assert 0 <= stats.pop("uptime") < 3600
     card = {"name": "H100", "vram_total": 80_000, "vram_free": 60_000, "vram_used": 20_000}
     assert stats == {
         "gpus": [card] * 3,
         "ram": {"total": 96_000, "used": 24_000, "available": 72_000},
-        "uptime": 12.5,
     }
 
 
@@ -198,7 +202,10 @@ async def test_a_wrong_method_is_405_and_names_the_right_ones(client, method, pa
 
 
 async def test_an_unforeseen_failure_is_a_500_that_keeps_its_reason_to_the_log(client, scheduler, caplog, monkeypatch):
-    monkeypatch.setattr(scheduler, "_cluster", None)
+    async def broken():
+        return None
+
+    monkeypatch.setattr(scheduler, "cluster", broken)
     with caplog.at_level("ERROR", "serve_app.api"):
         response = await client.get("/system_stats")
     assert response.status_code == 500

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,9 +92,11 @@ async def test_a_request_that_is_answered_before_its_body_is_whole_leaves_its_ro
 
 
 async def test_polls_and_sockets_share_a_room_and_are_refused_beyond_it(service, scheduler, client, example):
+    service.limits = replace(service.limits, poll_s=3600)
     await client.post("/prompt", json={**example, "prompt_id": JOB})
+    [queued] = await scheduler.events(JOB, 0, 0)
     app = create_app(service, crowd=Crowd(listeners=2))
-    query = "after=1&timeout_s=30"
+    query = f"after={queued.seq}&timeout_s=3600"
     poll = Asked(app, "GET", f"/jobs/{JOB}/events", query=query)
     socket = Asked(app, "GET", "/ws", "websocket")
     socket.incoming.put_nowait({"type": "websocket.connect"})
@@ -116,7 +119,7 @@ async def test_polls_and_sockets_share_a_room_and_are_refused_beyond_it(service,
     await third.go()
 
 
-async def test_a_socket_whose_client_does_not_read_is_let_go_of(service, scheduler, monkeypatch):
+async def test_a_socket_whose_client_does_not_read_is_let_go_of(service, client, example, monkeypatch):
     monkeypatch.setattr(subscriptions, "SEND_S", 0.01)
     app = create_app(service)
     socket = Asked(app, "GET", "/ws", "websocket")
@@ -131,7 +134,7 @@ async def test_a_socket_whose_client_does_not_read_is_let_go_of(service, schedul
     socket.incoming.put_nowait({"type": "websocket.connect"})
     while len(socket.sent) < 2:
         await asyncio.sleep(0)
-    scheduler.feeds.queue_is(5)
+    await client.post("/prompt", json=example)
     await asyncio.wait_for(socket.task, 20)
     assert stuck.is_set()
 

@@ -55,12 +55,12 @@ async def handshake(service, headers, allowed=LOOPBACK):
         {"Host": "127.0.0.1.evil.example:8188"},
     ],
 )
-async def test_what_a_page_of_another_site_sends_is_refused_in_the_dialects_words(service, scheduler, path, headers):
+async def test_what_a_page_of_another_site_sends_is_refused_in_the_dialects_words(service, replica, path, headers):
     answer = await ask(service, "POST", path, headers)
     assert answer.status_code == 403
     body = answer.json()
     assert body["error"]["type"] == "foreign_page" if path.startswith("/api") else body["status_code"] == 403
-    assert not scheduler.jobs
+    assert not (await replica.jobs())
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ async def test_a_link_from_another_site_leads_into_a_page(service, path):
     assert (await ask(service, "GET", path, {**headers, "Sec-Fetch-Dest": "iframe"})).status_code == 403
 
 
-async def test_a_link_from_another_site_leads_to_no_route_of_a_pack(service, scheduler):
+async def test_a_link_from_another_site_leads_to_no_route_of_a_pack(service, replica):
     async def relay(pool, call):
         raise AssertionError("passed on")
 
     service.relay = relay
-    scheduler.pack_routes = {"gpu": (PackRoute("GET", "/manager/reboot"),)}
+    await replica.announce(routes=(PackRoute("GET", "/manager/reboot"),))
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
     assert (await ask(service, "GET", "/manager/reboot", link)).status_code == 403
     assert (await ask(service, "GET", "/manager/reboot", {"Sec-Fetch-Site": "same-site"})).status_code == 403

@@ -22,7 +22,7 @@ from serve_app.nodes.routes import PackCall, PackRoute
 from serve_app.service import Limits, Service
 from serve_app.store.volume import Volume
 from tests.unit.api.http_server import serve
-from tests.unit.api.memory_scheduler import MemoryScheduler
+from tests.unit.api.scripted_replica import ScriptedReplica, scripted
 
 PACK = """
     import os
@@ -152,9 +152,14 @@ def packs(tmp_path: Path) -> Packs:
 
 
 @pytest.fixture
-async def service(packs: Packs, tmp_path: Path) -> AsyncIterator[Service]:
-    scheduler, served = MemoryScheduler(), RouteServer(PromptServer.instance.app, LIMIT_BYTES)
-    scheduler.pack_routes = {"gpu": (), "cpu": packs.routes["custom_nodes.mine"]}
+async def replica(packs: Packs) -> AsyncIterator[ScriptedReplica]:
+    async with scripted(routes={"gpu": (), "cpu": packs.routes["custom_nodes.mine"]}) as replica:
+        yield replica
+
+
+@pytest.fixture
+async def service(replica: ScriptedReplica) -> AsyncIterator[Service]:
+    served = RouteServer(PromptServer.instance.app, LIMIT_BYTES)
 
     async def relay(pool: str, call: Any) -> Any:
         if pool != "cpu":
@@ -162,7 +167,7 @@ async def service(packs: Packs, tmp_path: Path) -> AsyncIterator[Service]:
         return await served.answer(call)
 
     limits = Limits(upload_bytes=LIMIT_BYTES)
-    yield Service(scheduler, Volume({}), lambda folder: [], limits, relay=relay)
+    yield Service(replica.scheduler.client, Volume({}), lambda folder: [], limits, relay=relay)
     await served.close()
 
 
@@ -171,12 +176,6 @@ async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
-
-
-def scheduler_of(service: Service) -> MemoryScheduler:
-    found = service._scheduler
-    assert isinstance(found, MemoryScheduler)
-    return found
 
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
@@ -272,9 +271,9 @@ async def test_a_pack_that_fails_has_no_routes(packs: Packs) -> None:
 
 
 async def test_the_first_pool_that_has_a_route_is_asked_and_503_says_to_come_back(
-    client: httpx.AsyncClient, service: Service
+    client: httpx.AsyncClient, replica: ScriptedReplica
 ) -> None:
-    scheduler_of(service).pack_routes["gpu"] = (PackRoute("GET", "/mine/file"),)
+    await replica.announce("gpu", (PackRoute("GET", "/mine/file"),))
     answer = await client.get("/mine/file")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert answer.json()["detail"] == "there is no replica of gpu"
@@ -294,9 +293,11 @@ async def test_a_caller_that_goes_while_the_handlers_start_takes_nothing_from_th
     assert (await service.relay("cpu", call)).status == 200
 
 
-async def test_without_packs_nobody_is_asked_for_routes(service: Service, client: httpx.AsyncClient) -> None:
+async def test_without_packs_nobody_is_asked_for_routes(
+    service: Service, client: httpx.AsyncClient, replica: ScriptedReplica
+) -> None:
     service.relay = None
-    scheduler_of(service).refusal = NotReadyError("not asked")
+    replica.scheduler.refusal = NotReadyError("not asked")
     answer = await client.get("/mine/file")
     assert answer.status_code == 404
     assert json.loads(answer.content)["error"] == "Not found"

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve_app.errors import DrainingError, NotReadyError, QueueFullError
-from tests.unit.api.memory_scheduler import MemoryScheduler
 
 JOB = "550e8400-e29b-41d4-a716-446655440000"
 
@@ -25,14 +24,14 @@ async def refused(client: httpx.AsyncClient, body: Any) -> str:
     return detail
 
 
-async def test_the_contracts_example_is_queued(client, scheduler: MemoryScheduler, example):
+async def test_the_contracts_example_is_queued(client, scheduler, example):
     response = await client.post("/prompt", json=example)
     assert response.status_code == 200
     job_id = response.json()["prompt_id"]
     assert response.json() == {"prompt_id": str(UUID(job_id)), "number": 0}
-    assert scheduler.jobs[job_id].outputs_to_execute == ("6",)
-    assert scheduler.jobs[job_id].client_id == "client-001"
-    assert scheduler.jobs[job_id].prompt["5"]["inputs"] == {"samples": ["3", 0], "vae": ["1", 2]}
+    assert (await scheduler.job(job_id)).outputs_to_execute == ("6",)
+    assert (await scheduler.job(job_id)).client_id == "client-001"
+    assert (await scheduler.job(job_id)).prompt["5"]["inputs"] == {"samples": ["3", 0], "vae": ["1", 2]}
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "image/png", ""])
@@ -95,9 +94,9 @@ async def test_a_body_that_is_no_strict_json_object_is_refused_saying_why(client
         ({"partial_execution_targets": [6]}, "'partial_execution_targets' must be a list of node ids, not a list"),
     ],
 )
-async def test_a_wrong_member_is_refused_naming_it_and_what_is_allowed(client, scheduler, example, change, said):
+async def test_a_wrong_member_is_refused_naming_it_and_what_is_allowed(client, replica, example, change, said):
     assert said in await refused(client, {**example, **change})
-    assert scheduler.jobs == {}
+    assert (await replica.jobs()) == {}
 
 
 async def test_every_wrong_member_is_named_not_only_the_first(client):
@@ -105,27 +104,27 @@ async def test_every_wrong_member_is_named_not_only_the_first(client):
     assert all(name in detail for name in ["'prompt' is missing", "'front'", "'x'", "'y'"])
 
 
-async def test_every_problem_of_a_graph_is_named(client, scheduler, example):
+async def test_every_problem_of_a_graph_is_named(client, replica, example):
     example["prompt"]["3"]["inputs"]["sampler_name"] = "eular"
     example["prompt"]["3"]["inputs"]["cfg"] = 101
     example["prompt"]["5"]["inputs"]["vae"] = ["1", 9]
     example["prompt"]["6"]["class_type"] = "SafeImage"
     detail = await refused(client, example)
     assert all(name in detail for name in ["eular", "euler", "101", "VAEDecode 5", "SafeImage"])
-    assert scheduler.jobs == {}
+    assert (await replica.jobs()) == {}
 
 
-async def test_one_bad_output_refuses_the_whole_graph(client, scheduler, example):
+async def test_one_bad_output_refuses_the_whole_graph(client, replica, example):
     example["prompt"]["7"] = {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}
     assert "SaveImage 7" in await refused(client, example)
-    assert scheduler.jobs == {}
+    assert (await replica.jobs()) == {}
 
 
-async def test_the_same_prompt_id_is_queued_once(client, scheduler, example):
+async def test_the_same_prompt_id_is_queued_once(client, replica, example):
     first = await client.post("/prompt", json={**example, "prompt_id": JOB})
     again = await client.post("/prompt", json={**example, "prompt_id": JOB})
     assert first.json() == again.json() == {"prompt_id": JOB, "number": 0}
-    assert list(scheduler.jobs) == [JOB]
+    assert list(await replica.jobs()) == [JOB]
 
 
 async def test_a_number_between_two_is_left_out_of_the_answer_because_the_contract_has_an_integer(client, example):
@@ -133,10 +132,10 @@ async def test_a_number_between_two_is_left_out_of_the_answer_because_the_contra
     assert "number" not in (await client.post("/prompt", json={**example, "number": 0.5})).json()
 
 
-async def test_only_the_chosen_targets_are_queued(client, scheduler, example):
+async def test_only_the_chosen_targets_are_queued(client, replica, example):
     example["prompt"]["7"] = {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "x"}}
     response = await client.post("/prompt", json={**example, "partial_execution_targets": ["7"]})
-    assert scheduler.jobs[response.json()["prompt_id"]].outputs_to_execute == ("7",)
+    assert (await replica.jobs())[response.json()["prompt_id"]].outputs_to_execute == ("7",)
 
 
 async def test_a_body_over_the_limit_is_refused_by_its_length(client):

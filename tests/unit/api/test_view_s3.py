@@ -11,14 +11,14 @@ from serve_app.api.app import create_app
 from serve_app.service import Service
 from serve_app.store.s3 import S3
 from serve_app.store.store import FileRef
-from tests.unit.api.memory_scheduler import MemoryScheduler
+from tests.unit.api.scripted_replica import Reached
 
 BYTES = bytes(range(256)) * 4000
 VIEW = "/view?filename=ü.png&subfolder=sub"
 
 
-async def reached(store: S3) -> AsyncIterator[httpx.AsyncClient]:
-    service = Service(MemoryScheduler(), store, lambda folder: [])
+async def reached(scheduler: Reached, store: S3) -> AsyncIterator[httpx.AsyncClient]:
+    service = Service(scheduler.client, store, lambda folder: [])
     transport = httpx.ASGITransport(app=create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
@@ -31,14 +31,14 @@ def written(bucket):
 
 
 @pytest.fixture
-async def client(written):
-    async for client in reached(S3(written)):
+async def client(scheduler, written):
+    async for client in reached(scheduler, S3(written)):
         yield client
 
 
 @pytest.fixture
-async def linking(written):
-    async for client in reached(S3(written, links_s=60)):
+async def linking(scheduler, written):
+    async for client in reached(scheduler, S3(written, links_s=60)):
         yield client
 
 
@@ -77,8 +77,8 @@ async def test_a_link_leads_to_the_same_bytes_type_and_tag(client, linking):
     assert (await linking.head(VIEW)).status_code == 200
 
 
-async def test_a_store_that_refuses_is_503_with_the_reason(bucket_of):
-    async for client in reached(S3(bucket_of("no-such-bucket"))):
+async def test_a_store_that_refuses_is_503_with_the_reason(scheduler, bucket_of):
+    async for client in reached(scheduler, S3(bucket_of("no-such-bucket"))):
         response = await client.get(VIEW)
         assert (response.status_code, response.headers["retry-after"]) == (503, "5")
         assert "NoSuchBucket" in response.json()["detail"]

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,61 @@ from serve_app.api.app import create_app
 from serve_app.service import Service
 from serve_app.store.store import FileRef
 from serve_app.store.volume import Volume
-from tests.unit.api.conftest import FILES, example, scheduler, volume
-from tests.unit.api.http_server import serve
-from tests.unit.api.memory_scheduler import MemoryScheduler
+from tests.unit.api.conftest import FILES, example, volume
+from tests.unit.api.http_server import Background, serve
+from tests.unit.api.scripted_replica import ScriptedReplica, scripted
 
-__all__ = ["example", "scheduler", "volume"]
+__all__ = ["example", "volume"]
 
 IMAGE = {"filename": "a_00001_.png", "subfolder": "sub", "type": "output"}
 
 
+class Server:
+    """A server in a thread of its own, whose jobs the test moves on."""
+
+    def __init__(self, background: Background, replica: ScriptedReplica) -> None:
+        self.background = background
+        self.replica = replica
+
+    def next_job(self, work: Callable[[ScriptedReplica, str], Awaitable[None]]) -> Future[None]:
+        """Do this to the next job, as a replica would, while the command under test waits."""
+
+        async def working() -> None:
+            job_id = await self.replica.take()
+            try:
+                await work(self.replica, job_id)
+            except Exception as error:  # else the command would wait for ever
+                failure = {"exception_type": type(error).__name__, "message": str(error)}
+                await self.replica.fail(job_id, {"node": "", "class_type": "", **failure})
+                raise
+
+        return self.background.begin(working())
+
+    def jobs(self) -> dict[str, Any]:
+        """Return the jobs there are, as `ScriptedReplica.jobs`."""
+        return {**self.background.run(self.replica.jobs())}
+
+
+@pytest.fixture(autouse=True)
+def log_of_its_own() -> Iterator[None]:
+    """Commands send this process's log to standard error, which is another one in the next test."""
+    yield
+    logger = logging.getLogger("serve_app")
+    logger.handlers.clear()
+    logger.propagate = True
+
+
 @pytest.fixture
-def url(scheduler: MemoryScheduler, volume: Volume) -> Iterator[str]:
-    """The address of a server whose jobs the test moves on."""
-    yield from serve(create_app(Service(scheduler, volume, lambda folder: FILES[folder])))
+def server() -> Iterator[Server]:
+    with Background() as background, background.entered(scripted()) as replica:
+        yield Server(background, replica)
+
+
+@pytest.fixture
+def url(server: Server, volume: Volume) -> Iterator[str]:
+    """The server's address."""
+    service = Service(server.replica.scheduler.client, volume, lambda folder: FILES[folder])
+    yield from serve(create_app(service), server.background)
 
 
 @pytest.fixture
@@ -35,34 +78,19 @@ def workflow(tmp_path: Path, example: dict[str, Any]) -> Path:
     return path
 
 
-class Worker(threading.Thread):
-    """Does to the next job whatever the test says, as a replica would, while the command under test waits."""
-
-    def __init__(self, scheduler: MemoryScheduler, work) -> None:
-        super().__init__(daemon=True)
-        self._scheduler, self._work = scheduler, work
-        self.start()
-
-    def run(self) -> None:
-        while not self._scheduler.jobs:
-            threading.Event().wait(0.01)
-        self._work(self._scheduler, next(iter(self._scheduler.jobs)))
-
-
-def makes(volume: Volume, data: bytes = b"image"):
+def makes(volume: Volume, data: bytes = b"image") -> Callable[[ScriptedReplica, str], Awaitable[None]]:
     """Return work that saves one image."""
 
-    def work(scheduler: MemoryScheduler, job_id: str) -> None:
-        scheduler.start(job_id)
+    async def work(replica: ScriptedReplica, job_id: str) -> None:
         for step in (1, 10, 20):
-            scheduler.progress(job_id, "3", step, 20)
+            await replica.progress(job_id, "3", step, 20)
         volume.write(FileRef("output", IMAGE["subfolder"], IMAGE["filename"]), data)
-        scheduler.succeed(job_id, {"6": {"images": [IMAGE, IMAGE]}})
+        [target] = (await replica.jobs())[job_id].outputs_to_execute
+        await replica.succeed(job_id, {target: {"images": [IMAGE, IMAGE]}})
 
     return work
 
 
-def fails(scheduler: MemoryScheduler, job_id: str) -> None:
-    scheduler.start(job_id)
+async def fails(replica: ScriptedReplica, job_id: str) -> None:
     failure = {"node": "3", "class_type": "KSampler", "exception_type": "NodeError", "message": "no such sampler"}
-    scheduler.fail(job_id, failure)
+    await replica.fail(job_id, failure)

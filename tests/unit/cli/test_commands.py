@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,10 @@ def test_models_nodes_and_status_are_listed(url, capsys):
     assert main(["nodes", "--server", url]) == 0
     assert "KSampler " in capsys.readouterr().out
     assert main(["status", "--server", url]) == 0
-    assert capsys.readouterr().out == "up 2 s, 0 jobs running, 0 waiting\n"
+    first, host, replica = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"up \d+ s, 0 jobs running, 0 waiting", first)
+    assert host == "host host: 48000 of 64000 MB memory available"
+    assert replica == "replica cpu-at-rest (cpu): 0 of 0 tasks, holds no model"
 
 
 def test_cancelling_what_does_not_run_says_so_and_fails(url, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.cli import main
-from tests.unit.cli.conftest import Worker, makes
+from tests.unit.cli.conftest import makes
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def test_a_file_that_cannot_be_written_is_named(saved, tmp_path, capsys):
     assert f"{tmp_path / 'none' / 'a.json'}: No such file" in capsys.readouterr().err
 
 
-def test_a_saved_workflow_is_submitted_and_travels_along(url, scheduler, volume, saved, tmp_path):
-    Worker(scheduler, makes(volume))
+def test_a_saved_workflow_is_submitted_and_travels_along(url, server, volume, saved, tmp_path):
+    server.next_job(makes(volume))
     assert main(["submit", str(saved), "--set", "3.seed=9", "--server", url, "--out", str(tmp_path / "out")]) == 0
-    [job] = scheduler.jobs.values()
+    [job] = server.jobs().values()
     assert job.prompt["3"]["inputs"]["seed"] == 9
     assert job.extra_data["extra_pnginfo"]["workflow"] == json.loads(saved.read_text())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -12,93 +13,94 @@ import pytest
 from serve_app.cli import main
 from serve_app.cli.submit import images, save
 from serve_app.errors import FileMissingError, QueueFullError
-from tests.unit.cli.conftest import IMAGE, Worker, fails, makes
+from tests.unit.cli.conftest import IMAGE, fails, makes
 
 
-def test_a_workflow_is_run_and_its_images_saved_where_asked(url, scheduler, volume, workflow, tmp_path, capsys):
-    Worker(scheduler, makes(volume))
+def test_a_workflow_is_run_and_its_images_saved_where_asked(url, server, volume, workflow, tmp_path, capsys):
+    server.next_job(makes(volume))
     out = tmp_path / "out"
     assert main(["submit", str(workflow), "--server", url, "--out", str(out)]) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{out / 'sub' / 'a_00001_.png'}\n"
     assert (out / "sub" / "a_00001_.png").read_bytes() == b"image"
-    job_id = next(iter(scheduler.jobs))
+    job_id = next(iter(server.jobs()))
     lines = printed.err.splitlines()
-    assert lines == [f"job {job_id}", "queued", "started", *(f"KSampler 3: {n}/20" for n in (1, 10, 20)), "success"]
+    steps = [f"KSampler 3: {n}/20" for n in (1, 10, 20)]
+    assert lines == [f"job {job_id}", "queued", "started", "cached", *steps, "success"]
 
 
-def test_a_whole_body_keeps_its_other_members(url, scheduler, volume, workflow, tmp_path, example):
+def test_a_whole_body_keeps_its_other_members(url, server, volume, workflow, tmp_path, example):
     example["prompt_id"] = "550e8400-e29b-41d4-a716-446655440000"
     workflow.write_text(json.dumps(example))
-    Worker(scheduler, makes(volume))
+    server.next_job(makes(volume))
     assert main(["submit", str(workflow), "--server", f"{url}/", "--out", str(tmp_path / "out")]) == 0
-    [job] = scheduler.jobs.values()
+    [job] = server.jobs().values()
     assert (job.job_id, job.client_id) == (example["prompt_id"], "client-001")
 
 
-def test_a_strict_job_is_asked_for_beside_what_the_body_says(url, scheduler, volume, workflow, tmp_path, example):
+def test_a_strict_job_is_asked_for_beside_what_the_body_says(url, server, volume, workflow, tmp_path, example):
     workflow.write_text(json.dumps({**example, "extra_data": {"extra_pnginfo": {}}}))
-    Worker(scheduler, makes(volume))
+    server.next_job(makes(volume))
     assert main(["submit", str(workflow), "--server", url, "--out", str(tmp_path / "out"), "--strict"]) == 0
-    [job] = scheduler.jobs.values()
+    [job] = server.jobs().values()
     assert job.extra_data == {"extra_pnginfo": {}, "strict": True}
 
 
-def test_inputs_are_set_from_the_command_line(url, scheduler, volume, workflow, tmp_path):
-    Worker(scheduler, makes(volume))
+def test_inputs_are_set_from_the_command_line(url, server, volume, workflow, tmp_path):
+    server.next_job(makes(volume))
     changes = ["--set", "3.seed=7", "--set", "2.text=a = b"]
     assert main(["submit", str(workflow), "--server", url, "--out", str(tmp_path / "out"), *changes]) == 0
-    [job] = scheduler.jobs.values()
+    [job] = server.jobs().values()
     assert job.prompt["3"]["inputs"]["seed"] == 7
     assert job.prompt["2"]["inputs"]["text"] == "a = b"
 
 
-def test_a_failed_job_ends_with_the_servers_reason(url, scheduler, workflow, capsys):
-    Worker(scheduler, fails)
+def test_a_failed_job_ends_with_the_servers_reason(url, server, workflow, capsys):
+    server.next_job(fails)
     assert main(["submit", str(workflow), "--server", url]) == 1
     assert "serve-app: error: KSampler 3: NodeError: no such sampler" in capsys.readouterr().err
 
 
-def test_a_refused_workflow_ends_with_the_servers_error_and_detail(url, scheduler, workflow, capsys):
+def test_a_refused_workflow_ends_with_the_servers_error_and_detail(url, server, workflow, capsys):
     assert main(["submit", str(workflow), "--server", url, "--set", "3.sampler_name=eular"]) == 1
     printed = capsys.readouterr().err
     assert printed.startswith("serve-app: Invalid workflow structure: ")
     assert "'eular'" in printed
-    assert scheduler.jobs == {}
+    assert server.jobs() == {}
 
 
-def test_a_job_that_someone_cancels_ends_with_an_error(url, scheduler, workflow, capsys):
-    def cancel(scheduler, job_id):
-        main(["cancel", job_id, "--server", url])
+def test_a_job_that_someone_cancels_ends_with_an_error(url, server, workflow, capsys):
+    async def cancel(replica, job_id):
+        await asyncio.to_thread(main, ["cancel", job_id, "--server", url])
 
-    Worker(scheduler, cancel)
+    server.next_job(cancel)
     assert main(["submit", str(workflow), "--server", url]) == 1
     assert "serve-app: cancelled: the job was cancelled" in capsys.readouterr().err
 
 
 def test_a_server_that_is_full_is_asked_again_and_the_poll_goes_on_where_it_was(
-    url, scheduler, volume, workflow, tmp_path, capsys
+    url, server, volume, workflow, tmp_path, capsys
 ):
+    scheduler = server.replica.scheduler
     scheduler.refusal = QueueFullError("1 job waits; at most 1 may", 0)
 
-    def interrupted(scheduler, job_id):
-        scheduler.start(job_id)
+    async def interrupted(replica, job_id):
         scheduler.refusal = QueueFullError("restarting", 0)
-        threading.Timer(0.1, lambda: setattr(scheduler, "refusal", None)).start()
-        makes(volume)(scheduler, job_id)
+        asyncio.get_running_loop().call_later(0.1, setattr, scheduler, "refusal", None)
+        await makes(volume)(replica, job_id)
 
-    Worker(scheduler, interrupted)
+    server.next_job(interrupted)
     threading.Timer(1.0, lambda: setattr(scheduler, "refusal", None)).start()
     assert main(["submit", str(workflow), "--server", url, "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"waiting for {url}: Queue full: 1 job waits; at most 1 may"
     assert lines.count("queued") == lines.count("success") == 1
-    assert len(scheduler.jobs) == 1
+    assert len(server.jobs()) == 1
 
 
-def test_an_answer_that_is_lost_on_its_way_queues_nothing_twice(url, scheduler, volume, workflow, tmp_path, capsys):
+def test_an_answer_that_is_lost_on_its_way_queues_nothing_twice(url, server, volume, workflow, tmp_path, capsys):
     """A proxy before the server cuts the first connection after the server has answered it."""
-    server = ("127.0.0.1", int(url.rpartition(":")[2]))
+    behind = ("127.0.0.1", int(url.rpartition(":")[2]))
     with socket.create_server(("127.0.0.1", 0)) as proxy:
 
         def forward() -> None:
@@ -112,7 +114,7 @@ def test_an_answer_that_is_lost_on_its_way_queues_nothing_twice(url, scheduler, 
                 first = False
 
         def exchange(client: socket.socket, lose: bool) -> None:
-            with client, socket.create_connection(server) as upstream:
+            with client, socket.create_connection(behind) as upstream:
                 answers = threading.Thread(target=copy, args=(upstream, client, lose), daemon=True)
                 answers.start()
                 copy(client, upstream, False)
@@ -130,12 +132,12 @@ def test_an_answer_that_is_lost_on_its_way_queues_nothing_twice(url, scheduler, 
                 return
 
         threading.Thread(target=forward, daemon=True).start()
-        Worker(scheduler, makes(volume))
+        server.next_job(makes(volume))
         address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         assert main(["submit", str(workflow), "--server", address, "--out", str(tmp_path / "out")]) == 0
         proxy.shutdown(socket.SHUT_RDWR)
     assert capsys.readouterr().err.startswith(f"waiting for {address}: ")
-    assert len(scheduler.jobs) == 1
+    assert len(server.jobs()) == 1
 
 
 def test_a_server_that_never_answers_is_given_up_with_the_reason(workflow, capsys):
@@ -152,20 +154,19 @@ def test_an_address_that_is_none_is_refused_at_once(workflow, capsys, url):
     assert f"'{url}' is not an http:// or https:// address" in capsys.readouterr().err
 
 
-def test_ctrl_c_cancels_the_job(url, scheduler, workflow):
+def test_ctrl_c_cancels_the_job(url, server, workflow):
     command = [sys.executable, "-m", "serve_app.cli", "submit", str(workflow), "--server", url]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        while process.stderr.readline() != "queued\n":
-            assert process.poll() is None
+        job_id = process.stderr.readline().removeprefix("job ").strip()
+        assert process.stderr.readline() == "queued\n"
         process.send_signal(signal.SIGINT)
         try:
             assert process.wait(30) == 130
         finally:
             process.kill()
         assert "cancelled" in process.stderr.read()
-    [job] = scheduler.jobs.values()
-    assert job.state == "cancelled"
+    assert server.background.run(server.replica.scheduler.job(job_id)).state == "cancelled"
 
 
 def test_every_image_is_listed_once_whatever_node_shows_it():

@@ -9,16 +9,15 @@ from serve_app.errors import InvalidGraphError, InvalidSubmissionError
 from serve_app.graph.parse import parse
 from serve_app.limits import SizeLimits
 from serve_app.service import KEYS
-from tests.unit.api.conftest import example, scheduler, service, volume
-from tests.unit.api.memory_scheduler import MemoryScheduler
+from tests.unit.api.conftest import example, replica, scheduler, service, volume
 
-__all__ = ["example", "scheduler", "service", "volume"]
+__all__ = ["example", "replica", "scheduler", "service", "volume"]
 
 
 async def test_a_partial_submission_leaves_out_the_outputs_that_cannot_run_and_says_why(service, scheduler, example):
     example["prompt"]["7"] = {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}
     submitted = await service.submit(example, partial=True)
-    assert scheduler.jobs[submitted.job_id].outputs_to_execute == ("6",)
+    assert (await scheduler.job(submitted.job_id)).outputs_to_execute == ("6",)
     assert [(p.node_id, p.type) for p in submitted.problems] == [("7", "required_input_missing")]
     with pytest.raises(InvalidGraphError) as refused:
         await service.submit(example)
@@ -31,12 +30,12 @@ async def test_a_partial_submission_with_nothing_left_to_run_is_refused(service,
         await service.submit(example, partial=True)
 
 
-async def test_what_is_queued_parses_to_the_graph_that_was_checked(service, scheduler: MemoryScheduler, example):
+async def test_what_is_queued_parses_to_the_graph_that_was_checked(service, scheduler, example):
     inputs: dict[str, Any] = example["prompt"]["3"]["inputs"]
     inputs["steps"] = "20"
     inputs["note"] = {"__value__": ["1", 0]}
     example["prompt"]["3"]["_meta"] = {"title": "sampler"}
-    job = scheduler.jobs[(await service.submit(example)).job_id]
+    job = await scheduler.job((await service.submit(example)).job_id)
     assert job.prompt["3"]["_meta"] == {"title": "sampler"}
     graph = parse(job.prompt)
     assert graph.nodes["3"].inputs["steps"] == 20
@@ -67,7 +66,7 @@ async def test_the_allowed_keys_are_those_of_both_dialects(service, example):
         await service.submit({**whole, "prompts": 1})
 
 
-async def test_a_poll_for_events_does_not_carry_the_job_with_its_prompt(service, scheduler: MemoryScheduler, example):
+async def test_a_poll_for_events_does_not_carry_the_job_with_its_prompt(service, replica, scheduler, example):
     submitted = await service.submit(example)
     asked = []
     ask = scheduler.job
@@ -75,9 +74,9 @@ async def test_a_poll_for_events_does_not_carry_the_job_with_its_prompt(service,
     found = await service.events(submitted.job_id, 0, 5.0)
     assert ([event.kind for event in found.events], found.last) == (["queued"], False)
     assert asked == []
-    scheduler.succeed(submitted.job_id, {})
+    await replica.succeed(submitted.job_id, {})
     found = await service.events(submitted.job_id, found.events[-1].seq, 5.0)
-    assert ([event.kind for event in found.events], found.last) == (["success"], True)
+    assert ([event.kind for event in found.events][-1], found.last) == ("success", True)
     found = await service.events(submitted.job_id, found.events[-1].seq, 5.0)
     assert (found.events, found.last) == ((), True)
 
