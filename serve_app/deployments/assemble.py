@@ -11,7 +11,8 @@ from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments.files import fingerprints, open_catalog, open_store
 from serve_app.deployments.host import host_stats, memory_bytes
-from serve_app.deployments.runner import Runner, Transfer
+from serve_app.deployments.runner import Runner
+from serve_app.deployments.transfer import Transfer
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.graph.plan import takes_pack

@@ -1,27 +1,26 @@
-"""A replica's life, without Ray: join the scheduler, take messages, run tasks, report what happened.
+"""A replica's life, without Ray: take messages, run tasks, report what happened.
 
-Reports go out one call at a time, whatever has gathered meanwhile in one call; progress is thinned to the newest value
-a node. A scheduler of another epoch means that nothing this replica runs counts any more: all tasks are dropped and it
-joins again.
+How it stays in touch with the scheduler is `membership.py`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
 from serve_app import log
 from serve_app.deployments.failure import failed
+from serve_app.deployments.membership import Membership
 from serve_app.deployments.node_times import NodeTimes
 from serve_app.deployments.task_scope import TaskScope
+from serve_app.deployments.transfer import Transfer
 from serve_app.deployments.watchdog import REPLACED, end, free_unused
 from serve_app.engine.engine import Counters
-from serve_app.errors import CancelledJobError, NotReadyError, StaleEpochError, UnavailableError
+from serve_app.errors import CancelledJobError, UnavailableError
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
@@ -51,7 +50,6 @@ from serve_app.scheduler.messages import (
     Interrupt,
     Message,
     NodePreviewed,
-    NodeProgressed,
     ReplicaDesk,
     ReplicaInfo,
     Report,
@@ -67,14 +65,10 @@ from serve_app.store.store import AREAS, Store
 
 _log = log.get("deployments.runner")
 
-PROGRESS_S = 0.05
-"""Progress alone waits this long for more to go with it."""
 RETRY_S = 0.3
 """How long to wait before asking again for a value that did not arrive."""
 LEAVE_S = 5.0
 """How long a replica that must end waits for the scheduler to take its tasks back."""
-HOST_S = 2.0
-"""How often the host's memory and GPUs are reported."""
 
 
 class Models(Protocol):
@@ -96,14 +90,6 @@ class Models(Protocol):
     def resident(self) -> tuple[str, ...]: ...
 
     async def release(self) -> None: ...
-
-
-class Transfer(Protocol):
-    """How values get from replica to replica: by reference through the object store, or as they are in one process."""
-
-    def put(self, value: Any) -> Any: ...
-
-    async def get(self, reference: Any) -> Any: ...
 
 
 class Runner:
@@ -144,13 +130,12 @@ class Runner:
         # By task, and by check: also of those that are over, while something of them goes on.
         self._underway: dict[TaskId | int, Underway] = {}
         self._replacing: asyncio.Task[None] | None = None
-        self._info = info
         self._classes = classes
         self._specs = specs
+        self._membership = Membership(desk, info, specs, host, self)
         self.models = models
         self._store = store
         self._transfer = transfer
-        self._host = host
         self._fingerprint = fingerprint
         self._fetch_model = fetch
         self._held = ResultCache(results_bytes, self._evicted, results_entries)
@@ -159,34 +144,23 @@ class Runner:
         self._checking: set[asyncio.Task[None]] = set()
         self._signatures: dict[TaskId, frozenset[str]] = {}
         self._wanted: dict[str, asyncio.Future[Any]] = {}
-        self._outbox: dict[Hashable, Report] = {}
-        self._numbers = itertools.count()
         self._wishes: list[Free] = []
-        self._something_to_say = asyncio.Event()
         self._resident: tuple[str, ...] = ()
-        self._leaving = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._epoch = 0
 
     async def run(self) -> None:
         """Serve until cancelled; outlives any number of schedulers."""
         self._loop = asyncio.get_running_loop()
-        told = ""
-        while True:
-            try:
-                self._epoch = await self._desk.join(self._info, list(self._specs.values()), self._host())
-                self._resident, told = (), ""
-                await self._serve_epoch()
-            except (StaleEpochError, UnavailableError) as error:
-                if self._leaving:
-                    return
-                if str(error) != told:  # another server may have the database for long
-                    told = str(error)
-                    _log.warning("joining again: %s", error)
-                # A scheduler that knows nothing of them does not keep their files.
-                self._held.forget_shown()
-                await self.drop_all()
-                await asyncio.sleep(0.2)
+        await self._membership.run()
+
+    def joined(self) -> None:
+        """Note that a scheduler has this replica, and knows nothing of it yet."""
+        self._resident = ()
+
+    async def lost_touch(self) -> None:
+        """Drop everything: a scheduler that knows nothing of the results does not keep their files."""
+        self._held.forget_shown()
+        await self.drop_all()
 
     def check_health(self) -> None:
         """Raise UnavailableError if this replica can no longer do its work, and must be replaced."""
@@ -195,21 +169,9 @@ class Runner:
 
     async def leave(self) -> None:
         """Tell the scheduler that this replica goes; its unfinished tasks are handed to others at once."""
-        self._leaving = True
+        self._membership.leaving = True
         await self.drop_all()
-        try:
-            await self._desk.leave(self._info.replica_id, self._epoch)
-        except (StaleEpochError, NotReadyError) as error:
-            _log.info("left without a word: %s", error)
-
-    async def _serve_epoch(self) -> None:
-        loops = [asyncio.create_task(f()) for f in (self._take_messages, self._send_reports, self._watch_host)]
-        try:
-            await asyncio.gather(*loops)
-        finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+        await self._membership.leave()
 
     async def drop_all(self) -> None:
         """Stop every task and forget what was to be said of it."""
@@ -221,18 +183,12 @@ class Runner:
             if left:
                 self._replace()
         self._wanted.clear()
-        self._outbox.clear()
+        self._membership.unsay()
 
     # Messages ---------------------------------------------------------------------------------------------------------
 
-    async def _take_messages(self) -> None:
-        cursor = 0
-        while True:
-            for seen, message in await self._desk.poll(self._info.replica_id, self._epoch, cursor):
-                cursor = seen
-                self._take(message)
-
-    def _take(self, message: Message) -> None:
+    def take(self, message: Message) -> None:
+        """Do what the scheduler asks for."""
         match message:
             case Assign(task):
                 self._start(task)
@@ -327,7 +283,7 @@ class Runner:
         self._report_residency()
         self._free()
         self._over(task_id)
-        if self._leaving:
+        if self._membership.leaving:
             return
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         match error:
@@ -397,12 +353,7 @@ class Runner:
     # Reports ----------------------------------------------------------------------------------------------------------
 
     def say(self, report: Report) -> None:
-        key: Hashable = next(self._numbers)
-        if isinstance(report, NodeProgressed | NodePreviewed):
-            # A newer one takes the place of that which waits: after the node's start and before its end.
-            key = report.task_id, report.node_id, type(report)
-        self._outbox[key] = report
-        self._something_to_say.set()
+        self._membership.say(report)
 
     def tell(self, client_id: str, type_: str, data: Any) -> None:
         """Bring a client a message outside any job. Callable from any thread while the replica runs.
@@ -417,20 +368,6 @@ class Runner:
     def check_shown(self, data: Any) -> None:
         """Refuse what would be too large to be carried to a client. Errors: NodeError."""
         allow_shown(data, self._limits)
-
-    async def _send_reports(self) -> None:
-        while True:
-            await self._something_to_say.wait()
-            if all(isinstance(report, NodeProgressed | NodePreviewed) for report in self._outbox.values()):
-                await asyncio.sleep(PROGRESS_S)
-            self._something_to_say.clear()
-            reports, self._outbox = list(self._outbox.values()), {}
-            await self._desk.report(self._info.replica_id, self._epoch, reports, None)
-
-    async def _watch_host(self) -> None:
-        while True:
-            await asyncio.sleep(HOST_S)
-            await self._desk.report(self._info.replica_id, self._epoch, [], await asyncio.to_thread(self._host))
 
     def _report_residency(self) -> None:
         if self.models is not None and (resident := self.models.resident()) != self._resident:

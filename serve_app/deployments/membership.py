@@ -1,0 +1,136 @@
+"""How a replica stays in touch with the scheduler: it joins, takes messages, brings reports, and joins again.
+
+Reports go out one call at a time, whatever has gathered meanwhile in one call; progress is thinned to the newest value
+a node. A scheduler of another epoch means that nothing this replica runs counts any more: all of it is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Protocol
+
+from serve_app import log
+from serve_app.errors import NotReadyError, StaleEpochError, UnavailableError
+from serve_app.graph.spec import NodeSpec
+from serve_app.scheduler.messages import (
+    HostStats,
+    Message,
+    NodePreviewed,
+    NodeProgressed,
+    ReplicaDesk,
+    ReplicaInfo,
+    Report,
+)
+
+_log = log.get("deployments.membership")
+
+PROGRESS_S = 0.05
+"""Progress alone waits this long for more to go with it."""
+HOST_S = 2.0
+"""How often the host's memory and GPUs are reported."""
+
+
+class Member(Protocol):
+    """What a replica does about it."""
+
+    def joined(self) -> None: ...
+
+    def take(self, message: Message) -> None: ...
+
+    async def lost_touch(self) -> None:
+        """Drop all that runs; a scheduler that does not know this replica has taken it away or never asked for it."""
+        ...
+
+
+class Membership:
+    """One replica's; specs: of the node classes that it can run. host: looks at the host it is on."""
+
+    def __init__(
+        self,
+        desk: ReplicaDesk,
+        info: ReplicaInfo,
+        specs: Mapping[str, NodeSpec],
+        host: Callable[[], HostStats],
+        member: Member,
+    ) -> None:
+        self._desk = desk
+        self._info = info
+        self._specs = specs
+        self._host = host
+        self._member = member
+        self._outbox: dict[Hashable, Report] = {}
+        self._numbers = itertools.count()
+        self._something_to_say = asyncio.Event()
+        self._epoch = 0
+        self.leaving = False
+
+    async def run(self) -> None:
+        """Stay in touch until cancelled, or until it leaves; outlives any number of schedulers."""
+        told = ""
+        while True:
+            try:
+                self._epoch = await self._desk.join(self._info, list(self._specs.values()), self._host())
+                told = ""
+                self._member.joined()
+                await self._serve_epoch()
+            except (StaleEpochError, UnavailableError) as error:
+                if self.leaving:
+                    return
+                if str(error) != told:  # another server may have the database for long
+                    told = str(error)
+                    _log.warning("joining again: %s", error)
+                await self._member.lost_touch()
+                await asyncio.sleep(0.2)
+
+    async def leave(self) -> None:
+        """Tell the scheduler that this replica goes."""
+        self.leaving = True
+        try:
+            await self._desk.leave(self._info.replica_id, self._epoch)
+        except (StaleEpochError, NotReadyError) as error:
+            _log.info("left without a word: %s", error)
+
+    def say(self, report: Report) -> None:
+        """Let the scheduler know, after all that was said before."""
+        key: Hashable = next(self._numbers)
+        if isinstance(report, NodeProgressed | NodePreviewed):
+            # A newer one takes the place of that which waits: after the node's start and before its end.
+            key = report.task_id, report.node_id, type(report)
+        self._outbox[key] = report
+        self._something_to_say.set()
+
+    def unsay(self) -> None:
+        """Forget what has not gone out yet."""
+        self._outbox.clear()
+
+    async def _serve_epoch(self) -> None:
+        loops = [asyncio.create_task(f()) for f in (self._take_messages, self._send_reports, self._watch_host)]
+        try:
+            await asyncio.gather(*loops)
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
+    async def _take_messages(self) -> None:
+        cursor = 0
+        while True:
+            for seen, message in await self._desk.poll(self._info.replica_id, self._epoch, cursor):
+                cursor = seen
+                self._member.take(message)
+
+    async def _send_reports(self) -> None:
+        while True:
+            await self._something_to_say.wait()
+            if all(isinstance(report, NodeProgressed | NodePreviewed) for report in self._outbox.values()):
+                await asyncio.sleep(PROGRESS_S)
+            self._something_to_say.clear()
+            reports, self._outbox = list(self._outbox.values()), {}
+            await self._desk.report(self._info.replica_id, self._epoch, reports, None)
+
+    async def _watch_host(self) -> None:
+        while True:
+            await asyncio.sleep(HOST_S)
+            await self._desk.report(self._info.replica_id, self._epoch, [], await asyncio.to_thread(self._host))
