@@ -142,12 +142,67 @@ def _by_url(given: Any) -> Any:
     return {"bucket": bucket, "prefix": prefix}
 
 
+def _http(url: str) -> str:
+    return _endpoint(url).rstrip("/")
+
+
+OWN_ARGUMENTS = frozenset(
+    {"--listen", "--port", "--input-directory", "--output-directory", "--temp-directory", "--user-directory"}
+    | {"--base-directory", "--database-url", "--max-upload-size", "--disable-auto-launch", "--auto-launch"}
+    | {"--tls-keyfile", "--tls-certfile", "--multi-user", "--quick-test-for-ci"}
+)
+"""Arguments of ComfyUI's main.py that a replica gives itself, or that would keep it from reaching its process."""
+
+
+def _free_arguments(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    if taken := sorted({a for a in arguments if a.partition("=")[0] in OWN_ARGUMENTS}):
+        raise ValueError(f"{', '.join(taken)} must be left out: each replica sets ports and folders of its own")
+    return arguments
+
+
+class ComfyUIConfig(Section):
+    """A ComfyUI that runs a pool's jobs: an installation, of which every replica starts a process, or a running one."""
+
+    directory: Path | None = None
+    """The installation, with main.py and custom_nodes; nothing in it is changed."""
+    python: Path | None = None
+    """Its Python. None takes venv/bin/python or .venv/bin/python of the directory."""
+    arguments: Annotated[tuple[str, ...], pydantic.AfterValidator(_free_arguments)] = ()
+    """More arguments of main.py, such as --fast or --reserve-vram."""
+    url: Annotated[str, pydantic.AfterValidator(_http)] | None = None
+    """A ComfyUI that runs already; files go to it and come from it over HTTP. Nobody else may queue there."""
+    scratch_dir: Path | None = None
+    """Where a replica makes the folders of its process, gone with it; None is the system's temporary directory."""
+    start_s: Seconds = 600.0
+    """How long a process may take until it answers; importing packs counts."""
+    keep_bytes: Annotated[int, Field(ge=0)] = 4 * 1024**3
+    """Files that its process has made and that may stay with it, for its own cache to show again."""
+
+    @pydantic.model_validator(mode="after")
+    def _is_one_of_two(self) -> ComfyUIConfig:
+        if (self.directory is None) == (self.url is None):
+            raise ValueError("comfyui must have either directory or url")
+        if self.url is not None and (self.python is not None or self.arguments):
+            raise ValueError("python and arguments go with directory; a ComfyUI with a url runs already")
+        return self
+
+    def absolute(self) -> ComfyUIConfig:
+        """Return it with every path absolute; a link stays one, for a virtual environment's Python is found by it."""
+        paths = {"directory": self.directory, "python": self.python, "scratch_dir": self.scratch_dir}
+        update = {name: path.expanduser().absolute() for name, path in paths.items() if path is not None}
+        return self.model_copy(update=update)
+
+
 class PoolConfig(Section):
     """A set of equal replicas: which node classes they run, what they get of the hardware, how many there are."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
     accepts: tuple[str, ...] = ("*",)
     """Class-name patterns of the nodes it may run."""
+    comfyui: ComfyUIConfig | None = None
+    """The ComfyUI that its replicas are: it takes whole workflows, one at a time, of all classes that it has."""
+    prefers: tuple[str, ...] = ()
+    """Class-name patterns of workflows that go to a ComfyUI even where other pools have all of their classes."""
     runtime: bool = True
     """Whether its replicas hold models; False for a CPU worker."""
     min_replicas: Annotated[int, Field(ge=0)] = 1
@@ -218,7 +273,24 @@ class PoolConfig(Section):
     @property
     def pool(self) -> Pool:
         """The pool as the planner sees it."""
-        return Pool(self.name, self.runtime, self.accepts)
+        return Pool(self.name, self.runtime, self.accepts, self.comfyui is not None, self.prefers)
+
+    @property
+    def slots(self) -> int:
+        """Tasks one replica runs at once; a ComfyUI has one queue."""
+        return self.tasks_per_replica if self.comfyui is None else 1
+
+    @pydantic.model_validator(mode="after")
+    def _goes_with_comfyui(self) -> PoolConfig:
+        if self.comfyui is None:
+            if self.prefers:
+                raise ValueError(f"pool {self.name}: prefers is for a pool with comfyui")
+            return self
+        if self.accepts != ("*",):
+            raise ValueError(f"pool {self.name}: accepts is not for a pool with comfyui, whose classes are its own")
+        if self.comfyui.url is not None and self.max_replicas != 1:
+            raise ValueError(f"pool {self.name}: a ComfyUI with a url is one replica, not {self.max_replicas}")
+        return self
 
 
 class AppConfig(Section):
@@ -311,6 +383,10 @@ class AppConfig(Section):
             if name != "models_dir" and not remote:
                 path.mkdir(parents=True, exist_ok=True)
             update[name] = path
+        update["pools"] = tuple(
+            pool if pool.comfyui is None else pool.model_copy(update={"comfyui": pool.comfyui.absolute()})
+            for pool in self.pools
+        )
         if self.custom_nodes_dir is not None:
             update["custom_nodes_dir"] = self.custom_nodes_dir.expanduser().absolute()
         scheme, separator, path = self.database_url.partition("sqlite:///")

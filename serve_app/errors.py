@@ -176,6 +176,10 @@ class NodeError(ServeAppError):
     """A node was given something it cannot work with."""
 
 
+class ComfyUIError(ServeAppError):
+    """A ComfyUI cannot be started, reached or used, or has ended; says which and why, with the end of its log."""
+
+
 class CancelledJobError(ServeAppError):
     """The job was cancelled while a node of it ran."""
 

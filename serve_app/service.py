@@ -16,10 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from serve_app.errors import InvalidGraphError, InvalidSubmissionError, JobMissingError, Problem
+from serve_app.errors import InvalidGraphError, InvalidSubmissionError, JobMissingError, Problem, UnavailableError
 from serve_app.events import ENDINGS, Event
+from serve_app.graph.destination import SHARED, destinations
 from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse, render
+from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, hooked, settled, validate
 from serve_app.limits import SizeLimits
@@ -92,7 +94,8 @@ class Service:
     choices: folder -> the file names a COMBO over that folder allows ("checkpoints", …, or "input" for uploads).
     catalog: the model files. user_data: what the web page keeps for its users. extensions: pages of packs.
     fetch: returns what a replica has put away for clients, None if it is lost. relay: (pool, call) -> what a replica of
-    the pool answers to a call of a node pack's route, or NotReadyError; None where there are no packs.
+    the pool answers to a call of a node pack's route, or NotReadyError; None where there are no packs. pools: as the
+    planner sees them; none stands for some that share every workflow.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Service:
         extensions: Extensions | None = None,
         fetch: Callable[[Any], Awaitable[Any]] | None = None,
         relay: Callable[[str, PackCall], Awaitable[PackAnswer]] | None = None,
+        pools: Sequence[Pool] = (),
     ) -> None:
         self.limits = limits or Limits()
         self.rendering = asyncio.Semaphore(self.limits.sizes.renders)
@@ -119,6 +123,7 @@ class Service:
         self.user_data = user_data or UserData(Path("user"))
         self._scheduler = scheduler
         self._choices = choices
+        self._pools = pools
 
     async def submit(self, body: Mapping[str, Any], *, partial: bool = False) -> Submitted:
         """Check a submission and queue it; the job is in the database when this returns.
@@ -128,15 +133,11 @@ class Service:
         problem of the graph.
         """
         submission, targets = _read(body)
-        specs = await self._scheduler.specs()
-        # Reading the choices lists directories, which may be slow on a shared volume.
-        validated = await asyncio.to_thread(self._validate, submission.prompt, specs, targets)
-        if hooked(validated, specs):
-            hooks = await self._scheduler.check(validated.graph, validated.outputs)
-            validated = settled(validated, hooks.problems, hooks.fingerprints)
-        grave = any(not partial or problem.type == "missing_node_type" for problem in validated.problems)
-        if grave or not validated.outputs:
-            raise InvalidGraphError(validated.problems)
+        self._check_pool(submission.extra_data)
+        pool, validated = await self._settle(submission, targets, partial=partial)
+        if pool != SHARED:
+            # Kept with the job, so that it is planned again as it was checked.
+            submission = replace(submission, extra_data={**submission.extra_data, "pool": pool})
         prompt = _prompt(validated.graph, submission.prompt)
         accepted = await self._scheduler.submit(replace(submission, prompt=prompt, outputs=tuple(validated.outputs)))
         return Submitted(accepted.job_id, accepted.number, tuple(validated.problems), submission.client_id)
@@ -146,13 +147,63 @@ class Service:
         if submitted.client_id is not None:
             await self._scheduler.answered(submitted.job_id)
 
-    def _validate(
-        self, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec], targets: Sequence[str] | None
-    ) -> Validated:
+    def _check_pool(self, extra_data: Mapping[str, Any]) -> None:
+        names = [pool.name for pool in self._pools]
+        if "pool" in extra_data and extra_data["pool"] not in names:
+            reason = f"must be one of {', '.join(names)}, not {_shown(extra_data['pool'])}"
+            raise InvalidSubmissionError(f"'pool' in 'extra_data' {reason}")
+
+    async def _settle(
+        self, submission: Submission, targets: Sequence[str] | None, *, partial: bool
+    ) -> tuple[str, Validated]:
+        """Return the first destination where the whole of a workflow can run, else where some of its outputs can.
+
+        Errors: as `submit`; NotReadyError if it needs a class that only a pool may have which has never said its own.
+        """
+        known, silent = await self._known()
+        graph = await asyncio.to_thread(self._parsed, submission.prompt)
+        asked = submission.extra_data.get("pool")
+        if asked in silent:
+            raise silent[asked]
+        try:
+            able = destinations(graph, known, self._pools, asked)
+        except InvalidGraphError:
+            for reason in silent.values():
+                raise reason from None
+            raise
+        found: list[tuple[str, Validated]] = []
+        for name in able:
+            # Reading the choices lists directories, which may be slow on a shared volume.
+            unsupported = UNSUPPORTED if name == SHARED else {}
+            validated = await asyncio.to_thread(validate, graph, known[name], self._choices, targets, unsupported)
+            if name == SHARED and hooked(validated, known[name]):
+                hooks = await self._scheduler.check(validated.graph, validated.outputs)
+                validated = settled(validated, hooks.problems, hooks.fingerprints)
+            if not validated.problems:
+                return name, validated
+            grave = any(not partial or problem.type == "missing_node_type" for problem in validated.problems)
+            if validated.outputs and not grave:
+                return name, validated
+            found.append((name, validated))
+        raise InvalidGraphError(found[0][1].problems)
+
+    async def _known(self) -> tuple[dict[str, Mapping[str, NodeSpec]], dict[str, UnavailableError]]:
+        """Return the node classes by destination, and why those of some are not known."""
+        known = {SHARED: await self._scheduler.specs()}
+        silent: dict[str, UnavailableError] = {}
+        for pool in self._pools:
+            if pool.whole:
+                try:
+                    known[pool.name] = await self._scheduler.specs(pool.name)
+                except UnavailableError as error:
+                    silent[pool.name] = error
+        return known, silent
+
+    def _parsed(self, prompt: Mapping[str, Any]) -> Graph:
         if len(prompt) > (most := self.limits.sizes.graph_nodes):
             message = f"the prompt has {len(prompt)} nodes; limits.graph_nodes of the configuration allows {most}"
             raise InvalidGraphError([Problem("too_many_nodes", message)])
-        return validate(parse(prompt), specs, self._choices, targets, UNSUPPORTED)
+        return parse(prompt)
 
     async def cancel(self, job_id: str) -> bool:
         """Cancel a job; False if it has ended or is unknown."""
@@ -232,8 +283,9 @@ class Service:
         return await self._scheduler.story(job_id)
 
     async def specs(self) -> Mapping[str, NodeSpec]:
-        """Return every node class some pool can run."""
-        return await self._scheduler.specs()
+        """Return every node class some pool can run; of one that pools differ in, as the shared ones have it."""
+        known, _ = await self._known()
+        return {name: spec for specs in reversed(known.values()) for name, spec in specs.items()}
 
     async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
         """Return the routes of node packs by pool; as `SchedulerClient.routes`."""

@@ -9,6 +9,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serve_app.config import AppConfig, PoolConfig, parse
+from serve_app.deployments.comfyui_replica import ComfyUIReplica
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.replica import Replica
 from serve_app.deployments.scaling import Backlog
@@ -62,7 +63,7 @@ def _pool(pool: PoolConfig, silence_s: float) -> Any:
     """
     policy = AutoscalingPolicy(
         policy_function=Backlog,
-        policy_kwargs={"pool": pool.name, "tasks_per_replica": pool.tasks_per_replica},
+        policy_kwargs={"pool": pool.name, "tasks_per_replica": pool.slots},
     )
     scaling = AutoscalingConfig(
         min_replicas=pool.min_replicas,
@@ -72,7 +73,7 @@ def _pool(pool: PoolConfig, silence_s: float) -> Any:
         policy=policy,
     )
     return serve.deployment(
-        Replica,
+        Replica if pool.comfyui is None else ComfyUIReplica,
         name=pool.name,
         ray_actor_options={
             "num_cpus": pool.num_cpus,

@@ -32,13 +32,13 @@ def failed(
         exception_type=_full_name(type(cause)),
         message=scrubbed(said(cause)[:CHARACTERS], task.extra_data),
         traceback=tuple(
-            scrubbed(_named(line[:CHARACTERS]), task.extra_data) for line in traceback.format_exception(cause)[:LINES]
+            scrubbed(named(line[:CHARACTERS]), task.extra_data) for line in traceback.format_exception(cause)[:LINES]
         ),
         inputs=scrubbed(inputs or {}, task.extra_data),
     )
 
 
-def _named(line: str) -> str:
+def named(line: str) -> str:
     """Return a line of a traceback with its files named by the ends of their paths."""
     return _FILE.sub(lambda found: found[1] + "/".join(found[2].replace("\\", "/").split("/")[-_PARTS:]), line)
 

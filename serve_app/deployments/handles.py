@@ -55,8 +55,7 @@ class SchedulerHandle:
     def __init__(self, me: Any = None) -> None:
         self._me = me
         self._actor: Any = None
-        self._specs: Mapping[str, NodeSpec] = {}
-        self._specs_at_s = float("-inf")
+        self._specs: dict[str | None, tuple[float, Mapping[str, NodeSpec]]] = {}
         self._routes: Mapping[str, tuple[PackRoute, ...]] = {}
         self._routes_at_s = float("-inf")
 
@@ -99,11 +98,13 @@ class SchedulerHandle:
     async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
         return await self._call("news", readers, queue, timeout_s)  # type: ignore[no-any-return]
 
-    async def specs(self) -> Mapping[str, NodeSpec]:
+    async def specs(self, pool: str | None = None) -> Mapping[str, NodeSpec]:
         """Return the node classes, at most SPECS_S old: every submission needs them, and they hardly ever change."""
-        if time.monotonic() - self._specs_at_s > SPECS_S:
-            self._specs, self._specs_at_s = await self._call("specs"), time.monotonic()
-        return self._specs
+        at_s, specs = self._specs.get(pool, (float("-inf"), {}))
+        if time.monotonic() - at_s > SPECS_S:
+            specs = await self._call("specs", pool)
+            self._specs[pool] = (time.monotonic(), specs)
+        return specs
 
     async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
         """Return the routes of node packs, likewise: every request for a path that is not there needs them."""
@@ -140,6 +141,9 @@ class SchedulerHandle:
 
     async def leave(self, replica_id: str, epoch: int) -> None:
         await self._call("leave", replica_id, epoch)
+
+    async def trouble(self, replica_id: str, pool: str, why: str) -> None:
+        await self._call("trouble", replica_id, pool, why)
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         """Call the actor, finding it again if it died. Errors: the method's own; NotReadyError after PATIENCE_S."""

@@ -53,7 +53,8 @@ class Ingress:
             user_data=users,
             extensions=pages,
             fetch=ObjectStore().get,
-            relay=None if config.custom_nodes_dir is None else self._relay,
+            relay=None if config.custom_nodes_dir is None and not any(p.comfyui for p in config.pools) else self._relay,
+            pools=[pool.pool for pool in config.pools],
         )
         ingress = config.ingress
         return create_app(service, ingress.root_dialect, page.installed(), ingress.allowed, ingress.crowd)

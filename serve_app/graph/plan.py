@@ -98,12 +98,15 @@ class Pool:
     """A set of equal replicas, as the planner sees it.
 
     runtime: its replicas hold models. accepts: class-name patterns (`fnmatch`), e.g. ("*",) or ("KSampler*",);
-    a pack's classes also go by its name, "custom_nodes.NAME".
+    a pack's classes also go by its name, "custom_nodes.NAME". whole: it takes whole graphs only (`destination.py`), and
+    first of all pools those with a class that `prefers` matches.
     """
 
     name: str
     runtime: bool
     accepts: tuple[str, ...] = ("*",)
+    whole: bool = False
+    prefers: tuple[str, ...] = ()
 
 
 def plan(

@@ -57,7 +57,8 @@ class NodeSpec:
     outputs, output_names, output_is_list: one entry a slot. hidden: input name -> hidden kind, one of
     HIDDEN_KINDS or a pack's own. runtime: the class asks for RUNTIME, so it runs on a replica
     that holds models. validator: the arguments that its VALIDATE_INPUTS takes, EVERYTHING for **kwargs; None without
-    one. fingerprinted: it has IS_CHANGED. Both are code, which only a worker may run.
+    one. fingerprinted: it has IS_CHANGED. Both are code, which only a worker may run. described: the class as another
+    server's /object_info has it, which clients are shown in place of what these members say; None for a class of ours.
     """
 
     class_type: str
@@ -79,6 +80,7 @@ class NodeSpec:
     api_node: bool = False
     validator: tuple[str, ...] | None = None
     fingerprinted: bool = False
+    described: Mapping[str, Any] | None = None
 
     @property
     def hooked(self) -> bool:

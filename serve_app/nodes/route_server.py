@@ -54,7 +54,9 @@ class RouteServer:
                 self._client = asyncio.run_coroutine_threadsafe(self._start(), self._loop)
         # Shielded: a caller that goes must not take the start away from the others.
         client = await asyncio.shield(asyncio.wrap_future(self._client))
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._relay(client, call), self._loop))
+        return await asyncio.wrap_future(
+            asyncio.run_coroutine_threadsafe(relay(client, "http://pack", call, self._limit_bytes), self._loop)
+        )
 
     async def close(self) -> None:
         """Answer nothing more."""
@@ -71,39 +73,44 @@ class RouteServer:
         await runner.setup()
         self._opened.push_async_callback(runner.cleanup)
         await web.UnixSite(runner, socket).start()
-        client = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(socket, limit=0),
-            # What one client is given to keep is not another's.
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-        )
+        client = relay_client(aiohttp.UnixConnector(socket, limit=0))
         return await self._opened.enter_async_context(client)
 
-    async def _relay(self, client: aiohttp.ClientSession, call: PackCall) -> PackAnswer:
-        headers = [
-            (name.decode("latin-1"), value.decode(errors="replace"))
-            for name, value in call.headers
-            if name not in _CONNECTION and name != b"content-length"
-        ]
-        url = URL(f"http://pack{call.target}", encoded=True)
-        try:
-            async with client.request(
-                call.method, url, headers=headers, data=call.body or None, allow_redirects=False
-            ) as response:
-                body = bytearray()
-                async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-                    body += chunk
-                    if len(body) > self._limit_bytes:
-                        return _problem(
-                            502, f"the answer is larger than the {self._limit_bytes} bytes that are relayed"
-                        )
-                return PackAnswer(response.status, _kept(response, len(body)), bytes(body))
-        except aiohttp.ClientError as error:
-            # A handler that ends the connection itself, or a request that aiohttp's server cannot read.
-            _log.warning("%s %s of a node pack has no answer: %r", call.method, call.target, error)
-            return _problem(502, "the node pack's handler broke off its answer")
+
+async def relay(client: aiohttp.ClientSession, at: str, call: PackCall, limit_bytes: int) -> PackAnswer:
+    """Return what the server at a URL answers to a call. client: made by `relay_client`."""
+    headers = [
+        (name.decode("latin-1"), value.decode(errors="replace"))
+        for name, value in call.headers
+        if name not in _CONNECTION and name != b"content-length"
+    ]
+    url = URL(f"{at}{call.target}", encoded=True)
+    try:
+        async with client.request(
+            call.method, url, headers=headers, data=call.body or None, allow_redirects=False
+        ) as response:
+            body = bytearray()
+            async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+                body += chunk
+                if len(body) > limit_bytes:
+                    return _problem(502, f"the answer is larger than the {limit_bytes} bytes that are relayed")
+            return PackAnswer(response.status, _kept(response, len(body)), bytes(body))
+    except aiohttp.ClientError as error:
+        # A handler that ends the connection itself, or a request that aiohttp's server cannot read.
+        _log.warning("%s %s of a node pack has no answer: %r", call.method, call.target, error)
+        return _problem(502, "the node pack's handler broke off its answer")
+
+
+def relay_client(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    """Return a client that passes requests and answers on as they are."""
+    return aiohttp.ClientSession(
+        connector=connector,
+        # What one client is given to keep is not another's.
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+    )
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

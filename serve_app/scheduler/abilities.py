@@ -49,15 +49,24 @@ class Abilities:
             await persistently(lambda: self._in_database(save))
 
     def specs(self) -> dict[str, NodeSpec]:
-        """Return every node class that a pool can run."""
-        return {name: spec for pool in self._pools for name, spec in self._specs.get(pool.name, {}).items()}
+        """Return every node class that a pool can run which shares workflows with others."""
+        shared = (self._specs.get(pool.name, {}) for pool in self._pools if not pool.whole)
+        return {name: spec for specs in shared for name, spec in specs.items()}
+
+    def specs_of(self, pool: str) -> Mapping[str, NodeSpec]:
+        """Return the node classes of one pool. Errors: NotReadyError before any replica of it has joined."""
+        if pool not in self._specs:
+            raise NotReadyError(f"no replica of {pool} has joined yet, so its node classes are not known", 5)
+        return self._specs[pool]
 
     def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
         """Return the routes of node packs by pool."""
         return {pool.name: self._routes.get(pool.name, ()) for pool in self._pools}
 
     def check(self) -> None:
-        """Check that every pool is known. Errors: NotReadyError."""
+        """Check that every pool is known that workflows may be shared by, or any if none are. Errors: NotReadyError."""
         # It is durable: this waits once in a database's life, not after every restart.
-        if unknown := [pool.name for pool in self._pools if pool.name not in self._specs]:
+        shared = [pool.name for pool in self._pools if not pool.whole]
+        if (unknown := [name for name in shared if name not in self._specs]) or not self._specs:
+            unknown = unknown or [pool.name for pool in self._pools]
             raise NotReadyError(f"no replica of {', '.join(unknown)} has joined yet, so no workflow can be checked")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from serve_app.errors import InvalidSubmissionError, QueueFullError
+from serve_app.graph.destination import SHARED, own_signatures, plan_whole
 from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Plan, Pool, is_strict, plan
@@ -43,6 +44,7 @@ class Admission:
         next_order: int,
     ) -> None:
         self._pools = pools
+        self._whole = frozenset(pool.name for pool in pools if pool.whole)
         self._specs = specs
         self._fingerprint = fingerprint
         self.max_queue = max_queue
@@ -69,7 +71,7 @@ class Admission:
         graph, signed = await asyncio.to_thread(self._sign, submission.job_id, submission.prompt, extra_data)
         self._check_room(submission.client_id, list(waiting()))
         order = self._next_order
-        planned = plan(graph, self._specs(), list(submission.outputs), signed, self._pools)
+        planned = self._plan(graph, submission.outputs, signed, extra_data)
         number = submission.number
         row = JobRow(
             job_id=submission.job_id,
@@ -89,7 +91,17 @@ class Admission:
         """Plan what a job of an earlier life still has to produce. Errors: InvalidGraphError."""
         graph, signed = await asyncio.to_thread(self._sign, row.job_id, row.prompt, row.extra_data)
         left = [node_id for node_id in row.targets if node_id not in row.outputs]
-        return plan(graph, self._specs(), left, signed, self._pools)
+        return self._plan(graph, left, signed, row.extra_data)
+
+    def _plan(
+        self, graph: Graph, outputs: Sequence[str], signed: Mapping[str, str], extra_data: Mapping[str, object]
+    ) -> Plan:
+        """Plan a job for the one pool that it names, or for those that share workflows. Errors: InvalidGraphError."""
+        pool = str(extra_data.get("pool", SHARED))
+        if pool in self._whole:
+            return plan_whole(graph, outputs, signed, pool)
+        pools = [p for p in self._pools if not p.whole and pool in (SHARED, p.name)]
+        return plan(graph, self._specs(), outputs, signed, pools)
 
     def _check_room(self, client_id: str | None, waiting: Sequence[str | None]) -> None:
         if len(waiting) >= self.max_queue:
@@ -106,4 +118,6 @@ class Admission:
     ) -> tuple[Graph, dict[str, str]]:
         salt = ("" if self._share_results else job_id) + (STRICT if is_strict(extra_data) else "")
         graph = parse(prompt)
+        if extra_data.get("pool") in self._whole:
+            return graph, own_signatures(graph, job_id)
         return graph, signatures(graph, self._specs(), self._fingerprint, salt)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.abilities import Abilities
 from serve_app.scheduler.channels import Mailbox
-from serve_app.scheduler.messages import Checked, HostStats, Message, ReplicaInfo, Report
+from serve_app.scheduler.messages import Checked, HostStats, Message, ReplicaInfo, Report, Trouble
 from serve_app.scheduler.remote_validation import RemoteValidation
 from serve_app.scheduler.stimuli import ReplicaJoined, ReplicaLeft, ReplicaLost, Reported, Stimulus
 from serve_app.scheduler.tenure import Tenure
@@ -28,6 +28,8 @@ from serve_app.store.reserved import Contents
 
 POLL_S = 5.0
 """How long a replica's poll waits for a message before it is answered empty."""
+TROUBLE_S = 60.0
+"""How long what a replica said is wrong with it counts; it says so again well before."""
 _log = log.get("scheduler")
 
 
@@ -63,6 +65,7 @@ class Desk:
         self._silence_s = silence_s
         self._mailboxes: dict[str, Mailbox] = {}
         self._hosts: dict[str, HostStats] = {}
+        self._troubles: dict[str, tuple[float, Trouble]] = {}
         self._validation = validation
         self._silenced = silenced
 
@@ -74,6 +77,7 @@ class Desk:
         self._validation.lost(info.replica_id)
         self._mailboxes[info.replica_id] = Mailbox(heard_s=time.monotonic())
         self._hosts[info.replica_id] = host
+        self._troubles.pop(info.replica_id, None)
         await self._feed(ReplicaJoined(info))
         _log.info("replica %s joined pool %s with %d slots", info.replica_id, info.pool, info.slots)
         return self._tenure.epoch
@@ -120,10 +124,22 @@ class Desk:
             _log.info("replica %s leaves", replica_id)
             await self._gone(replica_id, ReplicaLeft(replica_id))
 
-    async def lost(self, replica_id: str) -> None:
+    async def lost(self, replica_id: str, why: str = "") -> None:
         """The replica has died or is silent: hand its tasks to others, and hold it against those that ran there."""
-        _log.warning("replica %s is lost", replica_id)
-        await self._gone(replica_id, ReplicaLost(replica_id, checking=self._validation.under_way(replica_id)))
+        _log.warning("replica %s is lost%s", replica_id, why and f": {why}")
+        await self._gone(replica_id, ReplicaLost(replica_id, self._validation.under_way(replica_id), why))
+
+    async def trouble(self, replica_id: str, pool: str, why: str) -> None:
+        self._tenure.check()
+        now_s = time.monotonic()
+        self._troubles = {name: said for name, said in self._troubles.items() if now_s - said[0] < TROUBLE_S}
+        self._troubles[replica_id] = (now_s, Trouble(replica_id, pool, why))
+        if replica_id in self._mailboxes:
+            await self.lost(replica_id, why)
+
+    def troubles(self) -> Iterator[Trouble]:
+        """Yield what is wrong with replicas that still say so; those that say nothing any more are gone."""
+        return (trouble for said_s, trouble in self._troubles.values() if time.monotonic() - said_s < TROUBLE_S)
 
     async def _gone(self, replica_id: str, stimulus: Stimulus) -> None:
         if self._mailboxes.pop(replica_id, None) is not None:

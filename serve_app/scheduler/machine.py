@@ -44,6 +44,7 @@ from serve_app.scheduler.messages import (
     NodePreviewed,
     NodeProgressed,
     NodeSaid,
+    NodesCached,
     NodeStarted,
     Report,
     Resident,
@@ -136,8 +137,8 @@ class Machine:
                 self.replicas[info.replica_id] = ReplicaRecord(info)
             case ReplicaLeft(replica_id):
                 self._replica_gone(replica_id)
-            case ReplicaLost(replica_id, checking):
-                self._charge(replica_id, checking=checking)
+            case ReplicaLost(replica_id, checking, why):
+                self._charge(replica_id, checking=checking, why=why)
                 self._replica_gone(replica_id)
             case Reported(replica_id, report):
                 if replica_id in self.replicas:
@@ -459,7 +460,7 @@ class Machine:
                     self._resolve(signature, self._waiters.pop(signature, []))
             case Resident(recipes):
                 replica.recipes = recipes
-            case NodeStarted() | NodeProgressed() | NodeBlocked() | NodeSaid() | NodePreviewed():
+            case NodeStarted() | NodesCached() | NodeProgressed() | NodeBlocked() | NodeSaid() | NodePreviewed():
                 if current := self._current(report.task_id):
                     self._publish(current[0], *node_reports.told(current[0], report))
 
@@ -553,7 +554,7 @@ class Machine:
 
     # Losing a replica -----------------------------------------------------------------------------------------------
 
-    def _charge(self, replica_id: str, *, checking: bool) -> None:
+    def _charge(self, replica_id: str, *, checking: bool, why: str) -> None:
         """Hold a replica's death against the jobs that ran on it; give up the one that no other can have killed."""
         replica = self.replicas.get(replica_id)
         if replica is None:
@@ -567,11 +568,11 @@ class Machine:
             else:
                 job.losses += 1
             if job.lone_losses >= self._max_attempts:
-                self._give_up(job, replica)
+                self._give_up(job, replica, why)
             else:
                 self._commands.append(Persist(JobLostReplica(job.row.job_id, job.losses, job.lone_losses)))
 
-    def _give_up(self, job: JobRecord, replica: ReplicaRecord) -> None:
+    def _give_up(self, job: JobRecord, replica: ReplicaRecord, why: str) -> None:
         first = next(targets_of(job, task)[0] for task in job.tasks if task.state == "running")
         where = failure_of(job, "" if job.executing else first)
         message = (
@@ -579,6 +580,8 @@ class Machine:
             f"{replica.info.pool} on which it ran alone; the process ended, hung or ran out of memory each time, "
             "so the job is given up"
         )
+        if why:
+            message += f". Of the last: {why}"
         self._end(job, "error", replace(where, exception_type="ReplicaLost", message=message))
 
     def _replica_gone(self, replica_id: str) -> None:

@@ -168,7 +168,10 @@ class HostStats:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """One replica, for operators: what it runs and what it holds. quarantined: the job that it is kept for alone."""
+    """One replica, for operators: what it runs, what it holds, what to know of it.
+
+    quarantined: the job that it is kept for alone.
+    """
 
     replica_id: str
     pool: str
@@ -176,17 +179,28 @@ class ReplicaView:
     running: int
     recipes: tuple[str, ...]
     quarantined: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A replica that cannot work, and what it says of it."""
+
+    replica_id: str
+    pool: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """The cluster at one moment: hosts (each once), replicas, seconds since the server started."""
+    """The cluster at one moment: hosts (each once), replicas, seconds since the server started, what is wrong."""
 
     hosts: tuple[HostStats, ...]
     replicas: tuple[ReplicaView, ...]
     uptime_s: float
     epoch: int
     load: Load = field(default_factory=Load)
+    troubles: tuple[Trouble, ...] = ()
 
 
 class SchedulerClient(Protocol):
@@ -249,8 +263,11 @@ class SchedulerClient(Protocol):
         """
         ...
 
-    async def specs(self) -> Mapping[str, NodeSpec]:
-        """Return every node class that some pool can run. Errors: NotReadyError before any replica has joined."""
+    async def specs(self, pool: str | None = None) -> Mapping[str, NodeSpec]:
+        """Return the node classes of the pools that share workflows, or of one pool.
+
+        Errors: NotReadyError before any of its replicas has joined.
+        """
         ...
 
     async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
@@ -269,12 +286,16 @@ class SchedulerClient(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaInfo:
-    """A replica as it joins. slots: tasks it runs at once. routes: of the node packs that its pool answers for."""
+    """A replica as it joins. slots: tasks it runs at once. routes: of the node packs that its pool answers for.
+
+    notes: what an operator should know of it, such as packs that could not be imported.
+    """
 
     replica_id: str
     pool: str
     slots: int
     routes: tuple[PackRoute, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +390,14 @@ class NodeFinished:
     ui: Mapping[str, Any] | None
     origin: Origin | None = None
     computed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NodesCached:
+    """Nodes that need not run, since what runs the task has their values from an earlier one."""
+
+    task_id: TaskId
+    nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,6 +512,7 @@ Report: TypeAlias = (
     NodeStarted
     | NodeProgressed
     | NodeFinished
+    | NodesCached
     | NodeBlocked
     | NodeSaid
     | ClientTold
@@ -523,3 +553,7 @@ class ReplicaDesk(Protocol):
         ...
 
     async def leave(self, replica_id: str, epoch: int) -> None: ...
+
+    async def trouble(self, replica_id: str, pool: str, why: str) -> None:
+        """Note that the replica cannot work, and why; what ran there is lost as if it had died. Said until it joins."""
+        ...

@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from serve_app.events import Kind
-from serve_app.scheduler.messages import NodeBlocked, NodePreviewed, NodeProgressed, NodeSaid, NodeStarted
+from serve_app.scheduler.messages import (
+    NodeBlocked,
+    NodePreviewed,
+    NodeProgressed,
+    NodeSaid,
+    NodesCached,
+    NodeStarted,
+)
 from serve_app.scheduler.records import JobRecord, placed
 
-NodeReport: TypeAlias = NodeStarted | NodeProgressed | NodeBlocked | NodeSaid | NodePreviewed
+NodeReport: TypeAlias = NodeStarted | NodesCached | NodeProgressed | NodeBlocked | NodeSaid | NodePreviewed
 
 
 def told(job: JobRecord, report: NodeReport) -> tuple[Kind, Mapping[str, Any]]:
@@ -18,6 +25,9 @@ def told(job: JobRecord, report: NodeReport) -> tuple[Kind, Mapping[str, Any]]:
         case NodeStarted(_, node_id, origin):
             job.executing[node_id] = node_id if origin is None else origin.real
             return "executing", placed(node_id, origin)
+        case NodesCached(_, nodes):
+            job.finished.update(nodes)
+            return "cached", {"nodes": list(nodes)}
         case NodeProgressed(_, node_id, value, maximum, origin):
             job.progress[node_id] = min(1.0, value / maximum) if maximum > 0 else 0.0
             return "progress", {**placed(node_id, origin), "value": value, "max": maximum}

@@ -150,7 +150,8 @@ class Scheduler:
         self.epoch = self._tenure.epoch
         self._tasks = [asyncio.create_task(self._tenure.keep())]
         self._machine = Machine(self.epoch, self._max_attempts)
-        self._validation = RemoteValidation(self._pools, lambda: self._machine.replicas.values(), self._mail)
+        shared = [pool for pool in self._pools if not pool.whole]
+        self._validation = RemoteValidation(shared, lambda: self._machine.replicas.values(), self._mail)
         self.desk = Desk(
             self._tenure,
             {pool.name for pool in self._pools},
@@ -318,9 +319,9 @@ class Scheduler:
         self._check_ready()
         return await self._validation.check(graph, outputs, await self.specs())
 
-    async def specs(self) -> Mapping[str, NodeSpec]:
+    async def specs(self, pool: str | None = None) -> Mapping[str, NodeSpec]:
         self._check_ready()
-        return self._abilities.specs()
+        return self._abilities.specs() if pool is None else self._abilities.specs_of(pool)
 
     async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
         self._check_alive()
@@ -333,12 +334,13 @@ class Scheduler:
     async def cluster(self) -> ClusterView:
         self._check_ready()
         replicas = tuple(
-            ReplicaView(name, r.info.pool, r.info.slots, len(r.running), r.recipes, r.quarantined)
+            ReplicaView(name, r.info.pool, r.info.slots, len(r.running), r.recipes, r.quarantined, r.info.notes)
             for name, r in sorted(self._machine.replicas.items())
         )
         hosts = {stats.host: stats for stats in [self._host(), *self.desk.hosts()]}
         uptime_s = max(0.0, time.time() - self._tenure.started_s)
-        return ClusterView(tuple(hosts.values()), replicas, uptime_s, self.epoch, self.load())
+        troubles = tuple(self.desk.troubles())
+        return ClusterView(tuple(hosts.values()), replicas, uptime_s, self.epoch, self.load(), troubles)
 
     async def backlog(self, pool: str) -> tuple[int, int]:
         """Return how many of the pool's tasks wait for a replica and how many run; what autoscaling goes by.
@@ -377,6 +379,9 @@ class Scheduler:
 
     async def leave(self, replica_id: str, epoch: int) -> None:
         await self.desk.leave(replica_id, epoch)
+
+    async def trouble(self, replica_id: str, pool: str, why: str) -> None:
+        await self.desk.trouble(replica_id, pool, why)
 
     # Recovering -------------------------------------------------------------------------------------------------------
 

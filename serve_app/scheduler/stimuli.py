@@ -51,10 +51,14 @@ class ReplicaLeft:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLost:
-    """A replica has died or is silent. checking: it ran something beside its tasks that may be the cause."""
+    """A replica has died or is silent. checking: it ran something beside its tasks that may be the cause.
+
+    why: what it said of it itself.
+    """
 
     replica_id: str
     checking: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class Story:
             case ReplicaJoined(info):
                 what = f"replica {info.replica_id} joined pool {info.pool}"
                 self._cluster.append(Line(next(self._numbers), at_s, what))
-            case ReplicaLeft(replica_id) | ReplicaLost(replica_id):
+            case ReplicaLeft(replica_id) | ReplicaLost(replica_id, _, _):
                 what = f"{type(stimulus).__name__} {replica_id}"
                 self._cluster.append(Line(next(self._numbers), at_s, what))
             case Reported(_, NodeProgressed() | NodePreviewed()):

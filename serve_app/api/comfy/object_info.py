@@ -53,6 +53,8 @@ async def _known(
 
 def info(spec: NodeSpec, choices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Return one class as clients read it. choices: folder -> file names."""
+    if spec.described is not None:
+        return described(spec, spec.described, choices)
     inputs: dict[str, dict[str, Any]] = {"required": {}}
     for declared in spec.inputs:
         inputs.setdefault(declared.section, {})[declared.name] = config(declared, choices)
@@ -75,6 +77,17 @@ def info(spec: NodeSpec, choices: Mapping[str, Sequence[str]]) -> dict[str, Any]
     if spec.output_tooltips:
         found["output_tooltips"] = list(spec.output_tooltips)
     return found | {flag: True for flag in ("deprecated", "experimental", "api_node") if getattr(spec, flag)}
+
+
+def described(spec: NodeSpec, own: Mapping[str, Any], choices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return a class as the server describes it that runs it, with our files in the place of that server's."""
+    inputs = {section: dict(members) for section, members in own.get("input", {}).items()}
+    for declared in spec.inputs:
+        if declared.folder is not None and declared.name in inputs.get(declared.section, {}):
+            files = list(choices.get(declared.folder, ()))
+            options = {k: v for k, v in declared.options.items() if k != "options"}
+            inputs[declared.section][declared.name] = [files, options] if options else [files]
+    return {**own, "input": inputs}
 
 
 def config(declared: Input, choices: Mapping[str, Sequence[str]]) -> list[Any]:

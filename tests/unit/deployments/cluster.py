@@ -11,6 +11,8 @@ from typing import Any
 
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments.assemble import assemble
+from serve_app.deployments.comfyui_assemble import assemble_comfyui
+from serve_app.deployments.comfyui_runner import ComfyUIRunner
 from serve_app.deployments.runner import Runner
 from serve_app.deployments.scheduler import make_scheduler
 from serve_app.errors import NotReadyError
@@ -35,7 +37,7 @@ class Cluster:
     def __init__(self, config: AppConfig) -> None:
         self.config = config
         self.scheduler: Scheduler
-        self.runners: dict[str, Runner] = {}
+        self.runners: dict[str, Any] = {}
         self.lives: dict[str, asyncio.Task[None]] = {}
         self.exits: list[int] = []
 
@@ -48,7 +50,12 @@ class Cluster:
         return getattr(self.scheduler, name)
 
     async def replica(self, name: str, pool: PoolConfig | None = None) -> None:
-        runner = assemble(self.config, pool or self.config.pools[0], name, self, InProcess(), self.exits.append)
+        pool = pool or self.config.pools[0]
+        runner: Runner | ComfyUIRunner
+        if pool.comfyui is not None:
+            runner = assemble_comfyui(self.config, pool, name, self, InProcess())
+        else:
+            runner = assemble(self.config, pool, name, self, InProcess(), self.exits.append)
         self.runners[name], self.lives[name] = runner, asyncio.create_task(runner.run())
         while name not in await self.replicas():
             await asyncio.sleep(0.01)

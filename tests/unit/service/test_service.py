@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
-from serve_app.errors import InvalidGraphError, InvalidSubmissionError
+from serve_app.errors import InvalidGraphError, InvalidSubmissionError, NotReadyError
 from serve_app.graph.parse import parse
 from serve_app.limits import SizeLimits
-from serve_app.service import KEYS
-from tests.unit.api.conftest import example, replica, scheduler, service, volume
+from serve_app.graph.plan import Pool
+from serve_app.scheduler.messages import Accepted, Submission
+from serve_app.service import KEYS, Service
+from tests.unit.api.conftest import FILES, example, replica, scheduler, service, volume
+from tests.unit.api.node_specs import SPECS
 
 __all__ = ["example", "replica", "scheduler", "service", "volume"]
 
@@ -87,3 +90,71 @@ async def test_a_graph_of_more_nodes_than_the_limit_is_refused(service, example)
     example["prompt"]["one more"] = example["prompt"]["6"]
     with pytest.raises(InvalidGraphError, match=r"has \d+ nodes; limits.graph_nodes of the configuration allows"):
         await service.submit(example)
+
+POOLS = (Pool("gpu", True), Pool("comfyui", True, whole=True), Pool("broken", True, whole=True))
+
+
+class Knowing:
+    """A scheduler with a ComfyUI that has one class more and another list, and one that has never answered."""
+
+    def __init__(self) -> None:
+        sampler = SPECS["KSampler"]
+        inputs = tuple(replace(i, choices=("newest",)) if i.name == "sampler_name" else i for i in sampler.inputs)
+        film = replace(SPECS["SaveImage"], class_type="Film")
+        self.theirs = {**SPECS, "Film": film, "KSampler": replace(sampler, inputs=inputs)}
+
+    async def specs(self, pool: str | None = None) -> Any:
+        if pool == "broken":
+            raise NotReadyError("no replica of broken has joined yet")
+        return SPECS if pool is None else self.theirs
+
+    async def submit(self, submission: Submission) -> Accepted:
+        self.submitted = submission
+        return Accepted(submission.job_id, 0.0)
+
+
+@pytest.fixture
+def pooled(volume) -> Service:
+    return Service(Knowing(), volume, lambda folder: FILES[folder], pools=POOLS)
+
+
+async def chosen(service: Service, body: dict[str, Any]) -> Any:
+    """Return the pool that a submission is kept with."""
+    await service.submit(body)
+    return service._scheduler.submitted.extra_data.get("pool")
+
+
+async def test_a_workflow_goes_to_ours_unless_it_needs_what_a_comfyui_has(pooled, example):
+    assert await chosen(pooled, example) is None
+    example["prompt"]["6"]["class_type"] = "Film"
+    with pytest.raises(InvalidGraphError, match=r"sampler_name"):  # as the pool that has the class knows it
+        await pooled.submit(example)
+    example["prompt"]["3"]["inputs"]["sampler_name"] = "newest"
+    assert await chosen(pooled, example) == "comfyui"
+
+
+async def test_a_value_that_only_a_comfyui_takes_sends_the_workflow_there(pooled, example):
+    example["prompt"]["3"]["inputs"]["sampler_name"] = "newest"
+    assert await chosen(pooled, example) == "comfyui"
+
+
+async def test_the_client_chooses_the_pool(pooled, example):
+    with pytest.raises(InvalidGraphError, match="sampler_name"):
+        await pooled.submit({**example, "extra_data": {"pool": "comfyui"}})
+    assert await chosen(pooled, {**example, "extra_data": {"pool": "gpu"}}) == "gpu"
+    for wrong in ("none", 1, ["gpu"]):
+        with pytest.raises(InvalidSubmissionError, match="must be one of gpu, comfyui, broken"):
+            await pooled.submit({**example, "extra_data": {"pool": wrong}})
+    with pytest.raises(NotReadyError, match="broken"):
+        await pooled.submit({**example, "extra_data": {"pool": "broken"}})
+
+
+async def test_a_class_that_only_a_pool_may_have_which_has_not_said_waits_for_it(pooled, example):
+    example["prompt"]["6"]["class_type"] = "Nobody"
+    with pytest.raises(NotReadyError, match="broken"):
+        await pooled.submit(example)
+
+
+async def test_every_class_of_every_pool_is_known(pooled):
+    assert set(await pooled.specs()) == {*SPECS, "Film"}
+    assert (await pooled.specs())["KSampler"] == SPECS["KSampler"]

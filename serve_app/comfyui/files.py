@@ -1,0 +1,150 @@
+"""A task's files: what its constants name goes from the store to a ComfyUI, what its nodes show comes to the store.
+
+A file that a ComfyUI has made is saved under a name that the store gives, as every other; what clients are told names
+that one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from serve_app.comfyui.client import Client
+from serve_app.errors import FileMissingError
+from serve_app.graph.graph import Link
+from serve_app.graph.plan import Task
+from serve_app.store.store import AREAS, Area, FileRef, Store
+
+_FILE = re.compile(r"[^\n]{0,500}\.[A-Za-z0-9]{1,8}(?: \[(?:input|output|temp)\])?")
+"""What a constant looks like that may be a file's name."""
+_COUNTED = re.compile(r"(?P<start>.+?)_(?P<counter>[0-9]{5,})_?(?P<rest>[^/]*)")
+"""A name that a counter is in, as ComfyUI and its packs make them."""
+_PATHS = ("fullpath",)
+"""Keys of what nodes show that hold paths of the host they run on."""
+
+
+class Saver(Protocol):
+    """Saves one node's files; as `nodes.files.NodeFiles`."""
+
+    async def save(self, area: Area, prefix: str, suffix: str, contents: list[bytes]) -> list[dict[str, Any]]: ...
+
+
+class Carrier:
+    """Carries files between the store and one ComfyUI for as long as that runs."""
+
+    def __init__(self, client: Client, store: Store) -> None:
+        self._client = client
+        self._store = store
+        self._there: dict[FileRef, str] = {}
+
+    async def bring(self, task: Task) -> None:
+        """Bring every stored file that a constant names, unless it is there as it is now."""
+        for name in sorted({name for node in task.nodes.values() for name in _names(node.inputs)}):
+            try:
+                ref = FileRef.parse(name)
+                tag = (await asyncio.to_thread(self._store.stat, ref)).etag
+                if self._there.get(ref) != tag:
+                    await self._client.write(ref, await asyncio.to_thread(self._read, ref))
+                    self._there[ref] = tag
+            except FileMissingError:
+                continue  # a text that looks like a name, or the node's own to report
+
+    async def take(self, ui: Mapping[str, Any], saver: Saver) -> dict[str, Any]:
+        """Save the files that a node shows; return what it shows with their new names.
+
+        Errors: FileMissingError for a file that is no longer there; as `Saver.save`.
+        """
+        shown = dict.fromkeys(ref for ref in _refs(ui) if ref not in self._there)
+        groups: dict[tuple[Area, str, str], dict[str, list[FileRef]]] = {}
+        for ref in shown:
+            start, rest = _parts(ref.filename)
+            # What a ComfyUI puts among its inputs is no upload of ours.
+            area: Area = "temp" if ref.area == "input" else ref.area
+            groups.setdefault((area, ref.subfolder, start), {}).setdefault(rest, []).append(ref)
+        names: dict[FileRef, dict[str, Any]] = {}
+        for (area, subfolder, start), by_rest in groups.items():
+            for number, (rest, refs) in enumerate(by_rest.items()):
+                contents = [await self._client.read(ref) for ref in refs]
+                # Files of one prefix are counted together, so those with another end have a prefix of their own.
+                prefix = start if number == 0 else f"{start}_{re.sub('[^A-Za-z0-9]+', '', rest) or number}"
+                path = f"{subfolder}/{prefix}" if subfolder else prefix
+                names |= zip(refs, await saver.save(area, path, rest, contents), strict=True)
+        renamed = _renamed(ui, names)
+        assert isinstance(renamed, dict)
+        return renamed
+
+    def _read(self, ref: FileRef) -> bytes:
+        with self._store.open(ref) as file:
+            return file.read()
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Yield the constants in a node's inputs that may be names of files."""
+    if isinstance(value, str):
+        if _FILE.fullmatch(value):
+            yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _names(item)
+    elif isinstance(value, list | tuple) and not isinstance(value, Link):
+        for item in value:
+            yield from _names(item)
+
+
+def _refs(value: Any) -> Iterator[FileRef]:
+    """Yield the files that are named anywhere in what a node shows."""
+    if isinstance(value, Mapping):
+        if (ref := _ref(value)) is not None:
+            yield ref
+        for item in value.values():
+            yield from _refs(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _refs(item)
+
+
+def _ref(value: Mapping[str, Any]) -> FileRef | None:
+    name, area, subfolder = value.get("filename"), value.get("type"), value.get("subfolder") or ""
+    if not isinstance(name, str) or not name or area not in AREAS or not isinstance(subfolder, str):
+        return None
+    return FileRef(next(known for known in AREAS if known == area), subfolder, name)
+
+
+def _renamed(value: Any, names: Mapping[FileRef, Mapping[str, Any]]) -> Any:
+    if isinstance(value, list):
+        return [_renamed(item, names) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    kept = {key: _renamed(item, names) for key, item in value.items() if key not in _PATHS}
+    ref = _ref(value)
+    return kept if ref is None or ref not in names else {**kept, **names[ref]}
+
+
+def _parts(filename: str) -> tuple[str, str]:
+    """Return (start, end) of a file's name: what is before its counter and after it, or before and after its dot."""
+    if counted := _COUNTED.fullmatch(filename):
+        return counted["start"], counted["rest"]
+    stem, dot, ending = filename.rpartition(".")
+    return (stem, dot + ending) if stem else (filename, "")
+
+
+def prune(folders: Sequence[Path], most_bytes: int) -> None:
+    """Remove the oldest files of folders until all have no more than so many bytes."""
+    files = []
+    for folder in folders:
+        for where, _, names in os.walk(folder):
+            for path in (Path(where, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    stat = path.lstat()
+                    files.append((stat.st_mtime, stat.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= most_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total -= size

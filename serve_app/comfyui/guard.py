@@ -1,0 +1,81 @@
+"""Holds a process and all that comes of it until a pipe closes, which happens however its parent dies, or it ends.
+
+A program of its own, run by its path and on the standard library alone, so that it is there at once: `guard.py PIPE
+FOLDER COMMAND…`. FOLDER is the process's own and goes with it. Ends with the process's exit status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import shutil
+import signal
+import sys
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def main() -> int:
+    """Hold the process; see above."""
+    pipe, folder, *command = sys.argv[1:]
+    libc = ctypes.CDLL(None)
+    # What the process starts and leaves behind becomes a child of this one, and can be found.
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    guard, child = os.getpid(), os.fork()
+    if child == 0:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != guard:
+            os._exit(1)
+        os.setsid()
+        try:
+            os.execvp(command[0], command)
+        except OSError as error:
+            print(f"{command[0]} cannot be run: {error.strerror}", flush=True)
+            os._exit(127)
+    status = None
+    while status is None:
+        ready, _, _ = select.select([int(pipe), woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+        status = _ended(child)
+        if int(pipe) in ready:
+            break
+    _end_all(child)
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0 if status is None else os.waitstatus_to_exitcode(status) % 256
+
+
+def _ended(child: int) -> int | None:
+    """Bury whoever has died; return the child's status if it is among them."""
+    found = None
+    with contextlib.suppress(ChildProcessError):
+        while (buried := os.waitpid(-1, os.WNOHANG))[0]:
+            found = buried[1] if buried[0] == child else found
+    return found
+
+
+def _end_all(child: int) -> None:
+    """Kill the child's group, then whoever is left, until nobody is."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            for pid in _children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            os.waitpid(-1, 0)
+
+
+def _children() -> list[int]:
+    with open(f"/proc/self/task/{os.getpid()}/children") as children:
+        return [int(pid) for pid in children.read().split()]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,61 @@
+"""Putting the parts of a replica together that is a ComfyUI. No torch; no Ray."""
+
+from __future__ import annotations
+
+from serve_app.comfyui.process import Installation
+from serve_app.config import AppConfig, ComfyUIConfig, PoolConfig
+from serve_app.deployments.comfyui_runner import ComfyUIRunner
+from serve_app.deployments.files import open_store
+from serve_app.deployments.host import host_stats
+from serve_app.deployments.transfer import Transfer
+from serve_app.nodes.routes import ANY, PackRoute
+from serve_app.scheduler.messages import HostStats, ReplicaDesk
+
+ROUTES = (PackRoute(ANY, "/(?!-/).+"),)
+"""A ComfyUI does not say which routes its packs have, so its pool answers for whatever no route of ours takes."""
+MEMORY_ARGUMENTS = ("--reserve-vram", "--vram-headroom", "--cpu", "--gpu-only")
+"""Arguments by which an operator says himself what a process may take of a card."""
+
+
+def assemble_comfyui(
+    config: AppConfig, pool: PoolConfig, replica_id: str, desk: ReplicaDesk, transfer: Transfer
+) -> ComfyUIRunner:
+    """Return a replica of the pool, ready to `run`."""
+    assert pool.comfyui is not None
+    comfyui = pool.comfyui
+    return ComfyUIRunner(
+        desk,
+        replica_id,
+        pool.name,
+        comfyui.url or _installation(config, pool, comfyui),
+        store=open_store(config),
+        transfer=transfer,
+        host=host_stats,
+        previews=config.preview_method,
+        limits=config.limits,
+        start_s=comfyui.start_s,
+        stop_s=pool.stop_s,
+        keep_bytes=comfyui.keep_bytes,
+        routes=ROUTES,
+        answer_bytes=config.ingress.max_upload_bytes,
+    )
+
+
+def _installation(config: AppConfig, pool: PoolConfig, comfyui: ComfyUIConfig) -> Installation:
+    assert comfyui.directory is not None
+    share = () if pool.memory_fraction is None else memory_share(comfyui.arguments, pool.memory_fraction, host_stats())
+    return Installation(
+        directory=comfyui.directory,
+        python=comfyui.python,
+        arguments=(*comfyui.arguments, *share),
+        models_dir=config.models_dir,
+        scratch_dir=comfyui.scratch_dir,
+    )
+
+
+def memory_share(arguments: tuple[str, ...], fraction: float, host: HostStats) -> tuple[str, ...]:
+    """Return the arguments that keep a process to its fraction of a card: ComfyUI is told what it has to leave free."""
+    if not host.gpus or any(argument.partition("=")[0] in MEMORY_ARGUMENTS for argument in arguments):
+        return ()
+    left_gb = (1 - fraction) * host.gpus[0].vram_total_mb / 1024
+    return ("--reserve-vram", f"{left_gb:.2f}")

@@ -1,0 +1,72 @@
+"""How a graph ends in a ComfyUI other than by success, as what leaves the replica."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.comfyui.client import RefusedGraphError
+from serve_app.deployments.failure import CHARACTERS, LINES, named
+from serve_app.errors import ServeAppError
+from serve_app.graph.plan import Task
+from serve_app.scheduler.messages import TaskFailed
+from serve_app.store.credentials import scrubbed
+
+
+class CancelledThereError(ServeAppError):
+    """The graph was interrupted, and not by this replica: a node has cancelled it, or whoever else reaches it."""
+
+
+class GraphFailedError(ServeAppError):
+    """A node raised. data: of the frame that says so."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        super().__init__(str(data.get("exception_message", "")))
+        self.data = data
+
+
+class SavingFailedError(ServeAppError):
+    """What a node has made cannot be stored; says which, the cause says why."""
+
+    def __init__(self, node_id: str, class_type: str) -> None:
+        super().__init__(f"what {class_type} {node_id} has made cannot be stored")
+        self.node_id = node_id
+        self.class_type = class_type
+
+
+def failed_there(task: Task, data: Mapping[str, Any]) -> TaskFailed:
+    """Return the report of a node that raised in a ComfyUI."""
+    inputs = data.get("current_inputs")
+    return TaskFailed(
+        task_id=task.id,
+        node_id=str(data.get("node_id") or ""),
+        class_type=str(data.get("node_type") or ""),
+        exception_type=str(data.get("exception_type") or "Exception"),
+        message=_told(task, data.get("exception_message")),
+        traceback=tuple(named(_told(task, line)) for line in list(data.get("traceback") or ())[:LINES]),
+        inputs=scrubbed(inputs, task.extra_data) if isinstance(inputs, Mapping) else {},
+    )
+
+
+def refused(task: Task, error: RefusedGraphError) -> TaskFailed:
+    """Return the report of a graph that a ComfyUI does not take: every reason, and the first node that has one."""
+    reasons = []
+    for node_id, found in error.node_errors.items():
+        for one in found.get("errors", ()) if isinstance(found, Mapping) else ():
+            details = f" ({one['details']})" if one.get("details") else ""
+            reasons.append(f"{found.get('class_type')} {node_id}: {one.get('message')}{details}")
+    node_id = next(iter(error.node_errors), "")
+    node = task.nodes.get(node_id)
+    return TaskFailed(
+        task_id=task.id,
+        node_id=node_id,
+        class_type="" if node is None else node.class_type,
+        exception_type=str(error.error.get("type") or "RefusedGraph"),
+        message=_told(task, "; ".join([f"ComfyUI refuses the workflow: {error}", *reasons])),
+        traceback=(),
+    )
+
+
+def _told(task: Task, text: Any) -> str:
+    told: str = scrubbed(str(text or "")[:CHARACTERS], task.extra_data)
+    return told

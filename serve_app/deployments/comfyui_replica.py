@@ -1,0 +1,50 @@
+"""The replica that is a ComfyUI, as a Serve deployment class; as `replica.py`, without an engine and without torch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+
+import ray
+from ray import serve
+
+from serve_app import log
+from serve_app.config import AppConfig, PoolConfig
+from serve_app.deployments import metrics
+from serve_app.deployments.comfyui_assemble import assemble_comfyui
+from serve_app.deployments.handles import SchedulerHandle
+from serve_app.deployments.loopback import keep_to_the_node
+from serve_app.deployments.replica import ObjectStore
+from serve_app.nodes.routes import PackAnswer, PackCall
+
+
+class ComfyUIReplica:
+    """One replica of a pool with `comfyui`. Its process is not this one, and may be replaced while this one lives."""
+
+    async def __init__(self, config: AppConfig, pool: PoolConfig) -> None:  # type: ignore[misc]
+        log.configure(config.logs)
+        keep_to_the_node()
+        desk = SchedulerHandle(me=ray.get_runtime_context().current_actor)
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        self._runner = assemble_comfyui(config, pool, replica_id, desk, ObjectStore())
+        self._life = asyncio.create_task(self._runner.run())
+        self._showing = asyncio.create_task(
+            metrics.show(partial(metrics.node_figures, pool.name, replica_id, self._runner.times))
+        )
+
+    async def answer(self, call: PackCall) -> AsyncIterator[PackAnswer | None]:
+        """Pass a request on. Yields None at once, which says who has the call, then the answer."""
+        yield None
+        yield await self._runner.answer(call)
+
+    def check_health(self) -> None:
+        """Fail Serve's health check once the replica's life has ended by an error; its process is its own to mend."""
+        if self._life.done():
+            self._life.result()
+
+    async def __del__(self) -> None:
+        if life := getattr(self, "_life", None):
+            self._showing.cancel()
+            await self._runner.leave()
+            life.cancel()

@@ -1,0 +1,530 @@
+"""A replica that is a ComfyUI, without Ray: it runs whole graphs there, one after another, and reports what happens.
+
+The process is the replica as far as the scheduler is concerned: one that dies is a lost replica, whose job is charged
+with it, and joins again once it has been started anew. What cannot be started says why until it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import aiohttp
+from PIL import Image
+
+from serve_app import log
+from serve_app.comfyui.client import Client, RefusedGraphError, check_version
+from serve_app.comfyui.files import Carrier, prune
+from serve_app.comfyui.frames import Ended, Narration, Pictured, Said, Shown
+from serve_app.comfyui.process import Installation, Process
+from serve_app.comfyui.specs import specs
+from serve_app.deployments.comfyui_failure import (
+    CancelledThereError,
+    GraphFailedError,
+    SavingFailedError,
+    failed_there,
+    refused,
+)
+from serve_app.deployments.failure import failed
+from serve_app.deployments.membership import Membership
+from serve_app.deployments.node_times import NodeTimes
+from serve_app.deployments.transfer import Transfer
+from serve_app.errors import ComfyUIError, FileMissingError, NodeError, ServeAppError
+from serve_app.events import data_bytes
+from serve_app.graph.graph import Origin
+from serve_app.graph.plan import Task, TaskId
+from serve_app.limits import SizeLimits
+from serve_app.nodes.files import NodeFiles
+from serve_app.nodes.route_server import relay, relay_client
+from serve_app.nodes.routes import PackAnswer, PackCall, PackRoute
+from serve_app.scheduler.messages import (
+    Assign,
+    Check,
+    Checked,
+    Evicted,
+    Export,
+    Free,
+    HostStats,
+    Interrupt,
+    Message,
+    NodeFinished,
+    NodePreviewed,
+    NodeSaid,
+    NodeStarted,
+    ReplicaDesk,
+    ReplicaInfo,
+    Report,
+    Resident,
+    TaskCancelled,
+    TaskFinished,
+    TaskStopped,
+)
+from serve_app.store.credentials import scrubbed
+from serve_app.store.reserved import Contents
+from serve_app.store.store import Store
+
+_log = log.get("deployments.comfyui")
+
+LOOK_S = 0.1
+"""How often a process that starts, or a graph that was stopped, is looked at."""
+REFRESH_S = 30.0
+"""How often it is asked for its classes while it runs nothing: lists of model files are in them."""
+PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""How long after a failed start it is started again, at first and at most."""
+LAST_WORDS_S = 3.0
+"""How long a process that no longer answers may take to end and say why."""
+RESIDENT = 8
+"""Model files that the last graphs named and that are taken to be in its memory."""
+OURS = ("pool", "strict", "node_time_s", "job_time_s")
+"""Members of `extra_data` that are this server's."""
+FOREIGN = frozenset({b"host", b"origin", b"referer", b"sec-fetch-site"})
+"""Headers of a passed-on request that are about this server's address: ComfyUI would compare them with its own."""
+WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+
+
+class ComfyUIRunner:
+    """One replica's life. comfyui: what it starts, or the URL of one that runs. previews: as `preview_method`.
+
+    start_s, stop_s: how long a start may take, and the stop of a graph, before the process is replaced. keep_bytes: of
+    files that stay with it. routes: what its pool answers for of other HTTP paths, with at most answer_bytes.
+    """
+
+    def __init__(
+        self,
+        desk: ReplicaDesk,
+        replica_id: str,
+        pool: str,
+        comfyui: Installation | str,
+        *,
+        store: Store,
+        transfer: Transfer,
+        host: Callable[[], HostStats],
+        previews: str = "none",
+        limits: SizeLimits | None = None,
+        start_s: float = 600.0,
+        stop_s: float = 10.0,
+        keep_bytes: int = 4 * 1024**3,
+        routes: tuple[PackRoute, ...] = (),
+        answer_bytes: int = 100 * 1024 * 1024,
+    ) -> None:
+        self._desk = desk
+        self._replica_id = replica_id
+        self._pool = pool
+        self._comfyui = comfyui
+        self._store = store
+        self._transfer = transfer
+        self._host = host
+        self._previews = previews
+        self._limits = limits or SizeLimits()
+        self._start_s = start_s
+        self._stop_s = stop_s
+        self._keep_bytes = keep_bytes
+        self._routes = routes
+        self._answer_bytes = answer_bytes
+        self.times = NodeTimes()
+        self.process: Process | None = None
+        self.client: Client | None = None
+        self._client_id = f"serve-app-{pool}"
+        self._membership: Membership | None = None
+        self._carrier: Carrier
+        self._frames: asyncio.Queue[str | bytes] = asyncio.Queue()
+        self._running: dict[TaskId, asyncio.Task[None]] = {}
+        self._errands: set[asyncio.Task[None]] = set()
+        self._past: list[str] = []
+        self._resident: tuple[str, ...] = ()
+        self._over: asyncio.Future[None]
+        self._leaving = False
+
+    async def run(self) -> None:
+        """Serve until cancelled; a process that ends or cannot be started is started again."""
+        pause_s = PAUSE_S
+        while not self._leaving:
+            try:
+                async with self._opened() as (client, socket):
+                    pause_s = PAUSE_S
+                    await self._serve(client, socket)
+            except (ComfyUIError, OSError) as error:
+                if self._leaving:
+                    return
+                _log.error("%s", error)
+                told = asyncio.create_task(self._tell(str(error)))
+                await asyncio.sleep(pause_s)
+                await asyncio.wait([told], timeout=LONGEST_PAUSE_S)
+                told.cancel()
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def answer(self, call: PackCall) -> PackAnswer:
+        """Pass a request on that no route of the server's own takes."""
+        if (client := self.client) is None:
+            return PackAnswer(503, ((b"retry-after", b"5"), (b"content-length", b"0")), b"")
+        headers = tuple((name, value) for name, value in call.headers if name not in FOREIGN)
+        async with relay_client(aiohttp.TCPConnector(limit=0)) as session:
+            return await relay(session, client.url, replace(call, headers=headers), self._answer_bytes)
+
+    async def leave(self) -> None:
+        """Tell the scheduler that this replica goes, and end its process."""
+        self._leaving = True
+        await self._drop()
+        if self._membership is not None:
+            await self._membership.leave()
+        if self.process is not None:
+            await self.process.end()
+
+    async def _tell(self, why: str) -> None:
+        with contextlib.suppress(ServeAppError):
+            await self._desk.trouble(self._replica_id, self._pool, why)
+
+    # A process's life -------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[tuple[Client, aiohttp.ClientWebSocketResponse]]:
+        """Start a process, or take the one that runs, and connect to it."""
+        async with AsyncExitStack() as stack:
+            if isinstance(self._comfyui, Installation):
+                self.process = await Process.start(self._comfyui)
+                stack.push_async_callback(self.process.end)
+            url = self._comfyui if isinstance(self._comfyui, str) else self.process.url if self.process else ""
+            client = await stack.enter_async_context(Client.opened(url))
+            await self._started(client)
+            if self.process is None and (left := await client.unfinished()):
+                # An earlier replica's, for nobody else may queue there; its jobs come again.
+                await client.withdraw(left)
+                await self._idle(client)
+            socket = await stack.enter_async_context(client.listening(self._client_id))
+            self.client, self._carrier, self._resident, self._past = client, Carrier(client, self._store), (), []
+            try:
+                yield client, socket
+            finally:
+                self.client = None
+
+    async def _started(self, client: Client) -> None:
+        """Wait until it answers. Errors: ComfyUIError if it ends, takes too long or is too old."""
+        ending = None if self.process is None else asyncio.create_task(self.process.ended())
+        try:
+            async with asyncio.timeout(self._start_s):
+                while ending is None or not ending.done():
+                    try:
+                        stats = await client.stats()
+                    except ComfyUIError:
+                        if ending is None:
+                            raise
+                        await asyncio.wait([ending], timeout=LOOK_S)
+                    else:
+                        check_version(client.url, stats)
+                        return
+                raise ComfyUIError(f"it cannot be started: {ending.result()}")
+        except TimeoutError as error:
+            log_end = "" if self.process is None else f"; its log ends:\n{self.process.log_end()}"
+            why = f"the ComfyUI at {client.url} has not answered within start_s {self._start_s:g} s{log_end}"
+            raise ComfyUIError(why) from error
+        finally:
+            if ending is not None:
+                ending.cancel()
+
+    async def _serve(self, client: Client, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Be a replica for as long as the process lives, or until it is to be replaced.
+
+        Errors: ComfyUIError if it has ended, or no longer answers.
+        """
+        self._over = asyncio.get_running_loop().create_future()
+        ending = None if self.process is None else asyncio.create_task(self.process.ended())
+        listening = asyncio.create_task(self._listen(socket))
+        belonging = asyncio.create_task(self._belong(client))
+        try:
+            lives = [task for task in (ending, listening, belonging, self._over) if task is not None]
+            await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
+            if ending is not None and not self._over.done():
+                await asyncio.wait([ending], timeout=LAST_WORDS_S)
+            if ending is not None and ending.done() and not self._leaving:
+                raise ComfyUIError(ending.result())
+            for over in (self._over, belonging, listening):
+                if over.done():
+                    over.result()
+        finally:
+            for life in [listening, belonging, *([ending] if ending is not None else [])]:
+                life.cancel()
+            await self._drop()
+
+    async def _listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        async for message in socket:
+            if self._running and message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+                self._frames.put_nowait(message.data)
+        raise ComfyUIError("the ComfyUI has closed its websocket")
+
+    async def _belong(self, client: Client) -> None:
+        """Be a member with the classes that it has, and again with others once it has others."""
+        described = await client.classes()
+        while True:
+            packs = () if self.process is None else tuple(self.process.failed_packs)
+            notes = tuple(f"node pack {name} could not be imported" for name in packs)
+            info = ReplicaInfo(self._replica_id, self._pool, 1, self._routes, notes)
+            known = {spec.class_type: spec for spec in await asyncio.to_thread(specs, described)}
+            self._membership = Membership(self._desk, info, known, self._host, self)
+            member = asyncio.create_task(self._membership.run())
+            try:
+                while True:
+                    done, _ = await asyncio.wait([member], timeout=REFRESH_S)
+                    if done:
+                        return member.result()
+                    if not self._running and (now := await client.classes()) != described:
+                        described = now
+                        break
+            finally:
+                member.cancel()
+                await asyncio.gather(member, return_exceptions=True)
+
+    # Messages ---------------------------------------------------------------------------------------------------------
+
+    def joined(self) -> None:
+        """Say what is in memory to a scheduler that does not know."""
+        if self._resident:
+            self._say(Resident(self._resident))
+
+    def take(self, message: Message) -> None:
+        """Do what the scheduler asks for."""
+        match message:
+            case Assign(task):
+                before = list(self._running.values())
+                with log.about(job=task.id.job_id, task=f"{task.id.index}.{task.id.attempt}"):
+                    self._running[task.id] = running = asyncio.create_task(self._run(task, before))
+                running.add_done_callback(partial(self._ended, task))
+            case Interrupt(task_id):
+                if (asked := self._running.get(task_id)) is not None:
+                    asked.cancel()
+            case Free(weights, results):
+                self._errand(self._free(weights=weights, results=results))
+            case Export(signature):  # it has no values that others could use
+                self._say(Evicted((signature,)))
+            case Check(check_id):
+                self._say(Checked(check_id, (), {}))
+
+    async def lost_touch(self) -> None:
+        """Drop what runs."""
+        await self._drop()
+        if self._membership is not None:
+            self._membership.unsay()
+
+    async def _drop(self) -> None:
+        for running in self._running.values():
+            running.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    def _errand(self, errand: Awaitable[object]) -> None:
+        async def done() -> None:
+            # What it no longer answers to is noticed by whoever waits for a graph.
+            with contextlib.suppress(ComfyUIError, OSError):
+                await errand
+
+        self._errands.add(task := asyncio.create_task(done()))
+        task.add_done_callback(self._errands.discard)
+
+    async def _free(self, *, weights: bool, results: bool) -> None:
+        if self.client is not None:
+            await self.client.free(weights=weights, results=results)
+            if weights:
+                self._resident = ()
+                self._say(Resident(()))
+
+    def _say(self, report: Report) -> None:
+        if self._membership is not None:
+            self._membership.say(report)
+
+    # Tasks ------------------------------------------------------------------------------------------------------------
+
+    async def _run(self, task: Task, before: list[asyncio.Task[None]]) -> None:
+        """Run a graph and tell of it. before: what has to end first.
+
+        Errors: GraphFailedError, CancelledThereError, SavingFailedError, ComfyUIError.
+        """
+        if before:
+            await asyncio.wait(before)
+        client, job_id = self.client, task.id.job_id
+        assert client is not None
+        while not self._frames.empty():
+            self._frames.get_nowait()
+        await self._carrier.bring(task)
+        data = {key: value for key, value in task.extra_data.items() if key not in OURS}
+        if self._previews != "none":
+            data.setdefault("preview_method", self._previews)
+        narration, shown = Narration(task), _Bytes(self._limits.shown_bytes)
+        try:
+            await client.submit(task.prompt, job_id, self._client_id, data, task.targets)
+            while True:
+                frame = await self._frames.get()
+                for told in narration.text(frame) if isinstance(frame, str) else narration.binary(frame):
+                    match told:
+                        case Ended():
+                            await self._see_end(task, told, narration, shown)
+                            return
+                        case Shown():
+                            await self._show(task, told, shown)
+                        case Pictured():
+                            jpeg = await asyncio.to_thread(_jpeg, told.image)
+                            self._say(NodePreviewed(task.id, told.node_id, self._transfer.put(jpeg), told.origin))
+                        case Said():
+                            shown.add(told.data)
+                            data = scrubbed(told.data, task.extra_data)
+                            self._say(NodeSaid(task.id, told.node_id, told.type, data))
+                        case _:
+                            self._report(task, told)
+        except (CancelledThereError, GraphFailedError, ComfyUIError):
+            raise
+        except BaseException:
+            # Cancelled, or its files cannot be had: what still runs there must end before the next.
+            await self._stop(client, job_id)
+            raise
+
+    def _report(self, task: Task, report: Report) -> None:
+        if isinstance(report, NodeStarted):
+            self.times.began(task, report.node_id)
+        elif isinstance(report, NodeFinished):
+            self.times.ended(task, report.node_id, computed=report.computed)
+        self._say(report)
+
+    async def _show(self, task: Task, told: Shown, shown: _Bytes) -> None:
+        """Store what a node shows, and report it."""
+        node_id = told.node_id
+
+        async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
+            return await self._desk.reserve(task.id, node_id, key, at_least, contents)
+
+        try:
+            files = NodeFiles(self._store, task.id.job_id, node_id, reserve, at_s=task.created_s)
+            ui = await self._carrier.take(told.ui, files)
+            shown.add(ui)
+        except FileMissingError:
+            # Its cache names a file that is no longer kept; without it the node runs again.
+            _log.warning("a cached file of node %s is gone: the task is tried again without the cache", node_id)
+            assert self.client is not None
+            await self.client.free(weights=False, results=True)
+            raise asyncio.CancelledError from None
+        except ServeAppError as error:
+            node = task.nodes.get(node_id)
+            raise SavingFailedError(node_id, "" if node is None else node.class_type) from error
+        real = node_id if told.origin is None else told.origin.real
+        # What a node shows that is no output is kept too, as a made node's is.
+        origin = told.origin or (None if node_id in task.targets or not ui else Origin(node_id, node_id, node_id))
+        signature = task.signatures[node_id if node_id in task.signatures else real]
+        ui = scrubbed(ui, task.extra_data)
+        self._report(task, NodeFinished(task.id, node_id, signature, ui, origin, told.computed))
+
+    async def _see_end(self, task: Task, end: Ended, narration: Narration, shown: _Bytes) -> None:
+        if end.how == "interrupted":
+            raise CancelledThereError("the graph was interrupted")
+        if end.how == "error":
+            raise GraphFailedError(end.data)
+        await self._show_rest(task, narration, shown)
+
+    async def _show_rest(self, task: Task, narration: Narration, shown: _Bytes) -> None:
+        """Record the outputs of which no frame has come: of nodes that show nothing."""
+        rest = list(narration.unsaid())
+        history = await self.client.outputs(task.id.job_id) if rest and self.client is not None else None
+        outputs = (history or {}).get("outputs", {})
+        for told in rest:
+            ui = outputs.get(told.node_id) or {}
+            await self._show(task, Shown(told.node_id, ui, None, told.computed), shown)
+
+    async def _stop(self, client: Client, job_id: str) -> None:
+        """Stop a graph; have the process replaced if it does not stop in time."""
+        try:
+            async with asyncio.timeout(self._stop_s):
+                await client.withdraw([job_id])
+                while job_id in await client.unfinished():
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            _log.warning("the process is replaced: a graph goes on %g s after it had to stop", self._stop_s)
+            await self._give_way()
+        except ComfyUIError as error:
+            self._end(error)
+
+    async def _give_way(self) -> None:
+        """Leave, so that nobody is charged, and let another process take over."""
+        if self._membership is not None:
+            await self._membership.leave()
+        self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        if not self._over.done():
+            if error is None:
+                self._over.set_result(None)
+            else:
+                self._over.set_exception(error)
+
+    async def _idle(self, client: Client) -> None:
+        while await client.unfinished():
+            await asyncio.sleep(LOOK_S)
+
+    def _ended(self, task: Task, running: asyncio.Task[None]) -> None:
+        """Say how the task ended."""
+        task_id = task.id
+        self._running.pop(task_id, None)
+        self.times.over(task_id)
+        error = asyncio.CancelledError() if running.cancelled() else running.exception()
+        if isinstance(error, ComfyUIError) and not isinstance(error, RefusedGraphError):
+            self._end(error)
+            return
+        self._tidy(task)
+        if self._leaving:
+            return
+        match error:
+            case None:
+                self._say(TaskFinished(task_id))
+            case asyncio.CancelledError():
+                self._say(TaskStopped(task_id))
+            case CancelledThereError():
+                self._say(TaskCancelled(task_id))
+            case GraphFailedError(data=data):
+                self._say(failed_there(task, data))
+            case RefusedGraphError():
+                self._say(refused(task, error))
+            case SavingFailedError(node_id=node_id, class_type=class_type, __cause__=cause):
+                self._say(failed(task, node_id, class_type, cause or error))
+            case _:
+                self._say(failed(task, "", "", error))
+        self._say(Evicted(tuple(task.signatures.values())))
+
+    def _tidy(self, task: Task) -> None:
+        """Let the process forget an earlier graph, and note which models this one has left in its memory."""
+        client, process = self.client, self.process
+        # Not this one's: it is in the history only a moment after its end is told.
+        past, self._past = self._past, [task.id.job_id]
+        if client is not None:
+            for job_id in past:
+                self._errand(client.forget(job_id))
+        if process is not None:
+            made = [process.folder / "output", process.folder / "temp"]
+            self._errand(asyncio.to_thread(prune, made, self._keep_bytes))
+        named_now = {v for n in task.nodes.values() for v in n.inputs.values() if isinstance(v, str)}
+        models = [name for name in sorted(named_now) if name.lower().endswith(WEIGHTS)]
+        resident = tuple(dict.fromkeys([*models, *self._resident]))[:RESIDENT]
+        if resident != self._resident:
+            self._resident = resident
+            self._say(Resident(resident))
+
+
+class _Bytes:
+    """What a task has shown so far. Errors of `add`: NodeError beyond the limit."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._bytes = 0
+
+    def add(self, shown: Any) -> None:
+        self._bytes += data_bytes(shown)
+        if self._bytes > self._most:
+            raise NodeError(f"its task shows {self._bytes} bytes; limits.shown_bytes allows {self._most}")
+
+
+def _jpeg(image: bytes) -> bytes:
+    """Return a picture as a JPEG, as it is if it is one."""
+    if image.startswith(b"\xff\xd8"):
+        return image
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(image)).convert("RGB").save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
