@@ -68,9 +68,12 @@ async def get_health() -> Response:
 
 @router.api_route("/readyz", methods=READ)
 async def get_ready(service: Current) -> Response:
-    """Return that a job can be submitted. Errors: UnavailableError's kinds, answered 503, as long as none can."""
-    await service.cluster()
-    return Json({"status": "ready"})
+    """Return that a job can be submitted, and which replicas cannot work.
+
+    Errors: UnavailableError's kinds, answered 503, as long as none can.
+    """
+    troubles = [{"pool": trouble.pool, "why": trouble.why} for trouble in (await service.cluster()).troubles]
+    return Json({"status": "ready", **({"troubles": troubles} if troubles else {})})
 
 
 def _event(event: Event) -> dict[str, Any]:

@@ -35,6 +35,9 @@ def status(answer: Mapping[str, Any]) -> Iterator[str]:
         running = f"{replica['running']} of {replica['slots']} tasks"
         kept = f", kept for job {replica['quarantined']} alone" if replica["quarantined"] else ""
         yield f"replica {replica['replica_id']} ({replica['pool']}): {running}, holds {held}{kept}"
+        yield from (f"  {note}" for note in replica["notes"])
+    for trouble in answer["troubles"]:
+        yield f"replica {trouble['replica_id']} ({trouble['pool']}) cannot work: {trouble['why']}"
 
 
 def story(answer: Mapping[str, Any]) -> Iterator[str]:

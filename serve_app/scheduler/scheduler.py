@@ -20,6 +20,7 @@ from serve_app.errors import (
     DatabaseGoneError,
     InvalidSubmissionError,
     JobMissingError,
+    NotReadyError,
     ServeAppError,
 )
 from serve_app.events import ENDINGS, Event, Failure
@@ -321,7 +322,9 @@ class Scheduler:
 
     async def specs(self, pool: str | None = None) -> Mapping[str, NodeSpec]:
         self._check_ready()
-        return self._abilities.specs() if pool is None else self._abilities.specs_of(pool)
+        if pool is None:
+            return self._abilities.specs()
+        return self._say_why(lambda: self._abilities.specs_of(pool))
 
     async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
         self._check_alive()
@@ -453,7 +456,15 @@ class Scheduler:
 
     def _check_ready(self) -> None:
         self._check_alive()
-        self._abilities.check()
+        self._say_why(self._abilities.check)
+
+    def _say_why(self, checked: Callable[[], T]) -> T:
+        """Return what is asked of the abilities. Errors: NotReadyError, with what replicas say is wrong with them."""
+        try:
+            return checked()
+        except NotReadyError as error:
+            why = "; ".join(f"pool {trouble.pool}: {trouble.why}" for trouble in self.desk.troubles())
+            raise NotReadyError(f"{error}; {why}", error.retry_after_s) if why else error from None
 
     async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._database, function, *arguments)

@@ -15,6 +15,13 @@ async def test_a_server_that_can_take_jobs_is_alive_and_ready(client):
     assert (await client.head("/readyz")).status_code == 200
 
 
+async def test_readiness_tells_of_replicas_that_cannot_work(scheduler, client):
+    await scheduler.trouble("r9", "comfyui", "it has no main.py")
+    answer = await client.get("/readyz")
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ready", "troubles": [{"pool": "comfyui", "why": "it has no main.py"}]}
+
+
 async def test_a_server_whose_scheduler_is_away_is_alive_but_not_ready(client, scheduler):
     scheduler.refusal = NotReadyError("the scheduler is not there")
     assert (await client.get("/healthz")).status_code == 200

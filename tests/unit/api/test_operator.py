@@ -95,7 +95,7 @@ async def test_status_counts_the_jobs(client, replica, example):
     first, _ = await queued(client, example), await queued(client, example)
     await replica.start(first)
     status = (await client.get("/status")).json()
-    assert status.keys() == {"hosts", "replicas", "uptime_s", "epoch", "load", "jobs"}
+    assert status.keys() == {"hosts", "replicas", "uptime_s", "epoch", "load", "jobs", "troubles"}
     assert [host["host"] for host in status["hosts"]] == ["host"]
     busy = [(r["pool"], r["slots"], r["running"]) for r in status["replicas"]]
     assert busy == [("cpu", 0, 0), ("cpu", 1, 1)]

@@ -37,11 +37,15 @@ def test_status_shows_gpus_and_what_replicas_hold():
     gpu = {"name": "H100", "vram_free_mb": 60, "vram_total_mb": 80}
     host = {"host": "a", "ram_available_mb": 1, "ram_total_mb": 2, "gpus": [gpu]}
     replica = {"replica_id": "r1", "pool": "gpu", "slots": 16, "running": 2, "recipes": ["sd15"], "quarantined": "j"}
+    replica["notes"] = ["node pack X could not be imported"]
     answer = {"uptime_s": 1, "jobs": {"running": 2, "pending": 0}, "hosts": [host], "replicas": [replica]}
+    answer["troubles"] = [{"replica_id": "r2", "pool": "comfyui", "why": "it has no main.py"}]
     assert list(status(answer))[1:] == [
         "host a: 1 of 2 MB memory available",
         "  H100: 60 of 80 MB free",
         "replica r1 (gpu): 2 of 16 tasks, holds sd15, kept for job j alone",
+        "  node pack X could not be imported",
+        "replica r2 (comfyui) cannot work: it has no main.py",
     ]
 
 

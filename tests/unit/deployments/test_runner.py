@@ -296,4 +296,4 @@ async def test_a_failure_carries_a_bounded_part_of_what_its_exception_says(root:
     async with cluster(root, ONE) as running:
         view = await running.finish(await running.submit(prompt, ("2",)))
     assert view.state == "error"
-    assert len(json.dumps(view.failure)) < 20_000
+    assert len(json.dumps(view.failure.to_json())) < 20_000

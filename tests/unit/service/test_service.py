@@ -7,8 +7,8 @@ import pytest
 
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError, NotReadyError
 from serve_app.graph.parse import parse
-from serve_app.limits import SizeLimits
 from serve_app.graph.plan import Pool
+from serve_app.limits import SizeLimits
 from serve_app.scheduler.messages import Accepted, Submission
 from serve_app.service import KEYS, Service
 from tests.unit.api.conftest import FILES, example, replica, scheduler, service, volume
@@ -90,6 +90,7 @@ async def test_a_graph_of_more_nodes_than_the_limit_is_refused(service, example)
     example["prompt"]["one more"] = example["prompt"]["6"]
     with pytest.raises(InvalidGraphError, match=r"has \d+ nodes; limits.graph_nodes of the configuration allows"):
         await service.submit(example)
+
 
 POOLS = (Pool("gpu", True), Pool("comfyui", True, whole=True), Pool("broken", True, whole=True))
 
