@@ -205,7 +205,7 @@ async def test_a_failure_says_what_ran_and_what_the_node_was_given(tmp_path: Pat
         assert view.state == "error"
         assert (view.failure.node, view.failure.exception_type) == ("s", "LookupError")
         assert view.failure.current_inputs == {"value": [4]}
-        assert view.failure.executed == ["n"]
+        assert view.failure.executed == ("n",)
 
 
 async def test_a_blocker_with_a_reason_is_told_and_the_job_succeeds(tmp_path: Path) -> None:
