@@ -13,6 +13,8 @@ from serve_app.values import ContinuousEdm, Discrete
 from tests.parity.figures import Figures
 
 TOLERANCE = 1e-6
+VECTOR_TOLERANCE = 1e-5
+"""Sines and cosines of angles up to 1024, which processors' libraries round differently: by 4e-6 between two tried."""
 FIGURES = Figures("inputs")
 
 
@@ -40,7 +42,7 @@ SIZES = {"width": 1000, "height": 1200, "crop_w": 3, "crop_h": 5}
 )
 def test_the_vector_is_comfyuis(name, family, options, role):
     told = family.vector({"pooled_output": FIGURES["pooled"], **options}, 64, 96, role)
-    FIGURES.assert_agrees(told, name, TOLERANCE)
+    FIGURES.assert_agrees(told, name, VECTOR_TOLERANCE)
 
 
 @pytest.mark.parametrize(
