@@ -27,10 +27,8 @@ from serve_app.graph.validate import Validated, hooked, settled, validate
 from serve_app.limits import SizeLimits
 from serve_app.nodes.routes import PackAnswer, PackCall, PackRoute
 from serve_app.nodes.unsupported import UNSUPPORTED
-from serve_app.scheduler.messages import (
+from serve_app.scheduler.client import (
     Attached,
-    ClusterView,
-    Free,
     JobPage,
     JobView,
     News,
@@ -40,6 +38,8 @@ from serve_app.scheduler.messages import (
     SchedulerClient,
     Submission,
 )
+from serve_app.scheduler.cluster_view import ClusterView
+from serve_app.scheduler.messages import Free
 from serve_app.store.catalog import Catalog
 from serve_app.store.changes import JobQuery
 from serve_app.store.credentials import without_credentials

@@ -9,7 +9,8 @@ from serve_app.deployments.files import open_store
 from serve_app.deployments.host import host_stats
 from serve_app.deployments.transfer import Transfer
 from serve_app.nodes.routes import ANY, PackRoute
-from serve_app.scheduler.messages import HostStats, ReplicaDesk
+from serve_app.scheduler.cluster_view import HostStats
+from serve_app.scheduler.messages import ReplicaDesk
 
 ROUTES = (PackRoute(ANY, "/(?!-/).+"),)
 """A ComfyUI does not say which routes its packs have, so its pool answers for whatever no route of ours takes."""

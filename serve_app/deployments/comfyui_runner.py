@@ -43,6 +43,7 @@ from serve_app.limits import SizeLimits
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.route_server import relay, relay_client
 from serve_app.nodes.routes import PackAnswer, PackCall, PackRoute
+from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import (
     Assign,
     Check,
@@ -50,7 +51,6 @@ from serve_app.scheduler.messages import (
     Evicted,
     Export,
     Free,
-    HostStats,
     Interrupt,
     Message,
     NodeFinished,

@@ -20,25 +20,21 @@ from serve_app.graph.graph import Graph
 from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
-from serve_app.scheduler.messages import (
+from serve_app.scheduler.client import (
     Accepted,
     Attached,
-    ClusterView,
-    Free,
     Hooks,
-    HostStats,
     JobPage,
     JobView,
-    Message,
     News,
     QueueCount,
     QueueView,
     Reader,
-    ReplicaInfo,
-    Report,
     Submission,
     Unfinished,
 )
+from serve_app.scheduler.cluster_view import ClusterView, HostStats
+from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report
 from serve_app.store.changes import JobQuery
 from serve_app.store.reserved import Contents
 

@@ -14,15 +14,8 @@ from typing import Protocol
 from serve_app import log
 from serve_app.errors import NotReadyError, StaleEpochError, UnavailableError
 from serve_app.graph.spec import NodeSpec
-from serve_app.scheduler.messages import (
-    HostStats,
-    Message,
-    NodePreviewed,
-    NodeProgressed,
-    ReplicaDesk,
-    ReplicaInfo,
-    Report,
-)
+from serve_app.scheduler.cluster_view import HostStats
+from serve_app.scheduler.messages import Message, NodePreviewed, NodeProgressed, ReplicaDesk, ReplicaInfo, Report
 
 _log = log.get("deployments.membership")
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ray.util import metrics as ray_metrics
 
 from serve_app.deployments.node_times import NodeTimes
-from serve_app.scheduler.tally import Load, Tally, read
+from serve_app.scheduler.cluster_view import Load
+from serve_app.scheduler.tally import Tally, read
 
 if TYPE_CHECKING:
     # Both import torch, which the scheduler's process has no need of.

@@ -35,6 +35,7 @@ from serve_app.nodes.result_cache import ResultCache
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import allow_shown
 from serve_app.nodes.time_limit import NodeLimits, TimeLimit
+from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import (
     Assign,
     Check,
@@ -46,7 +47,6 @@ from serve_app.scheduler.messages import (
     Export,
     Exported,
     Free,
-    HostStats,
     Interrupt,
     Message,
     NodePreviewed,

@@ -17,7 +17,7 @@ from serve_app.graph.parse import parse
 from serve_app.graph.plan import Plan, Pool, is_strict, plan
 from serve_app.graph.signature import STRICT, signatures
 from serve_app.graph.spec import NodeSpec
-from serve_app.scheduler.messages import Submission
+from serve_app.scheduler.client import Submission
 from serve_app.store.changes import JobRow
 
 

@@ -18,7 +18,8 @@ from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.abilities import Abilities
 from serve_app.scheduler.channels import Mailbox
-from serve_app.scheduler.messages import Checked, HostStats, Message, ReplicaInfo, Report, Trouble
+from serve_app.scheduler.cluster_view import HostStats, Trouble
+from serve_app.scheduler.messages import Checked, Message, ReplicaInfo, Report
 from serve_app.scheduler.remote_validation import RemoteValidation
 from serve_app.scheduler.stimuli import ReplicaJoined, ReplicaLeft, ReplicaLost, Reported, Stimulus
 from serve_app.scheduler.tenure import Tenure

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from serve_app.events import Event, data_bytes
-from serve_app.scheduler.messages import Attached, News, QueueMark, Reader
+from serve_app.scheduler.client import Attached, News, QueueMark, Reader
 
 UNREAD_KEPT = 4096
 """Events that wait for one client; older ones are dropped, as a client that is away for so long reads the history."""

@@ -6,14 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from serve_app.events import Kind
-from serve_app.scheduler.messages import (
-    NodeBlocked,
-    NodePreviewed,
-    NodeProgressed,
-    NodeSaid,
-    NodesCached,
-    NodeStarted,
-)
+from serve_app.scheduler.messages import NodeBlocked, NodePreviewed, NodeProgressed, NodeSaid, NodesCached, NodeStarted
 from serve_app.scheduler.records import JobRecord, placed
 
 NodeReport: TypeAlias = NodeStarted | NodesCached | NodeProgressed | NodeBlocked | NodeSaid | NodePreviewed

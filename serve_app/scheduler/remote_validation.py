@@ -13,7 +13,8 @@ from serve_app.errors import InvalidSubmissionError, NotReadyError
 from serve_app.graph.graph import Graph
 from serve_app.graph.plan import Pool, takes
 from serve_app.graph.spec import NodeSpec
-from serve_app.scheduler.messages import Check, Checked, Hooks
+from serve_app.scheduler.client import Hooks
+from serve_app.scheduler.messages import Check, Checked
 from serve_app.scheduler.placement import ReplicaRecord
 
 CHECK_S = 30.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from serve_app.errors import InvalidSubmissionError
 from serve_app.graph.parse import FINGERPRINT
-from serve_app.scheduler.messages import Submission
+from serve_app.scheduler.client import Submission
 from serve_app.store.changes import JobRow
 from serve_app.store.credentials import without_credentials
 

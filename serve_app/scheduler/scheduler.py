@@ -32,28 +32,23 @@ from serve_app.scheduler.abilities import Abilities
 from serve_app.scheduler.admission import Admission
 from serve_app.scheduler.board import Board
 from serve_app.scheduler.channels import Stream
-from serve_app.scheduler.desk import Desk
-from serve_app.scheduler.machine import Machine
-from serve_app.scheduler.messages import (
+from serve_app.scheduler.client import (
     Accepted,
     Attached,
-    ClusterView,
-    Free,
     Hooks,
-    HostStats,
     JobPage,
     JobView,
-    Message,
     News,
     QueueCount,
     QueueView,
     Reader,
-    ReplicaInfo,
-    ReplicaView,
-    Report,
     Submission,
     Unfinished,
 )
+from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, PoolLoad, ReplicaView
+from serve_app.scheduler.desk import Desk
+from serve_app.scheduler.machine import Machine
+from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report
 from serve_app.scheduler.remote_validation import RemoteValidation
 from serve_app.scheduler.repeats import check_repeat
 from serve_app.scheduler.stimuli import (
@@ -67,7 +62,7 @@ from serve_app.scheduler.stimuli import (
     Stimulus,
     Tell,
 )
-from serve_app.scheduler.tally import Load, PoolLoad, Tally
+from serve_app.scheduler.tally import Tally
 from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.tidying import Tidying
 from serve_app.scheduler.time_limit import Overtime

@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from serve_app.events import Event
 
 UNREAD = 10_000
 """Durations kept for a reader that does not come."""
-
-
-@dataclass(frozen=True, slots=True)
-class PoolLoad:
-    """One pool at one moment: its replicas, the tasks that wait for one, the tasks that run."""
-
-    pool: str
-    replicas: int
-    waiting: int
-    running: int
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """The queue at one moment. oldest_s: how long the job that has waited longest has waited, 0 if none waits.
-
-    ended: jobs by how they ended, since this scheduler began.
-    """
-
-    queued: int = 0
-    running: int = 0
-    oldest_s: float = 0.0
-    pools: tuple[PoolLoad, ...] = ()
-    ended: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

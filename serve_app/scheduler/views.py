@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.events import JobState
-from serve_app.scheduler.messages import JobView
+from serve_app.scheduler.client import JobView
 from serve_app.scheduler.records import JobRecord
 from serve_app.store.changes import JobRow
 

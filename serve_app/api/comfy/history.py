@@ -14,7 +14,7 @@ from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
 from serve_app.errors import InvalidSubmissionError
 from serve_app.events import ENDINGS
-from serve_app.scheduler.messages import JobView
+from serve_app.scheduler.client import JobView
 from serve_app.service import Service
 from serve_app.store.changes import JobQuery
 

@@ -17,7 +17,7 @@ from serve_app.api.comfy.frames import error_data
 from serve_app.api.comfy.queue import item, milliseconds
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
-from serve_app.scheduler.messages import JobView
+from serve_app.scheduler.client import JobView
 from serve_app.store.changes import JobQuery
 
 router = APIRouter(include_in_schema=False)

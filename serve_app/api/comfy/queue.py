@@ -10,7 +10,7 @@ from starlette.responses import Response
 from serve_app.api.comfy.body import empty, ids, read_members
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
-from serve_app.scheduler.messages import JobView
+from serve_app.scheduler.client import JobView
 
 router = APIRouter(include_in_schema=False)
 

@@ -17,7 +17,7 @@ from serve_app import log
 from serve_app.api.comfy.frames import Frame, Story, status
 from serve_app.errors import ServeAppError
 from serve_app.events import Event
-from serve_app.scheduler.messages import Attached, News, QueueMark, Reader
+from serve_app.scheduler.client import Attached, News, QueueMark, Reader
 from serve_app.service import Service
 
 KEEPALIVE_S = 4.0

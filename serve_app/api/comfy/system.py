@@ -15,7 +15,7 @@ from serve_app.api.comfy.body import empty, read_members
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
-from serve_app.scheduler.messages import ClusterView
+from serve_app.scheduler.cluster_view import ClusterView
 from serve_app.service import Service
 from serve_app.store.catalog import FOLDERS
 from serve_app.store.store import AREAS, FileRef, Store

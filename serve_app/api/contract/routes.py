@@ -20,7 +20,8 @@ from serve_app.api.request import READ, Current, read_object
 from serve_app.api.stored_file import file_ref, stored_file
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
-from serve_app.scheduler.messages import ClusterView, JobView
+from serve_app.scheduler.client import JobView
+from serve_app.scheduler.cluster_view import ClusterView
 
 router = APIRouter(include_in_schema=False)
 

@@ -16,10 +16,10 @@ from serve_app.graph.plan import Pool, Task, TaskId
 from serve_app.graph.signature import signatures
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
+from serve_app.scheduler.client import JobView, SchedulerClient
+from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import (
     Assign,
-    HostStats,
-    JobView,
     Message,
     NodeFinished,
     NodePreviewed,
@@ -27,7 +27,6 @@ from serve_app.scheduler.messages import (
     NodeStarted,
     ReplicaInfo,
     Report,
-    SchedulerClient,
     TaskFailed,
 )
 from serve_app.scheduler.scheduler import Scheduler

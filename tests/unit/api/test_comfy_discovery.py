@@ -12,7 +12,8 @@ from serve_app.api.app import create_app
 from serve_app.api.comfy.object_info import info
 from serve_app.api.comfy.system import system_stats
 from serve_app.graph.spec import Input, NodeSpec
-from serve_app.scheduler.messages import ClusterView, Free, Gpu, HostStats
+from serve_app.scheduler.cluster_view import ClusterView, Gpu, HostStats
+from serve_app.scheduler.messages import Free
 from serve_app.service import Service
 from serve_app.store.userdata import UserData
 

@@ -10,7 +10,7 @@ import pytest
 
 from serve_app.api.app import create_app
 from serve_app.errors import NotReadyError, UnavailableError
-from serve_app.scheduler.messages import Gpu, HostStats
+from serve_app.scheduler.cluster_view import Gpu, HostStats
 from serve_app.service import Service
 from tests.unit.api.conftest import DOCUMENT
 from tests.unit.api.scripted_replica import scripted

@@ -17,7 +17,7 @@ from serve_app.deployments.runner import Runner
 from serve_app.deployments.scheduler import make_scheduler
 from serve_app.errors import NotReadyError
 from serve_app.events import Event
-from serve_app.scheduler.messages import JobView, Submission
+from serve_app.scheduler.client import JobView, Submission
 from serve_app.scheduler.scheduler import Scheduler
 
 

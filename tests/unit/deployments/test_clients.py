@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from serve_app.config import PoolConfig
-from serve_app.scheduler.messages import Free, Reader, Submission
+from serve_app.scheduler.client import Reader, Submission
+from serve_app.scheduler.messages import Free
 from serve_app.store.changes import JobQuery
 from tests.unit.deployments.cluster import Cluster, cluster
 

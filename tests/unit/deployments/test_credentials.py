@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import PoolConfig
-from serve_app.scheduler.messages import Submission
+from serve_app.scheduler.client import Submission
 from serve_app.store.credentials import HIDDEN
 from tests.unit.deployments.cluster import Cluster, cluster
 

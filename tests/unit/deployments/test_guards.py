@@ -14,7 +14,7 @@ from serve_app.config import PoolConfig
 from serve_app.deployments.watchdog import REPLACED
 from serve_app.errors import InvalidGraphError, NotReadyError
 from serve_app.scheduler import remote_validation
-from serve_app.scheduler.messages import JobView
+from serve_app.scheduler.client import JobView
 from serve_app.service import Service
 from serve_app.store.volume import Volume
 from tests.unit.deployments.cluster import Cluster, cluster

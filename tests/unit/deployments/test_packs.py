@@ -17,7 +17,7 @@ from serve_app.errors import InvalidGraphError, NotReadyError
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler import remote_validation
-from serve_app.scheduler.messages import JobView, Reader
+from serve_app.scheduler.client import JobView, Reader
 from serve_app.service import Service
 from serve_app.store.volume import Volume
 from tests.unit.deployments.cluster import Cluster, cluster

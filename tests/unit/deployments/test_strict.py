@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.scheduler.messages import JobView, Submission
+from serve_app.scheduler.client import JobView, Submission
 from tests.unit.deployments.cluster import Cluster, cluster
 from tests.unit.deployments.test_runner import ONE, txt2img
 from tests.unit.models.sample import write_sample_checkpoint

@@ -10,7 +10,7 @@ from serve_app.errors import InvalidSubmissionError, QueueFullError
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.admission import Admission
-from serve_app.scheduler.messages import Submission
+from serve_app.scheduler.client import Submission
 
 SPEC = NodeSpec("Save", (), (), (), (), output_node=True)
 

@@ -8,8 +8,8 @@ import pytest
 
 from serve_app.events import Event
 from serve_app.scheduler import feeds as module
+from serve_app.scheduler.client import Reader
 from serve_app.scheduler.feeds import Feed, Feeds
-from serve_app.scheduler.messages import Reader
 
 
 def event(seq: int, kind: str = "executing", job_id: str = "a", node: str = "1", **data) -> Event:

@@ -19,18 +19,9 @@ from serve_app.events import ENDINGS, Event
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import Input, NodeSpec
 from serve_app.scheduler import scheduler, writer
-from serve_app.scheduler.messages import (
-    Assign,
-    HostStats,
-    JobView,
-    NodeFinished,
-    NodeStarted,
-    QueueCount,
-    Reader,
-    ReplicaInfo,
-    Submission,
-    TaskFinished,
-)
+from serve_app.scheduler.client import JobView, QueueCount, Reader, Submission
+from serve_app.scheduler.cluster_view import HostStats
+from serve_app.scheduler.messages import Assign, NodeFinished, NodeStarted, ReplicaInfo, TaskFinished
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs

@@ -15,7 +15,9 @@ from serve_app.errors import DatabaseGoneError, DrainingError, NotReadyError
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler import succession, tenure, writer
-from serve_app.scheduler.messages import Accepted, HostStats, ReplicaInfo, Submission
+from serve_app.scheduler.client import Accepted, Submission
+from serve_app.scheduler.cluster_view import HostStats
+from serve_app.scheduler.messages import ReplicaInfo
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.scheduler.succession import Succession
 from serve_app.store.jobs import Jobs

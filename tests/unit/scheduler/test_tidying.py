@@ -13,7 +13,7 @@ from serve_app.events import Failure
 from serve_app.graph.plan import Pool
 from serve_app.nodes.files import NodeFiles
 from serve_app.scheduler import tidying
-from serve_app.scheduler.messages import HostStats
+from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.changes import JobAccepted, JobEnded, JobRow, OutputRecorded
 from serve_app.store.jobs import Jobs

@@ -9,7 +9,7 @@ from serve_app.errors import InvalidGraphError, InvalidSubmissionError, NotReady
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Pool
 from serve_app.limits import SizeLimits
-from serve_app.scheduler.messages import Accepted, Submission
+from serve_app.scheduler.client import Accepted, Submission
 from serve_app.service import KEYS, Service
 from tests.unit.api.conftest import FILES, example, replica, scheduler, service, volume
 from tests.unit.api.node_specs import SPECS

@@ -1,0 +1,219 @@
+"""What the ingress asks of the scheduler and is answered: submissions, jobs as clients may see them, feeds, the queue.
+
+Plain data that pickles, and the protocol. What goes between scheduler and replicas is in `messages.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+from serve_app.errors import Problem
+from serve_app.events import Event, Failure, JobState
+from serve_app.graph.graph import Graph
+from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.routes import PackRoute
+from serve_app.scheduler.cluster_view import ClusterView
+from serve_app.scheduler.messages import Free
+from serve_app.store.changes import JobQuery
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A validated job on its way to the database.
+
+    prompt: the wire JSON with constants converted, which is what runs. outputs: the output nodes to run.
+    number: the client's own queue number, None for the next one; front: the next one, negated.
+    """
+
+    job_id: str
+    prompt: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    client_id: str | None = None
+    extra_data: Mapping[str, Any] = field(default_factory=dict)
+    number: float | None = None
+    front: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The answer to a submission that is in the database. Submitting the same job_id again gives the same answer."""
+
+    job_id: str
+    number: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a graph's classes said of it. fingerprints: by node id, of the classes that have IS_CHANGED."""
+
+    problems: tuple[Problem, ...] = ()
+    fingerprints: Mapping[str, Any] = field(default_factory=dict)
+
+
+Unfinished: TypeAlias = Literal["queued", "running"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as its client may see it, at one moment.
+
+    percent: 0–99 while it waits or runs, 100 after success. outputs: ui dict by node id, as far as recorded.
+    failure: the data of the event that ended the job, {} after success. cached: nodes whose values were known when
+    it started. Times are Unix seconds.
+    """
+
+    job_id: str
+    number: float
+    state: JobState
+    prompt: Mapping[str, Any]
+    outputs_to_execute: tuple[str, ...]
+    client_id: str | None
+    extra_data: Mapping[str, Any]
+    created_s: float
+    started_s: float | None
+    ended_s: float | None
+    percent: int
+    outputs: Mapping[str, Any]
+    failure: Failure
+    cached: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Some of the jobs that a JobQuery finds, and how many it finds in all."""
+
+    jobs: tuple[JobView, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """Unfinished jobs: running in the order they started, pending in the order they will start."""
+
+    running: tuple[JobView, ...]
+    pending: tuple[JobView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCount:
+    """How many jobs run and how many wait."""
+
+    running: int
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueMark:
+    """How many jobs have not ended; the version differs from one count to the next."""
+
+    version: int
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One socket of a client, and how far it has sent: the seq of the last event that is out."""
+
+    token: str
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Where a client's new socket begins to read; what has gone out by an earlier one lies before `after`.
+
+    running: the client's jobs that have started and not ended.
+    """
+
+    after: int
+    queue: QueueMark
+    running: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What clients have not been sent yet, at one moment. replaced: clients that a newer socket reads for."""
+
+    events: Mapping[str, tuple[Event, ...]]
+    replaced: frozenset[str]
+    queue: QueueMark
+
+
+class SchedulerClient(Protocol):
+    """What the ingress can ask. Errors: UnavailableError (and its kinds) when the client should come back later."""
+
+    async def submit(self, submission: Submission) -> Accepted: ...
+
+    async def cancel(self, job_id: str) -> bool:
+        """Cancel a job that has not ended; False if it has, or is unknown."""
+        ...
+
+    async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None) -> int:
+        """Cancel jobs that have not ended: these, or all; of them only those that wait, or that run. Returns how many.
+
+        What has ended or is unknown is passed over.
+        """
+        ...
+
+    async def queue(self) -> QueueView: ...
+
+    async def count(self) -> QueueCount:
+        """Return how long the lists of `queue` are."""
+        ...
+
+    async def job(self, job_id: str) -> JobView | None: ...
+
+    async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
+        """Return the job's events with seq > after, waiting up to timeout_s for the first; [] if none came."""
+        ...
+
+    async def page(self, query: JobQuery) -> JobPage: ...
+
+    async def forget(self, job_ids: Sequence[str] | None) -> None:
+        """Forget ended jobs: these, or all."""
+        ...
+
+    async def free(self, wish: Free) -> None:
+        """Let every replica free memory when it has nothing to do."""
+        ...
+
+    async def answered(self, job_id: str) -> None:
+        """Note that the job's client knows its id: from here on it may be told of it."""
+        ...
+
+    async def attach(self, client_id: str, token: str) -> Attached:
+        """Let this socket read for the client from where it was; any earlier socket of it is replaced."""
+        ...
+
+    async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
+        """Return what these clients have not been sent, waiting for the first; also when the queue's version differs.
+
+        What a reader has sent may be forgotten.
+        """
+        ...
+
+    async def check(self, graph: Graph, outputs: Sequence[str]) -> Hooks:
+        """Run what the classes of the outputs' ancestry have to say (VALIDATE_INPUTS, IS_CHANGED) in their workers.
+
+        Errors: NotReadyError when no replica that may run them comes in time.
+        """
+        ...
+
+    async def specs(self, pool: str | None = None) -> Mapping[str, NodeSpec]:
+        """Return the node classes of the pools that share workflows, or of one pool.
+
+        Errors: NotReadyError before any of its replicas has joined.
+        """
+        ...
+
+    async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
+        """Return the routes of node packs by the pool that answers for them, in the order that pools are asked."""
+        ...
+
+    async def cluster(self) -> ClusterView: ...
+
+    async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
+        """Return what the scheduler was told of an unfinished job lately, as (Unix time, what); [] for any other."""
+        ...

@@ -1,0 +1,89 @@
+"""The cluster at one moment, as plain data: hosts, their GPUs, replicas, the load of the pools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One physical GPU; memory in MB. uuid tells equal cards apart."""
+
+    uuid: str
+    name: str
+    vram_total_mb: int
+    vram_free_mb: int
+    vram_used_mb: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostStats:
+    """One host's memory in MB and its GPUs, as a process on it saw them."""
+
+    host: str
+    ram_total_mb: int
+    ram_used_mb: int
+    ram_available_mb: int
+    gpus: tuple[Gpu, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLoad:
+    """One pool at one moment: its replicas, the tasks that wait for one, the tasks that run."""
+
+    pool: str
+    replicas: int
+    waiting: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The queue at one moment. oldest_s: how long the job that has waited longest has waited, 0 if none waits.
+
+    ended: jobs by how they ended, since this scheduler began.
+    """
+
+    queued: int = 0
+    running: int = 0
+    oldest_s: float = 0.0
+    pools: tuple[PoolLoad, ...] = ()
+    ended: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """One replica, for operators: what it runs, what it holds, what to know of it.
+
+    quarantined: the job that it is kept for alone.
+    """
+
+    replica_id: str
+    pool: str
+    slots: int
+    running: int
+    recipes: tuple[str, ...]
+    quarantined: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A replica that cannot work, and what it says of it."""
+
+    replica_id: str
+    pool: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """The cluster at one moment: hosts (each once), replicas, seconds since the server started, what is wrong."""
+
+    hosts: tuple[HostStats, ...]
+    replicas: tuple[ReplicaView, ...]
+    uptime_s: float
+    epoch: int
+    load: Load = field(default_factory=Load)
+    troubles: tuple[Trouble, ...] = ()
