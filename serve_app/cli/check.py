@@ -6,8 +6,8 @@ import sys
 import time
 
 from serve_app.config import AppConfig
-from serve_app.deployments.files import open_store
 from serve_app.errors import ConfigError
+from serve_app.replica.files import open_store
 from serve_app.scheduler.tenure import BEAT_S
 from serve_app.store.check import check as differences
 from serve_app.store.jobs import Jobs

@@ -12,11 +12,11 @@ from ray import serve
 from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments import metrics
-from serve_app.deployments.comfyui_assemble import assemble_comfyui
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node
 from serve_app.deployments.replica import ObjectStore
 from serve_app.nodes.routes import PackAnswer, PackCall
+from serve_app.replica.comfyui_assemble import assemble_comfyui
 
 
 class ComfyUIReplica:

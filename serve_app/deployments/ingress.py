@@ -10,12 +10,12 @@ from serve_app import log
 from serve_app.api.app import create_app
 from serve_app.api.comfy import page
 from serve_app.config import AppConfig
-from serve_app.deployments.files import open_catalog, open_store
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node
 from serve_app.deployments.relay import Relay
 from serve_app.deployments.replica import ObjectStore
 from serve_app.deployments.scheduler import ensure
+from serve_app.replica.files import open_catalog, open_store
 from serve_app.service import Limits, Service
 from serve_app.store.extensions import Extensions
 from serve_app.store.userdata import UserData

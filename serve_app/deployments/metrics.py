@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ray.util import metrics as ray_metrics
 
-from serve_app.deployments.node_times import NodeTimes
+from serve_app.replica.node_times import NodeTimes
 from serve_app.scheduler.cluster_view import Load
 from serve_app.scheduler.tally import Tally, read
 

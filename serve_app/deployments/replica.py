@@ -20,8 +20,8 @@ from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node
-from serve_app.deployments.watchdog import Watchdog, limit_allocations
 from serve_app.nodes.routes import PackAnswer, PackCall
+from serve_app.replica.watchdog import Watchdog, limit_allocations
 
 
 class Replica:
@@ -29,9 +29,9 @@ class Replica:
 
     async def __init__(self, config: AppConfig, pool: PoolConfig) -> None:  # type: ignore[misc]
         # Here and not above, so that who only deploys this class needs no torch.
-        from serve_app.deployments.assemble import assemble
         from serve_app.nodes.compat.server import PromptServer
         from serve_app.nodes.route_server import RouteServer
+        from serve_app.replica.assemble import assemble
 
         log.configure(config.logs)
         keep_to_the_node()

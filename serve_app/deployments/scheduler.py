@@ -17,9 +17,9 @@ from ray.exceptions import RayActorError
 from serve_app import __version__, log
 from serve_app.config import AppConfig
 from serve_app.deployments import metrics
-from serve_app.deployments.files import fingerprints, open_store
 from serve_app.deployments.handles import NAME, NAMESPACE
-from serve_app.deployments.host import host_stats
+from serve_app.replica.files import fingerprints, open_store
+from serve_app.replica.host import host_stats
 from serve_app.scheduler.messages import ReplicaInfo
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.scheduler.succession import Succession

@@ -12,7 +12,7 @@ from serve_app.config import PoolConfig
 from serve_app.scheduler.client import Reader, Submission
 from serve_app.scheduler.messages import Free
 from serve_app.store.changes import JobQuery
-from tests.unit.deployments.cluster import Cluster, cluster
+from tests.unit.replica.cluster import Cluster, cluster
 
 ENDED = JobQuery(("success", "error", "cancelled"))
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.comfyui.client import RefusedGraphError
-from serve_app.deployments.failure import CHARACTERS, LINES, named
 from serve_app.errors import ServeAppError
 from serve_app.graph.plan import Task
+from serve_app.replica.failure import CHARACTERS, LINES, named
 from serve_app.scheduler.messages import TaskFailed
 from serve_app.store.credentials import scrubbed
 

@@ -12,8 +12,8 @@ from PIL import Image
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, UnavailableError
 from serve_app.limits import SizeLimits
-from tests.unit.deployments.cluster import Cluster, cluster
 from tests.unit.models.sample import write_sample_checkpoint
+from tests.unit.replica.cluster import Cluster, cluster
 
 # One thread count for all: sums in another order may round a pixel the other way.
 ONE = (PoolConfig(name="gpu", threads=1),)

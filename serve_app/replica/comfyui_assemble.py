@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from serve_app.comfyui.process import Installation
 from serve_app.config import AppConfig, ComfyUIConfig, PoolConfig
-from serve_app.deployments.comfyui_runner import ComfyUIRunner
-from serve_app.deployments.files import open_store
-from serve_app.deployments.host import host_stats
-from serve_app.deployments.transfer import Transfer
 from serve_app.nodes.routes import ANY, PackRoute
+from serve_app.replica.comfyui_runner import ComfyUIRunner
+from serve_app.replica.files import open_store
+from serve_app.replica.host import host_stats
+from serve_app.replica.transfer import Transfer
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import ReplicaDesk
 

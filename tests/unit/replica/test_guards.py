@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from serve_app.config import PoolConfig
-from serve_app.deployments.watchdog import REPLACED
 from serve_app.errors import InvalidGraphError, NotReadyError
+from serve_app.replica.watchdog import REPLACED
 from serve_app.scheduler import remote_validation
 from serve_app.scheduler.client import JobView
 from serve_app.service import Service
 from serve_app.store.volume import Volume
-from tests.unit.deployments.cluster import Cluster, cluster
+from tests.unit.replica.cluster import Cluster, cluster
 
 PACK = """
 import asyncio, sys, threading
@@ -308,7 +308,7 @@ async def test_validation_that_does_not_end_is_given_up_and_costs_its_replica(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_validation, "CHECK_S", 0.5)
-    monkeypatch.setattr("serve_app.deployments.runner.CHECK_S", 0.4)
+    monkeypatch.setattr("serve_app.replica.runner.CHECK_S", 0.4)
     async with client(tmp_path, impatient()) as c:
         with pytest.raises((InvalidGraphError, NotReadyError)):
             await c.submit("EndlessValidation")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.deployments.watchdog import BLOCKED, FULL, LOOK_S, RELIEF_S, Watchdog
+from serve_app.replica.watchdog import BLOCKED, FULL, LOOK_S, RELIEF_S, Watchdog
 
 GB = 1 << 30
 
@@ -117,7 +117,7 @@ def process(code: str) -> subprocess.CompletedProcess[str]:
 def test_a_process_that_blocks_its_loop_or_fills_memory_really_ends() -> None:
     start = """
 import asyncio, time
-from serve_app.deployments.watchdog import Watchdog
+from serve_app.replica.watchdog import Watchdog
 async def main():
     Watchdog(asyncio.get_running_loop(), hang_s=0.5, memory_bytes=MEMORY, relieve=lambda: None,
              underway=lambda: ["node 7"]).start()
@@ -139,7 +139,7 @@ def test_a_huge_allocation_fails_cleanly_and_everything_else_goes_on() -> None:
     done = process(
         """
 import threading, time, torch
-from serve_app.deployments.watchdog import limit_allocations
+from serve_app.replica.watchdog import limit_allocations
 limit_allocations(1 << 28)
 for huge in (lambda: torch.zeros(1 << 30), lambda: bytearray(1 << 32), lambda: "a" * (1 << 32)):
     try:

@@ -19,7 +19,7 @@ from serve_app.scheduler.messages import NodeBlocked, NodeFinished, NodeProgress
 from serve_app.store.credentials import scrubbed
 
 if TYPE_CHECKING:
-    from serve_app.deployments.runner import Runner
+    from serve_app.replica.runner import Runner
 
 
 class TaskScope:

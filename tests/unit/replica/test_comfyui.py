@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from serve_app.config import PoolConfig
-from serve_app.deployments.comfyui_runner import ComfyUIRunner
 from serve_app.errors import NotReadyError
+from serve_app.replica.comfyui_runner import ComfyUIRunner
 from serve_app.scheduler.client import Submission
 from tests.comfyui.pools import STANDIN, graph, standin
-from tests.unit.deployments.cluster import Cluster, cluster
+from tests.unit.replica.cluster import Cluster, cluster
 
 
 @contextlib.asynccontextmanager

@@ -13,12 +13,6 @@ from functools import partial
 from typing import Any, Protocol
 
 from serve_app import log
-from serve_app.deployments.failure import failed
-from serve_app.deployments.membership import Membership
-from serve_app.deployments.node_times import NodeTimes
-from serve_app.deployments.task_scope import TaskScope
-from serve_app.deployments.transfer import Transfer
-from serve_app.deployments.watchdog import REPLACED, end, free_unused
 from serve_app.engine.engine import Counters
 from serve_app.errors import CancelledJobError, UnavailableError
 from serve_app.graph.graph import Origin
@@ -35,6 +29,12 @@ from serve_app.nodes.result_cache import ResultCache
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import allow_shown
 from serve_app.nodes.time_limit import NodeLimits, TimeLimit
+from serve_app.replica.failure import failed
+from serve_app.replica.membership import Membership
+from serve_app.replica.node_times import NodeTimes
+from serve_app.replica.task_scope import TaskScope
+from serve_app.replica.transfer import Transfer
+from serve_app.replica.watchdog import REPLACED, end, free_unused
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import (
     Assign,
@@ -63,7 +63,7 @@ from serve_app.scheduler.remote_validation import CHECK_S
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, Store
 
-_log = log.get("deployments.runner")
+_log = log.get("replica")
 
 RETRY_S = 0.3
 """How long to wait before asking again for a value that did not arrive."""

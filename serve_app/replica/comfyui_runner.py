@@ -24,17 +24,6 @@ from serve_app.comfyui.files import Carrier, prune
 from serve_app.comfyui.frames import Ended, Narration, Pictured, Said, Shown
 from serve_app.comfyui.process import Installation, Process
 from serve_app.comfyui.specs import specs
-from serve_app.deployments.comfyui_failure import (
-    CancelledThereError,
-    GraphFailedError,
-    SavingFailedError,
-    failed_there,
-    refused,
-)
-from serve_app.deployments.failure import failed
-from serve_app.deployments.membership import Membership
-from serve_app.deployments.node_times import NodeTimes
-from serve_app.deployments.transfer import Transfer
 from serve_app.errors import ComfyUIError, FileMissingError, NodeError, ServeAppError
 from serve_app.events import data_bytes
 from serve_app.graph.graph import Origin
@@ -43,6 +32,17 @@ from serve_app.limits import SizeLimits
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.route_server import relay, relay_client
 from serve_app.nodes.routes import PackAnswer, PackCall, PackRoute
+from serve_app.replica.comfyui_failure import (
+    CancelledThereError,
+    GraphFailedError,
+    SavingFailedError,
+    failed_there,
+    refused,
+)
+from serve_app.replica.failure import failed
+from serve_app.replica.membership import Membership
+from serve_app.replica.node_times import NodeTimes
+from serve_app.replica.transfer import Transfer
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import (
     Assign,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from serve_app.deployments.failure import CHARACTERS, LINES, failed
 from serve_app.graph.plan import Task, TaskId
+from serve_app.replica.failure import CHARACTERS, LINES, failed
 
 
 def test_of_an_exception_that_holds_a_giant_value_only_a_part_is_told() -> None:

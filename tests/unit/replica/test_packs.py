@@ -20,7 +20,7 @@ from serve_app.scheduler import remote_validation
 from serve_app.scheduler.client import JobView, Reader
 from serve_app.service import Service
 from serve_app.store.volume import Volume
-from tests.unit.deployments.cluster import Cluster, cluster
+from tests.unit.replica.cluster import Cluster, cluster
 
 PACK = """
 import time

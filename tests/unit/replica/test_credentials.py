@@ -13,7 +13,7 @@ import pytest
 from serve_app.config import PoolConfig
 from serve_app.scheduler.client import Submission
 from serve_app.store.credentials import HIDDEN
-from tests.unit.deployments.cluster import Cluster, cluster
+from tests.unit.replica.cluster import Cluster, cluster
 
 TOKEN, KEY = "token-of-'somebody'-5f2c", "key-9d81c6"
 CREDENTIALS = {"auth_token_comfy_org": TOKEN, "api_key_comfy_org": KEY}

@@ -22,7 +22,7 @@ import psutil
 
 from serve_app import log
 
-_log = log.get("deployments.watchdog")
+_log = log.get("replica.watchdog")
 
 LOOK_S = 0.25
 """How often it looks."""

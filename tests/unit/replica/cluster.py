@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.config import AppConfig, PoolConfig
-from serve_app.deployments.assemble import assemble
-from serve_app.deployments.comfyui_assemble import assemble_comfyui
-from serve_app.deployments.comfyui_runner import ComfyUIRunner
-from serve_app.deployments.runner import Runner
 from serve_app.deployments.scheduler import make_scheduler
 from serve_app.errors import NotReadyError
 from serve_app.events import Event
+from serve_app.replica.assemble import assemble
+from serve_app.replica.comfyui_assemble import assemble_comfyui
+from serve_app.replica.comfyui_runner import ComfyUIRunner
+from serve_app.replica.runner import Runner
 from serve_app.scheduler.client import JobView, Submission
 from serve_app.scheduler.scheduler import Scheduler
 

@@ -13,7 +13,7 @@ from serve_app.store.catalog import Catalog
 from serve_app.store.store import FileRef, Store
 from serve_app.store.volume import Volume
 
-_log = log.get("deployments")
+_log = log.get("replica")
 
 
 def open_store(config: AppConfig, *, patient: bool = True) -> Store:

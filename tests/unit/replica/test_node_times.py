@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from serve_app.deployments.node_times import MADE, NodeTimes
 from serve_app.graph.graph import Node
 from serve_app.graph.plan import Task, TaskId
+from serve_app.replica.node_times import MADE, NodeTimes
 
 
 def task(job_id: str = "a") -> Task:

@@ -9,10 +9,6 @@ import torch
 
 from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
-from serve_app.deployments.files import fingerprints, open_catalog, open_store
-from serve_app.deployments.host import host_stats, memory_bytes
-from serve_app.deployments.runner import Runner
-from serve_app.deployments.transfer import Transfer
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.graph.plan import takes_pack
@@ -21,10 +17,14 @@ from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.packs import Packs, load
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.nodes.time_limit import NodeLimits
+from serve_app.replica.files import fingerprints, open_catalog, open_store
+from serve_app.replica.host import host_stats, memory_bytes
+from serve_app.replica.runner import Runner
+from serve_app.replica.transfer import Transfer
 from serve_app.scheduler.messages import ReplicaDesk, ReplicaInfo
 from serve_app.store.catalog import Catalog
 
-_log = log.get("deployments")
+_log = log.get("replica")
 
 CELLS = {"cuda": 1_048_576, "cpu": 131_072}
 """What `latent_cells` of a pool is where it says nothing, by device."""
