@@ -10,8 +10,8 @@ from ray.util import metrics as ray_metrics
 
 from serve_app.config import PoolConfig
 from serve_app.deployments.metrics import METRICS, Meters, model_figures, node_figures, scheduler_figures
-from tests.unit.deployments.test_runner import models, root, txt2img
 from tests.unit.replica.cluster import cluster
+from tests.unit.replica.test_runner import models, root, txt2img
 
 __all__ = ["models", "root"]
 

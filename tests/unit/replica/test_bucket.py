@@ -11,9 +11,9 @@ from PIL import Image
 from serve_app.config import BucketConfig, PoolConfig, S3Config
 from serve_app.store.s3 import S3
 from serve_app.store.store import FileRef
-from tests.unit.deployments.test_runner import txt2img
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import cluster
+from tests.unit.replica.test_runner import txt2img
 
 CPU = (PoolConfig(name="cpu", runtime=False),)
 

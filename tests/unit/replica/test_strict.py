@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from serve_app.scheduler.client import JobView, Submission
-from tests.unit.deployments.test_runner import ONE, txt2img
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster
+from tests.unit.replica.test_runner import ONE, txt2img
 
 
 @pytest.fixture(scope="module")
