@@ -48,6 +48,8 @@ class Reached:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self.refusal: UnavailableError | None = None
+        self.refused = asyncio.Event()
+        """Set once a call was refused."""
 
     @property
     def client(self) -> SchedulerClient:
@@ -59,6 +61,7 @@ class Reached:
 
         async def call(*arguments: Any, **named: Any) -> Any:
             if self.refusal is not None:
+                self.refused.set()
                 raise self.refusal
             return await method(*arguments, **named)
 

@@ -53,9 +53,12 @@ class Handle:
 async def test_only_a_replica_is_waited_for_no_longer_than_so_its_answer_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "REPLICA_S", 0.2)
 
+    taken, given_up = asyncio.Event(), asyncio.Event()
+
     async def slow(call: PackCall) -> AsyncIterator[PackAnswer | None]:
         yield None
-        await asyncio.sleep(0.5)
+        taken.set()
+        await given_up.wait()
         yield ANSWER
 
     async def asleep(call: PackCall) -> AsyncIterator[None]:
@@ -63,9 +66,12 @@ async def test_only_a_replica_is_waited_for_no_longer_than_so_its_answer_is(monk
         yield None
 
     handles = {"slow": Handle(slow), "asleep": Handle(asleep)}
-    assert await Relay(handles)("slow", CALL) == ANSWER
+    answer = asyncio.create_task(Relay(handles)("slow", CALL))
+    await taken.wait()
     with pytest.raises(NotReadyError, match="no replica of pool asleep has taken the call"):
         await Relay(handles)("asleep", CALL)
+    given_up.set()
+    assert await answer == ANSWER
     assert handles["asleep"].answers[0].cancelled
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments.scheduler import make_scheduler
 from serve_app.errors import NotReadyError
-from serve_app.events import Event
+from serve_app.events import Event, Kind
 from serve_app.replica.assemble import assemble
 from serve_app.replica.comfyui_assemble import assemble_comfyui
 from serve_app.replica.comfyui_runner import ComfyUIRunner
@@ -92,6 +92,13 @@ class Cluster:
         while (view := await self.scheduler.job(job_id)) is None or view.ended_s is None:
             await asyncio.sleep(0.01)
         return view
+
+    async def until(self, job_id: str, kind: Kind) -> None:
+        """Return once an event of this kind has happened to the job."""
+        seen: list[Event] = []
+        while all(event.kind != kind for event in seen):
+            assert not (seen and seen[-1].last), f"the job has ended without {kind}"
+            seen += await self.scheduler.events(job_id, seen[-1].seq if seen else 0, 60)
 
     async def events(self, job_id: str) -> list[Event]:
         """Return all of an ended job's events."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from serve_app.store.volume import Volume
 from tests.unit.replica.cluster import Cluster, cluster
 
 PACK = """
-import time
 from PIL import Image
 from comfy.utils import ProgressBar
 from comfy.model_management import InterruptProcessingException
@@ -90,7 +90,7 @@ class Tell(Show):
 class Paint(Show):
     def go(self, value):
         ProgressBar(2).update_absolute(1, 2, ("JPEG", Image.new("RGB", (8, 8)), None))
-        time.sleep(1)  # what is drawn after a node's end is not shown
+        PromptServer.instance.seen.wait(60)  # what is drawn after a node's end is not shown
         return {"ui": {"text": [value]}}
 
 class Quit(Number):
@@ -240,8 +240,12 @@ async def test_a_node_may_send_its_client_json_of_its_own(tmp_path: Path) -> Non
         assert messages == [{"node": "t", "type": "mine.said", "data": {"value": 3}}]
 
 
-async def test_a_picture_given_to_a_progress_bar_is_shown_to_the_client(tmp_path: Path) -> None:
+async def test_a_picture_given_to_a_progress_bar_is_shown_to_the_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = threading.Event()
     async with client(tmp_path) as c:
+        monkeypatch.setattr(PromptServer.instance, "seen", seen, raising=False)
         prompt = {"p": {"class_type": "Paint", "inputs": {"value": 3}}}
         attached = await c.service.attach("me", "socket")
         await c.service.submit({"prompt": prompt, "client_id": "me"})
@@ -251,7 +255,9 @@ async def test_a_picture_given_to_a_progress_bar_is_shown_to_the_client(tmp_path
             queue = news.queue
             for event in news.events.get("me", ()):
                 after, ended = event.seq, event.last
-                pictures += [event.data["image"]] if event.kind == "preview" else []
+                if event.kind == "preview":
+                    pictures.append(event.data["image"])
+                    seen.set()
         assert [Image.open(io.BytesIO(picture)).size for picture in pictures] == [(512, 512)]
 
 

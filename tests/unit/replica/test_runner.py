@@ -134,7 +134,7 @@ async def test_a_changed_seed_computes_the_text_encoding_only_once(root):
 async def test_a_lost_replica_costs_no_job_and_no_image_is_saved_twice(root):
     async with cluster(root, ONE) as running:
         jobs = [await running.submit(txt2img(seed, steps=12), ("6",)) for seed in range(6)]
-        await asyncio.sleep(0.3)
+        await running.until(jobs[0], "progress")
         await running.lose("gpu")
         await running.replica("second")
         views = [await running.finish(job_id) for job_id in jobs]
@@ -147,7 +147,7 @@ async def test_a_lost_replica_costs_no_job_and_no_image_is_saved_twice(root):
 async def test_a_restarted_scheduler_finishes_every_job_and_saves_nothing_twice(root):
     async with cluster(root, ONE) as running:
         jobs = [await running.submit(txt2img(seed, steps=12), ("6",)) for seed in range(6)]
-        await asyncio.sleep(0.5)
+        await running.until(jobs[0], "progress")
         await running.restart_scheduler()
         views = [await running.finish(job_id) for job_id in jobs]
         assert {v.state for v in views} == {"success"}
@@ -169,7 +169,7 @@ async def test_two_schedulers_over_one_database_leave_only_the_newer_one_writing
 async def test_a_cancelled_job_stops_within_an_evaluation_and_the_next_one_runs(root):
     async with cluster(root, (PoolConfig(name="gpu", tasks_per_replica=1),)) as running:
         endless = await running.submit(txt2img(1, steps=10_000), ("6",))
-        await asyncio.sleep(0.5)
+        await running.until(endless, "progress")
         assert await running.scheduler.cancel(endless)
         assert (await running.finish(endless)).state == "cancelled"
         view = await asyncio.wait_for(running.finish(await running.submit(txt2img(2), ("6",))), 30)
