@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -27,13 +28,17 @@ STOP_S = 60.0
 
 @dataclass(frozen=True)
 class Contender:
-    """A server that can be started. kind: "serve-app", "serve-app unbatched" or "ComfyUI". packs: a folder of them."""
+    """A server that can be started. kind: "serve-app", "serve-app unbatched" or "ComfyUI". packs: a folder of them.
+
+    pool: of a serve-app, as the configuration has it; None for one that runs everything.
+    """
 
     kind: str
     models: Path
     comfyui: Path | None = None
     python: Path = Path(sys.executable)
     packs: Path | None = None
+    pool: Mapping[str, Any] | None = None
 
     def command(self, directory: Path, port: int) -> list[str]:
         """Return what starts it, with everything it writes under the directory."""
@@ -55,7 +60,7 @@ class Contender:
         return command if torch.cuda.is_available() else [*command, "--cpu"]
 
     def _config(self, directory: Path) -> dict[str, object]:
-        pool = {
+        pool = self.pool or {
             "name": "gpu",
             "num_gpus": int(torch.cuda.is_available()),
         }
