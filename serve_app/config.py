@@ -175,6 +175,11 @@ class ComfyUIConfig(Section):
     """Where a replica makes the folders of its process, gone with it; None is the system's temporary directory."""
     start_s: Seconds = 600.0
     """How long a process may take until it answers; importing packs counts."""
+    routes: bool = True
+    """Whether a replica answers for HTTP paths that this server has no route for, as its packs' pages need.
+
+    Any client may then ask for them: leave it off where a pack's routes install things.
+    """
     keep_bytes: Annotated[int, Field(ge=0)] = 4 * 1024**3
     """Files that its process has made and that may stay with it, for its own cache to show again."""
 

@@ -22,10 +22,14 @@ _ENCODED_SLASH_OR_PERCENT = re.compile("%(2[Ff5])")
 
 @dataclass(frozen=True, slots=True)
 class PackRoute:
-    """One route of a node pack. method: in capitals, or ANY. pattern: a regular expression for a whole path."""
+    """One route of a node pack. method: in capitals, or ANY. pattern: a regular expression for a whole path.
+
+    script: the path of a script that web pages load, if the route is one's; pattern then matches that alone.
+    """
 
     method: str
     pattern: str
+    script: str | None = None
 
     def matches(self, raw_path: str) -> bool:
         """Whether the route is at a path, given percent-encoded; a slash that is encoded parts nothing, as in aiohttp.

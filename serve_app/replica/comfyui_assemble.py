@@ -37,7 +37,7 @@ def assemble_comfyui(
         start_s=comfyui.start_s,
         stop_s=pool.stop_s,
         keep_bytes=comfyui.keep_bytes,
-        routes=ROUTES,
+        routes=ROUTES if comfyui.routes else (),
         answer_bytes=config.ingress.max_upload_bytes,
     )
 

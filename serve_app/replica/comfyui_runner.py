@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -260,10 +261,12 @@ class ComfyUIRunner:
     async def _belong(self, client: Client) -> None:
         """Be a member with the classes that it has, and again with others once it has others."""
         described = await client.classes()
+        paths = [path for path in await client.scripts() if _is_packs(path)] if self._routes else []
+        scripts = tuple(PackRoute("GET", re.escape(path), path) for path in paths)
         while True:
             packs = () if self.process is None else tuple(self.process.failed_packs)
             notes = tuple(f"node pack {name} could not be imported" for name in packs)
-            info = ReplicaInfo(self._replica_id, self._pool, 1, self._routes, notes)
+            info = ReplicaInfo(self._replica_id, self._pool, 1, (*scripts, *self._routes), notes)
             known = {spec.class_type: spec for spec in await asyncio.to_thread(specs, described)}
             self._membership = Membership(self._desk, info, known, self._host, self)
             member = asyncio.create_task(self._membership.run())
@@ -519,6 +522,11 @@ class _Bytes:
         self._bytes += data_bytes(shown)
         if self._bytes > self._most:
             raise NodeError(f"its task shows {self._bytes} bytes; limits.shown_bytes allows {self._most}")
+
+
+def _is_packs(path: str) -> bool:
+    """Whether a script is a node pack's, and not of the web page that comes with a ComfyUI."""
+    return path.startswith("/extensions/") and not path.startswith("/extensions/core/")
 
 
 def _jpeg(image: bytes) -> bytes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
-from serve_app.api.comfy import page
+from serve_app.api.comfy import pack_routes, page
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
@@ -19,7 +20,8 @@ router = APIRouter(include_in_schema=False)
 async def get_extensions(request: Request, service: Current) -> Response:
     """List the URL paths of the scripts."""
     own = [] if request.app.state.page is None else [page.SCRIPT]
-    return Json([*own, *await asyncio.to_thread(service.extensions.scripts)])
+    passed_on = [route.script for routes in (await service.routes()).values() for route in routes if route.script]
+    return Json(list(dict.fromkeys([*own, *await asyncio.to_thread(service.extensions.scripts), *passed_on])))
 
 
 @router.api_route("/extensions/{pack}/{file:path}", methods=READ)
@@ -29,5 +31,8 @@ async def get_file(request: Request, service: Current) -> Response:
     try:
         path = await asyncio.to_thread(service.extensions.path, pack, file)
     except FileMissingError:
-        return Response(status_code=404)
+        try:
+            return await pack_routes.answer(request)
+        except HTTPException:
+            return Response(status_code=404)
     return FileResponse(path, headers={"Cache-Control": "no-cache"})

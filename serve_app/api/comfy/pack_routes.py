@@ -28,8 +28,8 @@ def install(app: FastAPI) -> None:
         if scope["type"] == "websocket":
             await _refuse(WebSocket(scope, receive, send))
             return
-        answer = await _answer(Request(scope, receive))
-        await answer(scope, receive, send)
+        response = await answer(Request(scope, receive))
+        await response(scope, receive, send)
 
     app.router.default = relayed
 
@@ -43,7 +43,8 @@ async def _refuse(socket: WebSocket) -> None:
         await socket.close()
 
 
-async def _answer(request: Request) -> Response:
+async def answer(request: Request) -> Response:
+    """Return what a replica answers to a request. Errors: HTTPException if no pack has a route for it."""
     service: Service = request.app.state.service()
     if service.relay is None:
         raise HTTPException(404)
