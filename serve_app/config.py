@@ -18,6 +18,7 @@ from serve_app.api.origin import LOOPBACK, Allowed
 from serve_app.errors import ConfigError
 from serve_app.graph.plan import Pool
 from serve_app.limits import SizeLimits
+from serve_app.scheduler.admission import AdmissionRules
 from serve_app.store.location import Location
 from serve_app.store.store import Area
 
@@ -358,6 +359,17 @@ class AppConfig(Section):
                     f"pool {pool.name}: hang_s {pool.hang_s:g} must be less than silence_s {self.silence_s:g}"
                 )
         return self
+
+    @property
+    def admission(self) -> AdmissionRules:
+        """Who may submit what."""
+        return AdmissionRules(
+            self.max_queue,
+            self.client_share,
+            self.client_priority,
+            share_results=self.cache != "none",
+            strict=self.strict,
+        )
 
     @property
     def results_entries(self) -> int | None:

@@ -9,6 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from serve_app.errors import InvalidSubmissionError, QueueFullError
 from serve_app.graph.destination import SHARED, own_signatures, plan_whole
@@ -21,37 +22,42 @@ from serve_app.scheduler.client import Submission
 from serve_app.store.changes import JobRow
 
 
+@dataclass(frozen=True, slots=True)
+class AdmissionRules:
+    """What bounds who may submit. Where a new one goes; the configuration makes them.
+
+    max_queue: how many jobs may wait; client_share: how much of it one client's may take. client_priority: whether
+    clients may say `front` and `number`. share_results: whether a job may use what another one made. strict: whether
+    jobs are that do not say.
+    """
+
+    max_queue: int
+    client_share: float
+    client_priority: bool
+    share_results: bool
+    strict: bool
+
+
 class Admission:
     """One a scheduler's life.
 
     pools: as the planner sees them. specs: the node classes that they run now. fingerprint: (folder, name) -> a tag
-    that changes with the file. max_queue: how many jobs may wait; client_share: how much of it one client's may take.
-    client_priority: whether clients may say `front` and `number`. share_results: whether a job may use what another one
-    made. strict: whether jobs are that do not say. next_order: the next job's place in the order of submission.
+    that changes with the file. next_order: the next job's place in the order of submission.
     """
 
     def __init__(
         self,
+        rules: AdmissionRules,
         pools: Sequence[Pool],
         specs: Callable[[], Mapping[str, NodeSpec]],
         fingerprint: Callable[[str, str], str],
-        *,
-        max_queue: int,
-        client_share: float,
-        client_priority: bool,
-        share_results: bool,
-        strict: bool,
         next_order: int,
     ) -> None:
+        self.rules = rules
         self._pools = pools
         self._whole = frozenset(pool.name for pool in pools if pool.whole)
         self._specs = specs
         self._fingerprint = fingerprint
-        self.max_queue = max_queue
-        self._client_share = client_share
-        self._client_priority = client_priority
-        self._share_results = share_results
-        self._strict = strict
         self._next_order = next_order
 
     async def admit(
@@ -61,12 +67,12 @@ class Admission:
 
         Errors: InvalidGraphError, InvalidSubmissionError, QueueFullError.
         """
-        if not self._client_priority and (submission.front or submission.number is not None):
+        if not self.rules.client_priority and (submission.front or submission.number is not None):
             raise InvalidSubmissionError(
                 "this server serves jobs in the order in which they come: no 'front', 'number'"
             )
         # Kept with the job, so that another configuration leaves what is queued as it is.
-        extra_data = {"strict": True, **submission.extra_data} if self._strict else submission.extra_data
+        extra_data = {"strict": True, **submission.extra_data} if self.rules.strict else submission.extra_data
         # In a thread, and before the job has its number: it asks about files, and the store may be slow to answer.
         graph, signed = await asyncio.to_thread(self._sign, submission.job_id, submission.prompt, extra_data)
         self._check_room(submission.client_id, list(waiting()))
@@ -104,9 +110,9 @@ class Admission:
         return plan(graph, self._specs(), outputs, signed, pools)
 
     def _check_room(self, client_id: str | None, waiting: Sequence[str | None]) -> None:
-        if len(waiting) >= self.max_queue:
+        if len(waiting) >= self.rules.max_queue:
             raise QueueFullError(f"{len(waiting)} jobs wait, as many as max_queue allows", retry_after_s=5)
-        allowed = math.ceil(self.max_queue * self._client_share)
+        allowed = math.ceil(self.rules.max_queue * self.rules.client_share)
         if (own := sum(other == client_id for other in waiting)) >= allowed:
             whose = "without a client_id" if client_id is None else "of this client"
             raise QueueFullError(
@@ -116,7 +122,7 @@ class Admission:
     def _sign(
         self, job_id: str, prompt: Mapping[str, object], extra_data: Mapping[str, object]
     ) -> tuple[Graph, dict[str, str]]:
-        salt = ("" if self._share_results else job_id) + (STRICT if is_strict(extra_data) else "")
+        salt = ("" if self.rules.share_results else job_id) + (STRICT if is_strict(extra_data) else "")
         graph = parse(prompt)
         if extra_data.get("pool") in self._whole:
             return graph, own_signatures(graph, job_id)

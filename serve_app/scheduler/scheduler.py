@@ -29,7 +29,7 @@ from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.abilities import Abilities
-from serve_app.scheduler.admission import Admission
+from serve_app.scheduler.admission import Admission, AdmissionRules
 from serve_app.scheduler.board import Board
 from serve_app.scheduler.channels import Stream
 from serve_app.scheduler.client import (
@@ -88,8 +88,8 @@ class Scheduler:
     """One per cluster. Implements SchedulerClient for the ingress and ReplicaDesk for the replicas.
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
-    the scheduler's own host. holder: the server it belongs to. max_queue, client_share, client_priority, share_results,
-    strict: as Admission's. sweep: removes files that nobody needs.
+    the scheduler's own host. holder: the server it belongs to. rules: who may submit. sweep: removes files that nobody
+    needs.
     """
 
     def __init__(
@@ -100,26 +100,13 @@ class Scheduler:
         host: Callable[[], HostStats],
         *,
         holder: str,
-        max_queue: int = 1000,
-        client_share: float = 1.0,
-        client_priority: bool = True,
+        rules: AdmissionRules,
         max_attempts: int,
-        share_results: bool = True,
-        strict: bool = False,
         silence_s: float = 20.0,
         job_time_s: float | None = None,
         sweep: Sweep | None = None,
     ) -> None:
-        self._admit = partial(
-            Admission,
-            pools,
-            fingerprint=fingerprint,
-            max_queue=max_queue,
-            client_share=client_share,
-            client_priority=client_priority,
-            share_results=share_results,
-            strict=strict,
-        )
+        self._admit = partial(Admission, rules, pools, fingerprint=fingerprint)
         self._silence_s = silence_s
         self._overtime = Overtime(job_time_s)
         self.silenced: Callable[[str], None] = lambda replica_id: None

@@ -7,9 +7,11 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from serve_app.config import AppConfig
 from serve_app.errors import UnavailableError
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Pool, Task, TaskId
@@ -186,9 +188,9 @@ async def scripted(
             _no_files,
             lambda: host,
             holder="test",
-            max_attempts=3,
             # Tests submit one workflow again and again, and each time mean to run it.
-            share_results=False,
+            rules=replace(AppConfig().admission, share_results=False),
+            max_attempts=3,
             # Nobody polls for a replica that the test does not speak for just now.
             silence_s=float("inf"),
         )

@@ -9,7 +9,7 @@ import pytest
 from serve_app.errors import InvalidSubmissionError, QueueFullError
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
-from serve_app.scheduler.admission import Admission
+from serve_app.scheduler.admission import Admission, AdmissionRules
 from serve_app.scheduler.client import Submission
 
 SPEC = NodeSpec("Save", (), (), (), (), output_node=True)
@@ -17,7 +17,8 @@ SPEC = NodeSpec("Save", (), (), (), (), output_node=True)
 
 def admission(**settings: Any) -> Admission:
     given = {"max_queue": 10, "client_share": 0.8, "client_priority": True, "share_results": True, "strict": False}
-    return Admission([Pool("cpu", False)], lambda: {"Save": SPEC}, lambda *_: "", next_order=0, **{**given, **settings})
+    rules = AdmissionRules(**{**given, **settings})
+    return Admission(rules, [Pool("cpu", False)], lambda: {"Save": SPEC}, lambda *_: "", next_order=0)
 
 
 async def admit(door: Admission, waiting: list[str | None], **fields: Any) -> float:

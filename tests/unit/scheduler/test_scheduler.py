@@ -9,11 +9,13 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from serve_app.api.comfy import history
+from serve_app.config import AppConfig
 from serve_app.errors import DatabaseAwayError, DrainingError, InvalidSubmissionError, QueueFullError
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.plan import Pool, TaskId
@@ -28,6 +30,7 @@ from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 from tests.unit.store.lost_commits import losing_commits
 
+RULES = AppConfig().admission
 POOL = Pool("cpu", False)
 INPUTS = (Input("seed", "INT"), Input("image", "COMBO", "optional", folder="input"))
 SPEC = NodeSpec("Save", INPUTS, (), (), (), output_node=True)
@@ -49,7 +52,9 @@ class Life:
 
     def __init__(self, url: str, fingerprint: Callable[[str, str], str], pool: Pool) -> None:
         self.jobs = Jobs(url)
-        self.scheduler = Scheduler(self.jobs, [pool], fingerprint, lambda: HOST, holder="test", max_attempts=3)
+        self.scheduler = Scheduler(
+            self.jobs, [pool], fingerprint, lambda: HOST, holder="test", rules=RULES, max_attempts=3
+        )
         self.free = asyncio.Event()
         self.free.set()
 
@@ -286,11 +291,12 @@ async def test_an_id_posted_at_once_with_many_contents_is_one_job_and_its_equals
 
 
 async def test_an_id_that_is_posted_again_while_the_first_post_is_refused_is_accepted_once(life, monkeypatch):
-    monkeypatch.setattr(life.scheduler.admission, "max_queue", 0)
+    admission = life.scheduler.admission
+    monkeypatch.setattr(admission, "rules", replace(admission.rules, max_queue=0))
     job_id = str(uuid.uuid4())
     posts = [asyncio.create_task(life.submit("1", job_id=job_id, seed=1)) for _ in range(10)]
     await asyncio.wait(posts, return_when=asyncio.FIRST_COMPLETED)
-    monkeypatch.setattr(life.scheduler.admission, "max_queue", 1000)
+    monkeypatch.setattr(admission, "rules", replace(admission.rules, max_queue=1000))
     posts += [asyncio.create_task(life.submit("1", job_id=job_id, seed=1)) for _ in range(10)]
     answers = await asyncio.gather(*posts, return_exceptions=True)
     assert {answer for answer in answers if not isinstance(answer, QueueFullError)} == {job_id}
@@ -366,7 +372,14 @@ async def test_a_replica_that_is_silent_is_lost_and_named_to_whoever_can_end_it(
     monkeypatch.setattr(scheduler, "WATCH_S", 0.02)
     jobs = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
     silence = Scheduler(
-        jobs, [Pool("cpu", False)], lambda *_: "", lambda: HOST, holder="test", max_attempts=3, silence_s=0.2
+        jobs,
+        [Pool("cpu", False)],
+        lambda *_: "",
+        lambda: HOST,
+        holder="test",
+        rules=RULES,
+        max_attempts=3,
+        silence_s=0.2,
     )
     silenced: asyncio.Queue[str] = asyncio.Queue()
     silence.silenced = silenced.put_nowait

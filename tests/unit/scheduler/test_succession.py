@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from serve_app.config import AppConfig
 from serve_app.errors import DatabaseGoneError, DrainingError, NotReadyError
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
@@ -23,6 +24,7 @@ from serve_app.scheduler.succession import Succession
 from serve_app.store.jobs import Jobs
 from serve_app.store.schema import SCHEMA, VERSION
 
+RULES = AppConfig().admission
 HOST = HostStats("host", 1, 1, 1, ())
 SPEC = NodeSpec("Save", (), (), (), (), output_node=True)
 
@@ -38,7 +40,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextlib.asynccontextmanager
 async def server(url: str, name: str) -> AsyncIterator[Succession]:
     made = Succession(
-        lambda: Scheduler(Jobs(url), [Pool("cpu", False)], lambda *_: "", lambda: HOST, holder=name, max_attempts=3),
+        lambda: Scheduler(
+            Jobs(url),
+            [Pool("cpu", False)],
+            lambda *_: "",
+            lambda: HOST,
+            holder=name,
+            rules=RULES,
+            max_attempts=3,
+        ),
     )
     try:
         async with asyncio.timeout(60):

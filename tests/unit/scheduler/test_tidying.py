@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.config import AppConfig
 from serve_app.events import Failure
 from serve_app.graph.plan import Pool
 from serve_app.nodes.files import NodeFiles
@@ -22,6 +23,7 @@ from serve_app.store.store import AREAS, FileRef
 from serve_app.store.sweep import Sweep
 from serve_app.store.volume import Volume
 
+RULES = AppConfig().admission
 ROW = JobRow("", 0.0, 0, {}, ("1",), None, {}, created_s=5.0, queued_seq=1)
 
 
@@ -43,7 +45,14 @@ class Site:
         sweep = Sweep(jobs, self.store, temp_age_s=1e9)
         host = HostStats("host", 1, 1, 1, ())
         return Scheduler(
-            jobs, [Pool("cpu", False)], lambda *_: "", lambda: host, holder=holder, max_attempts=3, sweep=sweep
+            jobs,
+            [Pool("cpu", False)],
+            lambda *_: "",
+            lambda: host,
+            holder=holder,
+            rules=RULES,
+            max_attempts=3,
+            sweep=sweep,
         )
 
     def files(self) -> set[FileRef]:
