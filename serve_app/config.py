@@ -16,6 +16,7 @@ from serve_app.api.app import Dialect
 from serve_app.api.crowd import BODIES, BODY_S, LISTENERS, Crowd
 from serve_app.api.origin import LOOPBACK, Allowed
 from serve_app.errors import ConfigError
+from serve_app.graph.destination import SHARED
 from serve_app.graph.plan import Pool
 from serve_app.limits import SizeLimits
 from serve_app.scheduler.admission import AdmissionRules
@@ -349,6 +350,8 @@ class AppConfig(Section):
     @pydantic.model_validator(mode="after")
     def _names_are_unique(self) -> AppConfig:
         names = [pool.name for pool in self.pools]
+        if SHARED in names:
+            raise ValueError(f"a pool cannot be named {SHARED}: that stands for all pools that share workflows")
         if len(set(names)) != len(names):
             raise ValueError(f"pools must have different names, not {', '.join(names)}")
         for pool in self.pools:

@@ -148,7 +148,7 @@ class Service:
             await self._scheduler.answered(submitted.job_id)
 
     def _check_pool(self, extra_data: Mapping[str, Any]) -> None:
-        names = [pool.name for pool in self._pools]
+        names = [SHARED, *(pool.name for pool in self._pools)]
         if "pool" in extra_data and extra_data["pool"] not in names:
             reason = f"must be one of {', '.join(names)}, not {_shown(extra_data['pool'])}"
             raise InvalidSubmissionError(f"'pool' in 'extra_data' {reason}")

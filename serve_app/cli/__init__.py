@@ -91,6 +91,21 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where to save (default: here)")
     submit.set_defaults(command=_submit)
 
+    compare = _asking(commands, "compare", "run a workflow on two kinds of pool and compare what they save")
+    compare.add_argument("workflow", type=Path, help="a workflow, as submit takes it")
+    compare.add_argument(
+        "--pools",
+        nargs=2,
+        default=["shared", "comfyui"],
+        metavar="POOL",
+        help="pools to compare; shared is all that share workflows (default: shared comfyui)",
+    )
+    compare.add_argument(
+        "--tolerance", type=float, default=1.0, metavar="N", help="largest difference, of 255 (default: %(default)g)"
+    )
+    compare.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="for the pictures (default: here)")
+    compare.set_defaults(command=_compare)
+
     convert = _asking(commands, "convert", "turn a workflow that the web page saved into API format")
     convert.add_argument("workflow", type=Path, help="the saved workflow")
     convert.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write it (default: print it)")
@@ -163,6 +178,17 @@ def _submit(arguments: argparse.Namespace) -> int:
         if arguments.strict:
             body["extra_data"] = {**(body.get("extra_data") or {}), "strict": True}
         return submit(server, body, arguments.out)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.compare import compare
+    from serve_app.cli.convert import served_classes
+    from serve_app.cli.server import Server
+    from serve_app.cli.workflow import read_body
+
+    with Server(arguments.server, arguments.patience) as server:
+        body = read_body(arguments.workflow, lambda: served_classes(server))
+        return compare(server, body, arguments.pools, arguments.tolerance, arguments.out)
 
 
 def _convert(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from serve_app.graph.graph import Graph
 from serve_app.graph.plan import Plan, Pool, TaskPlan
 from serve_app.graph.spec import NodeSpec
 
-SHARED = ""
+SHARED = "shared"
 """The pools that share a workflow's nodes, as a destination; any other is the name of a pool that takes it whole."""
 
 

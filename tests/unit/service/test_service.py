@@ -142,9 +142,10 @@ async def test_a_value_that_only_a_comfyui_takes_sends_the_workflow_there(pooled
 async def test_the_client_chooses_the_pool(pooled, example):
     with pytest.raises(InvalidGraphError, match="sampler_name"):
         await pooled.submit({**example, "extra_data": {"pool": "comfyui"}})
-    assert await chosen(pooled, {**example, "extra_data": {"pool": "gpu"}}) == "gpu"
+    for pool in ("gpu", "shared"):
+        assert await chosen(pooled, {**example, "extra_data": {"pool": pool}}) == pool
     for wrong in ("none", 1, ["gpu"]):
-        with pytest.raises(InvalidSubmissionError, match="must be one of gpu, comfyui, broken"):
+        with pytest.raises(InvalidSubmissionError, match="must be one of shared, gpu, comfyui, broken"):
             await pooled.submit({**example, "extra_data": {"pool": wrong}})
     with pytest.raises(NotReadyError, match="broken"):
         await pooled.submit({**example, "extra_data": {"pool": "broken"}})
