@@ -36,7 +36,7 @@ PARTS = {
     "server": r" serve_app\.deployments\.serving ",
 }
 """How a part's process names itself; it is looked for among the server's own processes only."""
-FOUND_S = 60.0
+FOUND_S = 150.0
 """How long a part that is being replaced is waited for."""
 MENDED_S = 300.0
 

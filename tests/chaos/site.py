@@ -90,8 +90,9 @@ class Site:
 
     def kill_up(self) -> None:
         """SIGKILL what was started; the supervisor starts another."""
-        self._expected.set()
-        self.server.up.kill()
+        with self._changing:
+            self._expected.set()
+            self.server.up.kill()
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
