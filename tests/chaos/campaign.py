@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from tests.chaos.jobs import POISON, Draw, Job
 from tests.chaos.site import SLOTS, Setting, Site
 
 CLIENTS = 6
+TELL_S = 30.0
 STUCK_S = 420.0
 """How long no job may end before the campaign is over."""
 
@@ -109,7 +111,11 @@ def _run(site: Site, plan: Plan, rng: random.Random, book: Book, report: Report)
     Watcher(site.url, book)
     for thread in (*clients, injector):
         thread.start()
+    told_s = time.monotonic()
     while any(thread.is_alive() for thread in (*clients, injector)):
+        if time.monotonic() > told_s + TELL_S:
+            told_s = time.monotonic()
+            print(f"{book.ended()} of {len(jobs)} jobs have ended; {len(injector.done)} faults", file=sys.stderr)
         if stuck(book):
             book.wrong(f"no job has ended for {STUCK_S:.0f} s; open are {len(book.open())}")
             break
