@@ -86,7 +86,7 @@ def under_faults(plan: Plan, setting: Setting) -> Report:
     site, book, began = Site(setting), Book(), time.monotonic()
     try:
         _run(site, plan, rng, book, report)
-    except (RuntimeError, TimeoutError, AssertionError) as error:
+    except (RuntimeError, TimeoutError, AssertionError, SystemExit) as error:
         report.violations.append(f"the campaign could not go on: {error}")
     finally:
         book.finished.set()
