@@ -137,12 +137,12 @@ def _run(site: Site, plan: Plan, rng: random.Random, book: Book, report: Report)
             f"{SLOTS} jobs of 8 steps at once took {paces_s[-1]:.1f} s on the fresh server, "
             f"{verdict.pace_s(caller, draw):.1f} s at the end"
         )
-    before = verdict.recorded(caller)
+    before = verdict.recorded(caller, book)
     if not plan.short:
         violations += verdict.unswept(site, before)
     with site.stopped():
         violations += verdict.files(site, before, swept=not plan.short)
-    violations += verdict.changed(before, verdict.recorded(caller))
+    violations += verdict.changed(before, verdict.recorded(caller, book))
     report.notes += [f"answered {what}, {count} times" for what, count in book.strange.items()]
     connections = sum(listener.connections for listener in listeners.values())
     report.notes.append(f"`up` was started {site.starts} times; {CLIENTS} clients opened {connections} sockets")

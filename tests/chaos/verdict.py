@@ -164,10 +164,14 @@ def ended(caller: Caller, job_id: str, patience_s: float = QUIET_S) -> str:
         time.sleep(0.1)
 
 
-def recorded(caller: Caller) -> dict[str, Any]:
-    """Return what the history holds, in both dialects, by job; also of jobs whose acceptance nobody heard of."""
+def recorded(caller: Caller, book: Book) -> dict[str, Any]:
+    """Return what the history holds by job, as either dialect shows it; also of jobs that no client knows of."""
     native = caller.ask("GET", "/api/history")
-    return {job_id: {**entry, "contract": caller.ask("GET", f"/history/{job_id}")} for job_id, entry in native.items()}
+    # ComfyUI's own has no job that was cancelled before it started.
+    return {
+        job_id: {**caller.ask("GET", f"/history/{job_id}")[job_id], "native": native.get(job_id)}
+        for job_id in sorted(native.keys() | book.entries.keys())
+    }
 
 
 def unfinished(caller: Caller) -> Iterator[str]:
