@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 
 from serve_app import __version__, log
 from serve_app.config import AppConfig
-from serve_app.deployments import metrics
+from serve_app.deployments import clock, metrics
 from serve_app.deployments.handles import NAME, NAMESPACE
 from serve_app.replica.files import fingerprints, open_store
 from serve_app.replica.host import host_stats
@@ -52,6 +52,7 @@ class SchedulerActor:
             self._tasks = [
                 asyncio.create_task(self._exit_when_done()),
                 asyncio.create_task(metrics.show(self._figures)),
+                asyncio.create_task(clock.watch()),
             ]
         scheduler = await self._succession.scheduler()
         if method == "join":
