@@ -117,7 +117,8 @@ class Site:
             paths = [Path(item["Key"]).relative_to("output") for page in pages for item in page.get("Contents", ())]
         else:
             paths = [path.relative_to(self.output) for path in self.output.rglob("*") if path.is_file()]
-        return {("/".join(path.parts[:-1]), path.name) for path in paths}
+        # Unfinished ones go by age, as a server starts.
+        return {("/".join(path.parts[:-1]), path.name) for path in paths if path.suffix != ".part"}
 
     def set_clock(self, offset_s: int) -> None:
         """Let the server's wall clock go so far from this machine's."""
