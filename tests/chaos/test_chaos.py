@@ -8,17 +8,16 @@ from tests.chaos.campaign import Plan, under_faults
 from tests.chaos.site import Setting
 
 QUICK = (
-    "PoisonExit",
     "PoisonSystemExit",
     "PoisonSystemExitAsync",
     "PoisonKeyboardInterrupt",
     "PoisonKeyboardInterruptAsync",
 )
-"""Poison that costs little time; one of each."""
+"""Poison that costs no replica, and so little time; one of each."""
 
 
 def test_what_is_accepted_ends_once_and_as_it_should_whatever_is_killed(tmp_path: Path) -> None:
-    plan = Plan(jobs=50, kills=5, cancels=12, poison=0.1, seed=1, short=True, kinds=QUICK)
+    plan = Plan(jobs=45, kills=4, cancels=12, poison=0.09, seed=1, short=True, kinds=QUICK)
 
     report = under_faults(plan, Setting(tmp_path))
 
