@@ -82,7 +82,7 @@ def varied(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
     nodes["muted"]["5"]["mode"] = 2
 
-    lora = [("model", "MODEL", 1), ("clip", "CLIP", 3)]
+    lora: list[tuple[str, str, int | None]] = [("model", "MODEL", 1), ("clip", "CLIP", 3)]
     between = saved_node(
         20, "LoraLoader", lora, ["MODEL", "CLIP"], mode=4, widgets_values=["model.safetensors", 0.5, 1]
     )

@@ -84,7 +84,7 @@ def test_comfy_cli_runs_a_workflow(server: Server, tmp_path: Path):
     ]
     environment = {**os.environ, "HOME": str(tmp_path), "DO_NOT_TRACK": "1"}
     done = subprocess.run(
-        [*line, "--port", str(server.port), "--timeout", "120"],
+        [*map(str, line), "--port", str(server.port), "--timeout", "120"],
         env=environment,
         cwd=tmp_path,
         capture_output=True,

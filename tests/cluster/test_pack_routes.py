@@ -63,7 +63,7 @@ async def socket(request):
     return answer
 """
 LARGE = 8 * 1024 * 1024
-POOLS = [
+POOLS: list[dict[str, Any]] = [
     {"name": "zero", "accepts": ["custom_nodes.asleep"], "min_replicas": 0, "idle_s": 1.0},
     {"name": "cpu"},
 ]
@@ -152,5 +152,9 @@ def test_a_replica_that_dies_with_a_call_is_503_and_the_next_one_answers(server:
     dead = server.http.get("/mine/things/a?q=1").json()["pid"]
     answer = server.http.get("/mine/dies")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    found = wait_for(lambda: (a := server.http.get("/mine/things/a?q=1")).status_code == 200 and a, "another replica")
-    assert found.json()["pid"] != dead
+
+    def answered() -> httpx.Response | None:
+        answer = server.http.get("/mine/things/a?q=1")
+        return answer if answer.status_code == 200 else None
+
+    assert wait_for(answered, "another replica").json()["pid"] != dead

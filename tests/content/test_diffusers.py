@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from serve_app.models.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ def _one_number_of_blocks(path):
 @pytest.mark.parametrize(("part", "network_class"), [("backbone", UNet2DConditionModel), ("vae", AutoencoderKL)])
 def test_diffusers_reads_the_same_weights(part, network_class, tmp_path):
     _, ours = Checkpoint(FILE).load(part)
+    assert isinstance(ours, ModelMixin)
     ours.float()
     ours.save_config(tmp_path)
     _one_number_of_blocks(tmp_path / "config.json")

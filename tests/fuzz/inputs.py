@@ -114,7 +114,7 @@ def table() -> list[tuple[str, str]]:
 
 def _routes(routers: Sequence[APIRouter]) -> list[tuple[str, str]]:
     found = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
-    return [(method, route.path) for route in found for method in sorted(route.methods)]
+    return [(method, route.path) for route in found for method in sorted(route.methods or ())]
 
 
 class Inputs:

@@ -170,7 +170,7 @@ async def test_a_mask_gives_its_alpha_to_the_original_which_keeps_its_text(clien
     response = await upload(client, png(), "m.png", "mask", original_ref=reference, subfolder="clipspace")
     assert response.json() == {"name": "m.png", "subfolder": "clipspace", "type": "input"}
     painted = picture(volume.open(FileRef("input", "clipspace", "m.png")).read())
-    assert (painted.getpixel((0, 0)), painted.text) == ((1, 2, 3, 40), {"workflow": "graph"})
+    assert (painted.getpixel((0, 0)), painted.info) == ((1, 2, 3, 40), {"workflow": "graph"})
 
 
 @pytest.mark.parametrize("reference", ["", "[]", '{"filename": "../x"}', '{"filename": "missing.png"}'])

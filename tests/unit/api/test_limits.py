@@ -9,7 +9,6 @@ import json
 import pytest
 from PIL import Image
 
-from serve_app.api import request as bodies
 from serve_app.store import userdata
 from serve_app.store.store import FileRef
 
@@ -55,7 +54,7 @@ async def test_a_large_body_is_read_beside_the_event_loop(client, monkeypatch):
         parsed_in.append(function.__name__)
         return function(*arguments)
 
-    monkeypatch.setattr(bodies.asyncio, "to_thread", noting)
+    monkeypatch.setattr(asyncio, "to_thread", noting)
     await client.post("/api/history", content=json.dumps({"delete": ["x" * 200_000]}))
     assert parsed_in == ["parse_value"]
 

@@ -181,7 +181,7 @@ async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.mark.parametrize("prefix", ["", "/api"])
 async def test_a_handler_is_given_the_request_as_it_came(client: httpx.AsyncClient, prefix: str) -> None:
     path = f"{prefix}/mine/things/sub%2Fa%20b"
-    answer = await client.get(f"{path}?q=%C3%A9%20x", headers={"X-Mine": "é".encode(), "Cookie": "a=1"})
+    answer = await client.get(f"{path}?q=%C3%A9%20x", headers=[(b"X-Mine", "é".encode()), (b"Cookie", b"a=1")])
     assert answer.status_code == 200
     assert answer.headers["x-answer"] == "yes"
     assert answer.json() == {

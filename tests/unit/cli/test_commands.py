@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,7 +108,7 @@ def test_a_file_that_holds_neither_is_refused_saying_what_it_is(tmp_path, text, 
     assert str(path) in str(refused.value)
 
 
-BODY = {
+BODY: dict[str, Any] = {
     "prompt": {"3": {"class_type": "KSampler", "inputs": {"seed": 1, "model": ["1", 0]}}, "3.1": {"inputs": {"a": 1}}}
 }
 

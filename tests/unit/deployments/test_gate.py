@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from starlette.responses import PlainTextResponse
@@ -21,6 +22,11 @@ def app(status: int = 200, kind: bytes = b"application/json", delay_s: float = 0
     return answer
 
 
+async def silent() -> dict[str, Any]:
+    """Receive nothing, ever."""
+    return await asyncio.Future()
+
+
 async def ask(asked: Gate, path: str = "/prompt") -> tuple[int, dict[bytes, bytes], bytes]:
     """Return the status, headers and body of one request; fails if the response is not well-formed."""
     sent = []
@@ -28,7 +34,7 @@ async def ask(asked: Gate, path: str = "/prompt") -> tuple[int, dict[bytes, byte
     async def send(message):
         sent.append(message)
 
-    await asked({"type": "http", "path": path}, None, send)
+    await asked({"type": "http", "path": path}, silent, send)
     start, *bodies = sent
     assert start["type"] == "http.response.start"
     assert all(m["type"] == "http.response.body" for m in bodies)
@@ -102,7 +108,7 @@ async def test_a_client_that_leaves_cancels_its_request():
         pass
 
     asked = Gate(endless)
-    request = asyncio.create_task(asked({"type": "http", "path": "/view"}, None, send))
+    request = asyncio.create_task(asked({"type": "http", "path": "/view"}, silent, send))
     await asyncio.sleep(0.05)
     request.cancel()
     await asyncio.gather(request, return_exceptions=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -305,7 +306,7 @@ PICKY = {
 }
 
 
-def picky(prompt: dict[str, tuple[str, dict[str, Any]]]) -> Validated:
+def picky(prompt: Mapping[str, tuple[str, Mapping[str, Any]]]) -> Validated:
     nodes = {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in prompt.items()}
     return validate(parse(nodes), PICKY, lambda folder: [])
 
@@ -330,7 +331,11 @@ def test_a_class_that_asks_for_input_types_may_be_linked_to_any() -> None:
 
 def test_only_what_will_run_has_to_be_asked() -> None:
     for kind, asked in (("Plain", False), ("Fresh", True), ("Named", True)):
-        prompt = {"1": ("Plain", {"n": 1}), "2": ("Types", {"value": ["1", 0]}), "3": (kind, {"n": 1, "m": 1})}
+        prompt: dict[str, tuple[str, dict[str, Any]]] = {
+            "1": ("Plain", {"n": 1}),
+            "2": ("Types", {"value": ["1", 0]}),
+            "3": (kind, {"n": 1, "m": 1}),
+        }
         specs = {**PICKY, "Types": replace(PICKY["Types"], validator=None)}
         assert not hooked(picky(prompt), specs)
         prompt["2"] = ("Types", {"value": ["3", 0]})
@@ -338,7 +343,8 @@ def test_only_what_will_run_has_to_be_asked() -> None:
 
 
 def test_what_a_worker_finds_takes_outputs_away_and_stays_with_the_nodes() -> None:
-    prompt = {"1": ("Fresh", {"n": 1}), "2": ("Types", {"value": ["1", 0]}), "3": ("Types", {"value": ["1", 0]})}
+    prompt: dict[str, tuple[str, dict[str, Any]]] = {"1": ("Fresh", {"n": 1})}
+    prompt |= {"2": ("Types", {"value": ["1", 0]}), "3": ("Types", {"value": ["1", 0]})}
     found = settled(picky(prompt), [Problem("custom_validation_failed", "no", node_id="3")], {"1": [7]})
     assert found.outputs == ("2",)
     assert [p.type for p in found.problems] == ["custom_validation_failed"]

@@ -214,7 +214,7 @@ def test_gpus_are_the_gpu_groups_alone_which_starts_from_zero(overlay):
 
 def test_what_stays_runs_on_no_host_with_gpus():
     settings = config.load(ROOT / "configs" / "cluster.yaml")
-    staying = [settings.ingress, *(pool for pool in settings.pools if pool.min_replicas)]
+    staying: list[Any] = [settings.ingress, *(pool for pool in settings.pools if pool.min_replicas)]
     assert [place.hosts for place in staying] == [{"role": "!gpu"}] * len(staying)
 
 
@@ -227,8 +227,8 @@ def test_models_are_read_only_and_the_rest_of_the_contracts_folders_is_not():
         assert {name: claim for name, claim in claims.items() if claim} == {n: n for n in ("models", "output", "files")}
         for folder in config.load(ROOT / "configs" / "cluster.yaml").directories.values():
             assert any(folder.is_relative_to(path) for path in mounts if not mounts[path])
-    claims = [o for o in rendered("volume") if o["kind"] == "PersistentVolumeClaim"]
-    assert all(claim["spec"]["accessModes"] == ["ReadWriteMany"] for claim in claims)
+    claimed = [o for o in rendered("volume") if o["kind"] == "PersistentVolumeClaim"]
+    assert all(claim["spec"]["accessModes"] == ["ReadWriteMany"] for claim in claimed)
 
 
 def test_with_a_bucket_every_process_has_the_credentials_and_no_volume_is_shared():

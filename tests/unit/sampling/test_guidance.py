@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ class Silent:
 
 def guidance_of(positive, negative, cfg, rows=2, side=3):
     canvas = Canvas(torch.zeros(rows, 4, side, side), torch.zeros(rows, 4, side, side))
-    return Guidance(Silent(), {"positive": positive, "negative": negative}, CfgRule(Cfg(cfg)), canvas)
+    backbone: Any = Silent()
+    return Guidance(backbone, {"positive": positive, "negative": negative}, CfgRule(Cfg(cfg)), canvas)
 
 
 def cond(value, rows=1, **options):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -9,7 +9,7 @@ from serve_app.errors import InvalidGraphError, InvalidSubmissionError, NotReady
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Pool
 from serve_app.limits import SizeLimits
-from serve_app.scheduler.client import Accepted, Submission
+from serve_app.scheduler.client import Accepted, SchedulerClient, Submission
 from serve_app.service import KEYS, Service
 from tests.unit.api.conftest import FILES, example, replica, scheduler, service, volume
 from tests.unit.api.node_specs import SPECS
@@ -116,13 +116,13 @@ class Knowing:
 
 @pytest.fixture
 def pooled(volume) -> Service:
-    return Service(Knowing(), volume, lambda folder: FILES[folder], pools=POOLS)
+    return Service(cast(SchedulerClient, Knowing()), volume, lambda folder: FILES[folder], pools=POOLS)
 
 
 async def chosen(service: Service, body: dict[str, Any]) -> Any:
     """Return the pool that a submission is kept with."""
     await service.submit(body)
-    return service._scheduler.submitted.extra_data.get("pool")
+    return cast(Knowing, service._scheduler).submitted.extra_data.get("pool")
 
 
 async def test_a_workflow_goes_to_ours_unless_it_needs_what_a_comfyui_has(pooled, example):

@@ -23,8 +23,8 @@ def losing_commits(engine: sa.Engine) -> Iterator[None]:
         if lost[0]:
             raise error("the connection broke")
 
-    engine.dialect.do_commit = committed  # type: ignore[method-assign]
+    engine.dialect.do_commit = committed  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        engine.dialect.do_commit = commit  # type: ignore[method-assign]
+        engine.dialect.do_commit = commit  # type: ignore[method-assign, assignment]

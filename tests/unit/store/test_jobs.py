@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -240,7 +241,8 @@ def test_a_window_is_the_same_from_whichever_end_it_is_reached(jobs):
     rows = [replace(ROW, job_id=str(n), order=n, created_s=float(n // 3)) for n in range(12)]
     jobs.write(epoch, [*map(JobAccepted, rows), *(JobStarted(str(n), 1.0, 2) for n in range(0, 12, 2))])
     jobs.write(epoch, [JobEnded(str(n), "success", 9.0 + n % 4, 50 - n, Failure()) for n in range(1, 10)])
-    for sort, descending in itertools.product(("created", "ended", "duration"), (False, True)):
+    sorts: tuple[Literal["created", "ended", "duration"], ...] = ("created", "ended", "duration")
+    for sort, descending in itertools.product(sorts, (False, True)):
         query = JobQuery(("queued", "running", "success"), sort, descending)
         whole, total = jobs.page(query)
         assert (len(whole), total) == (12, 12)
