@@ -39,7 +39,7 @@ async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluste
     assert HOME is not None
     python = os.environ.get("COMFYUI_PYTHON")
     arguments = tuple(shlex.split(os.environ.get("COMFYUI_ARGUMENTS", "--cpu")))
-    comfyui = ComfyUIConfig(directory=Path(HOME), python=python and Path(python), arguments=arguments)
+    comfyui = ComfyUIConfig(directory=Path(HOME), python=Path(python) if python else None, arguments=arguments)
     root = tmp_path_factory.mktemp("pool")
     (root / "models").symlink_to(models_dir("mini15"))
     async with cluster(root, (PoolConfig(name="comfyui", comfyui=comfyui.absolute()),)) as running:
