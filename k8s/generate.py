@@ -1,6 +1,7 @@
 """Write what follows from something else: `python -m k8s.generate`. A test holds the files to it.
 
-configs/cluster.yaml → the RayService's serveConfigV2, as it is and with its files in a bucket; the metric table →
+configs/cluster.yaml → the RayService's serveConfigV2, as it is, with its files in a bucket, and with a pool that is a
+ComfyUI; the metric table →
 docs/metrics.md and the Grafana dashboard.
 """
 
@@ -46,6 +47,16 @@ IN_BUCKET = """\
 """
 """What the s3 overlay says before all else."""
 
+COMFYUI = """\
+        # Workflows with classes that the pools above do not have run in the image's ComfyUI, one at a time a replica.
+        - name: comfyui
+          comfyui: {directory: /opt/ComfyUI, python: /opt/ComfyUI/venv/bin/python}
+          num_gpus: 1
+          min_replicas: 0
+          max_replicas: 2
+"""
+"""What the comfyui overlay says after all else: one more pool."""
+
 HTTP_PANELS = (
     ("Requests by route", "sum by (route, status_code) (rate(ray_serve_num_http_requests_total[$__rate_interval]))",
      "{{route}} {{status_code}}", "reqps"),
@@ -69,6 +80,7 @@ def files() -> dict[Path, str]:
         ROOT / "k8s" / "base" / "grafana-dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
         ROOT / "k8s" / "base" / "serve-config.yaml": patch(CLUSTER.read_text()),
         ROOT / "k8s" / "overlays" / "s3" / "serve-config.yaml": patch(in_bucket(CLUSTER.read_text())),
+        ROOT / "k8s" / "overlays" / "comfyui" / "serve-config.yaml": patch(CLUSTER.read_text() + COMFYUI),
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[3]
-OVERLAYS = ("volume", "s3")
+OVERLAYS = ("volume", "s3", "comfyui")
 CRDS = ROOT.parent / "shared" / "crds"
 """KubeRay's CRDs, which are not in the repository."""
 
