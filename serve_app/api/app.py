@@ -55,7 +55,7 @@ def create_app(
         app.include_router(router, prefix=PREFIX)
     prefixed = Router(routes=list(app.routes))
     page.install(app, page_dir)
-    for router in (routes.router, document.router, operator.router, *native.UNPREFIXED, _beside(routes.router)):
+    for router in (routes.router, document.router, operator.router, *native.UNPREFIXED, _native_only(routes.router)):
         app.include_router(router)
     pack_routes.install(app)
     if allowed.origins:
@@ -67,11 +67,11 @@ def create_app(
             allow_credentials="*" not in allowed.origins,
         )
     app.add_middleware(Door, allowed=allowed, answer=_answer)
-    app.add_middleware(Spoken, root_dialect=root_dialect, prefixed=prefixed)
+    app.add_middleware(DialectMiddleware, root_dialect=root_dialect, prefixed=prefixed)
     return app
 
 
-def _beside(contract: APIRouter) -> APIRouter:
+def _native_only(contract: APIRouter) -> APIRouter:
     """Return the native routes that may stand at the root: a path of the contract has the contract's methods only."""
     taken = {getattr(route, "path", "") for route in contract.routes}
     rest = APIRouter()
@@ -79,7 +79,7 @@ def _beside(contract: APIRouter) -> APIRouter:
     return rest
 
 
-class Spoken:
+class DialectMiddleware:
     """Middleware that decides a request's dialect, and sends native requests at the root to the native routes."""
 
     def __init__(self, app: ASGIApp, root_dialect: Dialect, prefixed: Router) -> None:

@@ -79,7 +79,7 @@ def answer(request: Request, error: Exception) -> Response:
     return problem(*known, str(error), headers)
 
 
-class Unforeseen:
+class CatchAll:
     """Middleware that answers what no exception handler knows.
 
     Starlette's own last resort raises the error again after answering, which servers report a second time.
@@ -114,4 +114,4 @@ def install(app: FastAPI, answer: Answer = answer) -> None:
     """Make an application answer every failure so; with the contract's body by default."""
     app.add_exception_handler(ServeAppError, answer)
     app.add_exception_handler(HTTPException, answer)
-    app.add_middleware(Unforeseen, answer=answer)
+    app.add_middleware(CatchAll, answer=answer)

@@ -15,7 +15,7 @@ from ray.util import metrics as ray_metrics
 
 from serve_app.replica.node_times import NodeTimes
 from serve_app.scheduler.cluster_view import Load
-from serve_app.scheduler.tally import Tally, read
+from serve_app.scheduler.job_counters import JobCounters, read
 
 if TYPE_CHECKING:
     # Both import torch, which the scheduler's process has no need of.
@@ -73,8 +73,8 @@ Figure: TypeAlias = tuple[str, float, dict[str, str]]
 """A metric's name, its value and its labels: a counter's total so far, a gauge's value, one observed duration."""
 
 
-def scheduler_figures(load: Load, tally: Tally) -> Iterator[Figure]:
-    """Yield what the scheduler's load and tally say. Durations are read from the tally, once."""
+def scheduler_figures(load: Load, counters: JobCounters) -> Iterator[Figure]:
+    """Yield what the scheduler's load and counters say. Durations are read from the counters, once."""
     yield "serve_app_jobs", load.queued, {"state": "queued"}
     yield "serve_app_jobs", load.running, {"state": "running"}
     yield "serve_app_queue_oldest_seconds", load.oldest_s, {}
@@ -82,12 +82,12 @@ def scheduler_figures(load: Load, tally: Tally) -> Iterator[Figure]:
         yield "serve_app_replicas", pool.replicas, {"pool": pool.pool}
         yield "serve_app_tasks", pool.waiting, {"pool": pool.pool, "state": "waiting"}
         yield "serve_app_tasks", pool.running, {"pool": pool.pool, "state": "running"}
-    for state, count in tally.ended.items():
+    for state, count in counters.ended.items():
         yield "serve_app_jobs_ended", count, {"state": state}
-    for state, count in tally.nodes.items():
+    for state, count in counters.nodes.items():
         yield "serve_app_nodes", count, {"state": state}
-    yield from (("serve_app_job_wait_seconds", seconds, {}) for seconds in read(tally.waits_s))
-    yield from (("serve_app_job_run_seconds", seconds, {}) for seconds in read(tally.runs_s))
+    yield from (("serve_app_job_wait_seconds", seconds, {}) for seconds in read(counters.waits_s))
+    yield from (("serve_app_job_run_seconds", seconds, {}) for seconds in read(counters.runs_s))
 
 
 def node_figures(pool: str, replica: str, times: NodeTimes) -> Iterator[Figure]:

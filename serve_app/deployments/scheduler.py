@@ -76,7 +76,7 @@ class SchedulerActor:
 
     def _figures(self) -> Iterator[metrics.Figure]:
         scheduler = self._succession.current
-        return iter(()) if scheduler is None else metrics.scheduler_figures(scheduler.load(), scheduler.tally)
+        return iter(()) if scheduler is None else metrics.scheduler_figures(scheduler.load(), scheduler.counters)
 
     async def _join(self, scheduler: Scheduler, info: ReplicaInfo, specs: Any, host: Any, actor: Any) -> int:
         epoch = await scheduler.join(info, specs, host)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from serve_app.events import Event
 from serve_app.scheduler.channels import Stream, rebuilt
 from serve_app.scheduler.client import Attached
-from serve_app.scheduler.feeds import Feeds
+from serve_app.scheduler.client_feeds import Feeds
 from serve_app.scheduler.records import JobRecord
 from serve_app.store.changes import JobRow
 

@@ -47,6 +47,7 @@ from serve_app.scheduler.client import (
 )
 from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, PoolLoad, ReplicaView
 from serve_app.scheduler.desk import Desk
+from serve_app.scheduler.job_counters import JobCounters
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report
 from serve_app.scheduler.remote_validation import RemoteValidation
@@ -62,7 +63,6 @@ from serve_app.scheduler.stimuli import (
     Stimulus,
     Tell,
 )
-from serve_app.scheduler.tally import Tally
 from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.tidying import Tidying
 from serve_app.scheduler.time_limit import Overtime
@@ -121,7 +121,7 @@ class Scheduler:
         self._abilities = Abilities(self._pools, jobs, self._in_database)
         self._tasks: list[asyncio.Task[None]] = []
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self.tally = Tally()
+        self.counters = JobCounters()
         self._sweep = sweep
         self._tenure = Tenure(jobs, holder, self._in_database)
         self.fenced = self._tenure.fenced
@@ -344,7 +344,7 @@ class Scheduler:
         pooled = [replica.info.pool for replica in self._machine.replicas.values()]
         pools = (PoolLoad(p.name, pooled.count(p.name), *self._machine.backlog(p.name)) for p in self._pools)
         oldest_s = max(0.0, time.time() - min(queued_s)) if queued_s else 0.0
-        return Load(len(queued_s), len(jobs) - len(queued_s), oldest_s, tuple(pools), dict(self.tally.ended))
+        return Load(len(queued_s), len(jobs) - len(queued_s), oldest_s, tuple(pools), dict(self.counters.ended))
 
     # For the replicas -------------------------------------------------------------------------------------------------
 
@@ -400,7 +400,7 @@ class Scheduler:
                     self._mail(replica_id, message)
                 case Publish(event):
                     self._board.publish(event)
-                    self.tally.take(event)
+                    self.counters.take(event)
                     if event.last:
                         with log.about(job=event.job_id):
                             _log.info("ended: state=%s", event.kind)

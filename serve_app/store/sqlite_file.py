@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from serve_app import log
 from serve_app.errors import DatabaseDamagedError, DatabaseGoneError
-from serve_app.store.durable import claim
+from serve_app.store.atomic_write import claim
 
 RESCUED = ".rescued"
 """What follows the path in the name of a copy of a file that is no longer there; the time of the copy follows."""

@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from serve_app import log
 from serve_app.errors import FileMissingError
-from serve_app.store.durable import UNFINISHED
+from serve_app.store.atomic_write import UNFINISHED
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Reservation, is_own
 from serve_app.store.store import AREAS, FileRef, Store

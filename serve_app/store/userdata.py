@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.errors import FileMissingError, ForbiddenPathError, InvalidSubmissionError, UserMissingError
-from serve_app.store.durable import UNFINISHED, write_file
+from serve_app.store.atomic_write import UNFINISHED, write_file
 
 DEFAULT = "default"
 """The only user where there are no others."""

@@ -14,7 +14,7 @@ from stat import S_ISREG
 from typing import BinaryIO
 
 from serve_app.errors import FileMissingError
-from serve_app.store.durable import UNFINISHED, write_file
+from serve_app.store.atomic_write import UNFINISHED, write_file
 from serve_app.store.store import Area, FileRef, FileStat
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.nodes.builtin.fit import as_planes, fit_mask, resize
+from serve_app.nodes.builtin.match_size import as_planes, fit_mask, resize
 
 Operator: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From source colours and alpha, destination colours and alpha, to what is seen, all (B,H,W,C) or (B,H,W,1)."""

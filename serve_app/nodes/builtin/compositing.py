@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from serve_app.nodes.builtin.fit import fit_batch, fit_mask
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
+from serve_app.nodes.builtin.match_size import fit_batch, fit_mask
 from serve_app.values import Latent
 
 

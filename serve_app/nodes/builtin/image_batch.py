@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from serve_app.nodes.builtin.fit import resize
+from serve_app.nodes.builtin.match_size import resize
 from serve_app.nodes.size import allow
 
 

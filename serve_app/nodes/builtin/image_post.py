@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn.functional import conv2d, pad
 
 from serve_app.errors import NodeError
-from serve_app.nodes.builtin.fit import resize
+from serve_app.nodes.builtin.match_size import resize
 
 BLENDS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "normal": lambda a, b: b,

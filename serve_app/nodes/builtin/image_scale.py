@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from serve_app.images import Crop
-from serve_app.nodes.builtin.fit import resize
 from serve_app.nodes.builtin.latent import CROPS, MAX_RESOLUTION
+from serve_app.nodes.builtin.match_size import resize
 
 IMAGE_METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from serve_app.nodes.builtin.fit import resize
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
+from serve_app.nodes.builtin.match_size import resize
 from serve_app.nodes.size import allow
 
 COLORS = {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.functional import max_pool2d
 
-from serve_app.nodes.builtin.fit import PIXELS_PER_LATENT, as_planes, fit_batch, fit_mask
+from serve_app.nodes.builtin.match_size import PIXELS_PER_LATENT, as_planes, fit_batch, fit_mask
 from serve_app.nodes.runtime import Runtime
 from serve_app.values import Conditioning, Latent, Recipe
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from serve_app.errors import NodeError
 from serve_app.images import Crop
-from serve_app.nodes.builtin.fit import allow_decoded, fit_latents
+from serve_app.nodes.builtin.match_size import allow_decoded, fit_latents
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import allow

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from serve_app.nodes.builtin.fit import fit_batch, fit_latents, fit_mask
+from serve_app.nodes.builtin.match_size import fit_batch, fit_latents, fit_mask
 from serve_app.nodes.size import allow
 from serve_app.values import Latent
 

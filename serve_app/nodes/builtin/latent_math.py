@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from serve_app.nodes.builtin.fit import fit_batch, fit_latents
+from serve_app.nodes.builtin.match_size import fit_batch, fit_latents
 from serve_app.sampling.latent_operations import LatentOperation, ReinhardTonemap, Sharpening
 from serve_app.values import Latent
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from serve_app.nodes.builtin.fit import fit_batch
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
+from serve_app.nodes.builtin.match_size import fit_batch
 from serve_app.values import Latent
 
 DIMS = {"x": -1, "y": -2, "t": -3}

@@ -10,9 +10,9 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.images import mask_from_bytes
-from serve_app.nodes.builtin.fit import as_planes, fit_batch
 from serve_app.nodes.builtin.image import PreviewImage
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
+from serve_app.nodes.builtin.match_size import as_planes, fit_batch
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files
 from serve_app.nodes.size import allow, limits

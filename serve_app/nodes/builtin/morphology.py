@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, maximum
 from torch.nn.functional import max_pool2d, pad
 
-from serve_app.nodes.builtin.fit import as_planes
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
+from serve_app.nodes.builtin.match_size import as_planes
 
 
 def dilate(x: Tensor, size: int) -> Tensor:

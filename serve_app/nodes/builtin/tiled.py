@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from serve_app.nodes.builtin.fit import allow_decoded
+from serve_app.nodes.builtin.match_size import allow_decoded
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Runtime
 from serve_app.values import Latent, Recipe, Tiling

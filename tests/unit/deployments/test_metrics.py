@@ -69,7 +69,7 @@ async def test_a_cluster_that_ran_two_jobs_fills_the_whole_table_and_nothing_bes
     async with cluster(root, (PoolConfig(name="gpu", threads=1),)) as running:
         await running.finish(await running.submit(txt2img(1), ("6",)))
         await running.finish(await running.submit(txt2img(2), ("6",)))
-        waiting = scheduler_figures(running.scheduler.load(), running.scheduler.tally)
+        waiting = scheduler_figures(running.scheduler.load(), running.scheduler.counters)
         runner = running.runners["gpu"]
         models = model_figures("gpu", "r", runner.models.counters, runner.models.loads)
         figures = [*waiting, *node_figures("gpu", "r", runner.times), *models]
@@ -94,9 +94,9 @@ async def test_a_cluster_that_ran_two_jobs_fills_the_whole_table_and_nothing_bes
 
 def test_a_job_that_waits_makes_the_queue_older(monkeypatch):
     from serve_app.scheduler.cluster_view import Load
-    from serve_app.scheduler.tally import Tally
+    from serve_app.scheduler.job_counters import JobCounters
 
-    figures = list(scheduler_figures(Load(1, 0, 12.5, ()), Tally()))
+    figures = list(scheduler_figures(Load(1, 0, 12.5, ()), JobCounters()))
     assert ("serve_app_queue_oldest_seconds", 12.5, {}) in figures
 
 

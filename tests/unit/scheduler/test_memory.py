@@ -6,9 +6,9 @@ import pytest
 
 from serve_app.events import Event, data_bytes
 from serve_app.scheduler import board as board_module
-from serve_app.scheduler import feeds as feeds_module
+from serve_app.scheduler import client_feeds as feeds_module
 from serve_app.scheduler.board import Board
-from serve_app.scheduler.feeds import Feed, Feeds
+from serve_app.scheduler.client_feeds import Feed, Feeds
 from serve_app.scheduler.results import Results
 from serve_app.store.changes import JobRow
 

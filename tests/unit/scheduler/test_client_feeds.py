@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from serve_app.events import Event
-from serve_app.scheduler import feeds as module
+from serve_app.scheduler import client_feeds as module
 from serve_app.scheduler.client import Reader
-from serve_app.scheduler.feeds import Feed, Feeds
+from serve_app.scheduler.client_feeds import Feed, Feeds
 
 
 def event(seq: int, kind: str = "executing", job_id: str = "a", node: str = "1", **data) -> Event:

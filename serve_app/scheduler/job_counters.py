@@ -13,7 +13,7 @@ UNREAD = 10_000
 
 
 @dataclass(slots=True)
-class Tally:
+class JobCounters:
     """Counts since this scheduler began. ended: jobs by how they ended. nodes: by `cached` and `executing`.
 
     waits_s, runs_s: from submission to start and from start to end of each job, until `read`.
