@@ -1,7 +1,7 @@
 """How large a node's values are, and which are too large: asked before memory is taken, and measured after each call.
 
-A node that makes a value of a size it is given calls `allow` first, or resizes and repeats by `builtin/match_size.py`, which
-does. The limits are those of the call that runs.
+A node that makes a value of a size it is given calls `allow` first, or resizes and repeats by `builtin/match_size.py`,
+which does. The limits are those of the call that runs.
 """
 
 from __future__ import annotations
