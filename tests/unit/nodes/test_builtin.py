@@ -64,7 +64,7 @@ class Replica:
         self.ui: dict[str, Any] = {}
         self.next = 1
 
-    def runtime(self, node_id: str) -> Oracle:
+    def runtime(self, node_id: str) -> Any:
         return self.oracle
 
     def files(self, node_id: str) -> NodeFiles:
@@ -284,7 +284,11 @@ async def test_image_sizes_follow_the_other_side_where_one_is_zero(
 
 
 async def test_a_latents_other_members_travel_on() -> None:
-    latent = {"samples": torch.zeros(1, 4, 8, 8), "noise_mask": torch.ones(1, 64, 64), "batch_index": [3]}
+    latent: dict[str, Any] = {
+        "samples": torch.zeros(1, 4, 8, 8),
+        "noise_mask": torch.ones(1, 64, 64),
+        "batch_index": [3],
+    }
     oracle = Oracle()
     inputs = {k: v for k, v in KSAMPLER.items() if not isinstance(v, list)}
     (sampled,) = await BUILTIN["KSampler"]().sample(

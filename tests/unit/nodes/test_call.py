@@ -177,7 +177,7 @@ async def test_sync_functions_of_packs_run_one_at_a_time_and_async_ones_beside_t
         await asked.wait()
         return (n,)
 
-    pack = {"RELATIVE_PYTHON_MODULE": "custom_nodes.mine"}
+    pack: dict[str, Any] = {"RELATIVE_PYTHON_MODULE": "custom_nodes.mine"}
     waiting = asyncio.create_task(run(node_class(async_, **pack), n=[1]))
     made = await asyncio.gather(*(run(node_class(sync, **pack), n=[i]) for i in range(4)))
     assert [result.outputs for result in made] == [(["7"],)] * 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -63,7 +65,8 @@ def test_a_source_without_alpha_is_opaque_on_a_destination_with() -> None:
 
 @pytest.mark.parametrize(("x", "y"), [(88, 0), (0, 72), (800, 800)])
 def test_a_latent_laid_outside_another_changes_nothing(x: int, y: int) -> None:
-    below, above = {"samples": torch.rand(2, 4, 9, 11), "batch_index": [4, 5]}, {"samples": torch.rand(1, 4, 3, 3)}
+    below: dict[str, Any] = {"samples": torch.rand(2, 4, 9, 11), "batch_index": [4, 5]}
+    above = {"samples": torch.rand(1, 4, 3, 3)}
     for (out,) in (
         LatentComposite().composite(below, above, x, y, 16),
         LatentComposite().composite(below, above, x, y, 0),

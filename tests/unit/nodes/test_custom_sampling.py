@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -42,7 +44,7 @@ def test_a_coefficient_without_a_schedule_is_refused_with_those_there_are():
 
 
 def test_conditioning_nodes_leave_what_they_are_given_alone():
-    given = [(torch.ones(1, 3, 5), {"pooled_output": torch.ones(1, 4), "strength": 2.0})]
+    given: Any = [(torch.ones(1, 3, 5), {"pooled_output": torch.ones(1, 4), "strength": 2.0})]
     (area,) = BUILTIN["ConditioningSetArea"]().append(given, 64, 128, 8, 16, 0.5)
     (zero,) = BUILTIN["ConditioningZeroOut"]().zero_out(given)
     (mixed,) = BUILTIN["ConditioningAverage"]().average(given, zero, 0.25)

@@ -188,7 +188,7 @@ async def test_a_prefix_that_leaves_the_area_or_is_no_name_is_a_node_error(
 
 
 async def test_temp_names_are_the_nodes_own_and_need_no_reservation(volume: Volume) -> None:
-    async def refuse(key: str, at_least: int, count: int) -> int:
+    async def refuse(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
         raise AssertionError("asked for a reservation")
 
     def names(job_id: str, node_id: str):

@@ -14,11 +14,12 @@ from PIL import Image
 from serve_app.errors import NodeError
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.registry import BUILTIN
+from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, Area, FileRef
 from serve_app.store.volume import Volume
 
 
-async def never(key: str, at_least: int, count: int) -> int:
+async def never(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
     raise AssertionError("nothing is saved")
 
 

@@ -217,7 +217,7 @@ async def test_a_v3_pack_is_adapted_onto_the_same_protocol(folder: Path) -> None
     assert (spec.outputs, spec.output_names, spec.output_is_list) == (("INT", "INT"), ("scaled", "INT"), (False, True))
     assert spec.hidden == {"unique_id": "UNIQUE_ID", "prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
     assert (spec.validator, spec.fingerprinted) == (("n",), True)
-    hidden = {"unique_id": ["9"], "prompt": [{}], "extra_pnginfo": [None]}
+    hidden: dict[str, list[Any]] = {"unique_id": ["9"], "prompt": [{}], "extra_pnginfo": [None]}
     result = await run(packs, "Scale", n=[2, 3], by=["three"], **hidden)
     assert result == NodeResult(([6, 9], [6, 2, 9, 3]), {"text": ["9", "9"]})
 

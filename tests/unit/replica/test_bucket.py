@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -31,7 +32,7 @@ def drawing(color: int) -> dict[str, object]:
     }
 
 
-def pixel(bucket, image: dict[str, str]) -> tuple[int, ...]:
+def pixel(bucket, image: dict[str, Any]) -> Any:
     with S3(bucket).open(FileRef(image["type"], image["subfolder"], image["filename"])) as file:
         return Image.open(io.BytesIO(file.read())).getpixel((0, 0))
 

@@ -267,7 +267,9 @@ async def trouble(root: Path, pool: PoolConfig) -> str:
 async def _config(root: Path, pools: tuple[PoolConfig, ...]) -> Any:
     from serve_app.config import AppConfig
 
-    folders = {name: root / name.removesuffix("_dir") for name in ("models_dir", "input_dir", "output_dir", "temp_dir")}
+    folders: dict[str, Any] = {
+        name: root / name.removesuffix("_dir") for name in ("models_dir", "input_dir", "output_dir", "temp_dir")
+    }
     return AppConfig(**folders, database_url=f"sqlite:///{root}/jobs.sqlite", pools=pools).resolved()
 
 

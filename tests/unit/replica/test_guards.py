@@ -282,9 +282,10 @@ async def test_a_submission_may_lower_the_limit_of_a_node_and_not_raise_it(tmp_p
 
 
 async def test_a_job_over_its_time_ends_and_says_which_node_ran(tmp_path: Path) -> None:
+    less: dict[str, Any] = {"job_time_s": 0.3}
     async with client(tmp_path, job_time_s=0.5) as c:
         for asked, source in (
-            ({"job_time_s": 0.3}, "0.3 s, the job_time_s of its extra_data"),
+            (less, "0.3 s, the job_time_s of its extra_data"),
             ({}, "0.5 s, the job_time"),
         ):
             view = await asyncio.wait_for(c.running.finish(await c.submit("Waits", **asked)), 30)

@@ -8,7 +8,7 @@ import io
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from PIL import Image
@@ -109,6 +109,8 @@ SPLIT = (
     PoolConfig(name="rest", runtime=False, threads=1, accepts=("Either", "Show"), tasks_per_replica=1),
 )
 
+Nodes: TypeAlias = dict[str, tuple[str, dict[str, Any]]]
+
 
 class Client:
     """Submits to the service and waits for the end."""
@@ -152,7 +154,11 @@ async def test_what_a_class_refuses_is_refused_before_the_job_is_accepted(tmp_pa
 async def test_a_class_that_always_changes_runs_again_and_what_does_not_stays(tmp_path: Path) -> None:
     async with client(tmp_path) as c:
         for n, ran in ((0, False), (1, True)):
-            nodes = {"k": ("Fresh", {"n": n}), "e": ("Number", {"n": ["k", 0]}), "s": show("e")}
+            nodes: Nodes = {
+                "k": ("Fresh", {"n": n}),
+                "e": ("Number", {"n": ["k", 0]}),
+                "s": show("e"),
+            }
             await c.run(**nodes)
             view, events = await c.run(**nodes)
             assert (("executing", "k") in events) == ran
@@ -173,7 +179,7 @@ async def test_a_lazy_branch_runs_only_if_asked_for_whichever_pool_it_is_in(
     tmp_path: Path, pools: tuple[PoolConfig, ...]
 ) -> None:
     async with client(tmp_path, pools) as c:
-        nodes = {
+        nodes: Nodes = {
             "a": ("Number", {"n": 1}),
             "b": ("Number", {"n": 2}),
             "e": ("Either", {"first": True, "a": ["a", 0], "b": ["f", 0]}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.plan import Plan, Pool, Task, TaskId, plan
@@ -13,6 +13,7 @@ from serve_app.scheduler.messages import Assign, Message, NodeFinished, ReplicaI
 from serve_app.scheduler.stimuli import Command, JobArrived, Persist, Publish, ReplicaJoined, Reported, Send
 from serve_app.store.changes import JobRow
 
+T = TypeVar("T")
 LAZY = {"lazy": True}
 SPECS = {
     "Load": NodeSpec("Load", (), ("MODEL",), ("MODEL",), (False,)),
@@ -126,7 +127,7 @@ def events(commands: Sequence[Command], job_id: str) -> list[str]:
     return [c.event.kind for c in commands if isinstance(c, Publish) and c.event.job_id == job_id]
 
 
-def changes(commands: Sequence[Command], kind: type) -> list[object]:
+def changes(commands: Sequence[Command], kind: type[T]) -> list[T]:
     """Return the durable changes of one kind."""
     return [c.change for c in commands if isinstance(c, Persist) and isinstance(c.change, kind)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ def admission(**settings: Any) -> Admission:
     return Admission(rules, [Pool("cpu", False)], lambda: {"Save": SPEC}, lambda *_: "", next_order=0)
 
 
-async def admit(door: Admission, waiting: list[str | None], **fields: Any) -> float:
+async def admit(door: Admission, waiting: Sequence[str | None], **fields: Any) -> float:
     submission = Submission("job", {"1": {"class_type": "Save", "inputs": {}}}, ("1",), **fields)
     row, _ = await door.admit(submission, lambda: waiting, lambda: 1)
     return row.number

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve_app.events import Event, Kind
+from serve_app.events import Event
 from serve_app.scheduler.job_counters import UNREAD, JobCounters, read
 
 
-def told(*story: tuple[str, Kind, float] | tuple[str, Kind, float, dict[str, Any]]) -> JobCounters:
+def told(*story: Any) -> JobCounters:
     counters = JobCounters()
     for seq, (job_id, kind, at_s, *data) in enumerate(story):
         counters.take(Event(job_id, seq, kind, at_s, *data))

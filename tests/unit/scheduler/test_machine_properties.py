@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from serve_app.events import ENDINGS
-from serve_app.graph.plan import Task, TaskId
+from serve_app.graph.plan import Pool, Task, TaskId
 from serve_app.scheduler.messages import (
     Assign,
     Compute,
@@ -55,8 +56,8 @@ class World(RuleBasedStateMachine):
     """The machine among replicas that behave as ours do, and may die at any moment."""
 
     jobs = Bundle("jobs")
-    pools = ONE_POOL
-    graph = staticmethod(chain)
+    pools: tuple[Pool, ...] = ONE_POOL
+    graph: Any = staticmethod(chain)
 
     max_attempts = 10_000
 

@@ -23,7 +23,7 @@ from serve_app.graph.spec import Input, NodeSpec
 from serve_app.scheduler import scheduler, writer
 from serve_app.scheduler.client import JobView, QueueCount, Reader, Submission
 from serve_app.scheduler.cluster_view import HostStats
-from serve_app.scheduler.messages import Assign, NodeFinished, NodeStarted, ReplicaInfo, TaskFinished
+from serve_app.scheduler.messages import Assign, NodeFinished, NodeStarted, ReplicaInfo, Report, TaskFinished
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs
@@ -73,7 +73,7 @@ class Life:
 
     async def _run(self, message: Assign) -> None:
         task = message.task
-        started = [NodeStarted(task.id, node_id) for node_id in task.nodes]
+        started: list[Report] = [NodeStarted(task.id, node_id) for node_id in task.nodes]
         await self.scheduler.report(INFO.replica_id, self.epoch, started, None)
         await self.free.wait()
         done = [NodeFinished(task.id, n, task.signatures[n], {"images": [SHOWN.get(n, n)]}) for n in task.nodes]
