@@ -138,10 +138,12 @@ def _run(site: Site, plan: Plan, rng: random.Random, book: Book, report: Report)
             f"{verdict.pace_s(caller, draw):.1f} s at the end"
         )
     before = verdict.recorded(caller, book)
-    if not plan.short:
+    # What is swept by age waits for as long as the clock is set back.
+    swept = not plan.short and not site.setting.clock
+    if swept:
         violations += verdict.unswept(site, before)
     with site.stopped():
-        violations += verdict.files(site, before, swept=not plan.short)
+        violations += verdict.files(site, before, swept=swept)
     violations += verdict.changed(before, verdict.recorded(caller, book))
     report.notes += [f"answered {what}, {count} times" for what, count in book.strange.items()]
     connections = sum(listener.connections for listener in listeners.values())
