@@ -7,8 +7,9 @@ tests.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from hypothesis import strategies as st
@@ -30,6 +31,9 @@ MAX_CELLS = 2**16
 WIDTH = 6
 """The width D of the tiny backbone's contexts."""
 
+Answer: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""What a rule makes of its branches, and the branch that stands for the negative."""
+
 
 class TinyBackbone:
     """A denoiser of a few operations that attends over its context, row by row, honouring the mask.
@@ -50,28 +54,30 @@ class TinyBackbone:
         self.value = torch.randn(WIDTH, 4, generator=generator) / WIDTH
 
     @property
-    def network(self):
+    def network(self) -> TinyBackbone:
         return self
 
-    def inputs(self, cond, options, role, canvas):
+    def inputs(self, cond: torch.Tensor, options: Any, role: str, canvas: Any) -> UnetInputs:
         return UnetInputs(to_batch(cond, canvas.rows))
 
-    def group_key(self, piece):
+    def group_key(self, piece: Piece) -> Any:
         return tuple(piece.x.shape[1:])
 
-    def rows(self, piece):
+    def rows(self, piece: Piece) -> Piece:
         return piece
 
-    def denoised(self, piece, output):
+    def denoised(self, piece: Piece, output: torch.Tensor) -> torch.Tensor:
         return output
 
-    def answer(self, rows):
+    def answer(self, rows: Any) -> list[torch.Tensor]:
         x = torch.cat([piece.x for piece in rows])
         sigma = torch.tensor([piece.sigma for piece in rows for _ in range(piece.rows)])
         context, mask = stack_contexts([piece.inputs.context for piece in rows])
         return list(self.forward(x, sigma, context, mask).split([piece.rows for piece in rows]))
 
-    def forward(self, x, sigma, context, context_mask=None):
+    def forward(
+        self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         self.calls.append(tuple(x.shape))
         if self.before is not None:
             self.before(len(self.calls))
@@ -83,7 +89,7 @@ class TinyBackbone:
         return x / (1 + level**2) + 0.3 * torch.sin(x / (1 + level) + read[:, :, None, None])
 
 
-def conditioning(seed: int, length: int, rows: int = 1, width: int = WIDTH):
+def conditioning(seed: int, length: int, rows: int = 1, width: int = WIDTH) -> list[Any]:
     return [(torch.randn(rows, length, width, generator=torch.Generator().manual_seed(seed)), {})]
 
 
@@ -119,11 +125,10 @@ def request(**changes: Any) -> SamplingRequest:
     )
 
 
-def alone(backbone, r: SamplingRequest) -> torch.Tensor:
+def alone(backbone: Any, r: SamplingRequest) -> torch.Tensor:
     """Return what the request gives with every row of every evaluation in a forward of its own."""
-    spec, sigmas = SAMPLERS[r.sampler.name], r.sigmas
-    if isinstance(r.sigmas, Steps):
-        sigmas = sigmas_for(backbone.levels, r.sigmas, spec)
+    spec = SAMPLERS[r.sampler.name]
+    sigmas = sigmas_for(backbone.levels, r.sigmas, spec) if isinstance(r.sigmas, Steps) else r.sigmas
     if len(sigmas) < 2:
         return r.latents
     sigma = sigmas[0]
@@ -135,7 +140,7 @@ def alone(backbone, r: SamplingRequest) -> torch.Tensor:
     kept_noise = _normal(latents.shape, (r.noise.seed + 1) % 2**64) if spec.fresh_inpaint_noise else drawn
     conds = resolved(r.guider.conds, *latents.shape[2:])
     sampler = spec.start(x, sigmas, r.noise.seed, backbone.levels)
-    answer = None
+    answer: Any = None
     while True:
         try:
             evaluation = sampler.send(answer)
@@ -153,7 +158,7 @@ def _normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def branch(backbone, x, sigma, entries):
+def branch(backbone: Any, x: torch.Tensor, sigma: Any, entries: Any) -> torch.Tensor:
     """Return the mean of a branch's entries, by weight, in the cells where they count."""
     height, width = x.shape[2:]
     total, weights = torch.zeros_like(x), torch.zeros_like(x)
@@ -173,23 +178,23 @@ def branch(backbone, x, sigma, entries):
     return torch.where(weights > 0, total / weights.clamp(min=1e-30), 0)
 
 
-def _cfg(rule, positive, negative):
+def _cfg(rule: Cfg, positive: torch.Tensor, negative: torch.Tensor) -> Answer:
     return negative + rule.scale * (positive - negative), negative
 
 
-def _dual(rule, positive, middle, negative):
+def _dual(rule: DualCfg, positive: torch.Tensor, middle: torch.Tensor, negative: torch.Tensor) -> Answer:
     if rule.nested:
         return negative + rule.middle_scale * (middle + rule.scale * (positive - middle) - negative), middle
     return negative + rule.middle_scale * (middle - negative) + rule.scale * (positive - middle), negative
 
 
-def _perp(rule, positive, negative, empty):
+def _perp(rule: PerpNeg, positive: torch.Tensor, negative: torch.Tensor, empty: torch.Tensor) -> Answer:
     towards, away = positive - empty, negative - empty
     across = away - towards * (away * towards).sum() / (towards * towards).sum()
     return empty + rule.scale * (towards - rule.negative_scale * across), negative
 
 
-GUIDED = {Cfg: _cfg, DualCfg: _dual, PerpNeg: _perp}
+GUIDED: dict[type, Callable[..., Answer]] = {Cfg: _cfg, DualCfg: _dual, PerpNeg: _perp}
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -28,7 +28,8 @@ def test_a_latent_of_one_channel_has_the_colour_of_its_row(latent_format, channe
     latents = torch.zeros(2, 4, 3, 5)
     latents[0, channel] = 1.0
     shown = picture(latents, latent_format)
-    assert (shown.shape, shown.dtype) == ((3, 5, 3), np.uint8)
+    assert shown is not None
+    assert (shown.shape, shown.dtype) == ((3, 5, 3), np.dtype(np.uint8))
     assert tuple(shown[1, 2]) == expected
 
 
