@@ -173,7 +173,7 @@ Targets = list[tuple[str, str]]
 def _panels() -> Iterator[tuple[str, list[tuple[str, Targets, str]]]]:
     divided = {name for _, _, *names, _ in RATIOS for name in names}
     for section, beginnings in SECTIONS.items():
-        shown = [
+        shown: list[tuple[str, Targets, str]] = [
             (metric.help, _targets(metric), "short" if metric.kind == "counter" else metric.unit)
             for metric in METRICS
             if metric.name.startswith(beginnings) and not (metric.unit == "s" and metric.name in divided)

@@ -69,7 +69,7 @@ def train(directory: Path, steps: int) -> None:
     unet = untrained(UNET, seed=2).to(memory_format=torch.channels_last)
     text = untrained(TEXT, seed=3)
     draw_words(text, scenes)
-    encoder = TextEncoder(TEXT, text, lambda name, width: None)
+    encoder = TextEncoder(TEXT, text, lambda name, width, kind: None)
     torch.manual_seed(8)
     said = torch.nn.Linear(TEXT.width, len(SAID))
     parts = {"unet": unet, "text": text, "said": said}

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import ClipText, sd
-from serve_app.models.families.clip import TextEncoder, Vectors
+from serve_app.models.families.clip import TextEncoder
+from serve_app.models.families.family import Vectors
 from serve_app.sampling.levels import TableLevels
 from training.autoencoder import to_pixels
 from training.scenes import Array
@@ -20,7 +21,7 @@ from training.scenes import Array
 class Frozen:
     """The three networks of a checkpoint file, in float32. vectors: what an embedding's name stands for in a text."""
 
-    def __init__(self, checkpoint: Path, vectors: Vectors = lambda name, width: None) -> None:
+    def __init__(self, checkpoint: Path, vectors: Vectors = lambda name, width, kind: None) -> None:
         file = Checkpoint(checkpoint)
         self.unet: Any = file.load("backbone")[1].float()
         self._vae: Any = file.load("vae")[1].float()

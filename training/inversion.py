@@ -34,7 +34,7 @@ def train(checkpoint: Path) -> torch.Tensor:
     """Return the vectors (VECTORS, width)."""
     drawn = torch.Generator().manual_seed(5)
     vectors = torch.nn.Parameter(0.02 * torch.randn(VECTORS, TEXT.width, generator=drawn))
-    frozen = Frozen(checkpoint, lambda name, width: vectors)
+    frozen = Frozen(checkpoint, lambda name, width, kind: vectors)
     optimiser = torch.optim.Adam([vectors], lr=RATE)
     random = Random(NAME)
     latents = frozen.latents([render(FLAG, random) for _ in range(64)])

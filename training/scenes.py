@@ -197,7 +197,7 @@ def placements(thing: Thing) -> list[Mask]:
 
 def deep_inside(thing: Thing) -> Mask:
     """Return the pixels within the thing's outline and not on it, whatever the jitter; a small shape may have none."""
-    depths = [_depth(thing, at, SIDE) for at in product((-JITTER, 0.0, JITTER), repeat=2)]
+    depths = [_depth(thing, (x, y), SIDE) for x, y in product((-JITTER, 0.0, JITTER), repeat=2)]
     return np.asarray(np.logical_and.reduce([depth >= LINE for depth in depths]))
 
 
