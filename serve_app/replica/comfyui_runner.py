@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import aiohttp
-from PIL import Image
 
 from serve_app import log
 from serve_app.comfyui.client import Client, RefusedGraphError, check_version
 from serve_app.comfyui.files import Carrier, prune
-from serve_app.comfyui.frames import Ended, Narration, Pictured, Said, Shown
 from serve_app.comfyui.process import Installation, Process
 from serve_app.comfyui.specs import specs
-from serve_app.errors import ComfyUIError, FileMissingError, NodeError, ServeAppError
-from serve_app.events import data_bytes
-from serve_app.graph.graph import Origin
+from serve_app.errors import ComfyUIError, ServeAppError
 from serve_app.graph.plan import Task, TaskId
 from serve_app.limits import SizeLimits
-from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.route_server import relay, relay_client
 from serve_app.nodes.routes import PackAnswer, PackCall, PackRoute
 from serve_app.replica.comfyui_failure import (
@@ -40,6 +33,7 @@ from serve_app.replica.comfyui_failure import (
     failed_there,
     refused,
 )
+from serve_app.replica.comfyui_graph import GraphRun
 from serve_app.replica.failure import failed
 from serve_app.replica.membership import Membership
 from serve_app.replica.node_times import NodeTimes
@@ -54,10 +48,6 @@ from serve_app.scheduler.messages import (
     Free,
     Interrupt,
     Message,
-    NodeFinished,
-    NodePreviewed,
-    NodeSaid,
-    NodeStarted,
     ReplicaDesk,
     ReplicaInfo,
     Report,
@@ -66,8 +56,6 @@ from serve_app.scheduler.messages import (
     TaskFinished,
     TaskStopped,
 )
-from serve_app.store.credentials import scrubbed
-from serve_app.store.reserved import Contents
 from serve_app.store.store import Store
 
 _log = log.get("deployments.comfyui")
@@ -82,8 +70,6 @@ LAST_WORDS_S = 3.0
 """How long a process that no longer answers may take to end and say why."""
 RESIDENT = 8
 """Model files that the last graphs named and that are taken to be in its memory."""
-OURS = ("pool", "strict", "node_time_s", "job_time_s")
-"""Members of `extra_data` that are this server's."""
 FOREIGN = frozenset({b"host", b"origin", b"referer", b"sec-fetch-site"})
 """Headers of a passed-on request that are about this server's address: ComfyUI would compare them with its own."""
 WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
@@ -341,97 +327,32 @@ class ComfyUIRunner:
     # Tasks ------------------------------------------------------------------------------------------------------------
 
     async def _run(self, task: Task, before: list[asyncio.Task[None]]) -> None:
-        """Run a graph and tell of it. before: what has to end first.
-
-        Errors: GraphFailedError, CancelledThereError, SavingFailedError, ComfyUIError.
-        """
+        """Run a graph once what is before it has ended. Errors: as `GraphRun.run`; ComfyUIError."""
         if before:
             await asyncio.wait(before)
-        client, job_id = self.client, task.id.job_id
+        client = self.client
         assert client is not None
         while not self._frames.empty():
             self._frames.get_nowait()
-        await self._carrier.bring(task)
-        data = {key: value for key, value in task.extra_data.items() if key not in OURS}
-        if self._previews != "none":
-            data.setdefault("preview_method", self._previews)
-        narration, shown = Narration(task), _Bytes(self._limits.shown_bytes)
+        run = GraphRun(
+            task,
+            client,
+            self._carrier,
+            self._desk,
+            store=self._store,
+            transfer=self._transfer,
+            say=self._say,
+            times=self.times,
+            shown_bytes=self._limits.shown_bytes,
+        )
         try:
-            await client.submit(task.prompt, job_id, self._client_id, data, task.targets)
-            while True:
-                frame = await self._frames.get()
-                for told in narration.text(frame) if isinstance(frame, str) else narration.binary(frame):
-                    match told:
-                        case Ended():
-                            await self._see_end(task, told, narration, shown)
-                            return
-                        case Shown():
-                            await self._show(task, told, shown)
-                        case Pictured():
-                            jpeg = await asyncio.to_thread(_jpeg, told.image)
-                            self._say(NodePreviewed(task.id, told.node_id, self._transfer.put(jpeg), told.origin))
-                        case Said():
-                            shown.add(told.data)
-                            data = scrubbed(told.data, task.extra_data)
-                            self._say(NodeSaid(task.id, told.node_id, told.type, data))
-                        case _:
-                            self._report(task, told)
+            await run.run(self._frames, self._client_id, self._previews)
         except (CancelledThereError, GraphFailedError, ComfyUIError):
             raise
         except BaseException:
             # Cancelled, or its files cannot be had: what still runs there must end before the next.
-            await self._stop(client, job_id)
+            await self._stop(client, task.id.job_id)
             raise
-
-    def _report(self, task: Task, report: Report) -> None:
-        if isinstance(report, NodeStarted):
-            self.times.began(task, report.node_id)
-        elif isinstance(report, NodeFinished):
-            self.times.ended(task, report.node_id, computed=report.computed)
-        self._say(report)
-
-    async def _show(self, task: Task, told: Shown, shown: _Bytes) -> None:
-        """Store what a node shows, and report it."""
-        node_id = told.node_id
-
-        async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
-            return await self._desk.reserve(task.id, node_id, key, at_least, contents)
-
-        try:
-            files = NodeFiles(self._store, task.id.job_id, node_id, reserve, at_s=task.created_s)
-            ui = await self._carrier.take(told.ui, files)
-            shown.add(ui)
-        except FileMissingError:
-            # Its cache names a file that is no longer kept; without it the node runs again.
-            _log.warning("a cached file of node %s is gone: the task is tried again without the cache", node_id)
-            assert self.client is not None
-            await self.client.free(weights=False, results=True)
-            raise asyncio.CancelledError from None
-        except ServeAppError as error:
-            node = task.nodes.get(node_id)
-            raise SavingFailedError(node_id, "" if node is None else node.class_type) from error
-        real = node_id if told.origin is None else told.origin.real
-        # What a node shows that is no output is kept too, as a made node's is.
-        origin = told.origin or (None if node_id in task.targets or not ui else Origin(node_id, node_id, node_id))
-        signature = task.signatures[node_id if node_id in task.signatures else real]
-        ui = scrubbed(ui, task.extra_data)
-        self._report(task, NodeFinished(task.id, node_id, signature, ui, origin, told.computed))
-
-    async def _see_end(self, task: Task, end: Ended, narration: Narration, shown: _Bytes) -> None:
-        if end.how == "interrupted":
-            raise CancelledThereError("the graph was interrupted")
-        if end.how == "error":
-            raise GraphFailedError(end.data)
-        await self._show_rest(task, narration, shown)
-
-    async def _show_rest(self, task: Task, narration: Narration, shown: _Bytes) -> None:
-        """Record the outputs of which no frame has come: of nodes that show nothing."""
-        rest = list(narration.unsaid())
-        history = await self.client.outputs(task.id.job_id) if rest and self.client is not None else None
-        outputs = (history or {}).get("outputs", {})
-        for told in rest:
-            ui = outputs.get(told.node_id) or {}
-            await self._show(task, Shown(told.node_id, ui, None, told.computed), shown)
 
     async def _stop(self, client: Client, job_id: str) -> None:
         """Stop a graph; have the process replaced if it does not stop in time."""
@@ -511,28 +432,6 @@ class ComfyUIRunner:
             self._say(Resident(resident))
 
 
-class _Bytes:
-    """What a task has shown so far. Errors of `add`: NodeError beyond the limit."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._bytes = 0
-
-    def add(self, shown: Any) -> None:
-        self._bytes += data_bytes(shown)
-        if self._bytes > self._most:
-            raise NodeError(f"its task shows {self._bytes} bytes; limits.shown_bytes allows {self._most}")
-
-
 def _is_packs(path: str) -> bool:
     """Whether a script is a node pack's, and not of the web page that comes with a ComfyUI."""
     return path.startswith("/extensions/") and not path.startswith("/extensions/core/")
-
-
-def _jpeg(image: bytes) -> bytes:
-    """Return a picture as a JPEG, as it is if it is one."""
-    if image.startswith(b"\xff\xd8"):
-        return image
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(image)).convert("RGB").save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
