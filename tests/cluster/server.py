@@ -74,7 +74,7 @@ class Processes:
 
     def logged(self) -> list[str]:
         """Return the lines that Ray's workers have logged."""
-        logs = self._ray.glob("session_2*/logs/worker-*.err")
+        logs = self._ray.glob("ray/session_2*/logs/worker-*.err")
         return [line for path in logs for line in path.read_text(errors="replace").splitlines()]
 
     def keep_logs(self, directory: Path) -> None:
