@@ -11,8 +11,8 @@ Rules:
    (Export, Deliver), or told to make it (Compute) once nobody has or makes it.
 4. An output recorded for a job is never computed again for that job.
 5. A job ends once: success when its outputs are recorded, error or cancelled otherwise. Nothing follows its end.
-6. Whatever clients are told for good is a Persist with the same cursor, in front of the Publish that tells them. The
-   shell commits every Persist of a batch before it carries any command of it out.
+6. Whatever clients are told for good is a Persist with the same cursor, in front of the Publish that tells them
+   (`journal.py`). The shell commits every Persist of a batch before it carries any command of it out.
 
 The machine knows unfinished jobs only. The shell (`scheduler.py`) feeds it and carries the commands out.
 """
@@ -24,11 +24,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from serve_app.events import Ending, Event, Failure, Kind
+from serve_app.events import Ending, Failure
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, TaskId
 from serve_app.scheduler import node_reports, quarantine
 from serve_app.scheduler.invariants import violations
+from serve_app.scheduler.journal import Journal
 from serve_app.scheduler.messages import (
     Assign,
     ClientTold,
@@ -72,28 +73,18 @@ from serve_app.scheduler.stimuli import (
     Command,
     JobArrived,
     JobRefused,
-    Persist,
-    Publish,
     ReplicaJoined,
     ReplicaLeft,
     ReplicaLost,
     Reported,
     Send,
     Stimulus,
-    Tell,
 )
 from serve_app.scheduler.story import Story
 from serve_app.store.changes import (
-    JobAccepted,
-    JobEnded,
-    JobLostReplica,
     JobRow,
-    JobStarted,
-    OutputRecorded,
 )
 
-EPOCH_BITS = 32
-"""An event's seq is epoch << EPOCH_BITS plus a count, so cursors keep growing across restarts."""
 MAX_STOPS = 100
 """How often a replica may stop a task that nobody has cancelled."""
 
@@ -108,18 +99,16 @@ class Machine:
         self.jobs: dict[str, JobRecord] = {}
         self.replicas: dict[str, ReplicaRecord] = {}
         self.results = Results()
-        self._seq = epoch << EPOCH_BITS
+        self._journal = Journal(epoch)
         self._max_attempts = max_attempts
         self._ready: defaultdict[str, ReadyQueue] = defaultdict(ReadyQueue)
         self._suspects: defaultdict[str, ReadyQueue] = defaultdict(ReadyQueue)
         self._waiters: defaultdict[str, list[TaskId]] = defaultdict(list)
-        self._commands: list[Command] = []
         self._story = Story()
-        self._at_s = 0.0
 
     def handle(self, stimulus: Stimulus, at_s: float) -> list[Command]:
         """Take one stimulus in and return what must be done, in order. at_s: Unix time, only ever copied."""
-        self._at_s = at_s
+        self._journal.at_s = at_s
         self._story.note(stimulus, at_s)
         match stimulus:
             case JobArrived(row, plan):
@@ -131,7 +120,7 @@ class Machine:
                 if job_id in self.jobs:
                     self._end(self.jobs[job_id], "error", failure)
                 else:  # nobody has been told of an end: it could not be recorded, or the job not be planned again
-                    self._write_end(job_id, "error", failure, max(self._at_s, since_s))
+                    self._journal.ended(job_id, "error", failure, since_s)
             case ReplicaJoined(info):
                 self._replica_gone(info.replica_id)
                 self.replicas[info.replica_id] = ReplicaRecord(info)
@@ -144,8 +133,7 @@ class Machine:
                 if replica_id in self.replicas:
                     self._reported(self.replicas[replica_id], report)
         self._assign_ready()
-        commands, self._commands = self._commands, []
-        return commands
+        return self._journal.take()
 
     def check(self) -> list[tuple[str, str]]:
         """Return what is wrong with this state, as (job id, what); see `invariants.py`. [] unless there is a defect."""
@@ -158,8 +146,7 @@ class Machine:
 
     def next_seq(self) -> int:
         """Return the cursor of the next event."""
-        self._seq += 1
-        return self._seq
+        return self._journal.next_seq()
 
     def backlog(self, pool: str) -> tuple[int, int]:
         """Return how many of the pool's tasks are ready but without a replica, and how many run."""
@@ -182,9 +169,7 @@ class Machine:
             lone_losses=row.lone_losses,
         )
         self.jobs[row.job_id] = job
-        if row.queued_seq >> EPOCH_BITS == self._seq >> EPOCH_BITS:
-            self._commands.append(Persist(JobAccepted(row)))
-            self._commands.append(Publish(Event(row.job_id, row.queued_seq, "queued", self._at_s)))
+        self._journal.accepted(row)
         if job.missing:
             self._wake(job)
         else:
@@ -218,13 +203,9 @@ class Machine:
         """Record an output for good; end the job with its last one. by: the task that made it."""
         if node_id not in job.missing:
             return
-        seq = self.next_seq()
         job.missing.discard(node_id)
-        job.outputs[node_id] = ui
         job.finished.add(node_id)
-        self._commands.append(Persist(OutputRecorded(job.row.job_id, node_id, ui, seq)))
-        executed = {"node": node_id, "output": ui}
-        self._commands.append(Publish(Event(job.row.job_id, seq, "executed", self._at_s, executed)))
+        self._journal.output(job, node_id, ui, placed(node_id, None))
         if not job.missing:
             self._end(job, "success", Failure(), by)
 
@@ -232,23 +213,15 @@ class Machine:
         """End a job and stop what runs of it, but for the task that brings the end and is as good as over itself."""
         del self.jobs[job.row.job_id]
         self._story.forget(job.row.job_id)
-        self._write_end(job.row.job_id, state, failure, max(self._at_s, job.started_s or job.row.created_s))
+        self._journal.ended(job.row.job_id, state, failure, job.started_s or job.row.created_s)
         for task in job.tasks:
             task_id = id_of(job, task)
             if task.state == "running" and (task_id != by or any(task_id in w for w in self._waiters.values())):
                 self._send(task.replica_id, Interrupt(task_id))
 
-    def _write_end(self, job_id: str, state: Ending, failure: Failure, at_s: float) -> None:
-        seq = self.next_seq()
-        self._commands.append(Persist(JobEnded(job_id, state, at_s, seq, failure)))
-        self._commands.append(Publish(Event(job_id, seq, state, at_s, failure.to_json())))
-
-    def _publish(self, job: JobRecord, kind: Kind, data: Mapping[str, Any]) -> None:
-        self._commands.append(Publish(Event(job.row.job_id, self.next_seq(), kind, self._at_s, data)))
-
     def _send(self, replica_id: str | None, message: Message) -> None:
         if replica_id is not None:
-            self._commands.append(Send(replica_id, message))
+            self._journal.commands.append(Send(replica_id, message))
 
     # Placing --------------------------------------------------------------------------------------------------------
 
@@ -343,14 +316,9 @@ class Machine:
         self._send(replica.info.replica_id, Assign(assignment(job, task, targets, remote)))
 
     def _start_job(self, job: JobRecord) -> None:
-        # The clock may be set back meanwhile, and no job starts before it was there.
-        job.started_s = max(self._at_s, job.row.created_s)
-        seq = self.next_seq()
         nodes = [node_id for task in job.plan.tasks for node_id in task.nodes]
         job.cached = tuple(node_id for node_id in nodes if self.results.known(job.plan.signatures[node_id]))
-        self._commands.append(Persist(JobStarted(job.row.job_id, job.started_s, seq, job.cached)))
-        self._commands.append(Publish(Event(job.row.job_id, seq, "started", job.started_s)))
-        self._publish(job, "cached", {"nodes": list(job.cached)})
+        self._journal.started(job)
         for node_id in job.cached:
             for rest, ui in self.results.made(job.plan.signatures[node_id]).items():
                 self._record_made(job, node_id + rest, ui, Origin(node_id, node_id, node_id))
@@ -419,8 +387,7 @@ class Machine:
                 if current := self._current(task_id):
                     self._node_finished(task_id, current[0], node_id, ui, origin, computed)
             case ClientTold(client_id, type_, data):
-                event = Event("", self.next_seq(), "message", self._at_s, {"type": type_, "data": data})
-                self._commands.append(Tell(client_id, event))
+                self._journal.told_client(client_id, {"type": type_, "data": data})
             case TaskFinished(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
@@ -462,7 +429,7 @@ class Machine:
                 replica.recipes = recipes
             case NodeStarted() | NodesCached() | NodeProgressed() | NodeBlocked() | NodeSaid() | NodePreviewed():
                 if current := self._current(report.task_id):
-                    self._publish(current[0], *node_reports.told(current[0], report))
+                    self._journal.told(current[0], *node_reports.told(current[0], report))
 
     def _node_finished(
         self,
@@ -480,7 +447,7 @@ class Machine:
             self._record(job, node_id, ui or {}, by)
         elif origin is None or not ui:
             if computed:
-                self._publish(job, "finished", placed(node_id, origin))
+                self._journal.told(job, "finished", placed(node_id, origin))
         else:
             self._record_made(job, node_id, ui, origin)
             if node_id.startswith(origin.real):
@@ -490,11 +457,7 @@ class Machine:
         """Record what a node shows that another one made; no job waits for it."""
         if node_id in job.outputs:
             return
-        seq = self.next_seq()
-        job.outputs[node_id] = ui
-        self._commands.append(Persist(OutputRecorded(job.row.job_id, node_id, ui, seq)))
-        executed = {**placed(node_id, origin), "output": ui}
-        self._commands.append(Publish(Event(job.row.job_id, seq, "executed", self._at_s, executed)))
+        self._journal.output(job, node_id, ui, placed(node_id, origin))
 
     def _current(self, task_id: TaskId) -> tuple[JobRecord, TaskRecord] | None:
         """Return the job and task if this attempt is the one that runs now."""
@@ -570,7 +533,7 @@ class Machine:
             if job.lone_losses >= self._max_attempts:
                 self._give_up(job, replica, why)
             else:
-                self._commands.append(Persist(JobLostReplica(job.row.job_id, job.losses, job.lone_losses)))
+                self._journal.lost_replica(job)
 
     def _give_up(self, job: JobRecord, replica: ReplicaRecord, why: str) -> None:
         first = next(targets_of(job, task)[0] for task in job.tasks if task.state == "running")
