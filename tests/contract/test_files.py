@@ -68,7 +68,7 @@ def test_nothing_outside_the_three_directories_is_served(server: Server, query):
 )
 def test_a_raw_path_that_clients_would_tidy_is_404_as_well(server: Server, path):
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 404")
 

