@@ -18,7 +18,7 @@ from serve_app import __version__, log
 from serve_app.config import AppConfig
 from serve_app.deployments import clock, metrics
 from serve_app.deployments.handles import NAME, NAMESPACE
-from serve_app.replica.files import fingerprints, open_store
+from serve_app.replica.files import fingerprints, open_catalog, open_store
 from serve_app.replica.host import host_stats
 from serve_app.scheduler.messages import ReplicaInfo
 from serve_app.scheduler.scheduler import Scheduler
@@ -140,7 +140,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
     return Scheduler(
         jobs,
         [pool.pool for pool in config.pools],
-        fingerprints(config),
+        fingerprints(open_catalog(config), open_store(config, patient=False)),
         host_stats,
         holder=holder,
         rules=config.admission,

@@ -377,7 +377,10 @@ class Execution:
                 changes = await fingerprint(self._classes[node.class_type], spec, node, self._call(node, spec))
                 node = Node(node.id, node.class_type, node.inputs, changes)
             salt = STRICT if self._task.strict else ""
-            found = signature(node, spec, self._signatures, self._capabilities.fingerprint, salt)
+            # In a thread: a store that is away is asked for as long as it has patience.
+            found = await asyncio.to_thread(
+                signature, node, spec, self._signatures, self._capabilities.fingerprint, salt
+            )
         except (KeyError, TypeError, ValueError):
             return f"unique-{uuid.uuid4().hex}"
         # A copy of its own maker would wait for itself.

@@ -47,7 +47,7 @@ def assemble(
     share = pool.memory_fraction or 1
     _log.info("pool=%s device=%s visible_gpus=%s memory_fraction=%g", pool.name, device, visible or "none", share)
     torch.set_num_threads(_threads(pool, device))
-    catalog = open_catalog(config)
+    catalog, store = open_catalog(config), open_store(config)
     packs = load(config.custom_nodes_dir, config.models_dir, config.directories) if config.custom_nodes_dir else Packs()
     known = {name: spec for name, spec in (packs.specs | specs()).items() if pool.runtime or not spec.runtime}
     routes = tuple(
@@ -62,13 +62,13 @@ def assemble(
         classes=packs.classes | dict(BUILTIN),
         specs=known,
         models=_models(catalog, config, pool, device) if pool.runtime else None,
-        store=open_store(config),
+        store=store,
         transfer=transfer,
         host=host_stats,
         results_bytes=pool.results_bytes,
         results_entries=config.results_entries,
         previews=config.preview_method != "none",
-        fingerprint=fingerprints(config),
+        fingerprint=fingerprints(catalog, store),
         fetch=catalog.fetch,
         limits=config.limits.within(pool.memory_bytes or memory_bytes()),
         node_limits=NodeLimits(pool.name, pool.node_time_s, pool.runtime_node_time_s),

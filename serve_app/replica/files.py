@@ -38,12 +38,11 @@ def open_catalog(config: AppConfig) -> Catalog:
     return Catalog(Mirror(Bucket(location), config.models_dir, config.models_cache_bytes))
 
 
-def fingerprints(config: AppConfig) -> Callable[[str, str], str]:
+def fingerprints(catalog: Catalog, store: Store) -> Callable[[str, str], str]:
     """Return (folder, name) -> a tag that changes with the file: of an upload, or of a model file.
 
     A file that cannot be asked about is taken for a new one: its node runs, and says what is wrong if something is.
     """
-    catalog, store = open_catalog(config), open_store(config, patient=False)
 
     def fingerprint(folder: str, name: str) -> str:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from serve_app.nodes.call import ExecutionBlocker
 from serve_app.nodes.compat.graph_utils import GraphBuilder, add_graph_prefix, is_link
 from serve_app.nodes.execute import NodeFailedError
 from serve_app.nodes.expansion import DependencyCycleError, DuplicateNodeError, DynamicPrompt
+from serve_app.nodes.protocol import FolderChoice
 from tests.unit.nodes.one_replica import Add, Constant, Node, OneReplica, Range, Show, task
 
 
@@ -96,6 +98,15 @@ class Block(Node):
 
     def go(self, value: Any, when: Any, message: str | None = None) -> tuple[Any]:
         return (ExecutionBlocker(message) if value == when else value,)
+
+
+class File(Node):
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"name": (FolderChoice("input", []),)}}
+
+    def go(self, name: str) -> tuple[str]:
+        return (name,)
 
 
 CLASSES: dict[str, type] = {
@@ -228,6 +239,24 @@ async def test_a_strict_job_finds_equal_nodes_of_strict_jobs_subgraphs_only() ->
     usual = await started("c", "")
     assert await started("x", "strict") == usual > 1
     assert await started("y", "strict") == 0
+
+
+async def test_a_store_that_is_slow_to_tell_of_a_subgraphs_file_holds_up_nothing_else() -> None:
+    loop, others_run = asyncio.get_running_loop(), threading.Event()
+
+    class Slow(Replica):
+        classes = CLASSES | {"File": File}
+
+        def fingerprint(self, folder: str, name: str) -> str:
+            loop.call_soon_threadsafe(others_run.set)
+            assert others_run.wait(5), "the event loop waits for the file"
+            return name
+
+    def make(value: int, **hidden: Any) -> Any:
+        graph = GraphBuilder()
+        return {"result": (graph.node("File", name="a.png").out(0), 0), "expand": graph.finalize()}
+
+    assert await shown(Slow(), expanding(make)) == ["a.png"]
 
 
 async def test_constants_that_cannot_be_compared_make_a_node_unique() -> None:

@@ -7,9 +7,12 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from serve_app.config import BucketConfig, PoolConfig, S3Config
+from serve_app.store import mirror, s3
+from serve_app.store.mirror import Mirror
 from serve_app.store.s3 import S3
 from serve_app.store.store import FileRef
 from tests.unit.models.sample import write_sample_checkpoint
@@ -60,6 +63,29 @@ async def test_a_job_whose_output_cannot_be_stored_fails_with_the_reason(tmp_pat
         assert view.failure.node == "2"
         assert "NoSuchBucket" in view.failure.message
         assert view.outputs == {}
+
+
+async def test_a_replica_opens_its_model_files_and_its_clients_files_once(
+    tmp_path: Path, bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    class NotedS3(S3):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            opened.append("files")
+
+    class NotedMirror(Mirror):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            opened.append("models")
+
+    files, models = place(bucket, S3Config, kind="s3"), place(bucket, BucketConfig)
+    async with cluster(tmp_path, CPU, store=files, models=models) as running:
+        monkeypatch.setattr(s3, "S3", NotedS3)
+        monkeypatch.setattr(mirror, "Mirror", NotedMirror)
+        await running.replica("another", CPU[0])
+    assert sorted(opened) == ["files", "models"]
 
 
 async def test_an_uploaded_file_that_cannot_be_asked_about_is_the_nodes_to_report(tmp_path: Path, bucket_of) -> None:
