@@ -2,13 +2,17 @@
 
 The scheduler may be restarting when it is called, so every call here is one that may be made twice. Who waits for a
 scheduler that does not come back is told UnavailableError.
+
+That a call's actor has died is Ray's to say. Once the wall clock was set back it may not say so (its timers are wall
+clock's, ray 2.60), so a call that has no answer yet also asks whether the actor still lives the life it was sent to.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -43,6 +47,8 @@ NAMESPACE = "serve_app"
 SPECS_S = 5.0
 PATIENCE_S = 15.0
 """How long a call waits for a scheduler that is being restarted."""
+LOOK_S = 3.0
+"""How often those whose calls have no answer yet ask, all together, whether the scheduler was restarted."""
 
 
 class SchedulerHandle:
@@ -51,6 +57,8 @@ class SchedulerHandle:
     def __init__(self, me: Any = None) -> None:
         self._me = me
         self._actor: Any = None
+        self._life = ""
+        self._looked_s = float("-inf")
         self._specs: dict[str | None, tuple[float, Mapping[str, NodeSpec]]] = {}
         self._routes: Mapping[str, tuple[PackRoute, ...]] = {}
         self._routes_at_s = float("-inf")
@@ -147,12 +155,39 @@ class SchedulerHandle:
         while True:
             try:
                 if self._actor is None:
-                    self._actor = await asyncio.to_thread(ray.get_actor, NAME, NAMESPACE)
-                return await self._actor.call.remote(method, *arguments)
+                    await self._find()
+                return await self._answer(self._actor.call.remote(method, *arguments))
             except RayTaskError as error:
                 raise error.cause from None
-            except (RayActorError, ValueError) as error:
+            except (RayActorError, ValueError, TimeoutError, NotReadyError) as error:
                 self._actor = None
                 if time.monotonic() > deadline:
                     raise NotReadyError(f"the scheduler is not there: {type(error).__name__}") from error
                 await asyncio.sleep(0.2)
+
+    async def _find(self) -> None:
+        actor = await asyncio.to_thread(ray.get_actor, NAME, NAMESPACE)
+        async with asyncio.timeout(LOOK_S):
+            self._life = await actor.life.remote()
+        self._actor = actor
+
+    async def _answer(self, reference: Awaitable[Any]) -> Any:
+        """Return what a call that was just made is answered. Errors: the call's; NotReadyError if it never will be."""
+        life, answer = self._life, asyncio.ensure_future(reference)
+        try:
+            while not (await asyncio.wait([answer], timeout=LOOK_S))[0]:
+                await self._look()
+                if self._life != life and not answer.done():
+                    raise NotReadyError("the scheduler was restarted before it had answered")
+            return answer.result()
+        finally:
+            answer.cancel()
+
+    async def _look(self) -> None:
+        """Ask which life of the actor answers now, unless somebody did so lately. No answer leaves it as it was."""
+        if self._actor is None or time.monotonic() - self._looked_s < LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        with contextlib.suppress(RayActorError, TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                self._life = await self._actor.life.remote()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,7 @@ class SchedulerActor:
     def __init__(self, config: AppConfig) -> None:
         log.configure(config.logs)
         self._config = config
+        self._life = uuid.uuid4().hex
         self._called_s = time.monotonic()
         self._retired = asyncio.Event()
         self._succession = Succession(self._made)
@@ -58,6 +60,10 @@ class SchedulerActor:
         if method == "join":
             return await self._join(scheduler, *arguments)
         return await getattr(scheduler, method)(*arguments)
+
+    async def life(self) -> str:
+        """Return what tells this life of the actor from those before and after it."""
+        return self._life
 
     async def version(self) -> str:
         """Return the version this actor was made with; see `version`."""
