@@ -23,6 +23,8 @@ from serve_app.scheduler.admission import AdmissionRules
 from serve_app.store.location import Location
 from serve_app.store.store import Area
 
+CELLS = {"cuda": 1_048_576, "cpu": 131_072}
+"""What `latent_cells` of a pool is where it says nothing, by device."""
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -282,6 +284,10 @@ class PoolConfig(Section):
         """The pool as the planner sees it."""
         return Pool(self.name, self.runtime, self.accepts, self.comfyui is not None, self.prefers)
 
+    def cells(self, *, cuda: bool) -> int:
+        """Return its `latent_cells` on a device."""
+        return self.latent_cells or CELLS["cuda" if cuda else "cpu"]
+
     @property
     def slots(self) -> int:
         """Tasks one replica runs at once; a ComfyUI has one queue."""
@@ -373,6 +379,12 @@ class AppConfig(Section):
             share_results=self.cache != "none",
             strict=self.strict,
         )
+
+    @property
+    def latent_cells(self) -> int | None:
+        """The most cells that a sampler may work on in some pool that shares workflows; None where there is none."""
+        pools = (pool for pool in self.pools if pool.runtime and pool.comfyui is None)
+        return max((pool.cells(cuda=pool.num_gpus > 0) for pool in pools), default=None)
 
     @property
     def results_entries(self) -> int | None:

@@ -20,6 +20,7 @@ from serve_app.errors import InvalidGraphError, InvalidSubmissionError, JobMissi
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.destination import SHARED, destinations
 from serve_app.graph.graph import Graph
+from serve_app.graph.latent_size import within_cells
 from serve_app.graph.parse import parse, render
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
@@ -59,7 +60,7 @@ class Limits:
 
     body_bytes: size of a submission or of a user's file. upload_bytes: of an upload. command_bytes, ids: size of any
     other body, such as settings, and how many jobs it may name. poll_s: length of a long poll. sizes: of what is in
-    the request, or is drawn for it.
+    the request, or is drawn for it. latent_cells: what a sampler of the shared pools may work on; None is no limit.
     """
 
     body_bytes: int = 20_000_000
@@ -68,6 +69,7 @@ class Limits:
     ids: int = 1000
     poll_s: float = 60.0
     sizes: SizeLimits = field(default_factory=SizeLimits)
+    latent_cells: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,8 @@ class Service:
             # Reading the choices lists directories, which may be slow on a shared volume.
             unsupported = UNSUPPORTED if name == SHARED else {}
             validated = await asyncio.to_thread(validate, graph, known[name], self._choices, targets, unsupported)
+            if name == SHARED and self.limits.latent_cells is not None:
+                validated = within_cells(validated, self.limits.latent_cells)
             if name == SHARED and hooked(validated, known[name]):
                 hooks = await self._scheduler.check(validated.graph, validated.outputs)
                 validated = settled(validated, hooks.problems, hooks.fingerprints)

@@ -40,7 +40,10 @@ class Ingress:
             return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
 
         limits = Limits(
-            body_bytes=config.ingress.max_body_bytes, upload_bytes=config.ingress.max_upload_bytes, sizes=config.limits
+            body_bytes=config.ingress.max_body_bytes,
+            upload_bytes=config.ingress.max_upload_bytes,
+            sizes=config.limits,
+            latent_cells=config.latent_cells,
         )
         users = UserData(config.user_dir, many=config.multi_user)
         pages = Extensions(config.custom_nodes_dir)

@@ -26,9 +26,6 @@ from serve_app.store.catalog import Catalog
 
 _log = log.get("replica")
 
-CELLS = {"cuda": 1_048_576, "cpu": 131_072}
-"""What `latent_cells` of a pool is where it says nothing, by device."""
-
 
 def assemble(
     config: AppConfig,
@@ -98,5 +95,5 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
         budget_bytes=pool.weights_bytes,
     )
     engine = Engine(pool.max_cells)
-    cells = pool.latent_cells or CELLS[device.type]
+    cells = pool.cells(cuda=device.type == "cuda")
     return EngineRuntime(engine, weights, decoded_previews=config.preview_method == "taesd", latent_cells=cells)

@@ -177,3 +177,17 @@ def test_a_pool_of_comfyui_runs_whole_graphs_one_at_a_time():
         config.parse({"pools": [settings | {"comfyui": {"url": "http://x:1"}, "max_replicas": 2}]}, "here")
     with pytest.raises(ConfigError, match="prefers is for a pool with comfyui"):
         config.parse({"pools": [{"name": "ours", "prefers": ["Wan*"]}]}, "here")
+
+
+@pytest.mark.parametrize(
+    ("pools", "most"),
+    [
+        ([{"name": "cpu"}], 131_072),
+        ([{"name": "cpu"}, {"name": "gpu", "num_gpus": 0.5}], 1_048_576),
+        ([{"name": "gpu", "num_gpus": 1, "latent_cells": 5}, {"name": "less", "latent_cells": 4}], 5),
+        ([{"name": "worker", "runtime": False}], None),
+        ([{"name": "theirs", "comfyui": {"url": "http://x:1"}}], None),
+    ],
+)
+def test_the_largest_latents_are_those_of_the_shared_pool_that_takes_most(pools, most):
+    assert config.parse({"pools": pools}, "here").latent_cells == most

@@ -92,6 +92,16 @@ async def test_a_graph_of_more_nodes_than_the_limit_is_refused(service, example)
         await service.submit(example)
 
 
+async def test_empty_latents_that_no_pool_may_sample_are_refused_before_they_are_queued(service, example):
+    empty = next(node["inputs"] for node in example["prompt"].values() if node["class_type"] == "EmptyLatentImage")
+    cells = empty["width"] * empty["height"] * empty["batch_size"] // 64
+    service.limits = replace(service.limits, latent_cells=cells)
+    await service.submit(example)
+    service.limits = replace(service.limits, latent_cells=cells - 1)
+    with pytest.raises(InvalidGraphError, match=rf"make latents of {cells:,} cells, which KSampler 3 would sample"):
+        await service.submit(example)
+
+
 POOLS = (Pool("gpu", True), Pool("comfyui", True, whole=True), Pool("broken", True, whole=True))
 
 
