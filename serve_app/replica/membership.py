@@ -7,6 +7,7 @@ a node. A scheduler of another epoch means that nothing this replica runs counts
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Protocol
@@ -20,7 +21,7 @@ from serve_app.scheduler.messages import Message, NodePreviewed, NodeProgressed,
 _log = log.get("deployments.membership")
 
 PROGRESS_S = 0.05
-"""Progress alone waits this long for more to go with it."""
+"""Progress waits at most this long for something else to go with it."""
 HOST_S = 2.0
 """How often the host's memory and GPUs are reported."""
 
@@ -56,6 +57,7 @@ class Membership:
         self._outbox: dict[Hashable, Report] = {}
         self._numbers = itertools.count()
         self._something_to_say = asyncio.Event()
+        self._pressing = asyncio.Event()
         self._epoch = 0
         self.leaving = False
 
@@ -91,6 +93,8 @@ class Membership:
         if isinstance(report, NodeProgressed | NodePreviewed):
             # A newer one takes the place of that which waits: after the node's start and before its end.
             key = report.task_id, report.node_id, type(report)
+        else:
+            self._pressing.set()
         self._outbox[key] = report
         self._something_to_say.set()
 
@@ -117,9 +121,12 @@ class Membership:
     async def _send_reports(self) -> None:
         while True:
             await self._something_to_say.wait()
-            if all(isinstance(report, NodeProgressed | NodePreviewed) for report in self._outbox.values()):
-                await asyncio.sleep(PROGRESS_S)
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROGRESS_S):
+                    await self._pressing.wait()
             self._something_to_say.clear()
+            self._pressing.clear()
             reports, self._outbox = list(self._outbox.values()), {}
             await self._desk.report(self._info.replica_id, self._epoch, reports, None)
 
