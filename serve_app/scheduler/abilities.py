@@ -25,6 +25,8 @@ class Abilities:
         self._in_database = in_database
         self._specs: dict[str, dict[str, NodeSpec]] = {}
         self._routes: dict[str, tuple[PackRoute, ...]] = {}
+        self.revision = 0
+        """How often what pools can run has changed in this life."""
 
     def __contains__(self, pool: str) -> bool:
         return pool in self._specs
@@ -45,6 +47,7 @@ class Abilities:
         same &= self._routes.get(pool, ()) == routes
         self._specs[pool], self._routes[pool] = fresh, routes
         if not same:
+            self.revision += 1
             save = partial(self._jobs.save_specs, epoch, pool, as_json, [asdict(route) for route in routes])
             await persistently(lambda: self._in_database(save))
 

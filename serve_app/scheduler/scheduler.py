@@ -308,6 +308,11 @@ class Scheduler:
             return self._abilities.specs()
         return self._say_why(lambda: self._abilities.specs_of(pool))
 
+    async def specs_since(self, tag: str, pool: str | None = None) -> tuple[str, Mapping[str, NodeSpec] | None]:
+        """Return a tag that changes with the node classes, and those, as `specs`; None for them if it is that given."""
+        specs, now = await self.specs(pool), f"{self.epoch}.{self._abilities.revision}"
+        return now, None if now == tag else specs
+
     async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
         self._check_alive()
         return self._abilities.routes()

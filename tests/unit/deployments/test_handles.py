@@ -11,6 +11,7 @@ import ray
 
 from serve_app.deployments import handles
 from serve_app.deployments.handles import SchedulerHandle
+from serve_app.graph.spec import NodeSpec
 
 PATIENCE_S = 20.0
 
@@ -104,3 +105,30 @@ async def test_a_caller_that_gives_up_leaves_no_call_behind(actor: Actor) -> Non
         await asyncio.wait_for(SchedulerHandle().count(), 0.2)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
+
+
+class Classes:
+    """An actor whose node classes have a tag. asked: the calls."""
+
+    def __init__(self) -> None:
+        self.tag, self.specs = "1.0", {"Save": NodeSpec("Save", (), (), (), ())}
+        self.asked: list[Any] = []
+        self.call, self.life = Method(self._call), Method(self._life)
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        self.asked.append((method, *arguments))
+        return self.tag, None if arguments[0] == self.tag else self.specs
+
+    async def _life(self) -> str:
+        return "1"
+
+
+async def test_node_classes_travel_again_only_once_they_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle, actor = SchedulerHandle(), Classes()
+    monkeypatch.setattr(handles, "SPECS_S", -1.0)
+    monkeypatch.setattr(ray, "get_actor", lambda *_: actor)
+    first = await handle.specs("comfyui")
+    assert await handle.specs("comfyui") is first
+    actor.tag, actor.specs = "1.1", {}
+    assert await handle.specs("comfyui") == {}
+    assert actor.asked == [("specs_since", tag, "comfyui") for tag in ("", "1.0", "1.0")]

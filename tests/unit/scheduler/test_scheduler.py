@@ -406,3 +406,14 @@ async def test_a_job_that_can_no_longer_be_planned_ends_for_everyone_who_looks(d
         news = await life.scheduler.news({"looking on": Reader("token", attached.after)}, attached.queue.version, 5)
         assert news.events["looking on"][-1].kind == "error"
         assert life.scheduler.load().ended == {"error": 1}
+
+
+async def test_node_classes_have_one_tag_until_they_change(life):
+    tag, specs = await life.scheduler.specs_since("")
+    assert specs == {"Save": SPEC}
+    await life.scheduler.join(replace(INFO, replica_id="alike"), [SPEC], HOST)
+    assert await life.scheduler.specs_since(tag) == (tag, None)
+    await life.scheduler.join(replace(INFO, replica_id="other"), [replace(SPEC, class_type="Other")], HOST)
+    changed, specs = await life.scheduler.specs_since(tag)
+    assert changed != tag
+    assert list(specs) == ["Other"]
