@@ -105,9 +105,9 @@ class Client:
         found = (await self._json("GET", f"/history/{prompt_id}")).get(prompt_id)
         return found if isinstance(found, Mapping) else None
 
-    async def forget(self, prompt_id: str) -> None:
-        """Remove a graph from its history."""
-        await self._json("POST", "/history", {"delete": [prompt_id]})
+    async def forget(self, prompt_ids: Sequence[str]) -> None:
+        """Remove graphs from its history."""
+        await self._json("POST", "/history", {"delete": list(prompt_ids)})
 
     async def free(self, *, weights: bool, results: bool) -> None:
         """Let it free memory once nothing runs."""

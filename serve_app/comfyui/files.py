@@ -35,24 +35,26 @@ class Saver(Protocol):
 
 
 class Carrier:
-    """Carries files between the store and one ComfyUI for as long as that runs."""
+    """Carries files between the store and one ComfyUI for as long as that runs.
 
-    def __init__(self, client: Client, store: Store) -> None:
+    folders: those of a process on this host, from which its files are read without asking it.
+    """
+
+    def __init__(self, client: Client, store: Store, folders: Store | None = None) -> None:
         self._client = client
         self._store = store
+        self._folders = folders
         self._there: dict[FileRef, str] = {}
 
     async def bring(self, task: Task) -> None:
         """Bring every stored file that a constant names, unless it is there as it is now."""
-        for name in sorted({name for node in task.nodes.values() for name in _names(node.inputs)}):
-            try:
-                ref = FileRef.parse(name)
-                tag = (await asyncio.to_thread(self._store.stat, ref)).etag
-                if self._there.get(ref) != tag:
-                    await self._client.write(ref, await asyncio.to_thread(self._read, ref))
+        refs = {FileRef.parse(name) for node in task.nodes.values() for name in _names(node.inputs)}
+        # Asked all at once, since a bucket takes its time; carried one by one, since each is in memory meanwhile.
+        for ref, tag in zip(refs, await asyncio.gather(*map(self._tag, refs)), strict=True):
+            if tag is not None and self._there.get(ref) != tag:
+                with contextlib.suppress(FileMissingError):  # removed just now, which is the node's own to report
+                    await self._client.write(ref, await asyncio.to_thread(_content, self._store, ref))
                     self._there[ref] = tag
-            except FileMissingError:
-                continue  # a text that looks like a name, or the node's own to report
 
     async def take(self, ui: Mapping[str, Any], saver: Saver) -> dict[str, Any]:
         """Save the files that a node shows; return what it shows with their new names.
@@ -69,7 +71,7 @@ class Carrier:
         names: dict[FileRef, dict[str, Any]] = {}
         for (area, subfolder, start), by_rest in groups.items():
             for number, (rest, refs) in enumerate(by_rest.items()):
-                contents = [await self._client.read(ref) for ref in refs]
+                contents = [await self._read(ref) for ref in refs]
                 # Files of one prefix are counted together, so those with another end have a prefix of their own.
                 prefix = start if number == 0 else f"{start}_{re.sub('[^A-Za-z0-9]+', '', rest) or number}"
                 path = f"{subfolder}/{prefix}" if subfolder else prefix
@@ -78,9 +80,24 @@ class Carrier:
         assert isinstance(renamed, dict)
         return renamed
 
-    def _read(self, ref: FileRef) -> bytes:
-        with self._store.open(ref) as file:
-            return file.read()
+    async def _tag(self, ref: FileRef) -> str | None:
+        """Return the tag of a stored file; None for a text that only looks like a name, or one that is not there."""
+        try:
+            return (await asyncio.to_thread(self._store.stat, ref)).etag
+        except FileMissingError:
+            return None
+
+    async def _read(self, ref: FileRef) -> bytes:
+        if self._folders is not None:
+            # A link that leads out of them is the process's own to follow.
+            with contextlib.suppress(FileMissingError):
+                return await asyncio.to_thread(_content, self._folders, ref)
+        return await self._client.read(ref)
+
+
+def _content(store: Store, ref: FileRef) -> bytes:
+    with store.open(ref) as file:
+        return file.read()
 
 
 def _names(value: Any) -> Iterator[str]:

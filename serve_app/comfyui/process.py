@@ -20,6 +20,7 @@ import yaml
 from serve_app import log
 from serve_app.comfyui import guard
 from serve_app.errors import ComfyUIError
+from serve_app.store.store import AREAS, Area
 
 _log = log.get("comfyui")
 
@@ -122,6 +123,11 @@ class Process:
     def url(self) -> str:
         """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def areas(self) -> Mapping[Area, Path]:
+        """The folders of its files."""
+        return {area: self.folder / area for area in AREAS}
 
     @property
     def pid(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -57,6 +58,7 @@ from serve_app.scheduler.messages import (
     TaskStopped,
 )
 from serve_app.store.store import Store
+from serve_app.store.volume import Volume
 
 _log = log.get("deployments.comfyui")
 
@@ -68,6 +70,8 @@ PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """How long after a failed start it is started again, at first and at most."""
 LAST_WORDS_S = 3.0
 """How long a process that no longer answers may take to end and say why."""
+TIDY_S = 5.0
+"""How often an earlier graph's traces in the process are removed, at most: of files that means listing them all."""
 RESIDENT = 8
 """Model files that the last graphs named and that are taken to be in its memory."""
 FOREIGN = frozenset({b"host", b"origin", b"referer", b"sec-fetch-site"})
@@ -124,6 +128,7 @@ class ComfyUIRunner:
         self._running: dict[TaskId, asyncio.Task[None]] = {}
         self._errands: set[asyncio.Task[None]] = set()
         self._past: list[str] = []
+        self._tidied_s = 0.0
         self._resident: tuple[str, ...] = ()
         self._over: asyncio.Future[None]
         self._leaving = False
@@ -184,7 +189,9 @@ class ComfyUIRunner:
                 await client.withdraw(left)
                 await self._idle(client)
             socket = await stack.enter_async_context(client.listening(self._client_id))
-            self.client, self._carrier, self._resident, self._past = client, Carrier(client, self._store), (), []
+            folders = None if self.process is None else Volume(self.process.areas)
+            self._carrier = Carrier(client, self._store, folders)
+            self.client, self._resident, self._past, self._tidied_s = client, (), [], 0.0
             try:
                 yield client, socket
             finally:
@@ -414,16 +421,17 @@ class ComfyUIRunner:
         self._say(Evicted(tuple(task.signatures.values())))
 
     def _tidy(self, task: Task) -> None:
-        """Let the process forget an earlier graph, and note which models this one has left in its memory."""
+        """Let the process forget earlier graphs, and note which models this one has left in its memory."""
         client, process = self.client, self.process
-        # Not this one's: it is in the history only a moment after its end is told.
-        past, self._past = self._past, [task.id.job_id]
-        if client is not None:
-            for job_id in past:
-                self._errand(client.forget(job_id))
-        if process is not None:
-            made = [process.folder / "output", process.folder / "temp"]
-            self._errand(asyncio.to_thread(prune, made, self._keep_bytes))
+        if client is not None and time.monotonic() - self._tidied_s > TIDY_S:
+            self._tidied_s = time.monotonic()
+            past, self._past = self._past, []
+            self._errand(client.forget(past))
+            if process is not None:
+                made = [process.areas["output"], process.areas["temp"]]
+                self._errand(asyncio.to_thread(prune, made, self._keep_bytes))
+        # Only now: it is in the history only a moment after its end is told.
+        self._past.append(task.id.job_id)
         named_now = {v for n in task.nodes.values() for v in n.inputs.values() if isinstance(v, str)}
         models = [name for name in sorted(named_now) if name.lower().endswith(WEIGHTS)]
         resident = tuple(dict.fromkeys([*models, *self._resident]))[:RESIDENT]

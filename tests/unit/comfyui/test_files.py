@@ -62,6 +62,21 @@ async def test_files_of_any_kind_are_told_by_the_names_we_give(
     assert await taken(tmp_path, {"images": [theirs]}) == {"images": [ours]}
 
 
+async def test_files_of_a_process_on_this_host_are_read_from_its_folders_and_a_link_out_of_them_by_asking(
+    tmp_path: Path,
+) -> None:
+    made, elsewhere = tmp_path / "made", tmp_path / "elsewhere.png"
+    made.mkdir()
+    (made / "a_00001_.png").write_bytes(b"in the folder")
+    elsewhere.write_bytes(b"not to be read")
+    (made / "b_00001_.png").symlink_to(elsewhere)
+    client: Client = Readable()  # type: ignore[assignment]
+    saver = Counting()
+    carrier = Carrier(client, Volume({"input": tmp_path}), Volume({"output": made}))
+    await carrier.take({"images": [file("a_00001_.png"), file("b_00001_.png")]}, saver)
+    assert saver.saved == {"output/a": [b"in the folder"], "output/b": [b"output/b_00001_.png"]}
+
+
 async def test_a_batch_keeps_its_order_and_a_file_shown_twice_is_saved_once(tmp_path: Path) -> None:
     names = [f"b_{n:05}_.png" for n in (3, 1, 2, 3)]
     shown = await taken(tmp_path, {"images": [file(n) for n in names], "text": ["as it is"], "n": [1]})
