@@ -31,6 +31,15 @@ class Client:
             self.close()
             return False
 
+    def finds(self, path: str) -> bool:
+        """Whether a path is there now."""
+        try:
+            return self._ask("GET", path, None)[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            self.close()
+
     def post(self, prompt: Mapping[str, Any], client_id: str = "") -> str:
         """Queue a job and return its id. client_id: who is told of it. Errors: RuntimeError with the server's words."""
         status, answer = self._ask("POST", "/prompt", {"prompt": prompt, "client_id": client_id})

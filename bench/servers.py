@@ -30,7 +30,8 @@ STOP_S = 60.0
 class Contender:
     """A server that can be started. kind: "serve-app", "serve-app unbatched" or "ComfyUI". packs: a folder of them.
 
-    pool: of a serve-app, as the configuration has it; None for one that runs everything.
+    pool: of a serve-app, as the configuration has it; None for one that runs everything. ready: a path that is
+    answered 200 once it has started; None sends it a job.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Contender:
     python: Path = Path(sys.executable)
     packs: Path | None = None
     pool: Mapping[str, Any] | None = None
+    ready: str | None = None
 
     def command(self, directory: Path, port: int) -> list[str]:
         """Return what starts it, with everything it writes under the directory."""
@@ -86,7 +88,7 @@ class Server:
             command = contender.command(directory, self.port)
             self._process = subprocess.Popen(command, cwd=directory, env=_environment(), stdout=log, stderr=log)
         self.client = Client(self.port)
-        while not self.client.accepts(noop()):
+        while not (self.client.accepts(noop()) if contender.ready is None else self.client.finds(contender.ready)):
             if self._process.poll() is not None or time.perf_counter() - began > START_S:
                 self.stop()
                 raise RuntimeError(f"{self.name} did not start:\n{self._log.read_text()[-2000:]}")

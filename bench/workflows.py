@@ -55,6 +55,15 @@ def noop() -> dict[str, Any]:
     }
 
 
+def sleeping(seconds: float) -> dict[str, Any]:
+    """Return a workflow of the stand-in for ComfyUI: an image that nobody has asked for yet, so long in the making."""
+    return {
+        "1": _node("StandInDraw", seed=next(_fresh)),
+        "2": _node("StandInWork", image=["1", 0], seconds=seconds, steps=4),
+        "3": _node("SaveImage", images=["2", 0], filename_prefix="bench"),
+    }
+
+
 def ticker(count: int, interval_s: float) -> dict[str, Any]:
     """Return a workflow of the pack `ticker`, which sends its client so many messages."""
     return {"1": _node("Ticker", count=count, interval_s=interval_s, seed=next(_fresh))}
