@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from serve_app.errors import InvalidGraphError, Problem
+from serve_app.graph.dynamic import opened
 from serve_app.graph.graph import Graph, Node
 from serve_app.graph.spec import NodeSpec
 
@@ -134,7 +135,7 @@ def plan(
     for node_id in order:
         members.setdefault(group_of[node_id], []).append(node_id)
         for name, link in graph.nodes[node_id].links():
-            now = node_id in certain and not _is_lazy(specs[graph.nodes[node_id].class_type], name)
+            now = node_id in certain and not _is_lazy(specs, graph.nodes[node_id], name)
             if now and group_of[link.node_id] != group_of[node_id]:
                 needs.setdefault(group_of[node_id], {})[link.node_id] = None
                 wanted.add(link.node_id)
@@ -158,12 +159,12 @@ def _certain(graph: Graph, specs: Mapping[str, NodeSpec], outputs: Sequence[str]
         if node_id not in found:
             found.add(node_id)
             node = graph.nodes[node_id]
-            stack += [link.node_id for name, link in node.links() if not _is_lazy(specs[node.class_type], name)]
+            stack += [link.node_id for name, link in node.links() if not _is_lazy(specs, node, name)]
     return frozenset(found)
 
 
-def _is_lazy(spec: NodeSpec, name: str) -> bool:
-    declared = spec.input(name)
+def _is_lazy(specs: Mapping[str, NodeSpec], node: Node, name: str) -> bool:
+    declared = opened(specs[node.class_type], node.inputs).input(name)
     return declared is not None and declared.lazy
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 
 from serve_app.errors import FileMissingError, ModelFileError
+from serve_app.graph.dynamic import opened
 from serve_app.graph.graph import BadLink, Graph, Link, Node
 from serve_app.graph.spec import NodeSpec
 
@@ -61,6 +62,7 @@ def signature(
     Errors: KeyError for a link to a node without a signature; TypeError for a constant that is no JSON value.
     """
     parts: dict[str, list[object]] = {}
+    spec = opened(spec, node.inputs)
     for name, value in node.inputs.items():
         declared = spec.input(name)
         if isinstance(value, BadLink):
@@ -71,7 +73,7 @@ def signature(
             parts[name] = ["link", found[value.node_id], value.slot, *([value.node_id] if raw else [])]
         elif declared is not None and declared.folder is not None and isinstance(value, str):
             parts[name] = ["file", declared.folder, value, _print(declared.folder, value, fingerprint)]
-        elif declared is not None or name in spec.hidden:
+        elif spec.uses(name):
             parts[name] = ["constant", value]
     own = node.id if spec.not_idempotent or "UNIQUE_ID" in spec.hidden.values() else None
     identity = [

@@ -5,11 +5,19 @@ Specs are made where node code may run (workers and replicas) and travel as JSON
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from serve_app.graph.nesting import Nesting
+
 Section: TypeAlias = Literal["required", "optional"]
+SECTIONS: tuple[Section, ...] = ("required", "optional")
+
+MATCH_TYPE = "COMFY_MATCHTYPE_V3"
+"""A type that the inputs and outputs of one template share, whichever of the allowed ones it is."""
+UPLOADS = ("image_upload", "video_upload", "audio_upload", "file_upload")
+"""Options by which a choice of files may be added to by its client."""
 
 OWN_KINDS = frozenset({"RUNTIME", "STORE"})
 """Hidden kinds that give a node capabilities of its replica; other servers do not know them."""
@@ -39,6 +47,28 @@ class Input:
     folder: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def declared(cls, name: str, section: Section, config: Sequence[Any]) -> Input:
+        """Return an input as its class declares it: [type or choices, options], JSON values only."""
+        kind, options = config[0], dict(config[1]) if len(config) > 1 and config[1] else {}
+        choices = kind if isinstance(kind, list) else None
+        if kind == "COMBO" and isinstance(options.get("options"), list):
+            choices = options.pop("options")
+        # A list that a client may upload to is not to be older than the upload.
+        uploads = any(options.get(option) is True for option in UPLOADS)
+        if choices is not None and uploads and options.get("image_folder", "input") == "input":
+            return cls(name, "COMBO", section, None, "input", options)
+        type_ = "COMBO" if isinstance(kind, list) else str(kind)
+        return cls(name, type_, section, None if choices is None else tuple(choices), None, options)
+
+    @property
+    def takes(self) -> str:
+        """The types of link that it takes, with commas between."""
+        if self.type != MATCH_TYPE:
+            return self.type
+        template = self.options.get("template")
+        return str(template.get("allowed_types") or "*") if isinstance(template, Mapping) else "*"
+
     @property
     def lazy(self) -> bool:
         """Whether what it links to is evaluated only once its node asks."""
@@ -54,11 +84,14 @@ class Input:
 class NodeSpec:
     """One node class, as the graph and scheduler floors see it.
 
-    outputs, output_names, output_is_list: one entry a slot. hidden: input name -> hidden kind, one of
-    HIDDEN_KINDS or a pack's own. runtime: the class asks for RUNTIME, so it runs on a replica
-    that holds models. validator: the arguments that its VALIDATE_INPUTS takes, EVERYTHING for **kwargs; None without
-    one. fingerprinted: it has IS_CHANGED. Both are code, which only a worker may run. described: the class as another
-    server's /object_info has it, which clients are shown in place of what these members say; None for a class of ours.
+    outputs, output_names, output_is_list: one entry a slot; output_matchtypes: the template of one whose type is
+    MATCH_TYPE, else None; empty where all are. hidden: input name -> hidden kind, one of HIDDEN_KINDS or a pack's own.
+    accept_all_inputs: its function is given undeclared constants too.
+    runtime: the class asks for RUNTIME, so it runs on a replica that holds models. validator: the arguments that its
+    VALIDATE_INPUTS takes, EVERYTHING for **kwargs; None without one. fingerprinted: it has IS_CHANGED. Both are code,
+    which only a worker may run. described: the class as another server's /object_info has it, which clients are shown
+    in place of what these members say; None for a class of ours. nesting: once the spec is opened for one node
+    (`graph/dynamic.py`), how its dotted inputs reach its function.
     """
 
     class_type: str
@@ -69,18 +102,26 @@ class NodeSpec:
     hidden: Mapping[str, str] = field(default_factory=dict)
     output_node: bool = False
     input_is_list: bool = False
+    accept_all_inputs: bool = False
     not_idempotent: bool = False
     category: str = ""
     display_name: str = ""
     description: str = ""
     python_module: str = "nodes"
-    output_tooltips: tuple[str, ...] = ()
+    output_tooltips: tuple[str | None, ...] = ()
+    output_matchtypes: tuple[str | None, ...] = ()
+    search_aliases: tuple[str, ...] = ()
+    essentials_category: str | None = None
+    price_badge: Mapping[str, Any] | None = None
+    has_intermediate_output: bool = False
+    dev_only: bool = False
     deprecated: bool = False
     experimental: bool = False
     api_node: bool = False
     validator: tuple[str, ...] | None = None
     fingerprinted: bool = False
     described: Mapping[str, Any] | None = None
+    nesting: Nesting | None = None
 
     @property
     def hooked(self) -> bool:
@@ -96,6 +137,10 @@ class NodeSpec:
         """Whether the class asks for RUNTIME."""
         return "RUNTIME" in self.hidden.values()
 
+    def uses(self, name: str) -> bool:
+        """Whether a constant of this name is something that the class works with."""
+        return self.accept_all_inputs or name in self.hidden or self.input(name) is not None
+
     def input(self, name: str) -> Input | None:
         """Return the declared input of that name, or None."""
         return next((i for i in self.inputs if i.name == name), None)
@@ -110,6 +155,14 @@ class NodeSpec:
         inputs = tuple(
             Input(**{**i, "choices": None if i["choices"] is None else tuple(i["choices"])}) for i in data["inputs"]
         )
-        slots = {k: tuple(data.get(k, ())) for k in ("outputs", "output_names", "output_is_list", "output_tooltips")}
+        tuples = (
+            "outputs",
+            "output_names",
+            "output_is_list",
+            "output_tooltips",
+            "output_matchtypes",
+            "search_aliases",
+        )
+        slots = {name: tuple(data.get(name, ())) for name in tuples}
         validator = None if data.get("validator") is None else tuple(data["validator"])
         return cls(**{**data, **slots, "inputs": inputs, "validator": validator})

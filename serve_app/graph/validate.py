@@ -13,8 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 from serve_app.errors import Problem, did_you_mean, shown
+from serve_app.graph.dynamic import opened, strays
 from serve_app.graph.graph import BadLink, Graph, Link, Node
-from serve_app.graph.spec import Input, NodeSpec
+from serve_app.graph.spec import EVERYTHING, MATCH_TYPE, Input, NodeSpec
 
 SOCKET_TYPES = frozenset(
     {"MODEL", "CLIP", "VAE", "CONTROL_NET", "CONDITIONING", "LATENT", "IMAGE", "MASK", "CLIP_VISION"}
@@ -111,6 +112,11 @@ class _Check:
                 message += self._suggest("class", node.class_type, self.specs)
             extra = {"node_id": node.id, "class_type": node.class_type, "node_title": node.class_type}
             self._add(node, Problem("missing_node_type", message, extra=extra))
+        if spec is not None:
+            for name in () if EVERYTHING in (spec.validator or ()) else strays(spec, node.inputs):
+                message = f"{name} is none of the inputs that {name.split('.')[0]} stands for here"
+                self._add(node, Problem("invalid_dynamic_input", message, extra={"input_name": name}))
+            spec = opened(spec, node.inputs)
         inputs = dict(node.inputs)
         for name, link in node.links():
             self._link(node, name, link, spec.input(name) if spec else None, spec)
@@ -152,10 +158,10 @@ class _Check:
             self._refuse(node, declared or Input(name, "*"), "bad_linked_input", message, given)
         elif spec is not None and spec.validator is not None and "input_types" in spec.validator:
             return
-        elif declared is not None and not matches(origin.outputs[link.slot], declared.type):
+        elif declared is not None and not matches(origin.outputs[link.slot], declared.takes):
             received = origin.outputs[link.slot]
             message = (
-                f"{name} takes {declared.type}, but slot {link.slot} of {source.class_type} {source.id} is {received}"
+                f"{name} takes {declared.takes}, but slot {link.slot} of {source.class_type} {source.id} is {received}"
             )
             extra = {"received_type": received, "linked_node": given}
             self._refuse(node, declared, "return_type_mismatch", message, given, extra=extra)
@@ -253,9 +259,9 @@ def out_of_bounds(declared: Input, value: Any) -> tuple[str, str] | None:
 
 
 def matches(output: str, declared: str) -> bool:
-    """Whether an output may feed an input: "*" takes all, comma lists need one type in common."""
+    """Whether an output may feed an input: "*" and MATCH_TYPE take all, comma lists need one type in common."""
     kinds = [{part.strip() for part in kind.split(",")} for kind in (output, declared)]
-    return output == declared or "*" in kinds[0] | kinds[1] or bool(kinds[0] & kinds[1])
+    return output == declared or bool({"*", MATCH_TYPE} & (kinds[0] | kinds[1])) or bool(kinds[0] & kinds[1])
 
 
 def cycles(graph: Graph) -> Iterator[list[str]]:

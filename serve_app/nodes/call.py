@@ -71,12 +71,14 @@ async def map_over_lists(
     skip: bool = False,
     alone: bool = False,
     blocked: Blocked = lambda blocker: blocker,
+    nested: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> list[Any]:
     """Call the function on every element of its inputs and return what each call returned, in order.
 
     whole: one call with the lists themselves; skip: without the elements that are blocked. A call whose inputs hold a
-    blocker is not made: its result is the blocker. A sync function runs in a thread, an async one is awaited, its calls
-    at the same time, both without autograd. alone: no other sync function called so runs meanwhile in this process.
+    blocker is not made: its result is the blocker. nested: how a call's inputs become its arguments. A sync function
+    runs in a thread, an async one is awaited, its calls at the same time, both without autograd. alone: no other sync
+    function called so runs meanwhile in this process.
     Errors: NodeError for an empty list beside others; NodeTimeError for a call over node.time_limit, which counts from
     when it has its thread; the function's own, as `contained` lets them out.
     """
@@ -95,6 +97,8 @@ async def map_over_lists(
     else:
         calls = [*rows] or [{}]
         blockers = [_blocker(row.values(), blocked) for row in calls]
+    if nested is not None:
+        calls = [nested(given) for given in calls]
     asynchronous = inspect.iscoroutinefunction(function)
 
     async def one(index: int) -> Any:
@@ -182,6 +186,7 @@ async def call(
         skip=skip and spec.input_is_list,
         alone=spec.python_module.startswith(PACKS),
         blocked=blocked,
+        nested=None if spec.nesting is None else spec.nesting.nested,
     )
     return [_returned(value, spec) for value in results]
 

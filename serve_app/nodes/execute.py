@@ -15,9 +15,11 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 from serve_app.errors import CancelledJobError, NodeError, ServeAppError
+from serve_app.graph.dynamic import opened
 from serve_app.graph.graph import Link, Node, Origin
 from serve_app.graph.plan import Task
 from serve_app.graph.signature import STRICT, signature
@@ -202,7 +204,7 @@ class Execution:
             inputs.update({name: [self._hidden(kind, node)] for name, kind in asked.items()})
             self._observer.started(node.id, self._prompt.origin(node.id))
             instance = node_class()
-            await self._lazy(node, instance, inputs, lazy, executing, group)
+            await self._lazy(node, spec, instance, inputs, lazy, executing, group)
             _check_numbers(node, spec, inputs)
             returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
             slots = () if spec.python_module.startswith(PACKS) else spec.outputs
@@ -237,7 +239,7 @@ class Execution:
         node_class = self._classes.get(node.class_type)
         if node_class is None:
             raise NodeError(f"this replica has no node class {node.class_type!r}")
-        return node_class, spec_of(node_class, node.class_type)
+        return node_class, opened(spec_of(node_class, node.class_type), node.inputs)
 
     def _fail(self, node: Node, error: BaseException, inputs: Mapping[str, Sequence[Any]]) -> NoReturn:
         real = self._prompt.get_real_node_id(node.id)
@@ -273,6 +275,7 @@ class Execution:
     async def _lazy(
         self,
         node: Node,
+        spec: NodeSpec,
         instance: Any,
         inputs: dict[str, list[Any]],
         lazy: dict[str, Link],
@@ -283,7 +286,8 @@ class Execution:
         while (ask := getattr(instance, "check_lazy_status", None)) is not None:
             whole = bool(getattr(instance, "INPUT_IS_LIST", False))
             alone = str(getattr(instance, "RELATIVE_PYTHON_MODULE", "")).startswith(PACKS)
-            answers = await map_over_lists(ask, inputs, executing, whole=whole, alone=alone)
+            told = None if spec.nesting is None else partial(spec.nesting.nested, named=True)
+            answers = await map_over_lists(ask, inputs, executing, whole=whole, alone=alone, nested=told)
             asked = {name for answer in answers if isinstance(answer, list) for name in answer if isinstance(name, str)}
             unknown = sorted(asked - inputs.keys())
             if unknown:

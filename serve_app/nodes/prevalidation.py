@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from serve_app.errors import Problem
+from serve_app.graph.dynamic import opened
 from serve_app.graph.graph import BadLink, Link, Node
 from serve_app.graph.parse import unstorable
 from serve_app.graph.spec import HIDDEN_KINDS, OWN_KINDS, NodeSpec
@@ -54,7 +55,7 @@ async def checked(
         call = Executing(JOBLESS, node.id, node.class_type, time_limit=limit, underway=noted)
         try:
             with contained():
-                spec = spec_of(node_class, node.class_type)
+                spec = opened(spec_of(node_class, node.class_type), node.inputs)
                 problems.extend(await validate(node_class, spec, node, _output_types(classes, nodes, spec, node), call))
                 if spec.fingerprinted:
                     fingerprints[node.id] = await fingerprint(node_class, spec, node, call)
@@ -90,10 +91,17 @@ async def validate(
     hook = getattr(node_class, "VALIDATE_INPUTS", None)
     if hook is None or not spec.validator:
         return []
-    given = {name: value for name, value in _inputs(spec, node).items() if spec.validates(name)}
+    # A dynamic input is the validator's by its own name, whatever stands for it here.
+    given = {name: v for name, v in _inputs(spec, node).items() if spec.validates(name.split(".")[0])}
     if "input_types" in spec.validator:
         given["input_types"] = [dict(output_types)]
-    answers = await map_over_lists(hook, given, call)
+    nested = spec.nesting
+
+    def taken(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        whole = values if nested is None else nested.nested(values)
+        return {name: value for name, value in whole.items() if name == "input_types" or spec.validates(name)}
+
+    answers = await map_over_lists(hook, given, call, nested=taken)
     return [
         _of(node, Problem("custom_validation_failed", REFUSED, _reason(name, answer)), {"input_name": name})
         for name in given
@@ -108,7 +116,8 @@ async def fingerprint(node_class: type, spec: NodeSpec, node: Node, call: Execut
     if hook is None:
         return None
     try:
-        answers = await map_over_lists(hook, _inputs(spec, node), call)
+        nested = None if spec.nesting is None else spec.nesting.nested
+        answers = await map_over_lists(hook, _inputs(spec, node), call, nested=nested)
     except Exception:
         return f"unknown-{uuid.uuid4().hex}"
     return [_comparable(answer) for answer in answers]
@@ -121,7 +130,7 @@ def constants(spec: NodeSpec, node: Node) -> Iterator[tuple[str, list[Any]]]:
         if isinstance(value, Link):
             if declared is not None and declared.raw_link:
                 yield name, [[value.node_id, value.slot]]
-        elif (declared is not None or name in spec.hidden) and not isinstance(value, BadLink):
+        elif spec.uses(name) and not isinstance(value, BadLink):
             yield name, [value]
 
 

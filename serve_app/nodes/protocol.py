@@ -9,12 +9,11 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from serve_app.errors import NodeError
-from serve_app.graph.spec import EVERYTHING, Input, NodeSpec, Section
-
-SECTIONS: tuple[Section, ...] = ("required", "optional")
+from serve_app.graph.spec import EVERYTHING, SECTIONS, Input, NodeSpec
 
 
 class FolderChoice(list[str]):
@@ -48,12 +47,21 @@ def spec_of(node_class: type, class_type: str, display_name: str = "") -> NodeSp
             hidden={str(name): _hidden_kind(kind) for name, kind in declared.get("hidden", {}).items()},
             output_node=bool(getattr(node_class, "OUTPUT_NODE", False)),
             input_is_list=bool(getattr(node_class, "INPUT_IS_LIST", False)),
+            accept_all_inputs=bool(getattr(node_class, "ACCEPT_ALL_INPUTS", False)),
             not_idempotent=bool(getattr(node_class, "NOT_IDEMPOTENT", False)),
             category=str(getattr(node_class, "CATEGORY", "sd")),
             display_name=display_name or class_type,
             description=str(getattr(node_class, "DESCRIPTION", "")),
             python_module=str(getattr(node_class, "RELATIVE_PYTHON_MODULE", "nodes")),
-            output_tooltips=tuple(str(text or "") for text in getattr(node_class, "OUTPUT_TOOLTIPS", None) or ()),
+            output_tooltips=tuple(
+                str(text) if text else None for text in getattr(node_class, "OUTPUT_TOOLTIPS", None) or ()
+            ),
+            output_matchtypes=tuple(getattr(node_class, "OUTPUT_MATCHTYPES", None) or ()),
+            search_aliases=tuple(map(str, getattr(node_class, "SEARCH_ALIASES", None) or ())),
+            essentials_category=getattr(node_class, "ESSENTIALS_CATEGORY", None),
+            price_badge=getattr(node_class, "PRICE_BADGE", None),
+            has_intermediate_output=bool(getattr(node_class, "HAS_INTERMEDIATE_OUTPUT", False)),
+            dev_only=bool(getattr(node_class, "DEV_ONLY", False)),
             deprecated=bool(getattr(node_class, "DEPRECATED", False)),
             experimental=bool(getattr(node_class, "EXPERIMENTAL", False)),
             api_node=bool(getattr(node_class, "API_NODE", False)),
@@ -68,28 +76,16 @@ def _inputs(declared: Mapping[str, Any]) -> Iterable[Input]:
     for section in SECTIONS:
         for name, config in declared.get(section, {}).items():
             kind, options = config[0], dict(config[1]) if len(config) > 1 else {}
-            choices: tuple[Any, ...] | None = None
-            if isinstance(kind, list | tuple):
-                choices = tuple(c if _is_json(c) else str(c) for c in kind)
-            elif kind == "COMBO" and isinstance(options.get("options"), list | tuple):
-                choices = tuple(options.pop("options"))
-            folder = (
-                kind.folder if isinstance(kind, FolderChoice) else _uploads(options) if choices is not None else None
-            )
-            yield Input(
-                name=str(name),
-                type=_type_name(kind),
-                section=section,
-                choices=None if folder is not None else choices,
-                folder=folder,
-                options={str(key): json.loads(json.dumps(value)) for key, value in options.items() if _is_json(value)},
-            )
-
-
-def _uploads(options: Mapping[str, Any]) -> str | None:
-    """Return "input" for a choice that a client may upload to, so that its list is not older than the upload."""
-    uploads = any(options.get(name) is True for name in ("image_upload", "video_upload", "audio_upload", "file_upload"))
-    return "input" if uploads and options.get("image_folder", "input") == "input" else None
+            known = {str(key): _plain(value) for key, value in options.items() if _is_json(value)}
+            choices = kind if isinstance(kind, list | tuple) else options.get("options") if kind == "COMBO" else None
+            if isinstance(choices, list | tuple):
+                known.pop("options", None)
+                found = Input.declared(str(name), section, [[c if _is_json(c) else str(c) for c in choices], known])
+            else:
+                found = Input.declared(str(name), section, [_type_name(kind), known])
+            if isinstance(choices, FolderChoice):
+                found = replace(found, choices=None, folder=choices.folder)
+            yield found
 
 
 def _validator(node_class: type) -> tuple[str, ...] | None:
@@ -114,6 +110,10 @@ def _type_name(kind: Any) -> str:
     if isinstance(kind, list | tuple):
         return "COMBO"
     raise TypeError(f"{kind!r} is no type; it must be a string or a list of choices")
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def _is_json(value: Any) -> bool:

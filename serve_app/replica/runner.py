@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from serve_app import log
 from serve_app.engine.engine import Counters
 from serve_app.errors import CancelledJobError, UnavailableError
+from serve_app.graph.dynamic import opened
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
@@ -265,9 +266,9 @@ class Runner:
         named = {
             (declared.folder, value)
             for node in task.nodes.values()
-            for name, value in node.inputs.items()
-            if node.class_type in self._specs and isinstance(value, str)
-            if (declared := self._specs[node.class_type].input(name)) is not None
+            if node.class_type in self._specs
+            for declared in opened(self._specs[node.class_type], node.inputs).inputs
+            if isinstance(value := node.inputs.get(declared.name), str)
             if declared.folder is not None and declared.folder not in AREAS
         }
         # A file that cannot be had is the node's to report, with its id.

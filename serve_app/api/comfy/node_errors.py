@@ -11,6 +11,7 @@ from typing import Any
 
 from serve_app.api.comfy.object_info import config
 from serve_app.errors import InvalidGraphError, Problem
+from serve_app.graph.dynamic import opened
 from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse
 from serve_app.graph.spec import NodeSpec
@@ -103,7 +104,9 @@ class NodeErrors:
         name, received = extra.get("input_name", ""), extra.get("received_value")
         declared = None
         if (spec := self._specs.get(problem.class_type or "")) is not None:
-            declared = spec.input(name)
+            node = self._prompt.get(problem.node_id or "")
+            inputs = node.get("inputs") if isinstance(node, Mapping) else None
+            declared = opened(spec, inputs if isinstance(inputs, Mapping) else {}).input(name)
         given = None if declared is None else config(declared, self._choices)
         options = {} if declared is None else declared.options
         message, details = _MESSAGES.get(problem.type, problem.message), str(name)

@@ -1,7 +1,8 @@
 """Every node class as ComfyUI's clients read it: /object_info.
 
 Built from specs, so nothing of a class's code runs here. Lists of files are read at each request. COMBOs are written as
-V1 lists, whichever way the class declares them, because clients read `input.required.NAME[0]` as a list.
+V1 lists, because clients read `input.required.NAME[0]` as a list; only what says whether it is a `multiselect`, as all
+COMBOs of V3 do, is written as those are. The members are those that ComfyUI 0.33 gives of a V3 class.
 """
 
 from __future__ import annotations
@@ -61,22 +62,30 @@ def info(spec: NodeSpec, choices: Mapping[str, Sequence[str]]) -> dict[str, Any]
     hidden = {name: kind for name, kind in spec.hidden.items() if kind not in OWN_KINDS}
     if hidden:
         inputs["hidden"] = hidden
-    found: dict[str, Any] = {
+    return {
         "input": inputs,
         "input_order": {section: list(members) for section, members in inputs.items()},
+        "is_input_list": spec.input_is_list,
         "output": list(spec.outputs),
         "output_is_list": list(spec.output_is_list),
         "output_name": list(spec.output_names),
+        "output_tooltips": list(spec.output_tooltips) or [None] * len(spec.outputs),
+        "output_matchtypes": list(spec.output_matchtypes) or None,
         "name": spec.class_type,
         "display_name": spec.display_name or spec.class_type,
         "description": spec.description,
         "python_module": spec.python_module,
         "category": spec.category,
         "output_node": spec.output_node,
+        "deprecated": spec.deprecated,
+        "experimental": spec.experimental,
+        "dev_only": spec.dev_only,
+        "api_node": spec.api_node,
+        "price_badge": spec.price_badge,
+        "search_aliases": list(spec.search_aliases) or None,
+        "essentials_category": spec.essentials_category,
+        "has_intermediate_output": spec.has_intermediate_output,
     }
-    if spec.output_tooltips:
-        found["output_tooltips"] = list(spec.output_tooltips)
-    return found | {flag: True for flag in ("deprecated", "experimental", "api_node") if getattr(spec, flag)}
 
 
 def described(spec: NodeSpec, own: Mapping[str, Any], choices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -93,10 +102,11 @@ def described(spec: NodeSpec, own: Mapping[str, Any], choices: Mapping[str, Sequ
 def config(declared: Input, choices: Mapping[str, Sequence[str]]) -> list[Any]:
     """Return an input as [type or choices, options]; an input without options is a list of one."""
     kind: Any = declared.type
-    if "remote" in declared.options:
-        pass  # the page fetches these choices from the route that the options name
-    elif declared.folder is not None:
-        kind = list(choices.get(declared.folder, ()))
-    elif declared.choices is not None:
-        kind = list(declared.choices)
+    listed = choices.get(declared.folder, ()) if declared.folder is not None else declared.choices
+    if "remote" in declared.options or listed is None:
+        pass  # what has a remote the page fetches from the route that the options name
+    elif "multiselect" in declared.options:
+        return [kind, {**declared.options, "options": list(listed)}]
+    else:
+        kind = list(listed)
     return [kind, dict(declared.options)] if declared.options else [kind]

@@ -39,15 +39,26 @@ async def test_a_class_is_described_by_its_inputs_outputs_and_names(client):
                 }
             },
             "input_order": {"required": ["width", "height", "batch_size"]},
+            "is_input_list": False,
             "output": ["LATENT"],
             "output_is_list": [False],
             "output_name": ["LATENT"],
+            "output_tooltips": [None],
+            "output_matchtypes": None,
             "name": "EmptyLatentImage",
             "display_name": "EmptyLatentImage",
             "description": "",
             "python_module": "nodes",
             "category": "",
             "output_node": False,
+            "deprecated": False,
+            "experimental": False,
+            "dev_only": False,
+            "api_node": False,
+            "price_badge": None,
+            "search_aliases": None,
+            "essentials_category": None,
+            "has_intermediate_output": False,
         }
     }
     assert (await get(client, "/api/object_info"))["EmptyLatentImage"] == described["EmptyLatentImage"]
@@ -75,7 +86,7 @@ def test_hidden_inputs_that_only_this_server_knows_are_not_shown():
     }
     assert described["input_order"] == {"required": ["a"], "optional": ["b"], "hidden": ["prompt"]}
     assert (described["output_tooltips"], described["experimental"]) == (["what"], True)
-    assert "deprecated" not in described
+    assert described["deprecated"] is False
 
 
 async def test_a_client_that_has_the_description_is_told_so(client):
