@@ -260,6 +260,11 @@ class PoolConfig(Section):
     """How long one call of a node may take that needs no models. Its job then ends in error."""
     runtime_node_time_s: Seconds | None = None
     """How long one call of a node may take that needs models, such as a sampler."""
+    forward_time_s: Seconds = 1800.0
+    """How long one forward of a model may take, or loading one, before the replica's process is ended and replaced.
+
+    What it bounds is a computation that never returns, on a broken device say; nothing else can stop one.
+    """
     stop_s: Seconds = 10.0
     """How long a node may go on that was cancelled or took too long, before its process is ended and replaced."""
     idle_s: Annotated[float, Field(ge=0)] = 60.0
@@ -347,6 +352,8 @@ class AppConfig(Section):
     """Whether jobs that do not say share no computation with others, so that equal ones are equal to the bit."""
     custom_nodes_dir: Path | None = None
     """The folder of node packs; their code runs in workers and replicas. None loads none."""
+    pack_import_s: Seconds = 600.0
+    """How long one pack may take to be imported; then the process that imports it ends, saying which it was."""
     logs: log.Form = "text"
     """What log lines look like."""
     limits: SizeLimits = SizeLimits()

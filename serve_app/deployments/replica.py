@@ -45,6 +45,8 @@ class Replica:
             memory_bytes=pool.memory_bytes,
             relieve=self._runner.relieve,
             underway=self._runner.underway,
+            turn=lambda: 0 if self._runner.models is None else self._runner.models.turn,
+            turn_s=pool.forward_time_s,
         )
         # Not before: what is imported and loaded until here may hold up the loop for as long as it takes.
         self._watchdog.start()

@@ -87,6 +87,8 @@ class Engine:
 
     def __init__(self, max_cells: int) -> None:
         self.counters = Counters()
+        self.turn = 0
+        """The number of the forward or call that its thread is in, from 1; 0 in between."""
         self._budget = Budget(max_cells)
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._runs: list[_Run] = []
@@ -180,9 +182,12 @@ class Engine:
         # No run or call is a local here: while the loop waits, it would keep their models in use.
         try:
             with torch.inference_mode():
-                busy = False
+                busy, turns = False, 0
                 while self._receive(wait=not busy):
+                    turns += 1
+                    self.turn = turns
                     busy = self._run_a_call() or self._run_a_forward()
+                    self.turn = 0
         finally:
             self._abandon()
 

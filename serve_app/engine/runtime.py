@@ -72,6 +72,11 @@ class EngineRuntime:
         return self._engine.alive
 
     @property
+    def turn(self) -> int:
+        """As the engine's."""
+        return self._engine.turn
+
+    @property
     def loads(self) -> LoadCounters:
         """What weights have come and gone."""
         return self.weights.counters

@@ -12,6 +12,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -45,16 +46,23 @@ class Packs:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def load(packs_dir: Path, models_dir: Path, areas: Mapping[Area, Path]) -> Packs:
-    """Load every pack of a folder. Runs their code."""
+def load(
+    packs_dir: Path,
+    models_dir: Path,
+    areas: Mapping[Area, Path],
+    watched: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> Packs:
+    """Load every pack of a folder. Runs their code, each within what `watched` makes of the pack's name."""
     install(models_dir, areas, packs_dir)
     found = Packs()
     paths = list(_paths(packs_dir))
     for path in paths:
-        _guarded(found, path, lambda path=path: _run_prestartup(path))  # type: ignore[misc]
+        with watched(path.name):
+            _guarded(found, path, lambda path=path: _run_prestartup(path))  # type: ignore[misc]
     for path in paths:
         if path.stem not in found.failures:
-            _guarded(found, path, lambda path=path: _add(found, path))  # type: ignore[misc]
+            with watched(path.name):
+                _guarded(found, path, lambda path=path: _add(found, path))  # type: ignore[misc]
         routes = PromptServer.instance.registered()
         if routes and path.stem not in found.failures:
             found.routes[_python_module(path)] = routes

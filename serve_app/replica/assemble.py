@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -21,6 +22,7 @@ from serve_app.replica.files import fingerprints, open_catalog, open_store
 from serve_app.replica.host import host_stats, memory_bytes
 from serve_app.replica.runner import Runner
 from serve_app.replica.transfer import Transfer
+from serve_app.replica.watchdog import ends_within
 from serve_app.scheduler.messages import ReplicaDesk, ReplicaInfo
 from serve_app.store.catalog import Catalog
 
@@ -45,7 +47,7 @@ def assemble(
     _log.info("pool=%s device=%s visible_gpus=%s memory_fraction=%g", pool.name, device, visible or "none", share)
     torch.set_num_threads(_threads(pool, device))
     catalog, store = open_catalog(config), open_store(config)
-    packs = load(config.custom_nodes_dir, config.models_dir, config.directories) if config.custom_nodes_dir else Packs()
+    packs = _packs(config, exit)
     known = {name: spec for name, spec in (packs.specs | specs()).items() if pool.runtime or not spec.runtime}
     routes = tuple(
         route
@@ -74,6 +76,16 @@ def assemble(
     )
     PromptServer.instance.tell = runner.tell
     return runner
+
+
+def _packs(config: AppConfig, exit: Callable[[int], object]) -> Packs:
+    if config.custom_nodes_dir is None:
+        return Packs()
+
+    def watched(pack: str) -> AbstractContextManager[None]:
+        return ends_within(config.pack_import_s, f"importing node pack {pack}", exit)
+
+    return load(config.custom_nodes_dir, config.models_dir, config.directories, watched)
 
 
 def _threads(pool: PoolConfig, device: torch.device) -> int:

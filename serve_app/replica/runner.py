@@ -79,6 +79,9 @@ class Models(Protocol):
     def alive(self) -> bool: ...
 
     @property
+    def turn(self) -> int: ...
+
+    @property
     def counters(self) -> Counters: ...
 
     @property

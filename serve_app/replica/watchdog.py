@@ -1,7 +1,7 @@
-"""Ends a replica's process that can no longer be trusted to say so itself: a blocked event loop, memory without end.
+"""Ends a replica's process that can no longer be trusted to say so itself: what never ends, memory without end.
 
 A thread beside the event loop; no Ray. Whoever needs the replica notices the end of its process at once, and Serve
-starts another. Last words go to the log before: which nodes ran, and every thread's stack of a loop that is blocked.
+starts another. Last words go to the log before: which nodes ran, and every thread's stack where something did not end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -34,14 +34,17 @@ LAST_WORDS_S = 5.0
 RESERVED_BYTES = 1 << 30
 """What stacks of threads and the allocator reserve and do not use, at most, beyond what they do as it starts."""
 
-BLOCKED, FULL, REPLACED = 81, 82, 83
-"""Exit statuses: the event loop was blocked; memory above its limit; a node that did not end when it had to."""
+BLOCKED, FULL, REPLACED, STUCK = 81, 82, 83, 84
+"""Exit statuses: the event loop was blocked; memory above its limit; a node that did not end when it had to; a forward
+or an import that did not.
+"""
 
 
 class Watchdog:
     """Watches one event loop and the memory of its process, from `start` to `stop`.
 
     hang_s: how long the loop may do nothing else than one thing. memory_bytes: as `own_bytes`; 0 is no limit.
+    turn: the number of the engine's turn, 0 in none; turn_s: how long one may take.
     relieve: frees what can be, in the loop. underway: which nodes run, for the log; asked in the watchdog's thread.
     """
 
@@ -53,6 +56,8 @@ class Watchdog:
         memory_bytes: int,
         relieve: Callable[[], None],
         underway: Callable[[], list[str]],
+        turn: Callable[[], int] = lambda: 0,
+        turn_s: float = 0.0,
         exit: Callable[[int], object] = os._exit,
         own_bytes: Callable[[], int] | None = None,
     ) -> None:
@@ -61,6 +66,8 @@ class Watchdog:
         self._memory_bytes = memory_bytes
         self._relieve = relieve
         self._underway = underway
+        self._turn, self._turn_s = turn, turn_s
+        self._in_turn, self._in_turn_s = 0, 0.0
         self._exit = exit
         self._own_bytes = own_bytes or _own_bytes
         self._ticked = threading.Event()
@@ -107,6 +114,16 @@ class Watchdog:
             return
         if self._memory_bytes:
             self._look_at_memory()
+        self._look_at_the_engine()
+
+    def _look_at_the_engine(self) -> None:
+        before, self._in_turn = self._in_turn, self._turn()
+        if self._in_turn == 0 or self._in_turn != before:
+            self._in_turn_s = 0.0
+            return
+        self._in_turn_s += LOOK_S
+        if self._in_turn_s >= self._turn_s:
+            self._end(STUCK, f"one forward, or the loading of a model, has taken longer than {self._turn_s:g} s")
 
     def _look_at_memory(self) -> None:
         used = self._own_bytes()
@@ -121,7 +138,7 @@ class Watchdog:
             self._end(FULL, f"the process has {used} bytes of memory, above memory_bytes={self._memory_bytes}")
 
     def _end(self, status: int, why: str) -> None:
-        end(status, why, self._underway, self._exit, stacks=status == BLOCKED)
+        end(status, why, self._underway, self._exit, stacks=status in (BLOCKED, STUCK))
 
 
 def end(
@@ -142,6 +159,22 @@ def end(
             faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
     finally:
         exit(status)
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def ends_within(seconds: float, what: str, exit: Callable[[int], object] = os._exit) -> Iterator[None]:
+    """End this process, with last words, if the block takes longer; whatever blocks it."""
+    why = f"{what} has taken longer than {seconds:g} s"
+    timer = threading.Timer(seconds, end, (STUCK, why, list, exit), {"stacks": True})
+    timer.daemon = True
+    timer.start()
+    # Where the block lets no thread run, this does without.
+    faulthandler.dump_traceback_later(seconds + LAST_WORDS_S, exit=True, file=sys.__stderr__ or 2)
+    try:
+        yield
+    finally:
+        timer.cancel()
         faulthandler.cancel_dump_traceback_later()
 
 

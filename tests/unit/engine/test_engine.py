@@ -6,6 +6,7 @@ import weakref
 from concurrent.futures import CancelledError, wait
 from math import log2
 from threading import Event, Thread
+from time import sleep
 
 import pytest
 import torch
@@ -409,3 +410,32 @@ def test_an_engine_that_has_ended_says_so(engine):
     assert engine.alive
     engine.close()
     assert not engine.alive
+
+
+def test_the_engine_says_for_how_long_it_has_been_in_one_forward_or_call(engine):
+    entered, go = Event(), Event()
+
+    def turn():
+        entered.set()
+        go.wait(30)
+        return engine.turn
+
+    first = engine.call(turn)
+    assert entered.wait(30)
+    during = engine.turn
+    assert during > 0
+    go.set()
+    assert first.result(30) == during
+    assert engine.call(turn).result(30) > during, "another call is another turn"
+    slow = Trajectory(TinyBackbone(), request())
+    entered.clear()
+    go.clear()
+    answer = slow.backbone.answer
+    slow.backbone.answer = lambda *given: (turn(), answer(*given))[1]
+    run = engine.submit(slow)
+    assert entered.wait(30)
+    assert engine.turn > during
+    go.set()
+    run.result(30)
+    while engine.turn:
+        sleep(0.001)

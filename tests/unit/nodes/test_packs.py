@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -16,6 +17,7 @@ from serve_app.nodes.call import ExecutionBlocker, NodeResult, call, merge
 from serve_app.nodes.executing import Executing
 from serve_app.nodes.packs import Packs, load
 from serve_app.nodes.registry import BUILTIN
+from serve_app.store.store import AREAS
 
 V1 = """
     import folder_paths, nodes, comfy.utils, comfy.model_management
@@ -272,3 +274,31 @@ def test_packs_may_save_through_the_classes_they_know(folder: Path) -> None:
         assert (shown["type"], shown["subfolder"]) == (area, "sub")
         with Image.open(folder.parent / area / "sub" / shown["filename"]) as image:
             assert image.info == {"prompt": '{"1": {}}', "workflow": "2"}
+
+
+ran: list[str] = []
+"""What ran in the test below, in its order."""
+
+
+def test_the_code_of_every_pack_runs_under_watch_by_its_name(tmp_path: Path) -> None:
+    files = {
+        "packs/one/prestartup_script.py": "ran.append('prestartup'); 1 / 0",
+        "packs/two/__init__.py": "ran.append('import'); NODE_CLASS_MAPPINGS = {}",
+        "packs/zero.py": "ran.append('import'); 1 / 0",
+    }
+    for name, code in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"from tests.unit.nodes.test_packs import ran; {code}")
+    (tmp_path / "packs/one/__init__.py").touch()
+
+    @contextmanager
+    def watched(pack: str) -> Iterator[None]:
+        ran.append(f"{pack} begins")
+        yield
+        ran.append(f"{pack} ends")
+
+    load(tmp_path / "packs", tmp_path, dict.fromkeys(AREAS, tmp_path), watched)
+    assert " ".join(ran) == (
+        "one begins prestartup one ends two begins two ends zero.py begins zero.py ends "
+        "two begins import two ends zero.py begins import zero.py ends"
+    )

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve_app.replica.watchdog import BLOCKED, FULL, LOOK_S, RELIEF_S, Watchdog
+from serve_app.replica.watchdog import BLOCKED, FULL, LOOK_S, RELIEF_S, STUCK, Watchdog
 
 GB = 1 << 30
 
@@ -23,13 +24,15 @@ class Watched:
         self.loop = asyncio.new_event_loop()
         self.exits: list[int] = []
         self.relieved = threading.Event()
-        self.bytes = 0
+        self.bytes = self.turn = 0
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.watchdog = Watchdog(
             self.loop,
             **{"hang_s": 2 * LOOK_S, "memory_bytes": 0, **settings},
             relieve=self.relieved.set,
             underway=lambda: ["node 7 (Sleep) of job j"],
+            turn=lambda: self.turn,
+            turn_s=3 * LOOK_S,
             exit=self.exits.append,
             own_bytes=lambda: self.bytes,
         )
@@ -99,6 +102,26 @@ def test_memory_above_its_limit_is_first_freed_and_ends_the_process_only_if_that
     assert watched.exits == [FULL]
 
 
+def test_a_turn_of_the_engine_that_does_not_end_ends_the_process_with_last_words_and_stacks(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    watched = Watched()
+    for turn in range(1, 10):
+        watched.turn = turn
+        watched.look(2)
+        watched.turn = 0
+        watched.look(1)
+    watched.look(10)
+    assert watched.exits == [], "every turn has ended in time"
+    watched.turn = 10
+    watched.look(3)
+    assert watched.exits == []
+    watched.look(1)
+    assert watched.exits == [STUCK]
+    assert "node 7 (Sleep) of job j" in caplog.text
+    assert "Thread 0x" in capfd.readouterr().err
+
+
 def test_a_closed_loop_is_watched_no_more() -> None:
     watched = Watched()
     watched.loop.call_soon_threadsafe(watched.loop.stop)
@@ -110,8 +133,9 @@ def test_a_closed_loop_is_watched_no_more() -> None:
     assert watched.exits == []
 
 
-def process(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+def process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_process_that_blocks_its_loop_or_fills_memory_really_ends() -> None:
@@ -132,6 +156,28 @@ async def main():
     )
     assert full.returncode == FULL
     assert "node 7" in full.stderr
+
+
+LOADS = """
+import sys
+from pathlib import Path
+from serve_app.config import AppConfig, PoolConfig
+from serve_app.replica.assemble import assemble
+root = Path(sys.argv[1])
+config = AppConfig(custom_nodes_dir=root / "packs", models_dir=root, pack_import_s=1)
+assemble(config, PoolConfig(name="cpu", runtime=False), "r", None, None)
+"""
+"""What a replica does before it joins."""
+
+
+def test_a_pack_whose_import_does_not_end_ends_the_process_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "packs").mkdir()
+    (tmp_path / "packs" / "a_fine_one.py").write_text("NODE_CLASS_MAPPINGS = {}")
+    (tmp_path / "packs" / "endless.py").write_text("import threading; threading.Event().wait()")
+    stuck = process(LOADS, str(tmp_path))
+    assert stuck.returncode == STUCK
+    assert "importing node pack endless.py has taken longer than 1 s" in stuck.stderr
+    assert 'packs/endless.py", line 1' in stuck.stderr, "the stack says where"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
