@@ -12,14 +12,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app import log
-from serve_app.api.app import Dialect
+from serve_app.api.app import ROOT_DIALECT, Dialect
 from serve_app.api.crowd import BODIES, BODY_S, LISTENERS, Crowd
 from serve_app.api.origin import LOOPBACK, Allowed
 from serve_app.errors import ConfigError
 from serve_app.graph.destination import SHARED
-from serve_app.graph.plan import Pool
+from serve_app.graph.plan import EVERY_CLASS, Pool
 from serve_app.limits import SizeLimits
 from serve_app.scheduler.admission import AdmissionRules
+from serve_app.service import Limits
 from serve_app.store.location import Location
 from serve_app.store.store import Area
 
@@ -54,7 +55,7 @@ class IngressConfig(Section):
     """How long a body may take to arrive; then it is answered 408."""
     max_listeners: Annotated[int, Field(ge=1)] = LISTENERS
     """Websockets and event polls that one replica has at once; one more is answered 503, a handshake too."""
-    root_dialect: Dialect = "contract"
+    root_dialect: Dialect = ROOT_DIALECT
     """Of the root's routes that the contract and ComfyUI both have: comfy lets every ComfyUI client use the root."""
     allowed_hosts: tuple[str, ...] = LOOPBACK
     """Names in a request's Host that are this server's, "*.example" for all below one; "*" for any, as behind a proxy.
@@ -206,7 +207,7 @@ class PoolConfig(Section):
     """A set of equal replicas: which node classes they run, what they get of the hardware, how many there are."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
-    accepts: tuple[str, ...] = ("*",)
+    accepts: tuple[str, ...] = EVERY_CLASS
     """Class-name patterns of the nodes it may run."""
     comfyui: ComfyUIConfig | None = None
     """The ComfyUI that its replicas are: it takes whole workflows, one at a time, of all classes that it has."""
@@ -304,7 +305,7 @@ class PoolConfig(Section):
             if self.prefers:
                 raise ValueError(f"pool {self.name}: prefers is for a pool with comfyui")
             return self
-        if self.accepts != ("*",):
+        if self.accepts != EVERY_CLASS:
             raise ValueError(f"pool {self.name}: accepts is not for a pool with comfyui, whose classes are its own")
         if self.comfyui.url is not None and self.max_replicas != 1:
             raise ValueError(f"pool {self.name}: a ComfyUI with a url is one replica, not {self.max_replicas}")
@@ -392,6 +393,16 @@ class AppConfig(Section):
         """The most cells that a sampler may work on in some pool that shares workflows; None where there is none."""
         pools = (pool for pool in self.pools if pool.runtime and pool.comfyui is None)
         return max((pool.cells(cuda=pool.num_gpus > 0) for pool in pools), default=None)
+
+    @property
+    def request_limits(self) -> Limits:
+        """How much one request may hold."""
+        return Limits(
+            body_bytes=self.ingress.max_body_bytes,
+            upload_bytes=self.ingress.max_upload_bytes,
+            sizes=self.limits,
+            latent_cells=self.latent_cells,
+        )
 
     @property
     def results_entries(self) -> int | None:

@@ -28,6 +28,9 @@ NO_MASK = (64, 64)
 TENSOR_PIXEL_BYTES = 12
 """What a pixel takes once it is loaded: three float32."""
 
+PNG_LEVEL, QUICK_PNG_LEVEL = 4, 1
+"""How hard zlib works at a picture that is kept, and at one that is only looked at."""
+
 PREVIEW_SIDE = 512
 """The longer side of a preview."""
 

@@ -63,8 +63,8 @@ class Limits:
     the request, or is drawn for it. latent_cells: what a sampler of the shared pools may work on; None is no limit.
     """
 
-    body_bytes: int = 20_000_000
-    upload_bytes: int = 100 * 1024 * 1024
+    body_bytes: int
+    upload_bytes: int
     command_bytes: int = 1_000_000
     ids: int = 1000
     poll_s: float = 60.0
@@ -105,7 +105,7 @@ class Service:
         scheduler: SchedulerClient,
         store: Store,
         choices: Callable[[str], Sequence[str]],
-        limits: Limits | None = None,
+        limits: Limits,
         *,
         catalog: Catalog | None = None,
         user_data: UserData | None = None,
@@ -114,7 +114,7 @@ class Service:
         relay: Callable[[str, PackCall], Awaitable[PackAnswer]] | None = None,
         pools: Sequence[Pool] = (),
     ) -> None:
-        self.limits = limits or Limits()
+        self.limits = limits
         self.rendering = asyncio.Semaphore(self.limits.sizes.renders)
         """Held while an image is drawn."""
         self.store = store

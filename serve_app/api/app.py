@@ -25,6 +25,8 @@ from serve_app.api.origin import EVERYONE, Allowed, Door
 from serve_app.service import Service
 
 Dialect: TypeAlias = Literal["contract", "comfy"]
+ROOT_DIALECT: Dialect = "contract"
+"""Whose routes the root has, of those that both dialects have, unless the configuration says otherwise."""
 
 HEADER = b"x-comfy-dialect"
 """The request header that names the dialect of a root route."""
@@ -33,7 +35,7 @@ PREFIX = "/api"
 
 def create_app(
     service: Service | Callable[[], Service],
-    root_dialect: Dialect = "contract",
+    root_dialect: Dialect = ROOT_DIALECT,
     page_dir: Path | None = None,
     allowed: Allowed = EVERYONE,
     crowd: Crowd | None = None,

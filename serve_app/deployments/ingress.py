@@ -16,7 +16,7 @@ from serve_app.deployments.relay import Relay
 from serve_app.deployments.replica import ObjectStore
 from serve_app.deployments.scheduler import ensure
 from serve_app.replica.files import open_catalog, open_store
-from serve_app.service import Limits, Service
+from serve_app.service import Service
 from serve_app.store.extensions import Extensions
 from serve_app.store.userdata import UserData
 
@@ -39,19 +39,13 @@ class Ingress:
         def choices(folder: str) -> list[str]:
             return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
 
-        limits = Limits(
-            body_bytes=config.ingress.max_body_bytes,
-            upload_bytes=config.ingress.max_upload_bytes,
-            sizes=config.limits,
-            latent_cells=config.latent_cells,
-        )
         users = UserData(config.user_dir, many=config.multi_user)
         pages = Extensions(config.custom_nodes_dir)
         service = Service(
             SchedulerHandle(),
             store,
             choices,
-            limits,
+            config.request_limits,
             catalog=catalog,
             user_data=users,
             extensions=pages,

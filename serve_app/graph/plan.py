@@ -94,6 +94,10 @@ def is_strict(extra_data: Mapping[str, object]) -> bool:
     return extra_data.get("strict") is True
 
 
+EVERY_CLASS = ("*",)
+"""The patterns of a pool that takes nodes of every class."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """A set of equal replicas, as the planner sees it.
@@ -105,7 +109,7 @@ class Pool:
 
     name: str
     runtime: bool
-    accepts: tuple[str, ...] = ("*",)
+    accepts: tuple[str, ...] = EVERY_CLASS
     whole: bool = False
     prefers: tuple[str, ...] = ()
 

@@ -96,13 +96,13 @@ class ComfyUIRunner:
         store: Store,
         transfer: Transfer,
         host: Callable[[], HostStats],
-        previews: str = "none",
-        limits: SizeLimits | None = None,
-        start_s: float = 600.0,
-        stop_s: float = 10.0,
-        keep_bytes: int = 4 * 1024**3,
-        routes: tuple[PackRoute, ...] = (),
-        answer_bytes: int = 100 * 1024 * 1024,
+        previews: str,
+        limits: SizeLimits,
+        start_s: float,
+        stop_s: float,
+        keep_bytes: int,
+        routes: tuple[PackRoute, ...],
+        answer_bytes: int,
     ) -> None:
         self._desk = desk
         self._replica_id = replica_id
@@ -112,7 +112,7 @@ class ComfyUIRunner:
         self._transfer = transfer
         self._host = host
         self._previews = previews
-        self._limits = limits or SizeLimits()
+        self._limits = limits
         self._start_s = start_s
         self._stop_s = stop_s
         self._keep_bytes = keep_bytes

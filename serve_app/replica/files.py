@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 
 from serve_app import log
 from serve_app.config import AppConfig, S3Config
@@ -24,7 +23,7 @@ def open_store(config: AppConfig, *, patient: bool = True) -> Store:
     from serve_app.store.bucket import Bucket
     from serve_app.store.s3 import S3
 
-    location = config.store.location if patient else replace(config.store.location, patience_s=0.0, timeout_s=5.0)
+    location = config.store.location if patient else config.store.location.hurried
     return S3(Bucket(location), config.store.link_s if config.store.presigned_redirects else None)
 
 

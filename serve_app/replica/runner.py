@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -116,19 +115,19 @@ class Runner:
         transfer: Transfer,
         host: Callable[[], HostStats],
         results_bytes: int,
-        results_entries: int | None = None,
+        results_entries: int | None,
         fingerprint: Callable[[str, str], str],
         fetch: Callable[[str, str], None],
-        previews: bool = False,
-        limits: SizeLimits | None = None,
-        node_limits: NodeLimits | None = None,
-        stop_s: float = 10.0,
-        exit: Callable[[int], object] = os._exit,
+        previews: bool,
+        limits: SizeLimits,
+        node_limits: NodeLimits,
+        stop_s: float,
+        exit: Callable[[int], object],
     ) -> None:
-        self._limits = limits or SizeLimits()
+        self._limits = limits
         self._desk = desk
         self._previews = previews
-        self.node_limits = node_limits or NodeLimits()
+        self.node_limits = node_limits
         self._stop_s = stop_s
         self._exit = exit
         # By task, and by check: also of those that are over, while something of them goes on.

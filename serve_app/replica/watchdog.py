@@ -145,7 +145,7 @@ def end(
     status: int,
     why: str,
     underway: Callable[[], list[str]],
-    exit: Callable[[int], object] = os._exit,
+    exit: Callable[[int], object],
     *,
     stacks: bool = False,
 ) -> None:

@@ -102,8 +102,8 @@ class Scheduler:
         holder: str,
         rules: AdmissionRules,
         max_attempts: int,
-        silence_s: float = 20.0,
-        job_time_s: float | None = None,
+        silence_s: float,
+        job_time_s: float | None,
         sweep: Sweep | None = None,
     ) -> None:
         self._admit = partial(Admission, rules, pools, fingerprint=fingerprint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,13 @@ class Location:
     public_endpoint: str | None = None
     region: str | None = None
     path_style: bool = False
-    patience_s: float = 30.0
-    timeout_s: float = 30.0
+    patience_s: float = field(kw_only=True)
+    timeout_s: float = field(kw_only=True)
+
+    @property
+    def hurried(self) -> Location:
+        """The same, for one who can go on without an answer: it is asked once."""
+        return replace(self, patience_s=0.0, timeout_s=5.0)
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}" + (f" at {self.endpoint}" if self.endpoint else "")

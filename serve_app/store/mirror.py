@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,7 +44,7 @@ class Mirror:
     def __init__(self, bucket: Bucket, cache_dir: Path, budget_bytes: int = 0) -> None:
         self._bucket = bucket
         # Who has a listing can go on with it, and had better not wait for a newer one.
-        self._hurried = Bucket(replace(bucket.location, patience_s=0.0, timeout_s=5.0))
+        self._hurried = Bucket(bucket.location.hurried)
         self._cache = cache_dir
         self._budget_bytes = budget_bytes
         self._lock = threading.Lock()

@@ -19,6 +19,7 @@ from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import scripted
+from tests.usual_limits import LIMITS
 
 ATTACK = """async url => {
     const plain = {method: "POST", mode: "no-cors", headers: {"Content-Type": "text/plain"}};
@@ -47,7 +48,7 @@ def server(tmp_path: Path, browser: Any) -> Iterator[str]:
     )
     catalog, users = Catalog(tmp_path / "models"), UserData(tmp_path / "user")
     with Background() as background, background.entered(scripted()) as replica:
-        service = Service(replica.scheduler.client, volume, lambda folder: [], catalog=catalog, user_data=users)
+        service = Service(replica.scheduler.client, volume, lambda folder: [], LIMITS, catalog=catalog, user_data=users)
         yield from serve(create_app(service, allowed=IngressConfig().allowed), background)
 
 

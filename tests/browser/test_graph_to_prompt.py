@@ -20,6 +20,7 @@ from serve_app.store.volume import Volume
 from tests.browser.conftest import SHOWN
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import scripted
+from tests.usual_limits import LIMITS
 
 LOAD_AND_ASK = """async saved => {
     const app = window.comfyAPI.app.app;
@@ -42,7 +43,9 @@ def url(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     store = Volume(dict.fromkeys(("input", "output", "temp"), root))  # type: ignore[misc]
     users = UserData(root / "user")
     with Background() as background, background.entered(scripted(specs())) as replica:
-        service = Service(replica.scheduler.client, store, lambda folder: ["model.safetensors"], user_data=users)
+        service = Service(
+            replica.scheduler.client, store, lambda folder: ["model.safetensors"], LIMITS, user_data=users
+        )
         yield from serve(create_app(service, page_dir=page.installed()), background)
 
 

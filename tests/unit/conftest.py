@@ -55,7 +55,13 @@ def bucket_of(seaweed: Seaweed, credentials: None) -> Callable[..., Bucket]:
     """Return a bucket of the running store, by what is to differ from the usual."""
 
     def make(name: str, **differing: object) -> Bucket:
-        usual = {"endpoint": seaweed.endpoint, "path_style": True, "prefix": "site/a", "patience_s": 5.0}
+        usual = {
+            "endpoint": seaweed.endpoint,
+            "path_style": True,
+            "prefix": "site/a",
+            "patience_s": 5.0,
+            "timeout_s": 30.0,
+        }
         return Bucket(Location(name, **{**usual, **differing}))  # type: ignore[arg-type]
 
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -100,13 +101,14 @@ def test_the_split_clusters_model_pools_fit_on_one_card_together():
     assert sum(pool.num_gpus for pool in cluster.pools) == pytest.approx(1)
 
 
+location = partial(Location, patience_s=30.0, timeout_s=30.0)
 S3 = {"kind": "s3", "bucket": "images", "endpoint": "http://store:9000", "path_style": True}
 
 
 def test_clients_files_are_on_a_volume_unless_a_bucket_is_named():
     assert AppConfig().store.kind == "volume"
     stored = config.parse({"store": {**S3, "prefix": "site", "public_endpoint": "https://files.example"}}, "here").store
-    assert stored.location == Location(
+    assert stored.location == location(
         "images", "site", "http://store:9000", public_endpoint="https://files.example", path_style=True
     )
 
@@ -131,10 +133,10 @@ def test_a_store_that_cannot_be_is_refused_by_its_key(store, wrong):
 def test_models_are_in_a_bucket_by_url_or_keys_and_with_the_store_unless_they_say_where():
     assert AppConfig().models_location is None
     near = config.parse({"models": "s3://models/sd/all", "store": S3}, "here").models_location
-    assert near == Location("models", "sd/all", "http://store:9000", path_style=True)
+    assert near == location("models", "sd/all", "http://store:9000", path_style=True)
     apart = {"bucket": "models", "endpoint": "https://elsewhere"}
     assert config.parse({"models": apart, "store": S3}, "here").models_location.endpoint == "https://elsewhere"
-    assert config.parse({"models": "s3://models"}, "here").models_location == Location("models")
+    assert config.parse({"models": "s3://models"}, "here").models_location == location("models")
     with pytest.raises(ConfigError, match="s3://BUCKET/PREFIX"):
         config.parse({"models": "/models"}, "here")
 

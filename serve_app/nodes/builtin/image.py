@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from serve_app.images import from_bytes, to_png
+from serve_app.images import PNG_LEVEL, QUICK_PNG_LEVEL, from_bytes, to_png
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files
@@ -117,7 +117,7 @@ class SaveImage:
     DESCRIPTION = "Saves the images to the output folder."
 
     area: Area = "output"
-    compress_level = 4
+    compress_level = PNG_LEVEL
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class PreviewImage(SaveImage):
     DESCRIPTION = "Shows the images; they are kept in the temp folder only."
 
     area: Area = "temp"
-    compress_level = 1
+    compress_level = QUICK_PNG_LEVEL
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.images import mask_from_bytes
+from serve_app.images import PNG_LEVEL, mask_from_bytes
 from serve_app.nodes.builtin.image import PreviewImage
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.builtin.match_size import as_planes, fit_batch
@@ -232,7 +232,7 @@ class MaskPreview(PreviewImage):
     FUNCTION = "execute"
     CATEGORY = "mask"
     DESCRIPTION = ""
-    compress_level = 4
+    compress_level = PNG_LEVEL
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

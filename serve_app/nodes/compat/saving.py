@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from serve_app.images import to_png
+from serve_app.images import PNG_LEVEL, QUICK_PNG_LEVEL, to_png
 from serve_app.nodes.compat import folder_paths
 
 
@@ -30,7 +30,7 @@ class SaveImage:
         self.output_dir = folder_paths.get_output_directory()
         self.type = "output"
         self.prefix_append = ""
-        self.compress_level = 4
+        self.compress_level = PNG_LEVEL
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class PreviewImage(SaveImage):
         self.output_dir = folder_paths.get_temp_directory()
         self.type = "temp"
         self.prefix_append = f"_temp_{uuid.uuid4().hex[:5]}"
-        self.compress_level = 1
+        self.compress_level = QUICK_PNG_LEVEL
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

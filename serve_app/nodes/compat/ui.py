@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from serve_app.images import PNG_LEVEL
 from serve_app.nodes.compat import folder_paths
 from serve_app.nodes.compat.saving import SaveImage
 
@@ -72,7 +73,7 @@ class ImageSaveHelper:
 
     @staticmethod
     def save_images(
-        images: torch.Tensor, filename_prefix: str, folder_type: Any, cls: Any = None, compress_level: int = 4
+        images: torch.Tensor, filename_prefix: str, folder_type: Any, cls: Any = None, compress_level: int = PNG_LEVEL
     ) -> list[SavedResult]:
         """Store images (B,H,W,C) as PNG files and return them."""
         area = str(getattr(folder_type, "value", folder_type))
@@ -86,7 +87,7 @@ class ImageSaveHelper:
 
     @staticmethod
     def get_save_images_ui(
-        images: torch.Tensor, filename_prefix: str, cls: Any, compress_level: int = 4
+        images: torch.Tensor, filename_prefix: str, cls: Any, compress_level: int = PNG_LEVEL
     ) -> SavedImages:
         """Store images in the output area and return what shows them."""
         return SavedImages(ImageSaveHelper.save_images(images, filename_prefix, "output", cls, compress_level))

@@ -193,6 +193,7 @@ async def scripted(
             max_attempts=3,
             # Nobody polls for a replica that the test does not speak for just now.
             silence_s=float("inf"),
+            job_time_s=None,
         )
         await scheduler.start()
         try:

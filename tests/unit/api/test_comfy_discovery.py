@@ -16,6 +16,7 @@ from serve_app.scheduler.cluster_view import ClusterView, Gpu, HostStats
 from serve_app.scheduler.messages import Free
 from serve_app.service import Service
 from serve_app.store.userdata import UserData
+from tests.usual_limits import LIMITS
 
 
 async def get(client, path: str, **query):
@@ -250,7 +251,9 @@ async def test_with_one_user_there_is_no_list_of_users(client):
 
 
 async def test_with_several_users_each_has_settings_of_its_own(scheduler, volume, tmp_path):
-    service = Service(scheduler.client, volume, lambda folder: [], user_data=UserData(tmp_path / "users", many=True))
+    service = Service(
+        scheduler.client, volume, lambda folder: [], LIMITS, user_data=UserData(tmp_path / "users", many=True)
+    )
     transport = httpx.ASGITransport(app=create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         assert await get(client, "/api/users") == {"storage": "server", "users": {}}

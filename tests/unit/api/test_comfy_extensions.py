@@ -10,6 +10,7 @@ from serve_app.service import Service
 from serve_app.store.extensions import Extensions
 from serve_app.store.volume import Volume
 from tests.unit.api.scripted_replica import Reached
+from tests.usual_limits import LIMITS
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ async def client(scheduler: Reached, tmp_path: Path) -> httpx.AsyncClient:
     (tmp_path / "pack" / "__init__.py").write_text('WEB_DIRECTORY = "js"')
     (tmp_path / "pack" / "js" / "a.js").write_text("hello")
     store = Volume(dict.fromkeys(("input", "output", "temp"), tmp_path))  # type: ignore[misc]
-    service = Service(scheduler.client, store, lambda folder: [], extensions=Extensions(tmp_path))
+    service = Service(scheduler.client, store, lambda folder: [], LIMITS, extensions=Extensions(tmp_path))
     return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://test")
 
 

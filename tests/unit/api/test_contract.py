@@ -14,6 +14,7 @@ from serve_app.scheduler.cluster_view import Gpu, HostStats
 from serve_app.service import Service
 from tests.unit.api.conftest import DOCUMENT
 from tests.unit.api.scripted_replica import scripted
+from tests.usual_limits import LIMITS
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
 
@@ -144,7 +145,7 @@ async def test_system_stats_add_up_every_host_and_count_each_gpu_once(volume):
     )
     async with scripted(host=hosts[0]) as replica:
         await replica.announce(host=hosts[1])
-        app = create_app(Service(replica.scheduler.client, volume, lambda folder: []))
+        app = create_app(Service(replica.scheduler.client, volume, lambda folder: [], LIMITS))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             stats = (await client.get("/system_stats")).json()
     conforms("SystemStats", stats)

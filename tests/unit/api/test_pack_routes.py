@@ -7,6 +7,7 @@ import json
 import logging
 import textwrap
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.packs import Packs, load
 from serve_app.nodes.route_server import RouteServer
 from serve_app.nodes.routes import PackCall, PackRoute
-from serve_app.service import Limits, Service
+from serve_app.service import Service
 from serve_app.store.volume import Volume
 from tests.unit.api.http_server import serve
 from tests.unit.api.scripted_replica import ScriptedReplica, scripted
+from tests.usual_limits import LIMITS
 
 PACK = """
     import os
@@ -166,7 +168,7 @@ async def service(replica: ScriptedReplica) -> AsyncIterator[Service]:
             raise NotReadyError(f"there is no replica of {pool}", retry_after_s=5)
         return await served.answer(call)
 
-    limits = Limits(upload_bytes=LIMIT_BYTES)
+    limits = replace(LIMITS, upload_bytes=LIMIT_BYTES)
     yield Service(replica.scheduler.client, Volume({}), lambda folder: [], limits, relay=relay)
     await served.close()
 

@@ -12,13 +12,14 @@ from serve_app.service import Service
 from serve_app.store.s3 import S3
 from serve_app.store.store import FileRef
 from tests.unit.api.scripted_replica import Reached
+from tests.usual_limits import LIMITS
 
 BYTES = bytes(range(256)) * 4000
 VIEW = "/view?filename=ü.png&subfolder=sub"
 
 
 async def reached(scheduler: Reached, store: S3) -> AsyncIterator[httpx.AsyncClient]:
-    service = Service(scheduler.client, store, lambda folder: [])
+    service = Service(scheduler.client, store, lambda folder: [], LIMITS)
     transport = httpx.ASGITransport(app=create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client

@@ -16,6 +16,7 @@ from serve_app.store.volume import Volume
 from tests.unit.api.conftest import FILES, example, volume
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import ScriptedReplica, scripted
+from tests.usual_limits import LIMITS
 
 __all__ = ["example", "volume"]
 
@@ -66,7 +67,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def url(server: Server, volume: Volume) -> Iterator[str]:
     """The server's address."""
-    service = Service(server.replica.scheduler.client, volume, lambda folder: FILES[folder])
+    service = Service(server.replica.scheduler.client, volume, lambda folder: FILES[folder], LIMITS)
     yield from serve(create_app(service), server.background)
 
 

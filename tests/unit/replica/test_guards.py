@@ -18,6 +18,7 @@ from serve_app.scheduler.client import JobView
 from serve_app.service import Service
 from serve_app.store.volume import Volume
 from tests.unit.replica.cluster import Cluster, cluster
+from tests.usual_limits import LIMITS
 
 PACK = """
 import asyncio, sys, threading
@@ -142,7 +143,7 @@ class Client:
 
     def __init__(self, running: Cluster) -> None:
         self.running = running
-        self.service = Service(running.scheduler, Volume(running.config.directories), lambda folder: [])
+        self.service = Service(running.scheduler, Volume(running.config.directories), lambda folder: [], LIMITS)
 
     async def submit(self, kind: str, error: str = "", **extra_data: Any) -> str:
         prompt = {"n": {"class_type": kind, "inputs": {"error": error}}}

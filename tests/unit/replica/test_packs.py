@@ -22,6 +22,7 @@ from serve_app.scheduler.client import JobView, Reader
 from serve_app.service import Service
 from serve_app.store.volume import Volume
 from tests.unit.replica.cluster import Cluster, cluster
+from tests.usual_limits import LIMITS
 
 PACK = """
 from PIL import Image
@@ -117,7 +118,7 @@ class Client:
 
     def __init__(self, running: Cluster) -> None:
         self.running = running
-        self.service = Service(running.scheduler, Volume(running.config.directories), lambda folder: [])
+        self.service = Service(running.scheduler, Volume(running.config.directories), lambda folder: [], LIMITS)
 
     async def run(self, **nodes: tuple[str, dict[str, Any]]) -> tuple[JobView, list[tuple[str, Any]]]:
         """Return the ended job, and what was said of which node on the way."""

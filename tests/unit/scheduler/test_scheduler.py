@@ -41,6 +41,9 @@ UNSTORABLE = "\ud800"
 SHOWN = {"unsayable": {1, 2}}
 """What nodes show that show more than their own id: a set is no JSON."""
 
+SILENCE_S = 60.0
+"""How long a replica may be silent, where that is not what a test is about."""
+
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +56,15 @@ class Life:
     def __init__(self, url: str, fingerprint: Callable[[str, str], str], pool: Pool) -> None:
         self.jobs = Jobs(url)
         self.scheduler = Scheduler(
-            self.jobs, [pool], fingerprint, lambda: HOST, holder="test", rules=RULES, max_attempts=3
+            self.jobs,
+            [pool],
+            fingerprint,
+            lambda: HOST,
+            holder="test",
+            rules=RULES,
+            max_attempts=3,
+            silence_s=SILENCE_S,
+            job_time_s=None,
         )
         self.free = asyncio.Event()
         self.free.set()
@@ -380,6 +391,7 @@ async def test_a_replica_that_is_silent_is_lost_and_named_to_whoever_can_end_it(
         rules=RULES,
         max_attempts=3,
         silence_s=0.2,
+        job_time_s=None,
     )
     silenced: asyncio.Queue[str] = asyncio.Queue()
     silence.silenced = silenced.put_nowait

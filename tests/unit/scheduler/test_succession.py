@@ -48,6 +48,8 @@ async def server(url: str, name: str) -> AsyncIterator[Succession]:
             holder=name,
             rules=RULES,
             max_attempts=3,
+            silence_s=60,
+            job_time_s=None,
         ),
     )
     try:

@@ -52,6 +52,8 @@ class Site:
             holder=holder,
             rules=RULES,
             max_attempts=3,
+            silence_s=60,
+            job_time_s=None,
             sweep=sweep,
         )
 

@@ -13,6 +13,7 @@ from serve_app.scheduler.client import Accepted, SchedulerClient, Submission
 from serve_app.service import KEYS, Service
 from tests.unit.api.conftest import FILES, example, replica, scheduler, service, volume
 from tests.unit.api.node_specs import SPECS
+from tests.usual_limits import LIMITS
 
 __all__ = ["example", "replica", "scheduler", "service", "volume"]
 
@@ -126,7 +127,7 @@ class Knowing:
 
 @pytest.fixture
 def pooled(volume) -> Service:
-    return Service(cast(SchedulerClient, Knowing()), volume, lambda folder: FILES[folder], pools=POOLS)
+    return Service(cast(SchedulerClient, Knowing()), volume, lambda folder: FILES[folder], LIMITS, pools=POOLS)
 
 
 async def chosen(service: Service, body: dict[str, Any]) -> Any:
