@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from serve_app.errors import WorkflowFileError, did_you_mean
 from serve_app.graph.parse import WRAPPED
+from serve_app.graph.validate import unknown_class
+from serve_app.graph.widgets import CUSTOM_COMBO, place_in_list, widget_values
 
 NEVER, BYPASS = 2, 4
 """The modes of a muted node and of a bypassed one."""
@@ -23,19 +26,6 @@ SUBGRAPH_INPUT, SUBGRAPH_OUTPUT = "-10", "-20"
 """The ids of the two ends of a subgraph in its own links."""
 OWN = "-1"
 """In `proxyWidgets`: the host's own input, not a widget of a node inside."""
-
-WIDGETS: Mapping[str, Any] = {
-    "INT": 0,
-    "FLOAT": 0.0,
-    "BOOLEAN": False,
-    "STRING": "",
-    "COMBO": None,
-    "COLOR": "#ffffff",
-    "MARKDOWN": "",
-}
-"""Input types that the page shows as widgets, each with the value of one whose class names no default."""
-SEEDS = frozenset({"seed", "noise_seed"})
-"""Integers that have a control widget even where their class does not ask for one."""
 
 JsonObject: TypeAlias = Mapping[str, Any]
 
@@ -81,36 +71,43 @@ def is_saved_by_page(workflow: Any) -> bool:
     return isinstance(workflow, Mapping) and isinstance(workflow.get("nodes"), list)
 
 
-def convert(workflow: JsonObject, classes: Mapping[str, JsonObject]) -> dict[str, Any]:
+def convert(
+    workflow: JsonObject,
+    classes: Mapping[str, JsonObject],
+    unsupported: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Return the workflow in API format.
 
-    classes: what /object_info answers. Errors: WorkflowFileError naming the nodes of unknown classes, or what in the
-    file leads nowhere.
+    classes: what /object_info answers. unsupported: why there is no such class, as of `validate`, whose words these
+    are too. Errors: WorkflowFileError naming the nodes of unknown classes, or what in the file leads nowhere.
     """
     try:
-        return _Conversion(workflow, classes).result()
+        return _Conversion(workflow, classes, unsupported).result()
     except (AttributeError, TypeError, ValueError, LookupError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise WorkflowFileError(f"the workflow is not as the web page saves one: {reason}") from error
 
 
 class _Conversion:
-    def __init__(self, workflow: JsonObject, classes: Mapping[str, JsonObject]) -> None:
-        self._classes = classes
+    def __init__(self, workflow: JsonObject, classes: Mapping[str, JsonObject], unsupported: Mapping[str, str]) -> None:
+        self._classes, self._unsupported = classes, unsupported
         self._subgraphs = {str(found["id"]): found for found in _definitions(workflow)}
         self._inner: dict[tuple[str, ...], Level] = {}
         self._top = _level(workflow)
 
     def result(self) -> dict[str, Any]:
         found = list(self._running(self._top))
-        unknown = [
-            f"node {level.name(node_id)} is of the class {node['type']!r}{did_you_mean(node['type'], self._classes)}"
-            for level, node_id, node in found
-            if node["type"] not in self._classes
-        ]
+        unknown: dict[str, list[str]] = {}
+        for level, node_id, node in found:
+            if (kind := node["type"]) not in self._classes:
+                unknown.setdefault(kind, []).append(level.name(node_id))
         if unknown:
-            raise WorkflowFileError(f"classes that the server lacks: {', '.join(unknown)}")
+            raise WorkflowFileError("; ".join(self._missing(kind, nodes) for kind, nodes in unknown.items()))
         return {level.name(node_id): self._rendered(level, node_id, node) for level, node_id, node in found}
+
+    def _missing(self, kind: str, nodes: list[str]) -> str:
+        reason = unknown_class(kind, self._unsupported.get(kind), lambda: did_you_mean(kind, self._classes))
+        return f"{'nodes' if nodes[1:] else 'node'} {', '.join(nodes)}: {reason}"
 
     def _running(self, level: Level) -> Iterator[tuple[Level, str, JsonObject]]:
         for node_id, node in level.nodes.items():
@@ -140,7 +137,7 @@ class _Conversion:
 
     def _rendered(self, level: Level, node_id: str, node: JsonObject) -> dict[str, Any]:
         info = self._classes[node["type"]]
-        inputs = dict(_widget_values(node, info))
+        inputs = widget_values(node, info)
         inputs |= {name: value for (owner, name), value in level.overrides.items() if owner == node_id}
         inputs = {name: {WRAPPED: value} if isinstance(value, list) else value for name, value in inputs.items()}
         for index, given in enumerate(node.get("inputs") or ()):
@@ -149,6 +146,8 @@ class _Conversion:
                 inputs[given["name"]] = {WRAPPED: source.value} if isinstance(source.value, list) else source.value
             elif source is not None:
                 inputs[given["name"]] = list(source)
+        if node["type"] == CUSTOM_COMBO:
+            inputs["index"] = place_in_list(inputs)
         title = node.get("title") or info.get("display_name") or node["type"]
         return {"inputs": inputs, "class_type": node["type"], "_meta": {"title": title}}
 
@@ -242,47 +241,6 @@ def _fits(one: Any, other: Any) -> bool:
     """Whether a link may join two slot types; a type may be a comma list, "*" joins all."""
     ones, others = ({part.strip().lower() for part in str(kind).split(",")} for kind in (one, other))
     return bool(ones & others) or "*" in ones | others or not (one and other)
-
-
-# Widgets --------------------------------------------------------------------------------------------------------------
-
-
-def _widget_values(node: JsonObject, info: JsonObject) -> Iterator[tuple[str, Any]]:
-    """Yield each widget of a node with its value: the saved one, else the class's default."""
-    widgets = list(_widgets(info))
-    saved = node.get("widgets_values") or ()
-    if isinstance(saved, Mapping):
-        saved = [saved.get(name, default) for name, default, _ in widgets]
-    elif any(forced for *_, forced in widgets) and len(saved) == len(widgets):
-        # Older pages saved a value for inputs that are sockets always.
-        saved = [value for value, (*_, forced) in zip(saved, widgets, strict=True) if not forced]
-    shown = [(name, default) for name, default, forced in widgets if not forced]
-    for index, (name, default) in enumerate(shown):
-        if name is not None:
-            yield name, saved[index] if index < len(saved) else default
-
-
-def _widgets(info: JsonObject) -> Iterator[tuple[str | None, Any, bool]]:
-    """Yield (name, default, forced) in the page's order; no name for the page's own, forced for what is a socket."""
-    for section in ("required", "optional"):
-        declared: JsonObject = info["input"].get(section) or {}
-        order: Sequence[str] = (info.get("input_order") or {}).get(section) or list(declared)
-        uploads = False
-        for name in order:
-            kind, options = declared[name][0], declared[name][1] if len(declared[name]) > 1 else {}
-            choices = kind if isinstance(kind, list) else options.get("options") or ()
-            kind = "COMBO" if isinstance(kind, list) else options.get("widgetType", kind)
-            if kind not in WIDGETS:
-                continue
-            default = choices[0] if kind == "COMBO" and choices else WIDGETS[kind]
-            forced = bool(options.get("forceInput"))
-            yield name, options.get("default", default), forced
-            if not forced and options.get("control_after_generate", kind == "INT" and name in SEEDS):
-                # A choice's control has a filter beside it.
-                yield from [(None, None, False)] * (2 if kind == "COMBO" else 1)
-            uploads = uploads or any(options.get(f"{what}_upload") for what in ("image", "video", "animated_image"))
-        if uploads:
-            yield None, None, False
 
 
 def _promoted(host: JsonObject) -> Iterator[tuple[str, str, Any]]:

@@ -105,11 +105,10 @@ class _Check:
     def node(self, node: Node) -> Node:
         spec = self.specs.get(node.class_type)
         if spec is None:
-            if (reason := self.unsupported.get(node.class_type)) is not None:
-                message = f"node class {shown(node.class_type)} is not supported: {reason}"
-            else:
-                message = f"no node class {shown(node.class_type)} is installed"
-                message += self._suggest("class", node.class_type, self.specs)
+            reason = self.unsupported.get(node.class_type)
+            message = unknown_class(
+                node.class_type, reason, lambda: self._suggest("class", node.class_type, self.specs)
+            )
             extra = {"node_id": node.id, "class_type": node.class_type, "node_title": node.class_type}
             self._add(node, Problem("missing_node_type", message, extra=extra))
         if spec is not None:
@@ -244,6 +243,13 @@ class _Check:
     def _add(self, node: Node, problem: Problem) -> None:
         self.problems.append(replace(problem, node_id=node.id, class_type=node.class_type))
         self.wrong.add(node.id)
+
+
+def unknown_class(class_type: str, reason: str | None, suggest: Callable[[], str]) -> str:
+    """Return what is wrong with a class that there is not. reason: why there is none, for one that is known of."""
+    if reason is not None:
+        return f"node class {shown(class_type)} is not supported: {reason}"
+    return f"no node class {shown(class_type)} is installed{suggest()}"
 
 
 def out_of_bounds(declared: Input, value: Any) -> tuple[str, str] | None:

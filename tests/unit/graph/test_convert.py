@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
+from typing import Any
 
 import pytest
 
@@ -196,7 +197,7 @@ def test_subgraphs_nest():
 @pytest.mark.parametrize(
     ("saved", "said"),
     [
-        (workflow(node(2, "Sampel"), links={}), "lacks: node 2 is of the class 'Sampel'; did you mean 'Sample'?"),
+        (workflow(node(2, "Sampel"), links={}), "node 2: no node class 'Sampel' is installed; did you mean 'Sample'?"),
         (workflow(node(2, "workflow>mine"), links={}), "node 2 is the group node 'workflow>mine'; open the workflow"),
         (workflow(node(2, "Load", {"a": ("*", 9)}), links={}), "not as the web page saves one: KeyError: 9"),
         ({"nodes": [{}]}, "not as the web page saves one: KeyError: 'id'"),
@@ -221,3 +222,123 @@ def test_what_cannot_be_converted_is_refused_saying_what_and_where(saved, said):
 )
 def test_a_workflow_that_the_page_saved_has_a_list_of_nodes(value, saved):
     assert is_saved_by_page(value) is saved
+
+
+def test_an_unknown_class_is_refused_in_validations_words():
+    saved = workflow(node(2, "Sampled"), node(3, "Sampled"), links={})
+    reason = "it is for a model family other than ours"
+    problems = validate(
+        parse({"2": {"class_type": "Sampled"}}), {}, lambda folder: [], None, {"Sampled": reason}
+    ).problems
+    with pytest.raises(WorkflowFileError) as error:
+        convert(saved, CLASSES, {"Sampled": reason})
+    assert str(error.value) == f"nodes 2, 3: {problems[0].message}"
+    assert "did you mean" not in str(error.value)
+
+
+DYNAMIC: dict[str, Any] = {
+    "Resize": {
+        "input": {
+            "required": {
+                "image": ["IMAGE"],
+                "how": [
+                    "COMFY_DYNAMICCOMBO_V3",
+                    {
+                        "options": [
+                            {"key": "by", "inputs": {"required": {"factor": ["FLOAT", {"default": 2.0}]}}},
+                            {
+                                "key": "to",
+                                "inputs": {
+                                    "required": {"width": ["INT"], "height": ["INT", {"default": 9}]},
+                                    "optional": {
+                                        "edge": [
+                                            "COMFY_DYNAMICCOMBO_V3",
+                                            {
+                                                "options": [
+                                                    {"key": "cut", "inputs": {"required": {}}},
+                                                    {"key": "pad", "inputs": {"required": {"color": ["COLOR"]}}},
+                                                ]
+                                            },
+                                        ]
+                                    },
+                                },
+                            },
+                        ]
+                    },
+                ],
+                "method": ["COMBO", {"options": ["area", "bilinear"]}],
+            }
+        }
+    },
+    "Stack": {
+        "input": {
+            "required": {
+                "rows": [
+                    "COMFY_DYNAMICGROUP_V3",
+                    {
+                        "template": {"required": {"name": [["a", "b"]]}, "optional": {"weight": ["FLOAT"]}},
+                        "min": 0,
+                        "max": 9,
+                    },
+                ],
+                "more": ["COMFY_AUTOGROW_V3", {"template": {"input": {"required": {"n": ["INT", {}]}}, "prefix": "n"}}],
+                "last": ["STRING"],
+            }
+        }
+    },
+    "CustomCombo": {"input": {"required": {"choice": ["COMBO", {"options": []}]}}},
+}
+
+
+def dynamic_inputs(kind, **keys):
+    saved = workflow(node(1, "Load"), node(2, kind, **keys), links={1: (1, 0, 2, 0)})
+    return convert(saved, {**CLASSES, **DYNAMIC})["2"]["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], {"how": "by", "how.factor": 2.0, "method": "area"}),
+        (["by", 3.0, "bilinear"], {"how": "by", "how.factor": 3.0, "method": "bilinear"}),
+        (
+            ["to", 4, 5, "cut", "bilinear"],
+            {"how": "to", "how.width": 4, "how.height": 5, "how.edge": "cut", "method": "bilinear"},
+        ),
+        (
+            ["to", 4, 5, "pad", "#000000", "bilinear"],
+            {
+                "how": "to",
+                "how.width": 4,
+                "how.height": 5,
+                "how.edge": "pad",
+                "how.edge.color": "#000000",
+                "method": "bilinear",
+            },
+        ),
+    ],
+)
+def test_the_widgets_of_the_chosen_option_stand_behind_its_choice(values, expected):
+    assert dynamic_inputs("Resize", widgets_values=values) == expected
+
+
+def test_values_saved_by_name_are_read_by_name():
+    named = {"method": "bilinear", "how": "to", "how.width": 4, "how.edge": "cut"}
+    expected = {"how": "to", "how.width": 4, "how.height": 9, "how.edge": "cut", "method": "bilinear"}
+    assert dynamic_inputs("Resize", widgets_values=["to"], widgets_values_named=named) == expected
+
+
+def test_rows_are_counted_by_a_widget_that_is_no_input_and_grown_inputs_have_none():
+    values = [2, "a", 0.5, "b", 1.5, "end"]
+    assert dynamic_inputs("Stack", inputs={"more.n0": ("INT", 1)}, widgets_values=values) == {
+        "rows.0.name": "a",
+        "rows.0.weight": 0.5,
+        "rows.1.name": "b",
+        "rows.1.weight": 1.5,
+        "last": "end",
+        "more.n0": ["1", 0],
+    }
+
+
+def test_a_list_that_its_user_wrote_says_which_option_is_chosen():
+    given = dynamic_inputs("CustomCombo", widgets_values=["slow", 0, "fast", "slow", ""])
+    assert given == {"choice": "slow", "option1": "fast", "option2": "slow", "option3": "", "index": 1}
