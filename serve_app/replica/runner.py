@@ -130,8 +130,9 @@ class Runner:
         self.node_limits = node_limits
         self._stop_s = stop_s
         self._exit = exit
-        # By task, and by check: also of those that are over, while something of them goes on.
-        self._underway: dict[TaskId | int, Underway] = {}
+        # By run of a task, and by check: also of those that are over, while something of them goes on. Not by the task's
+        # id, which a scheduler that has forgotten it gives again.
+        self._underway: dict[asyncio.Task[None], Underway] = {}
         self._replacing: asyncio.Task[None] | None = None
         self._classes = classes
         self._specs = specs
@@ -198,7 +199,7 @@ class Runner:
             case Interrupt(task_id):
                 if running := self._running.get(task_id):
                     running.cancel()
-                    asyncio.get_running_loop().call_later(self._stop_s, self._see_stopped, task_id)
+                    asyncio.get_running_loop().call_later(self._stop_s, self._see_stopped, running)
             case Free():
                 self._wishes.append(message)
                 self._free()
@@ -212,8 +213,11 @@ class Runner:
             case Compute(signature):
                 self._answer(signature, None)
             case Check():
-                self._checking.add(checking := asyncio.create_task(self._check(message)))
+                underway = Underway()
+                self._checking.add(checking := asyncio.create_task(self._check(message, underway)))
+                self._underway[checking] = underway
                 checking.add_done_callback(self._checking.discard)
+                checking.add_done_callback(self._over)
 
     def _free(self) -> None:
         """Free what was wished for, unless a task runs, which may need it."""
@@ -229,15 +233,11 @@ class Runner:
             await self.models.release()
             self._report_residency()
 
-    async def _check(self, check: Check) -> None:
-        underway = self._underway[check.check_id] = Underway()
+    async def _check(self, check: Check, underway: Underway) -> None:
         limit = TimeLimit(CHECK_S, "time that a submission waits")
-        try:
-            problems, fingerprints = await checked(
-                self._classes, check.nodes, check.node_ids, limit=limit, underway=underway
-            )
-        finally:
-            self._over(check.check_id)
+        problems, fingerprints = await checked(
+            self._classes, check.nodes, check.node_ids, limit=limit, underway=underway
+        )
         self.say(Checked(check.check_id, tuple(problems), fingerprints))
 
     def _answer(self, signature: str, reference: Any) -> None:
@@ -252,10 +252,10 @@ class Runner:
         self._held.begin(frozenset().union(*self._signatures.values()))
         scope = TaskScope(self, task)
         execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch, self._limits)
-        self._underway[task.id] = execution.underway
         # What the task starts, threads too, inherits what it is about.
         with log.about(job=task.id.job_id, task=f"{task.id.index}.{task.id.attempt}"):
             self._running[task.id] = running = asyncio.create_task(self._run(task, execution))
+        self._underway[running] = execution.underway
         # Not at the end of a coroutine: one that is cancelled before its first step never gets there.
         running.add_done_callback(partial(self._ended, task))
 
@@ -285,7 +285,7 @@ class Runner:
         self._signatures.pop(task_id, None)
         self._report_residency()
         self._free()
-        self._over(task_id)
+        self._over(running)
         if self._membership.leaving:
             return
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
@@ -312,18 +312,18 @@ class Runner:
         self._held.clear()
         free_unused()
 
-    def _over(self, key: TaskId | int) -> None:
+    def _over(self, run: asyncio.Task[None]) -> None:
         """Note that nobody waits for a task or check any more, and see to it that all of it ends."""
-        if self._underway.get(key):
-            asyncio.get_running_loop().call_later(self._stop_s, self._see_stopped, key)
+        if self._underway.get(run):
+            asyncio.get_running_loop().call_later(self._stop_s, self._see_stopped, run)
         else:
-            self._underway.pop(key, None)
+            self._underway.pop(run, None)
 
-    def _see_stopped(self, key: TaskId | int) -> None:
-        if self._underway.get(key):
+    def _see_stopped(self, run: asyncio.Task[None]) -> None:
+        if self._underway.get(run):
             self._replace()
         else:
-            self._underway.pop(key, None)
+            self._underway.pop(run, None)
 
     def _replace(self) -> None:
         """Make room for another replica: a node goes on that nobody waits for, and a thread cannot be ended."""

@@ -251,6 +251,19 @@ async def test_a_cancelled_node_that_goes_on_costs_its_replica_and_no_other_job(
         assert view.failure.exception_type == "JobTimeError", "it went on with the second replica, to its own limit"
 
 
+async def test_a_node_that_goes_on_is_seen_also_where_a_new_scheduler_has_its_task_run_again(tmp_path: Path) -> None:
+    async with client(tmp_path, impatient()) as c:
+        guilty = await c.started("Endless")
+        await c.running.restart_scheduler()
+        async with asyncio.timeout(30):
+            while not c.running.exits:
+                await asyncio.sleep(0.01)
+        assert c.running.exits == [REPLACED]
+        c.running.runners["cpu"]._classes["Endless"].stop.set()
+        await c.running.replica("second", impatient()[0])
+        assert (await c.running.finish(guilty)).state == "success"
+
+
 async def test_a_cancelled_node_that_ends_in_time_costs_nothing(tmp_path: Path) -> None:
     async with client(tmp_path, impatient()) as c:
         guilty = await c.started("Endless")
