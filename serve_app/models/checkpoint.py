@@ -19,6 +19,7 @@ from serve_app import log
 from serve_app.errors import ModelFileError
 from serve_app.models.families.family import BackboneFamily, Family
 from serve_app.models.layout import placed
+from serve_app.models.mapping import make_room
 from serve_app.models.parts import PART_NAMES, FoundPart, find_part
 from serve_app.models.tensors import Shape, Tensors
 from serve_app.values import EightBit, Part, Training
@@ -41,6 +42,7 @@ class Checkpoint:
                 f"'{path.name}' is a pickle, which can run code when it is opened; only .safetensors files are loaded"
             )
         try:
+            make_room(path)
             file: Any = safe_open(str(path), framework="pt", device="cpu")
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
