@@ -248,9 +248,10 @@ class PoolConfig(Section):
     An image has a cell for 8×8 pixels. 0 is 1,048,576 on a GPU, which is 64 images of 1024×1024, and 131,072 on a CPU.
     """
     memory_bytes: Annotated[int, Field(ge=0)] = 0
-    """Memory of its own that a replica's process may use before it is ended and replaced; 0 is no limit.
+    """Memory of its own that a replica's process may use before it is ended and replaced; 0 is 80 % of what there is.
 
-    Leave room between this and what the host or container allows: it is looked at a few times a second.
+    Leave room between this and what the host or container allows: it is looked at a few times a second. In a pool
+    without GPU one that is set also makes a single allocation fail that goes far beyond it.
     """
     hang_s: Annotated[float, Field(gt=0)] = 10.0
     """How long one thing may block a replica's event loop before the process is ended and replaced.

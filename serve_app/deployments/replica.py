@@ -21,6 +21,7 @@ from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node
 from serve_app.nodes.routes import PackAnswer, PackCall
+from serve_app.replica.host import own_limit
 from serve_app.replica.watchdog import Watchdog, limit_allocations
 
 
@@ -42,7 +43,7 @@ class Replica:
         self._watchdog = Watchdog(
             asyncio.get_running_loop(),
             hang_s=pool.hang_s,
-            memory_bytes=pool.memory_bytes,
+            memory_bytes=own_limit(pool.memory_bytes),
             relieve=self._runner.relieve,
             underway=self._runner.underway,
             turn=lambda: 0 if self._runner.models is None else self._runner.models.turn,
@@ -50,6 +51,7 @@ class Replica:
         )
         # Not before: what is imported and loaded until here may hold up the loop for as long as it takes.
         self._watchdog.start()
+        # Not where nobody has set a limit: what packs map counts as well, and takes no memory.
         if pool.memory_bytes and not pool.num_gpus:
             limit_allocations(pool.memory_bytes)
         self._life = asyncio.create_task(self._runner.run())

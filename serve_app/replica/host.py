@@ -17,6 +17,10 @@ CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memo
 """Where Linux says how much memory a container has, by cgroups of version 2 and 1."""
 
 
+OWN_SHARE = 0.8
+"""How much of the memory there is one process may use unless its pool says otherwise."""
+
+
 def host_stats() -> HostStats:
     """Return this host's memory and GPUs now; no GPUs where there is no NVIDIA driver."""
     memory = psutil.virtual_memory()
@@ -37,6 +41,11 @@ def memory_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):
             limits.append(int(path.read_text()))
     return min(limits)
+
+
+def own_limit(configured_bytes: int) -> int:
+    """Return how much memory of its own this process may use: what its pool says, or a share of what there is."""
+    return configured_bytes or round(OWN_SHARE * memory_bytes())
 
 
 @functools.cache
