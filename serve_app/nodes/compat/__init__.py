@@ -17,7 +17,6 @@ from serve_app.nodes.compat import (
     comfy_types,
     folder_paths,
     graph_utils,
-    io,
     latest,
     model_management,
     server,
@@ -84,7 +83,7 @@ def _modules() -> dict[str, ModuleType]:
     }
     for version in ("latest", "v0_0_2", "v0_0_1"):
         name = f"comfy_api.{version}"
-        modules |= {name: latest, f"{name}._io": io, f"{name}._ui": ui}
+        modules |= {name: latest, f"{name}._io": _made(f"{name}._io", vars(latest.io)), f"{name}._ui": ui}
     modules["comfy_api.input"] = _made("comfy_api.input", vars(latest.Input))
     return modules
 

@@ -1,14 +1,15 @@
 """The types of V3 nodes, `comfy_api.latest.io`: inputs and outputs as objects, and the schema that holds them.
 
-Source: the facts of ComfyUI 0.3.64's `comfy_api/latest/_io.py`; docs.comfy.org, "V3 migration".
+Those that stand for others, or for more than one type, are in `dynamic_io.py`.
+Source: the facts of ComfyUI 0.33's `comfy_api/latest/_io.py`; docs.comfy.org, "V3 migration".
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from types import MappingProxyType
 from typing import Any
 
 
@@ -34,6 +35,16 @@ class NumberDisplay(StrEnum):
 
     number = "number"
     slider = "slider"
+    gradient_slider = "gradientslider"
+
+
+class ControlAfterGenerate(StrEnum):
+    """What becomes of a value once a job is queued."""
+
+    fixed = "fixed"
+    increment = "increment"
+    decrement = "decrement"
+    randomize = "randomize"
 
 
 class Hidden(StrEnum):
@@ -45,6 +56,7 @@ class Hidden(StrEnum):
     dynprompt = "DYNPROMPT"
     auth_token_comfy_org = "AUTH_TOKEN_COMFY_ORG"
     api_key_comfy_org = "API_KEY_COMFY_ORG"
+    comfy_usage_source = "COMFY_USAGE_SOURCE"
 
 
 @dataclass
@@ -73,16 +85,17 @@ class Input:
     """One input. options: whatever its kind of input allows, by Python name; None leaves an option out."""
 
     io_type = "*"
-    positional: tuple[str, ...] = ()
+    positional: tuple[str, ...] = ("display_name", "optional", "tooltip", "lazy", "extra_dict", "raw_link", "advanced")
     """Options that may follow the id without a name."""
+    defaults: Mapping[str, Any] = MappingProxyType({})
+    """Options that are there unless they are given."""
 
-    def __init__(
-        self, id: str, *given: Any, optional: bool = False, extra_dict: dict[str, Any] | None = None, **options: Any
-    ) -> None:
+    def __init__(self, id: str, *given: Any, **options: Any) -> None:
+        named = {**dict(zip(self.positional, given, strict=False)), **options}
         self.id = id
-        self.optional = optional
-        self.options = {**dict(zip(self.positional, given, strict=False)), **options}
-        self.extra_dict = dict(extra_dict or {})
+        self.optional = bool(named.pop("optional", False))
+        self.extra_dict = dict(named.pop("extra_dict", None) or {})
+        self.options = {**self.defaults, **{name: value for name, value in named.items() if value is not None}}
         self.widget = None
 
     def __getattr__(self, name: str) -> Any:
@@ -92,7 +105,11 @@ class Input:
 
     def get_io_type(self) -> str:
         """Return the type on the wire."""
-        return str(self.options.get("widget_type") or self.io_type)
+        return self.io_type
+
+    def get_all(self) -> list[Input]:
+        """Return it and whatever inputs it brings."""
+        return [self]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options on the wire."""
@@ -110,6 +127,23 @@ class Input:
 class WidgetInput(Input):
     """An input that may have a widget."""
 
+    positional = (
+        *("display_name", "optional", "tooltip", "lazy", "default", "socketless", "widget_type", "force_input"),
+        *("extra_dict", "raw_link", "advanced"),
+    )
+
+    def get_io_type(self) -> str:
+        """Return the type on the wire."""
+        return str(self.options.get("widget_type") or self.io_type)
+
+
+def section_dict(inputs: Sequence[Input]) -> dict[str, dict[str, Any]]:
+    """Return inputs as INPUT_TYPES has them."""
+    sections: dict[str, dict[str, Any]] = {"required": {}}
+    for one in inputs:
+        sections.setdefault("optional" if one.optional else "required", {})[one.id] = (one.get_io_type(), one.as_dict())
+    return sections
+
 
 class Output:
     """One output slot."""
@@ -124,7 +158,8 @@ class Output:
         is_output_list: bool = False,
         **more: Any,
     ) -> None:
-        self.id, self.display_name, self.tooltip, self.is_output_list = id, display_name, tooltip, is_output_list
+        self.id, self.tooltip, self.is_output_list = id, tooltip, is_output_list
+        self.display_name = display_name or id
         self.options = more
 
 
@@ -164,28 +199,77 @@ def Custom(io_type: str) -> Any:
     return _typed(type(io_type, (ComfyType,), {}), io_type)
 
 
-def _widget(name: str, io_type: str, *positional: str) -> Any:
+def _widget(name: str, io_type: str, *positional: str, **defaults: Any) -> Any:
     """Return a type with a widget. positional: options that may be given without a name, after the id."""
-    made = type(name, (ComfyType,), {"Input": type("Input", (WidgetInput,), {"positional": positional})})
-    return _typed(made, io_type)
+    body = {"positional": positional, "defaults": MappingProxyType(defaults)}
+    return _typed(type(name, (ComfyType,), {"Input": type("Input", (WidgetInput,), body)}), io_type)
 
 
-_COMMON = ("display_name", "optional", "tooltip", "lazy")
-Boolean = _widget("Boolean", "BOOLEAN", *_COMMON)
-Int = _widget("Int", "INT", *_COMMON)
-Float = _widget("Float", "FLOAT", *_COMMON)
-String = _widget("String", "STRING", *_COMMON)
-Combo = _widget("Combo", "COMBO", "options", *_COMMON)
-MultiCombo = _widget("MultiCombo", "COMBO", "options", *_COMMON)
-Webcam = _widget("Webcam", "WEBCAM", *_COMMON)
+_FRONT = ("display_name", "optional", "tooltip", "lazy")
+_BACK = ("socketless", "force_input", "extra_dict", "raw_link", "advanced")
+_LAST = ("extra_dict", "raw_link", "advanced")
+_SHOWN = ("display_name", "optional", "tooltip", "socketless")
+Boolean = _widget("Boolean", "BOOLEAN", *_FRONT, "default", "label_on", "label_off", *_BACK)
+Int = _widget(
+    *("Int", "INT", *_FRONT, "default", "min", "max", "step", "control_after_generate", "display_mode", *_BACK)
+)
+Float = _widget(
+    *("Float", "FLOAT", *_FRONT, "default", "min", "max", "step", "round", "display_mode", "gradient_stops", *_BACK)
+)
+String = _widget(
+    *("String", "STRING", *_FRONT, "multiline", "placeholder", "default", "dynamic_prompts", *_BACK), multiline=False
+)
+Webcam = _widget("Webcam", "WEBCAM", *_FRONT, "default", "socketless", *_LAST)
+Color = _widget("Color", "COLOR", *_SHOWN, "advanced", "default", socketless=True, default="#ffffff")
+Colors = _widget("Colors", "COLORS", *_SHOWN, "default", "advanced", socketless=True, default=[])
+BoundingBox = _widget(
+    *("BoundingBox", "BOUNDING_BOX", *_SHOWN, "default", "component", "force_input"),
+    socketless=True,
+    default={"x": 0, "y": 0, "width": 512, "height": 512},
+)
+BoundingBoxes = _widget("BoundingBoxes", "BOUNDING_BOXES", *_SHOWN, "default", "advanced", socketless=True, default=[])
+Curve = _widget("Curve", "CURVE", *_SHOWN, "default", "advanced", socketless=True, default=[(0.0, 0.0), (1.0, 1.0)])
+Range = _widget(
+    *("Range", "RANGE", *_SHOWN, "default", "display", "gradient_stops", "show_midpoint", "midpoint_scale"),
+    *("value_min", "value_max", "advanced"),
+    socketless=True,
+    default={"min": 0.0, "max": 1.0},
+)
+ImageCompare = _widget("ImageCompare", "IMAGECOMPARE", *_SHOWN, "advanced", socketless=True)
+Combo = _widget(
+    *("Combo", "COMBO", "options", *_FRONT, "default", "control_after_generate", "upload", "image_folder", "remote"),
+    *("socketless", *_LAST),
+    multiselect=False,
+)
+MultiCombo = _widget(
+    *("MultiCombo", "COMBO", "options", *_FRONT, "default", "placeholder", "chip", "control_after_generate"),
+    *("socketless", *_LAST),
+    multiselect=True,
+)
+
+
+class _CurveInput(Curve.Input):  # type: ignore[misc, name-defined]
+    def as_dict(self) -> dict[str, Any]:
+        points = [list(point) for point in self.default]
+        return {**super().as_dict(), "default": {"points": points, "interpolation": "monotone_cubic"}}
+
+
+class _ComboInput(Combo.Input):  # type: ignore[misc, name-defined]
+    def __init__(self, id: str, *given: Any, **options: Any) -> None:
+        super().__init__(id, *given, **options)
+        choices = self.options.get("options")
+        if isinstance(choices, type) and issubclass(choices, Enum):
+            self.options["options"] = [member.value for member in choices]
 
 
 class _MultiComboInput(MultiCombo.Input):  # type: ignore[misc, name-defined]
     def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "multiselect": True, "multi_select": True}
+        options = super().as_dict()
+        own = {name: options.pop(name) for name in ("placeholder", "chip") if name in options}
+        return {**options, "multi_select": own}
 
 
-MultiCombo.Input = _MultiComboInput
+Curve.Input, Combo.Input, MultiCombo.Input = _CurveInput, _ComboInput, _MultiComboInput
 
 TYPES = {
     "Image": "IMAGE",
@@ -228,36 +312,36 @@ TYPES = {
     "BBOX": "BBOX",
     "SEGS": "SEGS",
     "AnyType": "*",
-    "MODEL_PATCH": "MODEL_PATCH",
+    "ModelPatch": "MODEL_PATCH",
+    "BackgroundRemoval": "BACKGROUND_REMOVAL",
+    "LatentUpscaleModel": "LATENT_UPSCALE_MODEL",
+    "Splat": "SPLAT",
+    "File3DAny": "FILE_3D",
+    "File3DGLB": "FILE_3D_GLB",
+    "File3DGLTF": "FILE_3D_GLTF",
+    "File3DFBX": "FILE_3D_FBX",
+    "File3DOBJ": "FILE_3D_OBJ",
+    "File3DSTL": "FILE_3D_STL",
+    "File3DUSDZ": "FILE_3D_USDZ",
+    "File3DPLY": "FILE_3D_PLY",
+    "File3DSPLAT": "FILE_3D_SPLAT",
+    "File3DSPZ": "FILE_3D_SPZ",
+    "File3DKSPLAT": "FILE_3D_KSPLAT",
+    "File3DSplatAny": "FILE_3D_SPLAT_ANY",
+    "File3DPointCloudAny": "FILE_3D_POINT_CLOUD_ANY",
+    "Load3DModelInfo": "LOAD3D_MODEL_INFO",
+    "Compositor": "COMPOSITOR",
+    "Layers": "LAYERS",
+    "Tracks": "TRACKS",
+    "Dict": "DICT",
+    "Array": "ARRAY",
+    "Histogram": "HISTOGRAM",
     "AudioEncoder": "AUDIO_ENCODER",
     "AudioEncoderOutput": "AUDIO_ENCODER_OUTPUT",
 }
 """The types without a widget, by their Python names."""
 
 globals().update({name: Custom(io_type) for name, io_type in TYPES.items()})
-
-
-class MultiType:
-    """Inputs that take more than one type."""
-
-    io_type = "COMFY_MULTITYPED_V3"
-
-    class Input(Input):
-        """id: a name, or an input whose widget is offered as well. types: what a link may bring."""
-
-        def __init__(self, id: Any, types: Sequence[Any], **options: Any) -> None:
-            base = copy.copy(id) if isinstance(id, Input) else None
-            inherited = {} if base is None else dict(base.options)
-            given = {name: value for name, value in options.items() if value is not None}
-            optional = bool(given.pop("optional", False) or (base is not None and base.optional))
-            super().__init__(id if base is None else base.id, optional=optional, **{**inherited, **given})
-            kinds = [*([base.get_io_type()] if base is not None else []), *(kind.io_type for kind in types)]
-            self.options.setdefault("widget_type", kinds[0] if isinstance(base, WidgetInput) else None)
-            self.kinds = ",".join(dict.fromkeys(kinds))
-
-        def get_io_type(self) -> str:
-            """Return all types, with commas between."""
-            return self.kinds
 
 
 @dataclass
@@ -280,6 +364,10 @@ class Schema:
     enable_expand: bool = False
     search_aliases: list[str] | None = None
     price_badge: Any = None
+    accept_all_inputs: bool = False
+    essentials_category: str | None = None
+    has_intermediate_output: bool = False
+    is_dev_only: bool = False
 
     def __post_init__(self) -> None:
         self.inputs, self.outputs = list(self.inputs or ()), list(self.outputs or ())
@@ -287,5 +375,5 @@ class Schema:
         if self.is_output_node:
             wanted += [Hidden.prompt, Hidden.extra_pnginfo]
         if self.is_api_node:
-            wanted += [Hidden.auth_token_comfy_org, Hidden.api_key_comfy_org]
+            wanted += [Hidden.auth_token_comfy_org, Hidden.api_key_comfy_org, Hidden.comfy_usage_source]
         self.hidden = list(dict.fromkeys(wanted))

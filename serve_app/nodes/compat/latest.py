@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from serve_app.nodes.compat import dynamic_io
 from serve_app.nodes.compat import io as types
 from serve_app.nodes.compat import ui as shown
 from serve_app.nodes.compat.model_management import throw_exception_if_processing_interrupted
@@ -17,7 +18,7 @@ from serve_app.nodes.compat.node import ComfyNode, HiddenHolder, NodeOutput
 from serve_app.nodes.executing import executing
 
 io = SimpleNamespace(
-    **{name: value for name, value in vars(types).items() if not name.startswith("_")},
+    **{name: value for part in (dynamic_io, types) for name, value in vars(part).items() if not name.startswith("_")},
     ComfyNode=ComfyNode,
     NodeOutput=NodeOutput,
     HiddenHolder=HiddenHolder,
@@ -28,6 +29,8 @@ ui = SimpleNamespace(
     **{name: value for name, value in vars(shown).items() if not name.startswith("_")}, _UIOutput=shown.Shown
 )
 """What nodes show."""
+
+IO, UI = io, ui
 
 
 class ComfyExtension:

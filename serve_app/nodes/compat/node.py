@@ -1,6 +1,6 @@
 """V3 node classes, and their adaptation onto the V1 protocol, which is the only one the server runs.
 
-Source: the facts of ComfyUI 0.3.64's `comfy_api/latest/_io.py`; docs.comfy.org, "V3 migration".
+Source: the facts of ComfyUI 0.33's `comfy_api/latest/_io.py`; docs.comfy.org, "V3 migration".
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 
 from serve_app.errors import NodeError
 from serve_app.nodes.call import ExecutionBlocker
-from serve_app.nodes.compat.io import Schema
+from serve_app.nodes.compat.dynamic_io import MatchType
+from serve_app.nodes.compat.io import Schema, section_dict
 
 
 class NodeOutput:
@@ -87,10 +88,7 @@ def adapted(node_class: type[ComfyNode], python_module: str) -> type:
 
     def input_types(cls: type) -> dict[str, Any]:
         """Ask for the schema anew: choices may have changed."""
-        sections: dict[str, Any] = {"required": {}, "optional": {}, "hidden": dict(hidden)}
-        for one in node_class.define_schema().inputs:
-            sections["optional" if one.optional else "required"][one.id] = (one.get_io_type(), one.as_dict())
-        return sections
+        return {**section_dict(node_class.define_schema().inputs), "hidden": dict(hidden)}
 
     body: dict[str, Any] = {
         "INPUT_TYPES": classmethod(input_types),
@@ -98,12 +96,18 @@ def adapted(node_class: type[ComfyNode], python_module: str) -> type:
         "RETURN_NAMES": tuple(one.display_name or str(one.io_type) for one in outputs),
         "OUTPUT_IS_LIST": tuple(bool(one.is_output_list) for one in outputs),
         "OUTPUT_TOOLTIPS": tuple(one.tooltip for one in outputs),
+        "OUTPUT_MATCHTYPES": _matchtypes(outputs),
         "FUNCTION": "run",
         "CATEGORY": schema.category,
         "DESCRIPTION": schema.description,
         "OUTPUT_NODE": schema.is_output_node,
         "INPUT_IS_LIST": schema.is_input_list,
         "NOT_IDEMPOTENT": schema.not_idempotent,
+        "ACCEPT_ALL_INPUTS": schema.accept_all_inputs,
+        "SEARCH_ALIASES": schema.search_aliases,
+        "ESSENTIALS_CATEGORY": schema.essentials_category,
+        "HAS_INTERMEDIATE_OUTPUT": schema.has_intermediate_output,
+        "DEV_ONLY": schema.is_dev_only,
         "DEPRECATED": schema.is_deprecated,
         "EXPERIMENTAL": schema.is_experimental,
         "API_NODE": schema.is_api_node,
@@ -117,6 +121,11 @@ def adapted(node_class: type[ComfyNode], python_module: str) -> type:
     if node_class.check_lazy_status is not None:
         body["check_lazy_status"] = _method(node_class, "check_lazy_status", hidden, lambda value: value)
     return type(schema.node_id, (), body)
+
+
+def _matchtypes(outputs: list[Any]) -> tuple[str | None, ...]:
+    found = tuple(one.template.template_id if isinstance(one, MatchType.Output) else None for one in outputs)
+    return found if any(found) else ()
 
 
 def _plain(node_class: type[ComfyNode], name: str, hidden: Mapping[str, str]) -> Callable[..., Any]:
