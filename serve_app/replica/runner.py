@@ -130,8 +130,8 @@ class Runner:
         self.node_limits = node_limits
         self._stop_s = stop_s
         self._exit = exit
-        # By run of a task, and by check: also of those that are over, while something of them goes on. Not by the task's
-        # id, which a scheduler that has forgotten it gives again.
+        # By run of a task or check, also of one that is over while something of it goes on. Not by the id of the task,
+        # which a scheduler that has forgotten it gives again.
         self._underway: dict[asyncio.Task[None], Underway] = {}
         self._replacing: asyncio.Task[None] | None = None
         self._classes = classes
