@@ -131,6 +131,20 @@ async def test_a_file_without_metadata_is_404(client, models, folder, name):
     assert (await client.get(f"/api/view_metadata/{folder}?filename={name}")).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("length", "header"),
+    [
+        (120_000, b"[" * 60_000 + b"]" * 60_000),
+        (2**63, b"{}"),
+        (5, b"{not "),
+        (4, b"null"),
+    ],
+)
+async def test_a_file_whose_header_cannot_be_read_is_404(client, models, tmp_path, length, header):
+    (tmp_path / "models" / "checkpoints" / "bad.safetensors").write_bytes(length.to_bytes(8, "little") + header)
+    assert (await client.get("/api/view_metadata/checkpoints?filename=bad.safetensors")).status_code == 404
+
+
 # The machine ----------------------------------------------------------------------------------------------------------
 
 

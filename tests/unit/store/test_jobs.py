@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sqlite3
 from dataclasses import replace
 from typing import Literal
 
 import pytest
+import sqlalchemy as sa
 
 from serve_app.errors import ChangeRefusedError, ConfigError, DatabaseAwayError, StaleEpochError
 from serve_app.events import Failure
@@ -254,3 +256,41 @@ def test_a_window_is_the_same_from_whichever_end_it_is_reached(jobs):
 def contents(count: int) -> Contents:
     """Files to be saved."""
     return Contents(".png", tuple(map(str, range(count))))
+
+
+@pytest.mark.parametrize("sort", ["created", "ended"])
+@pytest.mark.parametrize("descending", [False, True])
+def test_lists_are_read_in_their_order_without_the_rows_long_texts(tmp_path, sort, descending):
+    file = tmp_path / "jobs.sqlite"
+    jobs = Jobs(f"sqlite:///{file}")
+    asked: list[tuple[str, tuple]] = []
+    sa.event.listen(jobs._engine, "before_cursor_execute", lambda *given: asked.append((given[2], given[3])))
+    jobs.page(JobQuery(("success", "error"), sort, descending, offset=5, limit=20))
+    jobs.close()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        plans = [str(connection.execute(f"EXPLAIN QUERY PLAN {sql}", values).fetchall()) for sql, values in asked]
+    count, window = plans
+    assert "COVERING INDEX" in count
+    assert "COVERING INDEX" in window
+    assert "TEMP B-TREE" not in window
+
+
+def test_nothing_is_left_in_the_file_of_what_was_forgotten(tmp_path, monkeypatch):
+    connect = sqlite3.dbapi2.connect
+
+    def careless(*given, **named):
+        """Connect as a SQLite does that was not built to overwrite what is deleted."""
+        connection = connect(*given, **named)
+        connection.execute("PRAGMA secure_delete=OFF")
+        return connection
+
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", careless)
+    secret = "what-somebody-asked-for"
+    jobs = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
+    epoch = jobs.acquire("me")
+    rows = [replace(ROW, job_id=str(n), order=n, prompt={"1": f"{n} {secret}" * 100}) for n in range(20)]
+    jobs.write(epoch, [*map(JobAccepted, rows), *(JobEnded(row.job_id, "success", 9.0, 5, Failure()) for row in rows)])
+    jobs.forget(epoch, [row.job_id for row in rows])
+    jobs.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"jobs.sqlite"}
+    assert secret.encode() not in (tmp_path / "jobs.sqlite").read_bytes()
