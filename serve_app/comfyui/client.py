@@ -132,10 +132,19 @@ class Client:
             await self._checked(response)
 
     @asynccontextmanager
-    async def listening(self, client_id: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-        """Open the websocket by which it tells this client what happens."""
+    async def listening(
+        self, client_id: str, heartbeat_s: float | None = None
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """Open the websocket by which it tells this client what happens.
+
+        heartbeat_s: how often it is asked for a sign of life, which it has half as long to give before it counts as
+        gone; None trusts that its end closes the connection.
+        """
+        query = {"clientId": client_id}
         try:
-            async with self._session.ws_connect(f"{self.url}/ws", params={"clientId": client_id}, max_msg_size=0) as ws:
+            async with self._session.ws_connect(
+                f"{self.url}/ws", params=query, max_msg_size=0, heartbeat=heartbeat_s
+            ) as ws:
                 flags = {"supports_preview_metadata": True, "supports_progress_text_metadata": True}
                 await ws.send_json({"type": "feature_flags", "data": flags})
                 yield ws

@@ -68,6 +68,8 @@ REFRESH_S = 30.0
 """How often it is asked for its classes while it runs nothing: lists of model files are in them."""
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """How long after a failed start it is started again, at first and at most."""
+HEARTBEAT_S = 60.0
+"""How often one that is another's to start is asked for a sign of life: a host that is cut off closes no connection."""
 LAST_WORDS_S = 3.0
 """How long a process that no longer answers may take to end and say why."""
 TIDY_S = 5.0
@@ -188,7 +190,8 @@ class ComfyUIRunner:
                 # An earlier replica's, for nobody else may queue there; its jobs come again.
                 await client.withdraw(left)
                 await self._idle(client)
-            socket = await stack.enter_async_context(client.listening(self._client_id))
+            heartbeat_s = HEARTBEAT_S if self.process is None else None
+            socket = await stack.enter_async_context(client.listening(self._client_id, heartbeat_s))
             folders = None if self.process is None else Volume(self.process.areas)
             self._carrier = Carrier(client, self._store, folders)
             self.client, self._resident, self._past, self._tidied_s = client, (), [], 0.0
@@ -249,7 +252,7 @@ class ComfyUIRunner:
         async for message in socket:
             if self._running and message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
                 self._frames.put_nowait(message.data)
-        raise ComfyUIError("the ComfyUI has closed its websocket")
+        raise ComfyUIError("the ComfyUI has closed its websocket, or gives no sign of life")
 
     async def _belong(self, client: Client) -> None:
         """Be a member with the classes that it has, and again with others once it has others."""

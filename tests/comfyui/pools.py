@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +30,27 @@ def graph(seed: int = 1, **between: dict[str, Any]) -> dict[str, Any]:
         last = str(number)
     nodes["save"] = {"class_type": "SaveImage", "inputs": {"images": [last, 0], "filename_prefix": "pool"}}
     return nodes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def started(root: Path, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a stand-in that is nobody's replica, in folders under `root`, as an operator would."""
+    command = [sys.executable, "main.py", "--port", str(port), "--listen", "127.0.0.1"]
+    for name in ("input", "output", "user"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        command += [f"--{name}-directory", str(root / name)]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--temp-directory", str(root), cwd=STANDIN, stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
