@@ -48,7 +48,7 @@ class Carrier:
 
     async def bring(self, task: Task) -> None:
         """Bring every stored file that a constant names, unless it is there as it is now."""
-        refs = {FileRef.parse(name) for node in task.nodes.values() for name in _names(node.inputs)}
+        refs = {FileRef.parse(text) for text in constants(task) if _FILE.fullmatch(text)}
         # Asked all at once, since a bucket takes its time; carried one by one, since each is in memory meanwhile.
         for ref, tag in zip(refs, await asyncio.gather(*map(self._tag, refs)), strict=True):
             if tag is not None and self._there.get(ref) != tag:
@@ -100,17 +100,20 @@ def _content(store: Store, ref: FileRef) -> bytes:
         return file.read()
 
 
-def _names(value: Any) -> Iterator[str]:
-    """Yield the constants in a node's inputs that may be names of files."""
+def constants(task: Task) -> set[str]:
+    """Return the texts in the inputs of a task's nodes."""
+    return {text for node in task.nodes.values() for text in _texts(node.inputs)}
+
+
+def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        if _FILE.fullmatch(value):
-            yield value
+        yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _names(item)
+            yield from _texts(item)
     elif isinstance(value, list | tuple) and not isinstance(value, Link):
         for item in value:
-            yield from _names(item)
+            yield from _texts(item)
 
 
 def _refs(value: Any) -> Iterator[FileRef]:

@@ -19,7 +19,8 @@ import yaml
 
 from serve_app import log
 from serve_app.comfyui import guard
-from serve_app.errors import ComfyUIError
+from serve_app.comfyui.models import LinkedModels, Mirror
+from serve_app.errors import ComfyUIError, StoreError
 from serve_app.store.store import AREAS, Area
 
 _log = log.get("comfyui")
@@ -43,13 +44,15 @@ _TAKEN = re.compile(r"address already in use|\[Errno 98\]", re.IGNORECASE)
 class Installation:
     """A ComfyUI on this host. python None: that of a virtual environment in the directory.
 
-    models_dir: model files beside its own. scratch_dir: where the folders of its processes are made.
+    models_dir: model files beside its own; mirror: those of a bucket. scratch_dir: where the folders of its processes
+    are made.
     """
 
     directory: Path
     python: Path | None = None
     arguments: tuple[str, ...] = ()
     models_dir: Path | None = None
+    mirror: Mirror | None = None
     scratch_dir: Path | None = None
 
     def command(self) -> list[str]:
@@ -70,11 +73,19 @@ class Process:
     """A process that has been started; `ended` once it is over."""
 
     def __init__(
-        self, installation: Installation, folder: Path, port: int, process: asyncio.subprocess.Process, holding: int
+        self,
+        installation: Installation,
+        folder: Path,
+        port: int,
+        process: asyncio.subprocess.Process,
+        holding: int,
+        models: LinkedModels | None,
     ) -> None:
         self._installation = installation
         self.folder = folder
         self.port = port
+        self.models = models
+        """Model files of a bucket, if there is one."""
         self._process = process
         self._holding: int | None = holding
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
@@ -84,18 +95,26 @@ class Process:
 
     @classmethod
     async def start(cls, installation: Installation) -> Process:
-        """Start a process. Errors: ComfyUIError for what is not there; OSError where no folder can be made."""
+        """Start a process.
+
+        Errors: ComfyUIError for what is not there; OSError where no folder can be made; StoreError of the mirror.
+        """
         command = installation.command()
         folder = Path(tempfile.mkdtemp(prefix="comfyui-", dir=installation.scratch_dir))
         for name in ("input", "output", "temp", "user", "tmp"):
             (folder / name).mkdir()
+        try:
+            linked = await asyncio.to_thread(_linked, installation.mirror, folder)
+        except (OSError, StoreError):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         port = _free_port()
         command += ["--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
         command += ["--input-directory", str(folder / "input"), "--output-directory", str(folder / "output")]
         # It makes a folder of the name "temp" in this one.
         command += ["--temp-directory", str(folder), "--user-directory", str(folder / "user")]
         command += ["--database-url", f"sqlite:///{folder}/user/comfyui.db", "--max-upload-size", str(MAX_UPLOAD_MB)]
-        if (models := _model_folders(installation.models_dir, folder)) is not None:
+        if (models := _model_folders(linked.folder if linked else installation.models_dir, folder)) is not None:
             command += ["--extra-model-paths-config", str(models)]
         held, holding = os.pipe()
         try:
@@ -117,7 +136,7 @@ class Process:
             raise
         finally:
             os.close(held)
-        return cls(installation, folder, port, process, holding)
+        return cls(installation, folder, port, process, holding, linked)
 
     @property
     def url(self) -> str:
@@ -200,6 +219,15 @@ def _environment(own: Mapping[str, str], temporary: Path) -> dict[str, str]:
     """Return the environment of a process: ours without our secrets and what is meant for our Python."""
     kept = {name: value for name, value in own.items() if not name.startswith(_HIDDEN)}
     return {**kept, "PYTHONUNBUFFERED": "1", "TMPDIR": str(temporary)}
+
+
+def _linked(mirror: Mirror | None, folder: Path) -> LinkedModels | None:
+    """Make the links to the model files of a bucket."""
+    if mirror is None:
+        return None
+    linked = LinkedModels(mirror, folder / "models")
+    linked.refresh()
+    return linked
 
 
 def _model_folders(models_dir: Path | None, folder: Path) -> Path | None:

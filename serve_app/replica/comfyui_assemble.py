@@ -6,7 +6,7 @@ from serve_app.comfyui.process import Installation
 from serve_app.config import AppConfig, ComfyUIConfig, PoolConfig
 from serve_app.nodes.routes import ANY, PackRoute
 from serve_app.replica.comfyui_runner import ComfyUIRunner
-from serve_app.replica.files import open_store
+from serve_app.replica.files import open_mirror, open_store
 from serve_app.replica.host import host_stats
 from serve_app.replica.transfer import Transfer
 from serve_app.scheduler.cluster_view import HostStats
@@ -45,11 +45,13 @@ def assemble_comfyui(
 def _installation(config: AppConfig, pool: PoolConfig, comfyui: ComfyUIConfig) -> Installation:
     assert comfyui.directory is not None
     share = () if pool.memory_fraction is None else memory_share(comfyui.arguments, pool.memory_fraction, host_stats())
+    mirror = open_mirror(config)
     return Installation(
         directory=comfyui.directory,
         python=comfyui.python,
         arguments=(*comfyui.arguments, *share),
-        models_dir=config.models_dir,
+        models_dir=config.models_dir if mirror is None else None,
+        mirror=mirror,
         scratch_dir=comfyui.scratch_dir,
     )
 

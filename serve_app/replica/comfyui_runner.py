@@ -19,10 +19,10 @@ import aiohttp
 
 from serve_app import log
 from serve_app.comfyui.client import Client, RefusedGraphError, check_version
-from serve_app.comfyui.files import Carrier, prune
+from serve_app.comfyui.files import Carrier, constants, prune
 from serve_app.comfyui.process import Installation, Process
 from serve_app.comfyui.specs import specs
-from serve_app.errors import ComfyUIError, ServeAppError
+from serve_app.errors import ComfyUIError, ServeAppError, StoreError
 from serve_app.graph.plan import Task, TaskId
 from serve_app.limits import SizeLimits
 from serve_app.nodes.route_server import relay, relay_client
@@ -143,7 +143,7 @@ class ComfyUIRunner:
                 async with self._opened() as (client, socket):
                     pause_s = PAUSE_S
                     await self._serve(client, socket)
-            except (ComfyUIError, OSError) as error:
+            except (ComfyUIError, StoreError, OSError) as error:
                 if self._leaving:
                     return
                 _log.error("%s", error)
@@ -271,7 +271,11 @@ class ComfyUIRunner:
                     done, _ = await asyncio.wait([member], timeout=REFRESH_S)
                     if done:
                         return member.result()
-                    if not self._running and (now := await client.classes()) != described:
+                    if self._running:
+                        continue
+                    if self.process is not None and self.process.models is not None:
+                        await asyncio.to_thread(self.process.models.refresh)
+                    if (now := await client.classes()) != described:
                         described = now
                         break
             finally:
@@ -356,6 +360,8 @@ class ComfyUIRunner:
             shown_bytes=self._limits.shown_bytes,
         )
         try:
+            if self.process is not None and (models := self.process.models) is not None:
+                await asyncio.to_thread(models.fetch, constants(task))
             await run.run(self._frames, self._client_id, self._previews)
         except (CancelledThereError, GraphFailedError, ComfyUIError):
             raise
@@ -435,8 +441,7 @@ class ComfyUIRunner:
                 self._errand(asyncio.to_thread(prune, made, self._keep_bytes))
         # Only now: it is in the history only a moment after its end is told.
         self._past.append(task.id.job_id)
-        named_now = {v for n in task.nodes.values() for v in n.inputs.values() if isinstance(v, str)}
-        models = [name for name in sorted(named_now) if name.lower().endswith(WEIGHTS)]
+        models = [name for name in sorted(constants(task)) if name.lower().endswith(WEIGHTS)]
         resident = tuple(dict.fromkeys([*models, *self._resident]))[:RESIDENT]
         if resident != self._resident:
             self._resident = resident

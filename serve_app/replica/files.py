@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from serve_app import log
 from serve_app.config import AppConfig, S3Config
@@ -11,6 +12,9 @@ from serve_app.errors import StoreError
 from serve_app.store.catalog import Catalog
 from serve_app.store.store import FileRef, Store
 from serve_app.store.volume import Volume
+
+if TYPE_CHECKING:
+    from serve_app.store.mirror import Mirror
 
 _log = log.get("replica")
 
@@ -29,12 +33,17 @@ def open_store(config: AppConfig, *, patient: bool = True) -> Store:
 
 def open_catalog(config: AppConfig) -> Catalog:
     """Return the catalog of model files."""
+    return Catalog(open_mirror(config) or config.models_dir)
+
+
+def open_mirror(config: AppConfig) -> Mirror | None:
+    """Return the bucket that model files are in, as copied to this host; None if they are on a volume."""
     if (location := config.models_location) is None:
-        return Catalog(config.models_dir)
+        return None
     from serve_app.store.bucket import Bucket
     from serve_app.store.mirror import Mirror
 
-    return Catalog(Mirror(Bucket(location), config.models_dir, config.models_cache_bytes))
+    return Mirror(Bucket(location), config.models_dir, config.models_cache_bytes)
 
 
 def fingerprints(catalog: Catalog, store: Store) -> Callable[[str, str], str]:

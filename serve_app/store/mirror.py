@@ -71,7 +71,7 @@ class Mirror:
         found = self._files().get(name)
         if found is None:
             raise FileNotFoundError(name)
-        copy = self._cache / hashlib.sha256(f"{found.size} {found.etag}".encode()).hexdigest()[:16] / name
+        copy = self._copy_of(name, found)
         if not _is_whole(copy, found):
             copy.parent.mkdir(parents=True, exist_ok=True)
             with _alone(copy.with_name(f".{copy.name}.lock")):
@@ -81,6 +81,10 @@ class Mirror:
         with contextlib.suppress(OSError):  # used now; if another process has just let it go, the reader will say so
             os.utime(copy)
         return copy
+
+    def copies(self) -> dict[str, Path]:
+        """Return by name where this host's copy of each file is, or will be once it is fetched. Errors: StoreError."""
+        return {name: self._copy_of(name, found) for name, found in self._files().items()}
 
     def open(self, name: str) -> BinaryIO:
         """Open a file in the bucket itself. Errors: FileNotFoundError, StoreError."""
@@ -100,6 +104,9 @@ class Mirror:
                     _log.warning("model files are as they were: %s", error)
                     self._good_until_s = time.monotonic() + AWAY_S
             return self._known
+
+    def _copy_of(self, name: str, found: FileStat) -> Path:
+        return self._cache / hashlib.sha256(f"{found.size} {found.etag}".encode()).hexdigest()[:16] / name
 
     def _fetch(self, name: str, found: FileStat, copy: Path) -> None:
         """Copy a file here whole or not at all, and see that it is the one that was listed."""

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from aiohttp import WSMsgType, web
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -82,6 +83,7 @@ class StandIn:
             "temp": Path(arguments.temp_directory) / "temp",
         }
         self.version = arguments.version
+        self.models = arguments.extra_model_paths_config
         self.queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.pending: list[str] = []
         self.running: dict[str, Any] | None = None
@@ -96,7 +98,7 @@ class StandIn:
     def app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 40)
         app.router.add_get("/system_stats", self.stats)
-        app.router.add_get("/object_info", lambda _: _json(CLASSES))
+        app.router.add_get("/object_info", lambda _: _json(self.classes()))
         app.router.add_get("/extensions", lambda _: _json(["/extensions/standin/page.js"]))
         app.router.add_get("/extensions/standin/page.js", lambda _: _text("// a page of the stand-in"))
         app.router.add_get("/standin/route", lambda _: _json({"pid": os.getpid()}))
@@ -117,6 +119,19 @@ class StandIn:
         app.on_startup.append(self.start)
         return app
 
+    def checkpoints(self) -> dict[str, Path]:
+        """List files as ComfyUI does: a link counts, wherever it leads."""
+        if self.models is None:
+            return {}
+        folders = yaml.safe_load(Path(self.models).read_text())["serve_app"]
+        root = Path(folders["base_path"], folders["checkpoints"])
+        found = [Path(where, name) for where, _, names in os.walk(root, followlinks=True) for name in names]
+        return {path.relative_to(root).as_posix(): path for path in sorted(found)}
+
+    def classes(self) -> dict[str, Any]:
+        names = {"ckpt_name": [list(self.checkpoints()), {}]}
+        return {**CLASSES, "StandInCheckpoint": described("StandInCheckpoint", names, [IMAGE])}
+
     async def start(self, _: web.Application) -> None:
         self.working = asyncio.create_task(self.work())
 
@@ -127,7 +142,7 @@ class StandIn:
         body = await request.json()
         errors = {}
         for node_id, node in body["prompt"].items():
-            declared = CLASSES[node["class_type"]]["input"]["required"]
+            declared = self.classes()[node["class_type"]]["input"]["required"]
             for name, (kind, *_) in declared.items():
                 value = node["inputs"].get(name)
                 if isinstance(kind, list) and kind and value not in kind:
@@ -285,6 +300,8 @@ class StandIn:
             case "StandInWork":
                 await self.steps(node_id, inputs, body)
                 return inputs["image"], None
+            case "StandInCheckpoint":
+                return Image.new("RGB", (32, 32), tuple(self.checkpoints()[inputs["ckpt_name"]].read_bytes()[:3])), None
             case "StandInModel":
                 return inputs["image"], None
             case "StandInMisbehave":

@@ -1,0 +1,87 @@
+"""Model files of a bucket as a ComfyUI process sees them: links to where this host's copies are, or will be.
+
+A ComfyUI lists a link that leads nowhere as it lists a file, so its classes offer whatever is in the bucket. What a
+graph names is fetched before it is sent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from serve_app import log
+from serve_app.store.catalog import FOLDERS
+
+WHOLE = ("embeddings", "vae_approx")
+"""Directories whose files are small, and named within texts or by part of their names: all are fetched."""
+BY_FOLDER = "diffusers"
+"""The directory where one name stands for all files below it."""
+_log = log.get("comfyui")
+
+
+class Mirror(Protocol):
+    """As `store.mirror.Mirror`, whose import needs a client of S3."""
+
+    def copies(self) -> Mapping[str, Path]: ...
+
+    def path(self, name: str) -> Path: ...
+
+
+class LinkedModels:
+    """One process's. folder: where its links are made, a directory for each of the bucket's. Every method blocks.
+
+    Errors of all: StoreError, OSError.
+    """
+
+    def __init__(self, mirror: Mirror, folder: Path) -> None:
+        self._mirror = mirror
+        self.folder = folder
+        self._links: dict[str, Path] = {}
+        for directories in FOLDERS.values():
+            for directory in directories:
+                (folder / directory).mkdir(parents=True, exist_ok=True)
+
+    def refresh(self) -> None:
+        """Let there be a link for each file of the bucket, and no other."""
+        copies = {name: copy for name, copy in self._mirror.copies().items() if _is_model(name)}
+        for name in self._links.keys() - copies.keys():
+            (self.folder / name).unlink(missing_ok=True)
+            del self._links[name]
+        for name, copy in copies.items():
+            if self._links.get(name) == copy:
+                continue
+            link = self.folder / name
+            try:
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.unlink(missing_ok=True)
+                link.symlink_to(copy)
+            except (FileExistsError, NotADirectoryError, IsADirectoryError):
+                _log.warning("model file %s is not offered: a folder and a file of the bucket have one name", name)
+            self._links[name] = copy
+
+    def fetch(self, constants: Collection[str]) -> None:
+        """Fetch the files that constants of a graph name. One that is gone is its node's to report."""
+        self.refresh()
+        for name in named(self._links, constants):
+            try:
+                self._mirror.path(name)
+            except FileNotFoundError:
+                continue
+
+
+def named(names: Iterable[str], constants: Collection[str]) -> Iterator[str]:
+    """Yield those of a bucket's files that a graph with these constants may read."""
+    for name in names:
+        directory, _, rest = name.partition("/")
+        parents = rest.split("/")[:-1] if directory == BY_FOLDER else []
+        folders = {"/".join(parents[:n]) for n in range(1, len(parents) + 1)}
+        if rest in constants or directory in WHOLE or not folders.isdisjoint(constants):
+            yield name
+
+
+def _is_model(name: str) -> bool:
+    """Whether a file lies in a directory, and is neither hidden nor out of it."""
+    parts = name.split("/")
+    return len(parts) > 1 and all(part and not part.startswith(".") and os.sep not in part for part in parts)
