@@ -57,7 +57,7 @@ def call(class_type: str, inputs: dict[str, Any]) -> Any:
     node_class = Fixed if class_type == "Fixed" else nodes.NODE_CLASS_MAPPINGS[class_type]
     function = getattr(node_class() if isinstance(node_class, type) else node_class, node_class.FUNCTION)
     result = function(**inputs)
-    if inspect.isawaitable(result):
+    if inspect.iscoroutine(result):
         result = asyncio.run(result)
     if isinstance(result, dict):
         return result.get("result", ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import torch
@@ -23,7 +24,7 @@ def drawn(name: str, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
 
 
-def _case(name: str, shape: Shape, alpha: float | None = 3.0, **shapes: Shape) -> dict[str, Tensor]:
+def _case(name: str, alpha: float | None, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     # Keyword names cannot hold dots, so "__" stands for one.
     tensors = {key.replace("__", "."): drawn(f"{name} {key}", *of) * 0.4 for key, of in shapes.items()}
     return tensors | ({} if alpha is None else {"alpha": torch.tensor(alpha)})
@@ -33,8 +34,8 @@ def cases() -> dict[str, tuple[Shape, dict[str, Tensor]]]:
     """Return name -> (the weight's shape, the layer's tensors by suffix)."""
     made: dict[str, tuple[Shape, dict[str, Tensor]]] = {}
 
-    def add(name: str, shape: Shape, alpha: float | None = 3.0, **shapes: Shape) -> None:
-        made[name] = (shape, _case(name, shape, alpha, **shapes))
+    def add(name: str, shape: Shape, alpha: float | None = 3.0, /, **shapes: Shape) -> None:
+        made[name] = (shape, _case(name, alpha, shapes))
 
     for up, down in (
         ("lora_up__weight", "lora_down__weight"),
@@ -45,7 +46,7 @@ def cases() -> dict[str, tuple[Shape, dict[str, Tensor]]]:
         ("lora_B__default__weight", "lora_A__default__weight"),
     ):
         add(f"lora {up}", LINEAR, **{up: (8, 4), down: (4, 12)})
-    lora = {"lora_up__weight": (8, 4), "lora_down__weight": (4, 12)}
+    lora: dict[str, Shape] = {"lora_up__weight": (8, 4), "lora_down__weight": (4, 12)}
     add("lora without alpha", LINEAR, None, **lora)
     add("lora on a pointwise convolution", POINTWISE, **lora)
     add("locon", CONVOLUTION, lora_up__weight=(8, 4, 1, 1), lora_down__weight=(4, 12, 3, 3))
@@ -56,19 +57,32 @@ def cases() -> dict[str, tuple[Shape, dict[str, Tensor]]]:
     add("dora on a convolution", CONVOLUTION, **core, dora_scale=(8, 1, 1, 1))
     add("dora on a convolution's inputs", CONVOLUTION, **core, dora_scale=(1, 12, 1, 1))
 
-    halves = {"hada_w1_a": (8, 3), "hada_w1_b": (3, 12), "hada_w2_a": (8, 3), "hada_w2_b": (3, 12)}
+    halves: dict[str, Shape] = {"hada_w1_a": (8, 3), "hada_w1_b": (3, 12), "hada_w2_a": (8, 3), "hada_w2_b": (3, 12)}
     add("loha", LINEAR, **halves)
     add("loha with dora", LINEAR, **halves, dora_scale=(8, 1))
-    add("loha on a convolution", CONVOLUTION, **halves | {"hada_w1_b": (3, 108), "hada_w2_b": (3, 108)})
-    tucker = {"hada_w1_a": (3, 8), "hada_w2_a": (3, 8), "hada_t1": (3, 3, 3, 3), "hada_t2": (3, 3, 3, 3)}
+    wide: dict[str, Shape] = {"hada_w1_b": (3, 108), "hada_w2_b": (3, 108)}
+    add("loha on a convolution", CONVOLUTION, **halves | wide)
+    tucker: dict[str, Shape] = {
+        "hada_w1_a": (3, 8),
+        "hada_w2_a": (3, 8),
+        "hada_t1": (3, 3, 3, 3),
+        "hada_t2": (3, 3, 3, 3),
+    }
     add("loha with cores", CONVOLUTION, **halves | tucker)
 
     add("lokr", LINEAR, lokr_w1=(2, 3), lokr_w2=(4, 4))
     add("lokr of low rank", LINEAR, lokr_w1_a=(2, 2), lokr_w1_b=(2, 3), lokr_w2_a=(4, 3), lokr_w2_b=(3, 4))
     add("lokr half of low rank", LINEAR, lokr_w1=(2, 3), lokr_w2_a=(4, 3), lokr_w2_b=(3, 4), dora_scale=(8, 1))
     add("lokr on a convolution", CONVOLUTION, lokr_w1=(2, 3), lokr_w2=(4, 4, 3, 3))
-    core = {"lokr_t2": (3, 3, 3, 3), "lokr_w2_a": (3, 4), "lokr_w2_b": (3, 4)}
-    add("lokr with a core", CONVOLUTION, lokr_w1_a=(2, 2), lokr_w1_b=(2, 3), **core)
+    add(
+        "lokr with a core",
+        CONVOLUTION,
+        lokr_w1_a=(2, 2),
+        lokr_w1_b=(2, 3),
+        lokr_t2=(3, 3, 3, 3),
+        lokr_w2_a=(3, 4),
+        lokr_w2_b=(3, 4),
+    )
 
     new = {"a1__weight": (12, 4), "a2__weight": (4, 12), "b1__weight": (8, 4), "b2__weight": (4, 12)}
     add("glora", LINEAR, **new)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import torch
 
 from serve_app.models.families.unet import UnetInputs
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.forward import Canvas
+from serve_app.sampling.forward import Backbone, Canvas
 from serve_app.sampling.guidance import Guidance
 from serve_app.sampling.levels import TableLevels
 
@@ -65,11 +66,11 @@ def test_branches_are_what_comfyui_makes_of_the_same_entries(index):
         for entry in listed:
             count += 1
             conds[role].append((torch.full((1, 1, 1), 0.1 * count), options_of(entry)))
-    guidance = Guidance(Phased(), conds, BothBranches(), Canvas(x, x))
+    guidance = Guidance(cast(Backbone, Phased()), conds, BothBranches(), Canvas(x, x))
     evaluation = Evaluation(x, case["sigma"], 0)
     answers = []
     for piece in guidance.pieces(evaluation):
-        phase = piece.inputs.context.view(-1, 1, 1, 1)
+        phase = cast(UnetInputs, piece.inputs).context.view(-1, 1, 1, 1)
         s = piece.sigma
         answers.append(piece.x / (1 + s**2) + 0.3 * torch.sin(piece.x / (1 + s) + phase))
     for ours, theirs in zip(guidance.combine(evaluation, answers), FIGURES[f"{index}|out"], strict=True):

@@ -7,6 +7,7 @@ are figures of mini15.npz.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,10 +108,11 @@ def inputs_of(node_class):
 
 @pytest.mark.parametrize("name", DECLARED)
 def test_a_node_declares_what_comfyuis_does(name):
-    ours, theirs = BUILTIN[name], DECLARED[name]
-    assert list(inputs_of(ours)) == theirs["inputs"]
-    assert list(ours.RETURN_TYPES) == theirs["output"]
-    assert list(getattr(ours, "RETURN_NAMES", ours.RETURN_TYPES)) == theirs["output_name"]
-    assert theirs["category"] == ours.CATEGORY
-    assert getattr(ours, "EXPERIMENTAL", False) == theirs["experimental"]
+    declared: Any = BUILTIN[name]
+    theirs = DECLARED[name]
+    assert list(inputs_of(declared)) == theirs["inputs"]
+    assert list(declared.RETURN_TYPES) == theirs["output"]
+    assert list(getattr(declared, "RETURN_NAMES", declared.RETURN_TYPES)) == theirs["output_name"]
+    assert theirs["category"] == declared.CATEGORY
+    assert getattr(declared, "EXPERIMENTAL", False) == theirs["experimental"]
     assert DISPLAY_NAMES.get(name, name) == theirs["display_name"]

@@ -15,14 +15,14 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.catalog import Catalog
-from serve_app.values import Cfg, ContinuousEdm, ContinuousV, Discrete, Guider, Noise, Recipe, SamplerChoice
+from serve_app.values import Cfg, ContinuousEdm, ContinuousV, Discrete, Guider, Noise, Recipe, SamplerChoice, Training
 from tests.parity import families
 from tests.parity.figures import TOLERANCE, Figures
 from tests.unit.engine.mixes import MAX_CELLS
 from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("family_runs")
-TRAININGS = {
+TRAININGS: dict[str, Training] = {
     "lcm": Discrete("lcm"),
     "zsnr": Discrete("v_prediction", zsnr=True),
     "edm": ContinuousEdm("edm", 80.0, 0.002),

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import AutoencoderKL
-from serve_app.models.layout import translate
+from serve_app.models.layout import places
 from serve_app.models.packing import move_to
 from tests.unit.models.sample import SAMPLE, random_tensors, write_sample_checkpoint
 
@@ -37,7 +37,7 @@ def test_every_number_of_a_part_arrives_where_the_layout_says(sample, part):
     family, module = Checkpoint(sample).load(part)
     assert family in SAMPLE
     stored = {k.removeprefix("transformer.text_model."): t for k, t in strip(load_file(sample), PREFIXES[part]).items()}
-    placed = {translate(name, family.table()): tensor for name, tensor in stored.items()}
+    placed = {place.name: tensor for name, tensor in stored.items() for place in places(name, family.table())}
     loaded = weights_of(module.float())
     assert placed.keys() == loaded.keys()
     assert all(torch.equal(loaded[name], placed[name].float().reshape(loaded[name].shape)) for name in placed)
@@ -62,7 +62,7 @@ def test_a_file_of_any_float_format_is_loaded_in_any_other(tmp_path, stored, wan
     _, module = Checkpoint(path).load("vae")
     move_to(module, CPU, wanted)
     bias = load_file(path)["first_stage_model.decoder.conv_in.bias"]
-    assert torch.equal(module.decoder.conv_in.bias, bias.to(wanted))
+    assert torch.equal(module.get_parameter("decoder.conv_in.bias"), bias.to(wanted))
     assert {parameter.dtype for parameter in module.parameters()} == {wanted}
 
 
@@ -71,8 +71,11 @@ def bare(tensors):
 
 
 def diffusers_names(tensors):
-    return {translate(name, VAE.table()): t.flatten(2)[..., 0] if t.shape[2:] == (1, 1) and "attn" in name else t
-            for name, t in bare(tensors).items()}  # fmt: skip
+    return {
+        place.name: t.flatten(2)[..., 0] if t.shape[2:] == (1, 1) and "attn" in name else t
+        for name, t in bare(tensors).items()
+        for place in places(name, VAE.table())
+    }
 
 
 def old_diffusers_names(tensors):

@@ -127,8 +127,8 @@ def test_any_mix_of_controls_in_one_forward_is_as_each_alone(nets, unet, mix):
         last = None
         for net, number, images, strength, (start, end) in chain:
             last = Control(net, hint(number, images), strength, start, end, last)
-        options = {} if last is None else {"control": last}
-        ((text, options),) = activated({"": [(normal(seed, 1, length, 16), options)]}, nets, ARCHITECTURE, LEVELS)[""]
+        given = {} if last is None else {"control": last}
+        ((text, options),) = activated({"": [(normal(seed, 1, length, 16), given)]}, nets, ARCHITECTURE, LEVELS)[""]
         inputs = UnetInputs(text.expand(rows, -1, -1), controls=options.get("control", ()))
         pieces.append(Piece(answering, normal(seed + 9, rows, 4, 6, 8) * sigma, sigma, inputs))
     together = torch.cat(denoise(pieces))

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.models.layout import Place, placed, places, reverse, translate
+from serve_app.models.layout import Place, Table, placed, places, reverse, translate
 
 HEAD, MLP = 3, 5
-TABLE = {
+TABLE: Table = {
     "blocks.0": "layers.0",
     "blocks.0.linear1": (
         Place("layers.0.to_q", rows=(0, HEAD)),

@@ -16,12 +16,16 @@ WEIGHT = drawn(0, 8, 6)
 
 
 def test_a_low_rank_change_is_the_product_of_its_pair():
-    down, up, scale = PLAIN.low_rank()
+    pair = PLAIN.low_rank()
+    assert pair is not None
+    down, up, scale = pair
     torch.testing.assert_close(merged(WEIGHT, [(PLAIN, 0.7)]), WEIGHT + 0.7 * scale * up @ down)
 
 
 def test_a_convolutions_pair_is_flat():
-    down, up, _ = LowRank(drawn(1, 8, 2, 1, 1), drawn(2, 2, 6, 3, 3), 1.0).low_rank()
+    pair = LowRank(drawn(1, 8, 2, 1, 1), drawn(2, 2, 6, 3, 3), 1.0).low_rank()
+    assert pair is not None
+    down, up, _ = pair
     assert (down.shape, up.shape) == ((2, 54), (8, 2))
 
 

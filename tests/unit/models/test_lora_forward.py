@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from serve_app.models.lora import Difference, Hadamard, LowRank, Replacement, merged
+from serve_app.models.lora import Adapter, Difference, Hadamard, LowRank, Replacement, merged
 from serve_app.models.lora_forward import with_loras
 from serve_app.models.lora_layers import MERGED_AT_ONCE, LoraSet, with_merged
 from serve_app.models.packing import PackedLinear, move_to
@@ -76,7 +76,7 @@ MIXED = {
     "second.bias": Difference(drawn(93, 6)),
     "absent.weight": Replacement(drawn(93, 6)),
 }
-STACKS = {
+STACKS: dict[str | None, list[tuple[dict[str, Adapter], float]]] = {
     "style": [(STYLE, 0.8)],
     "stack": [(STYLE, 0.8), (OTHER, -0.5)],
     "mixed": [(MIXED, 1.3)],
@@ -106,7 +106,7 @@ def test_rows_of_many_sets_in_one_forward_answer_as_each_alone_with_merged_weigh
     shared, plain = network(dtype), network()
     if form == "packed":
         move_to(shared, torch.device("cpu"), torch.float32)
-    sets = {name: LoraSet(name, shared, stack) for name, stack in STACKS.items()}
+    sets: dict[str | None, LoraSet] = {name: LoraSet(name, shared, stack) for name, stack in STACKS.items()}
     x = inputs(sum(rows for rows, _ in PIECES), dtype)
     with with_loras([(rows, sets.get(name)) for rows, name in PIECES]):
         together = shared(x)
@@ -121,7 +121,7 @@ def test_rows_of_many_sets_in_one_forward_answer_as_each_alone_with_merged_weigh
 @torch.inference_mode()
 def test_rows_of_many_sets_in_one_forward_answer_as_each_alone():
     shared = network()
-    sets = {name: LoraSet(name, shared, stack) for name, stack in STACKS.items()}
+    sets: dict[str | None, LoraSet] = {name: LoraSet(name, shared, stack) for name, stack in STACKS.items()}
     x = inputs(sum(rows for rows, _ in PIECES))
     with with_loras([(rows, sets.get(name)) for rows, name in PIECES]):
         together = shared(x)
@@ -247,7 +247,7 @@ def test_a_merged_copy_shares_what_the_set_leaves_alone(packs):
 def test_layers_without_a_thin_form_are_ready_before_the_first_forward_a_few_at_a_time():
     layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(2 * MERGED_AT_ONCE + 2))).requires_grad_(False)
     pair = (drawn(1, 4, 2), drawn(2, 2, 4), None)
-    changes = {f"{i}.weight": Hadamard(pair, pair, 1.0) for i in range(2 * MERGED_AT_ONCE + 1)}
+    changes: dict[str, Adapter] = {f"{i}.weight": Hadamard(pair, pair, 1.0) for i in range(2 * MERGED_AT_ONCE + 1)}
     changes[f"{2 * MERGED_AT_ONCE + 1}.weight"] = LowRank(drawn(1, 4, 2), drawn(2, 2, 4), 1.0)
     adapters = LoraSet("set", layers, [(changes, 1.0)])
     ready = [sum(layer.is_ready for layer in adapters.layers.values()) for _ in adapters.prepared()]

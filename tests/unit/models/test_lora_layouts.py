@@ -60,7 +60,9 @@ def test_a_vae_has_no_names():
 
 def test_alpha_is_divided_by_the_rank(tmp_path):
     adapters = read(opened(tmp_path, pair(f"unet.{OUT}") | {f"unet.{OUT}.alpha": torch.tensor(1.0)}), NAMES, "backbone")
-    assert adapters[f"{OUT}.weight"].scale == 0.5
+    adapter = adapters[f"{OUT}.weight"]
+    assert isinstance(adapter, LowRank)
+    assert adapter.scale == 0.5
 
 
 def test_of_two_kinds_for_one_layer_the_later_in_comfyuis_list_counts(tmp_path):

@@ -8,7 +8,7 @@ from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.embeddings import Embeddings
 from serve_app.models.families import Sd, sdxl
-from serve_app.models.layout import translate
+from serve_app.models.layout import places
 from serve_app.models.packing import move_to
 from serve_app.sampling.forward import Canvas
 from serve_app.store.catalog import Catalog
@@ -28,7 +28,8 @@ def bare(tensors):
 def diffusers(name):
     """Return a backbone's tensors under diffusers' names."""
     prefixes = families.UNETS[name].table()
-    tensors = {translate(key, prefixes): tensor for key, tensor in bare(families.unet(name)).items()}
+    named = bare(families.unet(name)).items()
+    tensors = {place.name: tensor for key, tensor in named for place in places(key, prefixes)}
     return {key.replace("class_embedding", "add_embedding"): tensor for key, tensor in tensors.items()}
 
 
@@ -121,8 +122,10 @@ def test_an_embedding_gives_each_encoder_its_own_vectors(tmp_path):
     both = {"clip_l": torch.ones(1, 64), "clip_g": torch.full((1, 64), 2.0)}
     save_file(both, tmp_path / "embeddings" / "both.safetensors")
     found = Embeddings(Catalog(tmp_path))
-    assert torch.equal(found.vectors("both", 64, "g"), both["clip_g"])
-    assert torch.equal(found.vectors("both", 64, "l"), both["clip_l"])
+    for kind, own in (("g", both["clip_g"]), ("l", both["clip_l"])):
+        vectors = found.vectors("both", 64, kind)
+        assert vectors is not None
+        assert torch.equal(vectors, own)
 
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
@@ -168,7 +171,7 @@ def test_a_file_in_eight_bits_is_read_as_the_numbers_it_holds(tmp_path):
     save_file(eight, tmp_path / "fp8.safetensors")
     _, network = Checkpoint(tmp_path / "fp8.safetensors").load("backbone")
     move_to(network, CPU, torch.float32)
-    assert torch.equal(network.conv_in.bias, eight[f"{PREFIX}input_blocks.0.0.bias"].float())
+    assert torch.equal(network.get_parameter("conv_in.bias"), eight[f"{PREFIX}input_blocks.0.0.bias"].float())
 
 
 def test_weights_with_scales_of_their_own_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 from importlib.metadata import distribution
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from serve_app.models.tokenizer import END, START, token_ids
 @pytest.fixture(scope="module")
 def oracle():
     packed = distribution("clip-anytorch").locate_file("clip/bpe_simple_vocab_16e6.txt.gz")
-    lines = gzip.decompress(packed.read_bytes()).decode().split("\n")[1:48895]
+    lines = gzip.decompress(Path(str(packed)).read_bytes()).decode().split("\n")[1:48895]
     merges = [tuple(line.split()) for line in lines]
     printable = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255]
     letters = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]

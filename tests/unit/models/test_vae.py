@@ -15,7 +15,9 @@ ARCHITECTURE = AutoencoderKL((32, 32, 32, 64), 1, 4, 3, True)
 def vae(tmp_path_factory):
     path = tmp_path_factory.mktemp("vae") / "vae.safetensors"
     save_file(random_tensors(ARCHITECTURE, torch.float32), path)
-    return Vae(*Checkpoint(path).load("vae"))
+    family, network = Checkpoint(path).load("vae")
+    assert isinstance(family, AutoencoderKL)
+    return Vae(family, network)
 
 
 def noise(*shape, seed=0):

@@ -26,10 +26,17 @@ def checkpoint(tmp_path_factory):
     return path
 
 
+def read(checkpoint, vectors=lambda name, width, kind: None, dtype=torch.float32):
+    family, network = Checkpoint(checkpoint).load("clip")
+    assert isinstance(family, ClipText)
+    move_to(network, CPU, dtype)
+    return TextEncoder(family, network, vectors)
+
+
 @pytest.fixture(scope="module")
 def encoder(checkpoint):
     with torch.inference_mode():
-        yield TextEncoder(*Checkpoint(checkpoint).load("clip"), lambda name, width, kind: None)
+        yield read(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +115,7 @@ def test_a_text_of_two_chunks_is_two_encodings_in_a_row_with_the_first_ones_pool
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_precision_encoder_gives_float32_close_to_the_full_one(checkpoint, encoder, dtype):
-    architecture, network = Checkpoint(checkpoint).load("clip")
-    move_to(network, CPU, dtype)
-    half = TextEncoder(architecture, network, lambda name, width, kind: None)
+    half = read(checkpoint, dtype=dtype)
     cond, pooled = only(half.encode(["a (red:1.2) fox"]))
     expected, expected_pooled = only(encoder.encode(["a (red:1.2) fox"]))
     assert cond.dtype == pooled.dtype == torch.float32
@@ -163,8 +168,8 @@ def test_a_damaged_embedding_is_an_error(embeddings):
 def test_an_embedding_equal_to_a_tokens_own_row_encodes_as_that_token(checkpoint, encoder):
     table = load_file(checkpoint)["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"]
     (red,) = token_ids("red")
-    with_vectors = TextEncoder(
-        *Checkpoint(checkpoint).load("clip"),
+    with_vectors = read(
+        checkpoint,
         lambda name, width, kind: table[red][None] if (name, width, kind) == ("red", 64, "l") else None,
     )
     torch.testing.assert_close(

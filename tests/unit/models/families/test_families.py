@@ -11,6 +11,7 @@ from serve_app.models.families.family import BackboneFamily, TextFamily, VaeFami
 from serve_app.models.layout import translate
 from serve_app.models.parts import find_part
 from serve_app.models.tensors import Tensors
+from serve_app.values import Part
 from tests.unit.models.sample import SAMPLE, random_tensors
 
 KEYS = json.loads((Path(__file__).parents[3] / "parity" / "checkpoint_keys.json").read_text())
@@ -67,7 +68,7 @@ def test_an_empty_network_takes_no_memory():
     assert all(parameter.is_meta for parameter in SD15.empty().parameters())
 
 
-PARTS = {BackboneFamily: "backbone", VaeFamily: "vae", TextFamily: "clip"}
+PARTS: dict[type, Part] = {BackboneFamily: "backbone", VaeFamily: "vae", TextFamily: "clip"}
 UNUSUAL = [
     Sd((64,), (1,), (0,), 1, 32),
     Sd((32, 64, 96), (1, 2, 1), (0, 2, 1), 1, 48),

@@ -13,5 +13,6 @@ def test_contexts_of_one_length_are_stacked_without_a_mask():
 
 def test_shorter_contexts_are_padded_to_the_longest_and_masked():
     stacked, mask = stack_contexts([torch.ones(2, 1, 4), torch.ones(1, 3, 4)])
+    assert mask is not None
     assert mask.tolist() == [[True, False, False], [True, False, False], [True, True, True]]
     assert torch.equal(stacked.bool().all(dim=2), mask)
