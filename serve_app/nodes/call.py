@@ -22,6 +22,7 @@ from serve_app.errors import NodeError
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.contained import contained
 from serve_app.nodes.executing import Executing, enter
+from serve_app.nodes.size import allow_calls
 from serve_app.nodes.time_limit import bounded
 
 PACKS = "custom_nodes."
@@ -79,8 +80,8 @@ async def map_over_lists(
     blocker is not made: its result is the blocker. nested: how a call's inputs become its arguments. A sync function
     runs in a thread, an async one is awaited, its calls at the same time, both without autograd. alone: no other sync
     function called so runs meanwhile in this process.
-    Errors: NodeError for an empty list beside others; NodeTimeError for a call over node.time_limit, which counts from
-    when it has its thread; the function's own, as `contained` lets them out.
+    Errors: NodeError for an empty list beside others, and once the calls have made too much together; NodeTimeError
+    for a call over node.time_limit, which counts from when it has its thread; the function's own, as `contained` lets them out.
     """
     longest = max(map(len, inputs.values()), default=0)
     empty = [name for name, values in inputs.items() if not values]
@@ -100,11 +101,13 @@ async def map_over_lists(
     if nested is not None:
         calls = [nested(given) for given in calls]
     asynchronous = inspect.iscoroutinefunction(function)
+    made_bytes, counted = 0, set[int]()
 
     async def one(index: int) -> Any:
+        nonlocal made_bytes
         if (blocker := blockers[index]) is not None:
             return blocker
-        running = replace(node, index=index, subgraphs=itertools.count())
+        running = replace(node, index=index, subgraphs=itertools.count(), made_bytes=node.made_bytes + made_bytes)
         enter(running)
 
         async def work(begun: Callable[[], None]) -> Any:
@@ -121,7 +124,11 @@ async def map_over_lists(
                 with running.underway.noted(running):
                     return await _WithoutAutograd(returned)
 
-        return await bounded(work, node.time_limit, node.name)
+        returned = await bounded(work, node.time_limit, node.name)
+        if len(calls) > 1:
+            # Each within its limit, many calls could fill the memory before anyone has looked at all of them.
+            made_bytes = allow_calls(returned, node.limits, made_bytes, counted)
+        return returned
 
     if not asynchronous:
         return [await asyncio.create_task(one(index)) for index in range(len(calls))]

@@ -206,6 +206,8 @@ class Execution:
             instance = node_class()
             await self._lazy(node, spec, instance, inputs, lazy, executing, group)
             _check_numbers(node, spec, inputs)
+            # Only now: the nodes that it waited for have made something.
+            executing = replace(executing, made_bytes=self._made_bytes)
             returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
             slots = () if spec.python_module.startswith(PACKS) else spec.outputs
             made = [one.values or () for one in returned]

@@ -56,7 +56,8 @@ class Underway:
 class Executing:
     """One call of one node. index: which element of its lists. stopped: set once nobody waits for it any more.
 
-    limits: how large what it makes may be. time_limit: how long it may take. underway: where it is noted while it runs.
+    limits: how large what it makes may be; made_bytes: what its task had made before it. time_limit: how long it may
+    take. underway: where it is noted while it runs.
     """
 
     job_id: str
@@ -67,6 +68,7 @@ class Executing:
     say: Say = _silent
     stopped: threading.Event = field(default_factory=threading.Event)
     limits: SizeLimits = field(default_factory=SizeLimits)
+    made_bytes: int = 0
     time_limit: TimeLimit | None = None
     underway: Underway = field(default_factory=Underway)
     subgraphs: Iterator[int] = field(default_factory=itertools.count)

@@ -37,7 +37,11 @@ def limits() -> SizeLimits:
 def allow(*shape: int) -> None:
     """Refuse a tensor of this shape that would be too large. Errors: NodeError."""
     size = math.prod(shape) * FLOAT_BYTES
-    _refuse(f"would make a tensor of {'×'.join(map(str, shape))}", size, "bytes", "value_bytes", limits().value_bytes)
+    what, most = f"would make a tensor of {'×'.join(map(str, shape))}", limits()
+    _refuse(what, size, "bytes", "value_bytes", most.value_bytes)
+    if (call := executing()) is not None and call.made_bytes:
+        what = f"{what}, with what the nodes before it have made"
+        _refuse(what, call.made_bytes + size, "bytes", "task_bytes", most.task_bytes)
 
 
 def allow_text(characters: int) -> None:
@@ -69,6 +73,16 @@ def check_made(calls: Sequence[Sequence[Any]], slots: Sequence[str], most: SizeL
             tensor = value.get("samples") if isinstance(value, Mapping) else value
             if slot in IMAGE_SLOTS and isinstance(tensor, torch.Tensor) and not tensor.numel():
                 raise NodeError(f"it has made an empty {slot}, of shape {'×'.join(map(str, tensor.shape))}")
+
+
+def allow_calls(returned: object, most: SizeLimits, before: int, seen: set[int]) -> int:
+    """Refuse what one more of a node's calls has returned if all of them have made too much; return the bytes of all.
+
+    before: the bytes so far. seen: as of `size_of`. Errors: NodeError.
+    """
+    size = before + size_of(returned, seen)
+    _refuse("has made values", size, "bytes", "value_bytes", most.value_bytes)
+    return size
 
 
 def allow_task(made: Sequence[Sequence[Any]], most: SizeLimits, before: int, seen: set[int]) -> int:

@@ -19,7 +19,7 @@ from serve_app.nodes.execute import Execution, NodeFailedError
 from serve_app.nodes.executing import Executing, enter
 from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.result_cache import ResultCache
-from serve_app.nodes.size import size_of
+from serve_app.nodes.size import allow, size_of
 from tests.unit.nodes.one_replica import Node, OneReplica, task
 
 LIMITS = SizeLimits(
@@ -134,11 +134,51 @@ class Number(Node):
         return (value,)
 
 
+class Pair(Node):
+    """A number, once something else is there."""
+
+    inputs = ("value", "after")
+
+    def go(self, value: int, after: Any) -> tuple[int]:
+        return (value,)
+
+
 class Packed(Bounded):
     RELATIVE_PYTHON_MODULE = "custom_nodes.pack"
 
 
-CLASSES: dict[str, type] = {"Give": Give, "Bounded": Bounded, "Number": Number, "Packed": Packed}
+class Asks(Node):
+    """Makes what it is asked for as built-in nodes do; counts how often it came to take the memory."""
+
+    RETURN_TYPES = ("IMAGE",)
+    inputs = ("numbers",)
+    taken = 0
+
+    def go(self, numbers: int) -> tuple[torch.Tensor]:
+        allow(numbers)
+        type(self).taken += 1
+        return (torch.zeros(numbers),)
+
+
+class Several(Node):
+    """A list of numbers."""
+
+    OUTPUT_IS_LIST = (True,)
+    inputs = ("values",)
+
+    def go(self, values: Any) -> tuple[list[int]]:
+        return (list(values),)
+
+
+CLASSES: dict[str, type] = {
+    "Asks": Asks,
+    "Several": Several,
+    "Pair": Pair,
+    "Give": Give,
+    "Bounded": Bounded,
+    "Number": Number,
+    "Packed": Packed,
+}
 
 
 class Replica(OneReplica):
@@ -184,6 +224,26 @@ async def test_what_the_nodes_of_a_task_make_counts_together_and_once_if_it_is_p
     passed = {f"p{i}": ("Number", {"value": [f"p{i - 1}" if i else "a", 0]}) for i in range(5)}
     assert await Replica().fails("a", "p4", a=large["a"], **passed) == ""
     assert "with the nodes before it" in await Replica().fails("a", "b", "c", **large)
+
+
+async def test_a_node_asks_before_it_takes_memory_that_its_task_may_no_longer_have() -> None:
+    nodes = {"a": ("Give", {"what": "large"}), "n": ("Number", {"value": ["a", 0]})}
+    after = {"m": ("Pair", {"value": 2_000_000, "after": ["n", 0]}), "b": ("Asks", {"numbers": ["m", 0]})}
+    Asks.taken = 0
+    reason = await Replica().fails("a", "b", **nodes, **after)
+    assert re.search(
+        "would make a tensor of 2000000, with what the nodes before it have made: .* limits.task_bytes", reason
+    )
+    assert Asks.taken == 0
+    assert await Replica().fails("b", b=("Asks", {"numbers": 2_000_000})) == ""
+
+
+@pytest.mark.parametrize("number", [2_000_000, 1_000_000])
+async def test_many_calls_of_one_node_are_stopped_once_they_have_made_too_much_together(number: int) -> None:
+    many = {"s": ("Several", {"values": tuple(number + i for i in range(50))}), "b": ("Asks", {"numbers": ["s", 0]})}
+    Asks.taken = 0
+    assert re.search("has made values: .* limits.value_bytes|limits.task_bytes", await Replica().fails("b", **many))
+    assert Asks.taken < 5
 
 
 @pytest.mark.parametrize(
