@@ -81,7 +81,8 @@ async def map_over_lists(
     runs in a thread, an async one is awaited, its calls at the same time, both without autograd. alone: no other sync
     function called so runs meanwhile in this process.
     Errors: NodeError for an empty list beside others, and once the calls have made too much together; NodeTimeError
-    for a call over node.time_limit, which counts from when it has its thread; the function's own, as `contained` lets them out.
+    for a call over node.time_limit, which counts from when it has its thread; the function's own, as `contained` lets
+    them out.
     """
     longest = max(map(len, inputs.values()), default=0)
     empty = [name for name, values in inputs.items() if not values]
