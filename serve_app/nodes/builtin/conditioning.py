@@ -51,7 +51,6 @@ class CLIPSetLastLayer:
         return {"required": {"clip": ("CLIP",), "stop_at_clip_layer": layer}}
 
     def set_last_layer(self, clip: Recipe, stop_at_clip_layer: int) -> tuple[Recipe]:
-        """Return the recipe with the layer to stop at."""
         return (clip.with_patch(ClipSkip(stop_at_clip_layer)),)
 
 

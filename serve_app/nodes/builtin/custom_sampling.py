@@ -109,7 +109,6 @@ class RandomNoise:
         return {"required": {"noise_seed": ("INT", SEED)}}
 
     def get_noise(self, noise_seed: int) -> tuple[Noise]:
-        """Return the noise."""
         return (Noise(noise_seed),)
 
 

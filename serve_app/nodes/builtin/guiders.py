@@ -40,7 +40,6 @@ class CFGGuider:
         return {"required": {"model": ("MODEL",), **conds, "cfg": ("FLOAT", CFG)}}
 
     def get_guider(self, model: Recipe, positive: Conditioning, negative: Conditioning, cfg: float) -> tuple[Guider]:
-        """Return the guider."""
         return (Guider(model, {"positive": positive, "negative": negative}, Cfg(cfg)),)
 
 
@@ -110,7 +109,6 @@ class PerpNegGuider:
         cfg: float,
         neg_scale: float,
     ) -> tuple[Guider]:
-        """Return the guider."""
         conds = {"positive": positive, "negative": negative, "empty": empty_conditioning}
         return (Guider(model, conds, PerpNeg(cfg, neg_scale)),)
 

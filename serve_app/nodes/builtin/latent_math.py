@@ -166,7 +166,6 @@ class LatentOperationTonemapReinhard:
         return {"required": {"multiplier": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 100.0, "step": 0.01})}}
 
     def op(self, multiplier: float) -> tuple[LatentOperation]:
-        """Return the operation."""
         return (ReinhardTonemap(multiplier),)
 
 
@@ -189,7 +188,6 @@ class LatentOperationSharpen:
         }
 
     def op(self, sharpen_radius: int, sigma: float, alpha: float) -> tuple[LatentOperation]:
-        """Return the operation."""
         return (Sharpening(sharpen_radius, sigma, alpha),)
 
 

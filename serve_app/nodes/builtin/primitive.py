@@ -22,7 +22,6 @@ class PrimitiveString:
         return {"required": {"value": (cls.RETURN_TYPES[0], dict(cls.options))}}
 
     def execute(self, value: Any) -> tuple[Any]:
-        """Return the value."""
         return (value,)
 
 

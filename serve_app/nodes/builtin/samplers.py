@@ -5,8 +5,9 @@ Where ComfyUI lets a node draw noise on the GPU, all noise is drawn on the CPU h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any, TypeAlias
 
 from serve_app.nodes.runtime import Runtime
 from serve_app.sampling.samplers import SAMPLERS
@@ -14,215 +15,59 @@ from serve_app.values import Recipe, SamplerChoice
 
 CATEGORY = "sampling/custom_sampling/samplers"
 
+Make: TypeAlias = Callable[..., SamplerChoice]
+"""Takes a node's inputs, by name."""
 
-def _number(default: float, most: float = 100.0) -> tuple[str, dict[str, Any]]:
-    return ("FLOAT", {"default": default, "min": 0.0, "max": most, "step": 0.01, "round": False})
+
+def _sampler_node(doc: str, make: Make, inputs: Mapping[str, Any], **attributes: Any) -> type:
+    """Return a node class. attributes: of the class, beside the usual ones."""
+
+    class SamplerNode:
+        __doc__ = doc
+        RETURN_TYPES = ("SAMPLER",)
+        FUNCTION = "get_sampler"
+        CATEGORY = CATEGORY
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            return {"required": deepcopy(inputs)}
+
+        def get_sampler(self, **given: Any) -> tuple[SamplerChoice]:
+            return (make(**given),)
+
+    for name, value in attributes.items():
+        setattr(SamplerNode, name, value)
+    return SamplerNode
 
 
-NOISE_DEVICE = (["gpu", "cpu"],)
+def _as(sampler: str, **renamed: str) -> Make:
+    """Return what takes a node's inputs for the sampler's options. renamed: input -> option, where they differ."""
+    return lambda **given: SamplerChoice(
+        sampler, {renamed.get(name, name): value for name, value in given.items() if name not in NOISE_DEVICE}
+    )
+
+
+def _number(default: float, most: float = 100.0, **more: Any) -> tuple[str, dict[str, Any]]:
+    return ("FLOAT", {"default": default, "min": 0.0, "max": most, "step": 0.01, "round": False, **more})
+
+
+def _integer(default: int, least: int, most: int) -> tuple[str, dict[str, Any]]:
+    return ("INT", {"default": default, "min": least, "max": most})
+
+
+def _er_sde(solver_type: str, max_stage: int, eta: float, s_noise: float) -> SamplerChoice:
+    options: dict[str, Any] = {"stages": max_stage, "s_noise": s_noise}
+    if solver_type != "ER-SDE":
+        eta = 0.0 if solver_type == "ODE" else eta
+        options |= {"eta": eta, "s_noise": s_noise if eta else 0.0}
+    return SamplerChoice("er_sde", options)
+
+
+NOISE = {"eta": _number(1.0), "s_noise": _number(1.0)}
+NOISE_DEVICE = {"noise_device": (["gpu", "cpu"],)}
 SHARE = {"min": 0.0, "max": 1.0, "step": 0.001}
-
-
-class KSamplerSelect:
-    """One of KSampler's samplers."""
-
-    RETURN_TYPES = ("SAMPLER",)
-    FUNCTION = "get_sampler"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"sampler_name": (list(SAMPLERS),)}}
-
-    def get_sampler(self, sampler_name: str) -> tuple[SamplerChoice]:
-        """Return the sampler as it is."""
-        return (SamplerChoice(sampler_name),)
-
-
-class SamplerEulerAncestral:
-    """Euler's ancestral sampler."""
-
-    RETURN_TYPES = ("SAMPLER",)
-    FUNCTION = "get_sampler"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"eta": _number(1.0), "s_noise": _number(1.0)}}
-
-    def get_sampler(self, eta: float, s_noise: float) -> tuple[SamplerChoice]:
-        """Return the sampler."""
-        return (SamplerChoice("euler_ancestral", {"eta": eta, "s_noise": s_noise}),)
-
-
-class SamplerEulerAncestralCFGPP:
-    """Euler's ancestral sampler, with CFG++."""
-
-    RETURN_TYPES = ("SAMPLER",)
-    FUNCTION = "get_sampler"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"eta": _number(1.0, 1.0), "s_noise": _number(1.0, 10.0)}}
-
-    def get_sampler(self, eta: float, s_noise: float) -> tuple[SamplerChoice]:
-        """Return the sampler."""
-        return (SamplerChoice("euler_ancestral_cfg_pp", {"eta": eta, "s_noise": s_noise}),)
-
-
-class SamplerLMS:
-    """Linear multistep, of any order."""
-
-    RETURN_TYPES = ("SAMPLER",)
-    FUNCTION = "get_sampler"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"order": ("INT", {"default": 4, "min": 1, "max": 100})}}
-
-    def get_sampler(self, order: int) -> tuple[SamplerChoice]:
-        """Return the sampler."""
-        return (SamplerChoice("lms", {"order": order}),)
-
-
-class SamplerDPMPP_3M_SDE:
-    """SDE-DPM-Solver++(3M)."""
-
-    RETURN_TYPES = ("SAMPLER",)
-    FUNCTION = "get_sampler"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"eta": _number(1.0), "s_noise": _number(1.0), "noise_device": NOISE_DEVICE}}
-
-    def get_sampler(self, eta: float, s_noise: float, noise_device: str) -> tuple[SamplerChoice]:
-        """Return the sampler."""
-        return (SamplerChoice("dpmpp_3m_sde", {"eta": eta, "s_noise": s_noise}),)
-
-
-class SamplerDPMPP_2M_SDE:
-    """SDE-DPM-Solver++(2M)."""
-
-    RETURN_TYPES = ("SAMPLER",)
-    FUNCTION = "get_sampler"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        solver = (["midpoint", "heun"],)
-        numbers = {"eta": _number(1.0), "s_noise": _number(1.0)}
-        return {"required": {"solver_type": solver, **numbers, "noise_device": NOISE_DEVICE}}
-
-    def get_sampler(self, solver_type: str, eta: float, s_noise: float, noise_device: str) -> tuple[SamplerChoice]:
-        """Return the sampler."""
-        return (SamplerChoice("dpmpp_2m_sde", {"eta": eta, "s_noise": s_noise, "solver": solver_type}),)
-
-
-class SamplerDPMPP_SDE:
-    """DPM-Solver++(2S) on the SDE."""
-
-    RETURN_TYPES = ("SAMPLER",)
-    FUNCTION = "get_sampler"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        numbers = {"eta": _number(1.0), "s_noise": _number(1.0), "r": _number(0.5)}
-        return {"required": {**numbers, "noise_device": NOISE_DEVICE}}
-
-    def get_sampler(self, eta: float, s_noise: float, r: float, noise_device: str) -> tuple[SamplerChoice]:
-        """Return the sampler."""
-        return (SamplerChoice("dpmpp_sde", {"eta": eta, "s_noise": s_noise, "r": r}),)
-
-
-class SamplerDPMPP_2S_Ancestral:
-    """DPM-Solver++(2S), ancestral."""
-
-    RETURN_TYPES = ("SAMPLER",)
-    FUNCTION = "get_sampler"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"eta": _number(1.0), "s_noise": _number(1.0)}}
-
-    def get_sampler(self, eta: float, s_noise: float) -> tuple[SamplerChoice]:
-        """Return the sampler."""
-        return (SamplerChoice("dpmpp_2s_ancestral", {"eta": eta, "s_noise": s_noise}),)
-
-
-class SamplerDPMAdaptative:
-    """DPM-Solver-12 or -23, in steps that its error chooses."""
-
-    RETURN_TYPES = ("SAMPLER",)
-    FUNCTION = "get_sampler"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        defaults = {
-            "rtol": 0.05,
-            "atol": 0.0078,
-            "h_init": 0.05,
-            "pcoeff": 0.0,
-            "icoeff": 1.0,
-            "dcoeff": 0.0,
-            "accept_safety": 0.81,
-            "eta": 0.0,
-            "s_noise": 1.0,
-        }
-        numbers = {name: _number(default) for name, default in defaults.items()}
-        return {"required": {"order": ("INT", {"default": 3, "min": 2, "max": 3}), **numbers}}
-
-    def get_sampler(
-        self,
-        order: int,
-        rtol: float,
-        atol: float,
-        h_init: float,
-        pcoeff: float,
-        icoeff: float,
-        dcoeff: float,
-        accept_safety: float,
-        eta: float,
-        s_noise: float,
-    ) -> tuple[SamplerChoice]:
-        """Return the sampler."""
-        steps = {"order": order, "rtol": rtol, "atol": atol, "h_init": h_init, "safety": accept_safety}
-        control = {"p": pcoeff, "i": icoeff, "d": dcoeff}
-        return (SamplerChoice("dpm_adaptive", {**steps, **control, "eta": eta, "s_noise": s_noise}),)
-
-
-class SamplerER_SDE:
-    """ER-SDE-Solver, on its own SDE, the usual one, or the ODE."""
-
-    RETURN_TYPES = ("SAMPLER",)
-    FUNCTION = "get_sampler"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        eta = _number(1.0)
-        eta[1]["tooltip"] = "How much noise the reverse-time SDE has; 0 makes it the ODE. ER-SDE has its own."
-        return {
-            "required": {
-                "solver_type": ("COMBO", {"options": ["ER-SDE", "Reverse-time SDE", "ODE"]}),
-                "max_stage": ("INT", {"default": 3, "min": 1, "max": 3}),
-                "eta": eta,
-                "s_noise": _number(1.0),
-            }
-        }
-
-    def get_sampler(self, solver_type: str, max_stage: int, eta: float, s_noise: float) -> tuple[SamplerChoice]:
-        """Return the sampler."""
-        options: dict[str, Any] = {"stages": max_stage, "s_noise": s_noise}
-        if solver_type != "ER-SDE":
-            eta = 0.0 if solver_type == "ODE" else eta
-            options |= {"eta": eta, "s_noise": s_noise if eta else 0.0}
-        return (SamplerChoice("er_sde", options),)
+ADAPTIVE = {"rtol": 0.05, "atol": 0.0078, "h_init": 0.05, "pcoeff": 0.0, "icoeff": 1.0, "dcoeff": 0.0}
+"""The defaults of a step size that the error chooses."""
 
 
 class SamplerSASolver:
@@ -241,8 +86,8 @@ class SamplerSASolver:
                 "sde_start_percent": ("FLOAT", {"default": 0.2, **SHARE}),
                 "sde_end_percent": ("FLOAT", {"default": 0.8, **SHARE}),
                 "s_noise": _number(1.0),
-                "predictor_order": ("INT", {"default": 3, "min": 1, "max": 6}),
-                "corrector_order": ("INT", {"default": 4, "min": 0, "max": 6}),
+                "predictor_order": _integer(3, 1, 6),
+                "corrector_order": _integer(4, 0, 6),
                 "use_pece": ("BOOLEAN", {}),
                 "simple_order_2": ("BOOLEAN", {}),
             },
@@ -262,7 +107,7 @@ class SamplerSASolver:
         simple_order_2: bool,
         runtime: Runtime,
     ) -> tuple[SamplerChoice]:
-        """Return the sampler, with the levels of this model."""
+        """Return the sampler. Its interval is of the model's noise levels."""
         levels = await runtime.levels(model)
         options = {
             "interval": (levels.at_progress(sde_start_percent), levels.at_progress(sde_end_percent)),
@@ -276,39 +121,61 @@ class SamplerSASolver:
         return (SamplerChoice("sa_solver", options),)
 
 
-class SamplerEulerCFGpp:
-    """Euler's method with CFG++, in two versions."""
-
-    RETURN_TYPES = ("SAMPLER",)
-    FUNCTION = "get_sampler"
-    CATEGORY = "_for_testing"
-    EXPERIMENTAL = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"version": (["regular", "alternative"],)}}
-
-    def get_sampler(self, version: str) -> tuple[SamplerChoice]:
-        """Return the sampler."""
-        return (SamplerChoice("euler_cfg_pp", {"alternative": version == "alternative"}),)
-
-
-_NODES = (
-    KSamplerSelect,
-    SamplerEulerAncestral,
-    SamplerEulerAncestralCFGPP,
-    SamplerLMS,
-    SamplerDPMPP_3M_SDE,
-    SamplerDPMPP_2M_SDE,
-    SamplerDPMPP_SDE,
-    SamplerDPMPP_2S_Ancestral,
-    SamplerDPMAdaptative,
-    SamplerER_SDE,
-    SamplerSASolver,
-    SamplerEulerCFGpp,
-)
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {node.__name__: node for node in _NODES}
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "KSamplerSelect": _sampler_node(
+        "One of KSampler's samplers, as it is.",
+        lambda sampler_name: SamplerChoice(sampler_name),
+        {"sampler_name": (list(SAMPLERS),)},
+    ),
+    "SamplerEulerAncestral": _sampler_node("Euler's ancestral sampler.", _as("euler_ancestral"), NOISE),
+    "SamplerEulerAncestralCFGPP": _sampler_node(
+        "Euler's ancestral sampler, with CFG++.",
+        _as("euler_ancestral_cfg_pp"),
+        {"eta": _number(1.0, 1.0), "s_noise": _number(1.0, 10.0)},
+    ),
+    "SamplerLMS": _sampler_node("Linear multistep, of any order.", _as("lms"), {"order": _integer(4, 1, 100)}),
+    "SamplerDPMPP_3M_SDE": _sampler_node("SDE-DPM-Solver++(3M).", _as("dpmpp_3m_sde"), NOISE | NOISE_DEVICE),
+    "SamplerDPMPP_2M_SDE": _sampler_node(
+        "SDE-DPM-Solver++(2M).",
+        _as("dpmpp_2m_sde", solver_type="solver"),
+        {"solver_type": (["midpoint", "heun"],), **NOISE, **NOISE_DEVICE},
+    ),
+    "SamplerDPMPP_SDE": _sampler_node(
+        "DPM-Solver++(2S) on the SDE.", _as("dpmpp_sde"), {**NOISE, "r": _number(0.5), **NOISE_DEVICE}
+    ),
+    "SamplerDPMPP_2S_Ancestral": _sampler_node("DPM-Solver++(2S), ancestral.", _as("dpmpp_2s_ancestral"), NOISE),
+    "SamplerDPMAdaptative": _sampler_node(
+        "DPM-Solver-12 or -23, in steps that its error chooses.",
+        _as("dpm_adaptive", pcoeff="p", icoeff="i", dcoeff="d", accept_safety="safety"),
+        {
+            "order": _integer(3, 2, 3),
+            **{name: _number(default) for name, default in ADAPTIVE.items()},
+            "accept_safety": _number(0.81),
+            "eta": _number(0.0),
+            "s_noise": _number(1.0),
+        },
+    ),
+    "SamplerER_SDE": _sampler_node(
+        "ER-SDE-Solver, on its own SDE, the usual one, or the ODE.",
+        _er_sde,
+        {
+            "solver_type": ("COMBO", {"options": ["ER-SDE", "Reverse-time SDE", "ODE"]}),
+            "max_stage": _integer(3, 1, 3),
+            "eta": _number(
+                1.0, tooltip="How much noise the reverse-time SDE has; 0 makes it the ODE. ER-SDE has its own."
+            ),
+            "s_noise": _number(1.0),
+        },
+    ),
+    "SamplerSASolver": SamplerSASolver,
+    "SamplerEulerCFGpp": _sampler_node(
+        "Euler's method with CFG++, in two versions.",
+        lambda version: SamplerChoice("euler_cfg_pp", {"alternative": version == "alternative"}),
+        {"version": (["regular", "alternative"],)},
+        CATEGORY="_for_testing",
+        EXPERIMENTAL=True,
+    ),
+}
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "SamplerEulerAncestralCFGPP": "SamplerEulerAncestralCFG++",
