@@ -79,7 +79,7 @@ async def draw(runtime: Runtime, checkpoint: str, wish: Wish) -> Array:
         latent_image=latent,
         runtime=runtime,
     )
-    (images,) = await VAEDecode().decode(latent, vae, runtime)
+    (images,) = await VAEDecode().decode(vae, latent, runtime)
     picture: Array = images[0].numpy()
     return picture
 

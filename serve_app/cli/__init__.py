@@ -139,6 +139,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--config", type=Path, default=local, help=f"a Serve config file (default: {LOCAL_CONFIG})")
     check.set_defaults(command=_check)
 
+    packs = commands.add_parser("packs", help="load a folder of node packs and say which of their classes can run here")
+    packs.add_argument("directory", type=Path, help="the folder that --custom-nodes-dir of up would name")
+    packs.set_defaults(command=_packs)
+
     demo = commands.add_parser("demo", help="start a server here, draw a picture with the models that ship, stop it")
     demo.set_defaults(command=_demo)
     return parser
@@ -178,6 +182,14 @@ def _submit(arguments: argparse.Namespace) -> int:
         if arguments.strict:
             body["extra_data"] = {**(body.get("extra_data") or {}), "strict": True}
         return submit(server, body, arguments.out)
+
+
+def _packs(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.packs import packs
+
+    if not arguments.directory.is_dir():
+        raise ServeAppError(f"{arguments.directory} is no folder; give the one that holds the node packs")
+    return packs(arguments.directory.absolute())
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -86,12 +86,12 @@ class NodeSpec:
 
     outputs, output_names, output_is_list: one entry a slot; output_matchtypes: the template of one whose type is
     MATCH_TYPE, else None; empty where all are. hidden: input name -> hidden kind, one of HIDDEN_KINDS or a pack's own.
-    accept_all_inputs: its function is given undeclared constants too.
-    runtime: the class asks for RUNTIME, so it runs on a replica that holds models. validator: the arguments that its
-    VALIDATE_INPUTS takes, EVERYTHING for **kwargs; None without one. fingerprinted: it has IS_CHANGED. Both are code,
-    which only a worker may run. described: the class as another server's /object_info has it, which clients are shown
-    in place of what these members say; None for a class of ours. nesting: once the spec is opened for one node
-    (`graph/dynamic.py`), how its dotted inputs reach its function.
+    accept_all_inputs: its function is given undeclared constants too. validator: the arguments that its VALIDATE_INPUTS
+    takes, EVERYTHING for **kwargs; None without one. fingerprinted: it has IS_CHANGED. Both are code, which only a
+    worker may run. described: the class as another server's /object_info has it, which clients are shown in place of
+    what these members say; None for a class of ours. nesting: once the spec is opened for one node (`graph/dynamic.py`),
+    how its dotted inputs reach its function. lacks: names of ComfyUI's that its code can come to use and that are not
+    here, so that no job may have it here. models: its code can call nodes that ask for RUNTIME.
     """
 
     class_type: str
@@ -122,6 +122,8 @@ class NodeSpec:
     fingerprinted: bool = False
     described: Mapping[str, Any] | None = None
     nesting: Nesting | None = None
+    lacks: tuple[str, ...] = ()
+    models: bool = False
 
     @property
     def hooked(self) -> bool:
@@ -134,8 +136,8 @@ class NodeSpec:
 
     @property
     def runtime(self) -> bool:
-        """Whether the class asks for RUNTIME."""
-        return "RUNTIME" in self.hidden.values()
+        """Whether the class needs a replica that holds models."""
+        return self.models or "RUNTIME" in self.hidden.values()
 
     def uses(self, name: str) -> bool:
         """Whether a constant of this name is something that the class works with."""
@@ -162,6 +164,7 @@ class NodeSpec:
             "output_tooltips",
             "output_matchtypes",
             "search_aliases",
+            "lacks",
         )
         slots = {name: tuple(data.get(name, ())) for name in tuples}
         validator = None if data.get("validator") is None else tuple(data["validator"])

@@ -109,9 +109,12 @@ class _Check:
             message = unknown_class(
                 node.class_type, reason, lambda: self._suggest("class", node.class_type, self.specs)
             )
-            extra = {"node_id": node.id, "class_type": node.class_type, "node_title": node.class_type}
-            self._add(node, Problem("missing_node_type", message, extra=extra))
+            self._absent(node, message)
         if spec is not None:
+            if spec.lacks:
+                more = f" and {len(spec.lacks) - 3} more" if len(spec.lacks) > 3 else ""
+                message = f"node class {shown(node.class_type)} cannot run here: it uses {', '.join(spec.lacks[:3])}"
+                self._absent(node, f"{message}{more} of ComfyUI; a pool that runs ComfyUI itself would run it")
             for name in () if EVERYTHING in (spec.validator or ()) else strays(spec, node.inputs):
                 message = f"{name} is none of the inputs that {name.split('.')[0]} stands for here"
                 self._add(node, Problem("invalid_dynamic_input", message, extra={"input_name": name}))
@@ -131,6 +134,10 @@ class _Check:
             elif not isinstance(inputs[declared.name], Link):
                 inputs[declared.name] = self._constant(node, declared, inputs[declared.name], spec)
         return replace(node, inputs=inputs)
+
+    def _absent(self, node: Node, message: str) -> None:
+        extra = {"node_id": node.id, "class_type": node.class_type, "node_title": node.class_type}
+        self._add(node, Problem("missing_node_type", message, extra=extra))
 
     def _missing(self, node: Node, declared: Input, spec: NodeSpec | None) -> None:
         if declared.section != "required" or spec is None:

@@ -235,6 +235,8 @@ class Execution:
             underway=self.underway,
             limits=self._limits,
             time_limit=self._capabilities.time_limit(spec),
+            hidden=lambda kind: self._hidden(kind, node),
+            loop=asyncio.get_running_loop(),
         )
 
     def _class(self, node: Node) -> tuple[type, NodeSpec]:

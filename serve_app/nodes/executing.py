@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -58,6 +59,7 @@ class Executing:
 
     limits: how large what it makes may be; made_bytes: what its task had made before it. time_limit: how long it may
     take. underway: where it is noted while it runs.
+    hidden: gives what a hidden kind stands for. loop: where it may have coroutines run. Neither outside an execution.
     """
 
     job_id: str
@@ -72,6 +74,8 @@ class Executing:
     time_limit: TimeLimit | None = None
     underway: Underway = field(default_factory=Underway)
     subgraphs: Iterator[int] = field(default_factory=itertools.count)
+    hidden: Callable[[str], Any] | None = None
+    loop: AbstractEventLoop | None = None
 
     @property
     def name(self) -> str:

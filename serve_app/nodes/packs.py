@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +27,7 @@ from serve_app.nodes.compat.node import adapted, is_v3
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.contained import said
 from serve_app.nodes.protocol import spec_of
+from serve_app.nodes.reach import reach
 from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.routes import PackRoute
 from serve_app.store.store import Area
@@ -102,7 +103,9 @@ def _add(found: Packs, path: Path) -> None:
             if is_v3(node_class):
                 node_class = adapted(node_class, python_module)
             node_class.RELATIVE_PYTHON_MODULE = python_module  # type: ignore[attr-defined]
-            found.specs[class_type] = spec_of(node_class, class_type, title)
+            spec = spec_of(node_class, class_type, title)
+            uses = reach(node_class, path.parent)
+            found.specs[class_type] = replace(spec, lacks=uses.lacks, models=uses.models)
             found.classes[class_type] = node_class
         except BaseException as error:
             _log.warning("class %s of node pack %s is left out: %s", class_type, path.name, said(error))

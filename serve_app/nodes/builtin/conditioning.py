@@ -74,7 +74,7 @@ class ConditioningAverage:
     """Entries part of the way from another conditioning to what they were."""
 
     RETURN_TYPES = ("CONDITIONING",)
-    FUNCTION = "average"
+    FUNCTION = "addWeighted"
     CATEGORY = "conditioning"
 
     @classmethod
@@ -88,7 +88,7 @@ class ConditioningAverage:
             }
         }
 
-    def average(
+    def addWeighted(
         self, conditioning_to: Conditioning, conditioning_from: Conditioning, conditioning_to_strength: float
     ) -> tuple[Conditioning]:
         """Return each entry of `conditioning_to`, mixed with the first of the other.

@@ -33,7 +33,7 @@ class InstructPixToPixConditioning:
         }
 
     async def encode(
-        self, positive: Conditioning, negative: Conditioning, vae: Recipe, pixels: Tensor, runtime: Runtime
+        self, positive: Conditioning, negative: Conditioning, pixels: Tensor, vae: Recipe, runtime: Runtime
     ) -> tuple[Conditioning, Conditioning, Latent]:
         """Return both conditionings with the image's latents, and empty latents of its size."""
         latents = await runtime.encode(vae, pixels[..., :3])

@@ -118,7 +118,7 @@ class ConditioningSetMask:
         }
 
     def append(
-        self, conditioning: Conditioning, mask: Tensor, strength: float, set_cond_area: str
+        self, conditioning: Conditioning, mask: Tensor, set_cond_area: str, strength: float
     ) -> tuple[Conditioning]:
         """Return the entries with a mask (N,H,W), and whether only the area that bounds it is evaluated."""
         mask = mask[None] if mask.ndim < 3 else mask

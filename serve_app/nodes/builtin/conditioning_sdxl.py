@@ -91,7 +91,7 @@ class CLIPTextEncodeSDXLRefiner:
         }
 
     async def encode(
-        self, ascore: float, width: int, height: int, text: str, clip: Recipe, runtime: Runtime
+        self, clip: Recipe, ascore: float, width: int, height: int, text: str, runtime: Runtime
     ) -> tuple[Conditioning]:
         """Return the text's conditioning with the size and the score."""
         conditioning = await runtime.encode_text(clip, text)

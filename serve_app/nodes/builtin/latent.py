@@ -122,7 +122,7 @@ class VAEDecode:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"samples": ("LATENT",), "vae": ("VAE",)}, "hidden": {"runtime": "RUNTIME"}}
 
-    async def decode(self, samples: Latent, vae: Recipe, runtime: Runtime) -> tuple[torch.Tensor]:
+    async def decode(self, vae: Recipe, samples: Latent, runtime: Runtime) -> tuple[torch.Tensor]:
         """Return images (B,H,W,3)."""
         allow_decoded(samples["samples"])
         return (await runtime.decode(vae, samples["samples"]),)
@@ -139,7 +139,7 @@ class VAEEncode:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"pixels": ("IMAGE",), "vae": ("VAE",)}, "hidden": {"runtime": "RUNTIME"}}
 
-    async def encode(self, pixels: torch.Tensor, vae: Recipe, runtime: Runtime) -> tuple[Latent]:
+    async def encode(self, vae: Recipe, pixels: torch.Tensor, runtime: Runtime) -> tuple[Latent]:
         """Return latents of the images' colours; an alpha channel is left out."""
         return ({"samples": await runtime.encode(vae, pixels[..., :3])},)
 

@@ -253,7 +253,7 @@ class LoadImageMask:
     """One channel of an uploaded file as a mask."""
 
     RETURN_TYPES = ("MASK",)
-    FUNCTION = "load_image"
+    FUNCTION = "load_image_mask"
     CATEGORY = "mask"
 
     @classmethod
@@ -266,7 +266,7 @@ class LoadImageMask:
             "hidden": {"store": "STORE"},
         }
 
-    async def load_image(self, image: str, channel: str, store: Files) -> tuple[torch.Tensor]:
+    async def load_image_mask(self, image: str, channel: str, store: Files) -> tuple[torch.Tensor]:
         """Return the channel of the first frame (1,H,W); of alpha, what is missing to opaque."""
         return (await asyncio.to_thread(mask_from_bytes, await store.read(image), channel, limits()),)
 

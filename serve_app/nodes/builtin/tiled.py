@@ -76,13 +76,14 @@ class VAEDecodeTiled:
 
     async def decode(
         self,
-        samples: Latent,
         vae: Recipe,
+        samples: Latent,
         tile_size: int,
-        runtime: Runtime,
         overlap: int = 64,
         temporal_size: int = 64,
         temporal_overlap: int = 8,
+        *,
+        runtime: Runtime,
     ) -> tuple[torch.Tensor]:
         """Return images (B,H,W,3); neighbours share at most a quarter of a tile."""
         tiling = Tiling(tile_size, tile_size // 4 if tile_size < overlap * 4 else overlap)
@@ -112,13 +113,14 @@ class VAEEncodeTiled:
 
     async def encode(
         self,
-        pixels: torch.Tensor,
         vae: Recipe,
+        pixels: torch.Tensor,
         tile_size: int,
         overlap: int,
-        runtime: Runtime,
         temporal_size: int = 64,
         temporal_overlap: int = 8,
+        *,
+        runtime: Runtime,
     ) -> tuple[Latent]:
         """Return latents of the images' colours.
 

@@ -18,11 +18,14 @@ from serve_app.nodes.compat import (
     folder_paths,
     graph_utils,
     latest,
+    missing,
     model_management,
+    node_helpers,
     server,
     ui,
     utils,
 )
+from serve_app.nodes.compat.library import common_ksampler, library
 from serve_app.nodes.compat.saving import PreviewImage, SaveImage
 from serve_app.nodes.executing import executing
 from serve_app.nodes.registry import BUILTIN, DISPLAY_NAMES
@@ -39,17 +42,20 @@ def install(models_dir: Path, areas: Mapping[Area, Path], packs_dir: Path) -> No
     folder_paths.place(models_dir, areas, packs_dir)
     server.PromptServer.instance = server.PromptServer()
     for name, module in _modules().items():
-        sys.modules[name] = module
+        sys.modules[name] = missing.fill(module, name)
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
+    missing.install(sys.modules["nodes"].NODE_CLASS_MAPPINGS)
 
 
 def _modules() -> dict[str, ModuleType]:
     """Return every module by name, packages before what they hold."""
     sampler = SimpleNamespace(SAMPLERS=list(SAMPLERS), SCHEDULERS=list(SCHEDULES))
+    classes = {**library(BUILTIN), "SaveImage": SaveImage, "PreviewImage": PreviewImage}
     node_classes = {
-        "NODE_CLASS_MAPPINGS": dict(BUILTIN),
+        "NODE_CLASS_MAPPINGS": dict(classes),
+        "common_ksampler": common_ksampler(classes),
         "NODE_DISPLAY_NAME_MAPPINGS": dict(DISPLAY_NAMES),
         "EXTENSION_WEB_DIRS": {},
         "MAX_RESOLUTION": MAX_RESOLUTION,
@@ -57,8 +63,9 @@ def _modules() -> dict[str, ModuleType]:
     arguments = SimpleNamespace(preview_size=512, cpu=False, disable_metadata=False, listen="127.0.0.1", port=8188)
     modules = {
         "folder_paths": folder_paths,
+        "node_helpers": node_helpers,
         "server": server,
-        "nodes": _made("nodes", {**BUILTIN, "SaveImage": SaveImage, "PreviewImage": PreviewImage, **node_classes}),
+        "nodes": _made("nodes", {**classes, **node_classes}),
         "comfyui_version": _made("comfyui_version", {"__version__": VERSION}),
         "comfy": _made("comfy"),
         "comfy.utils": utils,

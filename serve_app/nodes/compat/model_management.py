@@ -51,6 +51,40 @@ def is_device_cpu(device: Any) -> bool:
     return torch.device(device).type == "cpu"
 
 
+def is_device_mps(device: Any) -> bool:
+    """Whether a device is one of Apple's."""
+    return torch.device(device).type == "mps"
+
+
+def get_torch_device_name(device: Any) -> str:
+    """Return a device's name as logs show it."""
+    found = torch.device(device)
+    return f"{found} {torch.cuda.get_device_name(found)}" if found.type == "cuda" else found.type
+
+
+def get_autocast_device(dev: Any) -> str:
+    """Return the kind of a device, as torch.autocast takes it."""
+    return torch.device(dev).type
+
+
+def intermediate_dtype() -> torch.dtype:
+    """Return the dtype of values on links."""
+    return torch.float32
+
+
+def xformers_enabled() -> bool:
+    """Whether attention is xFormers': never."""
+    return False
+
+
+def pytorch_attention_enabled() -> bool:
+    """Whether attention is PyTorch's own: always."""
+    return True
+
+
+is_intel_xpu = is_directml_enabled = is_ascend_npu = is_mlu = xformers_enabled
+
+
 def get_free_memory(dev: Any = None, torch_free_too: bool = False) -> Any:
     """Return the free bytes of a device, the default one for None; twice with `torch_free_too`."""
     device = get_torch_device() if dev is None else torch.device(dev)

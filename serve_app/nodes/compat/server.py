@@ -24,6 +24,15 @@ MESSAGE_CHARACTERS = 1_000_000
 """How long a message may be as JSON."""
 
 
+class BinaryEventTypes:
+    """The kinds of binary websocket messages."""
+
+    PREVIEW_IMAGE = 1
+    UNENCODED_PREVIEW_IMAGE = 2
+    TEXT = 3
+    PREVIEW_IMAGE_WITH_METADATA = 4
+
+
 class PromptServer:
     """The server as packs see it."""
 

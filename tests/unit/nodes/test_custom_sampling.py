@@ -47,7 +47,7 @@ def test_conditioning_nodes_leave_what_they_are_given_alone():
     given: Any = [(torch.ones(1, 3, 5), {"pooled_output": torch.ones(1, 4), "strength": 2.0})]
     (area,) = BUILTIN["ConditioningSetArea"]().append(given, 64, 128, 8, 16, 0.5)
     (zero,) = BUILTIN["ConditioningZeroOut"]().zero_out(given)
-    (mixed,) = BUILTIN["ConditioningAverage"]().average(given, zero, 0.25)
+    (mixed,) = BUILTIN["ConditioningAverage"]().addWeighted(given, zero, 0.25)
     assert area[0][1]["area"] == (16, 8, 2, 1)
     assert not zero[0][0].any()
     assert not zero[0][1]["pooled_output"].any()
@@ -58,6 +58,6 @@ def test_conditioning_nodes_leave_what_they_are_given_alone():
 
 def test_a_shorter_text_is_followed_by_zeros_and_a_longer_one_cut_before_it_is_averaged():
     short, long = [(torch.ones(1, 2, 5), {})], [(torch.full((1, 3, 5), 3.0), {})]
-    average = BUILTIN["ConditioningAverage"]().average
+    average = BUILTIN["ConditioningAverage"]().addWeighted
     assert average(long, short, 0.5)[0][0][0][0, :, 0].tolist() == [2.0, 2.0, 1.5]
     assert average(short, long, 0.5)[0][0][0][0, :, 0].tolist() == [2.0, 2.0]

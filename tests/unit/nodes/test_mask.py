@@ -53,7 +53,7 @@ async def test_a_channel_of_a_file_is_loaded_as_a_mask(
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
     upload(volume, Image.fromarray(pixels))
-    (mask,) = await LoadImageMask().load_image("a.png", channel, files)
+    (mask,) = await LoadImageMask().load_image_mask("a.png", channel, files)
     values = torch.from_numpy(pixels[..., index]) / 255
     assert mask.shape == (1, 5, 7)
     torch.testing.assert_close(mask[0], 1 - values if channel == "alpha" else values, rtol=0, atol=1e-7)
@@ -61,8 +61,8 @@ async def test_a_channel_of_a_file_is_loaded_as_a_mask(
 
 async def test_a_file_without_alpha_masks_nothing(volume: Volume, files: NodeFiles) -> None:
     upload(volume, Image.new("RGB", (7, 5), (255, 0, 51)))
-    (alpha,) = await LoadImageMask().load_image("a.png", "alpha", files)
-    (blue,) = await LoadImageMask().load_image("a.png", "blue", files)
+    (alpha,) = await LoadImageMask().load_image_mask("a.png", "alpha", files)
+    (blue,) = await LoadImageMask().load_image_mask("a.png", "blue", files)
     assert torch.equal(alpha, torch.zeros(1, 5, 7))
     assert torch.equal(blue, torch.full((1, 5, 7), 0.2))
 
@@ -71,14 +71,14 @@ async def test_a_picture_taken_upright_is_masked_upright(volume: Volume, files: 
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned by 90 degrees
     upload(volume, Image.new("RGB", (7, 5)), exif=exif)
-    (mask,) = await LoadImageMask().load_image("a.png", "red", files)
+    (mask,) = await LoadImageMask().load_image_mask("a.png", "red", files)
     assert mask.shape == (1, 7, 5)
 
 
 async def test_a_file_that_is_no_image_is_refused(volume: Volume, files: NodeFiles) -> None:
     volume.write(FileRef("input", "", "a.png"), b"text")
     with pytest.raises(NodeError, match="is no image that can be read"):
-        await LoadImageMask().load_image("a.png", "red", files)
+        await LoadImageMask().load_image_mask("a.png", "red", files)
 
 
 async def test_a_preview_shows_every_mask_as_grey(volume: Volume, files: NodeFiles) -> None:

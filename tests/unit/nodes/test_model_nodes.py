@@ -114,7 +114,7 @@ def test_sdxls_text_carries_both_texts_and_all_sizes():
 
 
 def test_the_refiners_text_carries_the_size_and_the_score():
-    (((_, options),),) = asyncio.run(CLIPTextEncodeSDXLRefiner().encode(7.5, 640, 480, "fox", CLIP, ORACLE))
+    (((_, options),),) = asyncio.run(CLIPTextEncodeSDXLRefiner().encode(CLIP, 7.5, 640, 480, "fox", ORACLE))
     assert (options["asked"], options["aesthetic_score"]) == ("fox", 7.5)
     assert (options["width"], options["height"]) == (640, 480)
 
@@ -123,7 +123,7 @@ def test_an_image_to_edit_goes_beside_both_conditionings_and_empty_latents_take_
     image = torch.rand(1, 16, 24, 3)
     conditioning = [(torch.zeros(1, 77, 8), {"strength": 0.5})]
     vae = Recipe("vae", "vae", "v.sft")
-    encode = InstructPixToPixConditioning().encode(conditioning, conditioning, vae, image, ORACLE)
+    encode = InstructPixToPixConditioning().encode(conditioning, conditioning, image, vae, ORACLE)
     positive, negative, latent = asyncio.run(encode)
     for ((_, options),) in (positive, negative):
         assert torch.equal(options["concat_latent_image"], image[:, ::8, ::8].movedim(-1, 1))

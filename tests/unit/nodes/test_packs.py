@@ -16,7 +16,6 @@ from PIL import Image
 from serve_app.nodes.call import ExecutionBlocker, NodeResult, call, merge
 from serve_app.nodes.executing import Executing
 from serve_app.nodes.packs import Packs, load
-from serve_app.nodes.registry import BUILTIN
 from serve_app.store.store import AREAS
 
 V1 = """
@@ -167,7 +166,7 @@ def test_a_class_that_is_none_is_left_out_and_built_in_names_stay(folder: Path) 
     packs = loaded(folder, mine=V1)
     assert "Broken" not in packs.classes
     assert "SaveImage" not in packs.classes
-    assert sys.modules["nodes"].NODE_CLASS_MAPPINGS["SaveImage"] is BUILTIN["SaveImage"]
+    assert sys.modules["nodes"].NODE_CLASS_MAPPINGS["SaveImage"] is sys.modules["nodes"].SaveImage
 
 
 def test_a_pack_that_fails_hurts_no_other(folder: Path) -> None:

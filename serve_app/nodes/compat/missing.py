@@ -1,0 +1,120 @@
+"""Names of ComfyUI's that are not here: they can be imported, subclassed and named, and say so once they are used.
+
+A pack's top names far more of ComfyUI than any one of its classes runs, and a class that runs none of what is missing
+is as good here as there. So a missing name is no reason to leave a pack out; `reach.py` tells which classes need it.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABCMeta
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from types import MappingProxyType, ModuleType
+from typing import Any, NoReturn
+
+from serve_app.errors import NodeError
+
+ROOTS = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "latent_preview", "node_helpers")
+"""The modules beneath which any name can be imported."""
+
+
+class MissingNameError(NodeError):
+    """A node uses a name of ComfyUI's that is not here."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name} of ComfyUI is not here: models are recipes that only the server's own nodes run; a pool that runs "
+            "ComfyUI itself has it (docs/comfyui-pool.md)"
+        )
+        self.name = name
+
+    def __reduce__(self) -> tuple[type[MissingNameError], tuple[str]]:
+        return (MissingNameError, (self.name,))
+
+
+class _Missing(ABCMeta):
+    """The type of missing names, which are classes: these alone can be base, annotation and argument of isinstance."""
+
+    missing_name: str
+
+    def __call__(cls, *arguments: Any, **options: Any) -> NoReturn:
+        raise MissingNameError(cls.missing_name)
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        return missing(f"{cls.missing_name}.{name}")
+
+    def __getitem__(cls, key: Any) -> Any:
+        return missing(f"{cls.missing_name}[{key!r}]")
+
+    def __iter__(cls) -> Iterator[Any]:
+        raise MissingNameError(cls.missing_name)
+
+    def __len__(cls) -> int:
+        raise MissingNameError(cls.missing_name)
+
+    def __contains__(cls, value: object) -> bool:
+        raise MissingNameError(cls.missing_name)
+
+    def __bool__(cls) -> bool:
+        return True
+
+
+def missing(name: str) -> Any:
+    """Return what stands for a missing name, given with its module."""
+    return _Missing(name.rpartition(".")[2], (), {"missing_name": name, "__module__": name.rpartition(".")[0]})
+
+
+def missing_name(value: object) -> str | None:
+    """Return which missing name a value stands for, or is a subclass of; None for any other."""
+    return value.missing_name if isinstance(value, _Missing) else None
+
+
+def fill(module: ModuleType, called: str, known: Mapping[str, Any] = MappingProxyType({})) -> ModuleType:
+    """Let a module answer for names that it has not, and return it.
+
+    called: ComfyUI's name for it. known: what it answers with, by name, before anything is missing.
+    """
+
+    def absent(name: str) -> Any:
+        # What Python itself asks modules for must stay unknown.
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(f"module {called!r} has no attribute {name!r}")
+        return known[name] if name in known else missing(f"{called}.{name}")
+
+    module.__getattr__ = absent  # type: ignore[method-assign]
+    return module
+
+
+class Finder:
+    """Finds any module beneath ROOTS that nobody else finds. It stands last in `sys.meta_path`.
+
+    nodes: the server's own classes by name, which modules of `comfy_extras` then have.
+    """
+
+    def __init__(self, nodes: Mapping[str, type]) -> None:
+        self.nodes = nodes
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the spec of a module without members, or None for a name that is not ComfyUI's."""
+        if fullname.partition(".")[0] not in ROOTS:
+            return None
+        return ModuleSpec(fullname, self, is_package=True)  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return the module."""
+        module = ModuleType(spec.name, "A module of ComfyUI's that is not here.")
+        return fill(module, spec.name, self.nodes if spec.name.startswith("comfy_extras.") else {})
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing: there is nothing in it."""
+
+
+def install(nodes: Mapping[str, type]) -> None:
+    """Let imports find what is missing, and the server's own node classes in ComfyUI's modules of them."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Finder)]
+    sys.meta_path.append(Finder(nodes))

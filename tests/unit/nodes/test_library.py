@@ -1,0 +1,150 @@
+"""The server's own nodes as packs call them: from a thread, with ComfyUI's arguments, waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from serve_app.errors import CancelledJobError, NodeError
+from serve_app.nodes.compat.library import common_ksampler, library, needs_models
+from serve_app.nodes.executing import Executing, enter
+from serve_app.nodes.registry import BUILTIN
+
+
+class Sum:
+    """A node that awaits its models."""
+
+    RETURN_TYPES = ("INT",)
+    FUNCTION = "add"
+    waits: asyncio.Event | None = None
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"a": ("INT",), "b": ("INT",)}, "hidden": {"runtime": "RUNTIME"}}
+
+    async def add(self, a: int, b: int, runtime: Any) -> tuple[int]:
+        if self.waits is not None:
+            await self.waits.wait()
+        assert runtime == "the RUNTIME of this node"
+        return (a + b,)
+
+
+def in_thread(function: Callable[[], Any], stopped: threading.Event | None = None) -> Any:
+    """Run a function as a pack's node runs: in a thread, while the loop goes on."""
+
+    async def run() -> Any:
+        call = Executing("job", "1", "Mine", stopped=stopped or threading.Event())
+
+        def hidden(kind: str) -> str:
+            return f"the {kind} of this node"
+
+        def entered() -> Any:
+            enter(Executing(call.job_id, call.node_id, stopped=call.stopped, hidden=hidden, loop=loop))
+            return function()
+
+        loop = asyncio.get_running_loop()
+        return await asyncio.to_thread(entered)
+
+    return asyncio.run(run())
+
+
+def test_a_node_that_awaits_its_models_is_called_and_waited_for() -> None:
+    made = library({"Sum": Sum})["Sum"]
+    assert in_thread(lambda: made().add(1, 2)) == (3,)  # type: ignore[attr-defined]
+    assert in_thread(lambda: made().add(b=1, a=4)) == (5,)  # type: ignore[attr-defined]
+
+
+def test_a_node_answers_as_a_v3_class_too() -> None:
+    made = library({"Sum": Sum})["Sum"]
+    output = in_thread(lambda: made.execute(1, 2))  # type: ignore[attr-defined]
+    assert (output[0], output.result) == (3, (3,))
+
+
+def test_a_subclass_may_call_what_it_overrides() -> None:
+    made: Any = library({"Sum": Sum})["Sum"]
+
+    class More(made):  # type: ignore[misc]
+        def add(self, a: int, b: int) -> tuple[int]:
+            return (10 * super().add(a, b)[0],)
+
+    assert in_thread(lambda: More().add(1, 2)) == (30,)
+    assert needs_models(More)
+
+
+def test_arguments_that_a_node_does_not_take_are_named() -> None:
+    made: Any = library({"Sum": Sum})["Sum"]
+    with pytest.raises(NodeError, match="Sum was called with the argument 'c'; it takes a, b"):
+        in_thread(lambda: made().add(1, c=2))
+    with pytest.raises(NodeError, match="Sum was called with 3 arguments; it takes a, b"):
+        in_thread(lambda: made().add(1, 2, 3))
+
+
+def test_outside_a_node_there_are_no_models() -> None:
+    made: Any = library({"Sum": Sum})["Sum"]
+    with pytest.raises(NodeError, match="outside a running node, where it cannot get its RUNTIME"):
+        made().add(1, 2)
+
+
+def test_a_cancelled_job_ends_a_call_that_waits() -> None:
+    class Endless(Sum):
+        async def add(self, a: int, b: int, runtime: Any) -> tuple[int]:
+            stopped.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    stopped = threading.Event()
+    made: Any = library({"Endless": Endless})["Endless"]
+    with pytest.raises(CancelledJobError):
+        in_thread(lambda: made().add(1, 2), stopped)
+
+
+def test_a_call_from_a_loop_is_refused_because_it_would_stop_it() -> None:
+    made: Any = library({"Sum": Sum})["Sum"]
+
+    async def call() -> None:
+        enter(Executing("job", "1", hidden=lambda kind: kind, loop=asyncio.get_running_loop()))
+        made().add(1, 2)
+
+    with pytest.raises(NodeError, match=r"asyncio\.to_thread"):
+        asyncio.run(call())
+
+
+def test_common_ksampler_samples_whole_or_in_a_window() -> None:
+    called: list[tuple[Any, ...]] = []
+
+    class KSampler:
+        def sample(self, *arguments: Any) -> tuple[str]:
+            called.append(arguments)
+            return ("latent",)
+
+    sample = common_ksampler({"KSampler": KSampler, "KSamplerAdvanced": KSampler})
+    rest = (20, 7.0, "euler", "normal", "p", "n", "l")
+    assert sample("m", 5, *rest, denoise=0.5) == ("latent",)
+    assert sample("m", 5, *rest, disable_noise=True, last_step=9, force_full_denoise=True) == ("latent",)
+    assert called == [("m", 5, *rest, 0.5), ("m", "disable", 5, *rest, 0, 9, "disable")]
+    with pytest.raises(NodeError, match="one of them"):
+        sample("m", 5, *rest, denoise=0.5, start_step=3)
+
+
+@pytest.mark.parametrize(
+    ("class_type", "function", "arguments"),
+    [
+        ("VAEDecode", "decode", "vae samples"),
+        ("VAEEncode", "encode", "vae pixels"),
+        ("CLIPTextEncode", "encode", "clip text"),
+        ("ConditioningSetMask", "append", "conditioning mask set_cond_area strength"),
+        ("ConditioningAverage", "addWeighted", "conditioning_to conditioning_from conditioning_to_strength"),
+        ("LoadImageMask", "load_image_mask", "image channel"),
+    ],
+)
+def test_nodes_that_packs_call_take_comfyuis_arguments_in_its_order(
+    class_type: str, function: str, arguments: str
+) -> None:
+    taken = library(BUILTIN)[class_type]
+    with pytest.raises(NodeError) as raised:
+        getattr(taken(), function)(unknown=1)
+    assert str(raised.value).endswith(f"it takes {', '.join(arguments.split())}")
