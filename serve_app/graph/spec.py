@@ -90,8 +90,8 @@ class NodeSpec:
     takes, EVERYTHING for **kwargs; None without one. fingerprinted: it has IS_CHANGED. Both are code, which only a
     worker may run. described: the class as another server's /object_info has it, which clients are shown in place of
     what these members say; None for a class of ours. nesting: how the dotted inputs of a spec that is opened for one
-    node (`graph/dynamic.py`) reach its function. lacks: names of ComfyUI's that its code can come to use and that are not
-    here, so that no job may have it here. models: its code can call nodes that ask for RUNTIME.
+    node (`graph/dynamic.py`) reach its function. lacks: names of ComfyUI's that its code can come to use and that are
+    not here, so that no job may have it here. models: its code can call nodes that ask for RUNTIME.
     """
 
     class_type: str
