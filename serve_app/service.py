@@ -24,7 +24,7 @@ from serve_app.graph.latent_size import within_cells
 from serve_app.graph.parse import parse, render
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
-from serve_app.graph.validate import Validated, hooked, settled, validate
+from serve_app.graph.validate import Validated, needs_prevalidation, validate, with_findings
 from serve_app.limits import SizeLimits
 from serve_app.nodes.routes import PackAnswer, PackCall, PackRoute
 from serve_app.nodes.unsupported import UNSUPPORTED
@@ -180,9 +180,9 @@ class Service:
             validated = await asyncio.to_thread(validate, graph, known[name], self._choices, targets, unsupported)
             if name == SHARED and self.limits.latent_cells is not None:
                 validated = within_cells(validated, self.limits.latent_cells)
-            if name == SHARED and hooked(validated, known[name]):
-                hooks = await self._scheduler.check(validated.graph, validated.outputs)
-                validated = settled(validated, hooks.problems, hooks.fingerprints)
+            if name == SHARED and needs_prevalidation(validated, known[name]):
+                checked = await self._scheduler.check(validated.graph, validated.outputs)
+                validated = with_findings(validated, checked.problems, checked.fingerprints)
             if not validated.problems:
                 return name, validated
             grave = any(not partial or problem.type == "missing_node_type" for problem in validated.problems)

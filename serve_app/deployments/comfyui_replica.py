@@ -25,9 +25,9 @@ class ComfyUIReplica:
     async def __init__(self, config: AppConfig, pool: PoolConfig) -> None:  # type: ignore[misc]
         log.configure(config.logs)
         keep_to_the_node()
-        desk = SchedulerHandle(me=ray.get_runtime_context().current_actor)
+        scheduler = SchedulerHandle(me=ray.get_runtime_context().current_actor)
         replica_id = serve.get_replica_context().replica_id.unique_id
-        self._runner = assemble_comfyui(config, pool, replica_id, desk, ObjectStore())
+        self._runner = assemble_comfyui(config, pool, replica_id, scheduler, ObjectStore())
         self._life = asyncio.create_task(self._runner.run())
         self._showing = asyncio.create_task(
             metrics.show(partial(metrics.node_figures, pool.name, replica_id, self._runner.times))

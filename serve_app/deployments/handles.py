@@ -27,10 +27,10 @@ from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.client import (
     Accepted,
     Attached,
-    Hooks,
     JobPage,
     JobView,
     News,
+    Prevalidation,
     QueueCount,
     QueueView,
     Reader,
@@ -52,7 +52,7 @@ LOOK_S = 3.0
 
 
 class SchedulerHandle:
-    """SchedulerClient and ReplicaDesk over the actor. me: the calling replica's own actor, so its death is noticed."""
+    """SchedulerClient and SchedulerForReplicas over the actor. me: the calling replica's, so its death is noticed."""
 
     def __init__(self, me: Any = None) -> None:
         self._me = me
@@ -118,7 +118,7 @@ class SchedulerHandle:
             self._routes, self._routes_at_s = await self._call("routes"), time.monotonic()
         return self._routes
 
-    async def check(self, graph: Graph, outputs: Sequence[str]) -> Hooks:
+    async def check(self, graph: Graph, outputs: Sequence[str]) -> Prevalidation:
         return await self._call("check", graph, tuple(outputs))  # type: ignore[no-any-return]
 
     async def story(self, job_id: str) -> Sequence[tuple[float, str]]:

@@ -36,9 +36,9 @@ class Replica:
 
         log.configure(config.logs)
         keep_to_the_node()
-        desk = SchedulerHandle(me=ray.get_runtime_context().current_actor)
+        scheduler = SchedulerHandle(me=ray.get_runtime_context().current_actor)
         replica_id = serve.get_replica_context().replica_id.unique_id
-        self._runner = assemble(config, pool, replica_id, desk, ObjectStore())
+        self._runner = assemble(config, pool, replica_id, scheduler, ObjectStore())
         self._routes = RouteServer(PromptServer.instance.app, config.ingress.max_upload_bytes)
         self._watchdog = Watchdog(
             asyncio.get_running_loop(),

@@ -48,7 +48,7 @@ class SchedulerActor:
         self._actors: dict[str, Any] = {}
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of SchedulerClient or ReplicaDesk, or `backlog`."""
+        """Call a method of SchedulerClient or SchedulerForReplicas, or `backlog`."""
         self._called_s = time.monotonic()
         if not self._tasks:
             self._tasks = [

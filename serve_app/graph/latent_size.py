@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from serve_app.errors import Problem
 from serve_app.graph.graph import Graph
-from serve_app.graph.validate import Validated, settled
+from serve_app.graph.validate import Validated, with_findings
 
 EMPTY, SIDES, BATCH = "EmptyLatentImage", ("width", "height"), "batch_size"
 SAMPLED = "latent_image"
@@ -21,7 +21,7 @@ PIXELS_A_SIDE = 8
 def within_cells(validated: Validated, most: int) -> Validated:
     """Return it without the outputs that need a sampler whose empty latents have more cells than it may work on."""
     problems = list(_too_large(validated.graph, most))
-    return settled(validated, problems, {}) if problems else validated
+    return with_findings(validated, problems, {}) if problems else validated
 
 
 def _too_large(graph: Graph, most: int) -> Iterator[Problem]:

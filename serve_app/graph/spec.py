@@ -126,7 +126,7 @@ class NodeSpec:
     models: bool = False
 
     @property
-    def hooked(self) -> bool:
+    def needs_prevalidation(self) -> bool:
         """Whether a worker has to run the class's own code before a job with it is accepted."""
         return self.fingerprinted or bool(self.validator)
 

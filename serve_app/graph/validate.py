@@ -71,14 +71,15 @@ def validate(
     return Validated(Graph(nodes), outputs, tuple(check.problems))
 
 
-def hooked(validated: Validated, specs: Mapping[str, NodeSpec]) -> bool:
+def needs_prevalidation(validated: Validated, specs: Mapping[str, NodeSpec]) -> bool:
     """Whether code of the node classes has a say in what was validated, which only a worker may run."""
     graph = validated.graph
-    return any(specs[graph.nodes[node_id].class_type].hooked for node_id in graph.ancestors(validated.outputs))
+    needed = (graph.nodes[node_id] for node_id in graph.ancestors(validated.outputs))
+    return any(specs[node.class_type].needs_prevalidation for node in needed)
 
 
-def settled(validated: Validated, problems: Sequence[Problem], fingerprints: Mapping[str, Any]) -> Validated:
-    """Return it with what a worker found: more problems, outputs that fall to them, the nodes' fingerprints."""
+def with_findings(validated: Validated, problems: Sequence[Problem], fingerprints: Mapping[str, Any]) -> Validated:
+    """Return it with what was found besides: more problems, outputs that fall to them, the nodes' fingerprints."""
     graph = Graph({n.id: replace(n, fingerprint=fingerprints.get(n.id)) for n in validated.graph.nodes.values()})
     tainted = _downstream(graph, {problem.node_id for problem in problems if problem.node_id is not None})
     outputs = tuple(node_id for node_id in validated.outputs if node_id not in tainted)

@@ -23,7 +23,7 @@ from serve_app.replica.host import host_stats, memory_bytes
 from serve_app.replica.runner import Runner
 from serve_app.replica.transfer import Transfer
 from serve_app.replica.watchdog import ends_within
-from serve_app.scheduler.messages import ReplicaDesk, ReplicaInfo
+from serve_app.scheduler.messages import ReplicaInfo, SchedulerForReplicas
 from serve_app.store.catalog import Catalog
 
 _log = log.get("replica")
@@ -33,7 +33,7 @@ def assemble(
     config: AppConfig,
     pool: PoolConfig,
     replica_id: str,
-    desk: ReplicaDesk,
+    scheduler: SchedulerForReplicas,
     transfer: Transfer,
     exit: Callable[[int], object] = os._exit,
 ) -> Runner:
@@ -56,7 +56,7 @@ def assemble(
         for route in routes
     )
     runner = Runner(
-        desk,
+        scheduler,
         ReplicaInfo(replica_id, pool.name, pool.tasks_per_replica, routes),
         classes=packs.classes | dict(BUILTIN),
         specs=known,

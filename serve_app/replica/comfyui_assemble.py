@@ -10,7 +10,7 @@ from serve_app.replica.files import open_mirror, open_store
 from serve_app.replica.host import host_stats
 from serve_app.replica.transfer import Transfer
 from serve_app.scheduler.cluster_view import HostStats
-from serve_app.scheduler.messages import ReplicaDesk
+from serve_app.scheduler.messages import SchedulerForReplicas
 
 ROUTES = (PackRoute(ANY, "/(?!-/).+"),)
 """A ComfyUI does not say which routes its packs have, so its pool answers for whatever no route of ours takes."""
@@ -19,13 +19,13 @@ MEMORY_ARGUMENTS = ("--reserve-vram", "--vram-headroom", "--cpu", "--gpu-only")
 
 
 def assemble_comfyui(
-    config: AppConfig, pool: PoolConfig, replica_id: str, desk: ReplicaDesk, transfer: Transfer
+    config: AppConfig, pool: PoolConfig, replica_id: str, scheduler: SchedulerForReplicas, transfer: Transfer
 ) -> ComfyUIRunner:
     """Return a replica of the pool, ready to `run`."""
     assert pool.comfyui is not None
     comfyui = pool.comfyui
     return ComfyUIRunner(
-        desk,
+        scheduler,
         replica_id,
         pool.name,
         comfyui.url or _installation(config, pool, comfyui),

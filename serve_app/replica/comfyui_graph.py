@@ -21,7 +21,14 @@ from serve_app.nodes.files import NodeFiles
 from serve_app.replica.comfyui_failure import CancelledThereError, GraphFailedError, SavingFailedError
 from serve_app.replica.node_times import NodeTimes
 from serve_app.replica.transfer import Transfer
-from serve_app.scheduler.messages import NodeFinished, NodePreviewed, NodeSaid, NodeStarted, ReplicaDesk, Report
+from serve_app.scheduler.messages import (
+    NodeFinished,
+    NodePreviewed,
+    NodeSaid,
+    NodeStarted,
+    Report,
+    SchedulerForReplicas,
+)
 from serve_app.store.credentials import scrubbed
 from serve_app.store.reserved import Contents
 from serve_app.store.store import Store
@@ -40,7 +47,7 @@ class GraphRun:
         task: Task,
         client: Client,
         carrier: Carrier,
-        desk: ReplicaDesk,
+        scheduler: SchedulerForReplicas,
         *,
         store: Store,
         transfer: Transfer,
@@ -51,7 +58,7 @@ class GraphRun:
         self._task = task
         self._client = client
         self._carrier = carrier
-        self._desk = desk
+        self._scheduler = scheduler
         self._store = store
         self._transfer = transfer
         self._say = say
@@ -114,7 +121,7 @@ class GraphRun:
         task, node_id = self._task, told.node_id
 
         async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
-            return await self._desk.reserve(task.id, node_id, key, at_least, contents)
+            return await self._scheduler.reserve(task.id, node_id, key, at_least, contents)
 
         try:
             files = NodeFiles(self._store, task.id.job_id, node_id, reserve, at_s=task.created_s)

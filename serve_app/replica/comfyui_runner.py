@@ -49,10 +49,10 @@ from serve_app.scheduler.messages import (
     Free,
     Interrupt,
     Message,
-    ReplicaDesk,
     ReplicaInfo,
     Report,
     Resident,
+    SchedulerForReplicas,
     TaskCancelled,
     TaskFinished,
     TaskStopped,
@@ -90,7 +90,7 @@ class ComfyUIRunner:
 
     def __init__(
         self,
-        desk: ReplicaDesk,
+        scheduler: SchedulerForReplicas,
         replica_id: str,
         pool: str,
         comfyui: Installation | str,
@@ -106,7 +106,7 @@ class ComfyUIRunner:
         routes: tuple[PackRoute, ...],
         answer_bytes: int,
     ) -> None:
-        self._desk = desk
+        self._scheduler = scheduler
         self._replica_id = replica_id
         self._pool = pool
         self._comfyui = comfyui
@@ -172,7 +172,7 @@ class ComfyUIRunner:
 
     async def _tell(self, why: str) -> None:
         with contextlib.suppress(ServeAppError):
-            await self._desk.trouble(self._replica_id, self._pool, why)
+            await self._scheduler.trouble(self._replica_id, self._pool, why)
 
     # A process's life -------------------------------------------------------------------------------------------------
 
@@ -264,7 +264,7 @@ class ComfyUIRunner:
             notes = tuple(f"node pack {name} could not be imported" for name in packs)
             info = ReplicaInfo(self._replica_id, self._pool, 1, (*scripts, *self._routes), notes)
             known = {spec.class_type: spec for spec in await asyncio.to_thread(specs, described)}
-            self._membership = Membership(self._desk, info, known, self._host, self)
+            self._membership = Membership(self._scheduler, info, known, self._host, self)
             member = asyncio.create_task(self._membership.run())
             try:
                 while True:
@@ -352,7 +352,7 @@ class ComfyUIRunner:
             task,
             client,
             self._carrier,
-            self._desk,
+            self._scheduler,
             store=self._store,
             transfer=self._transfer,
             say=self._say,

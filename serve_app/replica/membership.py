@@ -16,7 +16,14 @@ from serve_app import log
 from serve_app.errors import NotReadyError, StaleEpochError, UnavailableError
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.cluster_view import HostStats
-from serve_app.scheduler.messages import Message, NodePreviewed, NodeProgressed, ReplicaDesk, ReplicaInfo, Report
+from serve_app.scheduler.messages import (
+    Message,
+    NodePreviewed,
+    NodeProgressed,
+    ReplicaInfo,
+    Report,
+    SchedulerForReplicas,
+)
 
 _log = log.get("deployments.membership")
 
@@ -43,13 +50,13 @@ class Membership:
 
     def __init__(
         self,
-        desk: ReplicaDesk,
+        scheduler: SchedulerForReplicas,
         info: ReplicaInfo,
         specs: Mapping[str, NodeSpec],
         host: Callable[[], HostStats],
         member: Member,
     ) -> None:
-        self._desk = desk
+        self._scheduler = scheduler
         self._info = info
         self._specs = specs
         self._host = host
@@ -66,7 +73,7 @@ class Membership:
         told = ""
         while True:
             try:
-                self._epoch = await self._desk.join(self._info, list(self._specs.values()), self._host())
+                self._epoch = await self._scheduler.join(self._info, list(self._specs.values()), self._host())
                 told = ""
                 self._member.joined()
                 await self._serve_epoch()
@@ -83,7 +90,7 @@ class Membership:
         """Tell the scheduler that this replica goes."""
         self.leaving = True
         try:
-            await self._desk.leave(self._info.replica_id, self._epoch)
+            await self._scheduler.leave(self._info.replica_id, self._epoch)
         except (StaleEpochError, NotReadyError) as error:
             _log.info("left without a word: %s", error)
 
@@ -114,7 +121,7 @@ class Membership:
     async def _take_messages(self) -> None:
         cursor = 0
         while True:
-            for seen, message in await self._desk.poll(self._info.replica_id, self._epoch, cursor):
+            for seen, message in await self._scheduler.poll(self._info.replica_id, self._epoch, cursor):
                 cursor = seen
                 self._member.take(message)
 
@@ -128,9 +135,9 @@ class Membership:
             self._something_to_say.clear()
             self._pressing.clear()
             reports, self._outbox = list(self._outbox.values()), {}
-            await self._desk.report(self._info.replica_id, self._epoch, reports, None)
+            await self._scheduler.report(self._info.replica_id, self._epoch, reports, None)
 
     async def _watch_host(self) -> None:
         while True:
             await asyncio.sleep(HOST_S)
-            await self._desk.report(self._info.replica_id, self._epoch, [], await asyncio.to_thread(self._host))
+            await self._scheduler.report(self._info.replica_id, self._epoch, [], await asyncio.to_thread(self._host))

@@ -50,10 +50,10 @@ from serve_app.scheduler.messages import (
     Interrupt,
     Message,
     NodePreviewed,
-    ReplicaDesk,
     ReplicaInfo,
     Report,
     Resident,
+    SchedulerForReplicas,
     TaskCancelled,
     TaskFinished,
     TaskStopped,
@@ -105,7 +105,7 @@ class Runner:
 
     def __init__(
         self,
-        desk: ReplicaDesk,
+        scheduler: SchedulerForReplicas,
         info: ReplicaInfo,
         *,
         classes: Mapping[str, type],
@@ -125,7 +125,7 @@ class Runner:
         exit: Callable[[int], object],
     ) -> None:
         self._limits = limits
-        self._desk = desk
+        self._scheduler = scheduler
         self._previews = previews
         self.node_limits = node_limits
         self._stop_s = stop_s
@@ -136,7 +136,7 @@ class Runner:
         self._replacing: asyncio.Task[None] | None = None
         self._classes = classes
         self._specs = specs
-        self._membership = Membership(desk, info, specs, host, self)
+        self._membership = Membership(scheduler, info, specs, host, self)
         self.models = models
         self._store = store
         self._transfer = transfer
@@ -399,7 +399,7 @@ class Runner:
         """Return the STORE of one node."""
 
         async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
-            return await self._desk.reserve(task.id, node_id, key, at_least, contents)
+            return await self._scheduler.reserve(task.id, node_id, key, at_least, contents)
 
         return NodeFiles(self._store, task.id.job_id, node_id, reserve, at_s=task.created_s)
 

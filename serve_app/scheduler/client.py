@@ -45,8 +45,8 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Hooks:
-    """What a graph's classes said of it. fingerprints: by node id, of the classes that have IS_CHANGED."""
+class Prevalidation:
+    """Outcome of the node classes' own checks. fingerprints: by node id, of the classes that have IS_CHANGED."""
 
     problems: tuple[Problem, ...] = ()
     fingerprints: Mapping[str, Any] = field(default_factory=dict)
@@ -194,7 +194,7 @@ class SchedulerClient(Protocol):
         """
         ...
 
-    async def check(self, graph: Graph, outputs: Sequence[str]) -> Hooks:
+    async def check(self, graph: Graph, outputs: Sequence[str]) -> Prevalidation:
         """Run what the classes of the outputs' ancestry have to say (VALIDATE_INPUTS, IS_CHANGED) in their workers.
 
         Errors: NotReadyError when no replica that may run them comes in time.

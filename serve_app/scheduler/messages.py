@@ -263,7 +263,7 @@ Report: TypeAlias = (
 )
 
 
-class ReplicaDesk(Protocol):
+class SchedulerForReplicas(Protocol):
     """What a replica can ask of the scheduler. Errors: StaleEpochError when it must join again."""
 
     async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:

@@ -13,7 +13,7 @@ from serve_app.errors import InvalidSubmissionError, NotReadyError
 from serve_app.graph.graph import Graph
 from serve_app.graph.plan import Pool, takes
 from serve_app.graph.spec import NodeSpec
-from serve_app.scheduler.client import Hooks
+from serve_app.scheduler.client import Prevalidation
 from serve_app.scheduler.messages import Check, Checked
 from serve_app.scheduler.placement import ReplicaRecord
 
@@ -42,8 +42,8 @@ class RemoteValidation:
         self._asked: dict[str, set[int]] = {}
         self._waiting: dict[str, int] = {}
 
-    async def check(self, graph: Graph, outputs: Sequence[str], specs: Mapping[str, NodeSpec]) -> Hooks:
-        """Ask of every hooked node that the outputs need.
+    async def check(self, graph: Graph, outputs: Sequence[str], specs: Mapping[str, NodeSpec]) -> Prevalidation:
+        """Ask of every node with such checks that the outputs need.
 
         Errors: NotReadyError after CHECK_S without an answer; InvalidSubmissionError if MAX_LOSSES replicas were lost.
         """
@@ -52,11 +52,11 @@ class RemoteValidation:
             spec = specs[graph.nodes[node_id].class_type]
             pool = next((pool.name for pool in self._pools if takes(pool, spec)), None)
             # That no pool takes a node is the planner's to say.
-            if spec.hooked and pool is not None:
+            if spec.needs_prevalidation and pool is not None:
                 asked.setdefault(pool, []).append(node_id)
         answers = await asyncio.gather(*(self._ask(pool, graph, tuple(ids)) for pool, ids in asked.items()))
         problems = tuple(problem for answer in answers for problem in answer.problems)
-        return Hooks(problems, {k: v for answer in answers for k, v in answer.fingerprints.items()})
+        return Prevalidation(problems, {k: v for answer in answers for k, v in answer.fingerprints.items()})
 
     def answered(self, answer: Checked) -> None:
         """Take a replica's answer in; one that nobody waits for is dropped."""

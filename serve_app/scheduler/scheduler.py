@@ -30,15 +30,13 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.abilities import Abilities
 from serve_app.scheduler.admission import Admission, AdmissionRules
-from serve_app.scheduler.board import Board
-from serve_app.scheduler.channels import Stream
 from serve_app.scheduler.client import (
     Accepted,
     Attached,
-    Hooks,
     JobPage,
     JobView,
     News,
+    Prevalidation,
     QueueCount,
     QueueView,
     Reader,
@@ -46,12 +44,14 @@ from serve_app.scheduler.client import (
     Unfinished,
 )
 from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, PoolLoad, ReplicaView
-from serve_app.scheduler.desk import Desk
+from serve_app.scheduler.event_stream import EventStream
 from serve_app.scheduler.job_counters import JobCounters
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report
+from serve_app.scheduler.published_jobs import PublishedJobs
 from serve_app.scheduler.remote_validation import RemoteValidation
 from serve_app.scheduler.repeats import check_repeat
+from serve_app.scheduler.replica_registry import ReplicaRegistry
 from serve_app.scheduler.stimuli import (
     CancelAsked,
     Command,
@@ -85,7 +85,7 @@ RECENT_S, RECENT_JOBS = 60.0, 200
 
 
 class Scheduler:
-    """One per cluster. Implements SchedulerClient for the ingress and ReplicaDesk for the replicas.
+    """One per cluster. Implements SchedulerClient for the ingress and SchedulerForReplicas for the replicas.
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
     the scheduler's own host. holder: the server it belongs to. rules: who may submit. sweep: removes files that nobody
@@ -135,7 +135,7 @@ class Scheduler:
         self._machine = Machine(self.epoch, self._max_attempts)
         shared = [pool for pool in self._pools if not pool.whole]
         self._validation = RemoteValidation(shared, lambda: self._machine.replicas.values(), self._mail)
-        self.desk = Desk(
+        self.registry = ReplicaRegistry(
             self._tenure,
             {pool.name for pool in self._pools},
             self._abilities,
@@ -151,11 +151,11 @@ class Scheduler:
         next_order = await self._in_database(self._jobs.next_order)
         self.admission = self._admit(specs=self._abilities.specs, next_order=next_order)
         self._tasks += [asyncio.create_task(self._writer.run()), asyncio.create_task(self._watch())]
-        self._board = Board(self.epoch)
+        self._published = PublishedJobs(self.epoch)
         unfinished = await self._in_database(self._jobs.unfinished)
         query = JobQuery(tuple(ENDINGS), "ended", descending=True, limit=RECENT_JOBS)
         ended, _ = await self._in_database(self._jobs.page, query)
-        self._board.recover([*(row for row in ended if (row.ended_s or 0.0) > time.time() - RECENT_S), *unfinished])
+        self._published.recover([*(row for row in ended if (row.ended_s or 0.0) > time.time() - RECENT_S), *unfinished])
         await asyncio.gather(*map(self._recover, unfinished), return_exceptions=True)
         if self._sweep is not None:
             results = self._machine.results.shown
@@ -204,14 +204,14 @@ class Scheduler:
 
     async def _accept(self, submission: Submission) -> Accepted:
         row, planned = await self.admission.admit(submission, self._waiting, self._machine.next_seq)
-        self._board.expect(row)
+        self._published.expect(row)
         accepted = self._feed(JobArrived(row, planned))
         if arriving := self._machine.jobs.get(row.job_id):
-            self._board.arrives(arriving)
+            self._published.arrives(arriving)
         try:
             await accepted
         except ChangeRefusedError as error:
-            self._board.dismiss(row.job_id)
+            self._published.dismiss(row.job_id)
             raise InvalidSubmissionError(f"the job cannot be kept: {error}") from error
         return Accepted(row.job_id, row.number)
 
@@ -228,7 +228,7 @@ class Scheduler:
 
     async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None) -> int:
         self._check_alive()
-        shown = self._board.unended if job_ids is None else dict.fromkeys(job_ids)
+        shown = self._published.unended if job_ids is None else dict.fromkeys(job_ids)
         jobs = [job for job_id in shown if (job := self._machine.jobs.get(job_id)) is not None]
         wanted = [job for job in jobs if which is None or (job.started_s is None) == (which == "queued")]
         await asyncio.gather(*[self._feed(CancelAsked(job.row.job_id)) for job in wanted])
@@ -236,19 +236,19 @@ class Scheduler:
 
     async def count(self) -> QueueCount:
         self._check_ready()
-        running = sum(job.started_s is not None for job in self._board.unended.values())
-        return QueueCount(running, len(self._board.unended) - running)
+        running = sum(job.started_s is not None for job in self._published.unended.values())
+        return QueueCount(running, len(self._published.unended) - running)
 
     async def queue(self) -> QueueView:
         self._check_ready()
-        jobs = self._board.unended.values()
+        jobs = self._published.unended.values()
         running = sorted((j for j in jobs if j.started_s is not None), key=lambda j: (j.started_s or 0.0, j.row.order))
         pending = sorted((j for j in jobs if j.started_s is None), key=lambda j: j.priority)
         return QueueView(tuple(map(live_view, running)), tuple(map(live_view, pending)))
 
     async def job(self, job_id: str) -> JobView | None:
         self._check_ready()
-        if job := self._board.unended.get(job_id):
+        if job := self._published.unended.get(job_id):
             return live_view(job)
         row = await self._in_database(self._jobs.job, job_id)
         return None if row is None else row_view(row)
@@ -258,29 +258,29 @@ class Scheduler:
         rows, total = await asyncio.get_running_loop().run_in_executor(self._reading, self._jobs.page, query)
         views = []
         for row in rows:
-            live = None if row.ended else self._board.unended.get(row.job_id)
+            live = None if row.ended else self._published.unended.get(row.job_id)
             views.append(row_view(row) if live is None else live_view(live))
         return JobPage(tuple(views), total)
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
         self._check_alive()
         await self._in_database(self._jobs.forget, self.epoch, job_ids)
-        self._board.forget(job_ids)
+        self._published.forget(job_ids)
 
     async def free(self, wish: Free) -> None:
         self._check_alive()
-        self.desk.mail_all(wish)
+        self.registry.mail_all(wish)
 
     async def answered(self, job_id: str) -> None:
-        self._board.feeds.release(job_id)
+        self._published.feeds.release(job_id)
 
     async def attach(self, client_id: str, token: str) -> Attached:
         self._check_alive()
-        return self._board.attach(client_id, token)
+        return self._published.attach(client_id, token)
 
     async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
         self._check_alive()
-        return await self._board.feeds.news(readers, queue, timeout_s)
+        return await self._published.feeds.news(readers, queue, timeout_s)
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
         """Return the job's events past the cursor. Errors: JobMissingError."""
@@ -298,7 +298,7 @@ class Scheduler:
                 return []
         return found
 
-    async def check(self, graph: Graph, outputs: Sequence[str]) -> Hooks:
+    async def check(self, graph: Graph, outputs: Sequence[str]) -> Prevalidation:
         self._check_ready()
         return await self._validation.check(graph, outputs, await self.specs())
 
@@ -327,9 +327,9 @@ class Scheduler:
             ReplicaView(name, r.info.pool, r.info.slots, len(r.running), r.recipes, r.quarantined, r.info.notes)
             for name, r in sorted(self._machine.replicas.items())
         )
-        hosts = {stats.host: stats for stats in [self._host(), *self.desk.hosts()]}
+        hosts = {stats.host: stats for stats in [self._host(), *self.registry.hosts()]}
         uptime_s = max(0.0, time.time() - self._tenure.started_s)
-        troubles = tuple(self.desk.troubles())
+        troubles = tuple(self.registry.troubles())
         return ClusterView(tuple(hosts.values()), replicas, uptime_s, self.epoch, self.load(), troubles)
 
     async def backlog(self, pool: str) -> tuple[int, int]:
@@ -354,24 +354,24 @@ class Scheduler:
     # For the replicas -------------------------------------------------------------------------------------------------
 
     async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
-        return await self.desk.join(info, specs, host)
+        return await self.registry.join(info, specs, host)
 
     async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
-        return await self.desk.poll(replica_id, epoch, after)
+        return await self.registry.poll(replica_id, epoch, after)
 
     async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None:
-        await self.desk.report(replica_id, epoch, reports, host)
+        await self.registry.report(replica_id, epoch, reports, host)
 
     async def reserve(
         self, task_id: TaskId, node_id: str, key: str, at_least: int, contents: Contents
     ) -> tuple[int, bool]:
-        return await self.desk.reserve(task_id, node_id, key, at_least, contents)
+        return await self.registry.reserve(task_id, node_id, key, at_least, contents)
 
     async def leave(self, replica_id: str, epoch: int) -> None:
-        await self.desk.leave(replica_id, epoch)
+        await self.registry.leave(replica_id, epoch)
 
     async def trouble(self, replica_id: str, pool: str, why: str) -> None:
-        await self.desk.trouble(replica_id, pool, why)
+        await self.registry.trouble(replica_id, pool, why)
 
     # Recovering -------------------------------------------------------------------------------------------------------
 
@@ -380,7 +380,7 @@ class Scheduler:
         try:
             recovered = self._feed(JobArrived(row, await self.admission.readmit(row)))
             if job := self._machine.jobs.get(row.job_id):
-                self._board.show(job)
+                self._published.show(job)
             await recovered
         except ServeAppError as error:
             _log.error("job %s can no longer be planned: %s", row.job_id, error)
@@ -404,22 +404,22 @@ class Scheduler:
                 case Send(replica_id, message):
                     self._mail(replica_id, message)
                 case Publish(event):
-                    self._board.publish(event)
+                    self._published.publish(event)
                     self.counters.take(event)
                     if event.last:
                         with log.about(job=event.job_id):
                             _log.info("ended: state=%s", event.kind)
                 case Tell(client_id, event):
-                    self._board.feeds.put(client_id, event)
+                    self._published.feeds.put(client_id, event)
                 case Persist():
                     pass
 
     async def lost(self, replica_id: str) -> None:
-        """The replica has died; as `Desk.lost`."""
-        await self.desk.lost(replica_id)
+        """The replica has died; as `ReplicaRegistry.lost`."""
+        await self.registry.lost(replica_id)
 
     def _mail(self, replica_id: str, message: Message) -> None:
-        self.desk.mail(replica_id, message)
+        self.registry.mail(replica_id, message)
 
     async def _watch(self) -> None:
         """Take replicas that have been silent for too long for lost, and end jobs that have run for too long."""
@@ -428,9 +428,9 @@ class Scheduler:
             await asyncio.sleep(WATCH_S)
             late_s = time.monotonic() - looked_s - WATCH_S
             looked_s = time.monotonic()
-            self._board.feeds.forget_idle()
+            self._published.feeds.forget_idle()
             # What this process did not hear while it was away itself is held against nobody.
-            await self.desk.lose_silent(late_s if late_s > WATCH_S else 0.0)
+            await self.registry.lose_silent(late_s if late_s > WATCH_S else 0.0)
             if checked_s + CHECK_S < looked_s and len(self._machine.jobs) <= CHECKED_JOBS:
                 checked_s = looked_s
                 for job_id, what in self._machine.check():
@@ -450,7 +450,7 @@ class Scheduler:
         try:
             return checked()
         except NotReadyError as error:
-            why = "; ".join(f"pool {trouble.pool}: {trouble.why}" for trouble in self.desk.troubles())
+            why = "; ".join(f"pool {trouble.pool}: {trouble.why}" for trouble in self.registry.troubles())
             raise NotReadyError(f"{error}; {why}", error.retry_after_s) if why else error from None
 
     async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -461,11 +461,11 @@ class Scheduler:
             return job.row
         return await self._in_database(self._jobs.job, job_id)
 
-    async def _stream(self, job_id: str) -> Stream:
+    async def _stream(self, job_id: str) -> EventStream:
         """Return the job's stream; what memory does not hold is rebuilt from the database, cursors and all."""
-        if stream := self._board.stream(job_id):
+        if stream := self._published.stream(job_id):
             return stream
         row = await self._row(job_id)
         if row is None:
             raise JobMissingError(f"no job has the id {job_id!r}")
-        return self._board.rebuild(row)
+        return self._published.rebuild(row)

@@ -79,7 +79,7 @@ class ScriptedReplica:
 
     def __init__(self, scheduler: Scheduler, specs: Mapping[str, NodeSpec]) -> None:
         self.scheduler = Reached(scheduler)
-        self._desk = scheduler
+        self._scheduler = scheduler
         self._specs = specs
         self._routes: dict[str, tuple[PackRoute, ...]] = {}
         self._running: dict[str, tuple[str, Task]] = {}
@@ -88,33 +88,33 @@ class ScriptedReplica:
     async def jobs(self) -> dict[str, JobView]:
         """Return every job that there is, but those that were cancelled before they started."""
         states = ("queued", "running", "success", "error", "cancelled")
-        return {job.job_id: job for job in (await self._desk.page(JobQuery(states, "created"))).jobs}
+        return {job.job_id: job for job in (await self._scheduler.page(JobQuery(states, "created"))).jobs}
 
     async def announce(self, pool: str = POOL, routes: tuple[PackRoute, ...] = (), host: HostStats = HOST) -> None:
         """Join a pool without a slot: its node classes and routes are known from here on."""
         self._routes[pool] = routes
-        await self._desk.join(ReplicaInfo(_resting(pool), pool, 0, routes), [*self._specs.values()], host)
+        await self._scheduler.join(ReplicaInfo(_resting(pool), pool, 0, routes), [*self._specs.values()], host)
 
     async def messages(self) -> list[Message]:
         """Return what the replica without a slot has been sent; waits for the first."""
-        return [message for _, message in await self._desk.poll(_resting(POOL), self._desk.epoch, 0)]
+        return [message for _, message in await self._scheduler.poll(_resting(POOL), self._scheduler.epoch, 0)]
 
     async def cached(self, job_id: str, nodes: Sequence[str]) -> None:
         """Hold the values of nodes of a job that waits, in the replica without a slot."""
-        view = await self._desk.job(job_id)
+        view = await self._scheduler.job(job_id)
         assert view is not None
         assert view.started_s is None, "what is cached is looked at when a job starts"
         found = signatures(parse(view.prompt), self._specs, _no_files, job_id)
         held = [NodeFinished(TaskId(job_id, 0, 0), node_id, found[node_id], None) for node_id in nodes]
-        await self._desk.report(_resting(POOL), self._desk.epoch, [*held], None)
+        await self._scheduler.report(_resting(POOL), self._scheduler.epoch, [*held], None)
 
     async def take(self) -> str:
         """Start the job that is first in the queue, waiting for one to come, and return its id."""
         replica_id, seen = f"replica-{next(self._numbers)}", 0
         info = ReplicaInfo(replica_id, POOL, 1, self._routes[POOL])
-        await self._desk.join(info, [*self._specs.values()], HOST)
+        await self._scheduler.join(info, [*self._specs.values()], HOST)
         while True:
-            for cursor, message in await self._desk.poll(replica_id, self._desk.epoch, seen):
+            for cursor, message in await self._scheduler.poll(replica_id, self._scheduler.epoch, seen):
                 seen = cursor
                 if isinstance(message, Assign):
                     self._running[message.task.id.job_id] = (replica_id, message.task)
@@ -150,25 +150,25 @@ class ScriptedReplica:
         assert outputs.keys() <= {*task.targets}, f"the job's output nodes are {task.targets}"
         made = {node_id: outputs.get(node_id, {}) for node_id in (*outputs, *task.targets)}
         done = [NodeFinished(task.id, node_id, task.signatures[node_id], shown) for node_id, shown in made.items()]
-        await self._desk.report(replica_id, self._desk.epoch, [*done], None)
-        await self._desk.leave(replica_id, self._desk.epoch)
+        await self._scheduler.report(replica_id, self._scheduler.epoch, [*done], None)
+        await self._scheduler.leave(replica_id, self._scheduler.epoch)
 
     async def fail(self, job_id: str, failure: Mapping[str, Any]) -> None:
         """End the job as a node that raises does."""
         if job_id not in self._running:
             await self.start(job_id)
-        assert (await self._desk.count()).pending == 0, "the replica, free before it leaves, would start another job"
+        assert (await self._scheduler.count()).pending == 0, "the replica, free before it leaves, would start another"
         reasons = {"traceback": (), **failure}
         replica_id, task = self._running.pop(job_id)
         failed = TaskFailed(task.id, node_id=reasons.pop("node"), **reasons)
-        await self._desk.report(replica_id, self._desk.epoch, [failed], None)
-        await self._desk.leave(replica_id, self._desk.epoch)
+        await self._scheduler.report(replica_id, self._scheduler.epoch, [failed], None)
+        await self._scheduler.leave(replica_id, self._scheduler.epoch)
 
     def _id(self, job_id: str) -> TaskId:
         return self._running[job_id][1].id
 
     async def _report(self, job_id: str, report: Report) -> None:
-        await self._desk.report(self._running[job_id][0], self._desk.epoch, [report], None)
+        await self._scheduler.report(self._running[job_id][0], self._scheduler.epoch, [report], None)
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,7 @@ import websockets
 from serve_app.api.app import create_app
 from serve_app.api.comfy import subscriptions
 from serve_app.errors import NotReadyError
-from serve_app.scheduler import board
+from serve_app.scheduler import published_jobs
 from serve_app.service import Service
 from tests.unit.api.http_server import listening
 
@@ -229,7 +229,7 @@ async def test_a_job_that_is_withdrawn_while_it_waits_is_a_change_of_the_queue_o
 async def test_nothing_of_a_job_is_heard_before_its_submission_is_answered(
     server, service, replica, example, monkeypatch
 ):
-    monkeypatch.setattr(board, "ANSWER_S", 3600)
+    monkeypatch.setattr(published_jobs, "ANSWER_S", 3600)
     async with client(server) as me:
         await me.frame()
         submitted = await service.submit({**example, "prompt_id": JOB, "client_id": "c"})

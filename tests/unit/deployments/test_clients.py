@@ -44,7 +44,9 @@ async def heard(running: Cluster, after: int = 0, token: str = "t") -> list:
     events: list = []
     while not events or not events[-1].last:
         at = events[-1].seq if events else after
-        news = await running.scheduler.news({"c": Reader(token, at)}, running.scheduler._board.feeds.queue.version, 5.0)
+        news = await running.scheduler.news(
+            {"c": Reader(token, at)}, running.scheduler._published.feeds.queue.version, 5.0
+        )
         events += news.events.get("c", ())
     return events
 
@@ -72,7 +74,7 @@ async def test_at_every_moment_a_job_is_in_the_queue_or_in_the_history(running):
 async def test_the_end_is_heard_once_the_queue_is_without_the_job_and_its_outputs_are_there(running):
     job_id = await submit(running, 3)
     await heard(running)
-    assert running.scheduler._board.feeds.queue.remaining == 0
+    assert running.scheduler._published.feeds.queue.remaining == 0
     job = await running.scheduler.job(job_id)
     assert (job.state, list(job.outputs)) == ("success", ["2"])
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from serve_app.errors import InvalidGraphError, Problem
 from serve_app.graph.parse import parse, render
 from serve_app.graph.spec import Input
-from serve_app.graph.validate import Validated, cycles, hooked, matches, settled, validate
+from serve_app.graph.validate import Validated, cycles, matches, needs_prevalidation, validate, with_findings
 from tests.unit.graph.classes import FOLDERS, SPECS, graph, number, spec, wire
 
 
@@ -337,15 +337,15 @@ def test_only_what_will_run_has_to_be_asked() -> None:
             "3": (kind, {"n": 1, "m": 1}),
         }
         specs = {**PICKY, "Types": replace(PICKY["Types"], validator=None)}
-        assert not hooked(picky(prompt), specs)
+        assert not needs_prevalidation(picky(prompt), specs)
         prompt["2"] = ("Types", {"value": ["3", 0]})
-        assert hooked(picky(prompt), specs) == asked
+        assert needs_prevalidation(picky(prompt), specs) == asked
 
 
 def test_what_a_worker_finds_takes_outputs_away_and_stays_with_the_nodes() -> None:
     prompt: dict[str, tuple[str, dict[str, Any]]] = {"1": ("Fresh", {"n": 1})}
     prompt |= {"2": ("Types", {"value": ["1", 0]}), "3": ("Types", {"value": ["1", 0]})}
-    found = settled(picky(prompt), [Problem("custom_validation_failed", "no", node_id="3")], {"1": [7]})
+    found = with_findings(picky(prompt), [Problem("custom_validation_failed", "no", node_id="3")], {"1": [7]})
     assert found.outputs == ("2",)
     assert [p.type for p in found.problems] == ["custom_validation_failed"]
     assert render(found.graph)["1"]["is_changed"] == [7]

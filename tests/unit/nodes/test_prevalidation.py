@@ -138,8 +138,8 @@ async def test_is_changed_sees_constants_only() -> None:
 
 def test_a_spec_says_what_a_worker_has_to_be_asked() -> None:
     named = spec_of(picky(lambda a, input_types: True), "Picky")
-    assert named.hooked
+    assert named.needs_prevalidation
     assert [named.validates(name) for name in ("a", "b", "input_types")] == [True, False, True]
     assert spec_of(picky(lambda **given: True), "Picky").validates("anything")
-    assert not spec_of(Picky, "Picky").hooked
-    assert spec_of(picky(changed=lambda **given: 1), "Picky").hooked
+    assert not spec_of(Picky, "Picky").needs_prevalidation
+    assert spec_of(picky(changed=lambda **given: 1), "Picky").needs_prevalidation

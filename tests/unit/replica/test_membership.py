@@ -17,7 +17,7 @@ HOST = HostStats("host", 1, 1, 1, ())
 TASK = TaskId("job", 0, 1)
 
 
-class Desk:
+class OneEpoch:
     """A scheduler that has no messages and keeps what is reported, call by call."""
 
     def __init__(self) -> None:
@@ -47,8 +47,8 @@ async def test_an_end_does_not_wait_for_more_progress_and_takes_what_waits_along
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(membership, "PROGRESS_S", 3600.0)
-    desk: Any = Desk()
-    member = Membership(desk, ReplicaInfo("replica", "cpu", 1), {}, lambda: HOST, Idle())
+    scheduler: Any = OneEpoch()
+    member = Membership(scheduler, ReplicaInfo("replica", "cpu", 1), {}, lambda: HOST, Idle())
     life = asyncio.create_task(member.run())
     try:
         for step in (1, 2):
@@ -56,7 +56,10 @@ async def test_an_end_does_not_wait_for_more_progress_and_takes_what_waits_along
         for _ in range(10):  # whoever sends them has seen them by now
             await asyncio.sleep(0)
         member.say(TaskFinished(TASK))
-        assert await asyncio.wait_for(desk.calls.get(), 60) == [NodeProgressed(TASK, "1", 2, 2), TaskFinished(TASK)]
+        assert await asyncio.wait_for(scheduler.calls.get(), 60) == [
+            NodeProgressed(TASK, "1", 2, 2),
+            TaskFinished(TASK),
+        ]
     finally:
         life.cancel()
         await asyncio.gather(life, return_exceptions=True)

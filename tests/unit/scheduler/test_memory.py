@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from serve_app.events import Event, data_bytes
-from serve_app.scheduler import board as board_module
 from serve_app.scheduler import client_feeds as feeds_module
-from serve_app.scheduler.board import Board
+from serve_app.scheduler import published_jobs
 from serve_app.scheduler.client_feeds import Feed, Feeds
+from serve_app.scheduler.published_jobs import PublishedJobs
 from serve_app.scheduler.results import Results
 from serve_app.store.changes import JobRow
 
@@ -67,14 +67,14 @@ def row(job_id: str) -> JobRow:
 
 
 async def test_streams_of_ended_jobs_are_kept_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board_module, "STREAMS_BYTES", 35_000)
-    board = Board(1)
+    monkeypatch.setattr(published_jobs, "STREAMS_BYTES", 35_000)
+    published = PublishedJobs(1)
     for i in range(5):
         job_id = f"job {i}"
         for event in (Event(job_id, 1, "queued", 0.0), shown(2, job_id), Event(job_id, 3, "success", 0.0)):
-            board.publish(event)
-    assert [i for i in range(5) if board.stream(f"job {i}")] == [2, 3, 4]
-    board.rebuild(row("job 0"))
-    assert [i for i in range(5) if board.stream(f"job {i}")] == [0, 2, 3, 4]
-    board.forget(None)
-    assert board._streams_bytes == 0
+            published.publish(event)
+    assert [i for i in range(5) if published.stream(f"job {i}")] == [2, 3, 4]
+    published.rebuild(row("job 0"))
+    assert [i for i in range(5) if published.stream(f"job {i}")] == [0, 2, 3, 4]
+    published.forget(None)
+    assert published._streams_bytes == 0

@@ -17,8 +17,8 @@ from serve_app.errors import StaleAttemptError, StaleEpochError
 from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.abilities import Abilities
-from serve_app.scheduler.channels import Mailbox
 from serve_app.scheduler.cluster_view import HostStats, Trouble
+from serve_app.scheduler.mailbox import Mailbox
 from serve_app.scheduler.messages import Checked, Message, ReplicaInfo, Report
 from serve_app.scheduler.remote_validation import RemoteValidation
 from serve_app.scheduler.stimuli import ReplicaJoined, ReplicaLeft, ReplicaLost, Reported, Stimulus
@@ -34,8 +34,8 @@ TROUBLE_S = 60.0
 _log = log.get("scheduler")
 
 
-class Desk:
-    """One a scheduler's life. Implements ReplicaDesk.
+class ReplicaRegistry:
+    """One a scheduler's life. Implements SchedulerForReplicas.
 
     feed: lets the machine decide; its future is done when that is durable. is_current: whether an attempt is the one
     that runs now. silence_s: how long a replica may say nothing before it counts as lost; silenced: told of one that

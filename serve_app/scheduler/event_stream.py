@@ -1,7 +1,4 @@
-"""What waits to be read: a replica's messages and a job's events, each behind a cursor, for long polls.
-
-A reader says how far it has read; what lies before that may be forgotten, what lies after it is given again.
-"""
+"""A job's events, each behind a cursor, for long polls; and what is left of them after a restart."""
 
 from __future__ import annotations
 
@@ -10,27 +7,11 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from serve_app.events import Event, data_bytes
-from serve_app.scheduler.messages import Message
 from serve_app.store.changes import JobRow
 
 
 @dataclass(slots=True)
-class Mailbox:
-    """Messages on their way to one replica, each with a cursor; kept until the replica has polled past them."""
-
-    messages: list[tuple[int, Message]] = field(default_factory=list)
-    cursor: int = 0
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    heard_s: float = 0.0
-
-    def put(self, message: Message) -> None:
-        self.cursor += 1
-        self.messages.append((self.cursor, message))
-        self.arrived.set()
-
-
-@dataclass(slots=True)
-class Stream:
+class EventStream:
     """One job's events so far. Ends with an event for which `last` is true."""
 
     events: list[Event] = field(default_factory=list)

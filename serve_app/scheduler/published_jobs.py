@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from serve_app.events import Event
-from serve_app.scheduler.channels import Stream, rebuilt
 from serve_app.scheduler.client import Attached
 from serve_app.scheduler.client_feeds import Feeds
+from serve_app.scheduler.event_stream import EventStream, rebuilt
 from serve_app.scheduler.records import JobRecord
 from serve_app.store.changes import JobRow
 
@@ -26,13 +26,13 @@ STREAMS_BYTES = 128 * 1024 * 1024
 """What all streams may take before those of ended jobs go sooner."""
 
 
-class Board:
+class PublishedJobs:
     """One a scheduler's life. unended: the jobs that clients know of and whose end they cannot know yet."""
 
     def __init__(self, epoch: int) -> None:
         self.unended: dict[str, JobRecord] = {}
         self.feeds = Feeds(epoch)
-        self._streams: OrderedDict[str, Stream] = OrderedDict()
+        self._streams: OrderedDict[str, EventStream] = OrderedDict()
         self._streams_bytes = 0
         self._arriving: dict[str, JobRecord] = {}
         self._clients: dict[str, str] = {}
@@ -78,7 +78,7 @@ class Board:
             if (looking_on := self._clients.get(job_id)) is not None:
                 self.feeds.put(looking_on, event)
             return
-        stream = self._streams.setdefault(job_id, Stream())
+        stream = self._streams.setdefault(job_id, EventStream())
         self._streams_bytes -= stream.bytes
         stream.put(event)
         self._streams_bytes += stream.bytes
@@ -102,14 +102,14 @@ class Board:
         jobs = (job for job in self.unended.values() if job.row.client_id == client_id and job.started_s is not None)
         return replace(self.feeds.attach(client_id, token), running=tuple(job.row.job_id for job in jobs))
 
-    def stream(self, job_id: str) -> Stream | None:
+    def stream(self, job_id: str) -> EventStream | None:
         """Return a job's stream, if its beginning is in memory."""
         stream = self._streams.get(job_id)
         return stream if stream is not None and stream.events and stream.events[0].kind == "queued" else None
 
-    def rebuild(self, row: JobRow) -> Stream:
+    def rebuild(self, row: JobRow) -> EventStream:
         """Return a job's stream with what its row says of its beginning, cursors and all."""
-        stream = self._streams.setdefault(row.job_id, Stream())
+        stream = self._streams.setdefault(row.job_id, EventStream())
         if not stream.events or stream.events[0].kind != "queued":
             self._streams_bytes -= stream.bytes
             stream.begin([e for e in rebuilt(row) if not stream.events or e.seq < stream.events[0].seq])
