@@ -52,6 +52,7 @@ def _ingress(config: AppConfig) -> Any:
         # let the rest wait instead, such requests would keep out all others, probes among them.
         max_ongoing_requests=ingress.max_bodies + ingress.max_listeners + 10 * ingress.ongoing_requests,
         health_check_period_s=HEALTH_CHECK_S,
+        health_check_timeout_s=config.silence_s / FAILURES,
         **_replicas(ingress.min_replicas, ingress.max_replicas, scaling),
     )
 

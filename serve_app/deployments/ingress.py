@@ -32,6 +32,9 @@ class Ingress:
         self._relay = Relay({pool.name: handle for pool, handle in zip(config.pools, pools, strict=True)})
         ensure(config)
 
+    async def check_health(self) -> None:
+        """Answer Serve's health check in the loop that answers requests, so that a loop that is blocked does not."""
+
     def __serve_build_asgi_app__(self) -> Any:
         config = self._config
         catalog, store = open_catalog(config), open_store(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from serve_app.api.app import create_app
 from serve_app.api.comfy import subscriptions
 from serve_app.api.crowd import Crowd
 from serve_app.config import AppConfig, IngressConfig
-from serve_app.deployments.build import _ingress
+from serve_app.deployments.build import FAILURES, _ingress
 
 JOB = "550e8400-e29b-41d4-a716-446655440000"
 
@@ -155,6 +156,13 @@ async def test_only_a_sockets_first_message_is_read_and_none_that_is_huge(servic
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.wait_for(socket.task, 5)
     assert read == []
+
+
+def test_an_ingress_whose_loop_does_not_answer_is_replaced_as_soon_as_a_replica():
+    deployment = _ingress(AppConfig(silence_s=12))
+    # A coroutine: of its own, Serve asks the loop that answers requests only once in minutes.
+    assert inspect.iscoroutinefunction(deployment.func_or_class.check_health)
+    assert deployment._deployment_config.health_check_timeout_s * FAILURES == 12
 
 
 def test_serve_lets_no_request_wait_behind_what_lasts():
