@@ -28,6 +28,10 @@ HANG_S = 60.0
 """Longer than anything a server may take that does not hang."""
 
 
+CANARY = "canary-5f0d2c"
+"""What lies in files beside those that clients may read."""
+
+
 @dataclass
 class Outcome:
     """statuses: of all answers. sessions: websockets opened or refused. wrong: what must not be, with its request."""
@@ -37,10 +41,12 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
 
     def take(self, request: Request, answer: httpx.Response) -> None:
-        """Count an answer; only a refusal that says when to come back may be 5xx."""
+        """Count an answer: 5xx may only be a refusal that says when to come back, and none has a cookie or CANARY."""
         self.statuses[answer.status_code] += 1
         if answer.status_code >= 500 and not (answer.status_code == 503 and "retry-after" in answer.headers):
             self.wrong.append(f"{answer.status_code} {answer.text[:200]} {request!r}"[:3000])
+        if "set-cookie" in answer.headers or CANARY.encode() in answer.content:
+            self.wrong.append(f"cookie or canary: {answer.status_code} {answer.headers!r} {request!r}"[:3000])
 
 
 @asynccontextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 
+from serve_app.store.store import AREAS
 from tests.fuzz.inputs import Inputs, Request, table
-from tests.fuzz.run import application, fuzz
+from tests.fuzz.run import CANARY, Outcome, application, fuzz
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -17,6 +19,48 @@ async def test_no_request_is_answered_by_a_failure_of_the_server(tmp_path: Path,
     assert outcome.wrong == []
     assert outcome.sessions
     assert {200, 400, 404} <= outcome.statuses.keys()
+
+
+SPELLINGS = (
+    *("canary.png", "../canary.png", "..%2Fcanary.png", "%2e%2e/canary.png", "%2e%2e%2fcanary.png", "..%5Ccanary.png"),
+    *("..%252Fcanary.png", "a/..%2F..%2Fcanary.png", "//canary.png", "./../canary.png", "..%2Fcanary.png%00.png"),
+    *("..%2Fcanary.png%20[output]", "%EF%BC%8E%EF%BC%8E/canary.png", "link.png", "link.png%20[input]", "link"),
+)
+"""Of a file beside the areas, and of a link to it from inside one."""
+
+
+FILES = ("}", "view", "userdata")
+"""How the paths of routes end that read a file by a name in the path or the query."""
+
+
+async def test_no_spelling_of_a_name_shows_a_file_beside_the_areas(tmp_path: Path) -> None:
+    async with application(tmp_path) as app:
+        (tmp_path / "canary.png").write_text(CANARY)
+        (tmp_path / "canary.safetensors").write_text(CANARY)
+        for area in ("input", "output", "temp", "models", "user"):
+            (tmp_path / area / "link.png").symlink_to(tmp_path / "canary.png")
+            (tmp_path / area / "link").symlink_to(tmp_path)
+        transport = httpx.ASGITransport(app=app)
+        outcome, asked = Outcome(), 0
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
+            for path in {path for method, path in table() if method == "GET" and path.endswith(FILES)}:
+                head = path.partition("{")[0]
+                for name in SPELLINGS:
+                    queries = [
+                        f"filename={name}&type={area}&subfolder={up}" for area in AREAS for up in ("", "..", "link")
+                    ]
+                    queries += [
+                        f"dir={name}&recurse=true&path={name}&file={name}",
+                        f"filename=canary.png&subfolder={name}",
+                    ]
+                    targets = [f"{head}{name}"] if head != path else [f"{path}?{query}" for query in queries]
+                    for target in targets:
+                        sent = Request("GET", target, (), b"")
+                        url = client.base_url.copy_with(raw_path=target.encode())
+                        outcome.take(sent, await client.send(client.build_request("GET", url)))
+                        asked += 1
+    assert outcome.wrong == []
+    assert asked > 1000
 
 
 def test_every_route_is_asked_and_a_seed_gives_the_same_requests_again() -> None:
