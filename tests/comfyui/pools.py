@@ -1,8 +1,10 @@
-"""Pools that are the stand-in, and graphs for them."""
+"""Pools that are the stand-in, and graphs for them; the ComfyUI that tests of the real one are told."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import shlex
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -13,6 +15,9 @@ from typing import Any
 from serve_app.config import ComfyUIConfig, PoolConfig
 
 STANDIN = Path(__file__).parent / "standin"
+HOME = os.environ.get("COMFYUI_HOME")
+PYTHON = os.environ.get("COMFYUI_PYTHON") or f"{HOME}/venv/bin/python"
+ARGUMENTS = tuple(shlex.split(os.environ.get("COMFYUI_ARGUMENTS", "--cpu")))
 
 
 def standin(name: str = "comfyui", *arguments: str, directory: Path = STANDIN, **settings: Any) -> PoolConfig:
