@@ -40,7 +40,10 @@ OURS = ("pool", "strict", "node_time_s", "job_time_s")
 
 
 class GraphRun:
-    """The run of one task. say: takes its reports. shown_bytes: what its nodes may show in all."""
+    """The run of one task. What its nodes show is stored beside it, so that it may end before that does.
+
+    say: takes its reports. vacated: told once the ComfyUI is done with it. shown_bytes: what its nodes may show in all.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class GraphRun:
         store: Store,
         transfer: Transfer,
         say: Callable[[Report], None],
+        vacated: Callable[[], None],
         times: NodeTimes,
         shown_bytes: int,
     ) -> None:
@@ -62,6 +66,7 @@ class GraphRun:
         self._store = store
         self._transfer = transfer
         self._say = say
+        self._vacated = vacated
         self._times = times
         self._most_bytes = shown_bytes
         self._bytes = 0
@@ -78,15 +83,39 @@ class GraphRun:
         if previews != "none":
             data.setdefault("preview_method", previews)
         await self._client.submit(task.prompt, task.id.job_id, client_id, data, task.targets)
+        shown: asyncio.Queue[Shown | None] = asyncio.Queue()
+        following = asyncio.create_task(self._follow(frames, shown))
+        storing = asyncio.create_task(self._store_all(shown))
+        try:
+            await asyncio.wait([following, storing], return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                storing.result()  # it ends before the graph only by failing
+            end = await following
+            await storing
+        finally:
+            for part in (following, storing):
+                part.cancel()
+            await asyncio.gather(following, storing, return_exceptions=True)
+        if end.how == "interrupted":
+            raise CancelledThereError("the graph was interrupted")
+        if end.how == "error":
+            raise GraphFailedError(end.data)
+
+    async def _follow(self, frames: asyncio.Queue[str | bytes], shown: asyncio.Queue[Shown | None]) -> Ended:
+        """Report what the frames say until they end; hand on what nodes show, and None after it."""
+        task = self._task
         while True:
             frame = await frames.get()
             for told in self._narration.text(frame) if isinstance(frame, str) else self._narration.binary(frame):
                 match told:
                     case Ended():
-                        await self._see_end(told)
-                        return
+                        if told.how == "success":
+                            await self._show_rest(shown)
+                        shown.put_nowait(None)
+                        self._vacated()
+                        return told
                     case Shown():
-                        await self._show(told)
+                        shown.put_nowait(told)
                     case Pictured():
                         jpeg = await asyncio.to_thread(_jpeg, told.image)
                         self._say(NodePreviewed(task.id, told.node_id, self._transfer.put(jpeg), told.origin))
@@ -97,24 +126,24 @@ class GraphRun:
                     case _:
                         self._report(told)
 
+    async def _show_rest(self, shown: asyncio.Queue[Shown | None]) -> None:
+        """Hand on outputs of which no frame has come: of nodes that show nothing."""
+        rest = list(self._narration.unsaid())
+        history = await self._client.outputs(self._task.id.job_id) if rest else None
+        outputs = (history or {}).get("outputs", {})
+        for told in rest:
+            shown.put_nowait(Shown(told.node_id, outputs.get(told.node_id) or {}, None, told.computed))
+
+    async def _store_all(self, shown: asyncio.Queue[Shown | None]) -> None:
+        while (told := await shown.get()) is not None:
+            await self._show(told)
+
     def _report(self, report: Report) -> None:
         if isinstance(report, NodeStarted):
             self._times.began(self._task, report.node_id)
         elif isinstance(report, NodeFinished):
             self._times.ended(self._task, report.node_id, computed=report.computed)
         self._say(report)
-
-    async def _see_end(self, end: Ended) -> None:
-        if end.how == "interrupted":
-            raise CancelledThereError("the graph was interrupted")
-        if end.how == "error":
-            raise GraphFailedError(end.data)
-        # Outputs of which no frame has come are of nodes that show nothing.
-        rest = list(self._narration.unsaid())
-        history = await self._client.outputs(self._task.id.job_id) if rest else None
-        outputs = (history or {}).get("outputs", {})
-        for told in rest:
-            await self._show(Shown(told.node_id, outputs.get(told.node_id) or {}, None, told.computed))
 
     async def _show(self, told: Shown) -> None:
         """Store what a node shows, and report it."""

@@ -53,6 +53,7 @@ from serve_app.scheduler.messages import (
     Report,
     Resident,
     SchedulerForReplicas,
+    SlotVacated,
     TaskCancelled,
     TaskFinished,
     TaskStopped,
@@ -128,6 +129,7 @@ class ComfyUIRunner:
         self._carrier: Carrier
         self._frames: asyncio.Queue[str | bytes] = asyncio.Queue()
         self._running: dict[TaskId, asyncio.Task[None]] = {}
+        self._vacated: set[TaskId] = set()
         self._errands: set[asyncio.Task[None]] = set()
         self._past: list[str] = []
         self._tidied_s = 0.0
@@ -293,7 +295,7 @@ class ComfyUIRunner:
         """Do what the scheduler asks for."""
         match message:
             case Assign(task):
-                before = list(self._running.values())
+                before = [running for other, running in self._running.items() if other not in self._vacated]
                 with log.about(job=task.id.job_id, task=f"{task.id.index}.{task.id.attempt}"):
                     self._running[task.id] = running = asyncio.create_task(self._run(task, before))
                 running.add_done_callback(partial(self._ended, task))
@@ -356,6 +358,7 @@ class ComfyUIRunner:
             store=self._store,
             transfer=self._transfer,
             say=self._say,
+            vacated=partial(self._vacate, task.id),
             times=self.times,
             shown_bytes=self._limits.shown_bytes,
         )
@@ -367,8 +370,14 @@ class ComfyUIRunner:
             raise
         except BaseException:
             # Cancelled, or its files cannot be had: what still runs there must end before the next.
-            await self._stop(client, task.id.job_id)
+            if task.id not in self._vacated:
+                await self._stop(client, task.id.job_id)
             raise
+
+    def _vacate(self, task_id: TaskId) -> None:
+        """Let the next graph begin while what this one has made is stored."""
+        self._vacated.add(task_id)
+        self._say(SlotVacated(task_id))
 
     async def _stop(self, client: Client, job_id: str) -> None:
         """Stop a graph; have the process replaced if it does not stop in time."""
@@ -404,6 +413,7 @@ class ComfyUIRunner:
         """Say how the task ended."""
         task_id = task.id
         self._running.pop(task_id, None)
+        self._vacated.discard(task_id)
         self.times.over(task_id)
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         if isinstance(error, ComfyUIError) and not isinstance(error, RefusedGraphError):

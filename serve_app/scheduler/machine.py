@@ -49,6 +49,7 @@ from serve_app.scheduler.messages import (
     NodeStarted,
     Report,
     Resident,
+    SlotVacated,
     TaskCancelled,
     TaskFailed,
     TaskFinished,
@@ -149,9 +150,17 @@ class Machine:
         return self._journal.next_seq()
 
     def backlog(self, pool: str) -> tuple[int, int]:
-        """Return how many of the pool's tasks are ready but without a replica, and how many run."""
-        tasks = [t for job in self.jobs.values() for t in job.tasks if t.plan.pool == pool]
-        return sum(t.state == "ready" for t in tasks), sum(t.state == "running" for t in tasks)
+        """Return how many of the pool's tasks are ready but without a replica, and how many run.
+
+        Of a replica's tasks that take no slot any more one counts if no other runs there, so that the replica stays.
+        """
+        ready = sum(t.state == "ready" for job in self.jobs.values() for t in job.tasks if t.plan.pool == pool)
+        running = 0
+        for replica in self.replicas.values():
+            if replica.info.pool == pool:
+                current = {task_id for task_id in replica.running if self.is_current(task_id)}
+                running += len(current - replica.vacated) or min(1, len(current))
+        return ready, running
 
     # Jobs -----------------------------------------------------------------------------------------------------------
 
@@ -408,6 +417,9 @@ class Machine:
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
                     self._stopped(*current)
+            case SlotVacated(task_id):
+                if task_id in replica.running:
+                    replica.vacated.add(task_id)
             case TaskCancelled(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
@@ -487,6 +499,7 @@ class Machine:
     def _let_go(self, replica: ReplicaRecord, task_id: TaskId) -> None:
         """Free the task's slot, and hand on to its waiters what it claimed but did not compute."""
         replica.running.discard(task_id)
+        replica.vacated.discard(task_id)
         self._orphan(self.results.release(task_id))
 
     def _orphan(self, signatures: Iterable[str]) -> None:

@@ -199,6 +199,13 @@ class TaskStopped:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotVacated:
+    """Nothing of the task is to be computed any more: another may begin while the rest of it is stored and reported."""
+
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
 class TaskCancelled:
     """A node of the task has cancelled the job by itself."""
 
@@ -254,6 +261,7 @@ Report: TypeAlias = (
     | TaskFinished
     | TaskFailed
     | TaskStopped
+    | SlotVacated
     | TaskCancelled
     | Want
     | Exported

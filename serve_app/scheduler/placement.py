@@ -19,18 +19,19 @@ from serve_app.scheduler.results import Results
 class ReplicaRecord:
     """A replica as the scheduler knows it. recipes: what weights it holds, e.g. "checkpoints/a.safetensors".
 
-    quarantined: the job that it is kept for alone.
+    vacated: those of the running tasks that take no slot any more. quarantined: the job that it is kept for alone.
     """
 
     info: ReplicaInfo
     running: set[TaskId] = field(default_factory=set)
+    vacated: set[TaskId] = field(default_factory=set)
     recipes: tuple[str, ...] = ()
     quarantined: str | None = None
 
     @property
     def free(self) -> bool:
         """Whether it can take one more task of any job."""
-        return self.quarantined is None and len(self.running) < self.info.slots
+        return self.quarantined is None and len(self.running) - len(self.vacated) < self.info.slots
 
     def runs_only(self, job_id: str) -> bool:
         """Whether nothing of any other job runs on it."""

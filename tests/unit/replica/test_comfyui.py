@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from serve_app.config import PoolConfig
 from serve_app.errors import NotReadyError
 from serve_app.replica.comfyui_runner import ComfyUIRunner
 from serve_app.scheduler.client import Submission
+from serve_app.store.store import FileRef
+from serve_app.store.volume import Volume
 from tests.comfyui.pools import STANDIN, graph, standin
 from tests.unit.replica.cluster import Cluster, cluster
 
@@ -162,6 +165,35 @@ async def test_a_cancelled_graph_stops_and_the_next_runs_in_the_same_process(tmp
         assert (await running.finish(job_id)).state == "cancelled"
         assert (await running.finish(await submit(running, graph()))).state == "success"
         assert runner.process is process
+
+
+async def test_the_next_graph_begins_while_what_the_last_has_made_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, write = threading.Event(), Volume.write
+
+    def held(store: Volume, ref: FileRef, data: bytes, *, replace: bool = True) -> None:
+        assert go_on.wait(60)
+        write(store, ref, data, replace=replace)
+
+    monkeypatch.setattr(Volume, "write", held)
+    async with pool(tmp_path) as running:
+        try:
+            first = await submit(running, graph(1))
+            second = await submit(running, graph(2, StandInWork={"seconds": 0.1, "steps": 2}))
+            await begun(running, second, "2")
+            assert (await running.scheduler.job(first)).state == "running"
+            third = await submit(running, graph(3))
+            await begun(running, third, "save")
+            assert await running.scheduler.cancel(first)
+            assert (await running.finish(first)).state == "cancelled"
+        finally:
+            go_on.set()
+        for job_id, colour in ((second, 2), (third, 3)):
+            job = await running.finish(job_id)
+            assert job.state == "success", job.failure
+            [image] = job.outputs["save"]["images"]
+            assert Image.open(tmp_path / "output" / image["filename"]).getpixel((0, 0)) == (colour, 0, 7)
 
 
 async def test_a_graph_that_does_not_stop_costs_the_process_and_nobody_is_charged(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from serve_app.scheduler.messages import (
     NodeProgressed,
     NodeStarted,
     Resident,
+    SlotVacated,
     TaskFailed,
     TaskFinished,
     TaskStopped,
@@ -74,6 +75,20 @@ def test_a_replica_takes_no_more_tasks_than_its_slots():
     for n in range(3):
         script.job(f"j{n}", seed=n)
     assert len(assigned(script.commands)) == 2
+
+
+def test_a_task_that_is_only_stored_any_more_lets_another_begin_and_is_tried_again_if_the_replica_is_lost():
+    script = Script()
+    script.replica("r1")
+    [(_, first)] = assigned(script.job("a"))
+    script.job("b", seed=2)
+    assert script.machine.backlog("gpu") == (1, 1)
+    [(_, second)] = assigned(script.report("r1", SlotVacated(first.id)))
+    assert (second.id.job_id, script.machine.backlog("gpu")) == ("b", (0, 1))
+    script.run("r1", second)
+    assert script.machine.backlog("gpu") == (0, 1)
+    again = assigned([*script.feed(ReplicaLost("r1")), *script.replica("r2")])
+    assert [(name, task.id.job_id, task.id.attempt) for name, task in again] == [("r2", "a", first.id.attempt + 1)]
 
 
 def test_losing_the_replica_makes_a_new_attempt_and_the_old_ones_answers_are_dropped():

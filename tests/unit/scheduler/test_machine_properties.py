@@ -21,6 +21,7 @@ from serve_app.scheduler.messages import (
     Exported,
     Interrupt,
     NodeFinished,
+    SlotVacated,
     TaskFailed,
     TaskFinished,
     TaskStopped,
@@ -196,10 +197,17 @@ class World(RuleBasedStateMachine):
             self.replicas[name].work.remove(work)
             self.report(name, TaskFailed(work.task.id, work.task.targets[0], "Save", "ValueError", "bad", ()))
 
+    @rule(data=st.data())
+    def vacate(self, data: st.DataObject) -> None:
+        busy = [(name, work) for name, r in sorted(self.replicas.items()) for work in r.work]
+        if busy:
+            name, work = data.draw(st.sampled_from(busy))
+            self.report(name, SlotVacated(work.task.id))
+
     @invariant()
     def no_replica_runs_more_than_its_slots_beside_what_a_task_may_have_waited_for(self) -> None:
         for record in self.script.machine.replicas.values():
-            assert len(record.running - self.awaited) <= record.info.slots
+            assert len(record.running - self.awaited - record.vacated) <= record.info.slots
 
     @invariant()
     def no_job_ends_twice_and_no_output_is_recorded_twice(self) -> None:
