@@ -71,7 +71,7 @@ def signature(
             # A raw link hands the node the id itself, so the id is part of what it works on.
             raw = declared is not None and declared.raw_link
             parts[name] = ["link", found[value.node_id], value.slot, *([value.node_id] if raw else [])]
-        elif declared is not None and declared.folder is not None and isinstance(value, str):
+        elif declared is not None and declared.folder is not None and isinstance(value, str) and value:
             parts[name] = ["file", declared.folder, value, _print(declared.folder, value, fingerprint)]
         elif spec.uses(name):
             parts[name] = ["constant", value]

@@ -35,8 +35,9 @@ class Input:
     """One declared input of a node class.
 
     type: socket type ("MODEL", "INT", …), "COMBO" for a choice.
-    choices: the allowed values of a fixed COMBO. folder: for a COMBO of files, the catalog folder that lists them
-    ("checkpoints", …, or "input" for uploaded files); then choices is None and the list is read when it is needed.
+    choices: the allowed values of a fixed COMBO. folder: for a COMBO of files, or a text that names one, the catalog
+    folder that lists them ("checkpoints", …, or "input" for uploaded files); then choices is None and the list is read
+    when it is needed.
     options: ComfyUI's option dict (default, min, max, step, multiline, lazy, …), JSON values only.
     """
 
@@ -54,11 +55,11 @@ class Input:
         choices = kind if isinstance(kind, list) else None
         if kind == "COMBO" and isinstance(options.get("options"), list):
             choices = options.pop("options")
-        # A list that a client may upload to is not to be older than the upload.
-        uploads = any(options.get(option) is True for option in UPLOADS)
-        if choices is not None and uploads and options.get("image_folder", "input") == "input":
-            return cls(name, "COMBO", section, None, "input", options)
         type_ = "COMBO" if isinstance(kind, list) else str(kind)
+        # A list that a client may upload to is not to be older than the upload; a text may name an upload too.
+        uploads = any(options.get(option) is True for option in UPLOADS)
+        if (choices is not None or type_ == "STRING") and uploads and options.get("image_folder", "input") == "input":
+            return cls(name, type_, section, None, "input", options)
         return cls(name, type_, section, None if choices is None else tuple(choices), None, options)
 
     @property

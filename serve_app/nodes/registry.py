@@ -8,6 +8,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.builtin import (
     alpha,
     animation,
+    batches,
     compositing,
     conditioning,
     conditioning_edit,
@@ -19,7 +20,9 @@ from serve_app.nodes.builtin import (
     image,
     image_batch,
     image_edges,
+    image_files,
     image_post,
+    image_regions,
     image_scale,
     image_transform,
     inpaint,
@@ -29,16 +32,19 @@ from serve_app.nodes.builtin import (
     latent_transform,
     loaders,
     loaders_lora,
+    logic,
     mask,
     model_patches,
     model_sampling,
     morphology,
+    number,
     primitive,
     samplers,
     sampling,
     schedules,
     sigmas,
     text,
+    text_format,
     tiled,
 )
 from serve_app.nodes.protocol import spec_of
@@ -78,6 +84,12 @@ _MODULES = (
     tiled,
     primitive,
     text,
+    text_format,
+    logic,
+    number,
+    batches,
+    image_files,
+    image_regions,
 )
 
 BUILTIN: Mapping[str, type] = {name: cls for module in _MODULES for name, cls in module.NODE_CLASS_MAPPINGS.items()}

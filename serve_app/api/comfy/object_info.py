@@ -103,7 +103,7 @@ def config(declared: Input, choices: Mapping[str, Sequence[str]]) -> list[Any]:
     """Return an input as [type or choices, options]; an input without options is a list of one."""
     kind: Any = declared.type
     listed = choices.get(declared.folder, ()) if declared.folder is not None else declared.choices
-    if "remote" in declared.options or listed is None:
+    if "remote" in declared.options or listed is None or declared.type != "COMBO":
         pass  # what has a remote the page fetches from the route that the options name
     elif "multiselect" in declared.options:
         return [kind, {**declared.options, "options": list(listed)}]

@@ -11,6 +11,7 @@ import torch
 
 from serve_app.images import PNG_LEVEL, QUICK_PNG_LEVEL, from_bytes, to_png
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
+from serve_app.nodes.executing import executing
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files
 from serve_app.nodes.size import allow, limits
@@ -178,6 +179,12 @@ def workflow_text(prompt: list[Any], extra_pnginfo: list[Any]) -> dict[str, str]
     """Return what files carry of their workflow: JSON by name, "prompt" first. The hidden inputs, as lists."""
     extra = extra_pnginfo[0] if isinstance(extra_pnginfo[0], Mapping) else {}
     return {str(key): json.dumps(value) for key, value in {"prompt": prompt[0], **extra}.items()}
+
+
+def own_prefix(prefix: str) -> str:
+    """Return a prefix of this call's own, for a node that shows something in each of its calls."""
+    call = executing()
+    return f"{prefix}_{call.index}" if call is not None and call.index else prefix
 
 
 async def save_together(

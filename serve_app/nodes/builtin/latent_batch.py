@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.builtin.match_size import fit_batch, fit_latents, fit_mask
+from serve_app.nodes.dynamic_inputs import combo
 from serve_app.nodes.size import allow
 from serve_app.values import Latent
 
@@ -199,7 +201,62 @@ class RebatchImages:
         return ([torch.stack(single[start : start + batch_size[0]]) for start in starts],)
 
 
+class LatentCutToBatch:
+    """Latents cut across one dimension, the pieces as a batch."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "cut"
+    CATEGORY = "model/latent/advanced"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        slice_size = ("INT", {"default": 1, "min": 1, "max": MAX_RESOLUTION, "step": 1})
+        return {"required": {"samples": ("LATENT", {}), "dim": combo(["t", "x", "y"]), "slice_size": slice_size}}
+
+    def cut(self, samples: Latent, dim: str, slice_size: int) -> tuple[Latent]:
+        """Cut pieces of that size, what is left over gone; latents without the dimension stay as they are."""
+        latents: torch.Tensor = samples["samples"]
+        place = latents.ndim - {"x": 1, "y": 2, "t": 3}[dim]
+        if place < 2:
+            return (samples,)
+        moved = latents.movedim(place, 1)
+        size = min(slice_size, moved.shape[1])
+        whole = moved[:, : moved.shape[1] // size * size]
+        return ({**samples, "samples": whole.reshape(-1, size, *moved.shape[2:]).movedim(1, place)},)
+
+
+class ReplaceVideoLatentFrames:
+    """Latents of a video with others in the place of some frames."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "replace"
+    CATEGORY = "model/latent/batch"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        index = ("INT", {"default": 0, "min": -MAX_RESOLUTION, "max": MAX_RESOLUTION, "step": 1})
+        return {
+            "required": {"destination": ("LATENT", {}), "index": index},
+            "optional": {"source": ("LATENT", {})},
+        }
+
+    def replace(self, destination: Latent, index: int, source: Latent | None = None) -> tuple[Latent]:
+        """Return the source with the destination's frames around its own; the destination where it does not fit."""
+        if source is None:
+            return (destination,)
+        frames: torch.Tensor = destination["samples"]
+        given: torch.Tensor = source["samples"]
+        start = index + frames.shape[2] if index < 0 else index
+        if not 0 <= start <= frames.shape[2] - given.shape[2]:
+            return (destination,)
+        out = frames.clone()
+        out[:, :, start : start + given.shape[2]] = given
+        return ({**source, "samples": out},)
+
+
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "LatentCutToBatch": LatentCutToBatch,
+    "ReplaceVideoLatentFrames": ReplaceVideoLatentFrames,
     "LatentFromBatch": LatentFromBatch,
     "RepeatLatentBatch": RepeatLatentBatch,
     "LatentBatch": LatentBatch,
@@ -209,6 +266,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "ReplaceVideoLatentFrames": "Replace Video Latent Frames",
     "LatentFromBatch": "Latent From Batch",
     "RepeatLatentBatch": "Repeat Latent Batch",
     "RebatchLatents": "Rebatch Latents",

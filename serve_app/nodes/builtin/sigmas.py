@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from math import inf
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, tensor
 
-from serve_app.errors import NodeError
+from serve_app.errors import NodeError, shown
 from serve_app.nodes.runtime import Runtime
 from serve_app.sampling.schedules import SPACINGS, extended
 from serve_app.values import Recipe
@@ -156,6 +157,26 @@ class SamplingPercentToSigma:
         return (min(levels.at_progress(sampling_percent), ABOVE_ALL),)
 
 
+class ManualSigmas:
+    """Sigmas as they are written."""
+
+    RETURN_TYPES = ("SIGMAS",)
+    FUNCTION = "read"
+    CATEGORY = "model/sampling/sigmas"
+    EXPERIMENTAL = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"sigmas": ("STRING", {"default": "1, 0.5", "multiline": False})}}
+
+    def read(self, sigmas: str) -> tuple[Tensor]:
+        """Return the numbers of the text, whatever stands between them. Errors: NodeError for one without any."""
+        numbers = [float(number) for number in re.findall(r"[-+]?(?:\d*\.)?\d+", sigmas)]
+        if not numbers:
+            raise NodeError(f"{shown(sigmas)} holds no number")
+        return (tensor(numbers),)
+
+
 _NODES = (
     SplitSigmas,
     SplitSigmasDenoise,
@@ -163,6 +184,7 @@ _NODES = (
     SetFirstSigma,
     ExtendIntermediateSigmas,
     SamplingPercentToSigma,
+    ManualSigmas,
 )
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {node.__name__: node for node in _NODES}
