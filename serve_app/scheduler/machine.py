@@ -20,14 +20,14 @@ The machine knows unfinished jobs only. The shell (`scheduler.py`) feeds it and 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from serve_app.events import Ending, Failure
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, TaskId
-from serve_app.scheduler import node_reports, quarantine
+from serve_app.scheduler import failures, node_reports
+from serve_app.scheduler.dispatch import Dispatch
 from serve_app.scheduler.invariants import violations
 from serve_app.scheduler.journal import Journal
 from serve_app.scheduler.messages import (
@@ -57,13 +57,11 @@ from serve_app.scheduler.messages import (
     Want,
 )
 from serve_app.scheduler.placement import ReplicaRecord, choose, constants_of
-from serve_app.scheduler.ready_queue import Entry, ReadyQueue
 from serve_app.scheduler.records import (
     JobRecord,
     TaskRecord,
     assignment,
     elsewhere,
-    failure_of,
     id_of,
     placed,
     targets_of,
@@ -102,8 +100,7 @@ class Machine:
         self.results = Results()
         self._journal = Journal(epoch)
         self._max_attempts = max_attempts
-        self._ready: defaultdict[str, ReadyQueue] = defaultdict(ReadyQueue)
-        self._suspects: defaultdict[str, ReadyQueue] = defaultdict(ReadyQueue)
+        self._dispatch = Dispatch(self.jobs, self.replicas, self._awaited)
         self._waiters: defaultdict[str, list[TaskId]] = defaultdict(list)
         self._story = Story()
 
@@ -116,7 +113,7 @@ class Machine:
                 self._job_arrived(row, plan)
             case CancelAsked(job_id):
                 if job_id in self.jobs:
-                    self._end(self.jobs[job_id], "cancelled", _whereabouts(self.jobs[job_id]))
+                    self._end(self.jobs[job_id], "cancelled", failures.of_cancelled(self.jobs[job_id]))
             case JobRefused(job_id, failure, since_s):
                 if job_id in self.jobs:
                     self._end(self.jobs[job_id], "error", failure)
@@ -133,13 +130,13 @@ class Machine:
             case Reported(replica_id, report):
                 if replica_id in self.replicas:
                     self._reported(self.replicas[replica_id], report)
-        self._assign_ready()
+        for job, task, replicas in self._dispatch.startable():
+            self._start(job, task, replicas)
         return self._journal.take()
 
     def check(self) -> list[tuple[str, str]]:
         """Return what is wrong with this state, as (job id, what); see `invariants.py`. [] unless there is a defect."""
-        queues = [*self._ready.values(), *self._suspects.values()]
-        return list(violations(self.jobs, self.replicas, queues, self.results, self._waiters))
+        return list(violations(self.jobs, self.replicas, self._dispatch.queues(), self.results, self._waiters))
 
     def story(self, job_id: str) -> list[tuple[float, str]]:
         """Return what happened to an unfinished job lately: (Unix time, stimulus); [] for any other."""
@@ -193,11 +190,7 @@ class Machine:
 
     def _make_ready(self, job: JobRecord, task: TaskRecord) -> None:
         task.state, task.replica_id = "ready", None
-        self._queue(job, task)
-
-    def _queue(self, job: JobRecord, task: TaskRecord) -> None:
-        queue = (self._suspects if job.suspect else self._ready)[task.plan.pool]
-        queue.push(job, task, awaited=self._awaited(job, task))
+        self._dispatch.put(job, task)
 
     def _awaited(self, job: JobRecord, task: TaskRecord) -> bool:
         """Whether a running task of the job waits for what this one makes, or for what another makes of it."""
@@ -233,68 +226,6 @@ class Machine:
             self._journal.commands.append(Send(replica_id, message))
 
     # Placing --------------------------------------------------------------------------------------------------------
-
-    def _assign_ready(self) -> None:
-        """Give ready tasks to free replicas, first by priority, until a pool has no free replica or no ready task."""
-        progress = True
-        while progress:
-            progress = False
-            for pool in {**self._suspects, **self._ready}:
-                replicas = [r for r in self.replicas.values() if r.info.pool == pool]
-                quarantine.end(replicas)
-                progress |= self._assign_suspects(pool, replicas)
-                progress |= self._assign_ordinary(pool, replicas)
-
-    def _assign_ordinary(self, pool: str, replicas: Sequence[ReplicaRecord]) -> bool:
-        """Start what may start; whether anything did.
-
-        A task that a running one waits for needs no free replica: those that hold the slots may all wait for it in the
-        end. For the same reason it is let into quarantine where the suspect waits for a replica to clear.
-        """
-        ready, progress = self._ready[pool], False
-        while entry := self._first(ready):
-            free = [r for r in replicas if r.free]
-            if entry.awaited:
-                free = quarantine.open_to_awaited(replicas, self.jobs)
-            if not free:
-                break
-            ready.pop()
-            progress = True
-            job = self.jobs[entry.job_id]
-            task = job.tasks[entry.task_index]
-            if job.suspect or (entry.awaited and not self._awaited(job, task)):
-                self._queue(job, task)
-            else:
-                self._start(job, task, free)
-        return progress
-
-    def _first(self, queue: ReadyQueue) -> Entry | None:
-        """Return the first entry whose task is ready still; those before it are dropped."""
-        while entry := queue.first():
-            job = self.jobs.get(entry.job_id)
-            if job is not None and job.tasks[entry.task_index].state == "ready":
-                return entry
-            queue.pop()
-        return None
-
-    def _assign_suspects(self, pool: str, replicas: Sequence[ReplicaRecord]) -> bool:
-        """Start suspects on replicas of their own, and keep replicas clear for those that wait; whether any started."""
-        suspects, progress = self._suspects[pool], False
-        while entry := self._first(suspects):
-            job = self.jobs[entry.job_id]
-            task = job.tasks[entry.task_index]
-            rival = self._first(self._ready[pool])
-            if rival is not None and rival.priority < job.priority:
-                break
-            replica = quarantine.keep_for(job, replicas, self.replicas.values(), self.jobs)
-            if replica is None or not replica.runs_only(entry.job_id):
-                break
-            if replica.running and len(replica.running) >= replica.info.slots and not self._awaited(job, task):
-                break
-            suspects.pop()
-            progress = True
-            self._start(job, task, [replica])
-        return progress
 
     def _start(self, job: JobRecord, task: TaskRecord, replicas: list[ReplicaRecord]) -> None:
         """Send a ready task to one of the replicas, unless what it should produce is known already."""
@@ -356,7 +287,7 @@ class Machine:
         self._wake(job)
         for task in job.tasks:
             if task.state == "ready":  # it may be awaited from now on
-                self._queue(job, task)
+                self._dispatch.put(job, task)
 
     def _claim(
         self, job: JobRecord, task: TaskRecord, targets: Iterable[str], replica: ReplicaRecord
@@ -401,18 +332,11 @@ class Machine:
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
                     self._done(*current)
-            case TaskFailed(task_id, node_id, class_type, exception_type, message, traceback, inputs):
+            case TaskFailed(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
                     current[1].state = "done"
-                    failure = replace(
-                        failure_of(current[0], node_id, exception_type, message),
-                        node=node_id,
-                        class_type=class_type,
-                        traceback=tuple(traceback),
-                        current_inputs=inputs,
-                    )
-                    self._end(current[0], "error", failure)
+                    self._end(current[0], "error", failures.of_node(current[0], report))
             case TaskStopped(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
@@ -544,21 +468,9 @@ class Machine:
             else:
                 job.losses += 1
             if job.lone_losses >= self._max_attempts:
-                self._give_up(job, replica, why)
+                self._end(job, "error", failures.of_lost_replicas(job, replica.info.pool, why))
             else:
                 self._journal.lost_replica(job)
-
-    def _give_up(self, job: JobRecord, replica: ReplicaRecord, why: str) -> None:
-        first = next(targets_of(job, task)[0] for task in job.tasks if task.state == "running")
-        where = failure_of(job, "" if job.executing else first)
-        message = (
-            f"{where.class_type} {where.node} ran when the job lost the last of {job.lone_losses} replicas of pool "
-            f"{replica.info.pool} on which it ran alone; the process ended, hung or ran out of memory each time, "
-            "so the job is given up"
-        )
-        if why:
-            message += f". Of the last: {why}"
-        self._end(job, "error", replace(where, exception_type="ReplicaLost", message=message))
 
     def _replica_gone(self, replica_id: str) -> None:
         """Hand on what a replica ran, held and was to make."""
@@ -580,9 +492,8 @@ class Machine:
         if task.stops < MAX_STOPS:
             self._try_again(job, task)
             return
-        message = f"the task with nodes {', '.join(task.plan.nodes)} was stopped by its replica {task.stops} times"
+        failure = failures.of_stops(job, task)
         task.state = "done"
-        failure = failure_of(job, targets_of(job, task)[0], "TaskStopped", f"{message} and is given up")
         self._end(job, "error", failure)
 
     def _try_again(self, job: JobRecord, task: TaskRecord) -> None:
@@ -590,8 +501,3 @@ class Machine:
         for node_id in [n for n, real in job.executing.items() if real in task.plan.nodes]:
             del job.executing[node_id]
         self._make_ready(job, task)
-
-
-def _whereabouts(job: JobRecord) -> Failure:
-    """Return where a job is that is cancelled: nowhere unless a node runs."""
-    return replace(failure_of(job), current_outputs=()) if job.executing else Failure()

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from serve_app.events import Failure
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
 from serve_app.store.changes import JobRow
@@ -83,16 +82,6 @@ def elsewhere(job: JobRecord, task: TaskRecord, signature: str) -> list[str]:
     """Return the nodes of the job's other tasks that make this value."""
     others = (node_id for other in job.tasks if other is not task for node_id in other.plan.nodes)
     return [node_id for node_id in others if job.plan.signatures[node_id] == signature]
-
-
-def failure_of(job: JobRecord, node_id: str = "", exception_type: str = "", message: str = "") -> Failure:
-    """Return where a job is that is about to end: at this node, else at the one that began last, and what has run."""
-    if not node_id and job.executing:
-        node_id = list(job.executing.values())[-1]
-    node = job.plan.graph.nodes.get(node_id)
-    class_type = "" if node is None else node.class_type
-    executed, cached = tuple(sorted(job.finished)), tuple(sorted(job.cached))
-    return Failure(node_id, class_type, exception_type, message, executed=executed, current_outputs=cached)
 
 
 def placed(node_id: str, origin: Origin | None) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from serve_app.events import Failure
-from serve_app.scheduler.records import JobRecord, failure_of
+from serve_app.scheduler.failures import failure_of
+from serve_app.scheduler.records import JobRecord
 
 
 class Overtime:
