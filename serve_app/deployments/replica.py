@@ -24,6 +24,9 @@ from serve_app.nodes.routes import PackAnswer, PackCall
 from serve_app.replica.host import own_limit
 from serve_app.replica.watchdog import Watchdog, limit_allocations
 
+GET_S = 300.0
+"""How long a value may be on its way from another replica; then it is taken for lost, and asked for again."""
+
 
 class Replica:
     """One replica of a pool."""
@@ -92,6 +95,7 @@ class ObjectStore:
     async def get(self, reference: Any) -> Any:
         """Return the value, or None if it was lost with the replica that made it."""
         try:
-            return await reference[0]
-        except RayError:
+            async with asyncio.timeout(GET_S):
+                return await reference[0]
+        except (RayError, TimeoutError):
             return None

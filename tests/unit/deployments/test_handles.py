@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from serve_app.deployments import handles
+from serve_app.deployments import handles, replica
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.graph.spec import NodeSpec
 
@@ -97,6 +97,14 @@ async def test_calls_that_wait_ask_together_whether_the_scheduler_lives(actor: A
     assert set(await asyncio.wait_for(asyncio.gather(*calls), PATIENCE_S)) == {2}
     # Each finds the actor again, which asks too; all that waited meanwhile asked a few times and not once each.
     assert actor.looks < many + 50
+
+
+async def test_a_value_that_never_comes_is_taken_for_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "GET_S", 0.05)
+    assert await asyncio.wait_for(replica.ObjectStore().get([asyncio.Future()]), PATIENCE_S) is None
+    there: asyncio.Future[int] = asyncio.Future()
+    there.set_result(3)
+    assert await replica.ObjectStore().get([there]) == 3
 
 
 async def test_a_caller_that_gives_up_leaves_no_call_behind(actor: Actor) -> None:
