@@ -58,6 +58,15 @@ JSON_COLUMNS = ("prompt", "targets", "extra_data", "failure", "cached")
 ACCEPTED_COLUMNS = (*("job_id", "number", "order", "prompt", "targets", "client_id", "created_s", "queued_seq"),)
 """What a job's row has from the start and keeps."""
 
+WAITS = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 20_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+"""How long PostgreSQL's host may be silent, in libpq's keys: a host that is cut off closes no connection."""
+
 REFUSALS = (
     *(sa.exc.IntegrityError, sa.exc.DataError),
     *(UnicodeError, OverflowError, RecursionError, TypeError, ValueError),
@@ -363,7 +372,8 @@ def _engine(url: str) -> sa.Engine:
             sa.event.listen(engine, "connect", _durable_sqlite)
             return engine
         # A connection that the server has dropped meanwhile is noticed before it is used, and replaced.
-        return sa.create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+        waits = {name: value for name, value in WAITS.items() if name not in parsed.query}
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args=waits)
     except (sa.exc.ArgumentError, ImportError) as error:
         hint = "; pip install 'serve-app[postgres]'" if isinstance(error, ImportError) else ""
         raise ConfigError(f"database_url cannot be used: {error}{hint}") from error

@@ -166,6 +166,17 @@ def test_a_database_that_is_locked_is_away_not_refusing(tmp_path, monkeypatch):
     jobs.close()
 
 
+def test_a_postgresql_whose_host_is_cut_off_is_given_up_unless_the_url_says_otherwise(postgres_server):
+    url = postgres_server.database()
+    for more, expected in (("", "20000"), ("tcp_user_timeout=7", "7")):
+        jobs = Jobs(f"{url}{'&' if '?' in url else '?'}{more}")
+        with contextlib.closing(jobs._engine.raw_connection()) as connection:
+            said = connection.driver_connection.info.get_parameters()
+        jobs.close()
+        assert said["tcp_user_timeout"] == expected
+        assert int(said["keepalives_idle"]) + int(said["keepalives_interval"]) * int(said["keepalives_count"]) <= 20
+
+
 @pytest.mark.parametrize("url", ["no url", "nosuch://host/x", "postgresql+nosuchdriver://host/x"])
 def test_a_url_that_cannot_be_used_is_refused(url):
     with pytest.raises(ConfigError, match="database_url"):
