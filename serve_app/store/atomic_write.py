@@ -15,9 +15,10 @@ NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS
 """What file systems without hard links, such as SMB's, say when they are asked for one."""
 
 
-def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
+def write_file(path: Path, data: bytes, *, replace: bool = True, durable: bool = True) -> None:
     """Store the whole content or nothing, and return once it is on the disk. The folder must exist.
 
+    durable: whether it has to outlive a crash of the machine, which takes two waits for the disk.
     Errors: FileExistsError if there is such a file and it may not be replaced, whoever made it meanwhile; OSError.
     """
     unfinished = path.with_name(f".{uuid.uuid4().hex}{UNFINISHED}")
@@ -25,7 +26,8 @@ def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
         with unfinished.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         if replace:
             os.replace(unfinished, path)
         else:
@@ -33,6 +35,8 @@ def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
+    if not durable:
+        return
     # The name itself must outlive a crash too: the record that tells of the file does.
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -49,7 +49,7 @@ class Volume:
         return file
 
     def write(self, ref: FileRef, data: bytes, *, replace: bool = True) -> None:
-        """Store the whole content or nothing, and return once it is on the disk.
+        """Store the whole content or nothing, and return once it is on the disk; of previews nobody waits for that.
 
         Errors: FileMissingError for a name that leaves its area or is a folder's; FileExistsError for a name that is
         taken, without `replace`; OSError when the disk refuses.
@@ -62,7 +62,7 @@ class Volume:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError) as error:
                 raise ref.missing("a part of its subfolder is a file") from error
-            write_file(path, data, replace=replace)
+            write_file(path, data, replace=replace, durable=ref.area != "temp")
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise ref.missing("it is longer than the file system's names") from error

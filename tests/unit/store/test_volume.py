@@ -167,3 +167,15 @@ def test_no_spelling_reaches_a_file_beside_the_areas(
 )
 def test_a_widget_value_names_a_file_and_its_area(name: str, ref: FileRef) -> None:
     assert FileRef.parse(name) == ref
+
+
+def test_outputs_and_their_names_are_on_the_disk_once_written_and_previews_need_not_be(
+    volume: Volume, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
+    volume.write(FileRef("temp", "", "x.png"), b"one")
+    assert (synced, read(volume, FileRef("temp", "", "x.png"))) == ([], b"one")
+    volume.write(FileRef("output", "", "x.png"), b"one")
+    assert synced[0].endswith(".part")
+    assert synced[1] == str(root / "output")
