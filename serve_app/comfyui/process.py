@@ -37,7 +37,7 @@ _HIDDEN = ("RAY_", "AWS_", "PG", "PYTHON", "OMP_", "MKL_", "VIRTUAL_ENV", "SERVE
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _FAILED_PACK = re.compile(r"\(IMPORT FAILED\):\s*(\S.*)$")
 _NO_MODULE = re.compile(r"No module named '([\w.]+)'")
-_TAKEN = re.compile(r"address already in use|\[Errno 98\]", re.IGNORECASE)
+_TAKEN = re.compile(r"(?:address|port \d+ is) already in use|\[Errno 98\]", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

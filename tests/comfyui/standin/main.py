@@ -405,7 +405,7 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--version", default="0.33.0")
-    parser.add_argument("--start", choices=["well", "exit", "hang", "no-torch"], default="well")
+    parser.add_argument("--start", choices=["well", "exit", "hang", "no-torch", "port"], default="well")
     parser.add_argument("--disable-auto-launch", action="store_true")
     arguments = parser.parse_args()
     print("the stand-in starts", flush=True)
@@ -416,6 +416,9 @@ def main() -> None:
             time.sleep(600)
         case "no-torch":
             import torch_that_is_not_there  # type: ignore[import-not-found] # noqa: F401
+        case "port":
+            print(f"Port {arguments.port} is already in use on address {arguments.listen}.", flush=True)
+            sys.exit(1)
     if arguments.failed_pack:
         print(f"   0.0 seconds (IMPORT FAILED): /comfy/custom_nodes/{arguments.failed_pack}", flush=True)
     web.run_app(StandIn(arguments).app(), host=arguments.listen, port=arguments.port, print=None)

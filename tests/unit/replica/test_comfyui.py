@@ -263,6 +263,7 @@ async def test_memory_is_freed_on_request_and_resident_models_are_told(tmp_path:
     [
         (("--start", "exit"), "it was told to exit"),
         (("--start", "no-torch"), "has no module torch_that_is_not_there"),
+        (("--start", "port"), "is taken; its log ends:"),
         (("--version", "0.2.1"), "0.3.64 or newer is needed"),
         (("--unheard-of",), "unrecognized arguments"),
     ],
