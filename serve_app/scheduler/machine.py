@@ -2,8 +2,9 @@
 
 Rules:
 1. A job runs its tasks when the values they need are there; jobs are served by (number, submission order).
-2. A task is sent to one replica as one attempt. Only the current attempt of a running task counts; answers of any
-   other are dropped. Losing the replica makes a new attempt; a node that raises ends the job.
+2. A task is sent to one replica as one attempt, and takes a slot there until it ends, or until the replica says that
+   the rest is storing. Only the current attempt of a running task counts; answers of any other are dropped. Losing the
+   replica makes a new attempt; a node that raises ends the job.
    A job that has lost SHARED_LOSSES replicas together with others is a suspect: it runs in quarantine, on replicas
    where no other job runs, and waits for no other job's work. One that loses max_attempts replicas on which it ran
    alone is given up. So no job is given up because of another, and each replica lost brings a job nearer to its end.
