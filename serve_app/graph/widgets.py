@@ -34,6 +34,8 @@ WIDGETS: Mapping[str, Any] = {
     DYNAMIC_GROUP: 0,
 }
 """Input types that the page shows as widgets, each with the value of one whose class names no default."""
+UNSAVED: Mapping[str, Any] = {"IMAGECOMPARE": {}}
+"""Input types whose widgets are sent and never saved, each with what is sent."""
 SEEDS = frozenset({"seed", "noise_seed"})
 """Integers that have a control widget even where their class does not ask for one."""
 
@@ -47,13 +49,14 @@ OPTION = "option"
 class Widget:
     """One widget. name: None for one of the page's own. forced: it is a socket always, and older pages saved a value.
 
-    sent: its value is an input, and not only a count of rows.
+    sent: its value is an input, and not only a count of rows. saved: the page saves its value.
     """
 
     name: str | None
     default: Any
     forced: bool = False
     sent: bool = True
+    saved: bool = True
 
 
 def widget_values(node: JsonObject, info: JsonObject) -> dict[str, Any]:
@@ -66,7 +69,9 @@ def widget_values(node: JsonObject, info: JsonObject) -> dict[str, Any]:
     if saved.names is None and any(w.forced for w in widgets) and len(saved.values) == len(widgets):
         return {w.name: v for w, v in zip(widgets, saved.values, strict=True) if w.name is not None and not w.forced}
     shown = [widget for widget in widgets if not widget.forced]
-    found = {w.name: saved.at(i, w) for i, w in enumerate(shown) if w.name is not None and w.sent}
+    kept = enumerate(w for w in shown if w.saved)
+    found = {w.name: saved.at(i, w) for i, w in kept if w.name is not None and w.sent}
+    found |= {w.name: w.default for w in shown if w.name is not None and not w.saved}
     if node["type"] == CUSTOM_COMBO:
         options = enumerate(saved.values[2:], 1)
         found |= {f"{OPTION}{number}": value for number, value in options}
@@ -105,7 +110,7 @@ def _widgets(
             options = declared[name][1] if len(declared[name]) > 1 else {}
             for widget in _of_input(f"{prefix}{name}", declared[name], saved, count):
                 yield widget
-                count += not widget.forced
+                count += widget.saved and not widget.forced
             uploads = uploads or any(options.get(f"{what}_upload") for what in ("image", "video", "animated_image"))
         if uploads:
             yield Widget(None, None)
@@ -116,6 +121,8 @@ def _of_input(name: str, config: Sequence[Any], saved: _Saved, index: int) -> It
     kind, options = config[0], config[1] if len(config) > 1 else {}
     choices = kind if isinstance(kind, list) else options.get("options") or ()
     kind = "COMBO" if isinstance(kind, list) else options.get("widgetType", kind)
+    if kind in UNSAVED:
+        yield Widget(name, UNSAVED[kind], saved=False)
     if kind not in WIDGETS:
         return
     if kind == DYNAMIC_COMBO:
@@ -132,7 +139,7 @@ def _of_input(name: str, config: Sequence[Any], saved: _Saved, index: int) -> It
         for row in range(int(saved.at(index, widget) or 0)):
             for one in _widgets(options.get("template") or {}, {}, saved, f"{name}.{row}.", count):
                 yield one
-                count += not one.forced
+                count += one.saved and not one.forced
         return
     default = choices[0] if kind == "COMBO" and choices else WIDGETS[kind]
     forced = bool(options.get("forceInput"))

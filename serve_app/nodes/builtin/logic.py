@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from serve_app.errors import NodeError
 from serve_app.graph.spec import MATCH_TYPE
 from serve_app.nodes.dynamic_inputs import autogrow, combo, match_type
 
@@ -120,6 +121,31 @@ class CreateList:
         return ([value for values in inputs.values() for value in values],)
 
 
+class GetItemFromList:
+    """One element of a list."""
+
+    RETURN_TYPES = ("*",)
+    OUTPUT_IS_LIST = (True,)
+    INPUT_IS_LIST = True
+    FUNCTION = "execute"
+    CATEGORY = "utilities"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"list": ("*", {}), "index": ("INT", {"default": 0})}}
+
+    def execute(self, list: Sequence[Any], index: Sequence[int]) -> tuple[Sequence[Any]]:
+        """Return it, and all of its elements if it is a list itself; a negative index counts from the end.
+
+        Errors: NodeError for an index beyond the list.
+        """
+        place = index[0]
+        if not -len(list) <= place < len(list):
+            raise NodeError(f"index {place} is beyond a list of {len(list)} elements")
+        item = list[place]
+        return (item if type(item) is type([]) else [item],)
+
+
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "ComfySwitchNode": ComfySwitchNode,
     "ComfyNotNode": ComfyNotNode,
@@ -127,6 +153,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "ComfyOrNode": ComfyOrNode,
     "CustomCombo": CustomCombo,
     "CreateList": CreateList,
+    "GetItemFromList": GetItemFromList,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
@@ -136,4 +163,5 @@ NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "ComfyOrNode": "Or",
     "CustomCombo": "Custom Combo",
     "CreateList": "Create List",
+    "GetItemFromList": "Get Item From List",
 }

@@ -286,6 +286,7 @@ DYNAMIC: dict[str, Any] = {
             }
         }
     },
+    "Compare": {"input": {"required": {"view": ["IMAGECOMPARE", {}], "n": ["INT"]}}},
     "CustomCombo": {"input": {"required": {"choice": ["COMBO", {"options": []}]}}},
 }
 
@@ -342,3 +343,7 @@ def test_rows_are_counted_by_a_widget_that_is_no_input_and_grown_inputs_have_non
 def test_a_list_that_its_user_wrote_says_which_option_is_chosen():
     given = dynamic_inputs("CustomCombo", widgets_values=["slow", 0, "fast", "slow", ""])
     assert given == {"choice": "slow", "option1": "fast", "option2": "slow", "option3": "", "index": 1}
+
+
+def test_a_widget_that_is_never_saved_takes_no_place_among_the_values():
+    assert dynamic_inputs("Compare", widgets_values=[7]) == {"view": {}, "n": 7}

@@ -98,6 +98,13 @@ def test_a_switch_asks_only_for_what_it_passes_on() -> None:
     assert switch.check_lazy_status(False, "a") == ["on_false"]
 
 
+def test_an_element_of_a_list_is_taken_from_either_end() -> None:
+    assert run("GetItemFromList", list=["a", "b", [1, 2]], index=[1]) == (["b"],)
+    assert run("GetItemFromList", list=["a", "b", [1, 2]], index=[-1]) == ([1, 2],)
+    with pytest.raises(NodeError, match="index 3 is beyond a list of 3"):
+        run("GetItemFromList", list=["a", "b", [1, 2]], index=[3])
+
+
 def test_a_deep_png_keeps_sixteen_bits_and_its_text() -> None:
     image = torch.tensor([[[0.0, 1.0, 0.50001], [1 / 65535, 2.0, -1.0]]])
     data = to_deep_png(image, {"prompt": '{"1": {}}'})
