@@ -17,12 +17,14 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import psutil
 
+from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
 
 T = TypeVar("T")
@@ -30,6 +32,8 @@ T = TypeVar("T")
 MARK = "SERVE_APP_TEST_MARK"
 CHECKPOINT = "sd15.safetensors"
 PATIENCE_S = 120.0
+
+txt2img = partial(workflows.txt2img, CHECKPOINT)
 """What a busy machine may need for anything here; a test that waits this long fails."""
 TITLES = {
     "scheduler": "ray::SchedulerActor",
@@ -211,31 +215,3 @@ def wait_for(look: Callable[[], T | None], what: str, patience_s: float = PATIEN
             return found
         time.sleep(0.1)
     raise AssertionError(f"waited {patience_s:.0f} s for {what}")
-
-
-def txt2img(
-    seed: int, *, steps: int = 2, side: int = 64, text: str = "a fox", prefix: str = "image"
-) -> dict[str, dict[str, Any]]:
-    """Return a text-to-image prompt in API format; node 3 samples, node 6 saves."""
-    return {
-        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
-        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["1", 1]}},
-        "3": {
-            "class_type": "KSampler",
-            "inputs": {
-                "seed": seed,
-                "steps": steps,
-                "cfg": 7.0,
-                "sampler_name": "euler",
-                "scheduler": "normal",
-                "denoise": 1.0,
-                "model": ["1", 0],
-                "positive": ["2", 0],
-                "negative": ["2", 0],
-                "latent_image": ["4", 0],
-            },
-        },
-        "4": {"class_type": "EmptyLatentImage", "inputs": {"width": side, "height": side, "batch_size": 1}},
-        "5": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["1", 2]}},
-        "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": prefix}},
-    }

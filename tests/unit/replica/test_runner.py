@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, UnavailableError
 from serve_app.limits import SizeLimits
+from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster
 
@@ -23,6 +25,8 @@ SPLIT = (
     PoolConfig(name="decode", accepts=("VAE*",), threads=1),
     PoolConfig(name="cpu", runtime=False, threads=1),
 )
+
+txt2img = partial(workflows.txt2img, "tiny.safetensors", steps=4, prefix="out")
 
 
 @pytest.fixture(scope="session")
@@ -37,31 +41,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(tmp_path: Path, models: Path) -> Path:
     (tmp_path / "models").symlink_to(models)
     return tmp_path
-
-
-def txt2img(seed: int, text: str = "a fox", steps: int = 4) -> dict[str, object]:
-    return {
-        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny.safetensors"}},
-        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["1", 1]}},
-        "3": {
-            "class_type": "KSampler",
-            "inputs": {
-                "seed": seed,
-                "steps": steps,
-                "cfg": 7.0,
-                "sampler_name": "euler",
-                "scheduler": "normal",
-                "denoise": 1.0,
-                "model": ["1", 0],
-                "positive": ["2", 0],
-                "negative": ["2", 0],
-                "latent_image": ["4", 0],
-            },
-        },
-        "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-        "5": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["1", 2]}},
-        "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "out"}},
-    }
 
 
 def preview(color: int) -> dict[str, object]:
