@@ -22,7 +22,7 @@ from serve_app.service import Service
 
 KEEPALIVE_S = 4.0
 """A client that hears nothing for ten seconds takes the connection for dead, so the queue's length is told again."""
-PROMPT_S = 0.05
+SOON_S = 0.05
 """How long the other sockets wait for one that is slow to send."""
 SEND_S = 30.0
 """How long a frame waits for a client that does not read; then the client is let go of."""
@@ -156,7 +156,7 @@ class Subscriptions:
                     socket.sending = asyncio.create_task(self._tell(socket, service, events, news.queue, silent))
                     tellings.append(socket.sending)
         if tellings:
-            await asyncio.wait(tellings, timeout=PROMPT_S)
+            await asyncio.wait(tellings, timeout=SOON_S)
 
     async def _tell(
         self, socket: Socket, service: Service, events: tuple[Event, ...], queue: QueueMark, silent: bool
