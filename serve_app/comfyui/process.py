@@ -36,7 +36,7 @@ _HIDDEN = ("RAY_", "AWS_", "PG", "PYTHON", "OMP_", "MKL_", "VIRTUAL_ENV", "SERVE
 """Beginnings of environment variables that are this server's: its secrets, and what would change another Python."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _FAILED_PACK = re.compile(r"\(IMPORT FAILED\):\s*(\S.*)$")
-_NO_MODULE = re.compile(r"No module named '([\w.]+)'")
+_NO_MODULE = re.compile(r"(?:ModuleNotFound|Import)Error: No module named '([\w.]+)'$")
 _TAKEN = re.compile(r"(?:address|port \d+ is) already in use|\[Errno 98\]", re.IGNORECASE)
 
 
@@ -166,7 +166,8 @@ class Process:
         log_end = self.log_end()
         signal = -status if status < 0 else 256 - status if status > 128 else 0
         how = f"was ended by signal {signal}" if signal else f"ended with status {status}"
-        return f"the ComfyUI of {self._installation.directory} {how}{self._reason(log_end)}; its log ends:\n{log_end}"
+        reason = "" if signal else self._reason(log_end)
+        return f"the ComfyUI of {self._installation.directory} {how}{reason}; its log ends:\n{log_end}"
 
     def log_end(self) -> str:
         """Return the last lines of its log."""
@@ -183,7 +184,8 @@ class Process:
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
     def _reason(self, log_end: str) -> str:
-        if missing := _NO_MODULE.search(log_end):
+        # The error that ended it is its last line; others before are of packs, or of what it can do without.
+        if missing := _NO_MODULE.match(log_end.rpartition("\n")[2]):
             return f": its Python {self._installation.command()[0]} has no module {missing[1]}"
         return f": port {self.port} is taken" if _TAKEN.search(log_end) else ""
 

@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(HOME is None, reason="COMF
 
 START_S = 600.0
 """Eight processes of it start at a time, on whatever machine this is."""
+DATA = (".git", "models", "input", "output", "temp", "user")
+"""What of an installation is not its code."""
 PROCESS = f"{PYTHON} main.py"
 TAKER = """
 import socket
@@ -45,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     checkpoint = models_dir("mini15") / "checkpoints" / "mini15.safetensors"
     (root / "models" / "checkpoints" / "mini15.safetensors").symlink_to(checkpoint)
     old = root / "old"
-    shutil.copytree(HOME, old, symlinks=True, ignore=shutil.ignore_patterns(".git", "models", "output", "temp", "user"))
+    shutil.copytree(HOME, old, symlinks=True, ignore=lambda where, _: DATA if where == HOME else ())
     (old / "comfyui_version.py").write_text('__version__ = "0.3.40"\n')
     venv.create(root / "bare")
     real = {"directory": HOME, "python": PYTHON, "arguments": ARGUMENTS}

@@ -261,7 +261,7 @@ async def test_memory_is_freed_on_request_and_resident_models_are_told(tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--start", "exit"), "it was told to exit"),
+        (("--start", "exit"), "ended with status 1; its log ends:\nthe stand-in starts\n"),
         (("--start", "no-torch"), "has no module torch_that_is_not_there"),
         (("--start", "port"), "is taken; its log ends:"),
         (("--version", "0.2.1"), "0.3.64 or newer is needed"),
