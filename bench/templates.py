@@ -23,8 +23,8 @@ from serve_app.errors import WorkflowFileError
 from serve_app.graph.convert import PAGE_ONLY, convert
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
+from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.registry import specs
-from serve_app.nodes.unsupported import UNSUPPORTED
 
 MOST_CLASSES = 4
 """How many missing classes a row names."""
@@ -38,11 +38,11 @@ def problems(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> tuple[l
     if missing:
         return missing, []
     try:
-        prompt = convert(workflow, classes, UNSUPPORTED)
+        prompt = convert(workflow, classes, NOT_THERE)
     except WorkflowFileError as error:
         return [], [str(error)]
     named = {v for node in prompt.values() for v in node["inputs"].values() if isinstance(v, str)}
-    found = validate(parse(prompt), specs(), lambda folder: sorted(named), None, UNSUPPORTED).problems
+    found = validate(parse(prompt), specs(), lambda folder: sorted(named), None, NOT_THERE).problems
     return [], [f"{problem.class_type or 'the graph'}: {problem.message}" for problem in found]
 
 

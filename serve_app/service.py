@@ -26,8 +26,8 @@ from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, needs_prevalidation, validate, with_findings
 from serve_app.limits import SizeLimits
+from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.routes import PackAnswer, PackCall, PackRoute
-from serve_app.nodes.unsupported import UNSUPPORTED
 from serve_app.scheduler.client import (
     Attached,
     JobPage,
@@ -176,7 +176,7 @@ class Service:
         found: list[tuple[str, Validated]] = []
         for name in able:
             # Reading the choices lists directories, which may be slow on a shared volume.
-            unsupported = UNSUPPORTED if name == SHARED else {}
+            unsupported = NOT_THERE if name == SHARED else {}
             validated = await asyncio.to_thread(validate, graph, known[name], self._choices, targets, unsupported)
             if name == SHARED and self.limits.latent_cells is not None:
                 validated = within_cells(validated, self.limits.latent_cells)

@@ -10,7 +10,7 @@ from typing import Any
 
 from serve_app.errors import WorkflowFileError, did_you_mean
 from serve_app.graph.convert import convert, is_saved_by_page
-from serve_app.nodes.unsupported import UNSUPPORTED
+from serve_app.nodes.later import NOT_THERE
 
 
 def read_body(path: Path, classes: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def read_body(path: Path, classes: Callable[[], Mapping[str, Any]]) -> dict[str,
         # Like the page, the images get the workflow as it was, so that they can be opened there.
         known = classes()
         try:
-            return {"prompt": convert(data, known, UNSUPPORTED), "extra_data": {"extra_pnginfo": {"workflow": data}}}
+            return {"prompt": convert(data, known, NOT_THERE), "extra_data": {"extra_pnginfo": {"workflow": data}}}
         except WorkflowFileError as error:
             raise WorkflowFileError(f"{path}: {error}") from error
     if isinstance(data.get("prompt"), dict) and "class_type" not in data["prompt"]:

@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 
 from serve_app.errors import NodeError
+from serve_app.graph.parse import parse
+from serve_app.graph.validate import validate
 from serve_app.images_deep import to_deep_png, to_exr
 from serve_app.nodes.files import NodeFiles
-from serve_app.nodes.registry import BUILTIN
+from serve_app.nodes.later import NOT_THERE
+from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, Area, FileRef
 from serve_app.store.volume import Volume
@@ -103,6 +106,14 @@ def test_an_element_of_a_list_is_taken_from_either_end() -> None:
     assert run("GetItemFromList", list=["a", "b", [1, 2]], index=[-1]) == ([1, 2],)
     with pytest.raises(NodeError, match="index 3 is beyond a list of 3"):
         run("GetItemFromList", list=["a", "b", [1, 2]], index=[3])
+
+
+def test_a_class_of_a_later_comfyui_is_known_by_name_and_no_other_is_suggested() -> None:
+    prompt = parse({"1": {"class_type": "TextEncodeQwenImage21", "inputs": {}}})
+    [problem] = [p for p in validate(prompt, specs(), lambda folder: [], None, NOT_THERE).problems if p.node_id]
+    reason = "it is for a model family other than Stable Diffusion 1, 2 and XL"
+    assert problem.message == f"node class 'TextEncodeQwenImage21' is not supported: {reason}"
+    assert not BUILTIN.keys() & NOT_THERE.keys()
 
 
 def test_a_deep_png_keeps_sixteen_bits_and_its_text() -> None:

@@ -1,0 +1,48 @@
+"""Node classes that ComfyUI has got after the version that this server is, where official templates use them.
+
+They are said not to be there in the words for the others, so that nobody is told of a class that is merely named alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from serve_app.nodes.unsupported import PAID, UNSUPPORTED
+
+_BY_REASON: Mapping[str, str] = {
+    "audio is not supported": ("EmptyYuE2LatentAudio SheetSage2AudioToABC YuE2GenerateABC YuE2GenerateMusic"),
+    "video models and video files are not supported": ("BlockSparseAttention CameraAngle MiniMaxH3FunControlNetApply"),
+    "3D models are not supported": (
+        "Pixal3DMultiViewConditioning BuildPoseFile SAM3DBody_FaceExpression SAM3DBody_Loader SAM3DBody_Predict "
+        "SAM3DBody_Render SAM3DBody_Smooth"
+    ),
+    "it is for a model family other than Stable Diffusion 1, 2 and XL": (
+        "Flux3LayoutPrompt MOSSImageControl MOSSImageLayoutPrompt MarigoldV2PostProcess QwenImage21Cache "
+        "ReferenceMultiLatent TextEncodeFibo2 TextEncodeMOSSImageEdit TextEncodeMingImageEdit TextEncodeQwenImage21 "
+        "ConditioningLoader"
+    ),
+    "loops of a workflow are not supported": ("EndLoop StartLoop"),
+    PAID: (
+        "BriaGuidedRemoveBackground BriaImageGenerate BriaProductHolding BriaVirtualTryOn "
+        "ByteDance2DraftToFinalVideoNode ClarityCrystalUpscaleNode ClarityCrystalVideoUpscaleNode Flux3ImageNode "
+        "Flux3MaxImageToVideoNode Flux3MaxTextToVideoNode FluxVideoEditNode GeminiNodeV3 GeminiVideoOmniV2 "
+        "HeyGenImageToVideoNode HeyGenReferenceToVideoNode HeyGenVoiceCloneNode HeyGenVoiceTextToSpeechNode "
+        "HiggsfieldMotionTransferNode HunyuanImageEditApi HunyuanImageTextToImageApi IdeogramEditApi "
+        "IdeogramPreciseEditApi IdeogramTextToImageApi IdeogramVectorGenerateApi IdeogramVectorImageToSVGApi "
+        "Kling4EditVideoNode Kling4ImageToVideoNode Kling4ReferenceToVideoNode Kling4TextToVideoNode KlingTryOnNode "
+        "Krea3ImageNode MeshyImageToModelSmartTopologyNode MeshyTextToModelSmartTopologyNode MetaMuseImageEditApi "
+        "MetaMuseImageTextToImageApi MireloTextToSFX MireloVideoToSFX OpenRouterImageNode PixverseV6FusionVideoNode "
+        "PixverseV6ImageToVideoNode PixverseV6TextToVideoNode PrunaImageToVideoNode PrunaTextToVideoNode "
+        "QuiverImageToSVGNodeV2 QuiverTextToSVGNodeV2 RecraftV4CreateStyleNode TripoImageToModelNodeV2 "
+        "TripoPSeriesImageToModelNode TripoPSeriesMultiviewToModelNode TripoPSeriesTextToModelNode "
+        "TripoTextToModelNodeV2 TripoTextureNodeV2 VeedCleanAudioNode VeedCleanVideoAudioNode VeedFabricNode "
+        "VeedLipsyncNode VeedRemoveVideoBackgroundNode Vidu4ImageToVideoNode Vidu4ReferenceVideoNode "
+        "Wan3ImageToVideoApi Wan3ReferenceToVideoApi"
+    ),
+}
+
+NOT_THERE: Mapping[str, str] = {
+    **UNSUPPORTED,
+    **{class_type: reason for reason, class_types in _BY_REASON.items() for class_type in class_types.split()},
+}
+"""Why there is no such class, in words that end a sentence, by the name of every one that a workflow may ask for."""
