@@ -6,6 +6,7 @@ import asyncio
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -276,3 +277,34 @@ async def test_a_failure_carries_a_bounded_part_of_what_its_exception_says(root:
         view = await running.finish(await running.submit(prompt, ("2",)))
     assert view.state == "error"
     assert len(json.dumps(view.failure.to_json())) < 20_000
+
+
+@pytest.mark.parametrize("pools", [ONE, SPLIT], ids=["one pool", "stages apart"])
+async def test_dotted_inputs_reach_their_nodes_and_only_the_chosen_branch_runs(
+    root: Path, pools: tuple[PoolConfig, ...]
+) -> None:
+    side = {"resize_type.width": ["1", 1], "resize_type.height": 0, "resize_type.crop": "disabled"}
+    depth = {"format.bit_depth": "16-bit", "format.input_color_space": "sRGB"}
+    never = {"image": ["2", 0], "upscale_method": "area", "width": 1, "height": 1, "crop": "disabled"}
+    nodes: dict[str, tuple[str, dict[str, Any]]] = {
+        "1": ("ComfyMathExpression", {"expression": "a * 4", "values.a": 12}),
+        "2": ("EmptyImage", {"width": 96, "height": 64, "batch_size": 1, "color": 255}),
+        "3": ("ImageScale", never),
+        "4": ("ComfySwitchNode", {"switch": False, "on_false": ["2", 0], "on_true": ["3", 0]}),
+        "5": (
+            "ResizeImageMaskNode",
+            {"input": ["4", 0], "resize_type": "scale dimensions", "scale_method": "area", **side},
+        ),
+        "6": ("BatchImagesNode", {"images.image0": ["5", 0], "images.image1": ["2", 0]}),
+        "7": ("SaveImageAdvanced", {"images": ["6", 0], "filename_prefix": "dotted", "format": "png", **depth}),
+    }
+    prompt = {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in nodes.items()}
+    async with cluster(root, pools) as running:
+        job_id = await running.submit(prompt, ("7",))
+        view = await running.finish(job_id)
+        assert view.state == "success", view.failure
+        for one in view.outputs["7"]["images"]:
+            with Image.open(running.config.output_dir / one["filename"]) as picture:
+                assert (picture.size, picture.convert("RGB").getpixel((0, 0))) == ((48, 32), (0, 0, 255))
+        executed = {e.data["node"] for e in await running.events(job_id) if e.kind == "executing"}
+        assert executed == {"1", "2", "4", "5", "6", "7"}
