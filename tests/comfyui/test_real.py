@@ -38,7 +38,7 @@ async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluste
     comfyui = ComfyUIConfig(directory=Path(HOME), python=Path(PYTHON), arguments=ARGUMENTS)
     root = tmp_path_factory.mktemp("pool")
     (root / "models").symlink_to(models_dir("mini15"))
-    async with cluster(root, (PoolConfig(name="comfyui", comfyui=comfyui.absolute()),)) as running:
+    async with cluster(root, (PoolConfig(name="comfyui", comfyui=comfyui.absolute(), stop_s=300),)) as running:
         yield running
         for runner in running.runners.values():
             await runner.leave()
