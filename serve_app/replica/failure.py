@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from serve_app.graph.plan import Task
 from serve_app.nodes.contained import said
 from serve_app.scheduler.messages import TaskFailed
@@ -16,6 +18,8 @@ _FILE = re.compile(r'(?m)^(\s*File ")([^"\n]*)(?=", line )')
 _PARTS = 3
 """How much of a file's path tells a reader which it is."""
 
+
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
 
 CHARACTERS, LINES = 20_000, 1000
 """How much of an exception's text, and of its traceback, is told: it may hold any value that its node was given."""
@@ -35,7 +39,17 @@ def failed(
             scrubbed(named(line[:CHARACTERS]), task.extra_data) for line in traceback.format_exception(cause)[:LINES]
         ),
         inputs=scrubbed(inputs or {}, task.extra_data),
+        out_of_memory=_out_of_memory(cause),
     )
+
+
+def _out_of_memory(cause: BaseException) -> bool:
+    """Whether the process could get no memory; a device's is the engine's to share out."""
+    if isinstance(cause, torch.OutOfMemoryError):
+        return False
+    # Torch and safetensors raise a RuntimeError with the system's words.
+    words = isinstance(cause, RuntimeError | OSError) and _NO_MEMORY.search(said(cause)[:CHARACTERS]) is not None
+    return isinstance(cause, MemoryError) or words
 
 
 def named(line: str) -> str:

@@ -6,8 +6,9 @@ Rules:
    the rest is storing. Only the current attempt of a running task counts; answers of any other are dropped. Losing the
    replica makes a new attempt; a node that raises ends the job.
    A job that has lost SHARED_LOSSES replicas together with others is a suspect: it runs in quarantine, on replicas
-   where no other job runs, and waits for no other job's work. One that loses max_attempts replicas on which it ran
-   alone is given up. So no job is given up because of another, and each replica lost brings a job nearer to its end.
+   where no other job runs, and waits for no other job's work. So is one whose node got no memory. One that
+   loses max_attempts replicas on which it ran alone is given up. So no job is given up because of another, and each
+   replica lost brings a job nearer to its end.
 3. A signature is computed by one task at a time in the whole cluster. Who else needs it asks (Want) and is sent it
    (Export, Deliver), or told to make it (Compute) once nobody has or makes it.
 4. An output recorded for a job is never computed again for that job.
@@ -59,6 +60,7 @@ from serve_app.scheduler.messages import (
 )
 from serve_app.scheduler.placement import ReplicaRecord, choose, constants_of
 from serve_app.scheduler.records import (
+    SHARED_LOSSES,
     JobRecord,
     TaskRecord,
     assignment,
@@ -336,8 +338,11 @@ class Machine:
             case TaskFailed(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
-                    current[1].state = "done"
-                    self._end(current[0], "error", failures.of_node(current[0], report))
+                    if report.out_of_memory and not current[0].suspect:
+                        self._suspect(*current)
+                    else:
+                        current[1].state = "done"
+                        self._end(current[0], "error", failures.of_node(current[0], report))
             case TaskStopped(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
@@ -472,6 +477,12 @@ class Machine:
                 self._end(job, "error", failures.of_lost_replicas(job, replica.info.pool, why))
             else:
                 self._journal.lost_replica(job)
+
+    def _suspect(self, job: JobRecord, task: TaskRecord) -> None:
+        """Try again alone what others on its replica may have robbed of memory: they may be gone by now."""
+        job.losses = SHARED_LOSSES
+        self._journal.lost_replica(job)
+        self._try_again(job, task)
 
     def _replica_gone(self, replica_id: str) -> None:
         """Hand on what a replica ran, held and was to make."""

@@ -180,7 +180,10 @@ class TaskFinished:
 
 @dataclass(frozen=True, slots=True)
 class TaskFailed:
-    """A node raised. It ends the job: the same inputs would fail again. inputs: what it was given, as text."""
+    """A node raised. It ends the job: the same inputs would fail again. inputs: what it was given, as text.
+
+    out_of_memory: the process had no memory for it, which another job's node may have taken.
+    """
 
     task_id: TaskId
     node_id: str
@@ -189,6 +192,7 @@ class TaskFailed:
     message: str
     traceback: tuple[str, ...]
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

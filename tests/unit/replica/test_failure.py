@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import errno
+
+import pytest
+import torch
+
 from serve_app.graph.plan import Task, TaskId
 from serve_app.replica.failure import CHARACTERS, LINES, failed
 
+TASK = Task(TaskId("job", 0, 0), {}, (), {}, frozenset(), {}, {})
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("unable to mmap 18202870 bytes from file <tiny.safetensors>: Cannot allocate memory (12)"),
+    ],
+    ids=["python", "system", "torch", "a mapped file"],
+)
+def test_a_node_that_got_no_memory_of_the_process_is_told_apart(cause: Exception) -> None:
+    assert failed(TASK, "1", "Show", cause).out_of_memory
+
+
+def test_a_device_without_memory_and_any_other_failure_are_the_nodes_own() -> None:
+    assert not failed(TASK, "1", "Show", torch.OutOfMemoryError("CUDA out of memory")).out_of_memory
+    assert not failed(TASK, "1", "Show", ValueError("Cannot allocate memory")).out_of_memory
+
+
+def test_torch_says_that_it_got_no_memory_in_the_words_that_are_looked_for() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert failed(TASK, "1", "Show", raised.value).out_of_memory
+
 
 def test_of_an_exception_that_holds_a_giant_value_only_a_part_is_told() -> None:
-    task = Task(TaskId("job", 0, 0), {}, (), {}, frozenset(), {}, {})
-    report = failed(task, "1", "Show", ValueError("a" * 10_000_000))
+    report = failed(TASK, "1", "Show", ValueError("a" * 10_000_000))
     assert len(report.message) == CHARACTERS
     assert sum(map(len, report.traceback)) <= LINES * CHARACTERS
     assert max(map(len, report.traceback)) <= CHARACTERS

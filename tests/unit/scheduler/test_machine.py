@@ -197,6 +197,21 @@ def test_a_job_is_not_alone_on_a_replica_that_checks_a_submission_or_stops_a_can
     assert changes(script.commands, JobLostReplica)[-1] == JobLostReplica("a", 2, 0)
 
 
+def test_a_job_that_got_no_memory_runs_again_alone_and_fails_only_if_it_gets_none_there():
+    script = Script()
+    script.job("a")
+    script.job("b", seed=1)
+    [(_, first), (_, neighbour)] = assigned(script.replica("r1", slots=2))
+    robbed = script.report("r1", TaskFailed(first.id, "2", "Sample", "MemoryError", "", (), out_of_memory=True))
+    assert not changes(robbed, JobEnded)
+    assert changes(robbed, JobLostReplica) == [JobLostReplica("a", SHARED_LOSSES, 0)]
+    assert script.machine.jobs["a"].suspect
+    [(_, alone)] = assigned(script.run("r1", neighbour))
+    assert alone.id.job_id == "a"
+    script.report("r1", TaskFailed(alone.id, "2", "Sample", "MemoryError", "", (), out_of_memory=True))
+    assert events(script.commands, "a")[-1] == "error"
+
+
 def test_a_restarted_scheduler_remembers_the_replicas_that_a_job_has_lost():
     script = Script(max_attempts=3)
     script.job("a", losses=7, lone_losses=2)

@@ -43,6 +43,10 @@ class Work:
     own: set[str] = field(default_factory=set)
 
 
+class Full(Exception):
+    """The memory of a replica is full."""
+
+
 class Death(Exception):
     """A job has ended the replica of this name."""
 
@@ -242,10 +246,11 @@ class World(RuleBasedStateMachine):
 
 
 class PoisonWorld(World):
-    """The same, with jobs among them that end every replica on which their Sample runs."""
+    """The same, with jobs among them that end every replica on which their Sample runs, or fill its memory."""
 
     max_attempts = 3
     poison = frozenset({7, 8})
+    hog = 9
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,7 +259,7 @@ class PoisonWorld(World):
         self.outages = 0
         self.cancelled: set[str] = set()
 
-    @rule(target=World.jobs, seed=st.sampled_from((0, 1, 2, 3, 7, 8)), number=st.none() | st.integers(-3, 3))
+    @rule(target=World.jobs, seed=st.sampled_from((0, 1, 2, 3, 7, 8, 9)), number=st.none() | st.integers(-3, 3))
     def submit(self, seed: int, number: int | None) -> str:
         job_id = f"job{len(self.accepted)}"
         self.seeds[job_id] = seed
@@ -291,6 +296,8 @@ class PoisonWorld(World):
             if self.seeds[job_id] in self.poison and work in self.replicas[name].work:
                 self.deaths.append(job_id)
                 raise Death(name)
+            if self.seeds[job_id] == self.hog and work in self.replicas[name].work:
+                raise Full(name)
         return super().evaluate(name, work, node_id)
 
     def advance(self, name: str, work: Work) -> None:
@@ -298,12 +305,21 @@ class PoisonWorld(World):
             super().advance(name, work)
         except Death as death:
             self.die(death.args[0])
+        except Full as full:
+            self.fill(full.args[0])
+
+    def fill(self, name: str) -> None:
+        """Let all that runs on a replica fail for want of memory."""
+        robbed, self.replicas[name].work[:] = list(self.replicas[name].work), []
+        for work in robbed:
+            report = TaskFailed(work.task.id, "2", "Sample", "MemoryError", "", (), out_of_memory=True)
+            self.report(name, report)
 
     def teardown(self) -> None:
         """Every innocent job succeeds and every poison job fails, at a bounded price in replicas."""
         super().teardown()
         states = {end.job_id: end.state for end in changes(getattr(self, "log", []), JobEnded)}
-        guilty = {job_id for job_id, seed in self.seeds.items() if seed in self.poison}
+        guilty = {job_id for job_id, seed in self.seeds.items() if seed in {*self.poison, self.hog}}
         assert {job_id for job_id, state in states.items() if state == "error"} == guilty
         assert all(states[job_id] == "success" for job_id in self.seeds.keys() - guilty)
         assert max(Counter(self.deaths).values(), default=0) <= SHARED_LOSSES + self.max_attempts
