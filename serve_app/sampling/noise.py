@@ -32,8 +32,11 @@ def noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = N
 
 
 def gaussian_noise(x: Tensor, _sigmas: Tensor, seed: int) -> NoiseSource:
-    """Return a source of independent noise shaped as x, the same on every device for a seed."""
-    generator = torch.Generator().manual_seed(seed % SEEDS)
+    """Return a source of independent noise shaped as x, the same on every device for a seed.
+
+    It is that of the seed after the run's, as in ComfyUI on a CPU: the run's own begins with the noise that x has.
+    """
+    generator = torch.Generator().manual_seed((seed + 1) % SEEDS)
 
     def draw(_sigma: float, _following: float) -> Tensor:
         return torch.randn(x.shape, generator=generator).to(x.device)

@@ -36,8 +36,7 @@ def sa_solver(
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
     latents. interval: (highest, lowest) level; there τ is eta, elsewhere 0. evaluate_corrected: what the corrector
     gives is evaluated too, two evaluations a step but the first. simple_order_2: where two evaluations are used, their
-    shares are those of an expansion in h. Where noise is left over, what is returned is at the level before the last,
-    as in ComfyUI. λ = −log σ.
+    shares are those of an expansion in h. Where noise is left over, what is returned is the prediction. λ = −log σ.
     Source: Xue et al. 2023, arXiv:2309.05019, Algorithm 1, equations 15 and 18, Appendix D.
     """
     levels = sigmas.tolist()
@@ -74,7 +73,7 @@ def sa_solver(
             h = log(sigma / following)
             added = noise(sigma, following) * (following * sqrt(-expm1(-2 * tau**2 * h)) * s_noise)
             predicted = predicted + added
-    return x
+    return predicted
 
 
 def _adams_step(

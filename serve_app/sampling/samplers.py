@@ -121,6 +121,8 @@ SAMPLERS: Choices[SamplerSpec] = Choices(
         "euler_ancestral_cfg_pp": SamplerSpec(partial(euler_ancestral, cfg_pp=True), gaussian_noise),
         "heun": SamplerSpec(heun),
         "heunpp2": SamplerSpec(heunpp2),
+        "exp_heun_2_x0": SamplerSpec(partial(seeds_2, eta=0.0, r=1.0, solver="phi_2"), gaussian_noise),
+        "exp_heun_2_x0_sde": SamplerSpec(partial(seeds_2, r=1.0, solver="phi_2"), gaussian_noise),
         "dpm_2": SamplerSpec(dpm_2, discards_penultimate=True),
         "dpm_2_ancestral": SamplerSpec(dpm_2_ancestral, gaussian_noise, discards_penultimate=True),
         "lms": SamplerSpec(lms),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import exp, expm1, log, sqrt
+from typing import Literal
 
 from torch import Tensor
 
@@ -20,13 +21,22 @@ def _noise_over(h: float, noise: Tensor, so_far: Tensor | None = None) -> Tensor
 
 
 def seeds_2(
-    x: Tensor, sigmas: Tensor, noise: NoiseSource, *, eta: float = 1.0, s_noise: float = 1.0, r: float = 0.5
+    x: Tensor,
+    sigmas: Tensor,
+    noise: NoiseSource,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    r: float = 0.5,
+    solver: Literal["phi_1", "phi_2"] = "phi_1",
 ) -> Sampler:
     """SEEDS-2; two evaluations a step, one on a step to zero.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
-    latents. eta: the share of noise; s_noise: multiplies it. r: where in λ the stage lies, 0…1.
-    Source: Gonzalez et al. 2023, arXiv:2305.14267, Algorithm 2 in data prediction.
+    latents. eta: the share of noise; s_noise: multiplies it. r: where in λ the stage lies, above 0 to 1. solver: how
+    the slope of `denoised` is weighted; phi_2 with r = 1 is the exponential Heun method.
+    Source: Gonzalez et al. 2023, arXiv:2305.14267, Algorithm 2 in data prediction; phi_2 is Hochbruck and Ostermann's
+    method of second order with one parameter (2005, "Explicit exponential Runge-Kutta methods").
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised: Tensor = yield Evaluation(x, sigma, step=i)
@@ -38,9 +48,10 @@ def seeds_2(
         z = _noise_over(r * h * eta, noise(sigma, middle))
         u = denoised + (x - denoised) * exp(-r * h_eta) + z * (middle * s_noise)
         denoised_middle: Tensor = yield Evaluation(u, middle, step=i)
-        d = denoised + (denoised_middle - denoised) / (2 * r)
+        phi = -expm1(-h_eta) / 2 if solver == "phi_1" else -_h_phi_2(-h_eta)
         z = _noise_over((1 - r) * h * eta, noise(middle, following), z)
-        x = d + (x - d) * exp(-h_eta) + z * (following * s_noise)
+        x = denoised + (x - denoised) * exp(-h_eta) + z * (following * s_noise)
+        x = x + (denoised_middle - denoised) * (phi / r)
     return x
 
 

@@ -102,14 +102,31 @@ def noising(levels: Levels) -> dict[str, Any]:
     return {"noised": levels.noised}
 
 
-def lcm(x: Tensor, sigmas: Tensor, noise: NoiseSource, *, noised: Callable[[Tensor, Tensor, float], Tensor]) -> Sampler:
+def lcm(
+    x: Tensor,
+    sigmas: Tensor,
+    noise: NoiseSource,
+    *,
+    noised: Callable[[Tensor, Tensor, float], Tensor],
+    s_noise: float = 1.0,
+    s_noise_end: float | None = None,
+    clip: float = 0.0,
+) -> Sampler:
     """Multistep consistency sampling: jump to zero, noise up to the following level; one evaluation a step.
 
-    noised: brings latents to a level, as `Levels.noised`. Arguments and results as `euler_ancestral`.
+    noised: brings latents to a level, as `Levels.noised`. s_noise, s_noise_end: multiply the noise of the first and of
+    the last step, and what lies between them that of the others; None: all have the first. clip: how many standard
+    deviations noise may have, 0 for any. Arguments and results as `euler_ancestral`.
     Source: Luo et al. 2023, arXiv:2310.04378, Algorithm 3.
     """
+    last = max(len(sigmas) - 2, 1)
+    change = 0.0 if s_noise_end is None else s_noise_end - s_noise
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         x = yield Evaluation(x, sigma, step=i)
         if following > 0:
-            x = noised(x, noise(sigma, following), following)
+            drawn = noise(sigma, following)
+            if clip > 0:
+                most = float(drawn.std()) * clip
+                drawn = drawn.clamp(-most, most)
+            x = noised(x, drawn * (s_noise + change * i / last), following)
     return x

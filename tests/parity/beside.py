@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 
 from tests.parity.cases import CASES, Case
 from tests.parity.checkpoints import models_dir
+from tests.parity.comfyui import ComfyUI
 from tests.parity.stack import Stack
 
 HERE = Path(__file__).parent
@@ -59,16 +59,6 @@ async def ours(stack: Stack, case: Case) -> torch.Tensor:
     return tensor.float()
 
 
-def theirs(cases: dict[str, Case], comfyui: Path, python: Path, models: Path) -> dict[str, np.ndarray]:
-    """Return what ComfyUI makes of each case that it can run."""
-    with tempfile.TemporaryDirectory() as directory:
-        asked, answered = Path(directory) / "cases.json", Path(directory) / "out.npz"
-        asked.write_text(json.dumps({name: case.as_json() for name, case in cases.items()}))
-        script = HERE / "comfyui_side.py"
-        subprocess.run([python, script, asked, models, answered], cwd=comfyui, check=True)
-        return dict(np.load(answered))
-
-
 def relative_error(a: torch.Tensor, b: np.ndarray) -> float:
     """Return ‖a − b‖ / ‖b‖."""
     expected = torch.from_numpy(b)
@@ -99,7 +89,7 @@ def table(errors: dict[str, float | str]) -> str:
     for name, error in errors.items():
         groups.setdefault(name.split("|")[0], {})[name] = error
     lines = [
-        "# Errors against ComfyUI 0.3.64",
+        "# Errors against ComfyUI 0.33.0",
         "",
         "Relative error of the latents, ‖ours − theirs‖ / ‖theirs‖, float32 on a CPU. `tests.parity.beside` writes it.",
         "",
@@ -116,12 +106,12 @@ def table(errors: dict[str, float | str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(comfyui: Path, python: Path, parts: list[str]) -> None:
+def main(comfyui: ComfyUI, parts: list[str]) -> None:
     """Run the cases whose names hold one of the parts, or all; the files hold the others' figures unchanged."""
     torch.set_num_threads(2)
     chosen = {name: case for name, case in CASES.items() if not parts or any(part in name for part in parts)}
     models = models_dir("mini15", "lora", "controlnet")
-    figures = theirs(chosen, comfyui, python, models)
+    figures = comfyui.workflows(chosen, models)
     errors = asyncio.run(compare(chosen, figures, models))
     for name, error in errors.items():
         if isinstance(error, str) or error > 1e-5:
@@ -137,4 +127,4 @@ def main(comfyui: Path, python: Path, parts: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(ComfyUI(Path(sys.argv[1]), Path(sys.argv[2])), sys.argv[3:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from serve_app.sampling.samplers import SAMPLERS
@@ -40,9 +41,9 @@ MINI15 = {**models("mini15"), **EMPTY}
 
 CASES: dict[str, Case] = {
     f"sampler|{sampler}|{schedule}": Case({**MINI15, "k": sampled(sampler, schedule, seed=100 + i)})
-    for sampler in SAMPLERS
-    for i, schedule in enumerate(SCHEDULES)
+    for i, (sampler, schedule) in enumerate(zip(SAMPLERS, cycle(SCHEDULES), strict=False))
 }
+"""Each sampler once, the schedules in turn; every pair is compared without a network, in test_samplers."""
 
 
 def case(sampler: tuple[str, dict[str, Any]] | None = None, **nodes: tuple[str, dict[str, Any]]) -> Case:

@@ -1,4 +1,4 @@
-"""ComfyUI 0.3.64's figures under golden/, and the error that ours may have."""
+"""ComfyUI's figures under golden/, and the error that ours may have."""
 
 from __future__ import annotations
 

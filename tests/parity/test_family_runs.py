@@ -23,7 +23,6 @@ from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("family_runs")
 TRAININGS: dict[str, Training] = {
-    "lcm": Discrete("lcm"),
     "zsnr": Discrete("v_prediction", zsnr=True),
     "edm": ContinuousEdm("edm", 80.0, 0.002),
     "angle": ContinuousV(500.0, 0.03),

@@ -33,11 +33,15 @@ def test_the_largest_seed_and_the_one_after_it_draw_noise():
     assert not torch.equal(noise(SHAPE, 2**64 - 1), noise(SHAPE, 0))
 
 
-def test_a_noise_source_goes_on_with_its_seeds_sequence():
+def test_a_noise_source_goes_on_with_the_sequence_of_the_seed_after_the_runs():
     source = gaussian_noise(torch.zeros(SHAPE), SIGMAS, 7)
     drawn = [source(2.0, 1.0), source(1.0, 0.5)]
-    assert torch.equal(drawn[0], noise(SHAPE, 7))
+    assert torch.equal(drawn[0], noise(SHAPE, 8))
     assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_a_noise_source_of_the_largest_seed_draws_that_of_seed_0():
+    assert torch.equal(gaussian_noise(torch.zeros(SHAPE), SIGMAS, 2**64 - 1)(2.0, 1.0), noise(SHAPE, 0))
 
 
 def test_two_jobs_sources_do_not_disturb_each_other():

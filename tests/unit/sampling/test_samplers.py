@@ -87,6 +87,7 @@ ORDERS = {
     "dpmpp_2m_sde_heun": (without_noise(sde.dpmpp_2m_sde, solver="heun"), 2),
     "dpmpp_3m_sde": (without_noise(sde.dpmpp_3m_sde), 2),
     "seeds_2": (without_noise(seeds.seeds_2), 2),
+    "exp_heun_2_x0": (without_noise(seeds.seeds_2, r=1.0, solver="phi_2"), 2),
     "seeds_3": (without_noise(seeds.seeds_3), 3),
 }
 
@@ -118,9 +119,9 @@ def test_dpm_fast_is_of_third_order_where_its_last_step_is_of_second():
 
 
 def test_sa_solver_without_noise_converges_at_third_order_or_better():
-    # Its corrector makes the first step one of second order. With noise left over it ends a level early, as in ComfyUI.
+    # Its corrector makes the first step one of second order.
     def solver(x, sigmas):
-        return sa_solver(x, torch.cat([sigmas, sigmas[-1:] / 2]), silent, interval=(0.0, 0.0))
+        return sa_solver(x, sigmas, silent, interval=(0.0, 0.0))
 
     assert log2(error(solver, geometric(64)) / error(solver, geometric(128))) > 2.9
 
@@ -264,6 +265,7 @@ def pure_noise(sampler, steps, noise=gaussian_noise):
         (sde.dpmpp_3m_sde, brownian_noise),
         (sde.er_sde, gaussian_noise),
         (seeds.seeds_2, gaussian_noise),
+        (partial(seeds.seeds_2, r=1.0, solver="phi_2"), gaussian_noise),
         (seeds.seeds_3, gaussian_noise),
     ],
 )
@@ -271,9 +273,9 @@ def test_a_stochastic_sampler_ends_with_the_variance_of_the_data_and_the_noise_l
     assert float(pure_noise(sampler, 200, noise).var()) == pytest.approx(S**2 + BOTTOM**2, rel=0.05)
 
 
-def test_sa_solver_ends_with_the_variance_of_the_data_and_the_noise_of_the_level_before_the_last():
+def test_sa_solver_ends_with_the_variance_of_the_data_and_the_noise_left_over():
     variance = float(pure_noise(partial(sa_solver, interval=(TOP, 0.0)), 100).var())
-    assert variance == pytest.approx(S**2 + float(geometric(100)[-2]) ** 2, rel=0.05)
+    assert variance == pytest.approx(S**2 + BOTTOM**2, rel=0.05)
 
 
 def test_sa_solver_draws_noise_only_for_steps_to_within_its_interval():

@@ -1,0 +1,126 @@
+"""Makes the figures of golden/ by a ComfyUI beside us.
+
+    python -m tests.parity.make_figures COMFYUI_DIRECTORY COMFYUI_PYTHON [FILE …]
+
+What they are made of stands beside them, in golden/ and in the modules of cases. `beside` makes those of beside.npz.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve_app.nodes.registry import specs
+from tests.parity.checkpoints import models_dir
+from tests.parity.comfyui import ComfyUI
+from tests.parity.custom_cases import CUSTOM
+from tests.parity.declared import theirs
+from tests.parity.figures import GOLDEN
+from tests.parity.image_cases import CASES as IMAGES
+from tests.parity.image_cases import image
+
+
+def _rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return arrays as rows, the shorter ones filled up with NaN."""
+    rows = np.full((len(arrays), max(array.size for array in arrays)), np.nan, np.float32)
+    for row, array in zip(rows, arrays, strict=True):
+        row[: array.size] = array.ravel()
+    return rows
+
+
+def _write(name: str, cases: Any, arrays: dict[str, np.ndarray]) -> None:
+    text = json.dumps(cases)
+    if isinstance(cases, list):
+        text = "[\n" + ",\n".join(map(json.dumps, cases)) + "\n]"
+    (GOLDEN / f"{name}.json").write_text(text + "\n")
+    np.savez_compressed(GOLDEN / f"{name}.npz", **arrays)
+
+
+def samplers(comfyui: ComfyUI) -> None:
+    """Make samplers.npz, and count the evaluations in samplers.json."""
+    listed = json.loads((GOLDEN / "samplers.json").read_text())
+    whole = {"start": None, "end": None, "full_denoise": True, "options": {}, "shape": [2, 4, 8, 8]}
+    names = ("sampler", "schedule", "steps", "seed", "denoise")
+    cases = [dict(zip(names, row, strict=False)) for row in listed]
+    made = comfyui.samplers([{**whole, **case, "latents": float(case["denoise"] < 1)} for case in cases])
+    arrays, counted = {}, []
+    for row, figure in zip(listed, made, strict=True):
+        key = "|".join(map(str, row[:5]))
+        arrays |= {f"{key}|sigmas": figure["sigmas"], f"{key}|out": figure["out"]}
+        counted.append([*row[:5], int(figure["evaluations"])])
+    _write("samplers", counted, arrays)
+
+
+def grid(comfyui: ComfyUI) -> None:
+    """Make grid.npz, and count the evaluations in grid.json."""
+    listed = json.loads((GOLDEN / "grid.json").read_text())
+    names = ("sampler", "schedule", "steps", "seed", "denoise", "start", "end", "full_denoise", "options")
+    cases = [dict(zip(names, row, strict=False)) for row in listed]
+    made = comfyui.samplers([{**case, "shape": [1, 4, 4, 4], "latents": float(case["denoise"] < 1)} for case in cases])
+    counted = [[*row[:9], int(figure["evaluations"])] for row, figure in zip(listed, made, strict=True)]
+    _write("grid", counted, {part: _rows([figure[part] for figure in made]) for part in ("sigmas", "out")})
+
+
+def sampler_options(comfyui: ComfyUI) -> None:
+    """Make sampler_options.npz."""
+    asked = json.loads((GOLDEN / "sampler_options.json").read_text())
+    same = {"seed": 5, "shape": [1, 4, 4, 4], "latents": 0.3}
+    made = comfyui.samplers(
+        [
+            {**same, "sampler": name, "options": options, "sigmas": asked["sigmas"][sigmas]}
+            for name, options, sigmas in asked["cases"]
+        ]
+    )
+    _write("sampler_options", asked, {part: _rows([figure[part] for figure in made]) for part in ("out", "denoised")})
+
+
+def custom(comfyui: ComfyUI) -> None:
+    """Make custom.npz."""
+    np.savez_compressed(GOLDEN / "custom.npz", **comfyui.workflows(CUSTOM, models_dir("mini15")))
+
+
+def nodes(comfyui: ComfyUI) -> None:
+    """Make nodes_latent.npz and nodes_image.npz, declared.json, and the names in node_classes.json."""
+    latent = json.loads((GOLDEN / "nodes_latent.json").read_text())
+    cases = [(case["node"], case["inputs"]) for case in latent]
+    for node, inputs in IMAGES.values():
+        described = {n: {"values": image(v).tolist()} if isinstance(v, tuple) else v for n, v in inputs.items()}
+        cases.append((node, described))
+    arrays, classes = comfyui.nodes(cases)
+    made: dict[int, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        made.setdefault(int(name.partition(".")[0]), {})[name] = array
+    for i, case in enumerate(latent):
+        lists = {name: array.tolist() for name, array in made[i].items() if array.dtype.kind in "iu"}
+        case |= {"lists": lists} if lists else {}
+    floats = {name: array for i in range(len(latent)) for name, array in made[i].items() if array.dtype.kind == "f"}
+    _write("nodes_latent", latent, floats)
+    slots = {
+        f"{name}|{key.split('.')[1]}": array
+        for i, name in enumerate(IMAGES, len(latent))
+        for key, array in made[i].items()
+    }
+    np.savez_compressed(GOLDEN / "nodes_image.npz", **slots)
+    declared = ",\n".join(f"{json.dumps(name)}: {json.dumps(theirs(classes[name]))}" for name in sorted(specs()))
+    (GOLDEN / "declared.json").write_text("{\n" + declared + "\n}\n")
+    (GOLDEN / "node_classes.json").write_text(json.dumps(sorted(classes), indent=0) + "\n")
+
+
+_MAKERS = (samplers, grid, sampler_options, custom, nodes)
+MAKERS: dict[str, Callable[[ComfyUI], None]] = {make.__name__: make for make in _MAKERS}
+
+
+def main(comfyui: ComfyUI, names: Sequence[str]) -> None:
+    """Make the named files, or all."""
+    for name in names or MAKERS:
+        MAKERS[name](comfyui)
+        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main(ComfyUI(Path(sys.argv[1]), Path(sys.argv[2])), sys.argv[3:])
