@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from serve_app import COMFYUI_VERSION
 from serve_app.api.comfy.body import empty, read_members
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
@@ -24,9 +25,9 @@ router = APIRouter(include_in_schema=False)
 internal = APIRouter(include_in_schema=False, prefix="/internal")
 """Routes that ComfyUI keeps for its own page."""
 
-COMFYUI_VERSION = "0.3.64"
-"""The ComfyUI whose behaviour this dialect has."""
 MB = 1024 * 1024
+PACKAGES = ("comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs")
+"""What the page is made of; any of them may be missing."""
 
 
 @router.api_route("/system_stats", methods=READ)
@@ -117,9 +118,14 @@ def system_stats(cluster: ClusterView) -> dict[str, Any]:
             "required_frontend_version": _version("comfyui-frontend-package"),
             "installed_templates_version": _version("comfyui-workflow-templates"),
             "required_templates_version": _version("comfyui-workflow-templates"),
+            # This package picks the versions, so what is installed is what is required.
+            "comfy_package_versions": [
+                {"name": name, "installed": _version(name), "required": _version(name)} for name in PACKAGES
+            ],
             "python_version": sys.version,
             "pytorch_version": _version("torch"),
             "embedded_python": False,
+            "deploy_environment": "serve-app",
             "argv": ["serve-app"],
         },
         "devices": [

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from serve_app import COMFYUI_VERSION
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.compat import (
     comfy_types,
@@ -32,9 +33,6 @@ from serve_app.nodes.registry import BUILTIN, DISPLAY_NAMES
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES
 from serve_app.store.store import Area
-
-VERSION = "0.3.64"
-"""The ComfyUI whose interfaces these are."""
 
 
 def install(models_dir: Path, areas: Mapping[Area, Path], packs_dir: Path) -> None:
@@ -66,7 +64,7 @@ def _modules() -> dict[str, ModuleType]:
         "node_helpers": node_helpers,
         "server": server,
         "nodes": _made("nodes", {**classes, **node_classes}),
-        "comfyui_version": _made("comfyui_version", {"__version__": VERSION}),
+        "comfyui_version": _made("comfyui_version", {"__version__": COMFYUI_VERSION}),
         "comfy": _made("comfy"),
         "comfy.utils": utils,
         "comfy.model_management": model_management,
