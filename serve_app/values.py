@@ -127,6 +127,13 @@ class CfgNorm:
 
 
 @dataclass(frozen=True, slots=True)
+class NoiseNorm:
+    """Scale the guided noise, per latent cell, to the length of the positive's; strength: share of that, 0 for none."""
+
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
 class TangentialDamping:
     """Remove the negative's component orthogonal to the direction it shares with the positive (ComfyUI's TCFG)."""
 
@@ -191,6 +198,7 @@ class FreeU:
 
 GuidancePatch: TypeAlias = (
     RescaleCfg
+    | NoiseNorm
     | CfgZeroStar
     | CfgNorm
     | TangentialDamping

@@ -1,4 +1,4 @@
-"""docs/nodes.md: every node class of ComfyUI 0.3.64 and its extras, supported or not and why.
+"""docs/nodes.md: every node class of ComfyUI and its extras, supported or not and why.
 
 `python -m serve_app.nodes.listing > docs/nodes.md` writes it, from the registry and the table of what there is not.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
+from serve_app import COMFYUI_VERSION
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.registry import specs
 from serve_app.nodes.unsupported import PAID, UNSUPPORTED
@@ -24,7 +25,7 @@ def _lines() -> Iterator[str]:
     there, not_there, paid = len(supported), len(missing), len(UNSUPPORTED) - len(missing)
     yield "# Nodes"
     yield ""
-    yield f"Of the node classes of ComfyUI 0.3.64 and its extras {there} are supported, {not_there} are not."
+    yield f"Of the node classes of ComfyUI {COMFYUI_VERSION} and its extras {there} are supported, {not_there} are not."
     yield f"Left out are its {paid} API nodes, none of which is supported: each calls a paid service online."
     yield "A workflow with a class that is not supported is refused with the reason."
     yield ""

@@ -1,6 +1,6 @@
 """ComfyUI's node classes that there are not, each with the reason, for whoever submits a workflow that has one.
 
-Every class of ComfyUI 0.3.64, its extras and its API nodes is either in `registry.BUILTIN` or here.
+Every class of ComfyUI 0.33.0, its extras and its API nodes is either in `registry.BUILTIN` or here.
 """
 
 from __future__ import annotations
@@ -9,69 +9,133 @@ from collections.abc import Mapping
 
 PAID = "it calls a paid service on the internet"
 """Why there are no API nodes."""
+VIDEO = "video models and video files are not supported"
 
 _BY_REASON: Mapping[str, str] = {
     PAID: (
         "ViduTextToVideoNode ViduImageToVideoNode ViduReferenceVideoNode ViduStartEndToVideoNode "
-        "KlingCameraControls KlingTextToVideoNode KlingCameraControlT2VNode KlingImage2VideoNode "
-        "KlingCameraControlI2VNode KlingStartEndFrameNode KlingVideoExtendNode KlingDualCharacterVideoEffectNode "
-        "KlingSingleImageVideoEffectNode KlingLipSyncAudioToVideoNode KlingLipSyncTextToVideoNode "
-        "KlingVirtualTryOnNode KlingImageGenerationNode StabilityStableImageUltraNode "
-        "StabilityStableImageSD_3_5Node StabilityUpscaleConservativeNode StabilityUpscaleCreativeNode "
-        "StabilityUpscaleFastNode StabilityTextToAudio StabilityAudioToAudio StabilityAudioInpaint GeminiNode "
-        "GeminiImageNode GeminiInputFiles IdeogramV1 IdeogramV2 IdeogramV3 WanTextToImageApi WanImageToImageApi "
-        "WanTextToVideoApi WanImageToVideoApi FluxProUltraImageNode FluxProImageNode FluxProExpandNode "
-        "FluxProFillNode FluxProCannyNode FluxProDepthNode OpenAIVideoSora2 MoonvalleyImg2VideoNode "
-        "MoonvalleyVideo2VideoNode MoonvalleyTxt2VideoNode PikaImageToVideoNode2_2 PikaTextToVideoNode2_2 "
-        "PikaScenesV2_2 Pikadditions Pikaswaps Pikaffects PikaStartEndFrameNode2_2 PixverseTemplateNode "
-        "PixverseTextToVideoNode PixverseImageToVideoNode PixverseTransitionVideoNode TripoTextToModelNode "
-        "TripoImageToModelNode TripoMultiviewToModelNode TripoTextureNode TripoRefineNode TripoRigNode "
-        "TripoRetargetNode TripoConversionNode VeoVideoGenerationNode Veo3VideoGenerationNode "
+        "KlingTextToVideoNode KlingImage2VideoNode KlingStartEndFrameNode KlingVideoExtendNode "
+        "KlingLipSyncAudioToVideoNode KlingLipSyncTextToVideoNode KlingImageGenerationNode GeminiNode "
+        "GeminiImageNode GeminiInputFiles IdeogramV3 WanTextToImageApi WanImageToImageApi WanTextToVideoApi "
+        "WanImageToVideoApi FluxProUltraImageNode FluxProExpandNode FluxProFillNode OpenAIVideoSora2 "
+        "PixverseTemplateNode PixverseTextToVideoNode PixverseImageToVideoNode PixverseTransitionVideoNode "
+        "TripoTextToModelNode TripoImageToModelNode TripoMultiviewToModelNode TripoTextureNode TripoRefineNode "
+        "TripoRigNode TripoRetargetNode TripoConversionNode VeoVideoGenerationNode Veo3VideoGenerationNode "
         "RecraftTextToImageNode RecraftImageToImageNode RecraftImageInpaintingNode RecraftTextToVectorNode "
-        "RecraftVectorizeImageNode RecraftRemoveBackgroundNode RecraftReplaceBackgroundNode RecraftCrispUpscaleNode "
-        "RecraftCreativeUpscaleNode RecraftStyleV3RealisticImage RecraftStyleV3DigitalIllustration "
-        "RecraftStyleV3LogoRaster RecraftStyleV3InfiniteStyleLibrary RecraftColorRGB RecraftControls "
-        "Rodin3D_Regular Rodin3D_Detail Rodin3D_Smooth Rodin3D_Sketch Rodin3D_Gen2 LumaReferenceNode "
-        "LumaConceptsNode LumaImageNode LumaImageModifyNode LumaVideoNode LumaImageToVideoNode "
-        "RunwayImageToVideoNodeGen3a RunwayImageToVideoNodeGen4 RunwayFirstLastFrameNode RunwayTextToImageNode "
-        "ByteDanceImageNode ByteDanceImageEditNode ByteDanceSeedreamNode ByteDanceTextToVideoNode "
-        "ByteDanceImageToVideoNode ByteDanceFirstLastFrameNode ByteDanceImageReferenceNode MinimaxTextToVideoNode "
-        "MinimaxImageToVideoNode MinimaxSubjectToVideoNode MinimaxHailuoVideoNode OpenAIDalle2 OpenAIDalle3 "
-        "OpenAIGPTImage1 OpenAIChatNode OpenAIInputFiles OpenAIChatConfig"
+        "RecraftVectorizeImageNode RecraftRemoveBackgroundNode RecraftReplaceBackgroundNode "
+        "RecraftCrispUpscaleNode RecraftCreativeUpscaleNode RecraftStyleV3RealisticImage "
+        "RecraftStyleV3DigitalIllustration RecraftStyleV3LogoRaster RecraftStyleV3InfiniteStyleLibrary "
+        "RecraftColorRGB RecraftControls Rodin3D_Regular Rodin3D_Detail Rodin3D_Smooth Rodin3D_Sketch "
+        "Rodin3D_Gen2 LumaReferenceNode LumaConceptsNode LumaImageNode LumaImageModifyNode LumaVideoNode "
+        "LumaImageToVideoNode RunwayImageToVideoNodeGen3a RunwayImageToVideoNodeGen4 RunwayFirstLastFrameNode "
+        "RunwayTextToImageNode ByteDanceImageNode ByteDanceSeedreamNode ByteDanceTextToVideoNode "
+        "ByteDanceImageToVideoNode ByteDanceFirstLastFrameNode ByteDanceImageReferenceNode "
+        "MinimaxTextToVideoNode MinimaxImageToVideoNode MinimaxHailuoVideoNode OpenAIDalle2 OpenAIDalle3 "
+        "OpenAIGPTImage1 OpenAIChatNode OpenAIInputFiles OpenAIChatConfig LoadMediaPipeFaceLandmarker "
+        "MediaPipeFaceLandmarker MediaPipeFaceMeshVisualize MediaPipeFaceMask ClaudeNode BeebleSwitchXVideoEdit "
+        "BeebleSwitchXImageEdit FluxKontextProImageNode FluxKontextMaxImageNode FluxEraseNode FluxVTONode "
+        "Flux2ProImageNode Flux2MaxImageNode Flux2ImageNode Flux3TextToVideoNode Flux3ImageToVideoNode "
+        "Flux3VideoContinuationNode FluxVideoUpscaleNode BriaImageEditNode BriaRemoveImageBackground BriaGenFill "
+        "BriaEraser BriaExpandImage BriaIncreaseResolution BriaRemoveVideoBackground BriaVideoGreenScreen "
+        "BriaVideoReplaceBackground BriaTransparentVideoBackground ByteDanceSeedreamNodeV2 "
+        "ByteDanceSeedreamNodeV3 ByteDanceSeedreamLayerSeparationNode ByteDance2TextToVideoNode "
+        "ByteDance2FirstLastFrameNode ByteDance2ReferenceNode ByteDance2ReferenceNodeV2 "
+        "ByteDanceCreateImageAsset ByteDanceCreateVideoAsset ByteDanceSeedAudio ByteDanceVideoEnhanceNode "
+        "ByteDanceSeedNode ElevenLabsSpeechToText ElevenLabsVoiceSelector ElevenLabsTextToSpeech "
+        "ElevenLabsAudioIsolation ElevenLabsTextToSoundEffects ElevenLabsInstantVoiceClone "
+        "ElevenLabsSpeechToSpeech ElevenLabsTextToDialogue FishAudioVoiceSelector FishAudioTextToSpeech "
+        "FishAudioSpeechToText FishAudioInstantVoiceClone GeminiNodeV2 GeminiImage2Node GeminiNanoBanana2 "
+        "GeminiNanoBanana2V2 GeminiVideoOmni GrokImageNode GrokImageEditNode GrokImageEditNodeV2 GrokVideoNode "
+        "GrokVideoReferenceNode GrokVideoEditNode GrokVideoExtendNode HeyGenTalkingPhotoNode "
+        "HeyGenAvatarVideoNode HeyGenCreateAvatarNode HeyGenVideoTranslateNode HeyGenTextToSpeechNode "
+        "HitPawGeneralImageEnhance HitPawVideoEnhance TencentTextToModelNode TencentImageToModelNode "
+        "TencentModelTo3DUVNode Tencent3DTextureEditNode Tencent3DPartNode TencentSmartTopologyNode IdeogramV4 "
+        "IdeogramPImage KlingOmniProTextToVideoNode KlingOmniProFirstLastFrameNode KlingOmniProImageToVideoNode "
+        "KlingOmniProVideoToVideoNode KlingOmniProEditVideoNode KlingOmniProImageNode KlingTextToVideoWithAudio "
+        "KlingImageToVideoWithAudio KlingMotionControl KlingVideoNode KlingFirstLastFrameNode KlingAvatarNode "
+        "Krea2ImageNode Krea2StyleReferenceNode LtxvApiTextToVideo LtxvApiImageToVideo LtxApi25TextToVideo "
+        "LtxApi25ImageToVideo LtxApi25AudioToVideo LumaImageNode2 LumaImageEditNode2 LumaRay32TextToVideoNode "
+        "LumaRay32ImageToVideoNode LumaRay32KeyframeNode LumaRay32KeyframesToVideoNode LumaRay32VideoEditNode "
+        "LumaRay32VideoReframeNode LumaRay32ExtendVideoNode MagnificImageUpscalerCreativeNode "
+        "MagnificImageUpscalerPreciseV2Node MagnificImageStyleTransferNode MagnificImageRelightNode "
+        "MagnificImageSkinEnhancerNode MeshyTextToModelNode MeshyRefineNode MeshyImageToModelNode "
+        "MeshyMultiImageToModelNode MeshyRigModelNode MeshyAnimateModelNode MeshyTextureNode "
+        "MinimaxHailuo03TextToVideoNode MinimaxHailuo03FirstLastFrameNode MinimaxHailuo03ReferenceNode "
+        "MinimaxHailuo03ContextIRNode MinimaxHailuo03RegenerateNode OpenAIGPTImageNodeV2 OpenRouterLLMNode "
+        "QuiverTextToSVGNode QuiverImageToSVGNode QwenImageTextToImageApi QwenImageEditApi "
+        "RecraftCreateStyleNode RecraftV4TextToImageNode RecraftV4TextToVectorNode ReveImageCreateNode "
+        "ReveImageEditNode ReveImageRemixNode Rodin3D_Gen25_Image Rodin3D_Gen25_Text "
+        "RunwayAleph2VideoToVideoNode RunwayAleph2KeyframeNode RunwayAleph2PromptImageNode SoniloVideoToMusic "
+        "SoniloTextToMusic SyncLipSyncNode SyncTalkingImageNode TopazImageEnhance TopazImageEnhanceV2 "
+        "TopazVideoEnhance TopazVideoEnhanceV2 TripoP1TextToModelNode TripoP1ImageToModelNode "
+        "TripoP1MultiviewToModelNode TripoImportModelNode Veo3FirstLastFrameNode Vidu2TextToVideoNode "
+        "Vidu2ImageToVideoNode Vidu2ReferenceVideoNode Vidu2StartEndToVideoNode ViduExtendVideoNode "
+        "ViduMultiFrameVideoNode Vidu3TextToVideoNode Vidu3ImageToVideoNode Vidu3StartEndToVideoNode "
+        "WanReferenceVideoApi Wan2TextToVideoApi Wan2ImageToVideoApi Wan2VideoContinuationApi Wan2VideoEditApi "
+        "Wan2ReferenceVideoApi HappyHorseTextToVideoApi HappyHorseImageToVideoApi HappyHorseVideoEditApi "
+        "HappyHorseReferenceVideoApi WavespeedFlashVSRNode WavespeedImageUpscaleNode"
     ),
     "audio is not supported": (
         "TextEncodeAceStepAudio EmptyAceStepLatentAudio EmptyLatentAudio VAEEncodeAudio VAEDecodeAudio SaveAudio "
         "SaveAudioMP3 SaveAudioOpus LoadAudio PreviewAudio ConditioningStableAudio RecordAudio TrimAudioDuration "
         "SplitAudioChannels AudioConcat AudioMerge AudioAdjustVolume EmptyAudio AudioEncoderLoader "
-        "AudioEncoderEncode"
+        "AudioEncoderEncode VAEDecodeAudioTiled SaveAudioAdvanced JoinAudioChannels AudioEqualizer3Band "
+        "LTXVAudioVAELoader LTXVAudioVAEEncode LTXVAudioVAEDecode LTXVEmptyLatentAudio LTXAVTextEncoderLoader "
+        "MiniMaxMusic3TextEncode EmptyMiniMaxMusic3LatentAudio TextEncodeAceStepAudio1.5 "
+        "EmptyAceStep1.5LatentAudio ReferenceTimbreAudio"
     ),
-    "video models and video files are not supported": (
+    VIDEO: (
         "WanCameraEmbedding ContextWindowsManual WanContextWindowsManual EmptyCosmosLatentVideo "
         "CosmosImageToVideoLatent CosmosPredict2ImageToVideoLatent CLIPTextEncodeHunyuanDiT "
         "TextEncodeHunyuanVideo_ImageToVideo EmptyHunyuanLatentVideo HunyuanImageToVideo EmptyHunyuanImageLatent "
-        "HunyuanRefinerLatent EmptyLTXVLatentVideo LTXVImgToVideo ModelSamplingLTXV LTXVConditioning LTXVScheduler "
-        "LTXVAddGuide LTXVPreprocess LTXVCropGuides EmptyMochiLatentVideo SaveWEBM SaveVideo CreateVideo "
-        "GetVideoComponents LoadVideo ImageOnlyCheckpointLoader SVD_img2vid_Conditioning VideoLinearCFGGuidance "
-        "VideoTriangleCFGGuidance ImageOnlyCheckpointSave ConditioningSetAreaPercentageVideo WanTrackToVideo "
-        "WanImageToVideo WanFunControlToVideo Wan22FunControlToVideo WanFunInpaintToVideo WanFirstLastFrameToVideo "
-        "WanVaceToVideo TrimVideoLatent WanCameraImageToVideo WanPhantomSubjectToVideo WanSoundImageToVideo "
-        "WanSoundImageToVideoExtend WanHuMoImageToVideo WanAnimateToVideo Wan22ImageToVideoLatent"
+        "HunyuanRefinerLatent EmptyLTXVLatentVideo LTXVImgToVideo ModelSamplingLTXV LTXVConditioning "
+        "LTXVScheduler LTXVAddGuide LTXVPreprocess LTXVCropGuides EmptyMochiLatentVideo SaveWEBM SaveVideo "
+        "CreateVideo GetVideoComponents LoadVideo ImageOnlyCheckpointLoader SVD_img2vid_Conditioning "
+        "VideoLinearCFGGuidance VideoTriangleCFGGuidance ImageOnlyCheckpointSave "
+        "ConditioningSetAreaPercentageVideo WanTrackToVideo WanImageToVideo WanFunControlToVideo "
+        "Wan22FunControlToVideo WanFunInpaintToVideo WanFirstLastFrameToVideo WanVaceToVideo TrimVideoLatent "
+        "WanCameraImageToVideo WanPhantomSubjectToVideo WanSoundImageToVideo WanSoundImageToVideoExtend "
+        "WanHuMoImageToVideo WanAnimateToVideo Wan22ImageToVideoLatent EmptyHunyuanVideo15Latent "
+        "HunyuanVideo15ImageToVideo HunyuanVideo15SuperResolution HunyuanVideo15LatentUpscaleWithModel "
+        "LatentUpscaleModelLoader LTXVLatentUpsampler EmptyMiniMaxH3LatentAV MiniMaxH3ImageToVideo "
+        "MiniMaxH3AddGuide MiniMaxH3ReferenceToVideo MiniMaxH3SigmaShift LTXVImgToVideoInplace "
+        "GetICLoRAParameters LTXVConcatAVLatent LTXVSeparateAVLatent LTXVReferenceAudio LTXVDualCFGGuider "
+        "LTXVModalityGuidance LTXVSpatioTemporalGuidance LTXVDurationPredictor WanAnimate2ToVideo "
+        "WanAnimate2Cache WanInfiniteTalkToVideo SeedVR2Conditioning SeedVR2Preprocess SeedVR2PostProcessing "
+        "SeedVR2TemporalChunk SeedVR2TemporalMerge LTXVContextWindows wanBlockSwap Kandinsky5ImageToVideo "
+        "NormalizeVideoLatentStart CLIPTextEncodeKandinsky5 WanMoveTrackToVideo WanMoveTracksFromCoords "
+        "WanMoveConcatTrack WanMoveVisualizeTracks GenerateTracks EmptyARVideoLatent SamplerARVideo ARVideoI2V "
+        "FrameInterpolationModelLoader FrameInterpolate WanSCAILToVideo SCAIL2ColoredMask OpticalFlowLoader "
+        "VOIDQuadmaskPreprocess VOIDInpaintConditioning VOIDWarpedNoise VOIDWarpedNoiseSource VOIDSampler "
+        "WanDancerVideo WanDancerEncodeAudio WanDancerPadKeyframes WanDancerPadKeyframesList"
     ),
     "3D models are not supported": (
         "EmptyLatentHunyuan3Dv2 Hunyuan3Dv2Conditioning Hunyuan3Dv2ConditioningMultiView VAEDecodeHunyuan3D "
-        "VoxelToMeshBasic VoxelToMesh SaveGLB Load3D Load3DAnimation Preview3D Preview3DAnimation "
-        "StableZero123_Conditioning StableZero123_Conditioning_Batched SV3D_Conditioning"
+        "VoxelToMeshBasic VoxelToMesh SaveGLB Load3D Preview3D StableZero123_Conditioning "
+        "StableZero123_Conditioning_Batched SV3D_Conditioning Load3DAdvanced Preview3DAdvanced "
+        "PreviewGaussianSplat PreviewPointCloud Trellis2Conditioning Pixal3DConditioning Trellis2ShapeStage "
+        "EmptyTrellis2LatentStructure Trellis2TextureStage VaeDecodeTextureTrellis VaeDecodeShapeTrellis "
+        "VaeDecodeStructureTrellis2 Trellis2UpsampleStage FillHoles WeldVertices DecimateMesh RemeshMesh "
+        "UnwrapMesh RenderUVAtlas PaintMesh BakeTextureFromVoxel MeshTextureToImage ApplyTextureToMesh "
+        "BakeNormalMapFromMesh BakeAmbientOcclusion RenderMesh MeshSmoothNormals MeshToFile3D RotateMesh "
+        "MergeMeshes GetMeshInfo Save3DAdvanced SaveGaussianSplat SavePointCloud SplatToFile3D File3DToSplat "
+        "RenderSplat CreateCameraInfo TransformSplat GetSplatCount MergeSplat SplatToMesh "
+        "TripoSplatPreprocessImage TripoSplatConditioning VAEDecodeTripoSplat TripoSplatSamplingPreview"
     ),
     "it is for a model family other than Stable Diffusion 1, 2 and XL": (
         "EmptyChromaRadianceLatentImage ChromaRadianceOptions ReferenceLatent CLIPTextEncodeFlux FluxGuidance "
         "FluxDisableGuidance FluxKontextImageScale FluxKontextMultiReferenceLatentMethod QuadrupleCLIPLoader "
         "CLIPTextEncodeHiDream LotusConditioning CLIPTextEncodeLumina2 RenormCFG ModelPatchLoader "
         "QwenImageDiffsynthControlnet USOStyleReference OptimalStepsScheduler CLIPTextEncodePixArtAlpha "
-        "TextEncodeQwenImageEdit TextEncodeQwenImageEditPlus TripleCLIPLoader EmptySD3LatentImage CLIPTextEncodeSD3 "
-        "SkipLayerGuidanceSD3 SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple StableCascade_EmptyLatentImage "
-        "StableCascade_StageB_Conditioning StableCascade_StageC_VAEEncode StableCascade_SuperResolutionControlnet "
-        "T5TokenizerOptions ModelSamplingStableCascade ModelSamplingSD3 ModelSamplingAuraFlow ModelSamplingFlux "
-        "UNetTemporalAttentionMultiply"
+        "TextEncodeQwenImageEdit TextEncodeQwenImageEditPlus TripleCLIPLoader EmptySD3LatentImage "
+        "CLIPTextEncodeSD3 SkipLayerGuidanceSD3 SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple "
+        "StableCascade_EmptyLatentImage StableCascade_StageB_Conditioning StableCascade_StageC_VAEEncode "
+        "StableCascade_SuperResolutionControlnet T5TokenizerOptions ModelSamplingStableCascade ModelSamplingSD3 "
+        "ModelSamplingAuraFlow ModelSamplingFlux UNetTemporalAttentionMultiply ModelNoiseScale "
+        "Ideogram4Scheduler EmptyFlux2LatentImage Flux2Scheduler FluxKVCache BerniniConditioning "
+        "EmptyQwenImageLayeredLatentImage TextEncodeMageFlowEdit TextEncodeJoyImageEdit TextEncodeBooguEdit "
+        "PiDConditioning ZImageFunControlnet WanUni3CControlnetApply SUPIRApply AnimaLLLiteApply ScaleROPE "
+        "TextEncodeZImageOmni EmptyHiDreamO1LatentImage HiDreamO1ReferenceImages HiDreamO1PatchSeamSmoothing"
     ),
     "CLIP vision, style models and unCLIP are not supported": (
         "CLIPVisionEncode StyleModelApply unCLIPConditioning StyleModelLoader CLIPVisionLoader unCLIPCheckpointLoader"
@@ -80,10 +144,10 @@ _BY_REASON: Mapping[str, str] = {
     "hypernetworks are not supported": ("HypernetworkLoader"),
     "patches that reach into attention are not supported": (
         "PerturbedAttentionGuidance SelfAttentionGuidance HyperTile TomePatchModel UNetSelfAttentionMultiply "
-        "UNetCrossAttentionMultiply CLIPAttentionMultiply"
+        "UNetCrossAttentionMultiply CLIPAttentionMultiply NAGuidance"
     ),
     "patches that change how the network itself runs are not supported": (
-        "PatchModelAddDownscale EasyCache LazyCache TorchCompileModel ModelComputeDtype"
+        "PatchModelAddDownscale EasyCache LazyCache TorchCompileModel ModelComputeDtype ModelAttentionBackend"
     ),
     "weights and conditionings that change by hooks are not supported": (
         "CreateHookLora CreateHookLoraModelOnly CreateHookModelAsLora CreateHookModelAsLoraModelOnly "
@@ -97,11 +161,18 @@ _BY_REASON: Mapping[str, str] = {
         "CLIPMergeSubtract CLIPMergeAdd CLIPSave VAESave ModelSave ModelMergeSD1 ModelMergeSD2 ModelMergeSDXL "
         "ModelMergeSD3_2B ModelMergeAuraflow ModelMergeFlux1 ModelMergeSD35_Large ModelMergeMochiPreview "
         "ModelMergeLTXV ModelMergeCosmos7B ModelMergeCosmos14B ModelMergeWAN2_1 ModelMergeCosmosPredict2_2B "
-        "ModelMergeCosmosPredict2_14B ModelMergeQwenImage LoraSave"
+        "ModelMergeCosmosPredict2_14B ModelMergeQwenImage LoraSave ModelMergeKrea2"
     ),
     "training is not supported": (
-        "TrainLoraNode SaveLoRANode LoraModelLoader LoadImageSetFromFolderNode LoadImageTextSetFromFolderNode "
-        "LossGraphNode"
+        "TrainLoraNode LoraModelLoader LossGraphNode SaveLoRA LoadImageDataSetFromFolder "
+        "LoadImageTextDataSetFromFolder SaveImageDataSetToFolder SaveImageTextDataSetToFolder "
+        "LoadVideoDataSetFromFolder LoadVideoTextDataSetFromFolder ResizeImagesByShorterEdge "
+        "ResizeImagesByLongerEdge CenterCropImages RandomCropImages NormalizeImages AdjustBrightness "
+        "AdjustContrast ShuffleDataset ShuffleImageTextDataset VideoFrameSample VideoTemporalCrop "
+        "VideoRandomTemporalCrop ShuffleVideoDataset ShuffleVideoTextDataset TextToLowercase TextToUppercase "
+        "TruncateText AddTextPrefix AddTextSuffix ReplaceText StripWhitespace ImageDeduplication ImageGrid "
+        "MergeImageLists MergeTextLists MakeTrainingDataset SaveTrainingDataset LoadTrainingDataset "
+        "ResolutionBucket"
     ),
     "PhotoMaker is not supported": ("PhotoMakerLoader PhotoMakerEncode"),
     "the model that upscales latents four times is not supported": ("SD_4XUpscale_Conditioning"),
@@ -111,9 +182,22 @@ _BY_REASON: Mapping[str, str] = {
     ),
     "ComfyUI deprecates it; use PerpNegGuider": ("PerpNeg"),
     "vector images are not supported": ("SaveSVGNode"),
+    "it came after ComfyUI 0.3.64 and is not written yet; a pool that is a ComfyUI has it": (
+        "ConditioningMultiply ColorTransfer CFGOverride DualModelGuider ImageCropToMask CreateBoundingBoxes "
+        "BuildJsonPromptIdeogram TemporalScoreRescaling MultiGPU_WorkUnits SelectModelDevice SelectCLIPDevice "
+        "SelectVAEDevice GLSLShader LoraLoaderBypass LoraLoaderBypassModelOnly ImageCompositor AddLayer "
+        "LayersFromBoundingBoxes CurveEditor ImageHistogram"
+    ),
+    "language models are not supported": ("TextGenerate TextGenerateLTX2Prompt"),
+    "models that find, cut out or measure what is in an image are not supported": (
+        "SDPoseKeypointExtractor SDPoseDrawKeypoints SDPoseFaceBBoxes CropByBBoxes LoadBackgroundRemovalModel "
+        "RemoveBackground RTDETR_detect DrawBBoxes SAM3_Detect SAM3_VideoTrack SAM3_TrackPreview "
+        "SAM3_TrackToMask LoadMoGeModel MoGeInference MoGePanoramaInference MoGeRender MoGePointMapToMesh "
+        "MoGeGeometryToFOV LoadDA3Model DA3Inference DA3Render DA3GeometryToMesh"
+    ),
 }
 
 UNSUPPORTED: Mapping[str, str] = {
     class_type: reason for reason, class_types in _BY_REASON.items() for class_type in class_types.split()
-}
+} | {"Video Slice": VIDEO}
 """Why there is no such class, in words that end a sentence, by its name."""

@@ -22,6 +22,7 @@ from serve_app.values import (
     EpsilonScaling,
     FrequencyScaling,
     Mahiro,
+    NoiseNorm,
     OperatedGuidance,
     RescaleCfg,
     TangentialDamping,
@@ -53,7 +54,7 @@ class GuidancePatches:
     def __init__(self, patches: Iterable[Any] = ()) -> None:
         patches = tuple(patches)
         self._before = [_BEFORE[type(patch)](patch) for patch in patches if type(patch) in _BEFORE]
-        self._instead = [patch for patch in patches if isinstance(patch, RescaleCfg)]
+        self._instead = [(_INSTEAD[type(patch)], patch) for patch in patches if type(patch) in _INSTEAD]
         self._after = [(_AFTER[type(patch)], patch) for patch in patches if type(patch) in _AFTER]
 
     def before(self, guided: Guided) -> Guided:
@@ -64,8 +65,10 @@ class GuidancePatches:
 
     def combined(self, guided: Guided) -> Tensor:
         """Return denoised; of several patches that combine the branches the last one does."""
-        denoised = rescaled(self._instead[-1], guided) if self._instead else guided.plain()
-        return self.after(guided, denoised)
+        if not self._instead:
+            return self.after(guided, guided.plain())
+        combine, patch = self._instead[-1]
+        return self.after(guided, combine(patch, guided))
 
     def after(self, guided: Guided, denoised: Tensor) -> Tensor:
         """Return denoised as the patches after guidance leave it."""
@@ -92,6 +95,14 @@ def rescaled(patch: RescaleCfg, guided: Guided) -> Tensor:
     ratio = cond.std(dim=IMAGE, keepdim=True) / v.std(dim=IMAGE, keepdim=True)
     v = v * (ratio * patch.multiplier + (1 - patch.multiplier))
     return kept - v * (sigma / root)
+
+
+def noise_normed(patch: NoiseNorm, guided: Guided) -> Tensor:
+    """Scale the guided noise, in each cell, to the length of cond's. Source: Lens's pipeline, as ComfyUI has it."""
+    noise = guided.x - guided.plain()
+    lengths, cond = (noise.norm(dim=1, keepdim=True), (guided.x - guided.cond).norm(dim=1, keepdim=True))
+    ratio = torch.where(lengths > 0, cond / lengths.clamp(min=1e-12), 1.0)
+    return guided.x - noise * (1 + (ratio - 1) * patch.strength)
 
 
 def damped(_patch: TangentialDamping) -> Callable[[Guided], Guided]:
@@ -206,6 +217,7 @@ _BEFORE: dict[type, Callable[[Any], Callable[[Guided], Guided]]] = {
     FrequencyScaling: scaled_by_frequency,
     OperatedGuidance: operated,
 }
+_INSTEAD: dict[type, Callable[[Any, Guided], Tensor]] = {RescaleCfg: rescaled, NoiseNorm: noise_normed}
 _AFTER: dict[type, Callable[[Any, Guided, Tensor], Tensor]] = {
     CfgZeroStar: zero_star,
     CfgNorm: normed,

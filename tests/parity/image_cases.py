@@ -42,8 +42,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rgb": ("ImageYUVToRGB", {"Y": SMALL, "U": (2, 13, 17, 4), "V": (2, 13, 17, 1)}),
     "total pixels": (
         "ImageScaleToTotalPixels",
-        {"image": (1, 143, 87, 3), "upscale_method": "nearest-exact", "megapixels": 0.01},
+        {"image": (1, 143, 87, 3), "upscale_method": "nearest-exact", "megapixels": 0.01, "resolution_steps": 1},
     ),
+    "total pixels in steps": (
+        "ImageScaleToTotalPixels",
+        {"image": (1, 143, 87, 3), "upscale_method": "area", "megapixels": 0.013, "resolution_steps": 16},
+    ),
+    "from the end of the batch": ("ImageFromBatch", {"image": (4, 3, 5, 3), "batch_index": -2, "length": 9}),
+    "before the batch": ("ImageFromBatch", {"image": (4, 3, 5, 3), "batch_index": -7, "length": 2}),
     "crop": ("ImageCrop", {"image": SMALL, "width": 7, "height": 5, "x": 3, "y": 4}),
     "crop over the edge": ("ImageCrop", {"image": SMALL, "width": 70, "height": 5, "x": 30, "y": 11}),
     "outpaint": (

@@ -1,19 +1,15 @@
 """The nodes of conditioning, custom sampling, guiders and model patches give ComfyUI's values on mini15.
 
-golden/custom.npz holds what ComfyUI's own nodes make of the workflows in `custom_cases`, by `beside.theirs`; the others
+golden/custom.npz holds what ComfyUI's own nodes make of the workflows in `custom_cases`, by `make_figures`; the others
 are figures of mini15.npz.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
-from serve_app.nodes.registry import BUILTIN, DISPLAY_NAMES
 from tests.parity.beside import ours, relative_error
 from tests.parity.cases import MINI15, Case, sampled
 from tests.parity.checkpoints import models_dir
@@ -23,8 +19,6 @@ from tests.parity.stack import Stack
 
 CUSTOM_FIGURES = dict(np.load(GOLDEN / "custom.npz"))
 MINI15_FIGURES = Figures("mini15")
-DECLARED = json.loads((GOLDEN / "nodes_custom.json").read_text())
-OPTIONS = ("default", "min", "max", "step", "round", "multiline", "dynamicPrompts", "control_after_generate")
 
 
 class MiddleMask:
@@ -96,23 +90,3 @@ async def test_a_positive_made_of_several_gives_comfyuis_latents(stack, figure):
     seed, nodes = figure()
     case = Case({**MINI15, **nodes, "k": sampled("euler", "karras", seed, positive=["c", 0])})
     MINI15_FIGURES.assert_agrees(await ours(stack, case), figure.__name__)
-
-
-def inputs_of(node_class):
-    for section in ("required", "optional"):
-        for name, (kind, *rest) in node_class.INPUT_TYPES().get(section, {}).items():
-            options = dict(rest[0]) if rest else {}
-            kind = options.pop("options") if kind == "COMBO" else kind
-            yield [section, name, kind, {option: options[option] for option in OPTIONS if option in options}]
-
-
-@pytest.mark.parametrize("name", DECLARED)
-def test_a_node_declares_what_comfyuis_does(name):
-    declared: Any = BUILTIN[name]
-    theirs = DECLARED[name]
-    assert list(inputs_of(declared)) == theirs["inputs"]
-    assert list(declared.RETURN_TYPES) == theirs["output"]
-    assert list(getattr(declared, "RETURN_NAMES", declared.RETURN_TYPES)) == theirs["output_name"]
-    assert theirs["category"] == declared.CATEGORY
-    assert getattr(declared, "EXPERIMENTAL", False) == theirs["experimental"]
-    assert DISPLAY_NAMES.get(name, name) == theirs["display_name"]

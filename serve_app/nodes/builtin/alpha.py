@@ -61,7 +61,7 @@ class PorterDuffImageComposite:
 
     RETURN_TYPES = ("IMAGE", "MASK")
     FUNCTION = "composite"
-    CATEGORY = "mask/compositing"
+    CATEGORY = "image/compositing"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class SplitImageWithAlpha:
 
     RETURN_TYPES = ("IMAGE", "MASK")
     FUNCTION = "split_image_with_alpha"
-    CATEGORY = "mask/compositing"
+    CATEGORY = "image/compositing"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class JoinImageWithAlpha:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "join_image_with_alpha"
-    CATEGORY = "mask/compositing"
+    CATEGORY = "image/compositing"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -25,11 +25,13 @@ HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "store": "STORE"
 class SaveAnimatedWEBP:
     """Images to an animated WebP file that carries its workflow."""
 
-    RETURN_TYPES = ()
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("images",)
     FUNCTION = "save_images"
     OUTPUT_NODE = True
     INPUT_IS_LIST = True
-    CATEGORY = "image/animation"
+    OUTPUT_IS_LIST = (True,)
+    CATEGORY = "image"
 
     methods: Mapping[str, int] = {"default": 4, "fastest": 0, "slowest": 6}
 
@@ -38,7 +40,7 @@ class SaveAnimatedWEBP:
         return {
             "required": {
                 "images": ("IMAGE",),
-                "filename_prefix": ("STRING", {"default": "ComfyUI"}),
+                "filename_prefix": ("STRING", {"default": "ComfyUI", "multiline": False}),
                 "fps": FPS,
                 "lossless": ("BOOLEAN", {"default": True}),
                 "quality": ("INT", {"default": 80, "min": 0, "max": 100}),
@@ -74,24 +76,27 @@ class SaveAnimatedWEBP:
             )
             files.append((_at(filename_prefix, i), frames, webp))
         saved = await save_together(store[0], "output", ".webp", files)
-        return {"ui": {"images": saved, "animated": (any(len(frames) > 1 for frames in images),)}}
+        animated = any(len(frames) > 1 for frames in images)
+        return {"ui": {"images": saved, "animated": (animated,)}, "result": (images,)}
 
 
 class SaveAnimatedPNG:
     """Images to an animated PNG file that carries its workflow."""
 
-    RETURN_TYPES = ()
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("images",)
     FUNCTION = "save_images"
     OUTPUT_NODE = True
     INPUT_IS_LIST = True
-    CATEGORY = "image/animation"
+    OUTPUT_IS_LIST = (True,)
+    CATEGORY = "image"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
                 "images": ("IMAGE",),
-                "filename_prefix": ("STRING", {"default": "ComfyUI"}),
+                "filename_prefix": ("STRING", {"default": "ComfyUI", "multiline": False}),
                 "fps": FPS,
                 "compress_level": ("INT", {"default": 4, "min": 0, "max": 9}),
             },
@@ -120,7 +125,8 @@ class SaveAnimatedPNG:
                 compress_level=_at(compress_level, i),
             )
             files.append((_at(filename_prefix, i), frames, png))
-        return {"ui": {"images": await save_together(store[0], "output", ".png", files), "animated": (True,)}}
+        saved = await save_together(store[0], "output", ".png", files)
+        return {"ui": {"images": saved, "animated": (True,)}, "result": (images,)}
 
 
 def _at(values: list[T], index: int) -> T:
@@ -132,4 +138,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "SaveAnimatedPNG": SaveAnimatedPNG,
 }
 
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "SaveAnimatedWEBP": "Save Animated WEBP",
+    "SaveAnimatedPNG": "Save Animated PNG",
+}

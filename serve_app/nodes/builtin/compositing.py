@@ -45,7 +45,7 @@ class LatentComposite:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "composite"
-    CATEGORY = "latent"
+    CATEGORY = "model/latent"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class LatentCompositeMasked:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "composite"
-    CATEGORY = "latent"
+    CATEGORY = "model/latent"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class ImageCompositeMasked:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "composite"
-    CATEGORY = "image"
+    CATEGORY = "image/compositing"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -157,4 +157,8 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "ImageCompositeMasked": ImageCompositeMasked,
 }
 
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {"LatentComposite": "Latent Composite"}
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "LatentComposite": "Latent Composite",
+    "LatentCompositeMasked": "Latent Composite Masked",
+    "ImageCompositeMasked": "Image Composite Masked",
+}

@@ -20,7 +20,7 @@ class CLIPTextEncode:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "encode"
-    CATEGORY = "conditioning"
+    CATEGORY = "model/conditioning"
     DESCRIPTION = "Encodes a text prompt into conditioning that guides the diffusion model."
 
     @classmethod
@@ -43,7 +43,7 @@ class CLIPSetLastLayer:
 
     RETURN_TYPES = ("CLIP",)
     FUNCTION = "set_last_layer"
-    CATEGORY = "conditioning"
+    CATEGORY = "model/conditioning"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class ConditioningCombine:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "combine"
-    CATEGORY = "conditioning"
+    CATEGORY = "model/conditioning/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class ConditioningAverage:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "addWeighted"
-    CATEGORY = "conditioning"
+    CATEGORY = "model/conditioning/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class ConditioningConcat:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "concat"
-    CATEGORY = "conditioning"
+    CATEGORY = "model/conditioning/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class ConditioningZeroOut:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "zero_out"
-    CATEGORY = "advanced/conditioning"
+    CATEGORY = "model/conditioning/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -186,7 +186,9 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "CLIPTextEncode": "CLIP Text Encode (Prompt)",
     "CLIPSetLastLayer": "CLIP Set Last Layer",
+    "ConditioningAverage": "Conditioning (Average)",
     "ConditioningCombine": "Conditioning (Combine)",
     "ConditioningConcat": "Conditioning (Concat)",
+    "ConditioningZeroOut": "Conditioning Zero Out",
     "ConditioningSetDefaultCombine": "Cond Set Default Combine",
 }

@@ -18,7 +18,7 @@ class InstructPixToPixConditioning:
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
     RETURN_NAMES = ("positive", "negative", "latent")
     FUNCTION = "encode"
-    CATEGORY = "conditioning/instructpix2pix"
+    CATEGORY = "model/conditioning/instructpix2pix"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class ConditioningSetArea:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "append"
-    CATEGORY = "conditioning"
+    CATEGORY = "model/conditioning/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class ConditioningSetAreaPercentage:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "append"
-    CATEGORY = "conditioning"
+    CATEGORY = "model/conditioning/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class ConditioningSetAreaStrength:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "append"
-    CATEGORY = "conditioning"
+    CATEGORY = "model/conditioning/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class ConditioningSetMask:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "append"
-    CATEGORY = "conditioning"
+    CATEGORY = "model/conditioning/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class ConditioningSetTimestepRange:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "set_range"
-    CATEGORY = "advanced/conditioning"
+    CATEGORY = "model/conditioning/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -159,5 +159,6 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "ConditioningSetArea": "Conditioning (Set Area)",
     "ConditioningSetAreaPercentage": "Conditioning (Set Area with Percentage)",
+    "ConditioningSetAreaStrength": "Conditioning (Set Area Strength)",
     "ConditioningSetMask": "Conditioning (Set Mask)",
 }

@@ -23,7 +23,7 @@ class CLIPTextEncodeSDXL:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "encode"
-    CATEGORY = "advanced/conditioning"
+    CATEGORY = "model/conditioning/stable diffusion"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class CLIPTextEncodeSDXLRefiner:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "encode"
-    CATEGORY = "advanced/conditioning"
+    CATEGORY = "model/conditioning/stable diffusion"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -103,4 +103,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "CLIPTextEncodeSDXL": CLIPTextEncodeSDXL,
 }
 
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "CLIPTextEncodeSDXLRefiner": "CLIP Text Encode (SDXL Refiner)",
+    "CLIPTextEncodeSDXL": "CLIP Text Encode (SDXL)",
+}

@@ -36,7 +36,7 @@ class ControlNetLoader:
 
     RETURN_TYPES = ("CONTROL_NET",)
     FUNCTION = "load_controlnet"
-    CATEGORY = "loaders"
+    CATEGORY = "model/loaders"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class DiffControlNetLoader:
 
     RETURN_TYPES = ("CONTROL_NET",)
     FUNCTION = "load_controlnet"
-    CATEGORY = "loaders"
+    CATEGORY = "model/loaders"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class ControlNetApply:
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "apply_controlnet"
-    CATEGORY = "conditioning/controlnet"
+    CATEGORY = "model/conditioning/controlnet"
     DEPRECATED = True
 
     @classmethod
@@ -98,7 +98,7 @@ class ControlNetApplyAdvanced:
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("positive", "negative")
     FUNCTION = "apply_controlnet"
-    CATEGORY = "conditioning/controlnet"
+    CATEGORY = "model/conditioning/controlnet"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class SetUnionControlNetType:
 
     RETURN_TYPES = ("CONTROL_NET",)
     FUNCTION = "set_controlnet_type"
-    CATEGORY = "conditioning/controlnet"
+    CATEGORY = "model/conditioning/controlnet"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -246,9 +246,11 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "ControlNetApply": "Apply ControlNet (OLD)",
+    "ControlNetApply": "Apply ControlNet (DEPRECATED)",
     "ControlNetApplyAdvanced": "Apply ControlNet",
     "ControlNetLoader": "Load ControlNet Model",
     "DiffControlNetLoader": "Load ControlNet Model (diff)",
     "ControlNetApplySD3": "Apply Controlnet with VAE",
+    "SetUnionControlNetType": "Set Union ControlNet Type",
+    "ControlNetInpaintingAliMamaApply": "Apply ControlNet Inpainting (AliMama)",
 }

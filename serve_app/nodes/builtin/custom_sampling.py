@@ -19,7 +19,7 @@ class SamplerCustom:
     RETURN_TYPES = ("LATENT", "LATENT")
     RETURN_NAMES = ("output", "denoised_output")
     FUNCTION = "sample"
-    CATEGORY = "sampling/custom_sampling"
+    CATEGORY = "model/sampling/custom"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class SamplerCustomAdvanced:
     RETURN_TYPES = ("LATENT", "LATENT")
     RETURN_NAMES = ("output", "denoised_output")
     FUNCTION = "sample"
-    CATEGORY = "sampling/custom_sampling"
+    CATEGORY = "model/sampling/custom"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class RandomNoise:
 
     RETURN_TYPES = ("NOISE",)
     FUNCTION = "get_noise"
-    CATEGORY = "sampling/custom_sampling/noise"
+    CATEGORY = "model/sampling/noise"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class DisableNoise:
 
     RETURN_TYPES = ("NOISE",)
     FUNCTION = "get_noise"
-    CATEGORY = "sampling/custom_sampling/noise"
+    CATEGORY = "model/sampling/noise"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -133,7 +133,8 @@ class AddNoise:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "add_noise"
-    CATEGORY = "_for_testing/custom_sampling/noise"
+    CATEGORY = "model/sampling/noise"
+    EXPERIMENTAL = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

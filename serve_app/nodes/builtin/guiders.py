@@ -8,7 +8,7 @@ from typing import Any
 from serve_app.nodes.builtin.sampling import CFG
 from serve_app.values import Cfg, Conditioning, DualCfg, Guider, PerpNeg, Recipe
 
-CATEGORY = "sampling/custom_sampling/guiders"
+CATEGORY = "model/sampling/guiders"
 
 
 class BasicGuider:
@@ -84,7 +84,7 @@ class PerpNegGuider:
 
     RETURN_TYPES = ("GUIDER",)
     FUNCTION = "get_guider"
-    CATEGORY = "_for_testing"
+    CATEGORY = "experimental"
     EXPERIMENTAL = True
 
     @classmethod
@@ -120,4 +120,9 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "PerpNegGuider": PerpNegGuider,
 }
 
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "BasicGuider": "Basic Guider",
+    "CFGGuider": "CFG Guider",
+    "DualCFGGuider": "Dual CFG Guider",
+    "PerpNegGuider": "Perp-Neg Guider",
+}

@@ -109,10 +109,12 @@ class SaveImage:
     Takes its inputs as lists, so that all files of a node are saved at once: a retry then finds the same names.
     """
 
-    RETURN_TYPES = ()
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("images",)
     FUNCTION = "save_images"
     OUTPUT_NODE = True
     INPUT_IS_LIST = True
+    OUTPUT_IS_LIST = (True,)
     SKIPS_BLOCKED = True
     CATEGORY = "image"
     DESCRIPTION = "Saves the images to the output folder."
@@ -138,14 +140,14 @@ class SaveImage:
         store: list[Files],
         filename_prefix: list[str],
     ) -> dict[str, Any]:
-        """Store every image of every batch and show where."""
+        """Store every image of every batch, show where, and pass the batches on."""
         text = workflow_text(prompt, extra_pnginfo)
         files = []
         for i, batch in enumerate(images):
             prefix = filename_prefix[min(i, len(filename_prefix) - 1)]
             pngs = [await asyncio.to_thread(to_png, image, text, self.compress_level) for image in batch]
             files += [(prefix, batch, png) for png in pngs]
-        return {"ui": {"images": await save_together(store[0], self.area, ".png", files)}}
+        return {"ui": {"images": await save_together(store[0], self.area, ".png", files)}, "result": (images,)}
 
 
 class PreviewImage(SaveImage):
@@ -212,6 +214,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "EmptyImage": "Empty Image",
     "LoadImage": "Load Image",
     "LoadImageOutput": "Load Image (from Outputs)",
     "PreviewImage": "Preview Image",

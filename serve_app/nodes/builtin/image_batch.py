@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.builtin.match_size import resize
 from serve_app.nodes.size import allow
 
@@ -16,7 +17,8 @@ class ImageBatch:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "batch"
-    CATEGORY = "image"
+    CATEGORY = "image/batch"
+    DEPRECATED = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -58,14 +60,14 @@ class ImageFromBatch:
         return {
             "required": {
                 "image": ("IMAGE",),
-                "batch_index": ("INT", {"default": 0, "min": 0, "max": 4095}),
+                "batch_index": ("INT", {"default": 0, "min": -MAX_RESOLUTION, "max": MAX_RESOLUTION}),
                 "length": ("INT", {"default": 1, "min": 1, "max": 4096}),
             }
         }
 
     def frombatch(self, image: torch.Tensor, batch_index: int, length: int) -> tuple[torch.Tensor]:
-        """Return `length` images from the index on, as many as there are; beyond the end, the last one."""
-        first = min(batch_index, len(image) - 1)
+        """Return `length` images from the index on, below 0 from the end, as many as there are; at least one."""
+        first = max(0, min(batch_index if batch_index >= 0 else batch_index + len(image), len(image) - 1))
         return (image[first : first + length].clone(),)
 
 
@@ -74,7 +76,7 @@ class ImageInvert:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "invert"
-    CATEGORY = "image"
+    CATEGORY = "image/color"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -90,7 +92,7 @@ class ImageAddNoise:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "repeat"
-    CATEGORY = "image"
+    CATEGORY = "image/filters"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -132,7 +134,7 @@ class ImageRGBToYUV:
     RETURN_TYPES = ("IMAGE", "IMAGE", "IMAGE")
     RETURN_NAMES = ("Y", "U", "V")
     FUNCTION = "execute"
-    CATEGORY = "image/batch"
+    CATEGORY = "image/color"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -152,7 +154,7 @@ class ImageYUVToRGB:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "execute"
-    CATEGORY = "image/batch"
+    CATEGORY = "image/color"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -178,7 +180,12 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "ImageBatch": "Batch Images",
-    "ImageInvert": "Invert Image",
+    "ImageBatch": "Batch Images (DEPRECATED)",
+    "RepeatImageBatch": "Repeat Image Batch",
+    "ImageFromBatch": "Get Image from Batch",
+    "ImageInvert": "Invert Image Colors",
+    "ImageAddNoise": "Add Noise to Image",
     "GetImageSize": "Get Image Size",
+    "ImageRGBToYUV": "Image RGB to YUV",
+    "ImageYUVToRGB": "Image YUV to RGB",
 }

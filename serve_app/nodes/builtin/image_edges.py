@@ -30,7 +30,7 @@ class Canny:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "execute"
-    CATEGORY = "image/preprocessors"
+    CATEGORY = "image/filters"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -112,4 +112,6 @@ def _touching(weak: np.ndarray[Any, Any], strong: np.ndarray[Any, Any]) -> np.nd
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {"Canny": Canny}
 
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "Canny": "Detect Edges (Canny)",
+}

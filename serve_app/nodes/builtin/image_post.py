@@ -32,7 +32,7 @@ class ImageBlend:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "execute"
-    CATEGORY = "image/postprocessing"
+    CATEGORY = "image/filters"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class ImageBlur:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "execute"
-    CATEGORY = "image/postprocessing"
+    CATEGORY = "image/filters"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class ImageSharpen:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "execute"
-    CATEGORY = "image/postprocessing"
+    CATEGORY = "image/filters"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class ImageQuantize:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "execute"
-    CATEGORY = "image/postprocessing"
+    CATEGORY = "image/filters"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -176,8 +176,8 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "ImageBlend": "Image Blend",
-    "ImageBlur": "Image Blur",
-    "ImageSharpen": "Image Sharpen",
-    "ImageQuantize": "Image Quantize",
+    "ImageBlend": "Blend Images",
+    "ImageBlur": "Blur Image",
+    "ImageSharpen": "Sharpen Image",
+    "ImageQuantize": "Quantize Image",
 }

@@ -83,13 +83,17 @@ class ImageScaleToTotalPixels:
                 "image": ("IMAGE",),
                 "upscale_method": (IMAGE_METHODS,),
                 "megapixels": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 16.0, "step": 0.01}),
+                "resolution_steps": ("INT", {"default": 1, "min": 1, "max": 256}),
             }
         }
 
-    def upscale(self, image: torch.Tensor, upscale_method: str, megapixels: float) -> tuple[torch.Tensor]:
-        """Resize; a megapixel is 1024×1024."""
+    def upscale(
+        self, image: torch.Tensor, upscale_method: str, megapixels: float, resolution_steps: int = 1
+    ) -> tuple[torch.Tensor]:
+        """Resize to sides that are multiples of resolution_steps; a megapixel is 1024×1024."""
         height, width = image.shape[1:3]
-        return (_scaled(image, sqrt(int(megapixels * 1024 * 1024) / (width * height)), upscale_method),)
+        factor = sqrt(megapixels * 1024 * 1024 / (width * height))
+        return (_scaled(image, factor, upscale_method, resolution_steps),)
 
 
 class ImageScaleToMaxDimension:
@@ -119,8 +123,8 @@ class ImageScaleToMaxDimension:
         return (resize(image, new_width, new_height, upscale_method),)
 
 
-def _scaled(image: torch.Tensor, factor: float, method: str) -> torch.Tensor:
-    height, width = (max(1, round(side * factor)) for side in image.shape[1:3])
+def _scaled(image: torch.Tensor, factor: float, method: str, multiple: int = 1) -> torch.Tensor:
+    height, width = (max(1, round(side * factor / multiple)) * multiple for side in image.shape[1:3])
     return resize(image, width, height, method)
 
 
@@ -135,4 +139,5 @@ NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "ImageScale": "Upscale Image",
     "ImageScaleBy": "Upscale Image By",
     "ImageScaleToTotalPixels": "Scale Image to Total Pixels",
+    "ImageScaleToMaxDimension": "Scale Image to Max Dimension",
 }

@@ -29,6 +29,7 @@ class ImageCrop:
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "crop"
     CATEGORY = "image/transform"
+    DEPRECATED = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -181,7 +182,7 @@ class ImagePadForOutpaint:
 
     RETURN_TYPES = ("IMAGE", "MASK")
     FUNCTION = "expand_image"
-    CATEGORY = "image"
+    CATEGORY = "image/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -255,7 +256,10 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "ImageCrop": "Image Crop",
-    "ImageStitch": "Image Stitch",
+    "ImageCrop": "Crop Image (DEPRECATED)",
+    "ImageRotate": "Rotate Image",
+    "ImageFlip": "Flip Image",
+    "ImageStitch": "Stitch Images",
+    "ResizeAndPadImage": "Resize And Pad Image",
     "ImagePadForOutpaint": "Pad Image for Outpainting",
 }

@@ -21,7 +21,7 @@ class SetLatentNoiseMask:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "set_mask"
-    CATEGORY = "latent/inpaint"
+    CATEGORY = "model/latent"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class VAEEncodeForInpaint:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "encode"
-    CATEGORY = "latent/inpaint"
+    CATEGORY = "model/latent"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class InpaintModelConditioning:
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
     RETURN_NAMES = ("positive", "negative", "latent")
     FUNCTION = "encode"
-    CATEGORY = "conditioning/inpaint"
+    CATEGORY = "model/conditioning"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

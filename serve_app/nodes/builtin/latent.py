@@ -31,7 +31,7 @@ class EmptyLatentImage:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "generate"
-    CATEGORY = "latent"
+    CATEGORY = "model/latent"
     DESCRIPTION = "Makes a batch of empty latent images to be denoised by sampling."
 
     @classmethod
@@ -56,7 +56,7 @@ class LatentUpscale:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "upscale"
-    CATEGORY = "latent"
+    CATEGORY = "model/latent"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class LatentUpscaleBy:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "upscale"
-    CATEGORY = "latent"
+    CATEGORY = "model/latent"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class VAEDecode:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "decode"
-    CATEGORY = "latent"
+    CATEGORY = "model/latent"
     DESCRIPTION = "Decodes latent images into pixels."
 
     @classmethod
@@ -133,7 +133,7 @@ class VAEEncode:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "encode"
-    CATEGORY = "latent"
+    CATEGORY = "model/latent"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -147,10 +147,11 @@ class VAEEncode:
 class SaveLatent:
     """Latents to a .latent file: safetensors with ComfyUI's two keys."""
 
-    RETURN_TYPES = ()
+    RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("samples",)
     FUNCTION = "save"
     OUTPUT_NODE = True
-    CATEGORY = "_for_testing"
+    CATEGORY = "model/latent"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -170,7 +171,8 @@ class SaveLatent:
         extra = extra_pnginfo if isinstance(extra_pnginfo, dict) else {}
         metadata = {key: json.dumps(value) for key, value in {"prompt": prompt, **extra}.items()}
         data = await asyncio.to_thread(safetensors.torch.save, tensors, metadata)
-        return {"ui": {"latents": await store.save("output", filename_prefix, ".latent", [data])}}
+        saved = await store.save("output", filename_prefix, ".latent", [data])
+        return {"ui": {"latents": saved}, "result": (samples,)}
 
 
 class LoadLatent:
@@ -178,7 +180,7 @@ class LoadLatent:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "load"
-    CATEGORY = "_for_testing"
+    CATEGORY = "model/latent"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -212,4 +214,6 @@ NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "LatentUpscaleBy": "Upscale Latent By",
     "VAEDecode": "VAE Decode",
     "VAEEncode": "VAE Encode",
+    "LoadLatent": "Load Latent",
+    "SaveLatent": "Save Latent",
 }

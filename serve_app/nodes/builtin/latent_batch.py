@@ -24,23 +24,23 @@ class LatentFromBatch:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "frombatch"
-    CATEGORY = "latent/batch"
+    CATEGORY = "model/latent/batch"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
                 "samples": ("LATENT",),
-                "batch_index": ("INT", {"default": 0, "min": 0, "max": 63}),
+                "batch_index": ("INT", {"default": 0, "min": -MAX_RESOLUTION, "max": MAX_RESOLUTION}),
                 "length": ("INT", {"default": 1, "min": 1, "max": 64}),
             }
         }
 
     def frombatch(self, samples: Latent, batch_index: int, length: int) -> tuple[Latent]:
-        """Return length latents from batch_index on, or as many as there are; at least the last."""
+        """Return length latents from batch_index on, below 0 from the end, or as many as there are; at least one."""
         latents: torch.Tensor = samples["samples"]
         count = latents.shape[0]
-        start = min(batch_index, count - 1)
+        start = max(0, min(batch_index if batch_index >= 0 else batch_index + count, count - 1))
         taken = slice(start, min(start + length, count))
         index = list(samples.get("batch_index", range(count)))
         out = {**samples, "samples": latents[taken].clone(), "batch_index": index[taken]}
@@ -54,7 +54,7 @@ class RepeatLatentBatch:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "repeat"
-    CATEGORY = "latent/batch"
+    CATEGORY = "model/latent/batch"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -84,7 +84,8 @@ class LatentBatch:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "batch"
-    CATEGORY = "latent/batch"
+    CATEGORY = "model/latent/batch"
+    DEPRECATED = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -104,7 +105,7 @@ class LatentBatchSeedBehavior:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "op"
-    CATEGORY = "latent/advanced"
+    CATEGORY = "model/latent/advanced"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -128,7 +129,7 @@ class RebatchLatents:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "rebatch"
-    CATEGORY = "latent/batch"
+    CATEGORY = "model/latent/batch"
     INPUT_IS_LIST = True
     OUTPUT_IS_LIST = (True,)
 
@@ -267,8 +268,9 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "ReplaceVideoLatentFrames": "Replace Video Latent Frames",
-    "LatentFromBatch": "Latent From Batch",
+    "LatentFromBatch": "Get Latent From Batch",
     "RepeatLatentBatch": "Repeat Latent Batch",
+    "LatentBatch": "Batch Latents (DEPRECATED)",
     "RebatchLatents": "Rebatch Latents",
     "RebatchImages": "Rebatch Images",
 }

@@ -34,7 +34,7 @@ class LatentAdd:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "op"
-    CATEGORY = "latent/advanced"
+    CATEGORY = "model/latent/advanced"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class LatentSubtract:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "op"
-    CATEGORY = "latent/advanced"
+    CATEGORY = "model/latent/advanced"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class LatentMultiply:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "op"
-    CATEGORY = "latent/advanced"
+    CATEGORY = "model/latent/advanced"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class LatentInterpolate:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "op"
-    CATEGORY = "latent/advanced"
+    CATEGORY = "model/latent/advanced"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class LatentBlend:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "blend"
-    CATEGORY = "_for_testing"
+    CATEGORY = "experimental"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class LatentApplyOperation:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "op"
-    CATEGORY = "latent/advanced/operations"
+    CATEGORY = "model/latent/advanced/operations"
     EXPERIMENTAL = True
 
     @classmethod
@@ -158,7 +158,7 @@ class LatentOperationTonemapReinhard:
 
     RETURN_TYPES = ("LATENT_OPERATION",)
     FUNCTION = "op"
-    CATEGORY = "latent/advanced/operations"
+    CATEGORY = "model/latent/advanced/operations"
     EXPERIMENTAL = True
 
     @classmethod
@@ -174,7 +174,7 @@ class LatentOperationSharpen:
 
     RETURN_TYPES = ("LATENT_OPERATION",)
     FUNCTION = "op"
-    CATEGORY = "latent/advanced/operations"
+    CATEGORY = "model/latent/advanced/operations"
     EXPERIMENTAL = True
 
     @classmethod
@@ -202,4 +202,6 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "LatentOperationSharpen": LatentOperationSharpen,
 }
 
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {"LatentBlend": "Latent Blend"}
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "LatentBlend": "Latent Blend",
+}

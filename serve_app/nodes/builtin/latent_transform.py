@@ -20,7 +20,7 @@ class LatentRotate:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "rotate"
-    CATEGORY = "latent/transform"
+    CATEGORY = "model/latent/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class LatentFlip:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "flip"
-    CATEGORY = "latent/transform"
+    CATEGORY = "model/latent/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class LatentCrop:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "crop"
-    CATEGORY = "latent/transform"
+    CATEGORY = "model/latent/transform"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class LatentConcat:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "op"
-    CATEGORY = "latent/advanced"
+    CATEGORY = "model/latent/advanced"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class LatentCut:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "op"
-    CATEGORY = "latent/advanced"
+    CATEGORY = "model/latent/advanced"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

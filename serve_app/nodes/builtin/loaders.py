@@ -16,7 +16,7 @@ class CheckpointLoaderSimple:
 
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     FUNCTION = "load_checkpoint"
-    CATEGORY = "loaders"
+    CATEGORY = "model/loaders"
     DESCRIPTION = "Names a checkpoint: the diffusion model, text encoder and VAE in one file."
 
     @classmethod
@@ -40,7 +40,7 @@ class CheckpointLoader:
 
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     FUNCTION = "load_checkpoint"
-    CATEGORY = "advanced/loaders"
+    CATEGORY = "model/loaders"
     DEPRECATED = True
 
     @classmethod
@@ -79,7 +79,8 @@ class DiffusersLoader:
 
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     FUNCTION = "load_checkpoint"
-    CATEGORY = "advanced/loaders/deprecated"
+    CATEGORY = "model/loaders"
+    DEPRECATED = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class UNETLoader:
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "load_unet"
-    CATEGORY = "advanced/loaders"
+    CATEGORY = "model/loaders"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -129,7 +130,7 @@ class CLIPLoader:
 
     RETURN_TYPES = ("CLIP",)
     FUNCTION = "load_clip"
-    CATEGORY = "advanced/loaders"
+    CATEGORY = "model/loaders"
     DESCRIPTION = "Names a text encoder: clip-l for SD 1, clip-h for SD 2, clip-g for the SDXL refiner."
 
     @classmethod
@@ -150,7 +151,7 @@ class DualCLIPLoader:
 
     RETURN_TYPES = ("CLIP",)
     FUNCTION = "load_clip"
-    CATEGORY = "advanced/loaders"
+    CATEGORY = "model/loaders"
     DESCRIPTION = "Names the two text encoders of SDXL, clip-l and clip-g, in either order."
 
     @classmethod
@@ -159,7 +160,7 @@ class DualCLIPLoader:
             "required": {
                 "clip_name1": (FolderChoice("text_encoders"),),
                 "clip_name2": (FolderChoice("text_encoders"),),
-                "type": (["sdxl", "sd3", "flux", "hunyuan_video", "hidream", "hunyuan_image"],),
+                "type": (list(_DUAL_TYPES),),
             },
             "optional": {"device": _DEVICE},
         }
@@ -187,6 +188,32 @@ _TYPES = (
     "omnigen2",
     "qwen_image",
     "hunyuan_image",
+    "flux2",
+    "ovis",
+    "longcat_image",
+    "cogvideox",
+    "lens",
+    "pixeldit",
+    "ideogram4",
+    "boogu",
+    "krea2",
+    "joyimage",
+    "mage",
+    "minimax",
+)
+_DUAL_TYPES = (
+    "sdxl",
+    "sd3",
+    "flux",
+    "hunyuan_video",
+    "hidream",
+    "hunyuan_image",
+    "hunyuan_video_15",
+    "kandinsky5",
+    "kandinsky5_image",
+    "ltxv",
+    "newbie",
+    "ace",
 )
 _DEVICE = (["default", "cpu"], {"advanced": True})
 
@@ -201,7 +228,7 @@ class VAELoader:
 
     RETURN_TYPES = ("VAE",)
     FUNCTION = "load_vae"
-    CATEGORY = "loaders"
+    CATEGORY = "model/loaders"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -227,7 +254,9 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "CheckpointLoaderSimple": "Load Checkpoint",
     "CheckpointLoader": "Load Checkpoint With Config (DEPRECATED)",
+    "DiffusersLoader": "Load Diffusers Model (DEPRECATED)",
     "UNETLoader": "Load Diffusion Model",
     "CLIPLoader": "Load CLIP",
+    "DualCLIPLoader": "Load CLIP (Dual)",
     "VAELoader": "Load VAE",
 }

@@ -21,7 +21,7 @@ class LoraLoader:
 
     RETURN_TYPES = ("MODEL", "CLIP")
     FUNCTION = "load_lora"
-    CATEGORY = "loaders"
+    CATEGORY = "model/loaders"
     DESCRIPTION = "Changes a diffusion model and its text encoder by a LoRA, such as a style. Several can be chained."
 
     @classmethod
@@ -48,7 +48,7 @@ class LoraLoaderModelOnly:
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "load_lora_model_only"
-    CATEGORY = "loaders"
+    CATEGORY = "model/loaders"
     DESCRIPTION = "Changes a diffusion model alone by a LoRA; the text encoder stays as it is."
 
     @classmethod
@@ -72,5 +72,6 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "LoraLoader": "Load LoRA",
+    "LoraLoader": "Load LoRA (Model and CLIP)",
+    "LoraLoaderModelOnly": "Load LoRA",
 }

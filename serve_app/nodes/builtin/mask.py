@@ -26,7 +26,7 @@ class MaskToImage:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "mask_to_image"
-    CATEGORY = "mask"
+    CATEGORY = "image/mask"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class ImageToMask:
 
     RETURN_TYPES = ("MASK",)
     FUNCTION = "image_to_mask"
-    CATEGORY = "mask"
+    CATEGORY = "image/mask"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -61,11 +61,11 @@ class ImageColorToMask:
 
     RETURN_TYPES = ("MASK",)
     FUNCTION = "image_to_mask"
-    CATEGORY = "mask"
+    CATEGORY = "image/mask"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        colour = {"default": 0, "min": 0, "max": 0xFFFFFF, "step": 1, "display": "color"}
+        colour = {"default": 0, "min": 0, "max": 0xFFFFFF, "step": 1, "display": "number"}
         return {"required": {"image": ("IMAGE",), "color": ("INT", colour)}}
 
     def image_to_mask(self, image: torch.Tensor, color: int) -> tuple[torch.Tensor]:
@@ -80,7 +80,7 @@ class SolidMask:
 
     RETURN_TYPES = ("MASK",)
     FUNCTION = "solid"
-    CATEGORY = "mask"
+    CATEGORY = "image/mask"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class InvertMask:
 
     RETURN_TYPES = ("MASK",)
     FUNCTION = "invert"
-    CATEGORY = "mask"
+    CATEGORY = "image/mask"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class CropMask:
 
     RETURN_TYPES = ("MASK",)
     FUNCTION = "crop"
-    CATEGORY = "mask"
+    CATEGORY = "image/mask"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class MaskComposite:
 
     RETURN_TYPES = ("MASK",)
     FUNCTION = "combine"
-    CATEGORY = "mask"
+    CATEGORY = "image/mask"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class FeatherMask:
 
     RETURN_TYPES = ("MASK",)
     FUNCTION = "feather"
-    CATEGORY = "mask"
+    CATEGORY = "image/mask"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class ThresholdMask:
 
     RETURN_TYPES = ("MASK",)
     FUNCTION = "image_to_mask"
-    CATEGORY = "mask"
+    CATEGORY = "image/mask"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -229,8 +229,10 @@ class ThresholdMask:
 class MaskPreview(PreviewImage):
     """Masks to PNG files in the temp area, for looking at."""
 
+    RETURN_TYPES = ("MASK",)
+    RETURN_NAMES = ("mask",)
     FUNCTION = "execute"
-    CATEGORY = "mask"
+    CATEGORY = "image/mask"
     DESCRIPTION = ""
     compress_level = PNG_LEVEL
 
@@ -244,9 +246,10 @@ class MaskPreview(PreviewImage):
     async def execute(
         self, mask: list[torch.Tensor], prompt: list[Any], extra_pnginfo: list[Any], store: list[Files]
     ) -> dict[str, Any]:
-        """Store every mask as a grey image and show where."""
+        """Store every mask as a grey image, show where, and pass the masks on."""
         images = [MaskToImage().mask_to_image(batch)[0] for batch in mask]
-        return await self.save_images(images, prompt, extra_pnginfo, store)
+        shown = await self.save_images(images, prompt, extra_pnginfo, store)
+        return {**shown, "result": (mask,)}
 
 
 class LoadImageMask:
@@ -254,7 +257,7 @@ class LoadImageMask:
 
     RETURN_TYPES = ("MASK",)
     FUNCTION = "load_image_mask"
-    CATEGORY = "mask"
+    CATEGORY = "image"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -286,7 +289,15 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "ImageToMask": "Convert Image to Mask",
     "MaskToImage": "Convert Mask to Image",
+    "ImageToMask": "Convert Image to Mask",
+    "ImageColorToMask": "Convert Image Color to Mask",
+    "SolidMask": "Create Solid Mask",
+    "InvertMask": "Invert Mask",
+    "CropMask": "Crop Mask",
+    "MaskComposite": "Combine Masks",
+    "FeatherMask": "Feather Mask",
+    "ThresholdMask": "Threshold Mask",
+    "MaskPreview": "Preview Mask",
     "LoadImageMask": "Load Image (as Mask)",
 }

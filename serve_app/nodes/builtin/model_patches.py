@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from serve_app.values import (
@@ -16,6 +17,7 @@ from serve_app.values import (
     FreeU,
     FrequencyScaling,
     Mahiro,
+    NoiseNorm,
     OperatedGuidance,
     Patch,
     Recipe,
@@ -24,8 +26,17 @@ from serve_app.values import (
 )
 
 
-def _patch_node(doc: str, make: Callable[..., Patch], inputs: Mapping[str, Any], **attributes: Any) -> type:
-    """Return a class whose node puts a patch on a MODEL. make: takes the inputs in their order. attributes: its own."""
+def _patch_node(
+    doc: str,
+    make: Callable[..., Patch],
+    inputs: Mapping[str, Any],
+    optional: Mapping[str, Any] = MappingProxyType({}),
+    **attributes: Any,
+) -> type:
+    """Return a class whose node puts a patch on a MODEL.
+
+    make: takes the inputs in their order, and those optional ones that are given by name. attributes: the class's own.
+    """
 
     class PatchNode:
         __doc__ = doc
@@ -34,10 +45,12 @@ def _patch_node(doc: str, make: Callable[..., Patch], inputs: Mapping[str, Any],
 
         @classmethod
         def INPUT_TYPES(cls) -> dict[str, Any]:
-            return {"required": {"model": ("MODEL",), **deepcopy(inputs)}}
+            required = {"model": ("MODEL",), **deepcopy(inputs)}
+            return {"required": required, "optional": deepcopy(dict(optional))} if optional else {"required": required}
 
         def patch(self, model: Recipe, **given: Any) -> tuple[Recipe]:
-            return (model.with_patch(make(*(given[name] for name in inputs))),)
+            more = {name: given[name] for name in optional if name in given}
+            return (model.with_patch(make(*(given[name] for name in inputs), **more)),)
 
     for name, value in attributes.items():
         setattr(PatchNode, name, value)
@@ -46,6 +59,10 @@ def _patch_node(doc: str, make: Callable[..., Patch], inputs: Mapping[str, Any],
 
 def _number(default: float, least: float, most: float, step: float = 0.01, **more: Any) -> tuple[str, dict[str, Any]]:
     return ("FLOAT", {"default": default, "min": least, "max": most, "step": step, **more})
+
+
+def _cfg_norm(strength: float, pre_cfg: bool = False) -> Patch:
+    return NoiseNorm(strength) if pre_cfg else CfgNorm(strength)
 
 
 def _free_u(b1: float, b2: float) -> dict[str, Any]:
@@ -57,7 +74,7 @@ class DifferentialDiffusionPatch:
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "patch"
-    CATEGORY = "_for_testing"
+    CATEGORY = "experimental"
     EXPERIMENTAL = True
 
     @classmethod
@@ -75,7 +92,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
         "Keep strong guidance from overexposing.",
         RescaleCfg,
         {"multiplier": _number(0.7, 0.0, 1.0)},
-        CATEGORY="advanced/model",
+        CATEGORY="model/patch",
     ),
     "CFGZeroStar": _patch_node(
         "Guide away from a negative that is scaled to the positive.",
@@ -86,8 +103,9 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     ),
     "CFGNorm": _patch_node(
         "Keep guidance from making the latents longer than the positive's.",
-        CfgNorm,
+        _cfg_norm,
         {"strength": _number(1.0, 0.0, 100.0)},
+        {"pre_cfg": ("BOOLEAN", {"default": False, "tooltip": "Scale the guided noise to the positive's, up too."})},
         RETURN_NAMES=PATCHED_MODEL,
         CATEGORY="advanced/guidance",
         EXPERIMENTAL=True,
@@ -116,7 +134,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
             ),
             "momentum": _number(0.0, -5.0, 1.0, tooltip="How much of the guidance before runs on; 0 none of it."),
         },
-        CATEGORY="sampling/custom_sampling",
+        CATEGORY="model/sampling/custom",
     ),
     "FreSca": _patch_node(
         "Scale low and high frequencies of guidance.",
@@ -135,7 +153,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
                 },
             ),
         },
-        CATEGORY="_for_testing",
+        CATEGORY="experimental",
         DESCRIPTION="Scales what guidance adds by its frequency.",
         EXPERIMENTAL=True,
     ),
@@ -144,7 +162,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
         Mahiro,
         {},
         RETURN_NAMES=PATCHED_MODEL,
-        CATEGORY="_for_testing",
+        CATEGORY="experimental",
         DESCRIPTION="Follows the positive's own direction the more, the less the negative resembles the guided image.",
         EXPERIMENTAL=True,
     ),
@@ -152,34 +170,33 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
         "Scale the predicted noise.",
         EpsilonScaling,
         {"scaling_factor": _number(1.005, 0.5, 1.5, 0.001, display="number")},
-        CATEGORY="model_patches/unet",
+        CATEGORY="model/patch/unet",
     ),
     "DifferentialDiffusion": DifferentialDiffusionPatch,
     "LatentApplyOperationCFG": _patch_node(
         "Put what guidance adds through an operation on latents.",
         OperatedGuidance,
         {"operation": ("LATENT_OPERATION",)},
-        CATEGORY="latent/advanced/operations",
+        CATEGORY="model/latent/advanced/operations",
         EXPERIMENTAL=True,
     ),
     "FreeU": _patch_node(
         "Amplify coarse features and damp what skips them.",
         FreeU,
         _free_u(b1=1.1, b2=1.2),
-        CATEGORY="model_patches/unet",
+        CATEGORY="model/patch/unet",
     ),
     "FreeU_V2": _patch_node(
         "Amplify coarse features where they are large and damp what skips them.",
         partial(FreeU, adaptive=True),
         _free_u(b1=1.3, b2=1.4),
-        CATEGORY="model_patches/unet",
+        CATEGORY="model/patch/unet",
     ),
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "TCFG": "Tangential Damping CFG",
-    "APG": "Adaptive Projected Guidance",
-    "FreSca": "FreSca",
-    "Mahiro": "Mahiro is so cute that she deserves a better guidance function!! (。・ω・。)",
     "DifferentialDiffusion": "Differential Diffusion",
+    "Mahiro": "Positive-Biased Guidance",
+    "APG": "Adaptive Projected Guidance",
+    "TCFG": "Tangential Damping CFG",
 }

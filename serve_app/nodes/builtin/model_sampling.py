@@ -30,7 +30,7 @@ class ModelSamplingDiscrete:
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "patch"
-    CATEGORY = "advanced/model"
+    CATEGORY = "model/patch"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class ModelSamplingContinuousEDM:
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "patch"
-    CATEGORY = "advanced/model"
+    CATEGORY = "model/patch"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class ModelSamplingContinuousV:
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "patch"
-    CATEGORY = "advanced/model"
+    CATEGORY = "model/patch"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

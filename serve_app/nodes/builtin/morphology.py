@@ -55,7 +55,7 @@ class Morphology:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "process"
-    CATEGORY = "image/postprocessing"
+    CATEGORY = "image/filters"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class GrowMask:
 
     RETURN_TYPES = ("MASK",)
     FUNCTION = "expand_mask"
-    CATEGORY = "mask"
+    CATEGORY = "image/mask"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -106,4 +106,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "GrowMask": GrowMask,
 }
 
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {"Morphology": "ImageMorphology"}
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "Morphology": "Apply Morphology",
+    "GrowMask": "Grow Mask",
+}

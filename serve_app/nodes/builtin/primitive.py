@@ -13,7 +13,7 @@ class PrimitiveString:
 
     RETURN_TYPES: ClassVar[tuple[str, ...]] = ("STRING",)
     FUNCTION = "execute"
-    CATEGORY = "utils/primitive"
+    CATEGORY = "utilities/primitive"
 
     options: ClassVar[Mapping[str, Any]] = {"multiline": False}
 
@@ -35,14 +35,14 @@ class PrimitiveInt(PrimitiveString):
     """A whole number."""
 
     RETURN_TYPES = ("INT",)
-    options: ClassVar[Mapping[str, Any]] = {"min": -sys.maxsize, "max": sys.maxsize, "control_after_generate": True}
+    options: ClassVar[Mapping[str, Any]] = {"min": -sys.maxsize, "max": sys.maxsize, "control_after_generate": "fixed"}
 
 
 class PrimitiveFloat(PrimitiveString):
     """A number."""
 
     RETURN_TYPES = ("FLOAT",)
-    options: ClassVar[Mapping[str, Any]] = {"min": -sys.maxsize, "max": sys.maxsize}
+    options: ClassVar[Mapping[str, Any]] = {"min": -sys.maxsize, "max": sys.maxsize, "step": 0.1}
 
 
 class PrimitiveBoolean(PrimitiveString):
@@ -55,10 +55,10 @@ class PrimitiveBoolean(PrimitiveString):
 class PreviewAny:
     """Any value as text."""
 
-    RETURN_TYPES = ()
+    RETURN_TYPES = ("STRING",)
     FUNCTION = "main"
     OUTPUT_NODE = True
-    CATEGORY = "utils"
+    CATEGORY = "utilities"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -66,7 +66,8 @@ class PreviewAny:
 
     def main(self, source: Any = None) -> dict[str, Any]:
         """Show text and numbers as they are, None as "None", what JSON can write as JSON, all else as Python's str."""
-        return {"ui": {"text": (_text(source),)}}
+        text = _text(source)
+        return {"ui": {"text": (text,)}, "result": (text,)}
 
 
 def _text(value: Any) -> str:
@@ -88,10 +89,10 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "PrimitiveString": "String",
-    "PrimitiveStringMultiline": "String (Multiline)",
+    "PrimitiveString": "Text",
+    "PrimitiveStringMultiline": "Text (Multiline)",
     "PrimitiveInt": "Int",
     "PrimitiveFloat": "Float",
     "PrimitiveBoolean": "Boolean",
-    "PreviewAny": "Preview Any",
+    "PreviewAny": "Preview as Text",
 }

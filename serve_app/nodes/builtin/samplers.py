@@ -13,7 +13,7 @@ from serve_app.nodes.runtime import Runtime
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.values import Recipe, SamplerChoice
 
-CATEGORY = "sampling/custom_sampling/samplers"
+CATEGORY = "model/sampling/samplers"
 
 Make: TypeAlias = Callable[..., SamplerChoice]
 """Takes a node's inputs, by name."""
@@ -49,6 +49,10 @@ def _as(sampler: str, **renamed: str) -> Make:
 
 def _number(default: float, most: float = 100.0, **more: Any) -> tuple[str, dict[str, Any]]:
     return ("FLOAT", {"default": default, "min": 0.0, "max": most, "step": 0.01, "round": False, **more})
+
+
+def _multiplier(default: float, most: float, tooltip: str) -> tuple[str, dict[str, Any]]:
+    return ("FLOAT", {"default": default, "min": 0.0, "max": most, "step": 0.01, "tooltip": tooltip})
 
 
 def _integer(default: int, least: int, most: int) -> tuple[str, dict[str, Any]]:
@@ -162,17 +166,35 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
             "solver_type": ("COMBO", {"options": ["ER-SDE", "Reverse-time SDE", "ODE"]}),
             "max_stage": _integer(3, 1, 3),
             "eta": _number(
-                1.0, tooltip="How much noise the reverse-time SDE has; 0 makes it the ODE. ER-SDE has its own."
+                1.0, 10.0, tooltip="How much noise the reverse-time SDE has; 0 makes it the ODE. ER-SDE has its own."
             ),
             "s_noise": _number(1.0),
         },
     ),
     "SamplerSASolver": SamplerSASolver,
+    "SamplerSEEDS2": _sampler_node(
+        "SEEDS-2, and the exponential Heun method, which is phi_2 with r = 1.",
+        _as("seeds_2", solver_type="solver"),
+        {
+            "solver_type": ("COMBO", {"options": ["phi_1", "phi_2"]}),
+            **NOISE,
+            "r": ("FLOAT", {"default": 0.5, "min": 0.01, "max": 1.0, "step": 0.01, "round": False}),
+        },
+    ),
+    "SamplerLCM": _sampler_node(
+        "LCM's sampler, with more or less noise from its first step to its last.",
+        _as("lcm", noise_clip_std="clip"),
+        {
+            "s_noise": _multiplier(1.0, 64.0, "Multiplies the first step's noise; 1 is as the model was trained."),
+            "s_noise_end": _multiplier(1.0, 64.0, "Multiplies the last step's noise; the steps between go evenly."),
+            "noise_clip_std": _multiplier(0.0, 10.0, "Cuts noise off at so many standard deviations; 0 cuts nothing."),
+        },
+    ),
     "SamplerEulerCFGpp": _sampler_node(
         "Euler's method with CFG++, in two versions.",
         lambda version: SamplerChoice("euler_cfg_pp", {"alternative": version == "alternative"}),
         {"version": (["regular", "alternative"],)},
-        CATEGORY="_for_testing",
+        CATEGORY="experimental",
         EXPERIMENTAL=True,
     ),
 }

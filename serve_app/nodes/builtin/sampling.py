@@ -33,7 +33,7 @@ class KSampler:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "sample"
-    CATEGORY = "sampling"
+    CATEGORY = "model/sampling"
     DESCRIPTION = "Denoises the latent image with the model, guided by the positive and negative conditioning."
 
     @classmethod
@@ -80,7 +80,7 @@ class KSamplerAdvanced:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "sample"
-    CATEGORY = "sampling"
+    CATEGORY = "model/sampling"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -135,6 +135,5 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "KSampler": "KSampler",
     "KSamplerAdvanced": "KSampler (Advanced)",
 }

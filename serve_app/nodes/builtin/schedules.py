@@ -22,7 +22,7 @@ from serve_app.sampling.schedules import (
 from serve_app.sampling.sigmas import SCHEDULES, beta, exponential, karras
 from serve_app.values import Recipe
 
-CATEGORY = "sampling/custom_sampling/schedulers"
+CATEGORY = "model/sampling/schedulers"
 
 STEPS = ("INT", {"default": 20, "min": 1, "max": 10000})
 DENOISE = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01})

@@ -14,7 +14,7 @@ from serve_app.nodes.runtime import Runtime
 from serve_app.sampling.schedules import SPACINGS, extended
 from serve_app.values import Recipe
 
-CATEGORY = "sampling/custom_sampling/sigmas"
+CATEGORY = "model/sampling/sigmas"
 
 ABOVE_ALL = 999999999.9
 """What ComfyUI says of the level above every other."""

@@ -35,7 +35,7 @@ class StringConcatenate:
 
     RETURN_TYPES = ("STRING",)
     FUNCTION = "execute"
-    CATEGORY = "utils/string"
+    CATEGORY = "text"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class StringSubstring:
 
     RETURN_TYPES = ("STRING",)
     FUNCTION = "execute"
-    CATEGORY = "utils/string"
+    CATEGORY = "text"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class StringLength:
     RETURN_TYPES = ("INT",)
     RETURN_NAMES = ("length",)
     FUNCTION = "execute"
-    CATEGORY = "utils/string"
+    CATEGORY = "text"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class CaseConverter:
 
     RETURN_TYPES = ("STRING",)
     FUNCTION = "execute"
-    CATEGORY = "utils/string"
+    CATEGORY = "text"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class StringTrim:
 
     RETURN_TYPES = ("STRING",)
     FUNCTION = "execute"
-    CATEGORY = "utils/string"
+    CATEGORY = "text"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class StringReplace:
 
     RETURN_TYPES = ("STRING",)
     FUNCTION = "execute"
-    CATEGORY = "utils/string"
+    CATEGORY = "text"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class StringContains:
     RETURN_TYPES = ("BOOLEAN",)
     RETURN_NAMES = ("contains",)
     FUNCTION = "execute"
-    CATEGORY = "utils/string"
+    CATEGORY = "text"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class StringCompare:
 
     RETURN_TYPES = ("BOOLEAN",)
     FUNCTION = "execute"
-    CATEGORY = "utils/string"
+    CATEGORY = "text"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class RegexMatch:
     RETURN_TYPES = ("BOOLEAN",)
     RETURN_NAMES = ("matches",)
     FUNCTION = "execute"
-    CATEGORY = "utils/string"
+    CATEGORY = "text"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class RegexExtract:
 
     RETURN_TYPES = ("STRING",)
     FUNCTION = "execute"
-    CATEGORY = "utils/string"
+    CATEGORY = "text"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -239,7 +239,7 @@ class RegexReplace:
 
     RETURN_TYPES = ("STRING",)
     FUNCTION = "execute"
-    CATEGORY = "utils/string"
+    CATEGORY = "text"
     DESCRIPTION = "Replaces what a regular expression finds in the text."
 
     @classmethod
@@ -279,15 +279,15 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "StringConcatenate": "Concatenate",
+    "StringConcatenate": "Concatenate Text",
     "StringSubstring": "Substring",
-    "StringLength": "Length",
-    "CaseConverter": "Case Converter",
-    "StringTrim": "Trim",
-    "StringReplace": "Replace",
-    "StringContains": "Contains",
-    "StringCompare": "Compare",
-    "RegexMatch": "Regex Match",
-    "RegexExtract": "Regex Extract",
-    "RegexReplace": "Regex Replace",
+    "StringLength": "Text Length",
+    "CaseConverter": "Convert Text Case",
+    "StringTrim": "Trim Text",
+    "StringReplace": "Replace Text",
+    "StringContains": "Contains Text",
+    "StringCompare": "Compare Text",
+    "RegexMatch": "Match Text",
+    "RegexExtract": "Extract Text",
+    "RegexReplace": "Replace Text (Regex)",
 }

@@ -24,7 +24,7 @@ class UpscaleModelLoader:
 
     RETURN_TYPES = ("UPSCALE_MODEL",)
     FUNCTION = "load_model"
-    CATEGORY = "loaders"
+    CATEGORY = "model/loaders"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class VAEDecodeTiled:
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "decode"
-    CATEGORY = "_for_testing"
+    CATEGORY = "model/latent"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class VAEEncodeTiled:
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "encode"
-    CATEGORY = "_for_testing"
+    CATEGORY = "model/latent"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

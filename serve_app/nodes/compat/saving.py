@@ -21,7 +21,8 @@ from serve_app.nodes.compat import folder_paths
 class SaveImage:
     """Images to PNG files in the output area."""
 
-    RETURN_TYPES: tuple[str, ...] = ()
+    RETURN_TYPES: tuple[str, ...] = ("IMAGE",)
+    RETURN_NAMES: tuple[str, ...] = ("images",)
     FUNCTION = "save_images"
     OUTPUT_NODE = True
     CATEGORY = "image"
@@ -42,7 +43,7 @@ class SaveImage:
     def save_images(
         self, images: torch.Tensor, filename_prefix: str = "ComfyUI", prompt: Any = None, extra_pnginfo: Any = None
     ) -> dict[str, Any]:
-        """Store images (B,H,W,C) and show where."""
+        """Store images (B,H,W,C), show where, and pass them on."""
         height, width = images[0].shape[:2]
         prefix = filename_prefix + self.prefix_append
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, self.output_dir, width, height)
@@ -55,7 +56,7 @@ class SaveImage:
             counter = _write(folder, stem, counter, png)
             shown.append({"filename": f"{stem}_{counter:05}_.png", "subfolder": subfolder, "type": self.type})
             counter += 1
-        return {"ui": {"images": shown}}
+        return {"ui": {"images": shown}, "result": (images,)}
 
 
 class PreviewImage(SaveImage):

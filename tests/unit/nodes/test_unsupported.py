@@ -11,7 +11,7 @@ from serve_app.nodes.listing import listing
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.nodes.unsupported import UNSUPPORTED
 
-# Every class that ComfyUI 0.3.64 has with its extras and API nodes, read off its mappings and schemas.
+# Every class that ComfyUI 0.33.0 has with its extras and API nodes, by tests.parity.make_figures.
 COMFYUI = json.loads((Path(__file__).parents[2] / "parity" / "golden" / "node_classes.json").read_text())
 
 

@@ -1,0 +1,29 @@
+"""Our node classes declare what those of ComfyUI 0.33.0 do (golden/declared.json, by `make_figures`)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from serve_app.nodes.registry import specs
+from tests.parity.declared import ours
+from tests.parity.figures import GOLDEN
+
+DECLARED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "declared.json").read_text())
+NOT_CHOICES = {("ModelSamplingDiscrete", "sampling"): ["img_to_img_flow"]}
+"""Choices that ours has not: what a network of another family predicts."""
+
+
+def test_every_class_is_compared():
+    assert DECLARED.keys() == specs().keys()
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_class_declares_what_comfyuis_does(name):
+    theirs = DECLARED[name]
+    for _, of, _, choices, _ in theirs["inputs"]:
+        for choice in NOT_CHOICES.get((name, of), ()):
+            choices.remove(choice)
+    assert ours(specs()[name]) == theirs
