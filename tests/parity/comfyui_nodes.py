@@ -120,7 +120,7 @@ def main() -> None:
     server.PromptServer(asyncio.new_event_loop())
     asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=True))
     classes = {name: info(name, node_class) for name, node_class in nodes.NODE_CLASS_MAPPINGS.items()}
-    arrays = {"object_info": np.array(json.dumps(classes, default=str))}
+    arrays: dict[str, Any] = {"object_info": np.array(json.dumps(classes, default=str))}
     with torch.inference_mode():
         for i, (node, inputs) in enumerate(json.loads(Path(CASES).read_text())):
             for slot, value in enumerate(run(node, inputs)):

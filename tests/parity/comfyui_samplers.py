@@ -44,7 +44,7 @@ THEIR_NAMES = {
 """Of options that have another name there."""
 
 
-class EpsSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
+class EpsSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):  # type: ignore[misc]
     """The levels of Stable Diffusion 1."""
 
 

@@ -1,4 +1,7 @@
-"""Our node classes declare what those of ComfyUI 0.33.0 do (golden/declared.json, by `make_figures`)."""
+"""Our node classes declare what those of ComfyUI 0.33.0 do (golden/declared.json, by `make_figures`).
+
+Those that came after 0.3.64 are compared in tests/unit/nodes/test_today.py, by what they make.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ NOT_CHOICES = {("ModelSamplingDiscrete", "sampling"): ["img_to_img_flow"]}
 """Choices that ours has not: what a network of another family predicts."""
 
 
-def test_every_class_is_compared():
-    assert DECLARED.keys() == specs().keys()
+def test_every_class_that_is_compared_is_there():
+    assert DECLARED.keys() <= specs().keys()
 
 
 @pytest.mark.parametrize("name", DECLARED)
