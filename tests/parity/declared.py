@@ -26,7 +26,7 @@ def theirs(info: Mapping[str, Any]) -> dict[str, Any]:
         "outputs": list(info["output"]),
         "output_names": [name or kind for name, kind in zip(names, info["output"], strict=True)],
         "category": info["category"],
-        "display_name": info["display_name"],
+        "display_name": info["display_name"] or info["name"],
         **{flag: bool(info.get(flag)) for flag in ("output_node", "deprecated", "experimental")},
     }
 
@@ -52,7 +52,7 @@ def _input(section: str, name: str, kind: Any, options: Mapping[str, Any] | None
     options = options or {}
     choices = kind if isinstance(kind, list) else options.get("options")
     # Names of files, which a class reads off the directories beside it.
-    if choices is not None and (not choices or "image_upload" in options or name == "latent"):
+    if choices is not None and (not choices or "image_upload" in options or name in ("latent", "vae_name")):
         choices = None
     return [section, name, "COMBO" if isinstance(kind, list) else kind, choices, _options(options)]
 
