@@ -114,7 +114,7 @@ def info(name: str, node_class: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    import server
+    import server  # type: ignore[import-not-found]
 
     # Some extras register routes as they load.
     server.PromptServer(asyncio.new_event_loop())
