@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,15 @@ def _rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return rows
 
 
-def _write(name: str, cases: Any, arrays: dict[str, np.ndarray]) -> None:
+def _write(name: str, cases: Any, arrays: Mapping[str, Any]) -> None:
     text = json.dumps(cases)
     if isinstance(cases, list):
         text = "[\n" + ",\n".join(map(json.dumps, cases)) + "\n]"
     (GOLDEN / f"{name}.json").write_text(text + "\n")
+    _save(name, arrays)
+
+
+def _save(name: str, arrays: Mapping[str, Any]) -> None:
     np.savez_compressed(GOLDEN / f"{name}.npz", **arrays)
 
 
@@ -81,7 +85,7 @@ def sampler_options(comfyui: ComfyUI) -> None:
 
 def custom(comfyui: ComfyUI) -> None:
     """Make custom.npz."""
-    np.savez_compressed(GOLDEN / "custom.npz", **comfyui.workflows(CUSTOM, models_dir("mini15")))
+    _save("custom", comfyui.workflows(CUSTOM, models_dir("mini15")))
 
 
 def nodes(comfyui: ComfyUI) -> None:
@@ -105,7 +109,7 @@ def nodes(comfyui: ComfyUI) -> None:
         for i, name in enumerate(IMAGES, len(latent))
         for key, array in made[i].items()
     }
-    np.savez_compressed(GOLDEN / "nodes_image.npz", **slots)
+    _save("nodes_image", slots)
     declared = ",\n".join(f"{json.dumps(name)}: {json.dumps(theirs(classes[name]))}" for name in sorted(specs()))
     (GOLDEN / "declared.json").write_text("{\n" + declared + "\n}\n")
     (GOLDEN / "node_classes.json").write_text(json.dumps(sorted(classes), indent=0) + "\n")

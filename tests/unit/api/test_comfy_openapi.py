@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fastapi.routing import APIRoute
 
 from serve_app.api.comfy import routes as native
 from tests.unit.api.openapi_facts import FACTS, without_names
@@ -85,7 +86,8 @@ def ours() -> set[str]:
         f"{method} {prefix}{without_names(route.path)}"
         for router, prefix in placed
         for route in router.routes
-        for method in getattr(route, "methods", None) or ()
+        if isinstance(route, APIRoute)
+        for method in route.methods
     }
 
 
