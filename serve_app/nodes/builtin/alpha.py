@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.nodes.builtin.match_size import as_planes, fit_mask, resize
+from serve_app.nodes.builtin.match_size import fit_batch, fit_mask, resize
 
 Operator: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From source colours and alpha, destination colours and alpha, to what is seen, all (B,H,W,C) or (B,H,W,1)."""
@@ -131,10 +131,10 @@ class JoinImageWithAlpha:
         return {"required": {"image": ("IMAGE",), "alpha": ("MASK",)}}
 
     def join_image_with_alpha(self, image: Tensor, alpha: Tensor) -> tuple[Tensor]:
-        """Return images (B,H,W,4), as many as the shorter input has; the mask is resized to the images."""
-        count = min(len(image), len(as_planes(alpha)))
+        """Return images (B,H,W,4), as many as the longer input has; the other repeats, and the mask is resized."""
         opacity = 1.0 - fit_mask(alpha, image.shape[1], image.shape[2]).movedim(1, -1)
-        return (torch.cat([image[:count, ..., :3], opacity[:count]], dim=-1),)
+        count = max(len(image), len(opacity))
+        return (torch.cat([fit_batch(image, count)[..., :3], fit_batch(opacity, count)], dim=-1),)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

@@ -204,8 +204,7 @@ def _feathered(size: int, start: int, end: int) -> torch.Tensor:
     start, end = min(start, size), min(end, size)
     weights = torch.ones(size)
     weights[:start] *= torch.arange(1, start + 1) / max(1, start)
-    # Counting -0, -1, -2, … from the end, as ComfyUI does, begins with the first position.
-    weights[-torch.arange(end)] *= torch.arange(1, end + 1) / max(1, end)
+    weights[size - end :] *= torch.arange(end, 0, -1) / max(1, end)
     return weights
 
 
