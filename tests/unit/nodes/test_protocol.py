@@ -93,65 +93,6 @@ def shape(class_type: str) -> list[tuple[str, str]]:
     return [(i.name, i.type) for i in specs()[class_type].inputs]
 
 
-@pytest.mark.parametrize(
-    ("class_type", "inputs", "outputs", "category", "display_name"),
-    [
-        ("CheckpointLoaderSimple", "ckpt_name:COMBO", "MODEL CLIP VAE", "loaders", "Load Checkpoint"),
-        ("VAELoader", "vae_name:COMBO", "VAE", "loaders", "Load VAE"),
-        ("CLIPTextEncode", "text:STRING clip:CLIP", "CONDITIONING", "conditioning", "CLIP Text Encode (Prompt)"),
-        ("CLIPSetLastLayer", "clip:CLIP stop_at_clip_layer:INT", "CLIP", "conditioning", "CLIP Set Last Layer"),
-        ("EmptyLatentImage", "width:INT height:INT batch_size:INT", "LATENT", "latent", "Empty Latent Image"),
-        (
-            "KSampler",
-            "model:MODEL seed:INT steps:INT cfg:FLOAT sampler_name:COMBO scheduler:COMBO positive:CONDITIONING "
-            "negative:CONDITIONING latent_image:LATENT denoise:FLOAT",
-            "LATENT",
-            "sampling",
-            "KSampler",
-        ),
-        (
-            "KSamplerAdvanced",
-            "model:MODEL add_noise:COMBO noise_seed:INT steps:INT cfg:FLOAT sampler_name:COMBO scheduler:COMBO "
-            "positive:CONDITIONING negative:CONDITIONING latent_image:LATENT start_at_step:INT end_at_step:INT "
-            "return_with_leftover_noise:COMBO",
-            "LATENT",
-            "sampling",
-            "KSampler (Advanced)",
-        ),
-        ("VAEDecode", "samples:LATENT vae:VAE", "IMAGE", "latent", "VAE Decode"),
-        ("VAEEncode", "pixels:IMAGE vae:VAE", "LATENT", "latent", "VAE Encode"),
-        ("LoadImage", "image:COMBO", "IMAGE MASK", "image", "Load Image"),
-        ("EmptyImage", "width:INT height:INT batch_size:INT color:INT", "IMAGE", "image", "EmptyImage"),
-        (
-            "ImageScale",
-            "image:IMAGE upscale_method:COMBO width:INT height:INT crop:COMBO",
-            "IMAGE",
-            "image/upscaling",
-            "Upscale Image",
-        ),
-        (
-            "LatentUpscale",
-            "samples:LATENT upscale_method:COMBO width:INT height:INT crop:COMBO",
-            "LATENT",
-            "latent",
-            "Upscale Latent",
-        ),
-        ("SaveImage", "images:IMAGE filename_prefix:STRING", "", "image", "Save Image"),
-        ("PreviewImage", "images:IMAGE", "", "image", "Preview Image"),
-        ("SaveLatent", "samples:LATENT filename_prefix:STRING", "", "_for_testing", "SaveLatent"),
-        ("LoadLatent", "latent:COMBO", "LATENT", "_for_testing", "LoadLatent"),
-    ],
-)
-def test_built_in_classes_look_as_in_comfyui(
-    class_type: str, inputs: str, outputs: str, category: str, display_name: str
-) -> None:
-    spec = specs()[class_type]
-    assert [f"{i.name}:{i.type}" for i in spec.inputs] == inputs.split()
-    assert all(i.section == "required" for i in spec.inputs)
-    assert (" ".join(spec.outputs), spec.category, spec.display_name) == (outputs, category, display_name)
-    assert spec.output_node is (not outputs)
-
-
 def test_only_the_nodes_that_use_models_ask_for_the_runtime() -> None:
     asking = {name for name, spec in specs().items() if spec.runtime}
     assert {"CLIPTextEncode", "KSampler", "KSamplerAdvanced", "VAEDecode", "VAEEncode"} <= asking

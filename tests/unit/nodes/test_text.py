@@ -142,4 +142,4 @@ def test_a_pattern_or_template_that_is_none_is_pythons_error_when_replacing() ->
     ],
 )
 def test_any_value_is_shown_as_text(value: Any, shown: str) -> None:
-    assert BUILTIN["PreviewAny"]().main(value) == {"ui": {"text": (shown,)}}
+    assert BUILTIN["PreviewAny"]().main(value) == {"ui": {"text": (shown,)}, "result": (shown,)}
