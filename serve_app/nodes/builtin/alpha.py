@@ -133,7 +133,8 @@ class JoinImageWithAlpha:
     def join_image_with_alpha(self, image: Tensor, alpha: Tensor) -> tuple[Tensor]:
         """Return images (B,H,W,4), as many as the longer input has; the other repeats, and the mask is resized."""
         opacity = 1.0 - fit_mask(alpha, image.shape[1], image.shape[2]).movedim(1, -1)
-        count = max(len(image), len(opacity))
+        # Of a mask without a batch the rows count, as in ComfyUI.
+        count = max(len(image), len(alpha))
         return (torch.cat([fit_batch(image, count)[..., :3], fit_batch(opacity, count)], dim=-1),)
 
 

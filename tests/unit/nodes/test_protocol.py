@@ -89,10 +89,6 @@ def test_a_spec_survives_the_trip_through_json(class_type: str) -> None:
     assert NodeSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
-def shape(class_type: str) -> list[tuple[str, str]]:
-    return [(i.name, i.type) for i in specs()[class_type].inputs]
-
-
 def test_only_the_nodes_that_use_models_ask_for_the_runtime() -> None:
     asking = {name for name, spec in specs().items() if spec.runtime}
     assert {"CLIPTextEncode", "KSampler", "KSamplerAdvanced", "VAEDecode", "VAEEncode"} <= asking
