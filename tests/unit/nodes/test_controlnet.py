@@ -97,7 +97,7 @@ def test_the_nodes_are_registered_under_comfyuis_titles():
         "image",
     ]
     assert known["ControlNetLoader"].inputs[0].folder == "controlnet"
-    assert DISPLAY_NAMES["ControlNetApply"] == "Apply ControlNet (OLD)"
+    assert DISPLAY_NAMES["ControlNetApply"] == "Apply ControlNet (DEPRECATED)"
 
 
 def test_the_hints_of_a_chain_count_among_what_a_replica_holds():
