@@ -22,7 +22,7 @@ bench: $(VENV)/installed
 
 # Attacks servers of its own for about an hour; see tests/chaos/__main__.py for parts of it.
 chaos: $(VENV)/installed
-	$(RUN)/python -m tests.chaos --jobs 1000 --kills 40
+	$(RUN)/python -m tests.chaos --jobs 1000 --kills 40 --poison 0.01 --replicas 2
 	$(RUN)/python -m tests.chaos --jobs 750 --kills 0 --cancels 500
 	$(RUN)/python -m tests.chaos --jobs 200 --kills 20 --clock
 
