@@ -44,7 +44,7 @@ class Stack:
         self._held = ResultCache(10**9, lambda signatures: None)
 
     async def run(self, target: str, **nodes: tuple[str, dict[str, Any]]) -> Any:
-        """Return what the target node makes, the first value of its first slot, or its ui. nodes: (class, inputs)."""
+        """Return what the target node shows, else the first value of its first slot. nodes: (class, inputs)."""
         prompt = {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in nodes.items()}
         checked = validate(parse(prompt), self._specs, lambda folder: self._models)
         assert [problem for problem in checked.problems if problem.type != "prompt_no_outputs"] == []
@@ -53,7 +53,7 @@ class Stack:
         await Execution(task, self._classes, self._held, self, self, self.fetch).run()
         result = self._held.get(signed[target])
         assert result is not None
-        return result.outputs[0][0] if result.outputs else result.ui
+        return result.outputs[0][0] if result.ui is None else result.ui
 
     def runtime(self, node_id: str) -> Runtime:
         return self._runtime.bind(lambda done, steps: None)

@@ -62,7 +62,7 @@ def watched(shared: EngineRuntime) -> tuple[Runtime, list[tuple[int, int]]]:
 async def test_latents_are_decoded_in_tiles_as_by_comfyui(mini15: EngineRuntime, size: int, overlap: int) -> None:
     runtime, seen = watched(mini15)
     node = BUILTIN["VAEDecodeTiled"]()
-    (images,) = await node.decode({"samples": tiled_cases.latents()}, VAE, size, runtime, overlap)
+    (images,) = await node.decode(VAE, {"samples": tiled_cases.latents()}, size, overlap, runtime=runtime)
     FIGURES.assert_agrees(images[:, ::4, ::4], f"decode|{size}|{overlap}")
     assert seen == [(done, len(seen)) for done in range(1, len(seen) + 1)]
 
@@ -70,7 +70,8 @@ async def test_latents_are_decoded_in_tiles_as_by_comfyui(mini15: EngineRuntime,
 @pytest.mark.parametrize(("size", "overlap"), tiled_cases.ENCODES)
 async def test_images_are_encoded_in_tiles_as_by_comfyui(mini15: EngineRuntime, size: int, overlap: int) -> None:
     runtime, _ = watched(mini15)
-    (latent,) = await BUILTIN["VAEEncodeTiled"]().encode(tiled_cases.pixels(), VAE, size, overlap, runtime)
+    node = BUILTIN["VAEEncodeTiled"]()
+    (latent,) = await node.encode(VAE, tiled_cases.pixels(), size, overlap, runtime=runtime)
     FIGURES.assert_agrees(latent["samples"], f"encode|{size}|{overlap}")
 
 
