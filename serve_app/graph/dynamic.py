@@ -124,7 +124,8 @@ class _Opening:
     def _rows(self, declared: Input, path: Path, name: str) -> None:
         fields = list(_declared(declared.options.get("template") or {}))
         heads = [given[len(name) + 1 :].split(".")[0] for given in self._given if given.startswith(f"{name}.")]
-        indices = {int(head) for head in heads if head.isascii() and head.isdecimal() and str(int(head)) == head}
+        short = [head for head in heads if len(head) <= len(str(ROWS_LIMIT))]
+        indices = {int(head) for head in short if head.isascii() and head.isdecimal() and str(int(head)) == head}
         most = int(declared.options.get("max") or ROWS_LIMIT)
         rows = sorted(index for index in indices if index < ROWS_LIMIT)[:most]
         least = int(declared.options.get("min") or 0)

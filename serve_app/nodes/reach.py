@@ -11,12 +11,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from inspect import getattr_static
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from serve_app.nodes.compat.library import needs_models
-from serve_app.nodes.compat.missing import ROOTS, missing_name
+from serve_app.nodes.compat.missing import ROOTS, missing_member, missing_name
 
 _UNKNOWN = object()
 """What an expression comes to that this reading does not follow."""
@@ -128,14 +129,14 @@ def _named(code: CodeType, names: dict[str, Any], free: dict[str, Any], local: d
 
 
 def _member(value: Any, name: str) -> Any:
-    """Return an attribute of a module, a class of a pack or a missing name, else that it is unknown."""
+    """Return a member of a module or class, else that it is unknown.
+
+    Of no module its own `__getattr__` is asked, which in some packages imports half of them: but what is missing.
+    """
     if missing_name(value) is not None or not isinstance(value, ModuleType | type):
         return _UNKNOWN
-    try:
-        return getattr(value, name, _UNKNOWN)
-    # What a module's own __getattr__ does is anyone's guess.
-    except Exception:
-        return _UNKNOWN
+    found = getattr_static(value, name, _UNKNOWN)
+    return missing_member(value, name, _UNKNOWN) if found is _UNKNOWN and isinstance(value, ModuleType) else found
 
 
 def _module(name: str, level: int, members: Any, names: dict[str, Any]) -> Any:

@@ -151,6 +151,8 @@ class TextOverlay:
         """Draw; font_size is per cent of the height, and smaller where the text would not fit."""
         if not text.strip():
             return (images,)
+        if len(text) > CHARACTERS:
+            raise NodeError(f"the text has {len(text)} characters; {CHARACTERS} are allowed")
         try:
             fill = ImageColor.getrgb(color)
         except ValueError as error:
@@ -168,6 +170,8 @@ LINE = 1.2
 MARGIN, LEAST_SIZE, STROKE = 0.01, 0.02, 0.04
 """Of the shorter side, the height, and the font's size."""
 LEAST_PIXELS = 10
+CHARACTERS = 4000
+"""How long a text may be: finding where its lines end takes the square of it."""
 
 
 def _written(
@@ -254,7 +258,9 @@ class SplitImageToTileList:
 
     def split(self, image: Tensor, tile_width: int, tile_height: int, overlap: int) -> tuple[list[Tensor]]:
         """Cut row by row; those at the right and the bottom end with the image."""
-        places = _tiles(image.shape[2], image.shape[1], tile_width, tile_height, overlap)
+        places = list(_tiles(image.shape[2], image.shape[1], tile_width, tile_height, overlap))
+        tall, wide = min(tile_height, image.shape[1]), min(tile_width, image.shape[2])
+        allow(len(places), len(image), tall, wide, image.shape[3])
         return ([image[:, top:bottom, left:right].clone() for left, top, right, bottom in places],)
 
 

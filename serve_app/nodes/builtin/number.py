@@ -17,7 +17,11 @@ from serve_app.nodes.dynamic_inputs import autogrow, combo
 
 CATEGORY = "utilities"
 EXPONENT_LIMIT = 4000
-"""How large an exponent may be: the digits of a power grow with it."""
+"""How large an exponent may be, as in ComfyUI."""
+BITS_LIMIT = 100_000
+"""How long a whole number may become: arithmetic on it cannot be interrupted, and keeps everything else waiting."""
+DIGITS_LIMIT = 1000
+"""How many digits, before or after the point, a number may be rounded to."""
 EXPRESSION_LIMIT = 10_000
 """How many characters an expression may have."""
 
@@ -33,10 +37,28 @@ RATIOS: Mapping[str, tuple[int, int]] = {
 }
 
 
+def _short(number: Any) -> Any:
+    if isinstance(number, int) and number.bit_length() > BITS_LIMIT:
+        raise NodeError(f"it makes a whole number of more than {BITS_LIMIT} bits")
+    return number
+
+
 def _power(base: Any, exponent: Any) -> Any:
     if abs(exponent) > EXPONENT_LIMIT:
         raise NodeError(f"the exponent {shown(exponent)} is larger than {EXPONENT_LIMIT}")
+    if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * abs(exponent) > BITS_LIMIT:
+        raise NodeError(f"the power of {shown(exponent)} makes a whole number of more than {BITS_LIMIT} bits")
     return base**exponent
+
+
+def _round(number: Any, digits: int | None = None) -> Any:
+    if digits is not None and abs(digits) > DIGITS_LIMIT:
+        raise NodeError(f"{shown(digits)} digits are more than {DIGITS_LIMIT}, which a number may be rounded to")
+    return round(number, digits)
+
+
+def _bounded(operator: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda left, right: _short(operator(left, right))
 
 
 def _sum(*values: Any) -> Any:
@@ -48,7 +70,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "min": min,
     "max": max,
     "abs": abs,
-    "round": round,
+    "round": _round,
     "pow": _power,
     "int": int,
     "float": float,
@@ -63,6 +85,14 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "tan": math.tan,
 }
 """What an expression may call."""
+
+
+def _check_numbers_only(expression: str) -> None:
+    """Refuse texts and methods: those of texts make more text than there is memory. Errors: ValueError, SyntaxError."""
+    for part in ast.walk(ast.parse(expression.strip(), mode="eval")):
+        text = isinstance(part, ast.Constant) and not isinstance(part.value, int | float)
+        if text or isinstance(part, ast.Attribute | ast.JoinedStr):
+            raise ValueError(f"{shown(ast.unparse(part))} is no number")
 
 
 class ComfyMathExpression:
@@ -89,11 +119,17 @@ class ComfyMathExpression:
         if len(expression) > EXPRESSION_LIMIT:
             raise NodeError(f"the expression has {len(expression)} characters; {EXPRESSION_LIMIT} are allowed")
         where = f"the expression {shown(expression)}"
+        for name, value in values.items():
+            if not isinstance(value, int | float):
+                raise NodeError(f"value {name} is a {type(value).__name__}; it must be a number")
         evaluator = SimpleEval(functions=dict(FUNCTIONS), names={**values, "values": list(values.values())})
-        # Its own rule allows exponents of four million, whose powers take a gigabyte.
+        # Its own rules allow whole numbers of a gigabyte.
+        for kind in (ast.Add, ast.Sub, ast.Mult, ast.LShift):
+            evaluator.operators[kind] = _bounded(evaluator.operators[kind])
         evaluator.operators[ast.Pow] = _power
         number = math.nan
         try:
+            _check_numbers_only(expression)
             result = evaluator.eval(expression)
             number = float(result) if isinstance(result, int | float) else math.nan
         except OverflowError as error:

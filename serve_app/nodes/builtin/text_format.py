@@ -19,7 +19,13 @@ _NUMBER = re.compile(r"\d+")
 
 
 class _Format(string.Formatter):
-    """Python's format strings without what a client must not reach: private attributes, and texts of any length."""
+    """Python's format strings without what a client must not reach: private attributes, and texts of any length.
+
+    For one text, whose parts together are bounded.
+    """
+
+    def __init__(self) -> None:
+        self._written = 0
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if re.search(r"(^|[.\[])_", field_name):
@@ -27,8 +33,11 @@ class _Format(string.Formatter):
         return super().get_field(field_name, args, kwargs)
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        allow_text(sum(int(number[:12]) for number in _NUMBER.findall(format_spec)))
-        return str(super().format_field(value, format_spec))
+        allow_text(self._written + sum(int(number[:12]) for number in _NUMBER.findall(format_spec)))
+        written = str(super().format_field(value, format_spec))
+        self._written += len(written)
+        allow_text(self._written)
+        return written
 
 
 class StringFormat:

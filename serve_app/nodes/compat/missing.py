@@ -88,6 +88,14 @@ def fill(module: ModuleType, called: str, known: Mapping[str, Any] = MappingProx
     return module
 
 
+def missing_member(module: ModuleType, name: str, default: Any) -> Any:
+    """Return what a filled module answers for a name that it has not; the default for any other module."""
+    answer = vars(module).get("__getattr__")
+    if answer is None or getattr(answer, "__module__", None) != __name__ or name.startswith("__"):
+        return default
+    return answer(name)
+
+
 class Finder:
     """Finds any module beneath ROOTS that nobody else finds. It stands last in `sys.meta_path`.
 

@@ -184,3 +184,9 @@ def test_a_match_type_takes_its_allowed_types_and_its_outputs_fit_anywhere(slot:
     }
     found = validate(parse(prompt), {"Source": SOURCE, "Same": same, "Show": show}, lambda folder: [])
     assert [p.type for p in found.problems] == ([] if fits else ["return_type_mismatch"])
+
+
+def test_a_row_named_by_more_digits_than_a_number_has_is_a_stray() -> None:
+    name = f"rows.{'9' * 5000}.name"
+    grouped = spec("Grouped", [Input("rows", "COMFY_DYNAMICGROUP_V3", options=ROWS)])
+    assert list(strays(grouped, {"rows.0.name": "a", name: "a"})) == [name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
 from serve_app.nodes.compat.missing import MissingNameError
 from serve_app.nodes.packs import Packs, load
+from serve_app.nodes.reach import reach
 
 PACK = """
     import importlib
@@ -102,6 +104,12 @@ INNER = """
         def value(self):
             return comfy.controlnet.ControlNet(1)
 """
+
+
+def reads() -> object:
+    return json.absent  # type: ignore[attr-defined]
+
+
 LACKS = {
     "Free": (),
     "Direct": ("comfy.ldm.modules.attention.optimized_attention",),
@@ -139,6 +147,14 @@ def test_a_pack_that_names_what_is_missing_loads_whole(packs: Packs) -> None:
 
 def test_what_a_class_can_come_to_use_is_found_along_every_path(packs: Packs) -> None:
     assert {name: spec.lacks for name, spec in packs.specs.items()} == LACKS
+
+
+def test_a_modules_own_lookup_is_not_asked_as_a_class_is_read(packs: Packs, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(json, "__getattr__", asked.append, raising=False)
+    node_class = packs.classes["Free"]
+    reach(type("Reads", (node_class,), {"go": reads}), Path(__file__).parent)
+    assert asked == []
 
 
 def test_a_class_that_calls_a_node_with_models_needs_a_replica_that_holds_them(packs: Packs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import io
 import json
 import struct
@@ -17,6 +18,8 @@ from serve_app.errors import NodeError
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
 from serve_app.images_deep import to_deep_png, to_exr
+from serve_app.limits import SizeLimits
+from serve_app.nodes.executing import Executing, enter
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.registry import BUILTIN, specs
@@ -59,7 +62,7 @@ def test_a_class_makes_what_comfyui_makes(index: int) -> None:
         ("a / 0", "cannot be evaluated"),
         ("9**9**9", "exponent"),
         ("pow(9, 5000)", "exponent"),
-        ("'x' * 3", "no finite number"),
+        ("'x' * 3", "is no number"),
         ("a.__class__", "cannot be evaluated"),
         ("10.0 ** 400", "too large"),
         ("(" * 4000 + "1" + ")" * 4000, "nested too deep|cannot be evaluated"),
@@ -233,3 +236,48 @@ async def test_json_is_laid_out_in_its_file(tmp_path: Path) -> None:
     written = [saved(tmp_path, "output", one) for one in made["ui"]["files"]]
     assert written == [b'{\n  "a": 1\n}', b"{"]
     assert (made["ui"]["text"], made["result"]) == (texts, (texts,))
+
+
+@pytest.mark.parametrize(
+    ("expression", "why"),
+    [
+        ("((9**4000)**4000)**4000", "bits"),
+        ("*".join(["(9**4000)"] * 20), "bits"),
+        ("(1 << 9999)**4000", "bits"),
+        ("round(5, -100000000)", "digits"),
+        ("'a'.zfill(2000000000) == 'b'", "is no number"),
+        ("('%999999999d' % 1) == 'b'", "is no number"),
+        ("f'{1:1000000000}' == 'b'", "is no number"),
+    ],
+)
+def test_an_expression_that_would_fill_memory_or_never_end_is_refused_before_it_is_worked_out(
+    expression: str, why: str
+) -> None:
+    with pytest.raises(NodeError, match=why):
+        run("ComfyMathExpression", expression=expression, values={"a": 1})
+
+
+def test_an_expression_takes_numbers_only() -> None:
+    with pytest.raises(NodeError, match="value a is a str"):
+        run("ComfyMathExpression", expression="a % 5", values={"a": "%999999999d"})
+
+
+@pytest.mark.parametrize("text", ["{a}" * 100, "{b:900000}" * 100])
+def test_the_parts_of_a_formatted_text_are_bounded_together(text: str) -> None:
+    with pytest.raises(NodeError, match="text_characters"):
+        run("StringFormat", values={"a": "x" * 900_000, "b": 1}, f_string=text)
+
+
+def test_tiles_that_would_together_be_too_large_are_refused_before_they_are_cut() -> None:
+    def split() -> None:
+        enter(Executing("job", "1", limits=SizeLimits(value_bytes=2**24)))
+        run("SplitImageToTileList", image=torch.zeros(1, 512, 512, 3), tile_width=64, tile_height=64, overlap=60)
+
+    with pytest.raises(NodeError, match="value_bytes"):
+        contextvars.copy_context().run(split)
+
+
+def test_a_text_too_long_to_be_laid_out_is_refused() -> None:
+    options = {"font_size": 5.0, "color": "#ffffff", "position": "top", "align": "left", "outline": True}
+    with pytest.raises(NodeError, match="4000 are allowed"):
+        run("TextOverlay", images=torch.zeros(1, 64, 64, 3), text="a" * 4001, **options)
