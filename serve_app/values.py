@@ -79,6 +79,24 @@ class ContinuousV:
     sigma_min: float
 
 
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Training on straight lines from image to noise, on levels 0…1 moved towards noise (ModelSamplingDiscreteFlow).
+
+    shift: how far, above 0; 1 leaves them. multiplier: the network is told the level times this.
+    """
+
+    shift: float
+    multiplier: float = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class FluxFlow:
+    """As Flow with a shift of e^mu, from a finer table; the network is told the level itself (ModelSamplingFlux)."""
+
+    mu: float
+
+
 EightBit: TypeAlias = Literal["float8_e4m3fn", "float8_e5m2"]
 
 
@@ -89,7 +107,7 @@ class Rounded:
     to: EightBit
 
 
-Training: TypeAlias = Discrete | ContinuousEdm | ContinuousV
+Training: TypeAlias = Discrete | ContinuousEdm | ContinuousV | Flow | FluxFlow
 """What a backbone was trained to predict and on which levels: read off its file, or set by a patch."""
 
 

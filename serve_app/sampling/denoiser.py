@@ -13,8 +13,8 @@ from typing import Protocol
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.sampling.levels import AngleLevels, EdmLevels, Levels, TableLevels
-from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Training
+from serve_app.sampling.levels import AngleLevels, EdmLevels, FlowLevels, FluxLevels, Levels, TableLevels
+from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 
 
 class Prediction(Protocol):
@@ -120,6 +120,23 @@ class Lcm:
         return t / total**0.5 * EPS.denoised(x, output, sigma) + 0.25 / total * x
 
 
+class Velocity:
+    """The network predicts where x is heading as noise grows, noise − latents, from x as it is.
+
+    Source: Liu et al. 2022, arXiv:2209.03003, equation 1, with time running towards noise.
+    """
+
+    @staticmethod
+    def scale_input(x: Tensor, sigma: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    @staticmethod
+    def denoised(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+        """Return x − sigma·output."""
+        return x - output * per_row(sigma, x)
+
+
 _LCM_STRIDE = 20
 """Latent consistency models are distilled on 50 of the 1000 timesteps."""
 
@@ -140,6 +157,12 @@ def trained(training: Training) -> tuple[Levels, Prediction]:
             return EdmLevels(*_between(high, low)), prediction
         case ContinuousV(high, low):
             return AngleLevels(*_between(high, low)), V()
+        case Flow(shift, multiplier):
+            if not (shift > 0 and multiplier > 0):
+                raise NodeError(f"shift {shift:g} and multiplier {multiplier:g} of a flow must be above 0")
+            return FlowLevels(shift, multiplier), Velocity()
+        case FluxFlow(mu):
+            return FluxLevels(mu), Velocity()
     known = ", ".join(("lcm", *_DISCRETE) if isinstance(training, Discrete) else _CONTINUOUS)
     raise NodeError(f"prediction '{training.prediction}' is not supported; supported are {known}")
 

@@ -1,16 +1,19 @@
 """Noise levels: which sigmas a model knows, what its network is told for each, and what noise at a level is.
 
-`Levels` is all that samplers, schedules and the engine ask; a kind of training is one class. Those here are of the
-variance-exploding process, x = latents + sigma·noise, whatever the network predicts.
+`Levels` is all that samplers, schedules and the engine ask; a kind of training is one class. They are of one of two
+processes, whatever the network predicts: x = latents + sigma·noise, or x = (1 − sigma)·latents + sigma·noise.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from math import exp, inf, isclose, log, pi
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from serve_app.errors import NodeError
 
 
 def single(sigma: float) -> float:
@@ -48,7 +51,7 @@ class Levels(SigmaRange, Protocol):
         ...
 
     def at_progress(self, share: float) -> float:
-        """Return the level at a share of the sampling counted from the top: 0 is above every level, 1 is zero."""
+        """Return the level at a share of the sampling counted from the top: above 0 no level is, 1 is zero."""
         ...
 
     def log_snr(self, sigma: float) -> float:
@@ -196,3 +199,93 @@ class AngleLevels(_Between):
 
     def sigma(self, timestep: Tensor) -> Tensor:
         return (timestep * pi / 2).tan()
+
+
+class Interpolation(ABC):
+    """The process x = (1 − sigma)·latents + sigma·noise, sigma 0…1, of flow matching.
+
+    A subclass says how times 0…1 are shifted to levels, and what of a level the network is told.
+    Source: Lipman et al. 2022, arXiv:2210.02747, section 4.1 (optimal transport); Liu et al. 2022, arXiv:2209.03003.
+    """
+
+    sigmas: Tensor
+
+    @abstractmethod
+    def _shifted(self, time: Tensor) -> Tensor:
+        """Return the level of each time above 0."""
+
+    @property
+    def sigma_min(self) -> float:
+        return float(self.sigmas[0])
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.sigmas[-1])
+
+    def at_progress(self, share: float) -> float:
+        """Return the level at a share of the times; 1 at the start, where all is noise."""
+        if not 0 < share < 1:
+            return 1.0 if share <= 0 else 0.0
+        return float(self._shifted(torch.tensor(1 - share, dtype=torch.float64)))
+
+    def log_snr(self, sigma: float) -> float:
+        return log((1 - sigma) / sigma) if sigma < 1 else -inf
+
+    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        level = single(sigma)
+        return noise * level + latents * (1 - level)
+
+    def start(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """Return as `noised`: at the top level nothing but noise."""
+        return self.noised(latents, noise, sigma)
+
+    def unnoised(self, x: Tensor, sigma: float) -> Tensor:
+        """Return x divided by the share of latents in it. Errors: NodeError for a level that leaves none."""
+        if sigma >= 1:
+            raise NodeError(f"the sigmas end at {sigma:g}, where only noise is left of the latents; below 1 some are")
+        return x / (1 - single(sigma))
+
+
+class FlowLevels(Interpolation):
+    """Levels t·shift / (1 + (shift − 1)·t) of 1000 times t, of which the network is told a multiple.
+
+    Source: Esser et al. 2024, arXiv:2403.03206, section 5.3.2 (the shift of times for higher resolutions).
+    """
+
+    def __init__(self, shift: float, multiplier: float) -> None:
+        self._shift, self._multiplier = shift, multiplier
+        # There and back, as ComfyUI: a time in the network's unit rounds, and the table shows it.
+        self.sigmas = self.sigma(torch.arange(1, TIMESTEPS + 1) / TIMESTEPS * multiplier)
+
+    def _shifted(self, time: Tensor) -> Tensor:
+        return time if self._shift == 1 else self._shift * time / (1 + (self._shift - 1) * time)
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Return each sigma times the multiplier, float32."""
+        return sigma * self._multiplier
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        """Return the level of a time given in the network's unit: of `timestep`'s, shifted once more."""
+        return self._shifted(timestep / self._multiplier)
+
+
+class FluxLevels(Interpolation):
+    """Levels e^mu / (e^mu + 1/t − 1) of 10000 times t, of which the network is told just these.
+
+    Source: Black Forest Labs 2024, FLUX.1's sampling code; the shift is FlowLevels' with e^mu.
+    """
+
+    def __init__(self, mu: float) -> None:
+        self._factor = exp(mu)
+        self.sigmas = self._shifted(torch.arange(1, 10 * TIMESTEPS + 1) / (10 * TIMESTEPS))
+
+    def _shifted(self, time: Tensor) -> Tensor:
+        return self._factor / (self._factor + (1 / time - 1))
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Return each sigma."""
+        return sigma
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        """Return the level of a time: of `timestep`'s, shifted once more."""
+        return self._shifted(timestep)

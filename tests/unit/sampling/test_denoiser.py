@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.sampling.denoiser import EPS, X0, Edm, Lcm, V, trained
+from serve_app.sampling.denoiser import EPS, X0, Edm, Lcm, V, Velocity, trained
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.inpaint import Inpainting, latent_mask
-from serve_app.sampling.levels import TableLevels
-from serve_app.values import ContinuousEdm, Discrete
+from serve_app.sampling.levels import FlowLevels, TableLevels
+from serve_app.values import ContinuousEdm, Discrete, Flow, FluxFlow
 
 
 def test_a_perfect_eps_network_denoises_every_row_at_its_own_level():
@@ -55,6 +55,22 @@ def test_a_consistency_model_is_nearly_a_noise_prediction_on_levels_of_every_twe
     torch.testing.assert_close(prediction.denoised(x, output, sigma), EPS.denoised(x, output, sigma), rtol=1e-3, atol=0)
 
 
+def test_a_perfect_velocity_denoises_every_row_at_its_own_level():
+    levels, prediction = trained(Flow(3.0))
+    assert isinstance(prediction, Velocity)
+    clean, drawn = torch.randn(2, 3, 16, 2, 2, generator=torch.Generator().manual_seed(0))
+    sigmas = [0.1, 0.5, 1.0]
+    x = torch.cat([levels.noised(clean[i : i + 1], drawn[i : i + 1], sigma) for i, sigma in enumerate(sigmas)])
+    assert prediction.scale_input(x, torch.tensor(sigmas)) is x
+    torch.testing.assert_close(prediction.denoised(x, drawn - clean, torch.tensor(sigmas)), clean)
+
+
+def test_the_two_flows_have_tables_of_their_own_and_one_prediction():
+    (flow, of_flow), (flux, of_flux) = trained(Flow(3.0)), trained(FluxFlow(1.15))
+    assert (len(flow.sigmas), len(flux.sigmas)) == (1000, 10000)
+    assert type(of_flow) is type(of_flux) is Velocity
+
+
 def test_training_to_zero_signal_reaches_far_above_the_usual_levels_and_keeps_the_lowest():
     usual, _ = trained(Discrete("v_prediction"))
     rescaled, _ = trained(Discrete("v_prediction", zsnr=True))
@@ -70,6 +86,7 @@ def test_training_to_zero_signal_reaches_far_above_the_usual_levels_and_keeps_th
             ContinuousEdm("cosmos_rflow", 80.0, 0.002),
             "'cosmos_rflow' is not supported; supported are v_prediction, edm",
         ),
+        (Flow(0.0), "shift 0 and multiplier 1000 of a flow must be above 0"),
         (ContinuousEdm("edm", 80.0, 0.0), "sigma_min 0.0 and sigma_max 80.0 leave no levels"),
     ],
 )
@@ -99,3 +116,10 @@ def test_inpainting_blends_by_the_mask_before_and_after_the_network():
     assert held.x[0, 0, 0].tolist() == [0.75 * (3 + 2 * 5), 0.0]
     assert (held.sigma, held.step) == (5.0, 3)
     assert inpainting.restore(torch.ones_like(x), 5.0)[0, 0, 0].tolist() == [0.25 + 0.75 * 3, 1.0]
+
+
+def test_what_a_flow_keeps_is_mixed_with_noise_before_the_network():
+    latents, noise, x = torch.full((1, 4, 1, 2), 3.0), torch.full((1, 4, 1, 2), 2.0), torch.zeros(1, 4, 1, 2)
+    inpainting = Inpainting(torch.tensor([[[[0.25, 1.0]]]]), latents, noise, FlowLevels(1.0, 1.0))
+    held = inpainting.hold(Evaluation(x, 0.5, 3))
+    assert held.x[0, 0, 0].tolist() == [0.75 * (0.5 * 3 + 0.5 * 2), 0.0]

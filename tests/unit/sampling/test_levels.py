@@ -7,10 +7,17 @@ import math
 import pytest
 import torch
 
-from serve_app.sampling.levels import AngleLevels, EdmLevels, TableLevels, single
+from serve_app.errors import NodeError
+from serve_app.sampling.levels import AngleLevels, EdmLevels, FlowLevels, FluxLevels, TableLevels, single
 
 LEVELS = TableLevels()
 KINDS = {"table": LEVELS, "edm": EdmLevels(80.0, 0.002), "angle": AngleLevels(500.0, 0.03)}
+
+FLOWS: dict[str, FlowLevels | FluxLevels] = {
+    "flow": FlowLevels(3.0, 1000.0),
+    "unshifted": FlowLevels(1.0, 1.0),
+    "flux": FluxLevels(1.15),
+}
 
 
 def test_the_table_runs_from_stable_diffusions_lowest_to_its_highest_level():
@@ -82,3 +89,53 @@ def test_what_a_run_leaves_noise_in_are_its_latents_as_they_are(levels):
 
 def test_a_level_of_a_table_equals_itself_once_it_has_been_a_python_float():
     assert all(single(float(level)) == level for level in LEVELS.sigmas[::100])
+
+
+@pytest.mark.parametrize("levels", FLOWS.values(), ids=FLOWS)
+def test_levels_of_a_flow_rise_to_noise_alone(levels):
+    assert (levels.sigmas.diff() > 0).all()
+    assert levels.sigma_max == 1.0
+    reached = [levels.at_progress(share) for share in (0.0, 0.001, 0.3, 0.7, 0.999, 1.0)]
+    assert (reached[0], reached[-1]) == (1.0, 0.0)
+    assert reached == sorted(reached, reverse=True)
+
+
+def test_a_shift_of_three_moves_the_middle_of_time_to_three_quarters():
+    assert FLOWS["flow"].at_progress(0.5) == pytest.approx(0.75)
+    assert FLOWS["flow"].sigma(torch.tensor(500.0)).item() == pytest.approx(0.75)
+    assert FLOWS["unshifted"].at_progress(0.5) == 0.5
+
+
+def test_a_flow_is_told_its_level_in_its_own_unit():
+    sigma = torch.tensor([0.25, 1.0])
+    assert FLOWS["flow"].timestep(sigma).tolist() == [250.0, 1000.0]
+    assert FLOWS["unshifted"].timestep(sigma).tolist() == FLOWS["flux"].timestep(sigma).tolist() == [0.25, 1.0]
+
+
+def test_fluxs_levels_are_a_flows_of_which_a_tenth_is_in_its_table():
+    flow = FlowLevels(math.exp(1.15), 1.0)
+    assert FLOWS["flux"].sigmas.shape == (10000,)
+    torch.testing.assert_close(FLOWS["flux"].sigmas[9::10], flow.sigmas)
+    assert FLOWS["flux"].at_progress(0.3) == pytest.approx(flow.at_progress(0.3))
+
+
+@pytest.mark.parametrize("levels", FLOWS.values(), ids=FLOWS)
+def test_a_flow_mixes_latents_and_noise_and_takes_the_latents_share_out_again(levels):
+    latents, noise = torch.full((1, 16, 2, 2), 4.0), torch.full((1, 16, 2, 2), 8.0)
+    torch.testing.assert_close(levels.noised(latents, noise, 0.25), torch.full_like(latents, 5.0))
+    assert torch.equal(levels.start(latents, noise, 1.0), noise)
+    x = levels.start(latents, torch.zeros_like(noise), 0.25)
+    torch.testing.assert_close(levels.unnoised(x, 0.25), latents)
+    assert torch.equal(levels.unnoised(x, 0.0), x)
+
+
+@pytest.mark.parametrize("levels", FLOWS.values(), ids=FLOWS)
+def test_half_the_latents_are_a_signal_to_noise_ratio_of_one(levels):
+    assert levels.log_snr(0.5) == 0.0
+    assert levels.log_snr(1.0) == -math.inf
+    assert levels.log_snr(0.2) == pytest.approx(math.log(4))
+
+
+def test_a_run_that_ends_in_noise_alone_says_that_nothing_is_left():
+    with pytest.raises(NodeError, match="the sigmas end at 1, where only noise is left"):
+        FLOWS["flow"].unnoised(torch.zeros(1), 1.0)
