@@ -200,7 +200,8 @@ def _excused(entry: Entry, reason: str, windows: Sequence[tuple[float, float]]) 
 
 def _made(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a job's own nodes show: the same workflow once more is answered with the files that there are."""
-    messages = dict(entry["status"]["messages"])
+    # Only ComfyUI's dialect tells which nodes were cached; it has no job that was cancelled before it started.
+    messages = dict(entry["native"]["status"]["messages"]) if entry["native"] else {}
     cached = set(messages.get("execution_cached", {}).get("nodes", ()))
     return {node: shown for node, shown in entry["outputs"].items() if node not in cached}
 

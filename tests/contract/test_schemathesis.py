@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis import GenerationMode
@@ -20,7 +22,9 @@ def test_a_body_that_fits_the_document_is_refused_only_for_its_graph(case, base_
     # The document cannot say which node classes exist, so a graph that fits it may still be one that cannot run.
     case.validate_response(response, excluded_checks=[positive_data_acceptance])
     if case.meta.generation.mode is GenerationMode.POSITIVE and response.status_code != 200:
-        assert response.json()["error"] == "Invalid workflow structure"
+        # Nor can it say that PostgreSQL's text holds no NUL, in a prompt's keys or beside it.
+        has_nul = "\\u0000" in json.dumps(case.body, default=str)
+        assert response.json()["error"] in {"Invalid workflow structure", *(["Invalid submission"] if has_nul else [])}
 
 
 @contract.include(path="/history/{prompt_id}").parametrize()
