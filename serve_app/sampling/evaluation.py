@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from serve_app.sampling.levels import Levels
+from serve_app.sampling.levels import Interpolation, Levels
 
 Sampler: TypeAlias = Generator["Evaluation", Any, Tensor]
 """Yields Evaluation; is sent `denoised`, shaped as its x, or the pair (denoised, uncond) where that was wanted."""
@@ -61,6 +61,7 @@ class SamplerSpec:
     function: (x, sigmas), and a NoiseSource third if `noise` makes one. discards_penultimate: the schedule is made one
     step longer and its last level above zero is left out. fresh_inpaint_noise: kept regions of an inpainting get noise
     of the seed after the job's, instead of the job's own noise. for_levels: keyword arguments that the model decides.
+    on_flow: from the function to what runs on a flow's levels in its place; None: the same does.
     """
 
     function: Callable[..., Sampler]
@@ -68,6 +69,7 @@ class SamplerSpec:
     discards_penultimate: bool = False
     fresh_inpaint_noise: bool = False
     for_levels: Callable[[Levels], dict[str, Any]] | None = None
+    on_flow: Callable[[Callable[..., Sampler], Interpolation], Callable[..., Sampler]] | None = None
 
     def start(
         self,
@@ -82,6 +84,9 @@ class SamplerSpec:
         seed: of its own noise, if it draws any. options: keyword arguments of the function.
         """
         decided = {} if self.for_levels is None else self.for_levels(levels)
+        function = self.function
+        if self.on_flow is not None and isinstance(levels, Interpolation):
+            function = self.on_flow(function, levels)
         if self.noise is None:
-            return self.function(x, sigmas, **{**decided, **options})
-        return self.function(x, sigmas, self.noise(x, sigmas, seed), **{**decided, **options})
+            return function(x, sigmas, **{**decided, **options})
+        return function(x, sigmas, self.noise(x, sigmas, seed), **{**decided, **options})

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import exp, expm1, inf, log, sqrt
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from serve_app.sampling.adams import combined, lagrange, quadrature
 from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler
-from serve_app.sampling.levels import Levels
+from serve_app.sampling.flow import by_ratio, ratio
+from serve_app.sampling.levels import Interpolation, Levels
 
 
 def stochastic_interval(levels: Levels) -> dict[str, tuple[float, float]]:
     """Return the levels between which `sa_solver` draws noise: from a fifth of the model's timesteps to four fifths."""
     return {"interval": (levels.at_progress(0.2), levels.at_progress(0.8))}
+
+
+def sa_solver_on_flow(function: Callable[..., Sampler], levels: Interpolation) -> Callable[..., Sampler]:
+    """Return `sa_solver` on a flow: by ratio, the interval too."""
+    run = by_ratio(function, levels)
+
+    def over(
+        x: Tensor, sigmas: Tensor, noise: NoiseSource, *, interval: tuple[float, float], **options: Any
+    ) -> Sampler:
+        highest, lowest = interval
+        return run(x, sigmas, noise, interval=(ratio(highest), ratio(lowest)), **options)
+
+    return over
 
 
 def sa_solver(

@@ -6,6 +6,7 @@ d is the slope (x − denoised) / sigma of the probability flow ODE, so x is den
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from math import sqrt
@@ -16,13 +17,15 @@ from serve_app.sampling.adams import deis, ipndm, ipndm_v, lms
 from serve_app.sampling.choices import Choices
 from serve_app.sampling.dpm_solver import dpm_adaptive, dpm_fast
 from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec, guided
+from serve_app.sampling.flow import ancestral_cfg_pp_on_flow, by_ratio, halfway, renoised
+from serve_app.sampling.levels import Interpolation
 from serve_app.sampling.multistep import dpmpp_2m, res_multistep
 from serve_app.sampling.noise import brownian_noise, gaussian_noise
-from serve_app.sampling.sa_solver import sa_solver, stochastic_interval
-from serve_app.sampling.sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde, er_sde
+from serve_app.sampling.sa_solver import sa_solver, sa_solver_on_flow, stochastic_interval
+from serve_app.sampling.sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde, er_sde, sde_on_flow
 from serve_app.sampling.seeds import seeds_2, seeds_3
 from serve_app.sampling.stochastic import dpm_2_ancestral, dpmpp_2s_ancestral, euler_ancestral, lcm, noising
-from serve_app.sampling.unipc import uni_pc
+from serve_app.sampling.unipc import uni_pc, unipc_on_flow
 
 
 def euler(x: Tensor, sigmas: Tensor, *, cfg_pp: bool = False, alternative: bool = False) -> Sampler:
@@ -39,6 +42,16 @@ def euler(x: Tensor, sigmas: Tensor, *, cfg_pp: bool = False, alternative: bool 
         else:
             x = denoised + (x - unguided) * (following / sigma)
     return x
+
+
+def cfg_pp_on_flow(function: Callable[..., Sampler], levels: Interpolation) -> Callable[..., Sampler]:
+    """Return `euler` with CFG++ on a flow: by ratio, but for the alternative, which ComfyUI leaves as it is."""
+
+    def run(x: Tensor, sigmas: Tensor, *, alternative: bool = False) -> Sampler:
+        chosen = partial(function, alternative=True) if alternative else by_ratio(function, levels, top=0.0)
+        return chosen(x, sigmas)
+
+    return run
 
 
 def heun(x: Tensor, sigmas: Tensor) -> Sampler:
@@ -116,31 +129,37 @@ SAMPLERS: Choices[SamplerSpec] = Choices(
     "sampler",
     {
         "euler": SamplerSpec(euler),
-        "euler_cfg_pp": SamplerSpec(partial(euler, cfg_pp=True)),
-        "euler_ancestral": SamplerSpec(euler_ancestral, gaussian_noise),
-        "euler_ancestral_cfg_pp": SamplerSpec(partial(euler_ancestral, cfg_pp=True), gaussian_noise),
+        "euler_cfg_pp": SamplerSpec(partial(euler, cfg_pp=True), on_flow=cfg_pp_on_flow),
+        "euler_ancestral": SamplerSpec(euler_ancestral, gaussian_noise, on_flow=renoised),
+        "euler_ancestral_cfg_pp": SamplerSpec(
+            partial(euler_ancestral, cfg_pp=True), gaussian_noise, on_flow=ancestral_cfg_pp_on_flow
+        ),
         "heun": SamplerSpec(heun),
         "heunpp2": SamplerSpec(heunpp2),
-        "exp_heun_2_x0": SamplerSpec(partial(seeds_2, eta=0.0, r=1.0, solver="phi_2"), gaussian_noise),
-        "exp_heun_2_x0_sde": SamplerSpec(partial(seeds_2, r=1.0, solver="phi_2"), gaussian_noise),
+        "exp_heun_2_x0": SamplerSpec(
+            partial(seeds_2, eta=0.0, r=1.0, solver="phi_2"), gaussian_noise, on_flow=by_ratio
+        ),
+        "exp_heun_2_x0_sde": SamplerSpec(partial(seeds_2, r=1.0, solver="phi_2"), gaussian_noise, on_flow=by_ratio),
         "dpm_2": SamplerSpec(dpm_2, discards_penultimate=True),
-        "dpm_2_ancestral": SamplerSpec(dpm_2_ancestral, gaussian_noise, discards_penultimate=True),
+        "dpm_2_ancestral": SamplerSpec(dpm_2_ancestral, gaussian_noise, discards_penultimate=True, on_flow=renoised),
         "lms": SamplerSpec(lms),
         "dpm_fast": SamplerSpec(dpm_fast),
         "dpm_adaptive": SamplerSpec(dpm_adaptive, gaussian_noise),
-        "dpmpp_2s_ancestral": SamplerSpec(dpmpp_2s_ancestral, gaussian_noise),
+        "dpmpp_2s_ancestral": SamplerSpec(
+            dpmpp_2s_ancestral, gaussian_noise, on_flow=partial(renoised, halfway=halfway)
+        ),
         "dpmpp_2s_ancestral_cfg_pp": SamplerSpec(partial(dpmpp_2s_ancestral, cfg_pp=True), gaussian_noise),
         # The GPU variants are for ComfyUI's clients: there they draw on the GPU, here all noise is drawn on the CPU.
-        "dpmpp_sde": SamplerSpec(dpmpp_sde, brownian_noise),
-        "dpmpp_sde_gpu": SamplerSpec(dpmpp_sde, brownian_noise),
+        "dpmpp_sde": SamplerSpec(dpmpp_sde, brownian_noise, on_flow=sde_on_flow),
+        "dpmpp_sde_gpu": SamplerSpec(dpmpp_sde, brownian_noise, on_flow=sde_on_flow),
         "dpmpp_2m": SamplerSpec(dpmpp_2m),
         "dpmpp_2m_cfg_pp": SamplerSpec(partial(dpmpp_2m, cfg_pp=True)),
-        "dpmpp_2m_sde": SamplerSpec(dpmpp_2m_sde, brownian_noise),
-        "dpmpp_2m_sde_gpu": SamplerSpec(dpmpp_2m_sde, brownian_noise),
-        "dpmpp_2m_sde_heun": SamplerSpec(partial(dpmpp_2m_sde, solver="heun"), brownian_noise),
-        "dpmpp_2m_sde_heun_gpu": SamplerSpec(partial(dpmpp_2m_sde, solver="heun"), brownian_noise),
-        "dpmpp_3m_sde": SamplerSpec(dpmpp_3m_sde, brownian_noise),
-        "dpmpp_3m_sde_gpu": SamplerSpec(dpmpp_3m_sde, brownian_noise),
+        "dpmpp_2m_sde": SamplerSpec(dpmpp_2m_sde, brownian_noise, on_flow=by_ratio),
+        "dpmpp_2m_sde_gpu": SamplerSpec(dpmpp_2m_sde, brownian_noise, on_flow=by_ratio),
+        "dpmpp_2m_sde_heun": SamplerSpec(partial(dpmpp_2m_sde, solver="heun"), brownian_noise, on_flow=by_ratio),
+        "dpmpp_2m_sde_heun_gpu": SamplerSpec(partial(dpmpp_2m_sde, solver="heun"), brownian_noise, on_flow=by_ratio),
+        "dpmpp_3m_sde": SamplerSpec(dpmpp_3m_sde, brownian_noise, on_flow=by_ratio),
+        "dpmpp_3m_sde_gpu": SamplerSpec(dpmpp_3m_sde, brownian_noise, on_flow=by_ratio),
         # DDPM's posterior step is Euler's ancestral one once x is divided by √ᾱ: Ho et al. 2020, arXiv:2006.11239, (7).
         "ddpm": SamplerSpec(euler_ancestral, gaussian_noise),
         "lcm": SamplerSpec(lcm, gaussian_noise, for_levels=noising),
@@ -153,17 +172,20 @@ SAMPLERS: Choices[SamplerSpec] = Choices(
         "res_multistep_ancestral_cfg_pp": SamplerSpec(partial(res_multistep, cfg_pp=True), gaussian_noise),
         "gradient_estimation": SamplerSpec(gradient_estimation),
         "gradient_estimation_cfg_pp": SamplerSpec(partial(gradient_estimation, cfg_pp=True)),
-        "er_sde": SamplerSpec(er_sde, gaussian_noise),
-        "seeds_2": SamplerSpec(seeds_2, gaussian_noise),
-        "seeds_3": SamplerSpec(seeds_3, gaussian_noise),
-        "sa_solver": SamplerSpec(sa_solver, gaussian_noise, for_levels=stochastic_interval),
+        "er_sde": SamplerSpec(er_sde, gaussian_noise, on_flow=by_ratio),
+        "seeds_2": SamplerSpec(seeds_2, gaussian_noise, on_flow=by_ratio),
+        "seeds_3": SamplerSpec(seeds_3, gaussian_noise, on_flow=by_ratio),
+        "sa_solver": SamplerSpec(sa_solver, gaussian_noise, for_levels=stochastic_interval, on_flow=sa_solver_on_flow),
         "sa_solver_pece": SamplerSpec(
-            partial(sa_solver, evaluate_corrected=True), gaussian_noise, for_levels=stochastic_interval
+            partial(sa_solver, evaluate_corrected=True),
+            gaussian_noise,
+            for_levels=stochastic_interval,
+            on_flow=sa_solver_on_flow,
         ),
         # DDIM with η = 0 is Euler's method once x is divided by √ᾱ: Song et al. 2020, arXiv:2010.02502, section 4.3.
         "ddim": SamplerSpec(euler, fresh_inpaint_noise=True),
-        "uni_pc": SamplerSpec(partial(uni_pc, variant="bh1"), discards_penultimate=True),
-        "uni_pc_bh2": SamplerSpec(partial(uni_pc, variant="bh2"), discards_penultimate=True),
+        "uni_pc": SamplerSpec(partial(uni_pc, variant="bh1"), discards_penultimate=True, on_flow=unipc_on_flow),
+        "uni_pc_bh2": SamplerSpec(partial(uni_pc, variant="bh2"), discards_penultimate=True, on_flow=unipc_on_flow),
     },
 )
 """Every sampler by the name clients use, in the order ComfyUI's KSampler lists them."""

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from math import exp, expm1, log, sqrt
 from typing import Literal
@@ -13,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from serve_app.sampling import flow
 from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler
+from serve_app.sampling.levels import Interpolation
 from serve_app.sampling.stochastic import ancestral_step
 
 
@@ -23,24 +27,38 @@ def _between(sigma: float, following: float, r: float) -> float:
     return float((here + r * (there - here)).neg().exp())
 
 
+def sde_on_flow(function: Callable[..., Sampler], levels: Interpolation) -> Callable[..., Sampler]:
+    """Return `dpmpp_sde` on a flow: by ratio, its stage and its steps to the very levels that ComfyUI's go to."""
+    return flow.by_ratio(partial(function, between=flow.between, step=flow.ratio_step), levels)
+
+
 def dpmpp_sde(
-    x: Tensor, sigmas: Tensor, noise: NoiseSource, *, eta: float = 1.0, s_noise: float = 1.0, r: float = 0.5
+    x: Tensor,
+    sigmas: Tensor,
+    noise: NoiseSource,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    r: float = 0.5,
+    between: Callable[[float, float, float], float] = _between,
+    step: Callable[[float, float, float], tuple[float, float]] = ancestral_step,
 ) -> Sampler:
     """DPM-Solver++(2S) on the SDE; two evaluations a step, one on a step to zero.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
-    latents. s_noise: multiplies the noise. r: where in λ the stage lies, 0…1.
+    latents. s_noise: multiplies the noise. r: where in λ the stage lies, 0…1; between: its level, of a step's and r.
+    step: as `ancestral_step`.
     Source: Lu et al. 2022, arXiv:2211.01095, Algorithm 1 with section 5's noise, as in Crowson's k-diffusion.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised: Tensor = yield Evaluation(x, sigma, step=i)
         if following == 0:
             return denoised
-        middle = _between(sigma, following, r)
-        down, up = ancestral_step(sigma, middle, eta)
+        middle = between(sigma, following, r)
+        down, up = step(sigma, middle, eta)
         u = denoised + (x - denoised) * (down / sigma) + noise(sigma, middle) * (up * s_noise)
         denoised_middle: Tensor = yield Evaluation(u, middle, step=i)
-        down, up = ancestral_step(sigma, following, eta)
+        down, up = step(sigma, following, eta)
         d = denoised + (denoised_middle - denoised) / (2 * r)
         x = d + (x - d) * (down / sigma) + noise(sigma, following) * (up * s_noise)
     return x

@@ -1,6 +1,7 @@
 """The ancestral samplers: a step to below the following level, then fresh noise up to it.
 
-They draw the noise from a NoiseSource, never from torch's state.
+They draw the noise from a NoiseSource, never from torch's state. A step says what share of x is kept as noise is added:
+all of it, but on a flow (`flow`).
 """
 
 from __future__ import annotations
@@ -8,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 from math import sqrt
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler, guided
 from serve_app.sampling.levels import Levels
+
+AncestralStep: TypeAlias = Callable[[float, float, float], tuple[float, float, float]]
+"""(sigma, following, eta) to (down, up, kept), as `exploding_step`."""
 
 
 def ancestral_step(sigma: float, following: float, eta: float = 1.0) -> tuple[float, float]:
@@ -32,8 +36,20 @@ def ancestral_step(sigma: float, following: float, eta: float = 1.0) -> tuple[fl
     return float((f**2 - up**2) ** 0.5), float(up)
 
 
+def exploding_step(sigma: float, following: float, eta: float = 1.0) -> tuple[float, float, float]:
+    """Return (down, up, kept): `ancestral_step`, and all of x."""
+    return *ancestral_step(sigma, following, eta), 1.0
+
+
 def euler_ancestral(
-    x: Tensor, sigmas: Tensor, noise: NoiseSource, *, eta: float = 1.0, s_noise: float = 1.0, cfg_pp: bool = False
+    x: Tensor,
+    sigmas: Tensor,
+    noise: NoiseSource,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    cfg_pp: bool = False,
+    step: AncestralStep = exploding_step,
 ) -> Sampler:
     """Euler's method to below the following level, then noise up to it; one evaluation a step.
 
@@ -43,17 +59,23 @@ def euler_ancestral(
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)
-        down, up = ancestral_step(sigma, following, eta)
-        if down == 0:
-            # Where eta takes all of `following`, as ComfyUI leaves it.
+        down, up, kept = step(sigma, following, eta)
+        if (following if cfg_pp else down) == 0:
+            # Also where eta takes all of `following`, as ComfyUI leaves it, but for CFG++.
             x = denoised
             continue
-        x = denoised + (x - unguided) * (down / sigma) + noise(sigma, following) * (up * s_noise)
+        x = (denoised + (x - unguided) * (down / sigma)) * kept + noise(sigma, following) * (up * s_noise)
     return x
 
 
 def dpm_2_ancestral(
-    x: Tensor, sigmas: Tensor, noise: NoiseSource, *, eta: float = 1.0, s_noise: float = 1.0
+    x: Tensor,
+    sigmas: Tensor,
+    noise: NoiseSource,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    step: AncestralStep = exploding_step,
 ) -> Sampler:
     """`dpm_2` to below the following level, then noise up to it; two evaluations a step, one on a step to zero.
 
@@ -61,39 +83,47 @@ def dpm_2_ancestral(
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised: Tensor = yield Evaluation(x, sigma, step=i)
-        down, up = ancestral_step(sigma, following, eta)
+        down, up, kept = step(sigma, following, eta)
         if down == 0:
             x = denoised
             continue
         middle = sqrt(sigma * down)
         u = denoised + (x - denoised) * (middle / sigma)
         denoised = yield Evaluation(u, middle, step=i)
-        x = x + (u - denoised) * ((down - sigma) / middle) + noise(sigma, following) * (up * s_noise)
+        x = (x + (u - denoised) * ((down - sigma) / middle)) * kept + noise(sigma, following) * (up * s_noise)
     return x
 
 
 def dpmpp_2s_ancestral(
-    x: Tensor, sigmas: Tensor, noise: NoiseSource, *, eta: float = 1.0, s_noise: float = 1.0, cfg_pp: bool = False
+    x: Tensor,
+    sigmas: Tensor,
+    noise: NoiseSource,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    cfg_pp: bool = False,
+    step: AncestralStep = exploding_step,
+    halfway: Callable[[float, float], float] = lambda sigma, down: sqrt(sigma * down),
 ) -> Sampler:
     """DPM-Solver++(2S) to below the following level, then noise up to it; two evaluations a step, one to zero.
 
-    Arguments and results as `euler_ancestral`. Source: Lu et al. 2022, arXiv:2211.01095, Algorithm 1 with r = 1/2, and
-    `ancestral_step`.
+    Arguments and results as `euler_ancestral`. halfway: the level of the second evaluation, between the step's.
+    Source: Lu et al. 2022, arXiv:2211.01095, Algorithm 1 with r = 1/2, and `ancestral_step`.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)
-        down, up = ancestral_step(sigma, following, eta)
+        down, up, kept = step(sigma, following, eta)
         if down == 0:
             x = denoised
         else:
-            middle = sqrt(sigma * down)
+            middle = halfway(sigma, down)
             u = denoised + (x - unguided) * (middle / sigma)
             denoised_middle, unguided_middle = yield from guided(Evaluation(u, middle, step=i), cfg_pp)
             # CFG++ moves the whole step by how far guidance moved `denoised`, between the two evaluations in ComfyUI.
             start = x + (denoised - unguided_middle) if cfg_pp else x
             x = denoised_middle + (start - denoised_middle) * (down / sigma)
         if following > 0:
-            x = x + noise(sigma, following) * (up * s_noise)
+            x = x * kept + noise(sigma, following) * (up * s_noise)
     return x
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import expm1, factorial, log, sqrt
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from serve_app.sampling.adams import combined
 from serve_app.sampling.evaluation import Evaluation, Sampler
+from serve_app.sampling.levels import Interpolation
 
 LOWEST = 0.001
 """The level that stands for zero, where log sigma has no value."""
@@ -56,6 +58,16 @@ def uni_pc(x: Tensor, sigmas: Tensor, *, variant: Literal["bh1", "bh2"], order: 
             x = base - combined([*differences, denoised - history[0]], map(float, rho * b_h))
             history = [denoised, *history][:order]
     return x
+
+
+def unipc_on_flow(function: Callable[..., Sampler], _levels: Interpolation) -> Callable[..., Sampler]:
+    """Return `uni_pc` on a flow: as it is, but a run to zero ends at LOWEST, where x has that much less of latents."""
+
+    def run(x: Tensor, sigmas: Tensor, **options: Any) -> Sampler:
+        reached = yield from function(x, sigmas, **options)
+        return reached if float(sigmas[-1]) else reached / (1 - LOWEST)
+
+    return run
 
 
 def _rounded(sigma: float) -> float:

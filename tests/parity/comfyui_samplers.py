@@ -2,8 +2,9 @@
 
     python comfyui_samplers.py CASES.json OUT.npz
 
-A case is a sampler with options by our names, a seed, a shape and either sigmas or the steps of a KSampler. Kept of
-each, by its place in the list: `sigmas`, `out`, `denoised` (what the callback last took for the image), `evaluations`.
+A case is a sampler with options by our names, a seed, a shape and either sigmas or the steps of a KSampler; "flow" or
+"flux" in it is the shift of such a model's levels, without one they are Stable Diffusion 1's. Kept of each, by its
+place in the list: `sigmas`, `out`, `denoised` (what the callback last took for the image), `evaluations`.
 """
 
 from __future__ import annotations
@@ -48,15 +49,32 @@ class EpsSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampli
     """The levels of Stable Diffusion 1."""
 
 
+class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):  # type: ignore[misc]
+    """The levels of Stable Diffusion 3 and others."""
+
+
+class FluxSampling(comfy.model_sampling.ModelSamplingFlux, comfy.model_sampling.CONST):  # type: ignore[misc]
+    """The levels of FLUX and others."""
+
+
 class Model:
     """What ComfyUI's samplers take for a guider with its model; cfg is 2."""
 
     def __init__(self) -> None:
-        self.model_sampling = EpsSampling()
+        self.model_sampling: Any = EpsSampling()
         self.inner_model = self.model_patcher = self.model = self
         self.load_device = torch.device("cpu")
         self.cfg = 2.0
         self.evaluations = 0
+
+    def trained_as(self, case: dict[str, Any]) -> Model:
+        """Take a case's levels."""
+        self.model_sampling = EpsSampling()
+        for name, kind in (("flow", FlowSampling), ("flux", FluxSampling)):
+            if name in case:
+                self.model_sampling = kind()
+                self.model_sampling.set_parameters(shift=case[name])
+        return self
 
     def get_model_object(self, name: str) -> Any:
         return getattr(self, name)
@@ -132,7 +150,7 @@ def main() -> None:
     model, arrays = Model(), {}
     with torch.inference_mode():
         for i, case in enumerate(json.loads(Path(CASES).read_text())):
-            arrays |= {f"{i}|{name}": array for name, array in run(model, case).items()}
+            arrays |= {f"{i}|{name}": array for name, array in run(model.trained_as(case), case).items()}
     np.savez(OUT, **arrays)
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 GOLDEN = Path(__file__).parent / "golden"
 PROMPTS: list[str] = json.loads((GOLDEN / "prompts.json").read_text())
 """The texts that figures are made of: 1 is every positive, 2 every negative."""
+FLOWS = {"flow": 3.0, "flux": 1.15}
+"""The shifts of SD 3's levels and of FLUX's, by ComfyUI's names of their kinds."""
 TOLERANCE = 1e-4
 
 

@@ -20,7 +20,7 @@ from tests.parity.checkpoints import models_dir
 from tests.parity.comfyui import ComfyUI
 from tests.parity.custom_cases import CUSTOM
 from tests.parity.declared import theirs
-from tests.parity.figures import GOLDEN
+from tests.parity.figures import FLOWS, GOLDEN
 from tests.parity.image_cases import CASES as IMAGES
 from tests.parity.image_cases import image
 
@@ -70,6 +70,20 @@ def grid(comfyui: ComfyUI) -> None:
     _write("grid", counted, {part: _rows([figure[part] for figure in made]) for part in ("sigmas", "out")})
 
 
+def flow_grid(comfyui: ComfyUI) -> None:
+    """Make flow_grid.npz: the cases of grid.json on the levels of SD 3 and on those of FLUX."""
+    names = ("sampler", "schedule", "steps", "seed", "denoise", "start", "end", "full_denoise", "options")
+    listed = [dict(zip(names, row, strict=False)) for row in json.loads((GOLDEN / "grid.json").read_text())]
+    arrays: dict[str, np.ndarray] = {}
+    for kind, shift in FLOWS.items():
+        made = comfyui.samplers(
+            [{**case, kind: shift, "shape": [1, 4, 4, 4], "latents": float(case["denoise"] < 1)} for case in listed]
+        )
+        arrays |= {f"{kind}|{part}": _rows([figure[part] for figure in made]) for part in ("sigmas", "out")}
+        arrays[f"{kind}|evaluations"] = np.array([int(figure["evaluations"]) for figure in made], np.int16)
+    _save("flow_grid", arrays)
+
+
 def sampler_options(comfyui: ComfyUI) -> None:
     """Make sampler_options.npz."""
     asked = json.loads((GOLDEN / "sampler_options.json").read_text())
@@ -115,7 +129,7 @@ def nodes(comfyui: ComfyUI) -> None:
     (GOLDEN / "node_classes.json").write_text(json.dumps(sorted(classes), indent=0) + "\n")
 
 
-_MAKERS = (samplers, grid, sampler_options, custom, nodes)
+_MAKERS = (samplers, grid, flow_grid, sampler_options, custom, nodes)
 MAKERS: dict[str, Callable[[ComfyUI], None]] = {make.__name__: make for make in _MAKERS}
 
 

@@ -5,7 +5,7 @@ cfg is 2; the denoisers are `cond` and `uncond` below. Both files of figures wer
 golden/samplers.json lists [sampler, schedule, steps, seed, denoise, evaluations], x being (2,4,8,8); samplers.npz holds
 the sigmas and the final latents of each. golden/grid.json pairs every sampler with every schedule, x being (1,4,4,4):
 [sampler, schedule, steps, seed, denoise, start step, end step, full denoise, options, evaluations]; rows of
-grid.npz are its cases.
+grid.npz are its cases, and those of flow_grid.npz are the same on the levels of flows.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import json
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from serve_app.sampling.denoiser import trained
 from serve_app.sampling.levels import TableLevels
 from serve_app.sampling.noise import noise
 from serve_app.sampling.request import Steps
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
+from serve_app.values import Flow, FluxFlow
+from tests.parity.figures import FLOWS, GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 CASES = [tuple(row) for row in json.loads((GOLDEN / "samplers.json").read_text())]
 GRID = [tuple(row) for row in json.loads((GOLDEN / "grid.json").read_text())]
 SHAPE = (2, 4, 8, 8)
@@ -37,6 +38,23 @@ AMPLIFIED = {("dpmpp_2s_ancestral_cfg_pp", "exponential", 2): 1e-3, ("dpmpp_sde"
 another processor, whose library rounds exp and log otherwise: by 3e-4 between two that were tried."""
 
 
+ROUNDED = {
+    ("flow", "ddpm", "exponential", 6): 2e-4,
+    ("flow", "ddpm", "kl_optimal", 12): 3e-4,
+    ("flow", "uni_pc_bh2", "exponential", 6): 2e-4,
+    ("flux", "ddpm", "exponential", 6): 2e-2,
+    ("flux", "ddpm", "kl_optimal", 12): 2e-2,
+    ("flux", "deis", "karras", 5): 1e-3,
+    ("flux", "uni_pc", "exponential", 4): 3e-4,
+    ("flux", "uni_pc", "karras", 20): 5e-2,
+    ("flux", "uni_pc_bh2", "exponential", 6): 4e-3,
+    ("flux", "uni_pc_bh2", "karras", 4): 3e-4,
+}
+"""Runs over a flow's levels below 0.003, where ComfyUI's sigma² + 1 has few digits in single precision: its formulas of
+`ddpm` and `deis` in double precision are ours to 1e-7 and 1e-4."""
+LEVELS = {"flow": trained(Flow(FLOWS["flow"]))[0], "flux": trained(FluxFlow(FLOWS["flux"]))[0]}
+
+
 @pytest.fixture(scope="module")
 def golden():
     return np.load(GOLDEN / "samplers.npz")
@@ -45,6 +63,11 @@ def golden():
 @pytest.fixture(scope="module")
 def grid():
     return dict(np.load(GOLDEN / "grid.npz"))
+
+
+@pytest.fixture(scope="module")
+def flow_grid():
+    return dict(np.load(GOLDEN / "flow_grid.npz"))
 
 
 def cond(x, sigma):
@@ -74,13 +97,14 @@ def relative_error(ours, theirs):
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def sample(name, sigmas, seed, denoise, shape, **options):
-    """Return (latents, evaluations) of a sampler over sigmas, started as KSampler starts it."""
-    levels, start = TableLevels(), float(sigmas[0])
+def sample(name, sigmas, seed, denoise, shape, levels, **options):
+    """Return (latents, evaluations) of a sampler over sigmas, started and ended as KSampler does it."""
+    start = float(sigmas[0])
     latents = torch.zeros(shape) if denoise == 1.0 else noise(shape, seed + 1)
     x = levels.start(latents, noise(shape, seed), start)
     spec = SAMPLERS[name]
-    return drive(replace(spec, function=partial(spec.function, **options)).start(x, sigmas, seed, levels))
+    final, evaluations = drive(replace(spec, function=partial(spec.function, **options)).start(x, sigmas, seed, levels))
+    return levels.unnoised(final, float(sigmas[-1])), evaluations
 
 
 def test_the_figures_cover_every_sampler_but_the_gpu_variants_with_three_cases():
@@ -98,7 +122,7 @@ def test_a_sampler_gives_comfyuis_sigmas_latents_and_number_of_evaluations(golde
     key = f"{name}|{schedule}|{steps}|{seed}|{denoise}|"
     sigmas = sigmas_for(TableLevels(), Steps(schedule, steps, denoise), SAMPLERS[name])
 
-    final, count = sample(name, sigmas, seed, denoise, SHAPE)
+    final, count = sample(name, sigmas, seed, denoise, SHAPE, TableLevels())
 
     theirs = golden[key + "sigmas"]
     assert sigmas.shape == theirs.shape
@@ -112,9 +136,25 @@ def test_a_sampler_with_a_schedule_window_and_options_gives_comfyuis_latents(gri
     name, schedule, steps, seed, denoise, start, end, full_denoise, options, evaluations = GRID[index]
     sigmas = sigmas_for(TableLevels(), Steps(schedule, steps, denoise, start, end, full_denoise), SAMPLERS[name])
 
-    final, count = sample(name, sigmas, seed, denoise, GRID_SHAPE, **options)
+    final, count = sample(name, sigmas, seed, denoise, GRID_SHAPE, TableLevels(), **options)
 
     theirs = grid["sigmas"][index]
     assert relative_error(sigmas, theirs[~np.isnan(theirs)]) < 1e-6
     assert relative_error(final.flatten(), grid["out"][index]) < AMPLIFIED.get((name, schedule, steps), TOLERANCE)
     assert count == evaluations
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+@pytest.mark.parametrize("index", range(len(GRID)), ids=lambda i: f"{i}-{GRID[i][0]}-{GRID[i][1]}")
+def test_on_a_flow_too_a_sampler_with_a_schedule_window_and_options_gives_comfyuis_latents(flow_grid, kind, index):
+    name, schedule, steps, seed, denoise, start, end, full_denoise, options, _ = GRID[index]
+    levels = LEVELS[kind]
+    sigmas = sigmas_for(levels, Steps(schedule, steps, denoise, start, end, full_denoise), SAMPLERS[name])
+
+    final, count = sample(name, sigmas, seed, denoise, GRID_SHAPE, levels, **options)
+
+    theirs = flow_grid[f"{kind}|sigmas"][index]
+    assert relative_error(sigmas, theirs[~np.isnan(theirs)]) < 1e-6
+    tolerance = ROUNDED.get((kind, name, schedule, steps), TOLERANCE)
+    assert relative_error(final.flatten(), flow_grid[f"{kind}|out"][index]) < tolerance
+    assert count == flow_grid[f"{kind}|evaluations"][index]
