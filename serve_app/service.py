@@ -45,6 +45,7 @@ from serve_app.store.catalog import Catalog
 from serve_app.store.changes import JobQuery
 from serve_app.store.credentials import without_credentials
 from serve_app.store.extensions import Extensions
+from serve_app.store.pack_content import PackContent
 from serve_app.store.store import AREAS, FileRef, FileStat, Store
 from serve_app.store.userdata import UserData
 
@@ -95,9 +96,10 @@ class Service:
 
     choices: folder -> the file names a COMBO over that folder allows ("checkpoints", …, or "input" for uploads).
     catalog: the model files. user_data: what the web page keeps for its users. extensions: pages of packs.
-    fetch: returns what a replica has put away for clients, None if it is lost. relay: (pool, call) -> what a replica of
-    the pool answers to a call of a node pack's route, or NotReadyError; None where there are no packs. pools: as the
-    planner sees them; none stands for some that share every workflow.
+    pack_content: what else packs bring for the web page. fetch: returns what a replica has put away for clients, None
+    if it is lost. relay: (pool, call) -> what a replica of the pool answers to a call of a node pack's route, or
+    NotReadyError; None where there are no packs. pools: as the planner sees them; none stands for some that share every
+    workflow.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Service:
         catalog: Catalog | None = None,
         user_data: UserData | None = None,
         extensions: Extensions | None = None,
+        pack_content: PackContent | None = None,
         fetch: Callable[[Any], Awaitable[Any]] | None = None,
         relay: Callable[[str, PackCall], Awaitable[PackAnswer]] | None = None,
         pools: Sequence[Pool] = (),
@@ -120,6 +123,7 @@ class Service:
         self.store = store
         self.catalog = catalog or Catalog(Path("models"))
         self.extensions = extensions or Extensions(None)
+        self.pack_content = pack_content or PackContent(None)
         self.fetch = fetch or _as_it_is
         self.relay = relay
         self.user_data = user_data or UserData(Path("user"))

@@ -18,6 +18,7 @@ from serve_app.deployments.scheduler import ensure
 from serve_app.replica.files import open_catalog, open_store
 from serve_app.service import Service
 from serve_app.store.extensions import Extensions
+from serve_app.store.pack_content import PackContent
 from serve_app.store.userdata import UserData
 
 
@@ -43,7 +44,6 @@ class Ingress:
             return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
 
         users = UserData(config.user_dir, many=config.multi_user)
-        pages = Extensions(config.custom_nodes_dir)
         service = Service(
             SchedulerHandle(),
             store,
@@ -51,7 +51,8 @@ class Ingress:
             config.request_limits,
             catalog=catalog,
             user_data=users,
-            extensions=pages,
+            extensions=Extensions(config.custom_nodes_dir),
+            pack_content=PackContent(config.custom_nodes_dir),
             fetch=ObjectStore().get,
             relay=None if config.custom_nodes_dir is None and not any(p.comfyui for p in config.pools) else self._relay,
             pools=[pool.pool for pool in config.pools],

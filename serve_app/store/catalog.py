@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from serve_app.errors import ModelFileError, did_you_mean
@@ -39,6 +39,9 @@ SUFFIXES = (".safetensors", ".sft")
 
 TENSOR_PICKLES: Mapping[str, tuple[str, ...]] = {"upscale_models": (".pth", ".pt")}
 """Folders whose models are mostly published as pickles of nothing but tensors, which are read without running code."""
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+"""Suffixes of the pictures of models that users keep beside them."""
 
 TINY_VAES = ("taesd", "taesdxl")
 """VAEs by the name of their family: an encoder and a decoder, each in a file of vae_approx."""
@@ -85,6 +88,21 @@ class Catalog:
     def open(self, folder: str, name: str) -> BinaryIO:
         """Open a model file where it is kept, to read a little of it. Errors: as `path`."""
         return self._files.open(self._existing(folder, name))
+
+    def picture(self, folder: str, index: int, name: str) -> BinaryIO | None:
+        """Open the picture that lies beside a model in the folder's directory of that number; None without one.
+
+        It is called as the model, with an image's suffix or ".preview" and one. Errors: ModelFileError for an unknown
+        folder.
+        """
+        directories = self._directories(folder)
+        parts = name.split("/")
+        if "\0" in name or name.startswith("/") or ".." in parts or not 0 <= index < len(directories):
+            return None
+        stem = f"{directories[index]}/{PurePosixPath(name).with_suffix('')}" if parts[-1] else ""
+        found = (stem + end + suffix for end in ("", ".preview") for suffix in PICTURES)
+        there = next((picture for picture in found if stem and self._files.stat(picture) is not None), None)
+        return None if there is None else self._files.open(there)
 
     def stat(self, folder: str, name: str) -> FileStat:
         """Return a model file's size, time and tag. Errors: as `path`."""

@@ -38,6 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         {"name": "ours", "runtime": False, "num_cpus": 0},
         {"name": "comfyui", "comfyui": comfyui, "min_replicas": 2, "max_replicas": 2, "num_cpus": 0},
         {"name": "broken", "comfyui": {"directory": str(root)}, "num_cpus": 0},
+        {"name": "asleep", "comfyui": comfyui, "min_replicas": 0, "idle_s": 1.0, "num_cpus": 0},
     ]
     settings = {"pools": pools, "silence_s": 20}
     application = {"name": "serve-app", "import_path": "serve_app.deployments.build:build", "args": settings}
@@ -52,8 +53,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.close()
 
 
-def members(server: Server) -> list[Any]:
-    return [replica for replica in server.get("/status")["replicas"] if replica["pool"] == "comfyui"]
+def members(server: Server, pool: str = "comfyui") -> list[Any]:
+    return [replica for replica in server.get("/status")["replicas"] if replica["pool"] == pool]
 
 
 def victim(server: Server, kind: str) -> int:
@@ -105,6 +106,15 @@ def test_pages_and_routes_of_its_packs_are_passed_on(server: Server) -> None:
     page = server.http.get("/extensions/standin/page.js")
     assert page.text == "// a page of the stand-in"
     assert server.http.get("/api/no/such/route").status_code == 404
+
+
+def test_a_pool_sleeps_and_wakes_for_a_job(server: Server) -> None:
+    wait_for(lambda: not members(server, "asleep"), "the pool at zero")
+    awake = len(server.processes.found(PROCESS))
+    job_id = server.submit(graph(seed=9000), extra_data={"pool": "asleep"})
+    assert server.finished(job_id)["status"]["status_str"] == "success"
+    assert server.get(f"/history/{job_id}")[job_id]["outputs"]["save"]["images"]
+    wait_for(lambda: len(server.processes.found(PROCESS)) == awake, "the end of the process that ran it")
 
 
 def test_no_process_is_left_when_the_server_has_ended(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,6 +12,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty
+from serve_app.api.comfy.view import opened
+from serve_app.api.content import DISARMED
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
@@ -52,6 +55,27 @@ async def get_described_files(request: Request, service: Current) -> Response:
     """List a folder's files with their sizes and times."""
     folder = request.path_params["folder"]
     return Json(await asyncio.to_thread(_described, service.catalog, folder))
+
+
+@router.api_route("/experiment/models/preview/{folder}/{index}/{name:path}", methods=READ)
+async def get_picture(request: Request, service: Current) -> Response:
+    """Return the picture beside a model, as WebP; 404 where there is none. Errors: FileMissingError."""
+    folder, index, name = (request.path_params[part] for part in ("folder", "index", "name"))
+    if not (index.isascii() and index.isdigit()):
+        return empty(400)
+
+    def make() -> bytes | None:
+        file = service.catalog.picture(folder, int(index), name)
+        if file is None:
+            return None
+        buffer = io.BytesIO()
+        with file, opened(file, name, service.limits.sizes.image_pixels) as image:
+            image.save(buffer, format="webp")
+        return buffer.getvalue()
+
+    async with service.rendering:
+        data = await asyncio.to_thread(make)
+    return empty(404) if data is None else Response(data, media_type="image/webp", headers=DISARMED)
 
 
 @router.api_route("/view_metadata/{folder}", methods=READ)

@@ -1,4 +1,4 @@
-"""The web page: ComfyUI's frontend, where its package is installed, and the workflow that a first visit shows.
+"""The web page: ComfyUI's frontend, where its packages are installed, and the workflow that a first visit shows.
 
 The frontend's own first workflow names models that few servers have. It takes another by its own means: a template of
 the server's, and a script of the kind that node packs bring, which loads that template instead.
@@ -9,22 +9,27 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from serve_app.api.request import READ, Current
+from serve_app.api.request import READ
 from serve_app.api.strict_json import Json
 from serve_app.models.shipped import CHECKPOINT
-
-router = APIRouter(include_in_schema=False)
+from serve_app.service import Service
 
 PACKAGE = "comfyui_frontend_package"
+TEMPLATES = "comfyui_workflow_templates_"
+"""How the packages are called whose `templates` hold workflows, their thumbnails and the index of them."""
+DOCS = "comfyui_embedded_docs"
+"""The package whose `docs` hold a page of help on every node of ComfyUI's."""
 HERE = Path(__file__).parent
 SCRIPT = "/extensions/serve_app/first_workflow.js"
 """The URL path of the script that loads the first workflow."""
@@ -62,16 +67,20 @@ def install(app: FastAPI, page: Path | None) -> None:
                 app.mount(f"/extensions/{own.name}", _Files(FRESH, own))
         else:
             app.mount(f"/{entry.name}", _Files(HASHED if entry.name == "assets" else FRESH, entry))
+    found = [name for _, name, _ in iter_modules() if name.startswith(TEMPLATES)]
+    if templates := [(name, "templates") for name in found if (Path(str(files(name))) / "templates").is_dir()]:
+        app.mount("/templates", _Files(FRESH, packages=templates))
+    if find_spec(DOCS) is not None:
+        help_on_nodes = _Files(FRESH, packages=[(DOCS, "docs")])
+
+        async def help_on_node(request: Request) -> Response:
+            return await help_on_nodes.get_response("{node}/{file}".format(**request.path_params), request.scope)
+
+        # A route and no mount: /docs itself, and what is right beneath it, is the contract's.
+        app.add_api_route("/docs/{node}/{file}", help_on_node, methods=READ, include_in_schema=False)
 
 
-@router.api_route("/workflow_templates", methods=READ)
-async def get_templates() -> Response:
-    """List the templates by who brings them."""
-    return Json({PACK: [FIRST]})
-
-
-@router.api_route(f"/workflow_templates/{PACK}/{FIRST}.json", methods=READ)
-async def get_first_workflow(service: Current) -> Response:
+async def first_workflow(service: Service) -> Response:
     """Return the first workflow, with a checkpoint that the server has."""
     choices = await service.choices(["checkpoints"])
     text = await asyncio.to_thread((HERE / "first_workflow.json").read_text)
@@ -100,10 +109,12 @@ def _sender(path: Path) -> Any:
 
 
 class _Files(StaticFiles):
-    """A directory's files, each with the same headers."""
+    """The files of a directory, or of directories in packages, each with the same headers."""
 
-    def __init__(self, headers: Mapping[str, str], directory: Path) -> None:
-        super().__init__(directory=directory)
+    def __init__(
+        self, headers: Mapping[str, str], directory: Path | None = None, packages: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        super().__init__(directory=directory, packages=list(packages))
         self._headers = headers
 
     def file_response(

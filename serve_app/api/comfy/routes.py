@@ -8,7 +8,7 @@ from serve_app.api.comfy import (
     jobs,
     models,
     object_info,
-    page,
+    pack_content,
     prompt,
     queue,
     system,
@@ -29,7 +29,7 @@ ROUTERS = (
     userdata.router,
     system.router,
     extensions.router,
-    page.router,
+    pack_content.router,
     socket.router,
 )
 """Routes that ComfyUI has twice: at the root and under /api."""

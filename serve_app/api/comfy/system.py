@@ -42,8 +42,6 @@ async def get_features(service: Current) -> Response:
     return Json(features(service))
 
 
-@router.api_route("/i18n", methods=READ)
-@router.api_route("/global_subgraphs", methods=READ)
 @router.api_route("/node_replacements", methods=READ)
 async def get_nothing() -> Response:
     """Return none of what node packs may bring."""

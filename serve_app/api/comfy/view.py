@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
+from typing import BinaryIO
 
 from fastapi import APIRouter, Request
 from PIL import Image, UnidentifiedImageError
@@ -60,15 +63,21 @@ def named(filename: str, subfolder: str, area: str) -> FileRef | int:
     return FileRef(known, subfolder, name) if name else 400
 
 
-async def _rendered(service: Service, ref: FileRef, render: object) -> Response:
+@contextmanager
+def opened(file: BinaryIO, name: str, most: int) -> Iterator[Image.Image]:
+    """Open an image of at most so many pixels, to draw it anew. Errors: FileMissingError for what is none."""
+    try:
+        with Image.open(file) as image:
+            check_pixels(image, most)
+            yield image
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
+        raise FileMissingError(f"'{name[:80]}' is no image") from error
+
+
+async def _rendered(service: Service, ref: FileRef, render: Callable[[Image.Image], tuple[bytes, str]]) -> Response:
     def make() -> tuple[bytes, str]:
-        with service.store.open(ref) as file:
-            try:
-                with Image.open(file) as image:
-                    check_pixels(image, service.limits.sizes.image_pixels)
-                    return render(image)  # type: ignore[operator, no-any-return]
-            except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
-                raise FileMissingError(f"'{ref.filename[:80]}' is no image") from error
+        with service.store.open(ref) as file, opened(file, ref.filename, service.limits.sizes.image_pixels) as image:
+            return render(image)
 
     async with service.rendering:
         data, kind = await asyncio.to_thread(make)

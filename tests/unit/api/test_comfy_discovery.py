@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 
 import httpx
 import pytest
+from PIL import Image
 
 from serve_app.api.app import create_app
 from serve_app.api.comfy.object_info import info
@@ -119,6 +121,33 @@ async def test_model_files_are_listed_by_folder(client, models):
     assert len(folders["checkpoints"]) == 1
 
 
+@pytest.mark.parametrize("beside", ["a.png", "a.preview.png"])
+async def test_the_picture_beside_a_model_is_shown(client, models, tmp_path, beside):
+    Image.new("RGB", (3, 2), "red").save(tmp_path / "models" / "checkpoints" / beside)
+    answer = await client.get("/api/experiment/models/preview/checkpoints/0/a.safetensors")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/webp")
+    with Image.open(io.BytesIO(answer.content)) as image:
+        assert image.size == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("checkpoints/0/a.safetensors", 404),
+        ("checkpoints/0/broken.safetensors", 404),
+        ("checkpoints/0/", 404),
+        ("checkpoints/0/..%2f..%2fsecret.safetensors", 404),
+        ("checkpoints/9/a.safetensors", 404),
+        ("checkpoints/x/a.safetensors", 400),
+        ("secrets/0/a.safetensors", 404),
+    ],
+)
+async def test_where_there_is_no_picture_it_is_not_found(client, models, tmp_path, path, status):
+    (tmp_path / "models/checkpoints/broken.png").write_bytes(b"no picture")
+    Image.new("RGB", (1, 1)).save(tmp_path / "secret.png")
+    assert (await client.get(f"/api/experiment/models/preview/{path}")).status_code == status
+
+
 async def test_a_files_metadata_is_shown(client, models):
     assert await get(client, "/api/view_metadata/checkpoints", filename="a.safetensors") == {"title": "A"}
 
@@ -168,7 +197,7 @@ def test_without_a_card_the_processor_is_the_device():
 
 
 async def test_the_page_finds_nothing_where_there_is_nothing(client):
-    for path in ("i18n", "global_subgraphs", "node_replacements"):
+    for path in ("i18n", "node_replacements"):
         assert await get(client, f"/api/{path}") == {}
     features = await get(client, "/api/features")
     assert (features["supports_preview_metadata"], features["assets"]) == (True, False)

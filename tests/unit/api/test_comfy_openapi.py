@@ -37,7 +37,6 @@ NOT_OURS = {
     "GET /api/assets/tags/refine": ASSETS,
     "GET /api/tags": ASSETS,
     "GET /api/jobs/{}/assets": ASSETS,
-    "GET /api/global_subgraphs/{}": "the list of them is empty: no pack may bring any",
     "GET /health": "ours is /healthz, and /readyz; ComfyUI's own server has neither",
     "GET /api/billing/churnkey/auth": CLOUD,
     "POST /api/feedback": CLOUD,

@@ -107,3 +107,36 @@ async def test_the_first_workflow_runs_with_the_checkpoints_there_are(client, mo
     assert prompt["4"]["inputs"] == {"ckpt_name": chosen}
     assert prompt["5"]["inputs"] == {"width": side, "height": side, "batch_size": 1}
     assert validate(parse(prompt), specs(), lambda folder: names).outputs == ("9",)
+
+
+async def test_templates_come_with_their_index_and_pictures(client):
+    index = (await client.get("/templates/index.json")).json()
+    templates = [template for group in index for template in group["templates"]]
+    assert len(templates) > 100
+    local = next(one for one in templates if one["name"] == "image_z_image_turbo")
+    workflow = await client.get(f"/templates/{local['name']}.json")
+    assert workflow.json()["nodes"]
+    picture = await client.get(f"/templates/{local['name']}-1.{local['mediaSubtype']}")
+    assert (picture.status_code, picture.headers["Content-Type"]) == (200, "image/webp")
+    for outside in ("none.json", "..%2f__init__.py", "../__init__.py"):
+        assert (await client.get(f"/templates/{outside}")).status_code == 404
+
+
+async def test_help_on_nodes_stands_beside_the_contracts_own_document(client):
+    assert "# KSampler" in (await client.get("/docs/KSampler/en.md")).text
+    assert (await client.get("/docs/NoSuchNode/en.md")).status_code == 404
+    assert (await client.get("/docs/..%2f/__init__.py")).status_code == 404
+    assert "swagger-ui" in (await client.get("/docs")).text
+    assert (await client.get("/docs/swagger-ui.css")).status_code == 200
+
+
+async def test_blueprints_are_listed_with_their_names_and_read_one_by_one(client):
+    listed = (await client.get("/api/global_subgraphs")).json()
+    [(key, entry)] = [
+        (key, entry) for key, entry in listed.items() if entry["name"] == "Canny to Image (Z-Image-Turbo)"
+    ]
+    assert entry == {"source": "templates", "name": entry["name"], "info": {"node_pack": "comfyui"}}
+    read = (await client.get(f"/api/global_subgraphs/{key}")).json()
+    assert json.loads(read.pop("data"))["definitions"]["subgraphs"][0]["name"] == entry["name"]
+    assert read == entry
+    assert (await client.get("/api/global_subgraphs/none")).status_code == 404
