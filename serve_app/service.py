@@ -27,6 +27,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, needs_prevalidation, validate, with_findings
 from serve_app.limits import SizeLimits
 from serve_app.nodes.later import NOT_THERE
+from serve_app.nodes.replacements import replaced
 from serve_app.nodes.routes import PackAnswer, PackCall, PackRoute
 from serve_app.scheduler.client import (
     Attached,
@@ -167,7 +168,7 @@ class Service:
         Errors: as `submit`; NotReadyError if it needs a class that only a pool may have which has never said its own.
         """
         known, silent = await self._known()
-        graph = await asyncio.to_thread(self._parsed, submission.prompt)
+        graph = replaced(await asyncio.to_thread(self._parsed, submission.prompt), known[SHARED])
         asked = submission.extra_data.get("pool")
         if asked in silent:
             raise silent[asked]

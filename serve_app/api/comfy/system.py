@@ -1,4 +1,4 @@
-"""What the server is and can, in ComfyUI's format; and what the web page asks for that this server has none of."""
+"""What the server is and can, in ComfyUI's format."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from serve_app.api.comfy.body import empty, read_members
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
+from serve_app.nodes.replacements import REPLACEMENTS
 from serve_app.scheduler.cluster_view import ClusterView
 from serve_app.service import Service
 from serve_app.store.catalog import FOLDERS
@@ -43,9 +44,9 @@ async def get_features(service: Current) -> Response:
 
 
 @router.api_route("/node_replacements", methods=READ)
-async def get_nothing() -> Response:
-    """Return none of what node packs may bring."""
-    return Json({})
+async def get_replacements() -> Response:
+    """List what may replace node classes, by the class that went."""
+    return Json({old: [replacement.shown()] for old, replacement in REPLACEMENTS.items()})
 
 
 @router.post("/free")
@@ -95,7 +96,7 @@ def features(service: Service) -> dict[str, Any]:
         "supports_preview_metadata": True,
         "max_upload_size": service.limits.upload_bytes,
         "assets": False,
-        "node_replacements": False,
+        "node_replacements": True,
     }
 
 

@@ -196,9 +196,24 @@ def test_without_a_card_the_processor_is_the_device():
     assert (device["type"], device["vram_total"]) == ("cpu", 100 * 1024 * 1024)
 
 
-async def test_the_page_finds_nothing_where_there_is_nothing(client):
-    for path in ("i18n", "node_replacements"):
-        assert await get(client, f"/api/{path}") == {}
+async def test_the_page_is_told_what_replaces_classes_that_went(client):
+    [scaled] = (await get(client, "/api/node_replacements"))["ImageScaleBy"]
+    assert scaled == {
+        "new_node_id": "ResizeImageMaskNode",
+        "old_node_id": "ImageScaleBy",
+        "old_widget_ids": ["upscale_method", "scale_by"],
+        "input_mapping": [
+            {"new_id": "input", "old_id": "image"},
+            {"new_id": "resize_type.multiplier", "old_id": "scale_by"},
+            {"new_id": "scale_method", "old_id": "upscale_method"},
+            {"new_id": "resize_type", "set_value": "scale by multiplier"},
+        ],
+        "output_mapping": None,
+    }
+
+
+async def test_the_page_is_told_what_the_server_can(client):
+    assert await get(client, "/api/i18n") == {}
     features = await get(client, "/api/features")
     assert (features["supports_preview_metadata"], features["assets"]) == (True, False)
     assert features["max_upload_size"] == 200_000
