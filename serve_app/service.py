@@ -216,7 +216,7 @@ class Service:
 
     async def cancel(self, job_id: str) -> bool:
         """Cancel a job; False if it has ended or is unknown."""
-        return _is_uuid(job_id) and await self._scheduler.cancel(job_id)
+        return is_job_id(job_id) and await self._scheduler.cancel(job_id)
 
     async def cancel_all(self, job_ids: Sequence[str]) -> bool:
         """Cancel jobs, whether they wait or run; False if all have ended or are unknown."""
@@ -254,7 +254,7 @@ class Service:
 
     async def job(self, job_id: str) -> JobView | None:
         """Return a job without its credentials, or None."""
-        view = await self._scheduler.job(job_id) if _is_uuid(job_id) else None
+        view = await self._scheduler.job(job_id) if is_job_id(job_id) else None
         return None if view is None else _without_credentials(view)
 
     async def queue(self) -> QueueView:
@@ -271,7 +271,7 @@ class Service:
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> JobEvents:
         """Return the job's events past the cursor, waiting for the first. Errors: JobMissingError."""
-        if not _is_uuid(job_id):
+        if not is_job_id(job_id):
             raise JobMissingError(f"no job has the id {_shown(job_id)}")
         if found := await self._scheduler.events(job_id, after, min(timeout_s, self.limits.poll_s)):
             return JobEvents(tuple(found), any(event.last for event in found))
@@ -342,7 +342,8 @@ def _read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:
     number = field("number", "a finite number", _is_finite)
     targets = field("partial_execution_targets", "a list of node ids", _is_id_list)
     submission = Submission(
-        job_id=field("prompt_id", "a UUID such as 550e8400-e29b-41d4-a716-446655440000", _is_uuid) or str(uuid.uuid4()),
+        job_id=field("prompt_id", "a UUID such as 550e8400-e29b-41d4-a716-446655440000", is_job_id)
+        or str(uuid.uuid4()),
         prompt=field("prompt", "an object of nodes by id", _is_object, {}),
         outputs=(),
         client_id=field("client_id", "a string without NUL", _is_string),
@@ -375,7 +376,8 @@ def _is_string(value: Any) -> bool:
     return isinstance(value, str) and "\0" not in value
 
 
-def _is_uuid(value: Any) -> bool:
+def is_job_id(value: Any) -> bool:
+    """Whether a value has the form of a job's id."""
     return isinstance(value, str) and _UUID.fullmatch(value) is not None
 
 

@@ -7,6 +7,7 @@ are numbers. Source: comfyui 0.38.1 `/api/jobs`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -18,6 +19,7 @@ from serve_app.api.comfy.queue import item, milliseconds
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
 from serve_app.scheduler.client import JobView
+from serve_app.service import is_job_id
 from serve_app.store.changes import JobQuery
 
 router = APIRouter(include_in_schema=False)
@@ -31,8 +33,11 @@ STATES = {
 }
 """The page's word for each state."""
 _STATUS = {state: status for status, state in STATES.items()}
-VISUAL = ("images", "gifs", "video", "videos", "3d")
-UNSHOWABLE = 4
+MEDIA = ("images", "gifs", "video", "videos", "audio", "3d")
+SOLIDS = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
+TEXTS = (".txt", ".md", ".json")
+SHOWN_CHARACTERS = 1024
+UNSHOWABLE = 3
 LIMIT = 1000
 """Jobs of one answer where the page names no limit."""
 
@@ -86,12 +91,12 @@ async def post_cancel_many(request: Request, service: Current) -> Response:
     """Cancel jobs, whether they wait or run."""
     members = await read_members(request, service.limits.command_bytes)
     job_ids, most = members.get("job_ids"), service.limits.ids
-    if not isinstance(job_ids, list) or not job_ids:
+    if not isinstance(job_ids, list):
         return _refused("job_ids must be a list of ids")
     if len(job_ids) > most:
         return _refused(f"job_ids names {len(job_ids)} jobs; one request may name {most}")
-    if invalid := [job_id for job_id in job_ids if not isinstance(job_id, str) or not job_id]:
-        return Json({"error": "job_ids must be a list of ids", "invalid_ids": invalid}, 400)
+    if invalid := [job_id for job_id in job_ids if not is_job_id(job_id)]:
+        return Json({"error": "job_ids must be UUIDs", "invalid_ids": invalid}, 400)
     return Json({"cancelled": await service.cancel_all(job_ids)})
 
 
@@ -104,6 +109,7 @@ async def post_cancel(request: Request, service: Current) -> Response:
 def summary(job: JobView) -> dict[str, Any]:
     """Return a job as a member of the list, without the members it has nothing for."""
     shown = list(_shown(job.outputs))
+    showable = [output for output in shown if _rank(output) < UNSHOWABLE]
     failure = None
     if job.state == "error":
         failure = {"prompt_id": job.job_id, **error_data(job.failure, list(job.outputs))}
@@ -116,31 +122,44 @@ def summary(job: JobView) -> dict[str, Any]:
         "execution_end_time": None if job.ended_s is None else milliseconds(job.ended_s),
         "execution_error": failure,
         "outputs_count": len(shown),
-        "previewable_outputs_count": sum(_rank(output) < UNSHOWABLE for output in shown),
-        "preview_output": min(shown, key=_rank, default=None),
+        "previewable_outputs_count": len(showable),
+        "preview_output": next(chain(sorted(showable, key=_rank), _texts(job.outputs)), None),
         "workflow_id": _workflow_id(job.extra_data),
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _shown(outputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield everything that output nodes have shown, each with its node and kind."""
+    """Yield every output that nodes have shown, each with its node and kind; of strings those that name 3D files."""
+    for node_id, kind, value in _values(outputs):
+        if isinstance(value, Mapping):
+            yield {"mediaType": kind, **value, "nodeId": node_id}
+        elif isinstance(value, str) and value.lower().endswith(SOLIDS):
+            yield {"filename": value, "type": "output", "subfolder": "", "mediaType": "3d", "nodeId": node_id}
+
+
+def _texts(outputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the texts that nodes have shown, cut short: no outputs, but what stands for a job that has no others."""
+    for node_id, kind, value in _values(outputs):
+        if kind == "text" and isinstance(value, str) and not value.lower().endswith(SOLIDS):
+            cut = {"truncated": True} if len(value) > SHOWN_CHARACTERS else {}
+            yield {"content": value[:SHOWN_CHARACTERS], **cut, "nodeId": node_id, "mediaType": kind}
+
+
+def _values(outputs: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     for node_id, ui in outputs.items():
         for kind, values in ui.items() if isinstance(ui, Mapping) else ():
-            for value in values if isinstance(values, list) else ():
-                if isinstance(value, Mapping):
-                    yield {**value, "nodeId": node_id, "mediaType": kind}
-                elif isinstance(value, str):
-                    yield {"content": value, "nodeId": node_id, "mediaType": kind}
+            for value in values if isinstance(values, list) and kind != "animated" else ():
+                yield node_id, kind, value
 
 
 def _rank(shown: Mapping[str, Any]) -> int:
-    """Return how well something stands for its job, 0 best: saved pictures, other pictures, saved text, other text."""
-    saved = shown.get("type") == "output"
-    if shown["mediaType"] in VISUAL:
-        return 0 if saved else 1
-    if shown["mediaType"] == "text":
-        return 2 if saved else 3
+    """Return how well an output stands for its job, 0 best: saved media, other media, text files."""
+    name, form = str(shown.get("filename", "")).lower(), str(shown.get("format", ""))
+    if shown["mediaType"] == "text" or name.endswith(TEXTS):
+        return 2
+    if shown["mediaType"] in MEDIA or form.startswith(("video/", "audio/")) or name.endswith(SOLIDS):
+        return 0 if shown.get("type") == "output" else 1
     return UNSHOWABLE
 
 

@@ -176,7 +176,39 @@ async def test_pictures_that_are_saved_stand_for_a_job_before_any_other_output(c
     await replica.succeed(JOB, {"7": {"text": ["words"], "images": [temp]}, "6": SHOWN})
     [job] = (await get(client, "/api/jobs"))["jobs"]
     assert job["preview_output"]["filename"] == "a_00001_.png"
-    assert job["outputs_count"] == 3
+    assert (job["outputs_count"], job["previewable_outputs_count"]) == (2, 2)
+
+
+def saved(name: str, **members: str) -> dict[str, str]:
+    return {"filename": name, "subfolder": "", "type": "output", **members}
+
+
+@pytest.mark.parametrize(
+    ("shown", "counts", "previewed"),
+    [
+        ({"audio": [saved("a.flac")]}, (1, 1), "a.flac"),
+        ({"gifs": [saved("a.mp4", format="video/h264-mp4")]}, (1, 1), "a.mp4"),
+        ({"result": ["mesh.GLB", None, {"camera": 1}]}, (2, 1), "mesh.GLB"),
+        ({"files": [saved("a.md")], "images": [saved("a.png")]}, (2, 2), "a.png"),
+        ({"text": ["words"], "files": [saved("a.txt")]}, (1, 1), "a.txt"),
+        ({"latents": [saved("a.latent")]}, (1, 0), None),
+        ({"animated": [True], "images": [saved("a.webp")]}, (1, 1), "a.webp"),
+    ],
+)
+async def test_what_stands_for_a_job_goes_by_its_kind_and_its_file(client, replica, submit, shown, counts, previewed):
+    await submit(JOB)
+    await replica.succeed(JOB, {"6": shown})
+    [job] = (await get(client, "/api/jobs"))["jobs"]
+    assert (job["outputs_count"], job["previewable_outputs_count"]) == counts
+    assert job.get("preview_output", {}).get("filename") == previewed
+
+
+async def test_a_text_stands_for_a_job_that_has_nothing_else_and_is_cut_short(client, replica, submit):
+    await submit(JOB)
+    await replica.succeed(JOB, {"6": {"text": ["w" * 2000]}})
+    [job] = (await get(client, "/api/jobs"))["jobs"]
+    assert (job["outputs_count"], job["previewable_outputs_count"]) == (0, 0)
+    assert job["preview_output"] == {"content": "w" * 1024, "truncated": True, "nodeId": "6", "mediaType": "text"}
 
 
 async def test_a_failed_job_says_why(client, replica, submit):
@@ -228,7 +260,19 @@ async def test_jobs_are_cancelled_one_by_one_or_many(client, scheduler, submit):
     assert (await client.post(f"/api/jobs/{JOB}/cancel")).json() == {"cancelled": True}
     assert (await client.post(f"/api/jobs/{JOB}/cancel")).json() == {"cancelled": False}
     assert (await client.post("/api/jobs/cancel", json={"job_ids": [JOB, OTHER]})).json() == {"cancelled": True}
-    assert (await client.post("/api/jobs/cancel", json={"job_ids": []})).status_code == 400
+    assert (await client.post("/api/jobs/cancel", json={"job_ids": []})).json() == {"cancelled": False}
+
+
+@pytest.mark.parametrize("given", [None, "all", {JOB: 1}])
+async def test_jobs_to_cancel_that_are_no_list_are_refused(client, given):
+    assert (await client.post("/api/jobs/cancel", json={"job_ids": given})).status_code == 400
+
+
+async def test_ids_that_no_job_can_have_are_named_and_nothing_is_cancelled(client, submit):
+    await submit(JOB)
+    answer = await client.post("/api/jobs/cancel", json={"job_ids": [JOB, "unknown", 7]})
+    assert (answer.status_code, answer.json()["invalid_ids"]) == (400, ["unknown", 7])
+    assert [job["status"] for job in (await get(client, "/api/jobs"))["jobs"]] == ["pending"]
 
 
 # Dialects -------------------------------------------------------------------------------------------------------------
