@@ -50,7 +50,8 @@ def find_part(part: Part, files: Sequence[Tensors]) -> FoundPart:
 
 
 def _absent(part: Part, whole: Tensors) -> ModelFileError:
-    return whole.unsupported(f"holds no {PART_NAMES[part]} of a known layout{whole.family()}")
+    known = f"; supported are {', '.join(sorted(family.title for family in BACKBONES))}" if part == "backbone" else ""
+    return whole.unsupported(f"holds no {PART_NAMES[part]} of a known layout{whole.family()}{known}")
 
 
 def _merged(family: Family, found: Sequence[Located]) -> FoundPart:

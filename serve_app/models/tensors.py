@@ -12,19 +12,31 @@ Shape: TypeAlias = tuple[int, ...]
 _OTHERS = {
     "joint_blocks.": "SD 3",
     "joint_transformer_blocks.": "AuraFlow",
+    "double_layers.": "AuraFlow",
     "double_blocks.": "Flux",
+    "double_stream_modulation_img.": "Flux.2",
+    "distilled_guidance_layer.": "Chroma",
     "double_stream_blocks.": "HiDream",
+    "txt_in.individual_token_refiner.": "Hunyuan Video",
+    "txtfusion.": "Krea 2",
+    "txt_norm.": "Qwen Image",
+    "txt_in.text_norm.": "Qwen Image 2.1",
+    "layers.0.adaLN_modulation.1.": "Lumina 2",
+    "time_caption_embed.": "Omnigen 2",
+    "blocks.0.mlp.layer1.": "Cosmos Predict 2",
+    "llm_adapter.": "Anima",
     "blocks.0.self_attn.": "Wan",
+    "adaln_single.": "LTX Video or PixArt",
+    "genre_embedder.": "ACE-Step",
     "clip_txt_mapper.": "Stable Cascade",
-    "transformer_blocks.0.img_mod.": "Qwen Image",
     "time_stack.": "Stable Video Diffusion",
     "control_model.": "ControlNet",
     "controlnet_cond_embedding.": "ControlNet",
+    "controlnet_blocks.": "ControlNet",
     "lora_": "LoRA",
     ".block.0.layer.0.SelfAttention.": "T5 text encoder",
     "model.layers.0.self_attn.": "LLM text encoder",
 }
-_SUPPORTED = "supported are Stable Diffusion 1.x, 2.x and SDXL"
 
 
 class Tensors:
@@ -60,8 +72,8 @@ class Tensors:
         raise self.unsupported(f"holds no tensor '{name}'{self.family()}")
 
     def unsupported(self, found: str) -> ModelFileError:
-        """Return the error that says what was found, where, and what is supported."""
-        return ModelFileError(f"{self.where} {found}; {_SUPPORTED}")
+        """Return the error that says where what was found that is not supported."""
+        return ModelFileError(f"{self.where} {found}")
 
     def family(self) -> str:
         """Return " (it looks like …)" when the names are those of a family that is not supported, else ""."""

@@ -69,8 +69,11 @@ class Family(ABC):
     def build(self) -> nn.Module:
         """Return the network; in the context in which it is called, which may be that of the meta device."""
 
-    def lora_names(self, parameters: Sequence[str]) -> Mapping[str, str]:
-        """Return layers' names in LoRA files -> the parameters of the network that they change; none by default."""
+    def lora_names(self, parameters: Sequence[str]) -> Table:
+        """Return layers' names in LoRA files -> what they change; none by default.
+
+        That is a parameter of the network, or parts of a fused layer's that are parameters of their own.
+        """
         return {}
 
     def empty(self) -> nn.Module:
@@ -102,8 +105,9 @@ class Rows:
 
 
 class BackboneFamily(Family):
-    """A family of diffusion networks."""
+    """A family of diffusion networks. title: what errors call it."""
 
+    title: ClassVar[str]
     latent_format: ClassVar[LatentFormat]
 
     @abstractmethod
@@ -214,5 +218,5 @@ def marked(whole: Tensors, prefixes: Iterable[str], marks: Iterable[str]) -> tup
     return None
 
 
-BACKBONE_PREFIXES = ("model.diffusion_model.", "")
-"""Under which backbones are found in files: in a checkpoint, and alone."""
+BACKBONE_PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "model.", "diffusion_model.", "")
+"""Under which backbones are found in files: in a checkpoint, as trainers save them, and alone."""

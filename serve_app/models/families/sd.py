@@ -38,6 +38,7 @@ _V_SPREAD = 0.09
 class Sd(Unet):
     """A backbone of SD 1.x or 2.x."""
 
+    title = "Stable Diffusion 1.x and 2.x"
     latent_format = LATENTS
 
     @classmethod

@@ -46,6 +46,7 @@ AESTHETIC_SCORE = {"negative": 2.5}
 class Sdxl(Unet):
     """A backbone of SDXL or CosXL."""
 
+    title = "SDXL"
     latent_format = LATENTS
     sizes: ClassVar[int] = 6
 
@@ -101,6 +102,7 @@ class Sdxl(Unet):
 class SdxlRefiner(Sdxl):
     """SDXL's refiner: it reads the larger text encoder alone, and an aesthetic score instead of a target size."""
 
+    title = "SDXL's refiner"
     sizes: ClassVar[int] = 5
 
     @classmethod
