@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from serve_app import log
+from serve_app.models.layout import Place, placed
 
 _log = log.get("models")
 
@@ -35,6 +36,10 @@ class Adapter(ABC):
         n is how many weights one output has: in, or in·k·k.
         """
         return None
+
+    def part(self, place: Place, rows: int) -> Adapter:
+        """Return what this does to the part of a weight that goes to a place. rows: of the whole weight."""
+        return Part(self, place, rows)
 
 
 def merged(weight: Tensor, adapters: Sequence[tuple[Adapter, float]]) -> Tensor:
@@ -69,6 +74,13 @@ class LowRank(Adapter):
 
     def low_rank(self) -> tuple[Tensor, Tensor, float] | None:
         return None if self.magnitude is not None else (self.down.flatten(1), self.up.flatten(1), self.scale)
+
+    def part(self, place: Place, rows: int) -> Adapter:
+        if self.magnitude is None:
+            return replace(self, up=placed(self.up, place))
+        if self.magnitude.shape[0] == rows:
+            return replace(self, up=placed(self.up, place), magnitude=placed(self.magnitude, place))
+        return Part(self, place, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +226,27 @@ class Replacement(Adapter):
 
     def change(self, weight: Tensor, strength: float) -> Tensor:
         return _f32(self.value, weight) - weight
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Adapter):
+    """A part of what another adapter does to a weight of so many rows, only some of which are this weight.
+
+    The other must not look at the weight, for the rest of it is not here.
+    """
+
+    whole: Adapter
+    place: Place
+    rows: int
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        if not isinstance(self.whole, Hadamard | Kronecker | Difference | Replacement) or (
+            getattr(self.whole, "magnitude", None) is not None
+        ):
+            raise RuntimeError("it changes a weight that is several here by the whole of it")
+        alike = weight.new_zeros(self.rows or weight.shape[0], *weight.shape[1:])
+        change = placed(self.whole.change(alike, strength), self.place)
+        return change - weight if isinstance(self.whole, Replacement) else change
 
 
 def _f32(tensor: Tensor, beside: Tensor) -> Tensor:

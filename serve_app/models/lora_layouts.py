@@ -7,12 +7,13 @@ name an adapter's tensors. Facts: ComfyUI 0.3.64, whose preferences hold where a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor
 
 from serve_app import log
 from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.layout import Place, Table
 from serve_app.models.lora import (
     Adapter,
     Butterfly,
@@ -25,9 +26,6 @@ from serve_app.models.lora import (
     Rotation,
 )
 from serve_app.values import Part
-
-Names: TypeAlias = Mapping[str, str]
-"""From a layer's name in LoRA files to the parameter's name in our network."""
 
 _TEXT_MARKS = ("lora_te", "text_encoder", "lora_prior_te")
 _UP_AND_DOWN = (
@@ -55,8 +53,10 @@ _SUFFIXES = sorted(
 _log = log.get("models")
 
 
-def read(file: Checkpoint, names: Names, part: Part) -> dict[str, Adapter]:
+def read(file: Checkpoint, names: Table, part: Part) -> dict[str, Adapter]:
     """Return a file's adapters by the parameter of the part's network that they change.
+
+    names: layers' names in LoRA files -> what they change, as `Family.lora_names` has them.
 
     Tensors stay mapped from the file. What names no layer is logged, and so is a file without anything for the part.
     Errors: ModelFileError for a tensor that is not a plain float tensor.
@@ -67,10 +67,10 @@ def read(file: Checkpoint, names: Names, part: Part) -> dict[str, Adapter]:
         if suffix := next((suffix for suffix in _SUFFIXES if key.endswith(suffix)), None):
             layers.setdefault(key.removesuffix(suffix), {})[suffix] = key
     adapters: dict[str, Adapter] = {}
-    for layer, parameter in names.items():
+    for layer, changed in names.items():
         if layer in layers:
             found = _Layer(file, layers[layer])
-            adapters.update(_adapters(found, parameter))
+            adapters.update(_adapters(found, changed))
             left -= found.used
     if left:
         _log.warning("'%s': %d tensors are not used, '%s' first", file.path.name, len(left), min(left))
@@ -105,19 +105,32 @@ class _Layer:
         return all(suffix in self for suffix in suffixes)
 
 
-def _adapters(layer: _Layer, parameter: str) -> Iterator[tuple[str, Adapter]]:
+def _adapters(layer: _Layer, changed: str | tuple[Place, ...]) -> Iterator[tuple[str, Adapter]]:
     """Yield (parameter, adapter); of several for one parameter the last counts, which is ComfyUI's order."""
     alpha = float(layer[".alpha"]) if ".alpha" in layer else None
     magnitude = layer.get(".dora_scale")
     for kind in _KINDS:
         if (adapter := kind(layer, alpha, magnitude)) is not None:
-            yield parameter, adapter
-    bias = f"{parameter.removesuffix('.weight')}.bias"
-    for suffix, of in ((".w_norm", parameter), (".b_norm", bias), (".diff", parameter), (".diff_b", bias)):
+            yield from _placed(adapter, changed)
+    for suffix, leaf in ((".w_norm", "weight"), (".b_norm", "bias"), (".diff", "weight"), (".diff_b", "bias")):
         if suffix in layer and (suffix != ".b_norm" or ".w_norm" in layer):
-            yield of, Difference(layer[suffix])
+            yield from _placed(Difference(layer[suffix]), changed, leaf)
     if ".set_weight" in layer:
-        yield parameter, Replacement(layer[".set_weight"])
+        yield from _placed(Replacement(layer[".set_weight"]), changed)
+
+
+def _placed(adapter: Adapter, changed: str | tuple[Place, ...], leaf: str = "weight") -> Iterator[tuple[str, Adapter]]:
+    """Yield the parameters that an adapter of a layer's weight or bias changes, each with its part of the adapter."""
+    if isinstance(changed, str):
+        yield _sibling(changed, leaf), adapter
+        return
+    rows = max((place.rows[1] for place in changed if place.rows is not None), default=0)
+    for place in changed:
+        yield _sibling(place.name, leaf), adapter.part(place, rows)
+
+
+def _sibling(parameter: str, leaf: str) -> str:
+    return parameter if leaf == "weight" else f"{parameter.removesuffix('.weight')}.{leaf}"
 
 
 def _low_rank(layer: _Layer, alpha: float | None, magnitude: Tensor | None) -> Adapter | None:
