@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from serve_app.models.families.autoencoder import AutoencoderKL
 from serve_app.models.families.clip import ClipText
 from serve_app.models.families.family import BackboneFamily, TextEnsemble, TextFamily, VaeFamily
+from serve_app.models.families.flux import Flux
 from serve_app.models.families.sd import Sd
 from serve_app.models.families.sdxl import Sdxl, SdxlRefiner, SdxlText
 from serve_app.models.families.taesd import Taesd
 from serve_app.models.families.unet import Unet
+from serve_app.models.families.zimage import ZImage
 
 UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
-BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS,)
+BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux)
 VAES: Sequence[type[VaeFamily]] = (AutoencoderKL, Taesd)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText,)
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText,)
@@ -27,10 +29,12 @@ __all__ = [
     "VAES",
     "AutoencoderKL",
     "ClipText",
+    "Flux",
     "Sd",
     "Sdxl",
     "SdxlRefiner",
     "SdxlText",
     "Taesd",
     "Unet",
+    "ZImage",
 ]

@@ -19,7 +19,7 @@ from serve_app.models.tensors import Tensors
 NORM_GROUPS = 32
 """Every group norm has so many groups."""
 
-_PREFIXES = ("first_stage_model.", "")
+_PREFIXES = ("first_stage_model.", "vae.", "")
 _MARKS = ("decoder.conv_in.weight",)
 _RES_BLOCK = {"nin_shortcut": "conv_shortcut"}
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}

@@ -1,4 +1,4 @@
-"""The channels beside x that a UNet made for inpainting or editing is fed.
+"""The channels beside x that a backbone made for inpainting or editing is fed.
 
 Pure functions of a conditioning's options, which are ComfyUI's. Sources: Rombach et al. 2022, arXiv:2112.10752
 (inpainting); Brooks et al. 2023, arXiv:2211.09800 (editing).
@@ -23,15 +23,30 @@ _BLACK = (0.8223, -0.6876, 0.6364, 0.1380)
 
 
 def image_to_edit(options: Mapping[str, Any], latents: Tensor, scaled_as: LatentFormat | None = None) -> Tensor:
-    """Return the options' "concat_latent_image" (unscaled) for latents (B,C,h,w), or zeros without one.
+    """Return the options' "concat_latent_image" (unscaled) for latents (B,C,h,w), zeros in place of one.
 
     scaled_as: the format it is scaled to; None leaves it unscaled.
     """
     given: Tensor | None = options.get("concat_latent_image")
     if given is None:
-        return torch.zeros_like(latents)
+        given = torch.zeros_like(latents)
     image = _fitted(given.to(latents.device, torch.float32), latents)
     return image if scaled_as is None else scaled_as.to_model(image)
+
+
+def mask_as_channels(options: Mapping[str, Any], latents: Tensor, mask: Tensor | None, factor: int) -> Tensor:
+    """Return a mask in pixels with the pixels of each latent cell as its channels, (B,factor²,h,w), row by row.
+
+    latents: (B,C,h,w). mask: (B,1,h,w) of the run, None without one. The options' "concat_mask" goes before it; where
+    there is neither, all is to be filled.
+    """
+    mask = options.get("concat_mask", mask)
+    if mask is None:
+        mask = torch.ones_like(latents[:, :1])
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]) if mask.ndim == 3 else mask.mean(dim=1, keepdim=True)
+    height, width = latents.shape[-2:]
+    pixels = _resized(mask.to(latents.device, torch.float32), height * factor, width * factor)
+    return _spread(torch.nn.functional.pixel_unshuffle(pixels, factor), latents.shape[0])
 
 
 def mask_and_image(
@@ -51,19 +66,19 @@ def mask_and_image(
     mask = mask[:, :1] if mask.ndim == latents.ndim else mask
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).to(latents.device, torch.float32)
     if mask.shape[-2:] != latents.shape[-2:]:
-        mask = _resized(mask, latents)
+        mask = _resized(mask, *latents.shape[-2:])
     return torch.cat([_spread(mask.round(), latents.shape[0]), _fitted(image, latents)], dim=1)
 
 
 def _fitted(image: Tensor, latents: Tensor) -> Tensor:
     if image.shape[1:] != latents.shape[1:]:
-        image = _resized(image, latents)
+        image = _resized(image, *latents.shape[-2:])
     return _spread(image, latents.shape[0])
 
 
-def _resized(image: Tensor, latents: Tensor) -> Tensor:
-    """Return the middle of an image, in the latents' proportions, at their size."""
-    (height, width), (rows, columns) = latents.shape[-2:], image.shape[-2:]
+def _resized(image: Tensor, height: int, width: int) -> Tensor:
+    """Return the middle of an image, in the proportions of a size, at that size."""
+    rows, columns = image.shape[-2:]
     have, want = columns / rows, width / height
     x = round((columns - columns * (want / have)) / 2) if have > want else 0
     y = round((rows - rows * (have / want)) / 2) if have < want else 0

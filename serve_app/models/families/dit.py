@@ -1,0 +1,143 @@
+"""What diffusion transformers share: latents as tokens, rows of several lengths in one forward, positions, names.
+
+Source of the networks: Peebles and Xie 2023, arXiv:2212.09748; of rotary positions: Su et al. 2021, arXiv:2104.09864.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from serve_app.errors import NodeError
+from serve_app.models.layout import Place, Table, reverse, translate
+
+PATCH = 2
+"""A token stands for so many latent cells along each side."""
+
+WHOLE_EPS = float(torch.finfo(torch.float32).eps)
+"""What the norms of queries and keys add to the variance where a file's authors gave torch no number."""
+
+
+def grid(height: int, width: int) -> tuple[int, int]:
+    """Return the rows and columns of tokens of latents of a size in cells."""
+    return -(-height // PATCH), -(-width // PATCH)
+
+
+def to_tokens(latents: Tensor, *, channels_last: bool = False) -> Tensor:
+    """Return latents (B,C,h,w) as tokens (B,n,4C), row by row; an odd side goes on with its own beginning.
+
+    channels_last: in a token, the channels of one cell lie together; else the cells of one channel do.
+    """
+    height, width = latents.shape[-2:]
+    if height % PATCH or width % PATCH:
+        latents = pad(latents, (0, width % PATCH, 0, height % PATCH), mode="circular")
+    batch, channels = latents.shape[:2]
+    rows, columns = grid(height, width)
+    cut = latents.view(batch, channels, rows, PATCH, columns, PATCH)
+    order = (0, 2, 4, 3, 5, 1) if channels_last else (0, 2, 4, 1, 3, 5)
+    return cut.permute(order).reshape(batch, rows * columns, PATCH * PATCH * channels)
+
+
+def from_tokens(tokens: Tensor, height: int, width: int, *, channels_last: bool = False) -> Tensor:
+    """Return tokens (B,n,4C) as latents (B,C,height,width): undo `to_tokens`."""
+    batch, (rows, columns) = tokens.shape[0], grid(height, width)
+    channels = tokens.shape[2] // PATCH**2
+    if channels_last:
+        cut = tokens.view(batch, rows, columns, PATCH, PATCH, channels).permute(0, 5, 1, 3, 2, 4)
+    else:
+        cut = tokens.view(batch, rows, columns, channels, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
+    return cut.reshape(batch, channels, rows * PATCH, columns * PATCH)[..., :height, :width]
+
+
+def positions(size: Sequence[int], first: float = 0, y: int = 0, x: int = 0) -> Tensor:
+    """Return the positions (n,3) of the tokens of latents of a size (h,w): `first`, the token's row and column.
+
+    y, x: where the rows and columns begin, in tokens.
+    """
+    rows, columns = grid(*size)
+    at = torch.empty(rows, columns, 3)
+    at[..., 0] = first
+    at[..., 1] = torch.arange(y, y + rows)[:, None]
+    at[..., 2] = torch.arange(x, x + columns)
+    return at.view(-1, 3)
+
+
+def angles(at: Tensor, axes: Sequence[int], theta: float) -> Tensor:
+    """Return by what positions (…,3) turn each pair of a head's numbers, (…,D/2), radians in double precision.
+
+    axes: how many of a head's D numbers each coordinate turns.
+    """
+    turned = []
+    for axis, width in enumerate(axes):
+        steps = torch.arange(0, width, 2, dtype=torch.float64, device=at.device) / width
+        turned.append(at[..., axis, None].double() * theta**-steps)
+    return torch.cat(turned, dim=-1)
+
+
+def stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Return rows (B_i,T_i,…) as one (R,T,…), the shorter ones followed by zeros."""
+    longest = max(row.shape[1] for row in rows)
+    return torch.cat([pad(row, (0, 0) * (row.ndim - 2) + (0, longest - row.shape[1])) for row in rows])
+
+
+def lengths(rows: Sequence[Tensor]) -> list[int]:
+    """Return how long each row of rows (B_i,T_i,…) is, R in all."""
+    return [row.shape[1] for row in rows for _ in range(row.shape[0])]
+
+
+def within(counts: Sequence[int], longest: int, device: torch.device) -> Tensor:
+    """Return which of `longest` places a row of each count has, (R,longest)."""
+    return torch.arange(longest, device=device) < torch.tensor(counts, device=device)[:, None]
+
+
+def thirds(width: int, *names: str) -> tuple[Place, ...]:
+    """Return where a fused layer goes whose outputs are those of several, each `width` wide, one after another."""
+    return tuple(Place(name, rows=(i * width, (i + 1) * width)) for i, name in enumerate(names))
+
+
+def check_text(cond: Tensor, width: int, title: str) -> None:
+    """Errors: NodeError for a text (N,T,D) of another family's encoder."""
+    if cond.shape[-1] != width:
+        raise NodeError(
+            f"the conditioning is {cond.shape[-1]} wide, and {title} reads text {width} wide: they are of different "
+            "families"
+        )
+
+
+def lora_names(parameters: Sequence[str], table: Table) -> dict[str, str | tuple[Place, ...]]:
+    """Return layers' names in LoRA files -> what they change: a parameter of the network, or parts of several.
+
+    table: of the published single file, whose names most trainers use; others use the network's.
+    """
+    to_file, known = reverse(table), set(parameters)
+    names: dict[str, str | tuple[Place, ...]] = {}
+    for theirs, fused in table.items():
+        for leaf in ("weight", "bias"):
+            changed = tuple(place._replace(name=f"{place.name}.{leaf}") for place in fused if isinstance(place, Place))
+            if changed and all(place.name in known for place in changed):
+                _name(names, f"{theirs}.{leaf}", changed)
+    for ours in parameters:
+        if (in_file := translate(ours, to_file)) is not None:
+            _name(names, in_file, ours)
+        layer, _, leaf = ours.rpartition(".")
+        if leaf == "weight":
+            flat = layer.replace(".", "_")
+            prefixed = (f"{prefix}{layer}" for prefix in ("", "transformer.", "diffusion_model.", "base_model.model."))
+            for name in (*prefixed, f"lora_transformer_{flat}", f"lora_unet_{flat}", f"lycoris_{flat}"):
+                names.setdefault(name, ours)
+    return names
+
+
+def _name(names: dict[str, Any], theirs: str, changed: str | tuple[Place, ...]) -> None:
+    """Add the names in LoRA files that are made of a parameter's name in the single file."""
+    layer, _, leaf = theirs.rpartition(".")
+    if leaf != "weight":
+        names[f"diffusion_model.{theirs}"] = changed
+        return
+    flat = layer.replace(".", "_")
+    for name in (layer, f"diffusion_model.{layer}", f"lora_unet_{flat}", f"lycoris_{flat}"):
+        names[name] = changed

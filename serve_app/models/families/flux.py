@@ -1,0 +1,300 @@
+"""Flux.1: dev, schnell and what was trained from them, to fill, to follow outlines or depth, and to edit (Kontext).
+
+Read off the authors' single file or diffusers'; run by the layers of diffusers' FluxTransformer2DModel.
+Source: Black Forest Labs 2024, FLUX.1; the numbers are ComfyUI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from torch import Tensor, nn
+
+from serve_app.errors import NodeError
+from serve_app.models.families import flux_names
+from serve_app.models.families.concat import image_to_edit, mask_as_channels
+from serve_app.models.families.dit import (
+    PATCH,
+    check_text,
+    from_tokens,
+    lora_names,
+    positions,
+    stacked,
+    to_tokens,
+    within,
+)
+from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
+from serve_app.models.families.flux_latents import LATENTS
+from serve_app.models.families.references import check_method, reference_positions
+from serve_app.models.layout import Place, Table
+from serve_app.models.tensors import Tensors
+from serve_app.sampling.forward import Area, Canvas, crop, to_batch
+from serve_app.values import Flow, FluxFlow, Training
+
+MU = 1.15
+GUIDANCE = 3.5
+"""What a network that is told guidance is told where a conditioning says nothing of it."""
+AXES = (2, 7, 7)
+"""Sixteenths of a head that turn by plane, row and column."""
+TIMES = 1000.0
+
+EXTRA_CHANNELS = {0: "x alone", 16: "an image beside x", 80: "a masked image and its mask"}
+"""What is fed beside x, by its channels."""
+
+_MARKS = ("double_blocks.0.img_attn.norm.key_norm.scale", "double_blocks.0.img_attn.norm.key_norm.weight")
+_DIFFUSERS_MARKS: tuple[str, ...] = ("single_transformer_blocks.0.attn.norm_k.weight",)
+_OTHERS = ("distilled_guidance_layer.", "double_stream_modulation_img.", "controlnet_blocks.")
+_READS_POOLED = ("vector_in.in_layer.weight", "time_text_embed.text_embedder.linear_1.weight")
+_MODULES = (
+    *("x_embedder", "context_embedder", "time_text_embed", "transformer_blocks", "single_transformer_blocks"),
+    *("norm_out", "proj_out"),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FluxInputs:
+    """What a network is told beside x and sigma, for B rows.
+
+    text: (B,T,D); pooled: (B,P); guidance: (B,), None for none. concat: (B,C,h,w), channels beside x. references:
+    (B,C,h,w) each, scaled; method: how they are placed.
+    """
+
+    text: Tensor
+    pooled: Tensor
+    guidance: Tensor | None = None
+    concat: Tensor | None = None
+    references: tuple[Tensor, ...] = ()
+    method: str = ""
+
+    def within(self, area: Area | None) -> FluxInputs:
+        """Return the inputs of an area of the canvas; references stay whole."""
+        if area is None or self.concat is None:
+            return self
+        return replace(self, concat=crop(self.concat, area))
+
+
+@dataclass(frozen=True, slots=True)
+class Flux(BackboneFamily):
+    """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
+
+    text_width, pooled_width: of what is read. extra_channels: what is fed beside x. guided: it is told guidance.
+    """
+
+    title = "Flux.1"
+    latent_format = LATENTS
+    dtypes = (torch.bfloat16, torch.float16)
+
+    width: int
+    heads: int
+    doubles: int
+    singles: int
+    text_width: int
+    pooled_width: int
+    latent_channels: int = 16
+    extra_channels: int = 0
+    guided: bool = True
+
+    @classmethod
+    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
+        if (found := marked(files[0], BACKBONE_PREFIXES, (*_MARKS, *_DIFFUSERS_MARKS))) is not None:
+            prefix, tensors = found
+            if any(name in tensors.shapes for name in _READS_POOLED) and not any(map(tensors.has, _OTHERS)):
+                yield Located(cls.probe(tensors), tensors, prefix=prefix)
+
+    @classmethod
+    def probe(cls, tensors: Tensors) -> Flux:
+        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        if _by_diffusers(tensors):
+            first, last, text = "x_embedder", "proj_out", "context_embedder"
+            pooled, guidance = (f"time_text_embed.{name}_embedder.linear_1" for name in ("text", "guidance"))
+            doubles, singles, norms = "transformer_blocks.", "single_transformer_blocks.", _DIFFUSERS_MARKS
+        else:
+            first, last, text = "img_in", "final_layer.linear", "txt_in"
+            pooled, guidance = "vector_in.in_layer", "guidance_in.in_layer"
+            doubles, singles, norms = "double_blocks.", "single_blocks.", _MARKS
+        width, fed = tensors.shape(f"{first}.weight")
+        head = next(tensors.shapes[name][0] for name in norms if name in tensors.shapes)
+        channels = tensors.shape(f"{last}.weight")[0] // PATCH**2
+        extra = fed // PATCH**2 - channels
+        if head % 32 or width % head or extra not in EXTRA_CHANNELS:
+            known = " or ".join(str(channels + more) for more in EXTRA_CHANNELS)
+            raise tensors.unsupported(
+                f"has a Flux backbone {width} wide with heads of {head} and {fed // PATCH**2} input channels; "
+                f"supported are heads of a multiple of 32, and {known} channels"
+            )
+        return cls(
+            width,
+            width // head,
+            tensors.count(doubles),
+            tensors.count(singles),
+            tensors.shape(f"{text}.weight")[1],
+            tensors.shape(f"{pooled}.weight")[1],
+            channels,
+            extra,
+            f"{guidance}.weight" in tensors.shapes,
+        )
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        if tensors is not None and _by_diffusers(tensors):
+            return {name: name for name in _MODULES}
+        table = dict(flux_names.ends()) | dict(flux_names.embedders())
+        for number in range(self.doubles):
+            table |= flux_names.double_block(number, self.width)
+        for number in range(self.singles):
+            table |= flux_names.single_block(number, self.width, 4 * self.width)
+        return table | dict(flux_names.modulation(self.doubles, self.singles))
+
+    def build(self) -> nn.Module:
+        head = self.width // self.heads
+        network: nn.Module = FluxTransformer2DModel(
+            in_channels=(self.latent_channels + self.extra_channels) * PATCH**2,
+            out_channels=self.latent_channels * PATCH**2,
+            num_layers=self.doubles,
+            num_single_layers=self.singles,
+            attention_head_dim=head,
+            num_attention_heads=self.heads,
+            joint_attention_dim=self.text_width,
+            pooled_projection_dim=self.pooled_width,
+            guidance_embeds=self.guided,
+            axes_dims_rope=tuple(head // 16 * share for share in AXES),
+        )
+        return network
+
+    def lora_names(self, parameters: Sequence[str]) -> Table:
+        """Return the names; some files have one for attention's share of a layer that holds more."""
+        names, table = lora_names(parameters, self.table()), self.table()
+        for number in range(self.singles):
+            layer = f"single_blocks.{number}.linear1"
+            fused = [place for place in table[layer][:3] if isinstance(place, Place)]
+            changed = tuple(place._replace(name=f"{place.name}.weight") for place in fused)
+            names[f"diffusion_model.{layer}_qkv"] = changed
+        return names
+
+    def training(self, file: File, names: Mapping[str, str]) -> Training:
+        """Return dev's, or schnell's for a network that is not told guidance."""
+        return FluxFlow(MU) if self.guided else Flow(1.0, 1.0)
+
+    def inputs(
+        self,
+        cond: Tensor,
+        options: Mapping[str, Any],
+        role: str,
+        canvas: Canvas,
+        device: torch.device,
+        trained_as: Training,
+    ) -> FluxInputs:
+        """Return the text, and the options that the network reads: ComfyUI's, by its names.
+
+        Errors: NodeError for a conditioning of another family's text encoder, or for references it cannot be told.
+        """
+        check_text(cond, self.text_width, self.title)
+        rows = canvas.rows
+        guidance: float | None = options.get("guidance", GUIDANCE)
+        references: Sequence[Tensor] = options.get("reference_latents") or ()
+        if references and self.extra_channels:
+            raise NodeError(f"this {self.title} backbone is fed {self._beside} and reads no reference latents")
+        for reference in references:
+            self.latent_format.check(reference.shape)
+        concat = self._concat(options, canvas)
+        return FluxInputs(
+            to_batch(cond.to(device, torch.float32), rows),
+            to_batch(self._pooled(options).to(device), rows),
+            torch.full((rows,), float(guidance), device=device) if self.guided and guidance is not None else None,
+            None if concat is None else concat.to(device),
+            tuple(
+                to_batch(self.latent_format.to_model(reference.to(device, torch.float32)), rows)
+                for reference in references
+            ),
+            check_method(options.get("reference_latents_method", "offset"), self.title) if references else "",
+        )
+
+    @property
+    def _beside(self) -> str:
+        return EXTRA_CHANNELS[self.extra_channels]
+
+    def _pooled(self, options: Mapping[str, Any]) -> Tensor:
+        """Return the pooled text (N,P) float32, zeros without one. Errors: NodeError for one that is too narrow."""
+        pooled: Tensor | None = options.get("pooled_output")
+        if pooled is None:
+            return torch.zeros(1, self.pooled_width)
+        if pooled.shape[-1] < self.pooled_width:
+            raise NodeError(
+                f"the conditioning has a pooled output {pooled.shape[-1]} wide; {self.title} reads one "
+                f"{self.pooled_width} wide, as CLIP-L gives"
+            )
+        return pooled[:, : self.pooled_width].float()
+
+    def _concat(self, options: Mapping[str, Any], canvas: Canvas) -> Tensor | None:
+        if not self.extra_channels:
+            return None
+        image = image_to_edit(options, canvas.latents, self.latent_format)
+        if self.extra_channels == self.latent_channels:
+            return image
+        mask = mask_as_channels(options, canvas.latents, canvas.mask, self.latent_format.factor)
+        return torch.cat([image, mask], dim=1)
+
+    def group_key(self, x: Tensor, inputs: Any) -> Hashable:
+        """Return the shapes of x and the references, and whether guidance is told."""
+        shapes = tuple(reference.shape[1:] for reference in inputs.references)
+        return tuple(x.shape[1:]), shapes, inputs.method, inputs.guidance is None
+
+    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
+        """Return the network's output for each of the rows.
+
+        They may differ in level, guidance, text and its length, references and LoRAs.
+        """
+        dtype, inputs, size = network.x_embedder.bias.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
+        time = self._time(network, rows, dtype)
+        texts = [i.text.to(dtype) for i in inputs]
+        text = network.context_embedder(stacked(texts))
+        fed = [
+            r.x if i.concat is None else torch.cat([r.x, i.concat], dim=1) for r, i in zip(rows, inputs, strict=True)
+        ]
+        image = to_tokens(torch.cat(fed).to(dtype))
+        count, at = image.shape[1], [torch.zeros(text.shape[1], 3), positions(size)]
+        if references := inputs[0].references:
+            beside = [torch.cat(own).to(dtype) for own in zip(*(i.references for i in inputs), strict=True)]
+            image = torch.cat([image, *map(to_tokens, beside)], dim=1)
+            at += reference_positions((size[0], size[1]), references, inputs[0].method)
+        turns = network.pos_embed(torch.cat(at).to(image.device))
+        image = network.x_embedder(image)
+        told = {"attention_mask": mask} if (mask := _mask(texts, image.shape[1])) is not None else None
+        for block in (*network.transformer_blocks, *network.single_transformer_blocks):
+            text, image = block(
+                hidden_states=image,
+                encoder_hidden_states=text,
+                temb=time,
+                image_rotary_emb=turns,
+                joint_attention_kwargs=told,
+            )
+        output = from_tokens(network.proj_out(network.norm_out(image[:, :count], time)), *size)
+        return list(torch.split(output.float(), [r.count for r in rows]))
+
+    def _time(self, network: Any, rows: Sequence[Rows], dtype: torch.dtype) -> Tensor:
+        """Return what the blocks are modulated by, (R,width): time, guidance and pooled text together."""
+        embed = network.time_text_embed
+        # Time reaches the sinusoids in single precision, guidance rounded, as in ComfyUI.
+        level = torch.cat([r.timestep for r in rows]) * TIMES
+        time: Tensor = embed.timestep_embedder(embed.time_proj(level).to(dtype))
+        if rows[0].inputs.guidance is not None:
+            guidance = torch.cat([r.inputs.guidance for r in rows]).to(dtype) * TIMES
+            time = time + embed.guidance_embedder(embed.time_proj(guidance).to(dtype))
+        pooled: Tensor = embed.text_embedder(torch.cat([r.inputs.pooled for r in rows]).to(dtype))
+        return time + pooled
+
+
+def _mask(texts: Sequence[Tensor], image: int) -> Tensor | None:
+    """Return which tokens of text and image are attended to, (R,1,1,T+image); None for all: attention is faster so."""
+    counts = [text.shape[1] for text in texts for _ in range(text.shape[0])]
+    if min(counts) == max(counts):
+        return None
+    there = within(counts, max(counts), texts[0].device)
+    return torch.cat([there, there.new_ones(len(counts), image)], dim=1)[:, None, None]
+
+
+def _by_diffusers(tensors: Tensors) -> bool:
+    return tensors.has("single_transformer_blocks.")

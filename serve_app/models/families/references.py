@@ -1,0 +1,51 @@
+"""Where the tokens of reference images lie beside those of the image, by the methods that ComfyUI names.
+
+Source: Black Forest Labs 2025, FLUX.1 Kontext, arXiv:2506.15742, section 3; Wu et al. 2025 (UNO), arXiv:2504.02160.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from serve_app.errors import NodeError
+from serve_app.models.families.dit import PATCH, grid, positions
+
+METHODS = ("offset", "index", "uxo")
+"""How references are told apart: by place, in one more plane; by a plane each; along the diagonal, in the same one."""
+
+
+def check_method(method: str, title: str) -> str:
+    """Return the method. Errors: NodeError for one that the family of a title does not know."""
+    if method not in METHODS:
+        raise NodeError(f"{title} does not place reference latents by '{method}'; allowed are {', '.join(METHODS)}")
+    return method
+
+
+def reference_positions(
+    size: tuple[int, int], references: Sequence[Tensor], method: str, *, apart: float = 1.0
+) -> list[Tensor]:
+    """Return the positions (n_i,3) of each reference's tokens.
+
+    size: of the image, references: (B,C,h,w), both in latent cells. apart: between the planes of "index".
+    """
+    placed: list[Tensor] = []
+    rows, columns = grid(*size)
+    high = wide = 0
+    for number, reference in enumerate(references, 1):
+        height, width = reference.shape[-2:]
+        plane, y, x = 1.0, 0, 0
+        if method == "index":
+            plane = apart * number
+        elif method == "uxo":
+            plane, y, x = 0.0, rows * PATCH + high, columns * PATCH + wide
+            high, wide = high + height, wide + width
+        else:
+            if height + high > width + wide:
+                x = wide
+            else:
+                y = high
+            high, wide = max(high, height + y), max(wide, width + x)
+        placed.append(positions((height, width), plane, *grid(y, x)))
+    return placed

@@ -1,0 +1,155 @@
+"""What diffusion transformers are compared with ComfyUI's modules on: small networks, and what they are asked.
+
+Networks are ComfyUI's arguments; weights and inputs are drawn from names (`drawn`, `noise`), so both sides make them
+for themselves. Torch alone is imported here: the figures are made in ComfyUI's environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+CHANNELS = 16
+ROWS = 2
+SIGMAS = (0.3, 0.9)
+TEXT_WIDTH, POOLED_WIDTH = 48, 32
+GUIDANCE = (3.5, 30.0)
+
+_FLUX: dict[str, Any] = {
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "vec_in_dim": POOLED_WIDTH,
+    "context_in_dim": TEXT_WIDTH,
+    "hidden_size": 64,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [4, 14, 14],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+}
+NETS: Mapping[str, dict[str, Any]] = {
+    "zimage": {
+        "patch_size": 2,
+        "in_channels": CHANNELS,
+        "dim": 288,
+        "n_layers": 2,
+        "n_refiner_layers": 2,
+        "n_heads": 9,
+        "n_kv_heads": 9,
+        "qk_norm": True,
+        "cap_feat_dim": TEXT_WIDTH,
+        "axes_dims": [8, 12, 12],
+        "axes_lens": [64, 64, 64],
+        "rope_theta": 256.0,
+        "ffn_dim_multiplier": 8 / 3,
+        "z_image_modulation": True,
+        "time_scale": 1000.0,
+        "pad_tokens_multiple": 32,
+    },
+    "flux": _FLUX,
+    "flux_schnell": {**_FLUX, "guidance_embed": False},
+    "flux_depth": {**_FLUX, "in_channels": 2 * CHANNELS},
+    "flux_fill": {**_FLUX, "in_channels": 2 * CHANNELS + 64},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One forward of a network. size: of the latents; text: how many tokens; references: sizes of each.
+
+    concat: the size of an image that goes beside x, in latent cells; mask: of its mask, in pixels.
+    """
+
+    net: str
+    size: tuple[int, int]
+    text: int
+    references: tuple[tuple[int, int], ...] = ()
+    method: str = ""
+    concat: tuple[int, int] | None = None
+    mask: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        return " ".join(
+            map(str, (self.net, self.size, self.text, self.references, self.method, self.concat, self.mask))
+        )
+
+
+CASES: Sequence[Case] = (
+    Case("zimage", (8, 8), 5),
+    Case("zimage", (6, 10), 32),
+    Case("zimage", (9, 7), 40),
+    Case("flux", (8, 8), 5),
+    Case("flux", (8, 8), 9),
+    Case("flux", (6, 10), 7),
+    Case("flux", (9, 7), 5),
+    *(
+        Case("flux", size, 5, references, method)
+        for method in ("offset", "index", "uxo")
+        for size, references in (((8, 6), ((8, 8),)), ((6, 8), ((9, 6), (4, 10))), ((7, 9), ((4, 4), (6, 4), (8, 8))))
+    ),
+    Case("flux_schnell", (8, 8), 5),
+    Case("flux_depth", (8, 6), 5, concat=(8, 6)),
+    Case("flux_depth", (8, 6), 5),
+    Case("flux_fill", (8, 6), 5, concat=(10, 6), mask=(64, 48)),
+    Case("flux_fill", (7, 9), 5, concat=(7, 9), mask=(40, 72)),
+    Case("flux_fill", (8, 6), 5, concat=(8, 6)),
+)
+
+
+def drawn(name: str, shape: Sequence[int]) -> Tensor:
+    """Return a weight float32 whose layer keeps the variance of what goes through it."""
+    normal = noise(name, shape)
+    if len(shape) == 1 or name.endswith("pad_token"):
+        return 1 + 0.05 * normal if name.endswith(("weight", "scale")) else 0.1 * normal
+    return normal / sqrt(prod(shape[1:]))
+
+
+def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Return weights of these names and shapes."""
+    return {name: drawn(name, shape) for name, shape in shapes.items()}
+
+
+def noise(name: str, shape: Sequence[int]) -> Tensor:
+    """Return normal numbers that the name stands for."""
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(crc32(name.encode())))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The tensors of a case: latents as the network sees them; references and concat as the autoencoder made them."""
+
+    x: Tensor
+    sigma: Tensor
+    text: Tensor
+    pooled: Tensor
+    guidance: Tensor
+    references: list[Tensor]
+    concat: Tensor | None
+    mask: Tensor | None
+
+
+def asked(case: Case) -> Asked:
+    """Return what a network is asked in a case."""
+    draw = lambda what, *shape: noise(f"{case.name} {what}", shape)  # noqa: E731
+    return Asked(
+        draw("x", ROWS, CHANNELS, *case.size),
+        torch.tensor(SIGMAS),
+        draw("text", ROWS, case.text, TEXT_WIDTH),
+        draw("pooled", ROWS, POOLED_WIDTH),
+        torch.tensor(GUIDANCE),
+        [draw(f"reference {i}", 1, CHANNELS, *size) for i, size in enumerate(case.references)],
+        None if case.concat is None else draw("concat", 1, CHANNELS, *case.concat),
+        None if case.mask is None else (draw("mask", 1, 1, *case.mask) > 0).float(),
+    )

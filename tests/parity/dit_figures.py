@@ -1,0 +1,106 @@
+"""Make golden/dit.npz: what ComfyUI's transformer modules answer in every case of `dit_cases`.
+
+Run it in ComfyUI's environment: COMFYUI_DIR=… python tests/parity/dit_figures.py. golden/dit_keys.json gets the names
+and shapes of each network's weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden"
+sys.path[:0] = [str(HERE.parents[1]), os.environ["COMFYUI_DIR"]]
+sys.argv = [sys.argv[0], "--cpu"]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.latent_formats  # noqa: E402
+import comfy.ldm.flux.model  # noqa: E402
+import comfy.ldm.lumina.model  # noqa: E402
+import comfy.lora  # noqa: E402
+import comfy.model_base  # noqa: E402
+import comfy.ops  # noqa: E402
+
+from tests.parity.dit_cases import CASES, NETS, Asked, asked, weights  # noqa: E402
+
+LATENTS = comfy.latent_formats.Flux()
+
+
+def network(name: str) -> Any:
+    """Return ComfyUI's module for a network of `NETS`, without weights."""
+    where = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
+    kind = comfy.ldm.lumina.model.NextDiT if name == "zimage" else comfy.ldm.flux.model.Flux
+    return kind(**NETS[name], **where)
+
+
+def answer(net: Any, name: str, method: str, a: Asked) -> Tensor:
+    """Return what a module answers."""
+    if name == "zimage":
+        out: Tensor = net(a.x, a.sigma, a.text, a.text.shape[1])
+        return out
+    told: dict[str, Any] = {"y": a.pooled, "guidance": a.guidance}
+    if a.references:
+        told |= {"ref_latents": [LATENTS.process_in(r).expand(2, -1, -1, -1) for r in a.references]}
+        told["ref_latents_method"] = method
+    x = a.x
+    config = SimpleNamespace(unet_config=NETS[name])
+    model = SimpleNamespace(diffusion_model=net, model_config=config, process_latent_in=LATENTS.process_in)
+    options = {"noise": a.x, "device": a.x.device, "concat_latent_image": a.concat}
+    if a.mask is not None:
+        options["concat_mask"] = a.mask
+    beside = comfy.model_base.Flux.concat_cond(model, **options)
+    if beside is not None:
+        x = torch.cat([x, beside], dim=1)
+    answered: Tensor = net(x, a.sigma, a.text, **told)
+    return answered
+
+
+KINDS = {"zimage": comfy.model_base.Lumina2, "flux": comfy.model_base.Flux}
+"""Networks whose names in LoRA files are kept, and what ComfyUI takes their models for."""
+
+
+def lora_names(net: Any, kind: type) -> dict[str, Any]:
+    """Return ComfyUI's names of layers in LoRA files -> the weight, or [it, first row, rows], of first blocks."""
+    keys = [f"diffusion_model.{key}" for key in net.state_dict()]
+    config = SimpleNamespace(unet_config=NETS["zimage" if kind is comfy.model_base.Lumina2 else "flux"])
+    stub = type("Stub", (kind,), {"__init__": lambda self: None, "state_dict": lambda self: dict.fromkeys(keys)})()
+    object.__setattr__(stub, "model_config", config)
+    names: dict[str, Any] = {}
+    for name, target in comfy.lora.model_lora_keys_unet(stub, {}).items():
+        weight, *rest = (target,) if isinstance(target, str) else target
+        if any(f"blocks.{i}" in weight or f"layers.{i}" in weight or f"refiner.{i}" in weight for i in range(1, 9)):
+            continue
+        names[name] = [weight, *rest[0][1:]] if rest and rest[0] else weight
+    return names
+
+
+def main() -> None:
+    nets: dict[str, Any] = {}
+    answers: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        for name in NETS:
+            nets[name] = network(name)
+            nets[name].load_state_dict(weights({key: value.shape for key, value in nets[name].state_dict().items()}))
+        for case in CASES:
+            answers[case.name] = answer(nets[case.net], case.net, case.method, asked(case)).contiguous()
+    names = {name: lora_names(nets[name], kind) for name, kind in KINDS.items()}
+    (GOLDEN / "dit_lora_names.json").write_text(json.dumps(names, indent=0))
+    shapes = {name: {key: list(v.shape) for key, v in net.state_dict().items()} for name, net in nets.items()}
+    (GOLDEN / "dit_keys.json").write_text(json.dumps(shapes, indent=0))
+    arrays: Any = {name: tensor.numpy() for name, tensor in answers.items()}
+    np.savez_compressed(GOLDEN / "dit.npz", **arrays)
+
+
+main()

@@ -1,0 +1,82 @@
+"""Diffusion transformers against ComfyUI's modules, with the same weights, in float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.models.packing import move_to
+from serve_app.sampling.forward import Canvas
+from serve_app.values import Discrete
+from tests.parity.dit_cases import CASES, NETS, Case, asked, weights
+from tests.parity.figures import GOLDEN, Figures
+
+CPU = torch.device("cpu")
+FIGURES = Figures("dit")
+KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("dit")
+    yield folder
+    network.cache_clear()
+
+
+@lru_cache
+def network(folder: Path, name: str) -> tuple[BackboneFamily, nn.Module]:
+    path = folder / f"{name}.safetensors"
+    save_file(weights(KEYS[name]), path)
+    family, module = Checkpoint(path).load("backbone")
+    assert isinstance(family, BackboneFamily)
+    move_to(module, CPU, torch.float32)
+    return family, module
+
+
+def rows(folder: Path, case: Case) -> list[Rows]:
+    """Return what the network is asked, a row a piece, as a run would ask it."""
+    family, _ = network(folder, case.net)
+    a, made = asked(case), []
+    for i in range(len(a.x)):
+        options = {"pooled_output": a.pooled[i : i + 1], "guidance": float(a.guidance[i])}
+        if a.references:
+            options |= {"reference_latents": a.references, "reference_latents_method": case.method}
+        if a.concat is not None:
+            options["concat_latent_image"] = a.concat
+        if a.mask is not None:
+            options["concat_mask"] = a.mask
+        x = a.x[i : i + 1]
+        inputs = family.inputs(a.text[i : i + 1], options, "positive", Canvas(x, x), CPU, Discrete())
+        made.append(Rows(x, float(a.sigma[i]), a.sigma[i : i + 1], inputs))
+    return made
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_forward_is_comfyuis(folder: Path, case: Case) -> None:
+    family, module = network(folder, case.net)
+    FIGURES.assert_agrees(torch.cat(family.forward(module, rows(folder, case))), case.name, TOLERANCE)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", NETS)
+def test_rows_of_several_cases_in_one_forward_are_comfyuis(folder: Path, name: str) -> None:
+    family, module = network(folder, name)
+    groups: dict[object, list[tuple[Case, list[Rows]]]] = {}
+    for case in (case for case in CASES if case.net == name):
+        asked_for = rows(folder, case)
+        groups.setdefault(family.group_key(asked_for[0].x, asked_for[0].inputs), []).append((case, asked_for))
+    for group in groups.values():
+        together = iter(family.forward(module, [row for _, of_case in group for row in of_case]))
+        for case, of_case in group:
+            FIGURES.assert_agrees(torch.cat([next(together) for _ in of_case]), case.name, TOLERANCE)

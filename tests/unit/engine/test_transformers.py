@@ -1,0 +1,141 @@
+"""Diffusion transformers through loaders, sampler and decoder, and in any mix of jobs: each gets what it gets alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from serve_app.engine.engine import Engine
+from serve_app.engine.runtime import EngineRuntime
+from serve_app.models.families import AutoencoderKL
+from serve_app.nodes.builtin.latent import VAEDecode
+from serve_app.nodes.builtin.loaders import UNETLoader, VAELoader
+from serve_app.nodes.builtin.sampling import KSampler
+from serve_app.sampling.request import SamplingRequest
+from serve_app.store.catalog import Catalog
+from serve_app.values import Conditioning, Lora, Recipe
+from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, noise, weights
+from tests.parity.figures import GOLDEN
+from tests.unit.engine import mixes
+from tests.unit.models.sample import cpu_weights, random_tensors
+
+KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
+NETS = ("zimage", "flux", "flux_depth", "flux_fill")
+LAYER = {"zimage": "layers.1.attention.qkv", "flux": "single_blocks.1.linear1"}
+VAE = AutoencoderKL((32, 32, 32, 32), 1, 16, 3, False)
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    root: Path = tmp_path_factory.mktemp("models")
+    for folder in ("unet", "diffusion_models", "vae", "loras"):
+        (root / folder).mkdir()
+    for name in NETS:
+        folder = "unet" if name == "flux" else "diffusion_models"
+        save_file(weights(KEYS[name]), root / folder / f"{name}.safetensors")
+    tensors = random_tensors(VAE, torch.float32)
+    save_file({k.removeprefix("first_stage_model."): v for k, v in tensors.items()}, root / "vae" / "ae.safetensors")
+    for net, layer in LAYER.items():
+        out, inside = KEYS[net][f"{layer}.weight"]
+        for number in (1, 2):
+            pair = {
+                "lora_up": noise(f"{number} up", (out, 2)) / 2,
+                "lora_down": noise(f"{number} down", (2, inside)) / 9,
+            }
+            named = {f"diffusion_model.{layer}.{name}.weight": tensor for name, tensor in pair.items()}
+            save_file(named, root / "loras" / f"{net}{number}.safetensors")
+    return Catalog(root)
+
+
+@pytest.fixture(scope="module")
+def shared(catalog: Catalog) -> Iterator[EngineRuntime]:
+    engine = Engine(mixes.MAX_CELLS)
+    yield EngineRuntime(engine, cpu_weights(catalog))
+    engine.close()
+
+
+def text(seed: int, length: int, **options: Any) -> Conditioning:
+    pooled = noise(f"pooled {seed}", (1, POOLED_WIDTH))
+    return [(noise(f"text {seed}", (1, length, TEXT_WIDTH)), {"pooled_output": pooled, **options})]
+
+
+def ignore(done: int, steps: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("net", NETS)
+async def test_a_file_of_its_own_makes_images_through_the_nodes(shared: EngineRuntime, net: str) -> None:
+    runtime: Any = shared.bind(ignore)
+    (model,) = UNETLoader().load_unet(f"{net}.safetensors", "default")
+    (vae,) = VAELoader().load_vae("ae.safetensors")
+    latent = {"samples": torch.zeros(1, 16, 6, 9)}
+    conds = text(1, 5), text(2, 7)
+    (sampled,) = await KSampler().sample(model, 3, 4, 2.0, "euler", "simple", *conds, latent, runtime)
+    (images,) = await VAEDecode().decode(vae, sampled, runtime)
+    assert images.shape == (1, 48, 72, 3)
+    assert sampled["samples"].isfinite().all()
+    assert float(sampled["samples"].std()) > 0.5
+    (other,) = await KSampler().sample(model, 3, 4, 2.0, "euler", "simple", conds[1], conds[0], latent, runtime)
+    assert mixes.relative_error(other["samples"], sampled["samples"]) > 0.01
+
+
+@st.composite
+def jobs(draw: st.DrawFn, net: str) -> SamplingRequest:
+    """Any job of a network: sizes, texts of any length, guidance, references, LoRAs and their strengths, levels."""
+    recipe = Recipe("backbone", "diffusion_models", f"{net}.safetensors")
+    for number in draw(st.sets(st.sampled_from([1, 2]))):
+        recipe = recipe.with_patch(Lora(f"{net}{number}.safetensors", draw(st.sampled_from([0.5, 1.0]))))
+    options: dict[str, Any] = {"guidance": draw(st.sampled_from([1.0, 3.5, None]))}
+    if net == "flux" and draw(st.booleans()):
+        sizes = draw(st.sampled_from([((4, 6),), ((4, 6), (5, 4))]))
+        options["reference_latents"] = [noise(f"reference {size}", (1, 16, *size)) for size in sizes]
+        options["reference_latents_method"] = draw(st.sampled_from(["offset", "index", "uxo"]))
+    return mixes.request(
+        backbone=recipe,
+        shape=(draw(st.integers(1, 2)), 16, *draw(st.sampled_from([(4, 4), (5, 4), (6, 8), (2, 2)]))),
+        positive=text(draw(st.integers(1, 5)), draw(st.sampled_from([3, 5, 33])), **options),
+        negative=text(draw(st.integers(6, 9)), draw(st.sampled_from([1, 5]))),
+        cfg=draw(st.sampled_from([1.0, 3.0])),
+        sampler=draw(st.sampled_from(["euler", "res_multistep", "dpmpp_2m"])),
+        schedule=draw(st.sampled_from(["simple", "beta"])),
+        steps=draw(st.integers(1, 4)),
+        seed=draw(st.integers(0, 9)),
+    )
+
+
+@pytest.mark.parametrize("net", ["zimage", "flux"])
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_mix_of_jobs_gives_each_what_it_gets_alone(shared: EngineRuntime, net: str, data: st.DataObject) -> None:
+    mix = data.draw(st.lists(jobs(net), min_size=2, max_size=5))
+
+    async def alone_and_together() -> tuple[list[Any], list[Any]]:
+        runtime = shared.bind(ignore)
+        alone = [await runtime.sample(job) for job in mix]
+        return alone, await asyncio.gather(*(runtime.sample(job) for job in mix))
+
+    for alone, together in zip(*asyncio.run(alone_and_together()), strict=True):
+        assert mixes.relative_error(together.latents, alone.latents) <= TOLERANCE
+
+
+async def test_jobs_of_several_sizes_and_texts_share_forwards(shared: EngineRuntime) -> None:
+    recipe = Recipe("backbone", "diffusion_models", "zimage.safetensors")
+    mix = [
+        mixes.request(
+            backbone=recipe, shape=(1, 16, *size), positive=text(1, length), negative=text(2, 4), cfg=1.0, steps=3
+        )
+        for size, length in (((6, 8), 3), ((8, 6), 40), ((7, 7), 5))
+    ]
+    runtime, before = shared.bind(ignore), shared.counters.forwards
+    await asyncio.gather(*(runtime.sample(job) for job in mix))
+    assert shared.counters.forwards - before < 3 * len(mix)

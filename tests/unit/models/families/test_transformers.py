@@ -1,0 +1,139 @@
+"""How diffusion transformers are told apart and read off their files, under every prefix and in both layouts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from serve_app.errors import ModelFileError, NodeError
+from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.families import Flux, ZImage
+from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily
+from serve_app.models.families.flux import FluxInputs
+from serve_app.models.layout import placed, places
+from serve_app.models.parts import find_part
+from serve_app.models.tensors import Tensors
+from serve_app.sampling.forward import Canvas
+from serve_app.values import Flow, FluxFlow
+from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, weights
+from tests.parity.figures import GOLDEN
+
+KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
+TINY: dict[str, BackboneFamily] = {
+    "zimage": ZImage(288, 9, 2, 2, TEXT_WIDTH, time_width=288),
+    "flux": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH),
+    "flux_schnell": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, guided=False),
+    "flux_depth": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, extra_channels=16),
+    "flux_fill": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, extra_channels=80),
+}
+TRAINED = {"zimage": Flow(3.0, 1.0), "flux": FluxFlow(1.15), "flux_schnell": Flow(1.0, 1.0)}
+
+
+def tensors(net: str, prefix: str = "", changed: Mapping[str, tuple[int, ...] | None] | None = None) -> Tensors:
+    shapes = {name: tuple(shape) for name, shape in KEYS[net].items()} | dict(changed or {})
+    return Tensors({prefix + name: shape for name, shape in shapes.items() if shape is not None}, "'a.safetensors'")
+
+
+@pytest.mark.parametrize("prefix", BACKBONE_PREFIXES)
+@pytest.mark.parametrize("net", TINY)
+def test_a_family_and_its_sizes_are_read_off_names_and_shapes(net: str, prefix: str) -> None:
+    found = find_part("backbone", [tensors(net, prefix)])
+    assert found.family == TINY[net]
+    assert not found.unused
+
+
+@pytest.mark.parametrize(
+    ("family", "billions"),
+    [(Flux(3072, 24, 19, 38, 4096, 768), 11.901), (ZImage(3840, 30, 30, 2, 2560), 6.155)],
+)
+def test_the_published_networks_have_their_size(family: BackboneFamily, billions: float) -> None:
+    assert sum(p.numel() for p in family.empty().parameters()) / 1e9 == pytest.approx(billions, abs=5e-4)
+
+
+def by_diffusers(net: str) -> dict[str, Tensor]:
+    """Return a file's tensors under the network's own names, as diffusers writes them."""
+    table = TINY[net].table()
+    of_file = weights(KEYS[net])
+    return {p.name: placed(t, p).contiguous() for name, t in of_file.items() for p in places(name, table)}
+
+
+@pytest.mark.parametrize("net", ["zimage", "flux", "flux_schnell"])
+def test_a_file_with_diffusers_names_is_the_same_network(tmp_path: Path, net: str) -> None:
+    save_file(weights(KEYS[net]), tmp_path / "single.safetensors")
+    save_file(by_diffusers(net), tmp_path / "diffusers.safetensors")
+    (family, one), (other, two) = (
+        Checkpoint(tmp_path / f"{n}.safetensors").load("backbone") for n in ("single", "diffusers")
+    )
+    assert family == other == TINY[net]
+    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("net", TRAINED)
+def test_what_a_network_was_trained_on_follows_from_its_file(tmp_path: Path, net: str) -> None:
+    save_file(weights(KEYS[net]), tmp_path / "a.safetensors")
+    assert Checkpoint(tmp_path / "a.safetensors").training() == TRAINED[net]
+
+
+@pytest.mark.parametrize(
+    ("net", "changed", "message"),
+    [
+        ("zimage", {"siglip_embedder.0.weight": (8,)}, "is the omni edition of Z-Image, which is not supported"),
+        ("zimage", {"layers.0.feed_forward.w1.weight": (700, 288)}, "288 wide with heads of 32 and 700 inside"),
+        ("flux", {"img_in.weight": (64, 80)}, "20 input channels; supported are heads .* 16 or 32 or 96 channels"),
+        ("flux", {"distilled_guidance_layer.norms.0.scale": (8,)}, r"\(it looks like Chroma or Flux\)"),
+        ("flux", {"vector_in.in_layer.weight": None}, r"no diffusion network of a known layout \(it looks like Flux\)"),
+    ],
+)
+def test_another_build_is_refused_with_what_was_found(
+    net: str, changed: dict[str, tuple[int, ...]], message: str
+) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        find_part("backbone", [tensors(net, changed=changed)])
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "message"),
+    [
+        ("flux", {"reference_latents": [torch.zeros(1, 4, 8, 8)]}, "samples latents"),
+        (
+            "flux",
+            {"reference_latents": [torch.zeros(1, 16, 8, 8)], "reference_latents_method": "index_timestep_zero"},
+            "does not place reference latents by 'index_timestep_zero'; allowed are offset, index, uxo",
+        ),
+        ("flux_depth", {"reference_latents": [torch.zeros(1, 16, 8, 8)]}, "is fed an image beside x and reads no"),
+        ("flux", {"pooled_output": torch.zeros(1, 8)}, "a pooled output 8 wide; Flux.1 reads one 32 wide"),
+    ],
+)
+def test_what_a_network_cannot_be_told_is_refused(net: str, options: dict[str, object], message: str) -> None:
+    latents = torch.zeros(1, 16, 8, 8)
+    with pytest.raises(NodeError, match=message):
+        TINY[net].inputs(
+            torch.zeros(1, 3, TEXT_WIDTH), options, "positive", Canvas(latents, latents), torch.device("cpu"), Flow(1.0)
+        )
+
+
+def test_text_of_another_familys_encoder_is_refused() -> None:
+    latents = torch.zeros(1, 16, 8, 8)
+    with pytest.raises(NodeError, match="the conditioning is 768 wide, and Z-Image reads text 48 wide"):
+        TINY["zimage"].inputs(
+            torch.zeros(1, 3, 768), {}, "positive", Canvas(latents, latents), torch.device("cpu"), Flow(1.0)
+        )
+
+
+def test_an_image_beside_x_goes_with_the_area_it_is_for() -> None:
+    latents = torch.zeros(1, 16, 8, 8)
+    options = {"concat_latent_image": torch.arange(64.0).view(1, 1, 8, 8).expand(1, 16, 8, 8)}
+    family = TINY["flux_depth"]
+    canvas = Canvas(latents, latents)
+    made = family.inputs(torch.zeros(1, 3, TEXT_WIDTH), options, "positive", canvas, torch.device("cpu"), Flow(1.0))
+    assert isinstance(made, FluxInputs)
+    part = made.within((2, 3, 4, 5))
+    assert made.concat is not None
+    assert part.concat is not None
+    assert torch.equal(part.concat, made.concat[..., 4:6, 5:8])
