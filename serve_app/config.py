@@ -23,6 +23,7 @@ from serve_app.scheduler.admission import AdmissionRules
 from serve_app.service import Limits
 from serve_app.store.location import Location
 from serve_app.store.store import Area
+from serve_app.values import PreviewMethod
 
 CELLS = {"cuda": 1_048_576, "cpu": 131_072}
 """What `latent_cells` of a pool is where it says nothing, by device."""
@@ -331,8 +332,8 @@ class AppConfig(Section):
     """How old previews in temp_dir get; a server that starts removes all that no unfinished job has shown."""
     user_dir: Path = Path("user")
     """Settings and files of the web page's users."""
-    preview_method: Literal["none", "latent2rgb", "taesd", "auto"] = "none"
-    """How clients are shown what samplers have come to; auto is latent2rgb. Some clients take previews for results."""
+    preview_method: PreviewMethod = "none"
+    """Of jobs that name none as `extra_data.preview_method`. Some clients take previews for results."""
     multi_user: bool = False
     """Whether the web page asks who one is, to keep settings apart. It is no security: anyone may be any user."""
     database_url: str = "sqlite:///state/jobs.sqlite"

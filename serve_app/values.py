@@ -18,6 +18,12 @@ P = TypeVar("P")
 
 Part: TypeAlias = Literal["backbone", "clip", "vae", "upscaler", "controlnet"]
 
+PreviewMethod: TypeAlias = Literal["none", "auto", "latent2rgb", "taesd"]
+"""How a client is shown what samplers have come to: not, by a linear map of latents, or decoded by a tiny VAE.
+
+auto is latent2rgb.
+"""
+
 Latent: TypeAlias = dict[str, Any]
 """LATENT: {"samples": (B,C,H,W) as the VAE made them, unscaled; optional "batch_index": list[int], "noise_mask"}."""
 

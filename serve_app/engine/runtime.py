@@ -31,7 +31,7 @@ from serve_app.models.vae import SLICE_PIXELS, Vae
 from serve_app.models.weights import LoadCounters, Weights
 from serve_app.sampling.levels import Levels
 from serve_app.sampling.request import Sampled, SamplingRequest
-from serve_app.values import Conditioning, Recipe, TextPair, Tiling, tiny_vae
+from serve_app.values import Conditioning, PreviewMethod, Recipe, TextPair, Tiling, tiny_vae
 
 M = TypeVar("M")
 Q = TypeVar("Q")
@@ -49,16 +49,12 @@ PIXELS_A_CELL = 64
 class EngineRuntime:
     """A replica's engine and weights, as nodes share them.
 
-    decoded_previews: pictures of runs are made by TAESD, if its files are here. latent_cells: the most cells that one
-    run's latents may have; None sets no limit.
+    latent_cells: the most cells that one run's latents may have; None sets no limit.
     """
 
-    def __init__(
-        self, engine: Engine, weights: Weights, *, decoded_previews: bool = False, latent_cells: int | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, weights: Weights, *, latent_cells: int | None = None) -> None:
         self.latent_cells = latent_cells
         self._engine = engine
-        self._decoded_previews = decoded_previews
         self.weights = weights
 
     @property
@@ -82,13 +78,19 @@ class EngineRuntime:
         return self.weights.counters
 
     def bind(
-        self, progress: Callable[[int, int], None], *, strict: bool = False, show: Show | None = None
+        self,
+        progress: Callable[[int, int], None],
+        *,
+        strict: bool = False,
+        show: Show | None = None,
+        previews: PreviewMethod = "none",
     ) -> NodeRuntime:
         """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all).
 
-        strict: its work is done apart from all other. show: called there with a picture of each step.
+        strict: its work is done apart from all other. show: called there with a picture of each step. previews: how
+        the pictures are made.
         """
-        return NodeRuntime(self, progress, strict, show)
+        return NodeRuntime(self, progress, strict, show, previews)
 
     async def release(self) -> None:
         """Evict all weights that are not in use."""
@@ -105,8 +107,9 @@ class EngineRuntime:
         *,
         strict: bool = False,
         show: Show | None = None,
+        previews: PreviewMethod = "none",
     ) -> Sampled:
-        """Run a trajectory; as `Runtime.sample`. strict: it shares no forward. show: is given a picture a step."""
+        """Run a trajectory; as `Runtime.sample`. strict, show, previews: as `bind`."""
         loop = asyncio.get_running_loop()
         # Held weakly: the run holds what it calls, and a circle would keep its model longer than the run.
         running_now: ref[Trajectory]
@@ -114,9 +117,9 @@ class EngineRuntime:
         def on_step(done: int, steps: int) -> None:
             loop.call_soon_threadsafe(progress, done, steps)
             run = running_now()
-            if show is None or run is None:
+            if show is None or run is None or previews == "none":
                 return
-            if (image := self._picture(run)) is not None:
+            if (image := self._picture(run, decoded=previews == "taesd")) is not None:
                 loop.call_soon_threadsafe(show, image)
 
         guider = request.guider
@@ -152,10 +155,10 @@ class EngineRuntime:
             raise
         return await self._answer(running)
 
-    def _picture(self, run: Trajectory) -> Any:
-        """Return a run's latest estimate as a picture: decoded if that is wished for and can be done."""
+    def _picture(self, run: Trajectory, *, decoded: bool) -> Any:
+        """Return a run's latest estimate as a picture: decoded if that is wished for and its tiny VAE is here."""
         latent_format = run.backbone.latent_format
-        if self._decoded_previews and latent_format.tiny:
+        if decoded and latent_format.tiny:
             with suppress(ModelFileError):
                 [image] = self.weights.vae(tiny_vae(latent_format.tiny)).decode(latent_format.from_model(run.shown[:1]))
                 return image.mul(255).byte().numpy()
@@ -259,11 +262,16 @@ class NodeRuntime:
     """RUNTIME for one node, as serve_app.nodes.runtime.Runtime describes it."""
 
     def __init__(
-        self, shared: EngineRuntime, progress: Callable[[int, int], None], strict: bool, show: Show | None
+        self,
+        shared: EngineRuntime,
+        progress: Callable[[int, int], None],
+        strict: bool,
+        show: Show | None,
+        previews: PreviewMethod,
     ) -> None:
         self._shared = shared
         self._weights = shared.weights
-        self._progress, self._show = progress, show
+        self._progress, self._show, self._previews = progress, show, previews
         self._strict = strict
 
     async def encode_text(self, clip: Recipe, text: str | TextPair) -> Conditioning:
@@ -281,7 +289,9 @@ class NodeRuntime:
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler. Reports a progress value a step."""
         self._check_cells(request.latents)
-        return await self._shared.sample(request, self._progress, strict=self._strict, show=self._show)
+        return await self._shared.sample(
+            request, self._progress, strict=self._strict, show=self._show, previews=self._previews
+        )
 
     async def decode(self, vae: Recipe, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
         """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,4,h,w)."""

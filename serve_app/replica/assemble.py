@@ -66,7 +66,7 @@ def assemble(
         host=host_stats,
         results_bytes=pool.results_bytes,
         results_entries=config.results_entries,
-        previews=config.preview_method != "none",
+        previews=config.preview_method,
         fingerprint=fingerprints(catalog, store),
         fetch=catalog.fetch,
         limits=config.limits.within(pool.memory_bytes or memory_bytes()),
@@ -108,4 +108,4 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
     )
     engine = Engine(pool.max_cells)
     cells = pool.cells(cuda=device.type == "cuda")
-    return EngineRuntime(engine, weights, decoded_previews=config.preview_method == "taesd", latent_cells=cells)
+    return EngineRuntime(engine, weights, latent_cells=cells)

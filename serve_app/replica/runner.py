@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from serve_app import log
 from serve_app.engine.engine import Counters
@@ -62,6 +62,7 @@ from serve_app.scheduler.messages import (
 from serve_app.scheduler.remote_validation import CHECK_S
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, Store
+from serve_app.values import PreviewMethod
 
 _log = log.get("replica")
 
@@ -87,7 +88,12 @@ class Models(Protocol):
     def loads(self) -> LoadCounters: ...
 
     def bind(
-        self, progress: Callable[[int, int], None], *, strict: bool = False, show: Callable[[Any], None] | None = None
+        self,
+        progress: Callable[[int, int], None],
+        *,
+        strict: bool = False,
+        show: Callable[[Any], None] | None = None,
+        previews: PreviewMethod = "none",
     ) -> Runtime: ...
 
     def resident(self) -> tuple[str, ...]: ...
@@ -118,7 +124,7 @@ class Runner:
         results_entries: int | None,
         fingerprint: Callable[[str, str], str],
         fetch: Callable[[str, str], None],
-        previews: bool,
+        previews: PreviewMethod,
         limits: SizeLimits,
         node_limits: NodeLimits,
         stop_s: float,
@@ -380,16 +386,14 @@ class Runner:
     def _evicted(self, signatures: tuple[str, ...]) -> None:
         self.say(Evicted(signatures))
 
-    def runtime(
-        self, progress: Callable[[int, int], None], show: Callable[[Any], None], *, strict: bool
-    ) -> Runtime | None:
-        """Return a RUNTIME that reports its progress, and shows its pictures if clients are to have previews, there.
-
-        strict: its work is done apart from all other.
-        """
+    def runtime(self, progress: Callable[[int, int], None], show: Callable[[Any], None], task: Task) -> Runtime | None:
+        """Return a RUNTIME that reports its progress there, and shows its pictures as the task's job asks."""
         if self.models is None:
             return None
-        return self.models.bind(progress, strict=strict, show=show if self._previews else None)
+        asked = task.extra_data.get("preview_method")
+        # ComfyUI reads any other value as its own default, "default" among them.
+        previews = next((method for method in get_args(PreviewMethod) if method == asked), self._previews)
+        return self.models.bind(progress, strict=task.strict, show=show, previews=previews)
 
     def preview(self, task_id: TaskId, node_id: str, image: bytes, origin: Origin | None) -> None:
         """Say what a node has come to. image: a JPEG, which goes to whoever looks on and not to the scheduler."""

@@ -35,7 +35,7 @@ class TaskScope:
 
     def runtime(self, node_id: str) -> Runtime | None:
         progress, show = partial(self._progressed, node_id), partial(self._show, node_id)
-        return self._runner.runtime(progress, show, strict=self._task.strict)
+        return self._runner.runtime(progress, show, self._task)
 
     def files(self, node_id: str) -> Files:
         return self._runner.files(self._task, node_id)

@@ -34,6 +34,9 @@ STATES = 256
 that what is sent grows as the events do and not as their square."""
 
 
+NOTHING: Mapping[str, Any] = {}
+
+
 class Story:
     """One job as one socket is told of it."""
 
@@ -45,8 +48,11 @@ class Story:
         self._untold = 0
         self._begun = False
 
-    def tell(self, event: Event) -> Iterator[Frame]:
-        """Yield the frames of an event, in order; after the last event `end` comes behind the queue's new length."""
+    def tell(self, event: Event, features: Mapping[str, Any] = NOTHING) -> Iterator[Frame]:
+        """Yield the frames of an event, in order; after the last event `end` comes behind the queue's new length.
+
+        features: what the client says that it can read. The image of a `preview` is a JPEG.
+        """
         job, stamp = {"prompt_id": self._job_id}, {"prompt_id": self._job_id, "timestamp": int(event.at_s * 1000)}
         match event.kind:
             case "started":
@@ -73,6 +79,11 @@ class Story:
                     shown = {"node": event.data["node"], "display_node": node["display_node_id"], "output": output}
                     yield frame("executed", {**shown, **job})
                 yield from self._states()
+            case "preview":
+                yield self._picture(event, described=features.get("supports_preview_metadata") is True)
+            case "message" if (text := _text(event.data)) is not None:
+                described = features.get("supports_progress_text_metadata") is True
+                yield text_frame(text, event.data["node"], self._job_id if described else None)
             case "message":
                 # Its data may be any JSON value.
                 yield {"type": event.data["type"], "data": event.data["data"]}
@@ -87,8 +98,8 @@ class Story:
                 if self._begun:
                     yield frame("execution_interrupted", {**self._interrupted(event), **stamp})
 
-    def picture(self, event: Event, *, described: bool) -> Frame:
-        """Return the frame of a `preview` whose image is a JPEG. described: the client wants to know of what it is."""
+    def _picture(self, event: Event, *, described: bool) -> Frame:
+        """Return the frame of a `preview`. described: the client wants to know of what it is."""
         image: bytes = event.data["image"]
         if not described:
             return image_frame(image)
@@ -157,6 +168,14 @@ class Story:
         }
 
 
+def _text(message: Mapping[str, Any]) -> str | None:
+    """Return the text about a node that a message is; None for one of a node pack's own."""
+    match message:
+        case {"type": "progress_text", "node": str(), "data": {"text": str(text)}}:
+            return text
+    return None
+
+
 def error_data(failure: Failure, executed: Sequence[str]) -> dict[str, Any]:
     """Return a failure as the members of an `execution_error`. executed: what had run, where the failure says not."""
     return {
@@ -194,3 +213,12 @@ def described_image_frame(image: bytes, about: Mapping[str, Any]) -> Frame:
     """Return an image with what it shows beside it: binary type 4, the length of the JSON, the JSON, the image."""
     text = json.dumps(about).encode()
     return struct.pack(">II", 4, len(text)) + text + image
+
+
+def text_frame(text: str, node_id: str, job_id: str | None) -> Frame:
+    """Return a text about a node: binary type 3, the job's and the node's ids, each after its length, and the text.
+
+    job_id: None for clients that read no more than the node's.
+    """
+    ids = [id.encode() for id in (job_id, node_id) if id is not None]
+    return struct.pack(">I", 3) + b"".join(struct.pack(">I", len(id)) + id for id in ids) + text.encode()

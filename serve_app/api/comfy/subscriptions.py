@@ -63,10 +63,7 @@ class Socket:
             await self.show(queue)
         for event in events:
             story = self.stories.setdefault(event.job_id, Story(event.job_id))
-            if event.kind == "preview":
-                described = self.features.get("supports_preview_metadata") is True
-                await self.say([story.picture(event, described=described)])
-            await self.say(story.tell(event))
+            await self.say(story.tell(event, self.features))
             if event.last:
                 await self.show(queue)
                 await self.say(story.end())

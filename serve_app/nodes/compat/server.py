@@ -112,8 +112,10 @@ class PromptServer:
         """Send a message, as send_sync."""
         self.send_sync(event, data, sid)
 
-    def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:
-        """Drop a text about a node."""
+    def send_progress_text(self, text: str | bytes, node_id: str, sid: str | None = None) -> None:
+        """Show a text beside the node that runs here, whichever is named; outside a job it is dropped."""
+        if executing() is not None:
+            self.send_sync("progress_text", {"text": text if isinstance(text, str) else text.decode(errors="replace")})
 
     def add_on_prompt_handler(self, handler: Callable[[Any], Any]) -> None:
         """Record a handler; submissions do not come by here, so it is never called."""

@@ -87,7 +87,7 @@ async def test_many_nodes_at_once_get_what_each_gets_alone(shared, engine):
 
 async def test_each_step_can_be_shown(shared):
     pictures = []
-    runtime = shared.bind(ignore, show=pictures.append)
+    runtime = shared.bind(ignore, show=pictures.append, previews="latent2rgb")
     conditioning = await runtime.encode_text(recipe("clip"), "a fox")
     sampled = await runtime.sample(request(conditioning))
     await asyncio.sleep(0)
@@ -97,10 +97,10 @@ async def test_each_step_can_be_shown(shared):
 
 
 async def test_without_the_files_of_a_taesd_pictures_are_the_linear_maps(engine, catalog):
-    shared = EngineRuntime(engine, cpu_weights(catalog), decoded_previews=True)
+    shared = EngineRuntime(engine, cpu_weights(catalog))
     pictures = []
     conditioning = [(torch.zeros(1, 77, 64), {})]
-    await shared.bind(ignore, show=pictures.append).sample(request(conditioning))
+    await shared.bind(ignore, show=pictures.append, previews="taesd").sample(request(conditioning))
     await asyncio.sleep(0)
     assert [shown.shape for shown in pictures] == [(4, 4, 3)] * 3
 
@@ -113,10 +113,10 @@ async def test_with_the_files_of_a_taesd_pictures_are_decoded(engine, catalog, t
     for half in ("encoder", "decoder"):
         part = {name.removeprefix(f"{half}."): t for name, t in tensors.items() if name.startswith(half)}
         save_file(part, root / "vae_approx" / f"taesd_{half}.safetensors")
-    shared = EngineRuntime(engine, cpu_weights(Catalog(root)), decoded_previews=True)
+    shared = EngineRuntime(engine, cpu_weights(Catalog(root)))
     pictures = []
     conditioning = [(torch.zeros(1, 77, 64), {})]
-    await shared.bind(ignore, show=pictures.append).sample(request(conditioning))
+    await shared.bind(ignore, show=pictures.append, previews="taesd").sample(request(conditioning))
     await asyncio.sleep(0)
     assert [shown.shape for shown in pictures] == [(32, 32, 3)] * 3
 

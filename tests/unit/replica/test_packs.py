@@ -86,6 +86,7 @@ class Tell(Show):
     def go(self, value):
         for data in ({"value": value}, object(), float("nan")):
             PromptServer.instance.send_sync("mine.said", data, "someone else")
+        PromptServer.instance.send_progress_text("half done", "t")
         return {"ui": {"text": [value]}}
 
 class Paint(Show):
@@ -244,7 +245,10 @@ async def test_a_node_may_send_its_client_json_of_its_own(tmp_path: Path) -> Non
     async with client(tmp_path) as c:
         view, _ = await c.run(n=("Number", {"n": 3}), t=("Tell", {"value": ["n", 0]}))
         messages = [e.data for e in await c.running.events(view.job_id) if e.kind == "message"]
-        assert messages == [{"node": "t", "type": "mine.said", "data": {"value": 3}}]
+        assert messages == [
+            {"node": "t", "type": "mine.said", "data": {"value": 3}},
+            {"node": "t", "type": "progress_text", "data": {"text": "half done"}},
+        ]
 
 
 async def test_a_picture_given_to_a_progress_bar_is_shown_to_the_client(

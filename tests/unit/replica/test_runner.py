@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, UnavailableError
 from serve_app.limits import SizeLimits
+from serve_app.scheduler.client import Reader, Submission
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster
@@ -63,6 +65,25 @@ async def test_a_job_ends_with_its_image_in_the_output_folder(root):
         assert image == {"filename": "out_00001_.png", "subfolder": "", "type": "output"}
         with Image.open(running.config.output_dir / image["filename"]) as picture:
             assert picture.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("configured", "asked", "shown"),
+    [("none", "auto", True), ("none", "latent2rgb", True), ("none", "default", False), ("auto", "none", False)],
+)
+async def test_a_job_may_say_whether_its_steps_are_shown(root, configured, asked, shown):
+    async with cluster(root, ONE, preview_method=configured) as running:
+        attached = await running.scheduler.attach("me", "socket")
+        job = Submission(str(uuid.uuid4()), txt2img(1), ("6",), "me", {"preview_method": asked})
+        await running.scheduler.submit(job)
+        after, queue, kinds = attached.after, attached.queue, []
+        while "success" not in kinds:
+            news = await running.scheduler.news({"me": Reader("socket", after)}, queue.version, 1.0)
+            queue = news.queue
+            for event in news.events.get("me", ()):
+                after = event.seq
+                kinds.append(event.kind)
+    assert ("preview" in kinds) is shown
 
 
 async def test_events_tell_the_whole_story_in_order(root):
