@@ -27,7 +27,7 @@ from serve_app.models.recipes import Files
 from serve_app.models.upscaler import Upscaler, UpscalerFile
 from serve_app.models.vae import Vae
 from serve_app.store.catalog import Catalog
-from serve_app.values import Discrete, Lora, Part, Recipe, Rounded, Training
+from serve_app.values import Discrete, EightBit, Lora, Part, Recipe, Rounded, Training
 
 Vectors: TypeAlias = Callable[[str, int, str], Any]
 
@@ -114,8 +114,8 @@ class Loader:
             case ControlFile() as file, _:
                 return file.elements() * self._dtype(recipe.part).itemsize
             case Checkpoint() as file, beside:
-                family = file.family(recipe.part, beside)
-                return file.elements(recipe.part, beside) * self._dtype(recipe.part, family).itemsize
+                dtype = self._dtype(recipe.part, file.family(recipe.part, beside))
+                return file.nbytes(recipe.part, beside, dtype=dtype, rounded=_rounded(recipe))
         raise AssertionError
 
     def load(self, recipe: Recipe, files: Files) -> Loaded:
@@ -132,8 +132,7 @@ class Loader:
                 module: nn.Module = file.load(self.device, dtype)
                 move_to(module, self.device, dtype)
                 return replace(loaded, module=module)
-        rounded = recipe.last(Rounded)
-        family, module = file.load(recipe.part, beside, None if rounded is None else rounded.to)
+        family, module = file.load(recipe.part, beside, _rounded(recipe))
         training = file.training() if recipe.part == "backbone" else UNSAID
         move_to(module, self.device, self._dtype(recipe.part, family))
         return replace(loaded, module=module, family=family, trained_as=training)
@@ -182,6 +181,11 @@ def _open(
         return UpscalerFile(paths[0]), beside
     file = Checkpoint(paths[0])
     return (ControlFile(file, beside) if recipe.part == "controlnet" else file), beside
+
+
+def _rounded(recipe: Recipe) -> EightBit | None:
+    rounded = recipe.last(Rounded)
+    return None if rounded is None else rounded.to
 
 
 def _stack(

@@ -13,6 +13,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from serve_app.models.eight_bit import EightBitLinear
+
 _ops: Any = torch.ops.mkldnn
 
 
@@ -70,7 +72,13 @@ class PackedLinear(nn.Module):
 
 
 def move_to(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a network's weights to a device and dtype, in place, packed if that is float32 on a CPU."""
+    """Move a network's weights to a device and dtype, in place, packed if that is float32 on a CPU.
+
+    Layers of eight bits keep them, and run in the dtype.
+    """
+    for layer in network.modules():
+        if isinstance(layer, EightBitLinear):
+            layer.move_to(device, dtype)
     if device.type == "cpu" and dtype == torch.float32:
         _pack(network)
     for parameter in network.parameters():
@@ -97,8 +105,8 @@ def packed(layer: nn.Module) -> nn.Module:
 
 
 def plain(layer: nn.Module) -> nn.Module:
-    """Return a packed layer with plain weights, any other as it is."""
-    return layer.plain() if isinstance(layer, PackedConvolution | PackedLinear) else layer
+    """Return a layer that is packed or of eight bits with plain weights, any other as it is."""
+    return layer.plain() if isinstance(layer, PackedConvolution | PackedLinear | EightBitLinear) else layer
 
 
 def _packs(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:

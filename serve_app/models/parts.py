@@ -16,8 +16,6 @@ from serve_app.values import Part
 PART_NAMES: Mapping[Part, str] = {"backbone": "diffusion network", "vae": "VAE", "clip": "text encoder"}
 """What errors call the parts."""
 
-_SCALED = ("scaled_fp8", ".scale_weight", ".weight_scale")
-
 
 class Source(NamedTuple):
     """Where a tensor of a network comes from: which of the files, under which name, and how it is placed."""
@@ -38,9 +36,6 @@ class FoundPart:
 
 def find_part(part: Part, files: Sequence[Tensors]) -> FoundPart:
     """Return what the files hold of a part. Errors: ModelFileError if they hold none, or one of another family."""
-    for whole in files:
-        if scaled := [name for name in whole.shapes if name.endswith(_SCALED)]:
-            raise whole.unsupported(f"has weights with scales of their own ('{scaled[0]}'), which are not read")
     if part == "clip":
         return _text(files)
     for family in BACKBONES if part == "backbone" else VAES:

@@ -174,12 +174,6 @@ def test_a_file_in_eight_bits_is_read_as_the_numbers_it_holds(tmp_path):
     assert torch.equal(network.get_parameter("conv_in.bias"), eight[f"{PREFIX}input_blocks.0.0.bias"].float())
 
 
-def test_weights_with_scales_of_their_own_are_refused(tmp_path):
-    save_file(families.unet("edit") | {"scaled_fp8": torch.zeros(0)}, tmp_path / "scaled.safetensors")
-    with pytest.raises(ModelFileError, match=r"'scaled\.safetensors' has weights with scales of their own"):
-        Checkpoint(tmp_path / "scaled.safetensors").load("backbone")
-
-
 @pytest.mark.parametrize(
     ("name", "family"),
     [

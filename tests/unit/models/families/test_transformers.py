@@ -48,6 +48,14 @@ def test_a_family_and_its_sizes_are_read_off_names_and_shapes(net: str, prefix: 
     assert not found.unused
 
 
+def test_the_authors_own_names_of_norms_are_known_too() -> None:
+    renamed = {name.replace("_norm.weight", "_norm.scale"): tuple(shape) for name, shape in KEYS["flux"].items()}
+    found = find_part("backbone", [Tensors(renamed, "'a.safetensors'")])
+    assert found.family == TINY["flux"]
+    assert not found.unused
+    assert set(found.sources) == set(find_part("backbone", [tensors("flux")]).sources)
+
+
 @pytest.mark.parametrize(
     ("family", "billions"),
     [(Flux(3072, 24, 19, 38, 4096, 768), 11.901), (ZImage(3840, 30, 30, 2, 2560), 6.155)],

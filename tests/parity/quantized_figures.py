@@ -1,0 +1,48 @@
+"""Make golden/quantized.npz: weights as ComfyUI's kernels store them in eight bits, and as they widen them again.
+
+Run it in ComfyUI's environment: python tests/parity/quantized_figures.py. Of each format: `stored` (bytes), `scale` and
+`wide`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from comfy_kitchen.tensor import (  # type: ignore[import-not-found]  # noqa: E402
+    QuantizedTensor,
+    TensorCoreFP8Layout,
+    TensorWiseINT8Layout,
+)
+
+from tests.parity.dit_cases import noise  # noqa: E402
+
+SHAPE = (24, 128)
+FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "float8_e4m3fn": (TensorCoreFP8Layout, {}),
+    "int8": (TensorWiseINT8Layout, {}),
+    "int8_rows": (TensorWiseINT8Layout, {"per_channel": True}),
+    "int8_convrot_64": (TensorWiseINT8Layout, {"per_channel": True, "convrot": True, "convrot_groupsize": 64}),
+}
+
+
+def main() -> None:
+    arrays: dict[str, Any] = {}
+    for name, (layout, settings) in FORMATS.items():
+        stored, parameters = layout.quantize(noise("quantized", SHAPE) / 10, **settings)
+        wide = QuantizedTensor(stored, layout.__name__, parameters).dequantize()
+        arrays |= {
+            f"{name}|stored": stored.view(torch.int8).numpy(),
+            f"{name}|scale": parameters.scale.numpy(),
+            f"{name}|wide": wide.float().numpy(),
+        }
+    np.savez_compressed(HERE / "golden" / "quantized.npz", **arrays)
+
+
+main()
