@@ -25,7 +25,9 @@ auto is latent2rgb.
 """
 
 Latent: TypeAlias = dict[str, Any]
-"""LATENT: {"samples": (B,C,H,W) as the VAE made them, unscaled; optional "batch_index": list[int], "noise_mask"}."""
+"""LATENT: {"samples": (B,C,h,w), or (B,C,T,h,w) of a video's autoencoder, unscaled; optional "batch_index": list[int],
+"noise_mask", and of empty ones "downscale_ratio_spacial": pixels that a cell of theirs covers along one side}.
+"""
 
 Conditioning: TypeAlias = "list[tuple[torch.Tensor, dict[str, Any]]]"
 """CONDITIONING: a list of (cond (1,T,D), options); options may hold "pooled_output" (1,D)."""

@@ -10,17 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle
 
 from serve_app.sampling.latents import LatentFormat
 
 
 def picture(denoised: Tensor, latent_format: LatentFormat) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
-    """Return the first of sampled latents (B,C,h,w) as (h,w,3) in 0…255; None for a format without a preview map."""
+    """Return the first of sampled latents (B,C,h,w), or the first moment of the first of (B,C,T,h,w), as a picture.
+
+    It is (h,w,3) in 0…255, larger where a cell holds several places; None for a format without a preview map.
+    """
     preview = latent_format.preview
-    if preview is None or denoised.ndim != 4:
+    if preview is None:
         return None
     rows, offset = (torch.tensor(numbers, device=denoised.device) for numbers in (preview.rows, preview.offset))
-    rgb = denoised[0].float().movedim(0, -1) @ rows + offset
+    first = denoised[0] if denoised.ndim == 4 else denoised[0, :, 0]
+    rgb = pixel_shuffle(first.float(), preview.fold).movedim(0, -1) @ rows + offset
     shown = ((rgb + 1) / 2).clamp(0, 1).mul(255).to("cpu", torch.uint8)
     found: np.ndarray[Any, np.dtype[np.uint8]] = shown.numpy()
     return found

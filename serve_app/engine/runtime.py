@@ -29,6 +29,7 @@ from serve_app.models.recipes import Need
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
 from serve_app.models.weights import LoadCounters, Weights
+from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.values import Conditioning, PreviewMethod, Recipe, TextPair, Tiling, tiny_vae
@@ -285,6 +286,10 @@ class NodeRuntime:
     async def levels(self, backbone: Recipe) -> Levels:
         """Return the noise levels a backbone knows. Loads no weights."""
         return await asyncio.to_thread(self._weights.levels, backbone)
+
+    async def latent_format(self, backbone: Recipe) -> LatentFormat:
+        """Return how a backbone samples an autoencoder's latents. Loads no weights."""
+        return await asyncio.to_thread(self._weights.latent_format, backbone)
 
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler. Reports a progress value a step."""

@@ -61,15 +61,15 @@ class Trajectory:
         r = self._request
         spec = SAMPLERS[r.sampler.name]
         sigmas = self._sigmas(spec)
+        levels, latent_format = self.backbone.levels, self.backbone.latent_format
+        given = latent_format.accept(r.latents.to("cpu", torch.float32), r.factor)
         if not len(sigmas):
-            latents = r.latents.to("cpu", torch.float32)
-            self.result = Sampled(latents, latents)
+            self.result = Sampled(given, given)
             return
         self.steps = len(sigmas) - 1
-        device, shape, sigma = self.backbone.device, r.latents.shape, float(sigmas[0])
-        levels, latent_format = self.backbone.levels, self.backbone.latent_format
-        latent_format.check(shape)
-        latents = latent_format.to_model(r.latents.to(device, torch.float32))
+        device, shape, sigma = self.backbone.device, given.shape, float(sigmas[0])
+        # Empty latents are of no image, so they are not moved by the mean of those of images.
+        latents = latent_format.to_model(given.to(device)) if given.any() else given.to(device)
         drawn = noise(shape, r.noise.seed, r.batch_index) if r.noise.added else torch.zeros(shape)
         drawn = drawn.to(device)
         x = levels.start(latents, drawn, sigma)
@@ -80,7 +80,7 @@ class Trajectory:
             patch = r.guider.backbone.last(DifferentialDiffusion)
             changing = None if patch is None else differential(patch, levels, sigmas)
             self._inpainting = Inpainting(latent_mask(r.noise_mask, latents), latents, kept_noise, levels, changing)
-        self._guidance = Guidance(self.backbone, r.guider.conds, rule_of(r.guider), canvas)
+        self._guidance = Guidance(self.backbone, r.guider.conds, rule_of(r.guider, levels), canvas)
         self._denoised = x
         if self.steps < 1:
             self._end(x, sigma)

@@ -18,7 +18,7 @@ from serve_app.models.backbone import Backbone
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.control import ControlNet
 from serve_app.models.embeddings import Embeddings
-from serve_app.models.families.family import Encoder
+from serve_app.models.families.family import BackboneFamily, Encoder
 from serve_app.models.loading import Loader, control_file
 from serve_app.models.network import Network
 from serve_app.models.recipes import Files, Need, lora_files, part_files, version
@@ -27,6 +27,7 @@ from serve_app.models.text_encoder import Clip
 from serve_app.models.upscaler import Upscaler
 from serve_app.models.vae import Vae
 from serve_app.sampling.denoiser import trained
+from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipSkip, Difference, FreeU, Lora, Recipe, Training
@@ -77,6 +78,12 @@ class Weights:
         if training is None:
             training = Checkpoint(part_files(self._catalog, recipe).paths[0]).training()
         return trained(training)[0]
+
+    def latent_format(self, recipe: Recipe) -> LatentFormat:
+        """Return how the recipe's backbone samples an autoencoder's latents, without loading it."""
+        family = Checkpoint(part_files(self._catalog, recipe).paths[0]).family("backbone")
+        assert isinstance(family, BackboneFamily)
+        return family.latent_format
 
     def clip(self, recipe: Recipe) -> Clip:
         """Return the recipe's text encoder and the layer it stops at."""

@@ -16,6 +16,7 @@ from serve_app.values import Conditioning, Recipe, TextPair, Tiling
 if TYPE_CHECKING:
     import torch
 
+    from serve_app.sampling.latents import LatentFormat
     from serve_app.sampling.levels import Levels
 
 
@@ -33,12 +34,16 @@ class Runtime(Protocol):
         """Return the noise levels a backbone knows. Loads no weights."""
         ...
 
+    async def latent_format(self, backbone: Recipe) -> LatentFormat:
+        """Return how a backbone samples an autoencoder's latents. Loads no weights."""
+        ...
+
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler. Reports a progress value a step."""
         ...
 
     async def decode(self, vae: Recipe, latents: torch.Tensor, tiling: Tiling | None = None) -> torch.Tensor:
-        """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,4,h,w). tiling: None works on the whole."""
+        """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,C,h,w). tiling: None works on the whole."""
         ...
 
     async def encode(self, vae: Recipe, images: torch.Tensor, tiling: Tiling | None = None) -> torch.Tensor:

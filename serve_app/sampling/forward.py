@@ -21,7 +21,10 @@ Area = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Canvas:
-    """What a run samples. latents, noise: (B,C,h,w) as the network sees them; mask: (B,1,h,w), 1 where to sample."""
+    """What a run samples. latents, noise: (B,C,h,w) as the network sees them; mask: (B,1,h,w), 1 where to sample.
+
+    Where latents have an axis of time, it stands before h here and everywhere: (B,C,T,h,w), (B,1,T,h,w).
+    """
 
     latents: Tensor
     noise: Tensor
@@ -128,7 +131,7 @@ def denoise(pieces: Sequence[Piece]) -> list[Tensor]:
 
 
 def crop(rows: Tensor, area: Area) -> Tensor:
-    """Return the area of (B,C,h,w)."""
+    """Return the area of (…,h,w)."""
     height, width, y, x = area
     return rows[..., y : y + height, x : x + width]
 

@@ -27,8 +27,8 @@ TINY = 1e-37
 class Entry:
     """One entry of a conditioning, ready for every evaluation of a run.
 
-    weight: its share, one number or (N,1,h,w) over its area. It takes part from sigma `above` down to sigma `below`.
-    default: its weight is instead what the branch's other entries leave of 1.
+    weight: its share, one number or (N,1,h,w) over its area, (N,1,1,h,w) where there is time. It takes part from sigma
+    `above` down to sigma `below`. default: its weight is instead what the branch's other entries leave of 1.
     """
 
     role: str
@@ -56,6 +56,8 @@ def entries(role: str, conditioning: Conditioning, backbone: Backbone, canvas: C
         kind = "positive" if role == "positive" else "negative"
         inputs = backbone.inputs(cond, options, kind, canvas).within(area)
         weight = weight_of(options, height, width, backbone.device)
+        if isinstance(weight, Tensor) and canvas.latents.ndim == 5:
+            weight = weight.unsqueeze(2)
         made.append(Entry(role, inputs, weight, area, above, below, bool(options.get("default"))))
     return tuple(made)
 

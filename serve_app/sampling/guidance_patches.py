@@ -28,13 +28,13 @@ from serve_app.values import (
     TangentialDamping,
 )
 
-IMAGE = (1, 2, 3)
-"""The dimensions of one latent in a batch."""
+IMAGE = (-3, -2, -1)
+"""The dimensions that ComfyUI takes a latent to have; in time they are those of one channel."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guided:
-    """What one evaluation is guided by. x, cond, uncond: (B,C,h,w). skipped: uncond was not asked for and is zero."""
+    """What one evaluation is guided by. x, cond, uncond: (B,C,…). skipped: uncond was not asked for and is zero."""
 
     x: Tensor
     sigma: float
@@ -49,12 +49,16 @@ class Guided:
 
 
 class GuidancePatches:
-    """The patches of one run that change guidance. patches: of a recipe; those of other kinds are passed over."""
+    """The patches of one run that change guidance.
 
-    def __init__(self, patches: Iterable[Any] = ()) -> None:
+    patches: of a recipe; those of other kinds are passed over. flow: the run is over a flow's levels.
+    """
+
+    def __init__(self, patches: Iterable[Any] = (), *, flow: bool = False) -> None:
         patches = tuple(patches)
         self._before = [_BEFORE[type(patch)](patch) for patch in patches if type(patch) in _BEFORE]
-        self._instead = [(_INSTEAD[type(patch)], patch) for patch in patches if type(patch) in _INSTEAD]
+        instead = _INSTEAD | _INSTEAD_ON_FLOW if flow else _INSTEAD
+        self._instead = [(instead[type(patch)], patch) for patch in patches if type(patch) in instead]
         self._after = [(_AFTER[type(patch)], patch) for patch in patches if type(patch) in _AFTER]
 
     def before(self, guided: Guided) -> Guided:
@@ -77,10 +81,6 @@ class GuidancePatches:
         return denoised
 
 
-NO_PATCHES = GuidancePatches()
-"""Guidance without patches."""
-
-
 def rescaled(patch: RescaleCfg, guided: Guided) -> Tensor:
     """Guide v-predictions, then rescale them to the positive's standard deviation.
 
@@ -95,6 +95,17 @@ def rescaled(patch: RescaleCfg, guided: Guided) -> Tensor:
     ratio = cond.std(dim=IMAGE, keepdim=True) / v.std(dim=IMAGE, keepdim=True)
     v = v * (ratio * patch.multiplier + (1 - patch.multiplier))
     return kept - v * (sigma / root)
+
+
+def rescaled_denoised(patch: RescaleCfg, guided: Guided) -> Tensor:
+    """Guide denoised, then rescale it to cond's standard deviation: a flow's, of which both are images.
+
+    Source: as `rescaled`, as ComfyUI has it for flows.
+    """
+    denoised = guided.plain()
+    over = tuple(range(1, denoised.ndim))
+    ratio = guided.cond.std(dim=over, keepdim=True) / denoised.std(dim=over, keepdim=True).clamp(min=1e-8)
+    return denoised * (ratio * patch.multiplier + (1 - patch.multiplier))
 
 
 def noise_normed(patch: NoiseNorm, guided: Guided) -> Tensor:
@@ -144,7 +155,7 @@ def projected(patch: AdaptiveProjection) -> Callable[[Guided], Guided]:
         if patch.norm_threshold > 0:
             norm = (guidance**2).sum(dim=IMAGE, keepdim=True).sqrt()
             guidance = guidance * (patch.norm_threshold / norm).clamp(max=1)
-        direction = normalize(guided.cond.flatten(1), dim=1).view_as(guided.cond)
+        direction = normalize(guided.cond.flatten(-3), dim=-1).view_as(guided.cond)
         parallel = (guidance * direction).sum(dim=IMAGE, keepdim=True) * direction
         guidance = guidance + parallel * (patch.eta - 1)
         return replace(guided, cond=guided.uncond + guidance + difference / guided.scale)
@@ -187,7 +198,8 @@ def zero_star(_patch: CfgZeroStar, guided: Guided, denoised: Tensor) -> Tensor:
     Source: Fan et al. 2025, arXiv:2503.18886, equation 9, as ComfyUI has it for denoised.
     """
     cond, uncond = guided.x - guided.cond, guided.x - guided.uncond
-    alpha = (cond * uncond).sum(dim=IMAGE, keepdim=True) / ((uncond**2).sum(dim=IMAGE, keepdim=True) + 1e-8)
+    over = tuple(range(1, cond.ndim))
+    alpha = (cond * uncond).sum(dim=over, keepdim=True) / ((uncond**2).sum(dim=over, keepdim=True) + 1e-8)
     return denoised + guided.uncond * ((alpha - 1) * (1 - guided.scale))
 
 
@@ -218,9 +230,13 @@ _BEFORE: dict[type, Callable[[Any], Callable[[Guided], Guided]]] = {
     OperatedGuidance: operated,
 }
 _INSTEAD: dict[type, Callable[[Any, Guided], Tensor]] = {RescaleCfg: rescaled, NoiseNorm: noise_normed}
+_INSTEAD_ON_FLOW: dict[type, Callable[[Any, Guided], Tensor]] = {RescaleCfg: rescaled_denoised}
 _AFTER: dict[type, Callable[[Any, Guided, Tensor], Tensor]] = {
     CfgZeroStar: zero_star,
     CfgNorm: normed,
     Mahiro: mahiro,
     EpsilonScaling: epsilon_scaled,
 }
+
+NO_PATCHES = GuidancePatches()
+"""Guidance without patches."""

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from serve_app.sampling.evaluation import Evaluation
+from serve_app.sampling.forward import to_batch
 from serve_app.sampling.levels import Levels
 from serve_app.values import DifferentialDiffusion
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inpainting:
-    """What one run keeps. mask: (B,1,h,w), 1 where to sample; latents, noise: (B,C,h,w), clean and unit-variance.
+    """What one run keeps. mask: (B,1,…), 1 where to sample; latents, noise: (B,C,…), clean and unit-variance.
 
     levels: say what latents are like at a level. at: the mask of a noise level from that of the run, if it changes.
     """
@@ -63,7 +64,13 @@ def differential(patch: DifferentialDiffusion, levels: Levels, sigmas: Tensor) -
 
 
 def latent_mask(mask: Tensor, latents: Tensor) -> Tensor:
-    """Return a mask (H,W), (N,H,W) or (N,1,H,W) of pixels as (B,1,h,w), repeated or cut to the latents' batch."""
-    batch, _, height, width = latents.shape
-    scaled = interpolate(mask.reshape(-1, 1, *mask.shape[-2:]).float(), size=(height, width), mode="bilinear")
-    return scaled.repeat(-(-batch // scaled.shape[0]), 1, 1, 1)[:batch].to(latents.device)
+    """Return a mask (H,W), (N,H,W) or (N,1,H,W) of pixels as (B,1,h,w), repeated or cut to the latents' batch.
+
+    For latents with an axis of time, N is that axis, and the mask is (B,1,T,h,w).
+    """
+    planes = mask.float().reshape(-1, 1, *mask.shape[-2:])
+    if latents.ndim == 5:
+        scaled = interpolate(planes.movedim(0, 1)[None], size=latents.shape[2:], mode="trilinear")
+    else:
+        scaled = interpolate(planes, size=latents.shape[2:], mode="bilinear")
+    return to_batch(scaled, latents.shape[0]).to(latents.device)

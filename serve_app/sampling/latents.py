@@ -5,7 +5,6 @@ A family has one as a value; latents on links and in files are the autoencoder's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,10 +19,14 @@ PerChannel: TypeAlias = "float | tuple[float, ...]"
 
 @dataclass(frozen=True, slots=True)
 class PreviewMap:
-    """The linear map from a sampled latent to red, green and blue in −1…1: a row a channel, and an offset."""
+    """The linear map from a sampled latent to red, green and blue in −1…1: a row a channel, and an offset.
+
+    fold: a cell holds fold×fold places, each with channels of its own (channel, y, x); the map is of one place.
+    """
 
     rows: tuple[tuple[float, float, float], ...]
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    fold: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +55,24 @@ class LatentFormat:
         """Return sampled latents as the autoencoder takes them."""
         return x / self._spread(self.scale, x) + self._spread(self.shift, x)
 
-    def check(self, shape: Sequence[int]) -> None:
-        """Errors: NodeError for the shape of latents of another number of channels or axes."""
-        axes = 5 if self.frames else 4
-        if len(shape) != axes or shape[1] != self.channels:
+    def accept(self, latents: Tensor, factor: int | None = None) -> Tensor:
+        """Return an autoencoder's latents as one of this format makes them, to be sampled.
+
+        Empty ones, all zero, get its channels; if they were made for another factor, they get the size of the same
+        image. Images get an axis of time where there is one. Errors: NodeError for latents of another kind.
+        """
+        shape = list(latents.shape)
+        if len(shape) in (4, 5) and not latents.any():
+            shape[1] = self.channels
+            if factor is not None:
+                shape[-2:] = [max(1, round(side * (factor / self.factor))) for side in shape[-2:]]
+            latents = latents.new_zeros(shape)
+        if self.frames and len(shape) == 4:
+            latents = latents.unsqueeze(2)
+        if latents.ndim != (5 if self.frames else 4) or shape[1] != self.channels:
             expected = f"(batch,{self.channels},{'time,' if self.frames else ''}height,width)"
-            given = ",".join(map(str, shape))
-            raise NodeError(f"the latents are ({given}); this model samples latents {expected}")
+            raise NodeError(f"the latents are ({','.join(map(str, shape))}); this model samples latents {expected}")
+        return latents
 
     def _spread(self, numbers: PerChannel, latents: Tensor) -> Tensor | float:
         if isinstance(numbers, float | int):

@@ -33,8 +33,9 @@ class Steps:
 class SamplingRequest:
     """All that one run of a sampler asks for.
 
-    latents: (B,C,h,w) unscaled, as a LATENT holds them. sigmas: (n+1,), or the steps that make them. batch_index: which
-    noise of the seed's sequence each latent takes; None counts from 0. noise_mask: as a LATENT holds it.
+    latents: (B,C,h,w) or (B,C,T,h,w) unscaled, as a LATENT holds them. sigmas: (n+1,), or the steps that make them.
+    batch_index: which noise of the seed's sequence each latent takes; None counts from 0. noise_mask: as a LATENT holds
+    it. factor: pixels that a cell of empty latents covers along one side, where they say it.
     """
 
     guider: Guider
@@ -44,11 +45,12 @@ class SamplingRequest:
     noise: Noise
     batch_index: Sequence[int] | None = None
     noise_mask: torch.Tensor | None = None
+    factor: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampled:
-    """What a run ends with: its latents, and its last estimate of the image, both (B,C,h,w) unscaled on the CPU."""
+    """What a run ends with: its latents, and its last estimate of the image, both unscaled on the CPU, of a shape."""
 
     latents: torch.Tensor
     denoised: torch.Tensor

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.guidance_patches import NO_PATCHES, GuidancePatches, Guided
+from serve_app.sampling.levels import Interpolation, Levels
 from serve_app.values import Cfg, DualCfg, Guider, PerpNeg
 
 
@@ -105,9 +106,9 @@ def _guided(means: Mapping[str, Tensor], evaluation: Evaluation, to: str, away: 
     return Guided(evaluation.x, evaluation.sigma, scale, cond, uncond, skipped=away not in means)
 
 
-def rule_of(guider: Guider) -> Rule:
-    """Return the rule a GUIDER asks for, with the patches of its backbone."""
-    patches = GuidancePatches(guider.backbone.patches)
+def rule_of(guider: Guider, levels: Levels) -> Rule:
+    """Return the rule a GUIDER asks for, with the patches of its backbone, for a run over a model's levels."""
+    patches = GuidancePatches(guider.backbone.patches, flow=isinstance(levels, Interpolation))
     match guider.rule:
         case Cfg():
             return CfgRule(guider.rule, patches)

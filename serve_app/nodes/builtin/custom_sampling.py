@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve_app.nodes.builtin.sampling import CFG, SEED, run
+from serve_app.nodes.builtin.sampling import CFG, SEED, run, with_samples
 from serve_app.nodes.runtime import Runtime
+from serve_app.sampling.noise import noise as noise_of
 from serve_app.values import Cfg, Conditioning, Guider, Latent, Noise, Recipe, SamplerChoice
 
 
@@ -94,7 +95,7 @@ async def _both(
     runtime: Runtime, latent: Latent, guider: Guider, sampler: SamplerChoice, sigmas: Tensor, noise: Noise
 ) -> tuple[Latent, Latent]:
     sampled = await run(runtime, latent, guider, sampler, sigmas, noise)
-    return ({**latent, "samples": sampled.latents}, {**latent, "samples": sampled.denoised})
+    return with_samples(latent, sampled.latents), with_samples(latent, sampled.denoised)
 
 
 class RandomNoise:
@@ -155,16 +156,14 @@ class AddNoise:
         if not len(sigmas):
             return (latent_image,)
         way = sigmas[0] - sigmas[-1] if len(sigmas) > 1 else sigmas[0]
-        samples = latent_image["samples"]
-        # A run of no step from empty latents at a level of 1 ends with the noise itself, in the latents' scale.
-        empty = {**latent_image, "samples": torch.zeros_like(samples)}
-        empty.pop("noise_mask", None)
-        drawn = await run(runtime, empty, Guider(model, {}, Cfg(1.0)), _NO_STEP, torch.ones(1), noise)
-        noisy = samples.to("cpu", torch.float32) + drawn.latents * float(way.abs())
+        levels, latent_format = await runtime.levels(model), await runtime.latent_format(model)
+        samples: Tensor = latent_image["samples"].to("cpu", torch.float32)
+        drawn = torch.zeros_like(samples)
+        if noise.added:
+            drawn = noise_of(samples.shape, noise.seed, latent_image.get("batch_index"))
+        latents = latent_format.to_model(samples) if samples.any() else samples
+        noisy = latent_format.from_model(levels.noised(latents, drawn, float(way.abs())))
         return ({**latent_image, "samples": noisy.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)},)
-
-
-_NO_STEP = SamplerChoice("euler")
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from serve_app.errors import NodeError
 from serve_app.images import Crop
 from serve_app.nodes.builtin.match_size import allow_decoded, fit_latents
+from serve_app.nodes.builtin.sampling import FACTOR
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import allow
@@ -48,7 +49,7 @@ class EmptyLatentImage:
     def generate(self, width: int, height: int, batch_size: int = 1) -> tuple[Latent]:
         """Return zeros (batch_size,4,height/8,width/8)."""
         allow(batch_size, 4, height // 8, width // 8)
-        return ({"samples": torch.zeros(batch_size, 4, height // 8, width // 8)},)
+        return ({"samples": torch.zeros(batch_size, 4, height // 8, width // 8), FACTOR: 8},)
 
 
 class LatentUpscale:
@@ -123,9 +124,10 @@ class VAEDecode:
         return {"required": {"samples": ("LATENT",), "vae": ("VAE",)}, "hidden": {"runtime": "RUNTIME"}}
 
     async def decode(self, vae: Recipe, samples: Latent, runtime: Runtime) -> tuple[torch.Tensor]:
-        """Return images (B,H,W,3)."""
+        """Return images (B,H,W,3); those of a video one after the other."""
         allow_decoded(samples["samples"])
-        return (await runtime.decode(vae, samples["samples"]),)
+        images = await runtime.decode(vae, samples["samples"])
+        return (images.reshape(-1, *images.shape[-3:]),)
 
 
 class VAEEncode:

@@ -30,13 +30,16 @@ def resize(x: Tensor, width: int, height: int, method: str, crop: Crop = "disabl
 
 
 def allow_decoded(latents: Tensor) -> None:
-    """Refuse latents (B,C,h,w) whose images would be too large. Errors: NodeError."""
+    """Refuse latents (B,C,…,h,w) whose images would be too large. Errors: NodeError."""
     height, width = latents.shape[-2:]
-    allow(latents.shape[0], height * PIXELS_PER_LATENT, width * PIXELS_PER_LATENT, 3)
+    allow(latents.shape[0], *latents.shape[2:-2], height * PIXELS_PER_LATENT, width * PIXELS_PER_LATENT, 3)
 
 
 def fit_latents(latents: Tensor, width: int, height: int, method: str, crop: Crop = "disabled") -> Tensor:
-    """Return the latents (B,C,h,w) at (B,C,height,width). method, crop: as `images.resize` has them."""
+    """Return the latents (B,C,…,h,w) at (B,C,…,height,width). method, crop: as `images.resize` has them."""
+    if latents.ndim == 5:
+        planes = fit_latents(latents.movedim(2, 1).flatten(0, 1), width, height, method, crop)
+        return planes.reshape(latents.shape[0], latents.shape[2], *planes.shape[1:]).movedim(1, 2)
     return resize(latents.movedim(1, -1), width, height, method, crop).movedim(-1, 1)
 
 

@@ -15,6 +15,8 @@ from serve_app.values import Cfg, Conditioning, Guider, Latent, Noise, Recipe, S
 
 SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
 STEPS = {"default": 20, "min": 1, "max": 10000}
+FACTOR = "downscale_ratio_spacial"
+"""A member of empty LATENTs: pixels that a cell covers along one side."""
 CFG = {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}
 
 
@@ -23,9 +25,21 @@ async def run(
 ) -> Sampled:
     """Sample a LATENT: its samples, with the noise of its batch_index and within its noise_mask."""
     request = SamplingRequest(
-        guider, latent["samples"], sampler, sigmas, noise, latent.get("batch_index"), latent.get("noise_mask")
+        guider,
+        latent["samples"],
+        sampler,
+        sigmas,
+        noise,
+        latent.get("batch_index"),
+        latent.get("noise_mask"),
+        latent.get(FACTOR),
     )
     return await runtime.sample(request)
+
+
+def with_samples(latent: Latent, samples: Tensor) -> Latent:
+    """Return a LATENT with sampled samples in place of its own; of empty ones' factor nothing is left to say."""
+    return {name: value for name, value in latent.items() if name != FACTOR} | {"samples": samples}
 
 
 class KSampler:
@@ -72,7 +86,7 @@ class KSampler:
         guider = Guider(model, {"positive": positive, "negative": negative}, Cfg(cfg))
         window = Steps(scheduler, steps, denoise)
         sampled = await run(runtime, latent_image, guider, SamplerChoice(sampler_name), window, Noise(seed))
-        return ({**latent_image, "samples": sampled.latents},)
+        return (with_samples(latent_image, sampled.latents),)
 
 
 class KSamplerAdvanced:
@@ -126,7 +140,7 @@ class KSamplerAdvanced:
         window = Steps(scheduler, steps, start=start_at_step, end=end_at_step, full_denoise=full)
         noise = Noise(noise_seed, added=add_noise == "enable")
         sampled = await run(runtime, latent_image, guider, SamplerChoice(sampler_name), window, noise)
-        return ({**latent_image, "samples": sampled.latents},)
+        return (with_samples(latent_image, sampled.latents),)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from serve_app.models.families.unet import UnetInputs, stack_contexts
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
+from serve_app.sampling.denoiser import per_row
 from serve_app.sampling.forward import Piece, denoise, to_batch
 from serve_app.sampling.latents import LatentFormat
-from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.levels import FlowLevels, Levels, TableLevels
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
@@ -39,19 +40,23 @@ class TinyBackbone:
     """A denoiser of a few operations that attends over its context, row by row, honouring the mask.
 
     Contexts steer it mildly, so that rounding stays rounding over a few steps. calls: the shapes of x it was given.
-    before: run at each forward, in the engine's thread, with the count so far.
+    before: run at each forward, in the engine's thread, with the count so far. levels, latent_format: Stable Diffusion
+    1's if they are not given.
     """
 
-    def __init__(self, name: str = "tiny", before: Any = None) -> None:
+    def __init__(
+        self, name: str = "tiny", before: Any = None, levels: Levels | None = None, latents: LatentFormat | None = None
+    ) -> None:
         self.key = name
         self.device = torch.device("cpu")
-        self.levels = TableLevels()
-        self.latent_format = LatentFormat(4, scale=SCALE)
+        self.levels = levels or TableLevels()
+        self.latent_format = latents or LatentFormat(4, scale=SCALE)
         self.calls: list[tuple[int, ...]] = []
         self.before = before
         generator = torch.Generator().manual_seed(sum(name.encode()))
-        self.query = torch.randn(4, WIDTH, generator=generator) / 2
-        self.value = torch.randn(WIDTH, 4, generator=generator) / WIDTH
+        channels = self.latent_format.channels
+        self.query = torch.randn(channels, WIDTH, generator=generator) / 2
+        self.value = torch.randn(WIDTH, channels, generator=generator) / WIDTH
 
     @property
     def network(self) -> TinyBackbone:
@@ -81,12 +86,18 @@ class TinyBackbone:
         self.calls.append(tuple(x.shape))
         if self.before is not None:
             self.before(len(self.calls))
-        level = sigma.view(-1, 1, 1, 1)
-        scores = torch.einsum("rc,cd,rtd->rt", x.mean(dim=(2, 3)) / (1 + sigma)[:, None], self.query, context)
+        level = per_row(sigma, x)
+        scores = torch.einsum("rc,cd,rtd->rt", x.flatten(2).mean(dim=2) / (1 + sigma)[:, None], self.query, context)
         if context_mask is not None:
             scores = scores.masked_fill(~context_mask, -torch.inf)
         read = torch.einsum("rt,rtd,dc->rc", scores.softmax(dim=1), context, self.value)
-        return x / (1 + level**2) + 0.3 * torch.sin(x / (1 + level) + read[:, :, None, None])
+        return x / (1 + level**2) + 0.3 * torch.sin(x / (1 + level) + read.view(*read.shape, *(1,) * (x.ndim - 2)))
+
+
+def tiny_flow() -> TinyBackbone:
+    """Return a backbone of latents in time on a flow's levels, as Qwen-Image is one."""
+    each = LatentFormat(3, scale=(0.5, 1.0, 2.0), shift=(1.0, -1.0, 0.0), frames=4)
+    return TinyBackbone("flow", levels=FlowLevels(3.0, 1.0), latents=each)
 
 
 def conditioning(seed: int, length: int, rows: int = 1, width: int = WIDTH) -> list[Any]:
@@ -131,22 +142,23 @@ def alone(backbone: Any, r: SamplingRequest) -> torch.Tensor:
     sigmas = sigmas_for(backbone.levels, r.sigmas, spec) if isinstance(r.sigmas, Steps) else r.sigmas
     if len(sigmas) < 2:
         return r.latents
-    sigma = sigmas[0]
-    scale = (1 + sigma**2).sqrt() if sigma > backbone.levels.sigma_max * (1 - 1e-5) else sigma
-    latents = r.latents * SCALE
+    sigma, flow = sigmas[0], isinstance(backbone.levels, FlowLevels)
+    scale = (1 + sigma**2).sqrt() if sigma > backbone.levels.sigma_max * (1 - 1e-5) and not flow else sigma
+    latents = backbone.latent_format.to_model(r.latents)
     drawn = _normal(latents.shape, r.noise.seed) if r.noise.added else torch.zeros_like(latents)
-    x = latents + drawn * scale
+    x = latents * (1 - sigma if flow else 1) + drawn * scale
     mask = torch.ones_like(latents) if r.noise_mask is None else r.noise_mask.expand_as(latents)
     kept_noise = _normal(latents.shape, (r.noise.seed + 1) % 2**64) if spec.fresh_inpaint_noise else drawn
-    conds = resolved(r.guider.conds, *latents.shape[2:])
+    conds = resolved(r.guider.conds, *latents.shape[-2:])
     sampler = spec.start(x, sigmas, r.noise.seed, backbone.levels)
     answer: Any = None
     while True:
         try:
             evaluation = sampler.send(answer)
         except StopIteration as end:
-            return end.value / SCALE
-        seen = (latents + kept_noise * evaluation.sigma) * (1 - mask) + evaluation.x * mask
+            return backbone.latent_format.from_model(end.value / (1 - sigmas[-1] if flow else 1))
+        kept = latents * (1 - evaluation.sigma if flow else 1) + kept_noise * evaluation.sigma
+        seen = kept * (1 - mask) + evaluation.x * mask
         branches = {role: branch(backbone, seen, evaluation.sigma, entries) for role, entries in conds.items()}
         denoised, low = GUIDED[type(r.guider.rule)](r.guider.rule, **branches)
         answer = latents * (1 - mask) + denoised * mask
@@ -160,7 +172,7 @@ def _normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 def branch(backbone: Any, x: torch.Tensor, sigma: Any, entries: Any) -> torch.Tensor:
     """Return the mean of a branch's entries, by weight, in the cells where they count."""
-    height, width = x.shape[2:]
+    height, width = x.shape[-2:]
     total, weights = torch.zeros_like(x), torch.zeros_like(x)
     for cond, options in entries:
         high = backbone.levels.at_progress(options.get("start_percent", 0.0))
@@ -213,7 +225,7 @@ class Job:
 
 @st.composite
 def entries(
-    draw: st.DrawFn, shape: tuple[int, int, int], batch: int, width: int, texts: range, *, ranged: bool
+    draw: st.DrawFn, shape: tuple[int, ...], batch: int, width: int, texts: range, *, ranged: bool
 ) -> list[tuple[torch.Tensor, dict[str, Any]]]:
     """Any conditioning of a few entries: areas, masks, strengths and, if ranged, parts of the sampling.
 
@@ -223,12 +235,12 @@ def entries(
     for _ in range(draw(st.integers(1, 3))):
         rows = draw(st.integers(1, 2))
         [(cond, options)] = conditioning(draw(st.sampled_from(texts)), draw(st.integers(1, 5)), rows, width)
-        side = {name: draw(st.integers(0, n - 1)) for name, n in zip("yx", shape[1:], strict=True)}
+        side = {name: draw(st.integers(0, n - 1)) for name, n in zip("yx", shape[-2:], strict=True)}
         if draw(st.booleans()):
             options["area"] = (draw(st.integers(1, 5)), draw(st.integers(1, 5)), side["y"], side["x"])
         if draw(st.booleans()):
             mask = torch.rand(
-                draw(st.sampled_from([1, batch])), *shape[1:], generator=torch.Generator().manual_seed(rows)
+                draw(st.sampled_from([1, batch])), *shape[-2:], generator=torch.Generator().manual_seed(rows)
             )
             options |= {"mask": mask, "mask_strength": draw(st.sampled_from([0.4, 1.0]))}
         if draw(st.booleans()):
@@ -253,7 +265,12 @@ BESIDE = {Cfg: (), DualCfg: ("middle",), PerpNeg: ("empty",)}
 
 
 @st.composite
-def jobs(draw: st.DrawFn, shapes: tuple[tuple[int, int, int], ...] = ((4, 4, 4), (4, 4, 6)), width: int = WIDTH) -> Job:
+def jobs(
+    draw: st.DrawFn,
+    shapes: tuple[tuple[int, ...], ...] = ((4, 4, 4), (4, 4, 6)),
+    width: int = WIDTH,
+    levels: tuple[float, ...] = (20.0, 14.0, 9.0, 4.0, 1.7, 0.6, 0.2),
+) -> Job:
     """Any job: samplers, schedules and sigmas, windows, guiders, entries, prompt lengths, masks, batches, shapes."""
     steps = draw(st.integers(1, 6))
     seed = draw(st.integers(0, 2**64 - 1))
@@ -267,8 +284,8 @@ def jobs(draw: st.DrawFn, shapes: tuple[tuple[int, int, int], ...] = ((4, 4, 4),
     some, others = (entries(shape, batch, width, texts, ranged=ranged) for texts in (range(10), range(10, 20)))
     changes: dict[str, Any] = {}
     if draw(st.booleans()):
-        levels = draw(st.lists(st.sampled_from([20.0, 14.0, 9.0, 4.0, 1.7, 0.6, 0.2]), min_size=2, unique=True))
-        changes["sigmas"] = torch.tensor([*sorted(levels, reverse=True), 0.0])
+        some_levels = draw(st.lists(st.sampled_from(levels), min_size=2, unique=True))
+        changes["sigmas"] = torch.tensor([*sorted(some_levels, reverse=True), 0.0])
     if draw(st.booleans()):
         changes["noise_mask"] = torch.rand(1, 1, *shape[1:], generator=torch.Generator().manual_seed(steps))
     made = request(

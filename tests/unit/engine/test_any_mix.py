@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import wait
 from dataclasses import replace
+from math import prod
 from threading import Lock
 
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.trajectory import Trajectory
-from tests.unit.engine.mixes import TinyBackbone, alone, jobs, relative_error
+from tests.unit.engine.mixes import TinyBackbone, alone, jobs, relative_error, tiny_flow
 
 TOLERANCE = 1e-5
 # Its steps follow from the difference of two nearly equal latents, so rounding there moves the levels it evaluates at.
@@ -63,10 +64,20 @@ def check_mix(mix, backbone, max_cells):
     assert engine.counters.failures == 0
     # A piece is not split: a batch of latents takes as many cells as it has.
     largest = max(max_cells, *(job.request.latents[:, 0].numel() for job in mix))
-    assert all(rows * height * width <= largest for rows, _, height, width in backbone.calls[first:])
+    assert all(rows * prod(sides) <= largest for rows, _, *sides in backbone.calls[first:])
 
 
 @settings(max_examples=200)
 @given(st.lists(jobs(), min_size=1, max_size=6), st.sampled_from([1, 48, 72, 160, 1000]))
 def test_any_mix_of_jobs_in_any_order_gives_each_what_it_gets_alone(mix, max_cells):
     check_mix(mix, TinyBackbone(), max_cells)
+
+
+OF_VIDEO = ((3, 1, 4, 4), (3, 2, 4, 6))
+OF_A_FLOW = (1.0, 0.97, 0.8, 0.6, 0.35, 0.2, 0.05)
+
+
+@settings(max_examples=200)
+@given(st.lists(jobs(OF_VIDEO, levels=OF_A_FLOW), min_size=1, max_size=6), st.sampled_from([1, 48, 72, 160, 1000]))
+def test_so_does_any_mix_on_a_flow_of_latents_in_time(mix, max_cells):
+    check_mix(mix, tiny_flow(), max_cells)

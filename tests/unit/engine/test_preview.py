@@ -11,6 +11,7 @@ from PIL import Image
 
 from serve_app.engine.preview import picture
 from serve_app.images import to_preview
+from serve_app.models.families import latents as formats
 from serve_app.models.families import sd, sdxl
 from serve_app.sampling.latents import LatentFormat
 
@@ -31,6 +32,27 @@ def test_a_latent_of_one_channel_has_the_colour_of_its_row(latent_format, channe
     assert shown is not None
     assert (shown.shape, shown.dtype) == ((3, 5, 3), np.dtype(np.uint8))
     assert tuple(shown[1, 2]) == expected
+
+
+def test_a_cell_of_several_places_shows_each_of_them():
+    latents = torch.zeros(1, 128, 3, 5)
+    latents[0, 4 * 8 + 1, 1, 2] = 10.0
+    shown = picture(latents, formats.FLUX2)
+    grey = tuple(int((1 + offset) / 2 * 255) for offset in (-0.0329, -0.0718, -0.0851))
+    assert shown is not None
+    assert shown.shape == (6, 10, 3)
+    assert [tuple(shown[place]) == grey for place in [(2, 4), (2, 5), (3, 4), (3, 5)]] == [True, False, True, True]
+
+
+def test_of_a_video_the_first_moment_is_shown():
+    latents = torch.zeros(2, 16, 3, 4, 6)
+    latents[:, :, 1:] = 1.0
+    latents[1] = 1.0
+    still = torch.zeros(1, 16, 1, 4, 6)
+    moving, unmoved = picture(latents, formats.WAN), picture(still, formats.WAN)
+    assert moving is not None
+    assert unmoved is not None
+    assert np.array_equal(moving, unmoved)
 
 
 def test_colours_end_at_black_and_white():

@@ -8,7 +8,7 @@ import torch
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import NodeError
 from serve_app.sampling.levels import TableLevels
-from tests.unit.engine.mixes import TinyBackbone, request
+from tests.unit.engine.mixes import TinyBackbone, request, tiny_flow
 
 
 def drive(trajectory, answer):
@@ -94,3 +94,47 @@ def test_what_a_run_last_took_for_the_image_comes_with_its_latents():
     *_, last = drive(left, lambda piece: piece.x / 2)
     torch.testing.assert_close(left.result.denoised, last / 2 / 0.18215)
     torch.testing.assert_close(left.result.latents, (last / 2 + last / 2 / 3) / 0.18215)
+
+
+def test_on_a_flow_a_run_begins_with_noise_alone_and_ends_with_latents_moved_back():
+    trajectory = Trajectory(tiny_flow(), request(shape=(2, 3, 1, 4, 4), steps=3, cfg=1.0, noise_seed=5))
+    [first, *_] = drive(trajectory, lambda piece: torch.ones_like(piece.x))
+    assert torch.equal(first, torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(5)))
+    channels = trajectory.result.latents.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(channels, torch.tensor([3.0, 0.0, 0.5])[:, None].expand(3, 32))
+
+
+def test_on_a_flow_what_is_left_of_noise_comes_with_latents_of_whole_size():
+    halves = [torch.tensor([1.0, 0.7, 0.4]), torch.tensor([0.4, 0.2, 0.0])]
+    whole = Trajectory(tiny_flow(), request(shape=(1, 3, 1, 4, 4), sigmas=torch.tensor([1.0, 0.7, 0.4, 0.2, 0.0])))
+    drive(whole, lambda piece: piece.x.cos())
+    first = Trajectory(tiny_flow(), request(shape=(1, 3, 1, 4, 4), sigmas=halves[0]))
+    drive(first, lambda piece: piece.x.cos())
+    rest = request(latents=first.result.latents, seed=None, sigmas=halves[1])
+    second = Trajectory(tiny_flow(), rest)
+    drive(second, lambda piece: piece.x.cos())
+    torch.testing.assert_close(second.result.latents, whole.result.latents, rtol=1e-4, atol=1e-5)
+
+
+def test_empty_latents_are_sampled_as_the_model_has_them_and_are_not_moved_by_a_mean():
+    r = request(latents=torch.zeros(2, 4, 8, 6), factor=16, sigmas=torch.tensor([0.5, 0.0]), seed=None)
+    trajectory = Trajectory(tiny_flow(), r)
+    [x] = drive(trajectory, lambda piece: torch.zeros_like(piece.x))
+    assert torch.equal(x, torch.zeros(2, 3, 1, 16, 12))
+    assert trajectory.result.latents.shape == (2, 3, 1, 16, 12)
+
+
+def test_latents_with_other_channels_that_are_not_empty_are_an_error():
+    with pytest.raises(NodeError, match=r"\(1,4,4,4\); this model samples latents \(batch,3,time,height,width\)"):
+        Trajectory(tiny_flow(), request(shape=(1, 4, 4, 4))).start()
+
+
+def test_a_batch_of_masks_acts_moment_by_moment():
+    mask = torch.zeros(2, 4, 4)
+    mask[1] = 1
+    r = request(shape=(1, 3, 2, 4, 4), noise_mask=mask, steps=3, cfg=1.0)
+    trajectory = Trajectory(tiny_flow(), r)
+    drive(trajectory, lambda piece: torch.ones_like(piece.x))
+    torch.testing.assert_close(trajectory.result.latents[:, :, 0], r.latents[:, :, 0])
+    sampled = trajectory.result.latents[0, :, 1].flatten(1)
+    torch.testing.assert_close(sampled, torch.tensor([3.0, 0.0, 0.5])[:, None].expand(3, 16))

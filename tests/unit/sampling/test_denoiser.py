@@ -109,6 +109,16 @@ def test_a_mask_without_a_batch_serves_a_whole_batch():
     assert latent_mask(torch.ones(8, 8), torch.zeros(2, 4, 4, 4)).shape == (2, 1, 4, 4)
 
 
+def test_for_latents_in_time_a_batch_of_masks_is_a_mask_in_time():
+    mask = torch.zeros(2, 32, 32)
+    mask[1] = 1
+    scaled = latent_mask(mask, torch.zeros(3, 16, 2, 4, 4))
+    assert scaled.shape == (3, 1, 2, 4, 4)
+    assert torch.equal(scaled[:, :, 0], torch.zeros(3, 1, 4, 4))
+    assert torch.equal(scaled[:, :, 1], torch.ones(3, 1, 4, 4))
+    assert latent_mask(torch.ones(8, 8), torch.zeros(1, 16, 3, 4, 4)).shape == (1, 1, 3, 4, 4)
+
+
 def test_inpainting_blends_by_the_mask_before_and_after_the_network():
     latents, noise, x = torch.full((1, 4, 1, 2), 3.0), torch.full((1, 4, 1, 2), 2.0), torch.zeros(1, 4, 1, 2)
     inpainting = Inpainting(torch.tensor([[[[0.25, 1.0]]]]), latents, noise, TableLevels())

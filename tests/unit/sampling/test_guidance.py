@@ -132,7 +132,7 @@ def test_default_entries_fill_what_the_others_leave():
     ],
 )
 def test_a_rule_asks_for_no_branch_it_does_not_need(rule, asked, asked_for_uncond):
-    asks = rule_of(Guider(Recipe("backbone", "checkpoints", "a"), {}, rule)).asks
+    asks = rule_of(Guider(Recipe("backbone", "checkpoints", "a"), {}, rule), TableLevels()).asks
     assert list(asks(False)) == asked
     assert list(asks(True)) == asked_for_uncond
 

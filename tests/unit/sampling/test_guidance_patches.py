@@ -50,6 +50,17 @@ def test_rescaling_gives_the_guided_v_the_positives_deviation():
     torch.testing.assert_close(v.std(dim=(1, 2, 3)), positive.std(dim=(1, 2, 3)))
 
 
+def test_on_a_flow_rescaling_gives_the_guided_image_the_positives_deviation():
+    shaping = GuidancePatches([RescaleCfg(1.0)], flow=True)
+    x, cond, uncond = torch.randn(3, 2, 4, 3, 6, 6, generator=torch.Generator().manual_seed(0)).unbind()
+    denoised = shaping.combined(Guided(x, 0.5, 4.0, cond, uncond))
+    torch.testing.assert_close(denoised.flatten(1).std(dim=1), cond.flatten(1).std(dim=1))
+    plain = (uncond + (cond - uncond) * 4).flatten(1)
+    torch.testing.assert_close(
+        denoised.flatten(1) / denoised.flatten(1).norm(dim=1, keepdim=True), plain / plain.norm(dim=1, keepdim=True)
+    )
+
+
 def test_zero_star_scales_the_negative_by_how_far_its_step_goes_along_the_positives():
     step = X - COND
     denoised = shaped(CfgZeroStar(), uncond=X - step * 0.5)

@@ -9,6 +9,7 @@ from serve_app.errors import NodeError
 from serve_app.sampling.latents import LatentFormat
 
 ONE = LatentFormat(16, scale=0.3611, shift=0.1159)
+COARSE = LatentFormat(128, factor=16)
 EACH = LatentFormat(3, scale=(0.5, 0.25, 2.0), shift=(1.0, -1.0, 0.0), frames=4)
 
 
@@ -40,9 +41,35 @@ def test_without_a_shift_latents_are_multiplied_and_divided_to_the_bit():
     [
         (ONE, (1, 4, 8, 8), r"\(1,4,8,8\); this model samples latents \(batch,16,height,width\)"),
         (ONE, (1, 16, 1, 8, 8), r"\(1,16,1,8,8\)"),
-        (EACH, (1, 3, 8, 8), r"samples latents \(batch,3,time,height,width\)"),
+        (EACH, (1, 4, 8, 8), r"samples latents \(batch,3,time,height,width\)"),
+        (ONE, (16, 8, 8), r"\(16,8,8\)"),
     ],
 )
 def test_latents_of_another_kind_are_refused_with_what_is_sampled(latent_format, shape, says):
     with pytest.raises(NodeError, match=says):
-        latent_format.check(shape)
+        latent_format.accept(torch.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("latent_format", "shape", "factor", "accepted"),
+    [
+        (ONE, (2, 4, 8, 6), None, (2, 16, 8, 6)),
+        (ONE, (2, 16, 8, 6), 8, (2, 16, 8, 6)),
+        (ONE, (1, 128, 4, 3), 16, (1, 16, 8, 6)),
+        (COARSE, (1, 4, 9, 6), 8, (1, 128, 4, 3)),
+        (COARSE, (1, 4, 11, 1), 8, (1, 128, 6, 1)),
+        (EACH, (2, 4, 8, 6), 8, (2, 3, 1, 8, 6)),
+        (EACH, (2, 16, 5, 8, 6), None, (2, 3, 5, 8, 6)),
+    ],
+)
+def test_empty_latents_become_those_of_the_same_image(latent_format, shape, factor, accepted):
+    empty = latent_format.accept(torch.zeros(shape), factor)
+    assert empty.shape == accepted
+    assert not empty.any()
+
+
+def test_latents_of_an_image_get_an_axis_of_time_and_keep_their_size():
+    latents = torch.randn(2, 3, 8, 6)
+    accepted = EACH.accept(latents, 16)
+    assert torch.equal(accepted, latents[:, :, None])
+    assert EACH.accept(accepted) is accepted
