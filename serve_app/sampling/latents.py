@@ -5,6 +5,7 @@ A family has one as a value; latents on links and in files are the autoencoder's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -69,10 +70,16 @@ class LatentFormat:
             latents = latents.new_zeros(shape)
         if self.frames and len(shape) == 4:
             latents = latents.unsqueeze(2)
-        if latents.ndim != (5 if self.frames else 4) or shape[1] != self.channels:
-            expected = f"(batch,{self.channels},{'time,' if self.frames else ''}height,width)"
-            raise NodeError(f"the latents are ({','.join(map(str, shape))}); this model samples latents {expected}")
+        self.check(latents.shape)
         return latents
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Errors: NodeError for the shape of latents of another number of channels or axes."""
+        axes = 5 if self.frames else 4
+        if len(shape) != axes or shape[1] != self.channels:
+            expected = f"(batch,{self.channels},{'time,' if self.frames else ''}height,width)"
+            given = ",".join(map(str, shape))
+            raise NodeError(f"the latents are ({given}); this model samples latents {expected}")
 
     def _spread(self, numbers: PerChannel, latents: Tensor) -> Tensor | float:
         if isinstance(numbers, float | int):

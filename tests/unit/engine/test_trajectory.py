@@ -125,7 +125,7 @@ def test_empty_latents_are_sampled_as_the_model_has_them_and_are_not_moved_by_a_
 
 
 def test_latents_with_other_channels_that_are_not_empty_are_an_error():
-    with pytest.raises(NodeError, match=r"\(1,4,4,4\); this model samples latents \(batch,3,time,height,width\)"):
+    with pytest.raises(NodeError, match=r"\(1,4,1,4,4\); this model samples latents \(batch,3,time,height,width\)"):
         Trajectory(tiny_flow(), request(shape=(1, 4, 4, 4))).start()
 
 

@@ -41,7 +41,7 @@ def test_without_a_shift_latents_are_multiplied_and_divided_to_the_bit():
     [
         (ONE, (1, 4, 8, 8), r"\(1,4,8,8\); this model samples latents \(batch,16,height,width\)"),
         (ONE, (1, 16, 1, 8, 8), r"\(1,16,1,8,8\)"),
-        (EACH, (1, 4, 8, 8), r"samples latents \(batch,3,time,height,width\)"),
+        (EACH, (1, 4, 1, 8, 8), r"samples latents \(batch,3,time,height,width\)"),
         (ONE, (16, 8, 8), r"\(16,8,8\)"),
     ],
 )
