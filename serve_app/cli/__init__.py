@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how clients are shown what samplers have come to (default: as configured)",
     )
     up.add_argument("--database-url", metavar="URL", help="where jobs are kept (default: as configured)")
+    up.add_argument("--demo", action="store_true", help="put the tiny models that ship into the folder of models first")
     local = LOCAL_CONFIG if LOCAL_CONFIG.is_file() else None
     up.add_argument("--config", type=Path, default=local, help=f"a Serve config file (default: {LOCAL_CONFIG})")
     up.set_defaults(command=_up)

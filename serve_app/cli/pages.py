@@ -6,13 +6,17 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from serve_app.store.catalog import DRAWING, NO_MODELS
+
 
 def models(answer: Mapping[str, list[str]]) -> Iterator[str]:
-    """Yield every model file as folder/name; folders without files say so."""
+    """Yield every model file as folder/name; folders without files say so, and what to do if nothing can be drawn."""
     for folder, names in answer.items():
         yield from (f"{folder}/{name}" for name in names)
         if not names:
             yield f"{folder}/ (no files)"
+    if not any(answer.get(folder) for folder in DRAWING):
+        yield NO_MODELS
 
 
 def nodes(answer: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -24,7 +24,9 @@ from serve_app.config import AppConfig
 from serve_app.deployments.build import bind
 from serve_app.deployments.handles import NAME, NAMESPACE, SchedulerHandle
 from serve_app.deployments.supervisor import GIVEN_UP
-from serve_app.errors import UnavailableError
+from serve_app.errors import StoreError, UnavailableError
+from serve_app.replica.files import open_catalog
+from serve_app.store.catalog import DRAWING, NO_MODELS
 
 APPLICATION = "serve-app"
 QUIET = {"log_to_driver": False, "logging_level": "WARNING", "ignore_reinit_error": False}
@@ -66,12 +68,21 @@ def _serve(
     works = _wait_until_ready(stop, deployed)
     if works:
         print(f"server:    http://{host}:{port}", flush=True)
+        if _has_no_models(settings):
+            print(f"models:    {NO_MODELS}", flush=True)
         ready()
         stop.wait()
     elif not stop.is_set():
         print("serve-app up: the application could not be deployed; see the log above", file=sys.stderr)
     print("stopping", flush=True)
     return works or stop.is_set()
+
+
+def _has_no_models(settings: AppConfig) -> bool:
+    try:
+        return not any(open_catalog(settings).names(folder) for folder in DRAWING)
+    except StoreError:  # a bucket that is away is no empty one, and jobs will say what is wrong
+        return False
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

@@ -18,6 +18,7 @@ from serve_app import config, log
 from serve_app.config import AppConfig
 from serve_app.deployments import private, supervisor
 from serve_app.errors import ConfigError, DatabaseDamagedError
+from serve_app.models.shipped import provide
 from serve_app.store.jobs import check_readable
 
 OWN_RAY = {
@@ -37,6 +38,8 @@ def up(arguments: argparse.Namespace) -> int:
     own = "RAY_ADDRESS" not in os.environ
     try:
         settings = _settings(arguments)
+        if arguments.demo:
+            _provide(settings)
         if own:
             _check_port(arguments.host, arguments.port)
             environment = {**OWN_RAY, "RAY_TMPDIR": str(private.prepare(settings.database_url)), **os.environ}
@@ -74,6 +77,20 @@ def _settings(arguments: argparse.Namespace) -> AppConfig:
         elif arguments.host not in ingress["allowed_hosts"]:
             ingress["allowed_hosts"] = ("*",)
     return config.parse({**settings.model_dump(), **given, "ingress": ingress}, "command line").resolved()
+
+
+def _provide(settings: AppConfig) -> None:
+    """Put the models that ship where the server finds them. Errors: ConfigError."""
+    if settings.models is not None:
+        raise ConfigError(
+            f"--demo fills models_dir, and the model files are in bucket {settings.models.bucket}: copy them there"
+        )
+    try:
+        provided = provide(settings.models_dir)
+    except OSError as error:
+        raise ConfigError(f"--demo cannot fill models_dir {settings.models_dir}: {error.strerror}") from error
+    for path in provided:
+        print(f"demo:      {path}", flush=True)
 
 
 def _check_port(host: str, port: int) -> None:

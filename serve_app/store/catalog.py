@@ -43,6 +43,14 @@ TENSOR_PICKLES: Mapping[str, tuple[str, ...]] = {"upscale_models": (".pth", ".pt
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 """Suffixes of the pictures of models that users keep beside them."""
 
+DRAWING = ("checkpoints", "diffusion_models", "diffusers")
+"""Folders one of which must have a model before any picture can be drawn."""
+NO_MODELS = (
+    "no model can draw yet: put a checkpoint into models/checkpoints, such as models/checkpoints/sd15.safetensors; "
+    "`serve-app up --demo` brings a tiny one"
+)
+"""What a first visitor is told while those are empty."""
+
 TINY_VAES = ("taesd", "taesdxl")
 """VAEs by the name of their family: an encoder and a decoder, each in a file of vae_approx."""
 

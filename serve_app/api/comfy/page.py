@@ -24,6 +24,7 @@ from serve_app.api.request import READ
 from serve_app.api.strict_json import Json
 from serve_app.models.shipped import CHECKPOINT
 from serve_app.service import Service
+from serve_app.store.catalog import NO_MODELS
 
 PACKAGE = "comfyui_frontend_package"
 TEMPLATES = "comfyui_workflow_templates_"
@@ -88,12 +89,28 @@ async def first_workflow(service: Service) -> Response:
 
 
 def _with_checkpoint(workflow: dict[str, Any], names: list[str]) -> Mapping[str, Any]:
-    """Fill in the checkpoint that comes with the package if it is there, for it runs anywhere in seconds."""
+    """Fill in the checkpoint that comes with the package if it is there, for it runs anywhere in seconds.
+
+    Without any checkpoint a note says where to put one.
+    """
     for node in workflow["nodes"]:
         if node["type"] == "CheckpointLoaderSimple" and names:
             node["widgets_values"] = [CHECKPOINT if CHECKPOINT in names else names[0]]
         if node["type"] == "EmptyLatentImage" and CHECKPOINT in names:
             node["widgets_values"] = [96, 96, 1]
+    if not names:
+        note = {"id": 10, "type": "MarkdownNote", "pos": [20, 180], "size": [320, 200], "order": 7}
+        shown = {
+            "flags": {},
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "properties": {},
+            "color": "#432",
+            "bgcolor": "#653",
+        }
+        workflow["nodes"].append({**note, **shown, "widgets_values": [f"## First steps\n\n{NO_MODELS}."]})
+        workflow["last_node_id"] = 10
     return workflow
 
 

@@ -109,6 +109,14 @@ async def test_the_first_workflow_runs_with_the_checkpoints_there_are(client, mo
     assert validate(parse(prompt), specs(), lambda folder: names).outputs == ("9",)
 
 
+async def test_without_a_checkpoint_the_first_workflow_says_where_to_put_one(client, monkeypatch):
+    monkeypatch.setitem(FILES, "checkpoints", [])
+    saved = (await client.get("/api/workflow_templates/serve_app/first_workflow.json")).json()
+    [note] = [node for node in saved["nodes"] if node["type"] == "MarkdownNote"]
+    assert "models/checkpoints" in note["widgets_values"][0]
+    assert convert(saved, own_classes()).keys() == {"3", "4", "5", "6", "7", "8", "9"}
+
+
 async def test_templates_come_with_their_index_and_pictures(client):
     index = (await client.get("/templates/index.json")).json()
     templates = [template for group in index for template in group["templates"]]

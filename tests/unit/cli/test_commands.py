@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from serve_app.cli import main
-from serve_app.cli.pages import nodes, status, story
+from serve_app.cli.pages import models, nodes, status, story
 from serve_app.cli.progress import Bars, Lines
 from serve_app.cli.workflow import changed, read_body
 from serve_app.errors import WorkflowFileError
@@ -59,6 +59,29 @@ def test_a_jobs_story_is_told_line_by_line():
 
 def test_an_empty_list_of_nodes_prints_nothing():
     assert list(nodes({})) == []
+
+
+def test_a_server_without_a_model_that_draws_says_where_to_put_one():
+    *listed, hint = models({"checkpoints": [], "loras": ["a.safetensors"], "diffusion_models": []})
+    assert listed == ["checkpoints/ (no files)", "loras/a.safetensors", "diffusion_models/ (no files)"]
+    assert "models/checkpoints" in hint
+    assert list(models({"checkpoints": [], "diffusion_models": ["flux.safetensors"]}))[-1] != hint
+
+
+def test_up_demo_brings_the_models_that_ship_where_the_server_looks(monkeypatch, tmp_path, capsys):
+    up = importlib.import_module("serve_app.deployments.up")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(up.supervisor, "supervise", lambda *_: 0)
+    assert main(["up", "--demo", "--port", "0", "--models-dir", "mine"]) == 0
+    assert (tmp_path / "mine" / "checkpoints" / "tiny.safetensors").is_file()
+    assert "checkpoints/tiny.safetensors" in capsys.readouterr().out
+
+
+def test_up_demo_says_why_it_can_bring_none(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("a file")
+    assert main(["up", "--demo", "--port", "0", "--models-dir", "mine"]) == 2
+    assert "--demo cannot fill models_dir" in capsys.readouterr().err
 
 
 def test_up_passes_its_options_on(monkeypatch, tmp_path):
