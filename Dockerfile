@@ -22,7 +22,7 @@ ENV PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0 \
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.deployments.gate:middlewares
 WORKDIR /app
-COPY requirements.lock /src/
+COPY requirements.lock vocabularies.txt /src/
 
 FROM base AS cpu
 ARG TORCH_INDEX=
@@ -32,7 +32,8 @@ RUN if [ -n "$TORCH_INDEX" ]; then \
             /src/requirements.lock > /src/kept.lock \
         && mv /src/kept.lock /src/requirements.lock; \
     fi \
-    && pip install --no-deps --require-hashes --only-binary :all: --requirement /src/requirements.lock
+    && pip install --no-deps --require-hashes --only-binary :all: --requirement /src/requirements.lock \
+        --requirement /src/vocabularies.txt
 COPY pyproject.toml README.md LICENSE /src/
 COPY serve_app /src/serve_app
 RUN pip install --no-deps --no-build-isolation /src
@@ -43,7 +44,8 @@ HEALTHCHECK --interval=10s --start-period=120s --retries=6 CMD ["wget", "-q", "-
 CMD ["serve-app", "up", "--host", "0.0.0.0"]
 
 FROM base AS cuda
-RUN pip install --no-deps --require-hashes --only-binary :all: --requirement /src/requirements.lock
+RUN pip install --no-deps --require-hashes --only-binary :all: --requirement /src/requirements.lock \
+        --requirement /src/vocabularies.txt
 COPY pyproject.toml README.md LICENSE /src/
 COPY serve_app /src/serve_app
 RUN pip install --no-deps --no-build-isolation /src

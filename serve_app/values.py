@@ -34,11 +34,34 @@ Conditioning: TypeAlias = "list[tuple[torch.Tensor, dict[str, Any]]]"
 
 
 @dataclass(frozen=True, slots=True)
-class TextPair:
-    """What two text encoders read, where it differs: g for OpenCLIP's bigG, l for CLIP-L."""
+class Texts:
+    """What several text encoders read, where it differs; None for one that there is no text for.
 
-    g: str
-    l: str  # noqa: E741
+    l: CLIP-L's; g: OpenCLIP's bigG's; t5xxl: T5's; llama: Llama's. skip_empty: an encoder with an empty text is left
+    out.
+    """
+
+    l: str | None = None  # noqa: E741
+    g: str | None = None
+    t5xxl: str | None = None
+    llama: str | None = None
+    skip_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IllustratedText:
+    """A text with images (1,H,W,3) in 0…1 that the encoder sees, one for each <|image_pad|> of its template.
+
+    template: what stands around the text, which takes the place of {}; None the encoder's own.
+    """
+
+    text: str
+    images: tuple[torch.Tensor, ...]
+    template: str | None = None
+
+
+Text: TypeAlias = "str | Texts | IllustratedText"
+"""What text encoders read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +69,21 @@ class ClipSkip:
     """Stop the text encoder at a hidden layer. stop_at: −1 is the last layer, −2 the one before."""
 
     stop_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAs:
+    """What text encoders are loaded for, in the words of ComfyUI's loaders: "sd3", "flux", "lumina2" and so on."""
+
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class T5Padding:
+    """How T5's texts are filled up: at least so many pads, and at least so many tokens in all."""
+
+    pads: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +275,17 @@ GuidancePatch: TypeAlias = (
 """Changes to how branches are combined; they leave the network as it is."""
 
 Patch: TypeAlias = (
-    ClipSkip | Lora | Training | Rounded | HintKind | Difference | GuidancePatch | DifferentialDiffusion | FreeU
+    ClipSkip
+    | LoadedAs
+    | T5Padding
+    | Lora
+    | Training
+    | Rounded
+    | HintKind
+    | Difference
+    | GuidancePatch
+    | DifferentialDiffusion
+    | FreeU
 )
 """Every kind of ordered change a recipe can carry."""
 
@@ -259,6 +307,12 @@ class Recipe:
     def with_patch(self, patch: Patch) -> Recipe:
         """Return a new recipe with one more change at the end."""
         return replace(self, patches=(*self.patches, patch))
+
+    @property
+    def loaded_as(self) -> str:
+        """What its text encoders are loaded for; "" if nothing says it."""
+        said = self.last(LoadedAs)
+        return "" if said is None else said.type
 
     @overload
     def all(self, kind: type[P]) -> tuple[P, ...]: ...

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from serve_app.models.families.clip import TextEncoder
-from serve_app.models.tokenizer import END, START, token_ids
+from serve_app.models.tokenizers.clip import END, START, token_ids
 from serve_app.sampling.denoiser import EPS
 from serve_app.sampling.levels import TableLevels
 from training.autoencoder import ENCODED_FROM, normalised, to_pixels

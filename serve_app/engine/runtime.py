@@ -32,7 +32,7 @@ from serve_app.models.weights import LoadCounters, Weights
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.sampling.request import Sampled, SamplingRequest
-from serve_app.values import Conditioning, PreviewMethod, Recipe, TextPair, Tiling, tiny_vae
+from serve_app.values import Conditioning, PreviewMethod, Recipe, Text, Tiling, tiny_vae
 
 M = TypeVar("M")
 Q = TypeVar("Q")
@@ -275,7 +275,7 @@ class NodeRuntime:
         self._progress, self._show, self._previews = progress, show, previews
         self._strict = strict
 
-    async def encode_text(self, clip: Recipe, text: str | TextPair) -> Conditioning:
+    async def encode_text(self, clip: Recipe, text: Text) -> Conditioning:
         """Return the CONDITIONING of a text in the prompt syntax."""
         if self._strict:
             return await self._shared.use(clip, self._weights.clip, lambda model: model.encode([text])[0])

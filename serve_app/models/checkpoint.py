@@ -27,7 +27,7 @@ from serve_app.models.tensors import Shape, Tensors
 from serve_app.values import EightBit, Part, Training
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-_DTYPES = ("F16", "BF16", "F32", "F8_E4M3", "F8_E5M2")
+_DTYPES = ("F16", "BF16", "F32", "F8_E4M3", "F8_E5M2", "U8")
 _SAFELY_UNUSED = ("position_ids", "logit_scale", "text_projection.weight")
 
 _log = log.get("models")
@@ -83,16 +83,18 @@ class Checkpoint:
         scale = None if encoding.scale is None else self._file.get_tensor(encoding.scale).float().reshape(-1, 1)
         return EightBitWeight(self._file.get_tensor(name), scale, encoding.group)
 
-    def find(self, part: Part, beside: Sequence[Checkpoint] = ()) -> FoundPart:
-        """Return what the part is and where its tensors are. beside: further files of it.
+    def find(self, part: Part, beside: Sequence[Checkpoint] = (), loaded_as: str = "") -> FoundPart:
+        """Return what the part is and where its tensors are.
+
+        beside: further files of it. loaded_as: what text encoders are loaded for, as `values.LoadedAs`.
 
         Errors: ModelFileError if the files hold no such part or one of another family.
         """
-        return find_part(part, [Tensors(file.shapes, file.where) for file in (self, *beside)])
+        return find_part(part, [Tensors(file.shapes, file.where) for file in (self, *beside)], loaded_as)
 
-    def family(self, part: Part, beside: Sequence[Checkpoint] = ()) -> Family:
+    def family(self, part: Part, beside: Sequence[Checkpoint] = (), loaded_as: str = "") -> Family:
         """Return what the part is; as `find`."""
-        return self.find(part, beside).family
+        return self.find(part, beside, loaded_as).family
 
     def nbytes(
         self,
@@ -101,13 +103,14 @@ class Checkpoint:
         *,
         dtype: torch.dtype,
         rounded: EightBit | None = None,
+        loaded_as: str = "",
     ) -> int:
         """Return how many bytes the part takes in a dtype, as `load` and `packing.move_to` make it.
 
         Errors: ModelFileError as `find`.
         """
         files = (self, *beside)
-        found = self.find(part, beside)
+        found = self.find(part, beside, loaded_as)
         linear = _linear_weights(found.family.empty())
         total, seen = 0, set()
         for ours, (number, name, place) in found.sources.items():
@@ -132,6 +135,7 @@ class Checkpoint:
         part: Part,
         beside: Sequence[Checkpoint] = (),
         rounded: EightBit | None = None,
+        loaded_as: str = "",
     ) -> tuple[Family, nn.Module]:
         """Return what the part is and its network, the file's tensors in it.
 
@@ -140,7 +144,7 @@ class Checkpoint:
         Errors: ModelFileError as `find`.
         """
         files = (self, *beside)
-        found = self.find(part, beside)
+        found = self.find(part, beside, loaded_as)
         module = found.family.empty()
         wanted, linear = module.state_dict(), _linear_weights(module)
         state: dict[str, Tensor] = {}

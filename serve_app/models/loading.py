@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from serve_app import log
 from serve_app.errors import ConfigError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet_file import ControlFile, ControlModule
-from serve_app.models.families.family import BackboneFamily, Family, TextFamily, VaeFamily
+from serve_app.models.families.family import BackboneFamily, Family, Lexicon, TextFamily, VaeFamily
 from serve_app.models.lora import Adapter
 from serve_app.models.lora_layers import LoraSet, parameters, with_merged
 from serve_app.models.lora_layouts import read
@@ -28,8 +28,6 @@ from serve_app.models.upscaler import Upscaler, UpscalerFile
 from serve_app.models.vae import Vae
 from serve_app.store.catalog import Catalog
 from serve_app.values import Discrete, EightBit, Lora, Part, Recipe, Rounded, Training
-
-Vectors: TypeAlias = Callable[[str, int, str], Any]
 
 _log = log.get("models")
 
@@ -73,13 +71,13 @@ class Loaded:
     family: Family | None = None
     trained_as: Training = UNSAID
 
-    def model(self, vectors: Vectors) -> Any:
+    def model(self, lexicon: Lexicon) -> Any:
         """Return what callers use: a Network, an Encoder, a Vae, a ControlNet or an Upscaler."""
         match self.family:
             case BackboneFamily() as family:
                 return Network(self.key, family, self.module, self.trained_as)
             case TextFamily() as family:
-                return family.encoder(self.module, vectors)
+                return family.encoder(self.module, lexicon)
             case VaeFamily() as family:
                 return Vae(family, self.module)
         if self.part == "controlnet":
@@ -114,8 +112,10 @@ class Loader:
             case ControlFile() as file, _:
                 return file.elements() * self._dtype(recipe.part).itemsize
             case Checkpoint() as file, beside:
-                dtype = self._dtype(recipe.part, file.family(recipe.part, beside))
-                return file.nbytes(recipe.part, beside, dtype=dtype, rounded=_rounded(recipe))
+                dtype = self._dtype(recipe.part, file.family(recipe.part, beside, recipe.loaded_as))
+                return file.nbytes(
+                    recipe.part, beside, dtype=dtype, rounded=_rounded(recipe), loaded_as=recipe.loaded_as
+                )
         raise AssertionError
 
     def load(self, recipe: Recipe, files: Files) -> Loaded:
@@ -132,7 +132,7 @@ class Loader:
                 module: nn.Module = file.load(self.device, dtype)
                 move_to(module, self.device, dtype)
                 return replace(loaded, module=module)
-        family, module = file.load(recipe.part, beside, _rounded(recipe))
+        family, module = file.load(recipe.part, beside, _rounded(recipe), recipe.loaded_as)
         training = file.training() if recipe.part == "backbone" else UNSAID
         move_to(module, self.device, self._dtype(recipe.part, family))
         return replace(loaded, module=module, family=family, trained_as=training)
@@ -141,7 +141,7 @@ class Loader:
         """Return how many bytes a set of LoRAs will take beside its part, neither of which has to be loaded."""
         file, beside = _open(recipe, files.paths)
         assert isinstance(file, Checkpoint)
-        family = file.family(recipe.part, beside)
+        family = file.family(recipe.part, beside, recipe.loaded_as)
         empty = family.empty().to(self._dtype(recipe.part, family))
         loras = LoraSet(files.key, empty, _stack(recipe.part, recipe.all(Lora), lora_paths, family, empty))
         return loras.needed_bytes if recipe.part == "backbone" else loras.merged_bytes

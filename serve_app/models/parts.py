@@ -34,10 +34,13 @@ class FoundPart:
     unused: tuple[str, ...]
 
 
-def find_part(part: Part, files: Sequence[Tensors]) -> FoundPart:
-    """Return what the files hold of a part. Errors: ModelFileError if they hold none, or one of another family."""
+def find_part(part: Part, files: Sequence[Tensors], loaded_as: str = "") -> FoundPart:
+    """Return what the files hold of a part. loaded_as: what text encoders are loaded for, as `values.LoadedAs`.
+
+    Errors: ModelFileError if they hold none, or one of another family.
+    """
     if part == "clip":
-        return _text(files)
+        return _text(files, loaded_as)
     for family in BACKBONES if part == "backbone" else VAES:
         if found := list(family.find(files)):
             return _merged(found[0].family, found)
@@ -62,20 +65,24 @@ def _merged(family: Family, found: Sequence[Located]) -> FoundPart:
     return FoundPart(family, sources, tuple(unused))
 
 
-def _text(files: Sequence[Tensors]) -> FoundPart:
+def _text(files: Sequence[Tensors], loaded_as: str) -> FoundPart:
     found = [one for family in TEXT_ENCODERS for one in family.find(files)]
     for number, whole in enumerate(files):
         if not any(one.file == number for one in found):
-            raise _absent("clip", whole)
-    if len(found) == 1:
-        return _merged(found[0].family, found)
-    by_title = {one.family.title: one for one in found if isinstance(one.family, TextFamily)}
+            known = ", ".join(family.name for family in TEXT_ENCODERS)
+            raise ModelFileError(
+                f"{whole.where} holds no text encoder of a known layout{whole.family()}; known are {known}"
+            )
+    encoders = [one.family for one in found if isinstance(one.family, TextFamily)]
+    titles = [family.title for family in encoders]
     for ensemble in TEXT_ENSEMBLES:
-        if len(found) == len(ensemble.takes) and by_title.keys() == set(ensemble.takes):
-            ordered = [by_title[title] for title in ensemble.takes]
-            placed = [one._replace(module=f"{name}.") for one, name in zip(ordered, ensemble.modules, strict=True)]
-            return _merged(ensemble(*(one.family for one in ordered)), placed)
-    given = " and ".join(one.family.title for one in found if isinstance(one.family, TextFamily))
-    known = ", ".join(f"{' and '.join(ensemble.takes)} ({ensemble.of})" for ensemble in TEXT_ENSEMBLES)
+        if ensemble.fits(titles, loaded_as):
+            names = [ensemble.takes[title] for title in titles]
+            placed = [one._replace(module=f"{name}.") for one, name in zip(found, names, strict=True)]
+            return _merged(ensemble(**dict(zip(names, encoders, strict=True))), placed)
+    if len(found) == 1:
+        return _merged(encoders[0].as_type(loaded_as), found)
+    known = ", ".join(f"{' and '.join(ensemble.takes)} ({ensemble.name})" for ensemble in TEXT_ENSEMBLES)
     where = " and ".join(whole.where for whole in files)
-    raise ModelFileError(f"{where} hold {given}; text encoders that go together are {known}")
+    asked = f", which type '{loaded_as}' does not read together" if loaded_as else ""
+    raise ModelFileError(f"{where} hold {' and '.join(titles)}{asked}; text encoders that go together are {known}")

@@ -1,16 +1,18 @@
 """The syntax of prompts: weights, escapes, embeddings; and how tokens fill chunks of a text encoder's length.
 
 `(a:1.3)` weighs a, `(a)` multiplies the weight around it by 1.1, brackets nest, a backslash before a bracket makes it
-a letter, `embedding:name` stands for vectors of its own. Source: ComfyUI's documented syntax. Knows no model.
+a letter, `embedding:name` stands for vectors of its own. A piece of one weight is tokenised by itself.
+Source: ComfyUI's documented syntax. Knows no model.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from serve_app.models.tokenizer import END, START, token_ids
+from serve_app.models.tokenizers import Tokenize
+from serve_app.models.tokenizers.clip import END, START, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
 Token: TypeAlias = "int | Tensor"
 """A number of the vocabulary, or a vector (D,) that takes a token's place."""
 
-Chunk: TypeAlias = list[tuple[Token, float]]
-"""Tokens with weights, exactly as many as the encoder takes, start and end tokens included."""
+Weighted: TypeAlias = list[tuple[Token, float]]
+"""Tokens with their weights."""
+
+Chunk: TypeAlias = Weighted
+"""Exactly as many as the encoder takes, start and end tokens included."""
 
 EmbeddingLookup: TypeAlias = "Callable[[str], Sequence[Tensor] | None]"
 """From an embedding's name to its vectors (D,), or None if there is none of that name."""
@@ -30,29 +35,44 @@ _WHOLE_BELOW = 8
 
 _ESCAPES = {"\\(": "\x01", "\\)": "\x02"}
 _EMBEDDING = "embedding:"
+_NEXT_EMBEDDING = re.compile(rf"(?<=\s){_EMBEDDING}")
 
 
 def weighted(text: str) -> list[tuple[str, float]]:
     """Return the text's pieces with their weights, escapes undone. A bracket that does not close is a letter."""
-    for written, letter in _ESCAPES.items():
-        text = text.replace(written, letter)
-    return list(_weighted(text))
+    return list(_weighted(_marked(text)))
+
+
+def runs(
+    text: str, tokenize: Tokenize, embedding: EmbeddingLookup | None, *, weighs: bool = True
+) -> Iterator[Weighted]:
+    """Yield the tokens of a text, in runs that belong together: an embedding's, or those up to the next embedding.
+
+    embedding: None where none is looked for. weighs: whether brackets weigh; else they are letters.
+    """
+    pieces = weighted(text) if weighs else [(_letters(_marked(text)), 1.0)]
+    for piece, weight in pieces:
+        for run in _runs(piece, tokenize, embedding):
+            yield [(token, weight) for token in run]
 
 
 def chunks(text: str, length: int, embedding: EmbeddingLookup, padding: int = END) -> list[Chunk]:
-    """Return the text as one or more chunks of `length` tokens each. padding: the token after the end token."""
-    runs = [[(token, weight) for token in run] for piece, weight in weighted(text) for run in _runs(piece, embedding)]
-    room = length - 2
-    filled: list[Chunk] = [[]]
-    for run in runs:
+    """Return the text as one or more of CLIP's chunks of `length` tokens. padding: the token after the end token."""
+    return [_chunk(tokens, length, padding) for tokens in filled(runs(text, token_ids, embedding), length - 2)]
+
+
+def filled(of_text: Iterable[Weighted], room: int) -> list[Weighted]:
+    """Return the runs of a text in lists of at most `room` tokens, at least one."""
+    lists: list[Weighted] = [[]]
+    for run in of_text:
         at = 0
-        while len(run) - at > (left := room - len(filled[-1])):
+        while len(run) - at > (left := room - len(lists[-1])):
             if len(run) - at >= _WHOLE_BELOW:
-                filled[-1] += run[at : at + left]
+                lists[-1] += run[at : at + left]
                 at += left
-            filled.append([])
-        filled[-1] += run[at:]
-    return [_chunk(tokens, length, padding) for tokens in filled]
+            lists.append([])
+        lists[-1] += run[at:]
+    return lists
 
 
 def empty_chunk(length: int, padding: int = END) -> Chunk:
@@ -87,6 +107,13 @@ def _weighted(text: str) -> Iterator[tuple[str, float]]:
             yield _letters(text[start:end]), weight
             continue
         left.append(_inside(text, start + 1, close, max(start, before[close]) + 1, weight))
+
+
+def _marked(text: str) -> str:
+    """Return the text with marks for the brackets that are letters."""
+    for written, letter in _ESCAPES.items():
+        text = text.replace(written, letter)
+    return text
 
 
 def _letters(piece: str) -> str:
@@ -136,17 +163,19 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _runs(piece: str, embedding: EmbeddingLookup) -> Iterator[Sequence[Token]]:
-    """Yield runs of tokens that belong together: an embedding's vectors, or the text up to the next embedding."""
-    first, *others = re.split(rf"[ \n]{_EMBEDDING}", piece)
+def _runs(piece: str, tokenize: Tokenize, embedding: EmbeddingLookup | None) -> Iterator[Sequence[Token]]:
+    first, *others = _NEXT_EMBEDDING.split(piece)
     for part in (first, *(_EMBEDDING + other for other in others)):
-        if not part.startswith(_EMBEDDING) or not (words := part.removeprefix(_EMBEDDING).split()):
-            yield token_ids(part)
+        words = part.removeprefix(_EMBEDDING).split()
+        if embedding is None or not words or not part.startswith(_EMBEDDING):
+            yield tokenize(part)
             continue
-        name, rest = words[0], " ".join(words[1:])
+        # A name ends at a space, or where markup begins.
+        name, markup = re.fullmatch(r"([^<\[]*)(.*)", words[0], re.DOTALL).groups()  # type: ignore[union-attr]
+        rest = " ".join(filter(None, (markup, *words[1:])))
         vectors = embedding(name)
         if vectors is None and (bare := name.strip(",")) != name:
             vectors, rest = embedding(bare), f"{name[len(bare) :]} {rest}"
         if vectors is not None:
             yield vectors
-        yield token_ids(rest)
+        yield tokenize(rest)

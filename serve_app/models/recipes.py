@@ -39,7 +39,7 @@ def part_files(catalog: Catalog, recipe: Recipe) -> Files:
     if (changed := recipe.last(Difference)) is not None:
         paths += part_files(catalog, changed.backbone).paths
     rounded = recipe.last(Rounded)
-    return Files(tuple(paths), (recipe.part, rounded and rounded.to, *map(version, paths)))
+    return Files(tuple(paths), (recipe.part, recipe.loaded_as, rounded and rounded.to, *map(version, paths)))
 
 
 def lora_files(catalog: Catalog, part: Hashable, loras: Sequence[Lora]) -> Files:

@@ -1,4 +1,4 @@
-"""A CLIP value made real: a text encoder, of whatever family, and where it is to stop."""
+"""A CLIP value made real: a text encoder, of whatever family, and how it is to be used."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serve_app.models.families.family import Encoder
-from serve_app.values import Conditioning, TextPair
+from serve_app.values import Conditioning, T5Padding, Text
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A CLIP recipe made real: an encoder, which other recipes may share, and the layer to stop at, None its usual."""
+    """A CLIP recipe made real: an encoder, which other recipes may share.
+
+    stop_at: the layer to stop at, None its usual; padding: of T5's texts, None the usual.
+    """
 
     encoder: Encoder
     stop_at: int | None = None
+    padding: T5Padding | None = None
 
-    def encode(self, texts: Sequence[str | TextPair]) -> list[Conditioning]:
+    def encode(self, texts: Sequence[Text]) -> list[Conditioning]:
         """Encode each text, all in one forward, as `Encoder.encode`."""
-        return self.encoder.encode(texts, self.stop_at)
+        return self.encoder.encode(texts, self.stop_at, self.padding)

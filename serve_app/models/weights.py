@@ -17,8 +17,8 @@ from serve_app import log
 from serve_app.models.backbone import Backbone
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.control import ControlNet
-from serve_app.models.embeddings import Embeddings
 from serve_app.models.families.family import BackboneFamily, Encoder
+from serve_app.models.lexicon import Lexicon
 from serve_app.models.loading import Loader, control_file
 from serve_app.models.network import Network
 from serve_app.models.recipes import Files, Need, lora_files, part_files, version
@@ -30,7 +30,7 @@ from serve_app.sampling.denoiser import trained
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.store.catalog import Catalog
-from serve_app.values import ClipSkip, Difference, FreeU, Lora, Recipe, Training
+from serve_app.values import ClipSkip, Difference, FreeU, Lora, Recipe, T5Padding, Training
 
 SIZES_KEPT = 1024
 """Of how many parts and sets it is remembered how many bytes they take, which files have to be opened for."""
@@ -62,7 +62,7 @@ class Weights:
         self.device = device
         self._catalog = catalog
         self._loader = Loader(device, dtype, vae_dtype)
-        self._embeddings = Embeddings(catalog)
+        self._lexicon = Lexicon(catalog)
         self._residency = Residency(budget_bytes, self._collect)
         self._sizes: dict[Hashable, int] = {}
         self._lock = Lock()
@@ -86,9 +86,10 @@ class Weights:
         return family.latent_format
 
     def clip(self, recipe: Recipe) -> Clip:
-        """Return the recipe's text encoder and the layer it stops at."""
+        """Return the recipe's text encoder, and how it is used."""
         skip = recipe.last(ClipSkip)
-        return Clip(self._lend(recipe, Encoder)[0], None if skip is None else skip.stop_at)
+        stop_at = None if skip is None else skip.stop_at
+        return Clip(self._lend(recipe, Encoder)[0], stop_at, recipe.last(T5Padding))
 
     def vae(self, recipe: Recipe) -> Vae:
         """Return the recipe's VAE, loading it if it is not resident."""
@@ -167,7 +168,7 @@ class Weights:
                 base = resident
                 resident = self._residency.get(of_set.key, lambda: self._load_set(recipe, base, of_set))
             loaded = resident.loaded
-            model = self._residency.lend(resident, lambda: loaded.model(self._embeddings.vectors))
+            model = self._residency.lend(resident, lambda: loaded.model(self._lexicon))
         if not isinstance(model, kind):
             raise TypeError(f"{recipe} was asked for as {kind.__name__}")
         return model, resident

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.store.store import Area
-from serve_app.values import Conditioning, Recipe, TextPair, Tiling
+from serve_app.values import Conditioning, Recipe, Text, Tiling
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +26,8 @@ class Runtime(Protocol):
     Errors: ModelFileError for a file that cannot be used, CancelledJobError once the job is cancelled.
     """
 
-    async def encode_text(self, clip: Recipe, text: str | TextPair) -> Conditioning:
-        """Return a text's conditioning. Errors: NodeError for a pair of texts that the encoder does not read."""
+    async def encode_text(self, clip: Recipe, text: Text) -> Conditioning:
+        """Return a text's conditioning. Errors: NodeError for texts or images that the encoder does not read."""
         ...
 
     async def levels(self, backbone: Recipe) -> Levels:

@@ -124,10 +124,10 @@ _BY_REASON: Mapping[str, str] = {
     ),
     "it is for a model family other than Stable Diffusion 1, 2 and XL": (
         "EmptyChromaRadianceLatentImage ChromaRadianceOptions ReferenceLatent CLIPTextEncodeFlux FluxGuidance "
-        "FluxDisableGuidance FluxKontextImageScale FluxKontextMultiReferenceLatentMethod QuadrupleCLIPLoader "
+        "FluxDisableGuidance FluxKontextImageScale FluxKontextMultiReferenceLatentMethod "
         "CLIPTextEncodeHiDream LotusConditioning CLIPTextEncodeLumina2 RenormCFG ModelPatchLoader "
         "QwenImageDiffsynthControlnet USOStyleReference OptimalStepsScheduler CLIPTextEncodePixArtAlpha "
-        "TextEncodeQwenImageEdit TextEncodeQwenImageEditPlus TripleCLIPLoader EmptySD3LatentImage "
+        "TextEncodeQwenImageEdit TextEncodeQwenImageEditPlus EmptySD3LatentImage "
         "CLIPTextEncodeSD3 SkipLayerGuidanceSD3 SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple "
         "StableCascade_EmptyLatentImage StableCascade_StageB_Conditioning StableCascade_StageC_VAEEncode "
         "StableCascade_SuperResolutionControlnet T5TokenizerOptions ModelSamplingStableCascade ModelSamplingSD3 "

@@ -93,6 +93,11 @@ class Catalog:
         """
         return self._files.path(self._existing(folder, name))
 
+    def beside(self, folder: str, name: str) -> Path | None:
+        """Return where a file that is no model lies beside a folder's models, None if it does not."""
+        found = self._find(folder, name)
+        return None if found is None else self._files.path(found)
+
     def open(self, folder: str, name: str) -> BinaryIO:
         """Open a model file where it is kept, to read a little of it. Errors: as `path`."""
         return self._files.open(self._existing(folder, name))

@@ -1,7 +1,7 @@
 """A ComfyUI beside us, asked what it makes of something.
 
 It runs by its own interpreter, in its directory, and knows nothing of ours: `comfyui_side` runs workflows,
-`comfyui_nodes` single nodes, `comfyui_samplers` samplers without a network.
+`comfyui_nodes` single nodes, `comfyui_samplers` samplers without a network, `comfyui_texts` text encoders.
 """
 
 from __future__ import annotations
@@ -54,3 +54,7 @@ class ComfyUI:
         arrays = self.run("comfyui_samplers.py", cases)
         parts = ("sigmas", "out", "denoised", "evaluations")
         return [{part: arrays[f"{i}|{part}"] for part in parts} for i in range(len(cases))]
+
+    def texts(self, cases: Mapping[str, Any], models: Path) -> dict[str, np.ndarray]:
+        """Return what its text encoders make of each case. models: a directory with their files and embeddings."""
+        return self.run("comfyui_texts.py", cases, models)

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from tests.parity.declared import theirs
 from tests.parity.figures import FLOWS, GOLDEN
 from tests.parity.image_cases import CASES as IMAGES
 from tests.parity.image_cases import image
+from tests.parity.text_cases import CASES as TEXTS
+from tests.parity.text_cases import write
 
 
 def _rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -129,7 +132,15 @@ def nodes(comfyui: ComfyUI) -> None:
     (GOLDEN / "node_classes.json").write_text(json.dumps(sorted(classes), indent=0) + "\n")
 
 
-_MAKERS = (samplers, grid, flow_grid, sampler_options, custom, nodes)
+def texts(comfyui: ComfyUI) -> None:
+    """Make texts.npz."""
+    with TemporaryDirectory() as models:
+        for case in TEXTS.values():
+            write(Path(models), case)
+        _save("texts", comfyui.texts({name: case.as_json() for name, case in TEXTS.items()}, Path(models)))
+
+
+_MAKERS = (samplers, grid, flow_grid, sampler_options, custom, nodes, texts)
 MAKERS: dict[str, Callable[[ComfyUI], None]] = {make.__name__: make for make in _MAKERS}
 
 

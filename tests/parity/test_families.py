@@ -9,7 +9,7 @@ from serve_app.models.families import ClipText, SdxlText
 from serve_app.models.families.clip import TextEncoder
 from serve_app.models.families.sdxl import DualTextEncoder
 from serve_app.models.text_encoder import Clip
-from serve_app.values import TextPair
+from serve_app.values import Texts
 from tests.parity import families
 from tests.parity.figures import Figures
 
@@ -95,7 +95,7 @@ def sdxl_encoder(folder):
 @pytest.mark.parametrize(("g", "l"), [(0, 1), (3, 0), (0, 3)])
 def test_two_texts_go_to_an_encoder_each_the_shorter_filled_with_empty_chunks(folder, g, l):  # noqa: E741
     with torch.inference_mode():
-        (((cond, options),),) = sdxl_encoder(folder).encode([TextPair(TEXTS[g], TEXTS[l])])
+        (((cond, options),),) = sdxl_encoder(folder).encode([Texts(g=TEXTS[g], l=TEXTS[l])])
     for name, text, rows in (("l", l, cond[..., :64]), ("g", g, cond[..., 64:])):
         whole = FIGURES[f"{name}|None|{text}"].shape[1] > len(ROWS)
         FIGURES.assert_agrees(shown(rows) if whole else rows[:, ROWS], f"{name}|None|{text}", TOLERANCE)

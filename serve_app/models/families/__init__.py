@@ -8,8 +8,10 @@ from serve_app.models.families.autoencoder import AutoencoderKL
 from serve_app.models.families.clip import ClipText
 from serve_app.models.families.family import BackboneFamily, TextEnsemble, TextFamily, VaeFamily
 from serve_app.models.families.flux import Flux
+from serve_app.models.families.qwen import Qwen3Text
 from serve_app.models.families.sd import Sd
 from serve_app.models.families.sdxl import Sdxl, SdxlRefiner, SdxlText
+from serve_app.models.families.t5 import T5Text, UMT5Text
 from serve_app.models.families.taesd import Taesd
 from serve_app.models.families.unet import Unet
 from serve_app.models.families.zimage import ZImage
@@ -17,7 +19,7 @@ from serve_app.models.families.zimage import ZImage
 UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux)
 VAES: Sequence[type[VaeFamily]] = (AutoencoderKL, Taesd)
-TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText,)
+TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text)
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText,)
 """Encoders that go together, and are read side by side."""
 

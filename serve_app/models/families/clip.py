@@ -16,12 +16,13 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import Located, TextFamily, Vectors
+from serve_app.models.families.family import Lexicon, Located, TextFamily, Vectors, own_text
+from serve_app.models.families.sequences import embedded
 from serve_app.models.layout import Place, Table, inside
 from serve_app.models.prompt import Chunk, chunks, empty_chunk
 from serve_app.models.tensors import Tensors
-from serve_app.models.tokenizer import END
-from serve_app.values import Conditioning, TextPair
+from serve_app.models.tokenizers.clip import END
+from serve_app.values import Conditioning, T5Padding, Text, Texts
 
 TextKind: TypeAlias = Literal["l", "h", "g"]
 """Which published encoder it is made like: CLIP-L, or OpenCLIP's ViT-H or ViT-bigG."""
@@ -50,6 +51,8 @@ _WHERE: tuple[tuple[str, str, TextKind | None], ...] = (
     ("cond_stage_model.model.", _OPEN_CLIP, "h"),
     ("conditioner.embedders.0.transformer.text_model.", _TRANSFORMERS, "l"),
     ("conditioner.embedders.1.model.", _OPEN_CLIP, "g"),
+    ("text_encoders.clip_l.transformer.", f"text_model.{_TRANSFORMERS}", "l"),
+    ("text_encoders.clip_g.transformer.", f"text_model.{_TRANSFORMERS}", "g"),
     ("", f"text_model.{_TRANSFORMERS}", None),
     ("", _OPEN_CLIP, None),
 )
@@ -60,6 +63,8 @@ _FIRST_OPEN_CLIP = "conditioner.embedders.0.model."
 @dataclass(frozen=True, slots=True)
 class ClipText(TextFamily):
     """A CLIP text encoder. projection: the pooled text's width, 0 without."""
+
+    name = "CLIP"
 
     layers: int
     width: int
@@ -165,8 +170,8 @@ class ClipText(TextFamily):
                 names[f"{'text_encoder_2' if second else 'text_encoder'}.{inside}"] = ours
         return names
 
-    def encoder(self, network: Any, vectors: Vectors) -> TextEncoder:
-        return TextEncoder(self, network, vectors)
+    def encoder(self, network: Any, lexicon: Lexicon) -> TextEncoder:
+        return TextEncoder(self, network, lexicon.vectors)
 
 
 def _open_clip(known: ClipText) -> Iterator[tuple[str, str | tuple[Place, ...]]]:
@@ -210,22 +215,24 @@ class TextEncoder:
         hidden = torch.full(shape, torch.finfo(parameter.dtype).min, dtype=parameter.dtype, device=parameter.device)
         self._mask = hidden.triu_(1)[None, None]
 
-    def encode(self, texts: Sequence[str | TextPair], stop_at: int | None = None) -> list[Conditioning]:
+    def encode(
+        self, texts: Sequence[Text], stop_at: int | None = None, padding: T5Padding | None = None
+    ) -> list[Conditioning]:
         """Encode each text, all in one forward. The conds and pooled outputs are float32 on the CPU.
 
         stop_at: the layer whose output is taken, counted from the end; one the encoder does not have means the last,
         None the usual one. A text of n chunks gives a cond of n times the encoder's length. Weights move each token's
         row along the line from the empty text's. Errors: ModelFileError for an embedding that cannot be used; NodeError
-        for a pair of texts, which only SDXL's encoders read.
+        for several texts, which only SDXL's encoders read, and for images.
         """
         by_text: list[list[Chunk]] = []
         for text in texts:
-            if isinstance(text, str):
-                by_text.append(self.chunks(text))
+            if not isinstance(text, Texts):
+                by_text.append(self.chunks(own_text(text, self._family.kind)))
             elif self._family.kind == "g":
-                by_text.append(self.padded(self.chunks(text.g), len(self.chunks(text.l))))
+                by_text.append(self.padded(self.chunks(own_text(text, "g")), len(self.chunks(own_text(text, "l")))))
             else:
-                raise NodeError(f"the text encoder is CLIP-{self._family.kind.upper()}, which reads one text, not two")
+                raise NodeError(f"the text encoder is {self._family.title}, which reads one text, not several")
         encoded = self.encode_chunks(by_text, stop_at)
         return [[(cond, {"pooled_output": pooled})] for cond, pooled in encoded]
 
@@ -258,19 +265,14 @@ class TextEncoder:
         return empty_chunk(self._family.positions, _PADDING[self._family.kind])
 
     def _embedding(self, name: str) -> Sequence[Tensor] | None:
-        vectors = self._vectors(name, self._family.width, self._family.kind)
+        vectors = self._vectors(name, self._family.width, f"clip_{self._family.kind}")
         return None if vectors is None else list(vectors)
 
     def _forward(self, batch: list[Chunk], stop_at: int | None) -> tuple[Tensor, Tensor]:
         """Return the layer's rows (N,T,D) and each chunk's pooled row (N,P), float32 on the CPU."""
         network = self._network
         table: Tensor = network.embeddings.token_embedding.weight
-        ids = torch.tensor([[token if isinstance(token, int) else END for token, _ in chunk] for chunk in batch])
-        rows = table[ids.to(table.device)]
-        for i, chunk in enumerate(batch):
-            for j, (token, _) in enumerate(chunk):
-                if not isinstance(token, int):
-                    rows[i, j] = token.to(table)
+        rows = embedded(table, [[token for token, _ in chunk] for chunk in batch], END)
         x = rows + network.embeddings.position_embedding.weight
         layers = len(network.encoder.layers)
         back = self._default if stop_at is None else stop_at

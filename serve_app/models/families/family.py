@@ -9,20 +9,34 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from serve_app.errors import NodeError
 from serve_app.models.layout import Table
 from serve_app.models.lora_layers import LoraSet
 from serve_app.models.tensors import Shape, Tensors
 from serve_app.sampling.forward import Canvas, Inputs
 from serve_app.sampling.latents import LatentFormat
-from serve_app.values import Conditioning, FreeU, TextPair, Training
+from serve_app.values import Conditioning, FreeU, IllustratedText, T5Padding, Text, Training
 
 Vectors: TypeAlias = Callable[[str, int, str], "Tensor | None"]
-"""From an embedding's name and an encoder's width D and kind to its vectors (N,D), or None if none fits."""
+"""From an embedding's name and an encoder's width D and key to its vectors (N,D), or None if none fits."""
+
+
+class Lexicon(Protocol):
+    """What text encoders read beside their weights."""
+
+    def vectors(self, name: str, width: int, key: str) -> Tensor | None:
+        """Return an embedding's vectors, as `Vectors`."""
+        ...
+
+    def vocabulary(self, name: str) -> Path | None:
+        """Return where a file of a tokeniser is, None if it is not there."""
+        ...
 
 
 class Located(NamedTuple):
@@ -165,40 +179,78 @@ class VaeFamily(Family):
 class Encoder(Protocol):
     """A text encoder on its device."""
 
-    def encode(self, texts: Sequence[str | TextPair], stop_at: int | None = None) -> list[Conditioning]:
+    def encode(
+        self, texts: Sequence[Text], stop_at: int | None = None, padding: T5Padding | None = None
+    ) -> list[Conditioning]:
         """Encode each text, all in one forward. The conds and pooled outputs are float32 on the CPU.
 
-        stop_at: the layer whose output is taken, counted from the end; None the usual one.
+        stop_at: the layer whose output is taken, counted from the end; None the usual one. padding: of T5's texts; None
+        the usual. Errors: NodeError for texts or images that it does not read.
         """
         ...
 
 
+def own_text(text: Text, key: str) -> str:
+    """Return which text is for the encoder that `Texts` knows by a key. Errors: NodeError if none is, or for images."""
+    match text:
+        case str():
+            return text
+        case IllustratedText():
+            if text.images:
+                raise NodeError(f"the text encoder '{key}' sees no images, and {len(text.images)} were given")
+            return text.text
+    own: str | None = getattr(text, key, None)
+    if own is None:
+        raise NodeError(f"none of the texts is for the text encoder '{key}'")
+    return own
+
+
 class TextFamily(Family):
-    """A family of text encoders, or of several that are read side by side."""
+    """A family of text encoders, or of several that are read side by side. name: what errors call it."""
+
+    name: ClassVar[str]
 
     @property
-    @abstractmethod
     def title(self) -> str:
-        """What errors call it."""
+        """What errors call this one."""
+        return self.name
+
+    def lora_names(self, parameters: Sequence[str], *, alone: bool = True) -> Mapping[str, str]:
+        """Return layers' names in LoRA files, as `Family`. alone: no other encoder comes before it."""
+        return {}
+
+    def as_type(self, loaded_as: str) -> TextFamily:
+        """Return the encoder as a loader's type reads it, "" where none says; the same for all types by default."""
+        return self
 
     @abstractmethod
-    def encoder(self, network: Any, vectors: Vectors) -> Encoder:
-        """Return the encoder that a network is."""
+    def encoder(self, network: Any, lexicon: Lexicon) -> Encoder:
+        """Return the encoder that a network is. Errors: ModelFileError if its tokeniser is not there."""
 
 
 class TextEnsemble(TextFamily):
-    """Text encoders that go together, as submodules of one network.
+    """Text encoders that go together, as submodules of one network; a field for each.
 
-    takes: their titles, in the order of the fields; modules: their names in the network. of: what reads them.
+    takes: their titles, with the names of the fields. name: of what reads them. types: the loaders' types they are for.
+    partial: some of them will do, where a type asks for them; the fields of the others are None.
     """
 
-    takes: ClassVar[tuple[str, ...]]
-    modules: ClassVar[tuple[str, ...]]
-    of: ClassVar[str]
+    takes: ClassVar[Mapping[str, str]]
+    types: ClassVar[tuple[str, ...]]
+    partial: ClassVar[bool] = False
+
+    @classmethod
+    def fits(cls, titles: Sequence[str], loaded_as: str) -> bool:
+        """Whether encoders of these titles are all of the ensemble, or as many as will do."""
+        if len(set(titles)) != len(titles) or (loaded_as and loaded_as not in cls.types):
+            return False
+        return set(titles) <= cls.takes.keys() if cls.partial and loaded_as else set(titles) == cls.takes.keys()
 
     @property
-    def title(self) -> str:
-        return " and ".join(self.takes)
+    def members(self) -> Mapping[str, TextFamily]:
+        """The encoders that are there, by the names of their submodules."""
+        named = ((name, getattr(self, name)) for name in self.takes.values())
+        return {name: family for name, family in named if family is not None}
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
@@ -208,6 +260,17 @@ class TextEnsemble(TextFamily):
     def table(self, tensors: Tensors | None = None) -> Table:
         """Return nothing: each encoder has a table of its own."""
         return {}
+
+    def build(self) -> nn.Module:
+        return nn.ModuleDict({name: family.build() for name, family in self.members.items()})
+
+    def lora_names(self, parameters: Sequence[str], *, alone: bool = True) -> Mapping[str, str]:
+        names: dict[str, str] = {}
+        for module, family in self.members.items():
+            inside = [name.removeprefix(f"{module}.") for name in parameters if name.startswith(f"{module}.")]
+            of_member = family.lora_names(inside, alone=not names)
+            names |= {name: f"{module}.{parameter}" for name, parameter in of_member.items()}
+        return names
 
 
 def marked(whole: Tensors, prefixes: Iterable[str], marks: Iterable[str]) -> tuple[str, Tensors] | None:

@@ -11,15 +11,15 @@ from math import log
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families.clip import ClipText, TextEncoder
 from serve_app.models.families.concat import EDIT_CHANNELS, image_to_edit, mask_and_image
-from serve_app.models.families.family import File, TextEnsemble, Vectors
+from serve_app.models.families.family import File, Lexicon, TextEnsemble, own_text
 from serve_app.models.families.unet import CELL, SIZE_WIDTH, Unet
 from serve_app.sampling.latents import LatentFormat, PreviewMap
-from serve_app.values import Conditioning, ContinuousEdm, Discrete, TextPair, Training
+from serve_app.values import Conditioning, ContinuousEdm, Discrete, T5Padding, Text, Texts, Training
 
 LATENTS = LatentFormat(
     channels=4,
@@ -127,28 +127,17 @@ def _embedded(sizes: Tensor) -> Tensor:
 class SdxlText(TextEnsemble):
     """SDXL's two text encoders, side by side."""
 
-    takes = ("CLIP-L", "CLIP-G")
-    modules = ("l", "g")
-    of = "SDXL"
+    takes = {"CLIP-L": "l", "CLIP-G": "g"}  # noqa: RUF012
+    name = "SDXL"
+    types = ("sdxl",)
 
     l: ClipText  # noqa: E741
     g: ClipText
 
-    def build(self) -> nn.Module:
-        return nn.ModuleDict({"l": self.l.build(), "g": self.g.build()})
-
-    def lora_names(self, parameters: Sequence[str]) -> dict[str, str]:
-        names: dict[str, str] = {}
-        for kind, tower in (("l", self.l), ("g", self.g)):
-            inside = [name.removeprefix(f"{kind}.") for name in parameters if name.startswith(f"{kind}.")]
-            of_tower = tower.lora_names(inside, alone=kind == "l")
-            names |= {name: f"{kind}.{parameter}" for name, parameter in of_tower.items()}
-        return names
-
-    def encoder(self, network: Any, vectors: Vectors) -> DualTextEncoder:
+    def encoder(self, network: Any, lexicon: Lexicon) -> DualTextEncoder:
         return DualTextEncoder(
-            TextEncoder(self.l, network["l"], vectors, paired=True),
-            TextEncoder(self.g, network["g"], vectors, paired=True),
+            TextEncoder(self.l, network["l"], lexicon.vectors, paired=True),
+            TextEncoder(self.g, network["g"], lexicon.vectors, paired=True),
         )
 
 
@@ -158,16 +147,17 @@ class DualTextEncoder:
     def __init__(self, l: TextEncoder, g: TextEncoder) -> None:  # noqa: E741
         self._l, self._g = l, g
 
-    def encode(self, texts: Sequence[str | TextPair], stop_at: int | None = None) -> list[Conditioning]:
+    def encode(
+        self, texts: Sequence[Text], stop_at: int | None = None, padding: T5Padding | None = None
+    ) -> list[Conditioning]:
         """Encode each text, all in one forward of each encoder; as `TextEncoder.encode`.
 
         Two texts of different lengths are made equally long by empty ones.
         """
         l_chunks, g_chunks = [], []
         for text in texts:
-            pair = TextPair(text, text) if isinstance(text, str) else text
-            of_l, of_g = self._l.chunks(pair.l), self._g.chunks(pair.g)
-            if not isinstance(text, str):
+            of_l, of_g = self._l.chunks(own_text(text, "l")), self._g.chunks(own_text(text, "g"))
+            if isinstance(text, Texts):
                 of_l, of_g = self._l.padded(of_l, len(of_g)), self._g.padded(of_g, len(of_l))
             l_chunks.append(of_l)
             g_chunks.append(of_g)

@@ -7,7 +7,7 @@ from typing import Any
 
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.runtime import Runtime
-from serve_app.values import Conditioning, Recipe, TextPair
+from serve_app.values import Conditioning, Recipe, Texts
 
 _TEXT = ("STRING", {"multiline": True, "dynamicPrompts": True})
 _SIDE = ("INT", {"default": 1024, "min": 0, "max": MAX_RESOLUTION})
@@ -56,7 +56,7 @@ class CLIPTextEncodeSDXL:
         runtime: Runtime,
     ) -> tuple[Conditioning]:
         """Return the texts' conditioning with the sizes."""
-        conditioning = await runtime.encode_text(clip, TextPair(g=text_g, l=text_l))
+        conditioning = await runtime.encode_text(clip, Texts(g=text_g, l=text_l))
         return (
             _told(
                 conditioning,

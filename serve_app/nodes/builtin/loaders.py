@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.errors import NodeError
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.store.catalog import TINY_VAES
-from serve_app.values import ClipSkip, Discrete, EightBit, Recipe, Rounded, tiny_vae
+from serve_app.values import ClipSkip, Discrete, EightBit, LoadedAs, Recipe, Rounded, tiny_vae
 
 
 class CheckpointLoaderSimple:
@@ -125,13 +124,22 @@ EIGHT_BIT: Mapping[str, EightBit] = {
 """The formats that UNETLoader rounds to. The fast one differs on some GPUs alone, in how it multiplies."""
 
 
+def _encoders(type: str, name: str, *beside: str) -> tuple[Recipe]:
+    """Return the recipe of text encoders for a type. Whether the files suit it shows when they are opened."""
+    recipe = Recipe("clip", "text_encoders", name, beside=beside)
+    return (recipe if type == _TYPES[0] else recipe.with_patch(LoadedAs(type)),)
+
+
 class CLIPLoader:
     """A text encoder in a file of its own."""
 
     RETURN_TYPES = ("CLIP",)
     FUNCTION = "load_clip"
     CATEGORY = "model/loaders"
-    DESCRIPTION = "Names a text encoder: clip-l for SD 1, clip-h for SD 2, clip-g for the SDXL refiner."
+    DESCRIPTION = (
+        "Names a text encoder: clip-l for SD 1, clip-h for SD 2, clip-g for the SDXL refiner, or that of a family of "
+        "transformers: the file says which network it is, the type how texts are read."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -141,34 +149,69 @@ class CLIPLoader:
         }
 
     def load_clip(self, clip_name: str, type: str = "stable_diffusion", device: str = "default") -> tuple[Recipe]:
-        """Return the text encoder's recipe. Errors: NodeError for another family's."""
-        _check(type, ("stable_diffusion",))
-        return (Recipe("clip", "text_encoders", clip_name),)
+        """Return the text encoder's recipe."""
+        return _encoders(type, clip_name)
 
 
 class DualCLIPLoader:
-    """SDXL's two text encoders, in files of their own."""
+    """Two text encoders that go together, in files of their own."""
 
     RETURN_TYPES = ("CLIP",)
     FUNCTION = "load_clip"
     CATEGORY = "model/loaders"
-    DESCRIPTION = "Names the two text encoders of SDXL, clip-l and clip-g, in either order."
+    DESCRIPTION = (
+        "Names two text encoders, in either order. sdxl: clip-l, clip-g; sd3: any two of clip-l, clip-g, t5; "
+        "flux: clip-l, t5."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {
-                "clip_name1": (FolderChoice("text_encoders"),),
-                "clip_name2": (FolderChoice("text_encoders"),),
-                "type": (list(_DUAL_TYPES),),
-            },
+            "required": {**_files(2), "type": (list(_DUAL_TYPES),)},
             "optional": {"device": _DEVICE},
         }
 
     def load_clip(self, clip_name1: str, clip_name2: str, type: str, device: str = "default") -> tuple[Recipe]:
-        """Return the two encoders' recipe. Errors: NodeError for another family's."""
-        _check(type, ("sdxl",))
-        return (Recipe("clip", "text_encoders", clip_name1, beside=(clip_name2,)),)
+        """Return the two encoders' recipe."""
+        return _encoders(type, clip_name1, clip_name2)
+
+
+class TripleCLIPLoader:
+    """SD 3's three text encoders, in files of their own."""
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "load_clip"
+    CATEGORY = "model/loaders"
+    DESCRIPTION = "Recipes:\nsd3: clip-l, clip-g, t5"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": _files(3)}
+
+    def load_clip(self, clip_name1: str, clip_name2: str, clip_name3: str) -> tuple[Recipe]:
+        """Return the three encoders' recipe."""
+        return _encoders("sd3", clip_name1, clip_name2, clip_name3)
+
+
+class QuadrupleCLIPLoader:
+    """HiDream's four text encoders, in files of their own."""
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "load_clip"
+    CATEGORY = "model/loaders"
+    DESCRIPTION = "Recipes:\nhidream: long clip-l, long clip-g, t5xxl, llama_8b_3.1_instruct"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": _files(4)}
+
+    def load_clip(self, clip_name1: str, clip_name2: str, clip_name3: str, clip_name4: str) -> tuple[Recipe]:
+        """Return the four encoders' recipe."""
+        return _encoders("hidream", clip_name1, clip_name2, clip_name3, clip_name4)
+
+
+def _files(count: int) -> dict[str, Any]:
+    return {f"clip_name{i}": (FolderChoice("text_encoders"),) for i in range(1, count + 1)}
 
 
 _TYPES = (
@@ -218,11 +261,6 @@ _DUAL_TYPES = (
 _DEVICE = (["default", "cpu"], {"advanced": True})
 
 
-def _check(family: str, supported: tuple[str, ...]) -> None:
-    if family not in supported:
-        raise NodeError(f"type '{family}' is not supported; supported are {', '.join(supported)}")
-
-
 class VAELoader:
     """A VAE in a file of its own, or a TAESD in its two files."""
 
@@ -248,6 +286,8 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "UNETLoader": UNETLoader,
     "CLIPLoader": CLIPLoader,
     "DualCLIPLoader": DualCLIPLoader,
+    "TripleCLIPLoader": TripleCLIPLoader,
+    "QuadrupleCLIPLoader": QuadrupleCLIPLoader,
     "VAELoader": VAELoader,
 }
 
@@ -258,5 +298,7 @@ NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "UNETLoader": "Load Diffusion Model",
     "CLIPLoader": "Load CLIP",
     "DualCLIPLoader": "Load CLIP (Dual)",
+    "TripleCLIPLoader": "Load CLIP (Triple)",
+    "QuadrupleCLIPLoader": "Load CLIP (Quadruple)",
     "VAELoader": "Load VAE",
 }

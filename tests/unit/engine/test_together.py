@@ -11,7 +11,7 @@ import torch
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import NodeError
 from serve_app.models.weights import Weights
-from serve_app.values import ClipSkip, TextPair
+from serve_app.values import ClipSkip, Texts
 from tests.unit.engine import mixes
 from tests.unit.engine.test_strict import BACKBONE, CLIP, VAE_RECIPE, catalog, ignore
 from tests.unit.models.sample import cpu_weights
@@ -75,7 +75,7 @@ async def test_texts_that_stop_at_another_layer_are_another_forward(engine, shar
 
 async def test_a_text_that_cannot_be_encoded_fails_its_own_job_only(engine, shared):
     usual = shared.bind(ignore)
-    texts = ["a fox", TextPair("a", "b"), "a hen"]
+    texts = ["a fox", Texts(g="a", l="b"), "a hen"]
     made, _ = await at_once(engine, shared, *(usual.encode_text(CLIP, text) for text in texts))
     assert [isinstance(one, NodeError) for one in made] == [False, True, False]
 

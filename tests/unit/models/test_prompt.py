@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from serve_app.models.prompt import chunks, empty_chunk, weighted
-from serve_app.models.tokenizer import END, START, token_ids
+from serve_app.models.tokenizers.clip import END, START, token_ids
 
 
 def none(_name):

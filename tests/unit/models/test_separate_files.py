@@ -6,13 +6,13 @@ from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.embeddings import Embeddings
 from serve_app.models.families import Sd, sdxl
 from serve_app.models.layout import places
+from serve_app.models.lexicon import Lexicon
 from serve_app.models.packing import move_to
 from serve_app.sampling.forward import Canvas
 from serve_app.store.catalog import Catalog
-from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Recipe, Rounded, TextPair
+from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Recipe, Rounded, Texts
 from tests.parity import families
 from tests.unit.models.sample import cpu_weights, random_tensors
 
@@ -108,22 +108,22 @@ def test_a_folder_in_diffusers_layout_gives_its_parts(weights):
 
 
 def test_two_texts_for_an_encoder_that_reads_one_are_refused(weights):
-    with pytest.raises(NodeError, match="the text encoder is CLIP-L, which reads one text, not two"):
-        encoded(weights, Recipe("clip", "text_encoders", L), TextPair("a", "b"))
+    with pytest.raises(NodeError, match="the text encoder is CLIP-L, which reads one text, not several"):
+        encoded(weights, Recipe("clip", "text_encoders", L), Texts(g="a", l="b"))
 
 
 def test_the_larger_encoder_alone_reads_its_own_text_of_two(weights):
     recipe = Recipe("clip", "text_encoders", G)
-    torch.testing.assert_close(encoded(weights, recipe, TextPair("a fox", "a hen")), encoded(weights, recipe, "a fox"))
+    torch.testing.assert_close(encoded(weights, recipe, Texts(g="a fox", l="a hen")), encoded(weights, recipe, "a fox"))
 
 
 def test_an_embedding_gives_each_encoder_its_own_vectors(tmp_path):
     (tmp_path / "embeddings").mkdir()
     both = {"clip_l": torch.ones(1, 64), "clip_g": torch.full((1, 64), 2.0)}
     save_file(both, tmp_path / "embeddings" / "both.safetensors")
-    found = Embeddings(Catalog(tmp_path))
-    for kind, own in (("g", both["clip_g"]), ("l", both["clip_l"])):
-        vectors = found.vectors("both", 64, kind)
+    found = Lexicon(Catalog(tmp_path))
+    for key, own in both.items():
+        vectors = found.vectors("both", 64, key)
         assert vectors is not None
         assert torch.equal(vectors, own)
 

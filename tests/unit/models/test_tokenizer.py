@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from serve_app.models.tokenizer import END, START, token_ids
+from serve_app.models.tokenizers.clip import END, START, token_ids
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from serve_app.nodes.builtin.loaders import (
     CLIPLoader,
     DiffusersLoader,
     DualCLIPLoader,
+    QuadrupleCLIPLoader,
+    TripleCLIPLoader,
     UNETLoader,
     VAELoader,
 )
@@ -24,7 +26,7 @@ from serve_app.nodes.builtin.model_sampling import (
     ModelSamplingContinuousV,
     ModelSamplingDiscrete,
 )
-from serve_app.values import ClipSkip, ContinuousEdm, ContinuousV, Discrete, Recipe, Rounded, TextPair
+from serve_app.values import ClipSkip, ContinuousEdm, ContinuousV, Discrete, LoadedAs, Recipe, Rounded, Texts
 
 MODEL = Recipe("backbone", "checkpoints", "a.safetensors")
 CLIP = Recipe("clip", "checkpoints", "a.safetensors")
@@ -47,8 +49,6 @@ def test_a_configuration_changes_the_prediction_or_the_text_layer_alone(config, 
 def test_parts_of_their_own_files_are_named_by_folder():
     assert UNETLoader().load_unet("u.sft", "default") == (Recipe("backbone", "diffusion_models", "u.sft"),)
     assert CLIPLoader().load_clip("c.sft") == (Recipe("clip", "text_encoders", "c.sft"),)
-    dual = DualCLIPLoader().load_clip("l.sft", "g.sft", "sdxl")
-    assert dual == (Recipe("clip", "text_encoders", "l.sft", beside=("g.sft",)),)
     assert VAELoader().load_vae("v.sft") == (Recipe("vae", "vae", "v.sft"),)
     assert [recipe.part for recipe in DiffusersLoader().load_checkpoint("mine")] == ["backbone", "clip", "vae"]
 
@@ -62,11 +62,14 @@ def test_an_eight_bit_format_rounds_the_weights(asked, rounded):
     assert recipe.patches == (Rounded(rounded),)
 
 
-def test_text_encoders_of_other_families_are_refused_with_those_supported():
-    with pytest.raises(NodeError, match="type 'wan' is not supported; supported are stable_diffusion"):
-        CLIPLoader().load_clip("c.sft", "wan")
-    with pytest.raises(NodeError, match="type 'flux' is not supported; supported are sdxl"):
-        DualCLIPLoader().load_clip("l.sft", "t5.sft", "flux")
+def test_a_type_and_every_file_of_text_encoders_travel_in_the_recipe():
+    def encoders(type, name, *beside):
+        return (Recipe("clip", "text_encoders", name, (LoadedAs(type),), beside),)
+
+    assert CLIPLoader().load_clip("c.sft", "wan") == encoders("wan", "c.sft")
+    assert DualCLIPLoader().load_clip("l.sft", "t5.sft", "flux") == encoders("flux", "l.sft", "t5.sft")
+    assert TripleCLIPLoader().load_clip("a", "b", "c") == encoders("sd3", "a", "b", "c")
+    assert QuadrupleCLIPLoader().load_clip("a", "b", "c", "d") == encoders("hidream", "a", "b", "c", "d")
 
 
 def test_training_is_put_on_the_recipe():
@@ -108,7 +111,7 @@ def test_sdxls_text_carries_both_texts_and_all_sizes():
     sizes = {"width": 1, "height": 2, "crop_w": 3, "crop_h": 4, "target_width": 5, "target_height": 6}
     encode = CLIPTextEncodeSDXL().encode(CLIP, **sizes, text_g="fox", text_l="hen", runtime=ORACLE)
     (((_, options),),) = asyncio.run(encode)
-    assert options["asked"] == TextPair(g="fox", l="hen")
+    assert options["asked"] == Texts(g="fox", l="hen")
     assert {name: options[name] for name in sizes} == sizes
     assert "pooled_output" in options
 

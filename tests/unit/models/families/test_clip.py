@@ -6,12 +6,12 @@ from safetensors.torch import load_file, save_file
 
 from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.embeddings import Embeddings
 from serve_app.models.families import ClipText
 from serve_app.models.families.clip import TextEncoder
+from serve_app.models.lexicon import Lexicon
 from serve_app.models.packing import move_to
 from serve_app.models.text_encoder import Clip
-from serve_app.models.tokenizer import token_ids
+from serve_app.models.tokenizers.clip import token_ids
 from serve_app.store.catalog import Catalog
 from tests.unit.models.sample import random_tensors
 
@@ -126,7 +126,7 @@ def test_a_half_precision_encoder_gives_float32_close_to_the_full_one(checkpoint
 @pytest.fixture
 def embeddings(tmp_path):
     (tmp_path / "embeddings" / "sub").mkdir(parents=True)
-    return tmp_path / "embeddings", Embeddings(Catalog(tmp_path))
+    return tmp_path / "embeddings", Lexicon(Catalog(tmp_path))
 
 
 @pytest.mark.parametrize("key", ["emb_params", "clip_l", "<anything>"])
@@ -170,7 +170,7 @@ def test_an_embedding_equal_to_a_tokens_own_row_encodes_as_that_token(checkpoint
     (red,) = token_ids("red")
     with_vectors = read(
         checkpoint,
-        lambda name, width, kind: table[red][None] if (name, width, kind) == ("red", 64, "l") else None,
+        lambda name, width, key: table[red][None] if (name, width, key) == ("red", 64, "clip_l") else None,
     )
     torch.testing.assert_close(
         only(with_vectors.encode(["a (embedding:red:1.3) fox"])), only(encoder.encode(["a (red:1.3) fox"]))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import gzip
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from serve_app.errors import ModelFileError
+from serve_app.models.tokenizers.byte_pairs import byte_letters
+from serve_app.models.tokenizers.vocabularies import packaged
 
 START, END = 49406, 49407
 """The tokens around every chunk; END also fills what is left of it."""
@@ -33,7 +33,7 @@ def token_ids(text: str) -> list[int]:
 @cache
 def _tokenizer() -> Tokenizer:
     merges = [(a, b) for a, b in (line.split() for line in _merge_lines())]
-    letters = _byte_letters()
+    letters = [*byte_letters().values()]
     words = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges), *_SPECIAL]
     tokenizer = Tokenizer(
         BPE(
@@ -58,17 +58,8 @@ def _tokenizer() -> Tokenizer:
 
 
 def _merge_lines() -> list[str]:
-    # The package is located, not imported: importing it would load torchvision and its own models.
-    spec = find_spec("clip")
-    if spec is None or not spec.submodule_search_locations:
+    path = packaged("clip", "bpe_simple_vocab_16e6.txt.gz")
+    if path is None:
         raise ModelFileError("CLIP's vocabulary is missing: the package 'clip-anytorch' is not installed")
-    path = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
     return lines[1 : 1 + _MERGES]
-
-
-def _byte_letters() -> list[str]:
-    """Return a printable letter for every byte, in the vocabulary's order: printable bytes first, as themselves."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = 256 - len(printable)
-    return [*map(chr, printable), *(chr(256 + i) for i in range(others))]

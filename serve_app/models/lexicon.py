@@ -1,7 +1,8 @@
-"""Textual inversion: vectors that take the place of tokens, read from small files in models/embeddings.
+"""What text encoders read beside their weights: embeddings, and the vocabularies that the user has as files.
 
-Source: Gal et al. 2022, arXiv:2208.01618. Layouts: one tensor of any name, `emb_params`, or one for each text encoder
-(`clip_l`, `clip_h`, `clip_g`).
+Textual inversion: vectors that take the place of tokens, read from small files in models/embeddings. Source: Gal et al.
+2022, arXiv:2208.01618. Layouts: one tensor of any name, `emb_params`, or one for each text encoder (`clip_l`, `clip_g`,
+`t5xxl` and so on).
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from serve_app.store.catalog import SUFFIXES, Catalog
 _log = log.get("models")
 
 
-class Embeddings:
-    """The embeddings of a catalog."""
+class Lexicon:
+    """What a catalog has for text encoders."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def vectors(self, name: str, width: int, kind: str = "l") -> Tensor | None:
+    def vocabulary(self, name: str) -> Path | None:
+        """Return where a file of a tokeniser is among the text encoders, None if it is not there."""
+        return self._catalog.beside("text_encoders", name)
+
+    def vectors(self, name: str, width: int, key: str = "clip_l") -> Tensor | None:
         """Return an embedding's vectors (N, width); None, with a warning, if there is none or it is of another width.
 
-        name: with or without its suffix. kind: the text encoder they are for. Errors: ModelFileError for a file that
+        name: with or without its suffix. key: the text encoder they are for. Errors: ModelFileError for a file that
         cannot be read.
         """
         path = self._path(name)
@@ -35,7 +40,7 @@ class Embeddings:
             _log.warning("embedding '%s' does not exist and is left out of the text", name)
             return None
         file = Checkpoint(path)
-        order = [*(known for known in (f"clip_{kind}", "emb_params") if known in file.shapes), *file.shapes]
+        order = [*(known for known in (key, "emb_params") if known in file.shapes), *file.shapes]
         fitting = [tensor for tensor in order if file.shapes[tensor] and file.shapes[tensor][-1] == width]
         if not fitting:
             found = ", ".join(f"'{tensor}' {shape}" for tensor, shape in file.shapes.items())

@@ -1,0 +1,214 @@
+"""Language models read as text encoders: what they have in common. Which there are stands in `qwen`, `gemma` and so on.
+
+The layers are transformers'; positions, masks and which states are taken are here, so that rows of many texts, each of
+its own length, share a forward. Source: Touvron et al. 2023, arXiv:2302.13971; Su et al. 2021, arXiv:2104.09864.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from serve_app.models.families.family import Lexicon, Located, TextFamily, Vectors, marked
+from serve_app.models.families.sequences import Reading, SequenceEncoder
+from serve_app.models.layout import Table
+from serve_app.models.tensors import Tensors
+from serve_app.models.tokenizers import Tokenize
+
+_FIRST = "layers.0.self_attn.q_proj.weight"
+_ROOTS = ("model.", "model.language_model.")
+_VOCABULARIES = ("spiece_model", "tekken_model", "tokenizer_json")
+VOCABULARY = "vocabulary"
+"""The buffer of a network that holds the bytes of its tokeniser's file."""
+
+F = TypeVar("F", bound="DecoderText")
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderText(TextFamily):
+    """A language model. final_norm: whether its last norm is there; vocabulary_bytes: how large its tokeniser is, 0
+    where the file brings none.
+
+    head_width: of a head where no norm's length says it. theta: of the rotation of positions; eps: of norms. sections:
+    how many of a head's frequencies count along each axis of an image. scaled: tokens' vectors times √width.
+    """
+
+    dtypes = (torch.bfloat16,)
+
+    prefixes: ClassVar[tuple[str, ...]]
+    head_width: ClassVar[int] = 128
+    theta: ClassVar[float]
+    eps: ClassVar[float] = 1e-6
+    sections: ClassVar[tuple[int, ...]] = ()
+    scaled: ClassVar[bool] = False
+
+    layers: int
+    width: int
+    hidden_width: int
+    heads: int
+    kv_heads: int
+    head: int
+    tokens: int
+    final_norm: bool = True
+    vocabulary_bytes: int = 0
+    reading: Reading | None = None
+
+    @classmethod
+    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
+        for number, whole in enumerate(files):
+            found = marked(whole, cls.prefixes, [root + _FIRST for root in _ROOTS])
+            if found is not None and cls.recognises(_inner(found[1])):
+                prefix, tensors = found
+                yield Located(cls.probe(tensors), tensors, number, prefix)
+
+    @classmethod
+    def recognises(cls, inner: Tensors) -> bool:
+        """Whether the language model is of this kind. inner: its tensors, the names beginning with "layers."."""
+        raise NotImplementedError
+
+    @classmethod
+    def probe(cls: type[F], tensors: Tensors) -> F:
+        """Read the network off its tensors. Errors: ModelFileError for another layout."""
+        inner = _inner(tensors)
+        tokens, width = inner.shape("embed_tokens.weight")
+        attention = "layers.0.self_attn"
+        head = inner.shapes.get(f"{attention}.q_norm.weight", (cls.head_width,))[0]
+        return cls(
+            layers=inner.count("layers."),
+            width=width,
+            hidden_width=inner.shape("layers.0.mlp.gate_proj.weight")[0],
+            heads=inner.shape(f"{attention}.q_proj.weight")[0] // head,
+            kv_heads=inner.shape(f"{attention}.k_proj.weight")[0] // head,
+            head=head,
+            tokens=tokens,
+            final_norm="norm.weight" in inner.shapes,
+            vocabulary_bytes=next((tensors.shapes[name][0] for name in _VOCABULARIES if name in tensors.shapes), 0),
+        )
+
+    def as_type(self: F, loaded_as: str) -> F:
+        return replace(self, reading=self.reading_for(loaded_as))
+
+    def reading_for(self, loaded_as: str) -> Reading:
+        """Return how a loader's type wants texts read. Errors: ModelFileError for one that it is not for."""
+        raise NotImplementedError
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        parts = ("embed_tokens", "layers", "norm")
+        names = {root + part: part for root in reversed(_ROOTS) for part in parts}
+        return names | dict.fromkeys(_VOCABULARIES, VOCABULARY)
+
+    def build(self) -> nn.Module:
+        network: nn.Module = Decoder(self, *self.parts())
+        if self.vocabulary_bytes:
+            network.register_buffer(VOCABULARY, torch.empty(self.vocabulary_bytes, dtype=torch.uint8))
+        return network
+
+    def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
+        """Return what makes a layer of a number, and the final norm."""
+        raise NotImplementedError
+
+    def sizes(self) -> dict[str, Any]:
+        """Return what transformers' configurations of decoders are told."""
+        return {
+            "vocab_size": 1,  # Its own table of tokens is not used.
+            "hidden_size": self.width,
+            "intermediate_size": self.hidden_width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head,
+            "rms_norm_eps": self.eps,
+            "attn_implementation": "sdpa",
+        }
+
+    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenize:
+        """Return the tokeniser. vocabulary: the file that the network's file brings. Errors: ModelFileError."""
+        raise NotImplementedError
+
+    def encoder(self, network: Any, lexicon: Lexicon) -> DecoderEncoder:
+        brought = network.get_buffer(VOCABULARY).cpu().numpy().tobytes() if self.vocabulary_bytes else None
+        reading = self.reading or self.reading_for("")
+        return DecoderEncoder(self, reading, self.tokenizer(brought, lexicon), network, lexicon.vectors)
+
+
+def _inner(tensors: Tensors) -> Tensors:
+    return next(tensors.within(root) for root in _ROOTS if root + _FIRST in tensors.shapes)
+
+
+class Decoder(nn.Module):
+    """A language model without its last layer, the one that says the next token."""
+
+    def __init__(self, family: DecoderText, layer: Callable[[int], nn.Module], norm: nn.Module) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(family.tokens, family.width)
+        self.layers = nn.ModuleList([layer(i) for i in range(family.layers)])
+        self.norm = norm if family.final_norm else nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor], last: int) -> Iterator[Tensor]:
+        """Yield the states (N,T,D): what goes into the first layer, and what comes out of each up to number `last`.
+
+        x: (N,T,D); mask: (N,1,T,T), true where a row's token sees another; rotation: cosines and sines (…,T,head).
+        """
+        yield x
+        for layer in self.layers[:last]:
+            out = layer(x, attention_mask=mask, position_embeddings=rotation)
+            x = out[0] if isinstance(out, tuple) else out
+            yield x
+
+
+class DecoderEncoder(SequenceEncoder):
+    """A language model on its device, read as a text encoder."""
+
+    def __init__(
+        self, family: DecoderText, reading: Reading, tokenize: Tokenize, network: Any, vectors: Vectors
+    ) -> None:
+        super().__init__(reading, tokenize, network.embed_tokens.weight, vectors)
+        self.family = family
+        self.network = network
+
+    def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:
+        if self.family.scaled:
+            x = x * self.family.width**0.5
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        return self.states(x, seen, positions, stop_at)
+
+    def states(self, x: Tensor, seen: Tensor | None, positions: Tensor, stop_at: int | None) -> Tensor:
+        """Return the states that the reading takes. positions: (1 or N,T), or (axes,N,T) where images have several."""
+        length, count = x.shape[1], self.family.layers
+        mask = causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()[None, None]
+        if seen is not None:
+            mask = causal & seen[:, None, None]
+            # A token before which all is hidden sees it none the less: a text that is nothing but pads.
+            mask = mask | (causal & ~mask.any(dim=-1, keepdim=True))
+        taps = self.reading.taps
+        if len(taps) == 1 and stop_at is not None:
+            taps = (stop_at,) if -count <= stop_at < 0 else ()
+        wanted = [count + 1 + tap if tap < 0 else tap for tap in taps] or [count]
+        rotation = rotated(positions, self.family.head, self.family.theta, self.family.sections, x.dtype)
+        states = self.network(x, mask, rotation, max(wanted))
+        kept = {i: state for i, state in enumerate(states) if i in wanted}
+        # One state that is asked for by number is taken as it is; the last of several, or by default, is normed.
+        if count in kept and len(taps) != 1:
+            kept[count] = self.network.norm(kept[count])
+        return torch.cat([kept[i] for i in wanted], dim=-1)
+
+
+def rotated(
+    positions: Tensor, head: int, theta: float, sections: Sequence[int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines (N,T,head) by which a head's pairs are turned at positions (N,T) or (axes,N,T).
+
+    sections: how many frequencies count along each axis, where there are several. Source: Wang et al. 2024,
+    arXiv:2409.12191.
+    """
+    frequencies = theta ** (-torch.arange(0, head, 2, device=positions.device, dtype=torch.float32) / head)
+    angles = positions[..., None].float() * frequencies
+    if positions.ndim > 2:
+        parts = torch.split(angles, list(sections), dim=-1)
+        angles = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -1,0 +1,54 @@
+"""Qwen3 as text encoder: 4B for Z-Image and Flux.2 klein 4B, 8B for klein 9B, 0.6B for Anima.
+
+Source: Yang et al. 2025, arXiv:2505.09388.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import nn
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
+
+from serve_app.models.families.decoder import DecoderText
+from serve_app.models.families.family import Lexicon
+from serve_app.models.families.sequences import Reading
+from serve_app.models.tensors import Tensors
+from serve_app.models.tokenizers import Tokenize, qwen
+
+_USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+PLAIN = Reading("qwen3_4b", pad=qwen.PAD, weighs=False, masked=True, tells_mask=True)
+Z_IMAGE = replace(PLAIN, template=_USER, taps=(-2,))
+KLEIN = replace(PLAIN, template=f"{_USER}<think>\n\n</think>\n\n", least=512, taps=(9, 18, 27))
+
+_WIDTH_8B = 4096
+"""From this width on it is the model that Flux.2 klein 9B reads, whatever the type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Qwen3Text(DecoderText):
+    """A Qwen3 without a vision tower, or the language part of a Qwen3-VL whose tower is not read."""
+
+    name = "Qwen3"
+    prefixes = ("text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_8b.transformer.", "")
+    theta = 1e6
+
+    @classmethod
+    def recognises(cls, inner: Tensors) -> bool:
+        attention, norm = "layers.0.self_attn.q_norm.weight", "layers.0.post_feedforward_layernorm.weight"
+        return attention in inner.shapes and norm not in inner.shapes
+
+    def reading_for(self, loaded_as: str) -> Reading:
+        if self.width >= _WIDTH_8B:
+            return replace(KLEIN, key="qwen3_8b")
+        return KLEIN if loaded_as in ("flux", "flux2") else Z_IMAGE
+
+    def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
+        config = Qwen3Config(**self.sizes(), attention_bias=False)
+        return lambda i: Qwen3DecoderLayer(config, i), Qwen3RMSNorm(self.width, self.eps)
+
+    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenize:
+        return qwen.tokenizer(lexicon.vocabulary)

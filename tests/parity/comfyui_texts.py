@@ -1,0 +1,85 @@
+"""ComfyUI's text encoders on small random weights: run by its own interpreter, in its directory.
+
+    python comfyui_texts.py CASES.json FILES OUT.npz
+
+A case names a module of comfy.text_encoders, what makes its encoder there and its tokeniser, the sizes it is built
+with, files in FILES, and texts. Kept of each, by case and place in the list: `ids` with `weights`, `cond` (some of its
+rows), and each option of the conditioning.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+CASES, FILES, OUT = sys.argv[1:4]
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, os.getcwd())
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+BROUGHT = ("spiece_model", "tekken_model")
+
+
+def encoder(case: dict[str, Any]) -> tuple[Any, Any]:
+    """Return a case's encoder with its weights, and its tokeniser."""
+    module = importlib.import_module(f"comfy.text_encoders.{case['module']}")
+    files = [load_file(Path(FILES) / "text_encoders" / f"{name}.safetensors") for name in case["files"]]
+    data = {name: file.pop(name) for file in files for name in BROUGHT if name in file}
+    made = getattr(module, case["clip"])
+    if case["called"] is not None:
+        made = made(**case["called"])
+    options = {f"{name}_model_config": sizes for name, sizes in case["sizes"].items()}
+    clip = made(device="cpu", dtype=torch.float32, model_options=options)
+    for file in files:
+        missing, unexpected = clip.load_sd(file)
+        assert not [name for name in missing if name not in ("logit_scale", "text_projection.weight")], missing
+        assert not [name for name in unexpected if not name.endswith("position_ids")], unexpected
+    tokenizer_module = importlib.import_module(f"comfy.text_encoders.{case.get('tokenizer_module', case['module'])}")
+    tokenizer = getattr(tokenizer_module, case["tokenizer"])
+    return clip, tokenizer(embedding_directory=str(Path(FILES) / "embeddings"), tokenizer_data=data)
+
+
+def kept(tensor: torch.Tensor, every: int) -> np.ndarray:
+    """Return some of the rows of a tensor (…,T,D)."""
+    return tensor[..., ::every, :].float().numpy()
+
+
+def main() -> None:
+    arrays: dict[str, np.ndarray] = {}
+    for name, case in json.loads(Path(CASES).read_text()).items():
+        clip, tokenizer = encoder(case)
+        for i, text in enumerate(case["texts"]):
+            texts = text if isinstance(text, dict) else {"": text}
+            tokens: dict[str, Any] = {}
+            for key, one in texts.items():
+                of_one = tokenizer.tokenize_with_weights(one, tokenizer_options=case["options"])
+                tokens |= {key: of_one[key]} if key else of_one
+            for key, rows in tokens.items():
+                whole = [(t if isinstance(t, int) else -1, w) for row in rows for t, w in row]
+                arrays[f"{name}|{i}|ids|{key}"] = np.array([t for t, _ in whole], np.int32)
+                arrays[f"{name}|{i}|weights|{key}"] = np.array([w for _, w in whole], np.float32)
+            clip.reset_clip_options()
+            if case["stop_at"] is not None:
+                clip.set_clip_options({"layer": case["stop_at"]})
+            with torch.inference_mode():
+                cond, pooled, *more = clip.encode_token_weights(tokens)
+            arrays[f"{name}|{i}|cond"] = kept(cond, case["every"])
+            if pooled is not None:
+                arrays[f"{name}|{i}|pooled_output"] = pooled.numpy()
+            for key, value in (more[0] if more else {}).items():
+                arrays[f"{name}|{i}|{key}"] = kept(value, case["every"]) if value.ndim > 2 else value.numpy()
+    np.savez_compressed(OUT, **arrays)  # type: ignore[arg-type]
+
+
+main()

