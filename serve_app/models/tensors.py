@@ -15,7 +15,7 @@ _OTHERS = {
     "double_layers.": "AuraFlow",
     "double_blocks.": "Flux",
     "double_stream_modulation_img.": "Flux.2",
-    "distilled_guidance_layer.": "Chroma",
+    "nerf_blocks.": "Chroma Radiance",
     "double_stream_blocks.": "HiDream",
     "txt_in.individual_token_refiner.": "Hunyuan Video",
     "txtfusion.": "Krea 2",

@@ -6,9 +6,11 @@ and shapes of each network's weights.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,7 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.latent_formats  # noqa: E402
+import comfy.ldm.chroma.model  # noqa: E402
 import comfy.ldm.flux.model  # noqa: E402
 import comfy.ldm.lumina.model  # noqa: E402
 import comfy.lora  # noqa: E402
@@ -35,14 +38,15 @@ import comfy.ops  # noqa: E402
 
 from tests.parity.dit_cases import CASES, NETS, Asked, asked, weights  # noqa: E402
 
+MODULES: dict[str, Any] = {"zimage": comfy.ldm.lumina.model.NextDiT, "chroma": comfy.ldm.chroma.model.Chroma}
+"""ComfyUI's modules of networks that are not Flux's."""
 LATENTS = comfy.latent_formats.Flux()
 
 
 def network(name: str) -> Any:
     """Return ComfyUI's module for a network of `NETS`, without weights."""
     where = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
-    kind = comfy.ldm.lumina.model.NextDiT if name == "zimage" else comfy.ldm.flux.model.Flux
-    return kind(**NETS[name], **where)
+    return MODULES.get(name, comfy.ldm.flux.model.Flux)(**NETS[name], **where)
 
 
 def answer(net: Any, name: str, method: str, a: Asked) -> Tensor:
@@ -50,6 +54,9 @@ def answer(net: Any, name: str, method: str, a: Asked) -> Tensor:
     if name == "zimage":
         out: Tensor = net(a.x, a.sigma, a.text, a.text.shape[1])
         return out
+    if name == "chroma":
+        without_pooled: Tensor = net(a.x, a.sigma, a.text, a.guidance)
+        return without_pooled
     told: dict[str, Any] = {"y": a.pooled, "guidance": a.guidance}
     if a.references:
         told |= {"ref_latents": [LATENTS.process_in(r).expand(2, -1, -1, -1) for r in a.references]}
@@ -95,6 +102,17 @@ def main() -> None:
             nets[name].load_state_dict(weights({key: value.shape for key, value in nets[name].state_dict().items()}))
         for case in CASES:
             answers[case.name] = answer(nets[case.net], case.net, case.method, asked(case)).contiguous()
+        for name, net in nets.items():
+            # As ComfyUI runs them on a GPU: all but the levels are cast.
+            case = next(case for case in CASES if case.net == name)
+            a = asked(case)
+            given = {
+                key: value.bfloat16() if key != "sigma" else value
+                for key, value in vars(a).items()
+                if isinstance(value, Tensor)
+            }
+            half = answer(copy.deepcopy(net).bfloat16(), name, case.method, replace(a, **given))
+            answers[f"bf16 {case.name}"] = half.float().contiguous()
     names = {name: lora_names(nets[name], kind) for name, kind in KINDS.items()}
     (GOLDEN / "dit_lora_names.json").write_text(json.dumps(names, indent=0))
     shapes = {name: {key: list(v.shape) for key, v in net.state_dict().items()} for name, net in nets.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from functools import lru_cache
@@ -14,7 +15,6 @@ from torch import nn
 
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families.family import BackboneFamily, Rows
-from serve_app.models.packing import move_to
 from serve_app.sampling.forward import Canvas
 from serve_app.values import Discrete
 from tests.parity.dit_cases import CASES, NETS, Case, asked, weights
@@ -39,7 +39,6 @@ def network(folder: Path, name: str) -> tuple[BackboneFamily, nn.Module]:
     save_file(weights(KEYS[name]), path)
     family, module = Checkpoint(path).load("backbone")
     assert isinstance(family, BackboneFamily)
-    move_to(module, CPU, torch.float32)
     return family, module
 
 
@@ -66,6 +65,16 @@ def rows(folder: Path, case: Case) -> list[Rows]:
 def test_a_forward_is_comfyuis(folder: Path, case: Case) -> None:
     family, module = network(folder, case.net)
     FIGURES.assert_agrees(torch.cat(family.forward(module, rows(folder, case))), case.name, TOLERANCE)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("net", sorted({case.net for case in CASES}))
+def test_time_reaches_a_network_in_half_precision_unrounded(folder: Path, net: str) -> None:
+    """A rounded time moves the answers by a tenth to a half; all the other rounding by some hundredths."""
+    case = next(case for case in CASES if case.net == net)
+    family, module = network(folder, net)
+    half = copy.deepcopy(module).to(torch.bfloat16)
+    FIGURES.assert_agrees(torch.cat(family.forward(half, rows(folder, case))), f"bf16 {case.name}", 0.03)
 
 
 @torch.inference_mode()

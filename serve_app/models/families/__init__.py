@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serve_app.models.families.autoencoder import AutoencoderKL
+from serve_app.models.families.chroma import Chroma
 from serve_app.models.families.clip import ClipText
 from serve_app.models.families.family import BackboneFamily, TextEnsemble, TextFamily, VaeFamily
 from serve_app.models.families.flux import Flux
@@ -17,7 +18,7 @@ from serve_app.models.families.unet import Unet
 from serve_app.models.families.zimage import ZImage
 
 UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
-BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux)
+BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Chroma)
 VAES: Sequence[type[VaeFamily]] = (AutoencoderKL, Taesd)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text)
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText,)
@@ -30,6 +31,7 @@ __all__ = [
     "UNETS",
     "VAES",
     "AutoencoderKL",
+    "Chroma",
     "ClipText",
     "Flux",
     "Sd",

@@ -99,6 +99,18 @@ def thirds(width: int, *names: str) -> tuple[Place, ...]:
     return tuple(Place(name, rows=(i * width, (i + 1) * width)) for i, name in enumerate(names))
 
 
+def attended(texts: Sequence[Tensor], image: Tensor) -> Tensor | None:
+    """Return which tokens of texts (B_i,T_i,D) and an image (R,n,D) there are, (R,T+n).
+
+    None if all are: attention is faster without a mask.
+    """
+    counts = lengths(texts)
+    if min(counts) == max(counts):
+        return None
+    there = within(counts, max(counts), image.device)
+    return torch.cat([there, there.new_ones(image.shape[:2])], dim=1)
+
+
 def check_text(cond: Tensor, width: int, title: str) -> None:
     """Errors: NodeError for a text (N,T,D) of another family's encoder."""
     if cond.shape[-1] != width:

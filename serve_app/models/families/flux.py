@@ -19,18 +19,17 @@ from serve_app.models.families import flux_names
 from serve_app.models.families.concat import image_to_edit, mask_as_channels
 from serve_app.models.families.dit import (
     PATCH,
+    attended,
     check_text,
     from_tokens,
-    lora_names,
     positions,
     stacked,
     to_tokens,
-    within,
 )
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
 from serve_app.models.families.flux_latents import LATENTS
 from serve_app.models.families.references import check_method, reference_positions
-from serve_app.models.layout import Place, Table
+from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.values import Flow, FluxFlow, Training
@@ -165,14 +164,7 @@ class Flux(BackboneFamily):
         return network
 
     def lora_names(self, parameters: Sequence[str]) -> Table:
-        """Return the names; some files have one for attention's share of a layer that holds more."""
-        names, table = lora_names(parameters, self.table()), self.table()
-        for number in range(self.singles):
-            layer = f"single_blocks.{number}.linear1"
-            fused = [place for place in table[layer][:3] if isinstance(place, Place)]
-            changed = tuple(place._replace(name=f"{place.name}.weight") for place in fused)
-            names[f"diffusion_model.{layer}_qkv"] = changed
-        return names
+        return flux_names.lora_names(parameters, self.table(), self.singles)
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
         """Return dev's, or schnell's for a network that is not told guidance."""
@@ -262,7 +254,8 @@ class Flux(BackboneFamily):
             at += reference_positions((size[0], size[1]), references, inputs[0].method)
         turns = network.pos_embed(torch.cat(at).to(image.device))
         image = network.x_embedder(image)
-        told = {"attention_mask": mask} if (mask := _mask(texts, image.shape[1])) is not None else None
+        there = attended(texts, image)
+        told = None if there is None else {"attention_mask": there[:, None, None]}
         for block in (*network.transformer_blocks, *network.single_transformer_blocks):
             text, image = block(
                 hidden_states=image,
@@ -285,15 +278,6 @@ class Flux(BackboneFamily):
             time = time + embed.guidance_embedder(embed.time_proj(guidance).to(dtype))
         pooled: Tensor = embed.text_embedder(torch.cat([r.inputs.pooled for r in rows]).to(dtype))
         return time + pooled
-
-
-def _mask(texts: Sequence[Tensor], image: int) -> Tensor | None:
-    """Return which tokens of text and image are attended to, (R,1,1,T+image); None for all: attention is faster so."""
-    counts = [text.shape[1] for text in texts for _ in range(text.shape[0])]
-    if min(counts) == max(counts):
-        return None
-    there = within(counts, max(counts), texts[0].device)
-    return torch.cat([there, there.new_ones(len(counts), image)], dim=1)[:, None, None]
 
 
 def _by_diffusers(tensors: Tensors) -> bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from serve_app.models.families import dit
 from serve_app.models.families.dit import thirds
-from serve_app.models.layout import Place
+from serve_app.models.layout import Place, Table
 
 Entry = tuple[str, "str | tuple[Place, ...]"]
 
 TWO_LAYERS = {"in_layer": "linear_1", "out_layer": "linear_2"}
-_NORMS = ("scale", "weight")
+NORM_LEAVES = ("scale", "weight")
 """What a norm's only tensor is called, in the authors' files and in newer ones."""
 
 
@@ -66,7 +67,20 @@ def modulation(doubles: int, singles: int) -> Iterator[Entry]:
     yield "final_layer.adaLN_modulation.1", (Place("norm_out.linear", swapped=True),)
 
 
+def lora_names(parameters: Sequence[str], table: Table, singles: int) -> Table:
+    """Return layers' names in LoRA files -> what they change. table: of the single file.
+
+    Some files have a name for attention's share of a layer that holds more.
+    """
+    names = dit.lora_names(parameters, table)
+    for number in range(singles):
+        layer = f"single_blocks.{number}.linear1"
+        fused = [place for place in table[layer][:3] if isinstance(place, Place)]
+        names[f"diffusion_model.{layer}_qkv"] = tuple(place._replace(name=f"{place.name}.weight") for place in fused)
+    return names
+
+
 def _norms(theirs: str, ours: str) -> Iterator[Entry]:
     for kind in ("query", "key"):
-        for leaf in _NORMS:
+        for leaf in NORM_LEAVES:
             yield f"{theirs}.norm.{kind}_norm.{leaf}", f"{ours}_{kind[0]}.weight"

@@ -29,8 +29,12 @@ from tests.unit.engine import mixes
 from tests.unit.models.sample import cpu_weights, random_tensors
 
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
-NETS = ("zimage", "flux", "flux_depth", "flux_fill")
-LAYER = {"zimage": "layers.1.attention.qkv", "flux": "single_blocks.1.linear1"}
+NETS = ("zimage", "flux", "flux_depth", "flux_fill", "chroma")
+LAYER = {
+    "zimage": "layers.1.attention.qkv",
+    "flux": "single_blocks.1.linear1",
+    "chroma": "double_blocks.0.txt_attn.qkv",
+}
 VAE = AutoencoderKL((32, 32, 32, 32), 1, 16, 3, False)
 TOLERANCE = 1e-5
 
@@ -113,7 +117,7 @@ def jobs(draw: st.DrawFn, net: str) -> SamplingRequest:
     )
 
 
-@pytest.mark.parametrize("net", ["zimage", "flux"])
+@pytest.mark.parametrize("net", LAYER)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_mix_of_jobs_gives_each_what_it_gets_alone(shared: EngineRuntime, net: str, data: st.DataObject) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import Flux, ZImage
+from serve_app.models.families import Chroma, Flux, ZImage
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily
 from serve_app.models.families.flux import FluxInputs
 from serve_app.models.layout import placed, places
@@ -28,11 +28,12 @@ KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
 TINY: dict[str, BackboneFamily] = {
     "zimage": ZImage(288, 9, 2, 2, TEXT_WIDTH, time_width=288),
     "flux": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH),
+    "chroma": Chroma(64, 2, 1, 2, TEXT_WIDTH, inside=40, layers=2),
     "flux_schnell": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, guided=False),
     "flux_depth": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, extra_channels=16),
     "flux_fill": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, extra_channels=80),
 }
-TRAINED = {"zimage": Flow(3.0, 1.0), "flux": FluxFlow(1.15), "flux_schnell": Flow(1.0, 1.0)}
+TRAINED = {"zimage": Flow(3.0, 1.0), "flux": FluxFlow(1.15), "flux_schnell": Flow(1.0, 1.0), "chroma": FluxFlow(1.15)}
 
 
 def tensors(net: str, prefix: str = "", changed: Mapping[str, tuple[int, ...] | None] | None = None) -> Tensors:
@@ -58,7 +59,11 @@ def test_the_authors_own_names_of_norms_are_known_too() -> None:
 
 @pytest.mark.parametrize(
     ("family", "billions"),
-    [(Flux(3072, 24, 19, 38, 4096, 768), 11.901), (ZImage(3840, 30, 30, 2, 2560), 6.155)],
+    [
+        (Flux(3072, 24, 19, 38, 4096, 768), 11.901),
+        (ZImage(3840, 30, 30, 2, 2560), 6.155),
+        (Chroma(3072, 24, 19, 38, 4096), 8.9),
+    ],
 )
 def test_the_published_networks_have_their_size(family: BackboneFamily, billions: float) -> None:
     assert sum(p.numel() for p in family.empty().parameters()) / 1e9 == pytest.approx(billions, abs=5e-4)
@@ -71,7 +76,7 @@ def by_diffusers(net: str) -> dict[str, Tensor]:
     return {p.name: placed(t, p).contiguous() for name, t in of_file.items() for p in places(name, table)}
 
 
-@pytest.mark.parametrize("net", ["zimage", "flux", "flux_schnell"])
+@pytest.mark.parametrize("net", ["zimage", "flux", "flux_schnell", "chroma"])
 def test_a_file_with_diffusers_names_is_the_same_network(tmp_path: Path, net: str) -> None:
     save_file(weights(KEYS[net]), tmp_path / "single.safetensors")
     save_file(by_diffusers(net), tmp_path / "diffusers.safetensors")
@@ -94,7 +99,7 @@ def test_what_a_network_was_trained_on_follows_from_its_file(tmp_path: Path, net
         ("zimage", {"siglip_embedder.0.weight": (8,)}, "is the omni edition of Z-Image, which is not supported"),
         ("zimage", {"layers.0.feed_forward.w1.weight": (700, 288)}, "288 wide with heads of 32 and 700 inside"),
         ("flux", {"img_in.weight": (64, 80)}, "20 input channels; supported are heads .* 16 or 32 or 96 channels"),
-        ("flux", {"distilled_guidance_layer.norms.0.scale": (8,)}, r"\(it looks like Chroma or Flux\)"),
+        ("flux", {"double_stream_modulation_img.lin.weight": (8,)}, r"\(it looks like Flux or Flux\.2\)"),
         ("flux", {"vector_in.in_layer.weight": None}, r"no diffusion network of a known layout \(it looks like Flux\)"),
     ],
 )
