@@ -106,7 +106,7 @@ def main() -> None:
             # As ComfyUI runs them on a GPU: all but the levels are cast.
             case = next(case for case in CASES if case.net == name)
             a = asked(case)
-            given = {
+            given: Any = {
                 key: value.bfloat16() if key != "sigma" else value
                 for key, value in vars(a).items()
                 if isinstance(value, Tensor)
