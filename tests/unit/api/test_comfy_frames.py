@@ -87,14 +87,14 @@ SAID = {"node": "31", "type": "progress_text", "data": {"text": "half döne"}}
 
 
 def test_a_text_about_a_node_is_binary_with_the_nodes_id_before_it():
-    [frame] = told(Story("job"), "message", **SAID)
-    assert frame == b"\0\0\0\3" + b"\0\0\0\2" + b"31" + "half döne".encode()
+    frames: list[Any] = told(Story("job"), "message", **SAID)
+    assert frames == [b"\0\0\0\3" + b"\0\0\0\2" + b"31" + "half döne".encode()]
 
 
 def test_a_client_that_wants_to_know_of_which_job_a_text_is_gets_its_id_first():
     event = Event("job", 1, "message", 2.0, SAID)
-    [frame] = Story("job").tell(event, {"supports_progress_text_metadata": True})
-    assert frame == b"\0\0\0\3" + b"\0\0\0\3" + b"job" + b"\0\0\0\2" + b"31" + "half döne".encode()
+    frames = list(Story("job").tell(event, {"supports_progress_text_metadata": True}))
+    assert frames == [b"\0\0\0\3" + b"\0\0\0\3" + b"job" + b"\0\0\0\2" + b"31" + "half döne".encode()]
 
 
 def test_a_message_of_that_name_that_is_no_text_about_a_node_goes_as_it_is():

@@ -1,0 +1,88 @@
+"""A walk through the page: whatever it asks for is there, but for what ComfyUI's own server lacks too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from serve_app.models.shipped import provide
+from tests.browser.conftest import SHOWN
+from tests.cluster.server import Server, running
+
+ABSENT = re.compile(
+    r"/user\.css|/api/userdata/(user\.css|comfy\.templates\.json|workflows%2F\.index\.json)"
+    r"|/api/userdata\?dir=(workflows|subgraphs)&.*"
+)
+"""What ComfyUI answers 404 to as well until its user has saved something."""
+EXECUTE = "id => window.comfyAPI.app.app.extensionManager.command.execute(id)"
+SHELVES = (
+    "Comfy.ShowSettingsDialog",
+    "Workspace.ToggleSidebarTab.assets",
+    "Workspace.ToggleSidebarTab.node-library",
+    "Workspace.ToggleSidebarTab.model-library",
+    "Workspace.ToggleSidebarTab.workflows",
+    "Workspace.ToggleBottomPanelTab.logs-terminal",
+    "Comfy.Queue.ToggleOverlay",
+)
+QUIET_MS = 1500
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("server")
+    provide(root / "models")
+    with running(root) as server:
+        yield server
+
+
+@pytest.fixture
+def refused(tab: Any, server: Server) -> list[str]:
+    """What the server has answered the tab with an error, beside what ComfyUI has not either."""
+    found: list[str] = []
+
+    def note(response: Any) -> None:
+        path = response.url.removeprefix(server.url)
+        if response.status >= 400 and path != response.url and not ABSENT.fullmatch(path):
+            found.append(f"{response.status} {response.request.method} {path}")
+
+    tab.on("response", note)
+    return found
+
+
+def test_nothing_that_the_page_asks_for_is_refused(server, tab, refused, keep):
+    tab.goto(server.url)
+    tab.wait_for_function(SHOWN)
+    for command in SHELVES:
+        tab.evaluate(EXECUTE, command)
+        tab.wait_for_timeout(QUIET_MS)
+        keep(f"shelf-{command.split('.')[-1]}")
+        tab.keyboard.press("Escape")
+    assert refused == []
+
+
+def test_a_template_opens_from_its_picture(server, tab, refused, keep):
+    tab.goto(server.url)
+    tab.wait_for_function(SHOWN)
+    tab.evaluate(EXECUTE, "Comfy.BrowseTemplates")
+    card = tab.locator("[data-testid^='template-workflow-']").filter(has_text="Z-Image-Turbo: Text to Image").first
+    card.locator("img").first.wait_for()
+    keep("templates")
+    card.click()
+    tab.wait_for_function("window.comfyAPI.app.app.graph.nodes.some(node => node.type === 'MarkdownNote')")
+    tab.wait_for_timeout(QUIET_MS)
+    keep("template")
+    assert refused == []
+
+
+def test_a_node_shows_its_help(server, tab, refused, keep):
+    tab.goto(server.url)
+    tab.wait_for_function(SHOWN)
+    tab.evaluate("() => { const app = window.comfyAPI.app.app; app.canvas.selectNode(app.graph.getNodeById(3)); }")
+    tab.get_by_test_id("info-button").click()
+    tab.get_by_text("The KSampler works like this").wait_for()
+    tab.wait_for_timeout(QUIET_MS)
+    keep("help")
+    assert refused == []
