@@ -179,6 +179,14 @@ class RescaleCfg:
 
 
 @dataclass(frozen=True, slots=True)
+class RenormCfg:
+    """Guide below a noise level alone, and limit the guided result's norm to a multiple of the positive's (0: none)."""
+
+    below: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
 class CfgZeroStar:
     """Scale the negative to what is nearest to the positive before guiding away from it."""
 
@@ -262,6 +270,7 @@ class FreeU:
 
 GuidancePatch: TypeAlias = (
     RescaleCfg
+    | RenormCfg
     | NoiseNorm
     | CfgZeroStar
     | CfgNorm

@@ -15,7 +15,7 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.weights import Weights
 from serve_app.nodes.builtin.conditioning import CLIPTextEncode
 from serve_app.nodes.builtin.controlnet import ControlNetApplyAdvanced, ControlNetLoader
-from serve_app.nodes.builtin.latent import EmptyLatentImage, VAEDecode, VAEEncode
+from serve_app.nodes.builtin.latent import VAEDecode, VAEEncode
 from serve_app.nodes.builtin.loaders import CheckpointLoaderSimple
 from serve_app.nodes.builtin.loaders_lora import LoraLoaderModelOnly
 from serve_app.nodes.builtin.sampling import KSampler
@@ -66,7 +66,7 @@ async def draw(runtime: Runtime, checkpoint: str, wish: Wish) -> Array:
         positive, negative = ControlNetApplyAdvanced().apply_controlnet(
             positive, negative, control_net, image, strength=1.0, start_percent=0.0, end_percent=1.0
         )
-    (latent,) = EmptyLatentImage().generate(SIDE, SIDE)
+    latent = {"samples": torch.zeros(1, 4, SIDE // 8, SIDE // 8)}
     (latent,) = await KSampler().sample(
         model=model,
         seed=wish.seed,

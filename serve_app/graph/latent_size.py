@@ -11,7 +11,8 @@ from serve_app.errors import Problem
 from serve_app.graph.graph import Graph
 from serve_app.graph.validate import Validated, with_findings
 
-EMPTY, SIDES, BATCH = "EmptyLatentImage", ("width", "height"), "batch_size"
+EMPTY = frozenset(("EmptyLatentImage", "EmptySD3LatentImage"))
+SIDES, BATCH = ("width", "height"), "batch_size"
 SAMPLED = "latent_image"
 """The input whose whole batch a sampler's forwards take."""
 PIXELS_A_SIDE = 8
@@ -32,7 +33,7 @@ def _too_large(graph: Graph, most: int) -> Iterator[Problem]:
                 samplers.setdefault(link.node_id, f"{node.class_type} {node.id}")
     for node_id, sampler in samplers.items():
         empty = graph.nodes.get(node_id)
-        if empty is None or empty.class_type != EMPTY:
+        if empty is None or empty.class_type not in EMPTY:
             continue
         given = {name: value for name in (*SIDES, BATCH) if isinstance(value := empty.inputs.get(name), int)}
         if len(given) < len(SIDES) + 1:
@@ -48,4 +49,4 @@ def _too_large(graph: Graph, most: int) -> Iterator[Problem]:
             f"latent_cells of the pools here allows {most:,}, one for {PIXELS_A_SIDE}×{PIXELS_A_SIDE} pixels"
         )
         extra = {"input_name": name, "received_value": given[name]}
-        yield Problem("latents_too_large", message, node_id=node_id, class_type=EMPTY, extra=extra)
+        yield Problem("latents_too_large", message, node_id=node_id, class_type=empty.class_type, extra=extra)

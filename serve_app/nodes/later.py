@@ -16,7 +16,7 @@ _BY_REASON: Mapping[str, str] = {
         "Pixal3DMultiViewConditioning BuildPoseFile SAM3DBody_FaceExpression SAM3DBody_Loader SAM3DBody_Predict "
         "SAM3DBody_Render SAM3DBody_Smooth"
     ),
-    "it is for a model family other than Stable Diffusion 1, 2 and XL": (
+    "it is for a model family that is not supported": (
         "Flux3LayoutPrompt MOSSImageControl MOSSImageLayoutPrompt MarigoldV2PostProcess QwenImage21Cache "
         "ReferenceMultiLatent TextEncodeFibo2 TextEncodeMOSSImageEdit TextEncodeMingImageEdit TextEncodeQwenImage21 "
         "ConditioningLoader"

@@ -87,7 +87,7 @@ _BY_REASON: Mapping[str, str] = {
     VIDEO: (
         "WanCameraEmbedding ContextWindowsManual WanContextWindowsManual EmptyCosmosLatentVideo "
         "CosmosImageToVideoLatent CosmosPredict2ImageToVideoLatent CLIPTextEncodeHunyuanDiT "
-        "TextEncodeHunyuanVideo_ImageToVideo EmptyHunyuanLatentVideo HunyuanImageToVideo EmptyHunyuanImageLatent "
+        "TextEncodeHunyuanVideo_ImageToVideo EmptyHunyuanLatentVideo HunyuanImageToVideo "
         "HunyuanRefinerLatent EmptyLTXVLatentVideo LTXVImgToVideo ModelSamplingLTXV LTXVConditioning "
         "LTXVScheduler LTXVAddGuide LTXVPreprocess LTXVCropGuides EmptyMochiLatentVideo SaveWEBM SaveVideo "
         "CreateVideo GetVideoComponents LoadVideo ImageOnlyCheckpointLoader SVD_img2vid_Conditioning "
@@ -122,20 +122,17 @@ _BY_REASON: Mapping[str, str] = {
         "RenderSplat CreateCameraInfo TransformSplat GetSplatCount MergeSplat SplatToMesh "
         "TripoSplatPreprocessImage TripoSplatConditioning VAEDecodeTripoSplat TripoSplatSamplingPreview"
     ),
-    "it is for a model family other than Stable Diffusion 1, 2 and XL": (
-        "EmptyChromaRadianceLatentImage ChromaRadianceOptions ReferenceLatent CLIPTextEncodeFlux FluxGuidance "
-        "FluxDisableGuidance FluxKontextImageScale FluxKontextMultiReferenceLatentMethod "
-        "CLIPTextEncodeHiDream LotusConditioning CLIPTextEncodeLumina2 RenormCFG ModelPatchLoader "
-        "QwenImageDiffsynthControlnet USOStyleReference OptimalStepsScheduler CLIPTextEncodePixArtAlpha "
-        "TextEncodeQwenImageEdit TextEncodeQwenImageEditPlus EmptySD3LatentImage "
+    "it is for a model family that is not supported": (
+        "EmptyChromaRadianceLatentImage ChromaRadianceOptions CLIPTextEncodeFlux CLIPTextEncodeHiDream "
+        "LotusConditioning CLIPTextEncodeLumina2 ModelPatchLoader QwenImageDiffsynthControlnet USOStyleReference "
+        "OptimalStepsScheduler CLIPTextEncodePixArtAlpha TextEncodeQwenImageEdit TextEncodeQwenImageEditPlus "
         "CLIPTextEncodeSD3 SkipLayerGuidanceSD3 SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple "
         "StableCascade_EmptyLatentImage StableCascade_StageB_Conditioning StableCascade_StageC_VAEEncode "
-        "StableCascade_SuperResolutionControlnet T5TokenizerOptions ModelSamplingStableCascade ModelSamplingSD3 "
-        "ModelSamplingAuraFlow ModelSamplingFlux UNetTemporalAttentionMultiply ModelNoiseScale "
-        "Ideogram4Scheduler EmptyFlux2LatentImage Flux2Scheduler FluxKVCache BerniniConditioning "
-        "EmptyQwenImageLayeredLatentImage TextEncodeMageFlowEdit TextEncodeJoyImageEdit TextEncodeBooguEdit "
-        "PiDConditioning ZImageFunControlnet WanUni3CControlnetApply SUPIRApply AnimaLLLiteApply ScaleROPE "
-        "TextEncodeZImageOmni EmptyHiDreamO1LatentImage HiDreamO1ReferenceImages HiDreamO1PatchSeamSmoothing"
+        "StableCascade_SuperResolutionControlnet T5TokenizerOptions ModelSamplingStableCascade "
+        "UNetTemporalAttentionMultiply ModelNoiseScale Ideogram4Scheduler FluxKVCache BerniniConditioning "
+        "TextEncodeMageFlowEdit TextEncodeJoyImageEdit TextEncodeBooguEdit PiDConditioning ZImageFunControlnet "
+        "WanUni3CControlnetApply SUPIRApply AnimaLLLiteApply ScaleROPE TextEncodeZImageOmni "
+        "EmptyHiDreamO1LatentImage HiDreamO1ReferenceImages HiDreamO1PatchSeamSmoothing"
     ),
     "CLIP vision, style models and unCLIP are not supported": (
         "CLIPVisionEncode StyleModelApply unCLIPConditioning StyleModelLoader CLIPVisionLoader unCLIPCheckpointLoader"

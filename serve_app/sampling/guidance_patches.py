@@ -24,6 +24,7 @@ from serve_app.values import (
     Mahiro,
     NoiseNorm,
     OperatedGuidance,
+    RenormCfg,
     RescaleCfg,
     TangentialDamping,
 )
@@ -106,6 +107,22 @@ def rescaled_denoised(patch: RescaleCfg, guided: Guided) -> Tensor:
     over = tuple(range(1, denoised.ndim))
     ratio = guided.cond.std(dim=over, keepdim=True) / denoised.std(dim=over, keepdim=True).clamp(min=1e-8)
     return denoised * (ratio * patch.multiplier + (1 - patch.multiplier))
+
+
+def renormed(patch: RenormCfg, guided: Guided) -> Tensor:
+    """Take cond alone down to a level; from there on guide, and shorten what is longer than so many times cond.
+
+    Source: Lumina-Image 2.0's pipeline, as ComfyUI has it.
+    """
+    if guided.sigma >= patch.below:
+        return guided.cond
+    denoised = guided.plain()
+    if patch.limit <= 0:
+        return denoised
+    over = tuple(range(1, denoised.ndim))
+    most, length = (torch.linalg.vector_norm(d, dim=over, keepdim=True) for d in (guided.cond, denoised))
+    shortened: Tensor = denoised * (most * patch.limit / length).clamp(max=1)
+    return shortened
 
 
 def noise_normed(patch: NoiseNorm, guided: Guided) -> Tensor:
@@ -229,7 +246,11 @@ _BEFORE: dict[type, Callable[[Any], Callable[[Guided], Guided]]] = {
     FrequencyScaling: scaled_by_frequency,
     OperatedGuidance: operated,
 }
-_INSTEAD: dict[type, Callable[[Any, Guided], Tensor]] = {RescaleCfg: rescaled, NoiseNorm: noise_normed}
+_INSTEAD: dict[type, Callable[[Any, Guided], Tensor]] = {
+    RescaleCfg: rescaled,
+    RenormCfg: renormed,
+    NoiseNorm: noise_normed,
+}
 _INSTEAD_ON_FLOW: dict[type, Callable[[Any, Guided], Tensor]] = {RescaleCfg: rescaled_denoised}
 _AFTER: dict[type, Callable[[Any, Guided, Tensor], Tensor]] = {
     CfgZeroStar: zero_star,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.sampling.levels import Levels, SigmaRange, single
+from serve_app.sampling.levels import FluxLevels, Levels, SigmaRange, single
 from serve_app.sampling.sigmas import ending_at_zero
 
 ALIGN_YOUR_STEPS: Mapping[str, Sequence[float]] = {
@@ -81,6 +81,19 @@ def turbo(levels: Levels, steps: int, denoise: float = 1.0) -> Tensor:
     first = 10 - int(10 * denoise)
     timesteps = torch.arange(999, 0, -100)[first : first + steps]
     return ending_at_zero(levels.sigma(timesteps))
+
+
+def flux_2(steps: int, tokens: int) -> Tensor:
+    """Times equally spaced, shifted as FLUX's levels by a mu that was fitted to sizes and numbers of steps.
+
+    tokens: the latent cells of an image. Source: Black Forest Labs 2025, FLUX.2's sampling code.
+    """
+    at_200 = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return FluxLevels(at_200).sigma(torch.linspace(1, 0, steps + 1))
+    at_10 = 8.73809524e-05 * tokens + 1.89833333
+    slope = (at_200 - at_10) / 190.0
+    return FluxLevels(slope * steps + (at_200 - 200.0 * slope)).sigma(torch.linspace(1, 0, steps + 1))
 
 
 def from_table(table: Sequence[float], steps: int, denoise: float = 1.0) -> Tensor:

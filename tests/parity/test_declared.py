@@ -1,7 +1,4 @@
-"""Our node classes declare what those of ComfyUI 0.33.0 do (golden/declared.json, by `make_figures`).
-
-Those that came after 0.3.64 are compared in tests/unit/nodes/test_today.py, by what they make.
-"""
+"""Our node classes declare what those of ComfyUI 0.33.0 do (golden/declared.json, by `make_figures`)."""
 
 from __future__ import annotations
 

@@ -14,6 +14,10 @@ from serve_app.nodes.builtin.match_size import resize
 
 IMAGE_METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
 
+_WIDE = ((1568, 672), (1504, 688), (1456, 720), (1392, 752), (1328, 800), (1248, 832), (1184, 880), (1104, 944))
+KONTEXT_SIZES = (*_WIDE, (1024, 1024), *((high, wide) for wide, high in _WIDE))
+"""(width, height). Source: Black Forest Labs 2025, FLUX.1 Kontext's sampling code."""
+
 
 class ImageScale:
     """Images at another size."""
@@ -123,6 +127,26 @@ class ImageScaleToMaxDimension:
         return (resize(image, new_width, new_height, upscale_method),)
 
 
+class FluxKontextImageScale:
+    """Images at that of FLUX.1 Kontext's sizes which is nearest in aspect."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "scale"
+    CATEGORY = "model/conditioning/flux"
+    DESCRIPTION = "Resizes an image to one of the sizes that FLUX.1 Kontext was trained on."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": ("IMAGE",)}}
+
+    def scale(self, image: torch.Tensor) -> tuple[torch.Tensor]:
+        """Resize, and cut off what is over on both sides."""
+        height, width = image.shape[1:3]
+        # Of two that are as near the narrower, as in ComfyUI.
+        wide, high = min(KONTEXT_SIZES, key=lambda size: (abs(width / height - size[0] / size[1]), size))
+        return (resize(image, wide, high, "lanczos", "center"),)
+
+
 def _scaled(image: torch.Tensor, factor: float, method: str, multiple: int = 1) -> torch.Tensor:
     height, width = (max(1, round(side * factor / multiple)) * multiple for side in image.shape[1:3])
     return resize(image, width, height, method)
@@ -133,6 +157,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "ImageScaleBy": ImageScaleBy,
     "ImageScaleToTotalPixels": ImageScaleToTotalPixels,
     "ImageScaleToMaxDimension": ImageScaleToMaxDimension,
+    "FluxKontextImageScale": FluxKontextImageScale,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {

@@ -1,4 +1,4 @@
-"""The nodes that make, resize, decode, save and load LATENT. A latent's other members travel on beside its samples."""
+"""The nodes that resize, decode, save and load LATENT. A latent's other members travel on beside its samples."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from safetensors import SafetensorError
 from serve_app.errors import NodeError
 from serve_app.images import Crop
 from serve_app.nodes.builtin.match_size import allow_decoded, fit_latents
-from serve_app.nodes.builtin.sampling import FACTOR
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files, Runtime
-from serve_app.nodes.size import allow
 from serve_app.values import Latent, Recipe
 
 MAX_RESOLUTION = 16384
@@ -25,31 +23,6 @@ MAX_RESOLUTION = 16384
 
 LATENT_METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "bislerp"]
 CROPS = ["disabled", "center"]
-
-
-class EmptyLatentImage:
-    """A batch of zero latents to sample from."""
-
-    RETURN_TYPES = ("LATENT",)
-    FUNCTION = "generate"
-    CATEGORY = "model/latent"
-    DESCRIPTION = "Makes a batch of empty latent images to be denoised by sampling."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = {"default": 512, "min": 16, "max": MAX_RESOLUTION, "step": 8}
-        return {
-            "required": {
-                "width": ("INT", side),
-                "height": ("INT", side),
-                "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096}),
-            }
-        }
-
-    def generate(self, width: int, height: int, batch_size: int = 1) -> tuple[Latent]:
-        """Return zeros (batch_size,4,height/8,width/8)."""
-        allow(batch_size, 4, height // 8, width // 8)
-        return ({"samples": torch.zeros(batch_size, 4, height // 8, width // 8), FACTOR: 8},)
 
 
 class LatentUpscale:
@@ -201,7 +174,6 @@ class LoadLatent:
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "EmptyLatentImage": EmptyLatentImage,
     "LatentUpscale": LatentUpscale,
     "LatentUpscaleBy": LatentUpscaleBy,
     "VAEDecode": VAEDecode,
@@ -211,7 +183,6 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "EmptyLatentImage": "Empty Latent Image",
     "LatentUpscale": "Upscale Latent",
     "LatentUpscaleBy": "Upscale Latent By",
     "VAEDecode": "VAE Decode",

@@ -21,6 +21,7 @@ from serve_app.values import (
     OperatedGuidance,
     Patch,
     Recipe,
+    RenormCfg,
     RescaleCfg,
     TangentialDamping,
 )
@@ -156,6 +157,12 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
         CATEGORY="experimental",
         DESCRIPTION="Scales what guidance adds by its frequency.",
         EXPERIMENTAL=True,
+    ),
+    "RenormCFG": _patch_node(
+        "Guide at low noise levels, and limit what guidance gives in length.",
+        RenormCfg,
+        {"cfg_trunc": _number(100, 0.0, 100.0, advanced=True), "renorm_cfg": _number(1.0, 0.0, 100.0, advanced=True)},
+        CATEGORY="model/patch",
     ),
     "Mahiro": _patch_node(
         "Guide towards the positive's direction rather than away from the negative.",

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.runtime import Runtime
 from serve_app.sampling.gits import picked
 from serve_app.sampling.schedules import (
     ALIGN_YOUR_STEPS,
     Ends,
+    flux_2,
     from_table,
     laplace,
     polyexponential,
@@ -216,6 +218,24 @@ class GITSScheduler:
         return (from_table(picked(coeff, steps), steps, denoise),)
 
 
+class Flux2Scheduler:
+    """Sigmas that FLUX.2 was tuned for, by the size of the image."""
+
+    RETURN_TYPES = ("SIGMAS",)
+    FUNCTION = "execute"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        side = ("INT", {"default": 1024, "min": 16, "max": MAX_RESOLUTION, "step": 1})
+        steps = ("INT", {"default": 20, "min": 1, "max": 4096})
+        return {"required": {"steps": steps, "width": side, "height": side}}
+
+    def execute(self, steps: int, width: int, height: int) -> tuple[Tensor]:
+        """Return the sigmas, then 0."""
+        return (flux_2(steps, round(width * height / (16 * 16))),)
+
+
 _NODES = (
     SDTurboScheduler,
     BasicScheduler,
@@ -227,6 +247,7 @@ _NODES = (
     BetaSamplingScheduler,
     AlignYourStepsScheduler,
     GITSScheduler,
+    Flux2Scheduler,
 )
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {node.__name__: node for node in _NODES}

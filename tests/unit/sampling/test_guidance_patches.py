@@ -13,6 +13,7 @@ from serve_app.values import (
     EpsilonScaling,
     FreeU,
     FrequencyScaling,
+    RenormCfg,
     RescaleCfg,
     TangentialDamping,
 )
@@ -59,6 +60,13 @@ def test_on_a_flow_rescaling_gives_the_guided_image_the_positives_deviation():
     torch.testing.assert_close(
         denoised.flatten(1) / denoised.flatten(1).norm(dim=1, keepdim=True), plain / plain.norm(dim=1, keepdim=True)
     )
+
+
+def test_renorming_limits_a_whole_images_length_and_guides_below_a_level_alone():
+    lengths, limit = (d.flatten(1).norm(dim=1) for d in (shaped(RenormCfg(100.0, 1.5)), COND))
+    torch.testing.assert_close(lengths, limit * 1.5)
+    torch.testing.assert_close(shaped(RenormCfg(100.0, 0.0)), shaped())
+    assert torch.equal(shaped(RenormCfg(3.0, 1.0), sigma=3.0), COND)
 
 
 def test_zero_star_scales_the_negative_by_how_far_its_step_goes_along_the_positives():
