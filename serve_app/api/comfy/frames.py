@@ -47,6 +47,7 @@ class Story:
         self._finished: dict[str, None] = {}
         self._untold = 0
         self._begun = False
+        self.started_s: float | None = None
 
     def tell(self, event: Event, features: Mapping[str, Any] = NOTHING) -> Iterator[Frame]:
         """Yield the frames of an event, in order; after the last event `end` comes behind the queue's new length.
@@ -56,7 +57,7 @@ class Story:
         job, stamp = {"prompt_id": self._job_id}, {"prompt_id": self._job_id, "timestamp": int(event.at_s * 1000)}
         match event.kind:
             case "started":
-                self._begun = True
+                self._begun, self.started_s = True, event.at_s
                 yield frame("execution_start", stamp)
             case "cached":
                 self._cached = frozenset(event.data["nodes"])

@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from serve_app import log
-from serve_app.api.comfy.frames import Frame, Story, status
+from serve_app.api.comfy.frames import Frame, Story, frame, status
+from serve_app.api.comfy.log_lines import SIZE, entries
 from serve_app.errors import ServeAppError
 from serve_app.events import Event
 from serve_app.scheduler.client import Attached, News, QueueMark, Reader
@@ -33,7 +34,7 @@ Send = Callable[[Frame], Awaitable[None]]
 
 
 class Socket:
-    """One client's connection. sent: the seq of the last event whose frames are out."""
+    """One client's connection. sent: the seq of the last event whose frames are out. logs: whether it wants the log."""
 
     def __init__(self, client_id: str, send: Send) -> None:
         self.client_id, self.token = client_id, uuid.uuid4().hex
@@ -42,14 +43,15 @@ class Socket:
         self.spoke_s = time.monotonic()
         self.sending: asyncio.Task[None] | None = None
         self.features: dict[str, Any] = {}
+        self.logs = False
         self.stories: dict[str, Story] = {}
         self.dropped = asyncio.Event()
         self._send = send
 
     async def say(self, frames: Iterable[Frame]) -> None:
         """Send frames in order. Errors: TimeoutError for a client that does not read."""
-        for frame in frames:
-            await asyncio.wait_for(self._send(frame), SEND_S)
+        for sent in frames:
+            await asyncio.wait_for(self._send(sent), SEND_S)
             self.spoke_s = time.monotonic()
 
     async def show(self, queue: QueueMark) -> None:
@@ -64,6 +66,8 @@ class Socket:
         for event in events:
             story = self.stories.setdefault(event.job_id, Story(event.job_id))
             await self.say(story.tell(event, self.features))
+            if self.logs and (lines := entries(event, story.started_s)):
+                await self.say([frame("logs", {"entries": lines, "size": SIZE})])
             if event.last:
                 await self.show(queue)
                 await self.say(story.end())
@@ -102,6 +106,11 @@ class Subscriptions:
             del self._sockets[socket.client_id]
             self._parted[socket.client_id] = Reader(socket.token, socket.sent)
             self._joined.set()
+
+    def log_to(self, client_id: str, *, wanted: bool) -> None:
+        """Show a client's log to it or not, if its socket is one of this process."""
+        if client_id in self._sockets:
+            self._sockets[client_id].logs = wanted
 
     async def _catch_up(self, socket: Socket, service: Service, running: Iterable[str]) -> None:
         """Learn what an earlier socket of the client was told of jobs that still run, and show how they stand."""

@@ -13,6 +13,8 @@ from starlette.responses import Response
 
 from serve_app import COMFYUI_VERSION
 from serve_app.api.comfy.body import empty, read_members
+from serve_app.api.comfy.log_lines import SIZE
+from serve_app.api.comfy.subscriptions import Subscriptions
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
@@ -59,11 +61,12 @@ async def post_free(request: Request, service: Current) -> Response:
 
 @internal.api_route("/files/{area}", methods=READ)
 async def get_files(request: Request, service: Current) -> Response:
-    """List the names in one of the three directories, newest first."""
+    """List the names in one of the three directories, newest first, each with the directory behind it."""
     area = request.path_params["area"]
     if area not in AREAS:
         return Json({"error": "Invalid directory type"}, 400)
-    return Json(await asyncio.to_thread(_newest_first, service.store, area))
+    names = await asyncio.to_thread(_newest_first, service.store, area)
+    return Json([f"{name} [{area}]" for name in names])
 
 
 @internal.api_route("/folder_paths", methods=READ)
@@ -74,19 +77,22 @@ async def get_folder_paths(service: Current) -> Response:
 
 @internal.api_route("/logs", methods=READ)
 async def get_logs() -> Response:
-    """Return no log: it is on the hosts of the cluster, and not for every client."""
+    """Return no log of before: a client is shown what happens to its jobs from its subscription on."""
     return Json("")
 
 
 @internal.api_route("/logs/raw", methods=READ)
 async def get_raw_logs() -> Response:
     """Return no log, as entries."""
-    return Json({"entries": [], "size": {"cols": 80, "rows": 24}})
+    return Json({"entries": [], "size": SIZE})
 
 
 @internal.patch("/logs/subscribe")
-async def patch_subscription() -> Response:
-    """Accept that a client wants the log, of which nothing ever comes."""
+async def patch_subscription(request: Request, service: Current) -> Response:
+    """Show a client the log of its jobs, or no longer; where several processes answer, if its socket is this one's."""
+    wish = await read_members(request, service.limits.command_bytes)
+    subscriptions: Subscriptions = request.app.state.subscriptions
+    subscriptions.log_to(str(wish.get("clientId")), wanted=bool(wish.get("enabled")))
     return empty()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import struct
 from collections.abc import AsyncIterator
 from typing import Any
@@ -299,6 +300,53 @@ async def test_a_client_that_wants_to_know_is_told_of_which_node_the_picture_is(
         "real_node_id": "3",
         "image_type": "image/jpeg",
     }
+
+
+# The log --------------------------------------------------------------------------------------------------------------
+
+
+async def subscribe(host: str, client_id: str, *, enabled: bool = True) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{host}") as http:
+        wish = {"clientId": client_id, "enabled": enabled}
+        assert (await http.patch("/internal/logs/subscribe", json=wish)).status_code == 200
+
+
+def logged(frames: list[dict[str, Any]]) -> str:
+    shown = [frame["data"] for frame in frames if frame["type"] == "logs"]
+    assert all(data["size"] == {"cols": 80, "rows": 24} for data in shown)
+    return "".join(entry["m"] for data in shown for entry in data["entries"])
+
+
+async def test_a_client_that_subscribes_is_shown_the_log_of_its_jobs(server, replica, example):
+    async with client(server) as me, client(server, "other") as other:
+        for name, socket in (("c", me), ("other", other)):
+            await socket.frames("status")
+            await subscribe(server, name)
+        await submit(server, example)
+        await run(replica)
+        assert re.fullmatch(r"got prompt\nPrompt executed in \d+\.\d\d seconds\n", logged(await me.job()))
+        assert logged(await other.rest()) == ""
+
+
+async def test_a_failure_is_logged_with_its_traceback(server, replica, example):
+    async with client(server) as me:
+        await me.frames("status")
+        await subscribe(server, "c")
+        await submit(server, example)
+        await replica.start(JOB)
+        failure = {"node": "3", "class_type": "KSampler", "exception_type": "ValueError", "message": "too hot"}
+        await replica.fail(JOB, {**failure, "traceback": ("line 1\n", "line 2\n")})
+        assert logged(await me.job()) == "got prompt\n!!! Exception during processing !!! too hot\nline 1\nline 2\n"
+
+
+async def test_a_client_that_unsubscribes_is_shown_no_log(server, replica, example):
+    async with client(server) as me:
+        await me.frames("status")
+        await subscribe(server, "c")
+        await subscribe(server, "c", enabled=False)
+        await submit(server, example)
+        await run(replica)
+        assert logged(await me.job()) == ""
 
 
 # Returning ------------------------------------------------------------------------------------------------------------

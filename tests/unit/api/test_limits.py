@@ -159,7 +159,7 @@ async def test_a_link_out_of_the_area_hides_no_other_file(client, volume, tmp_pa
     volume.write(FileRef("output", "", "a.png"), b"1")
     (tmp_path / "secret").write_bytes(b"2")
     (tmp_path / "output" / "out").symlink_to(tmp_path / "secret")
-    assert (await client.get("/internal/files/output")).json() == ["a.png"]
+    assert (await client.get("/internal/files/output")).json() == ["a.png [output]"]
 
 
 @pytest.mark.parametrize(
