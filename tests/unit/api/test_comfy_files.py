@@ -181,10 +181,10 @@ async def test_a_mask_of_no_original_is_400_and_stores_nothing(client, volume, r
 
 
 async def test_the_pages_file_list_has_the_newest_first(client, volume, tmp_path):
-    for age, name in enumerate(["new.png [output]", "old.png [output]"]):
+    for age, name in enumerate(["new.png", "old.png"]):
         volume.write(FileRef("output", "", name), b"x")
         os.utime(tmp_path / "output" / name, (1000 - age, 1000 - age))
-    assert (await client.get("/internal/files/output")).json() == ["new.png", "old.png"]
+    assert (await client.get("/internal/files/output")).json() == ["new.png [output]", "old.png [output]"]
     assert (await client.get("/internal/files/secrets")).json() == {"error": "Invalid directory type"}
 
 
