@@ -10,7 +10,6 @@ from serve_app.errors import ModelFileError
 Shape: TypeAlias = tuple[int, ...]
 
 _OTHERS = {
-    "joint_blocks.": "SD 3",
     "joint_transformer_blocks.": "AuraFlow",
     "double_layers.": "AuraFlow",
     "double_blocks.": "Flux",

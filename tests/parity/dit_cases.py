@@ -18,6 +18,8 @@ from torch import Tensor
 CHANNELS = 16
 ROWS = 2
 SIGMAS = (0.3, 0.9)
+TIMES = {"sd3": 1000, "sd35": 1000}
+"""By what a network is told them times more."""
 TEXT_WIDTH, POOLED_WIDTH = 48, 32
 GUIDANCE = (3.5, 30.0)
 
@@ -37,6 +39,21 @@ _FLUX: dict[str, Any] = {
     "qkv_bias": True,
     "guidance_embed": True,
     "txt_ids_dims": [],
+}
+_SD3: dict[str, Any] = {
+    "input_size": None,
+    "patch_size": 2,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "depth": 2,
+    "num_blocks": 2,
+    "adm_in_channels": POOLED_WIDTH,
+    "context_embedder_config": {
+        "target": "torch.nn.Linear",
+        "params": {"in_features": TEXT_WIDTH, "out_features": 128},
+    },
+    "num_patches": 64,
+    "pos_embed_max_size": 8,
 }
 NETS: Mapping[str, dict[str, Any]] = {
     "zimage": {
@@ -69,6 +86,8 @@ NETS: Mapping[str, dict[str, Any]] = {
         "hidden_dim": 40,
         "n_layers": 2,
     },
+    "sd3": _SD3,
+    "sd35": {**_SD3, "qk_norm": "rms", "x_block_self_attn_layers": [0]},
     "flux_schnell": {**_FLUX, "guidance_embed": False},
     "flux_depth": {**_FLUX, "in_channels": 2 * CHANNELS},
     "flux_fill": {**_FLUX, "in_channels": 2 * CHANNELS + 64},
@@ -114,6 +133,10 @@ CASES: Sequence[Case] = (
     Case("chroma", (8, 8), 5),
     Case("chroma", (8, 8), 12),
     Case("chroma", (9, 7), 3),
+    Case("sd3", (8, 8), 5),
+    Case("sd3", (9, 7), 7),
+    Case("sd35", (16, 16), 5),
+    Case("sd35", (9, 4), 5),
     Case("flux_depth", (8, 6), 5, concat=(8, 6)),
     Case("flux_depth", (8, 6), 5),
     Case("flux_fill", (8, 6), 5, concat=(10, 6), mask=(64, 48)),
@@ -159,7 +182,7 @@ def asked(case: Case) -> Asked:
     draw = lambda what, *shape: noise(f"{case.name} {what}", shape)  # noqa: E731
     return Asked(
         draw("x", ROWS, CHANNELS, *case.size),
-        torch.tensor(SIGMAS),
+        torch.tensor(SIGMAS) * TIMES.get(case.net, 1),
         draw("text", ROWS, case.text, TEXT_WIDTH),
         draw("pooled", ROWS, POOLED_WIDTH),
         torch.tensor(GUIDANCE),

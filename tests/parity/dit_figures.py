@@ -32,13 +32,19 @@ import comfy.latent_formats  # noqa: E402
 import comfy.ldm.chroma.model  # noqa: E402
 import comfy.ldm.flux.model  # noqa: E402
 import comfy.ldm.lumina.model  # noqa: E402
+import comfy.ldm.modules.diffusionmodules.mmdit  # noqa: E402
 import comfy.lora  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.ops  # noqa: E402
 
 from tests.parity.dit_cases import CASES, NETS, Asked, asked, weights  # noqa: E402
 
-MODULES: dict[str, Any] = {"zimage": comfy.ldm.lumina.model.NextDiT, "chroma": comfy.ldm.chroma.model.Chroma}
+MODULES: dict[str, Any] = {
+    "zimage": comfy.ldm.lumina.model.NextDiT,
+    "chroma": comfy.ldm.chroma.model.Chroma,
+    "sd3": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT,
+    "sd35": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT,
+}
 """ComfyUI's modules of networks that are not Flux's."""
 LATENTS = comfy.latent_formats.Flux()
 
@@ -54,6 +60,9 @@ def answer(net: Any, name: str, method: str, a: Asked) -> Tensor:
     if name == "zimage":
         out: Tensor = net(a.x, a.sigma, a.text, a.text.shape[1])
         return out
+    if name.startswith("sd3"):
+        of_two_streams: Tensor = net(a.x, a.sigma, context=a.text, y=a.pooled)
+        return of_two_streams
     if name == "chroma":
         without_pooled: Tensor = net(a.x, a.sigma, a.text, a.guidance)
         return without_pooled
@@ -74,22 +83,22 @@ def answer(net: Any, name: str, method: str, a: Asked) -> Tensor:
     return answered
 
 
-KINDS = {"zimage": comfy.model_base.Lumina2, "flux": comfy.model_base.Flux}
+KINDS = {"zimage": comfy.model_base.Lumina2, "flux": comfy.model_base.Flux, "sd35": comfy.model_base.SD3}
 """Networks whose names in LoRA files are kept, and what ComfyUI takes their models for."""
 
 
-def lora_names(net: Any, kind: type) -> dict[str, Any]:
+def lora_names(name: str, net: Any, kind: type) -> dict[str, Any]:
     """Return ComfyUI's names of layers in LoRA files -> the weight, or [it, first row, rows], of first blocks."""
     keys = [f"diffusion_model.{key}" for key in net.state_dict()]
-    config = SimpleNamespace(unet_config=NETS["zimage" if kind is comfy.model_base.Lumina2 else "flux"])
+    config = SimpleNamespace(unet_config=NETS[name])
     stub = type("Stub", (kind,), {"__init__": lambda self: None, "state_dict": lambda self: dict.fromkeys(keys)})()
     object.__setattr__(stub, "model_config", config)
     names: dict[str, Any] = {}
-    for name, target in comfy.lora.model_lora_keys_unet(stub, {}).items():
+    for layer, target in comfy.lora.model_lora_keys_unet(stub, {}).items():
         weight, *rest = (target,) if isinstance(target, str) else target
         if any(f"blocks.{i}" in weight or f"layers.{i}" in weight or f"refiner.{i}" in weight for i in range(1, 9)):
             continue
-        names[name] = [weight, *rest[0][1:]] if rest and rest[0] else weight
+        names[layer] = [weight, *rest[0][1:]] if rest and rest[0] else weight
     return names
 
 
@@ -113,7 +122,7 @@ def main() -> None:
             }
             half = answer(copy.deepcopy(net).bfloat16(), name, case.method, replace(a, **given))
             answers[f"bf16 {case.name}"] = half.float().contiguous()
-    names = {name: lora_names(nets[name], kind) for name, kind in KINDS.items()}
+    names = {name: lora_names(name, nets[name], kind) for name, kind in KINDS.items()}
     (GOLDEN / "dit_lora_names.json").write_text(json.dumps(names, indent=0))
     shapes = {name: {key: list(v.shape) for key, v in net.state_dict().items()} for name, net in nets.items()}
     (GOLDEN / "dit_keys.json").write_text(json.dumps(shapes, indent=0))

@@ -82,6 +82,7 @@ LAYERS = {
         "x_embedder",
         "noise_refiner.0.adaLN_modulation.0",
     ],
+    "sd35": ["joint_blocks.1.context_block.adaLN_modulation.1", "joint_blocks.0.x_block.attn2.qkv", "context_embedder"],
     "flux": [
         *("double_blocks.0.img_attn.qkv", "double_blocks.1.txt_mlp.0", "single_blocks.0.linear1"),
         *("single_blocks.1.linear2", "final_layer.adaLN_modulation.1", "img_in", "txt_in", "vector_in.in_layer"),

@@ -11,6 +11,7 @@ from serve_app.models.families.family import BackboneFamily, TextEnsemble, TextF
 from serve_app.models.families.flux import Flux
 from serve_app.models.families.qwen import Qwen3Text
 from serve_app.models.families.sd import Sd
+from serve_app.models.families.sd3 import Sd3
 from serve_app.models.families.sdxl import Sdxl, SdxlRefiner, SdxlText
 from serve_app.models.families.t5 import T5Text, UMT5Text
 from serve_app.models.families.taesd import Taesd
@@ -18,7 +19,7 @@ from serve_app.models.families.unet import Unet
 from serve_app.models.families.zimage import ZImage
 
 UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
-BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Chroma)
+BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Chroma, Sd3)
 VAES: Sequence[type[VaeFamily]] = (AutoencoderKL, Taesd)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text)
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText,)
@@ -35,6 +36,7 @@ __all__ = [
     "ClipText",
     "Flux",
     "Sd",
+    "Sd3",
     "Sdxl",
     "SdxlRefiner",
     "SdxlText",

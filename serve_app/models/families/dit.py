@@ -5,7 +5,7 @@ Source of the networks: Peebles and Xie 2023, arXiv:2212.09748; of rotary positi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,16 +27,22 @@ def grid(height: int, width: int) -> tuple[int, int]:
     return -(-height // PATCH), -(-width // PATCH)
 
 
+def whole_patches(latents: Tensor) -> Tensor:
+    """Return latents (B,C,h,w) with even sides: an odd one goes on with its own beginning."""
+    height, width = latents.shape[-2:]
+    if not height % PATCH and not width % PATCH:
+        return latents
+    return pad(latents, (0, width % PATCH, 0, height % PATCH), mode="circular")
+
+
 def to_tokens(latents: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Return latents (B,C,h,w) as tokens (B,n,4C), row by row; an odd side goes on with its own beginning.
+    """Return latents (B,C,h,w) as tokens (B,n,4C), row by row, an odd side as `whole_patches` has it.
 
     channels_last: in a token, the channels of one cell lie together; else the cells of one channel do.
     """
-    height, width = latents.shape[-2:]
-    if height % PATCH or width % PATCH:
-        latents = pad(latents, (0, width % PATCH, 0, height % PATCH), mode="circular")
     batch, channels = latents.shape[:2]
-    rows, columns = grid(height, width)
+    rows, columns = grid(*latents.shape[-2:])
+    latents = whole_patches(latents)
     cut = latents.view(batch, channels, rows, PATCH, columns, PATCH)
     order = (0, 2, 4, 3, 5, 1) if channels_last else (0, 2, 4, 1, 3, 5)
     return cut.permute(order).reshape(batch, rows * columns, PATCH * PATCH * channels)
@@ -118,6 +124,19 @@ def check_text(cond: Tensor, width: int, title: str) -> None:
             f"the conditioning is {cond.shape[-1]} wide, and {title} reads text {width} wide: they are of different "
             "families"
         )
+
+
+def pooled_text(options: Mapping[str, Any], width: int, title: str) -> Tensor:
+    """Return a conditioning's pooled text (N,P) float32, zeros without one.
+
+    Errors: NodeError for one that is too narrow.
+    """
+    pooled: Tensor | None = options.get("pooled_output")
+    if pooled is None:
+        return torch.zeros(1, width)
+    if pooled.shape[-1] < width:
+        raise NodeError(f"the conditioning has a pooled output {pooled.shape[-1]} wide; {title} reads one {width} wide")
+    return pooled[:, :width].float()
 
 
 def lora_names(parameters: Sequence[str], table: Table) -> dict[str, str | tuple[Place, ...]]:

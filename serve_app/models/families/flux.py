@@ -22,6 +22,7 @@ from serve_app.models.families.dit import (
     attended,
     check_text,
     from_tokens,
+    pooled_text,
     positions,
     stacked,
     to_tokens,
@@ -194,7 +195,7 @@ class Flux(BackboneFamily):
         concat = self._concat(options, canvas)
         return FluxInputs(
             to_batch(cond.to(device, torch.float32), rows),
-            to_batch(self._pooled(options).to(device), rows),
+            to_batch(pooled_text(options, self.pooled_width, self.title).to(device), rows),
             torch.full((rows,), float(guidance), device=device) if self.guided and guidance is not None else None,
             None if concat is None else concat.to(device),
             tuple(
@@ -207,18 +208,6 @@ class Flux(BackboneFamily):
     @property
     def _beside(self) -> str:
         return EXTRA_CHANNELS[self.extra_channels]
-
-    def _pooled(self, options: Mapping[str, Any]) -> Tensor:
-        """Return the pooled text (N,P) float32, zeros without one. Errors: NodeError for one that is too narrow."""
-        pooled: Tensor | None = options.get("pooled_output")
-        if pooled is None:
-            return torch.zeros(1, self.pooled_width)
-        if pooled.shape[-1] < self.pooled_width:
-            raise NodeError(
-                f"the conditioning has a pooled output {pooled.shape[-1]} wide; {self.title} reads one "
-                f"{self.pooled_width} wide, as CLIP-L gives"
-            )
-        return pooled[:, : self.pooled_width].float()
 
     def _concat(self, options: Mapping[str, Any], canvas: Canvas) -> Tensor | None:
         if not self.extra_channels:

@@ -178,7 +178,7 @@ def test_a_file_in_eight_bits_is_read_as_the_numbers_it_holds(tmp_path):
     ("name", "family"),
     [
         ("double_stream_modulation_img.lin.weight", "Flux.2"),
-        ("joint_blocks.0.context_block.attn.qkv.weight", "SD 3"),
+        ("txt_norm.weight", "Qwen Image"),
         ("blocks.0.self_attn.q.weight", "Wan"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import Chroma, Flux, ZImage
+from serve_app.models.families import Chroma, Flux, Sd3, ZImage
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily
 from serve_app.models.families.flux import FluxInputs
 from serve_app.models.layout import placed, places
@@ -29,11 +29,19 @@ TINY: dict[str, BackboneFamily] = {
     "zimage": ZImage(288, 9, 2, 2, TEXT_WIDTH, time_width=288),
     "flux": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH),
     "chroma": Chroma(64, 2, 1, 2, TEXT_WIDTH, inside=40, layers=2),
+    "sd3": Sd3(128, 2, TEXT_WIDTH, POOLED_WIDTH, 8),
+    "sd35": Sd3(128, 2, TEXT_WIDTH, POOLED_WIDTH, 8, normed=True, dual=1),
     "flux_schnell": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, guided=False),
     "flux_depth": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, extra_channels=16),
     "flux_fill": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, extra_channels=80),
 }
-TRAINED = {"zimage": Flow(3.0, 1.0), "flux": FluxFlow(1.15), "flux_schnell": Flow(1.0, 1.0), "chroma": FluxFlow(1.15)}
+TRAINED = {
+    "zimage": Flow(3.0, 1.0),
+    "flux": FluxFlow(1.15),
+    "flux_schnell": Flow(1.0, 1.0),
+    "chroma": FluxFlow(1.15),
+    "sd3": Flow(3.0, 1000.0),
+}
 
 
 def tensors(net: str, prefix: str = "", changed: Mapping[str, tuple[int, ...] | None] | None = None) -> Tensors:
@@ -63,6 +71,8 @@ def test_the_authors_own_names_of_norms_are_known_too() -> None:
         (Flux(3072, 24, 19, 38, 4096, 768), 11.901),
         (ZImage(3840, 30, 30, 2, 2560), 6.155),
         (Chroma(3072, 24, 19, 38, 4096), 8.9),
+        (Sd3(1536, 24, 4096, 2048, 192), 2.085),
+        (Sd3(2432, 38, 4096, 2048, 192, normed=True), 8.146),
     ],
 )
 def test_the_published_networks_have_their_size(family: BackboneFamily, billions: float) -> None:
@@ -76,7 +86,7 @@ def by_diffusers(net: str) -> dict[str, Tensor]:
     return {p.name: placed(t, p).contiguous() for name, t in of_file.items() for p in places(name, table)}
 
 
-@pytest.mark.parametrize("net", ["zimage", "flux", "flux_schnell", "chroma"])
+@pytest.mark.parametrize("net", ["zimage", "flux", "flux_schnell", "chroma", "sd3", "sd35"])
 def test_a_file_with_diffusers_names_is_the_same_network(tmp_path: Path, net: str) -> None:
     save_file(weights(KEYS[net]), tmp_path / "single.safetensors")
     save_file(by_diffusers(net), tmp_path / "diffusers.safetensors")
