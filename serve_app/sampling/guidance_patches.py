@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from serve_app.sampling.levels import single
 from serve_app.values import (
     AdaptiveProjection,
     CfgNorm,
@@ -114,7 +115,7 @@ def renormed(patch: RenormCfg, guided: Guided) -> Tensor:
 
     Source: Lumina-Image 2.0's pipeline, as ComfyUI has it.
     """
-    if guided.sigma >= patch.below:
+    if single(guided.sigma) >= single(patch.below):
         return guided.cond
     denoised = guided.plain()
     if patch.limit <= 0:

@@ -23,6 +23,10 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.latent_formats  # noqa: E402
+import comfy.model_base  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.supported_models_base  # noqa: E402
 import folder_paths  # noqa: E402
 import nodes  # noqa: E402
 import numpy as np  # noqa: E402
@@ -53,8 +57,46 @@ def fixed(kind: str, tensor: torch.Tensor, extra: Any) -> Any:
     return [[tensor, {"pooled_output": pooled}]]
 
 
+FLOWS: dict[str, tuple[str, dict[str, float], Any]] = {
+    "flux": ("FLUX", {"shift": 1.15}, comfy.latent_formats.Flux),
+    "z": ("FLOW", {"shift": 3.0, "multiplier": 1.0}, comfy.latent_formats.Flux),
+    "flux 2": ("FLUX", {"shift": 2.02}, comfy.latent_formats.Flux2),
+    "wan": ("FLOW", {"shift": 8.0, "multiplier": 1000.0}, comfy.latent_formats.Wan21),
+}
+
+
+class Velocity(torch.nn.Module):
+    """A network of one formula."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+        self.dtype, self.in_channels = torch.float32, 16
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, **_: Any) -> torch.Tensor:
+        told, read = (value.view(-1, *[1] * (x.ndim - 1)) for value in (timestep, context.mean(dim=(1, 2))))
+        return x * (0.8 + 0.2 * torch.sin(told * 0.01)) - 0.5 * torch.cos(1.5 * x) + read
+
+
+class FlowModel:
+    """A MODEL that samples a flow, of a kind."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "get"
+
+    def get(self, kind: str) -> tuple[Any]:
+        model_type, settings, latent_format = FLOWS[kind]
+        config = comfy.supported_models_base.BASE({})
+        config.sampling_settings, config.latent_format = settings, latent_format()
+        model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType[model_type], unet_model=Velocity)
+        cpu = torch.device("cpu")
+        return (comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu),)
+
+
+OWN = {"Fixed": Fixed, "FlowModel": FlowModel}
+
+
 def call(class_type: str, inputs: dict[str, Any]) -> Any:
-    node_class = Fixed if class_type == "Fixed" else nodes.NODE_CLASS_MAPPINGS[class_type]
+    node_class = OWN.get(class_type) or nodes.NODE_CLASS_MAPPINGS[class_type]
     function = getattr(node_class() if isinstance(node_class, type) else node_class, node_class.FUNCTION)
     result = function(**inputs)
     if inspect.iscoroutine(result):

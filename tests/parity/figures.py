@@ -17,6 +17,12 @@ FLOWS = {"flow": 3.0, "flux": 1.15}
 TOLERANCE = 1e-4
 
 
+def thinned(array: np.ndarray) -> np.ndarray:
+    """Return an array flat, and of a large one some hundreds of elements."""
+    flat = array.ravel()
+    return flat[:: max(1, flat.size // 500)]
+
+
 class Figures:
     """One file of figures, by name."""
 

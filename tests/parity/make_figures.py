@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,8 @@ from tests.parity.checkpoints import models_dir
 from tests.parity.comfyui import ComfyUI
 from tests.parity.custom_cases import CUSTOM
 from tests.parity.declared import WORDED_OTHERWISE, theirs
-from tests.parity.figures import FLOWS, GOLDEN
+from tests.parity.figures import FLOWS, GOLDEN, thinned
+from tests.parity.flow_cases import FLOW_CASES
 from tests.parity.image_cases import CASES as IMAGES
 from tests.parity.image_cases import image
 from tests.parity.text_cases import CASES as TEXTS
@@ -105,6 +107,13 @@ def custom(comfyui: ComfyUI) -> None:
     _save("custom", comfyui.workflows(CUSTOM, models_dir("mini15")))
 
 
+def flow_runs(comfyui: ComfyUI) -> None:
+    """Make flow_runs.npz: of large values every so many-th element."""
+    with tempfile.TemporaryDirectory() as models:
+        made = comfyui.workflows(FLOW_CASES, Path(models))
+    _save("flow_runs", {name: thinned(array) for name, array in made.items()})
+
+
 def nodes(comfyui: ComfyUI) -> None:
     """Make nodes_latent.npz and nodes_image.npz, declared.json, and the names in node_classes.json."""
     latent = json.loads((GOLDEN / "nodes_latent.json").read_text())
@@ -141,7 +150,7 @@ def texts(comfyui: ComfyUI) -> None:
         _save("texts", comfyui.texts({name: case.as_json() for name, case in TEXTS.items()}, Path(models)))
 
 
-_MAKERS = (samplers, grid, flow_grid, sampler_options, custom, nodes, texts)
+_MAKERS = (samplers, grid, flow_grid, flow_runs, sampler_options, custom, nodes, texts)
 MAKERS: dict[str, Callable[[ComfyUI], None]] = {make.__name__: make for make in _MAKERS}
 
 

@@ -12,6 +12,7 @@ from serve_app.graph.parse import parse
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.signature import signatures
 from serve_app.graph.validate import validate
+from serve_app.models.weights import Weights
 from serve_app.nodes.execute import Execution
 from serve_app.nodes.executing import Progress, Say
 from serve_app.nodes.files import NodeFiles
@@ -30,13 +31,16 @@ from tests.unit.models.sample import cpu_weights
 class Stack:
     """Capabilities, observer and values of every run; equal nodes of two runs are computed once.
 
-    extra: node classes beside the built-in ones. files: where nodes read and write.
+    extra: node classes beside the built-in ones. files: where nodes read and write. weights: in place of those of
+    model files.
     """
 
-    def __init__(self, models: Path, files: Path, extra: Mapping[str, type] | None = None) -> None:
+    def __init__(
+        self, models: Path, files: Path, extra: Mapping[str, type] | None = None, weights: Weights | None = None
+    ) -> None:
         self.engine = Engine(MAX_CELLS)
         self.volume = Volume({area: files / area for area in AREAS})
-        self.weights = cpu_weights(Catalog(models))
+        self.weights = weights or cpu_weights(Catalog(models))
         self._runtime = EngineRuntime(self.engine, self.weights)
         self._classes = {**BUILTIN, **(extra or {})}
         self._specs = {name: spec_of(node_class, name) for name, node_class in self._classes.items()}

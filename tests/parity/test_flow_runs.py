@@ -1,0 +1,145 @@
+"""Workflows that sample a flow beside ComfyUI 0.33.0's, with a network that is one formula on both sides.
+
+golden/flow_runs.npz holds what ComfyUI's own nodes and samplers make of the workflows in `flow_cases`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from serve_app.models.backbone import Backbone
+from serve_app.models.families.family import BackboneFamily, File, Located, Rows
+from serve_app.models.families.latents import FLUX, FLUX2, WAN
+from serve_app.models.layout import Table
+from serve_app.models.network import Network
+from serve_app.models.tensors import Tensors
+from serve_app.models.weights import Weights
+from serve_app.sampling.denoiser import per_row, trained
+from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.sampling.latents import LatentFormat
+from serve_app.sampling.levels import Levels
+from serve_app.values import Flow, FluxFlow, Recipe, Training
+from tests.parity.beside import Fixed, ours
+from tests.parity.figures import GOLDEN, TOLERANCE, thinned
+from tests.parity.flow_cases import FLOW_CASES
+from tests.parity.stack import Stack
+
+FIGURES = dict(np.load(GOLDEN / "flow_runs.npz"))
+KINDS: dict[str, tuple[Training, LatentFormat]] = {
+    "flux": (FluxFlow(1.15), FLUX),
+    "z": (Flow(3.0, 1.0), FLUX),
+    "flux 2": (FluxFlow(2.02), FLUX2),
+    "wan": (Flow(8.0, 1000.0), WAN),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """What the formula is told. context: (B,T,D)."""
+
+    context: Tensor
+
+    def within(self, area: Area | None) -> Text:
+        return self
+
+
+class Formula(BackboneFamily):
+    """A family whose network is one formula of x, the told timestep and the mean of the text."""
+
+    def __init__(self, latent_format: LatentFormat) -> None:
+        self.latent_format = latent_format  # type: ignore[misc]
+
+    @classmethod
+    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
+        return iter(())
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        return {}
+
+    def build(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def training(self, file: File, names: Mapping[str, str]) -> Training:
+        raise NotImplementedError
+
+    def inputs(
+        self, cond: Tensor, options: Any, role: str, canvas: Canvas, device: torch.device, trained_as: Training
+    ) -> Text:
+        return Text(to_batch(cond, canvas.rows))
+
+    def group_key(self, x: Tensor, inputs: Text) -> Hashable:
+        return tuple(x.shape[1:]), inputs.context.shape[1]
+
+    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
+        x = torch.cat([row.x for row in rows])
+        told = per_row(torch.cat([row.timestep for row in rows]), x)
+        read = per_row(torch.cat([row.inputs.context for row in rows]).mean(dim=(1, 2)), x)
+        velocity = x * (0.8 + 0.2 * torch.sin(told * 0.01)) - 0.5 * torch.cos(1.5 * x) + read
+        return list(velocity.split([row.count for row in rows]))
+
+
+class FlowWeights:
+    """Weights of no file: a recipe's name is the kind of its backbone."""
+
+    def __init__(self) -> None:
+        self._networks = {
+            kind: Network(kind, Formula(latents), nn.Linear(1, 1), training)
+            for kind, (training, latents) in KINDS.items()
+        }
+
+    def backbone(self, recipe: Recipe) -> Backbone:
+        return Backbone(self._networks[recipe.name], recipe.last(Training))
+
+    def levels(self, recipe: Recipe) -> Levels:
+        return trained(recipe.last(Training) or KINDS[recipe.name][0])[0]
+
+    def latent_format(self, recipe: Recipe) -> LatentFormat:
+        return KINDS[recipe.name][1]
+
+    def need(self, *recipes: Recipe) -> None:
+        return None
+
+    def fits(self, need: Any) -> bool:
+        return True
+
+
+class FlowModel:
+    """A MODEL that samples a flow, of a kind."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "get"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"kind": ("*",)}}
+
+    def get(self, kind: str) -> tuple[Recipe]:
+        return (Recipe("backbone", "flows", kind),)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    nothing: Path = tmp_path_factory.mktemp("models")
+    classes = {"Fixed": Fixed, "FlowModel": FlowModel}
+    stack = Stack(nothing, tmp_path_factory.mktemp("files"), classes, cast(Weights, FlowWeights()))
+    yield stack
+    stack.engine.close()
+
+
+def test_every_workflow_has_its_figure() -> None:
+    assert FLOW_CASES.keys() == FIGURES.keys()
+
+
+@pytest.mark.parametrize("name", FLOW_CASES)
+async def test_a_workflow_on_a_flow_gives_comfyuis_value(stack: Stack, name: str) -> None:
+    found, theirs = thinned((await ours(stack, FLOW_CASES[name])).numpy()), FIGURES[name]
+    assert found.shape == theirs.shape
+    assert np.linalg.norm(found - theirs) / np.linalg.norm(theirs) < TOLERANCE
