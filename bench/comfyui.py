@@ -86,7 +86,7 @@ async def contenders(installation: Installation, replicas: int) -> AsyncIterator
     async with AsyncExitStack() as stack:
         models = Path(stack.enter_context(TemporaryDirectory(prefix="bench")))
         # It blocks until a job is accepted, so it comes first: nothing of ours runs meanwhile.
-        server = stack.enter_context(running(Contender("serve-app", models, pool=pool, ready="/readyz")))
+        server = stack.enter_context(running(Contender("serve-app", models, pools=[pool], ready="/readyz")))
         url = f"http://127.0.0.1:{server.port}"
         async with aiohttp.ClientSession() as session:
             while True:

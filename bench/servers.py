@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ STOP_S = 60.0
 class Contender:
     """A server that can be started. kind: "serve-app", "serve-app unbatched" or "ComfyUI". packs: a folder of them.
 
-    pool: of a serve-app, as the configuration has it; None for one that runs everything. ready: a path that is
+    pools: of a serve-app, as the configuration has them; none for one that runs everything. ready: a path that is
     answered 200 once it has started; None sends it a job.
     """
 
@@ -39,7 +39,7 @@ class Contender:
     comfyui: Path | None = None
     python: Path = Path(sys.executable)
     packs: Path | None = None
-    pool: Mapping[str, Any] | None = None
+    pools: Sequence[Mapping[str, Any]] = ()
     ready: str | None = None
 
     def command(self, directory: Path, port: int) -> list[str]:
@@ -62,15 +62,11 @@ class Contender:
         return command if torch.cuda.is_available() else [*command, "--cpu"]
 
     def _config(self, directory: Path) -> dict[str, object]:
-        pool = self.pool or {
-            "name": "gpu",
-            "num_gpus": int(torch.cuda.is_available()),
-        }
         arguments = {
             "models_dir": str(self.models),
             **{f"{area}_dir": str(directory / area) for area in ("input", "output", "temp")},
             "database_url": f"sqlite:///{directory}/jobs.sqlite",
-            "pools": [pool],
+            "pools": list(self.pools) or [{"name": "gpu", "num_gpus": int(torch.cuda.is_available())}],
             "strict": self.kind == "serve-app unbatched",
         }
         return {"applications": [{"name": "serve-app", "args": arguments}]}
@@ -97,9 +93,13 @@ class Server:
 
     def memory_mb(self) -> tuple[float, float]:
         """Return the peak of the process that took most, and what all processes take now, what they share once."""
-        root = psutil.Process(self._process.pid)
-        processes = [root, *root.children(recursive=True)]
+        processes = self.processes()
         return max(map(_peak_mb, processes)), sum(p.memory_full_info().pss for p in processes) / 2**20
+
+    def processes(self) -> list[psutil.Process]:
+        """Return all of its processes."""
+        root = psutil.Process(self._process.pid)
+        return [root, *root.children(recursive=True)]
 
     def stop(self) -> float:
         """Stop it and return how many seconds that took."""

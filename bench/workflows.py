@@ -24,6 +24,11 @@ MIX = (
 """What mixed jobs ask for in turn; eight steps on average."""
 
 
+def fresh() -> int:
+    """Return a seed that nobody has used yet."""
+    return next(_fresh)
+
+
 def txt2img(checkpoint: str, side: int = SIDE, *, mixed: bool = False) -> dict[str, Any]:
     """Return a workflow whose image nobody has made yet; the texts alternate. side: in pixels."""
     seed = next(_fresh)

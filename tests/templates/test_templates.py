@@ -1,0 +1,67 @@
+"""Official templates from end to end: as saved, over HTTP, with tiny files under the names they give.
+
+Texts, sizes and steps are the templates' own. A template that is not in the installed package is skipped by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from serve_app.api.app import create_app
+from serve_app.cli.convert import own_classes
+from serve_app.config import PoolConfig
+from serve_app.graph.convert import convert
+from serve_app.nodes.later import NOT_THERE
+from serve_app.nodes.registry import specs
+from serve_app.service import Service
+from serve_app.store.catalog import Catalog
+from serve_app.store.volume import Volume
+from tests.templates import tiny
+from tests.unit.replica.cluster import cluster
+from tests.usual_limits import LIMITS
+
+PACKAGE = "comfyui_workflow_templates_json"
+TEMPLATES = {
+    "image_z_image_turbo": (1024, 1024),
+}
+"""The templates, and the size of the picture that each makes."""
+PATIENCE_S = 300.0
+
+
+def template(name: str) -> Any:
+    path = Path(str(files(PACKAGE))) / "templates" / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"the installed {PACKAGE} has no template {name}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+async def test_a_template_makes_its_picture(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(PACKAGE)
+    prompt = convert(template(name), own_classes(), NOT_THERE)
+    tiny.write(tmp_path / "models", prompt, specs())
+    async with cluster(tmp_path, (PoolConfig(name="cpu", threads=1),)) as running:
+        catalog = Catalog(tmp_path / "models")
+        service = Service(running.scheduler, Volume(running.config.directories), catalog.names, LIMITS, catalog=catalog)
+        transport = httpx.ASGITransport(create_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            accepted = await client.post("/api/prompt", json={"prompt": prompt})
+            assert accepted.status_code == 200, accepted.text
+            job_id = accepted.json()["prompt_id"]
+            view = await asyncio.wait_for(running.finish(job_id), PATIENCE_S)
+            assert view.state == "success", view.failure
+            outputs = (await client.get(f"/api/history/{job_id}")).json()[job_id]["outputs"]
+            [saved] = [image for shown in outputs.values() for image in shown.get("images", ())]
+            picture = await client.get("/api/view", params=saved)
+            with Image.open(io.BytesIO(picture.content)) as image:
+                assert image.size == TEMPLATES[name]
+                assert len(image.convert("L").getcolors(256)) > 8, "it is of one colour"
