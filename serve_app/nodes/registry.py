@@ -15,6 +15,7 @@ from serve_app.nodes.builtin import (
     conditioning_flux,
     conditioning_region,
     conditioning_sdxl,
+    conditioning_texts,
     controlnet,
     custom_sampling,
     guiders,
@@ -47,6 +48,7 @@ from serve_app.nodes.builtin import (
     sigmas,
     text,
     text_format,
+    text_generate,
     tiled,
 )
 from serve_app.nodes.protocol import spec_of
@@ -57,6 +59,7 @@ _MODULES = (
     conditioning,
     conditioning_region,
     conditioning_sdxl,
+    conditioning_texts,
     conditioning_edit,
     conditioning_flux,
     controlnet,
@@ -89,6 +92,7 @@ _MODULES = (
     primitive,
     text,
     text_format,
+    text_generate,
     logic,
     number,
     batches,

@@ -123,12 +123,12 @@ _BY_REASON: Mapping[str, str] = {
         "TripoSplatPreprocessImage TripoSplatConditioning VAEDecodeTripoSplat TripoSplatSamplingPreview"
     ),
     "it is for a model family that is not supported": (
-        "EmptyChromaRadianceLatentImage ChromaRadianceOptions CLIPTextEncodeFlux CLIPTextEncodeHiDream "
-        "LotusConditioning CLIPTextEncodeLumina2 ModelPatchLoader QwenImageDiffsynthControlnet USOStyleReference "
-        "OptimalStepsScheduler CLIPTextEncodePixArtAlpha TextEncodeQwenImageEdit TextEncodeQwenImageEditPlus "
-        "CLIPTextEncodeSD3 SkipLayerGuidanceSD3 SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple "
+        "EmptyChromaRadianceLatentImage ChromaRadianceOptions CLIPTextEncodeHiDream "
+        "LotusConditioning ModelPatchLoader QwenImageDiffsynthControlnet USOStyleReference "
+        "OptimalStepsScheduler TextEncodeQwenImageEdit TextEncodeQwenImageEditPlus "
+        "SkipLayerGuidanceSD3 SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple "
         "StableCascade_EmptyLatentImage StableCascade_StageB_Conditioning StableCascade_StageC_VAEEncode "
-        "StableCascade_SuperResolutionControlnet T5TokenizerOptions ModelSamplingStableCascade "
+        "StableCascade_SuperResolutionControlnet ModelSamplingStableCascade "
         "UNetTemporalAttentionMultiply ModelNoiseScale Ideogram4Scheduler FluxKVCache BerniniConditioning "
         "TextEncodeMageFlowEdit TextEncodeJoyImageEdit TextEncodeBooguEdit PiDConditioning ZImageFunControlnet "
         "WanUni3CControlnetApply SUPIRApply AnimaLLLiteApply ScaleROPE TextEncodeZImageOmni "
@@ -185,7 +185,7 @@ _BY_REASON: Mapping[str, str] = {
         "SelectVAEDevice GLSLShader LoraLoaderBypass LoraLoaderBypassModelOnly ImageCompositor AddLayer "
         "LayersFromBoundingBoxes CurveEditor ImageHistogram"
     ),
-    "language models are not supported": ("TextGenerate TextGenerateLTX2Prompt"),
+    "language models are not supported": ("TextGenerateLTX2Prompt"),
     "models that find, cut out or measure what is in an image are not supported": (
         "SDPoseKeypointExtractor SDPoseDrawKeypoints SDPoseFaceBBoxes CropByBBoxes LoadBackgroundRemovalModel "
         "RemoveBackground RTDETR_detect DrawBBoxes SAM3_Detect SAM3_VideoTrack SAM3_TrackPreview "

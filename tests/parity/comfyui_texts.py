@@ -50,9 +50,9 @@ def encoder(case: dict[str, Any]) -> tuple[Any, Any]:
     return clip, tokenizer(embedding_directory=str(Path(FILES) / "embeddings"), tokenizer_data=data)
 
 
-def kept(tensor: torch.Tensor, every: int) -> np.ndarray:
-    """Return some of the rows of a tensor (…,T,D)."""
-    return tensor[..., ::every, :].float().numpy()
+def kept(tensor: torch.Tensor, case: dict[str, Any]) -> np.ndarray:
+    """Return some of the rows and columns of a tensor (…,T,D)."""
+    return tensor[..., :: case["every"], :: case["columns"]].float().numpy()
 
 
 def main() -> None:
@@ -65,6 +65,11 @@ def main() -> None:
             for key, one in texts.items():
                 of_one = tokenizer.tokenize_with_weights(one, tokenizer_options=case["options"])
                 tokens |= {key: of_one[key]} if key else of_one
+            if {"l", "g"} <= texts.keys():
+                # As its node does.
+                empty = tokenizer.tokenize_with_weights("")
+                count = max(len(tokens["l"]), len(tokens["g"]))
+                tokens |= {key: tokens[key] + empty[key] * (count - len(tokens[key])) for key in "lg"}
             for key, rows in tokens.items():
                 whole = [(t if isinstance(t, int) else -1, w) for row in rows for t, w in row]
                 arrays[f"{name}|{i}|ids|{key}"] = np.array([t for t, _ in whole], np.int32)
@@ -74,11 +79,11 @@ def main() -> None:
                 clip.set_clip_options({"layer": case["stop_at"]})
             with torch.inference_mode():
                 cond, pooled, *more = clip.encode_token_weights(tokens)
-            arrays[f"{name}|{i}|cond"] = kept(cond, case["every"])
+            arrays[f"{name}|{i}|cond"] = kept(cond, case)
             if pooled is not None:
                 arrays[f"{name}|{i}|pooled_output"] = pooled.numpy()
             for key, value in (more[0] if more else {}).items():
-                arrays[f"{name}|{i}|{key}"] = kept(value, case["every"]) if value.ndim > 2 else value.numpy()
+                arrays[f"{name}|{i}|{key}"] = kept(value, case) if value.ndim > 2 else value.numpy()
     np.savez_compressed(OUT, **arrays)  # type: ignore[arg-type]
 
 

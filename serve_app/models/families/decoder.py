@@ -114,7 +114,7 @@ class DecoderText(TextFamily):
     def sizes(self) -> dict[str, Any]:
         """Return what transformers' configurations of decoders are told."""
         return {
-            "vocab_size": 1,  # Its own table of tokens is not used.
+            "vocab_size": self.tokens,
             "hidden_size": self.width,
             "intermediate_size": self.hidden_width,
             "num_hidden_layers": self.layers,

