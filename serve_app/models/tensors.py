@@ -20,7 +20,6 @@ _OTHERS = {
     "txtfusion.": "Krea 2",
     "txt_norm.": "Qwen Image",
     "txt_in.text_norm.": "Qwen Image 2.1",
-    "layers.0.adaLN_modulation.1.": "Lumina 2",
     "time_caption_embed.": "Omnigen 2",
     "blocks.0.mlp.layer1.": "Cosmos Predict 2",
     "llm_adapter.": "Anima",

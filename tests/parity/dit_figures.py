@@ -41,6 +41,7 @@ from tests.parity.dit_cases import CASES, NETS, Asked, asked, weights  # noqa: E
 
 MODULES: dict[str, Any] = {
     "zimage": comfy.ldm.lumina.model.NextDiT,
+    "lumina2": comfy.ldm.lumina.model.NextDiT,
     "chroma": comfy.ldm.chroma.model.Chroma,
     "sd3": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT,
     "sd35": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT,
@@ -57,7 +58,7 @@ def network(name: str) -> Any:
 
 def answer(net: Any, name: str, method: str, a: Asked) -> Tensor:
     """Return what a module answers."""
-    if name == "zimage":
+    if name in ("zimage", "lumina2"):
         out: Tensor = net(a.x, a.sigma, a.text, a.text.shape[1])
         return out
     if name.startswith("sd3"):

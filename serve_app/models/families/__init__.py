@@ -11,6 +11,7 @@ from serve_app.models.families.family import BackboneFamily, TextEnsemble, TextF
 from serve_app.models.families.flux import Flux
 from serve_app.models.families.flux_text import FluxText
 from serve_app.models.families.gemma import Gemma2Text
+from serve_app.models.families.lumina2 import Lumina2
 from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
 from serve_app.models.families.sd import Sd
@@ -23,7 +24,7 @@ from serve_app.models.families.unet import Unet
 from serve_app.models.families.zimage import ZImage
 
 UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
-BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Chroma, Sd3)
+BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Chroma, Sd3, Lumina2)
 VAES: Sequence[type[VaeFamily]] = (AutoencoderKL, Taesd)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text, Gemma2Text, MistralText)
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text)
@@ -39,6 +40,7 @@ __all__ = [
     "Chroma",
     "ClipText",
     "Flux",
+    "Lumina2",
     "Sd",
     "Sd3",
     "Sdxl",

@@ -26,7 +26,7 @@ from serve_app.models.families.dit import (
     to_tokens,
 )
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
-from serve_app.models.families.flux_latents import LATENTS
+from serve_app.models.families.latents import FLUX
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
@@ -69,7 +69,7 @@ class Chroma(BackboneFamily):
     """
 
     title = "Chroma"
-    latent_format = LATENTS
+    latent_format = FLUX
     dtypes = (torch.bfloat16, torch.float16)
 
     width: int

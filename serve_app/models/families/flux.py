@@ -28,7 +28,7 @@ from serve_app.models.families.dit import (
     to_tokens,
 )
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
-from serve_app.models.families.flux_latents import LATENTS
+from serve_app.models.families.latents import FLUX
 from serve_app.models.families.references import check_method, reference_positions
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
@@ -85,7 +85,7 @@ class Flux(BackboneFamily):
     """
 
     title = "Flux.1"
-    latent_format = LATENTS
+    latent_format = FLUX
     dtypes = (torch.bfloat16, torch.float16)
 
     width: int

@@ -27,39 +27,12 @@ from serve_app.models.families.dit import (
     whole_patches,
 )
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
+from serve_app.models.families.latents import SD3
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
-from serve_app.sampling.latents import LatentFormat, PreviewMap
 from serve_app.values import Flow, Training
 
-LATENTS = LatentFormat(
-    channels=16,
-    scale=1.5305,
-    shift=0.0609,
-    # The numbers that ComfyUI 0.33.0 shows its previews with.
-    preview=PreviewMap(
-        (
-            (-0.0922, -0.0175, 0.0749),
-            (0.0311, 0.0633, 0.0954),
-            (0.1994, 0.0927, 0.0458),
-            (0.0856, 0.0339, 0.0902),
-            (0.0587, 0.0272, -0.0496),
-            (-0.0006, 0.1104, 0.0309),
-            (0.0978, 0.0306, 0.0427),
-            (-0.0042, 0.1038, 0.1358),
-            (-0.0194, 0.0020, 0.0669),
-            (-0.0488, 0.0130, -0.0268),
-            (0.0922, 0.0988, 0.0951),
-            (-0.0278, 0.0524, -0.0542),
-            (0.0332, 0.0456, 0.0895),
-            (-0.0069, -0.0030, -0.0810),
-            (-0.0596, -0.0465, -0.0293),
-            (-0.1448, -0.1463, -0.1189),
-        ),
-        (0.2394, 0.2135, 0.1925),
-    ),
-)
 SHIFT, TIMES = 3.0, 1000.0
 HEAD = 64
 """How wide every head is."""
@@ -100,7 +73,7 @@ class Sd3(BackboneFamily):
     """
 
     title = "Stable Diffusion 3"
-    latent_format = LATENTS
+    latent_format = SD3
     dtypes = (torch.bfloat16, torch.float16)
 
     width: int

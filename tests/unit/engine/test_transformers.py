@@ -29,10 +29,11 @@ from tests.unit.engine import mixes
 from tests.unit.models.sample import cpu_weights, random_tensors
 
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
-NETS = ("zimage", "flux", "flux_depth", "flux_fill", "chroma", "sd35")
+NETS = ("zimage", "flux", "flux_depth", "flux_fill", "lumina2", "chroma", "sd35")
 LAYER = {
     "zimage": "layers.1.attention.qkv",
     "flux": "single_blocks.1.linear1",
+    "lumina2": "layers.1.attention.qkv",
     "chroma": "double_blocks.0.txt_attn.qkv",
     "sd35": "joint_blocks.1.x_block.attn.qkv",
 }

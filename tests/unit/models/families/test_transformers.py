@@ -13,7 +13,7 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import Chroma, Flux, Sd3, ZImage
+from serve_app.models.families import Chroma, Flux, Lumina2, Sd3, ZImage
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily
 from serve_app.models.families.flux import FluxInputs
 from serve_app.models.layout import placed, places
@@ -27,6 +27,7 @@ from tests.parity.figures import GOLDEN
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
 TINY: dict[str, BackboneFamily] = {
     "zimage": ZImage(288, 9, 2, 2, TEXT_WIDTH, time_width=288),
+    "lumina2": Lumina2(96, 4, 2, 2, 2, TEXT_WIDTH),
     "flux": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH),
     "chroma": Chroma(64, 2, 1, 2, TEXT_WIDTH, inside=40, layers=2),
     "sd3": Sd3(128, 2, TEXT_WIDTH, POOLED_WIDTH, 8),
@@ -37,6 +38,7 @@ TINY: dict[str, BackboneFamily] = {
 }
 TRAINED = {
     "zimage": Flow(3.0, 1.0),
+    "lumina2": Flow(6.0, 1.0),
     "flux": FluxFlow(1.15),
     "flux_schnell": Flow(1.0, 1.0),
     "chroma": FluxFlow(1.15),

@@ -1,0 +1,167 @@
+"""One stream of tokens in which text and image attend to each other, as Lumina 2 and Z-Image have it.
+
+Text and image go through a few layers apart, and then through the others together; how long either is differs by row.
+Source: Qin et al. 2025, arXiv:2503.21758.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from serve_app.models.families.dit import (
+    angles,
+    check_text,
+    from_tokens,
+    lengths,
+    lora_names,
+    positions,
+    stacked,
+    to_tokens,
+    within,
+)
+from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.models.families.latents import FLUX
+from serve_app.models.layout import Table
+from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.values import Training
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextInputs:
+    """What a network is told beside x and time, for B rows. text: (B,T,D)."""
+
+    text: Tensor
+
+    def within(self, area: Area | None) -> TextInputs:
+        return self
+
+
+class OneStream(BackboneFamily):
+    """A family of such backbones.
+
+    Rows of any text may share a forward, and rows of any size whose cells, rounded up to a power of two, are as many.
+    theta: of the positions; multiple: text and image are filled up to so many tokens.
+    """
+
+    latent_format = FLUX
+    dtypes = (torch.bfloat16,)
+    theta: ClassVar[float]
+    multiple: ClassVar[int] = 1
+
+    text_width: int
+
+    @property
+    @abstractmethod
+    def axes(self) -> tuple[int, ...]:
+        """How many numbers of a head turn by the text's token, by row and by column."""
+
+    @abstractmethod
+    def time(self, network: Any, time: Tensor) -> Tensor:
+        """Return what the layers are modulated by, of times 0…1 from noise to image, (R,) float32."""
+
+    @abstractmethod
+    def embedded_image(self, network: Any) -> tuple[nn.Module, Tensor | None]:
+        """Return the layer that reads the image's tokens, and what they are filled up with."""
+
+    @abstractmethod
+    def embedded_text(self, network: Any) -> tuple[nn.Module, Tensor | None]:
+        """Return the same of the text's."""
+
+    @abstractmethod
+    def last(self, network: Any, tokens: Tensor, time: Tensor) -> Tensor:
+        """Return the output's tokens."""
+
+    def lora_names(self, parameters: Sequence[str]) -> Table:
+        return lora_names(parameters, self.table())
+
+    def inputs(
+        self,
+        cond: Tensor,
+        options: Mapping[str, Any],
+        role: str,
+        canvas: Canvas,
+        device: torch.device,
+        trained_as: Training,
+    ) -> TextInputs:
+        check_text(cond, self.text_width, self.title)
+        return TextInputs(to_batch(cond.to(device, torch.float32), canvas.rows))
+
+    def group_key(self, x: Tensor, inputs: Any) -> Hashable:
+        """Return the power of two that holds the cells: smaller ones are filled up, so less than half is in vain."""
+        return x.shape[1], (x.shape[-2] * x.shape[-1] - 1).bit_length()
+
+    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
+        """Return the network's output for each of the rows, which may differ in all but their number of channels."""
+        dtype, counts = next(network.parameters()).dtype, [r.count for r in rows]
+        texts = [r.inputs.text.to(dtype) for r in rows]
+        images = [to_tokens(r.x.to(dtype), channels_last=True) for r in rows]
+        starts = [_filled(text.shape[1], self.multiple) + 1 for text in texts]
+        image_at = [positions(r.x.shape[-2:], start) for r, start in zip(rows, starts, strict=True)]
+        text_at = [pad(torch.arange(1.0, start)[:, None], (0, 2)) for start in starts]
+        # The network counts time from noise to image; told it in half precision, it would hear another one.
+        time = self.time(network, 1 - torch.cat([r.timestep for r in rows]))
+        image = self._stream(images, image_at, *self.embedded_image(network))
+        for layer in network.noise_refiner:
+            image = image.through(layer, time)
+        text = self._stream(texts, text_at, *self.embedded_text(network))
+        for layer in network.context_refiner:
+            text = text.through(layer)
+        both = image.followed_by(text)
+        for layer in network.layers:
+            both = both.through(layer, time)
+        outputs = torch.split(self.last(network, both.tokens, time), counts)
+        return [
+            -from_tokens(output[:, : tokens.shape[1]], *r.x.shape[-2:], channels_last=True).float()
+            for output, tokens, r in zip(outputs, images, rows, strict=True)
+        ]
+
+    def _stream(
+        self, pieces: Sequence[Tensor], at: Sequence[Tensor], embed: nn.Module, filling: Tensor | None
+    ) -> _Stream:
+        """Return pieces (B_i,n_i,F), embedded and each filled up, at positions (≥n_i,3); what is filled in is at 0."""
+        counts = lengths(pieces)
+        filled = [_filled(count, self.multiple) for count in counts]
+        longest, device = max(filled), pieces[0].device
+        tokens = embed(stacked(pieces))
+        tokens = pad(tokens, (0, 0, 0, longest - tokens.shape[1]))
+        if filling is not None:
+            tokens = torch.where(within(counts, longest, device)[..., None], tokens, filling)
+        padded = (pad(a, (0, 0, 0, longest - len(a))) for a in at)
+        placed = torch.cat([a.expand(len(piece), -1, -1) for a, piece in zip(padded, pieces, strict=True)])
+        turns = angles(placed.to(device), self.axes, self.theta)
+        turns = torch.polar(torch.ones_like(turns), turns).to(torch.complex64)
+        # Without a mask attention takes its faster kernels.
+        there = None if min(filled) == longest else within(filled, longest, device)
+        return _Stream(tokens, turns, there)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stream:
+    """Tokens (R,S,D), how each turns queries and keys (R,S,d/2), and which of them there are (R,S); None: all."""
+
+    tokens: Tensor
+    turns: Tensor
+    there: Tensor | None
+
+    def through(self, layer: Any, time: Tensor | None = None) -> _Stream:
+        return replace(self, tokens=layer(self.tokens, self.there, self.turns, time))
+
+    def followed_by(self, other: _Stream) -> _Stream:
+        tokens, turns = (torch.cat(pair, dim=1) for pair in ((self.tokens, other.tokens), (self.turns, other.turns)))
+        if self.there is None and other.there is None:
+            return _Stream(tokens, turns, None)
+        there = [
+            tokens.new_ones(s.tokens.shape[:2], dtype=torch.bool) if s.there is None else s.there for s in (self, other)
+        ]
+        return _Stream(tokens, turns, torch.cat(there, dim=1))
+
+
+def _filled(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
