@@ -125,7 +125,7 @@ _BY_REASON: Mapping[str, str] = {
     "it is for a model family that is not supported": (
         "EmptyChromaRadianceLatentImage ChromaRadianceOptions CLIPTextEncodeHiDream "
         "LotusConditioning ModelPatchLoader QwenImageDiffsynthControlnet USOStyleReference "
-        "OptimalStepsScheduler TextEncodeQwenImageEdit TextEncodeQwenImageEditPlus "
+        "TextEncodeQwenImageEdit TextEncodeQwenImageEditPlus "
         "SkipLayerGuidanceSD3 SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple "
         "StableCascade_EmptyLatentImage StableCascade_StageB_Conditioning StableCascade_StageC_VAEEncode "
         "StableCascade_SuperResolutionControlnet ModelSamplingStableCascade "

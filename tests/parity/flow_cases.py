@@ -165,6 +165,12 @@ FLOW_CASES: dict[str, Case] = {
         latent=_latent(2, 16, 3, 8, 6),
     ),
     "sigmas|flux 2 large": _case("z", ("Flux2Scheduler", {"steps": 7, "width": 1536, "height": 1024})),
+    **{
+        f"sigmas|optimal {kind}": _case(
+            "z", ("OptimalStepsScheduler", {"model_type": kind, "steps": steps, "denoise": denoise})
+        )
+        for kind, steps, denoise in [("FLUX", 20, 1.0), ("Wan", 20, 0.7), ("Chroma", 12, 0.5)]
+    },
     "image|kontext": _case(
         "z",
         ("FluxKontextImageScale", {"image": ["image", 0]}),

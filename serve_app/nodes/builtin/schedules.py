@@ -13,6 +13,7 @@ from serve_app.nodes.runtime import Runtime
 from serve_app.sampling.gits import picked
 from serve_app.sampling.schedules import (
     ALIGN_YOUR_STEPS,
+    OPTIMAL_STEPS,
     Ends,
     flux_2,
     from_table,
@@ -200,6 +201,29 @@ class AlignYourStepsScheduler:
         return (from_table(ALIGN_YOUR_STEPS[model_type], steps, denoise),)
 
 
+class OptimalStepsScheduler:
+    """Sigmas that were searched for a kind of model that samples a flow."""
+
+    RETURN_TYPES = ("SIGMAS",)
+    FUNCTION = "execute"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        kind = ("COMBO", {"options": list(OPTIMAL_STEPS)})
+        return {
+            "required": {
+                "model_type": kind,
+                "steps": ("INT", {"default": 20, "min": 3, "max": 1000}),
+                "denoise": DENOISE,
+            }
+        }
+
+    def execute(self, model_type: str, steps: int, denoise: float) -> tuple[Tensor]:
+        """Return the table's sigmas, interpolated for other numbers of steps."""
+        return (from_table(OPTIMAL_STEPS[model_type], steps, denoise),)
+
+
 class GITSScheduler:
     """Sigmas that follow where sampling's path bends."""
 
@@ -247,6 +271,7 @@ _NODES = (
     BetaSamplingScheduler,
     AlignYourStepsScheduler,
     GITSScheduler,
+    OptimalStepsScheduler,
     Flux2Scheduler,
 )
 
