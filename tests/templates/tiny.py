@@ -3,34 +3,65 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.graph.spec import NodeSpec
-from serve_app.models.families import AutoencoderKL
-from serve_app.models.families.family import BackboneFamily, VaeFamily
+from serve_app.models.families import AutoencoderKL, ClipText
+from serve_app.models.families.family import BackboneFamily, TextFamily, VaeFamily
+from serve_app.models.families.flux import Flux
 from serve_app.models.families.qwen import Qwen3Text
+from serve_app.models.families.sd3 import Sd3
+from serve_app.models.families.t5 import T5Text
 from serve_app.models.families.zimage import ZImage
 from serve_app.store.catalog import FOLDERS
 from tests.parity.text_cases import tensors as text_tensors
 
 TEXT_WIDTH = 32
+WIDE = 4096
+"""Of a text where what is beside it is padded to this."""
 QWEN3 = Qwen3Text(layers=3, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936)
+CLIP_L = ClipText(layers=3, width=64, hidden_width=96, positions=77)
+CLIP_G = ClipText(layers=32, width=64, hidden_width=96, positions=77, kind="g", projection=64)
+T5 = T5Text(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, head_width=16, buckets=32, vocabulary=32128)
 Z_IMAGE = ZImage(width=48, heads=3, layers=1, refiners=1, text_width=TEXT_WIDTH, time_width=64)
+FLUX = Flux(width=32, heads=1, doubles=1, singles=1, text_width=TEXT_WIDTH, pooled_width=64)
+SCHNELL = replace(FLUX, guided=False)
+DEPTH, FILL = replace(FLUX, extra_channels=16), replace(FLUX, extra_channels=80)
+SD3 = Sd3(width=64, layers=1, text_width=WIDE, pooled_width=128, side=192, normed=True)
 VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=16, image_channels=3, quantized=False)
 
 Tensors = Mapping[str, Tensor]
+
+
+def whole(backbone: BackboneFamily, **texts: TextFamily) -> Tensors:
+    """Return a checkpoint of all parts."""
+    parts = {"model.diffusion_model.": network(backbone), "first_stage_model.": network(VAE)}
+    parts |= {f"text_encoders.{name}.transformer.": text_tensors(text) for name, text in texts.items()}
+    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+
+
 FILES: Mapping[str, Callable[[], Tensors]] = {
+    r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, clip_l=CLIP_L, t5xxl=T5),
+    r"checkpoints/sd3.5.*": lambda: whole(SD3, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
     r"diffusion_models/z_image.*": lambda: network(Z_IMAGE),
+    r"diffusion_models/flux1-schnell.*": lambda: network(SCHNELL),
+    r"diffusion_models/flux1-fill.*": lambda: network(FILL),
+    r"diffusion_models/flux1-(canny|depth).*": lambda: network(DEPTH),
+    r"diffusion_models/flux1.*": lambda: network(FLUX),
     r"text_encoders/qwen_3_4b.*": lambda: text_tensors(QWEN3),
+    r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
+    r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
     r"vae/ae\..*": lambda: network(VAE),
 }
-"""What a file holds, by its folder and name."""
+"""What a file holds, by its folder and name; the first that fits."""
 
 
 def network(family: BackboneFamily | VaeFamily) -> Tensors:
@@ -39,9 +70,20 @@ def network(family: BackboneFamily | VaeFamily) -> Tensors:
     return {name: tensor.contiguous() for name, tensor in family.build().state_dict().items()}
 
 
+def write_inputs(folder: Path, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec]) -> None:
+    """Write every image that a prompt reads: a picture with a transparent square, which is its mask."""
+    picture = Image.effect_mandelbrot((256, 256), (-3, -2.5, 2, 2.5), 60).convert("RGBA")
+    picture.putalpha(Image.new("L", picture.size, 255))
+    picture.paste((0, 0, 0, 0), (64, 64, 160, 160))
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, name in named(prompt, specs, {"input"}):
+        assert kind == "input"
+        picture.save(folder / name, "PNG")
+
+
 def write(models: Path, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec]) -> None:
     """Write every model file that a prompt names. Errors: LookupError for one of which nothing is known here."""
-    for folder, name in named(prompt, specs):
+    for folder, name in named(prompt, specs, FOLDERS):
         path = models / FOLDERS[folder][0] / name
         if path.exists():
             continue
@@ -52,9 +94,15 @@ def write(models: Path, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec]
         save_file(dict(make()), path)
 
 
-def named(prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec]) -> Iterator[tuple[str, str]]:
-    """Yield folder and name of every model file that a prompt names."""
+def named(
+    prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec], folders: Container[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield folder and name of every file of some folders that a prompt names."""
     for node in prompt.values():
         for declared in specs[node["class_type"]].inputs:
-            if declared.folder in FOLDERS and isinstance(name := node["inputs"].get(declared.name), str):
+            if (
+                declared.folder is not None
+                and declared.folder in folders
+                and isinstance(name := node["inputs"].get(declared.name), str)
+            ):
                 yield declared.folder, name
