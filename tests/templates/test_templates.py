@@ -64,7 +64,7 @@ async def test_a_template_makes_its_picture(name: str, tmp_path: Path) -> None:
         store = Volume(running.config.directories)
 
         def choices(folder: str) -> list[str]:
-            return store.names("input") if folder == "input" else catalog.names(folder)
+            return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
 
         service = Service(running.scheduler, store, choices, LIMITS, catalog=catalog)
         transport = httpx.ASGITransport(create_app(service))
@@ -80,4 +80,4 @@ async def test_a_template_makes_its_picture(name: str, tmp_path: Path) -> None:
             picture = await client.get("/api/view", params=saved)
             with Image.open(io.BytesIO(picture.content)) as image:
                 assert TEMPLATES[name] in (None, image.size)
-                assert len(image.convert("L").getcolors(256)) > 8, "it is of one colour"
+                assert len(image.convert("L").getcolors(256) or ()) > 8, "it is of one colour"
