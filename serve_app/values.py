@@ -52,7 +52,7 @@ class Texts:
 class IllustratedText:
     """A text with images (1,H,W,3) in 0…1 that the encoder sees, one for each <|image_pad|> of its template.
 
-    template: what stands around the text, which takes the place of {}; None the encoder's own.
+    template: what stands around the text, which takes the place of {}; None the encoder's usual.
     """
 
     text: str

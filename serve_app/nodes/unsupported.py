@@ -125,7 +125,7 @@ _BY_REASON: Mapping[str, str] = {
     "it is for a model family that is not supported": (
         "EmptyChromaRadianceLatentImage ChromaRadianceOptions CLIPTextEncodeHiDream "
         "LotusConditioning ModelPatchLoader QwenImageDiffsynthControlnet USOStyleReference "
-        "TextEncodeQwenImageEdit TextEncodeQwenImageEditPlus "
+        ""
         "SkipLayerGuidanceSD3 SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple "
         "StableCascade_EmptyLatentImage StableCascade_StageB_Conditioning StableCascade_StageC_VAEEncode "
         "StableCascade_SuperResolutionControlnet ModelSamplingStableCascade "
@@ -174,10 +174,8 @@ _BY_REASON: Mapping[str, str] = {
     "PhotoMaker is not supported": ("PhotoMakerLoader PhotoMakerEncode"),
     "the model that upscales latents four times is not supported": ("SD_4XUpscale_Conditioning"),
     "a text of its own for a ControlNet is not supported": ("CLIPTextEncodeControlnet"),
-    "latents that grow while they are sampled are not supported; put LatentUpscaleBy between two samplers": (
-        "SamplerLCMUpscale"
-    ),
-    "ComfyUI deprecates it; use PerpNegGuider": ("PerpNeg"),
+    "latents that grow while they are sampled are not supported; put between two samplers": ("SamplerLCMUpscale"),
+    "ComfyUI deprecates it; use": ("PerpNeg"),
     "vector images are not supported": ("SaveSVGNode"),
     "it came after ComfyUI 0.3.64 and is not written yet; a pool that is a ComfyUI has it": (
         "ConditioningMultiply ColorTransfer CFGOverride DualModelGuider ImageCropToMask CreateBoundingBoxes "

@@ -24,6 +24,8 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.text_encoders.llama  # noqa: E402
+import comfy.text_encoders.qwen_vl  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
@@ -37,6 +39,10 @@ def encoder(case: dict[str, Any]) -> tuple[Any, Any]:
     files = [load_file(Path(FILES) / "text_encoders" / f"{name}.safetensors") for name in case["files"]]
     data = {name: file.pop(name) for file in files for name in BROUGHT if name in file}
     made = getattr(module, case["clip"])
+    if case["tower"] is not None:
+        see = comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer
+        sizes = case["tower"]
+        comfy.text_encoders.llama.qwen_vl.Qwen2VLVisionTransformer = lambda **given: see(**{**given, **sizes})
     if case["called"] is not None:
         made = made(**case["called"])
     options = {f"{name}_model_config": sizes for name, sizes in case["sizes"].items()}
@@ -50,6 +56,11 @@ def encoder(case: dict[str, Any]) -> tuple[Any, Any]:
     return clip, tokenizer(embedding_directory=str(Path(FILES) / "embeddings"), tokenizer_data=data)
 
 
+def image(height: int, width: int) -> torch.Tensor:
+    """Return an image (1,H,W,3), as `text_cases.image`."""
+    return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(height * width))
+
+
 def kept(tensor: torch.Tensor, case: dict[str, Any]) -> np.ndarray:
     """Return some of the rows and columns of a tensor (…,T,D)."""
     return tensor[..., :: case["every"], :: case["columns"]].float().numpy()
@@ -60,10 +71,14 @@ def main() -> None:
     for name, case in json.loads(Path(CASES).read_text()).items():
         clip, tokenizer = encoder(case)
         for i, text in enumerate(case["texts"]):
-            texts = text if isinstance(text, dict) else {"": text}
+            texts = text if isinstance(text, dict) and "images" not in text else {"": text}
             tokens: dict[str, Any] = {}
             for key, one in texts.items():
-                of_one = tokenizer.tokenize_with_weights(one, tokenizer_options=case["options"])
+                more = {}
+                if isinstance(one, dict):
+                    more = {"images": [image(*sizes) for sizes in one["images"]], "llama_template": one["template"]}
+                    one = one["text"]
+                of_one = tokenizer.tokenize_with_weights(one, tokenizer_options=case["options"], **more)
                 tokens |= {key: of_one[key]} if key else of_one
             if {"l", "g"} <= texts.keys():
                 # As its node does.

@@ -24,9 +24,11 @@ from serve_app.models.families.family import TextFamily
 from serve_app.models.families.gemma import Gemma2Text
 from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
+from serve_app.models.families.qwen_vl import QwenVlText, Tower
 from serve_app.models.families.t5 import T5Text, UMT5Text
 from serve_app.models.layout import reverse, translate
 from serve_app.models.tokenizers.vocabularies import packaged
+from serve_app.nodes.builtin.conditioning_qwen import SEEN, TEMPLATE
 from tests.parity.figures import GOLDEN
 
 AWKWARD: list[str] = json.loads((GOLDEN / "text_prompts.json").read_text())
@@ -45,7 +47,8 @@ class TextCase:
 
     files: by name, what they hold. type: what the loader is told. module, clip, tokenizer: of comfy.text_encoders;
     called: what `clip` is called with first, None if it is the class itself; sizes: by the names of its encoders.
-    options: of its tokenisers. every, columns: which rows and columns of a conditioning are kept, one in so many.
+    options: of its tokenisers. tower: the sizes of the part that sees. every, columns: which rows and columns of a
+    conditioning are kept, one in so many.
     """
 
     files: Mapping[str, TextFamily]
@@ -61,6 +64,7 @@ class TextCase:
     every: int = 1
     columns: int = 1
     tokenizer_module: str | None = None
+    tower: Mapping[str, int] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return what ComfyUI's side is asked."""
@@ -77,6 +81,7 @@ class TextCase:
             "stop_at": self.stop_at,
             "every": self.every,
             "columns": self.columns,
+            "tower": self.tower,
         }
 
 
@@ -97,6 +102,7 @@ _SOME = tuple(AWKWARD[i] for i in _FEW)
 
 _UMT5 = _t5(UMT5Text, 256384, 4548313)
 
+_QWEN_VL = QwenVlText(2, 32, 48, 2, 1, 128, 151936, tower=Tower(9, 80, 96))
 _L = ClipText(layers=3, width=64, hidden_width=96, positions=77)
 _L_SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 1, "num_hidden_layers": 3}
 _G = ClipText(layers=32, width=64, hidden_width=96, positions=77, kind="g", projection=64)
@@ -159,6 +165,22 @@ CASES: Mapping[str, TextCase] = {
         {"qwen3_4b": {**DECODER_SIZES, "num_hidden_layers": 28}},
         texts=_SOME,
         every=31,
+    ),
+    "qwen_image": TextCase(
+        {"qwen_vl": _QWEN_VL},
+        "qwen_image",
+        "qwen_image",
+        "te",
+        "QwenImageTokenizer",
+        {"qwen25_7b": {**DECODER_SIZES, "num_hidden_layers": 2, "vocab_size": 151936}},
+        texts=(
+            *_SOME,
+            "<|im_start|>user\nof my own",
+            {"text": "make it (red:1.2)", "images": [[60, 100]], "template": TEMPLATE.replace("{}", f"{SEEN}{{}}")},
+            {"text": f"a {SEEN} b {SEEN} c", "images": [[150, 230], [20, 31]], "template": TEMPLATE},
+        ),
+        tower={"hidden_size": 80, "num_layers": 9, "num_heads": 1, "intermediate_size": 96},
+        every=5,
     ),
     "lumina2": TextCase(
         {"gemma2": Gemma2Text(3, 32, 48, 2, 1, 256, 256000)},
@@ -236,6 +258,11 @@ CASES: Mapping[str, TextCase] = {
         columns=16,
     ),
 }
+
+
+def image(height: int, width: int) -> Tensor:
+    """Return an image (1,H,W,3), drawn from its size."""
+    return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(height * width))
 
 
 def write(folder: Path, case: TextCase) -> list[str]:

@@ -14,6 +14,7 @@ from serve_app.models.families.gemma import Gemma2Text
 from serve_app.models.families.lumina2 import Lumina2
 from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
+from serve_app.models.families.qwen_vl import QwenVlText
 from serve_app.models.families.sd import Sd
 from serve_app.models.families.sd3 import Sd3
 from serve_app.models.families.sd3_text import Sd3Text
@@ -26,7 +27,7 @@ from serve_app.models.families.zimage import ZImage
 UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Chroma, Sd3, Lumina2)
 VAES: Sequence[type[VaeFamily]] = (AutoencoderKL, Taesd)
-TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text, Gemma2Text, MistralText)
+TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text, QwenVlText, Gemma2Text, MistralText)
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text)
 """Encoders that go together, and are read side by side."""
 

@@ -98,7 +98,11 @@ class SequenceEncoder(ABC):
     def row(self, text: Text, padding: T5Padding | None = None) -> Weighted:
         """Return a text's tokens with their weights, framed. Errors: NodeError for what it does not read."""
         template = text.template if isinstance(text, IllustratedText) else None
-        return self.framed(self.reading.around(own_text(text, self.reading.key), template), padding)
+        return self.framed(self.around(own_text(text, self.reading.key), template), padding)
+
+    def around(self, text: str, template: str | None) -> str:
+        """Return a text within a template, the usual if None."""
+        return self.reading.around(text, template)
 
     def framed(self, text: str, padding: T5Padding | None = None) -> Weighted:
         """Return the tokens of a text within its template, with those around them."""

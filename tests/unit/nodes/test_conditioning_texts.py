@@ -7,6 +7,12 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.graph.dynamic import opened
+from serve_app.nodes.builtin.conditioning_qwen import (
+    SEEN,
+    TEMPLATE,
+    TextEncodeQwenImageEdit,
+    TextEncodeQwenImageEditPlus,
+)
 from serve_app.nodes.builtin.conditioning_texts import (
     SYSTEM_PROMPTS,
     CLIPTextEncodeFlux,
@@ -20,6 +26,7 @@ from serve_app.nodes.registry import specs
 from serve_app.values import Recipe, T5Padding, Texts
 
 CLIP = Recipe("clip", "text_encoders", "a.safetensors")
+VAE = Recipe("vae", "vae", "v.safetensors")
 
 
 class Oracle:
@@ -27,6 +34,9 @@ class Oracle:
 
     async def encode_text(self, clip, text):
         return [(torch.zeros(1, 7, 8), {"asked": text})]
+
+    async def encode(self, vae, images):
+        return images
 
 
 ORACLE: Any = Oracle()
@@ -66,3 +76,26 @@ def test_a_language_model_is_known_with_the_inputs_of_each_mode_and_refused_when
     }
     with pytest.raises(NodeError, match="language models do not write text here; switch the prompt's enhancement off"):
         TextGenerate().generate(clip=CLIP, prompt="a fox", max_length=9, sampling_mode={"sampling_mode": "off"})
+
+
+async def test_an_image_to_edit_is_seen_and_referred_to_at_about_a_megapixel():
+    image = torch.rand(1, 300, 500, 4)
+    options = await said(TextEncodeQwenImageEdit().encode(CLIP, "make it red", ORACLE, vae=VAE, image=image))
+    assert options["asked"].text == "make it red"
+    assert options["asked"].template == TEMPLATE.replace("{}", f"{SEEN}{{}}")
+    (seen,) = options["asked"].images
+    assert seen.shape == (1, 793, 1322, 3)
+    assert torch.equal(options["reference_latents"][0], seen)
+    assert await said(TextEncodeQwenImageEdit().encode(CLIP, "a fox", ORACLE)) == {"asked": "a fox"}
+
+
+async def test_several_images_are_numbered_as_they_are_linked_and_seen_small():
+    images = {"image1": torch.rand(1, 300, 500, 3), "image3": torch.rand(1, 64, 64, 3)}
+    options = await said(TextEncodeQwenImageEditPlus().encode(CLIP, "join them", ORACLE, vae=VAE, **images))
+    assert options["asked"].text == f"Picture 1: {SEEN}Picture 3: {SEEN}join them"
+    assert options["asked"].template == TEMPLATE
+    assert [tuple(seen.shape) for seen in options["asked"].images] == [(1, 297, 496, 3), (1, 384, 384, 3)]
+    assert [tuple(r.shape) for r in options["reference_latents"]] == [(1, 792, 1320, 3), (1, 1024, 1024, 3)]
+    none = await said(TextEncodeQwenImageEditPlus().encode(CLIP, "a fox", ORACLE, vae=VAE))
+    assert (none["asked"].images, none["asked"].template) == ((), TEMPLATE)
+    assert "reference_latents" not in none
