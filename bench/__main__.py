@@ -8,12 +8,13 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import events, images, listing, loading, noop, overhead, report, sharing, startup
+from bench import events, images, listing, loading, noop, overhead, report, sharing, startup, transformers
 from bench.series import Ratio, Series
 from bench.servers import Contender
 
 BENCHMARKS = (
     images.NAME,
+    transformers.NAME,
     sharing.NAME,
     loading.NAME,
     overhead.NAME,
@@ -52,6 +53,8 @@ def main() -> int:
     if images.NAME in arguments.benchmarks:
         for checkpoint in arguments.checkpoints:
             keep(images.measure([ours, unbatched, *beside], checkpoint, rounds))
+    if transformers.NAME in arguments.benchmarks:
+        keep(transformers.measure([ours, *beside], rounds))
     if sharing.NAME in arguments.benchmarks:
         keep(sharing.measure(models, rounds))
     if loading.NAME in arguments.benchmarks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,16 +30,21 @@ PARTS: tuple[Part, ...] = ("backbone", "clip", "vae")
 
 
 def measure(models: Path, checkpoint: str, rounds: int) -> tuple[list[Series], list[Ratio]]:
-    """Load all of a checkpoint and read its file, in turns, in a process with a replica's environment."""
-    with patch.dict(os.environ, ENVIRONMENT), ProcessPoolExecutor(1, get_context("spawn")) as replica:
-        loads, reads = replica.submit(_times, models, checkpoint, rounds).result()
-    load = Series(NAME, f"{checkpoint}, load", "serve-app", "s", loads)
-    read = Series(NAME, f"{checkpoint}, read the file", "page cache", "s", reads)
-    return [load, read], [ratio(NAME, f"{checkpoint}: load over reading the file", load, read, "<= 1.3")]
-
-
-def _times(models: Path, checkpoint: str, rounds: int) -> tuple[list[float], list[float]]:
+    """Load all of a checkpoint and read its file, in turns."""
     path = models / "checkpoints" / f"{checkpoint}.safetensors"
+    return measure_parts(models, path, [Recipe(part, "checkpoints", path.name) for part in PARTS], rounds)
+
+
+def measure_parts(models: Path, path: Path, parts: Sequence[Recipe], rounds: int) -> tuple[list[Series], list[Ratio]]:
+    """Load parts of a file and read the whole of it, in turns, in a process with a replica's environment."""
+    with patch.dict(os.environ, ENVIRONMENT), ProcessPoolExecutor(1, get_context("spawn")) as replica:
+        loads, reads = replica.submit(_times, models, path, parts, rounds).result()
+    load = Series(NAME, f"{path.stem}, load", "serve-app", "s", loads)
+    read = Series(NAME, f"{path.stem}, read the file", "page cache", "s", reads)
+    return [load, read], [ratio(NAME, f"{path.stem}: load over reading the file", load, read, "<= 1.3")]
+
+
+def _times(models: Path, path: Path, parts: Sequence[Recipe], rounds: int) -> tuple[list[float], list[float]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loads: list[float] = []
     reads: list[float] = []
@@ -46,8 +52,8 @@ def _times(models: Path, checkpoint: str, rounds: int) -> tuple[list[float], lis
         read = _read(path)
         weights = Weights(Catalog(models), device, dtype="auto", vae_dtype="auto", budget_bytes=24 * 2**30)
         began = time.perf_counter()
-        for part in PARTS:
-            getattr(weights, part)(Recipe(part, "checkpoints", path.name))
+        for part in parts:
+            getattr(weights, part.part)(part)
         if device.type == "cuda":
             torch.cuda.synchronize()
         took = time.perf_counter() - began

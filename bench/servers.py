@@ -50,7 +50,7 @@ class Contender:
             command = [str(self.python), "-m", "serve_app.cli", "up", "--port", str(port), "--config", str(config)]
             return command if self.packs is None else [*command, "--custom-nodes-dir", str(self.packs)]
         paths = directory / "models.yaml"
-        folders = {"base_path": str(self.models), "checkpoints": "checkpoints"}
+        folders = {"base_path": str(self.models), "checkpoints": "checkpoints", "diffusion_models": "diffusion_models"}
         paths.write_text(yaml.safe_dump({"bench": folders | ({"custom_nodes": str(self.packs)} if self.packs else {})}))
         command = [str(self.python), str(self.comfyui / "main.py"), "--listen", "127.0.0.1", "--port", str(port)]
         command += ["--extra-model-paths-config", str(paths), "--disable-all-custom-nodes"]

@@ -52,6 +52,33 @@ def txt2img(checkpoint: str, side: int = SIDE, *, mixed: bool = False) -> dict[s
     }
 
 
+def drawn(file: str, *, tokens: int, width: int, pooled: int, mixed: bool = False) -> dict[str, Any]:
+    """Return a workflow that samples latents of 64 tokens with a backbone of its own file and texts of pack `words`.
+
+    Mixed, jobs differ in sampler, schedule, steps and cfg too.
+    """
+    seed = next(_fresh)
+    size = {"tokens": tokens, "width": width, "pooled": pooled}
+    asked = MIX[seed % len(MIX)] if mixed else {**MIX[0], "cfg": 1.0}
+    return {
+        "1": _node("UNETLoader", unet_name=file, weight_dtype="default"),
+        "2": _node("Words", seed=seed, **size),
+        "3": _node("Words", seed=0, **size),
+        "4": _node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
+        "5": _node(
+            "KSampler",
+            model=["1", 0],
+            positive=["2", 0],
+            negative=["3", 0],
+            latent_image=["4", 0],
+            seed=seed,
+            denoise=1.0,
+            **asked,
+        ),
+        "6": _node("SaveLatent", samples=["5", 0], filename_prefix="bench"),
+    }
+
+
 def noop() -> dict[str, Any]:
     """Return a workflow that costs next to nothing: one colour that nobody has asked for yet."""
     return {
