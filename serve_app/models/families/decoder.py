@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.models.families.family import Lexicon, Located, TextFamily, Vectors, marked
-from serve_app.models.families.sequences import Reading, SequenceEncoder
+from serve_app.models.families.sequences import Reading, SequenceEncoder, whole_names
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize
@@ -100,6 +100,17 @@ class DecoderText(TextFamily):
         parts = ("embed_tokens", "layers", "norm")
         names = {root + part: part for root in reversed(_ROOTS) for part in parts}
         return names | dict.fromkeys(_VOCABULARIES, VOCABULARY)
+
+    def lora_names(self, parameters: Sequence[str], *, alone: bool = True) -> dict[str, str]:
+        key = (self.reading or self.reading_for("")).key
+        names: dict[str, str] = {}
+        for ours in parameters:
+            layer, _, ending = ours.rpartition(".")
+            if ending == "weight" and layer.startswith("layers."):
+                names |= dict.fromkeys(
+                    (*whole_names(key, f"model.{layer}"), f"lora_te_{layer.replace('.', '_')}"), ours
+                )
+        return names
 
     def build(self) -> nn.Module:
         network: nn.Module = Decoder(self, *self.parts())

@@ -158,6 +158,11 @@ class SequenceEncoder(ABC):
         return None if vectors is None else list(vectors)
 
 
+def whole_names(key: str, layer: str) -> tuple[str, str]:
+    """Return what LoRA files that write names out call a layer of an encoder. layer: its name in the encoder's file."""
+    return f"text_encoders.{key}.transformer.{layer}", f"text_encoders.transformer.{layer}"
+
+
 def embedded(table: Tensor, batch: Sequence[Sequence[Token]], fill: int) -> Tensor:
     """Return rows of tokens as vectors (N,T,D) of a table (V,D), the shorter rows filled up with a token."""
     longest = max(map(len, batch))

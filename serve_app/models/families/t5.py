@@ -17,8 +17,8 @@ from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5Stack
 
 from serve_app.models.families.family import Lexicon, Located, TextFamily, Vectors, marked
-from serve_app.models.families.sequences import Reading, SequenceEncoder
-from serve_app.models.layout import Table
+from serve_app.models.families.sequences import Reading, SequenceEncoder, whole_names
+from serve_app.models.layout import Table, reverse, translate
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize, t5
 from serve_app.models.tokenizers.sentencepiece import brought_pieces, sentence_pieces
@@ -104,6 +104,18 @@ class T5Text(TextFamily):
             "encoder.final_layer_norm": "final_layer_norm",
             _PIECES: _PIECES,
         }
+
+    def lora_names(self, parameters: Sequence[str], *, alone: bool = True) -> dict[str, str]:
+        files = reverse(self.table())
+        names: dict[str, str] = {}
+        for ours in parameters:
+            layer, _, ending = (translate(ours, files) or "").rpartition(".")
+            if ending == "weight":
+                names |= dict.fromkeys(whole_names(self.reading.key, layer), ours)
+                # The third of SD 3's encoders, the second of Flux.1's.
+                for prefix in ("lora_te1_",) if alone else ("lora_te2_", "lora_te3_"):
+                    names[f"{prefix}{layer.replace('.', '_')}"] = ours
+        return names
 
     def build(self) -> nn.Module:
         network = self.stack()

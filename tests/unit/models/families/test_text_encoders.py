@@ -104,3 +104,25 @@ def test_what_is_no_tokeniser_is_refused():
         tekken(b"{}", no_file)
     with pytest.raises(ModelFileError, match="SentencePiece model cannot be read"):
         sentence_pieces(b"nothing")
+
+
+def test_layers_have_the_names_of_lora_files_for_one_encoder_and_for_the_second_of_two(root):
+    t5_family = found(root, "chroma", "t5")
+    (attention,) = (
+        name for name in t5_family.empty().state_dict() if name.endswith("block.1.layer.0.SelfAttention.q.weight")
+    )
+    layer = "encoder.block.1.layer.0.SelfAttention.q"
+    whole = {f"text_encoders.t5xxl.transformer.{layer}", f"text_encoders.transformer.{layer}"}
+    flat = layer.replace(".", "_")
+    assert t5_family.lora_names([attention]).keys() == whole | {f"lora_te1_{flat}"}
+    second = found(root, "flux", "l", "t5").lora_names(["l.encoder.layers.0.mlp.fc1.weight", f"t5.{attention}"])
+    assert {name for name, ours in second.items() if ours == f"t5.{attention}"} == whole | {
+        f"lora_te2_{flat}",
+        f"lora_te3_{flat}",
+    }
+    qwen3 = found(root, "lumina2", "qwen3").lora_names(["layers.2.mlp.up_proj.weight", "norm.weight"])
+    assert qwen3.keys() == {
+        "text_encoders.qwen3_4b.transformer.model.layers.2.mlp.up_proj",
+        "text_encoders.transformer.model.layers.2.mlp.up_proj",
+        "lora_te_layers_2_mlp_up_proj",
+    }
