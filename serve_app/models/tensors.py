@@ -13,7 +13,6 @@ _OTHERS = {
     "joint_transformer_blocks.": "AuraFlow",
     "double_layers.": "AuraFlow",
     "double_blocks.": "Flux",
-    "double_stream_modulation_img.": "Flux.2",
     "nerf_blocks.": "Chroma Radiance",
     "double_stream_blocks.": "HiDream",
     "txt_in.individual_token_refiner.": "Hunyuan Video",

@@ -40,6 +40,23 @@ _FLUX: dict[str, Any] = {
     "guidance_embed": True,
     "txt_ids_dims": [],
 }
+_FLUX2: dict[str, Any] = {
+    **_FLUX,
+    "in_channels": 128,
+    "out_channels": 128,
+    "vec_in_dim": None,
+    "mlp_ratio": 3.0,
+    "axes_dim": [8, 8, 8, 8],
+    "theta": 2000,
+    "patch_size": 1,
+    "qkv_bias": False,
+    "txt_ids_dims": [3],
+    "global_modulation": True,
+    "mlp_silu_act": True,
+    "ops_bias": False,
+    "default_ref_method": "index",
+    "ref_index_scale": 10.0,
+}
 _SD3: dict[str, Any] = {
     "input_size": None,
     "patch_size": 2,
@@ -103,6 +120,8 @@ NETS: Mapping[str, dict[str, Any]] = {
     },
     "sd3": _SD3,
     "sd35": {**_SD3, "qk_norm": "rms", "x_block_self_attn_layers": [0]},
+    "flux2": _FLUX2,
+    "flux2_klein": {**_FLUX2, "guidance_embed": False},
     "flux_schnell": {**_FLUX, "guidance_embed": False},
     "flux_depth": {**_FLUX, "in_channels": 2 * CHANNELS},
     "flux_fill": {**_FLUX, "in_channels": 2 * CHANNELS + 64},
@@ -150,6 +169,10 @@ CASES: Sequence[Case] = (
     Case("chroma", (8, 8), 5),
     Case("chroma", (8, 8), 12),
     Case("chroma", (9, 7), 3),
+    Case("flux2", (4, 4), 5),
+    Case("flux2", (4, 4), 520),
+    Case("flux2", (5, 3), 7, ((3, 4), (4, 4)), "index"),
+    Case("flux2_klein", (4, 6), 512),
     Case("sd3", (8, 8), 5),
     Case("sd3", (9, 7), 7),
     Case("sd35", (16, 16), 5),
@@ -197,13 +220,14 @@ class Asked:
 def asked(case: Case) -> Asked:
     """Return what a network is asked in a case."""
     draw = lambda what, *shape: noise(f"{case.name} {what}", shape)  # noqa: E731
+    channels = 128 if case.net.startswith("flux2") else CHANNELS
     return Asked(
-        draw("x", ROWS, CHANNELS, *case.size),
+        draw("x", ROWS, channels, *case.size),
         torch.tensor(SIGMAS) * TIMES.get(case.net, 1),
         draw("text", ROWS, case.text, TEXT_WIDTH),
         draw("pooled", ROWS, POOLED_WIDTH),
         torch.tensor(GUIDANCE),
-        [draw(f"reference {i}", 1, CHANNELS, *size) for i, size in enumerate(case.references)],
+        [draw(f"reference {i}", 1, channels, *size) for i, size in enumerate(case.references)],
         None if case.concat is None else draw("concat", 1, CHANNELS, *case.concat),
         None if case.mask is None else (draw("mask", 1, 1, *case.mask) > 0).float(),
     )

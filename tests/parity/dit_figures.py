@@ -67,6 +67,12 @@ def answer(net: Any, name: str, method: str, a: Asked) -> Tensor:
     if name == "chroma":
         without_pooled: Tensor = net(a.x, a.sigma, a.text, a.guidance)
         return without_pooled
+    if name.startswith("flux2"):
+        # As its model does: zeros before a shorter text.
+        text = torch.nn.functional.pad(a.text, (0, 0, max(0, 512 - a.text.shape[1]), 0))
+        beside: Any = [r.expand(2, -1, -1, -1) for r in a.references] or None
+        second: Tensor = net(a.x, a.sigma, text, guidance=a.guidance, ref_latents=beside, ref_latents_method="index")
+        return second
     told: dict[str, Any] = {"y": a.pooled, "guidance": a.guidance}
     if a.references:
         told |= {"ref_latents": [LATENTS.process_in(r).expand(2, -1, -1, -1) for r in a.references]}

@@ -22,9 +22,9 @@ WHOLE_EPS = float(torch.finfo(torch.float32).eps)
 """What the norms of queries and keys add to the variance where a file's authors gave torch no number."""
 
 
-def grid(height: int, width: int) -> tuple[int, int]:
+def grid(height: int, width: int, patch: int = PATCH) -> tuple[int, int]:
     """Return the rows and columns of tokens of latents of a size in cells."""
-    return -(-height // PATCH), -(-width // PATCH)
+    return -(-height // patch), -(-width // patch)
 
 
 def whole_patches(latents: Tensor) -> Tensor:
@@ -59,12 +59,12 @@ def from_tokens(tokens: Tensor, height: int, width: int, *, channels_last: bool 
     return cut.reshape(batch, channels, rows * PATCH, columns * PATCH)[..., :height, :width]
 
 
-def positions(size: Sequence[int], first: float = 0, y: int = 0, x: int = 0) -> Tensor:
+def positions(size: Sequence[int], first: float = 0, y: int = 0, x: int = 0, *, patch: int = PATCH) -> Tensor:
     """Return the positions (n,3) of the tokens of latents of a size (h,w): `first`, the token's row and column.
 
     y, x: where the rows and columns begin, in tokens.
     """
-    rows, columns = grid(*size)
+    rows, columns = grid(*size, patch)
     at = torch.empty(rows, columns, 3)
     at[..., 0] = first
     at[..., 1] = torch.arange(y, y + rows)[:, None]

@@ -33,8 +33,11 @@ def ends() -> Iterator[Entry]:
     yield "final_layer.linear", "proj_out"
 
 
-def double_block(number: int, width: int) -> Iterator[Entry]:
-    """Yield the names of a block with weights of their own for text and image, without modulation."""
+def double_block(number: int, width: int, inside: Sequence[str] = ("net.0.proj", "net.2")) -> Iterator[Entry]:
+    """Yield the names of a block with weights of their own for text and image, without modulation.
+
+    inside: the network's names of the layers to and from a stream's hidden layer.
+    """
     theirs, ours = f"double_blocks.{number}", f"transformer_blocks.{number}"
     for of, kinds, out, mlp, norm in (
         ("img", ("to_q", "to_k", "to_v"), "to_out.0", "ff", "norm"),
@@ -42,8 +45,8 @@ def double_block(number: int, width: int) -> Iterator[Entry]:
     ):
         yield f"{theirs}.{of}_attn.qkv", thirds(width, *(f"{ours}.attn.{kind}" for kind in kinds))
         yield f"{theirs}.{of}_attn.proj", f"{ours}.attn.{out}"
-        yield f"{theirs}.{of}_mlp.0", f"{ours}.{mlp}.net.0.proj"
-        yield f"{theirs}.{of}_mlp.2", f"{ours}.{mlp}.net.2"
+        yield f"{theirs}.{of}_mlp.0", f"{ours}.{mlp}.{inside[0]}"
+        yield f"{theirs}.{of}_mlp.2", f"{ours}.{mlp}.{inside[1]}"
         yield from _norms(f"{theirs}.{of}_attn", f"{ours}.attn.{norm}")
 
 
@@ -53,6 +56,14 @@ def single_block(number: int, width: int, inside: int) -> Iterator[Entry]:
     fused = thirds(width, *(f"{ours}.attn.to_{kind}" for kind in "qkv"))
     yield f"{theirs}.linear1", (*fused, Place(f"{ours}.proj_mlp", rows=(3 * width, 3 * width + inside)))
     yield f"{theirs}.linear2", f"{ours}.proj_out"
+    yield from _norms(theirs, f"{ours}.attn.norm")
+
+
+def whole_single_block(number: int) -> Iterator[Entry]:
+    """Yield the names of a block that text and image share, whose fused layers the network has fused too."""
+    theirs, ours = f"single_blocks.{number}", f"single_transformer_blocks.{number}"
+    yield f"{theirs}.linear1", f"{ours}.attn.to_qkv_mlp_proj"
+    yield f"{theirs}.linear2", f"{ours}.attn.to_out"
     yield from _norms(theirs, f"{ours}.attn.norm")
 
 

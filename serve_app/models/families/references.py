@@ -24,14 +24,14 @@ def check_method(method: str, title: str) -> str:
 
 
 def reference_positions(
-    size: tuple[int, int], references: Sequence[Tensor], method: str, *, apart: float = 1.0
+    size: tuple[int, int], references: Sequence[Tensor], method: str, *, apart: float = 1.0, patch: int = PATCH
 ) -> list[Tensor]:
     """Return the positions (n_i,3) of each reference's tokens.
 
     size: of the image, references: (B,C,h,w), both in latent cells. apart: between the planes of "index".
     """
     placed: list[Tensor] = []
-    rows, columns = grid(*size)
+    rows, columns = grid(*size, patch)
     high = wide = 0
     for number, reference in enumerate(references, 1):
         height, width = reference.shape[-2:]
@@ -39,7 +39,7 @@ def reference_positions(
         if method == "index":
             plane = apart * number
         elif method == "uxo":
-            plane, y, x = 0.0, rows * PATCH + high, columns * PATCH + wide
+            plane, y, x = 0.0, rows * patch + high, columns * patch + wide
             high, wide = high + height, wide + width
         else:
             if height + high > width + wide:
@@ -47,5 +47,5 @@ def reference_positions(
             else:
                 y = high
             high, wide = max(high, height + y), max(wide, width + x)
-        placed.append(positions((height, width), plane, *grid(y, x)))
+        placed.append(positions((height, width), plane, *grid(y, x, patch), patch=patch))
     return placed

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import Chroma, Flux, Lumina2, Sd3, ZImage
+from serve_app.models.families import Chroma, Flux, Flux2, Lumina2, Sd3, ZImage
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily
 from serve_app.models.families.flux import FluxInputs
 from serve_app.models.layout import placed, places
@@ -30,6 +30,8 @@ TINY: dict[str, BackboneFamily] = {
     "lumina2": Lumina2(96, 4, 2, 2, 2, TEXT_WIDTH),
     "flux": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH),
     "chroma": Chroma(64, 2, 1, 2, TEXT_WIDTH, inside=40, layers=2),
+    "flux2": Flux2(64, 2, 2, 2, TEXT_WIDTH, guided=True),
+    "flux2_klein": Flux2(64, 2, 2, 2, TEXT_WIDTH),
     "sd3": Sd3(128, 2, TEXT_WIDTH, POOLED_WIDTH, 8),
     "sd35": Sd3(128, 2, TEXT_WIDTH, POOLED_WIDTH, 8, normed=True, dual=1),
     "flux_schnell": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, guided=False),
@@ -38,6 +40,7 @@ TINY: dict[str, BackboneFamily] = {
 }
 TRAINED = {
     "zimage": Flow(3.0, 1.0),
+    "flux2": FluxFlow(2.02),
     "lumina2": Flow(6.0, 1.0),
     "flux": FluxFlow(1.15),
     "flux_schnell": Flow(1.0, 1.0),
@@ -73,6 +76,8 @@ def test_the_authors_own_names_of_norms_are_known_too() -> None:
         (Flux(3072, 24, 19, 38, 4096, 768), 11.901),
         (ZImage(3840, 30, 30, 2, 2560), 6.155),
         (Chroma(3072, 24, 19, 38, 4096), 8.9),
+        (Flux2(3072, 24, 5, 20, 7680), 3.876),
+        (Flux2(6144, 48, 8, 48, 15360, guided=True), 32.223),
         (Sd3(1536, 24, 4096, 2048, 192), 2.085),
         (Sd3(2432, 38, 4096, 2048, 192, normed=True), 8.146),
     ],
@@ -88,7 +93,7 @@ def by_diffusers(net: str) -> dict[str, Tensor]:
     return {p.name: placed(t, p).contiguous() for name, t in of_file.items() for p in places(name, table)}
 
 
-@pytest.mark.parametrize("net", ["zimage", "flux", "flux_schnell", "chroma", "sd3", "sd35"])
+@pytest.mark.parametrize("net", ["zimage", "flux", "flux_schnell", "chroma", "sd3", "sd35", "flux2"])
 def test_a_file_with_diffusers_names_is_the_same_network(tmp_path: Path, net: str) -> None:
     save_file(weights(KEYS[net]), tmp_path / "single.safetensors")
     save_file(by_diffusers(net), tmp_path / "diffusers.safetensors")
@@ -111,7 +116,7 @@ def test_what_a_network_was_trained_on_follows_from_its_file(tmp_path: Path, net
         ("zimage", {"siglip_embedder.0.weight": (8,)}, "is the omni edition of Z-Image, which is not supported"),
         ("zimage", {"layers.0.feed_forward.w1.weight": (700, 288)}, "288 wide with heads of 32 and 700 inside"),
         ("flux", {"img_in.weight": (64, 80)}, "20 input channels; supported are heads .* 16 or 32 or 96 channels"),
-        ("flux", {"double_stream_modulation_img.lin.weight": (8,)}, r"\(it looks like Flux or Flux\.2\)"),
+        ("flux", {"controlnet_blocks.0.weight": (8,)}, r"\(it looks like ControlNet or Flux\)"),
         ("flux", {"vector_in.in_layer.weight": None}, r"no diffusion network of a known layout \(it looks like Flux\)"),
     ],
 )
