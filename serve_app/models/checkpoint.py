@@ -28,7 +28,7 @@ from serve_app.values import EightBit, Part, Training
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _DTYPES = ("F16", "BF16", "F32", "F8_E4M3", "F8_E5M2", "U8")
-_SAFELY_UNUSED = ("position_ids", "logit_scale", "text_projection.weight")
+_SAFELY_UNUSED = ("position_ids", "logit_scale", "text_projection.weight", "num_batches_tracked")
 
 _log = log.get("models")
 

@@ -128,6 +128,22 @@ NETS: Mapping[str, dict[str, Any]] = {
 }
 
 
+VAE: dict[str, Any] = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 64,
+    "ch_mult": [1, 1],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+    "batch_norm_latent": True,
+}
+"""ComfyUI's arguments of a small autoencoder of Flux.2; its decoder is half as wide."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One forward of a network. size: of the latents; text: how many tokens; references: sizes of each.
@@ -196,6 +212,11 @@ def drawn(name: str, shape: Sequence[int]) -> Tensor:
 def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """Return weights of these names and shapes."""
     return {name: drawn(name, shape) for name, shape in shapes.items()}
+
+
+def autoencoder(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Return weights of an autoencoder; its variances are above zero."""
+    return {name: t.abs() + 0.5 if name.endswith("running_var") else t for name, t in weights(shapes).items()}
 
 
 def noise(name: str, shape: Sequence[int]) -> Tensor:

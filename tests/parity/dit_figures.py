@@ -32,12 +32,13 @@ import comfy.latent_formats  # noqa: E402
 import comfy.ldm.chroma.model  # noqa: E402
 import comfy.ldm.flux.model  # noqa: E402
 import comfy.ldm.lumina.model  # noqa: E402
+import comfy.ldm.models.autoencoder  # noqa: E402
 import comfy.ldm.modules.diffusionmodules.mmdit  # noqa: E402
 import comfy.lora  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.ops  # noqa: E402
 
-from tests.parity.dit_cases import CASES, NETS, Asked, asked, weights  # noqa: E402
+from tests.parity.dit_cases import CASES, NETS, VAE, Asked, asked, autoencoder, noise, weights  # noqa: E402
 
 MODULES: dict[str, Any] = {
     "zimage": comfy.ldm.lumina.model.NextDiT,
@@ -129,9 +130,16 @@ def main() -> None:
             }
             half = answer(copy.deepcopy(net).bfloat16(), name, case.method, replace(a, **given))
             answers[f"bf16 {case.name}"] = half.float().contiguous()
+        vae = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=VAE, embed_dim=4, decoder_ddconfig={**VAE, "ch": 32})
+        keys = {key: value.shape for key, value in vae.state_dict().items() if "num_batches" not in key}
+        vae.load_state_dict(autoencoder(keys), strict=False)
+        vae.eval()
+        answers["vae decoded"] = vae.decode(noise("vae latents", (2, 16, 3, 4))).contiguous()
+        answers["vae encoded"] = vae.encode(noise("vae pixels", (2, 3, 8, 12))).contiguous()
     names = {name: lora_names(name, nets[name], kind) for name, kind in KINDS.items()}
     (GOLDEN / "dit_lora_names.json").write_text(json.dumps(names, indent=0))
     shapes = {name: {key: list(v.shape) for key, v in net.state_dict().items()} for name, net in nets.items()}
+    shapes["flux2_vae"] = {key: list(shape) for key, shape in keys.items()}
     (GOLDEN / "dit_keys.json").write_text(json.dumps(shapes, indent=0))
     arrays: Any = {name: tensor.numpy() for name, tensor in answers.items()}
     np.savez_compressed(GOLDEN / "dit.npz", **arrays)

@@ -10,6 +10,7 @@ from serve_app.models.families.clip import ClipText
 from serve_app.models.families.family import BackboneFamily, TextEnsemble, TextFamily, VaeFamily
 from serve_app.models.families.flux import Flux
 from serve_app.models.families.flux2 import Flux2
+from serve_app.models.families.flux2_vae import Flux2Vae
 from serve_app.models.families.flux_text import FluxText
 from serve_app.models.families.gemma import Gemma2Text
 from serve_app.models.families.lumina2 import Lumina2
@@ -27,7 +28,7 @@ from serve_app.models.families.zimage import ZImage
 
 UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Flux2, Chroma, Sd3, Lumina2)
-VAES: Sequence[type[VaeFamily]] = (AutoencoderKL, Taesd)
+VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, Taesd)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text, QwenVlText, Gemma2Text, MistralText)
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text)
 """Encoders that go together, and are read side by side."""
@@ -43,6 +44,7 @@ __all__ = [
     "ClipText",
     "Flux",
     "Flux2",
+    "Flux2Vae",
     "Lumina2",
     "Sd",
     "Sd3",

@@ -19,7 +19,9 @@ from serve_app.models.tensors import Tensors
 NORM_GROUPS = 32
 """Every group norm has so many groups."""
 
-_PREFIXES = ("first_stage_model.", "vae.", "")
+PREFIXES = ("first_stage_model.", "vae.", "")
+"""Under which autoencoders are found in files: in checkpoints, and alone."""
+
 _MARKS = ("decoder.conv_in.weight",)
 _RES_BLOCK = {"nin_shortcut": "conv_shortcut"}
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
@@ -44,7 +46,7 @@ class AutoencoderKL(VaeFamily):
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        found = marked(files[0], _PREFIXES, _MARKS) if len(files) == 1 else None
+        found = marked(files[0], PREFIXES, _MARKS) if len(files) == 1 else None
         if found is not None:
             yield Located(cls.probe(found[1]), found[1], prefix=found[0])
 
@@ -64,7 +66,7 @@ class AutoencoderKL(VaeFamily):
             res_blocks=tensors.count(f"encoder.{down}.0.{block}."),
             latent_channels=tensors.shape("decoder.conv_in.weight")[1],
             image_channels=image_channels,
-            quantized=tensors.has("quant_conv."),
+            quantized=tensors.has("quant_conv.") or tensors.has("encoder.quant_conv."),
         )
 
     def table(self, tensors: Tensors | None = None) -> Table:
