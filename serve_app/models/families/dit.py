@@ -64,7 +64,8 @@ def positions(size: Sequence[int], first: float = 0, y: int = 0, x: int = 0, *, 
 
     y, x: where the rows and columns begin, in tokens.
     """
-    rows, columns = grid(*size, patch)
+    height, width = size
+    rows, columns = grid(height, width, patch)
     at = torch.empty(rows, columns, 3)
     at[..., 0] = first
     at[..., 1] = torch.arange(y, y + rows)[:, None]
