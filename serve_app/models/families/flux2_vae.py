@@ -88,9 +88,10 @@ class Flux2Vae(VaeFamily):
         return self.kl.decode(network, pixel_shuffle(latents * deviation + mean, GATHERED))
 
     def encode(self, network: Any, pixels: Tensor) -> Tensor:
-        latents = pixel_unshuffle(self.kl.encode(network, pixels), GATHERED)
+        latents: Tensor = pixel_unshuffle(self.kl.encode(network, pixels), GATHERED)
         mean, deviation = network.bn.of(latents)
-        return (latents - mean) / deviation
+        normed: Tensor = (latents - mean) / deviation
+        return normed
 
 
 class Statistics(nn.Module):
