@@ -168,7 +168,8 @@ def _joined_masks(latents: list[Latent]) -> torch.Tensor:
     """Return a mask a latent, 1 where there is none; of the latents' size in pixels where the masks' sizes differ."""
     masks = []
     for latent in latents:
-        count, _, height, width = latent["samples"].shape
+        samples: torch.Tensor = latent["samples"]
+        count, (height, width) = samples.shape[0], samples.shape[-2:]
         mask = latent.get("noise_mask")
         allow(count, height * 8, width * 8)
         masks.append(torch.ones(count, 1, height * 8, width * 8) if mask is None else fit_batch(mask, count))

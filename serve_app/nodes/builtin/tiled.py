@@ -88,7 +88,8 @@ class VAEDecodeTiled:
         """Return images (B,H,W,3); neighbours share at most a quarter of a tile."""
         tiling = Tiling(tile_size, tile_size // 4 if tile_size < overlap * 4 else overlap)
         allow_decoded(samples["samples"])
-        return (await runtime.decode(vae, samples["samples"], tiling),)
+        images = await runtime.decode(vae, samples["samples"], tiling)
+        return (images.reshape(-1, *images.shape[-3:]),)
 
 
 class VAEEncodeTiled:

@@ -102,3 +102,10 @@ def test_reference_latents_gather_in_order():
 )
 def test_an_image_for_kontext_gets_the_size_of_the_nearest_aspect(height, width, scaled):
     assert run("FluxKontextImageScale", image=torch.rand(1, height, width, 3)).shape == (1, *scaled, 3)
+
+
+def test_latents_in_time_are_grouped_into_batches_as_those_of_images_are():
+    given = [{"samples": torch.full((count, 16, 2, 4, 6), float(count))} for count in (1, 2)]
+    first, second = run("RebatchLatents", latents=given, batch_size=[2])
+    assert first["samples"].shape == (2, 16, 2, 4, 6)
+    assert [float(latent.mean()) for latent in (*first["samples"], *second["samples"])] == [1.0, 2.0, 2.0]
