@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError
 from serve_app.models.families import Taesd, sdxl
+from serve_app.models.families import latents as formats
 from serve_app.nodes.builtin.loaders import VAELoader
 from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe
@@ -46,7 +47,25 @@ def test_a_taesd_decodes_and_encodes_as_comfyuis(catalog):
         FIGURES.assert_agrees(vae.encode(FIGURES["images"]), "encoded", 1e-5)
 
 
+@pytest.mark.parametrize(("name", "latents"), [("taesd3", formats.SD3), ("taef1", formats.FLUX)])
+def test_one_of_sixteen_channels_is_found_by_its_name(tmp_path, name, latents):
+    (tmp_path / "vae_approx").mkdir()
+    tensors = {n: drawn(n, t.shape) for n, t in Taesd(latents).empty().state_dict().items()}
+    for half in ("encoder", "decoder"):
+        own = {n.removeprefix(f"{half}."): t for n, t in tensors.items() if n.startswith(half)}
+        save_file(own, tmp_path / "vae_approx" / f"{name}_{half}.safetensors")
+    catalog = Catalog(tmp_path)
+    assert catalog.names("vae") == [name]
+    (recipe,) = VAELoader().load_vae(name)
+    vae = cpu_weights(catalog).vae(recipe)
+    assert vae.family == Taesd(latents)
+    with torch.inference_mode():
+        images = vae.decode(torch.randn(1, 16, 2, 3, generator=torch.Generator().manual_seed(0)))
+        assert images.shape == (1, 16, 24, 3)
+        assert vae.encode(images).shape == (1, 16, 2, 3)
+
+
 def test_only_families_with_a_known_scale_are_taken(catalog):
     recipe = Recipe("vae", "vae_approx", "other_encoder.safetensors", beside=("other_decoder.safetensors",))
-    with pytest.raises(ModelFileError, match="is no TAESD encoder for taesd or taesdxl"):
+    with pytest.raises(ModelFileError, match="is no TAESD encoder for taesd or taesdxl or taesd3 or taef1"):
         cpu_weights(catalog).vae(recipe)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from serve_app.models.families import sd, sdxl
 from serve_app.models.families.family import Located, VaeFamily
+from serve_app.models.families.latents import FLUX, SD3
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.latents import LatentFormat
 
-FORMATS = {latents.tiny: latents for latents in (sd.LATENTS, sdxl.LATENTS)}
+FORMATS = {latents.tiny: latents for latents in (sd.LATENTS, sdxl.LATENTS, SD3, FLUX)}
 """The formats that one is published for, by how its files' names begin."""
 
 _LAYERS = 20
