@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from serve_app import log
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet import ControlNetwork
+from serve_app.models.eight_bit import widen
 from serve_app.models.families import UNETS
 from serve_app.models.families.unet import Unet
 from serve_app.models.families.unet_names import RES_BLOCK
@@ -125,7 +126,12 @@ class ControlFile:
             return None
         if self._base:
             family, backbone = self._base[0].load("backbone", self._base[1:])
-            return cast(Unet, family), backbone
+            if not isinstance(family, Unet):
+                raise self._tensors.unsupported(
+                    f"changes a UNet's weights, and {self._base[0].where} has another network"
+                )
+            widen(backbone)
+            return family, backbone
         if self.needs_base:
             raise self._tensors.unsupported("is a control-LoRA, which needs the backbone whose weights it changes")
         _log.warning("%s holds differences from a backbone's weights and is used without one", self._where)

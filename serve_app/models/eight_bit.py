@@ -82,6 +82,13 @@ class EightBitLinear(nn.Module):
         return torch.full((), torch.nan, device=device, dtype=dtype).expand(self.stored.shape)
 
 
+def widen(network: nn.Module) -> None:
+    """Give a network's layers of eight bits wide weights, in place."""
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, EightBitLinear):
+            network.set_submodule(name, layer.plain())
+
+
 def rotated(x: Tensor, group: int) -> Tensor:
     """Return x (…,n) with each group of so many neighbours rotated; 0 leaves it."""
     if not group:

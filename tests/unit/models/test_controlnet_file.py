@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
@@ -57,6 +57,19 @@ def test_a_control_lora_is_counted_with_the_half_of_the_backbone_that_it_changes
     plain = opened(control_files.write(tmp_path, "sdxl"), base).elements()
     assert plain == opened(control_files.write(tmp_path, "sdxl")).elements()
     assert plain < lora < 1.3 * plain
+
+
+def test_a_control_lora_changes_a_backbone_of_eight_bits_too(tmp_path):
+    path = control_files.write(tmp_path, "unet_sdxl")
+    eight = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(path).items()}
+    save_file(eight, tmp_path / "eight.safetensors")
+    save_file({name: tensor.float() for name, tensor in eight.items()}, tmp_path / "wide.safetensors")
+    lora = control_files.write(tmp_path, "control_lora")
+    ours, expected = (
+        opened(lora, Checkpoint(tmp_path / f"{name}.safetensors")).load(CPU, FP32) for name in ("eight", "wide")
+    )
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor)
 
 
 def test_differences_are_added_to_the_weights_of_a_backbone(tmp_path, caplog):
