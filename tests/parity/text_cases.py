@@ -166,6 +166,16 @@ CASES: Mapping[str, TextCase] = {
         texts=_SOME,
         every=31,
     ),
+    "krea2": TextCase(
+        {"qwen3_krea": _qwen3(36)},
+        "krea2",
+        "krea2",
+        "te",
+        "Krea2Tokenizer",
+        {"qwen3vl_4b": {**DECODER_SIZES, "num_hidden_layers": 36}},
+        texts=_SOME,
+        every=13,
+    ),
     "qwen_image": TextCase(
         {"qwen_vl": _QWEN_VL},
         "qwen_image",
@@ -273,7 +283,10 @@ def write(folder: Path, case: TextCase) -> list[str]:
     for name, family in case.files.items():
         if not (encoders / f"{name}.safetensors").exists():
             save_file(tensors(family), encoders / f"{name}.safetensors")
-    vectors = {key: _drawn(f"style.{key}", (2, width)) for key, width in {"t5xxl": 32, "qwen3_4b": 32}.items()}
+    vectors = {
+        key: _drawn(f"style.{key}", (2, width))
+        for key, width in {"t5xxl": 32, "qwen3_4b": 32, "qwen3vl_4b": 32}.items()
+    }
     save_file(vectors, embeddings / f"{EMBEDDING}.safetensors")
     return [f"{name}.safetensors" for name in case.files]
 

@@ -1,4 +1,4 @@
-"""Qwen3 as text encoder: 4B for Z-Image and Flux.2 klein 4B, 8B for klein 9B, 0.6B for Anima.
+"""Qwen3 as text encoder: 4B for Z-Image and Flux.2 klein 4B, 8B for klein 9B; the words of Qwen3-VL 4B for Krea 2.
 
 Source: Yang et al. 2025, arXiv:2505.09388.
 """
@@ -6,7 +6,8 @@ Source: Yang et al. 2025, arXiv:2505.09388.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import nn
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
@@ -14,6 +15,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMS
 
 from serve_app.models.families.decoder import DecoderText
 from serve_app.models.families.family import Lexicon
+from serve_app.models.families.qwen_vl import QWEN_IMAGE, QwenImageEncoder
 from serve_app.models.families.sequences import Reading
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize, qwen
@@ -23,6 +25,8 @@ _USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 PLAIN = Reading("qwen3_4b", pad=qwen.PAD, weighs=False, masked=True, tells_mask=True)
 Z_IMAGE = replace(PLAIN, template=_USER, taps=(-2,))
 KLEIN = replace(PLAIN, template=f"{_USER}<think>\n\n</think>\n\n", least=512, taps=(9, 18, 27))
+
+KREA2 = replace(QWEN_IMAGE, key="qwen3vl_4b", embeds=True, taps=tuple(range(2, 36, 3)))
 
 _WIDTH_8B = 4096
 """From this width on it is the model that Flux.2 klein 9B reads, whatever the type."""
@@ -41,6 +45,12 @@ class Qwen3Text(DecoderText):
         attention, norm = "layers.0.self_attn.q_norm.weight", "layers.0.post_feedforward_layernorm.weight"
         return attention in inner.shapes and norm not in inner.shapes
 
+    def as_type(self, loaded_as: str) -> Qwen3Text:
+        if loaded_as == "krea2":
+            made = {field.name: getattr(self, field.name) for field in fields(self)}
+            return Krea2Text(**{**made, "reading": KREA2})
+        return replace(self, reading=self.reading_for(loaded_as))
+
     def reading_for(self, loaded_as: str) -> Reading:
         if self.width >= _WIDTH_8B:
             return replace(KLEIN, key="qwen3_8b")
@@ -52,3 +62,13 @@ class Qwen3Text(DecoderText):
 
     def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenize:
         return qwen.tokenizer(lexicon.vocabulary)
+
+
+@dataclass(frozen=True, slots=True)
+class Krea2Text(Qwen3Text):
+    """Qwen3-VL as Krea 2 reads it, which turns positions more slowly. It sees no images."""
+
+    theta = 5e6
+
+    def encoder(self, network: Any, lexicon: Lexicon) -> QwenImageEncoder:
+        return QwenImageEncoder(self, KREA2, self.tokenizer(None, lexicon), network, lexicon.vectors)

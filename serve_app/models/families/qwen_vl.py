@@ -120,8 +120,21 @@ class QwenVlText(DecoderText):
         return QwenVlEncoder(self, self.reading or QWEN_IMAGE, tokenize, network, lexicon.vectors)
 
 
-class QwenVlEncoder(DecoderEncoder):
-    """Qwen2.5-VL on its device. The states of what stands before the user's words are left out."""
+class QwenImageEncoder(DecoderEncoder):
+    """A language model told what Qwen-Image is. The states of what stands before the user's words are left out."""
+
+    def around(self, text: str, template: str | None) -> str:
+        """Return a text within a template, the usual if None, unless it brings one of its own."""
+        return text if text.startswith(_OWN_TEMPLATES) else self.reading.around(text, template)
+
+    def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
+        cut = _before_words([token for token, _ in encoded.tokens], len(encoded.states))
+        cond, options = super().entry(replace(encoded, states=encoded.states[cut:], seen=encoded.seen[cut:]))
+        return cond, {} if bool(encoded.seen[cut:].all()) else options
+
+
+class QwenVlEncoder(QwenImageEncoder):
+    """Qwen2.5-VL on its device."""
 
     def encode(
         self, texts: Sequence[Text], stop_at: int | None = None, padding: T5Padding | None = None
@@ -134,15 +147,6 @@ class QwenVlEncoder(DecoderEncoder):
             [self.entry(self._seeing(text, stop_at) if isinstance(text, IllustratedText) and seen else next(encoded))]
             for text, seen in zip(texts, illustrated, strict=True)
         ]
-
-    def around(self, text: str, template: str | None) -> str:
-        """Return a text within a template, the usual if None, unless it brings one of its own."""
-        return text if text.startswith(_OWN_TEMPLATES) else self.reading.around(text, template)
-
-    def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
-        cut = _before_words([token for token, _ in encoded.tokens], len(encoded.states))
-        cond, options = super().entry(replace(encoded, states=encoded.states[cut:], seen=encoded.seen[cut:]))
-        return cond, {} if bool(encoded.seen[cut:].all()) else options
 
     def _seeing(self, text: IllustratedText, stop_at: int | None) -> Encoded:
         """Encode a text with images. Errors: NodeError for a file without a tower."""
