@@ -47,6 +47,10 @@ PIXELS_A_CELL = 64
 """Of a latent cell, by which the work of decoding is measured before the VAE is there to be asked."""
 
 
+def ignored(text: str) -> None:
+    """Tell nobody."""
+
+
 class EngineRuntime:
     """A replica's engine and weights, as nodes share them.
 
@@ -85,13 +89,14 @@ class EngineRuntime:
         strict: bool = False,
         show: Show | None = None,
         previews: PreviewMethod = "none",
+        remark: Callable[[str], None] = ignored,
     ) -> NodeRuntime:
         """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all).
 
         strict: its work is done apart from all other. show: called there with a picture of each step. previews: how
-        the pictures are made.
+        the pictures are made. remark: called there with what the job's client should know of the models it names.
         """
-        return NodeRuntime(self, progress, strict, show, previews)
+        return NodeRuntime(self, progress, strict, show, previews, remark)
 
     async def release(self) -> None:
         """Evict all weights that are not in use."""
@@ -109,11 +114,13 @@ class EngineRuntime:
         strict: bool = False,
         show: Show | None = None,
         previews: PreviewMethod = "none",
+        remark: Callable[[str], None] = ignored,
     ) -> Sampled:
-        """Run a trajectory; as `Runtime.sample`. strict, show, previews: as `bind`."""
+        """Run a trajectory; as `Runtime.sample`. strict, show, previews, remark: as `bind`."""
         loop = asyncio.get_running_loop()
         # Held weakly: the run holds what it calls, and a circle would keep its model longer than the run.
         running_now: ref[Trajectory]
+        remarks: list[str] = []
 
         def on_step(done: int, steps: int) -> None:
             loop.call_soon_threadsafe(progress, done, steps)
@@ -136,6 +143,7 @@ class EngineRuntime:
         def begin() -> Generator[None, None, Future[Sampled]]:
             nets = {given: self.weights.control_net(recipe) for given, recipe in with_bases().items()}
             backbone = self.weights.backbone(guider.backbone)
+            remarks.extend(self.weights.remarks(guider.backbone))
             yield from backbone.prepared()
             if strict:
                 backbone = backbone.exclusive()
@@ -154,6 +162,8 @@ class EngineRuntime:
         except asyncio.CancelledError:
             beginning.add_done_callback(_cancel_run)
             raise
+        for text in remarks:
+            remark(text)
         return await self._answer(running)
 
     def _picture(self, run: Trajectory, *, decoded: bool) -> Any:
@@ -269,19 +279,25 @@ class NodeRuntime:
         strict: bool,
         show: Show | None,
         previews: PreviewMethod,
+        remark: Callable[[str], None],
     ) -> None:
         self._shared = shared
         self._weights = shared.weights
         self._progress, self._show, self._previews = progress, show, previews
+        self._remark = remark
         self._strict = strict
 
     async def encode_text(self, clip: Recipe, text: Text) -> Conditioning:
         """Return the CONDITIONING of a text in the prompt syntax."""
         if self._strict:
-            return await self._shared.use(clip, self._weights.clip, lambda model: model.encode([text])[0])
-        return await self._shared.use_together(
-            clip, self._weights.clip, lambda model, texts: model.encode(texts), text, "text", most=TEXTS_TOGETHER
-        )
+            encoded = await self._shared.use(clip, self._weights.clip, lambda model: model.encode([text])[0])
+        else:
+            encoded = await self._shared.use_together(
+                clip, self._weights.clip, lambda model, texts: model.encode(texts), text, "text", most=TEXTS_TOGETHER
+            )
+        for found in await asyncio.to_thread(self._weights.remarks, clip):
+            self._remark(found)
+        return encoded
 
     async def levels(self, backbone: Recipe) -> Levels:
         """Return the noise levels a backbone knows. Loads no weights."""
@@ -295,7 +311,12 @@ class NodeRuntime:
         """Run a sampler. Reports a progress value a step."""
         self._check_cells(request.latents)
         return await self._shared.sample(
-            request, self._progress, strict=self._strict, show=self._show, previews=self._previews
+            request,
+            self._progress,
+            strict=self._strict,
+            show=self._show,
+            previews=self._previews,
+            remark=self._remark,
         )
 
     async def decode(self, vae: Recipe, latents: Tensor, tiling: Tiling | None = None) -> Tensor:

@@ -143,20 +143,24 @@ class Loader:
         assert isinstance(file, Checkpoint)
         family = file.family(recipe.part, beside, recipe.loaded_as)
         empty = family.empty().to(self._dtype(recipe.part, family))
-        loras = LoraSet(files.key, empty, _stack(recipe.part, recipe.all(Lora), lora_paths, family, empty))
+        stack, _ = _stack(recipe.part, recipe.all(Lora), lora_paths, family, empty)
+        loras = LoraSet(files.key, empty, stack)
         return loras.needed_bytes if recipe.part == "backbone" else loras.merged_bytes
 
     def lora_set(
         self, recipe: Recipe, base: Loaded, files: Files, may_take: Callable[[int], bool]
-    ) -> tuple[LoraSet, str]:
-        """Return a recipe's set of LoRAs on its part, and what it is called. may_take: as `LoraSet`."""
+    ) -> tuple[LoraSet, str, tuple[str, ...]]:
+        """Return a recipe's set of LoRAs on its part, what it is called, and remarks on what of it fits nowhere.
+
+        may_take: as `LoraSet`.
+        """
         assert base.family is not None
         loras = recipe.all(Lora)
-        stack = _stack(recipe.part, loras, files.paths, base.family, base.module)
+        stack, remarks = _stack(recipe.part, loras, files.paths, base.family, base.module)
         # ComfyUI keeps text encoders in fp16 on every device, and so rounds what it merges.
         stored_as = torch.float16 if recipe.part == "clip" else None
         made = LoraSet(files.key, base.module, stack, may_take=may_take, stored_as=stored_as)
-        return made, f"{base.name} + {' + '.join(f'{lora.name} {lora.strength:g}' for lora in loras)}"
+        return made, f"{base.name} + {' + '.join(f'{lora.name} {lora.strength:g}' for lora in loras)}", remarks
 
     def merged(self, base: Loaded, loras: LoraSet) -> Loaded:
         """Return a part with a set's merged weights where the set changes it, and shared ones elsewhere."""
@@ -190,7 +194,9 @@ def _rounded(recipe: Recipe) -> EightBit | None:
 
 def _stack(
     part: Part, loras: Sequence[Lora], paths: Sequence[Path], family: Family, module: nn.Module
-) -> list[tuple[dict[str, Adapter], float]]:
-    """Return what each LoRA's file has for a part's network, and its strength."""
+) -> tuple[list[tuple[dict[str, Adapter], float]], tuple[str, ...]]:
+    """Return what each LoRA's file has for a part's network and its strength, and the remarks on the files."""
     names = family.lora_names(parameters(module))
-    return [(read(Checkpoint(path), names, part), lora.strength) for path, lora in zip(paths, loras, strict=True)]
+    found = [read(Checkpoint(path), names, part) for path in paths]
+    stack = [(one.adapters, lora.strength) for one, lora in zip(found, loras, strict=True)]
+    return stack, tuple(one.remark for one in found if one.remark)

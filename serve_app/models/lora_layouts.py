@@ -7,7 +7,7 @@ name an adapter's tensors. Facts: ComfyUI 0.3.64, whose preferences hold where a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from serve_app.models.lora import (
     Replacement,
     Rotation,
 )
+from serve_app.models.parts import PART_NAMES
 from serve_app.values import Part
 
 _TEXT_MARKS = ("lora_te", "text_encoder", "lora_prior_te")
@@ -53,16 +54,25 @@ _SUFFIXES = sorted(
 _log = log.get("models")
 
 
-def read(file: Checkpoint, names: Table, part: Part) -> dict[str, Adapter]:
-    """Return a file's adapters by the parameter of the part's network that they change.
+class Read(NamedTuple):
+    """What a LoRA's file has for a part of a model. adapters: by the parameter of the network that they change.
 
-    names: layers' names in LoRA files -> what they change, as `Family.lora_names` has them.
+    remark: what of it names nothing in the network, as a sentence; "" if all does.
+    """
 
-    Tensors stay mapped from the file. What names no layer is logged, and so is a file without anything for the part.
-    Errors: ModelFileError for a tensor that is not a plain float tensor.
+    adapters: dict[str, Adapter]
+    remark: str = ""
+
+
+def read(file: Checkpoint, names: Table, part: Part) -> Read:
+    """Return what a file has for a part. names: layers' names in LoRA files -> what they change.
+
+    names are as `Family.lora_names` has them. Tensors stay mapped from the file. Errors: ModelFileError for a tensor
+    that is not a plain float tensor.
     """
     layers: dict[str, dict[str, str]] = {}
-    left = {key for key in file.shapes if key.startswith(_TEXT_MARKS) == (part == "clip")}
+    meant = {key for key in file.shapes if key.startswith(_TEXT_MARKS) == (part == "clip")}
+    left = set(meant)
     for key in file.shapes:
         if suffix := next((suffix for suffix in _SUFFIXES if key.endswith(suffix)), None):
             layers.setdefault(key.removesuffix(suffix), {})[suffix] = key
@@ -72,11 +82,13 @@ def read(file: Checkpoint, names: Table, part: Part) -> dict[str, Adapter]:
             found = _Layer(file, layers[layer])
             adapters.update(_adapters(found, changed))
             left -= found.used
-    if left:
-        _log.warning("'%s': %d tensors are not used, '%s' first", file.path.name, len(left), min(left))
-    if not adapters:
-        _log.warning("'%s' has nothing for this %s", file.path.name, part)
-    return adapters
+    if not left:
+        return Read(adapters)
+    changes = "only in part changes" if adapters else "changes nothing of"
+    rest = f"{len(left)} of its {len(meant)} tensors have no use in it, '{min(left)}' first"
+    remark = f"LoRA {file.where} {changes} this {PART_NAMES[part]}: {rest}"
+    _log.warning("%s", remark)
+    return Read(adapters, remark)
 
 
 class _Layer:

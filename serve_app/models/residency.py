@@ -23,7 +23,7 @@ _log = log.get("models")
 class Resident:
     """One part's weights, or what a set of LoRAs makes of them. own_bytes: beside those of `base` and `loras`.
 
-    base: the key of the part whose tensors this one shares.
+    base: the key of the part whose tensors this one shares. remarks: what users should know of its files.
     """
 
     loaded: Loaded
@@ -31,6 +31,7 @@ class Resident:
     own_bytes: int
     base: Hashable = None
     loras: LoraSet | None = None
+    remarks: tuple[str, ...] = ()
     model: weakref.ref[Any] | None = None
     users: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
 
@@ -81,6 +82,11 @@ class Residency:
             # The part comes after what was made of it, which is no use without it.
             self._held[resident.base] = self._held.pop(resident.base)
         return resident
+
+    def remarks(self, key: Hashable) -> tuple[str, ...]:
+        """Return the remarks on what is held under a key; none if nothing is. It may be asked at any time."""
+        resident = self._held.get(key)
+        return () if resident is None else resident.remarks
 
     def lend(self, resident: Resident, make: Callable[[], Any]) -> Any:
         """Return the model of what is held, made anew if nobody has it.

@@ -118,6 +118,12 @@ class Weights:
         own = tuple(patch for patch in control_net.patches if not isinstance(patch, Difference))
         return replace(control_net, patches=own if changed is None else (*own, changed))
 
+    def remarks(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return what users should know of a recipe that is held: which LoRAs change nothing, or not all they name."""
+        if not (loras := recipe.all(Lora)):
+            return ()
+        return self._residency.remarks(lora_files(self._catalog, part_files(self._catalog, recipe).key, loras).key)
+
     def need(self, *recipes: Recipe) -> Need:
         """Return what work with these recipes at once needs. It opens files that have not been asked about before."""
         nbytes: dict[Hashable, int] = {}
@@ -183,12 +189,12 @@ class Weights:
     def _load_set(self, recipe: Recipe, base: Resident, files: Files) -> Resident:
         """Return what LoRAs make of a part: thin layers beside a backbone, a text encoder with merged weights."""
         key = base.loaded.key
-        loras, name = self._loader.lora_set(recipe, base.loaded, files, self._has_room)
+        loras, name, remarks = self._loader.lora_set(recipe, base.loaded, files, self._has_room)
         if recipe.part == "backbone":
             self._residency.make_room(loras.nbytes, keep=key)
-            return Resident(base.loaded, name, 0, key, loras)
+            return Resident(base.loaded, name, 0, key, loras, remarks)
         self._residency.make_room(loras.merged_bytes, keep=key)
-        return Resident(self._loader.merged(base.loaded, loras), name, loras.merged_bytes, key)
+        return Resident(self._loader.merged(base.loaded, loras), name, loras.merged_bytes, key, remarks=remarks)
 
     def _size(self, key: Hashable, measure: Any) -> int:
         if key not in self._sizes:

@@ -94,6 +94,7 @@ class Models(Protocol):
         strict: bool = False,
         show: Callable[[Any], None] | None = None,
         previews: PreviewMethod = "none",
+        remark: Callable[[str], None] = ...,
     ) -> Runtime: ...
 
     def resident(self) -> tuple[str, ...]: ...
@@ -386,14 +387,20 @@ class Runner:
     def _evicted(self, signatures: tuple[str, ...]) -> None:
         self.say(Evicted(signatures))
 
-    def runtime(self, progress: Callable[[int, int], None], show: Callable[[Any], None], task: Task) -> Runtime | None:
-        """Return a RUNTIME that reports its progress there, and shows its pictures as the task's job asks."""
+    def runtime(
+        self,
+        progress: Callable[[int, int], None],
+        show: Callable[[Any], None],
+        remark: Callable[[str], None],
+        task: Task,
+    ) -> Runtime | None:
+        """Return a RUNTIME that reports its progress and remarks there, and shows its pictures as the job asks."""
         if self.models is None:
             return None
         asked = task.extra_data.get("preview_method")
         # ComfyUI reads any other value as its own default, "default" among them.
         previews = next((method for method in get_args(PreviewMethod) if method == asked), self._previews)
-        return self.models.bind(progress, strict=task.strict, show=show, previews=previews)
+        return self.models.bind(progress, strict=task.strict, show=show, previews=previews, remark=remark)
 
     def preview(self, task_id: TaskId, node_id: str, image: bytes, origin: Origin | None) -> None:
         """Say what a node has come to. image: a JPEG, which goes to whoever looks on and not to the scheduler."""

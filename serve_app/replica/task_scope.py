@@ -34,8 +34,8 @@ class TaskScope:
         self.fingerprint = runner.fingerprint
 
     def runtime(self, node_id: str) -> Runtime | None:
-        progress, show = partial(self._progressed, node_id), partial(self._show, node_id)
-        return self._runner.runtime(progress, show, self._task)
+        progress, show, remark = (partial(f, node_id) for f in (self._progressed, self._show, self._remark))
+        return self._runner.runtime(progress, show, remark, self._task)
 
     def files(self, node_id: str) -> Files:
         return self._runner.files(self._task, node_id)
@@ -54,6 +54,10 @@ class TaskScope:
 
     def _progressed(self, node_id: str, value: float, maximum: float) -> None:
         self._runner.say(NodeProgressed(self._task.id, node_id, value, maximum, self._origins.get(node_id)))
+
+    def _remark(self, node_id: str, text: str) -> None:
+        """Tell the job's client what it should know, beside the node that it is about."""
+        self._runner.say(NodeSaid(self._task.id, node_id, "progress_text", {"text": text}))
 
     def _show(self, node_id: str, picture: Any) -> None:
         """Show a picture (h,w,3) in 0…255, unless the node's last one is not drawn yet."""

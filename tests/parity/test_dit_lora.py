@@ -116,7 +116,9 @@ def test_a_lora_of_fused_layers_is_what_merging_it_into_the_file_is(tmp_path: Pa
     family, module = loaded(tmp_path / "plain.safetensors", plain)
     _, merged = loaded(tmp_path / "merged.safetensors", changed)
     save_file(tensors, tmp_path / "lora.safetensors")
-    adapters = read(Checkpoint(tmp_path / "lora.safetensors"), family.lora_names(parameters(module)), "backbone")
+    adapters = read(
+        Checkpoint(tmp_path / "lora.safetensors"), family.lora_names(parameters(module)), "backbone"
+    ).adapters
     loras = LoraSet("lora", module, [(adapters, 0.7)])
     rows = asked_rows(family, net)
     with with_loras([(1, None), (1, loras)]):

@@ -31,7 +31,7 @@ CASES = cases()
 def test_a_weight_is_merged_as_by_comfyui(tmp_path, name):
     shape, tensors = CASES[name]
     save_file({f"lora_unet_layer.{suffix}": t for suffix, t in tensors.items()}, tmp_path / "lora.safetensors")
-    adapters = read(Checkpoint(tmp_path / "lora.safetensors"), {"lora_unet_layer": "layer.weight"}, "backbone")
+    adapters = read(Checkpoint(tmp_path / "lora.safetensors"), {"lora_unet_layer": "layer.weight"}, "backbone").adapters
     weight = drawn(f"{name} weight", *shape)
     for strength in STRENGTHS:
         ours = merged(weight, [(a, strength) for a in adapters.values()])

@@ -41,7 +41,9 @@ def test_every_trainers_name_of_a_layer_is_known(name):
 
 
 def test_names_as_peft_writes_them_are_known_though_comfyui_passes_them_over(tmp_path):
-    adapters = read(opened(tmp_path, pair(f"unet.{OUT}", ".lora_B.weight", ".lora_A.weight")), NAMES, "backbone")
+    adapters = read(
+        opened(tmp_path, pair(f"unet.{OUT}", ".lora_B.weight", ".lora_A.weight")), NAMES, "backbone"
+    ).adapters
     assert set(adapters) == {f"{OUT}.weight"}
 
 
@@ -59,7 +61,9 @@ def test_a_vae_has_no_names():
 
 
 def test_alpha_is_divided_by_the_rank(tmp_path):
-    adapters = read(opened(tmp_path, pair(f"unet.{OUT}") | {f"unet.{OUT}.alpha": torch.tensor(1.0)}), NAMES, "backbone")
+    adapters = read(
+        opened(tmp_path, pair(f"unet.{OUT}") | {f"unet.{OUT}.alpha": torch.tensor(1.0)}), NAMES, "backbone"
+    ).adapters
     adapter = adapters[f"{OUT}.weight"]
     assert isinstance(adapter, LowRank)
     assert adapter.scale == 0.5
@@ -67,32 +71,42 @@ def test_alpha_is_divided_by_the_rank(tmp_path):
 
 def test_of_two_kinds_for_one_layer_the_later_in_comfyuis_list_counts(tmp_path):
     kronecker = {f"unet.{OUT}.lokr_w1": torch.ones(2, 2), f"unet.{OUT}.lokr_w2": torch.ones(2, 2)}
-    adapters = read(opened(tmp_path, kronecker | pair(f"unet.{OUT}")), NAMES, "backbone")
+    adapters = read(opened(tmp_path, kronecker | pair(f"unet.{OUT}")), NAMES, "backbone").adapters
     assert isinstance(adapters[f"{OUT}.weight"], Kronecker)
 
 
 def test_a_bias_has_an_adapter_of_its_own(tmp_path):
     file = opened(tmp_path, pair(f"unet.{OUT}") | {f"unet.{OUT}.diff_b": torch.ones(4)})
-    adapters = read(file, NAMES, "backbone")
+    adapters = read(file, NAMES, "backbone").adapters
     assert isinstance(adapters[f"{OUT}.weight"], LowRank)
     assert isinstance(adapters[f"{OUT}.bias"], Difference)
 
 
-def test_the_text_encoders_half_of_a_file_is_no_concern_of_the_backbone(tmp_path, caplog):
-    file = opened(tmp_path, pair(f"unet.{OUT}") | pair("lora_te_text_model_encoder_layers_0_mlp_fc1"))
-    read(file, NAMES, "backbone")
-    assert caplog.text == ""
+def test_the_text_encoders_half_of_a_file_is_no_concern_of_the_backbone(tmp_path):
+    tensors = pair(f"unet.{OUT}") | pair("lora_te_text_model_encoder_layers_0_mlp_fc1")
+    assert read(opened(tmp_path, tensors), NAMES, "backbone").remark == ""
+    only_text = opened(tmp_path, pair("lora_te_text_model_encoder_layers_0_mlp_fc1"))
+    assert read(only_text, NAMES, "backbone") == ({}, "")
 
 
-def test_tensors_without_a_place_are_said_once(tmp_path, caplog):
-    read(opened(tmp_path, pair(f"unet.{OUT}") | pair("lora_unet_nowhere")), NAMES, "backbone")
-    assert len(caplog.records) == 1
-    assert "'lora.safetensors': 2 tensors are not used, 'lora_unet_nowhere.lora_down.weight' first" in caplog.text
+def test_tensors_without_a_place_are_remarked(tmp_path):
+    remark = read(opened(tmp_path, pair(f"unet.{OUT}") | pair("lora_unet_nowhere")), NAMES, "backbone").remark
+    assert remark == (
+        "LoRA 'lora.safetensors' only in part changes this diffusion network: 2 of its 4 tensors have no use in it, "
+        "'lora_unet_nowhere.lora_down.weight' first"
+    )
 
 
-def test_half_of_a_pair_is_no_adapter(tmp_path, caplog):
-    assert read(opened(tmp_path, {f"unet.{OUT}.lora_up.weight": torch.ones(4, 2)}), NAMES, "backbone") == {}
-    assert "'lora.safetensors' has nothing for this backbone" in caplog.text
+def test_a_file_of_another_family_is_remarked(tmp_path):
+    read_off = read(opened(tmp_path, pair("lora_unet_nowhere")), NAMES, "backbone")
+    assert read_off.adapters == {}
+    assert "changes nothing of this diffusion network: 2 of its 2 tensors have no use in it" in read_off.remark
+
+
+def test_half_of_a_pair_is_no_adapter(tmp_path):
+    found = read(opened(tmp_path, {f"unet.{OUT}.lora_up.weight": torch.ones(4, 2)}), NAMES, "backbone")
+    assert found.adapters == {}
+    assert "LoRA 'lora.safetensors' changes nothing of this diffusion network" in found.remark
 
 
 def test_a_tensor_that_is_not_a_plain_float_tensor_is_an_error(tmp_path):

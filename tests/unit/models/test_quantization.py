@@ -173,7 +173,9 @@ def test_a_lora_changes_the_widened_weight(tmp_path: Path, after: int) -> None:
     up, down = noise("up", (out, 2)), noise("down", (2, inside)) / inside**0.5
     names = {f"diffusion_model.{FUSED}.lora_up.weight": up, f"diffusion_model.{FUSED}.lora_down.weight": down}
     save_file(names, tmp_path / "lora.safetensors")
-    adapters = read(Checkpoint(tmp_path / "lora.safetensors"), family.lora_names(parameters(module)), "backbone")
+    adapters = read(
+        Checkpoint(tmp_path / "lora.safetensors"), family.lora_names(parameters(module)), "backbone"
+    ).adapters
     loras = LoraSet("lora", module, [(adapters, 0.5)])
     changed = made.wide | {f"{FUSED}.weight": made.wide[f"{FUSED}.weight"] + 0.5 * up @ down}
     save_file(changed, tmp_path / "changed.safetensors")

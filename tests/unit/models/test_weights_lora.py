@@ -191,11 +191,14 @@ def test_merged_weights_make_room_for_others(catalog):
     assert in_use.key != other.key
 
 
-def test_a_file_without_a_layer_of_the_part_is_said_in_the_log_and_changes_nothing(catalog, caplog):
+def test_a_file_without_a_layer_of_the_part_is_remarked_and_changes_nothing(catalog):
     held = weights(catalog)
-    backbone = held.backbone(BACKBONE.with_patch(Lora("foreign.safetensors", 1.0)))
-    assert "'foreign.safetensors': 1 tensors are not used, 'something.else' first" in caplog.text
-    assert "'foreign.safetensors' has nothing for this backbone" in caplog.text
+    foreign = BACKBONE.with_patch(Lora("foreign.safetensors", 1.0))
+    assert held.remarks(foreign) == ()
+    backbone = held.backbone(foreign)
+    [remark] = held.remarks(foreign)
+    assert "'foreign.safetensors' changes nothing of this diffusion network" in remark
+    assert held.remarks(BACKBONE) == ()
     assert torch.equal(denoised(backbone)[0], denoised(held.backbone(BACKBONE))[0])
 
 

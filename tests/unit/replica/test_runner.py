@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, UnavailableError
@@ -84,6 +86,29 @@ async def test_a_job_may_say_whether_its_steps_are_shown(root, configured, asked
                 after = event.seq
                 kinds.append(event.kind)
     assert ("preview" in kinds) is shown
+
+
+async def test_a_job_is_told_of_a_lora_that_changes_nothing(root):
+    shared = (root / "models").resolve()
+    (root / "models").unlink()
+    (root / "models" / "loras").mkdir(parents=True)
+    (root / "models" / "checkpoints").symlink_to(shared / "checkpoints")
+    of_flux = {
+        f"lora_unet_double_blocks_0_img_attn_qkv.lora_{half}.weight": torch.ones(4, 4) for half in ("up", "down")
+    }
+    save_file(of_flux, root / "models" / "loras" / "flux.safetensors")
+    prompt = txt2img(1)
+    [loader] = [node_id for node_id, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple"]
+    [sampler] = [node_id for node_id, node in prompt.items() if node["class_type"] == "KSampler"]
+    lora = {"model": [loader, 0], "lora_name": "flux.safetensors", "strength_model": 1.0}
+    prompt["lora"] = {"class_type": "LoraLoaderModelOnly", "inputs": lora}
+    prompt[sampler]["inputs"]["model"] = ["lora", 0]
+    async with cluster(root, ONE) as running:
+        job_id = await running.submit(prompt, ("6",))
+        assert (await running.finish(job_id)).state == "success"
+        [said] = [event.data for event in await running.events(job_id) if event.kind == "message"]
+    assert (said["node"], said["type"]) == (sampler, "progress_text")
+    assert "LoRA 'flux.safetensors' changes nothing of this diffusion network" in said["data"]["text"]
 
 
 async def test_events_tell_the_whole_story_in_order(root):
