@@ -289,6 +289,7 @@ class NodeRuntime:
 
     async def encode_text(self, clip: Recipe, text: Text) -> Conditioning:
         """Return the CONDITIONING of a text in the prompt syntax."""
+        encoded: Conditioning
         if self._strict:
             encoded = await self._shared.use(clip, self._weights.clip, lambda model: model.encode([text])[0])
         else:
