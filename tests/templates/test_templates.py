@@ -41,6 +41,13 @@ TEMPLATES = {
     "flux_fill_outpaint_example": None,
     "flux_canny_model_example": (256, 256),
     "sd3.5_simple_example": (1024, 1024),
+    "image_flux2_klein_text_to_image": (1024, 1024),
+    "image_flux2_klein_image_edit_4b_base": None,
+    "image_flux2_klein_image_edit_4b_distilled": None,
+    "image_flux2_text_to_image": (1024, 1024),
+    "image_flux2_text_to_image_9b": (1024, 1024),
+    "image_flux2": None,
+    "image_flux2_fp8": None,
 }
 """The templates, and the size of the picture that each makes; None where it follows from its input."""
 PATIENCE_S = 300.0

@@ -17,17 +17,24 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.models.families import AutoencoderKL, ClipText
 from serve_app.models.families.family import BackboneFamily, TextFamily, VaeFamily
 from serve_app.models.families.flux import Flux
+from serve_app.models.families.flux2 import Flux2
+from serve_app.models.families.flux2_vae import Flux2Vae
+from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
 from serve_app.models.families.sd3 import Sd3
 from serve_app.models.families.t5 import T5Text
 from serve_app.models.families.zimage import ZImage
+from serve_app.models.tokenizers import tekken
 from serve_app.store.catalog import FOLDERS
 from tests.parity.text_cases import tensors as text_tensors
 
 TEXT_WIDTH = 32
 WIDE = 4096
 """Of a text where what is beside it is padded to this."""
-QWEN3 = Qwen3Text(layers=3, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936)
+QWEN3 = Qwen3Text(layers=27, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936)
+MISTRAL = MistralText(
+    layers=30, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=tekken.TOKENS, final_norm=False
+)
 CLIP_L = ClipText(layers=3, width=64, hidden_width=96, positions=77)
 CLIP_G = ClipText(layers=32, width=64, hidden_width=96, positions=77, kind="g", projection=64)
 T5 = T5Text(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, head_width=16, buckets=32, vocabulary=32128)
@@ -35,8 +42,13 @@ Z_IMAGE = ZImage(width=48, heads=3, layers=1, refiners=1, text_width=TEXT_WIDTH,
 FLUX = Flux(width=32, heads=1, doubles=1, singles=1, text_width=TEXT_WIDTH, pooled_width=64)
 SCHNELL = replace(FLUX, guided=False)
 DEPTH, FILL = replace(FLUX, extra_channels=16), replace(FLUX, extra_channels=80)
+KLEIN = Flux2(width=16, heads=1, doubles=1, singles=1, text_width=3 * TEXT_WIDTH)
+FLUX2 = replace(KLEIN, guided=True)
 SD3 = Sd3(width=64, layers=1, text_width=WIDE, pooled_width=128, side=192, normed=True)
 VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=16, image_channels=3, quantized=False)
+KL = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=32, image_channels=3, quantized=True)
+FLUX2_VAE = Flux2Vae(KL, decoder_channels=KL.channels)
+SMALL_DECODER = Flux2Vae(replace(KL, channels=(64,) * 4), decoder_channels=KL.channels)
 
 Tensors = Mapping[str, Tensor]
 
@@ -56,10 +68,16 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/flux1-fill.*": lambda: network(FILL),
     r"diffusion_models/flux1-(canny|depth).*": lambda: network(DEPTH),
     r"diffusion_models/flux1.*": lambda: network(FLUX),
-    r"text_encoders/qwen_3_4b.*": lambda: text_tensors(QWEN3),
+    r"diffusion_models/flux2_dev.*": lambda: network(FLUX2),
+    r"diffusion_models/flux-2-klein.*": lambda: network(KLEIN),
+    r"loras/Flux_?2.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 48, 16),
+    r"text_encoders/qwen_3_[48]b.*": lambda: text_tensors(QWEN3),
+    r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
     r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
     r"vae/ae\..*": lambda: network(VAE),
+    r"vae/flux2-vae.*": lambda: network(FLUX2_VAE),
+    r"vae/full_encoder_small_decoder.*": lambda: network(SMALL_DECODER),
 }
 """What a file holds, by its folder and name; the first that fits."""
 
@@ -68,6 +86,12 @@ def network(family: BackboneFamily | VaeFamily) -> Tensors:
     """Return a network's tensors under the names that diffusers gives them, which files may have too."""
     torch.manual_seed(1)
     return {name: tensor.contiguous() for name, tensor in family.build().state_dict().items()}
+
+
+def lora(layer: str, outputs: int, inputs: int) -> Tensors:
+    """Return a LoRA of one layer."""
+    torch.manual_seed(2)
+    return {f"{layer}.lora_B.weight": torch.randn(outputs, 2), f"{layer}.lora_A.weight": torch.randn(2, inputs)}
 
 
 def write_inputs(folder: Path, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec]) -> None:

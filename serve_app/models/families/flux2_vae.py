@@ -99,8 +99,8 @@ class Statistics(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.running_mean = nn.Parameter(torch.empty(channels))
-        self.running_var = nn.Parameter(torch.empty(channels))
+        self.running_mean = nn.Parameter(torch.zeros(channels))
+        self.running_var = nn.Parameter(torch.ones(channels))
 
     def of(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and deviation (C,1,1) in the latents' dtype."""
