@@ -268,6 +268,13 @@ class FreeU:
     adaptive: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ReferenceMethod:
+    """How reference latents are placed where a conditioning does not say it; `families/references.py` has the names."""
+
+    name: str
+
+
 GuidancePatch: TypeAlias = (
     RescaleCfg
     | RenormCfg
@@ -295,6 +302,7 @@ Patch: TypeAlias = (
     | GuidancePatch
     | DifferentialDiffusion
     | FreeU
+    | ReferenceMethod
 )
 """Every kind of ordered change a recipe can carry."""
 

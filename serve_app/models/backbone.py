@@ -18,7 +18,7 @@ from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Inputs, Piece
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
-from serve_app.values import Conditioning, FreeU, Recipe, Training
+from serve_app.values import Conditioning, FreeU, Recipe, ReferenceMethod, Training
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,13 +26,15 @@ class Backbone:
     """A network as one recipe has it; as `sampling.forward.Backbone`.
 
     training: what is taken instead of what the network's file says. loras: what the recipe's LoRAs change in its rows.
-    freeu: its patches of that kind. own_key: makes its rows share no forward, if it is set.
+    freeu: its patches of that kind. references: how they are placed where a conditioning does not say it; None as the
+    family has it. own_key: makes its rows share no forward, if it is set.
     """
 
     network: Network
     training: Training | None = None
     loras: LoraSet | None = None
     freeu: tuple[FreeU, ...] = ()
+    references: ReferenceMethod | None = None
     own_key: object | None = None
     levels: Levels = field(init=False)
     prediction: Prediction = field(init=False)
@@ -79,6 +81,8 @@ class Backbone:
         Errors: NodeError for a conditioning of another family's text encoder.
         """
         network = self.network
+        if self.references is not None:
+            options = {"reference_latents_method": self.references.name, **options}
         return network.family.inputs(cond, options, role, canvas, self.device, network.trained_as)
 
     def rows(self, piece: Piece) -> Rows:

@@ -1,7 +1,7 @@
 """What a recipe stands for: its files, and the identity of the weights they make.
 
-Recipes that differ in where a text encoder stops, in training, guidance or FreeU have equal weights; those that differ
-in LoRAs share a part's weights, and have a set of LoRAs each beside them.
+Recipes that differ in where a text encoder stops, in training, guidance, FreeU or how references are placed have equal
+weights; those that differ in LoRAs share a part's weights, and have a set of LoRAs each beside them.
 """
 
 from __future__ import annotations

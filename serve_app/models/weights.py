@@ -30,7 +30,7 @@ from serve_app.sampling.denoiser import trained
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.store.catalog import Catalog
-from serve_app.values import ClipSkip, Difference, FreeU, Lora, Recipe, T5Padding, Training
+from serve_app.values import ClipSkip, Difference, FreeU, Lora, Recipe, ReferenceMethod, T5Padding, Training
 
 SIZES_KEPT = 1024
 """Of how many parts and sets it is remembered how many bytes they take, which files have to be opened for."""
@@ -70,7 +70,8 @@ class Weights:
     def backbone(self, recipe: Recipe) -> Backbone:
         """Return the recipe's backbone, loading its network if it is not resident."""
         network, resident = self._lend(recipe, Network)
-        return Backbone(network, recipe.last(Training), resident.loras, recipe.all(FreeU))
+        training, references = recipe.last(Training), recipe.last(ReferenceMethod)
+        return Backbone(network, training, resident.loras, recipe.all(FreeU), references)
 
     def levels(self, recipe: Recipe) -> Levels:
         """Return the noise levels of the recipe's backbone, without loading it."""

@@ -129,7 +129,7 @@ _BY_REASON: Mapping[str, str] = {
         "SkipLayerGuidanceSD3 SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple "
         "StableCascade_EmptyLatentImage StableCascade_StageB_Conditioning StableCascade_StageC_VAEEncode "
         "StableCascade_SuperResolutionControlnet ModelSamplingStableCascade "
-        "UNetTemporalAttentionMultiply ModelNoiseScale Ideogram4Scheduler FluxKVCache BerniniConditioning "
+        "UNetTemporalAttentionMultiply ModelNoiseScale Ideogram4Scheduler BerniniConditioning "
         "TextEncodeMageFlowEdit TextEncodeJoyImageEdit TextEncodeBooguEdit PiDConditioning ZImageFunControlnet "
         "WanUni3CControlnetApply SUPIRApply AnimaLLLiteApply ScaleROPE TextEncodeZImageOmni "
         "EmptyHiDreamO1LatentImage HiDreamO1ReferenceImages HiDreamO1PatchSeamSmoothing"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.nodes.builtin.conditioning_region import with_options
-from serve_app.values import Conditioning, Latent
+from serve_app.values import Conditioning, Latent, Recipe, ReferenceMethod
 
 METHODS = ["offset", "index", "uxo/uno", "index_timestep_zero"]
 
@@ -88,11 +88,33 @@ class ReferenceLatent:
         )
 
 
-_NODES = (FluxGuidance, FluxDisableGuidance, FluxKontextMultiReferenceLatentMethod, ReferenceLatent)
+class FluxKVCache:
+    """References told apart by planes and known to be without noise, as models are trained on that keep them.
+
+    ComfyUI keeps the references' keys and values of the first step for the others; here each step makes its own.
+    """
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "experimental"
+    EXPERIMENTAL = True
+    DESCRIPTION = "Places reference images as models of FLUX's family with a cache of keys and values want them."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",)}}
+
+    def patch(self, model: Recipe) -> tuple[Recipe]:
+        """Return the model's recipe with the method, which holds where a conditioning names none."""
+        return (model.with_patch(ReferenceMethod("index_timestep_zero")),)
+
+
+_NODES = (FluxGuidance, FluxDisableGuidance, FluxKontextMultiReferenceLatentMethod, ReferenceLatent, FluxKVCache)
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {node.__name__: node for node in _NODES}
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "FluxKVCache": "Flux KV Cache",
     "FluxKontextMultiReferenceLatentMethod": "Edit Model Reference Method",
     "ReferenceLatent": "Set Reference Latent",
 }

@@ -10,7 +10,7 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.nodes.registry import BUILTIN
-from serve_app.values import Flow, FluxFlow, Recipe, RenormCfg
+from serve_app.values import Flow, FluxFlow, Recipe, ReferenceMethod, RenormCfg
 
 MODEL = Recipe("backbone", "diffusion_models", "a.safetensors")
 TEXT = [(torch.zeros(1, 7, 8), {"pooled_output": torch.zeros(1, 8)})]
@@ -27,6 +27,7 @@ def run(name: str, **inputs: Any) -> Any:
     [
         ("ModelSamplingSD3", {"shift": 3.0}, Flow(3.0, 1000.0)),
         ("ModelSamplingAuraFlow", {"shift": 3.1}, Flow(3.1, 1.0)),
+        ("FluxKVCache", {}, ReferenceMethod("index_timestep_zero")),
         ("RenormCFG", {"cfg_trunc": 0.5, "renorm_cfg": 1.0}, RenormCfg(0.5, 1.0)),
     ],
 )
