@@ -17,6 +17,8 @@ from torch import Tensor
 
 CHANNELS = 16
 ROWS = 2
+IN_TIME = ("krea2",)
+"""Networks whose latents have an axis of time."""
 SIGMAS = (0.3, 0.9)
 TIMES = {"sd3": 1000, "sd35": 1000}
 """By what a network is told them times more."""
@@ -120,6 +122,17 @@ NETS: Mapping[str, dict[str, Any]] = {
     },
     "sd3": _SD3,
     "sd35": {**_SD3, "qk_norm": "rms", "x_block_self_attn_layers": [0]},
+    "krea2": {
+        "features": 64,
+        "heads": 2,
+        "kvheads": 1,
+        "txtdim": TEXT_WIDTH // 2,
+        "txtlayers": 2,
+        "txtheads": 2,
+        "txtkvheads": 2,
+        "layers": 2,
+        "channels": CHANNELS,
+    },
     "flux2": _FLUX2,
     "flux2_klein": {**_FLUX2, "guidance_embed": False},
     "flux_schnell": {**_FLUX, "guidance_embed": False},
@@ -188,7 +201,14 @@ CASES: Sequence[Case] = (
     Case("flux2", (4, 4), 5),
     Case("flux2", (4, 4), 520),
     Case("flux2", (5, 3), 7, ((3, 4), (4, 4)), "index"),
+    Case("flux2", (4, 4), 5, ((5, 2),), "offset"),
     Case("flux2_klein", (4, 6), 512),
+    Case("flux2_klein", (5, 3), 7, ((3, 4), (4, 4)), "index_timestep_zero"),
+    Case("krea2", (8, 6), 5),
+    Case("krea2", (8, 6), 9),
+    Case("krea2", (7, 9), 4, ((4, 6), (5, 4)), "index"),
+    Case("krea2", (7, 9), 4, ((4, 6), (5, 4)), "index_timestep_zero"),
+    Case("krea2", (4, 4), 4, ((4, 6),)),
     Case("sd3", (8, 8), 5),
     Case("sd3", (9, 7), 7),
     Case("sd35", (16, 16), 5),
@@ -242,13 +262,14 @@ def asked(case: Case) -> Asked:
     """Return what a network is asked in a case."""
     draw = lambda what, *shape: noise(f"{case.name} {what}", shape)  # noqa: E731
     channels = 128 if case.net.startswith("flux2") else CHANNELS
+    time = (1,) if case.net in IN_TIME else ()
     return Asked(
-        draw("x", ROWS, channels, *case.size),
+        draw("x", ROWS, channels, *time, *case.size),
         torch.tensor(SIGMAS) * TIMES.get(case.net, 1),
         draw("text", ROWS, case.text, TEXT_WIDTH),
         draw("pooled", ROWS, POOLED_WIDTH),
         torch.tensor(GUIDANCE),
-        [draw(f"reference {i}", 1, channels, *size) for i, size in enumerate(case.references)],
+        [draw(f"reference {i}", 1, channels, *time, *size) for i, size in enumerate(case.references)],
         None if case.concat is None else draw("concat", 1, CHANNELS, *case.concat),
         None if case.mask is None else (draw("mask", 1, 1, *case.mask) > 0).float(),
     )

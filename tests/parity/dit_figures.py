@@ -31,6 +31,7 @@ comfy.options.enable_args_parsing()
 import comfy.latent_formats  # noqa: E402
 import comfy.ldm.chroma.model  # noqa: E402
 import comfy.ldm.flux.model  # noqa: E402
+import comfy.ldm.krea2.model  # noqa: E402
 import comfy.ldm.lumina.model  # noqa: E402
 import comfy.ldm.models.autoencoder  # noqa: E402
 import comfy.ldm.modules.diffusionmodules.mmdit  # noqa: E402
@@ -44,11 +45,12 @@ MODULES: dict[str, Any] = {
     "zimage": comfy.ldm.lumina.model.NextDiT,
     "lumina2": comfy.ldm.lumina.model.NextDiT,
     "chroma": comfy.ldm.chroma.model.Chroma,
+    "krea2": comfy.ldm.krea2.model.SingleStreamDiT,
     "sd3": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT,
     "sd35": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT,
 }
 """ComfyUI's modules of networks that are not Flux's."""
-LATENTS = comfy.latent_formats.Flux()
+LATENTS, WAN = comfy.latent_formats.Flux(), comfy.latent_formats.Wan21()
 
 
 def network(name: str) -> Any:
@@ -68,11 +70,17 @@ def answer(net: Any, name: str, method: str, a: Asked) -> Tensor:
     if name == "chroma":
         without_pooled: Tensor = net(a.x, a.sigma, a.text, a.guidance)
         return without_pooled
+    if name == "krea2":
+        given = {"ref_latents_method": method} if method else {}
+        in_time: Tensor = net(a.x, a.sigma, a.text, ref_latents=[WAN.process_in(r) for r in a.references], **given)
+        return in_time
     if name.startswith("flux2"):
         # As its model does: zeros before a shorter text.
         text = torch.nn.functional.pad(a.text, (0, 0, max(0, 512 - a.text.shape[1]), 0))
         beside: Any = [r.expand(2, -1, -1, -1) for r in a.references] or None
-        second: Tensor = net(a.x, a.sigma, text, guidance=a.guidance, ref_latents=beside, ref_latents_method="index")
+        second: Tensor = net(
+            a.x, a.sigma, text, guidance=a.guidance, ref_latents=beside, ref_latents_method=method or "index"
+        )
         return second
     told: dict[str, Any] = {"y": a.pooled, "guidance": a.guidance}
     if a.references:
@@ -91,7 +99,13 @@ def answer(net: Any, name: str, method: str, a: Asked) -> Tensor:
     return answered
 
 
-KINDS = {"zimage": comfy.model_base.Lumina2, "flux": comfy.model_base.Flux, "sd35": comfy.model_base.SD3}
+KINDS = {
+    "zimage": comfy.model_base.Lumina2,
+    "flux": comfy.model_base.Flux,
+    "flux2": comfy.model_base.Flux2,
+    "krea2": comfy.model_base.Krea2,
+    "sd35": comfy.model_base.SD3,
+}
 """Networks whose names in LoRA files are kept, and what ComfyUI takes their models for."""
 
 

@@ -49,7 +49,9 @@ def rows(folder: Path, case: Case) -> list[Rows]:
     for i in range(len(a.x)):
         options = {"pooled_output": a.pooled[i : i + 1], "guidance": float(a.guidance[i])}
         if a.references:
-            options |= {"reference_latents": a.references, "reference_latents_method": case.method}
+            options["reference_latents"] = a.references
+        if case.method:
+            options["reference_latents_method"] = case.method
         if a.concat is not None:
             options["concat_latent_image"] = a.concat
         if a.mask is not None:

@@ -30,11 +30,15 @@ NAMES = json.loads((GOLDEN / "dit_lora_names.json").read_text())
 FLUX_2 = (".linear_in", ".linear_out", "_linear_in", "_linear_out", "attn.to_out", "attn_to_out", "to_qkv_mlp_proj")
 """What Flux.2's layers are called in diffusers: names that ComfyUI has for Flux.1 too, and that no file of it has."""
 
+FLUX_1 = ("_net_", "time_text_embed", "single_transformer_blocks_", "linear1_qkv")
+"""The converse: parts of what Flux.1's layers are called, and that no file of Flux.2 has."""
 
-def known(name: str, weight: str, ours: dict[str, object]) -> bool:
+
+def known(name: str, weight: str, ours: dict[str, object], net: str) -> bool:
     """Whether a name is one that files have, of a parameter that a layer has."""
     part_of_layer = weight.endswith((".weight", ".bias", ".scale"))
-    other_family = name.endswith(FLUX_2) and name not in ours
+    of_flux_1 = net == "flux2" and any(part in name.replace(".", "_") for part in FLUX_1)
+    other_family = (of_flux_1 or name.endswith(FLUX_2)) and name not in ours
     return part_of_layer and not other_family and "controlnet" not in name and "pos_embed" not in weight
 
 
@@ -53,7 +57,7 @@ def test_every_name_that_comfyui_knows_is_known_for_the_same_weight(net: str) ->
     for name, target in NAMES[net].items():
         weight, *rows = (target,) if isinstance(target, str) else target
         theirs = weight.removeprefix("diffusion_model.")
-        if not known(name, theirs, dict(ours)) or theirs not in KEYS[net]:
+        if not known(name, theirs, dict(ours), net) or theirs not in KEYS[net]:
             continue
         assert name in ours, name
         found = ours[name]
@@ -83,6 +87,12 @@ LAYERS = {
         "noise_refiner.0.adaLN_modulation.0",
     ],
     "sd35": ["joint_blocks.1.context_block.adaLN_modulation.1", "joint_blocks.0.x_block.attn2.qkv", "context_embedder"],
+    "krea2": ["blocks.0.attn.wq", "blocks.1.mlp.up", "first", "tproj.1", "txtfusion.refiner_blocks.0.attn.wo"],
+    "flux2": [
+        *("double_blocks.0.img_attn.qkv", "double_blocks.1.txt_mlp.0", "single_blocks.0.linear1", "img_in", "txt_in"),
+        *("single_blocks.1.linear2", "final_layer.adaLN_modulation.1", "double_stream_modulation_txt.lin"),
+        *("single_stream_modulation.lin", "time_in.in_layer"),
+    ],
     "flux": [
         *("double_blocks.0.img_attn.qkv", "double_blocks.1.txt_mlp.0", "single_blocks.0.linear1"),
         *("single_blocks.1.linear2", "final_layer.adaLN_modulation.1", "img_in", "txt_in", "vector_in.in_layer"),

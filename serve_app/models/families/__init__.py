@@ -13,6 +13,7 @@ from serve_app.models.families.flux2 import Flux2
 from serve_app.models.families.flux2_vae import Flux2Vae
 from serve_app.models.families.flux_text import FluxText
 from serve_app.models.families.gemma import Gemma2Text
+from serve_app.models.families.krea2 import Krea2
 from serve_app.models.families.lumina2 import Lumina2
 from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
@@ -27,7 +28,7 @@ from serve_app.models.families.unet import Unet
 from serve_app.models.families.zimage import ZImage
 
 UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
-BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Flux2, Chroma, Sd3, Lumina2)
+BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2)
 VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, Taesd)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text, QwenVlText, Gemma2Text, MistralText)
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text)
@@ -45,6 +46,7 @@ __all__ = [
     "Flux",
     "Flux2",
     "Flux2Vae",
+    "Krea2",
     "Lumina2",
     "Sd",
     "Sd3",

@@ -118,6 +118,11 @@ def attended(texts: Sequence[Tensor], image: Tensor) -> Tensor | None:
     return torch.cat([there, there.new_ones(image.shape[:2])], dim=1)
 
 
+def by_token(first: Tensor, tokens: int, then: Tensor, more: int) -> Tensor:
+    """Return modulations (R,D) for so many tokens, and others for so many after them, (R,tokens+more,D)."""
+    return torch.cat([first[:, None].expand(-1, tokens, -1), then[:, None].expand(-1, more, -1)], dim=1)
+
+
 def check_text(cond: Tensor, width: int, title: str) -> None:
     """Errors: NodeError for a text (N,T,D) of another family's encoder."""
     if cond.shape[-1] != width:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from serve_app.models.families import flux_names
-from serve_app.models.families.dit import attended, check_text, lora_names, positions, stacked
+from serve_app.models.families.dit import attended, by_token, check_text, lora_names, positions, stacked
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
 from serve_app.models.families.latents import FLUX2
-from serve_app.models.families.references import check_method, reference_positions
+from serve_app.models.families.references import INDEX_TIMESTEP_ZERO, METHODS, check_method, reference_positions
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
@@ -181,7 +181,9 @@ class Flux2(BackboneFamily):
                 to_batch(self.latent_format.to_model(reference.to(device, torch.float32)), rows)
                 for reference in references
             ),
-            check_method(options.get("reference_latents_method", "index"), self.title) if references else "",
+            check_method(options.get("reference_latents_method", "index"), self.title, (*METHODS, INDEX_TIMESTEP_ZERO))
+            if references
+            else "",
         )
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
@@ -195,7 +197,8 @@ class Flux2(BackboneFamily):
         They may differ in level, guidance, text and its length, references and LoRAs.
         """
         dtype, inputs, size = network.x_embedder.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
-        time = self._time(network, rows, dtype)
+        level = torch.cat([r.timestep for r in rows])
+        time = self._time(network, rows, level, dtype)
         texts = [i.text.to(dtype) for i in inputs]
         text = network.context_embedder(stacked(texts))
         image = torch.cat([r.x for r in rows]).to(dtype).flatten(2).transpose(1, 2)
@@ -216,6 +219,10 @@ class Flux2(BackboneFamily):
         }
         image = network.x_embedder(image)
         of_image, of_words, of_both = (getattr(network, name)(time) for name in _MODULATIONS)
+        if inputs[0].method == INDEX_TIMESTEP_ZERO:
+            still, beside_it = self._time(network, rows, level * 0, dtype), image.shape[1] - count
+            of_image = by_token(of_image, count, network.double_stream_modulation_img(still), beside_it)
+            of_both = by_token(of_both, length + count, network.single_stream_modulation(still), beside_it)
         for block in network.transformer_blocks:
             text, image = block(
                 hidden_states=image, encoder_hidden_states=text, temb_mod_img=of_image, temb_mod_txt=of_words, **told
@@ -227,12 +234,11 @@ class Flux2(BackboneFamily):
         output = output.transpose(1, 2).reshape(len(output), -1, *size)
         return list(torch.split(output.float(), [r.count for r in rows]))
 
-    def _time(self, network: Any, rows: Sequence[Rows], dtype: torch.dtype) -> Tensor:
-        """Return what the blocks are modulated by, (R,width): time and guidance together."""
+    def _time(self, network: Any, rows: Sequence[Rows], level: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what the blocks are modulated by, (R,width): levels (R,) and the rows' guidance together."""
         embed = network.time_guidance_embed
         # Time reaches the sinusoids in single precision, guidance rounded, as in ComfyUI.
-        level = torch.cat([r.timestep for r in rows]) * TIMES
-        time: Tensor = embed.timestep_embedder(embed.time_proj(level).to(dtype))
+        time: Tensor = embed.timestep_embedder(embed.time_proj(level * TIMES).to(dtype))
         if rows[0].inputs.guidance is not None:
             guidance = torch.cat([r.inputs.guidance for r in rows]).to(dtype) * TIMES
             time = time + embed.guidance_embedder(embed.time_proj(guidance).to(dtype))

@@ -15,11 +15,14 @@ from serve_app.models.families.dit import PATCH, grid, positions
 METHODS = ("offset", "index", "uxo")
 """How references are told apart: by place, in one more plane; by a plane each; along the diagonal, in the same one."""
 
+INDEX_TIMESTEP_ZERO = "index_timestep_zero"
+"""As "index", and the network is told of references that they are without noise."""
 
-def check_method(method: str, title: str) -> str:
+
+def check_method(method: str, title: str, methods: Sequence[str] = METHODS) -> str:
     """Return the method. Errors: NodeError for one that the family of a title does not know."""
-    if method not in METHODS:
-        raise NodeError(f"{title} does not place reference latents by '{method}'; allowed are {', '.join(METHODS)}")
+    if method not in methods:
+        raise NodeError(f"{title} does not place reference latents by '{method}'; allowed are {', '.join(methods)}")
     return method
 
 
@@ -36,7 +39,7 @@ def reference_positions(
     for number, reference in enumerate(references, 1):
         height, width = reference.shape[-2:]
         plane, y, x = 1.0, 0, 0
-        if method == "index":
+        if method in ("index", INDEX_TIMESTEP_ZERO):
             plane = apart * number
         elif method == "uxo":
             plane, y, x = 0.0, rows * patch + high, columns * patch + wide

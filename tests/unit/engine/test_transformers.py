@@ -30,12 +30,25 @@ from tests.unit.models.sample import cpu_weights, random_tensors
 
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
 NETS = ("zimage", "flux", "flux_depth", "flux_fill", "lumina2", "chroma", "sd35")
+WITHOUT_IMAGES = ("flux2", "flux2_klein", "krea2")
+"""Networks of another autoencoder's latents."""
+SHAPES = {"flux2": (128,), "flux2_klein": (128,), "krea2": (16, 1)}
+"""The first axes of latents, after the batch, where they are not (16,)."""
 LAYER = {
     "zimage": "layers.1.attention.qkv",
     "flux": "single_blocks.1.linear1",
     "lumina2": "layers.1.attention.qkv",
     "chroma": "double_blocks.0.txt_attn.qkv",
     "sd35": "joint_blocks.1.x_block.attn.qkv",
+    "flux2": "double_blocks.1.img_attn.qkv",
+    "flux2_klein": "single_blocks.0.linear1",
+    "krea2": "blocks.1.attn.wq",
+}
+METHODS = {
+    "flux": ("offset", "index", "uxo"),
+    "flux2": ("offset", "index", "uxo", "index_timestep_zero"),
+    "flux2_klein": ("index", "index_timestep_zero"),
+    "krea2": ("index", "index_timestep_zero"),
 }
 VAE = AutoencoderKL((32, 32, 32, 32), 1, 16, 3, False)
 TOLERANCE = 1e-5
@@ -46,7 +59,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     root: Path = tmp_path_factory.mktemp("models")
     for folder in ("unet", "diffusion_models", "vae", "loras"):
         (root / folder).mkdir()
-    for name in NETS:
+    for name in NETS + WITHOUT_IMAGES:
         folder = "unet" if name == "flux" else "diffusion_models"
         save_file(weights(KEYS[name]), root / folder / f"{name}.safetensors")
     tensors = random_tensors(VAE, torch.float32)
@@ -102,13 +115,14 @@ def jobs(draw: st.DrawFn, net: str) -> SamplingRequest:
     for number in draw(st.sets(st.sampled_from([1, 2]))):
         recipe = recipe.with_patch(Lora(f"{net}{number}.safetensors", draw(st.sampled_from([0.5, 1.0]))))
     options: dict[str, Any] = {"guidance": draw(st.sampled_from([1.0, 3.5, None]))}
-    if net == "flux" and draw(st.booleans()):
+    axes = SHAPES.get(net, (16,))
+    if net in METHODS and draw(st.booleans()):
         sizes = draw(st.sampled_from([((4, 6),), ((4, 6), (5, 4))]))
-        options["reference_latents"] = [noise(f"reference {size}", (1, 16, *size)) for size in sizes]
-        options["reference_latents_method"] = draw(st.sampled_from(["offset", "index", "uxo"]))
+        options["reference_latents"] = [noise(f"reference {size}", (1, *axes, *size)) for size in sizes]
+        options["reference_latents_method"] = draw(st.sampled_from(METHODS[net]))
     return mixes.request(
         backbone=recipe,
-        shape=(draw(st.integers(1, 2)), 16, *draw(st.sampled_from([(4, 4), (5, 4), (6, 8), (2, 2)]))),
+        shape=(draw(st.integers(1, 2)), *axes, *draw(st.sampled_from([(4, 4), (5, 4), (6, 8), (2, 2)]))),
         positive=text(draw(st.integers(1, 5)), draw(st.sampled_from([3, 5, 33])), **options),
         negative=text(draw(st.integers(6, 9)), draw(st.sampled_from([1, 5]))),
         cfg=draw(st.sampled_from([1.0, 3.0])),

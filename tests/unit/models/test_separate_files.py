@@ -177,7 +177,7 @@ def test_a_file_in_eight_bits_is_read_as_the_numbers_it_holds(tmp_path):
 @pytest.mark.parametrize(
     ("name", "family"),
     [
-        ("txtfusion.projector.weight", "Krea 2"),
+        ("nerf_blocks.0.norm.scale", "Chroma Radiance"),
         ("txt_norm.weight", "Qwen Image"),
         ("blocks.0.self_attn.q.weight", "Wan"),
     ],

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import Chroma, Flux, Flux2, Lumina2, Sd3, ZImage
+from serve_app.models.families import Chroma, Flux, Flux2, Krea2, Lumina2, Sd3, ZImage
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily
 from serve_app.models.families.flux import FluxInputs
+from serve_app.models.families.krea2 import Attention
 from serve_app.models.layout import placed, places
 from serve_app.models.parts import find_part
 from serve_app.models.tensors import Tensors
@@ -32,6 +33,7 @@ TINY: dict[str, BackboneFamily] = {
     "chroma": Chroma(64, 2, 1, 2, TEXT_WIDTH, inside=40, layers=2),
     "flux2": Flux2(64, 2, 2, 2, TEXT_WIDTH, guided=True),
     "flux2_klein": Flux2(64, 2, 2, 2, TEXT_WIDTH),
+    "krea2": Krea2(Attention(64, 2, 1, 256), Attention(TEXT_WIDTH // 2, 2, 2, 128), 2, 2),
     "sd3": Sd3(128, 2, TEXT_WIDTH, POOLED_WIDTH, 8),
     "sd35": Sd3(128, 2, TEXT_WIDTH, POOLED_WIDTH, 8, normed=True, dual=1),
     "flux_schnell": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, guided=False),
@@ -41,6 +43,7 @@ TINY: dict[str, BackboneFamily] = {
 TRAINED = {
     "zimage": Flow(3.0, 1.0),
     "flux2": FluxFlow(2.02),
+    "krea2": FluxFlow(1.15),
     "lumina2": Flow(6.0, 1.0),
     "flux": FluxFlow(1.15),
     "flux_schnell": Flow(1.0, 1.0),
@@ -78,6 +81,8 @@ def test_the_authors_own_names_of_norms_are_known_too() -> None:
         (Chroma(3072, 24, 19, 38, 4096), 8.9),
         (Flux2(3072, 24, 5, 20, 7680), 3.876),
         (Flux2(6144, 48, 8, 48, 15360, guided=True), 32.223),
+        (Flux2(4096, 32, 8, 24, 12288), 9.079),
+        (Krea2(Attention(6144, 48, 12, 16384), Attention(2560, 20, 20, 6912), 28, 12), 12.82),
         (Sd3(1536, 24, 4096, 2048, 192), 2.085),
         (Sd3(2432, 38, 4096, 2048, 192, normed=True), 8.146),
     ],
@@ -93,7 +98,7 @@ def by_diffusers(net: str) -> dict[str, Tensor]:
     return {p.name: placed(t, p).contiguous() for name, t in of_file.items() for p in places(name, table)}
 
 
-@pytest.mark.parametrize("net", ["zimage", "flux", "flux_schnell", "chroma", "sd3", "sd35", "flux2"])
+@pytest.mark.parametrize("net", ["zimage", "flux", "flux_schnell", "chroma", "sd3", "sd35", "flux2", "krea2"])
 def test_a_file_with_diffusers_names_is_the_same_network(tmp_path: Path, net: str) -> None:
     save_file(weights(KEYS[net]), tmp_path / "single.safetensors")
     save_file(by_diffusers(net), tmp_path / "diffusers.safetensors")
