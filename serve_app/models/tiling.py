@@ -24,23 +24,25 @@ Shape: TypeAlias = tuple[int, int]
 
 
 def in_passes(
-    batch: Tensor, work: Callable[[Tensor], Tensor], shapes: list[Shape], overlap: int, scale: float, channels: int
+    batch: Tensor, work: Callable[[Tensor], Tensor], shapes: list[Shape], overlap: int, scale: float
 ) -> Tiles:
-    """Work through a batch (B,C,H,W) once per tile shape and return the mean, float32 (B,channels,H·scale,W·scale).
+    """Work through a batch (B,C,…,H,W) once per tile shape and return the mean, float32 (B,c,…,H·scale,W·scale).
 
-    work: a tile (1,C,h,w) to (1,channels,h·scale,w·scale). overlap: cells that neighbours share. Errors: NodeError for
-    an overlap that leaves a tile nothing of its own.
+    work: a tile (1,C,…,h,w) to (1,c,…,h·scale,w·scale). overlap: cells that neighbours share. Errors: NodeError for an
+    overlap that leaves a tile nothing of its own.
     """
     plans = [_plan(batch, shape, overlap) for shape in shapes]
     total = len(batch) * sum(map(len, plans))
     done = 0
-    size = [round(side * scale) for side in batch.shape[2:]]
-    mean = torch.zeros(len(batch), channels, *size)
+    size = [round(side * scale) for side in batch.shape[-2:]]
+    means: list[Tensor | float] = [0.0] * len(batch)
     for plan in plans:
         for i, image in enumerate(torch.split(batch, 1)):
-            blended, weights = torch.zeros(1, channels, *size), torch.zeros(1, 1, *size)
+            blended, weights = torch.empty(0), torch.zeros(size)
             for rows, columns in plan:
                 tile = work(image[..., rows, columns]).float().cpu()
+                if not blended.numel():
+                    blended = tile.new_zeros(*tile.shape[:-2], *size)
                 height, width = tile.shape[-2:]
                 top, left = round(rows.start * scale), round(columns.start * scale)
                 into = (..., slice(top, top + height), slice(left, left + width))
@@ -50,8 +52,8 @@ def in_passes(
                 weights[into] += weight
                 done += 1
                 yield done, total
-            mean[i : i + 1] += blended / weights
-    return mean / len(plans)
+            means[i] += blended / weights
+    return torch.cat([torch.as_tensor(mean) for mean in means]) / len(plans)
 
 
 def three_shapes(size: int) -> list[Shape]:
@@ -60,7 +62,7 @@ def three_shapes(size: int) -> list[Shape]:
 
 
 def _plan(batch: Tensor, shape: Shape, overlap: int) -> list[tuple[slice, slice]]:
-    rows, columns = (_cuts(side, tile, overlap) for side, tile in zip(batch.shape[2:], shape, strict=True))
+    rows, columns = (_cuts(side, tile, overlap) for side, tile in zip(batch.shape[-2:], shape, strict=True))
     return list(product(rows, columns))
 
 

@@ -49,9 +49,7 @@ class Upscaler:
         tile = TILE
         while True:
             try:
-                pixels = yield from in_passes(
-                    images.movedim(-1, 1), self._work, [(tile, tile)], OVERLAP, self.scale, channels=3
-                )
+                pixels = yield from in_passes(images.movedim(-1, 1), self._work, [(tile, tile)], OVERLAP, self.scale)
                 return pixels.clamp(0, 1).movedim(1, -1)
             except torch.OutOfMemoryError:
                 if tile // 2 < SMALLEST_TILE:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from serve_app.models.families.family import VaeFamily
-from serve_app.models.tiling import Tiles, in_passes, three_shapes
+from serve_app.models.tiling import Shape, Tiles, in_passes, three_shapes
 
 SLICE_PIXELS = 1024 * 1024
 """A batch is worked through in slices of about so many pixels, so that its size does not bound the memory needed."""
@@ -27,45 +28,37 @@ class Vae:
         self._device, self._dtype = parameter.device, parameter.dtype
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on the CPU."""
-        pixels = self._sliced(self._decoded, latents, self.factor**2)
+        """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on the CPU.
+
+        An autoencoder of videos returns (B,F,H,W,C) from (B,c,T,h,w).
+        """
+        pixels = self._sliced(self._decoded, self._with_time(latents), self.factor**2)
         return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the mean latents (B,c,h,w) of images (B,H,W,C) in 0…1, float32 on the CPU.
 
-        What is over a multiple of the VAE's factor is cut off, half on each side.
+        What is over a multiple of the VAE's factor is cut off, half on each side. An autoencoder of videos takes the
+        images for one, and returns (1,c,T,h,w); what is over a multiple of its frames is left out.
         """
-        rows, columns = (self._kept(size) for size in images.shape[1:3])
-        pixels = images[:, rows, columns, : self.family.image_channels].movedim(-1, 1) * 2 - 1
-        return self._sliced(self._encoded, pixels, 1)
+        return self._sliced(self._encoded, self._pixels(images), 1)
 
     def decode_tiled(self, latents: Tensor, size: int, overlap: int) -> Tiles:
-        """Decode in three passes of tiles, averaged. size, overlap: in pixels of the image."""
+        """Decode in passes of tiles, averaged. size, overlap: in pixels of the image."""
         pixels = yield from in_passes(
-            latents,
+            self._with_time(latents),
             lambda tile: self._sliced(self._decoded, tile, self.factor**2),
-            three_shapes(size // self.factor),
+            self._shapes(size // self.factor),
             overlap // self.factor,
             self.factor,
-            self.family.image_channels,
         )
         return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
 
     def encode_tiled(self, images: Tensor, size: int, overlap: int) -> Tiles:
-        """Encode in three passes of tiles, averaged; cropped as `encode` does. size, overlap: in pixels."""
-        rows, columns = (self._kept(side) for side in images.shape[1:3])
-        pixels = images[:, rows, columns, : self.family.image_channels].movedim(-1, 1) * 2 - 1
-        return (
-            yield from in_passes(
-                pixels,
-                lambda tile: self._sliced(self._encoded, tile, 1),
-                three_shapes(size),
-                overlap,
-                1 / self.factor,
-                self.family.latent_channels,
-            )
-        )
+        """Encode in passes of tiles, averaged; cropped as `encode` does. size, overlap: in pixels."""
+        pixels = self._pixels(images)
+        encode = lambda tile: self._sliced(self._encoded, tile, 1)  # noqa: E731
+        return (yield from in_passes(pixels, encode, self._shapes(size), overlap, 1 / self.factor))
 
     @property
     def factor(self) -> int:
@@ -77,6 +70,27 @@ class Vae:
 
     def _encoded(self, pixels: Tensor) -> Tensor:
         return self.family.encode(self.network, pixels)
+
+    def _with_time(self, latents: Tensor) -> Tensor:
+        """Return latents with the axes that the family's have; of a video's, an image is the first."""
+        if self.family.frames:
+            return latents if latents.ndim == 5 else latents.unsqueeze(2)
+        return latents[:, :, 0] if latents.ndim == 5 else latents
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """Return images (B,H,W,C) cropped, in the family's channels and in −1…1: (B,C,h,w), or (1,C,B,h,w).
+
+        Images that do not say how opaque they are are opaque.
+        """
+        rows, columns = (self._kept(size) for size in images.shape[1:3])
+        channels = self.family.image_channels
+        images = pad(images[:, rows, columns, :channels], (0, max(0, channels - images.shape[-1])), value=1.0)
+        pixels = images.movedim(-1, 1) * 2 - 1
+        return pixels.movedim(0, 1)[None] if self.family.frames else pixels
+
+    def _shapes(self, size: int) -> list[Shape]:
+        """Return the shapes of a tile, one a pass: ComfyUI passes over a video once."""
+        return [(size, size)] if self.family.frames else three_shapes(size)
 
     def _kept(self, size: int) -> slice:
         over = size % self.factor

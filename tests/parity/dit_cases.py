@@ -156,6 +156,17 @@ VAE: dict[str, Any] = {
 }
 """ComfyUI's arguments of a small autoencoder of Flux.2; its decoder is half as wide."""
 
+WAN_VAE: dict[str, Any] = {
+    "dim": 8,
+    "z_dim": CHANNELS,
+    "image_channels": 4,
+    "conv_out_channels": 4,
+    "temperal_downsample": [False, True, True],
+}
+"""ComfyUI's arguments of a small autoencoder of Qwen-Image-Layered, which differs from Wan 2.1's in its channels."""
+FRAMES = (1, 11)
+"""How many frames the videos have that it is tried on; latents stand for as many whole fours and one as there are."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -224,8 +235,8 @@ CASES: Sequence[Case] = (
 def drawn(name: str, shape: Sequence[int]) -> Tensor:
     """Return a weight float32 whose layer keeps the variance of what goes through it."""
     normal = noise(name, shape)
-    if len(shape) == 1 or name.endswith("pad_token"):
-        return 1 + 0.05 * normal if name.endswith(("weight", "scale")) else 0.1 * normal
+    if len(shape) == 1 or name.endswith(("pad_token", "gamma")):
+        return 1 + 0.05 * normal if name.endswith(("weight", "scale", "gamma")) else 0.1 * normal
     return normal / sqrt(prod(shape[1:]))
 
 

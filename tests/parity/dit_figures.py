@@ -35,11 +35,23 @@ import comfy.ldm.krea2.model  # noqa: E402
 import comfy.ldm.lumina.model  # noqa: E402
 import comfy.ldm.models.autoencoder  # noqa: E402
 import comfy.ldm.modules.diffusionmodules.mmdit  # noqa: E402
+import comfy.ldm.wan.vae  # noqa: E402
 import comfy.lora  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.ops  # noqa: E402
 
-from tests.parity.dit_cases import CASES, NETS, VAE, Asked, asked, autoencoder, noise, weights  # noqa: E402
+from tests.parity.dit_cases import (  # noqa: E402
+    CASES,
+    FRAMES,
+    NETS,
+    VAE,
+    WAN_VAE,
+    Asked,
+    asked,
+    autoencoder,
+    noise,
+    weights,
+)
 
 MODULES: dict[str, Any] = {
     "zimage": comfy.ldm.lumina.model.NextDiT,
@@ -150,10 +162,18 @@ def main() -> None:
         vae.eval()
         answers["vae decoded"] = vae.decode(noise("vae latents", (2, 16, 3, 4))).contiguous()
         answers["vae encoded"] = vae.encode(noise("vae pixels", (2, 3, 8, 12))).contiguous()
+        wan = comfy.ldm.wan.vae.WanVAE(**WAN_VAE).eval()
+        wan_keys = {key: value.shape for key, value in wan.state_dict().items()}
+        wan.load_state_dict(weights(wan_keys))
+        for frames in FRAMES:
+            latents = wan.encode(noise("wan pixels", (1, 4, frames, 24, 16)))
+            answers[f"wan {frames} encoded"] = latents.contiguous()
+            answers[f"wan {frames} decoded"] = wan.decode(latents).contiguous()
     names = {name: lora_names(name, nets[name], kind) for name, kind in KINDS.items()}
     (GOLDEN / "dit_lora_names.json").write_text(json.dumps(names, indent=0))
     shapes = {name: {key: list(v.shape) for key, v in net.state_dict().items()} for name, net in nets.items()}
     shapes["flux2_vae"] = {key: list(shape) for key, shape in keys.items()}
+    shapes["wan_vae"] = {key: list(shape) for key, shape in wan_keys.items()}
     (GOLDEN / "dit_keys.json").write_text(json.dumps(shapes, indent=0))
     arrays: Any = {name: tensor.numpy() for name, tensor in answers.items()}
     np.savez_compressed(GOLDEN / "dit.npz", **arrays)

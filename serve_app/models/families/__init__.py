@@ -25,11 +25,12 @@ from serve_app.models.families.sdxl import Sdxl, SdxlRefiner, SdxlText
 from serve_app.models.families.t5 import T5Text, UMT5Text
 from serve_app.models.families.taesd import Taesd
 from serve_app.models.families.unet import Unet
+from serve_app.models.families.wan_vae import WanVae
 from serve_app.models.families.zimage import ZImage
 
 UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2)
-VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, Taesd)
+VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, WanVae, Taesd)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text, QwenVlText, Gemma2Text, MistralText)
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text)
 """Encoders that go together, and are read side by side."""
@@ -55,5 +56,6 @@ __all__ = [
     "SdxlText",
     "Taesd",
     "Unet",
+    "WanVae",
     "ZImage",
 ]

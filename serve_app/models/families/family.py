@@ -158,6 +158,9 @@ class VaeFamily(Family):
     dtypes = (torch.bfloat16,)
     """In fp16 some published ones overflow."""
 
+    frames: ClassVar[int] = 0
+    """How many images of a video a latent covers, as in `LatentFormat`; 0 for an autoencoder of images alone."""
+
     latent_channels: int
     image_channels: int
 
@@ -168,7 +171,10 @@ class VaeFamily(Family):
 
     @abstractmethod
     def decode(self, network: Any, latents: Tensor) -> Tensor:
-        """Return pixels (B,C,H,W) in −1…1 from latents (B,c,h,w), unscaled."""
+        """Return pixels (B,C,H,W) in −1…1 from latents (B,c,h,w), unscaled.
+
+        Of a video: (B,C,F,H,W) from (B,c,T,h,w); all but the first latent stand for `frames` of the F images.
+        """
 
     @abstractmethod
     def encode(self, network: Any, pixels: Tensor) -> Tensor:

@@ -115,8 +115,8 @@ class VAEEncode:
         return {"required": {"pixels": ("IMAGE",), "vae": ("VAE",)}, "hidden": {"runtime": "RUNTIME"}}
 
     async def encode(self, vae: Recipe, pixels: torch.Tensor, runtime: Runtime) -> tuple[Latent]:
-        """Return latents of the images' colours; an alpha channel is left out."""
-        return ({"samples": await runtime.encode(vae, pixels[..., :3])},)
+        """Return latents of the images, of as many of their channels as the VAE reads."""
+        return ({"samples": await runtime.encode(vae, pixels)},)
 
 
 class SaveLatent:

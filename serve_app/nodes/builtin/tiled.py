@@ -123,11 +123,11 @@ class VAEEncodeTiled:
         *,
         runtime: Runtime,
     ) -> tuple[Latent]:
-        """Return latents of the images' colours.
+        """Return latents of the images, of as many of their channels as the VAE reads.
 
         Errors: NodeError for an overlap that is not smaller than half a tile, the narrowest that is used.
         """
-        return ({"samples": await runtime.encode(vae, pixels[..., :3], Tiling(tile_size, overlap))},)
+        return ({"samples": await runtime.encode(vae, pixels, Tiling(tile_size, overlap))},)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

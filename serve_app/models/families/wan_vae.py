@@ -1,0 +1,112 @@
+"""The autoencoder of Wan 2.1, which is Qwen-Image's and Krea 2's as well: videos, or images as videos of one frame.
+
+A latent stands for four frames; the first stands for one. Qwen-Image-Layered's has a fourth channel, how opaque a pixel
+is. Read off the authors' file; run as diffusers' AutoencoderKLWan.
+Source: Wan team 2025, arXiv:2503.20314.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from torch import Tensor, nn
+
+from serve_app.models.families.autoencoder import PREFIXES
+from serve_app.models.families.family import Located, VaeFamily, marked
+from serve_app.models.layout import Table, inside
+from serve_app.models.tensors import Tensors
+
+WIDTHS = (1, 2, 4, 4)
+"""How many times wider than the finest each level is; each level but the last halves the resolution."""
+RES_BLOCKS = 2
+HALVES_TIME = (False, True, True)
+"""Which of the steps down halve the number of frames too."""
+
+_MARKS = ("decoder.middle.0.residual.0.gamma",)
+_WAN_22 = "decoder.upsamples.0.upsamples.0.residual.2.weight"
+_RES_BLOCK = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WanVae(VaeFamily):
+    """An autoencoder of videos. width: of its finest level."""
+
+    frames = 4
+
+    width: int
+    latent_channels: int
+    image_channels: int
+
+    @property
+    def factor(self) -> int:
+        return int(2 ** (len(WIDTHS) - 1))
+
+    @classmethod
+    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
+        found = marked(files[0], PREFIXES, _MARKS) if len(files) == 1 else None
+        if found is not None:
+            yield Located(cls.probe(found[1]), found[1], prefix=found[0])
+
+    @classmethod
+    def probe(cls, tensors: Tensors) -> WanVae:
+        """Read the network off its tensors. Errors: ModelFileError for another edition."""
+        if _WAN_22 in tensors.shapes:
+            raise tensors.unsupported("is the autoencoder of Wan 2.2, which is not supported")
+        width, image_channels = tensors.shape("encoder.conv1.weight")[:2]
+        return cls(width, tensors.shape("conv2.weight")[0], image_channels)
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        return dict(_names())
+
+    def build(self) -> nn.Module:
+        vae: nn.Module = AutoencoderKLWan(
+            base_dim=self.width,
+            z_dim=self.latent_channels,
+            dim_mult=list(WIDTHS),
+            num_res_blocks=RES_BLOCKS,
+            temperal_downsample=list(HALVES_TIME),
+            in_channels=self.image_channels,
+            out_channels=self.image_channels,
+        )
+        return vae
+
+    def decode(self, network: Any, latents: Tensor) -> Tensor:
+        pixels: Tensor = network.decode(latents, return_dict=False)[0]
+        return pixels
+
+    def encode(self, network: Any, pixels: Tensor) -> Tensor:
+        latents: Tensor = network.encode(pixels, return_dict=False)[0].mode()
+        return latents
+
+
+def _names() -> Iterator[tuple[str, str]]:
+    """Yield names in the file and in the network."""
+    yield "conv1", "quant_conv"
+    yield "conv2", "post_quant_conv"
+    for half in ("encoder", "decoder"):
+        yield f"{half}.conv1", f"{half}.conv_in"
+        yield f"{half}.head.0", f"{half}.norm_out"
+        yield f"{half}.head.2", f"{half}.conv_out"
+        yield from inside(f"{half}.middle.0", f"{half}.mid_block.resnets.0", _RES_BLOCK)
+        yield f"{half}.middle.1", f"{half}.mid_block.attentions.0"
+        yield from inside(f"{half}.middle.2", f"{half}.mid_block.resnets.1", _RES_BLOCK)
+    # The file counts what the levels are made of through, and so does the network's encoder.
+    for number in range(len(WIDTHS) * (RES_BLOCKS + 1) - 1):
+        yield from inside(f"encoder.downsamples.{number}", f"encoder.down_blocks.{number}", _RES_BLOCK)
+    a_level = RES_BLOCKS + 2
+    for level in range(len(WIDTHS)):
+        for i in range(RES_BLOCKS + 1):
+            theirs, ours = f"decoder.upsamples.{level * a_level + i}", f"decoder.up_blocks.{level}.resnets.{i}"
+            yield from inside(theirs, ours, _RES_BLOCK)
+        if level < len(WIDTHS) - 1:
+            theirs = f"decoder.upsamples.{level * a_level + a_level - 1}"
+            yield theirs, f"decoder.up_blocks.{level}.upsamplers.0"
