@@ -44,6 +44,7 @@ TEMPLATES = {
     "image_flux2_klein_text_to_image": (1024, 1024),
     "image_flux2_klein_image_edit_4b_base": None,
     "image_flux2_klein_image_edit_4b_distilled": None,
+    "image_flux2_klein_9b_kv_image_edit": None,
     "image_flux2_text_to_image": (1024, 1024),
     "image_flux2_text_to_image_9b": (1024, 1024),
     "image_flux2": None,

@@ -22,7 +22,7 @@ from serve_app.nodes.builtin.loaders import UNETLoader, VAELoader
 from serve_app.nodes.builtin.sampling import KSampler
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.catalog import Catalog
-from serve_app.values import Conditioning, Lora, Recipe
+from serve_app.values import Conditioning, Lora, Recipe, ReferenceMethod
 from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, noise, weights
 from tests.parity.figures import GOLDEN
 from tests.unit.engine import mixes
@@ -146,6 +146,25 @@ def test_any_mix_of_jobs_gives_each_what_it_gets_alone(shared: EngineRuntime, ne
 
     for alone, together in zip(*asyncio.run(alone_and_together()), strict=True):
         assert mixes.relative_error(together.latents, alone.latents) <= TOLERANCE
+
+
+async def test_a_recipes_method_for_references_holds_where_a_conditioning_names_none(shared: EngineRuntime) -> None:
+    plain = Recipe("backbone", "diffusion_models", "flux2_klein.safetensors")
+    patched = plain.with_patch(ReferenceMethod("index_timestep_zero"))
+    runtime = shared.bind(ignore)
+
+    async def sampled(recipe: Recipe, **named: str) -> Any:
+        conditioning = text(1, 5, reference_latents=[noise("reference", (1, 128, 4, 6))], **named)
+        asked = mixes.request(
+            backbone=recipe, shape=(1, 128, 4, 4), positive=conditioning, negative=text(2, 4), steps=2
+        )
+        return (await runtime.sample(asked)).latents
+
+    by_recipe, by_none = await sampled(patched), await sampled(plain)
+    assert mixes.relative_error(by_recipe, by_none) > 1e-3
+    zero, index = {"reference_latents_method": "index_timestep_zero"}, {"reference_latents_method": "index"}
+    assert mixes.relative_error(by_recipe, await sampled(plain, **zero)) <= TOLERANCE
+    assert mixes.relative_error(by_none, await sampled(patched, **index)) <= TOLERANCE
 
 
 async def test_jobs_of_several_sizes_and_texts_share_forwards(shared: EngineRuntime) -> None:
