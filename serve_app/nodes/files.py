@@ -1,6 +1,6 @@
 """STORE for one node of one job: reading files by a widget's value, and saving under ComfyUI's names.
 
-The names are `folder_paths.get_save_image_path`'s of ComfyUI 0.3.64. Counters come from a reservation, since many
+The names are `folder_paths.get_save_image_path`'s of ComfyUI 0.33.0. Counters come from a reservation, since many
 replicas save into one folder at once; where they are reserved is the caller's matter. Files are created, never written
 over, so whoever else saves into the folder loses nothing either.
 """
@@ -49,7 +49,15 @@ class NodeFiles:
         return await asyncio.to_thread(self._read, FileRef.parse(name))
 
     async def save(
-        self, area: Area, prefix: str, suffix: str, contents: Sequence[bytes], *, width: int = 0, height: int = 0
+        self,
+        area: Area,
+        prefix: str,
+        suffix: str,
+        contents: Sequence[bytes],
+        *,
+        width: int = 0,
+        height: int = 0,
+        mark: str = "_",
     ) -> list[dict[str, Any]]:
         """Store the contents under PREFIX_00001_SUFFIX and on; see runtime.Files.
 
@@ -65,17 +73,18 @@ class NodeFiles:
             raise NodeError(f"it saves twice under {prefix[:300]!r}; all files under one prefix are saved together")
         self._saved.add(key)
 
-        what = await asyncio.to_thread(Contents.of, suffix, contents)
+        ending = f"{mark}{suffix}"
+        what = await asyncio.to_thread(Contents.of, ending, contents)
         try:
             first, again = (1, True) if area == "temp" else await self._reserve(key, 0, what)
             while not (
-                first and await asyncio.to_thread(self._create, named(key, suffix, first, len(what)), contents, again)
+                first and await asyncio.to_thread(self._create, named(key, ending, first, len(what)), contents, again)
             ):
                 highest = await asyncio.to_thread(self._highest, area, subfolder, filename)
                 first, again = await self._reserve(key, highest + 1, what)
         except FileMissingError as error:
             raise NodeError(f"it cannot save under {prefix[:300]!r}: {error}") from error
-        refs = named(key, suffix, first, len(what))
+        refs = named(key, ending, first, len(what))
         return [{"filename": ref.filename, "subfolder": subfolder, "type": area} for ref in refs]
 
     def _create(self, refs: Sequence[FileRef], contents: Sequence[bytes], again: bool) -> bool:
@@ -121,7 +130,7 @@ class NodeFiles:
         # By RE2: where the token is repeated, others take time that grows with every digit of a name.
         literals = "[0-9]+".join(map(re2.escape, filename.split(BATCH)))
         try:
-            pattern = re2.compile(f"{literals}_([0-9]{{1,15}})_")
+            pattern = re2.compile(f"{literals}_([0-9]{{1,15}})[_.]")
         except re2.error as error:
             raise NodeError(f"filename_prefix {filename[:300]!r} is too long") from error
         counters = (pattern.match(name) for name in self._store.names(area, subfolder))

@@ -63,13 +63,22 @@ class Files(Protocol):
         ...
 
     async def save(
-        self, area: Area, prefix: str, suffix: str, contents: Sequence[bytes], *, width: int = 0, height: int = 0
+        self,
+        area: Area,
+        prefix: str,
+        suffix: str,
+        contents: Sequence[bytes],
+        *,
+        width: int = 0,
+        height: int = 0,
+        mark: str = "_",
     ) -> list[dict[str, Any]]:
         """Store the contents under ComfyUI's names and return [{"filename", "subfolder", "type"}] in order.
 
-        Name: PREFIX_00001_SUFFIX (suffix with its dot); the prefix may hold a subfolder and %width%, %height%, %year%,
-        %month%, %day%, %hour%, %minute%, %second%; in `contents` order, %batch_num% is the index. Counters go on from
-        the highest in the folder; a retry of the same node of the same job gets the same names again, so nothing is
-        saved twice, and two replicas never get the same name. Errors: NodeError for a prefix that leaves the area.
+        Name: PREFIX_00001_SUFFIX (suffix with its dot; mark: what stands between it and the counter); the prefix may
+        hold a subfolder and %width%, %height%, %year%, %month%, %day%, %hour%, %minute%, %second%; in `contents` order,
+        %batch_num% is the index. Counters go on from the highest in the folder; a retry of the same node of the same
+        job gets the same names again, so nothing is saved twice, and two replicas never get the same name.
+        Errors: NodeError for a prefix that leaves the area.
         """
         ...

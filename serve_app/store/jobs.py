@@ -174,7 +174,7 @@ class Jobs:
                 # What another attempt made may differ in the last bit, and either may be what is there in the end.
                 given = earlier.digests or (frozenset[str](),) * count
                 digests = [sorted(d | {new}) for d, new in zip(given, contents.digests, strict=True)]
-                made = {"suffix": contents.suffix, "digests": json.dumps(digests)}
+                made = {"ending": contents.ending, "digests": json.dumps(digests)}
                 connection.execute(sa.update(RESERVATIONS).where(where).values(made))
                 return earlier.first
             following = connection.execute(sa.select(COUNTERS.c.following).where(COUNTERS.c.key == key)).scalar()
@@ -186,7 +186,7 @@ class Jobs:
             else:
                 connection.execute(sa.update(COUNTERS).where(COUNTERS.c.key == key).values(following=first + count))
             connection.execute(sa.delete(RESERVATIONS).where(where))
-            made = {"suffix": contents.suffix, "digests": json.dumps([[digest] for digest in contents.digests])}
+            made = {"ending": contents.ending, "digests": json.dumps([[digest] for digest in contents.digests])}
             named = {"job_id": job_id, "node_id": node_id, "key": key, "first": first, "amount": count}
             connection.execute(sa.insert(RESERVATIONS).values(named | made))
             return first
@@ -424,7 +424,7 @@ def _reservation(job_id: str, node_id: str, key: str) -> sa.ColumnElement[bool]:
 
 def _reserved(row: Any) -> Reservation:
     digests = tuple(map(frozenset, json.loads(row.digests)))
-    return Reservation(row.job_id, row.node_id, row.key, int(row.first), int(row.amount), row.suffix, digests)
+    return Reservation(row.job_id, row.node_id, row.key, int(row.first), int(row.amount), row.ending, digests)
 
 
 def _apply(connection: sa.Connection, change: Change) -> None:

@@ -16,15 +16,15 @@ BATCH = "%batch_num%"
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is about to be saved under one prefix: the end of the names, and a digest of each file."""
+    """What is about to be saved under one prefix: what follows the counter in each name, and a digest of each file."""
 
-    suffix: str
+    ending: str
     digests: tuple[str, ...]
 
     @classmethod
-    def of(cls, suffix: str, contents: Sequence[bytes]) -> Contents:
+    def of(cls, ending: str, contents: Sequence[bytes]) -> Contents:
         """Return the digests of files that are in memory."""
-        return cls(suffix, tuple(hashlib.sha256(data).hexdigest() for data in contents))
+        return cls(ending, tuple(hashlib.sha256(data).hexdigest() for data in contents))
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -32,7 +32,7 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Counters of one node of one job for files PREFIX_00001_SUFFIX and on.
+    """Counters of one node of one job for files PREFIX_00001ENDING and on.
 
     key: area, folder and prefix. digests: of each file, those that attempts of the node meant to save; none of files
     from before they were written down.
@@ -43,22 +43,22 @@ class Reservation:
     key: str
     first: int
     amount: int
-    suffix: str
+    ending: str
     digests: tuple[frozenset[str], ...]
 
     def files(self) -> list[tuple[FileRef, frozenset[str]]]:
         """Return the files that the node may have made, with the digests by which they are its own."""
-        refs = named(self.key, self.suffix, self.first, self.amount)
+        refs = named(self.key, self.ending, self.first, self.amount)
         return list(zip(refs, self.digests, strict=True)) if len(self.digests) == self.amount else []
 
 
-def named(key: str, suffix: str, first: int, amount: int) -> list[FileRef]:
-    """Return the files that consecutive counters name."""
+def named(key: str, ending: str, first: int, amount: int) -> list[FileRef]:
+    """Return the files that consecutive counters name. ending: what follows the counter, "_.png"."""
     area, _, path = key.partition("/")
     subfolder, filename = posixpath.split(path)
     numbered = ((filename.replace(BATCH, str(i)), first + i) for i in range(amount))
     known = next(known for known in AREAS if known == area)
-    return [FileRef(known, subfolder, f"{start}_{counter:05}_{suffix}") for start, counter in numbered]
+    return [FileRef(known, subfolder, f"{start}_{counter:05}{ending}") for start, counter in numbered]
 
 
 def shown(ui: Any) -> Iterator[FileRef]:

@@ -77,7 +77,7 @@ RESERVATIONS = sa.Table(
     sa.Column("key", sa.String(767), primary_key=True),
     sa.Column("first", sa.BigInteger, nullable=False),
     sa.Column("amount", sa.BigInteger, nullable=False),
-    sa.Column("suffix", sa.Text, nullable=False),
+    sa.Column("ending", sa.Text, nullable=False),
     sa.Column("digests", sa.Text, nullable=False),
 )
 POOL_SPECS = sa.Table(
@@ -110,6 +110,10 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     9: (
         "ALTER TABLE reservations ADD COLUMN suffix TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE reservations ADD COLUMN digests TEXT NOT NULL DEFAULT '[]'",
+    ),
+    10: (
+        "ALTER TABLE reservations RENAME COLUMN suffix TO ending",
+        "UPDATE reservations SET ending = '_' || ending WHERE ending <> ''",
     ),
 }
 """What makes a database of this version out of one of the version before."""

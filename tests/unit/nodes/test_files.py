@@ -75,10 +75,18 @@ async def test_a_repeated_batch_number_is_looked_for_in_time_linear_in_the_names
 
 
 async def test_names_count_on_from_the_highest_in_the_folder(volume: Volume, counters: Counters) -> None:
-    for name in ("x_00007_.png", "x_00002_.png", "x_y_00040_.png", "xx_00050_.png", "x_00099.png", "x_a_.png"):
+    for name in ("x_00007_.png", "x_00002_.png", "x_y_00040_.png", "xx_00050_.png", "x_00009.flac", "x_a_.png", "x_7"):
         volume.write(FileRef("output", "", name), b"")
-    assert await saved(files(volume, counters), "x", 2) == ["x_00008_.png", "x_00009_.png"]
+    assert await saved(files(volume, counters), "x", 2) == ["x_00010_.png", "x_00011_.png"]
     assert await saved(files(volume, counters), "y") == ["y_00001_.png"]
+
+
+async def test_a_name_without_a_mark_counts_with_the_others(volume: Volume, counters: Counters) -> None:
+    assert await saved(files(volume, counters, "a"), "x") == ["x_00001_.png"]
+    for _ in range(2):
+        [sound] = await files(volume, counters, "b").save("output", "x", ".flac", [b"1"], mark="")
+        assert sound["filename"] == "x_00002.flac"
+    assert sorted(volume.names("output")) == ["x_00001_.png", "x_00002.flac"]
 
 
 async def test_a_retry_that_made_other_bytes_leaves_what_the_first_attempt_saved(
