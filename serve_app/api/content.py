@@ -5,6 +5,7 @@ Sources: WHATWG MIME Sniffing (nosniff), CSP level 3 (sandbox), RFC 6266 (Conten
 
 from __future__ import annotations
 
+import mimetypes
 from pathlib import PurePosixPath
 
 IMAGE_TYPES = {
@@ -21,11 +22,16 @@ SHOWN_TYPES = {
     ".avif": "image/avif",
     ".mp4": "video/mp4",
     ".webm": "video/webm",
+    ".m4v": "video/mp4",
     ".mov": "video/quicktime",
+    ".mkv": "video/x-matroska",
+    ".avi": "video/x-msvideo",
     ".mp3": "audio/mpeg",
     ".wav": "audio/wav",
     ".flac": "audio/flac",
+    ".aac": "audio/aac",
     ".ogg": "audio/ogg",
+    ".oga": "audio/ogg",
     ".opus": "audio/ogg",
     ".m4a": "audio/mp4",
     ".txt": "text/plain; charset=utf-8",
@@ -40,6 +46,12 @@ DISARMED = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "san
 def content_type(filename: str) -> str:
     """Return the type to send a file with, by its suffix."""
     return SHOWN_TYPES.get(PurePosixPath(filename).suffix.lower(), UNKNOWN_TYPE)
+
+
+def kind(filename: str) -> str:
+    """Return what the file's suffix says that it holds: "image", "video", "audio" or another, "" if it is unknown."""
+    known = SHOWN_TYPES.get(PurePosixPath(filename).suffix.lower()) or mimetypes.guess_type(filename, strict=False)[0]
+    return "" if known is None else known.partition("/")[0]
 
 
 def disposition(filename: str) -> str:

@@ -15,10 +15,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from serve_app.api.content import kind as kind_of
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
 from serve_app.graph.spec import OWN_KINDS, Input, NodeSpec
 from serve_app.service import Service
+
+KINDS = {"image_upload": ("image", ""), "audio_upload": ("audio", "video"), "video_upload": ("video",)}
+"""The kinds of files that an input lists by what may be uploaded to it; "" are those whose names do not say theirs."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -102,7 +106,10 @@ def described(spec: NodeSpec, own: Mapping[str, Any], choices: Mapping[str, Sequ
 def config(declared: Input, choices: Mapping[str, Sequence[str]]) -> list[Any]:
     """Return an input as [type or choices, options]; an input without options is a list of one."""
     kind: Any = declared.type
-    listed = choices.get(declared.folder, ()) if declared.folder is not None else declared.choices
+    listed: Sequence[Any] | None = declared.choices
+    if declared.folder is not None:
+        wanted = [kinds for upload, kinds in KINDS.items() if declared.options.get(upload) is True]
+        listed = [name for name in choices.get(declared.folder, ()) if not wanted or kind_of(name) in wanted[0]]
     if "remote" in declared.options or listed is None or declared.type != "COMBO":
         pass  # what has a remote the page fetches from the route that the options name
     elif "multiselect" in declared.options:

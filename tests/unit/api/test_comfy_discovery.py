@@ -73,6 +73,21 @@ async def test_choices_are_lists_and_those_of_files_are_read_now(client):
     assert described["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"] == [["sd15.safetensors"]]
 
 
+def test_files_are_listed_by_what_an_input_takes():
+    uploaded = ["a.png", "b.mp4", "c.FLAC", "d.mkv", "e.latent", "f.txt", "g.exr"]
+    known = {
+        "image_upload": ["a.png", "e.latent", "g.exr"],
+        "audio_upload": ["b.mp4", "c.FLAC", "d.mkv"],
+        "video_upload": ["b.mp4", "d.mkv"],
+        "file_upload": uploaded,
+    }
+    for upload, listed in known.items():
+        for more in ({}, {"multiselect": False}):
+            file = Input("file", "COMBO", folder="input", options={upload: True, **more})
+            kind, *rest = info(NodeSpec("Load", (file,), (), (), ()), {"input": uploaded})["input"]["required"]["file"]
+            assert (rest[0]["options"] if more else kind) == listed
+
+
 async def test_an_unknown_class_is_an_empty_object(client):
     assert await get(client, "/api/object_info/Nope") == {}
 

@@ -13,7 +13,10 @@ SHOWN = {
     "a.avif": "image/avif",
     "a.mp4": "video/mp4",
     "a.webm": "video/webm",
+    "a.mkv": "video/x-matroska",
     "a.flac": "audio/flac",
+    "a.mp3": "audio/mpeg",
+    "a.opus": "audio/ogg",
     "a.txt": "text/plain",
     "a.json": "application/json",
 }
