@@ -29,6 +29,9 @@ Latent: TypeAlias = dict[str, Any]
 "noise_mask", and of empty ones "downscale_ratio_spacial": pixels that a cell of theirs covers along one side}.
 """
 
+Audio: TypeAlias = dict[str, Any]
+"""AUDIO: {"waveform": (B,C,T) float32, usually in −1…1, "sample_rate": int}. None stands for that of a mute video."""
+
 Conditioning: TypeAlias = "list[tuple[torch.Tensor, dict[str, Any]]]"
 """CONDITIONING: a list of (cond (1,T,D), options); options may hold "pooled_output" (1,D)."""
 

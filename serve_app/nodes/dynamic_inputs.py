@@ -27,9 +27,12 @@ def autogrow(
     return (AUTOGROW, {"template": template})
 
 
-def dynamic_combo(options: Mapping[str, Mapping[str, Any]], **more: Any) -> tuple[str, dict[str, Any]]:
-    """Return a choice whose options each bring inputs, by name, all required."""
-    listed = [{"key": key, "inputs": {"required": dict(inputs)}} for key, inputs in options.items()]
+def dynamic_combo(
+    options: Mapping[str, Mapping[str, Any]], *, optional: bool = False, **more: Any
+) -> tuple[str, dict[str, Any]]:
+    """Return a choice whose options each bring inputs, by name; optional: which may all be missing."""
+    section = "optional" if optional else "required"
+    listed = [{"key": key, "inputs": {"required": {}, section: dict(inputs)}} for key, inputs in options.items()]
     return (DYNAMIC_COMBO, {**more, "options": listed})
 
 

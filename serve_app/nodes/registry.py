@@ -8,6 +8,8 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.builtin import (
     alpha,
     animation,
+    audio,
+    audio_files,
     batches,
     compositing,
     conditioning,
@@ -51,6 +53,7 @@ from serve_app.nodes.builtin import (
     text_format,
     text_generate,
     tiled,
+    video,
 )
 from serve_app.nodes.protocol import spec_of
 
@@ -100,6 +103,9 @@ _MODULES = (
     batches,
     image_files,
     image_regions,
+    audio,
+    audio_files,
+    video,
 )
 
 BUILTIN: Mapping[str, type] = {name: cls for module in _MODULES for name, cls in module.NODE_CLASS_MAPPINGS.items()}

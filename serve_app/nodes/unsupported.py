@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 PAID = "it calls a paid service on the internet"
 """Why there are no API nodes."""
-VIDEO = "video models and video files are not supported"
+VIDEO = "video models are not supported"
 
 _BY_REASON: Mapping[str, str] = {
     PAID: (
@@ -75,11 +75,9 @@ _BY_REASON: Mapping[str, str] = {
         "Wan2ReferenceVideoApi HappyHorseTextToVideoApi HappyHorseImageToVideoApi HappyHorseVideoEditApi "
         "HappyHorseReferenceVideoApi WavespeedFlashVSRNode WavespeedImageUpscaleNode"
     ),
-    "audio is not supported": (
-        "TextEncodeAceStepAudio EmptyAceStepLatentAudio EmptyLatentAudio VAEEncodeAudio VAEDecodeAudio SaveAudio "
-        "SaveAudioMP3 SaveAudioOpus LoadAudio PreviewAudio ConditioningStableAudio RecordAudio TrimAudioDuration "
-        "SplitAudioChannels AudioConcat AudioMerge AudioAdjustVolume EmptyAudio AudioEncoderLoader "
-        "AudioEncoderEncode VAEDecodeAudioTiled SaveAudioAdvanced JoinAudioChannels AudioEqualizer3Band "
+    "models of sound are not supported": (
+        "TextEncodeAceStepAudio EmptyAceStepLatentAudio EmptyLatentAudio VAEEncodeAudio VAEDecodeAudio "
+        "ConditioningStableAudio AudioEncoderLoader AudioEncoderEncode VAEDecodeAudioTiled "
         "LTXVAudioVAELoader LTXVAudioVAEEncode LTXVAudioVAEDecode LTXVEmptyLatentAudio LTXAVTextEncoderLoader "
         "MiniMaxMusic3TextEncode EmptyMiniMaxMusic3LatentAudio TextEncodeAceStepAudio1.5 "
         "EmptyAceStep1.5LatentAudio ReferenceTimbreAudio"
@@ -89,8 +87,8 @@ _BY_REASON: Mapping[str, str] = {
         "CosmosImageToVideoLatent CosmosPredict2ImageToVideoLatent CLIPTextEncodeHunyuanDiT "
         "TextEncodeHunyuanVideo_ImageToVideo EmptyHunyuanLatentVideo HunyuanImageToVideo "
         "HunyuanRefinerLatent EmptyLTXVLatentVideo LTXVImgToVideo ModelSamplingLTXV LTXVConditioning "
-        "LTXVScheduler LTXVAddGuide LTXVPreprocess LTXVCropGuides EmptyMochiLatentVideo SaveWEBM SaveVideo "
-        "CreateVideo GetVideoComponents LoadVideo ImageOnlyCheckpointLoader SVD_img2vid_Conditioning "
+        "LTXVScheduler LTXVAddGuide LTXVPreprocess LTXVCropGuides EmptyMochiLatentVideo "
+        "ImageOnlyCheckpointLoader SVD_img2vid_Conditioning "
         "VideoLinearCFGGuidance VideoTriangleCFGGuidance ImageOnlyCheckpointSave "
         "ConditioningSetAreaPercentageVideo WanTrackToVideo WanImageToVideo WanFunControlToVideo "
         "Wan22FunControlToVideo WanFunInpaintToVideo WanFirstLastFrameToVideo WanVaceToVideo TrimVideoLatent "
@@ -194,5 +192,5 @@ _BY_REASON: Mapping[str, str] = {
 
 UNSUPPORTED: Mapping[str, str] = {
     class_type: reason for reason, class_types in _BY_REASON.items() for class_type in class_types.split()
-} | {"Video Slice": VIDEO}
+}
 """Why there is no such class, in words that end a sentence, by its name."""

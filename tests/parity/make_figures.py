@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from serve_app.nodes.registry import specs
+from tests.parity.audio_cases import CASES as SOUNDS
+from tests.parity.audio_cases import described, sound
 from tests.parity.checkpoints import models_dir
 from tests.parity.comfyui import ComfyUI
 from tests.parity.custom_cases import CUSTOM
@@ -26,6 +28,7 @@ from tests.parity.figures import FLOWS, GOLDEN, thinned
 from tests.parity.flow_cases import FLOW_CASES
 from tests.parity.image_cases import CASES as IMAGES
 from tests.parity.image_cases import image
+from tests.parity.media_cases import FILES, SOUND_FILES, VIDEO_RATE, VIDEO_SOUND, WINDOWS, video_images
 from tests.parity.text_cases import CASES as TEXTS
 from tests.parity.text_cases import write
 
@@ -150,7 +153,22 @@ def texts(comfyui: ComfyUI) -> None:
         _save("texts", comfyui.texts({name: case.as_json() for name, case in TEXTS.items()}, Path(models)))
 
 
-_MAKERS = (samplers, grid, flow_grid, flow_runs, sampler_options, custom, nodes, texts)
+def sounds(comfyui: ComfyUI) -> None:
+    """Make nodes_audio.npz; torchaudio is to be beside ComfyUI."""
+    made, _ = comfyui.nodes([(node, described(inputs)) for node, inputs in SOUNDS.values()])
+    names = list(SOUNDS)
+    keys = {key: key.partition(".") for key in made}
+    _save("nodes_audio", {f"{names[int(i)]}|{slot}": made[key] for key, (i, _, slot) in keys.items()})
+
+
+def media(comfyui: ComfyUI) -> None:
+    """Make media.npz: files, and what is read from them."""
+    asked = {"images": video_images().tolist(), "rate": VIDEO_RATE, "windows": WINDOWS, "files": FILES}
+    waveform = sound(*VIDEO_SOUND)["waveform"]
+    _save("media", comfyui.run("comfyui_media.py", {**asked, "waveform": waveform.tolist(), "sounds": SOUND_FILES}))
+
+
+_MAKERS = (samplers, grid, flow_grid, flow_runs, sampler_options, custom, nodes, sounds, media, texts)
 MAKERS: dict[str, Callable[[ComfyUI], None]] = {make.__name__: make for make in _MAKERS}
 
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from serve_app.images import to_animated_png, to_animated_webp
-from serve_app.nodes.builtin.image import save_together, workflow_text
+from serve_app.nodes.builtin.image import at, save_together, workflow_text
 from serve_app.nodes.runtime import Files
-
-T = TypeVar("T")
 
 FPS = ("FLOAT", {"default": 6.0, "min": 0.01, "max": 1000.0, "step": 0.01})
 HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "store": "STORE"}
@@ -69,12 +67,12 @@ class SaveAnimatedWEBP:
                 to_animated_webp,
                 frames,
                 text,
-                duration_ms=int(1000.0 / _at(fps, i)),
-                lossless=_at(lossless, i),
-                quality=_at(quality, i),
-                method=self.methods[_at(method, i)],
+                duration_ms=int(1000.0 / at(fps, i)),
+                lossless=at(lossless, i),
+                quality=at(quality, i),
+                method=self.methods[at(method, i)],
             )
-            files.append((_at(filename_prefix, i), frames, webp))
+            files.append((at(filename_prefix, i), frames.shape[1:3], webp))
         saved = await save_together(store[0], "output", ".webp", files)
         animated = any(len(frames) > 1 for frames in images)
         return {"ui": {"images": saved, "animated": (animated,)}, "result": (images,)}
@@ -121,16 +119,12 @@ class SaveAnimatedPNG:
                 to_animated_png,
                 frames,
                 text,
-                duration_ms=int(1000.0 / _at(fps, i)),
-                compress_level=_at(compress_level, i),
+                duration_ms=int(1000.0 / at(fps, i)),
+                compress_level=at(compress_level, i),
             )
-            files.append((_at(filename_prefix, i), frames, png))
+            files.append((at(filename_prefix, i), frames.shape[1:3], png))
         saved = await save_together(store[0], "output", ".png", files)
         return {"ui": {"images": saved, "animated": (True,)}, "result": (images,)}
-
-
-def _at(values: list[T], index: int) -> T:
-    return values[min(index, len(values) - 1)]
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,8 @@ from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files
 from serve_app.nodes.size import allow, limits
 from serve_app.store.store import Area
+
+T = TypeVar("T")
 
 
 class LoadImage:
@@ -144,9 +146,9 @@ class SaveImage:
         text = workflow_text(prompt, extra_pnginfo)
         files = []
         for i, batch in enumerate(images):
-            prefix = filename_prefix[min(i, len(filename_prefix) - 1)]
+            prefix = at(filename_prefix, i)
             pngs = [await asyncio.to_thread(to_png, image, text, self.compress_level) for image in batch]
-            files += [(prefix, batch, png) for png in pngs]
+            files += [(prefix, batch.shape[1:3], png) for png in pngs]
         return {"ui": {"images": await save_together(store[0], self.area, ".png", files)}, "result": (images,)}
 
 
@@ -189,18 +191,26 @@ def own_prefix(prefix: str) -> str:
     return f"{prefix}_{call.index}" if call is not None and call.index else prefix
 
 
+def at(values: Sequence[T], index: int) -> T:
+    """Return an element of an input's list, or the last where there are fewer, as shorter lists are repeated."""
+    return values[min(index, len(values) - 1)]
+
+
 async def save_together(
-    store: Files, area: Area, suffix: str, files: Sequence[tuple[str, torch.Tensor, bytes]]
+    store: Files, area: Area, suffix: str, files: Sequence[tuple[str, Sequence[int], bytes]], mark: str = "_"
 ) -> list[dict[str, Any]]:
-    """Store files of (prefix, images whose size %width% and %height% stand for, content), prefix by prefix."""
+    """Store files of (prefix, (height, width) that %height% and %width% stand for, content), prefix by prefix.
+
+    mark: as `Files.save` takes it.
+    """
     groups: dict[tuple[str, int, int], list[bytes]] = {}
-    for prefix, images, content in files:
+    for prefix, size, content in files:
         sized = "%width%" in prefix or "%height%" in prefix
-        height, width = images.shape[1:3] if sized else (0, 0)
+        height, width = size if sized else (0, 0)
         groups.setdefault((prefix, width, height), []).append(content)
     saved: list[dict[str, Any]] = []
     for (prefix, width, height), contents in groups.items():
-        saved += await store.save(area, prefix, suffix, contents, width=width, height=height)
+        saved += await store.save(area, prefix, suffix, contents, width=width, height=height, mark=mark)
     return saved
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from serve_app.images import PNG_LEVEL, QUICK_PNG_LEVEL, to_png
 from serve_app.images_deep import to_deep_png, to_exr
-from serve_app.nodes.builtin.image import own_prefix, save_together, workflow_text
+from serve_app.nodes.builtin.image import at, own_prefix, save_together, workflow_text
 from serve_app.nodes.dynamic_inputs import combo, dynamic_combo
 from serve_app.nodes.runtime import Files
 
@@ -74,8 +74,8 @@ class SaveImageAdvanced:
 
         files = []
         for index, batch in enumerate(images):
-            prefix = filename_prefix[min(index, len(filename_prefix) - 1)]
-            files += [(prefix, batch, await asyncio.to_thread(encoded, image)) for image in batch]
+            prefix, size = at(filename_prefix, index), batch.shape[1:3]
+            files += [(prefix, size, await asyncio.to_thread(encoded, image)) for image in batch]
         shown = await save_together(store[0], "output", f".{kind}", files)
         return {"ui": {"images": shown}, "result": (images,)}
 
@@ -110,11 +110,11 @@ class ImageCompare:
     ) -> dict[str, Any]:
         """Store what there is in the temp area and show where."""
         text = workflow_text([prompt], [extra_pnginfo])
-        files: list[tuple[str, torch.Tensor, bytes]] = []
+        files: list[tuple[str, Sequence[int], bytes]] = []
         for prefix, images in (("comfy.compare.a", image_a), ("comfy.compare.b", image_b)):
             for image in images if images is not None else ():
                 png = await asyncio.to_thread(to_png, image, text, QUICK_PNG_LEVEL)
-                files.append((own_prefix(prefix), image[None], png))
+                files.append((own_prefix(prefix), image.shape[:2], png))
         shown = await save_together(store, "temp", ".png", files)
         count = 0 if image_a is None else len(image_a)
         return {"ui": {"a_images": shown[:count], "b_images": shown[count:]}}

@@ -5,6 +5,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def files(volume: Volume, counters: Counters, job_id: str = "job", node_id: str 
     return NodeFiles(volume, job_id, node_id, counters.of(job_id, node_id), AT_S)
 
 
-async def saved(store: NodeFiles, prefix: str, count: int = 1, area="output", **size: int) -> list[str]:
+async def saved(store: NodeFiles, prefix: str, count: int = 1, area="output", **size: Any) -> list[str]:
     items = await store.save(area, prefix, ".png", [bytes([i]) for i in range(count)], **size)
     assert all(item["type"] == area for item in items)
     return [f"{item['subfolder']}/{item['filename']}".removeprefix("/") for item in items]
