@@ -49,6 +49,7 @@ class Level:
 
     links: id -> (origin id, slot). path: the ids of the hosts around it. entries: the names of its inputs, of which a
     saved host may hold fewer. ends: an output's position -> the link to it.
+    shown: an input's name -> the value that the host shows for it.
     overrides: (node id, widget) -> the value that the host shows instead.
     """
 
@@ -59,6 +60,7 @@ class Level:
     outer: Level | None = None
     entries: Sequence[str] = ()
     ends: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    shown: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[tuple[str, str], Any] = field(default_factory=dict)
 
     def name(self, node_id: str) -> str:
@@ -163,8 +165,7 @@ class _Conversion:
         for position, outside in enumerate(level.host.get("inputs") or ()):
             if outside["name"] == name and outside.get("link") is not None:
                 return self._source(level.outer, level.path[-1], position, outside["type"], seen)
-        shown = {widget: value for owner, widget, value in _promoted(level.host) if owner == OWN}
-        return Constant(shown[name]) if name in shown else None
+        return Constant(level.shown[name]) if name in level.shown else None
 
     def _output(self, level: Level, node_id: str, slot: int, wanted: str, seen: Seen) -> Source:
         """Return what runs in place of an output: itself, or whatever it passes on."""
@@ -201,6 +202,7 @@ def _level(
 ) -> Level:
     links = [_link(given) for given in graph.get("links") or ()]
     nodes = {str(node["id"]): node for node in graph["nodes"]}
+    promoted = [] if host is None else list(_promoted(host, graph))
     return Level(
         dict(sorted(nodes.items(), key=lambda item: _rank(item[0]))),
         {link: (origin, slot) for link, origin, slot, _, _ in links},
@@ -209,7 +211,8 @@ def _level(
         outer,
         [] if host is None else [entry["name"] for entry in graph.get("inputs") or ()],
         {end: (origin, slot) for _, origin, slot, target, end in links if target == SUBGRAPH_OUTPUT},
-        {} if host is None else {(owner, name): value for owner, name, value in _promoted(host) if owner != OWN},
+        {name: value for owner, name, value in promoted if owner == OWN},
+        {(owner, name): value for owner, name, value in promoted if owner != OWN},
     )
 
 
@@ -243,12 +246,26 @@ def _fits(one: Any, other: Any) -> bool:
     return bool(ones & others) or "*" in ones | others or not (one and other)
 
 
-def _promoted(host: JsonObject) -> Iterator[tuple[str, str, Any]]:
+def _promoted(host: JsonObject, definition: JsonObject) -> Iterator[tuple[str, str, Any]]:
     """Yield (node id inside or OWN, widget, value) for the widgets that a subgraph's host shows."""
     proxies = (host.get("properties") or {}).get("proxyWidgets")
     if proxies is None:
-        proxies = [(OWN, given["name"]) for given in host.get("inputs") or () if given.get("widget")]
+        proxies = [(OWN, name) for name in _widgets(definition)]
     # Without values of its own a host shows those of the nodes inside.
     for (owner, name, *_), value in zip(proxies, host.get("widgets_values") or (), strict=False):
         if value is not None:
             yield str(owner), str(name), value
+
+
+def _widgets(definition: JsonObject) -> list[str]:
+    """Return the inputs of a subgraph that are widgets of nodes inside: its host saves a value of each, in this order.
+
+    A saved host may leave inputs out, but no value.
+    """
+    inside = {str(node["id"]): node.get("inputs") or () for node in definition["nodes"]}
+    widgets = {
+        slot
+        for _, origin, slot, target, end in map(_link, definition.get("links") or ())
+        if origin == SUBGRAPH_INPUT and end < len(inside.get(target, ())) and inside[target][end].get("widget")
+    }
+    return [entry["name"] for slot, entry in enumerate(definition.get("inputs") or ()) if slot in widgets]

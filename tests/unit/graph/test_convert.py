@@ -144,6 +144,8 @@ INNER = subgraph(
     inputs=("model", "strength"),
 )
 
+INNER["nodes"][0]["inputs"][1]["widget"] = {"name": "strength"}
+
 
 def around(**keys):
     """Return a workflow with one use of INNER between a Load and a Sample."""
@@ -173,6 +175,23 @@ def test_a_subgraph_unfolds_into_nodes_named_after_its_host():
 def test_what_a_subgraphs_host_shows_counts_before_what_is_inside(properties):
     prompt = convert(around(widgets_values=[0.125], properties=properties), CLASSES)
     assert (prompt["3:5"]["inputs"]["strength"], prompt["3:6"]["inputs"]["strength"]) == (0.125, 0.5)
+
+
+def test_a_host_that_leaves_inputs_out_has_a_value_of_each_widget_inside():
+    saved = around(widgets_values=[0.125, 3])
+    inner = subgraph(
+        "s",
+        node(5, "Patch", {"model": ("MODEL", 1), "strength": ("FLOAT", 2)}, widgets_values=[0.75]),
+        node(6, "Patch", {"model": ("MODEL", 3), "strength": ("FLOAT", 5)}, widgets_values=[0.5]),
+        links={1: (-10, 0, 5, 0), 2: (-10, 1, 5, 1), 3: (5, 0, 6, 0), 4: (6, 0, -20, 0), 5: (-10, 2, 6, 1)},
+        inputs=("model", "first", "second"),
+    )
+    for inside in inner["nodes"]:
+        inside["inputs"][1]["widget"] = {"name": "strength"}
+    saved["definitions"]["subgraphs"] = [inner]
+    saved["nodes"][2]["inputs"][1] |= {"name": "second", "widget": {"name": "second"}}
+    prompt = convert(saved, CLASSES)
+    assert (prompt["3:5"]["inputs"]["strength"], prompt["3:6"]["inputs"]["strength"]) == (0.125, 3)
 
 
 def test_a_bypassed_subgraph_passes_on_and_a_muted_one_goes_whole():
