@@ -19,11 +19,14 @@ from serve_app.models.families.family import BackboneFamily, TextFamily, VaeFami
 from serve_app.models.families.flux import Flux
 from serve_app.models.families.flux2 import Flux2
 from serve_app.models.families.flux2_vae import Flux2Vae
+from serve_app.models.families.krea2 import Attention, Krea2
 from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
 from serve_app.models.families.sd3 import Sd3
 from serve_app.models.families.t5 import T5Text
+from serve_app.models.families.wan_vae import WanVae
 from serve_app.models.families.zimage import ZImage
+from serve_app.models.layout import reverse, translate
 from serve_app.models.tokenizers import tekken
 from serve_app.store.catalog import FOLDERS
 from tests.parity.text_cases import tensors as text_tensors
@@ -32,6 +35,7 @@ TEXT_WIDTH = 32
 WIDE = 4096
 """Of a text where what is beside it is padded to this."""
 QWEN3 = Qwen3Text(layers=27, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936)
+QWEN3_VL = replace(QWEN3, layers=36)
 MISTRAL = MistralText(
     layers=30, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=tekken.TOKENS, final_norm=False
 )
@@ -44,10 +48,12 @@ SCHNELL = replace(FLUX, guided=False)
 DEPTH, FILL = replace(FLUX, extra_channels=16), replace(FLUX, extra_channels=80)
 KLEIN = Flux2(width=16, heads=1, doubles=1, singles=1, text_width=3 * TEXT_WIDTH)
 FLUX2 = replace(KLEIN, guided=True)
+KREA2 = Krea2(Attention(32, 2, 1, 48), Attention(TEXT_WIDTH, 2, 2, 48), layers=1, states=12)
 SD3 = Sd3(width=64, layers=1, text_width=WIDE, pooled_width=128, side=192, normed=True)
 VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=16, image_channels=3, quantized=False)
 KL = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=32, image_channels=3, quantized=True)
 FLUX2_VAE = Flux2Vae(KL, decoder_channels=KL.channels)
+WAN_VAE = WanVae(width=8, latent_channels=16, image_channels=3)
 SMALL_DECODER = Flux2Vae(replace(KL, channels=(64,) * 4), decoder_channels=KL.channels)
 
 Tensors = Mapping[str, Tensor]
@@ -70,12 +76,16 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/flux1.*": lambda: network(FLUX),
     r"diffusion_models/flux2_dev.*": lambda: network(FLUX2),
     r"diffusion_models/flux-2-klein.*": lambda: network(KLEIN),
+    r"diffusion_models/krea2.*": lambda: network(KREA2),
+    r"loras/krea2.*": lambda: lora("diffusion_model.blocks.0.attn.wq", 32, 32),
     r"loras/Flux_?2.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 48, 16),
     r"text_encoders/qwen_3_[48]b.*": lambda: text_tensors(QWEN3),
+    r"text_encoders/qwen3vl_4b.*": lambda: text_tensors(QWEN3_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
     r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
     r"vae/ae\..*": lambda: network(VAE),
+    r"vae/qwen_image_vae.*": lambda: single_file(WAN_VAE),
     r"vae/flux2-vae.*": lambda: network(FLUX2_VAE),
     r"vae/full_encoder_small_decoder.*": lambda: network(SMALL_DECODER),
 }
@@ -86,6 +96,12 @@ def network(family: BackboneFamily | VaeFamily) -> Tensors:
     """Return a network's tensors under the names that diffusers gives them, which files may have too."""
     torch.manual_seed(1)
     return {name: tensor.contiguous() for name, tensor in family.build().state_dict().items()}
+
+
+def single_file(family: VaeFamily) -> Tensors:
+    """Return a network's tensors under the names of the published file, where none has others."""
+    names = reverse(family.table())
+    return {str(translate(name, names)): tensor for name, tensor in network(family).items()}
 
 
 def lora(layer: str, outputs: int, inputs: int) -> Tensors:
