@@ -17,7 +17,7 @@ from torch import Tensor
 
 CHANNELS = 16
 ROWS = 2
-IN_TIME = ("krea2",)
+IN_TIME = ("krea2", "qwen", "qwen_2511", "qwen_layered")
 """Networks whose latents have an axis of time."""
 SIGMAS = (0.3, 0.9)
 TIMES = {"sd3": 1000, "sd35": 1000}
@@ -58,6 +58,15 @@ _FLUX2: dict[str, Any] = {
     "ops_bias": False,
     "default_ref_method": "index",
     "ref_index_scale": 10.0,
+}
+_QWEN: dict[str, Any] = {
+    "in_channels": 4 * CHANNELS,
+    "out_channels": CHANNELS,
+    "num_layers": 2,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TEXT_WIDTH,
+    "axes_dims_rope": (4, 14, 14),
 }
 _SD3: dict[str, Any] = {
     "input_size": None,
@@ -133,6 +142,14 @@ NETS: Mapping[str, dict[str, Any]] = {
         "layers": 2,
         "channels": CHANNELS,
     },
+    "qwen": _QWEN,
+    "qwen_2511": {**_QWEN, "num_layers": 1, "default_ref_method": "index_timestep_zero"},
+    "qwen_layered": {
+        **_QWEN,
+        "num_layers": 1,
+        "use_additional_t_cond": True,
+        "default_ref_method": "negative_index",
+    },
     "flux2": _FLUX2,
     "flux2_klein": {**_FLUX2, "guidance_embed": False},
     "flux_schnell": {**_FLUX, "guidance_embed": False},
@@ -172,13 +189,15 @@ FRAMES = (1, 11)
 class Case:
     """One forward of a network. size: of the latents; text: how many tokens; references: sizes of each.
 
+    A size is (h,w), or (frames,h,w) of networks whose latents have an axis of time.
+
     concat: the size of an image that goes beside x, in latent cells; mask: of its mask, in pixels.
     """
 
     net: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
     text: int
-    references: tuple[tuple[int, int], ...] = ()
+    references: tuple[tuple[int, ...], ...] = ()
     method: str = ""
     concat: tuple[int, int] | None = None
     mask: tuple[int, int] | None = None
@@ -220,6 +239,19 @@ CASES: Sequence[Case] = (
     Case("krea2", (7, 9), 4, ((4, 6), (5, 4)), "index"),
     Case("krea2", (7, 9), 4, ((4, 6), (5, 4)), "index_timestep_zero"),
     Case("krea2", (4, 4), 4, ((4, 6),)),
+    Case("qwen", (8, 6), 5),
+    Case("qwen", (8, 6), 9),
+    Case("qwen", (10, 14), 5),
+    Case("qwen", (7, 9), 5),
+    *(
+        Case("qwen", (7, 10), 6, ((6, 6), (5, 9), (8, 4)), method)
+        for method in ("", "index", "negative_index", "offset", "uxo", "index_timestep_zero")
+    ),
+    Case("qwen_2511", (8, 6), 5),
+    Case("qwen_2511", (8, 6), 5, ((6, 7), (4, 4))),
+    Case("qwen_layered", (8, 6), 5),
+    Case("qwen_layered", (3, 6, 7), 5, ((6, 7),)),
+    Case("qwen_layered", (3, 6, 7), 8, ((2, 6, 7),)),
     Case("sd3", (8, 8), 5),
     Case("sd3", (9, 7), 7),
     Case("sd35", (16, 16), 5),
@@ -273,14 +305,14 @@ def asked(case: Case) -> Asked:
     """Return what a network is asked in a case."""
     draw = lambda what, *shape: noise(f"{case.name} {what}", shape)  # noqa: E731
     channels = 128 if case.net.startswith("flux2") else CHANNELS
-    time = (1,) if case.net in IN_TIME else ()
+    time = lambda size: (1,) if case.net in IN_TIME and len(size) == 2 else ()  # noqa: E731
     return Asked(
-        draw("x", ROWS, channels, *time, *case.size),
+        draw("x", ROWS, channels, *time(case.size), *case.size),
         torch.tensor(SIGMAS) * TIMES.get(case.net, 1),
         draw("text", ROWS, case.text, TEXT_WIDTH),
         draw("pooled", ROWS, POOLED_WIDTH),
         torch.tensor(GUIDANCE),
-        [draw(f"reference {i}", 1, channels, *time, *size) for i, size in enumerate(case.references)],
+        [draw(f"reference {i}", 1, channels, *time(size), *size) for i, size in enumerate(case.references)],
         None if case.concat is None else draw("concat", 1, CHANNELS, *case.concat),
         None if case.mask is None else (draw("mask", 1, 1, *case.mask) > 0).float(),
     )

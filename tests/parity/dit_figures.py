@@ -35,6 +35,7 @@ import comfy.ldm.krea2.model  # noqa: E402
 import comfy.ldm.lumina.model  # noqa: E402
 import comfy.ldm.models.autoencoder  # noqa: E402
 import comfy.ldm.modules.diffusionmodules.mmdit  # noqa: E402
+import comfy.ldm.qwen_image.model  # noqa: E402
 import comfy.ldm.wan.vae  # noqa: E402
 import comfy.lora  # noqa: E402
 import comfy.model_base  # noqa: E402
@@ -58,6 +59,7 @@ MODULES: dict[str, Any] = {
     "lumina2": comfy.ldm.lumina.model.NextDiT,
     "chroma": comfy.ldm.chroma.model.Chroma,
     "krea2": comfy.ldm.krea2.model.SingleStreamDiT,
+    **dict.fromkeys(("qwen", "qwen_2511", "qwen_layered"), comfy.ldm.qwen_image.model.QwenImageTransformer2DModel),
     "sd3": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT,
     "sd35": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT,
 }
@@ -86,6 +88,12 @@ def answer(net: Any, name: str, method: str, a: Asked) -> Tensor:
         given = {"ref_latents_method": method} if method else {}
         in_time: Tensor = net(a.x, a.sigma, a.text, ref_latents=[WAN.process_in(r) for r in a.references], **given)
         return in_time
+    if name.startswith("qwen"):
+        told_of: dict[str, Any] = {"ref_latents_method": method} if method else {}
+        if a.references:
+            told_of["ref_latents"] = [WAN.process_in(r).expand(2, -1, -1, -1, -1) for r in a.references]
+        edited: Tensor = net(a.x, a.sigma, a.text, **told_of)
+        return edited
     if name.startswith("flux2"):
         # As its model does: zeros before a shorter text.
         text = torch.nn.functional.pad(a.text, (0, 0, max(0, 512 - a.text.shape[1]), 0))
@@ -116,6 +124,7 @@ KINDS = {
     "flux": comfy.model_base.Flux,
     "flux2": comfy.model_base.Flux2,
     "krea2": comfy.model_base.Krea2,
+    "qwen": comfy.model_base.QwenImage,
     "sd35": comfy.model_base.SD3,
 }
 """Networks whose names in LoRA files are kept, and what ComfyUI takes their models for."""
@@ -170,7 +179,7 @@ def main() -> None:
             answers[f"wan {frames} encoded"] = latents.contiguous()
             answers[f"wan {frames} decoded"] = wan.decode(latents).contiguous()
     names = {name: lora_names(name, nets[name], kind) for name, kind in KINDS.items()}
-    (GOLDEN / "dit_lora_names.json").write_text(json.dumps(names, indent=0))
+    (GOLDEN / "dit_lora_names.json").write_text(json.dumps(names, indent=0, sort_keys=True))
     shapes = {name: {key: list(v.shape) for key, v in net.state_dict().items()} for name, net in nets.items()}
     shapes["flux2_vae"] = {key: list(shape) for key, shape in keys.items()}
     shapes["wan_vae"] = {key: list(shape) for key, shape in wan_keys.items()}

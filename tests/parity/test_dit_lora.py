@@ -87,6 +87,10 @@ LAYERS = {
         "noise_refiner.0.adaLN_modulation.0",
     ],
     "sd35": ["joint_blocks.1.context_block.adaLN_modulation.1", "joint_blocks.0.x_block.attn2.qkv", "context_embedder"],
+    "qwen": [
+        *("transformer_blocks.0.attn.to_out.0", "transformer_blocks.1.attn.add_q_proj", "img_in", "txt_in"),
+        *("transformer_blocks.0.img_mod.1", "transformer_blocks.1.txt_mlp.net.0.proj", "norm_out.linear"),
+    ],
     "krea2": ["blocks.0.attn.wq", "blocks.1.mlp.up", "first", "tproj.1", "txtfusion.refiner_blocks.0.attn.wo"],
     "flux2": [
         *("double_blocks.0.img_attn.qkv", "double_blocks.1.txt_mlp.0", "single_blocks.0.linear1", "img_in", "txt_in"),

@@ -17,6 +17,7 @@ from serve_app.models.families.krea2 import Krea2
 from serve_app.models.families.lumina2 import Lumina2
 from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
+from serve_app.models.families.qwen_image import QwenImage
 from serve_app.models.families.qwen_vl import QwenVlText
 from serve_app.models.families.sd import Sd
 from serve_app.models.families.sd3 import Sd3
@@ -29,7 +30,7 @@ from serve_app.models.families.wan_vae import WanVae
 from serve_app.models.families.zimage import ZImage
 
 UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
-BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2)
+BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage)
 VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, WanVae, Taesd)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text, QwenVlText, Gemma2Text, MistralText)
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text)
@@ -49,6 +50,7 @@ __all__ = [
     "Flux2Vae",
     "Krea2",
     "Lumina2",
+    "QwenImage",
     "Sd",
     "Sd3",
     "Sdxl",

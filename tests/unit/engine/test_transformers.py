@@ -30,9 +30,9 @@ from tests.unit.models.sample import cpu_weights, random_tensors
 
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
 NETS = ("zimage", "flux", "flux_depth", "flux_fill", "lumina2", "chroma", "sd35")
-WITHOUT_IMAGES = ("flux2", "flux2_klein", "krea2")
+WITHOUT_IMAGES = ("flux2", "flux2_klein", "krea2", "qwen")
 """Networks of another autoencoder's latents."""
-SHAPES = {"flux2": (128,), "flux2_klein": (128,), "krea2": (16, 1)}
+SHAPES = {"flux2": (128,), "flux2_klein": (128,), "krea2": (16, 1), "qwen": (16, 1)}
 """The first axes of latents, after the batch, where they are not (16,)."""
 LAYER = {
     "zimage": "layers.1.attention.qkv",
@@ -43,12 +43,14 @@ LAYER = {
     "flux2": "double_blocks.1.img_attn.qkv",
     "flux2_klein": "single_blocks.0.linear1",
     "krea2": "blocks.1.attn.wq",
+    "qwen": "transformer_blocks.1.attn.to_k",
 }
 METHODS = {
     "flux": ("offset", "index", "uxo"),
     "flux2": ("offset", "index", "uxo", "index_timestep_zero"),
     "flux2_klein": ("index", "index_timestep_zero"),
     "krea2": ("index", "index_timestep_zero"),
+    "qwen": ("offset", "index", "negative_index", "index_timestep_zero"),
 }
 VAE = AutoencoderKL((32, 32, 32, 32), 1, 16, 3, False)
 TOLERANCE = 1e-5

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import Chroma, Flux, Flux2, Krea2, Lumina2, Sd3, ZImage
+from serve_app.models.families import Chroma, Flux, Flux2, Krea2, Lumina2, QwenImage, Sd3, ZImage
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily
 from serve_app.models.families.flux import FluxInputs
 from serve_app.models.families.krea2 import Attention
@@ -34,6 +34,9 @@ TINY: dict[str, BackboneFamily] = {
     "flux2": Flux2(64, 2, 2, 2, TEXT_WIDTH, guided=True),
     "flux2_klein": Flux2(64, 2, 2, 2, TEXT_WIDTH),
     "krea2": Krea2(Attention(64, 2, 1, 256), Attention(TEXT_WIDTH // 2, 2, 2, 128), 2, 2),
+    "qwen": QwenImage(64, 2, 2, TEXT_WIDTH),
+    "qwen_2511": QwenImage(64, 2, 1, TEXT_WIDTH, method="index_timestep_zero"),
+    "qwen_layered": QwenImage(64, 2, 1, TEXT_WIDTH, method="negative_index", layered=True),
     "sd3": Sd3(128, 2, TEXT_WIDTH, POOLED_WIDTH, 8),
     "sd35": Sd3(128, 2, TEXT_WIDTH, POOLED_WIDTH, 8, normed=True, dual=1),
     "flux_schnell": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, guided=False),
@@ -44,6 +47,7 @@ TRAINED = {
     "zimage": Flow(3.0, 1.0),
     "flux2": FluxFlow(2.02),
     "krea2": FluxFlow(1.15),
+    "qwen": FluxFlow(1.15),
     "lumina2": Flow(6.0, 1.0),
     "flux": FluxFlow(1.15),
     "flux_schnell": Flow(1.0, 1.0),
@@ -83,6 +87,7 @@ def test_the_authors_own_names_of_norms_are_known_too() -> None:
         (Flux2(6144, 48, 8, 48, 15360, guided=True), 32.223),
         (Flux2(4096, 32, 8, 24, 12288), 9.079),
         (Krea2(Attention(6144, 48, 12, 16384), Attention(2560, 20, 20, 6912), 28, 12), 12.82),
+        (QwenImage(3072, 24, 60, 3584), 20.43),
         (Sd3(1536, 24, 4096, 2048, 192), 2.085),
         (Sd3(2432, 38, 4096, 2048, 192, normed=True), 8.146),
     ],
@@ -120,6 +125,8 @@ def test_what_a_network_was_trained_on_follows_from_its_file(tmp_path: Path, net
     [
         ("zimage", {"siglip_embedder.0.weight": (8,)}, "is the omni edition of Z-Image, which is not supported"),
         ("zimage", {"layers.0.feed_forward.w1.weight": (700, 288)}, "288 wide with heads of 32 and 700 inside"),
+        ("qwen", {"img_in.weight": (64, 128)}, "with heads of 32, fed 128 numbers a token for 64; supported are"),
+        ("qwen", {"controlnet_blocks.0.weight": (8,)}, r"\(it looks like ControlNet\)"),
         ("flux", {"img_in.weight": (64, 80)}, "20 input channels; supported are heads .* 16 or 32 or 96 channels"),
         ("flux", {"controlnet_blocks.0.weight": (8,)}, r"\(it looks like ControlNet or Flux\)"),
         ("flux", {"vector_in.in_layer.weight": None}, r"no diffusion network of a known layout \(it looks like Flux\)"),
@@ -140,6 +147,12 @@ def test_another_build_is_refused_with_what_was_found(
             "flux",
             {"reference_latents": [torch.zeros(1, 16, 8, 8)], "reference_latents_method": "index_timestep_zero"},
             "does not place reference latents by 'index_timestep_zero'; allowed are offset, index, uxo",
+        ),
+        ("qwen", {"reference_latents": [torch.zeros(1, 16, 8, 8)]}, r"samples latents \(batch,16,time,height,width\)"),
+        (
+            "qwen",
+            {"reference_latents": [torch.zeros(1, 16, 1, 8, 8)], "reference_latents_method": "beside"},
+            "Qwen-Image does not place reference latents by 'beside'; allowed are .*, negative_index",
         ),
         ("flux_depth", {"reference_latents": [torch.zeros(1, 16, 8, 8)]}, "is fed an image beside x and reads no"),
         ("flux", {"pooled_output": torch.zeros(1, 8)}, "a pooled output 8 wide; Flux.1 reads one 32 wide"),

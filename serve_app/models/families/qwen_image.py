@@ -1,0 +1,264 @@
+"""Qwen-Image: text to image, editing of up to three images (Edit, 2509, 2511), and images taken apart (Layered).
+
+Files have diffusers' names; run by the layers of diffusers' QwenImageTransformer2DModel.
+Source: Wu et al. 2025, arXiv:2508.02324; the numbers are ComfyUI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+from torch import Tensor, nn
+
+from serve_app.models.families.dit import (
+    PATCH,
+    angles,
+    check_text,
+    from_tokens,
+    grid,
+    lengths,
+    lora_names,
+    positions,
+    stacked,
+    to_tokens,
+    within,
+)
+from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
+from serve_app.models.families.latents import WAN
+from serve_app.models.families.references import INDEX_TIMESTEP_ZERO, METHODS, check_method, reference_positions
+from serve_app.models.layout import Table
+from serve_app.models.tensors import Tensors
+from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.values import FluxFlow, Training
+
+MU = 1.15
+THETA = 10000.0
+AXES = (2, 7, 7)
+"""Sixteenths of a head that turn by frame, row and column."""
+
+NEGATIVE_INDEX = "negative_index"
+"""As "index", with the planes of references before the image's instead of behind it."""
+
+_MARKS = ("transformer_blocks.0.txt_mod.1.weight",)
+_OTHERS = ("controlnet_blocks.", "control_blocks.")
+_ZERO = "__index_timestep_zero__"
+"""An empty tensor by which a file says that its network is told of references that they are without noise."""
+_LAYERED = "time_text_embed.addition_t_embedding.weight"
+_MODULES = ("img_in", "txt_in", "txt_norm", "time_text_embed", "transformer_blocks", "norm_out", "proj_out")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QwenImageInputs:
+    """What a network is told beside x and sigma, for B rows.
+
+    text: (B,T,D). references: (B,C,F,h,w) each, scaled; method: how they are placed.
+    """
+
+    text: Tensor
+    references: tuple[Tensor, ...] = ()
+    method: str = ""
+
+    def within(self, area: Area | None) -> QwenImageInputs:
+        """Return the inputs of an area of the canvas; references stay whole."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class QwenImage(BackboneFamily):
+    """A backbone. width: of a token in the network; method: how references are placed where nothing else is said.
+
+    layered: it was trained on images and the layers of which they are made, as frames.
+    """
+
+    title = "Qwen-Image"
+    latent_format = WAN
+    dtypes = (torch.bfloat16,)
+
+    width: int
+    heads: int
+    layers: int
+    text_width: int
+    latent_channels: int = 16
+    method: str = "index"
+    layered: bool = False
+
+    @classmethod
+    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
+        if (found := marked(files[0], BACKBONE_PREFIXES, _MARKS)) is not None:
+            prefix, tensors = found
+            if not any(map(tensors.has, _OTHERS)):
+                yield Located(cls.probe(tensors), tensors, prefix=prefix)
+
+    @classmethod
+    def probe(cls, tensors: Tensors) -> QwenImage:
+        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        width, fed = tensors.shape("img_in.weight")
+        head = tensors.shape("transformer_blocks.0.attn.norm_q.weight")[0]
+        made = tensors.shape("proj_out.weight")[0]
+        if head % 32 or width % head or fed != made:
+            raise tensors.unsupported(
+                f"has a Qwen-Image backbone {width} wide with heads of {head}, fed {fed} numbers a token for {made}; "
+                "supported are heads of a multiple of 32, fed as many as they make"
+            )
+        layered = _LAYERED in tensors.shapes
+        return cls(
+            width,
+            width // head,
+            tensors.count("transformer_blocks."),
+            tensors.shape("txt_norm.weight")[0],
+            made // PATCH**2,
+            NEGATIVE_INDEX if layered else INDEX_TIMESTEP_ZERO if _ZERO in tensors.shapes else "index",
+            layered,
+        )
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        return {name: name for name in (*_MODULES, _ZERO)}
+
+    def build(self) -> nn.Module:
+        network = QwenImageTransformer2DModel(
+            in_channels=self.latent_channels * PATCH**2,
+            out_channels=self.latent_channels,
+            num_layers=self.layers,
+            attention_head_dim=self.width // self.heads,
+            num_attention_heads=self.heads,
+            joint_attention_dim=self.text_width,
+            axes_dims_rope=self.axes,
+            use_additional_t_cond=self.layered,
+        )
+        if self.method == INDEX_TIMESTEP_ZERO:
+            network.register_parameter(_ZERO, nn.Parameter(torch.empty(0)))
+        built: nn.Module = network
+        return built
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """How many numbers of a head turn by each coordinate."""
+        return tuple(self.width // self.heads // 16 * share for share in AXES)
+
+    def lora_names(self, parameters: Sequence[str]) -> Table:
+        return lora_names(parameters, self.table())
+
+    def training(self, file: File, names: Mapping[str, str]) -> Training:
+        return FluxFlow(MU)
+
+    def inputs(
+        self,
+        cond: Tensor,
+        options: Mapping[str, Any],
+        role: str,
+        canvas: Canvas,
+        device: torch.device,
+        trained_as: Training,
+    ) -> QwenImageInputs:
+        """Return the text, and the options that the network reads: ComfyUI's, by its names.
+
+        Errors: NodeError for a conditioning of another family's text encoder, or for references it cannot be told.
+        """
+        check_text(cond, self.text_width, self.title)
+        rows = canvas.rows
+        references: Sequence[Tensor] = options.get("reference_latents") or ()
+        for reference in references:
+            self.latent_format.check(reference.shape)
+        allowed = (*METHODS, INDEX_TIMESTEP_ZERO, NEGATIVE_INDEX)
+        return QwenImageInputs(
+            to_batch(cond.to(device, torch.float32), rows),
+            tuple(
+                to_batch(self.latent_format.to_model(reference.to(device, torch.float32)), rows)
+                for reference in references
+            ),
+            check_method(options.get("reference_latents_method") or self.method, self.title, allowed)
+            if references
+            else "",
+        )
+
+    def group_key(self, x: Tensor, inputs: Any) -> Hashable:
+        """Return the shapes of x and the references, and how these are placed."""
+        return tuple(x.shape[1:]), tuple(reference.shape[1:] for reference in inputs.references), inputs.method
+
+    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
+        """Return the network's output for each of the rows.
+
+        They may differ in level, text and its length, references and LoRAs.
+        """
+        dtype, inputs, size = network.img_in.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[2:]
+        texts = [i.text.to(dtype) for i in inputs]
+        image = _to_tokens(torch.cat([r.x for r in rows]).to(dtype))
+        count, at = image.shape[1], [_centred(size, positions(size[1:]))]
+        references, method = inputs[0].references, inputs[0].method
+        if references:
+            beside = [torch.cat(own).to(dtype) for own in zip(*(i.references for i in inputs), strict=True)]
+            image = torch.cat([image, *map(_to_tokens, beside)], dim=1)
+            at += self._placed((size[1], size[2]), references, method)
+        text = network.txt_in(network.txt_norm(stacked(texts)))
+        length, counts = text.shape[1], lengths(texts)
+        # Attention is faster without a mask.
+        there = within(counts, length, text.device) if min(counts) != max(counts) else None
+        first = max(side // 2 for side in grid(size[1], size[2]))
+        words = torch.arange(float(first), first + length)[:, None].expand(-1, 3)
+        turns = [self._turns(places.to(image.device)) for places in (torch.cat(at), words)]
+        still = method == INDEX_TIMESTEP_ZERO
+        time, which = self._time(network, torch.cat([r.timestep for r in rows]), dtype), None
+        if still:
+            time = torch.cat([time, self._time(network, torch.zeros(len(image), device=image.device), dtype)])
+            which = (torch.arange(image.shape[1], device=image.device) >= count).int().expand(len(image), -1)
+        image = network.img_in(image)
+        for block in network.transformer_blocks:
+            # Whether a second half of `time` is of the tokens that `which` marks: as these rows have it.
+            block.zero_cond_t = still
+            text, image = block(
+                hidden_states=image,
+                encoder_hidden_states=text,
+                encoder_hidden_states_mask=there,
+                temb=time,
+                image_rotary_emb=turns,
+                modulate_index=which,
+            )
+        made = network.proj_out(network.norm_out(image[:, :count], time[: len(image)]))
+        frames = from_tokens(made.reshape(len(made) * size[0], -1, made.shape[2]), size[1], size[2])
+        output = frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
+        return list(torch.split(output.float(), [r.count for r in rows]))
+
+    def _placed(self, size: tuple[int, int], references: Sequence[Tensor], method: str) -> list[Tensor]:
+        """Return the positions of each reference's tokens."""
+        if method == NEGATIVE_INDEX:
+            placed = reference_positions(size, references, "index", apart=-1.0)
+        else:
+            # There is no diagonal: what another family places along it lies beside the others here.
+            placed = reference_positions(size, references, "offset" if method == "uxo" else method)
+        return [_centred(reference.shape[2:], at) for reference, at in zip(references, placed, strict=True)]
+
+    def _turns(self, at: Tensor) -> Tensor:
+        """Return by what positions (n,3) turn a head, complex numbers (n,D/2)."""
+        turned = angles(at, self.axes, THETA).float()
+        return torch.polar(torch.ones_like(turned), turned)
+
+    def _time(self, network: Any, level: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what the blocks are modulated by, (R,width), for levels (R,)."""
+        embed = network.time_text_embed
+        # Time reaches the sinusoids in single precision, as in ComfyUI.
+        time: Tensor = embed.timestep_embedder(embed.time_proj(level).to(dtype))
+        return time + embed.addition_t_embedding.weight[0] if self.layered else time
+
+
+def _to_tokens(latents: Tensor) -> Tensor:
+    """Return latents (B,C,F,h,w) as tokens (B,F·n,4C), frame by frame."""
+    batch, _, frames = latents.shape[:3]
+    tokens = to_tokens(latents.movedim(2, 1).flatten(0, 1))
+    return tokens.view(batch, frames * tokens.shape[1], -1)
+
+
+def _centred(size: Sequence[int], at: Tensor) -> Tensor:
+    """Return the positions (F·n,3) of an image's tokens with its middle at 0 where `at` (n,3) has its beginning.
+
+    size: (F,h,w). Of several frames, each has a plane of its own from 0 on, whatever the image's.
+    """
+    frames, height, width = size
+    rows, columns = grid(height, width)
+    centred = (at - at.new_tensor([0, rows // 2, columns // 2])).repeat(frames, 1)
+    if frames > 1:
+        centred[:, 0] = torch.arange(frames).repeat_interleave(len(at))
+    return centred
