@@ -20,6 +20,7 @@ from serve_app.graph.spec import EVERYTHING, MATCH_TYPE, Input, NodeSpec
 SOCKET_TYPES = frozenset(
     {"MODEL", "CLIP", "VAE", "CONTROL_NET", "CONDITIONING", "LATENT", "IMAGE", "MASK", "CLIP_VISION"}
     | {"CLIP_VISION_OUTPUT", "STYLE_MODEL", "GLIGEN", "UPSCALE_MODEL", "SAMPLER", "SIGMAS", "GUIDER", "NOISE"}
+    | {"AUDIO", "VIDEO"}
 )
 """Types no widget can write: an input of one takes a link only. Other types may belong to a pack's own widget."""
 

@@ -89,7 +89,10 @@ def _modules() -> dict[str, ModuleType]:
     for version in ("latest", "v0_0_2", "v0_0_1"):
         name = f"comfy_api.{version}"
         modules |= {name: latest, f"{name}._io": _made(f"{name}._io", vars(latest.io)), f"{name}._ui": ui}
-    modules["comfy_api.input"] = _made("comfy_api.input", vars(latest.Input))
+    inputs = {f"{name}Input": kind for name, kind in vars(latest.Input).items()}
+    modules["comfy_api.input"] = _made("comfy_api.input", {**vars(latest.Input), **inputs})
+    modules["comfy_api.input_impl"] = _made("comfy_api.input_impl", vars(latest.InputImpl))
+    modules["comfy_api.util"] = _made("comfy_api.util", vars(latest.Types))
     return modules
 
 

@@ -1,21 +1,24 @@
 """`comfy_api.latest` and its numbered versions for node packs: the V3 interface as a pack imports it.
 
-Source: the facts of ComfyUI 0.3.64's package of this name.
+Source: the facts of ComfyUI 0.33.0's package of this name.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from serve_app.media.video_file import Style
 from serve_app.nodes.compat import dynamic_io
 from serve_app.nodes.compat import io as types
 from serve_app.nodes.compat import ui as shown
 from serve_app.nodes.compat.model_management import throw_exception_if_processing_interrupted
 from serve_app.nodes.compat.node import ComfyNode, HiddenHolder, NodeOutput
 from serve_app.nodes.executing import executing
+from serve_app.nodes.video import Video, VideoComponents, VideoFromComponents, VideoFromFile
 
 io = SimpleNamespace(
     **{name: value for part in (dynamic_io, types) for name, value in vars(part).items() if not name.startswith("_")},
@@ -92,5 +95,43 @@ class ComfyAPISync:
     execution = _ExecutionSync()
 
 
-Input = SimpleNamespace(Image=torch.Tensor, Mask=torch.Tensor, Audio=dict, Latent=dict, Video=object)
+class VideoContainer(StrEnum):
+    """Containers that videos are saved in."""
+
+    AUTO = "auto"
+    MP4 = "mp4"
+    MKV = "mkv"
+    WEBM = "webm"
+
+    @classmethod
+    def as_input(cls) -> list[str]:
+        """Return the choices of an input."""
+        return [member.value for member in cls]
+
+    @classmethod
+    def get_extension(cls, value: str) -> str:
+        """Return the end of such a file's name, without its dot."""
+        return Style(cls(value).value).suffix
+
+
+class VideoCodec(StrEnum):
+    """Codecs that videos are saved in."""
+
+    AUTO = "auto"
+    H264 = "h264"
+    AV1 = "av1"
+
+    @classmethod
+    def as_input(cls) -> list[str]:
+        """Return the choices of an input."""
+        return [member.value for member in cls]
+
+
+Input = SimpleNamespace(Image=torch.Tensor, Mask=torch.Tensor, Audio=dict, Latent=dict, Video=Video)
 """What annotations of inputs name."""
+
+InputImpl = SimpleNamespace(VideoFromFile=VideoFromFile, VideoFromComponents=VideoFromComponents)
+"""VIDEO values, as packs make them."""
+
+Types = SimpleNamespace(VideoComponents=VideoComponents, VideoContainer=VideoContainer, VideoCodec=VideoCodec)
+"""What VIDEO values are made of and saved as."""

@@ -47,13 +47,11 @@ class SaveImage:
         height, width = images[0].shape[:2]
         prefix = filename_prefix + self.prefix_append
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, self.output_dir, width, height)
-        extra = extra_pnginfo if isinstance(extra_pnginfo, Mapping) else {}
-        told = {**({} if prompt is None else {"prompt": prompt}), **extra}
-        text = {str(key): json.dumps(value) for key, value in told.items()}
+        text = carried(prompt, extra_pnginfo)
         shown = []
         for index, image in enumerate(images):
             stem, png = name.replace("%batch_num%", str(index)), to_png(image, text, self.compress_level)
-            counter = _write(folder, stem, counter, png)
+            counter = write_new(folder, stem, counter, "_.png", png)
             shown.append({"filename": f"{stem}_{counter:05}_.png", "subfolder": subfolder, "type": self.type})
             counter += 1
         return {"ui": {"images": shown}, "result": (images,)}
@@ -74,11 +72,18 @@ class PreviewImage(SaveImage):
         return {"required": {"images": ("IMAGE",)}, "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}}
 
 
-def _write(folder: str, stem: str, counter: int, content: bytes) -> int:
+def carried(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:
+    """Return what files carry of their workflow: JSON by name."""
+    extra = extra_pnginfo if isinstance(extra_pnginfo, Mapping) else {}
+    told = {**({} if prompt is None else {"prompt": prompt}), **extra}
+    return {str(key): json.dumps(value) for key, value in told.items()}
+
+
+def write_new(folder: str, stem: str, counter: int, ending: str, content: bytes) -> int:
     """Write a new file of the first free counter and return that: other nodes save here at the same time."""
     while True:
         try:
-            with Path(folder, f"{stem}_{counter:05}_.png").open("xb") as file:
+            with Path(folder, f"{stem}_{counter:05}{ending}").open("xb") as file:
                 file.write(content)
             return counter
         except FileExistsError:

@@ -10,9 +10,14 @@ from typing import Any
 
 import torch
 
+from serve_app.errors import NodeError
 from serve_app.images import PNG_LEVEL
+from serve_app.media.audio import encode
 from serve_app.nodes.compat import folder_paths
-from serve_app.nodes.compat.saving import SaveImage
+from serve_app.nodes.compat.saving import SaveImage, carried, write_new
+from serve_app.values import Audio
+
+SOUND_FORMATS = ("flac", "mp3", "opus")
 
 
 class SavedResult(dict[str, str]):
@@ -91,6 +96,51 @@ class ImageSaveHelper:
     ) -> SavedImages:
         """Store images in the output area and return what shows them."""
         return SavedImages(ImageSaveHelper.save_images(images, filename_prefix, "output", cls, compress_level))
+
+
+class AudioSaveHelper:
+    """Stores sounds from nodes that save by themselves."""
+
+    @staticmethod
+    def save_audio(
+        audio: Audio,
+        filename_prefix: str,
+        folder_type: Any,
+        cls: Any = None,
+        format: str = "flac",
+        quality: str = "128k",
+    ) -> list[SavedResult]:
+        """Store every sound of a batch as a file and return them. Errors: NodeError for an unknown format."""
+        if format not in SOUND_FORMATS:
+            raise NodeError(f"format {format!r} is none of {', '.join(SOUND_FORMATS)}")
+        area = str(getattr(folder_type, "value", folder_type))
+        directory = folder_paths.get_directory_by_type(area) or folder_paths.get_output_directory()
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, directory)
+        hidden = getattr(cls, "hidden", None)
+        text = carried(None, None) if hidden is None else carried(hidden.prompt, hidden.extra_pnginfo)
+        wanted = None if format == "flac" else quality
+        saved = []
+        for index, waveform in enumerate(audio["waveform"]):
+            stem = name.replace("%batch_num%", str(index))
+            content = encode(waveform, int(audio["sample_rate"]), format, wanted, text)
+            counter = write_new(folder, stem, counter, f".{format}", content)
+            saved.append(SavedResult(f"{stem}_{counter:05}.{format}", subfolder, area))
+            counter += 1
+        return saved
+
+    @staticmethod
+    def get_save_audio_ui(
+        audio: Audio, filename_prefix: str, cls: Any, format: str = "flac", quality: str = "128k"
+    ) -> SavedAudios:
+        """Store sounds in the output area and return what shows them."""
+        return SavedAudios(AudioSaveHelper.save_audio(audio, filename_prefix, "output", cls, format, quality))
+
+
+class PreviewAudio(SavedAudios):
+    """Sounds, stored in the temp area."""
+
+    def __init__(self, audio: Audio, cls: Any = None, **more: Any) -> None:
+        super().__init__(AudioSaveHelper.save_audio(audio, f"ComfyUI_temp_{uuid.uuid4().hex[:8]}", "temp", cls))
 
 
 class PreviewImage(SavedImages):

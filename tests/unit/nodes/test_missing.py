@@ -25,7 +25,7 @@ PACK = """
     import comfy.utils
     from comfy.ldm.modules.attention import optimized_attention, BasicTransformerBlock
     from comfy_extras.nodes_mask import MaskComposite
-    from comfy_extras.nodes_video import LoadVideo
+    from comfy_extras.nodes_lt import LTXVImgToVideo
     from .inner import Inner, helper
     import node_helpers
 
@@ -80,7 +80,7 @@ PACK = """
 
     class Video(Base):
         def go(self):
-            return (LoadVideo,)
+            return (LTXVImgToVideo,)
 
     class Samples(Base):
         def go(self):
@@ -120,7 +120,7 @@ LACKS = {
     "ByClosure": ("comfy.model_patcher.ModelPatcher",),
     "BySubclass": ("comfy.ldm.modules.attention.BasicTransformerBlock",),
     "Masks": (),
-    "Video": ("comfy_extras.nodes_video.LoadVideo",),
+    "Video": ("comfy_extras.nodes_lt.LTXVImgToVideo",),
     "Samples": (),
     "Annotated": ("comfy.sd.VAE",),
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import av
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +18,7 @@ from PIL import Image
 from serve_app.nodes.call import ExecutionBlocker, NodeResult, call, merge
 from serve_app.nodes.executing import Executing
 from serve_app.nodes.packs import Packs, load
+from serve_app.nodes.video import VideoComponents, VideoFromComponents, VideoFromFile
 from serve_app.store.store import AREAS
 
 V1 = """
@@ -301,3 +304,70 @@ def test_the_code_of_every_pack_runs_under_watch_by_its_name(tmp_path: Path) -> 
         "one begins prestartup one ends two begins two ends zero.py begins zero.py ends "
         "two begins import two ends zero.py begins import zero.py ends"
     )
+
+
+VIDEOS = """
+from fractions import Fraction
+
+import av
+import torch
+from comfy_api.input import VideoInput
+from comfy_api.input_impl import VideoFromFile
+from comfy_api.latest import ComfyExtension, Input, InputImpl, Types, io
+
+
+class Reverse(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Reverse",
+            inputs=[io.Video.Input("video"), io.Combo.Input("codec", options=Types.VideoCodec.as_input())],
+            outputs=[io.Video.Output()],
+        )
+
+    @classmethod
+    def execute(cls, video: Input.Video, codec):
+        assert isinstance(video, VideoInput)
+        parts = video.get_components()
+        assert (parts.audio is None, parts.frame_rate) == (True, Fraction(5))
+        made = InputImpl.VideoFromComponents(
+            Types.VideoComponents(images=parts.images.flip(0), audio=None, frame_rate=parts.frame_rate)
+        )
+        path = "%s/reversed." % FOLDER + Types.VideoContainer.get_extension("auto")
+        tags = {"by": {"pack": 1}}
+        made.save_to(path, format=Types.VideoContainer.AUTO, codec=Types.VideoCodec(codec), metadata=tags)
+        return io.NodeOutput(VideoFromFile(path))
+
+
+class Pack(ComfyExtension):
+    async def get_node_list(self):
+        return [Reverse]
+
+
+async def comfy_entrypoint():
+    return Pack()
+"""
+
+
+async def test_a_pack_takes_and_makes_videos_as_comfyui_has_them(folder: Path) -> None:
+    packs = loaded(folder, mine=VIDEOS.replace("FOLDER", repr(str(folder.parent))))
+    grey = torch.linspace(0.1, 0.9, 4)[:, None, None, None].expand(4, 16, 32, 3)
+    video = VideoFromComponents(VideoComponents(grey, Fraction(5)))
+    [[made]] = (await run(packs, "Reverse", video=[video], codec=["h264"])).outputs
+    assert isinstance(made, VideoFromFile)
+    assert (made.get_components().images - grey.flip(0)).abs().max() < 0.02
+    with av.open(made.get_stream_source()) as container:
+        assert container.metadata["by"] == '{"pack": 1}'
+
+
+def test_sounds_are_shown_from_the_temp_area_and_saved_under_comfyuis_names(folder: Path) -> None:
+    loaded(folder)
+    (folder.parent / "temp").mkdir()
+    ui = sys.modules["comfy_api.latest"].ui
+    sound = {"waveform": torch.zeros(2, 1, 4000), "sample_rate": 8000}
+    shown = ui.PreviewAudio(sound).as_dict()["audio"]
+    assert all((folder.parent / "temp" / one["filename"]).stat().st_size for one in shown)
+    for count in (1, 3):
+        first, second = ui.AudioSaveHelper.get_save_audio_ui(sound, "a/x", None, "opus", "64k").as_dict()["audio"]
+        assert first == {"filename": f"x_{count:05}.opus", "subfolder": "a", "type": "output"}
+        assert (folder.parent / "output" / "a" / second["filename"]).read_bytes()[:4] == b"OggS"

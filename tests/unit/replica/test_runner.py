@@ -354,3 +354,39 @@ async def test_dotted_inputs_reach_their_nodes_and_only_the_chosen_branch_runs(
                 assert (picture.size, picture.convert("RGB").getpixel((0, 0))) == ((48, 32), (0, 0, 255))
         executed = {e.data["node"] for e in await running.events(job_id) if e.kind == "executing"}
         assert executed == {"1", "2", "4", "5", "6", "7"}
+
+
+@pytest.mark.parametrize("pools", [ONE, SPLIT], ids=["one pool", "stages apart"])
+async def test_a_video_goes_through_a_job_by_its_format_or_by_the_codec_of_older_workflows(
+    root: Path, pools: tuple[PoolConfig, ...]
+) -> None:
+    again = {"format.codec.encoding": "re-encode", "format.codec.encoding.crf": 30.0}
+    again |= {"format.codec.encoding.color_space": "sRGB"}
+    nodes: dict[str, tuple[str, dict[str, Any]]] = {
+        "1": ("EmptyImage", {"width": 64, "height": 32, "batch_size": 10, "color": 255}),
+        "2": ("EmptyAudio", {"duration": 2.0, "sample_rate": 8000, "channels": 2}),
+        "3": ("CreateVideo", {"images": ["1", 0], "fps": 10.0, "audio": ["2", 0]}),
+        "4": ("Video Slice", {"video": ["3", 0], "start_time": 0.2, "duration": 0.5, "strict_duration": True}),
+        "5": (
+            "SaveVideo",
+            {"video": ["4", 0], "filename_prefix": "new", "format": "mkv", "format.codec": "h264", **again},
+        ),
+        "6": ("SaveVideo", {"video": ["4", 0], "filename_prefix": "old", "format": "auto", "codec": "auto"}),
+        "7": ("GetVideoComponents", {"video": ["4", 0]}),
+        "8": (
+            "SaveAudioAdvanced",
+            {"audio": ["7", 1], "filename_prefix": "a", "format": "mp3", "format.quality": "V0"},
+        ),
+        "9": ("PreviewImage", {"images": ["7", 0]}),
+    }
+    prompt = {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in nodes.items()}
+    async with cluster(root, pools) as running:
+        view = await running.finish(await running.submit(prompt, ("5", "6", "8", "9")))
+    assert view.state == "success", view.failure
+    assert view.outputs["5"]["images"][0]["filename"] == "new_00001_.mkv"
+    assert view.outputs["6"] == {
+        "images": [{"filename": "old_00001_.mp4", "subfolder": "", "type": "output"}],
+        "animated": [True],
+    }
+    assert view.outputs["8"]["audio"][0]["filename"] == "a_00001.mp3"
+    assert len(view.outputs["9"]["images"]) == 5
