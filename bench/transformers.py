@@ -34,11 +34,12 @@ ALONE = 3
 
 @dataclass(frozen=True, slots=True)
 class Net:
-    """A file, what it holds, and how many tokens its texts have."""
+    """A file, what it holds, how many tokens its texts have, and how many steps a job takes on average."""
 
     name: str
     family: BackboneFamily
     tokens: int
+    steps: int
 
     @property
     def file(self) -> str:
@@ -46,9 +47,9 @@ class Net:
 
 
 NETS = (
-    Net("flux", Flux(width=1024, heads=8, doubles=2, singles=4, text_width=512, pooled_width=256), 64),
+    Net("flux", Flux(width=1024, heads=8, doubles=2, singles=4, text_width=512, pooled_width=256), 64, 8),
     # ComfyUI takes no other width for Z-Image's.
-    Net("z_image", ZImage(width=3840, heads=30, layers=1, refiners=1, text_width=512), 64),
+    Net("z_image", ZImage(width=3840, heads=30, layers=1, refiners=1, text_width=512), 64, 2),
 )
 
 
@@ -119,4 +120,4 @@ def _net(net: Net, contenders: Sequence[Contender], rounds: int) -> tuple[list[S
 def _job(net: Net, *, mixed: bool = False) -> Mapping[str, Any]:
     family: Any = net.family
     pooled = getattr(family, "pooled_width", 1)
-    return drawn(net.file, tokens=net.tokens, width=family.text_width, pooled=pooled, mixed=mixed)
+    return drawn(net.file, tokens=net.tokens, width=family.text_width, pooled=pooled, steps=net.steps, mixed=mixed)

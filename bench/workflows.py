@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
@@ -15,7 +16,7 @@ _fresh = count(1)
 """No seed or colour is used twice in a run: every contender keeps results and would answer at once."""
 
 
-MIX = (
+MIX: tuple[Mapping[str, Any], ...] = (
     {"sampler_name": "euler", "scheduler": "normal", "steps": 8, "cfg": 7.0},
     {"sampler_name": "euler_ancestral", "scheduler": "karras", "steps": 7, "cfg": 5.0},
     {"sampler_name": "dpmpp_2m", "scheduler": "karras", "steps": 8, "cfg": 7.5},
@@ -52,14 +53,17 @@ def txt2img(checkpoint: str, side: int = SIDE, *, mixed: bool = False) -> dict[s
     }
 
 
-def drawn(file: str, *, tokens: int, width: int, pooled: int, mixed: bool = False) -> dict[str, Any]:
+def drawn(
+    file: str, *, tokens: int, width: int, pooled: int, steps: int = STEPS, mixed: bool = False
+) -> dict[str, Any]:
     """Return a workflow that samples latents of 64 tokens with a backbone of its own file and texts of pack `words`.
 
     Mixed, jobs differ in sampler, schedule, steps and cfg too.
     """
     seed = next(_fresh)
     size = {"tokens": tokens, "width": width, "pooled": pooled}
-    asked = MIX[seed % len(MIX)] if mixed else {**MIX[0], "cfg": 1.0}
+    asked = dict(MIX[seed % len(MIX)]) if mixed else {**MIX[0], "cfg": 1.0}
+    asked["steps"] = max(1, steps - STEPS + MIX[seed % len(MIX)]["steps"]) if mixed else steps
     return {
         "1": _node("UNETLoader", unet_name=file, weight_dtype="default"),
         "2": _node("Words", seed=seed, **size),
