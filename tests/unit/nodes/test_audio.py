@@ -19,7 +19,7 @@ from serve_app.errors import NodeError
 from serve_app.limits import SizeLimits
 from serve_app.media import audio as coding
 from serve_app.media.resampling import resample
-from serve_app.nodes.executing import Executing, enter
+from serve_app.nodes.executing import Executing
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.size import allow
@@ -61,13 +61,10 @@ def content(volume: Volume, item: dict[str, str]) -> bytes:
         return file.read()
 
 
-def limited(value_bytes: int) -> None:
-    enter(Executing("job", "1", limits=SizeLimits(value_bytes=value_bytes)))
-
-
-@pytest.fixture(autouse=True)
-def unlimited() -> None:
-    enter(Executing("job", "1"))
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Executing("job", "1", limits=SizeLimits(value_bytes=1_000_000))
+    monkeypatch.setattr("serve_app.nodes.size.executing", lambda: call)
 
 
 @pytest.mark.parametrize(
@@ -240,8 +237,8 @@ def test_a_band_above_what_the_rate_carries_is_an_error_and_one_without_gain_is_
         run("AudioEqualizer3Band", audio=quiet, high_gain_dB=3.0, **bands)
 
 
+@pytest.mark.usefixtures("limited")
 def test_a_file_of_a_long_silence_is_refused_before_it_fills_memory() -> None:
-    limited(1_000_000)
     bomb = coding.encode(torch.zeros(2, 400_000), 44100, "flac", None, {})
     assert len(bomb) < 20_000
     with pytest.raises(NodeError, match=r"1×2×400000: 3,200,000 bytes; limits\.value_bytes .* allows 1,000,000"):
@@ -252,8 +249,8 @@ def test_a_file_of_a_long_silence_is_refused_before_it_fills_memory() -> None:
         run("AudioMerge", audio1=tone(rate=44100), audio2=tone(0.01, rate=1_000_000), merge_method="add")
 
 
+@pytest.mark.usefixtures("limited")
 def test_a_head_that_says_too_little_does_not_hide_a_long_silence() -> None:
-    limited(1_000_000)
     bomb = bytearray(coding.encode(torch.zeros(2, 400_000), 44100, "flac", None, {}))
     # STREAMINFO's count of samples is the low 36 bits of bytes 13 to 17 of the block that begins at 8.
     bomb[21] &= 0xF0

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from serve_app.limits import SizeLimits
 from serve_app.media.audio import encode
 from serve_app.media.muxing import codecs
 from serve_app.media.video_file import Style
-from serve_app.nodes.executing import Executing, enter
+from serve_app.nodes.executing import Executing
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.nodes.size import size_of
@@ -40,9 +41,16 @@ FPS = 10
 COUNT = 12
 
 
-@pytest.fixture(autouse=True)
-def unlimited() -> None:
-    enter(Executing("job", "1"))
+Limit = Callable[..., None]
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
+    def set_to(**limits: int) -> None:
+        call = Executing("job", "1", limits=SizeLimits(**limits))
+        monkeypatch.setattr("serve_app.nodes.size.executing", lambda: call)
+
+    return set_to
 
 
 @pytest.fixture
@@ -284,29 +292,29 @@ def test_a_video_travels_whole_and_counts_what_it_takes() -> None:
     assert size_of(video(sound())) > images().nbytes + sound()["waveform"].nbytes
 
 
-def test_a_video_over_the_limits_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    enter(Executing("job", "1", limits=SizeLimits(value_bytes=200_000)))
+def test_a_video_over_the_limits_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch, limit: Limit) -> None:
+    limit(value_bytes=200_000)
     monkeypatch.setattr("serve_app.media.video.frames", None)
     with pytest.raises(NodeError, match=r"12×32×48×3: 221,184 bytes; limits\.value_bytes .* allows 200,000"):
         run("GetVideoComponents", video=ENCODED)
-    enter(Executing("job", "1", limits=SizeLimits(image_pixels=1000)))
+    limit(image_pixels=1000)
     with pytest.raises(NodeError, match=r"frames of 48×32 pixels; limits\.image_pixels .* allows 1,000"):
         run("GetVideoComponents", video=ENCODED)
 
 
-def test_a_part_within_the_limits_is_decoded_of_a_video_that_is_not() -> None:
-    enter(Executing("job", "1", limits=SizeLimits(value_bytes=100_000)))
+def test_a_part_within_the_limits_is_decoded_of_a_video_that_is_not(limit: Limit) -> None:
+    limit(value_bytes=100_000)
     (part,) = run("Video Slice", video=ENCODED, start_time=0.3, duration=0.4, strict_duration=True)
     assert numbers(run("GetVideoComponents", video=part)[0]) == [3, 4, 5, 6]
 
 
-def test_a_head_that_says_too_little_does_not_hide_the_frames() -> None:
+def test_a_head_that_says_too_little_does_not_hide_the_frames(limit: Limit) -> None:
     data = bytearray(ENCODED.encoded(Style("mkv")))
     duration = data.index(b"\x44\x89\x88") + 3  # Matroska's element Duration, of eight bytes
     data[duration : duration + 8] = struct.pack(">d", 1.0)
     short = VideoFromFile(bytes(data))
     assert short.get_duration() == 0.001
-    enter(Executing("job", "1", limits=SizeLimits(value_bytes=200_000)))
+    limit(value_bytes=200_000)
     with pytest.raises(NodeError, match=r"11×32×48×3: 202,752 bytes; limits\.value_bytes"):
         run("GetVideoComponents", video=short)
 
