@@ -51,7 +51,7 @@ NO_MODELS = (
 )
 """What a first visitor is told while those are empty."""
 
-TINY_VAES = ("taesd", "taesdxl", "taesd3", "taef1")
+TINY_VAES = ("taesd", "taesdxl", "taesd3", "taef1", "taef2")
 """VAEs by the name of their family: an encoder and a decoder, each in a file of vae_approx."""
 
 DIFFUSERS_PARTS: Mapping[str, tuple[str, ...]] = {

@@ -10,9 +10,11 @@ from safetensors.torch import save_file
 from serve_app.errors import ModelFileError
 from serve_app.models.families import Taesd, sdxl
 from serve_app.models.families import latents as formats
+from serve_app.models.families.taesd import TinyVae
 from serve_app.nodes.builtin.loaders import VAELoader
 from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe
+from tests.parity.dit_cases import noise, weights
 from tests.parity.figures import Figures
 from tests.unit.models.sample import cpu_weights
 
@@ -65,7 +67,25 @@ def test_one_of_sixteen_channels_is_found_by_its_name(tmp_path, name, latents):
         assert vae.encode(images).shape == (1, 16, 2, 3)
 
 
+@torch.inference_mode()
+def test_flux_2s_is_comfyuis(tmp_path):
+    (tmp_path / "vae_approx").mkdir()
+    tensors = weights({name: t.shape for name, t in Taesd(formats.FLUX2).empty().state_dict().items()})
+    for half in ("encoder", "decoder"):
+        own = {n.removeprefix(f"{half}."): t for n, t in tensors.items() if n.startswith(half)}
+        save_file(own, tmp_path / "vae_approx" / f"taef2_{half}.safetensors")
+    (recipe,) = VAELoader().load_vae("taef2")
+    vae = cpu_weights(Catalog(tmp_path)).vae(recipe)
+    assert vae.family == Taesd(formats.FLUX2)
+    figures = Figures("taef2")
+    network = TinyVae(formats.FLUX2)
+    network.load_state_dict(tensors)
+    figures.assert_agrees(network.decode(noise("taef2 latents", (2, 128, 2, 3))), "decoded", 1e-5)
+    figures.assert_agrees(network.encode(noise("taef2 pixels", (2, 3, 32, 16))), "encoded", 1e-5)
+    assert vae.decode(noise("taef2 latents", (2, 128, 2, 3))).shape == (2, 32, 48, 3)
+
+
 def test_only_families_with_a_known_scale_are_taken(catalog):
     recipe = Recipe("vae", "vae_approx", "other_encoder.safetensors", beside=("other_decoder.safetensors",))
-    with pytest.raises(ModelFileError, match="is no TAESD encoder for taesd or taesdxl or taesd3 or taef1"):
+    with pytest.raises(ModelFileError, match="is no TAESD encoder for taesd or taesdxl or taesd3 or taef1 or taef2"):
         cpu_weights(catalog).vae(recipe)

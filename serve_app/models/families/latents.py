@@ -107,6 +107,7 @@ FLUX2 = LatentFormat(
         (-0.0329, -0.0718, -0.0851),
         fold=2,
     ),
+    tiny="taef2",
 )
 """FLUX.2: a cell holds 2×2 places, and its autoencoder normalises them itself. Source: Black Forest Labs 2025."""
 

@@ -11,21 +11,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from serve_app.models.families import sd, sdxl
 from serve_app.models.families.family import Located, VaeFamily
-from serve_app.models.families.latents import FLUX, SD3
+from serve_app.models.families.latents import FLUX, FLUX2, SD3
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.latents import LatentFormat
 
-FORMATS = {latents.tiny: latents for latents in (sd.LATENTS, sdxl.LATENTS, SD3, FLUX)}
+FORMATS = {latents.tiny: latents for latents in (sd.LATENTS, sdxl.LATENTS, SD3, FLUX, FLUX2)}
 """The formats that one is published for, by how its files' names begin."""
 
 _LAYERS = 20
 """More layers than either half has."""
 
 _WIDTH = 64
+_GROUPS = 4
+"""A pooled block is so many times wider inside, and normed in so many groups."""
+_FACTOR = 8
+"""Pixels of an image along one side that the halves make one cell of."""
 _LIMIT = 3.0
 """Latents are bent so that none is larger."""
 
@@ -78,30 +83,34 @@ class TinyVae(nn.Module):
     def __init__(self, latent_format: LatentFormat) -> None:
         super().__init__()
         self._format = latent_format
-        self.encoder = _encoder(latent_format.channels)
-        self.decoder = _decoder(latent_format.channels)
+        self._gathered = latent_format.factor // _FACTOR
+        channels, pooled = latent_format.channels // self._gathered**2, self._gathered > 1
+        self.encoder = _encoder(channels, pooled)
+        self.decoder = _decoder(channels, pooled)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the latents of pixels."""
-        return self._format.from_model(self.encoder(pixels * 0.5 + 0.5))
+        return self._format.from_model(pixel_unshuffle(self.encoder(pixels * 0.5 + 0.5), self._gathered))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the pixels of latents."""
-        pixels: Tensor = (self.decoder(self._format.to_model(latents)) - 0.5) * 2
+        cells = pixel_shuffle(self._format.to_model(latents), self._gathered)
+        pixels: Tensor = (self.decoder(cells) - 0.5) * 2
         return pixels
 
 
-def _encoder(latent_channels: int) -> nn.Module:
+def _encoder(latent_channels: int, pooled: bool) -> nn.Module:
     layers: list[nn.Module] = [_convolution(3, _WIDTH), _Block()]
-    for _ in range(3):
-        layers += [_convolution(_WIDTH, _WIDTH, stride=2, bias=False), *(_Block() for _ in range(3))]
+    for pools in (False, False, pooled):
+        layers += [_convolution(_WIDTH, _WIDTH, stride=2, bias=False), *(_Block(pools) for _ in range(3))]
     return nn.Sequential(*layers, _convolution(_WIDTH, latent_channels))
 
 
-def _decoder(latent_channels: int) -> nn.Module:
+def _decoder(latent_channels: int, pooled: bool) -> nn.Module:
     layers: list[nn.Module] = [_Bend(), _convolution(latent_channels, _WIDTH), nn.ReLU()]
-    for _ in range(3):
-        layers += [*(_Block() for _ in range(3)), nn.Upsample(scale_factor=2), _convolution(_WIDTH, _WIDTH, bias=False)]
+    for pools in (pooled, False, False):
+        blocks = (_Block(pools) for _ in range(3))
+        layers += [*blocks, nn.Upsample(scale_factor=2), _convolution(_WIDTH, _WIDTH, bias=False)]
     return nn.Sequential(*layers, _Block(), _convolution(_WIDTH, 3))
 
 
@@ -115,14 +124,23 @@ class _Bend(nn.Module):
 
 
 class _Block(nn.Module):
-    """Three convolutions beside the identity."""
+    """Three convolutions beside the identity. pools: what goes in is first mixed with norms over the whole image."""
 
-    def __init__(self) -> None:
+    def __init__(self, pools: bool = False) -> None:
         super().__init__()
+        self.pool = _pool() if pools else None
         inner = (_convolution(_WIDTH, _WIDTH) for _ in range(3))
         first, second, third = inner
         self.conv = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.pool is not None:
+            x = x + self.pool(x)
         result: Tensor = (self.conv(x) + x).relu()
         return result
+
+
+def _pool() -> nn.Module:
+    wide = _WIDTH * _GROUPS
+    into, out = nn.Conv2d(_WIDTH, wide, 1, bias=False), nn.Conv2d(wide, _WIDTH, 1, bias=False)
+    return nn.Sequential(into, nn.GroupNorm(_GROUPS, wide), nn.ReLU(), out)
