@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from serve_app.models.families.autoencoder import PREFIXES
 from serve_app.models.families.family import Located, VaeFamily, marked
@@ -68,7 +69,7 @@ class WanVae(VaeFamily):
         return dict(_names())
 
     def build(self) -> nn.Module:
-        vae: nn.Module = AutoencoderKLWan(
+        vae = AutoencoderKLWan(
             base_dim=self.width,
             z_dim=self.latent_channels,
             dim_mult=list(WIDTHS),
@@ -77,7 +78,11 @@ class WanVae(VaeFamily):
             in_channels=self.image_channels,
             out_channels=self.image_channels,
         )
-        return vae
+        for layer in vae.modules():
+            if isinstance(layer, WanCausalConv3d):
+                layer.__class__ = CausalConv
+        built: nn.Module = vae
+        return built
 
     def decode(self, network: Any, latents: Tensor) -> Tensor:
         pixels: Tensor = network.decode(latents, return_dict=False)[0]
@@ -86,6 +91,19 @@ class WanVae(VaeFamily):
     def encode(self, network: Any, pixels: Tensor) -> Tensor:
         latents: Tensor = network.encode(pixels, return_dict=False)[0].mode()
         return latents
+
+
+class CausalConv(WanCausalConv3d):  # type: ignore[misc]
+    """A convolution over a frame and those before it; of a first frame alone, only its last weights in time count."""
+
+    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        before = self._padding[4]
+        if cache_x is None and x.shape[2] == 1 and before == self.kernel_size[0] - 1:
+            # A third of the work: the frames before are zeros.
+            around = (self._padding[2], self._padding[0])
+            return conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, padding=around).unsqueeze(2)
+        whole: Tensor = super().forward(x, cache_x)
+        return whole
 
 
 def _names() -> Iterator[tuple[str, str]]:
