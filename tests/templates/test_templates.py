@@ -43,6 +43,10 @@ TEMPLATES = {
     "sd3.5_simple_example": (1024, 1024),
     "image_krea2_turbo_t2i": (1024, 1024),
     "image_krea2_turbo_t2i_int8": (1024, 1024),
+    "image_qwen_image": (1328, 1328),
+    "image_qwen_Image_2512": (1328, 1328),
+    "image_qwen_image_edit_2509": None,
+    "image_qwen_image_layered": (640, 640),
     "image_flux2_klein_text_to_image": (1024, 1024),
     "image_flux2_klein_image_edit_4b_base": None,
     "image_flux2_klein_image_edit_4b_distilled": None,
@@ -53,8 +57,11 @@ TEMPLATES = {
     "image_flux2_fp8": None,
 }
 """The templates, and the size of the picture that each makes; None where it follows from its input."""
-REFINES = "Boolean (Refine Prompt?)"
-"""The title of a switch that is turned off here: a language model that writes the prompt anew is not supported."""
+LAYERS = {"image_qwen_image_layered": 2}
+"""How many pictures, with transparent parts, a template makes that takes one apart."""
+SWITCHES = {"Boolean (Refine Prompt?)": False, "Enable 4 Steps LoRA?": True}
+"""Switches that are turned here, by title: a language model that writes the prompt anew is not supported, and fifty
+steps take too long."""
 PATIENCE_S = 300.0
 
 
@@ -66,12 +73,12 @@ def template(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-async def test_a_template_makes_its_picture(name: str, tmp_path: Path) -> None:
+async def test_a_template_makes_its_pictures(name: str, tmp_path: Path) -> None:
     pytest.importorskip(PACKAGE)
     prompt = convert(template(name), own_classes(), NOT_THERE)
     for node in prompt.values():
-        if node["_meta"]["title"] == REFINES:
-            node["inputs"]["value"] = False
+        if (title := node["_meta"]["title"]) in SWITCHES:
+            node["inputs"]["value"] = SWITCHES[title]
     tiny.write(tmp_path / "models", prompt, specs())
     tiny.write_inputs(tmp_path / "input", prompt, specs())
     async with cluster(tmp_path, (PoolConfig(name="cpu", threads=1),)) as running:
@@ -91,8 +98,11 @@ async def test_a_template_makes_its_picture(name: str, tmp_path: Path) -> None:
             assert view.state == "success", view.failure
             outputs = (await client.get(f"/api/history/{job_id}")).json()[job_id]["outputs"]
             shown = [image for output in outputs.values() for image in output.get("images", ())]
-            [saved] = [image for image in shown if image["type"] == "output"]
-            picture = await client.get("/api/view", params=saved)
-            with Image.open(io.BytesIO(picture.content)) as image:
-                assert TEMPLATES[name] in (None, image.size)
-                assert len(image.convert("L").getcolors(256) or ()) > 8, "it is of one colour"
+            pictures = [image for image in shown if image["type"] == "output"]
+            assert len(pictures) == LAYERS.get(name, 1)
+            for saved in pictures:
+                picture = await client.get("/api/view", params=saved)
+                with Image.open(io.BytesIO(picture.content)) as image:
+                    assert TEMPLATES[name] in (None, image.size)
+                    assert len(image.convert("L").getcolors(256) or ()) > 8, "it is of one colour"
+                    assert image.mode == ("RGBA" if name in LAYERS else "RGB")

@@ -22,6 +22,8 @@ from serve_app.models.families.flux2_vae import Flux2Vae
 from serve_app.models.families.krea2 import Attention, Krea2
 from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
+from serve_app.models.families.qwen_image import NEGATIVE_INDEX, QwenImage
+from serve_app.models.families.qwen_vl import QwenVlText, Tower
 from serve_app.models.families.sd3 import Sd3
 from serve_app.models.families.t5 import T5Text
 from serve_app.models.families.wan_vae import WanVae
@@ -39,6 +41,9 @@ QWEN3_VL = replace(QWEN3, layers=36)
 MISTRAL = MistralText(
     layers=30, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=tekken.TOKENS, final_norm=False
 )
+QWEN_VL = QwenVlText(
+    layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936, tower=Tower(1, 80, 96)
+)
 CLIP_L = ClipText(layers=3, width=64, hidden_width=96, positions=77)
 CLIP_G = ClipText(layers=32, width=64, hidden_width=96, positions=77, kind="g", projection=64)
 T5 = T5Text(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, head_width=16, buckets=32, vocabulary=32128)
@@ -49,11 +54,13 @@ DEPTH, FILL = replace(FLUX, extra_channels=16), replace(FLUX, extra_channels=80)
 KLEIN = Flux2(width=16, heads=1, doubles=1, singles=1, text_width=3 * TEXT_WIDTH)
 FLUX2 = replace(KLEIN, guided=True)
 KREA2 = Krea2(Attention(32, 2, 1, 48), Attention(TEXT_WIDTH, 2, 2, 48), layers=1, states=12)
+QWEN_IMAGE = QwenImage(width=32, heads=1, layers=1, text_width=TEXT_WIDTH)
+QWEN_LAYERED = replace(QWEN_IMAGE, method=NEGATIVE_INDEX, layered=True)
 SD3 = Sd3(width=64, layers=1, text_width=WIDE, pooled_width=128, side=192, normed=True)
 VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=16, image_channels=3, quantized=False)
 KL = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=32, image_channels=3, quantized=True)
 FLUX2_VAE = Flux2Vae(KL, decoder_channels=KL.channels)
-WAN_VAE = WanVae(width=8, latent_channels=16, image_channels=3)
+WAN_VAE = WanVae(width=4, latent_channels=16, image_channels=3)
 SMALL_DECODER = Flux2Vae(replace(KL, channels=(64,) * 4), decoder_channels=KL.channels)
 
 Tensors = Mapping[str, Tensor]
@@ -77,15 +84,20 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/flux2_dev.*": lambda: network(FLUX2),
     r"diffusion_models/flux-2-klein.*": lambda: network(KLEIN),
     r"diffusion_models/krea2.*": lambda: network(KREA2),
+    r"diffusion_models/qwen_image_layered.*": lambda: network(QWEN_LAYERED),
+    r"diffusion_models/qwen_image.*": lambda: network(QWEN_IMAGE),
+    r"loras/Qwen-Image.*": lambda: lora("transformer_blocks.0.attn.to_q", 32, 32),
     r"loras/krea2.*": lambda: lora("diffusion_model.blocks.0.attn.wq", 32, 32),
     r"loras/Flux_?2.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 48, 16),
     r"text_encoders/qwen_3_[48]b.*": lambda: text_tensors(QWEN3),
     r"text_encoders/qwen3vl_4b.*": lambda: text_tensors(QWEN3_VL),
+    r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
     r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
     r"vae/ae\..*": lambda: network(VAE),
     r"vae/qwen_image_vae.*": lambda: single_file(WAN_VAE),
+    r"vae/qwen_image_layered_vae.*": lambda: single_file(replace(WAN_VAE, image_channels=4)),
     r"vae/flux2-vae.*": lambda: network(FLUX2_VAE),
     r"vae/full_encoder_small_decoder.*": lambda: network(SMALL_DECODER),
 }
