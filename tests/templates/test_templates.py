@@ -46,6 +46,8 @@ TEMPLATES = {
     "image_qwen_image": (1328, 1328),
     "image_qwen_Image_2512": (1328, 1328),
     "image_qwen_image_edit_2509": None,
+    "image_qwen_image_edit_2511": None,
+    "image_qwen_image_edit": None,
     "image_qwen_image_layered": (640, 640),
     "image_flux2_klein_text_to_image": (1024, 1024),
     "image_flux2_klein_image_edit_4b_base": None,
@@ -59,8 +61,8 @@ TEMPLATES = {
 """The templates, and the size of the picture that each makes; None where it follows from its input."""
 LAYERS = {"image_qwen_image_layered": 2}
 """How many pictures, with transparent parts, a template makes that takes one apart."""
-SWITCHES = {"Boolean (Refine Prompt?)": False, "Enable 4 Steps LoRA?": True}
-"""Switches that are turned here, by title: a language model that writes the prompt anew is not supported, and fifty
+SWITCHES = {"Boolean (Refine Prompt?)": False, "Enable 4 Steps LoRA?": True, "Enable 4steps LoRA?": True}
+"""Switches that are turned here, by title: a language model that writes the prompt anew is not supported, and forty
 steps take too long."""
 PATIENCE_S = 300.0
 

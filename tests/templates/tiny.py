@@ -24,6 +24,7 @@ from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
 from serve_app.models.families.qwen_image import NEGATIVE_INDEX, QwenImage
 from serve_app.models.families.qwen_vl import QwenVlText, Tower
+from serve_app.models.families.references import INDEX_TIMESTEP_ZERO
 from serve_app.models.families.sd3 import Sd3
 from serve_app.models.families.t5 import T5Text
 from serve_app.models.families.wan_vae import WanVae
@@ -55,6 +56,7 @@ KLEIN = Flux2(width=16, heads=1, doubles=1, singles=1, text_width=3 * TEXT_WIDTH
 FLUX2 = replace(KLEIN, guided=True)
 KREA2 = Krea2(Attention(32, 2, 1, 48), Attention(TEXT_WIDTH, 2, 2, 48), layers=1, states=12)
 QWEN_IMAGE = QwenImage(width=32, heads=1, layers=1, text_width=TEXT_WIDTH)
+QWEN_2511 = replace(QWEN_IMAGE, method=INDEX_TIMESTEP_ZERO)
 QWEN_LAYERED = replace(QWEN_IMAGE, method=NEGATIVE_INDEX, layered=True)
 SD3 = Sd3(width=64, layers=1, text_width=WIDE, pooled_width=128, side=192, normed=True)
 VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=16, image_channels=3, quantized=False)
@@ -85,6 +87,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/flux-2-klein.*": lambda: network(KLEIN),
     r"diffusion_models/krea2.*": lambda: network(KREA2),
     r"diffusion_models/qwen_image_layered.*": lambda: network(QWEN_LAYERED),
+    r"diffusion_models/qwen_image_edit_2511.*": lambda: network(QWEN_2511),
     r"diffusion_models/qwen_image.*": lambda: network(QWEN_IMAGE),
     r"loras/Qwen-Image.*": lambda: lora("transformer_blocks.0.attn.to_q", 32, 32),
     r"loras/krea2.*": lambda: lora("diffusion_model.blocks.0.attn.wq", 32, 32),

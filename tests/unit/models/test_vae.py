@@ -61,3 +61,8 @@ def test_an_inference_sized_batch_is_cut_into_slices_of_whole_latents(vae, monke
     vae.decode(noise(3, 4, 2, 2))
     vae.decode(noise(1, 4, 4, 4))
     assert seen == [1, 1, 1, 1]
+
+
+def test_of_latents_of_a_video_the_first_is_decoded(vae):
+    latents = noise(2, 4, 3, 2, 2)
+    assert torch.equal(vae.decode(latents), vae.decode(latents[:, :, 0]))
