@@ -426,7 +426,8 @@ class Control:
     """One application of a ControlNet or T2I-Adapter, the option "control" of an entry of a conditioning.
 
     hint: IMAGE (N,H,W,C) in 0…1. start_percent, end_percent: the share of the noise levels it acts in. previous: the
-    application beneath it; both act.
+    application beneath it; both act. vae: encodes the hint for networks that read latents. mask: (N,H,W), 1 where the
+    image is to be made anew, for networks that read one.
     """
 
     recipe: Recipe
@@ -435,3 +436,5 @@ class Control:
     start_percent: float = 0.0
     end_percent: float = 1.0
     previous: Control | None = None
+    vae: Recipe | None = None
+    mask: torch.Tensor | None = None

@@ -137,8 +137,13 @@ class EngineRuntime:
             return {c: self.weights.with_base(c, guider.backbone) for c in control.recipes(guider.conds)}
 
         @cache
+        def vaes() -> tuple[Recipe, ...]:
+            given = control.vaes(guider.conds).items()
+            return tuple({vae for net, own in given if self.weights.encodes_hint(net) for vae in own})
+
+        @cache
         def need() -> Need:
-            return self.weights.need(guider.backbone, *with_bases().values())
+            return self.weights.need(guider.backbone, *with_bases().values(), *vaes())
 
         def begin() -> Generator[None, None, Future[Sampled]]:
             nets = {given: self.weights.control_net(recipe) for given, recipe in with_bases().items()}
@@ -147,7 +152,7 @@ class EngineRuntime:
             yield from backbone.prepared()
             if strict:
                 backbone = backbone.exclusive()
-            conds = backbone.activated(guider.conds, nets)
+            conds = backbone.activated(guider.conds, nets, {recipe: self.weights.vae(recipe) for recipe in vaes()})
             controlled = replace(request, guider=replace(guider, conds=conds))
             nonlocal running_now
             trajectory = Trajectory(backbone, controlled, on_step)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from serve_app.models import control
-from serve_app.models.control import ControlNet
+from serve_app.models.control import Autoencoder, ControlNet
 from serve_app.models.families.family import Rows
 from serve_app.models.lora_layers import LoraSet
 from serve_app.models.network import Network
@@ -70,10 +70,13 @@ class Backbone:
         return replace(self, own_key=object())
 
     def activated(
-        self, conds: Mapping[str, Conditioning], nets: Mapping[Recipe, ControlNet]
+        self,
+        conds: Mapping[str, Conditioning],
+        nets: Mapping[Recipe, ControlNet],
+        vaes: Mapping[Recipe, Autoencoder] | None = None,
     ) -> dict[str, Conditioning]:
         """Return conditionings whose controls act on it, as `control.activated`."""
-        return control.activated(conds, nets, self.network.family, self.levels)
+        return control.activated(conds, nets, self.network.family, self.levels, vaes)
 
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
         """Return what an entry of a conditioning tells the network.

@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from serve_app.errors import NodeError
 from serve_app.images import resize
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.levels import Levels, single
@@ -23,25 +24,76 @@ from serve_app.values import Conditioning, Control, HintKind, Recipe
 Conds: TypeAlias = Mapping[str, Conditioning]
 
 
+class Autoencoder(Protocol):
+    """What encodes the hints of networks that read latents."""
+
+    @property
+    def factor(self) -> int: ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the latents (B,c,h,w), unscaled, of images (B,H,W,C) in 0…1."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hint:
+    """What a control is shown. image: (N,H,W,C) in 0…1. kind: of the hint; None leaves it open.
+
+    mask: (N,H,W), 1 where the image is to be made anew. vae: for networks that read latents.
+    """
+
+    image: Tensor
+    kind: int | None = None
+    mask: Tensor | None = None
+    vae: Autoencoder | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """After which blocks of one kind a control's answers are added. answers: which of them; blocks: the first so many.
+
+    run: how many blocks in a row one answer is for; 0: the answers take turns.
+    """
+
+    kind: str
+    answers: range
+    blocks: int
+    run: int = 0
+
+    def answer(self, block: int) -> int | None:
+        """Return the number of the answer that is added after a block; None for none."""
+        number = block // self.run if self.run else block % max(1, len(self.answers))
+        return self.answers[number] if block < self.blocks and number < len(self.answers) else None
+
+
+def added_after(sums: Mapping[Any, Sequence[Tensor]], kind: str, block: int) -> Iterator[Tensor]:
+    """Yield what is added after a block of a kind. sums: by the Spreads of the networks, as `control_residuals`."""
+    for spreads, answers in sums.items():
+        for spread in spreads:
+            if spread.kind == kind and (number := spread.answer(block)) is not None:
+                yield answers[number]
+
+
 class ControlNet(ABC):
     """A network on its device whose answers are added inside a backbone.
 
-    key: equal for equal weights. name: what errors call it. adds_to: where in the backbone, by the family's names.
+    key: equal for equal weights. name: what errors call it. adds_to: where in the backbone, as its family reads it;
+    answers of networks that add to the same places are summed.
     """
 
-    adds_to: str
+    adds_to: Hashable
 
     def __init__(self, key: Hashable, name: str) -> None:
         self.key = key
         self.name = name
 
     @abstractmethod
-    def check(self, hint: Tensor, kind: int | None, backbone: Any) -> None:
-        """Errors: NodeError for a hint (N,H,W,C), a kind of hint, or a family's backbone that it does not go with."""
+    def check(self, hint: Hint, backbone: Any) -> None:
+        """Errors: NodeError for a hint or a family's backbone that it does not go with."""
 
     @abstractmethod
-    def read(self, hint: Tensor, kind: int | None, height: int, width: int) -> list[Tensor]:
-        """Return what a hint (N,H,W,C) says for latents of height×width, (N,…) each; it holds for a whole run."""
+    def read(self, hint: Hint, height: int, width: int) -> list[Tensor]:
+        """Return what a hint says for latents of height×width, (N,…) each; it holds for a whole run."""
 
     @abstractmethod
     def residuals(self, call: Any, index: Tensor, read: Sequence[Tensor]) -> list[Tensor]:
@@ -50,6 +102,11 @@ class ControlNet(ABC):
         call: what the family's backbone is given for all its rows. index: which rows, (R',). read: as `read` gives it,
         for these rows.
         """
+
+
+def of_another_family(name: str, made_for: str, backbone: Any) -> NodeError:
+    """Return the error for a network that does not go with a family's backbone. made_for: the family it goes with."""
+    return NodeError(f"'{name}' is made for {made_for}, and the model is {backbone.title}")
 
 
 def resized(hint: Tensor, height: int, width: int) -> Tensor:
@@ -63,6 +120,7 @@ class ActiveControl:
 
     net: ControlNet
     control: Control
+    hint: Hint
     above: float
     below: float
     _read: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
@@ -74,7 +132,7 @@ class ActiveControl:
     def read(self, height: int, width: int) -> list[Tensor]:
         """Return what its hint says for latents of a size; an area of a canvas is shown the whole hint."""
         if (height, width) not in self._read:
-            self._read[height, width] = self.net.read(self.control.hint, kind_of(self.control.recipe), height, width)
+            self._read[height, width] = self.net.read(self.hint, height, width)
         return self._read[height, width]
 
 
@@ -86,17 +144,29 @@ def kind_of(recipe: Recipe) -> int | None:
 
 def recipes(conds: Conds) -> tuple[Recipe, ...]:
     """Return the recipes of all the ControlNets that conditionings are under, each once."""
-    controls = (options.get("control") for conditioning in conds.values() for _, options in conditioning)
-    return tuple(dict.fromkeys(control.recipe for last in controls for control in _chain(last)))
+    return tuple(dict.fromkeys(control.recipe for control in _all(conds)))
+
+
+def vaes(conds: Conds) -> dict[Recipe, set[Recipe]]:
+    """Return the recipes of the VAEs that ControlNets are given, by the ControlNets' recipes."""
+    given: dict[Recipe, set[Recipe]] = {}
+    for control in _all(conds):
+        if control.vae is not None:
+            given.setdefault(control.recipe, set()).add(control.vae)
+    return given
 
 
 def activated(
-    conds: Conds, nets: Mapping[Recipe, ControlNet], backbone: Any, levels: Levels
+    conds: Conds,
+    nets: Mapping[Recipe, ControlNet],
+    backbone: Any,
+    levels: Levels,
+    vaes: Mapping[Recipe, Autoencoder] | None = None,
 ) -> dict[str, Conditioning]:
     """Return the conditionings with each "control" as the ActiveControls of its chain, first applied first.
 
-    backbone: the family's, that they are to control. A control of several entries is one ActiveControl, so its hint is
-    read once. Errors: NodeError as `ControlNet.check`.
+    backbone: the family's, that they are to control. vaes: those that encode hints. A control of several entries is one
+    ActiveControl, so its hint is read once. Errors: NodeError as `ControlNet.check`.
     """
     made: dict[Control, ActiveControl] = {}
     controlled: dict[str, Conditioning] = {}
@@ -110,16 +180,26 @@ def activated(
             chain = list(_chain(options["control"]))[::-1]
             for control in chain:
                 if control not in made:
-                    made[control] = _activated(control, nets[control.recipe], backbone, levels)
+                    made[control] = _activated(control, nets[control.recipe], backbone, levels, vaes or {})
             controlled[role].append((cond, {**options, "control": tuple(map(made.__getitem__, chain))}))
     return controlled
 
 
-def _activated(control: Control, net: ControlNet, backbone: Any, levels: Levels) -> ActiveControl:
-    net.check(control.hint, kind_of(control.recipe), backbone)
+def _activated(
+    control: Control, net: ControlNet, backbone: Any, levels: Levels, vaes: Mapping[Recipe, Autoencoder]
+) -> ActiveControl:
+    vae = None if control.vae is None else vaes.get(control.vae)
+    hint = Hint(control.hint, kind_of(control.recipe), control.mask, vae)
+    net.check(hint, backbone)
     return ActiveControl(
-        net, control, levels.at_progress(control.start_percent), levels.at_progress(control.end_percent)
+        net, control, hint, levels.at_progress(control.start_percent), levels.at_progress(control.end_percent)
     )
+
+
+def _all(conds: Conds) -> Iterator[Control]:
+    for conditioning in conds.values():
+        for _, options in conditioning:
+            yield from _chain(options.get("control"))
 
 
 def _chain(control: Control | None) -> Iterator[Control]:
@@ -139,48 +219,47 @@ class Controlled:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Acting:
-    """A control, and the rows of a forward that it acts on."""
+    """A control, the rows of a forward that it acts on, and what its hint says for them."""
 
     rows: range
     control: ActiveControl
+    read: list[Tensor]
 
 
-def control_residuals(rows: Sequence[Controlled], call: Any, x: Tensor) -> dict[str, list[Tensor]]:
-    """Return what all controls add to the rows of a forward, by where: (R,…) each.
+def control_residuals(rows: Sequence[Controlled], call: Any, x: Tensor) -> dict[Any, list[Tensor]]:
+    """Return what all controls add to the rows of a forward, by `ControlNet.adds_to`: (R,…) each.
 
     rows: all of them, in order. call: what `ControlNet.residuals` is given. x: (R,C,h,w). Nowhere if no control acts;
     rows without one are added zeros.
     """
-    sums: dict[str, list[Tensor]] = {}
-    for net, acting in _by_net(rows).items():
+    sums: dict[Any, list[Tensor]] = {}
+    for (net, _), acting in _together(rows, x.shape[-2], x.shape[-1]).items():
         index = torch.tensor([i for part in acting for i in part.rows], device=x.device)
         strength = torch.tensor([p.control.control.strength for p in acting for _ in p.rows], device=x.device)
-        added = net.residuals(call, index, _read(acting, x.shape[-2], x.shape[-1]))
+        each = [[to_batch(said, len(part.rows)) for said in part.read] for part in acting]
+        added = net.residuals(call, index, [torch.cat(said) for said in zip(*each, strict=True)])
         _add(sums.setdefault(net.adds_to, []), added, index, strength, x)
     return sums
 
 
-def _by_net(rows: Sequence[Controlled]) -> dict[ControlNet, list[_Acting]]:
-    under: dict[ControlNet, list[_Acting]] = {}
+def _together(rows: Sequence[Controlled], height: int, width: int) -> dict[tuple[ControlNet, Hashable], list[_Acting]]:
+    """Return what acts, by what can be one forward of a ControlNet: its hints say things of equal shapes."""
+    under: dict[tuple[ControlNet, Hashable], list[_Acting]] = {}
     first = 0
     for some in rows:
         for control in some.controls:
             if control.acts(some.sigma):
-                under.setdefault(control.net, []).append(_Acting(range(first, first + some.count), control))
+                read = control.read(height, width)
+                shapes = tuple(said.shape[1:] for said in read)
+                one = _Acting(range(first, first + some.count), control, read)
+                under.setdefault((control.net, shapes), []).append(one)
         first += some.count
     return under
 
 
-def _read(acting: Sequence[_Acting], height: int, width: int) -> list[Tensor]:
-    """Return what the hints say for all the rows, (R',…) each."""
-    each = [[to_batch(part, len(a.rows)) for part in a.control.read(height, width)] for a in acting]
-    return [torch.cat(parts) for parts in zip(*each, strict=True)]
-
-
 def _add(sums: list[Tensor], added: Sequence[Tensor], index: Tensor, strength: Tensor, x: Tensor) -> None:
     """Add to the sums, (R,…) each, what some rows are given. index: which, (R',); strength: (R',)."""
-    scale = strength[:, None, None, None]
     if not sums:
         sums += [a.new_zeros(x.shape[0], *a.shape[1:]) for a in added]
     for total, one in zip(sums, added, strict=True):
-        total.index_add_(0, index, one * scale.to(one.dtype))
+        total.index_add_(0, index, one * strength.view(-1, *(1,) * (one.ndim - 1)).to(one.dtype))

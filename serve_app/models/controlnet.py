@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from serve_app.errors import NodeError
-from serve_app.models.control import ControlNet, resized
+from serve_app.models.control import ControlNet, Hint, of_another_family, resized
 from serve_app.models.families.unet import CELL, SKIPS, Unet, UnetCall
 
 Residuals: TypeAlias = list[Tensor]
@@ -175,23 +175,25 @@ class UnetControlNet(ControlNet):
         super().__init__(key, name)
         self.network = network
 
-    def check(self, hint: Tensor, kind: int | None, backbone: Any) -> None:
-        wanted, made_for = self.network.hint_channels, self.network.family
-        if hint.shape[-1] != wanted:
-            raise NodeError(f"the hint has {hint.shape[-1]} channels; '{self.name}' takes {wanted}")
-        self.network.check_kind(kind)
+    def check(self, hint: Hint, backbone: Any) -> None:
+        wanted, made_for, given = self.network.hint_channels, self.network.family, hint.image.shape[-1]
+        if given != wanted:
+            raise NodeError(f"the hint has {given} channels; '{self.name}' takes {wanted}")
+        self.network.check_kind(hint.kind)
+        if not isinstance(backbone, Unet):
+            raise of_another_family(self.name, made_for.title, backbone)
         theirs, ours = _widths(made_for), _widths(backbone)
         if theirs != ours or made_for.res_blocks != backbone.res_blocks:
             raise NodeError(
                 f"'{self.name}' is made for another family than the model: its widths are {theirs}, the model's {ours}"
             )
 
-    def read(self, hint: Tensor, kind: int | None, height: int, width: int) -> list[Tensor]:
+    def read(self, hint: Hint, height: int, width: int) -> list[Tensor]:
         """Return the embedded hint and, if the network tells kinds apart, the kind."""
         network = self.network
         device = next(network.parameters()).device
-        embedded = network.embed(resized(hint, height * CELL, width * CELL).to(device), kind)
-        of_kind = network.kind_embedding(kind)
+        embedded = network.embed(resized(hint.image, height * CELL, width * CELL).to(device), hint.kind)
+        of_kind = network.kind_embedding(hint.kind)
         return [embedded] if of_kind is None else [embedded, of_kind]
 
     def residuals(self, call: UnetCall, index: Tensor, read: Sequence[Tensor]) -> list[Tensor]:
@@ -201,9 +203,7 @@ class UnetControlNet(ControlNet):
         return made
 
 
-def _widths(backbone: Any) -> tuple[int, ...]:
-    if not isinstance(backbone, Unet):
-        return ()
+def _widths(backbone: Unet) -> tuple[int, ...]:
     return (*backbone.channels, backbone.context_dim, backbone.vector_dim)
 
 

@@ -60,6 +60,9 @@ class ControlFile:
     base: the files of the backbone whose weights a control-LoRA or a file of differences changes.
     """
 
+    dtypes = (torch.float16,)
+    reads_latents = False
+
     def __init__(self, file: Checkpoint, base: Sequence[Checkpoint] = ()) -> None:
         self._file = file
         self._base = base

@@ -17,6 +17,8 @@ from serve_app import log
 from serve_app.errors import ConfigError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet_file import ControlFile, ControlModule
+from serve_app.models.dit_control import DitControlNetwork
+from serve_app.models.dit_control_file import DitControlFile, open_control
 from serve_app.models.families.family import BackboneFamily, Family, Lexicon, TextFamily, VaeFamily
 from serve_app.models.lora import Adapter
 from serve_app.models.lora_layers import LoraSet, parameters, with_merged
@@ -81,7 +83,7 @@ class Loaded:
             case VaeFamily() as family:
                 return Vae(family, self.module)
         if self.part == "controlnet":
-            module: ControlModule = self.module
+            module: ControlModule | DitControlNetwork = self.module
             return module.control_net(self.key, self.name)
         return Upscaler(self.module)
 
@@ -109,8 +111,8 @@ class Loader:
         match _open(recipe, files.paths):
             case UpscalerFile() as file, _:
                 return file.elements() * self._dtype(recipe.part).itemsize
-            case ControlFile() as file, _:
-                return file.elements() * self._dtype(recipe.part).itemsize
+            case (ControlFile() | DitControlFile()) as file, _:
+                return file.elements() * self._control_dtype(file).itemsize
             case Checkpoint() as file, beside:
                 dtype = self._dtype(recipe.part, file.family(recipe.part, beside, recipe.loaded_as))
                 return file.nbytes(
@@ -127,8 +129,8 @@ class Loader:
             case UpscalerFile():
                 # Some upscalers work out a convolution's weight as they run, which a packed one has not got.
                 return replace(loaded, module=file.load(self.device, self._dtype(recipe.part)))
-            case ControlFile():
-                dtype = self._dtype(recipe.part)
+            case ControlFile() | DitControlFile():
+                dtype = self._control_dtype(file)
                 module: nn.Module = file.load(self.device, dtype)
                 move_to(module, self.device, dtype)
                 return replace(loaded, module=module)
@@ -166,25 +168,28 @@ class Loader:
         """Return a part with a set's merged weights where the set changes it, and shared ones elsewhere."""
         return replace(base, module=with_merged(base.module, loras))
 
+    def _control_dtype(self, file: ControlFile | DitControlFile) -> torch.dtype:
+        return dtype_of(self._dtypes["controlnet"], "controlnet", self.device, file.dtypes)
+
     def _dtype(self, part: Part, family: Family | None = None) -> torch.dtype:
         preferred = (torch.float16,) if family is None else family.dtypes
         return dtype_of(self._dtypes[part], part, self.device, preferred)
 
 
-def control_file(catalog: Catalog, recipe: Recipe) -> ControlFile:
+def control_file(catalog: Catalog, recipe: Recipe) -> ControlFile | DitControlFile:
     """Return a ControlNet's file, opened. Errors: ModelFileError."""
-    return ControlFile(Checkpoint(catalog.paths(recipe.folder, recipe.name, recipe.part)[0]))
+    return open_control(Checkpoint(catalog.paths(recipe.folder, recipe.name, recipe.part)[0]))
 
 
 def _open(
     recipe: Recipe, paths: Sequence[Path]
-) -> tuple[Checkpoint | UpscalerFile | ControlFile, Sequence[Checkpoint]]:
+) -> tuple[Checkpoint | UpscalerFile | ControlFile | DitControlFile, Sequence[Checkpoint]]:
     """Return a part's file, and those beside it."""
     beside = [Checkpoint(path) for path in paths[1:]]
     if recipe.part == "upscaler":
         return UpscalerFile(paths[0]), beside
     file = Checkpoint(paths[0])
-    return (ControlFile(file, beside) if recipe.part == "controlnet" else file), beside
+    return (open_control(file, beside) if recipe.part == "controlnet" else file), beside
 
 
 def _rounded(recipe: Recipe) -> EightBit | None:

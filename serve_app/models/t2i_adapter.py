@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
 from serve_app.errors import NodeError
-from serve_app.models.control import ControlNet, resized
+from serve_app.models.control import ControlNet, Hint, of_another_family, resized
 from serve_app.models.families.unet import CELL, FEATURES, Unet, UnetCall
 from serve_app.models.tensors import Shape, Tensors
 
@@ -146,24 +146,26 @@ class T2iAdapter(ControlNet):
         super().__init__(key, name)
         self.network = network
 
-    def check(self, hint: Tensor, kind: int | None, backbone: Any) -> None:
-        wanted, theirs = self.network.hint_channels, self.network.size.channels
+    def check(self, hint: Hint, backbone: Any) -> None:
+        wanted, theirs, given = self.network.hint_channels, self.network.size.channels, hint.image.shape[-1]
         # An adapter for grey hints takes the mean of the colours.
-        if hint.shape[-1] != wanted and wanted != 1:
-            raise NodeError(f"the hint has {hint.shape[-1]} channels; '{self.name}' takes {wanted}")
-        ours = backbone.channels if isinstance(backbone, Unet) else ()
+        if given != wanted and wanted != 1:
+            raise NodeError(f"the hint has {given} channels; '{self.name}' takes {wanted}")
+        if not isinstance(backbone, Unet):
+            raise of_another_family(self.name, "a UNet", backbone)
+        ours = backbone.channels
         # SDXL's adapters have a feature for the middle as well, as wide as the last level.
         if theirs != (ours if self.network.size.unshuffle == CELL else (*ours, *ours[-1:])):
             raise NodeError(
                 f"'{self.name}' is made for another family than the model: its widths are {theirs}, the model's {ours}"
             )
 
-    def read(self, hint: Tensor, kind: int | None, height: int, width: int) -> list[Tensor]:
+    def read(self, hint: Hint, height: int, width: int) -> list[Tensor]:
         """Return the features."""
         network = self.network
         unit = network.size.unshuffle
         rows, columns = (-(-side * CELL // unit) * unit for side in (height, width))
-        pixels = resized(hint, rows, columns).to(next(network.parameters()).device)
+        pixels = resized(hint.image, rows, columns).to(next(network.parameters()).device)
         if network.hint_channels == 1:
             pixels = pixels.mean(dim=1, keepdim=True)
         features: list[Tensor] = network(pixels)

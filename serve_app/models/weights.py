@@ -125,6 +125,10 @@ class Weights:
             return ()
         return self._residency.remarks(lora_files(self._catalog, part_files(self._catalog, recipe).key, loras).key)
 
+    def encodes_hint(self, control_net: Recipe) -> bool:
+        """Whether a ControlNet reads its hint as latents. Errors: ModelFileError."""
+        return control_file(self._catalog, control_net).reads_latents
+
     def need(self, *recipes: Recipe) -> Need:
         """Return what work with these recipes at once needs. It opens files that have not been asked about before."""
         nbytes: dict[Hashable, int] = {}

@@ -41,6 +41,8 @@ TEMPLATES = {
     "flux_fill_outpaint_example": None,
     "flux_canny_model_example": (256, 256),
     "sd3.5_simple_example": (1024, 1024),
+    "sd3.5_large_canny_controlnet_example": (1024, 1024),
+    "sd3.5_large_blur": (1024, 1024),
     "image_krea2_turbo_t2i": (1024, 1024),
     "image_krea2_turbo_t2i_int8": (1024, 1024),
     "image_qwen_image": (1328, 1328),

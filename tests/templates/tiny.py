@@ -32,6 +32,8 @@ from serve_app.models.families.zimage import ZImage
 from serve_app.models.layout import reverse, translate
 from serve_app.models.tokenizers import tekken
 from serve_app.store.catalog import FOLDERS
+from tests.parity.dit_cases import weights
+from tests.parity.dit_control_keys import sd3_large
 from tests.parity.text_cases import tensors as text_tensors
 
 TEXT_WIDTH = 32
@@ -78,6 +80,7 @@ def whole(backbone: BackboneFamily, **texts: TextFamily) -> Tensors:
 FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/sd3.5.*": lambda: whole(SD3, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
+    r"controlnet/sd3.5_large.*": lambda: weights(dict(sd3_large(SD3.width, SD3.pooled_width))),
     r"diffusion_models/z_image.*": lambda: network(Z_IMAGE),
     r"diffusion_models/flux1-schnell.*": lambda: network(SCHNELL),
     r"diffusion_models/flux1-fill.*": lambda: network(FILL),

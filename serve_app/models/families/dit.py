@@ -111,11 +111,14 @@ def attended(texts: Sequence[Tensor], image: Tensor) -> Tensor | None:
 
     None if all are: attention is faster without a mask.
     """
+    of_text = there(texts)
+    return None if of_text is None else torch.cat([of_text, of_text.new_ones(image.shape[:2])], dim=1)
+
+
+def there(texts: Sequence[Tensor]) -> Tensor | None:
+    """Return which tokens of texts (B_i,T_i,D) there are, (R,T); None if all are."""
     counts = lengths(texts)
-    if min(counts) == max(counts):
-        return None
-    there = within(counts, max(counts), image.device)
-    return torch.cat([there, there.new_ones(image.shape[:2])], dim=1)
+    return None if min(counts) == max(counts) else within(counts, max(counts), texts[0].device)
 
 
 def by_token(first: Tensor, tokens: int, then: Tensor, more: int) -> Tensor:

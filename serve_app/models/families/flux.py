@@ -15,16 +15,17 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
+from serve_app.models.control import ActiveControl, Controlled, added_after, control_residuals
 from serve_app.models.families import flux_names
 from serve_app.models.families.concat import image_to_edit, mask_as_channels
 from serve_app.models.families.dit import (
     PATCH,
-    attended,
     check_text,
     from_tokens,
     pooled_text,
     positions,
     stacked,
+    there,
     to_tokens,
 )
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
@@ -41,6 +42,8 @@ GUIDANCE = 3.5
 AXES = (2, 7, 7)
 """Sixteenths of a head that turn by plane, row and column."""
 TIMES = 1000.0
+DOUBLES, SINGLES = "doubles", "singles"
+"""The kinds of block that ControlNets add to."""
 
 EXTRA_CHANNELS = {0: "x alone", 16: "an image beside x", 80: "a masked image and its mask"}
 """What is fed beside x, by its channels."""
@@ -60,7 +63,7 @@ class FluxInputs:
     """What a network is told beside x and sigma, for B rows.
 
     text: (B,T,D); pooled: (B,P); guidance: (B,), None for none. concat: (B,C,h,w), channels beside x. references:
-    (B,C,h,w) each, scaled; method: how they are placed.
+    (B,C,h,w) each, scaled; method: how they are placed. controls: all that act.
     """
 
     text: Tensor
@@ -69,12 +72,42 @@ class FluxInputs:
     concat: Tensor | None = None
     references: tuple[Tensor, ...] = ()
     method: str = ""
+    controls: tuple[ActiveControl, ...] = ()
 
     def within(self, area: Area | None) -> FluxInputs:
         """Return the inputs of an area of the canvas; references stay whole."""
         if area is None or self.concat is None:
             return self
         return replace(self, concat=crop(self.concat, area))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FluxCall:
+    """What one forward is given for R rows, as its ControlNets are too.
+
+    x: (R,C,h,w), without what goes beside it. level: (R,). text: (R,T,D); there: which of it counts, (R,T), None if all
+    does. pooled: (R,P). guidance: (R,), None for none.
+    """
+
+    x: Tensor
+    level: Tensor
+    text: Tensor
+    there: Tensor | None
+    pooled: Tensor
+    guidance: Tensor | None
+
+    def time(self, embed: Any, dtype: torch.dtype) -> Tensor:
+        """Return what blocks are modulated by, (R,width): time, guidance and pooled text together.
+
+        embed: a network's `time_text_embed`.
+        """
+        # Time reaches the sinusoids in single precision, guidance rounded, as in ComfyUI.
+        time: Tensor = embed.timestep_embedder(embed.time_proj(self.level * TIMES).to(dtype))
+        if self.guidance is not None and hasattr(embed, "guidance_embedder"):
+            guidance = self.guidance.to(dtype) * TIMES
+            time = time + embed.guidance_embedder(embed.time_proj(guidance).to(dtype))
+        pooled: Tensor = embed.text_embedder(self.pooled.to(dtype))
+        return time + pooled
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +144,8 @@ class Flux(BackboneFamily):
         if _by_diffusers(tensors):
             first, last, text = "x_embedder", "proj_out", "context_embedder"
             pooled, guidance = (f"time_text_embed.{name}_embedder.linear_1" for name in ("text", "guidance"))
-            doubles, singles, norms = "transformer_blocks.", "single_transformer_blocks.", _DIFFUSERS_MARKS
+            doubles, singles = "transformer_blocks.", "single_transformer_blocks."
+            norms: tuple[str, ...] = ("transformer_blocks.0.attn.norm_k.weight",)
         else:
             first, last, text = "img_in", "final_layer.linear", "txt_in"
             pooled, guidance = "vector_in.in_layer", "guidance_in.in_layer"
@@ -203,6 +237,7 @@ class Flux(BackboneFamily):
                 for reference in references
             ),
             check_method(options.get("reference_latents_method", "offset"), self.title) if references else "",
+            options.get("control") or (),
         )
 
     @property
@@ -226,48 +261,49 @@ class Flux(BackboneFamily):
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows.
 
-        They may differ in level, guidance, text and its length, references and LoRAs.
+        They may differ in level, guidance, text and its length, references, controls and LoRAs.
         """
         dtype, inputs, size = network.x_embedder.bias.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
-        time = self._time(network, rows, dtype)
         texts = [i.text.to(dtype) for i in inputs]
-        text = network.context_embedder(stacked(texts))
-        fed = [
-            r.x if i.concat is None else torch.cat([r.x, i.concat], dim=1) for r, i in zip(rows, inputs, strict=True)
-        ]
-        image = to_tokens(torch.cat(fed).to(dtype))
+        call = FluxCall(
+            torch.cat([r.x for r in rows]).to(dtype),
+            torch.cat([r.timestep for r in rows]),
+            stacked(texts),
+            there(texts),
+            torch.cat([i.pooled for i in inputs]),
+            None if inputs[0].guidance is None else torch.cat([i.guidance for i in inputs]),
+        )
+        added = control_residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call, call.x)
+        time, text = call.time(network.time_text_embed, dtype), network.context_embedder(call.text)
+        concats = [i.concat for i in inputs if i.concat is not None]
+        image = to_tokens(torch.cat([call.x, torch.cat(concats).to(dtype)], dim=1) if concats else call.x)
         count, at = image.shape[1], [torch.zeros(text.shape[1], 3), positions(size)]
         if references := inputs[0].references:
             beside = [torch.cat(own).to(dtype) for own in zip(*(i.references for i in inputs), strict=True)]
             image = torch.cat([image, *map(to_tokens, beside)], dim=1)
             at += reference_positions((size[0], size[1]), references, inputs[0].method)
-        turns = network.pos_embed(torch.cat(at).to(image.device))
+        told = {
+            "temb": time,
+            "image_rotary_emb": network.pos_embed(torch.cat(at).to(image.device)),
+            "joint_attention_kwargs": told_mask(call.there, image.shape[1]),
+        }
         image = network.x_embedder(image)
-        there = attended(texts, image)
-        told = None if there is None else {"attention_mask": there[:, None, None]}
-        for block in (*network.transformer_blocks, *network.single_transformer_blocks):
-            text, image = block(
-                hidden_states=image,
-                encoder_hidden_states=text,
-                temb=time,
-                image_rotary_emb=turns,
-                joint_attention_kwargs=told,
-            )
+        for kind, blocks in ((DOUBLES, network.transformer_blocks), (SINGLES, network.single_transformer_blocks)):
+            for number, block in enumerate(blocks):
+                text, image = block(hidden_states=image, encoder_hidden_states=text, **told)
+                for residual in added_after(added, kind, number):
+                    image = torch.cat([image[:, :count] + residual.to(dtype), image[:, count:]], dim=1)
         output = from_tokens(network.proj_out(network.norm_out(image[:, :count], time)), *size)
         return list(torch.split(output.float(), [r.count for r in rows]))
 
-    def _time(self, network: Any, rows: Sequence[Rows], dtype: torch.dtype) -> Tensor:
-        """Return what the blocks are modulated by, (R,width): time, guidance and pooled text together."""
-        embed = network.time_text_embed
-        # Time reaches the sinusoids in single precision, guidance rounded, as in ComfyUI.
-        level = torch.cat([r.timestep for r in rows]) * TIMES
-        time: Tensor = embed.timestep_embedder(embed.time_proj(level).to(dtype))
-        if rows[0].inputs.guidance is not None:
-            guidance = torch.cat([r.inputs.guidance for r in rows]).to(dtype) * TIMES
-            time = time + embed.guidance_embedder(embed.time_proj(guidance).to(dtype))
-        pooled: Tensor = embed.text_embedder(torch.cat([r.inputs.pooled for r in rows]).to(dtype))
-        return time + pooled
+
+def told_mask(there: Tensor | None, count: int) -> dict[str, Tensor] | None:
+    """Return how blocks are told which text (R,T) there is beside `count` tokens of an image, if not all of it is."""
+    if there is None:
+        return None
+    whole = torch.cat([there, there.new_ones(len(there), count)], dim=1)
+    return {"attention_mask": whole[:, None, None]}
 
 
 def _by_diffusers(tensors: Tensors) -> bool:
-    return tensors.has("single_transformer_blocks.")
+    return tensors.has("transformer_blocks.")

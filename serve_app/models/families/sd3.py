@@ -16,6 +16,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
+from serve_app.models.control import ActiveControl, Controlled, added_after, control_residuals
 from serve_app.models.families.dit import (
     PATCH,
     check_text,
@@ -36,10 +37,12 @@ from serve_app.values import Flow, Training
 SHIFT, TIMES = 3.0, 1000.0
 HEAD = 64
 """How wide every head is."""
+BLOCKS = "blocks"
+"""The kind of block that ControlNets add to."""
 
 _MARKS = ("joint_blocks.0.context_block.attn.qkv.weight", "transformer_blocks.0.attn.add_q_proj.weight")
 _PLACED = ("pos_embed", "pos_embed.pos_embed")
-_MODULES = ("pos_embed", "time_text_embed", "context_embedder", "transformer_blocks", "norm_out", "proj_out")
+MODULES = ("pos_embed", "time_text_embed", "context_embedder", "transformer_blocks", "norm_out", "proj_out")
 _STREAMS = (
     ("x_block", ("to_q", "to_k", "to_v"), "to_out.0", "norm", "ff", "norm1"),
     (
@@ -56,13 +59,30 @@ _STREAMS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sd3Inputs:
-    """What a network is told beside x and sigma, for B rows. text: (B,T,D); pooled: (B,P)."""
+    """What a network is told beside x and sigma, for B rows. text: (B,T,D); pooled: (B,P); controls: all that act."""
 
     text: Tensor
     pooled: Tensor
+    controls: tuple[ActiveControl, ...] = ()
 
     def within(self, area: Area | None) -> Sd3Inputs:
         return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sd3Call:
+    """What one forward is given for R rows, as its ControlNets are too.
+
+    x: (R,C,h,w). timestep: (R,). text: (R,T,D). pooled: (R,P). patches: x as the backbone embeds it, without positions,
+    (R,n,W). pooled_embedding: (R,W), the backbone's as well.
+    """
+
+    x: Tensor
+    timestep: Tensor
+    text: Tensor
+    pooled: Tensor
+    patches: Tensor
+    pooled_embedding: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +143,7 @@ class Sd3(BackboneFamily):
 
     def table(self, tensors: Tensors | None = None) -> Table:
         if tensors is not None and _by_diffusers(tensors):
-            return {name: name for name in _MODULES}
+            return {name: name for name in MODULES}
         table: dict[str, str | tuple[Place, ...]] = {
             "pos_embed": "pos_embed.pos_embed",
             "x_embedder.proj": "pos_embed.proj",
@@ -204,7 +224,9 @@ class Sd3(BackboneFamily):
             )
         pooled = pooled_text(options, self.pooled_width, self.title)
         return Sd3Inputs(
-            to_batch(cond.to(device, torch.float32), canvas.rows), to_batch(pooled.to(device), canvas.rows)
+            to_batch(cond.to(device, torch.float32), canvas.rows),
+            to_batch(pooled.to(device), canvas.rows),
+            options.get("control") or (),
         )
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
@@ -212,21 +234,29 @@ class Sd3(BackboneFamily):
         return tuple(x.shape[1:]), inputs.text.shape[1]
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows, which may differ in level and in what texts say."""
+        """Return the network's output for each of the rows, which may differ in level, what texts say and controls."""
         dtype, size = network.proj_out.bias.dtype, rows[0].x.shape[-2:]
-        x = whole_patches(torch.cat([r.x for r in rows]).to(dtype))
-        image = network.pos_embed.proj(x).flatten(2).transpose(1, 2) + self._places(network.pos_embed.pos_embed, size)
+        embed = network.time_text_embed
+        x, pooled = torch.cat([r.x for r in rows]).to(dtype), torch.cat([r.inputs.pooled for r in rows]).to(dtype)
+        timestep, text = torch.cat([r.timestep for r in rows]), torch.cat([r.inputs.text for r in rows]).to(dtype)
+        call = Sd3Call(x, timestep, text, pooled, self.patches(network.pos_embed, x), embed.text_embedder(pooled))
+        added = control_residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call, x)
         # The time reaches the sinusoids in single precision.
-        time = network.time_text_embed(
-            torch.cat([r.timestep for r in rows]), torch.cat([r.inputs.pooled for r in rows]).to(dtype)
-        )
-        text = network.context_embedder(torch.cat([r.inputs.text for r in rows]).to(dtype))
-        for block in network.transformer_blocks:
+        time = embed.timestep_embedder(embed.time_proj(timestep).to(dtype)) + call.pooled_embedding
+        text, image = network.context_embedder(text), call.patches + self.places(network.pos_embed.pos_embed, size)
+        for number, block in enumerate(network.transformer_blocks):
             text, image = block(hidden_states=image, encoder_hidden_states=text, temb=time)
+            for residual in added_after(added, BLOCKS, number):
+                image = image + residual.to(dtype)
         output = from_tokens(network.proj_out(network.norm_out(image, time)), *size, channels_last=True)
         return list(torch.split(output.float(), [r.count for r in rows]))
 
-    def _places(self, table: Tensor, size: Sequence[int]) -> Tensor:
+    def patches(self, embed: Any, x: Tensor) -> Tensor:
+        """Return x (R,C,h,w) as embedded tokens (R,n,D), without positions."""
+        tokens: Tensor = embed.proj(whole_patches(x)).flatten(2).transpose(1, 2)
+        return tokens
+
+    def places(self, table: Tensor, size: Sequence[int]) -> Tensor:
         """Return the middle of the table of positions (1,side²,D) for latents of a size, (1,n,D)."""
         rows, columns = grid(*size)
         top, left = (self.side - rows) // 2, (self.side - columns) // 2

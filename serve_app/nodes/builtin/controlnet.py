@@ -125,14 +125,15 @@ class ControlNetApplyAdvanced:
         start_percent: float,
         end_percent: float,
         vae: Recipe | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Conditioning, Conditioning]:
         """Return the conditionings under one more control; the same ones at strength 0.
 
-        vae: not read; only ControlNets of families with hints in latent space are given one.
+        vae, mask: read by the ControlNets that are told latents, and a mask (N,H,W), of those there are.
         """
         if strength == 0:
             return positive, negative
-        control = Control(control_net, image, strength, start_percent, end_percent)
+        control = Control(control_net, image, strength, start_percent, end_percent, vae=vae, mask=mask)
         controlled_positive, controlled_negative = under(control, positive, negative, to_uncond=False)
         return controlled_positive, controlled_negative
 
@@ -175,7 +176,7 @@ class SetUnionControlNetType:
 
 
 class ControlNetInpaintingAliMamaApply(ControlNetApplyAdvanced):
-    """As ControlNetApplyAdvanced, for ControlNets that read a mask as well; those of Stable Diffusion do not."""
+    """As ControlNetApplyAdvanced, for ControlNets that read a mask as well; others do not."""
 
     FUNCTION = "apply_inpaint_controlnet"
 
@@ -207,9 +208,9 @@ class ControlNetInpaintingAliMamaApply(ControlNetApplyAdvanced):
         start_percent: float,
         end_percent: float,
     ) -> tuple[Conditioning, Conditioning]:
-        """Return the conditionings under one more control. mask: not read, as no ControlNet here takes one."""
+        """Return the conditionings under one more control. mask: 1 where the image is to be made anew."""
         return self.apply_controlnet(
-            positive, negative, control_net, image, strength, start_percent, end_percent, vae=vae
+            positive, negative, control_net, image, strength, start_percent, end_percent, vae=vae, mask=mask
         )
 
 
