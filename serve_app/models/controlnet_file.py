@@ -77,7 +77,7 @@ class ControlFile:
         self._tensors = Tensors(shapes, self._where)
         if self._adapter and not self._tensors.has("body."):
             raise self._tensors.unsupported(
-                "is neither a ControlNet of Stable Diffusion nor a T2I-Adapter of a known layout"
+                "is neither a ControlNet of Stable Diffusion or Flux.1 nor a T2I-Adapter of a known layout"
             )
 
     @property

@@ -43,6 +43,7 @@ _READS_PIXELS = {
     "input_cond_block.encoder": (3, 5, 7),
 }
 """What reads hints in pixels, XLabs' and Mistoline's, and which of its convolutions halve them."""
+_MODULES = ("x_embedder", "context_embedder", "time_text_embed")
 _END = "linear"
 """What Mistoline's answers are under, followed by an activation."""
 
@@ -109,9 +110,6 @@ class FluxControlFamily(DitControlFamily):
 
     def build(self) -> DitControlNetwork:
         return FluxControlNetwork(self)
-
-
-_MODULES = ("x_embedder", "context_embedder", "time_text_embed")
 
 
 class FluxControlNetwork(DitControlNetwork):

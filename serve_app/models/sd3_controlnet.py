@@ -38,6 +38,7 @@ CANNY, DEPTH = 1, 2
 
 _READS_HINT = "pos_embed_input.proj.weight"
 _ALONE = "transformer_blocks.0.adaLN_modulation.1.bias"
+_POOLED = ("time_text_embed.text_embedder.linear_1.weight", "y_embedder.mlp.0.weight")
 _UNSHIFTED = replace(SD3, shift=0.0)
 """As the first layout's networks were trained to read latents."""
 
@@ -245,9 +246,6 @@ class Sd35ControlNet(ControlNet):
             pooled = call.pooled_embedding[index]
         made: list[Tensor] = network(image, read[0], call.timestep[index], pooled.to(dtype))
         return made
-
-
-_POOLED = ("time_text_embed.text_embedder.linear_1.weight", "y_embedder.mlp.0.weight")
 
 
 def _ends() -> Iterator[tuple[str, str]]:

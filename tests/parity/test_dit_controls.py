@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from serve_app.errors import NodeError
+from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.control import activated
 from serve_app.models.dit_control_file import open_control
@@ -131,3 +131,21 @@ def test_a_control_of_another_family_says_what_each_is(folder: Path) -> None:
         NodeError, match=r"'net1\.safetensors' is made for Stable Diffusion 1\.x.*, and the model is Stable Diffusion 3"
     ):
         activated(conds, {recipe: control_net(1)}, sd3, LEVELS)
+
+
+def test_a_kind_of_hint_that_a_control_does_not_tell_apart_is_refused(folder: Path) -> None:
+    family, _ = backbone(folder, "flux")
+    recipe = Recipe("controlnet", "controlnet", "union", (HintKind(7),))
+    control = Control(recipe, torch.zeros(1, 8, 8, 3), 1, vae=VAE)
+    conds: dict[str, Conditioning] = {"positive": [(torch.zeros(1, 1, 48), {"control": control})]}
+    with pytest.raises(NodeError, match="tells 5 kinds of hint apart, and kind 7 is not one of them"):
+        activated(conds, {recipe: net(folder, "flux_union", None)}, family, LEVELS, {VAE: Vae()})
+
+
+def test_a_file_that_lacks_a_tensor_is_refused_by_name(folder: Path) -> None:
+    tensors = file(next(case for case in CASES if case.control == "flux_doubles"))
+    del tensors["controlnet_blocks.4.bias"]
+    path = folder / "damaged.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(ModelFileError, match=r"lacks 1 tensors of its network, 'controlnet_blocks\.4\.bias' first"):
+        open_control(Checkpoint(path)).load(CPU, torch.float32)
