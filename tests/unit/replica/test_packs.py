@@ -281,11 +281,12 @@ async def test_outside_a_job_a_pack_may_send_json_to_the_client_it_names(tmp_pat
             here.send_sync("mine.said", data)
         heard: list[Any] = []
         after = attached.after
-        while len(heard) < 3:
-            news = await c.service.news({"me": Reader("socket", after)}, attached.queue.version, 1.0)
-            for event in news.events.get("me", ()):
-                heard.append(event.data)
-                after = event.seq
+        async with asyncio.timeout(30):
+            while len(heard) < 3:
+                news = await c.service.news({"me": Reader("socket", after)}, attached.queue.version, 1.0)
+                for event in news.events.get("me", ()):
+                    heard.append(event.data)
+                    after = event.seq
         assert heard == [{"type": "mine.said", "data": data} for data in ({"n": 1}, [2], "three")]
         view, events = await c.run(n=("Number", {"n": 3}), s=show("n"))
         assert view.state == "success"
