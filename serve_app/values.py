@@ -68,6 +68,39 @@ Text: TypeAlias = "str | Texts | IllustratedText"
 
 
 @dataclass(frozen=True, slots=True)
+class TokenSampling:
+    """How the next token is drawn, in ComfyUI's numbers.
+
+    top_k: so many of the likeliest are left, 0 for all; top_p: those of which the likelier ones add up to no more than
+    this share; min_p: those that have at least this share of the likeliest one's probability. repetition_penalty and
+    presence_penalty: divides and lowers the logits of tokens that were generated before.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A text that a language model is asked to generate after another.
+
+    max_tokens: where it is cut off. sampling: None takes the likeliest token each time. thinking: the model may reason
+    first; use_template: the text stands within the model's template. Both only where a model knows of them.
+    """
+
+    text: str
+    max_tokens: int
+    sampling: TokenSampling | None = None
+    thinking: bool = False
+    use_template: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ClipSkip:
     """Stop the text encoder at a hidden layer. stop_at: −1 is the last layer, −2 the one before."""
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from serve_app.engine.engine import Counters, Engine
 from serve_app.engine.preview import picture
+from serve_app.engine.text_generation import Job, go_on
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import ModelFileError, NodeError, UnavailableError
 from serve_app.models import control
@@ -32,7 +33,7 @@ from serve_app.models.weights import LoadCounters, Weights
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.sampling.request import Sampled, SamplingRequest
-from serve_app.values import Conditioning, PreviewMethod, Recipe, Text, Tiling, tiny_vae
+from serve_app.values import Conditioning, GenerationRequest, PreviewMethod, Recipe, Text, Tiling, tiny_vae
 
 M = TypeVar("M")
 Q = TypeVar("Q")
@@ -180,6 +181,25 @@ class EngineRuntime:
                 return image.mul(255).byte().numpy()
         return picture(run.shown, latent_format)
 
+    async def generate_text(
+        self, clip: Recipe, request: GenerationRequest, progress: Callable[[int, int], None], *, strict: bool
+    ) -> str:
+        """Generate a text a token at a time, with others of the same model; forwards run in between."""
+        loop = asyncio.get_running_loop()
+        job = Job(request, lambda done: loop.call_soon_threadsafe(progress, done, request.max_tokens))
+        generated = self._engine.gather(
+            job,
+            lambda jobs: go_on(jobs, lambda: self.weights.clip(clip)),
+            None if strict else (clip, "generate"),
+            most=TEXTS_TOGETHER,
+            when=self._room_for(clip),
+        )
+        try:
+            return await self._answer(generated)
+        except asyncio.CancelledError:
+            job.cancelled = True
+            raise
+
     async def use(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> T:
         """Do one piece of work with a recipe's model, once there is room for it. load: the method of Weights for it."""
         return await self._answer(self._call(recipe, load, work))
@@ -304,6 +324,10 @@ class NodeRuntime:
         for found in await asyncio.to_thread(self._weights.remarks, clip):
             self._remark(found)
         return encoded
+
+    async def generate_text(self, clip: Recipe, request: GenerationRequest) -> str:
+        """Return what a language model generates after a text. Reports a progress value a token."""
+        return await self._shared.generate_text(clip, request, self._progress, strict=self._strict)
 
     async def levels(self, backbone: Recipe) -> Levels:
         """Return the noise levels a backbone knows. Loads no weights."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serve_app.errors import NodeError
+from serve_app.models.families.decoder import DecoderEncoder
 from serve_app.models.families.family import Encoder
-from serve_app.values import Conditioning, T5Padding, Text
+from serve_app.models.families.generation import Generation
+from serve_app.values import Conditioning, GenerationRequest, T5Padding, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +26,16 @@ class Clip:
     def encode(self, texts: Sequence[Text]) -> list[Conditioning]:
         """Encode each text, all in one forward, as `Encoder.encode`."""
         return self.encoder.encode(texts, self.stop_at, self.padding)
+
+    def generation(self, request: GenerationRequest) -> Generation:
+        """Return a text that is not begun yet. Errors: NodeError for an encoder that generates none."""
+        return self._language_model().generation(request)
+
+    def generate(self, generations: Sequence[Generation]) -> None:
+        """Go on with texts of this encoder, a token each at most, as `DecoderEncoder.generate`."""
+        self._language_model().generate(generations)
+
+    def _language_model(self) -> DecoderEncoder:
+        if not isinstance(self.encoder, DecoderEncoder):
+            raise NodeError("the text encoder is no language model and generates no text; load one such as Qwen3")
+        return self.encoder

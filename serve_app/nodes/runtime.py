@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.store.store import Area
-from serve_app.values import Conditioning, Recipe, Text, Tiling
+from serve_app.values import Conditioning, GenerationRequest, Recipe, Text, Tiling
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,13 @@ class Runtime(Protocol):
 
     async def encode_text(self, clip: Recipe, text: Text) -> Conditioning:
         """Return a text's conditioning. Errors: NodeError for texts or images that the encoder does not read."""
+        ...
+
+    async def generate_text(self, clip: Recipe, request: GenerationRequest) -> str:
+        """Return what a language model generates after a text. Reports a progress value a token.
+
+        Errors: NodeError for a text encoder that generates none.
+        """
         ...
 
     async def levels(self, backbone: Recipe) -> Levels:

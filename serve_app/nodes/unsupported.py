@@ -181,7 +181,7 @@ _BY_REASON: Mapping[str, str] = {
         "SelectVAEDevice GLSLShader LoraLoaderBypass LoraLoaderBypassModelOnly ImageCompositor AddLayer "
         "LayersFromBoundingBoxes CurveEditor ImageHistogram"
     ),
-    "language models are not supported": ("TextGenerateLTX2Prompt"),
+    "Gemma 3 and 4, which write LTX-2's prompts, are not supported": ("TextGenerateLTX2Prompt"),
     "models that find, cut out or measure what is in an image are not supported": (
         "SDPoseKeypointExtractor SDPoseDrawKeypoints SDPoseFaceBBoxes CropByBBoxes LoadBackgroundRemovalModel "
         "RemoveBackground RTDETR_detect DrawBBoxes SAM3_Detect SAM3_VideoTrack SAM3_TrackPreview "

@@ -4,7 +4,7 @@
 
 A case names a module of comfy.text_encoders, what makes its encoder there and its tokeniser, the sizes it is built
 with, files in FILES, and texts. Kept of each, by case and place in the list: `ids` with `weights`, `cond` (some of its
-rows), and each option of the conditioning.
+rows), and each option of the conditioning. Of each text that it is to generate: `tokens`, and the `text` in UTF-8.
 """
 
 from __future__ import annotations
@@ -101,6 +101,14 @@ def main() -> None:
                 arrays[f"{name}|{i}|pooled_output"] = pooled.numpy()
             for key, value in (more[0] if more else {}).items():
                 arrays[f"{name}|{i}|{key}"] = kept(value, case) if value.ndim > 2 else value.numpy()
+        for i, asked in enumerate(case.get("generations", ())):
+            clip.reset_clip_options()
+            clip.set_clip_options({"layer": None, "execution_device": torch.device("cpu")})
+            tokens = tokenizer.tokenize_with_weights(asked["text"], min_length=1, **asked["modes"])
+            with torch.inference_mode():
+                generated = clip.generate(tokens, max_length=asked["max_tokens"], **asked["sampling"])
+            arrays[f"{name}|{i}|tokens"] = np.array(generated, np.int32)
+            arrays[f"{name}|{i}|text"] = np.frombuffer(tokenizer.decode(generated).encode(), np.uint8)
     np.savez_compressed(OUT, **arrays)  # type: ignore[arg-type]
 
 

@@ -26,6 +26,7 @@ from tests.parity.custom_cases import CUSTOM
 from tests.parity.declared import WORDED_OTHERWISE, theirs
 from tests.parity.figures import FLOWS, GOLDEN, thinned
 from tests.parity.flow_cases import FLOW_CASES
+from tests.parity.generation_cases import CASES as GENERATIONS
 from tests.parity.image_cases import CASES as IMAGES
 from tests.parity.image_cases import image
 from tests.parity.media_cases import FILES, SOUND_FILES, VIDEO_RATE, VIDEO_SOUND, WINDOWS, video_images
@@ -153,6 +154,14 @@ def texts(comfyui: ComfyUI) -> None:
         _save("texts", comfyui.texts({name: case.as_json() for name, case in TEXTS.items()}, Path(models)))
 
 
+def generations(comfyui: ComfyUI) -> None:
+    """Make generations.npz."""
+    with TemporaryDirectory() as models:
+        for case in GENERATIONS.values():
+            write(Path(models), case.encoder)
+        _save("generations", comfyui.texts({name: case.as_json() for name, case in GENERATIONS.items()}, Path(models)))
+
+
 def sounds(comfyui: ComfyUI) -> None:
     """Make nodes_audio.npz; torchaudio is to be beside ComfyUI."""
     made, _ = comfyui.nodes([(node, described(inputs)) for node, inputs in SOUNDS.values()])
@@ -168,7 +177,7 @@ def media(comfyui: ComfyUI) -> None:
     _save("media", comfyui.run("comfyui_media.py", {**asked, "waveform": waveform.tolist(), "sounds": SOUND_FILES}))
 
 
-_MAKERS = (samplers, grid, flow_grid, flow_runs, sampler_options, custom, nodes, sounds, media, texts)
+_MAKERS = (samplers, grid, flow_grid, flow_runs, sampler_options, custom, nodes, sounds, media, texts, generations)
 MAKERS: dict[str, Callable[[ComfyUI], None]] = {make.__name__: make for make in _MAKERS}
 
 

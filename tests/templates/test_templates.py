@@ -63,9 +63,8 @@ TEMPLATES = {
 """The templates, and the size of the picture that each makes; None where it follows from its input."""
 LAYERS = {"image_qwen_image_layered": 2}
 """How many pictures, with transparent parts, a template makes that takes one apart."""
-SWITCHES = {"Boolean (Refine Prompt?)": False, "Enable 4 Steps LoRA?": True, "Enable 4steps LoRA?": True}
-"""Switches that are turned here, by title: a language model that writes the prompt anew is not supported, and forty
-steps take too long."""
+SWITCHES = {"Enable 4 Steps LoRA?": True, "Enable 4steps LoRA?": True}
+"""Switches that are turned here, by title: forty steps take too long."""
 PATIENCE_S = 300.0
 
 

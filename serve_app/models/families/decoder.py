@@ -1,4 +1,4 @@
-"""Language models read as text encoders: what they have in common. Which there are stands in `qwen`, `gemma` and so on.
+"""Language models, as text encoders and as generators of text. Which there are stands in `qwen`, `gemma` and so on.
 
 The layers are transformers'; positions, masks and which states are taken are here, so that rows of many texts, each of
 its own length, share a forward. Source: Touvron et al. 2023, arXiv:2302.13971; Su et al. 2021, arXiv:2104.09864.
@@ -12,15 +12,21 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, pad
 
+from serve_app.errors import NodeError
 from serve_app.models.families.family import Lexicon, Located, TextFamily, Vectors, marked
-from serve_app.models.families.sequences import Reading, SequenceEncoder, whole_names
+from serve_app.models.families.generation import Cache, Generation, as_cache
+from serve_app.models.families.sequences import Reading, SequenceEncoder, embedded, whole_names
 from serve_app.models.layout import Table
+from serve_app.models.prompt import Weighted
 from serve_app.models.tensors import Tensors
-from serve_app.models.tokenizers import Tokenize
+from serve_app.models.tokenizers import Tokenizer
+from serve_app.values import GenerationRequest, T5Padding
 
 _FIRST = "layers.0.self_attn.q_proj.weight"
 _ROOTS = ("model.", "model.language_model.")
+_HEADS = ("lm_head", "model.lm_head")
 _VOCABULARIES = ("spiece_model", "tekken_model", "tokenizer_json")
 VOCABULARY = "vocabulary"
 """The buffer of a network that holds the bytes of its tokeniser's file."""
@@ -31,10 +37,11 @@ F = TypeVar("F", bound="DecoderText")
 @dataclass(frozen=True, slots=True)
 class DecoderText(TextFamily):
     """A language model. final_norm: whether its last norm is there; vocabulary_bytes: how large its tokeniser is, 0
-    where the file brings none.
+    where the file brings none; separate_head: whether the file has a last layer of its own, beside the tokens' vectors.
 
     head_width: of a head where no norm's length says it. theta: of the rotation of positions; eps: of norms. sections:
-    how many of a head's frequencies count along each axis of an image. scaled: tokens' vectors times √width.
+    how many of a head's frequencies count along each axis of an image. scaled: tokens' vectors times √width. stop: the
+    tokens that end a generated text; none for one that generates none.
     """
 
     dtypes = (torch.bfloat16,)
@@ -45,6 +52,7 @@ class DecoderText(TextFamily):
     eps: ClassVar[float] = 1e-6
     sections: ClassVar[tuple[int, ...]] = ()
     scaled: ClassVar[bool] = False
+    stop: ClassVar[tuple[int, ...]] = ()
 
     layers: int
     width: int
@@ -55,6 +63,7 @@ class DecoderText(TextFamily):
     tokens: int
     final_norm: bool = True
     vocabulary_bytes: int = 0
+    separate_head: bool = False
     reading: Reading | None = None
 
     @classmethod
@@ -87,6 +96,7 @@ class DecoderText(TextFamily):
             tokens=tokens,
             final_norm="norm.weight" in inner.shapes,
             vocabulary_bytes=next((tensors.shapes[name][0] for name in _VOCABULARIES if name in tensors.shapes), 0),
+            separate_head=bool(cls.stop) and any(f"{name}.weight" in tensors.shapes for name in _HEADS),
         )
 
     def as_type(self: F, loaded_as: str) -> F:
@@ -99,7 +109,8 @@ class DecoderText(TextFamily):
     def table(self, tensors: Tensors | None = None) -> Table:
         parts = ("embed_tokens", "layers", "norm")
         names = {root + part: part for root in reversed(_ROOTS) for part in parts}
-        return names | dict.fromkeys(_VOCABULARIES, VOCABULARY)
+        head = dict.fromkeys(_HEADS, "lm_head") if self.separate_head else {}
+        return names | head | dict.fromkeys(_VOCABULARIES, VOCABULARY)
 
     def lora_names(self, parameters: Sequence[str], *, alone: bool = True) -> dict[str, str]:
         key = (self.reading or self.reading_for("")).key
@@ -136,7 +147,7 @@ class DecoderText(TextFamily):
             "attn_implementation": "sdpa",
         }
 
-    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenize:
+    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
         """Return the tokeniser. vocabulary: the file that the network's file brings. Errors: ModelFileError."""
         raise NotImplementedError
 
@@ -151,22 +162,32 @@ def _inner(tensors: Tensors) -> Tensors:
 
 
 class Decoder(nn.Module):
-    """A language model without its last layer, the one that says the next token."""
+    """A language model. Its last layer, which says the next token, is there if the file has one of its own."""
 
     def __init__(self, family: DecoderText, layer: Callable[[int], nn.Module], norm: nn.Module) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(family.tokens, family.width)
         self.layers = nn.ModuleList([layer(i) for i in range(family.layers)])
         self.norm = norm if family.final_norm else nn.Identity()
+        if family.separate_head:
+            self.lm_head = nn.Linear(family.width, family.tokens, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor], last: int) -> Iterator[Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        rotation: tuple[Tensor, Tensor],
+        last: int,
+        cache: Cache | None = None,
+    ) -> Iterator[Tensor]:
         """Yield the states (N,T,D): what goes into the first layer, and what comes out of each up to number `last`.
 
-        x: (N,T,D); mask: (N,1,T,T), true where a row's token sees another; rotation: cosines and sines (…,T,head).
+        x: (N,T,D); mask: (N,1,T,S), true where a row's token sees another, None for all; rotation: cosines and sines
+        (…,T,head). cache: the keys and values of the tokens before, which are S−T.
         """
         yield x
         for layer in self.layers[:last]:
-            out = layer(x, attention_mask=mask, position_embeddings=rotation)
+            out = layer(x, attention_mask=mask, position_embeddings=rotation, **as_cache(cache))
             x = out[0] if isinstance(out, tuple) else out
             yield x
 
@@ -175,17 +196,57 @@ class DecoderEncoder(SequenceEncoder):
     """A language model on its device, read as a text encoder."""
 
     def __init__(
-        self, family: DecoderText, reading: Reading, tokenize: Tokenize, network: Any, vectors: Vectors
+        self, family: DecoderText, reading: Reading, tokenizer: Tokenizer, network: Any, vectors: Vectors
     ) -> None:
-        super().__init__(reading, tokenize, network.embed_tokens.weight, vectors)
+        super().__init__(reading, tokenizer, network.embed_tokens.weight, vectors)
         self.family = family
         self.network = network
+        self.tokenizer = tokenizer
 
     def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:
-        if self.family.scaled:
-            x = x * self.family.width**0.5
         positions = torch.arange(x.shape[1], device=x.device)[None]
-        return self.states(x, seen, positions, stop_at)
+        return self.states(self.scaled(x), seen, positions, stop_at)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Return tokens' vectors as the first layer reads them."""
+        return x * self.family.width**0.5 if self.family.scaled else x
+
+    def generation(self, request: GenerationRequest) -> Generation:
+        """Return a text that is not begun yet. Errors: NodeError if the model generates none."""
+        if not self.family.stop:
+            raise NodeError(f"{self.family.title} generates no text; load Qwen3, Qwen3-VL or Gemma 2")
+        if not self.family.final_norm:
+            raise NodeError(f"the file of {self.family.title} ends before the last layer and generates no text")
+        prompt = [token for token, _ in self.prompt(request)]
+        return Generation(request, prompt, frozenset(self.family.stop), self.tokenizer.decode, self._table.device)
+
+    def prompt(self, request: GenerationRequest) -> Weighted:
+        """Return the tokens that a text is to follow. As in ComfyUI, most models know one template and one mode."""
+        return self.framed(self.around(request.text, None), T5Padding(pads=0, length=1))
+
+    def generate(self, generations: Sequence[Generation]) -> None:
+        """Add a token to each, in one forward; but where some have not read their prompts, the first of those does."""
+        unread = next((one for one in generations if not one.cache), None)
+        rows = generations if unread is None else (unread,)
+        lengths = [one.length for one in rows]
+        x = self.scaled(embedded(self._table, [one.unread for one in rows], self.reading.pad))
+        count, most = x.shape[1], max(lengths)
+        device = x.device
+        positions = torch.tensor(lengths, device=device)[:, None] + torch.arange(count, device=device)
+        mask = None
+        if count > 1:
+            mask = torch.ones(count, count, dtype=torch.bool, device=device).tril()[None, None]
+        elif min(lengths) != most:
+            there = [torch.arange(most, device=device) >= most - length for length in lengths]
+            mask = pad(torch.stack(there), (0, count), value=True)[:, None, None]
+        cache = Cache([one.cache for one in rows])
+        rotation = rotated(positions, self.family.head, self.family.theta, self.family.sections, x.dtype)
+        for states in self.network(x, mask, rotation, self.family.layers, cache):
+            last = states
+        last = self.network.norm(last[:, -1])
+        logits = self.network.lm_head(last) if self.family.separate_head else linear(last, self._table)
+        for one, of_one, caches in zip(rows, logits.split(1), cache.grown(), strict=True):
+            one.add(of_one, caches)
 
     def states(self, x: Tensor, seen: Tensor | None, positions: Tensor, stop_at: int | None) -> Tensor:
         """Return the states that the reading takes. positions: (1 or N,T), or (axes,N,T) where images have several."""

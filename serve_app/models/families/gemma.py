@@ -13,10 +13,10 @@ from serve_app.models.families.decoder import DecoderText
 from serve_app.models.families.family import Lexicon
 from serve_app.models.families.sequences import Reading
 from serve_app.models.tensors import Tensors
-from serve_app.models.tokenizers import Tokenize
+from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.tokenizers.sentencepiece import brought_pieces, sentence_pieces
 
-START, PAD, END_OF_TURN = 2, 0, 107
+START, PAD, END, END_OF_TURN = 2, 0, 1, 107
 
 LUMINA = Reading(
     "gemma2_2b", embeds=False, start=START, pad=PAD, empty=(START,), masked=True, tells_mask=True, taps=(-2,)
@@ -32,6 +32,7 @@ class Gemma2Text(DecoderText):
     head_width = 256
     theta = 1e4
     scaled = True
+    stop = (END,)
 
     @classmethod
     def recognises(cls, inner: Tensors) -> bool:
@@ -45,6 +46,6 @@ class Gemma2Text(DecoderText):
         config = Gemma2Config(**self.sizes(), attn_logit_softcapping=None, query_pre_attn_scalar=self.head)
         return lambda i: Gemma2DecoderLayer(config, i), Gemma2RMSNorm(self.width, self.eps)
 
-    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenize:
+    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
         model = brought_pieces(vocabulary, self.name, "gemma2.spiece.model", lexicon.vocabulary)
         return sentence_pieces(model, {"<end_of_turn>": END_OF_TURN})

@@ -13,7 +13,7 @@ from serve_app.models.families.decoder import DecoderText
 from serve_app.models.families.family import Lexicon
 from serve_app.models.families.sequences import Reading
 from serve_app.models.tensors import Tensors
-from serve_app.models.tokenizers import Tokenize, tekken
+from serve_app.models.tokenizers import Tokenizer, tekken
 
 FLUX2 = Reading(
     "mistral3_24b",
@@ -47,7 +47,7 @@ class MistralText(DecoderText):
     def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
         return llama_parts(self)
 
-    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenize:
+    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
         return tekken.tokenizer(vocabulary, lexicon.vocabulary)
 
 

@@ -17,14 +17,18 @@ from serve_app.models.families.decoder import DecoderText
 from serve_app.models.families.family import Lexicon
 from serve_app.models.families.qwen_vl import QWEN_IMAGE, QwenImageEncoder
 from serve_app.models.families.sequences import Reading
+from serve_app.models.prompt import Weighted
 from serve_app.models.tensors import Tensors
-from serve_app.models.tokenizers import Tokenize, qwen
+from serve_app.models.tokenizers import Tokenizer, qwen
+from serve_app.values import GenerationRequest, T5Padding
 
 _USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 PLAIN = Reading("qwen3_4b", pad=qwen.PAD, weighs=False, masked=True, tells_mask=True)
 Z_IMAGE = replace(PLAIN, template=_USER, taps=(-2,))
-KLEIN = replace(PLAIN, template=f"{_USER}<think>\n\n</think>\n\n", least=512, taps=(9, 18, 27))
+_NO_THOUGHT = "<think>\n\n</think>\n\n"
+"""What makes the model answer at once."""
+KLEIN = replace(PLAIN, template=_USER + _NO_THOUGHT, least=512, taps=(9, 18, 27))
 
 KREA2 = replace(QWEN_IMAGE, key="qwen3vl_4b", embeds=True, taps=tuple(range(2, 36, 3)))
 
@@ -39,6 +43,7 @@ class Qwen3Text(DecoderText):
     name = "Qwen3"
     prefixes = ("text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_8b.transformer.", "")
     theta = 1e6
+    stop = qwen.STOP
 
     @classmethod
     def recognises(cls, inner: Tensors) -> bool:
@@ -60,7 +65,7 @@ class Qwen3Text(DecoderText):
         config = Qwen3Config(**self.sizes(), attention_bias=False)
         return lambda i: Qwen3DecoderLayer(config, i), Qwen3RMSNorm(self.width, self.eps)
 
-    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenize:
+    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
         return qwen.tokenizer(lexicon.vocabulary)
 
 
@@ -70,5 +75,15 @@ class Krea2Text(Qwen3Text):
 
     theta = 5e6
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> QwenImageEncoder:
-        return QwenImageEncoder(self, KREA2, self.tokenizer(None, lexicon), network, lexicon.vectors)
+    def encoder(self, network: Any, lexicon: Lexicon) -> Krea2Encoder:
+        return Krea2Encoder(self, KREA2, self.tokenizer(None, lexicon), network, lexicon.vectors)
+
+
+class Krea2Encoder(QwenImageEncoder):
+    """Qwen3-VL on its device. It is told whether to think first, but in a template that its text brings."""
+
+    def prompt(self, request: GenerationRequest) -> Weighted:
+        own = not request.use_template or request.text.startswith("<|im_start|>")
+        text = request.text if own else self.reading.around(request.text)
+        thought = "" if own or request.thinking else _NO_THOUGHT
+        return self.framed(text + thought, T5Padding(pads=0, length=1))

@@ -25,7 +25,7 @@ from serve_app.models.families.sequences import Encoded, Reading, embedded
 from serve_app.models.layout import Table
 from serve_app.models.prompt import Weighted
 from serve_app.models.tensors import Tensors
-from serve_app.models.tokenizers import Tokenize, qwen
+from serve_app.models.tokenizers import Tokenizer, qwen
 from serve_app.values import Conditioning, IllustratedText, T5Padding, Text
 
 _USER = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -112,7 +112,7 @@ class QwenVlText(DecoderText):
         config = Qwen2Config(**self.sizes())
         return lambda i: Qwen2DecoderLayer(config, i), Qwen2RMSNorm(self.width, self.eps)
 
-    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenize:
+    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
         return qwen.tokenizer(lexicon.vocabulary)
 
     def encoder(self, network: Any, lexicon: Lexicon) -> QwenVlEncoder:

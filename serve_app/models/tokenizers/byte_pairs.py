@@ -7,25 +7,33 @@ earlier its two parts are joined, so the ranks are all there is to know of the m
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from serve_app.models.tokenizers import Tokenize
+from serve_app.models.tokenizers import Tokenizer
 
 
 def byte_pairs(
-    ranks: Mapping[bytes, int], pattern: str, special: Mapping[str, int], *, first: int = 0, composed: bool = False
-) -> Tokenize:
+    ranks: Mapping[bytes, int],
+    pattern: str,
+    special: Mapping[str, int],
+    *,
+    first: int = 0,
+    composed: bool = False,
+    decoded: Collection[str] = (),
+) -> Tokenizer:
     """Return the tokeniser. pattern: what a word is; special: tokens that are taken whole, with their ids.
 
     first: the id of rank 0. composed: texts are brought to Unicode's NFC.
+    decoded: which of the special tokens are part of a decoded text.
     """
     letters = byte_letters()
     spelled = {word: "".join(letters[byte] for byte in word) for word in ranks}
-    tokenizer = Tokenizer(
+    tokenizer = tokenizers.Tokenizer(
         BPE(
             vocab={spelled[word]: first + rank for word, rank in ranks.items()} | dict(special),
             merges=[(spelled[left], spelled[right]) for left, right in _merges(ranks)],
@@ -39,18 +47,23 @@ def byte_pairs(
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in special])
-    return encode_with(tokenizer)
+    tokenizer.add_tokens([AddedToken(word, normalized=False, special=word not in decoded) for word in special])
+    tokenizer.decoder = decoders.ByteLevel()
+    return of_library(tokenizer)
 
 
-def encode_with(tokenizer: Tokenizer) -> Tokenize:
-    """Return what encodes by a tokeniser of the library, without the tokens it would put around a text."""
+def of_library(tokenizer: tokenizers.Tokenizer) -> Tokenizer:
+    """Return a tokeniser of the library as ours, without the tokens it would put around a text."""
 
     def ids(text: str) -> list[int]:
         found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return found
 
-    return ids
+    def text(numbers: Sequence[int]) -> str:
+        decoded: str = tokenizer.decode(list(numbers), skip_special_tokens=True)
+        return decoded
+
+    return Tokenizer(ids, text)
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:

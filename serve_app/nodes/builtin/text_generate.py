@@ -1,4 +1,4 @@
-"""The node by which language models write text: it is known, so that a workflow that never comes to it is run."""
+"""The node by which language models, loaded as text encoders, generate text: prompts that are refined, as a rule."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from serve_app.errors import NodeError
 from serve_app.graph.dynamic import DYNAMIC_COMBO
+from serve_app.nodes.runtime import Runtime
+from serve_app.values import GenerationRequest, Recipe, TokenSampling
 
 _SAMPLING: Mapping[str, Any] = {
     "required": {
@@ -22,7 +24,7 @@ _SAMPLING: Mapping[str, Any] = {
 
 
 class TextGenerate:
-    """Text from a language model, which is not supported. Templates have it behind a switch that is off."""
+    """Text from a language model. It reads text alone."""
 
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("generated_text",)
@@ -46,13 +48,28 @@ class TextGenerate:
                 "thinking": ("BOOLEAN", {"default": False}),
                 "use_default_template": ("BOOLEAN", {"default": True, "advanced": True}),
             },
+            "hidden": {"runtime": "RUNTIME"},
         }
 
-    def generate(self, **given: Any) -> tuple[str]:
-        """Refuse. Errors: NodeError."""
-        raise NodeError(
-            "language models do not write text here; switch the prompt's enhancement off, or write the text yourself"
-        )
+    async def generate(
+        self,
+        clip: Recipe,
+        prompt: str,
+        max_length: int,
+        sampling_mode: Mapping[str, Any],
+        runtime: Runtime,
+        thinking: bool = False,
+        use_default_template: bool = True,
+        **others: Any,
+    ) -> tuple[str]:
+        """Return the text. Errors: NodeError for an encoder that generates none, or where it is to see or hear."""
+        for name in ("image", "video", "audio"):
+            if others.get(name) is not None:
+                raise NodeError(f"language models read text alone here; '{name}' is linked, so take the link away")
+        numbers = {name: value for name, value in sampling_mode.items() if name != "sampling_mode"}
+        sampling = TokenSampling(**numbers) if sampling_mode["sampling_mode"] == "on" else None
+        request = GenerationRequest(prompt, max_length, sampling, thinking, use_default_template)
+        return (await runtime.generate_text(clip, request),)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {"TextGenerate": TextGenerate}

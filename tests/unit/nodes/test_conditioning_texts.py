@@ -1,5 +1,6 @@
-"""The nodes that give each text encoder its own text, and the one that is known but never writes any."""
+"""The nodes that give each text encoder its own text, and the one that has a text generated."""
 
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from serve_app.nodes.builtin.conditioning_texts import (
 )
 from serve_app.nodes.builtin.text_generate import TextGenerate
 from serve_app.nodes.registry import specs
-from serve_app.values import Recipe, T5Padding, Texts
+from serve_app.values import GenerationRequest, Recipe, T5Padding, Texts, TokenSampling
 
 CLIP = Recipe("clip", "text_encoders", "a.safetensors")
 VAE = Recipe("vae", "vae", "v.safetensors")
@@ -34,6 +35,9 @@ class Oracle:
 
     async def encode_text(self, clip, text):
         return [(torch.zeros(1, 7, 8), {"asked": text})]
+
+    async def generate_text(self, clip, request):
+        return request
 
     async def encode(self, vae, images):
         return images
@@ -67,15 +71,22 @@ def test_how_t5s_texts_are_filled_up_is_put_on_the_recipe():
     assert T5TokenizerOptions().set_options(CLIP, 1, 3) == (CLIP.with_patch(T5Padding(1, 3)),)
 
 
-def test_a_language_model_is_known_with_the_inputs_of_each_mode_and_refused_when_it_is_to_write():
+def test_how_tokens_are_sampled_is_told_where_they_are():
     spec = specs()["TextGenerate"]
     on, off = ({declared.name for declared in opened(spec, {"sampling_mode": mode}).inputs} for mode in ("on", "off"))
-    assert on - off == {
-        f"sampling_mode.{name}"
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "presence_penalty")
-    }
-    with pytest.raises(NodeError, match="language models do not write text here; switch the prompt's enhancement off"):
-        TextGenerate().generate(clip=CLIP, prompt="a fox", max_length=9, sampling_mode={"sampling_mode": "off"})
+    assert on - off == {f"sampling_mode.{field.name}" for field in fields(TokenSampling)}
+
+
+async def test_a_language_model_is_asked_for_a_text_in_the_numbers_of_the_node():
+    sampling = TokenSampling(temperature=0.7, top_k=9, top_p=0.9, min_p=0.1, repetition_penalty=1.1, seed=5)
+    on = {"sampling_mode": "on", **asdict(sampling)}
+    modes: Any = {"thinking": True, "use_default_template": False}
+    sampled: Any = await TextGenerate().generate(CLIP, "a fox", 9, on, ORACLE, **modes)
+    assert sampled == (GenerationRequest("a fox", 9, sampling, thinking=True, use_template=False),)
+    greedy: Any = await TextGenerate().generate(CLIP, "a fox", 9, {"sampling_mode": "off"}, ORACLE)
+    assert greedy == (GenerationRequest("a fox", 9),)
+    with pytest.raises(NodeError, match="language models read text alone here; 'image' is linked"):
+        await TextGenerate().generate(CLIP, "", 9, {"sampling_mode": "off"}, ORACLE, image=torch.zeros(1, 8, 8, 3))
 
 
 async def test_an_image_to_edit_is_seen_and_referred_to_at_about_a_megapixel():

