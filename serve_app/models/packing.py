@@ -114,5 +114,7 @@ def _packs(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
     onednn: Any = torch.backends.mkldnn
     if isinstance(layer, nn.Conv2d):
         zeros = layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
-        return zeros and bool(onednn.is_available())
+        # A kind of its own may do more than convolve.
+        usual = type(layer).forward is nn.Conv2d.forward
+        return zeros and usual and bool(onednn.is_available())
     return isinstance(layer, nn.Linear) and bool(onednn.is_available())
