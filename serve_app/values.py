@@ -55,12 +55,14 @@ class Texts:
 class IllustratedText:
     """A text with images (1,H,W,3) in 0…1 that the encoder sees, one for each <|image_pad|> of its template.
 
-    template: what stands around the text, which takes the place of {}; None the encoder's usual.
+    template: what stands around the text, which takes the place of {}; None the encoder's usual. placed: the model is
+    given the images itself, and is to be told where they stand in place of what is seen in them; not by all encoders.
     """
 
     text: str
     images: tuple[torch.Tensor, ...]
     template: str | None = None
+    placed: bool = False
 
 
 Text: TypeAlias = "str | Texts | IllustratedText"

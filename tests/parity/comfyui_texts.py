@@ -25,11 +25,16 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.text_encoders.llama  # noqa: E402
+import comfy.text_encoders.qwen3vl  # noqa: E402
 import comfy.text_encoders.qwen_vl  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+TURN = 151644
+"""Qwen's token that begins a turn."""
+UNREAD = ("logit_scale", "text_projection.weight", "model.lm_head.weight")
+"""Weights that no conditioning is made of."""
 BROUGHT = ("spiece_model", "tekken_model")
 
 
@@ -42,6 +47,9 @@ def encoder(case: dict[str, Any]) -> tuple[Any, Any]:
     if case["tower"] is not None:
         see = comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer
         sizes = case["tower"]
+        vision = comfy.text_encoders.qwen3vl
+        for known in (vision.QWEN3VL_VISION["qwen3vl_8b"], vision.QWEN3VL_VISION_COMMON):
+            known.update({size: value for size, value in sizes.items() if size in known})
         comfy.text_encoders.llama.qwen_vl.Qwen2VLVisionTransformer = lambda **given: see(**{**given, **sizes})
     if case["called"] is not None:
         made = made(**case["called"])
@@ -51,7 +59,7 @@ def encoder(case: dict[str, Any]) -> tuple[Any, Any]:
         missing, unexpected = clip.load_sd(file)
         # A tower that no file of the case has is not looked through.
         needed = [name for name in missing if case["tower"] is not None or not name.startswith("visual.")]
-        assert not [name for name in needed if name not in ("logit_scale", "text_projection.weight")], missing
+        assert not [name for name in needed if name not in UNREAD], missing
         assert not [name for name in unexpected if not name.endswith("position_ids")], unexpected
     tokenizer_module = importlib.import_module(f"comfy.text_encoders.{case.get('tokenizer_module', case['module'])}")
     tokenizer = getattr(tokenizer_module, case["tokenizer"])
@@ -76,11 +84,12 @@ def main() -> None:
             texts = text if isinstance(text, dict) and "images" not in text else {"": text}
             tokens: dict[str, Any] = {}
             for key, one in texts.items():
-                more = {}
+                given: dict[str, Any] = {}
                 if isinstance(one, dict):
-                    more = {"images": [image(*sizes) for sizes in one["images"]], "llama_template": one["template"]}
+                    given = {"images": [image(*sizes) for sizes in one["images"]], "llama_template": one["template"]}
                     one = one["text"]
-                of_one = tokenizer.tokenize_with_weights(one, tokenizer_options=case["options"], **more)
+                given |= case["told"]
+                of_one = tokenizer.tokenize_with_weights(one, tokenizer_options=case["options"], **given)
                 tokens |= {key: of_one[key]} if key else of_one
             if {"l", "g"} <= texts.keys():
                 # As its node does.
@@ -96,6 +105,11 @@ def main() -> None:
                 clip.set_clip_options({"layer": case["stop_at"]})
             with torch.inference_mode():
                 cond, pooled, *more = clip.encode_token_weights(tokens)
+            if case["turns"]:
+                (of_text,) = tokens.values()
+                starts = [at for at, (token, _) in enumerate(of_text[0]) if isinstance(token, int) and token == TURN]
+                cond = cond[:, starts[case["turns"]] :]
+                more = [{key: value for key, value in more[0].items() if not bool(value.all())}]
             arrays[f"{name}|{i}|cond"] = kept(cond, case)
             if pooled is not None:
                 arrays[f"{name}|{i}|pooled_output"] = pooled.numpy()

@@ -23,7 +23,9 @@ from serve_app.models.families.clip import ClipText
 from serve_app.models.families.family import TextFamily
 from serve_app.models.families.gemma import Gemma2Text
 from serve_app.models.families.mistral import MistralText
-from serve_app.models.families.qwen import Qwen3Text
+from serve_app.models.families.qwen import Qwen3Text, QwenImage21Text
+from serve_app.models.families.qwen3_vl import QWEN_IMAGE_21
+from serve_app.models.families.qwen3_vl import Tower as DeepTower
 from serve_app.models.families.qwen_vl import QwenVlText, Tower
 from serve_app.models.families.t5 import T5Text, UMT5Text
 from serve_app.models.layout import reverse, translate
@@ -47,7 +49,8 @@ class TextCase:
 
     files: by name, what they hold. type: what the loader is told. module, clip, tokenizer: of comfy.text_encoders;
     called: what `clip` is called with first, None if it is the class itself; sizes: by the names of its encoders.
-    options: of its tokenisers. tower: the sizes of the part that sees. every, columns: which rows and columns of a
+    options: of its tokenisers; told: what these are told beside a text. tower: the sizes of the part that sees. turns:
+    how many of the conversation are left out of what ComfyUI's module says. every, columns: which rows and columns of a
     conditioning are kept, one in so many.
     """
 
@@ -65,6 +68,8 @@ class TextCase:
     columns: int = 1
     tokenizer_module: str | None = None
     tower: Mapping[str, int] | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
+    turns: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return what ComfyUI's side is asked."""
@@ -82,6 +87,8 @@ class TextCase:
             "every": self.every,
             "columns": self.columns,
             "tower": self.tower,
+            "told": self.told,
+            "turns": self.turns,
         }
 
 
@@ -103,6 +110,9 @@ _SOME = tuple(AWKWARD[i] for i in _FEW)
 _UMT5 = _t5(UMT5Text, 256384, 4548313)
 
 _QWEN_VL = QwenVlText(2, 32, 48, 2, 1, 128, 151936, tower=Tower(9, 80, 96))
+_QWEN3_VL = QwenImage21Text(4, 32, 48, 2, 1, 128, 151936, tower=DeepTower(27, 64, 96, 49))
+_SEES = "<image1><|vision_start|><|image_pad|><|vision_end|> <image2><|vision_start|><|image_pad|><|vision_end|>{}"
+"""How a text with two images begins."""
 _L = ClipText(layers=3, width=64, hidden_width=96, positions=77)
 _L_SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 1, "num_hidden_layers": 3}
 _G = ClipText(layers=32, width=64, hidden_width=96, positions=77, kind="g", projection=64)
@@ -190,6 +200,28 @@ CASES: Mapping[str, TextCase] = {
             {"text": f"a {SEEN} b {SEEN} c", "images": [[150, 230], [20, 31]], "template": TEMPLATE},
         ),
         tower={"hidden_size": 80, "num_layers": 9, "num_heads": 1, "intermediate_size": 96},
+        every=5,
+    ),
+    "qwen_image_21": TextCase(
+        {"qwen3_vl": _QWEN3_VL},
+        "qwen_image",
+        "qwen3vl",
+        "te",
+        "Qwen3VLTokenizer",
+        {"qwen3vl_8b": {**DECODER_SIZES, "num_hidden_layers": 4, "vocab_size": 151936}},
+        called={"model_type": "qwen3vl_8b"},
+        texts=(
+            *({"text": text, "images": [], "template": QWEN_IMAGE_21.template} for text in _SOME),
+            {"text": "red", "images": [[60, 100]], "template": QWEN_IMAGE_21.template.replace("{}", f"{SEEN}{{}}")},
+            {
+                "text": " join <image1> and <image2>",
+                "images": [[150, 230], [20, 31]],
+                "template": QWEN_IMAGE_21.template.replace("{}", _SEES),
+            },
+        ),
+        tower={"hidden_size": 64, "intermediate_size": 96, "num_position_embeddings": 49},
+        told={"thinking": True},
+        turns=1,
         every=5,
     ),
     "lumina2": TextCase(
@@ -285,7 +317,7 @@ def write(folder: Path, case: TextCase) -> list[str]:
             save_file(tensors(family), encoders / f"{name}.safetensors")
     vectors = {
         key: _drawn(f"style.{key}", (2, width))
-        for key, width in {"t5xxl": 32, "qwen3_4b": 32, "qwen3vl_4b": 32}.items()
+        for key, width in {"t5xxl": 32, "qwen3_4b": 32, "qwen3vl_4b": 32, "qwen3vl_8b": 32}.items()
     }
     save_file(vectors, embeddings / f"{EMBEDDING}.safetensors")
     return [f"{name}.safetensors" for name in case.files]

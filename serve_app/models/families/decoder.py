@@ -40,8 +40,8 @@ class DecoderText(TextFamily):
     where the file brings none; separate_head: whether the file has a last layer of its own, beside the tokens' vectors.
 
     head_width: of a head where no norm's length says it. theta: of the rotation of positions; eps: of norms. sections:
-    how many of a head's frequencies count along each axis of an image. scaled: tokens' vectors times √width. stop: the
-    tokens that end a generated text; none for one that generates none.
+    how many of a head's frequencies count along each axis of an image; interleaved: these take turns. scaled: tokens'
+    vectors times √width. stop: the tokens that end a generated text; none for one that generates none.
     """
 
     dtypes = (torch.bfloat16,)
@@ -51,6 +51,7 @@ class DecoderText(TextFamily):
     theta: ClassVar[float]
     eps: ClassVar[float] = 1e-6
     sections: ClassVar[tuple[int, ...]] = ()
+    interleaved: ClassVar[bool] = False
     scaled: ClassVar[bool] = False
     stop: ClassVar[tuple[int, ...]] = ()
 
@@ -179,16 +180,20 @@ class Decoder(nn.Module):
         rotation: tuple[Tensor, Tensor],
         last: int,
         cache: Cache | None = None,
+        deeper: Sequence[Tensor] = (),
     ) -> Iterator[Tensor]:
         """Yield the states (N,T,D): what goes into the first layer, and what comes out of each up to number `last`.
 
         x: (N,T,D); mask: (N,1,T,S), true where a row's token sees another, None for all; rotation: cosines and sines
-        (…,T,head). cache: the keys and values of the tokens before, which are S−T.
+        (…,T,head). cache: the keys and values of the tokens before, which are S−T. deeper: what is added to what comes
+        out of the first layers, (N,T,D) each.
         """
         yield x
-        for layer in self.layers[:last]:
+        for number, layer in enumerate(self.layers[:last]):
             out = layer(x, attention_mask=mask, position_embeddings=rotation, **as_cache(cache))
             x = out[0] if isinstance(out, tuple) else out
+            if number < len(deeper):
+                x = x + deeper[number]
             yield x
 
 
@@ -248,8 +253,18 @@ class DecoderEncoder(SequenceEncoder):
         for one, of_one, caches in zip(rows, logits.split(1), cache.grown(), strict=True):
             one.add(of_one, caches)
 
-    def states(self, x: Tensor, seen: Tensor | None, positions: Tensor, stop_at: int | None) -> Tensor:
-        """Return the states that the reading takes. positions: (1 or N,T), or (axes,N,T) where images have several."""
+    def states(
+        self,
+        x: Tensor,
+        seen: Tensor | None,
+        positions: Tensor,
+        stop_at: int | None,
+        deeper: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Return the states that the reading takes. positions: (1 or N,T), or (axes,N,T) where images have several.
+
+        deeper: as `Decoder.forward` has it.
+        """
         length, count = x.shape[1], self.family.layers
         mask = causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()[None, None]
         if seen is not None:
@@ -260,8 +275,9 @@ class DecoderEncoder(SequenceEncoder):
         if len(taps) == 1 and stop_at is not None:
             taps = (stop_at,) if -count <= stop_at < 0 else ()
         wanted = [count + 1 + tap if tap < 0 else tap for tap in taps] or [count]
-        rotation = rotated(positions, self.family.head, self.family.theta, self.family.sections, x.dtype)
-        states = self.network(x, mask, rotation, max(wanted))
+        family = self.family
+        rotation = rotated(positions, family.head, family.theta, family.sections, x.dtype, family.interleaved)
+        states = self.network(x, mask, rotation, max(wanted), deeper=deeper)
         kept = {i: state for i, state in enumerate(states) if i in wanted}
         # One state that is asked for by number is taken as it is; the last of several, or by default, is normed.
         if count in kept and len(taps) != 1:
@@ -270,16 +286,22 @@ class DecoderEncoder(SequenceEncoder):
 
 
 def rotated(
-    positions: Tensor, head: int, theta: float, sections: Sequence[int], dtype: torch.dtype
+    positions: Tensor, head: int, theta: float, sections: Sequence[int], dtype: torch.dtype, interleaved: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines (N,T,head) by which a head's pairs are turned at positions (N,T) or (axes,N,T).
 
-    sections: how many frequencies count along each axis, where there are several. Source: Wang et al. 2024,
-    arXiv:2409.12191.
+    sections: how many frequencies count along each axis, where there are several; interleaved: the axes take turns, and
+    the first has what is left over. Source: Wang et al. 2024, arXiv:2409.12191; Bai et al. 2025, arXiv:2511.21631.
     """
     frequencies = theta ** (-torch.arange(0, head, 2, device=positions.device, dtype=torch.float32) / head)
     angles = positions[..., None].float() * frequencies
-    if positions.ndim > 2:
+    if positions.ndim > 2 and interleaved:
+        mixed = angles[0].clone()
+        for axis, count in enumerate(sections[1:], 1):
+            turns = slice(axis, count * len(sections), len(sections))
+            mixed[..., turns] = angles[axis][..., turns]
+        angles = mixed
+    elif positions.ndim > 2:
         parts = torch.split(angles, list(sections), dim=-1)
         angles = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1)
     angles = torch.cat([angles, angles], dim=-1)

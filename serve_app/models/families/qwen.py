@@ -1,4 +1,4 @@
-"""Qwen3 as text encoder: 4B for Z-Image and Flux.2 klein 4B, 8B for klein 9B; the words of Qwen3-VL 4B for Krea 2.
+"""Qwen3 as text encoder: 4B for Z-Image and Flux.2 klein 4B, 8B for klein 9B; Qwen3-VL for Krea 2 and Qwen-Image 2.1.
 
 Source: Yang et al. 2025, arXiv:2505.09388.
 """
@@ -15,8 +15,10 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMS
 
 from serve_app.models.families.decoder import DecoderText
 from serve_app.models.families.family import Lexicon
+from serve_app.models.families.qwen3_vl import QWEN_IMAGE_21, QwenImage21Encoder, Tower, tower
 from serve_app.models.families.qwen_vl import QWEN_IMAGE, QwenImageEncoder
 from serve_app.models.families.sequences import Reading
+from serve_app.models.layout import Table
 from serve_app.models.prompt import Weighted
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, qwen
@@ -38,12 +40,21 @@ _WIDTH_8B = 4096
 
 @dataclass(frozen=True, slots=True)
 class Qwen3Text(DecoderText):
-    """A Qwen3 without a vision tower, or the language part of a Qwen3-VL whose tower is not read."""
+    """A Qwen3, or a Qwen3-VL. tower: the part that sees, None if the file has none; one reader of several uses it."""
 
     name = "Qwen3"
     prefixes = ("text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_8b.transformer.", "")
     theta = 1e6
     stop = qwen.STOP
+
+    tower: Tower | None = None
+
+    @classmethod
+    def probe(cls, tensors: Tensors) -> Qwen3Text:
+        return replace(super(Qwen3Text, cls).probe(tensors), tower=Tower.probe(tensors))
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        return {**super(Qwen3Text, self).table(tensors), "model.visual": "visual", "visual": "visual"}
 
     @classmethod
     def recognises(cls, inner: Tensors) -> bool:
@@ -51,9 +62,11 @@ class Qwen3Text(DecoderText):
         return attention in inner.shapes and norm not in inner.shapes
 
     def as_type(self, loaded_as: str) -> Qwen3Text:
-        if loaded_as == "krea2":
+        readers = {"krea2": (Krea2Text, KREA2), "qwen_image": (QwenImage21Text, QWEN_IMAGE_21)}
+        if loaded_as in readers:
+            kind, reading = readers[loaded_as]
             made = {field.name: getattr(self, field.name) for field in fields(self)}
-            return Krea2Text(**{**made, "reading": KREA2})
+            return kind(**{**made, "reading": reading})
         return replace(self, reading=self.reading_for(loaded_as))
 
     def reading_for(self, loaded_as: str) -> Reading:
@@ -87,3 +100,21 @@ class Krea2Encoder(QwenImageEncoder):
         text = request.text if own else self.reading.around(request.text)
         thought = "" if own or request.thinking else _NO_THOUGHT
         return self.framed(text + thought, T5Padding(pads=0, length=1))
+
+
+@dataclass(frozen=True, slots=True)
+class QwenImage21Text(Qwen3Text):
+    """Qwen3-VL as Qwen-Image 2.1 reads it, with what it sees."""
+
+    theta = 5e6
+    sections = (24, 20, 20)
+    interleaved = True
+
+    def build(self) -> nn.Module:
+        network = super(QwenImage21Text, self).build()
+        if self.tower is not None:
+            network.visual = tower(self.tower, self.width)
+        return network
+
+    def encoder(self, network: Any, lexicon: Lexicon) -> QwenImage21Encoder:
+        return QwenImage21Encoder(self, QWEN_IMAGE_21, self.tokenizer(None, lexicon), network, lexicon.vectors)

@@ -41,7 +41,7 @@ QWEN_IMAGE = Reading(
     masked=True,
     tells_mask=True,
 )
-_IMAGE_PAD, _IM_START, _USER_WORD, _NEW_LINE = 151655, 151644, 872, 198
+_IMAGE_PAD, IM_START, _USER_WORD, _NEW_LINE = 151655, 151644, 872, 198
 _OWN_TEMPLATES = ("<|im_start|>", "<|start_header_id|>")
 
 # Of the tower: a patch's side, patches a token covers along one side, frames, a head's width, blocks that see all.
@@ -127,10 +127,26 @@ class QwenImageEncoder(DecoderEncoder):
         """Return a text within a template, the usual if None, unless it brings one of its own."""
         return text if text.startswith(_OWN_TEMPLATES) else self.reading.around(text, template)
 
+    def before(self, tokens: Sequence[Any]) -> int:
+        """Return how many of a text's tokens come before what the model is told."""
+        return _before_words(tokens, len(tokens))
+
     def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
-        cut = _before_words([token for token, _ in encoded.tokens], len(encoded.states))
+        cut = self.before([token for token, _ in encoded.tokens])
         cond, options = super().entry(replace(encoded, states=encoded.states[cut:], seen=encoded.seen[cut:]))
         return cond, {} if bool(encoded.seen[cut:].all()) else options
+
+
+class Seen(NamedTuple):
+    """What is seen in an image: a vector for each token (N,D), row by row, and what is added to these deeper, as many.
+
+    rows, columns: of tokens.
+    """
+
+    vectors: Tensor
+    rows: int
+    columns: int
+    deeper: Sequence[Tensor] = ()
 
 
 class QwenVlEncoder(QwenImageEncoder):
@@ -144,18 +160,28 @@ class QwenVlEncoder(QwenImageEncoder):
         plain = [self.row(text, padding) for text, seen in zip(texts, illustrated, strict=True) if not seen]
         encoded = iter(self.encode_rows(plain, stop_at) if plain else ())
         return [
-            [self.entry(self._seeing(text, stop_at) if isinstance(text, IllustratedText) and seen else next(encoded))]
+            [
+                self.illustrated(text, stop_at)
+                if isinstance(text, IllustratedText) and seen
+                else self.entry(next(encoded))
+            ]
             for text, seen in zip(texts, illustrated, strict=True)
         ]
 
-    def _seeing(self, text: IllustratedText, stop_at: int | None) -> Encoded:
-        """Encode a text with images. Errors: NodeError for a file without a tower."""
-        if not isinstance(self.family, QwenVlText) or self.family.tower is None:
+    def illustrated(self, text: IllustratedText, stop_at: int | None) -> tuple[Tensor, dict[str, Any]]:
+        """Return what a conditioning says of a text with images. Errors: NodeError for a file without a tower."""
+        return self.entry(self.seeing(text, stop_at)[0])
+
+    def seeing(self, text: IllustratedText, stop_at: int | None) -> tuple[Encoded, list[tuple[int, int]]]:
+        """Encode a text with images; return where each begins and ends as well. Errors: NodeError without a tower."""
+        if not hasattr(self.network, "visual"):
             raise NodeError("the text encoder's file has no part that sees images, 'visual.'; use one that has it")
         row = self.framed(self.around(text.text, text.template))
         images = iter(text.images)
         tokens: Weighted = []
         positions: list[tuple[int, int, int]] = []
+        spans: list[tuple[int, int]] = []
+        deeper: list[Sequence[Tensor]] = []
         at = 0
         for token, weight in row:
             image = next(images, None) if token == _IMAGE_PAD else None
@@ -164,30 +190,39 @@ class QwenVlEncoder(QwenImageEncoder):
                 positions.append((at, at, at))
                 at += 1
                 continue
-            seen, rows, columns = self._see(image)
-            tokens += [(vector, 1.0) for vector in seen]
-            positions += [(at, at + y, at + x) for y in range(rows) for x in range(columns)]
-            at += max(rows, columns)
+            seen = self.see(image)
+            spans.append((len(tokens), len(tokens) + len(seen.vectors)))
+            tokens += [(vector, 1.0) for vector in seen.vectors]
+            deeper.append(seen.deeper)
+            positions += [(at, at + y, at + x) for y in range(seen.rows) for x in range(seen.columns)]
+            at += max(seen.rows, seen.columns)
         x = embedded(self._table, [[token for token, _ in tokens]], self.reading.pad)
         of_axes = torch.tensor(positions, device=x.device).t()[:, None]
-        states = self.states(x, None, of_axes, stop_at)[0].float().cpu()
-        return Encoded(tokens, states, torch.ones(len(tokens), dtype=torch.bool))
+        added = [torch.zeros_like(x) for _ in (deeper[0] if deeper else ())]
+        for (start, end), of_image in zip(spans, deeper, strict=True):
+            for where, vectors in zip(added, of_image, strict=True):
+                where[0, start:end] = vectors
+        states = self.states(x, None, of_axes, stop_at, added)[0].float().cpu()
+        return Encoded(tokens, states, torch.ones(len(tokens), dtype=torch.bool)), spans
 
-    def _see(self, image: Tensor) -> tuple[Tensor, int, int]:
-        """Return what is seen in an image (1,H,W,3): a vector for each token, (N,D), and how many rows and columns."""
+    def see(self, image: Tensor) -> Seen:
+        """Return what is seen in an image (1,H,W,3)."""
+        rows, columns, seen = self.looked(*patches(image, _PATCH, _MEAN, _SPREAD))
+        return Seen(seen.pooler_output, rows, columns)
+
+    def looked(self, cut: Tensor, rows: int, columns: int) -> tuple[int, int, Any]:
+        """Return the rows and columns of tokens of an image as patches, and what the tower says of it."""
         visual = self.network.visual
         if next(visual.rotary_pos_emb.buffers()).is_meta:
             # Its frequencies are in no file, and were not worked out where the network was built.
             visual.rotary_pos_emb = type(visual.rotary_pos_emb)(visual.config)
-        patches, rows, columns = _patches(image)
         grid = torch.tensor([[1, rows, columns]], device=self._table.device)
-        seen: Tensor = visual(patches.to(self._table), grid_thw=grid).pooler_output
-        return seen, rows // _MERGED, columns // _MERGED
+        return rows // _MERGED, columns // _MERGED, visual(cut.to(self._table), grid_thw=grid)
 
 
 def _before_words(tokens: Sequence[Any], length: int) -> int:
     """Return how many tokens come before the user's words: up to the second turn's "user" and its new line."""
-    starts = [i for i, token in enumerate(tokens) if isinstance(token, int) and token == _IM_START][:2]
+    starts = [i for i, token in enumerate(tokens) if isinstance(token, int) and token == IM_START][:2]
     at = starts[-1] if starts else -1
     following = tokens[at + 1 : at + 3]
     if length > at + 3 and all(isinstance(token, int) for token in following):
@@ -195,13 +230,13 @@ def _before_words(tokens: Sequence[Any], length: int) -> int:
     return at
 
 
-def _patches(image: Tensor) -> tuple[Tensor, int, int]:
-    """Return an image (1,H,W,3) in 0…1 as patches (N,3·2·14·14), those of a token together, and the rows and columns.
+def patches(image: Tensor, patch: int, mean: Sequence[float], spread: Sequence[float]) -> tuple[Tensor, int, int]:
+    """Return an image (1,H,W,3) in 0…1 as patches (N,3·2·patch²), those of a token together, and the rows and columns.
 
-    Its sides become multiples of two patches, its pixels neither too few nor too many.
+    Its sides become multiples of two patches, its pixels neither too few nor too many. mean, spread: of its channels.
     """
     height, width = image.shape[1:3]
-    unit = _PATCH * _MERGED
+    unit = patch * _MERGED
     rows, columns = (round(side / unit) for side in (height, width))
     if rows * columns * unit**2 > _MOST_PIXELS:
         shrunk = math.sqrt(height * width / _MOST_PIXELS)
@@ -210,8 +245,8 @@ def _patches(image: Tensor) -> tuple[Tensor, int, int]:
         grown = math.sqrt(_LEAST_PIXELS / (height * width))
         rows, columns = (math.ceil(side * grown / unit) for side in (height, width))
     planes = interpolate(image[:1, ..., :3].movedim(-1, 1).float(), (rows * unit, columns * unit), mode="bilinear")
-    planes = (planes - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_SPREAD)[:, None, None]
-    # (C, rows, 2, 14, columns, 2, 14) → (rows, columns, 2, 2, C, frames, 14, 14): a still image is two equal frames.
-    cut = planes[0].reshape(3, rows, _MERGED, _PATCH, columns, _MERGED, _PATCH).permute(1, 4, 2, 5, 0, 3, 6)
+    planes = (planes - torch.tensor(mean)[:, None, None]) / torch.tensor(spread)[:, None, None]
+    # (C, rows, 2, p, columns, 2, p) → (rows, columns, 2, 2, C, frames, p, p): a still image is two equal frames.
+    cut = planes[0].reshape(3, rows, _MERGED, patch, columns, _MERGED, patch).permute(1, 4, 2, 5, 0, 3, 6)
     cut = cut[:, :, :, :, :, None].expand(-1, -1, -1, -1, -1, _FRAMES, -1, -1)
     return cut.reshape(rows * columns * _MERGED**2, -1), rows * _MERGED, columns * _MERGED
