@@ -16,7 +16,6 @@ _OTHERS = {
     "nerf_blocks.": "Chroma Radiance",
     "double_stream_blocks.": "HiDream",
     "txt_in.individual_token_refiner.": "Hunyuan Video",
-    "txt_in.text_norm.": "Qwen Image 2.1",
     "time_caption_embed.": "Omnigen 2",
     "blocks.0.mlp.layer1.": "Cosmos Predict 2",
     "llm_adapter.": "Anima",

@@ -17,8 +17,8 @@ _BY_REASON: Mapping[str, str] = {
         "SAM3DBody_Render SAM3DBody_Smooth"
     ),
     "it is for a model family that is not supported": (
-        "Flux3LayoutPrompt MOSSImageControl MOSSImageLayoutPrompt MarigoldV2PostProcess QwenImage21Cache "
-        "ReferenceMultiLatent TextEncodeFibo2 TextEncodeMOSSImageEdit TextEncodeMingImageEdit TextEncodeQwenImage21 "
+        "Flux3LayoutPrompt MOSSImageControl MOSSImageLayoutPrompt MarigoldV2PostProcess "
+        "ReferenceMultiLatent TextEncodeFibo2 TextEncodeMOSSImageEdit TextEncodeMingImageEdit "
         "ConditioningLoader"
     ),
     "loops of a workflow are not supported": ("EndLoop StartLoop"),

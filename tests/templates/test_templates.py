@@ -51,6 +51,11 @@ TEMPLATES = {
     "image_qwen_image_edit_2511": None,
     "image_qwen_image_edit": None,
     "image_qwen_image_layered": (640, 640),
+    "image_qwen_image_2_1_t2i": (1024, 1024),
+    "image_qwen_image_2_1_turbo_t2i": (1024, 1024),
+    "image_qwen_image_2_1_image_edit": None,
+    "image_qwen_image_2_1_turbo_image_edit": None,
+    "image_qwen_image_2_1_background_removal": None,
     "image_flux2_klein_text_to_image": (1024, 1024),
     "image_flux2_klein_image_edit_4b_base": None,
     "image_flux2_klein_image_edit_4b_distilled": None,
@@ -62,7 +67,7 @@ TEMPLATES = {
 }
 """The templates, and the size of the picture that each makes; None where it follows from its input."""
 LAYERS = {"image_qwen_image_layered": 2}
-"""How many pictures, with transparent parts, a template makes that takes one apart."""
+"""How many pictures, with transparent parts, a template makes that takes one apart; Qwen-Image 2.1's have such too."""
 SWITCHES = {"Enable 4 Steps LoRA?": True, "Enable 4steps LoRA?": True}
 """Switches that are turned here, by title: forty steps take too long."""
 PATIENCE_S = 300.0
@@ -108,4 +113,4 @@ async def test_a_template_makes_its_pictures(name: str, tmp_path: Path) -> None:
                 with Image.open(io.BytesIO(picture.content)) as image:
                     assert TEMPLATES[name] in (None, image.size)
                     assert len(image.convert("L").getcolors(256) or ()) > 8, "it is of one colour"
-                    assert image.mode == ("RGBA" if name in LAYERS else "RGB")
+                    assert image.mode == ("RGBA" if name in LAYERS or "qwen_image_2_1" in name else "RGB")

@@ -21,8 +21,11 @@ from serve_app.models.families.flux2 import Flux2
 from serve_app.models.families.flux2_vae import Flux2Vae
 from serve_app.models.families.krea2 import Attention, Krea2
 from serve_app.models.families.mistral import MistralText
-from serve_app.models.families.qwen import Qwen3Text
+from serve_app.models.families.qwen import Qwen3Text, QwenImage21Text
+from serve_app.models.families.qwen3_vl import Tower as DeepTower
 from serve_app.models.families.qwen_image import NEGATIVE_INDEX, QwenImage
+from serve_app.models.families.qwen_image21 import QwenImage21
+from serve_app.models.families.qwen_image21_vae import QwenImage21Vae
 from serve_app.models.families.qwen_vl import QwenVlText, Tower
 from serve_app.models.families.references import INDEX_TIMESTEP_ZERO
 from serve_app.models.families.sd3 import Sd3
@@ -34,6 +37,7 @@ from serve_app.models.tokenizers import tekken
 from serve_app.store.catalog import FOLDERS
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
+from tests.parity.qwen21_cases import drawn, file_of
 from tests.parity.text_cases import tensors as text_tensors
 
 TEXT_WIDTH = 32
@@ -41,6 +45,7 @@ WIDE = 4096
 """Of a text where what is beside it is padded to this."""
 QWEN3 = Qwen3Text(layers=27, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936)
 QWEN3_VL = replace(QWEN3, layers=36)
+QWEN3_VL_8B = QwenImage21Text(2, TEXT_WIDTH, 48, 1, 1, 128, 151936, tower=DeepTower(27, 64, 48, 48**2))
 MISTRAL = MistralText(
     layers=30, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=tekken.TOKENS, final_norm=False
 )
@@ -59,12 +64,14 @@ FLUX2 = replace(KLEIN, guided=True)
 KREA2 = Krea2(Attention(32, 2, 1, 48), Attention(TEXT_WIDTH, 2, 2, 48), layers=1, states=12)
 QWEN_IMAGE = QwenImage(width=32, heads=1, layers=1, text_width=TEXT_WIDTH)
 QWEN_2511 = replace(QWEN_IMAGE, method=INDEX_TIMESTEP_ZERO)
+QWEN_IMAGE_21 = QwenImage21(width=32, heads=1, layers=1, text_width=TEXT_WIDTH)
 QWEN_LAYERED = replace(QWEN_IMAGE, method=NEGATIVE_INDEX, layered=True)
 SD3 = Sd3(width=64, layers=1, text_width=WIDE, pooled_width=128, side=192, normed=True)
 VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=16, image_channels=3, quantized=False)
 KL = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=32, image_channels=3, quantized=True)
 FLUX2_VAE = Flux2Vae(KL, decoder_channels=KL.channels)
 WAN_VAE = WanVae(width=4, latent_channels=16, image_channels=3)
+QWEN_21_VAE = QwenImage21Vae(width=8, decoder_width=8)
 SMALL_DECODER = Flux2Vae(replace(KL, channels=(64,) * 4), decoder_channels=KL.channels)
 
 Tensors = Mapping[str, Tensor]
@@ -88,6 +95,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/flux1.*": lambda: network(FLUX),
     r"diffusion_models/flux2_dev.*": lambda: network(FLUX2),
     r"diffusion_models/flux-2-klein.*": lambda: network(KLEIN),
+    r"diffusion_models/qwen_image_2.1.*": lambda: file_of(QWEN_IMAGE_21, drawn(QWEN_IMAGE_21)),
     r"diffusion_models/krea2.*": lambda: network(KREA2),
     r"diffusion_models/qwen_image_layered.*": lambda: network(QWEN_LAYERED),
     r"diffusion_models/qwen_image_edit_2511.*": lambda: network(QWEN_2511),
@@ -96,11 +104,15 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"loras/krea2.*": lambda: lora("diffusion_model.blocks.0.attn.wq", 32, 32),
     r"loras/Flux_?2.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 48, 16),
     r"text_encoders/qwen_3_[48]b.*": lambda: text_tensors(QWEN3),
+    # It refines prompts where a switch says so, and is not read where it is off.
+    r"text_encoders/qwen3.5_9b.*": lambda: {"unread": torch.zeros(1)},
+    r"text_encoders/qwen3vl_8b.*": lambda: text_tensors(QWEN3_VL_8B),
     r"text_encoders/qwen3vl_4b.*": lambda: text_tensors(QWEN3_VL),
     r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
     r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
+    r"vae/qwen_image_2.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
     r"vae/ae\..*": lambda: network(VAE),
     r"vae/qwen_image_vae.*": lambda: single_file(WAN_VAE),
     r"vae/qwen_image_layered_vae.*": lambda: single_file(replace(WAN_VAE, image_channels=4)),

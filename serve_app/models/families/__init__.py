@@ -18,6 +18,8 @@ from serve_app.models.families.lumina2 import Lumina2
 from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
 from serve_app.models.families.qwen_image import QwenImage
+from serve_app.models.families.qwen_image21 import QwenImage21
+from serve_app.models.families.qwen_image21_vae import QwenImage21Vae
 from serve_app.models.families.qwen_vl import QwenVlText
 from serve_app.models.families.sd import Sd
 from serve_app.models.families.sd3 import Sd3
@@ -30,8 +32,11 @@ from serve_app.models.families.wan_vae import WanVae
 from serve_app.models.families.zimage import ZImage
 
 UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
-BACKBONES: Sequence[type[BackboneFamily]] = (*UNETS, ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage)
-VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, WanVae, Taesd)
+BACKBONES: Sequence[type[BackboneFamily]] = (
+    *UNETS,
+    *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21),
+)
+VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, QwenImage21Vae, WanVae, Taesd)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text, QwenVlText, Gemma2Text, MistralText)
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text)
 """Encoders that go together, and are read side by side."""
@@ -51,6 +56,8 @@ __all__ = [
     "Krea2",
     "Lumina2",
     "QwenImage",
+    "QwenImage21",
+    "QwenImage21Vae",
     "Sd",
     "Sd3",
     "Sdxl",

@@ -27,8 +27,9 @@ HALVES_TIME = (False, True, True)
 """Which of the steps down halve the number of frames too."""
 
 _MARKS = ("decoder.middle.0.residual.0.gamma",)
-_WAN_22 = "decoder.upsamples.0.upsamples.0.residual.2.weight"
-_RES_BLOCK = {
+NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
+"""A tensor of those whose levels are modules of their own: Wan 2.2 and what is laid out like it."""
+RES_BLOCK = {
     "residual.0": "norm1",
     "residual.2": "conv1",
     "residual.3": "norm2",
@@ -60,7 +61,7 @@ class WanVae(VaeFamily):
     @classmethod
     def probe(cls, tensors: Tensors) -> WanVae:
         """Read the network off its tensors. Errors: ModelFileError for another edition."""
-        if _WAN_22 in tensors.shapes:
+        if NESTED in tensors.shapes:
             raise tensors.unsupported("is the autoencoder of Wan 2.2, which is not supported")
         width, image_channels = tensors.shape("encoder.conv1.weight")[:2]
         return cls(width, tensors.shape("conv2.weight")[0], image_channels)
@@ -106,25 +107,30 @@ class CausalConv(WanCausalConv3d):  # type: ignore[misc]
         return whole
 
 
-def _names() -> Iterator[tuple[str, str]]:
-    """Yield names in the file and in the network."""
+def ends() -> Iterator[tuple[str, str]]:
+    """Yield names in the file and in the network of what is not in the levels."""
     yield "conv1", "quant_conv"
     yield "conv2", "post_quant_conv"
     for half in ("encoder", "decoder"):
         yield f"{half}.conv1", f"{half}.conv_in"
         yield f"{half}.head.0", f"{half}.norm_out"
         yield f"{half}.head.2", f"{half}.conv_out"
-        yield from inside(f"{half}.middle.0", f"{half}.mid_block.resnets.0", _RES_BLOCK)
+        yield from inside(f"{half}.middle.0", f"{half}.mid_block.resnets.0", RES_BLOCK)
         yield f"{half}.middle.1", f"{half}.mid_block.attentions.0"
-        yield from inside(f"{half}.middle.2", f"{half}.mid_block.resnets.1", _RES_BLOCK)
+        yield from inside(f"{half}.middle.2", f"{half}.mid_block.resnets.1", RES_BLOCK)
+
+
+def _names() -> Iterator[tuple[str, str]]:
+    """Yield names in the file and in the network."""
+    yield from ends()
     # The file counts what the levels are made of through, and so does the network's encoder.
     for number in range(len(WIDTHS) * (RES_BLOCKS + 1) - 1):
-        yield from inside(f"encoder.downsamples.{number}", f"encoder.down_blocks.{number}", _RES_BLOCK)
+        yield from inside(f"encoder.downsamples.{number}", f"encoder.down_blocks.{number}", RES_BLOCK)
     a_level = RES_BLOCKS + 2
     for level in range(len(WIDTHS)):
         for i in range(RES_BLOCKS + 1):
             theirs, ours = f"decoder.upsamples.{level * a_level + i}", f"decoder.up_blocks.{level}.resnets.{i}"
-            yield from inside(theirs, ours, _RES_BLOCK)
+            yield from inside(theirs, ours, RES_BLOCK)
         if level < len(WIDTHS) - 1:
             theirs = f"decoder.upsamples.{level * a_level + a_level - 1}"
             yield theirs, f"decoder.up_blocks.{level}.upsamplers.0"

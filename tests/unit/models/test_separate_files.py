@@ -178,7 +178,7 @@ def test_a_file_in_eight_bits_is_read_as_the_numbers_it_holds(tmp_path):
     ("name", "family"),
     [
         ("nerf_blocks.0.norm.scale", "Chroma Radiance"),
-        ("txt_in.text_norm.weight", "Qwen Image 2.1"),
+        ("double_layers.0.weight", "AuraFlow"),
         ("blocks.0.self_attn.q.weight", "Wan"),
     ],
 )

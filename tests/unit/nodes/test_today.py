@@ -112,10 +112,10 @@ def test_an_element_of_a_list_is_taken_from_either_end() -> None:
 
 
 def test_a_class_of_a_later_comfyui_is_known_by_name_and_no_other_is_suggested() -> None:
-    prompt = parse({"1": {"class_type": "TextEncodeQwenImage21", "inputs": {}}})
+    prompt = parse({"1": {"class_type": "TextEncodeFibo2", "inputs": {}}})
     [problem] = [p for p in validate(prompt, specs(), lambda folder: [], None, NOT_THERE).problems if p.node_id]
     reason = "it is for a model family that is not supported"
-    assert problem.message == f"node class 'TextEncodeQwenImage21' is not supported: {reason}"
+    assert problem.message == f"node class 'TextEncodeFibo2' is not supported: {reason}"
     assert not BUILTIN.keys() & NOT_THERE.keys()
 
 
