@@ -37,7 +37,7 @@ WIDGETS: Mapping[str, Any] = {
 UNSAVED: Mapping[str, Any] = {"IMAGECOMPARE": {}}
 """Input types whose widgets are sent and never saved, each with what is sent."""
 SEEDS = frozenset({"seed", "noise_seed"})
-"""Integers that have a control widget even where their class does not ask for one."""
+"""Integers that have a control widget even where their class does not ask for one; not those of a dynamic input."""
 
 CUSTOM_COMBO = "CustomCombo"
 """The class whose list the page lets its user write, in widgets of which the class knows nothing."""
@@ -144,7 +144,6 @@ def _of_input(name: str, config: Sequence[Any], saved: _Saved, index: int) -> It
     default = choices[0] if kind == "COMBO" and choices else WIDGETS[kind]
     forced = bool(options.get("forceInput"))
     yield Widget(name, options.get("default", default), forced)
-    own_name = name.rpartition(".")[2]
-    if not forced and options.get("control_after_generate", kind == "INT" and own_name in SEEDS):
+    if not forced and options.get("control_after_generate", kind == "INT" and name in SEEDS):
         # A choice's control has a filter beside it.
         yield from [Widget(None, None)] * (2 if kind == "COMBO" else 1)

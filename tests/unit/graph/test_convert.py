@@ -305,6 +305,16 @@ DYNAMIC: dict[str, Any] = {
             }
         }
     },
+    "Draw": {
+        "input": {
+            "required": {
+                "how": [
+                    "COMFY_DYNAMICCOMBO_V3",
+                    {"options": [{"key": "on", "inputs": {"required": {"seed": ["INT"], "n": ["INT"]}}}]},
+                ],
+            }
+        }
+    },
     "Compare": {"input": {"required": {"view": ["IMAGECOMPARE", {}], "n": ["INT"]}}},
     "CustomCombo": {"input": {"required": {"choice": ["COMBO", {"options": []}]}}},
 }
@@ -339,6 +349,10 @@ def dynamic_inputs(kind, **keys):
 )
 def test_the_widgets_of_the_chosen_option_stand_behind_its_choice(values, expected):
     assert dynamic_inputs("Resize", widgets_values=values) == expected
+
+
+def test_a_seed_of_a_chosen_option_has_no_control_unless_its_class_asks_for_one():
+    assert dynamic_inputs("Draw", widgets_values=["on", 5, 7]) == {"how": "on", "how.seed": 5, "how.n": 7}
 
 
 def test_values_saved_by_name_are_read_by_name():
