@@ -91,7 +91,7 @@ def test_an_encoder_reads_comfyuis_tokens(clip_of, name):
             assert torch.allclose(weights, FIGURES[key.replace("ids", "weights")])
 
 
-@pytest.mark.parametrize("name", ["chroma", "wan", "klein", "qwen_image", "lumina2", "flux"])
+@pytest.mark.parametrize("name", ["chroma", "wan", "klein", "qwen_image", "qwen_image_21", "lumina2", "flux"])
 def test_in_half_the_bits_an_encoder_gives_nearly_the_same(tmp_path, name):
     case = CASES[name]
     first, *others = write(tmp_path, case)

@@ -116,6 +116,31 @@ def test_rows_that_share_a_forward_are_as_if_alone() -> None:
     assert (BACKBONE.forward(backbone, [moved])[0] - BACKBONE.forward(backbone, rows[:1])[0]).abs().max() > 1e-3
 
 
+@torch.inference_mode()
+def test_in_half_the_bits_a_network_and_its_autoencoder_answer_nearly_the_same() -> None:
+    asked = row(0.4, reference_latents=[noise("first", (1, 64, 3, 4))], image_slots=[1])
+    (whole,), (half,) = (BACKBONE.forward(made, [asked]) for made in (network(), network().bfloat16()))
+    assert half.dtype == torch.float32
+    assert float((half - whole).norm() / whole.norm()) < 0.05
+    vae = VAE.build().eval()
+    vae.load_state_dict(drawn(VAE))
+    latents = noise("latents", (1, 64, 2, 3))
+    pixels = VAE.decode(vae, latents)
+    rounded = VAE.decode(vae.bfloat16(), latents.bfloat16()).float()
+    assert float((rounded - pixels).norm() / pixels.norm()) < 0.05
+    assert VAE.encode(vae, rounded.bfloat16()).shape == latents.shape
+
+
+def test_a_lora_of_the_files_fused_layer_changes_both_of_the_networks() -> None:
+    names = BACKBONE.lora_names([f"{layer}.weight" for layer, _ in network().named_modules() if layer])
+    fused = names["diffusion_model.transformer_blocks.1.img_mlp.gate_up"]
+    assert [(place.name, place.rows) for place in fused if not isinstance(place, str)] == [
+        ("transformer_blocks.1.img_mlp.gate_layer.weight", (0, 192)),
+        ("transformer_blocks.1.img_mlp.proj.weight", (192, 384)),
+    ]
+    assert names["diffusion_model.transformer_blocks.0.attn.to_out.0"] == "transformer_blocks.0.attn.to_out.0.weight"
+
+
 def test_rows_of_unlike_sequences_do_not_share_a_forward() -> None:
     key = lambda asked: BACKBONE.group_key(asked.x, asked.inputs)  # noqa: E731
     reference = [noise("first", (1, 64, 2, 2))]
