@@ -104,6 +104,9 @@ class FlowWeights:
     def latent_format(self, recipe: Recipe) -> LatentFormat:
         return KINDS[recipe.name][1]
 
+    def remarks(self, recipe: Recipe) -> tuple[str, ...]:
+        return ()
+
     def need(self, *recipes: Recipe) -> None:
         return None
 
