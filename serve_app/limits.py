@@ -23,6 +23,10 @@ class SizeLimits(BaseModel):
     """Of all that the nodes of one task make, which stays until it ends; 0 is half of the memory there is."""
     text_characters: Annotated[int, Field(ge=1)] = 4_000_000
     """Of one text that a node makes."""
+    prompt_bytes: Annotated[int, Field(ge=1)] = 65_536
+    """Of one text that a text encoder reads, in UTF-8: some take time and memory that grow with its square."""
+    generated_tokens: Annotated[int, Field(ge=1)] = 8_192
+    """Of one text that a language model generates; what it keeps of each stays until the last."""
     shown_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     """Of what the nodes of one task show its client, which the scheduler, the database and the history carry."""
     graph_nodes: Annotated[int, Field(ge=1)] = 20_000

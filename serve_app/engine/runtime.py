@@ -25,6 +25,7 @@ from serve_app.engine.preview import picture
 from serve_app.engine.text_generation import Job, go_on
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import ModelFileError, NodeError, UnavailableError
+from serve_app.limits import SizeLimits
 from serve_app.models import control
 from serve_app.models.recipes import Need
 from serve_app.models.tiling import Tiles
@@ -33,7 +34,7 @@ from serve_app.models.weights import LoadCounters, Weights
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.sampling.request import Sampled, SamplingRequest
-from serve_app.values import Conditioning, GenerationRequest, PreviewMethod, Recipe, Text, Tiling, tiny_vae
+from serve_app.values import Conditioning, GenerationRequest, PreviewMethod, Recipe, Text, Texts, Tiling, tiny_vae
 
 M = TypeVar("M")
 Q = TypeVar("Q")
@@ -55,11 +56,20 @@ def ignored(text: str) -> None:
 class EngineRuntime:
     """A replica's engine and weights, as nodes share them.
 
-    latent_cells: the most cells that one run's latents may have; None sets no limit.
+    latent_cells: the most cells that one run's latents may have, and its references beside them; None sets no limit.
+    limits: how long the texts may be that models read and generate.
     """
 
-    def __init__(self, engine: Engine, weights: Weights, *, latent_cells: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        weights: Weights,
+        *,
+        latent_cells: int | None = None,
+        limits: SizeLimits | None = None,
+    ) -> None:
         self.latent_cells = latent_cells
+        self.limits = limits or SizeLimits()
         self._engine = engine
         self.weights = weights
 
@@ -313,7 +323,8 @@ class NodeRuntime:
         self._strict = strict
 
     async def encode_text(self, clip: Recipe, text: Text) -> Conditioning:
-        """Return the CONDITIONING of a text in the prompt syntax."""
+        """Return the CONDITIONING of a text in the prompt syntax. Errors: NodeError for one that is too long."""
+        self._check_text(text)
         encoded: Conditioning
         if self._strict:
             encoded = await self._shared.use(clip, self._weights.clip, lambda model: model.encode([text])[0])
@@ -326,7 +337,15 @@ class NodeRuntime:
         return encoded
 
     async def generate_text(self, clip: Recipe, request: GenerationRequest) -> str:
-        """Return what a language model generates after a text. Reports a progress value a token."""
+        """Return what a language model generates after a text. Reports a progress value a token.
+
+        Errors: NodeError for a text that is too long, or is to become so.
+        """
+        self._check_text(request.text)
+        if request.max_tokens > (most := self._shared.limits.generated_tokens):
+            raise NodeError(
+                f"max_length is {request.max_tokens}; limits.generated_tokens of the configuration allows {most}"
+            )
         return await self._shared.generate_text(clip, request, self._progress, strict=self._strict)
 
     async def levels(self, backbone: Recipe) -> Levels:
@@ -340,6 +359,7 @@ class NodeRuntime:
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler. Reports a progress value a step."""
         self._check_cells(request.latents)
+        self._check_attended(request)
         return await self._shared.sample(
             request,
             self._progress,
@@ -386,6 +406,34 @@ class NodeRuntime:
             raise NodeError(
                 f"latents of shape {'×'.join(map(str, latents.shape))} are {cells:,} cells at once; "
                 f"latent_cells of this pool allows {most:,}"
+            )
+
+    def _check_attended(self, request: SamplingRequest) -> None:
+        """Refuse references and texts beside which a forward would take too long. Errors: NodeError."""
+        most, rows = self._shared.latent_cells, request.latents.shape[0]
+        for conditioning in request.guider.conds.values():
+            for cond, options in conditioning:
+                references = sum(latents[:1, 0].numel() for latents in options.get("reference_latents") or ())
+                attended = rows * references + cond.shape[1]
+                if most is not None and attended > most:
+                    raise NodeError(
+                        f"{rows} latents with {references:,} cells of references each and {cond.shape[1]:,} tokens of "
+                        f"text; latent_cells of this pool allows {most:,} beside the latents"
+                    )
+
+    def _check_text(self, text: Text) -> None:
+        """Refuse a text before it is read together with others, which would wait for it. Errors: NodeError."""
+        match text:
+            case str():
+                parts = [text]
+            case Texts():
+                parts = [part for part in (text.l, text.g, text.t5xxl, text.llama) if part is not None]
+            case _:
+                parts = [text.text]
+        longest, most = max((len(part.encode(errors="replace")) for part in parts), default=0), self._shared.limits
+        if longest > (allowed := most.prompt_bytes):
+            raise NodeError(
+                f"a text has {longest:,} bytes; limits.prompt_bytes of the configuration allows {allowed:,}"
             )
 
     async def _with_vae(self, vae: Recipe, work: Callable[[Vae, Tensor], Tensor], batch: Tensor, pixels: int) -> Tensor:

@@ -108,4 +108,4 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
     )
     engine = Engine(pool.max_cells)
     cells = pool.cells(cuda=device.type == "cuda")
-    return EngineRuntime(engine, weights, latent_cells=cells)
+    return EngineRuntime(engine, weights, latent_cells=cells, limits=config.limits)

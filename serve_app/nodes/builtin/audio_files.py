@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve_app.errors import NodeError
-from serve_app.media.audio import decode, encode
+from serve_app.media.audio import decode, encode, rate_for
+from serve_app.media.resampling import length_at
 from serve_app.nodes.builtin.image import at, save_together, workflow_text
 from serve_app.nodes.dynamic_inputs import combo, dynamic_combo
 from serve_app.nodes.protocol import FolderChoice
@@ -104,8 +105,10 @@ class SaveAudio:
             if batch is None:
                 raise NodeError("there is no audio to save; a video that it comes from may be mute")
             wanted = at(quality, index) if quality else None
+            rate = batch["sample_rate"]
             for waveform in batch["waveform"]:
-                made = await asyncio.to_thread(encode, waveform, batch["sample_rate"], format, wanted, text)
+                allow(len(waveform), length_at(waveform.shape[-1], rate, rate_for(format, rate)))
+                made = await asyncio.to_thread(encode, waveform, rate, format, wanted, text)
                 files.append((at(filename_prefix, index), (0, 0), made))
         shown = await save_together(store[0], self.area, f".{format}", files, mark="")
         return {"ui": {"audio": shown}, "result": (audio,)}

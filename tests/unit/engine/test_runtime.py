@@ -8,10 +8,11 @@ from safetensors.torch import save_file
 from serve_app.engine.preview import picture
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
+from serve_app.limits import SizeLimits
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, Taesd, sd
 from serve_app.models.weights import Weights
 from serve_app.store.catalog import Catalog
-from serve_app.values import Recipe
+from serve_app.values import GenerationRequest, Recipe, Texts
 from tests.unit.engine import mixes
 from tests.unit.models.sample import cpu_weights, random_tensors
 
@@ -216,6 +217,32 @@ async def test_a_run_that_begins_while_its_node_is_cancelled_is_cancelled_too(en
         await endless
     sampled = await asyncio.wait_for(shared.bind(ignore).sample(request(conditioning, "b")), timeout=30)
     assert sampled.latents.shape == (1, 4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("cond", "options", "words"),
+    [
+        (torch.zeros(1, 65, 64), {}, "0 cells of references each and 65 tokens of text"),
+        (torch.zeros(1, 7, 64), {"reference_latents": [torch.zeros(1, 16, 4, 4)] * 4}, "64 cells of references each"),
+    ],
+)
+async def test_what_a_forward_would_attend_to_for_too_long_is_refused(engine, catalog, cond, options, words):
+    shared = EngineRuntime(engine, cpu_weights(catalog), latent_cells=64)
+    with pytest.raises(NodeError, match=words):
+        await shared.bind(ignore).sample(request([(cond, options)]))
+    assert shared.resident() == ()
+
+
+async def test_texts_that_are_too_long_are_refused_before_they_are_read_with_others(engine, catalog):
+    shared = EngineRuntime(engine, cpu_weights(catalog), limits=SizeLimits(prompt_bytes=8, generated_tokens=4))
+    runtime = shared.bind(ignore)
+    for text in ("ninebytes", "äöüßé", Texts(g="", t5xxl="ninebytes")):
+        with pytest.raises(NodeError, match="prompt_bytes of the configuration allows 8"):
+            await runtime.encode_text(recipe("clip"), text)
+    with pytest.raises(NodeError, match="max_length is 5; limits"):
+        await runtime.generate_text(recipe("clip"), GenerationRequest("a", 5, None, False, True))
+    assert shared.resident() == ()
+    assert await runtime.encode_text(recipe("clip"), "ninebyte")
 
 
 async def test_latents_too_large_to_stop_are_refused_before_anything_is_loaded(engine, catalog):

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import NodeError
+from serve_app.limits import SizeLimits
 from serve_app.models.families import ClipText, Sd
 from serve_app.models.families.decoder import DecoderEncoder
 from serve_app.models.tokenizers.vocabularies import packaged
@@ -43,7 +44,7 @@ def catalog(tmp_path_factory):
 
 @pytest.fixture
 def shared(engine, catalog):
-    return EngineRuntime(engine, cpu_weights(catalog))
+    return EngineRuntime(engine, cpu_weights(catalog), limits=SizeLimits(generated_tokens=1_000_000))
 
 
 def ignore(done, steps):
