@@ -30,7 +30,7 @@ from serve_app.models.families.dit import (
 )
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
 from serve_app.models.families.latents import FLUX
-from serve_app.models.families.references import check_method, reference_positions
+from serve_app.models.families.references import check_method, reference_positions, scaled_references
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
@@ -221,21 +221,16 @@ class Flux(BackboneFamily):
         check_text(cond, self.text_width, self.title)
         rows = canvas.rows
         guidance: float | None = options.get("guidance", GUIDANCE)
-        references: Sequence[Tensor] = options.get("reference_latents") or ()
-        if references and self.extra_channels:
+        if self.extra_channels and options.get("reference_latents"):
             raise NodeError(f"this {self.title} backbone is fed {self._beside} and reads no reference latents")
-        for reference in references:
-            self.latent_format.check(reference.shape)
+        references = scaled_references(options, self.latent_format, rows, device)
         concat = self._concat(options, canvas)
         return FluxInputs(
             to_batch(cond.to(device, torch.float32), rows),
             to_batch(pooled_text(options, self.pooled_width, self.title).to(device), rows),
             torch.full((rows,), float(guidance), device=device) if self.guided and guidance is not None else None,
             None if concat is None else concat.to(device),
-            tuple(
-                to_batch(self.latent_format.to_model(reference.to(device, torch.float32)), rows)
-                for reference in references
-            ),
+            references,
             check_method(options.get("reference_latents_method", "offset"), self.title) if references else "",
             options.get("control") or (),
         )

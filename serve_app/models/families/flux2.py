@@ -19,7 +19,13 @@ from serve_app.models.families import flux_names
 from serve_app.models.families.dit import attended, by_token, check_text, lora_names, positions, stacked
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
 from serve_app.models.families.latents import FLUX2
-from serve_app.models.families.references import INDEX_TIMESTEP_ZERO, METHODS, check_method, reference_positions
+from serve_app.models.families.references import (
+    INDEX_TIMESTEP_ZERO,
+    METHODS,
+    check_method,
+    reference_positions,
+    scaled_references,
+)
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
@@ -171,16 +177,11 @@ class Flux2(BackboneFamily):
         rows = canvas.rows
         text = pad(cond.to(device, torch.float32), (0, 0, max(0, TEXT - cond.shape[1]), 0))
         guidance: float | None = options.get("guidance", GUIDANCE)
-        references: Sequence[Tensor] = options.get("reference_latents") or ()
-        for reference in references:
-            self.latent_format.check(reference.shape)
+        references = scaled_references(options, self.latent_format, rows, device)
         return Flux2Inputs(
             to_batch(text, rows),
             torch.full((rows,), float(guidance), device=device) if self.guided and guidance is not None else None,
-            tuple(
-                to_batch(self.latent_format.to_model(reference.to(device, torch.float32)), rows)
-                for reference in references
-            ),
+            references,
             check_method(options.get("reference_latents_method", "index"), self.title, (*METHODS, INDEX_TIMESTEP_ZERO))
             if references
             else "",

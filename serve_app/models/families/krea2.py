@@ -31,7 +31,7 @@ from serve_app.models.families.dit import (
 )
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
 from serve_app.models.families.latents import WAN
-from serve_app.models.families.references import INDEX_TIMESTEP_ZERO, reference_positions
+from serve_app.models.families.references import INDEX_TIMESTEP_ZERO, reference_positions, scaled_references
 from serve_app.models.layout import Place, Table, inside
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
@@ -195,19 +195,14 @@ class Krea2(BackboneFamily):
         """
         check_text(cond, self.states * self.text.width, self.title)
         method: str | None = options.get("reference_latents_method")
-        references: Sequence[Tensor] = (options.get("reference_latents") or ()) if method is not None else ()
-        for latents in references:
-            self.latent_format.check(latents.shape)
+        rows = canvas.rows
+        references = scaled_references(options if method is not None else {}, self.latent_format, rows, device)
         for latents in (canvas.latents, *references):
             if latents.shape[2] != 1:
                 raise NodeError(f"{self.title} samples single images; the latents hold {latents.shape[2]}")
-        rows = canvas.rows
         return Krea2Inputs(
             to_batch(cond.to(device, torch.float32), rows),
-            tuple(
-                to_batch(self.latent_format.to_model(reference.to(device, torch.float32))[:, :, 0], rows)
-                for reference in references
-            ),
+            tuple(reference[:, :, 0] for reference in references),
             bool(references) and method == INDEX_TIMESTEP_ZERO,
         )
 

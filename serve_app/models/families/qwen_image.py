@@ -29,7 +29,13 @@ from serve_app.models.families.dit import (
 )
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
 from serve_app.models.families.latents import WAN
-from serve_app.models.families.references import INDEX_TIMESTEP_ZERO, METHODS, check_method, reference_positions
+from serve_app.models.families.references import (
+    INDEX_TIMESTEP_ZERO,
+    METHODS,
+    check_method,
+    reference_positions,
+    scaled_references,
+)
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
@@ -160,16 +166,11 @@ class QwenImage(BackboneFamily):
         """
         check_text(cond, self.text_width, self.title)
         rows = canvas.rows
-        references: Sequence[Tensor] = options.get("reference_latents") or ()
-        for reference in references:
-            self.latent_format.check(reference.shape)
+        references = scaled_references(options, self.latent_format, rows, device)
         allowed = (*METHODS, INDEX_TIMESTEP_ZERO, NEGATIVE_INDEX)
         return QwenImageInputs(
             to_batch(cond.to(device, torch.float32), rows),
-            tuple(
-                to_batch(self.latent_format.to_model(reference.to(device, torch.float32)), rows)
-                for reference in references
-            ),
+            references,
             check_method(options.get("reference_latents_method") or self.method, self.title, allowed)
             if references
             else "",

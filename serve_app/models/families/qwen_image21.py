@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from serve_app.models.families.dit import angles, check_text, lora_names, thirds
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
 from serve_app.models.families.latents import QWEN_IMAGE_21
+from serve_app.models.families.references import scaled_references
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
@@ -144,16 +145,11 @@ class QwenImage21(BackboneFamily):
         """
         check_text(cond, self.text_width, self.title)
         rows, length = canvas.rows, cond.shape[1]
-        references: Sequence[Tensor] = options.get("reference_latents") or ()
-        for reference in references:
-            self.latent_format.check(reference.shape)
+        references = scaled_references(options, self.latent_format, rows, device)
         slots = [min(slot, length) for slot in options.get("image_slots") or ()] + [length] * len(references)
         return QwenImage21Inputs(
             to_batch(cond.to(device, torch.float32), rows),
-            tuple(
-                to_batch(self.latent_format.to_model(reference.to(device, torch.float32)), rows)
-                for reference in references
-            ),
+            references,
             tuple(slots[: len(references)]),
         )
 

@@ -5,12 +5,16 @@ Source: Black Forest Labs 2025, FLUX.1 Kontext, arXiv:2506.15742, section 3; Wu 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.models.families.dit import PATCH, grid, positions
+from serve_app.sampling.forward import to_batch
+from serve_app.sampling.latents import LatentFormat
 
 METHODS = ("offset", "index", "uxo")
 """How references are told apart: by place, in one more plane; by a plane each; along the diagonal, in the same one."""
@@ -24,6 +28,21 @@ def check_method(method: str, title: str, methods: Sequence[str] = METHODS) -> s
     if method not in methods:
         raise NodeError(f"{title} does not place reference latents by '{method}'; allowed are {', '.join(methods)}")
     return method
+
+
+def scaled_references(
+    options: Mapping[str, Any], latent_format: LatentFormat, rows: int, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Return a conditioning's reference latents as a backbone samples latents, each (rows,C,…) float32.
+
+    Errors: NodeError for latents of another format.
+    """
+    references: Sequence[Tensor] = options.get("reference_latents") or ()
+    for reference in references:
+        latent_format.check(reference.shape)
+    return tuple(
+        to_batch(latent_format.to_model(reference.to(device, torch.float32)), rows) for reference in references
+    )
 
 
 def reference_positions(
