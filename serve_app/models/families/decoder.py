@@ -6,6 +6,7 @@ its own length, share a forward. Source: Touvron et al. 2023, arXiv:2302.13971; 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
@@ -76,9 +77,9 @@ class DecoderText(TextFamily):
                 yield Located(cls.probe(tensors), tensors, number, prefix)
 
     @classmethod
+    @abstractmethod
     def recognises(cls, inner: Tensors) -> bool:
         """Whether the language model is of this kind. inner: its tensors, the names beginning with "layers."."""
-        raise NotImplementedError
 
     @classmethod
     def probe(cls: type[F], tensors: Tensors) -> F:
@@ -103,9 +104,9 @@ class DecoderText(TextFamily):
     def as_type(self: F, loaded_as: str) -> F:
         return replace(self, reading=self.reading_for(loaded_as))
 
+    @abstractmethod
     def reading_for(self, loaded_as: str) -> Reading:
         """Return how a loader's type wants texts read. Errors: ModelFileError for one that it is not for."""
-        raise NotImplementedError
 
     def table(self, tensors: Tensors | None = None) -> Table:
         parts = ("embed_tokens", "layers", "norm")
@@ -130,9 +131,9 @@ class DecoderText(TextFamily):
             network.register_buffer(VOCABULARY, torch.empty(self.vocabulary_bytes, dtype=torch.uint8))
         return network
 
+    @abstractmethod
     def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
         """Return what makes a layer of a number, and the final norm."""
-        raise NotImplementedError
 
     def sizes(self) -> dict[str, Any]:
         """Return what transformers' configurations of decoders are told."""
@@ -148,9 +149,9 @@ class DecoderText(TextFamily):
             "attn_implementation": "sdpa",
         }
 
+    @abstractmethod
     def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
         """Return the tokeniser. vocabulary: the file that the network's file brings. Errors: ModelFileError."""
-        raise NotImplementedError
 
     def encoder(self, network: Any, lexicon: Lexicon) -> DecoderEncoder:
         brought = network.get_buffer(VOCABULARY).cpu().numpy().tobytes() if self.vocabulary_bytes else None
