@@ -358,7 +358,7 @@ class NodeRuntime:
 
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler. Reports a progress value a step."""
-        self._check_cells(request.latents)
+        self._check_cells(request.latents, request.factor)
         self._check_attended(request)
         return await self._shared.sample(
             request,
@@ -399,9 +399,14 @@ class NodeRuntime:
             upscaler, self._weights.upscaler, lambda model: model.upscale(images), self._progress
         )
 
-    def _check_cells(self, latents: Tensor) -> None:
-        """Refuse latents (B,C,…) whose forward would take too long, as nothing stops one. Errors: NodeError."""
+    def _check_cells(self, latents: Tensor, factor: int | None = None) -> None:
+        """Refuse latents (B,C,…) whose forward would take too long, as nothing stops one. Errors: NodeError.
+
+        factor: pixels along a side of a cell of empty ones, which a model with smaller cells has more of.
+        """
         most, cells = self._shared.latent_cells, latents[:, 0].numel()
+        if factor is not None:
+            cells = max(cells, cells * factor**2 // PIXELS_A_CELL)
         if most is not None and cells > most:
             raise NodeError(
                 f"latents of shape {'×'.join(map(str, latents.shape))} are {cells:,} cells at once; "
@@ -430,6 +435,12 @@ class NodeRuntime:
                 parts = [part for part in (text.l, text.g, text.t5xxl, text.llama) if part is not None]
             case _:
                 parts = [text.text]
+                seen = sum(image[..., 0].numel() for image in text.images) // PIXELS_A_CELL
+                if (cells := self._shared.latent_cells) is not None and seen > cells:
+                    raise NodeError(
+                        f"a text has images of {seen:,} cells of {PIXELS_A_CELL} pixels; "
+                        f"latent_cells of this pool allows {cells:,}"
+                    )
         longest, most = max((len(part.encode(errors="replace")) for part in parts), default=0), self._shared.limits
         if longest > (allowed := most.prompt_bytes):
             raise NodeError(

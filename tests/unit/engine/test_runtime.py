@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 from threading import Event, get_ident
 
 import pytest
@@ -12,7 +13,7 @@ from serve_app.limits import SizeLimits
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, Taesd, sd
 from serve_app.models.weights import Weights
 from serve_app.store.catalog import Catalog
-from serve_app.values import GenerationRequest, Recipe, Texts
+from serve_app.values import GenerationRequest, IllustratedText, Recipe, Texts
 from tests.unit.engine import mixes
 from tests.unit.models.sample import cpu_weights, random_tensors
 
@@ -233,6 +234,14 @@ async def test_what_a_forward_would_attend_to_for_too_long_is_refused(engine, ca
     assert shared.resident() == ()
 
 
+async def test_images_too_large_for_a_text_encoder_to_see_are_refused(engine, catalog):
+    shared = EngineRuntime(engine, cpu_weights(catalog), latent_cells=64)
+    text = IllustratedText("a", (torch.zeros(1, 64, 64, 3), torch.zeros(1, 8, 8, 3)))
+    with pytest.raises(NodeError, match="images of 65 cells of 64 pixels; latent_cells of this pool allows 64"):
+        await shared.bind(ignore).encode_text(recipe("clip"), text)
+    assert shared.resident() == ()
+
+
 async def test_texts_that_are_too_long_are_refused_before_they_are_read_with_others(engine, catalog):
     shared = EngineRuntime(engine, cpu_weights(catalog), limits=SizeLimits(prompt_bytes=8, generated_tokens=4))
     runtime = shared.bind(ignore)
@@ -250,6 +259,9 @@ async def test_latents_too_large_to_stop_are_refused_before_anything_is_loaded(e
     runtime = shared.bind(ignore)
     with pytest.raises(NodeError, match="shape 5×4×4×4 are 80 cells at once; latent_cells of this pool allows 64"):
         await runtime.sample(request([], latents=torch.zeros(5, 4, 4, 4)))
+    coarse = replace(request([], latents=torch.zeros(1, 4, 5, 4)), factor=16)
+    with pytest.raises(NodeError, match="shape 1×4×5×4 are 80 cells"):
+        await runtime.sample(coarse)
     with pytest.raises(NodeError, match="72 cells"):
         await runtime.decode(recipe("vae"), torch.zeros(1, 4, 9, 8))
     with pytest.raises(NodeError, match="72 cells"):
