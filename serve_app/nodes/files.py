@@ -19,7 +19,7 @@ import re2
 
 from serve_app.errors import FileMissingError, NodeError
 from serve_app.store.reserved import BATCH, Contents, named
-from serve_app.store.store import Area, FileRef, Store
+from serve_app.store.store import Area, Content, FileRef, Store
 
 Reserve = Callable[[str, int, Contents], Awaitable[tuple[int, bool]]]
 """(key, at_least, contents) -> the first of as many consecutive counters, which only this node of this job gets, and
@@ -53,7 +53,7 @@ class NodeFiles:
         area: Area,
         prefix: str,
         suffix: str,
-        contents: Sequence[bytes],
+        contents: Sequence[Content],
         *,
         width: int = 0,
         height: int = 0,
@@ -87,7 +87,7 @@ class NodeFiles:
         refs = named(key, ending, first, len(what))
         return [{"filename": ref.filename, "subfolder": subfolder, "type": area} for ref in refs]
 
-    def _create(self, refs: Sequence[FileRef], contents: Sequence[bytes], again: bool) -> bool:
+    def _create(self, refs: Sequence[FileRef], contents: Sequence[Content], again: bool) -> bool:
         """Store the contents under new names; False if somebody else's file has one of them.
 
         again: an earlier attempt was given these names, so a file that has one is its own, and stays: made in other

@@ -8,6 +8,8 @@ import os
 import uuid
 from pathlib import Path
 
+from serve_app.store.store import Content, pieces
+
 UNFINISHED = ".part"
 """How the name of a file that is still being written ends; such files are not listed."""
 
@@ -15,7 +17,7 @@ NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS
 """What file systems without hard links, such as SMB's, say when they are asked for one."""
 
 
-def write_file(path: Path, data: bytes, *, replace: bool = True, durable: bool = True) -> None:
+def write_file(path: Path, data: Content, *, replace: bool = True, durable: bool = True) -> None:
     """Store the whole content or nothing, and return once it is on the disk. The folder must exist.
 
     durable: whether it has to outlive a crash of the machine, which takes two waits for the disk.
@@ -24,7 +26,8 @@ def write_file(path: Path, data: bytes, *, replace: bool = True, durable: bool =
     unfinished = path.with_name(f".{uuid.uuid4().hex}{UNFINISHED}")
     try:
         with unfinished.open("xb") as file:
-            file.write(data)
+            for piece in pieces(data):
+                file.write(piece)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

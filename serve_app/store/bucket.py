@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import boto3
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 CONNECTIONS = 32
 """Connections a process keeps open to one store."""
+
+PART_BYTES = 64 * 1024 * 1024
+"""How much of a content that comes in pieces goes to the store at once; S3 takes 10,000 parts of at least 5 MiB."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 """How long to wait before a store is asked again, at first and at most."""
@@ -94,6 +98,43 @@ class Bucket:
                 raise
             self._conditional = False
             self.put(key, data, content_type, replace=False)
+
+    def put_parts(
+        self, key: str, data: Iterable[bytes | memoryview], content_type: str, *, replace: bool = True
+    ) -> None:
+        """Store a content that comes in pieces, whole or not at all; as `put`.
+
+        What is stored of a content that is not finished goes again. Errors: as `put`.
+        """
+        at = self._at(key)
+        begun = self._ask("write", key, lambda: self._client.create_multipart_upload(**at, ContentType=content_type))
+        upload = {**at, "UploadId": begun["UploadId"]}
+        try:
+            parts = []
+            for number, part in enumerate(_parts(data), 1):
+                sent = {**upload, "PartNumber": number, "Body": part}
+                answer = self._ask("write", key, partial(self._client.upload_part, **sent))
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+            self._complete(key, {**upload, "MultipartUpload": {"Parts": parts}}, replace=replace)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._client.abort_multipart_upload(**upload)
+            raise
+
+    def _complete(self, key: str, asked: dict[str, Any], *, replace: bool) -> None:
+        def complete() -> None:
+            if not replace and not self._conditional and self._there(key):
+                raise FileExistsError(key)
+            unless_there = {"IfNoneMatch": "*"} if not replace and self._conditional else {}
+            self._client.complete_multipart_upload(**asked, **unless_there)
+
+        try:
+            self._ask("write", key, complete)
+        except StoreError as error:
+            if replace or not self._conditional or _code(error.__cause__) not in _UNKNOWN:
+                raise
+            self._conditional = False
+            self._complete(key, asked, replace=False)
 
     def list(self, start: str, *, deep: bool = False) -> Iterator[tuple[str, FileStat]]:
         """Yield (rest of the key, what is known of it) for every key that starts so. deep: also where the rest has "/".
@@ -168,6 +209,22 @@ class Bucket:
             hint = "; credentials are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of the environment, or a role"
         reason = f"{code}: {words}" if words else code
         return StoreError(f"could not {what} {key[:300]!r} in {self.location}: {reason}{hint}", retry_after_s=5)
+
+
+def _parts(data: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """Yield a content in parts of PART_BYTES, the last smaller."""
+    part = bytearray()
+    for piece in data:
+        left = memoryview(piece).cast("B")
+        while len(left):
+            taken = PART_BYTES - len(part)
+            part += left[:taken]
+            left = left[taken:]
+            if len(part) == PART_BYTES:
+                yield bytes(part)
+                part.clear()
+    if part:
+        yield bytes(part)
 
 
 def _client(location: Location, endpoint: str | None) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.store.store import AREAS, FileRef, Store
+from serve_app.store.store import AREAS, Content, FileRef, Store, pieces
 
 BATCH = "%batch_num%"
 """Stands in a key for a file's place among those that are saved together."""
@@ -22,9 +22,9 @@ class Contents:
     digests: tuple[str, ...]
 
     @classmethod
-    def of(cls, ending: str, contents: Sequence[bytes]) -> Contents:
-        """Return the digests of files that are in memory."""
-        return cls(ending, tuple(hashlib.sha256(data).hexdigest() for data in contents))
+    def of(cls, ending: str, contents: Sequence[Content]) -> Contents:
+        """Return the digests of contents."""
+        return cls(ending, tuple(_digest(pieces(content)) for content in contents))
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -71,8 +71,12 @@ def shown(ui: Any) -> Iterator[FileRef]:
 
 def is_own(store: Store, ref: FileRef, digests: frozenset[str]) -> bool:
     """Whether a file has one of the contents that a node meant to save. Errors: as `Store.open`."""
-    content = hashlib.sha256()
     with store.open(ref) as file:
-        while piece := file.read(1 << 20):
-            content.update(piece)
-    return content.hexdigest() in digests
+        return _digest(iter(lambda: file.read(1 << 20), b"")) in digests
+
+
+def _digest(content: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for piece in content:
+        digest.update(piece)
+    return digest.hexdigest()

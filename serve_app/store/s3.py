@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from serve_app.store.bucket import Bucket
 from serve_app.store.object_file import ObjectFile
-from serve_app.store.store import Area, FileRef, FileStat
+from serve_app.store.store import Area, Content, FileRef, FileStat, pieces
 
 BUFFER_BYTES = 256 * 1024
 KEY_BYTES = 1024
@@ -37,14 +37,17 @@ class S3:
         except FileNotFoundError as error:
             raise ref.missing("there is no such file") from error
 
-    def write(self, ref: FileRef, data: bytes, *, replace: bool = True) -> None:
+    def write(self, ref: FileRef, data: Content, *, replace: bool = True) -> None:
         """Store the whole content or nothing; it is durable when this returns.
 
         Errors: FileMissingError for a name that is none; FileExistsError for one that is taken, without `replace`;
         StoreError.
         """
         content_type = mimetypes.guess_type(ref.filename)[0] or "application/octet-stream"
-        self._bucket.put(self._key(ref), data, content_type, replace=replace)
+        if isinstance(data, bytes):
+            self._bucket.put(self._key(ref), data, content_type, replace=replace)
+        else:
+            self._bucket.put_parts(self._key(ref), pieces(data), content_type, replace=replace)
 
     def names(self, area: Area, subfolder: str = "") -> Iterator[str]:
         """Yield the file names directly in a subfolder; none if there is no such subfolder. Errors: as `stat`."""

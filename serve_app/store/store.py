@@ -7,7 +7,7 @@ there, since ComfyUI's clients see a 404 for both. Everything is synchronous; ca
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol, TypeAlias
 
@@ -57,6 +57,21 @@ class FileRef:
         return FileMissingError(f"{self.area} file {name[:300]!r}: {reason}")
 
 
+class Pieces(Protocol):
+    """A content that is too large to be held: its bytes in order, the same whenever they are iterated over."""
+
+    def __iter__(self) -> Iterator[bytes | memoryview]: ...
+
+
+Content: TypeAlias = bytes | Pieces
+"""What a file holds."""
+
+
+def pieces(content: Content) -> Iterable[bytes | memoryview]:
+    """Return the bytes of a content in order."""
+    return (content,) if isinstance(content, bytes) else content
+
+
 @dataclass(frozen=True, slots=True)
 class FileStat:
     """Size in bytes, Unix time of the last change in seconds, and a tag that changes with the content."""
@@ -79,7 +94,7 @@ class Store(Protocol):
         """Open for reading; seekable. The caller closes it. span: where it stands at first, and how far it is read."""
         ...
 
-    def write(self, ref: FileRef, data: bytes, *, replace: bool = True) -> None:
+    def write(self, ref: FileRef, data: Content, *, replace: bool = True) -> None:
         """Store the whole content or nothing: a reader never sees half a file. Replaces an older content.
 
         Errors: FileExistsError for a name that is taken, without `replace`.

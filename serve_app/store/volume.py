@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from serve_app.errors import FileMissingError
 from serve_app.store.atomic_write import UNFINISHED, write_file
-from serve_app.store.store import Area, FileRef, FileStat
+from serve_app.store.store import Area, Content, FileRef, FileStat
 
 
 class Volume:
@@ -48,7 +48,7 @@ class Volume:
             file.seek(span.start)
         return file
 
-    def write(self, ref: FileRef, data: bytes, *, replace: bool = True) -> None:
+    def write(self, ref: FileRef, data: Content, *, replace: bool = True) -> None:
         """Store the whole content or nothing, and return once it is on the disk; of previews nobody waits for that.
 
         Errors: FileMissingError for a name that leaves its area or is a folder's; FileExistsError for a name that is

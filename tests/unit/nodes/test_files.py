@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from serve_app.errors import FileMissingError, NodeError, StoreError
 from serve_app.nodes.files import NodeFiles
+from serve_app.store.bucket import PART_BYTES
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 from serve_app.store.s3 import S3
@@ -100,6 +102,54 @@ async def test_a_retry_that_made_other_bytes_leaves_what_the_first_attempt_saved
     assert sorted(volume.names("output", "")) == ["x_00001_.png"]
     with volume.open(FileRef("output", "", "x_00001_.png")) as file:
         assert file.read() == b"first"
+
+
+class Long:
+    """A content in pieces, some of which end in the middle of a part that goes to a bucket."""
+
+    def __init__(self, fill: int, fails: bool = False) -> None:
+        self.pieces = [bytes([fill]) * size for size in (3, PART_BYTES, 7, PART_BYTES // 2)]
+        self._fails = fails
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        yield self.pieces[0]
+        yield memoryview(bytearray(self.pieces[1])).cast("H")
+        if self._fails:
+            raise OSError("the file that it is made of is gone")
+        yield from self.pieces[2:]
+
+
+async def test_a_content_in_pieces_is_saved_whole(store: Store, counters: Counters) -> None:
+    contents = [Long(1), Long(2)]
+    for attempt in range(2):
+        saved_as = await NodeFiles(store, "job", "9", counters.of("job", "9"), AT_S).save(
+            "output", "m/x", ".safetensors", contents
+        )
+        assert [item["filename"] for item in saved_as] == ["x_00001_.safetensors", "x_00002_.safetensors"], attempt
+    for item, content in zip(saved_as, contents, strict=True):
+        with store.open(FileRef("output", "m", item["filename"])) as file:
+            assert file.read() == b"".join(content.pieces)
+    [other] = await NodeFiles(store, "other", "9", counters.of("other", "9"), AT_S).save(
+        "output", "m/x", ".safetensors", [Long(3)]
+    )
+    assert other["filename"] == "x_00003_.safetensors"
+
+
+async def test_a_content_that_ends_in_an_error_leaves_no_file(store: Store) -> None:
+    with pytest.raises(OSError, match="is gone"):
+        store.write(FileRef("output", "", "x.safetensors"), Long(1, fails=True), replace=False)
+    assert list(store.names("output")) == []
+
+
+def test_a_name_that_is_taken_is_not_written_over_by_pieces(store: Store) -> None:
+    ref = FileRef("output", "", "x.safetensors")
+    store.write(ref, b"mine")
+    with pytest.raises(FileExistsError):
+        store.write(ref, Long(1), replace=False)
+    with store.open(ref) as file:
+        assert file.read() == b"mine"
+    store.write(ref, Long(2))
+    assert store.stat(ref).size == sum(map(len, Long(2).pieces))
 
 
 async def test_a_retry_writes_the_same_names_again(volume: Volume, counters: Counters) -> None:
