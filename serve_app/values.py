@@ -133,6 +133,37 @@ class Lora:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """How much of two models some tensors are made of: own times one's and other times the other's.
+
+    prefix: how the tensors' names begin in the published file; the longest that fits counts, "" fits all.
+    """
+
+    prefix: str
+    own: float
+    other: float
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Add another recipe's weights to those that there are so far; tensors that it lacks stay as they are."""
+
+    other: Recipe
+    shares: tuple[Share, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Multiply the weights and biases of layers. factors: how the layers' names end, and by what."""
+
+    factors: tuple[tuple[str, float], ...]
+
+
+WeightChange: TypeAlias = Lora | Merge | Scale
+"""Changes of a part's weights, whose order counts."""
+
+
+@dataclass(frozen=True, slots=True)
 class Discrete:
     """Training on a table of noise levels (ComfyUI's ModelSamplingDiscrete).
 
@@ -189,6 +220,16 @@ class Rounded:
     """Weights rounded to a dtype of eight bits when they are loaded, and then worked with in a wider one."""
 
     to: EightBit
+
+
+DEFAULT_DTYPE = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedIn:
+    """A backbone's weights are held and worked with in a dtype: fp32, fp16, bf16, or DEFAULT_DTYPE, as configured."""
+
+    dtype: str
 
 
 Training: TypeAlias = Discrete | ContinuousEdm | ContinuousV | Flow | FluxFlow
@@ -332,9 +373,10 @@ Patch: TypeAlias = (
     ClipSkip
     | LoadedAs
     | T5Padding
-    | Lora
+    | WeightChange
     | Training
     | Rounded
+    | ComputedIn
     | HintKind
     | Difference
     | GuidancePatch

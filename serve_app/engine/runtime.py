@@ -8,7 +8,7 @@ A strict node's work is done apart from all other, so that its outcome does not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -28,6 +28,7 @@ from serve_app.errors import ModelFileError, NodeError, UnavailableError
 from serve_app.limits import SizeLimits
 from serve_app.models import control
 from serve_app.models.recipes import Need
+from serve_app.models.safetensors_file import SafetensorsFile
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
 from serve_app.models.weights import LoadCounters, Weights
@@ -398,6 +399,17 @@ class NodeRuntime:
         return await self._shared.use_tiled(
             upscaler, self._weights.upscaler, lambda model: model.upscale(images), self._progress
         )
+
+    async def model_files(
+        self, model: Recipe | None, clip: Recipe | None, vae: Recipe | None, metadata: Mapping[str, str]
+    ) -> Mapping[str, SafetensorsFile]:
+        """Return the files that parts of models are saved as. They are read off the model files, not off a device."""
+        loop = asyncio.get_running_loop()
+
+        def progress(done: int, of: int) -> None:
+            loop.call_soon_threadsafe(self._progress, done, of)
+
+        return await asyncio.to_thread(self._weights.files, model, clip, vae, metadata, progress)
 
     def _check_cells(self, latents: Tensor, factor: int | None = None) -> None:
         """Refuse latents (B,C,…) whose forward would take too long, as nothing stops one. Errors: NodeError.

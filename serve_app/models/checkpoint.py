@@ -68,6 +68,11 @@ class Checkpoint:
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
 
+    def raw(self, name: str) -> Tensor:
+        """Return one tensor, mapped from the file, whatever it holds."""
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
     def eight_bit(self, name: str, rounded: EightBit | None = None) -> EightBitWeight | None:
         """Return a weight that is of eight bits in the file, None for another. rounded: what those without a scale are.
 

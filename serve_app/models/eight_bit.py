@@ -34,6 +34,18 @@ class EightBitWeight:
         scale = self.scale if self.scale is None or len(self.scale) == 1 else placed(self.scale, place)
         return replace(self, stored=placed(self.stored, place), scale=scale)
 
+    def holding(self, wide: Tensor) -> EightBitWeight:
+        """Return a weight of other numbers (out,in), stored as these are; scales are chosen anew for them."""
+        kind = self.stored.dtype
+        if self.scale is None:
+            return replace(self, stored=wide.to(kind))
+        wide = rotated(wide.float(), self.group)
+        largest = wide.abs().amax(dim=1, keepdim=True) if len(self.scale) > 1 else wide.abs().amax().reshape(1, 1)
+        limits = torch.finfo(kind) if kind.is_floating_point else torch.iinfo(kind)
+        scale = (largest / limits.max).clamp(min=torch.finfo(torch.float32).tiny)
+        stored = wide / scale
+        return replace(self, stored=(stored if kind.is_floating_point else stored.round()).to(kind), scale=scale)
+
     def wide(self) -> Tensor:
         """Return the weight in float32."""
         return rotated(_widened(self.stored, self.scale, torch.float32), self.group)
@@ -69,14 +81,26 @@ class EightBitLinear(nn.Module):
         # The matrix is its own inverse, so turning the inputs undoes the weight's rotation, and they are fewer.
         return linear(rotated(x, self.group), _widened(self.stored, self.scale, x.dtype), self.bias)
 
+    def wide(self) -> Tensor:
+        """Return the weight in float32."""
+        return self._kept.wide()
+
+    def holding(self, wide: Tensor) -> EightBitLinear:
+        """Return the layer with another weight (out,in), in eight bits as this one is."""
+        return EightBitLinear(self._kept.holding(wide), self.bias)
+
     def plain(self) -> nn.Linear:
         """Return the same layer with a wide weight."""
         with torch.device("meta"):
             layer: Any = nn.Linear(self.in_features, self.out_features, bias=False)
-        wide = EightBitWeight(self.stored, self.scale, self.group).wide().to(self.weight.dtype)
+        wide = self.wide().to(self.weight.dtype)
         layer.weight, layer.bias = nn.Parameter(wide, requires_grad=False), self.bias
         made: nn.Linear = layer.eval()
         return made
+
+    @property
+    def _kept(self) -> EightBitWeight:
+        return EightBitWeight(self.stored, self.scale, self.group)
 
     def _like(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.full((), torch.nan, device=device, dtype=dtype).expand(self.stored.shape)

@@ -6,9 +6,10 @@ follows a module's name is then the same on both sides. Families write the table
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 
@@ -62,6 +63,39 @@ def translate(name: str, names: Mapping[str, str]) -> str | None:
 def reverse(table: Table) -> dict[str, str]:
     """Return the network's names -> the file's, for what goes from one to the other as it is."""
     return {ours: theirs for theirs, ours in table.items() if isinstance(ours, str)}
+
+
+def origins(names: Iterable[str], table: Table) -> dict[str, list[Place]]:
+    """Return which tensors of a file a network's make up: undo `places`.
+
+    names: the network's. Returns the file's names -> where each part goes, by rows. Of several names that a table has
+    for one place the last counts; what it has none for is left out.
+    """
+    back: dict[str, tuple[str, Place]] = {}
+    for theirs, there in table.items():
+        for place in (Place(there),) if isinstance(there, str) else there:
+            back[place.name] = (theirs, place)
+    found: dict[str, list[Place]] = {}
+    for name in names:
+        for end in _ends(name):
+            if name[:end] in back:
+                theirs, place = back[name[:end]]
+                found.setdefault(theirs + name[end:], []).append(_at(place, name[end:]))
+                break
+    return {theirs: sorted(parts, key=lambda place: place.rows or (0, 0)) for theirs, parts in found.items()}
+
+
+def joined(parts: Sequence[tuple[Tensor, Place]]) -> Tensor:
+    """Return the tensor of a file that parts in a network's places make up, by rows: undo `placed`.
+
+    What was reshaped on the way becomes a row of numbers, as files have it.
+    """
+    made: list[Tensor] = []
+    for tensor, place in parts:
+        back = tensor if place.shape is None else tensor.flatten()
+        back = back.t() if place.transposed else back
+        made.append(back.roll(back.shape[0] // 2, 0) if place.swapped else back)
+    return made[0] if len(made) == 1 else torch.cat(made)
 
 
 def inside(file: str, network: str, children: Mapping[str, str]) -> Iterator[tuple[str, str]]:

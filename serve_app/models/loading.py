@@ -1,11 +1,11 @@
-"""From files to networks on the device: a part of a recipe, and what a set of LoRAs makes of it.
+"""From files to networks on the device: a part of a recipe, and what a set of LoRAs or a merge makes of it.
 
 It holds nothing: `residency` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,37 @@ import torch
 from torch import nn
 
 from serve_app import log
-from serve_app.errors import ConfigError
+from serve_app.errors import ConfigError, ModelFileError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet_file import ControlFile, ControlModule
 from serve_app.models.dit_control import DitControlNetwork
 from serve_app.models.dit_control_file import DitControlFile, open_control
 from serve_app.models.families.family import BackboneFamily, Family, Lexicon, TextFamily, VaeFamily
-from serve_app.models.lora import Adapter
+from serve_app.models.lora import Adapter, Scaling
 from serve_app.models.lora_layers import LoraSet, parameters, with_merged
 from serve_app.models.lora_layouts import read
+from serve_app.models.mixture import Adapted, Mixture, added
 from serve_app.models.network import Network
 from serve_app.models.packing import move_to
-from serve_app.models.recipes import Files
+from serve_app.models.parts import PART_NAMES
+from serve_app.models.recipes import Change, Files
 from serve_app.models.upscaler import Upscaler, UpscalerFile
 from serve_app.models.vae import Vae
 from serve_app.store.catalog import Catalog
-from serve_app.values import Discrete, EightBit, Lora, Part, Recipe, Rounded, Training
+from serve_app.values import (
+    DEFAULT_DTYPE,
+    ComputedIn,
+    Discrete,
+    EightBit,
+    Lora,
+    Merge,
+    Part,
+    Recipe,
+    Rounded,
+    Scale,
+    Training,
+    WeightChange,
+)
 
 _log = log.get("models")
 
@@ -55,6 +70,9 @@ def dtype_of(
     return _DTYPES[name]
 
 
+_ROUNDED: Mapping[Part, torch.dtype] = {"clip": torch.float16}
+"""What changed weights are rounded to: ComfyUI keeps text encoders in fp16 on every device."""
+
 UNSAID = Discrete()
 """What a part that is no backbone was trained on."""
 
@@ -63,7 +81,8 @@ UNSAID = Discrete()
 class Loaded:
     """A part on the device. key: of its weights. family: what it is, None where its module says it.
 
-    module: a network, or a whole upscaler. trained_as: what a backbone's file says of its training.
+    module: a network, or a whole upscaler. trained_as: what a backbone's file says of its training. remarks: what users
+    should know of the weights.
     """
 
     key: Hashable
@@ -72,6 +91,7 @@ class Loaded:
     module: Any
     family: Family | None = None
     trained_as: Training = UNSAID
+    remarks: tuple[str, ...] = ()
 
     def model(self, lexicon: Lexicon) -> Any:
         """Return what callers use: a Network, an Encoder, a Vae, a ControlNet or an Upscaler."""
@@ -110,11 +130,11 @@ class Loader:
         """Return how many bytes a part will take."""
         match _open(recipe, files.paths):
             case UpscalerFile() as file, _:
-                return file.elements() * self._dtype(recipe.part).itemsize
+                return file.elements() * self._dtype(recipe).itemsize
             case (ControlFile() | DitControlFile()) as file, _:
                 return file.elements() * self._control_dtype(file).itemsize
             case Checkpoint() as file, beside:
-                dtype = self._dtype(recipe.part, file.family(recipe.part, beside, recipe.loaded_as))
+                dtype = self._dtype(recipe, file.family(recipe.part, beside, recipe.loaded_as))
                 return file.nbytes(
                     recipe.part, beside, dtype=dtype, rounded=_rounded(recipe), loaded_as=recipe.loaded_as
                 )
@@ -124,28 +144,30 @@ class Loader:
         """Return a part on the device."""
         name = f"{recipe.part} {recipe.folder}/{' + '.join((recipe.name, *recipe.beside))}"
         loaded = Loaded(files.key, name, recipe.part, None)
-        file, beside = _open(recipe, files.paths)
+        file, _ = _open(recipe, files.paths)
         match file:
             case UpscalerFile():
                 # Some upscalers work out a convolution's weight as they run, which a packed one has not got.
-                return replace(loaded, module=file.load(self.device, self._dtype(recipe.part)))
+                return replace(loaded, module=file.load(self.device, self._dtype(recipe)))
             case ControlFile() | DitControlFile():
                 dtype = self._control_dtype(file)
                 module: nn.Module = file.load(self.device, dtype)
                 move_to(module, self.device, dtype)
                 return replace(loaded, module=module)
-        family, module = file.load(recipe.part, beside, _rounded(recipe), recipe.loaded_as)
         training = file.training() if recipe.part == "backbone" else UNSAID
-        move_to(module, self.device, self._dtype(recipe.part, family))
-        return replace(loaded, module=module, family=family, trained_as=training)
+        mixed = mixture(recipe, files)
+        dtype = self._dtype(recipe, mixed.family)
+        module = mixed.settle(self.device, dtype, _ROUNDED.get(recipe.part)) if files.changes else mixed.module
+        move_to(module, self.device, dtype)
+        return replace(loaded, module=module, family=mixed.family, trained_as=training, remarks=tuple(mixed.remarks))
 
-    def lora_bytes(self, recipe: Recipe, files: Files, lora_paths: Sequence[Path]) -> int:
+    def lora_bytes(self, recipe: Recipe, files: Files, of_set: Files) -> int:
         """Return how many bytes a set of LoRAs will take beside its part, neither of which has to be loaded."""
         file, beside = _open(recipe, files.paths)
         assert isinstance(file, Checkpoint)
         family = file.family(recipe.part, beside, recipe.loaded_as)
-        empty = family.empty().to(self._dtype(recipe.part, family))
-        stack, _ = _stack(recipe.part, recipe.all(Lora), lora_paths, family, empty)
+        empty = family.empty().to(self._dtype(recipe, family))
+        stack, _ = _stack(recipe.part, of_set.changes, family, empty)
         loras = LoraSet(files.key, empty, stack)
         return loras.needed_bytes if recipe.part == "backbone" else loras.merged_bytes
 
@@ -157,12 +179,9 @@ class Loader:
         may_take: as `LoraSet`.
         """
         assert base.family is not None
-        loras = recipe.all(Lora)
-        stack, remarks = _stack(recipe.part, loras, files.paths, base.family, base.module)
-        # ComfyUI keeps text encoders in fp16 on every device, and so rounds what it merges.
-        stored_as = torch.float16 if recipe.part == "clip" else None
-        made = LoraSet(files.key, base.module, stack, may_take=may_take, stored_as=stored_as)
-        return made, f"{base.name} + {' + '.join(f'{lora.name} {lora.strength:g}' for lora in loras)}", remarks
+        stack, remarks = _stack(recipe.part, files.changes, base.family, base.module)
+        made = LoraSet(files.key, base.module, stack, may_take=may_take, stored_as=_ROUNDED.get(recipe.part))
+        return made, f"{base.name} + {' + '.join(_shown(change.patch) for change in files.changes)}", remarks
 
     def merged(self, base: Loaded, loras: LoraSet) -> Loaded:
         """Return a part with a set's merged weights where the set changes it, and shared ones elsewhere."""
@@ -171,9 +190,11 @@ class Loader:
     def _control_dtype(self, file: ControlFile | DitControlFile) -> torch.dtype:
         return dtype_of(self._dtypes["controlnet"], "controlnet", self.device, file.dtypes)
 
-    def _dtype(self, part: Part, family: Family | None = None) -> torch.dtype:
+    def _dtype(self, recipe: Recipe, family: Family | None = None) -> torch.dtype:
         preferred = (torch.float16,) if family is None else family.dtypes
-        return dtype_of(self._dtypes[part], part, self.device, preferred)
+        asked, part = recipe.last(ComputedIn), recipe.part
+        name = self._dtypes[part] if asked is None or asked.dtype == DEFAULT_DTYPE else asked.dtype
+        return dtype_of(name, part, self.device, preferred)
 
 
 def control_file(catalog: Catalog, recipe: Recipe) -> ControlFile | DitControlFile:
@@ -197,11 +218,50 @@ def _rounded(recipe: Recipe) -> EightBit | None:
     return None if rounded is None else rounded.to
 
 
+def mixture(recipe: Recipe, files: Files) -> Mixture:
+    """Return the weights that a recipe's files make, with all changes of `files` in them. Errors: ModelFileError."""
+    file, beside = _open(recipe, files.paths)
+    if not isinstance(file, Checkpoint):
+        raise ModelFileError(f"weights of '{recipe.name}', a model of the kind {recipe.part}, are not merged or saved")
+    family, module = file.load(recipe.part, beside, _rounded(recipe), recipe.loaded_as)
+    made = Mixture(" + ".join(one.where for one in (file, *beside)), family, module)
+    for change in files.changes:
+        match change.patch:
+            case Merge(other=other, shares=shares):
+                beneath = mixture(other, change.files)
+                made.add(added(made, beneath, shares))
+                made.remarks += beneath.remarks
+            case _:
+                [(adapters, strength)], remarks = _stack(recipe.part, [change], family, module)
+                made.add(Adapted(adapters, strength))
+                made.remarks += remarks
+    return made
+
+
 def _stack(
-    part: Part, loras: Sequence[Lora], paths: Sequence[Path], family: Family, module: nn.Module
+    part: Part, changes: Sequence[Change], family: Family, module: nn.Module
 ) -> tuple[list[tuple[dict[str, Adapter], float]], tuple[str, ...]]:
-    """Return what each LoRA's file has for a part's network and its strength, and the remarks on the files."""
-    names = family.lora_names(parameters(module))
-    found = [read(Checkpoint(path), names, part) for path in paths]
-    stack = [(one.adapters, lora.strength) for one, lora in zip(found, loras, strict=True)]
-    return stack, tuple(one.remark for one in found if one.remark)
+    """Return what each LoRA or scaling has for a part's network and its strength, and remarks on what fits nowhere."""
+    of_network = parameters(module)
+    stack: list[tuple[dict[str, Adapter], float]] = []
+    remarks: list[str] = []
+    for change in changes:
+        match change.patch:
+            case Lora(strength=strength):
+                found = read(Checkpoint(change.files.paths[0]), family.lora_names(of_network), part)
+                stack.append((found.adapters, strength))
+                remarks += [found.remark] if found.remark else []
+            case Scale(factors=factors):
+                scaled = {
+                    name: Scaling(by)
+                    for name in of_network
+                    for end, by in factors
+                    if name.rpartition(".")[0].endswith(end)
+                }
+                stack.append((dict(scaled), 1.0))
+                remarks += [] if scaled else [f"no layer of this {PART_NAMES[part]} is one that attention is scaled in"]
+    return stack, tuple(remarks)
+
+
+def _shown(patch: WeightChange) -> str:
+    return f"{patch.name} {patch.strength:g}" if isinstance(patch, Lora) else type(patch).__name__.lower()

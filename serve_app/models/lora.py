@@ -229,6 +229,16 @@ class Replacement(Adapter):
 
 
 @dataclass(frozen=True, eq=False)
+class Scaling(Adapter):
+    """The weight times a factor, whatever the strength."""
+
+    factor: float
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        return weight * (self.factor - 1)
+
+
+@dataclass(frozen=True, eq=False)
 class Part(Adapter):
     """A part of what another adapter does to a weight of so many rows, only some of which are this weight.
 

@@ -27,11 +27,15 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FoundPart:
-    """A part found. sources: by the network's names. unused: names of the part that the network has no place for."""
+    """A part found. sources: by the network's names. unused: names of the part that the network has no place for.
+
+    located: the networks that it is made of.
+    """
 
     family: Family
     sources: Mapping[str, Source]
     unused: tuple[str, ...]
+    located: tuple[Located, ...]
 
 
 def find_part(part: Part, files: Sequence[Tensors], loaded_as: str = "") -> FoundPart:
@@ -62,7 +66,7 @@ def _merged(family: Family, found: Sequence[Located]) -> FoundPart:
             sources |= {one.module + place.name: Source(one.file, one.prefix + name, place) for place in here}
             if not here:
                 unused.append(one.prefix + name)
-    return FoundPart(family, sources, tuple(unused))
+    return FoundPart(family, sources, tuple(unused), tuple(found))
 
 
 def _text(files: Sequence[Tensors], loaded_as: str) -> FoundPart:

@@ -1,7 +1,8 @@
 """What a recipe stands for: its files, and the identity of the weights they make.
 
 Recipes that differ in where a text encoder stops, in training, guidance, FreeU or how references are placed have equal
-weights; those that differ in LoRAs share a part's weights, and have a set of LoRAs each beside them.
+weights; those that differ in LoRAs share a part's weights, and have a set of LoRAs each beside them. What is merged
+with other models has weights of its own, in which all changes up to the last merge are.
 """
 
 from __future__ import annotations
@@ -12,14 +13,36 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve_app.store.catalog import Catalog
-from serve_app.values import Difference, Lora, Recipe, Rounded
+from serve_app.values import DEFAULT_DTYPE, ComputedIn, Difference, Lora, Merge, Recipe, Rounded, Scale, WeightChange
 
 
 class Files(NamedTuple):
-    """Files of weights, and a key that is equal for equal ones. A file that is replaced under its name is another."""
+    """Files of weights, and a key that is equal for equal ones. A file that is replaced under its name is another.
+
+    changes: what is done to the weights, in order.
+    """
 
     paths: tuple[Path, ...]
     key: Hashable
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of weights, and the files of the LoRA or the other model."""
+
+    patch: WeightChange
+    files: Files
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal changes."""
+        match self.patch:
+            case Lora(strength=strength):
+                return self.files.key, strength
+            case Merge(shares=shares):
+                return self.files.key, shares
+        return self.patch
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +52,55 @@ class Need:
     nbytes: Mapping[Hashable, int]
 
 
-def part_files(catalog: Catalog, recipe: Recipe) -> Files:
+def merged_in(recipe: Recipe) -> tuple[WeightChange, ...]:
+    """Return the changes that are in the weights of a recipe's part themselves: all up to its last merge."""
+    changes: tuple[WeightChange, ...] = recipe.all(WeightChange)
+    last = max((i for i, change in enumerate(changes) if isinstance(change, Merge)), default=-1)
+    return changes[: last + 1]
+
+
+def set_beside(recipe: Recipe) -> tuple[Lora | Scale, ...]:
+    """Return the changes that go beside the weights of a recipe's part: those after its last merge."""
+    return recipe.all(WeightChange)[len(merged_in(recipe)) :]
+
+
+def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> Files:
     """Return the files of a recipe's part, those of a backbone whose weights it changes last.
 
-    Errors: ModelFileError for one that is not there.
+    whole: with all changes of its weights, not only those that are in the weights themselves.
+    Errors: ModelFileError for a file that is not there.
     """
     names = (recipe.name, *recipe.beside)
     paths = [path for name in names for path in catalog.paths(recipe.folder, name, recipe.part)]
     if (changed := recipe.last(Difference)) is not None:
         paths += part_files(catalog, changed.backbone).paths
-    rounded = recipe.last(Rounded)
-    return Files(tuple(paths), (recipe.part, recipe.loaded_as, rounded and rounded.to, *map(version, paths)))
+    rounded, computed = recipe.last(Rounded), recipe.last(ComputedIn)
+    dtypes = (rounded and rounded.to, computed.dtype if computed is not None else DEFAULT_DTYPE)
+    changes = _changes(catalog, recipe.all(WeightChange) if whole else merged_in(recipe))
+    of_changes = (change.key for change in changes)
+    key = (recipe.part, recipe.loaded_as, *dtypes, *map(version, paths), *of_changes)
+    return Files(tuple(paths), key, changes)
 
 
-def lora_files(catalog: Catalog, part: Hashable, loras: Sequence[Lora]) -> Files:
-    """Return the files of a set of LoRAs on a part. Errors: ModelFileError for one that is not there."""
-    paths = tuple(catalog.path("loras", lora.name) for lora in loras)
-    of_set = tuple((version(path), lora.strength) for path, lora in zip(paths, loras, strict=True))
-    return Files(paths, (part, of_set))
+def set_files(catalog: Catalog, part: Hashable, changes: Sequence[Lora | Scale]) -> Files:
+    """Return the files of a set of changes beside a part. Errors: ModelFileError for one that is not there."""
+    found = _changes(catalog, changes)
+    paths = tuple(path for change in found for path in change.files.paths)
+    return Files(paths, (part, tuple(change.key for change in found)), found)
+
+
+def _changes(catalog: Catalog, patches: Sequence[WeightChange]) -> tuple[Change, ...]:
+    return tuple(Change(patch, _files(catalog, patch)) for patch in patches)
+
+
+def _files(catalog: Catalog, patch: WeightChange) -> Files:
+    match patch:
+        case Lora(name=name):
+            path = catalog.path("loras", name)
+            return Files((path,), version(path))
+        case Merge(other=other):
+            return part_files(catalog, other, whole=True)
+    return Files((), None)
 
 
 def version(path: Path) -> Hashable:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from serve_app import log
+from serve_app.models import saving
 from serve_app.models.backbone import Backbone
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.control import ControlNet
@@ -21,8 +22,9 @@ from serve_app.models.families.family import BackboneFamily, Encoder
 from serve_app.models.lexicon import Lexicon
 from serve_app.models.loading import Loader, control_file
 from serve_app.models.network import Network
-from serve_app.models.recipes import Files, Need, lora_files, part_files, version
+from serve_app.models.recipes import Files, Need, part_files, set_beside, set_files, version
 from serve_app.models.residency import Residency, Resident
+from serve_app.models.safetensors_file import SafetensorsFile
 from serve_app.models.text_encoder import Clip
 from serve_app.models.upscaler import Upscaler
 from serve_app.models.vae import Vae
@@ -30,7 +32,17 @@ from serve_app.sampling.denoiser import trained
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.store.catalog import Catalog
-from serve_app.values import ClipSkip, Difference, FreeU, Lora, Recipe, ReferenceMethod, T5Padding, Training
+from serve_app.values import (
+    ClipSkip,
+    Difference,
+    FreeU,
+    Recipe,
+    ReferenceMethod,
+    Scale,
+    T5Padding,
+    Training,
+    WeightChange,
+)
 
 SIZES_KEPT = 1024
 """Of how many parts and sets it is remembered how many bytes they take, which files have to be opened for."""
@@ -120,14 +132,35 @@ class Weights:
         return replace(control_net, patches=own if changed is None else (*own, changed))
 
     def remarks(self, recipe: Recipe) -> tuple[str, ...]:
-        """Return what users should know of a recipe that is held: which LoRAs change nothing, or not all they name."""
-        if not (loras := recipe.all(Lora)):
+        """Return what users should know of a recipe that is held: which LoRAs or merges change not all they name."""
+        if not recipe.all(WeightChange):
             return ()
-        return self._residency.remarks(lora_files(self._catalog, part_files(self._catalog, recipe).key, loras).key)
+        part = part_files(self._catalog, recipe).key
+        beside = set_files(self._catalog, part, set_beside(recipe)).key
+        return self._residency.remarks(part) + self._residency.remarks(beside)
 
     def encodes_hint(self, control_net: Recipe) -> bool:
         """Whether a ControlNet reads its hint as latents. Errors: ModelFileError."""
         return control_file(self._catalog, control_net).reads_latents
+
+    def files(
+        self,
+        model: Recipe | None,
+        clip: Recipe | None,
+        vae: Recipe | None,
+        metadata: Mapping[str, str],
+        progress: saving.Progress,
+    ) -> Mapping[str, SafetensorsFile]:
+        """Return the files that parts of models are saved as, by what their names have after the prefix; as `saving`.
+
+        With a model all parts go into one. Nothing is loaded: they are read off the model files.
+        Errors: ModelFileError.
+        """
+        if model is not None:
+            return {"": saving.checkpoint_file(self._catalog, model, clip, vae, metadata, progress)}
+        if clip is not None:
+            return saving.text_files(self._catalog, clip, metadata, progress)
+        return {} if vae is None else {"": saving.vae_file(self._catalog, vae, metadata, progress)}
 
     def need(self, *recipes: Recipe) -> Need:
         """Return what work with these recipes at once needs. It opens files that have not been asked about before."""
@@ -135,12 +168,13 @@ class Weights:
         for recipe in recipes:
             files = part_files(self._catalog, recipe)
             nbytes[files.key] = self._size(files.key, lambda r=recipe, f=files: self._loader.nbytes(r, f))
-            if loras := recipe.all(Lora):
-                of_set = lora_files(self._catalog, files.key, loras)
+            if changes := set_beside(recipe):
+                of_set = set_files(self._catalog, files.key, changes)
                 # Strengths do not matter, and there is no end of them.
-                size_key = (files.key, *map(version, of_set.paths))
+                scaled = (end for change in changes if isinstance(change, Scale) for end, _ in change.factors)
+                size_key = (files.key, *map(version, of_set.paths), *scaled)
                 nbytes[of_set.key] = self._size(
-                    size_key, lambda r=recipe, f=files, s=of_set: self._loader.lora_bytes(r, f, s.paths)
+                    size_key, lambda r=recipe, f=files, s=of_set: self._loader.lora_bytes(r, f, s)
                 )
         return Need(nbytes)
 
@@ -174,8 +208,8 @@ class Weights:
         files = part_files(self._catalog, recipe)
         with self._lock:
             resident = self._residency.get(files.key, lambda: self._load(recipe, files))
-            if loras := recipe.all(Lora):
-                of_set = lora_files(self._catalog, files.key, loras)
+            if changes := set_beside(recipe):
+                of_set = set_files(self._catalog, files.key, changes)
                 base = resident
                 resident = self._residency.get(of_set.key, lambda: self._load_set(recipe, base, of_set))
             loaded = resident.loaded
@@ -189,7 +223,7 @@ class Weights:
         self._residency.make_room(nbytes)
         loaded = self._loader.load(recipe, files)
         _log.info("loaded %s: mb=%d held_mb=%d", loaded.name, nbytes >> 20, (self.held_bytes + nbytes) >> 20)
-        return Resident(loaded, loaded.name, nbytes)
+        return Resident(loaded, loaded.name, nbytes, remarks=loaded.remarks)
 
     def _load_set(self, recipe: Recipe, base: Resident, files: Files) -> Resident:
         """Return what LoRAs make of a part: thin layers beside a backbone, a text encoder with merged weights."""

@@ -6,11 +6,11 @@ Both are bound to one node of one task, so progress, cancelling and file names n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from serve_app.sampling.request import Sampled, SamplingRequest
-from serve_app.store.store import Area
+from serve_app.store.store import Area, Content, Pieces
 from serve_app.values import Conditioning, GenerationRequest, Recipe, Text, Tiling
 
 if TYPE_CHECKING:
@@ -61,6 +61,16 @@ class Runtime(Protocol):
         """Return images (B,H·s,W·s,3) in 0…1; s is the upscaler's own scale. Reports a progress value a tile."""
         ...
 
+    async def model_files(
+        self, model: Recipe | None, clip: Recipe | None, vae: Recipe | None, metadata: Mapping[str, str]
+    ) -> Mapping[str, Pieces]:
+        """Return the safetensors files that parts of models are saved as, by what their names have after the prefix.
+
+        With a model all parts go into one; text encoders alone have a file each. Reports a progress value a tensor.
+        Errors: ModelFileError for parts that are not saved.
+        """
+        ...
+
 
 class Files(Protocol):
     """STORE: the files a node may read and write."""
@@ -74,7 +84,7 @@ class Files(Protocol):
         area: Area,
         prefix: str,
         suffix: str,
-        contents: Sequence[bytes],
+        contents: Sequence[Content],
         *,
         width: int = 0,
         height: int = 0,

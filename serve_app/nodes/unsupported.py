@@ -127,7 +127,7 @@ _BY_REASON: Mapping[str, str] = {
         "SkipLayerGuidanceSD3 SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple "
         "StableCascade_EmptyLatentImage StableCascade_StageB_Conditioning StableCascade_StageC_VAEEncode "
         "StableCascade_SuperResolutionControlnet ModelSamplingStableCascade "
-        "UNetTemporalAttentionMultiply ModelNoiseScale Ideogram4Scheduler BerniniConditioning "
+        "ModelNoiseScale Ideogram4Scheduler BerniniConditioning "
         "TextEncodeMageFlowEdit TextEncodeJoyImageEdit TextEncodeBooguEdit PiDConditioning ZImageFunControlnet "
         "WanUni3CControlnetApply SUPIRApply AnimaLLLiteApply ScaleROPE TextEncodeZImageOmni "
         "EmptyHiDreamO1LatentImage HiDreamO1ReferenceImages HiDreamO1PatchSeamSmoothing"
@@ -138,11 +138,10 @@ _BY_REASON: Mapping[str, str] = {
     "GLIGEN is not supported": ("GLIGENLoader GLIGENTextBoxApply"),
     "hypernetworks are not supported": ("HypernetworkLoader"),
     "patches that reach into attention are not supported": (
-        "PerturbedAttentionGuidance SelfAttentionGuidance HyperTile TomePatchModel UNetSelfAttentionMultiply "
-        "UNetCrossAttentionMultiply CLIPAttentionMultiply NAGuidance"
+        "PerturbedAttentionGuidance SelfAttentionGuidance HyperTile TomePatchModel NAGuidance"
     ),
     "patches that change how the network itself runs are not supported": (
-        "PatchModelAddDownscale EasyCache LazyCache TorchCompileModel ModelComputeDtype ModelAttentionBackend"
+        "PatchModelAddDownscale EasyCache LazyCache TorchCompileModel"
     ),
     "weights and conditionings that change by hooks are not supported": (
         "CreateHookLora CreateHookLoraModelOnly CreateHookModelAsLora CreateHookModelAsLoraModelOnly "
@@ -151,13 +150,11 @@ _BY_REASON: Mapping[str, str] = {
         "PairConditioningSetProperties PairConditioningSetPropertiesAndCombine PairConditioningSetDefaultCombine "
         "PairConditioningCombine SetClipHooks ConditioningTimestepsRange"
     ),
-    "merging and saving models is not supported": (
-        "ModelMergeSimple ModelMergeBlocks ModelMergeSubtract ModelMergeAdd CheckpointSave CLIPMergeSimple "
-        "CLIPMergeSubtract CLIPMergeAdd CLIPSave VAESave ModelSave ModelMergeSD1 ModelMergeSD2 ModelMergeSDXL "
-        "ModelMergeSD3_2B ModelMergeAuraflow ModelMergeFlux1 ModelMergeSD35_Large ModelMergeMochiPreview "
-        "ModelMergeLTXV ModelMergeCosmos7B ModelMergeCosmos14B ModelMergeWAN2_1 ModelMergeCosmosPredict2_2B "
-        "ModelMergeCosmosPredict2_14B ModelMergeQwenImage LoraSave ModelMergeKrea2"
+    "merging models of this family is not supported": (
+        "ModelMergeAuraflow ModelMergeMochiPreview ModelMergeLTXV ModelMergeCosmos7B ModelMergeCosmos14B "
+        "ModelMergeWAN2_1 ModelMergeCosmosPredict2_2B ModelMergeCosmosPredict2_14B"
     ),
+    "LoRAs are not extracted from models": ("LoraSave"),
     "training is not supported": (
         "TrainLoraNode LoraModelLoader LossGraphNode SaveLoRA LoadImageDataSetFromFolder "
         "LoadImageTextDataSetFromFolder SaveImageDataSetToFolder SaveImageTextDataSetToFolder "

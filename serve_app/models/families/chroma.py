@@ -70,6 +70,8 @@ class Chroma(BackboneFamily):
 
     title = "Chroma"
     latent_format = FLUX
+    text_prefixes = {"t5xxl": "cond_stage_model.t5xxl.transformer."}  # noqa: RUF012
+    vae_prefix = "first_stage_model."
     dtypes = (torch.bfloat16, torch.float16)
 
     width: int

@@ -78,6 +78,15 @@ class ClipText(TextFamily):
         return f"CLIP-{self.kind.upper()}"
 
     @property
+    def key(self) -> str:
+        return f"clip_{self.kind}"
+
+    def published(self, prefix: str) -> Table:
+        if prefix.endswith(".model."):
+            return dict(_open_clip(self))
+        return {f"text_model.{name}": name for name in _MODULES} | {"text_projection": "text_projection"}
+
+    @property
     def heads(self) -> int:
         """How many attention heads share the width."""
         return self.width // HEAD_WIDTH

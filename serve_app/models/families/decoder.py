@@ -55,6 +55,8 @@ class DecoderText(TextFamily):
     interleaved: ClassVar[bool] = False
     scaled: ClassVar[bool] = False
     stop: ClassVar[tuple[int, ...]] = ()
+    vocabulary_name: ClassVar[str] = "tokenizer_json"
+    """What a file calls its tokeniser that is saved."""
 
     layers: int
     width: int
@@ -101,6 +103,14 @@ class DecoderText(TextFamily):
             separate_head=bool(cls.stop) and any(f"{name}.weight" in tensors.shapes for name in _HEADS),
         )
 
+    @property
+    def key(self) -> str:
+        return (self.reading or self.reading_for("")).key
+
+    def published(self, prefix: str) -> Table:
+        others = [name for name in _VOCABULARIES if name != self.vocabulary_name]
+        return {theirs: ours for theirs, ours in self.table().items() if theirs not in others}
+
     def as_type(self: F, loaded_as: str) -> F:
         return replace(self, reading=self.reading_for(loaded_as))
 
@@ -115,7 +125,7 @@ class DecoderText(TextFamily):
         return names | head | dict.fromkeys(_VOCABULARIES, VOCABULARY)
 
     def lora_names(self, parameters: Sequence[str], *, alone: bool = True) -> dict[str, str]:
-        key = (self.reading or self.reading_for("")).key
+        key = self.key
         names: dict[str, str] = {}
         for ours in parameters:
             layer, _, ending = ours.rpartition(".")

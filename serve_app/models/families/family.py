@@ -123,6 +123,14 @@ class BackboneFamily(Family):
 
     title: ClassVar[str]
     latent_format: ClassVar[LatentFormat]
+    text_prefixes: ClassVar[Mapping[str, str]] = {}
+    """Under which prefixes its checkpoints keep text encoders, by their keys, where it is not the usual one."""
+    vae_prefix: ClassVar[str] = "vae."
+    """Under which its checkpoints keep the VAE."""
+
+    def saved_as(self) -> Mapping[str, str]:
+        """Return what the metadata of a file says that ComfyUI saves; nothing by default."""
+        return {}
 
     @abstractmethod
     def training(self, file: File, names: Mapping[str, str]) -> Training:
@@ -221,6 +229,15 @@ class TextFamily(Family):
         """What errors call this one."""
         return self.name
 
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """What ComfyUI calls the encoder in names of tensors and files: "clip_l", "t5xxl" and so on."""
+
+    def published(self, prefix: str) -> Table:
+        """Return where the tensors of a file go in the network that has them under a prefix, "" for one of its own."""
+        return self.table()
+
     def lora_names(self, parameters: Sequence[str], *, alone: bool = True) -> Mapping[str, str]:
         """Return layers' names in LoRA files, as `Family`. alone: no other encoder comes before it."""
         return {}
@@ -253,6 +270,10 @@ class TextEnsemble(TextFamily):
         return set(titles) <= cls.takes.keys() if cls.partial and loaded_as else set(titles) == cls.takes.keys()
 
     @property
+    def key(self) -> str:
+        return "".join(member.key for member in self.members.values())
+
+    @property
     def members(self) -> Mapping[str, TextFamily]:
         """The encoders that are there, by the names of their submodules."""
         named = ((name, getattr(self, name)) for name in self.takes.values())
@@ -277,6 +298,12 @@ class TextEnsemble(TextFamily):
             of_member = family.lora_names(inside, alone=not names)
             names |= {name: f"{module}.{parameter}" for name, parameter in of_member.items()}
         return names
+
+
+def spec_of(architecture: str) -> dict[str, str]:
+    """Return the metadata by which a file says its architecture. Source: Stability AI, Model Metadata Standard."""
+    names = {"architecture": architecture, "sai_model_spec": "1.0.0", "implementation": "sgm", "title": "ComfyUI"}
+    return {f"modelspec.{name}": value for name, value in names.items()}
 
 
 def marked(whole: Tensors, prefixes: Iterable[str], marks: Iterable[str]) -> tuple[str, Tensors] | None:

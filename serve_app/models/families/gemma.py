@@ -33,6 +33,7 @@ class Gemma2Text(DecoderText):
     theta = 1e4
     scaled = True
     stop = (END,)
+    vocabulary_name = "spiece_model"
 
     @classmethod
     def recognises(cls, inner: Tensors) -> bool:

@@ -36,6 +36,7 @@ class MistralText(DecoderText):
     prefixes = ("text_encoders.mistral3_24b.transformer.", "")
     theta = 1e9
     eps = 1e-5
+    vocabulary_name = "tekken_model"
 
     @classmethod
     def recognises(cls, inner: Tensors) -> bool:

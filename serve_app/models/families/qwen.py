@@ -43,7 +43,10 @@ class Qwen3Text(DecoderText):
     """A Qwen3, or a Qwen3-VL. tower: the part that sees, None if the file has none; one reader of several uses it."""
 
     name = "Qwen3"
-    prefixes = ("text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_8b.transformer.", "")
+    prefixes = (
+        *(f"text_encoders.{key}.transformer." for key in ("qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen3vl_8b")),
+        "",
+    )
     theta = 1e6
     stop = qwen.STOP
 

@@ -40,6 +40,7 @@ class Sd(Unet):
 
     title = "Stable Diffusion 1.x and 2.x"
     latent_format = LATENTS
+    text_prefixes = {"clip_l": "cond_stage_model.transformer.", "clip_h": "cond_stage_model.model."}  # noqa: RUF012
 
     @classmethod
     def recognises(cls, context_dim: int, vector_dim: int) -> bool:

@@ -27,7 +27,7 @@ from serve_app.models.families.dit import (
     thirds,
     whole_patches,
 )
-from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
+from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked, spec_of
 from serve_app.models.families.latents import SD3
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
@@ -95,6 +95,7 @@ class Sd3(BackboneFamily):
     title = "Stable Diffusion 3"
     latent_format = SD3
     dtypes = (torch.bfloat16, torch.float16)
+    vae_prefix = "first_stage_model."
 
     width: int
     layers: int
@@ -104,6 +105,9 @@ class Sd3(BackboneFamily):
     normed: bool = False
     dual: int = 0
     latent_channels: int = 16
+
+    def saved_as(self) -> Mapping[str, str]:
+        return spec_of("stable-diffusion-v3-medium")
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families.clip import ClipText, TextEncoder
 from serve_app.models.families.concat import EDIT_CHANNELS, image_to_edit, mask_and_image
-from serve_app.models.families.family import File, Lexicon, TextEnsemble, own_text
+from serve_app.models.families.family import File, Lexicon, TextEnsemble, own_text, spec_of
 from serve_app.models.families.unet import CELL, SIZE_WIDTH, Unet
 from serve_app.sampling.latents import LatentFormat, PreviewMap
 from serve_app.values import Conditioning, ContinuousEdm, Discrete, T5Padding, Text, Texts, Training
@@ -48,7 +48,15 @@ class Sdxl(Unet):
 
     title = "SDXL"
     latent_format = LATENTS
+    text_prefixes = {  # noqa: RUF012
+        "clip_l": "conditioner.embedders.0.transformer.",
+        "clip_g": "conditioner.embedders.1.model.",
+    }
     sizes: ClassVar[int] = 6
+
+    def saved_as(self) -> Mapping[str, str]:
+        kind = "edit" if self.concat_channels == EDIT_CHANNELS else "base"
+        return spec_of(f"stable-diffusion-xl-v1-{kind}")
 
     @classmethod
     def recognises(cls, context_dim: int, vector_dim: int) -> bool:
@@ -103,7 +111,11 @@ class SdxlRefiner(Sdxl):
     """SDXL's refiner: it reads the larger text encoder alone, and an aesthetic score instead of a target size."""
 
     title = "SDXL's refiner"
+    text_prefixes = {"clip_g": "conditioner.embedders.0.model."}  # noqa: RUF012
     sizes: ClassVar[int] = 5
+
+    def saved_as(self) -> Mapping[str, str]:
+        return spec_of("stable-diffusion-xl-v1-refiner")
 
     @classmethod
     def recognises(cls, context_dim: int, vector_dim: int) -> bool:

@@ -48,7 +48,11 @@ class T5Text(TextFamily):
     dtypes = (torch.bfloat16,)
     """In fp16 it overflows."""
 
-    prefixes: ClassVar[tuple[str, ...]] = ("text_encoders.t5xxl.transformer.", "")
+    prefixes: ClassVar[tuple[str, ...]] = (
+        "text_encoders.t5xxl.transformer.",
+        "cond_stage_model.t5xxl.transformer.",
+        "",
+    )
     name = "T5-XXL"
     readings: ClassVar[Mapping[str, Reading]] = {"pixart": UNPADDED, "chroma": UNPADDED, "sd3": PADDED_77}
     usual: ClassVar[Reading] = MASKED
@@ -62,6 +66,10 @@ class T5Text(TextFamily):
     vocabulary: int
     pieces: int = 0
     reading: Reading = MASKED
+
+    @property
+    def key(self) -> str:
+        return self.reading.key
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:

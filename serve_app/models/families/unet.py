@@ -95,6 +95,7 @@ class Unet(BackboneFamily):
     beside x (5 for inpainting, 4 for editing). vector_dim: width of the pooled text and sizes that SDXL is told.
     """
 
+    vae_prefix = "first_stage_model."
     sizes: ClassVar[int] = 0
     """How many sizes are told beside the pooled text."""
 

@@ -9,9 +9,11 @@ from types import MappingProxyType
 from typing import Any
 
 from serve_app.values import (
+    DEFAULT_DTYPE,
     AdaptiveProjection,
     CfgNorm,
     CfgZeroStar,
+    ComputedIn,
     DifferentialDiffusion,
     EpsilonScaling,
     FreeU,
@@ -84,6 +86,22 @@ class DifferentialDiffusionPatch:
 
     def patch(self, model: Recipe, strength: float = 1.0) -> tuple[Recipe]:
         return (model.with_patch(DifferentialDiffusion(strength)),)
+
+
+class AttentionBackend:
+    """Which attention a model runs with: torch's whatever is asked, as in a ComfyUI that has no other."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "model/patch"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "attention": (["pytorch attention", "comfy kitchen attention"],)}}
+
+    def patch(self, model: Recipe, attention: str) -> tuple[Recipe]:
+        """Return the recipe as it is."""
+        return (model,)
 
 
 PATCHED_MODEL = ("patched_model",)
@@ -180,6 +198,13 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
         CATEGORY="model/patch/unet",
     ),
     "DifferentialDiffusion": DifferentialDiffusionPatch,
+    "ModelComputeDtype": _patch_node(
+        "Hold and work with a model's weights in a dtype of its own.",
+        ComputedIn,
+        {"dtype": ([DEFAULT_DTYPE, "fp32", "fp16", "bf16"], {"advanced": True})},
+        CATEGORY="advanced/debug",
+    ),
+    "ModelAttentionBackend": AttentionBackend,
     "LatentApplyOperationCFG": _patch_node(
         "Put what guidance adds through an operation on latents.",
         OperatedGuidance,

@@ -1,0 +1,215 @@
+"""The nodes that mix the weights of two models. They extend recipes, not weights, so they cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from serve_app.errors import NodeError
+from serve_app.values import Merge, Recipe, Share
+
+CATEGORY = "model/merging"
+SPECIFIC = f"{CATEGORY}/model specific"
+RATIO = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01})
+MULTIPLIER = ("FLOAT", {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01})
+
+MODELS = 32
+"""How many models may be merged into one: a graph that merges a model with itself again and again doubles them."""
+
+
+def merged(recipe: Recipe, other: Recipe, *shares: Share) -> tuple[Recipe]:
+    """Return a recipe with another's weights added; if nothing is to change, as it is. Errors: NodeError for too many.
+
+    shares: as `Merge` has them.
+    """
+    if all(share.own == 1 and share.other == 0 for share in shares):
+        return (recipe,)
+    made = recipe.with_patch(Merge(other, shares))
+    if (count := _models(made)) > MODELS:
+        raise NodeError(f"{count} models are merged into one; allowed are {MODELS}")
+    return (made,)
+
+
+def _models(recipe: Recipe) -> int:
+    return 1 + sum(_models(merge.other) for merge in recipe.all(Merge))
+
+
+class ModelMergeSimple:
+    """Two diffusion models, one at a ratio and the other at the rest."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "merge"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model1": ("MODEL",), "model2": ("MODEL",), "ratio": RATIO}}
+
+    def merge(self, model1: Recipe, model2: Recipe, ratio: float) -> tuple[Recipe]:
+        """Return the first model's recipe with the second's weights mixed in."""
+        return merged(model1, model2, Share("", ratio, 1.0 - ratio))
+
+
+class ModelSubtract:
+    """The difference of two diffusion models, times a multiplier."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "merge"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model1": ("MODEL",), "model2": ("MODEL",), "multiplier": MULTIPLIER}}
+
+    def merge(self, model1: Recipe, model2: Recipe, multiplier: float) -> tuple[Recipe]:
+        """Return the first model's recipe without the second's weights."""
+        return merged(model1, model2, Share("", multiplier, -multiplier))
+
+
+class ModelAdd:
+    """The sum of two diffusion models, one of which is usually a difference."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "merge"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model1": ("MODEL",), "model2": ("MODEL",)}}
+
+    def merge(self, model1: Recipe, model2: Recipe) -> tuple[Recipe]:
+        """Return the first model's recipe with the second's weights added."""
+        return merged(model1, model2, Share("", 1.0, 1.0))
+
+
+class CLIPMergeSimple:
+    """Two text encoders, one at a ratio and the other at the rest."""
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "merge"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"clip1": ("CLIP",), "clip2": ("CLIP",), "ratio": RATIO}}
+
+    def merge(self, clip1: Recipe, clip2: Recipe, ratio: float) -> tuple[Recipe]:
+        """Return the first encoder's recipe with the second's weights mixed in."""
+        return merged(clip1, clip2, Share("", ratio, 1.0 - ratio))
+
+
+class CLIPSubtract:
+    """The difference of two text encoders, times a multiplier."""
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "merge"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"clip1": ("CLIP",), "clip2": ("CLIP",), "multiplier": MULTIPLIER}}
+
+    def merge(self, clip1: Recipe, clip2: Recipe, multiplier: float) -> tuple[Recipe]:
+        """Return the first encoder's recipe without the second's weights."""
+        return merged(clip1, clip2, Share("", multiplier, -multiplier))
+
+
+class CLIPAdd:
+    """The sum of two text encoders, one of which is usually a difference."""
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "merge"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"clip1": ("CLIP",), "clip2": ("CLIP",)}}
+
+    def merge(self, clip1: Recipe, clip2: Recipe) -> tuple[Recipe]:
+        """Return the first encoder's recipe with the second's weights added."""
+        return merged(clip1, clip2, Share("", 1.0, 1.0))
+
+
+class ModelMergeBlocks:
+    """Two diffusion models, with a ratio for each of their parts. prefixes: how the names of a part's tensors begin."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "merge"
+    CATEGORY = CATEGORY
+
+    prefixes: ClassVar[tuple[str, ...]] = ("input", "middle", "out")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model1": ("MODEL",), "model2": ("MODEL",), **dict.fromkeys(cls.prefixes, RATIO)}}
+
+    def merge(self, model1: Recipe, model2: Recipe, **ratios: float) -> tuple[Recipe]:
+        """Return the first model's recipe with the second's mixed in; what has no ratio of its own takes the first."""
+        shares = {"": ratios[self.prefixes[0]], **ratios}
+        return merged(model1, model2, *(Share(prefix, ratio, 1.0 - ratio) for prefix, ratio in shares.items()))
+
+
+def _blocks(stem: str, count: int, end: str = ".") -> tuple[str, ...]:
+    return tuple(f"{stem}.{number}{end}" for number in range(count))
+
+
+def _unet(blocks: int, end: str) -> tuple[str, ...]:
+    inside = (*_blocks("input_blocks", blocks, end), *_blocks("middle_block", 3, end))
+    return ("time_embed.", "label_emb.", *inside, *_blocks("output_blocks", blocks, end), "out.")
+
+
+def _sd3(layers: int) -> tuple[str, ...]:
+    embedders = ("pos_embed.", "x_embedder.", "context_embedder.", "y_embedder.", "t_embedder.")
+    return (*embedders, *_blocks("joint_blocks", layers), "final_layer.")
+
+
+_FLUX1 = (
+    *("img_in.", "time_in.", "guidance_in", "vector_in.", "txt_in."),
+    *_blocks("double_blocks", 19),
+    *_blocks("single_blocks", 38),
+    "final_layer.",
+)
+_QWEN_IMAGE = (
+    *("pos_embeds.", "img_in.", "txt_norm.", "txt_in.", "time_text_embed."),
+    *_blocks("transformer_blocks", 60),
+    "proj_out.",
+)
+_KREA2 = (
+    *("first.", "tmlp.", "txtmlp.", "tproj."),
+    *_blocks("txtfusion.layerwise_blocks", 2),
+    "txtfusion.projector.",
+    *_blocks("txtfusion.refiner_blocks", 2),
+    *_blocks("blocks", 28),
+    "last.",
+)
+
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "ModelMergeSD1": _unet(12, "."),
+    "ModelMergeSD2": _unet(12, "."),
+    "ModelMergeSDXL": _unet(9, ""),
+    "ModelMergeSD3_2B": _sd3(24),
+    "ModelMergeSD35_Large": _sd3(38),
+    "ModelMergeFlux1": _FLUX1,
+    "ModelMergeQwenImage": _QWEN_IMAGE,
+    "ModelMergeKrea2": _KREA2,
+}
+"""Of each class that merges models of one family, the parts that it has a ratio for."""
+
+
+def _specific(name: str, prefixes: tuple[str, ...]) -> type[ModelMergeBlocks]:
+    doc = f"Two diffusion models of a family, with a ratio for each of {len(prefixes)} parts."
+    return type(name, (ModelMergeBlocks,), {"__doc__": doc, "CATEGORY": SPECIFIC, "prefixes": prefixes})
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "ModelMergeSimple": ModelMergeSimple,
+    "ModelMergeBlocks": ModelMergeBlocks,
+    "ModelMergeSubtract": ModelSubtract,
+    "ModelMergeAdd": ModelAdd,
+    "CLIPMergeSimple": CLIPMergeSimple,
+    "CLIPMergeSubtract": CLIPSubtract,
+    "CLIPMergeAdd": CLIPAdd,
+    **{name: _specific(name, prefixes) for name, prefixes in PARTS.items()},
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}
