@@ -11,7 +11,8 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +29,7 @@ from serve_app.graph.validate import Validated, needs_prevalidation, validate, w
 from serve_app.limits import SizeLimits
 from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.replacements import replaced
-from serve_app.nodes.routes import PackAnswer, PackCall, PackRoute
+from serve_app.nodes.routes import ON_PROMPT, PackAnswer, PackCall, PackFrame, PackRoute, Piece
 from serve_app.scheduler.client import (
     Attached,
     JobPage,
@@ -41,7 +42,7 @@ from serve_app.scheduler.client import (
     Submission,
 )
 from serve_app.scheduler.cluster_view import ClusterView
-from serve_app.scheduler.messages import Free
+from serve_app.scheduler.messages import Free, SocketSaid
 from serve_app.store.catalog import Catalog
 from serve_app.store.changes import JobQuery
 from serve_app.store.credentials import without_credentials
@@ -98,9 +99,9 @@ class Service:
     choices: folder -> the file names a COMBO over that folder allows ("checkpoints", …, or "input" for uploads).
     catalog: the model files. user_data: what the web page keeps for its users. extensions: pages of packs.
     pack_content: what else packs bring for the web page. fetch: returns what a replica has put away for clients, None
-    if it is lost. relay: (pool, call) -> what a replica of the pool answers to a call of a node pack's route, or
-    NotReadyError; None where there are no packs. pools: as the planner sees them; none stands for some that share every
-    workflow.
+    if it is lost. relay: (pool, call) -> the id of the replica of the pool that takes a call of a node pack's route,
+    then what it answers, or NotReadyError; None where there are no packs. pools: as the planner sees them; none stands
+    for some that share every workflow.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Service:
         extensions: Extensions | None = None,
         pack_content: PackContent | None = None,
         fetch: Callable[[Any], Awaitable[Any]] | None = None,
-        relay: Callable[[str, PackCall], Awaitable[PackAnswer]] | None = None,
+        relay: Callable[[str, PackCall], AsyncGenerator[str | Piece]] | None = None,
         pools: Sequence[Pool] = (),
     ) -> None:
         self.limits = limits
@@ -299,6 +300,31 @@ class Service:
     async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
         """Return the routes of node packs by pool; as `SchedulerClient.routes`."""
         return await self._scheduler.routes()
+
+    async def hear(self, replica_id: str, socket: str, frame: PackFrame) -> None:
+        """Tell a replica what a client has said on a websocket of a node pack's."""
+        await self._scheduler.hear(replica_id, SocketSaid(socket, frame))
+
+    async def handled(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a submission as the prompt handlers of node packs leave it; as it is where there are none.
+
+        They run in one replica of each pool that answers for a pack which has some. Errors: NotReadyError.
+        """
+        if self.relay is None:
+            return body
+        for pool, routes in (await self.routes()).items():
+            if not any(route.method == "POST" and route.pattern == re.escape(ON_PROMPT) for route in routes):
+                continue
+            call = PackCall("POST", ON_PROMPT, ((b"content-type", b"application/json"),), json.dumps(body).encode())
+            async with aclosing(self.relay(pool, call)) as pieces:
+                answers = [piece async for piece in pieces]
+            content = b"".join(
+                p if isinstance(p, bytes) else p.body for p in answers if isinstance(p, bytes | PackAnswer)
+            )
+            changed = json.loads(content)
+            if isinstance(changed, dict) and isinstance(answers[1], PackAnswer) and answers[1].status == 200:
+                body = changed
+        return body
 
     async def choices(self, folders: Iterable[str]) -> dict[str, list[str]]:
         """Return the file names in folders, as a COMBO over them allows."""

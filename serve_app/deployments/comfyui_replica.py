@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
 
 import ray
@@ -15,7 +16,7 @@ from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node
 from serve_app.deployments.replica import ObjectStore
-from serve_app.nodes.routes import PackAnswer, PackCall
+from serve_app.nodes.routes import PackCall, Piece
 from serve_app.replica.comfyui_assemble import assemble_comfyui
 
 
@@ -27,16 +28,19 @@ class ComfyUIReplica:
         keep_to_the_node()
         scheduler = SchedulerHandle(me=ray.get_runtime_context().current_actor)
         replica_id = serve.get_replica_context().replica_id.unique_id
+        self._replica_id = replica_id
         self._runner = assemble_comfyui(config, pool, replica_id, scheduler, ObjectStore())
         self._life = asyncio.create_task(self._runner.run())
         self._showing = asyncio.create_task(
             metrics.show(partial(metrics.node_figures, pool.name, replica_id, self._runner.times))
         )
 
-    async def answer(self, call: PackCall) -> AsyncIterator[PackAnswer | None]:
-        """Pass a request on. Yields None at once, which says who has the call, then the answer."""
-        yield None
-        yield await self._runner.answer(call)
+    async def answer(self, call: PackCall) -> AsyncIterator[str | Piece]:
+        """Pass a request on. Yields at once which replica has the call, then the answer."""
+        yield self._replica_id
+        async with aclosing(self._runner.answer(call)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def check_health(self) -> None:
         """Fail Serve's health check once the replica's life has ended by an error; its process is its own to mend."""

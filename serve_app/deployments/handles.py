@@ -38,7 +38,7 @@ from serve_app.scheduler.client import (
     Unfinished,
 )
 from serve_app.scheduler.cluster_view import ClusterView, HostStats
-from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report
+from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
 from serve_app.store.changes import JobQuery
 from serve_app.store.reserved import Contents
 
@@ -89,6 +89,9 @@ class SchedulerHandle:
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
         await self._call("forget", job_ids)
+
+    async def hear(self, replica_id: str, said: SocketSaid) -> None:
+        await self._call("hear", replica_id, said)
 
     async def free(self, wish: Free) -> None:
         await self._call("free", wish)

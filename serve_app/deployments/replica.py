@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node
-from serve_app.nodes.routes import PackAnswer, PackCall
+from serve_app.nodes.routes import PackCall, Piece
 from serve_app.replica.host import own_limit
 from serve_app.replica.watchdog import Watchdog, limit_allocations
 
@@ -41,8 +42,10 @@ class Replica:
         keep_to_the_node()
         scheduler = SchedulerHandle(me=ray.get_runtime_context().current_actor)
         replica_id = serve.get_replica_context().replica_id.unique_id
+        self._replica_id = replica_id
         self._runner = assemble(config, pool, replica_id, scheduler, ObjectStore())
-        self._routes = RouteServer(PromptServer.instance.app, config.ingress.max_upload_bytes)
+        self._routes = RouteServer(PromptServer.instance.app)
+        self._runner.hear = self._routes.hear
         self._watchdog = Watchdog(
             asyncio.get_running_loop(),
             hang_s=pool.hang_s,
@@ -65,10 +68,12 @@ class Replica:
         if (models := self._runner.models) is not None:
             yield from metrics.model_figures(pool, replica_id, models.counters, models.loads)
 
-    async def answer(self, call: PackCall) -> AsyncIterator[PackAnswer | None]:
-        """Run the handler of a node pack's route. Yields None at once, which says who has the call, then the answer."""
-        yield None
-        yield await self._routes.answer(call)
+    async def answer(self, call: PackCall) -> AsyncIterator[str | Piece]:
+        """Run the handler of a node pack's route. Yields at once which replica has the call, then the answer."""
+        yield self._replica_id
+        async with aclosing(self._routes.answer(call)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def check_health(self) -> None:
         """Fail Serve's health check once the replica's life has ended by an error, or its engine has."""

@@ -9,43 +9,49 @@ import asyncio
 import json
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import aiohttp
 from aiohttp import web
 from yarl import URL
 
 from serve_app import log
+from serve_app.errors import ServeAppError
 from serve_app.nodes.contained import contained, raised
-from serve_app.nodes.routes import Headers, PackAnswer, PackCall
+from serve_app.nodes.routes import Headers, PackAnswer, PackCall, PackFrame, Piece
 
 _log = log.get("nodes.packs")
+
+T = TypeVar("T")
 
 _CONNECTION = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"}
 )
 """Headers about the connection that they came by, and not about what it carried."""
 _CHUNK_BYTES = 1 << 20
+"""Answers that say they are no longer than this come whole."""
+
+
+class BrokenAnswerError(ServeAppError):
+    """An answer ended before it was whole; its beginning has been passed on."""
 
 
 class RouteServer:
-    """Answers calls to the routes of an application that nothing serves yet; starts with the first of them.
+    """Answers calls to the routes of an application that nothing serves yet; starts with the first of them."""
 
-    limit_bytes: size of an answer's body.
-    """
-
-    def __init__(self, app: web.Application, limit_bytes: int) -> None:
+    def __init__(self, app: web.Application) -> None:
         self._app = app
-        self._limit_bytes = limit_bytes
         self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Future[aiohttp.ClientSession]
         self._opened = AsyncExitStack()
+        self._said: dict[str, asyncio.Queue[PackFrame]] = {}
 
-    async def answer(self, call: PackCall) -> PackAnswer:
+    async def answer(self, call: PackCall) -> AsyncGenerator[Piece]:
         """Run the handler of a call, which may come from any loop; its failures are answers too."""
         with self._starting:
             if self._loop is None:
@@ -54,9 +60,23 @@ class RouteServer:
                 self._client = asyncio.run_coroutine_threadsafe(self._start(), self._loop)
         # Shielded: a caller that goes must not take the start away from the others.
         client = await asyncio.shield(asyncio.wrap_future(self._client))
-        return await asyncio.wrap_future(
-            asyncio.run_coroutine_threadsafe(relay(client, "http://pack", call, self._limit_bytes), self._loop)
-        )
+        loop, there = self._loop, "http://pack"
+        if call.socket is None:
+            pieces = relay(client, there, call)
+        else:
+            pieces = relay_socket(client, there, call, self._said.setdefault(call.socket, asyncio.Queue()))
+        try:
+            while (piece := await _in(loop, anext(pieces, None))) is not None:
+                yield piece
+        finally:
+            self._said.pop(call.socket or "", None)
+            await _in(loop, pieces.aclose())
+
+    def hear(self, socket: str, frame: PackFrame) -> None:
+        """Pass on what a client has said on its websocket, which may be over."""
+        said = self._said.get(socket)
+        if said is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(said.put_nowait, frame)
 
     async def close(self) -> None:
         """Answer nothing more."""
@@ -77,28 +97,97 @@ class RouteServer:
         return await self._opened.enter_async_context(client)
 
 
-async def relay(client: aiohttp.ClientSession, at: str, call: PackCall, limit_bytes: int) -> PackAnswer:
-    """Return what the server at a URL answers to a call. client: made by `relay_client`."""
-    headers = [
-        (name.decode("latin-1"), value.decode(errors="replace"))
-        for name, value in call.headers
-        if name not in _CONNECTION and name != b"content-length"
-    ]
-    url = URL(f"{at}{call.target}", encoded=True)
+async def _in(loop: asyncio.AbstractEventLoop, awaitable: Awaitable[T]) -> T:
+    """Await something in another loop."""
+
+    async def awaited() -> T:
+        return await awaitable
+
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(awaited(), loop))
+
+
+async def relay(client: aiohttp.ClientSession, at: str, call: PackCall) -> AsyncGenerator[Piece]:
+    """Yield what the server at a URL answers to a call, a long body in pieces as they come.
+
+    client: made by `relay_client`.
+    """
+    begun = False
     try:
         async with client.request(
-            call.method, url, headers=headers, data=call.body or None, allow_redirects=False
+            call.method, _url(at, call), headers=_headers(call), data=call.body or None, allow_redirects=False
         ) as response:
-            body = bytearray()
-            async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-                body += chunk
-                if len(body) > limit_bytes:
-                    return _problem(502, f"the answer is larger than the {limit_bytes} bytes that are relayed")
-            return PackAnswer(response.status, _kept(response, len(body)), bytes(body))
+            length = response.content_length
+            if response.method == "HEAD" or response.status in (204, 304):
+                yield PackAnswer(response.status, _kept(response), b"")
+                return
+            if length is not None and length <= _CHUNK_BYTES:
+                yield PackAnswer(response.status, _kept(response), await response.read())
+                return
+            yield PackAnswer(response.status, _kept(response), b"", more=True)
+            begun = True
+            async for piece in response.content.iter_any():
+                yield piece
     except aiohttp.ClientError as error:
         # A handler that ends the connection itself, or a request that aiohttp's server cannot read.
         _log.warning("%s %s of a node pack has no answer: %r", call.method, call.target, error)
-        return _problem(502, "the node pack's handler broke off its answer")
+        if begun:
+            raise BrokenAnswerError("the node pack's handler broke off its answer") from error
+        yield _problem(502, "the node pack's handler broke off its answer")
+
+
+async def relay_socket(
+    client: aiohttp.ClientSession, at: str, call: PackCall, said: asyncio.Queue[PackFrame]
+) -> AsyncGenerator[Piece]:
+    """Yield what the server at a URL says on a websocket, and tell it what a client says there.
+
+    Yielded first is whether there is one: status 101, or why there is none.
+    """
+    protocols = next((value for name, value in call.headers if name == b"sec-websocket-protocol"), b"")
+    asked = [protocol.strip() for protocol in protocols.decode("latin-1").split(",") if protocol.strip()]
+    try:
+        socket = await client.ws_connect(_url(at, call), headers=_headers(call), protocols=asked, max_msg_size=0)
+    except aiohttp.WSServerHandshakeError as error:
+        yield _problem(error.status, f"the node pack's handler takes no websocket: {error.message}")
+        return
+    except aiohttp.ClientError as error:
+        _log.warning("websocket %s of a node pack has no answer: %r", call.target, error)
+        yield _problem(502, "the node pack's handler broke off its answer")
+        return
+    telling = asyncio.create_task(_tell(socket, said))
+    try:
+        agreed = ((b"sec-websocket-protocol", socket.protocol.encode()),) if socket.protocol else ()
+        yield PackAnswer(101, agreed, b"", more=True)
+        async for message in socket:
+            yield PackFrame(message.data)
+        yield PackFrame(socket.close_code or 1006)
+    finally:
+        telling.cancel()
+        await socket.close()
+
+
+async def _tell(socket: aiohttp.ClientWebSocketResponse, said: asyncio.Queue[PackFrame]) -> None:
+    with suppress(ConnectionError, aiohttp.ClientError):
+        while True:
+            match (await said.get()).content:
+                case str() as text:
+                    await socket.send_str(text)
+                case bytes() as content:
+                    await socket.send_bytes(content)
+                case int() as code:
+                    await socket.close(code=code)
+                    return
+
+
+def _url(at: str, call: PackCall) -> URL:
+    return URL(f"{at}{call.target}", encoded=True)
+
+
+def _headers(call: PackCall) -> list[tuple[str, str]]:
+    return [
+        (name.decode("latin-1"), value.decode(errors="replace"))
+        for name, value in call.headers
+        if name not in _CONNECTION and name != b"content-length" and not name.startswith(b"sec-websocket-")
+    ]
 
 
 def relay_client(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
@@ -124,14 +213,10 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
             return
 
 
-def _kept(response: aiohttp.ClientResponse, length: int) -> Headers:
-    """Return the headers that are about the answer, its length among them if it has a body."""
+def _kept(response: aiohttp.ClientResponse) -> Headers:
+    """Return the headers that are about the answer."""
     dropped = _CONNECTION | {b"server", b"date"}
-    kept = [(name.lower(), value) for name, value in response.raw_headers if name.lower() not in dropped]
-    has_body = response.method != "HEAD" and response.status not in (204, 304)
-    if has_body and all(name != b"content-length" for name, _ in kept):
-        kept.append((b"content-length", str(length).encode()))
-    return tuple(kept)
+    return tuple((name.lower(), value) for name, value in response.raw_headers if name.lower() not in dropped)
 
 
 @web.middleware

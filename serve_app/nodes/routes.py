@@ -39,20 +39,43 @@ class PackRoute:
         return re.fullmatch(self.pattern, unquote(_ENCODED_SLASH_OR_PERCENT.sub(r"%25\1", raw_path))) is not None
 
 
+ON_PROMPT = "/-/on-prompt"
+"""Where the prompt handlers of a replica's packs are, for the ingress alone: they take a submission and answer one."""
+
+
 @dataclass(frozen=True, slots=True)
 class PackCall:
-    """A request for a route. target: percent-encoded path and query."""
+    """A request for a route. target: percent-encoded path and query. socket: the id of a websocket, if it asks for one.
+
+    What a client says on its socket goes another way, as `PackFrame`s for that id.
+    """
 
     method: str
     target: str
     headers: Headers
     body: bytes
+    socket: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PackAnswer:
-    """What a route has answered, whole."""
+    """What a route has answered. more: the rest of its body follows in pieces of bytes, without end as it may be.
+
+    For a websocket: status 101, after which PackFrames follow, or why there is none.
+    """
 
     status: int
     headers: Headers
     body: bytes
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PackFrame:
+    """One message on a websocket: text, bytes, or the code that it is closed with."""
+
+    content: str | bytes | int
+
+
+Piece: TypeAlias = PackAnswer | PackFrame | bytes
+"""What an answer comes in."""

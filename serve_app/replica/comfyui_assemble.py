@@ -38,7 +38,6 @@ def assemble_comfyui(
         stop_s=pool.stop_s,
         keep_bytes=comfyui.keep_bytes,
         routes=ROUTES if comfyui.routes else (),
-        answer_bytes=config.ingress.max_upload_bytes,
     )
 
 

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -25,8 +25,8 @@ from serve_app.comfyui.specs import specs
 from serve_app.errors import ComfyUIError, ServeAppError, StoreError
 from serve_app.graph.plan import Task, TaskId
 from serve_app.limits import SizeLimits
-from serve_app.nodes.route_server import relay, relay_client
-from serve_app.nodes.routes import PackAnswer, PackCall, PackRoute
+from serve_app.nodes.route_server import relay, relay_client, relay_socket
+from serve_app.nodes.routes import PackAnswer, PackCall, PackFrame, PackRoute, Piece
 from serve_app.replica.comfyui_failure import (
     CancelledThereError,
     GraphFailedError,
@@ -54,6 +54,7 @@ from serve_app.scheduler.messages import (
     Resident,
     SchedulerForReplicas,
     SlotVacated,
+    SocketSaid,
     TaskCancelled,
     TaskFinished,
     TaskStopped,
@@ -86,7 +87,7 @@ class ComfyUIRunner:
     """One replica's life. comfyui: what it starts, or the URL of one that runs. previews: as `preview_method`.
 
     start_s, stop_s: how long a start may take, and the stop of a graph, before the process is replaced. keep_bytes: of
-    files that stay with it. routes: what its pool answers for of other HTTP paths, with at most answer_bytes.
+    files that stay with it. routes: what its pool answers for of other HTTP paths.
     """
 
     def __init__(
@@ -105,7 +106,6 @@ class ComfyUIRunner:
         stop_s: float,
         keep_bytes: int,
         routes: tuple[PackRoute, ...],
-        answer_bytes: int,
     ) -> None:
         self._scheduler = scheduler
         self._replica_id = replica_id
@@ -120,7 +120,7 @@ class ComfyUIRunner:
         self._stop_s = stop_s
         self._keep_bytes = keep_bytes
         self._routes = routes
-        self._answer_bytes = answer_bytes
+        self._said: dict[str, asyncio.Queue[PackFrame]] = {}
         self.times = NodeTimes()
         self.process: Process | None = None
         self.client: Client | None = None
@@ -155,13 +155,23 @@ class ComfyUIRunner:
                 told.cancel()
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def answer(self, call: PackCall) -> PackAnswer:
+    async def answer(self, call: PackCall) -> AsyncGenerator[Piece]:
         """Pass a request on that no route of the server's own takes."""
         if (client := self.client) is None:
-            return PackAnswer(503, ((b"retry-after", b"5"), (b"content-length", b"0")), b"")
-        headers = tuple((name, value) for name, value in call.headers if name not in FOREIGN)
+            yield PackAnswer(503, ((b"retry-after", b"5"), (b"content-length", b"0")), b"")
+            return
+        call = replace(call, headers=tuple((name, value) for name, value in call.headers if name not in FOREIGN))
         async with relay_client(aiohttp.TCPConnector(limit=0)) as session:
-            return await relay(session, client.url, replace(call, headers=headers), self._answer_bytes)
+            if call.socket is None:
+                pieces = relay(session, client.url, call)
+            else:
+                pieces = relay_socket(session, client.url, call, self._said.setdefault(call.socket, asyncio.Queue()))
+            try:
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        yield piece
+            finally:
+                self._said.pop(call.socket or "", None)
 
     async def leave(self) -> None:
         """Tell the scheduler that this replica goes, and end its process."""
@@ -308,6 +318,9 @@ class ComfyUIRunner:
                 self._say(Evicted((signature,)))
             case Check(check_id):
                 self._say(Checked(check_id, (), {}))
+            case SocketSaid(socket, frame):
+                if (said := self._said.get(socket)) is not None:
+                    said.put_nowait(frame)
 
     async def lost_touch(self) -> None:
         """Drop what runs."""

@@ -26,6 +26,7 @@ from serve_app.nodes.executing import Underway
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.prevalidation import checked
 from serve_app.nodes.result_cache import ResultCache
+from serve_app.nodes.routes import PackFrame
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import allow_shown
 from serve_app.nodes.time_limit import NodeLimits, TimeLimit
@@ -54,6 +55,7 @@ from serve_app.scheduler.messages import (
     Report,
     Resident,
     SchedulerForReplicas,
+    SocketSaid,
     TaskCancelled,
     TaskFinished,
     TaskStopped,
@@ -158,6 +160,8 @@ class Runner:
         self._wishes: list[Free] = []
         self._resident: tuple[str, ...] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.hear: Callable[[str, PackFrame], None] = lambda socket, frame: None
+        """Takes what a client has said on a websocket of a node pack's."""
 
     async def run(self) -> None:
         """Serve until cancelled; outlives any number of schedulers."""
@@ -219,6 +223,8 @@ class Runner:
                 self._answer(signature, reference)
             case Compute(signature):
                 self._answer(signature, None)
+            case SocketSaid(socket, frame):
+                self.hear(socket, frame)
             case Check():
                 underway = Underway()
                 self._checking.add(checking := asyncio.create_task(self._check(message, underway)))

@@ -15,7 +15,7 @@ from serve_app.graph.graph import Graph
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.cluster_view import ClusterView
-from serve_app.scheduler.messages import Free
+from serve_app.scheduler.messages import Free, SocketSaid
 from serve_app.store.changes import JobQuery
 
 
@@ -173,6 +173,10 @@ class SchedulerClient(Protocol):
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
         """Forget ended jobs: these, or all."""
+        ...
+
+    async def hear(self, replica_id: str, said: SocketSaid) -> None:
+        """Tell a replica what a client has said on a websocket that it answers."""
         ...
 
     async def free(self, wish: Free) -> None:

@@ -13,7 +13,7 @@ from serve_app.errors import Problem
 from serve_app.graph.graph import Node, Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
-from serve_app.nodes.routes import PackRoute
+from serve_app.nodes.routes import PackFrame, PackRoute
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.store.reserved import Contents
 
@@ -88,7 +88,15 @@ class Check:
     node_ids: tuple[str, ...]
 
 
-Message: TypeAlias = Assign | Interrupt | Export | Deliver | Compute | Check | Free
+@dataclass(frozen=True, slots=True)
+class SocketSaid:
+    """Message: a client has said this on a websocket of a node pack's, which the replica answers."""
+
+    socket: str
+    frame: PackFrame
+
+
+Message: TypeAlias = Assign | Interrupt | Export | Deliver | Compute | Check | Free | SocketSaid
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, PoolL
 from serve_app.scheduler.event_stream import EventStream
 from serve_app.scheduler.job_counters import JobCounters
 from serve_app.scheduler.machine import Machine
-from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report
+from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
 from serve_app.scheduler.published_jobs import PublishedJobs
 from serve_app.scheduler.remote_validation import RemoteValidation
 from serve_app.scheduler.repeats import check_repeat
@@ -266,6 +266,10 @@ class Scheduler:
         self._check_alive()
         await self._in_database(self._jobs.forget, self.epoch, job_ids)
         self._published.forget(job_ids)
+
+    async def hear(self, replica_id: str, said: SocketSaid) -> None:
+        self._check_alive()
+        self.registry.mail(replica_id, said)
 
     async def free(self, wish: Free) -> None:
         self._check_alive()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import websockets
 from fastapi import FastAPI
 
 from serve_app.api.app import create_app
-from serve_app.nodes.routes import ANY, PackAnswer, PackCall, PackRoute
+from serve_app.nodes.routes import ANY, PackAnswer, PackCall, PackRoute, Piece
 from serve_app.service import Limits, Service
 from serve_app.store.catalog import Catalog
 from serve_app.store.userdata import UserData
@@ -77,8 +77,9 @@ async def application(root: Path) -> AsyncIterator[FastAPI]:
             await asyncio.gather(running, return_exceptions=True)
 
 
-async def _echo(pool: str, call: PackCall) -> PackAnswer:
-    return PackAnswer(200, (), call.body)
+async def _echo(pool: str, call: PackCall) -> AsyncGenerator[str | Piece]:
+    yield "replica"
+    yield PackAnswer(200, (), call.body)
 
 
 async def fuzz(count: int, seed: int, url: str = "", app: FastAPI | None = None) -> Outcome:

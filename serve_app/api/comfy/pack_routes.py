@@ -1,23 +1,29 @@
 """The HTTP routes of node packs: what no route of the server's own takes is passed on to a replica that has the pack.
 
-As in ComfyUI each is at the root and under /api, whatever dialect the root speaks. Bodies go both ways whole.
+As in ComfyUI each is at the root and under /api, whatever dialect the root speaks. A request goes whole; an answer
+comes in pieces, without end as it may be, and a websocket's messages come and go one by one.
 """
 
 from __future__ import annotations
 
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.requests import HTTPConnection
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketState
 
 from serve_app.api.origin import FOREIGN
 from serve_app.api.problems import problem
 from serve_app.api.request import read_body
-from serve_app.errors import ForeignPageError
-from serve_app.nodes.routes import ANY, PackAnswer, PackCall
+from serve_app.errors import ForeignPageError, ServeAppError
+from serve_app.nodes.routes import ANY, ON_PROMPT, PackAnswer, PackCall, PackFrame, Piece
 from serve_app.service import Service
 
 
@@ -26,7 +32,7 @@ def install(app: FastAPI) -> None:
 
     async def relayed(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await _refuse(WebSocket(scope, receive, send))
+            await talk(WebSocket(scope, receive, send))
             return
         response = await answer(Request(scope, receive))
         await response(scope, receive, send)
@@ -34,40 +40,129 @@ def install(app: FastAPI) -> None:
     app.router.default = relayed
 
 
-async def _refuse(socket: WebSocket) -> None:
+async def answer(request: Request) -> Response:
+    """Return what a replica answers to a request. Errors: HTTPException if no pack has a route for it."""
+    service: Service = request.app.state.service()
+    pool, call = await _routed(service, request, request.method, None)
+    pieces = service.relay(pool, call) if service.relay else None
+    assert pieces is not None
+    await anext(pieces)
+    head = await anext(pieces)
+    assert isinstance(head, PackAnswer)
+    if head.more:
+        response: Response = StreamingResponse(_body(pieces), head.status)
+    else:
+        await pieces.aclose()
+        response = Response(head.body, head.status)
+    response.raw_headers = list(head.headers)
+    return response
+
+
+async def talk(socket: WebSocket) -> None:
+    """Pass a websocket on to a replica, until either side ends it; refuse one that no pack takes."""
+    service: Service = socket.app.state.service()
+    try:
+        pool, call = await _routed(service, socket, "GET", uuid.uuid4().hex)
+        pieces = service.relay(pool, call) if service.relay else None
+        assert pieces is not None
+        async with aclosing(pieces):
+            replica_id = await anext(pieces)
+            head = await anext(pieces)
+            assert isinstance(head, PackAnswer)
+            assert isinstance(replica_id, str)
+            assert call.socket is not None
+            if head.status != 101:
+                await _refuse(socket, f"the node pack's handler at {socket.url.path} takes no websocket")
+                return
+            agreed = dict(head.headers).get(b"sec-websocket-protocol")
+            await socket.accept(None if agreed is None else agreed.decode())
+            hearing = asyncio.create_task(_hear(socket, service, replica_id, call.socket))
+            try:
+                await _tell(socket, pieces, hearing)
+            finally:
+                hearing.cancel()
+    except HTTPException:
+        await _refuse(socket, f"no websocket is at {socket.url.path}")
+    except ServeAppError as error:
+        if socket.client_state is WebSocketState.CONNECTED:
+            await socket.close(1011)
+        else:
+            await _refuse(socket, str(error))
+
+
+async def _tell(socket: WebSocket, pieces: AsyncGenerator[str | Piece], hearing: asyncio.Task[None]) -> None:
+    """Send a client what the replica says, until that or the client has ended it."""
+    while True:
+        coming = asyncio.ensure_future(anext(pieces, None))
+        await asyncio.wait((coming, hearing), return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            # The client has gone. The replica is told so, and ends its side, or is left to notice.
+            await asyncio.wait((coming,), timeout=GOODBYE_S)
+            coming.cancel()
+            return
+        piece = coming.result()
+        match piece:
+            case PackFrame(str() as text):
+                await socket.send_text(text)
+            case PackFrame(bytes() as content):
+                await socket.send_bytes(content)
+            case PackFrame(int() as code):
+                await socket.close(code if code not in (1005, 1006) else 1000)
+                return
+            case None:
+                return
+
+
+async def _hear(socket: WebSocket, service: Service, replica_id: str, name: str) -> None:
+    """Tell the replica what a client says, until the client goes."""
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            await service.hear(replica_id, name, PackFrame(int(message.get("code") or 1000)))
+            return
+        content = message.get("text")
+        frame = PackFrame(message.get("bytes") or b"" if content is None else content)
+        await service.hear(replica_id, name, frame)
+
+
+async def _refuse(socket: WebSocket, reason: str) -> None:
     """Fail a handshake: with a reason where the server can send one, else with its bare 403."""
     if "websocket.http.response" in socket.scope.get("extensions", {}):
-        reason = f"no websocket is at {socket.url.path}, and routes of node packs cannot take any"
         await socket.send_denial_response(problem(404, "Not found", reason))
     else:
         await socket.close()
 
 
-async def answer(request: Request) -> Response:
-    """Return what a replica answers to a request. Errors: HTTPException if no pack has a route for it."""
-    service: Service = request.app.state.service()
+async def _routed(
+    service: Service, connection: HTTPConnection, method: str, socket: str | None
+) -> tuple[str, PackCall]:
+    """Return which pool answers, and the call. Errors: HTTPException if no pack has a route; ForeignPageError."""
     if service.relay is None:
         raise HTTPException(404)
-    path = request.scope.get("raw_path", b"").decode("latin-1") or quote(request.scope["path"])
-    there = [(pool, r) for pool, routes in (await service.routes()).items() for r in routes if r.matches(path)]
-    pool = next((pool for pool, route in there if route.method in (request.method, ANY)), None)
+    path = connection.scope.get("raw_path", b"").decode("latin-1") or quote(connection.scope["path"])
+    known = (await service.routes()).items() if path != ON_PROMPT else ()
+    there = [(pool, r) for pool, routes in known for r in routes if r.matches(path)]
+    pool = next((pool for pool, route in there if route.method in (method, ANY)), None)
     if pool is None:
         methods = ", ".join(sorted({route.method for _, route in there}))
         raise HTTPException(405, headers={"Allow": methods}) if there else HTTPException(404)
-    if request.scope.get(FOREIGN):
+    if connection.scope.get(FOREIGN):
         # Packs have routes that do things at a GET, so even a link from another site may not lead to one.
         raise ForeignPageError("routes of node packs are not for pages of other sites")
-    query = request.scope["query_string"].decode("latin-1")
-    call = PackCall(
-        method=request.method,
-        target=f"{path}?{query}" if query else path,
-        headers=tuple(request.headers.raw),
-        body=await read_body(request, service.limits.upload_bytes),
-    )
-    return _response(await service.relay(pool, call))
+    query = connection.scope["query_string"].decode("latin-1")
+    body = b""
+    if isinstance(connection, Request):
+        body = await read_body(connection, service.limits.upload_bytes)
+    target = f"{path}?{query}" if query else path
+    return pool, PackCall(method, target, tuple(connection.headers.raw), body, socket)
 
 
-def _response(answer: PackAnswer) -> Response:
-    response = Response(answer.body, answer.status)
-    response.raw_headers = list(answer.headers)
-    return response
+async def _body(pieces: AsyncGenerator[str | Piece]) -> AsyncIterator[bytes]:
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, bytes):
+                yield piece
+
+
+GOODBYE_S = 5.0
+"""How long a replica has to end its side of a websocket whose client has gone."""

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from serve_app import log
 from serve_app.nodes.executing import executing
-from serve_app.nodes.routes import PackRoute
+from serve_app.nodes.routes import ON_PROMPT, PackRoute
 
 _log = log.get("nodes.packs")
 
@@ -118,9 +118,25 @@ class PromptServer:
             self.send_sync("progress_text", {"text": text if isinstance(text, str) else text.decode(errors="replace")})
 
     def add_on_prompt_handler(self, handler: Callable[[Any], Any]) -> None:
-        """Record a handler; submissions do not come by here, so it is never called."""
+        """Let a handler change each submission (ComfyUI's dict of POST /prompt) before it is checked."""
+        if not self.on_prompt_handlers:
+            self.app.router.add_post(ON_PROMPT, self._on_prompt)
         self.on_prompt_handlers.append(handler)
-        _log.warning("a node pack's prompt handler is not called: packs run in workers")
+
+    def trigger_on_prompt(self, json_data: Any) -> Any:
+        """Return a submission as the handlers leave it. One that fails is passed over."""
+        for handler in self.on_prompt_handlers:
+            try:
+                changed = handler(json_data)
+                json.dumps(changed, allow_nan=False)
+            except Exception as error:
+                _log.warning("a node pack's prompt handler failed", exc_info=error)
+            else:
+                json_data = changed
+        return json_data
+
+    async def _on_prompt(self, request: web.Request) -> web.Response:
+        return web.json_response(self.trigger_on_prompt(await request.json()))
 
 
 def _pattern(route: web.AbstractRoute) -> str:

@@ -6,20 +6,22 @@ import asyncio
 import json
 import logging
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import websockets
 
 from serve_app.api.app import create_app
 from serve_app.errors import NotReadyError
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.packs import Packs, load
 from serve_app.nodes.route_server import RouteServer
-from serve_app.nodes.routes import PackCall, PackRoute
+from serve_app.nodes.routes import PackCall, PackFrame, PackRoute, Piece
 from serve_app.service import Service
 from serve_app.store.volume import Volume
 from tests.unit.api.http_server import serve
@@ -108,12 +110,6 @@ PACK = """
     async def quits(request):
         request.transport.abort()
 
-    @routes.get("/mine/socket")
-    async def socket(request):
-        answer = web.WebSocketResponse()
-        await answer.prepare(request)
-        return answer
-
     @routes.get("/queue")
     async def queue(request):
         return web.json_response("the pack's")
@@ -122,6 +118,50 @@ PACK = """
     class View(web.View):
         async def delete(self):
             return web.json_response("deleted")
+
+    LEFT, ENDED = [], []
+
+    @routes.get("/mine/endless")
+    async def endless(request):
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        try:
+            for n in range(10**9):
+                await stream.write(f"{n}\\n".encode())
+                await asyncio.sleep(0.02)
+        finally:
+            ENDED.append(1)
+
+    @routes.get("/mine/ended")
+    async def ended(request):
+        return web.json_response(ENDED)
+
+    @routes.get("/mine/socket")
+    async def socket(request):
+        ws = web.WebSocketResponse(protocols=["mine"])
+        await ws.prepare(request)
+        await ws.send_str(f"hello {request.query['name']}")
+        async for message in ws:
+            if message.data == "bye":
+                await ws.close(code=4000)
+            elif isinstance(message.data, str):
+                await ws.send_str(message.data[::-1])
+            else:
+                await ws.send_bytes(message.data[::-1])
+        LEFT.append(request.query["name"])
+        return ws
+
+    @routes.get("/mine/left")
+    async def left(request):
+        return web.json_response(LEFT)
+
+    def rename(submission):
+        for node in submission["prompt"].values():
+            node["class_type"] = "Renamed"
+        return submission
+
+    PromptServer.instance.add_on_prompt_handler(rename)
+    PromptServer.instance.add_on_prompt_handler(lambda submission: 1 / 0)
 
     async def direct(request):
         return web.json_response("direct")
@@ -161,15 +201,24 @@ async def replica(packs: Packs) -> AsyncIterator[ScriptedReplica]:
 
 @pytest.fixture
 async def service(replica: ScriptedReplica) -> AsyncIterator[Service]:
-    served = RouteServer(PromptServer.instance.app, LIMIT_BYTES)
+    served = RouteServer(PromptServer.instance.app)
 
-    async def relay(pool: str, call: Any) -> Any:
+    async def hear(replica_id: str, socket: str, frame: PackFrame) -> None:
+        assert replica_id == "replica"
+        served.hear(socket, frame)
+
+    async def relay(pool: str, call: PackCall) -> AsyncGenerator[str | Piece]:
         if pool != "cpu":
             raise NotReadyError(f"there is no replica of {pool}", retry_after_s=5)
-        return await served.answer(call)
+        yield "replica"
+        async with aclosing(served.answer(call)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     limits = replace(LIMITS, upload_bytes=LIMIT_BYTES)
-    yield Service(replica.scheduler.client, Volume({}), lambda folder: [], limits, relay=relay)
+    service = Service(replica.scheduler.client, Volume({}), lambda folder: [], limits, relay=relay)
+    service.hear = hear  # type: ignore[method-assign]
+    yield service
     await served.close()
 
 
@@ -203,14 +252,71 @@ async def test_bodies_go_in_as_json_and_as_forms(client: httpx.AsyncClient, pref
     assert answer.json() == {"text": "words", "name": "a.png", "bytes": 5000}
 
 
-async def test_files_parts_of_them_and_streams_come_out_whole(client: httpx.AsyncClient) -> None:
+async def test_files_and_parts_of_them_come_out_whole(client: httpx.AsyncClient) -> None:
     for path in ("/mine/file", "/mine/static/picture.bin"):
         assert (await client.get(path)).content == bytes(range(256))
         assert (await client.head(path)).headers["content-length"] == "256"
     part = await client.get("/mine/file", headers={"Range": "bytes=1-3"})
     assert (part.status_code, part.content) == (206, b"\1\2\3")
     stream = await client.get("/mine/stream")
-    assert (stream.content, stream.headers["content-length"]) == (b"one two", "7")
+    assert (stream.content, stream.headers.get("content-length")) == (b"one two", None)
+
+
+@pytest.fixture
+def server(service: Service) -> Iterator[str]:
+    """The URL of a real server, whose answers come as they are sent."""
+    served = serve(create_app(service))
+    yield next(served)
+    next(served, None)
+
+
+async def test_an_answer_without_end_comes_as_it_is_made_and_ends_with_its_reader(server: str, packs: Packs) -> None:
+    async with httpx.AsyncClient() as client:
+        async with client.stream("GET", f"{server}/mine/endless") as answer:
+            pieces = answer.aiter_raw()
+            assert [await anext(pieces) for _ in range(3)] == [b"0\n", b"1\n", b"2\n"]
+        for _ in range(100):
+            if (await client.get(f"{server}/mine/ended")).json():
+                break
+            await asyncio.sleep(0.05)
+        else:
+            pytest.fail("the handler goes on")
+
+
+async def test_messages_go_both_ways_on_a_websocket(server: str) -> None:
+    address = server.replace("http", "ws")
+    async with websockets.connect(f"{address}/api/mine/socket?name=a", subprotocols=["mine"]) as socket:  # type: ignore[list-item]
+        assert socket.subprotocol == "mine"
+        assert await socket.recv() == "hello a"
+        await socket.send("text")
+        assert await socket.recv() == "txet"
+        await socket.send(b"\1\2")
+        assert await socket.recv() == b"\2\1"
+        await socket.send("bye")
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await socket.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4000
+
+
+async def test_a_client_that_goes_ends_its_websocket(server: str) -> None:
+    async with websockets.connect(f"{server.replace('http', 'ws')}/mine/socket?name=b") as socket:
+        await socket.recv()
+    async with httpx.AsyncClient() as client:
+        for _ in range(100):
+            if "b" in (await client.get(f"{server}/mine/left")).json():
+                return
+            await asyncio.sleep(0.05)
+    pytest.fail("the handler goes on")
+
+
+async def test_a_prompt_handler_changes_a_submission_before_it_is_checked(
+    client: httpx.AsyncClient, replica: ScriptedReplica
+) -> None:
+    prompt = {"1": {"class_type": "OfTheHandler", "inputs": {}}}
+    refused = await client.post("/api/prompt", json={"prompt": prompt})
+    assert refused.json()["error"]["extra_info"] == {"node_id": "1", "class_type": "Renamed", "node_title": "Renamed"}
+    assert (await client.post("/-/on-prompt", json={"prompt": prompt})).status_code == 404, "it is not for clients"
 
 
 async def test_every_way_to_register_a_route_is_there(client: httpx.AsyncClient, packs: Packs) -> None:
@@ -249,11 +355,8 @@ async def test_what_a_handler_refuses_comes_as_it_says_it(client: httpx.AsyncCli
     assert (missing.status_code, missing.text) == (404, "404: no such thing")
 
 
-async def test_bodies_beyond_the_limit_are_refused_both_ways(client: httpx.AsyncClient) -> None:
-    assert (await client.get(f"/mine/large/{LIMIT_BYTES}")).content == b"x" * LIMIT_BYTES
-    answer = await client.get(f"/mine/large/{LIMIT_BYTES + 1}")
-    assert answer.status_code == 502
-    assert f"larger than the {LIMIT_BYTES} bytes" in answer.json()["detail"]
+async def test_requests_beyond_the_limit_are_refused_and_answers_have_none(client: httpx.AsyncClient) -> None:
+    assert (await client.get(f"/mine/large/{3_000_000}")).content == b"x" * 3_000_000
     assert (await client.post("/mine/sum", content=b" " * (LIMIT_BYTES + 1))).status_code == 413
 
 
@@ -289,10 +392,15 @@ async def test_a_handler_that_tries_to_end_the_process_fails_alone(client: httpx
 async def test_a_caller_that_goes_while_the_handlers_start_takes_nothing_from_the_next(service: Service) -> None:
     assert service.relay is not None
     call = PackCall("GET", "/mine/things/a", (), b"")
-    gone = asyncio.ensure_future(service.relay("cpu", call))
+    relay = service.relay
+
+    async def asked() -> list[Any]:
+        return [piece async for piece in relay("cpu", call)]
+
+    gone = asyncio.ensure_future(asked())
     await asyncio.sleep(0)
     gone.cancel()
-    assert (await service.relay("cpu", call)).status == 200
+    assert (await asked())[1].status == 200
 
 
 async def test_without_packs_nobody_is_asked_for_routes(
@@ -305,19 +413,16 @@ async def test_without_packs_nobody_is_asked_for_routes(
     assert json.loads(answer.content)["error"] == "Not found"
 
 
-async def test_a_websocket_of_a_pack_is_refused(service: Service) -> None:
-    served = serve(create_app(service))
-    url = next(served)
+async def test_a_websocket_that_no_pack_takes_is_refused(server: str) -> None:
     upgrade = {
         "Connection": "Upgrade",
         "Upgrade": "websocket",
         "Sec-WebSocket-Version": "13",
         "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
     }
-    try:
-        async with httpx.AsyncClient() as client:
-            answer = await client.get(f"{url}/mine/socket", headers=upgrade)
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(f"{server}/mine/nowhere", headers=upgrade)
         assert answer.status_code == 404
-        assert "routes of node packs cannot take any" in answer.json()["detail"]
-    finally:
-        next(served, None)
+        assert "no websocket is at /mine/nowhere" in answer.json()["detail"]
+        plain = await client.get(f"{server}/mine/raises", headers=upgrade)
+        assert "takes no websocket" in plain.json()["detail"]

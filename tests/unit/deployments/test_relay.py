@@ -19,6 +19,10 @@ CALL = PackCall("GET", "/mine", (), b"")
 ANSWER = PackAnswer(200, (), b"mine")
 
 
+async def pieces(answer: AsyncIterator[Any]) -> list[Any]:
+    return [piece async for piece in answer]
+
+
 class Answers:
     """What Serve's handle returns: an iterator that can be cancelled."""
 
@@ -55,8 +59,8 @@ async def test_only_a_replica_is_waited_for_no_longer_than_so_its_answer_is(monk
 
     taken, given_up = asyncio.Event(), asyncio.Event()
 
-    async def slow(call: PackCall) -> AsyncIterator[PackAnswer | None]:
-        yield None
+    async def slow(call: PackCall) -> AsyncIterator[Any]:
+        yield "replica"
         taken.set()
         await given_up.wait()
         yield ANSWER
@@ -66,20 +70,35 @@ async def test_only_a_replica_is_waited_for_no_longer_than_so_its_answer_is(monk
         yield None
 
     handles = {"slow": Handle(slow), "asleep": Handle(asleep)}
-    answer = asyncio.create_task(Relay(handles)("slow", CALL))
+    answer = asyncio.create_task(pieces(Relay(handles)("slow", CALL)))
     await taken.wait()
     with pytest.raises(NotReadyError, match="no replica of pool asleep has taken the call"):
-        await Relay(handles)("asleep", CALL)
+        await pieces(Relay(handles)("asleep", CALL))
     given_up.set()
-    assert await answer == ANSWER
+    assert await answer == ["replica", ANSWER]
     assert handles["asleep"].answers[0].cancelled
+    assert not handles["slow"].answers[0].cancelled
+
+
+async def test_an_answer_without_end_ends_with_whoever_reads_it() -> None:
+    async def endless(call: PackCall) -> AsyncIterator[Any]:
+        yield "replica"
+        yield PackAnswer(200, (), b"", more=True)
+        while True:
+            yield b"more"
+
+    handle = Handle(endless)
+    read = Relay({"cpu": handle})("cpu", CALL)
+    assert [await anext(read) for _ in range(4)][2:] == [b"more", b"more"]
+    await read.aclose()
+    assert handle.answers[0].cancelled
 
 
 @pytest.mark.parametrize("error", [ActorDiedError(), DeploymentUnavailableError("gone")])
 async def test_a_replica_that_dies_with_the_call_is_told_as_that(error: Exception) -> None:
-    async def dying(call: PackCall) -> AsyncIterator[None]:
-        yield None
+    async def dying(call: PackCall) -> AsyncIterator[str]:
+        yield "replica"
         raise error
 
     with pytest.raises(NotReadyError, match="that had the call is gone"):
-        await Relay({"cpu": Handle(dying)})("cpu", CALL)
+        await pieces(Relay({"cpu": Handle(dying)})("cpu", CALL))
