@@ -142,6 +142,10 @@ def _parser() -> argparse.ArgumentParser:
 
     packs = commands.add_parser("packs", help="load a folder of node packs and say which of their classes can run here")
     packs.add_argument("directory", type=Path, help="the folder that --custom-nodes-dir of up would name")
+    packs.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    packs.add_argument(
+        "--lock", action="store_true", help="write what all of them need into DIRECTORY/requirements.lock"
+    )
     packs.set_defaults(command=_packs)
 
     demo = commands.add_parser("demo", help="start a server here, draw a picture with the models that ship, stop it")
@@ -186,11 +190,12 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _packs(arguments: argparse.Namespace) -> int:
-    from serve_app.cli.packs import packs
+    from serve_app.cli.packs import lock, packs
 
     if not arguments.directory.is_dir():
         raise ServeAppError(f"{arguments.directory} is no folder; give the one that holds the node packs")
-    return packs(arguments.directory.absolute())
+    directory = arguments.directory.absolute()
+    return lock(directory) if arguments.lock else packs(directory, markdown=arguments.markdown)
 
 
 def _compare(arguments: argparse.Namespace) -> int:

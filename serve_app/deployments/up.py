@@ -19,6 +19,7 @@ from serve_app.config import AppConfig
 from serve_app.deployments import private, supervisor
 from serve_app.errors import ConfigError, DatabaseDamagedError
 from serve_app.models.shipped import provide
+from serve_app.nodes.pack_requirements import check_lock
 from serve_app.store.jobs import check_readable
 
 OWN_RAY = {
@@ -38,6 +39,8 @@ def up(arguments: argparse.Namespace) -> int:
     own = "RAY_ADDRESS" not in os.environ
     try:
         settings = _settings(arguments)
+        if settings.custom_nodes_dir is not None:
+            check_lock(settings.custom_nodes_dir)
         if arguments.demo:
             _provide(settings)
         if own:
