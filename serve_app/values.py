@@ -354,6 +354,25 @@ class ReferenceMethod:
     name: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PackFunctions:
+    """Functions of a node pack around a backbone and within it. They are of one process; equal only to themselves.
+
+    before, instead, after: change guidance as the patches of `sampling/guidance_patches.py` do, which call them. both:
+    the negative is evaluated at scale 1 too. mask: (mask (B,1,h,w), sigma, the run's sigmas, the model's levels) to the
+    mask of that level. network: what a family's forward runs for the recipe's rows, in ComfyUI's words. options: all of
+    it as packs see it.
+    """
+
+    before: tuple[Callable[[Any], Any], ...] = ()
+    instead: Callable[[Any], Any] | None = None
+    after: tuple[Callable[[Any, Any], Any], ...] = ()
+    both: bool = False
+    mask: Callable[[Any, float, Any, Any], Any] | None = None
+    network: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 GuidancePatch: TypeAlias = (
     RescaleCfg
     | RenormCfg
@@ -383,6 +402,7 @@ Patch: TypeAlias = (
     | DifferentialDiffusion
     | FreeU
     | ReferenceMethod
+    | PackFunctions
 )
 """Every kind of ordered change a recipe can carry."""
 
@@ -437,18 +457,27 @@ def tiny_vae(name: str) -> Recipe:
 
 @dataclass(frozen=True, slots=True)
 class SamplerChoice:
-    """SAMPLER: a sampler's name and the options that differ from its defaults."""
+    """SAMPLER: a sampler's name and the options that differ from its defaults.
+
+    start: makes a node pack's sampler of (x, sigmas, seed, levels), as `sampling.evaluation.Sampler`; the name is then
+    for messages alone, and the options are the pack's.
+    """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    start: Callable[[Any, Any, int, Any], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """NOISE: a seed. added False: nothing is added to the latents, and the seed is the sampler's alone."""
+    """NOISE: a seed. added False: nothing is added to the latents, and the seed is the sampler's alone.
+
+    draw: makes the noise of (latents (B,C,…), their batch_index) where it is not the seed's.
+    """
 
     seed: int
     added: bool = True
+    draw: Callable[[torch.Tensor, Any], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

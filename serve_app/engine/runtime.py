@@ -27,6 +27,7 @@ from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import ModelFileError, NodeError, UnavailableError
 from serve_app.limits import SizeLimits
 from serve_app.models import control
+from serve_app.models.families.family import Family
 from serve_app.models.recipes import Need
 from serve_app.models.safetensors_file import SafetensorsFile
 from serve_app.models.tiling import Tiles
@@ -356,6 +357,10 @@ class NodeRuntime:
     async def latent_format(self, backbone: Recipe) -> LatentFormat:
         """Return how a backbone samples an autoencoder's latents. Loads no weights."""
         return await asyncio.to_thread(self._weights.latent_format, backbone)
+
+    async def family(self, recipe: Recipe) -> Family:
+        """Return of which family and size a recipe's network is. Loads no weights."""
+        return await asyncio.to_thread(self._weights.family, recipe)
 
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler. Reports a progress value a step."""

@@ -14,13 +14,12 @@ from serve_app.errors import NodeError
 from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec
 from serve_app.sampling.forward import Backbone, Canvas, Piece
 from serve_app.sampling.guidance import Guidance
-from serve_app.sampling.inpaint import Inpainting, differential, latent_mask
-from serve_app.sampling.noise import noise
+from serve_app.sampling.inpaint import Inpainting, changing_mask, latent_mask
+from serve_app.sampling.noise import drawn, noise
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.rules import rule_of
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import sigmas_for
-from serve_app.values import DifferentialDiffusion
 
 
 class Trajectory:
@@ -59,7 +58,7 @@ class Trajectory:
     def start(self) -> None:
         """Run to the first evaluation. Errors: NodeError for an unknown sampler, schedule or guider."""
         r = self._request
-        spec = SAMPLERS[r.sampler.name]
+        spec = self._spec()
         sigmas = self._sigmas(spec)
         levels, latent_format = self.backbone.levels, self.backbone.latent_format
         given = latent_format.accept(r.latents.to("cpu", torch.float32), r.factor)
@@ -67,18 +66,16 @@ class Trajectory:
             self.result = Sampled(given, given)
             return
         self.steps = len(sigmas) - 1
-        device, shape, sigma = self.backbone.device, given.shape, float(sigmas[0])
+        device, sigma = self.backbone.device, float(sigmas[0])
         # Empty latents are of no image, so they are not moved by the mean of those of images.
         latents = latent_format.to_model(given.to(device)) if given.any() else given.to(device)
-        drawn = noise(shape, r.noise.seed, r.batch_index) if r.noise.added else torch.zeros(shape)
-        drawn = drawn.to(device)
-        x = levels.start(latents, drawn, sigma)
-        canvas = Canvas(latents, drawn)
+        added = drawn(r.noise, given, r.batch_index).to(device)
+        x = levels.start(latents, added, sigma)
+        canvas = Canvas(latents, added)
         if r.noise_mask is not None:
-            canvas = Canvas(latents, drawn, latent_mask(r.noise_mask, latents))
-            kept_noise = noise(shape, r.noise.seed + 1).to(device) if spec.fresh_inpaint_noise else drawn
-            patch = r.guider.backbone.last(DifferentialDiffusion)
-            changing = None if patch is None else differential(patch, levels, sigmas)
+            canvas = Canvas(latents, added, latent_mask(r.noise_mask, latents))
+            kept_noise = noise(given.shape, r.noise.seed + 1).to(device) if spec.fresh_inpaint_noise else added
+            changing = changing_mask(r.guider.backbone.patches, levels, sigmas)
             self._inpainting = Inpainting(latent_mask(r.noise_mask, latents), latents, kept_noise, levels, changing)
         self._guidance = Guidance(self.backbone, r.guider.conds, rule_of(r.guider, levels), canvas)
         self._denoised = x
@@ -88,6 +85,13 @@ class Trajectory:
         self._sampler = spec.start(x, sigmas, r.noise.seed, levels, r.sampler.options)
         self._last_sigma = float(sigmas[-1])
         self._run_on(None)
+
+    def _spec(self) -> SamplerSpec:
+        sampler, seed, levels = self._request.sampler, self._request.noise.seed, self.backbone.levels
+        start = sampler.start
+        if start is None:
+            return SAMPLERS[sampler.name]
+        return SamplerSpec(lambda x, sigmas, **_: start(x, sigmas, seed, levels))
 
     def _sigmas(self, spec: SamplerSpec) -> Tensor:
         given = self._request.sigmas
@@ -153,6 +157,9 @@ class Trajectory:
         self.result = Sampled(from_model(latents).cpu(), from_model(self._denoised).cpu())
 
     def _report(self, steps_done: int) -> None:
-        if self._on_step is not None and steps_done > self._steps_done:
-            self._on_step(steps_done, self.steps)
+        if steps_done > self._steps_done:
+            if self._on_step is not None:
+                self._on_step(steps_done, self.steps)
+            if self._request.after_step is not None:
+                self._request.after_step(steps_done - 1, self._denoised, self._evaluation.x, self.steps)
         self._steps_done = steps_done

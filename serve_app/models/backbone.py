@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serve_app.errors import NodeError
 from serve_app.models import control
 from serve_app.models.control import Autoencoder, ControlNet
 from serve_app.models.families.family import Rows
@@ -18,7 +19,7 @@ from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Inputs, Piece
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
-from serve_app.values import Conditioning, FreeU, Recipe, ReferenceMethod, Training
+from serve_app.values import Conditioning, FreeU, PackFunctions, Recipe, ReferenceMethod, Training
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,8 +27,8 @@ class Backbone:
     """A network as one recipe has it; as `sampling.forward.Backbone`.
 
     training: what is taken instead of what the network's file says. loras: what the recipe's LoRAs change in its rows.
-    freeu: its patches of that kind. references: how they are placed where a conditioning does not say it; None as the
-    family has it. own_key: makes its rows share no forward, if it is set.
+    freeu, functions: its patches of those kinds. references: how they are placed where a conditioning does not say it;
+    None as the family has it. own_key: makes its rows share no forward, if it is set.
     """
 
     network: Network
@@ -36,6 +37,7 @@ class Backbone:
     freeu: tuple[FreeU, ...] = ()
     references: ReferenceMethod | None = None
     own_key: object | None = None
+    functions: tuple[PackFunctions, ...] = ()
     levels: Levels = field(init=False)
     prediction: Prediction = field(init=False)
 
@@ -43,6 +45,8 @@ class Backbone:
         levels, prediction = trained(self.training or self.network.trained_as)
         object.__setattr__(self, "levels", levels)
         object.__setattr__(self, "prediction", prediction)
+        for functions in self.functions:
+            self._check(functions)
 
     @property
     def key(self) -> Hashable:
@@ -99,11 +103,37 @@ class Backbone:
             self.loras,
             self.freeu,
             exclusive=self.own_key is not None,
+            role=piece.role,
+            functions=tuple(functions.network for functions in self.functions if functions.network),
         )
 
     def denoised(self, piece: Piece, output: Tensor) -> Tensor:
         """Return D(x, sigma) from the network's output for a piece, float32."""
         return self.prediction.denoised(piece.x, output, _level(piece))
+
+    def with_functions(self, functions: PackFunctions) -> Backbone:
+        """Return it with functions of a node pack in place of its own, for its rows.
+
+        Errors: NodeError where the family runs none.
+        """
+        return replace(self, functions=(functions,))
+
+    def _check(self, functions: PackFunctions) -> None:
+        family = self.network.family
+        named = names_of(functions.network or {})
+        if unknown := sorted(named - family.functions):
+            known = ", ".join(sorted(family.functions)) or "none"
+            raise NodeError(
+                f"a node pack sets {unknown[0]} on this model; of such functions {family.title} runs {known}"
+            )
+
+
+def names_of(network: Mapping[str, Any]) -> set[str]:
+    """Return which functions `PackFunctions.network` has, by ComfyUI's names; those that replace end in _replace."""
+    places = network.get("patches_replace", {})
+    return {name for name, functions in network.get("patches", {}).items() if functions} | {
+        f"{name}_replace" for name, functions in places.items() if functions
+    }
 
 
 def _level(piece: Piece) -> Tensor:

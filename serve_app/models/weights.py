@@ -18,7 +18,7 @@ from serve_app.models import saving
 from serve_app.models.backbone import Backbone
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.control import ControlNet
-from serve_app.models.families.family import BackboneFamily, Encoder
+from serve_app.models.families.family import BackboneFamily, Encoder, Family
 from serve_app.models.lexicon import Lexicon
 from serve_app.models.loading import Loader, control_file
 from serve_app.models.network import Network
@@ -36,6 +36,7 @@ from serve_app.values import (
     ClipSkip,
     Difference,
     FreeU,
+    PackFunctions,
     Recipe,
     ReferenceMethod,
     Scale,
@@ -83,7 +84,8 @@ class Weights:
         """Return the recipe's backbone, loading its network if it is not resident."""
         network, resident = self._lend(recipe, Network)
         training, references = recipe.last(Training), recipe.last(ReferenceMethod)
-        return Backbone(network, training, resident.loras, recipe.all(FreeU), references)
+        freeu, functions = recipe.all(FreeU), recipe.all(PackFunctions)
+        return Backbone(network, training, resident.loras, freeu, references, functions=functions)
 
     def levels(self, recipe: Recipe) -> Levels:
         """Return the noise levels of the recipe's backbone, without loading it."""
@@ -92,9 +94,14 @@ class Weights:
             training = Checkpoint(part_files(self._catalog, recipe).paths[0]).training()
         return trained(training)[0]
 
+    def family(self, recipe: Recipe) -> Family:
+        """Return of which family and size the recipe's network is, without loading it."""
+        file, *beside = (Checkpoint(path) for path in part_files(self._catalog, recipe).paths)
+        return file.family(recipe.part, beside, recipe.loaded_as)
+
     def latent_format(self, recipe: Recipe) -> LatentFormat:
         """Return how the recipe's backbone samples an autoencoder's latents, without loading it."""
-        family = Checkpoint(part_files(self._catalog, recipe).paths[0]).family("backbone")
+        family = self.family(recipe)
         assert isinstance(family, BackboneFamily)
         return family.latent_format
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -59,6 +59,18 @@ class Returned:
     expand: Mapping[str, Any] | None = None
 
 
+class Views(Protocol):
+    """What a node class sees values on links as, where that is not as they are: its attribute VIEWS."""
+
+    def shown(self, value: Any) -> Any:
+        """Return a value as the class sees it."""
+        ...
+
+    def plain(self, value: Any) -> Any:
+        """Return what the class makes as it goes on a link."""
+        ...
+
+
 Blocked = Callable[[ExecutionBlocker], ExecutionBlocker]
 """Told of a blocker that a call was given; returns the one that goes on."""
 
@@ -73,11 +85,13 @@ async def map_over_lists(
     alone: bool = False,
     blocked: Blocked = lambda blocker: blocker,
     nested: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    views: Views | None = None,
 ) -> list[Any]:
     """Call the function on every element of its inputs and return what each call returned, in order.
 
     whole: one call with the lists themselves; skip: without the elements that are blocked. A call whose inputs hold a
-    blocker is not made: its result is the blocker. nested: how a call's inputs become its arguments. A sync function
+    blocker is not made: its result is the blocker. nested: how a call's inputs become its arguments. views: how the
+    function sees them. A sync function
     runs in a thread, an async one is awaited, its calls at the same time, both without autograd. alone: no other sync
     function called so runs meanwhile in this process.
     Errors: NodeError for an empty list beside others, and once the calls have made too much together; NodeTimeError
@@ -102,6 +116,7 @@ async def map_over_lists(
     if nested is not None:
         calls = [nested(given) for given in calls]
     asynchronous = inspect.iscoroutinefunction(function)
+    seen = function if views is None else _viewed(function, views)
     made_bytes, counted = 0, set[int]()
 
     async def one(index: int) -> Any:
@@ -115,10 +130,10 @@ async def map_over_lists(
             with contained():
                 if asynchronous:
                     begun()
-                    returned = function(**calls[index])
+                    returned = seen(**calls[index])
                 else:
                     thread, context = _ONE_THREAD if alone else None, contextvars.copy_context()
-                    run = partial(context.run, _run, running, begun, function, calls[index])
+                    run = partial(context.run, _run, running, begun, seen, calls[index])
                     returned = await asyncio.get_running_loop().run_in_executor(thread, run)
                     if not inspect.isawaitable(returned):
                         return returned
@@ -150,6 +165,19 @@ def _run(call: Executing, begun: Callable[[], None], function: Callable[..., Any
     with call.underway.noted(call), contained(), torch.inference_mode():
         begun()
         return function(**arguments)
+
+
+def _viewed(function: Callable[..., Any], views: Views) -> Callable[..., Any]:
+    """Return the function with its arguments and its result as `Views` say, sync or not."""
+
+    def sync(**arguments: Any) -> Any:
+        returned = function(**{name: views.shown(value) for name, value in arguments.items()})
+        return awaited(returned) if inspect.isawaitable(returned) else views.plain(returned)
+
+    async def awaited(returned: Awaitable[Any]) -> Any:
+        return views.plain(await returned)
+
+    return sync
 
 
 class _WithoutAutograd:
@@ -195,6 +223,7 @@ async def call(
         alone=spec.python_module.startswith(PACKS),
         blocked=blocked,
         nested=None if spec.nesting is None else spec.nesting.nested,
+        views=getattr(node, "VIEWS", None),
     )
     return [_returned(value, spec) for value in results]
 

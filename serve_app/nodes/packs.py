@@ -22,10 +22,11 @@ from serve_app import log
 from serve_app.errors import NodeError
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.call import PACKS
-from serve_app.nodes.compat import install
+from serve_app.nodes.compat import install, values
 from serve_app.nodes.compat.node import adapted, is_v3
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.contained import said
+from serve_app.nodes.pack_requirements import unmet
 from serve_app.nodes.protocol import spec_of
 from serve_app.nodes.reach import reach
 from serve_app.nodes.registry import BUILTIN
@@ -33,6 +34,10 @@ from serve_app.nodes.routes import PackRoute
 from serve_app.store.store import Area
 
 _log = log.get("nodes.packs")
+
+
+MODEL_TYPES = frozenset({"MODEL", "CLIP", "VAE", "CONTROL_NET", "GUIDER"})
+"""Types of values that packs can ask for what only a replica with models knows."""
 
 
 @dataclass(slots=True)
@@ -55,6 +60,8 @@ def load(
 ) -> Packs:
     """Load every pack of a folder. Runs their code, each within what `watched` makes of the pack's name."""
     install(models_dir, areas, packs_dir)
+    for missing in unmet(packs_dir):
+        _log.error("the lock of the node packs asks for %s", missing)
     found = Packs()
     paths = list(_paths(packs_dir))
     for path in paths:
@@ -103,9 +110,11 @@ def _add(found: Packs, path: Path) -> None:
             if is_v3(node_class):
                 node_class = adapted(node_class, python_module)
             node_class.RELATIVE_PYTHON_MODULE = python_module  # type: ignore[attr-defined]
+            node_class.VIEWS = values  # type: ignore[attr-defined]
             spec = spec_of(node_class, class_type, title)
             uses = reach(node_class, path.parent)
-            found.specs[class_type] = replace(spec, lacks=uses.lacks, models=uses.models)
+            models = uses.models or any(kind in MODEL_TYPES for kind in (*spec.outputs, *(i.type for i in spec.inputs)))
+            found.specs[class_type] = replace(spec, lacks=uses.lacks, models=models)
             found.classes[class_type] = node_class
         except BaseException as error:
             _log.warning("class %s of node pack %s is left out: %s", class_type, path.name, said(error))

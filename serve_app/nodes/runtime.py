@@ -45,6 +45,10 @@ class Runtime(Protocol):
         """Return how a backbone samples an autoencoder's latents. Loads no weights."""
         ...
 
+    async def family(self, recipe: Recipe) -> Any:
+        """Return of which family and size a recipe's network is, a value of `models/families`. Loads no weights."""
+        ...
+
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler. Reports a progress value a step."""
         ...

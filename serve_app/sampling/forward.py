@@ -14,6 +14,7 @@ from torch import Tensor
 
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
+from serve_app.values import PackFunctions
 
 Area = tuple[int, int, int, int]
 """(height, width, y, x) in latent cells."""
@@ -50,13 +51,14 @@ class Inputs(Protocol):
 class Piece:
     """Rows that one entry of a conditioning asks for. x: (B,C,h,w), all at sigma, beside B rows of inputs.
 
-    backbone: what answers it.
+    backbone: what answers it. role: of the branch that the entry is of.
     """
 
     backbone: Backbone
     x: Tensor
     sigma: float
     inputs: Inputs
+    role: str = "positive"
 
     @property
     def rows(self) -> int:
@@ -120,6 +122,13 @@ class Backbone(Protocol):
 
     def denoised(self, piece: Piece, output: Tensor) -> Tensor:
         """Return D(x, sigma) from the network's output for a piece, float32, shaped as its x."""
+        ...
+
+    def with_functions(self, functions: PackFunctions) -> Backbone:
+        """Return it with functions of a node pack in place of its own, for its rows.
+
+        Errors: NodeError where the family runs none.
+        """
         ...
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.forward import Area, Backbone, Canvas, Inputs, Piece, crop, to_batch
+from serve_app.sampling.forward import Area, Backbone, Canvas, Inputs, Piece, crop, denoise, to_batch
 from serve_app.sampling.levels import single
 from serve_app.sampling.rules import Rule
-from serve_app.values import Conditioning
+from serve_app.values import Conditioning, PackFunctions
 
 TINY = 1e-37
 """Added to a cell's weights, so that a cell without any comes out as zero."""
@@ -66,7 +66,7 @@ class Guidance:
     """The guidance of one run: its branches, by role, and the rule that combines them."""
 
     def __init__(self, backbone: Backbone, conds: Mapping[str, Conditioning], rule: Rule, canvas: Canvas) -> None:
-        self._backbone = backbone
+        self.backbone = backbone
         self._rule = rule
         height, width = canvas.latents.shape[-2:]
         self._entries: dict[str, tuple[Entry, ...]] = {}
@@ -84,13 +84,28 @@ class Guidance:
         )
         return tuple(
             Piece(
-                self._backbone,
+                self.backbone,
                 evaluation.x if entry.area is None else crop(evaluation.x, entry.area),
                 evaluation.sigma,
                 entry.inputs,
+                entry.role,
             )
             for entry in self._asked
         )
+
+    def answer(self, role: str, x: Tensor, sigma: float, functions: PackFunctions | None = None) -> Tensor:
+        """Return a branch's denoised for any x (B,C,…) and level, from a forward of its own; zero without entries.
+
+        functions: take the place of the backbone's.
+        """
+        evaluation = Evaluation(x, sigma, 0)
+        taking = _taking_part(self._entries.get(role, ()), evaluation)
+        backbone = self.backbone if functions is None else self.backbone.with_functions(functions)
+        answered = []
+        for entry in taking:
+            piece = Piece(backbone, x if entry.area is None else crop(x, entry.area), sigma, entry.inputs, role)
+            answered += [(entry, denoised) for denoised in denoise([piece])]
+        return _mean(x, answered)
 
     def combine(self, evaluation: Evaluation, answers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return (denoised, uncond) from the answers to the last `pieces`, in their order.
@@ -103,7 +118,7 @@ class Guidance:
             for role in self._rule.asks(evaluation.want_uncond)
             if role in self._entries
         }
-        return self._rule.combine(means, evaluation)
+        return self._rule.combine(means, evaluation, self)
 
 
 def _taking_part(branch: Sequence[Entry], evaluation: Evaluation) -> Sequence[Entry]:

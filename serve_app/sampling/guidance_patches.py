@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import sqrt
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from serve_app.sampling.forward import Backbone
 from serve_app.sampling.levels import single
 from serve_app.values import (
     AdaptiveProjection,
@@ -25,6 +27,7 @@ from serve_app.values import (
     Mahiro,
     NoiseNorm,
     OperatedGuidance,
+    PackFunctions,
     RenormCfg,
     RescaleCfg,
     TangentialDamping,
@@ -34,9 +37,26 @@ IMAGE = (-3, -2, -1)
 """The dimensions that ComfyUI takes a latent to have; in time they are those of one channel."""
 
 
+class Branches(Protocol):
+    """The branches of one run, for functions that look at more than what was asked."""
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+    def answer(self, role: str, x: Tensor, sigma: float, functions: PackFunctions | None = None) -> Tensor:
+        """Return a branch's denoised for any x (B,C,…) and level, from a forward of its own.
+
+        functions: take the place of the backbone's.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Guided:
-    """What one evaluation is guided by. x, cond, uncond: (B,C,…). skipped: uncond was not asked for and is zero."""
+    """What one evaluation is guided by. x, cond, uncond: (B,C,…). skipped: uncond was not asked for and is zero.
+
+    roles: of cond and uncond. branches: answers more of them, where there is a run.
+    """
 
     x: Tensor
     sigma: float
@@ -44,6 +64,8 @@ class Guided:
     cond: Tensor
     uncond: Tensor
     skipped: bool = False
+    roles: tuple[str, str] = ("positive", "negative")
+    branches: Branches | None = None
 
     def plain(self) -> Tensor:
         """Return denoised by classifier-free guidance alone."""
@@ -58,10 +80,24 @@ class GuidancePatches:
 
     def __init__(self, patches: Iterable[Any] = (), *, flow: bool = False) -> None:
         patches = tuple(patches)
-        self._before = [_BEFORE[type(patch)](patch) for patch in patches if type(patch) in _BEFORE]
-        instead = _INSTEAD | _INSTEAD_ON_FLOW if flow else _INSTEAD
-        self._instead = [(instead[type(patch)], patch) for patch in patches if type(patch) in instead]
-        self._after = [(_AFTER[type(patch)], patch) for patch in patches if type(patch) in _AFTER]
+        kinds = _INSTEAD | _INSTEAD_ON_FLOW if flow else _INSTEAD
+        self._before: list[Callable[[Guided], Guided]] = []
+        self._instead: list[Callable[[Guided], Tensor]] = []
+        self._after: list[Callable[[Guided, Tensor], Tensor]] = []
+        self.both = False
+        """Whether the branch that is guided away from is evaluated also where its share is nothing."""
+        for patch in patches:
+            if isinstance(patch, PackFunctions):
+                self._before += patch.before
+                self._instead += [patch.instead] if patch.instead is not None else []
+                self._after += patch.after
+                self.both = self.both or patch.both
+            elif type(patch) in _BEFORE:
+                self._before.append(_BEFORE[type(patch)](patch))
+            elif type(patch) in kinds:
+                self._instead.append(partial(kinds[type(patch)], patch))
+            elif type(patch) in _AFTER:
+                self._after.append(partial(_AFTER[type(patch)], patch))
 
     def before(self, guided: Guided) -> Guided:
         """Return what is combined in place of cond and uncond."""
@@ -73,13 +109,12 @@ class GuidancePatches:
         """Return denoised; of several patches that combine the branches the last one does."""
         if not self._instead:
             return self.after(guided, guided.plain())
-        combine, patch = self._instead[-1]
-        return self.after(guided, combine(patch, guided))
+        return self.after(guided, self._instead[-1](guided))
 
     def after(self, guided: Guided, denoised: Tensor) -> Tensor:
         """Return denoised as the patches after guidance leave it."""
-        for change, patch in self._after:
-            denoised = change(patch, guided, denoised)
+        for change in self._after:
+            denoised = change(guided, denoised)
         return denoised
 
 

@@ -6,8 +6,9 @@ one consistent picture. Source: Lugmayr et al. 2022, arXiv:2201.09865, without r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.nn.functional import interpolate
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.levels import Levels
-from serve_app.values import DifferentialDiffusion
+from serve_app.values import DifferentialDiffusion, PackFunctions, Patch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +62,26 @@ def differential(patch: DifferentialDiffusion, levels: Levels, sigmas: Tensor) -
         return sharp if patch.strength in (0, 1) else mask.lerp(sharp, patch.strength)
 
     return at
+
+
+def changing_mask(patches: Iterable[Patch], levels: Levels, sigmas: Tensor) -> Callable[[Tensor, float], Tensor] | None:
+    """Return what gives the mask of a level from that of the run, by the last patch that says so; None if none does."""
+    for patch in reversed(tuple(patches)):
+        if isinstance(patch, DifferentialDiffusion):
+            return differential(patch, levels, sigmas)
+        if isinstance(patch, PackFunctions) and (function := patch.mask) is not None:
+            return partial(_by_function, function, levels, sigmas)
+    return None
+
+
+def _by_function(
+    function: Callable[[Tensor, float, Tensor, Levels], Tensor],
+    levels: Levels,
+    sigmas: Tensor,
+    mask: Tensor,
+    sigma: float,
+) -> Tensor:
+    return function(mask, sigma, sigmas, levels)
 
 
 def latent_mask(mask: Tensor, latents: Tensor) -> Tensor:

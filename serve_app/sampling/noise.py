@@ -11,8 +11,10 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from serve_app.errors import NodeError
 from serve_app.sampling.brownian import BrownianPath
 from serve_app.sampling.evaluation import NoiseSource
+from serve_app.values import Noise
 
 SEEDS = 2**64
 """Seeds are taken modulo this."""
@@ -29,6 +31,20 @@ def noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = N
         return torch.randn(tuple(shape), generator=generator)
     drawn = [torch.randn((1, *shape[1:]), generator=generator) for _ in range(max(batch_index) + 1)]
     return torch.cat([drawn[i] for i in batch_index])
+
+
+def drawn(given: Noise, latents: Tensor, batch_index: Sequence[int] | None = None) -> Tensor:
+    """Return what a NOISE is for latents, float32 on the CPU; zero where it adds none. Errors: NodeError.
+
+    batch_index: as `noise`.
+    """
+    if given.draw is not None:
+        made = given.draw(latents, batch_index)
+        if made.shape[1:] != latents.shape[1:] or made.shape[0] not in (1, latents.shape[0]):
+            of, to = ("×".join(map(str, t.shape)) for t in (made, latents))
+            raise NodeError(f"a node pack made noise {of} for latents {to}; their shapes must agree")
+        return made.to("cpu", torch.float32).expand_as(latents)
+    return noise(latents.shape, given.seed, batch_index) if given.added else torch.zeros(latents.shape)
 
 
 def gaussian_noise(x: Tensor, _sigmas: Tensor, seed: int) -> NoiseSource:

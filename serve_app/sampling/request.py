@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,8 @@ class SamplingRequest:
 
     latents: (B,C,h,w) or (B,C,T,h,w) unscaled, as a LATENT holds them. sigmas: (n+1,), or the steps that make them.
     batch_index: which noise of the seed's sequence each latent takes; None counts from 0. noise_mask: as a LATENT holds
-    it. factor: pixels that a cell of empty latents covers along one side, where they say it.
+    it. factor: pixels that a cell of empty latents covers along one side, where they say it. after_step: called in the
+    engine's thread with (the step's index, its estimate of the image, x, steps in all), both as the backbone samples.
     """
 
     guider: Guider
@@ -46,6 +47,7 @@ class SamplingRequest:
     batch_index: Sequence[int] | None = None
     noise_mask: torch.Tensor | None = None
     factor: int | None = None
+    after_step: Callable[[int, torch.Tensor, torch.Tensor, int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

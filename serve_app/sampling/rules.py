@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.guidance_patches import NO_PATCHES, GuidancePatches, Guided
+from serve_app.sampling.guidance_patches import NO_PATCHES, Branches, GuidancePatches, Guided
 from serve_app.sampling.levels import Interpolation, Levels
 from serve_app.values import Cfg, DualCfg, Guider, PerpNeg
 
@@ -27,8 +27,13 @@ class Rule(Protocol):
         """Return the roles that are evaluated, in the order of their rows; all of them for want_uncond."""
         ...
 
-    def combine(self, means: Mapping[str, Tensor], evaluation: Evaluation) -> tuple[Tensor, Tensor]:
-        """Return (denoised, uncond) from the mean of each role that was asked; one that is not there is zero."""
+    def combine(
+        self, means: Mapping[str, Tensor], evaluation: Evaluation, branches: Branches | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (denoised, uncond) from the mean of each role that was asked; one that is not there is zero.
+
+        branches: of the run, for patches that ask for more.
+        """
         ...
 
 
@@ -43,10 +48,13 @@ class CfgRule:
     patches: GuidancePatches = NO_PATCHES
 
     def asks(self, want_uncond: bool) -> tuple[str, ...]:
-        return ("positive",) if isclose(self.given.scale, 1.0) and not want_uncond else ("positive", "negative")
+        both = want_uncond or self.patches.both or not isclose(self.given.scale, 1.0)
+        return ("positive", "negative") if both else ("positive",)
 
-    def combine(self, means: Mapping[str, Tensor], evaluation: Evaluation) -> tuple[Tensor, Tensor]:
-        guided = _guided(means, evaluation, "positive", "negative", self.given.scale)
+    def combine(
+        self, means: Mapping[str, Tensor], evaluation: Evaluation, branches: Branches | None = None
+    ) -> tuple[Tensor, Tensor]:
+        guided = _guided(means, evaluation, "positive", "negative", self.given.scale, branches)
         guided = self.patches.before(guided)
         return self.patches.combined(guided), guided.uncond
 
@@ -63,13 +71,15 @@ class DualCfgRule:
             return ("positive", "middle", "negative")
         return ("positive",) if isclose(self.given.scale, 1.0) else ("positive", "middle")
 
-    def combine(self, means: Mapping[str, Tensor], evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    def combine(
+        self, means: Mapping[str, Tensor], evaluation: Evaluation, branches: Branches | None = None
+    ) -> tuple[Tensor, Tensor]:
         scale, middle_scale = self.given.scale, self.given.middle_scale
         if self.given.nested:
-            guided = _guided(means, evaluation, "positive", "middle", scale)
+            guided = _guided(means, evaluation, "positive", "middle", scale, branches)
             negative = means.get("negative", torch.zeros_like(evaluation.x))
             return torch.lerp(negative, self.patches.combined(guided), middle_scale), guided.uncond
-        guided = _guided(means, evaluation, "middle", "negative", middle_scale)
+        guided = _guided(means, evaluation, "middle", "negative", middle_scale, branches)
         further = (means["positive"] - guided.cond) * scale
         return self.patches.combined(guided) + further, guided.uncond
 
@@ -89,9 +99,11 @@ class PerpNegRule:
             return ("positive", "negative", "empty")
         return ("positive",) if isclose(self.given.scale, 1.0) else ("positive", "empty")
 
-    def combine(self, means: Mapping[str, Tensor], evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    def combine(
+        self, means: Mapping[str, Tensor], evaluation: Evaluation, branches: Branches | None = None
+    ) -> tuple[Tensor, Tensor]:
         scale = self.given.scale
-        guided = self.patches.before(_guided(means, evaluation, "positive", "negative", scale))
+        guided = self.patches.before(_guided(means, evaluation, "positive", "negative", scale, branches))
         empty = means.get("empty", torch.zeros_like(evaluation.x))
         positive, negative = guided.cond - empty, guided.uncond - empty
         # Where positive and empty say the same, all of the negative is perpendicular.
@@ -101,9 +113,12 @@ class PerpNegRule:
         return self.patches.after(guided, denoised), guided.uncond
 
 
-def _guided(means: Mapping[str, Tensor], evaluation: Evaluation, to: str, away: str, scale: float) -> Guided:
+def _guided(
+    means: Mapping[str, Tensor], evaluation: Evaluation, to: str, away: str, scale: float, branches: Branches | None
+) -> Guided:
     cond, uncond = (means[role] if role in means else torch.zeros_like(evaluation.x) for role in (to, away))
-    return Guided(evaluation.x, evaluation.sigma, scale, cond, uncond, skipped=away not in means)
+    skipped = away not in means
+    return Guided(evaluation.x, evaluation.sigma, scale, cond, uncond, skipped, (to, away), branches)
 
 
 def rule_of(guider: Guider, levels: Levels) -> Rule:

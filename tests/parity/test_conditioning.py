@@ -44,7 +44,7 @@ class BothBranches:
     def asks(self, want_uncond):
         return ("positive", "negative")
 
-    def combine(self, means, evaluation):
+    def combine(self, means, evaluation, branches=None):
         return means["positive"], means["negative"]
 
 

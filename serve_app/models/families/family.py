@@ -102,7 +102,8 @@ class Rows:
 
     x: (B,C,h,w) float32, scaled as the prediction wants it. sigma: their level; timestep: (B,), what the network is
     told of it. inputs: the family's own. loras, freeu: what the recipe changes for these rows. exclusive: nothing
-    shares their forward, and its outcome does not depend on earlier ones, to the bit.
+    shares their forward, and its outcome does not depend on earlier ones, to the bit. role: of their branch. functions:
+    of node packs, as `PackFunctions.network`, in order.
     """
 
     x: Tensor
@@ -112,6 +113,8 @@ class Rows:
     loras: LoraSet | None = None
     freeu: tuple[FreeU, ...] = ()
     exclusive: bool = False
+    role: str = "positive"
+    functions: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def count(self) -> int:
@@ -123,6 +126,8 @@ class BackboneFamily(Family):
 
     title: ClassVar[str]
     latent_format: ClassVar[LatentFormat]
+    functions: ClassVar[frozenset[str]] = frozenset()
+    """The functions of node packs that its forward runs, by ComfyUI's names."""
     text_prefixes: ClassVar[Mapping[str, str]] = {}
     """Under which prefixes its checkpoints keep text encoders, by their keys, where it is not the usual one."""
     vae_prefix: ClassVar[str] = "vae."

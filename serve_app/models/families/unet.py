@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.models.control import ActiveControl, Controlled, control_residuals
 from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, Located, Rows, marked
+from serve_app.models.families.unet_functions import FUNCTIONS, with_functions
 from serve_app.models.families.unet_names import DIFFUSERS, lora_names, single_file
 from serve_app.models.freeu import with_freeu
 from serve_app.models.layout import Table
@@ -96,6 +97,7 @@ class Unet(BackboneFamily):
     """
 
     vae_prefix = "first_stage_model."
+    functions = FUNCTIONS
     sizes: ClassVar[int] = 0
     """How many sizes are told beside the pooled text."""
 
@@ -269,7 +271,7 @@ class Unet(BackboneFamily):
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows.
 
-        They may differ in level, in text and its length, in LoRAs, FreeU and controls.
+        They may differ in level, in text and its length, in LoRAs, FreeU, functions of packs and controls.
         """
         dtype = next(network.parameters()).dtype
         counts, inputs = [r.count for r in rows], [r.inputs for r in rows]
@@ -281,7 +283,7 @@ class Unet(BackboneFamily):
         added = residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call)
         concats = [i.concat for i in inputs if i.concat is not None]
         fed = torch.cat([x, torch.cat(concats).to(dtype)], dim=1) if concats else x
-        with with_freeu(network, [(r.count, r.freeu) for r in rows]):
+        with with_freeu(network, [(r.count, r.freeu) for r in rows]), with_functions(network, rows):
             output: Tensor = network(
                 fed,
                 call.timestep,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from serve_app.nodes.builtin.sampling import CFG, SEED, run, with_samples
 from serve_app.nodes.runtime import Runtime
-from serve_app.sampling.noise import noise as noise_of
+from serve_app.sampling.noise import drawn
 from serve_app.values import Cfg, Conditioning, Guider, Latent, Noise, Recipe, SamplerChoice
 
 
@@ -158,11 +158,9 @@ class AddNoise:
         way = sigmas[0] - sigmas[-1] if len(sigmas) > 1 else sigmas[0]
         levels, latent_format = await runtime.levels(model), await runtime.latent_format(model)
         samples: Tensor = latent_image["samples"].to("cpu", torch.float32)
-        drawn = torch.zeros_like(samples)
-        if noise.added:
-            drawn = noise_of(samples.shape, noise.seed, latent_image.get("batch_index"))
+        added = drawn(noise, samples, latent_image.get("batch_index"))
         latents = latent_format.to_model(samples) if samples.any() else samples
-        noisy = latent_format.from_model(levels.noised(latents, drawn, float(way.abs())))
+        noisy = latent_format.from_model(levels.noised(latents, added, float(way.abs())))
         return ({**latent_image, "samples": noisy.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)},)
 
 

@@ -12,16 +12,28 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy
+import torch
+
 from serve_app import COMFYUI_VERSION
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.compat import (
     comfy_types,
+    controlnet,
     folder_paths,
     graph_utils,
+    k_diffusion,
     latest,
     missing,
+    model_base,
     model_management,
+    model_options,
+    model_patcher,
+    networks,
     node_helpers,
+    sample,
+    samplers,
+    sd,
     server,
     ui,
     utils,
@@ -30,7 +42,6 @@ from serve_app.nodes.compat.library import common_ksampler, library
 from serve_app.nodes.compat.saving import PreviewImage, SaveImage
 from serve_app.nodes.executing import executing
 from serve_app.nodes.registry import BUILTIN, DISPLAY_NAMES
-from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES
 from serve_app.store.store import Area
 
@@ -44,21 +55,20 @@ def install(models_dir: Path, areas: Mapping[Area, Path], packs_dir: Path) -> No
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
-    missing.install(sys.modules["nodes"].NODE_CLASS_MAPPINGS)
+    missing.install({**sys.modules["nodes"].NODE_CLASS_MAPPINGS, **sample.EXTRA_NODES})
 
 
 def _modules() -> dict[str, ModuleType]:
     """Return every module by name, packages before what they hold."""
-    sampler = SimpleNamespace(SAMPLERS=list(SAMPLERS), SCHEDULERS=list(SCHEDULES))
     classes = {**library(BUILTIN), "SaveImage": SaveImage, "PreviewImage": PreviewImage}
     node_classes = {
         "NODE_CLASS_MAPPINGS": dict(classes),
-        "common_ksampler": common_ksampler(classes),
+        "common_ksampler": common_ksampler,
         "NODE_DISPLAY_NAME_MAPPINGS": dict(DISPLAY_NAMES),
         "EXTENSION_WEB_DIRS": {},
         "MAX_RESOLUTION": MAX_RESOLUTION,
     }
-    arguments = SimpleNamespace(preview_size=512, cpu=False, disable_metadata=False, listen="127.0.0.1", port=8188)
+    arguments = _Arguments(preview_size=512, cpu=False, disable_metadata=False, listen="127.0.0.1", port=8188)
     modules = {
         "folder_paths": folder_paths,
         "node_helpers": node_helpers,
@@ -70,16 +80,26 @@ def _modules() -> dict[str, ModuleType]:
         "comfy.model_management": model_management,
         "comfy.comfy_types": comfy_types,
         "comfy.comfy_types.node_typing": comfy_types,
-        "comfy.cli_args": _made("comfy.cli_args", {"args": arguments}),
-        "comfy.samplers": _made(
-            "comfy.samplers",
-            {
-                "KSampler": sampler,
-                "SAMPLER_NAMES": sampler.SAMPLERS,
-                "KSAMPLER_NAMES": sampler.SAMPLERS,
-                "SCHEDULER_NAMES": sampler.SCHEDULERS,
-            },
+        "comfy.cli_args": _made(
+            "comfy.cli_args", {"args": arguments, "LatentPreviewMethod": sample.LatentPreviewMethod}
         ),
+        "comfy.samplers": _made("comfy.samplers", {**_public(samplers), **_names(), **_public(model_options)}),
+        "comfy.sampler_helpers": _made("comfy.sampler_helpers", sample.HELPERS),
+        "comfy.sample": _made("comfy.sample", {**sample.SAMPLE, "np": numpy}),
+        "comfy.sd": _made("comfy.sd", sd.NAMES),
+        "comfy.controlnet": _made("comfy.controlnet", {**_public(controlnet), "ControlBase": controlnet.ControlNet}),
+        "comfy.model_patcher": _made("comfy.model_patcher", {**_public(model_options), **_public(model_patcher)}),
+        "comfy.model_base": _made("comfy.model_base", {**_public(model_base), **model_base.CLASSES}),
+        "comfy.model_sampling": _made("comfy.model_sampling", model_base.MODEL_SAMPLING),
+        "comfy.supported_models": _made("comfy.supported_models", model_base.CONFIGS),
+        "comfy.k_diffusion": _made("comfy.k_diffusion"),
+        "comfy.k_diffusion.sampling": _made("comfy.k_diffusion.sampling", {**k_diffusion.NAMES, "torch": torch}),
+        "comfy.ldm": _made("comfy.ldm"),
+        "comfy.ldm.modules": _made("comfy.ldm.modules"),
+        "comfy.ldm.modules.attention": _made("comfy.ldm.modules.attention", networks.ATTENTION),
+        "comfy.ops": _made("comfy.ops", networks.OPS),
+        "comfy.patcher_extension": _made("comfy.patcher_extension", networks.PATCHER_EXTENSION),
+        "latent_preview": _made("latent_preview", sample.PREVIEW),
         "comfy_execution": _made("comfy_execution"),
         "comfy_execution.graph_utils": graph_utils,
         "comfy_execution.graph": graph_utils,
@@ -94,6 +114,33 @@ def _modules() -> dict[str, ModuleType]:
     modules["comfy_api.input_impl"] = _made("comfy_api.input_impl", vars(latest.InputImpl))
     modules["comfy_api.util"] = _made("comfy_api.util", vars(latest.Types))
     return modules
+
+
+class _Arguments(SimpleNamespace):
+    """ComfyUI's arguments of the command line, none of which is given: those not named here are False."""
+
+    def __getattr__(self, name: str) -> bool:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return False
+
+
+def _public(module: ModuleType) -> dict[str, Any]:
+    """Return what a module of these makes itself."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+    }
+
+
+def _names() -> dict[str, Any]:
+    return {
+        "SAMPLER_NAMES": samplers.KSampler.SAMPLERS,
+        "KSAMPLER_NAMES": samplers.KSampler.SAMPLERS,
+        "SCHEDULER_NAMES": samplers.KSampler.SCHEDULERS,
+        "SCHEDULER_HANDLERS": dict(SCHEDULES),
+    }
 
 
 def _made(name: str, members: Mapping[str, Any] | None = None) -> ModuleType:

@@ -24,13 +24,17 @@ class MissingNameError(NodeError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"{name} of ComfyUI is not here: models are recipes that only the server's own nodes run; a pool that runs "
-            "ComfyUI itself has it (docs/comfyui-pool.md)"
+            f"{name} of ComfyUI is not here: models are recipes that the server's engine runs for many jobs at once; a "
+            "pool that runs ComfyUI itself has it (docs/comfyui-pool.md)"
         )
         self.name = name
 
     def __reduce__(self) -> tuple[type[MissingNameError], tuple[str]]:
-        return (MissingNameError, (self.name,))
+        return (type(self), (self.name,))
+
+
+class MissingMemberError(MissingNameError, AttributeError):  # type: ignore[misc]
+    """An object that stands for one of ComfyUI's has not this member; `hasattr` says so too."""
 
 
 class _Missing(ABCMeta):

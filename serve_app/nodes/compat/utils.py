@@ -5,7 +5,7 @@ Source: the facts of ComfyUI 0.3.64's module of this name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -49,11 +49,19 @@ def common_upscale(samples: torch.Tensor, width: int, height: int, upscale_metho
     return resize(samples.movedim(1, -1), width, height, upscale_method, crop).movedim(-1, 1)
 
 
+class TensorFile(dict[str, torch.Tensor]):
+    """The tensors of a file by name. path: of the file, by which the server's own models are loaded."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], path: str) -> None:
+        super().__init__(tensors)
+        self.path = path
+
+
 def load_torch_file(ckpt: str, safe_load: bool = True, device: Any = None, return_metadata: bool = False) -> Any:
-    """Return the tensors of a safetensors file by name. Errors: ModelFileError for another format."""
+    """Return the tensors of a safetensors file, a TensorFile. Errors: ModelFileError for another format."""
     if not str(ckpt).lower().endswith((".safetensors", ".sft")):
         raise ModelFileError(f"{ckpt} is no safetensors file; other formats can run code when they are read")
-    tensors = load_file(ckpt, device="cpu" if device is None else str(device))
+    tensors = TensorFile(load_file(ckpt, device="cpu" if device is None else str(device)), str(ckpt))
     return (tensors, None) if return_metadata else tensors
 
 
@@ -98,6 +106,63 @@ def state_dict_prefix_replace(
         for key in [key for key in state_dict if key.startswith(prefix)]:
             renamed[replacement + key[len(prefix) :]] = state_dict.pop(key)
     return renamed
+
+
+def weight_dtype(sd: Mapping[str, torch.Tensor], prefix: str = "") -> torch.dtype | None:
+    """Return the dtype that most numbers under a prefix have, None if there are none."""
+    counted: dict[torch.dtype, int] = {}
+    for name, tensor in sd.items():
+        if name.startswith(prefix):
+            counted[tensor.dtype] = counted.get(tensor.dtype, 0) + tensor.numel()
+    return max(counted, key=lambda dtype: counted[dtype], default=None)
+
+
+def get_tiled_scale_steps(width: int, height: int, tile_x: int, tile_y: int, overlap: int) -> int:
+    """Return how many tiles cover an image."""
+    return len(_starts(height, tile_y, overlap)) * len(_starts(width, tile_x, overlap))
+
+
+def _starts(side: int, tile: int, overlap: int) -> list[int]:
+    """Return where tiles begin along a side, neighbours sharing an overlap."""
+    if side <= tile:
+        return [0]
+    stride = max(1, tile - overlap)
+    return [min(start, side - tile) for start in range(0, side - overlap, stride)]
+
+
+def tiled_scale(
+    samples: torch.Tensor,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    tile_x: int = 64,
+    tile_y: int = 64,
+    overlap: int = 8,
+    upscale_amount: float = 4,
+    out_channels: int = 3,
+    output_device: Any = "cpu",
+    pbar: ProgressBar | None = None,
+) -> torch.Tensor:
+    """Return what a function makes of (B,C,H,W), tile by tile, so many times as large; tiles fade into neighbours."""
+    height, width = (round(side * upscale_amount) for side in samples.shape[2:])
+    feather = max(1, round(overlap * upscale_amount))
+    made = []
+    for image in torch.split(samples, 1):
+        total = torch.zeros((1, out_channels, height, width), device=output_device)
+        weight = torch.zeros((1, 1, height, width), device=output_device)
+        for y in _starts(image.shape[2], tile_y, overlap):
+            for x in _starts(image.shape[3], tile_x, overlap):
+                tile = function(image[:, :, y : y + tile_y, x : x + tile_x]).to(output_device)
+                share = torch.ones_like(tile[:, :1])
+                for t in range(feather):
+                    for edge in (share[..., t, :], share[..., -1 - t, :], share[..., t], share[..., -1 - t]):
+                        edge.mul_((t + 1) / feather)
+                top, left = round(y * upscale_amount), round(x * upscale_amount)
+                place = (..., slice(top, top + tile.shape[2]), slice(left, left + tile.shape[3]))
+                total[place] += tile * share
+                weight[place] += share
+                if pbar is not None:
+                    pbar.update(1)
+        made.append(total / weight)
+    return torch.cat(made)
 
 
 def get_attr(obj: Any, attr: str) -> Any:

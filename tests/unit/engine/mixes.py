@@ -23,7 +23,7 @@ from serve_app.sampling.levels import FlowLevels, Levels, TableLevels
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
-from serve_app.values import Cfg, DualCfg, Guider, Noise, PerpNeg, Recipe, SamplerChoice
+from serve_app.values import Cfg, DualCfg, Guider, Noise, PackFunctions, PerpNeg, Recipe, SamplerChoice
 
 RECIPE = Recipe("backbone", "checkpoints", "tiny.safetensors")
 SCALE = 0.18215
@@ -70,6 +70,9 @@ class TinyBackbone:
 
     def rows(self, piece: Piece) -> Piece:
         return piece
+
+    def with_functions(self, functions: PackFunctions) -> TinyBackbone:
+        return self
 
     def denoised(self, piece: Piece, output: torch.Tensor) -> torch.Tensor:
         return output

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from serve_app.errors import CancelledJobError, NodeError
 from serve_app.nodes.compat.library import common_ksampler, library, needs_models
+from serve_app.nodes.compat.model_patcher import ModelPatcher
 from serve_app.nodes.executing import Executing, enter
 from serve_app.nodes.registry import BUILTIN
+from serve_app.sampling.request import Sampled, SamplingRequest, Steps
+from serve_app.values import Noise, Recipe
 
 
 class Sum:
@@ -33,14 +37,15 @@ class Sum:
         return (a + b,)
 
 
-def in_thread(function: Callable[[], Any], stopped: threading.Event | None = None) -> Any:
+def in_thread(
+    function: Callable[[], Any],
+    stopped: threading.Event | None = None,
+    hidden: Callable[[str], Any] = lambda kind: f"the {kind} of this node",
+) -> Any:
     """Run a function as a pack's node runs: in a thread, while the loop goes on."""
 
     async def run() -> Any:
         call = Executing("job", "1", "Mine", stopped=stopped or threading.Event())
-
-        def hidden(kind: str) -> str:
-            return f"the {kind} of this node"
 
         def entered() -> Any:
             enter(Executing(call.job_id, call.node_id, stopped=call.stopped, hidden=hidden, loop=loop))
@@ -113,21 +118,27 @@ def test_a_call_from_a_loop_is_refused_because_it_would_stop_it() -> None:
         asyncio.run(call())
 
 
-def test_common_ksampler_samples_whole_or_in_a_window() -> None:
-    called: list[tuple[Any, ...]] = []
+def test_common_ksampler_samples_a_window_of_a_part_of_the_schedule() -> None:
+    asked: list[SamplingRequest] = []
 
-    class KSampler:
-        def sample(self, *arguments: Any) -> tuple[str]:
-            called.append(arguments)
-            return ("latent",)
+    class Models:
+        async def sample(self, request: SamplingRequest) -> Sampled:
+            asked.append(request)
+            return Sampled(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2))
 
-    sample = common_ksampler({"KSampler": KSampler, "KSamplerAdvanced": KSampler})
-    rest = (20, 7.0, "euler", "normal", "p", "n", "l")
-    assert sample("m", 5, *rest, denoise=0.5) == ("latent",)
-    assert sample("m", 5, *rest, disable_noise=True, last_step=9, force_full_denoise=True) == ("latent",)
-    assert called == [("m", 5, *rest, 0.5), ("m", "disable", 5, *rest, 0, 9, "disable")]
-    with pytest.raises(NodeError, match="one of them"):
-        sample("m", 5, *rest, denoise=0.5, start_step=3)
+    model, latent = ModelPatcher.of(Recipe("backbone", "checkpoints", "a")), {"samples": torch.zeros(1, 4, 2, 2)}
+    rest = (20, 7.0, "euler", "normal", [], [], latent)
+    options: dict[str, Any] = {
+        "denoise": 0.5,
+        "disable_noise": True,
+        "start_step": 3,
+        "last_step": 9,
+        "force_full_denoise": True,
+    }
+    (made,) = in_thread(lambda: common_ksampler(model, 5, *rest, **options), hidden=lambda kind: Models())
+    assert torch.equal(made["samples"], torch.ones(1, 4, 2, 2))
+    assert asked[0].sigmas == Steps("normal", 20, 0.5, 3, 9, True)
+    assert (asked[0].noise, asked[0].guider.backbone) == (Noise(5, added=False), model.recipe)
 
 
 @pytest.mark.parametrize(

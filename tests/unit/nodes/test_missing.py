@@ -23,7 +23,7 @@ PACK = """
     import comfy.sd
     import comfy.model_patcher as patcher
     import comfy.utils
-    from comfy.ldm.modules.attention import optimized_attention, BasicTransformerBlock
+    from comfy.ldm.modules.attention import CrossAttention, BasicTransformerBlock
     from comfy_extras.nodes_mask import MaskComposite
     from comfy_extras.nodes_lt import LTXVImgToVideo
     from .inner import Inner, helper
@@ -42,11 +42,11 @@ PACK = """
 
     class Direct(Base):
         def go(self):
-            return (optimized_attention(1, 2),)
+            return (CrossAttention(1, 2),)
 
     class ByModule(Base):
         def go(self):
-            return (comfy.sd.load_lora_for_models(None),)
+            return (comfy.sd.load_gligen(None),)
 
     class ByHelper(Base):
         def go(self):
@@ -58,13 +58,13 @@ PACK = """
 
     class ByImport(Base):
         def go(self):
-            from comfy.samplers import CFGGuider
-            return (CFGGuider(),)
+            from comfy.samplers import KSamplerX0Inpaint
+            return (KSamplerX0Inpaint(),)
 
     class ByClosure(Base):
         def go(self):
             def inner():
-                return [patcher.ModelPatcher() for _ in range(2)]
+                return [patcher.AutoPatcherEjector() for _ in range(2)]
             return (inner(),)
 
     class Block(BasicTransformerBlock):
@@ -87,22 +87,22 @@ PACK = """
             return nodes.common_ksampler(None, 1, 2, 3, "euler", "normal", [], [], {})
 
     class Annotated(Base):
-        def go(self, model: comfy.sd.VAE | None = None):
-            return (isinstance(1, comfy.sd.VAE), comfy.utils.repeat_to_batch_size)
+        def go(self, model: comfy.sd.StyleModel | None = None):
+            return (isinstance(1, comfy.sd.StyleModel), comfy.utils.repeat_to_batch_size)
 
     NODE_CLASS_MAPPINGS = {name: c for name, c in list(globals().items())
                            if isinstance(c, type) and issubclass(c, Base) and c is not Base}
 """
 INNER = """
-    import comfy.controlnet
+    import comfy.gligen
 
     def helper(n):
-        return n and comfy.controlnet.load(n)
+        return n and comfy.gligen.load(n)
 
     class Inner:
         @property
         def value(self):
-            return comfy.controlnet.ControlNet(1)
+            return comfy.gligen.Gligen(1)
 """
 
 
@@ -112,17 +112,17 @@ def reads() -> object:
 
 LACKS = {
     "Free": (),
-    "Direct": ("comfy.ldm.modules.attention.optimized_attention",),
-    "ByModule": ("comfy.sd.load_lora_for_models",),
-    "ByHelper": ("comfy.controlnet.load",),
-    "ByClass": ("comfy.controlnet.ControlNet",),
-    "ByImport": ("comfy.samplers.CFGGuider",),
-    "ByClosure": ("comfy.model_patcher.ModelPatcher",),
+    "Direct": ("comfy.ldm.modules.attention.CrossAttention",),
+    "ByModule": ("comfy.sd.load_gligen",),
+    "ByHelper": ("comfy.gligen.load",),
+    "ByClass": ("comfy.gligen.Gligen",),
+    "ByImport": ("comfy.samplers.KSamplerX0Inpaint",),
+    "ByClosure": ("comfy.model_patcher.AutoPatcherEjector",),
     "BySubclass": ("comfy.ldm.modules.attention.BasicTransformerBlock",),
     "Masks": (),
     "Video": ("comfy_extras.nodes_lt.LTXVImgToVideo",),
     "Samples": (),
-    "Annotated": ("comfy.sd.VAE",),
+    "Annotated": ("comfy.sd.StyleModel",),
 }
 
 
@@ -182,7 +182,7 @@ def test_a_job_with_a_class_that_lacks_something_is_refused_with_its_name(packs:
     found = validate(parse({"1": {"class_type": "ByModule", "inputs": {}}}), packs.specs, lambda folder: [])
     problem = found.problems[0]
     assert problem.type == "missing_node_type"
-    assert "comfy.sd.load_lora_for_models" in problem.message
+    assert "comfy.sd.load_gligen" in problem.message
     assert "pool that runs ComfyUI" in problem.message
     assert found.outputs == ()
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from serve_app.errors import NodeError
 from serve_app.nodes.call import ExecutionBlocker, NodeResult, call, merge
 from serve_app.nodes.executing import Executing
 from serve_app.nodes.packs import Packs, load
@@ -262,10 +263,13 @@ def test_images_are_shown_from_the_temp_area(folder: Path) -> None:
     assert all((folder.parent / "temp" / image["filename"]).is_file() for image in shown["images"])
 
 
-def test_a_model_by_hand_gets_a_clear_error(folder: Path) -> None:
+def test_a_network_of_a_packs_own_goes_where_it_belongs(folder: Path) -> None:
     loaded(folder)
-    with pytest.raises(Exception, match=r"is a recipe .* see docs/plugins.md"):
-        sys.modules["comfy.model_management"].load_models_gpu([object()])
+    own = sys.modules["comfy.model_patcher"].ModelPatcher(torch.nn.Linear(2, 2), load_device=torch.device("meta"))
+    sys.modules["comfy.model_management"].load_models_gpu([own])
+    assert own.model.weight.is_meta
+    with pytest.raises(NodeError, match="of a network of its own"):
+        own.plain()
 
 
 def test_packs_may_save_through_the_classes_they_know(folder: Path) -> None:

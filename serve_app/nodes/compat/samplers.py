@@ -1,0 +1,336 @@
+"""`comfy.samplers` for node packs: samplers, guiders and noise as objects, and KSampler.
+
+Source: the facts of ComfyUI 0.33's module of this name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from serve_app.nodes.compat.k_diffusion import function_of
+from serve_app.nodes.compat.missing import MissingMemberError
+from serve_app.nodes.compat.model_patcher import ModelPatcher
+from serve_app.nodes.compat.pack_sampler import run_in_thread
+from serve_app.nodes.compat.waiting import runtime, wait
+from serve_app.sampling.noise import drawn
+from serve_app.sampling.request import Sampled, SamplingRequest, Steps
+from serve_app.sampling.samplers import SAMPLERS
+from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
+from serve_app.values import Cfg, Guider, Noise, SamplerChoice
+
+Callback = Callable[[int, Tensor, Tensor, int], Any]
+"""(the step's index, its estimate of the image, x, steps in all) -> ignored; as the model samples latents."""
+
+
+class Sampler:
+    """A SAMPLER. A pack's own has a method `sample`, and runs in a thread beside the engine's."""
+
+    def sample(self, *arguments: Any, **options: Any) -> Any:
+        """Errors: MissingMemberError. The server's own samplers run within the engine alone."""
+        raise MissingMemberError("comfy.samplers.Sampler.sample")
+
+    def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
+        """Whether sampling begins at the model's highest level, or above it."""
+        highest = float(model_wrap.inner_model.model_sampling.sigma_max)
+        return float(sigmas[0]) > highest or abs(float(sigmas[0]) - highest) <= 1e-5 * highest
+
+    def plain(self) -> SamplerChoice:
+        """Return what goes on a link."""
+        return SamplerChoice(type(self).__name__, start=partial(run_in_thread, self))
+
+
+class KSAMPLER(Sampler):
+    """A sampler of a function: one of the server's by its name, or a pack's, called as those of k-diffusion are.
+
+    extra_options: its keyword arguments.
+    """
+
+    def __init__(
+        self,
+        sampler_function: Any,
+        extra_options: Mapping[str, Any] | None = None,
+        inpaint_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.sampler_function = sampler_function
+        self.extra_options = dict(extra_options or {})
+        self.inpaint_options = dict(inpaint_options or {})
+        self._given: SamplerChoice | None = None
+
+    @classmethod
+    def of(cls, choice: SamplerChoice) -> KSAMPLER:
+        """Return a SAMPLER on a link as packs see it."""
+        made = cls(function_of(choice.name) if choice.start is None else choice.start, choice.options)
+        made._given = choice
+        return made
+
+    def plain(self) -> SamplerChoice:
+        name = getattr(self.sampler_function, "sampler_name", None)
+        if self._given is not None and self.extra_options == dict(self._given.options):
+            return self._given
+        if name is not None:
+            return SamplerChoice(name, self.extra_options)
+        return SamplerChoice(getattr(self.sampler_function, "__name__", "sampler"), start=partial(run_in_thread, self))
+
+
+def ksampler(
+    sampler_name: str,
+    extra_options: Mapping[str, Any] | None = None,
+    inpaint_options: Mapping[str, Any] | None = None,
+) -> KSAMPLER:
+    """Return one of the server's samplers. Errors: NodeError for an unknown name."""
+    return KSAMPLER(function_of(sampler_name), extra_options, inpaint_options)
+
+
+def sampler_object(name: str) -> KSAMPLER:
+    """Return one of the server's samplers, with its usual options."""
+    return ksampler(name)
+
+
+class DrawnNoise:
+    """A NOISE on a link as packs see it."""
+
+    def __init__(self, noise: Noise) -> None:
+        self.noise, self.seed = noise, noise.seed
+
+    def generate_noise(self, input_latent: Mapping[str, Any]) -> Tensor:
+        """Return the noise of a LATENT."""
+        return drawn(self.noise, input_latent["samples"], input_latent.get("batch_index"))
+
+
+class Noise_RandomNoise(DrawnNoise):
+    """The noise of a seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(Noise(seed))
+
+
+class Noise_EmptyNoise(DrawnNoise):
+    """No noise at all."""
+
+    def __init__(self) -> None:
+        super().__init__(Noise(0, added=False))
+
+
+def is_noise(value: Any) -> bool:
+    """Whether a value is a NOISE of a pack's own."""
+    return callable(getattr(type(value), "generate_noise", None)) and isinstance(getattr(value, "seed", None), int)
+
+
+def noise_of(value: Any) -> Noise:
+    """Return a pack's own NOISE as it goes on a link; it draws as it is used."""
+
+    def draw(latents: Tensor, batch_index: Sequence[int] | None) -> Tensor:
+        told: dict[str, Any] = {"samples": latents}
+        if batch_index is not None:
+            told["batch_index"] = list(batch_index)
+        made: Tensor = value.generate_noise(told)
+        return made
+
+    return Noise(value.seed, draw=draw)
+
+
+class CFGGuider:
+    """A GUIDER: a model and its conditionings, guided from the negative to the positive.
+
+    A subclass that overrides `predict_noise` or what calls it is refused as it is used: what it would run is the
+    engine's, for many jobs at once.
+    """
+
+    def __init__(self, model_patcher: ModelPatcher) -> None:
+        self.model_patcher = model_patcher
+        self.model_options = model_patcher.model_options
+        self.original_conds: dict[str, Any] = {}
+        self.cfg = 1.0
+        self._rule: Any = None
+
+    @classmethod
+    def of(cls, guider: Guider, shown: Callable[[Any], Any]) -> CFGGuider:
+        """Return a GUIDER on a link as packs see it."""
+        made = cls(shown(guider.backbone))
+        made.original_conds = {role: shown(conditioning) for role, conditioning in guider.conds.items()}
+        made._rule, made.cfg = guider.rule, guider.rule.scale
+        return made
+
+    def plain(self, plain: Callable[[Any], Any]) -> Guider:
+        """Return what goes on a link. Errors: MissingMemberError for what a subclass would do within the engine."""
+        for name in ("predict_noise", "outer_predict_noise", "inner_sample", "outer_sample", "__call__"):
+            if any(name in vars(kind) for kind in type(self).__mro__ if kind is not CFGGuider and kind is not object):
+                raise MissingMemberError(f"comfy.samplers.CFGGuider.{name} of a subclass")
+        rule = Cfg(self.cfg) if self._rule is None or self._rule.scale != self.cfg else self._rule
+        conds = {role: plain(conditioning) for role, conditioning in self.original_conds.items()}
+        return Guider(plain(self.model_patcher), conds, rule)
+
+    def set_conds(self, positive: Any, negative: Any) -> None:
+        """Set both conditionings."""
+        self.inner_set_conds({"positive": positive, "negative": negative})
+
+    def inner_set_conds(self, conds: Mapping[str, Any]) -> None:
+        """Set conditionings by role."""
+        self.original_conds = dict(conds)
+
+    def set_cfg(self, cfg: float) -> None:
+        """Set the scale."""
+        self.cfg = cfg
+
+    def sample(
+        self,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        callback: Callback | None = None,
+        disable_pbar: bool = False,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Return latents as sampled from these, with this noise."""
+        from serve_app.nodes.compat.values import plain
+
+        guider = self.plain(plain)
+        return run(guider, noise, latent_image, sampler, sigmas, denoise_mask, callback, seed).latents
+
+
+class Guider_Basic(CFGGuider):
+    """One conditioning, without guidance."""
+
+    def set_conds(self, positive: Any, negative: Any = None) -> None:
+        self.inner_set_conds({"positive": positive})
+
+
+class Guider_DualCFG(CFGGuider):
+    """Guidance in two stages. Errors: MissingMemberError; the node DualCFGGuider makes one."""
+
+    def set_conds(self, *conds: Any) -> None:
+        raise MissingMemberError("comfy_extras.nodes_custom_sampler.Guider_DualCFG.set_conds")
+
+
+def run(
+    guider: Guider,
+    noise: Tensor,
+    latents: Tensor,
+    sampler: Any,
+    sigmas: Tensor | Steps,
+    mask: Tensor | None = None,
+    callback: Callback | None = None,
+    seed: int | None = None,
+) -> Sampled:
+    """Sample with a noise that is given. sampler: a name, or a SAMPLER; seed: of what the sampler draws itself."""
+    choice = SamplerChoice(sampler) if isinstance(sampler, str) else sampler.plain()
+    request = SamplingRequest(
+        guider,
+        latents,
+        choice,
+        sigmas,
+        Noise(0 if seed is None else seed, draw=lambda *_: noise),
+        noise_mask=mask,
+        after_step=callback,
+    )
+    return wait(runtime("sampling").sample(request), "sampling")
+
+
+run._asks_for_runtime = True  # type: ignore[attr-defined]
+
+
+def sample(
+    model: ModelPatcher,
+    noise: Tensor,
+    positive: Any,
+    negative: Any,
+    cfg: float,
+    device: Any,
+    sampler: Any,
+    sigmas: Tensor,
+    model_options: Any = None,
+    latent_image: Tensor | None = None,
+    denoise_mask: Tensor | None = None,
+    callback: Callback | None = None,
+    disable_pbar: bool = False,
+    seed: int | None = None,
+) -> Tensor:
+    """Sample over any sigmas with any sampler."""
+    guider = CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    latents = torch.zeros_like(noise) if latent_image is None else latent_image
+    return guider.sample(noise, latents, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+
+
+def calculate_sigmas(model_sampling: Any, scheduler_name: str, steps: int) -> Tensor:
+    """Return a schedule's sigmas (steps + 1,) for a model's levels."""
+    return SCHEDULES[scheduler_name](getattr(model_sampling, "levels", model_sampling), steps)
+
+
+_DISCARDING = frozenset(name for name, spec in SAMPLERS.items() if spec.discards_penultimate)
+
+
+class KSampler:
+    """A sampler and a schedule for a model. sigmas: those it steps over."""
+
+    SCHEDULERS: ClassVar[list[str]] = list(SCHEDULES)
+    SAMPLERS: ClassVar[list[str]] = list(SAMPLERS)
+    DISCARD_PENULTIMATE_SIGMA_SAMPLERS = _DISCARDING
+
+    def __init__(
+        self,
+        model: ModelPatcher,
+        steps: int,
+        device: Any = None,
+        sampler: str | None = None,
+        scheduler: str | None = None,
+        denoise: float | None = None,
+        model_options: Any = None,
+    ) -> None:
+        self.model, self.device = model, device
+        self.sampler = sampler if sampler in self.SAMPLERS else self.SAMPLERS[0]
+        self.scheduler = scheduler if scheduler in self.SCHEDULERS else self.SCHEDULERS[0]
+        self.model_options = model_options or {}
+        self.set_steps(steps, denoise)
+
+    def calculate_sigmas(self, steps: int) -> Tensor:
+        """Return the whole schedule of so many steps."""
+        levels = self.model.get_model_object("model_sampling").levels
+        return sigmas_for(levels, Steps(self.scheduler, steps), SAMPLERS[self.sampler])
+
+    def set_steps(self, steps: int, denoise: float | None = None) -> None:
+        """Set how many steps there are, and which share of the schedule they are the end of."""
+        self.steps, self.denoise = steps, denoise
+        levels = self.model.get_model_object("model_sampling").levels
+        window = Steps(self.scheduler, steps, 1.0 if denoise is None else denoise)
+        self.sigmas = sigmas_for(levels, window, SAMPLERS[self.sampler])
+
+    def sample(
+        self,
+        noise: Tensor,
+        positive: Any,
+        negative: Any,
+        cfg: float,
+        latent_image: Tensor | None = None,
+        start_step: int | None = None,
+        last_step: int | None = None,
+        force_full_denoise: bool = False,
+        denoise_mask: Tensor | None = None,
+        sigmas: Tensor | None = None,
+        callback: Callback | None = None,
+        disable_pbar: bool = False,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Sample a window of the steps."""
+        latents = torch.zeros_like(noise) if latent_image is None else latent_image
+        levels = self.sigmas if sigmas is None else sigmas
+        if last_step is not None and last_step < len(levels) - 1:
+            levels = levels[: last_step + 1].clone()
+            if force_full_denoise:
+                levels[-1] = 0
+        if start_step is not None:
+            if start_step >= len(levels) - 1:
+                return latents
+            levels = levels[start_step:]
+        guider = CFGGuider(self.model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        return guider.sample(noise, latents, self.sampler, levels, denoise_mask, callback, disable_pbar, seed)
