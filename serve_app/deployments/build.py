@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -30,15 +31,16 @@ def build(arguments: dict[str, Any]) -> Application:
     return bind(parse(arguments, "application arguments").resolved())
 
 
-def bind(config: AppConfig) -> Application:
-    """Bind the ingress and every pool's deployment."""
+def bind(config: AppConfig, sockets: Path | None = None) -> Application:
+    """Bind the ingress and every pool's deployment. sockets: where ingress replicas listen, if by themselves."""
     pools = [_pool(pool, config.silence_s).bind(config, pool) for pool in config.pools]
-    return _ingress(config).bind(config, *pools)
+    return _ingress(config, direct=sockets is not None).bind(config, sockets, *pools)
 
 
-def _ingress(config: AppConfig) -> Any:
-    """Return the ingress deployment: scaled by Serve on requests in hand."""
+def _ingress(config: AppConfig, *, direct: bool = False) -> Any:
+    """Return the ingress deployment: scaled by Serve on requests in hand; direct: of which it does not know."""
     ingress = config.ingress
+    least = ingress.max_replicas if direct else ingress.min_replicas
     scaling = AutoscalingConfig(
         min_replicas=ingress.min_replicas,
         max_replicas=ingress.max_replicas,
@@ -53,7 +55,7 @@ def _ingress(config: AppConfig) -> Any:
         max_ongoing_requests=ingress.max_bodies + ingress.max_listeners + 10 * ingress.ongoing_requests,
         health_check_period_s=HEALTH_CHECK_S,
         health_check_timeout_s=config.silence_s / FAILURES,
-        **_replicas(ingress.min_replicas, ingress.max_replicas, scaling),
+        **_replicas(least, ingress.max_replicas, scaling),
     )
 
 

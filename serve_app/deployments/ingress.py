@@ -1,7 +1,11 @@
-"""The ingress: the HTTP app in a Serve deployment. Torch-free, holds nothing, so any number of replicas may run."""
+"""The ingress: the HTTP app in a Serve deployment. Torch-free, holds nothing, so any number of replicas may run.
+
+Serve's proxy brings it requests, or HAProxy does without Serve: then each replica listens by itself.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -11,6 +15,8 @@ from serve_app.api.app import create_app
 from serve_app.api.comfy import page
 from serve_app.config import AppConfig
 from serve_app.deployments.handles import SchedulerHandle
+from serve_app.deployments.haproxy import socket_path
+from serve_app.deployments.listener import Listener
 from serve_app.deployments.loopback import keep_to_the_node
 from serve_app.deployments.relay import Relay
 from serve_app.deployments.replica import ObjectStore
@@ -24,17 +30,24 @@ from serve_app.store.userdata import UserData
 
 @serve.ingress()
 class Ingress:
-    """The HTTP face. pools: the handles of the pools' deployments, bound so that Serve deploys them with it."""
+    """The HTTP face.
 
-    def __init__(self, config: AppConfig, *pools: Any) -> None:
+    sockets: the folder of the sockets that HAProxy asks; None where Serve's proxy brings the requests. pools: the
+    handles of the pools' deployments, bound so that Serve deploys them with it.
+    """
+
+    def __init__(self, config: AppConfig, sockets: Path | None, *pools: Any) -> None:
         log.configure(config.logs)
         keep_to_the_node()
-        self._config = config
+        self._config, self._sockets = config, sockets
+        self._listener: Listener | None = None
         self._relay = Relay({pool.name: handle for pool, handle in zip(config.pools, pools, strict=True)})
         ensure(config)
 
     async def check_health(self) -> None:
         """Answer Serve's health check in the loop that answers requests, so that a loop that is blocked does not."""
+        if self._listener is not None:
+            self._listener.check()
 
     def __serve_build_asgi_app__(self) -> Any:
         config = self._config
@@ -58,4 +71,11 @@ class Ingress:
             pools=[pool.pool for pool in config.pools],
         )
         ingress = config.ingress
-        return create_app(service, ingress.root_dialect, page.installed(), ingress.allowed, ingress.crowd)
+        app = create_app(service, ingress.root_dialect, page.installed(), ingress.allowed, ingress.crowd)
+        if self._sockets is not None:
+            self._listener = Listener(app, socket_path(self._sockets, serve.get_replica_context().rank.rank))
+        return app
+
+    async def __del__(self) -> None:
+        if self._listener is not None:
+            await self._listener.close()

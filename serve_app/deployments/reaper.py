@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Container
 
 import psutil
 
@@ -37,11 +38,11 @@ def watch(mark: str) -> int:
     return write
 
 
-def reap(mark: str, patience_s: float = 5.0) -> int:
-    """Kill every marked process but this one, until none is left. Returns how many were killed."""
+def reap(mark: str, patience_s: float = 5.0, spared: Container[int | None] = ()) -> int:
+    """Kill every marked process but this one and those spared, until none is left. Returns how many were killed."""
     killed = 0
     deadline = time.monotonic() + patience_s
-    while (found := _marked(mark)) and time.monotonic() < deadline:
+    while (found := [p for p in _marked(mark) if p.pid not in spared]) and time.monotonic() < deadline:
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()

@@ -1,7 +1,8 @@
 """The server's own process: a Ray driver that deploys the application and takes it away again.
 
-Run as a program it starts a Ray on this machine, and is a child of the supervisor: `HOST PORT READY`, the configuration
-as JSON on standard input, READY a descriptor that is told when a job can run.
+Run as a program it starts a Ray on this machine, and is a child of the supervisor: `HOST PORT SOCKETS READY`, the
+configuration as JSON on standard input. SOCKETS is the folder of the sockets that HAProxy asks, empty where Serve's own
+proxy is to listen; READY a descriptor that is told when a job can run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -36,12 +38,14 @@ _log = log.get("up")
 def serve_on_cluster(settings: AppConfig, host: str, port: int, stop: threading.Event) -> int:
     """Deploy to the cluster that RAY_ADDRESS names until `stop`. Returns the exit status."""
     context = ray.init(**QUIET)
-    served = _serve(settings, host, port, context, stop, lambda: None)
+    served = _serve(settings, host, port, None, context, stop, lambda: None)
     _withdraw()
     return 0 if served else 1
 
 
-def serve_on_own_ray(settings: AppConfig, host: str, port: int, stop: threading.Event, ready: int) -> int:
+def serve_on_own_ray(
+    settings: AppConfig, host: str, port: int, sockets: Path | None, stop: threading.Event, ready: int
+) -> int:
     """Start a Ray that listens on this machine only and deploy to it until `stop`. Returns the exit status."""
     needed = sum(p.num_cpus * p.max_replicas for p in settings.pools)
     context = ray.init(
@@ -51,19 +55,27 @@ def serve_on_own_ray(settings: AppConfig, host: str, port: int, stop: threading.
         num_cpus=max(os.cpu_count() or 1, round(needed + 1)),
         **QUIET,
     )
-    served = _serve(settings, host, port, context, stop, lambda: os.write(ready, b"1"))
+    served = _serve(settings, host, port, sockets, context, stop, lambda: os.write(ready, b"1"))
     ray.shutdown()
     return 0 if served else GIVEN_UP
 
 
 def _serve(
-    settings: AppConfig, host: str, port: int, context: Any, stop: threading.Event, ready: Callable[[], object]
+    settings: AppConfig,
+    host: str,
+    port: int,
+    sockets: Path | None,
+    context: Any,
+    stop: threading.Event,
+    ready: Callable[[], object],
 ) -> bool:
     """Deploy, say that it is there, wait for `stop`. False if it could not be deployed."""
     # Ray has put handlers of its own in place meanwhile.
     _stop_on_signals(stop)
     deployed: Future[None] = Future()
-    threading.Thread(target=_deploy, args=(bind(settings), host, port, deployed), daemon=True).start()
+    proxy = {"proxy_location": "HeadOnly" if sockets is None else "Disabled"}
+    deploying = (bind(settings, sockets), {**proxy, "http_options": {"host": host, "port": port}}, deployed)
+    threading.Thread(target=_deploy, args=deploying, daemon=True).start()
     print(f"dashboard: http://{context.dashboard_url}" if context.dashboard_url else "dashboard: none", flush=True)
     works = _wait_until_ready(stop, deployed)
     if works:
@@ -90,9 +102,9 @@ def _stop_on_signals(stop: threading.Event) -> None:
         signal.signal(number, lambda *_: stop.set())
 
 
-def _deploy(application: Any, host: str, port: int, deployed: Future[None]) -> None:
+def _deploy(application: Any, options: dict[str, Any], deployed: Future[None]) -> None:
     try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        serve.start(**options)
         serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
     except Exception as error:
         for name, deployment in _deployments():
@@ -143,9 +155,9 @@ def main() -> int:
     log.configure()
     stop = threading.Event()
     _stop_on_signals(stop)
-    host, port, ready = sys.argv[1:]
+    host, port, sockets, ready = sys.argv[1:]
     settings = AppConfig.model_validate_json(sys.stdin.buffer.read())
-    return serve_on_own_ray(settings, host, int(port), stop, int(ready))
+    return serve_on_own_ray(settings, host, int(port), Path(sockets) if sockets else None, stop, int(ready))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import psutil
 
 from serve_app import log
 from serve_app.deployments import reaper
+from serve_app.deployments.haproxy import HAProxy
 
 PARTS = ("gcs_server", "raylet")
 """Ray's processes that it cannot do without and does not start again, children of the server's process."""
@@ -36,34 +37,52 @@ STOP_S = 8.0
 _log = log.get("up")
 
 
-def supervise(command: Sequence[str], given: bytes, environment: Mapping[str, str], stop: threading.Event) -> int:
+def supervise(
+    command: Sequence[str],
+    given: bytes,
+    environment: Mapping[str, str],
+    stop: threading.Event,
+    haproxy: HAProxy | None = None,
+) -> int:
     """Run the command until `stop`, again whenever it or its Ray dies. Returns the exit status.
 
     The command gets `given` on standard input and, as its last argument, a descriptor to write to once it is ready.
+    haproxy: what runs from before the first start until after the last end.
     1 if it never was and either says that it never will be or has failed TRIES times.
     """
     mark = str(uuid.uuid4())
     watched = reaper.watch(mark)
+    environment = {**environment, **reaper.marked(mark)}
     try:
-        return _keep(command, given, {**environment, **reaper.marked(mark)}, mark, stop)
+        if haproxy is not None:
+            haproxy.start(environment)
+        return _keep(command, given, environment, mark, stop, haproxy)
     finally:
+        if haproxy is not None:
+            haproxy.end()
         reaper.reap(mark)
         os.close(watched)
 
 
 def _keep(
-    command: Sequence[str], given: bytes, environment: Mapping[str, str], mark: str, stop: threading.Event
+    command: Sequence[str],
+    given: bytes,
+    environment: Mapping[str, str],
+    mark: str,
+    stop: threading.Event,
+    haproxy: HAProxy | None,
 ) -> int:
     worked = False
     failures = 0
     while not stop.is_set():
         with _Life(command, given, environment) as life:
             while (fault := life.fault()) is None and not stop.wait(LOOK_S):
-                pass
+                if haproxy is not None:
+                    haproxy.keep()
             if fault is None:
                 life.end()
                 break
-            reaper.reap(mark)
+            reaper.reap(mark, spared=() if haproxy is None else {haproxy.pid})
             worked = worked or life.ready_s > 0
             failures = 0 if life.ready_s > STEADY_S else failures + 1
         if not worked and (life.status == GIVEN_UP or failures == TRIES):

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from serve_app import config, log
 from serve_app.config import AppConfig
-from serve_app.deployments import private, supervisor
+from serve_app.deployments import haproxy, private, supervisor
+from serve_app.deployments.haproxy import HAProxy
 from serve_app.errors import ConfigError, DatabaseDamagedError
 from serve_app.models.shipped import provide
 from serve_app.nodes.pack_requirements import check_lock
@@ -31,6 +32,9 @@ OWN_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """What the processes of a Ray of our own are told by their environment, where it does not say otherwise."""
+SERVES_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+"""Serve's own HAProxy is never wanted here, for its replicas listen on every interface; 0 keeps ours off too."""
+_log = log.get("up")
 
 
 def up(arguments: argparse.Namespace) -> int:
@@ -45,7 +49,8 @@ def up(arguments: argparse.Namespace) -> int:
             _provide(settings)
         if own:
             _check_port(arguments.host, arguments.port)
-            environment = {**OWN_RAY, "RAY_TMPDIR": str(private.prepare(settings.database_url)), **os.environ}
+            folder = private.prepare(settings.database_url)
+            environment = {**OWN_RAY, "RAY_TMPDIR": str(folder), **os.environ, SERVES_HAPROXY: "0"}
             check_readable(settings.database_url)
     except (ConfigError, DatabaseDamagedError) as error:
         print(f"serve-app up: {error}", file=sys.stderr)
@@ -54,12 +59,29 @@ def up(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if own:
+        front = _haproxy(folder, arguments.host, arguments.port, settings.ingress.max_replicas)
         command = [sys.executable, "-P", "-m", "serve_app.deployments.serving", arguments.host, str(arguments.port)]
-        return supervisor.supervise(command, settings.model_dump_json().encode(), environment, stop)
+        command.append("" if front is None else str(front.folder))
+        return supervisor.supervise(command, settings.model_dump_json().encode(), environment, stop, front)
     # Here and not above: the process that watches over a Ray of our own has none of it.
     from serve_app.deployments.serving import serve_on_cluster
 
     return serve_on_cluster(settings, arguments.host, arguments.port, stop)
+
+
+def _haproxy(folder: Path, host: str, port: int, replicas: int) -> HAProxy | None:
+    """Return what is to listen for clients; None leaves that to Serve's own proxy, which is slower."""
+    if os.environ.get(SERVES_HAPROXY) == "0":
+        return None
+    if (binary := haproxy.find()) is None:
+        reason = "there is none on this machine"
+    else:
+        front = HAProxy(binary, folder / f"http-{host}-{port}", host, port, replicas)
+        if (refusal := front.refusal()) is None:
+            return front
+        reason = refusal
+    _log.warning("Serve's own proxy listens, for HAProxy cannot: %s", reason)
+    return None
 
 
 def _settings(arguments: argparse.Namespace) -> AppConfig:

@@ -26,7 +26,7 @@ Strike = Callable[[Site, random.Random], bool]
 """Does it and, if it passes, waits until it is over. False if what it is done to is not there."""
 
 PARTS = {
-    "proxy": r"^ray::ProxyActor",
+    "proxy": r"/haproxy -db ",
     "controller": r"^ray::ServeController",
     "replica": r"^ray::ServeReplica:serve-app:gpu",
     "ingress": r"^ray::ServeReplica:serve-app:ingress",

@@ -35,8 +35,10 @@ def part(server: Server, name: str) -> psutil.Process:
 def test_the_server_comes_back_when_what_it_rests_on_is_killed(victim: str, server: Server):
     jobs = [server.submit(txt2img(seed, steps=30, side=128, prefix=f"{victim}/image")) for seed in range(JOBS)]
     wait_for(lambda: server.get("/queue")["running"], "a job that runs")
+    haproxy = part(server, "haproxy")
     staying = {
         server.up.pid,
+        haproxy.pid,
         *(p.pid for p in server.processes.found() if "serve_app.deployments.reaper" in p.cmdline()),
     }
     before = [p for p in server.processes.found() if p.pid not in staying]

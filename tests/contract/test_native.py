@@ -1,4 +1,4 @@
-"""ComfyUI's native dialect on a real server: what its scripts and web page do, through Serve's proxy."""
+"""ComfyUI's native dialect on a real server: what its scripts and web page do."""
 
 from __future__ import annotations
 
