@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
         help="whose form the root's routes have that both dialects know (default: as configured)",
     )
     up.add_argument(
+        "--dashboard",
+        action="store_true",
+        help="start Ray's dashboard too, which is nine processes more",
+    )
+    up.add_argument(
         "--allowed-host",
         action="append",
         metavar="NAME",

@@ -1,8 +1,8 @@
 """The server's own process: a Ray driver that deploys the application and takes it away again.
 
-Run as a program it starts a Ray on this machine, and is a child of the supervisor: `HOST PORT SOCKETS READY`, the
-configuration as JSON on standard input. SOCKETS is the folder of the sockets that HAProxy asks, empty where Serve's own
-proxy is to listen; READY a descriptor that is told when a job can run.
+Run as a program it starts a Ray on this machine, and is a child of the supervisor: `HOST PORT SOCKETS DASHBOARD READY`,
+the configuration as JSON on standard input. SOCKETS is the folder of the sockets that HAProxy asks, empty where Serve's
+own proxy is to listen; DASHBOARD is 1 for Ray's; READY a descriptor that is told when a job can run.
 """
 
 from __future__ import annotations
@@ -44,14 +44,21 @@ def serve_on_cluster(settings: AppConfig, host: str, port: int, stop: threading.
 
 
 def serve_on_own_ray(
-    settings: AppConfig, host: str, port: int, sockets: Path | None, stop: threading.Event, ready: int
+    settings: AppConfig,
+    host: str,
+    port: int,
+    sockets: Path | None,
+    stop: threading.Event,
+    ready: int,
+    *,
+    dashboard: bool,
 ) -> int:
     """Start a Ray that listens on this machine only and deploy to it until `stop`. Returns the exit status."""
     needed = sum(p.num_cpus * p.max_replicas for p in settings.pools)
     context = ray.init(
         address="local",
         _node_ip_address="127.0.0.1",
-        include_dashboard=True,
+        include_dashboard=dashboard,
         num_cpus=max(os.cpu_count() or 1, round(needed + 1)),
         **QUIET,
     )
@@ -76,7 +83,8 @@ def _serve(
     proxy = {"proxy_location": "HeadOnly" if sockets is None else "Disabled"}
     deploying = (bind(settings, sockets), {**proxy, "http_options": {"host": host, "port": port}}, deployed)
     threading.Thread(target=_deploy, args=deploying, daemon=True).start()
-    print(f"dashboard: http://{context.dashboard_url}" if context.dashboard_url else "dashboard: none", flush=True)
+    if context.dashboard_url:
+        print(f"dashboard: http://{context.dashboard_url}", flush=True)
     works = _wait_until_ready(stop, deployed)
     if works:
         print(f"server:    http://{host}:{port}", flush=True)
@@ -155,9 +163,10 @@ def main() -> int:
     log.configure()
     stop = threading.Event()
     _stop_on_signals(stop)
-    host, port, sockets, ready = sys.argv[1:]
+    host, port, sockets, dashboard, ready = sys.argv[1:]
     settings = AppConfig.model_validate_json(sys.stdin.buffer.read())
-    return serve_on_own_ray(settings, host, int(port), Path(sockets) if sockets else None, stop, int(ready))
+    folder = Path(sockets) if sockets else None
+    return serve_on_own_ray(settings, host, int(port), folder, stop, int(ready), dashboard=dashboard == "1")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def up(arguments: argparse.Namespace) -> int:
     if own:
         front = _haproxy(folder, arguments.host, arguments.port, settings.ingress.max_replicas)
         command = [sys.executable, "-P", "-m", "serve_app.deployments.serving", arguments.host, str(arguments.port)]
-        command.append("" if front is None else str(front.folder))
+        command += ["" if front is None else str(front.folder), str(int(arguments.dashboard))]
         return supervisor.supervise(command, settings.model_dump_json().encode(), environment, stop, front)
     # Here and not above: the process that watches over a Ray of our own has none of it.
     from serve_app.deployments.serving import serve_on_cluster

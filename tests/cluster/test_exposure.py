@@ -21,7 +21,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that has run a job, of a user with an open umask and a home at its root, as Ray starts by default."""
     before = os.umask(0o022)
     root = tmp_path_factory.mktemp("server")
-    server = Server(root, environment={"HOME": str(root), "RAY_AUTH_MODE": "token"})
+    server = Server(root, environment={"HOME": str(root), "RAY_AUTH_MODE": "token"}, arguments=["--dashboard"])
     try:
         server.wait_until_ready()
         assert server.finished(server.submit(txt2img(1)))["status"]["completed"]
