@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")
 
-Part: TypeAlias = Literal["backbone", "clip", "vae", "upscaler", "controlnet"]
+Part: TypeAlias = Literal["backbone", "clip", "vae", "upscaler", "controlnet", "clip_vision", "style_model"]
 
 PreviewMethod: TypeAlias = Literal["none", "auto", "latent2rgb", "taesd"]
 """How a client is shown what samplers have come to: not, by a linear map of latents, or decoded by a tiny VAE.
@@ -34,6 +34,19 @@ Audio: TypeAlias = dict[str, Any]
 
 Conditioning: TypeAlias = "list[tuple[torch.Tensor, dict[str, Any]]]"
 """CONDITIONING: a list of (cond (1,T,D), options); options may hold "pooled_output" (1,D)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipVisionOutput:
+    """CLIP_VISION_OUTPUT: what an image encoder sees in B images, float32.
+
+    last_hidden_state, penultimate_hidden_states: (B,N,D), after the last layer and after the one before. image_embeds:
+    each image as one vector (B,P); of an encoder without one its last states.
+    """
+
+    last_hidden_state: torch.Tensor
+    penultimate_hidden_states: torch.Tensor
+    image_embeds: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,17 @@ from serve_app.models.weights import LoadCounters, Weights
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.sampling.request import Sampled, SamplingRequest
-from serve_app.values import Conditioning, GenerationRequest, PreviewMethod, Recipe, Text, Texts, Tiling, tiny_vae
+from serve_app.values import (
+    ClipVisionOutput,
+    Conditioning,
+    GenerationRequest,
+    PreviewMethod,
+    Recipe,
+    Text,
+    Texts,
+    Tiling,
+    tiny_vae,
+)
 
 M = TypeVar("M")
 Q = TypeVar("Q")
@@ -47,6 +57,8 @@ Show: TypeAlias = Callable[[Any], None]
 
 TEXTS_TOGETHER = 16
 """How many texts one forward of a text encoder holds at most."""
+IMAGES_TOGETHER = 16
+"""How many images one forward of an image encoder holds at most."""
 PIXELS_A_CELL = 64
 """Of a latent cell, by which the work of decoding is measured before the VAE is there to be asked."""
 
@@ -398,6 +410,32 @@ class NodeRuntime:
             )
         self._check_cells(images[:1, ::8, ::8].movedim(-1, 1))
         return await self._with_vae(vae, Vae.encode, images, images[..., 0].numel())
+
+    async def see(self, encoder: Recipe, images: Tensor, *, crop: bool) -> ClipVisionOutput:
+        """Return what an image encoder sees in images (B,H,W,C) in 0…1. crop: their middle, else all, squeezed."""
+        parts = [await self._see(encoder, part, crop) for part in torch.split(images, IMAGES_TOGETHER)]
+        fields = ("last_hidden_state", "penultimate_hidden_states", "image_embeds")
+        return ClipVisionOutput(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
+
+    async def _see(self, encoder: Recipe, images: Tensor, crop: bool) -> ClipVisionOutput:
+        load = self._weights.image_encoder
+        if self._strict:
+            return await self._shared.use(encoder, load, lambda model: model.see([images], crop=crop)[0])
+        return await self._shared.use_together(
+            encoder,
+            load,
+            lambda model, batches: model.see(batches, crop=crop),
+            images,
+            ("see", crop),
+            cost=len(images),
+            most=IMAGES_TOGETHER,
+        )
+
+    async def style(self, style_model: Recipe, seen: ClipVisionOutput) -> Tensor:
+        """Return the tokens of a text (1,T,D) that a style model makes of what is seen in all images."""
+        return await self._shared.use(
+            style_model, self._weights.style_model, lambda model: model.tokens(seen.last_hidden_state)
+        )
 
     async def upscale(self, upscaler: Recipe, images: Tensor) -> Tensor:
         """Return images (B,H·s,W·s,3) in 0…1; s is the upscaler's own scale."""

@@ -6,6 +6,7 @@ It knows one job and one backbone, no other job and no thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -71,9 +72,9 @@ class Trajectory:
         latents = latent_format.to_model(given.to(device)) if given.any() else given.to(device)
         added = drawn(r.noise, given, r.batch_index).to(device)
         x = levels.start(latents, added, sigma)
-        canvas = Canvas(latents, added)
+        canvas = Canvas(latents, added, seed=r.noise.seed)
         if r.noise_mask is not None:
-            canvas = Canvas(latents, added, latent_mask(r.noise_mask, latents))
+            canvas = replace(canvas, mask=latent_mask(r.noise_mask, latents))
             kept_noise = noise(given.shape, r.noise.seed + 1).to(device) if spec.fresh_inpaint_noise else added
             changing = changing_mask(r.guider.backbone.patches, levels, sigmas)
             self._inpainting = Inpainting(latent_mask(r.noise_mask, latents), latents, kept_noise, levels, changing)

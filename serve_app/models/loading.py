@@ -19,7 +19,15 @@ from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet_file import ControlFile, ControlModule
 from serve_app.models.dit_control import DitControlNetwork
 from serve_app.models.dit_control_file import DitControlFile, open_control
-from serve_app.models.families.family import BackboneFamily, Family, Lexicon, TextFamily, VaeFamily
+from serve_app.models.families.family import (
+    BackboneFamily,
+    Family,
+    Lexicon,
+    StyleFamily,
+    TextFamily,
+    VaeFamily,
+    VisionFamily,
+)
 from serve_app.models.lora import Adapter, Scaling
 from serve_app.models.lora_layers import LoraSet, parameters, with_merged
 from serve_app.models.lora_layouts import read
@@ -30,6 +38,7 @@ from serve_app.models.parts import PART_NAMES
 from serve_app.models.recipes import Change, Files
 from serve_app.models.upscaler import Upscaler, UpscalerFile
 from serve_app.models.vae import Vae
+from serve_app.models.vision import ImageEncoder, StyleModel
 from serve_app.store.catalog import Catalog
 from serve_app.values import (
     DEFAULT_DTYPE,
@@ -94,7 +103,7 @@ class Loaded:
     remarks: tuple[str, ...] = ()
 
     def model(self, lexicon: Lexicon) -> Any:
-        """Return what callers use: a Network, an Encoder, a Vae, a ControlNet or an Upscaler."""
+        """Return what callers use: a Network, an Encoder, a Vae, an ImageEncoder, a ControlNet and so on."""
         match self.family:
             case BackboneFamily() as family:
                 return Network(self.key, family, self.module, self.trained_as)
@@ -102,6 +111,10 @@ class Loaded:
                 return family.encoder(self.module, lexicon)
             case VaeFamily() as family:
                 return Vae(family, self.module)
+            case VisionFamily() as family:
+                return ImageEncoder(family, self.module)
+            case StyleFamily() as family:
+                return StyleModel(family, self.module)
         if self.part == "controlnet":
             module: ControlModule | DitControlNetwork = self.module
             return module.control_net(self.key, self.name)
@@ -109,7 +122,7 @@ class Loaded:
 
 
 class Loader:
-    """Loads onto one device. dtype: of backbones, text encoders and ControlNets, as `dtype_of` reads it; vae_dtype.
+    """Loads onto one device. dtype: of all parts but VAEs and upscalers, as `dtype_of` reads it; vae_dtype.
 
     Errors: ConfigError for those; of what reads files: ModelFileError.
     """
@@ -121,6 +134,8 @@ class Loader:
             "clip": dtype,
             "vae": vae_dtype,
             "controlnet": dtype,
+            "clip_vision": dtype,
+            "style_model": dtype,
             "upscaler": "fp32",
         }
         for part, name in self._dtypes.items():

@@ -7,14 +7,34 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from serve_app.errors import ModelFileError
-from serve_app.models.families import BACKBONES, TEXT_ENCODERS, TEXT_ENSEMBLES, VAES
+from serve_app.models.families import (
+    BACKBONES,
+    IMAGE_ENCODERS,
+    STYLE_MODELS,
+    TEXT_ENCODERS,
+    TEXT_ENSEMBLES,
+    VAES,
+)
 from serve_app.models.families.family import Family, Located, TextFamily
 from serve_app.models.layout import Place, places
 from serve_app.models.tensors import Tensors
 from serve_app.values import Part
 
-PART_NAMES: Mapping[Part, str] = {"backbone": "diffusion network", "vae": "VAE", "clip": "text encoder"}
+PART_NAMES: Mapping[Part, str] = {
+    "backbone": "diffusion network",
+    "vae": "VAE",
+    "clip": "text encoder",
+    "clip_vision": "image encoder",
+    "style_model": "style model",
+}
 """What errors call the parts."""
+
+_FAMILIES: Mapping[Part, Sequence[type[Family]]] = {
+    "backbone": BACKBONES,
+    "vae": VAES,
+    "clip_vision": IMAGE_ENCODERS,
+    "style_model": STYLE_MODELS,
+}
 
 
 class Source(NamedTuple):
@@ -45,14 +65,15 @@ def find_part(part: Part, files: Sequence[Tensors], loaded_as: str = "") -> Foun
     """
     if part == "clip":
         return _text(files, loaded_as)
-    for family in BACKBONES if part == "backbone" else VAES:
+    for family in _FAMILIES[part]:
         if found := list(family.find(files)):
             return _merged(found[0].family, found)
     raise _absent(part, files[0])
 
 
 def _absent(part: Part, whole: Tensors) -> ModelFileError:
-    known = f"; supported are {', '.join(sorted(family.title for family in BACKBONES))}" if part == "backbone" else ""
+    titles = sorted(title for family in _FAMILIES[part] if (title := getattr(family, "title", "")))
+    known = f"; supported are {', '.join(titles)}" if titles else ""
     return whole.unsupported(f"holds no {PART_NAMES[part]} of a known layout{whole.family()}{known}")
 
 

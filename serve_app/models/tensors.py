@@ -24,6 +24,8 @@ _OTHERS = {
     "genre_embedder.": "ACE-Step",
     "clip_txt_mapper.": "Stable Cascade",
     "time_stack.": "Stable Video Diffusion",
+    ".layer_scale2.": "DINOv2",
+    "attention.o_proj.": "DINOv3",
     "control_model.": "ControlNet",
     "controlnet_cond_embedding.": "ControlNet",
     "controlnet_blocks.": "ControlNet",

@@ -28,6 +28,7 @@ from serve_app.models.safetensors_file import SafetensorsFile
 from serve_app.models.text_encoder import Clip
 from serve_app.models.upscaler import Upscaler
 from serve_app.models.vae import Vae
+from serve_app.models.vision import ImageEncoder, StyleModel
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
@@ -64,7 +65,7 @@ class LoadCounters:
 class Weights:
     """Recipes made real on one device. Every method may be called from any thread; loading blocks its caller.
 
-    dtype: of backbones, text encoders and ControlNets, as `loading.dtype_of` reads it; vae_dtype: of VAEs.
+    dtype: of all parts but VAEs and upscalers, as `loading.dtype_of` reads it; vae_dtype: of VAEs.
     budget_bytes: what is kept before the least recently used is evicted.
     Errors: ConfigError for dtypes; of what reads files: ModelFileError.
     """
@@ -115,6 +116,16 @@ class Weights:
         """Return the recipe's VAE, loading it if it is not resident."""
         vae: Vae = self._lend(recipe, Vae)[0]
         return vae
+
+    def image_encoder(self, recipe: Recipe) -> ImageEncoder:
+        """Return the recipe's image encoder, loading it if it is not resident."""
+        encoder: ImageEncoder = self._lend(recipe, ImageEncoder)[0]
+        return encoder
+
+    def style_model(self, recipe: Recipe) -> StyleModel:
+        """Return the recipe's style model, loading it if it is not resident."""
+        style: StyleModel = self._lend(recipe, StyleModel)[0]
+        return style
 
     def upscaler(self, recipe: Recipe) -> Upscaler:
         """Return the recipe's upscaler, loading it if it is not resident."""

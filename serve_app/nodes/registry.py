@@ -58,6 +58,7 @@ from serve_app.nodes.builtin import (
     text_generate,
     tiled,
     video,
+    vision,
 )
 from serve_app.nodes.protocol import spec_of
 
@@ -114,6 +115,7 @@ _MODULES = (
     audio,
     audio_files,
     video,
+    vision,
 )
 
 BUILTIN: Mapping[str, type] = {name: cls for module in _MODULES for name, cls in module.NODE_CLASS_MAPPINGS.items()}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.store.store import Area, Content, Pieces
-from serve_app.values import Conditioning, GenerationRequest, Recipe, Text, Tiling
+from serve_app.values import ClipVisionOutput, Conditioning, GenerationRequest, Recipe, Text, Tiling
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +59,20 @@ class Runtime(Protocol):
 
     async def encode(self, vae: Recipe, images: torch.Tensor, tiling: Tiling | None = None) -> torch.Tensor:
         """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
+        ...
+
+    async def see(self, encoder: Recipe, images: torch.Tensor, *, crop: bool) -> ClipVisionOutput:
+        """Return what an image encoder sees in images (B,H,W,C) in 0…1. crop: their middle, else all, squeezed.
+
+        Errors: NodeError for images that are too long to be cropped.
+        """
+        ...
+
+    async def style(self, style_model: Recipe, seen: ClipVisionOutput) -> torch.Tensor:
+        """Return the tokens of a text (1,T,D) that a style model makes of what is seen in all images.
+
+        Errors: NodeError for what another image encoder sees.
+        """
         ...
 
     async def upscale(self, upscaler: Recipe, images: torch.Tensor) -> torch.Tensor:

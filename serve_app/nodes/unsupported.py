@@ -132,9 +132,6 @@ _BY_REASON: Mapping[str, str] = {
         "WanUni3CControlnetApply SUPIRApply AnimaLLLiteApply ScaleROPE TextEncodeZImageOmni "
         "EmptyHiDreamO1LatentImage HiDreamO1ReferenceImages HiDreamO1PatchSeamSmoothing"
     ),
-    "CLIP vision, style models and unCLIP are not supported": (
-        "CLIPVisionEncode StyleModelApply unCLIPConditioning StyleModelLoader CLIPVisionLoader unCLIPCheckpointLoader"
-    ),
     "GLIGEN is not supported": ("GLIGENLoader GLIGENTextBoxApply"),
     "hypernetworks are not supported": ("HypernetworkLoader"),
     "patches that reach into attention are not supported": (

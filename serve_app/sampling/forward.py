@@ -24,12 +24,14 @@ Area = tuple[int, int, int, int]
 class Canvas:
     """What a run samples. latents, noise: (B,C,h,w) as the network sees them; mask: (B,1,h,w), 1 where to sample.
 
-    Where latents have an axis of time, it stands before h here and everywhere: (B,C,T,h,w), (B,1,T,h,w).
+    Where latents have an axis of time, it stands before h here and everywhere: (B,C,T,h,w), (B,1,T,h,w). seed: of the
+    run, for what else is drawn for it.
     """
 
     latents: Tensor
     noise: Tensor
     mask: Tensor | None = None
+    seed: int = 0
 
     @property
     def rows(self) -> int:

@@ -9,6 +9,7 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.models.families import Sd, Sdxl, SdxlRefiner
+from serve_app.sampling.forward import Canvas
 from serve_app.values import ContinuousEdm, Discrete
 from tests.parity.figures import Figures
 
@@ -16,6 +17,7 @@ TOLERANCE = 1e-6
 VECTOR_TOLERANCE = 1e-5
 """Sines and cosines of angles up to 1024, which processors' libraries round differently: by 4e-6 between two tried."""
 FIGURES = Figures("inputs")
+CANVAS = Canvas(torch.zeros(1, 4, 64, 96), torch.zeros(1, 4, 64, 96))
 
 
 def backbone(context_dim=768, family=Sd, **told):
@@ -41,7 +43,7 @@ SIZES = {"width": 1000, "height": 1200, "crop_w": 3, "crop_h": 5}
     ],
 )
 def test_the_vector_is_comfyuis(name, family, options, role):
-    told = family.vector({"pooled_output": FIGURES["pooled"], **options}, 64, 96, role)
+    told = family.vector({"pooled_output": FIGURES["pooled"], **options}, CANVAS, role)
     FIGURES.assert_agrees(told, name, VECTOR_TOLERANCE)
 
 
@@ -75,10 +77,10 @@ def test_without_an_image_to_edit_zeros_go_beside_x():
 )
 def test_a_conditioning_of_another_familys_text_encoder_is_refused(options, given):
     with pytest.raises(NodeError, match=f"has {given}; this backbone reads one 1280 wide"):
-        SDXL.vector(options, 64, 96, "positive")
+        SDXL.vector(options, CANVAS, "positive")
 
 
 def test_a_backbone_that_reads_text_alone_is_told_nothing_else():
     plain = backbone()
-    assert plain.vector({}, 8, 8, "positive") is None
+    assert plain.vector({}, CANVAS, "positive") is None
     assert plain.concat({}, FIGURES["latents"], None, Discrete()) is None

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.graph.spec import NodeSpec
-from serve_app.models.families import AutoencoderKL, ClipText
-from serve_app.models.families.family import BackboneFamily, TextFamily, VaeFamily
+from serve_app.models.families import AutoencoderKL, ClipText, ClipVision, Redux, Sdxl
+from serve_app.models.families.family import BackboneFamily, Family, TextFamily, VaeFamily
 from serve_app.models.families.flux import Flux
 from serve_app.models.families.flux2 import Flux2
 from serve_app.models.families.flux2_vae import Flux2Vae
@@ -69,6 +69,11 @@ QWEN_LAYERED = replace(QWEN_IMAGE, method=NEGATIVE_INDEX, layered=True)
 SD3 = Sd3(width=64, layers=1, text_width=WIDE, pooled_width=128, side=192, normed=True)
 VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=16, image_channels=3, quantized=False)
 KL = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=32, image_channels=3, quantized=True)
+SDXL = Sdxl((32, 64), (1, 1), (0, 1), 1, context_dim=128, linear=True, vector_dim=64 + 6 * 256)
+SDXL_VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=4, image_channels=3, quantized=True)
+VIT_G = ClipVision(layers=48, width=32, hidden_width=48, side=16, patch=14, projection=64)
+SIGLIP = ClipVision(layers=27, width=32, hidden_width=48, side=27, patch=14, siglip=True)
+REDUX = Redux(reads=SIGLIP.width, hidden_width=48, writes=TEXT_WIDTH)
 FLUX2_VAE = Flux2Vae(KL, decoder_channels=KL.channels)
 WAN_VAE = WanVae(width=4, latent_channels=16, image_channels=3)
 QWEN_21_VAE = QwenImage21Vae(width=8, decoder_width=8)
@@ -77,16 +82,20 @@ SMALL_DECODER = Flux2Vae(replace(KL, channels=(64,) * 4), decoder_channels=KL.ch
 Tensors = Mapping[str, Tensor]
 
 
-def whole(backbone: BackboneFamily, **texts: TextFamily) -> Tensors:
+def whole(backbone: BackboneFamily, vae: VaeFamily, **texts: TextFamily) -> Tensors:
     """Return a checkpoint of all parts."""
-    parts = {"model.diffusion_model.": network(backbone), "first_stage_model.": network(VAE)}
+    parts = {"model.diffusion_model.": network(backbone), "first_stage_model.": network(vae)}
     parts |= {f"text_encoders.{name}.transformer.": text_tensors(text) for name, text in texts.items()}
     return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
 
 
 FILES: Mapping[str, Callable[[], Tensors]] = {
-    r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, clip_l=CLIP_L, t5xxl=T5),
-    r"checkpoints/sd3.5.*": lambda: whole(SD3, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
+    r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, VAE, clip_l=CLIP_L, t5xxl=T5),
+    r"checkpoints/sd3.5.*": lambda: whole(SD3, VAE, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
+    r"checkpoints/sd_xl.*": lambda: whole(SDXL, SDXL_VAE, clip_l=CLIP_L, clip_g=CLIP_G),
+    r"clip_vision/clip_vision_g.*": lambda: single_file(VIT_G),
+    r"clip_vision/sigclip.*": lambda: single_file(SIGLIP),
+    r"style_models/flux1-redux.*": lambda: single_file(REDUX),
     r"controlnet/sd3.5_large.*": lambda: weights(dict(sd3_large(SD3.width, SD3.pooled_width))),
     r"diffusion_models/z_image.*": lambda: network(Z_IMAGE),
     r"diffusion_models/flux1-schnell.*": lambda: network(SCHNELL),
@@ -122,13 +131,13 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
 """What a file holds, by its folder and name; the first that fits."""
 
 
-def network(family: BackboneFamily | VaeFamily) -> Tensors:
+def network(family: Family) -> Tensors:
     """Return a network's tensors under the names that diffusers gives them, which files may have too."""
     torch.manual_seed(1)
     return {name: tensor.contiguous() for name, tensor in family.build().state_dict().items()}
 
 
-def single_file(family: VaeFamily) -> Tensors:
+def single_file(family: Family) -> Tensors:
     """Return a network's tensors under the names of the published file, where none has others."""
     names = reverse(family.table())
     return {str(translate(name, names)): tensor for name, tensor in network(family).items()}

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from serve_app.models.families.autoencoder import AutoencoderKL
 from serve_app.models.families.chroma import Chroma
 from serve_app.models.families.clip import ClipText
-from serve_app.models.families.family import BackboneFamily, TextEnsemble, TextFamily, VaeFamily
+from serve_app.models.families.clip_vision import ClipVision
+from serve_app.models.families.family import (
+    BackboneFamily,
+    StyleFamily,
+    TextEnsemble,
+    TextFamily,
+    VaeFamily,
+    VisionFamily,
+)
 from serve_app.models.families.flux import Flux
 from serve_app.models.families.flux2 import Flux2
 from serve_app.models.families.flux2_vae import Flux2Vae
@@ -25,24 +33,30 @@ from serve_app.models.families.sd import Sd
 from serve_app.models.families.sd3 import Sd3
 from serve_app.models.families.sd3_text import Sd3Text
 from serve_app.models.families.sdxl import Sdxl, SdxlRefiner, SdxlText
+from serve_app.models.families.style_models import Redux, StyleAdapter
 from serve_app.models.families.t5 import T5Text, UMT5Text
 from serve_app.models.families.taesd import Taesd
+from serve_app.models.families.unclip import Unclip
 from serve_app.models.families.unet import Unet
 from serve_app.models.families.wan_vae import WanVae
 from serve_app.models.families.zimage import ZImage
 
-UNETS: Sequence[type[Unet]] = (SdxlRefiner, Sdxl, Sd)
+UNETS: Sequence[type[Unet]] = (Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21),
 )
 VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, QwenImage21Vae, WanVae, Taesd)
+IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
+STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text, QwenVlText, Gemma2Text, MistralText)
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text)
 """Encoders that go together, and are read side by side."""
 
 __all__ = [
     "BACKBONES",
+    "IMAGE_ENCODERS",
+    "STYLE_MODELS",
     "TEXT_ENCODERS",
     "TEXT_ENSEMBLES",
     "UNETS",
@@ -50,6 +64,7 @@ __all__ = [
     "AutoencoderKL",
     "Chroma",
     "ClipText",
+    "ClipVision",
     "Flux",
     "Flux2",
     "Flux2Vae",
@@ -58,12 +73,15 @@ __all__ = [
     "QwenImage",
     "QwenImage21",
     "QwenImage21Vae",
+    "Redux",
     "Sd",
     "Sd3",
     "Sdxl",
     "SdxlRefiner",
     "SdxlText",
+    "StyleAdapter",
     "Taesd",
+    "Unclip",
     "Unet",
     "WanVae",
     "ZImage",

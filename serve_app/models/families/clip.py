@@ -190,16 +190,20 @@ def _open_clip(known: ClipText) -> Iterator[tuple[str, str | tuple[Place, ...]]]
     yield "token_embedding", "embeddings.token_embedding"
     yield "ln_final", "final_layer_norm"
     for layer in range(known.layers):
-        file, ours, width = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}", known.width
-        yield from inside(file, ours, _OPEN_CLIP_LAYER)
-        for kind in ("weight", "bias"):
-            yield (
-                f"{file}.attn.in_proj_{kind}",
-                tuple(
-                    Place(f"{ours}.self_attn.{part}_proj.{kind}", rows=(i * width, (i + 1) * width))
-                    for i, part in enumerate("qkv")
-                ),
-            )
+        yield from open_clip_layer(f"transformer.resblocks.{layer}", f"encoder.layers.{layer}", known.width)
+
+
+def open_clip_layer(file: str, network: str, width: int) -> Iterator[tuple[str, str | tuple[Place, ...]]]:
+    """Yield OpenCLIP's names of a layer's tensors, with where they go in transformers' layer. file, network: of it."""
+    yield from inside(file, network, _OPEN_CLIP_LAYER)
+    for kind in ("weight", "bias"):
+        yield (
+            f"{file}.attn.in_proj_{kind}",
+            tuple(
+                Place(f"{network}.self_attn.{part}_proj.{kind}", rows=(i * width, (i + 1) * width))
+                for i, part in enumerate("qkv")
+            ),
+        )
 
 
 Encoded: TypeAlias = tuple[Tensor, Tensor]

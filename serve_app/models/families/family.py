@@ -194,6 +194,46 @@ class VaeFamily(Family):
         """Return the mean latents of pixels."""
 
 
+class VisionFamily(Family):
+    """A family of image encoders. title: what errors call it.
+
+    image_size: pixels along the sides of what it looks at. mean, spread: by which its channels are shifted and divided.
+    """
+
+    title: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def mean(self) -> Sequence[float]: ...
+
+    @property
+    @abstractmethod
+    def spread(self) -> Sequence[float]: ...
+
+    @abstractmethod
+    def see(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is seen in pixels (B,3,image_size,image_size), as the fields of `ClipVisionOutput`."""
+
+
+class StyleFamily(Family):
+    """A family of networks that turn what is seen in images into tokens of a text. title: what errors call it.
+
+    reads: width of the states that are seen, as `ClipVisionOutput.last_hidden_state`.
+    """
+
+    title: ClassVar[str]
+
+    reads: int
+
+    @abstractmethod
+    def tokens(self, network: Any, states: Tensor) -> Tensor:
+        """Return tokens (B,T,W) from states (B,N,reads)."""
+
+
 @runtime_checkable
 class Encoder(Protocol):
     """A text encoder on its device."""

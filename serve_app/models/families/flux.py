@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.models.control import ActiveControl, Controlled, added_after, control_residuals
 from serve_app.models.families import flux_names
+from serve_app.models.families.attention_bias import AttentionBias, added_logits, attention_bias
 from serve_app.models.families.concat import image_to_edit, mask_as_channels
 from serve_app.models.families.dit import (
     PATCH,
@@ -63,7 +64,7 @@ class FluxInputs:
     """What a network is told beside x and sigma, for B rows.
 
     text: (B,T,D); pooled: (B,P); guidance: (B,), None for none. concat: (B,C,h,w), channels beside x. references:
-    (B,C,h,w) each, scaled; method: how they are placed. controls: all that act.
+    (B,C,h,w) each, scaled; method: how they are placed. controls: all that act. bias: of attention, None for none.
     """
 
     text: Tensor
@@ -73,6 +74,7 @@ class FluxInputs:
     references: tuple[Tensor, ...] = ()
     method: str = ""
     controls: tuple[ActiveControl, ...] = ()
+    bias: AttentionBias | None = None
 
     def within(self, area: Area | None) -> FluxInputs:
         """Return the inputs of an area of the canvas; references stay whole."""
@@ -216,7 +218,8 @@ class Flux(BackboneFamily):
     ) -> FluxInputs:
         """Return the text, and the options that the network reads: ComfyUI's, by its names.
 
-        Errors: NodeError for a conditioning of another family's text encoder, or for references it cannot be told.
+        Errors: NodeError for a conditioning of another family's text encoder, or for references or a bias of attention
+        that it cannot be told.
         """
         check_text(cond, self.text_width, self.title)
         rows = canvas.rows
@@ -233,6 +236,7 @@ class Flux(BackboneFamily):
             references,
             check_method(options.get("reference_latents_method", "offset"), self.title) if references else "",
             options.get("control") or (),
+            attention_bias(options, cond.shape[1], rows, device),
         )
 
     @property
@@ -256,7 +260,7 @@ class Flux(BackboneFamily):
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows.
 
-        They may differ in level, guidance, text and its length, references, controls and LoRAs.
+        They may differ in level, guidance, text and its length, references, controls, LoRAs and biases of attention.
         """
         dtype, inputs, size = network.x_embedder.bias.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
         texts = [i.text.to(dtype) for i in inputs]
@@ -277,10 +281,13 @@ class Flux(BackboneFamily):
             beside = [torch.cat(own).to(dtype) for own in zip(*(i.references for i in inputs), strict=True)]
             image = torch.cat([image, *map(to_tokens, beside)], dim=1)
             at += reference_positions((size[0], size[1]), references, inputs[0].method)
+        biases = [(r.count, r.inputs.bias) for r in rows]
+        mask = told_mask(call.there, image.shape[1])
+        added_to = added_logits(call.there, text.shape[1], size, image.shape[1] - count, biases)
         told = {
             "temb": time,
             "image_rotary_emb": network.pos_embed(torch.cat(at).to(image.device)),
-            "joint_attention_kwargs": told_mask(call.there, image.shape[1]),
+            "joint_attention_kwargs": mask if added_to is None else {"attention_mask": added_to.to(dtype)},
         }
         image = network.x_embedder(image)
         for kind, blocks in ((DOUBLES, network.transformer_blocks), (SINGLES, network.single_transformer_blocks)):

@@ -11,6 +11,7 @@ from torch import Tensor
 from serve_app.models.families.concat import EDIT_CHANNELS, image_to_edit, mask_and_image
 from serve_app.models.families.family import File
 from serve_app.models.families.unet import Unet
+from serve_app.sampling.forward import Canvas
 from serve_app.sampling.latents import LatentFormat, PreviewMap
 from serve_app.values import Discrete, Training
 
@@ -55,7 +56,7 @@ class Sd(Unet):
         spread = file.tensor(names[bias]).float().std(correction=0)
         return Discrete("v_prediction" if float(spread) > _V_SPREAD else "eps")
 
-    def vector(self, options: Mapping[str, Any], height: int, width: int, role: str) -> Tensor | None:
+    def vector(self, options: Mapping[str, Any], canvas: Canvas, role: str) -> Tensor | None:
         return None
 
     def concat(

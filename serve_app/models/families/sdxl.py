@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +16,9 @@ from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families.clip import ClipText, TextEncoder
 from serve_app.models.families.concat import EDIT_CHANNELS, image_to_edit, mask_and_image
 from serve_app.models.families.family import File, Lexicon, TextEnsemble, own_text, spec_of
-from serve_app.models.families.unet import CELL, SIZE_WIDTH, Unet
+from serve_app.models.families.unclip import seen_vector
+from serve_app.models.families.unet import CELL, SIZE_WIDTH, Unet, sinusoids
+from serve_app.sampling.forward import Canvas
 from serve_app.sampling.latents import LatentFormat, PreviewMap
 from serve_app.values import Conditioning, ContinuousEdm, Discrete, T5Padding, Text, Texts, Training
 
@@ -73,13 +74,16 @@ class Sdxl(Unet):
             return Discrete("v_prediction", zsnr="ztsnr" in file.shapes)
         return Discrete()
 
-    def vector(self, options: Mapping[str, Any], height: int, width: int, role: str) -> Tensor | None:
+    def vector(self, options: Mapping[str, Any], canvas: Canvas, role: str) -> Tensor | None:
         """Return the pooled text with the embedded sizes after it; the latents' stand for those the options lack.
 
-        Errors: NodeError for a conditioning without a pooled text of the right width.
+        What is seen in images takes the text's place. Errors: NodeError for a conditioning without a pooled text of the
+        right width, or for what another image encoder sees.
         """
-        expected = self.vector_dim - self.sizes * SIZE_WIDTH
+        expected, (height, width) = self.vector_dim - self.sizes * SIZE_WIDTH, canvas.latents.shape[-2:]
         pooled: Tensor | None = options.get("pooled_output")
+        if options.get("unclip_conditioning"):
+            pooled = seen_vector(options, expected, canvas.seed)[:, :expected]
         if pooled is None or pooled.shape[-1] != expected:
             given = "no pooled output" if pooled is None else f"a pooled output {pooled.shape[-1]} wide"
             raise NodeError(
@@ -88,7 +92,7 @@ class Sdxl(Unet):
         rows, columns = options.get("height", height * CELL), options.get("width", width * CELL)
         sizes = [rows, columns, options.get("crop_h", 0), options.get("crop_w", 0)]
         sizes += self._last_sizes(options, rows, columns, role)
-        embedded = _embedded(torch.tensor(sizes, dtype=torch.float32)).flatten().to(pooled.device)
+        embedded = sinusoids(torch.tensor(sizes, dtype=torch.float32), SIZE_WIDTH).flatten().to(pooled.device)
         return torch.cat([pooled.float(), embedded.expand(pooled.shape[0], -1)], dim=1)
 
     def _last_sizes(self, options: Mapping[str, Any], rows: float, columns: float, role: str) -> list[float]:
@@ -125,14 +129,6 @@ class SdxlRefiner(Sdxl):
     def _last_sizes(self, options: Mapping[str, Any], rows: float, columns: float, role: str) -> list[float]:
         role = options.get("prompt_type", role)
         return [options.get("aesthetic_score", AESTHETIC_SCORE.get(role, 6))]
-
-
-def _embedded(sizes: Tensor) -> Tensor:
-    """Return the sinusoidal embedding of each size, (N, SIZE_WIDTH), cosines first."""
-    half = SIZE_WIDTH // 2
-    frequencies = torch.exp(-log(10000) * torch.arange(half, dtype=torch.float32) / half)
-    angles = sizes[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from typing import Any, ClassVar
 
 import torch
@@ -50,7 +51,6 @@ SKIPS, FEATURES = "skips", "features"
 _MARKS = ("input_blocks.0.0.weight", "conv_in.weight")
 _VECTORS = ("label_emb.0.0.weight", "class_embedding.linear_1.weight", "add_embedding.linear_1.weight")
 """The layer that reads SDXL's vector, in each layout."""
-_UNCLIP = {(1024, 1536), (1024, 2048)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,8 +117,8 @@ class Unet(BackboneFamily):
         """Whether a UNet that reads text and a vector so wide is of this family; 0: it reads none."""
 
     @abstractmethod
-    def vector(self, options: Mapping[str, Any], height: int, width: int, role: str) -> Tensor | None:
-        """Return what is added to the time embedding, (N,A) float32. height, width: of the latents."""
+    def vector(self, options: Mapping[str, Any], canvas: Canvas, role: str) -> Tensor | None:
+        """Return what is added to the time embedding, (N,A) float32."""
 
     @abstractmethod
     def concat(
@@ -258,8 +258,7 @@ class Unet(BackboneFamily):
                 f"the conditioning is {cond.shape[-1]} wide, and this backbone reads text {self.context_dim} wide: "
                 "they are of different families"
             )
-        height, width = canvas.latents.shape[-2:]
-        vector = self.vector(options, height, width, role)
+        vector = self.vector(options, canvas, role)
         concat = self.concat(options, canvas.latents, canvas.mask, trained_as)
         return UnetInputs(
             to_batch(cond.to(device, torch.float32), canvas.rows),
@@ -328,6 +327,14 @@ def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     return stacked, mask
 
 
+def sinusoids(numbers: Tensor, width: int) -> Tensor:
+    """Return the sinusoidal embedding of each of N numbers, (N,width), cosines first."""
+    half = width // 2
+    frequencies = torch.exp(-log(10000) * torch.arange(half, dtype=torch.float32) / half)
+    angles = numbers[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
 def _reads(tensors: Tensors) -> tuple[int, int]:
     """Return how wide the text and the vector are that a UNet reads; 0 for none."""
     attention = "transformer_blocks.0.attn2.to_k.weight"
@@ -356,8 +363,6 @@ def _checked(tensors: Tensors, found: Unet, time_width: tuple[int, ...]) -> Unet
             f"{found.latent_channels} latent ones (such as depth models, video models and upscalers have)"
         )
     pooled = found.vector_dim - found.sizes * SIZE_WIDTH
-    if found.vector_dim and (pooled <= 0 or (found.context_dim, found.vector_dim) in _UNCLIP):
-        raise tensors.unsupported(
-            f"has a backbone that is told a vector {found.vector_dim} wide, as unCLIP and video are"
-        )
+    if found.vector_dim and pooled <= 0:
+        raise tensors.unsupported(f"has a backbone that is told a vector {found.vector_dim} wide, as video models are")
     return found

@@ -122,10 +122,14 @@ def jobs(draw: st.DrawFn, net: str) -> SamplingRequest:
         sizes = draw(st.sampled_from([((4, 6),), ((4, 6), (5, 4))]))
         options["reference_latents"] = [noise(f"reference {size}", (1, *axes, *size)) for size in sizes]
         options["reference_latents_method"] = draw(st.sampled_from(METHODS[net]))
+    length = draw(st.sampled_from([3, 5, 33]))
+    if net == "flux" and draw(st.booleans()):
+        options["attention_mask"] = noise("bias", (1, length + 1, length + 1))
+        options["attention_mask_img_shape"] = (1, 1)
     return mixes.request(
         backbone=recipe,
         shape=(draw(st.integers(1, 2)), *axes, *draw(st.sampled_from([(4, 4), (5, 4), (6, 8), (2, 2)]))),
-        positive=text(draw(st.integers(1, 5)), draw(st.sampled_from([3, 5, 33])), **options),
+        positive=text(draw(st.integers(1, 5)), length, **options),
         negative=text(draw(st.integers(6, 9)), draw(st.sampled_from([1, 5]))),
         cfg=draw(st.sampled_from([1.0, 3.0])),
         sampler=draw(st.sampled_from(["euler", "res_multistep", "dpmpp_2m"])),
