@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from math import cos, pi
 from typing import Any
 
@@ -94,8 +95,8 @@ def _scales() -> tuple[Sequence[float], Sequence[float]]:
 
     Source: Nichol and Dhariwal 2021, arXiv:2102.09672, equation 17.
     """
-    remains = lambda t: cos((t / _STEPS + 0.008) / 1.008 * pi / 2) ** 2  # noqa: E731
-    betas = torch.tensor([min(1 - remains(t + 1) / remains(t), 0.999) for t in range(_STEPS)], dtype=torch.float64)
+    remains = [cos((step / _STEPS + 0.008) / 1.008 * pi / 2) ** 2 for step in range(_STEPS + 1)]
+    betas = torch.tensor([min(1 - b / a, 0.999) for a, b in pairwise(remains)], dtype=torch.float64)
     left = torch.cumprod(1 - betas, dim=0)
-    kept, noise = (share.sqrt().float().tolist() for share in (left, 1 - left))
-    return kept, noise
+    kept, noise = left.sqrt().float(), (1 - left).sqrt().float()
+    return kept.tolist(), noise.tolist()
