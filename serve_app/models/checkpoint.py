@@ -1,92 +1,64 @@
 """A model file opened: its tensors' names and shapes, and one part of it as a network with weights.
 
-Only safetensors: a pickle can run code when it is opened. The file is mapped, not read: listing costs its header,
-loading a part touches that part alone, and no tensor is in memory twice. Source: safetensors' format description.
+The file is mapped, not read: listing costs its header, loading a part touches that part alone, and no tensor is in
+memory twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from serve_app import log
 from serve_app.errors import ModelFileError
-from serve_app.models.eight_bit import EightBitLinear, EightBitWeight, may_go_to
+from serve_app.models.eight_bit import EightBitWeight
 from serve_app.models.families.family import BackboneFamily, Family
+from serve_app.models.kept import WIDE, KeptLinear, KeptWeight, may_go_to
 from serve_app.models.layout import placed
-from serve_app.models.mapping import make_room
 from serve_app.models.parts import PART_NAMES, FoundPart, find_part
-from serve_app.models.quantization import encodings, is_beside
+from serve_app.models.tensor_file import TensorFile, open_tensors
 from serve_app.models.tensors import Shape, Tensors
 from serve_app.values import EightBit, Part, Training
 
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-_DTYPES = ("F16", "BF16", "F32", "F8_E4M3", "F8_E5M2", "U8")
 _SAFELY_UNUSED = ("position_ids", "logit_scale", "text_projection.weight", "num_batches_tracked")
 
 _log = log.get("models")
 
 
 class Checkpoint:
-    """An open model file. Errors: ModelFileError if it is no safetensors file or is damaged."""
+    """An open model file. Errors: ModelFileError if it is of a format that is not read, or is damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.where = f"'{path.name}'"
-        if path.suffix.lower() in _PICKLES:
-            raise ModelFileError(
-                f"'{path.name}' is a pickle, which can run code when it is opened; only .safetensors files are loaded"
-            )
-        try:
-            make_room(path)
-            file: Any = safe_open(str(path), framework="pt", device="cpu")
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelFileError(f"'{path.name}' cannot be read as a safetensors file: {error}") from error
-        self._file: Any = file
-        self._dtypes: dict[str, str] = {name: s.get_dtype() for name, s in slices.items()}
-        self._encodings = encodings(self._dtypes, file.metadata() or {}, file.get_tensor, self.where)
-        self.shapes: dict[str, Shape] = {
-            name: tuple(s.get_shape()) for name, s in slices.items() if not is_beside(name)
-        }
+        self._file: TensorFile = open_tensors(path)
+        self.shapes: Mapping[str, Shape] = self._file.shapes
 
     def tensor(self, name: str) -> Tensor:
-        """Return one tensor, mapped from the file, or in float32 if the file has a scale for it.
+        """Return one tensor, mapped from the file, or wide in float32 if it is stored with scales.
 
         Errors: ModelFileError if it is not of floats.
         """
-        if name in self._encodings and self._encodings[name].scale is not None:
-            return self._eight_bit(name).wide()
-        if (dtype := self._dtypes[name]) not in _DTYPES:
-            raise ModelFileError(f"'{self.path.name}': tensor '{name}' is {dtype}; supported are {', '.join(_DTYPES)}")
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
+        return self._file.tensor(name)
 
     def raw(self, name: str) -> Tensor:
         """Return one tensor, mapped from the file, whatever it holds."""
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
+        return self._file.raw(name)
 
-    def eight_bit(self, name: str, rounded: EightBit | None = None) -> EightBitWeight | None:
-        """Return a weight that is of eight bits in the file, None for another. rounded: what those without a scale are.
+    def kept(self, name: str, rounded: EightBit | None = None) -> KeptWeight | None:
+        """Return a weight that is kept as the file has it, None for another.
 
-        Errors: as `tensor`.
+        rounded: what weights without scales are rounded to. Errors: as `tensor`.
         """
-        encoding = self._encodings.get(name)
-        if rounded is not None and (encoding is None or encoding.scale is None):
-            return EightBitWeight(self.tensor(name).to(getattr(torch, rounded)))
-        return None if encoding is None else self._eight_bit(name)
-
-    def _eight_bit(self, name: str) -> EightBitWeight:
-        encoding = self._encodings[name]
-        scale = None if encoding.scale is None else self._file.get_tensor(encoding.scale).float().reshape(-1, 1)
-        return EightBitWeight(self._file.get_tensor(name), scale, encoding.group)
+        kept = self._file.kept(name)
+        if rounded is None or (kept is not None and kept.saved_as == WIDE):
+            return kept
+        return EightBitWeight(self.tensor(name).to(getattr(torch, rounded)))
 
     def find(self, part: Part, beside: Sequence[Checkpoint] = (), loaded_as: str = "") -> FoundPart:
         """Return what the part is and where its tensors are.
@@ -109,9 +81,11 @@ class Checkpoint:
         dtype: torch.dtype,
         rounded: EightBit | None = None,
         loaded_as: str = "",
+        mixed: bool = False,
     ) -> int:
         """Return how many bytes the part takes in a dtype, as `load` and `packing.move_to` make it.
 
+        mixed: other numbers take the place of the file's, which are kept in eight bits where these are kept.
         Errors: ModelFileError as `find`.
         """
         files = (self, *beside)
@@ -122,8 +96,12 @@ class Checkpoint:
             if (number, name) in seen:
                 continue
             seen.add((number, name))
-            kept = ours in linear and may_go_to(place) and (rounded is not None or name in files[number]._encodings)
-            total += prod(files[number].shapes[name]) * (1 if kept else dtype.itemsize)
+            elements = prod(files[number].shapes[name])
+            kept = files[number]._file.kept(name) if ours in linear and may_go_to(place) else None
+            if kept is not None and not mixed:
+                total += kept.nbytes
+            else:
+                total += elements * (dtype.itemsize if kept is None and not (rounded and ours in linear) else 1)
         return total
 
     def training(self) -> Training:
@@ -145,7 +123,7 @@ class Checkpoint:
         """Return what the part is and its network, the file's tensors in it.
 
         They stay mapped, on the CPU and in the file's dtype; `packing.move_to` brings them to another. Linear layers
-        whose weights are of eight bits keep them so. rounded: the eight-bit dtype whose numbers all are rounded to.
+        keep weights that the file stores in few bits. rounded: the eight-bit dtype whose numbers all are rounded to.
         Errors: ModelFileError as `find`.
         """
         files = (self, *beside)
@@ -153,7 +131,7 @@ class Checkpoint:
         module = found.family.empty()
         wanted, linear = module.state_dict(), _linear_weights(module)
         state: dict[str, Tensor] = {}
-        kept: dict[str, EightBitWeight] = {}
+        kept: dict[str, KeptWeight] = {}
         unused = list(found.unused)
         for ours, source in found.sources.items():
             file = files[source.file]
@@ -161,17 +139,17 @@ class Checkpoint:
                 unused.append(source.name)
                 continue
             may_stay = ours in linear and may_go_to(source.place)
-            eight = file.eight_bit(source.name, rounded) if may_stay else None
-            if eight is not None:
-                kept[ours] = eight.part(source.place)
-            tensor = placed(file.tensor(source.name), source.place) if eight is None else kept[ours].stored
+            weight = file.kept(source.name, rounded) if may_stay else None
+            if weight is not None:
+                kept[ours] = weight.part(source.place)
+            tensor = None if weight is not None else placed(file.tensor(source.name), source.place)
             # A VAE's attention is 1×1 convolutions in the file, linear in the network: the same numbers.
             shape = wanted[ours].shape
-            if _without_ones(tensor.shape) != _without_ones(shape):
+            if _without_ones(kept[ours].shape if tensor is None else tensor.shape) != _without_ones(shape):
                 raise ModelFileError(
                     f"{file.where} has '{source.name}' of shape {file.shapes[source.name]}, expected {tuple(shape)}"
                 )
-            if eight is not None:
+            if tensor is None:
                 continue
             if rounded is not None:
                 tensor = tensor.to(getattr(torch, rounded))
@@ -185,7 +163,7 @@ class Checkpoint:
         module.load_state_dict(state, assign=True, strict=False)
         for ours, weight in kept.items():
             layer: Any = module.get_submodule(ours.removesuffix(".weight"))
-            module.set_submodule(ours.removesuffix(".weight"), EightBitLinear(weight, layer.bias))
+            module.set_submodule(ours.removesuffix(".weight"), KeptLinear(weight, layer.bias))
         return found.family, module
 
 

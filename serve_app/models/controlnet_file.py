@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from serve_app import log
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet import ControlNetwork
-from serve_app.models.eight_bit import widen
 from serve_app.models.families import UNETS
 from serve_app.models.families.unet import Unet
 from serve_app.models.families.unet_names import RES_BLOCK
+from serve_app.models.kept import widen
 from serve_app.models.layout import reverse, translate
 from serve_app.models.t2i_adapter import T2iNetwork, T2iSize, single_names
 from serve_app.models.tensors import Shape, Tensors

@@ -1,6 +1,6 @@
-"""Weights of eight bits, and linear layers that keep them so and widen them as they run.
+"""Weights of eight bits that share one scale, or have one for each output.
 
-What a layer holds is its numbers in float8 or int8, what they are multiplied by, and whether groups of its inputs are
+What is kept is a layer's numbers in float8 or int8, what they are multiplied by, and whether groups of its inputs are
 rotated. Source of the rotation: Croci et al. 2025 (regular Hadamard matrices), as ComfyUI's "convrot" has it.
 """
 
@@ -9,17 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import sqrt
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import Tensor
 
+from serve_app.models.kept import WIDE, KeptWeight
 from serve_app.models.layout import Place, placed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EightBitWeight:
+class EightBitWeight(KeptWeight):
     """A weight (out,in) of eight bits. scale: (1,) or (out,1) float32, by which it is multiplied; None for not.
 
     group: so many neighbouring inputs are rotated together; 0 for none.
@@ -29,88 +28,58 @@ class EightBitWeight:
     scale: Tensor | None = None
     group: int = 0
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.stored.shape[0], self.stored.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.numel()
+
+    @property
+    def saved_as(self) -> torch.dtype:
+        return self.stored.dtype if self.scale is None else WIDE
+
     def part(self, place: Place) -> EightBitWeight:
-        """Return what of it goes to a place that `may_go_to` names."""
         scale = self.scale if self.scale is None or len(self.scale) == 1 else placed(self.scale, place)
         return replace(self, stored=placed(self.stored, place), scale=scale)
+
+    def to(self, device: torch.device) -> EightBitWeight:
+        scale = None if self.scale is None else self.scale.to(device)
+        return replace(self, stored=self.stored.to(device), scale=scale)
 
     def holding(self, wide: Tensor) -> EightBitWeight:
         """Return a weight of other numbers (out,in), stored as these are; scales are chosen anew for them."""
         kind = self.stored.dtype
         if self.scale is None:
             return replace(self, stored=wide.to(kind))
-        wide = rotated(wide.float(), self.group)
-        largest = wide.abs().amax(dim=1, keepdim=True) if len(self.scale) > 1 else wide.abs().amax().reshape(1, 1)
-        limits = torch.finfo(kind) if kind.is_floating_point else torch.iinfo(kind)
-        scale = (largest / limits.max).clamp(min=torch.finfo(torch.float32).tiny)
-        stored = wide / scale
-        return replace(self, stored=(stored if kind.is_floating_point else stored.round()).to(kind), scale=scale)
+        stored, scale = _scaled(rotated(wide.float(), self.group), kind, by_row=len(self.scale) > 1)
+        return replace(self, stored=stored, scale=scale)
 
     def wide(self) -> Tensor:
-        """Return the weight in float32."""
-        return rotated(_widened(self.stored, self.scale, torch.float32), self.group)
+        return rotated(self.widened(torch.float32), self.group)
 
+    def widened(self, dtype: torch.dtype) -> Tensor:
+        # In half precision a scale would be off by as much as the weights' own rounding, and all of a row the same way.
+        return self.stored.to(dtype) if self.scale is None else (self.stored.float() * self.scale).to(dtype)
 
-def may_go_to(place: Place) -> bool:
-    """Whether a weight can go to a place in eight bits: as it is, or some of its rows."""
-    return not place.transposed and place.shape is None
-
-
-class EightBitLinear(nn.Module):
-    """A Linear for inference that keeps eight bits a weight. It cannot be trained or saved.
-
-    weight: of the shape, dtype and device that the wide weight would have, for who asks that of a layer; it holds no
-    numbers (all are NaN) and no memory.
-    """
-
-    def __init__(self, weight: EightBitWeight, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.stored, self.scale, self.group = weight.stored, weight.scale, weight.group
-        self.bias = bias
-        self.out_features, self.in_features = weight.stored.shape
-        self.weight = self._like(torch.device("cpu"), torch.float32)
-
-    def move_to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move to a device, to run in a dtype there."""
-        self.stored = self.stored.to(device)
-        self.scale = None if self.scale is None else self.scale.to(device)
-        self.weight = self._like(device, dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the linear map of x (…,in): (…,out)."""
+    def turned(self, x: Tensor) -> Tensor:
         # The matrix is its own inverse, so turning the inputs undoes the weight's rotation, and they are fewer.
-        return linear(rotated(x, self.group), _widened(self.stored, self.scale, x.dtype), self.bias)
-
-    def wide(self) -> Tensor:
-        """Return the weight in float32."""
-        return self._kept.wide()
-
-    def holding(self, wide: Tensor) -> EightBitLinear:
-        """Return the layer with another weight (out,in), in eight bits as this one is."""
-        return EightBitLinear(self._kept.holding(wide), self.bias)
-
-    def plain(self) -> nn.Linear:
-        """Return the same layer with a wide weight."""
-        with torch.device("meta"):
-            layer: Any = nn.Linear(self.in_features, self.out_features, bias=False)
-        wide = self.wide().to(self.weight.dtype)
-        layer.weight, layer.bias = nn.Parameter(wide, requires_grad=False), self.bias
-        made: nn.Linear = layer.eval()
-        return made
-
-    @property
-    def _kept(self) -> EightBitWeight:
-        return EightBitWeight(self.stored, self.scale, self.group)
-
-    def _like(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        return torch.full((), torch.nan, device=device, dtype=dtype).expand(self.stored.shape)
+        return rotated(x, self.group)
 
 
-def widen(network: nn.Module) -> None:
-    """Give a network's layers of eight bits wide weights, in place."""
-    for name, layer in list(network.named_modules()):
-        if isinstance(layer, EightBitLinear):
-            network.set_submodule(name, layer.plain())
+def in_eight_bits(wide: Tensor) -> EightBitWeight:
+    """Return a weight (out,in) in eight bits, with a scale for each output."""
+    return EightBitWeight(*_scaled(wide.float(), torch.float8_e4m3fn, by_row=True))
+
+
+def _scaled(wide: Tensor, kind: torch.dtype, *, by_row: bool) -> tuple[Tensor, Tensor]:
+    """Return a weight (out,in) float32 in a dtype of eight bits and its scales, for each row or one for all."""
+    largest = wide.abs().amax(dim=1, keepdim=True) if by_row else wide.abs().amax().reshape(1, 1)
+    limits = torch.finfo(kind) if kind.is_floating_point else torch.iinfo(kind)
+    scale = (largest / limits.max).clamp(min=torch.finfo(torch.float32).tiny)
+    stored = wide / scale
+    return (stored if kind.is_floating_point else stored.round()).to(kind), scale
 
 
 def rotated(x: Tensor, group: int) -> Tensor:
@@ -129,8 +98,3 @@ def _hadamard(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     while len(matrix) < size:
         matrix = torch.kron(matrix, four)
     return (matrix / sqrt(size)).to(device, dtype)
-
-
-def _widened(stored: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    # In half precision a scale would be off by as much as the weights' own rounding, and all of a row the same way.
-    return stored.to(dtype) if scale is None else (stored.float() * scale).to(dtype)

@@ -151,7 +151,12 @@ class Loader:
             case Checkpoint() as file, beside:
                 dtype = self._dtype(recipe, file.family(recipe.part, beside, recipe.loaded_as))
                 return file.nbytes(
-                    recipe.part, beside, dtype=dtype, rounded=_rounded(recipe), loaded_as=recipe.loaded_as
+                    recipe.part,
+                    beside,
+                    dtype=dtype,
+                    rounded=_rounded(recipe),
+                    loaded_as=recipe.loaded_as,
+                    mixed=bool(files.changes),
                 )
         raise AssertionError
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app import log
-from serve_app.models.eight_bit import EightBitLinear
+from serve_app.models.kept import KeptLinear
 from serve_app.models.lora import Adapter, merged
 from serve_app.models.merging import MergePolicy
 from serve_app.models.packing import PackedConvolution, PackedLinear, packed, plain
@@ -179,7 +179,7 @@ def with_merged(network: nn.Module, loras: LoraSet) -> nn.Module:
 
 def _pairs(base: nn.Module, changes: Changes) -> list[tuple[Tensor, Tensor, float]] | None:
     """Return the (down (r,n), up (out,r), factor) that together are the change of a layer, or None if none are."""
-    plainly = isinstance(base, nn.Linear | PackedLinear | PackedConvolution | EightBitLinear) or (
+    plainly = isinstance(base, nn.Linear | PackedLinear | PackedConvolution | KeptLinear) or (
         isinstance(base, nn.Conv2d) and base.padding_mode == "zeros" and isinstance(base.padding, tuple)
     )
     if not plainly or getattr(base, "groups", 1) != 1 or set(changes) != {"weight"}:

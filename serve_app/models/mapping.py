@@ -1,7 +1,7 @@
 """Room for model files under a limit of private memory.
 
-Files are opened by mapping them, privately and writable, as safetensors does: they take no memory of the process's own
-until something is written, but the system counts them as if they did (RLIMIT_DATA).
+Files are opened by mapping them, privately and writable, as safetensors and torch do: they take no memory of the
+process's own until something is written, but the system counts them as if they did (RLIMIT_DATA).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import resource
 import threading
 from pathlib import Path
 
-_SUFFIX = ".safetensors"
+_SUFFIXES = (".safetensors", ".gguf")
 _lock = threading.Lock()
 _granted = 0
 
@@ -32,7 +32,7 @@ def make_room(path: Path) -> None:
 def _mapped_bytes(line: str) -> int:
     """Return the size of a mapping if it is a model file's, from its line in /proc/self/maps."""
     addresses, permissions, *rest = line.split(maxsplit=5)
-    if permissions != "rw-p" or _SUFFIX not in rest[-1]:
+    if permissions != "rw-p" or not any(suffix in rest[-1] for suffix in _SUFFIXES):
         return 0
     begin, end = (int(address, 16) for address in addresses.split("-"))
     return end - begin

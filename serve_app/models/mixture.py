@@ -16,14 +16,11 @@ from torch import Tensor, nn
 
 from serve_app import log
 from serve_app.errors import ModelFileError
-from serve_app.models.eight_bit import EightBitLinear
 from serve_app.models.families.family import BackboneFamily, Family
+from serve_app.models.kept import KeptLinear
 from serve_app.models.layout import origins
 from serve_app.models.lora import Adapter, merged
 from serve_app.values import Share
-
-WIDE = torch.bfloat16
-"""What weights are in, once they are wide, that a file has in eight bits or fewer with scales beside them."""
 
 _log = log.get("models")
 
@@ -48,8 +45,8 @@ class Mixture:
         self.module = module
         self.remarks: list[str] = []
         self._changes: list[TensorChange] = []
-        self._stored: dict[str, Tensor | EightBitLinear] = dict(module.state_dict())
-        layers = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, EightBitLinear))
+        self._stored: dict[str, Tensor | KeptLinear] = dict(module.state_dict())
+        layers = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, KeptLinear))
         self._stored |= {f"{name}.weight": layer for name, layer in layers}
 
     @property
@@ -66,25 +63,23 @@ class Mixture:
     def shape(self, name: str) -> torch.Size:
         """Return the shape of a tensor."""
         stored = self._stored[name]
-        return stored.weight.shape if isinstance(stored, EightBitLinear) else stored.shape
+        return stored.weight.shape if isinstance(stored, KeptLinear) else stored.shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return what the file has a tensor in; `WIDE` where that takes scales."""
+        """Return what a tensor is in where it is saved."""
         stored = self._stored[name]
-        if isinstance(stored, Tensor):
-            return stored.dtype
-        return WIDE if stored.scale is not None else stored.stored.dtype
+        return stored.dtype if isinstance(stored, Tensor) else stored.kept.saved_as
 
     def is_mixed(self, name: str) -> bool:
         """Whether a tensor is of numbers that can be mixed, not the bytes of a tokeniser's file."""
         stored = self._stored[name]
-        return isinstance(stored, EightBitLinear) or stored.is_floating_point()
+        return isinstance(stored, KeptLinear) or stored.is_floating_point()
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor as the changes make it, in float32; one that is not of numbers as it is."""
         stored = self._stored[name]
-        if isinstance(stored, EightBitLinear):
-            tensor = stored.wide()
+        if isinstance(stored, KeptLinear):
+            tensor = stored.kept.wide()
         elif not self.is_mixed(name):
             return stored
         else:
@@ -100,14 +95,15 @@ class Mixture:
     def settle(self, device: torch.device, dtype: torch.dtype, rounded: torch.dtype | None = None) -> nn.Module:
         """Return the network with the mixed tensors in place of the file's, on a device and in a dtype.
 
-        Layers of eight bits have them again. rounded: a dtype whose numbers the others are rounded to before.
+        Layers that keep their weights as the file has them keep these too. rounded: a dtype whose numbers the others
+        are rounded to before.
         """
         for name, stored in self._stored.items():
             if not self.is_mixed(name):
                 continue
             owner, _, leaf = name.rpartition(".")
             tensor = self.tensor(name)
-            if isinstance(stored, EightBitLinear):
+            if isinstance(stored, KeptLinear):
                 self.module.set_submodule(owner, stored.holding(tensor))
                 continue
             tensor = (tensor if rounded is None else tensor.to(rounded)).to(device, dtype)

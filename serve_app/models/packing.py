@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from serve_app.models.eight_bit import EightBitLinear
+from serve_app.models.kept import KeptLinear
 
 _ops: Any = torch.ops.mkldnn
 
@@ -77,7 +77,7 @@ def move_to(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Non
     Layers of eight bits keep them, and run in the dtype.
     """
     for layer in network.modules():
-        if isinstance(layer, EightBitLinear):
+        if isinstance(layer, KeptLinear):
             layer.move_to(device, dtype)
     if device.type == "cpu" and dtype == torch.float32:
         _pack(network)
@@ -106,7 +106,7 @@ def packed(layer: nn.Module) -> nn.Module:
 
 def plain(layer: nn.Module) -> nn.Module:
     """Return a layer that is packed or of eight bits with plain weights, any other as it is."""
-    return layer.plain() if isinstance(layer, PackedConvolution | PackedLinear | EightBitLinear) else layer
+    return layer.plain() if isinstance(layer, PackedConvolution | PackedLinear | KeptLinear) else layer
 
 
 def _packs(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:

@@ -25,7 +25,8 @@ def _lines() -> Iterator[str]:
     there, not_there, paid = len(supported), len(missing), len(UNSUPPORTED) - len(missing)
     yield "# Nodes"
     yield ""
-    yield f"Of the node classes of ComfyUI {COMFYUI_VERSION} and its extras {there} are supported, {not_there} are not."
+    yield f"Of the node classes of ComfyUI {COMFYUI_VERSION}, its extras and ComfyUI-GGUF {there} are supported,"
+    yield f"{not_there} are not."
     yield f"Left out are its {paid} API nodes, none of which is supported: each calls a paid service online."
     yield "A workflow with a class that is not supported is refused with the reason."
     yield ""

@@ -39,6 +39,7 @@ from serve_app.nodes.builtin import (
     latent_math,
     latent_transform,
     loaders,
+    loaders_gguf,
     loaders_lora,
     logic,
     mask,
@@ -64,6 +65,7 @@ from serve_app.nodes.protocol import spec_of
 
 _MODULES = (
     loaders,
+    loaders_gguf,
     loaders_lora,
     conditioning,
     conditioning_region,

@@ -28,6 +28,8 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {
     "model_patches": ("model_patches",),
     "audio_encoders": ("audio_encoders",),
     "diffusers": ("diffusers",),
+    "unet_gguf": ("unet", "diffusion_models"),
+    "clip_gguf": ("text_encoders", "clip"),
 }
 """Every folder of model files, and the directories it is made of; the first that has a file wins."""
 
@@ -39,6 +41,9 @@ SUFFIXES = (".safetensors", ".sft")
 
 TENSOR_PICKLES: Mapping[str, tuple[str, ...]] = {"upscale_models": (".pth", ".pt")}
 """Folders whose models are mostly published as pickles of nothing but tensors, which are read without running code."""
+
+GGUF: Mapping[str, tuple[str, ...]] = {"unet_gguf": (".gguf",), "clip_gguf": (*SUFFIXES, ".gguf")}
+"""The folders' names by which nodes of GGUF files list them, and the suffixes that they list."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 """Suffixes of the pictures of models that users keep beside them."""
@@ -209,7 +214,7 @@ class Catalog:
 
 
 def _suffixes(folder: str) -> tuple[str, ...]:
-    return SUFFIXES + TENSOR_PICKLES.get(folder, ())
+    return GGUF.get(folder, SUFFIXES + TENSOR_PICKLES.get(folder, ()))
 
 
 def _shown(folder: str, name: str) -> str:

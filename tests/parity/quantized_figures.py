@@ -1,7 +1,7 @@
-"""Make golden/quantized.npz: weights as ComfyUI's kernels store them in eight bits, and as they widen them again.
+"""Make golden/quantized.npz: weights as ComfyUI's kernels store them in few bits, and as they widen them again.
 
 Run it in ComfyUI's environment: python tests/parity/quantized_figures.py. Of each format: `stored` (bytes), `scale` and
-`wide`.
+`wide`; of those with scales for blocks these as bytes, and of NVFP4 `second`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch  # noqa: E402
 from comfy_kitchen.tensor import (  # type: ignore[import-not-found]  # noqa: E402
     QuantizedTensor,
     TensorCoreFP8Layout,
+    TensorCoreMXFP8Layout,
+    TensorCoreNVFP4Layout,
     TensorWiseINT8Layout,
 )
 
@@ -32,6 +34,10 @@ FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+BLOCKS_SHAPE = (160, 192)
+BLOCKS: dict[str, Any] = {"nvfp4": TensorCoreNVFP4Layout, "mxfp8": TensorCoreMXFP8Layout}
+
+
 def main() -> None:
     arrays: dict[str, Any] = {}
     for name, (layout, settings) in FORMATS.items():
@@ -42,6 +48,17 @@ def main() -> None:
             f"{name}|scale": parameters.scale.numpy(),
             f"{name}|wide": wide.float().numpy(),
         }
+    for name, layout in BLOCKS.items():
+        stored, parameters = layout.quantize(noise("quantized", BLOCKS_SHAPE) / 10)
+        wide = QuantizedTensor(stored, layout.__name__, parameters).dequantize()
+        scale = parameters.block_scale if name == "nvfp4" else parameters.scale
+        arrays |= {
+            f"{name}|stored": stored.view(torch.uint8).numpy(),
+            f"{name}|scale": scale.view(torch.uint8).numpy(),
+            f"{name}|wide": wide.float().numpy(),
+        }
+        if name == "nvfp4":
+            arrays[f"{name}|second"] = parameters.scale.numpy()
     np.savez_compressed(HERE / "golden" / "quantized.npz", **arrays)
 
 

@@ -124,10 +124,10 @@ EIGHT_BIT: Mapping[str, EightBit] = {
 """The formats that UNETLoader rounds to. The fast one differs on some GPUs alone, in how it multiplies."""
 
 
-def _encoders(type: str, name: str, *beside: str) -> tuple[Recipe]:
+def encoders(type: str, name: str, *beside: str, folder: str = "text_encoders") -> tuple[Recipe]:
     """Return the recipe of text encoders for a type. Whether the files suit it shows when they are opened."""
-    recipe = Recipe("clip", "text_encoders", name, beside=beside)
-    return (recipe if type == _TYPES[0] else recipe.with_patch(LoadedAs(type)),)
+    recipe = Recipe("clip", folder, name, beside=beside)
+    return (recipe if type == TYPES[0] else recipe.with_patch(LoadedAs(type)),)
 
 
 class CLIPLoader:
@@ -144,13 +144,13 @@ class CLIPLoader:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"clip_name": (FolderChoice("text_encoders"),), "type": (list(_TYPES),)},
+            "required": {"clip_name": (FolderChoice("text_encoders"),), "type": (list(TYPES),)},
             "optional": {"device": _DEVICE},
         }
 
     def load_clip(self, clip_name: str, type: str = "stable_diffusion", device: str = "default") -> tuple[Recipe]:
         """Return the text encoder's recipe."""
-        return _encoders(type, clip_name)
+        return encoders(type, clip_name)
 
 
 class DualCLIPLoader:
@@ -167,13 +167,13 @@ class DualCLIPLoader:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {**_files(2), "type": (list(_DUAL_TYPES),)},
+            "required": {**_files(2), "type": (list(DUAL_TYPES),)},
             "optional": {"device": _DEVICE},
         }
 
     def load_clip(self, clip_name1: str, clip_name2: str, type: str, device: str = "default") -> tuple[Recipe]:
         """Return the two encoders' recipe."""
-        return _encoders(type, clip_name1, clip_name2)
+        return encoders(type, clip_name1, clip_name2)
 
 
 class TripleCLIPLoader:
@@ -190,7 +190,7 @@ class TripleCLIPLoader:
 
     def load_clip(self, clip_name1: str, clip_name2: str, clip_name3: str) -> tuple[Recipe]:
         """Return the three encoders' recipe."""
-        return _encoders("sd3", clip_name1, clip_name2, clip_name3)
+        return encoders("sd3", clip_name1, clip_name2, clip_name3)
 
 
 class QuadrupleCLIPLoader:
@@ -207,14 +207,14 @@ class QuadrupleCLIPLoader:
 
     def load_clip(self, clip_name1: str, clip_name2: str, clip_name3: str, clip_name4: str) -> tuple[Recipe]:
         """Return the four encoders' recipe."""
-        return _encoders("hidream", clip_name1, clip_name2, clip_name3, clip_name4)
+        return encoders("hidream", clip_name1, clip_name2, clip_name3, clip_name4)
 
 
 def _files(count: int) -> dict[str, Any]:
     return {f"clip_name{i}": (FolderChoice("text_encoders"),) for i in range(1, count + 1)}
 
 
-_TYPES = (
+TYPES = (
     "stable_diffusion",
     "stable_cascade",
     "sd3",
@@ -244,7 +244,7 @@ _TYPES = (
     "mage",
     "minimax",
 )
-_DUAL_TYPES = (
+DUAL_TYPES = (
     "sdxl",
     "sd3",
     "flux",

@@ -17,7 +17,7 @@ LOCKED = dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\\n", LOCK, re.MULTILINE))
 def test_the_lock_covers_every_dependency_in_a_version_that_is_allowed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     asked = [Requirement(line) for line in project["project"]["dependencies"]]
-    for extra in ("postgres", "dit", "media"):
+    for extra in ("postgres", "dit", "media", "gguf"):
         asked += [Requirement(line) for line in project["project"]["optional-dependencies"][extra]]
     asked += [Requirement(line) for line in project["build-system"]["requires"]]
     assert {name for r in asked if (name := canonicalize_name(r.name)) not in LOCKED} == set(), "run `make lock`"

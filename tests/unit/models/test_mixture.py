@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.eight_bit import EightBitLinear
 from serve_app.models.families import ClipText, Sd
+from serve_app.models.kept import KeptLinear
 from serve_app.models.layout import joined, origins
 from serve_app.models.loading import mixture
 from serve_app.models.packing import plain
@@ -194,9 +194,9 @@ def test_weights_of_eight_bits_are_merged_and_have_eight_bits_again(catalog: Cat
     held = cpu_weights(catalog)
     module = held.backbone(recipe).network.module
     layer = module.get_submodule("transformer_blocks.0.attn.to_q")
-    assert isinstance(layer, EightBitLinear)
+    assert isinstance(layer, KeptLinear)
     weights = [mixture(one, part_files(catalog, one)).tensor("transformer_blocks.0.attn.to_q.weight") for one in (a, b)]
-    torch.testing.assert_close(layer.wide(), (weights[0] / 2 + weights[1] / 2).to(torch.float8_e4m3fn).float())
+    torch.testing.assert_close(layer.kept.wide(), (weights[0] / 2 + weights[1] / 2).to(torch.float8_e4m3fn).float())
 
 
 def test_a_graph_that_merges_without_end_is_refused() -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.eight_bit import EightBitLinear, EightBitWeight
+from serve_app.models.eight_bit import EightBitWeight
 from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.models.kept import KeptLinear
 from serve_app.models.lora_forward import with_loras
 from serve_app.models.lora_layers import LoraSet, parameters
 from serve_app.models.lora_layouts import read
@@ -45,7 +46,7 @@ def test_a_weight_is_widened_as_comfyui_does(name: str, dtype: torch.dtype, grou
     weight = EightBitWeight(FIGURES[f"{name}|stored"].view(dtype), FIGURES[f"{name}|scale"].reshape(-1, 1), group)
     FIGURES.assert_agrees(weight.wide(), f"{name}|wide", 1e-6)
     x = noise("x", (5, weight.stored.shape[1]))
-    layer = EightBitLinear(weight, None)
+    layer = KeptLinear(weight, None)
     layer.move_to(CPU, torch.float32)
     torch.testing.assert_close(layer(x), x @ FIGURES[f"{name}|wide"].T, rtol=1e-5, atol=1e-5)
 
@@ -141,13 +142,14 @@ def test_a_file_is_the_network_of_its_widened_weights_and_keeps_eight_bits(tmp_p
     _, wide = loaded(Checkpoint(tmp_path / "wide.safetensors"))
     (answer,), (expected,) = family.forward(module, rows(family)), family.forward(wide, rows(family))
     torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, EightBitLinear)}
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, KeptLinear)}
     assert set(layers) == {
         *(f"transformer_blocks.0.attn.to_{kind}" for kind in "qkv"),
         "single_transformer_blocks.1.proj_out",
     }
     for name, layer in layers.items():
-        assert layer.stored.dtype.itemsize == 1
+        assert isinstance(layer.kept, EightBitWeight)
+        assert layer.kept.stored.dtype.itemsize == 1
         assert layer.weight.shape == wide.get_submodule(name).weight.shape
         torch.testing.assert_close(plain(layer).weight, plain(wide.get_submodule(name)).weight)
 
@@ -190,7 +192,11 @@ def test_a_lora_changes_the_widened_weight(tmp_path: Path, after: int) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"format": "nvfp4"}, r"'a\.safetensors' has weights in nvfp4 \('txt_in\.weight'\); read are float8_e4m3fn"),
+        (
+            {"format": "asym_w4a8_int8"},
+            r"'a\.safetensors' has weights in asym_w4a8_int8 \('txt_in\.weight'\); read are",
+        ),
+        ({"format": "nvfp4"}, r"has weights in nvfp4 without a scale \('txt_in\.weight'\); read are float8_e4m3fn"),
         ({"format": "int8_tensorwise"}, "has weights in int8_tensorwise without a scale"),
         ({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 32}, "rotates groups of 32 inputs"),
     ],
