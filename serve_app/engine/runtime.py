@@ -131,6 +131,10 @@ class EngineRuntime:
         """Return short names of the weights that are held, as `Weights.resident`."""
         return self.weights.resident()
 
+    def load_times(self) -> tuple[tuple[str, float], ...]:
+        """Return what was loaded since this was last asked, as `Weights.load_times`."""
+        return self.weights.load_times()
+
     async def sample(
         self,
         request: SamplingRequest,

@@ -6,6 +6,7 @@ What is lent is in use as long as a caller holds it, and what is in use is not e
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -17,6 +18,9 @@ from serve_app.models.lora_layers import LoraSet
 from serve_app.models.recipes import Need
 
 _log = log.get("models")
+
+UNREAD = 1000
+"""Loads kept for a reader that does not come."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +60,8 @@ class Residency:
         self.budget_bytes = budget_bytes
         self.loads = self.evictions = 0
         self.seconds = 0.0
+        self.times: deque[tuple[str, float]] = deque(maxlen=UNREAD)
+        """What was loaded, with the seconds it took, for whoever takes it out."""
         self._collect = collect
         self._held: dict[Hashable, Resident] = {}
 
@@ -75,8 +81,10 @@ class Residency:
         if resident is None:
             began = perf_counter()
             resident = load()
+            took_s = perf_counter() - began
             self.loads += 1
-            self.seconds += perf_counter() - began
+            self.seconds += took_s
+            self.times.append((resident.name, took_s))
         self._held[key] = resident
         if resident.base is not None:
             # The part comes after what was made of it, which is no use without it.

@@ -216,6 +216,11 @@ class Weights:
         held = self._residency
         return LoadCounters(held.loads, held.seconds, held.evictions, held.nbytes)
 
+    def load_times(self) -> tuple[tuple[str, float], ...]:
+        """Return what was loaded since this was last asked, as `resident` names it, and how many seconds it took."""
+        times = self._residency.times
+        return tuple(times.popleft() for _ in range(len(times)))
+
     def release(self) -> None:
         """Evict everything that is not in use."""
         with self._lock:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
+from time import perf_counter
 from typing import Any, Protocol, get_args
 
 from serve_app import log
@@ -101,6 +102,8 @@ class Models(Protocol):
 
     def resident(self) -> tuple[str, ...]: ...
 
+    def load_times(self) -> tuple[tuple[str, float], ...]: ...
+
     async def release(self) -> None: ...
 
 
@@ -155,6 +158,7 @@ class Runner:
         self.times = NodeTimes()
         self._running: dict[TaskId, asyncio.Task[None]] = {}
         self._checking: set[asyncio.Task[None]] = set()
+        self._began: dict[TaskId, float] = {}
         self._signatures: dict[TaskId, frozenset[str]] = {}
         self._wanted: dict[str, asyncio.Future[Any]] = {}
         self._wishes: list[Free] = []
@@ -171,6 +175,7 @@ class Runner:
     def joined(self) -> None:
         """Note that a scheduler has this replica, and knows nothing of it yet."""
         self._resident = ()
+        self._report_residency()
 
     async def lost_touch(self) -> None:
         """Drop everything: a scheduler that knows nothing of the results does not keep their files."""
@@ -263,6 +268,7 @@ class Runner:
     def _start(self, task: Task) -> None:
         self._signatures[task.id] = frozenset(task.signatures.values())
         self._held.begin(frozenset().union(*self._signatures.values()))
+        self._began[task.id] = self._working_s()
         scope = TaskScope(self, task)
         execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch, self._limits)
         # What the task starts, threads too, inherits what it is about.
@@ -294,6 +300,7 @@ class Runner:
         """Say how the task ended. A value lost on its way is the scheduler's to make again, as after a stop."""
         task_id = task.id
         self._running.pop(task_id, None)
+        took_s = max(0.0, self._working_s() - self._began.pop(task_id, self._working_s()))
         self.times.over(task_id)
         self._signatures.pop(task_id, None)
         self._report_residency()
@@ -304,7 +311,7 @@ class Runner:
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         match error:
             case None:
-                self.say(TaskFinished(task_id))
+                self.say(TaskFinished(task_id, took_s))
             case asyncio.CancelledError() | LostValueError():
                 self.say(TaskStopped(task_id))
             case CancelledJobError():
@@ -313,6 +320,10 @@ class Runner:
                 self.say(failed(task, error.node_id, error.class_type, error.exception, error.inputs))
             case _:
                 self.say(failed(task, "", "", raised(error)))
+
+    def _working_s(self) -> float:
+        """Return a clock that stands still while weights are loaded, which every task here waits for."""
+        return perf_counter() - (0.0 if self.models is None else self.models.loads.seconds)
 
     # What does not end ------------------------------------------------------------------------------------------------
 
@@ -386,9 +397,12 @@ class Runner:
         allow_shown(data, self._limits)
 
     def _report_residency(self) -> None:
-        if self.models is not None and (resident := self.models.resident()) != self._resident:
+        if self.models is None:
+            return
+        resident, loads = self.models.resident(), self.models.load_times()
+        if resident != self._resident or loads:
             self._resident = resident
-            self.say(Resident(resident))
+            self.say(Resident(resident, loads))
 
     def _evicted(self, signatures: tuple[str, ...]) -> None:
         self.say(Evicted(signatures))

@@ -183,7 +183,10 @@ class NodePreviewed:
 
 @dataclass(frozen=True, slots=True)
 class TaskFinished:
+    """took_s: how long it took a slot, without the time that weights were loaded meanwhile; 0 if that is not known."""
+
     task_id: TaskId
+    took_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +259,13 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """Which recipes' weights the replica holds now, as short names."""
+    """Which recipes' weights the replica holds now, as short names.
+
+    loads: what it has loaded since it last said so, each with the seconds that took.
+    """
 
     recipes: tuple[str, ...]
+    loads: tuple[tuple[str, float], ...] = ()
 
 
 Report: TypeAlias = (
