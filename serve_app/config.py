@@ -272,6 +272,11 @@ class PoolConfig(Section):
     """How long a node may go on that was cancelled or took too long, before its process is ended and replaced."""
     idle_s: Annotated[float, Field(ge=0)] = 60.0
     """How long a replica beyond min_replicas stays without work."""
+    drain_s: Seconds = 30.0
+    """Within what time a pool's replicas should have done what waits for them; more are started for what takes longer.
+
+    By how long the steps of each model have taken before; a second each until that is known.
+    """
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -66,7 +66,7 @@ def _pool(pool: PoolConfig, silence_s: float) -> Any:
     """
     policy = AutoscalingPolicy(
         policy_function=Backlog,
-        policy_kwargs={"pool": pool.name, "tasks_per_replica": pool.slots},
+        policy_kwargs={"pool": pool.name, "tasks_per_replica": pool.slots, "drain_s": pool.drain_s},
     )
     scaling = AutoscalingConfig(
         min_replicas=pool.min_replicas,

@@ -38,6 +38,7 @@ from serve_app.scheduler.client import (
     Unfinished,
 )
 from serve_app.scheduler.cluster_view import ClusterView, HostStats
+from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
 from serve_app.store.changes import JobQuery
 from serve_app.store.reserved import Contents
@@ -144,8 +145,8 @@ class SchedulerHandle:
     ) -> tuple[int, bool]:
         return await self._call("reserve", task_id, node_id, key, at_least, contents)  # type: ignore[no-any-return]
 
-    async def backlog(self, pool: str) -> tuple[int, int]:
-        """Return how many of a pool's tasks wait and how many run."""
+    async def backlog(self, pool: str) -> Demand:
+        """Return what a pool is asked for."""
         return await self._call("backlog", pool)  # type: ignore[no-any-return]
 
     async def leave(self, replica_id: str, epoch: int) -> None:

@@ -52,6 +52,7 @@ METRICS = (
     Metric("serve_app_job_run_seconds", "histogram", "s", (), "From a job's start to its end"),
     Metric("serve_app_replicas", "gauge", "short", ("pool",), "Replicas that have joined the scheduler"),
     Metric("serve_app_tasks", "gauge", "short", ("pool", "state"), "Tasks by state: waiting for a replica, or running"),
+    Metric("serve_app_backlog_seconds", "gauge", "s", ("pool",), "How long what waits is expected to take, in a row"),
     Metric(
         "serve_app_nodes", "counter", "short", ("state",), "Nodes of jobs: cached, which need not run, or executing"
     ),
@@ -82,6 +83,7 @@ def scheduler_figures(load: Load, counters: JobCounters) -> Iterator[Figure]:
         yield "serve_app_replicas", pool.replicas, {"pool": pool.pool}
         yield "serve_app_tasks", pool.waiting, {"pool": pool.pool, "state": "waiting"}
         yield "serve_app_tasks", pool.running, {"pool": pool.pool, "state": "running"}
+        yield "serve_app_backlog_seconds", pool.waiting_s, {"pool": pool.pool}
     for state, count in counters.ended.items():
         yield "serve_app_jobs_ended", count, {"state": state}
     for state, count in counters.nodes.items():

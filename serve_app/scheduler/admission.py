@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from serve_app.errors import InvalidSubmissionError, QueueFullError
@@ -61,9 +61,11 @@ class Admission:
         self._next_order = next_order
 
     async def admit(
-        self, submission: Submission, waiting: Callable[[], Iterable[str | None]], next_seq: Callable[[], int]
+        self, submission: Submission, waiting: Callable[[], Mapping[str | None, int]], next_seq: Callable[[], int]
     ) -> tuple[JobRow, Plan]:
-        """Return the job that a submission becomes. waiting: the clients of the jobs that wait; next_seq: of its event.
+        """Return the job that a submission becomes.
+
+        waiting: how many jobs of each client wait. next_seq: the cursor of its event.
 
         Errors: InvalidGraphError, InvalidSubmissionError, QueueFullError.
         """
@@ -75,7 +77,7 @@ class Admission:
         extra_data = {"strict": True, **submission.extra_data} if self.rules.strict else submission.extra_data
         # In a thread, and before the job has its number: it asks about files, and the store may be slow to answer.
         graph, signed = await asyncio.to_thread(self._sign, submission.job_id, submission.prompt, extra_data)
-        self._check_room(submission.client_id, list(waiting()))
+        self._check_room(submission.client_id, waiting())
         order = self._next_order
         planned = self._plan(graph, submission.outputs, signed, extra_data)
         number = submission.number
@@ -109,11 +111,11 @@ class Admission:
         pools = [p for p in self._pools if not p.whole and pool in (SHARED, p.name)]
         return plan(graph, self._specs(), outputs, signed, pools)
 
-    def _check_room(self, client_id: str | None, waiting: Sequence[str | None]) -> None:
-        if len(waiting) >= self.rules.max_queue:
-            raise QueueFullError(f"{len(waiting)} jobs wait, as many as max_queue allows", retry_after_s=5)
+    def _check_room(self, client_id: str | None, waiting: Mapping[str | None, int]) -> None:
+        if (everyones := sum(waiting.values())) >= self.rules.max_queue:
+            raise QueueFullError(f"{everyones} jobs wait, as many as max_queue allows", retry_after_s=5)
         allowed = math.ceil(self.rules.max_queue * self.rules.client_share)
-        if (own := sum(other == client_id for other in waiting)) >= allowed:
+        if (own := waiting.get(client_id, 0)) >= allowed:
             whose = "without a client_id" if client_id is None else "of this client"
             raise QueueFullError(
                 f"{own} jobs {whose} wait, as many as client_share of max_queue allows", retry_after_s=5

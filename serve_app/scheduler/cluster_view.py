@@ -30,12 +30,16 @@ class HostStats:
 
 @dataclass(frozen=True, slots=True)
 class PoolLoad:
-    """One pool at one moment: its replicas, the tasks that wait for one, the tasks that run."""
+    """One pool at one moment: its replicas, the tasks that wait for one, the tasks that run.
+
+    waiting_s: how long those that wait are expected to take, one after another.
+    """
 
     pool: str
     replicas: int
     waiting: int
     running: int
+    waiting_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,38 @@
 """Which ready task starts next, and on which of its pool's replicas it may: by priority, suspects apart.
 
-Says only what may start; the machine starts it, and what that changes counts for whatever is said next.
+Weights are worth waiting for. The tasks of a model file form a line, in order of priority. A task that is first in
+order takes a free replica that holds its file. Where none does:
+1. A replica goes on with the line of what it holds until it has worked PATIENCE times as long as it loaded. From then
+   on it is given to a line that no replica holds the file of; or to one that has so much more to do for each of its
+   slots that it has still more once the replica is gone over, and has loaded.
+2. A replica without a line of its own loads for another, unless the replicas that hold the file are expected to have
+   done all of that line within WORTH times as long as loading takes; they are waited for at most so long.
+Where loading takes no time, as far as is known, order is strict.
+
+Says only what may start; the machine starts it, and what that changes counts for whatever is said next. However many
+replicas and ready tasks there are, it looks at a few.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TypeAlias
 
 from serve_app.scheduler import quarantine
-from serve_app.scheduler.placement import ReplicaRecord
-from serve_app.scheduler.ready_queue import Entry, ReadyQueue
+from serve_app.scheduler.costs import Costs
+from serve_app.scheduler.ready_queue import ReadyQueue, Waiting
 from serve_app.scheduler.records import JobRecord, TaskRecord
+from serve_app.scheduler.replicas import LeastBusy, PoolReplicas, ReplicaRecord, Replicas, Work
 
-Start: TypeAlias = tuple[JobRecord, TaskRecord, list[ReplicaRecord]]
+PATIENCE = 10.0
+"""How many times as long as it loaded a replica works before it has to load something else, while tasks are there."""
+WORTH = 3.0
+"""How many times as long as loading takes is waited for a replica that need not load."""
+LOOKED_AT = 8
+"""How many lines are looked at, in order, for one that should not wait."""
+
+Start: TypeAlias = tuple[JobRecord, TaskRecord, LeastBusy]
 """A task that may start now, and the replicas that it may start on; never none."""
 
 
@@ -24,82 +42,172 @@ class Dispatch:
     def __init__(
         self,
         jobs: Mapping[str, JobRecord],
-        replicas: Mapping[str, ReplicaRecord],
+        replicas: Replicas,
+        costs: Costs,
         awaited: Callable[[JobRecord, TaskRecord], bool],
     ) -> None:
         self._jobs = jobs
         self._replicas = replicas
+        self._costs = costs
         self._awaited = awaited
         self._ready: defaultdict[str, ReadyQueue] = defaultdict(ReadyQueue)
         self._suspects: defaultdict[str, ReadyQueue] = defaultdict(ReadyQueue)
+        self.moved = False
+        """Whether anything has changed in the queues that a start may follow from."""
 
     def queues(self) -> list[ReadyQueue]:
         """Return every queue there is."""
         return [*self._ready.values(), *self._suspects.values()]
 
+    def waiting(self, pool: str) -> int:
+        """Return how many of the pool's tasks are ready."""
+        return sum(len(queues[pool]) for queues in (self._ready, self._suspects) if pool in queues)
+
+    def waiting_s(self, pool: str) -> dict[str, float]:
+        """Return how long the pool's ready tasks are expected to take a slot, by the model file they are served by."""
+        waiting_s: defaultdict[str, float] = defaultdict(float)
+        for queues in (self._ready, self._suspects):
+            if pool in queues:
+                for file, seconds in queues[pool].waiting_s.items():
+                    waiting_s[file] += seconds
+        return dict(waiting_s)
+
     def put(self, job: JobRecord, task: TaskRecord) -> None:
         """Queue a ready task; again where it may be awaited by now."""
-        queue = (self._suspects if job.suspect else self._ready)[task.plan.pool]
-        queue.push(job, task, awaited=self._awaited(job, task))
+        pool = task.plan.pool
+        queue = (self._suspects if job.suspect else self._ready)[pool]
+        file, work_s = self._line(pool, job, task)
+        self.moved = True
+        queue.push(job, task, awaited=self._awaited(job, task), file=file, work_s=work_s)
 
-    def startable(self) -> Iterator[Start]:
-        """Yield what to start, first by priority, until a pool has no free replica or no ready task."""
-        progress = True
+    def forget(self, job: JobRecord, task: TaskRecord) -> None:
+        """Take a task out that will not start."""
+        self.moved = True
+        for queues in (self._ready, self._suspects):
+            if task.plan.pool in queues:
+                queues[task.plan.pool].remove((job.row.job_id, task.plan.index))
+
+    def work(self, job: JobRecord, task: TaskRecord, replica: ReplicaRecord) -> Work:
+        """Return what a task will be to the replica that it is given to."""
+        pool = replica.info.pool
+        file, work_s = self._line(pool, job, task)
+        # Where none is ever loaded, a task says nothing of what its replica holds.
+        files = job.files if self._costs.loads(pool) else ()
+        owed_s = 0.0 if file in replica.files else PATIENCE * self._costs.load_s(pool, file) * replica.info.slots
+        return Work(file, task.steps, work_s, files, owed_s)
+
+    def _line(self, pool: str, job: JobRecord, task: TaskRecord) -> tuple[str, float]:
+        """Return the model file that a task is served by, and how long it is expected to take a slot."""
+        file = self._costs.heaviest(pool, job.files)
+        return file, task.steps * self._costs.step_s(pool, file)
+
+    def startable(self, at_s: float) -> Iterator[Start]:
+        """Yield what to start, until a pool has no replica or no task for another. at_s: Unix time."""
+        progress = self.moved or self._replicas.moved
         while progress:
             progress = False
-            for pool in {**self._suspects, **self._ready}:
-                replicas = [r for r in self._replicas.values() if r.info.pool == pool]
-                quarantine.end(replicas)
-                progress |= yield from self._of_suspects(pool, replicas)
-                progress |= yield from self._of_others(pool, replicas)
+            for name in {**self._suspects, **self._ready}:
+                pool = self._replicas.pool(name)
+                quarantine.end(pool, self._replicas)
+                progress |= yield from self._of_suspects(name, pool)
+                progress |= yield from self._of_others(name, pool, at_s)
+        self.moved = self._replicas.moved = False
 
-    def _of_others(self, pool: str, replicas: Sequence[ReplicaRecord]) -> Generator[Start, None, bool]:
+    def _of_others(self, name: str, pool: PoolReplicas, at_s: float) -> Generator[Start, None, bool]:
         """Yield what may start; return whether the queue is shorter.
 
         A task that a running task waits for may exceed the slots: otherwise every slot could be held by tasks that wait
         for it. For the same reason it is let into quarantine where the suspect waits for a replica to clear.
         """
-        ready, progress = self._ready[pool], False
-        while entry := self._first(ready):
-            free = [r for r in replicas if r.free]
-            if entry.awaited:
-                free = quarantine.open_to_awaited(replicas, self._jobs)
-            if not free:
+        ready, progress = self._ready[name], False
+        while (first := ready.first()) is not None:
+            pair: tuple[Waiting, LeastBusy] | None
+            if first.entry.awaited:
+                pair = first, quarantine.open_to_awaited(pool, self._jobs)
+            else:
+                pair = self._pair(first, name, pool, at_s)
+            if pair is None or not len(pair[1]):
                 break
-            ready.pop()
+            waiting, among = pair
+            job = self._jobs[waiting.entry.job_id]
+            task = job.tasks[waiting.entry.task_index]
             progress = True
-            job = self._jobs[entry.job_id]
-            task = job.tasks[entry.task_index]
-            if job.suspect or (entry.awaited and not self._awaited(job, task)):
+            if job.suspect or (waiting.entry.awaited and not self._awaited(job, task)):
+                ready.remove(waiting.entry.key)
                 self.put(job, task)
             else:
-                yield job, task, free
+                ready.take(waiting)
+                yield job, task, among
         return progress
 
-    def _of_suspects(self, pool: str, replicas: Sequence[ReplicaRecord]) -> Generator[Start, None, bool]:
-        """Yield suspects with a replica of their own, and keep replicas clear for those that wait; return as above."""
-        suspects, progress = self._suspects[pool], False
-        while entry := self._first(suspects):
-            job = self._jobs[entry.job_id]
-            task = job.tasks[entry.task_index]
-            rival = self._first(self._ready[pool])
-            if rival is not None and rival.priority < job.priority:
+    def _pair(self, first: Waiting, name: str, pool: PoolReplicas, at_s: float) -> tuple[Waiting, LeastBusy] | None:
+        """Return a task of the pool and free replicas for it; None if every task should wait. first: in order."""
+        if not len(pool.free):
+            return None
+        if len(warm := pool.free_with(first.file)):
+            return first, warm
+        ready = self._ready[name]
+        record, own = self._with_line(ready, pool)
+        for waiting in ready.firsts(LOOKED_AT):
+            if waiting is own:
                 break
-            replica = quarantine.keep_for(job, replicas, self._replicas.values(), self._jobs)
-            if replica is None or not replica.runs_only(entry.job_id):
+            if len(warm := pool.free_with(waiting.file)):
+                return waiting, warm
+            if record is None or own is None:
+                if not self._waits(waiting, name, pool, at_s):
+                    return waiting, pool.free
+            elif waiting.entry < own.entry and self._goes_over(record, own.file, waiting, name, pool):
+                return waiting, LeastBusy([record])
+        return None if record is None or own is None else (own, LeastBusy([record]))
+
+    def _with_line(self, ready: ReadyQueue, pool: PoolReplicas) -> tuple[ReplicaRecord | None, Waiting | None]:
+        """Return a replica that has become free lately and need load nothing for some line, and that line's first."""
+        while pool.changed:
+            record = pool.changed[next(reversed(pool.changed))]
+            firsts = [waiting for file in record.files if (waiting := ready.first_of(file)) is not None]
+            if firsts:
+                return record, min(firsts, key=lambda waiting: waiting.entry)
+            del pool.changed[record.info.replica_id]
+        return None, None
+
+    def _goes_over(self, record: ReplicaRecord, own: str, other: Waiting, name: str, pool: PoolReplicas) -> bool:
+        """Whether a replica leaves its own line to load for another, whose first task comes before in order."""
+        load_s = self._costs.load_s(name, other.file)
+        if load_s == 0.0:
+            return True
+        if record.owed_s > 0.0:
+            return False
+        ready, slots, left = self._ready[name], pool.slots_with(other.file), pool.slots_with(own) - record.info.slots
+        if not slots or ready.overtaken_s(other) >= PATIENCE * load_s * pool.slots:
+            return True
+        return left > 0 and ready.waiting_s[other.file] / slots > ready.waiting_s[own] / left + PATIENCE * load_s
+
+    def _waits(self, waiting: Waiting, name: str, pool: PoolReplicas, at_s: float) -> bool:
+        """Whether a task is started sooner by a busy replica that holds its file than by a free one that loads it."""
+        slots = pool.slots_with(waiting.file)
+        load_s = self._costs.load_s(name, waiting.file)
+        if not slots or self._ready[name].waiting_s[waiting.file] >= WORTH * load_s * slots:
+            return False
+        if waiting.held_s is None:
+            waiting.held_s = at_s
+        # The clock may be set meanwhile.
+        return 0.0 <= at_s - waiting.held_s < WORTH * load_s
+
+    def _of_suspects(self, name: str, pool: PoolReplicas) -> Generator[Start, None, bool]:
+        """Yield suspects with a replica of their own, and keep replicas clear for those that wait; return as above."""
+        suspects, progress = self._suspects[name], False
+        while (waiting := suspects.first()) is not None:
+            job = self._jobs[waiting.entry.job_id]
+            task = job.tasks[waiting.entry.task_index]
+            rival = self._ready[name].first()
+            if rival is not None and rival.entry.priority < job.priority:
+                break
+            replica = quarantine.keep_for(job, pool, self._replicas, self._jobs)
+            if replica is None or not replica.runs_only(job.row.job_id):
                 break
             if replica.running and len(replica.running) >= replica.info.slots and not self._awaited(job, task):
                 break
-            suspects.pop()
+            suspects.take(waiting)
             progress = True
-            yield job, task, [replica]
+            yield job, task, LeastBusy([replica])
         return progress
-
-    def _first(self, queue: ReadyQueue) -> Entry | None:
-        """Return the first entry whose task is ready still; those before it are dropped."""
-        while entry := queue.first():
-            job = self._jobs.get(entry.job_id)
-            if job is not None and job.tasks[entry.task_index].state == "ready":
-                return entry
-            queue.pop()
-        return None

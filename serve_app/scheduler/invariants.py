@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from serve_app.graph.plan import TaskId
-from serve_app.scheduler.placement import ReplicaRecord
 from serve_app.scheduler.ready_queue import ReadyQueue
 from serve_app.scheduler.records import JobRecord, id_of
+from serve_app.scheduler.replicas import ReplicaRecord
 from serve_app.scheduler.results import Results
 
 

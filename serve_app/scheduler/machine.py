@@ -1,7 +1,8 @@
 """The scheduler's mind: a pure state machine. `handle(stimulus) -> [command]`; no clock, no I/O, no Ray, no threads.
 
 Rules:
-1. A job runs its tasks when the values they need are there; jobs are served by (number, submission order).
+1. A job runs its tasks when the values they need are there; jobs are served by (number, submission order), but for
+   what `dispatch.py` says of weights that are worth waiting for.
 2. A task is sent to one replica as one attempt, and takes a slot there until it ends, or until the replica says that
    the rest is storing. Only the current attempt of a running task counts; answers of any other are dropped. Losing the
    replica makes a new attempt; a node that raises ends the job.
@@ -21,7 +22,7 @@ The machine knows unfinished jobs only. The shell (`scheduler.py`) feeds it and 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,6 +30,8 @@ from serve_app.events import Ending, Failure
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, TaskId
 from serve_app.scheduler import failures, node_reports
+from serve_app.scheduler.costs import Costs
+from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.dispatch import Dispatch
 from serve_app.scheduler.invariants import violations
 from serve_app.scheduler.journal import Journal
@@ -58,7 +61,8 @@ from serve_app.scheduler.messages import (
     TaskStopped,
     Want,
 )
-from serve_app.scheduler.placement import ReplicaRecord, choose, constants_of
+from serve_app.scheduler.model_files import files_of, load_times
+from serve_app.scheduler.placement import choose
 from serve_app.scheduler.records import (
     SHARED_LOSSES,
     JobRecord,
@@ -67,8 +71,10 @@ from serve_app.scheduler.records import (
     elsewhere,
     id_of,
     placed,
+    steps_of,
     targets_of,
 )
+from serve_app.scheduler.replicas import LeastBusy, ReplicaRecord, Replicas
 from serve_app.scheduler.results import Results
 from serve_app.scheduler.stimuli import (
     CancelAsked,
@@ -81,6 +87,7 @@ from serve_app.scheduler.stimuli import (
     Reported,
     Send,
     Stimulus,
+    TimePassed,
 )
 from serve_app.scheduler.story import Story
 from serve_app.store.changes import (
@@ -94,21 +101,27 @@ MAX_STOPS = 100
 class Machine:
     """The state of the scheduler. epoch: the fencing number of this life.
 
-    max_attempts: replicas that a job may lose while it runs alone on them.
+    max_attempts: replicas that a job may lose while it runs alone on them. costs: what work has taken in earlier lives.
+    queued: how many jobs of each client have not started.
     """
 
-    def __init__(self, epoch: int, max_attempts: int) -> None:
+    def __init__(self, epoch: int, max_attempts: int, costs: Costs | None = None) -> None:
         self.jobs: dict[str, JobRecord] = {}
-        self.replicas: dict[str, ReplicaRecord] = {}
+        self.queued: Counter[str | None] = Counter()
+        self.replicas = Replicas()
         self.results = Results()
+        self.costs = Costs() if costs is None else costs
         self._journal = Journal(epoch)
         self._max_attempts = max_attempts
-        self._dispatch = Dispatch(self.jobs, self.replicas, self._awaited)
+        self._dispatch = Dispatch(self.jobs, self.replicas, self.costs, self._awaited)
         self._waiters: defaultdict[str, list[TaskId]] = defaultdict(list)
         self._story = Story()
 
     def handle(self, stimulus: Stimulus, at_s: float) -> list[Command]:
-        """Take one stimulus in and return what must be done, in order. at_s: Unix time, only ever copied."""
+        """Take one stimulus in and return what must be done, in order. at_s: Unix time.
+
+        It is copied into events; nothing else but how long a task is held back beside a free replica goes by it.
+        """
         self._journal.at_s = at_s
         self._story.note(stimulus, at_s)
         match stimulus:
@@ -124,7 +137,7 @@ class Machine:
                     self._journal.ended(job_id, "error", failure, since_s)
             case ReplicaJoined(info):
                 self._replica_gone(info.replica_id)
-                self.replicas[info.replica_id] = ReplicaRecord(info)
+                self.replicas.join(info)
             case ReplicaLeft(replica_id):
                 self._replica_gone(replica_id)
             case ReplicaLost(replica_id, checking, why):
@@ -133,8 +146,10 @@ class Machine:
             case Reported(replica_id, report):
                 if replica_id in self.replicas:
                     self._reported(self.replicas[replica_id], report)
-        for job, task, replicas in self._dispatch.startable():
-            self._start(job, task, replicas)
+            case TimePassed():
+                self._dispatch.moved = True
+        for job, task, among in self._dispatch.startable(at_s):
+            self._start(job, task, among)
         return self._journal.take()
 
     def check(self) -> list[tuple[str, str]]:
@@ -149,18 +164,16 @@ class Machine:
         """Return the cursor of the next event."""
         return self._journal.next_seq()
 
-    def backlog(self, pool: str) -> tuple[int, int]:
+    def backlog(self, pool: str) -> Demand:
         """Return how many of the pool's tasks are ready but without a replica, and how many run.
 
         Of a replica's tasks that take no slot any more one counts if no other runs there, so that the replica stays.
         """
-        ready = sum(t.state == "ready" for job in self.jobs.values() for t in job.tasks if t.plan.pool == pool)
         running = 0
-        for replica in self.replicas.values():
-            if replica.info.pool == pool:
-                current = {task_id for task_id in replica.running if self.is_current(task_id)}
-                running += len(current - replica.vacated) or min(1, len(current))
-        return ready, running
+        for replica in self.replicas.pool(pool).records.values():
+            current = {task_id for task_id in replica.running if self.is_current(task_id)}
+            running += len(current - replica.vacated) or min(1, len(current))
+        return Demand(self._dispatch.waiting(pool), running, self._dispatch.waiting_s(pool))
 
     # Jobs -----------------------------------------------------------------------------------------------------------
 
@@ -169,20 +182,29 @@ class Machine:
         job = JobRecord(
             row=row,
             plan=plan,
-            tasks=[TaskRecord(task) for task in plan.tasks],
+            tasks=[TaskRecord(task, steps_of(plan, task.nodes)) for task in plan.tasks],
             started_s=row.started_s,
             outputs=outputs,
             missing=set(row.targets) - set(outputs),
+            files=files_of(plan.graph, (node_id for task in plan.tasks for node_id in task.nodes)),
             cached=row.cached,
             losses=row.losses,
             lone_losses=row.lone_losses,
         )
         self.jobs[row.job_id] = job
+        self._count(job, 1)
         self._journal.accepted(row)
         if job.missing:
             self._wake(job)
         else:
             self._end(job, "success", Failure())
+
+    def _count(self, job: JobRecord, change: int) -> None:
+        """Count a job in or out of those that have not started."""
+        if job.started_s is None:
+            self.queued[job.row.client_id] += change
+            if not self.queued[job.row.client_id]:
+                del self.queued[job.row.client_id]
 
     def _wake(self, job: JobRecord) -> None:
         """Make ready every waiting task whose needs are done and that has something to evaluate."""
@@ -217,10 +239,13 @@ class Machine:
     def _end(self, job: JobRecord, state: Ending, failure: Failure, by: TaskId | None = None) -> None:
         """End a job and stop what runs of it, but for the task that brings the end and is as good as over itself."""
         del self.jobs[job.row.job_id]
+        self._count(job, -1)
         self._story.forget(job.row.job_id)
         self._journal.ended(job.row.job_id, state, failure, job.started_s or job.row.created_s)
         for task in job.tasks:
             task_id = id_of(job, task)
+            if task.state == "ready":
+                self._dispatch.forget(job, task)
             if task.state == "running" and (task_id != by or any(task_id in w for w in self._waiters.values())):
                 self._send(task.replica_id, Interrupt(task_id))
 
@@ -230,9 +255,10 @@ class Machine:
 
     # Placing --------------------------------------------------------------------------------------------------------
 
-    def _start(self, job: JobRecord, task: TaskRecord, replicas: list[ReplicaRecord]) -> None:
+    def _start(self, job: JobRecord, task: TaskRecord, among: LeastBusy) -> None:
         """Send a ready task to one of the replicas, unless what it should produce is known already."""
         if job.started_s is None:
+            self._count(job, -1)
             self._start_job(job)
         for node_id in task.plan.targets:
             ui = self.results.ui(job.plan.signatures[node_id])
@@ -250,11 +276,10 @@ class Machine:
             task.state = "waiting"
             return
         signatures = {job.plan.signatures[n] for n in (*task.plan.nodes, *task.plan.needs)}
-        constants = constants_of(job.plan.graph, task.plan.nodes)
-        replica = choose(replicas, signatures, constants, self.results)
+        replica = choose(among, signatures, job.files, self.results, self.costs)
         task.state, task.replica_id = "running", replica.info.replica_id
         task_id = id_of(job, task)
-        replica.running.add(task_id)
+        self.replicas.start(replica, task_id, self._dispatch.work(job, task, replica))
         remote = self._claim(job, task, targets, replica)
         self._send(replica.info.replica_id, Assign(assignment(job, task, targets, remote)))
 
@@ -331,7 +356,9 @@ class Machine:
                     self._node_finished(task_id, current[0], node_id, ui, origin, computed)
             case ClientTold(client_id, type_, data):
                 self._journal.told_client(client_id, {"type": type_, "data": data})
-            case TaskFinished(task_id):
+            case TaskFinished(task_id, took_s):
+                if (work := replica.work.get(task_id)) is not None and took_s > 0:
+                    self.costs.learn_steps(replica.info.pool, work.file, work.steps, took_s)
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
                     self._done(*current)
@@ -348,8 +375,7 @@ class Machine:
                 if current := self._current(task_id):
                     self._stopped(*current)
             case SlotVacated(task_id):
-                if task_id in replica.running:
-                    replica.vacated.add(task_id)
+                self.replicas.vacate(replica, task_id)
             case TaskCancelled(task_id):
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
@@ -367,8 +393,9 @@ class Machine:
                 self.results.evict(replica_id, signatures)
                 for signature in signatures:
                     self._resolve(signature, self._waiters.pop(signature, []))
-            case Resident(recipes):
-                replica.recipes = recipes
+            case Resident(recipes, loads):
+                self.costs.learn_loads(replica.info.pool, load_times(loads))
+                self.replicas.hold(replica, recipes)
             case NodeStarted() | NodesCached() | NodeProgressed() | NodeBlocked() | NodeSaid() | NodePreviewed():
                 if current := self._current(report.task_id):
                     self._journal.told(current[0], *node_reports.told(current[0], report))
@@ -428,8 +455,7 @@ class Machine:
 
     def _let_go(self, replica: ReplicaRecord, task_id: TaskId) -> None:
         """Free the task's slot, and hand on to its waiters what it claimed but did not compute."""
-        replica.running.discard(task_id)
-        replica.vacated.discard(task_id)
+        self.replicas.end(replica, task_id)
         self._orphan(self.results.release(task_id))
 
     def _orphan(self, signatures: Iterable[str]) -> None:
@@ -443,10 +469,9 @@ class Machine:
             if current is None:
                 continue
             job, task = current
-            holders = sorted(self.results.holders(signature))
-            if holders:
+            if holders := self.results.holders(signature):
                 if not self._waiters[signature]:
-                    self._send(holders[0], Export(signature))
+                    self._send(next(iter(holders)), Export(signature))
                 self._waiters[signature].append(task_id)
             elif self._maker(signature, job) not in (None, task_id):
                 self._waiters[signature].append(task_id)
@@ -486,7 +511,7 @@ class Machine:
 
     def _replica_gone(self, replica_id: str) -> None:
         """Hand on what a replica ran, held and was to make."""
-        replica = self.replicas.pop(replica_id, None)
+        replica = self.replicas.drop(replica_id)
         if replica is None:
             return
         self.results.drop_replica(replica_id)

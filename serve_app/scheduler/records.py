@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,9 +16,13 @@ SHARED_LOSSES = 2
 
 @dataclass(slots=True)
 class TaskRecord:
-    """stops: attempts that ended because the replica stopped them, though nobody had asked for it."""
+    """steps: how many its nodes have between them, by which its duration is judged; at least one.
+
+    stops: attempts that ended because the replica stopped them, though nobody had asked for it.
+    """
 
     plan: TaskPlan
+    steps: int = 1
     attempt: int = 0
     stops: int = 0
     state: Literal["waiting", "ready", "running", "done"] = "waiting"
@@ -29,6 +33,7 @@ class TaskRecord:
 class JobRecord:
     """An unfinished job. row is as it was accepted; what has happened since is beside it.
 
+    files: the model files that its nodes name.
     wanted: nodes that a running task has asked for beyond what is evaluated in any case. executing: the nodes that run,
     in the order they began, each with the submitted node that it goes back to. losses: replicas lost while other jobs
     ran there too; lone_losses: while it ran there alone.
@@ -40,6 +45,7 @@ class JobRecord:
     started_s: float | None
     outputs: dict[str, Mapping[str, Any]]
     missing: set[str]
+    files: tuple[str, ...] = ()
     wanted: set[str] = field(default_factory=set)
     executing: dict[str, str] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
@@ -70,6 +76,11 @@ class JobRecord:
         total = sum(weights.values())
         done = sum(w * (1.0 if n in self.finished else self.progress.get(n, 0.0)) for n, w in weights.items())
         return 0 if total == 0 else min(99, int(100 * done / total))
+
+
+def steps_of(plan: Plan, nodes: Iterable[str]) -> int:
+    """Return how many steps these nodes have between them; one if none has any."""
+    return max(1, sum(_steps(plan, node_id) for node_id in nodes if "steps" in plan.graph.nodes[node_id].inputs))
 
 
 def targets_of(job: JobRecord, task: TaskRecord) -> tuple[str, ...]:

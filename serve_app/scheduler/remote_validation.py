@@ -15,7 +15,7 @@ from serve_app.graph.plan import Pool, takes
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.client import Prevalidation
 from serve_app.scheduler.messages import Check, Checked
-from serve_app.scheduler.placement import ReplicaRecord
+from serve_app.scheduler.replicas import ReplicaRecord
 
 CHECK_S = 30.0
 """How long a submission waits for a replica that may run its classes' code, and for its answer."""

@@ -7,7 +7,7 @@ output node showed (its ui dict) is small and stays here, so a finished job can 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from serve_app.events import data_bytes
@@ -15,6 +15,9 @@ from serve_app.graph.plan import TaskId
 
 UI_BYTES = 64 * 1024 * 1024
 """What all ui dicts that are remembered may take; what subgraphs made shows beside it may take as much."""
+
+
+_NOBODY: Set[str] = frozenset()
 
 
 class Remembered:
@@ -53,7 +56,9 @@ class Results:
     """The index. ui_bytes: what the ui dicts that are remembered may take."""
 
     def __init__(self, ui_bytes: int = UI_BYTES) -> None:
-        self._holders: defaultdict[str, set[str]] = defaultdict(set)
+        # In dicts for their order, so that what is chosen among holders does not depend on hashes.
+        self._holders: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        self._held: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self._ui = Remembered(ui_bytes)
         self._made = Remembered(ui_bytes)
         self._owner: dict[str, TaskId] = {}
@@ -61,27 +66,30 @@ class Results:
 
     def hold(self, replica_id: str, signature: str, ui: Mapping[str, Any] | None) -> None:
         """Note that the replica has the values; whoever was computing them no longer is."""
-        self._holders[signature].add(replica_id)
+        self._holders[signature][replica_id] = None
+        self._held[replica_id][signature] = None
         if ui is not None:
             self._ui.put(signature, dict(ui))
         self._release(signature)
 
     def evict(self, replica_id: str, signatures: Iterable[str]) -> None:
         """Note that the replica has let go of these values."""
+        held = self._held.get(replica_id, {})
         for signature in signatures:
-            holders = self._holders.get(signature)
-            if holders is not None:
-                holders.discard(replica_id)
-                if not holders:
+            if signature in held:
+                del held[signature]
+                del self._holders[signature][replica_id]
+                if not self._holders[signature]:
                     del self._holders[signature]
 
     def drop_replica(self, replica_id: str) -> None:
         """Forget all that a lost replica held."""
-        self.evict(replica_id, [s for s, holders in self._holders.items() if replica_id in holders])
+        self.evict(replica_id, list(self._held.get(replica_id, ())))
+        self._held.pop(replica_id, None)
 
-    def holders(self, signature: str) -> frozenset[str]:
-        """Return the replicas that hold the values."""
-        return frozenset(self._holders.get(signature, ()))
+    def holders(self, signature: str) -> Set[str]:
+        """Return the replicas that hold the values, as long as nothing changes; whoever has held them longest first."""
+        return self._holders[signature].keys() if signature in self._holders else _NOBODY
 
     def ui(self, signature: str) -> Mapping[str, Any] | None:
         """Return what an output node of this signature showed, if it is remembered."""

@@ -7,6 +7,7 @@ before its id is answered. Knows no Ray: `deployments/scheduler.py` makes it an 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from serve_app.errors import (
     JobMissingError,
     NotReadyError,
     ServeAppError,
+    StaleEpochError,
 )
 from serve_app.events import ENDINGS, Event, Failure
 from serve_app.graph.graph import Graph
@@ -44,6 +46,8 @@ from serve_app.scheduler.client import (
     Unfinished,
 )
 from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, PoolLoad, ReplicaView
+from serve_app.scheduler.costs import Costs
+from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.event_stream import EventStream
 from serve_app.scheduler.job_counters import JobCounters
 from serve_app.scheduler.machine import Machine
@@ -62,12 +66,13 @@ from serve_app.scheduler.stimuli import (
     Send,
     Stimulus,
     Tell,
+    TimePassed,
 )
 from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.tidying import Tidying
 from serve_app.scheduler.time_limit import Overtime
 from serve_app.scheduler.views import live_view, row_view
-from serve_app.scheduler.writer import Writer
+from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobQuery, JobRow
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
@@ -80,6 +85,8 @@ WATCH_S = 1.0
 """How often it looks for replicas that have been silent, and for jobs that have run, for too long."""
 CHECK_S, CHECKED_JOBS = 30.0, 200
 """How often it checks its own state, while it has at most so many unfinished jobs."""
+REMEMBER_S = 10.0
+"""How often it keeps what it has learned of durations."""
 RECENT_S, RECENT_JOBS = 60.0, 200
 """Jobs that ended this shortly before a restart may have clients who have not been told; at most so many."""
 
@@ -132,7 +139,8 @@ class Scheduler:
         await self._tenure.take()
         self.epoch = self._tenure.epoch
         self._tasks = [asyncio.create_task(self._tenure.keep())]
-        self._machine = Machine(self.epoch, self._max_attempts)
+        costs = Costs(await self._in_database(self._jobs.costs))
+        self._machine = Machine(self.epoch, self._max_attempts, costs)
         shared = [pool for pool in self._pools if not pool.whole]
         self._validation = RemoteValidation(shared, lambda: self._machine.replicas.values(), self._mail)
         self.registry = ReplicaRegistry(
@@ -150,7 +158,7 @@ class Scheduler:
         await self._abilities.recall()
         next_order = await self._in_database(self._jobs.next_order)
         self.admission = self._admit(specs=self._abilities.specs, next_order=next_order)
-        self._tasks += [asyncio.create_task(self._writer.run()), asyncio.create_task(self._watch())]
+        self._tasks += [asyncio.create_task(work()) for work in (self._writer.run, self._watch, self._remember)]
         self._published = PublishedJobs(self.epoch)
         unfinished = await self._in_database(self._jobs.unfinished)
         query = JobQuery(tuple(ENDINGS), "ended", descending=True, limit=RECENT_JOBS)
@@ -215,9 +223,9 @@ class Scheduler:
             raise InvalidSubmissionError(f"the job cannot be kept: {error}") from error
         return Accepted(row.job_id, row.number)
 
-    def _waiting(self) -> list[str | None]:
+    def _waiting(self) -> Mapping[str | None, int]:
         self._check_alive()  # it may have lost the lease since the submission came
-        return [job.row.client_id for job in self._machine.jobs.values() if job.started_s is None]
+        return self._machine.queued
 
     async def cancel(self, job_id: str) -> bool:
         self._check_alive()
@@ -336,24 +344,28 @@ class Scheduler:
         troubles = tuple(self.registry.troubles())
         return ClusterView(tuple(hosts.values()), replicas, uptime_s, self.epoch, self.load(), troubles)
 
-    async def backlog(self, pool: str) -> tuple[int, int]:
-        """Return how many of the pool's tasks wait for a replica and how many run; what autoscaling goes by.
+    async def backlog(self, pool: str) -> Demand:
+        """Return what the pool is asked for; what autoscaling goes by.
 
         A pool that nothing is known of has one waiting, for a replica to come and say which node classes it runs.
         """
         if pool not in self._abilities:
-            return (1, 0)
-        waiting, running = self._machine.backlog(pool)
-        return (waiting + self._validation.waiting(pool), running)
+            return Demand(1, 0)
+        waiting, running, seconds = self._machine.backlog(pool)
+        return Demand(waiting + self._validation.waiting(pool), running, seconds)
 
     def load(self) -> Load:
         """Return how long the queue is and what the pools have in hand."""
         jobs = self._machine.jobs.values()
         queued_s = [job.row.created_s for job in jobs if job.started_s is None]
-        pooled = [replica.info.pool for replica in self._machine.replicas.values()]
-        pools = (PoolLoad(p.name, pooled.count(p.name), *self._machine.backlog(p.name)) for p in self._pools)
+        pools = (self._pool_load(p.name) for p in self._pools)
         oldest_s = max(0.0, time.time() - min(queued_s)) if queued_s else 0.0
         return Load(len(queued_s), len(jobs) - len(queued_s), oldest_s, tuple(pools), dict(self.counters.ended))
+
+    def _pool_load(self, pool: str) -> PoolLoad:
+        demand = self._machine.backlog(pool)
+        replicas = len(self._machine.replicas.pool(pool).records)
+        return PoolLoad(pool, replicas, demand.waiting, demand.running, sum(demand.waiting_s.values()))
 
     # For the replicas -------------------------------------------------------------------------------------------------
 
@@ -441,6 +453,16 @@ class Scheduler:
                     _log.error("the scheduler contradicts itself: %s; story=%s", what, self._machine.story(job_id))
             for job_id, failure in self._overtime.failures(self._machine.jobs, time.time(), time.monotonic()):
                 self._feed(JobRefused(job_id, failure))
+            if commands := self._machine.handle(TimePassed(), time.time()):
+                self._writer.put(commands)
+
+    async def _remember(self) -> None:
+        """Keep what has been learned of durations, until the lease is lost."""
+        with contextlib.suppress(StaleEpochError):
+            while True:
+                await asyncio.sleep(REMEMBER_S)
+                if learned := self._machine.costs.take_changed():
+                    await persistently(partial(self._in_database, self._jobs.save_costs, self.epoch, learned))
 
     def _check_alive(self) -> None:
         self._tenure.check()

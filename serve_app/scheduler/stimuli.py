@@ -67,7 +67,14 @@ class Reported:
     report: Report
 
 
-Stimulus: TypeAlias = JobArrived | CancelAsked | JobRefused | ReplicaJoined | ReplicaLeft | ReplicaLost | Reported
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """Nothing else has happened: what waits for a busy replica may have waited for long enough."""
+
+
+Stimulus: TypeAlias = (
+    JobArrived | CancelAsked | JobRefused | ReplicaJoined | ReplicaLeft | ReplicaLost | Reported | TimePassed
+)
 
 
 @dataclass(frozen=True, slots=True)

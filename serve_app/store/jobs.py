@@ -31,6 +31,7 @@ from serve_app.errors import (
     StaleEpochError,
 )
 from serve_app.events import Failure
+from serve_app.store import costs
 from serve_app.store.changes import (
     Change,
     JobAccepted,
@@ -41,6 +42,7 @@ from serve_app.store.changes import (
     JobStarted,
     OutputRecorded,
 )
+from serve_app.store.costs import Cost
 from serve_app.store.credentials import CREDENTIALS, without_credentials
 from serve_app.store.reserved import Contents, Reservation, shown
 from serve_app.store.schema import COUNTERS, JOBS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
@@ -210,6 +212,12 @@ class Jobs:
                 sa.insert(POOL_SPECS).values(pool=pool, specs=json.dumps(list(specs)), routes=json.dumps(list(routes)))
             )
 
+    def save_costs(self, epoch: int, learned: Sequence[Cost]) -> None:
+        """Remember what work takes, each figure in the place of an earlier one."""
+        with self._transaction() as connection:
+            self._fence(connection, epoch)
+            costs.write(connection, learned)
+
     def forget(self, epoch: int, job_ids: Sequence[str] | None) -> None:
         """Delete ended jobs, these or all, with their outputs."""
         with self._transaction() as connection:
@@ -233,6 +241,11 @@ class Jobs:
         """Return the routes that `save_specs` remembered, by pool."""
         with self._reading() as connection:
             return {row.pool: json.loads(row.routes) for row in connection.execute(sa.select(POOL_SPECS))}
+
+    def costs(self) -> list[Cost]:
+        """Return what `save_costs` remembered."""
+        with self._reading() as connection:
+            return costs.read(connection)
 
     def job(self, job_id: str) -> JobRow | None:
         """Return a job with its outputs, or None."""

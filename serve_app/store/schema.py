@@ -88,6 +88,16 @@ POOL_SPECS = sa.Table(
     sa.Column("routes", sa.Text, nullable=False),
 )
 
+COSTS = sa.Table(
+    "costs",
+    METADATA,
+    sa.Column("pool", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(8), primary_key=True),
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("samples", sa.BigInteger, nullable=False),
+)
+
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     2: ("ALTER TABLE lease RENAME COLUMN first_start_s TO started_s",),
     3: (
@@ -114,6 +124,10 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     10: (
         "ALTER TABLE reservations RENAME COLUMN suffix TO ending",
         "UPDATE reservations SET ending = '_' || ending WHERE ending <> ''",
+    ),
+    11: (
+        "CREATE TABLE costs (pool VARCHAR(64) NOT NULL, kind VARCHAR(8) NOT NULL, name VARCHAR(255) NOT NULL, "
+        "seconds FLOAT NOT NULL, samples BIGINT NOT NULL, PRIMARY KEY (pool, kind, name))",
     ),
 }
 """What makes a database of this version out of one of the version before."""

@@ -231,7 +231,7 @@ async def test_a_check_waits_for_a_replica_and_gives_up_in_the_end(
         await c.running.lose("cpu")
         with pytest.raises(NotReadyError, match="no replica of pool cpu has checked the inputs of Number"):
             await c.run(n=("Number", {"n": 1}), s=show("n"))
-        assert await c.running.scheduler.backlog("cpu") == (0, 0)
+        assert (await c.running.scheduler.backlog("cpu"))[:2] == (0, 0)
 
 
 async def test_a_node_may_cancel_its_job(tmp_path: Path) -> None:

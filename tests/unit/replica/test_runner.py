@@ -264,10 +264,12 @@ async def test_nothing_is_called_unknown_before_every_pool_has_said_what_it_runs
         await asyncio.sleep(0.01)
     with pytest.raises(NotReadyError, match="no replica of encode has joined"):
         await running.scheduler.specs()
-    assert await running.scheduler.backlog("encode") == (1, 0), "no replica would come to a pool that starts from zero"
+    assert (await running.scheduler.backlog("encode"))[:2] == (1, 0), (
+        "no replica would come to a pool that starts from zero"
+    )
     await asyncio.gather(*joining, running.replica("encode", SPLIT[0]))
     assert {"CLIPTextEncode", "KSampler", "VAEDecode", "SaveImage"} <= set(await running.scheduler.specs())
-    assert await running.scheduler.backlog("encode") == (0, 0)
+    assert (await running.scheduler.backlog("encode"))[:2] == (0, 0)
     await running.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ def admission(**settings: Any) -> Admission:
 
 async def admit(door: Admission, waiting: Sequence[str | None], **fields: Any) -> float:
     submission = Submission("job", {"1": {"class_type": "Save", "inputs": {}}}, ("1",), **fields)
-    row, _ = await door.admit(submission, lambda: waiting, lambda: 1)
+    row, _ = await door.admit(submission, lambda: Counter(waiting), lambda: 1)
     return row.number
 
 

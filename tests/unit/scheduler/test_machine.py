@@ -82,11 +82,11 @@ def test_a_task_that_is_only_stored_any_more_lets_another_begin_and_is_tried_aga
     script.replica("r1")
     [(_, first)] = assigned(script.job("a"))
     script.job("b", seed=2)
-    assert script.machine.backlog("gpu") == (1, 1)
+    assert script.machine.backlog("gpu")[:2] == (1, 1)
     [(_, second)] = assigned(script.report("r1", SlotVacated(first.id)))
-    assert (second.id.job_id, script.machine.backlog("gpu")) == ("b", (0, 1))
+    assert (second.id.job_id, script.machine.backlog("gpu")[:2]) == ("b", (0, 1))
     script.run("r1", second)
-    assert script.machine.backlog("gpu") == (0, 1)
+    assert script.machine.backlog("gpu")[:2] == (0, 1)
     again = assigned([*script.feed(ReplicaLost("r1")), *script.replica("r2")])
     assert [(name, task.id.job_id, task.id.attempt) for name, task in again] == [("r2", "a", first.id.attempt + 1)]
 

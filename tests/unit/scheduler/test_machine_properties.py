@@ -214,6 +214,18 @@ class World(RuleBasedStateMachine):
             assert len(record.running - self.awaited - record.vacated) <= record.info.slots
 
     @invariant()
+    def every_replica_is_found_as_what_it_is(self) -> None:
+        replicas = self.script.machine.replicas
+        for name in {pool.name for pool in self.pools}:
+            pool = replicas.pool(name)
+            here = {key: record for key, record in replicas.items() if record.info.pool == name}
+            assert pool.records == here
+            assert pool.slots == sum(record.info.slots for record in here.values())
+            assert {record.info.replica_id for record in pool.free} == {k for k, r in here.items() if r.free}
+            assert pool.quarantined == {k: r for k, r in here.items() if r.quarantined is not None}
+            assert {record.info.replica_id for record in pool.open} == here.keys() - pool.quarantined.keys()
+
+    @invariant()
     def no_job_ends_twice_and_no_output_is_recorded_twice(self) -> None:
         log = getattr(self, "log", [])
         ends = Counter(end.job_id for end in changes(log, JobEnded))

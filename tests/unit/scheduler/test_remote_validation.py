@@ -9,8 +9,8 @@ from serve_app.graph.graph import Graph, Node
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.messages import Check, Checked, ReplicaInfo
-from serve_app.scheduler.placement import ReplicaRecord
 from serve_app.scheduler.remote_validation import MAX_LOSSES, RemoteValidation
+from serve_app.scheduler.replicas import ReplicaRecord
 
 SPEC = NodeSpec("Picky", (), (), (), (), output_node=True, validator=("value",))
 GRAPH = Graph({"1": Node("1", "Picky", {})})

@@ -186,7 +186,7 @@ async def test_a_job_that_cannot_be_kept_is_refused_and_nobody_else_is_held_up(l
     for job_id in (first, last):
         assert (await life.finish(job_id)).state == "success"
     assert {row.job_id for row in life.jobs.unfinished()} == set()
-    assert await life.scheduler.backlog("cpu") == (0, 0)
+    assert (await life.scheduler.backlog("cpu"))[:2] == (0, 0)
 
 
 async def test_a_commit_that_is_merely_late_is_made_when_the_database_is_back(postgres_server):
