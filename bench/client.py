@@ -64,12 +64,17 @@ class Client:
             time.sleep(max(PAUSE_S, elapsed_s / 50))
         raise TimeoutError(f"job {job_id} has not ended after {GIVE_UP_S:g} s")
 
-    def get_s(self, path: str) -> float:
-        """Return the seconds that the whole answer to a GET takes. Errors: RuntimeError if it is not 200."""
-        began = time.perf_counter()
+    def get(self, path: str) -> Any:
+        """Return what is answered to a GET. Errors: RuntimeError if it is not 200."""
         status, answer = self._ask("GET", path, None)
         if status != 200:
             raise RuntimeError(f"GET {path} was answered {status}: {answer}")
+        return answer
+
+    def get_s(self, path: str) -> float:
+        """Return the seconds that the whole answer to a GET takes. Errors: RuntimeError if it is not 200."""
+        began = time.perf_counter()
+        self.get(path)
         return time.perf_counter() - began
 
     def run(self, prompts: Sequence[Mapping[str, Any]], expected_s: float = 0.0) -> float:

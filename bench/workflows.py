@@ -100,6 +100,11 @@ def sleeping(seconds: float) -> dict[str, Any]:
     }
 
 
+def sleep(seconds: float) -> dict[str, Any]:
+    """Return a workflow of the pack `sleeper`, which takes a slot for so long."""
+    return {"1": _node("Sleep", seconds=seconds, seed=next(_fresh))}
+
+
 def ticker(count: int, interval_s: float) -> dict[str, Any]:
     """Return a workflow of the pack `ticker`, which sends its client so many messages."""
     return {"1": _node("Ticker", count=count, interval_s=interval_s, seed=next(_fresh))}

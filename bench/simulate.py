@@ -1,0 +1,180 @@
+"""The machine and placement in virtual time, on up to a thousand replicas: `python -m bench.simulate`.
+
+Each part prints its figures, and the targets that they meet or miss; together they are written to
+results/<date>-simulate.json. What is virtual does not depend on the machine it runs on; processor times do, and are
+taken as the least of several rounds. Exits with 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from bench.cells import routed
+from bench.offline import fewest_loads
+from bench.report import RESULTS
+from bench.traces import four_models, production
+from bench.virtual import Cluster, Outcome, fifo
+from serve_app.scheduler.demand import Demand, replicas_by_count, replicas_by_seconds
+from serve_app.scheduler.dispatch import PATIENCE
+
+MEMORY_GB = 70.0
+"""What a card of 80 GB has for weights."""
+FAILURES_S = 4 * 3600.0
+"""How long a replica lives on average where failures are simulated."""
+
+Figures = dict[str, Any]
+
+
+def size(rounds: int) -> Figures:
+    """The production trace on 10, 100 and 1,000 replicas, with bursts and replicas that die."""
+    rows = []
+    for replicas in (10, 100, 1000):
+        trace = production(max(2000, 20 * replicas), replicas, load=0.85, seed=replicas)
+        costs_us = []
+        for _ in range(rounds):
+            gc.collect()
+            outcome = Cluster(trace, replicas, memory_gb=MEMORY_GB, failures_s=FAILURES_S).run()
+            costs_us.append(outcome.us_a_task)
+        plain = fifo(trace, replicas, MEMORY_GB)
+        rows.append({"replicas": replicas, **_row(outcome), "us_a_task": min(costs_us), "fifo_loads": plain.loads})
+    return {
+        "rows": rows,
+        "targets": {
+            "efficiency >= 0.95": min(row["efficiency"] for row in rows) >= 0.95,
+            "cost of 1,000 <= 1.2 of 10": rows[-1]["us_a_task"] <= 1.2 * rows[0]["us_a_task"],
+        },
+    }
+
+
+def depth(rounds: int) -> Figures:
+    """What a task costs the machine while 100 to 100,000 jobs wait for 100 replicas."""
+    rows = []
+    for waiting in (100, 1000, 10_000, 100_000):
+        costs_us = []
+        for _ in range(rounds):
+            gc.collect()
+            trace = production(waiting + 3000, 100, load=0.85, seed=1)
+            costs_us.append(Cluster(trace, 100, memory_gb=MEMORY_GB, closed=waiting + 100).run().us_a_task)
+        rows.append({"waiting": waiting, "us_a_task": min(costs_us)})
+    return {
+        "rows": rows,
+        "targets": {"cost of 100,000 <= 1.2 of 100": rows[-1]["us_a_task"] <= 1.2 * rows[0]["us_a_task"]},
+    }
+
+
+def models(rounds: int) -> Figures:
+    """Loads of four models on eight replicas that hold one each: all jobs at once, and at random moments."""
+    rows = []
+    for load in (0.0, 0.7, 0.85, 0.95):
+        trace = four_models(1600, 8, load=load)
+        outcome, plain = Cluster(trace, 8, memory_gb=8.0).run(), fifo(trace, 8, 8.0)
+        patience_s = PATIENCE * trace[0].model.load_s
+        within_s = max(outcome.waits_s) if load == 0 else max(patience_s, outcome.wait_s(1.0))
+        least, proven = (8, True) if load == 0 else fewest_loads(trace, 8, within_s, 20.0, 120.0)
+        row = {"load": load, **_row(outcome), "fifo_loads": plain.loads, "fifo_p99_s": plain.wait_s(0.99)}
+        rows.append({**row, "offline_loads": least, "proven": proven})
+    return {
+        "rows": rows,
+        "targets": {
+            "loads <= 1/3 of FIFO's": all(3 * row["loads"] <= row["fifo_loads"] for row in rows),
+            "loads <= 1.5 of offline": all(row["loads"] <= 1.5 * row["offline_loads"] for row in rows),
+        },
+    }
+
+
+def scaling(rounds: int) -> Figures:
+    """Replicas by the seconds that wait, and by the tasks that wait: what they cost, and how long jobs wait."""
+    trace = production(6000, 20, load=0.5, seed=5)
+    rows = []
+    rules: Mapping[str, Callable[[Demand], int]] = {
+        "count": lambda demand: replicas_by_count(demand, 1),
+        "30 s": lambda demand: replicas_by_seconds(demand, 1, 30.0),
+        "60 s": lambda demand: replicas_by_seconds(demand, 1, 60.0),
+    }
+    for name, rule in rules.items():
+        outcome = Cluster(trace, 1, memory_gb=MEMORY_GB, start_s=60.0, scaler=rule).run()
+        rows.append({"rule": name, **_row(outcome), "replica_hours": outcome.replica_s / 3600})
+    return {"rows": rows, "targets": {}}
+
+
+def cells(rounds: int) -> Figures:
+    """A thousand replicas under one scheduler, and cut into four cells by tenant."""
+    trace = production(20_000, 1000, load=0.85, seed=9, tenants=200)
+    rows = [{"cells": "1", **_row(Cluster(trace, 1000, memory_gb=MEMORY_GB, failures_s=FAILURES_S).run())}]
+    for spill in (False, True):
+        shares = routed(trace, 4, 250, spill=spill)
+        outcomes = [Cluster(share, 250, memory_gb=MEMORY_GB, failures_s=FAILURES_S).run() for share in shares]
+        rows.append({"cells": "4, with spill" if spill else "4, by hash alone", **_row(_together(outcomes))})
+    return {"rows": rows, "targets": {}}
+
+
+PARTS: Mapping[str, Callable[[int], Figures]] = {
+    "size": size,
+    "depth": depth,
+    "models": models,
+    "scaling": scaling,
+    "cells": cells,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.simulate", description=__doc__)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"default: all of {', '.join(PARTS)}")
+    parser.add_argument("--rounds", type=int, default=3, help="of what is timed (default: %(default)s)")
+    parser.add_argument("--no-write", dest="write", action="store_false", help="print only")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"unknown parts {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    document: Figures = {"load_before": os.getloadavg()[0], "cores": os.cpu_count()}
+    for name in arguments.parts:
+        document[name] = figures = PARTS[name](arguments.rounds)
+        print(f"{name}: {PARTS[name].__doc__}")
+        for row in figures["rows"]:
+            print("  ", "  ".join(f"{key}={_shown(value)}" for key, value in row.items()), flush=True)
+        for target, met in figures["targets"].items():
+            print("  ", target, "met" if met else "MISSED", flush=True)
+    if arguments.write:
+        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-simulate.json"
+        path.write_text(json.dumps(document, indent=1) + "\n")
+        print(path)
+    return int(not all(met for name in arguments.parts for met in document[name]["targets"].values()))
+
+
+def _row(outcome: Outcome) -> Figures:
+    """Return what of an outcome does not depend on this machine."""
+    return {
+        "jobs": outcome.tasks,
+        "efficiency": outcome.efficiency,
+        "p50_s": outcome.wait_s(0.5),
+        "p99_s": outcome.wait_s(0.99),
+        "max_s": outcome.wait_s(1.0),
+        "loads": outcome.loads,
+        "lora_loads": outcome.lora_loads,
+        "lost": outcome.lost,
+        "most_holders": max(outcome.most_holders.values(), default=0),
+    }
+
+
+def _together(outcomes: list[Outcome]) -> Outcome:
+    whole = Outcome([wait_s for outcome in outcomes for wait_s in outcome.waits_s])
+    for outcome in outcomes:
+        whole.most_holders += outcome.most_holders
+        for name in ("loads", "lora_loads", "work_s", "possible_s", "cpu_s", "tasks", "lost", "replica_s"):
+            setattr(whole, name, getattr(whole, name) + getattr(outcome, name))
+        whole.end_s = max(whole.end_s, outcome.end_s)
+    return whole
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,414 @@
+"""A cluster in virtual time: the real machine, and replicas that only keep what they hold and until when they work.
+
+A replica runs as many tasks at once as it has slots, each as fast as alone. What it loads it keeps, least recently used
+out first. The machine is told what a real replica would report, and the processor time of its answers is measured.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import process_time
+from typing import Any
+
+from serve_app.graph.graph import Graph, Link, Node
+from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
+from serve_app.scheduler.costs import Costs
+from serve_app.scheduler.demand import Demand
+from serve_app.scheduler.machine import Machine
+from serve_app.scheduler.messages import (
+    Assign,
+    Compute,
+    Deliver,
+    Evicted,
+    Export,
+    Exported,
+    Interrupt,
+    NodeFinished,
+    NodeStarted,
+    ReplicaInfo,
+    Report,
+    Resident,
+    TaskFinished,
+    TaskStopped,
+    Want,
+)
+from serve_app.scheduler.stimuli import (
+    JobArrived,
+    Publish,
+    ReplicaJoined,
+    ReplicaLeft,
+    ReplicaLost,
+    Reported,
+    Send,
+    Stimulus,
+    TimePassed,
+)
+from serve_app.store.changes import JobRow
+from serve_app.store.costs import Cost
+
+POOL = "gpu"
+KEPT = 64
+"""Of how many tasks a replica keeps the results."""
+WATCH_S = 1.0
+MOST = 100
+"""How many replicas a scaler may ask for."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint or a LoRA: how large it is, and how long loading it and a step with it take."""
+
+    name: str
+    gb: float
+    load_s: float
+    step_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One job of a trace: so many steps with a model and perhaps a LoRA, for a tenant, from a moment on."""
+
+    at_s: float
+    model: Model
+    steps: int
+    lora: Model | None = None
+    tenant: str = ""
+
+    @property
+    def work_s(self) -> float:
+        """How long it takes a slot, without loading."""
+        return self.steps * self.model.step_s
+
+
+@dataclass
+class Outcome:
+    """What became of a trace. waits_s: from each job's arrival to its start, by its place in the trace.
+
+    possible_s: the slot-seconds that could have been worked: at each moment as many as there are jobs or slots,
+    whichever are fewer; counted, like work_s and loading_s, from warm_s on, when replicas hold something. cpu_s: the
+    machine's processor time. replica_s: for how long there were replicas.
+    """
+
+    waits_s: list[float]
+    loads: int = 0
+    lora_loads: int = 0
+    warm_s: float = 0.0
+    work_s: float = 0.0
+    loading_s: float = 0.0
+    possible_s: float = 0.0
+    cpu_s: float = 0.0
+    tasks: int = 0
+    lost: int = 0
+    end_s: float = 0.0
+    replica_s: float = 0.0
+    most_holders: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def efficiency(self) -> float:
+        return self.work_s / self.possible_s
+
+    @property
+    def us_a_task(self) -> float:
+        return 1e6 * self.cpu_s / self.tasks
+
+    def wait_s(self, share: float) -> float:
+        """Return the wait that so large a share of the jobs does not exceed."""
+        return sorted(self.waits_s)[min(len(self.waits_s) - 1, int(share * len(self.waits_s)))]
+
+
+@dataclass
+class Run:
+    """A task on a replica. missing: the values that it waits for."""
+
+    task: Task
+    number: int
+    missing: set[str]
+    load_s: float = 0.0
+    loads: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass
+class Replica:
+    memory_gb: float
+    held: OrderedDict[str, tuple[str, float]] = field(default_factory=OrderedDict)
+    values: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    runs: dict[TaskId, Run] = field(default_factory=dict)
+
+    def need(self, name: str, resident: str, gb: float) -> bool:
+        """Hold a model's weights; return whether they had to be loaded."""
+        missing = name not in self.held
+        self.held[name] = (resident, gb)
+        self.held.move_to_end(name)
+        while len(self.held) > 1 and sum(size for _, size in self.held.values()) > self.memory_gb:
+            self.held.popitem(last=False)
+        return missing
+
+
+class Cluster:
+    """One scheduler and its replicas.
+
+    failures_s: how long a replica lives on average; 0 for ever. scaler: how many replicas there should be. closed: how
+    many jobs there always are, whenever the trace has them; costs then count from the first end to the last arrival.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        replicas: int,
+        *,
+        memory_gb: float,
+        slots: int = 1,
+        start_s: float = 30.0,
+        failures_s: float = 0.0,
+        scaler: Callable[[Demand], int] | None = None,
+        closed: int = 0,
+        warm_s: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.requests = requests
+        self.machine = Machine(epoch=1, max_attempts=3, costs=Costs(_known(requests)))
+        self.now_s = 0.0
+        self.replicas: dict[str, Replica] = {}
+        self.outcome = Outcome([0.0] * len(requests), warm_s=warm_s)
+        self._memory_gb = memory_gb
+        self.slots = slots
+        self.start_s = start_s
+        self._failures_s = failures_s
+        self._scaler = scaler
+        self._random = random.Random(seed)
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._names = itertools.count()
+        self._left = len(requests)
+        self._present = 0
+        self.starting = 0
+        self._started: set[int] = set()
+        self._holders: defaultdict[str, set[str]] = defaultdict(set)
+        for _ in range(replicas):
+            self._join()
+        self._closed = closed
+        self._following = closed or len(requests)
+        for number, request in enumerate(requests[: self._following]):
+            at_s = 0.0 if closed else request.at_s
+            self._at(at_s, lambda number=number: self._arrive(number))  # type: ignore[misc]
+        self._at(WATCH_S, self._watch)
+
+    def run(self) -> Outcome:
+        """Run the trace to its end."""
+        while self._left and not (self._closed and self._following == len(self.requests)):
+            at_s, _, happen = heapq.heappop(self._events)
+            span_s, alive = at_s - self.now_s, len(self.replicas)
+            if self.now_s >= self.outcome.warm_s:
+                self.outcome.possible_s += span_s * min(alive * self.slots, self._present)
+            self.outcome.replica_s += span_s * (alive + self.starting)
+            self.now_s = at_s
+            happen()
+        self.outcome.end_s = self.now_s
+        return self.outcome
+
+    # What happens -----------------------------------------------------------------------------------------------------
+
+    def _arrive(self, number: int) -> None:
+        request = self.requests[number]
+        self._present += 1
+        loader = {"1": Node("1", "Load", {"ckpt_name": request.model.name})}
+        signatures = {"1": request.model.name, "3": f"sample {number}", "4": f"save {number}"}
+        source = "1"
+        if request.lora is not None:
+            loader["2"] = Node("2", "LoRA", {"model": Link("1", 0), "lora_name": request.lora.name})
+            signatures["2"] = f"{request.model.name} {request.lora.name}"
+            source = "2"
+        sampler = Node("3", "Sample", {"model": Link(source, 0), "steps": request.steps})
+        nodes = {**loader, "3": sampler, "4": Node("4", "Save", {"images": Link("3", 0)})}
+        task = TaskPlan(0, POOL, tuple(nodes), ("4",), ())
+        plan = Plan(Graph(nodes), ("4",), signatures, (task,), frozenset(nodes))
+        row = JobRow(
+            job_id=str(number),
+            number=float(number),
+            order=number,
+            prompt={},
+            targets=("4",),
+            client_id=request.tenant,
+            extra_data={},
+            created_s=self.now_s,
+            queued_seq=self.machine.next_seq(),
+        )
+        self._feed(JobArrived(row, plan))
+
+    def _join(self) -> None:
+        name = f"r{next(self._names)}"
+        self.replicas[name] = Replica(self._memory_gb)
+        if self._failures_s:
+            self._at(self.now_s + self._random.expovariate(1 / self._failures_s), lambda: self._die(name))
+        self._feed(ReplicaJoined(ReplicaInfo(name, POOL, self.slots)))
+
+    def _die(self, name: str) -> None:
+        if name in self.replicas:
+            self.outcome.lost += 1
+            self._drop(name)
+            self._feed(ReplicaLost(name))
+            self._start()
+
+    def _drop(self, name: str) -> None:
+        for file in self.replicas.pop(name).held:
+            self._holders[file].discard(name)
+
+    def _start(self) -> None:
+        """Let a replica come, as Serve would start one."""
+        self.starting += 1
+
+        def started() -> None:
+            self.starting -= 1
+            self._join()
+
+        self._at(self.now_s + self.start_s, started)
+
+    def _watch(self) -> None:
+        self._feed(TimePassed())
+        if self._scaler is not None:
+            wanted = max(1, min(MOST, self._scaler(self.machine.backlog(POOL))))
+            for _ in range(wanted - len(self.replicas) - self.starting):
+                self._start()
+            idle = [name for name, replica in self.replicas.items() if not replica.runs]
+            for name in idle[: max(0, len(self.replicas) + self.starting - wanted)]:
+                self._drop(name)
+                self._feed(ReplicaLeft(name))
+        self._at(self.now_s + WATCH_S, self._watch)
+
+    # The replicas -----------------------------------------------------------------------------------------------------
+
+    def _take(self, name: str, message: Any) -> None:
+        replica = self.replicas.get(name)
+        if replica is None:
+            return
+        match message:
+            case Assign(task):
+                missing = {s for s in task.remote if s not in replica.values}
+                replica.runs[task.id] = run = Run(task, int(task.id.job_id), missing)
+                for signature in sorted(missing):
+                    self._report(name, Want(task.id, signature))
+                if not missing:
+                    self._begin(name, run)
+            case Deliver(signature) | Compute(signature):
+                for run in list(replica.runs.values()):
+                    if signature in run.missing:
+                        run.missing.discard(signature)
+                        if not run.missing:
+                            self._begin(name, run)
+            case Export(signature):
+                held = signature in replica.values
+                self._report(name, Exported(signature, None) if held else Evicted((signature,)))
+            case Interrupt(task_id):
+                if replica.runs.pop(task_id, None) is not None:
+                    self._report(name, TaskStopped(task_id))
+
+    def _begin(self, name: str, run: Run) -> None:
+        replica, request = self.replicas[name], self.requests[run.number]
+        if run.number not in self._started:
+            self._started.add(run.number)
+            self.outcome.waits_s[run.number] = self.now_s - request.at_s
+        for node_id in ("1", "2") if request.lora else ("1",):
+            self._finish_node(name, run, node_id)
+        before = set(replica.held)
+        loads = []
+        resident = f"backbone checkpoints/{request.model.name}"
+        if replica.need(request.model.name, resident, request.model.gb):
+            self.outcome.loads += 1
+            loads.append((resident, request.model.load_s))
+        if request.lora is not None:
+            with_lora = f"{resident} + {request.lora.name} 1"
+            if replica.need(request.lora.name, with_lora, request.lora.gb):
+                self.outcome.lora_loads += 1
+                loads.append((with_lora, request.lora.load_s))
+        for file in before - set(replica.held):
+            self._holders[file].discard(name)
+        for file in replica.held:
+            self._holders[file].add(name)
+            self.outcome.most_holders[file] = max(self.outcome.most_holders[file], len(self._holders[file]))
+        run.loads, run.load_s = tuple(loads), sum(seconds for _, seconds in loads)
+        self._report(name, NodeStarted(run.task.id, "3"))
+        self._at(self.now_s + run.load_s + request.work_s, lambda: self._end(name, run))
+
+    def _end(self, name: str, run: Run) -> None:
+        replica = self.replicas.get(name)
+        if replica is None or replica.runs.get(run.task.id) is not run:
+            return
+        if self._following < len(self.requests):
+            if not self.outcome.tasks:
+                self.outcome.cpu_s = 0.0
+            self._arrive(self._following)
+            self._following += 1
+        work_s = self.requests[run.number].work_s
+        self.outcome.work_s += min(work_s, max(0.0, self.now_s - self.outcome.warm_s))
+        self.outcome.loading_s += min(run.load_s, max(0.0, self.now_s - work_s - self.outcome.warm_s))
+        self.outcome.tasks += 1
+        self._present -= 1
+        self._left -= 1
+        del replica.runs[run.task.id]
+        for node_id in ("3", "4"):
+            self._finish_node(name, run, node_id)
+        if run.loads:
+            self._report(name, Resident(tuple(resident for resident, _ in replica.held.values()), run.loads))
+        self._report(name, TaskFinished(run.task.id, self.requests[run.number].work_s))
+        if gone := [replica.values.popitem(last=False)[0] for _ in range(len(replica.values) - KEPT)]:
+            self._report(name, Evicted(tuple(gone)))
+
+    def _finish_node(self, name: str, run: Run, node_id: str) -> None:
+        signature = run.task.signatures[node_id]
+        computed = signature not in self.replicas[name].values
+        self.replicas[name].values[signature] = None
+        self.replicas[name].values.move_to_end(signature)
+        ui = {"images": [signature]} if node_id == "4" else None
+        self._report(name, NodeFinished(run.task.id, node_id, signature, ui, None, computed))
+
+    # The machine ------------------------------------------------------------------------------------------------------
+
+    def _report(self, name: str, report: Report) -> None:
+        self._feed(Reported(name, report))
+
+    def _feed(self, stimulus: Stimulus) -> None:
+        began_s = process_time()
+        commands = self.machine.handle(stimulus, self.now_s)
+        self.outcome.cpu_s += process_time() - began_s
+        for command in commands:
+            if isinstance(command, Send):
+                # Not at once: what the machine says to one report comes after what is reported with it.
+                self._at(self.now_s, lambda c=command: self._take(c.replica_id, c.message))  # type: ignore[misc]
+            elif isinstance(command, Publish):
+                assert command.event.kind not in ("error", "cancelled"), command
+
+    def _at(self, at_s: float, happen: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (at_s, next(self._numbers), happen))
+
+
+def _known(requests: Sequence[Request]) -> Iterator[Cost]:
+    """Yield what earlier lives of a scheduler have learned of a trace's models."""
+    for model in {request.model for request in requests}:
+        yield Cost(POOL, "load", model.name, model.load_s, 100)
+        yield Cost(POOL, "step", model.name, model.step_s, 100)
+
+
+def fifo(requests: Sequence[Request], replicas: int, memory_gb: float) -> Outcome:
+    """Run a trace in order, each job on the replica that has been free longest, whatever it holds."""
+    outcome = Outcome([0.0] * len(requests))
+    free = [(0.0, number, Replica(memory_gb)) for number in range(replicas)]
+    heapq.heapify(free)
+    for number, request in enumerate(requests):
+        free_s, name, replica = heapq.heappop(free)
+        start_s = max(free_s, request.at_s)
+        outcome.waits_s[number] = start_s - request.at_s
+        end_s = start_s + request.work_s
+        if replica.need(request.model.name, request.model.name, request.model.gb):
+            outcome.loads += 1
+            end_s += request.model.load_s
+        if request.lora is not None and replica.need(request.lora.name, request.lora.name, request.lora.gb):
+            outcome.lora_loads += 1
+            end_s += request.lora.load_s
+        outcome.end_s = max(outcome.end_s, end_s)
+        heapq.heappush(free, (end_s, name, replica))
+    return outcome
