@@ -21,7 +21,13 @@ CLUSTER = ROOT / "configs" / "cluster.yaml"
 
 SECTIONS = {
     "Jobs": ("serve_app_job", "serve_app_queue", "serve_app_nodes"),
-    "Pools": ("serve_app_replicas", "serve_app_tasks", "serve_app_backlog", "serve_app_node_seconds", "serve_app_result"),
+    "Pools": (
+        "serve_app_replicas",
+        "serve_app_tasks",
+        "serve_app_backlog",
+        "serve_app_node_seconds",
+        "serve_app_result",
+    ),
     "Models": ("serve_app_evaluations", "serve_app_forward", "serve_app_weights"),
 }
 """The dashboard's rows: the beginnings of the names of the metrics in each."""
