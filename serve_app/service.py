@@ -22,6 +22,7 @@ from serve_app.events import ENDINGS, Event
 from serve_app.graph.destination import SHARED, destinations
 from serve_app.graph.graph import Graph
 from serve_app.graph.latent_size import within_cells
+from serve_app.graph.model_files import with_known_files
 from serve_app.graph.parse import parse, render
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
@@ -47,6 +48,7 @@ from serve_app.store.catalog import Catalog
 from serve_app.store.changes import JobQuery
 from serve_app.store.credentials import without_credentials
 from serve_app.store.extensions import Extensions
+from serve_app.store.model_check import ModelCheck
 from serve_app.store.pack_content import PackContent
 from serve_app.store.store import AREAS, FileRef, FileStat, Store
 from serve_app.store.userdata import UserData
@@ -124,6 +126,7 @@ class Service:
         """Held while an image is drawn."""
         self.store = store
         self.catalog = catalog or Catalog(Path("models"))
+        self._model_check = ModelCheck(self.catalog)
         self.extensions = extensions or Extensions(None)
         self.pack_content = pack_content or PackContent(None)
         self.fetch = fetch or _as_it_is
@@ -186,6 +189,9 @@ class Service:
             validated = await asyncio.to_thread(validate, graph, known[name], self._choices, targets, unsupported)
             if name == SHARED and self.limits.latent_cells is not None:
                 validated = within_cells(validated, self.limits.latent_cells)
+            if name == SHARED:
+                refusal = self._model_check.refusal
+                validated = await asyncio.to_thread(with_known_files, validated, known[name], refusal)
             if name == SHARED and needs_prevalidation(validated, known[name]):
                 checked = await self._scheduler.check(validated.graph, validated.outputs)
                 validated = with_findings(validated, checked.problems, checked.fingerprints)

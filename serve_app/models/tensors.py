@@ -6,33 +6,9 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from serve_app.errors import ModelFileError
+from serve_app.store.kinds import looks_like
 
 Shape: TypeAlias = tuple[int, ...]
-
-_OTHERS = {
-    "joint_transformer_blocks.": "AuraFlow",
-    "double_layers.": "AuraFlow",
-    "double_blocks.": "Flux",
-    "nerf_blocks.": "Chroma Radiance",
-    "double_stream_blocks.": "HiDream",
-    "txt_in.individual_token_refiner.": "Hunyuan Video",
-    "time_caption_embed.": "Omnigen 2",
-    "blocks.0.mlp.layer1.": "Cosmos Predict 2",
-    "llm_adapter.": "Anima",
-    "blocks.0.self_attn.": "Wan",
-    "adaln_single.": "LTX Video or PixArt",
-    "genre_embedder.": "ACE-Step",
-    "clip_txt_mapper.": "Stable Cascade",
-    "time_stack.": "Stable Video Diffusion",
-    ".layer_scale2.": "DINOv2",
-    "attention.o_proj.": "DINOv3",
-    "control_model.": "ControlNet",
-    "controlnet_cond_embedding.": "ControlNet",
-    "controlnet_blocks.": "ControlNet",
-    "lora_": "LoRA",
-    ".block.0.layer.0.SelfAttention.": "T5 text encoder",
-    "model.layers.0.self_attn.": "LLM text encoder",
-}
 
 
 class Tensors:
@@ -72,6 +48,6 @@ class Tensors:
         return ModelFileError(f"{self.where} {found}")
 
     def family(self) -> str:
-        """Return " (it looks like …)" when the names are those of a family that is not supported, else ""."""
-        names = {family for mark, family in _OTHERS.items() if any(mark in name for name in self.shapes)}
-        return f" (it looks like {' or '.join(sorted(names))})" if names else ""
+        """Return " (it looks like …)" when the names are known as those of something, else ""."""
+        looks = looks_like(self.shapes)
+        return f" (it looks like {looks})" if looks else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,13 +15,11 @@ from serve_app.api.comfy.view import opened
 from serve_app.api.content import DISARMED
 from serve_app.api.request import READ, Current
 from serve_app.api.strict_json import Json
-from serve_app.errors import FileMissingError
+from serve_app.errors import FileMissingError, ModelFileError
 from serve_app.store.catalog import FOLDERS, Catalog
+from serve_app.store.model_check import header
 
 router = APIRouter(include_in_schema=False)
-
-HEADER_LIMIT_BYTES = 100_000_000
-"""The longest header a safetensors file may have, by its format."""
 
 
 @router.api_route("/embeddings", methods=READ)
@@ -98,13 +95,9 @@ def _described(catalog: Catalog, folder: str) -> list[dict[str, Any]]:
 
 
 def _metadata(catalog: Catalog, folder: str, name: str) -> Any | None:
-    """Return `__metadata__` of a safetensors header: 8 bytes of its length, little-endian, then that much JSON."""
+    """Return what a safetensors header says beside its tensors. Errors: FileMissingError if it cannot be read."""
     with catalog.open(folder, name) as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > HEADER_LIMIT_BYTES:
-            raise FileMissingError(f"{name} is no safetensors file")
         try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise FileMissingError(f"{name} is no safetensors file") from error
-    return header.get("__metadata__") if isinstance(header, dict) else None
+            return header(file).get("__metadata__")
+        except ModelFileError as error:
+            raise FileMissingError(f"{name} {error}") from error

@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from serve_app.models.families.family import Located, VaeFamily, marked
 from serve_app.models.layout import Table, inside
 from serve_app.models.tensors import Tensors
+from serve_app.store.kinds import VAE_PREFIXES
 
 NORM_GROUPS = 32
 """Every group norm has so many groups."""
-
-PREFIXES = ("first_stage_model.", "vae.", "")
-"""Under which autoencoders are found in files: in checkpoints, and alone."""
 
 _MARKS = ("decoder.conv_in.weight",)
 _RES_BLOCK = {"nin_shortcut": "conv_shortcut"}
@@ -46,7 +44,7 @@ class AutoencoderKL(VaeFamily):
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        found = marked(files[0], PREFIXES, _MARKS) if len(files) == 1 else None
+        found = marked(files[0], VAE_PREFIXES, _MARKS) if len(files) == 1 else None
         if found is not None:
             yield Located(cls.probe(found[1]), found[1], prefix=found[0])
 

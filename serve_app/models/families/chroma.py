@@ -25,11 +25,12 @@ from serve_app.models.families.dit import (
     stacked,
     to_tokens,
 )
-from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
+from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
 from serve_app.models.families.latents import FLUX
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import FluxFlow, Training
 
 MU = 1.15

@@ -357,7 +357,3 @@ def marked(whole: Tensors, prefixes: Iterable[str], marks: Iterable[str]) -> tup
         if any(prefix + mark in whole.shapes for mark in marks):
             return prefix, whole.within(prefix)
     return None
-
-
-BACKBONE_PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "model.", "diffusion_model.", "")
-"""Under which backbones are found in files: in a checkpoint, as trainers save them, and alone."""

@@ -14,10 +14,11 @@ from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from serve_app.models.families.autoencoder import NORM_GROUPS, PREFIXES, AutoencoderKL
+from serve_app.models.families.autoencoder import NORM_GROUPS, AutoencoderKL
 from serve_app.models.families.family import Located, VaeFamily, marked
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
+from serve_app.store.kinds import VAE_PREFIXES
 
 GATHERED = 2
 """So many cells along each side become one."""
@@ -47,7 +48,7 @@ class Flux2Vae(VaeFamily):
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        found = marked(files[0], PREFIXES, _MARKS) if len(files) == 1 else None
+        found = marked(files[0], VAE_PREFIXES, _MARKS) if len(files) == 1 else None
         if found is not None:
             yield Located(cls.probe(found[1]), found[1], prefix=found[0])
 

@@ -14,10 +14,11 @@ from diffusers.models.transformers.transformer_lumina2 import Lumina2Transformer
 from torch import Tensor, nn
 
 from serve_app.models.families.dit import PATCH, WHOLE_EPS
-from serve_app.models.families.family import BACKBONE_PREFIXES, File, Located, marked
+from serve_app.models.families.family import File, Located, marked
 from serve_app.models.families.one_stream import OneStream
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
+from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Flow, Training
 
 SHIFT = 6.0

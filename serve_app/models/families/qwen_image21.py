@@ -17,12 +17,13 @@ from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21Tra
 from torch import Tensor, nn
 
 from serve_app.models.families.dit import angles, check_text, lora_names, thirds
-from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, File, Located, Rows, marked
+from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
 from serve_app.models.families.latents import QWEN_IMAGE_21
 from serve_app.models.families.references import scaled_references
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import FluxFlow, Training
 
 MU = 0.69

@@ -14,10 +14,10 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage21 import Autoencoder
 from torch import Tensor, nn
 
 from serve_app.models.families import wan_vae
-from serve_app.models.families.autoencoder import PREFIXES
 from serve_app.models.families.family import Located, VaeFamily, marked
 from serve_app.models.layout import Place, Table, inside, places
 from serve_app.models.tensors import Tensors
+from serve_app.store.kinds import VAE_PREFIXES
 
 WIDTHS = (1, 2, 4, 8, 8)
 """How many times wider than the finest each level is; each level but the last halves the resolution."""
@@ -42,7 +42,7 @@ class QwenImage21Vae(VaeFamily):
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        found = marked(files[0], PREFIXES, (wan_vae.NESTED,)) if len(files) == 1 else None
+        found = marked(files[0], VAE_PREFIXES, (wan_vae.NESTED,)) if len(files) == 1 else None
         if found is not None and len(last := found[1].shape(_LAST)) == 5 and last[2] == 1:
             yield Located(cls.probe(found[1]), found[1], prefix=found[0])
 

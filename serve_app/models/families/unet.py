@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from serve_app.errors import NodeError
 from serve_app.models.control import ActiveControl, Controlled, control_residuals
-from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily, Located, Rows, marked
+from serve_app.models.families.family import BackboneFamily, Located, Rows, marked
 from serve_app.models.families.unet_functions import FUNCTIONS, with_functions
 from serve_app.models.families.unet_names import DIFFUSERS, lora_names, single_file
 from serve_app.models.freeu import with_freeu
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
+from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Training
 
 NORM_GROUPS = 32

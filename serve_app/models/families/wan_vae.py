@@ -15,10 +15,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, W
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from serve_app.models.families.autoencoder import PREFIXES
 from serve_app.models.families.family import Located, VaeFamily, marked
 from serve_app.models.layout import Table, inside
 from serve_app.models.tensors import Tensors
+from serve_app.store.kinds import VAE_PREFIXES
 
 WIDTHS = (1, 2, 4, 4)
 """How many times wider than the finest each level is; each level but the last halves the resolution."""
@@ -54,7 +54,7 @@ class WanVae(VaeFamily):
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        found = marked(files[0], PREFIXES, _MARKS) if len(files) == 1 else None
+        found = marked(files[0], VAE_PREFIXES, _MARKS) if len(files) == 1 else None
         if found is not None:
             yield Located(cls.probe(found[1]), found[1], prefix=found[0])
 

@@ -178,15 +178,14 @@ def test_a_file_in_eight_bits_is_read_as_the_numbers_it_holds(tmp_path):
     ("name", "family"),
     [
         ("nerf_blocks.0.norm.scale", "Chroma Radiance"),
-        ("double_layers.0.weight", "AuraFlow"),
-        ("blocks.0.self_attn.q.weight", "Wan"),
+        ("double_layers.0.attn.w1q.weight", "AuraFlow"),
+        ("head.modulation", "Wan"),
     ],
 )
 def test_a_family_that_is_not_supported_is_named(tmp_path, name, family):
     save_file({f"{PREFIX}{name}": torch.zeros(1)}, tmp_path / "other.safetensors")
-    found = (
-        rf"holds no diffusion network of a known layout \(it looks like {family}\); supported are .*Stable Diffusion"
-    )
+    looks = rf"it looks like a diffusion network of {family}"
+    found = rf"holds no diffusion network of a known layout \({looks}\); supported are .*Stable Diffusion"
     with pytest.raises(ModelFileError, match=found):
         Checkpoint(tmp_path / "other.safetensors").load("backbone")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import QwenImage21
-from serve_app.models.families.family import BACKBONE_PREFIXES, Rows
+from serve_app.models.families.family import Rows
 from serve_app.models.families.qwen3_vl import Tower
 from serve_app.models.families.qwen_image21 import _runs
 from serve_app.models.families.qwen_image21_vae import QwenImage21Vae
@@ -20,6 +20,7 @@ from serve_app.models.parts import find_part
 from serve_app.models.tensors import Tensors
 from serve_app.nodes.builtin.conditioning_qwen21 import QwenImage21Cache, TextEncodeQwenImage21
 from serve_app.sampling.forward import Canvas
+from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Discrete, Recipe
 from tests.parity.dit_cases import noise
 from tests.parity.qwen21_cases import BACKBONE, VAE, drawn, file_of

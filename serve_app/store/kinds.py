@@ -1,0 +1,236 @@
+"""What model files hold, told by the names of their tensors: families that are known here, and those that are not.
+
+Pure, and without torch, so that a workflow whose file cannot be used is refused before its job is accepted. What a
+network of a known family is like, its own class reads off the file when it is loaded (`models/families`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+"""The tensors of a file: names and shapes."""
+
+BACKBONE_PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "model.", "diffusion_model.", "")
+"""Under which backbones are found in files: in a checkpoint, as trainers save them, and alone."""
+VAE_PREFIXES = ("first_stage_model.", "vae.", "")
+
+Mark: TypeAlias = "str | tuple[str, int]"
+"""A tensor's name, or its name and how many rows it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A family of networks. groups: a file is of it that has all marks of one of them. known: it can be used here."""
+
+    title: str
+    groups: tuple[tuple[Mark, ...], ...]
+    known: bool = True
+
+    def fits(self, shapes: Shapes, prefixes: Sequence[str]) -> bool:
+        """Whether a file is of it, under any of the prefixes."""
+        return any(all(_has(shapes, prefix, mark) for mark in group) for prefix in prefixes for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a loader wants of a file. kinds: those there are; the first that fits is what the file holds.
+
+    open: files of no kind may hold it none the less.
+    """
+
+    wanted: str
+    prefixes: Sequence[str]
+    kinds: Sequence[Kind]
+    open: bool = False
+
+    def kind(self, shapes: Shapes) -> Kind | None:
+        """Return what a file holds, None if it is of no kind."""
+        return next((kind for kind in self.kinds if kind.fits(shapes, self.prefixes)), None)
+
+
+def _has(shapes: Shapes, prefix: str, mark: Mark) -> bool:
+    name, rows = (mark, None) if isinstance(mark, str) else mark
+    shape = shapes.get(prefix + name)
+    return shape is not None and (rows is None or shape[:1] == (rows,))
+
+
+def _known(title: str, *marks: str) -> Kind:
+    return Kind(title, tuple((mark,) for mark in marks))
+
+
+def _lacking(title: str, *marks: Mark) -> Kind:
+    return Kind(title, tuple((mark,) for mark in marks), known=False)
+
+
+_BACKBONES = (
+    _lacking("Stable Audio", "transformer.rotary_pos_emb.inv_freq"),
+    _lacking("Stable Cascade", "clf.1.weight"),
+    _lacking("Stable Video Diffusion", "input_blocks.1.0.time_stack.emb_layers.1.weight"),
+    _lacking("Hunyuan-DiT", "mlp_t5.0.weight"),
+    _lacking("HunyuanVideo or HunyuanImage", "txt_in.individual_token_refiner.blocks.0.norm1.weight"),
+    _lacking("Mochi", "t5_yproj.weight"),
+    _lacking("MiniMax H3", "video_patch_proj.weight"),
+    _lacking("PixArt", "t_block.1.weight"),
+    Kind("PixArt", (("adaln_single.emb.timestep_embedder.linear_1.bias", "pos_embed.proj.bias"),), known=False),
+    _lacking("LTX-Video", "adaln_single.emb.timestep_embedder.linear_1.bias"),
+    _lacking("ACE-Step", "genre_embedder.weight", "encoder.lyric_encoder.layers.0.input_layernorm.weight"),
+    _lacking("Cosmos", "blocks.block0.blocks.0.block.attn.to_q.0.weight"),
+    _lacking("PixelDiT", "core.pixel_embedder.proj.weight"),
+    _lacking("CogVideoX", "blocks.0.norm1.linear.weight"),
+    _lacking("SeedVR2", "blocks.31.mlp.all.proj_in_gate.weight"),
+    _lacking("Wan", "head.modulation"),
+    _lacking("Hunyuan3D", "latent_in.weight"),
+    _lacking("TripoSplat", "cam_out_layer.weight"),
+    _lacking("HiDream-O1", "x_embedder.proj1.weight"),
+    _known("HiDream", "caption_projection.0.linear.weight"),
+    _lacking("Boogu-Image", "double_stream_layers.0.img_instruct_attn.processor.img_to_q.weight"),
+    _lacking("OmniGen2", "time_caption_embed.timestep_embedder.linear_1.bias"),
+    _lacking("Lens", "transformer_blocks.0.img_mlp.w1.weight"),
+    _lacking("Ideogram 4", "embed_image_indicator.weight"),
+    _lacking("Kandinsky 5", "visual_transformer_blocks.0.cross_attention.key_norm.weight"),
+    _lacking("RT-DETR", "encoder.pan_blocks.1.cv4.conv.weight"),
+    _lacking("Depth Anything 3", "backbone.embeddings.patch_embeddings.projection.weight"),
+    _lacking("ERNIE-Image", "layers.0.mlp.linear_fc2.weight"),
+    _lacking("JoyImage", "double_blocks.0.attn.img_attn_qkv.weight"),
+    _lacking("AuraFlow", "double_layers.0.attn.w1q.weight", "joint_transformer_blocks.0.attn.add_k_proj.weight"),
+    _lacking("Chroma Radiance", "nerf_blocks.0.norm.scale", "nerf_blocks.0.norm.weight"),
+    _lacking("Ovis-Image", "double_blocks.0.img_mlp.gate_proj.weight"),
+    _known("Anima", "llm_adapter.blocks.0.cross_attn.q_proj.weight"),
+    _lacking("Cosmos-Predict2", "blocks.0.mlp.layer1.weight"),
+    _known("Chroma", "distilled_guidance_layer.norms.0.scale", "distilled_guidance_layer.norms.0.weight"),
+    _known("Flux.2", "double_stream_modulation_img.lin.weight", "double_stream_modulation_img.linear.weight"),
+    _known("Flux.1", "vector_in.in_layer.weight", "single_transformer_blocks.0.attn.norm_k.weight"),
+    _known("Z-Image", "layers.0.adaLN_modulation.0.weight"),
+    _known("Lumina 2", "layers.0.adaLN_modulation.1.weight"),
+    _known("Krea 2", "txtfusion.projector.weight", "text_fusion.projector.weight"),
+    _known("Qwen-Image 2.1", "txt_in.text_norm.weight"),
+    _known("Qwen-Image", "transformer_blocks.0.txt_mod.1.weight"),
+    _known(
+        "Stable Diffusion 3",
+        "joint_blocks.0.context_block.attn.qkv.weight",
+        "transformer_blocks.0.attn.add_q_proj.weight",
+    ),
+    _known("Stable Diffusion", "input_blocks.0.0.weight", "conv_in.weight"),
+)
+
+_FIRST = "layers.0.self_attn"
+_ROOTS = ("model.", "model.language_model.", "")
+_NORM = "layers.0.post_attention_layernorm.weight"
+_TEXTS = (
+    _known(
+        "CLIP",
+        "text_model.embeddings.token_embedding.weight",
+        "embeddings.token_embedding.weight",
+        "token_embedding.weight",
+    ),
+    _lacking("Jina CLIP 2", "encoder.layers.0.mixer.Wqkv.weight"),
+    _lacking("ByT5, of HunyuanImage", ("encoder.block.0.layer.0.SelfAttention.k.weight", 384)),
+    _lacking("pile-T5, of AuraFlow", ("encoder.block.0.layer.1.DenseReluDense.wi_1.weight", 5120)),
+    _known("T5 and UMT5", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"),
+    _lacking("T5 1.0, of Cosmos and of audio", "encoder.block.0.layer.1.DenseReluDense.wi.weight"),
+    _lacking("T5Gemma", "encoder.layers.0.pre_self_attn_layernorm.weight"),
+    Kind(
+        "Gemma 3 or 4",
+        (("layers.0.post_feedforward_layernorm.weight", f"{_FIRST}.q_norm.weight"),),
+        known=False,
+    ),
+    _known("Gemma 2", "layers.0.post_feedforward_layernorm.weight"),
+    _lacking("GPT-OSS", f"{_FIRST}.sinks"),
+    _lacking("Qwen3.5", "layers.0.linear_attn.A_log"),
+    _lacking("Qwen2.5-VL 3B, of OmniGen2", (f"{_FIRST}.k_proj.bias", 256)),
+    _known("Qwen2.5-VL", f"{_FIRST}.k_proj.bias"),
+    _lacking("Qwen3 2B, of Ovis-Image", (_NORM, 2048)),
+    _known("Qwen3", f"{_FIRST}.q_norm.weight"),
+    _lacking("Ministral 3", (_NORM, 3072)),
+    _known("Mistral 3 and Llama 3.1", _NORM),
+)
+
+_NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
+_VAES = (
+    Kind("Wan 2.2", ((_NESTED, ("conv2.weight", 48)),), known=False),
+    _known("Qwen-Image 2.1", _NESTED),
+    _known("Wan 2.1 and Qwen-Image", "decoder.middle.0.residual.0.gamma"),
+    _lacking("LTX-Video or HunyuanVideo", "decoder.conv_in.conv.weight"),
+    _lacking("ACE-Step", "vocoder.backbone.channel_layers.0.0.bias"),
+    _lacking("Stable Audio", "decoder.layers.1.layers.0.beta"),
+    _known("Stable Diffusion, Flux.1 and Flux.2", "decoder.conv_in.weight"),
+)
+
+_PATCHES = (
+    _known("DiffSynth's of Qwen-Image", "controlnet_blocks.0.y_rms.weight"),
+    _known("Fun's of Z-Image", "control_all_x_embedder.2-1.weight"),
+    _lacking("Anima's LLLite", "lllite_conditioning1.conv1.weight"),
+    _lacking("USO's of Flux.1", "feature_embedder.mid_layer_norm.bias"),
+    _lacking("Uni3C's of Wan", "controlnet_patch_embedding.weight"),
+    _lacking("MultiTalk's of Wan", "audio_proj.proj1.weight"),
+    _lacking("SUPIR", "control_model.input_hint_block.0.weight", "model.control_model.input_hint_block.0.weight"),
+)
+
+_CONTROLS = (
+    _lacking("Hunyuan-DiT", "after_proj_list.18.bias"),
+    _known(
+        "Stable Diffusion, Flux.1, Stable Diffusion 3 or Qwen-Image",
+        "controlnet_blocks.0.weight",
+        "controlnet_blocks.0.linear.weight",
+        "control_blocks.0.after_proj.weight",
+        "zero_convs.0.0.weight",
+        "control_model.zero_convs.0.0.weight",
+        "controlnet_cond_embedding.conv_in.weight",
+        "lora_controlnet",
+    ),
+)
+
+_SEEING = (
+    _known(
+        "CLIP and SigLIP",
+        "transformer.resblocks.0.attn.in_proj_weight",
+        "vision_model.embeddings.patch_embedding.weight",
+    ),
+    _lacking("DINOv2", "encoder.layer.0.layer_scale2.lambda1"),
+    _lacking("DINOv3", "layer.9.attention.o_proj.bias", "layer.23.attention.o_proj.bias"),
+)
+_STYLES = (_known("Flux.1 Redux", "redux_down.weight"), _known("T2I-Adapters", "style_embedding"))
+
+ROLES: Mapping[str, Role] = {
+    "backbone": Role("diffusion network", BACKBONE_PREFIXES, _BACKBONES),
+    "clip": Role("text encoder", _ROOTS, _TEXTS),
+    "vae": Role("VAE", VAE_PREFIXES, _VAES),
+    "controlnet": Role("ControlNet", ("",), _CONTROLS, open=True),
+    "model_patch": Role("model patch", ("",), _PATCHES),
+    "clip_vision": Role("image encoder", ("visual.", "embedder.model.visual.", ""), _SEEING),
+    "style_model": Role("style model", ("",), _STYLES),
+}
+"""What loaders want, by the part of a recipe that it becomes."""
+
+_LORA = ("lora_down.", "lora_up.", "lora_A.", "lora_B.")
+
+
+def refusal(part: str, shapes: Shapes) -> str | None:
+    """Return what a file holds that cannot be used as a part, and what can; None if it can, as far as names tell."""
+    role = ROLES[part]
+    kind = role.kind(shapes)
+    if kind is None and role.open and not looks_like(shapes):
+        return None
+    if kind is not None and kind.known:
+        return None
+    of = f"a {role.wanted}" if kind is None else f"a {role.wanted} of {kind.title}"
+    what = f"holds {of}, which is not supported" if kind else f"holds no {role.wanted} that is known{_shown(shapes)}"
+    return f"{what}; supported are {', '.join(sorted(kind.title for kind in role.kinds if kind.known))}"
+
+
+def looks_like(shapes: Shapes) -> str:
+    """Return what a file holds, in any role; "" if that is not known."""
+    if any(part in name for name in shapes for part in _LORA):
+        return "a LoRA"
+    for part in ("controlnet", "model_patch", "backbone", "vae", "style_model", "clip_vision", "clip"):
+        if (kind := ROLES[part].kind(shapes)) is not None:
+            return f"a {ROLES[part].wanted} of {kind.title}"
+    return ""
+
+
+def _shown(shapes: Shapes) -> str:
+    looks = looks_like(shapes)
+    return f" (it looks like {looks})" if looks else ""
