@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")
 
-Part: TypeAlias = Literal["backbone", "clip", "vae", "upscaler", "controlnet", "clip_vision", "style_model"]
+Part: TypeAlias = Literal[
+    "backbone", "clip", "vae", "upscaler", "controlnet", "model_patch", "clip_vision", "style_model"
+]
 
 PreviewMethod: TypeAlias = Literal["none", "auto", "latent2rgb", "taesd"]
 """How a client is shown what samplers have come to: not, by a linear map of latents, or decoded by a tiny VAE.
@@ -386,6 +388,22 @@ class PackFunctions:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelControl:
+    """Show images to a network of the folder "model_patches", which adds to all rows of the backbone on all levels.
+
+    vae: encodes the images. image, inpaint_image: IMAGE (N,H,W,3) in 0…1, what it follows and what it paints into.
+    mask: (N,H,W), 1 where the image is to be made anew. None for what is not given.
+    """
+
+    recipe: Recipe
+    vae: Recipe
+    strength: float
+    image: torch.Tensor | None = None
+    inpaint_image: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+
 GuidancePatch: TypeAlias = (
     RescaleCfg
     | RenormCfg
@@ -416,6 +434,7 @@ Patch: TypeAlias = (
     | FreeU
     | ReferenceMethod
     | PackFunctions
+    | ModelControl
 )
 """Every kind of ordered change a recipe can carry."""
 

@@ -14,6 +14,7 @@ from serve_app.models import control
 from serve_app.models.control import Autoencoder, ControlNet
 from serve_app.models.families.family import Rows
 from serve_app.models.lora_layers import LoraSet
+from serve_app.models.model_control import ActiveModelControl
 from serve_app.models.network import Network
 from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Inputs, Piece
@@ -27,8 +28,9 @@ class Backbone:
     """A network as one recipe has it; as `sampling.forward.Backbone`.
 
     training: what is taken instead of what the network's file says. loras: what the recipe's LoRAs change in its rows.
-    freeu, functions: its patches of those kinds. references: how they are placed where a conditioning does not say it;
-    None as the family has it. own_key: makes its rows share no forward, if it is set.
+    freeu, functions: its patches of those kinds; controls: those that show its network images. references: how they are
+    placed where a conditioning does not say it; None as the family has it. own_key: makes its rows share no forward, if
+    it is set.
     """
 
     network: Network
@@ -36,6 +38,7 @@ class Backbone:
     loras: LoraSet | None = None
     freeu: tuple[FreeU, ...] = ()
     references: ReferenceMethod | None = None
+    controls: tuple[ActiveModelControl, ...] = ()
     own_key: object | None = None
     functions: tuple[PackFunctions, ...] = ()
     levels: Levels = field(init=False)
@@ -102,6 +105,7 @@ class Backbone:
             piece.inputs,
             self.loras,
             self.freeu,
+            self.controls,
             exclusive=self.own_key is not None,
             role=piece.role,
             functions=tuple(functions.network for functions in self.functions if functions.network),

@@ -52,16 +52,19 @@ class Hint:
 class Spread:
     """After which blocks of one kind a control's answers are added. answers: which of them; blocks: the first so many.
 
-    run: how many blocks in a row one answer is for; 0: the answers take turns.
+    run: how many blocks in a row one answer is for; 0: the answers take turns. once: it is for the first of them alone.
     """
 
     kind: str
     answers: range
     blocks: int
     run: int = 0
+    once: bool = False
 
     def answer(self, block: int) -> int | None:
         """Return the number of the answer that is added after a block; None for none."""
+        if self.once and block % self.run:
+            return None
         number = block // self.run if self.run else block % max(1, len(self.answers))
         return self.answers[number] if block < self.blocks and number < len(self.answers) else None
 
@@ -90,6 +93,10 @@ class ControlNet(ABC):
     @abstractmethod
     def check(self, hint: Hint, backbone: Any) -> None:
         """Errors: NodeError for a hint or a family's backbone that it does not go with."""
+
+    def strength(self, asked: float) -> float:
+        """Return what its answers are multiplied by at a control's strength."""
+        return asked
 
     @abstractmethod
     def read(self, hint: Hint, height: int, width: int) -> list[Tensor]:
@@ -235,7 +242,9 @@ def control_residuals(rows: Sequence[Controlled], call: Any, x: Tensor) -> dict[
     sums: dict[Any, list[Tensor]] = {}
     for (net, _), acting in _together(rows, x.shape[-2], x.shape[-1]).items():
         index = torch.tensor([i for part in acting for i in part.rows], device=x.device)
-        strength = torch.tensor([p.control.control.strength for p in acting for _ in p.rows], device=x.device)
+        strength = torch.tensor(
+            [net.strength(p.control.control.strength) for p in acting for _ in p.rows], device=x.device
+        )
         each = [[to_batch(said, len(part.rows)) for said in part.read] for part in acting]
         added = net.residuals(call, index, [torch.cat(said) for said in zip(*each, strict=True)])
         _add(sums.setdefault(net.adds_to, []), added, index, strength, x)

@@ -1,4 +1,4 @@
-"""ControlNets of diffusion transformers: what a family of them is, and how their hints become latents.
+"""Networks beside a diffusion transformer's, its ControlNets above all: what a family is, and hints as latents.
 
 A family of them is one file, as backbones' are (`flux_controlnet`, `sd3_controlnet`); `dit_control_file` reads files.
 """
@@ -30,27 +30,34 @@ class DitControlNetwork(nn.Module, ABC):
         """Return it as controls use it."""
 
 
-class DitControlFamily(ABC):
-    """A family of ControlNets; as a value, one of them. reads_latents: its hints are encoded by a VAE."""
+class SideFamily(ABC):
+    """A family of networks that run beside a backbone; as a value, one of them."""
 
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16)
 
     @classmethod
     @abstractmethod
     def find(cls, file: Checkpoint) -> Self | None:
-        """Return the ControlNet in a file, None if it is of another family. Errors: ModelFileError."""
-
-    @property
-    @abstractmethod
-    def reads_latents(self) -> bool: ...
+        """Return the network in a file, None if it is of another family. Errors: ModelFileError."""
 
     @abstractmethod
     def table(self) -> Table:
         """Return where the file's tensors go in the network."""
 
     @abstractmethod
-    def build(self) -> DitControlNetwork:
+    def build(self) -> nn.Module:
         """Return the network, in the context in which it is called, which may be that of the meta device."""
+
+
+class DitControlFamily(SideFamily):
+    """A family of ControlNets. reads_latents: its hints are encoded by a VAE."""
+
+    @property
+    @abstractmethod
+    def reads_latents(self) -> bool: ...
+
+    @abstractmethod
+    def build(self) -> DitControlNetwork: ...
 
 
 def check_family(name: str, made_for: BackboneFamily, backbone: Any) -> None:
@@ -74,7 +81,8 @@ def check_latents(name: str, hint: Hint, latent_format: LatentFormat) -> None:
 def hint_latents(hint: Hint, height: int, width: int, latent_format: LatentFormat, *, masked: bool) -> Tensor:
     """Return a hint as scaled latents (N,C,height,width). masked: a channel follows that is 0 where to paint, else 1.
 
-    The image is grey where that is 0. Without a mask, nothing is to be painted.
+    The image is black where that is 0. Without a mask, nothing is to be painted. Where latents have an axis of time:
+    (1,C,T,height,width).
     """
     vae = hint.vae
     assert vae is not None, "check_latents is to be called first"
@@ -92,6 +100,8 @@ def hint_latents(hint: Hint, height: int, width: int, latent_format: LatentForma
     if kept is None:
         return torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1)
     beside = resized(kept, height, width).to(latents.device)
+    if latents.ndim > beside.ndim:
+        beside = beside.unsqueeze(2).expand(-1, -1, latents.shape[2], -1, -1)
     count = max(latents.shape[0], beside.shape[0])
     return torch.cat([_repeated(latents, count), _repeated(beside, count)], dim=1)
 

@@ -1,54 +1,57 @@
-"""Files of ControlNets: of which kind one is, and what a file of a diffusion transformer's has in it."""
+"""Files of ControlNets and model patches: of which kind one is, and what one of a diffusion transformer has in it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 
 from serve_app import log
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet_file import ControlFile
-from serve_app.models.dit_control import DitControlFamily, DitControlNetwork
+from serve_app.models.dit_control import DitControlFamily, SideFamily
 from serve_app.models.flux_controlnet import FluxControlFamily
 from serve_app.models.layout import placed, places
+from serve_app.models.qwen_controlnet import QwenControlFamily, QwenFunControlFamily
+from serve_app.models.qwen_diffsynth import QwenDiffSynth
 from serve_app.models.sd3_controlnet import Sd3ControlFamily, Sd35ControlFamily
 from serve_app.models.tensors import Tensors
+from serve_app.models.zimage_control import ZImageControl
 
-FAMILIES: Sequence[type[DitControlFamily]] = (Sd35ControlFamily, Sd3ControlFamily, FluxControlFamily)
-"""All that are known."""
+FAMILIES: Sequence[type[DitControlFamily]] = (
+    *(Sd35ControlFamily, Sd3ControlFamily, FluxControlFamily),
+    *(QwenControlFamily, QwenFunControlFamily),
+)
+"""All ControlNets that are known."""
+MODEL_PATCHES: Sequence[type[SideFamily]] = (QwenDiffSynth, ZImageControl)
+"""All model patches."""
 
 _log = log.get("models")
 
 
-class DitControlFile:
-    """An open file of a diffusion transformer's ControlNet."""
+class SideFile:
+    """An open file of a network that runs beside a diffusion transformer."""
 
-    needs_base = has_differences = False
-
-    def __init__(self, file: Checkpoint, control: DitControlFamily) -> None:
+    def __init__(self, file: Checkpoint, family: SideFamily) -> None:
         self._file = file
-        self.control = control
+        self._family = family
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
-        return self.control.dtypes
-
-    @property
-    def reads_latents(self) -> bool:
-        return self.control.reads_latents
+        return self._family.dtypes
 
     def elements(self) -> int:
         """Return how many numbers the network has."""
         return sum(map(prod, self._file.shapes.values()))
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> DitControlNetwork:
+    def load(self, device: torch.device, dtype: torch.dtype) -> Any:
         """Return the network on the device. Errors: ModelFileError for tensors missing or of another shape."""
         with torch.device("meta"):
-            network = self.control.build()
+            network = self._family.build()
         network.eval().requires_grad_(False)
-        table, wanted = self.control.table(), network.state_dict()
+        table, wanted = self._family.table(), network.state_dict()
         state, unused = {}, []
         tensors = Tensors(self._file.shapes, self._file.where)
         for name in self._file.shapes:
@@ -68,6 +71,28 @@ class DitControlFile:
             _log.warning("%s: %d tensors are not used, '%s' first", self._file.where, len(unused), unused[0])
         network.load_state_dict(state, assign=True)
         return network
+
+
+class DitControlFile(SideFile):
+    """An open file of a diffusion transformer's ControlNet."""
+
+    needs_base = has_differences = False
+
+    def __init__(self, file: Checkpoint, family: DitControlFamily) -> None:
+        super().__init__(file, family)
+        self.reads_latents = family.reads_latents
+
+
+def open_model_patch(file: Checkpoint) -> SideFile:
+    """Return a file as the model patch that it is. Errors: ModelFileError if it is none that is known."""
+    for family in MODEL_PATCHES:
+        if (found := family.find(file)) is not None:
+            return SideFile(file, found)
+    tensors = Tensors(file.shapes, file.where)
+    raise tensors.unsupported(
+        f"holds no model patch of a known layout{tensors.family()}; supported are DiffSynth's of Qwen-Image, and the "
+        "Fun union ControlNets of Z-Image"
+    )
 
 
 def open_control(file: Checkpoint, beside: Sequence[Checkpoint] = ()) -> ControlFile | DitControlFile:

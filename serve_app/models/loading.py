@@ -18,7 +18,7 @@ from serve_app.errors import ConfigError, ModelFileError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet_file import ControlFile, ControlModule
 from serve_app.models.dit_control import DitControlNetwork
-from serve_app.models.dit_control_file import DitControlFile, open_control
+from serve_app.models.dit_control_file import DitControlFile, SideFile, open_control, open_model_patch
 from serve_app.models.families.family import (
     BackboneFamily,
     Family,
@@ -32,6 +32,7 @@ from serve_app.models.lora import Adapter, Scaling
 from serve_app.models.lora_layers import LoraSet, parameters, with_merged
 from serve_app.models.lora_layouts import read
 from serve_app.models.mixture import Adapted, Mixture, added
+from serve_app.models.model_control import ModelPatch
 from serve_app.models.network import Network
 from serve_app.models.packing import move_to
 from serve_app.models.parts import PART_NAMES
@@ -118,6 +119,8 @@ class Loaded:
         if self.part == "controlnet":
             module: ControlModule | DitControlNetwork = self.module
             return module.control_net(self.key, self.name)
+        if self.part == "model_patch":
+            return ModelPatch(self.name, self.module)
         return Upscaler(self.module)
 
 
@@ -136,6 +139,7 @@ class Loader:
             "controlnet": dtype,
             "clip_vision": dtype,
             "style_model": dtype,
+            "model_patch": dtype,
             "upscaler": "fp32",
         }
         for part, name in self._dtypes.items():
@@ -146,8 +150,8 @@ class Loader:
         match _open(recipe, files.paths):
             case UpscalerFile() as file, _:
                 return file.elements() * self._dtype(recipe).itemsize
-            case (ControlFile() | DitControlFile()) as file, _:
-                return file.elements() * self._control_dtype(file).itemsize
+            case (ControlFile() | SideFile()) as file, _:
+                return file.elements() * self._side_dtype(file).itemsize
             case Checkpoint() as file, beside:
                 dtype = self._dtype(recipe, file.family(recipe.part, beside, recipe.loaded_as))
                 return file.nbytes(
@@ -169,8 +173,8 @@ class Loader:
             case UpscalerFile():
                 # Some upscalers work out a convolution's weight as they run, which a packed one has not got.
                 return replace(loaded, module=file.load(self.device, self._dtype(recipe)))
-            case ControlFile() | DitControlFile():
-                dtype = self._control_dtype(file)
+            case ControlFile() | SideFile():
+                dtype = self._side_dtype(file)
                 module: nn.Module = file.load(self.device, dtype)
                 move_to(module, self.device, dtype)
                 return replace(loaded, module=module)
@@ -207,7 +211,7 @@ class Loader:
         """Return a part with a set's merged weights where the set changes it, and shared ones elsewhere."""
         return replace(base, module=with_merged(base.module, loras))
 
-    def _control_dtype(self, file: ControlFile | DitControlFile) -> torch.dtype:
+    def _side_dtype(self, file: ControlFile | SideFile) -> torch.dtype:
         return dtype_of(self._dtypes["controlnet"], "controlnet", self.device, file.dtypes)
 
     def _dtype(self, recipe: Recipe, family: Family | None = None) -> torch.dtype:
@@ -224,12 +228,14 @@ def control_file(catalog: Catalog, recipe: Recipe) -> ControlFile | DitControlFi
 
 def _open(
     recipe: Recipe, paths: Sequence[Path]
-) -> tuple[Checkpoint | UpscalerFile | ControlFile | DitControlFile, Sequence[Checkpoint]]:
+) -> tuple[Checkpoint | UpscalerFile | ControlFile | SideFile, Sequence[Checkpoint]]:
     """Return a part's file, and those beside it."""
     beside = [Checkpoint(path) for path in paths[1:]]
     if recipe.part == "upscaler":
         return UpscalerFile(paths[0]), beside
     file = Checkpoint(paths[0])
+    if recipe.part == "model_patch":
+        return open_model_patch(file), beside
     return (open_control(file, beside) if recipe.part == "controlnet" else file), beside
 
 

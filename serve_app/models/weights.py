@@ -21,6 +21,7 @@ from serve_app.models.control import ControlNet
 from serve_app.models.families.family import BackboneFamily, Encoder, Family
 from serve_app.models.lexicon import Lexicon
 from serve_app.models.loading import Loader, control_file
+from serve_app.models.model_control import ModelPatch, activated
 from serve_app.models.network import Network
 from serve_app.models.recipes import Files, Need, part_files, set_beside, set_files, version
 from serve_app.models.residency import Residency, Resident
@@ -37,6 +38,7 @@ from serve_app.values import (
     ClipSkip,
     Difference,
     FreeU,
+    ModelControl,
     PackFunctions,
     Recipe,
     ReferenceMethod,
@@ -82,11 +84,18 @@ class Weights:
         self._lock = Lock()
 
     def backbone(self, recipe: Recipe) -> Backbone:
-        """Return the recipe's backbone, loading its network if it is not resident."""
+        """Return the recipe's backbone, loading its network, and those that control it, if they are not resident.
+
+        Errors: NodeError for a control that does not go with it.
+        """
         network, resident = self._lend(recipe, Network)
         training, references = recipe.last(Training), recipe.last(ReferenceMethod)
+        controls = tuple(
+            activated(control, self._lend(control.recipe, ModelPatch)[0], self.vae(control.vae), network.family)
+            for control in recipe.all(ModelControl)
+        )
         freeu, functions = recipe.all(FreeU), recipe.all(PackFunctions)
-        return Backbone(network, training, resident.loras, freeu, references, functions=functions)
+        return Backbone(network, training, resident.loras, freeu, references, controls, functions=functions)
 
     def levels(self, recipe: Recipe) -> Levels:
         """Return the noise levels of the recipe's backbone, without loading it."""
@@ -183,7 +192,8 @@ class Weights:
     def need(self, *recipes: Recipe) -> Need:
         """Return what work with these recipes at once needs. It opens files that have not been asked about before."""
         nbytes: dict[Hashable, int] = {}
-        for recipe in recipes:
+        shown = (control for recipe in recipes for control in recipe.all(ModelControl))
+        for recipe in (*recipes, *(beside for control in shown for beside in (control.recipe, control.vae))):
             files = part_files(self._catalog, recipe)
             nbytes[files.key] = self._size(files.key, lambda r=recipe, f=files: self._loader.nbytes(r, f))
             if changes := set_beside(recipe):

@@ -38,9 +38,10 @@ NETS: Mapping[str, dict[str, Any]] = {
         "depth": 6,
         "depth_single_blocks": 11,
     },
+    "qwen": {**SMALLEST["qwen"], "num_layers": 14},
 }
-POOLED = {"sd3": 2048, "flux": 32}
-TIMES = {"sd3": 1000.0, "flux": 1.0}
+POOLED = {"sd3": 2048, "flux": 32, "qwen": 32}
+TIMES = {"sd3": 1000.0, "flux": 1.0, "qwen": 1.0}
 GUIDANCE = (3.5, 30.0)
 SIGMA = 0.7
 
@@ -88,6 +89,12 @@ CASES: Sequence[Case] = (
     Case("flux_xlabs"),
     Case("flux_xlabs", (6, 8), (30, 70)),
     Case("flux_mistoline"),
+    Case("qwen_union"),
+    Case("qwen_union", (9, 6), (50, 70), text=9),
+    Case("qwen_masked", (8, 6), (64, 48), mask=(40, 48)),
+    Case("qwen_masked", strength=1.2),
+    Case("qwen_fun", strength=1.44),
+    Case("qwen_fun", (9, 7), (72, 56), text=3),
 )
 
 
@@ -114,7 +121,7 @@ def asked(case: Case) -> Asked:
     """Return what the networks are asked."""
     draw = lambda what, *shape: noise(f"{case.name} {what}", shape)  # noqa: E731
     return Asked(
-        draw("x", 2, 16, *case.size),
+        draw("x", 2, 16, *((1,) if case.net == "qwen" else ()), *case.size),
         draw("text", 2, case.text, 48),
         draw("pooled", 2, POOLED[case.net]),
         draw("hint", 1, *case.hint, 3).sigmoid(),
@@ -122,15 +129,21 @@ def asked(case: Case) -> Asked:
     )
 
 
+@dataclass(frozen=True)
 class Vae:
-    """A stand-in for an autoencoder, on both sides: a latent cell is a mix of the means of its pixels."""
+    """A stand-in for an autoencoder, on both sides: a latent cell is a mix of the means of its pixels.
 
-    factor = 8
+    video: its latents have an axis of time.
+    """
+
+    video: bool = False
+    factor: int = 8
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return latents (B,16,h,w) of images (B,H,W,3)."""
+        """Return latents (B,16,h,w), or (B,16,1,h,w), of images (B,H,W,3)."""
         means = torch.nn.functional.avg_pool2d(images.movedim(-1, 1) * 2 - 1, self.factor)
-        return torch.einsum("oc,bchw->bohw", noise("vae", (16, 3)), means)
+        latents = torch.einsum("oc,bchw->bohw", noise("vae", (16, 3)), means)
+        return latents.unsqueeze(2) if self.video else latents
 
     def spacial_compression_encode(self) -> int:
         """Return what ComfyUI asks for."""

@@ -26,15 +26,22 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.controlnet  # noqa: E402
+import comfy.latent_formats  # noqa: E402
 import comfy.ldm.flux.model  # noqa: E402
 import comfy.ldm.modules.diffusionmodules.mmdit as mmdit  # noqa: E402
+import comfy.ldm.qwen_image.controlnet  # noqa: E402
+import comfy.ldm.qwen_image.model  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy.utils  # noqa: E402
 
 from tests.parity.dit_cases import weights  # noqa: E402
 from tests.parity.dit_control_cases import CASES, GUIDANCE, NETS, SIGMA, TIMES, Case, Vae, asked, file  # noqa: E402
 
-MODULES: dict[str, Any] = {"sd3": mmdit.OpenAISignatureMMDITWrapper, "flux": comfy.ldm.flux.model.Flux}
+MODULES: dict[str, Any] = {
+    "sd3": mmdit.OpenAISignatureMMDITWrapper,
+    "flux": comfy.ldm.flux.model.Flux,
+    "qwen": comfy.ldm.qwen_image.model.QwenImageTransformer2DModel,
+}
 
 
 def backbone(name: str) -> Any:
@@ -45,9 +52,32 @@ def backbone(name: str) -> Any:
     return net
 
 
+def loaded_file(case: Case) -> Any:
+    """Return ComfyUI's ControlNet as it makes it of a file."""
+    return comfy.controlnet.load_controlnet_state_dict(file(case))
+
+
+def instantx(case: Case) -> Any:
+    """Return ComfyUI's ControlNet of Qwen-Image, as its loader makes it, which knows one width alone."""
+    tensors = file(case)
+    more = tensors["controlnet_x_embedder.weight"].shape[1] - 64
+    layers = sum(name.startswith("controlnet_blocks.") for name in tensors) // 2
+    net = comfy.ldm.qwen_image.controlnet.QwenImageControlNetModel(
+        extra_condition_channels=more,
+        dtype=torch.float32,
+        device="cpu",
+        operations=comfy.ops.disable_weight_init,
+        **{**NETS["qwen"], "num_layers": layers},
+    )
+    net.load_state_dict(tensors)
+    return comfy.controlnet.ControlNet(
+        net, compression_ratio=1, latent_format=comfy.latent_formats.Wan21(), concat_mask=more > 0, extra_conds=[]
+    )
+
+
 def control(case: Case) -> Any:
     """Return ComfyUI's ControlNet with its hint. Errors: AssertionError if a tensor is missing from its file."""
-    loaded = comfy.controlnet.load_controlnet_state_dict(file(case))
+    loaded = instantx(case) if case.control in ("qwen_union", "qwen_masked") else loaded_file(case)
     a = asked(case)
     image, beside = a.hint, []
     if a.mask is not None and loaded.concat_mask:
@@ -58,7 +88,7 @@ def control(case: Case) -> Any:
         beside = [kept]
     if case.kind is not None:
         loaded.set_extra_arg("control_type", [case.kind])
-    vae = Vae() if loaded.latent_format is not None else None
+    vae = Vae(case.net == "qwen") if loaded.latent_format is not None else None
     return loaded.set_cond_hint(image.movedim(-1, 1), case.strength, vae=vae, extra_concat=beside)
 
 

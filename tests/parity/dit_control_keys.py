@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
+from diffusers.models.controlnets.controlnet_qwenimage import QwenImageControlNetModel
 from diffusers.models.controlnets.controlnet_sd3 import SD3ControlNetModel
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
 
 GOLDEN = Path(__file__).parent / "golden"
 WIDTH = 128
@@ -119,6 +121,34 @@ def flux_single_file(*, mistoline: bool) -> Keys:
             yield from layer(f"controlnet_blocks.{number}", WIDTH, WIDTH)
 
 
+QWEN_WIDTH = 64
+"""Of Qwen-Image's, with two heads."""
+
+
+def qwen(layers: int, *, masked: bool = False) -> Keys:
+    yield from of(
+        QwenImageControlNetModel(
+            in_channels=64,
+            num_layers=layers,
+            attention_head_dim=QWEN_WIDTH // 2,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            axes_dims_rope=(4, 14, 14),
+            extra_condition_channels=4 if masked else 0,
+        )
+    )
+
+
+def qwen_fun() -> Keys:
+    yield from layer("control_img_in", QWEN_WIDTH, 132)
+    for number in range(5):
+        block = f"control_blocks.{number}"
+        parts = QwenImageTransformerBlock(QWEN_WIDTH, 2, QWEN_WIDTH // 2)
+        yield from ((f"{block}.{name}", shape) for name, shape in of(parts))
+        for name in ("after_proj", *(() if number else ("before_proj",))):
+            yield from layer(f"{block}.{name}", QWEN_WIDTH, QWEN_WIDTH)
+
+
 def main() -> None:
     with torch.device("meta"):
         keys = {
@@ -131,6 +161,9 @@ def main() -> None:
             "flux_masked": dict(flux(singles=4, masked=True)),
             "flux_xlabs": dict(flux_single_file(mistoline=False)),
             "flux_mistoline": dict(flux_single_file(mistoline=True)),
+            "qwen_union": dict(qwen(5)),
+            "qwen_masked": dict(qwen(20, masked=True)),
+            "qwen_fun": dict(qwen_fun()),
         }
     (GOLDEN / "dit_control_keys.json").write_text(json.dumps(keys, indent=0))
 

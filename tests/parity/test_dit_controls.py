@@ -73,7 +73,7 @@ def rows(folder: Path, case: Case, *, controlled: bool = True) -> list[Rows]:
             options["control"] = control
         conds: dict[str, Conditioning] = {"positive": [(a.text[i : i + 1], options)]}
         nets = {recipe: net(folder, case.control, case.says)}
-        ((text, told),) = activated(conds, nets, family, LEVELS, {VAE: Vae()})["positive"]
+        ((text, told),) = activated(conds, nets, family, LEVELS, {VAE: Vae(case.net == "qwen")})["positive"]
         x = a.x[i : i + 1]
         inputs = family.inputs(text, told, "positive", Canvas(x, x), CPU, Discrete())
         made.append(Rows(x, SIGMA, torch.tensor([SIGMA * TIMES[case.net]]), inputs))

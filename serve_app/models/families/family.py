@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.models.layout import Table
 from serve_app.models.lora_layers import LoraSet
+from serve_app.models.model_control import ActiveModelControl
 from serve_app.models.tensors import Shape, Tensors
 from serve_app.sampling.forward import Canvas, Inputs
 from serve_app.sampling.latents import LatentFormat
@@ -101,9 +102,9 @@ class Rows:
     """What a network is asked for one piece of one run.
 
     x: (B,C,h,w) float32, scaled as the prediction wants it. sigma: their level; timestep: (B,), what the network is
-    told of it. inputs: the family's own. loras, freeu: what the recipe changes for these rows. exclusive: nothing
-    shares their forward, and its outcome does not depend on earlier ones, to the bit. role: of their branch. functions:
-    of node packs, as `PackFunctions.network`, in order.
+    told of it. inputs: the family's own. loras, freeu, controls: what the recipe changes for these rows. exclusive:
+    nothing shares their forward, and its outcome does not depend on earlier ones, to the bit. role: of their branch.
+    functions: of node packs, as `PackFunctions.network`, in order.
     """
 
     x: Tensor
@@ -112,6 +113,7 @@ class Rows:
     inputs: Any
     loras: LoraSet | None = None
     freeu: tuple[FreeU, ...] = ()
+    controls: tuple[ActiveModelControl, ...] = ()
     exclusive: bool = False
     role: str = "positive"
     functions: tuple[Mapping[str, Any], ...] = ()
@@ -265,9 +267,13 @@ def own_text(text: Text, key: str) -> str:
 
 
 class TextFamily(Family):
-    """A family of text encoders, or of several that are read side by side. name: what errors call it."""
+    """A family of text encoders, or of several that are read side by side. name: what errors call it.
+
+    for_others: types of loaders that have it read for families that are not known here, and which those are.
+    """
 
     name: ClassVar[str]
+    for_others: ClassVar[Mapping[str, str]] = {}
 
     @property
     def title(self) -> str:

@@ -7,7 +7,7 @@ Source: Qin et al. 2025, arXiv:2503.21758.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -29,8 +29,23 @@ from serve_app.models.families.dit import (
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.latents import FLUX
 from serve_app.models.layout import Table
+from serve_app.models.model_control import AtWork, all_at_work
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.values import Training
+
+REFINERS, LAYERS = "refiners", "layers"
+"""The stacks of layers that model controls add to: the image's own, and those of both."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamCall:
+    """What model controls are told of a forward's R rows. time: what layers are modulated by, (R,W).
+
+    turns: how each of the image's tokens turns queries and keys, (R,S,d/2).
+    """
+
+    time: Tensor
+    turns: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,14 +123,12 @@ class OneStream(BackboneFamily):
         # The network counts time from noise to image; told it in half precision, it would hear another one.
         time = self.time(network, 1 - torch.cat([r.timestep for r in rows]))
         image = self._stream(images, image_at, *self.embedded_image(network))
-        for layer in network.noise_refiner:
-            image = image.through(layer, time)
+        controls = all_at_work(rows, StreamCall(time, image.turns))
+        image = image.through_all(network.noise_refiner, time, REFINERS, controls)
         text = self._stream(texts, text_at, *self.embedded_text(network))
         for layer in network.context_refiner:
             text = text.through(layer)
-        both = image.followed_by(text)
-        for layer in network.layers:
-            both = both.through(layer, time)
+        both = image.followed_by(text).through_all(network.layers, time, LAYERS, controls)
         outputs = torch.split(self.last(network, both.tokens, time), counts)
         return [
             -from_tokens(output[:, : tokens.shape[1]], *r.x.shape[-2:], channels_last=True).float()
@@ -152,6 +165,17 @@ class _Stream:
 
     def through(self, layer: Any, time: Tensor | None = None) -> _Stream:
         return replace(self, tokens=layer(self.tokens, self.there, self.turns, time))
+
+    def through_all(self, layers: Iterable[Any], time: Tensor, stack: str, controls: Sequence[AtWork]) -> _Stream:
+        """Return what a stack of layers makes of it. controls: what acts on the image's tokens, which come first."""
+        for control in controls:
+            control.before(stack, self.tokens)
+        stream = self
+        for number, layer in enumerate(layers):
+            stream = stream.through(layer, time)
+            for control in controls:
+                control.after(stack, number, stream.tokens)
+        return stream
 
     def followed_by(self, other: _Stream) -> _Stream:
         tokens, turns = (torch.cat(pair, dim=1) for pair in ((self.tokens, other.tokens), (self.turns, other.turns)))

@@ -14,18 +14,19 @@ import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from torch import Tensor, nn
 
+from serve_app.errors import NodeError
+from serve_app.models.control import ActiveControl, Controlled, added_after, control_residuals
 from serve_app.models.families.dit import (
     PATCH,
     angles,
     check_text,
     from_tokens,
     grid,
-    lengths,
     lora_names,
     positions,
     stacked,
+    there,
     to_tokens,
-    within,
 )
 from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
 from serve_app.models.families.latents import WAN
@@ -37,6 +38,7 @@ from serve_app.models.families.references import (
     scaled_references,
 )
 from serve_app.models.layout import Table
+from serve_app.models.model_control import all_at_work
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.store.kinds import BACKBONE_PREFIXES
@@ -46,6 +48,9 @@ MU = 1.15
 THETA = 10000.0
 AXES = (2, 7, 7)
 """Sixteenths of a head that turn by frame, row and column."""
+
+BLOCKS = "blocks"
+"""The kind of block that ControlNets and model controls add to."""
 
 NEGATIVE_INDEX = "negative_index"
 """As "index", with the planes of references before the image's instead of behind it."""
@@ -62,16 +67,36 @@ _MODULES = ("img_in", "txt_in", "txt_norm", "time_text_embed", "transformer_bloc
 class QwenImageInputs:
     """What a network is told beside x and sigma, for B rows.
 
-    text: (B,T,D). references: (B,C,F,h,w) each, scaled; method: how they are placed.
+    text: (B,T,D). references: (B,C,F,h,w) each, scaled; method: how they are placed. controls: all that act.
     """
 
     text: Tensor
     references: tuple[Tensor, ...] = ()
     method: str = ""
+    controls: tuple[ActiveControl, ...] = ()
 
     def within(self, area: Area | None) -> QwenImageInputs:
         """Return the inputs of an area of the canvas; references stay whole."""
         return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QwenImageCall:
+    """What one forward is given for R rows, as its ControlNets are too.
+
+    x: (R,C,F,h,w). level: (R,). text: (R,T,D); there: which of it counts, (R,T), None if all does. turns: how tokens
+    turn queries and keys, of the image x and of the text, (n,d/2) each. image, embedded, time: as the backbone embeds
+    x, text and level, (R,n,W), (R,T,W) and (R,W).
+    """
+
+    x: Tensor
+    level: Tensor
+    text: Tensor
+    there: Tensor | None
+    turns: tuple[Tensor, Tensor]
+    image: Tensor
+    embedded: Tensor
+    time: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +188,15 @@ class QwenImage(BackboneFamily):
     ) -> QwenImageInputs:
         """Return the text, and the options that the network reads: ComfyUI's, by its names.
 
-        Errors: NodeError for a conditioning of another family's text encoder, or for references it cannot be told.
+        Errors: NodeError for a conditioning of another family's text encoder, for references it cannot be told, or for
+        ControlNets over images with layers.
         """
         check_text(cond, self.text_width, self.title)
-        rows = canvas.rows
+        rows, controls = canvas.rows, options.get("control") or ()
+        if controls and canvas.latents.shape[2] > 1:
+            raise NodeError(
+                f"ControlNets of {self.title} read one image, and the latents have {canvas.latents.shape[2]}"
+            )
         references = scaled_references(options, self.latent_format, rows, device)
         allowed = (*METHODS, INDEX_TIMESTEP_ZERO, NEGATIVE_INDEX)
         return QwenImageInputs(
@@ -175,6 +205,7 @@ class QwenImage(BackboneFamily):
             check_method(options.get("reference_latents_method") or self.method, self.title, allowed)
             if references
             else "",
+            controls,
         )
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
@@ -184,42 +215,48 @@ class QwenImage(BackboneFamily):
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows.
 
-        They may differ in level, text and its length, references and LoRAs.
+        They may differ in level, text and its length, references, controls and LoRAs.
         """
         dtype, inputs, size = network.img_in.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[2:]
         texts = [i.text.to(dtype) for i in inputs]
-        image = _to_tokens(torch.cat([r.x for r in rows]).to(dtype))
-        count, at = image.shape[1], [_centred(size, positions(size[1:]))]
+        x, level, text = torch.cat([r.x for r in rows]).to(dtype), torch.cat([r.timestep for r in rows]), stacked(texts)
+        tokens = frame_tokens(x)
+        count, at = tokens.shape[1], [_centred(size, positions(size[1:]))]
         references, method = inputs[0].references, inputs[0].method
         if references:
             beside = [torch.cat(own).to(dtype) for own in zip(*(i.references for i in inputs), strict=True)]
-            image = torch.cat([image, *map(_to_tokens, beside)], dim=1)
+            tokens = torch.cat([tokens, *map(frame_tokens, beside)], dim=1)
             at += self._placed((size[1], size[2]), references, method)
-        text = network.txt_in(network.txt_norm(stacked(texts)))
-        length, counts = text.shape[1], lengths(texts)
-        # Attention is faster without a mask.
-        there = within(counts, length, text.device) if min(counts) != max(counts) else None
         first = max(side // 2 for side in grid(size[1], size[2]))
-        words = torch.arange(float(first), first + length)[:, None].expand(-1, 3)
-        turns = [self._turns(places.to(image.device)) for places in (torch.cat(at), words)]
-        still = method == INDEX_TIMESTEP_ZERO
-        time, which = self._time(network, torch.cat([r.timestep for r in rows]), dtype), None
+        words = torch.arange(float(first), first + text.shape[1])[:, None].expand(-1, 3)
+        turns, of_words = (self._turns(places.to(x.device)) for places in (torch.cat(at), words))
+        image, embedded = network.img_in(tokens), network.txt_in(network.txt_norm(text))
+        time = self.time(network, level, dtype)
+        # Attention is faster without a mask, as there is none where all texts are equally long.
+        call = QwenImageCall(x, level, text, there(texts), (turns[:count], of_words), image[:, :count], embedded, time)
+        added = control_residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call, x)
+        controls = all_at_work(rows, call)
+        still, which = method == INDEX_TIMESTEP_ZERO, None
         if still:
-            time = torch.cat([time, self._time(network, torch.zeros(len(image), device=image.device), dtype)])
+            time = torch.cat([time, self.time(network, torch.zeros_like(level), dtype)])
             which = (torch.arange(image.shape[1], device=image.device) >= count).int().expand(len(image), -1)
-        image = network.img_in(image)
-        for block in network.transformer_blocks:
+        text = embedded
+        for number, block in enumerate(network.transformer_blocks):
             # Whether a second half of `time` is of the tokens that `which` marks: as these rows have it.
             block.zero_cond_t = still
             text, image = block(
                 hidden_states=image,
                 encoder_hidden_states=text,
-                encoder_hidden_states_mask=there,
+                encoder_hidden_states_mask=call.there,
                 temb=time,
-                image_rotary_emb=turns,
+                image_rotary_emb=(turns, of_words),
                 modulate_index=which,
             )
-        made = network.proj_out(network.norm_out(image[:, :count], time[: len(image)]))
+            for control in controls:
+                control.after(BLOCKS, number, image)
+            for residual in added_after(added, BLOCKS, number):
+                image[:, :count] += residual.to(dtype)
+        made = network.proj_out(network.norm_out(image[:, :count], call.time))
         frames = from_tokens(made.reshape(len(made) * size[0], -1, made.shape[2]), size[1], size[2])
         output = frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
         return list(torch.split(output.float(), [r.count for r in rows]))
@@ -238,7 +275,7 @@ class QwenImage(BackboneFamily):
         turned = angles(at, self.axes, THETA).float()
         return torch.polar(torch.ones_like(turned), turned)
 
-    def _time(self, network: Any, level: Tensor, dtype: torch.dtype) -> Tensor:
+    def time(self, network: Any, level: Tensor, dtype: torch.dtype) -> Tensor:
         """Return what the blocks are modulated by, (R,width), for levels (R,)."""
         embed = network.time_text_embed
         # Time reaches the sinusoids in single precision, as in ComfyUI.
@@ -246,7 +283,7 @@ class QwenImage(BackboneFamily):
         return time + embed.addition_t_embedding.weight[0] if self.layered else time
 
 
-def _to_tokens(latents: Tensor) -> Tensor:
+def frame_tokens(latents: Tensor) -> Tensor:
     """Return latents (B,C,F,h,w) as tokens (B,F·n,4C), frame by frame."""
     batch, _, frames = latents.shape[:3]
     tokens = to_tokens(latents.movedim(2, 1).flatten(0, 1))

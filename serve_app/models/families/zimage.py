@@ -99,9 +99,7 @@ class ZImage(OneStream):
             ("context_refiner", self.refiners),
         ):
             for layer in range(count):
-                attention = f"{stack}.{layer}.attention"
-                table |= {f"{attention}.{theirs}": f"{attention}.{ours}" for theirs, ours in _ATTENTION.items()}
-                table[f"{attention}.qkv"] = thirds(self.width, *(f"{attention}.to_{kind}" for kind in "qkv"))
+                table |= attention_names(f"{stack}.{layer}.attention", self.width)
         return table
 
     @property
@@ -147,6 +145,14 @@ class ZImage(OneStream):
     def last(self, network: Any, tokens: Tensor, time: Tensor) -> Tensor:
         made: Tensor = network.all_final_layer[SIZES](tokens, c=time)
         return made
+
+
+def attention_names(attention: str, width: int) -> dict[str, str | tuple[Place, ...]]:
+    """Return where the single file's tensors of an attention go, which has the same name on both sides."""
+    names: dict[str, str | tuple[Place, ...]] = {
+        f"{attention}.{theirs}": f"{attention}.{ours}" for theirs, ours in _ATTENTION.items()
+    }
+    return names | {f"{attention}.qkv": thirds(width, *(f"{attention}.to_{kind}" for kind in "qkv"))}
 
 
 def _by_diffusers(tensors: Tensors) -> bool:

@@ -1,0 +1,109 @@
+"""What model controls are compared with ComfyUI's on: small networks, and what they are asked. As `dit_cases`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.parity.dit_cases import NETS as SMALLEST
+from tests.parity.dit_cases import noise, weights
+
+NETS: Mapping[str, dict[str, Any]] = {
+    "qwen": {**SMALLEST["qwen"], "num_layers": 3},
+    "zimage": {**SMALLEST["zimage"], "n_layers": 6},
+}
+_ZIMAGE = {"dim": 288, "n_heads": 9, "n_kv_heads": 9}
+PATCHES: Mapping[str, dict[str, Any]] = {
+    "qwen_hint": {"num_layers": 3, "dim": 64},
+    "qwen_masked": {"num_layers": 3, "dim": 64, "additional_in_dim": 4},
+    "zimage_1": _ZIMAGE,
+    "zimage_lite": {**_ZIMAGE, "n_control_layers": 3, "additional_in_dim": 17, "refiner_control": True},
+    "zimage_2": {**_ZIMAGE, "n_control_layers": 15, "additional_in_dim": 17, "refiner_control": True},
+    "zimage_20": {**_ZIMAGE, "n_control_layers": 15, "additional_in_dim": 17, "refiner_control": True, "broken": True},
+}
+"""ComfyUI's arguments of the patches; its loader knows one width alone."""
+NO_ANSWERS = {"zimage_20": "control_noise_refiner.0.after_proj.weight"}
+"""A tensor that is all zero in a file."""
+SIGMAS = (0.3, 0.9)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A backbone under a patch. size: of the latents. image, inpaint, mask: sizes in pixels, None for none.
+
+    text: how many tokens. beside: a second patch, which is shown the same after it.
+    """
+
+    patch: str
+    size: tuple[int, int] = (8, 8)
+    image: tuple[int, int] | None = (64, 64)
+    inpaint: tuple[int, int] | None = None
+    mask: tuple[int, int] | None = None
+    text: int = 5
+    strength: float = 0.8
+    beside: str = ""
+
+    @property
+    def net(self) -> str:
+        return self.patch.partition("_")[0]
+
+    @property
+    def name(self) -> str:
+        return " ".join(map(str, vars(self).values()))
+
+
+CASES: Sequence[Case] = (
+    Case("qwen_hint"),
+    Case("qwen_hint", (9, 7), (50, 70), text=9),
+    Case("qwen_hint", strength=-1.5, beside="qwen_masked"),
+    Case("qwen_masked"),
+    Case("qwen_masked", (9, 7), (72, 56), mask=(36, 60)),
+    Case("zimage_1"),
+    Case("zimage_1", (9, 7), (50, 70), text=40),
+    Case("zimage_lite", mask=(64, 64)),
+    Case("zimage_2"),
+    Case("zimage_2", (9, 7), (50, 70), (72, 56), (36, 60)),
+    Case("zimage_2", (6, 10), None, (48, 80), (48, 80), text=33),
+    Case("zimage_2", inpaint=(64, 64), beside="zimage_1"),
+    Case("zimage_20", (7, 8), (56, 64), mask=(64, 48)),
+)
+
+
+def file(patch: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Return the tensors of a patch's file."""
+    tensors = weights(shapes)
+    if patch in NO_ANSWERS:
+        tensors[NO_ANSWERS[patch]].zero_()
+    return tensors
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The tensors of a case, of two rows. image, inpaint: (1,H,W,3); mask: (1,H,W)."""
+
+    x: Tensor
+    text: Tensor
+    image: Tensor | None
+    inpaint: Tensor | None
+    mask: Tensor | None
+
+
+def asked(case: Case) -> Asked:
+    """Return what the networks are asked."""
+
+    def image(what: str, size: tuple[int, int] | None) -> Tensor | None:
+        return None if size is None else noise(f"{case.name} {what}", (1, *size, 3)).sigmoid()
+
+    time = (1,) if case.net == "qwen" else ()
+    mask = None if case.mask is None else noise(f"{case.name} mask", (1, *case.mask)).sigmoid()
+    return Asked(
+        noise(f"{case.name} x", (2, 16, *time, *case.size)),
+        noise(f"{case.name} text", (2, case.text, 48)),
+        image("image", case.image),
+        image("inpaint", case.inpaint),
+        None if mask is None else torch.where(mask > 0.5, mask, 0),
+    )
