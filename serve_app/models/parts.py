@@ -99,6 +99,11 @@ def _text(files: Sequence[Tensors], loaded_as: str) -> FoundPart:
                 f"{whole.where} holds no text encoder of a known layout{whole.family()}; known are {known}"
             )
     encoders = [one.family for one in found if isinstance(one.family, TextFamily)]
+    for one, encoder in zip(found, encoders, strict=True):
+        if (other := encoder.for_others.get(loaded_as)) is not None:
+            raise files[one.file].unsupported(
+                f"is {encoder.title}, which type '{loaded_as}' reads as {other} does, a family that is not supported"
+            )
     titles = [family.title for family in encoders]
     for ensemble in TEXT_ENSEMBLES:
         if ensemble.fits(titles, loaded_as):

@@ -121,14 +121,14 @@ _BY_REASON: Mapping[str, str] = {
         "TripoSplatPreprocessImage TripoSplatConditioning VAEDecodeTripoSplat TripoSplatSamplingPreview"
     ),
     "it is for a model family that is not supported": (
-        "EmptyChromaRadianceLatentImage ChromaRadianceOptions CLIPTextEncodeHiDream "
-        "LotusConditioning ModelPatchLoader QwenImageDiffsynthControlnet USOStyleReference "
+        "EmptyChromaRadianceLatentImage ChromaRadianceOptions "
+        "LotusConditioning USOStyleReference "
         ""
         "SkipLayerGuidanceSD3 SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple "
         "StableCascade_EmptyLatentImage StableCascade_StageB_Conditioning StableCascade_StageC_VAEEncode "
         "StableCascade_SuperResolutionControlnet ModelSamplingStableCascade "
         "ModelNoiseScale Ideogram4Scheduler BerniniConditioning "
-        "TextEncodeMageFlowEdit TextEncodeJoyImageEdit TextEncodeBooguEdit PiDConditioning ZImageFunControlnet "
+        "TextEncodeMageFlowEdit TextEncodeJoyImageEdit TextEncodeBooguEdit PiDConditioning "
         "WanUni3CControlnetApply SUPIRApply AnimaLLLiteApply ScaleROPE TextEncodeZImageOmni "
         "EmptyHiDreamO1LatentImage HiDreamO1ReferenceImages HiDreamO1PatchSeamSmoothing"
     ),

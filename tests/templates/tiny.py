@@ -11,15 +11,22 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 from serve_app.graph.spec import NodeSpec
+from serve_app.models.dit_control import SideFamily
 from serve_app.models.families import AutoencoderKL, ClipText, ClipVision, Redux, Sdxl
+from serve_app.models.families.anima import Adapter, Anima, AnimaText
 from serve_app.models.families.family import BackboneFamily, Family, TextFamily, VaeFamily
 from serve_app.models.families.flux import Flux
 from serve_app.models.families.flux2 import Flux2
 from serve_app.models.families.flux2_vae import Flux2Vae
+from serve_app.models.families.hidream import HiDream
 from serve_app.models.families.krea2 import Attention, Krea2
+from serve_app.models.families.llama import LlamaText
 from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text, QwenImage21Text
 from serve_app.models.families.qwen3_vl import Tower as DeepTower
@@ -33,7 +40,11 @@ from serve_app.models.families.t5 import T5Text
 from serve_app.models.families.wan_vae import WanVae
 from serve_app.models.families.zimage import ZImage
 from serve_app.models.layout import reverse, translate
+from serve_app.models.qwen_controlnet import QwenControlFamily, QwenFunControlFamily
+from serve_app.models.qwen_diffsynth import QwenDiffSynth
 from serve_app.models.tokenizers import tekken
+from serve_app.models.tokenizers.byte_pairs import byte_letters
+from serve_app.models.zimage_control import ZImageControl
 from serve_app.store.catalog import FOLDERS
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
@@ -77,6 +88,11 @@ REDUX = Redux(reads=SIGLIP.width, hidden_width=48, writes=TEXT_WIDTH)
 FLUX2_VAE = Flux2Vae(KL, decoder_channels=KL.channels)
 WAN_VAE = WanVae(width=4, latent_channels=16, image_channels=3)
 QWEN_21_VAE = QwenImage21Vae(width=8, decoder_width=8)
+ANIMA = Anima(width=64, heads=1, layers=1, lora_width=16, adapter=Adapter(32, 1, 1, 1024, 32128))
+QWEN3_06B = AnimaText(layers=1, width=1024, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=151936)
+"""Its width says what it is."""
+HIDREAM = HiDream(128, doubles=1, singles=1, text_width=TEXT_WIDTH, states_width=TEXT_WIDTH, pooled_width=128)
+LLAMA = LlamaText(layers=2, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=128256)
 SMALL_DECODER = Flux2Vae(replace(KL, channels=(64,) * 4), decoder_channels=KL.channels)
 
 Tensors = Mapping[str, Tensor]
@@ -96,6 +112,10 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"clip_vision/clip_vision_g.*": lambda: single_file(VIT_G),
     r"clip_vision/sigclip.*": lambda: single_file(SIGLIP),
     r"style_models/flux1-redux.*": lambda: single_file(REDUX),
+    r"controlnet/Qwen-Image-InstantX-ControlNet-Inpainting.*": lambda: network(QwenControlFamily(QWEN_IMAGE, True)),
+    r"controlnet/Qwen-Image-2512-Fun.*": lambda: network(QwenFunControlFamily(QWEN_IMAGE.width, 1, 1)),
+    r"model_patches/Z-Image-Turbo-Fun-Controlnet-Union.*": lambda: network(ZImageControl(Z_IMAGE.width, 3, 1, 1)),
+    r"model_patches/qwen_image_canny_diffsynth.*": lambda: single_file(QwenDiffSynth(QWEN_IMAGE.width, 1)),
     r"controlnet/sd3.5_large.*": lambda: weights(dict(sd3_large(SD3.width, SD3.pooled_width))),
     r"diffusion_models/z_image.*": lambda: network(Z_IMAGE),
     r"diffusion_models/flux1-schnell.*": lambda: network(SCHNELL),
@@ -105,13 +125,19 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/flux2_dev.*": lambda: network(FLUX2),
     r"diffusion_models/flux-2-klein.*": lambda: network(KLEIN),
     r"diffusion_models/qwen_image_2\.1.*": lambda: file_of(QWEN_IMAGE_21, drawn(QWEN_IMAGE_21)),
+    r"diffusion_models/anima.*": lambda: single_file(ANIMA),
+    r"diffusion_models/hidream_i1.*": lambda: network(HIDREAM),
     r"diffusion_models/krea2.*": lambda: network(KREA2),
     r"diffusion_models/qwen_image_layered.*": lambda: network(QWEN_LAYERED),
     r"diffusion_models/qwen_image_edit_2511.*": lambda: network(QWEN_2511),
     r"diffusion_models/qwen_image.*": lambda: network(QWEN_IMAGE),
     r"loras/Qwen-Image.*": lambda: lora("transformer_blocks.0.attn.to_q", 32, 32),
+    r"loras/anima.*": lambda: lora("diffusion_model.blocks.0.self_attn.q_proj", 64, 64),
     r"loras/krea2.*": lambda: lora("diffusion_model.blocks.0.attn.wq", 32, 32),
     r"loras/Flux_?2.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 48, 16),
+    r"text_encoders/qwen_3_06b.*": lambda: {k: t.bfloat16() for k, t in text_tensors(QWEN3_06B).items()},
+    r"text_encoders/llama_3.1.*": lambda: text_tensors(LLAMA),
+    r"text_encoders/clip_g.*": lambda: text_tensors(CLIP_G),
     r"text_encoders/qwen_3_[48]b.*": lambda: text_tensors(QWEN3),
     # It refines prompts where a switch says so, and is not read where it is off.
     r"text_encoders/qwen3.5_9b.*": lambda: {"unread": torch.zeros(1)},
@@ -131,16 +157,24 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
 """What a file holds, by its folder and name; the first that fits."""
 
 
-def network(family: Family) -> Tensors:
+def network(family: Family | SideFamily) -> Tensors:
     """Return a network's tensors under the names that diffusers gives them, which files may have too."""
     torch.manual_seed(1)
     return {name: tensor.contiguous() for name, tensor in family.build().state_dict().items()}
 
 
-def single_file(family: Family) -> Tensors:
+def single_file(family: Family | SideFamily) -> Tensors:
     """Return a network's tensors under the names of the published file, where none has others."""
     names = reverse(family.table())
     return {str(translate(name, names)): tensor for name, tensor in network(family).items()}
+
+
+def letters() -> str:
+    """Return a tokeniser in the library's format that knows bytes and no words."""
+    tokenizer = Tokenizer(BPE(vocab={letter: byte for byte, letter in byte_letters().items()}, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    text: str = tokenizer.to_str()
+    return text
 
 
 def lora(layer: str, outputs: int, inputs: int) -> Tensors:
@@ -171,6 +205,8 @@ def write(models: Path, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec]
             raise LookupError(f"no tiny file is known for {folder}/{name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(make()), path)
+        if name.startswith("llama"):
+            (path.parent / "llama3.tokenizer.json").write_text(letters())
 
 
 def named(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from serve_app.models.families.anima import Anima, AnimaText
 from serve_app.models.families.autoencoder import AutoencoderKL
 from serve_app.models.families.chroma import Chroma
 from serve_app.models.families.clip import ClipText
@@ -21,7 +22,10 @@ from serve_app.models.families.flux2 import Flux2
 from serve_app.models.families.flux2_vae import Flux2Vae
 from serve_app.models.families.flux_text import FluxText
 from serve_app.models.families.gemma import Gemma2Text
+from serve_app.models.families.hidream import HiDream
+from serve_app.models.families.hidream_text import HiDreamText
 from serve_app.models.families.krea2 import Krea2
+from serve_app.models.families.llama import LlamaText
 from serve_app.models.families.lumina2 import Lumina2
 from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.qwen import Qwen3Text
@@ -44,13 +48,15 @@ from serve_app.models.families.zimage import ZImage
 UNETS: Sequence[type[Unet]] = (Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
-    *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21),
+    *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream),
 )
 VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, QwenImage21Vae, WanVae, Taesd)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
-TEXT_ENCODERS: Sequence[type[TextFamily]] = (ClipText, T5Text, UMT5Text, Qwen3Text, QwenVlText, Gemma2Text, MistralText)
-TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text)
+TEXT_ENCODERS: Sequence[type[TextFamily]] = (
+    *(ClipText, T5Text, UMT5Text, Qwen3Text, AnimaText, QwenVlText, Gemma2Text, MistralText, LlamaText),
+)
+TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText)
 """Encoders that go together, and are read side by side."""
 
 __all__ = [
@@ -61,6 +67,7 @@ __all__ = [
     "TEXT_ENSEMBLES",
     "UNETS",
     "VAES",
+    "Anima",
     "AutoencoderKL",
     "Chroma",
     "ClipText",
@@ -68,6 +75,7 @@ __all__ = [
     "Flux",
     "Flux2",
     "Flux2Vae",
+    "HiDream",
     "Krea2",
     "Lumina2",
     "QwenImage",

@@ -126,7 +126,7 @@ class ClipText(TextFamily):
         depth = tensors.count(layers)
         kind = kind or ("g" if depth > _H_LAYERS else "h" if depth > _L_LAYERS_LIMIT else "l")
         # OpenCLIP's matrix is (width, projection), transformers' the other way round; those published are square.
-        projected = tensors.shapes[projection][0] if kind != "l" and projection in tensors.shapes else 0
+        projected = tensors.shapes[projection][0] if projection in tensors.shapes else 0
         return cls(depth, width, tensors.shape(hidden)[0], tensors.shape(positions)[0], kind, projected)
 
     def table(self, tensors: Tensors | None = None) -> Table:
@@ -213,12 +213,17 @@ Encoded: TypeAlias = tuple[Tensor, Tensor]
 class TextEncoder:
     """A text encoder on its device. network: transformers' CLIPTextModel. paired: it is one of SDXL's two.
 
+    projected: the pooled output of CLIP-L goes through its projection, if it has one; OpenCLIP's always does.
+
     Where no layer is asked for it is CLIP-L's last and OpenCLIP's last but one, as SD 1.x and 2.x were trained, and the
     last but one of both of SDXL's. Those of SDXL are taken as they are, the others through the final norm.
     """
 
-    def __init__(self, family: ClipText, network: nn.Module, vectors: Vectors, *, paired: bool = False) -> None:
+    def __init__(
+        self, family: ClipText, network: nn.Module, vectors: Vectors, *, paired: bool = False, projected: bool = False
+    ) -> None:
         self._family = family
+        self._projected = bool(family.projection) and (projected or family.kind != "l")
         self._network: Any = network
         self._vectors = vectors
         self._normed = family.kind != "g" and not paired
@@ -303,6 +308,6 @@ class TextEncoder:
         # The text's own end token stands for the whole of it; a vector never counts as an end.
         ends = torch.tensor([next(j for j, (t, _) in enumerate(c) if isinstance(t, int) and t == END) for c in batch])
         pooled = last[torch.arange(len(batch)), ends]
-        if self._family.projection:
+        if self._projected:
             pooled = network.text_projection(pooled)
         return hidden.float().cpu(), pooled.float().cpu()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
@@ -34,6 +34,8 @@ KLEIN = replace(PLAIN, template=_USER + _NO_THOUGHT, least=512, taps=(9, 18, 27)
 
 KREA2 = replace(QWEN_IMAGE, key="qwen3vl_4b", embeds=True, taps=tuple(range(2, 36, 3)))
 
+WIDTH_06B, _WIDTH_OVIS = 1024, 2048
+"""How wide those are that are read otherwise: Anima's, and one of a family that is not known here."""
 _WIDTH_8B = 4096
 """From this width on it is the model that Flux.2 klein 9B reads, whatever the type."""
 
@@ -43,18 +45,29 @@ class Qwen3Text(DecoderText):
     """A Qwen3, or a Qwen3-VL. tower: the part that sees, None if the file has none; one reader of several uses it."""
 
     name = "Qwen3"
-    prefixes = (
+    prefixes: ClassVar[tuple[str, ...]] = (
         *(f"text_encoders.{key}.transformer." for key in ("qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen3vl_8b")),
         "",
     )
     theta = 1e6
-    stop = qwen.STOP
+    stop: ClassVar[tuple[int, ...]] = qwen.STOP
+
+    for_others = {  # noqa: RUF012
+        "ideogram4": "Ideogram 4",
+        "boogu": "Boogu-Image",
+        "joyimage": "JoyImage",
+        "mage": "Mage-Flow",
+    }
 
     tower: Tower | None = None
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Qwen3Text:
-        return replace(super(Qwen3Text, cls).probe(tensors), tower=Tower.probe(tensors))
+        """Read the network off its tensors. Errors: ModelFileError for another layout or edition."""
+        probed = replace(super(Qwen3Text, cls).probe(tensors), tower=Tower.probe(tensors))
+        if probed.width == _WIDTH_OVIS and probed.tower is None:
+            raise tensors.unsupported("holds the text encoder of Ovis-Image, a family that is not supported")
+        return probed
 
     def table(self, tensors: Tensors | None = None) -> Table:
         return {**super(Qwen3Text, self).table(tensors), "model.visual": "visual", "visual": "visual"}
@@ -62,7 +75,14 @@ class Qwen3Text(DecoderText):
     @classmethod
     def recognises(cls, inner: Tensors) -> bool:
         attention, norm = "layers.0.self_attn.q_norm.weight", "layers.0.post_feedforward_layernorm.weight"
-        return attention in inner.shapes and norm not in inner.shapes
+        if attention not in inner.shapes or norm in inner.shapes:
+            return False
+        return cls.reads(inner.shape("embed_tokens.weight")[1])
+
+    @classmethod
+    def reads(cls, width: int) -> bool:
+        """Whether it is a model of this width that is read as this kind does it."""
+        return width != WIDTH_06B
 
     def as_type(self, loaded_as: str) -> Qwen3Text:
         readers = {"krea2": (Krea2Text, KREA2), "qwen_image": (QwenImage21Text, QWEN_IMAGE_21)}

@@ -96,6 +96,27 @@ class CLIPTextEncodeLumina2:
         return (await runtime.encode_text(clip, text),)
 
 
+class CLIPTextEncodeHiDream:
+    """A text for each of HiDream's encoders."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "encode"
+    CATEGORY = "model/conditioning/hidream"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {"clip": ("CLIP",), **dict.fromkeys(("clip_l", "clip_g", "t5xxl", "llama"), _TEXT)},
+            "hidden": {"runtime": "RUNTIME"},
+        }
+
+    async def encode(
+        self, clip: Recipe, clip_l: str, clip_g: str, t5xxl: str, llama: str, runtime: Runtime
+    ) -> tuple[Conditioning]:
+        """Return the texts' conditioning."""
+        return (await runtime.encode_text(clip, Texts(l=clip_l, g=clip_g, t5xxl=t5xxl, llama=llama)),)
+
+
 class CLIPTextEncodePixArtAlpha:
     """A text for PixArt α, and the size of the picture it describes."""
 
@@ -136,6 +157,7 @@ class T5TokenizerOptions:
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "CLIPTextEncodeFlux": CLIPTextEncodeFlux,
     "CLIPTextEncodeSD3": CLIPTextEncodeSD3,
+    "CLIPTextEncodeHiDream": CLIPTextEncodeHiDream,
     "CLIPTextEncodeLumina2": CLIPTextEncodeLumina2,
     "CLIPTextEncodePixArtAlpha": CLIPTextEncodePixArtAlpha,
     "T5TokenizerOptions": T5TokenizerOptions,
@@ -143,6 +165,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "CLIPTextEncodeSD3": "CLIP Text Encode (SD3)",
+    "CLIPTextEncodeHiDream": "CLIP Text Encode (HiDream)",
     "CLIPTextEncodeLumina2": "CLIP Text Encode (Lumina 2)",
     "CLIPTextEncodePixArtAlpha": "CLIP Text Encode (PixArt Alpha)",
     "T5TokenizerOptions": "T5 Tokenizer Options",

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import Chroma, Flux, Flux2, Krea2, Lumina2, QwenImage, Sd3, ZImage
-from serve_app.models.families.family import BACKBONE_PREFIXES, BackboneFamily
+from serve_app.models.families import Anima, Chroma, Flux, Flux2, HiDream, Krea2, Lumina2, QwenImage, Sd3, ZImage
+from serve_app.models.families.anima import Adapter
+from serve_app.models.families.family import BackboneFamily
 from serve_app.models.families.flux import FluxInputs
 from serve_app.models.families.krea2 import Attention
 from serve_app.models.layout import placed, places
 from serve_app.models.parts import find_part
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Canvas
+from serve_app.store.kinds import BACKBONE_PREFIXES, refusal
 from serve_app.values import Flow, FluxFlow
 from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, weights
 from tests.parity.figures import GOLDEN
@@ -42,6 +44,8 @@ TINY: dict[str, BackboneFamily] = {
     "flux_schnell": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, guided=False),
     "flux_depth": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, extra_channels=16),
     "flux_fill": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, extra_channels=80),
+    "anima": Anima(64, 2, 2, 32, Adapter(TEXT_WIDTH, 2, 2, TEXT_WIDTH, 32128)),
+    "hidream": HiDream(128, 1, 2, TEXT_WIDTH, TEXT_WIDTH, POOLED_WIDTH),
 }
 TRAINED = {
     "zimage": Flow(3.0, 1.0),
@@ -53,6 +57,8 @@ TRAINED = {
     "flux_schnell": Flow(1.0, 1.0),
     "chroma": FluxFlow(1.15),
     "sd3": Flow(3.0, 1000.0),
+    "anima": Flow(3.0, 1.0),
+    "hidream": Flow(1.0, 1000.0),
 }
 
 
@@ -64,9 +70,11 @@ def tensors(net: str, prefix: str = "", changed: Mapping[str, tuple[int, ...] | 
 @pytest.mark.parametrize("prefix", BACKBONE_PREFIXES)
 @pytest.mark.parametrize("net", TINY)
 def test_a_family_and_its_sizes_are_read_off_names_and_shapes(net: str, prefix: str) -> None:
-    found = find_part("backbone", [tensors(net, prefix)])
+    of_file = tensors(net, prefix)
+    found = find_part("backbone", [of_file])
     assert found.family == TINY[net]
     assert not found.unused
+    assert refusal("backbone", of_file.shapes) is None
 
 
 def test_the_authors_own_names_of_norms_are_known_too() -> None:
@@ -90,6 +98,7 @@ def test_the_authors_own_names_of_norms_are_known_too() -> None:
         (QwenImage(3072, 24, 60, 3584), 20.43),
         (Sd3(1536, 24, 4096, 2048, 192), 2.085),
         (Sd3(2432, 38, 4096, 2048, 192, normed=True), 8.146),
+        (HiDream(2560, 16, 32, 4096, 4096, 2048), 17.106),
     ],
 )
 def test_the_published_networks_have_their_size(family: BackboneFamily, billions: float) -> None:
@@ -126,10 +135,10 @@ def test_what_a_network_was_trained_on_follows_from_its_file(tmp_path: Path, net
         ("zimage", {"siglip_embedder.0.weight": (8,)}, "is the omni edition of Z-Image, which is not supported"),
         ("zimage", {"layers.0.feed_forward.w1.weight": (700, 288)}, "288 wide with heads of 32 and 700 inside"),
         ("qwen", {"img_in.weight": (64, 128)}, "with heads of 32, fed 128 numbers a token for 64; supported are"),
-        ("qwen", {"controlnet_blocks.0.weight": (8,)}, r"\(it looks like ControlNet\)"),
+        ("qwen", {"controlnet_blocks.0.weight": (8,)}, r"\(it looks like a ControlNet of"),
         ("flux", {"img_in.weight": (64, 80)}, "20 input channels; supported are heads .* 16 or 32 or 96 channels"),
-        ("flux", {"controlnet_blocks.0.weight": (8,)}, r"\(it looks like ControlNet or Flux\)"),
-        ("flux", {"vector_in.in_layer.weight": None}, r"no diffusion network of a known layout \(it looks like Flux\)"),
+        ("flux", {"controlnet_blocks.0.weight": (8,)}, r"\(it looks like a ControlNet of"),
+        ("flux", {"vector_in.in_layer.weight": None}, "no diffusion network of a known layout; supported"),
     ],
 )
 def test_another_build_is_refused_with_what_was_found(
