@@ -46,6 +46,11 @@ class Role:
     kinds: Sequence[Kind]
     open: bool = False
 
+    @property
+    def one(self) -> str:
+        """What is wanted, with its article."""
+        return f"{'an' if self.wanted[0] in 'aeiou' else 'a'} {self.wanted}"
+
     def kind(self, shapes: Shapes) -> Kind | None:
         """Return what a file holds, None if it is of no kind."""
         return next((kind for kind in self.kinds if kind.fits(shapes, self.prefixes)), None)
@@ -185,7 +190,7 @@ _CONTROLS = (
 
 _SEEING = (
     _known(
-        "CLIP and SigLIP",
+        "CLIP or SigLIP",
         "transformer.resblocks.0.attn.in_proj_weight",
         "vision_model.embeddings.patch_embedding.weight",
     ),
@@ -216,8 +221,9 @@ def refusal(part: str, shapes: Shapes) -> str | None:
         return None
     if kind is not None and kind.known:
         return None
-    of = f"a {role.wanted}" if kind is None else f"a {role.wanted} of {kind.title}"
-    what = f"holds {of}, which is not supported" if kind else f"holds no {role.wanted} that is known{_shown(shapes)}"
+    what = f"holds no {role.wanted} that is known{_shown(shapes)}"
+    if kind is not None:
+        what = f"holds {role.one} of {kind.title}, which is not supported"
     return f"{what}; supported are {', '.join(sorted(kind.title for kind in role.kinds if kind.known))}"
 
 
@@ -227,7 +233,7 @@ def looks_like(shapes: Shapes) -> str:
         return "a LoRA"
     for part in ("controlnet", "model_patch", "backbone", "vae", "style_model", "clip_vision", "clip"):
         if (kind := ROLES[part].kind(shapes)) is not None:
-            return f"a {ROLES[part].wanted} of {kind.title}"
+            return f"{ROLES[part].one} of {kind.title}"
     return ""
 
 

@@ -69,7 +69,7 @@ def test_an_image_is_as_large_as_its_patches_and_siglips_384_a_little_larger(fam
             named(SIGLIP) | {"vision_model.embeddings.patch_embedding.weight": (32, 768)},
             "has an image encoder for images of any size, as SigLIP 2 NaFlex is",
         ),
-        ({"layer.23.attention.o_proj.bias": (1024,)}, r"holds no image encoder of a known layout \(it looks like DINO"),
+        ({"layer.23.attention.o_proj.bias": (1024,)}, r"holds no image encoder .* \(it looks like .* of DINO"),
     ],
 )
 def test_what_is_no_image_encoder_is_refused_by_name(changed: dict[str, tuple[int, ...]], message: str) -> None:
@@ -82,7 +82,7 @@ def test_a_style_model_is_taken_for_what_it_is() -> None:
     assert taken_for(redux | {"redux_down.bias": (40,)}, "style_model") == Redux(32, 48, 40)
     adapter = {"style_embedding": (1, 8, 32), "proj": (32, 24), "transformer_layes.0.mlp.c_fc.weight": (128, 32)}
     assert taken_for(adapter, "style_model") == StyleAdapter(32, 128, 1, 8, 24)
-    with pytest.raises(ModelFileError, match=r"holds no style model of a known layout; supported are Flux\.1 Redux"):
+    with pytest.raises(ModelFileError, match=r"holds no style model of a known layout .*; supported are Flux\.1 Redux"):
         taken_for(named(VIT_L), "style_model")
     with pytest.raises(ModelFileError, match="a style model 12 wide, not a multiple of 8"):
         taken_for(adapter | {"style_embedding": (1, 8, 12)}, "style_model")
