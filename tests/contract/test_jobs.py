@@ -12,7 +12,9 @@ import jsonschema
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from serve_app.events import ENDINGS
 from tests.cluster.server import Server, txt2img, wait_for
@@ -127,7 +129,8 @@ def test_a_cancelled_job_stops_at_once_and_says_so(server: Server):
 
 def test_a_node_that_fails_ends_its_job_with_the_reason(server: Server):
     broken = server.root / "models" / "checkpoints" / "broken.safetensors"
-    broken.write_bytes(b"not a model")
+    # It begins as a model does, and lacks the rest.
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)}, broken)
     try:
         prompt = txt2img(7)
         prompt["1"]["inputs"]["ckpt_name"] = broken.name
@@ -138,6 +141,20 @@ def test_a_node_that_fails_ends_its_job_with_the_reason(server: Server):
     [message] = status["messages"]
     assert "ModelFileError" in message
     assert broken.name in message
+
+
+def test_a_file_that_is_no_model_is_refused_before_its_job_is_accepted(server: Server):
+    broken = server.root / "models" / "checkpoints" / "none.safetensors"
+    broken.write_bytes(b"not a model")
+    try:
+        prompt = txt2img(7)
+        prompt["1"]["inputs"]["ckpt_name"] = broken.name
+        response = server.http.post("/prompt", json={"prompt": prompt})
+    finally:
+        broken.unlink()
+    assert response.status_code == 400
+    assert_fits(response.json(), "ErrorResponse")
+    assert "ckpt_name 'none.safetensors' is no safetensors file" in response.json()["detail"]
 
 
 def test_a_bad_graph_is_refused_with_every_problem(server: Server):
