@@ -36,7 +36,7 @@ from serve_app.store.store import Area
 _log = log.get("nodes.packs")
 
 
-MODEL_TYPES = frozenset({"MODEL", "CLIP", "VAE", "CONTROL_NET", "GUIDER"})
+MODEL_TYPES = frozenset({"MODEL", "CLIP", "VAE", "CONTROL_NET", "GUIDER", "CLIP_VISION"})
 """Types of values that packs can ask for what only a replica with models knows."""
 
 

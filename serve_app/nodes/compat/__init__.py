@@ -18,6 +18,7 @@ import torch
 from serve_app import COMFYUI_VERSION
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.compat import (
+    clip_vision,
     comfy_types,
     controlnet,
     folder_paths,
@@ -87,6 +88,7 @@ def _modules() -> dict[str, ModuleType]:
         "comfy.sampler_helpers": _made("comfy.sampler_helpers", sample.HELPERS),
         "comfy.sample": _made("comfy.sample", {**sample.SAMPLE, "np": numpy}),
         "comfy.sd": _made("comfy.sd", sd.NAMES),
+        "comfy.clip_vision": _made("comfy.clip_vision", _public(clip_vision)),
         "comfy.controlnet": _made("comfy.controlnet", {**_public(controlnet), "ControlBase": controlnet.ControlNet}),
         "comfy.model_patcher": _made("comfy.model_patcher", {**_public(model_options), **_public(model_patcher)}),
         "comfy.model_base": _made("comfy.model_base", {**_public(model_base), **model_base.CLASSES}),

@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
+from serve_app.nodes.compat.clip_vision import ClipVisionModel, Output
 from serve_app.nodes.compat.controlnet import ControlNet
 from serve_app.nodes.compat.model_patcher import ModelPatcher
 from serve_app.nodes.compat.samplers import KSAMPLER, CFGGuider, DrawnNoise, Sampler, is_noise, noise_of
 from serve_app.nodes.compat.sd import CLIP, VAE
-from serve_app.values import Control, Guider, Noise, Recipe, SamplerChoice
+from serve_app.values import ClipVisionOutput, Control, Guider, Noise, Recipe, SamplerChoice
 
 
 def shown(value: Any) -> Any:
@@ -28,6 +29,10 @@ def shown(value: Any) -> Any:
             return VAE(value)
         case Recipe(part="controlnet"):
             return ControlNet(value)
+        case Recipe(part="clip_vision"):
+            return ClipVisionModel(value)
+        case ClipVisionOutput():
+            return Output.of(value)
         case Control():
             return ControlNet.of(value)
         case SamplerChoice():
@@ -44,11 +49,11 @@ def shown(value: Any) -> Any:
 def plain(value: Any) -> Any:
     """Return a value as it goes on a link. Errors: those of the objects, for what no link can carry."""
     match value:
-        case ModelPatcher(recipe=Recipe()) | Sampler() | ControlNet():
+        case ModelPatcher(recipe=Recipe()) | Sampler() | ControlNet() | Output():
             return value.plain()
         case CFGGuider():
             return value.plain(plain)
-        case CLIP() | VAE():
+        case CLIP() | VAE() | ClipVisionModel():
             return value.recipe
         case DrawnNoise():
             return value.noise
