@@ -217,9 +217,7 @@ def refusal(part: str, shapes: Shapes) -> str | None:
     """Return what a file holds that cannot be used as a part, and what can; None if it can, as far as names tell."""
     role = ROLES[part]
     kind = role.kind(shapes)
-    if kind is None and role.open and not looks_like(shapes):
-        return None
-    if kind is not None and kind.known:
+    if role.open if kind is None else kind.known:
         return None
     what = f"holds no {role.wanted} that is known{_shown(shapes)}"
     if kind is not None:

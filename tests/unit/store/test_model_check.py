@@ -79,6 +79,10 @@ def test_a_file_of_no_family_says_what_it_looks_like_and_what_is_wanted(models: 
     assert "(it looks like a VAE of Stable Diffusion, Flux.1 and Flux.2)" in vae
 
 
+def test_adapters_that_are_laid_out_like_other_networks_are_left_to_the_loading(models: Path) -> None:
+    assert written(models, "controlnet", "conv_in.weight", "body.0.block1.weight") is None
+
+
 def test_a_file_that_is_absent_or_of_a_format_of_its_own_is_left_to_who_reads_it(models: Path) -> None:
     check = ModelCheck(Catalog(models))
     assert check.refusal("vae", "vae", "absent.safetensors") is None
