@@ -23,6 +23,7 @@ from serve_app.errors import NodeError
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.call import PACKS
 from serve_app.nodes.compat import install, values
+from serve_app.nodes.compat.missing import loading
 from serve_app.nodes.compat.node import adapted, is_v3
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.contained import said
@@ -65,11 +66,11 @@ def load(
     found = Packs()
     paths = list(_paths(packs_dir))
     for path in paths:
-        with watched(path.name):
+        with watched(path.name), loading():
             _guarded(found, path, lambda path=path: _run_prestartup(path))  # type: ignore[misc]
     for path in paths:
         if path.stem not in found.failures:
-            with watched(path.name):
+            with watched(path.name), loading():
                 _guarded(found, path, lambda path=path: _add(found, path))  # type: ignore[misc]
         routes = PromptServer.instance.registered()
         if routes and path.stem not in found.failures:

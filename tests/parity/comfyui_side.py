@@ -1,8 +1,8 @@
 """ComfyUI's side of a comparison: run by ComfyUI's own interpreter, in its directory, knowing nothing of ours.
 
-    python comfyui_side.py CASES.json MODELS OUT.npz
+    python comfyui_side.py CASES.json MODELS [PACKS] OUT.npz
 
-Runs each case's nodes by calling their classes, and keeps what the target gives.
+Runs each case's nodes by calling their classes, and keeps what the target gives. PACKS: a folder of node packs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-CASES, MODELS, OUT = sys.argv[1:4]
+CASES, MODELS, *PACKS, OUT = sys.argv[1:]
 sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, os.getcwd())
 
@@ -131,9 +131,30 @@ def _is_link(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
 
 
+async def with_packs() -> None:
+    """Load the packs of the folder too, which look for the server that they extend."""
+    import server  # type: ignore[import-not-found]
+
+    server.PromptServer(asyncio.get_running_loop())
+    folder_paths.folder_names_and_paths["custom_nodes"] = (PACKS, set())
+    await nodes.init_extra_nodes(init_custom_nodes=True, init_api_nodes=False)
+
+
 def main() -> None:
-    asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
-    for folder in ("checkpoints", "loras", "controlnet", "vae", "diffusion_models", "upscale_models", "embeddings"):
+    if PACKS:
+        asyncio.run(with_packs())
+    else:
+        asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    for folder in (
+        "checkpoints",
+        "loras",
+        "controlnet",
+        "vae",
+        "diffusion_models",
+        "upscale_models",
+        "embeddings",
+        "ipadapter",
+    ):
         folder_paths.add_model_folder_path(folder, f"{MODELS}/{folder}", is_default=True)
     kept: dict[str, Any] = {}
     done: dict[str, Any] = {}

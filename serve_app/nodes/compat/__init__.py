@@ -89,6 +89,7 @@ def _modules() -> dict[str, ModuleType]:
         "comfy.sample": _made("comfy.sample", {**sample.SAMPLE, "np": numpy}),
         "comfy.sd": _made("comfy.sd", sd.NAMES),
         "comfy.clip_vision": _made("comfy.clip_vision", _public(clip_vision)),
+        "comfy.lora": _made("comfy.lora", sd.LORA),
         "comfy.controlnet": _made("comfy.controlnet", {**_public(controlnet), "ControlBase": controlnet.ControlNet}),
         "comfy.model_patcher": _made("comfy.model_patcher", {**_public(model_options), **_public(model_patcher)}),
         "comfy.model_base": _made("comfy.model_base", {**_public(model_base), **model_base.CLASSES}),

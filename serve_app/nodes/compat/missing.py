@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 from abc import ABCMeta
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from serve_app.errors import NodeError
 
@@ -42,7 +44,9 @@ class _Missing(ABCMeta):
 
     missing_name: str
 
-    def __call__(cls, *arguments: Any, **options: Any) -> NoReturn:
+    def __call__(cls, *arguments: Any, **options: Any) -> Any:
+        if _loading:
+            return missing(f"{cls.missing_name}()")
         raise MissingNameError(cls.missing_name)
 
     def __getattr__(cls, name: str) -> Any:
@@ -54,9 +58,13 @@ class _Missing(ABCMeta):
         return missing(f"{cls.missing_name}[{key!r}]")
 
     def __iter__(cls) -> Iterator[Any]:
+        if _loading:
+            return iter(())
         raise MissingNameError(cls.missing_name)
 
     def __len__(cls) -> int:
+        if _loading:
+            return 0
         raise MissingNameError(cls.missing_name)
 
     def __contains__(cls, value: object) -> bool:
@@ -64,6 +72,23 @@ class _Missing(ABCMeta):
 
     def __bool__(cls) -> bool:
         return True
+
+
+_loading = False
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Let what is missing be called and walked through too: the top of a module is no use that any job makes of it.
+
+    A call then gives what stands for its result, and a walk finds nothing.
+    """
+    global _loading
+    before, _loading = _loading, True
+    try:
+        yield
+    finally:
+        _loading = before
 
 
 def missing(name: str) -> Any:
@@ -83,8 +108,8 @@ def fill(module: ModuleType, called: str, known: Mapping[str, Any] = MappingProx
     """
 
     def absent(name: str) -> Any:
-        # What Python itself asks modules for must stay unknown.
-        if name.startswith("__") and name.endswith("__"):
+        # What Python itself asks modules for must stay unknown, and what packs leave there for one another.
+        if name.startswith("__"):
             raise AttributeError(f"module {called!r} has no attribute {name!r}")
         return known[name] if name in known else missing(f"{called}.{name}")
 
@@ -98,6 +123,20 @@ def missing_member(module: ModuleType, name: str, default: Any) -> Any:
     if answer is None or getattr(answer, "__module__", None) != __name__ or name.startswith("__"):
         return default
     return answer(name)
+
+
+class _Submodules(dict[str, ModuleType]):
+    """The modules of a package that consists of them, each imported as it is asked for."""
+
+    def __init__(self, package: str) -> None:
+        super().__init__()
+        self._package = package
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.startswith("nodes_")
+
+    def __getitem__(self, name: str) -> ModuleType:
+        return import_module(f"{self._package}.{name}")
 
 
 class Finder:
@@ -120,6 +159,8 @@ class Finder:
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the module."""
         module = ModuleType(spec.name, "A module of ComfyUI's that is not here.")
+        if spec.name == "comfy_extras":
+            return fill(module, spec.name, _Submodules(spec.name))
         return fill(module, spec.name, self.nodes if spec.name.startswith("comfy_extras.") else {})
 
     def exec_module(self, module: ModuleType) -> None:

@@ -21,7 +21,7 @@ from serve_app.sampling.denoiser import trained
 from serve_app.sampling.guidance_patches import Branches
 from serve_app.sampling.latents import LatentFormat as Latents
 from serve_app.sampling.levels import Interpolation, Levels
-from serve_app.values import Discrete, Flow, FluxFlow, Training
+from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 
 ABOVE_ALL = 999999999.9
 """What stands for a level above all others."""
@@ -136,6 +136,30 @@ SUPPORTED: Mapping[str, str] = {
     "WAN21_I2V": "",
     "CosmosT2V": "",
     "CosmosI2V": "",
+    "GenmoMochi": "",
+    "HunyuanDiT": "",
+    "HunyuanDiT1": "",
+    "SVD_img2vid": "",
+    "PixArtAlpha": "",
+    "PixArtSigma": "",
+    "HunyuanVideoI2V": "",
+    "Cosmos": "",
+    "SD21UnclipL": "",
+    "SD21UnclipH": "",
+    "SSD1B": "",
+    "Segmind_Vega": "",
+    "KOALA_700M": "",
+    "KOALA_1B": "",
+    "SDXL_instructpix2pix": "",
+    "Stable_Zero123": "",
+    "SD15_instructpix2pix": "",
+    "LotusD": "",
+    "StableAudio": "",
+    "ACEStep": "",
+    "Omnigen2": "",
+    "HunyuanImage21": "",
+    "Hunyuan3Dv2": "",
+    "ZImage": "Z-Image",
     "Stable_Cascade_C": "",
     "Stable_Cascade_B": "",
 }
@@ -260,6 +284,12 @@ class X0(EPS):
     prediction = "x0"
 
 
+class EDM(EPS):
+    """The network predicts what is missing of the image."""
+
+    prediction = "edm"
+
+
 class CONST:
     """The network predicts a flow's velocity."""
 
@@ -269,6 +299,7 @@ class CONST:
 class _Described(ModelSampling):
     """Training described by hand: a class of this and of a prediction makes one, and `set_parameters` its numbers."""
 
+    NUMBERS: tuple[str, ...] = ("shift", "multiplier")
     training: Training
 
     def __init__(self, model_config: Any = None, **options: Any) -> None:
@@ -281,9 +312,9 @@ class _Described(ModelSampling):
     def levels(self) -> Levels:  # type: ignore[override]
         return trained(self.training)[0]
 
-    def set_parameters(self, **given: Any) -> None:
-        """Set the numbers of the training."""
-        self.training = self._described(given)
+    def set_parameters(self, *numbers: Any, **given: Any) -> None:
+        """Set the numbers of the training, by name, or in the order of NUMBERS."""
+        self.training = self._described({**dict(zip(self.NUMBERS, numbers, strict=False)), **given})
 
 
 class ModelSamplingDiscrete(_Described):
@@ -314,6 +345,32 @@ class ModelSamplingFlux(_Described):
         return FluxFlow(float(given.get("shift", 1.15)))
 
 
+class ModelSamplingContinuousEDM(_Described):
+    """Every level between two."""
+
+    NUMBERS = ("sigma_min", "sigma_max")
+
+    def _described(self, given: Mapping[str, Any]) -> Training:
+        high, low = float(given.get("sigma_max", 120.0)), float(given.get("sigma_min", 0.002))
+        return ContinuousEdm(getattr(self, "prediction", "v_prediction"), high, low)
+
+
+class ModelSamplingContinuousV(_Described):
+    """Every level between two, as an angle."""
+
+    NUMBERS = ("sigma_min", "sigma_max")
+
+    def _described(self, given: Mapping[str, Any]) -> Training:
+        return ContinuousV(float(given.get("sigma_max", 500.0)), float(given.get("sigma_min", 0.03)))
+
+
+class StableCascadeSampling(_Described):
+    """Errors: MissingMemberError as it is made: Stable Cascade is not here."""
+
+    def _described(self, given: Mapping[str, Any]) -> Training:
+        raise MissingMemberError("comfy.model_sampling.StableCascadeSampling")
+
+
 def time_snr_shift(alpha: float, t: Any) -> Any:
     """Return times moved towards noise."""
     return t if alpha == 1.0 else alpha * t / (1 + (alpha - 1) * t)
@@ -329,6 +386,10 @@ MODEL_SAMPLING: Mapping[str, Any] = {
     "EPS": EPS,
     "V_PREDICTION": V_PREDICTION,
     "X0": X0,
+    "EDM": EDM,
+    "ModelSamplingContinuousEDM": ModelSamplingContinuousEDM,
+    "ModelSamplingContinuousV": ModelSamplingContinuousV,
+    "StableCascadeSampling": StableCascadeSampling,
     "CONST": CONST,
     "ModelSamplingDiscrete": ModelSamplingDiscrete,
     "ModelSamplingDiscreteFlow": ModelSamplingDiscreteFlow,

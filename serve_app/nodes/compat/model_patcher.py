@@ -20,7 +20,7 @@ from serve_app.nodes.compat.model_base import ModelSampling, class_of
 from serve_app.nodes.compat.model_management import get_torch_device
 from serve_app.nodes.compat.waiting import runtime, wait
 from serve_app.sampling.denoiser import trained
-from serve_app.values import DifferentialDiffusion, PackFunctions, Recipe, Training
+from serve_app.values import DifferentialDiffusion, Lora, PackFunctions, Recipe, Training
 
 
 class ModelPatcher:
@@ -199,6 +199,17 @@ class ModelPatcher:
     set_model_noise_refiner_patch = partialmethod(set_model_patch, name="noise_refiner")
     set_model_forward_timestep_embed_patch = partialmethod(set_model_patch, name="forward_timestep_embed_patch")
 
+    def add_patches(self, patches: Any, strength_patch: float = 1.0, strength_model: float = 1.0) -> list[str]:
+        """Put a LoRA on, as `comfy.lora.load_lora` gives it, and return what it may change.
+
+        Errors: MissingMemberError for weights that a pack has made or changed itself.
+        """
+        if not isinstance(patches, LoadedLora) or strength_model != 1.0 or self.recipe is None:
+            raise MissingMemberError("comfy.model_patcher.ModelPatcher.add_patches of a pack's own weights")
+        if strength_patch:
+            self.recipe = self.recipe.with_patch(Lora(patches.name, strength_patch))
+        return list(patches)
+
     # Objects ----------------------------------------------------------------------------------------------------------
 
     def add_object_patch(self, name: str, obj: Any) -> None:
@@ -253,6 +264,20 @@ class ModelPatcher:
         if name.startswith("_"):
             raise AttributeError(name)
         raise MissingMemberError(f"comfy.model_patcher.ModelPatcher.{name}")
+
+
+class LoadedLora(dict[str, Any]):
+    """A LoRA's file as packs pass it from `comfy.lora` to `add_patches`. name: in the folder of LoRAs."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__({name: None})
+        self.name = name
+
+    def items(self) -> Any:
+        """Errors: MissingMemberError. What a file changes is read by the runtime alone."""
+        raise MissingMemberError("comfy.lora.load_lora(…).items")
+
+    values = items
 
 
 class _Spread:

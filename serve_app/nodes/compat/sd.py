@@ -17,7 +17,7 @@ from serve_app.errors import NodeError
 from serve_app.nodes.compat import folder_paths
 from serve_app.nodes.compat.missing import MissingMemberError, MissingNameError
 from serve_app.nodes.compat.model_management import get_torch_device
-from serve_app.nodes.compat.model_patcher import ModelPatcher
+from serve_app.nodes.compat.model_patcher import LoadedLora, ModelPatcher
 from serve_app.nodes.compat.utils import TensorFile
 from serve_app.nodes.compat.waiting import runtime, wait
 from serve_app.values import ClipSkip, Conditioning, LoadedAs, Lora, Recipe, T5Padding, Text, Texts, Tiling
@@ -66,6 +66,14 @@ class CLIP:
     def clone(self, *arguments: Any, **options: Any) -> CLIP:
         """Return a copy."""
         return type(self)(self.recipe)
+
+    def add_patches(self, patches: Any, strength_patch: float = 1.0, strength_model: float = 1.0) -> list[str]:
+        """Put a LoRA on, as `ModelPatcher.add_patches`."""
+        patcher = self.patcher
+        changed = patcher.add_patches(patches, strength_patch, strength_model)
+        assert patcher.recipe is not None
+        self.recipe = patcher.recipe
+        return changed
 
     def clip_layer(self, layer_idx: int) -> None:
         """Stop at a hidden layer, −1 the last."""
@@ -332,6 +340,25 @@ def load_lora_for_models(
         clip.recipe = clip.recipe.with_patch(Lora(name, strength_clip))
     return model, clip
 
+
+def load_lora(lora: Any, to_load: Any = None, log_missing: bool = True) -> LoadedLora:
+    """Return a LoRA, given as the tensors of a file in the folder "loras", for `add_patches`."""
+    return LoadedLora(place_of(lora, "loras")[1])
+
+
+def model_lora_keys_unet(model: Any, key_map: Any = None) -> Any:
+    """Return the map as it is: the runtime knows which names in a file are of which layers."""
+    return {} if key_map is None else key_map
+
+
+model_lora_keys_clip = model_lora_keys_unet
+
+LORA: Mapping[str, Any] = {
+    "load_lora": load_lora,
+    "model_lora_keys_unet": model_lora_keys_unet,
+    "model_lora_keys_clip": model_lora_keys_clip,
+}
+"""What `comfy.lora` has."""
 
 NAMES: Mapping[str, Any] = {
     function.__name__: function
