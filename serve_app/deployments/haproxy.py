@@ -25,8 +25,8 @@ HEADERS_S = 60
 """How long the head of a request may take to arrive, and a connection stay without one."""
 HEAD_BYTES = 65_536
 """Of a request's head, as much as the ingress's own server takes."""
-DESCRIPTORS = 20_000
-"""Two a connection. Where the machine allows fewer, HAProxy makes do with those."""
+DESCRIPTORS = 40_000
+"""Four a client's connection. Where the machine allows fewer, HAProxy makes do with those."""
 RETRY_AFTER_S = 1
 START_S = 5.0
 AGAIN_S = 1.0
@@ -71,6 +71,7 @@ def socket_path(folder: Path, rank: int) -> Path:
 
 
 def _configuration(folder: Path, host: str, port: int, replicas: int) -> str:
+    inside = folder / "inside.sock"
     servers = [f"server {rank} unix@{socket_path(folder, rank)}" for rank in range(replicas)]
     sections = {
         # One thread carries thousands of requests a second, and many wake for nothing.
@@ -93,7 +94,11 @@ def _configuration(folder: Path, host: str, port: int, replicas: int) -> str:
             "option redispatch 1",
             *error_pages(folder),
         ],
-        "frontend http": [f"bind ipv4@{host}:{port} proto h1", "default_backend ingress"],
+        "frontend http": [f"bind ipv4@{host}:{port} proto h1", "default_backend inside"],
+        # When a server dies with a request that is not the first of its client's connection, HAProxy closes that
+        # connection without a word. So each request goes through HAProxy once more, on a connection of its own.
+        "backend inside": ["option http-server-close", "http-reuse never", f"server inside unix@{inside}"],
+        "frontend inside": [f"bind unix@{inside} mode 600 proto h1", "default_backend ingress"],
         "backend ingress": ["balance leastconn", *servers],
     }
     return "".join(f"{name}\n" + "".join(f"    {line}\n" for line in lines) for name, lines in sections.items())

@@ -46,9 +46,12 @@ def test_the_server_comes_back_when_what_it_rests_on_is_killed(victim: str, serv
 
     os.kill(killed.pid, signal.SIGKILL)
 
-    wait_for(lambda: not killed.is_running(), "a supervisor that notices")
-    server.wait_until_ready()
+    statuses = set()
+    while killed.is_running() or 200 not in statuses:
+        statuses.add(server.http.get("/queue").status_code)
+    assert statuses <= {200, 503}, "clients are told to wait and never refused"
     assert part(server, victim) != killed
+    assert haproxy.is_running()
     assert [p for p in before if p.is_running()] == [], "processes of the Ray that died are left"
     saved = Counter()
     for job_id in jobs:
@@ -58,3 +61,10 @@ def test_the_server_comes_back_when_what_it_rests_on_is_killed(victim: str, serv
         saved[image["filename"]] += 1
     assert set(saved.values()) == {1}
     assert {path.name for path in (server.root / "output" / victim).iterdir()} == set(saved)
+
+
+def test_haproxy_that_is_killed_is_started_again_and_nothing_else(server: Server):
+    haproxy, before = part(server, "haproxy"), {p.pid for p in server.processes.found()}
+    haproxy.kill()
+    wait_for(server.answers, "a HAProxy that listens", 10.0)
+    assert before - {p.pid for p in server.processes.found()} == {haproxy.pid}

@@ -143,21 +143,32 @@ def test_while_no_replica_is_there_every_request_is_answered_503_at_once(site: S
     assert time.monotonic() - began < 2.0
 
 
-def test_a_replica_that_dies_with_a_request_in_hand_is_503(site: Site):
-    taken = socket.socket(socket.AF_UNIX)
-    taken.bind(str(socket_path(site.haproxy.folder, 0)))
-    taken.listen()
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_a_replica_that_dies_with_a_request_in_hand_is_503(before: int, site: Site):
+    """before: requests of the same connection that it has answered."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(socket_path(site.haproxy.folder, 0)))
+    listening.listen()
+    taken: list[socket.socket] = []
 
-    def die() -> None:
-        connection, _ = taken.accept()
-        connection.recv(1 << 16)
-        connection.close()
+    def answer_and_die() -> None:
+        for asked in range(before + 1):
+            if not taken or not (request := taken[-1].recv(1 << 16)):
+                taken.append(listening.accept()[0])
+                request = taken[-1].recv(1 << 16)
+            assert request
+            if asked < before:
+                taken[-1].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        listening.close()
+        for connection in taken:
+            connection.close()
 
-    dying = threading.Thread(target=die)
+    dying = threading.Thread(target=answer_and_die)
     dying.start()
+    for _ in range(before):
+        assert site.http.post("/prompt", content=b"{}").status_code == 200
     assert_unavailable(site.http.post("/prompt", content=b"{}"), "has died")
     dying.join(PATIENCE_S)
-    taken.close()
 
 
 def test_what_was_asked_comes_as_it_was_sent(site: Site):
