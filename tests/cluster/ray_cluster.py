@@ -20,9 +20,12 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 class RayCluster(Application):
-    """One host with four CPUs and one GPU that Ray only believes in. root: where deployed applications work."""
+    """One host with four CPUs and one GPU that Ray only believes in. root: where deployed applications work.
 
-    def __init__(self, root: Path) -> None:
+    haproxy: whether Serve has its own HAProxy for a proxy, as the Kubernetes manifests have it.
+    """
+
+    def __init__(self, root: Path, *, haproxy: bool = False) -> None:
         super().__init__(free_port())
         provide_checkpoint(root)
         self.root = root
@@ -31,6 +34,8 @@ class RayCluster(Application):
         self.processes.environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = (
             "serve_app.deployments.gate:middlewares"
         )
+        if haproxy:
+            self.processes.environment.update(self._haproxy())
         self.processes.environment["RAY_metrics_report_interval_ms"] = "1000"
         # As the documents have it: whoever asks Ray for something shows a token.
         self.credentials = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -47,6 +52,22 @@ class RayCluster(Application):
             *(f"--metrics-export-port={self.metrics_port}", "--disable-usage-stats", *self.head()),
             f"--temp-dir={self.processes.environment['RAY_TMPDIR']}",
         )
+
+    def _haproxy(self) -> dict[str, str]:
+        program = self.root / "serve-app-haproxy"
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m serve_app.deployments.haproxy_serve "$@"\n')
+        program.chmod(0o755)
+        folder = self.processes.environment["RAY_TMPDIR"]
+        files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "METRICS_SOCKET_PATH": "metrics.sock"}
+        files |= {"SERVER_STATE_BASE": "", "SERVER_STATE_FILE": "state"}
+        return {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+            **{f"RAY_SERVE_HAPROXY_{key}": f"{folder}/h/{name}" for key, name in files.items()},
+        }
 
     def head(self) -> list[str]:
         """Return what the head has, as arguments of `ray start`."""
@@ -124,9 +145,9 @@ class RayCluster(Application):
 
 
 @contextlib.contextmanager
-def started(root: Path) -> Iterator[RayCluster]:
+def started(root: Path, *, haproxy: bool = False) -> Iterator[RayCluster]:
     """Yield a cluster with nothing deployed; end it afterwards."""
-    cluster = RayCluster(root)
+    cluster = RayCluster(root, haproxy=haproxy)
     try:
         yield cluster
     finally:

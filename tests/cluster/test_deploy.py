@@ -46,9 +46,9 @@ class Clients(threading.Thread):
                     self.failures.append(f"{answer.status_code} {answer.text}")
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    with started(tmp_path_factory.mktemp("cluster")) as cluster:
+@pytest.fixture(scope="module", params=["proxy", "haproxy"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    with started(tmp_path_factory.mktemp("cluster"), haproxy=request.param == "haproxy") as cluster:
         yield cluster
 
 
