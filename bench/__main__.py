@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import events, images, listing, loading, noop, overhead, report, sharing, startup, transformers
+from bench import events, idle, images, listing, loading, noop, overhead, report, sharing, startup, transformers
 from bench.series import Ratio, Series
 from bench.servers import Contender
 
@@ -22,6 +22,7 @@ BENCHMARKS = (
     events.NAME,
     listing.NAME,
     startup.NAME,
+    idle.NAME,
 )
 CHECKPOINTS = ("mini15", "sd15")
 
@@ -71,6 +72,8 @@ def main() -> int:
         keep(listing.measure([ours, *beside], rounds))
     if startup.NAME in arguments.benchmarks:
         keep(startup.measure([ours, *beside], rounds))
+    if idle.NAME in arguments.benchmarks:
+        keep(idle.measure([ours, *beside], rounds))
     return 1 if any(r.met is False for r in ratios) else 0
 
 

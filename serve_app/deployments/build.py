@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _pool(pool: PoolConfig, silence_s: float) -> Any:
             "num_gpus": pool.num_gpus,
             "resources": dict(pool.resources),
             "label_selector": dict(pool.hosts),
-            "runtime_env": {"env_vars": dict(ENVIRONMENT)},
+            "runtime_env": _runtime_env(),
         },
         max_ongoing_requests=CALLS,
         health_check_period_s=HEALTH_CHECK_S,
@@ -92,6 +93,12 @@ def _pool(pool: PoolConfig, silence_s: float) -> Any:
         graceful_shutdown_timeout_s=5,
         **_replicas(pool.min_replicas, pool.max_replicas, scaling),
     )
+
+
+def _runtime_env() -> dict[str, Any]:
+    """Return what makes a process have ENVIRONMENT: nothing where all have it, for then a worker that waits will do."""
+    missing = {name: value for name, value in ENVIRONMENT.items() if os.environ.get(name) != value}
+    return {"env_vars": missing} if missing else {}
 
 
 def _replicas(least: int, most: int, scaling: AutoscalingConfig) -> dict[str, Any]:

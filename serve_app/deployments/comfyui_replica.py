@@ -17,13 +17,15 @@ from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node
 from serve_app.deployments.replica import ObjectStore
 from serve_app.nodes.routes import PackCall, Piece
-from serve_app.replica.comfyui_assemble import assemble_comfyui
 
 
 class ComfyUIReplica:
     """One replica of a pool with `comfyui`. Its process is not this one, and may be replaced while this one lives."""
 
     async def __init__(self, config: AppConfig, pool: PoolConfig) -> None:  # type: ignore[misc]
+        # Here and not above, so that who only deploys this class needs none of it.
+        from serve_app.replica.comfyui_assemble import assemble_comfyui
+
         log.configure(config.logs)
         keep_to_the_node()
         scheduler = SchedulerHandle(me=ray.get_runtime_context().current_actor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from ray import serve
 
 from serve_app import log
 from serve_app.config import AppConfig
+from serve_app.deployments import lean_ray
 from serve_app.deployments.build import bind
 from serve_app.deployments.handles import NAME, NAMESPACE, SchedulerHandle
 from serve_app.deployments.supervisor import GIVEN_UP
@@ -53,17 +55,16 @@ def serve_on_own_ray(
     *,
     dashboard: bool,
 ) -> int:
-    """Start a Ray that listens on this machine only and deploy to it until `stop`. Returns the exit status."""
-    needed = sum(p.num_cpus * p.max_replicas for p in settings.pools)
-    context = ray.init(
-        address="local",
-        _node_ip_address="127.0.0.1",
-        include_dashboard=dashboard,
-        num_cpus=max(os.cpu_count() or 1, round(needed + 1)),
-        **QUIET,
-    )
+    """Start a Ray that listens on this machine only and deploy to it until `stop`. Returns the exit status.
+
+    Its processes are left to the supervisor, which ends them by their mark however this one ends.
+    """
+    ingress = settings.ingress
+    needed = sum(p.num_cpus * p.max_replicas for p in settings.pools) + ingress.num_cpus * ingress.max_replicas
+    # A worker each for Serve's controller, the scheduler, the ingress and the first replicas.
+    actors = 2 + ingress.max_replicas + sum(p.min_replicas for p in settings.pools)
+    context = lean_ray.init(max(actors, math.ceil(needed)), dashboard=dashboard, **QUIET)
     served = _serve(settings, host, port, sockets, context, stop, lambda: os.write(ready, b"1"))
-    ray.shutdown()
     return 0 if served else GIVEN_UP
 
 
@@ -170,4 +171,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    status = main()
+    sys.stdout.flush()
+    # Ray would take seconds to end its processes one by one.
+    os._exit(status)

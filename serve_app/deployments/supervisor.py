@@ -26,7 +26,7 @@ PARTS = ("gcs_server", "raylet")
 """Ray's processes that it cannot do without and does not start again, children of the server's process."""
 GIVEN_UP = 3
 """The status of a server that says that another start would end alike."""
-LOOK_S = 0.2
+LOOK_S = 0.5
 TRIES = 3
 """Starts that may fail before the first success."""
 STEADY_S = 60.0

@@ -30,6 +30,8 @@ OWN_RAY = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.deployments.gate:middlewares",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # What build.ENVIRONMENT has for pools: all processes have it, so that the first replicas need none of their own.
+    "THP_MEM_ALLOC_ENABLE": "1",
 }
 """What the processes of a Ray of our own are told by their environment, where it does not say otherwise."""
 SERVES_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
