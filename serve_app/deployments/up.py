@@ -34,6 +34,21 @@ OWN_RAY = {
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 """What the processes of a Ray of our own are told by their environment, where it does not say otherwise."""
+QUIET_RAY = {
+    # Of Serve's controller, which looks at everything once in each; Serve's own is 0.1.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # Of one host nobody else has to know what is free; a tenth of a second otherwise.
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    # How long each kind of handler took, for Ray's own debugging.
+    "RAY_event_stats": "0",
+}
+"""Likewise, so that a server that nobody asks does next to nothing."""
+WITHOUT_DASHBOARD = {
+    # What only its pages show: every call with its times, and the host's figures every few seconds.
+    "RAY_task_events_report_interval_ms": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "METRICS_RECORD_INTERVAL_S": "60",
+}
 SERVES_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 """Serve's own HAProxy is never wanted here, for its replicas listen on every interface; 0 keeps ours off too."""
 _log = log.get("up")
@@ -52,7 +67,8 @@ def up(arguments: argparse.Namespace) -> int:
         if own:
             _check_port(arguments.host, arguments.port)
             folder = private.prepare(settings.database_url)
-            environment = {**OWN_RAY, "RAY_TMPDIR": str(folder), **os.environ, SERVES_HAPROXY: "0"}
+            quiet = QUIET_RAY if arguments.dashboard else QUIET_RAY | WITHOUT_DASHBOARD
+            environment = {**OWN_RAY, **quiet, "RAY_TMPDIR": str(folder), **os.environ, SERVES_HAPROXY: "0"}
             check_readable(settings.database_url)
     except (ConfigError, DatabaseDamagedError) as error:
         print(f"serve-app up: {error}", file=sys.stderr)
