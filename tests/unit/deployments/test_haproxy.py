@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 from starlette.types import Receive, Scope, Send
+from websockets.sync.client import connect
 
 from serve_app.deployments import haproxy
 from serve_app.deployments.haproxy import HAProxy, socket_path
@@ -27,7 +28,13 @@ pytestmark = pytest.mark.skipif(BINARY is None, reason="no HAProxy on this machi
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with what was asked; `/big` with a large body, `/dies` never, `/waits` once the client has gone."""
+    """Answer with what was asked; `/big` with a large body, `/waits` once the client has gone; a websocket's frames."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "bytes": message["bytes"]})
+        return
     body, more = b"", scope["path"] != "/early"
     while more:
         message = await receive()
@@ -189,6 +196,18 @@ def test_what_was_asked_comes_as_it_was_sent(site: Site):
 def test_an_answer_that_does_not_wait_for_the_body_arrives(site: Site):
     site.add(0)
     assert site.http.post("/early", content=b"y" * BIG).json()["bytes"] == 0
+
+
+def test_frames_of_a_websocket_pass_both_ways_while_another_replica_comes_and_goes(site: Site):
+    site.add(0)
+    with connect(f"ws://127.0.0.1:{site.port}/ws", max_size=None) as websocket:
+        for replica in (None, site.add(1)):
+            if replica is not None:
+                site.replicas.remove(replica)
+                replica.close()
+            for size in (1, 1 << 20):
+                websocket.send(b"z" * size)
+                assert websocket.recv(PATIENCE_S) == b"z" * size
 
 
 def test_a_client_that_leaves_is_told_to_the_replica(site: Site):
