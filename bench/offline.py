@@ -1,7 +1,7 @@
 """The fewest loads with which a trace can be served by somebody who knows it beforehand, as an integer programme.
 
 Replicas hold one model each. Time is cut into windows; in each, a whole number of replicas serves each model. A job is
-served no earlier than it arrives and no later than a bound after that. What is left out can only lower the result:
+served no earlier than it arrives and done no later than a bound after that. What is left out can only lower the result:
 work may be split among replicas, and loading takes no time. So no plan, ours included, can need fewer loads.
 """
 
@@ -22,7 +22,7 @@ def fewest_loads(
 ) -> tuple[int, bool]:
     """Return a lower bound of the loads of any plan, and whether it is proven to be the least of this programme.
 
-    within_s: how late after its arrival a job may be served at most. limit_s: for how long is computed.
+    within_s: how long after its arrival a job may be done at most. limit_s: for how long is computed.
     """
     names = sorted({request.model.name for request in requests})
     end_s = max(request.at_s for request in requests) + within_s
@@ -64,4 +64,6 @@ def fewest_loads(
         constraints=bounds,
         options={"time_limit": limit_s, "mip_rel_gap": 0.0},
     )
-    return math.ceil(found.mip_dual_bound - 1e-6), found.status == 0
+    # Without any bound in time, each model has to be loaded once.
+    bound = len(names) if found.mip_dual_bound is None else math.ceil(found.mip_dual_bound - 1e-6)
+    return bound, found.status == 0
