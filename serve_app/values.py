@@ -6,7 +6,7 @@ Only a replica turns it into weights. This module imports no torch, so the contr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
@@ -145,6 +145,45 @@ class Lora:
 
     name: str
     strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class Keyframe:
+    """From a share of the sampling on, a factor of a hook's strength. steps: so many levels at least have it."""
+
+    factor: float
+    start_percent: float = 0.0
+    steps: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A LoRA of some entries of a conditioning alone, the backbone's at one strength and the text encoder's at another.
+
+    keyframes: by start_percent; without any the factor is 1.
+    """
+
+    name: str
+    strength: float
+    clip_strength: float
+    keyframes: tuple[Keyframe, ...] = field(default=(), compare=False)
+
+
+Hooks: TypeAlias = tuple[Hook, ...]
+"""HOOKS: each once, whatever its keyframes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipHooks:
+    """Change a text encoder's weights by hooks.
+
+    scheduled: as their keyframes say, so that a text has an entry for each range between them. passed_on: its entries
+    have the hooks too.
+    """
+
+    hooks: Hooks
+    scheduled: bool
+    passed_on: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +374,81 @@ class EpsilonScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class TemporalRescaling:
+    """Scale the score by what a Gaussian of a variance sigma² would need to have it divided by k (TSR)."""
+
+    k: float
+    sigma: float
+
+
+@dataclass(frozen=True, slots=True)
+class CfgOverride:
+    """Guide at another scale between two shares of the sampling."""
+
+    scale: float
+    start_percent: float
+    end_percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class PerturbedAttention:
+    """Lead away from the positive as it is where the middle's self-attention is left out (PAG)."""
+
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class SelfAttentionGuidance:
+    """Lead away from the negative as it is where what it attends to most is blurred (SAG); blur: a Gaussian's sigma."""
+
+    scale: float
+    blur: float
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedBlocks:
+    """Blocks of a diffusion transformer that rows pass by: of text and image apart, and of both as one stream."""
+
+    doubles: tuple[int, ...] = ()
+    singles: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SkipLayerGuidance:
+    """Lead away from the positive as it is without some blocks, between two shares of the sampling (SLG).
+
+    rescaling: share by which the result is brought to the positive's standard deviation.
+    """
+
+    skipped: SkippedBlocks
+    scale: float
+    start_percent: float
+    end_percent: float
+    rescaling: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WeakNegative:
+    """Make the negative without some blocks, between two shares of the sampling."""
+
+    skipped: SkippedBlocks
+    start_percent: float
+    end_percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizedAttention:
+    """Lead the positive's self-attention away from the negative's (NAG).
+
+    tau: how many times as long as before it may become; alpha: share of the result that is taken.
+    """
+
+    scale: float
+    alpha: float
+    tau: float
+
+
+@dataclass(frozen=True, slots=True)
 class OperatedGuidance:
     """Put guidance through an operation on latents, as `sampling/latent_operations.py` has them."""
 
@@ -360,6 +474,57 @@ class FreeU:
     s1: float
     s2: float
     adaptive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HyperTile:
+    """Let a UNet's wide self-attention look at tiles.
+
+    size: the least side of a tile in latent cells; choices: of how many divisions one is drawn; depth: how many
+    halvings of the latents' size are tiled; scaled: tiles grow with them.
+    """
+
+    size: int
+    choices: int
+    depth: int
+    scaled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMerging:
+    """Merge a share of the queries of a UNet's widest self-attention into those they are most like (ToMe)."""
+
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeepShrink:
+    """Make a UNet's features smaller from a block of its encoder on, between two shares of the sampling.
+
+    after_skip: what skips to the decoder keeps its size. down, up: names of ways to resize.
+    """
+
+    block: int
+    factor: float
+    start_percent: float
+    end_percent: float
+    after_skip: bool
+    down: str
+    up: str
+
+
+@dataclass(frozen=True, slots=True)
+class EasyCache:
+    """Take what a network added to its input a step before, while little enough has changed since.
+
+    threshold: the estimated change, as a share of the output, up to which it is. whole: what guidance comes to is taken
+    instead of each branch (LazyCache).
+    """
+
+    threshold: float
+    start_percent: float
+    end_percent: float
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,12 +580,23 @@ GuidancePatch: TypeAlias = (
     | AdaptiveProjection
     | FrequencyScaling
     | EpsilonScaling
+    | TemporalRescaling
+    | CfgOverride
+    | PerturbedAttention
+    | SelfAttentionGuidance
+    | SkipLayerGuidance
+    | WeakNegative
+    | NormalizedAttention
     | OperatedGuidance
 )
-"""Changes to how branches are combined; they leave the network as it is."""
+"""Changes to how branches are combined; they leave the network as it is, but where they look at it otherwise."""
+
+LayerPatch: TypeAlias = FreeU | HyperTile | TokenMerging | DeepShrink
+"""Changes to what a network's layers do, by row; they leave its weights as they are."""
 
 Patch: TypeAlias = (
     ClipSkip
+    | ClipHooks
     | LoadedAs
     | T5Padding
     | WeightChange
@@ -430,8 +606,9 @@ Patch: TypeAlias = (
     | HintKind
     | Difference
     | GuidancePatch
+    | LayerPatch
+    | EasyCache
     | DifferentialDiffusion
-    | FreeU
     | ReferenceMethod
     | PackFunctions
     | ModelControl
@@ -456,6 +633,10 @@ class Recipe:
     def with_patch(self, patch: Patch) -> Recipe:
         """Return a new recipe with one more change at the end."""
         return replace(self, patches=(*self.patches, patch))
+
+    def with_patches(self, patches: Iterable[Patch]) -> Recipe:
+        """Return a new recipe with more changes at the end."""
+        return replace(self, patches=(*self.patches, *patches))
 
     @property
     def loaded_as(self) -> str:

@@ -333,16 +333,22 @@ class Engine:
 
 
 def _group(pieces: Sequence[Piece], left: Sequence[int], limit: int) -> list[int]:
-    """Return those of the indices left that share the first one's forward: of its group, within a limit."""
+    """Return those of the indices left that share the first one's forward: of its group, within a limit.
+
+    Those that are tied to one in it go with it whatever the limit.
+    """
     first = pieces[left[0]]
-    group, cells = [left[0]], first.cells
+    group, cells, full = [left[0]], first.cells, False
+    ties = {first.tie} - {None}
     for i in left[1:]:
         if pieces[i].group_key != first.group_key:
             continue
+        full = full or cells + pieces[i].cells > limit
+        if full and pieces[i].tie not in ties:
+            continue
         cells += pieces[i].cells
-        if cells > limit:
-            break
         group.append(i)
+        ties |= {pieces[i].tie} - {None}
     return group
 
 

@@ -27,19 +27,24 @@ from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import ModelFileError, NodeError, UnavailableError
 from serve_app.limits import SizeLimits
 from serve_app.models import control
+from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import Family
 from serve_app.models.recipes import Need
 from serve_app.models.safetensors_file import SafetensorsFile
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
 from serve_app.models.weights import LoadCounters, Weights
+from serve_app.sampling.conditioning import with_options
+from serve_app.sampling.hooks import clip_loras, clip_ranges, hooks_of, loras
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.values import (
+    ClipHooks,
     ClipVisionOutput,
     Conditioning,
     GenerationRequest,
+    Lora,
     PreviewMethod,
     Recipe,
     Text,
@@ -170,9 +175,15 @@ class EngineRuntime:
             given = control.vaes(guider.conds).items()
             return tuple({vae for net, own in given if self.weights.encodes_hint(net) for vae in own})
 
+        hooked = [guider.backbone.with_patches(loras(own, [1.0] * len(own))) for own in hooks_of(guider.conds)]
+
         @cache
         def need() -> Need:
-            return self.weights.need(guider.backbone, *with_bases().values(), *vaes())
+            return self.weights.need(guider.backbone, *hooked, *with_bases().values(), *vaes())
+
+        def variant(further: tuple[Lora, ...]) -> Backbone:
+            backbone = self.weights.backbone(guider.backbone.with_patches(further))
+            return backbone.exclusive() if strict else backbone
 
         def begin() -> Generator[None, None, Future[Sampled]]:
             nets = {given: self.weights.control_net(recipe) for given, recipe in with_bases().items()}
@@ -184,7 +195,7 @@ class EngineRuntime:
             conds = backbone.activated(guider.conds, nets, {recipe: self.weights.vae(recipe) for recipe in vaes()})
             controlled = replace(request, guider=replace(guider, conds=conds))
             nonlocal running_now
-            trajectory = Trajectory(backbone, controlled, on_step)
+            trajectory = Trajectory(backbone, controlled, on_step, variant if hooked else None)
             running_now = ref(trajectory)
             return self._engine.submit(trajectory)
 
@@ -341,8 +352,24 @@ class NodeRuntime:
         self._strict = strict
 
     async def encode_text(self, clip: Recipe, text: Text) -> Conditioning:
-        """Return the CONDITIONING of a text in the prompt syntax. Errors: NodeError for one that is too long."""
+        """Return the CONDITIONING of a text in the prompt syntax. Errors: NodeError for one that is too long.
+
+        A text encoder with hooks gives an entry for each range of the sampling in which they leave it as it is.
+        """
         self._check_text(text)
+        if (given := clip.last(ClipHooks)) is None:
+            return await self._encode(clip, text)
+        passed_on = {"hooks": given.hooks} if given.passed_on else {}
+        if not given.scheduled:
+            changed = clip.with_patches(clip_loras(given.hooks, [1.0] * len(given.hooks)))
+            return with_options(await self._encode(changed, text), **passed_on)
+        encoded: Conditioning = []
+        for start, end, further in clip_ranges(given.hooks):
+            of_range = await self._encode(clip.with_patches(further), text)
+            encoded += with_options(of_range, clip_start_percent=start, clip_end_percent=end, **passed_on)
+        return encoded
+
+    async def _encode(self, clip: Recipe, text: Text) -> Conditioning:
         encoded: Conditioning
         if self._strict:
             encoded = await self._shared.use(clip, self._weights.clip, lambda model: model.encode([text])[0])

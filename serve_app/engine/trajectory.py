@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,19 +16,23 @@ from serve_app.errors import NodeError
 from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec
 from serve_app.sampling.forward import Backbone, Canvas, Piece
 from serve_app.sampling.guidance import Guidance
+from serve_app.sampling.hooks import HookSchedule, Variant
 from serve_app.sampling.inpaint import Inpainting, changing_mask, latent_mask
-from serve_app.sampling.noise import drawn, noise
+from serve_app.sampling.layers import LayerPatches
+from serve_app.sampling.noise import after_noise, drawn, noise
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.rules import rule_of
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import sigmas_for
+from serve_app.values import EasyCache
 
 
 class Trajectory:
     """One run of a sampler.
 
     `start` it once, then answer its `pieces` with `feed` until `result` is there. on_step: called with (steps done,
-    steps in all) after each step, in whichever thread feeds it.
+    steps in all) after each step, in whichever thread feeds it. variant: gives the backbone with further LoRAs, for
+    conditionings that have hooks.
     """
 
     # Set by `start`, which needs the engine's thread for them.
@@ -39,7 +44,11 @@ class Trajectory:
     _group_key: Hashable
 
     def __init__(
-        self, backbone: Backbone, request: SamplingRequest, on_step: Callable[[int, int], None] | None = None
+        self,
+        backbone: Backbone,
+        request: SamplingRequest,
+        on_step: Callable[[int, int], None] | None = None,
+        variant: Variant | None = None,
     ) -> None:
         self.backbone = backbone
         self.pieces: tuple[Piece, ...] = ()
@@ -52,6 +61,7 @@ class Trajectory:
         """Steps in all, once started."""
         self._request = request
         self._on_step = on_step
+        self._variant = variant
         self._steps_done = 0
         self._seen_step = (-1, 0)
         self._inpainting: Inpainting | None = None
@@ -78,7 +88,11 @@ class Trajectory:
             kept_noise = noise(given.shape, r.noise.seed + 1).to(device) if spec.fresh_inpaint_noise else added
             changing = changing_mask(r.guider.backbone.patches, levels, sigmas)
             self._inpainting = Inpainting(latent_mask(r.noise_mask, latents), latents, kept_noise, levels, changing)
-        self._guidance = Guidance(self.backbone, r.guider.conds, rule_of(r.guider, levels), canvas)
+        recipe, seeded = r.guider.backbone, partial(after_noise, given.shape, r.noise.seed, r.batch_index)
+        layers = LayerPatches(recipe.patches, levels, seeded)
+        rule, caches = rule_of(r.guider, levels), recipe.all(EasyCache)
+        hooks = None if self._variant is None else HookSchedule(levels, float(sigmas.max()), self._variant)
+        self._guidance = Guidance(self.backbone, r.guider.conds, rule, canvas, layers, caches, hooks)
         self._denoised = x
         if self.steps < 1:
             self._end(x, sigma)
@@ -116,11 +130,15 @@ class Trajectory:
         return self.backbone.network.key, self._group_key
 
     def feed(self, answers: Sequence[Tensor]) -> None:
-        """Take the denoised rows of `pieces`, in their order, and run to the next evaluation or to the end."""
-        self._run_on(self._combined(answers))
+        """Take the denoised rows of `pieces`, in their order, and run to what is to be answered next or to the end."""
+        self.pieces = self._guidance.take(self._evaluation, answers)
+        if self.pieces:
+            self._measure()
+        else:
+            self._run_on(self._combined())
 
-    def _combined(self, answers: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor | None]:
-        denoised, uncond = self._guidance.combine(self._evaluation, answers)
+    def _combined(self) -> Tensor | tuple[Tensor, Tensor | None]:
+        denoised, uncond = self._guidance.combine(self._evaluation)
         if self._inpainting is not None:
             denoised = self._inpainting.restore(denoised, self._evaluation.sigma)
         step = (self._evaluation.step, self._evaluation.substep)
@@ -138,8 +156,9 @@ class Trajectory:
                 self._evaluation = evaluation if self._inpainting is None else self._inpainting.hold(evaluation)
                 self.pieces = self._guidance.pieces(self._evaluation)
                 if not self.pieces:
-                    # No entry takes part at this level, so there is nothing to ask the network.
-                    answer = self._combined(())
+                    # No entry takes part at this level, or what there is need not be computed.
+                    self.pieces = self._guidance.take(self._evaluation, ())
+                    answer = None if self.pieces else self._combined()
         except (ValueError, ZeroDivisionError) as error:
             name = self._request.sampler.name
             raise NodeError(f"sampler '{name}' cannot step over the sigmas it was given: {error}") from error
@@ -147,10 +166,13 @@ class Trajectory:
             self._end(end.value, self._last_sigma)
             self._report(self.steps)
         else:
-            # That of the whole canvas, if not all entries have areas.
-            largest = max(self.pieces, key=lambda piece: piece.cells)
-            self._group_key = largest.group_key
-            self.cells = sum(piece.cells for piece in self.pieces)
+            self._measure()
+
+    def _measure(self) -> None:
+        # That of the whole canvas, if not all entries have areas.
+        largest = max(self.pieces, key=lambda piece: piece.cells)
+        self._group_key = largest.group_key
+        self.cells = sum(piece.cells for piece in self.pieces)
 
     def _end(self, x: Tensor, sigma: float) -> None:
         from_model = self.backbone.latent_format.from_model

@@ -20,7 +20,7 @@ from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Inputs, Piece
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
-from serve_app.values import Conditioning, FreeU, PackFunctions, Recipe, ReferenceMethod, Training
+from serve_app.values import Conditioning, PackFunctions, Recipe, ReferenceMethod, Training
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,15 +28,14 @@ class Backbone:
     """A network as one recipe has it; as `sampling.forward.Backbone`.
 
     training: what is taken instead of what the network's file says. loras: what the recipe's LoRAs change in its rows.
-    freeu, functions: its patches of those kinds; controls: those that show its network images. references: how they are
-    placed where a conditioning does not say it; None as the family has it. own_key: makes its rows share no forward, if
-    it is set.
+    functions: its patches of that kind; controls: those that show its network images. references: how they are placed
+    where a conditioning does not say it; None as the family has it. own_key: makes its rows share no forward, if it is
+    set.
     """
 
     network: Network
     training: Training | None = None
     loras: LoraSet | None = None
-    freeu: tuple[FreeU, ...] = ()
     references: ReferenceMethod | None = None
     controls: tuple[ActiveModelControl, ...] = ()
     own_key: object | None = None
@@ -97,23 +96,31 @@ class Backbone:
 
     def rows(self, piece: Piece) -> Rows:
         """Return what the network is asked for a piece."""
-        level = _level(piece)
         return Rows(
-            self.prediction.scale_input(piece.x, level),
+            self.fed(piece),
             piece.sigma,
-            self.levels.timestep(level),
+            self.levels.timestep(_level(piece)),
             piece.inputs,
             self.loras,
-            self.freeu,
+            piece.layers,
             self.controls,
             exclusive=self.own_key is not None,
             role=piece.role,
             functions=tuple(functions.network for functions in self.functions if functions.network),
         )
 
+    def fed(self, piece: Piece) -> Tensor:
+        """Return what the network is fed for a piece's x, float32."""
+        return self.prediction.scale_input(piece.x, _level(piece))
+
     def denoised(self, piece: Piece, output: Tensor) -> Tensor:
         """Return D(x, sigma) from the network's output for a piece, float32."""
         return self.prediction.denoised(piece.x, output, _level(piece))
+
+    def output(self, piece: Piece, denoised: Tensor) -> Tensor:
+        """Return the network's output for a piece that gave D(x, sigma): every prediction is linear in it."""
+        zero, one = (self.denoised(piece, torch.full_like(piece.x, value)) for value in (0.0, 1.0))
+        return (denoised - zero) / (one - zero)
 
     def with_functions(self, functions: PackFunctions) -> Backbone:
         """Return it with functions of a node pack in place of its own, for its rows.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.lora_forward import with_loras
 from serve_app.sampling.forward import Piece
-from serve_app.values import Training
+from serve_app.values import DeepShrink, Training
 
 
 class Network:
@@ -30,8 +30,9 @@ class Network:
         self.device: torch.device = next(module.parameters()).device
 
     def group_key(self, piece: Piece) -> Hashable:
-        """Return what must be equal for pieces to share a forward."""
-        return self.family.group_key(piece.x, piece.inputs)
+        """Return what must be equal for pieces to share a forward: patches too, by which features change in size."""
+        resized = tuple(patch for patch in piece.layers if isinstance(patch, DeepShrink))
+        return (self.family.group_key(piece.x, piece.inputs), *resized)
 
     def answer(self, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows, float32, from one forward; their group keys are equal.

@@ -37,7 +37,6 @@ from serve_app.store.catalog import Catalog
 from serve_app.values import (
     ClipSkip,
     Difference,
-    FreeU,
     ModelControl,
     PackFunctions,
     Recipe,
@@ -94,8 +93,8 @@ class Weights:
             activated(control, self._lend(control.recipe, ModelPatch)[0], self.vae(control.vae), network.family)
             for control in recipe.all(ModelControl)
         )
-        freeu, functions = recipe.all(FreeU), recipe.all(PackFunctions)
-        return Backbone(network, training, resident.loras, freeu, references, controls, functions=functions)
+        functions = recipe.all(PackFunctions)
+        return Backbone(network, training, resident.loras, references, controls, functions=functions)
 
     def levels(self, recipe: Recipe) -> Levels:
         """Return the noise levels of the recipe's backbone, without loading it."""

@@ -123,8 +123,6 @@ _BY_REASON: Mapping[str, str] = {
     "it is for a model family that is not supported": (
         "EmptyChromaRadianceLatentImage ChromaRadianceOptions "
         "LotusConditioning USOStyleReference "
-        ""
-        "SkipLayerGuidanceSD3 SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple "
         "StableCascade_EmptyLatentImage StableCascade_StageB_Conditioning StableCascade_StageC_VAEEncode "
         "StableCascade_SuperResolutionControlnet ModelSamplingStableCascade "
         "ModelNoiseScale Ideogram4Scheduler BerniniConditioning "
@@ -134,18 +132,9 @@ _BY_REASON: Mapping[str, str] = {
     ),
     "GLIGEN is not supported": ("GLIGENLoader GLIGENTextBoxApply"),
     "hypernetworks are not supported": ("HypernetworkLoader"),
-    "patches that reach into attention are not supported": (
-        "PerturbedAttentionGuidance SelfAttentionGuidance HyperTile TomePatchModel NAGuidance"
-    ),
-    "patches that change how the network itself runs are not supported": (
-        "PatchModelAddDownscale EasyCache LazyCache TorchCompileModel"
-    ),
-    "weights and conditionings that change by hooks are not supported": (
-        "CreateHookLora CreateHookLoraModelOnly CreateHookModelAsLora CreateHookModelAsLoraModelOnly "
-        "SetHookKeyframes CreateHookKeyframe CreateHookKeyframesInterpolated CreateHookKeyframesFromFloats "
-        "CombineHooks2 CombineHooks4 CombineHooks8 ConditioningSetProperties ConditioningSetPropertiesAndCombine "
-        "PairConditioningSetProperties PairConditioningSetPropertiesAndCombine PairConditioningSetDefaultCombine "
-        "PairConditioningCombine SetClipHooks ConditioningTimestepsRange"
+    "patches that change how the network itself runs are not supported": ("TorchCompileModel"),
+    "hooks of whole models are not supported; save the difference as a LoRA": (
+        "CreateHookModelAsLora CreateHookModelAsLoraModelOnly"
     ),
     "merging models of this family is not supported": (
         "ModelMergeAuraflow ModelMergeMochiPreview ModelMergeLTXV ModelMergeCosmos7B ModelMergeCosmos14B "
@@ -170,8 +159,8 @@ _BY_REASON: Mapping[str, str] = {
     "ComfyUI deprecates it; use": ("PerpNeg"),
     "vector images are not supported": ("SaveSVGNode"),
     "it came after ComfyUI 0.3.64 and is not written yet; a pool that is a ComfyUI has it": (
-        "ConditioningMultiply ColorTransfer CFGOverride DualModelGuider ImageCropToMask CreateBoundingBoxes "
-        "BuildJsonPromptIdeogram TemporalScoreRescaling MultiGPU_WorkUnits SelectModelDevice SelectCLIPDevice "
+        "ColorTransfer DualModelGuider ImageCropToMask CreateBoundingBoxes "
+        "BuildJsonPromptIdeogram MultiGPU_WorkUnits SelectModelDevice SelectCLIPDevice "
         "SelectVAEDevice GLSLShader LoraLoaderBypass LoraLoaderBypassModelOnly ImageCompositor AddLayer "
         "LayersFromBoundingBoxes CurveEditor ImageHistogram"
     ),

@@ -29,9 +29,12 @@ REGION = frozenset(
         "default",
         "control",
         "control_apply_to_uncond",
+        "clip_start_percent",
+        "clip_end_percent",
+        "hooks",
     )
 )
-"""The options that say where an entry counts, when, how strongly, and under whose control.
+"""The options that say where an entry counts, when, how strongly, under whose control, and by whose weights.
 
 "default": its weight is what the branch's other entries leave of 1.
 """
@@ -41,6 +44,11 @@ LEAST_BOUNDS = 8
 
 RAMP = 8
 """An area's weight rises over so many cells from those edges that are not the canvas's own."""
+
+
+def with_options(conditioning: Conditioning, **options: Any) -> Conditioning:
+    """Return the entries with some options set."""
+    return [(cond, {**said, **options}) for cond, said in conditioning]
 
 
 def resolved(conds: Mapping[str, Conditioning], height: int, width: int) -> dict[str, Conditioning]:

@@ -53,7 +53,9 @@ class Inputs(Protocol):
 class Piece:
     """Rows that one entry of a conditioning asks for. x: (B,C,h,w), all at sigma, beside B rows of inputs.
 
-    backbone: what answers it. role: of the branch that the entry is of.
+    backbone: what answers it. role: of the branch that the entry is of. layers: what its layers do otherwise for these
+    rows, as `layers` has it; a network passes over what it has no layers for. tie: pieces of equal ties share a forward
+    if their group keys are equal, for their layers look at each other's rows.
     """
 
     backbone: Backbone
@@ -61,6 +63,8 @@ class Piece:
     sigma: float
     inputs: Inputs
     role: str = "positive"
+    layers: tuple[Any, ...] = ()
+    tie: object | None = None
 
     @property
     def rows(self) -> int:
@@ -131,6 +135,14 @@ class Backbone(Protocol):
 
         Errors: NodeError where the family runs none.
         """
+        ...
+
+    def fed(self, piece: Piece) -> Tensor:
+        """Return what the network is fed for a piece's x, float32."""
+        ...
+
+    def output(self, piece: Piece, denoised: Tensor) -> Tensor:
+        """Return the network's output for a piece that gave D(x, sigma): undo `denoised`."""
         ...
 
 

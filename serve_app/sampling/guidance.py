@@ -6,8 +6,10 @@ combines the branches. `conditioning` says where and when an entry counts, `rule
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +17,13 @@ from torch import Tensor
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import Area, Backbone, Canvas, Inputs, Piece, crop, denoise, to_batch
+from serve_app.sampling.hooks import HookSchedule
+from serve_app.sampling.layers import AttentionMap, LayerPatches, Opposed
 from serve_app.sampling.levels import single
+from serve_app.sampling.perturbation import blurrable, blurred
 from serve_app.sampling.rules import Rule
-from serve_app.values import Conditioning, PackFunctions
+from serve_app.sampling.step_cache import BranchCache, WholeCache
+from serve_app.values import Conditioning, EasyCache, Hooks, PackFunctions, SelfAttentionGuidance
 
 TINY = 1e-37
 """Added to a cell's weights, so that a cell without any comes out as zero."""
@@ -28,7 +34,8 @@ class Entry:
     """One entry of a conditioning, ready for every evaluation of a run.
 
     weight: its share, one number or (N,1,h,w) over its area, (N,1,1,h,w) where there is time. It takes part from sigma
-    `above` down to sigma `below`. default: its weight is instead what the branch's other entries leave of 1.
+    `above` down to sigma `below`. default: its weight is instead what the branch's other entries leave of 1. hooks: by
+    which its weights differ.
     """
 
     role: str
@@ -38,6 +45,7 @@ class Entry:
     above: float
     below: float
     default: bool = False
+    hooks: Hooks | None = None
 
     def takes_part(self, sigma: float) -> bool:
         """Whether it counts at a level."""
@@ -50,48 +58,129 @@ def entries(role: str, conditioning: Conditioning, backbone: Backbone, canvas: C
     made = []
     for cond, options in conditioning:
         area = area_of(options, height, width)
-        above = backbone.levels.at_progress(options["start_percent"]) if "start_percent" in options else float("inf")
-        below = backbone.levels.at_progress(options["end_percent"]) if "end_percent" in options else 0.0
+        start, end = _range(options)
+        above = inf if start is None else backbone.levels.at_progress(start)
+        below = 0.0 if end is None else backbone.levels.at_progress(end)
         # Every branch beside the positive one counts as negative.
         kind = "positive" if role == "positive" else "negative"
         inputs = backbone.inputs(cond, options, kind, canvas).within(area)
         weight = weight_of(options, height, width, backbone.device)
         if isinstance(weight, Tensor) and canvas.latents.ndim == 5:
             weight = weight.unsqueeze(2)
-        made.append(Entry(role, inputs, weight, area, above, below, bool(options.get("default"))))
+        default, hooks = bool(options.get("default")), options.get("hooks")
+        made.append(Entry(role, inputs, weight, area, above, below, default, hooks))
     return tuple(made)
 
 
-class Guidance:
-    """The guidance of one run: its branches, by role, and the rule that combines them."""
+def _range(options: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return between which shares of the sampling an entry takes part, None where nothing says it."""
+    start, end = options.get("start_percent"), options.get("end_percent")
+    if "clip_start_percent" not in options:
+        return start, end
+    first, last = options["clip_start_percent"], options["clip_end_percent"]
+    return max(first, start or 0.0), min(last, 1.0 if end is None else end)
 
-    def __init__(self, backbone: Backbone, conds: Mapping[str, Conditioning], rule: Rule, canvas: Canvas) -> None:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """A piece, the entry it is of, and what its answer counts to: a branch's role, or the patch that asks for it."""
+
+    to: Any
+    entry: Entry
+    piece: Piece
+
+
+class Guidance:
+    """The guidance of one run: its branches, by role, and the rule that combines them.
+
+    layers: what the layers do otherwise for all its rows, nothing if not given. caches: of `step_cache`. hooks: gives
+    the backbones of entries that have any.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        conds: Mapping[str, Conditioning],
+        rule: Rule,
+        canvas: Canvas,
+        layers: LayerPatches | None = None,
+        caches: Sequence[EasyCache] = (),
+        hooks: HookSchedule | None = None,
+    ) -> None:
         self.backbone = backbone
         self._rule = rule
+        self._layers = layers
+        self._hooks = hooks
+        # Of several of a kind the last one counts, as in ComfyUI.
+        self._branches: BranchCache | None = None
+        self._whole: WholeCache | None = None
+        for patch in caches:
+            if patch.whole:
+                self._whole = WholeCache(patch, backbone.levels)
+            else:
+                self._branches = BranchCache(patch, backbone.levels)
         height, width = canvas.latents.shape[-2:]
         self._entries: dict[str, tuple[Entry, ...]] = {}
         # A loop, not a comprehension: an error that is kept would keep what that closes over, and with it the backbone.
         for role, conditioning in resolved(conds, height, width).items():
             self._entries[role] = entries(role, conditioning, backbone, canvas)
-        self._asked: tuple[Entry, ...] = ()
+        self._asked: list[_Asked] = []
+        self._answers: dict[int, Tensor] = {}
+        self._attention = AttentionMap()
+        self._reused: tuple[Tensor, Tensor] | None = None
 
     def pieces(self, evaluation: Evaluation) -> tuple[Piece, ...]:
         """Return what the network has to answer for an evaluation; () if no entry takes part."""
-        self._asked = tuple(
-            entry
-            for role in self._rule.asks(evaluation.want_uncond)
-            for entry in _taking_part(self._entries.get(role, ()), evaluation)
-        )
-        return tuple(
-            Piece(
-                self.backbone,
-                evaluation.x if entry.area is None else crop(evaluation.x, entry.area),
-                evaluation.sigma,
-                entry.inputs,
-                entry.role,
-            )
-            for entry in self._asked
-        )
+        self._asked, self._answers = [], {}
+        self._reused = None if self._whole is None else self._whole.known(evaluation)
+        if self._reused is not None:
+            return ()
+        self._asked += self._usual(evaluation)
+        positive, _ = self._rule.ends
+        for look in self._rule.patches.looks(evaluation.sigma):
+            for entry in _taking_part(self._entries.get(positive, ()), evaluation):
+                self._asked.append(_Asked(look.patch, entry, self._piece(entry, evaluation, look.layers)))
+        if self._branches is not None:
+            self._answers = self._branches.known(self._by_branch())
+        return self._unanswered()
+
+    def take(self, evaluation: Evaluation, answers: Sequence[Tensor]) -> tuple[Piece, ...]:
+        """Take the answers to the pieces returned last, in their order; return what is to be answered after them.
+
+        That is what the branch that is led away from comes to once it is blurred where it attends to most.
+        """
+        computed = [place for place in range(len(self._asked)) if place not in self._answers]
+        self._answers |= dict(zip(computed, answers, strict=True))
+        if any(isinstance(asked.to, _Blurred) for asked in self._asked):
+            return ()
+        if computed and self._branches is not None:
+            self._branches.note(self._by_branch(), self._answers, computed)
+        _, negative = self._rule.ends
+        blurring = dict.fromkeys(self._rule.patches.blurring)
+        if not (blurring and blurrable(evaluation.x) and any(asked.to == negative for asked in self._asked)):
+            return ()
+        uncond = self._means(evaluation)[negative]
+        for patch in blurring:
+            to = _Blurred(patch, blurred(uncond, self._attention, patch.blur))
+            seen = replace(evaluation, x=to.degraded + evaluation.x - uncond)
+            for entry in _taking_part(self._entries[negative], evaluation):
+                self._asked.append(_Asked(to, entry, self._piece(entry, seen)))
+        return self._unanswered()
+
+    def combine(self, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+        """Return (denoised, uncond) once all is answered.
+
+        uncond is what the rule led away from. A branch that has no entries at this level, or no weight, is zero.
+        """
+        if self._reused is not None:
+            return self._reused
+        means = self._means(evaluation)
+        for asked in [key for key in means if isinstance(key, _Blurred)]:
+            means[asked.patch] = asked.degraded - means.pop(asked)
+        denoised, uncond = self._rule.combine(means, evaluation, self)
+        if self._whole is not None:
+            self._whole.note(evaluation, denoised, uncond)
+        return denoised, uncond
 
     def answer(self, role: str, x: Tensor, sigma: float, functions: PackFunctions | None = None) -> Tensor:
         """Return a branch's denoised for any x (B,C,…) and level, from a forward of its own; zero without entries.
@@ -99,26 +188,66 @@ class Guidance:
         functions: take the place of the backbone's.
         """
         evaluation = Evaluation(x, sigma, 0)
-        taking = _taking_part(self._entries.get(role, ()), evaluation)
-        backbone = self.backbone if functions is None else self.backbone.with_functions(functions)
         answered = []
-        for entry in taking:
-            piece = Piece(backbone, x if entry.area is None else crop(x, entry.area), sigma, entry.inputs, role)
+        for entry in _taking_part(self._entries.get(role, ()), evaluation):
+            piece = self._piece(entry, evaluation)
+            if functions is not None:
+                piece = replace(piece, backbone=piece.backbone.with_functions(functions))
             answered += [(entry, denoised) for denoised in denoise([piece])]
         return _mean(x, answered)
 
-    def combine(self, evaluation: Evaluation, answers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return (denoised, uncond) from the answers to the last `pieces`, in their order.
+    def _by_branch(self) -> list[tuple[Any, Piece]]:
+        return [((asked.to, id(asked.entry.inputs)), asked.piece) for asked in self._asked]
 
-        uncond is what the rule led away from. A branch that has no entries at this level, or no weight, is zero.
-        """
-        asked = list(zip(self._asked, answers, strict=True))
-        means = {
-            role: _mean(evaluation.x, [(entry, answer) for entry, answer in asked if entry.role == role])
-            for role in self._rule.asks(evaluation.want_uncond)
-            if role in self._entries
+    def _unanswered(self) -> tuple[Piece, ...]:
+        return tuple(asked.piece for place, asked in enumerate(self._asked) if place not in self._answers)
+
+    def _usual(self, evaluation: Evaluation) -> Iterator[_Asked]:
+        """Yield what the rule's branches are asked."""
+        patches, (positive, negative) = self._rule.patches, self._rule.ends
+        tie = object() if patches.opposing else None
+        for role in self._rule.asks(evaluation):
+            branch = _taking_part(self._entries.get(role, ()), evaluation)
+            # Of several entries the last one is looked at, as in ComfyUI.
+            last = next((entry for entry in reversed(branch) if entry.area is None), None)
+            for entry in branch:
+                layers: list[Any] = []
+                if role == negative:
+                    layers += patches.of_negative(evaluation.sigma)
+                    if entry is last and patches.blurring:
+                        layers.append(self._attention)
+                tied = tie is not None and entry is last and role in (positive, negative)
+                if tied:
+                    layers += [Opposed(patch, tie, role == positive) for patch in patches.opposing]
+                yield _Asked(role, entry, self._piece(entry, evaluation, layers, tie if tied else None))
+
+    def _piece(
+        self, entry: Entry, evaluation: Evaluation, layers: Sequence[Any] = (), tie: object | None = None
+    ) -> Piece:
+        x, sigma = evaluation.x, evaluation.sigma
+        of_all = () if self._layers is None else self._layers.at(sigma)
+        cut = x if entry.area is None else crop(x, entry.area)
+        backbone = self.backbone
+        if entry.hooks is not None and self._hooks is not None:
+            backbone = self._hooks.backbone(entry.hooks, sigma)
+        return Piece(backbone, cut, sigma, entry.inputs, entry.role, (*of_all, *layers), tie)
+
+    def _means(self, evaluation: Evaluation) -> dict[Any, Tensor]:
+        """Return the mean of each branch that was asked, by role, and of what patches asked for, by them."""
+        answered: dict[Any, list[tuple[Entry, Tensor]]] = {
+            role: [] for role in self._rule.asks(evaluation) if role in self._entries
         }
-        return self._rule.combine(means, evaluation, self)
+        for place, asked in enumerate(self._asked):
+            answered.setdefault(asked.to, []).append((asked.entry, self._answers[place]))
+        return {to: _mean(evaluation.x, of) for to, of in answered.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Blurred:
+    """What the answers to blurred latents count to. degraded: those, without noise."""
+
+    patch: SelfAttentionGuidance
+    degraded: Tensor
 
 
 def _taking_part(branch: Sequence[Entry], evaluation: Evaluation) -> Sequence[Entry]:

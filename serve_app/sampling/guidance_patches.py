@@ -1,15 +1,16 @@
 """How the patches of a recipe change guidance: before branches are combined, in place of that, or after it.
 
 Each patch is a pure function of what one evaluation is guided by; only adaptive projection remembers the evaluations
-before. Patches of a kind act in the order in which the recipe has them.
+before. Patches of a kind act in the order in which the recipe has them. What is asked beside the usual branches, and
+by which layers, is `perturbation`'s and `layers`' to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from math import sqrt
+from math import exp, inf, sqrt
 from typing import Any, Protocol
 
 import torch
@@ -17,20 +18,30 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from serve_app.sampling.forward import Backbone
-from serve_app.sampling.levels import single
+from serve_app.sampling.layers import between
+from serve_app.sampling.levels import Interpolation, Levels, TableLevels, single
+from serve_app.sampling.perturbation import Look, looks
 from serve_app.values import (
     AdaptiveProjection,
     CfgNorm,
+    CfgOverride,
     CfgZeroStar,
     EpsilonScaling,
     FrequencyScaling,
     Mahiro,
     NoiseNorm,
+    NormalizedAttention,
     OperatedGuidance,
     PackFunctions,
+    PerturbedAttention,
     RenormCfg,
     RescaleCfg,
+    SelfAttentionGuidance,
+    SkipLayerGuidance,
+    SkippedBlocks,
     TangentialDamping,
+    TemporalRescaling,
+    WeakNegative,
 )
 
 IMAGE = (-3, -2, -1)
@@ -55,7 +66,8 @@ class Branches(Protocol):
 class Guided:
     """What one evaluation is guided by. x, cond, uncond: (B,C,…). skipped: uncond was not asked for and is zero.
 
-    roles: of cond and uncond. branches: answers more of them, where there is a run.
+    roles: of cond and uncond. branches: answers more of them, where there is a run. beside: what else was asked, by the
+    patch that asked for it.
     """
 
     x: Tensor
@@ -66,6 +78,7 @@ class Guided:
     skipped: bool = False
     roles: tuple[str, str] = ("positive", "negative")
     branches: Branches | None = None
+    beside: Mapping[Any, Tensor] = field(default_factory=dict)
 
     def plain(self) -> Tensor:
         """Return denoised by classifier-free guidance alone."""
@@ -75,18 +88,22 @@ class Guided:
 class GuidancePatches:
     """The patches of one run that change guidance.
 
-    patches: of a recipe; those of other kinds are passed over. flow: the run is over a flow's levels.
+    patches: of a recipe; those of other kinds are passed over. levels: of the model; Stable Diffusion's if not given.
     """
 
-    def __init__(self, patches: Iterable[Any] = (), *, flow: bool = False) -> None:
-        patches = tuple(patches)
-        kinds = _INSTEAD | _INSTEAD_ON_FLOW if flow else _INSTEAD
+    def __init__(self, patches: Iterable[Any] = (), levels: Levels | None = None) -> None:
+        self._patches = tuple(patches)
+        self._levels = levels or TableLevels()
+        instead = _INSTEAD | _INSTEAD_ON_FLOW if isinstance(levels, Interpolation) else _INSTEAD
+        after = _AFTER | {TemporalRescaling: partial(rescaled_score, self._levels)}
         self._before: list[Callable[[Guided], Guided]] = []
         self._instead: list[Callable[[Guided], Tensor]] = []
         self._after: list[Callable[[Guided, Tensor], Tensor]] = []
-        self.both = False
+        self.blurring = tuple(patch for patch in self._patches if isinstance(patch, SelfAttentionGuidance))
+        self.opposing = tuple(patch for patch in self._patches if isinstance(patch, NormalizedAttention))
+        self.both = bool(self.blurring or self.opposing)
         """Whether the branch that is guided away from is evaluated also where its share is nothing."""
-        for patch in patches:
+        for patch in self._patches:
             if isinstance(patch, PackFunctions):
                 self._before += patch.before
                 self._instead += [patch.instead] if patch.instead is not None else []
@@ -94,10 +111,26 @@ class GuidancePatches:
                 self.both = self.both or patch.both
             elif type(patch) in _BEFORE:
                 self._before.append(_BEFORE[type(patch)](patch))
-            elif type(patch) in kinds:
-                self._instead.append(partial(kinds[type(patch)], patch))
-            elif type(patch) in _AFTER:
-                self._after.append(partial(_AFTER[type(patch)], patch))
+            elif type(patch) in instead:
+                self._instead.append(partial(instead[type(patch)], patch))
+            elif type(patch) in after:
+                self._after.append(partial(after[type(patch)], patch))
+
+    def scale(self, scale: float, sigma: float) -> float:
+        """Return what guidance of a scale is scaled by at a level; of several overrides the last one counts."""
+        for patch in self._patches:
+            if isinstance(patch, CfgOverride) and between(self._levels, patch.start_percent, patch.end_percent, sigma):
+                scale = patch.scale
+        return scale
+
+    def looks(self, sigma: float) -> tuple[Look, ...]:
+        """Return what is asked at a level beside the usual branches, each once."""
+        return tuple(dict.fromkeys(looks(self._patches, self._levels, sigma)))
+
+    def of_negative(self, sigma: float) -> tuple[SkippedBlocks, ...]:
+        """Return what the layers do otherwise, at a level, for the branch that is led away from."""
+        weak = [patch for patch in self._patches if isinstance(patch, WeakNegative)][-1:]
+        return tuple(p.skipped for p in weak if between(self._levels, p.start_percent, p.end_percent, sigma))
 
     def before(self, guided: Guided) -> Guided:
         """Return what is combined in place of cond and uncond."""
@@ -276,6 +309,43 @@ def epsilon_scaled(patch: EpsilonScaling, guided: Guided, denoised: Tensor) -> T
     return guided.x - (guided.x - denoised) / patch.factor
 
 
+def rescaled_score(levels: Levels, patch: TemporalRescaling, guided: Guided, denoised: Tensor) -> Tensor:
+    """Scale the score as the noisy data's would be if a Gaussian's variance in them were divided by k.
+
+    Source: Xu et al. 2025, arXiv:2510.01184, equation 6.
+    """
+    half = levels.log_snr(guided.sigma) if guided.sigma > 0 else inf
+    if patch.k == 1 or half in (inf, -inf):
+        return denoised
+    spread = exp(2 * half) * patch.sigma**2
+    ratio = (spread + 1) / (spread / patch.k + 1)
+    # x without its noise is `signal` times the latents.
+    signal = guided.sigma * exp(half)
+    return torch.lerp(guided.x / signal, denoised, ratio)
+
+
+def led_from_perturbed(patch: PerturbedAttention, guided: Guided, denoised: Tensor) -> Tensor:
+    """Lead away from what the positive is without its self-attention, where that was asked."""
+    if patch not in guided.beside:
+        return denoised
+    return denoised + (guided.cond - guided.beside[patch]) * patch.scale
+
+
+def led_from_skipped(patch: SkipLayerGuidance, guided: Guided, denoised: Tensor) -> Tensor:
+    """Lead away from what the positive is without some blocks, where that was asked."""
+    if patch not in guided.beside:
+        return denoised
+    denoised = denoised + (guided.cond - guided.beside[patch]) * patch.scale
+    if patch.rescaling:
+        denoised = denoised * (patch.rescaling * (guided.cond.std() / denoised.std()) + 1 - patch.rescaling)
+    return denoised
+
+
+def led_from_blurred(patch: SelfAttentionGuidance, guided: Guided, denoised: Tensor) -> Tensor:
+    """Add what the blurred negative is beyond its own answer, where that was asked."""
+    return denoised + guided.beside[patch] * patch.scale if patch in guided.beside else denoised
+
+
 _BEFORE: dict[type, Callable[[Any], Callable[[Guided], Guided]]] = {
     TangentialDamping: damped,
     AdaptiveProjection: projected,
@@ -293,6 +363,9 @@ _AFTER: dict[type, Callable[[Any, Guided, Tensor], Tensor]] = {
     CfgNorm: normed,
     Mahiro: mahiro,
     EpsilonScaling: epsilon_scaled,
+    PerturbedAttention: led_from_perturbed,
+    SkipLayerGuidance: led_from_skipped,
+    SelfAttentionGuidance: led_from_blurred,
 }
 
 NO_PATCHES = GuidancePatches()

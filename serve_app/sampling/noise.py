@@ -26,7 +26,17 @@ def noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = N
     batch_index: for each of the B latents, which noise of the seed's sequence it takes; indices may repeat. None draws
     the B at once, which for latents of a few values is another sequence. Source: ComfyUI's noise for a seed.
     """
+    return _drawn(shape, torch.Generator().manual_seed(seed % SEEDS), batch_index)
+
+
+def after_noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> torch.Generator:
+    """Return the seed's generator as `noise` leaves it, from which a network's layers draw in ComfyUI."""
     generator = torch.Generator().manual_seed(seed % SEEDS)
+    _drawn(shape, generator, batch_index)
+    return generator
+
+
+def _drawn(shape: Sequence[int], generator: torch.Generator, batch_index: Sequence[int] | None) -> Tensor:
     if batch_index is None:
         return torch.randn(tuple(shape), generator=generator)
     drawn = [torch.randn((1, *shape[1:]), generator=generator) for _ in range(max(batch_index) + 1)]

@@ -9,30 +9,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isclose
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.guidance_patches import NO_PATCHES, Branches, GuidancePatches, Guided
-from serve_app.sampling.levels import Interpolation, Levels
+from serve_app.sampling.levels import Levels
 from serve_app.values import Cfg, DualCfg, Guider, PerpNeg
 
 
 class Rule(Protocol):
     """How branches are combined. It serves one run."""
 
-    def asks(self, want_uncond: bool) -> tuple[str, ...]:
-        """Return the roles that are evaluated, in the order of their rows; all of them for want_uncond."""
+    @property
+    def patches(self) -> GuidancePatches: ...
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The roles that its patches take for the positive and the negative."""
+        ...
+
+    def asks(self, evaluation: Evaluation) -> tuple[str, ...]:
+        """Return the roles that are evaluated, in the order of their rows; all of them where uncond is wanted."""
         ...
 
     def combine(
-        self, means: Mapping[str, Tensor], evaluation: Evaluation, branches: Branches | None = None
+        self, means: Mapping[Any, Tensor], evaluation: Evaluation, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return (denoised, uncond) from the mean of each role that was asked; one that is not there is zero.
 
-        branches: of the run, for patches that ask for more.
+        Beside the roles, means has what patches asked for, by patch. branches: of the run, for patches that ask for
+        more.
         """
         ...
 
@@ -47,14 +56,19 @@ class CfgRule:
     given: Cfg
     patches: GuidancePatches = NO_PATCHES
 
-    def asks(self, want_uncond: bool) -> tuple[str, ...]:
-        both = want_uncond or self.patches.both or not isclose(self.given.scale, 1.0)
-        return ("positive", "negative") if both else ("positive",)
+    @property
+    def ends(self) -> tuple[str, str]:
+        return "positive", "negative"
+
+    def asks(self, evaluation: Evaluation) -> tuple[str, ...]:
+        alone = isclose(self.patches.scale(self.given.scale, evaluation.sigma), 1.0)
+        return ("positive",) if alone and not _whole(self.patches, evaluation) else self.ends
 
     def combine(
-        self, means: Mapping[str, Tensor], evaluation: Evaluation, branches: Branches | None = None
+        self, means: Mapping[Any, Tensor], evaluation: Evaluation, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor]:
-        guided = _guided(means, evaluation, "positive", "negative", self.given.scale, branches)
+        scale = self.patches.scale(self.given.scale, evaluation.sigma)
+        guided = _guided(means, evaluation, self.ends, scale, branches)
         guided = self.patches.before(guided)
         return self.patches.combined(guided), guided.uncond
 
@@ -66,20 +80,25 @@ class DualCfgRule:
     given: DualCfg
     patches: GuidancePatches = NO_PATCHES
 
-    def asks(self, want_uncond: bool) -> tuple[str, ...]:
-        if self.given.nested or want_uncond or not isclose(self.given.middle_scale, 1.0):
+    @property
+    def ends(self) -> tuple[str, str]:
+        return ("positive", "middle") if self.given.nested else ("middle", "negative")
+
+    def asks(self, evaluation: Evaluation) -> tuple[str, ...]:
+        whole = self.given.nested or _whole(self.patches, evaluation)
+        if whole or not isclose(self.given.middle_scale, 1.0):
             return ("positive", "middle", "negative")
         return ("positive",) if isclose(self.given.scale, 1.0) else ("positive", "middle")
 
     def combine(
-        self, means: Mapping[str, Tensor], evaluation: Evaluation, branches: Branches | None = None
+        self, means: Mapping[Any, Tensor], evaluation: Evaluation, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor]:
         scale, middle_scale = self.given.scale, self.given.middle_scale
         if self.given.nested:
-            guided = _guided(means, evaluation, "positive", "middle", scale, branches)
+            guided = _guided(means, evaluation, self.ends, scale, branches)
             negative = means.get("negative", torch.zeros_like(evaluation.x))
             return torch.lerp(negative, self.patches.combined(guided), middle_scale), guided.uncond
-        guided = _guided(means, evaluation, "middle", "negative", middle_scale, branches)
+        guided = _guided(means, evaluation, self.ends, middle_scale, branches)
         further = (means["positive"] - guided.cond) * scale
         return self.patches.combined(guided) + further, guided.uncond
 
@@ -94,16 +113,21 @@ class PerpNegRule:
     given: PerpNeg
     patches: GuidancePatches = NO_PATCHES
 
-    def asks(self, want_uncond: bool) -> tuple[str, ...]:
-        if want_uncond or not isclose(self.given.negative_scale, 0.0):
+    @property
+    def ends(self) -> tuple[str, str]:
+        return "positive", "negative"
+
+    def asks(self, evaluation: Evaluation) -> tuple[str, ...]:
+        if _whole(self.patches, evaluation) or not isclose(self.given.negative_scale, 0.0):
             return ("positive", "negative", "empty")
-        return ("positive",) if isclose(self.given.scale, 1.0) else ("positive", "empty")
+        alone = isclose(self.patches.scale(self.given.scale, evaluation.sigma), 1.0)
+        return ("positive",) if alone else ("positive", "empty")
 
     def combine(
-        self, means: Mapping[str, Tensor], evaluation: Evaluation, branches: Branches | None = None
+        self, means: Mapping[Any, Tensor], evaluation: Evaluation, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor]:
-        scale = self.given.scale
-        guided = self.patches.before(_guided(means, evaluation, "positive", "negative", scale, branches))
+        scale = self.patches.scale(self.given.scale, evaluation.sigma)
+        guided = self.patches.before(_guided(means, evaluation, self.ends, scale, branches))
         empty = means.get("empty", torch.zeros_like(evaluation.x))
         positive, negative = guided.cond - empty, guided.uncond - empty
         # Where positive and empty say the same, all of the negative is perpendicular.
@@ -114,16 +138,25 @@ class PerpNegRule:
 
 
 def _guided(
-    means: Mapping[str, Tensor], evaluation: Evaluation, to: str, away: str, scale: float, branches: Branches | None
+    means: Mapping[Any, Tensor],
+    evaluation: Evaluation,
+    ends: tuple[str, str],
+    scale: float,
+    branches: Branches | None,
 ) -> Guided:
-    cond, uncond = (means[role] if role in means else torch.zeros_like(evaluation.x) for role in (to, away))
-    skipped = away not in means
-    return Guided(evaluation.x, evaluation.sigma, scale, cond, uncond, skipped, (to, away), branches)
+    cond, uncond = (means[role] if role in means else torch.zeros_like(evaluation.x) for role in ends)
+    skipped = ends[1] not in means
+    return Guided(evaluation.x, evaluation.sigma, scale, cond, uncond, skipped, ends, branches, means)
+
+
+def _whole(patches: GuidancePatches, evaluation: Evaluation) -> bool:
+    """Whether all branches are asked, even those that the rule's scales make no use of."""
+    return evaluation.want_uncond or patches.both
 
 
 def rule_of(guider: Guider, levels: Levels) -> Rule:
     """Return the rule a GUIDER asks for, with the patches of its backbone, for a run over a model's levels."""
-    patches = GuidancePatches(guider.backbone.patches, flow=isinstance(levels, Interpolation))
+    patches = GuidancePatches(guider.backbone.patches, levels)
     match guider.rule:
         case Cfg():
             return CfgRule(guider.rule, patches)

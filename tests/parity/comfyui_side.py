@@ -26,7 +26,9 @@ comfy.options.enable_args_parsing()
 import comfy.latent_formats  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.model_patcher  # noqa: E402
+import comfy.supported_models  # noqa: E402
 import comfy.supported_models_base  # noqa: E402
+import comfy.utils  # noqa: E402
 import folder_paths  # noqa: E402
 import nodes  # noqa: E402
 import numpy as np  # noqa: E402
@@ -92,7 +94,39 @@ class FlowModel:
         return (comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu),)
 
 
-OWN = {"Fixed": Fixed, "FlowModel": FlowModel}
+class SmallModel:
+    """A MODEL of a small UNet's file, of two levels with attention."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "get"
+
+    def get(self, name: str) -> tuple[Any]:
+        config = comfy.supported_models.SD15(
+            {
+                "image_size": 32,
+                "in_channels": 4,
+                "out_channels": 4,
+                "model_channels": 64,
+                "num_res_blocks": [1, 1],
+                "channel_mult": [1, 2],
+                "transformer_depth": [1, 1],
+                "transformer_depth_middle": 1,
+                "transformer_depth_output": [1, 1, 1, 1],
+                "context_dim": 768,
+                "use_spatial_transformer": True,
+                "legacy": False,
+                "dtype": torch.float32,
+            }
+        )
+        model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EPS)
+        tensors = comfy.utils.load_torch_file(f"{MODELS}/checkpoints/{name}")
+        prefix = "model.diffusion_model."
+        model.diffusion_model.load_state_dict({key.removeprefix(prefix): t for key, t in tensors.items()})
+        cpu = torch.device("cpu")
+        return (comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu),)
+
+
+OWN = {"Fixed": Fixed, "FlowModel": FlowModel, "SmallModel": SmallModel}
 
 
 def call(class_type: str, inputs: dict[str, Any]) -> Any:

@@ -115,6 +115,19 @@ FLOW_CASES: dict[str, Case] = {
     "patch|tangential in time": _patched(("TCFG", {}), kind="wan"),
     "patch|epsilon": _patched(("Epsilon Scaling", {"scaling_factor": 1.02})),
     "patch|renorm truncated": _patched(("RenormCFG", {"cfg_trunc": 0.9, "renorm_cfg": 0.0})),
+    "patch|score": _case(
+        "z",
+        _sampled(model=["patched", 0]),
+        # ComfyUI's takes no batches.
+        latent=_latent(1, 16, 8, 6),
+        patched=("TemporalScoreRescaling", {**MODEL, "tsr_k": 0.8, "tsr_sigma": 1.5}),
+    ),
+    "patch|override": _patched(("CFGOverride", {"cfg": 1.0, "start_percent": 0.3, "end_percent": 0.9})),
+    "patch|LazyCache": _patched(
+        ("LazyCache", {"reuse_threshold": 0.6, "start_percent": 0.1, "end_percent": 0.9, "verbose": False}),
+        kind="flux",
+        steps=12,
+    ),
     "patch|aura": _patched(("ModelSamplingAuraFlow", {"shift": 1.73}), kind="flux"),
     "patch|sd3": _patched(("ModelSamplingSD3", {"shift": 5.0}), kind="z"),
     "patch|flux": _patched(

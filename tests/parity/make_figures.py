@@ -30,6 +30,8 @@ from tests.parity.generation_cases import CASES as GENERATIONS
 from tests.parity.image_cases import CASES as IMAGES
 from tests.parity.image_cases import image
 from tests.parity.media_cases import FILES, SOUND_FILES, VIDEO_RATE, VIDEO_SOUND, WINDOWS, video_images
+from tests.parity.patch_cases import PATCHES
+from tests.parity.patch_cases import models as patched_models
 from tests.parity.text_cases import CASES as TEXTS
 from tests.parity.text_cases import write
 
@@ -111,6 +113,11 @@ def custom(comfyui: ComfyUI) -> None:
     _save("custom", comfyui.workflows(CUSTOM, models_dir("mini15")))
 
 
+def patch_runs(comfyui: ComfyUI) -> None:
+    """Make patch_runs.npz."""
+    _save("patch_runs", comfyui.workflows(PATCHES, patched_models()))
+
+
 def flow_runs(comfyui: ComfyUI) -> None:
     """Make flow_runs.npz: of large values every so many-th element."""
     with tempfile.TemporaryDirectory() as models:
@@ -177,7 +184,10 @@ def media(comfyui: ComfyUI) -> None:
     _save("media", comfyui.run("comfyui_media.py", {**asked, "waveform": waveform.tolist(), "sounds": SOUND_FILES}))
 
 
-_MAKERS = (samplers, grid, flow_grid, flow_runs, sampler_options, custom, nodes, sounds, media, texts, generations)
+_MAKERS = (
+    *(samplers, grid, flow_grid, flow_runs, sampler_options, custom, patch_runs),
+    *(nodes, sounds, media, texts, generations),
+)
 MAKERS: dict[str, Callable[[ComfyUI], None]] = {make.__name__: make for make in _MAKERS}
 
 

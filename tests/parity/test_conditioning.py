@@ -20,6 +20,7 @@ from serve_app.models.families.unet import UnetInputs
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import Backbone, Canvas
 from serve_app.sampling.guidance import Guidance
+from serve_app.sampling.guidance_patches import GuidancePatches
 from serve_app.sampling.levels import TableLevels
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,8 +42,11 @@ class Phased:
 class BothBranches:
     """A rule whose denoised is the positive branch and whose uncond is the negative one."""
 
-    def asks(self, want_uncond):
-        return ("positive", "negative")
+    patches = GuidancePatches()
+    ends = ("positive", "negative")
+
+    def asks(self, evaluation):
+        return self.ends
 
     def combine(self, means, evaluation, branches=None):
         return means["positive"], means["negative"]
@@ -73,7 +77,8 @@ def test_branches_are_what_comfyui_makes_of_the_same_entries(index):
         phase = cast(UnetInputs, piece.inputs).context.view(-1, 1, 1, 1)
         s = piece.sigma
         answers.append(piece.x / (1 + s**2) + 0.3 * torch.sin(piece.x / (1 + s) + phase))
-    for ours, theirs in zip(guidance.combine(evaluation, answers), FIGURES[f"{index}|out"], strict=True):
+    assert guidance.take(evaluation, answers) == ()
+    for ours, theirs in zip(guidance.combine(evaluation), FIGURES[f"{index}|out"], strict=True):
         wanted = torch.from_numpy(theirs)
         assert torch.equal(ours == 0, wanted == 0)
         assert float((ours - wanted).norm()) <= 1e-5 * float(wanted.norm())

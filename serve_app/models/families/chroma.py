@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from serve_app.models.families import flux_names
 from serve_app.models.families.dit import (
     PATCH,
+    Passing,
     attended,
     check_text,
     from_tokens,
@@ -181,16 +183,18 @@ class Chroma(BackboneFamily):
         image = network.x_embedder(to_tokens(torch.cat([r.x for r in rows]).to(dtype)))
         at = torch.cat([torch.zeros(text.shape[1], 3), positions(size)])
         shared = {"image_rotary_emb": network.pos_embed(at.to(image.device)), "attention_mask": attended(texts, image)}
+        doubles, singles = Passing(rows, "doubles"), Passing(rows, "singles")
         of_image = SINGLE * self.singles
         of_text = of_image + DOUBLE * self.doubles
         for number, block in enumerate(network.transformer_blocks):
             starts = (start + DOUBLE * number for start in (of_image, of_text))
             own = torch.cat([modulation[:, start : start + DOUBLE] for start in starts], dim=1)
-            text, image = block(hidden_states=image, encoder_hidden_states=text, temb=own, **shared)
+            call_block = partial(block, hidden_states=image, encoder_hidden_states=text, temb=own, **shared)
+            text, image = doubles.through(number, call_block, text, image)
         both = torch.cat([text, image], dim=1)
         for number, block in enumerate(network.single_transformer_blocks):
             own = modulation[:, SINGLE * number : SINGLE * (number + 1)]
-            both = block(hidden_states=both, temb=own, **shared)
+            [both] = singles.through(number, partial(block, hidden_states=both, temb=own, **shared), both)
         output = network.proj_out(network.norm_out(both[:, text.shape[1] :], modulation[:, -LAST:]))
         return list(torch.split(from_tokens(output, *size).float(), [r.count for r in rows]))
 

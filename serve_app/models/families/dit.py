@@ -5,7 +5,7 @@ Source of the networks: Peebles and Xie 2023, arXiv:2212.09748; of rotary positi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from serve_app.errors import NodeError
+from serve_app.models.families.family import Rows
 from serve_app.models.layout import Place, Table, reverse, translate
+from serve_app.values import SkippedBlocks
 
 PATCH = 2
 """A token stands for so many latent cells along each side."""
@@ -104,6 +106,30 @@ def within(counts: Sequence[int], longest: int, device: torch.device) -> Tensor:
 def thirds(width: int, *names: str) -> tuple[Place, ...]:
     """Return where a fused layer goes whose outputs are those of several, each `width` wide, one after another."""
     return tuple(Place(name, rows=(i * width, (i + 1) * width)) for i, name in enumerate(names))
+
+
+class Passing:
+    """Which rows pass by which blocks. kind: the field of SkippedBlocks that has their numbers."""
+
+    def __init__(self, rows: Sequence[Rows], kind: str) -> None:
+        self._by_row = [
+            {number for patch in r.layers if isinstance(patch, SkippedBlocks) for number in getattr(patch, kind)}
+            for r in rows
+            for _ in range(r.count)
+        ]
+
+    def through(self, number: int, block: Callable[[], Any], *streams: Tensor) -> tuple[Any, ...]:
+        """Return what a block makes of streams (R,…), but for the rows that pass by it, which stay as they are."""
+        passing = [number in numbers for numbers in self._by_row]
+        if all(passing):
+            return streams
+        made = block()
+        made = made if isinstance(made, tuple) else (made,)
+        if not any(passing):
+            return made
+        which = torch.tensor(passing, device=streams[0].device)[:, None, None]
+        # A last block makes nothing of the text.
+        return tuple(None if m is None else torch.where(which, s, m) for s, m in zip(streams, made, strict=True))
 
 
 def attended(texts: Sequence[Tensor], image: Tensor) -> Tensor | None:

@@ -22,7 +22,7 @@ from serve_app.models.model_control import ActiveModelControl
 from serve_app.models.tensors import Shape, Tensors
 from serve_app.sampling.forward import Canvas, Inputs
 from serve_app.sampling.latents import LatentFormat
-from serve_app.values import Conditioning, FreeU, IllustratedText, T5Padding, Text, Training
+from serve_app.values import Conditioning, IllustratedText, T5Padding, Text, Training
 
 Vectors: TypeAlias = Callable[[str, int, str], "Tensor | None"]
 """From an embedding's name and an encoder's width D and key to its vectors (N,D), or None if none fits."""
@@ -102,9 +102,9 @@ class Rows:
     """What a network is asked for one piece of one run.
 
     x: (B,C,h,w) float32, scaled as the prediction wants it. sigma: their level; timestep: (B,), what the network is
-    told of it. inputs: the family's own. loras, freeu, controls: what the recipe changes for these rows. exclusive:
-    nothing shares their forward, and its outcome does not depend on earlier ones, to the bit. role: of their branch.
-    functions: of node packs, as `PackFunctions.network`, in order.
+    told of it. inputs: the family's own. loras, controls: what the recipe changes for these rows; layers: what layers
+    do otherwise, as `sampling.layers` has it. exclusive: nothing shares their forward, and its outcome does not depend
+    on earlier ones, to the bit. role: of their branch. functions: of node packs, as `PackFunctions.network`, in order.
     """
 
     x: Tensor
@@ -112,7 +112,7 @@ class Rows:
     timestep: Tensor
     inputs: Any
     loras: LoraSet | None = None
-    freeu: tuple[FreeU, ...] = ()
+    layers: tuple[Any, ...] = ()
     controls: tuple[ActiveModelControl, ...] = ()
     exclusive: bool = False
     role: str = "positive"

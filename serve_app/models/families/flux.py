@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from serve_app.models.families.attention_bias import AttentionBias, added_logits
 from serve_app.models.families.concat import image_to_edit, mask_as_channels
 from serve_app.models.families.dit import (
     PATCH,
+    Passing,
     check_text,
     from_tokens,
     pooled_text,
@@ -292,8 +294,10 @@ class Flux(BackboneFamily):
         }
         image = network.x_embedder(image)
         for kind, blocks in ((DOUBLES, network.transformer_blocks), (SINGLES, network.single_transformer_blocks)):
+            passing = Passing(rows, kind)
             for number, block in enumerate(blocks):
-                text, image = block(hidden_states=image, encoder_hidden_states=text, **told)
+                call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **told)
+                text, image = passing.through(number, call_block, text, image)
                 for residual in added_after(added, kind, number):
                     image = torch.cat([image[:, :count] + residual.to(dtype), image[:, count:]], dim=1)
         output = from_tokens(network.proj_out(network.norm_out(image[:, :count], time)), *size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from serve_app.models.families import flux_names
-from serve_app.models.families.dit import attended, by_token, check_text, lora_names, positions, stacked
+from serve_app.models.families.dit import Passing, attended, by_token, check_text, lora_names, positions, stacked
 from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
 from serve_app.models.families.latents import FLUX2
 from serve_app.models.families.references import (
@@ -225,13 +226,15 @@ class Flux2(BackboneFamily):
             still, beside_it = self._time(network, rows, level * 0, dtype), image.shape[1] - count
             of_image = by_token(of_image, count, network.double_stream_modulation_img(still), beside_it)
             of_both = by_token(of_both, length + count, network.single_stream_modulation(still), beside_it)
-        for block in network.transformer_blocks:
-            text, image = block(
-                hidden_states=image, encoder_hidden_states=text, temb_mod_img=of_image, temb_mod_txt=of_words, **told
-            )
+        doubles, singles = Passing(rows, "doubles"), Passing(rows, "singles")
+        modulated = {"temb_mod_img": of_image, "temb_mod_txt": of_words, **told}
+        for number, block in enumerate(network.transformer_blocks):
+            call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **modulated)
+            text, image = doubles.through(number, call_block, text, image)
         both = torch.cat([text, image], dim=1)
-        for block in network.single_transformer_blocks:
-            both = block(hidden_states=both, encoder_hidden_states=None, temb_mod=of_both, **told)
+        for number, block in enumerate(network.single_transformer_blocks):
+            call_block = partial(block, hidden_states=both, encoder_hidden_states=None, temb_mod=of_both, **told)
+            [both] = singles.through(number, call_block, both)
         output = network.proj_out(network.norm_out(both[:, length : length + count], time))
         output = output.transpose(1, 2).reshape(len(output), -1, *size)
         return list(torch.split(output.float(), [r.count for r in rows]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from serve_app.errors import NodeError
 from serve_app.models.control import ActiveControl, Controlled, added_after, control_residuals
 from serve_app.models.families.dit import (
     PATCH,
+    Passing,
     angles,
     check_text,
     from_tokens,
@@ -240,11 +242,12 @@ class QwenImage(BackboneFamily):
         if still:
             time = torch.cat([time, self.time(network, torch.zeros_like(level), dtype)])
             which = (torch.arange(image.shape[1], device=image.device) >= count).int().expand(len(image), -1)
-        text = embedded
+        text, passing = embedded, Passing(rows, "doubles")
         for number, block in enumerate(network.transformer_blocks):
             # Whether a second half of `time` is of the tokens that `which` marks: as these rows have it.
             block.zero_cond_t = still
-            text, image = block(
+            call_block = partial(
+                block,
                 hidden_states=image,
                 encoder_hidden_states=text,
                 encoder_hidden_states_mask=call.there,
@@ -252,6 +255,7 @@ class QwenImage(BackboneFamily):
                 image_rotary_emb=(turns, of_words),
                 modulate_index=which,
             )
+            text, image = passing.through(number, call_block, text, image)
             for control in controls:
                 control.after(BLOCKS, number, image)
             for residual in added_after(added, BLOCKS, number):

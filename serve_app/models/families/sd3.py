@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -19,6 +20,7 @@ from serve_app.errors import NodeError
 from serve_app.models.control import ActiveControl, Controlled, added_after, control_residuals
 from serve_app.models.families.dit import (
     PATCH,
+    Passing,
     check_text,
     from_tokens,
     grid,
@@ -249,8 +251,10 @@ class Sd3(BackboneFamily):
         # The time reaches the sinusoids in single precision.
         time = embed.timestep_embedder(embed.time_proj(timestep).to(dtype)) + call.pooled_embedding
         text, image = network.context_embedder(text), call.patches + self.places(network.pos_embed.pos_embed, size)
+        passing = Passing(rows, "doubles")
         for number, block in enumerate(network.transformer_blocks):
-            text, image = block(hidden_states=image, encoder_hidden_states=text, temb=time)
+            call_block = partial(block, hidden_states=image, encoder_hidden_states=text, temb=time)
+            text, image = passing.through(number, call_block, text, image)
             for residual in added_after(added, BLOCKS, number):
                 image = image + residual.to(dtype)
         output = from_tokens(network.proj_out(network.norm_out(image, time)), *size, channels_last=True)

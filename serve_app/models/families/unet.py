@@ -21,9 +21,9 @@ from serve_app.models.control import ActiveControl, Controlled, control_residual
 from serve_app.models.families.family import BackboneFamily, Located, Rows, marked
 from serve_app.models.families.unet_functions import FUNCTIONS, with_functions
 from serve_app.models.families.unet_names import DIFFUSERS, lora_names, single_file
-from serve_app.models.freeu import with_freeu
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
+from serve_app.models.unet_layers import with_layers
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Training
@@ -271,7 +271,7 @@ class Unet(BackboneFamily):
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows.
 
-        They may differ in level, in text and its length, in LoRAs, FreeU, functions of packs and controls.
+        They may differ in level, in text and its length, in LoRAs, patches of layers, functions of packs and controls.
         """
         dtype = next(network.parameters()).dtype
         counts, inputs = [r.count for r in rows], [r.inputs for r in rows]
@@ -283,7 +283,8 @@ class Unet(BackboneFamily):
         added = residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call)
         concats = [i.concat for i in inputs if i.concat is not None]
         fed = torch.cat([x, torch.cat(concats).to(dtype)], dim=1) if concats else x
-        with with_freeu(network, [(r.count, r.freeu) for r in rows]), with_functions(network, rows):
+        layers = [(r.count, r.layers) for r in rows]
+        with with_layers(network, layers, (x.shape[-2], x.shape[-1])), with_functions(network, rows):
             output: Tensor = network(
                 fed,
                 call.timestep,

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from serve_app.nodes.builtin.conditioning_region import with_options
 from serve_app.nodes.runtime import Runtime
 from serve_app.values import ClipSkip, Conditioning, Recipe
 
@@ -151,26 +150,28 @@ class ConditioningZeroOut:
         return (made,)
 
 
-class ConditioningSetDefaultCombine:
-    """Entries that count where the others leave something over."""
+class ConditioningMultiply:
+    """Entries times a number."""
 
     RETURN_TYPES = ("CONDITIONING",)
-    FUNCTION = "set_default_and_combine"
-    CATEGORY = "advanced/hooks/cond single"
-    EXPERIMENTAL = True
+    FUNCTION = "multiply"
+    CATEGORY = "model/conditioning/transform"
+    SEARCH_ALIASES = ("scale conditioning", "scale prompt", "multiply conditioning", "multiply prompt")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {"cond": ("CONDITIONING",), "cond_DEFAULT": ("CONDITIONING",)},
-            "optional": {"hooks": ("HOOKS",)},
-        }
+        multiplier = ("FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01})
+        return {"required": {"conditioning": ("CONDITIONING",), "multiplier": multiplier}}
 
-    def set_default_and_combine(
-        self, cond: Conditioning, cond_DEFAULT: Conditioning, hooks: None = None
-    ) -> tuple[Conditioning]:
-        """Return all entries, those of `cond_DEFAULT` filling the weight others leave. hooks: no node makes any."""
-        return ([*cond, *with_options(cond_DEFAULT, default=True)],)
+    def multiply(self, conditioning: Conditioning, multiplier: float) -> tuple[Conditioning]:
+        """Return the entries with their texts and pooled outputs multiplied."""
+        made = []
+        for cond, options in conditioning:
+            scaled = dict(options)
+            if options.get("pooled_output") is not None:
+                scaled["pooled_output"] = options["pooled_output"] * multiplier
+            made.append((cond * multiplier, scaled))
+        return (made,)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
@@ -180,7 +181,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "ConditioningCombine": ConditioningCombine,
     "ConditioningConcat": ConditioningConcat,
     "ConditioningZeroOut": ConditioningZeroOut,
-    "ConditioningSetDefaultCombine": ConditioningSetDefaultCombine,
+    "ConditioningMultiply": ConditioningMultiply,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
@@ -190,5 +191,5 @@ NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "ConditioningCombine": "Conditioning (Combine)",
     "ConditioningConcat": "Conditioning (Concat)",
     "ConditioningZeroOut": "Conditioning Zero Out",
-    "ConditioningSetDefaultCombine": "Cond Set Default Combine",
+    "ConditioningMultiply": "Conditioning (Multiply)",
 }

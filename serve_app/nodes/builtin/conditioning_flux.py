@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.nodes.builtin.conditioning_region import with_options
+from serve_app.sampling.conditioning import with_options
 from serve_app.values import Conditioning, Latent, Recipe, ReferenceMethod
 
 METHODS = ["offset", "index", "uxo/uno", "index_timestep_zero"]

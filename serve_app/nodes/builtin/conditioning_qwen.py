@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from serve_app.nodes.builtin.conditioning_region import with_options
 from serve_app.nodes.builtin.match_size import resize
 from serve_app.nodes.runtime import Runtime
+from serve_app.sampling.conditioning import with_options
 from serve_app.values import Conditioning, IllustratedText, Recipe
 
 SEEN = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve_app.nodes.builtin.conditioning_region import with_options
 from serve_app.nodes.builtin.match_size import resize
 from serve_app.nodes.builtin.sampling import FACTOR
 from serve_app.nodes.dynamic_inputs import autogrow
 from serve_app.nodes.runtime import Runtime
 from serve_app.nodes.size import allow
+from serve_app.sampling.conditioning import with_options
 from serve_app.values import Conditioning, IllustratedText, Latent, Recipe
 
 CATEGORY = "model/conditioning/qwen image"

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from serve_app.sampling.conditioning import with_options
 from serve_app.values import Conditioning
 
 CELL = 8
@@ -20,11 +21,6 @@ OFFSET = {"default": 0, "min": 0, "max": 16384, "step": CELL}
 SHARE_SIDE = {"default": 1.0, "min": 0, "max": 1.0, "step": 0.01}
 SHARE_OFFSET = {"default": 0, "min": 0, "max": 1.0, "step": 0.01}
 STRENGTH = {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.01}
-
-
-def with_options(conditioning: Conditioning, **options: Any) -> Conditioning:
-    """Return the entries with some options set."""
-    return [(cond, {**said, **options}) for cond, said in conditioning]
 
 
 class ConditioningSetArea:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.nodes.builtin.conditioning_region import with_options
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.runtime import Runtime
+from serve_app.sampling.conditioning import with_options
 from serve_app.values import Conditioning, Recipe, T5Padding, Texts
 
 _TEXT = ("STRING", {"multiline": True, "dynamicPrompts": True})

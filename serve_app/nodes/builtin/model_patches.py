@@ -29,7 +29,7 @@ from serve_app.values import (
 )
 
 
-def _patch_node(
+def patch_node(
     doc: str,
     make: Callable[..., Patch],
     inputs: Mapping[str, Any],
@@ -60,7 +60,7 @@ def _patch_node(
     return PatchNode
 
 
-def _number(default: float, least: float, most: float, step: float = 0.01, **more: Any) -> tuple[str, dict[str, Any]]:
+def number(default: float, least: float, most: float, step: float = 0.01, **more: Any) -> tuple[str, dict[str, Any]]:
     return ("FLOAT", {"default": default, "min": least, "max": most, "step": step, **more})
 
 
@@ -69,7 +69,7 @@ def _cfg_norm(strength: float, pre_cfg: bool = False) -> Patch:
 
 
 def _free_u(b1: float, b2: float) -> dict[str, Any]:
-    return {name: _number(default, 0.0, 10.0) for name, default in {"b1": b1, "b2": b2, "s1": 0.9, "s2": 0.2}.items()}
+    return {name: number(default, 0.0, 10.0) for name, default in {"b1": b1, "b2": b2, "s1": 0.9, "s2": 0.2}.items()}
 
 
 class DifferentialDiffusionPatch:
@@ -82,7 +82,7 @@ class DifferentialDiffusionPatch:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",)}, "optional": {"strength": _number(1.0, 0.0, 1.0)}}
+        return {"required": {"model": ("MODEL",)}, "optional": {"strength": number(1.0, 0.0, 1.0)}}
 
     def patch(self, model: Recipe, strength: float = 1.0) -> tuple[Recipe]:
         return (model.with_patch(DifferentialDiffusion(strength)),)
@@ -107,29 +107,29 @@ class AttentionBackend:
 PATCHED_MODEL = ("patched_model",)
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "RescaleCFG": _patch_node(
+    "RescaleCFG": patch_node(
         "Keep strong guidance from overexposing.",
         RescaleCfg,
-        {"multiplier": _number(0.7, 0.0, 1.0)},
+        {"multiplier": number(0.7, 0.0, 1.0)},
         CATEGORY="model/patch",
     ),
-    "CFGZeroStar": _patch_node(
+    "CFGZeroStar": patch_node(
         "Guide away from a negative that is scaled to the positive.",
         CfgZeroStar,
         {},
         RETURN_NAMES=PATCHED_MODEL,
         CATEGORY="advanced/guidance",
     ),
-    "CFGNorm": _patch_node(
+    "CFGNorm": patch_node(
         "Keep guidance from making the latents longer than the positive's.",
         _cfg_norm,
-        {"strength": _number(1.0, 0.0, 100.0)},
+        {"strength": number(1.0, 0.0, 100.0)},
         {"pre_cfg": ("BOOLEAN", {"default": False, "tooltip": "Scale the guided noise to the positive's, up too."})},
         RETURN_NAMES=PATCHED_MODEL,
         CATEGORY="advanced/guidance",
         EXPERIMENTAL=True,
     ),
-    "TCFG": _patch_node(
+    "TCFG": patch_node(
         "Align the negative with the positive before guidance.",
         TangentialDamping,
         {},
@@ -138,29 +138,29 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
         DESCRIPTION="Tangential damping (arXiv:2503.18137): "
         "of the negative, only what runs along the positive is kept.",
     ),
-    "APG": _patch_node(
+    "APG": patch_node(
         "Weigh guidance by whether it runs along the positive.",
         AdaptiveProjection,
         {
-            "eta": _number(
+            "eta": number(
                 1.0,
                 -10.0,
                 10.0,
                 tooltip="How much of the guidance that runs along the positive is kept; 1 keeps it as it is.",
             ),
-            "norm_threshold": _number(
+            "norm_threshold": number(
                 5.0, 0.0, 50.0, 0.1, tooltip="The most that guidance may measure; 0 sets no limit."
             ),
-            "momentum": _number(0.0, -5.0, 1.0, tooltip="How much of the guidance before runs on; 0 none of it."),
+            "momentum": number(0.0, -5.0, 1.0, tooltip="How much of the guidance before runs on; 0 none of it."),
         },
         CATEGORY="model/sampling/custom",
     ),
-    "FreSca": _patch_node(
+    "FreSca": patch_node(
         "Scale low and high frequencies of guidance.",
         FrequencyScaling,
         {
-            "scale_low": _number(1.0, 0, 10, tooltip="What low frequencies are multiplied by."),
-            "scale_high": _number(1.25, 0, 10, tooltip="What high frequencies are multiplied by."),
+            "scale_low": number(1.0, 0, 10, tooltip="What low frequencies are multiplied by."),
+            "scale_high": number(1.25, 0, 10, tooltip="What high frequencies are multiplied by."),
             "freq_cutoff": (
                 "INT",
                 {
@@ -176,13 +176,13 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
         DESCRIPTION="Scales what guidance adds by its frequency.",
         EXPERIMENTAL=True,
     ),
-    "RenormCFG": _patch_node(
+    "RenormCFG": patch_node(
         "Guide at low noise levels, and limit what guidance gives in length.",
         RenormCfg,
-        {"cfg_trunc": _number(100, 0.0, 100.0, advanced=True), "renorm_cfg": _number(1.0, 0.0, 100.0, advanced=True)},
+        {"cfg_trunc": number(100, 0.0, 100.0, advanced=True), "renorm_cfg": number(1.0, 0.0, 100.0, advanced=True)},
         CATEGORY="model/patch",
     ),
-    "Mahiro": _patch_node(
+    "Mahiro": patch_node(
         "Guide towards the positive's direction rather than away from the negative.",
         Mahiro,
         {},
@@ -191,34 +191,34 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
         DESCRIPTION="Follows the positive's own direction the more, the less the negative resembles the guided image.",
         EXPERIMENTAL=True,
     ),
-    "Epsilon Scaling": _patch_node(
+    "Epsilon Scaling": patch_node(
         "Scale the predicted noise.",
         EpsilonScaling,
-        {"scaling_factor": _number(1.005, 0.5, 1.5, 0.001, display="number")},
+        {"scaling_factor": number(1.005, 0.5, 1.5, 0.001, display="number")},
         CATEGORY="model/patch/unet",
     ),
     "DifferentialDiffusion": DifferentialDiffusionPatch,
-    "ModelComputeDtype": _patch_node(
+    "ModelComputeDtype": patch_node(
         "Hold and work with a model's weights in a dtype of its own.",
         ComputedIn,
         {"dtype": ([DEFAULT_DTYPE, "fp32", "fp16", "bf16"], {"advanced": True})},
         CATEGORY="advanced/debug",
     ),
     "ModelAttentionBackend": AttentionBackend,
-    "LatentApplyOperationCFG": _patch_node(
+    "LatentApplyOperationCFG": patch_node(
         "Put what guidance adds through an operation on latents.",
         OperatedGuidance,
         {"operation": ("LATENT_OPERATION",)},
         CATEGORY="model/latent/advanced/operations",
         EXPERIMENTAL=True,
     ),
-    "FreeU": _patch_node(
+    "FreeU": patch_node(
         "Amplify coarse features and damp what skips them.",
         FreeU,
         _free_u(b1=1.1, b2=1.2),
         CATEGORY="model/patch/unet",
     ),
-    "FreeU_V2": _patch_node(
+    "FreeU_V2": patch_node(
         "Amplify coarse features where they are large and damp what skips them.",
         partial(FreeU, adaptive=True),
         _free_u(b1=1.3, b2=1.4),

@@ -77,6 +77,12 @@ class TinyBackbone:
     def denoised(self, piece: Piece, output: torch.Tensor) -> torch.Tensor:
         return output
 
+    def fed(self, piece: Piece) -> torch.Tensor:
+        return piece.x
+
+    def output(self, piece: Piece, denoised: torch.Tensor) -> torch.Tensor:
+        return denoised
+
     def answer(self, rows: Any) -> list[torch.Tensor]:
         x = torch.cat([piece.x for piece in rows])
         sigma = torch.tensor([piece.sigma for piece in rows for _ in range(piece.rows)])

@@ -27,8 +27,9 @@ def test_the_page_of_nodes_is_what_the_registry_and_the_table_say():
 
 
 def test_a_workflow_with_an_unsupported_class_is_told_why():
-    prompt = {"1": {"class_type": "HyperTile", "inputs": {}}}
+    prompt = {"1": {"class_type": "TorchCompileModel", "inputs": {}}}
     problems = validate(parse(prompt), specs(), lambda folder: [], None, UNSUPPORTED).problems
     assert [p.message for p in problems if p.type == "missing_node_type"] == [
-        "node class 'HyperTile' is not supported: patches that reach into attention are not supported"
+        "node class 'TorchCompileModel' is not supported: "
+        "patches that change how the network itself runs are not supported"
     ]

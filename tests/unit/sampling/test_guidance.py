@@ -53,7 +53,8 @@ def guided(guidance, answers, want_uncond=False):
     """Answer each piece with a constant; return the constants of what comes out."""
     evaluation = Evaluation(X, 2.0, 0, want_uncond)
     guidance.pieces(evaluation)
-    combined = guidance.combine(evaluation, [torch.full_like(X, a) for a in answers])
+    assert guidance.take(evaluation, [torch.full_like(X, a) for a in answers]) == ()
+    combined = guidance.combine(evaluation)
     return [pytest.approx(float(c.mean())) for c in combined]
 
 
@@ -133,8 +134,8 @@ def test_default_entries_fill_what_the_others_leave():
 )
 def test_a_rule_asks_for_no_branch_it_does_not_need(rule, asked, asked_for_uncond):
     asks = rule_of(Guider(Recipe("backbone", "checkpoints", "a"), {}, rule), TableLevels()).asks
-    assert list(asks(False)) == asked
-    assert list(asks(True)) == asked_for_uncond
+    assert list(asks(Evaluation(X, 2.0, 0))) == asked
+    assert list(asks(Evaluation(X, 2.0, 0, want_uncond=True))) == asked_for_uncond
 
 
 def test_guidance_away_from_a_negative_along_the_positive_is_none():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from serve_app.sampling.guidance_patches import GuidancePatches, Guided
+from serve_app.sampling.levels import FlowLevels
 from serve_app.values import (
     AdaptiveProjection,
     CfgNorm,
@@ -52,7 +53,7 @@ def test_rescaling_gives_the_guided_v_the_positives_deviation():
 
 
 def test_on_a_flow_rescaling_gives_the_guided_image_the_positives_deviation():
-    shaping = GuidancePatches([RescaleCfg(1.0)], flow=True)
+    shaping = GuidancePatches([RescaleCfg(1.0)], FlowLevels(3.0, 1.0))
     x, cond, uncond = torch.randn(3, 2, 4, 3, 6, 6, generator=torch.Generator().manual_seed(0)).unbind()
     denoised = shaping.combined(Guided(x, 0.5, 4.0, cond, uncond))
     torch.testing.assert_close(denoised.flatten(1).std(dim=1), cond.flatten(1).std(dim=1))

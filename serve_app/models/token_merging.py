@@ -1,0 +1,65 @@
+"""Tokens of an image that are merged into others like them, and given what those come to afterwards.
+
+Of each square of two by two one token is drawn into which others may be merged. Of the others, those that are most like
+one of these, by the cosine, are merged into it. Source: Bolya and Hoffman 2023, arXiv:2303.17604, sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+SQUARE = 2
+
+Merge: TypeAlias = "Callable[[Tensor, Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]"
+"""From features (B,n,D), by which tokens are alike, and what is merged (B,n,d), to that, shorter, and the way back."""
+
+
+def merging(size: tuple[int, int], count: int, generator: torch.Generator) -> Merge | None:
+    """Return what merges `count` tokens of an image of (h,w) tokens, or None if nothing is merged."""
+    height, width = size
+    if count <= 0 or height == 1 or width == 1:
+        return None
+    into = _drawn(height, width, generator)
+    kept = torch.zeros(height * width, dtype=torch.bool)
+    kept[into] = True
+    others = (~kept).nonzero()[:, 0]
+
+    def merge(features: Tensor, values: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        targets, sources = into.to(features.device), others.to(features.device)
+        unit = features / features.norm(dim=-1, keepdim=True)
+        likeness, nearest = (unit[:, sources] @ unit[:, targets].mT).max(dim=-1)
+        by_likeness = likeness.argsort(dim=-1, descending=True)
+        merged, left = by_likeness[:, :count], by_likeness[:, count:]
+        to = nearest.gather(1, merged)
+
+        def wide(index: Tensor) -> Tensor:
+            return index[..., None].expand(-1, -1, values.shape[2])
+
+        given = values[:, sources]
+        mean = values[:, targets].scatter_reduce(1, wide(to), given.gather(1, wide(merged)), "mean")
+
+        def back(made: Tensor) -> Tensor:
+            rest, joined = made[:, : left.shape[1]], made[:, left.shape[1] :]
+            of_sources = torch.empty_like(given)
+            of_sources.scatter_(1, wide(left), rest)
+            of_sources.scatter_(1, wide(merged), joined.gather(1, wide(to)))
+            whole = torch.empty_like(values)
+            whole[:, targets], whole[:, sources] = joined, of_sources
+            return whole
+
+        return torch.cat([given.gather(1, wide(left)), mean], dim=1), back
+
+    return merge
+
+
+def _drawn(height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Return one token of each whole square, by its number in the image."""
+    rows, columns = height // SQUARE, width // SQUARE
+    which = torch.randint(SQUARE**2, (rows, columns, 1), generator=generator)[..., 0]
+    y = torch.arange(rows)[:, None] * SQUARE + which // SQUARE
+    x = torch.arange(columns) * SQUARE + which % SQUARE
+    return (y * width + x).flatten()
