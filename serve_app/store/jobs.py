@@ -15,11 +15,9 @@ import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from serve_app import log
 from serve_app.errors import (
@@ -32,33 +30,19 @@ from serve_app.errors import (
 )
 from serve_app.events import Failure
 from serve_app.store import costs
+from serve_app.store.change_statements import JSON_COLUMNS, VARIABLES, apply
 from serve_app.store.changes import (
     Change,
-    JobAccepted,
-    JobEnded,
-    JobLostReplica,
     JobQuery,
     JobRow,
-    JobStarted,
-    OutputRecorded,
 )
 from serve_app.store.costs import Cost
-from serve_app.store.credentials import CREDENTIALS, without_credentials
 from serve_app.store.reserved import Contents, Reservation, shown
 from serve_app.store.schema import COUNTERS, JOBS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
 from serve_app.store.sqlite_file import SqliteFile, unreadable
 from serve_app.store.store import FileRef
 
 _log = log.get("store")
-
-VARIABLES = 500
-"""How many values one statement may name; every database takes this many."""
-
-JSON_COLUMNS = ("prompt", "targets", "extra_data", "failure", "cached")
-"""The columns of a job that hold JSON."""
-
-ACCEPTED_COLUMNS = (*("job_id", "number", "order", "prompt", "targets", "client_id", "created_s", "queued_seq"),)
-"""What a job's row has from the start and keeps."""
 
 WAITS = {
     "connect_timeout": 5,
@@ -148,11 +132,18 @@ class Jobs:
 
     def write(self, epoch: int, changes: Sequence[Change]) -> None:
         """Apply the changes in order, all or none. Errors: StaleEpochError; ChangeRefusedError naming the first job."""
+        try:
+            self._apply(epoch, [changes])
+        except ChangeRefusedError:
+            # Which of them will never be taken shows once each is a statement of its own.
+            self._apply(epoch, [[change] for change in changes])
+
+    def _apply(self, epoch: int, batches: Iterable[Sequence[Change]]) -> None:
         with self._transaction() as connection:
             self._fence(connection, epoch)
-            for change in changes:
-                with _refusing(change.job_id):
-                    _apply(connection, change)
+            for batch in batches:
+                with _refusing(batch[0].job_id):
+                    apply(connection, batch)
 
     def reserved(self, job_id: str, node_id: str, key: str) -> tuple[int, int] | None:
         """Return the first of the counters that the node was given for `key`, and how many; None before `reserve`."""
@@ -438,46 +429,6 @@ def _reservation(job_id: str, node_id: str, key: str) -> sa.ColumnElement[bool]:
 def _reserved(row: Any) -> Reservation:
     digests = tuple(map(frozenset, json.loads(row.digests)))
     return Reservation(row.job_id, row.node_id, row.key, int(row.first), int(row.amount), row.ending, digests)
-
-
-def _apply(connection: sa.Connection, change: Change) -> None:
-    """Apply a change; one that is there already changes nothing, for the answer to its COMMIT may have been lost."""
-    match change:
-        case JobAccepted(row):
-            values = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "outputs"}
-            values["failure"] = row.failure.to_json()
-            for column in JSON_COLUMNS:
-                values[column] = json.dumps(values[column])
-            _insert(connection, JOBS, values, ACCEPTED_COLUMNS, change.job_id)
-        case JobStarted(job_id, at_s, seq, cached):
-            started = {"state": "running", "started_s": at_s, "started_seq": seq, "cached": json.dumps(cached)}
-            connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(started))
-        case JobLostReplica(job_id, losses, lone_losses):
-            lost = {"losses": losses, "lone_losses": lone_losses}
-            connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(lost))
-        case OutputRecorded(job_id, node_id, ui, seq):
-            values = {"job_id": job_id, "node_id": node_id, "ui": json.dumps(ui), "seq": seq}
-            _insert(connection, OUTPUTS, values, values, job_id)
-        case JobEnded(job_id, state, at_s, seq, failure):
-            ended = {"state": state, "ended_s": at_s, "ended_seq": seq, "failure": json.dumps(failure.to_json())}
-            held = sa.or_(*(JOBS.c.extra_data.contains(f'"{name}"', autoescape=True) for name in sorted(CREDENTIALS)))
-            given = sa.select(JOBS.c.extra_data).where((JOBS.c.job_id == job_id) & held)
-            if (extra_data := connection.execute(given).scalar()) is not None:
-                ended["extra_data"] = json.dumps(without_credentials(json.loads(extra_data)))
-            connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(ended))
-
-
-def _insert(
-    connection: sa.Connection, table: sa.Table, values: Mapping[str, Any], same: Iterable[str], job_id: str
-) -> None:
-    """Insert a row unless it is there. Errors: ChangeRefusedError if one that differs in `same` has its place."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(table).values(values).on_conflict_do_nothing().returning(sa.literal(1))
-    if connection.execute(statement).first() is not None:
-        return
-    there = sa.and_(*(table.c[column].is_not_distinct_from(values[column]) for column in same))
-    if connection.execute(sa.select(sa.literal(1)).select_from(table).where(there)).first() is None:
-        raise ChangeRefusedError(job_id, f"another row of {table.name} has the place of what the job is to record")
 
 
 def _row(columns: Mapping[str, Any], outputs: Mapping[str, tuple[int, Any]]) -> JobRow:

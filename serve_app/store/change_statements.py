@@ -1,0 +1,140 @@
+"""Changes of jobs as SQL: one statement for all changes of a kind, whose text is made once.
+
+Every change may be applied twice, for the answer to its COMMIT may have been lost: one that is there already changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from serve_app.errors import ChangeRefusedError
+from serve_app.store.changes import (
+    Change,
+    JobAccepted,
+    JobEnded,
+    JobLostReplica,
+    JobStarted,
+    OutputRecorded,
+)
+from serve_app.store.credentials import CREDENTIALS, without_credentials
+from serve_app.store.schema import JOBS, OUTPUTS
+
+T = TypeVar("T")
+Values = dict[str, Any]
+
+JSON_COLUMNS = ("prompt", "targets", "extra_data", "failure", "cached")
+"""The columns of a job that hold JSON."""
+
+ACCEPTED_COLUMNS = ("job_id", "number", "order", "prompt", "targets", "client_id", "created_s", "queued_seq")
+"""What a job's row has from the start and keeps."""
+
+VARIABLES = 500
+"""How many values one statement may name; every database takes this many."""
+
+_THE_JOB = JOBS.c.job_id == sa.bindparam("the_job")
+
+
+def _update(*columns: str) -> sa.Update:
+    return sa.update(JOBS).where(_THE_JOB).values({column: sa.bindparam(f"new_{column}") for column in columns})
+
+
+_START = _update("state", "started_s", "started_seq", "cached")
+_LOSE = _update("losses", "lone_losses")
+_END = _update("state", "ended_s", "ended_seq", "failure")
+_CLEAR = _update("extra_data")
+
+
+def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
+    """Apply changes, kind by kind. Errors: ChangeRefusedError for a row that differs from what is to be there.
+
+    A job is accepted, starts, loses replicas, shows outputs and ends in this order, whatever other jobs do meanwhile.
+    """
+    _insert(connection, JOBS, ACCEPTED_COLUMNS, [_row_of(change) for change in _of(JobAccepted, changes)])
+    _execute(
+        connection,
+        _START,
+        [
+            _new(c.job_id, state="running", started_s=c.at_s, started_seq=c.seq, cached=json.dumps(c.cached))
+            for c in _of(JobStarted, changes)
+        ],
+    )
+    _execute(
+        connection,
+        _LOSE,
+        [_new(c.job_id, losses=c.losses, lone_losses=c.lone_losses) for c in _of(JobLostReplica, changes)],
+    )
+    outputs = [
+        {"job_id": c.job_id, "node_id": c.node_id, "ui": json.dumps(c.ui), "seq": c.seq}
+        for c in _of(OutputRecorded, changes)
+    ]
+    _insert(connection, OUTPUTS, tuple(OUTPUTS.c.keys()), outputs)
+    ended = _of(JobEnded, changes)
+    _clear_credentials(connection, [c.job_id for c in ended])
+    _execute(
+        connection,
+        _END,
+        [
+            _new(c.job_id, state=c.state, ended_s=c.at_s, ended_seq=c.seq, failure=json.dumps(c.failure.to_json()))
+            for c in ended
+        ],
+    )
+
+
+def _of(kind: type[T], changes: Iterable[object]) -> list[T]:
+    return [change for change in changes if isinstance(change, kind)]
+
+
+def _row_of(change: JobAccepted) -> Values:
+    row = change.row
+    values = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "outputs"}
+    values["failure"] = row.failure.to_json()
+    for column in JSON_COLUMNS:
+        values[column] = json.dumps(values[column])
+    return values
+
+
+def _new(job_id: str, **columns: Any) -> Values:
+    return {"the_job": job_id, **{f"new_{column}": value for column, value in columns.items()}}
+
+
+def _execute(connection: sa.Connection, statement: sa.Update, values: list[Values]) -> None:
+    if values:
+        connection.execute(statement, values)
+
+
+@functools.cache
+def _inserting(table: sa.Table, dialect: str) -> Any:
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+
+
+def _insert(connection: sa.Connection, table: sa.Table, same: Sequence[str], rows: list[Values]) -> None:
+    """Insert rows unless they are there. Errors: ChangeRefusedError if one that differs in `same` has a place."""
+    if not rows or connection.execute(_inserting(table, connection.dialect.name), rows).rowcount == len(rows):
+        return
+    for row in rows:
+        there = sa.and_(*(table.c[column].is_not_distinct_from(row[column]) for column in same))
+        if connection.execute(sa.select(sa.literal(1)).select_from(table).where(there)).first() is None:
+            raise ChangeRefusedError(
+                row["job_id"], f"another row of {table.name} has the place of what the job is to record"
+            )
+
+
+def _clear_credentials(connection: sa.Connection, job_ids: Sequence[str]) -> None:
+    """Remove what no ended job needs: it was given for the job alone."""
+    held = sa.or_(*(JOBS.c.extra_data.contains(f'"{name}"', autoescape=True) for name in sorted(CREDENTIALS)))
+    for start in range(0, len(job_ids), VARIABLES):
+        theirs = JOBS.c.job_id.in_(job_ids[start : start + VARIABLES])
+        found = connection.execute(sa.select(JOBS.c.job_id, JOBS.c.extra_data).where(theirs & held)).all()
+        cleared: list[tuple[str, Mapping[str, Any]]] = [
+            (row.job_id, without_credentials(json.loads(row.extra_data))) for row in found
+        ]
+        _execute(connection, _CLEAR, [_new(job_id, extra_data=json.dumps(left)) for job_id, left in cleared])
