@@ -25,6 +25,8 @@ KEEPALIVE_S = 4.0
 """A client that hears nothing for ten seconds takes the connection for dead, so the queue's length is told again."""
 SOON_S = 0.05
 """How long the other sockets wait for one that is slow to send."""
+STATUS_S = 0.1
+"""How often clients are told the length of the queue that other clients' jobs change."""
 SEND_S = 30.0
 """How long a frame waits for a client that does not read; then the client is let go of."""
 RETRY_S = 0.5
@@ -51,7 +53,8 @@ class Socket:
     async def say(self, frames: Iterable[Frame]) -> None:
         """Send frames in order. Errors: TimeoutError for a client that does not read."""
         for sent in frames:
-            await asyncio.wait_for(self._send(sent), SEND_S)
+            async with asyncio.timeout(SEND_S):
+                await self._send(sent)
             self.spoke_s = time.monotonic()
 
     async def show(self, queue: QueueMark) -> None:
@@ -83,6 +86,8 @@ class Subscriptions:
         self._parted: dict[str, Reader] = {}
         self._joined = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
+        self._queue_version = -1
+        self._shown_s = float("-inf")
 
     async def join(self, socket: Socket, service: Service, attached: Attached) -> None:
         """Greet a client and feed it from here on; an earlier socket of it hears nothing any more."""
@@ -135,9 +140,10 @@ class Subscriptions:
         parted, self._parted = self._parted, {}
         free = [socket for socket in self._sockets.values() if socket.sending is None]
         readers = parted | {socket.client_id: Reader(socket.token, socket.sent) for socket in free}
-        versions = {socket.queue_version for socket in free}
-        version = versions.pop() if len(versions) == 1 else -1
-        asked = asyncio.ensure_future(service.news(readers, version, 0.0 if parted else KEEPALIVE_S / 2))
+        wait_s = KEEPALIVE_S / 2
+        if any(socket.queue_version != self._queue_version for socket in free):
+            wait_s = max(0.0, self._shown_s + STATUS_S - time.monotonic())
+        asked = asyncio.ensure_future(service.news(readers, self._queue_version, 0.0 if parted else wait_s))
         joined = asyncio.ensure_future(self._joined.wait())
         try:
             await asyncio.wait({asked, joined}, return_when=asyncio.FIRST_COMPLETED)
@@ -154,11 +160,14 @@ class Subscriptions:
         for client_id in news.replaced:
             self._sockets.pop(client_id, None)
         tellings = []
+        self._queue_version, now_s = news.queue.version, time.monotonic()
+        if due := now_s - self._shown_s >= STATUS_S:
+            self._shown_s = now_s
         for socket in list(self._sockets.values()):
             events = news.events.get(socket.client_id, ())
             if socket.sending is None:
-                silent = time.monotonic() - socket.spoke_s > KEEPALIVE_S / 2
-                if events or silent or news.queue.version != socket.queue_version:
+                silent = now_s - socket.spoke_s > KEEPALIVE_S / 2
+                if events or silent or (due and news.queue.version != socket.queue_version):
                     socket.sending = asyncio.create_task(self._tell(socket, service, events, news.queue, silent))
                     tellings.append(socket.sending)
         if tellings:
