@@ -7,6 +7,7 @@ so the dialects cannot drift apart. Keys: ComfyUI's own (`server.py`, POST /prom
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import re
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError, JobMissingError, Problem, UnavailableError
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.destination import SHARED, destinations
+from serve_app.graph.files import named_files
 from serve_app.graph.graph import Graph
 from serve_app.graph.latent_size import within_cells
 from serve_app.graph.model_files import with_known_files
@@ -55,6 +57,9 @@ from serve_app.store.userdata import UserData
 
 KEYS = ("prompt", "client_id", "extra_data", "prompt_id", "number", "front", "partial_execution_targets")
 """What a submission may hold: the contract's two keys and ComfyUI's other five."""
+
+FEW_NODES = 50
+"""A graph of so many nodes is checked sooner than a thread for it would begin."""
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -172,7 +177,9 @@ class Service:
         Errors: as `submit`; NotReadyError if it needs a class that only a pool may have which has never said its own.
         """
         known, silent = await self._known()
-        graph = replaced(await asyncio.to_thread(self._parsed, submission.prompt), known[SHARED])
+        few = len(submission.prompt) <= FEW_NODES
+        parsed = self._parsed(submission.prompt) if few else await asyncio.to_thread(self._parsed, submission.prompt)
+        graph = replaced(parsed, known[SHARED])
         asked = submission.extra_data.get("pool")
         if asked in silent:
             raise silent[asked]
@@ -184,9 +191,11 @@ class Service:
             raise
         found: list[tuple[str, Validated]] = []
         for name in able:
-            # Reading the choices lists directories, which may be slow on a shared volume.
             unsupported = NOT_THERE if name == SHARED else {}
-            validated = await asyncio.to_thread(validate, graph, known[name], self._choices, targets, unsupported)
+            check = functools.partial(validate, graph, known[name], self._choices, targets, unsupported)
+            # Reading the choices lists directories, which may be slow on a shared volume.
+            at_once = few and not named_files(graph.nodes.values(), known[name])
+            validated = check() if at_once else await asyncio.to_thread(check)
             if name == SHARED and self.limits.latent_cells is not None:
                 validated = within_cells(validated, self.limits.latent_cells)
             if name == SHARED:
@@ -373,15 +382,16 @@ def _read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:
 
     number = field("number", "a finite number", _is_finite)
     targets = field("partial_execution_targets", "a list of node ids", _is_id_list)
+    job_id = field("prompt_id", "a UUID such as 550e8400-e29b-41d4-a716-446655440000", is_job_id)
     submission = Submission(
-        job_id=field("prompt_id", "a UUID such as 550e8400-e29b-41d4-a716-446655440000", is_job_id)
-        or str(uuid.uuid4()),
+        job_id=job_id or str(uuid.uuid4()),
         prompt=field("prompt", "an object of nodes by id", _is_object, {}),
         outputs=(),
         client_id=field("client_id", "a string without NUL", _is_string),
         extra_data=field("extra_data", "an object", _is_object, {}),
         number=None if number is None else float(number),
         front=field("front", "true or false", lambda value: isinstance(value, bool), False),
+        id_is_new=job_id is None,
     )
     strict = submission.extra_data.get("strict", False)
     if not isinstance(strict, bool):

@@ -15,7 +15,7 @@ from typing import Any, Protocol, get_args
 from serve_app import log
 from serve_app.engine.engine import Counters
 from serve_app.errors import CancelledJobError, UnavailableError
-from serve_app.graph.dynamic import opened
+from serve_app.graph.files import named_files
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
@@ -284,16 +284,11 @@ class Runner:
 
     async def _fetch_models(self, task: Task) -> None:
         """See that the model files that a task's nodes name are on this host: the engine must never wait for one."""
-        named = {
-            (declared.folder, value)
-            for node in task.nodes.values()
-            if node.class_type in self._specs
-            for declared in opened(self._specs[node.class_type], node.inputs).inputs
-            if isinstance(value := node.inputs.get(declared.name), str)
-            if declared.folder is not None and declared.folder not in AREAS
-        }
+        named = [file for file in sorted(named_files(task.nodes.values(), self._specs)) if file[0] not in AREAS]
+        if not named:
+            return
         # A file that cannot be had is the node's to report, with its id.
-        fetched = (asyncio.to_thread(self._fetch_model, folder, value) for folder, value in sorted(named))
+        fetched = (asyncio.to_thread(self._fetch_model, folder, value) for folder, value in named)
         await asyncio.gather(*fetched, return_exceptions=True)
 
     def _ended(self, task: Task, running: asyncio.Task[None]) -> None:

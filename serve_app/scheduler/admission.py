@@ -10,9 +10,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from serve_app.errors import InvalidSubmissionError, QueueFullError
 from serve_app.graph.destination import SHARED, own_signatures, plan_whole
+from serve_app.graph.files import named_files
 from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Plan, Pool, is_strict, plan
@@ -20,6 +22,9 @@ from serve_app.graph.signature import STRICT, signatures
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.client import Submission
 from serve_app.store.changes import JobRow
+
+FEW_NODES = 50
+"""A graph of so many nodes is signed within a millisecond or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +80,8 @@ class Admission:
             )
         # Kept with the job, so that another configuration leaves what is queued as it is.
         extra_data = {"strict": True, **submission.extra_data} if self.rules.strict else submission.extra_data
-        # In a thread, and before the job has its number: it asks about files, and the store may be slow to answer.
-        graph, signed = await asyncio.to_thread(self._sign, submission.job_id, submission.prompt, extra_data)
+        # Before the job has its number: the store may be slow to answer.
+        graph, signed = await self._signed(submission.job_id, submission.prompt, extra_data)
         self._check_room(submission.client_id, waiting())
         order = self._next_order
         planned = self._plan(graph, submission.outputs, signed, extra_data)
@@ -97,7 +102,7 @@ class Admission:
 
     async def readmit(self, row: JobRow) -> Plan:
         """Plan what a job of an earlier life still has to produce. Errors: InvalidGraphError."""
-        graph, signed = await asyncio.to_thread(self._sign, row.job_id, row.prompt, row.extra_data)
+        graph, signed = await self._signed(row.job_id, row.prompt, row.extra_data)
         left = [node_id for node_id in row.targets if node_id not in row.outputs]
         return self._plan(graph, left, signed, row.extra_data)
 
@@ -121,11 +126,14 @@ class Admission:
                 f"{own} jobs {whose} wait, as many as client_share of max_queue allows", retry_after_s=5
             )
 
-    def _sign(
+    async def _signed(
         self, job_id: str, prompt: Mapping[str, object], extra_data: Mapping[str, object]
     ) -> tuple[Graph, dict[str, str]]:
-        salt = ("" if self.rules.share_results else job_id) + (STRICT if is_strict(extra_data) else "")
         graph = parse(prompt)
         if extra_data.get("pool") in self._whole:
             return graph, own_signatures(graph, job_id)
-        return graph, signatures(graph, self._specs(), self._fingerprint, salt)
+        salt = ("" if self.rules.share_results else job_id) + (STRICT if is_strict(extra_data) else "")
+        sign = partial(signatures, graph, self._specs(), self._fingerprint, salt)
+        # Files are asked about in a thread. Where there is little else to do it takes longer than the work.
+        in_thread = len(graph.nodes) > FEW_NODES or named_files(graph.nodes.values(), self._specs())
+        return graph, await asyncio.to_thread(sign) if in_thread else sign()

@@ -24,7 +24,8 @@ class Submission:
     """A validated job on its way to the database.
 
     prompt: the wire JSON with constants converted, which is what runs. outputs: the output nodes to run.
-    number: the client's own queue number, None for the next one; front: the next one, negated.
+    number: the client's own queue number, None for the next one; front: the next one, negated. id_is_new: nobody can
+    have submitted anything under this id before.
     """
 
     job_id: str
@@ -34,6 +35,7 @@ class Submission:
     extra_data: Mapping[str, Any] = field(default_factory=dict)
     number: float | None = None
     front: bool = False
+    id_is_new: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,8 @@ CHECK_S, CHECKED_JOBS = 30.0, 200
 """How often it checks its own state, while it has at most so many unfinished jobs."""
 REMEMBER_S = 10.0
 """How often it keeps what it has learned of durations."""
+PROBE_S = 0.2
+"""A database that has taken a change this lately is not asked whether it is there."""
 RECENT_S, RECENT_JOBS = 60.0, 200
 """Jobs that ended this shortly before a restart may have clients who have not been told; at most so many."""
 
@@ -203,6 +205,9 @@ class Scheduler:
             await self._in_database(self._jobs.stamp, self.epoch)
         # As long as one waits for the id's lock or has it, it is in the dictionary.
         async with self._submitting.setdefault(submission.job_id, asyncio.Lock()):
+            # One whose id is new waits for no lookup, unless the database may be away: it would wait as long as that.
+            if submission.id_is_new and self._writer.idle_s() < PROBE_S:
+                return await self._accept(submission)
             if await self._row(submission.job_id) is not None:
                 await self._writer.put([])  # what memory knows may not be durable yet
                 if earlier := await self._row(submission.job_id):

@@ -7,6 +7,7 @@ will never take is ended in error instead, so that it holds nobody else up.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias, TypeVar
@@ -66,6 +67,11 @@ class Writer:
         self._arrived = asyncio.Event()
         self._writing = False
         self._given_up: set[str] = set()
+        self._wrote_s = float("-inf")
+
+    def idle_s(self) -> float:
+        """Return the seconds since the database last took a change."""
+        return time.monotonic() - self._wrote_s
 
     def put(self, commands: list[Command]) -> asyncio.Future[None]:
         """Take commands in; the future is done once they are durable and carried out.
@@ -106,6 +112,7 @@ class Writer:
         while changes := [c.change for commands, _ in batch for c in commands if isinstance(c, Persist)]:
             try:
                 await persistently(partial(self._write, changes))
+                self._wrote_s = time.monotonic()
                 break
             except StaleEpochError as error:
                 self._fenced(error)
