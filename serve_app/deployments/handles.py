@@ -1,23 +1,25 @@
 """How processes reach the scheduler: one named, detached actor, found by name and called until it answers.
 
+Ray says where the actor is; the calls go to it by a connection of our own (`rpc.py`). What holds an object reference
+or an actor's handle goes as Ray's own call, since Ray counts who has references.
+
 The scheduler may be restarting when it is called, so every call here is one that may be made twice. Who waits for a
 scheduler that does not come back is told UnavailableError.
-
-That a call's actor has died is Ray's to say. Once the wall clock was set back it may not say so (its timers are wall
-clock's, ray 2.60), so a call that has no answer yet also asks whether the actor still lives the life it was sent to.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
+import ray.actor
 from ray.exceptions import RayActorError, RayTaskError
 
+from serve_app.deployments.rpc import Connection, DisconnectedError, UnpicklableError
 from serve_app.errors import NotReadyError
 from serve_app.events import Event
 from serve_app.graph.graph import Graph
@@ -48,8 +50,12 @@ NAMESPACE = "serve_app"
 SPECS_S = 5.0
 PATIENCE_S = 15.0
 """How long a call waits for a scheduler that is being restarted."""
-LOOK_S = 3.0
-"""How often those whose calls have no answer yet ask, all together, whether the scheduler was restarted."""
+AGAIN_S = 0.2
+"""How long after a failed call it is made again."""
+ADDRESS_S = 3.0
+"""How long the actor may take to say where it listens, which it does as soon as it runs."""
+OF_RAY = (ray.ObjectRef, ray.actor.ActorHandle)
+"""What only Ray may carry."""
 
 
 class SchedulerHandle:
@@ -57,15 +63,18 @@ class SchedulerHandle:
 
     def __init__(self, me: Any = None) -> None:
         self._me = me
-        self._actor: Any = None
-        self._life = ""
-        self._looked_s = float("-inf")
+        self._connection: tuple[Any, Connection] | None = None
+        self._connecting: asyncio.Task[tuple[Any, Connection]] | None = None
         self._specs: dict[str | None, tuple[float, str, Mapping[str, NodeSpec]]] = {}
         self._routes: Mapping[str, tuple[PackRoute, ...]] = {}
         self._routes_at_s = float("-inf")
 
     async def submit(self, submission: Submission) -> Accepted:
-        return await self._call("submit", submission)  # type: ignore[no-any-return]
+        try:
+            return await self._once("submit", submission)  # type: ignore[no-any-return]
+        except DisconnectedError:
+            again = replace(submission, id_is_new=False)
+            return await self._call("submit", again)  # type: ignore[no-any-return]
 
     async def cancel(self, job_id: str) -> bool:
         return await self._call("cancel", job_id)  # type: ignore[no-any-return]
@@ -156,44 +165,61 @@ class SchedulerHandle:
         await self._call("trouble", replica_id, pool, why)
 
     async def _call(self, method: str, *arguments: Any) -> Any:
-        """Call the actor, finding it again if it died. Errors: the method's own; NotReadyError after PATIENCE_S."""
+        """Call the scheduler, finding it again if it died. Errors: the method's own; NotReadyError after PATIENCE_S."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                if self._actor is None:
-                    await self._find()
-                return await self._answer(self._actor.call.remote(method, *arguments))
-            except RayTaskError as error:
-                raise error.cause from None
-            except (RayActorError, ValueError, TimeoutError, NotReadyError) as error:
-                self._actor = None
+                return await self._once(method, *arguments)
+            except DisconnectedError as error:
                 if time.monotonic() > deadline:
-                    raise NotReadyError(f"the scheduler is not there: {type(error).__name__}") from error
-                await asyncio.sleep(0.2)
+                    raise NotReadyError(f"the scheduler is not there: {error}") from error
+                await asyncio.sleep(AGAIN_S)
 
-    async def _find(self) -> None:
-        actor = await asyncio.to_thread(ray.get_actor, NAME, NAMESPACE)
-        async with asyncio.timeout(LOOK_S):
-            self._life = await actor.life.remote()
-        self._actor = actor
-
-    async def _answer(self, reference: Awaitable[Any]) -> Any:
-        """Return what a call that was just made is answered. Errors: the call's; NotReadyError if it never will be."""
-        life, answer = self._life, asyncio.ensure_future(reference)
+    async def _once(self, method: str, *arguments: Any) -> Any:
+        """Call the scheduler once. Errors: the method's own; DisconnectedError."""
+        actor, connection = await self._connected()
         try:
-            while not (await asyncio.wait([answer], timeout=LOOK_S))[0]:
-                await self._look()
-                if self._life != life and not answer.done():
-                    raise NotReadyError("the scheduler was restarted before it had answered")
-            return answer.result()
-        finally:
-            answer.cancel()
+            return await connection.call(method, *arguments)
+        except UnpicklableError:
+            return await _by_ray(actor, connection, method, arguments)
 
-    async def _look(self) -> None:
-        """Ask which life of the actor answers now, unless somebody did so lately. No answer leaves it as it was."""
-        if self._actor is None or time.monotonic() - self._looked_s < LOOK_S:
-            return
-        self._looked_s = time.monotonic()
-        with contextlib.suppress(RayActorError, TimeoutError):
-            async with asyncio.timeout(LOOK_S):
-                self._life = await self._actor.life.remote()
+    async def _connected(self) -> tuple[Any, Connection]:
+        """Return the actor and the connection to it. Errors: DisconnectedError."""
+        if self._connection is None or self._connection[1].ended.is_set():
+            if self._connecting is None or self._connecting.done():
+                self._connecting = asyncio.create_task(_connect())
+            # It is everybody's: whoever gives up waiting for it leaves it to the others.
+            self._connection = await asyncio.shield(self._connecting)
+        return self._connection
+
+
+async def _connect() -> tuple[Any, Connection]:
+    try:
+        actor = await asyncio.to_thread(ray.get_actor, NAME, NAMESPACE)
+        async with asyncio.timeout(ADDRESS_S):
+            address = await actor.address.remote()
+        return actor, await Connection.open(address, OF_RAY)
+    except (RayActorError, ValueError, OSError, TimeoutError) as error:
+        raise DisconnectedError(type(error).__name__) from error
+
+
+async def _by_ray(actor: Any, connection: Connection, method: str, arguments: tuple[Any, ...]) -> Any:
+    """Make a call as Ray makes it. Errors: the method's own; DisconnectedError once the scheduler has died.
+
+    A death is the connection's to notice: once the wall clock was set back, Ray may never say so (its timers are wall
+    clock's, ray 2.60).
+    """
+    answer = asyncio.ensure_future(actor.call.remote(method, *arguments))
+    ended = asyncio.ensure_future(connection.ended.wait())
+    try:
+        await asyncio.wait({answer, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise DisconnectedError("the scheduler has ended")
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayActorError as error:
+        raise DisconnectedError(type(error).__name__) from error
+    finally:
+        answer.cancel()
+        ended.cancel()

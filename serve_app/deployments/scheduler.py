@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +17,8 @@ from ray.exceptions import RayActorError
 from serve_app import __version__, log
 from serve_app.config import AppConfig
 from serve_app.deployments import clock, metrics
-from serve_app.deployments.handles import NAME, NAMESPACE
+from serve_app.deployments.handles import NAME, NAMESPACE, OF_RAY
+from serve_app.deployments.rpc import Address, Peer, Server
 from serve_app.replica.files import fingerprints, open_catalog, open_store
 from serve_app.replica.host import host_stats
 from serve_app.scheduler.messages import ReplicaInfo
@@ -39,7 +39,9 @@ class SchedulerActor:
     def __init__(self, config: AppConfig) -> None:
         log.configure(config.logs)
         self._config = config
-        self._life = uuid.uuid4().hex
+        self._server = Server(self._answer, OF_RAY)
+        self._listening: asyncio.Task[Address] | None = None
+        self._callers: dict[str, Peer] = {}
         self._called_s = time.monotonic()
         self._retired = asyncio.Event()
         self._succession = Succession(self._made)
@@ -61,9 +63,16 @@ class SchedulerActor:
             return await self._join(scheduler, *arguments)
         return await getattr(scheduler, method)(*arguments)
 
-    async def life(self) -> str:
-        """Return what tells this life of the actor from those before and after it."""
-        return self._life
+    async def address(self) -> Address:
+        """Return where this life of the actor takes the same calls by a connection."""
+        if self._listening is None:
+            self._listening = asyncio.create_task(self._server.listen(ray.util.get_node_ip_address()))
+        return await self._listening
+
+    async def _answer(self, caller: Peer, method: str, arguments: tuple[Any, ...]) -> Any:
+        if method == "poll":
+            self._callers[arguments[0]] = caller
+        return await self.call(method, *arguments)
 
     async def version(self) -> str:
         """Return the version this actor was made with; see `version`."""
@@ -93,13 +102,19 @@ class SchedulerActor:
         return epoch
 
     async def _pulse(self, scheduler: Scheduler, replica_id: str, actor: Any) -> None:
-        """Notice the death of a replica's process: a call to a dead actor fails at once, one to a busy actor waits."""
+        """Notice the death of a replica's process: a call to a dead actor fails at once, one to a busy actor waits.
+
+        While the replica has a connection it lives, and is not asked.
+        """
         while True:
+            if caller := self._callers.get(replica_id):
+                await caller.ended.wait()
             try:
                 await actor.__ray_ready__.remote()
                 await asyncio.sleep(PULSE_S)
             except RayActorError:
                 self._actors.pop(replica_id, None)
+                self._callers.pop(replica_id, None)
                 await scheduler.lost(replica_id)
                 return
 

@@ -1,9 +1,9 @@
-"""Calls to the scheduler's actor, which is a stand-in here that may die without anybody being told."""
+"""Calls to the scheduler: by its connection, by Ray where they hold what only Ray may carry, again where it died."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -11,9 +11,15 @@ import ray
 
 from serve_app.deployments import handles, replica
 from serve_app.deployments.handles import SchedulerHandle
+from serve_app.deployments.rpc import Address, Peer, Server
+from serve_app.errors import NotReadyError
 from serve_app.graph.spec import NodeSpec
 
 PATIENCE_S = 20.0
+
+
+class Reference:
+    """Stands for an object reference of Ray's."""
 
 
 class Method:
@@ -27,31 +33,56 @@ class Method:
 
 
 class Actor:
-    """The scheduler's actor, which answers with its life. A call of a life that has ended is never answered."""
+    """The scheduler's actor, which answers with its life; what dies takes its connections along.
+
+    calls: (by whom, life, method). `release` lets the calls be answered that wait.
+    """
 
     def __init__(self) -> None:
-        self.calls: list[tuple[int, str]] = []
-        self.looks = 0
+        self.calls: list[tuple[str, int, str]] = []
         self.lives = 1
         self.release = asyncio.Event()
         self.called = asyncio.Event()
-        self.call, self.life = Method(self._call), Method(self._life)
+        self.answers: dict[str, Any] = {}
+        self.address, self.call = Method(self._address), Method(self._by_ray)
+        self._server = Server(self._by_connection, [Reference])
 
-    def die(self) -> None:
+    async def die(self) -> None:
         self.lives += 1
+        self._server.close()
+        self._server = Server(self._by_connection, [Reference])
+        await asyncio.sleep(0)
 
-    async def _call(self, method: str, *arguments: Any) -> int:
+    def close(self) -> None:
+        self._server.close()
+
+    async def _address(self) -> Address:
+        return await self._server.listen("127.0.0.1")
+
+    async def _by_connection(self, caller: Peer, method: str, arguments: tuple[Any, ...]) -> Any:
+        return await self._answer("connection", method)
+
+    async def _by_ray(self, method: str, *arguments: Any) -> Any:
+        return await self._answer("ray", method)
+
+    async def _answer(self, by: str, method: str) -> Any:
         life = self.lives
-        self.calls.append((life, method))
+        self.calls.append((by, life, method))
         self.called.set()
         await self.release.wait()
         if life != self.lives:
             await asyncio.Event().wait()
-        return life
+        return self.answers.get(method, life)
 
-    async def _life(self) -> str:
-        self.looks += 1
-        return str(self.lives)
+
+@pytest.fixture
+async def actor(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Actor]:
+    found = Actor()
+    monkeypatch.setattr(handles, "AGAIN_S", 0.01)
+    monkeypatch.setattr(handles, "OF_RAY", [Reference])
+    monkeypatch.setattr(ray, "get_actor", lambda *_: found)
+    yield found
+    found.close()
 
 
 async def asked(handle: SchedulerHandle) -> Any:
@@ -59,44 +90,55 @@ async def asked(handle: SchedulerHandle) -> Any:
     return await handle.count()
 
 
-@pytest.fixture
-def actor(monkeypatch: pytest.MonkeyPatch) -> Actor:
-    found = Actor()
-    monkeypatch.setattr(handles, "LOOK_S", 0.05)
-    monkeypatch.setattr(ray, "get_actor", lambda *_: found)
-    return found
-
-
-async def test_a_call_whose_scheduler_died_unsaid_is_made_again_to_the_next_one(actor: Actor) -> None:
+async def test_a_call_whose_scheduler_died_is_made_again_to_the_next_one(actor: Actor) -> None:
     call = asyncio.create_task(asked(SchedulerHandle()))
     await actor.called.wait()
-    actor.die()
+    await actor.die()
     actor.release.set()
     assert await asyncio.wait_for(call, PATIENCE_S) == 2
-    assert actor.calls == [(1, "count"), (2, "count")]
+    assert actor.calls == [("connection", 1, "count"), ("connection", 2, "count")]
 
 
-async def test_a_call_that_is_slow_is_made_once_while_its_scheduler_lives(actor: Actor) -> None:
-    call = asyncio.create_task(asked(SchedulerHandle()))
-    while actor.looks < 4:
-        await asyncio.sleep(0.01)
-    actor.release.set()
-    assert await asyncio.wait_for(call, PATIENCE_S) == 1
-    assert actor.calls == [(1, "count")]
-
-
-async def test_calls_that_wait_ask_together_whether_the_scheduler_lives(actor: Actor) -> None:
+async def test_calls_share_a_connection(actor: Actor) -> None:
     handle, many = SchedulerHandle(), 200
-    first = asyncio.create_task(asked(handle))
-    await actor.called.wait()
-    calls = [first, *(asyncio.create_task(asked(handle)) for _ in range(many))]
-    while actor.looks < 4:
-        await asyncio.sleep(0.01)
-    actor.die()
     actor.release.set()
-    assert set(await asyncio.wait_for(asyncio.gather(*calls), PATIENCE_S)) == {2}
-    # Each finds the actor again, which asks too; all that waited meanwhile asked a few times and not once each.
-    assert actor.looks < many + 50
+    found = []
+    ray_get_actor = ray.get_actor
+    ray.get_actor = lambda *names: found.append(names) or ray_get_actor(*names)
+    assert set(await asyncio.gather(*(asked(handle) for _ in range(many)))) == {1}
+    assert len(found) == 1
+
+
+async def test_what_only_ray_may_carry_goes_by_ray(actor: Actor) -> None:
+    handle = SchedulerHandle()
+    actor.release.set()
+    await handle.report("replica", 1, [Reference()], None)  # type: ignore[list-item]
+    assert actor.calls == [("ray", 1, "report")]
+    actor.answers["poll"] = [(1, Reference())]
+    assert await handle.poll("replica", 1, 0) == actor.answers["poll"]
+    assert actor.calls[1:] == [("connection", 1, "poll"), ("ray", 1, "poll")]
+
+
+async def test_a_call_by_ray_whose_scheduler_died_unsaid_is_made_again(actor: Actor) -> None:
+    call = asyncio.create_task(SchedulerHandle().report("replica", 1, [Reference()], None))  # type: ignore[list-item]
+    await actor.called.wait()
+    await actor.die()
+    actor.release.set()
+    await asyncio.wait_for(call, PATIENCE_S)
+    assert actor.calls == [("ray", 1, "report"), ("ray", 2, "report")]
+
+
+async def test_a_scheduler_that_does_not_come_back_is_said_to_be_away(
+    actor: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handles, "PATIENCE_S", 0.05)
+
+    def nobody(*_: str) -> None:
+        raise ValueError("no actor of that name")
+
+    monkeypatch.setattr(ray, "get_actor", nobody)
+    with pytest.raises(NotReadyError, match="the scheduler is not there"):
+        await asyncio.wait_for(asked(SchedulerHandle()), PATIENCE_S)
 
 
 async def test_a_value_that_never_comes_is_taken_for_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,36 +149,15 @@ async def test_a_value_that_never_comes_is_taken_for_lost(monkeypatch: pytest.Mo
     assert await replica.ObjectStore().get([there]) == 3
 
 
-async def test_a_caller_that_gives_up_leaves_no_call_behind(actor: Actor) -> None:
-    before = asyncio.all_tasks()
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(SchedulerHandle().count(), 0.2)
-    await asyncio.sleep(0)
-    assert asyncio.all_tasks() == before
-
-
-class Classes:
-    """An actor whose node classes have a tag. asked: the calls."""
-
-    def __init__(self) -> None:
-        self.tag, self.specs = "1.0", {"Save": NodeSpec("Save", (), (), (), ())}
-        self.asked: list[Any] = []
-        self.call, self.life = Method(self._call), Method(self._life)
-
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        self.asked.append((method, *arguments))
-        return self.tag, None if arguments[0] == self.tag else self.specs
-
-    async def _life(self) -> str:
-        return "1"
-
-
-async def test_node_classes_travel_again_only_once_they_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    handle, actor = SchedulerHandle(), Classes()
+async def test_node_classes_travel_again_only_once_they_have_changed(
+    actor: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle, specs = SchedulerHandle(), {"Save": NodeSpec("Save", (), (), (), ())}
     monkeypatch.setattr(handles, "SPECS_S", -1.0)
-    monkeypatch.setattr(ray, "get_actor", lambda *_: actor)
+    actor.release.set()
+    actor.answers["specs_since"] = ("1.0", specs)
     first = await handle.specs("comfyui")
+    actor.answers["specs_since"] = ("1.0", None)
     assert await handle.specs("comfyui") is first
-    actor.tag, actor.specs = "1.1", {}
+    actor.answers["specs_since"] = ("1.1", {})
     assert await handle.specs("comfyui") == {}
-    assert actor.asked == [("specs_since", tag, "comfyui") for tag in ("", "1.0", "1.0")]
