@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError, JobMissingError, Problem, UnavailableError
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.destination import SHARED, destinations
-from serve_app.graph.files import named_files
+from serve_app.graph.files import FEW_NODES, is_quick
 from serve_app.graph.graph import Graph
 from serve_app.graph.latent_size import within_cells
 from serve_app.graph.model_files import with_known_files
@@ -57,9 +57,6 @@ from serve_app.store.userdata import UserData
 
 KEYS = ("prompt", "client_id", "extra_data", "prompt_id", "number", "front", "partial_execution_targets")
 """What a submission may hold: the contract's two keys and ComfyUI's other five."""
-
-FEW_NODES = 50
-"""A graph of so many nodes is checked sooner than a thread for it would begin."""
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -194,8 +191,7 @@ class Service:
             unsupported = NOT_THERE if name == SHARED else {}
             check = functools.partial(validate, graph, known[name], self._choices, targets, unsupported)
             # Reading the choices lists directories, which may be slow on a shared volume.
-            at_once = few and not named_files(graph.nodes.values(), known[name])
-            validated = check() if at_once else await asyncio.to_thread(check)
+            validated = check() if is_quick(graph, known[name]) else await asyncio.to_thread(check)
             if name == SHARED and self.limits.latent_cells is not None:
                 validated = within_cells(validated, self.limits.latent_cells)
             if name == SHARED:

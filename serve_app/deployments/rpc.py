@@ -18,6 +18,7 @@ import itertools
 import pickle
 import secrets
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, cast
@@ -60,7 +61,7 @@ Frame: TypeAlias = tuple[Any, ...]
 """A call: (number, method, arguments). An answer: (number, whether it is an error, value or error)."""
 
 
-class Peer(asyncio.Protocol):
+class Peer(asyncio.Protocol, ABC):
     """One side of a connection: frames in and out. forbidden: types that no frame may hold. ended: once it has."""
 
     def __init__(self, forbidden: Iterable[type]) -> None:
@@ -89,9 +90,9 @@ class Peer(asyncio.Protocol):
             self.take(content)
         del self._received[:begin]
 
+    @abstractmethod
     def take(self, frame: Frame) -> None:
         """Do what a frame asks for."""
-        raise NotImplementedError
 
     def send(self, frame: Frame) -> None:
         """Let a frame go with whatever else this turn of the loop sends. Errors: what pickling it raises."""

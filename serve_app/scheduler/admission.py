@@ -14,7 +14,7 @@ from functools import partial
 
 from serve_app.errors import InvalidSubmissionError, QueueFullError
 from serve_app.graph.destination import SHARED, own_signatures, plan_whole
-from serve_app.graph.files import named_files
+from serve_app.graph.files import is_quick
 from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Plan, Pool, is_strict, plan
@@ -22,9 +22,6 @@ from serve_app.graph.signature import STRICT, signatures
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.client import Submission
 from serve_app.store.changes import JobRow
-
-FEW_NODES = 50
-"""A graph of so many nodes is signed within a millisecond or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +131,4 @@ class Admission:
             return graph, own_signatures(graph, job_id)
         salt = ("" if self.rules.share_results else job_id) + (STRICT if is_strict(extra_data) else "")
         sign = partial(signatures, graph, self._specs(), self._fingerprint, salt)
-        # Files are asked about in a thread. Where there is little else to do it takes longer than the work.
-        in_thread = len(graph.nodes) > FEW_NODES or named_files(graph.nodes.values(), self._specs())
-        return graph, await asyncio.to_thread(sign) if in_thread else sign()
+        return graph, sign() if is_quick(graph, self._specs()) else await asyncio.to_thread(sign)

@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 
+import httpx
 import psutil
 import pytest
 
@@ -46,9 +47,14 @@ def test_the_server_comes_back_when_what_it_rests_on_is_killed(victim: str, serv
 
     os.kill(killed.pid, signal.SIGKILL)
 
-    statuses = set()
+    statuses, cut = set(), 0
     while killed.is_running() or 200 not in statuses:
-        statuses.add(server.http.get("/queue").status_code)
+        try:
+            statuses.add(server.http.get("/queue").status_code)
+        except httpx.RemoteProtocolError:
+            # HAProxy passes an answer's head on before its body, and the process may die between them.
+            cut += 1
+    assert cut <= 1
     assert statuses <= {200, 503}, "clients are told to wait and never refused"
     assert part(server, victim) != killed
     assert haproxy.is_running()
