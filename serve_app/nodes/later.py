@@ -21,7 +21,6 @@ _BY_REASON: Mapping[str, str] = {
         "ReferenceMultiLatent TextEncodeFibo2 TextEncodeMOSSImageEdit TextEncodeMingImageEdit "
         "ConditioningLoader"
     ),
-    "loops of a workflow are not supported": ("EndLoop StartLoop"),
     PAID: (
         "BriaGuidedRemoveBackground BriaImageGenerate BriaProductHolding BriaVirtualTryOn "
         "ByteDance2DraftToFinalVideoNode ClarityCrystalUpscaleNode ClarityCrystalVideoUpscaleNode Flux3ImageNode "
