@@ -7,8 +7,7 @@ nothing, so whatever looks at it outside the loop is blocked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve_app.errors import NodeError
@@ -22,6 +21,8 @@ START, END = "StartLoop", "EndLoop"
 INDEX, FIRST, LAST, ITEM, CARRIED = range(5)
 """The slots of a start."""
 UNBOUNDED = 0xFFFFFFFFFFFFFFFF
+MOST_LOOPS, MOST_COPIES = 50, 100_000
+"""Of loops before an end, and of nodes in all iterations of one: what is kept of each takes memory at once."""
 
 
 def _mode() -> tuple[str, dict[str, Any]]:
@@ -113,7 +114,7 @@ class LoopUnrolled:
 
     def execute(self, mode: Mapping[str, Any], end: Sequence[str], prompt: Sequence[DynamicPrompt]) -> dict[str, Any]:
         """Return the copies of all iterations, and a list of what is kept of them."""
-        return _unrolled(prompt[0], end[0], list(_iterations(mode)))
+        return _unrolled(prompt[0], end[0], _iterations(mode))
 
 
 class LoopOutputs:
@@ -136,53 +137,57 @@ class LoopOutputs:
         return ([value for name, own in values.items() if name.startswith("output") for value in own],)
 
 
-@dataclass(frozen=True, slots=True)
-class _Iteration:
-    """What the nodes of a loop are given. item: None but for a list's."""
-
-    index: int
-    item: Any = None
-
-
-def _iterations(mode: Mapping[str, Any]) -> Iterator[_Iteration]:
-    """Yield the iterations of a mode, whose values are lists."""
+def _iterations(mode: Mapping[str, Any]) -> tuple[range, Sequence[Any]]:
+    """Return the indexes of a mode's iterations, and the items that they are for, if any. Its values are lists."""
     match mode["mode"][0]:
         case "simple":
-            yield from map(_Iteration, range(mode["num_iterations"][0]))
+            return range(mode["num_iterations"][0]), ()
         case "For":
             numbers = (mode[name][0] for name in ("start_iteration_index", "max_iteration", "step"))
-            yield from map(_Iteration, range(*numbers))
+            return range(*numbers), ()
         case _:
-            yield from (_Iteration(index, item) for index, item in enumerate(mode["list"]))
+            return range(len(mode["list"])), mode["list"]
 
 
-def _unrolled(prompt: DynamicPrompt, end: str, iterations: Sequence[_Iteration]) -> dict[str, Any]:
+def _count(numbers: range) -> int:
+    """Return how many they are, however large they are."""
+    return (numbers[-1] - numbers[0]) // numbers.step + 1 if numbers else 0
+
+
+def _unrolled(prompt: DynamicPrompt, end: str, iterations: tuple[range, Sequence[Any]]) -> dict[str, Any]:
     loops = _Loops(prompt)
     start = loops.start_of(end)
     body = loops.between(start, end)
+    indexes, items = iterations
+    if (copies := _count(indexes) * (len(body) + 1)) > MOST_COPIES:
+        raise NodeError(
+            f"{_count(indexes):,} iterations of {len(body)} nodes, and what is kept of each, come to {copies:,}; "
+            f"a loop may have {MOST_COPIES:,}"
+        )
     ends = prompt.get_node(end)["inputs"]
     carried = (prompt.get_node(start).get("inputs") or {}).get("initial_iteration_value")
     subgraph: dict[str, Any] = {}
     kept: list[Any] = []
     also: list[Any] = []
-    for place, iteration in enumerate(iterations):
-        given = (iteration.index, place == 0, place == len(iterations) - 1, iteration.item, carried)
-        copies = {node_id: f"{end}.{place}.{node_id}" for node_id in body}
+    for place, index in enumerate(indexes):
+        item = items[place] if items else None
+        given = (index, place == 0, place == len(indexes) - 1, item, carried)
+        names = {node_id: f"{end}.{place}.{node_id}" for node_id in body}
 
-        def copied(value: Any, given: Sequence[Any] = given, copies: Mapping[str, str] = copies) -> Any:
+        def copied(value: Any, given: Sequence[Any] = given, names: Mapping[str, str] = names) -> Any:
             if (source := _source(value)) is None:
                 return value
             if source == start:
                 return given[value[1]]
-            return [copies.get(source, source), value[1]]
+            return [names.get(source, source), value[1]]
 
-        for node_id, copy in copies.items():
+        for node_id, copy in names.items():
             original = prompt.get_node(node_id)
             inputs = {name: copied(value) for name, value in (original.get("inputs") or {}).items()}
             subgraph[copy] = {"class_type": original["class_type"], "inputs": inputs, "override_display_id": node_id}
         linked = {name: copied(value) for name, value in ends.items() if _source(value) is not None}
         carried = linked.get("next_iteration_value", carried)
-        if "output_value" in linked and (ends.get("accumulate") or place == len(iterations) - 1):
+        if "output_value" in linked and (ends.get("accumulate") or place == len(indexes) - 1):
             kept.append(linked["output_value"])
         also += [value for name, value in linked.items() if name.startswith("terminations.")]
     # What is kept may itself be given by the start.
@@ -199,10 +204,20 @@ class _Loops:
     def __init__(self, prompt: DynamicPrompt) -> None:
         self._prompt = prompt
         self._before: dict[str, dict[str, None]] = {}
+        self._starts: dict[str, str] = {}
 
     def start_of(self, end: str) -> str:
         """Return the innermost start before an end that no other end before it closes. Errors: NodeError without."""
+        if end not in self._starts:
+            self._starts[end] = self._start_of(end)
+        return self._starts[end]
+
+    def _start_of(self, end: str) -> str:
         before = self._sources(end)
+        if (loops := sum(self._is(node_id, START) for node_id in before)) > MOST_LOOPS:
+            raise NodeError(f"{loops} loops begin before it; {MOST_LOOPS} may")
+        if (ends := sum(self._is(node_id, END) for node_id in before)) > MOST_LOOPS:
+            raise NodeError(f"{ends} loops end before it; {MOST_LOOPS} may")
         closed = {self.start_of(node_id) for node_id in before if self._is(node_id, END)}
         starts = [node_id for node_id in before if self._is(node_id, START) and node_id not in closed]
         inner = [one for one in starts if not any(one in self._sources(other) for other in starts)]
@@ -212,7 +227,18 @@ class _Loops:
 
     def between(self, start: str, end: str) -> list[str]:
         """Return the nodes that depend on the start and that the end depends on."""
-        return [node_id for node_id in self._sources(end) if start in self._sources(node_id)]
+        before = self._sources(end)
+        consumers: dict[str, list[str]] = {}
+        for node_id in before:
+            for source in self._links(node_id):
+                consumers.setdefault(source, []).append(node_id)
+        dependent, stack = set(), [start]
+        while stack:
+            for consumer in consumers.get(stack.pop(), ()):
+                if consumer not in dependent:
+                    dependent.add(consumer)
+                    stack.append(consumer)
+        return [node_id for node_id in before if node_id in dependent]
 
     def _is(self, node_id: str, class_type: str) -> bool:
         return bool(self._prompt.get_node(node_id)["class_type"] == class_type)
@@ -223,12 +249,16 @@ class _Loops:
             found: dict[str, None] = {}
             stack = [node_id]
             while stack:
-                for value in (self._prompt.get_node(stack.pop()).get("inputs") or {}).values():
-                    if (source := _source(value)) is not None and source not in found:
+                for source in self._links(stack.pop()):
+                    if source not in found:
                         found[source] = None
                         stack.append(source)
             self._before[node_id] = found
         return self._before[node_id]
+
+    def _links(self, node_id: str) -> list[str]:
+        inputs = (self._prompt.get_node(node_id).get("inputs") or {}).values()
+        return [source for value in inputs if (source := _source(value)) is not None]
 
 
 def _source(value: Any) -> str | None:

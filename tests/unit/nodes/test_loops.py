@@ -140,3 +140,44 @@ async def test_what_a_loop_shows_is_shown_each_time_at_its_own_node_and_not_outs
 async def test_an_end_without_a_start_is_refused() -> None:
     with pytest.raises(NodeFailedError, match="no Start Loop is before it"):
         await run(one=("Constant", {"value": 1}), end=("EndLoop", {"accumulate": False, "output_value": ["one", 0]}))
+
+
+@pytest.mark.parametrize(
+    ("mode", "iterations"),
+    [
+        ({"mode": "simple", "mode.num_iterations": 10**30}, f"{10**30:,}"),
+        ({"mode": "simple", "mode.num_iterations": 50_001}, "50,001"),
+        (
+            {"mode": "For", "mode.start_iteration_index": 0, "mode.max_iteration": 2**64 - 1, "mode.step": 1},
+            f"{2**64 - 1:,}",
+        ),
+    ],
+)
+async def test_a_loop_of_too_many_iterations_is_refused_before_memory_is_taken(
+    mode: Mapping[str, Any], iterations: str
+) -> None:
+    with pytest.raises(NodeFailedError) as failed:
+        await run(**loop(mode, TOLD))
+    assert f"{iterations} iterations of 1 nodes" in str(failed.value.exception)
+    assert "a loop may have 100,000" in str(failed.value.exception)
+
+
+def loops_in_a_row(count: int) -> dict[str, Any]:
+    nodes: dict[str, Any] = {"value0": ("Constant", {"value": 0})}
+    for i in range(count):
+        nodes[f"start{i}"] = (
+            "StartLoop",
+            {**SIMPLE, "mode.num_iterations": 1, "initial_iteration_value": [f"value{i}", 0]},
+        )
+        nodes[f"body{i}"] = ("Add", {"a": [f"start{i}", 4], "b": 1})
+        name = "end" if i == count - 1 else f"value{i + 1}"
+        nodes[name] = ("EndLoop", {"accumulate": False, "output_value": [f"body{i}", 0]})
+    return nodes
+
+
+async def test_many_loops_may_follow_each_other_and_too_many_are_refused() -> None:
+    # Each looks for its start among those that the others before it have closed, once.
+    assert await run(**loops_in_a_row(30)) == [30]
+    with pytest.raises(NodeFailedError) as failed:
+        await run(**loops_in_a_row(60))
+    assert "loops begin before it; 50 may" in str(failed.value.exception)
