@@ -32,6 +32,10 @@ _CONNECTION = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"}
 )
 """Headers about the connection that they came by, and not about what it carried."""
+SAID_KEPT = 64
+"""Messages of one client that wait for a handler to read them."""
+UNREAD = 1008
+"""The code that a websocket is closed with whose messages nobody reads (RFC 6455, 7.4.1)."""
 _CHUNK_BYTES = 1 << 20
 """Answers that say they are no longer than this come whole."""
 
@@ -64,7 +68,7 @@ class RouteServer:
         if call.socket is None:
             pieces = relay(client, there, call)
         else:
-            pieces = relay_socket(client, there, call, self._said.setdefault(call.socket, asyncio.Queue()))
+            pieces = relay_socket(client, there, call, self._said.setdefault(call.socket, asyncio.Queue(SAID_KEPT)))
         try:
             while (piece := await _in(loop, anext(pieces, None))) is not None:
                 yield piece
@@ -76,7 +80,7 @@ class RouteServer:
         """Pass on what a client has said on its websocket, which may be over."""
         said = self._said.get(socket)
         if said is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(said.put_nowait, frame)
+            self._loop.call_soon_threadsafe(_keep, said, frame)
 
     async def close(self) -> None:
         """Answer nothing more."""
@@ -95,6 +99,14 @@ class RouteServer:
         await web.UnixSite(runner, socket).start()
         client = relay_client(aiohttp.UnixConnector(socket, limit=0))
         return await self._opened.enter_async_context(client)
+
+
+def _keep(said: asyncio.Queue[PackFrame], frame: PackFrame) -> None:
+    """Add a message; where the handler does not read them the last that fits is that the websocket ends."""
+    if said.qsize() < SAID_KEPT - 1:
+        said.put_nowait(frame)
+    elif not said.full():
+        said.put_nowait(PackFrame(UNREAD))
 
 
 async def _in(loop: asyncio.AbstractEventLoop, awaitable: Awaitable[T]) -> T:

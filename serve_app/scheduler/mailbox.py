@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from serve_app.scheduler.messages import Message
+from serve_app.scheduler.messages import Message, SocketSaid
+
+SAID_BYTES = 16 * 1024 * 1024
+"""What clients have said on websockets may take in one mailbox, as a replica may not read it."""
 
 
 @dataclass(slots=True)
@@ -24,3 +27,8 @@ class Mailbox:
         self.cursor += 1
         self.messages.append((self.cursor, message))
         self.arrived.set()
+
+    def has_room(self) -> bool:
+        """Whether what clients say may be added."""
+        said = (message.frame.content for _, message in self.messages if isinstance(message, SocketSaid))
+        return sum(len(content) for content in said if not isinstance(content, int)) < SAID_BYTES

@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any
 
 from serve_app import log
-from serve_app.errors import StaleAttemptError, StaleEpochError
+from serve_app.errors import CrowdedError, StaleAttemptError, StaleEpochError
 from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.abilities import Abilities
 from serve_app.scheduler.cluster_view import HostStats, Trouble
 from serve_app.scheduler.mailbox import Mailbox
-from serve_app.scheduler.messages import Checked, Message, ReplicaInfo, Report
+from serve_app.scheduler.messages import Checked, Message, ReplicaInfo, Report, SocketSaid
 from serve_app.scheduler.remote_validation import RemoteValidation
 from serve_app.scheduler.stimuli import ReplicaJoined, ReplicaLeft, ReplicaLost, Reported, Stimulus
 from serve_app.scheduler.tenure import Tenure
@@ -162,6 +162,13 @@ class ReplicaRegistry:
         """Put a message into a replica's mailbox, if it is there."""
         if mailbox := self._mailboxes.get(replica_id):
             mailbox.put(message)
+
+    def pass_on(self, replica_id: str, said: SocketSaid) -> None:
+        """Put what a client has said into a replica's mailbox, if it is there. Errors: CrowdedError if it is full."""
+        if (mailbox := self._mailboxes.get(replica_id)) is not None:
+            if not mailbox.has_room():
+                raise CrowdedError(f"replica {replica_id} does not read what clients say", retry_after_s=5)
+            mailbox.put(said)
 
     def mail_all(self, message: Message) -> None:
         """Put a message into every mailbox."""

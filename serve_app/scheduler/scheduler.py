@@ -282,7 +282,7 @@ class Scheduler:
 
     async def hear(self, replica_id: str, said: SocketSaid) -> None:
         self._check_alive()
-        self.registry.mail(replica_id, said)
+        self.registry.pass_on(replica_id, said)
 
     async def free(self, wish: Free) -> None:
         self._check_alive()

@@ -114,15 +114,18 @@ async def _tell(socket: WebSocket, pieces: AsyncGenerator[str | Piece], hearing:
 
 
 async def _hear(socket: WebSocket, service: Service, replica_id: str, name: str) -> None:
-    """Tell the replica what a client says, until the client goes."""
+    """Tell the replica what a client says, until the client goes or says too much at once. Errors: CrowdedError."""
     while True:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
             await service.hear(replica_id, name, PackFrame(int(message.get("code") or 1000)))
             return
-        content = message.get("text")
-        frame = PackFrame(message.get("bytes") or b"" if content is None else content)
-        await service.hear(replica_id, name, frame)
+        text = message.get("text")
+        content = message.get("bytes") or b"" if text is None else text
+        if len(content) > service.limits.command_bytes:
+            await service.hear(replica_id, name, PackFrame(TOO_LARGE))
+            return
+        await service.hear(replica_id, name, PackFrame(content))
 
 
 async def _refuse(socket: WebSocket, reason: str) -> None:
@@ -164,5 +167,7 @@ async def _body(pieces: AsyncGenerator[str | Piece]) -> AsyncIterator[bytes]:
                 yield piece
 
 
+TOO_LARGE = 1009
+"""The code that a websocket is closed with for a message larger than any other command may be (RFC 6455, 7.4.1)."""
 GOODBYE_S = 5.0
 """How long a replica has to end its side of a websocket whose client has gone."""
