@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app import log
 from serve_app.api.app import ROOT_DIALECT, Dialect
-from serve_app.api.crowd import BODIES, BODY_S, LISTENERS, Crowd
+from serve_app.api.crowd import BODIES, BODY_S, LISTENERS, PACK_STREAMS, Crowd
 from serve_app.api.origin import LOOPBACK, Allowed
 from serve_app.errors import ConfigError
 from serve_app.graph.destination import SHARED
@@ -56,6 +56,8 @@ class IngressConfig(Section):
     """How long a body may take to arrive; then it is answered 408."""
     max_listeners: Annotated[int, Field(ge=1)] = LISTENERS
     """Websockets and event polls that one replica has at once; one more is answered 503, a handshake too."""
+    max_pack_streams: Annotated[int, Field(ge=1)] = PACK_STREAMS
+    """Long answers and websockets of node packs that one replica passes on at once."""
     root_dialect: Dialect = ROOT_DIALECT
     """Of the root's routes that the contract and ComfyUI both have: comfy lets every ComfyUI client use the root."""
     allowed_hosts: tuple[str, ...] = LOOPBACK
@@ -69,7 +71,7 @@ class IngressConfig(Section):
     @property
     def crowd(self) -> Crowd:
         """The rooms of one replica."""
-        return Crowd(self.max_bodies, self.max_listeners, self.body_s)
+        return Crowd(self.max_bodies, self.max_listeners, self.body_s, self.max_pack_streams)
 
     @property
     def allowed(self) -> Allowed:

@@ -19,6 +19,7 @@ from serve_app.errors import CrowdedError, SlowBodyError
 
 BODIES = 200
 LISTENERS = 1000
+PACK_STREAMS = 50
 BODY_S = 120.0
 RETRY_AFTER_S = 5
 
@@ -44,11 +45,22 @@ class Room:
 
 
 class Crowd:
-    """Both rooms, and how long a body may take to arrive. listeners: websockets and event polls."""
+    """The rooms, and how long a body may take to arrive.
 
-    def __init__(self, bodies: int = BODIES, listeners: int = LISTENERS, body_s: float = BODY_S) -> None:
+    listeners: websockets and event polls. pack_streams: of node packs, which take as many calls of a replica as well.
+    """
+
+    def __init__(
+        self,
+        bodies: int = BODIES,
+        listeners: int = LISTENERS,
+        body_s: float = BODY_S,
+        pack_streams: int = PACK_STREAMS,
+    ) -> None:
         self.bodies = Room("bodies that are still arriving", "ingress.max_bodies", bodies)
         self.listeners = Room("websockets and event polls", "ingress.max_listeners", listeners)
+        streams = "long answers and websockets of node packs"
+        self.pack_streams = Room(streams, "ingress.max_pack_streams", pack_streams)
         self.body_s = body_s
 
 

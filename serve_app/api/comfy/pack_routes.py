@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, ExitStack, aclosing
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -19,10 +19,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketState
 
+from serve_app.api.crowd import Crowd, Room
 from serve_app.api.origin import FOREIGN
 from serve_app.api.problems import problem
 from serve_app.api.request import read_body
-from serve_app.errors import ForeignPageError, ServeAppError
+from serve_app.errors import CrowdedError, ForeignPageError, ServeAppError
 from serve_app.nodes.routes import ANY, ON_PROMPT, PackAnswer, PackCall, PackFrame, Piece
 from serve_app.service import Service
 
@@ -40,8 +41,23 @@ def install(app: FastAPI) -> None:
     app.router.default = relayed
 
 
+class _LongAnswer(StreamingResponse):
+    """An answer in pieces, which has a place until it is out or its reader has gone."""
+
+    def __init__(self, pieces: AsyncGenerator[str | Piece], status: int, place: ExitStack) -> None:
+        super().__init__(_body(pieces), status)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            await super().__call__(scope, receive, send)
+
+
 async def answer(request: Request) -> Response:
-    """Return what a replica answers to a request. Errors: HTTPException if no pack has a route for it."""
+    """Return what a replica answers to a request.
+
+    Errors: HTTPException if no pack has a route for it; CrowdedError for one more long answer.
+    """
     service: Service = request.app.state.service()
     pool, call = await _routed(service, request, request.method, None)
     pieces = service.relay(pool, call) if service.relay else None
@@ -50,7 +66,13 @@ async def answer(request: Request) -> Response:
     head = await anext(pieces)
     assert isinstance(head, PackAnswer)
     if head.more:
-        response: Response = StreamingResponse(_body(pieces), head.status)
+        place = ExitStack()
+        try:
+            place.enter_context(_room(request).taken())
+        except CrowdedError:
+            await pieces.aclose()
+            raise
+        response: Response = _LongAnswer(pieces, head.status, place)
     else:
         await pieces.aclose()
         response = Response(head.body, head.status)
@@ -65,7 +87,9 @@ async def talk(socket: WebSocket) -> None:
         pool, call = await _routed(service, socket, "GET", uuid.uuid4().hex)
         pieces = service.relay(pool, call) if service.relay else None
         assert pieces is not None
-        async with aclosing(pieces):
+        async with AsyncExitStack() as held:
+            held.enter_context(_room(socket).taken())
+            await held.enter_async_context(aclosing(pieces))
             replica_id = await anext(pieces)
             head = await anext(pieces)
             assert isinstance(head, PackAnswer)
@@ -134,6 +158,11 @@ async def _refuse(socket: WebSocket, reason: str) -> None:
         await socket.send_denial_response(problem(404, "Not found", reason))
     else:
         await socket.close()
+
+
+def _room(connection: HTTPConnection) -> Room:
+    crowd: Crowd = connection.app.state.crowd
+    return crowd.pack_streams
 
 
 async def _routed(

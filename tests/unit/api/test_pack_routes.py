@@ -17,6 +17,7 @@ import pytest
 import websockets
 
 from serve_app.api.app import create_app
+from serve_app.api.crowd import Crowd
 from serve_app.errors import NotReadyError
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.packs import Packs, load
@@ -426,3 +427,27 @@ async def test_a_websocket_that_no_pack_takes_is_refused(server: str) -> None:
         assert "no websocket is at /mine/nowhere" in answer.json()["detail"]
         plain = await client.get(f"{server}/mine/raises", headers=upgrade)
         assert "takes no websocket" in plain.json()["detail"]
+
+
+async def test_long_answers_and_websockets_have_a_room_and_leave_it_with_their_readers(service: Service) -> None:
+    served = serve(create_app(service, crowd=Crowd(pack_streams=1)))
+    server = next(served)
+    async with httpx.AsyncClient() as client:
+        async with client.stream("GET", f"{server}/mine/endless") as first:
+            pieces = first.aiter_raw()
+            await anext(pieces)
+            refused = await client.get(f"{server}/mine/endless")
+            assert refused.status_code == 503
+            assert "ingress.max_pack_streams" in refused.text
+            with pytest.raises(websockets.InvalidStatus):
+                await websockets.connect(f"{server.replace('http', 'ws')}/mine/socket?name=a")
+            assert (await client.post(f"{server}/mine/sum", json={"terms": [1]})).json() == 1
+        async with asyncio.timeout(20):
+            while (await _status(client, f"{server}/mine/endless")) != 200:
+                await asyncio.sleep(0.05)
+    next(served, None)
+
+
+async def _status(client: httpx.AsyncClient, url: str) -> int:
+    async with client.stream("GET", url) as answer:
+        return answer.status_code
