@@ -188,6 +188,8 @@ class SchedulerHandle:
         if self._connection is None or self._connection[1].ended.is_set():
             if self._connecting is None or self._connecting.done():
                 self._connecting = asyncio.create_task(_connect())
+                # Whoever waited for it may have given up, and then nobody asks how it ended.
+                self._connecting.add_done_callback(lambda done: done.cancelled() or done.exception())
             # It is everybody's: whoever gives up waiting for it leaves it to the others.
             self._connection = await asyncio.shield(self._connecting)
         return self._connection
