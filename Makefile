@@ -33,9 +33,10 @@ lock: $(VENV)/installed
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--constraint $(VENV)/versions.txt --custom-compile-command "make lock" --output-file requirements.lock
 
-# A CycloneDX bill of what the image installs.
+# A CycloneDX bill of what the image installs. Its maker has an environment of its own: it brings checks of formats that
+# every import of jsonschema builds, Ray's too, which is two seconds a process.
 sbom: $(VENV)/installed
-	$(RUN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-file sbom.json
+	$(RUN)/uvx --from 'cyclonedx-bom>=7' cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-file sbom.json
 
 # ComfyUI's clients, which tests run against a server of ours; those that are not there are skipped.
 clients: .clients/installed
