@@ -41,7 +41,7 @@ class TinyBackbone:
 
     Contexts steer it mildly, so that rounding stays rounding over a few steps. calls: the shapes of x it was given.
     before: run at each forward, in the engine's thread, with the count so far. levels, latent_format: Stable Diffusion
-    1's if they are not given.
+    1's if they are not given. gain: what its answers are multiplied by, to see what a run makes of a small change.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class TinyBackbone:
         self.latent_format = latents or LatentFormat(4, scale=SCALE)
         self.calls: list[tuple[int, ...]] = []
         self.before = before
+        self.gain = 1.0
         generator = torch.Generator().manual_seed(sum(name.encode()))
         channels = self.latent_format.channels
         self.query = torch.randn(channels, WIDTH, generator=generator) / 2
@@ -100,7 +101,8 @@ class TinyBackbone:
         if context_mask is not None:
             scores = scores.masked_fill(~context_mask, -torch.inf)
         read = torch.einsum("rt,rtd,dc->rc", scores.softmax(dim=1), context, self.value)
-        return x / (1 + level**2) + 0.3 * torch.sin(x / (1 + level) + read.view(*read.shape, *(1,) * (x.ndim - 2)))
+        kept = x / (1 + level**2)
+        return self.gain * (kept + 0.3 * torch.sin(x / (1 + level) + read.view(*read.shape, *(1,) * (x.ndim - 2))))
 
 
 def tiny_flow() -> TinyBackbone:

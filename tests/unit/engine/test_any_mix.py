@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import wait
+from copy import copy
 from dataclasses import replace
 from math import prod
 from threading import Lock
@@ -20,9 +21,13 @@ ADAPTIVE_TOLERANCE = 1e-3
 
 
 def sensitivity(backbone, request, expected):
-    """Return how far a run's result moves with its latents by 1e-6: some diverge, and amplify every rounding."""
-    moved = replace(request, latents=request.latents + 1e-6)
-    return relative_error(alone(backbone, moved), expected)
+    """Return how far a run's result moves with what it starts from and is answered: some amplify every rounding.
+
+    Both, because a flow at its full noise keeps nothing of its latents.
+    """
+    moved = copy(backbone)
+    moved.gain = 1 + 1e-6
+    return relative_error(alone(moved, replace(request, latents=request.latents + 1e-6)), expected)
 
 
 def check_mix(mix, backbone, max_cells):
