@@ -17,22 +17,24 @@ from safetensors.torch import save_file
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.families import AutoencoderKL
+from serve_app.models.families.anima import IDS, WEIGHTS
+from serve_app.models.families.hidream import STATES
 from serve_app.nodes.builtin.latent import VAEDecode
 from serve_app.nodes.builtin.loaders import UNETLoader, VAELoader
 from serve_app.nodes.builtin.sampling import KSampler
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.catalog import Catalog
 from serve_app.values import Conditioning, Lora, Recipe, ReferenceMethod
-from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, noise, weights
+from tests.parity.dit_cases import LLAMA_STATES, POOLED_WIDTH, TEXT_WIDTH, noise, weights
 from tests.parity.figures import GOLDEN
 from tests.unit.engine import mixes
 from tests.unit.models.sample import cpu_weights, random_tensors
 
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
 NETS = ("zimage", "flux", "flux_depth", "flux_fill", "lumina2", "chroma", "sd35")
-WITHOUT_IMAGES = ("flux2", "flux2_klein", "krea2", "qwen")
-"""Networks of another autoencoder's latents."""
-SHAPES = {"flux2": (128,), "flux2_klein": (128,), "krea2": (16, 1), "qwen": (16, 1)}
+WITHOUT_IMAGES = ("flux2", "flux2_klein", "krea2", "qwen", "anima", "hidream")
+"""Networks of another autoencoder's latents, or told more than one text."""
+SHAPES = {"flux2": (128,), "flux2_klein": (128,), "krea2": (16, 1), "qwen": (16, 1), "anima": (16, 1)}
 """The first axes of latents, after the batch, where they are not (16,)."""
 LAYER = {
     "zimage": "layers.1.attention.qkv",
@@ -44,6 +46,8 @@ LAYER = {
     "flux2_klein": "single_blocks.0.linear1",
     "krea2": "blocks.1.attn.wq",
     "qwen": "transformer_blocks.1.attn.to_k",
+    "anima": "blocks.1.cross_attn.q_proj",
+    "hidream": "double_stream_blocks.0.block.ff_i.experts.1.w1",
 }
 METHODS = {
     "flux": ("offset", "index", "uxo"),
@@ -111,6 +115,18 @@ async def test_a_file_of_its_own_makes_images_through_the_nodes(shared: EngineRu
 
 
 @st.composite
+def texts(draw: st.DrawFn, net: str, seeds: tuple[int, int], lengths: list[int], options: Any = None) -> Conditioning:
+    """Any text of a network: of a length, with what else the network reads of it."""
+    seed, length, options = draw(st.integers(*seeds)), draw(st.sampled_from(lengths)), dict(options or {})
+    if net == "anima" and draw(st.booleans()):
+        ids, of_ids = (noise(f"{what} {seed}", (1, draw(st.sampled_from([2, 7])))) for what in (IDS, WEIGHTS))
+        options |= {IDS: (1000 * ids.abs()).int(), WEIGHTS: of_ids[:, :1].abs().expand_as(ids)}
+    if net == "hidream":
+        options[STATES] = noise(f"states {seed}", (1, LLAMA_STATES, draw(st.sampled_from([4, 6])), TEXT_WIDTH))
+    return text(seed, length, **options)
+
+
+@st.composite
 def jobs(draw: st.DrawFn, net: str) -> SamplingRequest:
     """Any job of a network: sizes, texts of any length, guidance, references, LoRAs and their strengths, levels."""
     recipe = Recipe("backbone", "diffusion_models", f"{net}.safetensors")
@@ -126,11 +142,14 @@ def jobs(draw: st.DrawFn, net: str) -> SamplingRequest:
     if net == "flux" and draw(st.booleans()):
         options["attention_mask"] = noise("bias", (1, length + 1, length + 1))
         options["attention_mask_img_shape"] = (1, 1)
+    size = draw(st.sampled_from([(4, 4), (5, 4), (6, 8), (2, 2)]))
+    if net == "hidream" and draw(st.booleans()):
+        options["concat_latent_image"] = noise("beside", (1, *axes, size[0], 6))
     return mixes.request(
         backbone=recipe,
-        shape=(draw(st.integers(1, 2)), *axes, *draw(st.sampled_from([(4, 4), (5, 4), (6, 8), (2, 2)]))),
-        positive=text(draw(st.integers(1, 5)), length, **options),
-        negative=text(draw(st.integers(6, 9)), draw(st.sampled_from([1, 5]))),
+        shape=(draw(st.integers(1, 2)), *axes, *size),
+        positive=draw(texts(net, (1, 5), [length], options)),
+        negative=draw(texts(net, (6, 9), [1, 5])),
         cfg=draw(st.sampled_from([1.0, 3.0])),
         sampler=draw(st.sampled_from(["euler", "res_multistep", "dpmpp_2m"])),
         schedule=draw(st.sampled_from(["simple", "beta"])),
