@@ -10,10 +10,11 @@ from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from fastapi import APIRouter, FastAPI, Request
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Router
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api import operator, problems
@@ -22,6 +23,7 @@ from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
 from serve_app.api.crowd import Crowd, Crowded
 from serve_app.api.origin import EVERYONE, Allowed, Door
+from serve_app.api.routing import Routes, Table, under
 from serve_app.service import Service
 
 Dialect: TypeAlias = Literal["contract", "comfy"]
@@ -39,7 +41,7 @@ def create_app(
     page_dir: Path | None = None,
     allowed: Allowed = EVERYONE,
     crowd: Crowd | None = None,
-) -> FastAPI:
+) -> Starlette:
     """Return the application.
 
     service: the service itself, or what returns it at each request: an application is made before its process has
@@ -47,18 +49,20 @@ def create_app(
     the root routes that both dialects have. page_dir: the files of the web page; None says how to get one. allowed: the
     names it goes by and the origins it takes requests of. crowd: how many requests that last it takes at once.
     """
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = Starlette()
+    app.router = table = Table()
     app.state.service = service if callable(service) else lambda: service
     app.state.crowd = crowd or Crowd()
     websocket.install(app)
     app.add_middleware(Crowded, crowd=app.state.crowd)
     problems.install(app, _answer)
     for router in (*native.ROUTERS, *native.PREFIXED):
-        app.include_router(router, prefix=PREFIX)
-    prefixed = Router(routes=list(app.routes))
+        table.routes += under(PREFIX, router.routes)
+    prefixed = Table(table.routes)
     page.install(app, page_dir)
-    for router in (routes.router, document.router, operator.router, *native.UNPREFIXED, _native_only(routes.router)):
-        app.include_router(router)
+    for router in (routes.router, document.router, operator.router, *native.UNPREFIXED):
+        table.routes += router.routes
+    table.routes += _native_only(routes.router)
     pack_routes.install(app)
     if allowed.origins:
         app.add_middleware(
@@ -73,18 +77,16 @@ def create_app(
     return app
 
 
-def _native_only(contract: APIRouter) -> APIRouter:
+def _native_only(contract: Routes) -> list[Route | WebSocketRoute]:
     """Return the native routes that may stand at the root: a path of the contract has the contract's methods only."""
-    taken = {getattr(route, "path", "") for route in contract.routes}
-    rest = APIRouter()
-    rest.routes += [route for router in native.ROUTERS for route in router.routes if route.path not in taken]  # type: ignore[attr-defined]
-    return rest
+    taken = {route.path for route in contract.routes}
+    return [route for router in native.ROUTERS for route in router.routes if route.path not in taken]
 
 
 class DialectMiddleware:
     """Middleware that decides a request's dialect, and sends native requests at the root to the native routes."""
 
-    def __init__(self, app: ASGIApp, root_dialect: Dialect, prefixed: Router) -> None:
+    def __init__(self, app: ASGIApp, root_dialect: Dialect, prefixed: Table) -> None:
         self._app, self._root_dialect, self._prefixed = app, root_dialect, prefixed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +95,7 @@ class DialectMiddleware:
             scope = {**scope, "dialect": "comfy" if scope["path"].startswith(("/api/", "/internal/")) else "contract"}
             if scope["dialect"] == "contract" and self._asked(scope) == "comfy":
                 moved = {**scope, "path": f"{PREFIX}{scope['path']}", "dialect": "comfy"}
-                if any(route.matches(moved)[0] is not Match.NONE for route in self._prefixed.routes):
+                if self._prefixed.knows(moved):
                     scope = moved
         await self._app(scope, receive, send)
 

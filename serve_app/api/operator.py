@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.api.request import READ, Current, number
+from serve_app.api.request import Current, number
+from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import JobMissingError
 from serve_app.events import Event
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 
-@router.api_route("/jobs/{job_id}/events", methods=READ)
+@router.read("/jobs/{job_id}/events")
 async def get_events(request: Request, service: Current) -> Response:
     """Return a job's events past the cursor `after`, waiting up to `timeout_s` for the first."""
     after, timeout_s = number(request, "after", int, 0), number(request, "timeout_s", float, 20)
@@ -31,26 +32,26 @@ async def post_cancel(request: Request, service: Current) -> Response:
     return Json({"cancelled": await service.cancel(request.path_params["job_id"])})
 
 
-@router.api_route("/nodes", methods=READ)
+@router.read("/nodes")
 async def get_nodes(service: Current) -> Response:
     """Return every node class that can run, by name."""
     specs = await service.specs()
     return Json({name: specs[name].to_json() for name in sorted(specs)})
 
 
-@router.api_route("/catalog", methods=READ)
+@router.read("/catalog")
 async def get_models(service: Current) -> Response:
     """Return the model files by folder."""
     return Json(await service.models())
 
 
-@router.api_route("/status", methods=READ)
+@router.read("/status")
 async def get_status(service: Current) -> Response:
     """Return hosts, replicas, uptime, and how many jobs run and wait."""
     return Json({**asdict(await service.cluster()), "jobs": asdict(await service.count())})
 
 
-@router.api_route("/status/{job_id}", methods=READ)
+@router.read("/status/{job_id}")
 async def get_story(request: Request, service: Current) -> Response:
     """Return how a job stands, and while it has not ended what the scheduler was told of it lately, oldest first."""
     job_id = request.path_params["job_id"]
@@ -60,13 +61,13 @@ async def get_story(request: Request, service: Current) -> Response:
     return Json({"job_id": job.job_id, "state": job.state, "percent": job.percent, "story": story})
 
 
-@router.api_route("/healthz", methods=READ)
+@router.read("/healthz")
 async def get_health() -> Response:
     """Return that this process answers."""
     return Json({"status": "ok"})
 
 
-@router.api_route("/readyz", methods=READ)
+@router.read("/readyz")
 async def get_ready(service: Current) -> Response:
     """Return that a job can be submitted, and which replicas cannot work.
 

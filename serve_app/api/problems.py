@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from fastapi import FastAPI, Request
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -110,7 +110,7 @@ class CatchAll:
             await self._answer(Request(scope), error)(scope, receive, send)
 
 
-def install(app: FastAPI, answer: Answer = answer) -> None:
+def install(app: Starlette, answer: Answer = answer) -> None:
     """Make an application answer every failure so; with the contract's body by default."""
     app.add_exception_handler(ServeAppError, answer)
     app.add_exception_handler(HTTPException, answer)

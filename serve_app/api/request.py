@@ -9,9 +9,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Request
+from starlette.requests import Request
 from starlette.types import Message
 
+from serve_app.api.routing import Given
 from serve_app.api.strict_json import parse_object
 from serve_app.errors import BodyTooLargeError, InvalidSubmissionError
 from serve_app.service import Service
@@ -19,16 +20,14 @@ from serve_app.service import Service
 T = TypeVar("T")
 
 
-async def _service(request: Request) -> Service:
+def service_of(request: Request) -> Service:
+    """Return the service of this process. Errors: NotReadyError before the process has found the scheduler."""
     service: Service = request.app.state.service()
     return service
 
 
-Current = Annotated[Service, Depends(_service)]
+Current = Annotated[Service, Given(service_of)]
 """The service of this process, as a handler's parameter."""
-
-READ = ["GET", "HEAD"]
-"""The methods of a route that reads."""
 
 _LARGE_BYTES = 100_000
 _BIGGEST = 2**63

@@ -15,12 +15,12 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter
-from fastapi.routing import APIRoute
+from starlette.routing import Route
 
 from serve_app.api import operator
 from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
+from serve_app.api.routing import Routes
 
 DOCUMENT = json.loads(files("serve_app.api.contract").joinpath("openapi.json").read_text())
 EXAMPLES = DOCUMENT["paths"]["/prompt"]["post"]["requestBody"]["content"]["application/json"]["examples"]
@@ -108,12 +108,12 @@ class Session:
 def table() -> list[tuple[str, str]]:
     """Return every route as (method, path), where it stands under /api and where at the root."""
     under_api = _routes([*native.ROUTERS, *native.PREFIXED])
-    root: Sequence[APIRouter] = [routes.router, document.router, operator.router, *native.UNPREFIXED, *native.ROUTERS]
+    root: Sequence[Routes] = [routes.router, document.router, operator.router, *native.UNPREFIXED, *native.ROUTERS]
     return [(method, f"/api{path}") for method, path in under_api] + _routes(root) + [("GET", "/"), ("POST", PACK_PATH)]
 
 
-def _routes(routers: Sequence[APIRouter]) -> list[tuple[str, str]]:
-    found = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+def _routes(routers: Sequence[Routes]) -> list[tuple[str, str]]:
+    found = [route for router in routers for route in router.routes if isinstance(route, Route)]
     return [(method, route.path) for route in found for method in sorted(route.methods or ())]
 
 

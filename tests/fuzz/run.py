@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import websockets
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
 from serve_app.nodes.routes import ANY, PackAnswer, PackCall, PackRoute, Piece
@@ -50,7 +50,7 @@ class Outcome:
 
 
 @asynccontextmanager
-async def application(root: Path) -> AsyncIterator[FastAPI]:
+async def application(root: Path) -> AsyncIterator[Starlette]:
     """Yield the application over a scheduler whose jobs wait for ever, with files below a directory."""
     for area in ("input", "output", "temp", "models", "user"):
         (root / area).mkdir()
@@ -82,7 +82,7 @@ async def _echo(pool: str, call: PackCall) -> AsyncGenerator[str | Piece]:
     yield PackAnswer(200, (), call.body)
 
 
-async def fuzz(count: int, seed: int, url: str = "", app: FastAPI | None = None) -> Outcome:
+async def fuzz(count: int, seed: int, url: str = "", app: Starlette | None = None) -> Outcome:
     """Send as many requests to a server, or to an application, and return what came of it."""
     outcome = Outcome()
     transport = None if app is None else httpx.ASGITransport(app=app)
@@ -123,7 +123,7 @@ async def _say(url: str, session: Session) -> None:
             await asyncio.wait_for(socket.recv(), HANG_S)
 
 
-async def _say_to(app: FastAPI, session: Session) -> None:
+async def _say_to(app: Starlette, session: Session) -> None:
     path, _, query = session.target.partition("?")
     said: list[dict[str, Any]] = [{"type": "websocket.connect"}]
     said += [{"type": "websocket.receive", "text" if isinstance(m, str) else "bytes": m} for m in session.messages]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from serve_app.api.comfy import pack_routes, page
-from serve_app.api.request import READ, Current
+from serve_app.api.request import Current
+from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 
-@router.api_route("/extensions", methods=READ)
+@router.read("/extensions")
 async def get_extensions(request: Request, service: Current) -> Response:
     """List the URL paths of the scripts."""
     own = [] if request.app.state.page is None else [page.SCRIPT]
@@ -24,7 +25,7 @@ async def get_extensions(request: Request, service: Current) -> Response:
     return Json(list(dict.fromkeys([*own, *await asyncio.to_thread(service.extensions.scripts), *passed_on])))
 
 
-@router.api_route("/extensions/{pack}/{file:path}", methods=READ)
+@router.read("/extensions/{pack}/{file:path}")
 async def get_file(request: Request, service: Current) -> Response:
     """Return a page file of a pack, to be asked for anew each time, as ComfyUI says of scripts."""
     pack, file = request.path_params["pack"], request.path_params["file"]

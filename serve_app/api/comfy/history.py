@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty, ids, read_members
 from serve_app.api.comfy.frames import error_data
 from serve_app.api.comfy.queue import item, milliseconds
-from serve_app.api.request import READ, Current
+from serve_app.api.request import Current
+from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import InvalidSubmissionError
 from serve_app.events import ENDINGS
@@ -18,7 +19,7 @@ from serve_app.scheduler.client import JobView
 from serve_app.service import Service
 from serve_app.store.changes import JobQuery
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 KEPT = 10_000
 """How many entries a list shows at most: the newest, as many as ComfyUI keeps."""
@@ -26,7 +27,7 @@ CHUNK = 200
 """How many are asked for at once, so that a long list does not hold up whoever else asks."""
 
 
-@router.api_route("/history", methods=READ)
+@router.read("/history")
 async def get_history(request: Request, service: Current) -> Response:
     """List ended jobs, oldest first. Without an offset `max_items` counts from the newest."""
     most, offset = _whole(request, "max_items"), _whole(request, "offset")
@@ -38,7 +39,7 @@ async def get_history(request: Request, service: Current) -> Response:
     return Json({job.job_id: entry(job) for job in await _jobs(service, first, wanted)})
 
 
-@router.api_route("/history/{prompt_id}", methods=READ)
+@router.read("/history/{prompt_id}")
 async def get_job(request: Request, service: Current) -> Response:
     """Show one job; an id that names none that has ended gives {}."""
     job = await service.job(request.path_params["prompt_id"])

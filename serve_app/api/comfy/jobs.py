@@ -10,19 +10,20 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import read_members
 from serve_app.api.comfy.frames import error_data
 from serve_app.api.comfy.queue import item, milliseconds
-from serve_app.api.request import READ, Current
+from serve_app.api.request import Current
+from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.scheduler.client import JobView
 from serve_app.service import is_job_id
 from serve_app.store.changes import JobQuery
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 STATES = {
     "pending": "queued",
@@ -42,7 +43,7 @@ LIMIT = 1000
 """Jobs of one answer where the page names no limit."""
 
 
-@router.api_route("/jobs", methods=READ)
+@router.read("/jobs")
 async def get_jobs(request: Request, service: Current) -> Response:
     """List jobs of some states, by creation or by how long they ran."""
     asked = request.query_params
@@ -70,7 +71,7 @@ async def get_jobs(request: Request, service: Current) -> Response:
     return Json({"jobs": list(map(summary, page.jobs)), "pagination": window})
 
 
-@router.api_route("/jobs/{job_id}", methods=READ)
+@router.read("/jobs/{job_id}")
 async def get_job(request: Request, service: Current) -> Response:
     """Show one job with its outputs and workflow."""
     job = await service.job(request.path_params["job_id"])

@@ -7,54 +7,55 @@ import io
 from pathlib import PurePosixPath
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty
 from serve_app.api.comfy.view import opened
 from serve_app.api.content import DISARMED
-from serve_app.api.request import READ, Current
+from serve_app.api.request import Current
+from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError, ModelFileError
 from serve_app.store.catalog import FOLDERS, Catalog
 from serve_app.store.model_check import header
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 
-@router.api_route("/embeddings", methods=READ)
+@router.read("/embeddings")
 async def get_embeddings(service: Current) -> Response:
     """List the embeddings as prompts name them, without their suffix."""
     names = await asyncio.to_thread(service.catalog.names, "embeddings")
     return Json([str(PurePosixPath(name).with_suffix("")) for name in names])
 
 
-@router.api_route("/models", methods=READ)
+@router.read("/models")
 async def get_folders() -> Response:
     """List the folders of model files."""
     return Json(list(FOLDERS))
 
 
-@router.api_route("/models/{folder}", methods=READ)
+@router.read("/models/{folder}")
 async def get_files(request: Request, service: Current) -> Response:
     """List a folder's files. An unknown folder is 404."""
     return Json(await asyncio.to_thread(service.catalog.names, request.path_params["folder"]))
 
 
-@router.api_route("/experiment/models", methods=READ)
+@router.read("/experiment/models")
 async def get_folders_and_paths(service: Current) -> Response:
     """List the folders of model files with the directories each is made of."""
     return Json([{"name": folder, "folders": service.catalog.directories(folder)} for folder in FOLDERS])
 
 
-@router.api_route("/experiment/models/{folder}", methods=READ)
+@router.read("/experiment/models/{folder}")
 async def get_described_files(request: Request, service: Current) -> Response:
     """List a folder's files with their sizes and times."""
     folder = request.path_params["folder"]
     return Json(await asyncio.to_thread(_described, service.catalog, folder))
 
 
-@router.api_route("/experiment/models/preview/{folder}/{index}/{name:path}", methods=READ)
+@router.read("/experiment/models/preview/{folder}/{index}/{name:path}")
 async def get_picture(request: Request, service: Current) -> Response:
     """Return the picture beside a model, as WebP; 404 where there is none. Errors: FileMissingError."""
     folder, index, name = (request.path_params[part] for part in ("folder", "index", "name"))
@@ -75,7 +76,7 @@ async def get_picture(request: Request, service: Current) -> Response:
     return empty(404) if data is None else Response(data, media_type="image/webp", headers=DISARMED)
 
 
-@router.api_route("/view_metadata/{folder}", methods=READ)
+@router.read("/view_metadata/{folder}")
 async def get_metadata(request: Request, service: Current) -> Response:
     """Show the metadata in a safetensors file's header; a file without any is 404, as one that is not there."""
     folder, name = request.path_params["folder"], request.query_params.get("filename", "")

@@ -12,11 +12,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.content import kind as kind_of
-from serve_app.api.request import READ, Current
+from serve_app.api.request import Current
+from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.graph.spec import OWN_KINDS, Input, NodeSpec
 from serve_app.service import Service
@@ -24,10 +25,10 @@ from serve_app.service import Service
 KINDS = {"image_upload": ("image", ""), "audio_upload": ("audio", "video"), "video_upload": ("video",)}
 """The kinds of files that an input lists by what may be uploaded to it; "" are those whose names do not say theirs."""
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 
-@router.api_route("/object_info", methods=READ)
+@router.read("/object_info")
 async def get_object_info(request: Request, service: Current) -> Response:
     """Describe every class. Megabytes that hardly change: a client that has them is told so by the tag."""
     specs, choices = await _known(service)
@@ -40,7 +41,7 @@ async def get_object_info(request: Request, service: Current) -> Response:
     return answer
 
 
-@router.api_route("/object_info/{node_class}", methods=READ)
+@router.read("/object_info/{node_class}")
 async def get_class_info(request: Request, service: Current) -> Response:
     """Describe one class; an unknown one gives {}."""
     name = request.path_params["node_class"]

@@ -15,17 +15,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from serve_app.api.comfy import page
 from serve_app.api.comfy.body import empty
 from serve_app.api.content import DISARMED
-from serve_app.api.request import READ, Current
+from serve_app.api.request import Current
+from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.store.pack_content import PackContent
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 BLUEPRINTS = "comfyui_subgraph_blueprints"
 """The package of blueprints; it may be missing."""
@@ -53,14 +54,14 @@ class Blueprint(NamedTuple):
         }
 
 
-@router.api_route("/workflow_templates", methods=READ)
+@router.read("/workflow_templates")
 async def get_workflows(service: Current) -> Response:
     """List the example workflows by who brings them."""
     found = await asyncio.to_thread(service.pack_content.workflows)
     return Json({page.PACK: [page.FIRST], **found})
 
 
-@router.api_route("/workflow_templates/{pack}/{file}", methods=READ)
+@router.read("/workflow_templates/{pack}/{file}")
 async def get_workflow(request: Request, service: Current) -> Response:
     """Return a pack's example workflow, or a file beside it. Errors: FileMissingError."""
     pack, file = request.path_params["pack"], request.path_params["file"]
@@ -70,14 +71,14 @@ async def get_workflow(request: Request, service: Current) -> Response:
     return FileResponse(path, headers={"Cache-Control": "no-cache", **DISARMED})
 
 
-@router.api_route("/global_subgraphs", methods=READ)
+@router.read("/global_subgraphs")
 async def get_blueprints(service: Current) -> Response:
     """List the blueprints of subgraphs by id, without their data."""
     found = await asyncio.to_thread(blueprints, service.pack_content)
     return Json({one.id: one.shown for one in found})
 
 
-@router.api_route("/global_subgraphs/{id}", methods=READ)
+@router.read("/global_subgraphs/{id}")
 async def get_blueprint(request: Request, service: Current) -> Response:
     """Return a blueprint with its data, the workflow as text. One that is not there is 404."""
     for one in await asyncio.to_thread(blueprints, service.pack_content):
@@ -86,7 +87,7 @@ async def get_blueprint(request: Request, service: Current) -> Response:
     return empty(404)
 
 
-@router.api_route("/i18n", methods=READ)
+@router.read("/i18n")
 async def get_translations(service: Current) -> Response:
     """Return the packs' translations by language."""
     return Json(await asyncio.to_thread(service.pack_content.translations))

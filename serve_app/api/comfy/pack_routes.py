@@ -12,9 +12,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, aclosing
 from urllib.parse import quote
 
-from fastapi import FastAPI, Request
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketState
@@ -28,7 +28,7 @@ from serve_app.nodes.routes import ANY, ON_PROMPT, PackAnswer, PackCall, PackFra
 from serve_app.service import Service
 
 
-def install(app: FastAPI) -> None:
+def install(app: Starlette) -> None:
     """Ask node packs for what an application has no route for."""
 
     async def relayed(scope: Scope, receive: Receive, send: Send) -> None:

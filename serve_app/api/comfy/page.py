@@ -16,11 +16,12 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from fastapi import FastAPI, Request
+from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from serve_app.api.request import READ
+from serve_app.api.routing import READ
 from serve_app.api.strict_json import Json
 from serve_app.models.shipped import CHECKPOINT
 from serve_app.service import Service
@@ -49,20 +50,20 @@ def installed() -> Path | None:
     return static if static is not None and (static / "index.html").is_file() else None
 
 
-def install(app: FastAPI, page: Path | None) -> None:
+def install(app: Starlette, page: Path | None) -> None:
     """Serve the page's files at the root. They have routes of their own, so that every other path stays what it is."""
     app.state.page = page
 
-    async def index() -> Response:
+    async def index(_: Request) -> Response:
         return PlainTextResponse(ABSENT, 404) if page is None else FileResponse(page / "index.html", headers=FRESH)
 
-    app.add_api_route("/", index, methods=READ, include_in_schema=False)
+    app.add_route("/", index, methods=READ)
     if page is None:
         return
-    app.add_api_route(SCRIPT, _script, methods=READ, include_in_schema=False)
+    app.add_route(SCRIPT, _script, methods=READ)
     for entry in sorted(page.iterdir()):
         if entry.is_file():
-            app.add_api_route(f"/{entry.name}", _sender(entry), methods=READ, include_in_schema=False)
+            app.add_route(f"/{entry.name}", _sender(entry), methods=READ)
         elif entry.name == "extensions":  # node packs have theirs beside the page's
             for own in filter(Path.is_dir, entry.iterdir()):
                 app.mount(f"/extensions/{own.name}", _Files(FRESH, own))
@@ -78,7 +79,7 @@ def install(app: FastAPI, page: Path | None) -> None:
             return await help_on_nodes.get_response("{node}/{file}".format(**request.path_params), request.scope)
 
         # A route and no mount: /docs itself, and what is right beneath it, is the contract's.
-        app.add_api_route("/docs/{node}/{file}", help_on_node, methods=READ, include_in_schema=False)
+        app.add_route("/docs/{node}/{file}", help_on_node, methods=READ)
 
 
 async def first_workflow(service: Service) -> Response:
@@ -119,7 +120,7 @@ async def _script(_: Request) -> Response:
 
 
 def _sender(path: Path) -> Any:
-    async def send() -> Response:
+    async def send(_: Request) -> Response:
         return FileResponse(path, headers=FRESH)
 
     return send

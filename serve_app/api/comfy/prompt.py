@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request
 from starlette.background import BackgroundTask
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.failures import failure
 from serve_app.api.comfy.node_errors import NodeErrors, explained, folders
-from serve_app.api.request import READ, Current, read_object
+from serve_app.api.request import Current, read_object
+from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import InvalidGraphError
 from serve_app.service import KEYS, Service
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 USAGE_SOURCE = "comfy_usage_source"
 
 
-@router.api_route("/prompt", methods=READ)
+@router.read("/prompt")
 async def get_prompt(service: Current) -> Response:
     """Return how many jobs have not ended."""
     count = await service.count()

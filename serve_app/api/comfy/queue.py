@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty, ids, read_members
-from serve_app.api.request import READ, Current
+from serve_app.api.request import Current
+from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.scheduler.client import JobView
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 
-@router.api_route("/queue", methods=READ)
+@router.read("/queue")
 async def get_queue(service: Current) -> Response:
     """List unfinished jobs, each as its five members."""
     queue = await service.queue()

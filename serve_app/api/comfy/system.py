@@ -8,14 +8,15 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app import COMFYUI_VERSION
 from serve_app.api.comfy.body import empty, read_members
 from serve_app.api.comfy.log_lines import SIZE
 from serve_app.api.comfy.subscriptions import Subscriptions
-from serve_app.api.request import READ, Current
+from serve_app.api.request import Current
+from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
 from serve_app.nodes.replacements import REPLACEMENTS
@@ -24,8 +25,8 @@ from serve_app.service import Service
 from serve_app.store.catalog import FOLDERS
 from serve_app.store.store import AREAS, FileRef, Store
 
-router = APIRouter(include_in_schema=False)
-internal = APIRouter(include_in_schema=False, prefix="/internal")
+router = Routes()
+internal = Routes("/internal")
 """Routes that ComfyUI keeps for its own page."""
 
 MB = 1024 * 1024
@@ -33,19 +34,19 @@ PACKAGES = ("comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-e
 """What the page is made of; any of them may be missing."""
 
 
-@router.api_route("/system_stats", methods=READ)
+@router.read("/system_stats")
 async def get_system_stats(service: Current) -> Response:
     """Describe the cluster as one machine: memory in bytes, one device a GPU."""
     return Json(system_stats(await service.cluster()))
 
 
-@router.api_route("/features", methods=READ)
+@router.read("/features")
 async def get_features(service: Current) -> Response:
     """Return what clients may count on."""
     return Json(features(service))
 
 
-@router.api_route("/node_replacements", methods=READ)
+@router.read("/node_replacements")
 async def get_replacements() -> Response:
     """List what may replace node classes, by the class that went."""
     return Json({old: [replacement.shown()] for old, replacement in REPLACEMENTS.items()})
@@ -59,7 +60,7 @@ async def post_free(request: Request, service: Current) -> Response:
     return empty()
 
 
-@internal.api_route("/files/{area}", methods=READ)
+@internal.read("/files/{area}")
 async def get_files(request: Request, service: Current) -> Response:
     """List the names in one of the three directories, newest first, each with the directory behind it."""
     area = request.path_params["area"]
@@ -69,25 +70,25 @@ async def get_files(request: Request, service: Current) -> Response:
     return Json([f"{name} [{area}]" for name in names])
 
 
-@internal.api_route("/folder_paths", methods=READ)
+@internal.read("/folder_paths")
 async def get_folder_paths(service: Current) -> Response:
     """List the directories of every folder of model files."""
     return Json({folder: service.catalog.directories(folder) for folder in FOLDERS})
 
 
-@internal.api_route("/logs", methods=READ)
+@internal.read("/logs")
 async def get_logs() -> Response:
     """Return no log of before: a client is shown what happens to its jobs from its subscription on."""
     return Json("")
 
 
-@internal.api_route("/logs/raw", methods=READ)
+@internal.read("/logs/raw")
 async def get_raw_logs() -> Response:
     """Return no log, as entries."""
     return Json({"entries": [], "size": SIZE})
 
 
-@internal.patch("/logs/subscribe")
+@internal.on("/logs/subscribe", ["PATCH"])
 async def patch_subscription(request: Request, service: Current) -> Response:
     """Show a client the log of its jobs, or no longer; where several processes answer, if its socket is this one's."""
     wish = await read_members(request, service.limits.command_bytes)

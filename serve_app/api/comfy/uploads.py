@@ -12,20 +12,21 @@ import posixpath
 from pathlib import PurePosixPath
 from typing import Any
 
-from fastapi import APIRouter, Request
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty
 from serve_app.api.comfy.view import check_pixels, named
 from serve_app.api.request import Current, bounded
+from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError, InvalidSubmissionError
 from serve_app.service import Service
 from serve_app.store.store import AREAS, FileRef, Store
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 
 @router.post("/upload/image")

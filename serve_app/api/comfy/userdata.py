@@ -8,28 +8,29 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty, read_json, read_members
 from serve_app.api.content import DISARMED, content_type, disposition
-from serve_app.api.request import READ, Current, read_body
+from serve_app.api.request import Current, read_body, service_of
+from serve_app.api.routing import Given, Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError, ForbiddenPathError, InvalidSubmissionError
 from serve_app.store.userdata import DEFAULT, UserData, UserFile
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 
-async def _user(request: Request, service: Current) -> str:
-    return request.headers.get("comfy-user", DEFAULT) if service.user_data.many else DEFAULT
+def _user(request: Request) -> str:
+    return request.headers.get("comfy-user", DEFAULT) if service_of(request).user_data.many else DEFAULT
 
 
-User = Annotated[str, Depends(_user)]
+User = Annotated[str, Given(_user)]
 """The id of the user who asks, as a handler's parameter."""
 
 
-@router.api_route("/users", methods=READ)
+@router.read("/users")
 async def get_users(service: Current) -> Response:
     """List the users; with one only, say so by leaving the list out, for a list makes the page ask who one is."""
     data = service.user_data
@@ -53,13 +54,13 @@ async def post_user(request: Request, service: Current) -> Response:
 # Settings -------------------------------------------------------------------------------------------------------------
 
 
-@router.api_route("/settings", methods=READ)
+@router.read("/settings")
 async def get_settings(service: Current, user: User) -> Response:
     """Return all of the user's settings."""
     return Json(await asyncio.to_thread(service.user_data.settings, user))
 
 
-@router.api_route("/settings/{setting:path}", methods=READ)
+@router.read("/settings/{setting:path}")
 async def get_setting(request: Request, service: Current, user: User) -> Response:
     """Return one setting, null if it is not set."""
     settings = await asyncio.to_thread(service.user_data.settings, user)
@@ -85,7 +86,7 @@ async def post_setting(request: Request, service: Current, user: User) -> Respon
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-@router.api_route("/userdata", methods=READ)
+@router.read("/userdata")
 async def get_names(request: Request, service: Current, user: User) -> Response:
     """List the files in a folder: as names, names in parts, or descriptions."""
     asked = request.query_params
@@ -101,7 +102,7 @@ async def get_names(request: Request, service: Current, user: User) -> Response:
     return Json([file.path for file in files])
 
 
-@router.api_route("/v2/userdata", methods=READ)
+@router.read("/v2/userdata")
 async def get_tree(request: Request, service: Current, user: User) -> Response:
     """List everything below a folder, folders first."""
     top = request.query_params.get("path", "").strip("/")
@@ -133,7 +134,7 @@ async def post_move(request: Request, service: Current, user: User) -> Response:
     return await _written(request, service.user_data, user, to)
 
 
-@router.api_route("/userdata/{name:path}", methods=READ)
+@router.read("/userdata/{name:path}")
 async def get_file(request: Request, service: Current, user: User) -> Response:
     """Return a file."""
     name = request.path_params["name"]
@@ -155,7 +156,7 @@ async def post_file(request: Request, service: Current, user: User) -> Response:
     return await _written(request, service.user_data, user, name)
 
 
-@router.delete("/userdata/{name:path}")
+@router.on("/userdata/{name:path}", ["DELETE"])
 async def delete_file(request: Request, service: Current, user: User) -> Response:
     """Delete a file."""
     await asyncio.to_thread(service.user_data.delete, user, request.path_params["name"])

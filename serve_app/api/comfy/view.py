@@ -12,24 +12,25 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from fastapi import APIRouter, Request
 from PIL import Image, UnidentifiedImageError
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty
 from serve_app.api.content import DISARMED, content_type, disposition
-from serve_app.api.request import READ, Current
+from serve_app.api.request import Current
+from serve_app.api.routing import Routes
 from serve_app.api.stored_file import stored_file
 from serve_app.errors import FileMissingError
 from serve_app.service import Service
 from serve_app.store.store import AREAS, FileRef
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 QUALITY = 90
 
 
-@router.api_route("/view", methods=READ)
+@router.read("/view")
 async def get_view(request: Request, service: Current) -> Response:
     """Return a file as it is, or rendered as `preview` or `channel` ask."""
     query = request.query_params

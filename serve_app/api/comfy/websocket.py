@@ -12,23 +12,24 @@ import uuid
 from collections.abc import Coroutine
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from starlette.applications import Starlette
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from serve_app.api.comfy.frames import Frame, frame
 from serve_app.api.comfy.subscriptions import Socket, Subscriptions
 from serve_app.api.comfy.system import features
+from serve_app.api.routing import Routes
 from serve_app.api.strict_json import encode
 from serve_app.errors import ServeAppError
 from serve_app.service import Service
 
-router = APIRouter()
+router = Routes()
 
 SAID_CHARACTERS = 100_000
 """How long a message of a client may be to be looked at."""
 
 
-def install(app: FastAPI) -> None:
+def install(app: Starlette) -> None:
     """Give an application its subscriptions."""
     app.state.subscriptions = Subscriptions()
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.api.request import READ
+from serve_app.api.routing import Routes
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -23,7 +23,7 @@ _ASSETS = {
 }
 
 
-@router.api_route("/openapi.json", methods=READ)
+@router.read("/openapi.json")
 async def get_document() -> Response:
     """Return the contract as it was given, with this server as its only address."""
     return Response(
@@ -31,7 +31,7 @@ async def get_document() -> Response:
     )
 
 
-@router.api_route("/docs", methods=READ)
+@router.read("/docs")
 async def get_docs(request: Request) -> Response:
     """Return a page that shows the document and can try it."""
     root = request.scope.get("root_path", "").rstrip("/")
@@ -44,7 +44,7 @@ async def get_docs(request: Request) -> Response:
     )
 
 
-@router.api_route("/docs/{name}", methods=READ)
+@router.read("/docs/{name}")
 async def get_asset(request: Request) -> Response:
     """Return a file of Swagger UI."""
     name = request.path_params["name"]

@@ -11,19 +11,20 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request
 from starlette.background import BackgroundTask
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.content import IMAGE_TYPES
-from serve_app.api.request import READ, Current, read_object
+from serve_app.api.request import Current, read_object
+from serve_app.api.routing import Routes
 from serve_app.api.stored_file import file_ref, stored_file
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
 from serve_app.scheduler.client import JobView
 from serve_app.scheduler.cluster_view import ClusterView
 
-router = APIRouter(include_in_schema=False)
+router = Routes()
 
 
 @router.post("/prompt")
@@ -38,7 +39,7 @@ async def post_prompt(request: Request, service: Current) -> Response:
     return Json(answer, background=BackgroundTask(service.answered, submitted))
 
 
-@router.api_route("/queue", methods=READ)
+@router.read("/queue")
 async def get_queue(service: Current) -> Response:
     """List unfinished jobs. The contract has room for one running job; `running` beside it names all."""
     queue = await service.queue()
@@ -52,14 +53,14 @@ async def get_queue(service: Current) -> Response:
     )
 
 
-@router.api_route("/history/{prompt_id}", methods=READ)
+@router.read("/history/{prompt_id}")
 async def get_history(request: Request, service: Current) -> Response:
     """Show a job from the moment it is accepted; an id that names none, UUID or not, gives {}."""
     job = await service.job(request.path_params["prompt_id"])
     return Json({} if job is None else {job.job_id: execution_result(job)})
 
 
-@router.api_route("/view", methods=READ)
+@router.read("/view")
 async def get_view(request: Request, service: Current) -> Response:
     """Stream an image. The contract promises four image types, so a file of any other is as absent as a missing one."""
     query = request.query_params
@@ -71,7 +72,7 @@ async def get_view(request: Request, service: Current) -> Response:
     return await stored_file(service, ref, content_type, disposition, request.method, request.headers)
 
 
-@router.api_route("/system_stats", methods=READ)
+@router.read("/system_stats")
 async def get_system_stats(service: Current) -> Response:
     """Add up the whole cluster's GPUs and memory, in MB."""
     return Json(system_stats(await service.cluster()))

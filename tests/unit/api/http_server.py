@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 T = TypeVar("T")
 WAIT_S = 60.0
@@ -61,7 +61,7 @@ class Background:
 
 
 @contextlib.asynccontextmanager
-async def listening(app: FastAPI) -> AsyncIterator[str]:
+async def listening(app: Starlette) -> AsyncIterator[str]:
     """Run an application on a free port of this machine, in this event loop, and yield its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -74,7 +74,7 @@ async def listening(app: FastAPI) -> AsyncIterator[str]:
         await serving
 
 
-def serve(app: FastAPI, background: Background | None = None) -> Iterator[str]:
+def serve(app: Starlette, background: Background | None = None) -> Iterator[str]:
     """Run an application, in a loop of its own unless one is given, and yield its URL; stop it afterwards."""
     with contextlib.ExitStack() as stack:
         loop = background or stack.enter_context(Background())

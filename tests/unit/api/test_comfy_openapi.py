@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi.routing import APIRoute
+from starlette.routing import Route
 
 from serve_app.api.comfy import routes as native
 from tests.unit.api.openapi_facts import FACTS, without_names
@@ -85,7 +85,7 @@ def ours() -> set[str]:
         f"{method} {prefix}{without_names(route.path)}"
         for router, prefix in placed
         for route in router.routes
-        if isinstance(route, APIRoute)
+        if isinstance(route, Route)
         for method in route.methods
     }
 

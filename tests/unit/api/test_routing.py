@@ -1,0 +1,83 @@
+"""The router that looks at few routes, beside one that tries them all."""
+
+from __future__ import annotations
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route, Router
+
+from serve_app.api.routing import Given, Routes, Table, under
+
+
+def routes() -> list[Route | Mount]:
+    table = Routes("/a")
+
+    @table.read("/b")
+    async def literal(_: Request) -> Response:
+        return PlainTextResponse("literal")
+
+    @table.post("/b")
+    async def posted(_: Request) -> Response:
+        return PlainTextResponse("posted")
+
+    @table.read("/{name:path}")
+    async def pattern(request: Request) -> Response:
+        return PlainTextResponse(f"pattern {request.path_params['name']}")
+
+    async def mounted(request: Request) -> Response:
+        return PlainTextResponse(f"mounted {request.path_params['name']}")
+
+    everything = [*table.routes, *under("/api", table.routes), Route("/", mounted), Route("/api", literal)]
+    return [*everything, Mount("/files", routes=[Route("/{name}", mounted)])]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize("path", ["/a/b", "/a/c/d", "/api/a/b", "/api/a/c", "/api", "/files/x", "/files", "/ab", "/c"])
+async def test_it_finds_what_a_router_of_all_routes_finds(method: str, path: str) -> None:
+    answers = []
+    for router in (Table(routes()), Router(routes(), redirect_slashes=False)):
+        app = Starlette()
+        app.router = router
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            answer = await client.request(method, path)
+            answers.append((answer.status_code, answer.text, answer.headers.get("allow")))
+    assert answers[0] == answers[1]
+
+
+async def test_it_tries_only_routes_that_begin_as_the_path_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    matches = Route.matches
+    monkeypatch.setattr(Route, "matches", lambda route, scope: tried.append(route.path) or matches(route, scope))
+    app = Starlette()
+    app.router = Table(routes())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        assert (await client.get("/api/a/b")).text == "literal"
+    assert tried == ["/api/a/b"]
+
+
+def test_a_parameter_that_nothing_is_given_for_is_an_error() -> None:
+    async def handler(request: Request, other: Annotated[int, "how many"]) -> Response:
+        return PlainTextResponse(str(other))
+
+    with pytest.raises(TypeError, match="handler: nothing is given"):
+        Routes().read("/")(handler)
+
+
+async def test_a_parameter_is_what_is_given_for_it() -> None:
+    table = Routes()
+
+    @table.read("/x")
+    async def handler(length: Annotated[int, Given(lambda request: len(request.url.path))]) -> Response:
+        return PlainTextResponse(str(length))
+
+    app = Starlette()
+    app.router = Table(table.routes)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        assert (await client.get("/x")).text == "2"
