@@ -24,6 +24,7 @@ class Abilities:
         self._jobs = jobs
         self._in_database = in_database
         self._specs: dict[str, dict[str, NodeSpec]] = {}
+        self._shared: dict[str, NodeSpec] = {}
         self._routes: dict[str, tuple[PackRoute, ...]] = {}
         self.revision = 0
         """How often what pools can run has changed in this life."""
@@ -35,6 +36,7 @@ class Abilities:
         """Read what replicas of earlier lives said."""
         for pool, specs in (await self._in_database(self._jobs.specs)).items():
             self._specs[pool] = {s["class_type"]: NodeSpec.from_json(s) for s in specs}
+        self._share()
         for pool, routes in (await self._in_database(self._jobs.routes)).items():
             self._routes[pool] = tuple(PackRoute(**route) for route in routes)
 
@@ -46,15 +48,19 @@ class Abilities:
         same = json.dumps(known, default=list) == json.dumps(as_json, default=list)
         same &= self._routes.get(pool, ()) == routes
         self._specs[pool], self._routes[pool] = fresh, routes
+        self._share()
         if not same:
             self.revision += 1
             save = partial(self._jobs.save_specs, epoch, pool, as_json, [asdict(route) for route in routes])
             await persistently(lambda: self._in_database(save))
 
-    def specs(self) -> dict[str, NodeSpec]:
+    def specs(self) -> Mapping[str, NodeSpec]:
         """Return every node class that a pool can run which shares workflows with others."""
+        return self._shared
+
+    def _share(self) -> None:
         shared = (self._specs.get(pool.name, {}) for pool in self._pools if not pool.whole)
-        return {name: spec for specs in shared for name, spec in specs.items()}
+        self._shared = {name: spec for specs in shared for name, spec in specs.items()}
 
     def specs_of(self, pool: str) -> Mapping[str, NodeSpec]:
         """Return the node classes of one pool. Errors: NotReadyError before any replica of it has joined."""

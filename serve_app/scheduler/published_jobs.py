@@ -15,7 +15,9 @@ from serve_app.events import Event
 from serve_app.scheduler.client import Attached
 from serve_app.scheduler.client_feeds import Feeds
 from serve_app.scheduler.event_stream import EventStream, rebuilt
+from serve_app.scheduler.recent_successes import RecentSuccesses
 from serve_app.scheduler.records import JobRecord
+from serve_app.scheduler.views import success_view
 from serve_app.store.changes import JobRow
 
 ANSWER_S = 2.0
@@ -27,10 +29,14 @@ STREAMS_BYTES = 128 * 1024 * 1024
 
 
 class PublishedJobs:
-    """One a scheduler's life. unended: the jobs that clients know of and whose end they cannot know yet."""
+    """One a scheduler's life.
+
+    unended: the jobs that clients know of and whose end they cannot know yet. successes: those that ended last.
+    """
 
     def __init__(self, epoch: int) -> None:
         self.unended: dict[str, JobRecord] = {}
+        self.successes = RecentSuccesses()
         self.feeds = Feeds(epoch)
         self._streams: OrderedDict[str, EventStream] = OrderedDict()
         self._streams_bytes = 0
@@ -87,7 +93,10 @@ class PublishedJobs:
         if arrived is not None:
             self.unended[job_id] = arrived
         if event.last:
-            self.unended.pop(job_id, None)
+            ended = self.unended.pop(job_id, None)
+            # Of any other, some outputs may not have been recorded.
+            if ended is not None and event.kind == "success":
+                self.successes.add(success_view(ended, event.at_s))
             # A job that could not be recorded ends without ever having been shown.
             self._arriving.pop(job_id, None)
             self._shorten()
@@ -119,7 +128,8 @@ class PublishedJobs:
         return stream
 
     def forget(self, job_ids: Collection[str] | None) -> None:
-        """Forget the streams of ended jobs: these, or all."""
+        """Forget ended jobs: these, or all."""
+        self.successes.forget(job_ids)
         for job_id in list(self._streams if job_ids is None else job_ids):
             if job_id not in self.unended and job_id not in self._arriving:
                 self._drop(job_id)

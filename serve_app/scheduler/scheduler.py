@@ -263,6 +263,8 @@ class Scheduler:
         self._check_ready()
         if job := self._published.unended.get(job_id):
             return live_view(job)
+        if success := self._published.successes.get(job_id):
+            return success
         row = await self._in_database(self._jobs.job, job_id)
         return None if row is None else row_view(row)
 

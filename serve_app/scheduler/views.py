@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from serve_app.events import JobState
 from serve_app.scheduler.client import JobView
 from serve_app.scheduler.records import JobRecord
 from serve_app.store.changes import JobRow
+from serve_app.store.credentials import without_credentials
 
 
 def live_view(job: JobRecord) -> JobView:
@@ -16,6 +18,12 @@ def live_view(job: JobRecord) -> JobView:
     state: JobState
     state, percent = ("queued", 0) if job.started_s is None else ("running", job.percent)
     return _view(job.row, state, job.started_s, percent, job.outputs, job.cached)
+
+
+def success_view(job: JobRecord, ended_s: float) -> JobView:
+    """Return a job as its row says it once its success is durable."""
+    view = _view(job.row, "success", job.started_s, 100, dict(job.outputs), job.cached)
+    return replace(view, extra_data=without_credentials(job.row.extra_data), ended_s=ended_s)
 
 
 def row_view(row: JobRow) -> JobView:

@@ -50,6 +50,11 @@ _START = _update("state", "started_s", "started_seq", "cached")
 _LOSE = _update("losses", "lone_losses")
 _END = _update("state", "ended_s", "ended_seq", "failure")
 _CLEAR = _update("extra_data")
+_HOLDING = sa.select(JOBS.c.job_id, JOBS.c.extra_data).where(
+    JOBS.c.job_id.in_(sa.bindparam("them", expanding=True)),
+    sa.or_(*(JOBS.c.extra_data.contains(f'"{name}"', autoescape=True) for name in sorted(CREDENTIALS))),
+)
+"""Which of some jobs hold credentials."""
 
 
 def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
@@ -130,10 +135,8 @@ def _insert(connection: sa.Connection, table: sa.Table, same: Sequence[str], row
 
 def _clear_credentials(connection: sa.Connection, job_ids: Sequence[str]) -> None:
     """Remove what no ended job needs: it was given for the job alone."""
-    held = sa.or_(*(JOBS.c.extra_data.contains(f'"{name}"', autoescape=True) for name in sorted(CREDENTIALS)))
     for start in range(0, len(job_ids), VARIABLES):
-        theirs = JOBS.c.job_id.in_(job_ids[start : start + VARIABLES])
-        found = connection.execute(sa.select(JOBS.c.job_id, JOBS.c.extra_data).where(theirs & held)).all()
+        found = connection.execute(_HOLDING, {"them": job_ids[start : start + VARIABLES]}).all()
         cleared: list[tuple[str, Mapping[str, Any]]] = [
             (row.job_id, without_credentials(json.loads(row.extra_data))) for row in found
         ]

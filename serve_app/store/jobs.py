@@ -63,6 +63,12 @@ REFUSAL_STATES = ("22", "23", "54")
 """Classes of SQLSTATE that say the same: data exception, constraint violation, program limit exceeded."""
 
 
+# What every job needs is made once: SQLAlchemy takes longer to make a statement than to carry it out.
+_HOLD_LEASE = sa.update(LEASE).where(LEASE.c.epoch == sa.bindparam("held")).values(epoch=sa.bindparam("held"))
+_ONE_JOB = sa.select(JOBS).where(JOBS.c.job_id == sa.bindparam("the_job"))
+_ITS_OUTPUTS = sa.select(OUTPUTS).where(OUTPUTS.c.job_id == sa.bindparam("the_job")).order_by(OUTPUTS.c.seq)
+
+
 class Jobs:
     """The database by URL: `sqlite:///state/jobs.sqlite`, or `postgresql://user@host/name` with psycopg 3.
 
@@ -124,8 +130,7 @@ class Jobs:
 
     def _fence(self, connection: sa.Connection, epoch: int) -> None:
         """Lock the lease row for this transaction. Errors: StaleEpochError when another epoch holds it."""
-        held = connection.execute(sa.update(LEASE).where(LEASE.c.epoch == epoch).values(epoch=epoch))
-        if held.rowcount == 0:
+        if connection.execute(_HOLD_LEASE, {"held": epoch}).rowcount == 0:
             raise _stale(epoch)
 
     # Writing ------------------------------------------------------------------------------------------------------
@@ -240,7 +245,11 @@ class Jobs:
 
     def job(self, job_id: str) -> JobRow | None:
         """Return a job with its outputs, or None."""
-        return next(iter(self._rows(JOBS.c.job_id == job_id)), None)
+        with self._reading() as connection:
+            if (row := connection.execute(_ONE_JOB, {"the_job": job_id}).first()) is None:
+                return None
+            outputs = connection.execute(_ITS_OUTPUTS, {"the_job": job_id})
+            return _row(dict(row._mapping), {o.node_id: (o.seq, json.loads(o.ui)) for o in outputs})
 
     def unfinished(self) -> list[JobRow]:
         """Return every job that has not ended, in submission order."""

@@ -121,6 +121,7 @@ def test_what_goes_wrong_in_a_pack_is_told_as_it_is(server: Server) -> None:
     assert server.http.post("/mine/things/a").status_code == 405
     assert server.http.get("/api/queue").json() == {"queue_running": [], "queue_pending": []}
 
+
 def test_a_websocket_reaches_the_pack(server: Server) -> None:
     with connect(f"ws://127.0.0.1:{server.port}/mine/socket", open_timeout=60) as socket:
         socket.send("and back")

@@ -8,9 +8,10 @@ import json
 import sqlite3
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from serve_app.scheduler.client import JobView, QueueCount, Reader, Submission
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import Assign, NodeFinished, NodeStarted, ReplicaInfo, Report, TaskFinished
 from serve_app.scheduler.scheduler import Scheduler
+from serve_app.scheduler.views import row_view
 from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
@@ -91,12 +93,18 @@ class Life:
         await self.scheduler.report(INFO.replica_id, self.epoch, [*done, TaskFinished(task.id)], None)
 
     async def submit(
-        self, *node_ids: str, client_id: str | None = None, job_id: str = "", seed: int | None = None, **inputs: str
+        self,
+        *node_ids: str,
+        client_id: str | None = None,
+        job_id: str = "",
+        seed: int | None = None,
+        extra_data: Mapping[str, Any] | None = None,
+        **inputs: str,
     ) -> str:
         seed = uuid.uuid4().int % 2**31 if seed is None else seed
         prompt = {n: {"class_type": "Save", "inputs": {"seed": seed + i, **inputs}} for i, n in enumerate(node_ids)}
         job_id = job_id or str(uuid.uuid4())
-        await self.scheduler.submit(Submission(job_id, prompt, node_ids, client_id))
+        await self.scheduler.submit(Submission(job_id, prompt, node_ids, client_id, extra_data or {}))
         return job_id
 
     async def finish(self, job_id: str) -> JobView:
@@ -145,6 +153,29 @@ async def test_a_job_is_in_the_database_when_its_id_is_answered_and_its_outputs_
     assert (view.state, row.state) == ("success", "success")
     assert {node_id: ui for node_id, (_, ui) in row.outputs.items()} == {"1": {"images": ["1"]}, "2": {"images": ["2"]}}
     assert [e.kind for e in await life.events(job_id)][-1] == "success"
+
+
+async def test_what_has_just_succeeded_is_told_as_the_database_has_it_without_asking_it(life, monkeypatch):
+    secret = {"api_key_comfy_org": "secret", "strict": True}
+    job_id = await life.submit("1", "2", client_id="me", extra_data=secret)
+    view = await life.finish(job_id)
+    assert view == row_view(life.jobs.job(job_id))
+    assert view.extra_data == {"strict": True}
+    with monkeypatch.context() as away:
+        away.setattr(life.jobs, "job", None)
+        assert await life.scheduler.job(job_id) == view
+    await life.scheduler.forget([job_id])
+    assert await life.scheduler.job(job_id) is None
+
+
+async def test_what_did_not_succeed_is_told_as_the_database_has_it(life):
+    bad = await life.submit("1", "unsayable")
+    assert await life.finish(bad) == row_view(life.jobs.job(bad))
+    life.free.clear()
+    cancelled = await life.submit("1")
+    await life.scheduler.cancel(cancelled)
+    assert await life.finish(cancelled) == row_view(life.jobs.job(cancelled))
+    life.free.set()
 
 
 async def test_unfinished_jobs_go_on_in_another_life_with_the_outputs_they_had(database_url):
