@@ -468,6 +468,10 @@ class NodeRuntime:
             style_model, self._weights.style_model, lambda model: model.tokens(seen.last_hidden_state)
         )
 
+    async def saved_conditioning(self, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+        """Return the tensors and the metadata of a file of the folder "embeddings"."""
+        return await asyncio.to_thread(self._weights.saved_conditioning, name)
+
     async def upscale(self, upscaler: Recipe, images: Tensor) -> Tensor:
         """Return images (B,H·s,W·s,3) in 0…1; s is the upscaler's own scale."""
         return await self._shared.use_tiled(

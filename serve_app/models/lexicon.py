@@ -8,7 +8,9 @@ Textual inversion: vectors that take the place of tokens, read from small files 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 
 from serve_app import log
@@ -47,6 +49,13 @@ class Lexicon:
             _log.warning("embedding '%s' holds %s, no vectors %d wide, and is left out", name, found, width)
             return None
         return file.tensor(fitting[0]).reshape(-1, width)
+
+    def conditioning(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return a saved conditioning's tensors and its metadata. Errors: ModelFileError."""
+        path = self._catalog.path("embeddings", name)
+        file = Checkpoint(path)
+        opened: Any = safe_open(str(path), framework="pt")
+        return {key: file.raw(key).clone() for key in file.shapes}, dict(opened.metadata() or {})
 
     def _path(self, name: str) -> Path | None:
         for suffix in ("", *SUFFIXES):

@@ -188,6 +188,10 @@ class Weights:
             return saving.text_files(self._catalog, clip, metadata, progress)
         return {} if vae is None else {"": saving.vae_file(self._catalog, vae, metadata, progress)}
 
+    def saved_conditioning(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """Return the tensors and the metadata of a file of the folder "embeddings". Errors: ModelFileError."""
+        return self._lexicon.conditioning(name)
+
     def need(self, *recipes: Recipe) -> Need:
         """Return what work with these recipes at once needs. It opens files that have not been asked about before."""
         nbytes: dict[Hashable, int] = {}

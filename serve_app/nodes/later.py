@@ -11,15 +11,14 @@ from serve_app.nodes.unsupported import PAID, UNSUPPORTED
 
 _BY_REASON: Mapping[str, str] = {
     "audio is not supported": ("EmptyYuE2LatentAudio SheetSage2AudioToABC YuE2GenerateABC YuE2GenerateMusic"),
-    "video models and video files are not supported": ("BlockSparseAttention CameraAngle MiniMaxH3FunControlNetApply"),
+    "video models and video files are not supported": ("BlockSparseAttention MiniMaxH3FunControlNetApply"),
     "3D models are not supported": (
         "Pixal3DMultiViewConditioning BuildPoseFile SAM3DBody_FaceExpression SAM3DBody_Loader SAM3DBody_Predict "
         "SAM3DBody_Render SAM3DBody_Smooth"
     ),
     "it is for a model family that is not supported": (
         "Flux3LayoutPrompt MOSSImageControl MOSSImageLayoutPrompt MarigoldV2PostProcess "
-        "ReferenceMultiLatent TextEncodeFibo2 TextEncodeMOSSImageEdit TextEncodeMingImageEdit "
-        "ConditioningLoader"
+        "ReferenceMultiLatent TextEncodeFibo2 TextEncodeMOSSImageEdit TextEncodeMingImageEdit"
     ),
     PAID: (
         "BriaGuidedRemoveBackground BriaImageGenerate BriaProductHolding BriaVirtualTryOn "

@@ -75,6 +75,10 @@ class Runtime(Protocol):
         """
         ...
 
+    async def saved_conditioning(self, name: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
+        """Return the tensors and the metadata of a file of the folder "embeddings"."""
+        ...
+
     async def upscale(self, upscaler: Recipe, images: torch.Tensor) -> torch.Tensor:
         """Return images (B,H·s,W·s,3) in 0…1; s is the upscaler's own scale. Reports a progress value a tile."""
         ...

@@ -141,16 +141,11 @@ _BY_REASON: Mapping[str, str] = {
         "ModelMergeWAN2_1 ModelMergeCosmosPredict2_2B ModelMergeCosmosPredict2_14B"
     ),
     "LoRAs are not extracted from models": ("LoraSave"),
-    "training is not supported": (
-        "TrainLoraNode LoraModelLoader LossGraphNode SaveLoRA LoadImageDataSetFromFolder "
-        "LoadImageTextDataSetFromFolder SaveImageDataSetToFolder SaveImageTextDataSetToFolder "
-        "LoadVideoDataSetFromFolder LoadVideoTextDataSetFromFolder ResizeImagesByShorterEdge "
-        "ResizeImagesByLongerEdge CenterCropImages RandomCropImages NormalizeImages AdjustBrightness "
-        "AdjustContrast ShuffleDataset ShuffleImageTextDataset VideoFrameSample VideoTemporalCrop "
-        "VideoRandomTemporalCrop ShuffleVideoDataset ShuffleVideoTextDataset TextToLowercase TextToUppercase "
-        "TruncateText AddTextPrefix AddTextSuffix ReplaceText StripWhitespace ImageDeduplication ImageGrid "
-        "MergeImageLists MergeTextLists MakeTrainingDataset SaveTrainingDataset LoadTrainingDataset "
-        "ResolutionBucket"
+    "training is not supported": ("TrainLoraNode LoraModelLoader LossGraphNode SaveLoRA"),
+    "datasets in folders are not read or written": (
+        "LoadImageDataSetFromFolder LoadImageTextDataSetFromFolder SaveImageDataSetToFolder "
+        "SaveImageTextDataSetToFolder LoadVideoDataSetFromFolder LoadVideoTextDataSetFromFolder "
+        "SaveTrainingDataset LoadTrainingDataset"
     ),
     "PhotoMaker is not supported": ("PhotoMakerLoader PhotoMakerEncode"),
     "the model that upscales latents four times is not supported": ("SD_4XUpscale_Conditioning"),
@@ -159,15 +154,12 @@ _BY_REASON: Mapping[str, str] = {
     "ComfyUI deprecates it; use": ("PerpNeg"),
     "vector images are not supported": ("SaveSVGNode"),
     "it came after ComfyUI 0.3.64 and is not written yet; a pool that is a ComfyUI has it": (
-        "ColorTransfer DualModelGuider ImageCropToMask CreateBoundingBoxes "
-        "BuildJsonPromptIdeogram MultiGPU_WorkUnits SelectModelDevice SelectCLIPDevice "
-        "SelectVAEDevice GLSLShader LoraLoaderBypass LoraLoaderBypassModelOnly ImageCompositor AddLayer "
-        "LayersFromBoundingBoxes CurveEditor ImageHistogram"
+        "DualModelGuider GLSLShader ImageCompositor AddLayer LayersFromBoundingBoxes"
     ),
     "Gemma 3 and 4, which write LTX-2's prompts, are not supported": ("TextGenerateLTX2Prompt"),
     "models that find, cut out or measure what is in an image are not supported": (
-        "SDPoseKeypointExtractor SDPoseDrawKeypoints SDPoseFaceBBoxes CropByBBoxes LoadBackgroundRemovalModel "
-        "RemoveBackground RTDETR_detect DrawBBoxes SAM3_Detect SAM3_VideoTrack SAM3_TrackPreview "
+        "SDPoseKeypointExtractor SDPoseDrawKeypoints SDPoseFaceBBoxes LoadBackgroundRemovalModel "
+        "RemoveBackground RTDETR_detect SAM3_Detect SAM3_VideoTrack SAM3_TrackPreview "
         "SAM3_TrackToMask LoadMoGeModel MoGeInference MoGePanoramaInference MoGeRender MoGePointMapToMesh "
         "MoGeGeometryToFOV LoadDA3Model DA3Inference DA3Render DA3GeometryToMesh"
     ),

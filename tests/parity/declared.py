@@ -11,10 +11,13 @@ from typing import Any
 from serve_app.graph.spec import NodeSpec
 
 WORDED_OTHERWISE = frozenset(
-    {"CustomCombo", "Painter", "ResizeImageMaskNode", "SaveAudioAdvanced", "SaveImageAdvanced", "SaveVideo"}
-    | {"TextGenerate"}
+    {"BuildJsonPromptIdeogram", "ColorTransfer", "CustomCombo", "ModelAttentionBackend", "Painter"}
+    | {"ResizeImageMaskNode", "SaveAudioAdvanced", "SaveImageAdvanced", "SaveVideo", "TextGenerate"}
 )
-"""Classes whose choices change with another input, or are files: clients are told of them in other words."""
+"""Classes whose choices change with another input, are files, or what is installed.
+
+Clients are told of them in other words.
+"""
 FOR_THE_PAGE = frozenset({"tooltip", "advanced", "options", "multiselect", "lazy"})
 
 

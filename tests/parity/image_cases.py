@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 Shape = tuple[int, int, int, int]
+MaskShape = tuple[int, int, int]
 
 SMALL: Shape = (2, 13, 17, 3)
 TALL: Shape = (1, 19, 11, 3)
@@ -28,6 +29,21 @@ def image(shape: Shape) -> torch.Tensor:
         disc = (x - 0.4 - 0.1 * b) ** 2 + (y - 0.5) ** 2 < 0.07
         frames.append(torch.where(disc, 1 - smooth * c, smooth))
     return (torch.stack(frames) * 255).round() / 255
+
+
+def mask(shape: MaskShape) -> torch.Tensor:
+    """Return discs with soft edges off the middle, (B,H,W) in 0…1."""
+    batch, height, width = shape
+    y, x = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
+    discs = [0.35 - ((x - 0.4 - 0.15 * b) ** 2 + 1.7 * (y - 0.55) ** 2).sqrt() for b in range(batch)]
+    return (torch.stack(discs) * 12 + 0.5).clamp(0, 1)
+
+
+def drawn(value: Any) -> Any:
+    """Return an input with the image, or the mask, that its shape stands for."""
+    if not isinstance(value, tuple):
+        return value
+    return mask(value) if len(value) == 3 else image(value)
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -160,4 +176,71 @@ CASES |= {
         {"image": shape, "low_threshold": low, "high_threshold": high},
     )
     for low, high, shape in ((0.4, 0.8, (1, 61, 47, 3)), (0.1, 0.3, (2, 32, 45, 3)), (0.7, 0.9, (1, 40, 40, 1)))
+}
+
+BOXES = [
+    [{"x": 2, "y": 1, "width": 6.5, "height": 5}, {"x": 4, "y": 3, "width": 20, "height": 4}],
+    [{"x": 90, "y": 90, "width": 4, "height": 4}],
+]
+CASES |= {
+    f"crop by boxes {keep} {padding}": (
+        "CropByBBoxes",
+        {
+            "image": (3, 41, 33, 3),
+            "bboxes": BOXES,
+            "output_width": 72,
+            "output_height": 64,
+            "padding": padding,
+            "keep_aspect": keep,
+        },
+    )
+    for keep, padding in (("stretch", 0), ("pad", 0), ("stretch", 3))
+}
+FOUND = [
+    {"x": 5, "y": 4, "width": 20, "height": 12, "score": 0.87, "label": "dog"},
+    {"x": 12, "y": 10, "width": 30.5, "height": 25, "score": 0.5, "label": "traffic light"},
+    {"x": 1, "y": 30, "width": 9, "height": 9, "label": "unicorn"},
+]
+CASES |= {
+    "boxes on images": ("DrawBBoxes", {"image": (2, 48, 56, 3), "bboxes": [FOUND]}),
+    "boxes on some images": ("DrawBBoxes", {"image": (2, 48, 56, 3), "bboxes": [FOUND[:1]]}),
+    "boxes alone": ("DrawBBoxes", {"bboxes": FOUND}),
+}
+CASES |= {
+    f"colours by {method} of {stats} {strength}": (
+        "ColorTransfer",
+        {
+            "image_target": (3, 13, 17, 3),
+            "image_ref": references,
+            "method": method,
+            "source_stats": {"source_stats": stats, "target_index": 1},
+            "strength": strength,
+        },
+    )
+    for method in ("reinhard_lab", "mkl_lab", "histogram")
+    for stats, strength, references in (
+        ("per_frame", 1.0, (1, 9, 15, 3)),
+        ("per_frame", 0.4, (2, 9, 15, 3)),
+        ("uniform", 1.0, (2, 9, 15, 3)),
+        ("target_frame", 1.3, (2, 9, 15, 3)),
+    )
+}
+CASES |= {
+    f"object by lanczos {width}x{height} {grow} {factor}": (
+        "ImageCropToMask",
+        {
+            "images": images,
+            "masks": masks,
+            "width": width,
+            "height": height,
+            "pad_factor": factor,
+            "grow_mask": grow,
+            "background": "#204080",
+        },
+    )
+    for width, height, grow, factor, images, masks in (
+        (64, 64, 0, 1.0, (2, 41, 33, 3), (1, 41, 33)),
+        (64, 96, 3, 1.4, (2, 41, 33, 4), (2, 20, 30)),
+        (80, 64, -2, 2.0, (1, 120, 90, 3), (1, 120, 90)),
+    )
 }

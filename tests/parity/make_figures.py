@@ -28,7 +28,7 @@ from tests.parity.figures import FLOWS, GOLDEN, thinned
 from tests.parity.flow_cases import FLOW_CASES
 from tests.parity.generation_cases import CASES as GENERATIONS
 from tests.parity.image_cases import CASES as IMAGES
-from tests.parity.image_cases import image
+from tests.parity.image_cases import drawn
 from tests.parity.media_cases import FILES, SOUND_FILES, VIDEO_RATE, VIDEO_SOUND, WINDOWS, video_images
 from tests.parity.patch_cases import PATCHES
 from tests.parity.patch_cases import models as patched_models
@@ -130,7 +130,7 @@ def nodes(comfyui: ComfyUI) -> None:
     latent = json.loads((GOLDEN / "nodes_latent.json").read_text())
     cases = [(case["node"], case["inputs"]) for case in latent]
     for node, inputs in IMAGES.values():
-        described = {n: {"values": image(v).tolist()} if isinstance(v, tuple) else v for n, v in inputs.items()}
+        described = {n: {"values": drawn(v).tolist()} if isinstance(v, tuple) else v for n, v in inputs.items()}
         cases.append((node, described))
     arrays, classes = comfyui.nodes(cases)
     made: dict[int, dict[str, np.ndarray]] = {}

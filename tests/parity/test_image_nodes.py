@@ -9,7 +9,7 @@ import torch
 
 from serve_app.nodes.registry import BUILTIN
 from tests.parity.figures import Figures
-from tests.parity.image_cases import CASES, image
+from tests.parity.image_cases import CASES, drawn
 
 FIGURES = Figures("nodes_image")
 
@@ -23,7 +23,7 @@ ROUNDED = {"blur 12 10.0": 2e-6, "sharpen 1 1.0 1.0": 2e-6, "sharpen 3 5.0 5.0":
 def made(name: str) -> list[Any]:
     class_type, inputs = CASES[name]
     node_class: Any = BUILTIN[class_type]
-    arguments = {key: image(value) if isinstance(value, tuple) else value for key, value in inputs.items()}
+    arguments = {key: drawn(value) for key, value in inputs.items()}
     given = {key: value.clone() for key, value in arguments.items() if isinstance(value, torch.Tensor)}
     outputs = getattr(node_class(), node_class.FUNCTION)(**arguments)
     assert all(torch.equal(arguments[key], value) for key, value in given.items()), "an input was changed in place"

@@ -203,5 +203,6 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "SelfAttentionGuidance": "Self-Attention Guidance",
     "CFGOverride": "CFG Override",
+    "NAGuidance": "Normalized Attention Guidance",
     "TemporalScoreRescaling": "TSR - Temporal Score Rescaling",
 }

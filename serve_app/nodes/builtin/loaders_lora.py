@@ -66,12 +66,28 @@ class LoraLoaderModelOnly:
         return (with_lora(model, lora_name, strength_model),)
 
 
+class LoraLoaderBypass(LoraLoader):
+    """A LoRA on a diffusion model and a text encoder; beside their weights in ComfyUI, in them here."""
+
+    EXPERIMENTAL = True
+
+
+class LoraLoaderBypassModelOnly(LoraLoaderModelOnly):
+    """A LoRA on a diffusion model alone; beside its weights in ComfyUI, in them here."""
+
+    EXPERIMENTAL = True
+
+
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "LoraLoader": LoraLoader,
     "LoraLoaderModelOnly": LoraLoaderModelOnly,
+    "LoraLoaderBypass": LoraLoaderBypass,
+    "LoraLoaderBypassModelOnly": LoraLoaderBypassModelOnly,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "LoraLoader": "Load LoRA (Model and CLIP)",
     "LoraLoaderModelOnly": "Load LoRA",
+    "LoraLoaderBypass": "Load LoRA (Bypass) (For debugging)",
+    "LoraLoaderBypassModelOnly": "Load LoRA (Bypass, Model Only) (for debugging)",
 }

@@ -38,6 +38,25 @@ RESIZES: list[dict[str, Any]] = [
 ]
 IMAGE, TALL, MASK = ["tensor", 2, 6, 8, 3], ["tensor", 1, 7, 5, 4], ["tensor", 2, 6, 8]
 
+BOX = {"x": 8, "y": 30, "width": 40, "height": 20}
+TOLD = {"type": "text", "text": "Hi", "desc": "a sign", "palette": ["#ff8000", "#102030", "red"]}
+ELEMENT = {"type": "text", "bbox": [100, 250, 50, 900], "text": "Hi", "desc": "a", "color_palette": ["#0000ff"]}
+LAYOUTS: list[dict[str, Any]] = [
+    {"editor_state": [{**BOX, "metadata": TOLD}, {"x": 60, "y": 20, "width": -30, "height": 70}]},
+    {"editor_state": [], "background": IMAGE},
+    {"editor_state": [BOX], "bboxes": [[{**BOX, "x": 5}], [BOX]]},
+    {"editor_state": [BOX], "bboxes": [{**BOX, "x": 5}], "last_incoming": [{**BOX, "x": 5}], "background": IMAGE},
+    {"editor_state": [], "bboxes": [ELEMENT, {**ELEMENT, "type": "obj"}]},
+    {"editor_state": [], "bboxes": json.dumps(ELEMENT)},
+    {"editor_state": [], "bboxes": " "},
+]
+SAID = {"background": "a wall", "aesthetics": "moody", "lighting": "dim", "medium": "photograph"}
+PROMPTS: list[dict[str, Any]] = [
+    {**SAID, "style": {"style": "none"}, "high_level_description": " ", "color_palette": ["#ff00aa"]},
+    {**SAID, "style": {"style": "photo", "photo": "35mm"}, "high_level_description": "x", "color_palette": ["#ff00aa"]},
+    {**SAID, "style": {"style": "art_style", "art_style": "flat"}, "color_palette": []},
+]
+
 CASES: list[tuple[str, dict[str, Any]]] = [
     *(("ComfyMathExpression", {"expression": text, "values": values}) for text, values in EXPRESSIONS),
     *(("ComfyNumberConvert", {"value": value}) for value in (3, 2.9, True, " 12 ", "-7.9", "1e3", 10**20)),
@@ -106,6 +125,39 @@ CASES: list[tuple[str, dict[str, Any]]] = [
             "final_width": [7],
             "final_height": [5],
             "overlap": [1],
+        },
+    ),
+    *(("CreateBoundingBoxes", {"width": 96, "height": 64, **inputs}) for inputs in LAYOUTS),
+    *(("BuildJsonPromptIdeogram", {"element": [{"type": "obj"}], **inputs}) for inputs in PROMPTS),
+    ("ImageHistogram", {"image": IMAGE}),
+    ("ResizeImagesByShorterEdge", {"images": IMAGE, "shorter_edge": 4}),
+    ("ResizeImagesByLongerEdge", {"images": IMAGE, "longer_edge": 5}),
+    ("ResizeImagesByLongerEdge", {"images": ["tensor", 1, 7, 5, 3], "longer_edge": 9}),
+    ("CenterCropImages", {"images": IMAGE, "width": 3, "height": 4}),
+    ("CenterCropImages", {"images": IMAGE, "width": 30, "height": 1}),
+    *(("RandomCropImages", {"images": IMAGE, "width": 3, "height": 2, "seed": seed}) for seed in (0, 7, 2**64 - 1)),
+    ("NormalizeImages", {"images": IMAGE, "mean": 0.3, "std": 0.2}),
+    ("AdjustBrightness", {"images": IMAGE, "factor": 1.3}),
+    ("AdjustContrast", {"images": IMAGE, "factor": 1.7}),
+    *(
+        ("ImageDeduplication", {"images": [IMAGE, ["tensor", 3, 9, 7, 3]], "similarity_threshold": [least]})
+        for least in (0.5, 0.9, 1.0)
+    ),
+    (
+        "ImageGrid",
+        {"images": [IMAGE, IMAGE], "columns": [3], "cell_width": [32], "cell_height": [40], "padding": [3]},
+    ),
+    *(("ShuffleDataset", {"images": [IMAGE, IMAGE], "seed": [seed]}) for seed in (3, 2**40)),
+    (
+        "ShuffleImageTextDataset",
+        {"images": [["tensor", 1, n, 1, 1] for n in (1, 2, 3)], "texts": ["a", "b", "c"], "seed": [5]},
+    ),
+    ("MergeImageLists", {"images": [IMAGE, ["tensor", 1, 2, 2, 3]]}),
+    (
+        "ResolutionBucket",
+        {
+            "latents": [{"samples": ["tensor", n, 4, side, 2]} for n, side in ((2, 3), (1, 2), (1, 3))],
+            "conditioning": [[["a", {}], ["b", {}]], [["c", {}]], [["d", {}]]],
         },
     ),
     (

@@ -1,0 +1,68 @@
+"""The nodes of tone curves, and of the histograms beneath them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEVELS = 256
+LUMINANCE = (0.2126, 0.7152, 0.0722)
+"""Of red, green and blue. Source: ITU-R BT.709."""
+
+
+class CurveEditor:
+    """A curve drawn on the page."""
+
+    RETURN_TYPES = ("CURVE",)
+    RETURN_NAMES = ("curve",)
+    FUNCTION = "edit"
+    CATEGORY = "utilities"
+    HAS_INTERMEDIATE_OUTPUT = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        line = {"points": [[0.0, 0.0], [1.0, 1.0]], "interpolation": "monotone_cubic"}
+        return {
+            "required": {"curve": ("CURVE", {"default": line, "socketless": True})},
+            "optional": {"histogram": ("HISTOGRAM", {})},
+        }
+
+    def edit(self, curve: Mapping[str, Any], histogram: list[int] | None = None) -> Any:
+        """Return the curve as it was drawn, and show the histogram on the page."""
+        return (curve,) if histogram is None else {"ui": {"histogram": list(histogram)}, "result": (curve,)}
+
+
+class ImageHistogram:
+    """How many pixels have each level."""
+
+    RETURN_TYPES = ("HISTOGRAM",) * 5
+    RETURN_NAMES = ("rgb", "luminance", "red", "green", "blue")
+    FUNCTION = "count"
+    CATEGORY = "utilities"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": ("IMAGE", {})}}
+
+    def count(self, image: Tensor) -> tuple[list[int], ...]:
+        """Return 256 numbers each, of the first image: the channels' mean, luminance, red, green and blue."""
+        red, green, blue = channels = image[0, ..., :3].movedim(-1, 0)
+        luminance = sum(share * channel for share, channel in zip(LUMINANCE, (red, green, blue), strict=True))
+        colours = [_counts(channel) for channel in channels]
+        mean = torch.stack(colours).sum(0) // 3
+        return tuple(counts.tolist() for counts in (mean, _counts(luminance), *colours))
+
+
+def _counts(plane: Any) -> Tensor:
+    return torch.bincount((plane * (LEVELS - 1)).clamp(0, LEVELS - 1).long().flatten(), minlength=LEVELS)
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {"CurveEditor": CurveEditor, "ImageHistogram": ImageHistogram}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "CurveEditor": "Curve Editor",
+    "ImageHistogram": "Image Histogram",
+}
