@@ -53,13 +53,13 @@ def job(sampler, schedule, steps, cfg, seed, lengths=(77, 77), batch=1, joins=0,
 
 def test_a_mix_of_jobs_gives_each_what_the_network_gives_it_alone(backbone):
     mix = [
-        job("euler", "normal", 4, 7.0, 1),
-        job("euler_ancestral", "karras", 3, 5.0, 2, lengths=(154, 77), batch=2),
+        job("euler", "normal", 3, 7.0, 1),
+        job("euler_ancestral", "karras", 2, 5.0, 2, lengths=(154, 77), batch=2),
         job("heun", "exponential", 2, 1.0, 3, lengths=(154, 154), joins=1),
-        job("dpmpp_2m", "karras", 4, 7.5, 4, batch=3, joins=1),
-        job("euler", "simple", 6, 7.0, 5, joins=1, leaves=2),
+        job("dpmpp_2m", "karras", 2, 7.5, 4, batch=2, joins=1),
+        job("euler", "simple", 4, 7.0, 5, joins=1, leaves=2),
         job("lcm", "sgm_uniform", 2, 1.5, 6, lengths=(77, 154), joins=2),
-        job("ddim", "ddim_uniform", 4, 5.0, 7, joins=3, denoise=0.6),
+        job("ddim", "ddim_uniform", 2, 5.0, 7, joins=3, denoise=0.6),
     ]
     check_mix(mix, backbone, max_cells=8 * 64)
     # What is alone has one row, and no job of the mix has more than six.
