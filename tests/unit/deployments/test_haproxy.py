@@ -162,7 +162,9 @@ def test_a_replica_that_dies_with_a_request_in_hand_is_503(before: int, site: Si
 
     def serve(connection: socket.socket) -> None:
         with connection:
-            while connection.recv(1 << 16):
+            while received := connection.recv(1 << 16):
+                if b"POST" not in received:  # the body has come apart from its headers
+                    continue
                 if next(asked) >= before:
                     listening.close()
                     return
