@@ -190,11 +190,12 @@ class Service:
         for name in able:
             unsupported = NOT_THERE if name == SHARED else {}
             check = functools.partial(validate, graph, known[name], self._choices, targets, unsupported)
+            quick = is_quick(graph, known[name])
             # Reading the choices lists directories, which may be slow on a shared volume.
-            validated = check() if is_quick(graph, known[name]) else await asyncio.to_thread(check)
+            validated = check() if quick else await asyncio.to_thread(check)
             if name == SHARED and self.limits.latent_cells is not None:
                 validated = within_cells(validated, self.limits.latent_cells)
-            if name == SHARED:
+            if name == SHARED and not quick:
                 refusal = self._model_check.refusal
                 validated = await asyncio.to_thread(with_known_files, validated, known[name], refusal)
             if name == SHARED and needs_prevalidation(validated, known[name]):
