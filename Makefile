@@ -3,13 +3,24 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test check bench chaos lock sbom clients format clean
+.PHONY: demo test test-keeping-time test-computing check bench chaos lock sbom clients format clean
 
 demo: $(VENV)/installed
 	$(RUN)/serve-app demo
 
+# Tests that start servers, or keep time, mostly wait. Those that compute run beside them on what processors are left.
+KEEPING_TIME := $(addprefix tests/,browser chaos clients cluster contract fuzz \
+	$(addprefix unit/,api cli comfyui deployments replica scheduler store))
+
 test: $(VENV)/installed
-	$(RUN)/python -m pytest
+	$(MAKE) --jobs=2 test-keeping-time test-computing
+
+# Ray would run its workers at nice 15, after those that compute.
+test-keeping-time: $(VENV)/installed
+	RAY_worker_niceness=0 $(RUN)/python -m pytest $(KEEPING_TIME)
+
+test-computing: $(VENV)/installed
+	OMP_NUM_THREADS=1 nice -n 10 $(RUN)/python -m pytest $(addprefix --ignore=,$(KEEPING_TIME))
 
 check: $(VENV)/installed
 	$(RUN)/ruff check .
