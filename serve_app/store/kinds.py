@@ -100,7 +100,7 @@ _BACKBONES = (
     _lacking("Depth Anything 3", "backbone.embeddings.patch_embeddings.projection.weight"),
     _lacking("ERNIE-Image", "layers.0.mlp.linear_fc2.weight"),
     _lacking("JoyImage", "double_blocks.0.attn.img_attn_qkv.weight"),
-    _lacking("AuraFlow", "double_layers.0.attn.w1q.weight", "joint_transformer_blocks.0.attn.add_k_proj.weight"),
+    _known("AuraFlow", "double_layers.0.attn.w1q.weight", "joint_transformer_blocks.0.attn.add_k_proj.weight"),
     _lacking("Chroma Radiance", "nerf_blocks.0.norm.scale", "nerf_blocks.0.norm.weight"),
     _lacking("Ovis-Image", "double_blocks.0.img_mlp.gate_proj.weight"),
     _known("Anima", "llm_adapter.blocks.0.cross_attn.q_proj.weight"),
@@ -133,8 +133,7 @@ _TEXTS = (
     ),
     _lacking("Jina CLIP 2", "encoder.layers.0.mixer.Wqkv.weight"),
     _lacking("ByT5, of HunyuanImage", ("encoder.block.0.layer.0.SelfAttention.k.weight", 384)),
-    _lacking("pile-T5, of AuraFlow", ("encoder.block.0.layer.1.DenseReluDense.wi_1.weight", 5120)),
-    _known("T5 and UMT5", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"),
+    _known("T5, UMT5 and Pile-T5", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"),
     _lacking("T5 1.0, of Cosmos and of audio", "encoder.block.0.layer.1.DenseReluDense.wi.weight"),
     _lacking("T5Gemma", "encoder.layers.0.pre_self_attn_layernorm.weight"),
     Kind(

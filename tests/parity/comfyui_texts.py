@@ -13,7 +13,9 @@ import importlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 CASES, FILES, OUT = sys.argv[1:4]
@@ -61,7 +63,13 @@ def encoder(case: dict[str, Any]) -> tuple[Any, Any]:
         needed = [name for name in missing if case["tower"] is not None or not name.startswith("visual.")]
         assert not [name for name in needed if name not in UNREAD], missing
         assert not [name for name in unexpected if not name.endswith("position_ids")], unexpected
-    tokenizer_module = importlib.import_module(f"comfy.text_encoders.{case.get('tokenizer_module', case['module'])}")
+    tokenizer_module: Any = importlib.import_module(
+        f"comfy.text_encoders.{case.get('tokenizer_module', case['module'])}"
+    )
+    if case["module"] == "aura_t5":
+        # Its tokeniser reads a file that comes with ComfyUI, and no other.
+        made_of = partial(tokenizer_module.SPieceTokenizer, data["spiece_model"])
+        tokenizer_module.SPieceTokenizer = SimpleNamespace(from_pretrained=lambda path, **given: made_of(**given))
     tokenizer = getattr(tokenizer_module, case["tokenizer"])
     return clip, tokenizer(embedding_directory=str(Path(FILES) / "embeddings"), tokenizer_data=data)
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 CHANNELS = 16
+OTHERS = {"flux2": 128, "flux2_klein": 128, "auraflow": 4}
+"""How many channels latents have where not as many."""
 ROWS = 2
 IN_TIME = ("krea2", "qwen", "qwen_2511", "qwen_layered", "anima")
 """Networks whose latents have an axis of time."""
@@ -189,6 +191,17 @@ NETS: Mapping[str, dict[str, Any]] = {
         "max_resolution": (128, 128),
         "llama_layers": [0, 1, 1],
     },
+    "auraflow": {
+        "in_channels": 4,
+        "out_channels": 4,
+        "dim": 512,
+        "n_double_layers": 1,
+        "n_layers": 2,
+        "n_heads": 2,
+        "global_conddim": 512,
+        "cond_seq_dim": TEXT_WIDTH,
+        "max_seq": 64,
+    },
 }
 ADAPTER: dict[str, Any] = {
     "source_dim": TEXT_WIDTH,
@@ -316,6 +329,10 @@ CASES: Sequence[Case] = (
     Case("hidream", (7, 9), 9),
     Case("hidream", (8, 6), 5, concat=(8, 6)),
     Case("hidream", (7, 5), 5, concat=(7, 9)),
+    Case("auraflow", (8, 6), 5),
+    Case("auraflow", (16, 16), 5),
+    Case("auraflow", (7, 9), 12),
+    Case("auraflow", (20, 5), 3),
 )
 
 
@@ -372,7 +389,7 @@ def llama_states(case: Case) -> Tensor:
 def asked(case: Case) -> Asked:
     """Return what a network is asked in a case."""
     draw = lambda what, *shape: noise(f"{case.name} {what}", shape)  # noqa: E731
-    channels = 128 if case.net.startswith("flux2") else CHANNELS
+    channels = OTHERS.get(case.net, CHANNELS)
     time = lambda size: (1,) if case.net in IN_TIME and len(size) == 2 else ()  # noqa: E731
     return Asked(
         draw("x", ROWS, channels, *time(case.size), *case.size),

@@ -30,6 +30,7 @@ comfy.options.enable_args_parsing()
 
 import comfy.latent_formats  # noqa: E402
 import comfy.ldm.anima.model  # noqa: E402
+import comfy.ldm.aura.mmdit  # noqa: E402
 import comfy.ldm.chroma.model  # noqa: E402
 import comfy.ldm.flux.model  # noqa: E402
 import comfy.ldm.hidream.model  # noqa: E402
@@ -70,6 +71,7 @@ MODULES: dict[str, Any] = {
     "sd35": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT,
     "anima": comfy.ldm.anima.model.Anima,
     "hidream": comfy.ldm.hidream.model.HiDreamImageTransformer2DModel,
+    "auraflow": comfy.ldm.aura.mmdit.MMDiT,
 }
 """ComfyUI's modules of networks that are not Flux's."""
 LATENTS, WAN = comfy.latent_formats.Flux(), comfy.latent_formats.Wan21()
@@ -104,6 +106,9 @@ def answer(net: Any, case: Case, a: Asked) -> Tensor:
     if name.startswith("sd3"):
         of_two_streams: Tensor = net(a.x, a.sigma, context=a.text, y=a.pooled)
         return of_two_streams
+    if name == "auraflow":
+        of_text_alone: Tensor = net(a.x, a.sigma, a.text)
+        return of_text_alone
     if name == "chroma":
         without_pooled: Tensor = net(a.x, a.sigma, a.text, a.guidance)
         return without_pooled
@@ -161,6 +166,7 @@ KINDS = {
     "anima": comfy.model_base.Anima,
     "hidream": comfy.model_base.HiDream,
     "sd35": comfy.model_base.SD3,
+    "auraflow": comfy.model_base.AuraFlow,
 }
 """Networks whose names in LoRA files are kept, and what ComfyUI takes their models for."""
 

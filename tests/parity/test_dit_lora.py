@@ -92,6 +92,10 @@ LAYERS = {
         *("transformer_blocks.0.img_mod.1", "transformer_blocks.1.txt_mlp.net.0.proj", "norm_out.linear"),
     ],
     "krea2": ["blocks.0.attn.wq", "blocks.1.mlp.up", "first", "tproj.1", "txtfusion.refiner_blocks.0.attn.wo"],
+    "auraflow": [
+        *("double_layers.0.attn.w1q", "double_layers.0.modX.1", "single_layers.0.mlp.c_fc2", "init_x_linear"),
+        *("single_layers.0.attn.w1o", "modF.1", "cond_seq_linear"),
+    ],
     "flux2": [
         *("double_blocks.0.img_attn.qkv", "double_blocks.1.txt_mlp.0", "single_blocks.0.linear1", "img_in", "txt_in"),
         *("single_blocks.1.linear2", "final_layer.adaLN_modulation.1", "double_stream_modulation_txt.lin"),

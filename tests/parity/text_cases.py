@@ -17,9 +17,11 @@ from zlib import crc32
 
 import torch
 from safetensors.torch import save_file
+from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 from torch import Tensor
 
 from serve_app.models.families.anima import AnimaText
+from serve_app.models.families.auraflow import PileT5Text
 from serve_app.models.families.clip import ClipText
 from serve_app.models.families.family import TextFamily
 from serve_app.models.families.gemma import Gemma2Text
@@ -112,6 +114,9 @@ _SOME = tuple(AWKWARD[i] for i in _FEW)
 
 _UMT5 = _t5(UMT5Text, 256384, 4548313)
 
+_PILE = _t5(PileT5Text, pieces=1)
+"""Its file brings its tokeniser, of however many bytes."""
+
 _QWEN_VL = QwenVlText(2, 32, 48, 2, 1, 128, 151936, tower=Tower(9, 80, 96))
 _QWEN3_VL = QwenImage21Text(4, 32, 48, 2, 1, 128, 151936, tower=DeepTower(27, 64, 96, 49))
 _SEES = "<image1><|vision_start|><|image_pad|><|vision_end|> <image2><|vision_start|><|image_pad|><|vision_end|>{}"
@@ -147,6 +152,16 @@ CASES: Mapping[str, TextCase] = {
         "te",
         "WanT5Tokenizer",
         {"umt5xxl": {**T5_SIZES, "num_layers": 2}},
+        every=17,
+    ),
+    "auraflow": TextCase(
+        {"pile_t5": _PILE},
+        "stable_diffusion",
+        "aura_t5",
+        "AuraT5Model",
+        "AuraT5Tokenizer",
+        {"pile_t5xl": {**T5_SIZES, "num_layers": 2}},
+        called=None,
         every=17,
     ),
     "z_image": TextCase(
@@ -348,7 +363,9 @@ def tensors(family: TextFamily) -> dict[str, Tensor]:
         assert theirs is not None, f"the table lacks '{ours}'"
         theirs = theirs if theirs.startswith("text_projection") else prefix + theirs
         drawn[theirs] = _drawn(theirs, tuple(parameter.shape))
-    if getattr(family, "pieces", 0) or isinstance(family, Gemma2Text):
+    if isinstance(family, PileT5Text):
+        drawn["spiece_model"] = bytes_of(llama2_pieces())
+    elif getattr(family, "pieces", 0) or isinstance(family, Gemma2Text):
         drawn["spiece_model"] = pieces_of_umt5()
     if isinstance(family, MistralText):
         drawn["tekken_model"] = bytes_of(tekken())
@@ -366,6 +383,25 @@ def pieces_of_umt5() -> Tensor:
 def bytes_of(data: bytes) -> Tensor:
     """Return a file's bytes as a tensor."""
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def llama2_pieces() -> bytes:
+    """Return a small SentencePiece model in Llama 2's layout: its own tokens, the bytes, and words of the texts."""
+    kinds = ModelProto.SentencePiece.Type
+    model = ModelProto()
+    model.trainer_spec.model_type = TrainerSpec.ModelType.BPE
+    model.trainer_spec.byte_fallback = True
+    model.normalizer_spec.add_dummy_prefix = True
+    model.normalizer_spec.remove_extra_whitespaces = False
+    for piece, kind in (("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)):
+        model.pieces.add(piece=piece, score=0.0, type=kind)
+    for byte in range(256):
+        model.pieces.add(piece=f"<0x{byte:02X}>", score=0.0, type=kinds.BYTE)
+    words = [f"\u2581{word}" for text in AWKWARD for word in text.split()]
+    for number, piece in enumerate(dict.fromkeys(word[:end] for word in words for end in range(1, len(word) + 1))):
+        model.pieces.add(piece=piece, score=-float(number), type=kinds.NORMAL)
+    serialized: bytes = model.SerializeToString()
+    return serialized
 
 
 def tekken() -> bytes:

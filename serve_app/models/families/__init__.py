@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serve_app.models.families.anima import Anima, AnimaText
+from serve_app.models.families.auraflow import AuraFlow, PileT5Text
 from serve_app.models.families.autoencoder import AutoencoderKL
 from serve_app.models.families.chroma import Chroma
 from serve_app.models.families.clip import ClipText
@@ -48,13 +49,13 @@ from serve_app.models.families.zimage import ZImage
 UNETS: Sequence[type[Unet]] = (Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
-    *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream),
+    *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow),
 )
 VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, QwenImage21Vae, WanVae, Taesd)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (
-    *(ClipText, T5Text, UMT5Text, Qwen3Text, AnimaText, QwenVlText, Gemma2Text, MistralText, LlamaText),
+    *(ClipText, T5Text, UMT5Text, PileT5Text, Qwen3Text, AnimaText, QwenVlText, Gemma2Text, MistralText, LlamaText),
 )
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText)
 """Encoders that go together, and are read side by side."""
@@ -68,6 +69,7 @@ __all__ = [
     "UNETS",
     "VAES",
     "Anima",
+    "AuraFlow",
     "AutoencoderKL",
     "Chroma",
     "ClipText",

@@ -20,7 +20,7 @@ from serve_app.models.families.family import Lexicon, Located, TextFamily, Vecto
 from serve_app.models.families.sequences import Reading, SequenceEncoder, whole_names
 from serve_app.models.layout import Table, reverse, translate
 from serve_app.models.tensors import Tensors
-from serve_app.models.tokenizers import Tokenize, t5
+from serve_app.models.tokenizers import Tokenize, llama2, t5
 from serve_app.models.tokenizers.sentencepiece import brought_pieces, sentence_pieces
 
 _ATTENTION = "encoder.block.{}.layer.0.SelfAttention"
@@ -154,9 +154,12 @@ class T5Text(TextFamily):
 
     def tokenize(self, network: Any, lexicon: Lexicon) -> Tokenize:
         """Return the tokeniser: of the file where it brings one. Errors: ModelFileError if there is none."""
-        if self.pieces:
-            return sentence_pieces(_bytes(network))
-        return t5.tokenizer(lexicon.vocabulary)
+        brought = self.brought(network)
+        return t5.tokenizer(lexicon.vocabulary) if brought is None else sentence_pieces(brought)
+
+    def brought(self, network: Any) -> bytes | None:
+        """Return the SentencePiece model that the file brings, None if it brings none."""
+        return network.get_buffer(_PIECES).cpu().numpy().tobytes() if self.pieces else None
 
     def encoder(self, network: Any, lexicon: Lexicon) -> T5Encoder:
         return T5Encoder(self.reading, self.tokenize(network, lexicon), network, lexicon.vectors)
@@ -173,20 +176,20 @@ class UMT5Text(T5Text):
 
     @classmethod
     def recognises(cls, tensors: Tensors) -> bool:
-        return _BIAS.format(1) in tensors.shapes
+        return _BIAS.format(1) in tensors.shapes and cls.reads(tensors.shape("shared.weight")[0])
+
+    @classmethod
+    def reads(cls, tokens: int) -> bool:
+        """Whether a table of so many tokens is its own: Pile-T5 has the same layers."""
+        return tokens != llama2.TOKENS
 
     def stack(self) -> nn.Module:
         stack: nn.Module = UMT5Stack(UMT5Config(**self.sizes()))
         return stack
 
     def tokenize(self, network: Any, lexicon: Lexicon) -> Tokenize:
-        brought = _bytes(network) if self.pieces else None
+        brought = self.brought(network)
         return sentence_pieces(brought_pieces(brought, self.name, "umt5xxl.spiece.model", lexicon.vocabulary))
-
-
-def _bytes(network: Any) -> bytes:
-    tensor: Tensor = network.get_buffer(_PIECES)
-    return tensor.cpu().numpy().tobytes()
 
 
 class T5Encoder(SequenceEncoder):

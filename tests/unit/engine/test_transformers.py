@@ -32,9 +32,9 @@ from tests.unit.models.sample import cpu_weights, random_tensors
 
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
 NETS = ("zimage", "flux", "flux_depth", "flux_fill", "lumina2", "chroma", "sd35")
-WITHOUT_IMAGES = ("flux2", "flux2_klein", "krea2", "qwen", "anima", "hidream")
+WITHOUT_IMAGES = ("flux2", "flux2_klein", "krea2", "qwen", "anima", "hidream", "auraflow")
 """Networks of another autoencoder's latents, or told more than one text."""
-SHAPES = {"flux2": (128,), "flux2_klein": (128,), "krea2": (16, 1), "qwen": (16, 1), "anima": (16, 1)}
+SHAPES = {"flux2": (128,), "flux2_klein": (128,), "krea2": (16, 1), "qwen": (16, 1), "anima": (16, 1), "auraflow": (4,)}
 """The first axes of latents, after the batch, where they are not (16,)."""
 LAYER = {
     "zimage": "layers.1.attention.qkv",
@@ -48,6 +48,7 @@ LAYER = {
     "qwen": "transformer_blocks.1.attn.to_k",
     "anima": "blocks.1.cross_attn.q_proj",
     "hidream": "double_stream_blocks.0.block.ff_i.experts.1.w1",
+    "auraflow": "single_layers.0.attn.w1v",
 }
 METHODS = {
     "flux": ("offset", "index", "uxo"),

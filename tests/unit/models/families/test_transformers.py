@@ -13,7 +13,19 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import Anima, Chroma, Flux, Flux2, HiDream, Krea2, Lumina2, QwenImage, Sd3, ZImage
+from serve_app.models.families import (
+    Anima,
+    AuraFlow,
+    Chroma,
+    Flux,
+    Flux2,
+    HiDream,
+    Krea2,
+    Lumina2,
+    QwenImage,
+    Sd3,
+    ZImage,
+)
 from serve_app.models.families.anima import Adapter
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.families.flux import FluxInputs
@@ -46,6 +58,7 @@ TINY: dict[str, BackboneFamily] = {
     "flux_fill": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, extra_channels=80),
     "anima": Anima(64, 2, 2, 32, Adapter(TEXT_WIDTH, 2, 2, TEXT_WIDTH, 32128)),
     "hidream": HiDream(128, 1, 2, TEXT_WIDTH, TEXT_WIDTH, POOLED_WIDTH),
+    "auraflow": AuraFlow(512, 1, 1, TEXT_WIDTH, 8),
 }
 TRAINED = {
     "zimage": Flow(3.0, 1.0),
@@ -59,6 +72,7 @@ TRAINED = {
     "sd3": Flow(3.0, 1000.0),
     "anima": Flow(3.0, 1.0),
     "hidream": Flow(1.0, 1000.0),
+    "auraflow": Flow(1.73, 1.0),
 }
 
 
@@ -112,7 +126,9 @@ def by_diffusers(net: str) -> dict[str, Tensor]:
     return {p.name: placed(t, p).contiguous() for name, t in of_file.items() for p in places(name, table)}
 
 
-@pytest.mark.parametrize("net", ["zimage", "flux", "flux_schnell", "chroma", "sd3", "sd35", "flux2", "krea2"])
+@pytest.mark.parametrize(
+    "net", ["zimage", "flux", "flux_schnell", "chroma", "sd3", "sd35", "flux2", "krea2", "auraflow"]
+)
 def test_a_file_with_diffusers_names_is_the_same_network(tmp_path: Path, net: str) -> None:
     save_file(weights(KEYS[net]), tmp_path / "single.safetensors")
     save_file(by_diffusers(net), tmp_path / "diffusers.safetensors")
