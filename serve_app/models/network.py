@@ -34,6 +34,10 @@ class Network:
         resized = tuple(patch for patch in piece.layers if isinstance(patch, DeepShrink))
         return (self.family.group_key(piece.x, piece.inputs), *resized)
 
+    def cells(self, piece: Piece) -> int:
+        """Return how much work a piece is, in latent cells."""
+        return self.family.cells(piece.x, piece.inputs)
+
     def answer(self, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows, float32, from one forward; their group keys are equal.
 

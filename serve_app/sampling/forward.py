@@ -73,8 +73,8 @@ class Piece:
 
     @property
     def cells(self) -> int:
-        """How much work it is: the latent cells of all its rows."""
-        return self.x[:, 0].numel()
+        """How much work it is, in latent cells, of all its rows."""
+        return self.backbone.network.cells(self)
 
     @property
     def group_key(self) -> Hashable:
@@ -90,6 +90,10 @@ class Network(Protocol):
 
     def group_key(self, piece: Piece) -> Hashable:
         """Return what must be equal for pieces to share a forward, such as their shapes."""
+        ...
+
+    def cells(self, piece: Piece) -> int:
+        """Return how much work a piece is, in latent cells, by which a forward's memory grows."""
         ...
 
     def answer(self, rows: Sequence[Any]) -> list[Tensor]:

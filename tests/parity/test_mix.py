@@ -30,6 +30,9 @@ class WatchedBackbone:
     def group_key(self, piece):
         return self.backbone.network.group_key(piece)
 
+    def cells(self, piece):
+        return self.backbone.network.cells(piece)
+
     def answer(self, rows):
         self.calls.append((sum(r.count for r in rows), *rows[0].x.shape[1:]))
         if self.before is not None:

@@ -162,6 +162,10 @@ class BackboneFamily(Family):
         """Return what must be equal for pieces to share a forward: (C,h,w) by default."""
         return tuple(x.shape[1:])
 
+    def cells(self, x: Tensor, inputs: Any) -> int:
+        """Return how much work a piece's rows are, in latent cells: those of x (B,C,…) by default."""
+        return x[:, 0].numel()
+
     @abstractmethod
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows, from one forward. Their group keys are equal."""

@@ -6,6 +6,7 @@ Source: Black Forest Labs 2024, FLUX.1; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from serve_app.models.families.dit import (
     Passing,
     check_text,
     from_tokens,
+    grid,
     pooled_text,
     positions,
     stacked,
@@ -256,9 +258,25 @@ class Flux(BackboneFamily):
         return torch.cat([image, mask], dim=1)
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the shapes of x and the references, and whether guidance is told."""
+        """Return the shapes of x and the references, and whether guidance is told and attention biased.
+
+        A bias is as large as attention's logits, and one row's has the others have one too.
+        """
         shapes = tuple(reference.shape[1:] for reference in inputs.references)
-        return tuple(x.shape[1:]), shapes, inputs.method, inputs.guidance is None
+        return tuple(x.shape[1:]), shapes, inputs.method, inputs.guidance is None, inputs.bias is None
+
+    def cells(self, x: Tensor, inputs: Any) -> int:
+        """Return the cells of x, and as many as a bias of attention takes the memory of.
+
+        A token's four cells are as wide as twelve times the network in its blocks, in half precision; a number of the
+        bias is there in single precision and once more in half, which is as much as three of those.
+        """
+        cells = x[:, 0].numel()
+        if inputs.bias is None:
+            return cells
+        images = (x, *inputs.references)
+        attended: int = inputs.bias.text + sum(math.prod(grid(*image.shape[-2:])) for image in images)
+        return cells + x.shape[0] * attended**2 // self.width
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows.

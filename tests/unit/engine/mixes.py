@@ -69,6 +69,9 @@ class TinyBackbone:
     def group_key(self, piece: Piece) -> Any:
         return tuple(piece.x.shape[1:])
 
+    def cells(self, piece: Piece) -> int:
+        return piece.x[:, 0].numel()
+
     def rows(self, piece: Piece) -> Piece:
         return piece
 

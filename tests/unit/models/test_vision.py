@@ -10,14 +10,15 @@ from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import ClipVision, Redux, StyleAdapter
+from serve_app.models.families import ClipVision, Flux, Redux, StyleAdapter
 from serve_app.models.families.attention_bias import attention_bias
 from serve_app.models.families.family import Family, VisionFamily
 from serve_app.models.families.unclip import seen_vector
 from serve_app.models.parts import find_part
 from serve_app.models.tensors import Tensors
 from serve_app.models.vision import LONGEST, ImageEncoder, StyleModel
-from serve_app.values import ClipVisionOutput, Part
+from serve_app.sampling.forward import Canvas
+from serve_app.values import ClipVisionOutput, Flow, Part
 from tests.parity.dit_cases import noise, weights
 
 CPU = torch.device("cpu")
@@ -173,6 +174,17 @@ def test_a_bias_of_attention_that_forbids_can_be_stretched() -> None:
     assert stretched.shape == (2, 14, 14)
     assert bool(stretched.isfinite().all())
     assert bool((stretched[:, 2:, 0] < -6e4).all())
+
+
+def test_a_bias_of_attention_is_work_that_is_counted() -> None:
+    family = Flux(64, 2, 1, 1, 48, 32)
+    x, text = torch.zeros(2, 16, 8, 7), torch.zeros(1, 5, 48)
+    options = {"attention_mask": torch.zeros(1, 6, 6), "attention_mask_img_shape": (1, 1)}
+    plain, biased = (family.inputs(text, said, "positive", Canvas(x, x), CPU, Flow(1.0)) for said in ({}, options))
+    assert family.cells(x, plain) == 2 * 56
+    assert family.cells(x, biased) == 2 * 56 + 2 * (5 + 4 * 4) ** 2 // 64
+    # None shares its forward that would have to have one too.
+    assert family.group_key(x, plain) != family.group_key(x, biased)
 
 
 def test_a_bias_of_another_size_is_refused() -> None:
