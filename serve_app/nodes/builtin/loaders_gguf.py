@@ -93,6 +93,22 @@ class TripleCLIPLoaderGGUF:
         return encoders("sd3", clip_name1, clip_name2, clip_name3, folder=ENCODERS)
 
 
+class QuadrupleCLIPLoaderGGUF:
+    """HiDream's four text encoders, each in a file of its own, GGUF or safetensors."""
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "load_clip"
+    CATEGORY = CATEGORY
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": _files(4)}
+
+    def load_clip(self, clip_name1: str, clip_name2: str, clip_name3: str, clip_name4: str) -> tuple[Recipe]:
+        """Return the four encoders' recipe."""
+        return encoders("hidream", clip_name1, clip_name2, clip_name3, clip_name4, folder=ENCODERS)
+
+
 def _files(count: int) -> dict[str, Any]:
     return {f"clip_name{i}": (FolderChoice(ENCODERS),) for i in range(1, count + 1)}
 
@@ -103,6 +119,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "CLIPLoaderGGUF": CLIPLoaderGGUF,
     "DualCLIPLoaderGGUF": DualCLIPLoaderGGUF,
     "TripleCLIPLoaderGGUF": TripleCLIPLoaderGGUF,
+    "QuadrupleCLIPLoaderGGUF": QuadrupleCLIPLoaderGGUF,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
@@ -111,4 +128,5 @@ NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "CLIPLoaderGGUF": "CLIPLoader (GGUF)",
     "DualCLIPLoaderGGUF": "DualCLIPLoader (GGUF)",
     "TripleCLIPLoaderGGUF": "TripleCLIPLoader (GGUF)",
+    "QuadrupleCLIPLoaderGGUF": "QuadrupleCLIPLoader (GGUF)",
 }
