@@ -733,6 +733,15 @@ class Guider:
 
 
 @dataclass(frozen=True, slots=True)
+class Extraction:
+    """What of weights makes a LoRA. rank: of its layers; whole: they have all numbers instead; biases: and biases."""
+
+    rank: int
+    whole: bool = False
+    biases: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Tiling:
     """How a large image is cut for the VAE: sides of a tile and what neighbours share, in pixels."""
 

@@ -43,6 +43,7 @@ from serve_app.values import (
     ClipHooks,
     ClipVisionOutput,
     Conditioning,
+    Extraction,
     GenerationRequest,
     Lora,
     PreviewMethod,
@@ -482,12 +483,20 @@ class NodeRuntime:
         self, model: Recipe | None, clip: Recipe | None, vae: Recipe | None, metadata: Mapping[str, str]
     ) -> Mapping[str, SafetensorsFile]:
         """Return the files that parts of models are saved as. They are read off the model files, not off a device."""
+        return await asyncio.to_thread(self._weights.files, model, clip, vae, metadata, self._progress_of_thread())
+
+    async def lora_file(self, model: Recipe | None, clip: Recipe | None, asked: Extraction) -> SafetensorsFile:
+        """Return the file of the LoRA that weights are."""
+        return await asyncio.to_thread(self._weights.lora_file, model, clip, asked, self._progress_of_thread())
+
+    def _progress_of_thread(self) -> Callable[[int, int], None]:
+        """Return what reports progress from another thread than the loop's."""
         loop = asyncio.get_running_loop()
 
         def progress(done: int, of: int) -> None:
             loop.call_soon_threadsafe(self._progress, done, of)
 
-        return await asyncio.to_thread(self._weights.files, model, clip, vae, metadata, progress)
+        return progress
 
     def _check_cells(self, latents: Tensor, factor: int | None = None) -> None:
         """Refuse latents (B,C,…) whose forward would take too long, as nothing stops one. Errors: NodeError.

@@ -37,15 +37,15 @@ def checkpoint_file(
     progress: Progress,
 ) -> SafetensorsFile:
     """Return the file of a backbone, with a text encoder and a VAE where they are given. Errors: ModelFileError."""
-    backbone = _mixture(catalog, model)
+    backbone = mixture_of(catalog, model)
     family = backbone.family
     assert isinstance(family, BackboneFamily)
-    tensors = list(_tensors(backbone, backbone.names, family.table(), PREFIX))
+    tensors = list(tensors_of(backbone, backbone.names, family.table(), PREFIX))
     if clip is not None:
-        encoders = _mixture(catalog, clip)
-        for member, module in _members(encoders):
+        encoders = mixture_of(catalog, clip)
+        for member, module in members(encoders):
             prefix = family.text_prefixes.get(member.key, f"text_encoders.{member.key}.transformer.")
-            tensors += _encoder(encoders, member, module, prefix)
+            tensors += encoder_tensors(encoders, member, module, prefix)
     if vae is not None:
         tensors += _vae(catalog, vae, family.vae_prefix)
     own = Checkpoint(part_files(catalog, model).paths[0]).training()
@@ -58,11 +58,11 @@ def text_files(
     catalog: Catalog, clip: Recipe, metadata: Mapping[str, str], progress: Progress
 ) -> dict[str, SafetensorsFile]:
     """Return a file for each text encoder, by "_" and its key. Errors: ModelFileError."""
-    encoders = _mixture(catalog, clip)
+    encoders = mixture_of(catalog, clip)
     said = {"format": "pt", **metadata}
     return {
-        f"_{member.key}": SafetensorsFile(_encoder(encoders, member, module, ""), said, progress)
-        for member, module in _members(encoders)
+        f"_{member.key}": SafetensorsFile(encoder_tensors(encoders, member, module, ""), said, progress)
+        for member, module in members(encoders)
     }
 
 
@@ -71,11 +71,12 @@ def vae_file(catalog: Catalog, vae: Recipe, metadata: Mapping[str, str], progres
     return SafetensorsFile(_vae(catalog, vae, ""), metadata, progress)
 
 
-def _mixture(catalog: Catalog, recipe: Recipe) -> Mixture:
+def mixture_of(catalog: Catalog, recipe: Recipe) -> Mixture:
+    """Return the weights of a recipe, with all that changes them. Errors: ModelFileError."""
     return mixture(recipe, part_files(catalog, recipe, whole=True))
 
 
-def _members(encoders: Mixture) -> list[tuple[TextFamily, str]]:
+def members(encoders: Mixture) -> list[tuple[TextFamily, str]]:
     """Return the text encoders in a network, and the names of their submodules with a dot; "" for the whole."""
     family = encoders.family
     if isinstance(family, TextEnsemble):
@@ -84,12 +85,15 @@ def _members(encoders: Mixture) -> list[tuple[TextFamily, str]]:
     return [(family, "")]
 
 
-def _encoder(encoders: Mixture, member: TextFamily, module: str, prefix: str) -> list[Written]:
+def encoder_tensors(encoders: Mixture, member: TextFamily, module: str, prefix: str) -> list[Written]:
+    """Return the tensors of one of the text encoders in a network, as a file has them under a prefix."""
     names = [name.removeprefix(module) for name in encoders.names if name.startswith(module)]
-    return list(_tensors(encoders, names, member.published(prefix), prefix, module))
+    return list(tensors_of(encoders, names, member.published(prefix), prefix, module))
 
 
-def _tensors(weights: Mixture, names: Sequence[str], table: Table, prefix: str, module: str = "") -> Iterator[Written]:
+def tensors_of(
+    weights: Mixture, names: Sequence[str], table: Table, prefix: str, module: str = ""
+) -> Iterator[Written]:
     """Yield tensors as a file has them. names: the network's, within a module; table: the file's -> the network's."""
     for theirs, places in origins(names, table).items():
         inside = [f"{module}{place.name}" for place in places]

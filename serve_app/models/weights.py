@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from serve_app import log
-from serve_app.models import saving
+from serve_app.models import extraction, saving
 from serve_app.models.backbone import Backbone
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.control import ControlNet
@@ -37,6 +37,7 @@ from serve_app.store.catalog import Catalog
 from serve_app.values import (
     ClipSkip,
     Difference,
+    Extraction,
     ModelControl,
     PackFunctions,
     Recipe,
@@ -191,6 +192,12 @@ class Weights:
     def saved_conditioning(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Return the tensors and the metadata of a file of the folder "embeddings". Errors: ModelFileError."""
         return self._lexicon.conditioning(name)
+
+    def lora_file(
+        self, model: Recipe | None, clip: Recipe | None, asked: Extraction, progress: saving.Progress
+    ) -> SafetensorsFile:
+        """Return the LoRA that a backbone's and text encoders' weights are. Errors: ModelFileError."""
+        return extraction.lora_file(self._catalog, model, clip, asked, self.device, progress)
 
     def need(self, *recipes: Recipe) -> Need:
         """Return what work with these recipes at once needs. It opens files that have not been asked about before."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.store.store import Area, Content, Pieces
-from serve_app.values import ClipVisionOutput, Conditioning, GenerationRequest, Recipe, Text, Tiling
+from serve_app.values import ClipVisionOutput, Conditioning, Extraction, GenerationRequest, Recipe, Text, Tiling
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +90,13 @@ class Runtime(Protocol):
 
         With a model all parts go into one; text encoders alone have a file each. Reports a progress value a tensor.
         Errors: ModelFileError for parts that are not saved.
+        """
+        ...
+
+    async def lora_file(self, model: Recipe | None, clip: Recipe | None, asked: Extraction) -> Pieces:
+        """Return the safetensors file of the LoRA that weights are, as differences of models are some.
+
+        Reports a progress value a tensor. Errors: ModelFileError for parts that are not saved.
         """
         ...
 

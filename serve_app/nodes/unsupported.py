@@ -140,7 +140,6 @@ _BY_REASON: Mapping[str, str] = {
         "ModelMergeAuraflow ModelMergeMochiPreview ModelMergeLTXV ModelMergeCosmos7B ModelMergeCosmos14B "
         "ModelMergeWAN2_1 ModelMergeCosmosPredict2_2B ModelMergeCosmosPredict2_14B"
     ),
-    "LoRAs are not extracted from models": ("LoraSave"),
     "training is not supported": ("TrainLoraNode LoraModelLoader LossGraphNode SaveLoRA"),
     "datasets in folders are not read or written": (
         "LoadImageDataSetFromFolder LoadImageTextDataSetFromFolder SaveImageDataSetToFolder "

@@ -52,6 +52,8 @@ CASES: Mapping[str, tuple[str, Case]] = {
         ("ModelMergeSimple", ["a", ("lora", ["b", {"strength": 0.8}]), {"ratio": 0.4}]),
     ),
 }
+DIFFERENCES = {"linear": (24, 16), "convolution": (12, 8, 3, 3), "of one cell": (12, 8, 1, 1), "wide": (6, 80)}
+"""The shapes of differences that LoRAs are taken out of."""
 SHOWN = 7
 """Every so many-th tensor of a case has figures, of which every so many-th element."""
 

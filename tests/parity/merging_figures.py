@@ -25,11 +25,13 @@ comfy.options.enable_args_parsing()
 
 import comfy.lora  # noqa: E402
 import comfy.model_patcher  # noqa: E402
+import comfy_extras.nodes_lora_extract as extraction  # type: ignore[import-not-found]  # noqa: E402
 import comfy_extras.nodes_model_merging as merging  # type: ignore[import-not-found]  # noqa: E402
 import comfy_extras.nodes_model_merging_model_specific as specific  # type: ignore[import-not-found]  # noqa: E402
 
+from tests.parity.dit_cases import noise  # noqa: E402
 from tests.parity.figures import thinned  # noqa: E402
-from tests.parity.merging_cases import CASES, LAYERS, Case, lora, model, shown  # noqa: E402
+from tests.parity.merging_cases import CASES, DIFFERENCES, LAYERS, RANK, Case, lora, model, shown  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -71,6 +73,9 @@ def main() -> None:
         for tensor in shown(net):
             weight = patcher.patch_weight_to_device(f"diffusion_model.{tensor}", CPU, return_weight=True)
             arrays[f"{name}|{tensor}"] = thinned(weight.float().numpy())
+    for name, shape in DIFFERENCES.items():
+        up, down = extraction.extract_lora(noise(name, shape), RANK)
+        arrays[f"difference|{name}"] = (up.flatten(1) @ down.flatten(1)).numpy()
     np.savez_compressed(HERE / "golden" / "merging.npz", **arrays)
 
 

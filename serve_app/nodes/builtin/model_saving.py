@@ -1,4 +1,7 @@
-"""The nodes that save models: the weights that recipes stand for, LoRAs and merges in them, as safetensors files."""
+"""The nodes that save models: the weights that recipes stand for, LoRAs and merges in them, as safetensors files.
+
+And LoRAs that are taken out of such weights.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 from serve_app.nodes.builtin.image import workflow_text
 from serve_app.nodes.builtin.model_merging import CATEGORY
 from serve_app.nodes.runtime import Files, Runtime
-from serve_app.values import Recipe
+from serve_app.values import Extraction, Recipe
 
 SUFFIX = ".safetensors"
 HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "runtime": "RUNTIME", "store": "STORE"}
@@ -147,11 +150,60 @@ class VAESave:
         return await saved(runtime, store, filename_prefix, prompt, extra_pnginfo, vae=vae)
 
 
+class LoraSave:
+    """The difference of two models, as subtracting one from the other gives it, to a file as a LoRA."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    CATEGORY = "experimental"
+    EXPERIMENTAL = True
+    SEARCH_ALIASES = ("export lora",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "filename_prefix": ("STRING", {"default": "loras/ComfyUI_extracted_lora", "multiline": False}),
+                "rank": ("INT", {"default": 8, "min": 1, "max": 4096, "step": 1, "advanced": True}),
+                "lora_type": (["standard", "full_diff"], {"advanced": True}),
+                "bias_diff": ("BOOLEAN", {"default": True, "advanced": True}),
+            },
+            "optional": {
+                "model_diff": ("MODEL", {"tooltip": "The ModelSubtract output to be converted to a lora."}),
+                "text_encoder_diff": ("CLIP", {"tooltip": "The CLIPSubtract output to be converted to a lora."}),
+            },
+            "hidden": {"runtime": "RUNTIME", "store": "STORE"},
+        }
+
+    async def save(
+        self,
+        filename_prefix: str,
+        rank: int,
+        lora_type: str,
+        bias_diff: bool,
+        runtime: Runtime,
+        store: Files,
+        model_diff: Recipe | None = None,
+        text_encoder_diff: Recipe | None = None,
+    ) -> dict[str, Any]:
+        """Store the file and show where; nothing without a difference."""
+        if model_diff is None and text_encoder_diff is None:
+            return {}
+        asked = Extraction(rank, lora_type == "full_diff", bias_diff)
+        content = await runtime.lora_file(model_diff, text_encoder_diff, asked)
+        return {"ui": {"models": await store.save("output", filename_prefix, SUFFIX, [content])}}
+
+
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "CheckpointSave": CheckpointSave,
     "ModelSave": ModelSave,
     "CLIPSave": CLIPSave,
     "VAESave": VAESave,
+    "LoraSave": LoraSave,
 }
 
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {"CheckpointSave": "Save Checkpoint"}
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "CheckpointSave": "Save Checkpoint",
+    "LoraSave": "Extract and Save Lora",
+}
