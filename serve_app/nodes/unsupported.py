@@ -137,7 +137,7 @@ _BY_REASON: Mapping[str, str] = {
         "CreateHookModelAsLora CreateHookModelAsLoraModelOnly"
     ),
     "merging models of this family is not supported": (
-        "ModelMergeAuraflow ModelMergeMochiPreview ModelMergeLTXV ModelMergeCosmos7B ModelMergeCosmos14B "
+        "ModelMergeMochiPreview ModelMergeLTXV ModelMergeCosmos7B ModelMergeCosmos14B "
         "ModelMergeWAN2_1 ModelMergeCosmosPredict2_2B ModelMergeCosmosPredict2_14B"
     ),
     "training is not supported": ("TrainLoraNode LoraModelLoader LossGraphNode SaveLoRA"),

@@ -169,6 +169,12 @@ _FLUX1 = (
     *_blocks("single_blocks", 38),
     "final_layer.",
 )
+_AURAFLOW = (
+    *("init_x_linear.", "positional_encoding", "cond_seq_linear.", "register_tokens", "t_embedder."),
+    *_blocks("double_layers", 4),
+    *_blocks("single_layers", 32),
+    *("modF.", "final_linear."),
+)
 _QWEN_IMAGE = (
     *("pos_embeds.", "img_in.", "txt_norm.", "txt_in.", "time_text_embed."),
     *_blocks("transformer_blocks", 60),
@@ -190,6 +196,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "ModelMergeSD3_2B": _sd3(24),
     "ModelMergeSD35_Large": _sd3(38),
     "ModelMergeFlux1": _FLUX1,
+    "ModelMergeAuraflow": _AURAFLOW,
     "ModelMergeQwenImage": _QWEN_IMAGE,
     "ModelMergeKrea2": _KREA2,
 }
