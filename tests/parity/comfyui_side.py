@@ -187,6 +187,7 @@ def main() -> None:
         "diffusion_models",
         "upscale_models",
         "embeddings",
+        "text_encoders",
         "ipadapter",
     ):
         folder_paths.add_model_folder_path(folder, f"{MODELS}/{folder}", is_default=True)
