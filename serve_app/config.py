@@ -18,9 +18,9 @@ from serve_app.api.origin import LOOPBACK, Allowed
 from serve_app.errors import ConfigError
 from serve_app.graph.destination import SHARED
 from serve_app.graph.plan import EVERY_CLASS, Pool
-from serve_app.limits import SizeLimits
+from serve_app.limits import EventLimits, SizeLimits
 from serve_app.scheduler.admission import AdmissionRules
-from serve_app.service import Limits
+from serve_app.service import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS, Limits
 from serve_app.store.location import Location
 from serve_app.store.store import Area
 from serve_app.values import PreviewMethod
@@ -58,6 +58,14 @@ class IngressConfig(Section):
     """Websockets and event polls that one replica has at once; one more is answered 503, a handshake too."""
     max_pack_streams: Annotated[int, Field(ge=1)] = PACK_STREAMS
     """Long answers and websockets of node packs that one replica passes on at once."""
+    max_command_bytes: Annotated[int, Field(ge=1024)] = COMMAND_BYTES
+    """Size of any other body, such as settings, and of what a client says at once on a node pack's websocket."""
+    max_ids: Annotated[int, Field(ge=1)] = IDS
+    """Jobs that one request cancels or forgets."""
+    queue_items: Annotated[int, Field(ge=1)] = QUEUE_ITEMS
+    """Jobs that an answer to GET /queue names: all that run, then those that wait, the next to start first."""
+    queue_bytes: Annotated[int, Field(ge=0)] = QUEUE_BYTES
+    """Memory that the first of these take which come with their prompts; the others' prompts are empty."""
     root_dialect: Dialect = ROOT_DIALECT
     """Of the root's routes that the contract and ComfyUI both have: comfy lets every ComfyUI client use the root."""
     allowed_hosts: tuple[str, ...] = LOOPBACK
@@ -367,6 +375,7 @@ class AppConfig(Section):
     logs: log.Form = "text"
     """What log lines look like."""
     limits: SizeLimits = SizeLimits()
+    events: EventLimits = EventLimits()
     ingress: IngressConfig = IngressConfig()
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)] = (PoolConfig(name="gpu"),)
 
@@ -409,8 +418,12 @@ class AppConfig(Section):
         return Limits(
             body_bytes=self.ingress.max_body_bytes,
             upload_bytes=self.ingress.max_upload_bytes,
+            command_bytes=self.ingress.max_command_bytes,
+            ids=self.ingress.max_ids,
             sizes=self.limits,
             latent_cells=self.latent_cells,
+            queue_items=self.ingress.queue_items,
+            queue_bytes=self.ingress.queue_bytes,
         )
 
     @property

@@ -6,6 +6,7 @@ its upper bits are the scheduler's epoch. Dialects in `api` render events; nothi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
@@ -98,11 +99,11 @@ class Event:
         return self.kind in ENDINGS
 
 
-def data_bytes(data: Any) -> int:
-    """Return about how many bytes a JSON value takes in memory."""
+def data_bytes(data: Any, most: float = math.inf) -> int:
+    """Return about how many bytes a JSON value takes in memory; of one that takes more than `most`, only some more."""
     total = 0
     stack = [data]
-    while stack:
+    while stack and total <= most:
         item = stack.pop()
         total += VALUE_BYTES
         if isinstance(item, str | bytes):

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.limits import SizeLimits
+from serve_app.limits import SizeLimits, refused
 
 Crop = Literal["disabled", "center"]
 
@@ -113,11 +113,13 @@ def check_pixels(image: Image.Image, limits: SizeLimits | None, frames: int = 1)
     """Refuse an image that is opened, but not decoded yet, over the limits. Errors: NodeError."""
     pixels = image.width * image.height
     if limits is not None and pixels > limits.image_pixels:
+        refused("limits.image_pixels")
         raise NodeError(
             f"the image has {image.width}×{image.height} pixels; "
             f"limits.image_pixels of the configuration allows {limits.image_pixels:,}"
         )
     if limits is not None and limits.value_bytes and frames * pixels * TENSOR_PIXEL_BYTES > limits.value_bytes:
+        refused("limits.value_bytes")
         raise NodeError(
             f"the image has {frames} frames of {image.width}×{image.height} pixels, "
             f"{frames * pixels * TENSOR_PIXEL_BYTES:,} bytes as tensors; "

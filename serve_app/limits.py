@@ -1,13 +1,46 @@
-"""How large what clients ask for may be: the section `limits` of the configuration, for whoever makes a value."""
+"""How large what clients ask for may be, and what is kept for them: `limits` and `events` of the configuration.
+
+And the one place where a process counts how often each limit, by its key, has refused something or cut it short.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 VALUE_SHARE, TASK_SHARE = 4, 2
 """One value, and all of a task, may fill one part in so many of the memory that their process has."""
+
+
+REFUSALS: Counter[str] = Counter()
+"""How often each limit has refused something in this process, or cut it short."""
+
+
+def refused(key: str) -> None:
+    """Count that the limit with this key of the configuration has refused something or cut it short."""
+    REFUSALS[key] += 1
+
+
+class EventLimits(BaseModel):
+    """What the scheduler keeps of what clients have not read; beyond it the oldest is dropped.
+
+    A client that misses events finds the outcome in the history.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    feed_events: Annotated[int, Field(ge=1)] = 4096
+    """Events that wait for one client."""
+    feed_bytes: Annotated[int, Field(ge=0)] = 16 * 1024 * 1024
+    """Memory that they take; the newest stays however large it is."""
+    feeds_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
+    """Memory of all clients' events; the client that has been away for longest is forgotten first."""
+    streams: Annotated[int, Field(ge=0)] = 2048
+    """Ended jobs whose events stay in memory; those of others are made anew from the database."""
+    streams_bytes: Annotated[int, Field(ge=0)] = 128 * 1024 * 1024
+    """Memory of all jobs' events before those of ended jobs go sooner."""
 
 
 class SizeLimits(BaseModel):

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError, JobMissingError, Problem, UnavailableError
 from serve_app.events import ENDINGS, Event
@@ -29,7 +29,7 @@ from serve_app.graph.parse import parse, render
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, needs_prevalidation, validate, with_findings
-from serve_app.limits import SizeLimits
+from serve_app.limits import SizeLimits, refused
 from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.replacements import replaced
 from serve_app.nodes.routes import ON_PROMPT, PackAnswer, PackCall, PackFrame, PackRoute, Piece
@@ -38,7 +38,9 @@ from serve_app.scheduler.client import (
     JobPage,
     JobView,
     News,
+    QueueBounds,
     QueueCount,
+    QueueItem,
     QueueView,
     Reader,
     SchedulerClient,
@@ -58,7 +60,17 @@ from serve_app.store.userdata import UserData
 KEYS = ("prompt", "client_id", "extra_data", "prompt_id", "number", "front", "partial_execution_targets")
 """What a submission may hold: the contract's two keys and ComfyUI's other five."""
 
+COMMAND_BYTES, IDS = 1_000_000, 1000
+QUEUE_ITEMS, QUEUE_BYTES = 2000, 1_000_000
+
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+class BodyBound(NamedTuple):
+    """How large a body may be, and the key of the configuration that says so."""
+
+    bytes: int
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +80,33 @@ class Limits:
     body_bytes: size of a submission or of a user's file. upload_bytes: of an upload. command_bytes, ids: size of any
     other body, such as settings, and how many jobs it may name. poll_s: length of a long poll. sizes: of what is in
     the request, or is drawn for it. latent_cells: what a sampler of the shared pools may work on; None is no limit.
+    queue_items, queue_bytes: what an answer carries of the queue, as QueueBounds.
     """
 
     body_bytes: int
     upload_bytes: int
-    command_bytes: int = 1_000_000
-    ids: int = 1000
+    command_bytes: int = COMMAND_BYTES
+    ids: int = IDS
     poll_s: float = 60.0
     sizes: SizeLimits = field(default_factory=SizeLimits)
     latent_cells: int | None = None
+    queue_items: int = QUEUE_ITEMS
+    queue_bytes: int = QUEUE_BYTES
+
+    @property
+    def body(self) -> BodyBound:
+        """Of a submission, or of a user's file."""
+        return BodyBound(self.body_bytes, "ingress.max_body_bytes")
+
+    @property
+    def upload(self) -> BodyBound:
+        """Of an upload, its whole form."""
+        return BodyBound(self.upload_bytes, "ingress.max_upload_bytes")
+
+    @property
+    def command(self) -> BodyBound:
+        """Of any other body."""
+        return BodyBound(self.command_bytes, "ingress.max_command_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +253,7 @@ class Service:
 
     def _parsed(self, prompt: Mapping[str, Any]) -> Graph:
         if len(prompt) > (most := self.limits.sizes.graph_nodes):
+            refused("limits.graph_nodes")
             message = f"the prompt has {len(prompt)} nodes; limits.graph_nodes of the configuration allows {most}"
             raise InvalidGraphError([Problem("too_many_nodes", message)])
         return parse(prompt)
@@ -271,12 +302,15 @@ class Service:
         return None if view is None else _without_credentials(view)
 
     async def queue(self) -> QueueView:
-        """Return the unfinished jobs without their credentials."""
-        view = await self._scheduler.queue()
-        return QueueView(
-            running=tuple(map(_without_credentials, view.running)),
-            pending=tuple(map(_without_credentials, view.pending)),
-        )
+        """Return the first of the unfinished jobs without their credentials, as far as one answer goes."""
+        view = await self._scheduler.queue(QueueBounds(self.limits.queue_items, self.limits.queue_bytes))
+        running, pending = (tuple(map(_listed, items)) for items in (view.running, view.pending))
+        items = [*running, *pending]
+        if len(items) < view.count.running + view.count.pending:
+            refused("ingress.queue_items")
+        if items and not items[-1].prompt:
+            refused("ingress.queue_bytes")
+        return QueueView(running, pending, view.count)
 
     async def count(self) -> QueueCount:
         """Return how many jobs have not ended."""
@@ -445,6 +479,10 @@ def _shown(value: Any) -> str:
 def _prompt(graph: Graph, prompt: Mapping[str, Any]) -> dict[str, Any]:
     """Return the wire JSON of a validated graph: converted constants, and what else the nodes' objects held."""
     return {node_id: {**prompt[node_id], **node} for node_id, node in render(graph).items()}
+
+
+def _listed(item: QueueItem) -> QueueItem:
+    return item._replace(extra_data=without_credentials(item.extra_data)) if item.extra_data else item
 
 
 def _without_credentials(view: JobView) -> JobView:

@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket
 
 from serve_app.api.problems import problem
 from serve_app.errors import CrowdedError, SlowBodyError
+from serve_app.limits import refused
 
 BODIES = 200
 LISTENERS = 1000
@@ -31,10 +32,16 @@ class Room:
         self._what, self._key, self._most = what, key, most
         self._inside = 0
 
+    @property
+    def use(self) -> tuple[str, float]:
+        """Its key, and how full it is, 0 to 1."""
+        return self._key, self._inside / self._most
+
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Be one of them. Errors: CrowdedError."""
         if self._inside >= self._most:
+            refused(self._key)
             reason = f"this process has {self._inside} {self._what} in hand, as many as {self._key} allows"
             raise CrowdedError(reason, RETRY_AFTER_S)
         self._inside += 1
@@ -62,6 +69,11 @@ class Crowd:
         streams = "long answers and websockets of node packs"
         self.pack_streams = Room(streams, "ingress.max_pack_streams", pack_streams)
         self.body_s = body_s
+
+    @property
+    def use(self) -> dict[str, float]:
+        """How full each room is, 0 to 1, by its key."""
+        return dict(room.use for room in (self.bodies, self.listeners, self.pack_streams))
 
 
 class Crowded:
@@ -109,7 +121,9 @@ class _Arriving:
         try:
             message = await asyncio.wait_for(self._receive(), self._until_s - time.monotonic())
         except TimeoutError as error:
-            raise SlowBodyError(f"the body has not arrived within the {self._crowd.body_s:g} s that it has") from error
+            refused("ingress.body_s")
+            allowed = f"ingress.body_s of the configuration allows {self._crowd.body_s:g} s"
+            raise SlowBodyError(f"the body has not arrived in its time; {allowed}") from error
         if not message.get("more_body", False):
             self._leave()
         return message

@@ -1,4 +1,4 @@
-"""What handlers take from a request: the service, its body as strict JSON, a number from its query.
+"""What handlers of both dialects share: the service, a request's body as strict JSON, a number from its query.
 
 Bodies are read as JSON whatever their content type, and no further than the limit.
 """
@@ -15,7 +15,9 @@ from starlette.types import Message
 from serve_app.api.routing import Given
 from serve_app.api.strict_json import parse_object
 from serve_app.errors import BodyTooLargeError, InvalidSubmissionError
-from serve_app.service import Service
+from serve_app.limits import refused
+from serve_app.scheduler.client import QueueView
+from serve_app.service import BodyBound, Service
 
 T = TypeVar("T")
 
@@ -33,37 +35,47 @@ _LARGE_BYTES = 100_000
 _BIGGEST = 2**63
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """Return the body. Errors: BodyTooLargeError as soon as it is larger than the limit."""
-    return await bounded(request, limit_bytes).body()
+async def read_body(request: Request, bound: BodyBound) -> bytes:
+    """Return the body. Errors: BodyTooLargeError as soon as it is larger than its bound."""
+    return await bounded(request, bound).body()
 
 
-def bounded(request: Request, limit_bytes: int) -> Request:
-    """Return the request with its body held to a limit, which whoever reads it is told by BodyTooLargeError."""
+def bounded(request: Request, bound: BodyBound) -> Request:
+    """Return the request with its body held to a bound, which whoever reads it is told by BodyTooLargeError."""
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and (len(declared) > 18 or int(declared) > limit_bytes):
-        raise BodyTooLargeError(f"the body is {declared[:20]} bytes; at most {limit_bytes} are read")
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > bound.bytes):
+        raise _too_large(f"is {declared[:20]} bytes", bound)
     read = 0
 
     async def receive() -> Message:
         nonlocal read
         message = await request.receive()
         read += len(message.get("body", b""))
-        if read > limit_bytes:
-            raise BodyTooLargeError(f"the body is larger than the {limit_bytes} bytes that are read")
+        if read > bound.bytes:
+            raise _too_large("is larger", bound)
         return message
 
     return Request(request.scope, receive)
 
 
-async def read_object(request: Request, limit_bytes: int) -> dict[str, Any]:
+def _too_large(how: str, bound: BodyBound) -> BodyTooLargeError:
+    refused(bound.key)
+    return BodyTooLargeError(f"the body {how}; {bound.key} of the configuration allows {bound.bytes} bytes")
+
+
+async def read_object(request: Request, bound: BodyBound) -> dict[str, Any]:
     """Return the body as a JSON object. Errors: BodyTooLargeError, InvalidSubmissionError."""
-    return await parsed(await read_body(request, limit_bytes), parse_object)
+    return await parsed(await read_body(request, bound), parse_object)
 
 
 async def parsed(body: bytes, parse: Callable[[bytes], T]) -> T:
     """Return what `parse` makes of a body; seconds of parsing do not hold up the other requests of this process."""
     return parse(body) if len(body) < _LARGE_BYTES else await asyncio.to_thread(parse, body)
+
+
+def lengths(queue: QueueView) -> dict[str, str]:
+    """Return the headers that tell how long the queue is, of which an answer may carry the beginning only."""
+    return {"X-Queue-Running": str(queue.count.running), "X-Queue-Pending": str(queue.count.pending)}
 
 
 def number(request: Request, name: str, kind: type[int] | type[float], default: float) -> float:

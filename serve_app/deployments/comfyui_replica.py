@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from functools import partial
 
@@ -16,6 +16,7 @@ from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node
 from serve_app.deployments.replica import ObjectStore
+from serve_app.limits import REFUSALS
 from serve_app.nodes.routes import PackCall, Piece
 
 
@@ -33,9 +34,11 @@ class ComfyUIReplica:
         self._replica_id = replica_id
         self._runner = assemble_comfyui(config, pool, replica_id, scheduler, ObjectStore())
         self._life = asyncio.create_task(self._runner.run())
-        self._showing = asyncio.create_task(
-            metrics.show(partial(metrics.node_figures, pool.name, replica_id, self._runner.times))
-        )
+        self._showing = asyncio.create_task(metrics.show(partial(self._figures, pool.name, replica_id)))
+
+    def _figures(self, pool: str, replica_id: str) -> Iterator[metrics.Figure]:
+        yield from metrics.node_figures(pool, replica_id, self._runner.times)
+        yield from metrics.limit_figures({}, REFUSALS)
 
     async def answer(self, call: PackCall) -> AsyncIterator[str | Piece]:
         """Pass a request on. Yields at once which replica has the call, then the answer."""

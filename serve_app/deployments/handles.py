@@ -33,6 +33,7 @@ from serve_app.scheduler.client import (
     JobView,
     News,
     Prevalidation,
+    QueueBounds,
     QueueCount,
     QueueView,
     Reader,
@@ -85,8 +86,8 @@ class SchedulerHandle:
     async def count(self) -> QueueCount:
         return await self._call("count")  # type: ignore[no-any-return]
 
-    async def queue(self) -> QueueView:
-        return await self._call("queue")  # type: ignore[no-any-return]
+    async def queue(self, bounds: QueueBounds) -> QueueView:
+        return await self._call("queue", bounds)  # type: ignore[no-any-return]
 
     async def job(self, job_id: str) -> JobView | None:
         return await self._call("job", job_id)  # type: ignore[no-any-return]

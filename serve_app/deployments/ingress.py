@@ -5,6 +5,7 @@ Serve's proxy brings it requests, or HAProxy does without Serve: then each repli
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from serve_app import log
 from serve_app.api.app import create_app
 from serve_app.api.comfy import page
 from serve_app.config import AppConfig
+from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.haproxy import socket_path
 from serve_app.deployments.listener import Listener
@@ -21,6 +23,7 @@ from serve_app.deployments.loopback import keep_to_the_node
 from serve_app.deployments.relay import Relay
 from serve_app.deployments.replica import ObjectStore
 from serve_app.deployments.scheduler import ensure
+from serve_app.limits import REFUSALS
 from serve_app.replica.files import open_catalog, open_store
 from serve_app.service import Service
 from serve_app.store.extensions import Extensions
@@ -41,11 +44,15 @@ class Ingress:
         keep_to_the_node()
         self._config, self._sockets = config, sockets
         self._listener: Listener | None = None
+        self._crowd = config.ingress.crowd
+        self._showing: asyncio.Task[None] | None = None
         self._relay = Relay({pool.name: handle for pool, handle in zip(config.pools, pools, strict=True)})
         ensure(config)
 
     async def check_health(self) -> None:
         """Answer Serve's health check in the loop that answers requests, so that a loop that is blocked does not."""
+        if self._showing is None:
+            self._showing = asyncio.create_task(metrics.show(lambda: metrics.limit_figures(self._crowd.use, REFUSALS)))
         if self._listener is not None:
             self._listener.check()
 
@@ -71,7 +78,7 @@ class Ingress:
             pools=[pool.pool for pool in config.pools],
         )
         ingress = config.ingress
-        app = create_app(service, ingress.root_dialect, page.installed(), ingress.allowed, ingress.crowd)
+        app = create_app(service, ingress.root_dialect, page.installed(), ingress.allowed, self._crowd)
         if self._sockets is not None:
             self._listener = Listener(app, socket_path(self._sockets, serve.get_replica_context().rank.rank))
         return app

@@ -67,6 +67,8 @@ METRICS = (
     Metric("serve_app_weights_loads", "counter", "short", ("pool", "replica"), "Weights read from files"),
     Metric("serve_app_weights_load_seconds", "counter", "s", ("pool", "replica"), "Time spent reading weights"),
     Metric("serve_app_weights_evictions", "counter", "short", ("pool", "replica"), "Weights let go to make room"),
+    Metric("serve_app_refusals", "counter", "short", ("limit",), "What a limit refused or cut short, by its key"),
+    Metric("serve_app_limit_use", "gauge", "short", ("limit",), "How full what a limit bounds is in a process, 0 to 1"),
 )
 
 
@@ -111,6 +113,14 @@ def model_figures(pool: str, replica: str, engine: Counters, weights: LoadCounte
     yield "serve_app_weights_loads", weights.loads, labels
     yield "serve_app_weights_load_seconds", weights.seconds, labels
     yield "serve_app_weights_evictions", weights.evictions, labels
+
+
+def limit_figures(use: Mapping[str, float], refusals: Mapping[str, int]) -> Iterator[Figure]:
+    """Yield what a process's limits have refused, and how full what they bound is."""
+    for key, count in dict(refusals).items():
+        yield "serve_app_refusals", count, {"limit": key}
+    for key, share in use.items():
+        yield "serve_app_limit_use", share, {"limit": key}
 
 
 async def show(figures: Callable[[], Iterable[Figure]]) -> None:

@@ -21,6 +21,7 @@ from serve_app.config import AppConfig, PoolConfig
 from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node
+from serve_app.limits import REFUSALS
 from serve_app.nodes.routes import PackCall, Piece
 from serve_app.replica.host import own_limit
 from serve_app.replica.watchdog import Watchdog, limit_allocations
@@ -65,6 +66,7 @@ class Replica:
 
     def _figures(self, pool: str, replica_id: str) -> Iterator[metrics.Figure]:
         yield from metrics.node_figures(pool, replica_id, self._runner.times)
+        yield from metrics.limit_figures({}, REFUSALS)
         if (models := self._runner.models) is not None:
             yield from metrics.model_figures(pool, replica_id, models.counters, models.loads)
 

@@ -19,6 +19,7 @@ from serve_app.config import AppConfig
 from serve_app.deployments import clock, metrics
 from serve_app.deployments.handles import NAME, NAMESPACE, OF_RAY
 from serve_app.deployments.rpc import Address, Peer, Server
+from serve_app.limits import REFUSALS
 from serve_app.replica.files import fingerprints, open_catalog, open_store
 from serve_app.replica.host import host_stats
 from serve_app.scheduler.messages import ReplicaInfo
@@ -90,8 +91,9 @@ class SchedulerActor:
         return scheduler
 
     def _figures(self) -> Iterator[metrics.Figure]:
-        scheduler = self._succession.current
-        return iter(()) if scheduler is None else metrics.scheduler_figures(scheduler.load(), scheduler.counters)
+        if (scheduler := self._succession.current) is not None:
+            yield from metrics.scheduler_figures(scheduler.load(), scheduler.counters)
+            yield from metrics.limit_figures(scheduler.use(), REFUSALS)
 
     async def _join(self, scheduler: Scheduler, info: ReplicaInfo, specs: Any, host: Any, actor: Any) -> int:
         epoch = await scheduler.join(info, specs, host)
@@ -169,6 +171,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         silence_s=config.silence_s,
         job_time_s=config.job_time_s,
         sweep=Sweep(jobs, open_store(config), config.temp_age_s),
+        events=config.events,
     )
 
 

@@ -25,7 +25,7 @@ from serve_app.engine.preview import picture
 from serve_app.engine.text_generation import Job, go_on
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import ModelFileError, NodeError, UnavailableError
-from serve_app.limits import SizeLimits
+from serve_app.limits import SizeLimits, refused
 from serve_app.models import control
 from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import Family
@@ -389,6 +389,7 @@ class NodeRuntime:
         """
         self._check_text(request.text)
         if request.max_tokens > (most := self._shared.limits.generated_tokens):
+            refused("limits.generated_tokens")
             raise NodeError(
                 f"max_length is {request.max_tokens}; limits.generated_tokens of the configuration allows {most}"
             )
@@ -542,6 +543,7 @@ class NodeRuntime:
                     )
         longest, most = max((len(part.encode(errors="replace")) for part in parts), default=0), self._shared.limits
         if longest > (allowed := most.prompt_bytes):
+            refused("limits.prompt_bytes")
             raise NodeError(
                 f"a text has {longest:,} bytes; limits.prompt_bytes of the configuration allows {allowed:,}"
             )

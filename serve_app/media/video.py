@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.limits import refused
 from serve_app.media import audio
 from serve_app.media.container import Allow, opened, pyav
 from serve_app.media.filters import Filters
@@ -193,6 +194,7 @@ def begin_s(container: Any) -> float:
 
 def _check_pixels(width: int, height: int, pixels: int) -> None:
     if width * height > pixels:
+        refused("limits.image_pixels")
         raise NodeError(
             f"the video has frames of {width}×{height} pixels; "
             f"limits.image_pixels of the configuration allows {pixels:,}"

@@ -25,7 +25,7 @@ from serve_app.graph.plan import Task
 from serve_app.graph.signature import STRICT, signature
 from serve_app.graph.spec import HIDDEN_KINDS, NodeSpec
 from serve_app.graph.validate import out_of_bounds
-from serve_app.limits import SizeLimits
+from serve_app.limits import SizeLimits, refused
 from serve_app.nodes.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
 from serve_app.nodes.contained import contained, is_cancelled, raised, said
 from serve_app.nodes.executing import Executing, Progress, Say, Underway
@@ -368,6 +368,7 @@ class Execution:
         """Add a subgraph's nodes to this task; return links to those that show something, which run in any case."""
         count, most = len(self._nodes) + len(subgraph), self._limits.graph_nodes
         if count > most:
+            refused("limits.graph_nodes")
             raise NodeError(f"the graph grows to {count} nodes; limits.graph_nodes of the configuration allows {most}")
         added = {node.id: node for node in self._prompt.expand(parent.id, subgraph)}
         specs: dict[str, NodeSpec] = {}

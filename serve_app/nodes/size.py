@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from serve_app.errors import NodeError
-from serve_app.limits import SizeLimits
+from serve_app.limits import SizeLimits, refused
 from serve_app.nodes.executing import executing
 
 FLOAT_BYTES = 4
@@ -129,4 +129,5 @@ def size_of(value: object, seen: set[int] | None = None) -> int:
 
 def _refuse(what: str, size: int, unit: str, key: str, most: int) -> None:
     if most and size > most:
+        refused(f"limits.{key}")
         raise NodeError(f"it {what}: {size:,} {unit}; limits.{key} of the configuration allows {most:,}")

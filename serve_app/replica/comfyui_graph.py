@@ -17,6 +17,7 @@ from serve_app.errors import FileMissingError, NodeError, ServeAppError
 from serve_app.events import data_bytes
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task
+from serve_app.limits import refused
 from serve_app.nodes.files import NodeFiles
 from serve_app.replica.comfyui_failure import CancelledThereError, GraphFailedError, SavingFailedError
 from serve_app.replica.node_times import NodeTimes
@@ -174,7 +175,10 @@ class GraphRun:
     def _count(self, shown: Any) -> None:
         self._bytes += data_bytes(shown)
         if self._bytes > self._most_bytes:
-            raise NodeError(f"its task shows {self._bytes} bytes; limits.shown_bytes allows {self._most_bytes}")
+            refused("limits.shown_bytes")
+            raise NodeError(
+                f"its task shows {self._bytes} bytes; limits.shown_bytes of the configuration allows {self._most_bytes}"
+            )
 
 
 def _jpeg(image: bytes) -> bytes:

@@ -20,6 +20,7 @@ from serve_app.graph.parse import parse
 from serve_app.graph.plan import Plan, Pool, is_strict, plan
 from serve_app.graph.signature import STRICT, signatures
 from serve_app.graph.spec import NodeSpec
+from serve_app.limits import refused
 from serve_app.scheduler.client import Submission
 from serve_app.store.changes import JobRow
 
@@ -115,9 +116,11 @@ class Admission:
 
     def _check_room(self, client_id: str | None, waiting: Mapping[str | None, int]) -> None:
         if (everyones := sum(waiting.values())) >= self.rules.max_queue:
+            refused("max_queue")
             raise QueueFullError(f"{everyones} jobs wait, as many as max_queue allows", retry_after_s=5)
         allowed = math.ceil(self.rules.max_queue * self.rules.client_share)
         if (own := waiting.get(client_id, 0)) >= allowed:
+            refused("client_share")
             whose = "without a client_id" if client_id is None else "of this client"
             raise QueueFullError(
                 f"{own} jobs {whose} wait, as many as client_share of max_queue allows", retry_after_s=5

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from serve_app.errors import Problem
 from serve_app.events import Event, Failure, JobState
@@ -90,12 +90,16 @@ class JobPage:
     total: int
 
 
-@dataclass(frozen=True, slots=True)
-class QueueView:
-    """Unfinished jobs: running in the order they started, pending in the order they will start."""
+class QueueItem(NamedTuple):
+    """An unfinished job as the queue lists it. One that is not whole has its id, number and time alone."""
 
-    running: tuple[JobView, ...]
-    pending: tuple[JobView, ...]
+    job_id: str
+    number: float
+    created_s: float
+    prompt: Mapping[str, Any] = {}
+    outputs_to_execute: tuple[str, ...] = ()
+    client_id: str | None = None
+    extra_data: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,26 @@ class QueueCount:
 
     running: int
     pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueBounds:
+    """What one answer carries of the queue: items, and the bytes that the whole ones among them take in memory."""
+
+    items: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """Unfinished jobs: running in the order they started, pending in the order they will start.
+
+    Within the bounds that were asked for: the first are whole, the next are named, the rest are in `count` only.
+    """
+
+    running: tuple[QueueItem, ...]
+    pending: tuple[QueueItem, ...]
+    count: QueueCount
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +183,9 @@ class SchedulerClient(Protocol):
         """
         ...
 
-    async def queue(self) -> QueueView: ...
+    async def queue(self, bounds: QueueBounds) -> QueueView: ...
 
-    async def count(self) -> QueueCount:
-        """Return how long the lists of `queue` are."""
-        ...
+    async def count(self) -> QueueCount: ...
 
     async def job(self, job_id: str) -> JobView | None: ...
 

@@ -7,20 +7,16 @@ returns gets what it missed, once and in order. Positions are the events' own se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from serve_app.events import Event, data_bytes
+from serve_app.limits import EventLimits, refused
 from serve_app.scheduler.client import Attached, News, QueueMark, Reader
 
-UNREAD_KEPT = 4096
-"""Events that wait for one client; older ones are dropped, as a client that is away for so long reads the history."""
-UNREAD_BYTES = 16 * 1024 * 1024
-"""What they may take; the newest stays however large it is."""
-FEEDS_BYTES = 256 * 1024 * 1024
-"""What all feeds may take; beyond it those that have not been touched for longest are forgotten."""
 FLEETING = frozenset({"progress", "preview"})
 """Kinds of which only the newest matters."""
 IDLE_S = 600.0
@@ -34,8 +30,9 @@ class Feed:
     held: jobs whose submission has not been answered yet; their events, and any behind them, wait for that.
     """
 
+    limits: EventLimits = field(default_factory=EventLimits)
     sent: int = 0
-    unread: deque[Event] = field(default_factory=lambda: deque(maxlen=UNREAD_KEPT))
+    unread: deque[Event] = field(default_factory=deque)
     held: set[str] = field(default_factory=set)
     token: str | None = None
     touched_s: float = field(default_factory=time.monotonic)
@@ -58,7 +55,8 @@ class Feed:
                     del self.unread[place]
                     break
         self.bytes += data_bytes(event.data)
-        while self.unread and (self.bytes > UNREAD_BYTES or len(self.unread) == self.unread.maxlen):
+        while self.unread and (key := self._full()):
+            refused(key)
             self._drop_oldest()
         self.unread.append(event)
 
@@ -75,70 +73,101 @@ class Feed:
             ready.append(event)
         return tuple(ready)
 
+    def _full(self) -> str:
+        """Return the limit that the newest event goes beyond; "" for none."""
+        if self.bytes > self.limits.feed_bytes:
+            return "events.feed_bytes"
+        return "events.feed_events" if len(self.unread) >= self.limits.feed_events else ""
+
     def _drop_oldest(self) -> None:
         self.bytes -= data_bytes(self.unread.popleft().data)
 
 
-class Feeds:
-    """Every client's feed, and the length of the queue, which everyone is told. epoch: of the scheduler's life."""
+class _Poll:
+    """A question for news that waits. changed: those of its clients whose feeds have changed meanwhile."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, readers: Mapping[str, Reader]) -> None:
+        self.readers = readers
+        self.changed: set[str] = set()
+        self.woken = asyncio.Event()
+
+
+class Feeds:
+    """Every client's feed, and the length of the queue, which everyone is told. epoch: of the scheduler's life.
+
+    bytes: what all feeds took when `forget_idle` looked last.
+
+    A poll looks at each of its readers as it comes, and from then on only at those whose feeds change.
+    """
+
+    def __init__(self, epoch: int, limits: EventLimits | None = None) -> None:
+        self.bytes = 0
+        self._limits = limits or EventLimits()
         self._feeds: dict[str, Feed] = {}
-        self._held: dict[str, Feed] = {}
-        self._changed = asyncio.Event()
+        self._held: dict[str, str] = {}
+        self._polls: set[_Poll] = set()
         # A version of an earlier life never comes back, so every reader sees that the count is another's.
         self.queue = QueueMark(epoch << 32, 0)
 
     def put(self, client_id: str, event: Event) -> None:
         """Add an event for a client, whether or not it is connected."""
         self._feed(client_id).put(event)
-        self._wake()
+        self._wake(client_id)
 
     def hold(self, job_id: str, client_id: str) -> None:
         """Keep a job's events back until `release`."""
-        feed = self._held[job_id] = self._feed(client_id)
-        feed.held.add(job_id)
+        self._held[job_id] = client_id
+        self._feed(client_id).held.add(job_id)
 
     def release(self, job_id: str) -> None:
         """Let a job's events go out."""
-        if feed := self._held.pop(job_id, None):
-            feed.held.discard(job_id)
-            self._wake()
+        if (client_id := self._held.pop(job_id, None)) is not None:
+            self._feed(client_id).held.discard(job_id)
+            self._wake(client_id)
 
     def queue_is(self, remaining: int) -> None:
         """Tell everyone how many jobs have not ended."""
         self.queue = QueueMark(self.queue.version + 1, remaining)
-        self._wake()
+        for poll in self._polls:
+            poll.woken.set()
 
     def attach(self, client_id: str, token: str) -> Attached:
         """Let a socket read for a client from where its sockets are; the one before is replaced."""
         feed = self._feed(client_id)
         feed.token, feed.touched_s = token, time.monotonic()
-        self._wake()
+        self._wake(client_id)
         return Attached(feed.sent, self.queue)
 
     async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
         """Return what the readers have not sent, waiting for the first of it. queue: the version they know."""
         deadline = time.monotonic() + timeout_s
-        while True:
-            changed = self._changed
-            news = self._now(readers)
-            left = deadline - time.monotonic()
-            if news.events or news.replaced or news.queue.version != queue or left <= 0:
-                return news
-            try:
-                async with asyncio.timeout(left):
-                    await changed.wait()
-            except TimeoutError:
-                return self._now(readers)
+        news = self._now(readers)
+        poll = _Poll(readers)
+        self._polls.add(poll)
+        try:
+            while not (news.events or news.replaced or news.queue.version != queue):
+                if (left := deadline - time.monotonic()) <= 0:
+                    return news
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await poll.woken.wait()
+                poll.woken.clear()
+                changed, poll.changed = poll.changed, set()
+                news = self._now({client_id: readers[client_id] for client_id in changed})
+            return news
+        finally:
+            self._polls.discard(poll)
 
     def forget_idle(self) -> None:
         """Forget the feeds that nobody has touched for long, and more of them where all take too much memory."""
         limit = time.monotonic() - IDLE_S
-        taken = sum(feed.bytes for feed in self._feeds.values())
+        self.bytes = sum(feed.bytes for feed in self._feeds.values())
         for client_id, feed in sorted(self._feeds.items(), key=lambda item: item[1].touched_s):
-            if feed.touched_s < limit or (taken > FEEDS_BYTES and not feed.held):
-                taken -= feed.bytes
+            crowded = self.bytes > self._limits.feeds_bytes and not feed.held
+            if feed.touched_s < limit or crowded:
+                if feed.touched_s >= limit:
+                    refused("events.feeds_bytes")
+                self.bytes -= feed.bytes
                 del self._feeds[client_id]
 
     def _now(self, readers: Mapping[str, Reader]) -> News:
@@ -156,8 +185,10 @@ class Feeds:
         return News(events, frozenset(replaced), self.queue)
 
     def _feed(self, client_id: str) -> Feed:
-        return self._feeds.setdefault(client_id, Feed())
+        return self._feeds.setdefault(client_id, Feed(self._limits))
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def _wake(self, client_id: str) -> None:
+        for poll in self._polls:
+            if client_id in poll.readers:
+                poll.changed.add(client_id)
+                poll.woken.set()

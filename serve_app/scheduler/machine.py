@@ -167,12 +167,9 @@ class Machine:
     def backlog(self, pool: str) -> Demand:
         """Return how many of the pool's tasks are ready but without a replica, and how many run.
 
-        Of a replica's tasks that take no slot any more one counts if no other runs there, so that the replica stays.
+        A task runs until its replica has said otherwise, also when nobody wants it any more.
         """
-        running = 0
-        for replica in self.replicas.pool(pool).records.values():
-            current = {task_id for task_id in replica.running if self.is_current(task_id)}
-            running += len(current - replica.vacated) or min(1, len(current))
+        running = self.replicas.pool(pool).occupied
         return Demand(self._dispatch.waiting(pool), running, self._dispatch.waiting_s(pool))
 
     # Jobs -----------------------------------------------------------------------------------------------------------

@@ -7,37 +7,40 @@ has let go of it and its history is complete.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from serve_app.events import Event
+from serve_app.limits import EventLimits
 from serve_app.scheduler.client import Attached
 from serve_app.scheduler.client_feeds import Feeds
 from serve_app.scheduler.event_stream import EventStream, rebuilt
 from serve_app.scheduler.recent_successes import RecentSuccesses
 from serve_app.scheduler.records import JobRecord
+from serve_app.scheduler.unfinished_jobs import UnfinishedJobs
 from serve_app.scheduler.views import success_view
 from serve_app.store.changes import JobRow
 
 ANSWER_S = 2.0
 """How long a job's events wait for its submission to be answered; an ingress replica that dies never says so."""
-STREAMS_KEPT = 2048
-"""Event streams of ended jobs kept in memory; older ones are rebuilt from the database."""
-STREAMS_BYTES = 128 * 1024 * 1024
-"""What all streams may take before those of ended jobs go sooner."""
 
 
 class PublishedJobs:
     """One a scheduler's life.
 
-    unended: the jobs that clients know of and whose end they cannot know yet. successes: those that ended last.
+    unended: the jobs that clients know of and whose end they cannot know yet. successes: those that ended last. ended:
+    how many jobs in lists have ended by how, in this and earlier lives. seq: the cursor of the last event that was
+    published.
     """
 
-    def __init__(self, epoch: int) -> None:
-        self.unended: dict[str, JobRecord] = {}
+    def __init__(self, epoch: int, limits: EventLimits | None = None) -> None:
+        self._limits = limits or EventLimits()
+        self.ended: Counter[str] = Counter()
+        self.seq = 0
+        self.unended = UnfinishedJobs()
         self.successes = RecentSuccesses()
-        self.feeds = Feeds(epoch)
+        self.feeds = Feeds(epoch, self._limits)
         self._streams: OrderedDict[str, EventStream] = OrderedDict()
         self._streams_bytes = 0
         self._arriving: dict[str, JobRecord] = {}
@@ -73,12 +76,15 @@ class PublishedJobs:
 
     def show(self, job: JobRecord) -> None:
         """Show an unfinished job of an earlier life, which clients know."""
-        self.unended[job.row.job_id] = job
+        self.unended.add(job, started=job.started_s is not None)
         self.feeds.queue_is(len(self.unended))
 
     def publish(self, event: Event) -> None:
         """Let clients see an event, and with it the job's coming or going."""
-        job_id = event.job_id
+        job_id, self.seq = event.job_id, event.seq
+        # One that still arrives could not be recorded, and is in no list.
+        if event.last and job_id not in self._arriving:
+            self.ended[event.kind] += event.kind != "cancelled" or job_id in self.unended.running
         if event.kind == "preview":
             # A picture of a moment is for who looks on, and no part of the job's story.
             if (looking_on := self._clients.get(job_id)) is not None:
@@ -91,9 +97,11 @@ class PublishedJobs:
         self._streams.move_to_end(job_id)
         arrived = self._arriving.pop(job_id, None) if event.kind == "queued" else None
         if arrived is not None:
-            self.unended[job_id] = arrived
+            self.unended.add(arrived, started=False)
+        elif event.kind == "started":
+            self.unended.start(job_id)
         if event.last:
-            ended = self.unended.pop(job_id, None)
+            ended = self.unended.discard(job_id)
             # Of any other, some outputs may not have been recorded.
             if ended is not None and event.kind == "success":
                 self.successes.add(success_view(ended, event.at_s))
@@ -108,7 +116,7 @@ class PublishedJobs:
 
     def attach(self, client_id: str, token: str) -> Attached:
         """Let a socket read for a client, as `Feeds.attach`."""
-        jobs = (job for job in self.unended.values() if job.row.client_id == client_id and job.started_s is not None)
+        jobs = (job for job in self.unended.running if job.row.client_id == client_id)
         return replace(self.feeds.attach(client_id, token), running=tuple(job.row.job_id for job in jobs))
 
     def stream(self, job_id: str) -> EventStream | None:
@@ -127,6 +135,15 @@ class PublishedJobs:
             self._shorten()
         return stream
 
+    @property
+    def use(self) -> dict[str, float]:
+        """How full what is kept of events is, 0 to 1, by the limit's key."""
+        bounded = {
+            "events.feeds_bytes": (self.feeds.bytes, self._limits.feeds_bytes),
+            "events.streams_bytes": (self._streams_bytes, self._limits.streams_bytes),
+        }
+        return {key: taken / max(1, most) for key, (taken, most) in bounded.items()}
+
     def forget(self, job_ids: Collection[str] | None) -> None:
         """Forget ended jobs: these, or all."""
         self.successes.forget(job_ids)
@@ -135,10 +152,10 @@ class PublishedJobs:
                 self._drop(job_id)
 
     def _shorten(self) -> None:
-        most = STREAMS_KEPT + len(self.unended) + len(self._arriving)
+        most = self._limits.streams + len(self.unended) + len(self._arriving)
         # Each is looked at once, as all may be of jobs that have not ended.
         for _ in range(len(self._streams)):
-            if len(self._streams) <= most and self._streams_bytes <= STREAMS_BYTES:
+            if len(self._streams) <= most and self._streams_bytes <= self._limits.streams_bytes:
                 return
             oldest = next(iter(self._streams))
             if oldest in self.unended or oldest in self._arriving:

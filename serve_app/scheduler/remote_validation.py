@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from serve_app.errors import InvalidSubmissionError, NotReadyError
 from serve_app.graph.graph import Graph
@@ -26,16 +26,16 @@ MAX_LOSSES = 2
 
 
 class RemoteValidation:
-    """The checks that are under way. send: carries a message to a replica. replicas: those there are now."""
+    """The checks that are under way. send: carries a message to a replica. replica: of a pool the one to ask next."""
 
     def __init__(
         self,
         pools: Sequence[Pool],
-        replicas: Callable[[], Iterable[ReplicaRecord]],
+        replica: Callable[[str], ReplicaRecord | None],
         send: Callable[[str, Check], None],
     ) -> None:
         self._pools = pools
-        self._replicas = replicas
+        self._next = replica
         self._send = send
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Checked]] = {}
@@ -108,8 +108,8 @@ class RemoteValidation:
         """Return the least busy replica of the pool, one in quarantine last, waiting for one to come."""
         self._waiting[pool] = self.waiting(pool) + 1
         try:
-            while not (there := [r for r in self._replicas() if r.info.pool == pool]):
+            while (replica := self._next(pool)) is None:
                 await asyncio.sleep(LOOK_S)
         finally:
             self._waiting[pool] -= 1
-        return min(there, key=lambda r: (bool(r.quarantined), len(r.running), r.info.replica_id)).info.replica_id
+        return replica.info.replica_id

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 from serve_app.graph.plan import TaskId
@@ -52,6 +52,11 @@ class ReplicaRecord:
     def free(self) -> bool:
         """Whether it can take one more task of any job."""
         return self.quarantined is None and len(self.running) - len(self.vacated) < self.info.slots
+
+    @property
+    def occupied(self) -> int:
+        """How many slots it needs; one while only tasks run that take none any more, so that it stays."""
+        return len(self.running) - len(self.vacated) or min(1, len(self.running))
 
     @property
     def files(self) -> frozenset[str]:
@@ -104,7 +109,7 @@ class LeastBusy:
 
 
 class PoolReplicas:
-    """The replicas of one pool. slots: how many tasks they run at once.
+    """The replicas of one pool. slots: how many tasks they run at once. occupied: how many they do run.
 
     open: those that are kept for no job. free: those that can take one more task of any job. changed: those that have
     become free, or come to hold other weights while free, since somebody took them out.
@@ -113,13 +118,14 @@ class PoolReplicas:
     def __init__(self) -> None:
         self.records: dict[str, ReplicaRecord] = {}
         self.slots = 0
+        self.occupied = 0
         self.open = LeastBusy()
         self.free = LeastBusy()
         self.quarantined: dict[str, ReplicaRecord] = {}
         self.changed: OrderedDict[str, ReplicaRecord] = OrderedDict()
         self._free_with: dict[str, LeastBusy] = {}
         self._slots_with: defaultdict[str, int] = defaultdict(int)
-        self._filed: dict[str, tuple[int, bool, bool, frozenset[str]]] = {}
+        self._filed: dict[str, tuple[int, int, bool, bool, frozenset[str]]] = {}
 
     def free_with(self, file: str) -> LeastBusy:
         """Return the free ones that hold a model file's weights."""
@@ -133,13 +139,14 @@ class PoolReplicas:
         """Bring the indexes up to what a replica is now; return whether it was another before."""
         name = record.info.replica_id
         files = record.files
-        now = (len(record.running), record.free, record.quarantined is None, files)
+        now = (len(record.running), record.occupied, record.free, record.quarantined is None, files)
         if self._filed.get(name) == now:
             return False
         self.unfile(name)
         self._filed[name] = now
         self.records[name] = record
         self.slots += record.info.slots
+        self.occupied += record.occupied
         for file in files:
             self._slots_with[file] += record.info.slots
         if record.quarantined is not None:
@@ -155,10 +162,11 @@ class PoolReplicas:
 
     def unfile(self, name: str) -> None:
         """Take a replica out of every index."""
-        _, _, _, files = self._filed.pop(name, (0, False, False, frozenset[str]()))
+        _, occupied, _, _, files = self._filed.pop(name, (0, 0, False, False, frozenset[str]()))
         record = self.records.pop(name, None)
         if record is None:
             return
+        self.occupied -= occupied
         self.slots -= record.info.slots
         for index in (self.open, self.free):
             index.discard(name)
@@ -195,6 +203,11 @@ class Replicas(Mapping[str, ReplicaRecord]):
     def pool(self, name: str) -> PoolReplicas:
         """Return the replicas of a pool; none of one that is unknown."""
         return self._pools[name]
+
+    def least_busy(self, pool: str) -> ReplicaRecord | None:
+        """Return the replica of a pool that runs least; one that is kept for a job where there is no other."""
+        there = self._pools[pool]
+        return next(chain(there.open, there.quarantined.values()), None)
 
     def quarantined(self) -> Iterator[str]:
         """Yield the jobs that replicas of any pool are kept for."""

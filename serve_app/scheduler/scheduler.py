@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,6 +30,7 @@ from serve_app.events import ENDINGS, Event, Failure
 from serve_app.graph.graph import Graph
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import NodeSpec
+from serve_app.limits import EventLimits
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.abilities import Abilities
 from serve_app.scheduler.admission import Admission, AdmissionRules
@@ -39,6 +41,7 @@ from serve_app.scheduler.client import (
     JobView,
     News,
     Prevalidation,
+    QueueBounds,
     QueueCount,
     QueueView,
     Reader,
@@ -50,6 +53,7 @@ from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.event_stream import EventStream
 from serve_app.scheduler.job_counters import JobCounters
+from serve_app.scheduler.journal import EPOCH_BITS
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
 from serve_app.scheduler.published_jobs import PublishedJobs
@@ -71,7 +75,7 @@ from serve_app.scheduler.stimuli import (
 from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.tidying import Tidying
 from serve_app.scheduler.time_limit import Overtime
-from serve_app.scheduler.views import live_view, row_view
+from serve_app.scheduler.views import brief, live_view, queue_view, row_view, unfinished_page
 from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobQuery, JobRow
 from serve_app.store.jobs import Jobs
@@ -98,7 +102,7 @@ class Scheduler:
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
     the scheduler's own host. holder: the server it belongs to. rules: who may submit. sweep: removes files that nobody
-    needs.
+    needs. events: what is kept of them.
     """
 
     def __init__(
@@ -114,7 +118,10 @@ class Scheduler:
         silence_s: float,
         job_time_s: float | None,
         sweep: Sweep | None = None,
+        events: EventLimits | None = None,
     ) -> None:
+        self._events = events
+        self._rules = rules
         self._admit = partial(Admission, rules, pools, fingerprint=fingerprint)
         self._silence_s = silence_s
         self._overtime = Overtime(job_time_s)
@@ -144,7 +151,7 @@ class Scheduler:
         costs = Costs(await self._in_database(self._jobs.costs))
         self._machine = Machine(self.epoch, self._max_attempts, costs)
         shared = [pool for pool in self._pools if not pool.whole]
-        self._validation = RemoteValidation(shared, lambda: self._machine.replicas.values(), self._mail)
+        self._validation = RemoteValidation(shared, self._machine.replicas.least_busy, self._mail)
         self.registry = ReplicaRegistry(
             self._tenure,
             {pool.name for pool in self._pools},
@@ -161,7 +168,8 @@ class Scheduler:
         next_order = await self._in_database(self._jobs.next_order)
         self.admission = self._admit(specs=self._abilities.specs, next_order=next_order)
         self._tasks += [asyncio.create_task(work()) for work in (self._writer.run, self._watch, self._remember)]
-        self._published = PublishedJobs(self.epoch)
+        self._published = PublishedJobs(self.epoch, self._events)
+        await self._count_ended(self.epoch << EPOCH_BITS)
         unfinished = await self._in_database(self._jobs.unfinished)
         query = JobQuery(tuple(ENDINGS), "ended", descending=True, limit=RECENT_JOBS)
         ended, _ = await self._in_database(self._jobs.page, query)
@@ -241,23 +249,22 @@ class Scheduler:
 
     async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None) -> int:
         self._check_alive()
-        shown = self._published.unended if job_ids is None else dict.fromkeys(job_ids)
-        jobs = [job for job_id in shown if (job := self._machine.jobs.get(job_id)) is not None]
+        unended = self._published.unended
+        lists = {"running": unended.running, "queued": unended.waiting}
+        shown = unended.values() if which is None else iter(lists[which])
+        ids = [job.row.job_id for job in shown] if job_ids is None else dict.fromkeys(job_ids)
+        jobs = [job for job_id in ids if (job := self._machine.jobs.get(job_id)) is not None]
         wanted = [job for job in jobs if which is None or (job.started_s is None) == (which == "queued")]
         await asyncio.gather(*[self._feed(CancelAsked(job.row.job_id)) for job in wanted])
         return len(wanted)
 
     async def count(self) -> QueueCount:
         self._check_ready()
-        running = sum(job.started_s is not None for job in self._published.unended.values())
-        return QueueCount(running, len(self._published.unended) - running)
+        return QueueCount(len(self._published.unended.running), len(self._published.unended.waiting))
 
-    async def queue(self) -> QueueView:
+    async def queue(self, bounds: QueueBounds) -> QueueView:
         self._check_ready()
-        jobs = self._published.unended.values()
-        running = sorted((j for j in jobs if j.started_s is not None), key=lambda j: (j.started_s or 0.0, j.row.order))
-        pending = sorted((j for j in jobs if j.started_s is None), key=lambda j: j.priority)
-        return QueueView(tuple(map(live_view, running)), tuple(map(live_view, pending)))
+        return queue_view(self._published.unended, bounds)
 
     async def job(self, job_id: str) -> JobView | None:
         self._check_ready()
@@ -270,17 +277,35 @@ class Scheduler:
 
     async def page(self, query: JobQuery) -> JobPage:
         self._check_ready()
-        rows, total = await asyncio.get_running_loop().run_in_executor(self._reading, self._jobs.page, query)
+        page = unfinished_page(self._published.unended, query) or await self._read(query)
+        return JobPage(tuple(map(brief, page.jobs)), page.total) if query.brief else page
+
+    async def _read(self, query: JobQuery) -> JobPage:
+        total = None
+        if query.workflow_id is None:
+            unended = self._published.unended
+            counts = {**self._published.ended, "queued": len(unended.waiting), "running": len(unended.running)}
+            total = sum(counts.get(state, 0) for state in set(query.states))
+        if query.limit == 0 and total is not None:
+            return JobPage((), total)
+        asked = partial(self._jobs.page, query, total)
+        rows, found = await asyncio.get_running_loop().run_in_executor(self._reading, asked)
         views = []
         for row in rows:
             live = None if row.ended else self._published.unended.get(row.job_id)
             views.append(row_view(row) if live is None else live_view(live))
-        return JobPage(tuple(views), total)
+        return JobPage(tuple(views), found)
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
         self._check_alive()
         await self._in_database(self._jobs.forget, self.epoch, job_ids)
         self._published.forget(job_ids)
+        await self._count_ended(self._published.seq)
+
+    async def _count_ended(self, until_seq: int) -> None:
+        """Count the ended jobs anew up to a cursor, up to which all are published; later ones are counted on."""
+        self._published.ended = later = Counter[str]()
+        later.update(await self._in_database(self._jobs.ended_counts, until_seq))
 
     async def hear(self, replica_id: str, said: SocketSaid) -> None:
         self._check_alive()
@@ -363,11 +388,15 @@ class Scheduler:
 
     def load(self) -> Load:
         """Return how long the queue is and what the pools have in hand."""
-        jobs = self._machine.jobs.values()
-        queued_s = [job.row.created_s for job in jobs if job.started_s is None]
+        jobs = self._published.unended
         pools = (self._pool_load(p.name) for p in self._pools)
-        oldest_s = max(0.0, time.time() - min(queued_s)) if queued_s else 0.0
-        return Load(len(queued_s), len(jobs) - len(queued_s), oldest_s, tuple(pools), dict(self.counters.ended))
+        oldest = jobs.oldest_waiting()
+        oldest_s = 0.0 if oldest is None else max(0.0, time.time() - oldest.row.created_s)
+        return Load(len(jobs.waiting), len(jobs.running), oldest_s, tuple(pools), dict(self.counters.ended))
+
+    def use(self) -> dict[str, float]:
+        """Return how full the queue and what is kept of events are, 0 to 1, by the limit's key."""
+        return {"max_queue": len(self._published.unended.waiting) / self._rules.max_queue, **self._published.use}
 
     def _pool_load(self, pool: str) -> PoolLoad:
         demand = self._machine.backlog(pool)
@@ -404,6 +433,7 @@ class Scheduler:
             recovered = self._feed(JobArrived(row, await self.admission.readmit(row)))
             if job := self._machine.jobs.get(row.job_id):
                 self._published.show(job)
+                self._overtime.started(job, time.time(), time.monotonic())
             await recovered
         except ServeAppError as error:
             _log.error("job %s can no longer be planned: %s", row.job_id, error)
@@ -429,7 +459,10 @@ class Scheduler:
                 case Publish(event):
                     self._published.publish(event)
                     self.counters.take(event)
+                    if event.kind == "started" and (job := self._machine.jobs.get(event.job_id)) is not None:
+                        self._overtime.started(job, time.time(), time.monotonic())
                     if event.last:
+                        self._overtime.ended(event.job_id)
                         with log.about(job=event.job_id):
                             _log.info("ended: state=%s", event.kind)
                 case Tell(client_id, event):
@@ -458,7 +491,7 @@ class Scheduler:
                 checked_s = looked_s
                 for job_id, what in self._machine.check():
                     _log.error("the scheduler contradicts itself: %s; story=%s", what, self._machine.story(job_id))
-            for job_id, failure in self._overtime.failures(self._machine.jobs, time.time(), time.monotonic()):
+            for job_id, failure in self._overtime.failures(self._machine.jobs, time.monotonic()):
                 self._feed(JobRefused(job_id, failure))
             if commands := self._machine.handle(TimePassed(), time.time()):
                 self._writer.put(commands)

@@ -6,37 +6,63 @@ It is counted by a steady clock: the wall clock may be set while jobs run.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from heapq import heappop, heappush
+from typing import NamedTuple
 
 from serve_app.events import Failure
 from serve_app.scheduler.failures import failure_of
 from serve_app.scheduler.records import JobRecord
 
+FEW = 64
+"""Jobs that have ended and are remembered in any case."""
+
+
+class _Due(NamedTuple):
+    at_s: float
+    order: int
+    job_id: str
+
 
 class Overtime:
-    """Which jobs have run for longer than they may. configured_s: the limit of all jobs, if there is one."""
+    """Which jobs have run for longer than they may. configured_s: the limit of all jobs, if there is one.
+
+    Only jobs whose time is up are looked at. Of those that have ended before, as many are remembered as run.
+    """
 
     def __init__(self, configured_s: float | None) -> None:
         self._configured_s = configured_s
-        self._since_s: dict[str, float] = {}
+        self._running: dict[str, _Due] = {}
+        self._dues: list[_Due] = []
 
-    def failures(self, jobs: Mapping[str, JobRecord], wall_s: float, steady_s: float) -> list[tuple[str, Failure]]:
-        """Return (job id, failure) of each; to be asked often. wall_s: Unix time. steady_s: by a clock nobody sets.
+    def started(self, job: JobRecord, wall_s: float, steady_s: float) -> None:
+        """Count a job's time from its start on. wall_s: Unix time. steady_s: by a clock nobody sets.
 
-        Only what a job had run when it was first seen here counts by the wall clock.
+        Only what it had run before this counts by the wall clock.
         """
-        started = [(job_id, job.started_s) for job_id, job in jobs.items() if job.started_s is not None]
-        self._since_s = {
-            job_id: self._since_s.get(job_id, steady_s - max(0.0, wall_s - started_s)) for job_id, started_s in started
-        }
-        found = (
-            (job_id, overtime(jobs[job_id], self._configured_s, steady_s - since_s))
-            for job_id, since_s in self._since_s.items()
-        )
-        return [(job_id, failure) for job_id, failure in found if failure is not None]
+        if (limit := limit_of(job, self._configured_s)) is not None and job.started_s is not None:
+            since_s = steady_s - max(0.0, wall_s - job.started_s)
+            self._running[job.row.job_id] = due = _Due(since_s + limit[0], job.row.order, job.row.job_id)
+            heappush(self._dues, due)
+
+    def ended(self, job_id: str) -> None:
+        """Count a job's time no longer."""
+        if self._running.pop(job_id, None) is not None and len(self._dues) > 2 * len(self._running) + FEW:
+            self._dues = sorted(self._running.values())
+
+    def failures(self, jobs: Mapping[str, JobRecord], steady_s: float) -> list[tuple[str, Failure]]:
+        """Return (job id, failure) of each whose time is up, once."""
+        found: list[tuple[str, Failure]] = []
+        while self._dues and self._dues[0].at_s < steady_s:
+            due = heappop(self._dues)
+            if self._running.get(due.job_id) == due:
+                del self._running[due.job_id]
+                if (job := jobs.get(due.job_id)) is not None:
+                    found.append((due.job_id, failure(job, self._configured_s)))
+        return found
 
 
-def overtime(job: JobRecord, configured_s: float | None, ran_s: float) -> Failure | None:
-    """Return the failure of a job that has run for longer than it may, else None.
+def limit_of(job: JobRecord, configured_s: float | None) -> tuple[float, str] | None:
+    """Return how long a job may run and where that is set; None for as long as it likes.
 
     The lower one counts of what is configured and what the submission asks for as job_time_s in its extra_data.
     """
@@ -44,11 +70,12 @@ def overtime(job: JobRecord, configured_s: float | None, ran_s: float) -> Failur
     asked_s = job.row.extra_data.get("job_time_s")
     if isinstance(asked_s, int | float):
         limits.append((float(asked_s), "job_time_s of its extra_data"))
-    if not limits:
-        return None
-    limit_s, source = min(limits)
-    if ran_s <= limit_s:
-        return None
+    return min(limits, default=None)
+
+
+def failure(job: JobRecord, configured_s: float | None) -> Failure:
+    """Return the failure of a job that has run for longer than it may."""
+    limit_s, source = limit_of(job, configured_s) or (0.0, "job_time_s")
     nodes = sorted(set(job.executing.values()))
     classes = {
         node_id: job.plan.graph.nodes[node_id].class_type for node_id in nodes if node_id in job.plan.graph.nodes

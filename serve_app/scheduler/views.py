@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain, islice
 from typing import Any
 
-from serve_app.events import JobState
-from serve_app.scheduler.client import JobView
+from serve_app.events import JobState, data_bytes
+from serve_app.scheduler.client import JobPage, JobView, QueueBounds, QueueCount, QueueItem, QueueView
 from serve_app.scheduler.records import JobRecord
-from serve_app.store.changes import JobRow
+from serve_app.scheduler.unfinished_jobs import UnfinishedJobs
+from serve_app.store.changes import JobQuery, JobRow
 from serve_app.store.credentials import without_credentials
+
+
+def queue_view(jobs: UnfinishedJobs, bounds: QueueBounds) -> QueueView:
+    """Return the queue's beginning. It costs what it carries, however many jobs wait."""
+    count = QueueCount(len(jobs.running), len(jobs.waiting))
+    running = min(count.running, bounds.items)
+    items = _items(islice(chain(jobs.running, jobs.waiting), bounds.items), bounds.bytes)
+    return QueueView(tuple(islice(items, running)), tuple(items), count)
+
+
+def _items(jobs: Iterable[JobRecord], left_bytes: int) -> Iterator[QueueItem]:
+    """Yield jobs as the queue lists them: whole until the next one would take more than is left."""
+    whole = True
+    for row in (job.row for job in jobs):
+        if whole:
+            left_bytes -= data_bytes([row.prompt, row.targets, row.client_id, row.extra_data], left_bytes)
+            whole = left_bytes >= 0
+        if whole:
+            rest = (row.prompt, row.targets, row.client_id, row.extra_data)
+            yield QueueItem(row.job_id, row.number, row.created_s, *rest)
+        else:
+            yield QueueItem(row.job_id, row.number, row.created_s)
+
+
+def brief(view: JobView) -> JobView:
+    """Return a job without its prompt, and of its extra_data the id of the saved workflow alone."""
+    try:
+        saved: Any = {"extra_pnginfo": {"workflow": {"id": view.extra_data["extra_pnginfo"]["workflow"]["id"]}}}
+    except (KeyError, TypeError):
+        saved = {}
+    return replace(view, prompt={}, extra_data=saved)
+
+
+def unfinished_page(jobs: UnfinishedJobs, query: JobQuery) -> JobPage | None:
+    """Return what a query for unfinished jobs in the order of their creation finds; None of any other query."""
+    states = frozenset(query.states)
+    if not states <= {"queued", "running"} or query.sort != "created" or query.workflow_id is not None:
+        return None
+    listed, total = jobs.by_arrival(states, descending=query.descending)
+    stop = None if query.limit is None else query.offset + query.limit
+    return JobPage(tuple(map(live_view, islice(listed, query.offset, stop))), total)
 
 
 def live_view(job: JobRecord) -> JobView:

@@ -103,7 +103,8 @@ class JobQuery:
     """Which jobs to list, and in what order. A job that was cancelled before it started is in no list.
 
     states: of the database: queued, running, success, error, cancelled. sort: the moment of a job that orders them, or
-    how long it ran. limit None: all from offset. workflow_id: only jobs of this saved workflow.
+    how long it ran. limit None: all from offset. workflow_id: only jobs of this saved workflow. brief: without prompts,
+    and of extra_data only the id of the saved workflow.
     """
 
     states: tuple[str, ...]
@@ -112,6 +113,7 @@ class JobQuery:
     offset: int = 0
     limit: int | None = None
     workflow_id: str | None = None
+    brief: bool = False
 
 
 Change: TypeAlias = JobAccepted | JobStarted | JobLostReplica | OutputRecorded | JobEnded

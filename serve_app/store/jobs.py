@@ -59,6 +59,9 @@ REFUSALS = (
 )
 """What a statement fails with because of the values in it, however often it is sent."""
 
+_LISTED = (JOBS.c.state != "cancelled") | JOBS.c.started_s.is_not(None)
+"""A job that was cancelled before it started is in no list."""
+
 REFUSAL_STATES = ("22", "23", "54")
 """Classes of SQLSTATE that say the same: data exception, constraint violation, program limit exceeded."""
 
@@ -255,9 +258,19 @@ class Jobs:
         """Return every job that has not ended, in submission order."""
         return self._rows(JOBS.c.ended_s.is_(None))
 
-    def page(self, query: JobQuery) -> tuple[list[JobRow], int]:
-        """Return the jobs a query finds, in its order, and how many there are without its window."""
-        where = JOBS.c.state.in_(query.states) & ((JOBS.c.state != "cancelled") | JOBS.c.started_s.is_not(None))
+    def ended_counts(self, until_seq: int) -> dict[str, int]:
+        """Return how many jobs have ended by how, up to a cursor; of cancelled ones those that had started."""
+        listed = (JOBS.c.ended_seq <= until_seq) & _LISTED
+        counted = sa.select(JOBS.c.state, sa.func.count()).where(listed).group_by(JOBS.c.state)
+        with self._reading() as connection:
+            return {state: int(count) for state, count in connection.execute(counted)}
+
+    def page(self, query: JobQuery, total: int | None = None) -> tuple[list[JobRow], int]:
+        """Return the jobs a query finds, in its order, and how many there are without its window.
+
+        total: how many there are, for whoever knows; counting them looks at each.
+        """
+        where = JOBS.c.state.in_(query.states) & _LISTED
         if query.workflow_id is not None:
             # The id of a saved workflow is a UUID inside extra_data, so its text is found nowhere else by accident.
             where &= JOBS.c.extra_data.contains(f'"id": {json.dumps(query.workflow_id)}', autoescape=True)
@@ -267,7 +280,8 @@ class Jobs:
             "duration": sa.func.coalesce(JOBS.c.ended_s - JOBS.c.started_s, 0.0),
         }[query.sort]
         with self._reading() as connection:
-            total = int(connection.execute(sa.select(sa.func.count()).select_from(JOBS).where(where)).scalar_one())
+            if total is None:
+                total = int(connection.execute(sa.select(sa.func.count()).select_from(JOBS).where(where)).scalar_one())
             stop = total if query.limit is None else min(total, query.offset + query.limit)
             # What is passed over is read too: a window nearer to the end is reached from there.
             backwards = query.offset > total - stop
@@ -284,7 +298,7 @@ class Jobs:
             ids.reverse()
         found: dict[str, JobRow] = {}
         for start in range(0, len(ids), VARIABLES):
-            rows = self._rows(JOBS.c.job_id.in_(ids[start : start + VARIABLES]))
+            rows = self._rows(JOBS.c.job_id.in_(ids[start : start + VARIABLES]), brief=query.brief)
             found.update((row.job_id, row) for row in rows)
         return [found[job_id] for job_id in ids if job_id in found], total
 
@@ -318,9 +332,10 @@ class Jobs:
             highest = connection.execute(sa.select(sa.func.max(JOBS.c.order))).scalar()
             return 0 if highest is None else int(highest) + 1
 
-    def _rows(self, where: sa.ColumnElement[bool]) -> list[JobRow]:
+    def _rows(self, where: sa.ColumnElement[bool], *, brief: bool = False) -> list[JobRow]:
+        columns = [sa.literal("{}").label("prompt") if brief and c is JOBS.c.prompt else c for c in JOBS.c]
         with self._reading() as connection:
-            rows = connection.execute(sa.select(JOBS).where(where).order_by(JOBS.c.order)).all()
+            rows = connection.execute(sa.select(*columns).where(where).order_by(JOBS.c.order)).all()
             outputs: dict[str, dict[str, tuple[int, Any]]] = {}
             for start in range(0, len(rows), VARIABLES):
                 theirs = OUTPUTS.c.job_id.in_([row.job_id for row in rows[start : start + VARIABLES]])

@@ -10,6 +10,8 @@ from starlette.responses import Response
 from serve_app.api.request import parsed, read_body
 from serve_app.api.strict_json import parse_value
 from serve_app.errors import InvalidSubmissionError, shown
+from serve_app.limits import refused
+from serve_app.service import BodyBound
 
 
 def empty(status_code: int = 200) -> Response:
@@ -17,14 +19,14 @@ def empty(status_code: int = 200) -> Response:
     return Response(status_code=status_code)
 
 
-async def read_json(request: Request, limit_bytes: int) -> Any:
+async def read_json(request: Request, bound: BodyBound) -> Any:
     """Return the body as a JSON value of any kind. Errors: BodyTooLargeError, InvalidSubmissionError."""
-    return await parsed(await read_body(request, limit_bytes), parse_value)
+    return await parsed(await read_body(request, bound), parse_value)
 
 
-async def read_members(request: Request, limit_bytes: int) -> dict[str, Any]:
+async def read_members(request: Request, bound: BodyBound) -> dict[str, Any]:
     """Return the body as a JSON object; {} for an empty body. Errors: as `read_json`."""
-    body = await read_body(request, limit_bytes)
+    body = await read_body(request, bound)
     value = await parsed(body, parse_value) if body.strip() else {}
     if not isinstance(value, dict):
         raise InvalidSubmissionError(f"the body must be a JSON object, not {shown(value)}")
@@ -35,5 +37,11 @@ def ids(members: dict[str, Any], key: str, most: int) -> list[str]:
     """Return a list of ids out of a body; [] where there is none. Errors: InvalidSubmissionError for too many."""
     value = members.get(key)
     if isinstance(value, list) and len(value) > most:
-        raise InvalidSubmissionError(f"'{key}' names {len(value)} jobs; one request may name {most}")
+        raise too_many_ids(key, len(value), most)
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def too_many_ids(key: str, given: int, most: int) -> InvalidSubmissionError:
+    """Return the error for a list of more jobs than one request may name."""
+    refused("ingress.max_ids")
+    return InvalidSubmissionError(f"'{key}' names {given} jobs; ingress.max_ids of the configuration allows {most}")

@@ -49,7 +49,7 @@ async def get_job(request: Request, service: Current) -> Response:
 @router.post("/history")
 async def post_history(request: Request, service: Current) -> Response:
     """Forget ended jobs: those of `delete`, or all for `clear`. Unknown ids are no error."""
-    members = await read_members(request, service.limits.command_bytes)
+    members = await read_members(request, service.limits.command)
     if members.get("clear"):
         await service.forget()
     if wanted := ids(members, "delete", service.limits.ids):

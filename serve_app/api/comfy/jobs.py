@@ -13,7 +13,7 @@ from typing import Any, Literal
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.api.comfy.body import read_members
+from serve_app.api.comfy.body import read_members, too_many_ids
 from serve_app.api.comfy.frames import error_data
 from serve_app.api.comfy.queue import item, milliseconds
 from serve_app.api.request import Current
@@ -65,7 +65,7 @@ async def get_jobs(request: Request, service: Current) -> Response:
     limit, offset = min(limit, LIMIT), min(offset, 2**31)
     sort: Literal["created", "duration"] = "created" if sort_by == "created_at" else "duration"
     states = tuple(STATES[word] for word in dict.fromkeys(statuses))
-    query = JobQuery(states, sort, order == "desc", offset, limit, asked.get("workflow_id") or None)
+    query = JobQuery(states, sort, order == "desc", offset, limit, asked.get("workflow_id") or None, brief=True)
     page = await service.jobs(query)
     window = {"offset": offset, "limit": limit, "total": page.total, "has_more": offset + len(page.jobs) < page.total}
     return Json({"jobs": list(map(summary, page.jobs)), "pagination": window})
@@ -90,12 +90,12 @@ async def get_job(request: Request, service: Current) -> Response:
 @router.post("/jobs/cancel")
 async def post_cancel_many(request: Request, service: Current) -> Response:
     """Cancel jobs, whether they wait or run."""
-    members = await read_members(request, service.limits.command_bytes)
+    members = await read_members(request, service.limits.command)
     job_ids, most = members.get("job_ids"), service.limits.ids
     if not isinstance(job_ids, list):
         return _refused("job_ids must be a list of ids")
     if len(job_ids) > most:
-        return _refused(f"job_ids names {len(job_ids)} jobs; one request may name {most}")
+        return _refused(str(too_many_ids("job_ids", len(job_ids), most)))
     if invalid := [job_id for job_id in job_ids if not is_job_id(job_id)]:
         return Json({"error": "job_ids must be UUIDs", "invalid_ids": invalid}, 400)
     return Json({"cancelled": await service.cancel_all(job_ids)})

@@ -24,6 +24,7 @@ from serve_app.api.origin import FOREIGN
 from serve_app.api.problems import problem
 from serve_app.api.request import read_body
 from serve_app.errors import CrowdedError, ForeignPageError, ServeAppError
+from serve_app.limits import refused
 from serve_app.nodes.routes import ANY, ON_PROMPT, PackAnswer, PackCall, PackFrame, Piece
 from serve_app.service import Service
 
@@ -147,6 +148,7 @@ async def _hear(socket: WebSocket, service: Service, replica_id: str, name: str)
         text = message.get("text")
         content = message.get("bytes") or b"" if text is None else text
         if len(content) > service.limits.command_bytes:
+            refused("ingress.max_command_bytes")
             await service.hear(replica_id, name, PackFrame(TOO_LARGE))
             return
         await service.hear(replica_id, name, PackFrame(content))
@@ -184,7 +186,7 @@ async def _routed(
     query = connection.scope["query_string"].decode("latin-1")
     body = b""
     if isinstance(connection, Request):
-        body = await read_body(connection, service.limits.upload_bytes)
+        body = await read_body(connection, service.limits.upload)
     target = f"{path}?{query}" if query else path
     return pool, PackCall(method, target, tuple(connection.headers.raw), body, socket)
 

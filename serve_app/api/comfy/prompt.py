@@ -32,7 +32,7 @@ async def get_prompt(service: Current) -> Response:
 @router.post("/prompt")
 async def post_prompt(request: Request, service: Current) -> Response:
     """Queue a workflow, without the outputs that cannot run as long as one can."""
-    body = submission(await service.handled(await read_object(request, service.limits.body_bytes)))
+    body = submission(await service.handled(await read_object(request, service.limits.body)))
     extra_data = body.get("extra_data", {})
     if (source := request.headers.get("comfy-usage-source")) and isinstance(extra_data, Mapping):
         body["extra_data"] = {USAGE_SOURCE: source, **extra_data}

@@ -55,7 +55,7 @@ async def get_replacements() -> Response:
 @router.post("/free")
 async def post_free(request: Request, service: Current) -> Response:
     """Let replicas unload models, and forget results, once they have nothing to do."""
-    wish = await read_members(request, service.limits.command_bytes)
+    wish = await read_members(request, service.limits.command)
     await service.free(weights=bool(wish.get("unload_models")), results=bool(wish.get("free_memory")))
     return empty()
 
@@ -91,7 +91,7 @@ async def get_raw_logs() -> Response:
 @internal.on("/logs/subscribe", ["PATCH"])
 async def patch_subscription(request: Request, service: Current) -> Response:
     """Show a client the log of its jobs, or no longer; where several processes answer, if its socket is this one's."""
-    wish = await read_members(request, service.limits.command_bytes)
+    wish = await read_members(request, service.limits.command)
     subscriptions: Subscriptions = request.app.state.subscriptions
     subscriptions.log_to(str(wish.get("clientId")), wanted=bool(wish.get("enabled")))
     return empty()

@@ -42,7 +42,7 @@ async def post_mask(request: Request, service: Current) -> Response:
 
 
 async def _upload(request: Request, service: Service, *, masked: bool) -> Response:
-    async with bounded(request, service.limits.upload_bytes).form(max_files=8, max_fields=100) as form:
+    async with bounded(request, service.limits.upload).form(max_files=8, max_fields=100) as form:
         image = form.get("image")
         if not isinstance(image, UploadFile) or not image.filename:
             return empty(400)

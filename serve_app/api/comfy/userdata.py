@@ -42,7 +42,7 @@ async def get_users(service: Current) -> Response:
 @router.post("/users")
 async def post_user(request: Request, service: Current) -> Response:
     """Add a user and return the id."""
-    name = (await read_members(request, service.limits.command_bytes)).get("username")
+    name = (await read_members(request, service.limits.command)).get("username")
     if not service.user_data.many:
         return Json({"error": "This server has one user."}, 400)
     try:
@@ -70,7 +70,7 @@ async def get_setting(request: Request, service: Current, user: User) -> Respons
 @router.post("/settings")
 async def post_settings(request: Request, service: Current, user: User) -> Response:
     """Set some settings."""
-    changes = await read_members(request, service.limits.command_bytes)
+    changes = await read_members(request, service.limits.command)
     await asyncio.to_thread(service.user_data.change_settings, user, changes)
     return empty()
 
@@ -78,7 +78,7 @@ async def post_settings(request: Request, service: Current, user: User) -> Respo
 @router.post("/settings/{setting:path}")
 async def post_setting(request: Request, service: Current, user: User) -> Response:
     """Set one setting to the JSON value in the body."""
-    value = await read_json(request, service.limits.command_bytes)
+    value = await read_json(request, service.limits.command)
     await asyncio.to_thread(service.user_data.change_settings, user, {request.path_params["setting"]: value})
     return empty()
 
@@ -146,7 +146,7 @@ async def get_file(request: Request, service: Current, user: User) -> Response:
 @router.post("/userdata/{name:path}")
 async def post_file(request: Request, service: Current, user: User) -> Response:
     """Store the body as a file."""
-    name, data = request.path_params["name"], await read_body(request, service.limits.body_bytes)
+    name, data = request.path_params["name"], await read_body(request, service.limits.body)
     try:
         await asyncio.to_thread(lambda: service.user_data.write(user, name, data, replace=_overwrites(request)))
     except FileExistsError:

@@ -22,6 +22,7 @@ from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.stored_file import stored_file
 from serve_app.errors import FileMissingError
+from serve_app.limits import refused
 from serve_app.service import Service
 from serve_app.store.store import AREAS, FileRef
 
@@ -88,6 +89,7 @@ async def _rendered(service: Service, ref: FileRef, render: Callable[[Image.Imag
 def check_pixels(image: Image.Image, most: int) -> None:
     """Refuse an image whose pixels would fill the memory, before they are decoded. Errors: FileMissingError."""
     if image.width * image.height > most:
+        refused("limits.image_pixels")
         size = f"{image.width}×{image.height}"
         raise FileMissingError(f"the image has {size} pixels; limits.image_pixels of the configuration allows {most:,}")
 

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.content import IMAGE_TYPES
-from serve_app.api.request import Current, read_object
+from serve_app.api.request import Current, lengths, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.stored_file import file_ref, stored_file
 from serve_app.api.strict_json import Json
@@ -30,7 +30,7 @@ router = Routes()
 @router.post("/prompt")
 async def post_prompt(request: Request, service: Current) -> Response:
     """Queue a workflow. Any problem refuses it: the contract has no partial acceptance."""
-    submitted = await service.submit(await read_object(request, service.limits.body_bytes))
+    submitted = await service.submit(await read_object(request, service.limits.body))
     answer: dict[str, Any] = {"prompt_id": submitted.job_id}
     # The contract's number is an integer; a client's own queue number may lie between two.
     if submitted.number.is_integer():
@@ -41,16 +41,18 @@ async def post_prompt(request: Request, service: Current) -> Response:
 
 @router.read("/queue")
 async def get_queue(service: Current) -> Response:
-    """List unfinished jobs. The contract has room for one running job; `running` beside it names all."""
+    """List unfinished jobs. The contract has room for one running job; `running` beside it names all.
+
+    Of those beyond the limits the prompt is empty, then the job.
+    """
     queue = await service.queue()
     running = [job.job_id for job in queue.running]
-    return Json(
-        {
-            "queue_pending": [[job.job_id, {"prompt": job.prompt, "outputs": {}}] for job in queue.pending],
-            "queue_running": running[0] if running else None,
-            "running": running,
-        }
-    )
+    lists = {
+        "queue_pending": [[job.job_id, {"prompt": job.prompt, "outputs": {}}] for job in queue.pending],
+        "queue_running": running[0] if running else None,
+        "running": running,
+    }
+    return Json(lists, headers=lengths(queue))
 
 
 @router.read("/history/{prompt_id}")

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from serve_app.config import PoolConfig
-from serve_app.scheduler.client import Reader, Submission
+from serve_app.scheduler.client import QueueBounds, Reader, Submission
 from serve_app.scheduler.messages import Free
 from serve_app.store.changes import JobQuery
 from tests.unit.replica.cluster import Cluster, cluster
+
+EVERY = QueueBounds(1000, 1_000_000)
 
 ENDED = JobQuery(("success", "error", "cancelled"))
 
@@ -60,7 +62,7 @@ async def test_a_client_hears_its_job_from_beginning_to_end(running):
 async def test_at_every_moment_a_job_is_in_the_queue_or_in_the_history(running):
     job_id = await submit(running, 2)
     for _ in range(2000):
-        queue = await running.scheduler.queue()
+        queue = await running.scheduler.queue(EVERY)
         page = await running.scheduler.page(ENDED)
         waiting = {job.job_id for job in (*queue.running, *queue.pending)}
         assert job_id in waiting or [job.job_id for job in page.jobs] == [job_id]

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from serve_app.events import Event
+from serve_app.limits import REFUSALS, EventLimits
 from serve_app.scheduler import client_feeds as module
 from serve_app.scheduler.client import Reader
 from serve_app.scheduler.client_feeds import Feed, Feeds
@@ -130,12 +131,13 @@ def test_of_pictures_between_progress_only_the_newest_waits_too():
     assert [e.seq for e in feed.after(0)] == [1, 6, 7, 8, 9, 10]
 
 
-def test_a_client_that_never_comes_costs_no_more_than_the_newest_events(monkeypatch):
-    feed = Feed()
-    for seq in range(module.UNREAD_KEPT + 10):
+def test_a_client_that_never_comes_costs_no_more_than_the_newest_events():
+    feed, dropped = Feed(EventLimits(feed_events=20)), REFUSALS["events.feed_events"]
+    for seq in range(30):
         feed.put(event(seq))
-    assert len(feed.unread) == module.UNREAD_KEPT
-    assert feed.after(0)[-1].seq == module.UNREAD_KEPT + 9
+    assert len(feed.unread) == 20
+    assert feed.after(0)[-1].seq == 29
+    assert REFUSALS["events.feed_events"] == dropped + 10
 
 
 async def test_a_feed_that_nobody_touches_is_forgotten(monkeypatch: pytest.MonkeyPatch):
@@ -146,3 +148,21 @@ async def test_a_feed_that_nobody_touches_is_forgotten(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "IDLE_S", -1.0)
     feeds.forget_idle()
     assert await seqs(feeds) == []
+
+
+async def test_an_event_costs_a_look_at_its_own_clients_feed_alone(monkeypatch: pytest.MonkeyPatch):
+    looked: list[int] = []
+    real = Feed.after
+    monkeypatch.setattr(Feed, "after", lambda feed, seq: looked.append(seq) or real(feed, seq))
+    feeds = Feeds(epoch=1)
+    readers = {f"client {number}": Reader("t", 0) for number in range(500)}
+    polls = [asyncio.create_task(feeds.news(readers, feeds.queue.version, 5.0)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert len(looked) == 2 * 500
+    feeds.put("somebody else", event(1))
+    await asyncio.sleep(0)
+    assert len(looked) == 2 * 500
+    feeds.put("client 7", event(2))
+    assert [list((await poll).events) for poll in polls] == [["client 7"]] * 2
+    assert len(looked) == 2 * 500 + 2
+    assert not feeds._polls

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from serve_app.events import Event, data_bytes
-from serve_app.scheduler import client_feeds as feeds_module
-from serve_app.scheduler import published_jobs
+from serve_app.limits import REFUSALS, EventLimits
 from serve_app.scheduler.client_feeds import Feed, Feeds
 from serve_app.scheduler.published_jobs import PublishedJobs
 from serve_app.scheduler.results import Results
@@ -37,12 +34,12 @@ def test_what_made_nodes_showed_is_remembered_up_to_a_number_of_bytes() -> None:
     assert [sorted(results.made(str(i))) for i in range(5)] == [[], [], [], [".6", ".7"], [".8", ".9"]]
 
 
-async def test_an_absent_clients_events_are_kept_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeds_module, "UNREAD_BYTES", 50_000)
-    feed = Feed()
+async def test_an_absent_clients_events_are_kept_up_to_a_number_of_bytes() -> None:
+    feed, dropped = Feed(EventLimits(feed_bytes=50_000)), REFUSALS["events.feed_bytes"]
     for seq in range(1, 11):
         feed.put(shown(seq))
     assert [event.seq for event in feed.unread] == [7, 8, 9, 10]
+    assert REFUSALS["events.feed_bytes"] == dropped + 6
     assert feed.bytes == 4 * data_bytes(shown(1).data)
     assert [event.seq for event in feed.after(9)] == [10]
     feed.after(10)
@@ -51,29 +48,27 @@ async def test_an_absent_clients_events_are_kept_up_to_a_number_of_bytes(monkeyp
     assert len(feed.unread) == 1
 
 
-async def test_feeds_that_take_too_much_together_are_forgotten_the_oldest_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(feeds_module, "FEEDS_BYTES", 25_000)
-    feeds = Feeds(epoch=1)
+async def test_feeds_that_take_too_much_together_are_forgotten_the_oldest_first() -> None:
+    feeds, forgotten = Feeds(1, EventLimits(feeds_bytes=25_000)), REFUSALS["events.feeds_bytes"]
     for client in "abc":
         feeds.put(client, shown(5))
     feeds.forget_idle()
     assert list(feeds._feeds) == ["b", "c"]
+    assert REFUSALS["events.feeds_bytes"] == forgotten + 1
 
 
 def row(job_id: str) -> JobRow:
     return JobRow(job_id, 0.0, 0, {}, ("1",), None, {}, 0.0, 1)
 
 
-async def test_streams_of_ended_jobs_are_kept_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published_jobs, "STREAMS_BYTES", 35_000)
-    published = PublishedJobs(1)
+async def test_streams_of_ended_jobs_are_kept_up_to_a_number_of_bytes() -> None:
+    published = PublishedJobs(1, EventLimits(streams_bytes=35_000))
     for i in range(5):
         job_id = f"job {i}"
         for event in (Event(job_id, 1, "queued", 0.0), shown(2, job_id), Event(job_id, 3, "success", 0.0)):
             published.publish(event)
     assert [i for i in range(5) if published.stream(f"job {i}")] == [2, 3, 4]
+    assert 0.8 < published.use["events.streams_bytes"] <= 1.0
     published.rebuild(row("job 0"))
     assert [i for i in range(5) if published.stream(f"job {i}")] == [0, 2, 3, 4]
     published.forget(None)

@@ -10,14 +10,14 @@ from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.messages import Check, Checked, ReplicaInfo
 from serve_app.scheduler.remote_validation import MAX_LOSSES, RemoteValidation
-from serve_app.scheduler.replicas import ReplicaRecord
+from serve_app.scheduler.replicas import ReplicaRecord, Replicas
 
 SPEC = NodeSpec("Picky", (), (), (), (), output_node=True, validator=("value",))
 GRAPH = Graph({"1": Node("1", "Picky", {})})
 
 
-def record(name: str, quarantined: str | None = None) -> ReplicaRecord:
-    return ReplicaRecord(ReplicaInfo(name, "cpu", 1), quarantined=quarantined)
+def record(name: str) -> ReplicaRecord:
+    return ReplicaRecord(ReplicaInfo(name, "cpu", 1))
 
 
 async def test_a_submission_whose_check_keeps_ending_replicas_is_refused() -> None:
@@ -28,7 +28,7 @@ async def test_a_submission_whose_check_keeps_ending_replicas_is_refused() -> No
         assert checks.under_way(replica_id)
         checks.lost(replica_id)
 
-    checks = RemoteValidation([Pool("cpu", False)], lambda: [record("r1"), record("r2")], send)
+    checks = RemoteValidation([Pool("cpu", False)], lambda _: record("r1"), send)
     with pytest.raises(InvalidSubmissionError, match="were lost while they checked the inputs of Picky"):
         await checks.check(GRAPH, ["1"], {"Picky": SPEC})
     assert len(asked) == MAX_LOSSES
@@ -36,14 +36,17 @@ async def test_a_submission_whose_check_keeps_ending_replicas_is_refused() -> No
 
 async def test_a_replica_in_quarantine_checks_only_where_there_is_no_other() -> None:
     asked: list[str] = []
-    there = [record("a", quarantined="suspect"), record("b")]
+    there = Replicas()
+    for name in "ab":
+        there.join(ReplicaInfo(name, "cpu", 1))
+    there.keep(there["a"], "suspect")
 
     def send(replica_id: str, check: Check) -> None:
         asked.append(replica_id)
         checks.answered(Checked(check.check_id, (), {}))
 
-    checks = RemoteValidation([Pool("cpu", False)], lambda: there, send)
+    checks = RemoteValidation([Pool("cpu", False)], there.least_busy, send)
     await checks.check(GRAPH, ["1"], {"Picky": SPEC})
-    there.pop()
+    there.drop("b")
     await checks.check(GRAPH, ["1"], {"Picky": SPEC})
     assert asked == ["b", "a"]

@@ -22,7 +22,7 @@ from serve_app.events import ENDINGS, Event
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import Input, NodeSpec
 from serve_app.scheduler import scheduler, writer
-from serve_app.scheduler.client import JobView, QueueCount, Reader, Submission
+from serve_app.scheduler.client import JobView, QueueBounds, QueueCount, Reader, Submission
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import Assign, NodeFinished, NodeStarted, ReplicaInfo, Report, TaskFinished
 from serve_app.scheduler.scheduler import Scheduler
@@ -31,6 +31,8 @@ from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 from tests.unit.store.lost_commits import losing_commits
+
+EVERY = QueueBounds(1000, 1_000_000)
 
 RULES = AppConfig().admission
 POOL = Pool("cpu", False)
@@ -203,7 +205,7 @@ async def test_an_output_that_cannot_be_recorded_ends_its_own_job_with_the_reaso
     assert told.count("error") == 1
     assert "success" not in told
     assert (await life.finish(await life.submit("1"))).state == "success"
-    queue = await life.scheduler.queue()
+    queue = await life.scheduler.queue(EVERY)
     assert (queue.running, queue.pending) == ((), ())
 
 
@@ -224,7 +226,7 @@ async def test_a_commit_that_is_merely_late_is_made_when_the_database_is_back(po
     async with living(postgres_server.database()) as life:
         life.free.clear()
         job_id = await life.submit("1")
-        while not (await life.scheduler.queue()).running:
+        while not (await life.scheduler.queue(EVERY)).running:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(postgres_server.stop)
         try:
@@ -244,7 +246,7 @@ async def test_an_output_waits_for_a_database_that_is_away_and_is_then_there(pos
     async with living(postgres_server.database()) as life:
         life.free.clear()
         job_id = await life.submit("1")
-        while not (await life.scheduler.queue()).running:
+        while not (await life.scheduler.queue(EVERY)).running:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(postgres_server.stop)
         try:
@@ -311,7 +313,7 @@ async def held(life: Life) -> str:
     """A job that runs until `free` is set."""
     life.free.clear()
     job_id = await life.submit("1")
-    while job_id not in [job.job_id for job in (await life.scheduler.queue()).running]:
+    while job_id not in [job.job_id for job in (await life.scheduler.queue(EVERY)).running]:
         await asyncio.sleep(0.01)
     return job_id
 

@@ -16,13 +16,15 @@ from serve_app.errors import DatabaseGoneError, DrainingError, NotReadyError
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler import succession, tenure, writer
-from serve_app.scheduler.client import Accepted, Submission
+from serve_app.scheduler.client import Accepted, QueueBounds, Submission
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import ReplicaInfo
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.scheduler.succession import Succession
 from serve_app.store.jobs import Jobs
 from serve_app.store.schema import SCHEMA, VERSION
+
+EVERY = QueueBounds(1000, 1_000_000)
 
 RULES = AppConfig().admission
 HOST = HostStats("host", 1, 1, 1, ())
@@ -97,7 +99,7 @@ async def test_the_older_server_notices_without_being_asked_and_works_on_when_th
                 await older.scheduler()
             assert not second.fenced.is_set()
         third = await works(older)
-        assert {job.job_id for job in (await third.queue()).pending} == {"a", "b"}
+        assert {job.job_id for job in (await third.queue(EVERY)).pending} == {"a", "b"}
         assert third.epoch > second.epoch > first.epoch
         assert (await submitted(older, "c")).job_id == "c"
     said = [record for record in caplog.records if "no longer holds" in record.getMessage()]
@@ -151,7 +153,7 @@ async def test_jobs_accepted_before_and_after_the_database_is_deleted_are_there_
             path.unlink()
     async with server(f"sqlite:///{path}", "me") as me:
         scheduler = await me.scheduler()
-        assert sorted(job.job_id for job in (await scheduler.queue()).pending) == list("01234")
+        assert sorted(job.job_id for job in (await scheduler.queue(EVERY)).pending) == list("01234")
 
 
 async def test_nothing_is_accepted_while_another_file_is_in_the_databases_place(tmp_path, caplog):
@@ -165,7 +167,7 @@ async def test_nothing_is_accepted_while_another_file_is_in_the_databases_place(
                 await submitted(me, "b")
             await asyncio.sleep(0.1)
         scheduler = await me.scheduler()
-        assert [job.job_id for job in (await scheduler.queue()).pending] == ["a"]
+        assert [job.job_id for job in (await scheduler.queue(EVERY)).pending] == ["a"]
     said = [r.getMessage() for r in caplog.records if "replaced by another file" in r.getMessage()]
     # Once; and once more when a copy has been written, if it is noticed before.
     assert 1 <= len(said) == len(set(said)) <= 2
