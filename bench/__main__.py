@@ -8,7 +8,20 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import events, idle, images, listing, loading, noop, overhead, report, sharing, startup, transformers
+from bench import (
+    events,
+    idle,
+    images,
+    listing,
+    loading,
+    noop,
+    overhead,
+    queued,
+    report,
+    sharing,
+    startup,
+    transformers,
+)
 from bench.series import Ratio, Series
 from bench.servers import Contender
 
@@ -21,6 +34,7 @@ BENCHMARKS = (
     noop.NAME,
     events.NAME,
     listing.NAME,
+    queued.NAME,
     startup.NAME,
     idle.NAME,
 )
@@ -70,6 +84,8 @@ def main() -> int:
         keep(events.measure([ours, *beside], rounds))
     if listing.NAME in arguments.benchmarks:
         keep(listing.measure([ours, *beside], rounds))
+    if queued.NAME in arguments.benchmarks:
+        keep(queued.measure([ours], rounds))
     if startup.NAME in arguments.benchmarks:
         keep(startup.measure([ours, *beside], rounds))
     if idle.NAME in arguments.benchmarks:

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class Contender:
     """A server that can be started. kind: "serve-app", "serve-app unbatched" or "ComfyUI". packs: a folder of them.
 
     pools: of a serve-app, as the configuration has them; none for one that runs everything. ready: a path that is
-    answered 200 once it has started; None sends it a job.
+    answered 200 once it has started; None sends it a job. arguments: more of a serve-app's configuration. prepare: is
+    called with the directory before it starts.
     """
 
     kind: str
@@ -41,6 +42,8 @@ class Contender:
     packs: Path | None = None
     pools: Sequence[Mapping[str, Any]] = ()
     ready: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Path], None] | None = None
 
     def command(self, directory: Path, port: int) -> list[str]:
         """Return what starts it, with everything it writes under the directory."""
@@ -68,6 +71,7 @@ class Contender:
             "database_url": f"sqlite:///{directory}/jobs.sqlite",
             "pools": list(self.pools) or [{"name": "gpu", "num_gpus": int(torch.cuda.is_available())}],
             "strict": self.kind == "serve-app unbatched",
+            **self.arguments,
         }
         return {"applications": [{"name": "serve-app", "args": arguments}]}
 
@@ -79,6 +83,8 @@ class Server:
         self.name = contender.kind
         self.port = _free_port()
         self._log = directory / "log"
+        if contender.prepare is not None:
+            contender.prepare(directory)
         began = time.perf_counter()
         with self._log.open("w") as log:
             command = contender.command(directory, self.port)
