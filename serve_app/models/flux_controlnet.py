@@ -27,9 +27,9 @@ from serve_app.models.dit_control import (
 )
 from serve_app.models.families.dit import PATCH, positions, to_tokens
 from serve_app.models.families.flux import DOUBLES, GUIDANCE, SINGLES, Flux, FluxCall, told_mask
-from serve_app.models.families.latents import FLUX
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
+from serve_app.sampling.latent_formats import FLUX
 
 BACKBONE_DOUBLES, BACKBONE_SINGLES = 19, 38
 """Over how many blocks of the backbone the answers are spread: as many as the published one has."""

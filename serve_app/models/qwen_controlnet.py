@@ -27,11 +27,11 @@ from serve_app.models.dit_control import (
     hint_latents,
 )
 from serve_app.models.families.dit import PATCH, to_tokens
-from serve_app.models.families.latents import WAN
 from serve_app.models.families.qwen_image import BLOCKS, QwenImage, QwenImageCall
 from serve_app.models.layout import Table
 from serve_app.models.model_control import one_image
 from serve_app.models.tensors import Tensors
+from serve_app.sampling.latent_formats import WAN
 
 BACKBONE_BLOCKS = 60
 """Over how many blocks of the backbone the answers are spread: as many as the published one has."""

@@ -17,12 +17,12 @@ from serve_app.images import resize
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.dit_control import SideFamily, check_family
 from serve_app.models.families.dit import PATCH, to_tokens
-from serve_app.models.families.latents import WAN
 from serve_app.models.families.qwen_image import BLOCKS, QwenImage
 from serve_app.models.layout import Table
 from serve_app.models.model_control import AtWork, ModelPatchNetwork, Shown, SomeRows, fitted, one_image
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import to_batch
+from serve_app.sampling.latent_formats import WAN
 
 _MARK = "controlnet_blocks.0.y_rms.weight"
 _EPS = 1e-6

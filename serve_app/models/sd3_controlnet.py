@@ -25,10 +25,10 @@ from serve_app.models.dit_control import (
     hint_latents,
 )
 from serve_app.models.families.dit import PATCH, grid, thirds, whole_patches
-from serve_app.models.families.latents import SD3
 from serve_app.models.families.sd3 import BLOCKS, HEAD, MODULES, Sd3, Sd3Call
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
+from serve_app.sampling.latent_formats import SD3
 
 MASKED_CHANNELS = 17
 """Of the hint of a ControlNet that reads a mask beside it."""

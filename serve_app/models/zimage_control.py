@@ -20,13 +20,13 @@ from serve_app.images import resize
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.dit_control import SideFamily, check_family
 from serve_app.models.families.dit import PATCH, WHOLE_EPS, lengths, stacked, to_tokens, within
-from serve_app.models.families.latents import FLUX
 from serve_app.models.families.one_stream import LAYERS, REFINERS, StreamCall
 from serve_app.models.families.zimage import SIZES, ZImage, attention_names
 from serve_app.models.layout import Place, Table
 from serve_app.models.model_control import AtWork, ModelPatchNetwork, Shown, SomeRows, fitted
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import to_batch
+from serve_app.sampling.latent_formats import FLUX
 
 BACKBONE_LAYERS = 30
 """Over how many layers of the backbone the answers are spread: as many as the published one has."""

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import BackboneFamily, File, Located, Rows
-from serve_app.models.families.latents import FLUX, FLUX2, WAN
 from serve_app.models.layout import Table
 from serve_app.models.network import Network
 from serve_app.models.tensors import Tensors
 from serve_app.models.weights import Weights
 from serve_app.sampling.denoiser import per_row, trained
 from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.sampling.latent_formats import FLUX, FLUX2, WAN
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.values import Flow, FluxFlow, Recipe, Training

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError
-from serve_app.models.families import Taesd, sdxl
-from serve_app.models.families import latents as formats
+from serve_app.models.families import Taesd
 from serve_app.models.families.taesd import TinyVae
 from serve_app.nodes.builtin.loaders import VAELoader
+from serve_app.sampling import latent_formats as formats
 from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe
 from tests.parity.dit_cases import noise, weights
@@ -33,7 +33,7 @@ def drawn(name, shape):
 def catalog(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     (root / "vae_approx").mkdir()
-    shapes = Taesd(sdxl.LATENTS).empty().state_dict()
+    shapes = Taesd(formats.SDXL).empty().state_dict()
     for half in ("encoder", "decoder"):
         tensors = {n.removeprefix(f"{half}."): drawn(n, t.shape) for n, t in shapes.items() if n.startswith(half)}
         for family in ("taesdxl", "other"):

@@ -38,7 +38,6 @@ from serve_app.models.families.family import (
     marked,
     own_text,
 )
-from serve_app.models.families.latents import WAN
 from serve_app.models.families.qwen import PLAIN, Qwen3Text
 from serve_app.models.families.qwen_image import frame_tokens
 from serve_app.models.families.sequences import Reading
@@ -48,6 +47,7 @@ from serve_app.models.prompt import Weighted, runs
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize, Tokenizer, t5
 from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.sampling.latent_formats import WAN
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Conditioning, Flow, T5Padding, Text, Training
 

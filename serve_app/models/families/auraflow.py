@@ -27,7 +27,6 @@ from serve_app.models.families.dit import (
     to_tokens,
 )
 from serve_app.models.families.family import BackboneFamily, File, Lexicon, Located, Rows, marked
-from serve_app.models.families.sdxl import LATENTS
 from serve_app.models.families.sequences import Reading
 from serve_app.models.families.t5 import UMT5Text
 from serve_app.models.layout import Place, Table
@@ -35,6 +34,7 @@ from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize, llama2
 from serve_app.models.tokenizers.sentencepiece import sentence_pieces
 from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.sampling.latent_formats import SDXL
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Flow, Training
 
@@ -93,7 +93,7 @@ class AuraFlow(BackboneFamily):
     """
 
     title = "AuraFlow"
-    latent_format = LATENTS
+    latent_format = SDXL
     dtypes = (torch.bfloat16, torch.float16)
 
     width: int
@@ -117,7 +117,7 @@ class AuraFlow(BackboneFamily):
             patches, places, text = "init_x_linear", "positional_encoding", "cond_seq_linear"
             doubles, singles = "double_layers.", "single_layers."
         width, columns = tensors.shape(f"{patches}.weight")
-        table, fed = tensors.shape(places)[1], LATENTS.channels * PATCH**2
+        table, fed = tensors.shape(places)[1], SDXL.channels * PATCH**2
         if width % HEAD or columns != fed or isqrt(table) ** 2 != table:
             raise tensors.unsupported(
                 f"has an AuraFlow backbone {width} wide, fed {columns} numbers a token, with {table} positions; "
@@ -147,8 +147,8 @@ class AuraFlow(BackboneFamily):
 
     def build(self) -> nn.Module:
         network: nn.Module = AuraFlowTransformer2DModel(
-            in_channels=LATENTS.channels,
-            out_channels=LATENTS.channels,
+            in_channels=SDXL.channels,
+            out_channels=SDXL.channels,
             num_mmdit_layers=self.doubles,
             num_single_dit_layers=self.singles,
             attention_head_dim=HEAD,

@@ -28,10 +28,10 @@ from serve_app.models.families.dit import (
     to_tokens,
 )
 from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
-from serve_app.models.families.latents import FLUX
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.sampling.latent_formats import FLUX
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import FluxFlow, Training
 

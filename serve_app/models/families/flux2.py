@@ -19,7 +19,6 @@ from torch.nn.functional import pad
 from serve_app.models.families import flux_names
 from serve_app.models.families.dit import Passing, attended, by_token, check_text, lora_names, positions, stacked
 from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
-from serve_app.models.families.latents import FLUX2
 from serve_app.models.families.references import (
     INDEX_TIMESTEP_ZERO,
     METHODS,
@@ -30,6 +29,7 @@ from serve_app.models.families.references import (
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.sampling.latent_formats import FLUX2
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import FluxFlow, Training
 

@@ -27,10 +27,10 @@ from serve_app.models.families.dit import (
     within,
 )
 from serve_app.models.families.family import BackboneFamily, Rows
-from serve_app.models.families.latents import FLUX
 from serve_app.models.layout import Table
 from serve_app.models.model_control import AtWork, all_at_work
 from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.sampling.latent_formats import FLUX
 from serve_app.values import Training
 
 REFINERS, LAYERS = "refiners", "layers"

@@ -31,7 +31,6 @@ from serve_app.models.families.dit import (
     to_tokens,
 )
 from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
-from serve_app.models.families.latents import WAN
 from serve_app.models.families.references import (
     INDEX_TIMESTEP_ZERO,
     METHODS,
@@ -43,6 +42,7 @@ from serve_app.models.layout import Table
 from serve_app.models.model_control import all_at_work
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.sampling.latent_formats import WAN
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import FluxFlow, Training
 

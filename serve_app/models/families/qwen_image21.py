@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from serve_app.models.families.dit import angles, check_text, lora_names, thirds
 from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
-from serve_app.models.families.latents import QWEN_IMAGE_21
 from serve_app.models.families.references import scaled_references
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.sampling.latent_formats import QWEN_IMAGE_21
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import FluxFlow, Training
 

@@ -12,25 +12,8 @@ from serve_app.models.families.concat import EDIT_CHANNELS, image_to_edit, mask_
 from serve_app.models.families.family import File
 from serve_app.models.families.unet import Unet
 from serve_app.sampling.forward import Canvas
-from serve_app.sampling.latents import LatentFormat, PreviewMap
+from serve_app.sampling.latent_formats import SD
 from serve_app.values import Discrete, Training
-
-LATENTS = LatentFormat(
-    channels=4,
-    # Rombach et al. 2022, Appendix G.
-    scale=0.18215,
-    # A least-squares fit to decoded images: keturn 2022, "Decoding latents to RGB without upscaling", Hugging Face
-    # forum 23204; the numbers are those that ComfyUI 0.3.64 shows its previews with.
-    preview=PreviewMap(
-        (
-            (0.3512, 0.2297, 0.3227),
-            (0.3250, 0.4974, 0.2350),
-            (-0.2829, 0.1762, 0.2721),
-            (-0.2120, -0.2616, -0.7177),
-        )
-    ),
-    tiny="taesd",
-)
 
 _V_SPREAD = 0.09
 
@@ -40,7 +23,7 @@ class Sd(Unet):
     """A backbone of SD 1.x or 2.x."""
 
     title = "Stable Diffusion 1.x and 2.x"
-    latent_format = LATENTS
+    latent_format = SD
     text_prefixes = {"clip_l": "cond_stage_model.transformer.", "clip_h": "cond_stage_model.model."}  # noqa: RUF012
 
     @classmethod

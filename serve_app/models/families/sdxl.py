@@ -19,25 +19,8 @@ from serve_app.models.families.family import File, Lexicon, TextEnsemble, own_te
 from serve_app.models.families.unclip import seen_vector
 from serve_app.models.families.unet import CELL, SIZE_WIDTH, Unet, sinusoids
 from serve_app.sampling.forward import Canvas
-from serve_app.sampling.latents import LatentFormat, PreviewMap
+from serve_app.sampling.latent_formats import SDXL
 from serve_app.values import Conditioning, ContinuousEdm, Discrete, T5Padding, Text, Texts, Training
-
-LATENTS = LatentFormat(
-    channels=4,
-    # Podell et al. 2023, and the VAE published with it.
-    scale=0.13025,
-    # As that of SD 1.x.
-    preview=PreviewMap(
-        (
-            (0.3651, 0.4232, 0.4341),
-            (-0.2533, -0.0042, 0.1068),
-            (0.1076, 0.1111, -0.0362),
-            (-0.3165, -0.2492, -0.2188),
-        ),
-        (0.1084, -0.0175, -0.0011),
-    ),
-    tiny="taesdxl",
-)
 
 AESTHETIC_SCORE = {"negative": 2.5}
 """The refiner's score for a branch, where the conditioning has none; 6 for the others."""
@@ -48,7 +31,7 @@ class Sdxl(Unet):
     """A backbone of SDXL or CosXL."""
 
     title = "SDXL"
-    latent_format = LATENTS
+    latent_format = SDXL
     text_prefixes = {  # noqa: RUF012
         "clip_l": "conditioner.embedders.0.transformer.",
         "clip_g": "conditioner.embedders.1.model.",

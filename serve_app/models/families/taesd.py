@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from serve_app.models.families import sd, sdxl
 from serve_app.models.families.family import Located, VaeFamily
-from serve_app.models.families.latents import FLUX, FLUX2, SD3
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
+from serve_app.sampling.latent_formats import FLUX, FLUX2, SD, SD3, SDXL
 from serve_app.sampling.latents import LatentFormat
 
-FORMATS = {latents.tiny: latents for latents in (sd.LATENTS, sdxl.LATENTS, SD3, FLUX, FLUX2)}
+FORMATS = {latents.tiny: latents for latents in (SD, SDXL, SD3, FLUX, FLUX2)}
 """The formats that one is published for, by how its files' names begin."""
 
 _LAYERS = 20

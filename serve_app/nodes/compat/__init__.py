@@ -94,6 +94,7 @@ def _modules() -> dict[str, ModuleType]:
         "comfy.model_patcher": _made("comfy.model_patcher", {**_public(model_options), **_public(model_patcher)}),
         "comfy.model_base": _made("comfy.model_base", {**_public(model_base), **model_base.CLASSES}),
         "comfy.model_sampling": _made("comfy.model_sampling", model_base.MODEL_SAMPLING),
+        "comfy.latent_formats": _made("comfy.latent_formats", model_base.LATENT_FORMATS),
         "comfy.supported_models": _made("comfy.supported_models", model_base.CONFIGS),
         "comfy.k_diffusion": _made("comfy.k_diffusion"),
         "comfy.k_diffusion.sampling": _made("comfy.k_diffusion.sampling", {**k_diffusion.NAMES, "torch": torch}),

@@ -17,6 +17,7 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.nodes.compat.missing import MissingMemberError
 from serve_app.nodes.compat.model_management import get_torch_device
+from serve_app.sampling import latent_formats
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.guidance_patches import Branches
 from serve_app.sampling.latents import LatentFormat as Latents
@@ -116,6 +117,46 @@ class LatentFormat:
         return self._latents.accept(latent, factor)
 
 
+_PLAYGROUND_MEAN = (-1.6574, 1.886, -1.383, 2.5155)
+_PLAYGROUND_SPREAD = (8.4927, 5.9022, 6.5498, 5.2299)
+"""Source: the configuration of Playground 2.5's VAE; its latents are then halved."""
+
+FORMATS: Mapping[str, Latents] = {
+    "SD15": latent_formats.SD,
+    "SDXL": latent_formats.SDXL,
+    "SDXL_Playground_2_5": Latents(
+        channels=4, scale=tuple(0.5 / spread for spread in _PLAYGROUND_SPREAD), shift=_PLAYGROUND_MEAN, tiny="taesdxl"
+    ),
+    "SD_X4": Latents(channels=4, scale=0.08333),
+    "SC_Prior": Latents(channels=16, factor=42),
+    "SC_B": Latents(channels=4, factor=4, scale=1 / 0.43),
+    "SD3": latent_formats.SD3,
+    "Flux": latent_formats.FLUX,
+    "Flux2": latent_formats.FLUX2,
+    "Wan21": latent_formats.WAN,
+}
+"""ComfyUI's classes of latent formats that packs make without a model."""
+
+
+def _format_class(name: str, latents: Latents) -> type[LatentFormat]:
+    def begin(self: LatentFormat) -> None:
+        LatentFormat.__init__(self, latents)
+
+    return type(name, (LatentFormat,), {"__init__": begin})
+
+
+LATENT_FORMATS: Mapping[str, type[LatentFormat]] = {
+    "LatentFormat": LatentFormat,
+    **{name: _format_class(name, latents) for name, latents in FORMATS.items()},
+}
+
+
+def latent_format(latents: Latents) -> LatentFormat:
+    """Return a model's latents, of ComfyUI's class where there is one."""
+    known = next((name for name, of in FORMATS.items() if of == latents), None)
+    return LatentFormat(latents) if known is None else LATENT_FORMATS[known]()  # type: ignore[call-arg]
+
+
 SUPPORTED: Mapping[str, str] = {
     "SD15": "Stable Diffusion 1.x and 2.x",
     "SD20": "",
@@ -191,7 +232,7 @@ class BaseModel:
         self, family: Any, levels: Callable[[], Levels], latents: Latents, branches: Branches | None = None
     ) -> None:
         self.branches = branches
-        self.latent_format = LatentFormat(latents)
+        self.latent_format = latent_format(latents)
         self.device = get_torch_device()
         self._levels = levels
         width, vector = getattr(family, "context_dim", None), getattr(family, "vector_dim", 0)

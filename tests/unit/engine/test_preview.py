@@ -11,8 +11,7 @@ from PIL import Image
 
 from serve_app.engine.preview import picture
 from serve_app.images import to_preview
-from serve_app.models.families import latents as formats
-from serve_app.models.families import sd, sdxl
+from serve_app.sampling import latent_formats as formats
 from serve_app.sampling.latents import LatentFormat
 
 
@@ -20,9 +19,9 @@ from serve_app.sampling.latents import LatentFormat
     ("latent_format", "channel", "expected"),
     [
         # (1 + the map's row + its offset) / 2 * 255, cut off, for a latent of one channel; the rows as published.
-        (sd.LATENTS, 0, (172, 156, 168)),
-        (sd.LATENTS, 3, (100, 94, 35)),
-        (sdxl.LATENTS, 1, (109, 124, 140)),
+        (formats.SD, 0, (172, 156, 168)),
+        (formats.SD, 3, (100, 94, 35)),
+        (formats.SDXL, 1, (109, 124, 140)),
     ],
 )
 def test_a_latent_of_one_channel_has_the_colour_of_its_row(latent_format, channel, expected):
@@ -57,7 +56,7 @@ def test_of_a_video_the_first_moment_is_shown():
 
 def test_colours_end_at_black_and_white():
     latents = torch.full((1, 4, 1, 1), 100.0)
-    assert set(picture(latents, sdxl.LATENTS).flatten()) <= {0, 255}
+    assert set(picture(latents, formats.SDXL).flatten()) <= {0, 255}
 
 
 def test_latents_without_a_map_have_no_picture():

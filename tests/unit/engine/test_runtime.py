@@ -10,8 +10,9 @@ from serve_app.engine.preview import picture
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.limits import SizeLimits
-from serve_app.models.families import AutoencoderKL, ClipText, Sd, Taesd, sd
+from serve_app.models.families import AutoencoderKL, ClipText, Sd, Taesd
 from serve_app.models.weights import Weights
+from serve_app.sampling import latent_formats
 from serve_app.store.catalog import Catalog
 from serve_app.values import GenerationRequest, IllustratedText, Recipe, Texts
 from tests.unit.engine import mixes
@@ -95,7 +96,7 @@ async def test_each_step_can_be_shown(shared):
     await asyncio.sleep(0)
     assert [shown.shape for shown in pictures] == [(4, 4, 3)] * 3
     # The last step's picture is of what it took for the image.
-    assert (pictures[-1] == picture(sd.LATENTS.to_model(sampled.denoised), sd.LATENTS)).all()
+    assert (pictures[-1] == picture(latent_formats.SD.to_model(sampled.denoised), latent_formats.SD)).all()
 
 
 async def test_without_the_files_of_a_taesd_pictures_are_the_linear_maps(engine, catalog):
@@ -111,7 +112,7 @@ async def test_with_the_files_of_a_taesd_pictures_are_decoded(engine, catalog, t
     root = tmp_path / "models"
     (root / "vae_approx").mkdir(parents=True)
     (root / "checkpoints").symlink_to(catalog.path("checkpoints", "a.safetensors").parent)
-    tensors = Taesd(sd.LATENTS).build().state_dict()
+    tensors = Taesd(latent_formats.SD).build().state_dict()
     for half in ("encoder", "decoder"):
         part = {name.removeprefix(f"{half}."): t for name, t in tensors.items() if name.startswith(half)}
         save_file(part, root / "vae_approx" / f"taesd_{half}.safetensors")

@@ -6,10 +6,11 @@ from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import Sd, sdxl
+from serve_app.models.families import Sd
 from serve_app.models.layout import places
 from serve_app.models.lexicon import Lexicon
 from serve_app.models.packing import move_to
+from serve_app.sampling import latent_formats
 from serve_app.sampling.forward import Canvas
 from serve_app.store.catalog import Catalog
 from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Recipe, Rounded, Texts
@@ -104,7 +105,7 @@ def test_a_folder_in_diffusers_layout_gives_its_parts(weights):
     cond, _ = encoded(weights, Recipe("clip", "diffusers", "folder"))
     expected, _ = encoded(weights, Recipe("clip", "text_encoders", L))
     assert torch.equal(cond, expected)
-    assert weights.backbone(Recipe("backbone", "diffusers", "folder")).latent_format is sdxl.LATENTS
+    assert weights.backbone(Recipe("backbone", "diffusers", "folder")).latent_format is latent_formats.SDXL
 
 
 def test_two_texts_for_an_encoder_that_reads_one_are_refused(weights):

@@ -18,7 +18,7 @@ from tests.unit.models.sample import write_sample_checkpoint
 
 PACK = """
     import torch
-    import comfy.sample, comfy.samplers, comfy.sd, comfy.utils, comfy.model_sampling
+    import comfy.sample, comfy.samplers, comfy.sd, comfy.utils, comfy.model_sampling, comfy.latent_formats
     import comfy.k_diffusion.sampling as k
     import folder_paths, latent_preview, nodes
     from comfy.ldm.modules.attention import optimized_attention
@@ -135,6 +135,11 @@ PACK = """
         config, format = inner.model_config.unet_config, inner.latent_format
         sampling = model.get_model_object("model_sampling")
         assert not hasattr(model, "nothing_of_this_name")
+        own = comfy.latent_formats.SD15()
+        assert isinstance(format, comfy.latent_formats.SD15) and isinstance(own, comfy.latent_formats.LatentFormat)
+        latents = torch.ones(1, 4, 2, 2)
+        assert (own.process_in(latents) == format.process_in(latents)).all()
+        assert comfy.latent_formats.Wan21().process_out(torch.zeros(1, 16, 1, 2, 2)).std() > 0
         return (f"{config['context_dim']} {format.scale_factor} {float(sampling.percent_to_sigma(0.5)):.3f} "
                 f"{sampling.percent_to_sigma(0)} {inner.model_type.name}",)
 

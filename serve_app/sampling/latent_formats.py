@@ -1,4 +1,4 @@
-"""Latent formats that several families share: those of 16 channels and more, by the autoencoder they are of.
+"""Latent formats by the autoencoder they are of.
 
 Scales and shifts were published with the autoencoders. The preview maps are least-squares fits to decoded images; the
 numbers are those that ComfyUI shows its previews with (0.33.0; Qwen-Image 2.1: 0.38.0).
@@ -7,6 +7,40 @@ numbers are those that ComfyUI shows its previews with (0.33.0; Qwen-Image 2.1: 
 from __future__ import annotations
 
 from serve_app.sampling.latents import LatentFormat, PreviewMap
+
+SD = LatentFormat(
+    channels=4,
+    # Rombach et al. 2022, Appendix G.
+    scale=0.18215,
+    # A least-squares fit to decoded images: keturn 2022, "Decoding latents to RGB without upscaling", Hugging Face
+    # forum 23204; the numbers are those that ComfyUI 0.3.64 shows its previews with.
+    preview=PreviewMap(
+        (
+            (0.3512, 0.2297, 0.3227),
+            (0.3250, 0.4974, 0.2350),
+            (-0.2829, 0.1762, 0.2721),
+            (-0.2120, -0.2616, -0.7177),
+        )
+    ),
+    tiny="taesd",
+)
+
+SDXL = LatentFormat(
+    channels=4,
+    # Podell et al. 2023, and the VAE published with it.
+    scale=0.13025,
+    # As that of SD 1.x.
+    preview=PreviewMap(
+        (
+            (0.3651, 0.4232, 0.4341),
+            (-0.2533, -0.0042, 0.1068),
+            (0.1076, 0.1111, -0.0362),
+            (-0.3165, -0.2492, -0.2188),
+        ),
+        (0.1084, -0.0175, -0.0011),
+    ),
+    tiny="taesdxl",
+)
 
 SD3 = LatentFormat(
     channels=16,
