@@ -233,7 +233,8 @@ PACK_CASES: dict[str, Case] = {
     ),
     "efficiency|sampler": case(
         "k",
-        k=(
+        k=("VAEDecode", {"samples": ["s", 3], "vae": VAE}),
+        s=(
             "KSampler (Efficient)",
             {
                 "model": MODEL,
