@@ -143,7 +143,7 @@ async def test_a_body_over_the_limit_is_refused_by_its_length(client):
     assert response.status_code == 413
     assert response.json() == {
         "error": "Request body too large",
-        "detail": "the body is 10001 bytes; at most 10000 are read",
+        "detail": "the body is 10001 bytes; ingress.max_body_bytes of the configuration allows 10000 bytes",
         "status_code": 413,
     }
 
