@@ -297,9 +297,11 @@ class CropByBBoxes:
     ) -> tuple[Tensor]:
         """Return a crop of each image that has boxes, around all of them; the images as they are if none has.
 
-        padding: pixels more on each side. The last list of boxes stands for the images beyond.
+        padding: pixels more on each side. The last list of boxes stands for the images beyond. Errors: NodeError if the
+        crops together would be too large.
         """
         frames = _frames(bboxes) if bboxes != [] else []
+        allow(len(image), output_height, output_width, image.shape[-1])
         crops = []
         for index, one in enumerate(image):
             boxes = frames[min(index, len(frames) - 1)] if frames else []

@@ -29,6 +29,8 @@ IMAGE = torch.zeros(1, 64, 64, 3)
 LATENT = {"samples": torch.zeros(1, 4, 8, 8)}
 FAR = 16384
 MARGINS = dict.fromkeys(("left", "top", "right", "bottom"), 10**6)
+WHOLE = [[{"x": 0, "y": 0, "width": 64, "height": 64}]]
+CROP = {"output_width": 512, "output_height": 512, "padding": 0}
 PADDED = {"padding_color": "white", "interpolation": "area"}
 
 
@@ -58,6 +60,8 @@ def limited(function: Callable[[], Any]) -> Any:
             "ResizeAndPadImage",
             PADDED | {"image": IMAGE, "target_width": 10**7, "target_height": 64},
         ),
+        # Each crop would be within the limits, and all of them are not.
+        ("CropByBBoxes", CROP | {"image": IMAGE.expand(4096, -1, -1, -1), "bboxes": WHOLE}),
         ("StringConcatenate", {"string_a": "a" * 600, "string_b": "b" * 600, "delimiter": ""}),
         ("StringReplace", {"string": "a" * 100, "find": "a", "replace": "b" * 100}),
         ("RegexReplace", {"string": "a" * 100, "regex_pattern": "a", "replace": "b" * 100}),
