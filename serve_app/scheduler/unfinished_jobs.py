@@ -8,7 +8,6 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import islice
 from typing import TypeAlias
 
 from serve_app.scheduler.records import JobRecord
@@ -80,7 +79,7 @@ class UnfinishedJobs(Mapping[str, JobRecord]):
 
     def oldest_waiting(self) -> JobRecord | None:
         """Return the one that has waited longest."""
-        return next(islice(self._unstarted.values(), 1), None)
+        return next(iter(self._unstarted.values()), None)
 
     def add(self, job: JobRecord, *, started: bool) -> None:
         """Add a job that is not among them."""
