@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from serve_app.models.families import sd
+from serve_app.sampling import latent_formats
 from training.parts import VAE, averaged, load_state, record, save_state, untrained
 from training.scenes import FRAME, SIDE, draw_scene, render
 
@@ -80,8 +80,8 @@ def normalised(state: Mapping[str, Tensor], mean: Tensor, std: Tensor) -> dict[s
 
     mean, std: (4,), of the latents that the state makes of its pictures.
     """
-    assert isinstance(sd.LATENTS.scale, float)
-    scale = 1 / (std * sd.LATENTS.scale)
+    assert isinstance(latent_formats.SD.scale, float)
+    scale = 1 / (std * latent_formats.SD.scale)
     moments, post = state["quant_conv.weight"].clone(), state["post_quant_conv.weight"]
     biases = state["quant_conv.bias"].clone()
     moments[:4] *= scale[:, None, None, None]

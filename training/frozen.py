@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families import ClipText, sd
+from serve_app.models.families import ClipText
 from serve_app.models.families.clip import TextEncoder
 from serve_app.models.families.family import Vectors
+from serve_app.sampling import latent_formats
 from serve_app.sampling.levels import TableLevels
 from training.autoencoder import to_pixels
 from training.scenes import Array
@@ -35,7 +36,7 @@ class Frozen:
         with torch.no_grad():
             parts = [to_pixels(pictures[i : i + 16]) for i in range(0, len(pictures), 16)]
             latents = torch.cat([self._vae.encode(p, return_dict=False)[0].mode() for p in parts])
-            return sd.LATENTS.to_model(latents)
+            return latent_formats.SD.to_model(latents)
 
     def contexts(self, texts: Sequence[str]) -> Tensor:
         """Return texts as the backbone reads them, (N,T,D)."""
