@@ -49,7 +49,8 @@ class Level:
 
     links: id -> (origin id, slot). path: the ids of the hosts around it. entries: the names of its inputs, of which a
     saved host may hold fewer. ends: an output's position -> the link to it.
-    shown: an input's name -> the value that the host shows for it.
+    shown: an input's name -> the value that the host shows for it. widgets: an input's name -> (node id, widget) of the
+    first widget inside that it is linked to, whose value it has where the host has none of its own.
     overrides: (node id, widget) -> the value that the host shows instead.
     """
 
@@ -61,6 +62,7 @@ class Level:
     entries: Sequence[str] = ()
     ends: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     shown: Mapping[str, Any] = field(default_factory=dict)
+    widgets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     overrides: Mapping[tuple[str, str], Any] = field(default_factory=dict)
 
     def name(self, node_id: str) -> str:
@@ -165,7 +167,22 @@ class _Conversion:
         for position, outside in enumerate(level.host.get("inputs") or ()):
             if outside["name"] == name and outside.get("link") is not None:
                 return self._source(level.outer, level.path[-1], position, outside["type"], seen)
-        return Constant(level.shown[name]) if name in level.shown else None
+        return self._shown(level, name)
+
+    def _shown(self, level: Level, name: str) -> Constant | None:
+        """Return the value that a host's input has without a link, None if no widget stands for it."""
+        if name in level.shown:
+            return Constant(level.shown[name])
+        if name not in level.widgets:
+            return None
+        owner, widget = level.widgets[name]
+        if (owner, widget) in level.overrides:
+            return Constant(level.overrides[owner, widget])
+        node = level.nodes[owner]
+        if node["type"] in self._subgraphs:
+            return self._shown(self._inside(level, owner), widget)
+        values = widget_values(node, self._classes[node["type"]]) if node["type"] in self._classes else {}
+        return Constant(values[widget]) if widget in values else None
 
     def _output(self, level: Level, node_id: str, slot: int, wanted: str, seen: Seen) -> Source:
         """Return what runs in place of an output: itself, or whatever it passes on."""
@@ -203,6 +220,7 @@ def _level(
     links = [_link(given) for given in graph.get("links") or ()]
     nodes = {str(node["id"]): node for node in graph["nodes"]}
     promoted = [] if host is None else list(_promoted(host, graph))
+    widgets = {} if host is None else _widgets(graph)
     return Level(
         dict(sorted(nodes.items(), key=lambda item: _rank(item[0]))),
         {link: (origin, slot) for link, origin, slot, _, _ in links},
@@ -212,6 +230,7 @@ def _level(
         [] if host is None else [entry["name"] for entry in graph.get("inputs") or ()],
         {end: (origin, slot) for _, origin, slot, target, end in links if target == SUBGRAPH_OUTPUT},
         {name: value for owner, name, value in promoted if owner == OWN},
+        widgets,
         {(owner, name): value for owner, name, value in promoted if owner != OWN},
     )
 
@@ -257,15 +276,14 @@ def _promoted(host: JsonObject, definition: JsonObject) -> Iterator[tuple[str, s
             yield str(owner), str(name), value
 
 
-def _widgets(definition: JsonObject) -> list[str]:
-    """Return the inputs of a subgraph that are widgets of nodes inside: its host saves a value of each, in this order.
+def _widgets(definition: JsonObject) -> dict[str, tuple[str, str]]:
+    """Return the first widget inside, (node id, name), of each input of a subgraph that is linked to any, by its name.
 
-    A saved host may leave inputs out, but no value.
+    A host saves a value of each of them, in this order. It may leave inputs out, but no value.
     """
     inside = {str(node["id"]): node.get("inputs") or () for node in definition["nodes"]}
-    widgets = {
-        slot
-        for _, origin, slot, target, end in map(_link, definition.get("links") or ())
-        if origin == SUBGRAPH_INPUT and end < len(inside.get(target, ())) and inside[target][end].get("widget")
-    }
-    return [entry["name"] for slot, entry in enumerate(definition.get("inputs") or ()) if slot in widgets]
+    found: dict[int, tuple[str, str]] = {}
+    for _, origin, slot, target, end in map(_link, definition.get("links") or ()):
+        if origin == SUBGRAPH_INPUT and end < len(inside.get(target, ())) and (at := inside[target][end]).get("widget"):
+            found.setdefault(slot, (target, at["widget"].get("name", at["name"])))
+    return {entry["name"]: found[slot] for slot, entry in enumerate(definition.get("inputs") or ()) if slot in found}

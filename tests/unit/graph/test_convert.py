@@ -177,6 +177,35 @@ def test_what_a_subgraphs_host_shows_counts_before_what_is_inside(properties):
     assert (prompt["3:5"]["inputs"]["strength"], prompt["3:6"]["inputs"]["strength"]) == (0.125, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("nested", "shown", "value"),
+    [(False, {}, 0.75), (True, {}, 0.75), (True, {"widgets_values": [0.25]}, 0.25)],
+)
+def test_an_input_of_a_subgraph_that_is_a_widget_inside_gives_its_value_to_all_that_are_linked_to_it(
+    nested, shown, value
+):
+    def holding(name, widget):
+        inner = subgraph(
+            name,
+            widget,
+            node(6, "Forced", {"text": ("*", 2)}),
+            links={1: (-10, 0, 5, 0), 2: (-10, 0, 6, 0)},
+            inputs=("strength",),
+        )
+        inner["nodes"][0]["inputs"][0]["widget"] = {"name": "strength"}
+        return inner
+
+    patch = node(5, "Patch", {"strength": ("FLOAT", 1)}, widgets_values=[0.75])
+    definitions = [holding("s", patch)]
+    if nested:
+        definitions.append(holding("o", node(5, "s", {"strength": ("FLOAT", 1)}, (), **shown)))
+    host = node(3, definitions[-1]["name"], {}, ())
+    prompt = convert(workflow(host, links={}, definitions={"subgraphs": definitions}), CLASSES)
+    given = {name: made["inputs"] for name, made in prompt.items()}
+    path = "3:5" if nested else "3"
+    assert (given[f"{path}:5"]["strength"], given[f"{path}:6"]["text"], given["3:6"]["text"]) == (value,) * 3
+
+
 def test_a_host_that_leaves_inputs_out_has_a_value_of_each_widget_inside():
     saved = around(widgets_values=[0.125, 3])
     inner = subgraph(
