@@ -23,13 +23,12 @@ from serve_app.sampling.forward import Canvas
 from serve_app.values import Conditioning, Control, Discrete, Flow, HintKind, Recipe
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_cases import CASES, GUIDANCE, NETS, SIGMA, TIMES, Case, Vae, asked, file
-from tests.parity.figures import GOLDEN, Figures
+from tests.parity.figures import GOLDEN, Figures, module_tolerance
 from tests.unit.models.control_nets import ARCHITECTURE, control_net
 
 CPU = torch.device("cpu")
 FIGURES = Figures("dit_controls")
 BACKBONES = json.loads((GOLDEN / "dit_controlled_keys.json").read_text())
-TOLERANCE = 1e-5
 VAE = Recipe("vae", "vae", "vae")
 LEVELS = trained(Flow(1.0, 1.0))[0]
 
@@ -83,12 +82,14 @@ def rows(folder: Path, case: Case, *, controlled: bool = True) -> list[Rows]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_controlled_forward_is_comfyuis(folder: Path, case: Case) -> None:
     family, module = backbone(folder, case.net)
-    FIGURES.assert_agrees(torch.cat(family.forward(module, rows(folder, case))), case.name, TOLERANCE)
+    tolerance = module_tolerance(BACKBONES[case.net])
+    FIGURES.assert_agrees(torch.cat(family.forward(module, rows(folder, case))), case.name, tolerance)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_rows_under_several_controls_and_none_share_a_forward_and_change_no_other(folder: Path, name: str) -> None:
     family, module = backbone(folder, name)
+    tolerance = module_tolerance(BACKBONES[name])
     cases = [case for case in CASES if case.net == name and case.size == (8, 8)]
     asked_for = [(case, with_control) for case in cases for with_control in (True, False)]
     each = [rows(folder, case, controlled=with_control) for case, with_control in asked_for]
@@ -101,7 +102,7 @@ def test_rows_under_several_controls_and_none_share_a_forward_and_change_no_othe
         for number in group:
             case, with_control = asked_for[number]
             figure = case.name if with_control else f"{case.name} without"
-            FIGURES.assert_agrees(torch.cat([next(together) for _ in each[number]]), figure, TOLERANCE)
+            FIGURES.assert_agrees(torch.cat([next(together) for _ in each[number]]), figure, tolerance)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.control in ("sd3_large", "sd3_diffusers")][:3])
