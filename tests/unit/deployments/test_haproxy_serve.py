@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_errors_have_the_contracts_form_and_side_doors_are_closed(written: str, 
 @pytest.mark.skipif(haproxy.find() is None, reason="no HAProxy on this machine")
 def test_the_program_becomes_the_haproxy_that_takes_it(written: str, tmp_path: Path):
     program = tmp_path / "program"
-    program.write_text('#!/bin/sh\nexec python -m serve_app.deployments.haproxy_serve "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m serve_app.deployments.haproxy_serve "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     path = tmp_path / "haproxy.cfg"
     done = subprocess.run(
