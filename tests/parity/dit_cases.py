@@ -202,6 +202,17 @@ NETS: Mapping[str, dict[str, Any]] = {
         "cond_seq_dim": TEXT_WIDTH,
         "max_seq": 64,
     },
+    "omnigen2": {
+        "in_channels": CHANNELS,
+        "hidden_size": 96,
+        "num_layers": 2,
+        "num_refiner_layers": 1,
+        "num_attention_heads": 4,
+        "num_kv_heads": 2,
+        "axes_dim_rope": (8, 8, 8),
+        "text_feat_dim": TEXT_WIDTH,
+        "timestep_scale": 1000.0,
+    },
 }
 ADAPTER: dict[str, Any] = {
     "source_dim": TEXT_WIDTH,
@@ -333,6 +344,10 @@ CASES: Sequence[Case] = (
     Case("auraflow", (16, 16), 5),
     Case("auraflow", (7, 9), 12),
     Case("auraflow", (20, 5), 3),
+    Case("omnigen2", (8, 6), 5),
+    Case("omnigen2", (7, 9), 12),
+    Case("omnigen2", (8, 6), 5, ((9, 8),)),
+    Case("omnigen2", (7, 9), 3, ((5, 7), (4, 4))),
 )
 
 

@@ -38,6 +38,7 @@ import comfy.ldm.krea2.model  # noqa: E402
 import comfy.ldm.lumina.model  # noqa: E402
 import comfy.ldm.models.autoencoder  # noqa: E402
 import comfy.ldm.modules.diffusionmodules.mmdit  # noqa: E402
+import comfy.ldm.omnigen.omnigen2  # noqa: E402
 import comfy.ldm.qwen_image.model  # noqa: E402
 import comfy.ldm.wan.vae  # noqa: E402
 import comfy.lora  # noqa: E402
@@ -72,6 +73,7 @@ MODULES: dict[str, Any] = {
     "anima": comfy.ldm.anima.model.Anima,
     "hidream": comfy.ldm.hidream.model.HiDreamImageTransformer2DModel,
     "auraflow": comfy.ldm.aura.mmdit.MMDiT,
+    "omnigen2": comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel,
 }
 """ComfyUI's modules of networks that are not Flux's."""
 LATENTS, WAN = comfy.latent_formats.Flux(), comfy.latent_formats.Wan21()
@@ -109,6 +111,10 @@ def answer(net: Any, case: Case, a: Asked) -> Tensor:
     if name == "auraflow":
         of_text_alone: Tensor = net(a.x, a.sigma, a.text)
         return of_text_alone
+    if name == "omnigen2":
+        looked_at = [LATENTS.process_in(r).expand(2, -1, -1, -1) for r in a.references] or None
+        beside_text: Tensor = net(a.x, a.sigma, a.text, a.text.shape[1], looked_at)
+        return beside_text
     if name == "chroma":
         without_pooled: Tensor = net(a.x, a.sigma, a.text, a.guidance)
         return without_pooled
@@ -167,6 +173,7 @@ KINDS = {
     "hidream": comfy.model_base.HiDream,
     "sd35": comfy.model_base.SD3,
     "auraflow": comfy.model_base.AuraFlow,
+    "omnigen2": comfy.model_base.Omnigen2,
 }
 """Networks whose names in LoRA files are kept, and what ComfyUI takes their models for."""
 

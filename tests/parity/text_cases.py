@@ -26,6 +26,7 @@ from serve_app.models.families.clip import ClipText
 from serve_app.models.families.family import TextFamily
 from serve_app.models.families.gemma import Gemma2Text
 from serve_app.models.families.mistral import MistralText
+from serve_app.models.families.omnigen2 import OmniGen2Text
 from serve_app.models.families.qwen import Qwen3Text, QwenImage21Text
 from serve_app.models.families.qwen3_vl import QWEN_IMAGE_21
 from serve_app.models.families.qwen3_vl import Tower as DeepTower
@@ -228,6 +229,16 @@ CASES: Mapping[str, TextCase] = {
             {"text": f"a {SEEN} b {SEEN} c", "images": [[150, 230], [20, 31]], "template": TEMPLATE},
         ),
         tower={"hidden_size": 80, "num_layers": 9, "num_heads": 1, "intermediate_size": 96},
+        every=5,
+    ),
+    "omnigen2": TextCase(
+        {"qwen_vl_3b": OmniGen2Text(2, 32, 48, 2, 2, 128, 151936)},
+        "omnigen2",
+        "omnigen2",
+        "te",
+        "Omnigen2Tokenizer",
+        {"qwen25_3b": {**DECODER_SIZES, "num_key_value_heads": 2, "num_hidden_layers": 2}},
+        texts=_SOME,
         every=5,
     ),
     "qwen_image_21": TextCase(

@@ -28,6 +28,7 @@ from serve_app.models.families.hidream import HiDream
 from serve_app.models.families.krea2 import Attention, Krea2
 from serve_app.models.families.llama import LlamaText
 from serve_app.models.families.mistral import MistralText
+from serve_app.models.families.omnigen2 import OmniGen2, OmniGen2Text
 from serve_app.models.families.qwen import Qwen3Text, QwenImage21Text
 from serve_app.models.families.qwen3_vl import Tower as DeepTower
 from serve_app.models.families.qwen_image import NEGATIVE_INDEX, QwenImage
@@ -93,6 +94,9 @@ QWEN3_06B = AnimaText(layers=1, width=1024, hidden_width=48, heads=1, kv_heads=1
 """Its width says what it is."""
 HIDREAM = HiDream(128, doubles=1, singles=1, text_width=TEXT_WIDTH, states_width=TEXT_WIDTH, pooled_width=128)
 LLAMA = LlamaText(layers=2, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=128256)
+OMNIGEN2 = OmniGen2(width=48, heads=1, shared=1, layers=1, refiners=1, text_width=TEXT_WIDTH)
+QWEN_VL_3B = OmniGen2Text(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=2, head=128, tokens=151936)
+"""Two heads of keys, by which it is told from the 7B."""
 SMALL_DECODER = Flux2Vae(replace(KL, channels=(64,) * 4), decoder_channels=KL.channels)
 
 Tensors = Mapping[str, Tensor]
@@ -130,6 +134,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/krea2.*": lambda: network(KREA2),
     r"diffusion_models/qwen_image_layered.*": lambda: network(QWEN_LAYERED),
     r"diffusion_models/qwen_image_edit_2511.*": lambda: network(QWEN_2511),
+    r"diffusion_models/omnigen2.*": lambda: network(OMNIGEN2),
     r"diffusion_models/qwen_image.*": lambda: network(QWEN_IMAGE),
     r"loras/Qwen-Image.*": lambda: lora("transformer_blocks.0.attn.to_q", 32, 32),
     r"loras/anima.*": lambda: lora("diffusion_model.blocks.0.self_attn.q_proj", 64, 64),
@@ -147,6 +152,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
     r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
+    r"text_encoders/qwen_2.5_vl_fp16.*": lambda: text_tensors(QWEN_VL_3B),
     r"vae/qwen_image_2\.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
     r"vae/ae\..*": lambda: network(VAE),
     r"vae/qwen_image_vae.*": lambda: single_file(WAN_VAE),

@@ -29,6 +29,7 @@ from serve_app.models.families.krea2 import Krea2
 from serve_app.models.families.llama import LlamaText
 from serve_app.models.families.lumina2 import Lumina2
 from serve_app.models.families.mistral import MistralText
+from serve_app.models.families.omnigen2 import OmniGen2, OmniGen2Text
 from serve_app.models.families.qwen import Qwen3Text
 from serve_app.models.families.qwen_image import QwenImage
 from serve_app.models.families.qwen_image21 import QwenImage21
@@ -49,13 +50,25 @@ from serve_app.models.families.zimage import ZImage
 UNETS: Sequence[type[Unet]] = (Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
-    *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow),
+    *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
 )
 VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, QwenImage21Vae, WanVae, Taesd)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (
-    *(ClipText, T5Text, UMT5Text, PileT5Text, Qwen3Text, AnimaText, QwenVlText, Gemma2Text, MistralText, LlamaText),
+    *(
+        ClipText,
+        T5Text,
+        UMT5Text,
+        PileT5Text,
+        Qwen3Text,
+        AnimaText,
+        QwenVlText,
+        OmniGen2Text,
+        Gemma2Text,
+        MistralText,
+        LlamaText,
+    ),
 )
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText)
 """Encoders that go together, and are read side by side."""
@@ -80,6 +93,7 @@ __all__ = [
     "HiDream",
     "Krea2",
     "Lumina2",
+    "OmniGen2",
     "QwenImage",
     "QwenImage21",
     "QwenImage21Vae",

@@ -80,11 +80,11 @@ class Lumina2(OneStream):
         width, text_width = tensors.shape("cap_embedder.1.weight")
         head = tensors.shape("layers.0.attention.q_norm.weight")[0]
         fused = tensors.shape("layers.0.attention.qkv.weight")[0]
-        inside = tensors.shape("layers.0.feed_forward.w1.weight")[0]
-        if width % head or head % (2 * AXES) or (fused - width) % (2 * head) or inside != _inside(width):
+        wide = tensors.shape("layers.0.feed_forward.w1.weight")[0]
+        if width % head or head % (2 * AXES) or (fused - width) % (2 * head) or wide != inside(width):
             raise tensors.unsupported(
-                f"has a Lumina 2 backbone {width} wide with heads of {head} and {inside} inside; supported are heads "
-                f"of a multiple of {2 * AXES} and {_inside(width)} inside"
+                f"has a Lumina 2 backbone {width} wide with heads of {head} and {wide} inside; supported are heads "
+                f"of a multiple of {2 * AXES} and {inside(width)} inside"
             )
         return cls(
             width,
@@ -156,5 +156,6 @@ class Lumina2(OneStream):
         return made
 
 
-def _inside(width: int) -> int:
+def inside(width: int) -> int:
+    """Return how wide a layer is inside whose tokens are of a width."""
     return -(-FACTOR * width // MULTIPLE) * MULTIPLE

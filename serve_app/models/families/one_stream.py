@@ -7,7 +7,7 @@ Source: Qin et al. 2025, arXiv:2503.21758.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -93,6 +93,18 @@ class OneStream(BackboneFamily):
     def last(self, network: Any, tokens: Tensor, time: Tensor) -> Tensor:
         """Return the output's tokens."""
 
+    def text_at(self, count: int) -> Tensor:
+        """Return the positions (n,3) of a text's tokens with those that fill them up, from 1 on."""
+        return pad(torch.arange(1.0, _filled(count, self.multiple) + 1)[:, None], (0, 2))
+
+    def image_at(self, x: Tensor, inputs: Any) -> Tensor:
+        """Return the positions (n,3) of an image's tokens, which come after the text's."""
+        return positions(x.shape[-2:], _filled(inputs.text.shape[1], self.multiple) + 1)
+
+    def beside(self, network: Any, rows: Sequence[Rows], time: Tensor) -> Stream | None:
+        """Return what else the image and the text attend to; nothing by default."""
+        return None
+
     def lora_names(self, parameters: Sequence[str]) -> Table:
         return lora_names(parameters, self.table())
 
@@ -117,27 +129,32 @@ class OneStream(BackboneFamily):
         dtype, counts = next(network.parameters()).dtype, [r.count for r in rows]
         texts = [r.inputs.text.to(dtype) for r in rows]
         images = [to_tokens(r.x.to(dtype), channels_last=True) for r in rows]
-        starts = [_filled(text.shape[1], self.multiple) + 1 for text in texts]
-        image_at = [positions(r.x.shape[-2:], start) for r, start in zip(rows, starts, strict=True)]
-        text_at = [pad(torch.arange(1.0, start)[:, None], (0, 2)) for start in starts]
+        image_at = [self.image_at(r.x, r.inputs) for r in rows]
+        text_at = [self.text_at(text.shape[1]) for text in texts]
         # The network counts time from noise to image; told it in half precision, it would hear another one.
         time = self.time(network, 1 - torch.cat([r.timestep for r in rows]))
-        image = self._stream(images, image_at, *self.embedded_image(network))
+        image = self.stream(images, image_at, *self.embedded_image(network))
         controls = all_at_work(rows, StreamCall(time, image.turns))
         image = image.through_all(network.noise_refiner, time, REFINERS, controls)
-        text = self._stream(texts, text_at, *self.embedded_text(network))
+        text = self.stream(texts, text_at, *self.embedded_text(network))
         for layer in network.context_refiner:
             text = text.through(layer)
-        both = image.followed_by(text).through_all(network.layers, time, LAYERS, controls)
-        outputs = torch.split(self.last(network, both.tokens, time), counts)
+        beside = self.beside(network, rows, time)
+        whole = (image if beside is None else image.followed_by(beside)).followed_by(text)
+        whole = whole.through_all(network.layers, time, LAYERS, controls)
+        outputs = torch.split(self.last(network, whole.tokens, time), counts)
         return [
             -from_tokens(output[:, : tokens.shape[1]], *r.x.shape[-2:], channels_last=True).float()
             for output, tokens, r in zip(outputs, images, rows, strict=True)
         ]
 
-    def _stream(
-        self, pieces: Sequence[Tensor], at: Sequence[Tensor], embed: nn.Module, filling: Tensor | None
-    ) -> _Stream:
+    def stream(
+        self,
+        pieces: Sequence[Tensor],
+        at: Sequence[Tensor],
+        embed: Callable[[Tensor], Tensor],
+        filling: Tensor | None = None,
+    ) -> Stream:
         """Return pieces (B_i,n_i,F), embedded and each filled up, at positions (≥n_i,3); what is filled in is at 0."""
         counts = lengths(pieces)
         filled = [_filled(count, self.multiple) for count in counts]
@@ -152,21 +169,21 @@ class OneStream(BackboneFamily):
         turns = torch.polar(torch.ones_like(turns), turns).to(torch.complex64)
         # Without a mask attention takes its faster kernels.
         there = None if min(filled) == longest else within(filled, longest, device)
-        return _Stream(tokens, turns, there)
+        return Stream(tokens, turns, there)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Stream:
+class Stream:
     """Tokens (R,S,D), how each turns queries and keys (R,S,d/2), and which of them there are (R,S); None: all."""
 
     tokens: Tensor
     turns: Tensor
     there: Tensor | None
 
-    def through(self, layer: Any, time: Tensor | None = None) -> _Stream:
+    def through(self, layer: Any, time: Tensor | None = None) -> Stream:
         return replace(self, tokens=layer(self.tokens, self.there, self.turns, time))
 
-    def through_all(self, layers: Iterable[Any], time: Tensor, stack: str, controls: Sequence[AtWork]) -> _Stream:
+    def through_all(self, layers: Iterable[Any], time: Tensor, stack: str, controls: Sequence[AtWork]) -> Stream:
         """Return what a stack of layers makes of it. controls: what acts on the image's tokens, which come first."""
         for control in controls:
             control.before(stack, self.tokens)
@@ -177,14 +194,14 @@ class _Stream:
                 control.after(stack, number, stream.tokens)
         return stream
 
-    def followed_by(self, other: _Stream) -> _Stream:
+    def followed_by(self, other: Stream) -> Stream:
         tokens, turns = (torch.cat(pair, dim=1) for pair in ((self.tokens, other.tokens), (self.turns, other.turns)))
         if self.there is None and other.there is None:
-            return _Stream(tokens, turns, None)
+            return Stream(tokens, turns, None)
         there = [
             tokens.new_ones(s.tokens.shape[:2], dtype=torch.bool) if s.there is None else s.there for s in (self, other)
         ]
-        return _Stream(tokens, turns, torch.cat(there, dim=1))
+        return Stream(tokens, turns, torch.cat(there, dim=1))
 
 
 def _filled(count: int, multiple: int) -> int:

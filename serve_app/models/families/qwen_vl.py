@@ -41,6 +41,8 @@ QWEN_IMAGE = Reading(
     masked=True,
     tells_mask=True,
 )
+KEYS_3B = 256
+"""How wide the keys of the model are that OmniGen2 reads."""
 _IMAGE_PAD, IM_START, _USER_WORD, _NEW_LINE = 151655, 151644, 872, 198
 _OWN_TEMPLATES = ("<|im_start|>", "<|start_header_id|>")
 
@@ -72,7 +74,13 @@ class QwenVlText(DecoderText):
 
     @classmethod
     def recognises(cls, inner: Tensors) -> bool:
-        return "layers.0.self_attn.k_proj.bias" in inner.shapes
+        bias = inner.shapes.get("layers.0.self_attn.k_proj.bias")
+        return bias is not None and cls.reads(bias[0])
+
+    @classmethod
+    def reads(cls, keys: int) -> bool:
+        """Whether it is a model whose keys are so wide that is read as this kind does it."""
+        return keys != KEYS_3B
 
     @classmethod
     def probe(cls, tensors: Tensors) -> QwenVlText:
@@ -115,7 +123,7 @@ class QwenVlText(DecoderText):
     def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
         return qwen.tokenizer(lexicon.vocabulary)
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> QwenVlEncoder:
+    def encoder(self, network: Any, lexicon: Lexicon) -> DecoderEncoder:
         tokenize = self.tokenizer(None, lexicon)
         return QwenVlEncoder(self, self.reading or QWEN_IMAGE, tokenize, network, lexicon.vectors)
 

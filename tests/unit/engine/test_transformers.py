@@ -31,7 +31,7 @@ from tests.unit.engine import mixes
 from tests.unit.models.sample import cpu_weights, random_tensors
 
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
-NETS = ("zimage", "flux", "flux_depth", "flux_fill", "lumina2", "chroma", "sd35")
+NETS = ("zimage", "flux", "flux_depth", "flux_fill", "lumina2", "chroma", "sd35", "omnigen2")
 WITHOUT_IMAGES = ("flux2", "flux2_klein", "krea2", "qwen", "anima", "hidream", "auraflow")
 """Networks of another autoencoder's latents, or told more than one text."""
 SHAPES = {"flux2": (128,), "flux2_klein": (128,), "krea2": (16, 1), "qwen": (16, 1), "anima": (16, 1), "auraflow": (4,)}
@@ -49,6 +49,7 @@ LAYER = {
     "anima": "blocks.1.cross_attn.q_proj",
     "hidream": "double_stream_blocks.0.block.ff_i.experts.1.w1",
     "auraflow": "single_layers.0.attn.w1v",
+    "omnigen2": "layers.1.attn.to_q",
 }
 METHODS = {
     "flux": ("offset", "index", "uxo"),
@@ -56,6 +57,7 @@ METHODS = {
     "flux2_klein": ("index", "index_timestep_zero"),
     "krea2": ("index", "index_timestep_zero"),
     "qwen": ("offset", "index", "negative_index", "index_timestep_zero"),
+    "omnigen2": ("",),
 }
 VAE = AutoencoderKL((32, 32, 32, 32), 1, 16, 3, False)
 TOLERANCE = 1e-5

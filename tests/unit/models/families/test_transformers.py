@@ -22,6 +22,7 @@ from serve_app.models.families import (
     HiDream,
     Krea2,
     Lumina2,
+    OmniGen2,
     QwenImage,
     Sd3,
     ZImage,
@@ -59,6 +60,7 @@ TINY: dict[str, BackboneFamily] = {
     "anima": Anima(64, 2, 2, 32, Adapter(TEXT_WIDTH, 2, 2, TEXT_WIDTH, 32128)),
     "hidream": HiDream(128, 1, 2, TEXT_WIDTH, TEXT_WIDTH, POOLED_WIDTH),
     "auraflow": AuraFlow(512, 1, 1, TEXT_WIDTH, 8),
+    "omnigen2": OmniGen2(96, 4, 2, 2, 1, TEXT_WIDTH),
 }
 TRAINED = {
     "zimage": Flow(3.0, 1.0),
@@ -73,6 +75,7 @@ TRAINED = {
     "anima": Flow(3.0, 1.0),
     "hidream": Flow(1.0, 1000.0),
     "auraflow": Flow(1.73, 1.0),
+    "omnigen2": Flow(2.6, 1.0),
 }
 
 
@@ -113,6 +116,7 @@ def test_the_authors_own_names_of_norms_are_known_too() -> None:
         (Sd3(1536, 24, 4096, 2048, 192), 2.085),
         (Sd3(2432, 38, 4096, 2048, 192, normed=True), 8.146),
         (HiDream(2560, 16, 32, 4096, 4096, 2048), 17.106),
+        (OmniGen2(2520, 21, 7, 32, 2, 2048), 3.967),
     ],
 )
 def test_the_published_networks_have_their_size(family: BackboneFamily, billions: float) -> None:
@@ -178,6 +182,11 @@ def test_another_build_is_refused_with_what_was_found(
             "qwen",
             {"reference_latents": [torch.zeros(1, 16, 1, 8, 8)], "reference_latents_method": "beside"},
             "Qwen-Image does not place reference latents by 'beside'; allowed are .*, negative_index",
+        ),
+        (
+            "omnigen2",
+            {"reference_latents": [torch.zeros(1, 16, 8, 8)] * 6},
+            "OmniGen2 looks at 5 reference latents at most, and 6 were given",
         ),
         ("flux_depth", {"reference_latents": [torch.zeros(1, 16, 8, 8)]}, "is fed an image beside x and reads no"),
         ("flux", {"pooled_output": torch.zeros(1, 8)}, "a pooled output 8 wide; Flux.1 reads one 32 wide"),
