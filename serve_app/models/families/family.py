@@ -163,8 +163,11 @@ class BackboneFamily(Family):
         return tuple(x.shape[1:])
 
     def cells(self, x: Tensor, inputs: Any) -> int:
-        """Return how much work a piece's rows are, in latent cells: those of x (B,C,…) by default."""
-        return x[:, 0].numel()
+        """Return how much work a piece's rows are, in latent cells.
+
+        By default those of x (B,C,…), and of the inputs' `references` where a family looks at such.
+        """
+        return sum(latents[:, 0].numel() for latents in (x, *getattr(inputs, "references", ())))
 
     @abstractmethod
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:

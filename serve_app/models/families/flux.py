@@ -266,12 +266,12 @@ class Flux(BackboneFamily):
         return tuple(x.shape[1:]), shapes, inputs.method, inputs.guidance is None, inputs.bias is None
 
     def cells(self, x: Tensor, inputs: Any) -> int:
-        """Return the cells of x, and as many as a bias of attention takes the memory of.
+        """Return the cells of x and the references, and as many as a bias of attention takes the memory of.
 
         A token's four cells are as wide as twelve times the network in its blocks, in half precision; a number of the
         bias is there in single precision and once more in half, which is as much as three of those.
         """
-        cells = x[:, 0].numel()
+        cells = super(Flux, self).cells(x, inputs)
         if inputs.bias is None:
             return cells
         images = (x, *inputs.references)

@@ -189,6 +189,11 @@ class HiDream(BackboneFamily):
         beside = None if inputs.beside is None else inputs.beside.shape[1:]
         return tuple(x.shape[1:]), beside, inputs.text.shape[1], tuple(inputs.states.shape[1:3])
 
+    def cells(self, x: Tensor, inputs: Any) -> int:
+        """Return the cells of x and of what is beside it."""
+        beside = 0 if inputs.beside is None else inputs.beside[:, 0].numel()
+        return super(HiDream, self).cells(x, inputs) + beside
+
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows, which may differ in level, what texts say and LoRAs."""
         dtype, inputs, size = network.x_embedder.proj.bias.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]

@@ -200,6 +200,22 @@ def test_what_a_network_cannot_be_told_is_refused(net: str, options: dict[str, o
         )
 
 
+@pytest.mark.parametrize(
+    ("net", "axes", "method"),
+    [("flux", (16,), "offset"), ("flux2", (128,), "index"), ("krea2", (16, 1), "index"), ("omnigen2", (16,), "")],
+)
+def test_references_are_work_of_a_forward_too(net: str, axes: tuple[int, ...], method: str) -> None:
+    latents = torch.zeros(2, *axes, 8, 6)
+    given = {"reference_latents": [torch.zeros(1, *axes, 4, 4)] * 2, "reference_latents_method": method}
+    family, canvas = TINY[net], Canvas(latents, latents)
+    text = torch.zeros(1, 3, TEXT_WIDTH)
+    alone, beside = (
+        family.cells(latents, family.inputs(text, options, "positive", canvas, torch.device("cpu"), Flow(1.0)))
+        for options in ({}, given)
+    )
+    assert (alone, beside) == (2 * 48, 2 * (48 + 2 * 16))
+
+
 def test_text_of_another_familys_encoder_is_refused() -> None:
     latents = torch.zeros(1, 16, 8, 8)
     with pytest.raises(NodeError, match="the conditioning is 768 wide, and Z-Image reads text 48 wide"):
