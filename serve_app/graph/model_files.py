@@ -15,12 +15,20 @@ from serve_app.graph.validate import Validated, with_findings
 Refusal = Callable[[str, str, str], "str | None"]
 """From a part ("backbone", "clip", …), a folder and a file's name to why the file cannot be that part."""
 
-_CLIP = {f"clip_name{suffix}": ("clip", "text_encoders") for suffix in ("", "1", "2", "3", "4")}
+_CLIP, _CLIP_GGUF = (
+    {f"clip_name{suffix}": ("clip", folder) for suffix in ("", "1", "2", "3", "4")}
+    for folder in ("text_encoders", "clip_gguf")
+)
 LOADERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "CheckpointLoaderSimple": {"ckpt_name": ("backbone", "checkpoints")},
     "CheckpointLoader": {"ckpt_name": ("backbone", "checkpoints")},
     "UNETLoader": {"unet_name": ("backbone", "diffusion_models")},
     **dict.fromkeys(("CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader", "QuadrupleCLIPLoader"), _CLIP),
+    "UnetLoaderGGUF": {"unet_name": ("backbone", "unet_gguf")},
+    "UnetLoaderGGUFAdvanced": {"unet_name": ("backbone", "unet_gguf")},
+    **dict.fromkeys(
+        ("CLIPLoaderGGUF", "DualCLIPLoaderGGUF", "TripleCLIPLoaderGGUF", "QuadrupleCLIPLoaderGGUF"), _CLIP_GGUF
+    ),
     "VAELoader": {"vae_name": ("vae", "vae")},
     "ControlNetLoader": {"control_net_name": ("controlnet", "controlnet")},
     "DiffControlNetLoader": {"control_net_name": ("controlnet", "controlnet")},

@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from serve_app.errors import ModelFileError
-from serve_app.models.gguf_file import SUFFIX, GgufFile
+from serve_app.models.gguf_file import GgufFile
 from serve_app.models.kept import KeptWeight
 from serve_app.models.mapping import make_room
 from serve_app.models.quantization import encodings, is_beside, weight_of
 from serve_app.models.tensors import Shape
+from serve_app.store.gguf_header import SUFFIX
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _DTYPES = ("F16", "BF16", "F32", "F8_E4M3", "F8_E5M2", "U8")

@@ -1,6 +1,7 @@
 """Whether model files can be what loaders want of them, as far as their headers tell: names and shapes of tensors.
 
-A header is read once for a file's size and time. Knows no torch. Source: safetensors' format description.
+A header is read once for a file's size and time. Knows no torch. Source: safetensors' format description; `gguf_header`
+reads GGUF's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 from serve_app.errors import ModelFileError
+from serve_app.store import gguf_header
 from serve_app.store.catalog import TINY_VAES, Catalog
 from serve_app.store.kinds import Shapes, refusal
 
@@ -53,7 +55,8 @@ class ModelCheck:
     def _read(self, part: str, folder: str, name: str, size: int) -> str | None:
         try:
             with self._catalog.open(folder, name) as file:
-                found = shapes(file, size)
+                gguf = name.lower().endswith(gguf_header.SUFFIX)
+                found = gguf_header.shapes(file) if gguf else shapes(file, size)
         except ModelFileError as error:
             return str(error)
         except OSError as error:

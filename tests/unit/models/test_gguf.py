@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ from serve_app.models.lora_layouts import read
 from serve_app.models.packing import move_to
 from serve_app.nodes.registry import BUILTIN
 from serve_app.store.catalog import Catalog
+from serve_app.store.gguf_header import HEADER_BYTES, shapes
+from serve_app.store.model_check import ModelCheck
 from serve_app.values import LoadedAs, Recipe
 from tests.parity.dit_cases import noise, weights
 from tests.parity.figures import GOLDEN
@@ -259,6 +262,38 @@ def test_what_is_no_gguf_or_of_a_kind_that_is_not_read_is_refused_by_name(tmp_pa
     writer.close()
     with pytest.raises(ModelFileError, match=r"'c\.gguf': tensor 'img_in\.weight' is IQ2_XXS; supported are F32, F16"):
         Checkpoint(tmp_path / "c.gguf")
+
+
+def test_a_header_alone_tells_what_a_file_holds(catalog: Catalog, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "text_encoders" / "a.gguf", "qwen3")
+    writer.add_token_list(["a", "b"])
+    writer.add_token_scores([0.5, 1.0])
+    writer.add_array("comfy.gguf.orig_shape.blk.0.ffn_gate.weight", [4, 2, 4])
+    for name, shape in (("blk.0.attn_q_norm", (2048,)), ("blk.0.ffn_norm", (2048,)), ("blk.0.ffn_gate", (1, 32))):
+        writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    check = ModelCheck(catalog)
+    for folder, name in (("unet_gguf", "flux.gguf"), ("clip_gguf", "a.gguf")):
+        with catalog.open(folder, name) as file:
+            assert shapes(file) == GgufFile(catalog.path(folder, name)).shapes
+    assert check.refusal("backbone", "unet_gguf", "flux.gguf") is None
+    assert "holds a text encoder of Qwen3 2B, of Ovis-Image" in str(check.refusal("clip", "clip_gguf", "a.gguf"))
+
+
+@pytest.mark.parametrize("length", [0, 3, 12, 30, 200])
+def test_a_header_that_ends_too_early_or_claims_too_much_is_refused(catalog: Catalog, length: int) -> None:
+    whole = catalog.path("unet_gguf", "flux.gguf").read_bytes()
+    with pytest.raises(ModelFileError, match="is no GGUF file: its header cannot be read, or is cut off"):
+        shapes(io.BytesIO(whole[:length]))
+    # After the magic, the version and two counts comes the length of a name.
+    claims = whole[:24] + (HEADER_BYTES + length).to_bytes(8, "little") + whole[32:]
+    with pytest.raises(ModelFileError, match="or is cut off"):
+        shapes(io.BytesIO(claims))
+    with pytest.raises(ModelFileError, match="is no GGUF file of version 2 or 3"):
+        shapes(io.BytesIO(b"GGUF" + (length + 4).to_bytes(4, "big") + whole[8:]))
 
 
 def test_without_the_package_the_error_says_how_to_get_it(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
