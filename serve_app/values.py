@@ -7,7 +7,7 @@ Only a replica turns it into weights. This module imports no torch, so the contr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
@@ -43,12 +43,20 @@ class ClipVisionOutput:
     """CLIP_VISION_OUTPUT: what an image encoder sees in B images, float32.
 
     last_hidden_state, penultimate_hidden_states: (B,N,D), after the last layer and after the one before. image_embeds:
-    each image as one vector (B,P); of an encoder without one its last states.
+    each image as one vector (B,P); of an encoder without one its last states. style_hidden_states: (B,2,N,D), after the
+    20th and the 11th layer from the end, of SigLIP's alone; these are what style is read from.
     """
 
     last_hidden_state: torch.Tensor
     penultimate_hidden_states: torch.Tensor
     image_embeds: torch.Tensor
+    style_hidden_states: torch.Tensor | None = None
+
+    @property
+    def states(self) -> dict[str, torch.Tensor]:
+        """Those there are, by name."""
+        named = {of.name: getattr(self, of.name) for of in fields(self)}
+        return {name: states for name, states in named.items() if states is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -558,15 +566,17 @@ class ModelControl:
     """Show images to a network of the folder "model_patches", which adds to all rows of the backbone on all levels.
 
     vae: encodes the images. image, inpaint_image: IMAGE (N,H,W,3) in 0…1, what it follows and what it paints into.
-    mask: (N,H,W), 1 where the image is to be made anew. None for what is not given.
+    mask: (N,H,W), 1 where the image is to be made anew. None for what is not given. seen: in images, (N,P,D) each, from
+    the first layers to the last.
     """
 
     recipe: Recipe
-    vae: Recipe
+    vae: Recipe | None
     strength: float
     image: torch.Tensor | None = None
     inpaint_image: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    seen: tuple[torch.Tensor, ...] = ()
 
 
 GuidancePatch: TypeAlias = (

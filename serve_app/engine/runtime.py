@@ -447,8 +447,8 @@ class NodeRuntime:
     async def see(self, encoder: Recipe, images: Tensor, *, crop: bool) -> ClipVisionOutput:
         """Return what an image encoder sees in images (B,H,W,C) in 0…1. crop: their middle, else all, squeezed."""
         parts = [await self._see(encoder, part, crop) for part in torch.split(images, IMAGES_TOGETHER)]
-        fields = ("last_hidden_state", "penultimate_hidden_states", "image_embeds")
-        return ClipVisionOutput(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
+        states = [part.states for part in parts]
+        return ClipVisionOutput(**{name: torch.cat([of_part[name] for of_part in states]) for name in states[0]})
 
     async def _see(self, encoder: Recipe, images: Tensor, crop: bool) -> ClipVisionOutput:
         load = self._weights.image_encoder

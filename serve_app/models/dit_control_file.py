@@ -18,6 +18,7 @@ from serve_app.models.qwen_controlnet import QwenControlFamily, QwenFunControlFa
 from serve_app.models.qwen_diffsynth import QwenDiffSynth
 from serve_app.models.sd3_controlnet import Sd3ControlFamily, Sd35ControlFamily
 from serve_app.models.tensors import Tensors
+from serve_app.models.uso import Uso
 from serve_app.models.zimage_control import ZImageControl
 
 FAMILIES: Sequence[type[DitControlFamily]] = (
@@ -25,7 +26,7 @@ FAMILIES: Sequence[type[DitControlFamily]] = (
     *(QwenControlFamily, QwenFunControlFamily),
 )
 """All ControlNets that are known."""
-MODEL_PATCHES: Sequence[type[SideFamily]] = (QwenDiffSynth, ZImageControl)
+MODEL_PATCHES: Sequence[type[SideFamily]] = (QwenDiffSynth, ZImageControl, Uso)
 """All model patches."""
 
 _log = log.get("models")
@@ -90,8 +91,8 @@ def open_model_patch(file: Checkpoint) -> SideFile:
             return SideFile(file, found)
     tensors = Tensors(file.shapes, file.where)
     raise tensors.unsupported(
-        f"holds no model patch of a known layout{tensors.family()}; supported are DiffSynth's of Qwen-Image, and the "
-        "Fun union ControlNets of Z-Image"
+        f"holds no model patch of a known layout{tensors.family()}; supported are DiffSynth's of Qwen-Image, the Fun "
+        "union ControlNets of Z-Image, and USO's of Flux.1"
     )
 
 

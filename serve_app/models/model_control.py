@@ -1,7 +1,8 @@
 """Model controls at work: networks of the folder "model_patches", which read a backbone's tokens and add to them.
 
 A ControlNet answers before the backbone runs; these answer block by block, from what the backbone has made so far.
-Images are encoded once per run and size. Rows of many jobs that are under the same network share its forward.
+Others say what images are like in tokens of the text. Images are encoded once per run and size. Rows of many jobs that
+are under the same network share its forward.
 """
 
 from __future__ import annotations
@@ -26,12 +27,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shown:
-    """What a network is shown: the images of a `ModelControl`, and the VAE on its device."""
+    """What a network is shown: the images of a `ModelControl`, and the VAE on its device, None where none is given."""
 
-    vae: Autoencoder
+    autoencoder: Autoencoder | None
     image: Tensor | None = None
     inpaint_image: Tensor | None = None
     mask: Tensor | None = None
+    seen: tuple[Tensor, ...] = ()
+
+    @property
+    def vae(self) -> Autoencoder:
+        """The VAE, which every node gives that shows images."""
+        assert self.autoencoder is not None, "images are shown without a VAE"
+        return self.autoencoder
 
     @property
     def kept(self) -> Tensor | None:
@@ -81,6 +89,10 @@ class ModelPatchNetwork(nn.Module, ABC):
     def read(self, shown: Shown, height: int, width: int) -> Tensor:
         """Return what images say for latents of height×width, as tokens (N,n,F); it holds for a whole run."""
 
+
+class BlockwiseNetwork(ModelPatchNetwork):
+    """A network that adds to what a backbone's blocks make."""
+
     @abstractmethod
     def at_work(self, rows: SomeRows, call: Any) -> AtWork:
         """Return it for one forward. call: what the family's backbone is given for all rows."""
@@ -110,9 +122,9 @@ class ActiveModelControl:
         return self._read[height, width]
 
 
-def activated(control: ModelControl, patch: ModelPatch, vae: Autoencoder, backbone: Any) -> ActiveModelControl:
+def activated(control: ModelControl, patch: ModelPatch, vae: Autoencoder | None, backbone: Any) -> ActiveModelControl:
     """Return a control as runs have it. backbone: the family's, that it acts on. Errors: NodeError as `check`."""
-    shown = Shown(vae, control.image, control.inpaint_image, control.mask)
+    shown = Shown(vae, control.image, control.inpaint_image, control.mask, control.seen)
     patch.network.check(patch.name, shown, backbone)
     return ActiveModelControl(patch, control.strength, shown)
 
@@ -137,8 +149,14 @@ def all_at_work(rows: Sequence[Rows], call: Any) -> list[AtWork]:
             strength = [control.strength for _, control, r in some for _ in range(r.count)]
             read = [to_batch(control.read(*r.x.shape[-2:]), r.count) for _, control, r in some]
             of_rows = SomeRows(torch.tensor(index, device=device), torch.tensor(strength, device=device), read)
+            assert isinstance(patch.network, BlockwiseNetwork), "check lets no other act on this backbone"
             acting.append(patch.network.at_work(of_rows, call))
     return acting
+
+
+def text_tokens(row: Rows) -> list[Tensor]:
+    """Return what the controls of rows say as tokens of their text, (B,n,W) each."""
+    return [to_batch(control.read(*row.x.shape[-2:]), row.count) for control in row.controls]
 
 
 def fitted(image: Tensor, height: int, width: int) -> Tensor:

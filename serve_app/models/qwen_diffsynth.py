@@ -19,7 +19,7 @@ from serve_app.models.dit_control import SideFamily, check_family
 from serve_app.models.families.dit import PATCH, to_tokens
 from serve_app.models.families.qwen_image import BLOCKS, QwenImage
 from serve_app.models.layout import Table
-from serve_app.models.model_control import AtWork, ModelPatchNetwork, Shown, SomeRows, fitted, one_image
+from serve_app.models.model_control import AtWork, BlockwiseNetwork, Shown, SomeRows, fitted, one_image
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.latent_formats import WAN
@@ -71,7 +71,7 @@ class _Block(nn.Module):
         return made
 
 
-class QwenDiffSynthNetwork(ModelPatchNetwork):
+class QwenDiffSynthNetwork(BlockwiseNetwork):
     """A network, named as the file names the parts."""
 
     def __init__(self, family: QwenDiffSynth) -> None:

@@ -37,9 +37,9 @@ class ImageEncoder:
         pixels = torch.cat([self._pixels(image, crop) for images in batches for image in images])
         seen = self.family.see(self._network, pixels.to(self._device, self._dtype))
         counts = [len(images) for images in batches]
-        parts = [torch.split(states.float().cpu(), counts) for states in seen]
+        parts = {name: torch.split(states.float().cpu(), counts) for name, states in seen.states.items()}
         # A part keeps the whole in memory, and one caller may keep its part longer than the others.
-        return [ClipVisionOutput(*(states.clone() for states in own)) for own in zip(*parts, strict=True)]
+        return [ClipVisionOutput(**{name: own[i].clone() for name, own in parts.items()}) for i in range(len(batches))]
 
     def _pixels(self, image: Tensor, crop: bool) -> Tensor:
         """Return an image (H,W,C) as the network is shown it, (1,3,S,S)."""

@@ -91,7 +91,12 @@ class Weights:
         network, resident = self._lend(recipe, Network)
         training, references = recipe.last(Training), recipe.last(ReferenceMethod)
         controls = tuple(
-            activated(control, self._lend(control.recipe, ModelPatch)[0], self.vae(control.vae), network.family)
+            activated(
+                control,
+                self._lend(control.recipe, ModelPatch)[0],
+                None if control.vae is None else self.vae(control.vae),
+                network.family,
+            )
             for control in recipe.all(ModelControl)
         )
         functions = recipe.all(PackFunctions)
@@ -203,7 +208,8 @@ class Weights:
         """Return what work with these recipes at once needs. It opens files that have not been asked about before."""
         nbytes: dict[Hashable, int] = {}
         shown = (control for recipe in recipes for control in recipe.all(ModelControl))
-        for recipe in (*recipes, *(beside for control in shown for beside in (control.recipe, control.vae))):
+        beside = (found for control in shown for found in (control.recipe, control.vae) if found is not None)
+        for recipe in (*recipes, *beside):
             files = part_files(self._catalog, recipe)
             nbytes[files.key] = self._size(files.key, lambda r=recipe, f=files: self._loader.nbytes(r, f))
             if changes := set_beside(recipe):

@@ -23,7 +23,7 @@ from serve_app.models.families.dit import PATCH, WHOLE_EPS, lengths, stacked, to
 from serve_app.models.families.one_stream import LAYERS, REFINERS, StreamCall
 from serve_app.models.families.zimage import SIZES, ZImage, attention_names
 from serve_app.models.layout import Place, Table
-from serve_app.models.model_control import AtWork, ModelPatchNetwork, Shown, SomeRows, fitted
+from serve_app.models.model_control import AtWork, BlockwiseNetwork, Shown, SomeRows, fitted
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.latent_formats import FLUX
@@ -103,7 +103,7 @@ class _Layer(ZImageTransformerBlock):  # type: ignore[misc]
         self.after_proj = nn.Linear(width, width)
 
 
-class ZImageControlNetwork(ModelPatchNetwork):
+class ZImageControlNetwork(BlockwiseNetwork):
     """A network, named as the file names the parts."""
 
     def __init__(self, family: ZImageControl) -> None:

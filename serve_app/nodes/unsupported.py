@@ -122,7 +122,7 @@ _BY_REASON: Mapping[str, str] = {
     ),
     "it is for a model family that is not supported": (
         "EmptyChromaRadianceLatentImage ChromaRadianceOptions "
-        "LotusConditioning USOStyleReference "
+        "LotusConditioning "
         "StableCascade_EmptyLatentImage StableCascade_StageB_Conditioning StableCascade_StageC_VAEEncode "
         "StableCascade_SuperResolutionControlnet ModelSamplingStableCascade "
         "ModelNoiseScale Ideogram4Scheduler BerniniConditioning "

@@ -15,6 +15,7 @@ from tests.parity.dit_cases import noise, weights
 NETS: Mapping[str, dict[str, Any]] = {
     "qwen": {**SMALLEST["qwen"], "num_layers": 3},
     "zimage": {**SMALLEST["zimage"], "n_layers": 6},
+    "flux": SMALLEST["flux"],
 }
 _ZIMAGE = {"dim": 288, "n_heads": 9, "n_kv_heads": 9}
 PATCHES: Mapping[str, dict[str, Any]] = {
@@ -24,6 +25,7 @@ PATCHES: Mapping[str, dict[str, Any]] = {
     "zimage_lite": {**_ZIMAGE, "n_control_layers": 3, "additional_in_dim": 17, "refiner_control": True},
     "zimage_2": {**_ZIMAGE, "n_control_layers": 15, "additional_in_dim": 17, "refiner_control": True},
     "zimage_20": {**_ZIMAGE, "n_control_layers": 15, "additional_in_dim": 17, "refiner_control": True, "broken": True},
+    "flux_uso": {"siglip_token_nums": 9, "style_token_nums": 4, "siglip_token_dims": 24, "hidden_size": 64},
 }
 """ComfyUI's arguments of the patches; its loader knows one width alone."""
 NO_ANSWERS = {"zimage_20": "control_noise_refiner.0.after_proj.weight"}
@@ -34,6 +36,8 @@ SIGMAS = (0.3, 0.9)
 @dataclass(frozen=True)
 class Case:
     """A backbone under a patch. size: of the latents. image, inpaint, mask: sizes in pixels, None for none.
+
+    Flux.1 is shown what is seen in an image of no size.
 
     text: how many tokens. beside: a second patch, which is shown the same after it.
     """
@@ -70,6 +74,10 @@ CASES: Sequence[Case] = (
     Case("zimage_2", (6, 10), None, (48, 80), (48, 80), text=33),
     Case("zimage_2", inpaint=(64, 64), beside="zimage_1"),
     Case("zimage_20", (7, 8), (56, 64), mask=(64, 48)),
+    Case("flux_uso"),
+    Case("flux_uso", text=9),
+    Case("flux_uso", text=7, beside="flux_uso"),
+    Case("flux_uso", (9, 7), text=9, beside="flux_uso"),
 )
 
 
@@ -83,13 +91,17 @@ def file(patch: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Asked:
-    """The tensors of a case, of two rows. image, inpaint: (1,H,W,3); mask: (1,H,W)."""
+    """The tensors of a case, of two rows. image, inpaint: (1,H,W,3); mask: (1,H,W).
+
+    seen: by an image encoder, (1,N,D) each, from the first layers to the last.
+    """
 
     x: Tensor
     text: Tensor
     image: Tensor | None
     inpaint: Tensor | None
     mask: Tensor | None
+    seen: tuple[Tensor, ...]
 
 
 def asked(case: Case) -> Asked:
@@ -106,4 +118,5 @@ def asked(case: Case) -> Asked:
         image("image", case.image),
         image("inpaint", case.inpaint),
         None if mask is None else torch.where(mask > 0.5, mask, 0),
+        tuple(noise(f"{case.name} seen {depth}", (1, 9, 24)) for depth in ("low", "mid", "high")),
     )

@@ -25,6 +25,7 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.ldm.flux.model  # noqa: E402
 import comfy.ldm.lumina.controlnet  # noqa: E402
 import comfy.ldm.lumina.model  # noqa: E402
 import comfy.ldm.qwen_image.model  # noqa: E402
@@ -39,10 +40,12 @@ WHERE = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disabl
 MODULES: dict[str, Any] = {
     "qwen": comfy.ldm.qwen_image.model.QwenImageTransformer2DModel,
     "zimage": comfy.ldm.lumina.model.NextDiT,
+    "flux": comfy.ldm.flux.model.Flux,
 }
 PATCH_MODULES: dict[str, Any] = {
     "qwen": patches.QwenImageBlockWiseControlNet,
     "zimage": comfy.ldm.lumina.controlnet.ZImage_Control,
+    "flux": patches.SigLIPMultiFeatProjModel,
 }
 
 
@@ -68,6 +71,10 @@ class Model:
         """Take one down."""
         self.patches.setdefault("double_block", []).append(patch)
 
+    def set_model_post_input_patch(self, patch: Any) -> None:
+        """Take one down."""
+        self.patches.setdefault("post_input", []).append(patch)
+
     def set_model_noise_refiner_patch(self, patch: Any) -> None:
         """Take one down."""
         self.patches.setdefault("noise_refiner", []).append(patch)
@@ -81,6 +88,10 @@ def shapes(module: Any) -> dict[str, list[int]]:
 def answer(net: Any, case: Case, a: Asked, options: dict[str, Any]) -> Any:
     """Return what a backbone answers."""
     sigma = torch.tensor(SIGMAS)
+    if case.net == "flux":
+        return net(
+            a.x, sigma, a.text, y=torch.zeros(2, 32), guidance=torch.full((2,), 3.5), transformer_options=options
+        )
     if case.net == "zimage":
         return net(a.x, sigma, a.text, a.text.shape[1], transformer_options=options)
     return net(a.x, sigma, a.text, transformer_options=options)
@@ -98,6 +109,13 @@ def main() -> None:
         for case in CASES:
             a, model = asked(case), Model()
             for name in filter(None, (case.patch, case.beside)):
+                if case.net == "flux":
+                    low, mid, high = (states.expand(2, -1, -1) for states in a.seen)
+                    # It counts the layers from the end.
+                    layers = torch.stack([low, *[mid] * 9, *[high] * 10], dim=1)
+                    seen = SimpleNamespace(all_hidden_states=layers, penultimate_hidden_states=high)
+                    patches.USOStyleReference().apply_patch(model, SimpleNamespace(model=beside[name]), seen)
+                    continue
                 patches.ZImageFunControlnet().diffsynth_controlnet(
                     model,
                     SimpleNamespace(model=beside[name]),

@@ -30,6 +30,8 @@ KEYS = json.loads((GOLDEN / "model_control_keys.json").read_text())
 TOLERANCE = 1e-5
 PUBLISHED = {"q_norm": "norm_q", "k_norm": "norm_k", "out": "to_out.0"}
 VAE = Recipe("vae", "vae", "vae")
+MADE_FOR = {"zimage": ("Z-Image", "qwen"), "qwen": ("Qwen-Image", "zimage"), "flux": (r"Flux\.1", "qwen")}
+"""Which family the patches of a backbone are made for, and another one."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,6 +68,8 @@ def as_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 @lru_cache
 def patch(folder: Path, name: str) -> ModelPatch:
     tensors = file(name, KEYS[name])
+    if name == "flux_uso":
+        tensors = {f"feature_embedder.{key}": tensor for key, tensor in tensors.items()}
     path = folder / f"{name}.safetensors"
     save_file(as_published(tensors) if name in ("zimage_1", "zimage_20") else tensors, path)
     return ModelPatch(path.name, open_model_patch(Checkpoint(path)).load(CPU, torch.float32))
@@ -76,7 +80,9 @@ def controls(folder: Path, case: Case) -> tuple[ActiveModelControl, ...]:
     names = filter(None, (case.patch, case.beside))
     return tuple(
         activated(
-            ModelControl(Recipe("model_patch", "model_patches", name), VAE, case.strength, a.image, a.inpaint, a.mask),
+            ModelControl(
+                Recipe("model_patch", "model_patches", name), VAE, case.strength, a.image, a.inpaint, a.mask, a.seen
+            ),
             patch(folder, name),
             Vae(case.net == "qwen"),
             family,
@@ -92,7 +98,8 @@ def rows(folder: Path, case: Case, *, controlled: bool = True) -> list[Rows]:
     active = controls(folder, case) if controlled else ()
     for i, sigma in enumerate(SIGMAS):
         x = a.x[i : i + 1]
-        inputs = family.inputs(a.text[i : i + 1], {}, "positive", Canvas(x, x), CPU, Discrete())
+        options = {"pooled_output": torch.zeros(1, 32)}
+        inputs = family.inputs(a.text[i : i + 1], options, "positive", Canvas(x, x), CPU, Discrete())
         made.append(Rows(x, sigma, torch.tensor([sigma]), inputs, controls=active))
     return made
 
@@ -122,7 +129,7 @@ def test_rows_under_several_controls_and_none_share_a_forward_and_change_no_othe
 
 @pytest.mark.parametrize("name", PATCHES)
 def test_a_control_of_another_family_says_what_each_is(folder: Path, name: str) -> None:
-    mine, other = ("Z-Image", "qwen") if name.startswith("zimage") else ("Qwen-Image", "zimage")
+    mine, other = MADE_FOR[name.partition("_")[0]]
     family = backbone(folder, other)[0]
     control = ModelControl(Recipe("model_patch", "model_patches", name), VAE, 1.0, torch.zeros(1, 8, 8, 3))
     with pytest.raises(NodeError, match=rf"'{name}\.safetensors' is made for {mine}, and the model is {family.title}"):
@@ -135,6 +142,20 @@ def test_a_control_that_is_shown_nothing_asks_for_an_image(folder: Path, name: s
     control = ModelControl(Recipe("model_patch", "model_patches", name), VAE, 1.0)
     with pytest.raises(NodeError, match=r"follows an image.*: connect one"):
         activated(control, patch(folder, name), Vae(), family)
+
+
+@pytest.mark.parametrize(
+    ("seen", "message"),
+    [
+        ((), "reads what SigLIP sees in images: apply it by USOStyleReference"),
+        ((torch.zeros(1, 4, 24),) * 3, "4 states 24 wide; 'flux_uso.safetensors' reads 9 states 24 wide"),
+    ],
+)
+def test_a_style_of_another_encoder_is_refused(folder: Path, seen: tuple[Tensor, ...], message: str) -> None:
+    family = backbone(folder, "flux")[0]
+    control = ModelControl(Recipe("model_patch", "model_patches", "flux_uso"), None, 1.0, seen=seen)
+    with pytest.raises(NodeError, match=message):
+        activated(control, patch(folder, "flux_uso"), None, family)
 
 
 def test_a_file_that_is_no_model_patch_says_which_are_known(folder: Path) -> None:

@@ -67,8 +67,7 @@ def encoder(folder: Path, name: str) -> ImageEncoder:
 
 
 def seen(output: ClipVisionOutput) -> dict[str, Tensor]:
-    parts = ("last_hidden_state", "penultimate_hidden_states", "image_embeds")
-    flat = {part: getattr(output, part).flatten() for part in parts}
+    flat = {part: states.flatten() for part, states in output.states.items()}
     return {part: values[:: max(1, len(values) // 2000)] for part, values in flat.items()}
 
 

@@ -83,7 +83,11 @@ def seen(keys: dict[str, Any]) -> dict[str, np.ndarray]:
         for looking, image, crop in LOOKS:
             if looking == name:
                 output = encoder.encode_image(picture(image), crop=crop)
-                made |= {f"{name}|{image}|{crop}|{part}": thinned(output[part]) for part in SEEN}
+                parts = {part: output[part] for part in SEEN}
+                if hasattr(output, "all_hidden_states"):
+                    # What its node of USO's style reads beside the penultimate.
+                    parts["style_hidden_states"] = output.all_hidden_states[:, [-20, -11]]
+                made |= {f"{name}|{image}|{crop}|{part}": thinned(tensor) for part, tensor in parts.items()}
     return made
 
 

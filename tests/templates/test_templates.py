@@ -60,6 +60,7 @@ TEMPLATES = {
     "image_anima_preview": (1024, 1024),
     "image_anima_base_v1": None,
     "hidream_i1_fast": (1024, 1024),
+    "image_omnigen2_t2i": (1024, 1024),
     "image_qwen_image_2_1_t2i": (1024, 1024),
     "image_qwen_image_2_1_turbo_t2i": (1024, 1024),
     "image_qwen_image_2_1_image_edit": None,

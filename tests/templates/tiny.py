@@ -45,6 +45,7 @@ from serve_app.models.qwen_controlnet import QwenControlFamily, QwenFunControlFa
 from serve_app.models.qwen_diffsynth import QwenDiffSynth
 from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
+from serve_app.models.uso import Uso
 from serve_app.models.zimage_control import ZImageControl
 from serve_app.store.catalog import FOLDERS
 from tests.parity.dit_cases import weights
@@ -93,10 +94,10 @@ ANIMA = Anima(width=64, heads=1, layers=1, lora_width=16, adapter=Adapter(32, 1,
 QWEN3_06B = AnimaText(layers=1, width=1024, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=151936)
 """Its width says what it is."""
 HIDREAM = HiDream(128, doubles=1, singles=1, text_width=TEXT_WIDTH, states_width=TEXT_WIDTH, pooled_width=128)
-LLAMA = LlamaText(layers=2, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=128256)
 OMNIGEN2 = OmniGen2(width=48, heads=1, shared=1, layers=1, refiners=1, text_width=TEXT_WIDTH)
 QWEN_VL_3B = OmniGen2Text(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=2, head=128, tokens=151936)
 """Two heads of keys, by which it is told from the 7B."""
+LLAMA = LlamaText(layers=2, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=128256)
 SMALL_DECODER = Flux2Vae(replace(KL, channels=(64,) * 4), decoder_channels=KL.channels)
 
 Tensors = Mapping[str, Tensor]
@@ -111,6 +112,7 @@ def whole(backbone: BackboneFamily, vae: VaeFamily, **texts: TextFamily) -> Tens
 
 FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, VAE, clip_l=CLIP_L, t5xxl=T5),
+    r"checkpoints/flux1-dev.*": lambda: whole(FLUX, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/sd3.5.*": lambda: whole(SD3, VAE, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
     r"checkpoints/sd_xl.*": lambda: whole(SDXL, SDXL_VAE, clip_l=CLIP_L, clip_g=CLIP_G),
     r"clip_vision/clip_vision_g.*": lambda: single_file(VIT_G),
@@ -120,6 +122,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"controlnet/Qwen-Image-2512-Fun.*": lambda: network(QwenFunControlFamily(QWEN_IMAGE.width, 1, 1)),
     r"model_patches/Z-Image-Turbo-Fun-Controlnet-Union.*": lambda: network(ZImageControl(Z_IMAGE.width, 3, 1, 1)),
     r"model_patches/qwen_image_canny_diffsynth.*": lambda: single_file(QwenDiffSynth(QWEN_IMAGE.width, 1)),
+    r"model_patches/uso-flux1.*": lambda: single_file(Uso(FLUX.width, (SIGLIP.width, SIGLIP.side**2), 4)),
     r"controlnet/sd3.5_large.*": lambda: weights(dict(sd3_large(SD3.width, SD3.pooled_width))),
     r"diffusion_models/z_image.*": lambda: network(Z_IMAGE),
     r"diffusion_models/flux1-schnell.*": lambda: network(SCHNELL),
@@ -131,12 +134,13 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/qwen_image_2\.1.*": lambda: file_of(QWEN_IMAGE_21, drawn(QWEN_IMAGE_21)),
     r"diffusion_models/anima.*": lambda: single_file(ANIMA),
     r"diffusion_models/hidream_i1.*": lambda: network(HIDREAM),
+    r"diffusion_models/omnigen2.*": lambda: network(OMNIGEN2),
     r"diffusion_models/krea2.*": lambda: network(KREA2),
     r"diffusion_models/qwen_image_layered.*": lambda: network(QWEN_LAYERED),
     r"diffusion_models/qwen_image_edit_2511.*": lambda: network(QWEN_2511),
-    r"diffusion_models/omnigen2.*": lambda: network(OMNIGEN2),
     r"diffusion_models/qwen_image.*": lambda: network(QWEN_IMAGE),
     r"loras/Qwen-Image.*": lambda: lora("transformer_blocks.0.attn.to_q", 32, 32),
+    r"loras/uso-flux1.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 96, 32),
     r"loras/anima.*": lambda: lora("diffusion_model.blocks.0.self_attn.q_proj", 64, 64),
     r"loras/krea2.*": lambda: lora("diffusion_model.blocks.0.attn.wq", 32, 32),
     r"loras/Flux_?2.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 48, 16),
@@ -148,11 +152,11 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen3.5_9b.*": lambda: {"unread": torch.zeros(1)},
     r"text_encoders/qwen3vl_8b.*": lambda: text_tensors(QWEN3_VL_8B),
     r"text_encoders/qwen3vl_4b.*": lambda: text_tensors(QWEN3_VL),
+    r"text_encoders/qwen_2.5_vl_fp16.*": lambda: text_tensors(QWEN_VL_3B),
     r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
     r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
-    r"text_encoders/qwen_2.5_vl_fp16.*": lambda: text_tensors(QWEN_VL_3B),
     r"vae/qwen_image_2\.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
     r"vae/ae\..*": lambda: network(VAE),
     r"vae/qwen_image_vae.*": lambda: single_file(WAN_VAE),

@@ -22,11 +22,14 @@ from serve_app.models.families.clip import open_clip_layer
 from serve_app.models.families.family import Located, VisionFamily, marked
 from serve_app.models.layout import Place, Table, places
 from serve_app.models.tensors import Tensors
+from serve_app.values import ClipVisionOutput
 
 HEADS = 16
 """All that are published have so many attention heads."""
 LEAST_LAYERS = 23
 """ViT-L has 24; ComfyUI knows none with fewer."""
+STYLE_LAYERS = (-20, -11)
+"""After which layers style is read, counted from the end."""
 EPS = 1e-5
 
 _QUICK_LAYERS = 30
@@ -148,7 +151,7 @@ class ClipVision(VisionFamily):
             network.visual_projection = nn.Linear(self.width, self.projection, bias=False)
         return network
 
-    def see(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def see(self, network: Any, pixels: Tensor) -> ClipVisionOutput:
         embeddings = network.embeddings
         x = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
         if not self.siglip:
@@ -157,14 +160,17 @@ class ClipVision(VisionFamily):
         if not self.siglip:
             x = network.pre_layrnorm(x)
         *first, last = network.encoder.layers
-        for layer in first:
+        styles = []
+        for number, layer in enumerate(first):
             x = layer(x, None)
+            if self.siglip and number - self.layers in STYLE_LAYERS:
+                styles.append(x)
         before, x = x, last(x, None)
         if self.siglip:
             x = network.post_layernorm(x)
-            return x, before, x
+            return ClipVisionOutput(x, before, x, torch.stack(styles, dim=1))
         whole = network.post_layernorm(x[:, 0])
-        return x, before, network.visual_projection(whole) if self.projection else whole
+        return ClipVisionOutput(x, before, network.visual_projection(whole) if self.projection else whole)
 
 
 def _by_open_clip(tensors: Tensors) -> bool:

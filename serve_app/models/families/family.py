@@ -22,7 +22,7 @@ from serve_app.models.model_control import ActiveModelControl
 from serve_app.models.tensors import Shape, Tensors
 from serve_app.sampling.forward import Canvas, Inputs
 from serve_app.sampling.latents import LatentFormat
-from serve_app.values import Conditioning, IllustratedText, T5Padding, Text, Training
+from serve_app.values import ClipVisionOutput, Conditioning, IllustratedText, T5Padding, Text, Training
 
 Vectors: TypeAlias = Callable[[str, int, str], "Tensor | None"]
 """From an embedding's name and an encoder's width D and key to its vectors (N,D), or None if none fits."""
@@ -224,8 +224,8 @@ class VisionFamily(Family):
     def spread(self) -> Sequence[float]: ...
 
     @abstractmethod
-    def see(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is seen in pixels (B,3,image_size,image_size), as the fields of `ClipVisionOutput`."""
+    def see(self, network: Any, pixels: Tensor) -> ClipVisionOutput:
+        """Return what is seen in pixels (B,3,image_size,image_size), on their device."""
 
 
 class StyleFamily(Family):

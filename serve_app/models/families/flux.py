@@ -27,15 +27,18 @@ from serve_app.models.families.dit import (
     check_text,
     from_tokens,
     grid,
+    lengths,
     pooled_text,
     positions,
     stacked,
     there,
     to_tokens,
+    within,
 )
 from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
 from serve_app.models.families.references import check_method, reference_positions, scaled_references
 from serve_app.models.layout import Table
+from serve_app.models.model_control import text_tokens
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latent_formats import FLUX
@@ -294,7 +297,8 @@ class Flux(BackboneFamily):
             None if inputs[0].guidance is None else torch.cat([i.guidance for i in inputs]),
         )
         added = control_residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call, call.x)
-        time, text = call.time(network.time_text_embed, dtype), network.context_embedder(call.text)
+        time = call.time(network.time_text_embed, dtype)
+        text, which = _styled(rows, network.context_embedder(call.text), call.there)
         concats = [i.concat for i in inputs if i.concat is not None]
         image = to_tokens(torch.cat([call.x, torch.cat(concats).to(dtype)], dim=1) if concats else call.x)
         count, at = image.shape[1], [torch.zeros(text.shape[1], 3), positions(size)]
@@ -303,8 +307,8 @@ class Flux(BackboneFamily):
             image = torch.cat([image, *map(to_tokens, beside)], dim=1)
             at += reference_positions((size[0], size[1]), references, inputs[0].method)
         biases = [(r.count, r.inputs.bias) for r in rows]
-        mask = told_mask(call.there, image.shape[1])
-        added_to = added_logits(call.there, text.shape[1], size, image.shape[1] - count, biases)
+        mask = told_mask(which, image.shape[1])
+        added_to = added_logits(which, text.shape[1], size, image.shape[1] - count, biases)
         told = {
             "temb": time,
             "image_rotary_emb": network.pos_embed(torch.cat(at).to(image.device)),
@@ -320,6 +324,23 @@ class Flux(BackboneFamily):
                     image = torch.cat([image[:, :count] + residual.to(dtype), image[:, count:]], dim=1)
         output = from_tokens(network.proj_out(network.norm_out(image[:, :count], time)), *size)
         return list(torch.split(output.float(), [r.count for r in rows]))
+
+
+def _styled(rows: Sequence[Rows], text: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return a text (R,T,W) with what model controls say behind it, and which of its tokens there are, None for all.
+
+    there: of the text, (R,T). All lie at one place, so their order says nothing.
+    """
+    empty = text.new_zeros(1, 0, text.shape[2])
+    said = [torch.cat([empty.expand(r.count, -1, -1), *text_tokens(r)], dim=1).to(text.dtype) for r in rows]
+    counts = lengths(said)
+    if not any(counts):
+        return text, there
+    behind = stacked(said)
+    if there is not None or min(counts) < max(counts):
+        of_text = torch.ones_like(text[..., 0], dtype=torch.bool) if there is None else there
+        there = torch.cat([of_text, within(counts, max(counts), text.device)], dim=1)
+    return torch.cat([text, behind], dim=1), there
 
 
 def told_mask(there: Tensor | None, count: int) -> dict[str, Tensor] | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from serve_app.errors import NodeError
 from serve_app.nodes.protocol import FolderChoice
-from serve_app.values import ModelControl, Recipe
+from serve_app.values import ClipVisionOutput, ModelControl, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,14 +90,42 @@ class ZImageFunControlnet(QwenImageDiffsynthControlnet):
         }
 
 
+class USOStyleReference:
+    """Let a Flux.1 draw in the style that is seen in images, by a model patch of USO."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "apply_patch"
+    CATEGORY = "model/patch/flux"
+    EXPERIMENTAL = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "model_patch": ("MODEL_PATCH",),
+                "clip_vision_output": ("CLIP_VISION_OUTPUT",),
+            }
+        }
+
+    def apply_patch(self, model: Recipe, model_patch: Recipe, clip_vision_output: ClipVisionOutput) -> tuple[Recipe]:
+        """Return the model under one more style. Errors: NodeError for what another encoder than SigLIP sees."""
+        if clip_vision_output.style_hidden_states is None:
+            raise NodeError("style is read from what SigLIP sees; load an image encoder of that kind, such as sigclip")
+        seen = (*clip_vision_output.style_hidden_states.unbind(1), clip_vision_output.penultimate_hidden_states)
+        return (model.with_patch(ModelControl(model_patch, None, 1.0, seen=seen)),)
+
+
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "ModelPatchLoader": ModelPatchLoader,
     "QwenImageDiffsynthControlnet": QwenImageDiffsynthControlnet,
     "ZImageFunControlnet": ZImageFunControlnet,
+    "USOStyleReference": USOStyleReference,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "ModelPatchLoader": "Load Model Patch",
     "QwenImageDiffsynthControlnet": "Apply Qwen Image DiffSynth ControlNet",
     "ZImageFunControlnet": "Apply Z-Image Fun ControlNet",
+    "USOStyleReference": "Apply USO Style Reference",
 }

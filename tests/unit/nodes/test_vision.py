@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.nodes.builtin.model_controls import USOStyleReference
 from serve_app.nodes.builtin.vision import (
     CLIPVisionEncode,
     CLIPVisionLoader,
@@ -20,12 +22,23 @@ from serve_app.nodes.builtin.vision import (
 )
 from serve_app.nodes.registry import DISPLAY_NAMES, specs
 from serve_app.nodes.size import size_of
-from serve_app.values import ClipVisionOutput, Conditioning, Recipe
+from serve_app.values import ClipVisionOutput, Conditioning, ModelControl, Recipe
 
 ENCODER = Recipe("clip_vision", "clip_vision", "sigclip.safetensors")
 STYLE = Recipe("style_model", "style_models", "redux.safetensors")
 SEEN = ClipVisionOutput(torch.ones(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(2, 4))
 TOKENS = torch.full((1, 2, 8), 3.0)
+
+
+def test_a_style_is_what_siglip_sees_at_three_depths() -> None:
+    model, patch = Recipe("backbone", "unet", "flux.safetensors"), Recipe("model_patch", "model_patches", "uso")
+    depths = torch.stack([torch.full((2, 3, 4), 20.0), torch.full((2, 3, 4), 11.0)], dim=1)
+    (styled,) = USOStyleReference().apply_patch(model, patch, replace(SEEN, style_hidden_states=depths))
+    (control,) = styled.all(ModelControl)
+    assert (control.recipe, control.vae) == (patch, None)
+    assert [float(states.mean()) for states in control.seen] == [20.0, 11.0, 0.0]
+    with pytest.raises(NodeError, match="style is read from what SigLIP sees"):
+        USOStyleReference().apply_patch(model, patch, SEEN)
 
 
 class Oracle:
