@@ -91,8 +91,10 @@ class Trajectory:
         recipe, seeded = r.guider.backbone, partial(after_noise, given.shape, r.noise.seed, r.batch_index)
         layers = LayerPatches(recipe.patches, levels, seeded)
         rule, caches = rule_of(r.guider, levels), recipe.all(EasyCache)
-        hooks = None if self._variant is None else HookSchedule(levels, float(sigmas.max()), self._variant)
-        self._guidance = Guidance(self.backbone, r.guider.conds, rule, canvas, layers, caches, hooks)
+        hooks = None
+        if (variant := self._variant) is not None:
+            hooks = HookSchedule(levels, float(sigmas.max()), lambda further: variant(further).during(sigmas))
+        self._guidance = Guidance(self.backbone.during(sigmas), r.guider.conds, rule, canvas, layers, caches, hooks)
         self._denoised = x
         if self.steps < 1:
             self._end(x, sigma)

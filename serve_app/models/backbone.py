@@ -30,7 +30,7 @@ class Backbone:
     training: what is taken instead of what the network's file says. loras: what the recipe's LoRAs change in its rows.
     functions: its patches of that kind; controls: those that show its network images. references: how they are placed
     where a conditioning does not say it; None as the family has it. own_key: makes its rows share no forward, if it is
-    set.
+    set. sigmas: of the run that it is of, for functions.
     """
 
     network: Network
@@ -40,6 +40,7 @@ class Backbone:
     controls: tuple[ActiveModelControl, ...] = ()
     own_key: object | None = None
     functions: tuple[PackFunctions, ...] = ()
+    sigmas: Tensor | None = None
     levels: Levels = field(init=False)
     prediction: Prediction = field(init=False)
 
@@ -107,6 +108,7 @@ class Backbone:
             exclusive=self.own_key is not None,
             role=piece.role,
             functions=tuple(functions.network for functions in self.functions if functions.network),
+            sigmas=self.sigmas,
         )
 
     def fed(self, piece: Piece) -> Tensor:
@@ -121,6 +123,10 @@ class Backbone:
         """Return the network's output for a piece that gave D(x, sigma): every prediction is linear in it."""
         zero, one = (self.denoised(piece, torch.full_like(piece.x, value)) for value in (0.0, 1.0))
         return (denoised - zero) / (one - zero)
+
+    def during(self, sigmas: Tensor) -> Backbone:
+        """Return it for a run over these levels."""
+        return replace(self, sigmas=sigmas.to(self.device))
 
     def with_functions(self, functions: PackFunctions) -> Backbone:
         """Return it with functions of a node pack in place of its own, for its rows.

@@ -119,6 +119,15 @@ class Backbone(Protocol):
     @property
     def latent_format(self) -> LatentFormat: ...
 
+    @property
+    def sigmas(self) -> Tensor | None:
+        """The levels of the run that it is of, as functions of node packs are told them; None before there is one."""
+        ...
+
+    def during(self, sigmas: Tensor) -> Backbone:
+        """Return it for a run over these levels."""
+        ...
+
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
         """Return what an entry of a conditioning tells the network, for every row of the canvas.
 

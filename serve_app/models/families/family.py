@@ -105,6 +105,7 @@ class Rows:
     told of it. inputs: the family's own. loras, controls: what the recipe changes for these rows; layers: what layers
     do otherwise, as `sampling.layers` has it. exclusive: nothing shares their forward, and its outcome does not depend
     on earlier ones, to the bit. role: of their branch. functions: of node packs, as `PackFunctions.network`, in order.
+    sigmas: the levels of the run, for functions.
     """
 
     x: Tensor
@@ -117,6 +118,7 @@ class Rows:
     exclusive: bool = False
     role: str = "positive"
     functions: tuple[Mapping[str, Any], ...] = ()
+    sigmas: Tensor | None = None
 
     @property
     def count(self) -> int:

@@ -162,6 +162,7 @@ def _spans(rows: Sequence[Rows]) -> list[_Span]:
         span.options |= {
             "cond_or_uncond": [0 if row.role == "positive" else 1],
             "sigmas": torch.full((row.count,), row.sigma, device=row.x.device),
+            "sample_sigmas": row.sigmas,
             "original_shape": list(row.x.shape),
             "transformer_index": 0,
         }

@@ -95,6 +95,8 @@ def _arguments(options: Mapping[str, Any], guided: Guided) -> dict[str, Any]:
     model = None
     if guided.branches is not None:
         backbone = guided.branches.backbone
+        of_run = {"sample_sigmas": backbone.sigmas}
+        options = {**options, "transformer_options": {**options.get("transformer_options", {}), **of_run}}
         model = BaseModel(None, lambda: backbone.levels, backbone.latent_format, guided.branches)
     sigma = torch.full((guided.x.shape[0],), guided.sigma, device=guided.x.device)
     return {

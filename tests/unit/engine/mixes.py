@@ -75,6 +75,13 @@ class TinyBackbone:
     def rows(self, piece: Piece) -> Piece:
         return piece
 
+    @property
+    def sigmas(self) -> torch.Tensor | None:
+        return None
+
+    def during(self, sigmas: torch.Tensor) -> TinyBackbone:
+        return self
+
     def with_functions(self, functions: PackFunctions) -> TinyBackbone:
         return self
 

@@ -50,6 +50,8 @@ PACK = """
         def guide(args):
             assert args["input"].shape == args["cond"].shape and args["sigma"].ndim == 1
             assert args["model"].model_sampling.sigma_max > 14
+            levels = args["model_options"]["transformer_options"]["sample_sigmas"]
+            assert levels.shape == (4,) and args["sigma"][0] in levels
             return args["uncond"] + (args["cond"] - args["uncond"]) * args["cond_scale"]
         m.set_model_sampler_cfg_function(guide)
         return (m,)
@@ -73,6 +75,7 @@ PACK = """
         return (m,)
 
     def plain_attention(q, k, v, options):
+        assert options["sample_sigmas"].shape == (4,) and options["sigmas"][0] in options["sample_sigmas"]
         return optimized_attention(q, k, v, options["n_heads"])
 
     @node(model="MODEL")
