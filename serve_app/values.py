@@ -156,6 +156,18 @@ class Lora:
 
 
 @dataclass(frozen=True, slots=True)
+class Towards:
+    """Change weights by what another model's differ from those of the file, times a strength."""
+
+    other: Recipe
+    strength: float
+
+
+HookChange: TypeAlias = "Lora | Towards"
+"""What a hook does to a part's weights."""
+
+
+@dataclass(frozen=True, slots=True)
 class Keyframe:
     """From a share of the sampling on, a factor of a hook's strength. steps: so many levels at least have it."""
 
@@ -168,13 +180,21 @@ class Keyframe:
 class Hook:
     """A LoRA of some entries of a conditioning alone, the backbone's at one strength and the text encoder's at another.
 
-    keyframes: by start_percent; without any the factor is 1.
+    keyframes: by start_percent; without any the factor is 1. folder: where its file is; what one of "checkpoints" has
+    is whole models, of which the LoRA is what they differ by.
     """
 
     name: str
     strength: float
     clip_strength: float
     keyframes: tuple[Keyframe, ...] = field(default=(), compare=False)
+    folder: Literal["loras", "checkpoints"] = "loras"
+
+    def change(self, part: Part, strength: float) -> HookChange:
+        """Return what it does to a part's weights at a strength."""
+        if self.folder == "loras":
+            return Lora(self.name, strength)
+        return Towards(Recipe(part, self.folder, self.name), strength)
 
 
 Hooks: TypeAlias = tuple[Hook, ...]
@@ -221,7 +241,7 @@ class Scale:
     factors: tuple[tuple[str, float], ...]
 
 
-WeightChange: TypeAlias = Lora | Merge | Scale
+WeightChange: TypeAlias = Lora | Towards | Merge | Scale
 """Changes of a part's weights, whose order counts."""
 
 
@@ -735,11 +755,15 @@ class PerpNeg:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guider:
-    """GUIDER: a backbone, its conditionings by role ("positive", "negative", …), and how they are combined."""
+    """GUIDER: a backbone, its conditionings by role ("positive", "negative", …), and how they are combined.
+
+    negative_backbone: what answers for the negative, None if that is the backbone too.
+    """
 
     backbone: Recipe
     conds: Mapping[str, Conditioning]
     rule: Cfg | DualCfg | PerpNeg
+    negative_backbone: Recipe | None = None
 
 
 @dataclass(frozen=True, slots=True)

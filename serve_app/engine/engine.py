@@ -333,7 +333,7 @@ class Engine:
 
 
 def _group(pieces: Sequence[Piece], left: Sequence[int], limit: int) -> list[int]:
-    """Return those of the indices left that share the first one's forward: of its group, within a limit.
+    """Return those of the indices left that share the first one's forward: of its network and group, within a limit.
 
     Those that are tied to one in it go with it whatever the limit.
     """
@@ -341,7 +341,8 @@ def _group(pieces: Sequence[Piece], left: Sequence[int], limit: int) -> list[int
     group, cells, full = [left[0]], first.cells, False
     ties = {first.tie} - {None}
     for i in left[1:]:
-        if pieces[i].group_key != first.group_key:
+        of_another = pieces[i].backbone.network.key != first.backbone.network.key
+        if of_another or pieces[i].group_key != first.group_key:
             continue
         full = full or cells + pieces[i].cells > limit
         if full and pieces[i].tie not in ties:

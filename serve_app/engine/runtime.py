@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
+from math import isclose
 from traceback import clear_frames
 from typing import Any, TypeAlias, TypeVar
 from weakref import ref
@@ -35,17 +36,20 @@ from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
 from serve_app.models.weights import LoadCounters, Weights
 from serve_app.sampling.conditioning import with_options
-from serve_app.sampling.hooks import clip_loras, clip_ranges, hooks_of, loras
+from serve_app.sampling.hooks import changes, clip_ranges, hooks_of
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.values import (
+    Cfg,
     ClipHooks,
     ClipVisionOutput,
     Conditioning,
     Extraction,
     GenerationRequest,
-    Lora,
+    Guider,
+    HookChange,
+    PackFunctions,
     PreviewMethod,
     Recipe,
     Text,
@@ -176,27 +180,29 @@ class EngineRuntime:
             given = control.vaes(guider.conds).items()
             return tuple({vae for net, own in given if self.weights.encodes_hint(net) for vae in own})
 
-        hooked = [guider.backbone.with_patches(loras(own, [1.0] * len(own))) for own in hooks_of(guider.conds)]
+        beside = _of_negative(guider)
+        hooked = [guider.backbone.with_patches(changes(own)) for own in hooks_of(guider.conds)]
 
         @cache
         def need() -> Need:
-            return self.weights.need(guider.backbone, *hooked, *with_bases().values(), *vaes())
+            return self.weights.need(guider.backbone, *beside, *hooked, *with_bases().values(), *vaes())
 
-        def variant(further: tuple[Lora, ...]) -> Backbone:
+        def variant(further: tuple[HookChange, ...]) -> Backbone:
             backbone = self.weights.backbone(guider.backbone.with_patches(further))
             return backbone.exclusive() if strict else backbone
 
         def begin() -> Generator[None, None, Future[Sampled]]:
             nets = {given: self.weights.control_net(recipe) for given, recipe in with_bases().items()}
-            backbone = self.weights.backbone(guider.backbone)
-            remarks.extend(self.weights.remarks(guider.backbone))
-            yield from backbone.prepared()
+            backbone, *others = (self.weights.backbone(recipe) for recipe in (guider.backbone, *beside))
+            for recipe, own in zip((guider.backbone, *beside), (backbone, *others), strict=True):
+                remarks.extend(self.weights.remarks(recipe))
+                yield from own.prepared()
             if strict:
-                backbone = backbone.exclusive()
+                backbone, *others = (own.exclusive() for own in (backbone, *others))
             conds = backbone.activated(guider.conds, nets, {recipe: self.weights.vae(recipe) for recipe in vaes()})
             controlled = replace(request, guider=replace(guider, conds=conds))
             nonlocal running_now
-            trajectory = Trajectory(backbone, controlled, on_step, variant if hooked else None)
+            trajectory = Trajectory(backbone, controlled, on_step, variant if hooked else None, *others)
             running_now = ref(trajectory)
             return self._engine.submit(trajectory)
 
@@ -312,6 +318,18 @@ class EngineRuntime:
             raise
 
 
+def _of_negative(guider: Guider) -> tuple[Recipe, ...]:
+    """Return the backbone that answers for a guider's negative, if it is another and the negative counts.
+
+    Functions of node packs are those of the guider's backbone, as in ComfyUI.
+    """
+    recipe, rule = guider.negative_backbone, guider.rule
+    if recipe is None or (isinstance(rule, Cfg) and isclose(rule.scale, 1.0)):
+        return ()
+    kept = tuple(patch for patch in recipe.patches if not isinstance(patch, PackFunctions))
+    return (replace(recipe, patches=(*kept, *guider.backbone.all(PackFunctions))),)
+
+
 def _cancel_run(beginning: Future[Future[Sampled]]) -> None:
     if not beginning.cancelled() and beginning.exception() is None:
         beginning.result().cancel()
@@ -362,7 +380,7 @@ class NodeRuntime:
             return await self._encode(clip, text)
         passed_on = {"hooks": given.hooks} if given.passed_on else {}
         if not given.scheduled:
-            changed = clip.with_patches(clip_loras(given.hooks, [1.0] * len(given.hooks)))
+            changed = clip.with_patches(changes(given.hooks, part="clip"))
             return with_options(await self._encode(changed, text), **passed_on)
         encoded: Conditioning = []
         for start, end, further in clip_ranges(given.hooks):

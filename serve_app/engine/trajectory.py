@@ -32,7 +32,7 @@ class Trajectory:
 
     `start` it once, then answer its `pieces` with `feed` until `result` is there. on_step: called with (steps done,
     steps in all) after each step, in whichever thread feeds it. variant: gives the backbone with further LoRAs, for
-    conditionings that have hooks.
+    conditionings that have hooks. negative: answers for the negative, if that is another backbone.
     """
 
     # Set by `start`, which needs the engine's thread for them.
@@ -49,6 +49,7 @@ class Trajectory:
         request: SamplingRequest,
         on_step: Callable[[int, int], None] | None = None,
         variant: Variant | None = None,
+        negative: Backbone | None = None,
     ) -> None:
         self.backbone = backbone
         self.pieces: tuple[Piece, ...] = ()
@@ -62,6 +63,7 @@ class Trajectory:
         self._request = request
         self._on_step = on_step
         self._variant = variant
+        self._negative = negative
         self._steps_done = 0
         self._seen_step = (-1, 0)
         self._inpainting: Inpainting | None = None
@@ -94,7 +96,9 @@ class Trajectory:
         hooks = None
         if (variant := self._variant) is not None:
             hooks = HookSchedule(levels, float(sigmas.max()), lambda further: variant(further).during(sigmas))
-        self._guidance = Guidance(self.backbone.during(sigmas), r.guider.conds, rule, canvas, layers, caches, hooks)
+        others = {} if self._negative is None else {"negative": self._negative.during(sigmas)}
+        backbone = self.backbone.during(sigmas)
+        self._guidance = Guidance(backbone, r.guider.conds, rule, canvas, layers, caches, hooks, others)
         self._denoised = x
         if self.steps < 1:
             self._end(x, sigma)

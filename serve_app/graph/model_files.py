@@ -22,6 +22,8 @@ _CLIP, _CLIP_GGUF = (
 LOADERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "CheckpointLoaderSimple": {"ckpt_name": ("backbone", "checkpoints")},
     "CheckpointLoader": {"ckpt_name": ("backbone", "checkpoints")},
+    "CreateHookModelAsLora": {"ckpt_name": ("backbone", "checkpoints")},
+    "CreateHookModelAsLoraModelOnly": {"ckpt_name": ("backbone", "checkpoints")},
     "UNETLoader": {"unet_name": ("backbone", "diffusion_models")},
     **dict.fromkeys(("CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader", "QuadrupleCLIPLoader"), _CLIP),
     "UnetLoaderGGUF": {"unet_name": ("backbone", "unet_gguf")},

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from serve_app.models.families.family import (
     VaeFamily,
     VisionFamily,
 )
-from serve_app.models.lora import Adapter, Scaling
+from serve_app.models.lora import Adapter, Other, Scaling
 from serve_app.models.lora_layers import LoraSet, parameters, with_merged
 from serve_app.models.lora_layouts import read
 from serve_app.models.mixture import Adapted, Mixture, added
@@ -52,6 +54,7 @@ from serve_app.values import (
     Recipe,
     Rounded,
     Scale,
+    Towards,
     Training,
     WeightChange,
 )
@@ -277,6 +280,14 @@ def _stack(
                 found = read(Checkpoint(change.files.paths[0]), family.lora_names(of_network), part)
                 stack.append((found.adapters, strength))
                 remarks += [found.remark] if found.remark else []
+            case Towards(other=other, strength=strength):
+                beneath = mixture(other, change.files)
+                names = set(beneath.names)
+                fits = [n for n in of_network if n in names and beneath.shape(n) == attrgetter(n)(module).shape]
+                stack.append(({name: Other(partial(beneath.tensor, name)) for name in fits}, strength))
+                if len(fits) < len(of_network):
+                    of = f"{len(fits)} of the {len(of_network)} weights of this {PART_NAMES[part]}"
+                    remarks.append(f"'{other.name}' has {of}; the others stay as they are")
             case Scale(factors=factors):
                 scaled = {
                     name: Scaling(by)

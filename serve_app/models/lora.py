@@ -8,8 +8,9 @@ Where the papers leave room, and where ComfyUI departs from them, the numbers ar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ _log = log.get("models")
 
 class Adapter(ABC):
     """One change of one weight."""
+
+    of_file: ClassVar[bool] = False
+    """Whether what it changes the weight by depends on what the file has, not on what others have made of it."""
 
     @abstractmethod
     def change(self, weight: Tensor, strength: float) -> Tensor:
@@ -47,10 +51,11 @@ def merged(weight: Tensor, adapters: Sequence[tuple[Adapter, float]]) -> Tensor:
 
     An adapter that does not fit the weight is left out with a warning.
     """
-    result = weight.float()
+    own = result = weight.float()
     for adapter, strength in adapters:
+        seen = own if adapter.of_file else result
         try:
-            result = result + adapter.change(result, strength).reshape(result.shape)
+            result = result + adapter.change(seen, strength).reshape(result.shape)
         except RuntimeError as error:
             _log.warning("a %s does not fit a weight of %s: %s", type(adapter).__name__, tuple(weight.shape), error)
     return result.to(weight.dtype)
@@ -226,6 +231,18 @@ class Replacement(Adapter):
 
     def change(self, weight: Tensor, strength: float) -> Tensor:
         return _f32(self.value, weight) - weight
+
+
+@dataclass(frozen=True, eq=False)
+class Other(Adapter):
+    """Another model's weight, towards which this one goes. weight: reads it."""
+
+    of_file: ClassVar[bool] = True
+
+    weight: Callable[[], Tensor]
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        return (_f32(self.weight(), weight) - weight) * strength
 
 
 @dataclass(frozen=True, eq=False)

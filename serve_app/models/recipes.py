@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve_app.store.catalog import Catalog
-from serve_app.values import DEFAULT_DTYPE, ComputedIn, Difference, Lora, Merge, Recipe, Rounded, Scale, WeightChange
+from serve_app.values import (
+    DEFAULT_DTYPE,
+    ComputedIn,
+    Difference,
+    Lora,
+    Merge,
+    Recipe,
+    Rounded,
+    Scale,
+    Towards,
+    WeightChange,
+)
 
 
 class Files(NamedTuple):
@@ -38,7 +49,7 @@ class Change:
     def key(self) -> Hashable:
         """Equal for equal changes."""
         match self.patch:
-            case Lora(strength=strength):
+            case Lora(strength=strength) | Towards(strength=strength):
                 return self.files.key, strength
             case Merge(shares=shares):
                 return self.files.key, shares
@@ -59,7 +70,7 @@ def merged_in(recipe: Recipe) -> tuple[WeightChange, ...]:
     return changes[: last + 1]
 
 
-def set_beside(recipe: Recipe) -> tuple[Lora | Scale, ...]:
+def set_beside(recipe: Recipe) -> tuple[Lora | Towards | Scale, ...]:
     """Return the changes that go beside the weights of a recipe's part: those after its last merge."""
     return recipe.all(WeightChange)[len(merged_in(recipe)) :]
 
@@ -82,7 +93,7 @@ def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> File
     return Files(tuple(paths), key, changes)
 
 
-def set_files(catalog: Catalog, part: Hashable, changes: Sequence[Lora | Scale]) -> Files:
+def set_files(catalog: Catalog, part: Hashable, changes: Sequence[Lora | Towards | Scale]) -> Files:
     """Return the files of a set of changes beside a part. Errors: ModelFileError for one that is not there."""
     found = _changes(catalog, changes)
     paths = tuple(path for change in found for path in change.files.paths)
@@ -98,7 +109,7 @@ def _files(catalog: Catalog, patch: WeightChange) -> Files:
         case Lora(name=name):
             path = catalog.path("loras", name)
             return Files((path,), version(path))
-        case Merge(other=other):
+        case Merge(other=other) | Towards(other=other):
             return part_files(catalog, other, whole=True)
     return Files((), None)
 

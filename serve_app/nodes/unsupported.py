@@ -133,9 +133,6 @@ _BY_REASON: Mapping[str, str] = {
     "GLIGEN is not supported": ("GLIGENLoader GLIGENTextBoxApply"),
     "hypernetworks are not supported": ("HypernetworkLoader"),
     "patches that change how the network itself runs are not supported": ("TorchCompileModel"),
-    "hooks of whole models are not supported; save the difference as a LoRA": (
-        "CreateHookModelAsLora CreateHookModelAsLoraModelOnly"
-    ),
     "merging models of this family is not supported": (
         "ModelMergeMochiPreview ModelMergeLTXV ModelMergeCosmos7B ModelMergeCosmos14B "
         "ModelMergeWAN2_1 ModelMergeCosmosPredict2_2B ModelMergeCosmosPredict2_14B"
@@ -153,7 +150,7 @@ _BY_REASON: Mapping[str, str] = {
     "ComfyUI deprecates it; use": ("PerpNeg"),
     "vector images are not supported": ("SaveSVGNode"),
     "it came after ComfyUI 0.3.64 and is not written yet; a pool that is a ComfyUI has it": (
-        "DualModelGuider GLSLShader ImageCompositor AddLayer LayersFromBoundingBoxes"
+        "GLSLShader ImageCompositor AddLayer LayersFromBoundingBoxes"
     ),
     "Gemma 3 and 4, which write LTX-2's prompts, are not supported": ("TextGenerateLTX2Prompt"),
     "models that find, cut out or measure what is in an image are not supported": (

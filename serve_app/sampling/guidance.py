@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from serve_app.errors import NodeError
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import Area, Backbone, Canvas, Inputs, Piece, crop, denoise, to_batch
@@ -94,7 +96,7 @@ class Guidance:
     """The guidance of one run: its branches, by role, and the rule that combines them.
 
     layers: what the layers do otherwise for all its rows, nothing if not given. caches: of `step_cache`. hooks: gives
-    the backbones of entries that have any.
+    the backbones of entries that have any. others: the backbones of branches, by role, that have one of their own.
     """
 
     def __init__(
@@ -106,8 +108,10 @@ class Guidance:
         layers: LayerPatches | None = None,
         caches: Sequence[EasyCache] = (),
         hooks: HookSchedule | None = None,
+        others: Mapping[str, Backbone] = MappingProxyType({}),
     ) -> None:
         self.backbone = backbone
+        self._others = others
         self._rule = rule
         self._layers = layers
         self._hooks = hooks
@@ -122,8 +126,14 @@ class Guidance:
         height, width = canvas.latents.shape[-2:]
         self._entries: dict[str, tuple[Entry, ...]] = {}
         # A loop, not a comprehension: an error that is kept would keep what that closes over, and with it the backbone.
-        for role, conditioning in resolved(conds, height, width).items():
-            self._entries[role] = entries(role, conditioning, backbone, canvas)
+        placed = resolved(conds, height, width)
+        for role in others:
+            # A branch with a network of its own owes the others nothing, as in ComfyUI.
+            placed |= resolved({role: conds[role]}, height, width)
+        for role, conditioning in placed.items():
+            self._entries[role] = entries(role, conditioning, others.get(role, backbone), canvas)
+            if role in others and any(entry.hooks for entry in self._entries[role]):
+                raise NodeError(f"the {role} has a model of its own, for which hooks are not supported")
         self._asked: list[_Asked] = []
         self._answers: dict[int, Tensor] = {}
         self._attention = AttentionMap()
@@ -227,7 +237,7 @@ class Guidance:
         x, sigma = evaluation.x, evaluation.sigma
         of_all = () if self._layers is None else self._layers.at(sigma)
         cut = x if entry.area is None else crop(x, entry.area)
-        backbone = self.backbone
+        backbone = self._others.get(entry.role, self.backbone)
         if entry.hooks is not None and self._hooks is not None:
             backbone = self._hooks.backbone(entry.hooks, sigma)
         return Piece(backbone, cut, sigma, entry.inputs, entry.role, (*of_all, *layers), tie)

@@ -1,4 +1,4 @@
-"""Hooks: LoRAs of some entries of a conditioning alone, whose strengths keyframes change along the sampling.
+"""Hooks: changes of weights for some entries of a conditioning alone, whose strengths change along the sampling.
 
 What a keyframe's factor is worth is decided level by level, as a run meets them. Nothing here knows weights: a backbone
 with further patches is asked of whoever runs it.
@@ -12,10 +12,10 @@ from math import isclose
 
 from serve_app.sampling.forward import Backbone
 from serve_app.sampling.levels import Levels, single
-from serve_app.values import Conditioning, Hooks, Keyframe, Lora
+from serve_app.values import Conditioning, HookChange, Hooks, Keyframe, Part
 
-Variant = Callable[[tuple[Lora, ...]], Backbone]
-"""Gives the run's backbone with further LoRAs."""
+Variant = Callable[[tuple[HookChange, ...]], Backbone]
+"""Gives the run's backbone with further changes."""
 
 
 def combined(*groups: Hooks | None) -> Hooks | None:
@@ -24,10 +24,11 @@ def combined(*groups: Hooks | None) -> Hooks | None:
     return tuple(dict.fromkeys(hook for group in there for hook in group)) if there else None
 
 
-def loras(hooks: Hooks, factors: Sequence[float]) -> tuple[Lora, ...]:
-    """Return what hooks change in a backbone, each by its factor."""
-    strengths = ((hook, hook.strength * factor) for hook, factor in zip(hooks, factors, strict=True))
-    return tuple(Lora(hook.name, strength) for hook, strength in strengths if strength)
+def changes(hooks: Hooks, factors: Sequence[float] | None = None, part: Part = "backbone") -> tuple[HookChange, ...]:
+    """Return what hooks change in a backbone or in a text encoder, each by its factor, or by 1."""
+    strengths = (hook.strength if part == "backbone" else hook.clip_strength for hook in hooks)
+    scaled = [strength * factor for strength, factor in zip(strengths, factors or [1.0] * len(hooks), strict=True)]
+    return tuple(hook.change(part, strength) for hook, strength in zip(hooks, scaled, strict=True) if strength)
 
 
 def hooks_of(conds: Mapping[str, Conditioning]) -> tuple[Hooks, ...]:
@@ -44,11 +45,11 @@ class HookSchedule:
         self._highest = highest
         self._variant = variant
         self._tracks: dict[tuple[Keyframe, ...], _Track] = {}
-        self._latest: dict[Hashable, tuple[tuple[Lora, ...], Backbone]] = {}
+        self._latest: dict[Hashable, tuple[tuple[HookChange, ...], Backbone]] = {}
 
     def backbone(self, hooks: Hooks, sigma: float) -> Backbone:
         """Return the backbone of entries with these hooks for an evaluation at a level."""
-        wanted = loras(hooks, [self._factor(hook.keyframes, sigma) for hook in hooks])
+        wanted = changes(hooks, [self._factor(hook.keyframes, sigma) for hook in hooks])
         key = tuple((hook, hook.keyframes) for hook in hooks)
         latest = self._latest.get(key)
         if latest is None or latest[0] != wanted:
@@ -94,19 +95,13 @@ class _Track:
                 return
 
 
-def clip_ranges(hooks: Hooks) -> Iterator[tuple[float, float, tuple[Lora, ...]]]:
+def clip_ranges(hooks: Hooks) -> Iterator[tuple[float, float, tuple[HookChange, ...]]]:
     """Yield the shares of the sampling between which hooks leave a text encoder as it is, and how they change it."""
     tracks = [list(_spans(hook.keyframes)) for hook in hooks]
     bounds = sorted({0.0, *(bound for track in tracks for start, end, _ in track for bound in (start, end))})
     for start, end in pairwise(bounds):
         factors = [next((f for s, e, f in track if s < end and e > start), 1.0) for track in tracks]
-        yield start, end, clip_loras(hooks, factors)
-
-
-def clip_loras(hooks: Hooks, factors: Sequence[float]) -> tuple[Lora, ...]:
-    """Return what hooks change in a text encoder, each by its factor."""
-    strengths = ((hook, hook.clip_strength * factor) for hook, factor in zip(hooks, factors, strict=True))
-    return tuple(Lora(hook.name, strength) for hook, strength in strengths if strength)
+        yield start, end, changes(hooks, factors, "clip")
 
 
 def _spans(keyframes: Sequence[Keyframe]) -> Iterator[tuple[float, float, float]]:

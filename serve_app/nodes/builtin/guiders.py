@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isclose
 from typing import Any
+
+import torch
 
 from serve_app.nodes.builtin.sampling import CFG
 from serve_app.values import Cfg, Conditioning, DualCfg, Guider, PerpNeg, Recipe
 
 CATEGORY = "model/sampling/guiders"
+NO_TEXT: Conditioning = [(torch.zeros(1, 0, 0), {})]
 
 
 class BasicGuider:
@@ -79,6 +83,49 @@ class DualCFGGuider:
         return (Guider(model, {"positive": cond1, "middle": cond2, "negative": negative}, rule),)
 
 
+class DualModelGuider:
+    """Guidance away from what another model says of the negative."""
+
+    RETURN_TYPES = ("GUIDER",)
+    FUNCTION = "get_guider"
+    CATEGORY = CATEGORY
+    EXPERIMENTAL = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        model = "Model used for the positive (conditional) pass."
+        other = "Model used for the negative (unconditional) pass. Use the same model for ordinary CFG."
+        negative = (
+            "Negative conditioning run on the negative model. "
+            "Leave unconnected for a text-free (image-only) unconditional pass."
+        )
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": model}),
+                "positive": ("CONDITIONING",),
+                "cfg": ("FLOAT", {"default": 4.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}),
+            },
+            "optional": {
+                "model_negative": ("MODEL", {"tooltip": other}),
+                "negative": ("CONDITIONING", {"tooltip": negative}),
+            },
+        }
+
+    def get_guider(
+        self,
+        model: Recipe,
+        positive: Conditioning,
+        cfg: float,
+        model_negative: Recipe | None = None,
+        negative: Conditioning | None = None,
+    ) -> tuple[Guider]:
+        """Return the guider; a negative that is not given is a text of no tokens, which few families take."""
+        conds = {"positive": positive}
+        if negative is not None or not isclose(cfg, 1.0):
+            conds["negative"] = NO_TEXT if negative is None else negative
+        return (Guider(model, conds, Cfg(cfg), model_negative),)
+
+
 class PerpNegGuider:
     """Guidance away from that part of the negative which does not concern the positive."""
 
@@ -117,6 +164,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "BasicGuider": BasicGuider,
     "CFGGuider": CFGGuider,
     "DualCFGGuider": DualCFGGuider,
+    "DualModelGuider": DualModelGuider,
     "PerpNegGuider": PerpNegGuider,
 }
 
@@ -124,5 +172,6 @@ NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "BasicGuider": "Basic Guider",
     "CFGGuider": "CFG Guider",
     "DualCFGGuider": "Dual CFG Guider",
+    "DualModelGuider": "Dual Model CFG Guider",
     "PerpNegGuider": "Perp-Neg Guider",
 }

@@ -69,6 +69,48 @@ class CreateHookLoraModelOnly:
         return CreateHookLora().create_hook(lora_name, strength_model, 0.0, prev_hooks)
 
 
+class CreateHookModelAsLora:
+    """What another checkpoint differs by, as a hook."""
+
+    RETURN_TYPES = ("HOOKS",)
+    FUNCTION = "create_hook"
+    CATEGORY = "advanced/hooks/create"
+    EXPERIMENTAL = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        checkpoint = (FolderChoice("checkpoints"),)
+        required = {"ckpt_name": checkpoint, "strength_model": STRENGTH, "strength_clip": STRENGTH}
+        return {"required": required, "optional": {"prev_hooks": ("HOOKS",)}}
+
+    def create_hook(
+        self, ckpt_name: str, strength_model: float, strength_clip: float, prev_hooks: Hooks | None = None
+    ) -> tuple[Hooks]:
+        """Return the hooks before with this one."""
+        hook = Hook(ckpt_name, strength_model, strength_clip, folder="checkpoints")
+        return (combined(prev_hooks, (hook,)) or (),)
+
+
+class CreateHookModelAsLoraModelOnly:
+    """What the backbone of another checkpoint differs by, as a hook of the backbone."""
+
+    RETURN_TYPES = ("HOOKS",)
+    FUNCTION = "create_hook_model_only"
+    CATEGORY = "advanced/hooks/create"
+    EXPERIMENTAL = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        required = {"ckpt_name": (FolderChoice("checkpoints"),), "strength_model": STRENGTH}
+        return {"required": required, "optional": {"prev_hooks": ("HOOKS",)}}
+
+    def create_hook_model_only(
+        self, ckpt_name: str, strength_model: float, prev_hooks: Hooks | None = None
+    ) -> tuple[Hooks]:
+        """Return the hooks before with this one."""
+        return CreateHookModelAsLora().create_hook(ckpt_name, strength_model, 0.0, prev_hooks)
+
+
 class SetHookKeyframes:
     """Change the strengths of hooks in time."""
 
@@ -259,6 +301,8 @@ _EASING: Mapping[str, Callable[[float], float]] = {
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "CreateHookLora": CreateHookLora,
     "CreateHookLoraModelOnly": CreateHookLoraModelOnly,
+    "CreateHookModelAsLora": CreateHookModelAsLora,
+    "CreateHookModelAsLoraModelOnly": CreateHookModelAsLoraModelOnly,
     "SetHookKeyframes": SetHookKeyframes,
     "CreateHookKeyframe": CreateHookKeyframe,
     "CreateHookKeyframesInterpolated": CreateHookKeyframesInterpolated,
@@ -272,6 +316,8 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "CreateHookLora": "Create Hook LoRA",
     "CreateHookLoraModelOnly": "Create Hook LoRA (MO)",
+    "CreateHookModelAsLora": "Create Hook Model as LoRA",
+    "CreateHookModelAsLoraModelOnly": "Create Hook Model as LoRA (MO)",
     "SetHookKeyframes": "Set Hook Keyframes",
     "CreateHookKeyframe": "Create Hook Keyframe",
     "CreateHookKeyframesInterpolated": "Create Hook Keyframes Interp.",

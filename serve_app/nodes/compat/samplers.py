@@ -21,7 +21,7 @@ from serve_app.sampling.noise import drawn
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
-from serve_app.values import Cfg, Guider, Noise, SamplerChoice
+from serve_app.values import Cfg, Guider, Noise, Recipe, SamplerChoice
 
 Callback = Callable[[int, Tensor, Tensor, int], Any]
 """(the step's index, its estimate of the image, x, steps in all) -> ignored; as the model samples latents."""
@@ -147,6 +147,7 @@ class CFGGuider:
         self.original_conds: dict[str, Any] = {}
         self.cfg = 1.0
         self._rule: Any = None
+        self._negative: Recipe | None = None
 
     @classmethod
     def of(cls, guider: Guider, shown: Callable[[Any], Any]) -> CFGGuider:
@@ -154,6 +155,7 @@ class CFGGuider:
         made = cls(shown(guider.backbone))
         made.original_conds = {role: shown(conditioning) for role, conditioning in guider.conds.items()}
         made._rule, made.cfg = guider.rule, guider.rule.scale
+        made._negative = guider.negative_backbone
         return made
 
     def plain(self, plain: Callable[[Any], Any]) -> Guider:
@@ -163,7 +165,7 @@ class CFGGuider:
                 raise MissingMemberError(f"comfy.samplers.CFGGuider.{name} of a subclass")
         rule = Cfg(self.cfg) if self._rule is None or self._rule.scale != self.cfg else self._rule
         conds = {role: plain(conditioning) for role, conditioning in self.original_conds.items()}
-        return Guider(plain(self.model_patcher), conds, rule)
+        return Guider(plain(self.model_patcher), conds, rule, self._negative)
 
     def set_conds(self, positive: Any, negative: Any) -> None:
         """Set both conditionings."""

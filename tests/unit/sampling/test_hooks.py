@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.sampling.hooks import HookSchedule, clip_ranges, combined, hooks_of
 from serve_app.sampling.levels import FlowLevels
-from serve_app.values import Hook, Keyframe, Lora
+from serve_app.values import Hook, HookChange, Keyframe
 
 LEVELS = FlowLevels(1.0, 1.0)
 """Of which a share of the sampling is as far below 1."""
@@ -22,7 +22,7 @@ def strengths(hooks: tuple[Hook, ...], sigmas: list[float]) -> list[Any]:
     """Return the strengths of each level's backbone in turn."""
     asked: list[Any] = []
 
-    def variant(loras: tuple[Lora, ...]) -> Any:
+    def variant(loras: tuple[HookChange, ...]) -> Any:
         asked.append(loras)
         return len(asked) - 1
 
