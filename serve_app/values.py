@@ -250,10 +250,12 @@ class Discrete:
     """Training on a table of noise levels (ComfyUI's ModelSamplingDiscrete).
 
     prediction: "eps", "v_prediction", "lcm", "x0" or "img_to_img". zsnr: the top level has (almost) no signal left.
+    even: betas grow by equal steps, as PixArt's do, and not by equal steps of their roots.
     """
 
     prediction: str = "eps"
     zsnr: bool = False
+    even: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,11 +148,11 @@ def trained(training: Training) -> tuple[Levels, Prediction]:
     Errors: NodeError for a prediction that is not known, or for levels that are none.
     """
     match training:
-        case Discrete("lcm", zsnr):
-            levels = TableLevels(zsnr=zsnr, stride=_LCM_STRIDE)
+        case Discrete("lcm", zsnr, even):
+            levels = TableLevels(zsnr=zsnr, stride=_LCM_STRIDE, even=even)
             return levels, Lcm(levels)
-        case Discrete(name, zsnr) if (prediction := _DISCRETE.get(name)) is not None:
-            return TableLevels(zsnr=zsnr), prediction
+        case Discrete(name, zsnr, even) if (prediction := _DISCRETE.get(name)) is not None:
+            return TableLevels(zsnr=zsnr, even=even), prediction
         case ContinuousEdm(name, high, low) if (prediction := _CONTINUOUS.get(name)) is not None:
             return EdmLevels(*_between(high, low)), prediction
         case ContinuousV(high, low):

@@ -111,11 +111,15 @@ class TableLevels(_VarianceExploding):
 
     Betas are linear in their square root; sigma = √((1 − ᾱ) / ᾱ). zsnr: rescaled so that the last level has (almost) no
     signal. stride: only every so many-th timestep is a level, the last among them, as consistency models are distilled.
-    Sources: Rombach et al. 2022, arXiv:2112.10752; Lin et al. 2023, arXiv:2305.08891, Algorithm 1.
+    even: betas are linear themselves, and others. Sources: Rombach et al. 2022, arXiv:2112.10752; Lin et al. 2023,
+    arXiv:2305.08891, Algorithm 1; Ho et al. 2020, arXiv:2006.11239, section 4.
     """
 
-    def __init__(self, *, zsnr: bool = False, stride: int = 1) -> None:
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2
+    def __init__(self, *, zsnr: bool = False, stride: int = 1, even: bool = False) -> None:
+        if even:
+            betas = torch.linspace(1e-4, 0.02, TIMESTEPS, dtype=torch.float64)
+        else:
+            betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2
         alphas_cumprod = torch.cumprod(1 - betas, dim=0)
         if zsnr:
             alphas_cumprod = _without_signal_at_the_end(alphas_cumprod)

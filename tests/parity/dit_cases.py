@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 CHANNELS = 16
-OTHERS = {"flux2": 128, "flux2_klein": 128, "auraflow": 4}
+OTHERS = {"flux2": 128, "flux2_klein": 128, "auraflow": 4, "pixart": 4, "pixart_alpha": 4}
 """How many channels latents have where not as many."""
 ROWS = 2
 IN_TIME = ("krea2", "qwen", "qwen_2511", "qwen_layered", "anima")
 """Networks whose latents have an axis of time."""
 SIGMAS = (0.3, 0.9)
-TIMES = {"sd3": 1000, "sd35": 1000, "hidream": 1000}
+TIMES = {"sd3": 1000, "sd35": 1000, "hidream": 1000, "pixart": 1000, "pixart_alpha": 1000}
 """By what a network is told them times more."""
 TEXT_WIDTH, POOLED_WIDTH = 48, 32
 GUIDANCE = (3.5, 30.0)
@@ -84,6 +84,14 @@ _SD3: dict[str, Any] = {
     },
     "num_patches": 64,
     "pos_embed_max_size": 8,
+}
+_PIXART: dict[str, Any] = {
+    "hidden_size": 96,
+    "num_heads": 16,
+    "depth": 2,
+    "caption_channels": TEXT_WIDTH,
+    "model_max_length": 12,
+    "pe_interpolation": None,
 }
 NETS: Mapping[str, dict[str, Any]] = {
     "zimage": {
@@ -213,6 +221,8 @@ NETS: Mapping[str, dict[str, Any]] = {
         "text_feat_dim": TEXT_WIDTH,
         "timestep_scale": 1000.0,
     },
+    "pixart": {**_PIXART, "micro_condition": False},
+    "pixart_alpha": {**_PIXART, "micro_condition": True},
 }
 ADAPTER: dict[str, Any] = {
     "source_dim": TEXT_WIDTH,
@@ -257,7 +267,8 @@ FRAMES = (1, 11)
 class Case:
     """One forward of a network. size: of the latents; text: how many tokens; references: sizes of each.
 
-    method: how those are placed; of Anima's, "as it is" for a text without T5's tokens.
+    method: how those are placed; of Anima's, "as it is" for a text without T5's tokens; of PixArt's, the height and
+    width in pixels that are told.
 
     A size is (h,w), or (frames,h,w) of networks whose latents have an axis of time.
 
@@ -348,6 +359,11 @@ CASES: Sequence[Case] = (
     Case("omnigen2", (7, 9), 12),
     Case("omnigen2", (8, 6), 5, ((9, 8),)),
     Case("omnigen2", (7, 9), 3, ((5, 7), (4, 4))),
+    Case("pixart", (40, 36), 5),
+    Case("pixart", (40, 36), 12),
+    Case("pixart", (80, 120), 4),
+    Case("pixart_alpha", (34, 38), 5),
+    Case("pixart_alpha", (34, 38), 9, method="768 1024"),
 )
 
 

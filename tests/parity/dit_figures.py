@@ -39,6 +39,7 @@ import comfy.ldm.lumina.model  # noqa: E402
 import comfy.ldm.models.autoencoder  # noqa: E402
 import comfy.ldm.modules.diffusionmodules.mmdit  # noqa: E402
 import comfy.ldm.omnigen.omnigen2  # noqa: E402
+import comfy.ldm.pixart.pixartms  # noqa: E402
 import comfy.ldm.qwen_image.model  # noqa: E402
 import comfy.ldm.wan.vae  # noqa: E402
 import comfy.lora  # noqa: E402
@@ -74,6 +75,7 @@ MODULES: dict[str, Any] = {
     "hidream": comfy.ldm.hidream.model.HiDreamImageTransformer2DModel,
     "auraflow": comfy.ldm.aura.mmdit.MMDiT,
     "omnigen2": comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel,
+    **dict.fromkeys(("pixart", "pixart_alpha"), comfy.ldm.pixart.pixartms.PixArtMS),
 }
 """ComfyUI's modules of networks that are not Flux's."""
 LATENTS, WAN = comfy.latent_formats.Flux(), comfy.latent_formats.Wan21()
@@ -85,7 +87,8 @@ def network(name: str) -> Any:
     net = MODULES.get(name, comfy.ldm.flux.model.Flux)(**NETS[name], **where)
     if name == "anima":
         net.llm_adapter = comfy.ldm.anima.model.LLMAdapter(**ADAPTER, **where)
-    return net
+    # In training PixArt's leaves texts out.
+    return net.eval()
 
 
 def answer(net: Any, case: Case, a: Asked) -> Tensor:
@@ -111,6 +114,13 @@ def answer(net: Any, case: Case, a: Asked) -> Tensor:
     if name == "auraflow":
         of_text_alone: Tensor = net(a.x, a.sigma, a.text)
         return of_text_alone
+    if name.startswith("pixart"):
+        sized: dict[str, Any] = {}
+        if method:
+            height, width = map(float, method.split())
+            sized = {"c_size": torch.tensor([[height, width]]), "c_ar": torch.tensor([[height / width]])}
+        of_noise: Tensor = net(a.x, a.sigma, a.text, **sized)
+        return of_noise
     if name == "omnigen2":
         looked_at = [LATENTS.process_in(r).expand(2, -1, -1, -1) for r in a.references] or None
         beside_text: Tensor = net(a.x, a.sigma, a.text, a.text.shape[1], looked_at)
@@ -174,6 +184,7 @@ KINDS = {
     "sd35": comfy.model_base.SD3,
     "auraflow": comfy.model_base.AuraFlow,
     "omnigen2": comfy.model_base.Omnigen2,
+    "pixart": comfy.model_base.PixArt,
 }
 """Networks whose names in LoRA files are kept, and what ComfyUI takes their models for."""
 

@@ -56,6 +56,8 @@ def rows(folder: Path, case: Case) -> list[Rows]:
             options["reference_latents_method"] = case.method
         if (tokens := t5_tokens(case)) is not None:
             options |= {IDS: tokens[0][i], WEIGHTS: tokens[1][i]}
+        if case.net.startswith("pixart") and case.method:
+            options["height"], options["width"] = map(int, case.method.split())
         if case.net == "hidream":
             options[STATES] = llama_states(case)[i : i + 1]
         if a.concat is not None:

@@ -30,6 +30,7 @@ from serve_app.models.families.llama import LlamaText
 from serve_app.models.families.lumina2 import Lumina2
 from serve_app.models.families.mistral import MistralText
 from serve_app.models.families.omnigen2 import OmniGen2, OmniGen2Text
+from serve_app.models.families.pixart import PixArt, PixArtAlpha
 from serve_app.models.families.qwen import Qwen3Text
 from serve_app.models.families.qwen_image import QwenImage
 from serve_app.models.families.qwen_image21 import QwenImage21
@@ -51,6 +52,7 @@ UNETS: Sequence[type[Unet]] = (Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
+    *(PixArtAlpha, PixArt),
 )
 VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, QwenImage21Vae, WanVae, Taesd)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
@@ -94,6 +96,8 @@ __all__ = [
     "Krea2",
     "Lumina2",
     "OmniGen2",
+    "PixArt",
+    "PixArtAlpha",
     "QwenImage",
     "QwenImage21",
     "QwenImage21Vae",

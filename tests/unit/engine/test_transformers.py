@@ -32,9 +32,13 @@ from tests.unit.models.sample import cpu_weights, random_tensors
 
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
 NETS = ("zimage", "flux", "flux_depth", "flux_fill", "lumina2", "chroma", "sd35", "omnigen2")
-WITHOUT_IMAGES = ("flux2", "flux2_klein", "krea2", "qwen", "anima", "hidream", "auraflow")
+WITHOUT_IMAGES = ("flux2", "flux2_klein", "krea2", "qwen", "anima", "hidream", "auraflow", "pixart")
 """Networks of another autoencoder's latents, or told more than one text."""
-SHAPES = {"flux2": (128,), "flux2_klein": (128,), "krea2": (16, 1), "qwen": (16, 1), "anima": (16, 1), "auraflow": (4,)}
+SHAPES = {
+    **dict.fromkeys(("flux2", "flux2_klein"), (128,)),
+    **dict.fromkeys(("krea2", "qwen", "anima"), (16, 1)),
+    **dict.fromkeys(("auraflow", "pixart"), (4,)),
+}
 """The first axes of latents, after the batch, where they are not (16,)."""
 LAYER = {
     "zimage": "layers.1.attention.qkv",
@@ -50,6 +54,7 @@ LAYER = {
     "hidream": "double_stream_blocks.0.block.ff_i.experts.1.w1",
     "auraflow": "single_layers.0.attn.w1v",
     "omnigen2": "layers.1.attn.to_q",
+    "pixart": "blocks.1.cross_attn.kv_linear",
 }
 METHODS = {
     "flux": ("offset", "index", "uxo"),

@@ -179,7 +179,7 @@ def test_a_file_in_eight_bits_is_read_as_the_numbers_it_holds(tmp_path):
     ("name", "family"),
     [
         ("nerf_blocks.0.norm.scale", "Chroma Radiance"),
-        ("t_block.1.weight", "PixArt"),
+        ("clf.1.weight", "Stable Cascade"),
         ("head.modulation", "Wan"),
     ],
 )

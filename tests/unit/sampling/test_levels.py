@@ -27,6 +27,13 @@ def test_the_table_runs_from_stable_diffusions_lowest_to_its_highest_level():
     assert math.isclose(LEVELS.sigma_max, 14.614642, rel_tol=1e-5)
 
 
+def test_a_table_of_even_betas_is_pixarts():
+    """ComfyUI's, with the numbers that it has for PixArt."""
+    sigmas = TableLevels(even=True).sigmas[[0, 1, 250, 500, 998, 999]]
+    comfyuis = torch.tensor([0.0100005, 0.01483092, 0.95803374, 3.44296718, 155.82519531, 157.40728760])
+    torch.testing.assert_close(sigmas, comfyuis, rtol=1e-6, atol=0)
+
+
 def test_the_timestep_of_a_level_is_its_place_in_the_table():
     assert LEVELS.timestep(LEVELS.sigmas).tolist() == list(range(1000))
 

@@ -23,6 +23,8 @@ from serve_app.models.families import (
     Krea2,
     Lumina2,
     OmniGen2,
+    PixArt,
+    PixArtAlpha,
     QwenImage,
     Sd3,
     ZImage,
@@ -36,7 +38,7 @@ from serve_app.models.parts import find_part
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Canvas
 from serve_app.store.kinds import BACKBONE_PREFIXES, refusal
-from serve_app.values import Flow, FluxFlow
+from serve_app.values import Discrete, Flow, FluxFlow
 from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, weights
 from tests.parity.figures import GOLDEN
 
@@ -61,6 +63,8 @@ TINY: dict[str, BackboneFamily] = {
     "hidream": HiDream(128, 1, 2, TEXT_WIDTH, TEXT_WIDTH, POOLED_WIDTH),
     "auraflow": AuraFlow(512, 1, 1, TEXT_WIDTH, 8),
     "omnigen2": OmniGen2(96, 4, 2, 2, 1, TEXT_WIDTH),
+    "pixart": PixArt(96, 2, TEXT_WIDTH),
+    "pixart_alpha": PixArtAlpha(96, 2, TEXT_WIDTH),
 }
 TRAINED = {
     "zimage": Flow(3.0, 1.0),
@@ -76,6 +80,7 @@ TRAINED = {
     "hidream": Flow(1.0, 1000.0),
     "auraflow": Flow(1.73, 1.0),
     "omnigen2": Flow(2.6, 1.0),
+    "pixart": Discrete(even=True),
 }
 
 
@@ -117,10 +122,16 @@ def test_the_authors_own_names_of_norms_are_known_too() -> None:
         (Sd3(2432, 38, 4096, 2048, 192, normed=True), 8.146),
         (HiDream(2560, 16, 32, 4096, 4096, 2048), 17.106),
         (OmniGen2(2520, 21, 7, 32, 2, 2048), 3.967),
+        (PixArt(1152, 28, 4096), 0.611),
     ],
 )
 def test_the_published_networks_have_their_size(family: BackboneFamily, billions: float) -> None:
     assert sum(p.numel() for p in family.empty().parameters()) / 1e9 == pytest.approx(billions, abs=5e-4)
+
+
+def test_how_far_positions_are_stretched_is_read_off_the_files_own() -> None:
+    of_file = tensors("pixart", changed={"pos_embed": (1, 64 * 64, 96)})
+    assert find_part("backbone", [of_file]).family == PixArt(96, 2, TEXT_WIDTH, stretch=2)
 
 
 def by_diffusers(net: str) -> dict[str, Tensor]:
@@ -131,7 +142,7 @@ def by_diffusers(net: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "net", ["zimage", "flux", "flux_schnell", "chroma", "sd3", "sd35", "flux2", "krea2", "auraflow"]
+    "net", ["zimage", "flux", "flux_schnell", "chroma", "sd3", "sd35", "flux2", "krea2", "auraflow", "pixart_alpha"]
 )
 def test_a_file_with_diffusers_names_is_the_same_network(tmp_path: Path, net: str) -> None:
     save_file(weights(KEYS[net]), tmp_path / "single.safetensors")
