@@ -6,6 +6,7 @@ Serve's proxy brings it requests, or HAProxy does without Serve: then each repli
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from serve_app.limits import REFUSALS
 from serve_app.replica.files import open_catalog, open_store
 from serve_app.service import Service
 from serve_app.store.extensions import Extensions
+from serve_app.store.input_folders import choices
 from serve_app.store.pack_content import PackContent
 from serve_app.store.userdata import UserData
 
@@ -60,14 +62,11 @@ class Ingress:
         config = self._config
         catalog, store = open_catalog(config), open_store(config)
 
-        def choices(folder: str) -> list[str]:
-            return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
-
         users = UserData(config.user_dir, many=config.multi_user)
         service = Service(
             SchedulerHandle(),
             store,
-            choices,
+            partial(choices, store, catalog),
             config.request_limits,
             catalog=catalog,
             user_data=users,

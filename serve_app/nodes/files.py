@@ -18,6 +18,7 @@ from typing import Any
 import re2
 
 from serve_app.errors import FileMissingError, NodeError
+from serve_app.store.input_folders import files_below
 from serve_app.store.reserved import BATCH, Contents, named
 from serve_app.store.store import Area, Content, FileRef, Store
 
@@ -47,6 +48,10 @@ class NodeFiles:
     async def read(self, name: str) -> bytes:
         """Return a file's bytes. Errors: FileMissingError."""
         return await asyncio.to_thread(self._read, FileRef.parse(name))
+
+    async def below(self, folder: str) -> list[str]:
+        """Return the paths of all files below a folder of the input area, counted from it, sorted."""
+        return await asyncio.to_thread(files_below, self._store, folder)
 
     async def save(
         self,

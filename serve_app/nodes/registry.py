@@ -29,6 +29,7 @@ from serve_app.nodes.builtin import (
     controlnet,
     curve,
     custom_sampling,
+    dataset_folders,
     dataset_images,
     dataset_lists,
     devices,
@@ -148,6 +149,7 @@ _MODULES = (
     video,
     video_frames,
     vision,
+    dataset_folders,
     dataset_images,
     dataset_lists,
 )

@@ -108,6 +108,10 @@ class Files(Protocol):
         """Return a file's bytes. name: "sub/a.png", in the input area unless it ends " [output]" or " [temp]"."""
         ...
 
+    async def below(self, folder: str) -> list[str]:
+        """Return the paths of all files below a folder of the input area, counted from it, sorted."""
+        ...
+
     async def save(
         self,
         area: Area,

@@ -10,6 +10,7 @@ from serve_app import log
 from serve_app.config import AppConfig, S3Config
 from serve_app.errors import StoreError
 from serve_app.store.catalog import Catalog
+from serve_app.store.input_folders import INPUT_FOLDERS, folder_tag
 from serve_app.store.store import FileRef, Store
 from serve_app.store.volume import Volume
 
@@ -54,6 +55,8 @@ def fingerprints(catalog: Catalog, store: Store) -> Callable[[str, str], str]:
 
     def fingerprint(folder: str, name: str) -> str:
         try:
+            if folder == INPUT_FOLDERS:
+                return folder_tag(store, name)
             return store.stat(FileRef.parse(name)).etag if folder == "input" else catalog.fingerprint(folder, name)
         except StoreError as error:
             _log.warning("taking %s file %s for a new one: %s", folder, name, error)

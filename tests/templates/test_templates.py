@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.registry import specs
 from serve_app.service import Service
 from serve_app.store.catalog import Catalog
+from serve_app.store.input_folders import choices
 from serve_app.store.volume import Volume
 from tests.templates import tiny
 from tests.unit.replica.cluster import cluster
@@ -104,11 +106,7 @@ async def test_a_template_makes_its_pictures(name: str, tmp_path: Path) -> None:
     async with cluster(tmp_path, (PoolConfig(name="cpu", threads=1),)) as running:
         catalog = Catalog(tmp_path / "models")
         store = Volume(running.config.directories)
-
-        def choices(folder: str) -> list[str]:
-            return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
-
-        service = Service(running.scheduler, store, choices, LIMITS, catalog=catalog)
+        service = Service(running.scheduler, store, partial(choices, store, catalog), LIMITS, catalog=catalog)
         transport = httpx.ASGITransport(create_app(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             accepted = await client.post("/api/prompt", json={"prompt": prompt})
