@@ -19,8 +19,8 @@ from serve_app.graph.spec import EVERYTHING, SECTIONS, Input, NodeSpec
 class FolderChoice(list[str]):
     """The choices of a COMBO that are the files of a folder; a plain list to any other reader of the protocol.
 
-    folder: a folder of the catalog ("checkpoints", …), "input" for uploaded files, or "input folders" for where they lie.
-    The list may be empty: the names are read from the folder whenever they are needed.
+    folder: a folder of the catalog ("checkpoints", …), "input" for uploaded files, or "input folders" for the folders
+    that they lie in. The list may be empty: the names are read from the folder whenever they are needed.
     """
 
     def __init__(self, folder: str, names: Iterable[str] = ()) -> None:
