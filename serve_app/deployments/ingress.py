@@ -16,7 +16,7 @@ from serve_app import log
 from serve_app.api.app import create_app
 from serve_app.api.comfy import page
 from serve_app.config import AppConfig
-from serve_app.deployments import metrics
+from serve_app.deployments import collector, metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.haproxy import socket_path
 from serve_app.deployments.listener import Listener
@@ -59,6 +59,10 @@ class Ingress:
             self._listener.check()
 
     def __serve_build_asgi_app__(self) -> Any:
+        with collector.starting():
+            return self._app()
+
+    def _app(self) -> Any:
         config = self._config
         catalog, store = open_catalog(config), open_store(config)
 

@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 
 from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
-from serve_app.deployments import metrics
+from serve_app.deployments import collector, metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node
 from serve_app.limits import REFUSALS
@@ -34,18 +34,19 @@ class Replica:
     """One replica of a pool."""
 
     async def __init__(self, config: AppConfig, pool: PoolConfig) -> None:  # type: ignore[misc]
-        # Here and not above, so that who only deploys this class needs no torch.
-        from serve_app.nodes.compat.server import PromptServer
-        from serve_app.nodes.route_server import RouteServer
-        from serve_app.replica.assemble import assemble
-
         log.configure(config.logs)
         keep_to_the_node()
         scheduler = SchedulerHandle(me=ray.get_runtime_context().current_actor)
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._replica_id = replica_id
-        self._runner = assemble(config, pool, replica_id, scheduler, ObjectStore())
-        self._routes = RouteServer(PromptServer.instance.app)
+        with collector.starting():
+            # Here and not above, so that who only deploys this class needs no torch.
+            from serve_app.nodes.compat.server import PromptServer
+            from serve_app.nodes.route_server import RouteServer
+            from serve_app.replica.assemble import assemble
+
+            self._runner = assemble(config, pool, replica_id, scheduler, ObjectStore())
+            self._routes = RouteServer(PromptServer.instance.app)
         self._runner.hear = self._routes.hear
         self._watchdog = Watchdog(
             asyncio.get_running_loop(),

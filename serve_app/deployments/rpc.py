@@ -58,7 +58,8 @@ class Address:
 
 
 Frame: TypeAlias = tuple[Any, ...]
-"""A call: (number, method, arguments). An answer: (number, whether it is an error, value or error)."""
+"""A call: (number, or None for one that is not answered, method, arguments). An answer: (number, whether it is an
+error, value or error)."""
 
 
 class Peer(asyncio.Protocol, ABC):
@@ -165,11 +166,13 @@ class _Served(Peer):
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 
-    async def _answer(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
+    async def _answer(self, number: int | None, method: str, arguments: tuple[Any, ...]) -> None:
         try:
             answer = (number, False, await self._server.call(self, method, arguments))
         except Exception as error:
             answer = (number, True, error)
+        if number is None:
+            return
         try:
             self.send(answer)
         except Exception as error:
@@ -252,6 +255,11 @@ class Connection(Peer):
             return await answer
         finally:
             self._waiting.pop(number, None)
+
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Call without an answer: it is lost with the connection, and what it raises too. Errors: UnpicklableError."""
+        if not self.ended.is_set():
+            self.send((None, method, arguments))
 
     def data_received(self, data: bytes) -> None:
         self._silent_looks = 0

@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 
 from serve_app import __version__, log
 from serve_app.config import AppConfig
-from serve_app.deployments import clock, metrics
+from serve_app.deployments import clock, collector, metrics
 from serve_app.deployments.handles import NAME, NAMESPACE, OF_RAY
 from serve_app.deployments.rpc import Address, Peer, Server
 from serve_app.limits import REFUSALS
@@ -38,8 +38,32 @@ class SchedulerActor:
     """The scheduler behind one actor method. Starts on its first call, which a restart by Ray makes come soon."""
 
     def __init__(self, config: AppConfig) -> None:
-        log.configure(config.logs)
-        self._config = config
+        with collector.starting():
+            log.configure(config.logs)
+            self._office = Office(config)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """As `Office.call`."""
+        return await self._office.call(method, *arguments)
+
+    async def address(self) -> Address:
+        """Return where this life of the actor takes the same calls by a connection."""
+        return await self._office.address()
+
+    async def version(self) -> str:
+        """Return the version this actor was made with; see `version`."""
+        return version(self._office.config)
+
+    async def retire(self) -> None:
+        """Take no new job, let go of the lease and exit; the next scheduler plans what is unfinished."""
+        self._office.retire()
+
+
+class Office:
+    """Where one life of the actor takes calls. Apart from the actor, around whose every method Ray puts its own."""
+
+    def __init__(self, config: AppConfig) -> None:
+        self.config = config
         self._server = Server(self._answer, OF_RAY)
         self._listening: asyncio.Task[Address] | None = None
         self._callers: dict[str, Peer] = {}
@@ -65,7 +89,7 @@ class SchedulerActor:
         return await getattr(scheduler, method)(*arguments)
 
     async def address(self) -> Address:
-        """Return where this life of the actor takes the same calls by a connection."""
+        """Return where it listens."""
         if self._listening is None:
             self._listening = asyncio.create_task(self._server.listen(ray.util.get_node_ip_address()))
         return await self._listening
@@ -75,18 +99,14 @@ class SchedulerActor:
             self._callers[arguments[0]] = caller
         return await self.call(method, *arguments)
 
-    async def version(self) -> str:
-        """Return the version this actor was made with; see `version`."""
-        return version(self._config)
-
-    async def retire(self) -> None:
-        """Take no new job, let go of the lease and exit; the next scheduler plans what is unfinished."""
+    def retire(self) -> None:
+        """Take no new job, and end."""
         if self._succession.current is not None:
             self._succession.current.retire()
         self._retired.set()
 
     def _made(self) -> Scheduler:
-        scheduler = make_scheduler(self._config, ray.get_runtime_context().get_node_id())
+        scheduler = make_scheduler(self.config, ray.get_runtime_context().get_node_id())
         scheduler.silenced = self._end_actor
         return scheduler
 

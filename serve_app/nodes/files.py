@@ -79,18 +79,29 @@ class NodeFiles:
         self._saved.add(key)
 
         ending = f"{mark}{suffix}"
-        what = await asyncio.to_thread(Contents.of, ending, contents)
         try:
-            first, again = (1, True) if area == "temp" else await self._reserve(key, 0, what)
-            while not (
-                first and await asyncio.to_thread(self._create, named(key, ending, first, len(what)), contents, again)
-            ):
-                highest = await asyncio.to_thread(self._highest, area, subfolder, filename)
-                first, again = await self._reserve(key, highest + 1, what)
+            if area == "temp":
+                refs = named(key, ending, 1, len(contents))
+                await asyncio.to_thread(self._create, refs, contents, True)
+            else:
+                refs = await self._create_next(area, subfolder, filename, ending, contents)
         except FileMissingError as error:
             raise NodeError(f"it cannot save under {prefix[:300]!r}: {error}") from error
-        refs = named(key, ending, first, len(what))
         return [{"filename": ref.filename, "subfolder": subfolder, "type": area} for ref in refs]
+
+    async def _create_next(
+        self, area: Area, subfolder: str, filename: str, ending: str, contents: Sequence[Content]
+    ) -> list[FileRef]:
+        """Store the contents under the next names that are free, and return them."""
+        key = posixpath.join(area, subfolder, filename)
+        what = await asyncio.to_thread(Contents.of, ending, contents)
+        first, again = await self._reserve(key, 0, what)
+        while True:
+            refs = named(key, ending, first, len(what))
+            if first and await asyncio.to_thread(self._create, refs, contents, again):
+                return refs
+            highest = await asyncio.to_thread(self._highest, area, subfolder, filename)
+            first, again = await self._reserve(key, highest + 1, what)
 
     def _create(self, refs: Sequence[FileRef], contents: Sequence[Content], again: bool) -> bool:
         """Store the contents under new names; False if somebody else's file has one of them.

@@ -1,13 +1,13 @@
 """How a replica stays in touch with the scheduler: it joins, takes messages, brings reports, and joins again.
 
-Reports go out one call at a time, whatever has gathered meanwhile in one call; progress is thinned to the newest value
-a node. A scheduler of another epoch means that nothing this replica runs counts any more: all of it is dropped.
+Reports go out one call at a time, whatever has gathered meanwhile in one call: those of nodes wait a moment for more
+where one has just gone, and progress is thinned to the newest value a node. A scheduler of another epoch means that
+nothing this replica runs counts any more: all of it is dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Protocol
@@ -17,11 +17,16 @@ from serve_app.errors import NotReadyError, StaleEpochError, UnavailableError
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import (
+    Evicted,
     Message,
+    NodeFinished,
     NodePreviewed,
     NodeProgressed,
+    NodesCached,
+    NodeStarted,
     ReplicaInfo,
     Report,
+    Resident,
     SchedulerForReplicas,
 )
 
@@ -29,6 +34,8 @@ _log = log.get("deployments.membership")
 
 PROGRESS_S = 0.05
 """Progress waits at most this long for something else to go with it."""
+GATHER_S = 0.003
+"""How long after one call what nodes do goes in the next: a quick node starts and ends, and the next one starts."""
 HOST_S = 2.0
 """How often the host's memory and GPUs are reported."""
 
@@ -63,8 +70,10 @@ class Membership:
         self._member = member
         self._outbox: dict[Hashable, Report] = {}
         self._numbers = itertools.count()
-        self._something_to_say = asyncio.Event()
-        self._pressing = asyncio.Event()
+        self._due = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = float("inf")
+        self._sent_s = float("-inf")
         self._epoch = 0
         self.leaving = False
 
@@ -97,17 +106,30 @@ class Membership:
     def say(self, report: Report) -> None:
         """Let the scheduler know, after all that was said before."""
         key: Hashable = next(self._numbers)
-        if isinstance(report, NodeProgressed | NodePreviewed):
-            # A newer one takes the place of that which waits: after the node's start and before its end.
-            key = report.task_id, report.node_id, type(report)
-        else:
-            self._pressing.set()
+        loop = asyncio.get_running_loop()
+        due_s = loop.time()
+        match report:
+            case NodeProgressed() | NodePreviewed():
+                # A newer one takes the place of that which waits: after the node's start and before its end.
+                key = report.task_id, report.node_id, type(report)
+                due_s += PROGRESS_S
+            case NodeStarted() | NodeFinished() | NodesCached() | Evicted() | Resident():
+                due_s = max(due_s, self._sent_s + GATHER_S)
         self._outbox[key] = report
-        self._something_to_say.set()
+        if due_s <= loop.time():
+            self._due.set()
+        elif due_s < self._timer_s:
+            self._cancel_timer()
+            self._timer, self._timer_s = loop.call_at(due_s, self._due.set), due_s
 
     def unsay(self) -> None:
         """Forget what has not gone out yet."""
         self._outbox.clear()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_s = None, float("inf")
 
     async def _serve_epoch(self) -> None:
         loops = [asyncio.create_task(f()) for f in (self._take_messages, self._send_reports, self._watch_host)]
@@ -127,14 +149,13 @@ class Membership:
 
     async def _send_reports(self) -> None:
         while True:
-            await self._something_to_say.wait()
-            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PROGRESS_S):
-                    await self._pressing.wait()
-            self._something_to_say.clear()
-            self._pressing.clear()
+            await self._due.wait()
+            self._due.clear()
+            self._cancel_timer()
             reports, self._outbox = list(self._outbox.values()), {}
+            if not reports:  # unsaid
+                continue
+            self._sent_s = asyncio.get_running_loop().time()
             await self._scheduler.report(self._info.replica_id, self._epoch, reports, None)
 
     async def _watch_host(self) -> None:

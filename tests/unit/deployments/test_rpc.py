@@ -71,6 +71,21 @@ async def test_answers_and_errors_come_back_as_they_are() -> None:
         connection.close()
 
 
+async def test_what_is_told_is_done_and_not_answered() -> None:
+    async with served() as (scheduler, _, address):
+        connection = await Connection.open(address)
+        received = []
+        connection.take = received.append  # type: ignore[method-assign]
+        for method in ("echo", "fail", "unpicklable"):
+            connection.tell(method)
+        connection.tell("hold")
+        await asyncio.wait_for(scheduler.held.wait(), PATIENCE_S)
+        assert (len(scheduler.callers), received) == (4, [])
+        connection.close()
+        await connection.ended.wait()
+        connection.tell("echo")  # nobody is there to hear it, and nobody waits for it
+
+
 async def test_answers_come_in_any_order() -> None:
     async with served() as (scheduler, _, address):
         connection = await Connection.open(address)

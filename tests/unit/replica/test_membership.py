@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,15 @@ from serve_app.graph.plan import TaskId
 from serve_app.replica import membership
 from serve_app.replica.membership import Membership
 from serve_app.scheduler.cluster_view import HostStats
-from serve_app.scheduler.messages import Message, NodeProgressed, ReplicaInfo, Report, TaskFinished
+from serve_app.scheduler.messages import (
+    Message,
+    NodeFinished,
+    NodeProgressed,
+    NodeStarted,
+    ReplicaInfo,
+    Report,
+    TaskFinished,
+)
 
 HOST = HostStats("host", 1, 1, 1, ())
 TASK = TaskId("job", 0, 1)
@@ -43,23 +52,61 @@ class Idle:
     async def lost_touch(self) -> None: ...
 
 
-async def test_an_end_does_not_wait_for_more_progress_and_takes_what_waits_along(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(membership, "PROGRESS_S", 3600.0)
+@pytest.fixture
+async def scheduler_and_member() -> AsyncIterator[tuple[Any, Membership]]:
+    """A member whose scheduler has taken it."""
     scheduler: Any = OneEpoch()
     member = Membership(scheduler, ReplicaInfo("replica", "cpu", 1), {}, lambda: HOST, Idle())
     life = asyncio.create_task(member.run())
-    try:
-        for step in (1, 2):
-            member.say(NodeProgressed(TASK, "1", step, 2))
-        for _ in range(10):  # whoever sends them has seen them by now
+    yield scheduler, member
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+
+
+async def test_what_quick_nodes_do_goes_with_their_task_s_end(
+    monkeypatch: pytest.MonkeyPatch, scheduler_and_member: tuple[Any, Membership]
+) -> None:
+    monkeypatch.setattr(membership, "GATHER_S", 3600.0)
+    scheduler, member = scheduler_and_member
+    told: list[Report] = [
+        NodeStarted(TASK, "1"),
+        NodeFinished(TASK, "1", "signature", None),
+        NodeStarted(TASK, "2"),
+        TaskFinished(TASK),
+    ]
+    calls = []
+    for report in (told[0], told[1], told[2]):
+        member.say(report)
+        for _ in range(10):
             await asyncio.sleep(0)
-        member.say(TaskFinished(TASK))
-        assert await asyncio.wait_for(scheduler.calls.get(), 60) == [
-            NodeProgressed(TASK, "1", 2, 2),
-            TaskFinished(TASK),
-        ]
-    finally:
-        life.cancel()
-        await asyncio.gather(life, return_exceptions=True)
+        while not scheduler.calls.empty():
+            calls.append(scheduler.calls.get_nowait())
+    assert calls == [told[:1]], "the first goes at once, and those after it wait"
+    member.say(told[3])
+    assert await asyncio.wait_for(scheduler.calls.get(), 60) == told[1:]
+
+
+async def test_what_a_node_does_waits_no_longer_than_to_gather(
+    scheduler_and_member: tuple[Any, Membership],
+) -> None:
+    scheduler, member = scheduler_and_member
+    member.say(NodeStarted(TASK, "1"))
+    assert await asyncio.wait_for(scheduler.calls.get(), 60) == [NodeStarted(TASK, "1")]
+    member.say(NodeStarted(TASK, "2"))
+    assert await asyncio.wait_for(scheduler.calls.get(), 60) == [NodeStarted(TASK, "2")]
+
+
+async def test_an_end_does_not_wait_for_more_progress_and_takes_what_waits_along(
+    monkeypatch: pytest.MonkeyPatch, scheduler_and_member: tuple[Any, Membership]
+) -> None:
+    monkeypatch.setattr(membership, "PROGRESS_S", 3600.0)
+    scheduler, member = scheduler_and_member
+    for step in (1, 2):
+        member.say(NodeProgressed(TASK, "1", step, 2))
+    for _ in range(10):  # whoever sends them has seen them by now
+        await asyncio.sleep(0)
+    member.say(TaskFinished(TASK))
+    assert await asyncio.wait_for(scheduler.calls.get(), 60) == [
+        NodeProgressed(TASK, "1", 2, 2),
+        TaskFinished(TASK),
+    ]
