@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.signal import lfilter
 from torch import Tensor
 
 from serve_app.errors import NodeError
@@ -23,6 +22,9 @@ def equalized(waveform: Tensor, rate: int, band: Band, gain_db: float, frequency
 
     frequency: the middle of a peak, or of a shelf's slope, in Hz. Errors: NodeError for one that the rate cannot carry.
     """
+    # Here and not above: importing it takes most of a second, of every replica's start.
+    from scipy.signal import lfilter
+
     if frequency >= rate / 2:
         raise NodeError(f"the {band} is at {frequency:g} Hz; a sound of {rate} Hz has frequencies below {rate / 2:g}")
     b, a = coefficients(2 * math.pi * frequency / rate, band, gain_db, q)

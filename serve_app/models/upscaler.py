@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
 from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
@@ -77,6 +76,9 @@ class UpscalerFile:
 
         Errors: ModelFileError for a file that holds more than tensors, is damaged, or is no upscaler of a known layout.
         """
+        # Here and not above: importing it takes a third of a second, of every replica's start.
+        from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
+
         try:
             descriptor = ModelLoader().load_from_state_dict(canonicalize_state_dict(_tensors(self.path)))
         except UnsupportedModelError as error:

@@ -15,7 +15,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NoReturn, Protocol
 
 from serve_app.errors import CancelledJobError, NodeError, ServeAppError
@@ -243,7 +243,10 @@ class Execution:
         node_class = self._classes.get(node.class_type)
         if node_class is None:
             raise NodeError(f"this replica has no node class {node.class_type!r}")
-        return node_class, opened(spec_of(node_class, node.class_type), node.inputs)
+        # A pack's class may say something else each time it is asked.
+        own = not str(getattr(node_class, "RELATIVE_PYTHON_MODULE", "")).startswith(PACKS)
+        spec = _spec_of_own(node_class, node.class_type) if own else spec_of(node_class, node.class_type)
+        return node_class, opened(spec, node.inputs)
 
     def _fail(self, node: Node, error: BaseException, inputs: Mapping[str, Sequence[Any]]) -> NoReturn:
         real = self._prompt.get_real_node_id(node.id)
@@ -395,6 +398,9 @@ class Execution:
         # A copy of its own maker would wait for itself.
         lineage = {self._signatures[maker] for maker in self._prompt.lineage(node.id)}
         return f"{found}-{uuid.uuid4().hex}" if found in lineage else found
+
+
+_spec_of_own = lru_cache(1024)(spec_of)
 
 
 def _declared(inputs: Mapping[str, list[Any]], spec: NodeSpec | None) -> dict[str, list[Any]]:

@@ -75,7 +75,7 @@ async def test_what_is_told_is_done_and_not_answered() -> None:
     async with served() as (scheduler, _, address):
         connection = await Connection.open(address)
         received = []
-        connection.take = received.append  # type: ignore[method-assign]
+        connection.take = received.append  # type: ignore[method-assign, assignment]
         for method in ("echo", "fail", "unpicklable"):
             connection.tell(method)
         connection.tell("hold")
