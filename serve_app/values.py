@@ -6,7 +6,7 @@ Only a replica turns it into weights. This module imports no torch, so the contr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
@@ -88,7 +88,17 @@ class IllustratedText:
     placed: bool = False
 
 
-Text: TypeAlias = "str | Texts | IllustratedText"
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedText:
+    """What CLIP's encoders read, cut into chunks: by encoder ("l", "h", "g") tokens of its length with weights.
+
+    A token is a number of the vocabulary or a vector (D,).
+    """
+
+    chunks: Mapping[str, Sequence[Sequence[tuple[Any, float]]]]
+
+
+Text: TypeAlias = "str | Texts | IllustratedText | TokenizedText"
 """What text encoders read."""
 
 

@@ -55,6 +55,7 @@ from serve_app.values import (
     Text,
     Texts,
     Tiling,
+    TokenizedText,
     tiny_vae,
 )
 
@@ -388,6 +389,14 @@ class NodeRuntime:
             encoded += with_options(of_range, clip_start_percent=start, clip_end_percent=end, **passed_on)
         return encoded
 
+    async def tokens(self, clip: Recipe, text: str) -> Mapping[str, list[list[tuple[Any, float, int]]]] | None:
+        """Return a text's tokens by encoder, cut into chunks; None if an encoder's are its own affair.
+
+        Errors: NodeError for a text that is too long.
+        """
+        self._check_text(text)
+        return await self._shared.use(clip, self._weights.clip, lambda model: model.tokens(text))
+
     async def _encode(self, clip: Recipe, text: Text) -> Conditioning:
         encoded: Conditioning
         if self._strict:
@@ -546,11 +555,15 @@ class NodeRuntime:
 
     def _check_text(self, text: Text) -> None:
         """Refuse a text before it is read together with others, which would wait for it. Errors: NodeError."""
+        parts: list[str] = []
+        tokens = 0
         match text:
             case str():
                 parts = [text]
             case Texts():
                 parts = [part for part in (text.l, text.g, text.t5xxl, text.llama) if part is not None]
+            case TokenizedText():
+                tokens = max((sum(map(len, of_one)) for of_one in text.chunks.values()), default=0)
             case _:
                 parts = [text.text]
                 seen = sum(image[..., 0].numel() for image in text.images) // PIXELS_A_CELL
@@ -559,7 +572,9 @@ class NodeRuntime:
                         f"a text has images of {seen:,} cells of {PIXELS_A_CELL} pixels; "
                         f"latent_cells of this pool allows {cells:,}"
                     )
-        longest, most = max((len(part.encode(errors="replace")) for part in parts), default=0), self._shared.limits
+        # A token is of a byte at least.
+        longest = max((len(part.encode(errors="replace")) for part in parts), default=tokens)
+        most = self._shared.limits
         if longest > (allowed := most.prompt_bytes):
             refused("limits.prompt_bytes")
             raise NodeError(

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from serve_app.models.tokenizers import Tokenize
 from serve_app.models.tokenizers.clip import END, START, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 Token: TypeAlias = "int | Tensor"
 """A number of the vocabulary, or a vector (D,) that takes a token's place."""
@@ -61,9 +63,23 @@ def chunks(text: str, length: int, embedding: EmbeddingLookup, padding: int = EN
     return [_chunk(tokens, length, padding) for tokens in filled(runs(text, token_ids, embedding), length - 2)]
 
 
-def filled(of_text: Iterable[Weighted], room: int) -> list[Weighted]:
+def numbered_chunks(
+    text: str, length: int, embedding: EmbeddingLookup, padding: int = END
+) -> list[list[tuple[Token, float, int]]]:
+    """Return the text's chunks with the number of the run that a token is of, counted from 1; 0 of none."""
+    numbered = [
+        [(token, weight, number) for token, weight in run]
+        for number, run in enumerate(runs(text, token_ids, embedding), 1)
+    ]
+    return [
+        [(START, 1.0, 0), *tokens, (END, 1.0, 0), *[(padding, 1.0, 0)] * (length - 2 - len(tokens))]
+        for tokens in filled(numbered, length - 2)
+    ]
+
+
+def filled(of_text: Iterable[list[T]], room: int) -> list[list[T]]:
     """Return the runs of a text in lists of at most `room` tokens, at least one."""
-    lists: list[Weighted] = [[]]
+    lists: list[list[T]] = [[]]
     for run in of_text:
         at = 0
         while len(run) - at > (left := room - len(lists[-1])):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from serve_app.errors import NodeError
 from serve_app.models.families.decoder import DecoderEncoder
-from serve_app.models.families.family import Encoder
+from serve_app.models.families.family import Encoder, TokenEncoder
 from serve_app.models.families.generation import Generation
 from serve_app.values import Conditioning, GenerationRequest, T5Padding, Text
 
@@ -26,6 +27,10 @@ class Clip:
     def encode(self, texts: Sequence[Text]) -> list[Conditioning]:
         """Encode each text, all in one forward, as `Encoder.encode`."""
         return self.encoder.encode(texts, self.stop_at, self.padding)
+
+    def tokens(self, text: str) -> Mapping[str, list[list[tuple[Any, float, int]]]] | None:
+        """Return a text's chunks by encoder, as `TokenEncoder.tokens`; None if they are not to be looked into."""
+        return self.encoder.tokens(text) if isinstance(self.encoder, TokenEncoder) else None
 
     def generation(self, request: GenerationRequest) -> Generation:
         """Return a text that is not begun yet. Errors: NodeError for an encoder that generates none."""

@@ -30,6 +30,13 @@ class Runtime(Protocol):
         """Return a text's conditioning. Errors: NodeError for texts or images that the encoder does not read."""
         ...
 
+    async def tokens(self, clip: Recipe, text: str) -> Mapping[str, list[list[tuple[Any, float, int]]]] | None:
+        """Return a text's chunks by encoder, "l", "h" or "g": (token or vector, weight, number of its run, 0 of none).
+
+        None where tokens are the encoder's own affair, of all but CLIP's alone and SDXL's two.
+        """
+        ...
+
     async def generate_text(self, clip: Recipe, request: GenerationRequest) -> str:
         """Return what a language model generates after a text. Reports a progress value a token.
 

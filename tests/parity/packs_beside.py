@@ -235,6 +235,38 @@ PACK_CASES: dict[str, Case] = {
             {"model": ["patch", 0], "latent_image": ["latent", 0], **LINKED, **SAMPLED, "denoise": 1.0},
         ),
     ),
+    "efficiency|loader": case(
+        "k",
+        loader=(
+            "Efficient Loader",
+            {
+                "ckpt_name": "mini15.safetensors",
+                "vae_name": "Baked VAE",
+                "clip_skip": -2,
+                "lora_name": "None",
+                "lora_model_strength": 1.0,
+                "lora_clip_strength": 1.0,
+                "positive": "a (red:1.4) house on a (steep hill:0.7), " + "trees, " * 60,
+                "negative": "fog",
+                "token_normalization": "length+mean",
+                "weight_interpretation": "comfy++",
+                "empty_latent_width": 64,
+                "empty_latent_height": 64,
+                "batch_size": 1,
+            },
+        ),
+        k=(
+            "KSampler",
+            {
+                "model": ["loader", 0],
+                "positive": ["loader", 1],
+                "negative": ["loader", 2],
+                "latent_image": ["loader", 3],
+                **SAMPLED,
+                "denoise": 1.0,
+            },
+        ),
+    ),
     "efficiency|sampler": case(
         "k",
         k=("VAEDecode", {"samples": ["s", 3], "vae": VAE}),

@@ -19,10 +19,10 @@ from serve_app.errors import NodeError
 from serve_app.models.families.family import Lexicon, Located, TextFamily, Vectors, own_text
 from serve_app.models.families.sequences import embedded
 from serve_app.models.layout import Place, Table, inside
-from serve_app.models.prompt import Chunk, chunks, empty_chunk
+from serve_app.models.prompt import Chunk, chunks, empty_chunk, numbered_chunks
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers.clip import END
-from serve_app.values import Conditioning, T5Padding, Text, Texts
+from serve_app.values import Conditioning, T5Padding, Text, Texts, TokenizedText
 
 TextKind: TypeAlias = Literal["l", "h", "g"]
 """Which published encoder it is made like: CLIP-L, or OpenCLIP's ViT-H or ViT-bigG."""
@@ -245,7 +245,9 @@ class TextEncoder:
         """
         by_text: list[list[Chunk]] = []
         for text in texts:
-            if not isinstance(text, Texts):
+            if isinstance(text, TokenizedText):
+                by_text.append(self.given(text))
+            elif not isinstance(text, Texts):
                 by_text.append(self.chunks(own_text(text, self._family.kind)))
             elif self._family.kind == "g":
                 by_text.append(self.padded(self.chunks(own_text(text, "g")), len(self.chunks(own_text(text, "l")))))
@@ -257,6 +259,27 @@ class TextEncoder:
     def chunks(self, text: str) -> list[Chunk]:
         """Return a text's tokens with their weights."""
         return chunks(text, self._family.positions, self._embedding, _PADDING[self._family.kind])
+
+    def tokens(self, text: str) -> dict[str, list[list[tuple[Any, float, int]]]]:
+        """Return a text's chunks under its own key; as `TokenEncoder`."""
+        kind = self._family.kind
+        return {kind: numbered_chunks(text, self._family.positions, self._embedding, _PADDING[kind])}
+
+    def given(self, text: TokenizedText) -> list[Chunk]:
+        """Return the chunks that a text has for it. Errors: NodeError if there are none, or they are no chunks."""
+        kind, length = self._family.kind, self._family.positions
+        chunks = [list(chunk) for chunk in text.chunks.get(kind, ())]
+        if not chunks:
+            raise NodeError(
+                f"of the encoders {', '.join(text.chunks) or 'none'} that there are tokens for, none is {kind}"
+            )
+        for chunk in chunks:
+            if len(chunk) != length:
+                raise NodeError(f"{len(chunk)} tokens at once for {self._family.title}, which reads {length}")
+            for token, _ in chunk:
+                if isinstance(token, int) and not 0 <= token < VOCABULARY:
+                    raise NodeError(f"token {token} is none of {self._family.title}'s {VOCABULARY:,}")
+        return chunks
 
     def padded(self, of_text: list[Chunk], count: int) -> list[Chunk]:
         """Return a text's chunks with empty ones after them, `count` in all if there are not more."""

@@ -22,7 +22,7 @@ from serve_app.models.model_control import ActiveModelControl
 from serve_app.models.tensors import Shape, Tensors
 from serve_app.sampling.forward import Canvas, Inputs
 from serve_app.sampling.latents import LatentFormat
-from serve_app.values import ClipVisionOutput, Conditioning, IllustratedText, T5Padding, Text, Training
+from serve_app.values import ClipVisionOutput, Conditioning, IllustratedText, T5Padding, Text, TokenizedText, Training
 
 Vectors: TypeAlias = Callable[[str, int, str], "Tensor | None"]
 """From an embedding's name and an encoder's width D and key to its vectors (N,D), or None if none fits."""
@@ -260,6 +260,15 @@ class Encoder(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenEncoder(Encoder, Protocol):
+    """A text encoder whose tokens may be looked into, and exchanged."""
+
+    def tokens(self, text: str) -> Mapping[str, list[list[tuple[Any, float, int]]]]:
+        """Return a text's chunks by encoder: tokens or vectors, with weights and the number of their run, 0 of none."""
+        ...
+
+
 def own_text(text: Text, key: str) -> str:
     """Return which text is for the encoder that `Texts` knows by a key. Errors: NodeError if none is, or for images."""
     match text:
@@ -269,6 +278,8 @@ def own_text(text: Text, key: str) -> str:
             if text.images:
                 raise NodeError(f"the text encoder '{key}' sees no images, and {len(text.images)} were given")
             return text.text
+        case TokenizedText():
+            raise NodeError(f"the text encoder '{key}' reads texts, not tokens that a node pack gives it")
     own: str | None = getattr(text, key, None)
     if own is None:
         raise NodeError(f"none of the texts is for the text encoder '{key}'")

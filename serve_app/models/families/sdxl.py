@@ -20,7 +20,7 @@ from serve_app.models.families.unclip import seen_vector
 from serve_app.models.families.unet import CELL, SIZE_WIDTH, Unet, sinusoids
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.latent_formats import SDXL
-from serve_app.values import Conditioning, ContinuousEdm, Discrete, T5Padding, Text, Texts, Training
+from serve_app.values import Conditioning, ContinuousEdm, Discrete, T5Padding, Text, Texts, TokenizedText, Training
 
 AESTHETIC_SCORE = {"negative": 2.5}
 """The refiner's score for a branch, where the conditioning has none; 6 for the others."""
@@ -143,10 +143,16 @@ class DualTextEncoder:
     ) -> list[Conditioning]:
         """Encode each text, all in one forward of each encoder; as `TextEncoder.encode`.
 
-        Two texts of different lengths are made equally long by empty ones.
+        Two texts of different lengths are made equally long by empty ones. Tokens for one encoder alone give its rows.
         """
+        if any(map(_for_one, texts)):
+            return [self._alone(text, stop_at) for text in texts]
         l_chunks, g_chunks = [], []
         for text in texts:
+            if isinstance(text, TokenizedText):
+                l_chunks.append(self._l.given(text))
+                g_chunks.append(self._g.given(text))
+                continue
             of_l, of_g = self._l.chunks(own_text(text, "l")), self._g.chunks(own_text(text, "g"))
             if isinstance(text, Texts):
                 of_l, of_g = self._l.padded(of_l, len(of_g)), self._g.padded(of_g, len(of_l))
@@ -161,3 +167,20 @@ class DualTextEncoder:
             cond = torch.cat([l_cond[:, :length], g_cond[:, :length]], dim=2)
             encoded.append([(cond, {"pooled_output": pooled})])
         return encoded
+
+    def _alone(self, text: Text, stop_at: int | None) -> Conditioning:
+        if not _for_one(text):
+            return self.encode([text], stop_at)[0]
+        assert isinstance(text, TokenizedText)
+        encoder = self._l if "l" in text.chunks else self._g
+        [(cond, pooled)] = encoder.encode_chunks([encoder.given(text)], stop_at)
+        return [(cond, {"pooled_output": pooled})]
+
+    def tokens(self, text: str) -> dict[str, list[list[tuple[Any, float, int]]]]:
+        """Return a text's chunks by encoder; as `TokenEncoder`."""
+        return {**self._g.tokens(text), **self._l.tokens(text)}
+
+
+def _for_one(text: Text) -> bool:
+    """Whether a text is tokens for one encoder alone."""
+    return isinstance(text, TokenizedText) and len(text.chunks) == 1

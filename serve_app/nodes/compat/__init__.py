@@ -18,6 +18,7 @@ import torch
 from serve_app import COMFYUI_VERSION
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.compat import (
+    clip_tokens,
     clip_vision,
     comfy_types,
     controlnet,
@@ -89,6 +90,8 @@ def _modules() -> dict[str, ModuleType]:
         "comfy.sample": _made("comfy.sample", {**sample.SAMPLE, "np": numpy}),
         "comfy.sd": _made("comfy.sd", sd.NAMES),
         "comfy.clip_vision": _made("comfy.clip_vision", _public(clip_vision)),
+        "comfy.sd1_clip": _made("comfy.sd1_clip", clip_tokens.SD1_CLIP),
+        "comfy.sdxl_clip": _made("comfy.sdxl_clip", clip_tokens.SDXL_CLIP),
         "comfy.lora": _made("comfy.lora", sd.LORA),
         "comfy.controlnet": _made("comfy.controlnet", {**_public(controlnet), "ControlBase": controlnet.ControlNet}),
         "comfy.model_patcher": _made("comfy.model_patcher", {**_public(model_options), **_public(model_patcher)}),

@@ -5,47 +5,27 @@ Source: the facts of ComfyUI 0.33's module of this name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.nodes.compat import folder_paths
+from serve_app.nodes.compat.clip_tokens import ClipModel, Tokens, model_of, text_of
 from serve_app.nodes.compat.missing import MissingMemberError, MissingNameError
 from serve_app.nodes.compat.model_management import get_torch_device
 from serve_app.nodes.compat.model_patcher import LoadedLora, ModelPatcher
 from serve_app.nodes.compat.utils import TensorFile
 from serve_app.nodes.compat.waiting import runtime, wait
-from serve_app.values import ClipSkip, Conditioning, LoadedAs, Lora, Recipe, T5Padding, Text, Texts, Tiling
+from serve_app.values import ClipSkip, Conditioning, LoadedAs, Lora, Recipe, T5Padding, Text, Tiling
 
 LATENT_PIXELS = 8
 """Pixels that packs take a latent to cover along one side, as they give tiles of latents."""
-
-
-class _OneText:
-    """What one encoder reads of a text: it stands for the tokens, which are the encoder's own affair."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Any]:
-        raise MissingNameError("comfy.sd.CLIP.tokenize()[…][…]")
-
-    def __getitem__(self, index: Any) -> NoReturn:
-        raise MissingNameError("comfy.sd.CLIP.tokenize()[…][…]")
-
-    def __add__(self, other: Any) -> _OneText:
-        """Return this text: what is added to make two as long, an empty one, the encoder adds itself."""
-        if not isinstance(other, _OneText) or other.text:
-            raise MissingNameError("comfy.sd.CLIP.tokenize()[…].__add__")
-        return self
 
 
 class CLIP:
@@ -92,9 +72,39 @@ class CLIP:
         """Return what each encoder reads, by its name. Errors: MissingMemberError for images and templates."""
         if given := sorted(name for name, value in options.items() if value):
             raise MissingMemberError(f"comfy.sd.CLIP.tokenize(…, {given[0]}=…)")
+        found: list[Any] = []
+
+        def look() -> Mapping[str, Any] | None:
+            if not found:
+                found.append(wait(runtime("CLIP.tokenize").tokens(self.recipe, text), "CLIP.tokenize"))
+            of_text: Mapping[str, Any] | None = found[0]
+            if of_text is None or return_word_ids:
+                return of_text
+            return {key: [[pair[:2] for pair in chunk] for chunk in chunks] for key, chunks in of_text.items()}
+
+        return {key: Tokens(text, partial(_of_key, look, key)) for key in self._keys()}
+
+    def _keys(self) -> tuple[str, ...]:
         family = wait(runtime("CLIP.tokenize").family(self.recipe), "CLIP.tokenize")
-        keys = tuple(getattr(family, "members", {})) or (_key(getattr(family, "name", "")),)
-        return {key: _OneText(text) for key in keys}
+        if members := tuple(getattr(family, "members", {})):
+            return members
+        return (getattr(family, "kind", None) or getattr(family, "name", "l").lower(),)
+
+    @property
+    def cond_stage_model(self) -> ClipModel:
+        """The encoders, to be given tokens."""
+        return model_of(self._keys(), lambda text: self._pair(self._encoded(text)))
+
+    @property
+    def layer_idx(self) -> int | None:
+        """The hidden layer to stop at, None the usual one."""
+        skip = self.recipe.last(ClipSkip)
+        return None if skip is None else skip.stop_at
+
+    @staticmethod
+    def _pair(encoded: Conditioning) -> tuple[Tensor, Any]:
+        [(cond, options)] = encoded
+        return cond, options.get("pooled_output")
 
     def encode_from_tokens_scheduled(
         self,
@@ -104,13 +114,13 @@ class CLIP:
         show_pbar: bool = True,
     ) -> list[list[Any]]:
         """Return the conditioning of what `tokenize` gave. add_dict: more options of its entries."""
-        return [[cond, {**options, **(add_dict or {})}] for cond, options in self._encoded(_text(tokens))]
+        return [[cond, {**options, **(add_dict or {})}] for cond, options in self._encoded(text_of(tokens))]
 
     def encode_from_tokens(
         self, tokens: Mapping[str, Any], return_pooled: Any = False, return_dict: bool = False
     ) -> Any:
         """Return the cond; (cond, pooled) with return_pooled; all that is known as a dict with return_dict."""
-        [(cond, options)] = self._encoded(_text(tokens))
+        [(cond, options)] = self._encoded(text_of(tokens))
         if return_dict:
             return {"cond": cond, **options}
         return (cond, options.get("pooled_output")) if return_pooled else cond
@@ -128,23 +138,9 @@ class CLIP:
         raise MissingMemberError(f"comfy.sd.CLIP.{name}")
 
 
-def _key(name: str) -> str:
-    return {"CLIP-L": "l", "CLIP-H": "h", "CLIP-G": "g"}.get(name, name.lower() or "l")
-
-
-def _text(tokens: Mapping[str, Any]) -> Text:
-    texts: dict[str, Any] = {}
-    for key, section in tokens.items():
-        if not isinstance(section, _OneText):
-            raise MissingNameError("comfy.sd.CLIP.encode_from_tokens of tokens that a pack made itself")
-        texts[key] = section.text
-    if len(set(texts.values())) == 1:
-        same: str = next(iter(texts.values()))
-        return same
-    try:
-        return Texts(**texts)
-    except TypeError:
-        raise NodeError(f"texts for the encoders {', '.join(texts)} cannot differ") from None
+def _of_key(look: Callable[[], Mapping[str, Any] | None], key: str) -> Any:
+    of_text = look()
+    return None if of_text is None else of_text[key]
 
 
 class VAE:

@@ -20,6 +20,7 @@ PACK = """
     import torch
     import comfy.sample, comfy.samplers, comfy.sd, comfy.utils, comfy.model_sampling, comfy.latent_formats
     import comfy.k_diffusion.sampling as k
+    import comfy.sd1_clip, comfy.sdxl_clip
     import folder_paths, latent_preview, nodes
     from comfy.ldm.modules.attention import optimized_attention
     from comfy_extras.nodes_custom_sampler import Guider_Basic, Noise_RandomNoise
@@ -153,6 +154,20 @@ PACK = """
         clip = clip.clone()
         clip.clip_layer(-2)
         cond, pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
+        return ([[cond, {"pooled_output": pooled}]],)
+
+    @node("CONDITIONING", clip="CLIP", text="STRING")
+    def OwnTokens(clip, text):
+        tokens = clip.tokenize(text, return_word_ids=True)
+        assert len(tokens["l"]) == 2 and {number for _, _, number in tokens["l"][0]} == {0, 1, 2}
+        pairs = [[(token, weight) for token, weight, _ in section] for section in tokens["l"]]
+        assert pairs == list(clip.tokenize(text)["l"])
+        assert len(clip.tokenize("")["l"] + clip.tokenize("")["l"]) == 2
+        cond = clip.encode_from_tokens({"l": pairs})
+        assert isinstance(clip.cond_stage_model, comfy.sd1_clip.SD1ClipModel)
+        assert not isinstance(clip.cond_stage_model, comfy.sdxl_clip.SDXLClipModel)
+        again, pooled = clip.cond_stage_model.clip_l.encode_token_weights(pairs)
+        assert torch.equal(again, cond)
         return ([[cond, {"pooled_output": pooled}]],)
 
     @node("CONDITIONING", clip="CLIP", text="STRING")
@@ -383,6 +398,14 @@ async def test_texts_are_encoded_as_by_the_servers_own_nodes(stack: Stack) -> No
     [[cond, options]] = await stack.run("t", t=("Scheduled", clip), **NODES)
     assert torch.equal(cond, (await stack.run("positive", **NODES))[0][0])
     assert options["mine"] == 1
+
+
+async def test_a_pack_encodes_tokens_of_its_own(stack: Stack) -> None:
+    clip = {"clip": ["checkpoint", 1], "text": "(a hill:1.3) " + "word " * 90}
+    [[expected, options]] = await stack.run("t", t=("CLIPTextEncode", clip), **NODES)
+    [[cond, own]] = await stack.run("t", t=("OwnTokens", clip), **NODES)
+    assert torch.equal(cond, expected)
+    assert torch.equal(own["pooled_output"], options["pooled_output"])
 
 
 async def test_an_assigned_conditioning_is_the_packs_own(stack: Stack) -> None:

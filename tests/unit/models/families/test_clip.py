@@ -1,18 +1,22 @@
 """The oracle is transformers' CLIPTextModel called as its authors do, on the same random weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from serve_app.errors import ModelFileError
+from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import ClipText
 from serve_app.models.families.clip import TextEncoder
+from serve_app.models.families.sdxl import DualTextEncoder
 from serve_app.models.lexicon import Lexicon
 from serve_app.models.packing import move_to
 from serve_app.models.text_encoder import Clip
-from serve_app.models.tokenizers.clip import token_ids
+from serve_app.models.tokenizers.clip import END, START, token_ids
 from serve_app.store.catalog import Catalog
+from serve_app.values import TokenizedText
 from tests.unit.models.sample import random_tensors
 
 ARCHITECTURE = ClipText(layers=3, width=64, hidden_width=128, positions=77)
@@ -111,6 +115,48 @@ def test_a_text_of_two_chunks_is_two_encodings_in_a_row_with_the_first_ones_pool
     (first, first_pooled), (second, _) = (only(encoder.encode(["cat " * n])) for n in (75, 5))
     torch.testing.assert_close(long, torch.cat([first, second], dim=1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(pooled, first_pooled, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["a cat", "a (black cat:1.4) on a (((roof)))", "word " * 100])
+def test_its_own_tokens_are_encoded_as_the_text(encoder, text):
+    tokens = encoder.tokens(text)
+    [[(expected, options)]] = encoder.encode([text])
+    given = TokenizedText({key: [[pair[:2] for pair in chunk] for chunk in chunks] for key, chunks in tokens.items()})
+    [[(cond, of_tokens)]] = encoder.encode([given])
+    assert torch.equal(cond, expected)
+    assert torch.equal(of_tokens["pooled_output"], options["pooled_output"])
+
+
+def test_tokens_know_which_part_of_the_text_they_are_of(encoder):
+    [chunk] = encoder.tokens("(red:1.2) hill")["l"]
+    red, hill = token_ids("red"), token_ids(" hill")
+    pairs = [(red[0], 1.2, 1), (hill[0], 1.0, 2)]
+    assert chunk[:4] == [(START, 1.0, 0), *pairs, (END, 1.0, 0)]
+    assert len(chunk) == 77
+    assert set(chunk[4:]) == {(END, 1.0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "said"),
+    [
+        ({"l": [[(START, 1.0)] * 5]}, "5 tokens at once for CLIP-L, which reads 77"),
+        ({"l": [[(START, 1.0)] * 76 + [(99999, 1.0)]]}, "token 99999 is none of CLIP-L's 49,408"),
+        ({"g": [[(START, 1.0)] * 77]}, "of the encoders g that there are tokens for, none is l"),
+    ],
+)
+def test_tokens_that_it_cannot_read_are_refused(encoder, chunks, said):
+    with pytest.raises(NodeError, match=said):
+        encoder.encode([TokenizedText(chunks)])
+
+
+def test_sdxl_reads_tokens_for_both_encoders_or_for_one(encoder, checkpoint):
+    both = DualTextEncoder(encoder, TextEncoder(replace(ARCHITECTURE, kind="g"), encoder._network, lambda *_: None))
+    tokens = {key: [[p[:2] for p in chunk] for chunk in chunks] for key, chunks in both.tokens("a hill").items()}
+    [text, given, alone] = both.encode(["a hill", TokenizedText(tokens), TokenizedText({"l": tokens["l"]})])
+    assert torch.equal(given[0][0], text[0][0])
+    assert torch.equal(alone[0][0], text[0][0][..., :64])
+    [together] = both.encode([TokenizedText(tokens)])
+    assert torch.equal(together[0][0], text[0][0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
