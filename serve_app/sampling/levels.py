@@ -126,7 +126,10 @@ class TableLevels(_VarianceExploding):
         sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()[stride - 1 :: stride]
         self._stride = stride
         self.sigmas = sigmas.float()
-        self._log_sigmas: dict[torch.device, Tensor] = {torch.device("cpu"): sigmas.log().float()}
+        # Levels half-way between two distilled ones are in schedules, so the last bit decides what the network is told.
+        # ComfyUI takes their logarithms in single precision, and those of all levels in double.
+        logs = (self.sigmas if stride > 1 else sigmas).log().float()
+        self._log_sigmas: dict[torch.device, Tensor] = {torch.device("cpu"): logs}
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Return the timestep nearest to each sigma in log space, int64."""
