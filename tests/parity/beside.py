@@ -18,14 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from serve_app.values import Recipe
 from tests.parity.cases import CASES, Case
-from tests.parity.checkpoints import models_dir
 from tests.parity.comfyui import ComfyUI
+from tests.parity.custom_cases import CUSTOM
+from tests.parity.patch_cases import PATCHES, models
 from tests.parity.stack import Stack
 
 HERE = Path(__file__).parent
 FIGURES = HERE / "golden" / "beside.npz"
 TABLE = HERE / "beside.md"
+WORKFLOWS: dict[str, Case] = {**CASES, **CUSTOM, **PATCHES}
 
 
 class Fixed:
@@ -52,6 +55,23 @@ class Fixed:
         return ([(tensor, {"pooled_output": pooled})],)
 
 
+class SmallModel:
+    """A MODEL of a file of a backbone alone."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "get"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"name": ("STRING",)}}
+
+    def get(self, name: str) -> tuple[Recipe]:
+        return (Recipe("backbone", "checkpoints", name),)
+
+
+OWN: dict[str, type] = {"Fixed": Fixed, "SmallModel": SmallModel}
+
+
 async def ours(stack: Stack, case: Case) -> torch.Tensor:
     """Return what we make of a case, float32."""
     value = await stack.run(case.target, **case.nodes)
@@ -66,11 +86,11 @@ def relative_error(a: torch.Tensor, b: np.ndarray) -> float:
     return float((a - expected).norm() / expected.norm())
 
 
-async def compare(cases: dict[str, Case], figures: dict[str, np.ndarray], models: Path) -> dict[str, float | str]:
+async def compare(cases: dict[str, Case], figures: dict[str, np.ndarray]) -> dict[str, float | str]:
     """Return each case's error, or the words of what failed."""
     errors: dict[str, float | str] = {}
     with tempfile.TemporaryDirectory() as files:
-        stack = Stack(models, Path(files), {"Fixed": Fixed})
+        stack = Stack(models(), Path(files), OWN)
         for name, case in cases.items():
             if name not in figures:
                 errors[name] = "ComfyUI failed"
@@ -108,19 +128,17 @@ def table(errors: dict[str, float | str]) -> str:
 
 def main(comfyui: ComfyUI, parts: list[str]) -> None:
     """Run the cases whose names hold one of the parts, or all; the files hold the others' figures unchanged."""
-    torch.set_num_threads(2)
-    chosen = {name: case for name, case in CASES.items() if not parts or any(part in name for part in parts)}
-    models = models_dir("mini15", "lora", "controlnet")
-    figures = comfyui.workflows(chosen, models)
-    errors = asyncio.run(compare(chosen, figures, models))
+    chosen = {name: case for name, case in WORKFLOWS.items() if not parts or any(part in name for part in parts)}
+    figures = comfyui.workflows(chosen, models())
+    errors = asyncio.run(compare(chosen, figures))
     for name, error in errors.items():
         if isinstance(error, str) or error > 1e-5:
             print(name, error)
     kept = dict(np.load(FIGURES)) if FIGURES.exists() else {}
-    np.savez_compressed(FIGURES, **{n: a for n, a in {**kept, **figures}.items() if n in CASES})
+    np.savez_compressed(FIGURES, **{n: a for n, a in {**kept, **figures}.items() if n in WORKFLOWS})
     path = HERE / "beside.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    whole = {name: error for name, error in {**before, **errors}.items() if name in CASES}
+    whole = {name: error for name, error in {**before, **errors}.items() if name in WORKFLOWS}
     path.write_text(json.dumps(whole, indent=0) + "\n")
     TABLE.write_text(table(whole))
     print(TABLE.read_text())

@@ -1,13 +1,10 @@
-"""The workflows that are compared with ComfyUI's, by name: group|what makes it differ."""
+"""Workflows on mini15 that are compared with ComfyUI's, by name: group|what makes it differ."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
-from serve_app.sampling.samplers import SAMPLERS
-from serve_app.sampling.sigmas import SCHEDULES
 from tests.parity.workflow import EMPTY, LINKS, Nodes, models
 
 
@@ -39,12 +36,6 @@ def sampled(sampler: str, schedule: str, seed: int, steps: int = 4, **changes: A
 
 MINI15 = {**models("mini15"), **EMPTY}
 
-CASES: dict[str, Case] = {
-    f"sampler|{sampler}|{schedule}": Case({**MINI15, "k": sampled(sampler, schedule, seed=100 + i)})
-    for i, (sampler, schedule) in enumerate(zip(SAMPLERS, cycle(SCHEDULES), strict=False))
-}
-"""Each sampler once, the schedules in turn; every pair is compared without a network, in test_samplers."""
-
 
 def case(sampler: tuple[str, dict[str, Any]] | None = None, **nodes: tuple[str, dict[str, Any]]) -> Case:
     """Return the usual workflow with some nodes added or put in place of others."""
@@ -69,25 +60,13 @@ def custom(sampler: tuple[str, dict[str, Any]], schedule: tuple[str, dict[str, A
     return Case({**MINI15, "s": sampler, "g": schedule, "k": ("SamplerCustom", {**inputs, **changes})})
 
 
-def guided(class_type: str, **inputs: Any) -> Case:
-    """Return a SamplerCustomAdvanced with a guider node. A third text is the node `third`."""
-    nodes: Nodes = {
-        "third": ("CLIPTextEncode", {"text": "a boat at night", "clip": ["checkpoint", 1]}),
-        "n": ("RandomNoise", {"noise_seed": 9}),
-        "s": ("KSamplerSelect", {"sampler_name": "euler"}),
-        "g": KARRAS,
-        "u": (class_type, {"model": ["checkpoint", 0], **inputs}),
-    }
-    links = {"noise": ["n", 0], "guider": ["u", 0], "sampler": ["s", 0], "sigmas": ["g", 0]}
-    return Case({**MINI15, **nodes, "k": ("SamplerCustomAdvanced", {**links, "latent_image": ["latent", 0]})})
-
-
 EULER = ("KSamplerSelect", {"sampler_name": "euler"})
 KARRAS = ("KarrasScheduler", {"steps": 4, "sigma_max": 14.614642, "sigma_min": 0.0291675, "rho": 7.0})
 HINT = ("Fixed", {"kind": "image", "seed": 5, "shape": "1, 64, 64, 3"})
 CONTROL_NET = ("ControlNetLoader", {"control_net_name": "controlnet.safetensors"})
 WIDE = ("EmptyLatentImage", {"width": 128, "height": 128, "batch_size": 1})
 MASK = ("Fixed", {"kind": "mask", "seed": 6, "shape": "1, 64, 64"})
+IMAGE = ("Fixed", {"kind": "image", "seed": 13, "shape": "1, 64, 64, 3"})
 PICTURE = ("Fixed", {"kind": "latent", "seed": 11, "shape": "1, 4, 8, 8"})
 
 
@@ -142,16 +121,10 @@ def _flipped() -> Case:
     return Case({**flipped.nodes, "whole": KARRAS, "given": fixed_latent(1, 4, 8, 8)})
 
 
-CASES |= {
+CASES: dict[str, Case] = {
     "conditioning|area": _combined(_area(80, 64, 16, 8, 0.8), latent=WIDE),
     "conditioning|area over the edge": _combined(_area(96, 80, 56, 72, 1.5), latent=WIDE),
     "conditioning|area alone": conditioned(c=_area(64, 72, 24, 32, 1.0), latent=WIDE),
-    "conditioning|area in percent": _combined(
-        (
-            "ConditioningSetAreaPercentage",
-            {"conditioning": ["negative", 0], "width": 0.5, "height": 0.4, "x": 0.3, "y": 0.6, "strength": 1.2},
-        )
-    ),
     "conditioning|mask": _combined(_masked("default"), mask=MASK),
     "conditioning|mask bounds": _combined(_masked("mask bounds"), mask=MASK),
     "conditioning|range": _combined(_range(0.2, 0.7, "negative")),
@@ -165,7 +138,6 @@ CASES |= {
     "conditioning|concat": conditioned(
         c=("ConditioningConcat", {"conditioning_to": ["positive", 0], "conditioning_from": ["negative", 0]})
     ),
-    "conditioning|zero": conditioned(c=("ConditioningZeroOut", {"conditioning": ["positive", 0]})),
     "clip|skip 3": conditioned(
         skip=("CLIPSetLastLayer", {"clip": ["checkpoint", 1], "stop_at_clip_layer": -3}),
         c=("CLIPTextEncode", {"text": "a (red:1.3) [house], \\(old\\)", "clip": ["skip", 0]}),
@@ -227,14 +199,6 @@ CASES |= {
             {"conditioning": ["positive", 0], "control_net": ["net", 0], "image": ["hint", 0], "strength": 0.9},
         ),
     ),
-    "patch|RescaleCFG": patched("RescaleCFG", multiplier=0.7),
-    "patch|CFGZeroStar": patched("CFGZeroStar"),
-    "patch|CFGNorm": patched("CFGNorm", strength=0.9),
-    "patch|TCFG": patched("TCFG"),
-    "patch|Mahiro": patched("Mahiro"),
-    "patch|APG": patched("APG", eta=0.8, norm_threshold=4.0, momentum=0.3),
-    "patch|FreeU": patched("FreeU", b1=1.1, b2=1.2, s1=0.9, s2=0.2),
-    "patch|FreeU_V2": patched("FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2),
     "training|v": patched("ModelSamplingDiscrete", sampling="v_prediction", zsnr=False),
     "training|x0": patched("ModelSamplingDiscrete", sampling="x0", zsnr=False),
     "training|lcm": patched("ModelSamplingDiscrete", "lcm", "sgm_uniform", sampling="lcm", zsnr=False),
@@ -245,6 +209,46 @@ CASES |= {
     "training|continuous v": patched(
         "ModelSamplingContinuousV", sampling="v_prediction", sigma_max=500.0, sigma_min=0.03
     ),
+    "image|to image": case(
+        sampled("euler", "karras", seed=7, denoise=0.6),
+        image=IMAGE,
+        latent=("VAEEncode", {"pixels": ["image", 0], "vae": ["checkpoint", 2]}),
+    ),
+    "image|decoded": Case(
+        {
+            **MINI15,
+            "k": sampled("dpmpp_2m", "karras", seed=7),
+            "decoded": ("VAEDecode", {"samples": ["k", 0], "vae": ["checkpoint", 2]}),
+        },
+        "decoded",
+    ),
+    "inpaint|encoded for it": case(
+        sampled("euler", "normal", seed=7),
+        image=IMAGE,
+        mask=MASK,
+        latent=(
+            "VAEEncodeForInpaint",
+            {"pixels": ["image", 0], "vae": ["checkpoint", 2], "mask": ["mask", 0], "grow_mask_by": 6},
+        ),
+    ),
+    "steps|a window": case(
+        (
+            "KSamplerAdvanced",
+            {
+                **LINKS,
+                "add_noise": "enable",
+                "noise_seed": 7,
+                "steps": 8,
+                "cfg": 5.0,
+                "sampler_name": "dpmpp_2m",
+                "scheduler": "karras",
+                "start_at_step": 2,
+                "end_at_step": 6,
+                "return_with_leftover_noise": "enable",
+            },
+        )
+    ),
+    "steps|cfg of one": case(sampled("euler", "karras", seed=7, cfg=1.0)),
     "inpaint|differential": case(
         sampled("euler", "normal", seed=7, model=["m", 0], latent_image=["masked", 0], denoise=0.9),
         m=("DifferentialDiffusion", {"model": ["checkpoint", 0]}),
@@ -254,19 +258,6 @@ CASES |= {
     ),
 }
 
-_MODEL = ["checkpoint", 0]
-_GRADES: dict[str, tuple[str, dict[str, Any]]] = {
-    "basic beta": ("BasicScheduler", {"model": _MODEL, "scheduler": "beta", "steps": 5, "denoise": 0.8}),
-    "karras": KARRAS,
-    "exponential": ("ExponentialScheduler", {"steps": 4, "sigma_max": 12.0, "sigma_min": 0.05}),
-    "polyexponential": ("PolyexponentialScheduler", {"steps": 4, "sigma_max": 14.6, "sigma_min": 0.03, "rho": 1.4}),
-    "laplace": ("LaplaceScheduler", {"steps": 4, "sigma_max": 14.6, "sigma_min": 0.03, "mu": 0.1, "beta": 0.6}),
-    "vp": ("VPScheduler", {"steps": 4, "beta_d": 19.9, "beta_min": 0.1, "eps_s": 0.001}),
-    "turbo": ("SDTurboScheduler", {"model": _MODEL, "steps": 3, "denoise": 1.0}),
-    "beta": ("BetaSamplingScheduler", {"model": _MODEL, "steps": 4, "alpha": 0.7, "beta": 0.5}),
-    "align your steps": ("AlignYourStepsScheduler", {"model_type": "SD1", "steps": 6, "denoise": 1.0}),
-    "gits": ("GITSScheduler", {"coeff": 1.2, "steps": 6, "denoise": 1.0}),
-}
 _SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler ancestral": ("SamplerEulerAncestral", {"eta": 0.7, "s_noise": 1.05}),
     "euler ancestral cfg++": ("SamplerEulerAncestralCFGPP", {"eta": 0.6, "s_noise": 0.95}),
@@ -281,32 +272,9 @@ _SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "er sde": ("SamplerER_SDE", {"solver_type": "ER-SDE", "max_stage": 2, "eta": 1.0, "s_noise": 1.0}),
 }
 
-CASES |= {f"schedule|{name}": custom(EULER, grade) for name, grade in _GRADES.items()}
 CASES |= {f"options|{name}": custom(sampler, KARRAS) for name, sampler in _SAMPLERS.items()}
 CASES |= {
     "sigmas|upper half": _split(0),
     "sigmas|lower half without noise": _split(1, add_noise=False, latent_image=["given", 0]),
     "sigmas|flipped": _flipped(),
-    "guider|basic": guided("BasicGuider", conditioning=["positive", 0]),
-    "guider|cfg": guided("CFGGuider", positive=["positive", 0], negative=["negative", 0], cfg=4.0),
-    **{
-        f"guider|dual {style}": guided(
-            "DualCFGGuider",
-            cond1=["positive", 0],
-            cond2=["third", 0],
-            negative=["negative", 0],
-            cfg_conds=5.0,
-            cfg_cond2_negative=3.0,
-            style=style,
-        )
-        for style in ("regular", "nested")
-    },
-    "guider|perp neg": guided(
-        "PerpNegGuider",
-        positive=["positive", 0],
-        negative=["negative", 0],
-        empty_conditioning=["third", 0],
-        cfg=5.0,
-        neg_scale=0.8,
-    ),
 }

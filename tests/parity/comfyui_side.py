@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,20 @@ class SmallModel:
         return (comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu),)
 
 
-OWN = {"Fixed": Fixed, "FlowModel": FlowModel, "SmallModel": SmallModel}
+class Denoised:
+    """What a model denoises times `sigma` at that level."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "get"
+
+    def get(self, model: Any, conditioning: Any, x: dict[str, torch.Tensor], sigma: float) -> tuple[Any]:
+        noisy = x["samples"] * sigma
+        levels = torch.full((noisy.shape[0],), sigma)
+        context = conditioning[0][0].expand(noisy.shape[0], -1, -1)
+        return ({"samples": model.model.apply_model(noisy, levels, c_crossattn=context)},)
+
+
+OWN = {"Fixed": Fixed, "FlowModel": FlowModel, "SmallModel": SmallModel, "Denoised": Denoised}
 
 
 def call(class_type: str, inputs: dict[str, Any]) -> Any:
@@ -174,6 +188,16 @@ def _is_link(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
 
 
+def tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what is kept of a value: of a conditioning its first entry's text and the pooled output."""
+    if isinstance(value, list):
+        [[cond, options]] = value
+        yield f"{name}|cond", cond
+        yield f"{name}|pooled", options["pooled_output"]
+    else:
+        yield name, value["samples"] if isinstance(value, dict) else value
+
+
 async def with_packs() -> None:
     """Load the packs of the folder too, which look for the server that they extend."""
     import server  # type: ignore[import-not-found]
@@ -193,6 +217,7 @@ def main() -> None:
         "loras",
         "controlnet",
         "vae",
+        "vae_approx",
         "diffusion_models",
         "upscale_models",
         "embeddings",
@@ -209,8 +234,8 @@ def main() -> None:
             except Exception as error:
                 print(f"{name}: {type(error).__name__}: {error}", flush=True)
                 continue
-            tensor = value["samples"] if isinstance(value, dict) else value
-            kept[name] = tensor.detach().float().cpu().numpy()
+            for part, tensor in tensors(name, value):
+                kept[part] = tensor.detach().float().cpu().numpy()
     np.savez(OUT, **kept)
 
 

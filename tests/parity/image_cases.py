@@ -79,6 +79,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 CASES |= {
+    f"scale and crop {method}": (
+        "ImageScale",
+        {"image": SMALL, "upscale_method": method, "width": 21, "height": 9, "crop": "center"},
+    )
+    for method in ("bicubic", "area", "lanczos", "nearest-exact", "bilinear")
+}
+CASES |= {
     f"turn {turn}": ("ImageRotate", {"image": SMALL, "rotation": turn})
     for turn in ("none", "90 degrees", "180 degrees", "270 degrees")
 }

@@ -16,13 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from safetensors.torch import save_file
 
 from serve_app.nodes.registry import specs
+from tests.parity import taesd_cases, tiled_cases
 from tests.parity.audio_cases import CASES as SOUNDS
 from tests.parity.audio_cases import described, sound
 from tests.parity.checkpoints import models_dir
 from tests.parity.comfyui import ComfyUI
-from tests.parity.custom_cases import CUSTOM
 from tests.parity.declared import WORDED_OTHERWISE, theirs
 from tests.parity.figures import FLOWS, GOLDEN, thinned
 from tests.parity.flow_cases import FLOW_CASES
@@ -30,8 +31,9 @@ from tests.parity.generation_cases import CASES as GENERATIONS
 from tests.parity.image_cases import CASES as IMAGES
 from tests.parity.image_cases import drawn
 from tests.parity.media_cases import FILES, SOUND_FILES, VIDEO_RATE, VIDEO_SOUND, WINDOWS, video_images
-from tests.parity.patch_cases import PATCHES
-from tests.parity.patch_cases import models as patched_models
+from tests.parity.mini15_cases import MINI15, SD15
+from tests.parity.network_figures import MAKERS as NETWORKS
+from tests.parity.network_figures import maker
 from tests.parity.text_cases import CASES as TEXTS
 from tests.parity.text_cases import write
 
@@ -108,16 +110,6 @@ def sampler_options(comfyui: ComfyUI) -> None:
     _write("sampler_options", asked, {part: _rows([figure[part] for figure in made]) for part in ("out", "denoised")})
 
 
-def custom(comfyui: ComfyUI) -> None:
-    """Make custom.npz."""
-    _save("custom", comfyui.workflows(CUSTOM, models_dir("mini15")))
-
-
-def patch_runs(comfyui: ComfyUI) -> None:
-    """Make patch_runs.npz."""
-    _save("patch_runs", comfyui.workflows(PATCHES, patched_models()))
-
-
 def flow_runs(comfyui: ComfyUI) -> None:
     """Make flow_runs.npz: of large values every so many-th element."""
     with tempfile.TemporaryDirectory() as models:
@@ -184,11 +176,67 @@ def media(comfyui: ComfyUI) -> None:
     _save("media", comfyui.run("comfyui_media.py", {**asked, "waveform": waveform.tolist(), "sounds": SOUND_FILES}))
 
 
+def mini15(comfyui: ComfyUI) -> None:
+    """Make mini15.npz."""
+    _save("mini15", comfyui.workflows(MINI15, models_dir("mini15")))
+
+
+def sd15(comfyui: ComfyUI) -> None:
+    """Make sd15.npz, of a file of 2.1 GB."""
+    _save("sd15", comfyui.workflows(SD15, models_dir("sd15")))
+
+
+def nodes_tiled(comfyui: ComfyUI) -> None:
+    """Make nodes_tiled.npz."""
+    with TemporaryDirectory() as folder:
+        models = Path(folder)
+        (models / "upscale_models").mkdir()
+        save_file(tiled_cases.esrgan(), models / "upscale_models" / "esrgan.safetensors")
+        (models / "checkpoints").symlink_to(models_dir("mini15") / "checkpoints")
+        made = comfyui.workflows(tiled_cases.CASES, models)
+    kept = {name: array[:, ::4, ::4] if name.startswith("decode") else array for name, array in made.items()}
+    _save("nodes_tiled", kept | {"upscale": made["upscale"][:, :, tiled_cases.LAST_COLUMNS :]})
+
+
+def taesd(comfyui: ComfyUI) -> None:
+    """Make taesd.npz."""
+    with TemporaryDirectory() as models:
+        taesd_cases.write(Path(models))
+        _save("taesd", comfyui.workflows(taesd_cases.CASES, Path(models)))
+
+
+def _levels(comfyui: ComfyUI, given: Mapping[str, Any], asked: Any) -> dict[str, np.ndarray]:
+    with TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "given.npz", **given)
+        return comfyui.run("comfyui_levels.py", asked, Path(folder))
+
+
+def model_sampling(comfyui: ComfyUI) -> None:
+    """Make model_sampling.npz, of the levels, inputs and answers of a network that are in it."""
+    held = dict(np.load(GOLDEN / "model_sampling.npz"))
+    given = {name: array for name, array in held.items() if name in ("x", "output") or name.endswith("|sigma")}
+    names = [name.removesuffix("|sigma") for name in given if name.endswith("|sigma")]
+    schedules = ("simple", "sgm_uniform", "karras", "normal", "beta", "ddim_uniform")
+    made = _levels(comfyui, given, {"names": names, "schedules": schedules, "steps": 7})
+    _save("model_sampling", given | made)
+
+
+def conditioning(comfyui: ComfyUI) -> None:
+    """Make conditioning.npz, of the masks that are in it."""
+    masks = {name: array for name, array in np.load(GOLDEN / "conditioning.npz").items() if name.endswith("|mask")}
+    cases = json.loads((GOLDEN / "conditioning.json").read_text())
+    _save("conditioning", masks | _levels(comfyui, masks, {"cases": cases}))
+
+
 _MAKERS = (
-    *(samplers, grid, flow_grid, flow_runs, sampler_options, custom, patch_runs),
+    *(mini15, sd15, nodes_tiled, taesd, model_sampling, conditioning),
+    *(samplers, grid, flow_grid, flow_runs, sampler_options),
     *(nodes, sounds, media, texts, generations),
 )
-MAKERS: dict[str, Callable[[ComfyUI], None]] = {make.__name__: make for make in _MAKERS}
+MAKERS: dict[str, Callable[[ComfyUI], None]] = {
+    **{make.__name__: make for make in _MAKERS},
+    **{name: maker(name) for name in NETWORKS},
+}
 
 
 def main(comfyui: ComfyUI, names: Sequence[str]) -> None:

@@ -1,8 +1,12 @@
-"""Workflows of patches of layers, of guidance by second looks, of reused steps and of hooks, beside ComfyUI's."""
+"""Workflows on a small UNet that are compared with ComfyUI's, by name: group|what makes it differ.
+
+Patches of layers, guidance by second looks, reused steps, hooks, and each sampler.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from serve_app.models.families import Sd
+from serve_app.sampling.samplers import SAMPLERS
+from serve_app.sampling.sigmas import SCHEDULES
 from tests.parity.cases import MINI15, Case, sampled
 from tests.parity.checkpoints import models_dir
 from tests.parity.workflow import Nodes
@@ -28,8 +34,8 @@ Node = tuple[str, dict[str, Any]]
 
 
 def models() -> Path:
-    """Return a directory with the models: mini15, a small UNet, and LoRAs of mini15 and of that."""
-    folder = models_dir("mini15", "lora")
+    """Return a directory with mini15, its ControlNet, a small UNet, and LoRAs of both."""
+    folder = models_dir("mini15", "lora", "controlnet")
     checkpoints, loras = folder / "checkpoints", folder / "loras"
     _write(checkpoints / "small.safetensors", lambda: random_tensors(UNET, torch.float32))
     _write(loras / "small_lora.safetensors", lambda: _small_lora(load_file(loras / "lora.safetensors")))
@@ -216,3 +222,8 @@ PATCHES: dict[str, Case] = {
     "clip|scheduled": _clip("keyed", scheduled=True, passed_on=False),
     "clip|scheduled, passed on": _clip("keyed", scheduled=True, passed_on=True),
 }
+PATCHES |= {
+    f"sampler|{sampler} {schedule}": _patched(sampler=sampler, schedule=schedule, seed=100 + i, wide=False)
+    for i, (sampler, schedule) in enumerate(zip(SAMPLERS, cycle(SCHEDULES), strict=False))
+}
+"""Each sampler once, the schedules in turn; every pair is compared without a network, in test_samplers."""

@@ -1,4 +1,4 @@
-"""ControlNets, control-LoRAs and T2I-Adapters of every layout against ComfyUI 0.3.64: relative error at most 1e-5.
+"""ControlNets, control-LoRAs and T2I-Adapters of every layout against ComfyUI: relative error at most 1e-5.
 
 The figures are what ComfyUI's `ControlNet.get_control`, `ControlLora` and `T2IAdapter` give for these files on two rows
 at one level (its CPU, float32): what they add inside the backbone, one after another, every seventh number; and under
@@ -17,7 +17,6 @@ from serve_app.sampling.levels import TableLevels
 from serve_app.values import Control, HintKind, Recipe
 from tests.parity import control_files
 from tests.parity.figures import Figures
-from tests.parity.make_checkpoint import normal
 
 FIGURES = Figures("control")
 LEVELS = TableLevels()
@@ -56,10 +55,9 @@ class Bench:
 
     def added(self, family, nets, control, sigma, height, width, rows=2, architecture=None):
         """Return the arguments for the backbone, and the rest of what it is told."""
-        context = normal(f"{family}.context", [rows, 7 if family == "sd1" else 5, 48 if family == "sd1" else 64])
-        vector = None if family == "sd1" else normal(f"{family}.y", [rows, 1600])
+        told = control_files.told(family, sigma, height, width, rows)
+        x, context, vector = told["x"], told["context"], told.get("vector")
         level = torch.full((rows,), sigma)
-        x = normal("x", [rows, 4, height, width]) * (sigma**2 + 1) ** 0.5
         architecture = architecture or self.backbone(family)[0]
         ((_, options),) = activated({"positive": [(context, {"control": control})]}, nets, architecture, LEVELS)[
             "positive"

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import ClipText, SdxlText
@@ -11,15 +10,11 @@ from serve_app.models.families.sdxl import DualTextEncoder
 from serve_app.models.text_encoder import Clip
 from serve_app.values import Texts
 from tests.parity import families
+from tests.parity.families import LATER_ROWS, ROWS, SKIPS, TEXTS
 from tests.parity.figures import Figures
 
 TOLERANCE = 1e-5
 FIGURES = Figures("families")
-TEXTS = ["a red fox", "a (red:1.4) fox, (sleeping:0.7)", "", "cat " * 80 + "(dog:1.3)"]
-ROWS = [0, 1, 2, 3, 4, 5, 7, 20, 76]
-"""The rows of a text that figures hold."""
-LATER_ROWS = [78, 80, 90]
-"""Those of a second chunk."""
 
 
 def no_vectors(name, width, kind="l"):
@@ -29,13 +24,7 @@ def no_vectors(name, width, kind="l"):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("families")
-    l, g = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."  # noqa: E741
-    save_file(families.unet("sd2") | families.open_clip("cond_stage_model.model."), root / "sd2.safetensors")
-    save_file(families.unet("sdxl") | families.clip_l(l) | families.open_clip(g), root / "sdxl.safetensors")
-    refiner = families.unet("refiner") | families.open_clip("conditioner.embedders.0.model.")
-    save_file(refiner, root / "refiner.safetensors")
-    for name in ("inpaint", "edit"):
-        save_file(families.unet(name), root / f"{name}.safetensors")
+    families.write(root)
     return root
 
 
@@ -61,7 +50,7 @@ def shown(cond):
     return cond[:, ROWS + (LATER_ROWS if cond.shape[1] > 77 else [])]
 
 
-@pytest.mark.parametrize("skip", [None, -1, -3, -9])
+@pytest.mark.parametrize("skip", SKIPS)
 def test_sd2s_text_encoder_answers_as_comfyuis(folder, skip):
     architecture, network = encoder(folder, "sd2")
     assert architecture == ClipText(3, 64, 256, 77, "h", 64)
@@ -72,7 +61,7 @@ def test_sd2s_text_encoder_answers_as_comfyuis(folder, skip):
         FIGURES.assert_agrees(options["pooled_output"], f"h|pooled|{i}", TOLERANCE)
 
 
-@pytest.mark.parametrize("skip", [None, -1, -3, -9])
+@pytest.mark.parametrize("skip", SKIPS)
 def test_sdxls_text_is_both_encoders_rows_side_by_side_and_the_larger_ones_pooled(folder, skip):
     clip = Clip(sdxl_encoder(folder), skip)
     with torch.inference_mode():

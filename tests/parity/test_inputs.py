@@ -12,6 +12,7 @@ from serve_app.models.families import Sd, Sdxl, SdxlRefiner
 from serve_app.sampling.forward import Canvas
 from serve_app.values import ContinuousEdm, Discrete
 from tests.parity.figures import Figures
+from tests.parity.input_cases import CONCATS, VECTORS
 
 TOLERANCE = 1e-6
 VECTOR_TOLERANCE = 1e-5
@@ -29,46 +30,27 @@ REFINER = backbone(1280, SdxlRefiner, linear=True, vector_dim=2560)
 INPAINT = backbone(concat_channels=5)
 EDIT = backbone(concat_channels=4)
 COSXL_EDIT = backbone(2048, Sdxl, linear=True, vector_dim=2816, concat_channels=4)
-SIZES = {"width": 1000, "height": 1200, "crop_w": 3, "crop_h": 5}
 
 
-@pytest.mark.parametrize(
-    ("name", "family", "options", "role"),
-    [
-        ("sdxl|default", SDXL, {}, "positive"),
-        ("sdxl|all", SDXL, {**SIZES, "target_width": 700, "target_height": 4096}, "negative"),
-        ("refiner|positive", REFINER, {}, "positive"),
-        ("refiner|negative", REFINER, {}, "negative"),
-        ("refiner|score", REFINER, {**SIZES, "aesthetic_score": 7.25}, "negative"),
-    ],
-)
-def test_the_vector_is_comfyuis(name, family, options, role):
+@pytest.mark.parametrize(("name", "role", "options"), VECTORS)
+def test_the_vector_is_comfyuis(name, role, options):
+    family = SDXL if name.startswith("sdxl") else REFINER
     told = family.vector({"pooled_output": FIGURES["pooled"], **options}, CANVAS, role)
     FIGURES.assert_agrees(told, name, VECTOR_TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    ("name", "family", "options", "mask", "scaled_edit"),
-    [
-        ("inpaint|nothing", INPAINT, (), None, False),
-        ("inpaint|denoise mask", INPAINT, (), "dmask", False),
-        ("inpaint|options", INPAINT, ("mask", "image"), "dmask", False),
-        ("edit|image", EDIT, ("image",), None, False),
-        ("edit|scaled", COSXL_EDIT, ("image",), None, True),
-    ],
-)
-def test_the_channels_beside_x_are_comfyuis(name, family, options, mask, scaled_edit):
-    names = {"mask": "concat_mask", "image": "concat_latent_image"}
-    given = {names[option]: FIGURES[option] for option in options}
+@pytest.mark.parametrize(("name", "options", "mask"), CONCATS)
+def test_the_channels_beside_x_are_comfyuis(name, options, mask):
+    scaled = name == "edit|scaled"
+    family = INPAINT if name.startswith("inpaint") else COSXL_EDIT if scaled else EDIT
+    given = {option: FIGURES[held] for option, held in options.items()}
     run_mask = None if mask is None else FIGURES[mask]
-    trained_as = ContinuousEdm("v_prediction", 80.0, 0.002) if scaled_edit else Discrete()
+    trained_as = ContinuousEdm("v_prediction", 80.0, 0.002) if scaled else Discrete()
     fed = family.concat(given, FIGURES["latents"], run_mask, trained_as)
-    FIGURES.assert_agrees(fed, name, TOLERANCE)
-
-
-def test_without_an_image_to_edit_zeros_go_beside_x():
-    fed = EDIT.concat({}, FIGURES["latents"], None, Discrete())
-    assert torch.equal(fed, FIGURES["edit|nothing"])
+    if options or family is INPAINT:
+        FIGURES.assert_agrees(fed, name, TOLERANCE)
+    else:
+        assert torch.equal(fed, FIGURES[name])
 
 
 @pytest.mark.parametrize(

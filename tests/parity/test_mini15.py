@@ -1,4 +1,4 @@
-"""The parts of the mini15 checkpoint against ComfyUI 0.3.64's figures (CPU, float32): relative error at most 1e-4.
+"""The parts of the mini15 checkpoint against ComfyUI's figures (CPU, float32): relative error at most 1e-4.
 
 What is measured is far closer: text, network and VAE 3e-6 or better.
 """
@@ -10,8 +10,10 @@ from serve_app.models.families.unet import UnetInputs
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipSkip, Recipe
+from tests.parity.cases import IMAGE
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS, Figures
+from tests.parity.mini15_cases import SIGMAS, X, Z, value
 from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("mini15")
@@ -44,20 +46,20 @@ def test_texts_encoded_together_are_encoded_as_by_comfyui(weights):
 
 def test_clip_skip_takes_the_layer_comfyui_takes(weights):
     ((cond, _),) = weights.clip(CLIP.with_patch(ClipSkip(-2))).encode([PROMPTS[0]])[0]
-    FIGURES.assert_agrees(cond, "text|clipskip2|0")
+    FIGURES.assert_agrees(cond, "text|skip|cond")
 
 
-@pytest.mark.parametrize("sigma", ["14.6146", "3.2", "0.3"])
+@pytest.mark.parametrize("sigma", SIGMAS)
 def test_the_network_denoises_as_in_comfyui(weights, positive, sigma):
     backbone = weights.backbone(BACKBONE)
     inputs = UnetInputs(positive[0][0].expand(2, -1, -1))
-    [denoised] = denoise([Piece(backbone, FIGURES["denoise|x"] * float(sigma), float(sigma), inputs)])
+    [denoised] = denoise([Piece(backbone, value(X) * sigma, sigma, inputs)])
     FIGURES.assert_agrees(denoised, f"denoise|{sigma}")
 
 
 def test_rows_at_different_levels_and_padded_texts_are_denoised_as_alone(weights, positive):
     backbone = weights.backbone(BACKBONE)
-    x, cond = FIGURES["denoise|x"], positive[0][0]
+    x, cond = value(X), positive[0][0]
     longer = torch.cat([cond, cond.flip(1)], dim=1)
     pieces = [
         Piece(backbone, x[:1] * 14.6146, 14.6146, UnetInputs(cond)),
@@ -69,8 +71,8 @@ def test_rows_at_different_levels_and_padded_texts_are_denoised_as_alone(weights
 
 
 def test_latents_are_decoded_as_by_comfyui(weights):
-    FIGURES.assert_agrees(weights.vae(VAE).decode(FIGURES["vae|z"]), "vae|decode")
+    FIGURES.assert_agrees(weights.vae(VAE).decode(value(Z)), "vae|decode")
 
 
 def test_an_image_is_encoded_to_the_mean_as_by_comfyui(weights):
-    FIGURES.assert_agrees(weights.vae(VAE).encode(FIGURES["vae|image"]), "vae|encode")
+    FIGURES.assert_agrees(weights.vae(VAE).encode(value(IMAGE)), "vae|encode")

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 at full size (860 M parameters) against ComfyUI 0.3.64's figures: relative error at most 1e-4.
+"""Stable Diffusion 1.5 at full size (860 M parameters) against ComfyUI's figures: relative error at most 1e-4.
 
 Its file is 2.1 GB, written on the first run; a run takes about 6 GB of memory.
 """
@@ -12,6 +12,7 @@ from serve_app.sampling.forward import Piece, denoise
 from serve_app.values import Recipe
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS, Figures
+from tests.parity.mini15_cases import RUNS, X, Z, value
 from tests.parity.stack import Stack
 from tests.parity.workflow import EMPTY, ksampler, models
 
@@ -42,17 +43,17 @@ def test_a_text_is_encoded_as_by_comfyui(cond):
 
 def test_the_network_denoises_as_in_comfyui(stack, cond):
     backbone = stack.weights.backbone(Recipe("backbone", "checkpoints", "sd15.safetensors"))
-    piece = Piece(backbone, FIGURES["denoise|x"] * 3.2, 3.2, UnetInputs(cond[0][0].expand(2, -1, -1)))
+    piece = Piece(backbone, value(X) * 3.2, 3.2, UnetInputs(cond[0][0].expand(2, -1, -1)))
     [denoised] = stack.engine.call(lambda: denoise([piece])).result()
     FIGURES.assert_agrees(denoised, "denoise|3.2")
 
 
 def test_latents_are_decoded_as_by_comfyui(stack):
     vae = stack.weights.vae(Recipe("vae", "checkpoints", "sd15.safetensors"))
-    SHARED.assert_agrees(vae.decode(SHARED["vae|z"]), "vae|decode")
+    SHARED.assert_agrees(vae.decode(value(Z)), "vae|decode")
 
 
-@pytest.mark.parametrize("figure", ["ksampler|euler|normal|4|7.0|1", "ksampler|dpmpp_2m|karras|4|7.0|5"])
+@pytest.mark.parametrize("figure", RUNS)
 async def test_ksampler_gives_comfyuis_latents(stack, figure):
     latent = await stack.run("sampled", **models("sd15"), **EMPTY, sampled=ksampler(figure))
     FIGURES.assert_agrees(latent["samples"], figure)

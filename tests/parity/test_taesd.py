@@ -1,7 +1,4 @@
-"""TAESD beside ComfyUI's: golden/taesd.npz holds what its TAESD class makes of the tensors drawn here, as "taesdxl"."""
-
-from math import prod, sqrt
-from zlib import crc32
+"""TAESD beside ComfyUI's: golden/taesd.npz holds what it makes of the files of `taesd_cases`."""
 
 import pytest
 import torch
@@ -16,28 +13,17 @@ from serve_app.store.catalog import Catalog
 from serve_app.values import Recipe
 from tests.parity.dit_cases import noise, weights
 from tests.parity.figures import Figures
+from tests.parity.mini15_cases import value
+from tests.parity.taesd_cases import IMAGES, LATENTS, drawn, write
 from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("taesd")
 
 
-def drawn(name, shape):
-    normal = torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
-    if len(shape) == 1:
-        # Grey rather than black, so that few pixels are cut off.
-        return 0.02 * normal + (0.5 if name == "decoder.19.bias" else 0)
-    return 0.7 * normal / sqrt(prod(shape[1:]))
-
-
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    (root / "vae_approx").mkdir()
-    shapes = Taesd(formats.SDXL).empty().state_dict()
-    for half in ("encoder", "decoder"):
-        tensors = {n.removeprefix(f"{half}."): drawn(n, t.shape) for n, t in shapes.items() if n.startswith(half)}
-        for family in ("taesdxl", "other"):
-            save_file(tensors, root / "vae_approx" / f"{family}_{half}.safetensors")
+    write(root)
     return Catalog(root)
 
 
@@ -45,8 +31,8 @@ def test_a_taesd_decodes_and_encodes_as_comfyuis(catalog):
     (recipe,) = VAELoader().load_vae("taesdxl")
     vae = cpu_weights(catalog).vae(recipe)
     with torch.inference_mode():
-        FIGURES.assert_agrees(vae.decode(FIGURES["latents"]), "decoded", 1e-5)
-        FIGURES.assert_agrees(vae.encode(FIGURES["images"]), "encoded", 1e-5)
+        FIGURES.assert_agrees(vae.decode(value(LATENTS)), "decoded", 1e-5)
+        FIGURES.assert_agrees(vae.encode(value(IMAGES)), "encoded", 1e-5)
 
 
 @pytest.mark.parametrize(("name", "latents"), [("taesd3", formats.SD3), ("taef1", formats.FLUX)])

@@ -1,4 +1,4 @@
-"""The tiled VAE and upscale models against ComfyUI 0.3.64's nodes on the same latents, images and weights."""
+"""The tiled VAE and upscale models against ComfyUI's nodes on the same latents, images and weights."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from serve_app.values import Recipe
 from tests.parity import tiled_cases
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import Figures
+from tests.parity.mini15_cases import value
 from tests.unit.engine.mixes import MAX_CELLS
 from tests.unit.models.sample import cpu_weights
 
@@ -62,7 +63,7 @@ def watched(shared: EngineRuntime) -> tuple[Runtime, list[tuple[int, int]]]:
 async def test_latents_are_decoded_in_tiles_as_by_comfyui(mini15: EngineRuntime, size: int, overlap: int) -> None:
     runtime, seen = watched(mini15)
     node = BUILTIN["VAEDecodeTiled"]()
-    (images,) = await node.decode(VAE, {"samples": tiled_cases.latents()}, size, overlap, runtime=runtime)
+    (images,) = await node.decode(VAE, {"samples": value(tiled_cases.LATENTS)}, size, overlap, runtime=runtime)
     FIGURES.assert_agrees(images[:, ::4, ::4], f"decode|{size}|{overlap}")
     assert seen == [(done, len(seen)) for done in range(1, len(seen) + 1)]
 
@@ -71,14 +72,14 @@ async def test_latents_are_decoded_in_tiles_as_by_comfyui(mini15: EngineRuntime,
 async def test_images_are_encoded_in_tiles_as_by_comfyui(mini15: EngineRuntime, size: int, overlap: int) -> None:
     runtime, _ = watched(mini15)
     node = BUILTIN["VAEEncodeTiled"]()
-    (latent,) = await node.encode(VAE, tiled_cases.pixels(), size, overlap, runtime=runtime)
+    (latent,) = await node.encode(VAE, value(tiled_cases.PIXELS), size, overlap, runtime=runtime)
     FIGURES.assert_agrees(latent["samples"], f"encode|{size}|{overlap}")
 
 
 async def test_an_upscale_model_makes_what_it_makes_in_comfyui(upscaled: tuple[EngineRuntime, Recipe]) -> None:
     shared, recipe = upscaled
     runtime, seen = watched(shared)
-    (images,) = await BUILTIN["ImageUpscaleWithModel"]().upscale(recipe, tiled_cases.strip(), runtime)
+    (images,) = await BUILTIN["ImageUpscaleWithModel"]().upscale(recipe, value(tiled_cases.STRIP), runtime)
     assert images.shape == (2, 24, 1120, 3)
     FIGURES.assert_agrees(images[:, :, tiled_cases.LAST_COLUMNS :], "upscale", 1e-6)
     assert seen == [(done, 4) for done in (1, 2, 3, 4)]
@@ -89,8 +90,8 @@ async def test_tiles_leave_no_seam_that_the_whole_image_has_not(upscaled: tuple[
     runtime, _ = watched(shared)
     whole: Any = shared.weights.upscaler(recipe)
     with torch.no_grad():
-        expected: Tensor = whole.network(tiled_cases.strip().movedim(-1, 1)).movedim(1, -1)
-    images = await runtime.upscale(recipe, tiled_cases.strip())
+        expected: Tensor = whole.network(value(tiled_cases.STRIP).movedim(-1, 1)).movedim(1, -1)
+    images = await runtime.upscale(recipe, value(tiled_cases.STRIP))
     # A tile's last columns are made without what is beyond them; the weights leave a thirty-second of that.
     assert (images - expected).abs().max() <= 0.008
     far_from_seams = torch.cat([images[:, :, :900], images[:, :, 1060:]], 2)

@@ -1,14 +1,18 @@
 """What is worked through in tiles, here and by ComfyUI, whose answers are golden/nodes_tiled.npz.
 
-Made by ComfyUI 0.3.64's VAEDecodeTiled and VAEEncodeTiled with mini15's VAE, every fourth pixel of the images kept, and
-by its UpscaleModelLoader and ImageUpscaleWithModel (spandrel 0.4.2) with `esrgan()` in a file, the columns from
-LAST_COLUMNS on kept.
+Made by ComfyUI's VAEDecodeTiled and VAEEncodeTiled with mini15's VAE, every fourth pixel of the images kept, and by its
+UpscaleModelLoader and ImageUpscaleWithModel with `esrgan()` in a file, the columns from LAST_COLUMNS on kept.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from tests.parity.cases import Case
+from tests.parity.workflow import models
 
 LAST_COLUMNS = 900
 DECODES = ((64, 32), (128, 32))
@@ -16,20 +20,32 @@ ENCODES = ((64, 0), (96, 32))
 """(tile_size, overlap) of the nodes' inputs; one decode asks for more overlap than a tile allows."""
 
 
-def latents() -> Tensor:
-    return torch.randn(1, 4, 20, 13, generator=torch.Generator().manual_seed(11))
+LATENTS = ("Fixed", {"kind": "latent", "seed": 11, "shape": "1, 4, 20, 13"})
+PIXELS = ("Fixed", {"kind": "image", "seed": 12, "shape": "2, 150, 109, 3"})
+"""Sides that are no multiples of 8."""
+STRIP = ("Fixed", {"kind": "image", "seed": 13, "shape": "2, 12, 560, 3"})
+"""Wider than an upscaler's tile of 512."""
+_VAE = {"vae": ["checkpoint", 2], "temporal_size": 64, "temporal_overlap": 8}
+_UPSCALED = {"upscale_model": ["net", 0], "image": ["given", 0]}
 
 
-def pixels() -> Tensor:
-    """Return images (2,150,109,3), whose sides are no multiples of 8."""
-    values = torch.randint(0, 256, (2, 150, 109, 3), generator=torch.Generator().manual_seed(12))
-    return values / 255
+def _tiled(kind: str, tile_size: int, overlap: int, **nodes: tuple[str, dict[str, Any]]) -> Case:
+    slot = "samples" if kind == "VAEDecodeTiled" else "pixels"
+    inputs = {**_VAE, slot: ["given", 0], "tile_size": tile_size, "overlap": overlap}
+    return Case({**models("mini15"), **nodes, "k": (kind, inputs)})
 
 
-def strip() -> Tensor:
-    """Return images (2,12,560,3), wider than an upscaler's tile of 512."""
-    values = torch.randint(0, 256, (2, 12, 560, 3), generator=torch.Generator().manual_seed(13))
-    return values / 255
+CASES: dict[str, Case] = {
+    **{f"decode|{size}|{overlap}": _tiled("VAEDecodeTiled", size, overlap, given=LATENTS) for size, overlap in DECODES},
+    **{f"encode|{size}|{overlap}": _tiled("VAEEncodeTiled", size, overlap, given=PIXELS) for size, overlap in ENCODES},
+    "upscale": Case(
+        {
+            "given": STRIP,
+            "net": ("UpscaleModelLoader", {"model_name": "esrgan.safetensors"}),
+            "k": ("ImageUpscaleWithModel", _UPSCALED),
+        }
+    ),
+}
 
 
 def esrgan() -> dict[str, Tensor]:
