@@ -129,7 +129,15 @@ class ChangeRefusedError(ServeAppError):
         self.job_id = job_id
 
     def __reduce__(self) -> tuple[type[ChangeRefusedError], tuple[str, str]]:
-        return (ChangeRefusedError, (self.job_id, str(self)))
+        return (type(self), (self.job_id, str(self)))
+
+
+class ClaimRefusedError(ChangeRefusedError):
+    """A new job cannot have what it is to take hold of: see `changes.Claims`."""
+
+
+class KeyReusedError(ClaimRefusedError):
+    """The idempotency key of a submission is that of another job."""
 
 
 class CrowdedError(UnavailableError):

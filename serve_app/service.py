@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError, JobMissingError, Problem, UnavailableError
 from serve_app.events import ENDINGS, Event
@@ -44,18 +44,22 @@ from serve_app.scheduler.client import (
     QueueView,
     Reader,
     SchedulerClient,
+    Standing,
     Submission,
 )
 from serve_app.scheduler.cluster_view import ClusterView
 from serve_app.scheduler.messages import Free, SocketSaid
 from serve_app.store.catalog import Catalog
-from serve_app.store.changes import JobQuery
+from serve_app.store.changes import NO_CLAIMS, Claims, JobQuery
 from serve_app.store.credentials import without_credentials
 from serve_app.store.extensions import Extensions
+from serve_app.store.inquiries import Inquiry
 from serve_app.store.model_check import ModelCheck
 from serve_app.store.pack_content import PackContent
 from serve_app.store.store import AREAS, FileRef, FileStat, Store
 from serve_app.store.userdata import UserData
+
+T = TypeVar("T")
 
 KEYS = ("prompt", "client_id", "extra_data", "prompt_id", "number", "front", "partial_execution_targets")
 """What a submission may hold: the contract's two keys and ComfyUI's other five."""
@@ -168,14 +172,22 @@ class Service:
         self._choices = choices
         self._pools = pools
 
-    async def submit(self, body: Mapping[str, Any], *, partial: bool = False) -> Submitted:
+    async def submit(
+        self,
+        body: Mapping[str, Any],
+        *,
+        partial: bool = False,
+        labels: Mapping[str, str] | None = None,
+        claims: Claims = NO_CLAIMS,
+    ) -> Submitted:
         """Check a submission and queue it; the job is in the database when this returns.
 
         partial: leave out the output nodes that cannot run as long as one can, as ComfyUI does, unless a node class is
-        unknown; else any problem refuses all. Errors: InvalidSubmissionError for the keys, InvalidGraphError with every
-        problem of the graph.
+        unknown; else any problem refuses all. labels: what the job is called; claims: what it takes hold of. Errors:
+        InvalidSubmissionError for the keys, InvalidGraphError with every problem of the graph, ClaimRefusedError.
         """
         submission, targets = _read(body)
+        submission = replace(submission, labels=labels or {}, claims=claims)
         self._check_pool(submission.extra_data)
         pool, validated = await self._settle(submission, targets, partial=partial)
         if pool != SHARED:
@@ -300,6 +312,14 @@ class Service:
         """Return a job without its credentials, or None."""
         view = await self._scheduler.job(job_id) if is_job_id(job_id) else None
         return None if view is None else _without_credentials(view)
+
+    async def standing(self, job_id: str) -> Standing | None:
+        """Return how a job stands; as `SchedulerClient.standing`."""
+        return await self._scheduler.standing(job_id) if is_job_id(job_id) else None
+
+    async def inquire(self, inquiry: Inquiry[T]) -> T:
+        """Return what the database answers; as `SchedulerClient.inquire`."""
+        return await self._scheduler.inquire(inquiry)
 
     async def queue(self) -> QueueView:
         """Return the first of the unfinished jobs without their credentials, as far as one answer goes."""

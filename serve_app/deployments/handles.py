@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.actor
@@ -37,6 +37,7 @@ from serve_app.scheduler.client import (
     QueueCount,
     QueueView,
     Reader,
+    Standing,
     Submission,
     Unfinished,
 )
@@ -44,7 +45,10 @@ from serve_app.scheduler.cluster_view import ClusterView, HostStats
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
 from serve_app.store.changes import JobQuery
+from serve_app.store.inquiries import Inquiry
 from serve_app.store.reserved import Contents
+
+T = TypeVar("T")
 
 NAME = "scheduler"
 NAMESPACE = "serve_app"
@@ -91,6 +95,12 @@ class SchedulerHandle:
 
     async def job(self, job_id: str) -> JobView | None:
         return await self._call("job", job_id)  # type: ignore[no-any-return]
+
+    async def standing(self, job_id: str) -> Standing | None:
+        return await self._call("standing", job_id)  # type: ignore[no-any-return]
+
+    async def inquire(self, inquiry: Inquiry[T]) -> T:
+        return await self._call("inquire", inquiry)  # type: ignore[no-any-return]
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
         return await self._call("events", job_id, after, timeout_s)  # type: ignore[no-any-return]

@@ -94,6 +94,7 @@ class Admission:
             extra_data=extra_data,
             created_s=time.time(),
             queued_seq=next_seq(),
+            labels=submission.labels,
         )
         self._next_order += 1
         return row, planned

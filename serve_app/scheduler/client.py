@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from serve_app.errors import Problem
 from serve_app.events import Event, Failure, JobState
@@ -16,7 +16,10 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.cluster_view import ClusterView
 from serve_app.scheduler.messages import Free, SocketSaid
-from serve_app.store.changes import JobQuery
+from serve_app.store.changes import NO_CLAIMS, Claims, JobQuery
+from serve_app.store.inquiries import Inquiry
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class Submission:
 
     prompt: the wire JSON with constants converted, which is what runs. outputs: the output nodes to run.
     number: the client's own queue number, None for the next one; front: the next one, negated. id_is_new: nobody can
-    have submitted anything under this id before.
+    have submitted anything under this id before. labels: what the client calls the job. claims: what it takes hold of.
     """
 
     job_id: str
@@ -36,6 +39,8 @@ class Submission:
     number: float | None = None
     front: bool = False
     id_is_new: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    claims: Claims = NO_CLAIMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,25 @@ class JobView:
     outputs: Mapping[str, Any]
     failure: Failure
     cached: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How an unfinished job stands, at one moment.
+
+    position: its place in the queue, from 1, while it waits. percent: 0–99. done, total: of the nodes that it may run.
+    node: one that runs, as submitted, with its class; step of steps: as it last said.
+    """
+
+    position: int | None
+    percent: int
+    done: int
+    total: int
+    node: str | None = None
+    class_type: str | None = None
+    step: int | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +212,14 @@ class SchedulerClient(Protocol):
     async def count(self) -> QueueCount: ...
 
     async def job(self, job_id: str) -> JobView | None: ...
+
+    async def standing(self, job_id: str) -> Standing | None:
+        """Return how a job stands; None once it has ended, and of one that is unknown."""
+        ...
+
+    async def inquire(self, inquiry: Inquiry[T]) -> T:
+        """Return what the database answers."""
+        ...
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
         """Return the job's events with seq > after, waiting up to timeout_s for the first; [] if none came."""

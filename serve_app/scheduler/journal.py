@@ -11,7 +11,7 @@ from typing import Any
 from serve_app.events import Ending, Event, Failure, Kind
 from serve_app.scheduler.records import JobRecord
 from serve_app.scheduler.stimuli import Command, Persist, Publish, Tell
-from serve_app.store.changes import JobAccepted, JobEnded, JobLostReplica, JobRow, JobStarted, OutputRecorded
+from serve_app.store.changes import Claims, JobAccepted, JobEnded, JobLostReplica, JobRow, JobStarted, OutputRecorded
 
 EPOCH_BITS = 32
 """An event's seq is epoch << EPOCH_BITS plus a count, so cursors keep growing across restarts."""
@@ -39,10 +39,12 @@ class Journal:
         commands, self.commands = self.commands, []
         return commands
 
-    def accepted(self, row: JobRow) -> None:
+    def accepted(self, row: JobRow, claims: Claims) -> None:
         """A job has come; one of an earlier life is known already."""
         if row.queued_seq >> EPOCH_BITS == self._epoch:
-            self._add(Persist(JobAccepted(row)), Publish(Event(row.job_id, row.queued_seq, "queued", self.at_s)))
+            self._add(
+                Persist(JobAccepted(row, claims)), Publish(Event(row.job_id, row.queued_seq, "queued", self.at_s))
+            )
 
     def started(self, job: JobRecord) -> None:
         """A job has started; clients are told which of its nodes need not run."""

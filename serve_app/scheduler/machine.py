@@ -91,6 +91,7 @@ from serve_app.scheduler.stimuli import (
 )
 from serve_app.scheduler.story import Story
 from serve_app.store.changes import (
+    Claims,
     JobRow,
 )
 
@@ -125,8 +126,8 @@ class Machine:
         self._journal.at_s = at_s
         self._story.note(stimulus, at_s)
         match stimulus:
-            case JobArrived(row, plan):
-                self._job_arrived(row, plan)
+            case JobArrived(row, plan, claims):
+                self._job_arrived(row, plan, claims)
             case CancelAsked(job_id):
                 if job_id in self.jobs:
                     self._end(self.jobs[job_id], "cancelled", failures.of_cancelled(self.jobs[job_id]))
@@ -174,7 +175,7 @@ class Machine:
 
     # Jobs -----------------------------------------------------------------------------------------------------------
 
-    def _job_arrived(self, row: JobRow, plan: Plan) -> None:
+    def _job_arrived(self, row: JobRow, plan: Plan, claims: Claims) -> None:
         outputs = {node_id: ui for node_id, (_, ui) in row.outputs.items()}
         job = JobRecord(
             row=row,
@@ -190,7 +191,7 @@ class Machine:
         )
         self.jobs[row.job_id] = job
         self._count(job, 1)
-        self._journal.accepted(row)
+        self._journal.accepted(row, claims)
         if job.missing:
             self._wake(job)
         else:

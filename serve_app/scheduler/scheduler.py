@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from serve_app import log
 from serve_app.errors import (
     ChangeRefusedError,
+    ClaimRefusedError,
     DatabaseGoneError,
     InvalidSubmissionError,
     JobMissingError,
@@ -45,6 +46,7 @@ from serve_app.scheduler.client import (
     QueueCount,
     QueueView,
     Reader,
+    Standing,
     Submission,
     Unfinished,
 )
@@ -75,9 +77,10 @@ from serve_app.scheduler.stimuli import (
 from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.tidying import Tidying
 from serve_app.scheduler.time_limit import Overtime
-from serve_app.scheduler.views import brief, live_view, queue_view, row_view, unfinished_page
+from serve_app.scheduler.views import brief, live_view, queue_view, row_view, standing, unfinished_page
 from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobQuery, JobRow
+from serve_app.store.inquiries import Inquiry
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 from serve_app.store.sweep import Sweep
@@ -203,8 +206,8 @@ class Scheduler:
     async def submit(self, submission: Submission) -> Accepted:
         """Accept a job; one that was accepted before is answered again.
 
-        Errors: InvalidSubmissionError for the id of another job; InvalidGraphError, NotReadyError, QueueFullError,
-        DrainingError, DatabaseAwayError.
+        Errors: InvalidSubmissionError for the id of another job; ClaimRefusedError; InvalidGraphError, NotReadyError,
+        QueueFullError, DrainingError, DatabaseAwayError.
         """
         self._check_alive()
         try:
@@ -226,13 +229,15 @@ class Scheduler:
     async def _accept(self, submission: Submission) -> Accepted:
         row, planned = await self.admission.admit(submission, self._waiting, self._machine.next_seq)
         self._published.expect(row)
-        accepted = self._feed(JobArrived(row, planned))
+        accepted = self._feed(JobArrived(row, planned, submission.claims))
         if arriving := self._machine.jobs.get(row.job_id):
             self._published.arrives(arriving)
         try:
             await accepted
         except ChangeRefusedError as error:
             self._published.dismiss(row.job_id)
+            if isinstance(error, ClaimRefusedError):
+                raise
             raise InvalidSubmissionError(f"the job cannot be kept: {error}") from error
         return Accepted(row.job_id, row.number)
 
@@ -274,6 +279,19 @@ class Scheduler:
             return success
         row = await self._in_database(self._jobs.job, job_id)
         return None if row is None else row_view(row)
+
+    async def standing(self, job_id: str) -> Standing | None:
+        self._check_ready()
+        if (job := self._published.unended.get(job_id)) is None:
+            return None
+        stream = self._published.stream(job_id)
+        return standing(job, self._published.unended.waiting.position(job_id), stream.events if stream else ())
+
+    async def inquire(self, inquiry: Inquiry[T]) -> T:
+        self._check_alive()
+        executor = self._database if inquiry.writes else self._reading
+        ask = partial(self._jobs.inquire, self.epoch, inquiry)
+        return await asyncio.get_running_loop().run_in_executor(executor, ask)
 
     async def page(self, query: JobQuery) -> JobPage:
         self._check_ready()

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from serve_app.events import Event, Failure
 from serve_app.graph.plan import Plan
 from serve_app.scheduler.messages import Message, ReplicaInfo, Report
-from serve_app.store.changes import Change, JobRow
+from serve_app.store.changes import NO_CLAIMS, Change, Claims, JobRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class JobArrived:
 
     row: JobRow
     plan: Plan
+    claims: Claims = NO_CLAIMS
 
 
 @dataclass(frozen=True, slots=True)

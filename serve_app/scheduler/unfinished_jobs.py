@@ -39,6 +39,11 @@ class Ordered:
     def __contains__(self, job_id: object) -> bool:
         return job_id in self._found
 
+    def position(self, job_id: str) -> int | None:
+        """Return a job's place in the order, from 1; None of one that is not there."""
+        place = self._found.get(job_id)
+        return None if place is None else bisect_left(self._places, place) + 1
+
     def discard(self, job_id: str) -> None:
         """Take out a job if it is there."""
         if (place := self._found.pop(job_id, None)) is not None:

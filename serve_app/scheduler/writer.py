@@ -13,7 +13,7 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from serve_app import log
-from serve_app.errors import ChangeRefusedError, DrainingError, StaleEpochError, UnavailableError
+from serve_app.errors import ChangeRefusedError, ClaimRefusedError, DrainingError, StaleEpochError, UnavailableError
 from serve_app.scheduler.stimuli import Command, Persist, Publish
 from serve_app.store.changes import Change, JobAccepted
 
@@ -118,7 +118,8 @@ class Writer:
                 self._fenced(error)
                 return False
             except ChangeRefusedError as error:
-                _log.error("job %s ends: %s", error.job_id, error)
+                if not isinstance(error, ClaimRefusedError):  # which is its client's doing, who is told
+                    _log.error("job %s ends: %s", error.job_id, error)
                 self._refuse(batch, error)
         return True
 

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from serve_app.errors import ChangeRefusedError
+from serve_app.errors import ChangeRefusedError, KeyReusedError
 from serve_app.store.changes import (
+    KEY_S,
     Change,
     JobAccepted,
     JobEnded,
@@ -25,12 +26,12 @@ from serve_app.store.changes import (
     OutputRecorded,
 )
 from serve_app.store.credentials import CREDENTIALS, without_credentials
-from serve_app.store.schema import JOBS, OUTPUTS
+from serve_app.store.schema import IDEMPOTENCY_KEYS, JOBS, LABELS, OUTPUTS
 
 T = TypeVar("T")
 Values = dict[str, Any]
 
-JSON_COLUMNS = ("prompt", "targets", "extra_data", "failure", "cached")
+JSON_COLUMNS = ("prompt", "targets", "extra_data", "failure", "cached", "labels")
 """The columns of a job that hold JSON."""
 
 ACCEPTED_COLUMNS = ("job_id", "number", "order", "prompt", "targets", "client_id", "created_s", "queued_seq")
@@ -62,7 +63,9 @@ def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
 
     A job is accepted, starts, loses replicas, shows outputs and ends in this order, whatever other jobs do meanwhile.
     """
-    _insert(connection, JOBS, ACCEPTED_COLUMNS, [_row_of(change) for change in _of(JobAccepted, changes)])
+    accepted = _of(JobAccepted, changes)
+    _insert(connection, JOBS, ACCEPTED_COLUMNS, [_row_of(change) for change in accepted])
+    _claim(connection, accepted)
     _execute(
         connection,
         _START,
@@ -91,6 +94,27 @@ def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
             for c in ended
         ],
     )
+
+
+def _claim(connection: sa.Connection, accepted: Sequence[JobAccepted]) -> None:
+    """Give new jobs what they claim and the index their labels; a job that has neither costs no statement."""
+    labels = [
+        {"key": key, "value": value, "order": change.row.order}
+        for change in accepted
+        for key, value in change.row.labels.items()
+    ]
+    _insert(connection, LABELS, ("key", "value", "order"), labels)
+    keyed = [change for change in accepted if change.claims.key is not None]
+    if not keyed:
+        return
+    old = IDEMPOTENCY_KEYS.c.claimed_s < min(change.row.created_s for change in keyed) - KEY_S
+    connection.execute(sa.delete(IDEMPOTENCY_KEYS).where(old))
+    claims = [{"job_id": c.job_id, "key": c.claims.key, "claimed_s": c.row.created_s} for c in keyed]
+    try:
+        _insert(connection, IDEMPOTENCY_KEYS, ("job_id", "key"), claims)
+    except ChangeRefusedError as error:
+        hours = f"{KEY_S / 3600:g} hours"
+        raise KeyReusedError(error.job_id, f"the idempotency key was used within the last {hours}") from None
 
 
 def _of(kind: type[T], changes: Iterable[object]) -> list[T]:

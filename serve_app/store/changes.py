@@ -20,6 +20,7 @@ class JobRow:
     prompt: the wire JSON with constants converted. outputs: ui dict by node id, as recorded, with their cursors.
     cached: the nodes whose values were known when it started; the event that says so has the cursor after started_seq.
     losses, lone_losses: replicas that it has lost, together with other jobs and alone.
+    labels: its client's words for it.
     """
 
     job_id: str
@@ -41,6 +42,7 @@ class JobRow:
     outputs: Mapping[str, tuple[int, Mapping[str, Any]]] = field(default_factory=dict)
     losses: int = 0
     lone_losses: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -49,8 +51,24 @@ class JobRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Claims:
+    """What a new job takes hold of in the transaction that inserts it, or is refused for with ClaimRefusedError.
+
+    key: an idempotency key, which no other job of the last KEY_S may have; None for none.
+    """
+
+    key: str | None = None
+
+
+NO_CLAIMS = Claims()
+KEY_S = 86_400.0
+"""How long an idempotency key is its job's."""
+
+
+@dataclass(frozen=True, slots=True)
 class JobAccepted:
     row: JobRow
+    claims: Claims = NO_CLAIMS
 
     @property
     def job_id(self) -> str:

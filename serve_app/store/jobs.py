@@ -15,7 +15,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -37,11 +37,13 @@ from serve_app.store.changes import (
     JobRow,
 )
 from serve_app.store.costs import Cost
+from serve_app.store.inquiries import Inquiry
 from serve_app.store.reserved import Contents, Reservation, shown
-from serve_app.store.schema import COUNTERS, JOBS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
+from serve_app.store.schema import COUNTERS, JOBS, LABELS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
 from serve_app.store.sqlite_file import SqliteFile, unreadable
 from serve_app.store.store import FileRef
 
+T = TypeVar("T")
 _log = log.get("store")
 
 WAITS = {
@@ -227,7 +229,18 @@ class Jobs:
             gone = sa.select(JOBS.c.job_id).where(ended)
             for table in (OUTPUTS, RESERVATIONS):
                 connection.execute(sa.delete(table).where(table.c.job_id.in_(gone)))
+            labelled = sa.select(JOBS.c.order).where(ended & (JOBS.c.labels != "{}"))
+            connection.execute(sa.delete(LABELS).where(LABELS.c.order.in_(labelled)))
             connection.execute(sa.delete(JOBS).where(ended))
+
+    def inquire(self, epoch: int, inquiry: Inquiry[T]) -> T:
+        """Return what an inquiry is answered; one that writes does so for the epoch."""
+        if not inquiry.writes:
+            with self._reading() as connection:
+                return inquiry.carry_out(connection)
+        with self._transaction() as connection:
+            self._fence(connection, epoch)
+            return inquiry.carry_out(connection)
 
     # Reading ------------------------------------------------------------------------------------------------------
 

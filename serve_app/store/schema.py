@@ -47,6 +47,7 @@ JOBS = sa.Table(
     sa.Column("cached", sa.Text, nullable=False),
     sa.Column("losses", sa.Integer, nullable=False, server_default="0"),
     sa.Column("lone_losses", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("labels", sa.Text, nullable=False, server_default="{}"),
 )
 sa.Index(
     "jobs_unfinished", JOBS.c.order, sqlite_where=JOBS.c.ended_s.is_(None), postgresql_where=JOBS.c.ended_s.is_(None)
@@ -63,6 +64,25 @@ OUTPUTS = sa.Table(
     sa.Column("ui", sa.Text, nullable=False),
     sa.Column("seq", sa.BigInteger, nullable=False),
 )
+# The labels of jobs that have some, by which those are found, the newest first; what a job is told to be is in its row.
+LABELS = sa.Table(
+    "labels",
+    METADATA,
+    sa.Column("key", sa.String(40), primary_key=True),
+    sa.Column("value", sa.String(256), primary_key=True),
+    sa.Column("order", sa.BigInteger, primary_key=True, autoincrement=False),
+)
+sa.Index("labels_by_job", LABELS.c.order)
+# A job has one key at most. Whose keys they are may come to be a part of what is unique.
+IDEMPOTENCY_KEYS = sa.Table(
+    "idempotency_keys",
+    METADATA,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(255), nullable=False),
+    sa.Column("claimed_s", sa.Float, nullable=False),
+)
+sa.Index("idempotency_keys_once", IDEMPOTENCY_KEYS.c.key, unique=True)
+sa.Index("idempotency_keys_by_age", IDEMPOTENCY_KEYS.c.claimed_s)
 COUNTERS = sa.Table(
     "counters",
     METADATA,
@@ -128,6 +148,16 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     11: (
         "CREATE TABLE costs (pool VARCHAR(64) NOT NULL, kind VARCHAR(8) NOT NULL, name VARCHAR(255) NOT NULL, "
         "seconds FLOAT NOT NULL, samples BIGINT NOT NULL, PRIMARY KEY (pool, kind, name))",
+    ),
+    12: (
+        "ALTER TABLE jobs ADD COLUMN labels TEXT NOT NULL DEFAULT '{}'",
+        'CREATE TABLE labels (key VARCHAR(40) NOT NULL, value VARCHAR(256) NOT NULL, "order" BIGINT NOT NULL, '
+        'PRIMARY KEY (key, value, "order"))',
+        'CREATE INDEX labels_by_job ON labels ("order")',
+        "CREATE TABLE idempotency_keys (job_id VARCHAR(64) NOT NULL, key VARCHAR(255) NOT NULL, "
+        "claimed_s FLOAT NOT NULL, PRIMARY KEY (job_id))",
+        "CREATE UNIQUE INDEX idempotency_keys_once ON idempotency_keys (key)",
+        "CREATE INDEX idempotency_keys_by_age ON idempotency_keys (claimed_s)",
     ),
 }
 """What makes a database of this version out of one of the version before."""
