@@ -1,7 +1,8 @@
-"""The HTTP application: both dialects' routes over one service, and which of them a request speaks.
+"""The HTTP application: all dialects' routes over one service, and which of them a request speaks.
 
-ComfyUI's own paths (/api/…, /internal/…, /ws) are native, always. At the root the routes that only one dialect has are
-there beside each other; where they differ, the configured dialect or the request's header decides.
+/api/v2/… is Comfy API v2. ComfyUI's other paths (/api/…, /internal/…, /ws) are native, always. At the root the routes
+that only one of the other two dialects has are there beside each other; where they differ, the configured dialect or
+the request's header decides.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from serve_app.api.contract import document, routes
 from serve_app.api.crowd import Crowd, Crowded
 from serve_app.api.origin import EVERYONE, Allowed, Door
 from serve_app.api.routing import Routes, Table, under
+from serve_app.api.v2 import failures as v2_failures
+from serve_app.api.v2 import routes as v2
 from serve_app.service import Service
 
 Dialect: TypeAlias = Literal["contract", "comfy"]
@@ -33,6 +36,7 @@ ROOT_DIALECT: Dialect = "contract"
 HEADER = b"x-comfy-dialect"
 """The request header that names the dialect of a root route."""
 PREFIX = "/api"
+V2_PREFIX = f"{PREFIX}/v2"
 
 
 def create_app(
@@ -59,6 +63,8 @@ def create_app(
     for router in (*native.ROUTERS, *native.PREFIXED):
         table.routes += under(PREFIX, router.routes)
     prefixed = Table(table.routes)
+    for router in v2.ROUTERS:
+        table.routes += under(V2_PREFIX, router.routes)
     page.install(app, page_dir)
     for router in (routes.router, document.router, operator.router, *native.UNPREFIXED):
         table.routes += router.routes
@@ -73,6 +79,7 @@ def create_app(
             allow_credentials="*" not in allowed.origins,
         )
     app.add_middleware(Door, allowed=allowed, answer=_answer)
+    app.add_middleware(v2_failures.RequestIds)
     app.add_middleware(DialectMiddleware, root_dialect=root_dialect, prefixed=prefixed)
     return app
 
@@ -92,7 +99,7 @@ class DialectMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with its dialect in the scope."""
         if scope["type"] == "http":
-            scope = {**scope, "dialect": "comfy" if scope["path"].startswith(("/api/", "/internal/")) else "contract"}
+            scope = {**scope, "dialect": _dialect(scope["path"])}
             if scope["dialect"] == "contract" and self._asked(scope) == "comfy":
                 moved = {**scope, "path": f"{PREFIX}{scope['path']}", "dialect": "comfy"}
                 if self._prefixed.knows(moved):
@@ -104,6 +111,14 @@ class DialectMiddleware:
         return asked if asked in ("contract", "comfy") else self._root_dialect
 
 
+def _dialect(path: str) -> str:
+    if path.startswith(f"{V2_PREFIX}/"):
+        return "v2"
+    return "comfy" if path.startswith((f"{PREFIX}/", "/internal/")) else "contract"
+
+
+_ANSWERS = {"v2": v2_failures.answer, "comfy": failures.answer}
+
+
 def _answer(request: Request, error: Exception) -> Response:
-    answer = failures.answer if request.scope.get("dialect") == "comfy" else problems.answer
-    return answer(request, error)
+    return _ANSWERS.get(request.scope.get("dialect", ""), problems.answer)(request, error)

@@ -21,6 +21,7 @@ from serve_app.api import operator
 from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
 from serve_app.api.routing import Routes
+from serve_app.api.v2 import routes as v2
 
 DOCUMENT = json.loads(files("serve_app.api.contract").joinpath("openapi.json").read_text())
 EXAMPLES = DOCUMENT["paths"]["/prompt"]["post"]["requestBody"]["content"]["application/json"]["examples"]
@@ -64,11 +65,25 @@ TEXTS = (
 )
 QUERIES = (
     *("filename", "subfolder", "type", "preview", "channel", "dir", "recurse", "split", "full_info", "path", "limit"),
-    *("offset", "max_items", "status", "sort_by", "sort_order", "workflow_id", "after", "overwrite", "clientId", "t"),
+    *(
+        "metadata[a]",
+        "metadata[",
+        "cursor",
+        "offset",
+        "max_items",
+        "status",
+        "sort_by",
+        "sort_order",
+        "workflow_id",
+        "after",
+        "overwrite",
+        "clientId",
+        "t",
+    ),
 )
 HEADERS = (
     *("X-Comfy-Dialect", "Comfy-User", "Comfy-Usage-Source", "Range", "If-Range", "If-None-Match", "If-Modified-Since"),
-    *("Content-Type", "Accept", "Origin", "Sec-Fetch-Site", "Accept-Encoding"),
+    *("Idempotency-Key", "Content-Type", "Accept", "Origin", "Sec-Fetch-Site", "Accept-Encoding"),
 )
 HEADER_VALUES = (
     *("comfy", "contract", "default", "bytes=0-9", "bytes=9-0", "bytes=-1", "bytes=0-1,2-3", "*", '"x"', "W/x"),
@@ -79,7 +94,7 @@ NUMBERS = (0, 1, -1, 2**31, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, 64, 512)
 KEYS = (
     *("prompt", "client_id", "extra_data", "prompt_id", "number", "front", "partial_execution_targets", "delete"),
     *("clear", "job_ids", "unload_models", "free_memory", "username", "class_type", "inputs", "is_changed", "strict"),
-    *("extra_pnginfo", "workflow", "auth_token_comfy_org", "__value__", "_meta"),
+    *("extra_pnginfo", "workflow", "auth_token_comfy_org", "__value__", "_meta", "metadata", "webhook_url", "__type"),
 )
 PACK_PATH = "/pack/{id}"
 """A route of a node pack, where the server has one."""
@@ -108,6 +123,7 @@ class Session:
 def table() -> list[tuple[str, str]]:
     """Return every route as (method, path), where it stands under /api and where at the root."""
     under_api = _routes([*native.ROUTERS, *native.PREFIXED])
+    under_api += [(method, f"/v2{path}") for method, path in _routes(v2.ROUTERS)]
     root: Sequence[Routes] = [routes.router, document.router, operator.router, *native.UNPREFIXED, *native.ROUTERS]
     return [(method, f"/api{path}") for method, path in under_api] + _routes(root) + [("GET", "/"), ("POST", PACK_PATH)]
 
@@ -182,7 +198,9 @@ class Inputs:
             return self._form()
         if self._one_in(12):
             return self._random.randbytes(self._random.randrange(60)), "application/json"
-        value = self._submission() if path.endswith("/prompt") else self._command()
+        value = self._submission() if path.endswith(("/prompt", "/jobs")) else self._command()
+        if path.endswith("/jobs") and isinstance(value, dict):
+            value = {"workflow": value.get("prompt"), **({"metadata": self._json(2)} if self._one_in(4) else {})}
         try:
             text = json.dumps(value).encode()
         except ValueError:  # an integer too long for Python to write

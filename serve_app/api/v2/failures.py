@@ -1,0 +1,144 @@
+"""Every failure as clients of Comfy API v2 read it: {"error": {code, message, details}}, with the status of its code.
+
+Source: the public description of Comfy API v2 (openapi-v2.yaml, version 2.0.0) and comfy-sdk 0.5.0. A 429 with
+Retry-After asks a client to send the same again, so whatever passes by itself is one.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app import log
+from serve_app.api.strict_json import Json
+from serve_app.errors import (
+    BodyTooLargeError,
+    CrowdedError,
+    DrainingError,
+    FileMissingError,
+    ForeignPageError,
+    InvalidGraphError,
+    InvalidSubmissionError,
+    JobMissingError,
+    KeyReusedError,
+    NotReadyError,
+    QueueFullError,
+    ServeAppError,
+    SlowBodyError,
+    UnavailableError,
+)
+
+REQUEST_ID = "X-Comfy-Request-Id"
+"""The header of every answer that names its request, which clients show with an error."""
+
+CODES: Mapping[str, int] = {
+    "invalid_request": 400,
+    "invalid_cursor": 400,
+    "invalid_metadata_filter": 400,
+    "forbidden_origin": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "request_timeout": 408,
+    "payload_too_large": 413,
+    "invalid_workflow": 422,
+    "workflow_format_ui": 422,
+    "metadata_invalid": 422,
+    "idempotency_key_reuse": 422,
+    "queue_full": 429,
+    "deployment_not_ready": 429,
+    "too_many_streams": 429,
+    "upstream_error": 500,
+    "upstream_unreachable": 503,
+}
+"""The status of every code."""
+
+_KINDS: Mapping[type[Exception], str] = {
+    InvalidSubmissionError: "invalid_request",
+    ForeignPageError: "forbidden_origin",
+    JobMissingError: "not_found",
+    FileMissingError: "not_found",
+    SlowBodyError: "request_timeout",
+    BodyTooLargeError: "payload_too_large",
+    InvalidGraphError: "invalid_workflow",
+    KeyReusedError: "idempotency_key_reuse",
+    QueueFullError: "queue_full",
+    NotReadyError: "deployment_not_ready",
+    DrainingError: "deployment_not_ready",
+    CrowdedError: "too_many_streams",
+    UnavailableError: "upstream_unreachable",
+}
+"""The code by class; a subclass without its own entry takes its parent's."""
+
+_ROUTING = {404: "not_found", 405: "method_not_allowed"}
+
+
+class CodedError(ServeAppError):
+    """A request that v2 refuses by one of its CODES."""
+
+    def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.details = details
+
+
+def answer(request: Request, error: Exception) -> Response:
+    """Return what a client sees of a failure; logs the ones nobody foresaw."""
+    if isinstance(error, CodedError):
+        return _failure(CODES[error.code], error.code, str(error), error.details)
+    if isinstance(error, HTTPException):
+        code = _ROUTING.get(error.status_code, "invalid_request")
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return _failure(error.status_code, code, message, headers=dict(error.headers or {}))
+    for kind in type(error).__mro__:
+        if kind in _KINDS:
+            code = _KINDS[kind]
+            details = {"node_errors": _node_errors(error)} if isinstance(error, InvalidGraphError) else None
+            headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
+            return _failure(CODES[code], code, str(error), details, headers)
+    log.get("api").error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _failure(500, "upstream_error", "the request failed for a reason that is in the server's log")
+
+
+def _failure(
+    status_code: int,
+    code: str,
+    message: str,
+    details: Mapping[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    return Json({"error": {"code": code, "message": message, "details": details}}, status_code, headers)
+
+
+def _node_errors(error: InvalidGraphError) -> dict[str, Any]:
+    """Return the problems of nodes by node, in the members that ComfyUI has for them."""
+    found: dict[str, Any] = {}
+    for problem in error.problems:
+        if problem.node_id is not None:
+            entry = found.setdefault(problem.node_id, {"class_type": problem.class_type, "errors": []})
+            told = {"type": problem.type, "message": problem.message, "details": problem.details}
+            entry["errors"].append({**told, "extra_info": dict(problem.extra)})
+    return found
+
+
+class RequestIds:
+    """Middleware that gives every answer of the dialect a name for its request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and its answer with the header."""
+        name = str(uuid.uuid4()).encode()
+
+        async def naming(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), (REQUEST_ID.lower().encode(), name)]}
+            await send(message)
+
+        await self._app(scope, receive, naming if scope.get("dialect") == "v2" else send)

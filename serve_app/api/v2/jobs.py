@@ -1,0 +1,176 @@
+"""Jobs of Comfy API v2: creating, reading, listing and cancelling them.
+
+An idempotency key is claimed by the transaction that inserts its job, so a key that is refused made no second job, and
+one whose job was refused is free again.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app.api.request import Current, read_object
+from serve_app.api.routing import Routes
+from serve_app.api.strict_json import Json
+from serve_app.api.v2.failures import CodedError
+from serve_app.api.v2.labels import filters, labels
+from serve_app.api.v2.shapes import job_shape, listed_shape
+from serve_app.errors import JobMissingError, shown
+from serve_app.scheduler.client import JobView
+from serve_app.service import Service
+from serve_app.store.changes import Claims
+from serve_app.store.inquiries import ListJobs
+
+router = Routes()
+
+KEYS = ("workflow", "extra_data", "metadata")
+RESERVED = ("webhook_url", "inputs")
+"""Keys that v2 keeps for later; only null may be there."""
+CREDENTIAL = "api_key_comfy_org"
+LISTED, MOST_LISTED = 50, 100
+"""How many jobs a page of the list has, and may have."""
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+
+
+@router.post("/jobs")
+async def post_job(request: Request, service: Current) -> Response:
+    """Queue a workflow; it is durable when this is answered."""
+    body = await read_object(request, service.limits.body)
+    key = _key(request)
+    extra_data = _extra_data(body)
+    named = labels(body.get("metadata"))
+    workflow = _workflow(body)
+    submission = {"prompt": workflow, "extra_data": extra_data}
+    submitted = await service.submit(submission, labels=named, claims=Claims(key))
+    return Json(await shown_job(request, service, await job(service, submitted.job_id)), 201)
+
+
+@router.read("/jobs/{job_id}")
+async def get_job(request: Request, service: Current) -> Response:
+    """Show a job."""
+    return Json(await shown_job(request, service, await job(service, request.path_params["job_id"])))
+
+
+@router.read("/jobs/{job_id}/workflow")
+async def get_workflow(request: Request, service: Current) -> Response:
+    """Return the graph that a job runs."""
+    return Json({"workflow": (await job(service, request.path_params["job_id"])).prompt, "format": "api"})
+
+
+@router.post("/jobs/{job_id}/cancel")
+async def post_cancel(request: Request, service: Current) -> Response:
+    """Cancel a job; one that has ended stays as it is."""
+    job_id = request.path_params["job_id"]
+    await service.cancel(job_id)
+    return Json(await shown_job(request, service, await job(service, job_id)))
+
+
+@router.read("/jobs")
+async def get_jobs(request: Request, service: Current) -> Response:
+    """List jobs, the newest first."""
+    wanted, others = filters(request.scope["query_string"])
+    if unknown := sorted(others.keys() - {"limit", "cursor"}):
+        allowed = "limit, cursor, metadata[KEY]"
+        raise CodedError("invalid_request", f"{shown(unknown[0])} is not a parameter of this list; allowed: {allowed}")
+    limit, before = _limit(others.get("limit")), _before(others.get("cursor"), wanted)
+    # One more than is shown says whether there is a next page.
+    found = await service.inquire(ListJobs(limit + 1, before, wanted))
+    page: dict[str, Any] = {"jobs": [listed_shape(listed) for listed in found[:limit]]}
+    if len(found) > limit:
+        page["next_cursor"] = _cursor(found[limit - 1].order, wanted)
+    return Json(page)
+
+
+async def job(service: Service, job_id: str) -> JobView:
+    """Return a job. Errors: JobMissingError."""
+    view = await service.job(job_id)
+    if view is None:
+        raise JobMissingError(f"no job has the id {shown(job_id)}")
+    return view
+
+
+async def shown_job(request: Request, service: Service, view: JobView) -> dict[str, Any]:
+    """Return a job as a request is answered it."""
+    standing = await service.standing(view.job_id) if view.ended_s is None else None
+    return job_shape(view, standing, [], request.scope.get("root_path", ""))
+
+
+def _key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise CodedError("invalid_request", f"Idempotency-Key must be 1 to 255 printable characters, not {shown(key)}")
+    return key
+
+
+def _extra_data(body: dict[str, Any]) -> dict[str, Any]:
+    """Return what a submission's nodes are to know beside the graph."""
+    if "extra_data" not in body:
+        return {}
+    given = body["extra_data"]
+    if not isinstance(given, dict) or given.keys() - {CREDENTIAL}:
+        raise CodedError(
+            "invalid_request", f"'extra_data' must be an object with {CREDENTIAL} alone, not {shown(given)}"
+        )
+    if not all(isinstance(value, str) for value in given.values()):
+        raise CodedError("invalid_request", f"{CREDENTIAL} in 'extra_data' must be a string")
+    return given
+
+
+def _workflow(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the graph of a submission in API format."""
+    if unknown := sorted(body.keys() - {*KEYS, *RESERVED}):
+        raise CodedError(
+            "invalid_request", f"{shown(unknown[0])} is not a key of a submission; allowed are {', '.join(KEYS)}"
+        )
+    if reserved := next((key for key in RESERVED if body.get(key) is not None), None):
+        raise CodedError("invalid_workflow", f"'{reserved}' is reserved: leave it out")
+    workflow = body.get("workflow")
+    if not isinstance(workflow, dict):
+        what = f"not {shown(workflow)}" if "workflow" in body else "and is missing"
+        raise CodedError("invalid_workflow", f"'workflow' must be an object of nodes by id, {what}")
+    if isinstance(workflow.get("nodes"), list) and "links" in workflow:
+        message = "'workflow' is in the format that the web page saves; send what it exports in API format"
+        raise CodedError("workflow_format_ui", message)
+    return workflow
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return LISTED
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MOST_LISTED:
+        raise CodedError("invalid_request", f"limit must be 1 to {MOST_LISTED}, not {shown(text)}")
+    return int(text)
+
+
+def _cursor(order: int, wanted: dict[str, str]) -> str:
+    """Return where a list goes on: after a job, under the same filters."""
+    return base64.urlsafe_b64encode(f"{order}.{_tag(wanted)}".encode()).decode().rstrip("=")
+
+
+def _before(cursor: str | None, wanted: dict[str, str]) -> int | None:
+    """Return the order that a cursor stands for. Errors: CodedError invalid_cursor."""
+    if not cursor:
+        return None
+    try:
+        order, _, tag = (
+            base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode().partition(".")
+        )
+    except (ValueError, binascii.Error):
+        order, tag = "", ""
+    if not re.fullmatch(r"[0-9]{1,18}", order):
+        raise CodedError("invalid_cursor", f"{shown(cursor)} is no cursor that this list has given out")
+    if tag != _tag(wanted):
+        raise CodedError("invalid_cursor", "the cursor belongs to a list with other filters")
+    return int(order)
+
+
+def _tag(wanted: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(wanted.items())).encode()).hexdigest()[:16]

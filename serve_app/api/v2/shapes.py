@@ -1,0 +1,101 @@
+"""A job as v2 shows it: its members, their states and times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from serve_app.events import Failure
+from serve_app.scheduler.client import JobView, Standing
+from serve_app.store.inquiries import ListedJob
+
+PREFIX = "/api/v2"
+STATES: Mapping[str, str] = {
+    "queued": "queued",
+    "running": "running",
+    "success": "succeeded",
+    "error": "failed",
+    "cancelled": "canceled",
+}
+"""v2's word for a state. A cancelled job has ended at once, so none is ever "canceling"."""
+
+KEPT_S = 365 * 86_400.0
+"""Jobs are kept until somebody forgets them; nothing forgets one by itself before this is over."""
+
+
+def moment(unix_s: float) -> str:
+    """Return a moment in ISO 8601, with its time zone."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat().replace("+00:00", "Z")
+
+
+def job_shape(view: JobView, standing: Standing | None, outputs: Sequence[Any], mount: str) -> dict[str, Any]:
+    """Return a job. standing: of one that has not ended. mount: what goes before this server's paths."""
+    this = f"{mount}{PREFIX}/jobs/{view.job_id}"
+    return {
+        "id": view.job_id,
+        "status": STATES[view.state],
+        "created_at": moment(view.created_s),
+        "started_at": _at(view.started_s),
+        "completed_at": _at(view.ended_s),
+        "expires_at": moment(view.created_s + KEPT_S),
+        "queue_position": standing.position if standing and view.state == "queued" else None,
+        "progress": progress_shape(standing) if standing and view.state == "running" else None,
+        "outputs": list(outputs),
+        "error": _error(view.failure) if view.state == "error" else None,
+        "metrics": {
+            "queue_ms": _between(view.created_s, view.started_s),
+            "execution_ms": _between(view.started_s, view.ended_s),
+        },
+        "metadata": dict(view.labels),
+        "urls": {"self": this, "events": f"{this}/events", "cancel": f"{this}/cancel"},
+    }
+
+
+def progress_shape(standing: Standing) -> dict[str, Any]:
+    """Return how far a running job has come."""
+    message = standing.class_type
+    if message is not None and standing.steps is not None:
+        message = f"{message} {standing.step}/{standing.steps}"
+    return {
+        "value": standing.percent / 100,
+        "nodes_done": standing.done,
+        "nodes_total": standing.total,
+        "current_node": standing.node,
+        "current_node_class": standing.class_type,
+        "step": standing.step,
+        "steps": standing.steps,
+        "message": message,
+    }
+
+
+def listed_shape(job: ListedJob) -> dict[str, Any]:
+    """Return a job as an item of a list."""
+    created, updated = moment(job.created_s), moment(job.ended_s or job.started_s or job.created_s)
+    return {
+        "id": job.job_id,
+        "status": STATES[job.state],
+        "created_at": created,
+        "create_time": created,
+        "update_time": updated,
+        "metadata": dict(job.labels),
+    }
+
+
+def _at(unix_s: float | None) -> str | None:
+    return None if unix_s is None else moment(unix_s)
+
+
+def _between(since_s: float | None, until_s: float | None) -> int | None:
+    return None if since_s is None or until_s is None else max(0, round((until_s - since_s) * 1000))
+
+
+def _error(failure: Failure) -> dict[str, Any]:
+    why = f"{failure.exception_type or 'error'}: {failure.message or 'no reason is recorded'}"
+    return {
+        "code": "node_execution_error" if failure.node else "execution_error",
+        "message": why,
+        "node_id": failure.node or None,
+        "class_type": failure.class_type or None,
+        "traceback": "".join(failure.traceback) or None,
+    }
