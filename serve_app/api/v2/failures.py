@@ -53,6 +53,7 @@ CODES: Mapping[str, int] = {
     "queue_full": 429,
     "deployment_not_ready": 429,
     "too_many_streams": 429,
+    "rate_limited": 429,
     "upstream_error": 500,
     "upstream_unreachable": 503,
 }
@@ -70,7 +71,7 @@ _KINDS: Mapping[type[Exception], str] = {
     QueueFullError: "queue_full",
     NotReadyError: "deployment_not_ready",
     DrainingError: "deployment_not_ready",
-    CrowdedError: "too_many_streams",
+    CrowdedError: "rate_limited",
     UnavailableError: "upstream_unreachable",
 }
 """The code by class; a subclass without its own entry takes its parent's."""
@@ -79,18 +80,20 @@ _ROUTING = {404: "not_found", 405: "method_not_allowed"}
 
 
 class CodedError(ServeAppError):
-    """A request that v2 refuses by one of its CODES."""
+    """A request that v2 refuses by one of its CODES. retry_after_s: when it may be sent again."""
 
-    def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, details: Mapping[str, Any] | None = None, *, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.code = code
-        self.details = details
+        self.code, self.details = code, details
+        self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
 
 
 def answer(request: Request, error: Exception) -> Response:
     """Return what a client sees of a failure; logs the ones nobody foresaw."""
     if isinstance(error, CodedError):
-        return _failure(CODES[error.code], error.code, str(error), error.details)
+        return _failure(CODES[error.code], error.code, str(error), error.details, error.headers)
     if isinstance(error, HTTPException):
         code = _ROUTING.get(error.status_code, "invalid_request")
         message = f"{request.method} {request.url.path}: {error.detail}"
