@@ -22,9 +22,9 @@ UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
 
 @pytest.fixture
 async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with listening(create_app(service, crowd=Crowd(listeners=2))) as url:
-        async with httpx.AsyncClient(base_url=url) as client:
-            yield client
+    app = create_app(service, crowd=Crowd(listeners=2))
+    async with listening(app) as url, httpx.AsyncClient(base_url=url) as client:
+        yield client
 
 
 class Stream:
