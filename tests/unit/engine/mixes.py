@@ -64,7 +64,7 @@ class TinyBackbone:
         return self
 
     def inputs(self, cond: torch.Tensor, options: Any, role: str, canvas: Any) -> UnetInputs:
-        return UnetInputs(to_batch(cond, canvas.rows))
+        return UnetInputs(to_batch(cond.to(self.device), canvas.rows))
 
     def group_key(self, piece: Piece) -> Any:
         return tuple(piece.x.shape[1:])
@@ -96,7 +96,7 @@ class TinyBackbone:
 
     def answer(self, rows: Any) -> list[torch.Tensor]:
         x = torch.cat([piece.x for piece in rows])
-        sigma = torch.tensor([piece.sigma for piece in rows for _ in range(piece.rows)])
+        sigma = torch.tensor([piece.sigma for piece in rows for _ in range(piece.rows)], device=x.device)
         context, mask = stack_contexts([piece.inputs.context for piece in rows])
         return list(self.forward(x, sigma, context, mask).split([piece.rows for piece in rows]))
 

@@ -1,0 +1,304 @@
+"""An honest card: tensors that claim to be on a GPU, for machines without one.
+
+Their numbers are those of CPU tensors, so results are to the bit those of a CPU. What a GPU would not do is not done:
+an operation on tensors of the card and of the CPU raises. What it would cost is counted: kernels, copies between card
+and host, and what makes the host wait for the card.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from sys import _getframe
+from threading import Lock
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+CARD = torch.device("cuda", 0)
+_CPU = torch.device("cpu")
+_META = torch.device("meta")
+"""What torch's own code takes the card's tensors to be on, which needs no CUDA."""
+
+
+# Asked to make a tensor on a GPU, torch would otherwise look for CUDA first.
+torch.cuda._initialized = True
+
+
+class MixedDevicesError(AssertionError):
+    """An operation was given tensors of the card and of the CPU."""
+
+
+class OnCard(Tensor):
+    """A tensor that claims to be on the card. held: its numbers, on the CPU."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls: type[OnCard], held: Tensor) -> OnCard:
+        made = Tensor._make_wrapper_subclass(
+            cls, held.size(), held.stride(), held.storage_offset(), dtype=held.dtype, device=_META, requires_grad=False
+        )
+        made.held = held
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return CARD
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    @property
+    def is_meta(self) -> bool:  # type: ignore[override]
+        return False
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise AssertionError(f"{func} was asked of the card outside of `Card.used`")
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"OnCard({tuple(self.shape)}, {self.dtype})"
+
+
+@dataclass
+class Counts:
+    """What was asked of the card. kernels: around networks; inside: in them. copies: told to wait for none.
+
+    blocking: copies that make the host wait, by direction; waits: other reads of the card by the host. where: of both,
+    the line of this project that asks for it. trapped: blocking copies and waits within a network, which keep it from
+    being captured as a graph.
+    """
+
+    kernels: int = 0
+    inside: int = 0
+    copies: int = 0
+    to_card: int = 0
+    to_host: int = 0
+    waits: int = 0
+    trapped: int = 0
+    where: Counter[str] = field(default_factory=Counter)
+
+    def since(self, earlier: Counts) -> Counts:
+        """Return what came after."""
+        names = ("kernels", "inside", "copies", "to_card", "to_host", "waits", "trapped")
+        return Counts(**{n: getattr(self, n) - getattr(earlier, n) for n in names}, where=self.where - earlier.where)
+
+    def copy(self) -> Counts:
+        return Counts(**{**vars(self), "where": Counter(self.where)})
+
+    @property
+    def stalls(self) -> int:
+        """What makes the host wait, of any kind."""
+        return self.to_card + self.to_host + self.waits
+
+
+_FREE = {
+    "detach", "alias", "lift_fresh", "is_pinned", "empty", "empty_strided", "empty_like", "new_empty",
+    "new_empty_strided", "_reshape_alias", "view", "_unsafe_view", "resize_", "set_", "is_same_size", "record_stream",
+}  # fmt: skip
+"""Operations without a kernel, beside those that torch itself calls views."""
+
+_WHOLE = {
+    "linear", "conv2d", "conv1d", "scaled_dot_product_attention", "layer_norm", "group_norm", "softmax", "log_softmax",
+    "rms_norm", "upsample_nearest2d", "embedding", "silu", "gelu",
+}  # fmt: skip
+"""Operations that a card has a kernel for, though torch could take them apart."""
+
+_READS = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim"}
+"""Operations whose result the host has to wait for."""
+
+
+class Card(TorchDispatchMode):
+    """The card, as a thread has it that is inside `used`. Its counts are of all threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counts()
+        self._depth = 0
+        self._taken_apart = 0
+        self._lock = Lock()
+
+    @contextmanager
+    def used(self) -> Iterator[Card]:
+        """Let this thread use the card."""
+        with _Bindings(), self:
+            yield self
+
+    def place(self, held: Tensor) -> OnCard:
+        """Return a tensor as if it had always been on the card."""
+        return OnCard(held.detach())
+
+    def settle(self, network: nn.Module) -> nn.Module:
+        """Put a network's tensors on the card."""
+        for module in network.modules():
+            for members in (module._parameters, module._buffers):
+                for name, tensor in members.items():
+                    if tensor is not None and not isinstance(tensor, OnCard):
+                        placed: Any = self.place(tensor)
+                        members[name] = (
+                            nn.Parameter(placed, requires_grad=False) if members is module._parameters else placed
+                        )
+        return network
+
+    def watch(self, network: nn.Module) -> None:
+        """Count apart what is done inside a network."""
+        network.register_forward_pre_hook(self._enters)
+        network.register_forward_hook(self._leaves, always_call=True)
+
+    def _enters(self, *_: Any) -> None:
+        self._depth += 1
+
+    def _leaves(self, *_: Any) -> None:
+        self._depth -= 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        leaves, spec = tree_flatten((args, kwargs))
+        mine = [leaf for leaf in leaves if isinstance(leaf, OnCard)]
+        name = func.overloadpacket._qualified_op_name.rpartition("::")[2]
+        device = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
+        to_card = device is not None and self._is_card(device)
+        if name in ("pin_memory", "_pin_memory"):
+            return _pinned(args[0].clone())
+        if name == "is_pinned":
+            return _is_pinned(args[0])
+        if not mine and not to_card:
+            if kwargs.pop("pin_memory", False):
+                return _pinned(func(*args, **kwargs))
+            made = func(*args, **kwargs)
+            return _pinned(made) if func.is_view and isinstance(made, Tensor) and _is_pinned(args[0]) else made
+        if name not in _WHOLE and func._can_decompose():
+            self._taken_apart += 1
+            try:
+                with self:
+                    made = func.decompose(*args, **kwargs)
+            finally:
+                self._taken_apart -= 1
+            if made is not NotImplemented:
+                return made
+        if name in ("_to_copy", "copy_", "to"):
+            return self._copied(func, name, args, kwargs, device)
+        self._check(name, leaves)
+        self._count(name, func)
+        if to_card:
+            kwargs["device"] = _CPU
+            leaves, spec = tree_flatten((args, kwargs))
+        wrappers = {id(leaf.held): leaf for leaf in mine}
+        asked = [leaf.held if isinstance(leaf, OnCard) else leaf for leaf in leaves]
+        inner_args, inner_kwargs = tree_unflatten(asked, spec)
+        return self._wrapped(func(*inner_args, **inner_kwargs), wrappers)
+
+    def _is_card(self, device: Any) -> bool:
+        kind = torch.device(device).type
+        return kind == CARD.type or (kind == _META.type and self._taken_apart > 0)
+
+    def _check(self, name: str, leaves: Sequence[Any]) -> None:
+        # A CPU tensor of no dimension counts as a number, but nothing else of the CPU does.
+        for leaf in leaves:
+            if isinstance(leaf, Tensor) and not isinstance(leaf, OnCard) and leaf.ndim:
+                if name in ("index", "index_put_", "index_put", "_index_put_impl_"):
+                    self._stall("to_card")
+                    continue
+                raise MixedDevicesError(f"{name} was given {tuple(leaf.shape)} of the CPU beside tensors of the card")
+
+    def _count(self, name: str, func: Any) -> None:
+        if name in _READS:
+            self._stall("waits")
+        elif not func.is_view and name not in _FREE:
+            with self._lock:
+                if self._depth:
+                    self.counts.inside += 1
+                else:
+                    self.counts.kernels += 1
+
+    def _stall(self, kind: str) -> None:
+        with self._lock:
+            setattr(self.counts, kind, getattr(self.counts, kind) + 1)
+            self.counts.trapped += self._depth > 0
+            self.counts.where[_line()] += 1
+
+    def _copied(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], device: Any) -> Any:
+        target, source = args[:2] if name == "copy_" else (None, args[0])
+        comes = isinstance(source, OnCard)
+        goes = (
+            isinstance(target, OnCard) if target is not None else (comes if device is None else self._is_card(device))
+        )
+        waits = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
+        host = source if not comes else target
+        if comes != goes:
+            # From or to memory that is not pinned the host waits, whatever was asked for.
+            if waits or (host is not None and not _is_pinned(host)):
+                self._stall("to_host" if comes else "to_card")
+            else:
+                with self._lock:
+                    self.counts.copies += 1
+        elif comes:
+            self._count(name, func)
+        if target is not None:
+            _held(target).copy_(_held(source))
+            return target
+        changed = {key: value for key, value in kwargs.items() if key not in ("device", "non_blocking", "pin_memory")}
+        made = torch.ops.aten._to_copy.default(_held(source), **changed)
+        return OnCard(made) if goes else made
+
+    def _wrapped(self, made: Any, wrappers: dict[int, OnCard]) -> Any:
+        flat, spec = tree_flatten(made)
+        known = [wrappers.get(id(leaf)) for leaf in flat]
+        placed = [
+            OnCard(leaf) if wrapper is None and isinstance(leaf, Tensor) else leaf if wrapper is None else wrapper
+            for leaf, wrapper in zip(flat, known, strict=True)
+        ]
+        return tree_unflatten(placed, spec)
+
+
+def _held(tensor: Tensor) -> Tensor:
+    return tensor.held if isinstance(tensor, OnCard) else tensor
+
+
+class _Bindings(TorchFunctionMode):
+    """What torch's bindings do for a GPU before any dispatch, which needs CUDA to be there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        device = kwargs.get("device")
+        if func in (torch.tensor, torch.as_tensor) and device is not None and torch.device(device).type == CARD.type:
+            made = torch.tensor(*args, **{**kwargs, "device": _CPU})
+            return made.to(CARD)
+        if func is Tensor.tolist and isinstance(args[0], OnCard):
+            return args[0].cpu().tolist()
+        if func is Tensor.__setitem__ and isinstance(args[0], OnCard) and not isinstance(args[2], Tensor):
+            # The number would be made where torch's own code takes the tensor to be.
+            args = (*args[:2], OnCard(torch.tensor(args[2], dtype=args[0].dtype)))
+        return func(*args, **kwargs)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    tensor.pinned_here = True  # type: ignore[attr-defined]
+    return tensor
+
+
+def _is_pinned(tensor: Tensor) -> bool:
+    return bool(getattr(tensor, "pinned_here", False))
+
+
+def _line() -> str:
+    """Return where in the project the latest call comes from."""
+    frame: FrameType | None = _getframe(1)
+    while frame is not None:
+        if "/serve_app/" in frame.f_code.co_filename:
+            return f"{frame.f_code.co_filename.rpartition('/serve_app/')[2]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "elsewhere"
