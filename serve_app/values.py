@@ -611,6 +611,17 @@ class ModelControl:
     seen: tuple[torch.Tensor, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Grounding:
+    """Texts that are to be seen in boxes, by a network of the folder "gligen".
+
+    boxes: each a text's pooled output (1,D), and (height, width, y, x) in latent cells.
+    """
+
+    recipe: Recipe
+    boxes: tuple[tuple[torch.Tensor, tuple[int, int, int, int]], ...]
+
+
 GuidancePatch: TypeAlias = (
     RescaleCfg
     | RenormCfg

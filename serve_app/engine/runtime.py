@@ -27,7 +27,7 @@ from serve_app.engine.text_generation import Job, go_on
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import ModelFileError, NodeError, UnavailableError
 from serve_app.limits import SizeLimits, refused
-from serve_app.models import control
+from serve_app.models import control, gligen
 from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import Family
 from serve_app.models.recipes import Need
@@ -181,12 +181,12 @@ class EngineRuntime:
             given = control.vaes(guider.conds).items()
             return tuple({vae for net, own in given if self.weights.encodes_hint(net) for vae in own})
 
-        beside = _of_negative(guider)
+        beside, grounding = _of_negative(guider), gligen.recipes(guider.conds)
         hooked = [guider.backbone.with_patches(changes(own)) for own in hooks_of(guider.conds)]
 
         @cache
         def need() -> Need:
-            return self.weights.need(guider.backbone, *beside, *hooked, *with_bases().values(), *vaes())
+            return self.weights.need(guider.backbone, *beside, *grounding, *hooked, *with_bases().values(), *vaes())
 
         def variant(further: tuple[HookChange, ...]) -> Backbone:
             backbone = self.weights.backbone(guider.backbone.with_patches(further))
@@ -200,7 +200,9 @@ class EngineRuntime:
                 yield from own.prepared()
             if strict:
                 backbone, *others = (own.exclusive() for own in (backbone, *others))
-            conds = backbone.activated(guider.conds, nets, {recipe: self.weights.vae(recipe) for recipe in vaes()})
+            encoders = {recipe: self.weights.vae(recipe) for recipe in vaes()}
+            patches = {recipe: self.weights.model_patch(recipe) for recipe in grounding}
+            conds = backbone.activated(guider.conds, nets, encoders, patches)
             controlled = replace(request, guider=replace(guider, conds=conds))
             nonlocal running_now
             trajectory = Trajectory(backbone, controlled, on_step, variant if hooked else None, *others)

@@ -34,6 +34,7 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "VAELoader": {"vae_name": ("vae", "vae")},
     "ControlNetLoader": {"control_net_name": ("controlnet", "controlnet")},
     "DiffControlNetLoader": {"control_net_name": ("controlnet", "controlnet")},
+    "GLIGENLoader": {"gligen_name": ("model_patch", "gligen")},
     "ModelPatchLoader": {"name": ("model_patch", "model_patches")},
     "unCLIPCheckpointLoader": {"ckpt_name": ("backbone", "checkpoints")},
     "CLIPVisionLoader": {"clip_name": ("clip_vision", "clip_vision")},

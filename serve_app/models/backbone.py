@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.models import control
+from serve_app.models import control, gligen
 from serve_app.models.control import Autoencoder, ControlNet
 from serve_app.models.families.family import Rows
 from serve_app.models.lora_layers import LoraSet
-from serve_app.models.model_control import ActiveModelControl
+from serve_app.models.model_control import ActiveModelControl, ModelPatch
 from serve_app.models.network import Network
 from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Inputs, Piece
@@ -81,9 +82,15 @@ class Backbone:
         conds: Mapping[str, Conditioning],
         nets: Mapping[Recipe, ControlNet],
         vaes: Mapping[Recipe, Autoencoder] | None = None,
+        patches: Mapping[Recipe, ModelPatch] = MappingProxyType({}),
     ) -> dict[str, Conditioning]:
-        """Return conditionings whose controls act on it, as `control.activated`."""
-        return control.activated(conds, nets, self.network.family, self.levels, vaes)
+        """Return conditionings whose controls act on it, as `control.activated`, and whose boxes it is told of.
+
+        patches: of the boxes.
+        """
+        network = self.network
+        controlled = control.activated(conds, nets, network.family, self.levels, vaes)
+        return gligen.activated(controlled, patches, network.family, network.module) if patches else controlled
 
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
         """Return what an entry of a conditioning tells the network.

@@ -13,6 +13,7 @@ from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet_file import ControlFile
 from serve_app.models.dit_control import DitControlFamily, SideFamily
 from serve_app.models.flux_controlnet import FluxControlFamily
+from serve_app.models.gligen import Gligen
 from serve_app.models.layout import placed, places
 from serve_app.models.qwen_controlnet import QwenControlFamily, QwenFunControlFamily
 from serve_app.models.qwen_diffsynth import QwenDiffSynth
@@ -26,7 +27,7 @@ FAMILIES: Sequence[type[DitControlFamily]] = (
     *(QwenControlFamily, QwenFunControlFamily),
 )
 """All ControlNets that are known."""
-MODEL_PATCHES: Sequence[type[SideFamily]] = (QwenDiffSynth, ZImageControl, Uso)
+MODEL_PATCHES: Sequence[type[SideFamily]] = (QwenDiffSynth, ZImageControl, Uso, Gligen)
 """All model patches."""
 
 _log = log.get("models")
@@ -92,7 +93,7 @@ def open_model_patch(file: Checkpoint) -> SideFile:
     tensors = Tensors(file.shapes, file.where)
     raise tensors.unsupported(
         f"holds no model patch of a known layout{tensors.family()}; supported are DiffSynth's of Qwen-Image, the Fun "
-        "union ControlNets of Z-Image, and USO's of Flux.1"
+        "union ControlNets of Z-Image, USO's of Flux.1, and GLIGEN's"
     )
 
 

@@ -151,6 +151,11 @@ class Weights:
         net: ControlNet = self._lend(recipe, ControlNet)[0]
         return net
 
+    def model_patch(self, recipe: Recipe) -> ModelPatch:
+        """Return a network of a model patch's file, loading it if it is not resident."""
+        patch: ModelPatch = self._lend(recipe, ModelPatch)[0]
+        return patch
+
     def with_base(self, control_net: Recipe, backbone: Recipe) -> Recipe:
         """Return a ControlNet's recipe with the backbone whose weights its file changes, or with none.
 

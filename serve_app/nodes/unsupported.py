@@ -130,7 +130,6 @@ _BY_REASON: Mapping[str, str] = {
         "WanUni3CControlnetApply SUPIRApply AnimaLLLiteApply ScaleROPE TextEncodeZImageOmni "
         "EmptyHiDreamO1LatentImage HiDreamO1ReferenceImages HiDreamO1PatchSeamSmoothing"
     ),
-    "GLIGEN is not supported": ("GLIGENLoader GLIGENTextBoxApply"),
     "hypernetworks are not supported": ("HypernetworkLoader"),
     "patches that change how the network itself runs are not supported": ("TorchCompileModel"),
     "merging models of this family is not supported": (

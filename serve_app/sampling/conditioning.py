@@ -32,9 +32,10 @@ REGION = frozenset(
         "clip_start_percent",
         "clip_end_percent",
         "hooks",
+        "gligen",
     )
 )
-"""The options that say where an entry counts, when, how strongly, under whose control, and by whose weights.
+"""The options that say where an entry counts, when, how strongly, under whose control, by whose weights and boxes.
 
 "default": its weight is what the branch's other entries leave of 1.
 """
@@ -56,7 +57,7 @@ def resolved(conds: Mapping[str, Conditioning], height: int, width: int) -> dict
 
     Areas become (height, width, y, x) in cells and masks (N,h,w). An entry with an area gets a counterpart in every
     other branch, so that both are evaluated on the same cells; a control that also acts on the other branches is put
-    there, unless they have one.
+    there, unless they have one, and so are texts in boxes.
     """
     branches = {role: [(cond, _placed(options, height, width)) for cond, options in c] for role, c in conds.items()}
     for role, entries in branches.items():
@@ -66,7 +67,8 @@ def resolved(conds: Mapping[str, Conditioning], height: int, width: int) -> dict
                     others.append(counterpart)
     for role in branches:
         if role != "positive" and "positive" in branches:
-            branches[role] = _controlled(branches["positive"], branches[role])
+            branches[role] = _shared(branches["positive"], branches[role], "control", "control_apply_to_uncond")
+            branches[role] = _shared(branches["positive"], branches[role], "gligen")
     return branches
 
 
@@ -168,20 +170,23 @@ def _inside(area: Area, whole: Area) -> bool:
     return starts and all(area[i] + area[i + 2] <= whole[i] + whole[i + 2] for i in (0, 1))
 
 
-def _controlled(positive: Conditioning, others: Conditioning) -> Conditioning:
-    """Return the other branch with the controls of the positive one that act on it, one an entry in turn."""
-    controls = [
-        options["control"]
+def _shared(positive: Conditioning, others: Conditioning, name: str, asked: str | None = None) -> Conditioning:
+    """Return the other branch with what entries of the positive one have under a name, one an entry in turn.
+
+    asked: the option that says whether an entry's acts on the other branch; without one all do.
+    """
+    theirs = [
+        options[name]
         for _, options in positive
-        if options.get("control_apply_to_uncond") and options.get("control") is not None and "area" not in options
+        if (asked is None or options.get(asked)) and options.get(name) is not None and "area" not in options
     ]
     whole = [i for i, (_, options) in enumerate(others) if "area" not in options]
-    if not controls or not whole or any(others[i][1].get("control") is not None for i in whole):
+    if not theirs or not whole or any(others[i][1].get(name) is not None for i in whole):
         return others
-    controlled = list(others)
-    for count, control in enumerate(controls):
-        # More controls than entries: the last one stands, as in ComfyUI.
+    made = list(others)
+    for count, value in enumerate(theirs):
+        # More of them than entries: the last one stands, as in ComfyUI.
         index = whole[count % len(whole)]
         cond, options = others[index]
-        controlled[index] = (cond, {**options, "control": control})
-    return controlled
+        made[index] = (cond, {**options, name: value})
+    return made

@@ -214,6 +214,7 @@ def main() -> None:
         asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
     for folder in (
         "checkpoints",
+        "gligen",
         "loras",
         "controlnet",
         "vae",

@@ -38,15 +38,23 @@ def models() -> Path:
     folder = models_dir("mini15", "lora", "controlnet")
     checkpoints, loras = folder / "checkpoints", folder / "loras"
     _write(checkpoints / "small.safetensors", lambda: random_tensors(UNET, torch.float32))
+    _write(checkpoints / "small_other.safetensors", lambda: _other(random_tensors(UNET, torch.float32)))
     _write(loras / "small_lora.safetensors", lambda: _small_lora(load_file(loras / "lora.safetensors")))
+    _write(folder / "gligen" / "small_gligen.safetensors", small_gligen)
     return folder
 
 
 def _write(path: Path, make: Callable[[], dict[str, Tensor]]) -> None:
     if not path.exists():
+        path.parent.mkdir(exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
         save_file(make(), unfinished)
         unfinished.replace(path)
+
+
+def _other(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return other tensors of the same network."""
+    return {name: tensor * (1 + 0.2 * _drawn(f"{name} other", *tensor.shape)) for name, tensor in tensors.items()}
 
 
 def _small_lora(of_mini15: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -59,6 +67,40 @@ def _small_lora(of_mini15: dict[str, Tensor]) -> dict[str, Tensor]:
             made[f"{name}.lora_up.weight"] = _drawn(f"{name} up", width, 4) / 2
             made[f"{name}.alpha"] = torch.tensor(4.0)
     return made
+
+
+def small_gligen() -> dict[str, Tensor]:
+    """Return a GLIGEN model of the small UNet, named as in the published file."""
+    widths = {"input_blocks.1": 64, "input_blocks.3": 128, "middle_block": 128}
+    widths |= {f"output_blocks.{number}": 128 if number < 2 else 64 for number in range(4)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for block, width in widths.items():
+        fuser = f"{block}.1.transformer_blocks.0.fuser"
+        shapes |= {f"{fuser}.attn.to_{part}.weight": (width, width) for part in "qkv"}
+        shapes |= {f"{fuser}.attn.to_out.0.weight": (width, width), f"{fuser}.attn.to_out.0.bias": (width,)}
+        shapes |= {f"{fuser}.ff.net.0.proj.weight": (8 * width, width), f"{fuser}.ff.net.0.proj.bias": (8 * width,)}
+        shapes |= {f"{fuser}.ff.net.2.weight": (width, 4 * width), f"{fuser}.ff.net.2.bias": (width,)}
+        shapes |= {f"{fuser}.linear.weight": (width, 768), f"{fuser}.linear.bias": (width,)}
+        shapes |= {f"{fuser}.{norm}.{kind}": (width,) for norm in ("norm1", "norm2") for kind in ("weight", "bias")}
+        shapes |= {f"{fuser}.alpha_{gate}": () for gate in ("attn", "dense")}
+    for number, (inputs, outputs) in enumerate([(768 + 64, 512), (512, 512), (512, 768)]):
+        linear = f"position_net.linears.{2 * number}"
+        shapes |= {f"{linear}.weight": (outputs, inputs), f"{linear}.bias": (outputs,)}
+    shapes |= {"position_net.null_positive_feature": (768,), "position_net.null_position_feature": (64,)}
+    return {name: _drawn(name, *shape) / (shape[1] ** 0.5 if shape[1:] else 1) for name, shape in shapes.items()}
+
+
+def _boxed(*boxes: tuple[str, int, int, int, int], **nodes: Node) -> Case:
+    """A run with texts in boxes, (text, width, height, x, y) in pixels. nodes: one of them, `last`, is its positive."""
+    given: Nodes = {**SMALL, **WIDE, "gligen": ("GLIGENLoader", {"gligen_name": "small_gligen.safetensors"})}
+    before = "positive"
+    for number, (text, width, height, x, y) in enumerate(boxes):
+        box = {"text": text, "width": width, "height": height, "x": x, "y": y}
+        links = {"conditioning_to": [before, 0], "clip": ["checkpoint", 1], "gligen_textbox_model": ["gligen", 0]}
+        before = f"box{number}"
+        given[before] = ("GLIGENTextBoxApply", {**links, **box})
+    run = sampled("euler", "karras", seed=85, model=["small", 0], positive=["last" if nodes else before, 0])
+    return Case({**given, **nodes, "k": run})
 
 
 def _drawn(name: str, *shape: int) -> Tensor:
@@ -109,6 +151,28 @@ def _interpolated(how: str) -> Node:
     settings = {"interpolation": how, "keyframes_count": 4, "print_keyframes": False}
     ends = {"strength_start": 0.2, "strength_end": 1.5, "start_percent": 0.1, "end_percent": 0.8}
     return ("CreateHookKeyframesInterpolated", {**ends, **settings})
+
+
+def _two_models(cfg: float) -> Case:
+    """A run whose negative another network answers for.
+
+    It is of another file: of two views of one model ComfyUI's second has the first one's LoRAs.
+    """
+    guider = {**BOTH, "model": ["small", 0], "model_negative": ["other", 0], "cfg": cfg}
+    links = {name: [name, 0] for name in ("noise", "guider", "sampler", "sigmas")}
+    sigmas = {"model": ["small", 0], "scheduler": "karras", "steps": 4, "denoise": 1.0}
+    return Case(
+        {
+            **SMALL,
+            "plain": ("SmallModel", {"name": "small_other.safetensors"}),
+            "other": ("LoraLoaderModelOnly", {"model": ["plain", 0], **_LORA, "strength_model": 0.9}),
+            "guider": ("DualModelGuider", guider),
+            "noise": ("RandomNoise", {"noise_seed": 86}),
+            "sampler": ("KSamplerSelect", {"sampler_name": "euler"}),
+            "sigmas": ("BasicScheduler", sigmas),
+            "k": ("SamplerCustomAdvanced", {**links, "latent_image": ["latent", 0]}),
+        }
+    )
 
 
 def _clip(hooks: str, *, scheduled: bool, passed_on: bool, **nodes: Node) -> Case:
@@ -217,6 +281,18 @@ PATCHES: dict[str, Case] = {
             "k": sampled("euler", "karras", seed=82, steps=6, model=["small", 0], positive=["filled", 0]),
         },
     ),
+    "boxes|one": _boxed(("a red ball", 48, 40, 64, 16)),
+    "boxes|several": _boxed(("a red ball", 48, 40, 64, 16), ("(a hill:1.2)", 128, 32, 0, 64), ("fog", 16, 16, 8, 0)),
+    "boxes|in an area, beside others": _boxed(
+        ("a red ball", 48, 40, 0, 16),
+        area=(
+            "ConditioningSetArea",
+            {"conditioning": ["box0", 0], "width": 64, "height": 96, "x": 64, "y": 0, "strength": 1.0},
+        ),
+        last=("ConditioningCombine", {"conditioning_1": ["area", 0], "conditioning_2": ["positive", 0]}),
+    ),
+    "guider|two models": _two_models(cfg=4.5),
+    "guider|two models of one scale": _two_models(cfg=1.0),
     "clip|hooks": _clip("lora", scheduled=False, passed_on=False),
     "clip|hooks passed on": _clip("keyed", scheduled=False, passed_on=True),
     "clip|scheduled": _clip("keyed", scheduled=True, passed_on=False),

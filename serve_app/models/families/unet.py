@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.models.control import ActiveControl, Controlled, control_residuals
 from serve_app.models.families.family import BackboneFamily, Located, Rows, marked
-from serve_app.models.families.unet_functions import FUNCTIONS, with_functions
+from serve_app.models.families.unet_functions import FUNCTIONS, transformers, with_functions
 from serve_app.models.families.unet_names import DIFFUSERS, lora_names, single_file
+from serve_app.models.grounding import ActiveGrounding, with_boxes
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.models.unet_layers import with_layers
@@ -65,6 +66,7 @@ class UnetInputs:
     vector: Tensor | None = None
     concat: Tensor | None = None
     controls: tuple[ActiveControl, ...] = ()
+    boxes: ActiveGrounding | None = None
 
     def within(self, area: Area | None) -> UnetInputs:
         """Return the inputs of an area of the canvas."""
@@ -266,6 +268,7 @@ class Unet(BackboneFamily):
             vector=None if vector is None else to_batch(vector.to(device), canvas.rows),
             concat=None if concat is None else concat.to(device),
             controls=options.get("control") or (),
+            boxes=options.get("gligen"),
         )
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
@@ -283,8 +286,13 @@ class Unet(BackboneFamily):
         added = residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call)
         concats = [i.concat for i in inputs if i.concat is not None]
         fed = torch.cat([x, torch.cat(concats).to(dtype)], dim=1) if concats else x
-        layers = [(r.count, r.layers) for r in rows]
-        with with_layers(network, layers, (x.shape[-2], x.shape[-1])), with_functions(network, rows):
+        layers, boxes = [(r.count, r.layers) for r in rows], [(r.count, r.inputs.boxes) for r in rows]
+        size = (x.shape[-2], x.shape[-1])
+        with (
+            with_layers(network, layers, size),
+            with_boxes(transformers(network), boxes, size),
+            with_functions(network, rows),
+        ):
             output: Tensor = network(
                 fed,
                 call.timestep,

@@ -80,6 +80,12 @@ def places(network: Any) -> tuple[list[Place], Place, list[Place]]:
     return inputs, middle, outputs
 
 
+def transformers(network: Any) -> list[Any]:
+    """Return a UNet2DConditionModel's transformers in the order in which they run."""
+    inputs, middle, outputs = places(network)
+    return [place.transformer[1] for place in (*inputs, middle, *outputs) if place.transformer is not None]
+
+
 @dataclass(slots=True)
 class _Span:
     """The rows of one piece, and their functions.
