@@ -49,6 +49,7 @@ from serve_app.scheduler.client import (
 )
 from serve_app.scheduler.cluster_view import ClusterView
 from serve_app.scheduler.messages import Free, SocketSaid
+from serve_app.shown_jobs import ShownJobs, without_secrets
 from serve_app.store.catalog import Catalog
 from serve_app.store.changes import NO_CLAIMS, Claims, JobQuery
 from serve_app.store.credentials import without_credentials
@@ -168,6 +169,7 @@ class Service:
         self.fetch = fetch or _as_it_is
         self.relay = relay
         self.user_data = user_data or UserData(Path("user"))
+        self.shown_jobs = ShownJobs(scheduler)
         self._scheduler = scheduler
         self._choices = choices
         self._pools = pools
@@ -298,7 +300,7 @@ class Service:
     async def jobs(self, query: JobQuery) -> JobPage:
         """Return the jobs a query finds, without their credentials."""
         page = await self._scheduler.page(query)
-        return JobPage(tuple(map(_without_credentials, page.jobs)), page.total)
+        return JobPage(tuple(map(without_secrets, page.jobs)), page.total)
 
     async def attach(self, client_id: str, token: str) -> Attached:
         """Let a socket read for a client; as `SchedulerClient.attach`."""
@@ -311,7 +313,7 @@ class Service:
     async def job(self, job_id: str) -> JobView | None:
         """Return a job without its credentials, or None."""
         view = await self._scheduler.job(job_id) if is_job_id(job_id) else None
-        return None if view is None else _without_credentials(view)
+        return None if view is None else without_secrets(view)
 
     async def standing(self, job_id: str) -> Standing | None:
         """Return how a job stands; as `SchedulerClient.standing`."""
@@ -503,7 +505,3 @@ def _prompt(graph: Graph, prompt: Mapping[str, Any]) -> dict[str, Any]:
 
 def _listed(item: QueueItem) -> QueueItem:
     return item._replace(extra_data=without_credentials(item.extra_data)) if item.extra_data else item
-
-
-def _without_credentials(view: JobView) -> JobView:
-    return replace(view, extra_data=without_credentials(view.extra_data))

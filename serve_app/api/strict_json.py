@@ -38,6 +38,12 @@ class Json(Response):
         return encode(content)
 
 
+class JsonText(Response):
+    """A JSON answer that is text already, as `encode` writes it."""
+
+    media_type = "application/json"
+
+
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object in UTF-8 bytes. Errors: as `parse_value`, InvalidSubmissionError for any other value."""
     value = parse_value(body)

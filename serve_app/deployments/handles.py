@@ -29,6 +29,7 @@ from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.client import (
     Accepted,
     Attached,
+    JobKeys,
     JobPage,
     JobView,
     News,
@@ -107,6 +108,12 @@ class SchedulerHandle:
 
     async def page(self, query: JobQuery) -> JobPage:
         return await self._call("page", query)  # type: ignore[no-any-return]
+
+    async def keys(self, query: JobQuery) -> JobKeys:
+        return await self._call("keys", query)  # type: ignore[no-any-return]
+
+    async def views(self, job_ids: Sequence[str], brief: bool) -> tuple[JobView, ...]:
+        return await self._call("views", job_ids, brief)  # type: ignore[no-any-return]
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
         await self._call("forget", job_ids)

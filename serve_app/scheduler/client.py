@@ -16,7 +16,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.cluster_view import ClusterView
 from serve_app.scheduler.messages import Free, SocketSaid
-from serve_app.store.changes import NO_CLAIMS, Claims, JobQuery
+from serve_app.store.changes import NO_CLAIMS, Claims, JobKey, JobQuery
 from serve_app.store.inquiries import Inquiry
 
 T = TypeVar("T")
@@ -143,6 +143,14 @@ class QueueBounds:
 
 
 @dataclass(frozen=True, slots=True)
+class JobKeys:
+    """Which jobs a query finds, in its order; total: how many without its window."""
+
+    keys: tuple[JobKey, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class QueueView:
     """Unfinished jobs: running in the order they started, pending in the order they will start.
 
@@ -226,6 +234,14 @@ class SchedulerClient(Protocol):
         ...
 
     async def page(self, query: JobQuery) -> JobPage: ...
+
+    async def keys(self, query: JobQuery) -> JobKeys:
+        """Return which jobs `page` would."""
+        ...
+
+    async def views(self, job_ids: Sequence[str], brief: bool) -> tuple[JobView, ...]:
+        """Return these jobs in this order, without those that are unknown. brief: see JobQuery."""
+        ...
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
         """Forget ended jobs: these, or all."""

@@ -38,6 +38,7 @@ from serve_app.scheduler.admission import Admission, AdmissionRules
 from serve_app.scheduler.client import (
     Accepted,
     Attached,
+    JobKeys,
     JobPage,
     JobView,
     News,
@@ -55,6 +56,7 @@ from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.event_stream import EventStream
 from serve_app.scheduler.job_counters import JobCounters
+from serve_app.scheduler.job_lists import JobLists
 from serve_app.scheduler.journal import EPOCH_BITS
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
@@ -77,7 +79,7 @@ from serve_app.scheduler.stimuli import (
 from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.tidying import Tidying
 from serve_app.scheduler.time_limit import Overtime
-from serve_app.scheduler.views import brief, live_view, queue_view, row_view, standing, unfinished_page
+from serve_app.scheduler.views import live_view, queue_view, row_view, standing
 from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobQuery, JobRow
 from serve_app.store.inquiries import Inquiry
@@ -172,6 +174,7 @@ class Scheduler:
         self.admission = self._admit(specs=self._abilities.specs, next_order=next_order)
         self._tasks += [asyncio.create_task(work()) for work in (self._writer.run, self._watch, self._remember)]
         self._published = PublishedJobs(self.epoch, self._events)
+        self._lists = JobLists(self._jobs, self._published, self._reading)
         await self._count_ended(self.epoch << EPOCH_BITS)
         unfinished = await self._in_database(self._jobs.unfinished)
         query = JobQuery(tuple(ENDINGS), "ended", descending=True, limit=RECENT_JOBS)
@@ -295,24 +298,15 @@ class Scheduler:
 
     async def page(self, query: JobQuery) -> JobPage:
         self._check_ready()
-        page = unfinished_page(self._published.unended, query) or await self._read(query)
-        return JobPage(tuple(map(brief, page.jobs)), page.total) if query.brief else page
+        return await self._lists.page(query)
 
-    async def _read(self, query: JobQuery) -> JobPage:
-        total = None
-        if query.workflow_id is None:
-            unended = self._published.unended
-            counts = {**self._published.ended, "queued": len(unended.waiting), "running": len(unended.running)}
-            total = sum(counts.get(state, 0) for state in set(query.states))
-        if query.limit == 0 and total is not None:
-            return JobPage((), total)
-        asked = partial(self._jobs.page, query, total)
-        rows, found = await asyncio.get_running_loop().run_in_executor(self._reading, asked)
-        views = []
-        for row in rows:
-            live = None if row.ended else self._published.unended.get(row.job_id)
-            views.append(row_view(row) if live is None else live_view(live))
-        return JobPage(tuple(views), found)
+    async def keys(self, query: JobQuery) -> JobKeys:
+        self._check_ready()
+        return await self._lists.keys(query)
+
+    async def views(self, job_ids: Sequence[str], brief: bool) -> tuple[JobView, ...]:
+        self._check_ready()
+        return await self._lists.views(job_ids, brief=brief)
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
         self._check_alive()

@@ -8,7 +8,7 @@ from itertools import chain, islice
 from typing import Any
 
 from serve_app.events import Event, JobState, data_bytes
-from serve_app.scheduler.client import JobPage, JobView, QueueBounds, QueueCount, QueueItem, QueueView, Standing
+from serve_app.scheduler.client import JobView, QueueBounds, QueueCount, QueueItem, QueueView, Standing
 from serve_app.scheduler.records import JobRecord
 from serve_app.scheduler.unfinished_jobs import UnfinishedJobs
 from serve_app.store.changes import JobQuery, JobRow
@@ -46,14 +46,14 @@ def brief(view: JobView) -> JobView:
     return replace(view, prompt={}, extra_data=saved)
 
 
-def unfinished_page(jobs: UnfinishedJobs, query: JobQuery) -> JobPage | None:
+def unfinished_window(jobs: UnfinishedJobs, query: JobQuery) -> tuple[list[JobRecord], int] | None:
     """Return what a query for unfinished jobs in the order of their creation finds; None of any other query."""
     states = frozenset(query.states)
     if not states <= {"queued", "running"} or query.sort != "created" or query.workflow_id is not None:
         return None
     listed, total = jobs.by_arrival(states, descending=query.descending)
     stop = None if query.limit is None else query.offset + query.limit
-    return JobPage(tuple(map(live_view, islice(listed, query.offset, stop))), total)
+    return list(islice(listed, query.offset, stop)), total
 
 
 def live_view(job: JobRecord) -> JobView:

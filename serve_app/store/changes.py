@@ -135,3 +135,6 @@ class JobQuery:
 
 
 Change: TypeAlias = JobAccepted | JobStarted | JobLostReplica | OutputRecorded | JobEnded
+
+JobKey: TypeAlias = tuple[str, int | None]
+"""What tells a job's states apart: its id, and the cursor of its end, after which nothing of it changes."""

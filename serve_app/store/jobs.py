@@ -12,6 +12,7 @@ take a change because of what is in it is ChangeRefusedError.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from serve_app.store import costs
 from serve_app.store.change_statements import JSON_COLUMNS, VARIABLES, apply
 from serve_app.store.changes import (
     Change,
+    JobKey,
     JobQuery,
     JobRow,
 )
@@ -71,7 +73,40 @@ REFUSAL_STATES = ("22", "23", "54")
 # What every job needs is made once: SQLAlchemy takes longer to make a statement than to carry it out.
 _HOLD_LEASE = sa.update(LEASE).where(LEASE.c.epoch == sa.bindparam("held")).values(epoch=sa.bindparam("held"))
 _ONE_JOB = sa.select(JOBS).where(JOBS.c.job_id == sa.bindparam("the_job"))
+_ENDS = sa.select(JOBS.c.job_id, JOBS.c.ended_seq).where(JOBS.c.job_id.in_(sa.bindparam("them", expanding=True)))
 _ITS_OUTPUTS = sa.select(OUTPUTS).where(OUTPUTS.c.job_id == sa.bindparam("the_job")).order_by(OUTPUTS.c.seq)
+
+
+def _found(by_workflow: bool) -> sa.ColumnElement[bool]:
+    found = JOBS.c.state.in_(sa.bindparam("states", expanding=True)) & _LISTED
+    return found & JOBS.c.extra_data.like(sa.bindparam("saved"), escape="/") if by_workflow else found
+
+
+def _with(text: str) -> str:
+    """Return the pattern of what contains a text."""
+    for special in "/%_":
+        text = text.replace(special, f"/{special}")
+    return f"%{text}%"
+
+
+@functools.cache
+def _counting(by_workflow: bool) -> sa.Select[int]:
+    return sa.select(sa.func.count()).select_from(JOBS).where(_found(by_workflow))
+
+
+@functools.cache
+def _window(sort: str, descending: bool, by_workflow: bool) -> sa.Select[str]:
+    key: sa.ColumnElement[Any] = {
+        "created": JOBS.c.created_s,
+        "ended": JOBS.c.ended_seq,
+        "duration": sa.func.coalesce(JOBS.c.ended_s - JOBS.c.started_s, 0.0),
+    }[sort]
+    # Left to themselves, the databases differ in where jobs without an end go.
+    order = [key.desc().nulls_last(), JOBS.c.order.desc()]
+    if not descending:
+        order = [key.asc().nulls_first(), JOBS.c.order.asc()]
+    window = sa.select(JOBS.c.job_id).where(_found(by_workflow)).order_by(*order)
+    return window.offset(sa.bindparam("skipped")).limit(sa.bindparam("most"))
 
 
 class Jobs:
@@ -279,41 +314,43 @@ class Jobs:
             return {state: int(count) for state, count in connection.execute(counted)}
 
     def page(self, query: JobQuery, total: int | None = None) -> tuple[list[JobRow], int]:
-        """Return the jobs a query finds, in its order, and how many there are without its window.
+        """Return the jobs a query finds, in its order, and how many there are without its window; see `keys`."""
+        keys, total = self.keys(query, total)
+        return self.rows([job_id for job_id, _ in keys], brief=query.brief), total
+
+    def keys(self, query: JobQuery, total: int | None = None) -> tuple[list[JobKey], int]:
+        """Return which jobs a query finds, in its order, and how many there are without its window.
 
         total: how many there are, for whoever knows; counting them looks at each.
         """
-        where = JOBS.c.state.in_(query.states) & _LISTED
-        if query.workflow_id is not None:
-            # The id of a saved workflow is a UUID inside extra_data, so its text is found nowhere else by accident.
-            where &= JOBS.c.extra_data.contains(f'"id": {json.dumps(query.workflow_id)}', autoescape=True)
-        key: sa.ColumnElement[Any] = {
-            "created": JOBS.c.created_s,
-            "ended": JOBS.c.ended_seq,
-            "duration": sa.func.coalesce(JOBS.c.ended_s - JOBS.c.started_s, 0.0),
-        }[query.sort]
+        states = sorted(query.states)
+        # The id of a saved workflow is a UUID inside extra_data, so its text is found nowhere else by accident.
+        saved = {} if query.workflow_id is None else {"saved": _with(f'"id": {json.dumps(query.workflow_id)}')}
         with self._reading() as connection:
             if total is None:
-                total = int(connection.execute(sa.select(sa.func.count()).select_from(JOBS).where(where)).scalar_one())
+                asked = {"states": states, **saved}
+                total = int(connection.execute(_counting(bool(saved)), asked).scalar_one())
             stop = total if query.limit is None else min(total, query.offset + query.limit)
             # What is passed over is read too: a window nearer to the end is reached from there.
             backwards = query.offset > total - stop
-            skipped = total - stop if backwards else query.offset
-            # Left to themselves, the databases differ in where jobs without an end go.
-            if query.descending != backwards:
-                order = [key.desc().nulls_last(), JOBS.c.order.desc()]
-            else:
-                order = [key.asc().nulls_first(), JOBS.c.order.asc()]
-            window = sa.select(JOBS.c.job_id).where(where).order_by(*order)
-            window = window.offset(skipped).limit(max(0, stop - query.offset))
-            ids = list(connection.execute(window).scalars())
-        if backwards:
-            ids.reverse()
+            place = {"skipped": total - stop if backwards else query.offset, "most": max(0, stop - query.offset)}
+            window = _window(query.sort, query.descending != backwards, bool(saved))
+            ids = list(connection.execute(window, {"states": states, **saved, **place}).scalars())
+            # Apart, for no index of creation holds it, and a row that is passed over would be read for it.
+            ends: dict[str, int | None] = {}
+            for start in range(0, len(ids), VARIABLES):
+                found = connection.execute(_ENDS, {"them": ids[start : start + VARIABLES]})
+                ends.update((row.job_id, row.ended_seq) for row in found)
+        keys = [(job_id, ends[job_id]) for job_id in ids if job_id in ends]
+        return keys[::-1] if backwards else keys, total
+
+    def rows(self, job_ids: Sequence[str], *, brief: bool = False) -> list[JobRow]:
+        """Return jobs with their outputs, in the order of the ids; unknown ones are left out. brief: see JobQuery."""
         found: dict[str, JobRow] = {}
-        for start in range(0, len(ids), VARIABLES):
-            rows = self._rows(JOBS.c.job_id.in_(ids[start : start + VARIABLES]), brief=query.brief)
+        for start in range(0, len(job_ids), VARIABLES):
+            rows = self._rows(JOBS.c.job_id.in_(job_ids[start : start + VARIABLES]), brief=brief)
             found.update((row.job_id, row) for row in rows)
-        return [found[job_id] for job_id in ids if job_id in found], total
+        return [found[job_id] for job_id in job_ids if job_id in found]
 
     def unsettled(self, ended_before_s: float, limit: int | None) -> list[Reservation]:
         """Return reservations of jobs that ended before a moment, whose files may not all be recorded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.requests import Request
@@ -12,31 +13,38 @@ from serve_app.api.comfy.frames import error_data
 from serve_app.api.comfy.queue import item, milliseconds
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import Json, JsonText, encode
 from serve_app.errors import InvalidSubmissionError
 from serve_app.events import ENDINGS
 from serve_app.scheduler.client import JobView
-from serve_app.service import Service
 from serve_app.store.changes import JobQuery
 
 router = Routes()
 
 KEPT = 10_000
 """How many entries a list shows at most: the newest, as many as ComfyUI keeps."""
-CHUNK = 200
-"""How many are asked for at once, so that a long list does not hold up whoever else asks."""
 
 
 @router.read("/history")
 async def get_history(request: Request, service: Current) -> Response:
     """List ended jobs, oldest first. Without an offset `max_items` counts from the newest."""
     most, offset = _whole(request, "max_items"), _whole(request, "offset")
-    total = (await service.jobs(_query(0, 0))).total
+    wanted = KEPT if most is None else min(most, KEPT)
+    if offset is None or offset < 0:
+        newest, _ = await service.shown_jobs.list(_query(0, max(0, wanted), newest_first=True), _text)
+        return _listed(reversed(newest.items()))
+    _, total = await service.shown_jobs.list(_query(0, 0), _text)
     hidden = max(0, total - KEPT)
-    newest = hidden if most is None else max(hidden, total - most)
-    first = newest if offset is None or offset < 0 else hidden + offset
-    wanted = total - first if most is None else min(most, total - first)
-    return Json({job.job_id: entry(job) for job in await _jobs(service, first, wanted)})
+    found, _ = await service.shown_jobs.list(_query(hidden + offset, max(0, wanted)), _text)
+    return _listed(found.items())
+
+
+def _listed(found: Iterable[tuple[str, bytes]]) -> Response:
+    return JsonText(b"{" + b",".join(encode(job_id) + b":" + text for job_id, text in found) + b"}")
+
+
+def _text(job: JobView) -> bytes:
+    return encode(entry(job))
 
 
 @router.read("/history/{prompt_id}")
@@ -99,18 +107,8 @@ def _entered(job: JobView) -> bool:
     return job.state in ENDINGS and (job.state != "cancelled" or job.started_s is not None)
 
 
-async def _jobs(service: Service, first: int, wanted: int) -> list[JobView]:
-    found: list[JobView] = []
-    while len(found) < wanted:
-        chunk = await service.jobs(_query(first + len(found), min(CHUNK, wanted - len(found))))
-        found += chunk.jobs
-        if not chunk.jobs:
-            break
-    return found
-
-
-def _query(offset: int, limit: int) -> JobQuery:
-    return JobQuery(tuple(sorted(ENDINGS)), "ended", offset=offset, limit=limit)
+def _query(offset: int, limit: int, *, newest_first: bool = False) -> JobQuery:
+    return JobQuery(tuple(sorted(ENDINGS)), "ended", newest_first, offset, limit)
 
 
 def _whole(request: Request, name: str) -> int | None:

@@ -18,7 +18,7 @@ from serve_app.api.comfy.frames import error_data
 from serve_app.api.comfy.queue import item, milliseconds
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import Json, JsonText, encode
 from serve_app.scheduler.client import JobView
 from serve_app.service import is_job_id
 from serve_app.store.changes import JobQuery
@@ -66,9 +66,9 @@ async def get_jobs(request: Request, service: Current) -> Response:
     sort: Literal["created", "duration"] = "created" if sort_by == "created_at" else "duration"
     states = tuple(STATES[word] for word in dict.fromkeys(statuses))
     query = JobQuery(states, sort, order == "desc", offset, limit, asked.get("workflow_id") or None, brief=True)
-    page = await service.jobs(query)
-    window = {"offset": offset, "limit": limit, "total": page.total, "has_more": offset + len(page.jobs) < page.total}
-    return Json({"jobs": list(map(summary, page.jobs)), "pagination": window})
+    found, total = await service.shown_jobs.list(query, _text)
+    window = {"offset": offset, "limit": limit, "total": total, "has_more": offset + len(found) < total}
+    return JsonText(b'{"jobs":[%s],"pagination":%s}' % (b",".join(found.values()), encode(window)))
 
 
 @router.read("/jobs/{job_id}")
@@ -105,6 +105,10 @@ async def post_cancel_many(request: Request, service: Current) -> Response:
 async def post_cancel(request: Request, service: Current) -> Response:
     """Cancel one job; `cancelled` is false if it has ended or is unknown."""
     return Json({"cancelled": await service.cancel(request.path_params["job_id"])})
+
+
+def _text(job: JobView) -> bytes:
+    return encode(summary(job))
 
 
 def summary(job: JobView) -> dict[str, Any]:

@@ -56,13 +56,13 @@ async def test_no_job_is_counted_and_none_that_waits_is_read_from_the_database(
     life: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[JobQuery, int | None]] = []
-    real = life.jobs.page
+    real = life.jobs.keys
 
-    def page(query: JobQuery, total: int | None = None) -> Any:
+    def keys(query: JobQuery, total: int | None = None) -> Any:
         asked.append((query, total))
         return real(query, total)
 
-    monkeypatch.setattr(life.jobs, "page", page)
+    monkeypatch.setattr(life.jobs, "keys", keys)
     await life.finish(await life.submit("1"))
     life.free.clear()
     extra = {"extra_pnginfo": {"workflow": {"id": "w-1", "nodes": ["large"]}}, "other": 1}
