@@ -149,9 +149,7 @@ _BY_REASON: Mapping[str, str] = {
     "latents that grow while they are sampled are not supported; put between two samplers": ("SamplerLCMUpscale"),
     "ComfyUI deprecates it; use": ("PerpNeg"),
     "vector images are not supported": ("SaveSVGNode"),
-    "it came after ComfyUI 0.3.64 and is not written yet; a pool that is a ComfyUI has it": (
-        "GLSLShader ImageCompositor AddLayer LayersFromBoundingBoxes"
-    ),
+    "shaders are not run: they need OpenGL ES, of which this server brings none": ("GLSLShader"),
     "Gemma 3 and 4, which write LTX-2's prompts, are not supported": ("TextGenerateLTX2Prompt"),
     "models that find, cut out or measure what is in an image are not supported": (
         "SDPoseKeypointExtractor SDPoseDrawKeypoints SDPoseFaceBBoxes LoadBackgroundRemovalModel "

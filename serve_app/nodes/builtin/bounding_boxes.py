@@ -101,6 +101,8 @@ def read_boxes(given: Any, width: int, height: int) -> list[dict[str, Any]]:
     if not listed:
         return []
     if _is_element(listed[0]):
+        if width <= 0 or height <= 0:
+            raise NodeError("boxes of elements are shares of a canvas; its width and height are to be given")
         return [_box(element, width, height) for element in listed if isinstance(element, Mapping)]
     if not isinstance(listed[0], Mapping) or not listed[0].keys() >= set(SIDES):
         raise NodeError(f"bboxes is {str(given)[:200]!r}; it must have boxes (x, y, width, height) or elements (bbox)")
