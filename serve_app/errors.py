@@ -137,7 +137,18 @@ class ClaimRefusedError(ChangeRefusedError):
 
 
 class KeyReusedError(ClaimRefusedError):
-    """The idempotency key of a submission is that of another job."""
+    """The idempotency key of a submission or an upload is that of another one."""
+
+
+class AssetMissingError(ClaimRefusedError):
+    """An asset that a job is to use is not there."""
+
+    def __init__(self, job_id: str, reason: str, asset_id: str) -> None:
+        super().__init__(job_id, reason)
+        self.asset_id = asset_id
+
+    def __reduce__(self) -> tuple[type[AssetMissingError], tuple[str, str, str]]:  # type: ignore[override]
+        return (AssetMissingError, (self.job_id, str(self), self.asset_id))
 
 
 class CrowdedError(UnavailableError):

@@ -10,6 +10,7 @@ from typing import Any
 from serve_app import log
 from serve_app.errors import StaleEpochError, UnavailableError
 from serve_app.scheduler.tenure import Tenure
+from serve_app.store.assets import ExpireAssets
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import shown
 from serve_app.store.store import FileRef
@@ -58,6 +59,9 @@ class Tidying:
         needed = {ref for row in unfinished for _, ui in row.outputs.values() for ref in shown(ui)}
         if started_s is not None:
             await asyncio.to_thread(self._sweep.half_written)
+            await asyncio.to_thread(self._sweep.abandoned_uploads)
+        expired = await self._in_database(self._jobs.inquire, self._tenure.epoch, ExpireAssets())
+        await asyncio.to_thread(self._sweep.delete, expired)
         await asyncio.to_thread(self._sweep.previews, started_s, needed | self._kept())
         while True:
             await self._in_database(self._jobs.stamp, self._tenure.epoch)

@@ -6,18 +6,16 @@ nothing.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from serve_app.errors import ChangeRefusedError, KeyReusedError
+from serve_app.errors import ChangeRefusedError
+from serve_app.store.assets import use
 from serve_app.store.changes import (
-    KEY_S,
     Change,
     JobAccepted,
     JobEnded,
@@ -26,10 +24,11 @@ from serve_app.store.changes import (
     OutputRecorded,
 )
 from serve_app.store.credentials import CREDENTIALS, without_credentials
-from serve_app.store.schema import IDEMPOTENCY_KEYS, JOBS, LABELS, OUTPUTS
+from serve_app.store.insert_once import Values, insert_once
+from serve_app.store.keys import KeyClaim, claim_keys
+from serve_app.store.schema import JOBS, LABELS, OUTPUTS
 
 T = TypeVar("T")
-Values = dict[str, Any]
 
 JSON_COLUMNS = ("prompt", "targets", "extra_data", "failure", "cached", "labels")
 """The columns of a job that hold JSON."""
@@ -103,18 +102,10 @@ def _claim(connection: sa.Connection, accepted: Sequence[JobAccepted]) -> None:
         for change in accepted
         for key, value in change.row.labels.items()
     ]
-    _insert(connection, LABELS, ("key", "value", "order"), labels)
-    keyed = [change for change in accepted if change.claims.key is not None]
-    if not keyed:
-        return
-    old = IDEMPOTENCY_KEYS.c.claimed_s < min(change.row.created_s for change in keyed) - KEY_S
-    connection.execute(sa.delete(IDEMPOTENCY_KEYS).where(old))
-    claims = [{"job_id": c.job_id, "key": c.claims.key, "claimed_s": c.row.created_s} for c in keyed]
-    try:
-        _insert(connection, IDEMPOTENCY_KEYS, ("job_id", "key"), claims)
-    except ChangeRefusedError as error:
-        hours = f"{KEY_S / 3600:g} hours"
-        raise KeyReusedError(error.job_id, f"the idempotency key was used within the last {hours}") from None
+    insert_once(connection, LABELS, ("key", "value", "order"), labels)
+    use(connection, [(change.job_id, asset_id) for change in accepted for asset_id in change.claims.assets])
+    keyed = [(change, key) for change in accepted if (key := change.claims.key) is not None]
+    claim_keys(connection, [KeyClaim(change.job_id, key, change.row.created_s) for change, key in keyed])
 
 
 def _of(kind: type[T], changes: Iterable[object]) -> list[T]:
@@ -139,22 +130,12 @@ def _execute(connection: sa.Connection, statement: sa.Update, values: list[Value
         connection.execute(statement, values)
 
 
-@functools.cache
-def _inserting(table: sa.Table, dialect: str) -> Any:
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
-
-
 def _insert(connection: sa.Connection, table: sa.Table, same: Sequence[str], rows: list[Values]) -> None:
     """Insert rows unless they are there. Errors: ChangeRefusedError if one that differs in `same` has a place."""
-    if not rows or connection.execute(_inserting(table, connection.dialect.name), rows).rowcount == len(rows):
-        return
-    for row in rows:
-        there = sa.and_(*(table.c[column].is_not_distinct_from(row[column]) for column in same))
-        if connection.execute(sa.select(sa.literal(1)).select_from(table).where(there)).first() is None:
-            raise ChangeRefusedError(
-                row["job_id"], f"another row of {table.name} has the place of what the job is to record"
-            )
+    if (refused := insert_once(connection, table, same, rows)) is not None:
+        raise ChangeRefusedError(
+            refused["job_id"], f"another row of {table.name} has the place of what the job is to record"
+        )
 
 
 def _clear_credentials(connection: sa.Connection, job_ids: Sequence[str]) -> None:

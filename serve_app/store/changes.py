@@ -54,15 +54,15 @@ class JobRow:
 class Claims:
     """What a new job takes hold of in the transaction that inserts it, or is refused for with ClaimRefusedError.
 
-    key: an idempotency key, which no other job of the last KEY_S may have; None for none.
+    key: an idempotency key, as `keys.py` has them; None for none. assets: ids of those that it uses: none is taken away
+    before it has ended.
     """
 
     key: str | None = None
+    assets: tuple[str, ...] = ()
 
 
 NO_CLAIMS = Claims()
-KEY_S = 86_400.0
-"""How long an idempotency key is its job's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from serve_app.store.changes import (
 from serve_app.store.costs import Cost
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.reserved import Contents, Reservation, shown
-from serve_app.store.schema import COUNTERS, JOBS, LABELS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
+from serve_app.store.schema import ASSET_USES, COUNTERS, JOBS, LABELS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
 from serve_app.store.sqlite_file import SqliteFile, unreadable
 from serve_app.store.store import FileRef
 
@@ -262,7 +262,7 @@ class Jobs:
             if job_ids is not None:
                 ended &= JOBS.c.job_id.in_(job_ids)
             gone = sa.select(JOBS.c.job_id).where(ended)
-            for table in (OUTPUTS, RESERVATIONS):
+            for table in (OUTPUTS, RESERVATIONS, ASSET_USES):
                 connection.execute(sa.delete(table).where(table.c.job_id.in_(gone)))
             labelled = sa.select(JOBS.c.order).where(ended & (JOBS.c.labels != "{}"))
             connection.execute(sa.delete(LABELS).where(LABELS.c.order.in_(labelled)))

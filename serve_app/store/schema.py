@@ -73,16 +73,42 @@ LABELS = sa.Table(
     sa.Column("order", sa.BigInteger, primary_key=True, autoincrement=False),
 )
 sa.Index("labels_by_job", LABELS.c.order)
-# A job has one key at most. Whose keys they are may come to be a part of what is unique.
+# A job or asset has one key at most. Whose keys they are may come to be a part of what is unique.
 IDEMPOTENCY_KEYS = sa.Table(
     "idempotency_keys",
     METADATA,
-    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("holder", sa.String(64), primary_key=True),
     sa.Column("key", sa.String(255), nullable=False),
     sa.Column("claimed_s", sa.Float, nullable=False),
 )
 sa.Index("idempotency_keys_once", IDEMPOTENCY_KEYS.c.key, unique=True)
 sa.Index("idempotency_keys_by_age", IDEMPOTENCY_KEYS.c.claimed_s)
+ASSETS = sa.Table(
+    "assets",
+    METADATA,
+    sa.Column("asset_id", sa.String(36), primary_key=True),
+    sa.Column("hash", sa.String(71)),
+    sa.Column("area", sa.String(8), nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("content_type", sa.String(255), nullable=False),
+    sa.Column("name", sa.Text),
+    sa.Column("tags", sa.Text, nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("expires_s", sa.Float),
+    sa.Column("deleted_s", sa.Float),
+    sa.Column("job_id", sa.String(64)),
+    sa.Column("node_id", sa.String(255)),
+)
+for _column in ("hash", "expires_s", "job_id"):
+    sa.Index(f"assets_by_{_column}", ASSETS.c[_column])
+ASSET_USES = sa.Table(
+    "asset_uses",
+    METADATA,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("asset_id", sa.String(36), primary_key=True),
+)
+sa.Index("asset_uses_by_asset", ASSET_USES.c.asset_id)
 COUNTERS = sa.Table(
     "counters",
     METADATA,
@@ -158,6 +184,17 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "claimed_s FLOAT NOT NULL, PRIMARY KEY (job_id))",
         "CREATE UNIQUE INDEX idempotency_keys_once ON idempotency_keys (key)",
         "CREATE INDEX idempotency_keys_by_age ON idempotency_keys (claimed_s)",
+    ),
+    13: (
+        "ALTER TABLE idempotency_keys RENAME COLUMN job_id TO holder",
+        "CREATE TABLE assets (asset_id VARCHAR(36) NOT NULL, hash VARCHAR(71), area VARCHAR(8) NOT NULL, "
+        "path TEXT NOT NULL, size BIGINT NOT NULL, content_type VARCHAR(255) NOT NULL, name TEXT, tags TEXT NOT NULL, "
+        "created_s FLOAT NOT NULL, expires_s FLOAT, deleted_s FLOAT, job_id VARCHAR(64), node_id VARCHAR(255), "
+        "PRIMARY KEY (asset_id))",
+        *(f"CREATE INDEX assets_by_{column} ON assets ({column})" for column in ("hash", "expires_s", "job_id")),
+        "CREATE TABLE asset_uses (job_id VARCHAR(64) NOT NULL, asset_id VARCHAR(36) NOT NULL, "
+        "PRIMARY KEY (job_id, asset_id))",
+        "CREATE INDEX asset_uses_by_asset ON asset_uses (asset_id)",
     ),
 }
 """What makes a database of this version out of one of the version before."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from serve_app import log
 from serve_app.errors import FileMissingError
+from serve_app.store.assets import FOLDER, NAME, KnownFiles
 from serve_app.store.atomic_write import UNFINISHED
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Reservation, is_own
@@ -57,6 +58,19 @@ class Sweep:
         """Remove previews that are too old, or as a server starts all from before `started_s`; return how many."""
         before_s = time.time() - self._temp_age_s if started_s is None else started_s
         return self._aged("temp", _PREVIEW, before_s, kept)
+
+    def abandoned_uploads(self) -> int:
+        """Remove uploads that no asset refers to: a process ended before one did, or after the last one went."""
+        before_s, known = time.time() - UNFINISHED_S, self._jobs.inquire(0, KnownFiles())
+        found = [(ref, at_s) for ref, at_s in self._store.files("input") if ref.subfolder == FOLDER]
+        old = [r for r, at_s in found if at_s < before_s and NAME.fullmatch(r.filename) and r.filename not in known]
+        self.delete(old)
+        return len(old)
+
+    def delete(self, refs: Iterable[FileRef]) -> None:
+        """Remove files that the database does not name any more."""
+        for ref in refs:
+            self._store.delete(ref)
 
     def half_written(self) -> int:
         """Remove what a process that was killed was about to write; return how many files that were."""

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from serve_app.errors import KeyReusedError
-from serve_app.store.changes import KEY_S, Claims, JobAccepted, JobEnded, JobRow
+from serve_app.store.changes import Claims, JobAccepted, JobEnded, JobRow
 from serve_app.store.inquiries import ListJobs
 from serve_app.store.jobs import Jobs
+from serve_app.store.keys import KEY_S
 
 
 @pytest.fixture

@@ -1,0 +1,281 @@
+"""Assets: records of stored files by id, of which several may stand for the same bytes.
+
+An upload lies once in the store, in the input area's folder FOLDER under a name of its own, however many assets refer
+to it; the last of them to go takes it along. An asset of a job's output is a record alone: its file is the job's.
+What may be taken away is decided here, in the transaction that takes it out of the table; the file goes after that, and
+one that a crash leaves behind is nobody's (`sweep.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import sqlalchemy as sa
+
+from serve_app.errors import AssetMissingError
+from serve_app.store.insert_once import insert_once
+from serve_app.store.keys import KeyClaim, claim_keys
+from serve_app.store.schema import ASSET_USES, ASSETS, JOBS
+from serve_app.store.store import AREAS, FileRef
+
+FOLDER = "assets"
+"""Of the input area: where uploaded bytes lie."""
+NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{12}(\.[a-z0-9]{1,8})?")
+"""How files are called there: the hash of their content, what makes the name this upload's, and a suffix."""
+BATCH = 500
+"""How many ids one statement names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A record of stored bytes.
+
+    hash: "blake3:HEX"; None of an output that was not read. path: of the file within its area. size: bytes. name: where
+    the client says it lies, its own word for it. expires_s: Unix time, None for never. job_id, node_id: of an output.
+    """
+
+    asset_id: str
+    hash: str | None
+    area: str
+    path: str
+    size: int
+    content_type: str
+    name: str | None
+    tags: tuple[str, ...]
+    created_s: float
+    expires_s: float | None = None
+    job_id: str | None = None
+    node_id: str | None = None
+
+    @property
+    def ref(self) -> FileRef:
+        """Return the file."""
+        area = next(known for known in AREAS if known == self.area)
+        subfolder, _, filename = self.path.rpartition("/")
+        return FileRef(area, subfolder, filename)
+
+
+class Minted(NamedTuple):
+    """asset: as it is kept. created: whether the record is new; shared: whether its bytes were there."""
+
+    asset: Asset
+    created: bool
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MintAsset:
+    """Keep an asset of a client's. One of equal bytes and name that is there stands for it, and lives as long as both.
+
+    asset: if other assets have its bytes, theirs is its file, and the one it came with is nobody's. stored: whether it
+    came with one; else its bytes must be there, and a content type of "" is theirs. key: an idempotency key. Errors:
+    KeyReusedError.
+    """
+
+    writes: ClassVar[bool] = True
+
+    asset: Asset
+    stored: bool
+    key: str | None = None
+
+    def carry_out(self, connection: sa.Connection) -> Minted | None:
+        """Return what is kept; None where nobody has the bytes."""
+        asset = self.asset
+        if self.key is not None:
+            claim_keys(connection, [KeyClaim(asset.asset_id, self.key, asset.created_s)])
+        alike = _select(connection, (ASSETS.c.hash == asset.hash) & _live())
+        own = [a for a in alike if a.job_id is None and a.name == asset.name]
+        if own:
+            kept = own[0]
+            ends = (kept.expires_s, asset.expires_s)
+            longest = None if None in ends else max(e for e in ends if e is not None)
+            connection.execute(sa.update(ASSETS).where(_is(kept.asset_id)).values(expires_s=longest))
+            # The same call, made again because its answer was lost, has made the record itself.
+            again = kept.asset_id == asset.asset_id
+            return Minted(replace(kept, expires_s=longest), again, not again or len(alike) > 1)
+        if alike:
+            there = alike[0]
+            there_type = asset.content_type or there.content_type
+            asset = replace(asset, area=there.area, path=there.path, size=there.size, content_type=there_type)
+        elif not self.stored:
+            return None
+        _insert(connection, [asset])
+        return Minted(asset, True, bool(alike))
+
+
+@dataclass(frozen=True, slots=True)
+class RecordOutputs:
+    """Keep assets of jobs' outputs, unless they are kept already."""
+
+    writes: ClassVar[bool] = True
+
+    assets: tuple[Asset, ...]
+
+    def carry_out(self, connection: sa.Connection) -> None:
+        """Insert them."""
+        _insert(connection, self.assets)
+
+
+class OutputAsset(NamedTuple):
+    """deleted: whether its client wants it shown no more."""
+
+    asset: Asset
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsOf:
+    """The assets of a job's outputs that are kept, by id."""
+
+    writes: ClassVar[bool] = False
+
+    job_id: str
+
+    def carry_out(self, connection: sa.Connection) -> dict[str, OutputAsset]:
+        """Return them."""
+        rows = connection.execute(sa.select(ASSETS).where(ASSETS.c.job_id == self.job_id)).all()
+        return {row.asset_id: OutputAsset(_asset(row), row.deleted_s is not None) for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class FindAssets:
+    """Assets by id, those that are there."""
+
+    writes: ClassVar[bool] = False
+
+    asset_ids: tuple[str, ...]
+
+    def carry_out(self, connection: sa.Connection) -> dict[str, Asset]:
+        """Return them by id."""
+        found = {}
+        for start in range(0, len(self.asset_ids), BATCH):
+            wanted = ASSETS.c.asset_id.in_(self.asset_ids[start : start + BATCH])
+            found.update({asset.asset_id: asset for asset in _select(connection, wanted & _live())})
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class HasBytes:
+    """Whether some asset has these bytes."""
+
+    writes: ClassVar[bool] = False
+
+    hash: str
+
+    def carry_out(self, connection: sa.Connection) -> bool:
+        """Return the answer."""
+        has = sa.select(sa.literal(1)).select_from(ASSETS).where((ASSETS.c.hash == self.hash) & _live()).limit(1)
+        return connection.execute(has).first() is not None
+
+
+class Deleted(NamedTuple):
+    """files: what nobody refers to any more."""
+
+    what: Literal["deleted", "missing", "in use"]
+    files: tuple[FileRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteAsset:
+    """Take an asset away, unless a job that has not ended uses it."""
+
+    writes: ClassVar[bool] = True
+
+    asset_id: str
+
+    def carry_out(self, connection: sa.Connection) -> Deleted:
+        """Return what became of it. Of an output the record stays, so that it is not made again."""
+        found = _select(connection, _is(self.asset_id) & _live())
+        if not found:
+            return Deleted("missing")
+        if connection.execute(_used(self.asset_id)).first() is not None:
+            return Deleted("in use")
+        if found[0].job_id is not None:
+            connection.execute(sa.update(ASSETS).where(_is(self.asset_id)).values(deleted_s=time.time()))
+            return Deleted("deleted")
+        return Deleted("deleted", _remove(connection, found))
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireAssets:
+    """Take away the assets whose time is over, but for those that a job which has not ended uses."""
+
+    writes: ClassVar[bool] = True
+
+    def carry_out(self, connection: sa.Connection) -> tuple[FileRef, ...]:
+        """Return the files that nobody refers to any more."""
+        used = sa.select(ASSET_USES.c.asset_id).join(JOBS, JOBS.c.job_id == ASSET_USES.c.job_id)
+        used = used.where(JOBS.c.ended_s.is_(None))
+        over = (ASSETS.c.expires_s <= time.time()) & ASSETS.c.asset_id.not_in(used)
+        return _remove(connection, _select(connection, over))
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFiles:
+    """The names in FOLDER that assets refer to."""
+
+    writes: ClassVar[bool] = False
+
+    def carry_out(self, connection: sa.Connection) -> frozenset[str]:
+        """Return them."""
+        paths = sa.select(ASSETS.c.path).where((ASSETS.c.area == "input") & ASSETS.c.path.startswith(f"{FOLDER}/"))
+        return frozenset(path.removeprefix(f"{FOLDER}/") for path in connection.execute(paths).scalars())
+
+
+def use(connection: sa.Connection, uses: Sequence[tuple[str, str]]) -> None:
+    """Note that jobs use assets, as (job, asset); none costs no statement. Errors: AssetMissingError for the job."""
+    for job_id, asset_id in uses:
+        # One that is used already may have expired since: a statement may be carried out twice.
+        if not _select(connection, _is(asset_id) & (_live() | _is_used_by(job_id))):
+            raise AssetMissingError(job_id, f"asset {asset_id} is not there", asset_id)
+    insert_once(connection, ASSET_USES, ("job_id", "asset_id"), [{"job_id": j, "asset_id": a} for j, a in uses])
+
+
+def _is(asset_id: str) -> sa.ColumnElement[bool]:
+    return ASSETS.c.asset_id == asset_id
+
+
+def _live() -> sa.ColumnElement[bool]:
+    return ASSETS.c.deleted_s.is_(None) & (ASSETS.c.expires_s.is_(None) | (ASSETS.c.expires_s > time.time()))
+
+
+def _used(asset_id: str) -> Any:
+    unfinished = sa.select(ASSET_USES.c.job_id).join(JOBS, JOBS.c.job_id == ASSET_USES.c.job_id)
+    return unfinished.where((ASSET_USES.c.asset_id == asset_id) & JOBS.c.ended_s.is_(None)).limit(1)
+
+
+def _is_used_by(job_id: str) -> sa.ColumnElement[bool]:
+    return ASSETS.c.asset_id.in_(sa.select(ASSET_USES.c.asset_id).where(ASSET_USES.c.job_id == job_id))
+
+
+def _remove(connection: sa.Connection, assets: Iterable[Asset]) -> tuple[FileRef, ...]:
+    """Delete the records of uploads and return the files that no other record has."""
+    files = []
+    for asset in assets:
+        connection.execute(sa.delete(ASSETS).where(_is(asset.asset_id)))
+        shared = (ASSETS.c.hash == asset.hash) & (ASSETS.c.area == asset.area) & (ASSETS.c.path == asset.path)
+        left = connection.execute(sa.select(sa.literal(1)).select_from(ASSETS).where(shared).limit(1)).first()
+        # A reference to an output's bytes stands in the output area, where files are the jobs'.
+        if left is None and asset.area == "input" and asset.ref.subfolder == FOLDER:
+            files.append(asset.ref)
+    return tuple(files)
+
+
+def _insert(connection: sa.Connection, assets: Sequence[Asset]) -> None:
+    rows = [{f.name: getattr(asset, f.name) for f in fields(asset)} for asset in assets]
+    insert_once(connection, ASSETS, ("asset_id",), [{**row, "tags": json.dumps(row["tags"])} for row in rows])
+
+
+def _select(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[Asset]:
+    rows = connection.execute(sa.select(ASSETS).where(where).order_by(ASSETS.c.created_s, ASSETS.c.asset_id))
+    return [_asset(row) for row in rows]
+
+
+def _asset(row: Any) -> Asset:
+    values = {f.name: getattr(row, f.name) for f in fields(Asset)}
+    return Asset(**{**values, "tags": tuple(json.loads(row.tags))})
