@@ -21,6 +21,7 @@ from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.v2.failures import CodedError
 from serve_app.api.v2.jobs import job
+from serve_app.api.v2.outputs import outputs_of
 from serve_app.api.v2.shapes import STATES, progress_shape
 from serve_app.errors import CrowdedError, JobMissingError, UnavailableError
 from serve_app.events import ENDINGS, Event
@@ -47,7 +48,7 @@ _MOVING = frozenset({"cached", "executing", "progress", "finished", "executed"})
 async def get_events(request: Request, service: Current) -> Response:
     """Stream a job's events until it has ended."""
     view = await job(service, request.path_params["job_id"])
-    return _Stream(_Told(service, view.job_id).frames(), request.app.state.crowd.listeners)
+    return _Stream(_Told(request, service, view.job_id).frames(), request.app.state.crowd.listeners)
 
 
 class _Stream(StreamingResponse):
@@ -63,14 +64,16 @@ class _Stream(StreamingResponse):
             with self._room.taken():
                 await super().__call__(scope, receive, send)
         except CrowdedError as error:
-            raise CodedError("too_many_streams", str(error), retry_after_s=error.retry_after_s) from error
+            raise CodedError(
+                "too_many_streams", str(error), headers={"Retry-After": str(error.retry_after_s)}
+            ) from error
 
 
 class _Told:
     """One job as one client is told of it."""
 
-    def __init__(self, service: Service, job_id: str) -> None:
-        self._service, self._job_id = service, job_id
+    def __init__(self, request: Request, service: Service, job_id: str) -> None:
+        self._request, self._service, self._job_id = request, service, job_id
         self._cursor = 0
         self._state = "queued"
         self._position: int | None = None
@@ -90,6 +93,8 @@ class _Told:
                 return
             if self._state == "running":
                 yield await self._progress()
+            async for frame in self._outputs(known.events):
+                yield frame
             while self._state not in ENDINGS:
                 poll = asyncio.ensure_future(self._poll())
                 try:
@@ -114,6 +119,8 @@ class _Told:
 
     async def _news(self, events: Sequence[Event]) -> AsyncGenerator[str]:
         before = self._state
+        async for frame in self._outputs(events):
+            yield frame
         self._take(events)
         if self._state != before:
             yield await self._status()
@@ -123,6 +130,11 @@ class _Told:
                 yield await self._status()
         if self._state == "running" and self._moved and time.monotonic() >= self._progress_s + PROGRESS_S:
             yield await self._progress()
+
+    async def _outputs(self, events: Sequence[Event]) -> AsyncGenerator[str]:
+        shown = {event.data["node"]: event.data["output"] for event in events if event.kind == "executed"}
+        for output in await outputs_of(self._request, self._service, self._job_id, shown):
+            yield _frame("output", output)
 
     def _take(self, events: Sequence[Event]) -> None:
         for event in events:

@@ -43,11 +43,17 @@ CODES: Mapping[str, int] = {
     "invalid_metadata_filter": 400,
     "forbidden_origin": 403,
     "not_found": 404,
+    "blob_not_found": 404,
+    "output_unavailable": 404,
     "method_not_allowed": 405,
     "request_timeout": 408,
+    "hash_mismatch": 409,
+    "asset_in_use": 409,
     "payload_too_large": 413,
+    "range_not_satisfiable": 416,
     "invalid_workflow": 422,
     "workflow_format_ui": 422,
+    "missing_asset": 422,
     "metadata_invalid": 422,
     "idempotency_key_reuse": 422,
     "queue_full": 429,
@@ -80,14 +86,17 @@ _ROUTING = {404: "not_found", 405: "method_not_allowed"}
 
 
 class CodedError(ServeAppError):
-    """A request that v2 refuses by one of its CODES. retry_after_s: when it may be sent again."""
+    """A request that v2 refuses by one of its CODES."""
 
     def __init__(
-        self, code: str, message: str, details: Mapping[str, Any] | None = None, *, retry_after_s: int | None = None
+        self,
+        code: str,
+        message: str,
+        details: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.code, self.details = code, details
-        self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+        self.code, self.details, self.headers = code, details, dict(headers or {})
 
 
 def answer(request: Request, error: Exception) -> Response:

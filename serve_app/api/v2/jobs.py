@@ -21,8 +21,11 @@ from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.api.v2.failures import CodedError
 from serve_app.api.v2.labels import filters, labels
+from serve_app.api.v2.outputs import outputs_of
+from serve_app.api.v2.references import missing_assets, resolved
 from serve_app.api.v2.shapes import job_shape, listed_shape
-from serve_app.errors import JobMissingError, shown
+from serve_app.api.v2.submission import extra_data, idempotency_key, workflow
+from serve_app.errors import AssetMissingError, JobMissingError, shown
 from serve_app.scheduler.client import JobView
 from serve_app.service import Service
 from serve_app.store.changes import Claims
@@ -30,26 +33,23 @@ from serve_app.store.inquiries import ListJobs
 
 router = Routes()
 
-KEYS = ("workflow", "extra_data", "metadata")
-RESERVED = ("webhook_url", "inputs")
-"""Keys that v2 keeps for later; only null may be there."""
-CREDENTIAL = "api_key_comfy_org"
 LISTED, MOST_LISTED = 50, 100
 """How many jobs a page of the list has, and may have."""
-
-_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 
 @router.post("/jobs")
 async def post_job(request: Request, service: Current) -> Response:
     """Queue a workflow; it is durable when this is answered."""
     body = await read_object(request, service.limits.body)
-    key = _key(request)
-    extra_data = _extra_data(body)
+    key = idempotency_key(request)
+    given = extra_data(body)
     named = labels(body.get("metadata"))
-    workflow = _workflow(body)
-    submission = {"prompt": workflow, "extra_data": extra_data}
-    submitted = await service.submit(submission, labels=named, claims=Claims(key))
+    prompt, assets = await resolved(service, workflow(body))
+    submission = {"prompt": prompt, "extra_data": given}
+    try:
+        submitted = await service.submit(submission, labels=named, claims=Claims(key, assets))
+    except AssetMissingError as error:  # it has gone since it was resolved
+        raise missing_assets([error.asset_id]) from error
     return Json(await shown_job(request, service, await job(service, submitted.job_id)), 201)
 
 
@@ -100,46 +100,8 @@ async def job(service: Service, job_id: str) -> JobView:
 async def shown_job(request: Request, service: Service, view: JobView) -> dict[str, Any]:
     """Return a job as a request is answered it."""
     standing = await service.standing(view.job_id) if view.ended_s is None else None
-    return job_shape(view, standing, [], request.scope.get("root_path", ""))
-
-
-def _key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise CodedError("invalid_request", f"Idempotency-Key must be 1 to 255 printable characters, not {shown(key)}")
-    return key
-
-
-def _extra_data(body: dict[str, Any]) -> dict[str, Any]:
-    """Return what a submission's nodes are to know beside the graph."""
-    if "extra_data" not in body:
-        return {}
-    given = body["extra_data"]
-    if not isinstance(given, dict) or given.keys() - {CREDENTIAL}:
-        raise CodedError(
-            "invalid_request", f"'extra_data' must be an object with {CREDENTIAL} alone, not {shown(given)}"
-        )
-    if not all(isinstance(value, str) for value in given.values()):
-        raise CodedError("invalid_request", f"{CREDENTIAL} in 'extra_data' must be a string")
-    return given
-
-
-def _workflow(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the graph of a submission in API format."""
-    if unknown := sorted(body.keys() - {*KEYS, *RESERVED}):
-        raise CodedError(
-            "invalid_request", f"{shown(unknown[0])} is not a key of a submission; allowed are {', '.join(KEYS)}"
-        )
-    if reserved := next((key for key in RESERVED if body.get(key) is not None), None):
-        raise CodedError("invalid_workflow", f"'{reserved}' is reserved: leave it out")
-    workflow = body.get("workflow")
-    if not isinstance(workflow, dict):
-        what = f"not {shown(workflow)}" if "workflow" in body else "and is missing"
-        raise CodedError("invalid_workflow", f"'workflow' must be an object of nodes by id, {what}")
-    if isinstance(workflow.get("nodes"), list) and "links" in workflow:
-        message = "'workflow' is in the format that the web page saves; send what it exports in API format"
-        raise CodedError("workflow_format_ui", message)
-    return workflow
+    outputs = await outputs_of(request, service, view.job_id, view.outputs)
+    return job_shape(view, standing, outputs, request.scope.get("root_path", ""))
 
 
 def _limit(text: str | None) -> int:

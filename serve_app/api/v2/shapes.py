@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from starlette.requests import Request
+
 from serve_app.events import Failure
 from serve_app.scheduler.client import JobView, Standing
+from serve_app.store.assets import Asset
 from serve_app.store.inquiries import ListedJob
 
 PREFIX = "/api/v2"
@@ -22,6 +26,10 @@ STATES: Mapping[str, str] = {
 
 KEPT_S = 365 * 86_400.0
 """Jobs are kept until somebody forgets them; nothing forgets one by itself before this is over."""
+
+
+LINKED_S = 3600.0
+"""How long a client may rely on a link. Ours stay good: each leads to the file, or to a new link into its store."""
 
 
 def moment(unix_s: float) -> str:
@@ -80,6 +88,43 @@ def listed_shape(job: ListedJob) -> dict[str, Any]:
         "update_time": updated,
         "metadata": dict(job.labels),
     }
+
+
+def asset_shape(asset: Asset, request: Request, *, created_new: bool | None = None) -> dict[str, Any]:
+    """Return an asset. created_new: whether its bytes came with it; None where nobody asked for it to be made."""
+    return {
+        "id": asset.asset_id,
+        "hash": asset.hash,
+        "size_bytes": asset.size,
+        "content_type": asset.content_type,
+        "created_at": moment(asset.created_s),
+        "expires_at": _at(asset.expires_s),
+        "file_path": asset.name,
+        "tags": list(asset.tags),
+        **_link(asset, request),
+        **({} if created_new is None else {"created_new": created_new}),
+        **({} if asset.job_id is None else {"job_id": asset.job_id}),
+    }
+
+
+def output_shape(asset: Asset, type_: str, request: Request) -> dict[str, Any]:
+    """Return an output of a job."""
+    return {
+        "node_id": asset.node_id,
+        "name": asset.path.rpartition("/")[2],
+        "type": type_,
+        "content_type": asset.content_type,
+        "size_bytes": asset.size,
+        "id": asset.asset_id,
+        "hash": asset.hash,
+        "job_id": asset.job_id,
+        **_link(asset, request),
+    }
+
+
+def _link(asset: Asset, request: Request) -> dict[str, str]:
+    url = f"{str(request.base_url).rstrip('/')}{PREFIX}/assets/{asset.asset_id}/content"
+    return {"url": url, "url_expires_at": moment(time.time() + LINKED_S)}
 
 
 def _at(unix_s: float | None) -> str | None:

@@ -15,6 +15,7 @@ from serve_app.api.app import create_app
 from serve_app.api.crowd import Crowd
 from serve_app.api.v2 import events
 from serve_app.service import Service
+from serve_app.store.store import FileRef
 from tests.unit.api.http_server import listening
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
@@ -83,6 +84,20 @@ async def test_a_stream_begins_with_how_things_stand_and_ends_with_the_job(clien
         assert (progress["message"], progress["value"]) == ("KSampler 5/20", 0.2)
         await replica.succeed(job_id, {})
         assert (await told.rest())[-1] == ("status", {"status": "succeeded", "queue_position": None})
+
+
+async def test_outputs_are_told_before_the_end(client, replica, volume, example):
+    pytest.importorskip("blake3")
+    volume.write(FileRef("output", "", "a.png"), b"picture")
+    job_id = await queued(client, example)
+    async with stream(client, job_id) as told:
+        await replica.succeed(job_id, {"6": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}})
+        frames = await told.rest()
+    names = [name for name, data in frames if data != {"status": "running", "queue_position": None}]
+    assert [name for name in names if name != "progress"] == ["status", "output", "status"]
+    [output] = [data for name, data in frames if name == "output"]
+    assert output["id"] == (await client.get(f"/api/v2/jobs/{job_id}")).json()["outputs"][0]["id"]
+    assert (await client.get(output["url"])).content == b"picture"
 
 
 async def test_who_comes_later_is_told_the_latest_first(client, replica, example):
