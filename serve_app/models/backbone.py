@@ -102,12 +102,12 @@ class Backbone:
             options = {"reference_latents_method": self.references.name, **options}
         return network.family.inputs(cond, options, role, canvas, self.device, network.trained_as)
 
-    def rows(self, piece: Piece) -> Rows:
-        """Return what the network is asked for a piece."""
+    def rows(self, piece: Piece, fed: Tensor, timestep: Tensor) -> Rows:
+        """Return what the network is asked for a piece. fed: its x as the network is fed it; timestep: (B,)."""
         return Rows(
-            self.fed(piece),
+            fed,
             piece.sigma,
-            self.levels.timestep(_level(piece)),
+            timestep,
             piece.inputs,
             self.loras,
             piece.layers,
@@ -161,5 +161,5 @@ def names_of(network: Mapping[str, Any]) -> set[str]:
 
 
 def _level(piece: Piece) -> Tensor:
-    """Return the piece's sigma for each of its rows, (B,)."""
-    return torch.full((piece.rows,), piece.sigma, dtype=torch.float32, device=piece.x.device)
+    """Return the piece's sigma for each of its rows, (B,), on the CPU."""
+    return torch.full((piece.rows,), piece.sigma, dtype=torch.float32)

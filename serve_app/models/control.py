@@ -19,6 +19,7 @@ from serve_app.errors import NodeError
 from serve_app.images import resize
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.levels import Levels, single
+from serve_app.sampling.transfer import sent
 from serve_app.values import Conditioning, Control, HintKind, Recipe
 
 Conds: TypeAlias = Mapping[str, Conditioning]
@@ -241,9 +242,9 @@ def control_residuals(rows: Sequence[Controlled], call: Any, x: Tensor) -> dict[
     """
     sums: dict[Any, list[Tensor]] = {}
     for (net, _), acting in _together(rows, x.shape[-2], x.shape[-1]).items():
-        index = torch.tensor([i for part in acting for i in part.rows], device=x.device)
-        strength = torch.tensor(
-            [net.strength(p.control.control.strength) for p in acting for _ in p.rows], device=x.device
+        index = sent(torch.tensor([i for part in acting for i in part.rows]), x.device)
+        strength = sent(
+            torch.tensor([net.strength(p.control.control.strength) for p in acting for _ in p.rows]), x.device
         )
         each = [[to_batch(said, len(part.rows)) for said in part.read] for part in acting]
         added = net.residuals(call, index, [torch.cat(said) for said in zip(*each, strict=True)])

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from serve_app.sampling.transfer import sent
 from serve_app.values import FreeU
 
 
@@ -66,9 +67,14 @@ def _amplified(coarse: Tensor, b: float, *, adaptive: bool) -> Tensor:
 
 def _damped(skipped: Tensor, s: float) -> Tensor:
     height, width = skipped.shape[-2:]
-    # The four lowest frequencies: 0 and the first below it, along both sides.
-    rows, columns = torch.zeros(height), torch.zeros(width)
-    rows[[-1, 0]] = columns[[-1, 0]] = 1
-    share = 1 + (s - 1) * torch.outer(rows, columns).to(skipped.device)
+    share = 1 + (s - 1) * _lowest(height, width, skipped.device)
     filtered: Tensor = torch.fft.ifft2(torch.fft.fft2(skipped.float()) * share).real
     return filtered.to(skipped.dtype)
+
+
+@lru_cache(maxsize=64)
+def _lowest(height: int, width: int, device: torch.device) -> Tensor:
+    """Return 1 at the four lowest frequencies, 0 and the first below it along both sides, and 0 at all others."""
+    rows, columns = torch.zeros(height), torch.zeros(width)
+    rows[[-1, 0]] = columns[[-1, 0]] = 1
+    return sent(torch.outer(rows, columns), device)

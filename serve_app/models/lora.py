@@ -17,6 +17,7 @@ from torch import Tensor
 
 from serve_app import log
 from serve_app.models.layout import Place, placed
+from serve_app.sampling.transfer import sent
 
 _log = log.get("models")
 
@@ -277,7 +278,7 @@ class Part(Adapter):
 
 
 def _f32(tensor: Tensor, beside: Tensor) -> Tensor:
-    return tensor.to(beside.device, torch.float32)
+    return sent(tensor, beside.device).to(torch.float32)
 
 
 def _factor(parts: Tensor | tuple[Tensor, Tensor, Tensor | None], beside: Tensor) -> Tensor:

@@ -14,11 +14,15 @@ from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.sampling.levels import AngleLevels, EdmLevels, FlowLevels, FluxLevels, Levels, TableLevels
+from serve_app.sampling.transfer import sent
 from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 
 
 class Prediction(Protocol):
-    """What a network was trained to predict. x and output are (R,C,h,w); sigma is (R,), one level a row."""
+    """What a network was trained to predict. x and output are (R,C,h,w); sigma is (R,) on the CPU, one level a row.
+
+    What is computed of levels alone is computed there, and goes to the device of x as it is needed.
+    """
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return what the network is fed for x at sigma."""
@@ -30,8 +34,8 @@ class Prediction(Protocol):
 
 
 def per_row(sigma: Tensor, x: Tensor) -> Tensor:
-    """Return sigma (R,) shaped to multiply the rows of x."""
-    return sigma.view(-1, *(1,) * (x.ndim - 1))
+    """Return sigma (R,) shaped to multiply the rows of x, on its device."""
+    return sent(sigma, x.device).view(-1, *(1,) * (x.ndim - 1))
 
 
 class EPS:
@@ -66,9 +70,9 @@ class V:
 
     def denoised(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
         """Return c_skip·x − c_out·v."""
-        s, data = per_row(sigma, x), self.sigma_data
-        total = s**2 + data**2
-        return x * data**2 / total - output * s * data / total**0.5
+        data = self.sigma_data
+        total = sigma**2 + data**2
+        return x * data**2 / per_row(total, x) - output * per_row(sigma, x) * data / per_row(total**0.5, x)
 
 
 class Edm(V):
@@ -115,9 +119,9 @@ class Lcm:
 
     def denoised(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
         """Return c_skip(t)·x + c_out(t)·(x − sigma·eps)."""
-        t = per_row(self.levels.timestep(sigma) * 10.0, x)
+        t = self.levels.timestep(sigma) * 10.0
         total = t**2 + 0.25
-        return t / total**0.5 * EPS.denoised(x, output, sigma) + 0.25 / total * x
+        return per_row(t / total**0.5, x) * EPS.denoised(x, output, sigma) + per_row(0.25 / total, x) * x
 
 
 class Velocity:

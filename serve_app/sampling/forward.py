@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from serve_app.sampling.denoiser import Prediction
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
+from serve_app.sampling.transfer import sent
 from serve_app.values import PackFunctions
 
 Area = tuple[int, int, int, int]
@@ -117,6 +119,9 @@ class Backbone(Protocol):
     def levels(self) -> Levels: ...
 
     @property
+    def prediction(self) -> Prediction: ...
+
+    @property
     def latent_format(self) -> LatentFormat: ...
 
     @property
@@ -135,8 +140,8 @@ class Backbone(Protocol):
         """
         ...
 
-    def rows(self, piece: Piece) -> Any:
-        """Return what its network is asked for a piece."""
+    def rows(self, piece: Piece, fed: Tensor, timestep: Tensor) -> Any:
+        """Return what its network is asked for a piece. fed: its x as the network is fed it; timestep: (B,)."""
         ...
 
     def denoised(self, piece: Piece, output: Tensor) -> Tensor:
@@ -161,9 +166,64 @@ class Backbone(Protocol):
 
 def denoise(pieces: Sequence[Piece]) -> list[Tensor]:
     """Return each piece's D(x, sigma) from one forward. The keys of their backbones and their group keys are equal."""
-    network = pieces[0].backbone.network
-    outputs = network.answer([piece.backbone.rows(piece) for piece in pieces])
-    return [piece.backbone.denoised(piece, output) for piece, output in zip(pieces, outputs, strict=True)]
+    network, alike = pieces[0].backbone.network, _alike(pieces)
+    asked: dict[int, Any] = {}
+    for some in alike:
+        for i, fed, timestep in zip(some.places, *some.split(some.fed(), some.timesteps()), strict=True):
+            asked[i] = pieces[i].backbone.rows(pieces[i], fed, timestep)
+    outputs = network.answer([asked[i] for i in range(len(pieces))])
+    answers: dict[int, Tensor] = {}
+    for some in alike:
+        [denoised] = some.split(some.denoised([outputs[i] for i in some.places]))
+        answers |= zip(some.places, denoised, strict=True)
+    return [answers[i] for i in range(len(pieces))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Alike:
+    """Pieces of a forward that are arithmetic of one kind, done at once: a device's time for it is its number of calls.
+
+    places: theirs among all. x: (R,C,h,w), their rows. sigma: (R,), on the CPU.
+    """
+
+    levels: Levels
+    prediction: Prediction
+    places: Sequence[int]
+    counts: Sequence[int]
+    x: Tensor
+    sigma: Tensor
+
+    def fed(self) -> Tensor:
+        return self.prediction.scale_input(self.x, self.sigma)
+
+    def timesteps(self) -> Tensor:
+        return sent(self.levels.timestep(self.sigma), self.x.device)
+
+    def denoised(self, outputs: Sequence[Tensor]) -> Tensor:
+        return self.prediction.denoised(self.x, _whole(outputs), self.sigma)
+
+    def split(self, *wholes: Tensor) -> list[tuple[Tensor, ...]]:
+        """Return each of the wholes (R,…) by piece."""
+        return [torch.split(whole, list(self.counts)) for whole in wholes]
+
+
+def _alike(pieces: Sequence[Piece]) -> list[_Alike]:
+    by_kind: dict[Hashable, list[int]] = {}
+    for i, piece in enumerate(pieces):
+        kind = id(piece.backbone.levels), id(piece.backbone.prediction), piece.x.shape[1:], piece.x.dtype
+        by_kind.setdefault(kind, []).append(i)
+    made = []
+    for places in by_kind.values():
+        some = [pieces[i] for i in places]
+        counts, backbone = [piece.rows for piece in some], some[0].backbone
+        levels = [piece.sigma for piece in some for _ in range(piece.rows)]
+        sigma, x = torch.tensor(levels, dtype=torch.float32), _whole([piece.x for piece in some])
+        made.append(_Alike(backbone.levels, backbone.prediction, places, counts, x, sigma))
+    return made
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def crop(rows: Tensor, area: Area) -> Tensor:

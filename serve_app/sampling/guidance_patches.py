@@ -300,7 +300,7 @@ def mahiro(_patch: Mahiro, guided: Guided, denoised: Tensor) -> Tensor:
     """Go the more towards cond alone the less uncond is like what guidance gives. Source: Mahiro, as ComfyUI has it."""
     leap = guided.cond * guided.scale
     uncond, merged = (t.abs().sqrt() * t.sign() for t in (guided.uncond * guided.scale, (leap + denoised) / 2))
-    likeness = float(cosine_similarity(uncond, merged).mean())
+    likeness = cosine_similarity(uncond, merged).mean()
     return torch.lerp(leap, denoised, (likeness + 1) / 2)
 
 

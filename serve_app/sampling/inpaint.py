@@ -58,7 +58,7 @@ def differential(patch: DifferentialDiffusion, levels: Levels, sigmas: Tensor) -
     def at(mask: Tensor, sigma: float) -> Tensor:
         # In single precision, as ComfyUI: masks drawn in a few shades meet thresholds exactly.
         share = (levels.timestep(torch.tensor([sigma])).float() - last) / (first - last)
-        sharp = (mask >= share.to(mask.device)).to(mask.dtype)
+        sharp = (mask >= float(share)).to(mask.dtype)
         return sharp if patch.strength in (0, 1) else mask.lerp(sharp, patch.strength)
 
     return at

@@ -8,7 +8,7 @@ and host, and what makes the host wait for the card.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from sys import _getframe
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 CARD = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
@@ -166,7 +165,7 @@ class Card(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        leaves, spec = tree_flatten((args, kwargs))
+        leaves = [*_leaves(args), *_leaves(tuple(kwargs.values()))]
         mine = [leaf for leaf in leaves if isinstance(leaf, OnCard)]
         name = func.overloadpacket._qualified_op_name.rpartition("::")[2]
         device = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
@@ -195,11 +194,9 @@ class Card(TorchDispatchMode):
         self._count(name, func)
         if to_card:
             kwargs["device"] = _CPU
-            leaves, spec = tree_flatten((args, kwargs))
         wrappers = {id(leaf.held): leaf for leaf in mine}
-        asked = [leaf.held if isinstance(leaf, OnCard) else leaf for leaf in leaves]
-        inner_args, inner_kwargs = tree_unflatten(asked, spec)
-        return self._wrapped(func(*inner_args, **inner_kwargs), wrappers)
+        made = func(*_mapped(args, _held), **{key: _mapped(value, _held) for key, value in kwargs.items()})
+        return _mapped(made, lambda leaf: _wrapped(leaf, wrappers))
 
     def _is_card(self, device: Any) -> bool:
         kind = torch.device(device).type
@@ -254,18 +251,31 @@ class Card(TorchDispatchMode):
         made = torch.ops.aten._to_copy.default(_held(source), **changed)
         return OnCard(made) if goes else made
 
-    def _wrapped(self, made: Any, wrappers: dict[int, OnCard]) -> Any:
-        flat, spec = tree_flatten(made)
-        known = [wrappers.get(id(leaf)) for leaf in flat]
-        placed = [
-            OnCard(leaf) if wrapper is None and isinstance(leaf, Tensor) else leaf if wrapper is None else wrapper
-            for leaf, wrapper in zip(flat, known, strict=True)
-        ]
-        return tree_unflatten(placed, spec)
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _leaves(one)
+    else:
+        yield value
 
 
-def _held(tensor: Tensor) -> Tensor:
-    return tensor.held if isinstance(tensor, OnCard) else tensor
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(one, change) for one in value])
+    return change(value)
+
+
+def _held(value: Any) -> Any:
+    return value.held if isinstance(value, OnCard) else value
+
+
+def _wrapped(value: Any, wrappers: Mapping[int, OnCard]) -> Any:
+    """Return what an operation gave as of the card. wrappers: what it was given, for what it changed in place."""
+    if not isinstance(value, Tensor):
+        return value
+    known = wrappers.get(id(value))
+    return OnCard(value) if known is None else known
 
 
 class _Bindings(TorchFunctionMode):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from serve_app.models.families.unet import UnetInputs, stack_contexts
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
-from serve_app.sampling.denoiser import per_row
+from serve_app.sampling.denoiser import ImgToImg, per_row
 from serve_app.sampling.forward import Piece, denoise, to_batch
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import FlowLevels, Levels, TableLevels
@@ -50,6 +50,7 @@ class TinyBackbone:
         self.key = name
         self.device = torch.device("cpu")
         self.levels = levels or TableLevels()
+        self.prediction = ImgToImg()
         self.latent_format = latents or LatentFormat(4, scale=SCALE)
         self.calls: list[tuple[int, ...]] = []
         self.before = before
@@ -72,7 +73,7 @@ class TinyBackbone:
     def cells(self, piece: Piece) -> int:
         return piece.x[:, 0].numel()
 
-    def rows(self, piece: Piece) -> Piece:
+    def rows(self, piece: Piece, fed: torch.Tensor, timestep: torch.Tensor) -> Piece:
         return piece
 
     @property

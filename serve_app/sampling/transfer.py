@@ -1,0 +1,16 @@
+"""Small tensors of the host on a device. A copy that waited would end the overlap of host and device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device, without waiting for what the device has been asked before.
+
+    Only from pinned memory can a GPU copy while the host goes on.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
