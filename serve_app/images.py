@@ -7,7 +7,7 @@ same workflow gives the same pixels.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from serve_app.errors import NodeError
 from serve_app.limits import SizeLimits, refused
@@ -107,6 +108,27 @@ def from_bytes(data: bytes, limits: SizeLimits | None = None) -> tuple[Tensor, T
     if len(images) == 1:
         return images[0][None], masks[0][None]
     return torch.stack(images), torch.stack(masks)
+
+
+def to_be_seen(
+    images: Tensor, size: int, mean: Sequence[float], spread: Sequence[float], *, crop: bool = True
+) -> Tensor:
+    """Return images (B,H,W,C) in 0…1 as image encoders are shown them, (B,3,size,size) of spread 1 around 0.
+
+    mean, spread: of each colour. crop: their middle, else all, squeezed into a square. The numbers are ComfyUI's.
+    """
+    planes = images[..., :3].movedim(-1, 1).float()
+    height, width = planes.shape[-2:]
+    if (height, width) != (size, size):
+        scale = size / min(height, width)
+        sides = (round(scale * height), round(scale * width)) if crop else (size, size)
+        planes = interpolate(planes, size=sides, mode="bicubic", antialias=True)
+        top, left = ((side - size) // 2 for side in planes.shape[-2:])
+        planes = planes[..., top : top + size, left : left + size]
+    # Pictures have 256 levels, which resizing leaves.
+    planes = (planes * 255).clamp(0, 255).round() / 255
+    middle, wide = (torch.tensor(numbers, device=planes.device)[:, None, None] for numbers in (mean, spread))
+    return (planes - middle) / wide
 
 
 def check_pixels(image: Image.Image, limits: SizeLimits | None, frames: int = 1) -> None:

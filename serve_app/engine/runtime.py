@@ -34,6 +34,7 @@ from serve_app.models.recipes import Need
 from serve_app.models.safetensors_file import SafetensorsFile
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
+from serve_app.models.vision import ImageEncoder
 from serve_app.models.weights import LoadCounters, Weights
 from serve_app.sampling.conditioning import with_options
 from serve_app.sampling.hooks import changes, clip_ranges, hooks_of
@@ -333,6 +334,12 @@ def _of_negative(guider: Guider) -> tuple[Recipe, ...]:
     return (replace(recipe, patches=(*kept, *guider.backbone.all(PackFunctions))),)
 
 
+def _joined(parts: Sequence[ClipVisionOutput]) -> ClipVisionOutput:
+    """Return what is seen in all images of several batches."""
+    states = [part.states for part in parts]
+    return ClipVisionOutput(**{name: torch.cat([of_part[name] for of_part in states]) for name in states[0]})
+
+
 def _cancel_run(beginning: Future[Future[Sampled]]) -> None:
     if not beginning.cancelled() and beginning.exception() is None:
         beginning.result().cancel()
@@ -475,9 +482,7 @@ class NodeRuntime:
 
     async def see(self, encoder: Recipe, images: Tensor, *, crop: bool) -> ClipVisionOutput:
         """Return what an image encoder sees in images (B,H,W,C) in 0…1. crop: their middle, else all, squeezed."""
-        parts = [await self._see(encoder, part, crop) for part in torch.split(images, IMAGES_TOGETHER)]
-        states = [part.states for part in parts]
-        return ClipVisionOutput(**{name: torch.cat([of_part[name] for of_part in states]) for name in states[0]})
+        return _joined([await self._see(encoder, part, crop) for part in torch.split(images, IMAGES_TOGETHER)])
 
     async def _see(self, encoder: Recipe, images: Tensor, crop: bool) -> ClipVisionOutput:
         load = self._weights.image_encoder
@@ -492,6 +497,14 @@ class NodeRuntime:
             cost=len(images),
             most=IMAGES_TOGETHER,
         )
+
+    async def see_pixels(self, encoder: Recipe, pixels: Tensor) -> ClipVisionOutput:
+        """Return what an image encoder sees in images that were made ready elsewhere, (B,3,S,S)."""
+        parts = [
+            await self._shared.use(encoder, self._weights.image_encoder, partial(ImageEncoder.see_pixels, pixels=part))
+            for part in torch.split(pixels, IMAGES_TOGETHER)
+        ]
+        return _joined(parts)
 
     async def style(self, style_model: Recipe, seen: ClipVisionOutput) -> Tensor:
         """Return the tokens of a text (1,T,D) that a style model makes of what is seen in all images."""

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from serve_app.errors import NodeError
+from serve_app.images import to_be_seen
 from serve_app.models.families.family import StyleFamily, VisionFamily
 from serve_app.values import ClipVisionOutput
 
@@ -35,34 +35,38 @@ class ImageEncoder:
         that is too long to be cropped.
         """
         pixels = torch.cat([self._pixels(image, crop) for images in batches for image in images])
-        seen = self.family.see(self._network, pixels.to(self._device, self._dtype))
+        states = self._states(pixels)
         counts = [len(images) for images in batches]
-        parts = {name: torch.split(states.float().cpu(), counts) for name, states in seen.states.items()}
+        parts = {name: torch.split(of_all, counts) for name, of_all in states.items()}
         # A part keeps the whole in memory, and one caller may keep its part longer than the others.
         return [ClipVisionOutput(**{name: own[i].clone() for name, own in parts.items()}) for i in range(len(batches))]
+
+    def see_pixels(self, pixels: Tensor) -> ClipVisionOutput:
+        """Return what is seen in images that were made ready elsewhere, (B,3,S,S), on the CPU.
+
+        Errors: NodeError for images of another size.
+        """
+        size = self.family.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
+            raise NodeError(
+                f"the image encoder looks at B×3×{size}×{size}, and was given {'×'.join(map(str, pixels.shape))}"
+            )
+        return ClipVisionOutput(**self._states(pixels))
+
+    def _states(self, pixels: Tensor) -> dict[str, Tensor]:
+        seen = self.family.see(self._network, pixels.to(self._device, self._dtype))
+        return {name: states.float().cpu() for name, states in seen.states.items()}
 
     def _pixels(self, image: Tensor, crop: bool) -> Tensor:
         """Return an image (H,W,C) as the network is shown it, (1,3,S,S)."""
         size = self.family.image_size
-        planes = image[None, ..., :3].movedim(-1, 1).float()
-        height, width = planes.shape[-2:]
-        if (height, width) != (size, size):
-            sides = (size, size)
-            if crop:
-                if max(height, width) > LONGEST * min(height, width):
-                    raise NodeError(
-                        f"an image of {width}×{height} pixels is more than {LONGEST} times as long as wide; crop it "
-                        "before it is encoded, or set crop to 'none'"
-                    )
-                scale = size / min(height, width)
-                sides = (round(scale * height), round(scale * width))
-            planes = interpolate(planes, size=sides, mode="bicubic", antialias=True)
-            top, left = ((side - size) // 2 for side in planes.shape[-2:])
-            planes = planes[..., top : top + size, left : left + size]
-        # Pictures have 256 levels, which resizing leaves.
-        planes = (planes * 255).clamp(0, 255).round() / 255
-        mean, spread = (torch.tensor(numbers)[:, None, None] for numbers in (self.family.mean, self.family.spread))
-        return (planes - mean) / spread
+        height, width = image.shape[:2]
+        if crop and (height, width) != (size, size) and max(height, width) > LONGEST * min(height, width):
+            raise NodeError(
+                f"an image of {width}×{height} pixels is more than {LONGEST} times as long as wide; crop it "
+                "before it is encoded, or set crop to 'none'"
+            )
+        return to_be_seen(image[None], size, self.family.mean, self.family.spread, crop=crop)
 
 
 class StyleModel:

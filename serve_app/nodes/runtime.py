@@ -75,6 +75,13 @@ class Runtime(Protocol):
         """
         ...
 
+    async def see_pixels(self, encoder: Recipe, pixels: torch.Tensor) -> ClipVisionOutput:
+        """Return what an image encoder sees in images that were made ready elsewhere, (B,3,S,S).
+
+        Errors: NodeError for another size than the encoder's.
+        """
+        ...
+
     async def style(self, style_model: Recipe, seen: ClipVisionOutput) -> torch.Tensor:
         """Return the tokens of a text (1,T,D) that a style model makes of what is seen in all images.
 

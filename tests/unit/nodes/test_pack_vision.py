@@ -44,6 +44,20 @@ PACK = """
         assert clip_vision.image_size == 16
         return clip_vision.encode_image(image, crop=False)
 
+    @node("CLIP_VISION_OUTPUT", clip_vision="CLIP_VISION", image="IMAGE")
+    def SeenAsPixels(clip_vision, image):
+        pixels = comfy.clip_vision.clip_preprocess(image.to(clip_vision.load_device), size=16, crop=False)
+        made = comfy.clip_vision.Output()
+        assert not hasattr(made, "image_embeds")
+        names = ("last_hidden_state", "penultimate_hidden_states", "image_embeds")
+        for name, states in zip(names, clip_vision.model(pixel_values=pixels, intermediate_output=-2)):
+            made[name] = states
+        return made
+
+    @node("CLIP_VISION_OUTPUT", clip_vision="CLIP_VISION")
+    def SeenTooLarge(clip_vision):
+        return clip_vision.model(pixel_values=torch.zeros(1, 3, 32, 32))
+
     @node("CLIP_VISION_OUTPUT", image="IMAGE")
     def SeenByAFile(image):
         encoder = comfy.clip_vision.load(folder_paths.get_full_path("clip_vision", "vit.safetensors"))
@@ -67,7 +81,7 @@ PACK = """
 
     @node("STRING", clip_vision="CLIP_VISION")
     def Reached(clip_vision):
-        return str(clip_vision.model)
+        return str(clip_vision.dtype)
 """
 ENCODER = ClipVision(layers=23, width=32, hidden_width=48, side=2, patch=8, projection=24)
 NODES: dict[str, Any] = {
@@ -111,6 +125,7 @@ async def stack(packs: tuple[Packs, Path]) -> AsyncIterator[Stack]:
     [
         ("Seen", {"clip_vision": ["encoder", 0], "image": ["image", 0]}),
         ("Seen", {"clip_vision": ["passed", 0], "image": ["image", 0]}),
+        ("SeenAsPixels", {"clip_vision": ["encoder", 0], "image": ["image", 0]}),
         ("SeenByAFile", {"image": ["image", 0]}),
     ],
 )
@@ -138,9 +153,14 @@ def test_a_class_that_sees_needs_a_replica_with_models(packs: tuple[Packs, Path]
     ("node", "missing"),
     [
         (("Unfinished", {"output": ["seen", 0]}), "Output.last_hidden_state"),
-        (("Reached", {"clip_vision": ["encoder", 0]}), "ClipVisionModel.model"),
+        (("Reached", {"clip_vision": ["encoder", 0]}), "ClipVisionModel.dtype"),
     ],
 )
 async def test_what_is_not_here_is_named(stack: Stack, node: Any, missing: str) -> None:
     with pytest.raises(NodeFailedError, match=rf"comfy\.clip_vision\.{missing} of ComfyUI is not here"):
         await stack.run("mine", **NODES, mine=node)
+
+
+async def test_pixels_of_another_size_are_refused(stack: Stack) -> None:
+    with pytest.raises(NodeFailedError, match="the image encoder looks at B×3×16×16, and was given 1×3×32×32"):
+        await stack.run("mine", **NODES, mine=("SeenTooLarge", {"clip_vision": ["encoder", 0]}))
