@@ -51,7 +51,7 @@ class ReplicaRegistry:
         in_database: Callable[..., Awaitable[Any]],
         *,
         validation: RemoteValidation,
-        feed: Callable[[Stimulus], Awaitable[None]],
+        feed: Callable[[Stimulus], asyncio.Future[None]],
         is_current: Callable[[TaskId], bool],
         silence_s: float,
         silenced: Callable[[str], None],
@@ -104,8 +104,9 @@ class ReplicaRegistry:
             if isinstance(report, Checked):
                 self._validation.answered(report)
         fed = [self._feed(Reported(replica_id, report)) for report in reports if not isinstance(report, Checked)]
-        if fed:
-            await asyncio.gather(*fed)
+        # Most of what nodes do waits for nothing to become durable.
+        if waiting := [durable for durable in fed if not durable.done() or durable.exception() is not None]:
+            await asyncio.gather(*waiting)
 
     async def reserve(
         self, task_id: TaskId, node_id: str, key: str, at_least: int, contents: Contents
