@@ -35,7 +35,6 @@ from serve_app.nodes.replacements import replaced
 from serve_app.nodes.routes import ON_PROMPT, PackAnswer, PackCall, PackFrame, PackRoute, Piece
 from serve_app.scheduler.client import (
     Attached,
-    JobPage,
     JobView,
     News,
     QueueBounds,
@@ -51,7 +50,7 @@ from serve_app.scheduler.cluster_view import ClusterView
 from serve_app.scheduler.messages import Free, SocketSaid
 from serve_app.shown_jobs import ShownJobs, without_secrets
 from serve_app.store.catalog import Catalog
-from serve_app.store.changes import NO_CLAIMS, Claims, JobQuery
+from serve_app.store.changes import NO_CLAIMS, Claims
 from serve_app.store.credentials import without_credentials
 from serve_app.store.extensions import Extensions
 from serve_app.store.inquiries import Inquiry
@@ -296,11 +295,6 @@ class Service:
     async def forget(self, job_ids: Sequence[str] | None = None) -> None:
         """Forget ended jobs: these, or all."""
         await self._scheduler.forget(job_ids)
-
-    async def jobs(self, query: JobQuery) -> JobPage:
-        """Return the jobs a query finds, without their credentials."""
-        page = await self._scheduler.page(query)
-        return JobPage(tuple(map(without_secrets, page.jobs)), page.total)
 
     async def attach(self, client_id: str, token: str) -> Attached:
         """Let a socket read for a client; as `SchedulerClient.attach`."""

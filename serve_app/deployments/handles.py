@@ -30,7 +30,6 @@ from serve_app.scheduler.client import (
     Accepted,
     Attached,
     JobKeys,
-    JobPage,
     JobView,
     News,
     Prevalidation,
@@ -105,9 +104,6 @@ class SchedulerHandle:
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
         return await self._call("events", job_id, after, timeout_s)  # type: ignore[no-any-return]
-
-    async def page(self, query: JobQuery) -> JobPage:
-        return await self._call("page", query)  # type: ignore[no-any-return]
 
     async def keys(self, query: JobQuery) -> JobKeys:
         return await self._call("keys", query)  # type: ignore[no-any-return]

@@ -106,14 +106,6 @@ class Standing:
     steps: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class JobPage:
-    """Some of the jobs that a JobQuery finds, and how many it finds in all."""
-
-    jobs: tuple[JobView, ...]
-    total: int
-
-
 class QueueItem(NamedTuple):
     """An unfinished job as the queue lists it. One that is not whole has its id, number and time alone."""
 
@@ -233,10 +225,8 @@ class SchedulerClient(Protocol):
         """Return the job's events with seq > after, waiting up to timeout_s for the first; [] if none came."""
         ...
 
-    async def page(self, query: JobQuery) -> JobPage: ...
-
     async def keys(self, query: JobQuery) -> JobKeys:
-        """Return which jobs `page` would."""
+        """Return which jobs a query finds."""
         ...
 
     async def views(self, job_ids: Sequence[str], brief: bool) -> tuple[JobView, ...]:

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar
 
-from serve_app.scheduler.client import JobKeys, JobPage, JobView
+from serve_app.scheduler.client import JobKeys, JobView
 from serve_app.scheduler.published_jobs import PublishedJobs
 from serve_app.scheduler.views import brief as briefly
 from serve_app.scheduler.views import live_view, row_view, unfinished_window
@@ -53,11 +53,6 @@ class JobLists:
                 known[row.job_id] = row_view(row) if job is None else live_view(job)
         views = (known[job_id] for job_id in job_ids if job_id in known)
         return tuple(map(briefly, views)) if brief else tuple(views)
-
-    async def page(self, query: JobQuery) -> JobPage:
-        """As `SchedulerClient.page`."""
-        found = await self.keys(query)
-        return JobPage(await self.views([job_id for job_id, _ in found.keys], brief=query.brief), found.total)
 
     async def _read(self, asked: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, asked)

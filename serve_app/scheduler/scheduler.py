@@ -39,7 +39,6 @@ from serve_app.scheduler.client import (
     Accepted,
     Attached,
     JobKeys,
-    JobPage,
     JobView,
     News,
     Prevalidation,
@@ -295,10 +294,6 @@ class Scheduler:
         executor = self._database if inquiry.writes else self._reading
         ask = partial(self._jobs.inquire, self.epoch, inquiry)
         return await asyncio.get_running_loop().run_in_executor(executor, ask)
-
-    async def page(self, query: JobQuery) -> JobPage:
-        self._check_ready()
-        return await self._lists.page(query)
 
     async def keys(self, query: JobQuery) -> JobKeys:
         self._check_ready()

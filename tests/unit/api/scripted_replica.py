@@ -35,6 +35,7 @@ from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs
 from tests.unit.api.node_specs import SPECS
+from tests.unit.scheduler.job_pages import page
 
 POOL = "cpu"
 HOST = HostStats("host", 64_000, 16_000, 48_000, ())
@@ -88,7 +89,7 @@ class ScriptedReplica:
     async def jobs(self) -> dict[str, JobView]:
         """Return every job that there is, but those that were cancelled before they started."""
         states = ("queued", "running", "success", "error", "cancelled")
-        return {job.job_id: job for job in (await self._scheduler.page(JobQuery(states, "created"))).jobs}
+        return {job.job_id: job for job in (await page(self._scheduler, JobQuery(states, "created"))).jobs}
 
     async def announce(self, pool: str = POOL, routes: tuple[PackRoute, ...] = (), host: HostStats = HOST) -> None:
         """Join a pool without a slot: its node classes and routes are known from here on."""

@@ -13,6 +13,7 @@ from serve_app.scheduler.client import QueueBounds, Reader, Submission
 from serve_app.scheduler.messages import Free
 from serve_app.store.changes import JobQuery
 from tests.unit.replica.cluster import Cluster, cluster
+from tests.unit.scheduler.job_pages import page
 
 EVERY = QueueBounds(1000, 1_000_000)
 
@@ -63,11 +64,11 @@ async def test_at_every_moment_a_job_is_in_the_queue_or_in_the_history(running):
     job_id = await submit(running, 2)
     for _ in range(2000):
         queue = await running.scheduler.queue(EVERY)
-        page = await running.scheduler.page(ENDED)
+        found = await page(running.scheduler, ENDED)
         waiting = {job.job_id for job in (*queue.running, *queue.pending)}
-        assert job_id in waiting or [job.job_id for job in page.jobs] == [job_id]
+        assert job_id in waiting or [job.job_id for job in found.jobs] == [job_id]
         if not waiting:
-            [ended] = page.jobs
+            [ended] = found.jobs
             assert (ended.state, list(ended.outputs)) == ("success", ["2"])
             return
     raise AssertionError("the job did not end")
@@ -113,18 +114,18 @@ async def test_results_are_forgotten_once_nothing_runs(running):
 async def test_jobs_are_listed_in_windows_and_forgotten(running):
     # One after another: jobs that run together may end in any order, which is that of the list.
     job_ids = [(await running.finish(await submit(running, colour, None))).job_id for colour in (6, 7, 8)]
-    page = await running.scheduler.page(JobQuery(ENDED.states, "created", descending=True, offset=1, limit=1))
-    assert ([job.job_id for job in page.jobs], page.total) == ([job_ids[1]], 3)
+    found = await page(running.scheduler, JobQuery(ENDED.states, "created", descending=True, offset=1, limit=1))
+    assert ([job.job_id for job in found.jobs], found.total) == ([job_ids[1]], 3)
     await running.scheduler.forget([job_ids[0]])
-    assert [job.job_id for job in (await running.scheduler.page(ENDED)).jobs] == job_ids[1:]
+    assert [job.job_id for job in (await page(running.scheduler, ENDED)).jobs] == job_ids[1:]
     assert await running.scheduler.job(job_ids[0]) is None
     await running.scheduler.forget(None)
-    assert (await running.scheduler.page(ENDED)).total == 0
+    assert (await page(running.scheduler, ENDED)).total == 0
 
 
 async def test_jobs_of_one_saved_workflow_are_found_by_its_id(running):
     workflow = {"extra_pnginfo": {"workflow": {"id": "w-1", "nodes": []}}}
     wanted = await submit(running, 9, None, **workflow)
     await submit(running, 10, None, extra_pnginfo={"workflow": {"id": "w-10"}})
-    page = await running.scheduler.page(JobQuery(("queued", "running", "success"), workflow_id="w-1"))
-    assert [job.job_id for job in page.jobs] == [wanted]
+    found = await page(running.scheduler, JobQuery(("queued", "running", "success"), workflow_id="w-1"))
+    assert [job.job_id for job in found.jobs] == [wanted]

@@ -10,6 +10,7 @@ import pytest
 from serve_app.errors import InvalidSubmissionError
 from serve_app.scheduler.client import Submission
 from serve_app.store.changes import JobQuery
+from tests.unit.scheduler.job_pages import page
 from tests.unit.scheduler.test_scheduler import UNSTORABLE, Life, impatient, life
 
 __all__ = ["impatient", "life"]
@@ -22,10 +23,10 @@ async def check_totals(life: Life, expected: int) -> None:
     """Check that what is counted on is what the database counts."""
     for states in (ENDED, ("success",), ("error",), ("cancelled",)):
         for limit in (0, 2, None):
-            page = await life.scheduler.page(JobQuery(states, limit=limit))
-            assert page.total == life.jobs.page(JobQuery(states))[1], states
-            assert len(page.jobs) == (page.total if limit is None else min(limit, page.total))
-    assert (await life.scheduler.page(JobQuery(ENDED, limit=0))).total == expected
+            found = await page(life.scheduler, JobQuery(states, limit=limit))
+            assert found.total == life.jobs.page(JobQuery(states))[1], states
+            assert len(found.jobs) == (found.total if limit is None else min(limit, found.total))
+    assert (await page(life.scheduler, JobQuery(ENDED, limit=0))).total == expected
 
 
 async def test_the_lengths_of_lists_are_what_the_database_counts(life: Life) -> None:
@@ -72,15 +73,15 @@ async def test_no_job_is_counted_and_none_that_waits_is_read_from_the_database(
         await life.scheduler.submit(Submission(job_id, prompt, ("1",), None, extra))
     while (await life.scheduler.count()).running < 2:
         await asyncio.sleep(0.01)
-    found = await life.scheduler.page(UNFINISHED)
+    found = await page(life.scheduler, UNFINISHED)
     assert ([job.job_id for job in found.jobs], found.total) == (ids[::-1], 4)
     assert {len(job.prompt) for job in found.jobs} == {0}
     assert found.jobs[0].extra_data == {"extra_pnginfo": {"workflow": {"id": "w-1"}}}
-    [second] = (await life.scheduler.page(JobQuery(("queued",), "created", offset=1, limit=1))).jobs
+    [second] = (await page(life.scheduler, JobQuery(("queued",), "created", offset=1, limit=1))).jobs
     assert second.job_id == ids[3]
     assert asked == []
 
-    every = await life.scheduler.page(JobQuery((*ENDED, "queued", "running"), "created", limit=2, brief=True))
+    every = await page(life.scheduler, JobQuery((*ENDED, "queued", "running"), "created", limit=2, brief=True))
     assert (len(every.jobs), every.total) == (2, 5)
     assert [job.prompt for job in every.jobs] == [{}, {}]
     assert [total for _, total in asked] == [5]

@@ -30,6 +30,7 @@ from serve_app.scheduler.views import row_view
 from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
+from tests.unit.scheduler.job_pages import page
 from tests.unit.store.lost_commits import losing_commits
 
 EVERY = QueueBounds(1000, 1_000_000)
@@ -374,11 +375,11 @@ async def test_history_and_durable_events_are_the_same_after_a_restart_those_of_
             await life.finish(job_id)
         stopped = await held(life)
         await life.scheduler.cancel(stopped)
-        before = await life.scheduler.page(JobQuery(tuple(ENDINGS)))
+        before = await page(life.scheduler, JobQuery(tuple(ENDINGS)))
         events = {view.job_id: durable(await life.events(view.job_id)) for view in before.jobs}
     assert {len(view.cached) for view in before.jobs} >= {0, 2}
     async with living(database_url) as life:
-        after = await life.scheduler.page(JobQuery(tuple(ENDINGS)))
+        after = await page(life.scheduler, JobQuery(tuple(ENDINGS)))
         assert [replay(view) for view in after.jobs] == [replay(view) for view in before.jobs]
         for view in before.jobs:
             assert durable(await life.events(view.job_id)) == events[view.job_id]
