@@ -200,7 +200,12 @@ def _packs(arguments: argparse.Namespace) -> int:
     if not arguments.directory.is_dir():
         raise ServeAppError(f"{arguments.directory} is no folder; give the one that holds the node packs")
     directory = arguments.directory.absolute()
-    return lock(directory) if arguments.lock else packs(directory, markdown=arguments.markdown)
+    if arguments.lock:
+        return lock(directory)
+    status = packs(directory, markdown=arguments.markdown)
+    # Threads that packs have started would keep the process for ever.
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
