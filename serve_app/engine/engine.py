@@ -1,11 +1,12 @@
 """The loop that answers evaluations: one thread, one forward at a time, rows of many jobs in each.
 
 Trajectories join when they are submitted, are answered as `batcher.share` decides, and leave at their end, when they
-are cancelled or when they fail; what one raises, or a call, is its own and never ends the loop. One-off model work
-(`call`) runs in the same thread, so a device and its weights are only ever used from here. Between two forwards it
-takes about as long as one: a job that begins does not hold up those that are sampled by more than a step, and jobs that
-come together are not let in one by one. Equal work for several jobs (`gather`) is done at once, as far as it fits into
-that time. What alone takes longer than a forward is not split here.
+are cancelled or when they fail; what one raises, or a call, is its own and does not end the loop. Only an error after
+which the device answers nothing more (`device_lost`) closes the engine. One-off model work (`call`) runs in the same
+thread, so a device and its weights are only ever used from here. Between two forwards it takes about as long as one: a
+job that begins does not hold up those that are sampled by more than a step, and jobs that come together are not let in
+one by one. Equal work for several jobs (`gather`) is done at once, as far as it fits into that time. What alone takes
+longer than a forward is not split here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from serve_app.engine.batcher import share
 from serve_app.engine.budget import Budget
+from serve_app.engine.device_lost import DeviceLostError, check, is_lost
 from serve_app.engine.side_work import PAUSED, Call, Calls, fail
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, UnavailableError
@@ -103,8 +105,8 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread runs; without it nothing is answered any more."""
-        return self._thread.is_alive()
+        """Whether it answers: neither has it closed, nor has its thread ended."""
+        return self._thread.is_alive() and not self._closed
 
     def submit(self, trajectory: Trajectory) -> Future[Sampled]:
         """Let a trajectory join at the next forward; the future holds what it ended with.
@@ -188,6 +190,8 @@ class Engine:
                     self.turn = turns
                     busy = self._run_a_call() or self._run_a_forward()
                     self.turn = 0
+        except DeviceLostError as lost:
+            log.error("the engine closes: %s", lost)
         finally:
             self._abandon()
 
@@ -215,6 +219,10 @@ class Engine:
             run.trajectory.start()
             ended = _ends(run)
         except BaseException as error:
+            if is_lost(error):
+                # Told with all others, once it is known that the engine has closed.
+                self._runs.append(run)
+            check(error)
             fail(run.future, error)
             return
         if not ended:
@@ -268,6 +276,7 @@ class Engine:
             answers = self._denoise(pieces)
         except BaseException as error:
             self.counters.failures += 1
+            check(error)
             if len(runs) == 1:
                 _fail(runs[0], error)
                 return []
@@ -283,6 +292,7 @@ class Engine:
                 run.trajectory.feed(answers[first:end])
                 _ends(run)
             except BaseException as error:
+                check(error)
                 _fail(run, error)
             first = end
         return []

@@ -16,6 +16,7 @@ import torch
 
 from serve_app import log
 from serve_app.engine.batcher import share
+from serve_app.engine.device_lost import check, is_lost
 
 _log = log.get("engine")
 
@@ -77,7 +78,10 @@ class Calls:
         return [first, *(call for call in equal if _starts(call.future))]
 
     def run(self, calls: Sequence[Call]) -> None:
-        """Run calls that were taken together. If that fails for several, each waits again, to be run alone."""
+        """Run calls that were taken together. If that fails for several, each waits again, to be run alone.
+
+        Errors: DeviceLostError.
+        """
         try:
             # Weights and results outlive the call, and whoever gets a result may change it in place.
             with torch.inference_mode(False), torch.no_grad():
@@ -89,6 +93,9 @@ class Calls:
                 else:
                     call.future.set_result(answer)
         except BaseException as error:
+            if is_lost(error):
+                self._waiting.extendleft(calls)
+            check(error)
             if len(calls) == 1:
                 fail(calls[0].future, error)
                 return

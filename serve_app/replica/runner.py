@@ -185,7 +185,7 @@ class Runner:
     def check_health(self) -> None:
         """Raise UnavailableError if this replica can no longer do its work, and must be replaced."""
         if self.models is not None and not self.models.alive:
-            raise UnavailableError("the engine's thread has ended")
+            raise UnavailableError("the engine has ended; what runs here goes to another replica")
 
     async def leave(self) -> None:
         """Tell the scheduler that this replica goes; its unfinished tasks are handed to others at once."""
@@ -304,6 +304,12 @@ class Runner:
         if self._membership.leaving:
             return
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
+        if error is not None and self.models is not None and not self.models.alive:
+            # Not the task's fault: as this replica is replaced, the scheduler makes a new attempt of it.
+            _log.warning(
+                "the engine has ended under task=%s.%s of job=%s", task_id.index, task_id.attempt, task_id.job_id
+            )
+            return
         match error:
             case None:
                 self.say(TaskFinished(task_id, took_s))

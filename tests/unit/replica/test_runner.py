@@ -295,6 +295,28 @@ async def test_a_replica_whose_engine_has_ended_is_not_healthy(root):
             runner.check_health()
 
 
+async def test_a_job_whose_device_is_lost_is_a_new_attempt_on_another_replica(root):
+    async with cluster(root, ONE) as running:
+        engine, struck = running.runners["gpu"].models._engine, []
+
+        def denoise(pieces):
+            struck.append(len(pieces))
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        engine._denoise = denoise
+        job = await running.submit(txt2img(1), ("6",))
+        while not struck or engine.alive:
+            await asyncio.sleep(0.01)
+        with pytest.raises(UnavailableError, match="engine"):
+            running.runners["gpu"].check_health()
+        # What Serve does with a replica that fails its health checks.
+        await running.lose("gpu")
+        await running.replica("gpu", ONE[0])
+        view = await running.finish(job)
+        assert view.state == "success", view.failure
+        assert len(struck) == 1
+
+
 async def test_a_job_that_asks_for_too_much_by_a_link_ends_in_error_and_the_replica_goes_on(root: Path) -> None:
     def batch(count: int) -> dict[str, object]:
         return {
