@@ -14,6 +14,8 @@ from torch.nn.functional import linear
 
 from serve_app.models.layout import Place
 
+AT_ONCE = 2**24
+"""How many numbers of a weight are widened at a time: what is made in between takes several times their memory."""
 WIDE = torch.bfloat16
 """What weights are in where they are saved without the scales that belong to them."""
 
@@ -46,6 +48,21 @@ class KeptWeight(ABC):
     def widened(self, dtype: torch.dtype) -> Tensor:
         """Return what inputs that went through `turned` are multiplied by: the weight, if they stay as they are."""
         return self.wide().to(dtype)
+
+    def widened_by_rows(self, dtype: torch.dtype) -> Tensor:
+        """Return as `widened`, made of some rows at a time where the weight is large."""
+        rows, columns = self.shape
+        step = max(1, AT_ONCE // columns)
+        if rows <= step:
+            return self.widened(dtype)
+        whole: Tensor | None = None
+        for first in range(0, rows, step):
+            end = min(first + step, rows)
+            part = self.part(Place("", rows=(first, end))).widened(dtype)
+            whole = part.new_empty(self.shape) if whole is None else whole
+            whole[first:end] = part
+        assert whole is not None, "a weight has rows"
+        return whole
 
     def turned(self, x: Tensor) -> Tensor:
         """Return inputs (…,in) as they are multiplied by what `widened` returns."""
@@ -87,7 +104,7 @@ class KeptLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the linear map of x (…,in): (…,out)."""
-        return linear(self.kept.turned(x), self.kept.widened(x.dtype), self.bias)
+        return linear(self.kept.turned(x), self.kept.widened_by_rows(x.dtype), self.bias)
 
     def holding(self, wide: Tensor) -> KeptLinear:
         """Return the layer with another weight (out,in), kept too."""

@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from serve_app.errors import ModelFileError
+from serve_app.models.block_scales import Mxfp8Weight, Nvfp4Weight
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.eight_bit import EightBitWeight
 from serve_app.models.families.family import BackboneFamily, Rows
-from serve_app.models.kept import KeptLinear
+from serve_app.models.ggml_blocks import TYPES, BlockWeight
+from serve_app.models.kept import KeptLinear, KeptWeight
 from serve_app.models.lora_forward import with_loras
 from serve_app.models.lora_layers import LoraSet, parameters
 from serve_app.models.lora_layouts import read
@@ -218,3 +220,28 @@ def test_a_weight_that_no_linear_layer_reads_is_widened(tmp_path: Path) -> None:
     _, module = loaded(made.opened())
     expected = norm.to(torch.float8_e4m3fn).float()
     assert torch.equal(module.get_parameter("single_transformer_blocks.0.attn.norm_k.weight"), expected)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        EightBitWeight(torch.randn(70, 64).to(torch.float8_e4m3fn), torch.rand(70, 1)),
+        EightBitWeight(torch.randn(70, 64).to(torch.float8_e5m2)),
+        Nvfp4Weight(
+            torch.randint(0, 256, (70, 32), dtype=torch.uint8),
+            torch.rand(70, 4).to(torch.float8_e4m3fn).view(torch.uint8),
+            torch.tensor(0.5),
+            torch.rand(64),
+        ),
+        Mxfp8Weight(torch.randn(70, 64).to(torch.float8_e4m3fn), torch.randint(120, 130, (70, 2), dtype=torch.uint8)),
+        BlockWeight(torch.randint(0, 255, (70, 2 * TYPES["Q4_0"].nbytes), dtype=torch.uint8), "Q4_0"),
+    ],
+    ids=lambda weight: type(weight).__name__,
+)
+def test_a_large_weight_is_widened_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, weight: KeptWeight) -> None:
+    whole = weight.widened_by_rows(torch.bfloat16)
+    monkeypatch.setattr("serve_app.models.kept.AT_ONCE", 16 * 64)
+    by_rows = weight.widened_by_rows(torch.bfloat16)
+    assert by_rows.dtype == torch.bfloat16
+    torch.testing.assert_close(by_rows, whole, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(whole, weight.widened(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
