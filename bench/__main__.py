@@ -69,7 +69,8 @@ def main() -> int:
         for checkpoint in arguments.checkpoints:
             keep(images.measure([ours, unbatched, *beside], checkpoint, rounds))
     if transformers.NAME in arguments.benchmarks:
-        keep(transformers.measure([ours, *beside], rounds))
+        for measured in transformers.measure([ours, *beside], rounds):
+            keep(measured)
     if sharing.NAME in arguments.benchmarks:
         keep(sharing.measure(models, rounds))
     if loading.NAME in arguments.benchmarks:

@@ -7,7 +7,7 @@ are latents, so that all of the time is the backbone's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -64,22 +64,17 @@ def provide(models: Path) -> None:
             save_file({name: tensor.to(torch.bfloat16).contiguous() for name, tensor in state.items()}, path)
 
 
-def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series], list[Ratio]]:
-    """Start every contender in turn, rounds times, once a net, and measure each once it is warm. The first is ours."""
-    provide(contenders[0].models)
-    series: list[Series] = []
-    ratios: list[Ratio] = []
+def measure(contenders: Sequence[Contender], rounds: int) -> Iterator[tuple[list[Series], list[Ratio]]]:
+    """Start every contender in turn, rounds times, once a net, and measure each once it is warm. The first is ours.
+
+    What is measured of a net, and how long its file takes to load, are yielded as soon as they are known.
+    """
+    models = contenders[0].models
+    provide(models)
     for net in NETS:
-        measured, compared = _net(net, [replace(c, packs=PACKS) for c in contenders], rounds)
-        series += measured
-        ratios += compared
-        path = contenders[0].models / "diffusion_models" / net.file
-        loaded, over = loading.measure_parts(
-            contenders[0].models, path, [Recipe("backbone", "diffusion_models", net.file)], rounds
-        )
-        series += loaded
-        ratios += over
-    return series, ratios
+        yield _net(net, [replace(c, packs=PACKS) for c in contenders], rounds)
+        path = models / "diffusion_models" / net.file
+        yield loading.measure_parts(models, path, [Recipe("backbone", "diffusion_models", net.file)], rounds)
 
 
 def _net(net: Net, contenders: Sequence[Contender], rounds: int) -> tuple[list[Series], list[Ratio]]:
