@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,14 @@ SCREENSHOTS = "SERVE_APP_SCREENSHOTS"
 """The environment variable that names a directory to keep screenshots in."""
 PATIENCE_MS = 120_000
 SHOWN = "window.comfyAPI?.app?.app?.graph?.nodes?.length > 0"
+
+ABSENT = re.compile(
+    r"/user\.css|/api/userdata/(user\.css|comfy\.templates\.json|workflows%2F\.index\.json)"
+    r"|/api/userdata\?dir=(workflows|subgraphs)&.*"
+)
+"""What ComfyUI answers 404 to as well until its user has saved something."""
+EXECUTE = "id => { window.comfyAPI.app.app.extensionManager.command.execute(id) }"
+"""Begins a command of the page: some of them wait for what their dialog is told."""
 
 
 @pytest.fixture(scope="package")
@@ -61,3 +70,16 @@ def keep(tab: Any) -> Callable[[str], None]:
             tab.screenshot(path=Path(directory) / f"{name}.png")
 
     return screenshot
+
+
+def refusals(tab: Any, url: str) -> list[str]:
+    """Return what a server will have answered the tab with an error, beside what ComfyUI has not either."""
+    found: list[str] = []
+
+    def note(response: Any) -> None:
+        path = response.url.removeprefix(url)
+        if response.status >= 400 and path != response.url and not ABSENT.fullmatch(path):
+            found.append(f"{response.status} {response.request.method} {path}")
+
+    tab.on("response", note)
+    return found

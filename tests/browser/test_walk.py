@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from serve_app.models.shipped import provide
-from tests.browser.conftest import SHOWN
+from tests.browser.conftest import EXECUTE, SHOWN, refusals
 from tests.cluster.server import Server, running
 
-ABSENT = re.compile(
-    r"/user\.css|/api/userdata/(user\.css|comfy\.templates\.json|workflows%2F\.index\.json)"
-    r"|/api/userdata\?dir=(workflows|subgraphs)&.*"
-)
-"""What ComfyUI answers 404 to as well until its user has saved something."""
-EXECUTE = "id => window.comfyAPI.app.app.extensionManager.command.execute(id)"
 SHELVES = (
     "Comfy.ShowSettingsDialog",
     "Workspace.ToggleSidebarTab.assets",
@@ -40,16 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[S
 
 @pytest.fixture
 def refused(tab: Any, server: Server) -> list[str]:
-    """What the server has answered the tab with an error, beside what ComfyUI has not either."""
-    found: list[str] = []
-
-    def note(response: Any) -> None:
-        path = response.url.removeprefix(server.url)
-        if response.status >= 400 and path != response.url and not ABSENT.fullmatch(path):
-            found.append(f"{response.status} {response.request.method} {path}")
-
-    tab.on("response", note)
-    return found
+    return refusals(tab, server.url)
 
 
 def test_nothing_that_the_page_asks_for_is_refused(server, tab, refused, keep):
