@@ -24,6 +24,7 @@ from serve_app.store.changes import (
     OutputRecorded,
 )
 from serve_app.store.credentials import CREDENTIALS, without_credentials
+from serve_app.store.execute import execute
 from serve_app.store.insert_once import Values, insert_once
 from serve_app.store.keys import KeyClaim, claim_keys
 from serve_app.store.schema import JOBS, LABELS, OUTPUTS
@@ -65,7 +66,7 @@ def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
     accepted = _of(JobAccepted, changes)
     _insert(connection, JOBS, ACCEPTED_COLUMNS, [_row_of(change) for change in accepted])
     _claim(connection, accepted)
-    _execute(
+    execute(
         connection,
         _START,
         [
@@ -73,7 +74,7 @@ def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
             for c in _of(JobStarted, changes)
         ],
     )
-    _execute(
+    execute(
         connection,
         _LOSE,
         [_new(c.job_id, losses=c.losses, lone_losses=c.lone_losses) for c in _of(JobLostReplica, changes)],
@@ -85,7 +86,7 @@ def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
     _insert(connection, OUTPUTS, tuple(OUTPUTS.c.keys()), outputs)
     ended = _of(JobEnded, changes)
     _clear_credentials(connection, [c.job_id for c in ended])
-    _execute(
+    execute(
         connection,
         _END,
         [
@@ -125,11 +126,6 @@ def _new(job_id: str, **columns: Any) -> Values:
     return {"the_job": job_id, **{f"new_{column}": value for column, value in columns.items()}}
 
 
-def _execute(connection: sa.Connection, statement: sa.Update, values: list[Values]) -> None:
-    if values:
-        connection.execute(statement, values)
-
-
 def _insert(connection: sa.Connection, table: sa.Table, same: Sequence[str], rows: list[Values]) -> None:
     """Insert rows unless they are there. Errors: ChangeRefusedError if one that differs in `same` has a place."""
     if (refused := insert_once(connection, table, same, rows)) is not None:
@@ -145,4 +141,4 @@ def _clear_credentials(connection: sa.Connection, job_ids: Sequence[str]) -> Non
         cleared: list[tuple[str, Mapping[str, Any]]] = [
             (row.job_id, without_credentials(json.loads(row.extra_data))) for row in found
         ]
-        _execute(connection, _CLEAR, [_new(job_id, extra_data=json.dumps(left)) for job_id, left in cleared])
+        execute(connection, _CLEAR, [_new(job_id, extra_data=json.dumps(left)) for job_id, left in cleared])

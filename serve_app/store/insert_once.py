@@ -9,6 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from serve_app.store.execute import execute
+
 Values = dict[str, Any]
 
 
@@ -16,7 +18,7 @@ def insert_once(
     connection: sa.Connection, table: sa.Table, same: Sequence[str], rows: Sequence[Values]
 ) -> Values | None:
     """Insert rows unless they are there; return the first whose place has one that differs in `same`, None for none."""
-    if not rows or connection.execute(_inserting(table, connection.dialect.name), rows).rowcount == len(rows):
+    if execute(connection, _inserting(table, connection.dialect.name), rows) == len(rows):
         return None
     return next((row for row in rows if not _is_there(connection, table, same, row)), None)
 
@@ -24,7 +26,7 @@ def insert_once(
 @functools.cache
 def _inserting(table: sa.Table, dialect: str) -> Any:
     insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+    return insert(table).on_conflict_do_nothing()
 
 
 def _is_there(connection: sa.Connection, table: sa.Table, same: Sequence[str], row: Mapping[str, Any]) -> bool:

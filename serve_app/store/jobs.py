@@ -39,6 +39,7 @@ from serve_app.store.changes import (
     JobRow,
 )
 from serve_app.store.costs import Cost
+from serve_app.store.execute import execute
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.reserved import Contents, Reservation, shown
 from serve_app.store.schema import ASSET_USES, COUNTERS, JOBS, LABELS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
@@ -170,7 +171,7 @@ class Jobs:
 
     def _fence(self, connection: sa.Connection, epoch: int) -> None:
         """Lock the lease row for this transaction. Errors: StaleEpochError when another epoch holds it."""
-        if connection.execute(_HOLD_LEASE, {"held": epoch}).rowcount == 0:
+        if execute(connection, _HOLD_LEASE, [{"held": epoch}]) == 0:
             raise _stale(epoch)
 
     # Writing ------------------------------------------------------------------------------------------------------
