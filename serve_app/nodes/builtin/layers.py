@@ -218,7 +218,7 @@ class ImageCompositor:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"layers": ("LAYERS", {}), "compositor": ("COMPOSITOR", {"socketless": True})},
+            "required": {"layers": ("LAYERS", {}), "compositor": ("COMPOSITOR", {"default": {}, "socketless": True})},
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "store": "STORE"},
         }
 
