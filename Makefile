@@ -54,7 +54,7 @@ clients: .clients/installed
 
 .clients/installed:
 	$(PYTHON) -m venv .clients
-	.clients/bin/pip install --quiet comfy-cli 'comfy-script[client]' tqdm
+	.clients/bin/pip install --quiet comfy-cli 'comfy-script[client]' tqdm comfyui-cli 'comfy-toolkit[ws]'
 	npm install --silent --no-audit --no-fund --prefix .clients @saintno/comfyui-sdk @stable-canvas/comfyui-client ws
 	touch $@
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import urllib.request
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -68,44 +69,70 @@ def test_comfy_api_simplified(server: Server):
     assert json.loads(Image.open(io.BytesIO(data)).info["prompt"])["3"]["inputs"]["seed"] == 4
 
 
-@needs_clients
-def test_comfy_cli_runs_a_workflow(server: Server, tmp_path: Path):
-    workflow = tmp_path / "workflow.json"
-    workflow.write_text(json.dumps(txt2img(7, prefix="comfy-cli")))
-    line = [
-        CLIENTS / "bin" / "comfy",
-        "--skip-prompt",
-        "run",
-        "--workflow",
-        str(workflow),
-        "--wait",
-        "--host",
-        "127.0.0.1",
-    ]
-    environment = {**os.environ, "HOME": str(tmp_path), "DO_NOT_TRACK": "1"}
+def ran(line: Sequence[str | Path], folder: Path, prompt: Any = None) -> str:
+    """Return what a program writes that is given a prompt and works in a folder. Fails where it fails."""
     done = subprocess.run(
-        [*map(str, line), "--port", str(server.port), "--timeout", "120"],
-        env=environment,
-        cwd=tmp_path,
+        [str(word) for word in line],
+        input=None if prompt is None else json.dumps(prompt),
+        env={**os.environ, "HOME": str(folder), "DO_NOT_TRACK": "1"},
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
+    def write(prompt: dict[str, Any]) -> Path:
+        path = tmp_path / "workflow.json"
+        path.write_text(json.dumps(prompt))
+        return path
+
+    return write
+
+
+@needs_clients
+def test_comfy_cli_runs_a_workflow(server: Server, tmp_path: Path, workflow: Callable[[dict[str, Any]], Path]):
+    file = workflow(txt2img(7, prefix="comfy-cli"))
+    place = ["--host", "127.0.0.1", "--port", str(server.port), "--timeout", "120"]
+    ran([CLIENTS / "bin" / "comfy", "--skip-prompt", "run", "--workflow", file, "--wait", *place], tmp_path)
     assert [path for path in (server.root / "output").iterdir() if path.name.startswith("comfy-cli_")]
 
 
 @needs_clients
+def test_comfyui_cli_runs_a_workflow_and_lists(
+    server: Server, tmp_path: Path, workflow: Callable[[dict[str, Any]], Path]
+):
+    cli: list[str | Path] = [
+        CLIENTS / "bin" / "comfyui-cli",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(server.port),
+        "--json",
+    ]
+    file = workflow(txt2img(8, prefix="comfyui-cli"))
+    ran([*cli, "workflow", "run", file, "--save-to", tmp_path / "saved"], tmp_path)
+    [picture] = (tmp_path / "saved").iterdir()
+    assert is_picture(picture.read_bytes())
+    assert CHECKPOINT in ran([*cli, "models", "list", "checkpoints"], tmp_path)
+    assert "KSampler" in ran([*cli, "nodes", "info", "KSampler"], tmp_path)
+
+
+@needs_clients
+def test_comfy_toolkit_follows_a_job_to_its_files(server: Server, tmp_path: Path):
+    line: list[str | Path] = [CLIENTS / "bin" / "python", Path(__file__).with_name("toolkit.py"), f"{server.url}/api"]
+    told = json.loads(ran(line, tmp_path, txt2img(9, steps=3, prefix="toolkit")))
+    assert told["steps"][-1] == [3, 3]
+    [name] = told["files"]
+    assert is_picture((server.root / "output" / name).read_bytes())
+
+
+@needs_clients
 def test_comfy_script_draws_a_picture(server: Server, tmp_path: Path):
-    script = Path(__file__).with_name("script.py")
-    done = subprocess.run(
-        [CLIENTS / "bin" / "python", str(script), server.url, CHECKPOINT],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "(64, 64)"
+    line: list[str | Path] = [CLIENTS / "bin" / "python", Path(__file__).with_name("script.py"), server.url, CHECKPOINT]
+    assert ran(line, tmp_path).splitlines()[-1] == "(64, 64)"
