@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from serve_app.api.app import create_app
+from serve_app.api.crowd import Crowd
 from serve_app.errors import DatabaseAwayError, DrainingError, NotReadyError, QueueFullError, UnavailableError
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
@@ -302,3 +304,31 @@ async def test_forgotten_jobs_are_in_no_list(client, replica, example):
     await client.post("/api/history", json={"clear": True})
     assert [job["id"] for job in await listed(client, "metadata[a]=1")] == [kept]
     assert code(await client.get(f"/api/v2/jobs/{gone}")) == (404, "not_found")
+
+
+# What may happen to any request ------------------------------------------------------------------------------------
+
+
+async def test_a_page_of_another_site_is_refused(client):
+    headers = {"Sec-Fetch-Site": "cross-site", "Origin": "http://elsewhere.example"}
+    answer = await client.post("/api/v2/jobs", json={}, headers=headers)
+    assert code(answer) == (403, "forbidden_origin")
+
+
+async def test_more_bodies_than_there_is_room_for_are_told_to_come_back(service):
+    app = create_app(service, crowd=Crowd(bodies=1))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+        with app.state.crowd.bodies.taken():
+            answer = await client.post("/api/v2/jobs", json={})
+    assert code(answer) == (429, "rate_limited")
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+async def test_what_nobody_foresaw_says_nothing_of_the_server(client, service, monkeypatch):
+    async def failing(job_id: str) -> None:
+        raise RuntimeError("a secret path")
+
+    monkeypatch.setattr(service, "job", failing)
+    answer = await client.get(f"/api/v2/jobs/{UNKNOWN}")
+    assert code(answer) == (500, "upstream_error")
+    assert "secret" not in answer.text
