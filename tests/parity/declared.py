@@ -59,8 +59,8 @@ def ours(spec: NodeSpec) -> dict[str, Any]:
 def _input(section: str, name: str, kind: Any, options: Mapping[str, Any] | None = None) -> list[Any]:
     options = options or {}
     choices = kind if isinstance(kind, list) else options.get("options")
-    # Names of files, which a class reads off the directories beside it.
-    if choices is not None and (not choices or "image_upload" in options or name in ("latent", "vae_name")):
+    # Names of files and folders, which a class reads off the directories beside it.
+    if choices is not None and (not choices or "image_upload" in options or name in ("latent", "vae_name", "folder")):
         choices = None
     return [section, name, "COMBO" if isinstance(kind, list) else kind, choices, _options(options)]
 
