@@ -8,7 +8,7 @@ torchsde's BrownianTree has them, so that a seed gives the noise it gives there.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 
 import numpy as np
@@ -23,17 +23,25 @@ KEPT = 48
 
 
 class BrownianPath:
-    """W(t) − W(start) for start ≤ t ≤ end, float32 on the CPU; points beyond take the ends.
+    """W(t) − W(start) for start ≤ t ≤ end, float32; points beyond take the ends.
 
-    shape: of a point. seed: 0 … 2⁶⁴ − 1.
+    shape: of a point. seed: 0 … 2⁶⁴ − 1. generator: of a seed, on the device of the points; the CPU if not given.
     """
 
-    def __init__(self, shape: Sequence[int], start: float, end: float, seed: int) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        start: float,
+        end: float,
+        seed: int,
+        generator: Callable[[int], torch.Generator] | None = None,
+    ) -> None:
+        self._generator = generator or torch.Generator().manual_seed
         self._shape = tuple(shape)
         self._seed = seed
         self._start, self._end = round(start, DIGITS), round(end, DIGITS)
-        self._first = torch.zeros(self._shape)
         self._last = self._drawn(self._seeds().generate_state(1)[0]) * sqrt(end - start)
+        self._first = torch.zeros_like(self._last)
         self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
 
     def at(self, t: float) -> Tensor:
@@ -70,4 +78,5 @@ class BrownianPath:
         return np.random.SeedSequence(self._seed, spawn_key=place, pool_size=24)
 
     def _drawn(self, seed: np.uint32) -> Tensor:
-        return torch.randn(self._shape, generator=torch.Generator().manual_seed(int(seed)))
+        generator = self._generator(int(seed))
+        return torch.randn(self._shape, generator=generator, device=generator.device)

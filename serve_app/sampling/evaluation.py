@@ -5,11 +5,13 @@ It never sees the model, so whoever drives it may answer evaluations of many sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from serve_app.sampling.levels import Interpolation, Levels
@@ -51,7 +53,21 @@ def guided(evaluation: Evaluation, cfg_pp: bool) -> Generator[Evaluation, Any, t
 
 
 NoiseFactory: TypeAlias = Callable[[Tensor, Tensor, int], NoiseSource]
-"""Called with (x, sigmas, seed) as a run starts. Noise is drawn on the CPU from the seed, then moved to x's device."""
+"""Called with (x, sigmas, seed) as a run starts."""
+
+
+@runtime_checkable
+class Foreseen(Protocol):
+    """A NoiseSource that can make ready what it will be asked for."""
+
+    @property
+    def waits_for_host(self) -> bool:
+        """Whether there is need of it."""
+        ...
+
+    def expect(self, pairs: Iterable[tuple[float, float]]) -> None:
+        """Make ready the noise between these levels, in this order."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +103,37 @@ class SamplerSpec:
         function = self.function
         if self.on_flow is not None and isinstance(levels, Interpolation):
             function = self.on_flow(function, levels)
+        given = {**decided, **options}
         if self.noise is None:
-            return function(x, sigmas, **{**decided, **options})
-        return function(x, sigmas, self.noise(x, sigmas, seed), **{**decided, **options})
+            return function(x, sigmas, **given)
+        source = self.noise(x, sigmas, seed)
+        if isinstance(source, Foreseen) and source.waits_for_host:
+            source.expect(_asked(function, sigmas, given))
+        return function(x, sigmas, source, **given)
+
+
+def _asked(function: Callable[..., Sampler], sigmas: Tensor, given: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+    """Yield between which levels a sampler will ask for noise, by running it over latents of no size.
+
+    Its levels do not depend on latents, but for samplers whose noise is not foreseen.
+    """
+    asked: deque[tuple[float, float]] = deque()
+    nothing = torch.empty(0)
+
+    def note(sigma: float, following: float) -> Tensor:
+        asked.append((sigma, following))
+        return nothing
+
+    sampler = function(nothing, sigmas, note, **given)
+    answer: Any = None
+    while True:
+        try:
+            evaluation: Evaluation | None = sampler.send(answer)
+        except (ValueError, ZeroDivisionError, StopIteration):
+            # What it raises it will raise again, where that is told.
+            evaluation = None
+        while asked:
+            yield asked.popleft()
+        if evaluation is None:
+            return
+        answer = (nothing, nothing) if evaluation.want_uncond else nothing

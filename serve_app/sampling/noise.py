@@ -1,12 +1,19 @@
-"""A job's noise: drawn on the CPU from its seed alone, so neither batching nor the device changes it.
+"""A job's noise: drawn from its seed alone, so batching never changes it.
 
-How it is added to latents is the model's to say (`levels`).
+What a run begins with is drawn on the CPU. What samplers add is drawn where ComfyUI draws it, so that a seed gives the
+picture it gives there: on the run's device, but for Brownian paths whose sampler is not one of those named after the
+GPU. Of devices of one kind all draw the same. How noise is added to latents is the model's to say (`levels`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
+from itertools import islice
 from math import sqrt
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -14,10 +21,14 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.sampling.brownian import BrownianPath
 from serve_app.sampling.evaluation import NoiseSource
+from serve_app.sampling.transfer import sent
 from serve_app.values import Noise
 
 SEEDS = 2**64
 """Seeds are taken modulo this."""
+
+AHEAD = 4
+"""How many draws of a run are made before they are asked for: about two forwards' worth."""
 
 
 def noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> Tensor:
@@ -58,29 +69,87 @@ def drawn(given: Noise, latents: Tensor, batch_index: Sequence[int] | None = Non
 
 
 def gaussian_noise(x: Tensor, _sigmas: Tensor, seed: int) -> NoiseSource:
-    """Return a source of independent noise shaped as x, the same on every device for a seed.
-
-    It is that of the seed after the run's, as in ComfyUI on a CPU: the run's own begins with the noise that x has.
-    """
-    generator = torch.Generator().manual_seed((seed + 1) % SEEDS)
+    """Return a source of independent noise shaped as x, drawn on its device."""
+    generator = seeded(x.device, own_seed(x.device, seed))
 
     def draw(_sigma: float, _following: float) -> Tensor:
-        return torch.randn(x.shape, generator=generator).to(x.device)
+        return torch.randn(x.shape, generator=generator, device=x.device)
 
     return draw
 
 
-def brownian_noise(x: Tensor, sigmas: Tensor, seed: int) -> NoiseSource:
+def own_seed(device: torch.device, seed: int) -> int:
+    """Return the seed of what a run's sampler draws.
+
+    On a CPU it is the one after the run's, as in ComfyUI: the run's own begins with the noise that x has.
+    """
+    return seed + 1 if device.type == "cpu" else seed
+
+
+def seeded(device: torch.device, seed: int) -> torch.Generator:
+    """Return a generator of a device at a seed's beginning."""
+    return torch.Generator(device).manual_seed(seed % SEEDS)
+
+
+def brownian_noise(x: Tensor, sigmas: Tensor, seed: int, *, on_device: bool = False) -> BrownianNoise:
     """Return a source whose noise between two levels is the increment of one Brownian path over sigma, shaped as x.
 
     So a step and its stages meet the same noise, and so do runs of other step counts between the same levels.
+    on_device: the path is drawn on the device of x.
     """
-    path: BrownianPath | None = None
+    if on_device:
+        return BrownianNoise(x, sigmas, seed, partial(seeded, x.device))
+    return BrownianNoise(x, sigmas, seed)
 
-    def draw(sigma: float, following: float) -> Tensor:
-        nonlocal path
-        if path is None:
-            path = BrownianPath(x.shape, float(sigmas[sigmas > 0].min()), float(sigmas.max()), seed % SEEDS)
-        return ((path.at(following) - path.at(sigma)) / sqrt(abs(following - sigma))).to(x.device)
 
-    return draw
+class BrownianNoise:
+    """The source that `brownian_noise` returns. What is drawn on the CPU for a GPU can be drawn ahead of its use.
+
+    generator: of a seed, on the device where the path is drawn; on the CPU if not given.
+    """
+
+    def __init__(
+        self, x: Tensor, sigmas: Tensor, seed: int, generator: Callable[[int], torch.Generator] | None = None
+    ) -> None:
+        self._shape, self._device = x.shape, x.device
+        self._sigmas, self._seed, self._generator = sigmas, seed, generator
+        self._path: BrownianPath | None = None
+        # One thread at a time uses the path; the order of uses changes nothing.
+        self._lock = Lock()
+        self._ahead: deque[tuple[tuple[float, float], Future[Tensor]]] = deque()
+        self._expected: Iterator[tuple[float, float]] = iter(())
+
+    @property
+    def waits_for_host(self) -> bool:
+        """Whether a device would wait for what the host draws, but for `expect`."""
+        return self._generator is None and self._device.type != "cpu"
+
+    def expect(self, pairs: Iterable[tuple[float, float]]) -> None:
+        """Draw between these levels, in this order, ahead of their use and in another thread."""
+        self._expected = iter(pairs)
+        self._draw_ahead()
+
+    def __call__(self, sigma: float, following: float) -> Tensor:
+        if self._ahead and self._ahead[0][0] == (sigma, following):
+            drawn = self._ahead.popleft()[1].result()
+        else:
+            drawn = self._drawn(sigma, following)
+        self._draw_ahead()
+        return sent(drawn, self._device)
+
+    def _draw_ahead(self) -> None:
+        for pair in islice(self._expected, max(0, AHEAD - len(self._ahead))):
+            self._ahead.append((pair, _drawing().submit(self._drawn, *pair)))
+
+    def _drawn(self, sigma: float, following: float) -> Tensor:
+        with self._lock:
+            if self._path is None:
+                levels = self._sigmas
+                low, high = float(levels[levels > 0].min()), float(levels.max())
+                self._path = BrownianPath(self._shape, low, high, self._seed % SEEDS, self._generator)
+            return (self._path.at(following) - self._path.at(sigma)) / sqrt(abs(following - sigma))
+
+
+@cache
+def _drawing() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=2, thread_name_prefix="noise")

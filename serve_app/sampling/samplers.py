@@ -125,6 +125,8 @@ def gradient_estimation(x: Tensor, sigmas: Tensor, *, gamma: float = 2.0, cfg_pp
     return x
 
 
+_ON_DEVICE = partial(brownian_noise, on_device=True)
+
 SAMPLERS: Choices[SamplerSpec] = Choices(
     "sampler",
     {
@@ -149,17 +151,17 @@ SAMPLERS: Choices[SamplerSpec] = Choices(
             dpmpp_2s_ancestral, gaussian_noise, on_flow=partial(renoised, halfway=halfway)
         ),
         "dpmpp_2s_ancestral_cfg_pp": SamplerSpec(partial(dpmpp_2s_ancestral, cfg_pp=True), gaussian_noise),
-        # The GPU variants are for ComfyUI's clients: there they draw on the GPU, here all noise is drawn on the CPU.
+        # The GPU variants draw their path on the run's device.
         "dpmpp_sde": SamplerSpec(dpmpp_sde, brownian_noise, on_flow=sde_on_flow),
-        "dpmpp_sde_gpu": SamplerSpec(dpmpp_sde, brownian_noise, on_flow=sde_on_flow),
+        "dpmpp_sde_gpu": SamplerSpec(dpmpp_sde, _ON_DEVICE, on_flow=sde_on_flow),
         "dpmpp_2m": SamplerSpec(dpmpp_2m),
         "dpmpp_2m_cfg_pp": SamplerSpec(partial(dpmpp_2m, cfg_pp=True)),
         "dpmpp_2m_sde": SamplerSpec(dpmpp_2m_sde, brownian_noise, on_flow=by_ratio),
-        "dpmpp_2m_sde_gpu": SamplerSpec(dpmpp_2m_sde, brownian_noise, on_flow=by_ratio),
+        "dpmpp_2m_sde_gpu": SamplerSpec(dpmpp_2m_sde, _ON_DEVICE, on_flow=by_ratio),
         "dpmpp_2m_sde_heun": SamplerSpec(partial(dpmpp_2m_sde, solver="heun"), brownian_noise, on_flow=by_ratio),
-        "dpmpp_2m_sde_heun_gpu": SamplerSpec(partial(dpmpp_2m_sde, solver="heun"), brownian_noise, on_flow=by_ratio),
+        "dpmpp_2m_sde_heun_gpu": SamplerSpec(partial(dpmpp_2m_sde, solver="heun"), _ON_DEVICE, on_flow=by_ratio),
         "dpmpp_3m_sde": SamplerSpec(dpmpp_3m_sde, brownian_noise, on_flow=by_ratio),
-        "dpmpp_3m_sde_gpu": SamplerSpec(dpmpp_3m_sde, brownian_noise, on_flow=by_ratio),
+        "dpmpp_3m_sde_gpu": SamplerSpec(dpmpp_3m_sde, _ON_DEVICE, on_flow=by_ratio),
         # DDPM's posterior step is Euler's ancestral one once x is divided by √ᾱ: Ho et al. 2020, arXiv:2006.11239, (7).
         "ddpm": SamplerSpec(euler_ancestral, gaussian_noise),
         "lcm": SamplerSpec(lcm, gaussian_noise, for_levels=noising),

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from threading import current_thread
+
+import numpy as np
+import pytest
 import torch
 
-from serve_app.sampling.noise import gaussian_noise, noise
+from serve_app.sampling import noise as module
+from serve_app.sampling.evaluation import _asked
+from serve_app.sampling.noise import BrownianNoise, brownian_noise, gaussian_noise, noise
+from serve_app.sampling.samplers import SAMPLERS
+from tests.philox import CardNoise, philox
 
 SHAPE = (3, 4, 8, 8)
 SIGMAS = torch.tensor([5.0, 2.0, 1.0, 0.0])
@@ -49,3 +58,73 @@ def test_two_jobs_sources_do_not_disturb_each_other():
     mixed = [a(1, 1), b(1, 1), a(1, 1)]
     assert torch.equal(mixed[0], alone(1, 1))
     assert torch.equal(mixed[2], alone(1, 1))
+
+
+def test_what_a_card_draws_for_a_seed_is_known_without_one():
+    # The known answers of Random123, and what torch draws on a card for seed 0, as widely published.
+    for counter, key, words in (
+        (0, 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (0xFFFFFFFF, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    ):
+        assert philox(np.full((4, 1), counter, np.uint64), key)[:, 0].tolist() == list(words)
+    published = [-0.92466259, -0.42534415, -2.6438457, 0.14518388, -0.12086647, -0.57972564]
+    torch.testing.assert_close(CardNoise(0).randn((6,)), torch.tensor(published))
+    card = CardNoise(7)
+    drawn = torch.stack([card.randn((100, 100)) for _ in range(4)])
+    assert abs(float(drawn.mean())) < 0.02
+    assert float(drawn.std()) == pytest.approx(1, abs=0.02)
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+class OfCard(torch.Tensor):
+    """Latents that claim to be on a card, as far as a noise source asks."""
+
+    device = torch.device("cuda", 0)
+
+
+def test_on_a_card_samplers_draw_from_the_runs_own_seed_there_as_comfyui_does(monkeypatch):
+    asked = []
+
+    def seeded(device, seed):
+        asked.append((device.type, seed))
+        return torch.Generator().manual_seed(seed)
+
+    monkeypatch.setattr(module, "seeded", seeded)
+    x = torch.zeros(SHAPE).as_subclass(OfCard)
+    gaussian_noise(x, SIGMAS, 7)
+    assert asked == [("cuda", 7)]
+    path = brownian_noise(x, SIGMAS, 7, on_device=True)
+    assert not path.waits_for_host
+    assert brownian_noise(x, SIGMAS, 7).waits_for_host
+    assert not brownian_noise(torch.zeros(SHAPE), SIGMAS, 7).waits_for_host
+
+
+def test_noise_that_is_drawn_ahead_is_what_is_drawn_as_it_is_asked_for(monkeypatch):
+    levels = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.2])
+    pairs = list(pairwise(levels.tolist()))
+    plain, ahead = (BrownianNoise(torch.zeros(SHAPE), levels, 7) for _ in range(2))
+    threads = []
+    drawn = ahead._drawn
+    monkeypatch.setattr(ahead, "_drawn", lambda *pair: (threads.append(current_thread().name), drawn(*pair))[1])
+    # One that comes otherwise than foreseen, and then those that were.
+    ahead.expect(pairs)
+    for pair in [(4.5, 0.7), *pairs, (2.0, 1.0)]:
+        assert torch.equal(ahead(*pair), plain(*pair))
+    assert sum(name.startswith("noise") for name in threads) == len(pairs)
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SAMPLERS.items() if spec.noise is brownian_noise])
+def test_what_a_sampler_of_a_brownian_path_will_ask_for_is_foreseen(name):
+    spec, sigmas = SAMPLERS[name], torch.tensor([5.0, 3.0, 2.0, 1.0, 0.0])
+    foreseen = list(_asked(spec.function, sigmas, {}))
+    asked, x = [], torch.ones(SHAPE)
+    sampler = spec.function(x, sigmas, lambda *pair: (asked.append(pair), torch.zeros(SHAPE))[1])
+    answer = None
+    while True:
+        try:
+            evaluation = sampler.send(answer)
+        except StopIteration:
+            break
+        answer = evaluation.x / 2
+    assert foreseen == asked
+    assert asked
