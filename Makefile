@@ -55,6 +55,8 @@ clients: .clients/installed
 .clients/installed:
 	$(PYTHON) -m venv .clients
 	.clients/bin/pip install --quiet comfy-cli 'comfy-script[client]' tqdm comfyui-cli 'comfy-toolkit[ws]'
+	$(PYTHON) -m venv .clients/comfy-sdk
+	.clients/comfy-sdk/bin/pip install --quiet comfy-sdk==0.5.0
 	npm install --silent --no-audit --no-fund --prefix .clients @saintno/comfyui-sdk @stable-canvas/comfyui-client ws
 	touch $@
 
