@@ -21,6 +21,7 @@ from serve_app.errors import (
     ChangeRefusedError,
     ClaimRefusedError,
     DatabaseGoneError,
+    DrainingError,
     InvalidSubmissionError,
     JobMissingError,
     NotReadyError,
@@ -293,7 +294,10 @@ class Scheduler:
         self._check_alive()
         executor = self._database if inquiry.writes else self._reading
         ask = partial(self._jobs.inquire, self.epoch, inquiry)
-        return await asyncio.get_running_loop().run_in_executor(executor, ask)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(executor, ask)
+        except StaleEpochError as error:
+            raise DrainingError(str(error), retry_after_s=2) from error
 
     async def keys(self, query: JobQuery) -> JobKeys:
         self._check_ready()
