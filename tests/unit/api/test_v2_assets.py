@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from serve_app.store.assets import FOLDER, ExpireAssets
+from serve_app.store.s3 import S3
 from serve_app.store.store import FileRef
 from tests.unit.api.test_v2_jobs import code
 
@@ -95,6 +96,18 @@ async def test_equal_bytes_are_stored_once_and_go_with_their_last_reference(clie
     await client.delete(f"/api/v2/assets/{third.json()['id']}")
     assert files(volume) == []
     assert (await client.head(f"/api/v2/assets/by-hash/{hashed()}")).status_code == 404
+
+
+async def test_in_a_bucket_they_lie_once_too(client, service, bucket):
+    service.store = S3(bucket)
+    large = DATA * 5000
+    assets = [(await upload(client, large, file_path=f"{n}.png")).json() for n in range(2)]
+    assert len(files(service.store)) == 1
+    part = await client.get(assets[1]["url"], headers={"Range": "bytes=80000-80009"})
+    assert (part.status_code, part.content) == (206, large[80000:80010])
+    for left, asset in zip((1, 0), assets, strict=True):
+        assert (await client.delete(f"/api/v2/assets/{asset['id']}")).status_code == 204
+        assert len(files(service.store)) == left
 
 
 async def test_the_same_reference_is_given_again(client):
