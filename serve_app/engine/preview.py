@@ -5,6 +5,7 @@ Latents nearly are pictures: one linear map a pixel shows what they hold, at a f
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
-from serve_app.sampling.latents import LatentFormat
+from serve_app.sampling.latents import LatentFormat, PreviewMap
+from serve_app.sampling.transfer import sent
 
 
 def picture(denoised: Tensor, latent_format: LatentFormat) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
@@ -23,9 +25,15 @@ def picture(denoised: Tensor, latent_format: LatentFormat) -> np.ndarray[Any, np
     preview = latent_format.preview
     if preview is None:
         return None
-    rows, offset = (torch.tensor(numbers, device=denoised.device) for numbers in (preview.rows, preview.offset))
+    rows, offset = _map(preview, denoised.device)
     first = denoised[0] if denoised.ndim == 4 else denoised[0, :, 0]
     rgb = pixel_shuffle(first.float(), preview.fold).movedim(0, -1) @ rows + offset
     shown = ((rgb + 1) / 2).clamp(0, 1).mul(255).to("cpu", torch.uint8)
     found: np.ndarray[Any, np.dtype[np.uint8]] = shown.numpy()
     return found
+
+
+@lru_cache(maxsize=64)
+def _map(preview: PreviewMap, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return a preview's rows and offset on a device, where they stay: a copy for every picture would wait for it."""
+    return sent(torch.tensor(preview.rows), device), sent(torch.tensor(preview.offset), device)

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.engine.engine import Engine
+from serve_app.engine.preview import picture
 from serve_app.sampling import noise
+from serve_app.sampling.latent_formats import SD
 from serve_app.sampling.samplers import SAMPLERS
 from tests.unit.engine.card import CARD, Card, MixedDevicesError
 from tests.unit.engine.card_runs import CardEngine, Forwards, most, on_card, taken_together, tiny, tiny_on_card
@@ -115,6 +117,18 @@ def test_the_card_counts_kernels_copies_and_what_waits(card):
         torch.ones(3).to(CARD, non_blocking=True)
         counts = card.counts.since(before)
         assert (counts.waits, counts.to_card, counts.to_host) == (1, 2, 1)
+
+
+def test_a_picture_of_latents_takes_one_copy_to_the_host(card):
+    latents = torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(1))
+    with card.used():
+        placed = latents.to(CARD)
+        for _ in range(2):
+            before = card.counts.copy()
+            shown = picture(placed, SD)
+            counts = card.counts.since(before)
+    assert (counts.to_card, counts.to_host, counts.waits) == (0, 1, 0)
+    assert (shown == picture(latents, SD)).all()
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
