@@ -27,10 +27,6 @@ _META = torch.device("meta")
 """What torch's own code takes the card's tensors to be on, which needs no CUDA."""
 
 
-# Asked to make a tensor on a GPU, torch would otherwise look for CUDA first.
-torch.cuda._initialized = True
-
-
 class MixedDevicesError(AssertionError):
     """An operation was given tensors of the card and of the CPU."""
 
@@ -133,7 +129,7 @@ class Card(TorchDispatchMode):
     @contextmanager
     def used(self) -> Iterator[Card]:
         """Let this thread use the card."""
-        with _Bindings(), self:
+        with _READY, _Bindings(), self:
             yield self
 
     def place(self, held: Tensor) -> OnCard:
@@ -276,6 +272,27 @@ def _wrapped(value: Any, wrappers: Mapping[int, OnCard]) -> Any:
         return value
     known = wrappers.get(id(value))
     return OnCard(value) if known is None else known
+
+
+class _Ready:
+    """While any thread is inside, torch takes CUDA for started: it looks for it before it makes a tensor on a GPU."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._lock = Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            torch.cuda._initialized = True
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            torch.cuda._initialized = self._inside > 0
+
+
+_READY = _Ready()
 
 
 class _Bindings(TorchFunctionMode):
