@@ -12,7 +12,6 @@ take a change because of what is in it is ChangeRefusedError.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,6 +40,7 @@ from serve_app.store.changes import (
 from serve_app.store.costs import Cost
 from serve_app.store.execute import execute
 from serve_app.store.inquiries import Inquiry
+from serve_app.store.list_statements import ENDS, LISTED, containing, counting, window_of
 from serve_app.store.reserved import Contents, Reservation, shown
 from serve_app.store.schema import ASSET_USES, COUNTERS, JOBS, LABELS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
 from serve_app.store.sqlite_file import SqliteFile, unreadable
@@ -64,9 +64,6 @@ REFUSALS = (
 )
 """What a statement fails with because of the values in it, however often it is sent."""
 
-_LISTED = (JOBS.c.state != "cancelled") | JOBS.c.started_s.is_not(None)
-"""A job that was cancelled before it started is in no list."""
-
 REFUSAL_STATES = ("22", "23", "54")
 """Classes of SQLSTATE that say the same: data exception, constraint violation, program limit exceeded."""
 
@@ -74,40 +71,7 @@ REFUSAL_STATES = ("22", "23", "54")
 # What every job needs is made once: SQLAlchemy takes longer to make a statement than to carry it out.
 _HOLD_LEASE = sa.update(LEASE).where(LEASE.c.epoch == sa.bindparam("held")).values(epoch=sa.bindparam("held"))
 _ONE_JOB = sa.select(JOBS).where(JOBS.c.job_id == sa.bindparam("the_job"))
-_ENDS = sa.select(JOBS.c.job_id, JOBS.c.ended_seq).where(JOBS.c.job_id.in_(sa.bindparam("them", expanding=True)))
 _ITS_OUTPUTS = sa.select(OUTPUTS).where(OUTPUTS.c.job_id == sa.bindparam("the_job")).order_by(OUTPUTS.c.seq)
-
-
-def _found(by_workflow: bool) -> sa.ColumnElement[bool]:
-    found = JOBS.c.state.in_(sa.bindparam("states", expanding=True)) & _LISTED
-    return found & JOBS.c.extra_data.like(sa.bindparam("saved"), escape="/") if by_workflow else found
-
-
-def _with(text: str) -> str:
-    """Return the pattern of what contains a text."""
-    for special in "/%_":
-        text = text.replace(special, f"/{special}")
-    return f"%{text}%"
-
-
-@functools.cache
-def _counting(by_workflow: bool) -> sa.Select[int]:
-    return sa.select(sa.func.count()).select_from(JOBS).where(_found(by_workflow))
-
-
-@functools.cache
-def _window(sort: str, descending: bool, by_workflow: bool) -> sa.Select[str]:
-    key: sa.ColumnElement[Any] = {
-        "created": JOBS.c.created_s,
-        "ended": JOBS.c.ended_seq,
-        "duration": sa.func.coalesce(JOBS.c.ended_s - JOBS.c.started_s, 0.0),
-    }[sort]
-    # Left to themselves, the databases differ in where jobs without an end go.
-    order = [key.desc().nulls_last(), JOBS.c.order.desc()]
-    if not descending:
-        order = [key.asc().nulls_first(), JOBS.c.order.asc()]
-    window = sa.select(JOBS.c.job_id).where(_found(by_workflow)).order_by(*order)
-    return window.offset(sa.bindparam("skipped")).limit(sa.bindparam("most"))
 
 
 class Jobs:
@@ -309,7 +273,7 @@ class Jobs:
 
     def ended_counts(self, until_seq: int) -> dict[str, int]:
         """Return how many jobs have ended by how, up to a cursor; of cancelled ones those that had started."""
-        listed = (JOBS.c.ended_seq <= until_seq) & _LISTED
+        listed = (JOBS.c.ended_seq <= until_seq) & LISTED
         counted = sa.select(JOBS.c.state, sa.func.count()).where(listed).group_by(JOBS.c.state)
         with self._reading() as connection:
             return {state: int(count) for state, count in connection.execute(counted)}
@@ -326,21 +290,21 @@ class Jobs:
         """
         states = sorted(query.states)
         # The id of a saved workflow is a UUID inside extra_data, so its text is found nowhere else by accident.
-        saved = {} if query.workflow_id is None else {"saved": _with(f'"id": {json.dumps(query.workflow_id)}')}
+        saved = {} if query.workflow_id is None else {"saved": containing(f'"id": {json.dumps(query.workflow_id)}')}
         with self._reading() as connection:
             if total is None:
                 asked = {"states": states, **saved}
-                total = int(connection.execute(_counting(bool(saved)), asked).scalar_one())
+                total = int(connection.execute(counting(bool(saved)), asked).scalar_one())
             stop = total if query.limit is None else min(total, query.offset + query.limit)
             # What is passed over is read too: a window nearer to the end is reached from there.
             backwards = query.offset > total - stop
             place = {"skipped": total - stop if backwards else query.offset, "most": max(0, stop - query.offset)}
-            window = _window(query.sort, query.descending != backwards, bool(saved))
+            window = window_of(query.sort, query.descending != backwards, bool(saved))
             ids = list(connection.execute(window, {"states": states, **saved, **place}).scalars())
             # Apart, for no index of creation holds it, and a row that is passed over would be read for it.
             ends: dict[str, int | None] = {}
             for start in range(0, len(ids), VARIABLES):
-                found = connection.execute(_ENDS, {"them": ids[start : start + VARIABLES]})
+                found = connection.execute(ENDS, {"them": ids[start : start + VARIABLES]})
                 ends.update((row.job_id, row.ended_seq) for row in found)
         keys = [(job_id, ends[job_id]) for job_id in ids if job_id in ends]
         return keys[::-1] if backwards else keys, total
