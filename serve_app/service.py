@@ -7,6 +7,7 @@ so the dialects cannot drift apart. Keys: ComfyUI's own (`server.py`, POST /prom
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import json
 import math
@@ -172,6 +173,16 @@ class Service:
         self._scheduler = scheduler
         self._choices = choices
         self._pools = pools
+        self.tenant = ""
+        """Whose it is: "" is the operator's, who sees what is everyone's."""
+
+    def within(self, tenant: str) -> Service:
+        """Return the service as one tenant has it: what others have is not there. "" returns this one."""
+        if tenant == self.tenant:
+            return self
+        bound = copy.copy(self)
+        bound.tenant = tenant
+        return bound
 
     async def submit(
         self,
@@ -188,7 +199,7 @@ class Service:
         InvalidSubmissionError for the keys, InvalidGraphError with every problem of the graph, ClaimRefusedError.
         """
         submission, targets = _read(body)
-        submission = replace(submission, labels=labels or {}, claims=claims)
+        submission = replace(submission, labels=labels or {}, claims=claims, tenant=self.tenant)
         self._check_pool(submission.extra_data)
         pool, validated = await self._settle(submission, targets, partial=partial)
         if pool != SHARED:

@@ -72,6 +72,7 @@ class Task:
     nodes: by id, including none of other pools. signatures: of every node of the prompt, as a subgraph may link to any.
     remote: signatures that another replica holds or is computing; the replica asks the scheduler for these.
     prompt, extra_data: the submission's own, for hidden inputs (PROMPT, EXTRA_PNGINFO). created_s: the job's Unix time.
+    tenant: whose job it is, and whose files its nodes see; "" for those of a server without tenants.
     """
 
     id: TaskId
@@ -82,6 +83,7 @@ class Task:
     prompt: Mapping[str, object]
     extra_data: Mapping[str, object]
     created_s: float = 0.0
+    tenant: str = ""
 
     @property
     def strict(self) -> bool:

@@ -95,6 +95,7 @@ class Admission:
             created_s=time.time(),
             queued_seq=next_seq(),
             labels=submission.labels,
+            tenant=submission.tenant,
         )
         self._next_order += 1
         return row, planned

@@ -29,6 +29,7 @@ class Submission:
     prompt: the wire JSON with constants converted, which is what runs. outputs: the output nodes to run.
     number: the client's own queue number, None for the next one; front: the next one, negated. id_is_new: nobody can
     have submitted anything under this id before. labels: what the client calls the job. claims: what it takes hold of.
+    tenant: whose it is, as JobRow.
     """
 
     job_id: str
@@ -41,6 +42,7 @@ class Submission:
     id_is_new: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     claims: Claims = NO_CLAIMS
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

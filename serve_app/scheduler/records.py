@@ -55,6 +55,11 @@ class JobRecord:
     lone_losses: int = 0
 
     @property
+    def tenant(self) -> str:
+        """Whose it is, as JobRow."""
+        return self.row.tenant
+
+    @property
     def suspect(self) -> bool:
         """Whether it may be what ended its replicas, and must run where it can harm no other."""
         return self.losses >= SHARED_LOSSES
@@ -119,6 +124,7 @@ def assignment(job: JobRecord, task: TaskRecord, targets: tuple[str, ...], remot
         prompt=job.row.prompt,
         extra_data=job.row.extra_data,
         created_s=job.row.created_s,
+        tenant=job.row.tenant,
     )
 
 

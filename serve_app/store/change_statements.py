@@ -34,7 +34,7 @@ T = TypeVar("T")
 JSON_COLUMNS = ("prompt", "targets", "extra_data", "failure", "cached", "labels")
 """The columns of a job that hold JSON."""
 
-ACCEPTED_COLUMNS = ("job_id", "number", "order", "prompt", "targets", "client_id", "created_s", "queued_seq")
+ACCEPTED_COLUMNS = ("job_id", "number", "order", "prompt", "targets", "client_id", "created_s", "queued_seq", "tenant")
 """What a job's row has from the start and keeps."""
 
 VARIABLES = 500

@@ -20,7 +20,8 @@ class JobRow:
     prompt: the wire JSON with constants converted. outputs: ui dict by node id, as recorded, with their cursors.
     cached: the nodes whose values were known when it started; the event that says so has the cursor after started_seq.
     losses, lone_losses: replicas that it has lost, together with other jobs and alone.
-    labels: its client's words for it.
+    labels: its client's words for it. tenant: whose it is; "" is the operator's, and everyone's where there are no
+    tenants.
     """
 
     job_id: str
@@ -43,6 +44,7 @@ class JobRow:
     losses: int = 0
     lone_losses: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = ""
 
     @property
     def ended(self) -> bool:

@@ -48,6 +48,7 @@ JOBS = sa.Table(
     sa.Column("losses", sa.Integer, nullable=False, server_default="0"),
     sa.Column("lone_losses", sa.Integer, nullable=False, server_default="0"),
     sa.Column("labels", sa.Text, nullable=False, server_default="{}"),
+    sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
 )
 sa.Index(
     "jobs_unfinished", JOBS.c.order, sqlite_where=JOBS.c.ended_s.is_(None), postgresql_where=JOBS.c.ended_s.is_(None)
@@ -196,6 +197,7 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "PRIMARY KEY (job_id, asset_id))",
         "CREATE INDEX asset_uses_by_asset ON asset_uses (asset_id)",
     ),
+    14: ("ALTER TABLE jobs ADD COLUMN tenant VARCHAR(64) NOT NULL DEFAULT ''",),
 }
 """What makes a database of this version out of one of the version before."""
 

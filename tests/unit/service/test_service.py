@@ -171,3 +171,12 @@ async def test_a_class_that_only_a_pool_may_have_which_has_not_said_waits_for_it
 async def test_every_class_of_every_pool_is_known(pooled):
     assert set(await pooled.specs()) == {*SPECS, "Film"}
     assert (await pooled.specs())["KSampler"] == SPECS["KSampler"]
+
+
+async def test_a_service_within_a_tenant_submits_that_tenants_jobs(pooled, example):
+    bound = pooled.within("studio")
+    await bound.submit(example)
+    assert cast(Knowing, pooled._scheduler).submitted.tenant == "studio"
+    await pooled.submit(example)
+    assert cast(Knowing, pooled._scheduler).submitted.tenant == ""
+    assert pooled.within("") is pooled
