@@ -57,6 +57,7 @@ from serve_app.store.extensions import Extensions
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.model_check import ModelCheck
 from serve_app.store.pack_content import PackContent
+from serve_app.store.pauses import Pause
 from serve_app.store.store import AREAS, FileRef, FileStat, Store
 from serve_app.store.userdata import UserData
 
@@ -298,6 +299,10 @@ class Service:
         """Cancel jobs that wait: these, or all."""
         await self._scheduler.cancel_all(job_ids, "queued")
 
+    async def pause(self, pause: Pause, *, paused: bool) -> tuple[Pause, ...]:
+        """Hold back what has not started, or let it go on; as `SchedulerClient.pause`."""
+        return await self._scheduler.pause(pause, paused)
+
     async def free(self, *, weights: bool, results: bool) -> None:
         """Let every replica free memory when it has nothing to do."""
         if weights or results:
@@ -337,7 +342,7 @@ class Service:
             refused("ingress.queue_items")
         if items and not items[-1].prompt:
             refused("ingress.queue_bytes")
-        return QueueView(running, pending, view.count)
+        return replace(view, running=running, pending=pending)
 
     async def count(self) -> QueueCount:
         """Return how many jobs have not ended."""

@@ -8,11 +8,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.api.request import Current, number
+from serve_app.api.request import Current, number, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
-from serve_app.errors import JobMissingError
+from serve_app.errors import InvalidSubmissionError, JobMissingError, shown
 from serve_app.events import Event
+from serve_app.service import Service
+from serve_app.store.pauses import KINDS, THE_QUEUE, Pause
 
 router = Routes()
 
@@ -45,6 +47,18 @@ async def get_models(service: Current) -> Response:
     return Json(await service.models())
 
 
+@router.post("/pause")
+async def post_pause(request: Request, service: Current) -> Response:
+    """Start no more jobs: none, none that need a pool, or none of a tenant. What runs goes on."""
+    return await _set_pause(request, service, paused=True)
+
+
+@router.post("/resume")
+async def post_resume(request: Request, service: Current) -> Response:
+    """Take back a pause."""
+    return await _set_pause(request, service, paused=False)
+
+
 @router.read("/status")
 async def get_status(service: Current) -> Response:
     """Return hosts, replicas, uptime, and how many jobs run and wait."""
@@ -75,6 +89,21 @@ async def get_ready(service: Current) -> Response:
     """
     troubles = [{"pool": trouble.pool, "why": trouble.why} for trouble in (await service.cluster()).troubles]
     return Json({"status": "ready", **({"troubles": troubles} if troubles else {})})
+
+
+async def _set_pause(request: Request, service: Service, *, paused: bool) -> Response:
+    """Answer what is paused after this. The body names nothing for the queue, else one thing, as {"pool": NAME}."""
+    body = await read_object(request, service.limits.command)
+    named = KINDS[1:]
+    if len(body) > 1 or any(key not in named for key in body):
+        raise InvalidSubmissionError(f"the body must be {{}} for the queue, or name one {' or '.join(named)}")
+    pause = THE_QUEUE
+    for kind in named:
+        if kind in body:
+            if not isinstance(body[kind], str) or not body[kind]:
+                raise InvalidSubmissionError(f"'{kind}' must be a name, not {shown(body[kind])}")
+            pause = Pause(kind, body[kind])
+    return Json({"paused": [str(each) for each in await service.pause(pause, paused=paused)]})
 
 
 def _event(event: Event) -> dict[str, Any]:

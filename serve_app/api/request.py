@@ -74,8 +74,12 @@ async def parsed(body: bytes, parse: Callable[[bytes], T]) -> T:
 
 
 def lengths(queue: QueueView) -> dict[str, str]:
-    """Return the headers that tell how long the queue is, of which an answer may carry the beginning only."""
-    return {"X-Queue-Running": str(queue.count.running), "X-Queue-Pending": str(queue.count.pending)}
+    """Return the headers that tell how long the queue is, of which an answer may carry the beginning only.
+
+    They say too what of it is paused, if anything is.
+    """
+    counts = {"X-Queue-Running": str(queue.count.running), "X-Queue-Pending": str(queue.count.pending)}
+    return {**counts, "X-Queue-Paused": ", ".join(map(str, queue.paused))} if queue.paused else counts
 
 
 def number(request: Request, name: str, kind: type[int] | type[float], default: float) -> float:

@@ -122,6 +122,16 @@ def _parser() -> argparse.ArgumentParser:
     cancel.add_argument("job", help="the id that submit printed")
     cancel.set_defaults(command=_cancel)
 
+    for name, what in [
+        ("pause", "start no more jobs; what runs goes on, also over restarts"),
+        ("resume", "take back a pause"),
+    ]:
+        pausing = _asking(commands, name, what)
+        which = pausing.add_mutually_exclusive_group()
+        which.add_argument("--pool", metavar="NAME", help="only jobs that need this pool")
+        which.add_argument("--tenant", metavar="NAME", help="only this tenant's jobs")
+        pausing.set_defaults(command=_pause, name=name)
+
     for name, path, what in [
         ("models", "catalog", "list the model files"),
         ("nodes", "nodes", "list the node classes"),
@@ -236,6 +246,16 @@ def _cancel(arguments: argparse.Namespace) -> int:
         cancelled = server.post(f"/jobs/{arguments.job}/cancel", {})["cancelled"]
     print("cancelled" if cancelled else f"{arguments.job} has ended already, or no job has this id")
     return 0 if cancelled else 1
+
+
+def _pause(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.server import Server
+
+    which = {kind: name for kind in ("pool", "tenant") if (name := getattr(arguments, kind)) is not None}
+    with Server(arguments.server, arguments.patience) as server:
+        paused = server.post(f"/{arguments.name}", which)["paused"]
+    print(f"paused: {', '.join(paused)}" if paused else "nothing is paused")
+    return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -30,6 +30,9 @@ def status(answer: Mapping[str, Any]) -> Iterator[str]:
     """Yield jobs, hosts with their GPUs, and replicas with what they hold."""
     jobs = answer["jobs"]
     yield f"up {answer['uptime_s']:.0f} s, {jobs['running']} jobs running, {jobs['pending']} waiting"
+    for pause in answer["paused"]:
+        since = datetime.fromtimestamp(pause["since_s"]).isoformat(" ", "seconds")
+        yield f"paused since {since}: {pause['kind']} {pause['name']}".rstrip()
     for host in answer["hosts"]:
         yield f"host {host['host']}: {host['ram_available_mb']} of {host['ram_total_mb']} MB memory available"
         for gpu in host["gpus"]:

@@ -35,7 +35,7 @@ def top(server: Server, every_s: float, *, once: bool) -> int:
 
 def screen(now: Status, earlier: Status | None = None, since_s: float = 0.0) -> RenderableType:
     """Return what is shown. earlier: an answer of since_s ago, for rates."""
-    return Group(_jobs(now, earlier, since_s), _pools(now), _replicas(now), _hosts(now))
+    return Group(_jobs(now, earlier, since_s), *_paused(now), _pools(now), _replicas(now), _hosts(now))
 
 
 def _jobs(now: Status, earlier: Status | None, since_s: float) -> Text:
@@ -50,6 +50,11 @@ def _jobs(now: Status, earlier: Status | None, since_s: float) -> Text:
         more = sum(load["ended"].values()) - sum(earlier["load"]["ended"].values())
         line += f" · {60 * more / since_s:.1f} a minute"
     return Text(line, style="bold")
+
+
+def _paused(now: Status) -> list[Text]:
+    held = ", ".join(f"{pause['kind']} {pause['name']}".rstrip() for pause in now["paused"])
+    return [Text(f"paused: {held}", style="bold yellow")] if held else []
 
 
 def _pools(now: Status) -> Table:

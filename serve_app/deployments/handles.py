@@ -46,6 +46,7 @@ from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
 from serve_app.store.changes import JobQuery
 from serve_app.store.inquiries import Inquiry
+from serve_app.store.pauses import Pause
 from serve_app.store.reserved import Contents
 
 T = TypeVar("T")
@@ -113,6 +114,9 @@ class SchedulerHandle:
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
         await self._call("forget", job_ids)
+
+    async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
+        return await self._call("pause", pause, paused)  # type: ignore[no-any-return]
 
     async def hear(self, replica_id: str, said: SocketSaid) -> None:
         await self._call("hear", replica_id, said)

@@ -18,6 +18,7 @@ from serve_app.scheduler.cluster_view import ClusterView
 from serve_app.scheduler.messages import Free, SocketSaid
 from serve_app.store.changes import NO_CLAIMS, Claims, JobKey, JobQuery
 from serve_app.store.inquiries import Inquiry
+from serve_app.store.pauses import Pause
 
 T = TypeVar("T")
 
@@ -149,11 +150,13 @@ class QueueView:
     """Unfinished jobs: running in the order they started, pending in the order they will start.
 
     Within the bounds that were asked for: the first are whole, the next are named, the rest are in `count` only.
+    paused: what is held back.
     """
 
     running: tuple[QueueItem, ...]
     pending: tuple[QueueItem, ...]
     count: QueueCount
+    paused: tuple[Pause, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +240,13 @@ class SchedulerClient(Protocol):
 
     async def forget(self, job_ids: Sequence[str] | None) -> None:
         """Forget ended jobs: these, or all."""
+        ...
+
+    async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
+        """Hold back what has not started, or let it go on; return what is held back from now on, for good.
+
+        Errors: InvalidSubmissionError for a pool that is not there.
+        """
         ...
 
     async def hear(self, replica_id: str, said: SocketSaid) -> None:

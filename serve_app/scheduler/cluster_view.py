@@ -82,8 +82,20 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """What an operator holds back, and since when, as Unix time. name: "" for the queue."""
+
+    kind: str
+    name: str
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
-    """The cluster at one moment: hosts (each once), replicas, seconds since the server started, what is wrong."""
+    """The cluster at one moment: hosts (each once), replicas, seconds since the server started, what is wrong.
+
+    paused: what is held back.
+    """
 
     hosts: tuple[HostStats, ...]
     replicas: tuple[ReplicaView, ...]
@@ -91,3 +103,4 @@ class ClusterView:
     epoch: int
     load: Load = field(default_factory=Load)
     troubles: tuple[Trouble, ...] = ()
+    paused: tuple[Paused, ...] = ()

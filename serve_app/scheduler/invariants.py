@@ -5,7 +5,7 @@ Tests run it after each stimulus; the scheduler runs it now and then, and logs w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from serve_app.graph.plan import TaskId
 from serve_app.scheduler.ready_queue import ReadyQueue
@@ -20,8 +20,9 @@ def violations(
     queues: Sequence[ReadyQueue],
     results: Results,
     waiters: Mapping[str, Sequence[TaskId]],
+    held: Callable[[JobRecord], bool],
 ) -> Iterator[tuple[str, str]]:
-    """Yield (job id, what is wrong); nothing for a state that is sound."""
+    """Yield (job id, what is wrong); nothing for a state that is sound. held: whether a job must not start."""
     running = {task_id: name for name, replica in replicas.items() for task_id in replica.running}
     queued = {(entry.job_id, entry.task_index) for queue in queues for entry in queue}
     current = {id_of(job, task) for job in jobs.values() for task in job.tasks if task.state == "running"}
@@ -30,8 +31,8 @@ def violations(
             yield job_id, "every output is recorded and the job has not ended"
         if all(task.state == "done" for task in job.tasks):
             yield job_id, "every task is done and outputs are missing"
-        elif all(task.state in ("done", "waiting") for task in job.tasks):
-            yield job_id, "no task is ready or runs"
+        elif all(task.state in ("done", "waiting") for task in job.tasks) != held(job):
+            yield job_id, "it is held back and a task is ready" if held(job) else "no task is ready or runs"
         for task in job.tasks:
             if task.state == "running" and running.get(id_of(job, task)) != task.replica_id:
                 yield job_id, f"task {task.plan.index} runs on {task.replica_id}, which does not know of it"

@@ -14,7 +14,9 @@ Rules:
    (Export, Deliver), or told to make it (Compute) once nobody has or makes it.
 4. An output recorded for a job is never computed again for that job.
 5. A job ends once: success when its outputs are recorded, error or cancelled otherwise. Nothing follows its end.
-6. Whatever clients are told for good is a Persist with the same cursor, in front of the Publish that tells them
+6. A job that has not started stays so while the queue, its tenant or a pool that it needs is paused;
+   one that has goes on.
+7. Whatever clients are told for good is a Persist with the same cursor, in front of the Publish that tells them
    (`journal.py`). The shell commits every Persist of a batch before it carries any command of it out.
 
 The machine knows unfinished jobs only. The shell (`scheduler.py`) feeds it and carries the commands out.
@@ -81,6 +83,7 @@ from serve_app.scheduler.stimuli import (
     Command,
     JobArrived,
     JobRefused,
+    PausesChanged,
     ReplicaJoined,
     ReplicaLeft,
     ReplicaLost,
@@ -94,6 +97,7 @@ from serve_app.store.changes import (
     Claims,
     JobRow,
 )
+from serve_app.store.pauses import THE_QUEUE, Pause
 
 MAX_STOPS = 100
 """How often a replica may stop a task that nobody has cancelled."""
@@ -103,12 +107,13 @@ class Machine:
     """The state of the scheduler. epoch: the fencing number of this life.
 
     max_attempts: replicas that a job may lose while it runs alone on them. costs: what work has taken in earlier lives.
-    queued: how many jobs of each client have not started.
+    queued: how many jobs of each client have not started. pauses: what is held back.
     """
 
     def __init__(self, epoch: int, max_attempts: int, costs: Costs | None = None) -> None:
         self.jobs: dict[str, JobRecord] = {}
         self.queued: Counter[str | None] = Counter()
+        self.pauses: frozenset[Pause] = frozenset()
         self.replicas = Replicas()
         self.results = Results()
         self.costs = Costs() if costs is None else costs
@@ -147,6 +152,8 @@ class Machine:
             case Reported(replica_id, report):
                 if replica_id in self.replicas:
                     self._reported(self.replicas[replica_id], report)
+            case PausesChanged(pauses):
+                self._pauses_changed(pauses)
             case TimePassed():
                 self._dispatch.moved = True
         for job, task, among in self._dispatch.startable(at_s):
@@ -155,7 +162,8 @@ class Machine:
 
     def check(self) -> list[tuple[str, str]]:
         """Return what is wrong with this state, as (job id, what); see `invariants.py`. [] unless there is a defect."""
-        return list(violations(self.jobs, self.replicas, self._dispatch.queues(), self.results, self._waiters))
+        queues = self._dispatch.queues()
+        return list(violations(self.jobs, self.replicas, queues, self.results, self._waiters, self._held))
 
     def story(self, job_id: str) -> list[tuple[float, str]]:
         """Return what happened to an unfinished job lately: (Unix time, stimulus); [] for any other."""
@@ -205,11 +213,29 @@ class Machine:
                 del self.queued[job.row.client_id]
 
     def _wake(self, job: JobRecord) -> None:
-        """Make ready every waiting task whose needs are done and that has something to evaluate."""
+        """Make ready every waiting task whose needs are done and that has something to evaluate, unless it is held."""
+        if self._held(job):
+            return
         done = {node_id for task in job.tasks if task.state == "done" for node_id in task.plan.nodes}
         for task in job.tasks:
             if task.state == "waiting" and done.issuperset(task.plan.needs) and targets_of(job, task):
                 self._make_ready(job, task)
+
+    def _held(self, job: JobRecord) -> bool:
+        """Whether a job must not start."""
+        if job.started_s is not None or not self.pauses:
+            return False
+        pools = (Pause("pool", task.plan.pool) for task in job.tasks)
+        return not self.pauses.isdisjoint((THE_QUEUE, Pause("tenant", job.tenant), *pools))
+
+    def _pauses_changed(self, pauses: frozenset[Pause]) -> None:
+        self.pauses = pauses
+        for job in [job for job in self.jobs.values() if job.started_s is None]:
+            for task in job.tasks if self._held(job) else ():
+                if task.state == "ready":
+                    task.state = "waiting"
+                    self._dispatch.forget(job, task)
+            self._wake(job)
 
     def _make_ready(self, job: JobRecord, task: TaskRecord) -> None:
         task.state, task.replica_id = "ready", None

@@ -27,6 +27,8 @@ from serve_app.errors import (
     NotReadyError,
     ServeAppError,
     StaleEpochError,
+    did_you_mean,
+    shown,
 )
 from serve_app.events import ENDINGS, Event, Failure
 from serve_app.graph.graph import Graph
@@ -51,7 +53,7 @@ from serve_app.scheduler.client import (
     Submission,
     Unfinished,
 )
-from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, PoolLoad, ReplicaView
+from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, Paused, PoolLoad, ReplicaView
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.event_stream import EventStream
@@ -69,6 +71,7 @@ from serve_app.scheduler.stimuli import (
     Command,
     JobArrived,
     JobRefused,
+    PausesChanged,
     Persist,
     Publish,
     Send,
@@ -84,6 +87,7 @@ from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobQuery, JobRow
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.jobs import Jobs
+from serve_app.store.pauses import AllPauses, Pause, SetPause
 from serve_app.store.reserved import Contents
 from serve_app.store.sweep import Sweep
 
@@ -143,6 +147,8 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.counters = JobCounters()
+        self._paused: Mapping[Pause, float] = {}
+        self._pausing = asyncio.Lock()
         self._sweep = sweep
         self._tenure = Tenure(jobs, holder, self._in_database)
         self.fenced = self._tenure.fenced
@@ -175,6 +181,7 @@ class Scheduler:
         self._tasks += [asyncio.create_task(work()) for work in (self._writer.run, self._watch, self._remember)]
         self._published = PublishedJobs(self.epoch, self._events)
         self._lists = JobLists(self._jobs, self._published, self._reading)
+        self._hold(await self.inquire(AllPauses()))
         await self._count_ended(self.epoch << EPOCH_BITS)
         unfinished = await self._in_database(self._jobs.unfinished)
         query = JobQuery(tuple(ENDINGS), "ended", descending=True, limit=RECENT_JOBS)
@@ -272,7 +279,7 @@ class Scheduler:
 
     async def queue(self, bounds: QueueBounds) -> QueueView:
         self._check_ready()
-        return queue_view(self._published.unended, bounds)
+        return queue_view(self._published.unended, bounds, self._paused)
 
     async def job(self, job_id: str) -> JobView | None:
         self._check_ready()
@@ -317,6 +324,22 @@ class Scheduler:
         """Count the ended jobs anew up to a cursor, up to which all are published; later ones are counted on."""
         self._published.ended = later = Counter[str]()
         later.update(await self._in_database(self._jobs.ended_counts, until_seq))
+
+    async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
+        pools = [pool.name for pool in self._pools]
+        # One that the configuration has no longer may still be paused.
+        if pause.kind == "pool" and paused and pause.name not in pools:
+            hint = did_you_mean(pause.name, pools)
+            raise InvalidSubmissionError(f"no pool is named {shown(pause.name)}; there are {', '.join(pools)}{hint}")
+        async with self._pausing:
+            self._hold(await self.inquire(SetPause(pause, paused)))
+        _log.info("%s %s", pause, "paused" if paused else "resumed")
+        return tuple(self._paused)
+
+    def _hold(self, paused: Mapping[Pause, float]) -> None:
+        """Take in what is held back, each with since when."""
+        self._paused = paused
+        self._feed(PausesChanged(frozenset(paused)))
 
     async def hear(self, replica_id: str, said: SocketSaid) -> None:
         self._check_alive()
@@ -385,7 +408,8 @@ class Scheduler:
         hosts = {stats.host: stats for stats in [self._host(), *self.registry.hosts()]}
         uptime_s = max(0.0, time.time() - self._tenure.started_s)
         troubles = tuple(self.registry.troubles())
-        return ClusterView(tuple(hosts.values()), replicas, uptime_s, self.epoch, self.load(), troubles)
+        paused = tuple(Paused(pause.kind, pause.name, since_s) for pause, since_s in self._paused.items())
+        return ClusterView(tuple(hosts.values()), replicas, uptime_s, self.epoch, self.load(), troubles, paused)
 
     async def backlog(self, pool: str) -> Demand:
         """Return what the pool is asked for; what autoscaling goes by.

@@ -9,6 +9,7 @@ from serve_app.events import Event, Failure
 from serve_app.graph.plan import Plan
 from serve_app.scheduler.messages import Message, ReplicaInfo, Report
 from serve_app.store.changes import NO_CLAIMS, Change, Claims, JobRow
+from serve_app.store.pauses import Pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,23 @@ class TimePassed:
     """Nothing else has happened: what waits for a busy replica may have waited for long enough."""
 
 
+@dataclass(frozen=True, slots=True)
+class PausesChanged:
+    """What is held back from now on, all of it."""
+
+    pauses: frozenset[Pause]
+
+
 Stimulus: TypeAlias = (
-    JobArrived | CancelAsked | JobRefused | ReplicaJoined | ReplicaLeft | ReplicaLost | Reported | TimePassed
+    JobArrived
+    | CancelAsked
+    | JobRefused
+    | ReplicaJoined
+    | ReplicaLeft
+    | ReplicaLost
+    | Reported
+    | TimePassed
+    | PausesChanged
 )
 
 

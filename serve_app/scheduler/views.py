@@ -13,14 +13,15 @@ from serve_app.scheduler.records import JobRecord
 from serve_app.scheduler.unfinished_jobs import UnfinishedJobs
 from serve_app.store.changes import JobQuery, JobRow
 from serve_app.store.credentials import without_credentials
+from serve_app.store.pauses import Pause
 
 
-def queue_view(jobs: UnfinishedJobs, bounds: QueueBounds) -> QueueView:
+def queue_view(jobs: UnfinishedJobs, bounds: QueueBounds, paused: Iterable[Pause] = ()) -> QueueView:
     """Return the queue's beginning. It costs what it carries, however many jobs wait."""
     count = QueueCount(len(jobs.running), len(jobs.waiting))
     running = min(count.running, bounds.items)
     items = _items(islice(chain(jobs.running, jobs.waiting), bounds.items), bounds.bytes)
-    return QueueView(tuple(islice(items, running)), tuple(items), count)
+    return QueueView(tuple(islice(items, running)), tuple(items), count, tuple(paused))
 
 
 def _items(jobs: Iterable[JobRecord], left_bytes: int) -> Iterator[QueueItem]:

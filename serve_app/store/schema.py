@@ -145,6 +145,14 @@ COSTS = sa.Table(
     sa.Column("samples", sa.BigInteger, nullable=False),
 )
 
+PAUSES = sa.Table(
+    "pauses",
+    METADATA,
+    sa.Column("kind", sa.String(8), primary_key=True),
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("since_s", sa.Float, nullable=False),
+)
+
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     2: ("ALTER TABLE lease RENAME COLUMN first_start_s TO started_s",),
     3: (
@@ -198,6 +206,10 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "CREATE INDEX asset_uses_by_asset ON asset_uses (asset_id)",
     ),
     14: ("ALTER TABLE jobs ADD COLUMN tenant VARCHAR(64) NOT NULL DEFAULT ''",),
+    15: (
+        "CREATE TABLE pauses (kind VARCHAR(8) NOT NULL, name VARCHAR(255) NOT NULL, since_s FLOAT NOT NULL, "
+        "PRIMARY KEY (kind, name))",
+    ),
 }
 """What makes a database of this version out of one of the version before."""
 

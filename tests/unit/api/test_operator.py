@@ -95,10 +95,28 @@ async def test_status_counts_the_jobs(client, replica, example):
     first, _ = await queued(client, example), await queued(client, example)
     await replica.start(first)
     status = (await client.get("/status")).json()
-    assert status.keys() == {"hosts", "replicas", "uptime_s", "epoch", "load", "jobs", "troubles"}
+    assert status.keys() == {"hosts", "replicas", "uptime_s", "epoch", "load", "jobs", "troubles", "paused"}
     assert [host["host"] for host in status["hosts"]] == ["host"]
     busy = [(r["pool"], r["slots"], r["running"]) for r in status["replicas"]]
     assert busy == [("cpu", 0, 0), ("cpu", 1, 1)]
     assert status["epoch"] == 1
     assert (status["load"]["queued"], status["load"]["running"]) == (1, 1)
     assert status["jobs"] == {"running": 1, "pending": 1}
+
+
+async def test_the_queue_and_a_pool_are_paused_and_resumed_and_clients_can_see_it(client, replica):
+    assert (await client.post("/pause", json={})).json() == {"paused": ["queue"]}
+    assert (await client.post("/pause", json={"pool": "cpu"})).json() == {"paused": ["queue", "pool cpu"]}
+    for path in ("/queue", "/api/queue"):
+        assert (await client.get(path)).headers["X-Queue-Paused"] == "queue, pool cpu"
+    assert [p["kind"] for p in (await client.get("/status")).json()["paused"]] == ["queue", "pool"]
+    assert (await client.post("/resume", json={})).json() == {"paused": ["pool cpu"]}
+    assert (await client.post("/resume", json={"pool": "cpu"})).json() == {"paused": []}
+    assert "X-Queue-Paused" not in (await client.get("/queue")).headers
+
+
+@pytest.mark.parametrize("body", [{"pool": 1}, {"pool": ""}, {"pools": "cpu"}, {"pool": "gpx"}])
+async def test_a_pause_of_nothing_there_is_is_refused(client, replica, body):
+    answer = await client.post("/pause", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "Invalid submission"

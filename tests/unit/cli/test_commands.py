@@ -40,6 +40,7 @@ def test_status_shows_gpus_and_what_replicas_hold():
     replica = {"replica_id": "r1", "pool": "gpu", "slots": 16, "running": 2, "recipes": ["sd15"], "quarantined": "j"}
     replica["notes"] = ["node pack X could not be imported"]
     answer = {"uptime_s": 1, "jobs": {"running": 2, "pending": 0}, "hosts": [host], "replicas": [replica]}
+    answer["paused"] = []
     answer["troubles"] = [{"replica_id": "r2", "pool": "comfyui", "why": "it has no main.py"}]
     assert list(status(answer))[1:] == [
         "host a: 1 of 2 MB memory available",

@@ -21,7 +21,7 @@ def status(**changes: Any) -> dict[str, Any]:
     gpu = {"name": "H100", "vram_used_mb": 20, "vram_free_mb": 60, "vram_total_mb": 80}
     host = {"host": "gpu-1", "ram_used_mb": 1, "ram_available_mb": 3, "ram_total_mb": 4, "gpus": [gpu]}
     replica = {"replica_id": "r1", "pool": "denoise", "slots": 16, "running": 16, "recipes": ["backbone a/b"]}
-    whole = {"uptime_s": 90, "epoch": 1, "load": load, "hosts": [host], "replicas": [replica]}
+    whole = {"uptime_s": 90, "epoch": 1, "load": load, "hosts": [host], "replicas": [replica], "paused": []}
     return {**whole, **changes}
 
 
@@ -53,3 +53,19 @@ def test_a_scheduler_that_was_replaced_meanwhile_gives_no_rate():
 def test_without_a_terminal_it_is_shown_once(url, capsys):
     assert main(["top", "--server", url]) == 0
     assert "jobs running" in capsys.readouterr().out
+
+
+def test_what_is_paused_is_said():
+    paused = [{"kind": "queue", "name": "", "since_s": 1.0}, {"kind": "pool", "name": "gpu", "since_s": 2.0}]
+    assert "paused: queue, pool gpu" in shown(status(paused=paused))
+
+
+def test_a_pause_is_set_and_taken_back_from_the_command_line(url, capsys):
+    assert main(["pause", "--server", url]) == 0
+    assert main(["status", "--server", url]) == 0
+    assert main(["resume", "--server", url]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("paused: queue\n")
+    assert "paused since" in said
+    assert said.endswith("nothing is paused\n")
+    assert main(["pause", "--server", url, "--pool", "nowhere"]) == 1

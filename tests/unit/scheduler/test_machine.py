@@ -24,8 +24,17 @@ from serve_app.scheduler.messages import (
 )
 from serve_app.scheduler.records import SHARED_LOSSES
 from serve_app.scheduler.results import Results
-from serve_app.scheduler.stimuli import CancelAsked, JobRefused, Persist, Publish, ReplicaLeft, ReplicaLost
+from serve_app.scheduler.stimuli import (
+    CancelAsked,
+    JobRefused,
+    PausesChanged,
+    Persist,
+    Publish,
+    ReplicaLeft,
+    ReplicaLost,
+)
 from serve_app.store.changes import JobAccepted, JobEnded, JobLostReplica, OutputRecorded
+from serve_app.store.pauses import THE_QUEUE, Pause
 from tests.unit.scheduler.script import TWO_POOLS, Script, assigned, changes, events, sent, task_id, two_outputs
 
 
@@ -465,3 +474,50 @@ def test_an_end_that_could_not_be_recorded_is_told_as_an_error_instead():
     commands = script.feed(JobRefused("a", Failure()))
     assert events(commands, "a") == ["error"]
     assert len(changes(commands, JobEnded)) == 1
+
+
+def test_while_the_queue_is_paused_what_runs_goes_on_and_nothing_starts():
+    script = Script()
+    script.replica("r1", slots=2)
+    [(_, running)] = assigned(script.job("a"))
+    script.feed(PausesChanged(frozenset({THE_QUEUE})))
+    assert assigned(script.job("b", seed=2)) == []
+    assert script.machine.backlog("gpu")[:2] == (0, 1)
+    assert events(script.run("r1", running), "a")[-1] == "success"
+    assert [task.id.job_id for _, task in assigned(script.feed(PausesChanged(frozenset())))] == ["b"]
+
+
+def test_a_started_job_whose_replica_is_lost_goes_on_although_the_queue_is_paused():
+    script = Script()
+    script.replica("r1")
+    script.job("a")
+    script.feed(PausesChanged(frozenset({THE_QUEUE})))
+    script.feed(ReplicaLost("r1"))
+    assert [task.id.job_id for _, task in assigned(script.replica("r2"))] == ["a"]
+
+
+def test_what_waits_for_a_replica_is_held_back_by_a_later_pause_and_can_be_cancelled():
+    script = Script()
+    script.job("a")
+    script.job("b", seed=2)
+    script.feed(PausesChanged(frozenset({Pause("pool", "gpu")})))
+    assert assigned(script.replica("r1")) == []
+    assert events(script.feed(CancelAsked("a")), "a") == ["cancelled"]
+    assert [task.id.job_id for _, task in assigned(script.feed(PausesChanged(frozenset())))] == ["b"]
+
+
+def test_a_paused_pool_holds_back_the_jobs_that_will_need_it_and_no_others():
+    script = Script(TWO_POOLS)
+    script.feed(PausesChanged(frozenset({Pause("pool", "gpu")})))
+    script.replica("c1", "cpu")
+    assert assigned(script.job("both")) == []
+    script.feed(PausesChanged(frozenset({Pause("pool", "elsewhere")})))
+    assert [task.id.job_id for _, task in assigned(script.commands)] == ["both"]
+
+
+def test_a_paused_tenants_jobs_wait_while_others_run():
+    script = Script()
+    script.feed(PausesChanged(frozenset({Pause("tenant", "acme")})))
+    script.job("held", tenant="acme")
+    script.job("free", seed=2, tenant="other")
+    assert [task.id.job_id for _, task in assigned(script.replica("r1", slots=2))] == ["free"]

@@ -28,8 +28,9 @@ from serve_app.scheduler.messages import (
     Want,
 )
 from serve_app.scheduler.records import SHARED_LOSSES
-from serve_app.scheduler.stimuli import CancelAsked, Persist, Publish, ReplicaLost, Send
+from serve_app.scheduler.stimuli import CancelAsked, PausesChanged, Persist, Publish, ReplicaLost, Send
 from serve_app.store.changes import JobEnded, OutputRecorded
+from serve_app.store.pauses import THE_QUEUE, Pause
 from tests.unit.scheduler.script import ONE_POOL, TWO_POOLS, Script, branches, chain, changes
 
 
@@ -83,6 +84,8 @@ class World(RuleBasedStateMachine):
                 persisted.add(getattr(command.change, "seq", 0))
             if isinstance(command, Publish) and command.event.kind in ("started", "executed", *ENDINGS):
                 assert command.event.seq in persisted, "a client would be told of what is not durable"
+            if isinstance(command, Publish) and command.event.kind == "started":
+                assert not self.held_back(), "a job has started that was held back"
         self.log = [*getattr(self, "log", []), *commands]
         for command in commands:
             if isinstance(command, Send) and command.replica_id in self.replicas:
@@ -154,6 +157,18 @@ class World(RuleBasedStateMachine):
         self.script.job(job_id, seed, number)
         self.deliver()
         return job_id
+
+    def held_back(self) -> bool:
+        """Whether no job may start: every job needs every pool."""
+        return bool(self.script.machine.pauses)
+
+    @rule(data=st.data())
+    def pause(self, data: st.DataObject) -> None:
+        every = [THE_QUEUE, *(Pause("pool", pool.name) for pool in self.pools)]
+        # None is drawn most often, for else hardly anything would ever start.
+        pauses = data.draw(st.just([]) | st.just([]) | st.lists(st.sampled_from(every)))
+        self.script.feed(PausesChanged(frozenset(pauses)))
+        self.deliver()
 
     @rule(job=jobs)
     def cancel(self, job: str) -> None:
@@ -244,7 +259,9 @@ class World(RuleBasedStateMachine):
                 seen[command.event.job_id] = (command.event.seq, command.event.last)
 
     def teardown(self) -> None:
-        """With a working replica in every pool, whatever is left finishes."""
+        """With a working replica in every pool, and nothing paused, whatever is left finishes."""
+        self.script.feed(PausesChanged(frozenset()))
+        self.deliver()
         for pool in self.pools:
             self.start_replica(f"last-{pool.name}", pool.name, 1)
         for _ in range(40 * (len(self.accepted) + 1)):

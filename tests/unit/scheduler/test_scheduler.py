@@ -29,6 +29,7 @@ from serve_app.scheduler.scheduler import Scheduler
 from serve_app.scheduler.views import row_view
 from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs
+from serve_app.store.pauses import THE_QUEUE, Pause
 from serve_app.store.reserved import Contents
 from tests.unit.scheduler.job_pages import page
 from tests.unit.store.lost_commits import losing_commits
@@ -463,3 +464,23 @@ async def test_node_classes_have_one_tag_until_they_change(life):
     changed, specs = await life.scheduler.specs_since(tag)
     assert changed != tag
     assert list(specs) == ["Other"]
+
+
+async def test_a_pause_holds_what_has_not_started_also_in_the_next_life_and_is_seen(database_url):
+    async with living(database_url) as life:
+        assert await life.scheduler.pause(THE_QUEUE, True) == (THE_QUEUE,)
+        assert await life.scheduler.pause(THE_QUEUE, True) == (THE_QUEUE,)
+        job_id = await life.submit("1")
+        [paused] = (await life.scheduler.cluster()).paused
+        assert (paused.kind, paused.name) == ("queue", "")
+    async with living(database_url) as life:
+        assert (await life.scheduler.queue(EVERY)).paused == (THE_QUEUE,)
+        assert await life.scheduler.count() == QueueCount(0, 1)
+        assert await life.scheduler.pause(THE_QUEUE, False) == ()
+        assert (await life.finish(job_id)).state == "success"
+
+
+async def test_a_pool_that_is_not_there_cannot_be_paused_but_resumed(life):
+    with pytest.raises(InvalidSubmissionError, match="no pool is named 'cpx'; there are cpu; did you mean 'cpu'"):
+        await life.scheduler.pause(Pause("pool", "cpx"), True)
+    assert await life.scheduler.pause(Pause("pool", "cpx"), False) == ()
