@@ -357,13 +357,17 @@ class AppConfig(Section):
     client_share: Annotated[float, Field(gt=0, le=1)] = 0.8
     """How much of max_queue the jobs of one client may take; those that name no client_id count as one client's."""
     client_priority: bool = True
-    """Whether a submission may say `front` or `number`; if not, it is answered 400. For servers open to many."""
+    """Whether a submission may say `front`, `number` or a priority; if not, it is answered 400: for open servers."""
+    max_priority: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    """How far from 0 the `extra_data.priority` of a submission may be; jobs of a higher one go before all others."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """Replicas a job may lose while it alone runs on them, before it is given up."""
     silence_s: Annotated[float, Field(ge=5)] = 20.0
     """How long a replica may say nothing before its process is ended and its tasks are given to others."""
     job_time_s: Seconds | None = None
     """How long a job may run, from its start; then it ends in error."""
+    deadline_s: Seconds | None = None
+    """Within what time of its submission a job must have ended, waiting included; then it ends in error."""
     cache: Annotated[str, Field(pattern=r"^(classic|none|lru:[0-9]{1,9})$")] = "classic"
     """Node results that later jobs may use: as many as results_bytes holds, none, or lru:N at most N a replica too."""
     strict: bool = False
@@ -402,6 +406,7 @@ class AppConfig(Section):
             self.max_queue,
             self.client_share,
             self.client_priority,
+            max_priority=self.max_priority,
             share_results=self.cache != "none",
             strict=self.strict,
         )

@@ -49,6 +49,7 @@ from serve_app.scheduler.client import (
 )
 from serve_app.scheduler.cluster_view import ClusterView
 from serve_app.scheduler.messages import Free, SocketSaid
+from serve_app.scheduler.time_limit import LONGEST_DEADLINE_S
 from serve_app.shown_jobs import ShownJobs, without_secrets
 from serve_app.store.catalog import Catalog
 from serve_app.store.changes import NO_CLAIMS, Claims
@@ -463,6 +464,17 @@ def _read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:
         seconds = submission.extra_data.get(key, 1)
         if not _is_finite(seconds) or seconds <= 0:
             wrong.append(f"'{key}' in 'extra_data' must be a number of seconds above 0, not {_shown(seconds)}")
+    deadline_s = submission.extra_data.get("deadline_s", 1)
+    if not _is_finite(deadline_s) or not 0 < deadline_s <= LONGEST_DEADLINE_S:
+        allowed = f"above 0 and at most {LONGEST_DEADLINE_S:.0f}"
+        past = ", which has passed already" if _is_finite(deadline_s) and deadline_s <= 0 else ""
+        wrong.append(
+            f"'deadline_s' in 'extra_data' must be seconds from the submission on, {allowed}, "
+            f"not {_shown(deadline_s)}{past}"
+        )
+    priority = submission.extra_data.get("priority", 0)
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        wrong.append(f"'priority' in 'extra_data' must be a whole number, not {_shown(priority)}")
     if "prompt" not in body:
         wrong.append("'prompt' is missing: an object of nodes by id")
     wrong += [

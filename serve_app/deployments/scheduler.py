@@ -190,6 +190,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         max_attempts=config.max_attempts,
         silence_s=config.silence_s,
         job_time_s=config.job_time_s,
+        deadline_s=config.deadline_s,
         sweep=Sweep(jobs, open_store(config), config.temp_age_s),
         events=config.events,
     )

@@ -36,7 +36,7 @@ from serve_app.store.store import Store
 
 _log = log.get("replica.comfyui")
 
-OURS = ("pool", "strict", "node_time_s", "job_time_s")
+OURS = ("pool", "strict", "node_time_s", "job_time_s", "deadline_s", "priority")
 """Members of `extra_data` that are this server's."""
 
 

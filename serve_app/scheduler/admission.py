@@ -22,6 +22,7 @@ from serve_app.graph.signature import STRICT, signatures
 from serve_app.graph.spec import NodeSpec
 from serve_app.limits import refused
 from serve_app.scheduler.client import Submission
+from serve_app.scheduler.records import priority_of
 from serve_app.store.changes import JobRow
 
 
@@ -30,13 +31,14 @@ class AdmissionRules:
     """What bounds who may submit. Where a new one goes; the configuration makes them.
 
     max_queue: how many jobs may wait; client_share: how much of it one client's may take. client_priority: whether
-    clients may say `front` and `number`. share_results: whether a job may use what another one made. strict: whether
-    jobs are that do not say.
+    clients may say `front`, `number` and a priority; max_priority: how far from 0 that may be. share_results: whether
+    a job may use what another one made. strict: whether jobs are that do not say.
     """
 
     max_queue: int
     client_share: float
     client_priority: bool
+    max_priority: int
     share_results: bool
     strict: bool
 
@@ -72,9 +74,14 @@ class Admission:
 
         Errors: InvalidGraphError, InvalidSubmissionError, QueueFullError.
         """
-        if not self.rules.client_priority and (submission.front or submission.number is not None):
+        priority = priority_of(submission.extra_data)
+        if not self.rules.client_priority and (submission.front or submission.number is not None or priority):
             raise InvalidSubmissionError(
-                "this server serves jobs in the order in which they come: no 'front', 'number'"
+                "this server serves jobs in the order in which they come: no 'front', 'number', 'priority'"
+            )
+        if abs(priority) > (most := self.rules.max_priority):
+            raise InvalidSubmissionError(
+                f"'priority' in 'extra_data' is {priority}; max_priority of the configuration allows {-most} to {most}"
             )
         # Kept with the job, so that another configuration leaves what is queued as it is.
         extra_data = {"strict": True, **submission.extra_data} if self.rules.strict else submission.extra_data

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from serve_app.scheduler.records import JobRecord, TaskRecord
+from serve_app.scheduler.records import JobRecord, Priority, TaskRecord
 
 TaskKey: TypeAlias = tuple[str, int]
 """A task by its job's id and its index there."""
@@ -22,7 +22,7 @@ class Entry(NamedTuple):
     """A ready task, in the order of the queue. ordinary: no running task of its job waits for it."""
 
     ordinary: bool
-    priority: tuple[float, int]
+    priority: Priority
     job_id: str
     task_index: int
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
@@ -12,6 +12,16 @@ from serve_app.store.changes import JobRow
 
 SHARED_LOSSES = 2
 """Replicas that a job may lose together with others before it is a suspect. Hosts go away more often than jobs kill."""
+
+
+Priority: TypeAlias = tuple[int, float, int]
+"""A job's place in the queue, the lower the sooner: less the priority it asks for, its number, its order."""
+
+
+def priority_of(extra_data: Mapping[str, Any]) -> int:
+    """Return the priority that a submission asks for; 0 if it asks for none."""
+    asked = extra_data.get("priority", 0)
+    return asked if isinstance(asked, int) and not isinstance(asked, bool) else 0
 
 
 @dataclass(slots=True)
@@ -70,9 +80,9 @@ class JobRecord:
         return len({task.plan.pool for task in self.tasks}) > 1
 
     @property
-    def priority(self) -> tuple[float, int]:
+    def priority(self) -> Priority:
         """The lower, the sooner."""
-        return (self.row.number, self.row.order)
+        return (-priority_of(self.row.extra_data), self.row.number, self.row.order)
 
     @property
     def percent(self) -> int:

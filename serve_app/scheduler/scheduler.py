@@ -95,7 +95,7 @@ T = TypeVar("T")
 _log = log.get("scheduler")
 
 WATCH_S = 1.0
-"""How often it looks for replicas that have been silent, and for jobs that have run, for too long."""
+"""How often it looks for replicas that have been silent, and for jobs that have taken, for too long."""
 CHECK_S, CHECKED_JOBS = 30.0, 200
 """How often it checks its own state, while it has at most so many unfinished jobs."""
 REMEMBER_S = 10.0
@@ -126,6 +126,7 @@ class Scheduler:
         max_attempts: int,
         silence_s: float,
         job_time_s: float | None,
+        deadline_s: float | None = None,
         sweep: Sweep | None = None,
         events: EventLimits | None = None,
     ) -> None:
@@ -133,7 +134,7 @@ class Scheduler:
         self._rules = rules
         self._admit = partial(Admission, rules, pools, fingerprint=fingerprint)
         self._silence_s = silence_s
-        self._overtime = Overtime(job_time_s)
+        self._overtime = Overtime({"job_time_s": job_time_s, "deadline_s": deadline_s})
         self.silenced: Callable[[str], None] = lambda replica_id: None
         """Told of a replica that is about to be lost for its silence; its process may live. Set before `start`."""
         self._jobs = jobs
@@ -468,7 +469,8 @@ class Scheduler:
             recovered = self._feed(JobArrived(row, await self.admission.readmit(row)))
             if job := self._machine.jobs.get(row.job_id):
                 self._published.show(job)
-                self._overtime.started(job, time.time(), time.monotonic())
+                for count in (self._overtime.arrived, self._overtime.started):
+                    count(job, time.time(), time.monotonic())
             await recovered
         except ServeAppError as error:
             _log.error("job %s can no longer be planned: %s", row.job_id, error)
@@ -494,8 +496,9 @@ class Scheduler:
                 case Publish(event):
                     self._published.publish(event)
                     self.counters.take(event)
-                    if event.kind == "started" and (job := self._machine.jobs.get(event.job_id)) is not None:
-                        self._overtime.started(job, time.time(), time.monotonic())
+                    count = {"queued": self._overtime.arrived, "started": self._overtime.started}.get(event.kind)
+                    if count is not None and (job := self._machine.jobs.get(event.job_id)) is not None:
+                        count(job, time.time(), time.monotonic())
                     if event.last:
                         self._overtime.ended(event.job_id)
                         with log.about(job=event.job_id):
@@ -513,7 +516,7 @@ class Scheduler:
         self.registry.mail(replica_id, message)
 
     async def _watch(self) -> None:
-        """Take replicas that have been silent for too long for lost, and end jobs that have run for too long."""
+        """Take replicas that have been silent for too long for lost, and end jobs whose time is up."""
         looked_s = checked_s = time.monotonic()
         while True:
             await asyncio.sleep(WATCH_S)

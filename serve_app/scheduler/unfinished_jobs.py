@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from serve_app.scheduler.records import JobRecord
 
-Place: TypeAlias = tuple[float, int]
+Place: TypeAlias = tuple[float, ...]
 """Where a job is in an order; its place in the order of submission tells equal ones apart."""
 
 

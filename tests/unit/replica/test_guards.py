@@ -16,6 +16,7 @@ from serve_app.replica.watchdog import REPLACED
 from serve_app.scheduler import remote_validation
 from serve_app.scheduler.client import JobView
 from serve_app.service import Service
+from serve_app.store.pauses import THE_QUEUE
 from serve_app.store.volume import Volume
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.usual_limits import LIMITS
@@ -317,6 +318,18 @@ async def test_a_jobs_time_goes_on_while_the_scheduler_restarts(tmp_path: Path) 
         view = await asyncio.wait_for(c.running.finish(job_id), 30)
         assert view.failure.exception_type == "JobTimeError"
         assert view.started_s == began_s
+
+
+async def test_a_deadline_ends_what_waits_and_what_runs_also_after_a_restart(tmp_path: Path) -> None:
+    async with client(tmp_path) as c:
+        runs = await c.started("Waits", deadline_s=0.8)
+        await c.running.scheduler.pause(THE_QUEUE, True)
+        waits = await c.submit("Waits", deadline_s=0.8)
+        await c.running.restart_scheduler()
+        for job_id in (runs, waits):
+            view = await asyncio.wait_for(c.running.finish(job_id), 30)
+            assert (view.state, view.failure.exception_type) == ("error", "DeadlineError")
+            assert ("it had not started" in view.failure.message) == (job_id == waits)
 
 
 async def test_validation_that_does_not_end_is_given_up_and_costs_its_replica(

@@ -90,7 +90,7 @@ class Script:
             prompt={},
             targets=targets,
             client_id=None,
-            extra_data={},
+            extra_data=row_fields.pop("extra_data", {}),
             created_s=99.0,
             queued_seq=self.machine.next_seq(),
             **row_fields,

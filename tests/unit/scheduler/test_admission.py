@@ -19,7 +19,7 @@ SPEC = NodeSpec("Save", (), (), (), (), output_node=True)
 
 def admission(**settings: Any) -> Admission:
     given = {"max_queue": 10, "client_share": 0.8, "client_priority": True, "share_results": True, "strict": False}
-    rules = AdmissionRules(**{**given, **settings})
+    rules = AdmissionRules(**{**given, "max_priority": 100, **settings})
     return Admission(rules, [Pool("cpu", False)], lambda: {"Save": SPEC}, lambda *_: "", next_order=0)
 
 
@@ -47,8 +47,15 @@ async def test_a_full_queue_is_full_for_everyone() -> None:
         await admit(admission(), ["a"] * 5 + ["b"] * 5, client_id="c")
 
 
-@pytest.mark.parametrize("wish", [{"front": True}, {"number": -1.0}])
+@pytest.mark.parametrize("wish", [{"front": True}, {"number": -1.0}, {"extra_data": {"priority": 1}}])
 async def test_priority_is_a_right_that_the_configuration_can_take_away(wish: dict[str, Any]) -> None:
     assert await admit(admission(), [], **wish) <= 0
     with pytest.raises(InvalidSubmissionError, match="in the order in which they come"):
         await admit(admission(client_priority=False), [], **wish)
+
+
+@pytest.mark.parametrize("priority", [101, -101, 10**30])
+async def test_a_priority_beyond_the_bound_is_refused_with_the_bound(priority: int) -> None:
+    await admit(admission(), [], extra_data={"priority": 100})
+    with pytest.raises(InvalidSubmissionError, match="max_priority of the configuration allows -100 to 100"):
+        await admit(admission(), [], extra_data={"priority": priority})

@@ -521,3 +521,22 @@ def test_a_paused_tenants_jobs_wait_while_others_run():
     script.job("held", tenant="acme")
     script.job("free", seed=2, tenant="other")
     assert [task.id.job_id for _, task in assigned(script.replica("r1", slots=2))] == ["free"]
+
+
+def test_a_higher_priority_goes_before_any_number_and_within_one_the_number_decides():
+    script = Script()
+    for name, number, extra_data in [
+        ("plain", -9, {}),
+        ("low", -9, {"priority": -1}),
+        ("second", 2, {"priority": 3}),
+        ("first", 1, {"priority": 3}),
+        ("of before priorities were looked at", 0, {"priority": "high"}),
+    ]:
+        script.job(name, seed=name, number=number, extra_data=extra_data)
+    script.replica("r1")
+    started = []
+    for _ in range(5):
+        [(_, task)] = assigned(script.commands)[-1:]
+        started.append(task.id.job_id)
+        script.run("r1", task)
+    assert started == ["first", "second", "plain", "of before priorities were looked at", "low"]
