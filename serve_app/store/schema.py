@@ -152,6 +152,13 @@ PAUSES = sa.Table(
     sa.Column("name", sa.String(255), primary_key=True),
     sa.Column("since_s", sa.Float, nullable=False),
 )
+# Files of jobs that are gone, until they are gone too.
+DOOMED_FILES = sa.Table(
+    "doomed_files",
+    METADATA,
+    sa.Column("area", sa.String(8), primary_key=True),
+    sa.Column("path", sa.String(1023), primary_key=True),
+)
 
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     2: ("ALTER TABLE lease RENAME COLUMN first_start_s TO started_s",),
@@ -209,6 +216,9 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     15: (
         "CREATE TABLE pauses (kind VARCHAR(8) NOT NULL, name VARCHAR(255) NOT NULL, since_s FLOAT NOT NULL, "
         "PRIMARY KEY (kind, name))",
+    ),
+    16: (
+        "CREATE TABLE doomed_files (area VARCHAR(8) NOT NULL, path VARCHAR(1023) NOT NULL, PRIMARY KEY (area, path))",
     ),
 }
 """What makes a database of this version out of one of the version before."""
