@@ -18,7 +18,7 @@ from serve_app.api.origin import LOOPBACK, Allowed
 from serve_app.errors import ConfigError
 from serve_app.graph.destination import SHARED
 from serve_app.graph.plan import EVERY_CLASS, Pool
-from serve_app.limits import EventLimits, SizeLimits
+from serve_app.limits import EventLimits, SizeLimits, WebhookLimits
 from serve_app.scheduler.admission import AdmissionRules
 from serve_app.service import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS, Limits
 from serve_app.store.location import Location
@@ -380,6 +380,7 @@ class AppConfig(Section):
     """What log lines look like."""
     limits: SizeLimits = SizeLimits()
     events: EventLimits = EventLimits()
+    webhooks: WebhookLimits = WebhookLimits()
     ingress: IngressConfig = IngressConfig()
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)] = (PoolConfig(name="gpu"),)
 
@@ -429,6 +430,7 @@ class AppConfig(Section):
             latent_cells=self.latent_cells,
             queue_items=self.ingress.queue_items,
             queue_bytes=self.ingress.queue_bytes,
+            webhooks=self.webhooks,
         )
 
     @property

@@ -163,6 +163,10 @@ class StoreError(UnavailableError):
     """The store of files does not answer, or refuses; says what was asked of it, where, and its reason."""
 
 
+class OutgoingError(ServeAppError):
+    """A message could not be sent to where a client wants it; says why."""
+
+
 class StaleEpochError(ServeAppError):
     """A newer scheduler holds the lease: what an older one asks for must not happen."""
 
@@ -173,10 +177,6 @@ class StaleAttemptError(ServeAppError):
 
 class JobMissingError(ServeAppError):
     """No job has this id."""
-
-
-class JobUnfinishedError(ServeAppError):
-    """A job that is to be deleted has not ended; it must be cancelled first."""
 
 
 class FileMissingError(ServeAppError):

@@ -6,6 +6,7 @@ And the one place where a process counts how often each limit, by its key, has r
 from __future__ import annotations
 
 from collections import Counter
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,6 +42,21 @@ class EventLimits(BaseModel):
     """Ended jobs whose events stay in memory; those of others are made anew from the database."""
     streams_bytes: Annotated[int, Field(ge=0)] = 128 * 1024 * 1024
     """Memory of all jobs' events before those of ended jobs go sooner."""
+
+
+class WebhookLimits(BaseModel):
+    """How many webhooks there may be, where they may be, and how long it is tried to tell them something."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    most: Annotated[int, Field(ge=0)] = 100
+    """Webhooks there may be; 0 allows none."""
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks that may be sent to beside the Internet's addresses, as 10.1.0.0/16 or 127.0.0.1/32."""
+    timeout_s: Annotated[float, Field(gt=0, le=300)] = 15.0
+    """How long a webhook may take to answer."""
+    attempts: Annotated[int, Field(ge=1, le=100)] = 12
+    """How often something is sent before it is given up: after 5 s, 20 s, 80 s and so on, at most 4 hours."""
 
 
 class SizeLimits(BaseModel):

@@ -19,14 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from serve_app.errors import (
-    InvalidGraphError,
-    InvalidSubmissionError,
-    JobMissingError,
-    JobUnfinishedError,
-    Problem,
-    UnavailableError,
-)
+from serve_app.errors import InvalidGraphError, InvalidSubmissionError, JobMissingError, Problem, UnavailableError
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.destination import SHARED, destinations
 from serve_app.graph.files import FEW_NODES, is_quick
@@ -37,7 +30,7 @@ from serve_app.graph.parse import parse, render
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, needs_prevalidation, validate, with_findings
-from serve_app.limits import SizeLimits, refused
+from serve_app.limits import SizeLimits, WebhookLimits, refused
 from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.replacements import replaced
 from serve_app.nodes.routes import ON_PROMPT, PackAnswer, PackCall, PackFrame, PackRoute, Piece
@@ -94,7 +87,7 @@ class Limits:
     body_bytes: size of a submission or of a user's file. upload_bytes: of an upload. command_bytes, ids: size of any
     other body, such as settings, and how many jobs it may name. poll_s: length of a long poll. sizes: of what is in
     the request, or is drawn for it. latent_cells: what a sampler of the shared pools may work on; None is no limit.
-    queue_items, queue_bytes: what an answer carries of the queue, as QueueBounds.
+    queue_items, queue_bytes: what an answer carries of the queue, as QueueBounds. webhooks: how many, and where.
     """
 
     body_bytes: int
@@ -106,6 +99,7 @@ class Limits:
     latent_cells: int | None = None
     queue_items: int = QUEUE_ITEMS
     queue_bytes: int = QUEUE_BYTES
+    webhooks: WebhookLimits = field(default_factory=WebhookLimits)
 
     @property
     def body(self) -> BodyBound:
@@ -319,18 +313,6 @@ class Service:
     async def forget(self, job_ids: Sequence[str] | None = None) -> None:
         """Forget ended jobs: these, or all."""
         await self._scheduler.forget(job_ids)
-
-    async def remove(self, job_ids: Sequence[str] | None = None) -> None:
-        """Forget ended jobs, these or all, and delete their files."""
-        await self._scheduler.remove(job_ids, self.tenant)
-
-    async def delete(self, job_id: str) -> None:
-        """Delete a job and its files. Errors: JobMissingError, JobUnfinishedError."""
-        count, unfinished = await self._scheduler.remove([job_id], self.tenant) if is_job_id(job_id) else (0, ())
-        if unfinished:
-            raise JobUnfinishedError(f"job {job_id} has not ended; cancel it before it is deleted")
-        if not count:
-            raise JobMissingError(f"no job has the id {_shown(job_id)}")
 
     async def attach(self, client_id: str, token: str) -> Attached:
         """Let a socket read for a client; as `SchedulerClient.attach`."""

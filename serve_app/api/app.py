@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.api import operator, problems
+from serve_app.api import operator, problems, webhooks
 from serve_app.api.comfy import failures, pack_routes, page, websocket
 from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
@@ -65,6 +65,7 @@ def create_app(
     prefixed = Table(table.routes)
     for router in v2.ROUTERS:
         table.routes += under(V2_PREFIX, router.routes)
+    table.routes += under(PREFIX, webhooks.router.routes)
     page.install(app, page_dir)
     for router in (routes.router, document.router, operator.router, *native.UNPREFIXED):
         table.routes += router.routes
@@ -114,6 +115,8 @@ class DialectMiddleware:
 def _dialect(path: str) -> str:
     if path.startswith(f"{V2_PREFIX}/"):
         return "v2"
+    if path.startswith(f"{PREFIX}/webhooks"):
+        return "contract"  # how its failures are answered: it belongs to no dialect
     return "comfy" if path.startswith((f"{PREFIX}/", "/internal/")) else "contract"
 
 

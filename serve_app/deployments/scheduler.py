@@ -193,6 +193,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         deadline_s=config.deadline_s,
         sweep=Sweep(jobs, open_store(config), config.temp_age_s),
         events=config.events,
+        webhooks=config.webhooks,
     )
 
 

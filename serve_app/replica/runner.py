@@ -48,7 +48,6 @@ from serve_app.scheduler.messages import (
     Evicted,
     Export,
     Exported,
-    Forget,
     Free,
     Interrupt,
     Message,
@@ -220,8 +219,6 @@ class Runner:
             case Free():
                 self._wishes.append(message)
                 self._free()
-            case Forget(signatures):
-                self._held.forget(signatures)
             case Export(signature):
                 if (value := self._held.get(signature)) is None:
                     self.say(Evicted((signature,)))

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -27,7 +27,6 @@ from serve_app.errors import (
     NotReadyError,
     ServeAppError,
     StaleEpochError,
-    UnavailableError,
     did_you_mean,
     shown,
 )
@@ -35,7 +34,7 @@ from serve_app.events import ENDINGS, Event, Failure
 from serve_app.graph.graph import Graph
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import NodeSpec
-from serve_app.limits import EventLimits
+from serve_app.limits import EventLimits, WebhookLimits
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.abilities import Abilities
 from serve_app.scheduler.admission import Admission, AdmissionRules
@@ -56,6 +55,7 @@ from serve_app.scheduler.client import (
 )
 from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, Paused, PoolLoad, ReplicaView
 from serve_app.scheduler.costs import Costs
+from serve_app.scheduler.courier import Courier, CourierThread
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.event_stream import EventStream
 from serve_app.scheduler.job_counters import JobCounters
@@ -63,6 +63,7 @@ from serve_app.scheduler.job_lists import JobLists
 from serve_app.scheduler.journal import EPOCH_BITS
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
+from serve_app.scheduler.outgoing import Outgoing
 from serve_app.scheduler.published_jobs import PublishedJobs
 from serve_app.scheduler.remote_validation import RemoteValidation
 from serve_app.scheduler.repeats import check_repeat
@@ -70,7 +71,6 @@ from serve_app.scheduler.replica_registry import ReplicaRegistry
 from serve_app.scheduler.stimuli import (
     CancelAsked,
     Command,
-    FilesGone,
     JobArrived,
     JobRefused,
     PausesChanged,
@@ -90,10 +90,7 @@ from serve_app.store.changes import Change, JobQuery, JobRow
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.jobs import Jobs
 from serve_app.store.pauses import AllPauses, Pause, SetPause
-from serve_app.store.removal import PORTION, RemoveJobs
 from serve_app.store.reserved import Contents
-from serve_app.store.reserved import shown as shown_files
-from serve_app.store.store import FileRef
 from serve_app.store.sweep import Sweep
 
 T = TypeVar("T")
@@ -116,7 +113,7 @@ class Scheduler:
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
     the scheduler's own host. holder: the server it belongs to. rules: who may submit. sweep: removes files that nobody
-    needs. events: what is kept of them.
+    needs. events: what is kept of them. webhooks: where those may be, and how long they are tried.
     """
 
     def __init__(
@@ -134,6 +131,7 @@ class Scheduler:
         deadline_s: float | None = None,
         sweep: Sweep | None = None,
         events: EventLimits | None = None,
+        webhooks: WebhookLimits | None = None,
     ) -> None:
         self._events = events
         self._rules = rules
@@ -156,9 +154,11 @@ class Scheduler:
         self._paused: Mapping[Pause, float] = {}
         self._pausing = asyncio.Lock()
         self._sweep = sweep
-        self._tidying: Tidying | None = None
         self._tenure = Tenure(jobs, holder, self._in_database)
         self.fenced = self._tenure.fenced
+        limits = webhooks or WebhookLimits()
+        post = Outgoing(limits.allowed_networks, limits.timeout_s).post
+        self._courier = CourierThread(lambda: Courier(self._asked, post, limits))
         self._writer = Writer(self._record, self._carry_out, self._refused, self._tenure.lose)
 
     async def start(self) -> None:
@@ -199,7 +199,7 @@ class Scheduler:
             results = self._machine.results.shown
             tidying = Tidying(self._sweep, self._jobs, self._tenure, results, self._in_database)
             self._tasks.append(asyncio.create_task(tidying.run()))
-            self._tidying = tidying
+        self._courier.start()
         _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self._machine.jobs))
 
     async def vacancy(self) -> None:
@@ -211,6 +211,7 @@ class Scheduler:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._courier.close)
         self._database.shutdown()
         self._reading.shutdown()
         self._jobs.close()
@@ -307,12 +308,19 @@ class Scheduler:
 
     async def inquire(self, inquiry: Inquiry[T]) -> T:
         self._check_alive()
-        executor = self._database if inquiry.writes else self._reading
-        ask = partial(self._jobs.inquire, self.epoch, inquiry)
         try:
-            return await asyncio.get_running_loop().run_in_executor(executor, ask)
+            answer = await self._asked(inquiry)
         except StaleEpochError as error:
             raise DrainingError(str(error), retry_after_s=2) from error
+        if inquiry.writes:
+            self._courier.wake()
+        return answer
+
+    async def _asked(self, inquiry: Inquiry[T]) -> T:
+        """Return what an inquiry is answered, in whichever event loop."""
+        executor = self._database if inquiry.writes else self._reading
+        ask = partial(self._jobs.inquire, self.epoch, inquiry)
+        return await asyncio.get_running_loop().run_in_executor(executor, ask)
 
     async def keys(self, query: JobQuery) -> JobKeys:
         self._check_ready()
@@ -327,32 +335,6 @@ class Scheduler:
         await self._in_database(self._jobs.forget, self.epoch, job_ids)
         self._published.forget(job_ids)
         await self._count_ended(self._published.seq)
-
-    async def remove(self, job_ids: Sequence[str] | None, tenant: str = "") -> tuple[int, tuple[str, ...]]:
-        self._check_alive()
-        await self._writer.put([])  # what memory knows to have ended may not be durable yet
-        left, count, unfinished = None if job_ids is None else tuple(dict.fromkeys(job_ids)), 0, list[str]()
-        more = True
-        while more:
-            removed = await self.inquire(RemoveJobs(left, tenant))
-            self._published.forget(removed.ended)
-            await self._forget_files(removed.files)
-            left, more = None if left is None else left[PORTION:], removed.more
-            count += len(removed.ended)
-            unfinished += removed.unfinished
-        await self._count_ended(self._published.seq)
-        if self._tidying is not None:
-            # What cannot be deleted now is on the list, and deleted with what else nobody needs.
-            with contextlib.suppress(UnavailableError, OSError):
-                await self._tidying.doomed()
-        return count, tuple(unfinished)
-
-    async def _forget_files(self, files: Collection[FileRef]) -> None:
-        """See to it that no job is given a result that names one of these files."""
-        gone, remembered = frozenset(files), self._machine.results.remembered() if files else []
-        found = await asyncio.to_thread(lambda: [s for s, ui in remembered if not gone.isdisjoint(shown_files(ui))])
-        if found:
-            await self._feed(FilesGone(tuple(found)))
 
     async def _count_ended(self, until_seq: int) -> None:
         """Count the ended jobs anew up to a cursor, up to which all are published; later ones are counted on."""
@@ -516,7 +498,8 @@ class Scheduler:
         return self._writer.put(self._machine.handle(stimulus, time.time()))
 
     async def _record(self, changes: Sequence[Change]) -> None:
-        await self._in_database(self._jobs.write, self.epoch, changes)
+        if await self._in_database(self._jobs.write, self.epoch, changes):
+            self._courier.wake()
 
     def _refused(self, error: ChangeRefusedError) -> list[Command]:
         return self._machine.handle(JobRefused(error.job_id, Failure.of(error)), time.time())

@@ -81,13 +81,6 @@ class PausesChanged:
     pauses: frozenset[Pause]
 
 
-@dataclass(frozen=True, slots=True)
-class FilesGone:
-    """What output nodes of these signatures have shown names files that are no longer there."""
-
-    signatures: tuple[str, ...]
-
-
 Stimulus: TypeAlias = (
     JobArrived
     | CancelAsked
@@ -98,7 +91,6 @@ Stimulus: TypeAlias = (
     | Reported
     | TimePassed
     | PausesChanged
-    | FilesGone
 )
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -29,7 +30,7 @@ from serve_app.errors import (
     StaleEpochError,
 )
 from serve_app.events import Failure
-from serve_app.store import costs
+from serve_app.store import costs, webhooks
 from serve_app.store.change_statements import JSON_COLUMNS, VARIABLES, apply
 from serve_app.store.changes import (
     Change,
@@ -42,9 +43,21 @@ from serve_app.store.execute import execute
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.list_statements import ENDS, LISTED, containing, counting, window_of
 from serve_app.store.reserved import Contents, Reservation, shown
-from serve_app.store.schema import ASSET_USES, COUNTERS, JOBS, LABELS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, migrate
+from serve_app.store.schema import (
+    ASSET_USES,
+    COUNTERS,
+    DELIVERIES,
+    JOBS,
+    LABELS,
+    LEASE,
+    OUTPUTS,
+    POOL_SPECS,
+    RESERVATIONS,
+    migrate,
+)
 from serve_app.store.sqlite_file import SqliteFile, unreadable
 from serve_app.store.store import FileRef
+from serve_app.store.webhooks import Webhook
 
 T = TypeVar("T")
 _log = log.get("store")
@@ -84,6 +97,8 @@ class Jobs:
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
         self._shown = self._engine.url.render_as_string()
+        self._webhooks: tuple[Webhook, ...] | None = None
+        """As they are while this process holds the lease, whose holder alone changes them; None is not known."""
         self._file = None
         if self._engine.dialect.name == "sqlite":
             self._file = file = SqliteFile(self._engine.url)
@@ -113,6 +128,7 @@ class Jobs:
             started_s = earlier.started_s if earlier.holder == holder else time.time()
             taken = {"epoch": earlier.epoch + 1, "holder": holder, "started_s": started_s}
             connection.execute(sa.update(LEASE).values(taken))
+            self._webhooks = None
             return int(earlier.epoch) + 1
 
     def started_s(self) -> float:
@@ -140,20 +156,26 @@ class Jobs:
 
     # Writing ------------------------------------------------------------------------------------------------------
 
-    def write(self, epoch: int, changes: Sequence[Change]) -> None:
-        """Apply the changes in order, all or none. Errors: StaleEpochError; ChangeRefusedError naming the first job."""
+    def write(self, epoch: int, changes: Sequence[Change]) -> bool:
+        """Apply the changes in order, all or none; return whether webhooks are to be told of some.
+
+        Errors: StaleEpochError; ChangeRefusedError naming the first job.
+        """
         try:
-            self._apply(epoch, [changes])
+            return self._apply(epoch, [changes])
         except ChangeRefusedError:
             # Which of them will never be taken shows once each is a statement of its own.
-            self._apply(epoch, [[change] for change in changes])
+            return self._apply(epoch, [[change] for change in changes])
 
-    def _apply(self, epoch: int, batches: Iterable[Sequence[Change]]) -> None:
+    def _apply(self, epoch: int, batches: Sequence[Sequence[Change]]) -> bool:
         with self._transaction() as connection:
             self._fence(connection, epoch)
             for batch in batches:
                 with _refusing(batch[0].job_id):
                     apply(connection, batch)
+            if self._webhooks is None:
+                self._webhooks = webhooks.known(connection)
+            return webhooks.enclose(connection, self._webhooks, chain.from_iterable(batches))
 
     def reserved(self, job_id: str, node_id: str, key: str) -> tuple[int, int] | None:
         """Return the first of the counters that the node was given for `key`, and how many; None before `reserve`."""
@@ -229,6 +251,8 @@ class Jobs:
             gone = sa.select(JOBS.c.job_id).where(ended)
             for table in (OUTPUTS, RESERVATIONS, ASSET_USES):
                 connection.execute(sa.delete(table).where(table.c.job_id.in_(gone)))
+            told = DELIVERIES.c.ended_s.is_not(None) & DELIVERIES.c.job_id.in_(gone)
+            connection.execute(sa.delete(DELIVERIES).where(told))
             labelled = sa.select(JOBS.c.order).where(ended & (JOBS.c.labels != "{}"))
             connection.execute(sa.delete(LABELS).where(LABELS.c.order.in_(labelled)))
             connection.execute(sa.delete(JOBS).where(ended))
@@ -238,6 +262,7 @@ class Jobs:
         if not inquiry.writes:
             with self._reading() as connection:
                 return inquiry.carry_out(connection)
+        self._webhooks = None
         with self._transaction() as connection:
             self._fence(connection, epoch)
             return inquiry.carry_out(connection)

@@ -144,6 +144,42 @@ COSTS = sa.Table(
     sa.Column("seconds", sa.Float, nullable=False),
     sa.Column("samples", sa.BigInteger, nullable=False),
 )
+# tenant: whose jobs it is told of.
+WEBHOOKS = sa.Table(
+    "webhooks",
+    METADATA,
+    sa.Column("webhook_id", sa.String(36), primary_key=True),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("events", sa.Text, nullable=False),
+    sa.Column("secret", sa.Text, nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("disabled", sa.Text, nullable=False),
+)
+# The outbox of events for webhooks, and for a while what has left it. place: the event's cursor.
+DELIVERIES = sa.Table(
+    "deliveries",
+    METADATA,
+    sa.Column("delivery_id", sa.String(36), primary_key=True),
+    sa.Column("webhook_id", sa.String(36), nullable=False),
+    sa.Column("job_id", sa.String(64), nullable=False),
+    sa.Column("place", sa.BigInteger, nullable=False),
+    sa.Column("event", sa.String(16), nullable=False),
+    sa.Column("payload", sa.Text, nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("due_s", sa.Float, nullable=False),
+    sa.Column("asked_s", sa.Float, nullable=False),
+    sa.Column("ended_s", sa.Float),
+    sa.Column("status", sa.Integer),
+    sa.Column("problem", sa.Text, nullable=False),
+)
+_PENDING = DELIVERIES.c.state == "pending"
+sa.Index(
+    "deliveries_due", DELIVERIES.c.webhook_id, DELIVERIES.c.due_s, sqlite_where=_PENDING, postgresql_where=_PENDING
+)
+sa.Index("deliveries_by_job", DELIVERIES.c.job_id, DELIVERIES.c.webhook_id, DELIVERIES.c.place)
+sa.Index("deliveries_by_place", DELIVERIES.c.webhook_id, DELIVERIES.c.place)
 
 PAUSES = sa.Table(
     "pauses",
@@ -151,13 +187,6 @@ PAUSES = sa.Table(
     sa.Column("kind", sa.String(8), primary_key=True),
     sa.Column("name", sa.String(255), primary_key=True),
     sa.Column("since_s", sa.Float, nullable=False),
-)
-# Files of jobs that are gone, until they are gone too.
-DOOMED_FILES = sa.Table(
-    "doomed_files",
-    METADATA,
-    sa.Column("area", sa.String(8), primary_key=True),
-    sa.Column("path", sa.String(1023), primary_key=True),
 )
 
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
@@ -218,7 +247,16 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "PRIMARY KEY (kind, name))",
     ),
     16: (
-        "CREATE TABLE doomed_files (area VARCHAR(8) NOT NULL, path VARCHAR(1023) NOT NULL, PRIMARY KEY (area, path))",
+        "CREATE TABLE webhooks (webhook_id VARCHAR(36) NOT NULL, tenant VARCHAR(64) NOT NULL, url TEXT NOT NULL, "
+        "events TEXT NOT NULL, secret TEXT NOT NULL, created_s FLOAT NOT NULL, disabled TEXT NOT NULL, "
+        "PRIMARY KEY (webhook_id))",
+        "CREATE TABLE deliveries (delivery_id VARCHAR(36) NOT NULL, webhook_id VARCHAR(36) NOT NULL, "
+        "job_id VARCHAR(64) NOT NULL, place BIGINT NOT NULL, event VARCHAR(16) NOT NULL, payload TEXT NOT NULL, "
+        "state VARCHAR(10) NOT NULL, attempts INTEGER NOT NULL, due_s FLOAT NOT NULL, asked_s FLOAT NOT NULL, "
+        "ended_s FLOAT, status INTEGER, problem TEXT NOT NULL, PRIMARY KEY (delivery_id))",
+        "CREATE INDEX deliveries_due ON deliveries (webhook_id, due_s) WHERE state = 'pending'",
+        "CREATE INDEX deliveries_by_job ON deliveries (job_id, webhook_id, place)",
+        "CREATE INDEX deliveries_by_place ON deliveries (webhook_id, place)",
     ),
 }
 """What makes a database of this version out of one of the version before."""

@@ -17,6 +17,7 @@ from serve_app.graph.parse import parse
 from serve_app.graph.plan import Pool, Task, TaskId
 from serve_app.graph.signature import signatures
 from serve_app.graph.spec import NodeSpec
+from serve_app.limits import WebhookLimits
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.client import JobView, SchedulerClient
 from serve_app.scheduler.cluster_view import HostStats
@@ -177,6 +178,7 @@ async def scripted(
     specs: Mapping[str, NodeSpec] = SPECS,
     routes: Mapping[str, tuple[PackRoute, ...]] | None = None,
     host: HostStats = HOST,
+    webhooks: WebhookLimits | None = None,
 ) -> AsyncIterator[ScriptedReplica]:
     """Start a scheduler with replicas that run nothing by themselves. routes: by pool; host: the scheduler's own."""
     pools = {POOL: ()} if routes is None else routes
@@ -195,6 +197,7 @@ async def scripted(
             # Nobody polls for a replica that the test does not speak for just now.
             silence_s=float("inf"),
             job_time_s=None,
+            webhooks=webhooks,
         )
         await scheduler.start()
         try:
