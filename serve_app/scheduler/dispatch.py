@@ -6,7 +6,8 @@ order takes a free replica that holds its file. Where none does:
    on it is given to a line that no replica holds the file of; or to one that has so much more to do for each of its
    slots that it has still more once the replica is gone over, and has loaded.
 2. A replica without a line of its own loads for another, unless the replicas that hold the file are expected to have
-   done all of that line within WORTH times as long as loading takes; they are waited for at most so long.
+   done all of that line within WORTH times as long as loading takes; they are waited for at most so long. Where loading
+   displaces other weights, which may have to be loaded again, it is WORTH_DISPLACING times as long.
 Where loading takes no time, as far as is known, order is strict.
 
 Says only what may start; the machine starts it, and what that changes counts for whatever is said next. However many
@@ -27,8 +28,9 @@ from serve_app.scheduler.replicas import LeastBusy, PoolReplicas, ReplicaRecord,
 
 PATIENCE = 10.0
 """How many times as long as it loaded a replica works before it has to load something else, while tasks are there."""
-WORTH = 3.0
-"""How many times as long as loading takes is waited for a replica that need not load."""
+WORTH, WORTH_DISPLACING = 0.25, 3.0
+"""How many times as long as loading takes is waited for a replica that need not load: where a free one has room for
+more weights; where each would give up some for them."""
 LOOKED_AT = 8
 """How many lines are looked at, in order, for one that should not wait."""
 
@@ -186,12 +188,13 @@ class Dispatch:
         """Whether a task is started sooner by a busy replica that holds its file than by a free one that loads it."""
         slots = pool.slots_with(waiting.file)
         load_s = self._costs.load_s(name, waiting.file)
-        if not slots or self._ready[name].waiting_s[waiting.file] >= WORTH * load_s * slots:
+        worth_s = (WORTH if pool.has_room(LOOKED_AT) else WORTH_DISPLACING) * load_s
+        if not slots or self._ready[name].waiting_s[waiting.file] >= worth_s * slots:
             return False
         if waiting.held_s is None:
             waiting.held_s = at_s
         # The clock may be set meanwhile.
-        return 0.0 <= at_s - waiting.held_s < WORTH * load_s
+        return 0.0 <= at_s - waiting.held_s < worth_s
 
     def _of_suspects(self, name: str, pool: PoolReplicas) -> Generator[Start, None, bool]:
         """Yield suspects with a replica of their own, and keep replicas clear for those that wait; return as above."""

@@ -112,13 +112,15 @@ class PoolReplicas:
     """The replicas of one pool. slots: how many tasks they run at once. occupied: how many they do run.
 
     open: those that are kept for no job. free: those that can take one more task of any job. changed: those that have
-    become free, or come to hold other weights while free, since somebody took them out.
+    become free, or come to hold other weights while free, since somebody took them out. most_files: the weights of how
+    many files one has held at once.
     """
 
     def __init__(self) -> None:
         self.records: dict[str, ReplicaRecord] = {}
         self.slots = 0
         self.occupied = 0
+        self.most_files = 0
         self.open = LeastBusy()
         self.free = LeastBusy()
         self.quarantined: dict[str, ReplicaRecord] = {}
@@ -135,6 +137,10 @@ class PoolReplicas:
         """Return how many tasks those run at once that hold a model file's weights."""
         return self._slots_with.get(file, 0)
 
+    def has_room(self, looked_at: int) -> bool:
+        """Whether one of the first free ones, so many, is likely to load another file without displacing any."""
+        return any(len(record.held) < self.most_files for record in self.free.first(looked_at))
+
     def file(self, record: ReplicaRecord) -> bool:
         """Bring the indexes up to what a replica is now; return whether it was another before."""
         name = record.info.replica_id
@@ -147,6 +153,7 @@ class PoolReplicas:
         self.records[name] = record
         self.slots += record.info.slots
         self.occupied += record.occupied
+        self.most_files = max(self.most_files, len(record.held))
         for file in files:
             self._slots_with[file] += record.info.slots
         if record.quarantined is not None:

@@ -10,7 +10,7 @@ import pytest
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.scheduler import placement
 from serve_app.scheduler.costs import Costs
-from serve_app.scheduler.dispatch import PATIENCE, WORTH
+from serve_app.scheduler.dispatch import PATIENCE, WORTH, WORTH_DISPLACING
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import NodeFinished, Resident, TaskFinished
 from serve_app.scheduler.replicas import ReplicaRecord
@@ -167,10 +167,27 @@ def test_but_no_longer_than_is_worth_it() -> None:
     script.holding("r2", "b")
     script.submit("first", "a")
     script.submit("second", "a", steps=2)
-    script.at_s += WORTH * LOAD_S / 2
+    script.at_s += WORTH_DISPLACING * LOAD_S / 2
     assert assigned(script.feed(TimePassed())) == []
-    script.at_s += WORTH * LOAD_S / 2
+    script.at_s += WORTH_DISPLACING * LOAD_S / 2
     assert [name for name, _ in assigned(script.feed(TimePassed()))] == ["r2"]
+
+
+def test_a_free_replica_with_room_loads_unless_it_need_not_within_a_part_of_the_time() -> None:
+    script = Loaded()
+    script.holding("r1", "a")
+    script.holding("r2", "b")
+    script.report("r2", Resident(tuple(f"backbone checkpoints/{name}.safetensors" for name in "bc")))
+    script.report("r2", Resident(("backbone checkpoints/b.safetensors",)))
+    script.submit("first", "a")
+    assert script.submit("long", "a", steps=int(WORTH * LOAD_S / STEP_S)) == ["r2"]
+
+    script = Loaded()
+    script.holding("r1", "a")
+    script.holding("r2", "b")
+    script.report("r2", Resident(tuple(f"backbone checkpoints/{name}.safetensors" for name in "bc")))
+    assert script.submit("first", "a") == ["r1"]
+    assert script.submit("long", "a", steps=int(WORTH * LOAD_S / STEP_S)) == [], "r1 has room, but is busy; r2 has none"
 
 
 def test_a_model_that_more_is_asked_of_than_its_replicas_can_soon_do_comes_to_others() -> None:
@@ -180,7 +197,7 @@ def test_a_model_that_more_is_asked_of_than_its_replicas_can_soon_do_comes_to_ot
         script.holding(f"r{number}", "b")
     given = {f"j{number}": names for number in range(40) if (names := script.submit(f"j{number}", "a"))}
     # The line is 12 s long for one replica, then for two, then for three.
-    assert WORTH * LOAD_S == 12 * STEP_S
+    assert WORTH_DISPLACING * LOAD_S == 12 * STEP_S
     assert given == {"j0": ["r1"], "j12": ["r2"], "j25": ["r3"], "j38": ["r4"]}
 
 
