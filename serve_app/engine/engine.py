@@ -7,16 +7,19 @@ thread, so a device and its weights are only ever used from here. Between two fo
 job that begins does not hold up those that are sampled by more than a step, and jobs that come together are not let in
 one by one. Equal work for several jobs (`gather`) is done at once, as far as it fits into that time. What alone takes
 longer than a forward is not split here.
+
+A GPU is asked ahead of its work, but by no more than two forwards: so a job that comes joins, and one that is cancelled
+leaves, within two. Durations are the device's own, and progress and results are told when it has come to them.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -26,6 +29,7 @@ from serve_app.engine.batcher import share
 from serve_app.engine.budget import Budget
 from serve_app.engine.device_lost import DeviceLostError, check, is_lost
 from serve_app.engine.side_work import PAUSED, Call, Calls, fail
+from serve_app.engine.timeline import HostTimeline, Mark, Timeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, UnavailableError
 from serve_app.log import get
@@ -41,10 +45,13 @@ T = TypeVar("T")
 RETRY_S = 0.05
 """How often an engine with nothing else to do asks whether a call may run now."""
 
+IN_FLIGHT = 2
+"""How many turns of forwards the device is asked for at most before it has done the first of them."""
+
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """A trajectory in the engine, as the batcher sees it. over: its future has its result or its error."""
+    """A trajectory in the engine, as the batcher sees it. over: it has ended, or its future has its error."""
 
     trajectory: Trajectory
     future: Future[Sampled]
@@ -60,6 +67,49 @@ class _Run:
         return self.trajectory.cells
 
 
+@dataclass(slots=True)
+class _News:
+    """What runs have come to: told is to be called, and futures are to get their results."""
+
+    told: list[Callable[[], object]] = field(default_factory=list)
+    results: list[tuple[Future[Sampled], Sampled]] = field(default_factory=list)
+
+    def take(self, run: _Run) -> None:
+        """Take what a run has come to since it was last asked."""
+        self.told += run.trajectory.take_told()
+        if (result := run.trajectory.result) is not None:
+            run.over = True
+            self.results.append((run.future, result))
+
+    def tell(self) -> None:
+        """Tell it, once the device has done what it is of."""
+        for tell in self.told:
+            try:
+                tell()
+            except BaseException as error:
+                log.warning("what a run has come to could not be told: error=%s", repr(error))
+        for future, result in self.results:
+            # Whoever waits for one that was cancelled then hears of it.
+            if future.set_running_or_notify_cancel():
+                # A copy made outside inference mode is an ordinary tensor, which may be changed in place.
+                with torch.inference_mode(False):
+                    future.set_result(Sampled(result.latents.clone(), result.denoised.clone()))
+
+
+@dataclass(slots=True)
+class _Flight:
+    """What the device has been asked for and may not have done. began, ended: the marks around it.
+
+    learn: to be told the seconds it took.
+    """
+
+    began: Mark
+    ended: Mark
+    learn: Callable[[float], None]
+    news: _News = field(default_factory=_News)
+    is_forward: bool = False
+
+
 class _Close:
     pass
 
@@ -71,7 +121,7 @@ _Item: TypeAlias = _Run | Call | _Close
 class Counters:
     """What an engine has done since it began: evaluations answered, forwards run and rows in them, forwards failed.
 
-    seconds: spent in forwards.
+    seconds: spent in forwards that are done.
     """
 
     evaluations: int = 0
@@ -85,17 +135,20 @@ class Engine:
     """Runs trajectories and one-off model work in a thread of its own, without autograd.
 
     max_cells: the most latent cells of all rows in one forward; fewer where the device has run out of memory.
+    timeline: of the device of its models; if not given, one that does all at once.
     """
 
-    def __init__(self, max_cells: int) -> None:
+    def __init__(self, max_cells: int, timeline: Timeline | None = None) -> None:
         self.counters = Counters()
         self.turn = 0
         """The number of the forward or call that its thread is in, from 1; 0 in between."""
         self._budget = Budget(max_cells)
+        self._timeline = timeline or HostTimeline()
+        self._flights: deque[_Flight] = deque()
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._runs: list[_Run] = []
         self._calls = Calls()
-        # What the last forward took, and what trajectories have waited for calls since.
+        # What the last forward that is done took, and what trajectories have waited for calls since one was asked for.
         self._forward_s = 0.0
         self._calls_s = 0.0
         self._closed = False
@@ -189,7 +242,9 @@ class Engine:
                     turns += 1
                     self.turn = turns
                     busy = self._run_a_call() or self._run_a_forward()
+                    self._keep_pace()
                     self.turn = 0
+                self._land(len(self._flights))
         except DeviceLostError as lost:
             log.error("the engine closes: %s", lost)
         finally:
@@ -215,9 +270,9 @@ class Engine:
 
     def _join(self, run: _Run) -> None:
         run.since = self.counters.forwards
+        began = self._timeline.mark()
         try:
             run.trajectory.start()
-            ended = _ends(run)
         except BaseException as error:
             if is_lost(error):
                 # Told with all others, once it is known that the engine has closed.
@@ -225,8 +280,12 @@ class Engine:
             check(error)
             fail(run.future, error)
             return
-        if not ended:
+        if run.trajectory.result is None:
             self._runs.append(run)
+            return
+        news = _News()
+        news.take(run)
+        self._flights.append(_Flight(began, self._timeline.mark(), _learn_nothing, news))
 
     def _run_a_call(self) -> bool:
         """Run the oldest call that may run, and what is gathered with it.
@@ -238,12 +297,15 @@ class Engine:
         calls = self._calls.take(self._forward_s - self._calls_s if self._runs else None)
         if not calls:
             return False
-        began = perf_counter()
+        began = self._timeline.mark()
         self._calls.run(calls)
-        took_s = perf_counter() - began
-        self._calls.took(calls, took_s)
-        if self._runs:
-            self._calls_s += took_s
+        ended = self._timeline.mark()
+        self._flights.append(_Flight(began, ended, self._calls.learn(calls)))
+        if self._runs and ended.done():
+            self._calls_s += ended.since(began)
+        elif self._runs:
+            # Until the device has done it, what the host took to ask and what it took before stand for what it takes.
+            self._calls_s += max(ended.asked_s - began.asked_s, self._calls.expected_s(calls))
         return True
 
     def _run_a_forward(self) -> bool:
@@ -253,20 +315,47 @@ class Engine:
         self._calls_s = 0.0
         self._runs = [run for run in self._runs if not _leaves(run)]
         if self._runs:
-            began = perf_counter()
+            news = _News()
+            began = self._timeline.mark()
             # What fails keeps this frame, whose locals must not keep the runs' models in use: `groups` ends empty.
             oldest = min(self._runs, key=lambda run: run.since)
             groups = [share(self._runs, self._budget.limit(oldest.trajectory.budget_key))]
             del oldest
             while groups:
-                groups += self._answer(groups.pop())
-            self._forward_s = perf_counter() - began
-            self.counters.seconds += self._forward_s
+                groups += self._answer(groups.pop(), news)
+            self._flights.append(_Flight(began, self._timeline.mark(), self._took, news, is_forward=True))
             self._runs = [run for run in self._runs if not run.over]
         return True
 
-    def _answer(self, runs: list[_Run]) -> list[list[_Run]]:
-        """Answer the evaluations of these runs with one forward, and return [].
+    def _took(self, seconds: float) -> None:
+        self._forward_s = seconds
+        self.counters.seconds += seconds
+
+    def _keep_pace(self) -> None:
+        """Wait until the device may be asked for another forward, or for all it was asked if no run waits."""
+        forwards = sum(flight.is_forward for flight in self._flights)
+        while self._flights:
+            oldest = self._flights[0]
+            if self._runs and forwards < IN_FLIGHT and not oldest.ended.done():
+                break
+            forwards -= oldest.is_forward
+            self._land(1)
+
+    def _land(self, count: int) -> None:
+        """Wait for the oldest that the device was asked for, and tell of it. Errors: DeviceLostError."""
+        for _ in range(count):
+            flight = self._flights[0]
+            try:
+                flight.ended.wait()
+                flight.learn(flight.ended.since(flight.began))
+            except BaseException as error:
+                check(error)
+                raise
+            self._flights.popleft()
+            flight.news.tell()
+
+    def _answer(self, runs: list[_Run], news: _News) -> list[list[_Run]]:
+        """Answer the evaluations of these runs with one forward, and return []. news: takes what they come to.
 
         If it fails, return the halves of the runs, to be answered the last one first: so only those fail that fail
         alone.
@@ -290,7 +379,7 @@ class Engine:
             run.since = self.counters.forwards
             try:
                 run.trajectory.feed(answers[first:end])
-                _ends(run)
+                news.take(run)
             except BaseException as error:
                 check(error)
                 _fail(run, error)
@@ -334,12 +423,15 @@ class Engine:
             self._closed = True
         error = UnavailableError("the engine has closed")
         self._calls.fail(error)
-        left: list[_Item] = [*self._runs]
+        left: list[Future[Any]] = [run.future for run in self._runs]
+        left += [future for flight in self._flights for future, _ in flight.news.results]
+        self._flights.clear()
         while not self._inbox.empty():
-            left.append(self._inbox.get())
-        for item in left:
-            if not isinstance(item, _Close):
-                fail(item.future, error)
+            if not isinstance(item := self._inbox.get(), _Close):
+                left.append(item.future)
+        for future in left:
+            if future.cancelled() or not future.done():
+                fail(future, error)
 
 
 def _group(pieces: Sequence[Piece], left: Sequence[int], limit: int) -> list[int]:
@@ -384,14 +476,5 @@ def _fail(run: _Run, error: BaseException) -> None:
     fail(run.future, error)
 
 
-def _ends(run: _Run) -> bool:
-    """Whether a run has its result; its future then holds it."""
-    result = run.trajectory.result
-    if result is None:
-        return False
-    run.over = True
-    if run.future.set_running_or_notify_cancel():
-        # A copy made outside inference mode is an ordinary tensor, which whoever gets it may change in place.
-        with torch.inference_mode(False):
-            run.future.set_result(Sampled(result.latents.clone(), result.denoised.clone()))
-    return True
+def _learn_nothing(_seconds: float) -> None:
+    pass

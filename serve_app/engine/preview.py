@@ -6,21 +6,20 @@ Latents nearly are pictures: one linear map a pixel shows what they hold, at a f
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
 from serve_app.sampling.latents import LatentFormat, PreviewMap
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import brought, sent
 
 
-def picture(denoised: Tensor, latent_format: LatentFormat) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+def picture(denoised: Tensor, latent_format: LatentFormat) -> Tensor | None:
     """Return the first of sampled latents (B,C,h,w), or the first moment of the first of (B,C,T,h,w), as a picture.
 
-    It is (h,w,3) in 0…255, larger where a cell holds several places; None for a format without a preview map.
+    It is (h,w,3) uint8 on the host, as `brought` has it; larger where a cell holds several places. None for a format
+    without a preview map.
     """
     preview = latent_format.preview
     if preview is None:
@@ -28,9 +27,7 @@ def picture(denoised: Tensor, latent_format: LatentFormat) -> np.ndarray[Any, np
     rows, offset = _map(preview, denoised.device)
     first = denoised[0] if denoised.ndim == 4 else denoised[0, :, 0]
     rgb = pixel_shuffle(first.float(), preview.fold).movedim(0, -1) @ rows + offset
-    shown = ((rgb + 1) / 2).clamp(0, 1).mul(255).to("cpu", torch.uint8)
-    found: np.ndarray[Any, np.dtype[np.uint8]] = shown.numpy()
-    return found
+    return brought(((rgb + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8))
 
 
 @lru_cache(maxsize=64)

@@ -163,13 +163,18 @@ class EngineRuntime:
         running_now: ref[Trajectory]
         remarks: list[str] = []
 
-        def on_step(done: int, steps: int) -> None:
-            loop.call_soon_threadsafe(progress, done, steps)
+        def on_step(done: int, steps: int) -> Callable[[], None]:
             run = running_now()
-            if show is None or run is None or previews == "none":
-                return
-            if (image := self._picture(run, decoded=previews == "taesd")) is not None:
-                loop.call_soon_threadsafe(show, image)
+            image = None
+            if show is not None and run is not None and previews != "none":
+                image = self._picture(run, decoded=previews == "taesd")
+
+            def told() -> None:
+                loop.call_soon_threadsafe(progress, done, steps)
+                if show is not None and image is not None:
+                    loop.call_soon_threadsafe(show, image.numpy())
+
+            return told
 
         guider = request.guider
 
@@ -222,13 +227,14 @@ class EngineRuntime:
             remark(text)
         return await self._answer(running)
 
-    def _picture(self, run: Trajectory, *, decoded: bool) -> Any:
-        """Return a run's latest estimate as a picture: decoded if that is wished for and its tiny VAE is here."""
+    def _picture(self, run: Trajectory, *, decoded: bool) -> Tensor | None:
+        """Return a run's latest estimate as `picture` does; decoded, if that is wished for and its tiny VAE is here."""
         latent_format = run.backbone.latent_format
         if decoded and latent_format.tiny:
             with suppress(ModelFileError):
                 [image] = self.weights.vae(tiny_vae(latent_format.tiny)).decode(latent_format.from_model(run.shown[:1]))
-                return image.mul(255).byte().numpy()
+                shown: Tensor = image.mul(255).byte()
+                return shown
         return picture(run.shown, latent_format)
 
     async def generate_text(

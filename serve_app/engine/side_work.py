@@ -104,15 +104,22 @@ class Calls:
                 call.key = None
                 self._waiting.appendleft(call)
 
-    def took(self, calls: Sequence[Call], seconds: float) -> None:
-        """Note how long calls took that were run together."""
-        key = calls[0].key
-        if key is not None:
-            self._paces_s.pop(key, None)
-            # A batch may be empty.
-            self._paces_s[key] = seconds / max(1, sum(call.cost for call in calls))
-            if len(self._paces_s) > PACES_KEPT:
-                del self._paces_s[next(iter(self._paces_s))]
+    def learn(self, calls: Sequence[Call]) -> Callable[[float], None]:
+        """Return what is to be told how many seconds calls took that were run together. It keeps none of them."""
+        key, cost = calls[0].key, _cost(calls)
+
+        def took(seconds: float) -> None:
+            if key is not None:
+                self._paces_s.pop(key, None)
+                self._paces_s[key] = seconds / cost
+                if len(self._paces_s) > PACES_KEPT:
+                    del self._paces_s[next(iter(self._paces_s))]
+
+        return took
+
+    def expected_s(self, calls: Sequence[Call]) -> float:
+        """Return how long calls take together by past durations of their key; 0 if there are none."""
+        return self._paces_s.get(calls[0].key, 0.0) * _cost(calls)
 
     def fail(self, error: BaseException) -> None:
         """Fail every call that waits."""
@@ -136,6 +143,11 @@ class Calls:
             if _starts(call.future):
                 return call
         return None
+
+
+def _cost(calls: Sequence[Call]) -> int:
+    """Return how much work calls are in all, of which a batch may be empty."""
+    return max(1, sum(call.cost for call in calls))
 
 
 def fail(future: Future[Any], error: BaseException) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,14 +25,19 @@ from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.rules import rule_of
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import sigmas_for
+from serve_app.sampling.transfer import brought
 from serve_app.values import EasyCache
+
+OnStep: TypeAlias = Callable[[int, int], Callable[[], object] | None]
 
 
 class Trajectory:
     """One run of a sampler.
 
-    `start` it once, then answer its `pieces` with `feed` until `result` is there. on_step: called with (steps done,
-    steps in all) after each step, in whichever thread feeds it. variant: gives the backbone with further LoRAs, for
+    `start` it once, then answer its `pieces` with `feed` until `result` is there. A GPU may not have done by then what
+    it was asked for; results and what is shown hold their numbers once it has. on_step: called with (steps done, steps
+    in all) after each step was asked for, in whichever thread feeds it; what it returns is to be called once the step
+    is done (`take_told`). variant: gives the backbone with further LoRAs, for
     conditionings that have hooks. negative: answers for the negative, if that is another backbone.
     """
 
@@ -47,7 +53,7 @@ class Trajectory:
         self,
         backbone: Backbone,
         request: SamplingRequest,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: OnStep | None = None,
         variant: Variant | None = None,
         negative: Backbone | None = None,
     ) -> None:
@@ -64,6 +70,7 @@ class Trajectory:
         self._on_step = on_step
         self._variant = variant
         self._negative = negative
+        self._told: list[Callable[[], object]] = []
         self._steps_done = 0
         self._seen_step = (-1, 0)
         self._inpainting: Inpainting | None = None
@@ -143,6 +150,11 @@ class Trajectory:
         else:
             self._run_on(self._combined())
 
+    def take_told(self) -> list[Callable[[], object]]:
+        """Return what is to be called once the steps that were asked for are done; each is returned once."""
+        told, self._told = self._told, []
+        return told
+
     def _combined(self) -> Tensor | tuple[Tensor, Tensor | None]:
         denoised, uncond = self._guidance.combine(self._evaluation)
         if self._inpainting is not None:
@@ -183,12 +195,12 @@ class Trajectory:
     def _end(self, x: Tensor, sigma: float) -> None:
         from_model = self.backbone.latent_format.from_model
         latents = self.backbone.levels.unnoised(x, sigma)
-        self.result = Sampled(from_model(latents).cpu(), from_model(self._denoised).cpu())
+        self.result = Sampled(brought(from_model(latents)), brought(from_model(self._denoised)))
 
     def _report(self, steps_done: int) -> None:
         if steps_done > self._steps_done:
-            if self._on_step is not None:
-                self._on_step(steps_done, self.steps)
+            if self._on_step is not None and (told := self._on_step(steps_done, self.steps)) is not None:
+                self._told.append(told)
             if self._request.after_step is not None:
                 self._request.after_step(steps_done - 1, self._denoised, self._evaluation.x, self.steps)
         self._steps_done = steps_done

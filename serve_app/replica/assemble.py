@@ -12,6 +12,7 @@ from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.engine.timeline import timeline_of
 from serve_app.graph.plan import takes_pack
 from serve_app.models.weights import Weights
 from serve_app.nodes.compat.server import PromptServer
@@ -106,6 +107,6 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
         vae_dtype=pool.vae_dtype,
         budget_bytes=pool.weights_bytes,
     )
-    engine = Engine(pool.max_cells)
+    engine = Engine(pool.max_cells, timeline_of(device))
     cells = pool.cells(cuda=device.type == "cuda")
     return EngineRuntime(engine, weights, latent_cells=cells, limits=config.limits)

@@ -1,4 +1,4 @@
-"""Small tensors of the host on a device. A copy that waited would end the overlap of host and device."""
+"""Tensors from host to device and back. A copy that waited would end the overlap of host and device."""
 
 from __future__ import annotations
 
@@ -14,3 +14,11 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def brought(tensor: Tensor) -> Tensor:
+    """Return a tensor on the host. From a GPU its numbers are there once the GPU has done what it was asked for by now.
+
+    Its memory is pinned then, of which there is little: who keeps it copies it.
+    """
+    return tensor.to("cpu", non_blocking=True)

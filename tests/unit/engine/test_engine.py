@@ -259,7 +259,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("serve_app.engine.engine.perf_counter", clock)
+    monkeypatch.setattr("serve_app.engine.timeline.perf_counter", clock)
     return clock
 
 

@@ -29,8 +29,8 @@ def test_a_latent_of_one_channel_has_the_colour_of_its_row(latent_format, channe
     latents[0, channel] = 1.0
     shown = picture(latents, latent_format)
     assert shown is not None
-    assert (shown.shape, shown.dtype) == ((3, 5, 3), np.dtype(np.uint8))
-    assert tuple(shown[1, 2]) == expected
+    assert (shown.shape, shown.dtype) == ((3, 5, 3), torch.uint8)
+    assert tuple(shown[1, 2].tolist()) == expected
 
 
 def test_a_cell_of_several_places_shows_each_of_them():
@@ -40,7 +40,8 @@ def test_a_cell_of_several_places_shows_each_of_them():
     grey = tuple(int((1 + offset) / 2 * 255) for offset in (-0.0329, -0.0718, -0.0851))
     assert shown is not None
     assert shown.shape == (6, 10, 3)
-    assert [tuple(shown[place]) == grey for place in [(2, 4), (2, 5), (3, 4), (3, 5)]] == [True, False, True, True]
+    others = [place for place in [(2, 4), (2, 5), (3, 4), (3, 5)] if tuple(shown[place].tolist()) != grey]
+    assert others == [(2, 5)]
 
 
 def test_of_a_video_the_first_moment_is_shown():
@@ -51,12 +52,14 @@ def test_of_a_video_the_first_moment_is_shown():
     moving, unmoved = picture(latents, formats.WAN), picture(still, formats.WAN)
     assert moving is not None
     assert unmoved is not None
-    assert np.array_equal(moving, unmoved)
+    assert torch.equal(moving, unmoved)
 
 
 def test_colours_end_at_black_and_white():
     latents = torch.full((1, 4, 1, 1), 100.0)
-    assert set(picture(latents, formats.SDXL).flatten()) <= {0, 255}
+    shown = picture(latents, formats.SDXL)
+    assert shown is not None
+    assert set(shown.flatten().tolist()) <= {0, 255}
 
 
 def test_latents_without_a_map_have_no_picture():

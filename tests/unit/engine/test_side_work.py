@@ -20,7 +20,7 @@ from tests.unit.engine.test_engine import Clock, held
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("serve_app.engine.engine.perf_counter", clock)
+    monkeypatch.setattr("serve_app.engine.timeline.perf_counter", clock)
     return clock
 
 
