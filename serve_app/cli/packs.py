@@ -49,9 +49,9 @@ def lines(found: Packs) -> Iterator[str]:
         yield f"{pack:{width}}  {len(lacks):7}  {sum(not names for names in lacks):8}  {more}".rstrip()
     for pack, reason in sorted(found.failures.items()):
         yield f"{pack:{width}}  left out: {reason}"
-    able = sum(not spec.lacks for spec in found.specs.values())
-    share = f" ({able / len(found.specs):.0%})" if found.specs else ""
-    yield f"{able} of {len(found.specs)} classes can run here{share}; {len(found.failures)} packs are left out"
+    able, every = _sums(by_pack)
+    share = f" ({able / every:.0%})" if every else ""
+    yield f"{able} of {every} classes can run here{share}; {len(found.failures)} packs are left out"
 
 
 def table(found: Packs) -> Iterator[str]:
@@ -65,17 +65,22 @@ def table(found: Packs) -> Iterator[str]:
             continue
         lacks = by_pack[pack]
         yield f"| {pack} | {len(lacks)} | {sum(not names for names in lacks)} | {_most(lacks)} |"
-    able = sum(not spec.lacks for spec in found.specs.values())
-    share = able / max(len(found.specs), 1)
-    yield f"| **{len(by_pack)} packs** | **{len(found.specs)}** | **{able} ({share:.1%})** | |"
+    able, every = _sums(by_pack)
+    yield f"| **{len(by_pack)} packs** | **{every}** | **{able} ({able / max(every, 1):.1%})** | |"
 
 
 def _by_pack(found: Packs) -> dict[str, list[tuple[str, ...]]]:
-    """Return what each class of a pack lacks, by pack."""
-    by_pack: dict[str, list[tuple[str, ...]]] = {}
+    """Return what each class of a pack lacks, by pack; the server's own of the same name lack nothing."""
+    by_pack: dict[str, list[tuple[str, ...]]] = {pack: [()] * count for pack, count in found.superseded.items()}
     for spec in found.specs.values():
         by_pack.setdefault(spec.python_module.removeprefix(PACKS), []).append(spec.lacks)
     return by_pack
+
+
+def _sums(by_pack: dict[str, list[tuple[str, ...]]]) -> tuple[int, int]:
+    """Return how many classes can run here, and how many there are."""
+    every = [names for lacks in by_pack.values() for names in lacks]
+    return sum(not names for names in every), len(every)
 
 
 def _most(lacks: list[tuple[str, ...]]) -> str:

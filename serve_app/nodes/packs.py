@@ -45,12 +45,15 @@ MODEL_TYPES = frozenset({"MODEL", "CLIP", "VAE", "CONTROL_NET", "GUIDER", "CLIP_
 class Packs:
     """What was loaded: classes and their specs by the name workflows use, HTTP routes by the `python_module` that a
     pack's specs name, and why packs were left out, by pack.
+
+    superseded: how many of a pack's classes have the name of one of the server's own, which stands; by pack.
     """
 
     classes: dict[str, type] = field(default_factory=dict)
     specs: dict[str, NodeSpec] = field(default_factory=dict)
     routes: dict[str, tuple[PackRoute, ...]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    superseded: dict[str, int] = field(default_factory=dict)
 
 
 def load(
@@ -104,8 +107,10 @@ def _run_prestartup(path: Path) -> None:
 def _add(found: Packs, path: Path) -> None:
     module = _import(path / "__init__.py" if path.is_dir() else path, _name(path))
     python_module = _python_module(path)
+    pack = python_module.removeprefix(PACKS)
     for class_type, node_class, title in _classes(module):
         if class_type in BUILTIN:
+            found.superseded[pack] = found.superseded.get(pack, 0) + 1
             continue
         try:
             if is_v3(node_class):

@@ -5,7 +5,7 @@ sigmas are 1-D (n+1,), descending, float32 on the CPU; the last is 0 unless nois
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import atan, log
 from typing import TypeAlias
 
@@ -119,14 +119,17 @@ SCHEDULES: Choices[Schedule] = Choices(
 """Every schedule by the name clients use (ComfyUI's input calls it scheduler), in ComfyUI's order."""
 
 
-def sigmas_for(levels: Levels, steps: Steps, sampler: SamplerSpec) -> Tensor:
+def sigmas_for(
+    levels: Levels, steps: Steps, sampler: SamplerSpec, schedules: Mapping[str, Schedule] = SCHEDULES
+) -> Tensor:
     """Return the sigmas one job runs; fewer than two of them mean that nothing is to be done.
 
-    Source: ComfyUI's KSampler and KSamplerAdvanced. Errors: NodeError for an unknown schedule.
+    schedules: those that there are. Source: ComfyUI's KSampler and KSamplerAdvanced. Errors: NodeError for an unknown
+    schedule.
     """
     if steps.denoise <= 0:
         return torch.empty(0)
-    schedule = SCHEDULES[steps.schedule]
+    schedule = schedules[steps.schedule]
     # Above 0.9999 it is rounding of a client's 1.0.
     partial = steps.denoise <= 0.9999
     whole = int(steps.count / steps.denoise) if partial else steps.count

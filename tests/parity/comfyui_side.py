@@ -160,7 +160,8 @@ def call(class_type: str, inputs: dict[str, Any]) -> Any:
 def hidden(node_class: Any) -> dict[str, Any]:
     """Return what a node class is told of its workflow, which has no other nodes."""
     told = {"PROMPT": {}, "UNIQUE_ID": "1"}
-    return {name: told.get(kind) for name, kind in node_class.INPUT_TYPES().get("hidden", {}).items() if kind in told}
+    declared: dict[str, Any] = node_class.INPUT_TYPES() if hasattr(node_class, "INPUT_TYPES") else {}
+    return {name: told[kind] for name, kind in declared.get("hidden", {}).items() if kind in told}
 
 
 def run(case: dict[str, Any], done: dict[str, Any], node_id: str) -> Any:
@@ -224,6 +225,7 @@ def main() -> None:
         "embeddings",
         "text_encoders",
         "ipadapter",
+        "clip_vision",
     ):
         folder_paths.add_model_folder_path(folder, f"{MODELS}/{folder}", is_default=True)
     kept: dict[str, Any] = {}

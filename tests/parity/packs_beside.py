@@ -12,12 +12,15 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from serve_app.nodes.packs import load
 from tests.parity.beside import Fixed, ours
@@ -235,6 +238,29 @@ PACK_CASES: dict[str, Case] = {
             {"model": ["patch", 0], "latent_image": ["latent", 0], **LINKED, **SAMPLED, "denoise": 1.0},
         ),
     ),
+    "IPAdapter|image": case(
+        "k",
+        image=("Fixed", {"kind": "image", "seed": 3, "shape": "2,224,320,3"}),
+        loader=("IPAdapterModelLoader", {"ipadapter_file": "seen.safetensors"}),
+        vision=("CLIPVisionLoader", {"clip_name": "vit_l.safetensors"}),
+        patch=(
+            "IPAdapterAdvanced",
+            {
+                "model": MODEL,
+                "ipadapter": ["loader", 0],
+                "image": ["image", 0],
+                "image_negative": ["image", 0],
+                "clip_vision": ["vision", 0],
+                "combine_embeds": "average",
+                **IPADAPTER,
+                "embeds_scaling": "K+V",
+            },
+        ),
+        k=(
+            "KSampler",
+            {"model": ["patch", 0], "latent_image": ["latent", 0], **LINKED, **SAMPLED, "denoise": 1.0},
+        ),
+    ),
     "efficiency|loader": case(
         "k",
         loader=(
@@ -287,30 +313,52 @@ PACK_CASES: dict[str, Case] = {
 }
 
 
-def write_ipadapter(models: Path) -> None:
-    """Write an IP-Adapter for the checkpoint, of random weights, unless it is there.
+def write_ipadapter(path: Path, width: int) -> None:
+    """Write an IP-Adapter for the checkpoint, of random weights, unless it is there. width: of what it is shown.
 
     Of the places that the pack gives it, the checkpoint has two, both 320 wide.
     """
-    path = models / "ipadapter" / "tiny.safetensors"
+    tensors = {
+        "image_proj.proj.weight": (4 * 768, width),
+        "image_proj.proj.bias": (4 * 768,),
+        "image_proj.norm.weight": (768,),
+        "image_proj.norm.bias": (768,),
+    }
+    for number in range(16):
+        for kind in ("to_k_ip", "to_v_ip"):
+            tensors[f"ip_adapter.{2 * number + 1}.{kind}.weight"] = (320, 768)
+    write_random(path, tensors)
+
+
+def write_image_encoder(path: Path) -> None:
+    """Write a CLIP ViT-L/14 of random weights, unless it is there: ComfyUI tells encoders by their size."""
+    with torch.device("meta"):
+        made = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=1024,
+                intermediate_size=4096,
+                num_hidden_layers=24,
+                num_attention_heads=16,
+                patch_size=14,
+                projection_dim=768,
+            )
+        )
+    write_random(path, {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()})
+
+
+def write_random(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Write a file of random weights in half precision, unless it is there: vectors of norms 1, of biases 0."""
     if path.exists():
         return
     generator = torch.Generator().manual_seed(11)
 
-    def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+    def drawn(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if len(shape) == 1 and not name.endswith("class_embedding"):
+            return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
+        return torch.randn(shape, generator=generator) / prod(shape[1:]) ** 0.5
 
-    tensors = {
-        "image_proj.proj.weight": drawn(4 * 768, 64),
-        "image_proj.proj.bias": torch.zeros(4 * 768),
-        "image_proj.norm.weight": torch.ones(768),
-        "image_proj.norm.bias": torch.zeros(768),
-    }
-    for number in range(16):
-        for kind in ("to_k_ip", "to_v_ip"):
-            tensors[f"ip_adapter.{2 * number + 1}.{kind}.weight"] = drawn(320, 768)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(path))
+    save_file({name: drawn(name, shape).half() for name, shape in shapes.items()}, str(path))
 
 
 async def compare(cases: dict[str, Case], figures: dict[str, np.ndarray], models: Path, packs: Path) -> None:
@@ -340,7 +388,9 @@ def main(comfyui: ComfyUI, packs: Path, parts: list[str]) -> None:
 
     chosen = {name: case for name, case in PACK_CASES.items() if not parts or any(part in name for part in parts)}
     models = models_dir("mini15")
-    write_ipadapter(models)
+    write_ipadapter(models / "ipadapter" / "tiny.safetensors", 64)
+    write_ipadapter(models / "ipadapter" / "seen.safetensors", 768)
+    write_image_encoder(models / "clip_vision" / "vit_l.safetensors")
     figures = comfyui.run("comfyui_side.py", {n: c.as_json() for n, c in chosen.items()}, models, packs)
     asyncio.run(compare(chosen, figures, models, packs))
 

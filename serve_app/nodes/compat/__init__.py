@@ -13,7 +13,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy
-import torch
 
 from serve_app import COMFYUI_VERSION
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
@@ -35,6 +34,7 @@ from serve_app.nodes.compat import (
     node_helpers,
     sample,
     samplers,
+    schedules,
     sd,
     server,
     ui,
@@ -44,7 +44,6 @@ from serve_app.nodes.compat.library import common_ksampler, library
 from serve_app.nodes.compat.saving import PreviewImage, SaveImage
 from serve_app.nodes.executing import executing
 from serve_app.nodes.registry import BUILTIN, DISPLAY_NAMES
-from serve_app.sampling.sigmas import SCHEDULES
 from serve_app.store.store import Area
 
 
@@ -100,7 +99,7 @@ def _modules() -> dict[str, ModuleType]:
         "comfy.latent_formats": _made("comfy.latent_formats", model_base.LATENT_FORMATS),
         "comfy.supported_models": _made("comfy.supported_models", model_base.CONFIGS),
         "comfy.k_diffusion": _made("comfy.k_diffusion"),
-        "comfy.k_diffusion.sampling": _made("comfy.k_diffusion.sampling", {**k_diffusion.NAMES, "torch": torch}),
+        "comfy.k_diffusion.sampling": k_diffusion,
         "comfy.ldm": _made("comfy.ldm"),
         "comfy.ldm.modules": _made("comfy.ldm.modules"),
         "comfy.ldm.modules.attention": _made("comfy.ldm.modules.attention", networks.ATTENTION),
@@ -146,7 +145,8 @@ def _names() -> dict[str, Any]:
         "SAMPLER_NAMES": samplers.KSampler.SAMPLERS,
         "KSAMPLER_NAMES": samplers.KSampler.SAMPLERS,
         "SCHEDULER_NAMES": samplers.KSampler.SCHEDULERS,
-        "SCHEDULER_HANDLERS": dict(SCHEDULES),
+        "k_diffusion_sampling": k_diffusion,
+        **schedules.NAMES,
     }
 
 

@@ -1,5 +1,7 @@
 """`comfy.k_diffusion.sampling` for node packs: the server's samplers as functions that call a model, and what they use.
 
+Packs add samplers of their own by setting `sample_NAME` here.
+
 Source: the facts of ComfyUI 0.33's module of this name.
 """
 
@@ -19,7 +21,13 @@ from serve_app.sampling.sigmas import ending_at_zero, exponential, karras
 
 
 def function_of(name: str) -> Callable[..., Tensor]:
-    """Return one of the server's samplers as a function. Errors: NodeError for an unknown name."""
+    """Return one of the server's samplers as a function, or one that a pack has set in this module.
+
+    Errors: NodeError for an unknown name.
+    """
+    if name not in SAMPLERS and f"sample_{name}" in globals():
+        added: Callable[..., Tensor] = globals()[f"sample_{name}"]
+        return added
     spec = SAMPLERS[name]
 
     def sample(
@@ -144,20 +152,5 @@ def get_sigmas_exponential(n: int, sigma_min: float, sigma_max: float, device: A
     return exponential(_Between(sigma_min, sigma_max), n).to(device)
 
 
-NAMES: Mapping[str, Any] = {
-    **{f"sample_{name}": function_of(name) for name in SAMPLERS},
-    **{
-        made.__name__: made
-        for made in (
-            BrownianTreeNoiseSampler,
-            default_noise_sampler,
-            append_zero,
-            append_dims,
-            to_d,
-            get_ancestral_step,
-            get_sigmas_karras,
-            get_sigmas_exponential,
-        )
-    },
-}
-"""What `comfy.k_diffusion.sampling` has."""
+for _name in SAMPLERS:
+    globals()[f"sample_{_name}"] = function_of(_name)

@@ -14,11 +14,13 @@ from typing import Any
 from serve_app.errors import NodeError
 from serve_app.nodes.builtin.sampling import run, with_samples
 from serve_app.nodes.compat.node import NodeOutput
+from serve_app.nodes.compat.samplers import sampler_object, sigmas_of
 from serve_app.nodes.compat.values import plain, shown
 from serve_app.nodes.compat.waiting import capability, runtime, wait
 from serve_app.nodes.protocol import spec_of
 from serve_app.sampling.request import Steps
-from serve_app.values import Cfg, Guider, Noise, SamplerChoice
+from serve_app.sampling.sigmas import SCHEDULES
+from serve_app.values import Cfg, Guider, Noise
 
 
 def library(classes: Mapping[str, type]) -> dict[str, type]:
@@ -45,8 +47,9 @@ def common_ksampler(
     """Sample a LATENT as KSampler does, or a window of the steps as KSamplerAdvanced, or both."""
     guider = Guider(plain(model), {"positive": plain(positive), "negative": plain(negative)}, Cfg(cfg))
     window = Steps(scheduler, steps, denoise, start_step, last_step, force_full_denoise)
+    sigmas = window if scheduler in SCHEDULES else sigmas_of(model, sampler_name, window)
     noise = Noise(seed, added=not disable_noise)
-    sampling = run(runtime("common_ksampler"), latent, guider, SamplerChoice(sampler_name), window, noise)
+    sampling = run(runtime("common_ksampler"), latent, guider, sampler_object(sampler_name).plain(), sigmas, noise)
     return (with_samples(latent, wait(sampling, "common_ksampler").latents),)
 
 

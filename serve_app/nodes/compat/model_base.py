@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.nodes.compat.missing import MissingMemberError
+from serve_app.nodes.compat.missing import MissingMemberError, missing
 from serve_app.nodes.compat.model_management import get_torch_device
 from serve_app.sampling import latent_formats
 from serve_app.sampling.denoiser import trained
@@ -325,7 +325,7 @@ class X0(EPS):
     prediction = "x0"
 
 
-class EDM(EPS):
+class EDM(V_PREDICTION):
     """The network predicts what is missing of the image."""
 
     prediction = "edm"
@@ -437,4 +437,19 @@ MODEL_SAMPLING: Mapping[str, Any] = {
     "ModelSamplingFlux": ModelSamplingFlux,
     "time_snr_shift": time_snr_shift,
     "flux_time_shift": flux_time_shift,
+    # `from comfy.model_sampling import *` takes what the module holds: what is missing is held as missing.
+    **{
+        name: missing(f"comfy.model_sampling.{name}")
+        for name in (
+            "COSMOS_RFLOW",
+            "IMG_TO_IMG",
+            "IMG_TO_IMG_FLOW",
+            "ModelSamplingAV",
+            "ModelSamplingCosmosRFlow",
+            "ModelSamplingDiscreteEDM",
+            "V_PREDICTION_DDPM",
+            "rescale_zero_terminal_snr_sigmas",
+            "reshape_sigma",
+        )
+    },
 }

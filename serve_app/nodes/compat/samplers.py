@@ -16,11 +16,12 @@ from serve_app.nodes.compat.k_diffusion import function_of
 from serve_app.nodes.compat.missing import MissingMemberError
 from serve_app.nodes.compat.model_patcher import ModelPatcher
 from serve_app.nodes.compat.pack_sampler import run_in_thread
+from serve_app.nodes.compat.schedules import HANDLERS, calculate_sigmas
 from serve_app.nodes.compat.waiting import runtime, wait
 from serve_app.sampling.noise import drawn
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.samplers import SAMPLERS
-from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
+from serve_app.sampling.sigmas import sigmas_for
 from serve_app.values import Cfg, Guider, Noise, Recipe, SamplerChoice
 
 Callback = Callable[[int, Tensor, Tensor, int], Any]
@@ -82,12 +83,12 @@ def ksampler(
     extra_options: Mapping[str, Any] | None = None,
     inpaint_options: Mapping[str, Any] | None = None,
 ) -> KSAMPLER:
-    """Return one of the server's samplers. Errors: NodeError for an unknown name."""
+    """Return one of the server's samplers, or one that a pack has added. Errors: NodeError for an unknown name."""
     return KSAMPLER(function_of(sampler_name), extra_options, inpaint_options)
 
 
 def sampler_object(name: str) -> KSAMPLER:
-    """Return one of the server's samplers, with its usual options."""
+    """Return a sampler by name, with its usual options."""
     return ksampler(name)
 
 
@@ -222,7 +223,7 @@ def run(
     seed: int | None = None,
 ) -> Sampled:
     """Sample with a noise that is given. sampler: a name, or a SAMPLER; seed: of what the sampler draws itself."""
-    choice = SamplerChoice(sampler) if isinstance(sampler, str) else sampler.plain()
+    choice = (sampler_object(sampler) if isinstance(sampler, str) else sampler).plain()
     request = SamplingRequest(
         guider,
         latents,
@@ -262,9 +263,15 @@ def sample(
     return guider.sample(noise, latents, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
 
 
-def calculate_sigmas(model_sampling: Any, scheduler_name: str, steps: int) -> Tensor:
-    """Return a schedule's sigmas (steps + 1,) for a model's levels."""
-    return SCHEDULES[scheduler_name](getattr(model_sampling, "levels", model_sampling), steps)
+def sigmas_of(model: ModelPatcher, sampler_name: str, steps: Steps) -> Tensor:
+    """Return the levels of a window of a schedule, the server's or one that a pack has added.
+
+    A sampler that a pack has added takes the levels as they are, as euler does.
+    """
+    model_sampling = model.get_model_object("model_sampling")
+    schedule = {steps.schedule: lambda _, count: calculate_sigmas(model_sampling, steps.schedule, count)}
+    sampler = SAMPLERS[sampler_name if sampler_name in SAMPLERS else "euler"]
+    return sigmas_for(model_sampling.levels, steps, sampler, schedule)
 
 
 _DISCARDING = frozenset(name for name, spec in SAMPLERS.items() if spec.discards_penultimate)
@@ -273,7 +280,7 @@ _DISCARDING = frozenset(name for name, spec in SAMPLERS.items() if spec.discards
 class KSampler:
     """A sampler and a schedule for a model. sigmas: those it steps over."""
 
-    SCHEDULERS: ClassVar[list[str]] = list(SCHEDULES)
+    SCHEDULERS: ClassVar[list[str]] = list(HANDLERS)
     SAMPLERS: ClassVar[list[str]] = list(SAMPLERS)
     DISCARD_PENULTIMATE_SIGMA_SAMPLERS = _DISCARDING
 
@@ -295,15 +302,13 @@ class KSampler:
 
     def calculate_sigmas(self, steps: int) -> Tensor:
         """Return the whole schedule of so many steps."""
-        levels = self.model.get_model_object("model_sampling").levels
-        return sigmas_for(levels, Steps(self.scheduler, steps), SAMPLERS[self.sampler])
+        return sigmas_of(self.model, self.sampler, Steps(self.scheduler, steps))
 
     def set_steps(self, steps: int, denoise: float | None = None) -> None:
         """Set how many steps there are, and which share of the schedule they are the end of."""
         self.steps, self.denoise = steps, denoise
-        levels = self.model.get_model_object("model_sampling").levels
         window = Steps(self.scheduler, steps, 1.0 if denoise is None else denoise)
-        self.sigmas = sigmas_for(levels, window, SAMPLERS[self.sampler])
+        self.sigmas = sigmas_of(self.model, self.sampler, window)
 
     def sample(
         self,

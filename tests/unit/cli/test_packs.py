@@ -22,7 +22,7 @@ PACK = """
         def go(self):
             return ()
 
-    NODE_CLASS_MAPPINGS = {"Made": Made}
+    NODE_CLASS_MAPPINGS = {"Made": Made, "SaveImage": Made}
 """
 
 
@@ -30,4 +30,4 @@ def test_a_pack_with_a_thread_of_its_own_is_listed_and_left(tmp_path: Path) -> N
     (tmp_path / "mine.py").write_text(dedent(PACK))
     command = [sys.executable, "-m", "serve_app.cli", "packs", str(tmp_path), "--markdown"]
     made = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "| mine | 1 | 1 |  |" in made.stdout.splitlines()
+    assert "| mine | 2 | 2 |  |" in made.stdout.splitlines()

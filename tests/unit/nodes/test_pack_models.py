@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from serve_app.errors import NodeError
 from serve_app.nodes.execute import NodeFailedError
 from serve_app.nodes.packs import Packs, load
+from serve_app.sampling.denoiser import trained
+from serve_app.values import Discrete
 from tests.parity.stack import Stack
 from tests.unit.models.sample import write_sample_checkpoint
 
@@ -253,12 +256,37 @@ PACK = """
             return k.sample_dpmpp_2m(model, x, sigmas, **given)
         return (comfy.samplers.KSAMPLER(steps),)
 
+    @node("LATENT", **SAMPLING)
+    def AddedByName(model, positive, negative, latent):
+        return nodes.common_ksampler(model, 5, 3, 4.0, "walk", "spread", positive, negative, latent)
+
     @node("SAMPLER")
     def BrokenSampler():
         def steps(model, x, sigmas, **given):
             model(x, sigmas[:1])
             raise LookupError("a step too far")
         return (comfy.samplers.KSAMPLER(steps),)
+
+    # Samplers and schedules by names that a pack adds ---------------------------------------------------------------
+
+    from comfy.samplers import KSampler, SCHEDULER_HANDLERS, SCHEDULER_NAMES, SchedulerHandler, k_diffusion_sampling
+    import importlib
+
+    def walk(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for i in range(len(sigmas) - 1):
+            denoised = model(x, sigmas[i] * x.new_ones([x.shape[0]]), **extra_args)
+            x = x + k.to_d(x, sigmas[i], denoised) * (sigmas[i + 1] - sigmas[i])
+        return x
+
+    KSampler.SAMPLERS.insert(KSampler.SAMPLERS.index("uni_pc_bh2") + 1, "walk")
+    k_diffusion_sampling.sample_walk = walk
+    importlib.reload(k_diffusion_sampling)
+
+    def spread(n, sigma_min, sigma_max):
+        return comfy.samplers.kl_optimal_scheduler(n=n, sigma_min=sigma_min, sigma_max=sigma_max)
+
+    SCHEDULER_HANDLERS["spread"] = SchedulerHandler(spread, use_ms=False)
+    SCHEDULER_NAMES.append("spread")
 
     @node("NOISE")
     def OwnNoise():
@@ -368,6 +396,26 @@ async def test_described_training_is_that_of_the_servers_own_node(stack: Stack) 
     own = ("ModelSamplingDiscrete", {"model": ["checkpoint", 0], "sampling": "v_prediction", "zsnr": False})
     theirs = await samples(stack, patch=("VPrediction", {"model": ["checkpoint", 0]}), **sampled(["patch", 0]))
     assert torch.equal(theirs, await samples(stack, patch=own, **sampled(["patch", 0])))
+
+
+async def test_a_sampler_and_a_schedule_that_a_pack_adds_run_by_their_names(stack: Stack) -> None:
+    inputs = {"model": ["checkpoint", 0], "latent": ["latent", 0], **LINKS}
+    theirs = await samples(stack, k=("AddedByName", inputs))
+    own = {"model": ["checkpoint", 0], "latent_image": ["latent", 0], **LINKS, **SETTINGS, "scheduler": "kl_optimal"}
+    torch.testing.assert_close(theirs, await samples(stack, k=("KSampler", own)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["simple", "ddim", "normal", "beta"])
+def test_a_schedule_as_a_function_is_that_of_its_name(packs: tuple[Packs, Path], name: str) -> None:
+    samplers = sys.modules["comfy.samplers"]
+    levels = trained(Discrete("eps"))[0]
+    by_name = samplers.calculate_sigmas(levels, {"ddim": "ddim_uniform"}.get(name, name), 7)
+    assert torch.equal(getattr(samplers, f"{name}_scheduler")(levels, 7), by_name)
+
+
+def test_an_unknown_schedule_is_refused_with_those_that_there_are(packs: tuple[Packs, Path]) -> None:
+    with pytest.raises(NodeError, match=r"'karas' is unknown; there are simple, .*spread"):
+        sys.modules["comfy.samplers"].calculate_sigmas(None, "karas", 7)
 
 
 async def test_a_pack_looks_into_a_model(stack: Stack) -> None:
