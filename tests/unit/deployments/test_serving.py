@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from serve_app.config import AppConfig
+from serve_app.deployments import serving
 from serve_app.deployments.build import ENVIRONMENT
 from serve_app.deployments.up import OWN_RAY
 
@@ -17,3 +24,26 @@ def test_it_imports_no_torch():
 
 def test_pools_have_what_they_ask_of_the_environment_from_the_start():
     assert ENVIRONMENT.items() <= OWN_RAY.items()
+
+
+@pytest.mark.parametrize(("held", "told"), [((), True), (("checkpoints/a.safetensors",), False)])
+def test_a_server_that_can_draw_nothing_says_where_to_put_a_model(monkeypatch, tmp_path, capsys, held, told):
+    for name in held:
+        (tmp_path / name).parent.mkdir()
+        Path(tmp_path, name).touch()
+    stop = threading.Event()
+    stop.set()
+    monkeypatch.setattr(serving, "ray", SimpleNamespace(init=lambda **_: SimpleNamespace(dashboard_url="")))
+    for name, done in {
+        "bind": None,
+        "_deploy": None,
+        "_wait_until_ready": True,
+        "_withdraw": None,
+    }.items():
+        monkeypatch.setattr(serving, name, lambda *_, done=done: done)
+    monkeypatch.setattr(serving, "_stop_on_signals", lambda _: None)
+    settings = AppConfig(models_dir=tmp_path)
+    assert serving.serve_on_cluster(settings, "127.0.0.1", 8188, stop) == 0
+    said = capsys.readouterr().out
+    assert "server:    http://127.0.0.1:8188" in said
+    assert ("put a checkpoint into models/checkpoints" in said) is told
