@@ -179,6 +179,10 @@ class JobMissingError(ServeAppError):
     """No job has this id."""
 
 
+class JobUnfinishedError(ServeAppError):
+    """A job that is to be deleted has not ended; it must be cancelled first."""
+
+
 class FileMissingError(ServeAppError):
     """A file is not in its directory, or the name leaves the directory."""
 

@@ -19,7 +19,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from serve_app.errors import InvalidGraphError, InvalidSubmissionError, JobMissingError, Problem, UnavailableError
+from serve_app.errors import (
+    InvalidGraphError,
+    InvalidSubmissionError,
+    JobMissingError,
+    JobUnfinishedError,
+    Problem,
+    UnavailableError,
+)
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.destination import SHARED, destinations
 from serve_app.graph.files import FEW_NODES, is_quick
@@ -313,6 +320,18 @@ class Service:
     async def forget(self, job_ids: Sequence[str] | None = None) -> None:
         """Forget ended jobs: these, or all."""
         await self._scheduler.forget(job_ids)
+
+    async def remove(self, job_ids: Sequence[str] | None = None) -> None:
+        """Forget ended jobs, these or all, and delete their files."""
+        await self._scheduler.remove(job_ids, self.tenant)
+
+    async def delete(self, job_id: str) -> None:
+        """Delete a job and its files. Errors: JobMissingError, JobUnfinishedError."""
+        count, unfinished = await self._scheduler.remove([job_id], self.tenant) if is_job_id(job_id) else (0, ())
+        if unfinished:
+            raise JobUnfinishedError(f"job {job_id} has not ended; cancel it before it is deleted")
+        if not count:
+            raise JobMissingError(f"no job has the id {_shown(job_id)}")
 
     async def attach(self, client_id: str, token: str) -> Attached:
         """Let a socket read for a client; as `SchedulerClient.attach`."""

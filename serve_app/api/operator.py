@@ -34,6 +34,13 @@ async def post_cancel(request: Request, service: Current) -> Response:
     return Json({"cancelled": await service.cancel(request.path_params["job_id"])})
 
 
+@router.on("/jobs/{job_id}", ["DELETE"])
+async def delete_job(request: Request, service: Current) -> Response:
+    """Delete a job that has ended, and the files that it saved, but for those that another job shows."""
+    await service.delete(request.path_params["job_id"])
+    return Json({"deleted": True})
+
+
 @router.read("/nodes")
 async def get_nodes(service: Current) -> Response:
     """Return every node class that can run, by name."""

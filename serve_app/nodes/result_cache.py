@@ -79,6 +79,12 @@ class ResultCache:
         if gone:
             self._evicted(gone)
 
+    def forget(self, signatures: tuple[str, ...]) -> None:
+        """Let go of these results, and say that they are gone."""
+        for signature in signatures:
+            self._drop(signature)
+        self._evicted(signatures)
+
     def forget_shown(self) -> None:
         """Let go of what output nodes showed: the files that it names may be gone."""
         gone = tuple(signature for signature, (result, _) in self._results.items() if result.ui)

@@ -46,6 +46,7 @@ from serve_app.scheduler.messages import (
     Checked,
     Evicted,
     Export,
+    Forget,
     Free,
     Interrupt,
     Message,
@@ -316,6 +317,8 @@ class ComfyUIRunner:
                 self._errand(self._free(weights=weights, results=results))
             case Export(signature):  # it has no values that others could use
                 self._say(Evicted((signature,)))
+            case Forget(signatures):
+                self._say(Evicted(signatures))
             case Check(check_id):
                 self._say(Checked(check_id, (), {}))
             case SocketSaid(socket, frame):

@@ -48,6 +48,7 @@ from serve_app.scheduler.messages import (
     Evicted,
     Export,
     Exported,
+    Forget,
     Free,
     Interrupt,
     Message,
@@ -219,6 +220,8 @@ class Runner:
             case Free():
                 self._wishes.append(message)
                 self._free()
+            case Forget(signatures):
+                self._held.forget(signatures)
             case Export(signature):
                 if (value := self._held.get(signature)) is None:
                     self.say(Evicted((signature,)))

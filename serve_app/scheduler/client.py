@@ -242,6 +242,13 @@ class SchedulerClient(Protocol):
         """Forget ended jobs: these, or all."""
         ...
 
+    async def remove(self, job_ids: Sequence[str] | None, tenant: str = "") -> tuple[int, tuple[str, ...]]:
+        """Forget ended jobs, these or all, and delete their files, but for those that others need.
+
+        Return how many, and which of these have not ended.
+        """
+        ...
+
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
         """Hold back what has not started, or let it go on; return what is held back from now on, for good.
 

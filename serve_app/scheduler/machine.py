@@ -45,6 +45,7 @@ from serve_app.scheduler.messages import (
     Evicted,
     Export,
     Exported,
+    Forget,
     Interrupt,
     Message,
     NodeBlocked,
@@ -81,6 +82,7 @@ from serve_app.scheduler.results import Results
 from serve_app.scheduler.stimuli import (
     CancelAsked,
     Command,
+    FilesGone,
     JobArrived,
     JobRefused,
     PausesChanged,
@@ -154,6 +156,9 @@ class Machine:
                     self._reported(self.replicas[replica_id], report)
             case PausesChanged(pauses):
                 self._pauses_changed(pauses)
+            case FilesGone(signatures):
+                for replica_id, held in self.results.forget_shown(signatures).items():
+                    self._send(replica_id, Forget(tuple(held)))
             case TimePassed():
                 self._dispatch.moved = True
         for job, task, among in self._dispatch.startable(at_s):

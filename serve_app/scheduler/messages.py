@@ -55,6 +55,13 @@ class Free:
 
 
 @dataclass(frozen=True, slots=True)
+class Forget:
+    """Message: let go of the values of these signatures: files that they name are gone. Answered by Evicted."""
+
+    signatures: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Export:
     """Message: send the value of this signature to whoever asked; answered by Exported or Evicted."""
 
@@ -96,7 +103,7 @@ class SocketSaid:
     frame: PackFrame
 
 
-Message: TypeAlias = Assign | Interrupt | Export | Deliver | Compute | Check | Free | SocketSaid
+Message: TypeAlias = Assign | Interrupt | Export | Deliver | Compute | Check | Free | Forget | SocketSaid
 
 
 @dataclass(frozen=True, slots=True)

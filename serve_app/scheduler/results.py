@@ -42,6 +42,15 @@ class Remembered:
         """Yield every value."""
         return (value for value, _ in self._values.values())
 
+    def items(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield every value with its signature."""
+        return ((signature, value) for signature, (value, _) in self._values.items())
+
+    def pop(self, signature: str) -> None:
+        """Forget a value if it is there."""
+        if (entry := self._values.pop(signature, None)) is not None:
+            self._bytes -= entry[1]
+
     def put(self, signature: str, value: dict[str, Any], added: Any = None) -> None:
         """Remember a value in the place of an earlier one. added: what alone is new in it, None for all of it."""
         earlier = self._values.pop(signature, None)
@@ -98,6 +107,21 @@ class Results:
     def shown(self) -> list[Mapping[str, Any]]:
         """Return everything that output nodes showed and that is remembered."""
         return [*self._ui.values(), *(ui for made in self._made.values() for ui in made.values())]
+
+    def remembered(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return what `shown` does, each with its signature, of what a node made with its maker's."""
+        made = ((signature, ui) for signature, made in self._made.items() for ui in made.values())
+        return [*self._ui.items(), *made]
+
+    def forget_shown(self, signatures: Iterable[str]) -> dict[str, list[str]]:
+        """Forget what nodes of these signatures showed; return which of them each replica holds, as before."""
+        held: defaultdict[str, list[str]] = defaultdict(list)
+        for signature in signatures:
+            self._ui.pop(signature)
+            self._made.pop(signature)
+            for replica_id in self._holders.get(signature, ()):
+                held[replica_id].append(signature)
+        return held
 
     def add_made(self, signature: str, rest: str, ui: Mapping[str, Any]) -> None:
         """Note what a node showed that one of this signature made. rest: its id less its maker's."""

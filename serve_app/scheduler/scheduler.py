@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from serve_app.errors import (
     NotReadyError,
     ServeAppError,
     StaleEpochError,
+    UnavailableError,
     did_you_mean,
     shown,
 )
@@ -71,6 +72,7 @@ from serve_app.scheduler.replica_registry import ReplicaRegistry
 from serve_app.scheduler.stimuli import (
     CancelAsked,
     Command,
+    FilesGone,
     JobArrived,
     JobRefused,
     PausesChanged,
@@ -90,7 +92,10 @@ from serve_app.store.changes import Change, JobQuery, JobRow
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.jobs import Jobs
 from serve_app.store.pauses import AllPauses, Pause, SetPause
+from serve_app.store.removal import PORTION, RemoveJobs
 from serve_app.store.reserved import Contents
+from serve_app.store.reserved import shown as shown_files
+from serve_app.store.store import FileRef
 from serve_app.store.sweep import Sweep
 
 T = TypeVar("T")
@@ -154,6 +159,7 @@ class Scheduler:
         self._paused: Mapping[Pause, float] = {}
         self._pausing = asyncio.Lock()
         self._sweep = sweep
+        self._tidying: Tidying | None = None
         self._tenure = Tenure(jobs, holder, self._in_database)
         self.fenced = self._tenure.fenced
         limits = webhooks or WebhookLimits()
@@ -199,6 +205,7 @@ class Scheduler:
             results = self._machine.results.shown
             tidying = Tidying(self._sweep, self._jobs, self._tenure, results, self._in_database)
             self._tasks.append(asyncio.create_task(tidying.run()))
+            self._tidying = tidying
         self._courier.start()
         _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self._machine.jobs))
 
@@ -335,6 +342,32 @@ class Scheduler:
         await self._in_database(self._jobs.forget, self.epoch, job_ids)
         self._published.forget(job_ids)
         await self._count_ended(self._published.seq)
+
+    async def remove(self, job_ids: Sequence[str] | None, tenant: str = "") -> tuple[int, tuple[str, ...]]:
+        self._check_alive()
+        await self._writer.put([])  # what memory knows to have ended may not be durable yet
+        left, count, unfinished = None if job_ids is None else tuple(dict.fromkeys(job_ids)), 0, list[str]()
+        more = True
+        while more:
+            removed = await self.inquire(RemoveJobs(left, tenant))
+            self._published.forget(removed.ended)
+            await self._forget_files(removed.files)
+            left, more = None if left is None else left[PORTION:], removed.more
+            count += len(removed.ended)
+            unfinished += removed.unfinished
+        await self._count_ended(self._published.seq)
+        if self._tidying is not None:
+            # What cannot be deleted now is on the list, and deleted with what else nobody needs.
+            with contextlib.suppress(UnavailableError, OSError):
+                await self._tidying.doomed()
+        return count, tuple(unfinished)
+
+    async def _forget_files(self, files: Collection[FileRef]) -> None:
+        """See to it that no job is given a result that names one of these files."""
+        gone, remembered = frozenset(files), self._machine.results.remembered() if files else []
+        found = await asyncio.to_thread(lambda: [s for s, ui in remembered if not gone.isdisjoint(shown_files(ui))])
+        if found:
+            await self._feed(FilesGone(tuple(found)))
 
     async def _count_ended(self, until_seq: int) -> None:
         """Count the ended jobs anew up to a cursor, up to which all are published; later ones are counted on."""

@@ -81,6 +81,13 @@ class PausesChanged:
     pauses: frozenset[Pause]
 
 
+@dataclass(frozen=True, slots=True)
+class FilesGone:
+    """What output nodes of these signatures have shown names files that are no longer there."""
+
+    signatures: tuple[str, ...]
+
+
 Stimulus: TypeAlias = (
     JobArrived
     | CancelAsked
@@ -91,6 +98,7 @@ Stimulus: TypeAlias = (
     | Reported
     | TimePassed
     | PausesChanged
+    | FilesGone
 )
 
 

@@ -12,6 +12,7 @@ from serve_app.errors import StaleEpochError, UnavailableError
 from serve_app.scheduler.tenure import Tenure
 from serve_app.store.assets import ExpireAssets
 from serve_app.store.jobs import Jobs
+from serve_app.store.removal import Doomed, SettleDoomed
 from serve_app.store.reserved import shown
 from serve_app.store.store import FileRef
 from serve_app.store.sweep import BATCH_SIZE, SETTLED_S, Sweep
@@ -37,6 +38,7 @@ class Tidying:
         self._tenure = tenure
         self._results = results
         self._in_database = in_database
+        self._dooming = asyncio.Lock()
 
     async def run(self) -> None:
         """Sweep until cancelled; a store or database that is away is left for the next time."""
@@ -62,6 +64,7 @@ class Tidying:
             await asyncio.to_thread(self._sweep.abandoned_uploads)
         expired = await self._in_database(self._jobs.inquire, self._tenure.epoch, ExpireAssets())
         await asyncio.to_thread(self._sweep.delete, expired)
+        await self.doomed()
         await asyncio.to_thread(self._sweep.previews, started_s, needed | self._kept())
         while True:
             await self._in_database(self._jobs.stamp, self._tenure.epoch)
@@ -71,6 +74,16 @@ class Tidying:
                 await self._in_database(self._jobs.settle, self._tenure.epoch, done)
             if len(done) < BATCH_SIZE:
                 return
+
+    async def doomed(self) -> None:
+        """Delete the files of jobs that are gone, unless another has them."""
+        async with self._dooming:
+            while True:
+                spared, doomed = await self._in_database(self._jobs.inquire, self._tenure.epoch, Doomed())
+                if not spared and not doomed:
+                    return
+                await asyncio.to_thread(self._sweep.doomed, doomed)
+                await self._in_database(self._jobs.inquire, self._tenure.epoch, SettleDoomed((*spared, *doomed)))
 
     def _kept(self) -> set[FileRef]:
         return {ref for ui in self._results() for ref in shown(ui)}

@@ -188,6 +188,13 @@ PAUSES = sa.Table(
     sa.Column("name", sa.String(255), primary_key=True),
     sa.Column("since_s", sa.Float, nullable=False),
 )
+# Files of jobs that are gone, until they are gone too.
+DOOMED_FILES = sa.Table(
+    "doomed_files",
+    METADATA,
+    sa.Column("area", sa.String(8), primary_key=True),
+    sa.Column("path", sa.String(1023), primary_key=True),
+)
 
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     2: ("ALTER TABLE lease RENAME COLUMN first_start_s TO started_s",),
@@ -257,6 +264,9 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "CREATE INDEX deliveries_due ON deliveries (webhook_id, due_s) WHERE state = 'pending'",
         "CREATE INDEX deliveries_by_job ON deliveries (job_id, webhook_id, place)",
         "CREATE INDEX deliveries_by_place ON deliveries (webhook_id, place)",
+    ),
+    17: (
+        "CREATE TABLE doomed_files (area VARCHAR(8) NOT NULL, path VARCHAR(1023) NOT NULL, PRIMARY KEY (area, path))",
     ),
 }
 """What makes a database of this version out of one of the version before."""

@@ -15,6 +15,7 @@ from serve_app.errors import FileMissingError
 from serve_app.store.assets import FOLDER, NAME, KnownFiles
 from serve_app.store.atomic_write import UNFINISHED
 from serve_app.store.jobs import Jobs
+from serve_app.store.named_files import NamedByUnfinished
 from serve_app.store.reserved import Reservation, is_own
 from serve_app.store.store import AREAS, FileRef, Store
 
@@ -71,6 +72,13 @@ class Sweep:
         """Remove files that the database does not name any more."""
         for ref in refs:
             self._store.delete(ref)
+
+    def doomed(self, refs: Iterable[FileRef]) -> None:
+        """Remove files of jobs that are gone, but for those that another job shows or is about to read."""
+        named = self._jobs.inquire(0, NamedByUnfinished())
+        for ref in refs:
+            if (ref.area, ref.path) not in named and not self._jobs.is_shown(ref):
+                self._store.delete(ref)
 
     def half_written(self) -> int:
         """Remove what a process that was killed was about to write; return how many files that were."""

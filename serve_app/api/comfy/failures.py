@@ -21,6 +21,8 @@ from serve_app.errors import (
     ForeignPageError,
     InvalidGraphError,
     InvalidSubmissionError,
+    JobMissingError,
+    JobUnfinishedError,
     ModelFileError,
     SlowBodyError,
     UnavailableError,
@@ -38,6 +40,8 @@ _EMPTY: dict[type[Exception], int] = {
 _WORDED: dict[type[Exception], tuple[int, str, str]] = {
     InvalidGraphError: (400, "invalid_prompt", "The workflow cannot run"),
     InvalidSubmissionError: (400, "invalid_request", "The request cannot be read"),
+    JobMissingError: (404, "job_not_found", "There is no such job"),
+    JobUnfinishedError: (409, "job_unfinished", "The job has not ended"),
     ForeignPageError: (403, "foreign_page", "The request comes from a page of another site"),
     SlowBodyError: (408, "body_too_slow", "The request body takes too long"),
     BodyTooLargeError: (413, "body_too_large", "The request body is too large"),

@@ -56,12 +56,16 @@ async def get_job(request: Request, service: Current) -> Response:
 
 @router.post("/history")
 async def post_history(request: Request, service: Current) -> Response:
-    """Forget ended jobs: those of `delete`, or all for `clear`. Unknown ids are no error."""
+    """Forget ended jobs: those of `delete`, or all for `clear`; their files too for `delete_files`.
+
+    Unknown ids are no error.
+    """
     members = await read_members(request, service.limits.command)
+    forget = service.remove if members.get("delete_files") else service.forget
     if members.get("clear"):
-        await service.forget()
+        await forget(None)
     if wanted := ids(members, "delete", service.limits.ids):
-        await service.forget(wanted)
+        await forget(wanted)
     return empty()
 
 

@@ -87,6 +87,13 @@ async def get_job(request: Request, service: Current) -> Response:
     return Json(found)
 
 
+@router.on("/jobs/{job_id}", ["DELETE"])
+async def delete_job(request: Request, service: Current) -> Response:
+    """Delete a job that has ended, and the files that it saved, but for those that another job shows."""
+    await service.delete(request.path_params["job_id"])
+    return Json({"deleted": True})
+
+
 @router.post("/jobs/cancel")
 async def post_cancel_many(request: Request, service: Current) -> Response:
     """Cancel jobs, whether they wait or run."""

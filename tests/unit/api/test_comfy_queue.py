@@ -308,3 +308,36 @@ async def test_what_only_comfyui_has_is_at_the_root_too(client, path):
 async def test_an_unknown_native_route_is_an_empty_404(client):
     response = await client.get("/api/manager/version")
     assert (response.status_code, response.content) == (404, b"")
+
+
+# Deletion -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("root", ["", "/api"])
+async def test_a_job_is_deleted_once_it_has_ended_and_no_sooner(client, replica, submit, root):
+    await submit(JOB)
+    for _ in ("while it waits", "while it runs"):
+        refused = await client.delete(f"{root}/jobs/{JOB}")
+        assert refused.status_code == 409
+        assert "has not ended" in refused.text
+        if not replica._running:
+            await replica.start(JOB)
+    await replica.succeed(JOB, {"6": SHOWN})
+    assert (await client.delete(f"{root}/jobs/{JOB}")).json() == {"deleted": True}
+    again = await client.delete(f"{root}/jobs/{JOB}")
+    assert again.status_code == 404
+    assert (await client.delete(f"{root}/jobs/none")).status_code == 404
+    assert (await get(client, f"/history/{JOB}")) == {}
+    error = again.json()["error"]
+    assert error == "Job not found" if not root else error["type"] == "job_not_found"
+
+
+async def test_the_history_lets_go_of_jobs_with_their_files_where_that_is_asked_for(client, replica, submit):
+    for job_id in (JOB, OTHER, THIRD):
+        await submit(job_id)
+        await replica.succeed(job_id, {"6": SHOWN})
+    answer = await client.post("/api/history", json={"delete": [JOB, "unknown"], "delete_files": True})
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert [*await get(client, "/api/history")] == [OTHER, THIRD]
+    await client.post("/api/history", json={"clear": True, "delete_files": True})
+    assert await get(client, "/api/history") == {}
