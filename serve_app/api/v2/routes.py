@@ -6,6 +6,6 @@ Source: the public description of Comfy API v2 (openapi-v2.yaml, version 2.0.0),
 from __future__ import annotations
 
 from serve_app.api.routing import Routes
-from serve_app.api.v2 import assets, events, jobs
+from serve_app.api.v2 import assets, document, events, jobs
 
-ROUTERS: tuple[Routes, ...] = (jobs.router, events.router, assets.router)
+ROUTERS: tuple[Routes, ...] = (jobs.router, events.router, assets.router, document.router)
