@@ -7,9 +7,11 @@ A pack's function is called with ComfyUI's arguments, in the engine's thread. So
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
+from math import isclose
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -156,6 +158,67 @@ def _mask(function: Callable[..., Any], mask: Tensor, sigma: float, sigmas: Tens
     return changed
 
 
+def predicting(guider: Any, functions: PackFunctions | None) -> PackFunctions:
+    """Return functions in which a pack's GUIDER combines the branches, by its own `predict_noise`.
+
+    functions: of the guider's model. The guider is copied: what it notes down is of one use of it.
+    """
+    found = functions or PackFunctions()
+    options = {"transformer_options": {}, **found.options}
+    return replace(found, instead=partial(_predicted, copy(guider), options), both=True)
+
+
+def _predicted(guider: Any, options: Mapping[str, Any], guided: Guided) -> Tensor:
+    told = _arguments(copied(dict(options)), guided)
+    guider.conds = {role: Branch(role) for role in guider.original_conds}
+    guider.inner_model = told["model"]
+    guider.inner_model.branches = _Answered(guided, list(leaves(told["model_options"]["transformer_options"])))
+    denoised: Tensor = guider.predict_noise(guided.x, told["timestep"], model_options=told["model_options"], seed=None)
+    return denoised
+
+
+class _Answered:
+    """The branches of a run, of which those of one evaluation are known already.
+
+    unchanged: what told the options that they were asked with from others.
+    """
+
+    def __init__(self, guided: Guided, unchanged: Sequence[Any]) -> None:
+        assert guided.branches is not None
+        self._guided, self._branches, self._unchanged = guided, guided.branches, unchanged
+        self.backbone = guided.branches.backbone
+
+    def answer(self, role: str, x: Tensor, sigma: float, functions: PackFunctions | None = None) -> Tensor:
+        """Return a branch's denoised, from a forward of its own unless the run's has it."""
+        guided = self._guided
+        same = functions is None or list(leaves(functions.options.get("transformer_options", {}))) == self._unchanged
+        if x is guided.x and isclose(sigma, guided.sigma, rel_tol=1e-6) and role in guided.roles and same:
+            return guided.cond if role == guided.roles[0] else guided.uncond
+        return self._branches.answer(role, x, sigma, functions)
+
+
+def sampling_function(
+    model: BaseModel,
+    x: Tensor,
+    timestep: Tensor,
+    uncond: Branch | None,
+    cond: Branch | None,
+    cond_scale: float,
+    model_options: Mapping[str, Any] = MappingProxyType({}),
+    seed: int | None = None,
+) -> Tensor:
+    """Return denoised as guidance of a scale has it, from within a guider's `predict_noise`.
+
+    Functions before and after guidance are those of the whole: they run around `predict_noise`, not in calls of this.
+    """
+    skipped = uncond is None or (isclose(cond_scale, 1.0) and not model_options.get("disable_cfg1_optimization"))
+    to, away = calc_cond_batch(model, [cond, None if skipped else uncond], x, timestep, model_options)
+    roles = ("" if cond is None else cond.role, "" if uncond is None else uncond.role)
+    guided = Guided(x, float(timestep.flatten()[0]), cond_scale, to, away, skipped, roles, model.branches)
+    instead = model_options.get("sampler_cfg_function")
+    return guided.plain() if instead is None else _instead(instead, model_options, guided)
+
+
 def calc_cond_batch(
     model: BaseModel, conds: Sequence[Branch | None], x_in: Tensor, timestep: Tensor, model_options: Mapping[str, Any]
 ) -> list[Tensor]:
@@ -165,7 +228,8 @@ def calc_cond_batch(
     """
     if model.branches is None or any(not isinstance(cond, Branch | None) for cond in conds):
         raise NodeError("calc_cond_batch takes the model and the conds that a guidance function was given")
-    within = functions({"transformer_options": model_options.get("transformer_options", {})}) or PackFunctions()
+    transformer = {"transformer_options": model_options.get("transformer_options", {})}
+    within = functions(transformer) or PackFunctions(options=transformer)
     sigma = float(timestep.flatten()[0])
     return [
         torch.zeros_like(x_in) if cond is None else model.branches.answer(cond.role, x_in, sigma, within)

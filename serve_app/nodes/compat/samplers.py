@@ -6,6 +6,7 @@ Source: the facts of ComfyUI 0.33's module of this name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from serve_app.nodes.compat.k_diffusion import function_of
 from serve_app.nodes.compat.missing import MissingMemberError
+from serve_app.nodes.compat.model_options import predicting, sampling_function
 from serve_app.nodes.compat.model_patcher import ModelPatcher
 from serve_app.nodes.compat.pack_sampler import run_in_thread
 from serve_app.nodes.compat.schedules import HANDLERS, calculate_sigmas
@@ -22,7 +24,7 @@ from serve_app.sampling.noise import drawn
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import sigmas_for
-from serve_app.values import Cfg, Guider, Noise, Recipe, SamplerChoice
+from serve_app.values import Cfg, Guider, Noise, PackFunctions, Recipe, SamplerChoice
 
 Callback = Callable[[int, Tensor, Tensor, int], Any]
 """(the step's index, its estimate of the image, x, steps in all) -> ignored; as the model samples latents."""
@@ -138,14 +140,16 @@ def noise_of(value: Any) -> Noise:
 class CFGGuider:
     """A GUIDER: a model and its conditionings, guided from the negative to the positive.
 
-    A subclass that overrides `predict_noise` or what calls it is refused as it is used: what it would run is the
-    engine's, for many jobs at once.
+    A subclass may override `predict_noise`, which the engine then calls in place of guidance, with the branches of its
+    shared forward. One that overrides what calls it is refused as it is used: that is the engine's, for many jobs.
     """
 
     def __init__(self, model_patcher: ModelPatcher) -> None:
         self.model_patcher = model_patcher
         self.model_options = model_patcher.model_options
         self.original_conds: dict[str, Any] = {}
+        self.conds: dict[str, Any] = {}
+        self.inner_model: Any = None
         self.cfg = 1.0
         self._rule: Any = None
         self._negative: Recipe | None = None
@@ -161,12 +165,33 @@ class CFGGuider:
 
     def plain(self, plain: Callable[[Any], Any]) -> Guider:
         """Return what goes on a link. Errors: MissingMemberError for what a subclass would do within the engine."""
-        for name in ("predict_noise", "outer_predict_noise", "inner_sample", "outer_sample", "__call__"):
-            if any(name in vars(kind) for kind in type(self).__mro__ if kind is not CFGGuider and kind is not object):
+        if self._overrides("sample"):
+            raise MissingMemberError("comfy.samplers.CFGGuider.sample of a subclass")
+        return self._of_engine(plain)
+
+    def _of_engine(self, plain: Callable[[Any], Any]) -> Guider:
+        for name in ("outer_predict_noise", "inner_sample", "outer_sample", "__call__"):
+            if self._overrides(name):
                 raise MissingMemberError(f"comfy.samplers.CFGGuider.{name} of a subclass")
-        rule = Cfg(self.cfg) if self._rule is None or self._rule.scale != self.cfg else self._rule
         conds = {role: plain(conditioning) for role, conditioning in self.original_conds.items()}
-        return Guider(plain(self.model_patcher), conds, rule, self._negative)
+        backbone: Recipe = plain(self.model_patcher)
+        if self._overrides("predict_noise"):
+            kept = tuple(patch for patch in backbone.patches if not isinstance(patch, PackFunctions))
+            functions = predicting(self, backbone.last(PackFunctions))
+            return Guider(replace(backbone, patches=(*kept, functions)), conds, Cfg(1.0), self._negative)
+        rule = Cfg(self.cfg) if self._rule is None or self._rule.scale != self.cfg else self._rule
+        return Guider(backbone, conds, rule, self._negative)
+
+    def _overrides(self, name: str) -> bool:
+        return any(name in vars(kind) for kind in type(self).__mro__ if kind is not CFGGuider and kind is not object)
+
+    def predict_noise(
+        self, x: Tensor, timestep: Tensor, model_options: Mapping[str, Any] | None = None, seed: int | None = None
+    ) -> Tensor:
+        """Return denoised as this guider's scale has it; from within a subclass's own."""
+        negative, positive = self.conds.get("negative"), self.conds.get("positive")
+        options = model_options or {}
+        return sampling_function(self.inner_model, x, timestep, negative, positive, self.cfg, options, seed)
 
     def set_conds(self, positive: Any, negative: Any) -> None:
         """Set both conditionings."""
@@ -194,7 +219,7 @@ class CFGGuider:
         """Return latents as sampled from these, with this noise."""
         from serve_app.nodes.compat.values import plain
 
-        guider = self.plain(plain)
+        guider = self._of_engine(plain)
         return run(guider, noise, latent_image, sampler, sigmas, denoise_mask, callback, seed).latents
 
 

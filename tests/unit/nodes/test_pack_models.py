@@ -302,13 +302,53 @@ PACK = """
         guider.set_conds(positive)
         return (guider,)
 
-    @node("GUIDER", model="MODEL", positive="CONDITIONING")
-    def OverriddenGuider(model, positive):
+    GUIDED = {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING"}
+
+    @node("GUIDER", **GUIDED)
+    def LatelyUnguided(model, positive, negative):
         class Mine(comfy.samplers.CFGGuider):
-            def predict_noise(self, *given, **options):
-                return super().predict_noise(*given, **options)
+            def predict_noise(self, x, timestep, model_options={}, seed=None):
+                steps = model_options["transformer_options"]["sample_sigmas"]
+                early = bool(timestep[0] > steps[2] + 1e-3)
+                cond, uncond = self.conds["positive"], self.conds["negative"] if early else None
+                scale = self.cfg if early else 1.0
+                return comfy.samplers.sampling_function(
+                    self.inner_model, x, timestep, uncond, cond, scale, model_options=model_options, seed=seed
+                )
         guider = Mine(model)
-        guider.set_conds(positive, positive)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(4.0)
+        return (guider,)
+
+    @node("GUIDER", **GUIDED)
+    def Rescaled(model, positive, negative):
+        class Mine(comfy.samplers.CFGGuider):
+            def predict_noise(self, x, timestep, model_options={}, seed=None):
+                self.cfg = 4.0
+                return super().predict_noise(x, timestep, model_options, seed)
+        guider = Mine(model)
+        guider.set_conds(positive, negative)
+        return (guider,)
+
+    @node("GUIDER", **GUIDED)
+    def ThirdBranch(model, positive, negative):
+        class Mine(comfy.samplers.CFGGuider):
+            def predict_noise(self, x, timestep, model_options={}, seed=None):
+                branches = [self.conds["third"], None]
+                seen, nothing = comfy.samplers.calc_cond_batch(self.inner_model, branches, x, timestep, model_options)
+                assert not nothing.any()
+                return seen
+        guider = Mine(model)
+        guider.inner_set_conds({"positive": negative, "negative": negative, "third": positive})
+        return (guider,)
+
+    @node("GUIDER", **GUIDED)
+    def SamplesItself(model, positive, negative):
+        class Mine(comfy.samplers.CFGGuider):
+            def sample(self, *given, **options):
+                return super().sample(*given, **options)
+        guider = Mine(model)
+        guider.set_conds(positive, negative)
         return (guider,)
 """
 
@@ -512,10 +552,38 @@ async def test_a_packs_noise_and_guider_go_into_the_servers_own_node(stack: Stac
     assert torch.equal(theirs, await samples(stack, **custom(euler)))
 
 
-async def test_a_guider_that_would_run_in_the_engine_is_refused(stack: Stack) -> None:
-    guider = ("OverriddenGuider", {"model": ["checkpoint", 0], "positive": ["positive", 0]})
-    with pytest.raises(NodeFailedError, match=r"CFGGuider\.predict_noise of a subclass"):
-        await samples(stack, **custom(("KSamplerSelect", {"sampler_name": "euler"}), guider=guider))
+EULER = ("KSamplerSelect", {"sampler_name": "euler"})
+
+
+def guided(guider: str) -> dict[str, Any]:
+    return custom(EULER, guider=(guider, {"model": ["checkpoint", 0], **LINKS}))
+
+
+async def test_a_guider_may_combine_the_branches_itself(stack: Stack) -> None:
+    theirs = await samples(stack, **guided("Rescaled"))
+    torch.testing.assert_close(theirs, await samples(stack, **sampled(["checkpoint", 0])), rtol=1e-4, atol=1e-4)
+
+
+async def test_a_guider_may_scale_by_the_step(stack: Stack) -> None:
+    theirs = await samples(stack, **guided("LatelyUnguided"))
+    window = {"noise_seed": 5, "steps": 3, "sampler_name": "euler", "scheduler": "normal", "model": ["checkpoint", 0]}
+    early = {"add_noise": "enable", "cfg": 4.0, "start_at_step": 0, "end_at_step": 2, "latent_image": ["latent", 0]}
+    late = {"add_noise": "disable", "cfg": 1.0, "start_at_step": 2, "end_at_step": 3, "latent_image": ["early", 0]}
+    own: dict[str, Any] = {
+        "early": ("KSamplerAdvanced", {**window, **early, **LINKS, "return_with_leftover_noise": "enable"}),
+        "k": ("KSamplerAdvanced", {**window, **late, **LINKS, "return_with_leftover_noise": "disable"}),
+    }
+    torch.testing.assert_close(theirs, await samples(stack, **own), rtol=1e-4, atol=1e-4)
+
+
+async def test_a_guider_may_ask_a_branch_of_its_own(stack: Stack) -> None:
+    theirs = await samples(stack, **guided("ThirdBranch"))
+    torch.testing.assert_close(theirs, await samples(stack, **custom(EULER)), rtol=1e-4, atol=1e-4)
+
+
+async def test_a_guider_that_samples_itself_is_refused(stack: Stack) -> None:
+    with pytest.raises(NodeFailedError, match=r"CFGGuider\.sample of a subclass"):
+        await samples(stack, **guided("SamplesItself"))
 
 
 def test_classes_that_hold_models_run_where_models_are(packs: tuple[Packs, Path]) -> None:
