@@ -78,7 +78,7 @@ class NodeFiles:
             raise NodeError(f"it saves twice under {prefix[:300]!r}; all files under one prefix are saved together")
         self._saved.add(key)
 
-        ending = f"{mark}{suffix}"
+        ending = "|".join(mark + one for one in suffix.split("|"))
         try:
             if area == "temp":
                 refs = named(key, ending, 1, len(contents))

@@ -32,6 +32,7 @@ from serve_app.nodes.builtin import (
     dataset_folders,
     dataset_images,
     dataset_lists,
+    dataset_saving,
     devices,
     gligen,
     guidance_patches,
@@ -156,6 +157,7 @@ _MODULES = (
     dataset_folders,
     dataset_images,
     dataset_lists,
+    dataset_saving,
 )
 
 BUILTIN: Mapping[str, type] = {name: cls for module in _MODULES for name, cls in module.NODE_CLASS_MAPPINGS.items()}

@@ -142,7 +142,8 @@ class Files(Protocol):
         Name: PREFIX_00001_SUFFIX (suffix with its dot; mark: what stands between it and the counter); the prefix may
         hold a subfolder and %width%, %height%, %year%, %month%, %day%, %hour%, %minute%, %second%; in `contents` order,
         %batch_num% is the index. Counters go on from the highest in the folder; a retry of the same node of the same
-        job gets the same names again, so nothing is saved twice, and two replicas never get the same name.
+        job gets the same names again, so nothing is saved twice, and two replicas never get the same name. A suffix
+        ".png|.txt" is that of files which share a counter, in turn.
         Errors: NodeError for a prefix that leaves the area.
         """
         ...

@@ -137,9 +137,6 @@ _BY_REASON: Mapping[str, str] = {
         "ModelMergeWAN2_1 ModelMergeCosmosPredict2_2B ModelMergeCosmosPredict2_14B"
     ),
     "training is not supported": ("TrainLoraNode LoraModelLoader LossGraphNode SaveLoRA"),
-    "datasets are not written to folders; a prefix such as dataset/image saves images into one": (
-        "SaveImageDataSetToFolder SaveImageTextDataSetToFolder"
-    ),
     "datasets that training reads are not written or read, as there is no training": (
         "SaveTrainingDataset LoadTrainingDataset"
     ),

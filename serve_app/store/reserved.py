@@ -53,12 +53,19 @@ class Reservation:
 
 
 def named(key: str, ending: str, first: int, amount: int) -> list[FileRef]:
-    """Return the files that consecutive counters name. ending: what follows the counter, "_.png"."""
+    """Return so many files that consecutive counters name.
+
+    ending: what follows the counter, "_.png"; of files that share a counter in turn, "_.png|_.txt".
+    """
     area, _, path = key.partition("/")
     subfolder, filename = posixpath.split(path)
-    numbered = ((filename.replace(BATCH, str(i)), first + i) for i in range(amount))
+    endings = ending.split("|")
+    numbered = (
+        (filename.replace(BATCH, str(i // len(endings))), first + i // len(endings), endings[i % len(endings)])
+        for i in range(amount)
+    )
     known = next(known for known in AREAS if known == area)
-    return [FileRef(known, subfolder, f"{start}_{counter:05}{ending}") for start, counter in numbered]
+    return [FileRef(known, subfolder, f"{start}_{counter:05}{end}") for start, counter, end in numbered]
 
 
 def shown(ui: Any) -> Iterator[FileRef]:

@@ -20,6 +20,7 @@ from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.replica.files import fingerprints
 from serve_app.store.catalog import Catalog
 from serve_app.store.input_folders import INPUT_FOLDERS, choices
+from serve_app.store.reserved import Contents, Reservation
 from serve_app.store.store import AREAS
 from serve_app.store.volume import Volume
 
@@ -119,3 +120,40 @@ def test_a_folder_is_another_once_a_file_in_it_is(store: Volume, tmp_path: Path)
     (store._roots["input"] / "set" / "b.txt").unlink()
     assert tag(INPUT_FOLDERS, "set") != before
     assert tag(INPUT_FOLDERS, "set/2_cats") == inside
+
+
+def saved(store: Volume, class_type: str, first: int, **inputs: Any) -> dict[str, Any]:
+    async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
+        assert key == "output/set/image"
+        return first, False
+
+    given = {"folder_name": ["set"], "filename_prefix": ["image"], "mode": ["overwrite"]}
+    node: Any = BUILTIN[class_type]()
+    files = NodeFiles(store, "job", "1", reserve)
+    made: dict[str, Any] = asyncio.run(node.save(**given, **inputs, store=[files]))["ui"]
+    return made
+
+
+def test_images_are_saved_into_a_folder(store: Volume) -> None:
+    images = [torch.zeros(2, 3, 2, 3), torch.ones(1, 3, 2, 3)]
+    shown = saved(store, "SaveImageDataSetToFolder", 4, images=images)
+    assert [file["filename"] for file in shown["images"]] == [f"image_0000{i}.png" for i in (4, 5, 6)]
+    assert {file["subfolder"] for file in shown["images"]} == {"set"}
+    with Image.open(store._roots["output"] / "set" / "image_00006.png") as image:
+        assert (image.getpixel((0, 0)), image.info) == ((255, 255, 255), {})
+
+
+def test_a_caption_has_the_name_of_its_image(store: Volume) -> None:
+    images = [torch.zeros(2, 3, 2, 3)]
+    shown = saved(store, "SaveImageTextDataSetToFolder", 1, images=images, texts=["ein Plättchen"])
+    folder = store._roots["output"] / "set"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"image_0000{i}.{end}" for i in (1, 2) for end in ("png", "txt")
+    ]
+    assert [(folder / file["filename"]).read_text("utf-8") for file in shown["files"]] == ["ein Plättchen", ""]
+
+
+def test_files_that_share_a_counter_are_known_by_their_reservation() -> None:
+    given = Reservation("job", "1", "output/set/image", 7, 4, ".png|.txt", (frozenset("a"),) * 4)
+    named = [ref.filename for ref, _ in given.files()]
+    assert named == ["image_00007.png", "image_00007.txt", "image_00008.png", "image_00008.txt"]
