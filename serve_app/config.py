@@ -22,6 +22,7 @@ from serve_app.limits import EventLimits, SizeLimits, WebhookLimits
 from serve_app.scheduler.admission import AdmissionRules
 from serve_app.service import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS, Limits
 from serve_app.store.location import Location
+from serve_app.store.retention import Bounds, Kind, RetentionRules
 from serve_app.store.store import Area
 from serve_app.values import PreviewMethod
 
@@ -214,6 +215,59 @@ class ComfyUIConfig(Section):
         return self.model_copy(update=update)
 
 
+class KeepConfig(Section):
+    """How much is kept of a kind; what is left out sets no bound."""
+
+    age_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    count: Annotated[int, Field(ge=0)] | None = None
+    bytes: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def bounds(self) -> Bounds:
+        """The same, as the database and the store go by it."""
+        return Bounds(self.age_s, self.count, self.bytes)
+
+
+class KeptConfig(Section):
+    """How much is kept for one tenant, or for each."""
+
+    history: KeepConfig | None = None
+    """Jobs that have ended; bytes are those of their texts in the database. Their files stay."""
+    outputs: KeepConfig | None = None
+    """Whatever is in output_dir, or that area of the bucket."""
+    previews: KeepConfig | None = None
+    """Pictures in temp_dir that nodes have shown; also removed after temp_age_s."""
+    uploads: KeepConfig | None = None
+    """Whatever is in input_dir but uploads of Comfy API v2, which expire as their clients say."""
+    temp: KeepConfig | None = None
+    """Whatever else is in temp_dir."""
+
+    def by_kind(self) -> dict[Kind, Bounds]:
+        """The bounds that are given."""
+        given: dict[Kind, KeepConfig | None] = {
+            "history": self.history,
+            "outputs": self.outputs,
+            "previews": self.previews,
+            "uploads": self.uploads,
+            "temp": self.temp,
+        }
+        return {kind: keep.bounds for kind, keep in given.items() if keep is not None}
+
+
+class RetentionConfig(KeptConfig):
+    """How much is kept. The bounds of a kind are each tenant's, but for those with bounds of their own for it."""
+
+    tenants: dict[str, KeptConfig] = {}
+    every_s: Seconds = 300.0
+    """How often it is looked whether something must go."""
+
+    @property
+    def rules(self) -> RetentionRules:
+        """The same, as the scheduler goes by it."""
+        tenants = {tenant: kept.by_kind() for tenant, kept in self.tenants.items()}
+        return RetentionRules(self.by_kind(), tenants, self.every_s)
+
+
 class PoolConfig(Section):
     """A set of equal replicas: which node classes they run, what they get of the hardware, how many there are."""
 
@@ -378,6 +432,8 @@ class AppConfig(Section):
     """How long one pack may take to be imported; then the process that imports it ends, saying which it was."""
     logs: log.Form = "text"
     """What log lines look like."""
+    retention: RetentionConfig = RetentionConfig()
+    """What is let go of jobs and files; nothing, unless it says so."""
     limits: SizeLimits = SizeLimits()
     events: EventLimits = EventLimits()
     webhooks: WebhookLimits = WebhookLimits()

@@ -179,7 +179,7 @@ def ensure(config: AppConfig) -> None:
 
 def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
     """Build the scheduler over the configured database, model files and inputs."""
-    jobs = Jobs(config.database_url)
+    jobs, store = Jobs(config.database_url), open_store(config)
     return Scheduler(
         jobs,
         [pool.pool for pool in config.pools],
@@ -191,7 +191,8 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         silence_s=config.silence_s,
         job_time_s=config.job_time_s,
         deadline_s=config.deadline_s,
-        sweep=Sweep(jobs, open_store(config), config.temp_age_s),
+        sweep=Sweep(jobs, store, config.temp_age_s),
+        retention=(config.retention.rules, store),
         events=config.events,
         webhooks=config.webhooks,
     )

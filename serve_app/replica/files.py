@@ -11,7 +11,7 @@ from serve_app.config import AppConfig, S3Config
 from serve_app.errors import StoreError
 from serve_app.store.catalog import Catalog
 from serve_app.store.input_folders import INPUT_FOLDERS, folder_tag
-from serve_app.store.store import FileRef, Store
+from serve_app.store.store import FileRef, Store, WholeStore
 from serve_app.store.volume import Volume
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _log = log.get("replica")
 
 
-def open_store(config: AppConfig, *, patient: bool = True) -> Store:
+def open_store(config: AppConfig, *, patient: bool = True) -> WholeStore:
     """Return the store of clients' files. patient False: one that is away is not asked twice."""
     if not isinstance(config.store, S3Config):
         return Volume(config.directories)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -59,6 +59,7 @@ from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.courier import Courier, CourierThread
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.event_stream import EventStream
+from serve_app.scheduler.expiry import Expiry
 from serve_app.scheduler.job_counters import JobCounters
 from serve_app.scheduler.job_lists import JobLists
 from serve_app.scheduler.journal import EPOCH_BITS
@@ -91,11 +92,13 @@ from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobQuery, JobRow
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.jobs import Jobs
+from serve_app.store.named_files import Place, ref_of
 from serve_app.store.pauses import AllPauses, Pause, SetPause
 from serve_app.store.removal import PORTION, RemoveJobs
 from serve_app.store.reserved import Contents
 from serve_app.store.reserved import shown as shown_files
-from serve_app.store.store import FileRef
+from serve_app.store.retention import KINDS, RetentionRules
+from serve_app.store.store import WholeStore
 from serve_app.store.sweep import Sweep
 
 T = TypeVar("T")
@@ -118,7 +121,8 @@ class Scheduler:
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
     the scheduler's own host. holder: the server it belongs to. rules: who may submit. sweep: removes files that nobody
-    needs. events: what is kept of them. webhooks: where those may be, and how long they are tried.
+    needs. retention: how much is kept of history and of the files of a store. events: what is kept of them. webhooks:
+    where those may be, and how long they are tried.
     """
 
     def __init__(
@@ -135,6 +139,7 @@ class Scheduler:
         job_time_s: float | None,
         deadline_s: float | None = None,
         sweep: Sweep | None = None,
+        retention: tuple[RetentionRules, WholeStore] | None = None,
         events: EventLimits | None = None,
         webhooks: WebhookLimits | None = None,
     ) -> None:
@@ -159,6 +164,7 @@ class Scheduler:
         self._paused: Mapping[Pause, float] = {}
         self._pausing = asyncio.Lock()
         self._sweep = sweep
+        self._retention = retention
         self._tidying: Tidying | None = None
         self._tenure = Tenure(jobs, holder, self._in_database)
         self.fenced = self._tenure.fenced
@@ -206,6 +212,18 @@ class Scheduler:
             tidying = Tidying(self._sweep, self._jobs, self._tenure, results, self._in_database)
             self._tasks.append(asyncio.create_task(tidying.run()))
             self._tidying = tidying
+        if self._retention is not None and self._retention[0].concern(*KINDS):
+            rules, store = self._retention
+            expiry = Expiry(
+                rules,
+                self._jobs,
+                store,
+                self._tenure,
+                self._in_database,
+                forgotten=self._forgotten,
+                forget_files=self._forget_files,
+            )
+            self._tasks.append(asyncio.create_task(expiry.run()))
         self._courier.start()
         _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self._machine.jobs))
 
@@ -350,23 +368,32 @@ class Scheduler:
         more = True
         while more:
             removed = await self.inquire(RemoveJobs(left, tenant))
-            self._published.forget(removed.ended)
+            await self._forgotten(removed.ended)
             await self._forget_files(removed.files)
             left, more = None if left is None else left[PORTION:], removed.more
             count += len(removed.ended)
             unfinished += removed.unfinished
-        await self._count_ended(self._published.seq)
         if self._tidying is not None:
             # What cannot be deleted now is on the list, and deleted with what else nobody needs.
             with contextlib.suppress(UnavailableError, OSError):
                 await self._tidying.doomed()
         return count, tuple(unfinished)
 
-    async def _forget_files(self, files: Collection[FileRef]) -> None:
+    async def _forgotten(self, job_ids: Sequence[str]) -> None:
+        """Take in that jobs are no longer in the database."""
+        self._published.forget(job_ids)
+        await self._count_ended(self._published.seq)
+
+    async def _forget_files(self, files: Sequence[Place]) -> None:
         """See to it that no job is given a result that names one of these files."""
-        gone, remembered = frozenset(files), self._machine.results.remembered() if files else []
-        found = await asyncio.to_thread(lambda: [s for s, ui in remembered if not gone.isdisjoint(shown_files(ui))])
-        if found:
+        # A result does not say whose it is; one too many that is forgotten is merely made again.
+        gone = {(ref.area, ref.filename) for ref in map(ref_of, files)}
+        remembered = self._machine.results.remembered() if files else []
+
+        def named(ui: Mapping[str, Any]) -> bool:
+            return any((ref.area, ref.filename) in gone for ref in shown_files(ui))
+
+        if found := await asyncio.to_thread(lambda: [signature for signature, ui in remembered if named(ui)]):
             await self._feed(FilesGone(tuple(found)))
 
     async def _count_ended(self, until_seq: int) -> None:

@@ -79,11 +79,11 @@ class Tidying:
         """Delete the files of jobs that are gone, unless another has them."""
         async with self._dooming:
             while True:
-                spared, doomed = await self._in_database(self._jobs.inquire, self._tenure.epoch, Doomed())
-                if not spared and not doomed:
+                files = await self._in_database(self._jobs.inquire, self._tenure.epoch, Doomed())
+                if not files:
                     return
-                await asyncio.to_thread(self._sweep.doomed, doomed)
-                await self._in_database(self._jobs.inquire, self._tenure.epoch, SettleDoomed((*spared, *doomed)))
+                await asyncio.to_thread(self._sweep.doomed, files)
+                await self._in_database(self._jobs.inquire, self._tenure.epoch, SettleDoomed(files))
 
     def _kept(self) -> set[FileRef]:
         return {ref for ui in self._results() for ref in shown(ui)}

@@ -1,4 +1,4 @@
-"""Which stored files the prompts of jobs that have not ended name: those must stay until they have."""
+"""Which stored files others need: what jobs that have not ended may read or have shown, and what assets refer to."""
 
 from __future__ import annotations
 
@@ -10,44 +10,77 @@ from typing import Any, ClassVar, TypeAlias
 import sqlalchemy as sa
 
 from serve_app.errors import FileMissingError
-from serve_app.store.schema import JOBS
-from serve_app.store.store import FileRef
+from serve_app.store.reserved import shown
+from serve_app.store.schema import ASSETS, JOBS, OUTPUTS
+from serve_app.store.store import Area, FileRef
 
-Place: TypeAlias = tuple[str, str]
+Place: TypeAlias = tuple[Area, str]
 """Where a file lies: its area and its path there, however it is written."""
 LONGEST = 1100
 """No name of a file has more characters, and most of a prompt's long texts have."""
+MARK = "@"
+"""What the folder of a tenant's files begins with, in every area."""
+BATCH = 500
+"""How many paths one statement names."""
 
 
 @dataclass(frozen=True, slots=True)
-class NamedByUnfinished:
-    """What jobs that have not ended may come to read: whatever a constant of theirs could name."""
+class NeededFiles:
+    """Which of some files are needed: a job that has not ended may read them or has shown them, or an asset is theirs.
+
+    An asset of a job's output is the job's own, and needs nothing.
+    """
 
     writes: ClassVar[bool] = False
 
+    files: tuple[Place, ...]
+
     def carry_out(self, connection: sa.Connection) -> frozenset[Place]:
-        """Return where those files lie, if they are there."""
-        prompts = connection.execute(sa.select(JOBS.c.prompt).where(JOBS.c.ended_s.is_(None))).scalars()
-        return frozenset(place for prompt in prompts for place in places_named(json.loads(prompt)))
+        """Return those."""
+        needed: set[Place] = set()
+        unfinished = JOBS.c.ended_s.is_(None)
+        for tenant, prompt in connection.execute(sa.select(JOBS.c.tenant, JOBS.c.prompt).where(unfinished)):
+            needed.update(places(_named(json.loads(prompt)), tenant))
+        outputs = sa.select(JOBS.c.tenant, OUTPUTS.c.ui).join(OUTPUTS, OUTPUTS.c.job_id == JOBS.c.job_id)
+        for tenant, ui in connection.execute(outputs.where(unfinished)):
+            needed.update(places(shown(json.loads(ui)), tenant))
+        for start in range(0, len(self.files), BATCH):
+            paths = [path for _, path in self.files[start : start + BATCH]]
+            referred = sa.select(ASSETS.c.area, ASSETS.c.path).where(ASSETS.c.job_id.is_(None))
+            rows = connection.execute(referred.where(ASSETS.c.path.in_(paths)))
+            needed.update((row.area, row.path) for row in rows)
+        return frozenset(needed.intersection(self.files))
 
 
-def places_named(value: Any) -> Iterator[Place]:
-    """Yield where files lie that the texts in a JSON value name."""
-    if isinstance(value, str):
-        if 0 < len(value) <= LONGEST:
-            yield from places([FileRef.parse(value)])
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from places_named(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from places_named(each)
-
-
-def places(refs: Iterable[FileRef]) -> Iterator[Place]:
-    """Yield where files lie; a name that is none is left out."""
+def places(refs: Iterable[FileRef], tenant: str = "") -> Iterator[Place]:
+    """Yield where a tenant's files lie; a name that is none is left out."""
     for ref in refs:
         try:
-            yield (ref.area, ref.path)
+            yield (ref.area, f"{MARK}{tenant}/{ref.path}" if tenant else ref.path)
         except FileMissingError:
             continue
+
+
+def tenant_of(place: Place) -> str:
+    """Return whose a file is, "" for the operator."""
+    first, slash, _ = place[1].partition("/")
+    return first.removeprefix(MARK) if slash and first.startswith(MARK) else ""
+
+
+def ref_of(place: Place) -> FileRef:
+    """Return the file that lies there."""
+    subfolder, _, filename = place[1].rpartition("/")
+    return FileRef(place[0], subfolder, filename)
+
+
+def _named(value: Any) -> Iterator[FileRef]:
+    """Yield the files that the texts in a JSON value could name."""
+    if isinstance(value, str):
+        if 0 < len(value) <= LONGEST:
+            yield FileRef.parse(value)
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _named(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _named(each)

@@ -6,7 +6,6 @@ list after that. What another job shows, or an asset refers to, only leaves the 
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import sqlalchemy as sa
 
-from serve_app.errors import FileMissingError
-from serve_app.store.insert_once import insert_once
+from serve_app.store.insert_once import Values, insert_once
+from serve_app.store.named_files import Place, places
 from serve_app.store.reserved import shown
-from serve_app.store.schema import ASSET_USES, ASSETS, DOOMED_FILES, JOBS, LABELS, OUTPUTS, RESERVATIONS
-from serve_app.store.store import FileRef
+from serve_app.store.schema import ASSET_USES, DELIVERIES, DOOMED_FILES, JOBS, LABELS, OUTPUTS, RESERVATIONS
 
 PORTION = 200
 """How many jobs, or files, one transaction concerns."""
@@ -34,7 +32,7 @@ class Removed(NamedTuple):
 
     ended: tuple[str, ...]
     unfinished: tuple[str, ...]
-    files: tuple[FileRef, ...]
+    files: tuple[Place, ...]
     more: bool
 
 
@@ -67,19 +65,14 @@ class RemoveJobs:
 
 @dataclass(frozen=True, slots=True)
 class Doomed:
-    """Files that are to be deleted, at most PORTION of them: what is spared of them, and the others."""
+    """Files that are to be deleted, at most PORTION of them."""
 
     writes: ClassVar[bool] = False
 
-    def carry_out(self, connection: sa.Connection) -> tuple[tuple[FileRef, ...], tuple[FileRef, ...]]:
-        """Return them. Spared is what an asset refers to that a client has made of another's bytes."""
-        rows = connection.execute(sa.select(DOOMED_FILES.c.area, DOOMED_FILES.c.path).limit(PORTION)).all()
-        kept = sa.select(ASSETS.c.area, ASSETS.c.path).where(ASSETS.c.job_id.is_(None))
-        kept = kept.where(ASSETS.c.path.in_([row.path for row in rows]))
-        spared = {(row.area, row.path) for row in connection.execute(kept)}
-        refs = {(row.area, row.path): _ref(row.area, row.path) for row in rows}
-        others = tuple(ref for place, ref in refs.items() if place not in spared)
-        return tuple(ref for place, ref in refs.items() if place in spared), others
+    def carry_out(self, connection: sa.Connection) -> tuple[Place, ...]:
+        """Return where they lie."""
+        rows = connection.execute(sa.select(DOOMED_FILES.c.area, DOOMED_FILES.c.path).limit(PORTION))
+        return tuple((row.area, row.path) for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,39 +81,39 @@ class SettleDoomed:
 
     writes: ClassVar[bool] = True
 
-    files: tuple[FileRef, ...]
+    files: tuple[Place, ...]
 
     def carry_out(self, connection: sa.Connection) -> None:
         """Delete their rows."""
-        for ref in self.files:
-            place = (DOOMED_FILES.c.area == ref.area) & (DOOMED_FILES.c.path == ref.path)
+        for area, path in self.files:
+            place = (DOOMED_FILES.c.area == area) & (DOOMED_FILES.c.path == path)
             connection.execute(sa.delete(DOOMED_FILES).where(place))
 
 
 def delete_jobs(connection: sa.Connection, job_ids: Sequence[str], orders: Sequence[int]) -> None:
-    """Delete jobs with all that belongs to them in the tables, but for their keys. orders: theirs."""
+    """Delete jobs with all that belongs to them in the tables, but for keys and what webhooks are yet to be told.
+
+    orders: theirs.
+    """
     for table in (OUTPUTS, RESERVATIONS, ASSET_USES, JOBS):
         connection.execute(sa.delete(table).where(table.c.job_id.in_(job_ids)))
     connection.execute(sa.delete(LABELS).where(LABELS.c.order.in_(orders)))
+    told = DELIVERIES.c.ended_s.is_not(None) & DELIVERIES.c.job_id.in_(job_ids)
+    connection.execute(sa.delete(DELIVERIES).where(told))
 
 
-def _shown_by(connection: sa.Connection, jobs: Sequence[Any]) -> list[FileRef]:
-    found = sa.select(OUTPUTS.c.ui).where(OUTPUTS.c.job_id.in_([job.job_id for job in jobs]))
-    refs = {ref for ui in connection.execute(found).scalars() for ref in shown(json.loads(ui)) if _is_own(ref)}
-    return sorted(refs, key=lambda ref: (ref.area, ref.path))
+def _shown_by(connection: sa.Connection, jobs: Sequence[Any]) -> list[Place]:
+    tenants = {job.job_id: job.tenant for job in jobs}
+    found = sa.select(OUTPUTS.c.job_id, OUTPUTS.c.ui).where(OUTPUTS.c.job_id.in_(list(tenants)))
+    files = {
+        place
+        for job_id, ui in connection.execute(found)
+        for place in places(shown(json.loads(ui)), tenants[job_id])
+        if place[0] in DELETED_AREAS
+    }
+    return sorted(files)
 
 
-def _is_own(ref: FileRef) -> bool:
-    """Whether a job's node may have saved it: what a node of a pack shows need be no file's name at all."""
-    with contextlib.suppress(FileMissingError):
-        return ref.area in DELETED_AREAS and bool(ref.path)
-    return False
-
-
-def _doom(connection: sa.Connection, files: Sequence[FileRef]) -> None:
-    insert_once(connection, DOOMED_FILES, ("area", "path"), [{"area": ref.area, "path": ref.path} for ref in files])
-
-
-def _ref(area: Any, path: str) -> FileRef:
-    subfolder, _, filename = path.rpartition("/")
-    return FileRef(area, subfolder, filename)
+def _doom(connection: sa.Connection, files: Sequence[Place]) -> None:
+    rows: list[Values] = [{"area": area, "path": path} for area, path in files]
+    insert_once(connection, DOOMED_FILES, ("area", "path"), rows)

@@ -57,10 +57,14 @@ class S3:
 
     def files(self, area: Area) -> Iterator[tuple[FileRef, float]]:
         """Yield every file of an area with the Unix time it was stored at. Errors: as `stat`."""
+        return ((ref, modified_s) for ref, _, modified_s in self.inventory(area))
+
+    def inventory(self, area: Area) -> Iterator[tuple[FileRef, int, float]]:
+        """As `WholeStore.inventory`. Errors: as `stat`."""
         for name, found in self._bucket.list(f"{area}/", deep=True):
             subfolder, _, filename = name.rpartition("/")
             if filename:
-                yield FileRef(area, subfolder, filename), found.modified_s
+                yield FileRef(area, subfolder, filename), found.size, found.modified_s
 
     def delete(self, ref: FileRef) -> None:
         """Remove a file; one that is not there is no error. Errors: StoreError."""

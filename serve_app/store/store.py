@@ -116,3 +116,11 @@ class Store(Protocol):
     def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
         """Return a URL from which a client may fetch the file itself for a while, under these headers; None without."""
         ...
+
+
+class WholeStore(Store, Protocol):
+    """A store with everything that is in it."""
+
+    def inventory(self, area: Area) -> Iterator[tuple[FileRef, int, float]]:
+        """Yield every file of an area, half-written ones too, with its bytes and the Unix time of its last change."""
+        ...

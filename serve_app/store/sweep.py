@@ -15,7 +15,7 @@ from serve_app.errors import FileMissingError
 from serve_app.store.assets import FOLDER, NAME, KnownFiles
 from serve_app.store.atomic_write import UNFINISHED
 from serve_app.store.jobs import Jobs
-from serve_app.store.named_files import NamedByUnfinished
+from serve_app.store.named_files import NeededFiles, Place, ref_of
 from serve_app.store.reserved import Reservation, is_own
 from serve_app.store.store import AREAS, FileRef, Store
 
@@ -25,7 +25,7 @@ BATCH_SIZE = 200
 """Reservations that are looked at in one go."""
 UNFINISHED_S = 3600.0
 """No file takes so long to write."""
-_PREVIEW = re.compile(r"_[a-z]{12}_[0-9]{5,}_[^/]*$")
+PREVIEW = re.compile(r"_[a-z]{12}_[0-9]{5,}_[^/]*$")
 _HALF = re.compile(r"\.[0-9a-f]{32}" + re.escape(UNFINISHED))
 _log = log.get("store")
 
@@ -58,7 +58,7 @@ class Sweep:
     def previews(self, started_s: float | None, kept: Collection[FileRef]) -> int:
         """Remove previews that are too old, or as a server starts all from before `started_s`; return how many."""
         before_s = time.time() - self._temp_age_s if started_s is None else started_s
-        return self._aged("temp", _PREVIEW, before_s, kept)
+        return self._aged("temp", PREVIEW, before_s, kept)
 
     def abandoned_uploads(self) -> int:
         """Remove uploads that no asset refers to: a process ended before one did, or after the last one went."""
@@ -73,11 +73,11 @@ class Sweep:
         for ref in refs:
             self._store.delete(ref)
 
-    def doomed(self, refs: Iterable[FileRef]) -> None:
-        """Remove files of jobs that are gone, but for those that another job shows or is about to read."""
-        named = self._jobs.inquire(0, NamedByUnfinished())
-        for ref in refs:
-            if (ref.area, ref.path) not in named and not self._jobs.is_shown(ref):
+    def doomed(self, files: tuple[Place, ...]) -> None:
+        """Remove files of jobs that are gone, but for those that another job shows or that are needed otherwise."""
+        needed = self._jobs.inquire(0, NeededFiles(files))
+        for ref in (ref_of(place) for place in files if place not in needed):
+            if not self._jobs.is_shown(ref):
                 self._store.delete(ref)
 
     def half_written(self) -> int:

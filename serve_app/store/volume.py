@@ -80,6 +80,10 @@ class Volume:
 
     def files(self, area: Area) -> Iterator[tuple[FileRef, float]]:
         """Yield every file of an area, half-written ones too, with the Unix time of its last change; no links."""
+        return ((ref, modified_s) for ref, _, modified_s in self.inventory(area))
+
+    def inventory(self, area: Area) -> Iterator[tuple[FileRef, int, float]]:
+        """As `WholeStore.inventory`; no links."""
         root = self._roots[area]
         for folder, _, names in os.walk(root):
             subfolder = Path(folder).relative_to(root).as_posix()
@@ -87,7 +91,8 @@ class Volume:
                 with contextlib.suppress(FileNotFoundError):
                     found = os.lstat(os.path.join(folder, name))
                     if S_ISREG(found.st_mode):
-                        yield FileRef(area, "" if subfolder == "." else subfolder, name), found.st_mtime
+                        ref = FileRef(area, "" if subfolder == "." else subfolder, name)
+                        yield ref, found.st_size, found.st_mtime
 
     def delete(self, ref: FileRef) -> None:
         """Remove a file; one that is not there is no error. Errors: OSError when the disk refuses."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serve_app import config
-from serve_app.config import AppConfig, PoolConfig
+from serve_app.config import AppConfig, PoolConfig, parse
 from serve_app.errors import ConfigError
 from serve_app.graph.plan import takes
 from serve_app.nodes.registry import specs
 from serve_app.store.location import Location
+from serve_app.store.retention import KINDS, Bounds
 
 GPUS = {"none": 0, "half": 0.5, "one": 1, "two": 2}
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -193,3 +196,26 @@ def test_a_pool_of_comfyui_runs_whole_graphs_one_at_a_time():
 )
 def test_the_largest_latents_are_those_of_the_shared_pool_that_takes_most(pools, most):
     assert config.parse({"pools": pools}, "here").latent_cells == most
+
+
+def test_retention_is_off_and_a_tenants_bounds_of_a_kind_replace_everyones() -> None:
+    assert not AppConfig().retention.rules.concern(*KINDS)
+    given = {"history": {"count": 5}, "outputs": {"bytes": 9}, "tenants": {"acme": {"history": {"age_s": 1}}}}
+    rules = parse({"retention": given}, "here").retention.rules
+    assert rules.bounds("history", "acme") == Bounds(age_s=1.0)
+    assert (rules.bounds("history", "other"), rules.bounds("outputs", "acme")) == (Bounds(count=5), Bounds(bytes=9))
+
+
+@pytest.mark.parametrize(
+    ("retention", "where"),
+    [
+        ({"history": {"age_s": -1}}, "retention.history.age_s: Input should be greater than or equal to 0"),
+        ({"outputs": {"count": 1.5}}, "retention.outputs.count: Input should be a valid integer"),
+        ({"temp": {"bytes": "much"}}, "retention.temp.bytes: Input should be a valid integer"),
+        ({"histories": {}}, "retention.histories: Extra inputs are not permitted"),
+        ({"tenants": {"a": {"history": {"days": 1}}}}, "retention.tenants.a.history.days: Extra inputs"),
+    ],
+)
+def test_nonsense_in_retention_is_named(retention: Any, where: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(where)):
+        parse({"retention": retention}, "here")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 from serve_app.config import PoolConfig
+from serve_app.scheduler import tidying
+from serve_app.store import retention
 from tests.unit.replica.cluster import Cluster, cluster
 
 POOLS = (PoolConfig(name="cpu", runtime=False, threads=1), PoolConfig(name="other", runtime=False, threads=1))
-WORKFLOW = {
+WORKFLOW: dict[str, Any] = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 7}},
     "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "out"}},
 }
@@ -54,3 +58,19 @@ async def test_a_store_that_is_away_is_left_for_later(tmp_path: Path, monkeypatc
         await running.restart_scheduler()
         while there(running):
             await running.scheduler._tidying.doomed()
+
+
+async def test_retention_lets_go_of_jobs_and_files_while_jobs_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(retention, "SETTLED_S", -60.0)
+    monkeypatch.setattr(tidying, "EVERY_S", 0.1)
+    monkeypatch.setattr(tidying, "SETTLED_S", 0.0)
+    kept = {"history": {"count": 1}, "outputs": {"count": 2}, "every_s": 0.1}
+    async with cluster(tmp_path, POOLS, retention=kept) as running:
+        jobs = []
+        for color in range(4):
+            workflow = {**WORKFLOW, "1": {**WORKFLOW["1"], "inputs": {**WORKFLOW["1"]["inputs"], "color": color}}}
+            jobs.append((await running.finish(await running.submit(workflow, ("2",)))).job_id)
+        async with asyncio.timeout(30):
+            while len(there(running)) > 2 or any([await running.scheduler.job(job_id) for job_id in jobs[:3]]):
+                await asyncio.sleep(0.05)
+        assert await running.scheduler.job(jobs[3]) is not None

@@ -11,7 +11,7 @@ import pytest
 from serve_app.store.assets import Asset, MintAsset
 from serve_app.store.changes import JobAccepted, OutputRecorded
 from serve_app.store.jobs import Jobs
-from serve_app.store.named_files import places_named
+from serve_app.store.named_files import NeededFiles, Place, places
 from serve_app.store.removal import Doomed, RemoveJobs, SettleDoomed
 from serve_app.store.s3 import S3
 from serve_app.store.store import AREAS, FileRef, Store
@@ -36,10 +36,10 @@ def saves(database_url: str, store: Store) -> Iterator[Saves]:
 
 def finish(saves: Saves) -> None:
     """Delete what is on the list, as the scheduler does."""
-    spared, doomed = saves.jobs.inquire(saves.epoch, Doomed())
+    doomed = saves.jobs.inquire(saves.epoch, Doomed())
     Sweep(saves.jobs, saves.store, 1e9).doomed(doomed)
-    saves.jobs.inquire(saves.epoch, SettleDoomed((*spared, *doomed)))
-    assert saves.jobs.inquire(saves.epoch, Doomed()) == ((), ())
+    saves.jobs.inquire(saves.epoch, SettleDoomed(doomed))
+    assert saves.jobs.inquire(saves.epoch, Doomed()) == ()
 
 
 def test_a_job_goes_with_its_files_and_others_stay(saves):
@@ -47,7 +47,7 @@ def test_a_job_goes_with_its_files_and_others_stay(saves):
     kept = saves.save("b", b"3", recorded=True)
     removed = saves.jobs.inquire(saves.epoch, RemoveJobs(("a", "unknown")))
     assert (removed.ended, removed.unfinished, removed.more) == (("a",), (), False)
-    assert {*removed.files} == {*gone}
+    assert {*removed.files} == {*places(gone)}
     assert saves.jobs.job("a") is None
     finish(saves)
     assert saves.there() == {*kept}
@@ -107,6 +107,15 @@ def test_what_a_node_shows_of_uploads_or_under_no_name_at_all_is_never_deleted(s
     assert saves.there() == {FileRef("input", "", "mine.png")}
 
 
-def test_every_name_in_a_prompt_is_found_wherever_it_stands():
+def test_every_name_in_a_prompt_is_found_wherever_it_stands_and_is_its_tenants(saves):
     prompt = {"1": {"inputs": {"image": "a/b.png", "list": ["c.png [temp]", 3]}}, "2": {"text": "no/../name"}}
-    assert {*places_named(prompt)} == {("input", "a/b.png"), ("temp", "c.png")}
+    for tenant in ("", "acme"):
+        row = replace(ROW, job_id=tenant or "job", order=len(tenant), prompt=prompt, tenant=tenant)
+        saves.jobs.write(saves.epoch, [JobAccepted(row)])
+    asked: tuple[Place, ...] = (
+        ("input", "a/b.png"),
+        ("temp", "c.png"),
+        ("input", "@acme/a/b.png"),
+        ("input", "@other/a/b.png"),
+    )
+    assert saves.jobs.inquire(0, NeededFiles(asked)) == {*asked[:3]}
