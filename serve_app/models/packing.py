@@ -3,8 +3,8 @@
 With plain weights oneDNN reorders a convolution's weight at every call. That hides behind the work of a large batch but
 is most of the time of a small one: of the SD 1.5 UNet's forward of two rows at 8×8 latents, about 70 %. A plain linear
 layer goes to the BLAS that torch was built with instead, which takes two to three times as long as oneDNN on CPUs whose
-widest instructions it does not use. A convolution of 1×1 stays plain: packed, one of 640 channels takes 20 ms over two rows
-of 8×8 on a CPU with AVX-512, plain 1 ms.
+widest instructions it does not use. A convolution of 1×1 stays plain: packed, one of 640 channels takes 20 ms over two
+rows of 8×8 on a CPU with AVX-512, plain 1 ms.
 """
 
 from __future__ import annotations
