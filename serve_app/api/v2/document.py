@@ -205,7 +205,7 @@ SCHEMAS: dict[str, Any] = {
 
 _JOB = _json(_ref("Job"), "the job")
 _ASSET = _json(_ref("Asset"), "the asset")
-_BYTES = {"content": {"*/*": {"schema": {}}}}
+_BYTES: dict[str, Any] = {"content": {"*/*": {"schema": {}}}}
 _CREATION = (
     *("invalid_workflow", "workflow_format_ui", "missing_asset", "metadata_invalid", "idempotency_key_reuse"),
     *("queue_full", "payload_too_large", "request_timeout"),
