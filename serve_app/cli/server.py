@@ -82,9 +82,11 @@ class Server:
 
 
 def _words(response: httpx.Response) -> str:
-    """Return the contract's error and detail, or the status of an answer that has none."""
+    """Return the contract's error and detail, v2's message, or the status of an answer that has neither."""
     try:
         body = response.json()
+        if isinstance(body["error"], dict):
+            return f"{body['error']['code']}: {body['error']['message']}"
         return f"{body['error']}: {body['detail']}" if body.get("detail") else str(body["error"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{response.status_code} {response.reason_phrase} from {response.request.url}"

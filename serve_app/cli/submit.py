@@ -1,4 +1,4 @@
-"""`serve-app submit`: queue a workflow, follow it to its end, save its images."""
+"""`serve-app submit` and `watch`: queue a workflow, follow a job to its end, save its images."""
 
 from __future__ import annotations
 
@@ -16,20 +16,37 @@ POLL_S = 20
 CANCEL_PATIENCE_S = 5.0
 
 
-def submit(server: Server, body: Mapping[str, Any], directory: Path) -> int:
+def submit(server: Server, body: Mapping[str, Any], directory: Path, *, detach: bool = False) -> int:
     """Run the body's job, print where its images are, return the exit status. Ctrl-C cancels the job.
 
-    The job's id is chosen here, so a request that is sent again after a lost connection queues nothing twice.
+    detach: print the job's id once it is queued, and leave it to `watch`. The job's id is chosen here, so a request
+    that is sent again after a lost connection queues nothing twice.
     """
     job_id = body.get("prompt_id", str(uuid.uuid4()))
     try:
         server.post("/prompt", {**body, "prompt_id": job_id})
+        if detach:
+            print(job_id)
+            return 0
         print(f"job {job_id}", file=sys.stderr)
         with progress(body["prompt"]) as show:
             follow(server, job_id, show)
     except KeyboardInterrupt:
         _cancel(server, job_id)
         raise
+    return _saved(server, job_id, directory)
+
+
+def watch(server: Server, job_id: str, directory: Path) -> int:
+    """Follow a job that somebody has queued, from its beginning; as `submit`, but that Ctrl-C leaves it alone."""
+    graph = server.get(f"/api/v2/jobs/{job_id}/workflow")["workflow"]
+    with progress(graph) as show:
+        follow(server, job_id, show)
+    return _saved(server, job_id, directory)
+
+
+def _saved(server: Server, job_id: str, directory: Path) -> int:
+    """Save an ended job's images and print where; return the exit status."""
     entry = server.get(f"/history/{job_id}").get(job_id)
     if entry is None:
         raise UnreachableError(f"{server.url} no longer knows the job {job_id}")

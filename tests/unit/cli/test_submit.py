@@ -29,6 +29,26 @@ def test_a_workflow_is_run_and_its_images_saved_where_asked(url, server, volume,
     assert lines == [f"job {job_id}", "queued", "started", "cached", *steps, "success"]
 
 
+def test_a_job_is_left_to_itself_and_watched_later(url, server, volume, workflow, tmp_path, capsys):
+    assert main(["submit", str(workflow), "--server", url, "--detach"]) == 0
+    [job_id] = server.jobs()
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == (f"{job_id}\n", "")
+    server.next_job(makes(volume))
+    out = tmp_path / "out"
+    for _ in range(2):  # one that has ended too
+        assert main(["watch", job_id, "--server", url, "--out", str(out)]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == f"{out / 'sub' / 'a_00001_.png'}\n"
+        assert "KSampler 3: 20/20" in printed.err.splitlines()
+    assert printed.err.splitlines()[-1] == "success"
+
+
+def test_a_job_that_is_unknown_cannot_be_watched(url, capsys):
+    assert main(["watch", "550e8400-e29b-41d4-a716-446655440000", "--server", url]) == 1
+    assert "serve-app: not_found: no job has the id" in capsys.readouterr().err
+
+
 def test_a_whole_body_keeps_its_other_members(url, server, volume, workflow, tmp_path, example):
     example["prompt_id"] = "550e8400-e29b-41d4-a716-446655440000"
     workflow.write_text(json.dumps(example))
