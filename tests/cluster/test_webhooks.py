@@ -1,0 +1,109 @@
+"""A receiver of webhooks that is away, slow and wrong while the scheduler is killed: all arrives, and in order."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.server import Server, free_port, txt2img, wait_for
+
+JOBS = 6
+STORY = ["job.queued", "job.running", "job.succeeded"]
+ANSWERS = (500, 204, None, 204, 204, 503, 204, 500)
+"""What the receiver answers first; None is to let a second pass and close the connection. Then all goes well."""
+
+
+class Receiver:
+    """Notes what it says to have taken."""
+
+    def __init__(self, port: int) -> None:
+        self.taken: list[tuple[str, str]] = []
+        answers = itertools.chain(ANSWERS, itertools.repeat(204))
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                said = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                answer = next(answers)
+                if answer is None:
+                    time.sleep(1.0)
+                    return
+                if answer == 204:
+                    receiver.taken.append((said["data"]["id"], said["type"]))
+                self.send_response(answer)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def stories(self) -> dict[str, list[str]]:
+        """Return each job's events in the order in which each first arrived."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for job_id, event in list(self.taken):
+            if event not in found[job_id]:
+                found[job_id].append(event)
+        return dict(found)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("webhooks")
+    (root / "configs").mkdir()
+    arguments = {
+        "webhooks": {"allowed_networks": ["127.0.0.1/32"]},
+        "pools": [{"name": "gpu", "num_cpus": 1, "threads": 1}],
+    }
+    application = {"name": "serve-app", "route_prefix": "/", "import_path": "serve_app.deployments.build:build"}
+    config = {"applications": [{**application, "args": arguments}]}
+    (root / "configs" / "local.yaml").write_text(yaml.safe_dump(config))
+    server = Server(root)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.close()
+
+
+def test_every_event_arrives_and_in_order_though_the_scheduler_is_killed(server: Server) -> None:
+    port = free_port()
+    made = server.http.post("/api/webhooks", json={"url": f"http://127.0.0.1:{port}/", "events": STORY})
+    assert made.status_code == 201, made.text
+    deliveries = f"/api/webhooks/{made.json()['id']}/deliveries"
+    early = [server.submit(txt2img(seed, steps=2)) for seed in range(JOBS)]
+    # Nobody listens yet.
+    wait_for(lambda: any(d["problem"] for d in server.get(deliveries)["deliveries"]), "an attempt that failed")
+    server.kill("scheduler")
+    late = [server.submit(txt2img(seed, steps=2)) for seed in range(JOBS, 2 * JOBS)]
+    receiver = Receiver(port)
+    try:
+        wait_for(lambda: receiver.taken, "something that arrives")
+        server.kill("scheduler")
+        for job_id in (*early, *late):
+            server.finished(job_id)
+        # What failed waits for up to 5, then 20, then 80 s.
+        wait_for(lambda: len(receiver.stories()) == 2 * JOBS and receiver_done(receiver), "the last of them", 420)
+        assert receiver.stories() == dict.fromkeys((*early, *late), STORY)
+        wait_for(lambda: not server.get(deliveries, state="pending")["deliveries"], "all to be noted")
+        assert len(server.get(deliveries, state="delivered", limit=200)["deliveries"]) == 6 * JOBS
+    finally:
+        receiver.close()
+
+
+def receiver_done(receiver: Receiver) -> bool:
+    return all(len(story) == len(STORY) for story in receiver.stories().values())
