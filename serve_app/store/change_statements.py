@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -52,10 +52,10 @@ _LOSE = _update("losses", "lone_losses")
 _END = _update("state", "ended_s", "ended_seq", "failure")
 _CLEAR = _update("extra_data")
 _HOLDING = sa.select(JOBS.c.job_id, JOBS.c.extra_data).where(
-    JOBS.c.job_id.in_(sa.bindparam("them", expanding=True)),
+    JOBS.c.ended_s.is_(None),
     sa.or_(*(JOBS.c.extra_data.contains(f'"{name}"', autoescape=True) for name in sorted(CREDENTIALS))),
 )
-"""Which of some jobs hold credentials."""
+"""Which unfinished jobs hold credentials."""
 
 
 def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
@@ -85,7 +85,6 @@ def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
     ]
     _insert(connection, OUTPUTS, tuple(OUTPUTS.c.keys()), outputs)
     ended = _of(JobEnded, changes)
-    _clear_credentials(connection, [c.job_id for c in ended])
     execute(
         connection,
         _END,
@@ -114,9 +113,11 @@ def _of(kind: type[T], changes: Iterable[object]) -> list[T]:
 
 
 def _row_of(change: JobAccepted) -> Values:
+    """Return a new job as its row: credentials are never written down."""
     row = change.row
     values = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "outputs"}
     values["failure"] = row.failure.to_json()
+    values["extra_data"] = without_credentials(row.extra_data)
     for column in JSON_COLUMNS:
         values[column] = json.dumps(values[column])
     return values
@@ -134,11 +135,8 @@ def _insert(connection: sa.Connection, table: sa.Table, same: Sequence[str], row
         )
 
 
-def _clear_credentials(connection: sa.Connection, job_ids: Sequence[str]) -> None:
-    """Remove what no ended job needs: it was given for the job alone."""
-    for start in range(0, len(job_ids), VARIABLES):
-        found = connection.execute(_HOLDING, {"them": job_ids[start : start + VARIABLES]}).all()
-        cleared: list[tuple[str, Mapping[str, Any]]] = [
-            (row.job_id, without_credentials(json.loads(row.extra_data))) for row in found
-        ]
-        execute(connection, _CLEAR, [_new(job_id, extra_data=json.dumps(left)) for job_id, left in cleared])
+def clear_credentials(connection: sa.Connection) -> None:
+    """Remove what earlier releases kept with jobs until those ended."""
+    found = connection.execute(_HOLDING).all()
+    cleared = [(row.job_id, without_credentials(json.loads(row.extra_data))) for row in found]
+    execute(connection, _CLEAR, [_new(job_id, extra_data=json.dumps(left)) for job_id, left in cleared])

@@ -7,7 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 CREDENTIALS: frozenset[str] = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
-"""Members of `extra_data` that nodes may need: no answer shows them, and once the job has ended nobody keeps them."""
+"""Members of `extra_data` that nodes may need: no answer shows them, and only the scheduler's memory keeps them.
+
+They are lost with it: of a job that a later scheduler goes on with, nodes are given none.
+"""
 
 HIDDEN = "[credential]"
 SHORTEST = 6
@@ -15,7 +18,7 @@ SHORTEST = 6
 
 
 def without_credentials(extra_data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a job's `extra_data` as it may be shown, and kept once the job has ended."""
+    """Return a job's `extra_data` as it may be shown and written down."""
     return {key: value for key, value in extra_data.items() if key not in CREDENTIALS}
 
 

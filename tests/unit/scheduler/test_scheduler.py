@@ -172,6 +172,15 @@ async def test_what_has_just_succeeded_is_told_as_the_database_has_it_without_as
     assert await life.scheduler.job(job_id) is None
 
 
+async def test_credentials_are_given_to_the_jobs_nodes_and_never_written_down(life):
+    life.free.clear()
+    job_id = await life.submit("1", extra_data={"api_key_comfy_org": "secret", "a": 1})
+    assert life.jobs.job(job_id).extra_data == {"a": 1}
+    assert (await life.scheduler.job(job_id)).extra_data["api_key_comfy_org"] == "secret"
+    life.free.set()
+    await life.finish(job_id)
+
+
 async def test_what_did_not_succeed_is_told_as_the_database_has_it(life):
     bad = await life.submit("1", "unsayable")
     assert await life.finish(bad) == row_view(life.jobs.job(bad))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from serve_app.errors import KeyReusedError
 from serve_app.store.changes import Claims, JobAccepted, JobEnded, JobRow
 from serve_app.store.inquiries import ListJobs
 from serve_app.store.jobs import Jobs
 from serve_app.store.keys import KEY_S
+from serve_app.store.schema import JOBS
 
 
 @pytest.fixture
@@ -82,3 +85,15 @@ def test_forgotten_jobs_take_their_labels_along(jobs):
     again = replace(gone, row=replace(gone.row, job_id="other", labels={}))
     jobs.write(epoch, [again])
     assert listed(jobs, ListJobs(10, labels={"a": "1"})) == ["job-2"], "a place in the order may be given again"
+
+
+def test_credentials_that_an_earlier_release_wrote_down_go_as_a_scheduler_starts(jobs, database_url):
+    epoch = jobs.acquire("me")
+    jobs.write(epoch, [accepted(1)])
+    opened = sa.create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
+    with opened.begin() as connection:
+        kept = json.dumps({"auth_token_comfy_org": "secret", "a": 1})
+        connection.execute(sa.update(JOBS).values(extra_data=kept))
+    opened.dispose()
+    jobs.acquire("me")
+    assert jobs.job("job-1").extra_data == {"a": 1}
