@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,6 +20,8 @@ from serve_app.store.sweep import BATCH_SIZE, SETTLED_S, Sweep
 
 EVERY_S = 60.0
 """How often is swept."""
+LOOK_S = 3600.0
+"""How often it is looked for files of processes that were killed as they wrote."""
 _log = log.get("scheduler")
 
 
@@ -39,6 +42,7 @@ class Tidying:
         self._results = results
         self._in_database = in_database
         self._dooming = asyncio.Lock()
+        self._looked_s = -math.inf
 
     async def run(self) -> None:
         """Sweep until cancelled; a store or database that is away is left for the next time."""
@@ -59,9 +63,11 @@ class Tidying:
         """Sweep. started_s: when the server started, if that was just now."""
         unfinished = await asyncio.to_thread(self._jobs.unfinished)
         needed = {ref for row in unfinished for _, ui in row.outputs.values() for ref in shown(ui)}
-        if started_s is not None:
+        # Whole areas are listed for it.
+        if started_s is not None or time.monotonic() >= self._looked_s + LOOK_S:
             await asyncio.to_thread(self._sweep.half_written)
             await asyncio.to_thread(self._sweep.abandoned_uploads)
+            self._looked_s = time.monotonic()
         expired = await self._in_database(self._jobs.inquire, self._tenure.epoch, ExpireAssets())
         await asyncio.to_thread(self._sweep.delete, expired)
         await self.doomed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from serve_app.nodes.files import NodeFiles
 from serve_app.scheduler import tidying
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.scheduler import Scheduler
+from serve_app.store import sweep
+from serve_app.store.assets import FOLDER, Asset, FindAssets, MintAsset
 from serve_app.store.changes import JobAccepted, JobEnded, JobRow, OutputRecorded
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents, shown
@@ -113,6 +116,45 @@ async def test_a_scheduler_that_merely_came_back_leaves_previews_alone(site):
             while jobs.unsettled(float("inf"), None):
                 await asyncio.sleep(0.01)
         assert site.files() == {*shown(ui)}
+    finally:
+        await scheduler.close()
+        jobs.close()
+
+
+async def test_uploads_that_nobody_refers_to_go_while_a_server_runs_too(site, monkeypatch):
+    monkeypatch.setattr(tidying, "LOOK_S", 0.02)
+    monkeypatch.setattr(sweep, "UNFINISHED_S", 0.0)
+    scheduler = site.scheduler("server")
+    await scheduler.start()
+    try:
+        for _ in range(2):
+            site.store.write(FileRef("input", FOLDER, f"{'a' * 64}-{'b' * 12}.png"), b"x")
+            async with asyncio.timeout(30):
+                while site.files():
+                    await asyncio.sleep(0.01)
+    finally:
+        await scheduler.close()
+
+
+async def test_bytes_go_with_the_last_asset_whose_time_is_over(site):
+    jobs = Jobs(site.url)
+    epoch = jobs.acquire("server")
+    ref = FileRef("input", FOLDER, f"{'a' * 64}-{'b' * 12}.png")
+    site.store.write(ref, b"x")
+    now_s = time.time()
+    for name, expires_s in (("soon", now_s + 0.2), ("later", now_s + 1.0)):
+        kept = ("blake3:" + "a" * 64, "input", ref.path, 1, "image/png", name, (), now_s, expires_s)
+        jobs.inquire(epoch, MintAsset(Asset(name, *kept), stored=True))
+    scheduler = site.scheduler("server")
+    await scheduler.start()
+    try:
+        async with asyncio.timeout(30):
+            while jobs.inquire(0, FindAssets(("soon",))):
+                await asyncio.sleep(0.01)
+            assert time.time() > now_s + 1.0 or site.files() == {ref}
+            while site.files():
+                await asyncio.sleep(0.01)
+        assert time.time() >= now_s + 1.0
     finally:
         await scheduler.close()
         jobs.close()
