@@ -350,6 +350,12 @@ class Service:
         """Return how a job stands; as `SchedulerClient.standing`."""
         return await self._scheduler.standing(job_id) if is_job_id(job_id) else None
 
+    async def preview(self, job_id: str) -> tuple[str, bytes] | None:
+        """Return the newest picture of a job that runs, a JPEG, and the node it is of; None if there is none."""
+        event = await self._scheduler.preview(job_id) if is_job_id(job_id) else None
+        image = None if event is None else await self.fetch(event.data["image"])
+        return None if event is None or image is None else (str(event.data["node"]), image)
+
     async def inquire(self, inquiry: Inquiry[T]) -> T:
         """Return what the database answers; as `SchedulerClient.inquire`."""
         return await self._scheduler.inquire(inquiry)

@@ -100,6 +100,9 @@ class SchedulerHandle:
     async def standing(self, job_id: str) -> Standing | None:
         return await self._call("standing", job_id)  # type: ignore[no-any-return]
 
+    async def preview(self, job_id: str) -> Event | None:
+        return await self._call("preview", job_id)  # type: ignore[no-any-return]
+
     async def inquire(self, inquiry: Inquiry[T]) -> T:
         return await self._call("inquire", inquiry)  # type: ignore[no-any-return]
 

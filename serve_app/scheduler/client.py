@@ -96,7 +96,8 @@ class Standing:
     """How an unfinished job stands, at one moment.
 
     position: its place in the queue, from 1, while it waits. percent: 0–99. done, total: of the nodes that it may run.
-    node: one that runs, as submitted, with its class; step of steps: as it last said.
+    node: one that runs, as submitted, with its class; step of steps: as it last said. preview: the cursor of the newest
+    picture that there is of it, 0 for none.
     """
 
     position: int | None
@@ -107,6 +108,7 @@ class Standing:
     class_type: str | None = None
     step: int | None = None
     steps: int | None = None
+    preview: int = 0
 
 
 class QueueItem(NamedTuple):
@@ -220,6 +222,10 @@ class SchedulerClient(Protocol):
 
     async def standing(self, job_id: str) -> Standing | None:
         """Return how a job stands; None once it has ended, and of one that is unknown."""
+        ...
+
+    async def preview(self, job_id: str) -> Event | None:
+        """Return the newest `preview` of a job that has not ended, if there is one."""
         ...
 
     async def inquire(self, inquiry: Inquiry[T]) -> T:

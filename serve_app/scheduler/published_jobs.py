@@ -43,6 +43,7 @@ class PublishedJobs:
         self.feeds = Feeds(epoch, self._limits)
         self._streams: OrderedDict[str, EventStream] = OrderedDict()
         self._streams_bytes = 0
+        self._previews: dict[str, Event] = {}
         self._arriving: dict[str, JobRecord] = {}
         self._clients: dict[str, str] = {}
 
@@ -87,6 +88,8 @@ class PublishedJobs:
             self.ended[event.kind] += event.kind != "cancelled" or job_id in self.unended.running
         if event.kind == "preview":
             # A picture of a moment is for who looks on, and no part of the job's story.
+            if job_id in self.unended:
+                self._previews[job_id] = event
             if (looking_on := self._clients.get(job_id)) is not None:
                 self.feeds.put(looking_on, event)
             return
@@ -101,6 +104,7 @@ class PublishedJobs:
         elif event.kind == "started":
             self.unended.start(job_id)
         if event.last:
+            self._previews.pop(job_id, None)
             ended = self.unended.discard(job_id)
             # Of any other, some outputs may not have been recorded.
             if ended is not None and event.kind == "success":
@@ -118,6 +122,10 @@ class PublishedJobs:
         """Let a socket read for a client, as `Feeds.attach`."""
         jobs = (job for job in self.unended.running if job.row.client_id == client_id)
         return replace(self.feeds.attach(client_id, token), running=tuple(job.row.job_id for job in jobs))
+
+    def preview(self, job_id: str) -> Event | None:
+        """Return the newest picture of a job that has not ended."""
+        return self._previews.get(job_id)
 
     def stream(self, job_id: str) -> EventStream | None:
         """Return a job's stream, if its beginning is in memory."""

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -329,7 +330,12 @@ class Scheduler:
         if (job := self._published.unended.get(job_id)) is None:
             return None
         stream = self._published.stream(job_id)
-        return standing(job, self._published.unended.waiting.position(job_id), stream.events if stream else ())
+        how = standing(job, self._published.unended.waiting.position(job_id), stream.events if stream else ())
+        preview = self._published.preview(job_id)
+        return how if preview is None else replace(how, preview=preview.seq)
+
+    async def preview(self, job_id: str) -> Event | None:
+        return self._published.preview(job_id)
 
     async def inquire(self, inquiry: Inquiry[T]) -> T:
         self._check_alive()

@@ -121,6 +121,21 @@ class RecordOutputs:
         _insert(connection, self.assets)
 
 
+@dataclass(frozen=True, slots=True)
+class SetHash:
+    """Note the hash of an output that had none yet."""
+
+    writes: ClassVar[bool] = True
+
+    asset_id: str
+    hash: str
+
+    def carry_out(self, connection: sa.Connection) -> None:
+        """Change its record."""
+        unknown = _is(self.asset_id) & ASSETS.c.hash.is_(None)
+        connection.execute(sa.update(ASSETS).where(unknown).values(hash=self.hash))
+
+
 class OutputAsset(NamedTuple):
     """deleted: whether its client wants it shown no more."""
 

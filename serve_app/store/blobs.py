@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
@@ -19,14 +19,19 @@ _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 
 
 class FilePieces:
-    """An open file's content from its beginning, as often as it is asked for."""
+    """An open file's content from its beginning, as often as it is asked for.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    late: whether it has taken too long, which is then a TimeoutError.
+    """
+
+    def __init__(self, file: BinaryIO, late: Callable[[], bool] = lambda: False) -> None:
+        self._file, self._late = file, late
 
     def __iter__(self) -> Iterator[bytes]:
         self._file.seek(0)
         while piece := self._file.read(PIECE_BYTES):
+            if self._late():
+                raise TimeoutError("reading the file takes too long")
             yield piece
 
 

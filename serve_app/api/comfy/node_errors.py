@@ -11,9 +11,8 @@ from typing import Any
 
 from serve_app.api.comfy.object_info import config
 from serve_app.errors import InvalidGraphError, Problem
+from serve_app.graph.ancestry import ancestry
 from serve_app.graph.dynamic import opened
-from serve_app.graph.graph import Graph
-from serve_app.graph.parse import parse
 from serve_app.graph.spec import NodeSpec
 
 LISTED = 20
@@ -43,7 +42,7 @@ class NodeErrors:
     ) -> None:
         self._prompt, self._problems = prompt, problems
         self._specs, self._choices = specs, choices
-        self._outputs = _ancestry(prompt, specs, targets)
+        self._outputs = ancestry(prompt, specs, targets)
 
     def by_node(self) -> dict[str, Any]:
         """Return `node_errors`: each wrong node that an output needs, with its errors and those outputs."""
@@ -161,32 +160,6 @@ def folders(problems: Sequence[Problem], specs: Mapping[str, NodeSpec]) -> set[s
 def _targets(body: Mapping[str, Any]) -> Sequence[str] | None:
     targets: Sequence[str] | None = body.get("partial_execution_targets")
     return targets
-
-
-def _ancestry(
-    prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec], targets: Sequence[str] | None
-) -> dict[str, set[str]]:
-    """Return each output node that was to run, with all it needs; links to nothing lead nowhere."""
-    try:
-        graph = parse(prompt)
-    except InvalidGraphError:
-        return {}
-    wanted = [
-        node.id
-        for node in graph.nodes.values()
-        if node.class_type in specs and specs[node.class_type].output_node and (targets is None or node.id in targets)
-    ]
-    return {output: _needed(graph, output) for output in wanted}
-
-
-def _needed(graph: Graph, output: str) -> set[str]:
-    needed, stack = {output}, [output]
-    while stack:
-        for _, link in graph.nodes[stack.pop()].links():
-            if link.node_id in graph.nodes and link.node_id not in needed:
-                needed.add(link.node_id)
-                stack.append(link.node_id)
-    return needed
 
 
 def _worded(type_: str, message: str, details: str = "", extra: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ things stand. All is read from the scheduler's stream of the job, so every ingre
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -79,6 +80,7 @@ class _Told:
         self._position: int | None = None
         self._moved = False
         self._progress_s = float("-inf")
+        self._previewed = 0
 
     async def frames(self) -> AsyncGenerator[str]:
         """Yield the frames: how the job stands, what happens, and a comment where nothing has for a while.
@@ -88,6 +90,9 @@ class _Told:
         try:
             known = await self._service.events(self._job_id, 0, 0.0)
             self._take(known.events)
+            if self._state in ENDINGS:  # clients read no further than the status that says so
+                async for frame in self._outputs(known.events):
+                    yield frame
             yield await self._status()
             if self._state in ENDINGS:
                 return
@@ -148,10 +153,23 @@ class _Told:
         return _frame("status", {"status": STATES[self._state], "queue_position": self._position})
 
     async def _progress(self) -> str:
-        """Return how far the job has come; nothing once it has ended, which is told next."""
+        """Return how far the job has come, and its newest picture; nothing once it has ended, which is told next."""
         self._moved, self._progress_s = False, time.monotonic()
         standing = await self._service.standing(self._job_id)
-        return "" if standing is None else _frame("progress", progress_shape(standing))
+        if standing is None:
+            return ""
+        return _frame("progress", progress_shape(standing)) + await self._preview(standing.preview)
+
+    async def _preview(self, newest: int) -> str:
+        """Return the newest picture of the job, unless it has been told. newest: its cursor."""
+        if newest <= self._previewed:
+            return ""
+        self._previewed = newest
+        if (found := await self._service.preview(self._job_id)) is None:
+            return ""
+        node_id, image = found
+        data = base64.b64encode(image).decode()
+        return _frame("preview", {"node_id": node_id, "content_type": "image/jpeg", "data_base64": data})
 
 
 def _frame(name: str, data: Any) -> str:

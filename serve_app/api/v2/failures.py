@@ -7,7 +7,7 @@ Retry-After asks a client to send the same again, so whatever passes by itself i
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -110,7 +110,7 @@ def answer(request: Request, error: Exception) -> Response:
     for kind in type(error).__mro__:
         if kind in _KINDS:
             code = _KINDS[kind]
-            details = {"node_errors": _node_errors(error)} if isinstance(error, InvalidGraphError) else None
+            details = {"node_errors": node_errors(error, {})} if isinstance(error, InvalidGraphError) else None
             headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
             return _failure(CODES[code], code, str(error), details, headers)
     log.get("api").error("%s %s failed", request.method, request.url.path, exc_info=error)
@@ -127,12 +127,17 @@ def _failure(
     return Json({"error": {"code": code, "message": message, "details": details}}, status_code, headers)
 
 
-def _node_errors(error: InvalidGraphError) -> dict[str, Any]:
-    """Return the problems of nodes by node, in the members that ComfyUI has for them."""
+def node_errors(error: InvalidGraphError, needed: Mapping[str, Collection[str]]) -> dict[str, Any]:
+    """Return the problems of nodes by node, in the members that ComfyUI has for them.
+
+    needed: by output, the nodes that it needs.
+    """
     found: dict[str, Any] = {}
     for problem in error.problems:
         if problem.node_id is not None:
-            entry = found.setdefault(problem.node_id, {"class_type": problem.class_type, "errors": []})
+            dependent = [output for output, nodes in needed.items() if problem.node_id in nodes]
+            shape = {"class_type": problem.class_type, "errors": [], "dependent_outputs": dependent}
+            entry = found.setdefault(problem.node_id, shape)
             told = {"type": problem.type, "message": problem.message, "details": problem.details}
             entry["errors"].append({**told, "extra_info": dict(problem.extra)})
     return found

@@ -19,13 +19,14 @@ from starlette.responses import Response
 from serve_app.api.request import Current, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
-from serve_app.api.v2.failures import CodedError
+from serve_app.api.v2.failures import CodedError, node_errors
 from serve_app.api.v2.labels import filters, labels
 from serve_app.api.v2.outputs import outputs_of
 from serve_app.api.v2.references import missing_assets, resolved
 from serve_app.api.v2.shapes import job_shape, listed_shape
 from serve_app.api.v2.submission import extra_data, idempotency_key, workflow
-from serve_app.errors import AssetMissingError, JobMissingError, shown
+from serve_app.errors import AssetMissingError, InvalidGraphError, JobMissingError, shown
+from serve_app.graph.ancestry import ancestry
 from serve_app.scheduler.client import JobView
 from serve_app.service import Service
 from serve_app.store.changes import Claims
@@ -50,6 +51,9 @@ async def post_job(request: Request, service: Current) -> Response:
         submitted = await service.submit(submission, labels=named, claims=Claims(key, assets))
     except AssetMissingError as error:  # it has gone since it was resolved
         raise missing_assets([error.asset_id]) from error
+    except InvalidGraphError as error:
+        details = {"node_errors": node_errors(error, ancestry(prompt, await service.specs()))}
+        raise CodedError("invalid_workflow", str(error), details) from error
     return Json(await shown_job(request, service, await job(service, submitted.job_id)), 201)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from starlette.requests import Request
 
 from serve_app.api.content import content_type, kind
+from serve_app.api.v2.late_hashes import LateHashes
 from serve_app.api.v2.shapes import output_shape
 from serve_app.errors import FileMissingError
 from serve_app.service import Service
@@ -26,7 +27,7 @@ from serve_app.store.blobs import FilePieces, content_hash
 from serve_app.store.store import AREAS, FileRef, Store
 
 HASHED_BYTES = 32 * 1024 * 1024
-"""Larger outputs have no hash: it would be read whole for it."""
+"""Larger outputs are shown without their hash at first: who asks does not wait until they are read."""
 FLAGS = frozenset({"animated"})
 """What nodes say of their files beside them, and is none itself."""
 
@@ -58,7 +59,19 @@ async def outputs_of(
         await service.inquire(RecordOutputs(tuple(made)))
     there = {asset.asset_id: asset for asset in made}
     there |= {asset_id: asset for asset_id, (asset, deleted) in kept.items() if not deleted}
+    for asset in there.values():
+        if asset.hash is None and asset.size > HASHED_BYTES:
+            late_hashes(request).begin(service, asset)
     return [output_shape(there[i.asset_id], _type(i), request) for i in items if i.asset_id in there]
+
+
+def late_hashes(request: Request) -> LateHashes:
+    """Return what computes hashes for the application."""
+    state = request.app.state
+    if not hasattr(state, "late_hashes"):
+        state.late_hashes = LateHashes()
+    found: LateHashes = state.late_hashes
+    return found
 
 
 def _items(job_id: str, node_id: str, ui: Mapping[str, Any]) -> Iterator[_Shown]:

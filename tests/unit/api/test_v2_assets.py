@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from serve_app.api.v2 import outputs
 from serve_app.store.assets import FOLDER, ExpireAssets
 from serve_app.store.s3 import S3
 from serve_app.store.store import FileRef
@@ -313,3 +314,16 @@ async def test_a_deleted_output_is_shown_no_more_and_its_file_stays(client, repl
     assert (await client.get(job["urls"]["self"])).json()["outputs"] == []
     assert (await client.delete(f"/api/v2/assets/{reference['id']}")).status_code == 204
     assert (await client.get("/view?filename=a.png")).content == DATA
+
+
+async def test_a_large_output_comes_to_have_its_hash(client, replica, volume, example, monkeypatch):
+    monkeypatch.setattr(outputs, "HASHED_BYTES", len(DATA) - 1)
+    volume.write(FileRef("output", "", "a.png"), DATA)
+    job = await ended(client, replica, example, {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]})
+    assert [(output["hash"], output["size_bytes"]) for output in job["outputs"]] == [(None, len(DATA))]
+    async with asyncio.timeout(20):
+        while (await client.get(f"/api/v2/assets/{job['outputs'][0]['id']}")).json()["hash"] is None:
+            await asyncio.sleep(0.01)
+    [output] = (await client.get(job["urls"]["self"])).json()["outputs"]
+    assert output["hash"] == hashed()
+    assert (await client.head(f"/api/v2/assets/by-hash/{hashed()}")).status_code == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -108,6 +109,33 @@ async def test_who_comes_later_is_told_the_latest_first(client, replica, example
     async with stream(client, job_id) as told:
         assert (await told.next())[1]["status"] == "running"
         assert (await told.next())[1]["step"] == 10
+
+
+async def test_pictures_are_told_the_newest_alone_and_once(client, replica, example, monkeypatch):
+    monkeypatch.setattr(events, "PROGRESS_S", 0.05)
+    job_id = await queued(client, example)
+    await replica.start(job_id)
+    await replica.executing(job_id, "3")
+    for image in (b"old", b"new"):
+        await replica.preview(job_id, "3", image)
+    async with stream(client, job_id) as told:
+        assert [(await told.next())[0] for _ in range(2)] == ["status", "progress"]
+        picture = {"node_id": "3", "content_type": "image/jpeg", "data_base64": base64.b64encode(b"new").decode()}
+        assert await told.next() == ("preview", picture)
+        await replica.progress(job_id, "3", 1, 20)
+        assert (await told.next())[0] == "progress"
+        await replica.succeed(job_id, {})
+        assert "preview" not in [name for name, _ in await told.rest()]
+    assert await replica.scheduler.preview(job_id) is None
+
+
+async def test_of_an_ended_job_the_outputs_are_told_and_then_its_end(client, replica, volume, example):
+    volume.write(FileRef("output", "", "a.png"), b"picture")
+    job_id = await queued(client, example)
+    await replica.succeed(job_id, {"6": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}})
+    async with stream(client, job_id) as told:
+        (first, output), last = await told.rest()
+    assert (first, output["name"], last[1]["status"]) == ("output", "a.png", "succeeded")
 
 
 async def test_of_an_ended_job_the_end_is_told(client, replica, example):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -191,6 +192,7 @@ async def test_every_wrong_node_is_named(client, example):
     errors = answer.json()["error"]["details"]["node_errors"]
     assert errors["3"]["class_type"] == "KSampler"
     assert {error["type"] for error in errors["3"]["errors"]} == {"required_input_missing"}
+    assert errors["3"]["dependent_outputs"] == ["6"]
 
 
 async def test_what_is_no_json_or_too_large_is_refused(client):
@@ -332,3 +334,13 @@ async def test_what_nobody_foresaw_says_nothing_of_the_server(client, service, m
     answer = await client.get(f"/api/v2/jobs/{UNKNOWN}")
     assert code(answer) == (500, "upstream_error")
     assert "secret" not in answer.text
+
+
+async def test_a_body_that_does_not_arrive_is_not_waited_for(service):
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(30)
+
+    transport = httpx.ASGITransport(app=create_app(service, crowd=Crowd(body_s=0.05)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert code(await client.post("/api/v2/jobs", content=slowly())) == (408, "request_timeout")
