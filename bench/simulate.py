@@ -19,7 +19,7 @@ from typing import Any
 from bench.cells import routed
 from bench.offline import fewest_loads
 from bench.report import RESULTS
-from bench.traces import four_models, production
+from bench.traces import flood, four_models, production
 from bench.virtual import Cluster, Outcome, fifo
 from serve_app.scheduler.demand import Demand, replicas_by_count, replicas_by_seconds
 
@@ -121,12 +121,51 @@ def cells(rounds: int) -> Figures:
     return {"rows": rows, "targets": {}}
 
 
+def fairness(rounds: int) -> Figures:
+    """A tenant that has all its jobs in the queue from the start, beside three that ask for more than their share.
+
+    jain: Jain's index of what each has had over its weight: 1 if that is equal, 1/4 if one has all. light: the waits of
+    the three where they ask for half of their share. order: the same where the machine knows no tenants.
+    """
+    rows = []
+    span_s = 3600.0
+    for replicas, models in ((4, "one"), (4, "87"), (20, "87")):
+        for name, weights in (("equal", (1.0, 1.0, 1.0, 1.0)), ("1:4:2:1", (1.0, 4.0, 2.0, 1.0))):
+            of = dict(zip(("flood", "a", "b", "c"), weights, strict=True))
+            shares = {tenant: weight / sum(weights) for tenant, weight in of.items()}
+            row: Figures = {"replicas": replicas, "models": models, "weights": name}
+            for kind, of_share in (("heavy", 1.3), ("light", 0.5)):
+                demands = {tenant: of_share * share for tenant, share in shares.items()} | {"flood": 1.5}
+                trace = flood(replicas, span_s, demands=demands, flooding="flood", one_model=models == "one")
+                for rule, given in (("", of), ("order_", None)):
+                    cluster = Cluster(trace, replicas, memory_gb=MEMORY_GB, until_s=span_s, weights=given)
+                    outcome = cluster.run()
+                    if kind == "heavy":
+                        row |= {f"{rule}jain": jain(outcome.had_s, of), f"{rule}loads": outcome.loads}
+                        row[f"{rule}efficiency"] = outcome.efficiency
+                    else:
+                        # Who has not started has waited for as long as it has been there.
+                        waited = [(n, r) for n, r in enumerate(trace) if r.tenant != "flood"]
+                        start_s = {n: r.at_s + outcome.waits_s[n] for n, r in waited if n in cluster.started}
+                        waits_s = sorted(start_s.get(n, span_s) - r.at_s for n, r in waited)
+                        row[f"{rule}light_p99_s"] = waits_s[int(0.99 * len(waits_s))]
+            rows.append(row)
+    return {"rows": rows, "targets": {"jain >= 0.95": min(row["jain"] for row in rows) >= 0.95}}
+
+
+def jain(had_s: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """Return Jain's fairness index of what tenants have had over their weights (Jain, Chiu and Hawe 1984)."""
+    shares = [had_s.get(tenant, 0.0) / weight for tenant, weight in weights.items()]
+    return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares))
+
+
 PARTS: Mapping[str, Callable[[int], Figures]] = {
     "size": size,
     "depth": depth,
     "models": models,
     "scaling": scaling,
     "cells": cells,
+    "fairness": fairness,
 }
 
 

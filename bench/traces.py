@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import random
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from bench.virtual import Model, Request
 
@@ -76,6 +77,28 @@ def four_models(jobs: int, slots: int, *, load: float, work_s: float = 5.0, seed
     rate = load * slots / work_s
     at_s = itertools.accumulate(chance.expovariate(rate) if load else 0.0 for _ in range(jobs))
     return [Request(moment_s, chance.choices(models, (4, 3, 2, 1))[0], 20) for moment_s in at_s]
+
+
+def flood(
+    slots: int, span_s: float, *, demands: Mapping[str, float], flooding: str, one_model: bool = False, seed: int = 0
+) -> list[Request]:
+    """Return what tenants ask for in a span of time, each as the production trace asks, of models of its own liking.
+
+    demands: by tenant, what share of the slots it asks for, loading not counted. flooding: the one whose jobs come all
+    at the beginning. one_model: all ask for the same model.
+    """
+    requests: list[Request] = []
+    for number, (tenant, share) in enumerate(sorted(demands.items())):
+        jobs = int(1.3 * share * slots * span_s / (30 * 0.3)) + 10
+        asked = production(jobs, 1, load=1.0, bursts=False, seed=seed + number)
+        if one_model:
+            asked = [replace(request, model=asked[0].model, lora=None) for request in asked]
+        work_s = list(itertools.accumulate(request.work_s for request in asked))
+        for request, done_s in zip(asked, work_s, strict=True):
+            at_s = done_s / (share * slots)
+            if at_s < span_s:
+                requests.append(replace(request, at_s=0.0 if tenant == flooding else at_s, tenant=tenant))
+    return sorted(requests, key=lambda request: request.at_s)
 
 
 def _named(model: Model, name: str) -> Model:

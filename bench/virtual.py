@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import process_time
 from typing import Any
@@ -91,7 +92,8 @@ class Outcome:
 
     possible_s: the slot-seconds that could have been worked: at each moment as many as there are jobs or slots,
     whichever are fewer; counted, like work_s and loading_s, from warm_s on, when replicas hold something. cpu_s: the
-    machine's processor time. replica_s: for how long there were replicas.
+    machine's processor time. replica_s: for how long there were replicas. had_s: how long each tenant's tasks took the
+    devices, loading included.
     """
 
     waits_s: list[float]
@@ -107,6 +109,7 @@ class Outcome:
     end_s: float = 0.0
     replica_s: float = 0.0
     most_holders: Counter[str] = field(default_factory=Counter)
+    had_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
     def efficiency(self) -> float:
@@ -154,6 +157,7 @@ class Cluster:
 
     failures_s: how long a replica lives on average; 0 for ever. scaler: how many replicas there should be. closed: how
     many jobs there always are, whenever the trace has them; costs then count from the first end to the last arrival.
+    until_s: when to stop. weights: of the tenants, between which the machine is to be fair; None for no tenants.
     """
 
     def __init__(
@@ -168,10 +172,15 @@ class Cluster:
         scaler: Callable[[Demand], int] | None = None,
         closed: int = 0,
         warm_s: float = 0.0,
+        until_s: float = math.inf,
+        weights: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
         self.requests = requests
-        self.machine = Machine(epoch=1, max_attempts=3, costs=Costs(_known(requests)))
+        self._fair = weights is not None
+        weight = dict(weights or {}).get
+        self.machine = Machine(1, 3, Costs(_known(requests)), lambda tenant: weight(tenant, 1.0))
+        self._until_s = until_s
         self.now_s = 0.0
         self.replicas: dict[str, Replica] = {}
         self.outcome = Outcome([0.0] * len(requests), warm_s=warm_s)
@@ -187,7 +196,7 @@ class Cluster:
         self._left = len(requests)
         self._present = 0
         self.starting = 0
-        self._started: set[int] = set()
+        self.started: set[int] = set()
         self._holders: defaultdict[str, set[str]] = defaultdict(set)
         for _ in range(replicas):
             self._join()
@@ -201,6 +210,8 @@ class Cluster:
     def run(self) -> Outcome:
         """Run the trace to its end."""
         while self._left and not (self._closed and self._following == len(self.requests)):
+            if self._events[0][0] > self._until_s:
+                break
             at_s, _, happen = heapq.heappop(self._events)
             span_s, alive = at_s - self.now_s, len(self.replicas)
             if self.now_s >= self.outcome.warm_s:
@@ -237,6 +248,7 @@ class Cluster:
             extra_data={},
             created_s=self.now_s,
             queued_seq=self.machine.next_seq(),
+            tenant=request.tenant if self._fair else "",
         )
         self._feed(JobArrived(row, plan))
 
@@ -309,8 +321,8 @@ class Cluster:
 
     def _begin(self, name: str, run: Run) -> None:
         replica, request = self.replicas[name], self.requests[run.number]
-        if run.number not in self._started:
-            self._started.add(run.number)
+        if run.number not in self.started:
+            self.started.add(run.number)
             self.outcome.waits_s[run.number] = self.now_s - request.at_s
         for node_id in ("1", "2") if request.lora else ("1",):
             self._finish_node(name, run, node_id)
@@ -346,6 +358,7 @@ class Cluster:
         work_s = self.requests[run.number].work_s
         self.outcome.work_s += min(work_s, max(0.0, self.now_s - self.outcome.warm_s))
         self.outcome.loading_s += min(run.load_s, max(0.0, self.now_s - work_s - self.outcome.warm_s))
+        self.outcome.had_s[self.requests[run.number].tenant] += run.load_s + work_s
         self.outcome.tasks += 1
         self._present -= 1
         self._left -= 1

@@ -211,6 +211,10 @@ class CancelledJobError(ServeAppError):
     """The job was cancelled while a node of it ran."""
 
 
+class BackupError(ServeAppError):
+    """A file is no whole backup of this release's, or must not be restored where it is to be."""
+
+
 class ConfigError(ServeAppError):
     """The configuration is wrong; says the key, what was given and what is allowed."""
 

@@ -1,4 +1,4 @@
-"""Node classes that ComfyUI has got after the version that this server is, where official templates use them.
+"""Node classes that ComfyUI has got after the version that this server is, as its newest help and templates name them.
 
 They are said not to be there in the words for the others, so that nobody is told of a class that is merely named alike.
 """
@@ -7,19 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from serve_app.nodes.unsupported import PAID, UNSUPPORTED
+from serve_app.nodes.unsupported import PAID, UNSUPPORTED, VIDEO
 
 _BY_REASON: Mapping[str, str] = {
-    "audio is not supported": ("EmptyYuE2LatentAudio SheetSage2AudioToABC YuE2GenerateABC YuE2GenerateMusic"),
-    "video models and video files are not supported": ("BlockSparseAttention MiniMaxH3FunControlNetApply"),
+    "models of sound are not supported": (
+        "EmptyYuE2LatentAudio SheetSage2AudioToABC YuE2GenerateABC YuE2GenerateMusic"
+    ),
+    VIDEO: (
+        "MiniMaxH3FunControlNetApply LTXVAddGeneratedKeyframes LTXVAddLatentGuide LTXVFreezeLatent "
+        "LTXVGeneratedKeyframesToGuides LTXVSeparateGeneratedKeyframes SeedVR2ProgressiveSampler"
+    ),
     "3D models are not supported": (
         "Pixal3DMultiViewConditioning BuildPoseFile SAM3DBody_FaceExpression SAM3DBody_Loader SAM3DBody_Predict "
-        "SAM3DBody_Render SAM3DBody_Smooth"
+        "SAM3DBody_Render SAM3DBody_Smooth Get3DComponents"
     ),
     "it is for a model family that is not supported": (
-        "Flux3LayoutPrompt MOSSImageControl MOSSImageLayoutPrompt MarigoldV2PostProcess "
-        "ReferenceMultiLatent TextEncodeFibo2 TextEncodeMOSSImageEdit TextEncodeMingImageEdit"
+        "Flux3LayoutPrompt MOSSImageControl MOSSImageLayoutPrompt MarigoldV2PostProcess TextEncodeFibo2 "
+        "TextEncodeMOSSImageEdit TextEncodeMingImageEdit ModelMergeMOSSImage SenseNovaSamplingOptions"
     ),
+    "it came after the version of ComfyUI that this server follows": (
+        "BlockSparseAttention ReferenceMultiLatent BranchNode ConcatenateVideo GetAudioLatentSize GetLatentSize "
+        "ImageColorSpace ImageSDRToHDR LatentOperationBlend LoadLoraModel LoadLoraTextEncoder LoopIteration "
+        "LoopProgress LoopResult PadImageNode VideoCrop VideoTrim"
+    ),
+    "ComfyUI has taken it back": (
+        "DeprecatedCheckpointLoader DeprecatedDiffusersLoader LoadImageSetFromFolderNode LoadImageSetNode "
+        "LoadImageTextSetFromFolderNode SaveLoRANode"
+    ),
+    "the page shows it and runs nothing": ("TerminalLog"),
     PAID: (
         "BriaGuidedRemoveBackground BriaImageGenerate BriaProductHolding BriaVirtualTryOn "
         "ByteDance2DraftToFinalVideoNode ClarityCrystalUpscaleNode ClarityCrystalVideoUpscaleNode Flux3ImageNode "
@@ -35,7 +50,14 @@ _BY_REASON: Mapping[str, str] = {
         "TripoPSeriesImageToModelNode TripoPSeriesMultiviewToModelNode TripoPSeriesTextToModelNode "
         "TripoTextToModelNodeV2 TripoTextureNodeV2 VeedCleanAudioNode VeedCleanVideoAudioNode VeedFabricNode "
         "VeedLipsyncNode VeedRemoveVideoBackgroundNode Vidu4ImageToVideoNode Vidu4ReferenceVideoNode "
-        "Wan3ImageToVideoApi Wan3ReferenceToVideoApi"
+        "Wan3ImageToVideoApi Wan3ReferenceToVideoApi BriaAddObject BriaEraseByText BriaEraseForeground BriaRelight "
+        "BriaReplaceImageBackground BriaReplaceObject BriaReseason BriaRestorePhoto BriaVideoEraser "
+        "ByteDanceSeedreamLayerSeparationNodeV2 ComfyCloudFlux2TextToImageNode ComfyCloudMageFlowTextToImageNode "
+        "ComfyCloudMageFlowTurboTextToImageNode ComfyCloudMiniMaxH3FirstLastFrameToVideoNode "
+        "ComfyCloudMiniMaxH3ImageToVideoNode ComfyCloudMiniMaxH3TextToVideoNode "
+        "ComfyCloudMiniMaxMusic3TextToAudioNode ComfyCloudZImageTurboNode MeshyTextureMultiViewNode "
+        "PixverseV6ExtendVideoNode PixverseV6FirstLastFrameNode TripoEditMultiviewNode TripoImageToMultiviewNode "
+        "TripoMeshCompleteNode TripoRetopologyNode TripoRigCheckNode TripoSegmentNode TripoSmartSegmentNode"
     ),
 }
 

@@ -10,8 +10,9 @@ from itertools import groupby
 
 from serve_app import COMFYUI_VERSION
 from serve_app.graph.spec import NodeSpec
+from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.registry import specs
-from serve_app.nodes.unsupported import PAID, UNSUPPORTED
+from serve_app.nodes.unsupported import PAID
 
 
 def listing() -> str:
@@ -21,13 +22,15 @@ def listing() -> str:
 
 def _lines() -> Iterator[str]:
     supported = sorted(specs().values(), key=lambda spec: (spec.category, spec.class_type))
-    missing = sorted((reason, name) for name, reason in UNSUPPORTED.items() if reason != PAID)
-    there, not_there, paid = len(supported), len(missing), len(UNSUPPORTED) - len(missing)
+    missing = sorted((reason, name) for name, reason in NOT_THERE.items() if reason != PAID)
+    paid = sorted(name for name, reason in NOT_THERE.items() if reason == PAID)
+    there, not_there = len(supported), len(missing)
     yield "# Nodes"
     yield ""
-    yield f"Of the node classes of ComfyUI {COMFYUI_VERSION}, its extras and ComfyUI-GGUF {there} are supported,"
-    yield f"{not_there} are not."
-    yield f"Left out are its {paid} API nodes, none of which is supported: each calls a paid service online."
+    classes = f"the node classes of ComfyUI {COMFYUI_VERSION}, its extras and ComfyUI-GGUF"
+    yield f"Of {classes}, and of the later ones that its newest"
+    yield f"help pages (comfyui-embedded-docs 0.5.15) and templates name, {there} are supported, {not_there} are not."
+    yield f"Nor are its {len(paid)} API nodes: each calls a paid service online."
     yield "A workflow with a class that is not supported is refused with the reason."
     yield ""
     yield "Written by `python -m serve_app.nodes.listing`."
@@ -40,6 +43,7 @@ def _lines() -> Iterator[str]:
     for reason, of_reason in groupby(missing, key=lambda entry: entry[0]):
         yield from ("", f"### {reason[0].upper()}{reason[1:]}", "")
         yield from (f"- `{name}`" for _, name in of_reason)
+    yield from ("", f"### {PAID[0].upper()}{PAID[1:]}", "", ", ".join(f"`{name}`" for name in paid))
 
 
 def _row(spec: NodeSpec) -> str:

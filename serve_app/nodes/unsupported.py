@@ -31,8 +31,8 @@ _BY_REASON: Mapping[str, str] = {
         "RunwayTextToImageNode ByteDanceImageNode ByteDanceSeedreamNode ByteDanceTextToVideoNode "
         "ByteDanceImageToVideoNode ByteDanceFirstLastFrameNode ByteDanceImageReferenceNode "
         "MinimaxTextToVideoNode MinimaxImageToVideoNode MinimaxHailuoVideoNode OpenAIDalle2 OpenAIDalle3 "
-        "OpenAIGPTImage1 OpenAIChatNode OpenAIInputFiles OpenAIChatConfig LoadMediaPipeFaceLandmarker "
-        "MediaPipeFaceLandmarker MediaPipeFaceMeshVisualize MediaPipeFaceMask ClaudeNode BeebleSwitchXVideoEdit "
+        "OpenAIGPTImage1 OpenAIChatNode OpenAIInputFiles OpenAIChatConfig "
+        "ClaudeNode BeebleSwitchXVideoEdit "
         "BeebleSwitchXImageEdit FluxKontextProImageNode FluxKontextMaxImageNode FluxEraseNode FluxVTONode "
         "Flux2ProImageNode Flux2MaxImageNode Flux2ImageNode Flux3TextToVideoNode Flux3ImageToVideoNode "
         "Flux3VideoContinuationNode FluxVideoUpscaleNode BriaImageEditNode BriaRemoveImageBackground BriaGenFill "
@@ -152,6 +152,7 @@ _BY_REASON: Mapping[str, str] = {
         "SDPoseKeypointExtractor SDPoseDrawKeypoints SDPoseFaceBBoxes LoadBackgroundRemovalModel "
         "RemoveBackground RTDETR_detect SAM3_Detect SAM3_VideoTrack SAM3_TrackPreview "
         "SAM3_TrackToMask LoadMoGeModel MoGeInference MoGePanoramaInference MoGeRender MoGePointMapToMesh "
+        "LoadMediaPipeFaceLandmarker MediaPipeFaceLandmarker MediaPipeFaceMeshVisualize MediaPipeFaceMask "
         "MoGeGeometryToFOV LoadDA3Model DA3Inference DA3Render DA3GeometryToMesh"
     ),
 }

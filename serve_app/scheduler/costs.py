@@ -36,6 +36,10 @@ class Costs:
         """Return how long a step with a model file takes one slot; of one that is unknown, what others take."""
         return self._seconds(pool, "step", file, STEP_S)
 
+    def share_s(self, pool: str, file: str) -> float:
+        """Return how long a step with a model file has a device, of which each task on it has an equal share."""
+        return self._seconds(pool, "share", file, self.step_s(pool, file))
+
     def loads(self, pool: str) -> bool:
         """Whether replicas of the pool load model files, as far as is known."""
         return self._counts[pool, "load"] > 0
@@ -51,14 +55,20 @@ class Costs:
 
     def learn_steps(self, pool: str, file: str, steps: int, seconds: float) -> None:
         """Take in how long a task took, without loading. file: the model file it was served by."""
-        # A name that nothing was loaded by is a client's text; there is no end of those.
-        name = file if (pool, "load", file) in self._costs else ""
-        self._learn(pool, "step", name, seconds / steps)
+        self._learn(pool, "step", self._known(pool, file), seconds / steps)
+
+    def learn_shares(self, pool: str, file: str, steps: int, seconds: float) -> None:
+        """Take in how long a task had its device, loading nothing. file: as for `learn_steps`."""
+        self._learn(pool, "share", self._known(pool, file), seconds / steps)
 
     def take_changed(self) -> list[Cost]:
         """Return what has been learned since this was last asked."""
         changed, self._changed = list(self._changed.values()), {}
         return changed
+
+    def _known(self, pool: str, file: str) -> str:
+        # A name that nothing was loaded by is a client's text; there is no end of those.
+        return file if (pool, "load", file) in self._costs else ""
 
     def _learn(self, pool: str, kind: Kind, name: str, seconds: float) -> None:
         earlier = self._costs.get((pool, kind, name), Cost(pool, kind, name, 0.0, 0))

@@ -1,10 +1,12 @@
-"""Which ready task starts next, and on which of its pool's replicas it may: by priority, suspects apart.
+"""Which ready task starts next, and on which of its pool's replicas it may: by turns of tenants (`fair_share.py`), then
+by priority, suspects apart.
 
-Weights are worth waiting for. The tasks of a model file form a line, in order of priority. A task that is first in
+Weights are worth waiting for. The tasks of a model file form a line, in that order. A task that is first in
 order takes a free replica that holds its file. Where none does:
 1. A replica goes on with the line of what it holds until it has worked PATIENCE times as long as it loaded. From then
-   on it is given to a line that no replica holds the file of; or to one that has so much more to do for each of its
-   slots that it has still more once the replica is gone over, and has loaded.
+   on it is given to a line that no replica holds the file of; to one whose tenant is behind that of its own line by as
+   much as it is owed for loading; or to one that has so much more to do for each of its slots that it has still more
+   once the replica is gone over, and has loaded.
 2. A replica without a line of its own loads for another, unless the replicas that hold the file are expected to have
    done all of that line within WORTH times as long as loading takes; they are waited for at most so long. Where loading
    displaces other weights, which may have to be loaded again, it is WORTH_DISPLACING times as long.
@@ -18,13 +20,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from serve_app.scheduler import quarantine
 from serve_app.scheduler.costs import Costs
+from serve_app.scheduler.fair_share import FairShare
 from serve_app.scheduler.ready_queue import ReadyQueue, Waiting
 from serve_app.scheduler.records import JobRecord, TaskRecord
 from serve_app.scheduler.replicas import LeastBusy, PoolReplicas, ReplicaRecord, Replicas, Work
+
+T = TypeVar("T")
 
 PATIENCE = 10.0
 """How many times as long as it loaded a replica works before it has to load something else, while tasks are there."""
@@ -39,7 +44,10 @@ Start: TypeAlias = tuple[JobRecord, TaskRecord, LeastBusy]
 
 
 class Dispatch:
-    """The ready tasks of every pool. awaited: whether a running task of the job waits for what a task of it makes."""
+    """The ready tasks of every pool.
+
+    awaited: whether a running task of the job waits for what a task of it makes. weight: of a tenant, as FairShare.
+    """
 
     def __init__(
         self,
@@ -47,13 +55,15 @@ class Dispatch:
         replicas: Replicas,
         costs: Costs,
         awaited: Callable[[JobRecord, TaskRecord], bool],
+        weight: Callable[[str], float],
     ) -> None:
         self._jobs = jobs
         self._replicas = replicas
         self._costs = costs
         self._awaited = awaited
-        self._ready: defaultdict[str, ReadyQueue] = defaultdict(ReadyQueue)
-        self._suspects: defaultdict[str, ReadyQueue] = defaultdict(ReadyQueue)
+        self._shares = _ByPool(lambda _: FairShare(weight))
+        self._ready = _ByPool(lambda pool: ReadyQueue(self._shares[pool]))
+        self._suspects = _ByPool(lambda pool: ReadyQueue(self._shares[pool]))
         self.moved = False
         """Whether anything has changed in the queues that a start may follow from."""
 
@@ -89,14 +99,19 @@ class Dispatch:
             if task.plan.pool in queues:
                 queues[task.plan.pool].remove((job.row.job_id, task.plan.index))
 
-    def work(self, job: JobRecord, task: TaskRecord, replica: ReplicaRecord) -> Work:
-        """Return what a task will be to the replica that it is given to."""
+    def start(self, job: JobRecord, task: TaskRecord, replica: ReplicaRecord) -> Work:
+        """Charge a task's tenant what it is expected to take; return what it will be to the replica it is given to."""
         pool = replica.info.pool
         file, work_s = self._line(pool, job, task)
         # Where none is ever loaded, a task says nothing of what its replica holds.
         files = job.files if self._costs.loads(pool) else ()
         owed_s = 0.0 if file in replica.files else PATIENCE * self._costs.load_s(pool, file) * replica.info.slots
-        return Work(file, task.steps, work_s, files, owed_s)
+        charged_s = self._shares[pool].start(job.tenant, task.steps * self._costs.share_s(pool, file))
+        return Work(file, task.steps, work_s, files, owed_s, job.tenant, charged_s)
+
+    def end(self, pool: str, work: Work, had_s: float) -> None:
+        """Charge a task's tenant what it did take. had_s: how long it has had its replica's device."""
+        self._shares[pool].end(work.tenant, work.charged_s, had_s)
 
     def _line(self, pool: str, job: JobRecord, task: TaskRecord) -> tuple[str, float]:
         """Return the model file that a task is served by, and how long it is expected to take a slot."""
@@ -158,7 +173,7 @@ class Dispatch:
             if record is None or own is None:
                 if not self._waits(waiting, name, pool, at_s):
                     return waiting, pool.free
-            elif waiting.entry < own.entry and self._goes_over(record, own.file, waiting, name, pool):
+            elif ready.place(waiting) < ready.place(own) and self._goes_over(record, own, waiting, name, pool):
                 return waiting, LeastBusy([record])
         return None if record is None or own is None else (own, LeastBusy([record]))
 
@@ -168,21 +183,24 @@ class Dispatch:
             record = pool.changed[next(reversed(pool.changed))]
             firsts = [waiting for file in record.files if (waiting := ready.first_of(file)) is not None]
             if firsts:
-                return record, min(firsts, key=lambda waiting: waiting.entry)
+                return record, min(firsts, key=ready.place)
             del pool.changed[record.info.replica_id]
         return None, None
 
-    def _goes_over(self, record: ReplicaRecord, own: str, other: Waiting, name: str, pool: PoolReplicas) -> bool:
+    def _goes_over(self, record: ReplicaRecord, own: Waiting, other: Waiting, name: str, pool: PoolReplicas) -> bool:
         """Whether a replica leaves its own line to load for another, whose first task comes before in order."""
         load_s = self._costs.load_s(name, other.file)
         if load_s == 0.0:
             return True
         if record.owed_s > 0.0:
             return False
-        ready, slots, left = self._ready[name], pool.slots_with(other.file), pool.slots_with(own) - record.info.slots
-        if not slots or ready.overtaken_s(other) >= PATIENCE * load_s * pool.slots:
+        ready, slots, patience_s = self._ready[name], pool.slots_with(other.file), PATIENCE * load_s
+        if not slots or ready.overtaken_s(other) >= patience_s * pool.slots:
             return True
-        return left > 0 and ready.waiting_s[other.file] / slots > ready.waiting_s[own] / left + PATIENCE * load_s
+        if self._shares[name].behind_s(other.tenant, own.tenant) >= patience_s:
+            return True
+        left = pool.slots_with(own.file) - record.info.slots
+        return left > 0 and ready.waiting_s[other.file] / slots > ready.waiting_s[own.file] / left + patience_s
 
     def _waits(self, waiting: Waiting, name: str, pool: PoolReplicas, at_s: float) -> bool:
         """Whether a task is started sooner by a busy replica that holds its file than by a free one that loads it."""
@@ -203,7 +221,7 @@ class Dispatch:
             job = self._jobs[waiting.entry.job_id]
             task = job.tasks[waiting.entry.task_index]
             rival = self._ready[name].first()
-            if rival is not None and rival.entry.priority < job.priority:
+            if rival is not None and self._outranks(name, rival, job):
                 break
             replica = quarantine.keep_for(job, pool, self._replicas, self._jobs)
             if replica is None or not replica.runs_only(job.row.job_id):
@@ -214,3 +232,21 @@ class Dispatch:
             progress = True
             yield job, task, LeastBusy([replica])
         return progress
+
+    def _outranks(self, pool: str, waiting: Waiting, job: JobRecord) -> bool:
+        """Whether a task is to be served before those of a suspect."""
+        time = self._shares[pool].time
+        its_turn = (time(waiting.tenant), waiting.tenant, waiting.entry.priority)
+        return its_turn < (time(job.tenant), job.tenant, job.priority)
+
+
+class _ByPool(dict[str, T]):
+    """What each pool has, made when it is first asked for."""
+
+    def __init__(self, make: Callable[[str], T]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, pool: str) -> T:
+        made = self[pool] = self._make(pool)
+        return made

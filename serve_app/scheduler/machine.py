@@ -1,8 +1,8 @@
 """The scheduler's mind: a pure state machine. `handle(stimulus) -> [command]`; no clock, no I/O, no Ray, no threads.
 
 Rules:
-1. A job runs its tasks when the values they need are there; jobs are served by (number, submission order), but for
-   what `dispatch.py` says of weights that are worth waiting for.
+1. A job runs its tasks when the values they need are there. Tenants are served by turns, a tenant's jobs by (number,
+   submission order), but for what `dispatch.py` says of weights that are worth waiting for.
 2. A task is sent to one replica as one attempt, and takes a slot there until it ends, or until the replica says that
    the rest is storing. Only the current attempt of a running task counts; answers of any other are dropped. Losing the
    replica makes a new attempt; a node that raises ends the job.
@@ -25,7 +25,7 @@ The machine knows unfinished jobs only. The shell (`scheduler.py`) feeds it and 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from serve_app.events import Ending, Failure
@@ -34,6 +34,7 @@ from serve_app.graph.plan import Plan, TaskId
 from serve_app.scheduler import failures, node_reports
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.demand import Demand
+from serve_app.scheduler.device_time import DeviceTime
 from serve_app.scheduler.dispatch import Dispatch
 from serve_app.scheduler.invariants import violations
 from serve_app.scheduler.journal import Journal
@@ -109,10 +110,17 @@ class Machine:
     """The state of the scheduler. epoch: the fencing number of this life.
 
     max_attempts: replicas that a job may lose while it runs alone on them. costs: what work has taken in earlier lives.
+    weight: of a tenant, whose share of each pool goes by it.
     queued: how many jobs of each client have not started. pauses: what is held back.
     """
 
-    def __init__(self, epoch: int, max_attempts: int, costs: Costs | None = None) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        max_attempts: int,
+        costs: Costs | None = None,
+        weight: Callable[[str], float] = lambda _: 1.0,
+    ) -> None:
         self.jobs: dict[str, JobRecord] = {}
         self.queued: Counter[str | None] = Counter()
         self.pauses: frozenset[Pause] = frozenset()
@@ -121,16 +129,19 @@ class Machine:
         self.costs = Costs() if costs is None else costs
         self._journal = Journal(epoch)
         self._max_attempts = max_attempts
-        self._dispatch = Dispatch(self.jobs, self.replicas, self.costs, self._awaited)
+        self._device_time = DeviceTime()
+        self._dispatch = Dispatch(self.jobs, self.replicas, self.costs, self._awaited, weight)
         self._waiters: defaultdict[str, list[TaskId]] = defaultdict(list)
         self._story = Story()
 
     def handle(self, stimulus: Stimulus, at_s: float) -> list[Command]:
         """Take one stimulus in and return what must be done, in order. at_s: Unix time.
 
-        It is copied into events; nothing else but how long a task is held back beside a free replica goes by it.
+        It is copied into events; nothing else goes by it but how long a task is held back beside a free replica, and
+        how long tasks have had their devices.
         """
         self._journal.at_s = at_s
+        self._device_time.advance(at_s)
         self._story.note(stimulus, at_s)
         match stimulus:
             case JobArrived(row, plan, claims):
@@ -308,7 +319,8 @@ class Machine:
         replica = choose(among, signatures, job.files, self.results, self.costs)
         task.state, task.replica_id = "running", replica.info.replica_id
         task_id = id_of(job, task)
-        self.replicas.start(replica, task_id, self._dispatch.work(job, task, replica))
+        self.replicas.start(replica, task_id, self._dispatch.start(job, task, replica))
+        self._device_time.start(replica.info.replica_id, task_id)
         remote = self._claim(job, task, targets, replica)
         self._send(replica.info.replica_id, Assign(assignment(job, task, targets, remote)))
 
@@ -386,8 +398,11 @@ class Machine:
             case ClientTold(client_id, type_, data):
                 self._journal.told_client(client_id, {"type": type_, "data": data})
             case TaskFinished(task_id, took_s):
+                had_s = self._bill(replica, task_id)
                 if (work := replica.work.get(task_id)) is not None and took_s > 0:
                     self.costs.learn_steps(replica.info.pool, work.file, work.steps, took_s)
+                    if had_s is not None and not work.owed_s:
+                        self.costs.learn_shares(replica.info.pool, work.file, work.steps, had_s)
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
                     self._done(*current)
@@ -404,6 +419,7 @@ class Machine:
                 if current := self._current(task_id):
                     self._stopped(*current)
             case SlotVacated(task_id):
+                self._bill(replica, task_id)
                 self.replicas.vacate(replica, task_id)
             case TaskCancelled(task_id):
                 self._let_go(replica, task_id)
@@ -484,8 +500,16 @@ class Machine:
 
     def _let_go(self, replica: ReplicaRecord, task_id: TaskId) -> None:
         """Free the task's slot, and hand on to its waiters what it claimed but did not compute."""
+        self._bill(replica, task_id)
         self.replicas.end(replica, task_id)
         self._orphan(self.results.release(task_id))
+
+    def _bill(self, replica: ReplicaRecord, task_id: TaskId) -> float | None:
+        """Charge a task's tenant for the device that it needs no longer; return how long it has had it, once."""
+        had_s = self._device_time.end(replica.info.replica_id, task_id)
+        if had_s is not None:
+            self._dispatch.end(replica.info.pool, replica.work[task_id], had_s)
+        return had_s
 
     def _orphan(self, signatures: Iterable[str]) -> None:
         for signature in sorted(signatures):
@@ -546,6 +570,7 @@ class Machine:
         self.results.drop_replica(replica_id)
         orphans: set[str] = set()
         for task_id in sorted(replica.running, key=lambda t: (t.job_id, t.index, t.attempt)):
+            self._bill(replica, task_id)
             orphans |= self.results.release(task_id)
             if current := self._current(task_id):
                 self._try_again(*current)

@@ -1,4 +1,5 @@
-"""Which of a pool's ready tasks is next: what a running task waits for, then by the job's priority, then in plan order.
+"""Which of a pool's ready tasks is next: what a running task waits for, then whose tenant's turn it is, then by the
+job's priority, then in plan order.
 
 Tasks are found in that order among all, or among those of one model file, whatever the number of the others. It
 knows no replicas.
@@ -7,11 +8,12 @@ knows no replicas.
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from serve_app.scheduler.fair_share import FIRST, FairShare, Ranking
 from serve_app.scheduler.records import JobRecord, Priority, TaskRecord
 
 TaskKey: TypeAlias = tuple[str, int]
@@ -19,7 +21,7 @@ TaskKey: TypeAlias = tuple[str, int]
 
 
 class Entry(NamedTuple):
-    """A ready task, in the order of the queue. ordinary: no running task of its job waits for it."""
+    """A ready task, in the order of its tenant. ordinary: no running task of its job waits for it."""
 
     ordinary: bool
     priority: Priority
@@ -41,27 +43,39 @@ class Entry(NamedTuple):
 class Waiting:
     """A ready task in the queue.
 
-    file: the model file it is served by, "" for none. work_s: how long it is expected to take a slot. first_s: how much
-    work the queue had given out when it came to be the first of its file. held_s: when it was first held back although
-    a replica was free.
+    tenant: whose it is. file: the model file it is served by, "" for none. work_s: how long it is expected to take a
+    slot. first_s: how much work the queue had given out when it came to be the first of its tenant and file. held_s:
+    when it was first held back although a replica was free.
     """
 
     entry: Entry
+    tenant: str
     file: str
     work_s: float
     first_s: float = 0.0
     held_s: float | None = None
 
+    @property
+    def turn(self) -> str:
+        """By whose turn it is served: its tenant's, or at once."""
+        return FIRST if self.entry.awaited else self.tenant
+
 
 class ReadyQueue:
-    """The ready tasks of one pool."""
+    """The ready tasks of one pool. shares: whose turn it is there; told of every task that waits, and waits no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, shares: FairShare) -> None:
+        self._shares = shares
         self._waiting: dict[TaskKey, Waiting] = {}
-        # Heaps, in which entries stay that have left the queue otherwise; `_live` tells.
-        self._by_file: dict[str, list[Entry]] = {}
-        self._heads: list[Entry] = []
+        self._turns = Ranking(shares)
+        # By whose turn, and of which file: heaps, in which entries stay that have left the queue otherwise; `_live`
+        # tells. And whose turn of those that wait for a file.
+        self._lines: dict[tuple[str, str], list[Entry]] = {}
+        self._heads: dict[str, list[Entry]] = {}
+        self._files: Counter[str] = Counter()
+        self._turns_of: dict[str, Ranking] = {}
         self._waiting_s: defaultdict[str, float] = defaultdict(float)
+        self._served_s: dict[str, float] = {}
         self._given_out_s = 0.0
 
     def __len__(self) -> int:
@@ -82,41 +96,48 @@ class ReadyQueue:
             if earlier.entry == entry:
                 return
             self._leave(earlier)
-        waiting = self._waiting[entry.key] = Waiting(entry, file, work_s)
+        waiting = self._waiting[entry.key] = Waiting(entry, job.tenant, file, work_s)
+        self._shares.enter(waiting.tenant)
         self._waiting_s[file] += work_s
-        heapq.heappush(self._by_file.setdefault(file, []), entry)
-        if self.first_of(file) is waiting:
+        if (line := self._lines.get((waiting.turn, file))) is None:
+            line = self._lines[waiting.turn, file] = []
+            self._files[waiting.turn] += 1
+        heapq.heappush(line, entry)
+        if self._first_of(waiting.turn, file) is waiting:
             self._lead(waiting)
 
     def first(self) -> Waiting | None:
         """Return what is next and leave it there."""
-        return next(iter(self.firsts(1)), None)
+        turn = self._turns.first()
+        return None if turn is None else self._firsts_of(turn, 1)[0]
 
     def firsts(self, count: int) -> list[Waiting]:
-        """Return the first task of each model file, in order, of at most so many files."""
-        found: list[Waiting] = []
-        while self._heads and len(found) < count:
-            waiting = self._live(heapq.heappop(self._heads))
-            # What is not the first of its file comes back once it is.
-            if waiting is not None and self.first_of(waiting.file) is waiting and waiting not in found[-1:]:
-                found.append(waiting)
-        for waiting in found:
-            heapq.heappush(self._heads, waiting.entry)
-        return found
+        """Return the first task of each model file, in order, of at most so many files and as many tenants."""
+        turns = self._turns.firsts(count)
+        if len(turns) == 1:
+            return self._firsts_of(turns[0], count)
+        found: dict[str, Waiting] = {}
+        for turn in turns:
+            for waiting in self._firsts_of(turn, count):
+                found.setdefault(waiting.file, waiting)
+            if len(found) >= count:
+                break
+        return list(found.values())[:count]
 
     def first_of(self, file: str) -> Waiting | None:
         """Return the first task that is served by a model file."""
-        heap = self._by_file.get(file, [])
-        while heap:
-            if (waiting := self._live(heap[0])) is not None:
-                return waiting
-            heapq.heappop(heap)
-        self._by_file.pop(file, None)
-        return None
+        turns = self._turns_of.get(file)
+        turn = None if turns is None else turns.first()
+        return None if turn is None else self._first_of(turn, file)
+
+    def place(self, waiting: Waiting) -> tuple[float, str, Entry]:
+        """Return a task's place in the order of all, at this moment."""
+        return (self._shares.time(waiting.turn), waiting.turn, waiting.entry)
 
     def take(self, waiting: Waiting) -> None:
         """Take out a task that starts."""
         self._given_out_s += waiting.work_s
+        self._served_s[waiting.file] = self._given_out_s
         self._leave(waiting)
 
     def remove(self, key: TaskKey) -> None:
@@ -125,8 +146,35 @@ class ReadyQueue:
             self._leave(waiting)
 
     def overtaken_s(self, waiting: Waiting) -> float:
-        """Return how much work has been given out while a task was the first of its file."""
-        return self._given_out_s - waiting.first_s
+        """Return how much work has been given out while a task was the first of its line, none of that line."""
+        return self._given_out_s - max(waiting.first_s, self._served_s.get(waiting.file, 0.0))
+
+    def _firsts_of(self, turn: str, count: int) -> list[Waiting]:
+        """Return the first task of each model file of those with this turn, in order, of at most so many files."""
+        heads = self._heads[turn]
+        found: list[Waiting] = []
+        while heads:
+            waiting = self._live(heads[0])
+            # What is not the first of its file comes back once it is.
+            if waiting is None or self._first_of(turn, waiting.file) is not waiting or waiting in found[-1:]:
+                heapq.heappop(heads)
+                continue
+            found.append(waiting)
+            if len(found) == count:
+                break
+            heapq.heappop(heads)
+        for waiting in found[: count - 1]:
+            heapq.heappush(heads, waiting.entry)
+        return found
+
+    def _first_of(self, turn: str, file: str) -> Waiting | None:
+        line = self._lines.get((turn, file), [])
+        while line:
+            if (waiting := self._live(line[0])) is not None:
+                return waiting
+            heapq.heappop(line)
+        self._lines.pop((turn, file), None)
+        return None
 
     def _live(self, entry: Entry) -> Waiting | None:
         waiting = self._waiting.get(entry.key)
@@ -134,15 +182,30 @@ class ReadyQueue:
 
     def _lead(self, waiting: Waiting) -> None:
         waiting.first_s = self._given_out_s
-        heapq.heappush(self._heads, waiting.entry)
+        heapq.heappush(self._heads.setdefault(waiting.turn, []), waiting.entry)
+        self._turns.add(waiting.turn)
+        self._turns_of.setdefault(waiting.file, Ranking(self._shares)).add(waiting.turn)
 
     def _leave(self, waiting: Waiting) -> None:
-        led = self.first_of(waiting.file) is waiting
+        turn, file = waiting.turn, waiting.file
+        led = self._first_of(turn, file) is waiting
         del self._waiting[waiting.entry.key]
-        self._waiting_s[waiting.file] -= waiting.work_s
-        if (following := self.first_of(waiting.file)) is None:
-            del self._waiting_s[waiting.file]
-        elif led:
-            self._lead(following)
-        if not self._waiting:
-            self._heads.clear()
+        self._waiting_s[file] -= waiting.work_s
+        if (following := self._first_of(turn, file)) is not None:
+            if led:
+                self._lead(following)
+        else:
+            self._end_line(turn, file)
+        self._shares.leave(waiting.tenant)
+
+    def _end_line(self, turn: str, file: str) -> None:
+        """Forget a line of which nothing waits."""
+        turns = self._turns_of[file]
+        turns.discard(turn)
+        if not len(turns):
+            del self._turns_of[file], self._waiting_s[file]
+            self._served_s.pop(file, None)
+        self._files[turn] -= 1
+        if not self._files[turn]:
+            del self._files[turn], self._heads[turn]
+            self._turns.discard(turn)

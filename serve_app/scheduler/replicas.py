@@ -21,6 +21,7 @@ class Work(NamedTuple):
 
     work_s: how long it is expected to take a slot. files: the model files it names, where replicas load any; they are
     loaded before another task can start, or are now. owed_s: how long its replica is to work with what it loads for it.
+    charged_s: what its tenant has been charged for it in advance.
     """
 
     file: str
@@ -28,6 +29,8 @@ class Work(NamedTuple):
     work_s: float
     files: tuple[str, ...]
     owed_s: float
+    tenant: str
+    charged_s: float
 
 
 @dataclass(slots=True)

@@ -10,11 +10,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from serve_app.store.schema import COSTS
 
-Kind: TypeAlias = Literal["load", "step"]
+Kind: TypeAlias = Literal["load", "step", "share"]
 
 
 class Cost(NamedTuple):
-    """How long something takes in a pool: loading a model file, or a step of a task.
+    """How long something takes in a pool: loading a model file, a step of a task on a slot, its share of the device.
 
     name: the model file, "" for the steps of tasks without one. samples: how often it has been measured.
     """

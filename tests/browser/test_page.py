@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve_app.models.shipped import CHECKPOINT, provide
-from tests.browser.conftest import SHOWN
+from tests.browser.conftest import SHOWN, refusals
 from tests.cluster.server import Server, running, wait_for
 
 PICTURE = "window.comfyAPI.app.app.graph.getNodeById(9).imgs?.[0]?.naturalWidth > 0"
@@ -37,12 +37,17 @@ def told(tab: Any) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.fixture
+def refused(tab: Any, server: Server) -> list[str]:
+    return refusals(tab, server.url)
+
+
 def jobs(server: Server, status: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = server.get("/api/jobs", status=status)["jobs"]
     return found
 
 
-def test_a_first_visit_runs_the_workflow_it_is_shown_and_sees_the_picture(server, tab, told, keep):
+def test_a_first_visit_runs_the_workflow_it_is_shown_and_sees_the_picture(server, tab, told, refused, keep):
     tab.goto(server.url)
     tab.wait_for_function(SHOWN)
     keep("1-first-workflow")
@@ -65,9 +70,10 @@ def test_a_first_visit_runs_the_workflow_it_is_shown_and_sees_the_picture(server
     keep("3-jobs")
     tab.locator(f"img[src*='{picture}']").first.wait_for()
     keep("3-jobs")
+    assert refused == []
 
 
-def test_a_visitor_cancels_the_job_that_runs(server, tab, told, keep):
+def test_a_visitor_cancels_the_job_that_runs(server, tab, told, refused, keep):
     tab.goto(server.url)
     tab.wait_for_function(SHOWN)
     tab.evaluate("window.comfyAPI.app.app.graph.getNodeById(3).widgets.find(w => w.name === 'steps').value = 9999")
@@ -78,3 +84,4 @@ def test_a_visitor_cancels_the_job_that_runs(server, tab, told, keep):
     tab.wait_for_timeout(1000)
     keep("4-cancelled")
     assert "execution_interrupted" in [message["type"] for message in told]
+    assert refused == []

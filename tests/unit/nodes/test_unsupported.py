@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from serve_app.graph.convert import PAGE_ONLY
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
+from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.listing import listing
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.nodes.unsupported import UNSUPPORTED
@@ -19,6 +23,14 @@ def test_every_class_of_comfyui_is_either_there_or_said_to_be_unsupported():
     assert set(COMFYUI) <= BUILTIN.keys() | UNSUPPORTED.keys()
     assert not BUILTIN.keys() & UNSUPPORTED.keys()
     assert set(COMFYUI) >= UNSUPPORTED.keys()
+
+
+def test_every_class_that_has_a_help_page_is_either_there_or_said_not_to_be():
+    docs = pytest.importorskip("comfyui_embedded_docs", reason="the help pages are not installed")
+    pages = {path.name for path in (Path(docs.__path__[0]) / "docs").iterdir() if path.is_dir()}
+    assert len(pages) > 1000
+    assert pages <= BUILTIN.keys() | NOT_THERE.keys() | PAGE_ONLY
+    assert not BUILTIN.keys() & NOT_THERE.keys()
 
 
 def test_the_page_of_nodes_is_what_the_registry_and_the_table_say():

@@ -28,7 +28,7 @@ from serve_app.scheduler.messages import (
     Want,
 )
 from serve_app.scheduler.records import SHARED_LOSSES
-from serve_app.scheduler.stimuli import CancelAsked, PausesChanged, Persist, Publish, ReplicaLost, Send
+from serve_app.scheduler.stimuli import CancelAsked, PausesChanged, Persist, Publish, ReplicaLost, Send, TimePassed
 from serve_app.store.changes import JobEnded, OutputRecorded
 from serve_app.store.pauses import THE_QUEUE, Pause
 from tests.unit.scheduler.script import ONE_POOL, TWO_POOLS, Script, branches, chain, changes
@@ -150,11 +150,16 @@ class World(RuleBasedStateMachine):
                 self.replicas[name].work.remove(work)
                 self.report(name, TaskFinished(work.task.id))
 
-    @rule(target=jobs, seed=st.integers(0, 2), number=st.none() | st.integers(-3, 3))
-    def submit(self, seed: int, number: int | None) -> str:
+    @rule(
+        target=jobs,
+        seed=st.integers(0, 2),
+        number=st.none() | st.integers(-3, 3),
+        tenant=st.sampled_from(["", "", "one", "two"]),
+    )
+    def submit(self, seed: int, number: int | None, tenant: str) -> str:
         job_id = f"job{len(self.accepted)}"
         self.accepted.add(job_id)
-        self.script.job(job_id, seed, number)
+        self.script.job(job_id, seed, number, tenant=tenant)
         self.deliver()
         return job_id
 
@@ -173,6 +178,12 @@ class World(RuleBasedStateMachine):
     @rule(job=jobs)
     def cancel(self, job: str) -> None:
         self.script.feed(CancelAsked(job))
+        self.deliver()
+
+    @rule(seconds=st.floats(-1.0, 3.0))
+    def wait(self, seconds: float) -> None:
+        self.script.at_s += seconds
+        self.script.feed(TimePassed())
         self.deliver()
 
     @rule(data=st.data())
@@ -241,6 +252,25 @@ class World(RuleBasedStateMachine):
             assert {record.info.replica_id for record in pool.open} == here.keys() - pool.quarantined.keys()
 
     @invariant()
+    def every_turn_is_of_a_tenant_that_waits_and_every_device_is_had_by_what_runs(self) -> None:
+        machine = self.script.machine
+        for name in {pool.name for pool in self.pools}:
+            queues = [queues[name] for queues in (machine._dispatch._ready, machine._dispatch._suspects)]
+            waiting = Counter(machine.jobs[entry.job_id].tenant for queue in queues for entry in queue)
+            shares = machine._dispatch._shares[name]
+            assert shares._waiting == waiting
+            assert set(shares._order.firsts(99)) == waiting.keys()
+            for queue in queues:
+                firsts = queue.firsts(99)
+                assert {first.file for first in firsts} == {waiting.file for waiting in queue._waiting.values()}
+                assert firsts == sorted(queue.firsts(99), key=queue.place)
+                assert queue.first() == next(iter(firsts), None)
+                assert all(queue.first_of(first.file) is first for first in firsts)
+        devices = {name: set(device.began_s) for name, device in machine._device_time._devices.items()}
+        running = {name: r.running - r.vacated for name, r in machine.replicas.items() if r.running - r.vacated}
+        assert devices == running
+
+    @invariant()
     def no_job_ends_twice_and_no_output_is_recorded_twice(self) -> None:
         log = getattr(self, "log", [])
         ends = Counter(end.job_id for end in changes(log, JobEnded))
@@ -292,8 +322,8 @@ class PoisonWorld(World):
     def submit(self, seed: int, number: int | None) -> str:
         job_id = f"job{len(self.accepted)}"
         self.seeds[job_id] = seed
+        self.script.job(job_id, seed, number, tenant=("", "one")[len(self.accepted) % 2])
         self.accepted.add(job_id)
-        self.script.job(job_id, seed, number)
         self.deliver()
         return job_id
 

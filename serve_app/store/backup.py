@@ -1,0 +1,175 @@
+"""Copies of the database as one file that either kind of database takes back, and the list of what the store held.
+
+Written in one transaction that sees the database as it is at one moment, while a server works on it. Gzipped JSON, a
+value a line: what it is; for each table its name and columns, then its rows; for each area of files its name, then
+[path, bytes, Unix time of the last change]; and how many rows there were, without which it is not whole. It holds what
+the database does, credentials of jobs that have not ended among it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import sqlalchemy as sa
+
+from serve_app.errors import BackupError
+from serve_app.store.jobs import Jobs
+from serve_app.store.named_files import Place
+from serve_app.store.schema import JOBS, LEASE, METADATA, SCHEMA, VERSION
+from serve_app.store.store import AREAS, WholeStore
+
+FORM = "serve-app backup 1"
+ROWS = 500
+"""How many rows are read and written at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a copy holds: rows by table, files by area. made_s: Unix time.
+
+    absent: files that the store has not, or of another size; None where none are listed.
+    """
+
+    made_s: float
+    rows: Counter[str] = field(default_factory=Counter)
+    files: Counter[str] = field(default_factory=Counter)
+    absent: tuple[Place, ...] | None = None
+
+
+def write_backup(jobs: Jobs, path: Path, store: WholeStore | None) -> Summary:
+    """Write a copy of the database, and the list of a store's files if that is given. Only its owner can read it.
+
+    Errors: OSError; DatabaseAwayError, StoreError. What was at the path stays until the copy is whole.
+    """
+    summary, part = Summary(time.time()), path.with_name(f"{path.name}.part")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as raw:
+            with gzip.open(raw, "wt", encoding="utf-8", compresslevel=5) as file:
+                for line in _lines(jobs, store, summary):
+                    file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            raw.flush()
+            os.fsync(raw.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return summary
+
+
+def restore_backup(jobs: Jobs, path: Path, store: WholeStore, *, replace: bool) -> Summary:
+    """Put a copy in the place of all that a database holds, all of it or nothing, and compare its files with a store's.
+
+    A server that works on the database loses its lease. replace: whether jobs that are there may go. Errors: OSError;
+    BackupError for what is no whole copy, or of other tables; DatabaseAwayError, StoreError.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file, jobs.replacing() as connection:
+            summary, files = _restore(connection, file, replace=replace)
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BackupError(f"{path} is no whole backup: {error}; nothing is changed") from error
+    return summary if files is None else Summary(summary.made_s, summary.rows, summary.files, _absent(files, store))
+
+
+def _lines(jobs: Jobs, store: WholeStore | None, summary: Summary) -> Iterator[Any]:
+    yield {"form": FORM, "schema": VERSION, "made_s": summary.made_s}
+    with jobs.snapshot() as connection:
+        for table in _tables():
+            yield {"table": table.name, "columns": table.c.keys()}
+            for row in connection.execution_options(yield_per=ROWS).execute(sa.select(table)):
+                summary.rows[table.name] += 1
+                yield list(row)
+    for area in AREAS if store is not None else ():
+        yield {"area": area}
+        for ref, size, modified_s in store.inventory(area) if store is not None else ():
+            summary.files[area] += 1
+            yield [ref.path, size, modified_s]
+    yield {"rows": dict(summary.rows), "files": dict(summary.files)}
+
+
+def _restore(connection: sa.Connection, file: IO[str], *, replace: bool) -> tuple[Summary, dict[Place, int] | None]:
+    """Return what has been put into the database, and the bytes of each file that is listed."""
+    lines: Iterator[Any] = map(json.loads, file)
+    head = next(lines, None)
+    if not isinstance(head, dict) or head.get("form") != FORM:
+        raise BackupError(f"{file.name} is no backup of this server's; nothing is changed")
+    if head["schema"] != VERSION:
+        raise BackupError(
+            f"{file.name} has tables of version {head['schema']}, this release has {VERSION}: restore it with the "
+            "release that made it, which this one then brings up to date; nothing is changed"
+        )
+    if not replace and connection.execute(sa.select(JOBS.c.job_id).limit(1)).first() is not None:
+        raise BackupError("the database has jobs already, which --replace lets go; nothing is changed")
+    earlier = connection.execute(sa.select(sa.func.max(LEASE.c.epoch))).scalar() or 0
+    for table in reversed(_tables()):
+        connection.execute(sa.delete(table))
+    reading = _Reading(connection, Summary(head["made_s"]))
+    for line in lines:
+        reading.take(line)
+    if not reading.whole:
+        raise BackupError(f"{file.name} is no whole backup: it ends too soon, or rows are missing; nothing is changed")
+    # Whoever works on the database notices, and events' cursors go on growing.
+    epoch = max(earlier, connection.execute(sa.select(sa.func.max(LEASE.c.epoch))).scalar() or 0) + 1
+    connection.execute(sa.update(LEASE).values(epoch=epoch, holder=""))
+    return reading.summary, reading.files
+
+
+class _Reading:
+    """A copy as it is read, line by line, into a database. files: the bytes of each that is listed; None without."""
+
+    def __init__(self, connection: sa.Connection, summary: Summary) -> None:
+        self._connection = connection
+        self._tables = {table.name: table for table in _tables()}
+        self._section: dict[str, Any] = {}
+        self._lines: list[list[Any]] = []
+        self.summary = summary
+        self.files: dict[Place, int] | None = None
+        self.whole = False
+
+    def take(self, line: Any) -> None:
+        """Take a line in. Errors: BackupError."""
+        if isinstance(line, list):
+            self._lines.append(line)
+            if len(self._lines) == ROWS:
+                self._put()
+            return
+        self._put()
+        self._section = line
+        if "area" in line:
+            self.files = self.files or {}
+        elif "table" in line:
+            table = self._tables.get(line["table"])
+            if table is None or line["columns"] != table.c.keys():
+                raise BackupError(f"table {line['table']} of the backup is not this release's; nothing is changed")
+        else:
+            self.whole = (line["rows"], line["files"]) == (dict(self.summary.rows), dict(self.summary.files))
+
+    def _put(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines and "table" in self._section:
+            table = self._tables[self._section["table"]]
+            rows = [dict(zip(self._section["columns"], line, strict=True)) for line in lines]
+            self._connection.execute(sa.insert(table), rows)
+            self.summary.rows[table.name] += len(rows)
+        elif lines and self.files is not None:
+            area = self._section["area"]
+            self.files.update({(area, path): size for path, size, _ in lines})
+            self.summary.files[area] += len(lines)
+
+
+def _tables() -> list[sa.Table]:
+    return [table for table in METADATA.sorted_tables if table is not SCHEMA]
+
+
+def _absent(files: dict[Place, int], store: WholeStore) -> tuple[Place, ...]:
+    there: dict[Place, int] = {}
+    for area in AREAS:
+        there.update({(area, ref.path): size for ref, size, _ in store.inventory(area)})
+    return tuple(sorted(place for place, size in files.items() if there.get(place) != size))

@@ -1,0 +1,114 @@
+"""Networks for a GPU, of random weights: speed and memory depend on sizes alone, so that no model file is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from serve_app.models.backbone import Backbone
+from serve_app.models.families import AutoencoderKL, Sd, Sdxl
+from serve_app.models.families.family import BackboneFamily, VaeFamily
+from serve_app.models.network import Network
+from serve_app.models.packing import move_to
+from serve_app.models.vae import Vae
+from serve_app.sampling.forward import Canvas, Piece
+from serve_app.sampling.request import SamplingRequest
+from serve_app.values import Discrete
+from tests.unit.engine.mixes import request
+
+TOKENS = 77
+SIZES = 6 * 256
+"""How wide SDXL's embedded sizes are beside its pooled text."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone and what is asked of it. side: of its images, in pixels; steps: a job has so many."""
+
+    name: str
+    family: BackboneFamily
+    context: int
+    pooled: int
+    side: int
+    steps: int
+
+    def backbone(self, device: torch.device, dtype: torch.dtype) -> Backbone:
+        """Return it with random weights, drawn on the device."""
+        return self.of(random_weights(self.family, device, dtype))
+
+    def of(self, module: nn.Module) -> Backbone:
+        """Return it with a network's weights."""
+        return Backbone(Network(self.name, self.family, module, Discrete()))
+
+    def conditioning(self, seed: int, tokens: int = TOKENS) -> list[Any]:
+        """Return a text's entry, of random numbers."""
+        generator = torch.Generator().manual_seed(seed)
+        options = {"pooled_output": torch.randn(1, self.pooled, generator=generator)} if self.pooled else {}
+        return [(torch.randn(1, tokens, self.context, generator=generator), options)]
+
+    def request(self, seed: int, sampler: str = "euler", steps: int | None = None) -> SamplingRequest:
+        """Return a job with a positive and a negative, so of two rows a step."""
+        cells = self.side // 8
+        return request(
+            shape=(1, 4, cells, cells),
+            seed=seed,
+            sampler=sampler,
+            steps=steps or self.steps,
+            positive=self.conditioning(2 * seed),
+            negative=self.conditioning(2 * seed + 1),
+        )
+
+    def pieces(self, backbone: Backbone, rows: int, tokens: Sequence[int] = (TOKENS,)) -> list[Piece]:
+        """Return so many pieces of a row each. tokens: of their texts, in turn."""
+        cells = self.side // 8
+        found = []
+        for row in range(rows):
+            x = torch.randn(1, 4, cells, cells, generator=torch.Generator().manual_seed(row)).to(backbone.device)
+            [(cond, options)] = self.conditioning(row, tokens[row % len(tokens)])
+            inputs = backbone.inputs(cond, options, "positive", Canvas(x, x))
+            found.append(Piece(backbone, x, 3.0 + row / 10, inputs))
+        return found
+
+
+FULL = (
+    Model("SD 1.5", Sd((320, 640, 1280, 1280), (2, 2, 2, 2), (1, 1, 1, 0), 1, 768), 768, 0, 512, 20),
+    Model(
+        "SDXL",
+        Sdxl((320, 640, 1280), (2, 2, 2), (0, 2, 10), 10, 2048, linear=True, vector_dim=1280 + SIZES),
+        2048,
+        1280,
+        1024,
+        30,
+    ),
+)
+"""The networks that are measured."""
+
+SMALL = (
+    Model("SD 1.5", Sd((32, 64), (1, 1), (0, 1), 1, 64), 64, 0, 64, 3),
+    Model("SDXL", Sdxl((32, 64), (1, 1), (0, 1), 1, 64, linear=True, vector_dim=32 + SIZES), 64, 32, 64, 3),
+)
+"""Networks that show on any machine that what measures them works."""
+
+FULL_VAE: VaeFamily = AutoencoderKL((128, 256, 512, 512), 2, 4, 3, quantized=True)
+SMALL_VAE: VaeFamily = AutoencoderKL((32, 32, 64, 64), 1, 4, 3, quantized=True)
+
+
+def vae(family: VaeFamily, device: torch.device, dtype: torch.dtype) -> Vae:
+    """Return an autoencoder of random weights."""
+    return Vae(family, random_weights(family, device, dtype))
+
+
+def random_weights(family: BackboneFamily | VaeFamily, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return a family's network with weights that keep what goes through it about as large as it is."""
+    torch.manual_seed(1)
+    module = family.build().eval().requires_grad_(False)
+    module.to_empty(device=device)
+    for parameter in module.parameters():
+        drawn = torch.randn(parameter.shape, device=device)
+        parameter.copy_(1 + 0.05 * drawn if parameter.ndim == 1 else drawn / max(1, parameter[0].numel()) ** 0.5)
+    move_to(module, device, dtype)
+    return module

@@ -1,0 +1,125 @@
+"""A real GPU against the CPU, and what may be claimed of it. Skipped where there is none; `pytest -m gpu` runs these.
+
+What `tests/unit/engine/test_card` counts on an honest card, a real one proves here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from math import log2
+
+import pytest
+import torch
+
+from serve_app.engine.engine import Engine
+from serve_app.engine.timeline import timeline_of
+from serve_app.engine.trajectory import Trajectory
+from serve_app.models.backbone import Backbone
+from serve_app.sampling.forward import denoise
+from serve_app.sampling.noise import gaussian_noise
+from serve_app.sampling.samplers import SAMPLERS
+from tests.gpu.models import FULL, SMALL, random_weights
+from tests.philox import CardNoise
+from tests.unit.engine.mixes import relative_error
+from tests.unit.engine.test_engine import together
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")]
+
+CARD, CPU = torch.device("cuda"), torch.device("cpu")
+SD = SMALL[0]
+DRAWN_ON_THE_CARD = {name for name, spec in SAMPLERS.items() if spec.noise is gaussian_noise or name.endswith("_gpu")}
+"""Samplers whose noise a card draws, which is another than a CPU's."""
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine(2**20, timeline_of(CARD))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[Backbone, Backbone]:
+    """The same small network on the CPU and on the card, both in float32."""
+    with torch.no_grad():
+        on_card = random_weights(SD.family, CARD, torch.float32)
+        on_cpu = copy.deepcopy(on_card).to(CPU)
+    return SD.of(on_cpu), SD.of(on_card)
+
+
+@pytest.fixture(autouse=True)
+def _exact_products() -> Iterator[None]:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = True
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_a_sampler_gives_on_a_card_what_it_gives_on_a_cpu(engine, networks, sampler):
+    on_cpu, on_card = networks
+    wanted = [SD.request(seed, sampler, steps=6) for seed in range(3)]
+    ours = [future.result() for future in together(engine, [Trajectory(on_card, r) for r in wanted])]
+    assert all(torch.isfinite(one.latents).all() for one in ours)
+    if sampler in DRAWN_ON_THE_CARD:
+        again = [future.result() for future in together(engine, [Trajectory(on_card, r) for r in wanted])]
+        assert all(torch.equal(a.latents, b.latents) for a, b in zip(ours, again, strict=True))
+        return
+    beside = Engine(2**20)
+    theirs = [future.result() for future in together(beside, [Trajectory(on_cpu, r) for r in wanted])]
+    beside.close()
+    assert all(relative_error(a.latents, b.latents) <= 1e-3 for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**40 + 3])
+def test_a_card_draws_what_the_published_algorithm_says(seed):
+    generator, expected = torch.Generator(CARD).manual_seed(seed), CardNoise(seed)
+    for shape in ((1, 4, 64, 64), (2, 4, 8, 8), (5,)):
+        drawn = torch.randn(shape, generator=generator, device=CARD).cpu()
+        assert torch.allclose(drawn, expected.randn(shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"dpm_adaptive"}))
+def test_no_step_makes_the_host_wait_for_the_card(engine, networks, sampler):
+    """torch itself raises then; what waits for a mark is no read of the card."""
+    _, on_card = networks
+    module, forwards = on_card.network.module, []
+
+    def enters(*_):
+        forwards.append(1)
+        torch.cuda.set_sync_debug_mode("error" if 2 < len(forwards) < 8 else "default")
+
+    hook = module.register_forward_pre_hook(enters)
+    try:
+        futures = together(engine, [Trajectory(on_card, SD.request(seed, sampler, steps=12)) for seed in range(8)])
+        for future in futures:
+            future.result()
+    finally:
+        hook.remove()
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_same_rows_in_the_same_places_give_the_same_bits():
+    with torch.inference_mode():
+        backbone = SD.backbone(CARD, torch.float16)
+        pieces = SD.pieces(backbone, 16)
+        first, second = denoise(pieces), denoise(pieces)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_forward_that_does_not_fit_is_learned_once():
+    """Of full-size Stable Diffusion 1.x a row takes about 65 MiB beside its 1.6 GiB of weights."""
+    model = FULL[0]
+    with torch.no_grad():
+        backbone = model.backbone(CARD, torch.float16)
+    total = torch.cuda.get_device_properties(CARD).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 1.2 * 2**30) / total)
+    engine = Engine(2**20, timeline_of(CARD))
+    try:
+        futures = together(engine, [Trajectory(backbone, model.request(seed, steps=6)) for seed in range(32)])
+        assert all(torch.isfinite(future.result().latents).all() for future in futures)
+        assert 0 < engine.counters.failures <= log2(64)
+    finally:
+        engine.close()
+        torch.cuda.set_per_process_memory_fraction(1.0)

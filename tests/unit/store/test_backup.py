@@ -1,0 +1,186 @@
+"""A copy of a database is whole, of one moment, and what is restored from it goes on, in either kind of database."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from serve_app.cli import backup as command
+from serve_app.cli import main
+from serve_app.errors import BackupError, StaleEpochError
+from serve_app.events import Failure
+from serve_app.store.backup import restore_backup, write_backup
+from serve_app.store.changes import Claims, JobAccepted, JobEnded, JobStarted, OutputRecorded
+from serve_app.store.jobs import Jobs
+from serve_app.store.pauses import THE_QUEUE, AllPauses, SetPause
+from serve_app.store.s3 import S3
+from serve_app.store.store import AREAS, FileRef, WholeStore
+from serve_app.store.volume import Volume
+from tests.unit.store.test_sweep import ROW
+
+FILE = FileRef("output", "sub", "ä.png")
+
+
+@pytest.fixture(params=["volume", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> WholeStore:
+    if request.param == "s3":
+        return S3(request.getfixturevalue("bucket"))
+    return Volume({area: tmp_path / area for area in AREAS})
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> WholeStore:
+    return Volume({area: tmp_path / area for area in AREAS})
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def other_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where it is restored: another database, of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/other.sqlite"
+    return str(request.getfixturevalue("postgres_server").database())
+
+
+def filled(url: str) -> Jobs:
+    """A database with an ended and a running job, a key, a label, a counter and a pause."""
+    jobs = Jobs(url)
+    epoch = jobs.acquire("server")
+    rows = [
+        replace(ROW, job_id=name, order=n, queued_seq=n, prompt={"1": "ü\u2028"}, labels={"k": name}, tenant="acme")
+        for n, name in enumerate(("done", "runs"))
+    ]
+    jobs.write(
+        epoch,
+        [
+            *(JobAccepted(row, Claims(key=row.job_id)) for row in rows),
+            *(JobStarted(row.job_id, 6.25, 10 + row.order) for row in rows),
+            *(OutputRecorded(row.job_id, "1", {"images": ["x"]}, 20 + row.order) for row in rows),
+            JobEnded("done", "success", 9.5, 30, Failure()),
+        ],
+    )
+    jobs.inquire(epoch, SetPause(THE_QUEUE, True))
+    return jobs
+
+
+def state(jobs: Jobs) -> object:
+    return (jobs.rows(["done", "runs"]), jobs.unfinished(), jobs.next_order(), jobs.inquire(0, AllPauses()))
+
+
+def test_what_is_restored_is_what_was_there_and_goes_on(database_url, other_url, store, tmp_path):
+    store.write(FILE, b"12345")
+    jobs, copy = filled(database_url), tmp_path / "copy.gz"
+    before = state(jobs)
+    summary = write_backup(jobs, copy, store)
+    assert (summary.rows["jobs"], summary.rows["outputs"], summary.files["output"]) == (2, 2, 1)
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    jobs.close()
+    other = Jobs(other_url)
+    restored = restore_backup(other, copy, store, replace=False)
+    assert (restored.rows, restored.absent) == (summary.rows, ())
+    assert state(other) == before
+    epoch = other.acquire("server")
+    assert epoch == 3, "the cursors of events go on growing"
+    other.write(epoch, [JobEnded("runs", "success", 9.9, 31, Failure())])
+    assert other.unfinished() == []
+    other.close()
+
+
+def test_a_copy_is_of_one_moment_while_jobs_come(database_url, other_url, tmp_path, volume, monkeypatch):
+    jobs, copy = filled(database_url), tmp_path / "copy.gz"
+    writer = Jobs(database_url)
+    number = iter(range(50, 1000))
+
+    def written(value: object, **form: object) -> str:
+        """Accept a job with an output between any two lines of the copy."""
+        n = next(number)
+        row = replace(ROW, job_id=str(n), order=n, queued_seq=n)
+        writer.write(1, [JobAccepted(row), OutputRecorded(row.job_id, "1", {}, n)])
+        return encode(value, **form)
+
+    encode: Callable[..., str] = json.dumps
+    with monkeypatch.context() as patch:
+        patch.setattr("serve_app.store.backup.json", SimpleNamespace(dumps=written))
+        # Two lines are written before the transaction has begun.
+        summary = write_backup(jobs, copy, None)
+    assert summary.rows["jobs"] - 2 == summary.rows["outputs"] - 2 <= 2
+    assert len(writer.unfinished()) > 10
+    for each in (jobs, writer):
+        each.close()
+    other = Jobs(other_url)
+    assert restore_backup(other, copy, volume, replace=False).rows == summary.rows
+    other.close()
+
+
+def test_a_database_with_jobs_is_replaced_only_if_that_is_said_and_its_server_stops(database_url, tmp_path, volume):
+    jobs, copy = filled(database_url), tmp_path / "copy.gz"
+    write_backup(jobs, copy, None)
+    jobs.write(1, [JobAccepted(replace(ROW, job_id="later", order=9, queued_seq=9))])
+    with pytest.raises(BackupError, match="has jobs already, which --replace lets go"):
+        restore_backup(jobs, copy, volume, replace=False)
+    assert jobs.job("later") is not None
+    restore_backup(jobs, copy, volume, replace=True)
+    assert jobs.job("later") is None
+    with pytest.raises(StaleEpochError):
+        jobs.stamp(1)
+    jobs.close()
+
+
+@pytest.mark.parametrize("damage", ["cut", "no gzip", "of others", "of another version", "a row less"])
+def test_what_is_no_whole_copy_changes_nothing(database_url, tmp_path, volume, damage):
+    jobs, copy = filled(database_url), tmp_path / "copy.gz"
+    write_backup(jobs, copy, None)
+    before = state(jobs)
+    lines = gzip.decompress(copy.read_bytes()).splitlines(keepends=True)
+    match damage:
+        case "cut":
+            copy.write_bytes(copy.read_bytes()[:-20])
+        case "no gzip":
+            copy.write_bytes(b"".join(lines))
+        case "of others":
+            copy.write_bytes(gzip.compress(b'{"a": 1}\n'))
+        case "of another version":
+            copy.write_bytes(gzip.compress(lines[0].replace(b'"schema":', b'"schema":9') + b"".join(lines[1:])))
+        case "a row less":
+            kept = [line for line in lines if b'"done"' not in line]
+            copy.write_bytes(gzip.compress(b"".join(kept)))
+    with pytest.raises(BackupError, match="nothing is changed"):
+        restore_backup(jobs, copy, volume, replace=True)
+    assert state(jobs) == before
+    jobs.close()
+
+
+def test_a_copy_that_cannot_be_finished_leaves_the_earlier_one(tmp_path, volume, monkeypatch):
+    jobs, copy = filled(f"sqlite:///{tmp_path}/jobs.sqlite"), tmp_path / "copy.gz"
+    copy.write_bytes(b"earlier")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_backup(jobs, copy, None)
+    assert copy.read_bytes() == b"earlier"
+    assert [*tmp_path.glob("*.part")] == []
+    jobs.close()
+
+
+def test_the_command_line_copies_restores_and_names_files_that_are_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "BEAT_S", 0.01)
+    volume = Volume({area: tmp_path / area for area in AREAS})
+    volume.write(FILE, b"12345")
+    filled(f"sqlite:///{tmp_path}/jobs.sqlite").close()
+    url, other = f"sqlite:///{tmp_path}/jobs.sqlite", f"sqlite:///{tmp_path}/other.sqlite"
+    assert main(["backup", "copy.gz", "--files", "--database-url", url]) == 0
+    assert "copy.gz: 2 jobs" in capsys.readouterr().out
+    assert main(["restore", "copy.gz", "--database-url", other]) == 0
+    volume.delete(FILE)
+    assert main(["restore", "copy.gz", "--database-url", other]) == 1
+    assert "--replace" in capsys.readouterr().err
+    assert main(["restore", "copy.gz", "--replace", "--database-url", other]) == 1
+    assert capsys.readouterr().out == "output/sub/ä.png is missing, or of another size\n"
+    assert main(["restore", "none.gz", "--database-url", other]) == 1
