@@ -487,6 +487,7 @@ class AppConfig(Section):
             queue_items=self.ingress.queue_items,
             queue_bytes=self.ingress.queue_bytes,
             webhooks=self.webhooks,
+            retention=self.retention.rules,
         )
 
     @property

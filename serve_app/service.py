@@ -66,6 +66,7 @@ from serve_app.store.inquiries import Inquiry
 from serve_app.store.model_check import ModelCheck
 from serve_app.store.pack_content import PackContent
 from serve_app.store.pauses import Pause
+from serve_app.store.retention import RetentionRules
 from serve_app.store.store import AREAS, FileRef, FileStat, Store
 from serve_app.store.userdata import UserData
 
@@ -95,6 +96,7 @@ class Limits:
     other body, such as settings, and how many jobs it may name. poll_s: length of a long poll. sizes: of what is in
     the request, or is drawn for it. latent_cells: what a sampler of the shared pools may work on; None is no limit.
     queue_items, queue_bytes: what an answer carries of the queue, as QueueBounds. webhooks: how many, and where.
+    retention: how long what is told of jobs is kept.
     """
 
     body_bytes: int
@@ -107,6 +109,7 @@ class Limits:
     queue_items: int = QUEUE_ITEMS
     queue_bytes: int = QUEUE_BYTES
     webhooks: WebhookLimits = field(default_factory=WebhookLimits)
+    retention: RetentionRules = field(default_factory=RetentionRules)
 
     @property
     def body(self) -> BodyBound:
@@ -349,6 +352,11 @@ class Service:
     async def standing(self, job_id: str) -> Standing | None:
         """Return how a job stands; as `SchedulerClient.standing`."""
         return await self._scheduler.standing(job_id) if is_job_id(job_id) else None
+
+    @property
+    def history_s(self) -> float | None:
+        """How long after its end a job is kept; None where no time bounds it."""
+        return self.limits.retention.bounds("history", self.tenant).age_s
 
     async def preview(self, job_id: str) -> tuple[str, bytes] | None:
         """Return the newest picture of a job that runs, a JPEG, and the node it is of; None if there is none."""

@@ -105,7 +105,7 @@ async def shown_job(request: Request, service: Service, view: JobView) -> dict[s
     """Return a job as a request is answered it."""
     standing = await service.standing(view.job_id) if view.ended_s is None else None
     outputs = await outputs_of(request, service, view.job_id, view.outputs)
-    return job_shape(view, standing, outputs, request.scope.get("root_path", ""))
+    return job_shape(view, standing, outputs, request.scope.get("root_path", ""), service.history_s)
 
 
 def _limit(text: str | None) -> int:

@@ -25,7 +25,7 @@ STATES: Mapping[str, str] = {
 """v2's word for a state. A cancelled job has ended at once, so none is ever "canceling"."""
 
 KEPT_S = 365 * 86_400.0
-"""Jobs are kept until somebody forgets them; nothing forgets one by itself before this is over."""
+"""What is told of jobs that no time bounds: nothing forgets one by itself before this is over."""
 
 
 LINKED_S = 3600.0
@@ -37,8 +37,14 @@ def moment(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).isoformat().replace("+00:00", "Z")
 
 
-def job_shape(view: JobView, standing: Standing | None, outputs: Sequence[Any], mount: str) -> dict[str, Any]:
-    """Return a job. standing: of one that has not ended. mount: what goes before this server's paths."""
+def job_shape(
+    view: JobView, standing: Standing | None, outputs: Sequence[Any], mount: str, history_s: float | None
+) -> dict[str, Any]:
+    """Return a job. standing: of one that has not ended. mount: what goes before this server's paths.
+
+    history_s: how long after its end it is kept, None for no bound.
+    """
+    kept_until_s = view.created_s + KEPT_S if history_s is None else (view.ended_s or time.time()) + history_s
     this = f"{mount}{PREFIX}/jobs/{view.job_id}"
     return {
         "id": view.job_id,
@@ -46,7 +52,7 @@ def job_shape(view: JobView, standing: Standing | None, outputs: Sequence[Any], 
         "created_at": moment(view.created_s),
         "started_at": _at(view.started_s),
         "completed_at": _at(view.ended_s),
-        "expires_at": moment(view.created_s + KEPT_S),
+        "expires_at": moment(kept_until_s),
         "queue_position": standing.position if standing and view.state == "queued" else None,
         "progress": progress_shape(standing) if standing and view.state == "running" else None,
         "outputs": list(outputs),

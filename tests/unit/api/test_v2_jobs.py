@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ import pytest
 from serve_app.api.app import create_app
 from serve_app.api.crowd import Crowd
 from serve_app.errors import DatabaseAwayError, DrainingError, NotReadyError, QueueFullError, UnavailableError
+from serve_app.store.retention import Bounds, RetentionRules
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
 
@@ -62,6 +65,20 @@ async def test_a_job_is_shown_from_queue_to_success(client, replica, example):
     ended = (await client.get(job["urls"]["self"])).json()
     assert (ended["status"], ended["progress"], ended["metadata"]) == ("succeeded", None, {"client": "acme"})
     assert ended["metrics"]["execution_ms"] >= 0
+
+
+async def test_a_job_says_until_when_it_is_kept(client, service, replica, example):
+    job_id = await created(client, example)
+    await replica.succeed(job_id, {})
+
+    async def kept_s() -> float:
+        job = (await client.get(f"/api/v2/jobs/{job_id}")).json()
+        ended, expires = (datetime.fromisoformat(job[name]) for name in ("completed_at", "expires_at"))
+        return (expires - ended).total_seconds()
+
+    assert await kept_s() == pytest.approx(365 * 86_400, abs=60)
+    service.limits = replace(service.limits, retention=RetentionRules({"history": Bounds(age_s=60.0)}))
+    assert await kept_s() == pytest.approx(60.0)
 
 
 async def test_positions_count_from_the_job_that_starts_next(client, example):
