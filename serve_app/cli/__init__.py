@@ -161,6 +161,24 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--config", type=Path, default=local, help=f"a Serve config file (default: {LOCAL_CONFIG})")
     check.set_defaults(command=_check)
 
+    for name, what in [
+        ("backup", "copy the database into a file, also while a server works on it"),
+        ("restore", "put such a copy in the place of a database, while no server works on it"),
+    ]:
+        copying = commands.add_parser(name, help=what)
+        copying.add_argument("file", type=Path, help="the copy, such as jobs.backup.gz")
+        copying.add_argument("--database-url", metavar="URL", help="where jobs are kept (default: as configured)")
+        copying.add_argument(
+            "--config", type=Path, default=local, help=f"a Serve config file (default: {LOCAL_CONFIG})"
+        )
+        if name == "backup":
+            copying.add_argument(
+                "--files", action="store_true", help="also list the stored files, which restore looks for"
+            )
+        else:
+            copying.add_argument("--replace", action="store_true", help="let the jobs go that the database has")
+        copying.set_defaults(command=_copy, name=name)
+
     packs = commands.add_parser("packs", help="load a folder of node packs and say which of their classes can run here")
     packs.add_argument("directory", type=Path, help="the folder that --custom-nodes-dir of up would name")
     packs.add_argument("--markdown", action="store_true", help="print the table in Markdown")
@@ -299,6 +317,18 @@ def _check(arguments: argparse.Namespace) -> int:
     settings = config.load(arguments.config) if arguments.config else config.AppConfig()
     given = {name: value for name in ("output_dir", "database_url") if (value := getattr(arguments, name)) is not None}
     return check(config.parse({**settings.model_dump(), **given}, "command line").resolved(), mend=arguments.mend)
+
+
+def _copy(arguments: argparse.Namespace) -> int:
+    from serve_app import config
+    from serve_app.cli.backup import backup, restore
+
+    settings = config.load(arguments.config) if arguments.config else config.AppConfig()
+    given = {} if arguments.database_url is None else {"database_url": arguments.database_url}
+    resolved = config.parse({**settings.model_dump(), **given}, "command line").resolved()
+    if arguments.name == "backup":
+        return backup(resolved, arguments.file, files=arguments.files)
+    return restore(resolved, arguments.file, replace=arguments.replace)
 
 
 def _demo(_arguments: argparse.Namespace) -> int:

@@ -268,6 +268,26 @@ class Jobs:
             self._fence(connection, epoch)
             return inquiry.carry_out(connection)
 
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """Open a transaction that sees the database as it is at its first statement, whatever is written meanwhile."""
+        sqlite = self._engine.dialect.name == "sqlite"
+        level = "AUTOCOMMIT" if sqlite else "REPEATABLE READ"
+        with self._answering(), self._engine.connect().execution_options(isolation_level=level) as connection:
+            if sqlite:  # its driver opens none for what only reads
+                connection.exec_driver_sql("BEGIN")
+            yield connection
+            if sqlite:
+                connection.exec_driver_sql("COMMIT")
+
+    @contextlib.contextmanager
+    def replacing(self) -> Iterator[sa.Connection]:
+        """Open a transaction that may change everything, whoever holds the lease; all of it happens, or nothing."""
+        with self._transaction() as connection:
+            # Whoever works on the database waits for this, and then finds that it has lost the lease.
+            connection.execute(sa.update(LEASE).values(beat=LEASE.c.beat + 1))
+            yield connection
+
     # Reading ------------------------------------------------------------------------------------------------------
 
     def specs(self) -> dict[str, list[dict[str, Any]]]:

@@ -1,0 +1,56 @@
+"""`serve-app backup` and `restore`: the database as one file, and back."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from serve_app.config import AppConfig
+from serve_app.errors import BackupError, ConfigError
+from serve_app.replica.files import open_store
+from serve_app.scheduler.tenure import BEAT_S
+from serve_app.store.backup import Summary, restore_backup, write_backup
+from serve_app.store.jobs import Jobs
+
+
+def backup(config: AppConfig, file: Path, *, files: bool) -> int:
+    """Write a copy of the database, if asked with the list of files. Errors: BackupError, and `write_backup`'s."""
+    jobs = Jobs(config.database_url)
+    try:
+        summary = write_backup(jobs, file, open_store(config) if files else None)
+    except OSError as error:
+        raise BackupError(f"{file} cannot be written: {error}") from error
+    finally:
+        jobs.close()
+    print(f"{file}: {_said(summary)}")
+    return 0
+
+
+def restore(config: AppConfig, file: Path, *, replace: bool) -> int:
+    """Put a copy in the database's place; print what the store lacks of its files. Returns 1 if it lacks some.
+
+    Errors: BackupError, ConfigError, and `restore_backup`'s. A server is noticed as `serve-app check` does.
+    """
+    jobs = Jobs(config.database_url)
+    try:
+        before = jobs.beat()
+        time.sleep(2 * BEAT_S)
+        if jobs.beat() != before:
+            raise ConfigError("a server works on this database; stop it before restoring")
+        summary = restore_backup(jobs, file, open_store(config), replace=replace)
+    except OSError as error:
+        raise BackupError(f"{file} cannot be read: {error}") from error
+    finally:
+        jobs.close()
+    made = datetime.fromtimestamp(summary.made_s).isoformat(" ", "seconds")
+    print(f"restored as of {made}: {_said(summary)}", file=sys.stderr)
+    for area, path in summary.absent or ():
+        print(f"{area}/{path} is missing, or of another size")
+    return 1 if summary.absent else 0
+
+
+def _said(summary: Summary) -> str:
+    listed = sum(summary.files.values())
+    return f"{summary.rows['jobs']} jobs, {summary.rows.total()} rows in all" + (f", {listed} files" if listed else "")
