@@ -24,7 +24,7 @@ from serve_app.service import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS, Limi
 from serve_app.store.location import Location
 from serve_app.store.retention import Bounds, Kind, RetentionRules
 from serve_app.store.store import Area
-from serve_app.values import PreviewMethod
+from serve_app.values import WARM_PARTS, PreviewMethod, warm_recipes
 
 CELLS = {"cuda": 1_048_576, "cpu": 131_072}
 """What `latent_cells` of a pool is where it says nothing, by device."""
@@ -215,6 +215,12 @@ class ComfyUIConfig(Section):
         return self.model_copy(update=update)
 
 
+def _warmable(models: tuple[str, ...]) -> tuple[str, ...]:
+    if wrong := [model for model in models if not warm_recipes(model) or model.endswith("/")]:
+        raise ValueError(f"{', '.join(wrong)} must be FOLDER/NAME with a folder of {', '.join(WARM_PARTS)}")
+    return models
+
+
 class KeepConfig(Section):
     """How much is kept of a kind; what is left out sets no bound."""
 
@@ -318,6 +324,8 @@ class PoolConfig(Section):
     Leave room between this and what the host or container allows: it is looked at a few times a second. In a pool
     without GPU one that is set also makes a single allocation fail that goes far beyond it.
     """
+    warm: Annotated[tuple[str, ...], pydantic.AfterValidator(_warmable)] = ()
+    """Models that a replica loads as it starts, as checkpoints/sd15.safetensors."""
     hang_s: Annotated[float, Field(gt=0)] = 10.0
     """How long one thing may block a replica's event loop before the process is ended and replaced.
 
@@ -373,9 +381,13 @@ class PoolConfig(Section):
     @pydantic.model_validator(mode="after")
     def _goes_with_comfyui(self) -> PoolConfig:
         if self.comfyui is None:
+            if self.warm and not self.runtime:
+                raise ValueError(f"pool {self.name}: warm is for a pool whose replicas hold models")
             if self.prefers:
                 raise ValueError(f"pool {self.name}: prefers is for a pool with comfyui")
             return self
+        if self.warm:
+            raise ValueError(f"pool {self.name}: warm is not for a pool with comfyui, which loads its models itself")
         if self.accepts != EVERY_CLASS:
             raise ValueError(f"pool {self.name}: accepts is not for a pool with comfyui, whose classes are its own")
         if self.comfyui.url is not None and self.max_replicas != 1:

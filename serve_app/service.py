@@ -26,6 +26,7 @@ from serve_app.errors import (
     JobUnfinishedError,
     Problem,
     UnavailableError,
+    did_you_mean,
 )
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.destination import SHARED, destinations
@@ -69,6 +70,7 @@ from serve_app.store.pauses import Pause
 from serve_app.store.retention import RetentionRules
 from serve_app.store.store import AREAS, FileRef, FileStat, Store
 from serve_app.store.userdata import UserData
+from serve_app.values import WARM_PARTS, warm_recipes
 
 T = TypeVar("T")
 
@@ -310,6 +312,17 @@ class Service:
     async def withdraw(self, job_ids: Sequence[str] | None = None) -> None:
         """Cancel jobs that wait: these, or all."""
         await self._scheduler.cancel_all(job_ids, "queued")
+
+    async def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
+        """Have replicas load models ahead; as `SchedulerClient.warm`. Errors: also for models that are not there."""
+        for model in models:
+            folder, _, name = model.partition("/")
+            if not warm_recipes(model):
+                raise InvalidSubmissionError(f"{_shown(model)} must be FOLDER/NAME, of {', '.join(WARM_PARTS)}")
+            names = (await self.choices([folder]))[folder]
+            if name not in names:
+                raise InvalidSubmissionError(f"there is no model {_shown(model)}{did_you_mean(name, names)}")
+        return await self._scheduler.warm(models, pool)
 
     async def pause(self, pause: Pause, *, paused: bool) -> tuple[Pause, ...]:
         """Hold back what has not started, or let it go on; as `SchedulerClient.pause`."""

@@ -823,3 +823,17 @@ class Control:
     previous: Control | None = None
     vae: Recipe | None = None
     mask: torch.Tensor | None = None
+
+
+WARM_PARTS: Mapping[str, tuple[Part, ...]] = {
+    "checkpoints": ("backbone", "clip", "vae"),
+    "diffusion_models": ("backbone",),
+    "vae": ("vae",),
+}
+"""What is loaded ahead of a folder's files. Those of text encoders do not say what they are for."""
+
+
+def warm_recipes(model: str) -> tuple[Recipe, ...]:
+    """Return the recipes that "folder/name" stands for; none of a folder whose files are not loaded ahead."""
+    folder, _, name = model.partition("/")
+    return tuple(Recipe(part, folder, name) for part in WARM_PARTS.get(folder, ()))

@@ -54,6 +54,18 @@ async def get_models(service: Current) -> Response:
     return Json(await service.models())
 
 
+@router.post("/warm")
+async def post_warm(request: Request, service: Current) -> Response:
+    """Have replicas, of one pool for `pool`, load `models` ahead; the answer names those that are told."""
+    body = await read_object(request, service.limits.command)
+    models, pool = body.get("models"), body.get("pool")
+    if body.keys() - {"models", "pool"} or not isinstance(pool, str | None):
+        raise InvalidSubmissionError('the body must be {"models": [FOLDER/NAME, …]}, and may name a "pool"')
+    if not isinstance(models, list) or not models or not all(isinstance(model, str) for model in models):
+        raise InvalidSubmissionError(f"'models' must be a list of FOLDER/NAME, not {shown(models)}")
+    return Json({"replicas": await service.warm(models[: service.limits.ids], pool)})
+
+
 @router.post("/pause")
 async def post_pause(request: Request, service: Current) -> Response:
     """Start no more jobs: none, none that need a pool, or none of a tenant. What runs goes on."""

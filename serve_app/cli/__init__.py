@@ -128,6 +128,11 @@ def _parser() -> argparse.ArgumentParser:
     cancel.add_argument("job", help="the id that submit printed")
     cancel.set_defaults(command=_cancel)
 
+    warm = _asking(commands, "warm", "have replicas load models before a job asks for them")
+    warm.add_argument("models", nargs="+", metavar="MODEL", help="as models lists them: checkpoints/sd15.safetensors")
+    warm.add_argument("--pool", metavar="NAME", help="only replicas of this pool")
+    warm.set_defaults(command=_warm)
+
     for name, what in [
         ("pause", "start no more jobs; what runs goes on, also over restarts"),
         ("resume", "take back a pause"),
@@ -278,6 +283,16 @@ def _cancel(arguments: argparse.Namespace) -> int:
         cancelled = server.post(f"/jobs/{arguments.job}/cancel", {})["cancelled"]
     print("cancelled" if cancelled else f"{arguments.job} has ended already, or no job has this id")
     return 0 if cancelled else 1
+
+
+def _warm(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.server import Server
+
+    asked = {"models": arguments.models, **({} if arguments.pool is None else {"pool": arguments.pool})}
+    with Server(arguments.server, arguments.patience) as server:
+        replicas = server.post("/warm", asked)["replicas"]
+    print(f"loading in {', '.join(replicas)}" if replicas else "no replica is there that holds models")
+    return 0
 
 
 def _pause(arguments: argparse.Namespace) -> int:

@@ -121,6 +121,9 @@ class SchedulerHandle:
     async def remove(self, job_ids: Sequence[str] | None, tenant: str = "") -> tuple[int, tuple[str, ...]]:
         return await self._call("remove", job_ids, tenant)  # type: ignore[no-any-return]
 
+    async def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
+        return await self._call("warm", tuple(models), pool)  # type: ignore[no-any-return]
+
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
         return await self._call("pause", pause, paused)  # type: ignore[no-any-return]
 

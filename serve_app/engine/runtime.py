@@ -139,6 +139,19 @@ class EngineRuntime:
         """Evict all weights that are not in use."""
         await self._answer(self._engine.call(self.weights.release))
 
+    async def warm(self, recipes: Sequence[Recipe]) -> None:
+        """Load weights that nobody has asked for yet, one after another and between other work.
+
+        Errors: ModelFileError for a file that has not the part.
+        """
+        ways: Mapping[str, Callable[[Recipe], object]] = {
+            "backbone": self.weights.backbone,
+            "clip": self.weights.clip,
+            "vae": self.weights.vae,
+        }
+        for recipe in recipes:
+            await self._answer(self._engine.call(partial(_done, ways[recipe.part], recipe)))
+
     def resident(self) -> tuple[str, ...]:
         """Return short names of the weights that are held, as `Weights.resident`."""
         return self.weights.resident()
@@ -326,6 +339,11 @@ class EngineRuntime:
             with suppress(UnavailableError):
                 self._engine.call(partial(clear_frames, error.__traceback__))
             raise
+
+
+def _done(load: Callable[[Recipe], object], recipe: Recipe) -> None:
+    """Load and hand nothing out: what is loaded only the engine's thread lets go of."""
+    load(recipe)
 
 
 def _of_negative(guider: Guider) -> tuple[Recipe, ...]:

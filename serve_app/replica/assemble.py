@@ -74,6 +74,7 @@ def assemble(
         node_limits=NodeLimits(pool.name, pool.node_time_s, pool.runtime_node_time_s),
         stop_s=pool.stop_s,
         exit=exit,
+        warm=pool.warm,
     )
     PromptServer.instance.tell = runner.tell
     return runner

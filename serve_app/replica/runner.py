@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, get_args
 
 from serve_app import log
 from serve_app.engine.engine import Counters
-from serve_app.errors import CancelledJobError, UnavailableError
+from serve_app.errors import CancelledJobError, ServeAppError, UnavailableError
 from serve_app.graph.files import named_files
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
@@ -62,11 +62,12 @@ from serve_app.scheduler.messages import (
     TaskFinished,
     TaskStopped,
     Want,
+    Warm,
 )
 from serve_app.scheduler.remote_validation import CHECK_S
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, Store
-from serve_app.values import PreviewMethod
+from serve_app.values import PreviewMethod, Recipe, warm_recipes
 
 _log = log.get("replica")
 
@@ -107,13 +108,15 @@ class Models(Protocol):
 
     async def release(self) -> None: ...
 
+    async def warm(self, recipes: Sequence[Recipe]) -> None: ...
+
 
 class Runner:
     """One replica's tasks. models None: a worker, whose nodes cannot ask for RUNTIME.
 
-    limits: how large its values may be. node_limits: how long its nodes may take. stop_s: how long a node may go on
-    that nobody waits for; then the replica hands its other tasks back and ends its process by `exit`, since a thread
-    cannot be ended otherwise.
+    warm: models to load as it starts. limits: how large its values may be. node_limits: how long its nodes may take.
+    stop_s: how long a node may go on that nobody waits for; then the replica hands its other tasks back and ends its
+    process by `exit`, since a thread cannot be ended otherwise.
     """
 
     def __init__(
@@ -136,7 +139,9 @@ class Runner:
         node_limits: NodeLimits,
         stop_s: float,
         exit: Callable[[int], object],
+        warm: tuple[str, ...] = (),
     ) -> None:
+        self._ahead = warm
         self._limits = limits
         self._scheduler = scheduler
         self._previews = previews
@@ -177,6 +182,9 @@ class Runner:
         """Note that a scheduler has this replica, and knows nothing of it yet."""
         self._resident = ()
         self._report_residency()
+        ahead, self._ahead = self._ahead, ()
+        if ahead:
+            self.take(Warm(ahead))
 
     async def lost_touch(self) -> None:
         """Drop everything: a scheduler that knows nothing of the results does not keep their files."""
@@ -220,6 +228,9 @@ class Runner:
             case Free():
                 self._wishes.append(message)
                 self._free()
+            case Warm(models):
+                self._checking.add(warming := asyncio.create_task(self._warm(models)))
+                warming.add_done_callback(self._checking.discard)
             case Forget(signatures):
                 self._held.forget(signatures)
             case Export(signature):
@@ -252,6 +263,20 @@ class Runner:
             self._held.clear()
         if self.models is not None and any(wish.weights for wish in wishes):
             await self.models.release()
+            self._report_residency()
+
+    async def _warm(self, models: Sequence[str]) -> None:
+        """Load models that jobs are expected to ask for. One that cannot be had is theirs to report."""
+        for model in models:
+            if self.models is None:
+                return
+            folder, _, name = model.partition("/")
+            try:
+                await asyncio.to_thread(self._fetch_model, folder, name)
+                await self.models.warm(warm_recipes(model))
+                _log.info("%s is loaded ahead", model)
+            except (ServeAppError, OSError) as error:
+                _log.warning("%s is not loaded ahead: %s", model, error)
             self._report_residency()
 
     async def _check(self, check: Check, underway: Underway) -> None:

@@ -255,6 +255,13 @@ class SchedulerClient(Protocol):
         """
         ...
 
+    async def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
+        """Have the replicas of a pool, or of every one, load models ahead; return the replicas that are told.
+
+        Errors: InvalidSubmissionError for a pool that is not there.
+        """
+        ...
+
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
         """Hold back what has not started, or let it go on; return what is held back from now on, for good.
 

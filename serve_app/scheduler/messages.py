@@ -55,6 +55,13 @@ class Free:
 
 
 @dataclass(frozen=True, slots=True)
+class Warm:
+    """Message: load the weights of these models, "folder/name", beside what runs; followed by Resident."""
+
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """Message: let go of the values of these signatures: files that they name are gone. Answered by Evicted."""
 
@@ -103,7 +110,7 @@ class SocketSaid:
     frame: PackFrame
 
 
-Message: TypeAlias = Assign | Interrupt | Export | Deliver | Compute | Check | Free | Forget | SocketSaid
+Message: TypeAlias = Assign | Interrupt | Export | Deliver | Compute | Check | Free | Warm | Forget | SocketSaid
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ from serve_app.scheduler.job_counters import JobCounters
 from serve_app.scheduler.job_lists import JobLists
 from serve_app.scheduler.journal import EPOCH_BITS
 from serve_app.scheduler.machine import Machine
-from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
+from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid, Warm
 from serve_app.scheduler.outgoing import Outgoing
 from serve_app.scheduler.published_jobs import PublishedJobs
 from serve_app.scheduler.remote_validation import RemoteValidation
@@ -407,12 +407,26 @@ class Scheduler:
         self._published.ended = later = Counter[str]()
         later.update(await self._in_database(self._jobs.ended_counts, until_seq))
 
-    async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
+    async def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
+        self._check_ready()
+        if pool is not None:
+            self._check_pool(pool)
+        able = {each.name for each in self._pools if each.runtime and not each.whole and pool in (None, each.name)}
+        told = sorted(name for name, replica in self._machine.replicas.items() if replica.info.pool in able)
+        for name in told:
+            self._mail(name, Warm(tuple(models)))
+        return tuple(told)
+
+    def _check_pool(self, name: str) -> None:
         pools = [pool.name for pool in self._pools]
+        if name not in pools:
+            hint = did_you_mean(name, pools)
+            raise InvalidSubmissionError(f"no pool is named {shown(name)}; there are {', '.join(pools)}{hint}")
+
+    async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
         # One that the configuration has no longer may still be paused.
-        if pause.kind == "pool" and paused and pause.name not in pools:
-            hint = did_you_mean(pause.name, pools)
-            raise InvalidSubmissionError(f"no pool is named {shown(pause.name)}; there are {', '.join(pools)}{hint}")
+        if pause.kind == "pool" and paused:
+            self._check_pool(pause.name)
         async with self._pausing:
             self._hold(await self.inquire(SetPause(pause, paused)))
         _log.info("%s %s", pause, "paused" if paused else "resumed")

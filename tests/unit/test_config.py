@@ -219,3 +219,10 @@ def test_retention_is_off_and_a_tenants_bounds_of_a_kind_replace_everyones() -> 
 def test_nonsense_in_retention_is_named(retention: Any, where: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(where)):
         parse({"retention": retention}, "here")
+
+
+@pytest.mark.parametrize("warm", ["sd15.safetensors", "loras/x.safetensors", "checkpoints/"])
+def test_what_cannot_be_loaded_ahead_is_refused(warm: str) -> None:
+    parse({"pools": [{"name": "gpu", "warm": ["checkpoints/sd15.safetensors", "vae/x.safetensors"]}]}, "here")
+    with pytest.raises(ConfigError, match="must be FOLDER/NAME with a folder of checkpoints, diffusion_models, vae"):
+        parse({"pools": [{"name": "gpu", "warm": [warm]}]}, "here")

@@ -120,3 +120,23 @@ async def test_a_pause_of_nothing_there_is_is_refused(client, replica, body):
     answer = await client.post("/pause", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"] == "Invalid submission"
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({}, "'models' must be a list of FOLDER/NAME"),
+        ({"models": ["sd15"]}, "must be FOLDER/NAME, of checkpoints, diffusion_models, vae"),
+        ({"models": ["checkpoints/sd16.safetensors"]}, "did you mean 'sd15.safetensors'"),
+        ({"models": ["checkpoints/sd15.safetensors"], "pool": "cpx"}, "no pool is named 'cpx'"),
+        ({"models": ["checkpoints/sd15.safetensors"], "now": True}, "the body must be"),
+    ],
+)
+async def test_what_cannot_be_loaded_ahead_is_refused_by_name(client, replica, body, why):
+    answer = await client.post("/warm", json=body)
+    assert (answer.status_code, why in answer.json()["detail"]) == (400, True)
+
+
+async def test_models_are_loaded_ahead_in_pools_that_hold_any(client, replica):
+    answer = await client.post("/warm", json={"models": ["checkpoints/sd15.safetensors"]})
+    assert answer.json() == {"replicas": []}

@@ -1,0 +1,56 @@
+"""Models that are loaded before any job asks for them, and where the scheduler then sends the job."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from serve_app.config import PoolConfig
+from serve_app.errors import InvalidSubmissionError
+from tests import workflows
+from tests.unit.models.sample import write_sample_checkpoint
+from tests.unit.replica.cluster import Cluster, cluster
+
+TINY = "checkpoints/tiny.safetensors"
+POOL = PoolConfig(name="gpu", threads=1)
+txt2img = partial(workflows.txt2img, "tiny.safetensors", steps=1, prefix="out")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_sample_checkpoint(tmp_path / "models" / "checkpoints" / "tiny.safetensors")
+    return tmp_path
+
+
+async def held(running: Cluster, name: str, parts: int) -> None:
+    """Return once the scheduler knows that a replica holds so many parts."""
+    async with asyncio.timeout(60):
+        while True:
+            views = {view.replica_id: view.recipes for view in (await running.scheduler.cluster()).replicas}
+            if len(views[name]) == parts:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_a_replica_holds_what_its_pool_names_before_any_job(root: Path) -> None:
+    pool = POOL.model_copy(update={"warm": ("checkpoints/none.safetensors", TINY)})
+    async with cluster(root, (pool,)) as running:
+        await held(running, "gpu", 3)
+        loads = running.runners["gpu"].models.loads.loads
+        assert (await running.finish(await running.submit(txt2img(1), ("6",)))).state == "success"
+        assert running.runners["gpu"].models.loads.loads == loads == 3
+
+
+async def test_a_job_goes_to_the_replica_that_was_told_to_load_its_model(root: Path) -> None:
+    async with cluster(root, (POOL,)) as running:
+        assert await running.scheduler.warm([TINY], "gpu") == ("gpu",)
+        await held(running, "gpu", 3)
+        await running.replica("cold", POOL)
+        view = await running.finish(await running.submit(txt2img(2), ("6",)))
+        assert view.state == "success"
+        assert running.runners["cold"].models.loads.loads == 0
+        with pytest.raises(InvalidSubmissionError, match="no pool is named 'gpx'; there are gpu; did you mean 'gpu'"):
+            await running.scheduler.warm([TINY], "gpx")
