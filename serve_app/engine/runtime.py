@@ -245,9 +245,7 @@ class EngineRuntime:
         latent_format = run.backbone.latent_format
         if decoded and latent_format.tiny:
             with suppress(ModelFileError):
-                [image] = self.weights.vae(tiny_vae(latent_format.tiny)).decode(latent_format.from_model(run.shown[:1]))
-                shown: Tensor = image.mul(255).byte()
-                return shown
+                return self.weights.vae(tiny_vae(latent_format.tiny)).picture(latent_format.from_model(run.shown[:1]))
         return picture(run.shown, latent_format)
 
     async def generate_text(

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from serve_app.models.families.family import VaeFamily
 from serve_app.models.tiling import Shape, Tiles, in_passes, three_shapes
+from serve_app.sampling.transfer import brought
 
 SLICE_PIXELS = 1024 * 1024
 """A batch is worked through in slices of about so many pixels, so that its size does not bound the memory needed."""
@@ -34,6 +35,12 @@ class Vae:
         """
         pixels = self._sliced(self._decoded, self._with_time(latents), self.factor**2)
         return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
+
+    def picture(self, latents: Tensor) -> Tensor:
+        """Return the first image of latents (B,c,h,w) as (H,W,C) uint8 on the host, as `brought` has it."""
+        pixels = self._decoded(self._with_time(latents[:1]).to(self._device, self._dtype)).float()
+        image = ((pixels[0] + 1) / 2).clamp_(0, 1).movedim(0, -1)
+        return brought(image.mul_(255).to(torch.uint8))
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the mean latents (B,c,h,w) of images (B,H,W,C) in 0…1, float32 on the CPU.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import log
+from math import lcm, log
 from typing import Any, ClassVar
 
 import torch
@@ -46,6 +46,9 @@ SIZE_WIDTH = 256
 
 CONCAT_CHANNELS = {0: "x alone", 4: "an image to edit", 5: "a mask and the masked image"}
 """What backbones are fed beside x, by its channels."""
+
+REPEATED = 2
+"""How many times as long as the longest the texts of a forward may become by being repeated."""
 
 SKIPS, FEATURES = "skips", "features"
 """Where controls add to the encoder: to what it passes on to the decoder, or inside its levels."""
@@ -320,11 +323,15 @@ def residuals(rows: Sequence[Controlled], call: UnetCall) -> dict[str, Any]:
 def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Return contexts (R_i,T_i,D) as one (R,T,D), and which of it counts, (R,T), or None if all of it does.
 
-    Shorter ones are padded to the longest with zeros.
+    Unequal ones are repeated to a common length, as in ComfyUI, if that is not much longer than the longest: each token
+    then counts equally often, which leaves attention to them as it is, and a mask would keep a GPU from its faster
+    kernels. Texts of a CLIP are multiples of its length. Others are padded to the longest with zeros.
     """
-    longest = max(context.shape[1] for context in contexts)
-    if all(context.shape[1] == longest for context in contexts):
-        return torch.cat(list(contexts)), None
+    lengths = [context.shape[1] for context in contexts]
+    longest, common = max(lengths), lcm(*lengths)
+    if 0 < common <= REPEATED * longest:
+        repeated = [c if c.shape[1] == common else c.repeat(1, common // c.shape[1], 1) for c in contexts]
+        return torch.cat(repeated), None
     rows = sum(context.shape[0] for context in contexts)
     stacked = contexts[0].new_zeros(rows, longest, contexts[0].shape[2])
     mask = torch.zeros(rows, longest, dtype=torch.bool, device=stacked.device)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,12 +14,14 @@ from hypothesis import strategies as st
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.preview import picture
+from serve_app.models.families.taesd import Taesd
+from serve_app.models.vae import Vae
 from serve_app.sampling import noise
 from serve_app.sampling.latent_formats import SD
 from serve_app.sampling.samplers import SAMPLERS
 from tests.unit.engine.card import CARD, Card, MixedDevicesError
 from tests.unit.engine.card_runs import CardEngine, Forwards, most, on_card, taken_together, tiny, tiny_on_card
-from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, jobs, request
+from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, conditioning, jobs, request
 
 COSTS = {
     "ddim": (12, 0, 40, 0),
@@ -66,6 +70,14 @@ COSTS = {
     "uni_pc_bh2": (31, 0, 192, 0),
 }
 """By sampler: kernels around a forward of one job, and what waits for the card; the same of eight jobs."""
+
+BESIDE = {
+    "a mask": (16, 0, 72, 0),
+    "texts padded": (12, 0, 73, 0),
+    "texts repeated": (12, 0, 52, 0),
+    "texts under masks": (21, 0, 112, 0),
+}
+"""The same of Euler's jobs that have something beside."""
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +170,49 @@ def test_around_a_forward_of_a_plain_sampler_are_at_most_25_kernels_and_two_a_jo
 
 def test_nothing_waits_for_the_card_between_forwards_but_the_sampler_that_chooses_its_steps_by_their_error():
     assert {name for name, (_, alone, _, of_eight) in COSTS.items() if alone or of_eight} == {"dpm_adaptive"}
+
+
+def of_one_job(case: str, seed: int) -> dict[str, Any]:
+    """Return what a job of a case has beside a plain one."""
+    [(text, _)] = conditioning(1, 3)
+    left = torch.zeros(1, 4, 4)
+    left[..., :2] = 1
+    cases: dict[str, dict[str, Any]] = {
+        "a mask": {"noise_mask": left[None]},
+        "texts under masks": {"positive": [(text, {"mask": left}), (text + 1, {"mask": 1 - left})]},
+        "texts repeated": {"positive": conditioning(1, 77 * (1 + seed % 2)), "negative": conditioning(2, 77)},
+        "texts padded": {"positive": conditioning(1, 3 + seed % 2)},
+    }
+    return cases[case]
+
+
+@pytest.mark.parametrize("case", sorted(BESIDE))
+def test_what_else_a_job_may_have_makes_no_step_wait_for_the_card(card, engine, on_cpu, case):
+    backbone = on_card(card)
+    forwards = Forwards(card, backbone.network.module)
+    found = []
+    for count in (1, 8):
+        wanted = [request(steps=6, seed=seed, **of_one_job(case, seed)) for seed in range(count)]
+        ours, theirs = taken_together(engine, backbone, wanted), taken_together(on_cpu, tiny(), wanted)
+        assert all(torch.equal(a.latents, b.latents) for a, b in zip(ours, theirs, strict=True))
+        steady = forwards.steady()
+        found += [most(steady, lambda counts: counts.kernels), most(steady, lambda counts: counts.stalls)]
+    assert tuple(found) == BESIDE[case]
+
+
+def test_a_decoded_picture_takes_one_copy_to_the_host_which_waits_for_nothing(card):
+    torch.manual_seed(1)
+    family = Taesd(SD)
+    network = family.build().eval().requires_grad_(False)
+    latents = torch.randn(2, 4, 3, 5)
+    wanted = (Vae(family, network).decode(latents[:1])[0] * 255).byte()
+    with torch.inference_mode(), card.used():
+        vae, placed = Vae(family, card.settle(network)), latents.to(CARD)
+        before = card.counts.copy()
+        shown = vae.picture(placed)
+        counts = card.counts.since(before)
+    assert (counts.copies, counts.stalls) == (1, 0)
+    assert torch.equal(shown, wanted)
 
 
 @settings(max_examples=15)
