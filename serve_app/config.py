@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import floor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -291,8 +292,14 @@ class PoolConfig(Section):
     tasks_per_replica: Annotated[int, Field(ge=1)] = 16
     """Tasks one replica runs at once: what can share a forward."""
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs a replica; a fraction shares a card and bounds the memory the replica may take of it to the same share."""
+    num_gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs a replica; a fraction shares a card and bounds the memory the replica may take of it to the same share.
+
+    auto is one for a pool that holds models, if the cluster has one as the application is deployed; pools share what
+    there is. One that is asked for by a number and is not there is an error.
+    """
+    device: Literal["auto", "cpu"] = "auto"
+    """Where its models are: auto is on its GPU, if it has one; cpu is on the CPU, whatever num_gpus reserves."""
     resources: dict[str, float] = {}
     hosts: dict[str, str] = {}
     """Labels of the hosts that may run it, as Ray's label_selector: {role: gpu}, or {role: "!gpu"} for any other."""
@@ -360,9 +367,14 @@ class PoolConfig(Section):
         return given
 
     @property
+    def gpus(self) -> float:
+        """GPUs a replica; none for auto, before `AppConfig.on` says what that is."""
+        return 0.0 if self.num_gpus == "auto" else self.num_gpus
+
+    @property
     def memory_fraction(self) -> float | None:
         """The share of a card's memory that one replica may take; None for all of it."""
-        return self.num_gpus if 0 < self.num_gpus < 1 else None
+        return self.gpus if 0 < self.gpus < 1 else None
 
     @property
     def pool(self) -> Pool:
@@ -372,6 +384,12 @@ class PoolConfig(Section):
     def cells(self, *, cuda: bool) -> int:
         """Return its `latent_cells` on a device."""
         return self.latent_cells or CELLS["cuda" if cuda else "cpu"]
+
+    @property
+    def takes_a_gpu(self) -> bool:
+        """Whether a GPU would be of use to it: it has models here, on no CPU."""
+        elsewhere = self.comfyui is not None and self.comfyui.url is not None
+        return self.runtime and self.device != "cpu" and not elsewhere
 
     @property
     def slots(self) -> int:
@@ -484,7 +502,7 @@ class AppConfig(Section):
     def latent_cells(self) -> int | None:
         """The most cells that a sampler may work on in some pool that shares workflows; None where there is none."""
         pools = (pool for pool in self.pools if pool.runtime and pool.comfyui is None)
-        return max((pool.cells(cuda=pool.num_gpus > 0) for pool in pools), default=None)
+        return max((pool.cells(cuda=pool.gpus > 0 and pool.device != "cpu") for pool in pools), default=None)
 
     @property
     def request_limits(self) -> Limits:
@@ -520,6 +538,16 @@ class AppConfig(Section):
     def directories(self) -> dict[Area, Path]:
         """The three directories clients know."""
         return {"input": self.input_dir, "output": self.output_dir, "temp": self.temp_dir}
+
+    def on(self, gpus: float) -> AppConfig:
+        """Return it for a cluster of so many GPUs, which say what `num_gpus: auto` of its pools is."""
+        auto = [pool for pool in self.pools if pool.num_gpus == "auto" and pool.takes_a_gpu]
+        left = max(0.0, gpus - sum(pool.gpus for pool in self.pools))
+        # Ray's shares have four digits.
+        each = min(1.0, floor(left / max(1, len(auto)) * 10_000) / 10_000)
+        given = {pool.name: each for pool in auto}
+        pools = (pool.model_copy(update={"num_gpus": given.get(pool.name, pool.gpus)}) for pool in self.pools)
+        return self.model_copy(update={"pools": tuple(pools)})
 
     def resolved(self) -> AppConfig:
         """Return it with every path absolute and every directory made, the database's among them."""

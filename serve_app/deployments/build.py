@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
@@ -33,9 +34,18 @@ def build(arguments: dict[str, Any]) -> Application:
 
 
 def bind(config: AppConfig, sockets: Path | None = None) -> Application:
-    """Bind the ingress and every pool's deployment. sockets: where ingress replicas listen, if by themselves."""
+    """Bind the ingress and every pool's deployment, for the GPUs that the cluster has now.
+
+    sockets: where ingress replicas listen, if by themselves.
+    """
+    config = config.on(gpus())
     pools = [_pool(pool, config.silence_s).bind(config, pool) for pool in config.pools]
     return _ingress(config, direct=sockets is not None).bind(config, sockets, *pools)
+
+
+def gpus() -> float:
+    """Return how many GPUs the cluster has that this process is connected to."""
+    return float(ray.cluster_resources().get("GPU", 0.0))
 
 
 def _ingress(config: AppConfig, *, direct: bool = False) -> Any:
@@ -81,7 +91,7 @@ def _pool(pool: PoolConfig, silence_s: float) -> Any:
         name=pool.name,
         ray_actor_options={
             "num_cpus": pool.num_cpus,
-            "num_gpus": pool.num_gpus,
+            "num_gpus": pool.gpus,
             "resources": dict(pool.resources),
             "label_selector": dict(pool.hosts),
             "runtime_env": _runtime_env(),

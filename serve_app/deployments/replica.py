@@ -60,7 +60,7 @@ class Replica:
         # Not before: what is imported and loaded until here may hold up the loop for as long as it takes.
         self._watchdog.start()
         # Not where nobody has set a limit: what packs map counts as well, and takes no memory.
-        if pool.memory_bytes and not pool.num_gpus:
+        if pool.memory_bytes and not pool.gpus:
             limit_allocations(pool.memory_bytes)
         self._life = asyncio.create_task(self._runner.run())
         self._showing = asyncio.create_task(metrics.show(partial(self._figures, pool.name, replica_id)))

@@ -25,7 +25,7 @@ from ray import serve
 from serve_app import log
 from serve_app.config import AppConfig
 from serve_app.deployments import lean_ray
-from serve_app.deployments.build import bind
+from serve_app.deployments.build import bind, gpus
 from serve_app.deployments.handles import NAME, NAMESPACE, SchedulerHandle
 from serve_app.deployments.supervisor import GIVEN_UP
 from serve_app.errors import StoreError, UnavailableError
@@ -64,6 +64,15 @@ def serve_on_own_ray(
     # A worker each for Serve's controller, the scheduler, the ingress and the first replicas.
     actors = 2 + ingress.max_replicas + sum(p.min_replicas for p in settings.pools)
     context = lean_ray.init(max(actors, math.ceil(needed)), dashboard=dashboard, **QUIET)
+    # Elsewhere hosts with GPUs may be yet to come.
+    for pool in settings.pools:
+        if pool.gpus > (found := gpus()):
+            print(
+                f"serve-app up: pool {pool.name} asks for num_gpus: {pool.gpus:g}, and this machine has {found:g}; "
+                "`num_gpus: auto` takes one where there is one",
+                file=sys.stderr,
+            )
+            return GIVEN_UP
     served = _serve(settings, host, port, sockets, context, stop, lambda: os.write(ready, b"1"))
     return 0 if served else GIVEN_UP
 

@@ -13,6 +13,7 @@ from serve_app.config import AppConfig, PoolConfig
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import timeline_of
+from serve_app.errors import ConfigError
 from serve_app.graph.plan import takes_pack
 from serve_app.models.weights import Weights
 from serve_app.nodes.compat.server import PromptServer
@@ -40,9 +41,9 @@ def assemble(
 ) -> Runner:
     """Return a replica of the pool, ready to `run`. exit: as the runner's.
 
-    Errors: ConfigError for a dtype the device cannot do.
+    Errors: ConfigError for a dtype the device cannot do, or a GPU that is not there.
     """
-    device = torch.device("cuda" if pool.num_gpus and torch.cuda.is_available() else "cpu")
+    device = device_of(pool)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
     share = pool.memory_fraction or 1
     _log.info("pool=%s device=%s visible_gpus=%s memory_fraction=%g", pool.name, device, visible or "none", share)
@@ -78,6 +79,18 @@ def assemble(
     )
     PromptServer.instance.tell = runner.tell
     return runner
+
+
+def device_of(pool: PoolConfig) -> torch.device:
+    """Return where a pool's models are. Errors: ConfigError where it asks for a GPU and torch finds none."""
+    if not pool.gpus or pool.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"pool {pool.name}: num_gpus is {pool.gpus:g}, and torch finds no GPU here (torch {torch.__version__}); "
+            "`num_gpus: auto` takes one where there is one, and `device: cpu` computes on the CPU"
+        )
+    return torch.device("cuda")
 
 
 def _packs(config: AppConfig, exit: Callable[[int], object]) -> Packs:

@@ -88,6 +88,10 @@ class RayCluster(Application):
             args[f"{key}_dir"] = str(self.root / key)
         args["database_url"] = f"sqlite:///{self.root}/state/jobs.sqlite"
         args.update(arguments)
+        for pool in args.get("pools", ()):
+            if pool.get("runtime", True) and "comfyui" not in pool:
+                # The cards are ones that Ray only believes in.
+                pool["device"] = "cpu"
         return config
 
     def asked(self, path: str, **query: str) -> Any:

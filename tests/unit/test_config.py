@@ -99,9 +99,28 @@ def test_a_share_of_a_card_is_a_share_of_its_memory_and_whole_cards_have_no_limi
     assert shares == {"none": None, "half": 0.5, "one": None, "two": None}
 
 
+@pytest.mark.parametrize(
+    ("pools", "gpus", "given"),
+    [
+        ([{"name": "a"}], 0, [0]),
+        ([{"name": "a"}], 1, [1]),
+        ([{"name": "a"}], 8, [1]),
+        ([{"name": "a"}, {"name": "b"}, {"name": "worker", "runtime": False}], 1, [0.5, 0.5, 0]),
+        ([{"name": "a"}, {"name": "b"}, {"name": "c"}], 1, [0.3333, 0.3333, 0.3333]),
+        ([{"name": "a"}, {"name": "b", "num_gpus": 0.6}], 1, [0.4, 0.6]),
+        ([{"name": "a"}, {"name": "b", "num_gpus": 2}], 1, [0, 2]),
+        ([{"name": "a", "device": "cpu"}, {"name": "b", "num_gpus": 0}], 1, [0, 0]),
+        ([{"name": "a"}, {"name": "theirs", "comfyui": {"url": "http://x:1"}}], 1, [1, 0]),
+    ],
+)
+def test_a_pool_that_does_not_say_takes_a_gpu_if_there_is_one_left(pools, gpus, given):
+    on = config.parse({"pools": pools}, "here").on(gpus)
+    assert [pool.num_gpus for pool in on.pools] == pytest.approx(given)
+
+
 def test_the_split_clusters_model_pools_fit_on_one_card_together():
     cluster = config.load(SHIPPED[0].parent / "cluster.yaml")
-    assert sum(pool.num_gpus for pool in cluster.pools) == pytest.approx(1)
+    assert sum(pool.gpus for pool in cluster.pools) == pytest.approx(1)
 
 
 location = partial(Location, patience_s=30.0, timeout_s=30.0)
