@@ -15,9 +15,9 @@ import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from serve_app.errors import (
     InvalidGraphError,
@@ -58,17 +58,19 @@ from serve_app.scheduler.client import (
 from serve_app.scheduler.cluster_view import ClusterView
 from serve_app.scheduler.messages import Free, SocketSaid
 from serve_app.scheduler.time_limit import LONGEST_DEADLINE_S
-from serve_app.shown_jobs import ShownJobs, without_secrets
+from serve_app.shown_jobs import Show, ShownJobs, without_secrets
 from serve_app.store.catalog import Catalog
-from serve_app.store.changes import NO_CLAIMS, Claims
+from serve_app.store.changes import NO_CLAIMS, Claims, JobQuery, feed_of
 from serve_app.store.credentials import without_credentials
 from serve_app.store.extensions import Extensions
+from serve_app.store.input_folders import INPUT_FOLDERS, choices
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.model_check import ModelCheck
 from serve_app.store.pack_content import PackContent
 from serve_app.store.pauses import Pause
 from serve_app.store.retention import RetentionRules
 from serve_app.store.store import AREAS, FileRef, FileStat, Store
+from serve_app.store.tenants import store_of
 from serve_app.store.userdata import UserData
 from serve_app.values import WARM_PARTS, warm_recipes
 
@@ -155,7 +157,8 @@ class Service:
     pack_content: what else packs bring for the web page. fetch: returns what a replica has put away for clients, None
     if it is lost. relay: (pool, call) -> the id of the replica of the pool that takes a call of a node pack's route,
     then what it answers, or NotReadyError; None where there are no packs. pools: as the planner sees them; none stands
-    for some that share every workflow.
+    for some that share every workflow. shared_packs: whether tenants may use what keeps their files not apart: pools
+    that are a ComfyUI, and routes of node packs.
     """
 
     def __init__(
@@ -172,6 +175,7 @@ class Service:
         fetch: Callable[[Any], Awaitable[Any]] | None = None,
         relay: Callable[[str, PackCall], AsyncGenerator[str | Piece]] | None = None,
         pools: Sequence[Pool] = (),
+        shared_packs: bool = False,
     ) -> None:
         self.limits = limits
         self.rendering = asyncio.Semaphore(self.limits.sizes.renders)
@@ -184,20 +188,34 @@ class Service:
         self.fetch = fetch or _as_it_is
         self.relay = relay
         self.user_data = user_data or UserData(Path("user"))
-        self.shown_jobs = ShownJobs(scheduler)
+        self._shown_jobs = ShownJobs(scheduler)
         self._scheduler = scheduler
         self._choices = choices
         self._pools = pools
+        self.shared_packs = shared_packs
+        self._operators = self
         self.tenant = ""
         """Whose it is: "" is the operator's, who sees what is everyone's."""
 
     def within(self, tenant: str) -> Service:
-        """Return the service as one tenant has it: what others have is not there. "" returns this one."""
-        if tenant == self.tenant:
-            return self
-        bound = copy.copy(self)
+        """Return the service as one tenant has it: what others have is not there; "" is the operator."""
+        whole = self._operators
+        if not tenant:
+            return whole
+        bound = copy.copy(whole)
         bound.tenant = tenant
+        bound.store = store_of(whole.store, tenant)
+        bound.user_data = whole.user_data.within(tenant)
+        bound._choices = bound._own_choices
+        if not whole.shared_packs:
+            bound._pools = [pool for pool in whole._pools if not pool.whole]
         return bound
+
+    def _own_choices(self, folder: str) -> Sequence[str]:
+        """Return what a choice from a folder may be: a tenant's uploads, everyone's models."""
+        if folder in ("input", INPUT_FOLDERS):
+            return choices(self.store, self.catalog, folder)
+        return self._operators._choices(folder)
 
     async def submit(
         self,
@@ -299,19 +317,19 @@ class Service:
 
     async def cancel(self, job_id: str) -> bool:
         """Cancel a job; False if it has ended or is unknown."""
-        return is_job_id(job_id) and await self._scheduler.cancel(job_id)
+        return is_job_id(job_id) and await self._scheduler.cancel(job_id, self.tenant)
 
     async def cancel_all(self, job_ids: Sequence[str]) -> bool:
         """Cancel jobs, whether they wait or run; False if all have ended or are unknown."""
-        return await self._scheduler.cancel_all(job_ids) > 0
+        return await self._scheduler.cancel_all(job_ids, None, self.tenant) > 0
 
     async def interrupt(self, job_id: str | None = None) -> None:
         """Cancel the running job of this id, or every running job."""
-        await self._scheduler.cancel_all(None if job_id is None else [job_id], "running")
+        await self._scheduler.cancel_all(None if job_id is None else [job_id], "running", self.tenant)
 
     async def withdraw(self, job_ids: Sequence[str] | None = None) -> None:
         """Cancel jobs that wait: these, or all."""
-        await self._scheduler.cancel_all(job_ids, "queued")
+        await self._scheduler.cancel_all(job_ids, "queued", self.tenant)
 
     async def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
         """Have replicas load models ahead; as `SchedulerClient.warm`. Errors: also for models that are not there."""
@@ -335,7 +353,11 @@ class Service:
 
     async def forget(self, job_ids: Sequence[str] | None = None) -> None:
         """Forget ended jobs: these, or all."""
-        await self._scheduler.forget(job_ids)
+        await self._scheduler.forget(job_ids, self.tenant)
+
+    def feed(self, client_id: str) -> str:
+        """Return what a client's events are known by."""
+        return feed_of(self.tenant, client_id)
 
     async def remove(self, job_ids: Sequence[str] | None = None) -> None:
         """Forget ended jobs, these or all, and delete their files."""
@@ -351,20 +373,20 @@ class Service:
 
     async def attach(self, client_id: str, token: str) -> Attached:
         """Let a socket read for a client; as `SchedulerClient.attach`."""
-        return await self._scheduler.attach(client_id, token)
+        return await self._scheduler.attach(self.feed(client_id), token)
 
     async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
-        """Return what clients have not been sent; as `SchedulerClient.news`."""
+        """Return what clients have not been sent, by their feeds; as `SchedulerClient.news`."""
         return await self._scheduler.news(readers, queue, timeout_s)
 
     async def job(self, job_id: str) -> JobView | None:
         """Return a job without its credentials, or None."""
-        view = await self._scheduler.job(job_id) if is_job_id(job_id) else None
+        view = await self._scheduler.job(job_id, self.tenant) if is_job_id(job_id) else None
         return None if view is None else without_secrets(view)
 
     async def standing(self, job_id: str) -> Standing | None:
         """Return how a job stands; as `SchedulerClient.standing`."""
-        return await self._scheduler.standing(job_id) if is_job_id(job_id) else None
+        return await self._scheduler.standing(job_id, self.tenant) if is_job_id(job_id) else None
 
     @property
     def history_s(self) -> float | None:
@@ -373,17 +395,20 @@ class Service:
 
     async def preview(self, job_id: str) -> tuple[str, bytes] | None:
         """Return the newest picture of a job that runs, a JPEG, and the node it is of; None if there is none."""
-        event = await self._scheduler.preview(job_id) if is_job_id(job_id) else None
+        event = await self._scheduler.preview(job_id, self.tenant) if is_job_id(job_id) else None
         image = None if event is None else await self.fetch(event.data["image"])
         return None if event is None or image is None else (str(event.data["node"]), image)
 
     async def inquire(self, inquiry: Inquiry[T]) -> T:
-        """Return what the database answers; as `SchedulerClient.inquire`."""
+        """Return what the database answers a tenant; as `SchedulerClient.inquire`."""
+        if self.tenant and any(f.name == "tenant" for f in fields(cast(Any, inquiry))):
+            inquiry = replace(cast(Any, inquiry), tenant=self.tenant)
         return await self._scheduler.inquire(inquiry)
 
     async def queue(self) -> QueueView:
         """Return the first of the unfinished jobs without their credentials, as far as one answer goes."""
-        view = await self._scheduler.queue(QueueBounds(self.limits.queue_items, self.limits.queue_bytes))
+        bounds = QueueBounds(self.limits.queue_items, self.limits.queue_bytes)
+        view = await self._scheduler.queue(bounds, self.tenant)
         running, pending = (tuple(map(_listed, items)) for items in (view.running, view.pending))
         items = [*running, *pending]
         if len(items) < view.count.running + view.count.pending:
@@ -392,15 +417,19 @@ class Service:
             refused("ingress.queue_bytes")
         return replace(view, running=running, pending=pending)
 
+    async def list_jobs(self, query: JobQuery, show: Show) -> tuple[dict[str, bytes], int]:
+        """Return what is shown of the jobs that a query finds; as `ShownJobs.list`."""
+        return await self._shown_jobs.list(replace(query, tenant=self.tenant), show)
+
     async def count(self) -> QueueCount:
         """Return how many jobs have not ended."""
-        return await self._scheduler.count()
+        return await self._scheduler.count(self.tenant)
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> JobEvents:
         """Return the job's events past the cursor, waiting for the first. Errors: JobMissingError."""
         if not is_job_id(job_id):
             raise JobMissingError(f"no job has the id {_shown(job_id)}")
-        if found := await self._scheduler.events(job_id, after, min(timeout_s, self.limits.poll_s)):
+        if found := await self._scheduler.events(job_id, after, min(timeout_s, self.limits.poll_s), self.tenant):
             return JobEvents(tuple(found), any(event.last for event in found))
         # Asked for only now, as a job is as large as its prompt. An ending since then is in the events.
         view = await self.job(job_id)
@@ -408,7 +437,7 @@ class Service:
             raise JobMissingError(f"no job has the id {_shown(job_id)}")
         if view.state not in ENDINGS:
             return JobEvents((), False)
-        return JobEvents(tuple(await self._scheduler.events(job_id, after, 0.0)), True)
+        return JobEvents(tuple(await self._scheduler.events(job_id, after, 0.0, self.tenant)), True)
 
     async def cluster(self) -> ClusterView:
         """Return the cluster's hosts and replicas."""
@@ -416,7 +445,7 @@ class Service:
 
     async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
         """Return what happened to an unfinished job lately; as `SchedulerClient.story`."""
-        return await self._scheduler.story(job_id)
+        return await self._scheduler.story(job_id, self.tenant)
 
     async def specs(self) -> Mapping[str, NodeSpec]:
         """Return every node class some pool can run; of one that pools differ in, as the shared ones have it."""

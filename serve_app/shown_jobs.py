@@ -47,7 +47,7 @@ class ShownJobs:
     async def _made(self, keys: Sequence[JobKey], query: JobQuery, show: Show) -> Mapping[str, bytes]:
         ends = dict(keys)
         made: dict[str, bytes] = {}
-        for view in await self._scheduler.views(tuple(ends), query.brief):
+        for view in await self._scheduler.views(tuple(ends), query.brief, query.tenant):
             end = ends[view.job_id]
             if end is not None and view.ended_s is None:  # forgotten meanwhile, and its id another job's
                 continue

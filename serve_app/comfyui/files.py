@@ -19,6 +19,7 @@ from serve_app.errors import FileMissingError
 from serve_app.graph.graph import Link
 from serve_app.graph.plan import Task
 from serve_app.store.store import AREAS, Area, FileRef, Store
+from serve_app.store.tenants import store_of
 
 _FILE = re.compile(r"[^\n]{0,500}\.[A-Za-z0-9]{1,8}(?: \[(?:input|output|temp)\])?")
 """What a constant looks like that may be a file's name."""
@@ -50,10 +51,12 @@ class Carrier:
         """Bring every stored file that a constant names, unless it is there as it is now."""
         refs = {FileRef.parse(text) for text in constants(task) if _FILE.fullmatch(text)}
         # Asked all at once, since a bucket takes its time; carried one by one, since each is in memory meanwhile.
-        for ref, tag in zip(refs, await asyncio.gather(*map(self._tag, refs)), strict=True):
+        store = store_of(self._store, task.tenant)
+        tags = await asyncio.gather(*(_tag(store, ref) for ref in refs))
+        for ref, tag in zip(refs, tags, strict=True):
             if tag is not None and self._there.get(ref) != tag:
                 with contextlib.suppress(FileMissingError):  # removed just now, which is the node's own to report
-                    await self._client.write(ref, await asyncio.to_thread(_content, self._store, ref))
+                    await self._client.write(ref, await asyncio.to_thread(_content, store, ref))
                     self._there[ref] = tag
 
     async def take(self, ui: Mapping[str, Any], saver: Saver) -> dict[str, Any]:
@@ -80,19 +83,20 @@ class Carrier:
         assert isinstance(renamed, dict)
         return renamed
 
-    async def _tag(self, ref: FileRef) -> str | None:
-        """Return the tag of a stored file; None for a text that only looks like a name, or one that is not there."""
-        try:
-            return (await asyncio.to_thread(self._store.stat, ref)).etag
-        except FileMissingError:
-            return None
-
     async def _read(self, ref: FileRef) -> bytes:
         if self._folders is not None:
             # A link that leads out of them is the process's own to follow.
             with contextlib.suppress(FileMissingError):
                 return await asyncio.to_thread(_content, self._folders, ref)
         return await self._client.read(ref)
+
+
+async def _tag(store: Store, ref: FileRef) -> str | None:
+    """Return the tag of a stored file; None for a text that only looks like a name, or one that is not there."""
+    try:
+        return (await asyncio.to_thread(store.stat, ref)).etag
+    except FileMissingError:
+        return None
 
 
 def _content(store: Store, ref: FileRef) -> bytes:

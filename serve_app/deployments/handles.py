@@ -82,41 +82,41 @@ class SchedulerHandle:
             again = replace(submission, id_is_new=False)
             return await self._call("submit", again)  # type: ignore[no-any-return]
 
-    async def cancel(self, job_id: str) -> bool:
-        return await self._call("cancel", job_id)  # type: ignore[no-any-return]
+    async def cancel(self, job_id: str, tenant: str = "") -> bool:
+        return await self._call("cancel", job_id, tenant)  # type: ignore[no-any-return]
 
-    async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None) -> int:
-        return await self._call("cancel_all", job_ids, which)  # type: ignore[no-any-return]
+    async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None, tenant: str = "") -> int:
+        return await self._call("cancel_all", job_ids, which, tenant)  # type: ignore[no-any-return]
 
-    async def count(self) -> QueueCount:
-        return await self._call("count")  # type: ignore[no-any-return]
+    async def count(self, tenant: str = "") -> QueueCount:
+        return await self._call("count", tenant)  # type: ignore[no-any-return]
 
-    async def queue(self, bounds: QueueBounds) -> QueueView:
-        return await self._call("queue", bounds)  # type: ignore[no-any-return]
+    async def queue(self, bounds: QueueBounds, tenant: str = "") -> QueueView:
+        return await self._call("queue", bounds, tenant)  # type: ignore[no-any-return]
 
-    async def job(self, job_id: str) -> JobView | None:
-        return await self._call("job", job_id)  # type: ignore[no-any-return]
+    async def job(self, job_id: str, tenant: str = "") -> JobView | None:
+        return await self._call("job", job_id, tenant)  # type: ignore[no-any-return]
 
-    async def standing(self, job_id: str) -> Standing | None:
-        return await self._call("standing", job_id)  # type: ignore[no-any-return]
+    async def standing(self, job_id: str, tenant: str = "") -> Standing | None:
+        return await self._call("standing", job_id, tenant)  # type: ignore[no-any-return]
 
-    async def preview(self, job_id: str) -> Event | None:
-        return await self._call("preview", job_id)  # type: ignore[no-any-return]
+    async def preview(self, job_id: str, tenant: str = "") -> Event | None:
+        return await self._call("preview", job_id, tenant)  # type: ignore[no-any-return]
 
     async def inquire(self, inquiry: Inquiry[T]) -> T:
         return await self._call("inquire", inquiry)  # type: ignore[no-any-return]
 
-    async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
-        return await self._call("events", job_id, after, timeout_s)  # type: ignore[no-any-return]
+    async def events(self, job_id: str, after: int, timeout_s: float, tenant: str = "") -> list[Event]:
+        return await self._call("events", job_id, after, timeout_s, tenant)  # type: ignore[no-any-return]
 
     async def keys(self, query: JobQuery) -> JobKeys:
         return await self._call("keys", query)  # type: ignore[no-any-return]
 
-    async def views(self, job_ids: Sequence[str], brief: bool) -> tuple[JobView, ...]:
-        return await self._call("views", job_ids, brief)  # type: ignore[no-any-return]
+    async def views(self, job_ids: Sequence[str], brief: bool, tenant: str = "") -> tuple[JobView, ...]:
+        return await self._call("views", job_ids, brief, tenant)  # type: ignore[no-any-return]
 
-    async def forget(self, job_ids: Sequence[str] | None) -> None:
-        await self._call("forget", job_ids)
+    async def forget(self, job_ids: Sequence[str] | None, tenant: str = "") -> None:
+        await self._call("forget", job_ids, tenant)
 
     async def remove(self, job_ids: Sequence[str] | None, tenant: str = "") -> tuple[int, tuple[str, ...]]:
         return await self._call("remove", job_ids, tenant)  # type: ignore[no-any-return]
@@ -138,8 +138,8 @@ class SchedulerHandle:
         if self._connection is not None:
             self._connection[1].tell("answered", job_id)
 
-    async def attach(self, client_id: str, token: str) -> Attached:
-        return await self._call("attach", client_id, token)  # type: ignore[no-any-return]
+    async def attach(self, feed: str, token: str) -> Attached:
+        return await self._call("attach", feed, token)  # type: ignore[no-any-return]
 
     async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
         return await self._call("news", readers, queue, timeout_s)  # type: ignore[no-any-return]
@@ -163,8 +163,8 @@ class SchedulerHandle:
     async def check(self, graph: Graph, outputs: Sequence[str]) -> Prevalidation:
         return await self._call("check", graph, tuple(outputs))  # type: ignore[no-any-return]
 
-    async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
-        return await self._call("story", job_id)  # type: ignore[no-any-return]
+    async def story(self, job_id: str, tenant: str = "") -> Sequence[tuple[float, str]]:
+        return await self._call("story", job_id, tenant)  # type: ignore[no-any-return]
 
     async def cluster(self) -> ClusterView:
         return await self._call("cluster")  # type: ignore[no-any-return]

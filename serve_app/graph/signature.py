@@ -19,6 +19,11 @@ STRICT = "strict"
 """The salt of work that is done apart from all other: what was done otherwise does not stand in for it."""
 
 
+def salt_of(tenant: str, *, strict: bool) -> str:
+    """Return the salt of a tenant's work: what others have made is not shown to it, nor how long it did not take."""
+    return (f"{tenant}@" if tenant else "") + (STRICT if strict else "")
+
+
 def signatures(
     graph: Graph, specs: Mapping[str, NodeSpec], fingerprint: Callable[[str, str], str], salt: str = ""
 ) -> dict[str, str]:

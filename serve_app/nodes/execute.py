@@ -22,7 +22,7 @@ from serve_app.errors import CancelledJobError, NodeError, ServeAppError
 from serve_app.graph.dynamic import opened
 from serve_app.graph.graph import Link, Node, Origin
 from serve_app.graph.plan import Task
-from serve_app.graph.signature import STRICT, signature
+from serve_app.graph.signature import salt_of, signature
 from serve_app.graph.spec import HIDDEN_KINDS, NodeSpec
 from serve_app.graph.validate import out_of_bounds
 from serve_app.limits import SizeLimits, refused
@@ -388,7 +388,7 @@ class Execution:
             if spec.fingerprinted:
                 changes = await fingerprint(self._classes[node.class_type], spec, node, self._call(node, spec))
                 node = Node(node.id, node.class_type, node.inputs, changes)
-            salt = STRICT if self._task.strict else ""
+            salt = salt_of(self._task.tenant, strict=self._task.strict)
             # In a thread: a store that is away is asked for as long as it has patience.
             found = await asyncio.to_thread(
                 signature, node, spec, self._signatures, self._capabilities.fingerprint, salt

@@ -33,6 +33,7 @@ from serve_app.scheduler.messages import (
 from serve_app.store.credentials import scrubbed
 from serve_app.store.reserved import Contents
 from serve_app.store.store import Store
+from serve_app.store.tenants import placed_key, store_of
 
 _log = log.get("replica.comfyui")
 
@@ -151,10 +152,10 @@ class GraphRun:
         task, node_id = self._task, told.node_id
 
         async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
-            return await self._scheduler.reserve(task.id, node_id, key, at_least, contents)
+            return await self._scheduler.reserve(task.id, node_id, placed_key(key, task.tenant), at_least, contents)
 
         try:
-            files = NodeFiles(self._store, task.id.job_id, node_id, reserve, at_s=task.created_s)
+            files = NodeFiles(store_of(self._store, task.tenant), task.id.job_id, node_id, reserve, at_s=task.created_s)
             ui = await self._carrier.take(told.ui, files)
             self._count(ui)
         except FileMissingError:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from serve_app import log
 from serve_app.config import AppConfig, S3Config
@@ -12,6 +11,7 @@ from serve_app.errors import StoreError
 from serve_app.store.catalog import Catalog
 from serve_app.store.input_folders import INPUT_FOLDERS, folder_tag
 from serve_app.store.store import FileRef, Store, WholeStore
+from serve_app.store.tenants import store_of
 from serve_app.store.volume import Volume
 
 if TYPE_CHECKING:
@@ -47,17 +47,25 @@ def open_mirror(config: AppConfig) -> Mirror | None:
     return Mirror(Bucket(location), config.models_dir, config.models_cache_bytes)
 
 
-def fingerprints(catalog: Catalog, store: Store) -> Callable[[str, str], str]:
-    """Return (folder, name) -> a tag that changes with the file: of an upload, or of a model file.
+class Fingerprint(Protocol):
+    """(folder, name) -> a tag that changes with the file: of a tenant's upload, or of a model file."""
+
+    def __call__(self, folder: str, name: str, tenant: str = "") -> str: ...
+
+
+def fingerprints(catalog: Catalog, store: Store) -> Fingerprint:
+    """Return what tells one content of a named file from another.
 
     A file that cannot be asked about is taken for a new one: its node runs, and says what is wrong if something is.
     """
 
-    def fingerprint(folder: str, name: str) -> str:
+    def fingerprint(folder: str, name: str, tenant: str = "") -> str:
         try:
             if folder == INPUT_FOLDERS:
-                return folder_tag(store, name)
-            return store.stat(FileRef.parse(name)).etag if folder == "input" else catalog.fingerprint(folder, name)
+                return folder_tag(store_of(store, tenant), name)
+            if folder == "input":
+                return store_of(store, tenant).stat(FileRef.parse(name)).etag
+            return catalog.fingerprint(folder, name)
         except StoreError as error:
             _log.warning("taking %s file %s for a new one: %s", folder, name, error)
             return f"unknown {uuid.uuid4().hex}"

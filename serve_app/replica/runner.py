@@ -67,6 +67,7 @@ from serve_app.scheduler.messages import (
 from serve_app.scheduler.remote_validation import CHECK_S
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, Store
+from serve_app.store.tenants import placed_key, store_of
 from serve_app.values import PreviewMethod, Recipe, warm_recipes
 
 _log = log.get("replica")
@@ -132,7 +133,7 @@ class Runner:
         host: Callable[[], HostStats],
         results_bytes: int,
         results_entries: int | None,
-        fingerprint: Callable[[str, str], str],
+        fingerprint: Callable[..., str],
         fetch: Callable[[str, str], None],
         previews: PreviewMethod,
         limits: SizeLimits,
@@ -459,10 +460,10 @@ class Runner:
         """Return the STORE of one node."""
 
         async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
-            return await self._scheduler.reserve(task.id, node_id, key, at_least, contents)
+            return await self._scheduler.reserve(task.id, node_id, placed_key(key, task.tenant), at_least, contents)
 
-        return NodeFiles(self._store, task.id.job_id, node_id, reserve, at_s=task.created_s)
+        return NodeFiles(store_of(self._store, task.tenant), task.id.job_id, node_id, reserve, at_s=task.created_s)
 
-    def fingerprint(self, folder: str, name: str) -> str:
-        """Return what changes when that file's content does."""
-        return self._fingerprint(folder, name)
+    def fingerprint(self, folder: str, name: str, tenant: str) -> str:
+        """Return what changes when that file's content does, of uploads a tenant's."""
+        return self._fingerprint(folder, name, tenant) if tenant else self._fingerprint(folder, name)

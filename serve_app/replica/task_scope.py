@@ -31,11 +31,13 @@ class TaskScope:
         self._origins: dict[str, Origin | None] = {}
         self._drawing: dict[str, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
-        self.fingerprint = runner.fingerprint
 
     def runtime(self, node_id: str) -> Runtime | None:
         progress, show, remark = (partial(f, node_id) for f in (self._progressed, self._show, self._remark))
         return self._runner.runtime(progress, show, remark, self._task)
+
+    def fingerprint(self, folder: str, name: str) -> str:
+        return self._runner.fingerprint(folder, name, self._task.tenant)
 
     def files(self, node_id: str) -> Files:
         return self._runner.files(self._task, node_id)

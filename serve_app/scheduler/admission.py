@@ -18,7 +18,7 @@ from serve_app.graph.files import is_quick
 from serve_app.graph.graph import Graph
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Plan, Pool, is_strict, plan
-from serve_app.graph.signature import STRICT, signatures
+from serve_app.graph.signature import salt_of, signatures
 from serve_app.graph.spec import NodeSpec
 from serve_app.limits import refused
 from serve_app.scheduler.client import Submission
@@ -46,8 +46,9 @@ class AdmissionRules:
 class Admission:
     """One a scheduler's life.
 
-    pools: as the planner sees them. specs: the node classes that they run now. fingerprint: (folder, name) -> a tag
-    that changes with the file. next_order: the next job's place in the order of submission.
+    pools: as the planner sees them. specs: the node classes that they run now. fingerprint: (folder, name,
+    tenant) -> a tag that changes with the file, of uploads a tenant's. next_order: the next job's place in the order
+    of submission.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Admission:
         rules: AdmissionRules,
         pools: Sequence[Pool],
         specs: Callable[[], Mapping[str, NodeSpec]],
-        fingerprint: Callable[[str, str], str],
+        fingerprint: Callable[..., str],
         next_order: int,
     ) -> None:
         self.rules = rules
@@ -86,7 +87,7 @@ class Admission:
         # Kept with the job, so that another configuration leaves what is queued as it is.
         extra_data = {"strict": True, **submission.extra_data} if self.rules.strict else submission.extra_data
         # Before the job has its number: the store may be slow to answer.
-        graph, signed = await self._signed(submission.job_id, submission.prompt, extra_data)
+        graph, signed = await self._signed(submission.job_id, submission.prompt, extra_data, submission.tenant)
         self._check_room(submission.client_id, waiting())
         order = self._next_order
         planned = self._plan(graph, submission.outputs, signed, extra_data)
@@ -109,7 +110,7 @@ class Admission:
 
     async def readmit(self, row: JobRow) -> Plan:
         """Plan what a job of an earlier life still has to produce. Errors: InvalidGraphError."""
-        graph, signed = await self._signed(row.job_id, row.prompt, row.extra_data)
+        graph, signed = await self._signed(row.job_id, row.prompt, row.extra_data, row.tenant)
         left = [node_id for node_id in row.targets if node_id not in row.outputs]
         return self._plan(graph, left, signed, row.extra_data)
 
@@ -136,11 +137,12 @@ class Admission:
             )
 
     async def _signed(
-        self, job_id: str, prompt: Mapping[str, object], extra_data: Mapping[str, object]
+        self, job_id: str, prompt: Mapping[str, object], extra_data: Mapping[str, object], tenant: str
     ) -> tuple[Graph, dict[str, str]]:
         graph = parse(prompt)
         if extra_data.get("pool") in self._whole:
             return graph, own_signatures(graph, job_id)
-        salt = ("" if self.rules.share_results else job_id) + (STRICT if is_strict(extra_data) else "")
-        sign = partial(signatures, graph, self._specs(), self._fingerprint, salt)
+        salt = ("" if self.rules.share_results else job_id) + salt_of(tenant, strict=is_strict(extra_data))
+        fingerprint = partial(self._fingerprint, tenant=tenant) if tenant else self._fingerprint
+        sign = partial(signatures, graph, self._specs(), fingerprint, salt)
         return graph, sign() if is_quick(graph, self._specs()) else await asyncio.to_thread(sign)

@@ -89,6 +89,11 @@ class JobView:
     failure: Failure
     cached: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = ""
+
+    def is_of(self, tenant: str) -> bool:
+        """Whether a tenant may know of it, as `JobRow.is_of`."""
+        return tenant in ("", self.tenant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +168,15 @@ class QueueView:
 
 @dataclass(frozen=True, slots=True)
 class QueueMark:
-    """How many jobs have not ended; the version differs from one count to the next."""
+    """How many jobs have not ended; the version differs from one count to the next. of: by tenant, those of tenants."""
 
     version: int
     remaining: int
+    of: Mapping[str, int] = field(default_factory=dict)
+
+    def left(self, tenant: str) -> int:
+        """Return how many jobs have not ended of those that a tenant knows of."""
+        return self.of.get(tenant, 0) if tenant else self.remaining
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,32 +209,35 @@ class News:
 
 
 class SchedulerClient(Protocol):
-    """What the ingress can ask. Errors: UnavailableError (and its kinds) when the client should come back later."""
+    """What the ingress can ask. Errors: UnavailableError (and its kinds) when the client should come back later.
+
+    tenant: who asks; of what others have nothing is known, found or changed. "" is the operator, who has all.
+    """
 
     async def submit(self, submission: Submission) -> Accepted: ...
 
-    async def cancel(self, job_id: str) -> bool:
+    async def cancel(self, job_id: str, tenant: str = "") -> bool:
         """Cancel a job that has not ended; False if it has, or is unknown."""
         ...
 
-    async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None) -> int:
+    async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None, tenant: str = "") -> int:
         """Cancel jobs that have not ended: these, or all; of them only those that wait, or that run. Returns how many.
 
         What has ended or is unknown is passed over.
         """
         ...
 
-    async def queue(self, bounds: QueueBounds) -> QueueView: ...
+    async def queue(self, bounds: QueueBounds, tenant: str = "") -> QueueView: ...
 
-    async def count(self) -> QueueCount: ...
+    async def count(self, tenant: str = "") -> QueueCount: ...
 
-    async def job(self, job_id: str) -> JobView | None: ...
+    async def job(self, job_id: str, tenant: str = "") -> JobView | None: ...
 
-    async def standing(self, job_id: str) -> Standing | None:
+    async def standing(self, job_id: str, tenant: str = "") -> Standing | None:
         """Return how a job stands; None once it has ended, and of one that is unknown."""
         ...
 
-    async def preview(self, job_id: str) -> Event | None:
+    async def preview(self, job_id: str, tenant: str = "") -> Event | None:
         """Return the newest `preview` of a job that has not ended, if there is one."""
         ...
 
@@ -232,7 +245,7 @@ class SchedulerClient(Protocol):
         """Return what the database answers."""
         ...
 
-    async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
+    async def events(self, job_id: str, after: int, timeout_s: float, tenant: str = "") -> list[Event]:
         """Return the job's events with seq > after, waiting up to timeout_s for the first; [] if none came."""
         ...
 
@@ -240,11 +253,11 @@ class SchedulerClient(Protocol):
         """Return which jobs a query finds."""
         ...
 
-    async def views(self, job_ids: Sequence[str], brief: bool) -> tuple[JobView, ...]:
+    async def views(self, job_ids: Sequence[str], brief: bool, tenant: str = "") -> tuple[JobView, ...]:
         """Return these jobs in this order, without those that are unknown. brief: see JobQuery."""
         ...
 
-    async def forget(self, job_ids: Sequence[str] | None) -> None:
+    async def forget(self, job_ids: Sequence[str] | None, tenant: str = "") -> None:
         """Forget ended jobs: these, or all."""
         ...
 
@@ -281,12 +294,13 @@ class SchedulerClient(Protocol):
         """Note that the job's client knows its id: from here on it may be told of it."""
         ...
 
-    async def attach(self, client_id: str, token: str) -> Attached:
-        """Let this socket read for the client from where it was; any earlier socket of it is replaced."""
+    async def attach(self, feed: str, token: str) -> Attached:
+        """Let this socket read a feed from where its client was; any earlier socket of it is replaced."""
         ...
 
     async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
-        """Return what these clients have not been sent, waiting for the first; also when the queue's version differs.
+        """Return what these feeds' clients have not been sent, waiting for the first; also when the queue's version
+        differs.
 
         What a reader has sent may be forgotten.
         """
@@ -312,6 +326,6 @@ class SchedulerClient(Protocol):
 
     async def cluster(self) -> ClusterView: ...
 
-    async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
+    async def story(self, job_id: str, tenant: str = "") -> Sequence[tuple[float, str]]:
         """Return what the scheduler was told of an unfinished job lately, as (Unix time, what); [] for any other."""
         ...

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from serve_app.events import Event, data_bytes
 from serve_app.limits import EventLimits, refused
@@ -125,9 +126,9 @@ class Feeds:
             self._feed(client_id).held.discard(job_id)
             self._wake(client_id)
 
-    def queue_is(self, remaining: int) -> None:
-        """Tell everyone how many jobs have not ended."""
-        self.queue = QueueMark(self.queue.version + 1, remaining)
+    def queue_is(self, remaining: int, of: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Tell everyone how many jobs have not ended. of: by tenant."""
+        self.queue = QueueMark(self.queue.version + 1, remaining, dict(of))
         for poll in self._polls:
             poll.woken.set()
 

@@ -33,7 +33,7 @@ class JobLists:
             jobs, total = window
             return JobKeys(tuple((job.row.job_id, None) for job in jobs), total)
         known = None
-        if query.workflow_id is None:
+        if query.workflow_id is None and not query.tenant:
             counts = {**self._published.ended, "queued": len(unended.waiting), "running": len(unended.running)}
             known = sum(counts.get(state, 0) for state in set(query.states))
         if query.limit == 0 and known is not None:

@@ -49,9 +49,9 @@ class PublishedJobs:
 
     def expect(self, row: JobRow) -> None:
         """Prepare for a job whose submission is about to be accepted: nobody is told of it before its own client."""
-        if row.client_id is not None:
-            self._clients[row.job_id] = row.client_id
-            self.feeds.hold(row.job_id, row.client_id)
+        if row.feed is not None:
+            self._clients[row.job_id] = row.feed
+            self.feeds.hold(row.job_id, row.feed)
             asyncio.get_running_loop().call_later(ANSWER_S, self.feeds.release, row.job_id)
 
     def arrives(self, job: JobRecord) -> None:
@@ -68,17 +68,17 @@ class PublishedJobs:
         """Put back what is durable of jobs of an earlier life, for clients who may not have been told of it."""
         told = []
         for row in rows:
-            if row.client_id is not None:
-                told += [(event, row.client_id) for event in rebuilt(row)]
+            if row.feed is not None:
+                told += [(event, row.feed) for event in rebuilt(row)]
                 if not row.ended:
-                    self._clients[row.job_id] = row.client_id
-        for event, client_id in sorted(told, key=lambda pair: pair[0].seq):
-            self.feeds.put(client_id, event)
+                    self._clients[row.job_id] = row.feed
+        for event, feed in sorted(told, key=lambda pair: pair[0].seq):
+            self.feeds.put(feed, event)
 
     def show(self, job: JobRecord) -> None:
         """Show an unfinished job of an earlier life, which clients know."""
         self.unended.add(job, started=job.started_s is not None)
-        self.feeds.queue_is(len(self.unended))
+        self.feeds.queue_is(len(self.unended), self.unended.by_tenant())
 
     def publish(self, event: Event) -> None:
         """Let clients see an event, and with it the job's coming or going."""
@@ -116,12 +116,12 @@ class PublishedJobs:
         if client_id is not None:
             self.feeds.put(client_id, event)
         if event.last or arrived is not None:
-            self.feeds.queue_is(len(self.unended))
+            self.feeds.queue_is(len(self.unended), self.unended.by_tenant())
 
-    def attach(self, client_id: str, token: str) -> Attached:
+    def attach(self, feed: str, token: str) -> Attached:
         """Let a socket read for a client, as `Feeds.attach`."""
-        jobs = (job for job in self.unended.running if job.row.client_id == client_id)
-        return replace(self.feeds.attach(client_id, token), running=tuple(job.row.job_id for job in jobs))
+        jobs = (job for job in self.unended.running if job.row.feed == feed)
+        return replace(self.feeds.attach(feed, token), running=tuple(job.row.job_id for job in jobs))
 
     def preview(self, job_id: str) -> Event | None:
         """Return the newest picture of a job that has not ended."""
@@ -152,8 +152,10 @@ class PublishedJobs:
         }
         return {key: taken / max(1, most) for key, (taken, most) in bounded.items()}
 
-    def forget(self, job_ids: Collection[str] | None) -> None:
-        """Forget ended jobs: these, or all."""
+    def forget(self, job_ids: Collection[str] | None, tenant: str = "") -> None:
+        """Forget ended jobs: these, or all. Of a tenant's that are not named the streams stay, until they are old."""
+        if tenant and job_ids is None:
+            job_ids = self.successes.of(tenant)
         self.successes.forget(job_ids)
         for job_id in list(self._streams if job_ids is None else job_ids):
             if job_id not in self.unended and job_id not in self._arriving:

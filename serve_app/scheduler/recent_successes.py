@@ -35,6 +35,10 @@ class RecentSuccesses:
         kept = self._views.get(job_id)
         return None if kept is None else kept[0]
 
+    def of(self, tenant: str) -> list[str]:
+        """Return the ids of a tenant's."""
+        return [job_id for job_id, (view, _) in self._views.items() if view.tenant == tenant]
+
     def forget(self, job_ids: Iterable[str] | None) -> None:
         """Forget these, or all."""
         for job_id in list(self._views if job_ids is None else job_ids):

@@ -20,6 +20,8 @@ def check_repeat(row: JobRow, submission: Submission) -> None:
     output nodes; and extra_data, without credentials and a `strict` that the configuration has set. Who asks, and for
     which place in the queue, makes no difference. Errors: InvalidSubmissionError.
     """
+    if row.tenant != submission.tenant:
+        raise InvalidSubmissionError(f"prompt_id {row.job_id} cannot be given; give another, or none")
     # A job that has ended has no credentials any more.
     accepted_data, given_data = without_credentials(row.extra_data), without_credentials(submission.extra_data)
     differing = [

@@ -130,7 +130,7 @@ class Scheduler:
         self,
         jobs: Jobs,
         pools: Sequence[Pool],
-        fingerprint: Callable[[str, str], str],
+        fingerprint: Callable[..., str],
         host: Callable[[], HostStats],
         *,
         holder: str,
@@ -290,52 +290,56 @@ class Scheduler:
         self._check_alive()  # it may have lost the lease since the submission came
         return self._machine.queued
 
-    async def cancel(self, job_id: str) -> bool:
+    async def cancel(self, job_id: str, tenant: str = "") -> bool:
         self._check_alive()
-        if job_id not in self._machine.jobs:
+        job = self._machine.jobs.get(job_id)
+        if job is None or not job.row.is_of(tenant):
             return False
         await self._feed(CancelAsked(job_id))
         return True
 
-    async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None) -> int:
+    async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None, tenant: str = "") -> int:
         self._check_alive()
-        unended = self._published.unended
+        unended = self._published.unended.within(tenant)
         lists = {"running": unended.running, "queued": unended.waiting}
         shown = unended.values() if which is None else iter(lists[which])
         ids = [job.row.job_id for job in shown] if job_ids is None else dict.fromkeys(job_ids)
-        jobs = [job for job_id in ids if (job := self._machine.jobs.get(job_id)) is not None]
+        known = [job for job_id in ids if (job := self._machine.jobs.get(job_id)) is not None]
+        jobs = [job for job in known if job.row.is_of(tenant)]
         wanted = [job for job in jobs if which is None or (job.started_s is None) == (which == "queued")]
         await asyncio.gather(*[self._feed(CancelAsked(job.row.job_id)) for job in wanted])
         return len(wanted)
 
-    async def count(self) -> QueueCount:
+    async def count(self, tenant: str = "") -> QueueCount:
         self._check_ready()
-        return QueueCount(len(self._published.unended.running), len(self._published.unended.waiting))
+        unended = self._published.unended.within(tenant)
+        return QueueCount(len(unended.running), len(unended.waiting))
 
-    async def queue(self, bounds: QueueBounds) -> QueueView:
+    async def queue(self, bounds: QueueBounds, tenant: str = "") -> QueueView:
         self._check_ready()
-        return queue_view(self._published.unended, bounds, self._paused)
+        return queue_view(self._published.unended.within(tenant), bounds, self._paused)
 
-    async def job(self, job_id: str) -> JobView | None:
+    async def job(self, job_id: str, tenant: str = "") -> JobView | None:
         self._check_ready()
         if job := self._published.unended.get(job_id):
-            return live_view(job)
+            return live_view(job) if job.row.is_of(tenant) else None
         if success := self._published.successes.get(job_id):
-            return success
+            return success if success.is_of(tenant) else None
         row = await self._in_database(self._jobs.job, job_id)
-        return None if row is None else row_view(row)
+        return None if row is None or not row.is_of(tenant) else row_view(row)
 
-    async def standing(self, job_id: str) -> Standing | None:
+    async def standing(self, job_id: str, tenant: str = "") -> Standing | None:
         self._check_ready()
-        if (job := self._published.unended.get(job_id)) is None:
+        unended = self._published.unended.within(tenant)
+        if (job := unended.get(job_id)) is None:
             return None
         stream = self._published.stream(job_id)
-        how = standing(job, self._published.unended.waiting.position(job_id), stream.events if stream else ())
+        how = standing(job, unended.waiting.position(job_id), stream.events if stream else ())
         preview = self._published.preview(job_id)
         return how if preview is None else replace(how, preview=preview.seq)
 
-    async def preview(self, job_id: str) -> Event | None:
-        return self._published.preview(job_id)
+    async def preview(self, job_id: str, tenant: str = "") -> Event | None:
+        return self._published.preview(job_id) if job_id in self._published.unended.within(tenant) else None
 
     async def inquire(self, inquiry: Inquiry[T]) -> T:
         self._check_alive()
@@ -357,14 +361,14 @@ class Scheduler:
         self._check_ready()
         return await self._lists.keys(query)
 
-    async def views(self, job_ids: Sequence[str], brief: bool) -> tuple[JobView, ...]:
+    async def views(self, job_ids: Sequence[str], brief: bool, tenant: str = "") -> tuple[JobView, ...]:
         self._check_ready()
-        return await self._lists.views(job_ids, brief=brief)
+        return tuple(view for view in await self._lists.views(job_ids, brief=brief) if view.is_of(tenant))
 
-    async def forget(self, job_ids: Sequence[str] | None) -> None:
+    async def forget(self, job_ids: Sequence[str] | None, tenant: str = "") -> None:
         self._check_alive()
-        await self._in_database(self._jobs.forget, self.epoch, job_ids)
-        self._published.forget(job_ids)
+        await self._in_database(self._jobs.forget, self.epoch, job_ids, tenant)
+        self._published.forget(job_ids, tenant)
         await self._count_ended(self._published.seq)
 
     async def remove(self, job_ids: Sequence[str] | None, tenant: str = "") -> tuple[int, tuple[str, ...]]:
@@ -448,17 +452,19 @@ class Scheduler:
     async def answered(self, job_id: str) -> None:
         self._published.feeds.release(job_id)
 
-    async def attach(self, client_id: str, token: str) -> Attached:
+    async def attach(self, feed: str, token: str) -> Attached:
         self._check_alive()
-        return self._published.attach(client_id, token)
+        return self._published.attach(feed, token)
 
     async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
         self._check_alive()
         return await self._published.feeds.news(readers, queue, timeout_s)
 
-    async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
+    async def events(self, job_id: str, after: int, timeout_s: float, tenant: str = "") -> list[Event]:
         """Return the job's events past the cursor. Errors: JobMissingError."""
         self._check_alive()
+        if tenant and not await self._is_of(job_id, tenant):
+            raise JobMissingError(f"no job has the id {job_id!r}")
         stream = await self._stream(job_id)
         deadline = time.monotonic() + timeout_s
         while not (found := stream.after(after)):
@@ -491,9 +497,9 @@ class Scheduler:
         self._check_alive()
         return self._abilities.routes()
 
-    async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
+    async def story(self, job_id: str, tenant: str = "") -> Sequence[tuple[float, str]]:
         self._check_ready()
-        return self._machine.story(job_id)
+        return self._machine.story(job_id) if job_id in self._published.unended.within(tenant) else []
 
     async def cluster(self) -> ClusterView:
         self._check_ready()
@@ -660,6 +666,12 @@ class Scheduler:
         if job := self._machine.jobs.get(job_id):
             return job.row
         return await self._in_database(self._jobs.job, job_id)
+
+    async def _is_of(self, job_id: str, tenant: str) -> bool:
+        if success := self._published.successes.get(job_id):
+            return success.is_of(tenant)
+        row = await self._row(job_id)
+        return row is not None and row.is_of(tenant)
 
     async def _stream(self, job_id: str) -> EventStream:
         """Return the job's stream; what memory does not hold is rebuilt from the database, cursors and all."""

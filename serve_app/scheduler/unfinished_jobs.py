@@ -64,6 +64,7 @@ class UnfinishedJobs(Mapping[str, JobRecord]):
         self._unstarted: OrderedDict[str, JobRecord] = OrderedDict()
         self.running = Ordered(lambda job: (job.started_s or 0.0, job.row.order))
         self.waiting = Ordered(lambda job: job.priority)
+        self._of: dict[str, UnfinishedJobs] = {}
 
     def __getitem__(self, job_id: str) -> JobRecord:
         return self._jobs[job_id]
@@ -73,6 +74,14 @@ class UnfinishedJobs(Mapping[str, JobRecord]):
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    def within(self, tenant: str) -> UnfinishedJobs:
+        """Return those that a tenant knows of."""
+        return self._of.get(tenant) or UnfinishedJobs() if tenant else self
+
+    def by_tenant(self) -> dict[str, int]:
+        """Return how many there are of each tenant that has some."""
+        return {tenant: len(jobs) for tenant, jobs in self._of.items()}
 
     def by_arrival(self, states: Collection[str], *, descending: bool) -> tuple[Iterator[JobRecord], int]:
         """Return the jobs that are queued, running or both in the order of their arrival, and how many they are."""
@@ -88,6 +97,11 @@ class UnfinishedJobs(Mapping[str, JobRecord]):
 
     def add(self, job: JobRecord, *, started: bool) -> None:
         """Add a job that is not among them."""
+        if job.tenant:
+            self._of.setdefault(job.tenant, UnfinishedJobs())._put(job, started=started)
+        self._put(job, started=started)
+
+    def _put(self, job: JobRecord, *, started: bool) -> None:
         self._jobs[job.row.job_id] = job
         if started:
             self.running.add(job)
@@ -100,10 +114,17 @@ class UnfinishedJobs(Mapping[str, JobRecord]):
         if (job := self._unstarted.pop(job_id, None)) is not None:
             self.waiting.discard(job_id)
             self.running.add(job)
+            if (own := self._of.get(job.tenant)) is not None:
+                own.start(job_id)
 
     def discard(self, job_id: str) -> JobRecord | None:
         """Take out a job and return it, if it is there."""
         self._unstarted.pop(job_id, None)
         self.running.discard(job_id)
         self.waiting.discard(job_id)
-        return self._jobs.pop(job_id, None)
+        job = self._jobs.pop(job_id, None)
+        if job is not None and (own := self._of.get(job.tenant)) is not None:
+            own.discard(job_id)
+            if not own:
+                del self._of[job.tenant]
+        return job

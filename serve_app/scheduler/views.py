@@ -52,7 +52,7 @@ def unfinished_window(jobs: UnfinishedJobs, query: JobQuery) -> tuple[list[JobRe
     states = frozenset(query.states)
     if not states <= {"queued", "running"} or query.sort != "created" or query.workflow_id is not None:
         return None
-    listed, total = jobs.by_arrival(states, descending=query.descending)
+    listed, total = jobs.within(query.tenant).by_arrival(states, descending=query.descending)
     stop = None if query.limit is None else query.offset + query.limit
     return list(islice(listed, query.offset, stop)), total
 
@@ -116,4 +116,5 @@ def _view(
         failure=row.failure,
         cached=cached,
         labels=row.labels,
+        tenant=row.tenant,
     )

@@ -2,6 +2,7 @@
 
 An upload lies once in the store, in the input area's folder FOLDER under a name of its own, however many assets refer
 to it; the last of them to go takes it along. An asset of a job's output is a record alone: its file is the job's.
+Each is one tenant's; the operator knows of all, by where they lie.
 What may be taken away is decided here, in the transaction that takes it out of the table; the file goes after that, and
 one that a crash leaves behind is nobody's (`sweep.py`).
 """
@@ -22,6 +23,7 @@ from serve_app.store.insert_once import insert_once
 from serve_app.store.keys import KeyClaim, claim_keys
 from serve_app.store.schema import ASSET_USES, ASSETS, JOBS
 from serve_app.store.store import AREAS, FileRef
+from serve_app.store.tenants import placed
 
 FOLDER = "assets"
 """Of the input area: where uploaded bytes lie."""
@@ -37,6 +39,7 @@ class Asset:
 
     hash: "blake3:HEX"; None of an output that was not read. path: of the file within its area. size: bytes. name: where
     the client says it lies, its own word for it. expires_s: Unix time, None for never. job_id, node_id: of an output.
+    tenant: whose.
     """
 
     asset_id: str
@@ -51,6 +54,7 @@ class Asset:
     expires_s: float | None = None
     job_id: str | None = None
     node_id: str | None = None
+    tenant: str = ""
 
     @property
     def ref(self) -> FileRef:
@@ -82,13 +86,14 @@ class MintAsset:
     asset: Asset
     stored: bool
     key: str | None = None
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> Minted | None:
-        """Return what is kept; None where nobody has the bytes."""
-        asset = self.asset
+        """Return what is kept; None where the tenant has the bytes not."""
+        asset = replace(self.asset, tenant=self.tenant)
         if self.key is not None:
-            claim_keys(connection, [KeyClaim(asset.asset_id, self.key, asset.created_s)])
-        alike = _select(connection, (ASSETS.c.hash == asset.hash) & _live())
+            claim_keys(connection, [KeyClaim(asset.asset_id, self.key, asset.created_s, self.tenant)])
+        alike = _select(connection, (ASSETS.c.hash == asset.hash) & (ASSETS.c.tenant == self.tenant) & _live())
         own = [a for a in alike if a.job_id is None and a.name == asset.name]
         if own:
             kept = own[0]
@@ -115,10 +120,11 @@ class RecordOutputs:
     writes: ClassVar[bool] = True
 
     assets: tuple[Asset, ...]
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> None:
         """Insert them."""
-        _insert(connection, self.assets)
+        _insert(connection, [replace(asset, tenant=self.tenant) for asset in self.assets])
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +156,12 @@ class OutputsOf:
     writes: ClassVar[bool] = False
 
     job_id: str
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> dict[str, OutputAsset]:
         """Return them."""
-        rows = connection.execute(sa.select(ASSETS).where(ASSETS.c.job_id == self.job_id)).all()
+        its = (ASSETS.c.job_id == self.job_id) & (ASSETS.c.tenant == self.tenant)
+        rows = connection.execute(sa.select(ASSETS).where(its)).all()
         return {row.asset_id: OutputAsset(_asset(row), row.deleted_s is not None) for row in rows}
 
 
@@ -164,13 +172,14 @@ class FindAssets:
     writes: ClassVar[bool] = False
 
     asset_ids: tuple[str, ...]
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> dict[str, Asset]:
         """Return them by id."""
         found = {}
         for start in range(0, len(self.asset_ids), BATCH):
             wanted = ASSETS.c.asset_id.in_(self.asset_ids[start : start + BATCH])
-            found.update({asset.asset_id: asset for asset in _select(connection, wanted & _live())})
+            found.update({asset.asset_id: asset for asset in _select(connection, wanted & _live(), self.tenant)})
         return found
 
 
@@ -181,10 +190,12 @@ class HasBytes:
     writes: ClassVar[bool] = False
 
     hash: str
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> bool:
         """Return the answer."""
-        has = sa.select(sa.literal(1)).select_from(ASSETS).where((ASSETS.c.hash == self.hash) & _live()).limit(1)
+        there = (ASSETS.c.hash == self.hash) & (ASSETS.c.tenant == self.tenant) & _live()
+        has = sa.select(sa.literal(1)).select_from(ASSETS).where(there).limit(1)
         return connection.execute(has).first() is not None
 
 
@@ -202,10 +213,11 @@ class DeleteAsset:
     writes: ClassVar[bool] = True
 
     asset_id: str
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> Deleted:
         """Return what became of it. Of an output the record stays, so that it is not made again."""
-        found = _select(connection, _is(self.asset_id) & _live())
+        found = _select(connection, _is(self.asset_id) & _live(), self.tenant)
         if not found:
             return Deleted("missing")
         if connection.execute(_used(self.asset_id)).first() is not None:
@@ -213,7 +225,7 @@ class DeleteAsset:
         if found[0].job_id is not None:
             connection.execute(sa.update(ASSETS).where(_is(self.asset_id)).values(deleted_s=time.time()))
             return Deleted("deleted")
-        return Deleted("deleted", _remove(connection, found))
+        return Deleted("deleted", _remove(connection, found, self.tenant))
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +239,7 @@ class ExpireAssets:
         used = sa.select(ASSET_USES.c.asset_id).join(JOBS, JOBS.c.job_id == ASSET_USES.c.job_id)
         used = used.where(JOBS.c.ended_s.is_(None))
         over = (ASSETS.c.expires_s <= time.time()) & ASSETS.c.asset_id.not_in(used)
-        return _remove(connection, _select(connection, over))
+        return _remove(connection, _select(connection, over), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,13 +254,22 @@ class KnownFiles:
         return frozenset(path.removeprefix(f"{FOLDER}/") for path in connection.execute(paths).scalars())
 
 
-def use(connection: sa.Connection, uses: Sequence[tuple[str, str]]) -> None:
-    """Note that jobs use assets, as (job, asset); none costs no statement. Errors: AssetMissingError for the job."""
-    for job_id, asset_id in uses:
+class AssetUse(NamedTuple):
+    """tenant: whose the job is."""
+
+    job_id: str
+    asset_id: str
+    tenant: str
+
+
+def use(connection: sa.Connection, uses: Sequence[AssetUse]) -> None:
+    """Note that jobs use assets; none costs no statement. Errors: AssetMissingError for the job."""
+    for job_id, asset_id, tenant in uses:
         # One that is used already may have expired since: a statement may be carried out twice.
-        if not _select(connection, _is(asset_id) & (_live() | _is_used_by(job_id))):
+        if not _select(connection, _is(asset_id) & (_live() | _is_used_by(job_id)), tenant):
             raise AssetMissingError(job_id, f"asset {asset_id} is not there", asset_id)
-    insert_once(connection, ASSET_USES, ("job_id", "asset_id"), [{"job_id": j, "asset_id": a} for j, a in uses])
+    rows = [{"job_id": one.job_id, "asset_id": one.asset_id} for one in uses]
+    insert_once(connection, ASSET_USES, ("job_id", "asset_id"), rows)
 
 
 def _is(asset_id: str) -> sa.ColumnElement[bool]:
@@ -268,16 +289,17 @@ def _is_used_by(job_id: str) -> sa.ColumnElement[bool]:
     return ASSETS.c.asset_id.in_(sa.select(ASSET_USES.c.asset_id).where(ASSET_USES.c.job_id == job_id))
 
 
-def _remove(connection: sa.Connection, assets: Iterable[Asset]) -> tuple[FileRef, ...]:
-    """Delete the records of uploads and return the files that no other record has."""
+def _remove(connection: sa.Connection, assets: Iterable[Asset], tenant: str) -> tuple[FileRef, ...]:
+    """Delete the records of uploads and return the files that no other record has, as `tenant` finds them."""
     files = []
     for asset in assets:
         connection.execute(sa.delete(ASSETS).where(_is(asset.asset_id)))
         shared = (ASSETS.c.hash == asset.hash) & (ASSETS.c.area == asset.area) & (ASSETS.c.path == asset.path)
+        shared &= ASSETS.c.tenant == asset.tenant
         left = connection.execute(sa.select(sa.literal(1)).select_from(ASSETS).where(shared).limit(1)).first()
         # A reference to an output's bytes stands in the output area, where files are the jobs'.
         if left is None and asset.area == "input" and asset.ref.subfolder == FOLDER:
-            files.append(asset.ref)
+            files.append(asset.ref if tenant else placed(asset.ref, asset.tenant))
     return tuple(files)
 
 
@@ -286,7 +308,10 @@ def _insert(connection: sa.Connection, assets: Sequence[Asset]) -> None:
     insert_once(connection, ASSETS, ("asset_id",), [{**row, "tags": json.dumps(row["tags"])} for row in rows])
 
 
-def _select(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[Asset]:
+def _select(connection: sa.Connection, where: sa.ColumnElement[bool], tenant: str = "") -> list[Asset]:
+    """Return assets, of a tenant's only its own."""
+    if tenant:
+        where &= ASSETS.c.tenant == tenant
     rows = connection.execute(sa.select(ASSETS).where(where).order_by(ASSETS.c.created_s, ASSETS.c.asset_id))
     return [_asset(row) for row in rows]
 

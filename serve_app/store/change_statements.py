@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from serve_app.errors import ChangeRefusedError
-from serve_app.store.assets import use
+from serve_app.store.assets import AssetUse, use
 from serve_app.store.changes import (
     Change,
     JobAccepted,
@@ -103,9 +103,9 @@ def _claim(connection: sa.Connection, accepted: Sequence[JobAccepted]) -> None:
         for key, value in change.row.labels.items()
     ]
     insert_once(connection, LABELS, ("key", "value", "order"), labels)
-    use(connection, [(change.job_id, asset_id) for change in accepted for asset_id in change.claims.assets])
+    use(connection, [AssetUse(c.job_id, asset_id, c.row.tenant) for c in accepted for asset_id in c.claims.assets])
     keyed = [(change, key) for change in accepted if (key := change.claims.key) is not None]
-    claim_keys(connection, [KeyClaim(change.job_id, key, change.row.created_s) for change, key in keyed])
+    claim_keys(connection, [KeyClaim(c.job_id, key, c.row.created_s, c.row.tenant) for c, key in keyed])
 
 
 def _of(kind: type[T], changes: Iterable[object]) -> list[T]:

@@ -51,6 +51,20 @@ class JobRow:
         """Whether the job has come to its end."""
         return self.ended_s is not None
 
+    @property
+    def feed(self) -> str | None:
+        """What its client's events are known by; None without one."""
+        return None if self.client_id is None else feed_of(self.tenant, self.client_id)
+
+    def is_of(self, tenant: str) -> bool:
+        """Whether a tenant may know of it; "" is the operator, who may of all."""
+        return tenant in ("", self.tenant)
+
+
+def feed_of(tenant: str, client_id: str) -> str:
+    """Return what a client's events are known by: clients of two tenants are two, whatever they call themselves."""
+    return f"{tenant}\n{client_id}" if tenant else client_id
+
 
 @dataclass(frozen=True, slots=True)
 class Claims:
@@ -124,7 +138,7 @@ class JobQuery:
 
     states: of the database: queued, running, success, error, cancelled. sort: the moment of a job that orders them, or
     how long it ran. limit None: all from offset. workflow_id: only jobs of this saved workflow. brief: without prompts,
-    and of extra_data only the id of the saved workflow.
+    and of extra_data only the id of the saved workflow. tenant: only of jobs that it may know of.
     """
 
     states: tuple[str, ...]
@@ -134,6 +148,7 @@ class JobQuery:
     limit: int | None = None
     workflow_id: str | None = None
     brief: bool = False
+    tenant: str = ""
 
 
 Change: TypeAlias = JobAccepted | JobStarted | JobLostReplica | OutputRecorded | JobEnded

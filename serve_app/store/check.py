@@ -11,6 +11,7 @@ from serve_app.store.changes import JobQuery, JobRow
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import is_own, shown
 from serve_app.store.store import FileRef, Store
+from serve_app.store.tenants import placed
 
 PAGE = 500
 """Jobs that are read at once."""
@@ -42,7 +43,7 @@ def check(jobs: Jobs, store: Store, *, mend: bool = False) -> Iterator[Differenc
     for row in _rows(jobs):
         yield from (Difference(f"job {row.job_id} {wrong}") for wrong in _contradictions(row))
         for node_id, (_, ui) in row.outputs.items():
-            for ref in (ref for ref in shown(ui) if ref.area == "output"):
+            for ref in (placed(ref, row.tenant) for ref in shown(ui) if ref.area == "output"):
                 recorded.add(ref)
                 if not there(ref):
                     yield Difference(f"{ref.area}/{ref.path} is missing: node {node_id} of job {row.job_id} saved it")

@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol, TypeVar
 import sqlalchemy as sa
 
 from serve_app.events import JobState
+from serve_app.store.list_statements import of_tenant
 from serve_app.store.schema import JOBS, LABELS
 
 T_co = TypeVar("T_co", covariant=True)
@@ -46,7 +47,7 @@ class ListedJob:
 class ListJobs:
     """The newest jobs, also those that were cancelled before they started: at most `limit`, submitted before `before`.
 
-    labels: which they all have.
+    labels: which they all have. tenant: who asks, "" for the operator, who may know of all.
     """
 
     writes: ClassVar[bool] = False
@@ -54,11 +55,14 @@ class ListJobs:
     limit: int
     before: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> tuple[ListedJob, ...]:
         """Return them, the newest first."""
         columns = (JOBS.c.job_id, JOBS.c.order, JOBS.c.state, JOBS.c.created_s, JOBS.c.started_s, JOBS.c.ended_s)
         listed = sa.select(*columns, JOBS.c.labels).order_by(JOBS.c.order.desc()).limit(self.limit)
+        if self.tenant:
+            listed = listed.where(of_tenant(self.tenant))
         if self.before is not None:
             listed = listed.where(JOBS.c.order < self.before)
         for key, value in self.labels.items():

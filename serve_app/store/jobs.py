@@ -27,6 +27,7 @@ from serve_app.errors import (
     DatabaseAwayError,
     DatabaseDamagedError,
     DatabaseGoneError,
+    FileMissingError,
     StaleEpochError,
 )
 from serve_app.events import Failure
@@ -57,6 +58,7 @@ from serve_app.store.schema import (
 )
 from serve_app.store.sqlite_file import SqliteFile, unreadable
 from serve_app.store.store import FileRef
+from serve_app.store.tenants import placed
 from serve_app.store.webhooks import Webhook
 
 T = TypeVar("T")
@@ -84,6 +86,7 @@ REFUSAL_STATES = ("22", "23", "54")
 # What every job needs is made once: SQLAlchemy takes longer to make a statement than to carry it out.
 _HOLD_LEASE = sa.update(LEASE).where(LEASE.c.epoch == sa.bindparam("held")).values(epoch=sa.bindparam("held"))
 _ONE_JOB = sa.select(JOBS).where(JOBS.c.job_id == sa.bindparam("the_job"))
+_SHOWN = sa.select(JOBS.c.tenant, OUTPUTS.c.ui).join(JOBS, JOBS.c.job_id == OUTPUTS.c.job_id)
 _ITS_OUTPUTS = sa.select(OUTPUTS).where(OUTPUTS.c.job_id == sa.bindparam("the_job")).order_by(OUTPUTS.c.seq)
 
 
@@ -242,13 +245,15 @@ class Jobs:
             self._fence(connection, epoch)
             costs.write(connection, learned)
 
-    def forget(self, epoch: int, job_ids: Sequence[str] | None) -> None:
-        """Delete ended jobs, these or all, with their outputs."""
+    def forget(self, epoch: int, job_ids: Sequence[str] | None, tenant: str = "") -> None:
+        """Delete ended jobs, these or all, with their outputs. tenant: only those of one, "" for everyone's."""
         with self._transaction() as connection:
             self._fence(connection, epoch)
             ended: sa.ColumnElement[bool] = JOBS.c.ended_s.is_not(None)
             if job_ids is not None:
                 ended &= JOBS.c.job_id.in_(job_ids)
+            if tenant:
+                ended &= JOBS.c.tenant == tenant
             gone = sa.select(JOBS.c.job_id).where(ended)
             for table in (OUTPUTS, RESERVATIONS, ASSET_USES):
                 connection.execute(sa.delete(table).where(table.c.job_id.in_(gone)))
@@ -287,6 +292,11 @@ class Jobs:
             # Whoever works on the database waits for this, and then finds that it has lost the lease.
             connection.execute(sa.update(LEASE).values(beat=LEASE.c.beat + 1))
             yield connection
+
+    def administer(self, inquiry: Inquiry[T]) -> T:
+        """Carry out an inquiry that concerns no job, whoever holds the lease: as the command line does with keys."""
+        with self._transaction() as connection:
+            return inquiry.carry_out(connection)
 
     # Reading ------------------------------------------------------------------------------------------------------
 
@@ -336,17 +346,18 @@ class Jobs:
         """
         states = sorted(query.states)
         # The id of a saved workflow is a UUID inside extra_data, so its text is found nowhere else by accident.
+        owner = {"owner": query.tenant} if query.tenant else {}
         saved = {} if query.workflow_id is None else {"saved": containing(f'"id": {json.dumps(query.workflow_id)}')}
         with self._reading() as connection:
             if total is None:
-                asked = {"states": states, **saved}
-                total = int(connection.execute(counting(bool(saved)), asked).scalar_one())
+                asked = {"states": states, **saved, **owner}
+                total = int(connection.execute(counting(bool(saved), bool(owner)), asked).scalar_one())
             stop = total if query.limit is None else min(total, query.offset + query.limit)
             # What is passed over is read too: a window nearer to the end is reached from there.
             backwards = query.offset > total - stop
             place = {"skipped": total - stop if backwards else query.offset, "most": max(0, stop - query.offset)}
-            window = window_of(query.sort, query.descending != backwards, bool(saved))
-            ids = list(connection.execute(window, {"states": states, **saved, **place}).scalars())
+            window = window_of(query.sort, query.descending != backwards, bool(saved), bool(owner))
+            ids = list(connection.execute(window, {"states": states, **saved, **owner, **place}).scalars())
             # Apart, for no index of creation holds it, and a row that is passed over would be read for it.
             ends: dict[str, int | None] = {}
             for start in range(0, len(ids), VARIABLES):
@@ -371,21 +382,20 @@ class Jobs:
             return [_reserved(row) for row in connection.execute(ended)]
 
     def shown(self, job_ids: Sequence[str]) -> set[FileRef]:
-        """Return the files that these jobs' recorded outputs name."""
+        """Return the files that these jobs' recorded outputs name, where they lie."""
         files: set[FileRef] = set()
         with self._reading() as connection:
             for start in range(0, len(job_ids), VARIABLES):
                 theirs = OUTPUTS.c.job_id.in_(job_ids[start : start + VARIABLES])
-                for ui in connection.execute(sa.select(OUTPUTS.c.ui).where(theirs)).scalars():
-                    files.update(shown(json.loads(ui)))
+                for tenant, ui in connection.execute(_SHOWN.where(theirs)):
+                    files.update(_placed(ui, tenant))
         return files
 
     def is_shown(self, ref: FileRef) -> bool:
         """Whether any job's recorded outputs name the file."""
         likely = OUTPUTS.c.ui.contains(json.dumps(ref.filename), autoescape=True)
         with self._reading() as connection:
-            found = connection.execute(sa.select(OUTPUTS.c.ui).where(likely)).scalars()
-            return any(ref in set(shown(json.loads(ui))) for ui in found)
+            return any(ref in _placed(ui, tenant) for tenant, ui in connection.execute(_SHOWN.where(likely)))
 
     def next_order(self) -> int:
         """Return one more than the highest submission order so far."""
@@ -509,6 +519,15 @@ def _durable_sqlite(connection: Any, _record: object) -> None:
 
 def _reservation(job_id: str, node_id: str, key: str) -> sa.ColumnElement[bool]:
     return (RESERVATIONS.c.job_id == job_id) & (RESERVATIONS.c.node_id == node_id) & (RESERVATIONS.c.key == key)
+
+
+def _placed(ui: str, tenant: str) -> set[FileRef]:
+    """Return where the files lie that what a job of the tenant's shows names."""
+    found = set()
+    for ref in shown(json.loads(ui)):
+        with contextlib.suppress(FileMissingError):
+            found.add(placed(ref, tenant))
+    return found
 
 
 def _reserved(row: Any) -> Reservation:

@@ -1,4 +1,4 @@
-"""Idempotency keys: each is used once in KEY_S, by the job or asset whose transaction claims it."""
+"""Idempotency keys: each is used once in KEY_S by a tenant, by the job or asset whose transaction claims it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class KeyClaim(NamedTuple):
     holder: str
     key: str
     claimed_s: float
+    tenant: str
 
 
 def claim_keys(connection: sa.Connection, claims: Sequence[KeyClaim]) -> None:
@@ -30,6 +31,6 @@ def claim_keys(connection: sa.Connection, claims: Sequence[KeyClaim]) -> None:
     old = IDEMPOTENCY_KEYS.c.claimed_s < min(claim.claimed_s for claim in claims) - KEY_S
     connection.execute(sa.delete(IDEMPOTENCY_KEYS).where(old))
     rows = [claim._asdict() for claim in claims]
-    if (refused := insert_once(connection, IDEMPOTENCY_KEYS, ("holder", "key"), rows)) is not None:
+    if (refused := insert_once(connection, IDEMPOTENCY_KEYS, ("holder", "key", "tenant"), rows)) is not None:
         hours = f"{KEY_S / 3600:g} hours"
         raise KeyReusedError(refused["holder"], f"the idempotency key was used within the last {hours}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from serve_app.store.schema import JOBS
+from serve_app.store.schema import JOBS, TENANTS
 
 LISTED = (JOBS.c.state != "cancelled") | JOBS.c.started_s.is_not(None)
 """A job that was cancelled before it started is in no list."""
@@ -17,13 +17,16 @@ ENDS = sa.select(JOBS.c.job_id, JOBS.c.ended_seq).where(JOBS.c.job_id.in_(sa.bin
 
 
 @functools.cache
-def counting(by_workflow: bool) -> sa.Select[int]:
-    """Return what counts a list's jobs. Parameters: states; with by_workflow also saved, made by `containing`."""
-    return sa.select(sa.func.count()).select_from(JOBS).where(_found(by_workflow))
+def counting(by_workflow: bool, by_tenant: bool) -> sa.Select[int]:
+    """Return what counts a list's jobs.
+
+    Parameters: states; with by_workflow also saved, made by `containing`; with by_tenant also owner.
+    """
+    return sa.select(sa.func.count()).select_from(JOBS).where(_found(by_workflow, by_tenant))
 
 
 @functools.cache
-def window_of(sort: str, descending: bool, by_workflow: bool) -> sa.Select[str]:
+def window_of(sort: str, descending: bool, by_workflow: bool, by_tenant: bool) -> sa.Select[str]:
     """Return what reads a stretch of a list, as ids. Parameters: those of `counting`; skipped, most."""
     key: sa.ColumnElement[Any] = {
         "created": JOBS.c.created_s,
@@ -34,8 +37,13 @@ def window_of(sort: str, descending: bool, by_workflow: bool) -> sa.Select[str]:
     order = [key.desc().nulls_last(), JOBS.c.order.desc()]
     if not descending:
         order = [key.asc().nulls_first(), JOBS.c.order.asc()]
-    window = sa.select(JOBS.c.job_id).where(_found(by_workflow)).order_by(*order)
+    window = sa.select(JOBS.c.job_id).where(_found(by_workflow, by_tenant)).order_by(*order)
     return window.offset(sa.bindparam("skipped")).limit(sa.bindparam("most"))
+
+
+def of_tenant(tenant: str | sa.BindParameter[Any]) -> sa.ColumnElement[bool]:
+    """Return that a job is a tenant's, said so that the indexes of tenants' jobs serve."""
+    return (JOBS.c.tenant == tenant) & TENANTS
 
 
 def containing(text: str) -> str:
@@ -45,6 +53,8 @@ def containing(text: str) -> str:
     return f"%{text}%"
 
 
-def _found(by_workflow: bool) -> sa.ColumnElement[bool]:
+def _found(by_workflow: bool, by_tenant: bool) -> sa.ColumnElement[bool]:
     found = JOBS.c.state.in_(sa.bindparam("states", expanding=True)) & LISTED
+    if by_tenant:
+        found &= of_tenant(sa.bindparam("owner"))
     return found & JOBS.c.extra_data.like(sa.bindparam("saved"), escape="/") if by_workflow else found

@@ -13,13 +13,12 @@ from serve_app.errors import FileMissingError
 from serve_app.store.reserved import shown
 from serve_app.store.schema import ASSETS, JOBS, OUTPUTS
 from serve_app.store.store import Area, FileRef
+from serve_app.store.tenants import MARK, named_by_tenant, placed
 
 Place: TypeAlias = tuple[Area, str]
 """Where a file lies: its area and its path there, however it is written."""
 LONGEST = 1100
 """No name of a file has more characters, and most of a prompt's long texts have."""
-MARK = "@"
-"""What the folder of a tenant's files begins with, in every area."""
 BATCH = 500
 """How many paths one statement names."""
 
@@ -45,10 +44,10 @@ class NeededFiles:
         for tenant, ui in connection.execute(outputs.where(unfinished)):
             needed.update(places(shown(json.loads(ui)), tenant))
         for start in range(0, len(self.files), BATCH):
-            paths = [path for _, path in self.files[start : start + BATCH]]
-            referred = sa.select(ASSETS.c.area, ASSETS.c.path).where(ASSETS.c.job_id.is_(None))
-            rows = connection.execute(referred.where(ASSETS.c.path.in_(paths)))
-            needed.update((row.area, row.path) for row in rows)
+            paths = [named_by_tenant(ref_of(place)).path for place in self.files[start : start + BATCH]]
+            referred = sa.select(ASSETS.c.area, ASSETS.c.path, ASSETS.c.tenant).where(ASSETS.c.job_id.is_(None))
+            for area, path, tenant in connection.execute(referred.where(ASSETS.c.path.in_(paths))):
+                needed.update(places([ref_of((area, path))], tenant))
         return frozenset(needed.intersection(self.files))
 
 
@@ -56,7 +55,7 @@ def places(refs: Iterable[FileRef], tenant: str = "") -> Iterator[Place]:
     """Yield where a tenant's files lie; a name that is none is left out."""
     for ref in refs:
         try:
-            yield (ref.area, f"{MARK}{tenant}/{ref.path}" if tenant else ref.path)
+            yield (ref.area, placed(ref, tenant).path)
         except FileMissingError:
             continue
 

@@ -55,16 +55,17 @@ class S3:
         # A key that ends in "/" is the folder's own mark, which some tools make.
         return (name for name, _ in self._bucket.list(start) if name)
 
-    def files(self, area: Area) -> Iterator[tuple[FileRef, float]]:
-        """Yield every file of an area with the Unix time it was stored at. Errors: as `stat`."""
-        return ((ref, modified_s) for ref, _, modified_s in self.inventory(area))
+    def files(self, area: Area, subfolder: str = "") -> Iterator[tuple[FileRef, float]]:
+        """Yield every file below a subfolder of an area with the Unix time it was stored at. Errors: as `stat`."""
+        return ((ref, modified_s) for ref, _, modified_s in self.inventory(area, subfolder))
 
-    def inventory(self, area: Area) -> Iterator[tuple[FileRef, int, float]]:
+    def inventory(self, area: Area, subfolder: str = "") -> Iterator[tuple[FileRef, int, float]]:
         """As `WholeStore.inventory`. Errors: as `stat`."""
-        for name, found in self._bucket.list(f"{area}/", deep=True):
-            subfolder, _, filename = name.rpartition("/")
+        start = self._key(FileRef(area, subfolder, "any")).removesuffix("any")
+        for name, found in self._bucket.list(start, deep=True):
+            folder, _, filename = f"{start}{name}".removeprefix(f"{area}/").rpartition("/")
             if filename:
-                yield FileRef(area, subfolder, filename), found.size, found.modified_s
+                yield FileRef(area, folder, filename), found.size, found.modified_s
 
     def delete(self, ref: FileRef) -> None:
         """Remove a file; one that is not there is no error. Errors: StoreError."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -57,6 +58,12 @@ sa.Index(
 _LISTED = (JOBS.c.order, JOBS.c.state, JOBS.c.started_s, JOBS.c.ended_s, JOBS.c.job_id)
 sa.Index("jobs_by_end", JOBS.c.ended_seq, *_LISTED)
 sa.Index("jobs_by_creation", JOBS.c.created_s, *_LISTED)
+TENANTS = JOBS.c.tenant != sa.text("''")
+"""Jobs of tenants. Their lists have indexes of their own, which cost a server without tenants nothing."""
+_OWN: dict[str, Any] = {"sqlite_where": TENANTS, "postgresql_where": TENANTS}
+sa.Index("jobs_of_tenant_by_end", JOBS.c.tenant, JOBS.c.ended_seq, *_LISTED, **_OWN)
+sa.Index("jobs_of_tenant_by_creation", JOBS.c.tenant, JOBS.c.created_s, *_LISTED, **_OWN)
+sa.Index("jobs_of_tenant_by_order", JOBS.c.tenant, JOBS.c.order, **_OWN)
 OUTPUTS = sa.Table(
     "outputs",
     METADATA,
@@ -74,15 +81,16 @@ LABELS = sa.Table(
     sa.Column("order", sa.BigInteger, primary_key=True, autoincrement=False),
 )
 sa.Index("labels_by_job", LABELS.c.order)
-# A job or asset has one key at most. Whose keys they are may come to be a part of what is unique.
+# A job or asset has one key at most.
 IDEMPOTENCY_KEYS = sa.Table(
     "idempotency_keys",
     METADATA,
     sa.Column("holder", sa.String(64), primary_key=True),
     sa.Column("key", sa.String(255), nullable=False),
     sa.Column("claimed_s", sa.Float, nullable=False),
+    sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
 )
-sa.Index("idempotency_keys_once", IDEMPOTENCY_KEYS.c.key, unique=True)
+sa.Index("idempotency_keys_once", IDEMPOTENCY_KEYS.c.tenant, IDEMPOTENCY_KEYS.c.key, unique=True)
 sa.Index("idempotency_keys_by_age", IDEMPOTENCY_KEYS.c.claimed_s)
 ASSETS = sa.Table(
     "assets",
@@ -100,6 +108,7 @@ ASSETS = sa.Table(
     sa.Column("deleted_s", sa.Float),
     sa.Column("job_id", sa.String(64)),
     sa.Column("node_id", sa.String(255)),
+    sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
 )
 for _column in ("hash", "expires_s", "job_id"):
     sa.Index(f"assets_by_{_column}", ASSETS.c[_column])
@@ -196,6 +205,33 @@ DOOMED_FILES = sa.Table(
     sa.Column("path", sa.String(1023), primary_key=True),
 )
 
+API_KEYS = sa.Table(
+    "api_keys",
+    METADATA,
+    sa.Column("key_id", sa.String(16), primary_key=True),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.Column("scopes", sa.String(100), nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("ends_s", sa.Float),
+)
+# Each ingress process numbers what it writes, so that what is written twice is there once.
+AUDIT = sa.Table(
+    "audit",
+    METADATA,
+    sa.Column("at_s", sa.Float, nullable=False),
+    sa.Column("ingress", sa.String(32), primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("who", sa.String(200), nullable=False),
+    sa.Column("what", sa.Text, nullable=False),
+    sa.Column("source", sa.String(200), nullable=False),
+    sa.Column("result", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+sa.Index("audit_by_age", AUDIT.c.at_s)
+
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     2: ("ALTER TABLE lease RENAME COLUMN first_start_s TO started_s",),
     3: (
@@ -267,6 +303,24 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     ),
     17: (
         "CREATE TABLE doomed_files (area VARCHAR(8) NOT NULL, path VARCHAR(1023) NOT NULL, PRIMARY KEY (area, path))",
+    ),
+    18: (
+        'CREATE INDEX jobs_of_tenant_by_end ON jobs (tenant, ended_seq, "order", state, started_s, ended_s, job_id) '
+        "WHERE tenant != ''",
+        "CREATE INDEX jobs_of_tenant_by_creation ON jobs "
+        "(tenant, created_s, \"order\", state, started_s, ended_s, job_id) WHERE tenant != ''",
+        "CREATE INDEX jobs_of_tenant_by_order ON jobs (tenant, \"order\") WHERE tenant != ''",
+        "ALTER TABLE assets ADD COLUMN tenant VARCHAR(64) NOT NULL DEFAULT ''",
+        "ALTER TABLE idempotency_keys ADD COLUMN tenant VARCHAR(64) NOT NULL DEFAULT ''",
+        "DROP INDEX idempotency_keys_once",
+        "CREATE UNIQUE INDEX idempotency_keys_once ON idempotency_keys (tenant, key)",
+        "CREATE TABLE api_keys (key_id VARCHAR(16) NOT NULL, tenant VARCHAR(64) NOT NULL, name VARCHAR(100) NOT NULL, "
+        "hash VARCHAR(64) NOT NULL, scopes VARCHAR(100) NOT NULL, created_s FLOAT NOT NULL, ends_s FLOAT, "
+        "PRIMARY KEY (key_id))",
+        "CREATE TABLE audit (at_s FLOAT NOT NULL, ingress VARCHAR(32) NOT NULL, number BIGINT NOT NULL, "
+        "tenant VARCHAR(64) NOT NULL, who VARCHAR(200) NOT NULL, what TEXT NOT NULL, source VARCHAR(200) NOT NULL, "
+        "result INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (ingress, number))",
+        "CREATE INDEX audit_by_age ON audit (at_s)",
     ),
 }
 """What makes a database of this version out of one of the version before."""

@@ -105,8 +105,8 @@ class Store(Protocol):
         """Yield the file names directly in a subfolder; none if the subfolder does not exist."""
         ...
 
-    def files(self, area: Area) -> Iterator[tuple[FileRef, float]]:
-        """Yield every file of an area, half-written ones too, with the Unix time of its last change."""
+    def files(self, area: Area, subfolder: str = "") -> Iterator[tuple[FileRef, float]]:
+        """Yield every file of an area, or below a subfolder, half-written ones too, with its last change."""
         ...
 
     def delete(self, ref: FileRef) -> None:

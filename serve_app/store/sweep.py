@@ -18,6 +18,7 @@ from serve_app.store.jobs import Jobs
 from serve_app.store.named_files import NeededFiles, Place, ref_of
 from serve_app.store.reserved import Reservation, is_own
 from serve_app.store.store import AREAS, FileRef, Store
+from serve_app.store.tenants import named_by_tenant
 
 SETTLED_S = 90.0
 """How long after a job's end nothing of it is still on its way: longer than a silent replica is waited for."""
@@ -41,14 +42,15 @@ class Sweep:
     def unrecorded(self, ended_before_s: float, kept: Collection[FileRef]) -> list[Reservation]:
         """Remove what ended jobs saved and nobody recorded; return the reservations that are thereby done with.
 
-        kept: files that may still come to be recorded, by a job that is given another one's results.
+        kept: files that may still come to be recorded, by a job that is given another one's results; as tenants
+        name them.
         """
         reservations = self._jobs.unsettled(ended_before_s, BATCH_SIZE)
         recorded = self._jobs.shown([reservation.job_id for reservation in reservations])
         done = []
         for reservation in reservations:
             left = [(ref, digests) for ref, digests in reservation.files() if ref not in recorded]
-            if any(ref in kept for ref, _ in left):
+            if any(named_by_tenant(ref) in kept for ref, _ in left):
                 continue
             for ref, digests in left:
                 self._remove(reservation.job_id, ref, digests)
@@ -63,7 +65,8 @@ class Sweep:
     def abandoned_uploads(self) -> int:
         """Remove uploads that no asset refers to: a process ended before one did, or after the last one went."""
         before_s, known = time.time() - UNFINISHED_S, self._jobs.inquire(0, KnownFiles())
-        found = [(ref, at_s) for ref, at_s in self._store.files("input") if ref.subfolder == FOLDER]
+        found = [(r, at_s) for r, at_s in self._store.files("input") if named_by_tenant(r).subfolder == FOLDER]
+        # No two uploads have one name, so whose one is makes no difference.
         old = [r for r, at_s in found if at_s < before_s and NAME.fullmatch(r.filename) and r.filename not in known]
         self.delete(old)
         return len(old)
@@ -87,7 +90,8 @@ class Sweep:
 
     def _aged(self, area: str, pattern: re.Pattern[str], before_s: float, kept: Collection[FileRef]) -> int:
         found = self._store.files(next(known for known in AREAS if known == area))
-        old = [r for r, at_s in found if at_s < before_s and pattern.search(r.filename) and r not in kept]
+        aged = [ref for ref, at_s in found if at_s < before_s and pattern.search(ref.filename)]
+        old = [ref for ref in aged if named_by_tenant(ref) not in kept]
         for ref in old:
             self._store.delete(ref)
         return len(old)

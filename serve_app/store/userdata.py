@@ -19,6 +19,7 @@ from typing import Any
 
 from serve_app.errors import FileMissingError, ForbiddenPathError, InvalidSubmissionError, UserMissingError
 from serve_app.store.atomic_write import UNFINISHED, write_file
+from serve_app.store.tenants import folder
 
 DEFAULT = "default"
 """The only user where there are no others."""
@@ -45,6 +46,10 @@ class UserData:
     def __init__(self, root: Path, *, many: bool = False) -> None:
         self._root = Path(os.path.realpath(root))
         self.many = many
+
+    def within(self, tenant: str) -> UserData:
+        """Return what is kept for a tenant's users."""
+        return UserData(self._root / folder(tenant), many=self.many) if tenant else self
 
     # Users --------------------------------------------------------------------------------------------------------
 

@@ -78,20 +78,20 @@ class Volume:
         except (FileNotFoundError, NotADirectoryError):
             return
 
-    def files(self, area: Area) -> Iterator[tuple[FileRef, float]]:
-        """Yield every file of an area, half-written ones too, with the Unix time of its last change; no links."""
-        return ((ref, modified_s) for ref, _, modified_s in self.inventory(area))
+    def files(self, area: Area, subfolder: str = "") -> Iterator[tuple[FileRef, float]]:
+        """Yield every file below a subfolder of an area, half-written ones too, with its last change; no links."""
+        return ((ref, modified_s) for ref, _, modified_s in self.inventory(area, subfolder))
 
-    def inventory(self, area: Area) -> Iterator[tuple[FileRef, int, float]]:
+    def inventory(self, area: Area, subfolder: str = "") -> Iterator[tuple[FileRef, int, float]]:
         """As `WholeStore.inventory`; no links."""
         root = self._roots[area]
-        for folder, _, names in os.walk(root):
-            subfolder = Path(folder).relative_to(root).as_posix()
+        for folder, _, names in os.walk(self._path(FileRef(area, subfolder, "any")).parent):
+            place = Path(folder).relative_to(root).as_posix()
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
                     found = os.lstat(os.path.join(folder, name))
                     if S_ISREG(found.st_mode):
-                        ref = FileRef(area, "" if subfolder == "." else subfolder, name)
+                        ref = FileRef(area, "" if place == "." else place, name)
                         yield ref, found.st_size, found.st_mtime
 
     def delete(self, ref: FileRef) -> None:

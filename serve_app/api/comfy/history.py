@@ -31,11 +31,11 @@ async def get_history(request: Request, service: Current) -> Response:
     most, offset = _whole(request, "max_items"), _whole(request, "offset")
     wanted = KEPT if most is None else min(most, KEPT)
     if offset is None or offset < 0:
-        newest, _ = await service.shown_jobs.list(_query(0, max(0, wanted), newest_first=True), _text)
+        newest, _ = await service.list_jobs(_query(0, max(0, wanted), newest_first=True), _text)
         return _listed(reversed(newest.items()))
-    _, total = await service.shown_jobs.list(_query(0, 0), _text)
+    _, total = await service.list_jobs(_query(0, 0), _text)
     hidden = max(0, total - KEPT)
-    found, _ = await service.shown_jobs.list(_query(hidden + offset, max(0, wanted)), _text)
+    found, _ = await service.list_jobs(_query(hidden + offset, max(0, wanted)), _text)
     return _listed(found.items())
 
 

@@ -66,7 +66,7 @@ async def get_jobs(request: Request, service: Current) -> Response:
     sort: Literal["created", "duration"] = "created" if sort_by == "created_at" else "duration"
     states = tuple(STATES[word] for word in dict.fromkeys(statuses))
     query = JobQuery(states, sort, order == "desc", offset, limit, asked.get("workflow_id") or None, brief=True)
-    found, total = await service.shown_jobs.list(query, _text)
+    found, total = await service.list_jobs(query, _text)
     window = {"offset": offset, "limit": limit, "total": total, "has_more": offset + len(found) < total}
     return JsonText(b'{"jobs":[%s],"pagination":%s}' % (b",".join(found.values()), encode(window)))
 

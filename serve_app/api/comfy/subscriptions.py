@@ -20,6 +20,7 @@ from serve_app.errors import ServeAppError
 from serve_app.events import Event
 from serve_app.scheduler.client import Attached, News, QueueMark, Reader
 from serve_app.service import Service
+from serve_app.store.changes import feed_of
 
 KEEPALIVE_S = 4.0
 """A client that hears nothing for ten seconds takes the connection for dead, so the queue's length is told again."""
@@ -36,10 +37,15 @@ Send = Callable[[Frame], Awaitable[None]]
 
 
 class Socket:
-    """One client's connection. sent: the seq of the last event whose frames are out. logs: whether it wants the log."""
+    """One client's connection.
 
-    def __init__(self, client_id: str, send: Send) -> None:
-        self.client_id, self.token = client_id, uuid.uuid4().hex
+    feed: what its events are known by. sent: the seq of the last event whose frames are out. logs: whether it wants the
+    log.
+    """
+
+    def __init__(self, client_id: str, send: Send, tenant: str = "") -> None:
+        self.client_id, self.tenant, self.token = client_id, tenant, uuid.uuid4().hex
+        self.feed = feed_of(tenant, client_id)
         self.sent = 0
         self.queue_version = -1
         self.spoke_s = time.monotonic()
@@ -60,7 +66,7 @@ class Socket:
     async def show(self, queue: QueueMark) -> None:
         """Tell the queue's length."""
         self.queue_version = queue.version
-        await self.say([status(queue.remaining)])
+        await self.say([status(queue.left(self.tenant))])
 
     async def tell(self, events: tuple[Event, ...], queue: QueueMark) -> None:
         """Send what is new. A job's end is followed by the queue without it, and that by the end of its execution."""
@@ -79,7 +85,7 @@ class Socket:
 
 
 class Subscriptions:
-    """Every socket of this process, by client."""
+    """Every socket of this process, by its feed. The poll is the operator's: what it brings goes by feeds."""
 
     def __init__(self) -> None:
         self._sockets: dict[str, Socket] = {}
@@ -92,30 +98,30 @@ class Subscriptions:
     async def join(self, socket: Socket, service: Service, attached: Attached) -> None:
         """Greet a client and feed it from here on; an earlier socket of it hears nothing any more."""
         socket.sent, socket.queue_version = attached.after, attached.queue.version
-        if (earlier := self._sockets.pop(socket.client_id, None)) is not None:
+        if (earlier := self._sockets.pop(socket.feed, None)) is not None:
             if earlier.sending is not None:
                 earlier.sending.cancel()
             socket.sent = max(socket.sent, earlier.sent)
-        if (parted := self._parted.pop(socket.client_id, None)) is not None:
+        if (parted := self._parted.pop(socket.feed, None)) is not None:
             socket.sent = max(socket.sent, parted.after)
-        await socket.say([status(attached.queue.remaining, socket.client_id)])
+        await socket.say([status(attached.queue.left(socket.tenant), socket.client_id)])
         await self._catch_up(socket, service, attached.running)
-        self._sockets[socket.client_id] = socket
+        self._sockets[socket.feed] = socket
         self._joined.set()
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._feed(service))
+            self._running = asyncio.create_task(self._feed(service.within("")))
 
     def leave(self, socket: Socket) -> None:
         """Feed a socket no longer; the scheduler is told how far it came."""
-        if self._sockets.get(socket.client_id) is socket:
-            del self._sockets[socket.client_id]
-            self._parted[socket.client_id] = Reader(socket.token, socket.sent)
+        if self._sockets.get(socket.feed) is socket:
+            del self._sockets[socket.feed]
+            self._parted[socket.feed] = Reader(socket.token, socket.sent)
             self._joined.set()
 
-    def log_to(self, client_id: str, *, wanted: bool) -> None:
+    def log_to(self, feed: str, *, wanted: bool) -> None:
         """Show a client's log to it or not, if its socket is one of this process."""
-        if client_id in self._sockets:
-            self._sockets[client_id].logs = wanted
+        if feed in self._sockets:
+            self._sockets[feed].logs = wanted
 
     async def _catch_up(self, socket: Socket, service: Service, running: Iterable[str]) -> None:
         """Learn what an earlier socket of the client was told of jobs that still run, and show how they stand."""
@@ -139,7 +145,7 @@ class Subscriptions:
         self._joined.clear()
         parted, self._parted = self._parted, {}
         free = [socket for socket in self._sockets.values() if socket.sending is None]
-        readers = parted | {socket.client_id: Reader(socket.token, socket.sent) for socket in free}
+        readers = parted | {socket.feed: Reader(socket.token, socket.sent) for socket in free}
         wait_s = KEEPALIVE_S / 2
         if any(socket.queue_version != self._queue_version for socket in free):
             wait_s = max(0.0, self._shown_s + STATUS_S - time.monotonic())
@@ -157,14 +163,14 @@ class Subscriptions:
             joined.cancel()
 
     async def _deliver(self, news: News, service: Service) -> None:
-        for client_id in news.replaced:
-            self._sockets.pop(client_id, None)
+        for feed in news.replaced:
+            self._sockets.pop(feed, None)
         tellings = []
         self._queue_version, now_s = news.queue.version, time.monotonic()
         if due := now_s - self._shown_s >= STATUS_S:
             self._shown_s = now_s
         for socket in list(self._sockets.values()):
-            events = news.events.get(socket.client_id, ())
+            events = news.events.get(socket.feed, ())
             if socket.sending is None:
                 silent = now_s - socket.spoke_s > KEEPALIVE_S / 2
                 if events or silent or (due and news.queue.version != socket.queue_version):

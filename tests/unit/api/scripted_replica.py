@@ -213,5 +213,5 @@ def _resting(pool: str) -> str:
     return f"{pool}-at-rest"
 
 
-def _no_files(folder: str, name: str) -> str:
+def _no_files(folder: str, name: str, tenant: str = "") -> str:
     return ""

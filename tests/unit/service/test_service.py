@@ -74,7 +74,7 @@ async def test_a_poll_for_events_does_not_carry_the_job_with_its_prompt(service,
     submitted = await service.submit(example)
     asked = []
     ask = scheduler.job
-    scheduler.job = lambda job_id: asked.append(job_id) or ask(job_id)
+    scheduler.job = lambda job_id, tenant: asked.append(job_id) or ask(job_id, tenant)
     found = await service.events(submitted.job_id, 0, 5.0)
     assert ([event.kind for event in found.events], found.last) == (["queued"], False)
     assert asked == []
