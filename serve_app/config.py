@@ -16,6 +16,8 @@ from serve_app import log
 from serve_app.api.app import ROOT_DIALECT, Dialect
 from serve_app.api.crowd import BODIES, BODY_S, LISTENERS, PACK_STREAMS, Crowd
 from serve_app.api.origin import LOOPBACK, Allowed
+from serve_app.api.principal import KeyScope
+from serve_app.api.token_rules import Algorithm, TokenRules
 from serve_app.errors import ConfigError
 from serve_app.graph.destination import SHARED
 from serve_app.graph.plan import EVERY_CLASS, Pool
@@ -275,6 +277,37 @@ class RetentionConfig(KeptConfig):
         return RetentionRules(self.by_kind(), tenants, self.every_s)
 
 
+class JwtConfig(Section):
+    """Tokens of an identity provider, beside the keys that are made here."""
+
+    issuer: Annotated[str, Field(min_length=1)]
+    audience: Annotated[str, Field(min_length=1)]
+    jwks: Annotated[str, Field(min_length=1)]
+    """The provider's public keys: an https:// URL, or a file."""
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256", "EdDSA")
+    tenant_claim: str = "tenant"
+    """What names the tenant; a token without a tenant's name in it is refused."""
+    scopes_claim: str = "scope"
+    """What lists scopes or roles; a token without it has submit and read."""
+    roles: dict[str, tuple[KeyScope, ...]] = {}
+    """Scopes of each role. A role that is not here and no scope itself allows nothing."""
+
+    @property
+    def rules(self) -> TokenRules:
+        """Which tokens hold."""
+        return TokenRules(**self.model_dump())
+
+
+class TenantsConfig(Section):
+    """Who may come in, and that each has only what is its own. An empty section turns it on, with keys alone."""
+
+    jwt: JwtConfig | None = None
+    shared_packs: bool = False
+    """Whether tenants may use what does not keep them apart: routes of node packs, and pools that are a ComfyUI."""
+    audit_days: Annotated[float, Field(gt=0)] = 90.0
+    """How long the audit log is kept."""
+
+
 class PoolConfig(Section):
     """A set of equal replicas: which node classes they run, what they get of the hardware, how many there are."""
 
@@ -435,6 +468,8 @@ class AppConfig(Section):
     """Of jobs that name none as `extra_data.preview_method`. Some clients take previews for results."""
     multi_user: bool = False
     """Whether the web page asks who one is, to keep settings apart. It is no security: anyone may be any user."""
+    tenants: TenantsConfig | None = None
+    """None lets everyone in who reaches the port, and all have everything together."""
     database_url: str = "sqlite:///state/jobs.sqlite"
     max_queue: Annotated[int, Field(ge=1)] = 1000
     """Jobs that may wait; one more is answered 503."""

@@ -191,6 +191,14 @@ class ForbiddenPathError(ServeAppError):
     """A name of a user's file leaves the user's folder."""
 
 
+class UnauthenticatedError(ServeAppError):
+    """A request has no credentials, or such as do not hold."""
+
+
+class ForbiddenError(ServeAppError):
+    """The credentials of a request hold, but not for what it asks."""
+
+
 class UserMissingError(ServeAppError):
     """No user has this id."""
 

@@ -18,11 +18,12 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.api import operator, problems, webhooks
+from serve_app.api import admin, login, operator, problems, webhooks
 from serve_app.api.comfy import failures, pack_routes, page, websocket
 from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
 from serve_app.api.crowd import Crowd, Crowded
+from serve_app.api.identity import Identified, Identity
 from serve_app.api.origin import EVERYONE, Allowed, Door
 from serve_app.api.routing import Routes, Table, under
 from serve_app.api.v2 import failures as v2_failures
@@ -45,6 +46,7 @@ def create_app(
     page_dir: Path | None = None,
     allowed: Allowed = EVERYONE,
     crowd: Crowd | None = None,
+    identity: Identity | None = None,
 ) -> Starlette:
     """Return the application.
 
@@ -52,6 +54,7 @@ def create_app(
     found the scheduler, and until then the callable raises NotReadyError, which clients see as 503. root_dialect: of
     the root routes that both dialects have. page_dir: the files of the web page; None says how to get one. allowed: the
     names it goes by and the origins it takes requests of. crowd: how many requests that last it takes at once.
+    identity: finds out who asks, where there are tenants; None lets everyone in as the operator.
     """
     app = Starlette()
     app.router = table = Table()
@@ -71,6 +74,11 @@ def create_app(
         table.routes += router.routes
     table.routes += _native_only(routes.router)
     pack_routes.install(app)
+    if identity is not None:
+        app.state.identity = identity
+        for router in (admin.router, login.router):
+            table.routes += router.routes
+        app.add_middleware(Identified, identity=identity, answer=_answer)
     if allowed.origins:
         app.add_middleware(
             CORSMiddleware,

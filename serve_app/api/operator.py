@@ -8,6 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve_app.api.principal import Admin
 from serve_app.api.request import Current, number, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
@@ -55,7 +56,7 @@ async def get_models(service: Current) -> Response:
 
 
 @router.post("/warm")
-async def post_warm(request: Request, service: Current) -> Response:
+async def post_warm(request: Request, service: Current, _: Admin) -> Response:
     """Have replicas, of one pool for `pool`, load `models` ahead; the answer names those that are told."""
     body = await read_object(request, service.limits.command)
     models, pool = body.get("models"), body.get("pool")
@@ -67,13 +68,13 @@ async def post_warm(request: Request, service: Current) -> Response:
 
 
 @router.post("/pause")
-async def post_pause(request: Request, service: Current) -> Response:
+async def post_pause(request: Request, service: Current, _: Admin) -> Response:
     """Start no more jobs: none, none that need a pool, or none of a tenant. What runs goes on."""
     return await _set_pause(request, service, paused=True)
 
 
 @router.post("/resume")
-async def post_resume(request: Request, service: Current) -> Response:
+async def post_resume(request: Request, service: Current, _: Admin) -> Response:
     """Take back a pause."""
     return await _set_pause(request, service, paused=False)
 

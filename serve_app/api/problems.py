@@ -21,6 +21,7 @@ from serve_app.errors import (
     BodyTooLargeError,
     DrainingError,
     FileMissingError,
+    ForbiddenError,
     ForbiddenPathError,
     ForeignPageError,
     InvalidGraphError,
@@ -32,6 +33,7 @@ from serve_app.errors import (
     QueueFullError,
     ServeAppError,
     SlowBodyError,
+    UnauthenticatedError,
     UnavailableError,
     UserMissingError,
 )
@@ -42,7 +44,9 @@ Answer: TypeAlias = Callable[[Request, Exception], Response]
 _ANSWERS: dict[type[Exception], tuple[int, str]] = {
     InvalidGraphError: (400, "Invalid workflow structure"),
     InvalidSubmissionError: (400, "Invalid submission"),
+    UnauthenticatedError: (401, "Unauthorized"),
     UserMissingError: (401, "Unknown user"),
+    ForbiddenError: (403, "Forbidden"),
     ForbiddenPathError: (403, "Path not allowed"),
     ForeignPageError: (403, "Request refused"),
     FileMissingError: (404, "File not found"),
@@ -77,8 +81,14 @@ def answer(request: Request, error: Exception) -> Response:
     if known is None:
         log.get("api").error("%s %s failed", request.method, request.url.path, exc_info=error)
         return problem(500, "Server error", "the request failed for a reason that is in the server's log")
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else None
-    return problem(*known, str(error), headers)
+    return problem(*known, str(error), headers_of(error))
+
+
+def headers_of(error: Exception) -> dict[str, str]:
+    """Return the headers that tell what to do after a failure, in every dialect."""
+    if isinstance(error, UnauthenticatedError):
+        return {"WWW-Authenticate": "Bearer"}
+    return {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
 
 
 class CatchAll:

@@ -9,9 +9,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.types import Message
 
+from serve_app.api.principal import principal_of
 from serve_app.api.routing import Given
 from serve_app.api.strict_json import parse_object
 from serve_app.errors import BodyTooLargeError, InvalidSubmissionError
@@ -22,14 +23,14 @@ from serve_app.service import BodyBound, Service
 T = TypeVar("T")
 
 
-def service_of(request: Request) -> Service:
-    """Return the service of this process. Errors: NotReadyError before the process has found the scheduler."""
+def service_of(request: HTTPConnection) -> Service:
+    """Return the service as who asks has it. Errors: NotReadyError before the process has found the scheduler."""
     service: Service = request.app.state.service()
-    return service
+    return service.within(principal_of(request).tenant)
 
 
 Current = Annotated[Service, Given(service_of)]
-"""The service of this process, as a handler's parameter."""
+"""The service as who asks has it, as a handler's parameter."""
 
 _LARGE_BYTES = 100_000
 _BIGGEST = 2**63

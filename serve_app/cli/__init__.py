@@ -37,6 +37,11 @@ def _parser() -> argparse.ArgumentParser:
 
     up = commands.add_parser("up", help="start the server on this machine, or on the Ray cluster of RAY_ADDRESS")
     up.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    up.add_argument(
+        "--insecure",
+        action="store_true",
+        help="listen beyond this machine without tenants: whoever reaches the address may do everything",
+    )
     up.add_argument("--port", type=int, default=8188, help="port to listen on (default: %(default)s)")
     for name, what in [
         ("models", "model files in ComfyUI's folders"),
@@ -192,9 +197,60 @@ def _parser() -> argparse.ArgumentParser:
     )
     packs.set_defaults(command=_packs)
 
+    _keys_parser(commands, local)
     demo = commands.add_parser("demo", help="start a server here, draw a picture with the models that ship, stop it")
     demo.set_defaults(command=_demo)
     return parser
+
+
+def _keys_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], local: Path | None) -> None:
+    """Add the commands for tenants: keys, the audit log, and who there is."""
+    keys = commands.add_parser("keys", help="make, list, rotate and revoke the keys of tenants")
+    actions = keys.add_subparsers(required=True, metavar="ACTION", dest="action")
+    create = actions.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("tenant", help='whose it is; "" for the operator')
+    create.add_argument("--name", default="", help="what people call it")
+    create.add_argument(
+        "--scope",
+        action="append",
+        choices=("submit", "read", "admin", "metrics"),
+        help="what it allows; may be repeated (default: submit, read)",
+    )
+    create.add_argument("--days", type=float, metavar="N", help="how long it holds (default: until it is revoked)")
+    rotate = actions.add_parser("rotate", help="make a key's successor and print it, this once")
+    rotate.add_argument("key", help="the id, or what list shows of the key")
+    rotate.add_argument(
+        "--grace",
+        type=float,
+        default=3600.0,
+        metavar="SECONDS",
+        help="how long the old one holds (default: %(default)g)",
+    )
+    revoke = actions.add_parser("revoke", help="end a key")
+    revoke.add_argument("key", help="the id, or what list shows of the key")
+    listed = actions.add_parser("list", help="list the keys")
+    tenants = commands.add_parser("tenants", help="list the tenants, their keys and jobs")
+    audit = commands.add_parser("audit", help="show the audit log, the newest first")
+    audit.add_argument("--limit", type=int, default=50, metavar="N", help="entries (default: %(default)s)")
+    audit.add_argument("--tenant", metavar="NAME", help="only of one")
+    for command, action in [(create, "create"), (rotate, "rotate"), (revoke, "revoke"), (listed, "list")]:
+        command.set_defaults(command=_keys, action=action)
+    tenants.set_defaults(command=_keys, action="tenants")
+    audit.set_defaults(command=_keys, action="audit")
+    for command in (create, rotate, revoke, listed, tenants, audit):
+        command.add_argument("--database-url", metavar="URL", help="where keys are kept (default: as configured)")
+        command.add_argument(
+            "--config", type=Path, default=local, help=f"a Serve config file (default: {LOCAL_CONFIG})"
+        )
+        command.add_argument(
+            "--server", metavar="URL", help="ask this server instead, with the admin's key in SERVE_APP_KEY"
+        )
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from serve_app.cli import tenants
+
+    return tenants.run(arguments)
 
 
 def _asking(

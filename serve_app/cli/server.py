@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -20,14 +21,17 @@ ABSENT = {502, 503, 504}
 class Server:
     """Asks one server. Every request may be sent again, so each must be safe to repeat.
 
-    patience_s: how long one request is tried while the server cannot be reached or is said to be away.
+    The key, for a server with tenants, is SERVE_APP_KEY of the environment. patience_s: how long one request is tried
+    while the server cannot be reached or is said to be away.
     Errors of every method: RefusedError with the server's words, UnreachableError once patience is over.
     """
 
     def __init__(self, url: str, patience_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
         self._patience_s = patience_s
-        self._http = httpx.Client(timeout=httpx.Timeout(60.0, connect=5.0), follow_redirects=True)
+        key = os.environ.get("SERVE_APP_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(timeout=httpx.Timeout(60.0, connect=5.0), follow_redirects=True, headers=headers)
 
     def __enter__(self) -> Server:
         return self

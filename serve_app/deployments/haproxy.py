@@ -94,7 +94,7 @@ def _configuration(folder: Path, host: str, port: int, replicas: int) -> str:
             "option redispatch 1",
             *error_pages(folder),
         ],
-        "frontend http": [f"bind ipv4@{host}:{port} proto h1", "default_backend inside"],
+        "frontend http": [f"bind ipv4@{host}:{port} proto h1", "option forwardfor", "default_backend inside"],
         # When a server dies with a request that is not the first of its client's connection, HAProxy closes that
         # connection without a word. So each request goes through HAProxy once more, on a connection of its own.
         "backend inside": ["option http-server-close", "http-reuse never", f"server inside unix@{inside}"],

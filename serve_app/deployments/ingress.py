@@ -14,8 +14,10 @@ from ray import serve
 
 from serve_app import log
 from serve_app.api.app import create_app
+from serve_app.api.audit import AuditLog
 from serve_app.api.comfy import page
-from serve_app.config import AppConfig
+from serve_app.api.identity import Identity
+from serve_app.config import AppConfig, TenantsConfig
 from serve_app.deployments import collector, metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.haproxy import socket_path
@@ -46,6 +48,7 @@ class Ingress:
         keep_to_the_node()
         self._config, self._sockets = config, sockets
         self._listener: Listener | None = None
+        self._identity: Identity | None = None
         self._crowd = config.ingress.crowd
         self._showing: asyncio.Task[None] | None = None
         self._relay = Relay({pool.name: handle for pool, handle in zip(config.pools, pools, strict=True)})
@@ -79,13 +82,28 @@ class Ingress:
             fetch=ObjectStore().get,
             relay=None if config.custom_nodes_dir is None and not any(p.comfyui for p in config.pools) else self._relay,
             pools=[pool.pool for pool in config.pools],
+            shared_packs=config.tenants is not None and config.tenants.shared_packs,
         )
         ingress = config.ingress
-        app = create_app(service, ingress.root_dialect, page.installed(), ingress.allowed, self._crowd)
+        identity = None if config.tenants is None else _identity(service, config.tenants)
+        self._identity = identity
+        app = create_app(service, ingress.root_dialect, page.installed(), ingress.allowed, self._crowd, identity)
         if self._sockets is not None:
             self._listener = Listener(app, socket_path(self._sockets, serve.get_replica_context().rank.rank))
         return app
 
     async def __del__(self) -> None:
+        if self._identity is not None:
+            await self._identity.audit.close()
         if self._listener is not None:
             await self._listener.close()
+
+
+def _identity(service: Service, tenants: TenantsConfig) -> Identity:
+    tokens = None
+    if tenants.jwt is not None:
+        # Here and not above: who has keys alone needs no cryptography.
+        from serve_app.api.tokens import Tokens
+
+        tokens = Tokens(tenants.jwt.rules)
+    return Identity(lambda: service, AuditLog(lambda: service, tenants.audit_days), tokens)

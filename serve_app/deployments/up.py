@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 from serve_app import config, log
+from serve_app.api.origin import LOOPBACK
 from serve_app.config import AppConfig
 from serve_app.deployments import haproxy, private, supervisor
 from serve_app.deployments.haproxy import HAProxy
@@ -60,6 +61,7 @@ def up(arguments: argparse.Namespace) -> int:
     own = "RAY_ADDRESS" not in os.environ
     try:
         settings = _settings(arguments)
+        check_exposure(arguments.host, settings, insecure=arguments.insecure)
         if settings.custom_nodes_dir is not None:
             check_lock(settings.custom_nodes_dir)
         if arguments.demo:
@@ -120,6 +122,16 @@ def _settings(arguments: argparse.Namespace) -> AppConfig:
         elif arguments.host not in ingress["allowed_hosts"]:
             ingress["allowed_hosts"] = ("*",)
     return config.parse({**settings.model_dump(), **given, "ingress": ingress}, "command line").resolved()
+
+
+def check_exposure(host: str, settings: AppConfig, *, insecure: bool) -> None:
+    """Refuse to let everyone in who reaches the machine, unless that is said. Errors: ConfigError."""
+    if host in LOOPBACK or host.startswith("127.") or settings.tenants is not None or insecure:
+        return
+    raise ConfigError(
+        f"--host {host} lets in whoever reaches it, to everything that everyone has: turn on tenants "
+        "(docs/tenants.md), or say --insecure where something else decides who comes in"
+    )
 
 
 def _provide(settings: AppConfig) -> None:

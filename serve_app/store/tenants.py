@@ -5,10 +5,12 @@ The operator, tenant "", has the areas themselves, and so the tenants' folders t
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from serve_app.errors import FileMissingError
 from serve_app.store.store import Area, Content, FileRef, FileStat, Store
 
 NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
@@ -61,15 +63,18 @@ class TenantStore:
 
     def stat(self, ref: FileRef) -> FileStat:
         """As `Store.stat`."""
-        return self._store.stat(placed(ref, self._tenant))
+        with self._as_it_names_them():
+            return self._store.stat(placed(ref, self._tenant))
 
     def open(self, ref: FileRef, span: range | None = None) -> BinaryIO:
         """As `Store.open`."""
-        return self._store.open(placed(ref, self._tenant), span)
+        with self._as_it_names_them():
+            return self._store.open(placed(ref, self._tenant), span)
 
     def write(self, ref: FileRef, data: Content, *, replace: bool = True) -> None:
         """As `Store.write`."""
-        self._store.write(placed(ref, self._tenant), data, replace=replace)
+        with self._as_it_names_them():
+            self._store.write(placed(ref, self._tenant), data, replace=replace)
 
     def names(self, area: Area, subfolder: str = "") -> Iterator[str]:
         """As `Store.names`."""
@@ -87,3 +92,11 @@ class TenantStore:
     def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
         """As `Store.link`."""
         return self._store.link(placed(ref, self._tenant), content_type, disposition)
+
+    @contextlib.contextmanager
+    def _as_it_names_them(self) -> Iterator[None]:
+        """Say of files that are not there what the tenant calls them."""
+        try:
+            yield
+        except FileMissingError as error:
+            raise FileMissingError(str(error).replace(f"{folder(self._tenant)}/", "", 1)) from error

@@ -13,10 +13,12 @@ from starlette.responses import Response
 
 from serve_app import log
 from serve_app.api.comfy.body import empty
+from serve_app.api.problems import headers_of
 from serve_app.api.strict_json import Json
 from serve_app.errors import (
     BodyTooLargeError,
     FileMissingError,
+    ForbiddenError,
     ForbiddenPathError,
     ForeignPageError,
     InvalidGraphError,
@@ -25,6 +27,7 @@ from serve_app.errors import (
     JobUnfinishedError,
     ModelFileError,
     SlowBodyError,
+    UnauthenticatedError,
     UnavailableError,
     UserMissingError,
 )
@@ -40,6 +43,8 @@ _EMPTY: dict[type[Exception], int] = {
 _WORDED: dict[type[Exception], tuple[int, str, str]] = {
     InvalidGraphError: (400, "invalid_prompt", "The workflow cannot run"),
     InvalidSubmissionError: (400, "invalid_request", "The request cannot be read"),
+    UnauthenticatedError: (401, "unauthorized", "The request needs credentials"),
+    ForbiddenError: (403, "forbidden", "The credentials do not allow this"),
     JobMissingError: (404, "job_not_found", "There is no such job"),
     JobUnfinishedError: (409, "job_unfinished", "The job has not ended"),
     ForeignPageError: (403, "foreign_page", "The request comes from a page of another site"),
@@ -64,7 +69,6 @@ def answer(request: Request, error: Exception) -> Response:
             return empty(_EMPTY[kind])
         if kind in _WORDED:
             status_code, type_, message = _WORDED[kind]
-            headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else None
-            return failure(status_code, type_, message, str(error), headers=headers)
+            return failure(status_code, type_, message, str(error), headers=headers_of(error))
     log.get("api").error("%s %s failed", request.method, request.url.path, exc_info=error)
     return failure(500, "server_error", "The request failed for a reason that is in the server's log")

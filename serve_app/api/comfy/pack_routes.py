@@ -22,8 +22,8 @@ from starlette.websockets import WebSocket, WebSocketState
 from serve_app.api.crowd import Crowd, Room
 from serve_app.api.origin import FOREIGN
 from serve_app.api.problems import problem
-from serve_app.api.request import read_body
-from serve_app.errors import CrowdedError, ForeignPageError, ServeAppError
+from serve_app.api.request import read_body, service_of
+from serve_app.errors import CrowdedError, ForbiddenError, ForeignPageError, ServeAppError
 from serve_app.limits import refused
 from serve_app.nodes.routes import ANY, ON_PROMPT, PackAnswer, PackCall, PackFrame, Piece
 from serve_app.service import Service
@@ -59,7 +59,7 @@ async def answer(request: Request) -> Response:
 
     Errors: HTTPException if no pack has a route for it; CrowdedError for one more long answer.
     """
-    service: Service = request.app.state.service()
+    service = service_of(request)
     pool, call = await _routed(service, request, request.method, None)
     pieces = service.relay(pool, call) if service.relay else None
     assert pieces is not None
@@ -83,7 +83,7 @@ async def answer(request: Request) -> Response:
 
 async def talk(socket: WebSocket) -> None:
     """Pass a websocket on to a replica, until either side ends it; refuse one that no pack takes."""
-    service: Service = socket.app.state.service()
+    service = service_of(socket)
     try:
         pool, call = await _routed(service, socket, "GET", uuid.uuid4().hex)
         pieces = service.relay(pool, call) if service.relay else None
@@ -183,6 +183,8 @@ async def _routed(
     if connection.scope.get(FOREIGN):
         # Packs have routes that do things at a GET, so even a link from another site may not lead to one.
         raise ForeignPageError("routes of node packs are not for pages of other sites")
+    if service.tenant and not service.shared_packs:
+        raise ForbiddenError("routes of node packs keep no tenants apart: tenants.shared_packs lets tenants use them")
     query = connection.scope["query_string"].decode("latin-1")
     body = b""
     if isinstance(connection, Request):

@@ -15,6 +15,7 @@ from serve_app import COMFYUI_VERSION
 from serve_app.api.comfy.body import empty, read_members
 from serve_app.api.comfy.log_lines import SIZE
 from serve_app.api.comfy.subscriptions import Subscriptions
+from serve_app.api.principal import Admin
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
@@ -53,8 +54,8 @@ async def get_replacements() -> Response:
 
 
 @router.post("/free")
-async def post_free(request: Request, service: Current) -> Response:
-    """Let replicas unload models, and forget results, once they have nothing to do."""
+async def post_free(request: Request, service: Current, _: Admin) -> Response:
+    """Let replicas unload models, and forget results, once they have nothing to do; these are everyone's."""
     wish = await read_members(request, service.limits.command)
     await service.free(weights=bool(wish.get("unload_models")), results=bool(wish.get("free_memory")))
     return empty()
@@ -93,7 +94,7 @@ async def patch_subscription(request: Request, service: Current) -> Response:
     """Show a client the log of its jobs, or no longer; where several processes answer, if its socket is this one's."""
     wish = await read_members(request, service.limits.command)
     subscriptions: Subscriptions = request.app.state.subscriptions
-    subscriptions.log_to(str(wish.get("clientId")), wanted=bool(wish.get("enabled")))
+    subscriptions.log_to(service.feed(str(wish.get("clientId"))), wanted=bool(wish.get("enabled")))
     return empty()
 
 

@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from serve_app.api.comfy.frames import Frame, frame
 from serve_app.api.comfy.subscriptions import Socket, Subscriptions
 from serve_app.api.comfy.system import features
+from serve_app.api.request import service_of
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import encode
 from serve_app.errors import ServeAppError
@@ -37,9 +38,10 @@ def install(app: Starlette) -> None:
 @router.websocket("/ws")
 async def websocket(connection: WebSocket) -> None:
     """Serve one client until it goes."""
-    socket = Socket(connection.query_params.get("clientId") or uuid.uuid4().hex, _sender(connection))
     try:
-        service: Service = connection.app.state.service()
+        service = service_of(connection)
+        client_id = connection.query_params.get("clientId") or uuid.uuid4().hex
+        socket = Socket(client_id, _sender(connection), service.tenant)
         attached = await service.attach(socket.client_id, socket.token)
     except ServeAppError:
         await connection.close()

@@ -21,7 +21,10 @@ from serve_app.api.v2.submission import CREDENTIAL
 
 router = Routes()
 
-ALWAYS = ("invalid_request", "forbidden_origin", "deployment_not_ready", "rate_limited", "upstream_error")
+ALWAYS = (
+    *("invalid_request", "unauthorized", "forbidden", "forbidden_origin"),
+    *("deployment_not_ready", "rate_limited", "upstream_error"),
+)
 """Codes that any request may be answered."""
 AWAY = ("upstream_unreachable",)
 

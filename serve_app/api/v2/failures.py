@@ -16,12 +16,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import log
+from serve_app.api.problems import headers_of
 from serve_app.api.strict_json import Json
 from serve_app.errors import (
     BodyTooLargeError,
     CrowdedError,
     DrainingError,
     FileMissingError,
+    ForbiddenError,
     ForeignPageError,
     InvalidGraphError,
     InvalidSubmissionError,
@@ -31,6 +33,7 @@ from serve_app.errors import (
     QueueFullError,
     ServeAppError,
     SlowBodyError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -41,6 +44,8 @@ CODES: Mapping[str, int] = {
     "invalid_request": 400,
     "invalid_cursor": 400,
     "invalid_metadata_filter": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
     "forbidden_origin": 403,
     "not_found": 404,
     "blob_not_found": 404,
@@ -67,6 +72,8 @@ CODES: Mapping[str, int] = {
 
 _KINDS: Mapping[type[Exception], str] = {
     InvalidSubmissionError: "invalid_request",
+    UnauthenticatedError: "unauthorized",
+    ForbiddenError: "forbidden",
     ForeignPageError: "forbidden_origin",
     JobMissingError: "not_found",
     FileMissingError: "not_found",
@@ -111,8 +118,7 @@ def answer(request: Request, error: Exception) -> Response:
         if kind in _KINDS:
             code = _KINDS[kind]
             details = {"node_errors": node_errors(error, {})} if isinstance(error, InvalidGraphError) else None
-            headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
-            return _failure(CODES[code], code, str(error), details, headers)
+            return _failure(CODES[code], code, str(error), details, headers_of(error))
     log.get("api").error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _failure(500, "upstream_error", "the request failed for a reason that is in the server's log")
 

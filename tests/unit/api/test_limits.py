@@ -96,9 +96,9 @@ async def test_counting_jobs_fetches_no_prompt(client, scheduler, example, monke
     alike = ("exec_info", "jobs")  # the rest of a status changes with time
     count = scheduler.count
 
-    async def counts():
+    async def counts(tenant):
         monkeypatch.undo()
-        return await count()
+        return await count(tenant)
 
     monkeypatch.setattr(scheduler, "count", counts)
     monkeypatch.setattr(scheduler, "queue", whole)

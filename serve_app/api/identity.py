@@ -1,0 +1,257 @@
+"""Who asks: credentials in a request become its principal, or the request is refused.
+
+A credential is an API key or a token, given as a bearer, in X-API-Key, as `?token=`, or in the page's cookie. What
+comes behind sees none of them. Keys are known for KEY_S; one that is in use is looked up again before that is over, so
+that nobody waits for it. Another site's page cannot use the cookie: `Door` refuses its requests, and
+browsers send none along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import parse_qsl, urlencode
+
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from serve_app.api.audit import AuditLog
+from serve_app.api.principal import OPERATOR, PRINCIPAL, Principal
+from serve_app.api.problems import Answer
+from serve_app.errors import ForbiddenError, ServeAppError, UnauthenticatedError, UnavailableError
+from serve_app.service import Service
+from serve_app.store.api_keys import ApiKey, FindKey, parts
+from serve_app.store.tenants import is_tenant
+
+if TYPE_CHECKING:
+    from serve_app.api.tokens import Tokens
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+KEY_S = 5.0
+"""How long what is known of a key counts: a key that was revoked is refused everywhere once this has passed."""
+AWAY_S = 60.0
+"""How long it goes on to count while the scheduler cannot be asked; no key can be revoked meanwhile."""
+TOKEN_S = 60.0
+"""How long a token that held is not checked again; less if it ends before."""
+KNOWN = 10_000
+"""Keys and tokens that a process remembers."""
+LOOKUPS = 8
+"""Keys that are looked up at once: whoever makes some up must not keep others from the database."""
+
+COOKIE = "serve_app_key"
+LOGIN, LOGOUT = "/login", "/logout"
+OPEN = frozenset({LOGIN, "/healthz", "/readyz"})
+"""Paths that ask nobody who they are."""
+METERED = frozenset({"/status", "/metrics"})
+"""Paths that tell how the whole server does, for those with the scope metrics."""
+NOBODY = Principal("", "", frozenset())
+EVERYONE = "*"
+"""As whom the operator asks for what is everyone's."""
+_HEADERS = frozenset({b"authorization", b"x-api-key", b"x-tenant"})
+
+
+class Identity:
+    """Finds out who asks; one a process. service: whose database knows the keys. tokens: None where there are none."""
+
+    def __init__(self, service: Callable[[], Service], audit: AuditLog, tokens: Tokens | None = None) -> None:
+        self.audit = audit
+        self._service = service
+        self._tokens = tokens
+        self._keys: OrderedDict[str, tuple[float, ApiKey | None]] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[ApiKey | None]] = {}
+        self._held: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+        self._lookups = asyncio.Semaphore(LOOKUPS)
+
+    async def principal(self, credential: str) -> Principal:
+        """Return whose a credential is. Errors: UnauthenticatedError, saying why; UnavailableError."""
+        if (key := parts(credential)) is not None:
+            return await self._of_key(*key)
+        if self._tokens is None:
+            raise UnauthenticatedError("the key has not the form of one")
+        return await self._of_token(self._tokens, credential)
+
+    async def _of_key(self, key_id: str, secret: str) -> Principal:
+        known_s, key = self._keys.get(key_id, (float("-inf"), None))
+        age_s = time.monotonic() - known_s
+        if age_s > KEY_S:
+            try:
+                key = await asyncio.shield(self._asked(key_id))
+            except UnavailableError:
+                if key is None or age_s > AWAY_S:
+                    raise
+        elif age_s > KEY_S / 2 and key is not None:
+            self._asked(key_id)
+        now_s = time.time()
+        if key is None:
+            raise UnauthenticatedError("the key is unknown")
+        if not key.holds(secret, now_s):
+            why = "has expired or was revoked" if key.ended(now_s) else "is wrong"
+            raise UnauthenticatedError(f"the key {key.shown} {why}")
+        return Principal(key.tenant, f"{key.shown} {key.name}".strip(), frozenset(key.scopes))  # type: ignore[arg-type]
+
+    def _asked(self, key_id: str) -> asyncio.Task[ApiKey | None]:
+        """Return the look-up of a key, which all who wait for it share."""
+        if (asking := self._asking.get(key_id)) is None:
+            asking = self._asking[key_id] = asyncio.create_task(self._ask(key_id))
+            asking.add_done_callback(lambda done: self._answered(key_id, done))
+        return asking
+
+    def _answered(self, key_id: str, asking: asyncio.Task[ApiKey | None]) -> None:
+        self._asking.pop(key_id, None)
+        if not asking.cancelled() and asking.exception() is None:
+            _keep(self._keys, key_id, (time.monotonic(), asking.result()))
+
+    async def _ask(self, key_id: str) -> ApiKey | None:
+        async with self._lookups:
+            return await self._service().inquire(FindKey(key_id))
+
+    async def _of_token(self, tokens: Tokens, text: str) -> Principal:
+        name = hashlib.sha256(text.encode(errors="replace")).digest()
+        until_s, principal = self._held.get(name, (0.0, NOBODY))
+        if until_s <= time.time():
+            token = await asyncio.to_thread(tokens.check, text)
+            principal = Principal(token.tenant, token.subject, frozenset(token.scopes))  # type: ignore[arg-type]
+            _keep(self._held, name, (min(token.until_s, time.time() + TOKEN_S), principal))
+        return principal
+
+
+def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > KNOWN:
+        kept.popitem(last=False)
+
+
+class Identified:
+    """Middleware that lets in whom credentials name, within their tenant, for what their scopes allow.
+
+    What changes something, and what is refused, is written to the audit log.
+    """
+
+    def __init__(self, app: ASGIApp, identity: Identity, answer: Answer) -> None:
+        self._app, self._identity, self._answer = app, identity, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401 or 403 in its dialect's form."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        connection = HTTPConnection(scope)
+        principal = NOBODY
+        try:
+            if scope["path"] not in OPEN:
+                principal = await self._admitted(connection)
+        except ServeAppError as error:
+            self._note(scope, principal, _status(error), str(error))
+            await self._refuse(connection, error, receive, send)
+            return
+        seen = {**without_credentials(scope), PRINCIPAL: principal}
+        if scope["type"] == "websocket" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            told: Send = send
+        else:
+            told = self._noting(scope, principal, send)
+        await self._app(seen, receive, told)
+
+    async def _admitted(self, connection: HTTPConnection) -> Principal:
+        given = credential(connection)
+        if given is None:
+            raise UnauthenticatedError("the request has no key: send one as 'Authorization: Bearer KEY'")
+        principal = _acting(await self._identity.principal(given), connection)
+        if connection.scope["path"] in METERED:
+            principal.require("metrics")
+        else:
+            reads = connection.scope["type"] == "websocket" or connection.scope["method"] in ("GET", "HEAD", "OPTIONS")
+            principal.require("read" if reads else "submit")
+        return principal
+
+    async def _refuse(self, connection: HTTPConnection, error: ServeAppError, receive: Receive, send: Send) -> None:
+        scope = connection.scope
+        if scope["type"] == "websocket":
+            socket = WebSocket(scope, receive, send)
+            if "websocket.http.response" in scope.get("extensions", {}):
+                await socket.send_denial_response(self._answer(Request({**scope, "type": "http"}), error))
+            else:
+                await socket.close()
+            return
+        if isinstance(error, UnauthenticatedError) and _navigates(connection):
+            await RedirectResponse(LOGIN, 303)(scope, receive, send)
+            return
+        await self._answer(Request(scope, receive), error)(scope, receive, send)
+
+    def _noting(self, scope: Scope, principal: Principal, send: Send) -> Send:
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start" and scope["path"] != LOGIN:
+                self._note(scope, principal, message["status"], "")
+            await send(message)
+
+        return noting
+
+    def _note(self, scope: Scope, principal: Principal, status: int, reason: str) -> None:
+        method = scope.get("method", "WEBSOCKET")
+        self._identity.audit.note(principal, f"{method} {scope['path']}", source(scope), status, reason)
+
+
+def credential(connection: HTTPConnection) -> str | None:
+    """Return the key or token that a request gives; None without one."""
+    headers = connection.headers
+    scheme, _, rest = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and rest.strip():
+        return rest.strip()
+    return headers.get("x-api-key") or connection.query_params.get("token") or connection.cookies.get(COOKIE) or None
+
+
+def without_credentials(scope: Scope) -> Scope:
+    """Return a request's scope without what it proves itself by, which is nobody's further on: no pack's, no log's."""
+    headers = []
+    for name, value in scope["headers"]:
+        if name == b"cookie":
+            kept = [c for c in value.split(b";") if c.strip().partition(b"=")[0] != COOKIE.encode()]
+            if kept:
+                headers.append((name, b";".join(kept)))
+        elif name not in _HEADERS:
+            headers.append((name, value))
+    query: bytes = scope["query_string"]
+    if b"token=" in query:
+        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+        query = urlencode([pair for pair in pairs if pair[0] != "token"]).encode()
+    return {**scope, "headers": headers, "query_string": query}
+
+
+def source(scope: Scope) -> str:
+    """Return where a request comes from: what proxies say, each after the one it was told by, and who is connected."""
+    forwarded = [v.decode("latin-1") for name, v in scope["headers"] if name == b"x-forwarded-for"]
+    client = scope.get("client")
+    # HAProxy comes by a socket in the file system, which has no address; it says itself who asks it.
+    return ", ".join([*forwarded, *([client[0]] if client and client[0] else [])])[-200:]
+
+
+def _acting(principal: Principal, connection: HTTPConnection) -> Principal:
+    """Return as whom a principal asks: an admin may as any tenant, or as the operator. Errors: ForbiddenError."""
+    asked = connection.headers.get("x-tenant") or connection.query_params.get("tenant")
+    if not asked or asked == principal.tenant:
+        return principal
+    if not principal.may("admin"):
+        raise ForbiddenError("only credentials with the scope admin may ask as another tenant")
+    if asked == EVERYONE:
+        return replace(principal, tenant=OPERATOR.tenant)
+    if not is_tenant(asked):
+        raise ForbiddenError(f"{asked[:80]!r} is no tenant's name")
+    return replace(principal, tenant=asked)
+
+
+def _navigates(connection: HTTPConnection) -> bool:
+    """Whether a person at a browser asks for a page."""
+    return connection.scope["method"] == "GET" and "text/html" in connection.headers.get("accept", "")
+
+
+def _status(error: ServeAppError) -> int:
+    return 401 if isinstance(error, UnauthenticatedError) else 403 if isinstance(error, ForbiddenError) else 503

@@ -1,0 +1,164 @@
+"""API keys: what a client proves itself by, as the database keeps them, and what is asked of it about them.
+
+A key is "sa_ID_SECRET". The id is shown and finds the key; of the secret, 256 random bits, only a hash is kept: one
+that takes long to compute is for what people think up. A key holds until it ends; to revoke one is to end it now, and
+one that is rotated ends once its successor has had time to spread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+
+from serve_app.errors import InvalidSubmissionError
+from serve_app.store.insert_once import insert_once
+from serve_app.store.schema import API_KEYS
+from serve_app.store.tenants import is_tenant
+
+PREFIX = "sa"
+KEY = re.compile(rf"{PREFIX}_([0-9a-f]{{12}})_([A-Za-z0-9_-]{{43}})")
+KEY_SCOPES = ("submit", "read", "admin", "metrics")
+"""What a key may allow: to change what its tenant has, to see it, to do everything, to see how the server does."""
+USUAL_SCOPES = ("submit", "read")
+GRACE_S = 3600.0
+"""How long a key holds beside its successor, unless it is said otherwise."""
+NAME_LENGTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key without its secret. tenant: "" is the operator's. name: people's word for it. ends_s: Unix time."""
+
+    key_id: str
+    tenant: str
+    name: str
+    hash: str
+    scopes: tuple[str, ...]
+    created_s: float
+    ends_s: float | None = None
+
+    @property
+    def shown(self) -> str:
+        """Return what may be shown of it."""
+        return f"{PREFIX}_{self.key_id}_…"
+
+    def holds(self, secret: str, at_s: float) -> bool:
+        """Whether a secret is its own, and it has not ended."""
+        own = hmac.compare_digest(self.hash, _hash(secret))
+        return own and not self.ended(at_s)
+
+    def ended(self, at_s: float) -> bool:
+        """Whether it has expired, was revoked or replaced."""
+        return self.ends_s is not None and self.ends_s <= at_s
+
+
+def minted(tenant: str, name: str, scopes: Sequence[str], ends_s: float | None) -> tuple[ApiKey, str]:
+    """Return a new key, and the text of it, which nobody can find again.
+
+    Errors: InvalidSubmissionError for a tenant, name or scope that cannot be; for a key of the operator's without
+    `admin`, which would see what is everyone's.
+    """
+    if tenant and not is_tenant(tenant):
+        raise InvalidSubmissionError(
+            f"a tenant's name is of a-z, 0-9 and single . _ - between them, not {tenant[:80]!r}"
+        )
+    if not scopes or (unknown := [scope for scope in scopes if scope not in KEY_SCOPES]):
+        given = ", ".join(unknown)[:80] if scopes else "none"
+        raise InvalidSubmissionError(f"scopes are {', '.join(KEY_SCOPES)}, not {given}")
+    if not tenant and not {"admin", "metrics"}.intersection(scopes):
+        raise InvalidSubmissionError("a key without a tenant is the operator's: it needs the scope admin or metrics")
+    if len(name) > NAME_LENGTH or not name.isprintable():
+        raise InvalidSubmissionError(f"a key's name is at most {NAME_LENGTH} printable characters, not {name[:80]!r}")
+    key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    kept = tuple(scope for scope in KEY_SCOPES if scope in scopes)
+    return ApiKey(key_id, tenant, name, _hash(secret), kept, time.time(), ends_s), f"{PREFIX}_{key_id}_{secret}"
+
+
+def parts(text: str) -> tuple[str, str] | None:
+    """Return the id and the secret of a key's text; None if it has not the form of one."""
+    found = KEY.fullmatch(text)
+    return None if found is None else (found[1], found[2])
+
+
+@dataclass(frozen=True, slots=True)
+class AddKey:
+    """Keep a new key. replaces: the id of one that holds until `grace_s` from now at most."""
+
+    writes: ClassVar[bool] = True
+
+    key: ApiKey
+    replaces: str | None = None
+    grace_s: float = GRACE_S
+
+    def carry_out(self, connection: sa.Connection) -> None:
+        """Insert it."""
+        row = {**_values(self.key), "scopes": " ".join(self.key.scopes)}
+        insert_once(connection, API_KEYS, ("key_id",), [row])
+        if self.replaces is not None:
+            _end(connection, self.replaces, self.key.created_s + self.grace_s)
+
+
+@dataclass(frozen=True, slots=True)
+class EndKey:
+    """Revoke a key."""
+
+    writes: ClassVar[bool] = True
+
+    key_id: str
+
+    def carry_out(self, connection: sa.Connection) -> bool:
+        """Return whether there is such a key."""
+        _end(connection, self.key_id, time.time())
+        return FindKey(self.key_id).carry_out(connection) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class FindKey:
+    """One key by its id."""
+
+    writes: ClassVar[bool] = False
+
+    key_id: str
+
+    def carry_out(self, connection: sa.Connection) -> ApiKey | None:
+        """Return it."""
+        row = connection.execute(sa.select(API_KEYS).where(API_KEYS.c.key_id == self.key_id)).first()
+        return None if row is None else _key(row)
+
+
+@dataclass(frozen=True, slots=True)
+class ListKeys:
+    """All keys."""
+
+    writes: ClassVar[bool] = False
+
+    def carry_out(self, connection: sa.Connection) -> tuple[ApiKey, ...]:
+        """Return them, a tenant's together, the newest last."""
+        ordered = sa.select(API_KEYS).order_by(API_KEYS.c.tenant, API_KEYS.c.created_s, API_KEYS.c.key_id)
+        return tuple(_key(row) for row in connection.execute(ordered))
+
+
+def _end(connection: sa.Connection, key_id: str, at_s: float) -> None:
+    """End a key at a time, unless it ends sooner."""
+    later = API_KEYS.c.ends_s.is_(None) | (API_KEYS.c.ends_s > at_s)
+    connection.execute(sa.update(API_KEYS).where((API_KEYS.c.key_id == key_id) & later).values(ends_s=at_s))
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _values(key: ApiKey) -> dict[str, Any]:
+    return {column.name: getattr(key, column.name) for column in API_KEYS.c}
+
+
+def _key(row: Any) -> ApiKey:
+    return ApiKey(**{**row._mapping, "scopes": tuple(row.scopes.split())})

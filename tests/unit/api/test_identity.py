@@ -1,0 +1,252 @@
+"""Credentials that hold and such as do not, each answered in its dialect's form and written to the audit log."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
+
+from serve_app.api import identity as identities
+from serve_app.api.token_rules import TokenRules
+from serve_app.api.tokens import Tokens
+from serve_app.errors import InvalidSubmissionError, UnauthenticatedError
+from serve_app.store.api_keys import AddKey, EndKey, minted, parts
+from tests.unit.api.tenant_world import World, world
+
+RSA_KEY = rsa.generate_private_key(65537, 2048)
+EC_KEY = ec.generate_private_key(ec.SECP256R1())
+ED_KEY = ed25519.Ed25519PrivateKey.generate()
+
+
+def b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def number(value: int) -> str:
+    return b64(value.to_bytes((value.bit_length() + 7) // 8))
+
+
+def jwks() -> dict[str, Any]:
+    one, two = RSA_KEY.public_key().public_numbers(), EC_KEY.public_key().public_numbers()
+    return {
+        "keys": [
+            {"kty": "RSA", "kid": "r", "n": number(one.n), "e": number(one.e)},
+            {"kty": "EC", "kid": "e", "crv": "P-256", "x": b64(two.x.to_bytes(32)), "y": b64(two.y.to_bytes(32))},
+            {"kty": "OKP", "kid": "d", "crv": "Ed25519", "x": b64(ED_KEY.public_key().public_bytes_raw())},
+        ]
+    }
+
+
+def signed(algorithm: str, signed_text: bytes) -> bytes:
+    match algorithm:
+        case "RS256":
+            return RSA_KEY.sign(signed_text, padding.PKCS1v15(), hashes.SHA256())
+        case "ES256":
+            r, s = utils.decode_dss_signature(EC_KEY.sign(signed_text, ec.ECDSA(hashes.SHA256())))
+            return r.to_bytes(32) + s.to_bytes(32)
+        case "EdDSA":
+            return ED_KEY.sign(signed_text)
+    return b""
+
+
+def token(algorithm: str = "RS256", kid: str = "r", *, header: dict[str, Any] | None = None, **claims: Any) -> str:
+    """Return a token that holds but for what is given."""
+    usual = {"iss": "https://id.example", "aud": "images", "tenant": "a", "sub": "ann", "exp": time.time() + 60}
+    head = b64(json.dumps({"alg": algorithm, "kid": kid, **(header or {})}).encode())
+    text = f"{head}.{b64(json.dumps({**usual, **claims}).encode())}"
+    return f"{text}.{b64(signed(algorithm, text.encode()))}"
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Tokens:
+    place = tmp_path / "jwks.json"
+    place.write_text(json.dumps(jwks()))
+    roles = {"editor": ("submit", "read")}
+    return Tokens(TokenRules("https://id.example", "images", str(place), scopes_claim="roles", roles=roles))
+
+
+@pytest.mark.parametrize(("algorithm", "kid"), [("RS256", "r"), ("ES256", "e"), ("EdDSA", "d")])
+def test_a_token_of_the_issuers_holds(tokens, algorithm, kid):
+    found = tokens.check(token(algorithm, kid, aud=["x", "images"], roles=["editor", "unknown"]))
+    assert (found.tenant, found.subject, found.scopes) == ("a", "ann", ("submit", "read"))
+
+
+def forged() -> str:
+    """Return a token signed by HMAC with the public key, as if that were a secret."""
+    return token("HS256")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (lambda: token(iss="https://other.example"), "its issuer is another"),
+        (lambda: token(aud="other"), "it is for another audience"),
+        (lambda: token(exp=time.time() - 60), "it has expired"),
+        (lambda: token(exp=None), "no time until which it holds"),
+        (lambda: token(exp=float("nan")), "no time until which it holds"),
+        (lambda: token(nbf=time.time() + 600), "it does not hold yet"),
+        (lambda: token(tenant="../b"), "no tenant's name"),
+        (lambda: token(tenant=None), "no tenant's name"),
+        (lambda: token("none"), "its algorithm is 'none'"),
+        (forged, "its algorithm is 'HS256'"),
+        (lambda: token("RS256", "e"), "of no key of the issuer's"),
+        (lambda: token("ES256", "r"), "of no key of the issuer's"),
+        (lambda: token("PS256"), "its algorithm is 'PS256'"),
+        (lambda: token(header={"crit": ["x"]}), "extensions that are not known"),
+        (lambda: token()[:-8] + "AAAAAAAA", "of no key of the issuer's"),
+        (lambda: "a.b.c", "is no JSON|base64"),
+        (lambda: "no token", "no JSON Web Token"),
+    ],
+)
+def test_a_token_that_does_not_hold_is_refused_and_why(tokens, text, why):
+    with pytest.raises(UnauthenticatedError, match=why):
+        tokens.check(text())
+
+
+@pytest.mark.parametrize(
+    ("tenant", "scopes", "why"),
+    [
+        ("../a", ("read",), "a tenant's name is of a-z"),
+        ("A", ("read",), "a tenant's name is of a-z"),
+        ("a" * 64, ("read",), "a tenant's name is of a-z"),
+        ("a", ("root",), "scopes are submit, read, admin, metrics, not root"),
+        ("a", (), "scopes are submit, read, admin, metrics, not none"),
+        ("", ("read",), "the operator's: it needs the scope admin or metrics"),
+    ],
+)
+def test_a_key_that_cannot_be_is_not_made(tenant, scopes, why):
+    with pytest.raises(InvalidSubmissionError, match=why):
+        minted(tenant, "", scopes, None)
+
+
+@pytest.fixture
+async def made(tmp_path: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr(identities, "KEY_S", 0.2)
+    async with world(tmp_path, tokens) as made:
+        yield made
+
+
+async def test_credentials_that_do_not_hold_are_refused_in_each_dialects_form_and_written_down(made):
+    good = made.keys["a"]
+    expired = await made.key("a", ends_s=time.time() - 1)
+    wrong = good[:-3] + ("AAA" if good[-3:] != "AAA" else "BBB")
+    cases = {
+        wrong: "is wrong",
+        expired: "has expired or was revoked",
+        "sa_000000000000_" + "x" * 43: "is unknown",
+        token(iss="https://other.example"): "its issuer is another",
+        token("none"): "its algorithm is 'none'",
+    }
+    for credential, why in cases.items():
+        async with made.client(credential) as client:
+            contract, native, v2 = [await client.get(path) for path in ("/queue", "/api/queue", "/api/v2/jobs")]
+            assert [answer.status_code for answer in (contract, native, v2)] == [401] * 3
+            assert contract.headers["www-authenticate"] == "Bearer"
+            assert (contract.json()["error"], native.json()["error"]["type"]) == ("Unauthorized", "unauthorized")
+            assert v2.json()["error"]["code"] == "unauthorized"
+            for answer in (contract.json()["detail"], native.json()["error"]["details"], v2.json()["error"]["message"]):
+                assert why in answer
+    async with made.client(made.keys["root"]) as root:
+        async with asyncio.timeout(20):
+            while True:
+                entries = (await root.get("/tenants/audit")).json()["entries"]
+                if len(entries) >= 3 * len(cases):
+                    break
+                await asyncio.sleep(0.2)
+    assert {entry["result"] for entry in entries} == {401}
+    assert all(any(why in entry["reason"] for entry in entries) for why in cases.values())
+    assert {entry["source"] for entry in entries} == {"127.0.0.1"}
+    assert all(secret not in json.dumps(entries) for secret in cases)
+
+
+async def test_a_key_is_given_in_any_of_its_ways_and_nobody_behind_sees_it(made):
+    key = made.keys["a"]
+    async with made.client(None) as client:
+        ways: list[dict[str, Any]] = [
+            {"headers": {"Authorization": f"Bearer {key}"}},
+            {"headers": {"X-API-Key": key}},
+            {"params": {"token": key}},
+            {"headers": {"Cookie": f"{identities.COOKIE}={key}"}},
+            {"headers": {"Authorization": f"Bearer {token()}"}},
+        ]
+        for way in ways:
+            assert (await client.get("/api/queue", **way)).status_code == 200, way
+    headers = [(b"cookie", f"x=1; {identities.COOKIE}={key}".encode()), (b"authorization", b"b"), (b"x-mine", b"yes")]
+    seen = identities.without_credentials({"headers": headers, "query_string": f"a=1&token={key}".encode()})
+    assert (seen["headers"], seen["query_string"]) == ([(b"cookie", b"x=1"), (b"x-mine", b"yes")], b"a=1")
+
+
+async def test_a_revoked_key_is_refused_within_seconds_and_a_rotated_one_never_fails(made):
+    found = parts(made.keys["a"])
+    assert found is not None
+    async with made.client(made.keys["a"]) as a:
+        assert (await a.get("/api/queue")).status_code == 200
+        await made.service.inquire(EndKey(found[0]))
+        async with asyncio.timeout(10):
+            while (await a.get("/api/queue")).status_code == 200:
+                await asyncio.sleep(0.05)
+    old = made.keys["b"]
+    async with made.client(made.keys["root"]) as root:
+        rotated = await root.post(f"/tenants/keys/{(parts(old) or ('',))[0]}/rotate", json={"grace_s": 60})
+        assert rotated.status_code == 201
+    statuses = set()
+    for key in (old, rotated.json()["key"]) * 10:
+        async with made.client(key) as client:
+            statuses.add((await client.get("/api/queue")).status_code)
+        await asyncio.sleep(0.02)
+    assert statuses == {200}
+
+
+async def test_an_admin_asks_as_a_tenant_and_nobody_else_does(made):
+    async with made.client(made.keys["a"]) as a, made.client(made.keys["root"]) as root:
+        await a.post("/settings", json={"mine": 1})
+        assert (await root.get("/settings/mine")).json() is None
+        assert (await root.get("/settings/mine", headers={"X-Tenant": "a"})).json() == 1
+        assert (await root.get("/settings/mine?tenant=a")).json() == 1
+        assert (await a.get("/settings/mine?tenant=b")).status_code == 403
+        assert (await a.get("/settings/mine?tenant=a")).json() == 1
+        assert (await root.get("/settings/mine?tenant=../a")).status_code == 403
+
+
+async def test_the_page_logs_in_by_a_cookie_that_scripts_do_not_see(made):
+    async with made.client(None) as browser:
+        refused = await browser.post("/login", data={"key": "sa_000000000000_<b>"})
+        assert refused.status_code == 401
+        assert "<b>" not in refused.text
+        entered = await browser.post("/login", data={"key": made.keys["a"]})
+        assert (entered.status_code, entered.headers["location"]) == (303, "/")
+        cookie = entered.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=lax" in cookie
+        assert "secure" not in cookie
+        secure = await browser.post("/login", data={"key": made.keys["a"]}, headers={"X-Forwarded-Proto": "https"})
+        assert "secure" in secure.headers["set-cookie"].lower()
+        browser.cookies.set(identities.COOKIE, made.keys["a"])
+        assert (await browser.get("/")).text == "the page"
+        other = await browser.post("/api/interrupt", headers={"Origin": "https://other.example"})
+        assert other.status_code == 403
+        left = await browser.post("/logout")
+        assert (left.status_code, left.headers["location"]) == (303, "/login")
+        assert "max-age=0" in left.headers["set-cookie"].lower()
+
+
+async def test_the_operators_routes_make_end_and_list_keys(made):
+    async with made.client(made.keys["root"]) as root:
+        new = (await root.post("/tenants/keys", json={"tenant": "c", "name": "n", "scopes": ["read"]})).json()
+        listed = (await root.get("/tenants/keys")).json()["keys"]
+        assert new["key"] not in json.dumps(listed)
+        assert next(k for k in listed if k["key_id"] == new["key_id"])["scopes"] == ["read"]
+        assert (await root.post("/tenants/keys", json={"tenant": "C"})).status_code == 400
+        assert (await root.post("/tenants/keys", json={"tenant": "c", "scope": []})).status_code == 400
+        assert (await root.post("/tenants/keys/unknown/rotate", json={})).status_code == 404
+        assert (await root.post(f"/tenants/keys/{new['key_id']}/revoke")).status_code == 200
+        assert "c" in [one["tenant"] for one in (await root.get("/tenants")).json()["tenants"]]
+    await made.service.inquire(AddKey(minted("d", "", ("read",), None)[0]))
