@@ -107,11 +107,16 @@ def tiny_on_card(card: Card, backbone: TinyBackbone) -> TinyBackbone:
 
 
 def taken_together(engine: Engine, backbone: Any, requests: Sequence[SamplingRequest]) -> list[Sampled]:
-    """Return what runs give that all join before the first forward."""
+    """Return what runs of one backbone give that all join before the first forward."""
+    return ran_together(engine, [(backbone, request) for request in requests])
+
+
+def ran_together(engine: Engine, jobs: Sequence[tuple[Any, SamplingRequest]]) -> list[Sampled]:
+    """Return what runs give, each of its backbone, that all join before the first forward."""
     holding, go = Event(), Event()
     engine.call(lambda: (holding.set(), go.wait(30)))
     assert holding.wait(30)
-    futures = [engine.submit(Trajectory(backbone, request)) for request in requests]
+    futures = [engine.submit(Trajectory(backbone, request)) for backbone, request in jobs]
     go.set()
     wait(futures, timeout=60)
     return [future.result() for future in futures]

@@ -1,6 +1,6 @@
 """The engine on an honest card: no devices mixed, results a CPU's to the bit, and what each forward costs around it.
 
-`COSTS` is what all samplers cost; `test_card_runtime` has what else a run may be of.
+`COSTS` is what all samplers cost, `BESIDE` what else a job may have; `test_card_networks` has a real network's.
 """
 
 from __future__ import annotations

@@ -1,0 +1,91 @@
+"""A UNet on the honest card, with ControlNets and LoRAs: what a forward costs, and that nothing waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from serve_app.models.backbone import Backbone
+from serve_app.models.lora import LowRank
+from serve_app.models.lora_layers import LoraSet
+from serve_app.models.network import Network
+from serve_app.sampling.request import SamplingRequest
+from serve_app.values import Control, Discrete, Recipe
+from tests.unit.engine.card import Card
+from tests.unit.engine.card_runs import CardEngine, Forwards, most, ran_together
+from tests.unit.engine.mixes import request
+from tests.unit.models.control_nets import ARCHITECTURE, backbone, control_net
+
+COSTS = {
+    "plain": (12, 336, 40, 336),
+    "a ControlNet": (31, 502, 59, 502),
+    "one set of LoRAs": (12, 560, 88, 496),
+    "eight sets of LoRAs": (12, 560, 40, 2128),
+}
+"""By what jobs have: kernels around the networks of a forward of one job and in them, and the same of eight jobs.
+
+A ControlNet's are in the networks'. LoRAs are being merged meanwhile, where all jobs have the same.
+"""
+
+NET = Recipe("controlnet", "controlnet", "a")
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Runs:
+    """Jobs of one network. made: the backbone of each job, and what it is asked."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+        net: Any = control_net(1)
+        with torch.no_grad(), card.used():
+            self.module = card.settle(backbone())
+            card.settle(net.network)
+        for network in (self.module, net.network):
+            card.watch(network)
+        self._plain = Backbone(Network("unet", ARCHITECTURE, self.module, Discrete()))
+        self._nets = {NET: net}
+
+    def made(self, case: str) -> Callable[[int], tuple[Backbone, SamplingRequest]]:
+        sets = [self._loras(seed) for seed in range({"one set of LoRAs": 1, "eight sets of LoRAs": 8}.get(case, 0))]
+
+        def job(seed: int) -> tuple[Backbone, SamplingRequest]:
+            own = self._plain
+            if sets:
+                own = Backbone(own.network, loras=sets[seed % len(sets)])
+            options = {"control": Control(NET, torch.sigmoid(normal(seed, 1, 64, 64, 3)), 0.7)}
+            texts = {role: normal(seed + shift, 1, 7, 16) for role, shift in (("positive", 0), ("negative", 50))}
+            conds = {role: [(text, options if case == "a ControlNet" else {})] for role, text in texts.items()}
+            return own, request(shape=(1, 4, 8, 8), steps=6, seed=seed, **own.activated(conds, self._nets))
+
+        return job
+
+    def _loras(self, seed: int) -> LoraSet:
+        shapes = {name: tensor.shape for name, tensor in self.module.named_parameters() if ".attn" in name}
+        changed = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+        adapters = {
+            name: LowRank(normal(seed, out, 2), normal(seed + 1, 2, inside), 0.7, None)
+            for name, (out, inside) in changed.items()
+        }
+        return LoraSet(f"set {seed}", self.module, [(adapters, 0.5)])
+
+
+@pytest.mark.parametrize("case", COSTS)
+def test_nothing_waits_for_the_card_around_or_in_a_unet(case):
+    card = Card()
+    engine, runs = CardEngine(card), Runs(card)
+    forwards = Forwards(card, runs.module)
+    made, found = runs.made(case), []
+    for count in (1, 8):
+        ran_together(engine, [made(seed) for seed in range(count)])
+        steady = forwards.steady()
+        assert not any(counts.stalls or counts.trapped for counts in steady)
+        found += [most(steady, lambda counts: counts.kernels), most(steady, lambda counts: counts.inside)]
+    engine.close()
+    assert tuple(found) == COSTS[case]
