@@ -1,14 +1,12 @@
 """JSON Web Tokens of an identity provider: whether one holds, and whose it is.
 
 Only signatures with a public key count, by an algorithm that the configuration names: never `none`, never a shared
-secret, for which a public key could be taken. The key says by its own kind which algorithms it is for.
-Sources: RFC 7515 (signatures), 7517 (keys), 7518 (algorithms), 7519 (claims), 8725 (best current practices).
+secret, for which a public key could be taken. The key says by its own kind which algorithms it is for. PyJWT checks
+signatures and claims (RFC 7515 to 7519); what it is asked to check follows RFC 8725.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import time
 import urllib.request
@@ -17,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+import jwt
+from jwt.types import Options
 
 from serve_app.api.token_rules import TokenRules
 from serve_app.errors import UnauthenticatedError, UnavailableError
@@ -36,18 +32,21 @@ AGAIN_S = 10.0
 LEEWAY_S = 30.0
 """By how much clocks may differ."""
 SMALLEST_RSA = 2048
-LAST_S = 1e12
-"""No time is as late; NaN is not before it either."""
-
-_HASHES: Mapping[str, type[hashes.HashAlgorithm]] = {
-    "256": hashes.SHA256,
-    "384": hashes.SHA384,
-    "512": hashes.SHA512,
+KINDS: Mapping[str, tuple[str, str | None]] = {
+    "R": ("RSA", None),
+    "P": ("RSA", None),
+    "ES256": ("EC", "P-256"),
+    "ES384": ("EC", "P-384"),
+    "EdDSA": ("OKP", "Ed25519"),
 }
-_CURVES: Mapping[str, tuple[type[ec.EllipticCurve], str, int]] = {
-    "P-256": (ec.SECP256R1, "ES256", 32),
-    "P-384": (ec.SECP384R1, "ES384", 48),
+"""Kind and curve of the keys that an algorithm is for, by its name or first letter."""
+CLAIMS: Mapping[type[jwt.InvalidTokenError], str] = {
+    jwt.ExpiredSignatureError: "it has expired",
+    jwt.ImmatureSignatureError: "it does not hold yet",
+    jwt.InvalidIssuerError: "its issuer is another",
+    jwt.InvalidAudienceError: "it is for another audience",
 }
+"""What is wrong with a claim, in other words than PyJWT's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,39 +71,38 @@ class Tokens:
         """Return what a token says. Errors: UnauthenticatedError, saying why; UnavailableError without any keys."""
         if len(text) > TOKEN_CHARACTERS or text.count(".") != 2:
             raise _refused("it is no JSON Web Token")
-        signed, _, signature = text.rpartition(".")
-        head, _, body = signed.partition(".")
-        header = _object(head)
+        try:
+            header = jwt.get_unverified_header(text)
+        except jwt.InvalidTokenError as error:
+            raise _refused(str(error)) from error
         algorithm = header.get("alg")
         if algorithm not in self._rules.algorithms:
             raise _refused(f"its algorithm is {str(algorithm)[:20]!r}; allowed are {', '.join(self._rules.algorithms)}")
-        if "crit" in header:
-            raise _refused("it asks for extensions that are not known here")
-        given = _bytes(signature)
-        candidates = self._candidates(header.get("kid"), algorithm)
-        if not any(_verifies(key, algorithm, signed.encode(), given) for key in candidates):
-            raise _refused("its signature is of no key of the issuer's")
-        return self._read(_object(body))
+        for key in self._candidates(header.get("kid"), algorithm):
+            try:
+                return self._read(self._claims(text, key, algorithm))
+            except (jwt.InvalidSignatureError, jwt.InvalidKeyError, jwt.PyJWKError):
+                continue
+            except jwt.InvalidTokenError as error:
+                raise _refused(CLAIMS.get(type(error), str(error))) from error
+        raise _refused("its signature is of no key of the issuer's")
+
+    def _claims(self, text: str, key: Mapping[str, Any], algorithm: str) -> Mapping[str, Any]:
+        public: Any = jwt.PyJWK(dict(key), algorithm)
+        if getattr(public.key, "key_size", SMALLEST_RSA) < SMALLEST_RSA and key["kty"] == "RSA":
+            raise jwt.InvalidKeyError(f"an RSA key is of {SMALLEST_RSA} bits at least")
+        rules = self._rules
+        required: Options = {"require": ["exp", "iss", "aud"]}
+        return jwt.decode(
+            text, public, [algorithm], required, audience=rules.audience, issuer=rules.issuer, leeway=LEEWAY_S
+        )
 
     def _read(self, claims: Mapping[str, Any]) -> Token:
-        rules, now_s = self._rules, time.time()
-        if claims.get("iss") != rules.issuer:
-            raise _refused("its issuer is another")
-        audience = claims.get("aud")
-        if rules.audience not in (audience if isinstance(audience, list) else [audience]):
-            raise _refused("it is for another audience")
-        until_s: Any = claims.get("exp")
-        from_s: Any = claims.get("nbf", 0)
-        if not _is_time(until_s) or not _is_time(from_s):
-            raise _refused("it has no time until which it holds")
-        if until_s + LEEWAY_S <= now_s:
-            raise _refused("it has expired")
-        if from_s - LEEWAY_S > now_s:
-            raise _refused("it does not hold yet")
-        tenant = claims.get(rules.tenant_claim)
+        tenant = claims.get(self._rules.tenant_claim)
         if not is_tenant(tenant):
-            raise _refused(f"its claim {rules.tenant_claim!r} is no tenant's name")
-        return Token(str(tenant), str(claims.get("sub", ""))[:150], self._scopes(claims), float(until_s) + LEEWAY_S)
+            raise _refused(f"its claim {self._rules.tenant_claim!r} is no tenant's name")
+        subject = str(claims.get("sub", ""))[:150]
+        return Token(str(tenant), subject, self._scopes(claims), float(claims["exp"]) + LEEWAY_S)
 
     def _scopes(self, claims: Mapping[str, Any]) -> tuple[str, ...]:
         given = claims.get(self._rules.scopes_claim)
@@ -149,63 +147,8 @@ def _fits(key: Mapping[str, Any], kid: object, algorithm: str) -> bool:
     """Whether a key may have made a signature: by its id, its use, and the algorithms of its kind."""
     if (kid is not None and key.get("kid") != kid) or key.get("use", "sig") != "sig":
         return False
-    if key.get("alg", algorithm) != algorithm:
-        return False
-    if key.get("kty") == "RSA":
-        return algorithm[:2] in ("RS", "PS")
-    if key.get("kty") == "EC":
-        return key.get("crv") in _CURVES and _CURVES[key["crv"]][1] == algorithm
-    return key.get("kty") == "OKP" and key.get("crv") == "Ed25519" and algorithm == "EdDSA"
-
-
-def _verifies(key: Mapping[str, Any], algorithm: str, signed: bytes, signature: bytes) -> bool:
-    try:
-        match key["kty"]:
-            case "RSA":
-                public = rsa.RSAPublicNumbers(_number(key["e"]), _number(key["n"])).public_key()
-                if public.key_size < SMALLEST_RSA:
-                    return False
-                digest = _HASHES[algorithm[2:]]()
-                pss = padding.PSS(padding.MGF1(digest), padding.PSS.DIGEST_LENGTH)
-                public.verify(signature, signed, pss if algorithm[0] == "P" else padding.PKCS1v15(), digest)
-            case "EC":
-                curve, _, size = _CURVES[key["crv"]]
-                if len(signature) != 2 * size:
-                    return False
-                numbers = ec.EllipticCurvePublicNumbers(_number(key["x"]), _number(key["y"]), curve())
-                r, s = (int.from_bytes(half) for half in (signature[:size], signature[size:]))
-                digest = _HASHES[algorithm[2:]]()
-                numbers.public_key().verify(encode_dss_signature(r, s), signed, ec.ECDSA(digest))
-            case _:
-                ed25519.Ed25519PublicKey.from_public_bytes(_bytes(key["x"])).verify(signature, signed)
-    except (InvalidSignature, KeyError, ValueError, TypeError, UnauthenticatedError):
-        return False
-    return True
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(_bytes(text))
-
-
-def _bytes(text: str) -> bytes:
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise _refused("a part of it is not base64url") from error
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(_bytes(text))
-    except (ValueError, RecursionError) as error:
-        raise _refused("a part of it is no JSON") from error
-    if not isinstance(found, dict):
-        raise _refused("a part of it is no JSON object")
-    return found
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LAST_S
+    kind, curve = KINDS.get(algorithm) or KINDS[algorithm[0]]
+    return key.get("alg", algorithm) == algorithm and key.get("kty") == kind and curve in (None, key.get("crv"))
 
 
 def _refused(why: str) -> UnauthenticatedError:
