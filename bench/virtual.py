@@ -18,6 +18,7 @@ from typing import Any
 
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
+from serve_app.limits import Quota, Quotas
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.machine import Machine
@@ -178,8 +179,8 @@ class Cluster:
     ) -> None:
         self.requests = requests
         self._fair = weights is not None
-        weight = dict(weights or {}).get
-        self.machine = Machine(1, 3, Costs(_known(requests)), lambda tenant: weight(tenant, 1.0))
+        quotas = Quotas(tenants={tenant: Quota(weight=weight) for tenant, weight in (weights or {}).items()})
+        self.machine = Machine(1, 3, Costs(_known(requests)), quotas.of)
         self._until_s = until_s
         self.now_s = 0.0
         self.replicas: dict[str, Replica] = {}

@@ -21,7 +21,7 @@ from serve_app.api.token_rules import Algorithm, TokenRules
 from serve_app.errors import ConfigError
 from serve_app.graph.destination import SHARED
 from serve_app.graph.plan import EVERY_CLASS, Pool
-from serve_app.limits import EventLimits, SizeLimits, WebhookLimits
+from serve_app.limits import EventLimits, Quotas, SizeLimits, WebhookLimits
 from serve_app.scheduler.admission import AdmissionRules
 from serve_app.service import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS, Limits
 from serve_app.store.location import Location
@@ -502,6 +502,8 @@ class AppConfig(Section):
     limits: SizeLimits = SizeLimits()
     events: EventLimits = EventLimits()
     webhooks: WebhookLimits = WebhookLimits()
+    quotas: Quotas = Quotas()
+    """What each tenant may have; see Quota."""
     ingress: IngressConfig = IngressConfig()
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)] = (PoolConfig(name="gpu"),)
 
@@ -531,6 +533,8 @@ class AppConfig(Section):
             max_priority=self.max_priority,
             share_results=self.cache != "none",
             strict=self.strict,
+            quotas=self.quotas,
+            gpus={pool.name: pool.gpus or float(pool.runtime) for pool in self.pools},
         )
 
     @property

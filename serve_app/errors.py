@@ -93,6 +93,11 @@ class UnavailableError(ServeAppError):
         super().__init__(reason)
         self.retry_after_s = retry_after_s
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What an answer says beside the reason."""
+        return {"Retry-After": str(self.retry_after_s)}
+
     def __reduce__(self) -> tuple[type[UnavailableError], tuple[str, int]]:
         return (type(self), (str(self), self.retry_after_s))
 
@@ -103,6 +108,27 @@ class NotReadyError(UnavailableError):
 
 class QueueFullError(UnavailableError):
     """As many jobs wait as the configuration allows."""
+
+
+class QuotaError(UnavailableError):
+    """A tenant has as much as its quota allows.
+
+    quota: the key of the configuration. limit, remaining: what it allows, and what of that is left. retry_after_s: when
+    there will be more; where other things than time decide, when to ask again.
+    """
+
+    def __init__(self, reason: str, retry_after_s: int, quota: str, limit: float, remaining: float) -> None:
+        super().__init__(reason, retry_after_s)
+        self.quota, self.limit, self.remaining = quota, limit, remaining
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What an answer says beside the reason: which quota, what it allows, what is left, and until when."""
+        told = {"Limit": f"{self.limit:g}", "Remaining": f"{self.remaining:g}", "Reset": str(self.retry_after_s)}
+        return {**super().headers, "X-Quota": self.quota, **{f"X-RateLimit-{k}": v for k, v in told.items()}}
+
+    def __reduce__(self) -> tuple[type[QuotaError], tuple[str, int, str, float, float]]:  # type: ignore[override]
+        return (QuotaError, (str(self), self.retry_after_s, self.quota, self.limit, self.remaining))
 
 
 class DrainingError(UnavailableError):

@@ -1,4 +1,4 @@
-"""How large what clients ask for may be, and what is kept for them: `limits` and `events` of the configuration.
+"""How large what clients ask for may be, and what is kept for them: `limits`, `events` and `quotas` of the file.
 
 And the one place where a process counts how often each limit, by its key, has refused something or cut it short.
 """
@@ -6,10 +6,11 @@ And the one place where a process counts how often each limit, by its key, has r
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 VALUE_SHARE, TASK_SHARE = 4, 2
 """One value, and all of a task, may fill one part in so many of the memory that their process has."""
@@ -88,3 +89,51 @@ class SizeLimits(BaseModel):
         value_bytes = self.value_bytes or memory_bytes // VALUE_SHARE
         task_bytes = self.task_bytes or max(value_bytes, memory_bytes // TASK_SHARE)
         return self.model_copy(update={"value_bytes": value_bytes, "task_bytes": task_bytes})
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Quota(BaseModel):
+    """What one tenant may have. None is no limit; 0 is nothing at all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    """Its share of each pool, beside the weights of others that have something to do."""
+    queued: Count | None = None
+    """Jobs that wait; one more is answered 429."""
+    running: Count | None = None
+    """Jobs that run at once; others wait."""
+    gpu_s_a_day: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Seconds of GPUs from midnight to midnight UTC. What it has used and what its unfinished jobs are expected to take
+    must be less when a job comes. Jobs that run on a replica at a time share its GPUs equally; one that holds models
+    on a CPU counts as a GPU, one that holds none not at all."""
+
+
+class Quotas(BaseModel):
+    """The quotas of tenants: what `tenants` says of one, else what `default` says. The operator has none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    default: Quota = Quota()
+    tenants: Mapping[str, Quota] = {}
+    _merged: dict[str, Quota] = PrivateAttr(default_factory=dict)
+
+    def model_post_init(self, context: object, /) -> None:
+        """Make each tenant's quota once."""
+        for tenant, own in self.tenants.items():
+            said = {key: getattr(own, key) for key in own.model_fields_set}
+            self._merged[tenant] = self.default.model_copy(update=said)
+
+    def of(self, tenant: str) -> Quota:
+        """Return a tenant's quota."""
+        return self._merged.get(tenant, self.default) if tenant else _OPERATORS
+
+    def label(self, tenant: str) -> str:
+        """Return a tenant as metrics name it: those that are not in the configuration are one."""
+        return tenant if tenant in self.tenants or not tenant else "other"
+
+
+_OPERATORS = Quota()
+NO_QUOTAS = Quotas()

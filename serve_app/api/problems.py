@@ -31,6 +31,7 @@ from serve_app.errors import (
     ModelFileError,
     NotReadyError,
     QueueFullError,
+    QuotaError,
     ServeAppError,
     SlowBodyError,
     UnauthenticatedError,
@@ -56,6 +57,7 @@ _ANSWERS: dict[type[Exception], tuple[int, str]] = {
     SlowBodyError: (408, "Request body too slow"),
     BodyTooLargeError: (413, "Request body too large"),
     NotReadyError: (503, "Server not ready"),
+    QuotaError: (429, "Quota exceeded"),
     QueueFullError: (503, "Queue full"),
     DrainingError: (503, "Server is being replaced"),
     UnavailableError: (503, "Server unavailable"),
@@ -88,7 +90,7 @@ def headers_of(error: Exception) -> dict[str, str]:
     """Return the headers that tell what to do after a failure, in every dialect."""
     if isinstance(error, UnauthenticatedError):
         return {"WWW-Authenticate": "Bearer"}
-    return {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
+    return error.headers if isinstance(error, UnavailableError) else {}
 
 
 class CatchAll:

@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from serve_app.errors import InvalidSubmissionError, QueueFullError
@@ -20,7 +20,7 @@ from serve_app.graph.parse import parse
 from serve_app.graph.plan import Plan, Pool, is_strict, plan
 from serve_app.graph.signature import salt_of, signatures
 from serve_app.graph.spec import NodeSpec
-from serve_app.limits import refused
+from serve_app.limits import NO_QUOTAS, Quotas, refused
 from serve_app.scheduler.client import Submission
 from serve_app.scheduler.records import priority_of
 from serve_app.store.changes import JobRow
@@ -32,7 +32,8 @@ class AdmissionRules:
 
     max_queue: how many jobs may wait; client_share: how much of it one client's may take. client_priority: whether
     clients may say `front`, `number` and a priority; max_priority: how far from 0 that may be. share_results: whether
-    a job may use what another one made. strict: whether jobs are that do not say.
+    a job may use what another one made. strict: whether jobs are that do not say. quotas: of tenants.
+    gpus: of a replica, by pool.
     """
 
     max_queue: int
@@ -41,6 +42,8 @@ class AdmissionRules:
     max_priority: int
     share_results: bool
     strict: bool
+    quotas: Quotas = NO_QUOTAS
+    gpus: Mapping[str, float] = field(default_factory=dict)
 
 
 class Admission:
@@ -67,13 +70,17 @@ class Admission:
         self._next_order = next_order
 
     async def admit(
-        self, submission: Submission, waiting: Callable[[], Mapping[str | None, int]], next_seq: Callable[[], int]
+        self,
+        submission: Submission,
+        waiting: Callable[[str], Mapping[tuple[str, str | None], int]],
+        next_seq: Callable[[], int],
     ) -> tuple[JobRow, Plan]:
         """Return the job that a submission becomes.
 
-        waiting: how many jobs of each client wait. next_seq: the cursor of its event.
+        waiting: how many jobs of each tenant's each client wait, for a tenant that may submit.
+        next_seq: the cursor of its event.
 
-        Errors: InvalidGraphError, InvalidSubmissionError, QueueFullError.
+        Errors: InvalidGraphError, InvalidSubmissionError, QueueFullError, QuotaError.
         """
         priority = priority_of(submission.extra_data)
         if not self.rules.client_priority and (submission.front or submission.number is not None or priority):
@@ -88,7 +95,7 @@ class Admission:
         extra_data = {"strict": True, **submission.extra_data} if self.rules.strict else submission.extra_data
         # Before the job has its number: the store may be slow to answer.
         graph, signed = await self._signed(submission.job_id, submission.prompt, extra_data, submission.tenant)
-        self._check_room(submission.client_id, waiting())
+        self._check_room(submission, waiting(submission.tenant))
         order = self._next_order
         planned = self._plan(graph, submission.outputs, signed, extra_data)
         number = submission.number
@@ -124,14 +131,14 @@ class Admission:
         pools = [p for p in self._pools if not p.whole and pool in (SHARED, p.name)]
         return plan(graph, self._specs(), outputs, signed, pools)
 
-    def _check_room(self, client_id: str | None, waiting: Mapping[str | None, int]) -> None:
+    def _check_room(self, submission: Submission, waiting: Mapping[tuple[str, str | None], int]) -> None:
         if (everyones := sum(waiting.values())) >= self.rules.max_queue:
             refused("max_queue")
             raise QueueFullError(f"{everyones} jobs wait, as many as max_queue allows", retry_after_s=5)
         allowed = math.ceil(self.rules.max_queue * self.rules.client_share)
-        if (own := waiting.get(client_id, 0)) >= allowed:
+        if (own := waiting.get((submission.tenant, submission.client_id), 0)) >= allowed:
             refused("client_share")
-            whose = "without a client_id" if client_id is None else "of this client"
+            whose = "without a client_id" if submission.client_id is None else "of this client"
             raise QueueFullError(
                 f"{own} jobs {whose} wait, as many as client_share of max_queue allows", retry_after_s=5
             )

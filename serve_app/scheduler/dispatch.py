@@ -106,8 +106,12 @@ class Dispatch:
         # Where none is ever loaded, a task says nothing of what its replica holds.
         files = job.files if self._costs.loads(pool) else ()
         owed_s = 0.0 if file in replica.files else PATIENCE * self._costs.load_s(pool, file) * replica.info.slots
-        charged_s = self._shares[pool].start(job.tenant, task.steps * self._costs.share_s(pool, file))
+        charged_s = self._shares[pool].start(job.tenant, self.expected_s(pool, job, task))
         return Work(file, task.steps, work_s, files, owed_s, job.tenant, charged_s)
+
+    def expected_s(self, pool: str, job: JobRecord, task: TaskRecord) -> float:
+        """Return how long a task is expected to have a device of a pool."""
+        return task.steps * self._costs.share_s(pool, self._costs.heaviest(pool, job.files))
 
     def end(self, pool: str, work: Work, had_s: float) -> None:
         """Charge a task's tenant what it did take. had_s: how long it has had its replica's device."""

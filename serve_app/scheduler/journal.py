@@ -11,7 +11,16 @@ from typing import Any
 from serve_app.events import Ending, Event, Failure, Kind
 from serve_app.scheduler.records import JobRecord
 from serve_app.scheduler.stimuli import Command, Persist, Publish, Tell
-from serve_app.store.changes import Claims, JobAccepted, JobEnded, JobLostReplica, JobRow, JobStarted, OutputRecorded
+from serve_app.store.changes import (
+    Claims,
+    JobAccepted,
+    JobEnded,
+    JobLostReplica,
+    JobRow,
+    JobStarted,
+    OutputRecorded,
+    TenantUsed,
+)
 
 EPOCH_BITS = 32
 """An event's seq is epoch << EPOCH_BITS plus a count, so cursors keep growing across restarts."""
@@ -71,6 +80,10 @@ class Journal:
         seq, at_s = self.next_seq(), max(self.at_s, since_s)
         told = Event(job_id, seq, state, at_s, failure.to_json())
         self._add(Persist(JobEnded(job_id, state, at_s, seq, failure)), Publish(told))
+
+    def used(self, used: TenantUsed) -> None:
+        """A tenant has used so much by now."""
+        self._add(Persist(used))
 
     def told(self, job: JobRecord, kind: Kind, data: Mapping[str, Any]) -> None:
         """Clients are told something that is not kept."""

@@ -31,6 +31,7 @@ from typing import Any
 from serve_app.events import Ending, Failure
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, TaskId
+from serve_app.limits import NO_QUOTAS, Quota
 from serve_app.scheduler import failures, node_reports
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.demand import Demand
@@ -80,6 +81,7 @@ from serve_app.scheduler.records import (
 )
 from serve_app.scheduler.replicas import LeastBusy, ReplicaRecord, Replicas
 from serve_app.scheduler.results import Results
+from serve_app.scheduler.running_limit import RunningLimit
 from serve_app.scheduler.stimuli import (
     CancelAsked,
     Command,
@@ -96,6 +98,7 @@ from serve_app.scheduler.stimuli import (
     TimePassed,
 )
 from serve_app.scheduler.story import Story
+from serve_app.scheduler.usage import Usage
 from serve_app.store.changes import (
     Claims,
     JobRow,
@@ -110,7 +113,8 @@ class Machine:
     """The state of the scheduler. epoch: the fencing number of this life.
 
     max_attempts: replicas that a job may lose while it runs alone on them. costs: what work has taken in earlier lives.
-    weight: of a tenant, whose share of each pool goes by it.
+    quota: of a tenant, by which its share of each pool goes, and how many jobs of it run. gpus: of a replica, by pool,
+    else 1. usage: what tenants have used, counted on.
     queued: how many jobs of each client have not started. pauses: what is held back.
     """
 
@@ -119,10 +123,13 @@ class Machine:
         epoch: int,
         max_attempts: int,
         costs: Costs | None = None,
-        weight: Callable[[str], float] = lambda _: 1.0,
+        quota: Callable[[str], Quota] = NO_QUOTAS.of,
+        gpus: Mapping[str, float] | None = None,
+        usage: Usage | None = None,
     ) -> None:
         self.jobs: dict[str, JobRecord] = {}
-        self.queued: Counter[str | None] = Counter()
+        self.queued: Counter[tuple[str, str | None]] = Counter()
+        self.usage = Usage() if usage is None else usage
         self.pauses: frozenset[Pause] = frozenset()
         self.replicas = Replicas()
         self.results = Results()
@@ -130,7 +137,9 @@ class Machine:
         self._journal = Journal(epoch)
         self._max_attempts = max_attempts
         self._device_time = DeviceTime()
-        self._dispatch = Dispatch(self.jobs, self.replicas, self.costs, self._awaited, weight)
+        self._dispatch = Dispatch(self.jobs, self.replicas, self.costs, self._awaited, lambda t: quota(t).weight)
+        self._running_limit = RunningLimit(lambda tenant: quota(tenant).running)
+        self._gpus = dict(gpus or {})
         self._waiters: defaultdict[str, list[TaskId]] = defaultdict(list)
         self._story = Story()
 
@@ -142,6 +151,7 @@ class Machine:
         """
         self._journal.at_s = at_s
         self._device_time.advance(at_s)
+        self.usage.advance(at_s)
         self._story.note(stimulus, at_s)
         match stimulus:
             case JobArrived(row, plan, claims):
@@ -215,18 +225,26 @@ class Machine:
         )
         self.jobs[row.job_id] = job
         self._count(job, 1)
+        if job.tenant:
+            expected = (self._gpus_of(t.plan.pool) * self._dispatch.expected_s(t.plan.pool, job, t) for t in job.tasks)
+            job.expected_s = sum(expected)
+            self.usage.expect(job.tenant, job.expected_s)
         self._journal.accepted(row, claims)
+        if (passed := self._running_limit.enter(job)) is not None:
+            self._put_back(passed)
         if job.missing:
             self._wake(job)
         else:
             self._end(job, "success", Failure())
 
     def _count(self, job: JobRecord, change: int) -> None:
-        """Count a job in or out of those that have not started."""
+        """Count a job in or out of those that have not started, or of those that have."""
+        (self.usage.queued if job.started_s is None else self.usage.running)[job.tenant] += change
         if job.started_s is None:
-            self.queued[job.row.client_id] += change
-            if not self.queued[job.row.client_id]:
-                del self.queued[job.row.client_id]
+            client = job.tenant, job.row.client_id
+            self.queued[client] += change
+            if not self.queued[client]:
+                del self.queued[client]
 
     def _wake(self, job: JobRecord) -> None:
         """Make ready every waiting task whose needs are done and that has something to evaluate, unless it is held."""
@@ -239,7 +257,11 @@ class Machine:
 
     def _held(self, job: JobRecord) -> bool:
         """Whether a job must not start."""
-        if job.started_s is not None or not self.pauses:
+        if job.started_s is not None:
+            return False
+        if self._running_limit.holds(job):
+            return True
+        if not self.pauses:
             return False
         pools = (Pause("pool", task.plan.pool) for task in job.tasks)
         return not self.pauses.isdisjoint((THE_QUEUE, Pause("tenant", job.tenant), *pools))
@@ -247,11 +269,16 @@ class Machine:
     def _pauses_changed(self, pauses: frozenset[Pause]) -> None:
         self.pauses = pauses
         for job in [job for job in self.jobs.values() if job.started_s is None]:
-            for task in job.tasks if self._held(job) else ():
-                if task.state == "ready":
-                    task.state = "waiting"
-                    self._dispatch.forget(job, task)
+            if self._held(job):
+                self._put_back(job)
             self._wake(job)
+
+    def _put_back(self, job: JobRecord) -> None:
+        """Take a job that is held out of the queues."""
+        for task in job.tasks:
+            if task.state == "ready":
+                task.state = "waiting"
+                self._dispatch.forget(job, task)
 
     def _make_ready(self, job: JobRecord, task: TaskRecord) -> None:
         task.state, task.replica_id = "ready", None
@@ -278,6 +305,11 @@ class Machine:
 
     def _end(self, job: JobRecord, state: Ending, failure: Failure, by: TaskId | None = None) -> None:
         """End a job and stop what runs of it, but for the task that brings the end and is as good as over itself."""
+        if job.tenant:
+            if by is not None and (replica := self.replicas.get(job.tasks[by.index].replica_id or "")) is not None:
+                self._bill(replica, by, whole=True)
+            self.usage.expect(job.tenant, -job.expected_s)
+            self._journal.used(self.usage.total(job.tenant, job.row.job_id))
         del self.jobs[job.row.job_id]
         self._count(job, -1)
         self._story.forget(job.row.job_id)
@@ -288,6 +320,8 @@ class Machine:
                 self._dispatch.forget(job, task)
             if task.state == "running" and (task_id != by or any(task_id in w for w in self._waiters.values())):
                 self._send(task.replica_id, Interrupt(task_id))
+        if (following := self._running_limit.leave(job)) is not None:
+            self._wake(following)
 
     def _send(self, replica_id: str | None, message: Message) -> None:
         if replica_id is not None:
@@ -300,6 +334,7 @@ class Machine:
         if job.started_s is None:
             self._count(job, -1)
             self._start_job(job)
+            self._count(job, 1)
         for node_id in task.plan.targets:
             ui = self.results.ui(job.plan.signatures[node_id])
             if node_id in job.missing and ui is not None:
@@ -398,11 +433,9 @@ class Machine:
             case ClientTold(client_id, type_, data):
                 self._journal.told_client(client_id, {"type": type_, "data": data})
             case TaskFinished(task_id, took_s):
-                had_s = self._bill(replica, task_id)
+                self._bill(replica, task_id, whole=took_s > 0)
                 if (work := replica.work.get(task_id)) is not None and took_s > 0:
                     self.costs.learn_steps(replica.info.pool, work.file, work.steps, took_s)
-                    if had_s is not None and not work.owed_s:
-                        self.costs.learn_shares(replica.info.pool, work.file, work.steps, had_s)
                 self._let_go(replica, task_id)
                 if current := self._current(task_id):
                     self._done(*current)
@@ -504,12 +537,22 @@ class Machine:
         self.replicas.end(replica, task_id)
         self._orphan(self.results.release(task_id))
 
-    def _bill(self, replica: ReplicaRecord, task_id: TaskId) -> float | None:
-        """Charge a task's tenant for the device that it needs no longer; return how long it has had it, once."""
+    def _bill(self, replica: ReplicaRecord, task_id: TaskId, *, whole: bool = False) -> None:
+        """Charge a task's tenant, once, for the device that it needs no longer. whole: the task has done its work."""
         had_s = self._device_time.end(replica.info.replica_id, task_id)
-        if had_s is not None:
-            self._dispatch.end(replica.info.pool, replica.work[task_id], had_s)
-        return had_s
+        if had_s is None:
+            return
+        pool, work = replica.info.pool, replica.work[task_id]
+        self._dispatch.end(pool, work, had_s)
+        if whole and not work.owed_s:
+            self.costs.learn_shares(pool, work.file, work.steps, had_s)
+        if work.tenant:
+            self.usage.add(work.tenant, had_s * self._gpus_of(pool))
+            if task_id.job_id not in self.jobs:
+                self._journal.used(self.usage.total(work.tenant, task_id.job_id))
+
+    def _gpus_of(self, pool: str) -> float:
+        return self._gpus.get(pool, 1.0)
 
     def _orphan(self, signatures: Iterable[str]) -> None:
         for signature in sorted(signatures):

@@ -46,7 +46,7 @@ class JobRecord:
     files: the model files that its nodes name.
     wanted: nodes that a running task has asked for beyond what is evaluated in any case. executing: the nodes that run,
     in the order they began, each with the submitted node that it goes back to. losses: replicas lost while other jobs
-    ran there too; lone_losses: while it ran there alone.
+    ran there too; lone_losses: while it ran there alone. expected_s: GPU-seconds that it is expected to take.
     """
 
     row: JobRow
@@ -63,6 +63,7 @@ class JobRecord:
     progress: dict[str, float] = field(default_factory=dict)
     losses: int = 0
     lone_losses: int = 0
+    expected_s: float = 0.0
 
     @property
     def tenant(self) -> str:

@@ -88,6 +88,7 @@ from serve_app.scheduler.stimuli import (
 from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.tidying import Tidying
 from serve_app.scheduler.time_limit import Overtime
+from serve_app.scheduler.usage import DAY_S, Usage
 from serve_app.scheduler.views import live_view, queue_view, row_view, standing
 from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobQuery, JobRow
@@ -180,7 +181,9 @@ class Scheduler:
         self.epoch = self._tenure.epoch
         self._tasks = [asyncio.create_task(self._tenure.keep())]
         costs = Costs(await self._in_database(self._jobs.costs))
-        self._machine = Machine(self.epoch, self._max_attempts, costs)
+        usage = Usage(await self._in_database(self._jobs.usage, int(time.time() // DAY_S)))
+        quota, gpus = self._rules.quotas.of, self._rules.gpus
+        self._machine = Machine(self.epoch, self._max_attempts, costs, quota, gpus, usage)
         shared = [pool for pool in self._pools if not pool.whole]
         self._validation = RemoteValidation(shared, self._machine.replicas.least_busy, self._mail)
         self.registry = ReplicaRegistry(
@@ -286,8 +289,9 @@ class Scheduler:
             raise InvalidSubmissionError(f"the job cannot be kept: {error}") from error
         return Accepted(row.job_id, row.number)
 
-    def _waiting(self) -> Mapping[str | None, int]:
+    def _waiting(self, tenant: str) -> Mapping[tuple[str, str | None], int]:
         self._check_alive()  # it may have lost the lease since the submission came
+        self._machine.usage.check(tenant, self._rules.quotas.of(tenant), time.time())
         return self._machine.queued
 
     async def cancel(self, job_id: str, tenant: str = "") -> bool:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from serve_app.errors import ChangeRefusedError
+from serve_app.store import usage
 from serve_app.store.assets import AssetUse, use
 from serve_app.store.changes import (
     Change,
@@ -22,6 +23,7 @@ from serve_app.store.changes import (
     JobLostReplica,
     JobStarted,
     OutputRecorded,
+    TenantUsed,
 )
 from serve_app.store.credentials import CREDENTIALS, without_credentials
 from serve_app.store.execute import execute
@@ -93,6 +95,7 @@ def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
             for c in ended
         ],
     )
+    usage.write(connection, _of(TenantUsed, changes))
 
 
 def _claim(connection: sa.Connection, accepted: Sequence[JobAccepted]) -> None:

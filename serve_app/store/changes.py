@@ -133,6 +133,16 @@ class JobEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantUsed:
+    """What a tenant has used of GPUs in a day, all together; written with a job's end. day: of UTC, since 1970."""
+
+    job_id: str
+    tenant: str
+    day: int
+    gpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class JobQuery:
     """Which jobs to list, and in what order. A job that was cancelled before it started is in no list.
 
@@ -151,7 +161,7 @@ class JobQuery:
     tenant: str = ""
 
 
-Change: TypeAlias = JobAccepted | JobStarted | JobLostReplica | OutputRecorded | JobEnded
+Change: TypeAlias = JobAccepted | JobStarted | JobLostReplica | OutputRecorded | JobEnded | TenantUsed
 
 JobKey: TypeAlias = tuple[str, int | None]
 """What tells a job's states apart: its id, and the cursor of its end, after which nothing of it changes."""

@@ -31,13 +31,14 @@ from serve_app.errors import (
     StaleEpochError,
 )
 from serve_app.events import Failure
-from serve_app.store import costs, webhooks
+from serve_app.store import costs, usage, webhooks
 from serve_app.store.change_statements import JSON_COLUMNS, VARIABLES, apply, clear_credentials
 from serve_app.store.changes import (
     Change,
     JobKey,
     JobQuery,
     JobRow,
+    TenantUsed,
 )
 from serve_app.store.costs import Cost
 from serve_app.store.execute import execute
@@ -314,6 +315,11 @@ class Jobs:
         """Return what `save_costs` remembered."""
         with self._reading() as connection:
             return costs.read(connection)
+
+    def usage(self, since_day: int) -> list[TenantUsed]:
+        """Return what tenants have used on a day, by its number since 1970 in UTC, and on those after it."""
+        with self._reading() as connection:
+            return usage.read(connection, since_day)
 
     def job(self, job_id: str) -> JobRow | None:
         """Return a job with its outputs, or None."""

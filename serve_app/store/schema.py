@@ -231,6 +231,14 @@ AUDIT = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
 )
 sa.Index("audit_by_age", AUDIT.c.at_s)
+# What each tenant has used of GPUs, by day of UTC since 1970.
+USAGE = sa.Table(
+    "usage",
+    METADATA,
+    sa.Column("tenant", sa.String(64), primary_key=True),
+    sa.Column("day", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("gpu_s", sa.Float, nullable=False),
+)
 
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     2: ("ALTER TABLE lease RENAME COLUMN first_start_s TO started_s",),
@@ -321,6 +329,10 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "tenant VARCHAR(64) NOT NULL, who VARCHAR(200) NOT NULL, what TEXT NOT NULL, source VARCHAR(200) NOT NULL, "
         "result INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (ingress, number))",
         "CREATE INDEX audit_by_age ON audit (at_s)",
+    ),
+    19: (
+        "CREATE TABLE usage (tenant VARCHAR(64) NOT NULL, day BIGINT NOT NULL, gpu_s FLOAT NOT NULL, "
+        "PRIMARY KEY (tenant, day))",
     ),
 }
 """What makes a database of this version out of one of the version before."""

@@ -26,6 +26,7 @@ from serve_app.errors import (
     JobMissingError,
     JobUnfinishedError,
     ModelFileError,
+    QuotaError,
     SlowBodyError,
     UnauthenticatedError,
     UnavailableError,
@@ -50,6 +51,7 @@ _WORDED: dict[type[Exception], tuple[int, str, str]] = {
     ForeignPageError: (403, "foreign_page", "The request comes from a page of another site"),
     SlowBodyError: (408, "body_too_slow", "The request body takes too long"),
     BodyTooLargeError: (413, "body_too_large", "The request body is too large"),
+    QuotaError: (429, "quota_exceeded", "The tenant has as much as its quota allows"),
     UnavailableError: (503, "server_unavailable", "The server cannot take the request now"),
 }
 

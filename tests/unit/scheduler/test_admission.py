@@ -25,7 +25,7 @@ def admission(**settings: Any) -> Admission:
 
 async def admit(door: Admission, waiting: Sequence[str | None], **fields: Any) -> float:
     submission = Submission("job", {"1": {"class_type": "Save", "inputs": {}}}, ("1",), **fields)
-    row, _ = await door.admit(submission, lambda: Counter(waiting), lambda: 1)
+    row, _ = await door.admit(submission, lambda _: Counter(("", client) for client in waiting), lambda: 1)
     return row.number
 
 

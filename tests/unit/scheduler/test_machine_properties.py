@@ -12,6 +12,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from serve_app.events import ENDINGS
 from serve_app.graph.plan import Pool, Task, TaskId
+from serve_app.limits import Quota, Quotas
+from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import (
     Assign,
     Compute,
@@ -70,6 +72,8 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.script = Script(self.pools, self.max_attempts, self.graph)
+        quotas = Quotas(tenants={"two": Quota(running=1, weight=2)})
+        self.script.machine = Machine(1, self.max_attempts, quota=quotas.of)
         self.replicas: dict[str, Replica] = {}
         self.awaited: set[TaskId] = set()
         self.made = 0
@@ -266,9 +270,21 @@ class World(RuleBasedStateMachine):
                 assert firsts == sorted(queue.firsts(99), key=queue.place)
                 assert queue.first() == next(iter(firsts), None)
                 assert all(queue.first_of(first.file) is first for first in firsts)
-        devices = {name: set(device.began_s) for name, device in machine._device_time._devices.items()}
-        running = {name: r.running - r.vacated for name, r in machine.replicas.items() if r.running - r.vacated}
-        assert devices == running
+        devices = {(name, t) for name, device in machine._device_time._devices.items() for t in device.began_s}
+        running = {(name, t) for name, r in machine.replicas.items() for t in r.running - r.vacated}
+        assert devices <= running
+        # What brought its job's end is charged with it.
+        assert {t.job_id for _, t in running - devices}.isdisjoint(machine.jobs)
+
+    @invariant()
+    def of_a_tenants_jobs_as_many_run_as_may_and_they_are_counted(self) -> None:
+        usage, jobs = self.script.machine.usage, self.script.machine.jobs.values()
+        running = Counter(job.tenant for job in jobs if job.started_s is not None)
+        assert running["two"] <= 1
+        for tenant in ("", "one", "two"):
+            counts = (running[tenant], sum(job.tenant == tenant and job.started_s is None for job in jobs))
+            assert (usage.running[tenant], usage.queued[tenant]) == counts
+        assert all(usage.of(tenant).expected_s > 0 for tenant in usage.tenants() if tenant and running[tenant])
 
     @invariant()
     def no_job_ends_twice_and_no_output_is_recorded_twice(self) -> None:
@@ -322,7 +338,7 @@ class PoisonWorld(World):
     def submit(self, seed: int, number: int | None) -> str:
         job_id = f"job{len(self.accepted)}"
         self.seeds[job_id] = seed
-        self.script.job(job_id, seed, number, tenant=("", "one")[len(self.accepted) % 2])
+        self.script.job(job_id, seed, number, tenant=("", "one", "two")[len(self.accepted) % 3])
         self.accepted.add(job_id)
         self.deliver()
         return job_id

@@ -7,6 +7,7 @@ from collections import defaultdict
 
 import pytest
 
+from serve_app.limits import Quota, Quotas
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.dispatch import PATIENCE
 from serve_app.scheduler.machine import Machine
@@ -24,7 +25,8 @@ class Turns(Loaded):
 
     def __init__(self) -> None:
         super().__init__()
-        self.machine = Machine(1, 3, Costs(COSTS), WEIGHTS.__getitem__)
+        quotas = Quotas(tenants={tenant: Quota(weight=weight) for tenant, weight in WEIGHTS.items()})
+        self.machine = Machine(1, 3, Costs(COSTS), quotas.of)
         self.had_s: dict[str, float] = defaultdict(float)
         self.ends_s: dict[str, tuple[float, float]] = {}
         self.of: dict[str, tuple[str, str, int]] = {}

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from serve_app.errors import ChangeRefusedError, ConfigError, DatabaseAwayError, StaleEpochError
 from serve_app.events import Failure
-from serve_app.store.changes import JobAccepted, JobEnded, JobQuery, JobRow, JobStarted, OutputRecorded
+from serve_app.store.changes import JobAccepted, JobEnded, JobQuery, JobRow, JobStarted, OutputRecorded, TenantUsed
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 
@@ -306,3 +306,12 @@ def test_nothing_is_left_in_the_file_of_what_was_forgotten(tmp_path, monkeypatch
     jobs.close()
     assert {path.name for path in tmp_path.iterdir()} == {"jobs.sqlite"}
     assert secret.encode() not in (tmp_path / "jobs.sqlite").read_bytes()
+
+
+def test_what_tenants_have_used_is_a_total_of_each_day(jobs):
+    epoch = jobs.acquire("test")
+    for _ in range(2):  # the answer to a COMMIT may be lost
+        jobs.write(epoch, [TenantUsed("a", "studio", 7, 1.0), TenantUsed("b", "studio", 7, 2.5)])
+        jobs.write(epoch, [TenantUsed("c", "other", 7, 4.0), TenantUsed("c", "studio", 8, 0.5)])
+    assert jobs.usage(8) == [TenantUsed("", "studio", 8, 0.5)]
+    assert [(used.tenant, used.gpu_s) for used in jobs.usage(7)] == [("other", 4.0), ("studio", 2.5), ("studio", 0.5)]

@@ -1,0 +1,94 @@
+"""What tenants have used today, and whether they may submit more: quotas that are decided where they are true. Pure.
+
+A day is one of UTC. What is used is kept in the database as a total of each day, so that it may be written twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from serve_app.errors import QuotaError
+from serve_app.limits import Quota, refused
+from serve_app.store.changes import TenantUsed
+
+DAY_S = 86_400
+RETRY_S = 5
+"""When to ask again for what other jobs' ends decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantUse:
+    """What a tenant has: jobs that wait and run, GPU-seconds of today, and those its unfinished jobs are expected to
+    take.
+    """
+
+    queued: int = 0
+    running: int = 0
+    gpu_s: float = 0.0
+    expected_s: float = 0.0
+
+
+class Usage:
+    """One a scheduler's life. used: what the database has of today, and perhaps of other days."""
+
+    def __init__(self, used: Iterable[TenantUsed] = ()) -> None:
+        self.queued: Counter[str] = Counter()
+        self.running: Counter[str] = Counter()
+        self._expected_s: defaultdict[str, float] = defaultdict(float)
+        self._day = -1
+        self._used: dict[str, float] = {}
+        self._earlier = tuple(used)
+
+    def advance(self, at_s: float) -> None:
+        """Take in that it is so late, as Unix time; on another day nothing has been used of it but what is kept."""
+        if (day := int(at_s // DAY_S)) > self._day:
+            self._day = day
+            self._used = {each.tenant: each.gpu_s for each in self._earlier if each.day == day}
+
+    def expect(self, tenant: str, seconds: float) -> None:
+        """Count GPU-seconds that are expected of a tenant's unfinished jobs; fewer where less than 0."""
+        self._expected_s[tenant] += seconds
+        if abs(self._expected_s[tenant]) < 1e-6:
+            del self._expected_s[tenant]
+
+    def add(self, tenant: str, seconds: float) -> None:
+        """Count GPU-seconds that a tenant has used."""
+        self._used[tenant] = self._used.get(tenant, 0.0) + seconds
+
+    def total(self, tenant: str, job_id: str) -> TenantUsed:
+        """Return what a tenant has used today, as the database is to keep it. job_id: whose end it is written with."""
+        return TenantUsed(job_id, tenant, self._day, self._used.get(tenant, 0.0))
+
+    def of(self, tenant: str) -> TenantUse:
+        """Return what a tenant has."""
+        expected_s = max(0.0, self._expected_s.get(tenant, 0.0))
+        return TenantUse(self.queued[tenant], self.running[tenant], self._used.get(tenant, 0.0), expected_s)
+
+    def tenants(self) -> set[str]:
+        """Return whoever has anything."""
+        return {*self.queued, *self.running, *self._used, *self._expected_s}
+
+    def check(self, tenant: str, quota: Quota, at_s: float) -> None:
+        """Refuse a tenant one more job. at_s: Unix time. Errors: QuotaError."""
+        self.advance(at_s)
+        use = self.of(tenant)
+        if quota.running == 0:
+            raise _refusal("running", 0, 0, "no job of this tenant may run", RETRY_S)
+        if quota.queued is not None and use.queued >= quota.queued:
+            what = f"{use.queued} jobs of this tenant wait, as many as its quota 'queued' allows ({quota.queued})"
+            raise _refusal("queued", quota.queued, 0, what, RETRY_S)
+        if quota.gpu_s_a_day is not None and use.gpu_s + use.expected_s >= quota.gpu_s_a_day:
+            left_s = max(0.0, quota.gpu_s_a_day - use.gpu_s)
+            what = (
+                f"this tenant has used {use.gpu_s:.1f} s of GPUs today and its unfinished jobs are expected to take "
+                f"{use.expected_s:.1f} s more; its quota 'gpu_s_a_day' allows {quota.gpu_s_a_day:g} s"
+            )
+            midnight_s = max(1, int(DAY_S - at_s % DAY_S) + 1)
+            raise _refusal("gpu_s_a_day", quota.gpu_s_a_day, left_s, what, midnight_s)
+
+
+def _refusal(quota: str, limit: float, remaining: float, reason: str, retry_after_s: int) -> QuotaError:
+    refused(f"quotas.{quota}")
+    return QuotaError(reason, retry_after_s, quota, limit, remaining)
