@@ -225,12 +225,14 @@ class Dispatch:
             job = self._jobs[waiting.entry.job_id]
             task = job.tasks[waiting.entry.task_index]
             rival = self._ready[name].first()
-            if rival is not None and self._outranks(name, rival, job):
+            # What a suspect's running task waits for is served in any case: nobody else is where that one runs.
+            awaited = self._awaited(job, task)
+            if rival is not None and not awaited and self._outranks(name, rival, job):
                 break
             replica = quarantine.keep_for(job, pool, self._replicas, self._jobs)
             if replica is None or not replica.runs_only(job.row.job_id):
                 break
-            if replica.running and len(replica.running) >= replica.info.slots and not self._awaited(job, task):
+            if replica.running and len(replica.running) >= replica.info.slots and not awaited:
                 break
             suspects.take(waiting)
             progress = True
