@@ -129,14 +129,14 @@ def fairness(rounds: int) -> Figures:
     """
     rows = []
     span_s = 3600.0
-    for replicas, models in ((4, "one"), (4, "87"), (20, "87")):
+    for replicas, models in ((4, "one each"), (4, "87"), (20, "87")):
         for name, weights in (("equal", (1.0, 1.0, 1.0, 1.0)), ("1:4:2:1", (1.0, 4.0, 2.0, 1.0))):
             of = dict(zip(("flood", "a", "b", "c"), weights, strict=True))
             shares = {tenant: weight / sum(weights) for tenant, weight in of.items()}
             row: Figures = {"replicas": replicas, "models": models, "weights": name}
             for kind, of_share in (("heavy", 1.3), ("light", 0.5)):
                 demands = {tenant: of_share * share for tenant, share in shares.items()} | {"flood": 1.5}
-                trace = flood(replicas, span_s, demands=demands, flooding="flood", one_model=models == "one")
+                trace = flood(replicas, span_s, demands=demands, flooding="flood", one_model=models == "one each")
                 for rule, given in (("", of), ("order_", None)):
                     cluster = Cluster(trace, replicas, memory_gb=MEMORY_GB, until_s=span_s, weights=given)
                     outcome = cluster.run()

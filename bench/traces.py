@@ -85,7 +85,7 @@ def flood(
     """Return what tenants ask for in a span of time, each as the production trace asks, of models of its own liking.
 
     demands: by tenant, what share of the slots it asks for, loading not counted. flooding: the one whose jobs come all
-    at the beginning. one_model: all ask for the same model.
+    at the beginning. one_model: each asks for one model alone.
     """
     requests: list[Request] = []
     for number, (tenant, share) in enumerate(sorted(demands.items())):
