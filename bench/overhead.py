@@ -21,6 +21,7 @@ from bench.workflows import CFG, NEGATIVE, SIDE, STEPS, TEXTS, txt2img
 from serve_app.config import PoolConfig
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.engine.timeline import timeline_of
 from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import Rows
 from serve_app.models.network import Network
@@ -75,7 +76,7 @@ def measure(contender: Contender, checkpoint: str, rounds: int) -> tuple[list[Se
     """Time one sampling in this process, its forwards alone, and a whole job of a server, in turns."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = TimedWeights(Catalog(contender.models), device, dtype="auto", vae_dtype="auto", budget_bytes=8 * 2**30)
-    engine = Engine(PoolConfig(name="gpu").max_cells)
+    engine = Engine(PoolConfig(name="gpu").max_cells, timeline_of(device))
     figures: dict[str, list[float]] = {"sampling": [], "its forwards": [], "bare forwards": [], "whole job": []}
     try:
         with running(contender) as server:

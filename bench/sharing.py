@@ -19,6 +19,7 @@ from bench.series import Ratio, Series, ratio
 from bench.workflows import CFG, NEGATIVE, SIDE, STEPS, TEXTS
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.engine.timeline import timeline_of
 from serve_app.models.weights import Weights
 from serve_app.nodes.builtin.controlnet import ControlNetApplyAdvanced
 from serve_app.nodes.runtime import Runtime
@@ -42,7 +43,7 @@ def measure(models: Path, rounds: int) -> tuple[list[Series], list[Ratio]]:
         _write_loras(root / "loras")
         _write_control_net(root / "controlnet")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        engine = Engine(2 * JOBS * (SIDE // 8) ** 2)
+        engine = Engine(2 * JOBS * (SIDE // 8) ** 2, timeline_of(device))
         try:
             weights = Weights(Catalog(root), device, dtype="auto", vae_dtype="auto", budget_bytes=24 * 2**30)
             return asyncio.run(_measure(engine, EngineRuntime(engine, weights), rounds))
