@@ -557,6 +557,7 @@ class AppConfig(Section):
             queue_bytes=self.ingress.queue_bytes,
             webhooks=self.webhooks,
             retention=self.retention.rules,
+            quotas=self.quotas,
         )
 
     @property

@@ -109,6 +109,10 @@ class Quota(BaseModel):
     """Seconds of GPUs from midnight to midnight UTC. What it has used and what its unfinished jobs are expected to take
     must be less when a job comes. Jobs that run on a replica at a time share its GPUs equally; one that holds models
     on a CPU counts as a GPU, one that holds none not at all."""
+    steps_a_job: Count | None = None
+    """Steps of all samplers of one job, as its graph says."""
+    pixels_a_job: Count | None = None
+    """Pixels of all images and latents of one job that its graph makes by a width and a height."""
 
 
 class Quotas(BaseModel):

@@ -32,13 +32,14 @@ from serve_app.events import ENDINGS, Event
 from serve_app.graph.destination import SHARED, destinations
 from serve_app.graph.files import FEW_NODES, is_quick
 from serve_app.graph.graph import Graph
+from serve_app.graph.job_size import within_quota
 from serve_app.graph.latent_size import within_cells
 from serve_app.graph.model_files import with_known_files
 from serve_app.graph.parse import parse, render
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, needs_prevalidation, validate, with_findings
-from serve_app.limits import SizeLimits, WebhookLimits, refused
+from serve_app.limits import NO_QUOTAS, Quotas, SizeLimits, WebhookLimits, refused
 from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.replacements import replaced
 from serve_app.nodes.routes import ON_PROMPT, PackAnswer, PackCall, PackFrame, PackRoute, Piece
@@ -100,7 +101,7 @@ class Limits:
     other body, such as settings, and how many jobs it may name. poll_s: length of a long poll. sizes: of what is in
     the request, or is drawn for it. latent_cells: what a sampler of the shared pools may work on; None is no limit.
     queue_items, queue_bytes: what an answer carries of the queue, as QueueBounds. webhooks: how many, and where.
-    retention: how long what is told of jobs is kept.
+    retention: how long what is told of jobs is kept. quotas: of tenants.
     """
 
     body_bytes: int
@@ -114,6 +115,7 @@ class Limits:
     queue_bytes: int = QUEUE_BYTES
     webhooks: WebhookLimits = field(default_factory=WebhookLimits)
     retention: RetentionRules = field(default_factory=RetentionRules)
+    quotas: Quotas = NO_QUOTAS
 
     @property
     def body(self) -> BodyBound:
@@ -288,10 +290,9 @@ class Service:
             if name == SHARED and needs_prevalidation(validated, known[name]):
                 checked = await self._scheduler.check(validated.graph, validated.outputs)
                 validated = with_findings(validated, checked.problems, checked.fingerprints)
-            if not validated.problems:
-                return name, validated
             grave = any(not partial or problem.type == "missing_node_type" for problem in validated.problems)
-            if validated.outputs and not grave:
+            if not validated.problems or (validated.outputs and not grave):
+                within_quota(validated.graph, validated.outputs, known[name], self.limits.quotas.of(self.tenant))
                 return name, validated
             found.append((name, validated))
         raise InvalidGraphError(found[0][1].problems)

@@ -8,7 +8,7 @@ import pytest
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError, NotReadyError
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Pool
-from serve_app.limits import SizeLimits
+from serve_app.limits import Quota, Quotas, SizeLimits
 from serve_app.scheduler.client import Accepted, SchedulerClient, Submission
 from serve_app.service import KEYS, Service
 from tests.unit.api.conftest import FILES, example, replica, scheduler, service, volume
@@ -101,6 +101,13 @@ async def test_empty_latents_that_no_pool_may_sample_are_refused_before_they_are
     service.limits = replace(service.limits, latent_cells=cells - 1)
     with pytest.raises(InvalidGraphError, match=rf"make latents of {cells:,} cells, which KSampler 3 would sample"):
         await service.submit(example)
+
+
+async def test_a_job_beyond_its_tenants_quota_of_steps_is_refused_and_the_operators_is_not(service, example):
+    service.limits = replace(service.limits, quotas=Quotas(default=Quota(steps_a_job=19)))
+    await service.submit(example)
+    with pytest.raises(InvalidGraphError, match="steps of KSampler 3 the job is for 20 or more; the quota"):
+        await service.within("studio").submit(example, partial=True)
 
 
 POOLS = (Pool("gpu", True), Pool("comfyui", True, whole=True), Pool("broken", True, whole=True))
