@@ -109,6 +109,8 @@ class Quota(BaseModel):
     """Seconds of GPUs from midnight to midnight UTC. What it has used and what its unfinished jobs are expected to take
     must be less when a job comes. Jobs that run on a replica at a time share its GPUs equally; one that holds models
     on a CPU counts as a GPU, one that holds none not at all."""
+    requests_a_minute: Count | None = None
+    """Requests that each ingress process takes, as many of them at once as it has not had in the last minute."""
     steps_a_job: Count | None = None
     """Steps of all samplers of one job, as its graph says."""
     pixels_a_job: Count | None = None

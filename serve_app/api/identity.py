@@ -25,7 +25,8 @@ from starlette.websockets import WebSocket
 from serve_app.api.audit import AuditLog
 from serve_app.api.principal import OPERATOR, PRINCIPAL, Principal
 from serve_app.api.problems import Answer
-from serve_app.errors import ForbiddenError, ServeAppError, UnauthenticatedError, UnavailableError
+from serve_app.api.request_rate import RequestRate
+from serve_app.errors import ForbiddenError, QuotaError, ServeAppError, UnauthenticatedError, UnavailableError
 from serve_app.service import Service
 from serve_app.store.api_keys import ApiKey, FindKey, parts
 from serve_app.store.tenants import is_tenant
@@ -60,10 +61,14 @@ _HEADERS = frozenset({b"authorization", b"x-api-key", b"x-tenant"})
 
 
 class Identity:
-    """Finds out who asks; one a process. service: whose database knows the keys. tokens: None where there are none."""
+    """Finds out who asks, and how often; one a process.
+
+    service: whose database knows the keys. tokens: None where there are none.
+    """
 
     def __init__(self, service: Callable[[], Service], audit: AuditLog, tokens: Tokens | None = None) -> None:
         self.audit = audit
+        self.rate = RequestRate(lambda tenant: service().limits.quotas.of(tenant).requests_a_minute)
         self._service = service
         self._tokens = tokens
         self._keys: OrderedDict[str, tuple[float, ApiKey | None]] = OrderedDict()
@@ -132,7 +137,7 @@ def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:
 
 
 class Identified:
-    """Middleware that lets in whom credentials name, within their tenant, for what their scopes allow.
+    """Middleware that lets in whom credentials name, within their tenant, for what their scopes and quota allow.
 
     What changes something, and what is refused, is written to the audit log.
     """
@@ -149,7 +154,8 @@ class Identified:
         principal = NOBODY
         try:
             if scope["path"] not in OPEN:
-                principal = await self._admitted(connection)
+                principal = await self._asking(connection)
+                self._check(principal, connection)
         except ServeAppError as error:
             self._note(scope, principal, _status(error), str(error))
             await self._refuse(connection, error, receive, send)
@@ -161,17 +167,21 @@ class Identified:
             told = self._noting(scope, principal, send)
         await self._app(seen, receive, told)
 
-    async def _admitted(self, connection: HTTPConnection) -> Principal:
+    async def _asking(self, connection: HTTPConnection) -> Principal:
         given = credential(connection)
         if given is None:
             raise UnauthenticatedError("the request has no key: send one as 'Authorization: Bearer KEY'")
-        principal = _acting(await self._identity.principal(given), connection)
+        return _acting(await self._identity.principal(given), connection)
+
+    def _check(self, principal: Principal, connection: HTTPConnection) -> None:
+        """Refuse what is one too many, or beyond the scopes. Errors: QuotaError, ForbiddenError."""
+        if not principal.may("admin"):
+            self._identity.rate.take(principal.tenant)
         if connection.scope["path"] in METERED:
             principal.require("metrics")
         else:
             reads = connection.scope["type"] == "websocket" or connection.scope["method"] in ("GET", "HEAD", "OPTIONS")
             principal.require("read" if reads else "submit")
-        return principal
 
     async def _refuse(self, connection: HTTPConnection, error: ServeAppError, receive: Receive, send: Send) -> None:
         scope = connection.scope
@@ -254,4 +264,6 @@ def _navigates(connection: HTTPConnection) -> bool:
 
 
 def _status(error: ServeAppError) -> int:
+    if isinstance(error, QuotaError):
+        return 429
     return 401 if isinstance(error, UnauthenticatedError) else 403 if isinstance(error, ForbiddenError) else 503
