@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import yaml
 
 from tests.cluster.ray_cluster import RayCluster, started
 from tests.cluster.server import Server, txt2img, wait_for
@@ -53,7 +54,10 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_up_uses_the_cluster_of_ray_address_and_withdraws_from_it(cluster: RayCluster):
-    server = Server(cluster.root, cluster.port, {"RAY_ADDRESS": cluster.address, **cluster.credentials})
+    config = cluster.root / "up.yaml"
+    config.write_text(yaml.safe_dump(cluster.config()))
+    environment = {"RAY_ADDRESS": cluster.address, **cluster.credentials}
+    server = Server(cluster.root, cluster.port, environment, ["--config", str(config)])
     try:
         server.wait_until_ready()
         assert server.finished(server.submit(txt2img(1)))["status"]["completed"]
