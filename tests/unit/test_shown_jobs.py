@@ -47,7 +47,7 @@ class Lists:
     async def keys(self, query: JobQuery) -> JobKeys:
         return JobKeys(tuple(self.jobs), len(self.jobs))
 
-    async def views(self, job_ids: Sequence[str], brief: bool) -> tuple[JobView, ...]:
+    async def views(self, job_ids: Sequence[str], brief: bool, tenant: str = "") -> tuple[JobView, ...]:
         self.asked += job_ids
         return tuple(view for view in self.jobs.values() if view.job_id in job_ids)
 
