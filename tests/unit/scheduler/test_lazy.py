@@ -8,6 +8,7 @@ from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.plan import Pool, Task, plan
 from serve_app.graph.spec import Input, NodeSpec
 from serve_app.scheduler.messages import Compute, Deliver, Export, Exported, NodeFinished, TaskFinished, Want
+from serve_app.scheduler.records import SHARED_LOSSES
 from serve_app.scheduler.stimuli import JobArrived, ReplicaLost
 from serve_app.store.changes import JobRow
 from tests.unit.scheduler.script import Script, assigned, events, sent
@@ -89,6 +90,29 @@ def test_a_task_that_a_running_one_waits_for_begins_though_jobs_that_wait_for_it
     assert (replica, making.targets) == ("r-makers", ("2",))
     [(replica, first)] = assigned(script.report("r-makers", Want(making.id, "s1")))
     assert (replica, first.targets) == ("r-mixers", ("1",)), "beside the task that waits for it in the end"
+
+
+def test_what_a_suspects_running_task_waits_for_begins_though_it_is_another_tenants_turn() -> None:
+    # The replica is kept for the suspect: nobody else is let in, and the suspect ends only with what it waits for.
+    pools = (Pool("makers", False, ("Make", "Save")), Pool("mixers", False, ("Mix",)))
+    nodes = {**NODES, "1": Node("1", "Mix", {"b": Link("3", 0)})}
+    script = Script(pools)
+
+    def submit(job_id: str, tenant: str, losses: int = 0) -> None:
+        planned = plan(Graph(nodes), SPECS, ["5"], {n: f"{job_id}{n}" for n in nodes}, pools)
+        seq = script.machine.next_seq()
+        row = JobRow(job_id, 1, seq, {}, ("5",), None, {}, 99.0, seq, tenant=tenant, losses=losses)
+        script.feed(JobArrived(row, planned))
+
+    submit("suspect", "z", SHARED_LOSSES)
+    for pool in pools:
+        script.replica(f"r-{pool.name}", pool.name)
+    [(replica, mixing)] = assigned(script.commands)
+    assert script.machine.replicas[replica].quarantined == "suspect"
+    submit("rival", "a")
+    [(_, making)] = assigned(script.report("r-mixers", Want(mixing.id, "suspect2")))
+    [(replica, first)] = assigned(script.report("r-makers", Want(making.id, "suspect1")))
+    assert (replica, first.id.job_id, first.targets) == ("r-mixers", "suspect", ("1",))
 
 
 def test_what_is_asked_for_while_its_task_runs_for_something_else_is_made_by_another_run() -> None:
