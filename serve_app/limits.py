@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
 
 VALUE_SHARE, TASK_SHARE = 4, 2
 """One value, and all of a task, may fill one part in so many of the memory that their process has."""
@@ -131,6 +131,11 @@ class Quotas(BaseModel):
         for tenant, own in self.tenants.items():
             said = {key: getattr(own, key) for key in own.model_fields_set}
             self._merged[tenant] = self.default.model_copy(update=said)
+
+    @field_serializer("tenants")
+    def _as_said(self, tenants: Mapping[str, Quota]) -> dict[str, dict[str, Any]]:
+        """Write down only what is said of a tenant, so that the default holds for the rest once it is read again."""
+        return {tenant: own.model_dump(exclude_unset=True) for tenant, own in tenants.items()}
 
     def of(self, tenant: str) -> Quota:
         """Return a tenant's quota."""

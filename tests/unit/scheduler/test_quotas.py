@@ -144,12 +144,14 @@ def test_each_dialect_answers_429_with_what_is_left(answer: problems.Answer) -> 
 
 
 def test_what_a_tenants_own_quota_does_not_say_is_the_defaults() -> None:
-    quotas = AppConfig.model_validate(
+    given = AppConfig.model_validate(
         {"quotas": {"default": {"queued": 5, "running": 2}, "tenants": {"studio": {"queued": None, "weight": 3}}}}
-    ).quotas
-    assert quotas.of("studio") == Quota(queued=None, running=2, weight=3)
-    assert quotas.of("any") == Quota(queued=5, running=2)
-    assert quotas.of("") == Quota(), "the operator has none"
+    )
+    handed_on = AppConfig.model_validate_json(given.model_dump_json()), AppConfig.model_validate(given.model_dump())
+    for quotas in (given.quotas, *(config.quotas for config in handed_on)):
+        assert quotas.of("studio") == Quota(queued=None, running=2, weight=3)
+        assert quotas.of("any") == Quota(queued=5, running=2)
+        assert quotas.of("") == Quota(), "the operator has none"
 
 
 @pytest.mark.parametrize(
