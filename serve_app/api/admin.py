@@ -15,7 +15,8 @@ from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import InvalidSubmissionError, JobMissingError, shown
 from serve_app.store.api_keys import GRACE_S, USUAL_SCOPES, AddKey, ApiKey, EndKey, FindKey, ListKeys, minted
-from serve_app.store.audit import CountByTenant, ReadAudit
+from serve_app.store.audit import ReadAudit
+from serve_app.store.tenant_list import ListTenants, with_quotas
 
 router = Routes("/tenants")
 
@@ -25,13 +26,9 @@ LISTED = 1000
 
 @router.read("")
 async def get_tenants(service: Current, _: Admin) -> Response:
-    """List the tenants that have keys or jobs, with how many of each."""
-    service = service.within("")
-    keys, jobs = await service.inquire(ListKeys()), await service.inquire(CountByTenant())
-    now_s = time.time()
-    names = sorted({*jobs, *(key.tenant for key in keys)})
-    holding = [key.tenant for key in keys if not key.ended(now_s)]
-    return Json({"tenants": [{"tenant": n, "keys": holding.count(n), "jobs": jobs.get(n, {})} for n in names]})
+    """List the tenants: how many keys and jobs each has, what it has used of GPUs today, and its quotas."""
+    tenants = await service.within("").inquire(ListTenants(time.time()))
+    return Json({"tenants": with_quotas(tenants, service.limits.quotas)})
 
 
 @router.read("/keys")

@@ -229,7 +229,7 @@ def _keys_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], 
     revoke = actions.add_parser("revoke", help="end a key")
     revoke.add_argument("key", help="the id, or what list shows of the key")
     listed = actions.add_parser("list", help="list the keys")
-    tenants = commands.add_parser("tenants", help="list the tenants, their keys and jobs")
+    tenants = commands.add_parser("tenants", help="list the tenants: keys, jobs, GPU-seconds, quotas")
     audit = commands.add_parser("audit", help="show the audit log, the newest first")
     audit.add_argument("--limit", type=int, default=50, metavar="N", help="entries (default: %(default)s)")
     audit.add_argument("--tenant", metavar="NAME", help="only of one")

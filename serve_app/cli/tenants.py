@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 from serve_app import config
 from serve_app.cli.server import Server
 from serve_app.errors import InvalidSubmissionError, RefusedError
+from serve_app.limits import Quotas
 from serve_app.store.api_keys import PREFIX, USUAL_SCOPES, AddKey, EndKey, FindKey, ListKeys, minted
-from serve_app.store.audit import CountByTenant, ReadAudit
+from serve_app.store.audit import ReadAudit
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.jobs import Jobs
+from serve_app.store.tenant_list import ListTenants, with_quotas
 
 T = TypeVar("T")
 DAY_S = 86_400.0
@@ -32,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings = config.parse({**settings.model_dump(), "database_url": arguments.database_url}, "command line")
     jobs = Jobs(settings.resolved().database_url)
     try:
-        _print(_done(arguments, jobs.administer))
+        _print(_done(arguments, jobs.administer, settings.quotas))
     except InvalidSubmissionError as error:
         raise RefusedError(str(error)) from error
     finally:
@@ -55,14 +57,13 @@ def _asked(arguments: argparse.Namespace, server: Server) -> Iterator[str]:
         case "list":
             yield from map(_key_line, server.get("/tenants/keys")["keys"])
         case "tenants":
-            for one in server.get("/tenants")["tenants"]:
-                yield _tenant_line(one["tenant"], one["keys"], one["jobs"])
+            yield from map(_tenant_line, server.get("/tenants")["tenants"])
         case "audit":
             whose = {} if arguments.tenant is None else {"whose": arguments.tenant}
             yield from map(_entry_line, server.get("/tenants/audit", limit=arguments.limit, **whose)["entries"])
 
 
-def _done(arguments: argparse.Namespace, ask: Callable[[Inquiry[Any]], Any]) -> Iterator[str]:
+def _done(arguments: argparse.Namespace, ask: Callable[[Inquiry[Any]], Any], quotas: Quotas) -> Iterator[str]:
     match arguments.action:
         case "create":
             ends_s = None if arguments.days is None else time.time() + arguments.days * DAY_S
@@ -82,10 +83,7 @@ def _done(arguments: argparse.Namespace, ask: Callable[[Inquiry[Any]], Any]) -> 
         case "list":
             yield from (_key_line({**asdict(key), "shown": key.shown}) for key in ask(ListKeys()))
         case "tenants":
-            jobs, keys = ask(CountByTenant()), ask(ListKeys())
-            holding = [key.tenant for key in keys if not key.ended(time.time())]
-            for tenant in sorted({*jobs, *(key.tenant for key in keys)}):
-                yield _tenant_line(tenant, holding.count(tenant), jobs.get(tenant, {}))
+            yield from map(_tenant_line, with_quotas(ask(ListTenants(time.time())), quotas))
         case "audit":
             entries = ask(ReadAudit(arguments.limit, whose=arguments.tenant))
             yield from (_entry_line(asdict(entry)) for entry in entries)
@@ -111,9 +109,11 @@ def _key_line(key: dict[str, Any]) -> str:
     return f"{key['shown']}  {key['tenant'] or '(operator)'}  {','.join(key['scopes'])}  {key['name']}{until}"
 
 
-def _tenant_line(tenant: str, keys: int, jobs: dict[str, int]) -> str:
-    told = ", ".join(f"{count} {state}" for state, count in sorted(jobs.items())) or "none"
-    return f"{tenant or '(operator)'}  keys: {keys}  jobs: {told}"
+def _tenant_line(one: dict[str, Any]) -> str:
+    jobs = ", ".join(f"{count} {state}" for state, count in sorted(one["jobs"].items())) or "none"
+    quotas = ", ".join(f"{key} {most:g}" for key, most in one["quotas"].items())
+    name, keys = one["tenant"] or "(operator)", one["keys"]
+    return f"{name}  keys: {keys}  jobs: {jobs}  GPU-seconds today: {one['gpu_s_today']:.1f}  quotas: {quotas}"
 
 
 def _entry_line(entry: dict[str, Any]) -> str:

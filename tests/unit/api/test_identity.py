@@ -7,10 +7,12 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import sqlalchemy as sa
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 
@@ -18,7 +20,11 @@ from serve_app.api import identity as identities
 from serve_app.api.token_rules import TokenRules
 from serve_app.api.tokens import Tokens
 from serve_app.errors import InvalidSubmissionError, UnauthenticatedError
+from serve_app.limits import Quota, Quotas
+from serve_app.store import usage
 from serve_app.store.api_keys import AddKey, EndKey, minted, parts
+from serve_app.store.changes import TenantUsed
+from serve_app.store.tenant_list import DAY_S
 from tests.unit.api.tenant_world import World, world
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
@@ -238,6 +244,20 @@ async def test_the_page_logs_in_by_a_cookie_that_scripts_do_not_see(made):
         assert "max-age=0" in left.headers["set-cookie"].lower()
 
 
+@dataclass(frozen=True)
+class Use:
+    """What a tenant has used of GPUs, written down as the ends of its jobs do."""
+
+    writes: ClassVar[bool] = True
+
+    whose: str
+    gpu_s: float
+
+    def carry_out(self, connection: sa.Connection) -> None:
+        today = int(time.time() // DAY_S)
+        usage.write(connection, [TenantUsed("", self.whose, today, self.gpu_s), TenantUsed("", "d", today - 1, 9.0)])
+
+
 async def test_the_operators_routes_make_end_and_list_keys(made):
     async with made.client(made.keys["root"]) as root:
         new = (await root.post("/tenants/keys", json={"tenant": "c", "name": "n", "scopes": ["read"]})).json()
@@ -248,5 +268,12 @@ async def test_the_operators_routes_make_end_and_list_keys(made):
         assert (await root.post("/tenants/keys", json={"tenant": "c", "scope": []})).status_code == 400
         assert (await root.post("/tenants/keys/unknown/rotate", json={})).status_code == 404
         assert (await root.post(f"/tenants/keys/{new['key_id']}/revoke")).status_code == 200
-        assert "c" in [one["tenant"] for one in (await root.get("/tenants")).json()["tenants"]]
+        quotas = Quotas(default=Quota(queued=5), tenants={"c": Quota(gpu_s_a_day=60.0)})
+        made.service.limits = replace(made.service.limits, quotas=quotas)
+        await made.service.inquire(Use("c", 12.5))
+        told = {one["tenant"]: one for one in (await root.get("/tenants")).json()["tenants"]}
+        limits = {"weight": 1.0, "queued": 5, "gpu_s_a_day": 60.0}
+        assert told["c"] == {"tenant": "c", "keys": 0, "jobs": {}, "gpu_s_today": 12.5, "quotas": limits}
+        assert (told["a"]["keys"], told["a"]["gpu_s_today"], told[""]["quotas"]) == (1, 0.0, {"weight": 1.0})
+        assert "d" not in told, "what was used yesterday is not today's"
     await made.service.inquire(AddKey(minted("d", "", ("read",), None)[0]))

@@ -1,0 +1,46 @@
+"""Who there is: each tenant's keys, jobs, GPU-seconds of today and quotas, as the operator is shown them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+
+from serve_app.limits import Quotas
+from serve_app.store.api_keys import ListKeys
+from serve_app.store.audit import CountByTenant
+from serve_app.store.usage import read
+
+DAY_S = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class ListTenants:
+    """Those that have keys or jobs, or have used something today. now_s: Unix time."""
+
+    writes: ClassVar[bool] = False
+
+    now_s: float
+
+    def carry_out(self, connection: sa.Connection) -> tuple[dict[str, Any], ...]:
+        """Return them by name: how many keys hold, jobs by state, GPU-seconds up to the last job's end."""
+        keys, jobs = ListKeys().carry_out(connection), CountByTenant().carry_out(connection)
+        today = int(self.now_s // DAY_S)
+        used = {each.tenant: each.gpu_s for each in read(connection, today) if each.day == today}
+        holding = [key.tenant for key in keys if not key.ended(self.now_s)]
+        names = sorted({*jobs, *used, *(key.tenant for key in keys)})
+        return tuple(
+            {
+                "tenant": name,
+                "keys": holding.count(name),
+                "jobs": jobs.get(name, {}),
+                "gpu_s_today": used.get(name, 0.0),
+            }
+            for name in names
+        )
+
+
+def with_quotas(tenants: tuple[dict[str, Any], ...], quotas: Quotas) -> list[dict[str, Any]]:
+    """Return tenants with the quotas that each has, without those that are no limit."""
+    return [{**one, "quotas": quotas.of(one["tenant"]).model_dump(exclude_none=True)} for one in tenants]
