@@ -13,6 +13,7 @@ import json
 import math
 import re
 import uuid
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, fields, replace
@@ -82,6 +83,8 @@ KEYS = ("prompt", "client_id", "extra_data", "prompt_id", "number", "front", "pa
 
 COMMAND_BYTES, IDS = 1_000_000, 1000
 QUEUE_ITEMS, QUEUE_BYTES = 2000, 1_000_000
+TENANTS = 1000
+"""Tenants that a process keeps a service ready for."""
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -196,6 +199,7 @@ class Service:
         self._pools = pools
         self.shared_packs = shared_packs
         self._operators = self
+        self._tenants: OrderedDict[str, Service] = OrderedDict()
         self.tenant = ""
         """Whose it is: "" is the operator's, who sees what is everyone's."""
 
@@ -204,7 +208,15 @@ class Service:
         whole = self._operators
         if not tenant:
             return whole
-        bound = copy.copy(whole)
+        if (bound := whole._tenants.get(tenant)) is None:
+            bound = whole._tenants[tenant] = whole._bound(tenant)
+            if len(whole._tenants) > TENANTS:
+                whole._tenants.popitem(last=False)
+        whole._tenants.move_to_end(tenant)
+        return bound
+
+    def _bound(self, tenant: str) -> Service:
+        bound, whole = copy.copy(self), self
         bound.tenant = tenant
         bound.store = store_of(whole.store, tenant)
         bound.user_data = whole.user_data.within(tenant)

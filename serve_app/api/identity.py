@@ -230,9 +230,11 @@ def without_credentials(scope: Scope) -> Scope:
         elif name not in _HEADERS:
             headers.append((name, value))
     query: bytes = scope["query_string"]
-    if b"token=" in query:
+    if query:
         pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-        query = urlencode([pair for pair in pairs if pair[0] != "token"]).encode()
+        others = [pair for pair in pairs if pair[0] != "token"]
+        if len(others) < len(pairs):
+            query = urlencode(others).encode()
     return {**scope, "headers": headers, "query_string": query}
 
 
@@ -246,7 +248,9 @@ def source(scope: Scope) -> str:
 
 def _acting(principal: Principal, connection: HTTPConnection) -> Principal:
     """Return as whom a principal asks: an admin may as any tenant, or as the operator. Errors: ForbiddenError."""
-    asked = connection.headers.get("x-tenant") or connection.query_params.get("tenant")
+    asked = connection.headers.get("x-tenant")
+    if not asked and connection.scope["query_string"]:
+        asked = connection.query_params.get("tenant")
     if not asked or asked == principal.tenant:
         return principal
     if not principal.may("admin"):

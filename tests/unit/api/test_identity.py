@@ -9,22 +9,27 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 
+from serve_app import service as services
 from serve_app.api import identity as identities
 from serve_app.api.token_rules import TokenRules
 from serve_app.api.tokens import Tokens
 from serve_app.errors import InvalidSubmissionError, UnauthenticatedError
 from serve_app.limits import Quota, Quotas
+from serve_app.scheduler.client import SchedulerClient
+from serve_app.service import Limits, Service
 from serve_app.store import usage
 from serve_app.store.api_keys import AddKey, EndKey, minted, parts
 from serve_app.store.changes import TenantUsed
 from serve_app.store.tenant_list import DAY_S
+from serve_app.store.userdata import UserData
+from serve_app.store.volume import Volume
 from tests.unit.api.tenant_world import World, world
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
@@ -186,8 +191,21 @@ async def test_a_key_is_given_in_any_of_its_ways_and_nobody_behind_sees_it(made)
         for way in ways:
             assert (await client.get("/api/queue", **way)).status_code == 200, way
     headers = [(b"cookie", f"x=1; {identities.COOKIE}={key}".encode()), (b"authorization", b"b"), (b"x-mine", b"yes")]
-    seen = identities.without_credentials({"headers": headers, "query_string": f"a=1&token={key}".encode()})
-    assert (seen["headers"], seen["query_string"]) == ([(b"cookie", b"x=1"), (b"x-mine", b"yes")], b"a=1")
+    for query in (f"a=1&token={key}", f"a=1&t%6Fken={key}"):
+        seen = identities.without_credentials({"headers": headers, "query_string": query.encode()})
+        assert (seen["headers"], seen["query_string"]) == ([(b"cookie", b"x=1"), (b"x-mine", b"yes")], b"a=1")
+
+
+def test_a_tenants_service_is_made_once_and_of_the_tenants_seen_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(services, "TENANTS", 2)
+    nobody = cast(SchedulerClient, None)
+    whole = Service(nobody, Volume({}), lambda folder: [], Limits(1, 1), user_data=UserData(tmp_path))
+    a, b = whole.within("a"), whole.within("b")
+    assert (a.tenant, b.tenant, a.within("b"), b.within("")) == ("a", "b", b, whole)
+    assert whole.within("a") is a
+    assert whole.within("c").tenant == "c"
+    assert whole.within("a") is a
+    assert whole.within("b") is not b
 
 
 async def test_a_revoked_key_is_refused_within_seconds_and_a_rotated_one_never_fails(made):
