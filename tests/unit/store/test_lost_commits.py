@@ -11,12 +11,24 @@ import pytest
 
 from serve_app.errors import ChangeRefusedError, DatabaseAwayError
 from serve_app.events import Failure
-from serve_app.store.changes import Change, JobAccepted, JobEnded, JobLostReplica, JobRow, JobStarted, OutputRecorded
+from serve_app.store.changes import (
+    Change,
+    JobAccepted,
+    JobEnded,
+    JobLostReplica,
+    JobRow,
+    JobStarted,
+    OutputRecorded,
+    TenantUsed,
+)
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 from tests.unit.store.lost_commits import losing_commits
 
 ROW = JobRow("", 0.25, 0, {"1": {"inputs": {"x": 0.1}}}, ("1",), None, {"é": [1.5]}, created_s=1e9 / 7, queued_seq=1)
+
+
+DAY = 20_000
 
 
 def life(order: int, ending: str) -> tuple[Change, ...]:
@@ -30,6 +42,7 @@ def life(order: int, ending: str) -> tuple[Change, ...]:
         JobLostReplica(job_id, order, 1),
         *recorded,
         JobEnded(job_id, ending, 3.3, seq + 9, Failure(message="b")),  # type: ignore[arg-type]
+        TenantUsed(job_id, f"tenant {order}", DAY, 0.5 + order),
     )
 
 
@@ -51,6 +64,7 @@ def test_changes_written_again_after_a_lost_commit_leave_what_they_would_have_le
     for changes in LIVES:
         jobs.write(epoch, changes)
     expected = [jobs.job(changes[0].job_id) for changes in LIVES]
+    used = [TenantUsed("", f"tenant {order}", DAY, 0.5 + order) for order in range(3)]
     # Every way of cutting the lives of three jobs, side by side, into transactions.
     together = [change for step in zip(*LIVES, strict=True) for change in step]
     for cuts in itertools.chain.from_iterable(itertools.combinations(range(1, len(LIVES[0])), n) for n in range(5)):
@@ -61,6 +75,7 @@ def test_changes_written_again_after_a_lost_commit_leave_what_they_would_have_le
                     jobs.write(epoch, batch)
                 jobs.write(epoch, batch)
         assert [jobs.job(changes[0].job_id) for changes in LIVES] == expected
+        assert sorted(jobs.usage(DAY), key=lambda used: used.tenant) == used
     jobs.close()
 
 
