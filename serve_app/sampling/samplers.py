@@ -13,7 +13,7 @@ from math import sqrt
 
 from torch import Tensor
 
-from serve_app.sampling.adams import deis, ipndm, ipndm_v, lms
+from serve_app.sampling.adams import cfgpp_ud10_ab, deis, ipndm, ipndm_v, lms, with_less_signal
 from serve_app.sampling.choices import Choices
 from serve_app.sampling.dpm_solver import dpm_adaptive, dpm_fast
 from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec, guided
@@ -168,6 +168,7 @@ SAMPLERS: Choices[SamplerSpec] = Choices(
         "ipndm": SamplerSpec(ipndm),
         "ipndm_v": SamplerSpec(ipndm_v),
         "deis": SamplerSpec(deis),
+        "cfgpp_ud10_ab": SamplerSpec(cfgpp_ud10_ab, on_flow=with_less_signal),
         "res_multistep": SamplerSpec(res_multistep),
         "res_multistep_cfg_pp": SamplerSpec(partial(res_multistep, cfg_pp=True)),
         "res_multistep_ancestral": SamplerSpec(res_multistep, gaussian_noise),

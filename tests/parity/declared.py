@@ -1,6 +1,7 @@
 """What a node class declares, ComfyUI's as its clients are told of it and ours as a spec, to be compared.
 
-Left out is what only the page reads: tooltips, aliases for its search, which inputs it folds; and lists of files.
+Left out is what only the page reads: tooltips, aliases for its search, which inputs it folds; lists of files; and
+samplers that ComfyUI has got later.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.graph.spec import NodeSpec
+from tests.parity.figures import LATER_SAMPLERS
 
 WORDED_OTHERWISE = frozenset(
     {"BuildJsonPromptIdeogram", "ColorTransfer", "CustomCombo", "ModelAttentionBackend", "Painter"}
@@ -43,7 +45,7 @@ def ours(spec: NodeSpec) -> dict[str, Any]:
     """Return what our class declares."""
     inputs = []
     for declared in spec.inputs:
-        choices = None if declared.choices is None else list(declared.choices)
+        choices = None if declared.choices is None else [c for c in declared.choices if c not in LATER_SAMPLERS]
         kind = "COMBO" if choices is not None or declared.folder is not None else declared.type
         inputs.append([declared.section, declared.name, kind, choices, _options(declared.options)])
     return {

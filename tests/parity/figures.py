@@ -15,6 +15,8 @@ PROMPTS: list[str] = json.loads((GOLDEN / "prompts.json").read_text())
 """The texts that figures are made of: 1 is every positive, 2 every negative."""
 FLOWS = {"flow": 3.0, "flux": 1.15}
 """The shifts of SD 3's levels and of FLUX's, by ComfyUI's names of their kinds."""
+LATER_SAMPLERS = frozenset({"cfgpp_ud10_ab"})
+"""Those that ComfyUI has got after the version whose figures these are: none is compared."""
 TOLERANCE = 1e-4
 MODULE_TOLERANCE = 1e-5
 GUIDANCE_TOLERANCE = 4e-4

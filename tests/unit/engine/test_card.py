@@ -24,6 +24,7 @@ from tests.unit.engine.card_runs import CardEngine, Forwards, most, on_card, tak
 from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, conditioning, jobs, request
 
 COSTS = {
+    "cfgpp_ud10_ab": (23, 0, 128, 0),
     "ddim": (12, 0, 40, 0),
     "ddpm": (16, 0, 72, 0),
     "deis": (19, 0, 96, 0),

@@ -14,7 +14,7 @@ from serve_app.sampling import sde, seeds, stochastic
 from serve_app.sampling.adams import deis, ipndm, ipndm_v, lms
 from serve_app.sampling.dpm_solver import dpm_adaptive, dpm_fast
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.levels import FlowLevels, TableLevels
 from serve_app.sampling.multistep import dpmpp_2m, res_multistep
 from serve_app.sampling.noise import brownian_noise, gaussian_noise
 from serve_app.sampling.sa_solver import sa_solver
@@ -220,6 +220,27 @@ def test_a_cfg_pp_sampler_wants_uncond_and_is_the_plain_one_where_uncond_is_the_
     # The 2S one takes what guidance did from two evaluations, between which `denoised` has moved.
     if name != "dpmpp_2s_ancestral_cfg_pp":
         torch.testing.assert_close(final, plain)
+
+
+@pytest.mark.parametrize(
+    ("levels", "sigmas", "start", "answers", "expected"),
+    [
+        (LEVELS, (4, 2, 1), 10.0, [(2, 1), (3, 1.5)], 5.56015625),
+        (LEVELS, (4, 2, 1, 0), 10.0, [(2, 1), (3, 1.5), (2.5, 7)], 2.0),
+        (LEVELS, (4, 0), 10.0, [(2, 1)], 2.0),
+        (FlowLevels(3.0, 1000.0), (0.8, 0.4, 0.2), 1.0, [(0.5, 0.25), (0.75, 0.5)], 0.8484375),
+    ],
+)
+def test_ud10_with_history_gives_what_its_formulas_give_on_paper(levels, sigmas, start, answers, expected):
+    # ComfyUI 0.33 has it not, so no figure of a reference is compared: these were worked out by hand.
+    x = torch.full((1, 1, 1, 1), start, dtype=torch.float64)
+    sampler = SAMPLERS["cfgpp_ud10_ab"].start(x, torch.tensor(sigmas, dtype=torch.float64), 3, levels)
+    assert next(sampler).want_uncond
+    for denoised, uncond in answers[:-1]:
+        assert sampler.send((torch.full_like(x, denoised), torch.full_like(x, uncond))).want_uncond
+    with pytest.raises(StopIteration) as end:
+        sampler.send(tuple(torch.full_like(x, value) for value in answers[-1]))
+    assert float(end.value.value) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name.endswith("_gpu")])
