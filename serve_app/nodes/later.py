@@ -11,7 +11,7 @@ from serve_app.nodes.unsupported import PAID, UNSUPPORTED, VIDEO
 
 _BY_REASON: Mapping[str, str] = {
     "models of sound are not supported": (
-        "EmptyYuE2LatentAudio SheetSage2AudioToABC YuE2GenerateABC YuE2GenerateMusic"
+        "EmptyYuE2LatentAudio GetAudioLatentSize SheetSage2AudioToABC YuE2GenerateABC YuE2GenerateMusic"
     ),
     VIDEO: (
         "MiniMaxH3FunControlNetApply LTXVAddGeneratedKeyframes LTXVAddLatentGuide LTXVFreezeLatent "
@@ -26,15 +26,15 @@ _BY_REASON: Mapping[str, str] = {
         "TextEncodeMOSSImageEdit TextEncodeMingImageEdit ModelMergeMOSSImage SenseNovaSamplingOptions"
     ),
     "it came after the version of ComfyUI that this server follows": (
-        "BlockSparseAttention ReferenceMultiLatent BranchNode ConcatenateVideo GetAudioLatentSize GetLatentSize "
-        "ImageColorSpace ImageSDRToHDR LatentOperationBlend LoadLoraModel LoadLoraTextEncoder LoopIteration "
-        "LoopProgress LoopResult PadImageNode VideoCrop VideoTrim"
+        "BlockSparseAttention ReferenceMultiLatent BranchNode ConcatenateVideo ImageColorSpace ImageSDRToHDR "
+        "LoadLoraModel LoadLoraTextEncoder PadImageNode VideoCrop VideoTrim"
     ),
     "ComfyUI has taken it back": (
         "DeprecatedCheckpointLoader DeprecatedDiffusersLoader LoadImageSetFromFolderNode LoadImageSetNode "
         "LoadImageTextSetFromFolderNode SaveLoRANode"
     ),
     "the page shows it and runs nothing": ("TerminalLog"),
+    "ComfyUI itself puts it into a graph; use StartLoop and EndLoop": ("LoopIteration LoopProgress LoopResult"),
     PAID: (
         "BriaGuidedRemoveBackground BriaImageGenerate BriaProductHolding BriaVirtualTryOn "
         "ByteDance2DraftToFinalVideoNode ClarityCrystalUpscaleNode ClarityCrystalVideoUpscaleNode Flux3ImageNode "

@@ -256,7 +256,27 @@ class ReplaceVideoLatentFrames:
         return ({**source, "samples": out},)
 
 
+class GetLatentSize:
+    """The size of latents, in their own cells."""
+
+    RETURN_TYPES = ("INT", "INT", "INT", "INT")
+    RETURN_NAMES = ("width", "height", "frames", "batch_size")
+    FUNCTION = "size"
+    CATEGORY = "latent"
+    DESCRIPTION = "Gives the width and height of latents, how many frames they have, and how many there are."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"latent": ("LATENT", {})}}
+
+    def size(self, latent: Latent) -> tuple[int, int, int, int]:
+        """Return width, height, frames (1 where latents have none) and number."""
+        count, _, *frames, height, width = latent["samples"].shape
+        return width, height, frames[0] if frames else 1, count
+
+
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "GetLatentSize": GetLatentSize,
     "LatentCutToBatch": LatentCutToBatch,
     "ReplaceVideoLatentFrames": ReplaceVideoLatentFrames,
     "LatentFromBatch": LatentFromBatch,
@@ -268,6 +288,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "GetLatentSize": "Get Image/Video Latent Size",
     "ReplaceVideoLatentFrames": "Replace Video Latent Frames",
     "LatentFromBatch": "Get Latent From Batch",
     "RepeatLatentBatch": "Repeat Latent Batch",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from serve_app.nodes.builtin.match_size import fit_batch, fit_latents
-from serve_app.sampling.latent_operations import LatentOperation, ReinhardTonemap, Sharpening
+from serve_app.sampling.latent_operations import Blending, LatentOperation, ReinhardTonemap, Sharpening
 from serve_app.values import Latent
 
 
@@ -153,6 +153,24 @@ class LatentApplyOperation:
         return ({**samples, "samples": operation(latent=samples["samples"])},)
 
 
+class LatentOperationBlend:
+    """The operation that moves latents towards others."""
+
+    RETURN_TYPES = ("LATENT_OPERATION",)
+    FUNCTION = "op"
+    CATEGORY = "model/latent/advanced/operations"
+    DESCRIPTION = "Blends latents with a reference, which is stretched to their size."
+    EXPERIMENTAL = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        strength = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.0001}
+        return {"required": {"reference": ("LATENT", {}), "strength": ("FLOAT", strength)}}
+
+    def op(self, reference: Latent, strength: float) -> tuple[LatentOperation]:
+        return (Blending(reference["samples"], strength),)
+
+
 class LatentOperationTonemapReinhard:
     """The operation that shortens the longest channel vectors."""
 
@@ -198,10 +216,12 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "LatentInterpolate": LatentInterpolate,
     "LatentBlend": LatentBlend,
     "LatentApplyOperation": LatentApplyOperation,
+    "LatentOperationBlend": LatentOperationBlend,
     "LatentOperationTonemapReinhard": LatentOperationTonemapReinhard,
     "LatentOperationSharpen": LatentOperationSharpen,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "LatentOperationBlend": "Latent Operation Blend",
     "LatentBlend": "Latent Blend",
 }
