@@ -29,6 +29,7 @@ SECTIONS = {
         "serve_app_result",
     ),
     "Models": ("serve_app_evaluations", "serve_app_forward", "serve_app_weights"),
+    "Tenants": ("serve_app_tenant",),
     "Limits": ("serve_app_refusals", "serve_app_limit"),
 }
 """The dashboard's rows: the beginnings of the names of the metrics in each."""

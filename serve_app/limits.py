@@ -117,6 +117,10 @@ class Quota(BaseModel):
     """Pixels of all images and latents of one job that its graph makes by a width and a height."""
 
 
+OTHER = "other"
+"""As what metrics name the tenants that are not in the configuration."""
+
+
 class Quotas(BaseModel):
     """The quotas of tenants: what `tenants` says of one, else what `default` says. The operator has none."""
 
@@ -143,7 +147,7 @@ class Quotas(BaseModel):
 
     def label(self, tenant: str) -> str:
         """Return a tenant as metrics name it: those that are not in the configuration are one."""
-        return tenant if tenant in self.tenants or not tenant else "other"
+        return tenant if tenant in self.tenants or not tenant else OTHER
 
 
 _OPERATORS = Quota()

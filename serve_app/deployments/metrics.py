@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ray.util import metrics as ray_metrics
 
 from serve_app.replica.node_times import NodeTimes
-from serve_app.scheduler.cluster_view import Load
+from serve_app.scheduler.cluster_view import Load, TenantLoad
 from serve_app.scheduler.job_counters import JobCounters, read
 
 if TYPE_CHECKING:
@@ -69,6 +69,14 @@ METRICS = (
     Metric("serve_app_weights_evictions", "counter", "short", ("pool", "replica"), "Weights let go to make room"),
     Metric("serve_app_refusals", "counter", "short", ("limit",), "What a limit refused or cut short, by its key"),
     Metric("serve_app_limit_use", "gauge", "short", ("limit",), "How full what a limit bounds is in a process, 0 to 1"),
+    Metric(
+        "serve_app_tenant_jobs",
+        "gauge",
+        "short",
+        ("tenant", "state"),
+        "As `ray_serve_app_jobs`, of each tenant that has quotas of its own, and of all `other`",
+    ),
+    Metric("serve_app_tenant_gpu_seconds", "counter", "s", ("tenant",), "GPU-seconds that those tenants have used"),
 )
 
 
@@ -121,6 +129,14 @@ def limit_figures(use: Mapping[str, float], refusals: Mapping[str, int]) -> Iter
         yield "serve_app_refusals", count, {"limit": key}
     for key, share in use.items():
         yield "serve_app_limit_use", share, {"limit": key}
+
+
+def tenant_figures(loads: Mapping[str, TenantLoad]) -> Iterator[Figure]:
+    """Yield what tenants have, by their label."""
+    for tenant, load in loads.items():
+        yield "serve_app_tenant_jobs", load.queued, {"tenant": tenant, "state": "queued"}
+        yield "serve_app_tenant_jobs", load.running, {"tenant": tenant, "state": "running"}
+        yield "serve_app_tenant_gpu_seconds", load.gpu_s, {"tenant": tenant}
 
 
 async def show(figures: Callable[[], Iterable[Figure]]) -> None:

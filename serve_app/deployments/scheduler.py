@@ -113,6 +113,7 @@ class Office:
     def _figures(self) -> Iterator[metrics.Figure]:
         if (scheduler := self._succession.current) is not None:
             yield from metrics.scheduler_figures(scheduler.load(), scheduler.counters)
+            yield from metrics.tenant_figures(scheduler.tenant_loads())
             yield from metrics.limit_figures(scheduler.use(), REFUSALS)
 
     async def _join(self, scheduler: Scheduler, info: ReplicaInfo, specs: Any, host: Any, actor: Any) -> int:

@@ -57,6 +57,15 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantLoad:
+    """What a tenant has at one moment: jobs that wait and run. gpu_s: what it has used since this scheduler began."""
+
+    queued: int = 0
+    running: int = 0
+    gpu_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaView:
     """One replica, for operators: what it runs, what it holds, what to know of it.
 

@@ -55,7 +55,7 @@ from serve_app.scheduler.client import (
     Submission,
     Unfinished,
 )
-from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, Paused, PoolLoad, ReplicaView
+from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, Paused, PoolLoad, ReplicaView, TenantLoad
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.courier import Courier, CourierThread
 from serve_app.scheduler.demand import Demand
@@ -534,6 +534,10 @@ class Scheduler:
         oldest = jobs.oldest_waiting()
         oldest_s = 0.0 if oldest is None else max(0.0, time.time() - oldest.row.created_s)
         return Load(len(jobs.waiting), len(jobs.running), oldest_s, tuple(pools), dict(self.counters.ended))
+
+    def tenant_loads(self) -> dict[str, TenantLoad]:
+        """Return what tenants have, as `Usage.loads`."""
+        return self._machine.usage.loads(self._rules.quotas)
 
     def use(self) -> dict[str, float]:
         """Return how full the queue and what is kept of events are, 0 to 1, by the limit's key."""

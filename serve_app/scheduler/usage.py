@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from serve_app.errors import QuotaError
-from serve_app.limits import Quota, refused
+from serve_app.limits import OTHER, Quota, Quotas, refused
+from serve_app.scheduler.cluster_view import TenantLoad
 from serve_app.store.changes import TenantUsed
 
 DAY_S = 86_400
@@ -39,6 +40,8 @@ class Usage:
         self._expected_s: defaultdict[str, float] = defaultdict(float)
         self._day = -1
         self._used: dict[str, float] = {}
+        self.spent_s: defaultdict[str, float] = defaultdict(float)
+        """GPU-seconds by tenant since this life began."""
         self._earlier = tuple(used)
 
     def advance(self, at_s: float) -> None:
@@ -56,6 +59,7 @@ class Usage:
     def add(self, tenant: str, seconds: float) -> None:
         """Count GPU-seconds that a tenant has used."""
         self._used[tenant] = self._used.get(tenant, 0.0) + seconds
+        self.spent_s[tenant] += seconds
 
     def total(self, tenant: str, job_id: str) -> TenantUsed:
         """Return what a tenant has used today, as the database is to keep it. job_id: whose end it is written with."""
@@ -69,6 +73,15 @@ class Usage:
     def tenants(self) -> set[str]:
         """Return whoever has anything."""
         return {*self.queued, *self.running, *self._used, *self._expected_s}
+
+    def loads(self, quotas: Quotas) -> dict[str, TenantLoad]:
+        """Return what tenants have, by their label: each that is configured, and "other". Without the operator."""
+        found = {label: TenantLoad() for label in (*quotas.tenants, OTHER)}
+        for tenant in filter(None, {*self.queued, *self.running, *self.spent_s}):
+            had, label = found[quotas.label(tenant)], quotas.label(tenant)
+            queued, running = had.queued + self.queued[tenant], had.running + self.running[tenant]
+            found[label] = TenantLoad(queued, running, had.gpu_s + self.spent_s[tenant])
+        return found
 
     def check(self, tenant: str, quota: Quota, at_s: float) -> None:
         """Refuse a tenant one more job. at_s: Unix time. Errors: QuotaError."""

@@ -9,7 +9,15 @@ import pytest
 from ray.util import metrics as ray_metrics
 
 from serve_app.config import PoolConfig
-from serve_app.deployments.metrics import METRICS, Meters, limit_figures, model_figures, node_figures, scheduler_figures
+from serve_app.deployments.metrics import (
+    METRICS,
+    Meters,
+    limit_figures,
+    model_figures,
+    node_figures,
+    scheduler_figures,
+    tenant_figures,
+)
 from tests.unit.replica.cluster import cluster
 from tests.unit.replica.test_runner import models, root, txt2img
 
@@ -73,7 +81,8 @@ async def test_a_cluster_that_ran_two_jobs_fills_the_whole_table_and_nothing_bes
         runner = running.runners["gpu"]
         models = model_figures("gpu", "r", runner.models.counters, runner.models.loads)
         limits = limit_figures(running.scheduler.use(), {"max_queue": 1})
-        figures = [*waiting, *node_figures("gpu", "r", runner.times), *models, *limits]
+        tenants = tenant_figures(running.scheduler.tenant_loads())
+        figures = [*waiting, *tenants, *node_figures("gpu", "r", runner.times), *models, *limits]
 
     assert {name for name, _, _ in figures} == set(TABLE)
     for name, _, labels in figures:

@@ -13,6 +13,7 @@ from serve_app.api.v2 import failures as v2
 from serve_app.config import AppConfig, parse
 from serve_app.errors import ConfigError, QuotaError
 from serve_app.limits import Quota, Quotas
+from serve_app.scheduler.cluster_view import TenantLoad
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.stimuli import CancelAsked, TimePassed
 from serve_app.scheduler.usage import DAY_S, Usage
@@ -161,3 +162,15 @@ def test_what_a_tenants_own_quota_does_not_say_is_the_defaults() -> None:
 def test_nonsense_in_a_quota_is_refused_by_its_key(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"quotas.default.{key}"):
         parse({"quotas": {"default": {key: value}}}, "configuration")
+
+
+def test_metrics_name_the_tenants_of_the_configuration_and_sum_up_the_others():
+    usage = Usage()
+    usage.advance(DAY_S)
+    for tenant, seconds in (("", 8.0), ("studio", 1.0), ("ann", 2.0), ("ben", 4.0)):
+        usage.queued[tenant] += 1
+        usage.add(tenant, seconds)
+    usage.running["ann"] += 2
+    usage.advance(2 * DAY_S)
+    loads = usage.loads(Quotas(tenants={"studio": Quota(), "idle": Quota()}))
+    assert loads == {"studio": TenantLoad(1, 0, 1.0), "idle": TenantLoad(), "other": TenantLoad(2, 2, 6.0)}
