@@ -17,6 +17,8 @@ from serve_app.cli import backup as command
 from serve_app.cli import main
 from serve_app.errors import BackupError, StaleEpochError
 from serve_app.events import Failure
+from serve_app.store.api_keys import AddKey, ListKeys, minted
+from serve_app.store.audit import AuditEntry, ReadAudit, WriteAudit
 from serve_app.store.backup import restore_backup, write_backup
 from serve_app.store.changes import Claims, JobAccepted, JobEnded, JobStarted, OutputRecorded
 from serve_app.store.jobs import Jobs
@@ -26,6 +28,8 @@ from serve_app.store.store import AREAS, FileRef, WholeStore
 from serve_app.store.volume import Volume
 from tests.unit.store.test_sweep import ROW
 
+KEY = replace(minted("acme", "website", ("submit", "read"), 90.0)[0], created_s=5.0)
+SEEN = AuditEntry(6.5, "ingress", 1, "acme", KEY.shown, "POST /prompt", "10.0.0.1", 200)
 FILE = FileRef("output", "sub", "ä.png")
 
 
@@ -50,7 +54,7 @@ def other_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def filled(url: str) -> Jobs:
-    """A database with an ended and a running job, a key, a label, a counter and a pause."""
+    """A database with an ended and a running job, a label, a counter, a pause, an API key and what it was used for."""
     jobs = Jobs(url)
     epoch = jobs.acquire("server")
     rows = [
@@ -67,11 +71,14 @@ def filled(url: str) -> Jobs:
         ],
     )
     jobs.inquire(epoch, SetPause(THE_QUEUE, True))
+    jobs.inquire(epoch, AddKey(KEY))
+    jobs.inquire(epoch, WriteAudit((SEEN,), 0.0))
     return jobs
 
 
 def state(jobs: Jobs) -> object:
-    return (jobs.rows(["done", "runs"]), jobs.unfinished(), jobs.next_order(), jobs.inquire(0, AllPauses()))
+    kept = (jobs.inquire(0, each) for each in (AllPauses(), ListKeys(), ReadAudit(9)))
+    return (jobs.rows(["done", "runs"]), jobs.unfinished(), jobs.next_order(), *kept)
 
 
 def test_what_is_restored_is_what_was_there_and_goes_on(database_url, other_url, store, tmp_path):
@@ -86,6 +93,7 @@ def test_what_is_restored_is_what_was_there_and_goes_on(database_url, other_url,
     restored = restore_backup(other, copy, store, replace=False)
     assert (restored.rows, restored.absent) == (summary.rows, ())
     assert state(other) == before
+    assert (other.inquire(0, ListKeys()), other.inquire(0, ReadAudit(9))) == ((KEY,), (SEEN,))
     epoch = other.acquire("server")
     assert epoch == 3, "the cursors of events go on growing"
     other.write(epoch, [JobEnded("runs", "success", 9.9, 31, Failure())])
