@@ -151,17 +151,17 @@ class OutputAsset(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OutputsOf:
-    """The assets of a job's outputs that are kept, by id."""
+    """The assets of some jobs' outputs that are kept, by id; at most BATCH jobs."""
 
     writes: ClassVar[bool] = False
 
-    job_id: str
+    job_ids: tuple[str, ...]
     tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> dict[str, OutputAsset]:
         """Return them."""
-        its = (ASSETS.c.job_id == self.job_id) & (ASSETS.c.tenant == self.tenant)
-        rows = connection.execute(sa.select(ASSETS).where(its)).all()
+        theirs = ASSETS.c.job_id.in_(self.job_ids) & (ASSETS.c.tenant == self.tenant)
+        rows = connection.execute(sa.select(ASSETS).where(theirs)).all()
         return {row.asset_id: OutputAsset(_asset(row), row.deleted_s is not None) for row in rows}
 
 
@@ -313,6 +313,14 @@ def _select(connection: sa.Connection, where: sa.ColumnElement[bool], tenant: st
     if tenant:
         where &= ASSETS.c.tenant == tenant
     rows = connection.execute(sa.select(ASSETS).where(where).order_by(ASSETS.c.created_s, ASSETS.c.asset_id))
+    return [_asset(row) for row in rows]
+
+
+def select_assets(
+    connection: sa.Connection, where: sa.ColumnElement[bool], order: Sequence[sa.ColumnElement[Any]], limit: int
+) -> list[Asset]:
+    """Return the first assets that are live, in an order."""
+    rows = connection.execute(sa.select(ASSETS).where(where & _live()).order_by(*order).limit(limit))
     return [_asset(row) for row in rows]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from serve_app.api.comfy import (
+    assets,
     extensions,
     history,
     jobs,
@@ -34,7 +35,7 @@ ROUTERS = (
 )
 """Routes that ComfyUI has twice: at the root and under /api."""
 
-PREFIXED = (jobs.router,)
+PREFIXED = (jobs.router, assets.router)
 """Routes that it has under /api only."""
 
 UNPREFIXED = (system.internal,)

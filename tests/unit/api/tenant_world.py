@@ -131,7 +131,7 @@ class World:
 
     async def seen(self, client: httpx.AsyncClient) -> dict[str, Any]:
         """Return all that a tenant sees of what it has."""
-        jobs = ("/queue", "/api/queue", "/history", "/api/jobs", "/api/v2/jobs", "/api/prompt")
+        jobs = ("/queue", "/api/queue", "/history", "/api/jobs", "/api/v2/jobs", "/api/prompt", "/api/assets")
         files = (
             "/userdata?dir=notes",
             "/v2/userdata",

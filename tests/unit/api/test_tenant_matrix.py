@@ -81,6 +81,14 @@ ENTRIES: dict[tuple[str, str], Entry] = {
     ("GET", "/jobs/{job_id}/events"): own("/jobs/{job}/events?timeout_s=0"),
     ("GET", "/status/{job_id}"): own("/status/{waiting}"),
     ("WS", "/ws"): own(),
+    # Assets
+    ("GET", "/assets"): own("/assets?tags_any=output,input"),
+    ("GET", "/assets/{asset_id}"): own("/assets/{asset}"),
+    ("GET", "/assets/{asset_id}/content"): own("/assets/{asset}/content"),
+    ("DELETE", "/assets/{asset_id}"): own("/assets/{asset}", shows=False),
+    ("POST", "/assets/{asset_id}/tags"): own("/assets/{asset}/tags", body={"tags": ["theirs"]}, shows=False),
+    ("DELETE", "/assets/{asset_id}/tags"): own("/assets/{asset}/tags", body={"tags": ["a"]}, shows=False),
+    ("POST", "/assets/seed"): SHARED,
     # Files
     ("GET", "/view"): own("/view?filename={picture}"),
     ("POST", "/upload/image"): own(

@@ -77,7 +77,7 @@ def test_what_is_asked_twice_is_answered_alike(ask):
     output = asset(3, area="output", path="x.png", job_id="job", node_id="9")
     for _ in range(2):
         ask(RecordOutputs((output,)))
-    assert ask(OutputsOf("job")) == {"id-3": (output, False)}
+    assert ask(OutputsOf(("job",))) == {"id-3": (output, False)}
 
 
 def test_a_key_that_is_used_leaves_no_asset(ask):

@@ -1,0 +1,115 @@
+"""What the web page's gallery lists: outputs of ended jobs, and uploads. Both stretch by stretch, the newest first.
+
+A stretch is of the tenant who asks; the operator's is of what is its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import sqlalchemy as sa
+
+from serve_app.store.assets import Asset, select_assets
+from serve_app.store.list_statements import of_tenant
+from serve_app.store.schema import ASSETS, JOBS, OUTPUTS
+
+CHARACTERS = 4_000_000
+"""Of what jobs have shown, as JSON, in one answer; one job's is there whole."""
+
+
+class EndedJob(NamedTuple):
+    """place: the cursor of its end. outputs: ui dict by node id."""
+
+    place: int
+    job_id: str
+    ended_s: float
+    outputs: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class EndedOutputs:
+    """What jobs have shown that ended up to a place, the last first: of at most `limit` jobs."""
+
+    writes: ClassVar[bool] = False
+
+    limit: int
+    until: int | None = None
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> tuple[EndedJob, ...]:
+        """Return them, without those that have shown nothing."""
+        ended = JOBS.c.ended_seq.is_not(None) & sa.exists().where(OUTPUTS.c.job_id == JOBS.c.job_id)
+        ended &= of_tenant(self.tenant) if self.tenant else JOBS.c.tenant == ""
+        if self.until is not None:
+            ended &= JOBS.c.ended_seq <= self.until
+        listed = sa.select(JOBS.c.ended_seq, JOBS.c.job_id, JOBS.c.ended_s).where(ended)
+        found: list[EndedJob] = []
+        left = CHARACTERS
+        for place, job_id, ended_s in connection.execute(
+            listed.order_by(JOBS.c.ended_seq.desc()).limit(self.limit)
+        ).all():
+            shown = sa.select(OUTPUTS.c.node_id, OUTPUTS.c.ui).where(OUTPUTS.c.job_id == job_id)
+            rows = connection.execute(shown.order_by(OUTPUTS.c.seq)).all()
+            left -= sum(len(ui) for _, ui in rows)
+            if left < 0 and found:
+                break
+            outputs = {node_id: json.loads(ui) for node_id, ui in rows}
+            found.append(EndedJob(place, job_id, ended_s, outputs))
+        return tuple(found)
+
+
+class UploadsEnd(NamedTuple):
+    """Where a stretch of uploads ends."""
+
+    created_s: float
+    asset_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Uploads:
+    """Assets that clients have uploaded, at most `limit`, past the end of an earlier stretch."""
+
+    writes: ClassVar[bool] = False
+
+    limit: int
+    past: UploadsEnd | None = None
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> tuple[Asset, ...]:
+        """Return them."""
+        where = ASSETS.c.job_id.is_(None) & (ASSETS.c.tenant == self.tenant)
+        place = sa.tuple_(ASSETS.c.created_s, ASSETS.c.asset_id)
+        if self.past is not None:
+            where &= place < sa.tuple_(*map(sa.literal, self.past))
+        return tuple(
+            select_assets(connection, where, (ASSETS.c.created_s.desc(), ASSETS.c.asset_id.desc()), self.limit)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeTags:
+    """Give an asset tags, and take some from it. most: how many it may have."""
+
+    writes: ClassVar[bool] = True
+
+    asset_id: str
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    most: int
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> tuple[str, ...] | None:
+        """Return its tags, as they are now if it would have too many; None if it is not there."""
+        where = (ASSETS.c.asset_id == self.asset_id) & (ASSETS.c.tenant == self.tenant)
+        found = select_assets(connection, where, (), 1)
+        if not found:
+            return None
+        kept = [tag for tag in found[0].tags if tag not in self.removed]
+        tags = tuple(dict.fromkeys((*kept, *self.added)))
+        if len(tags) > self.most:
+            return found[0].tags
+        connection.execute(sa.update(ASSETS).where(where).values(tags=json.dumps(tags)))
+        return tags
