@@ -81,7 +81,7 @@ class UserData:
 
     def files(self, user: str, folder: str, *, recursive: bool) -> list[UserFile]:
         """Return what a folder holds, folders among it, by path. Errors: as `path`; FileMissingError without it."""
-        top = self.path(user, folder)
+        top = self.path(user, folder) if folder else self._folder(user)
         if not os.path.isdir(top):  # False also for a name that no file system takes
             raise FileMissingError(f"the user has no folder {folder[:200]!r}")
         found = [_described(path, top) for path in (top.rglob("*") if recursive else top.glob("*"))]
@@ -137,7 +137,7 @@ class UserData:
         if "\0" not in name and not name.startswith("/"):
             with contextlib.suppress(OSError, ValueError):
                 path = Path(os.path.realpath(folder / name))
-                if path.is_relative_to(folder) and (path != folder or not name):
+                if path.is_relative_to(folder) and path != folder:
                     return path
         raise ForbiddenPathError(f"{name[:200]!r} is not in the user's folder")
 

@@ -270,6 +270,12 @@ async def test_a_file_is_kept_under_a_name_with_folders(client, name):
     assert (await client.get(f"/api/userdata/{name}")).status_code == 404
 
 
+async def test_a_file_of_no_name_is_refused_and_takes_no_users_place(client):
+    for name in ("", ".", "a%2F..", "%2e"):
+        assert (await client.post(f"/api/userdata/{name}", content=b"x")).status_code in (400, 403, 404, 405)
+    assert (await client.post("/api/settings/Comfy.A", content=b"1")).status_code == 200
+
+
 async def test_files_are_listed_as_names_parts_or_descriptions(client):
     await client.post("/api/userdata/workflows%2Fa.json", content=b"1")
     await client.post("/api/userdata/workflows%2Fsub%2Fb.json", content=b"22")
