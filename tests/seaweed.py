@@ -24,6 +24,8 @@ ADMIN = {
 }
 # Each port that is named also opens the one 10000 above it; any other is closed, so that two servers can run at once.
 NAMES = ("-master.port", "-volume.port", "-filer.port", "-s3.port")
+# With those above they are below 32768, from where Linux takes ports for what goes out, which may be taken once looked at.
+PORTS = range(20_000, 22_700)
 
 
 class Seaweed:
@@ -74,7 +76,7 @@ class Seaweed:
 def _free_ports(count: int) -> Sequence[int]:
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(20000, 45000)
+        port = random.choice(PORTS)
         if port not in found and _free(port) and _free(port + 10000):
             found.append(port)
     return found
