@@ -24,7 +24,7 @@ ADMIN = {
 }
 # Each port that is named also opens the one 10000 above it; any other is closed, so that two servers can run at once.
 NAMES = ("-master.port", "-volume.port", "-filer.port", "-s3.port")
-# With those above they are below 32768, from where Linux takes ports for what goes out, which may be taken once looked at.
+# With those above all are below 32768: from there on Linux gives ports to what goes out, also after one was found free.
 PORTS = range(20_000, 22_700)
 
 
