@@ -8,7 +8,7 @@ from typing import ClassVar
 import sqlalchemy as sa
 
 from serve_app.store.insert_once import insert_once
-from serve_app.store.schema import AUDIT, JOBS
+from serve_app.store.schema import AUDIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +63,3 @@ class ReadAudit:
         if self.whose is not None:
             found = found.where(AUDIT.c.tenant == self.whose)
         return tuple(AuditEntry(**row._mapping) for row in connection.execute(found))
-
-
-@dataclass(frozen=True, slots=True)
-class CountByTenant:
-    """How many jobs there are of each tenant, by state."""
-
-    writes: ClassVar[bool] = False
-
-    def carry_out(self, connection: sa.Connection) -> dict[str, dict[str, int]]:
-        """Return the counts by tenant and state."""
-        counted = sa.select(JOBS.c.tenant, JOBS.c.state, sa.func.count()).group_by(JOBS.c.tenant, JOBS.c.state)
-        found: dict[str, dict[str, int]] = {}
-        for tenant, state, count in connection.execute(counted):
-            found.setdefault(tenant, {})[state] = int(count)
-        return found

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from serve_app.limits import Quotas
 from serve_app.store.api_keys import ListKeys
-from serve_app.store.audit import CountByTenant
+from serve_app.store.schema import JOBS
 from serve_app.store.usage import read
 
 DAY_S = 86_400
@@ -25,7 +25,7 @@ class ListTenants:
 
     def carry_out(self, connection: sa.Connection) -> tuple[dict[str, Any], ...]:
         """Return them by name: how many keys hold, jobs by state, GPU-seconds up to the last job's end."""
-        keys, jobs = ListKeys().carry_out(connection), CountByTenant().carry_out(connection)
+        keys, jobs = ListKeys().carry_out(connection), _jobs_by_tenant(connection)
         today = int(self.now_s // DAY_S)
         used = {each.tenant: each.gpu_s for each in read(connection, today) if each.day == today}
         holding = [key.tenant for key in keys if not key.ended(self.now_s)]
@@ -44,3 +44,12 @@ class ListTenants:
 def with_quotas(tenants: tuple[dict[str, Any], ...], quotas: Quotas) -> list[dict[str, Any]]:
     """Return tenants with the quotas that each has, without those that are no limit."""
     return [{**one, "quotas": quotas.of(one["tenant"]).model_dump(exclude_none=True)} for one in tenants]
+
+
+def _jobs_by_tenant(connection: sa.Connection) -> dict[str, dict[str, int]]:
+    """Return how many jobs there are, by tenant and state."""
+    counted = sa.select(JOBS.c.tenant, JOBS.c.state, sa.func.count()).group_by(JOBS.c.tenant, JOBS.c.state)
+    found: dict[str, dict[str, int]] = {}
+    for tenant, state, count in connection.execute(counted):
+        found.setdefault(tenant, {})[state] = int(count)
+    return found
