@@ -44,13 +44,11 @@ from serve_app.store.costs import Cost
 from serve_app.store.execute import execute
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.list_statements import ENDS, LISTED, containing, counting, window_of
+from serve_app.store.removal import delete_jobs
 from serve_app.store.reserved import Contents, Reservation, shown
 from serve_app.store.schema import (
-    ASSET_USES,
     COUNTERS,
-    DELIVERIES,
     JOBS,
-    LABELS,
     LEASE,
     OUTPUTS,
     POOL_SPECS,
@@ -255,14 +253,7 @@ class Jobs:
                 ended &= JOBS.c.job_id.in_(job_ids)
             if tenant:
                 ended &= JOBS.c.tenant == tenant
-            gone = sa.select(JOBS.c.job_id).where(ended)
-            for table in (OUTPUTS, RESERVATIONS, ASSET_USES):
-                connection.execute(sa.delete(table).where(table.c.job_id.in_(gone)))
-            told = DELIVERIES.c.ended_s.is_not(None) & DELIVERIES.c.job_id.in_(gone)
-            connection.execute(sa.delete(DELIVERIES).where(told))
-            labelled = sa.select(JOBS.c.order).where(ended & (JOBS.c.labels != "{}"))
-            connection.execute(sa.delete(LABELS).where(LABELS.c.order.in_(labelled)))
-            connection.execute(sa.delete(JOBS).where(ended))
+            delete_jobs(connection, ended)
 
     def inquire(self, epoch: int, inquiry: Inquiry[T]) -> T:
         """Return what an inquiry is answered; one that writes does so for the epoch."""

@@ -52,12 +52,12 @@ class RemoveJobs:
             wanted = JOBS.c.job_id.in_(self.job_ids[:PORTION])
         if self.tenant:
             wanted &= JOBS.c.tenant == self.tenant
-        columns = (JOBS.c.job_id, JOBS.c.order, JOBS.c.tenant, JOBS.c.ended_s)
+        columns = (JOBS.c.job_id, JOBS.c.tenant, JOBS.c.ended_s)
         rows = connection.execute(sa.select(*columns).where(wanted).order_by(JOBS.c.order).limit(PORTION)).all()
         ended = [row for row in rows if row.ended_s is not None]
         files = _shown_by(connection, ended)
         _doom(connection, files)
-        delete_jobs(connection, [row.job_id for row in ended], [row.order for row in ended])
+        delete_jobs(connection, JOBS.c.job_id.in_([row.job_id for row in ended]))
         more = len(rows) == PORTION if self.job_ids is None else len(self.job_ids) > PORTION
         left = tuple(row.job_id for row in rows if row.ended_s is None)
         return Removed(tuple(row.job_id for row in ended), left, tuple(files), more)
@@ -90,16 +90,19 @@ class SettleDoomed:
             connection.execute(sa.delete(DOOMED_FILES).where(place))
 
 
-def delete_jobs(connection: sa.Connection, job_ids: Sequence[str], orders: Sequence[int]) -> None:
+def delete_jobs(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
     """Delete jobs with all that belongs to them in the tables, but for keys and what webhooks are yet to be told.
 
-    orders: theirs.
+    which: the rows of the table of jobs.
     """
-    for table in (OUTPUTS, RESERVATIONS, ASSET_USES, JOBS):
-        connection.execute(sa.delete(table).where(table.c.job_id.in_(job_ids)))
-    connection.execute(sa.delete(LABELS).where(LABELS.c.order.in_(orders)))
-    told = DELIVERIES.c.ended_s.is_not(None) & DELIVERIES.c.job_id.in_(job_ids)
+    gone = sa.select(JOBS.c.job_id).where(which)
+    for table in (OUTPUTS, RESERVATIONS, ASSET_USES):
+        connection.execute(sa.delete(table).where(table.c.job_id.in_(gone)))
+    told = DELIVERIES.c.ended_s.is_not(None) & DELIVERIES.c.job_id.in_(gone)
     connection.execute(sa.delete(DELIVERIES).where(told))
+    labelled = sa.select(JOBS.c.order).where(which & (JOBS.c.labels != "{}"))
+    connection.execute(sa.delete(LABELS).where(LABELS.c.order.in_(labelled)))
+    connection.execute(sa.delete(JOBS).where(which))
 
 
 def _shown_by(connection: sa.Connection, jobs: Sequence[Any]) -> list[Place]:

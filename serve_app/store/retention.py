@@ -149,10 +149,10 @@ class ExpireJobs:
         keyed = sa.select(IDEMPOTENCY_KEYS.c.holder).where(IDEMPOTENCY_KEYS.c.claimed_s > self.now_s - KEY_S)
         over = (JOBS.c.ended_seq <= self.until_seq) & (JOBS.c.tenant == self.tenant)
         over &= JOBS.c.job_id.not_in(keyed) & JOBS.c.job_id.not_in(sa.select(RESERVATIONS.c.job_id))
-        found = sa.select(JOBS.c.job_id, JOBS.c.order).where(over).order_by(JOBS.c.ended_seq).limit(PORTION)
-        rows = connection.execute(found).all()
-        delete_jobs(connection, [row.job_id for row in rows], [row.order for row in rows])
-        return tuple(row.job_id for row in rows)
+        found = sa.select(JOBS.c.job_id).where(over).order_by(JOBS.c.ended_seq).limit(PORTION)
+        job_ids = tuple(connection.execute(found).scalars())
+        delete_jobs(connection, JOBS.c.job_id.in_(job_ids))
+        return job_ids
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
