@@ -51,7 +51,7 @@ class WebhookLimits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     most: Annotated[int, Field(ge=0)] = 100
-    """Webhooks there may be; 0 allows none."""
+    """Webhooks that each tenant may have, or all together without tenants; 0 allows none."""
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     """Networks that may be sent to beside the Internet's addresses, as 10.1.0.0/16 or 127.0.0.1/32."""
     timeout_s: Annotated[float, Field(gt=0, le=300)] = 15.0

@@ -190,7 +190,7 @@ def _moment(unix_s: float | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class AddWebhook:
-    """Keep a new webhook, unless there are `most` already."""
+    """Keep a new webhook, unless its tenant has `most` already."""
 
     writes: ClassVar[bool] = True
 
@@ -200,8 +200,9 @@ class AddWebhook:
     def carry_out(self, connection: sa.Connection) -> bool:
         """Return whether it is kept."""
         new = self.webhook
-        others = sa.select(sa.func.count()).select_from(WEBHOOKS).where(WEBHOOKS.c.webhook_id != new.webhook_id)
-        if connection.execute(others).scalar_one() >= self.most:
+        others = (WEBHOOKS.c.webhook_id != new.webhook_id) & (WEBHOOKS.c.tenant == new.tenant)
+        counted = sa.select(sa.func.count()).select_from(WEBHOOKS).where(others)
+        if connection.execute(counted).scalar_one() >= self.most:
             return False
         insert_once(connection, WEBHOOKS, ("webhook_id",), [{**asdict(new), "events": json.dumps(new.events)}])
         return True
