@@ -45,8 +45,9 @@ TOKEN_S = 60.0
 """How long a token that held is not checked again; less if it ends before."""
 KNOWN = 10_000
 """Keys and tokens that a process remembers."""
-LOOKUPS = 8
-"""Keys that are looked up at once: whoever makes some up must not keep others from the database."""
+LOOKUPS, CHECKS = 8, 2
+"""Keys that are looked up, and tokens that are checked at once: whoever makes some up must not keep others from the
+database, or from this process's threads, in which the provider may be waited for."""
 
 COOKIE = "serve_app_key"
 LOGIN, LOGOUT = "/login", "/logout"
@@ -75,6 +76,7 @@ class Identity:
         self._asking: dict[str, asyncio.Task[ApiKey | None]] = {}
         self._held: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
         self._lookups = asyncio.Semaphore(LOOKUPS)
+        self._checks = asyncio.Semaphore(CHECKS)
 
     async def principal(self, credential: str) -> Principal:
         """Return whose a credential is. Errors: UnauthenticatedError, saying why; UnavailableError."""
@@ -123,7 +125,8 @@ class Identity:
         name = hashlib.sha256(text.encode(errors="replace")).digest()
         until_s, principal = self._held.get(name, (0.0, NOBODY))
         if until_s <= time.time():
-            token = await asyncio.to_thread(tokens.check, text)
+            async with self._checks:
+                token = await asyncio.to_thread(tokens.check, text)
             principal = Principal(token.tenant, token.subject, frozenset(token.scopes))  # type: ignore[arg-type]
             _keep(self._held, name, (min(token.until_s, time.time() + TOKEN_S), principal))
         return principal

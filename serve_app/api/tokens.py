@@ -8,6 +8,7 @@ signatures and claims (RFC 7515 to 7519); what it is asked to check follows RFC 
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,8 @@ TOKEN_CHARACTERS = 16_384
 JWKS_BYTES = 1_000_000
 FRESH_S = 300.0
 """How old the provider's keys may be."""
-AGAIN_S = 10.0
-"""How long after the provider was asked it may be asked again, for a key that is not known."""
+AGAIN_S, AWAY_S = 10.0, 1.0
+"""How long after the provider was asked it may be asked again: for a key that is not known; where none is known yet."""
 LEEWAY_S = 30.0
 """By how much clocks may differ."""
 SMALLEST_RSA = 2048
@@ -66,6 +67,9 @@ class Tokens:
         self._rules = rules
         self._keys: Sequence[Mapping[str, Any]] = ()
         self._asked_s = float("-inf")
+        self._why = "it has none"
+        # Whoever comes while the provider is asked waits for its answer too.
+        self._asking = threading.Lock()
 
     def check(self, text: str) -> Token:
         """Return what a token says. Errors: UnauthenticatedError, saying why; UnavailableError without any keys."""
@@ -115,25 +119,25 @@ class Tokens:
 
     def _candidates(self, kid: object, algorithm: str) -> list[Mapping[str, Any]]:
         """Return the provider's keys that may have signed; asked again for a key that is not known."""
-        now_s = time.monotonic()
-        if now_s - self._asked_s > FRESH_S:
-            self._fetch()
-        found = [key for key in self._keys if _fits(key, kid, algorithm)]
-        if not found and now_s - self._asked_s > AGAIN_S:
-            self._fetch()
-            found = [key for key in self._keys if _fits(key, kid, algorithm)]
-        return found
+        with self._asking:
+            self._refresh(FRESH_S if self._keys else AWAY_S)
+            if not (found := [key for key in self._keys if _fits(key, kid, algorithm)]):
+                self._refresh(AGAIN_S if self._keys else AWAY_S)
+                found = [key for key in self._keys if _fits(key, kid, algorithm)]
+            if not self._keys:
+                raise UnavailableError(f"the keys at {self._rules.jwks} cannot be read: {self._why}", 5)
+            return found
 
-    def _fetch(self) -> None:
-        """Read the provider's keys; where it does not answer, those that are known go on to hold."""
-        self._asked_s = time.monotonic()
+    def _refresh(self, older_s: float) -> None:
+        """Read the provider's keys, if that was longer ago; where it does not answer, those that are known hold on."""
+        if time.monotonic() - self._asked_s <= older_s:
+            return
         try:
             document = json.loads(_content(self._rules.jwks))
             self._keys = [key for key in document["keys"] if isinstance(key, dict)]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if not self._keys:
-                self._asked_s = time.monotonic() - FRESH_S
-                raise UnavailableError(f"the keys at {self._rules.jwks} cannot be read: {error}", 5) from error
+            self._why = str(error)
+        self._asked_s = time.monotonic()
 
 
 def _content(place: str) -> bytes:

@@ -7,6 +7,7 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -18,9 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa,
 
 from serve_app import service as services
 from serve_app.api import identity as identities
+from serve_app.api import tokens as token_checks
 from serve_app.api.token_rules import TokenRules
 from serve_app.api.tokens import Tokens
-from serve_app.errors import InvalidSubmissionError, UnauthenticatedError
+from serve_app.errors import InvalidSubmissionError, UnauthenticatedError, UnavailableError
 from serve_app.limits import Quota, Quotas
 from serve_app.scheduler.client import SchedulerClient
 from serve_app.service import Limits, Service
@@ -88,6 +90,35 @@ def tokens(tmp_path: Path) -> Tokens:
 def test_a_token_of_the_issuers_holds(tokens, algorithm, kid):
     found = tokens.check(token(algorithm, kid, aud=["x", "images"], roles=["editor", "unknown"]))
     assert (found.tenant, found.subject, found.scopes) == ("a", "ann", ("submit", "read"))
+
+
+def test_all_who_come_first_wait_for_the_providers_keys_which_are_read_once(tokens, monkeypatch):
+    reads = []
+
+    def slow(place: str) -> bytes:
+        reads.append(place)
+        time.sleep(0.2)
+        return json.dumps(jwks()).encode()
+
+    monkeypatch.setattr(token_checks, "_content", slow)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(tokens.check, [token() for _ in range(4)]))
+    assert [each.tenant for each in found] == ["a"] * 4
+    assert len(reads) == 1
+
+
+def test_where_the_provider_has_never_answered_no_token_is_called_wrong(tokens, monkeypatch):
+    reads = []
+
+    def away(place: str) -> bytes:
+        reads.append(place)
+        raise OSError("away")
+
+    monkeypatch.setattr(token_checks, "_content", away)
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="cannot be read: away"):
+            tokens.check(token())
+    assert len(reads) == 1, "it is left alone for a moment"
 
 
 def forged() -> str:

@@ -158,7 +158,9 @@ def test_a_webhook_whose_receiver_has_gone_is_told_nothing_until_something_is_se
 def test_there_are_no_more_webhooks_than_are_allowed_and_one_that_goes_takes_its_deliveries_along(jobs):
     assert [jobs.inquire(1, AddWebhook(HOOK, 1)) for _ in range(2)] == [True, True], "carried out twice"
     assert not jobs.inquire(1, AddWebhook(replace(HOOK, webhook_id="other"), 1))
-    assert jobs.inquire(1, AddWebhook(replace(HOOK, webhook_id="theirs", tenant="studio"), 1)), "others' are not counted"
+    assert jobs.inquire(1, AddWebhook(replace(HOOK, webhook_id="theirs", tenant="studio"), 1)), (
+        "each tenant has its own"
+    )
     jobs.write(1, LIFE)
     assert [jobs.inquire(1, DeleteWebhook("hook")) for _ in range(2)] == [True, False]
     assert told(jobs) == []
