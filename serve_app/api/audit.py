@@ -1,6 +1,7 @@
 """Writing the audit log: each entry is a line of the log at once, and in the database within a few seconds.
 
-Requests do not wait for it. While the database is away the newest entries are kept, and how many were not is told.
+Requests do not wait for it. While the database is away the newest entries are kept. Of refusals each tenant has some a
+minute, and so has who is nobody; how many more there were is told. Else refused requests could fill the database.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import logging
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -24,6 +25,8 @@ from serve_app.store.audit import AuditEntry, WriteAudit
 EVERY_S = 1.0
 WAITING = 5000
 """Entries that wait for the database at most."""
+REFUSALS, MINUTE_S = 60, 60.0
+"""Refusals of one tenant that are written in a minute. Of those who are nobody, all together."""
 DAY_S = 86_400.0
 TOLD = tuple(each.name for each in fields(AuditEntry) if each.name not in ("ingress", "number"))
 """What of an entry its line has."""
@@ -40,15 +43,33 @@ class AuditLog:
         self._every_s = every_s
         self._ingress = secrets.token_hex(8)
         self._number = 0
+        self._refused: Counter[str] = Counter()
+        self._minute = 0
         self._waiting: deque[AuditEntry] = deque()
         self._writing: asyncio.Task[None] | None = None
 
     def note(self, who: Principal, what: str, source: str, result: int, reason: str = "") -> None:
-        """Write an entry."""
+        """Write an entry. result: the status of the answer; 401, 403 and 429 are refusals."""
+        if result in (401, 403, 429):
+            self._tell_others()
+            self._refused[who.tenant] += 1
+            if self._refused[who.tenant] > REFUSALS:
+                return
+        self._put_in(who.tenant, who.name, what, source, result, reason)
+
+    def _tell_others(self) -> None:
+        """Write how many refusals of an earlier minute were not, once that is over."""
+        if (minute := int(time.time() // MINUTE_S)) == self._minute:
+            return
+        refused, self._refused, self._minute = self._refused, Counter(), minute
+        for tenant, count in refused.items():
+            if count > REFUSALS:
+                self._put_in(tenant, "", f"{count - REFUSALS} more refusals in a minute", "", 0)
+
+    def _put_in(self, tenant: str, name: str, what: str, source: str, result: int, reason: str = "") -> None:
         self._number += 1
-        name, at_s = who.name[:200], time.time()
         entry = AuditEntry(
-            at_s, self._ingress, self._number, who.tenant, name, what[:500], source, result, reason[:500]
+            time.time(), self._ingress, self._number, tenant, name[:200], what[:500], source, result, reason[:500]
         )
         if _log.isEnabledFor(logging.INFO):
             # Who called is always this line: looking for it would take as long as the rest.
@@ -62,6 +83,8 @@ class AuditLog:
 
     async def close(self) -> None:
         """Write what waits, if the database takes it, and stop."""
+        self._minute = 0
+        self._tell_others()
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
@@ -69,9 +92,12 @@ class AuditLog:
             await self._put()
 
     async def _write(self) -> None:
-        """Write what waits, until nothing does."""
-        while self._waiting:
+        """Write what waits, until nothing does and every refusal has been told of."""
+        while self._waiting or any(count > REFUSALS for count in self._refused.values()):
             await asyncio.sleep(self._every_s)
+            self._tell_others()
+            if not self._waiting:
+                continue
             try:
                 await self._put()
             except ServeAppError as error:

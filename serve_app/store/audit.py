@@ -15,7 +15,8 @@ from serve_app.store.schema import AUDIT
 class AuditEntry:
     """One request. ingress, number: which process wrote it as its how manieth. who: the key, or the token's subject.
 
-    what: method and path. source: the address it came from. result: its status code. reason: why it was refused.
+    what: method and path. source: the address it came from. result: its status code, 0 of an
+    entry for several. reason: why it was refused.
     """
 
     at_s: float
