@@ -19,6 +19,8 @@ Place: TypeAlias = tuple[Area, str]
 """Where a file lies: its area and its path there, however it is written."""
 LONGEST = 1100
 """No name of a file has more characters, and most of a prompt's long texts have."""
+FEW = 16
+"""So many files are looked for in the texts of prompts before those are parsed, which takes long for a long queue."""
 BATCH = 500
 """How many paths one statement names."""
 
@@ -38,10 +40,11 @@ class NeededFiles:
         """Return those."""
         needed: set[Place] = set()
         unfinished = JOBS.c.ended_s.is_(None)
-        for tenant, prompt in connection.execute(sa.select(JOBS.c.tenant, JOBS.c.prompt).where(unfinished)):
+        prompts = sa.select(JOBS.c.tenant, JOBS.c.prompt).where(unfinished & self._likely_in(JOBS.c.prompt))
+        for tenant, prompt in connection.execute(prompts):
             needed.update(places(_named(json.loads(prompt)), tenant))
         outputs = sa.select(JOBS.c.tenant, OUTPUTS.c.ui).join(OUTPUTS, OUTPUTS.c.job_id == JOBS.c.job_id)
-        for tenant, ui in connection.execute(outputs.where(unfinished)):
+        for tenant, ui in connection.execute(outputs.where(unfinished & self._likely_in(OUTPUTS.c.ui))):
             needed.update(places(shown(json.loads(ui)), tenant))
         for start in range(0, len(self.files), BATCH):
             paths = [named_by_tenant(ref_of(place)).path for place in self.files[start : start + BATCH]]
@@ -49,6 +52,13 @@ class NeededFiles:
             for area, path, tenant in connection.execute(referred.where(ASSETS.c.path.in_(paths))):
                 needed.update(places([ref_of((area, path))], tenant))
         return frozenset(needed.intersection(self.files))
+
+    def _likely_in(self, column: sa.Column[str]) -> sa.ColumnElement[bool]:
+        """Whether a text of JSON may name one of the files, if they are few."""
+        if len(self.files) > FEW:
+            return sa.true()
+        names = {json.dumps(ref_of(place).filename)[1:-1] for place in self.files}
+        return sa.or_(sa.false(), *(column.contains(name, autoescape=True) for name in names))
 
 
 def places(refs: Iterable[FileRef], tenant: str = "") -> Iterator[Place]:

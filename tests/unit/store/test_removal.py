@@ -11,7 +11,7 @@ import pytest
 from serve_app.store.assets import Asset, MintAsset
 from serve_app.store.changes import JobAccepted, OutputRecorded
 from serve_app.store.jobs import Jobs
-from serve_app.store.named_files import NeededFiles, Place, places
+from serve_app.store.named_files import FEW, NeededFiles, Place, places
 from serve_app.store.removal import Doomed, RemoveJobs, SettleDoomed
 from serve_app.store.s3 import S3
 from serve_app.store.store import AREAS, FileRef, Store
@@ -108,7 +108,8 @@ def test_what_a_node_shows_of_uploads_or_under_no_name_at_all_is_never_deleted(s
 
 
 def test_every_name_in_a_prompt_is_found_wherever_it_stands_and_is_its_tenants(saves):
-    prompt = {"1": {"inputs": {"image": "a/b.png", "list": ["c.png [temp]", 3]}}, "2": {"text": "no/../name"}}
+    named = ["c.png [temp]", 3, "./sub//ä_%.png"]
+    prompt = {"1": {"inputs": {"image": "a/b.png", "list": named}}, "2": {"text": "no/../name"}}
     for tenant in ("", "acme"):
         row = replace(ROW, job_id=tenant or "job", order=len(tenant), prompt=prompt, tenant=tenant)
         saves.jobs.write(saves.epoch, [JobAccepted(row)])
@@ -116,6 +117,10 @@ def test_every_name_in_a_prompt_is_found_wherever_it_stands_and_is_its_tenants(s
         ("input", "a/b.png"),
         ("temp", "c.png"),
         ("input", "@acme/a/b.png"),
+        ("input", "sub/ä_%.png"),
         ("input", "@other/a/b.png"),
+        ("input", "sub/äx%.png"),
     )
-    assert saves.jobs.inquire(0, NeededFiles(asked)) == {*asked[:3]}
+    many = tuple[Place, ...](("input", f"{number}.png") for number in range(FEW))
+    for among in (asked, asked + many):
+        assert saves.jobs.inquire(0, NeededFiles(among)) == {*asked[:4]}
