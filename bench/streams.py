@@ -17,7 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
 
 import httpx
 import psutil
@@ -29,32 +28,12 @@ from serve_app.service import Limits, Service
 from serve_app.store.store import AREAS
 from serve_app.store.volume import Volume
 from tests.unit.api.scripted_replica import scripted
+from tests.workflows import txt2img
 
 JOBS = 20
 REPORT_S, WATCHED_S, ASK_S = 0.1, 20.0, 0.05
 """Between reports of a job, how long is measured, and between two requests beside the streams."""
-GRAPH: dict[str, Any] = {
-    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"}},
-    "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["1", 1]}},
-    "3": {
-        "class_type": "KSampler",
-        "inputs": {
-            "seed": 1,
-            "steps": 20,
-            "cfg": 7.0,
-            "sampler_name": "euler",
-            "scheduler": "normal",
-            "denoise": 1.0,
-            "model": ["1", 0],
-            "positive": ["2", 0],
-            "negative": ["2", 0],
-            "latent_image": ["4", 0],
-        },
-    },
-    "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-    "5": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["1", 2]}},
-    "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "x"}},
-}
+GRAPH = txt2img("sd15.safetensors", 1)
 
 
 def serve(listener: socket.socket) -> None:

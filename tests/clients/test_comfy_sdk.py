@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
 
 from tests.clients.installed import CLIENTS
-from tests.cluster.server import TITLES, Server, txt2img, wait_for
+from tests.cluster.server import TITLES, Server, configure, txt2img, wait_for
 
 PYTHON = CLIENTS / "comfy-sdk" / "bin" / "python"
 SESSION = Path(__file__).parent / "sdk_session.py"
@@ -28,14 +27,11 @@ pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="`make clients` was 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("sdk")
-    (root / "configs").mkdir()
     arguments = {
         "ingress": {"min_replicas": 2, "max_replicas": 2},
         "pools": [{"name": "gpu", "num_cpus": 1, "threads": 1}],
     }
-    application = {"name": "serve-app", "route_prefix": "/", "import_path": "serve_app.deployments.build:build"}
-    config = {"applications": [{**application, "args": arguments}]}
-    (root / "configs" / "local.yaml").write_text(yaml.safe_dump(config))
+    configure(root, arguments)
     server = Server(root)
     try:
         server.wait_until_ready()

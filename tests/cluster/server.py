@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
+import yaml
 
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
@@ -94,6 +95,14 @@ class Processes:
                     process.kill()
             psutil.wait_procs(left, timeout=1.0)
         shutil.rmtree(self._ray, ignore_errors=True)
+
+
+def configure(root: Path, arguments: Mapping[str, Any]) -> None:
+    """Write what `serve-app up` in a directory is configured by: the application with these arguments."""
+    application = {"name": "serve-app", "route_prefix": "/", "import_path": "serve_app.deployments.build:build"}
+    (root / "configs").mkdir()
+    config = {"applications": [{**application, "args": dict(arguments)}]}
+    (root / "configs" / "local.yaml").write_text(yaml.safe_dump(config))
 
 
 class Application:

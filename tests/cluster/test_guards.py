@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.cluster.server import Server, wait_for
+from tests.cluster.server import Server, configure, wait_for
 
 PACK = """
 import asyncio, os, time
@@ -82,13 +81,10 @@ INNOCENTS = 6
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("guards")
-    for folder in ("configs", "packs"):
-        (root / folder).mkdir()
+    (root / "packs").mkdir()
     (root / "packs" / "bad.py").write_text(PACK)
     arguments = {"custom_nodes_dir": str(root / "packs"), "silence_s": 8, "pools": [POOL]}
-    application = {"name": "serve-app", "route_prefix": "/", "import_path": "serve_app.deployments.build:build"}
-    config = {"applications": [{**application, "args": arguments}]}
-    (root / "configs" / "local.yaml").write_text(yaml.safe_dump(config))
+    configure(root, arguments)
     server = Server(root)
     try:
         server.wait_until_ready()

@@ -8,10 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 from websockets.sync.client import connect
 
-from tests.cluster.server import Server, wait_for
+from tests.cluster.server import Server, configure, wait_for
 
 PACK = """
 import os
@@ -74,8 +73,7 @@ POOLS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("packs")
-    for folder in ("configs", "packs"):
-        (root / folder).mkdir()
+    (root / "packs").mkdir()
     for name in ("mine", "asleep"):
         (root / "packs" / f"{name}.py").write_text(PACK.replace("NAME", name))
         (root / "packs" / f"{name}.bin").write_bytes(bytes(range(256)) * (LARGE // 256))
@@ -84,9 +82,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "ingress": {"min_replicas": 2, "max_replicas": 2},
         "pools": [{**pool, "runtime": False, "num_cpus": 1} for pool in POOLS],
     }
-    application = {"name": "serve-app", "route_prefix": "/", "import_path": "serve_app.deployments.build:build"}
-    config = {"applications": [{**application, "args": arguments}]}
-    (root / "configs" / "local.yaml").write_text(yaml.safe_dump(config))
+    configure(root, arguments)
     server = Server(root)
     try:
         server.wait_until_ready()

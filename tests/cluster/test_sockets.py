@@ -12,34 +12,23 @@ import uuid
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from tests.cluster.server import PATIENCE_S, TITLES, Server, txt2img, wait_for
+from tests.cluster.server import PATIENCE_S, TITLES, Server, configure, txt2img, wait_for
 
-CONFIG = {
-    "applications": [
-        {
-            "name": "serve-app",
-            "route_prefix": "/",
-            "import_path": "serve_app.deployments.build:build",
-            "args": {
-                "ingress": {"min_replicas": 2, "max_replicas": 2},
-                "preview_method": "latent2rgb",
-                "pools": [{"name": "gpu", "num_cpus": 1, "threads": 1}],
-            },
-        }
-    ]
+ARGUMENTS = {
+    "ingress": {"min_replicas": 2, "max_replicas": 2},
+    "preview_method": "latent2rgb",
+    "pools": [{"name": "gpu", "num_cpus": 1, "threads": 1}],
 }
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     root = tmp_path_factory.mktemp("sockets")
-    (root / "configs").mkdir()
-    (root / "configs" / "local.yaml").write_text(yaml.safe_dump(CONFIG))
+    configure(root, ARGUMENTS)
     server = Server(root)
     try:
         server.wait_until_ready()

@@ -12,9 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.cluster.server import Server, free_port, txt2img, wait_for
+from tests.cluster.server import Server, configure, free_port, txt2img, wait_for
 
 JOBS = 6
 STORY = ["job.queued", "job.running", "job.succeeded"]
@@ -64,14 +63,11 @@ class Receiver:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("webhooks")
-    (root / "configs").mkdir()
     arguments = {
         "webhooks": {"allowed_networks": ["127.0.0.1/32"]},
         "pools": [{"name": "gpu", "num_cpus": 1, "threads": 1}],
     }
-    application = {"name": "serve-app", "route_prefix": "/", "import_path": "serve_app.deployments.build:build"}
-    config = {"applications": [{**application, "args": arguments}]}
-    (root / "configs" / "local.yaml").write_text(yaml.safe_dump(config))
+    configure(root, arguments)
     server = Server(root)
     try:
         server.wait_until_ready()
