@@ -342,8 +342,12 @@ class PoolConfig(Section):
     """Of the backbone and text encoder: auto is fp32 on a CPU, fp16 on a GPU."""
     vae_dtype: Dtype = "auto"
     """auto is fp32 on a CPU, bf16 on a GPU that has it."""
-    weights_bytes: Annotated[int, Field(ge=0)] = 8 * 1024**3
-    """Resident weights a replica keeps before it evicts the least recently used."""
+    weights_bytes: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Resident weights a replica keeps before it evicts the least recently used.
+
+    auto is what its share of the card leaves beside its context, a reserve and its forwards; on a CPU half of what its
+    process may use. More than the card has room for is an error.
+    """
     results_bytes: Annotated[int, Field(ge=0)] = 1024**3
     """Node results a replica keeps, likewise."""
     max_cells: Annotated[int, Field(ge=1)] = 131072

@@ -11,6 +11,7 @@ import torch
 from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.engine.engine import Engine
+from serve_app.engine.memory import MB, card_share, host_weights_bytes
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import timeline_of
 from serve_app.errors import ConfigError
@@ -21,7 +22,7 @@ from serve_app.nodes.packs import Packs, load
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.nodes.time_limit import NodeLimits
 from serve_app.replica.files import fingerprints, open_catalog, open_store
-from serve_app.replica.host import host_stats, memory_bytes
+from serve_app.replica.host import host_stats, memory_bytes, own_limit
 from serve_app.replica.runner import Runner
 from serve_app.replica.transfer import Transfer
 from serve_app.replica.watchdog import ends_within
@@ -41,7 +42,7 @@ def assemble(
 ) -> Runner:
     """Return a replica of the pool, ready to `run`. exit: as the runner's.
 
-    Errors: ConfigError for a dtype the device cannot do, or a GPU that is not there.
+    Errors: ConfigError for a dtype the device cannot do, a GPU that is not there, or one too small for what is asked.
     """
     device = device_of(pool)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
@@ -93,6 +94,31 @@ def device_of(pool: PoolConfig) -> torch.device:
     return torch.device("cuda")
 
 
+def weights_bytes_of(pool: PoolConfig, device: torch.device) -> int:
+    """Return how much weights may take of the pool's device, of which the process is held to its share.
+
+    Errors: ConfigError where a card has not as much.
+    """
+    asked = None if pool.weights_bytes == "auto" else pool.weights_bytes
+    if device.type != "cuda":
+        weights = host_weights_bytes(asked, own_limit(pool.memory_bytes))
+        _log.info("pool=%s weights_mb=%d", pool.name, weights // MB)
+        return weights
+    free, total = torch.cuda.mem_get_info(device)
+    try:
+        share = card_share(total, free, pool.memory_fraction or 1)
+        weights = share.weights_bytes(asked, pool.max_cells)
+    except ConfigError as error:
+        raise ConfigError(f"pool {pool.name}: {error}") from None
+    if pool.memory_fraction is not None:
+        torch.cuda.set_per_process_memory_fraction(share.allocator_bytes / total, device)
+    _log.info(
+        "pool=%s card_mb=%d free_mb=%d planned_mb=%d weights_mb=%d",
+        *(pool.name, total // MB, free // MB, share.planned_bytes // MB, weights // MB),
+    )
+    return weights
+
+
 def _packs(config: AppConfig, exit: Callable[[int], object]) -> Packs:
     if config.custom_nodes_dir is None:
         return Packs()
@@ -112,15 +138,8 @@ def _threads(pool: PoolConfig, device: torch.device) -> int:
 
 def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch.device) -> EngineRuntime:
     """Make the engine on the device the pool was given."""
-    if device.type == "cuda" and pool.memory_fraction is not None:
-        torch.cuda.set_per_process_memory_fraction(pool.memory_fraction)
-    weights = Weights(
-        catalog,
-        device,
-        dtype=pool.dtype,
-        vae_dtype=pool.vae_dtype,
-        budget_bytes=pool.weights_bytes,
-    )
+    budget_bytes = weights_bytes_of(pool, device)
+    weights = Weights(catalog, device, dtype=pool.dtype, vae_dtype=pool.vae_dtype, budget_bytes=budget_bytes)
     engine = Engine(pool.max_cells, timeline_of(device))
     cells = pool.cells(cuda=device.type == "cuda")
     return EngineRuntime(engine, weights, latent_cells=cells, limits=config.limits)

@@ -1,4 +1,4 @@
-"""Where a pool's models are, and what is said where that cannot be."""
+"""Where a pool's models are, how much of it they may take, and what is said where that cannot be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import torch
 
 from serve_app.config import PoolConfig
 from serve_app.errors import ConfigError
-from serve_app.replica.assemble import device_of
+from serve_app.replica.assemble import device_of, weights_bytes_of
+
+MB = 1024**2
+GB = 1024 * MB
 
 
 @pytest.mark.parametrize(
@@ -29,3 +32,45 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"pool a: num_gpus is 0\.5, and torch finds no GPU here"):
         device_of(PoolConfig(name="a", num_gpus=0.5))
+
+
+class Allocator:
+    """Torch's, of a card of which so much is free. fraction: what the process was held to."""
+
+    def __init__(self, monkeypatch, free, total):
+        self.fraction = None
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+        monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", self._hold)
+
+    def _hold(self, fraction, device):
+        self.fraction = fraction
+
+
+@pytest.mark.parametrize(
+    ("given", "weights", "fraction"),
+    [
+        # 24 GiB less context and reserve, and 3 GiB for forwards.
+        ({"num_gpus": 1}, 24 * GB - 1000 * MB - 3 * GB, None),
+        ({"num_gpus": 0.5}, 12 * GB - 1000 * MB - (12 * GB - 1000 * MB) // 4, (12 * GB - 600 * MB) / (24 * GB)),
+        ({"num_gpus": 0.5, "weights_bytes": 5 * GB}, 5 * GB, (12 * GB - 600 * MB) / (24 * GB)),
+    ],
+)
+def test_weights_may_take_what_the_card_has_beside_all_else(monkeypatch, caplog, given, weights, fraction):
+    allocator = Allocator(monkeypatch, 24 * GB - 600 * MB, 24 * GB)
+    with caplog.at_level("INFO"):
+        assert weights_bytes_of(PoolConfig(name="a", **given), torch.device("cuda")) == weights
+    assert allocator.fraction == fraction
+    assert f"pool=a card_mb=24576 free_mb=23976 planned_mb={23576 if given['num_gpus'] == 1 else 11288}" in caplog.text
+
+
+def test_weights_that_the_card_has_no_room_for_are_an_error_of_their_pool(monkeypatch):
+    allocator = Allocator(monkeypatch, 8 * GB, 8 * GB)
+    with pytest.raises(ConfigError, match=r"pool a: weights_bytes is 8,589,934,592, and of this card's 8,589,934,592"):
+        weights_bytes_of(PoolConfig(name="a", num_gpus=0.5, weights_bytes=8 * GB), torch.device("cuda"))
+    assert allocator.fraction is None
+
+
+def test_on_a_cpu_weights_may_take_half_of_what_the_process_may_use():
+    assert weights_bytes_of(PoolConfig(name="a", memory_bytes=6 * GB), torch.device("cpu")) == 3 * GB
+    given = PoolConfig(name="a", memory_bytes=6 * GB, weights_bytes=5 * GB)
+    assert weights_bytes_of(given, torch.device("cpu")) == 5 * GB

@@ -1,0 +1,73 @@
+"""The memory of a device: what one process may take of it.
+
+Of a card its process has a share, of which a CUDA context takes a part that torch's allocator knows nothing of. What is
+left of it, but for a reserve, is what weights and forwards are planned within.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serve_app.errors import ConfigError
+
+MB = 1024**2
+
+CONTEXT_BYTES = 600 * MB
+"""What a CUDA context takes with cuBLAS and cuDNN, of every process: an estimate."""
+RESERVE_BYTES = 400 * MB
+"""What is kept free of what is planned: for workspaces, and for memory in pieces too small to use."""
+CELL_BYTES = 24 * 1024
+"""What a forward is taken to need for a latent cell before one has been measured: half as much again as live tensors
+of SD 1.5 take in half precision, which is 16 KiB, and SDXL 10."""
+WORKING_SHARE = 4
+"""Forwards are left what `max_cells` need, but no more than one part in so many of what weights and they share."""
+HOST_SHARE = 2
+"""On a CPU, weights take one part in so many of what the process may use."""
+
+
+@dataclass(frozen=True, slots=True)
+class CardShare:
+    """What one process may take of a card.
+
+    total_bytes: the card's. allocator_bytes: the most that torch may take of it. planned_bytes: what weights and
+    forwards are planned within.
+    """
+
+    total_bytes: int
+    allocator_bytes: int
+    planned_bytes: int
+
+    def weights_bytes(self, asked: int | None, max_cells: int) -> int:
+        """Return how much of it weights may take. asked: as configured; None: all but what forwards need.
+
+        Errors: ConfigError where there is not as much as is asked for.
+        """
+        if asked is None:
+            return self.planned_bytes - min(max_cells * CELL_BYTES, self.planned_bytes // WORKING_SHARE)
+        if asked > self.planned_bytes:
+            raise ConfigError(
+                f"weights_bytes is {asked:,}, and of this card's {self.total_bytes:,} bytes this process may plan with "
+                f"{self.planned_bytes:,}, which forwards need a part of; `weights_bytes: auto` takes what there is"
+            )
+        return asked
+
+
+def card_share(total_bytes: int, free_bytes: int, fraction: float) -> CardShare:
+    """Return what a process may take that has a fraction of a card. free_bytes: of the card, once it has its context.
+
+    Errors: ConfigError where that is less than a context and the reserve take.
+    """
+    own = round(fraction * total_bytes) - CONTEXT_BYTES
+    # Others may have taken more than their part, a desktop say, or a process that holds a whole card.
+    planned = min(own, free_bytes) - RESERVE_BYTES
+    if planned <= 0:
+        raise ConfigError(
+            f"num_gpus is {fraction:g}, and that share of this card's {total_bytes:,} bytes, of which {free_bytes:,} "
+            f"are free, has no room beside the {CONTEXT_BYTES + RESERVE_BYTES:,} that a process needs before any model"
+        )
+    return CardShare(total_bytes, own, planned)
+
+
+def host_weights_bytes(asked: int | None, process_bytes: int) -> int:
+    """Return how much memory weights may take on a CPU. asked: as configured; process_bytes: what the process may."""
+    return process_bytes // HOST_SHARE if asked is None else asked
