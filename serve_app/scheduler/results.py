@@ -6,43 +6,43 @@ output node showed (its ui dict) is small and stays here, so a finished job can 
 
 from __future__ import annotations
 
+import pickle
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Set
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from serve_app.events import data_bytes
 from serve_app.graph.plan import TaskId
+
+Value = TypeVar("Value")
 
 UI_BYTES = 64 * 1024 * 1024
 """What all ui dicts that are remembered may take; what subgraphs made shows beside it may take as much."""
+ENTRY_BYTES = 300
+"""What remembering anything takes beside the value: its signature of 64 characters and its place in the order."""
 
 
 _NOBODY: Set[str] = frozenset()
 
 
-class Remembered:
+class Remembered(Generic[Value]):
     """Values by signature under a budget of bytes, least recently used out first; the newest always stays."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
-        self._values: OrderedDict[str, tuple[dict[str, Any], int]] = OrderedDict()
+        self._values: OrderedDict[str, tuple[Value, int]] = OrderedDict()
         self._bytes = 0
 
     def __contains__(self, signature: str) -> bool:
         return signature in self._values
 
-    def get(self, signature: str) -> dict[str, Any] | None:
+    def get(self, signature: str) -> Value | None:
         """Return the value and count it as used, or None."""
         if signature not in self._values:
             return None
         self._values.move_to_end(signature)
         return self._values[signature][0]
 
-    def values(self) -> Iterator[dict[str, Any]]:
-        """Yield every value."""
-        return (value for value, _ in self._values.values())
-
-    def items(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def items(self) -> Iterator[tuple[str, Value]]:
         """Yield every value with its signature."""
         return ((signature, value) for signature, (value, _) in self._values.items())
 
@@ -51,11 +51,10 @@ class Remembered:
         if (entry := self._values.pop(signature, None)) is not None:
             self._bytes -= entry[1]
 
-    def put(self, signature: str, value: dict[str, Any], added: Any = None) -> None:
-        """Remember a value in the place of an earlier one. added: what alone is new in it, None for all of it."""
-        earlier = self._values.pop(signature, None)
-        size = data_bytes(value) if added is None or earlier is None else earlier[1] + data_bytes(added)
-        self._bytes += size - (0 if earlier is None else earlier[1])
+    def put(self, signature: str, value: Value, size: int) -> None:
+        """Remember a value in the place of an earlier one. size: the bytes that it takes."""
+        self.pop(signature)
+        self._bytes += (size := size + ENTRY_BYTES)
         self._values[signature] = (value, size)
         while self._bytes > self._budget_bytes and len(self._values) > 1:
             self._bytes -= self._values.popitem(last=False)[1][1]
@@ -68,8 +67,9 @@ class Results:
         # In dicts for their order, so that what is chosen among holders does not depend on hashes.
         self._holders: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self._held: defaultdict[str, dict[str, None]] = defaultdict(dict)
-        self._ui = Remembered(ui_bytes)
-        self._made = Remembered(ui_bytes)
+        # Pickled, a picture of a job takes 0.4 kB with its entry, not 1.1, and few are ever asked for again.
+        self._ui = Remembered[bytes](ui_bytes)
+        self._made = Remembered[dict[str, bytes]](ui_bytes)
         self._owner: dict[str, TaskId] = {}
         self._claims: defaultdict[TaskId, set[str]] = defaultdict(set)
 
@@ -78,7 +78,8 @@ class Results:
         self._holders[signature][replica_id] = None
         self._held[replica_id][signature] = None
         if ui is not None:
-            self._ui.put(signature, dict(ui))
+            shown = pickle.dumps(dict(ui))
+            self._ui.put(signature, shown, len(shown))
         self._release(signature)
 
     def evict(self, replica_id: str, signatures: Iterable[str]) -> None:
@@ -102,16 +103,17 @@ class Results:
 
     def ui(self, signature: str) -> Mapping[str, Any] | None:
         """Return what an output node of this signature showed, if it is remembered."""
-        return self._ui.get(signature)
+        shown = self._ui.get(signature)
+        return None if shown is None else pickle.loads(shown)
 
     def shown(self) -> list[Mapping[str, Any]]:
         """Return everything that output nodes showed and that is remembered."""
-        return [*self._ui.values(), *(ui for made in self._made.values() for ui in made.values())]
+        return [ui for _, ui in self.remembered()]
 
     def remembered(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Return what `shown` does, each with its signature, of what a node made with its maker's."""
         made = ((signature, ui) for signature, made in self._made.items() for ui in made.values())
-        return [*self._ui.items(), *made]
+        return [(signature, pickle.loads(ui)) for signature, ui in (*self._ui.items(), *made)]
 
     def forget_shown(self, signatures: Iterable[str]) -> dict[str, list[str]]:
         """Forget what nodes of these signatures showed; return which of them each replica holds, as before."""
@@ -125,16 +127,14 @@ class Results:
 
     def add_made(self, signature: str, rest: str, ui: Mapping[str, Any]) -> None:
         """Note what a node showed that one of this signature made. rest: its id less its maker's."""
-        made = self._made.get(signature)
-        if made is None:
-            self._made.put(signature, {rest: ui})
-        elif rest not in made:
-            made[rest] = ui
-            self._made.put(signature, made, added=ui)
+        made = self._made.get(signature) or {}
+        if rest not in made:
+            made[rest] = pickle.dumps(ui)
+            self._made.put(signature, made, sum(map(len, made.values())))
 
     def made(self, signature: str) -> Mapping[str, Mapping[str, Any]]:
         """Return what `add_made` noted."""
-        return self._made.get(signature) or {}
+        return {rest: pickle.loads(ui) for rest, ui in (self._made.get(signature) or {}).items()}
 
     def known(self, signature: str) -> bool:
         """Whether the node need not run again."""
