@@ -51,14 +51,63 @@ class EndedOutputs:
         for place, job_id, ended_s in connection.execute(
             listed.order_by(JOBS.c.ended_seq.desc()).limit(self.limit)
         ).all():
-            shown = sa.select(OUTPUTS.c.node_id, OUTPUTS.c.ui).where(OUTPUTS.c.job_id == job_id)
-            rows = connection.execute(shown.order_by(OUTPUTS.c.seq)).all()
-            left -= sum(len(ui) for _, ui in rows)
+            texts = _texts(connection, job_id)
+            left -= sum(map(len, texts.values()))
             if left < 0 and found:
                 break
-            outputs = {node_id: json.loads(ui) for node_id, ui in rows}
-            found.append(EndedJob(place, job_id, ended_s, outputs))
+            found.append(EndedJob(place, job_id, ended_s, _parsed(texts)))
         return tuple(found)
+
+
+class ShownJob(NamedTuple):
+    """outputs: ui dict by node id, of a job that has not ended as far as they are there."""
+
+    job_id: str
+    created_s: float
+    outputs: Mapping[str, Mapping[str, Any]]
+
+
+class ShownJobs(NamedTuple):
+    """jobs: those that are there. asked: how many of the ids they are the answer to, the first of them."""
+
+    jobs: tuple[ShownJob, ...]
+    asked: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutputs:
+    """What some jobs have shown, as many of them as one answer holds."""
+
+    writes: ClassVar[bool] = False
+
+    job_ids: tuple[str, ...]
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> ShownJobs:
+        """Return it, of the first of the jobs at least."""
+        own = of_tenant(self.tenant) if self.tenant else JOBS.c.tenant == ""
+        found: list[ShownJob] = []
+        left = CHARACTERS
+        for place, job_id in enumerate(self.job_ids):
+            created_s = connection.execute(sa.select(JOBS.c.created_s).where(own & (JOBS.c.job_id == job_id))).scalar()
+            if created_s is None:
+                continue
+            texts = _texts(connection, job_id)
+            left -= sum(map(len, texts.values()))
+            if left < 0 and found:
+                return ShownJobs(tuple(found), place)
+            found.append(ShownJob(job_id, created_s, _parsed(texts)))
+        return ShownJobs(tuple(found), len(self.job_ids))
+
+
+def _texts(connection: sa.Connection, job_id: str) -> dict[str, str]:
+    """Return the JSON of what each node of a job has shown, by its id."""
+    shown = sa.select(OUTPUTS.c.node_id, OUTPUTS.c.ui).where(OUTPUTS.c.job_id == job_id)
+    return {row.node_id: row.ui for row in connection.execute(shown.order_by(OUTPUTS.c.seq))}
+
+
+def _parsed(texts: Mapping[str, str]) -> dict[str, Any]:
+    return {node_id: json.loads(ui) for node_id, ui in texts.items()}
 
 
 class UploadsEnd(NamedTuple):

@@ -239,6 +239,16 @@ USAGE = sa.Table(
     sa.Column("day", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("gpu_s", sa.Float, nullable=False),
 )
+# What clients have asked to be given as one archive: which files, for a while.
+EXPORTS = sa.Table(
+    "exports",
+    METADATA,
+    sa.Column("export_id", sa.String(36), primary_key=True),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("members", sa.Text, nullable=False),
+    sa.Column("missing", sa.Text, nullable=False),
+)
 
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     2: ("ALTER TABLE lease RENAME COLUMN first_start_s TO started_s",),
@@ -333,6 +343,10 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     19: (
         "CREATE TABLE usage (tenant VARCHAR(64) NOT NULL, day BIGINT NOT NULL, gpu_s FLOAT NOT NULL, "
         "PRIMARY KEY (tenant, day))",
+    ),
+    20: (
+        "CREATE TABLE exports (export_id VARCHAR(36) NOT NULL, tenant VARCHAR(64) NOT NULL, created_s FLOAT NOT NULL, "
+        "members TEXT NOT NULL, missing TEXT NOT NULL, PRIMARY KEY (export_id))",
     ),
 }
 """What makes a database of this version out of one of the version before."""

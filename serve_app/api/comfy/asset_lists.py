@@ -9,45 +9,40 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from serve_app.api.comfy.asset_items import (
+    INPUT,
+    MODELS,
+    OUTPUT_TAGS,
+    Item,
+    RefusedError,
+    file_id,
+    input_ref,
+    item_of,
+    model_item,
+    stats_of,
+)
 from serve_app.api.content import content_type
 from serve_app.api.shown_outputs import Shown, shown_by
-from serve_app.errors import FileMissingError, ModelFileError, shown
+from serve_app.errors import shown
 from serve_app.service import Service
 from serve_app.store.assets import FOLDER, Asset, OutputsOf, RecordOutputs
 from serve_app.store.atomic_write import UNFINISHED
 from serve_app.store.catalog import FOLDERS, GGUF, Catalog
 from serve_app.store.gallery import EndedOutputs, Uploads, UploadsEnd
-from serve_app.store.store import FileRef, FileStat, Store
+from serve_app.store.store import FileStat, Store
 from serve_app.store.tenants import MARK
 
-STATS = 16
-"""Files that are looked at in the store at once for one answer."""
-OUTPUT_TAGS = ("output", "temp")
-MODELS, INPUT = "models", "input"
 
+class Output(NamedTuple):
+    """A file that a job has shown. at_s: when the job ended, or began to be."""
 
-class RefusedError(Exception):
-    """What the page is told of a request about assets that is not done."""
-
-    def __init__(self, status_code: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status_code, self.code = status_code, code
-
-
-class Item(NamedTuple):
-    """An asset as it is listed. path: within its area, or its folder of models. record: of one that is a record."""
-
-    asset_id: str
-    area: str
-    path: str
-    tags: tuple[str, ...]
-    size: int | None
-    changed_s: float
-    record: Asset | None = None
+    shown: Shown
+    job_id: str
+    at_s: float
 
 
 class Stretch(NamedTuple):
@@ -106,14 +101,13 @@ async def _outputs(service: Service, limit: int, cursor: str) -> Stretch:
     """Return what ended jobs have shown, as records, without what is deleted or gone. cursor: PLACE-SKIPPED."""
     until, skip = map(int, cursor.split("-")) if cursor else (None, 0)
     jobs = await service.inquire(EndedOutputs(limit, until))
-    listed: list[tuple[Shown, str, float]] = []
+    listed: list[Output] = []
     following = None
     for job in jobs:
-        items = [item for node, ui in job.outputs.items() for item in shown_by(job.job_id, node, ui)]
-        files = [item for item in items if item.text is None and item.ref.area in OUTPUT_TAGS]
+        files = files_shown(job.job_id, job.ended_s, job.outputs)
         start = skip if job.place == until else 0
         room = limit - len(listed)
-        listed += [(item, job.job_id, job.ended_s) for item in files[start : start + room]]
+        listed += files[start : start + room]
         if len(files) > start + room:
             following = f"{job.place}-{start + room}"
             break
@@ -123,18 +117,24 @@ async def _outputs(service: Service, limit: int, cursor: str) -> Stretch:
             following = (
                 f"{jobs[-1].place - 1}-0" if await service.inquire(EndedOutputs(1, jobs[-1].place - 1)) else None
             )
-    kept = await service.inquire(OutputsOf(tuple(job.job_id for job in jobs)))
-    shown_ = [one for one in listed if one[0].asset_id not in kept or not kept[one[0].asset_id].deleted]
-    stats = await _stats(service, [item.ref for item, _, _ in shown_])
+    assets = await assets_of(service, listed)
+    ends = {job.job_id: job.ended_s for job in jobs}
+    return Stretch([item_of(asset, ends[asset.job_id or ""]) for asset in assets], following)
+
+
+async def assets_of(service: Service, outputs: Sequence[Output]) -> list[Asset]:
+    """Return outputs of at most BATCH jobs as records, which are kept; without what is deleted or gone."""
+    kept = await service.inquire(OutputsOf(tuple(dict.fromkeys(output.job_id for output in outputs))))
+    left = [o for o in outputs if o.shown.asset_id not in kept or not kept[o.shown.asset_id].deleted]
+    stats = await stats_of(service, [output.shown.ref for output in left])
     assets = [
-        kept[item.asset_id].asset if item.asset_id in kept else _record(item, job_id, ended_s, stat)
-        for (item, job_id, ended_s), stat in zip(shown_, stats, strict=True)
+        kept[output.shown.asset_id].asset if output.shown.asset_id in kept else _record(output, stat)
+        for output, stat in zip(left, stats, strict=True)
         if stat is not None
     ]
     if new := tuple(asset for asset in assets if asset.asset_id not in kept):
         await service.inquire(RecordOutputs(new))
-    ends = {job.job_id: job.ended_s for job in jobs}
-    return Stretch([item_of(asset, ends[asset.job_id or ""]) for asset in assets], following)
+    return assets
 
 
 async def _uploads(service: Service, limit: int, cursor: str) -> Stretch:
@@ -152,7 +152,7 @@ async def _inputs(service: Service, limit: int, cursor: str) -> Stretch:
         changed_s, path = _decoded(cursor)
         files = [one for one in files if (-one[0], one[1]) > (-float(changed_s), str(path))]
     some = files[:limit]
-    stats = await _stats(service, [input_ref(path) for _, path in some])
+    stats = await stats_of(service, [input_ref(path) for _, path in some])
     items = [
         Item(file_id(INPUT, path), INPUT, path, (INPUT,), stat.size, stat.modified_s)
         for (_, path), stat in zip(some, stats, strict=True)
@@ -199,55 +199,21 @@ def _model_items(catalog: Catalog, limit: int, past: tuple[str, ...]) -> Stretch
     return Stretch(items, _encoded(list(left[limit - 1])) if len(left) > limit else None)
 
 
-def model_item(catalog: Catalog, folder: str, name: str) -> Item:
-    """Return a model; one that is several files has no size."""
-    size, changed_s = None, 0.0
-    try:
-        stat = catalog.stat(folder, name)
-        size, changed_s = stat.size, stat.modified_s
-    except ModelFileError:
-        pass
-    return Item(file_id(MODELS, f"{folder}/{name}"), MODELS, name, (MODELS, folder), size, changed_s)
-
-
-async def _stats(service: Service, refs: Sequence[FileRef]) -> list[FileStat | None]:
-    """Return how files are in the store, None of those that are gone."""
-    room = asyncio.Semaphore(STATS)
-
-    async def one(ref: FileRef) -> FileStat | None:
-        async with room:
-            try:
-                return await service.stat(ref)
-            except FileMissingError:
-                return None
-
-    return list(await asyncio.gather(*map(one, refs)))
-
-
 # Items ----------------------------------------------------------------------------------------------------------------
 
 
-def _record(item: Shown, job_id: str, ended_s: float, stat: FileStat) -> Asset:
+def files_shown(job_id: str, at_s: float, outputs: Mapping[str, Mapping[str, Any]]) -> list[Output]:
+    """Return the files that a job has shown. outputs: ui dict by node id."""
+    items = [item for node, ui in outputs.items() for item in shown_by(job_id, node, ui)]
+    return [Output(item, job_id, at_s) for item in items if item.text is None and item.ref.area in OUTPUT_TAGS]
+
+
+def _record(output: Output, stat: FileStat) -> Asset:
     """Return an output as an asset that nobody has read for its hash."""
-    path = item.ref.path
+    item, path = output.shown, output.shown.ref.path
     type_ = content_type(item.ref.filename)
-    kept = (item.asset_id, None, item.ref.area, path, stat.size, type_, path, (), ended_s)
-    return Asset(*kept, job_id=job_id, node_id=item.node_id)
-
-
-def item_of(asset: Asset, at_s: float | None = None) -> Item:
-    tags = tuple(dict.fromkeys((asset.area, *asset.tags)))
-    changed_s = asset.created_s if at_s is None else at_s
-    return Item(asset.asset_id, asset.area, asset.path, tags, asset.size, changed_s, asset)
-
-
-def input_ref(path: str) -> FileRef:
-    subfolder, _, filename = path.rpartition("/")
-    return FileRef("input", subfolder, filename)
-
-
-def file_id(kind: str, path: str) -> str:
-    return f"{kind}.{base64.urlsafe_b64encode(path.encode()).decode().rstrip('=')}"
+    kept = (item.asset_id, None, item.ref.area, path, stat.size, type_, path, (), output.at_s)
+    return Asset(*kept, job_id=output.job_id, node_id=item.node_id)
 
 
 def _encoded(place: Sequence[Any]) -> str:

@@ -8,7 +8,6 @@ their ids say which they are. Source: the routes and answers that comfyui-fronte
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -17,32 +16,19 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.api.comfy.asset_lists import (
-    INPUT,
-    MODELS,
-    OUTPUT_TAGS,
-    Item,
-    RefusedError,
-    Wanted,
-    file_id,
-    input_ref,
-    item_of,
-    model_item,
-    next_stretch,
-)
+from serve_app.api.comfy.asset_items import INPUT, MODELS, OUTPUT_TAGS, Item, RefusedError, find_item, missing, refused
+from serve_app.api.comfy.asset_lists import Wanted, next_stretch
 from serve_app.api.comfy.body import read_members
 from serve_app.api.content import content_type, disposition
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.stored_file import stored_file
 from serve_app.api.strict_json import Json
-from serve_app.errors import FileMissingError, ModelFileError, shown
-from serve_app.service import Service, is_job_id
-from serve_app.store.assets import FOLDER, DeleteAsset, FindAssets
+from serve_app.errors import shown
+from serve_app.service import Service
+from serve_app.store.assets import DeleteAsset
 from serve_app.store.gallery import ChangeTags
 from serve_app.store.named_files import NeededFiles, places
-from serve_app.store.store import FileRef
-from serve_app.store.tenants import MARK
 
 router = Routes()
 
@@ -66,7 +52,7 @@ async def get_assets(request: Request, service: Current) -> Response:
         source, _, cursor = request.query_params.get("after", "").partition(".")
         stretch = await next_stretch(service, wanted, limit, source, cursor)
     except RefusedError as error:
-        return _refused(error)
+        return refused(error)
     return Json(
         {
             "assets": [_shape(item) for item in stretch.items],
@@ -81,21 +67,21 @@ async def get_assets(request: Request, service: Current) -> Response:
 async def get_asset(request: Request, service: Current) -> Response:
     """Show an asset."""
     try:
-        return Json(_shape(await _item(service, request.path_params["asset_id"])))
+        return Json(_shape(await find_item(service, request.path_params["asset_id"])))
     except RefusedError as error:
-        return _refused(error)
+        return refused(error)
 
 
 @router.read("/assets/{asset_id}/content")
 async def get_content(request: Request, service: Current) -> Response:
     """Return an asset's bytes, or a range of them. Model files are not given out."""
     try:
-        item = await _item(service, request.path_params["asset_id"])
+        item = await find_item(service, request.path_params["asset_id"])
         if item.area == MODELS:
             raise RefusedError(403, "FORBIDDEN", "model files are listed only: the server does not give them out")
     except RefusedError as error:
-        return _refused(error)
-    ref = _ref(item)
+        return refused(error)
+    ref = item.ref
     how = disposition(ref.filename)
     if request.query_params.get("disposition") == "attachment" and not how.startswith("attachment"):
         how = f"attachment; {how}"
@@ -106,9 +92,9 @@ async def get_content(request: Request, service: Current) -> Response:
 async def delete_asset(request: Request, service: Current) -> Response:
     """Take an asset away. An output's file stays its job's; an input file that a job may need yet is not deleted."""
     try:
-        await _delete(service, await _item(service, request.path_params["asset_id"]))
+        await _delete(service, await find_item(service, request.path_params["asset_id"]))
     except RefusedError as error:
-        return _refused(error)
+        return refused(error)
     return Response(status_code=204)
 
 
@@ -133,45 +119,19 @@ async def post_seed() -> Response:
 # One asset ------------------------------------------------------------------------------------------------------------
 
 
-async def _item(service: Service, asset_id: str) -> Item:
-    """Return an asset by its id. Errors: RefusedError 404."""
-    if is_job_id(asset_id):
-        found = await service.inquire(FindAssets((asset_id,)))
-        if asset_id in found and found[asset_id].tenant == service.tenant:
-            return item_of(found[asset_id])
-        raise _missing(asset_id)
-    kind, _, encoded = asset_id.partition(".")
-    try:
-        path = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
-        if file_id(kind, path) != asset_id:  # base64 has several spellings, an asset one id
-            raise _missing(asset_id)
-        if kind == INPUT:
-            ref = input_ref(path)
-            if ref.subfolder == FOLDER or ref.subfolder.startswith(MARK):
-                raise _missing(asset_id)
-            stat = await service.stat(ref)
-            return Item(asset_id, INPUT, ref.path, (INPUT,), stat.size, stat.modified_s)
-        folder, _, name = path.partition("/")
-        if kind == MODELS and name in await asyncio.to_thread(service.catalog.names, folder):
-            return await asyncio.to_thread(model_item, service.catalog, folder, name)
-    except (ValueError, FileMissingError, ModelFileError) as error:
-        raise _missing(asset_id) from error
-    raise _missing(asset_id)
-
-
 async def _delete(service: Service, item: Item) -> None:
     """Delete an asset. Errors: RefusedError."""
     if item.area == MODELS:
         raise RefusedError(403, "FORBIDDEN", "model files are everyone's and are not deleted from the page")
     if item.record is None:
-        place = tuple(places([_ref(item)], service.tenant))
+        place = tuple(places([item.ref], service.tenant))
         if await service.inquire(NeededFiles(place)):
             raise RefusedError(409, "ASSET_IN_USE", f"{item.path} is named by a job that has not ended, or by an asset")
-        await asyncio.to_thread(service.store.delete, _ref(item))
+        await asyncio.to_thread(service.store.delete, item.ref)
         return
     deleted = await service.inquire(DeleteAsset(item.asset_id))
     if deleted.what == "missing":
-        raise _missing(item.asset_id)
+        raise missing(item.asset_id)
     if deleted.what == "in use":
         raise RefusedError(409, "ASSET_IN_USE", f"asset {item.asset_id} is used by a job that has not ended")
     for ref in deleted.files:
@@ -180,18 +140,18 @@ async def _delete(service: Service, item: Item) -> None:
 
 async def _change_tags(request: Request, service: Service, *, add: bool) -> Response:
     try:
-        item = await _item(service, request.path_params["asset_id"])
+        item = await find_item(service, request.path_params["asset_id"])
         given = _tags((await read_members(request, service.limits.command)).get("tags"))
         if item.record is None:
             raise RefusedError(403, "FORBIDDEN", f"{item.path} is a file as it lies there: it keeps no tags")
         own = item.record.tags
         changed = await service.inquire(ChangeTags(item.asset_id, given if add else (), () if add else given, TAGS))
         if changed is None:
-            raise _missing(item.asset_id)
+            raise missing(item.asset_id)
         if add and not set(given) <= set(changed):
             raise RefusedError(400, "TOO_MANY_TAGS", f"an asset may have {TAGS} tags")
     except RefusedError as error:
-        return _refused(error)
+        return refused(error)
     had = [tag for tag in given if tag in own]
     new = [tag for tag in given if tag not in own]
     told = {"added": new, "already_present": had} if add else {"removed": had, "not_present": new}
@@ -204,12 +164,11 @@ async def _change_tags(request: Request, service: Service, *, add: bool) -> Resp
 def _shape(item: Item) -> dict[str, Any]:
     """Return an asset as the page reads it. Its hash is not told: the page would name files by it."""
     subfolder, _, filename = item.path.rpartition("/")
-    named = item.record.name if item.record is not None and item.record.job_id is None else None
     moment = datetime.fromtimestamp(item.changed_s, UTC).isoformat().replace("+00:00", "Z")
     found: dict[str, Any] = {
         "id": item.asset_id,
         "name": item.path if item.area == MODELS else filename,
-        "display_name": named or item.path,
+        "display_name": item.name,
         "mime_type": content_type(filename),
         "tags": list(item.tags),
         "created_at": moment,
@@ -226,10 +185,6 @@ def _shape(item: Item) -> dict[str, Any]:
         found["job_id"] = item.record.job_id
         found["user_metadata"] |= {"jobId": item.record.job_id, "nodeId": item.record.node_id}
     return found
-
-
-def _ref(item: Item) -> FileRef:
-    return item.record.ref if item.record is not None else input_ref(item.path)
 
 
 # Requests -------------------------------------------------------------------------------------------------------------
@@ -273,11 +228,3 @@ def _tags(given: Any) -> tuple[str, ...]:
             400, "INVALID_BODY", f"{', '.join(sorted(fixed))} say where an asset lies, and are the server's"
         )
     return tuple(given)
-
-
-def _missing(asset_id: str) -> RefusedError:
-    return RefusedError(404, "ASSET_NOT_FOUND", f"no asset has the id {shown(asset_id)}")
-
-
-def _refused(error: RefusedError) -> Response:
-    return Json({"error": {"code": error.code, "message": str(error), "details": {}}}, error.status_code)

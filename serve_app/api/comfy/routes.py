@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from serve_app.api.comfy import (
     assets,
+    exports,
     extensions,
     history,
     jobs,
@@ -35,7 +36,7 @@ ROUTERS = (
 )
 """Routes that ComfyUI has twice: at the root and under /api."""
 
-PREFIXED = (jobs.router, assets.router)
+PREFIXED = (jobs.router, exports.router, assets.router)
 """Routes that it has under /api only."""
 
 UNPREFIXED = (system.internal,)

@@ -60,9 +60,11 @@ class Has:
     note: str
     setting: str
     webhook: str
+    archive: str
+    export: str
 
 
-_NO_IDS = [str(uuid.UUID(int=n)) for n in range(1, 6)]
+_NO_IDS = [str(uuid.UUID(int=n)) for n in range(1, 7)]
 NOTHING = Has(
     job=_NO_IDS[0],
     running=_NO_IDS[1],
@@ -74,6 +76,8 @@ NOTHING = Has(
     note="none/not-there.txt",
     setting="not.there",
     webhook=_NO_IDS[4],
+    archive=f"comfyui-2026-01-01-{_NO_IDS[5]}.zip",
+    export=_NO_IDS[5],
 )
 """What nobody has."""
 
@@ -116,6 +120,8 @@ class World:
         hook = await client.post("/api/webhooks", json={"url": "https://hooks.example/a", "events": ["job.canceled"]})
         assert hook.status_code == 201, hook.text
         made = asset.json()
+        export = (await client.post("/api/assets/export", json={"job_ids": [job]})).json()["task_id"]
+        task = (await client.get(f"/api/tasks/{export}")).json()
         return Has(
             job,
             running,
@@ -127,6 +133,8 @@ class World:
             "notes/note.txt",
             "mine",
             hook.json()["id"],
+            task["result"]["export_name"],
+            export,
         )
 
     async def seen(self, client: httpx.AsyncClient) -> dict[str, Any]:

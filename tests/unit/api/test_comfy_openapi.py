@@ -38,7 +38,6 @@ NOT_OURS = {
     "GET /api/history_v2/{}": CLOUD,
     "GET /api/job/{}/status": CLOUD,
     "GET /api/tasks": CLOUD,
-    "GET /api/tasks/{}": CLOUD,
     "GET /api/user": CLOUD,
     "GET /api/userdata/{}/publish": CLOUD,
     "POST /api/userdata/{}/publish": CLOUD,

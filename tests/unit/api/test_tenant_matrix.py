@@ -89,6 +89,10 @@ ENTRIES: dict[tuple[str, str], Entry] = {
     ("POST", "/assets/{asset_id}/tags"): own("/assets/{asset}/tags", body={"tags": ["theirs"]}, shows=False),
     ("DELETE", "/assets/{asset_id}/tags"): own("/assets/{asset}/tags", body={"tags": ["a"]}, shows=False),
     ("POST", "/assets/seed"): SHARED,
+    ("POST", "/assets/export"): own(body={"job_ids": ["{job}"], "asset_ids": ["{asset}"]}, shows=False),
+    ("GET", "/tasks/{task_id}"): own("/tasks/{export}"),
+    ("GET", "/assets/exports/{name}"): own("/assets/exports/{archive}"),
+    ("GET", "/assets/exports/{name}/content"): own("/assets/exports/{archive}/content"),
     # Files
     ("GET", "/view"): own("/view?filename={picture}"),
     ("POST", "/upload/image"): own(
