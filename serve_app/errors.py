@@ -124,11 +124,16 @@ class QuotaError(UnavailableError):
     @property
     def headers(self) -> dict[str, str]:
         """What an answer says beside the reason: which quota, what it allows, what is left, and until when."""
-        told = {"Limit": f"{self.limit:g}", "Remaining": f"{self.remaining:g}", "Reset": str(self.retry_after_s)}
+        told = {"Limit": _figure(self.limit), "Remaining": _figure(self.remaining), "Reset": str(self.retry_after_s)}
         return {**super().headers, "X-Quota": self.quota, **{f"X-RateLimit-{k}": v for k, v in told.items()}}
 
     def __reduce__(self) -> tuple[type[QuotaError], tuple[str, int, str, float, float]]:  # type: ignore[override]
         return (QuotaError, (str(self), self.retry_after_s, self.quota, self.limit, self.remaining))
+
+
+def _figure(number: float) -> str:
+    """Return a number of a quota, of seconds to the millisecond, without an exponent."""
+    return f"{round(number, 3):f}".rstrip("0").rstrip(".")
 
 
 class DrainingError(UnavailableError):

@@ -111,6 +111,9 @@ class Quota(BaseModel):
     on a CPU counts as a GPU, one that holds none not at all."""
     requests_a_minute: Count | None = None
     """Requests that each ingress process takes, as many of them at once as it has not had in the last minute."""
+    bytes_stored: Count | None = None
+    """Bytes of its files: uploads, outputs, previews, assets, and what the page keeps. More is answered 429, and so is
+    a job while nothing is left; what jobs that are accepted save is counted and never refused."""
     steps_a_job: Count | None = None
     """Steps of all samplers of one job, as its graph says."""
     pixels_a_job: Count | None = None
@@ -144,6 +147,11 @@ class Quotas(BaseModel):
     def of(self, tenant: str) -> Quota:
         """Return a tenant's quota."""
         return self._merged.get(tenant, self.default) if tenant else _OPERATORS
+
+    @property
+    def count_bytes(self) -> bool:
+        """Whether anybody has a quota of bytes, for which what every tenant has stored is counted."""
+        return any(quota.bytes_stored is not None for quota in (self.default, *self._merged.values()))
 
     def label(self, tenant: str) -> str:
         """Return a tenant as metrics name it: those that are not in the configuration are one."""

@@ -67,6 +67,7 @@ from serve_app.store.credentials import without_credentials
 from serve_app.store.extensions import Extensions
 from serve_app.store.input_folders import INPUT_FOLDERS, choices
 from serve_app.store.inquiries import Inquiry
+from serve_app.store.metered import Meter, MeteredStore
 from serve_app.store.model_check import ModelCheck
 from serve_app.store.pack_content import PackContent
 from serve_app.store.pauses import Pause
@@ -186,6 +187,8 @@ class Service:
         self.rendering = asyncio.Semaphore(self.limits.sizes.renders)
         """Held while an image is drawn."""
         self.store = store
+        self.job_store = store
+        """The store for what a job has made, which no quota refuses."""
         self.catalog = catalog or Catalog(Path("models"))
         self._model_check = ModelCheck(self.catalog)
         self.extensions = extensions or Extensions(None)
@@ -218,8 +221,19 @@ class Service:
     def _bound(self, tenant: str) -> Service:
         bound, whole = copy.copy(self), self
         bound.tenant = tenant
-        bound.store = store_of(whole.store, tenant)
-        bound.user_data = whole.user_data.within(tenant)
+        bound.store = bound.job_store = store_of(whole.store, tenant)
+        meter = None
+        if whole.limits.quotas.count_bytes:
+            loop = asyncio.get_running_loop()
+
+            def ask(inquiry: Inquiry[Any]) -> Any:
+                """Ask from a thread; never from the loop, which would wait for itself."""
+                return asyncio.run_coroutine_threadsafe(bound.inquire(inquiry), loop).result()
+
+            meter = Meter(ask, whole.limits.quotas.of(tenant).bytes_stored)
+            bound.store = MeteredStore(bound.store, tenant, meter)
+            bound.job_store = bound.store.unbounded()
+        bound.user_data = whole.user_data.within(tenant, meter)
         bound._choices = bound._own_choices
         if not whole.shared_packs:
             bound._pools = [pool for pool in whole._pools if not pool.whole]

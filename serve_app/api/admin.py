@@ -26,7 +26,7 @@ LISTED = 1000
 
 @router.read("")
 async def get_tenants(service: Current, _: Admin) -> Response:
-    """List the tenants: how many keys and jobs each has, what it has used of GPUs today, and its quotas."""
+    """List the tenants: how many keys and jobs each has, what it has used of GPUs today and stored, and its quotas."""
     tenants = await service.within("").inquire(ListTenants(time.time()))
     return Json({"tenants": with_quotas(tenants, service.limits.quotas)})
 

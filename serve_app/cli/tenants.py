@@ -111,9 +111,10 @@ def _key_line(key: dict[str, Any]) -> str:
 
 def _tenant_line(one: dict[str, Any]) -> str:
     jobs = ", ".join(f"{count} {state}" for state, count in sorted(one["jobs"].items())) or "none"
-    quotas = ", ".join(f"{key} {most:g}" for key, most in one["quotas"].items())
+    quotas = ", ".join(f"{key} {most:.15g}" for key, most in one["quotas"].items())
     name, keys = one["tenant"] or "(operator)", one["keys"]
-    return f"{name}  keys: {keys}  jobs: {jobs}  GPU-seconds today: {one['gpu_s_today']:.1f}  quotas: {quotas}"
+    used = f"GPU-seconds today: {one['gpu_s_today']:.1f}  bytes stored: {one['bytes_stored']}"
+    return f"{name}  keys: {keys}  jobs: {jobs}  {used}  quotas: {quotas}"
 
 
 def _entry_line(entry: dict[str, Any]) -> str:

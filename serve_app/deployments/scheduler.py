@@ -27,6 +27,7 @@ from serve_app.scheduler.scheduler import Scheduler
 from serve_app.scheduler.succession import Succession
 from serve_app.store.jobs import Jobs
 from serve_app.store.sweep import Sweep
+from serve_app.store.userdata import UserData
 
 ORPHANED_S = 120.0
 """How long a scheduler that nobody calls stays: longer than any restart of its callers."""
@@ -194,6 +195,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         deadline_s=config.deadline_s,
         sweep=Sweep(jobs, store, config.temp_age_s),
         retention=(config.retention.rules, store),
+        user_data=UserData(config.user_dir),
         events=config.events,
         webhooks=config.webhooks,
     )

@@ -17,7 +17,7 @@ from serve_app.store.jobs import Jobs
 from serve_app.store.named_files import NeededFiles, Place, ref_of
 from serve_app.store.removal import PORTION
 from serve_app.store.retention import LYING, EndedTenants, ExpireJobs, HistoryCut, RetentionRules, files_beyond
-from serve_app.store.store import Area, WholeStore
+from serve_app.store.store import Area, FileRef, WholeStore
 
 _log = log.get("scheduler")
 
@@ -25,7 +25,7 @@ _log = log.get("scheduler")
 class Expiry:
     """forgotten: told of jobs that are no longer in the database. forget_files: see to it that no result names them.
 
-    in_database: as `Tenure`'s.
+    deleted: told of each file that is gone. in_database: as `Tenure`'s.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Expiry:
         *,
         forgotten: Callable[[Sequence[str]], Awaitable[None]],
         forget_files: Callable[[Sequence[Place]], Awaitable[None]],
+        deleted: Callable[[FileRef], None] = lambda ref: None,
     ) -> None:
         self._rules = rules
         self._jobs = jobs
@@ -46,6 +47,7 @@ class Expiry:
         self._in_database = in_database
         self._forgotten = forgotten
         self._forget_files = forget_files
+        self._deleted = deleted
 
     async def run(self) -> None:
         """Look now and then, until cancelled; a store or database that is away is left for the next time."""
@@ -99,7 +101,8 @@ class Expiry:
 
     def _delete(self, places: Iterator[Place]) -> None:
         for place in places:
-            self._store.delete(ref_of(place))
+            self._store.delete(ref := ref_of(place))
+            self._deleted(ref)
 
     async def _read(self, inquiry: Any) -> Any:
         """Ask beside the thread that writes."""

@@ -85,6 +85,7 @@ from serve_app.scheduler.stimuli import (
     Tell,
     TimePassed,
 )
+from serve_app.scheduler.storage_count import StorageCount
 from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.tidying import Tidying
 from serve_app.scheduler.time_limit import Overtime
@@ -101,7 +102,9 @@ from serve_app.store.reserved import Contents
 from serve_app.store.reserved import shown as shown_files
 from serve_app.store.retention import KINDS, RetentionRules
 from serve_app.store.store import WholeStore
+from serve_app.store.stored_bytes import StoredBytes, refusal
 from serve_app.store.sweep import Sweep
+from serve_app.store.userdata import UserData
 
 T = TypeVar("T")
 _log = log.get("scheduler")
@@ -123,8 +126,8 @@ class Scheduler:
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
     the scheduler's own host. holder: the server it belongs to. rules: who may submit. sweep: removes files that nobody
-    needs. retention: how much is kept of history and of the files of a store. events: what is kept of them. webhooks:
-    where those may be, and how long they are tried.
+    needs. retention: how much is kept of history and of the files of a store. user_data: what is counted beside those.
+    events: what is kept of them. webhooks: where those may be, and how long they are tried.
     """
 
     def __init__(
@@ -142,6 +145,7 @@ class Scheduler:
         deadline_s: float | None = None,
         sweep: Sweep | None = None,
         retention: tuple[RetentionRules, WholeStore] | None = None,
+        user_data: UserData | None = None,
         events: EventLimits | None = None,
         webhooks: WebhookLimits | None = None,
     ) -> None:
@@ -170,6 +174,10 @@ class Scheduler:
         self._tidying: Tidying | None = None
         self._tenure = Tenure(jobs, holder, self._in_database)
         self.fenced = self._tenure.fenced
+        self._stored: StorageCount | None = None
+        if retention is not None:
+            counting = (rules.quotas.count_bytes, jobs, retention[1], user_data, self._tenure, self._in_database)
+            self._stored = StorageCount(*counting)
         limits = webhooks or WebhookLimits()
         post = Outgoing(limits.allowed_networks, limits.timeout_s).post
         self._courier = CourierThread(lambda: Courier(self._asked, post, limits))
@@ -211,12 +219,16 @@ class Scheduler:
         ended, _ = await self._in_database(self._jobs.page, query)
         self._published.recover([*(row for row in ended if (row.ended_s or 0.0) > time.time() - RECENT_S), *unfinished])
         await asyncio.gather(*map(self._recover, unfinished), return_exceptions=True)
+        if self._stored is not None:
+            self._tasks.append(asyncio.create_task(self._stored.run()))
         if self._sweep is not None:
+            if self._stored is not None:
+                self._sweep.deleted = self._stored.deleted
             results = self._machine.results.shown
             tidying = Tidying(self._sweep, self._jobs, self._tenure, results, self._in_database)
             self._tasks.append(asyncio.create_task(tidying.run()))
             self._tidying = tidying
-        if self._retention is not None and self._retention[0].concern(*KINDS):
+        if self._retention is not None and self._stored is not None and self._retention[0].concern(*KINDS):
             rules, store = self._retention
             expiry = Expiry(
                 rules,
@@ -226,6 +238,7 @@ class Scheduler:
                 self._in_database,
                 forgotten=self._forgotten,
                 forget_files=self._forget_files,
+                deleted=self._stored.deleted,
             )
             self._tasks.append(asyncio.create_task(expiry.run()))
         self._courier.start()
@@ -275,6 +288,7 @@ class Scheduler:
             return await self._accept(submission)
 
     async def _accept(self, submission: Submission) -> Accepted:
+        await self._check_stored(submission.tenant)
         row, planned = await self.admission.admit(submission, self._waiting, self._machine.next_seq)
         self._published.expect(row)
         accepted = self._feed(JobArrived(row, planned, submission.claims))
@@ -288,6 +302,14 @@ class Scheduler:
                 raise
             raise InvalidSubmissionError(f"the job cannot be kept: {error}") from error
         return Accepted(row.job_id, row.number)
+
+    async def _check_stored(self, tenant: str) -> None:
+        """Refuse a job to a tenant whose quota of bytes is used up. Errors: QuotaError."""
+        if (most := self._rules.quotas.of(tenant).bytes_stored) is None:
+            return
+        stored = await self._in_database(self._jobs.inquire, self.epoch, StoredBytes(tenant))
+        if stored >= most:
+            raise refusal(most, stored)
 
     def _waiting(self, tenant: str) -> Mapping[tuple[str, str | None], int]:
         self._check_alive()  # it may have lost the lease since the submission came
@@ -604,6 +626,8 @@ class Scheduler:
                 case Send(replica_id, message):
                     self._mail(replica_id, message)
                 case Publish(event):
+                    if event.kind == "executed" and self._stored is not None:
+                        self._saved(event, self._stored)
                     self._published.publish(event)
                     self.counters.take(event)
                     count = {"queued": self._overtime.arrived, "started": self._overtime.started}.get(event.kind)
@@ -617,6 +641,10 @@ class Scheduler:
                     self._published.feeds.put(client_id, event)
                 case Persist():
                     pass
+
+    def _saved(self, event: Event, stored: StorageCount) -> None:
+        if (job := self._published.unended.get(event.job_id)) is not None:
+            stored.saved(event.data["output"], job.tenant)
 
     async def lost(self, replica_id: str) -> None:
         """The replica has died; as `ReplicaRegistry.lost`."""

@@ -231,6 +231,21 @@ AUDIT = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
 )
 sa.Index("audit_by_age", AUDIT.c.at_s)
+# The files that tenants have stored, by a hash of where they lie, and their sum. seen_s: when it was last noted.
+STORED_FILES = sa.Table(
+    "stored_files",
+    METADATA,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("seen_s", sa.Float, nullable=False),
+)
+STORED_BYTES = sa.Table(
+    "stored_bytes",
+    METADATA,
+    sa.Column("tenant", sa.String(64), primary_key=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+)
 # What each tenant has used of GPUs, by day of UTC since 1970.
 USAGE = sa.Table(
     "usage",
@@ -347,6 +362,11 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     20: (
         "CREATE TABLE exports (export_id VARCHAR(36) NOT NULL, tenant VARCHAR(64) NOT NULL, created_s FLOAT NOT NULL, "
         "members TEXT NOT NULL, missing TEXT NOT NULL, PRIMARY KEY (export_id))",
+    ),
+    21: (
+        "CREATE TABLE stored_files (name VARCHAR(64) NOT NULL, tenant VARCHAR(64) NOT NULL, size BIGINT NOT NULL, "
+        "seen_s FLOAT NOT NULL, PRIMARY KEY (name))",
+        "CREATE TABLE stored_bytes (tenant VARCHAR(64) NOT NULL, bytes BIGINT NOT NULL, PRIMARY KEY (tenant))",
     ),
 }
 """What makes a database of this version out of one of the version before."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from serve_app import log
 from serve_app.errors import FileMissingError
@@ -38,6 +38,8 @@ class Sweep:
         self._jobs = jobs
         self._store = store
         self._temp_age_s = temp_age_s
+        self.deleted: Callable[[FileRef], None] = lambda ref: None
+        """Told of each file that is gone."""
 
     def unrecorded(self, ended_before_s: float, kept: Collection[FileRef]) -> list[Reservation]:
         """Remove what ended jobs saved and nobody recorded; return the reservations that are thereby done with.
@@ -74,14 +76,14 @@ class Sweep:
     def delete(self, refs: Iterable[FileRef]) -> None:
         """Remove files that the database does not name any more."""
         for ref in refs:
-            self._store.delete(ref)
+            self._delete(ref)
 
     def doomed(self, files: tuple[Place, ...]) -> None:
         """Remove files of jobs that are gone, but for those that another job shows or that are needed otherwise."""
         needed = self._jobs.inquire(0, NeededFiles(files))
         for ref in (ref_of(place) for place in files if place not in needed):
             if not self._jobs.is_shown(ref):
-                self._store.delete(ref)
+                self._delete(ref)
 
     def half_written(self) -> int:
         """Remove what a process that was killed was about to write; return how many files that were."""
@@ -93,8 +95,12 @@ class Sweep:
         aged = [ref for ref, at_s in found if at_s < before_s and pattern.search(ref.filename)]
         old = [ref for ref in aged if named_by_tenant(ref) not in kept]
         for ref in old:
-            self._store.delete(ref)
+            self._delete(ref)
         return len(old)
+
+    def _delete(self, ref: FileRef) -> None:
+        self._store.delete(ref)
+        self.deleted(ref)
 
     def _remove(self, job_id: str, ref: FileRef, digests: frozenset[str]) -> None:
         try:
@@ -107,5 +113,5 @@ class Sweep:
             return
         # Looked up last and only for files that are there: it reads what every job has shown.
         if not self._jobs.is_shown(ref):
-            self._store.delete(ref)
+            self._delete(ref)
             _log.info("%s is removed: job %s saved it and ended before that was recorded", ref.path, job_id)

@@ -1,4 +1,4 @@
-"""Who there is: each tenant's keys, jobs, GPU-seconds of today and quotas, as the operator is shown them."""
+"""Who there is: each tenant's keys, jobs, GPU-seconds of today, bytes stored and quotas, as the operator sees them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from serve_app.limits import Quotas
 from serve_app.store.api_keys import ListKeys
 from serve_app.store.schema import JOBS
+from serve_app.store.stored_bytes import totals
 from serve_app.store.usage import read
 
 DAY_S = 86_400
@@ -24,18 +25,23 @@ class ListTenants:
     now_s: float
 
     def carry_out(self, connection: sa.Connection) -> tuple[dict[str, Any], ...]:
-        """Return them by name: how many keys hold, jobs by state, GPU-seconds up to the last job's end."""
+        """Return them by name: how many keys hold, jobs by state, GPU-seconds up to the last job's end, and bytes.
+
+        Those are counted only where somebody has a quota of them.
+        """
         keys, jobs = ListKeys().carry_out(connection), _jobs_by_tenant(connection)
         today = int(self.now_s // DAY_S)
         used = {each.tenant: each.gpu_s for each in read(connection, today) if each.day == today}
         holding = [key.tenant for key in keys if not key.ended(self.now_s)]
-        names = sorted({*jobs, *used, *(key.tenant for key in keys)})
+        stored = totals(connection)
+        names = sorted({*jobs, *used, *stored, *(key.tenant for key in keys)})
         return tuple(
             {
                 "tenant": name,
                 "keys": holding.count(name),
                 "jobs": jobs.get(name, {}),
                 "gpu_s_today": used.get(name, 0.0),
+                "bytes_stored": stored.get(name, 0),
             }
             for name in names
         )

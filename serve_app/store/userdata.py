@@ -15,12 +15,17 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from serve_app.errors import FileMissingError, ForbiddenPathError, InvalidSubmissionError, UserMissingError
 from serve_app.store.atomic_write import UNFINISHED, write_file
-from serve_app.store.tenants import folder
+from serve_app.store.metered import Meter
+from serve_app.store.stored_bytes import name_of
+from serve_app.store.tenants import MARK, folder
 
+AREA = "user"
+"""As what the count of what tenants have stored knows it, beside the store's areas."""
 DEFAULT = "default"
 """The only user where there are no others."""
 SETTINGS = "comfy.settings.json"
@@ -41,15 +46,30 @@ class UserFile:
 
 
 class UserData:
-    """Every user's folder under one root. many: whether there are users beside the default one."""
+    """Every user's folder under one root. many: whether there are users beside the default one.
 
-    def __init__(self, root: Path, *, many: bool = False) -> None:
+    meter: counts what is kept, and refuses what is beyond a quota with QuotaError; None counts nothing.
+    """
+
+    def __init__(self, root: Path, *, many: bool = False, meter: Meter | None = None) -> None:
         self._root = Path(os.path.realpath(root))
+        self._meter = meter
         self.many = many
 
-    def within(self, tenant: str) -> UserData:
+    def within(self, tenant: str, meter: Meter | None = None) -> UserData:
         """Return what is kept for a tenant's users."""
-        return UserData(self._root / folder(tenant), many=self.many) if tenant else self
+        return UserData(self._root / folder(tenant), many=self.many, meter=meter) if tenant else self
+
+    def counted(self) -> Iterator[tuple[str, str, int]]:
+        """Yield the tenant, the name in the count and the bytes of each file that is kept for a tenant."""
+        for top, _, names in os.walk(self._root):
+            place = Path(top).relative_to(self._root).as_posix()
+            tenant = place.partition("/")[0].removeprefix(MARK) if place.startswith(MARK) else ""
+            for name in names if tenant else ():
+                with contextlib.suppress(FileNotFoundError):
+                    found = os.lstat(os.path.join(top, name))
+                    if S_ISREG(found.st_mode) and not name.endswith(UNFINISHED):
+                        yield tenant, name_of(AREA, f"{place}/{name}"), found.st_size
 
     # Users --------------------------------------------------------------------------------------------------------
 
@@ -70,7 +90,7 @@ class UserData:
             if name in known.values():
                 raise ForbiddenPathError(f"there is a user named {name[:80]!r} already")
             user = f"{re.sub('[^a-zA-Z0-9-_]+', '-', name)[:80]}_{uuid.uuid4()}"
-            write_file(self._root / USERS, json.dumps({**known, user: name}).encode())
+            self._write(self._root / USERS, json.dumps({**known, user: name}).encode())
         return user
 
     def exists(self, user: str) -> bool:
@@ -110,16 +130,18 @@ class UserData:
         if path == self._folder(user) / SETTINGS:
             _check_settings(data)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, data, replace=replace)
+        self._write(path, data, replace=replace)
 
     def delete(self, user: str, name: str) -> None:
         """Delete a file. Errors: as `stat`."""
         self.stat(user, name)
-        self.path(user, name).unlink(missing_ok=True)
+        path = self.path(user, name)
+        path.unlink(missing_ok=True)
+        self._note(path, None)
 
     def move(self, user: str, name: str, to: str, *, replace: bool) -> None:
         """Give a file another name. Errors: as `stat` and `write`."""
-        self.stat(user, name)
+        size = self.stat(user, name).size
         source, target = self.path(user, name), self.path(user, to)
         target.parent.mkdir(parents=True, exist_ok=True)
         if replace:
@@ -127,6 +149,8 @@ class UserData:
         elif source != target:
             os.link(source, target)
             source.unlink(missing_ok=True)
+        self._note(source, None)
+        self._note(target, size)
 
     def path(self, user: str, name: str) -> Path:
         """Return where a name of the user's leads.
@@ -155,12 +179,26 @@ class UserData:
             merged = {**_read_object(folder / SETTINGS), **changes}
             data = json.dumps(merged, indent=4).encode()
             _check_settings(data)
-            write_file(folder / SETTINGS, data)
+            self._write(folder / SETTINGS, data)
 
     def _folder(self, user: str) -> Path:
         if user not in self.users():
             raise UserMissingError(f"there is no user {user[:80]!r}")
         return self._root / user
+
+    def _write(self, path: Path, data: bytes, *, replace: bool = True) -> None:
+        if self._meter is None:
+            write_file(path, data, replace=replace)
+        else:
+            name = self._counted_as(path)
+            self._meter.write(name, len(data), lambda: write_file(path, data, replace=replace), replace=replace)
+
+    def _note(self, path: Path, size: int | None) -> None:
+        if self._meter is not None:
+            self._meter.note(self._counted_as(path), size)
+
+    def _counted_as(self, path: Path) -> str:
+        return name_of(AREA, path.relative_to(self._root.parent).as_posix())
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

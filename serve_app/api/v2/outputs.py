@@ -36,7 +36,7 @@ async def outputs_of(
         return []
     kept = await service.inquire(OutputsOf((job_id,)))
     new = [item for item in items if item.asset_id not in kept]
-    made = await asyncio.to_thread(lambda: [_asset(service.store, job_id, item) for item in new])
+    made = await asyncio.to_thread(lambda: [_asset(service.job_store, job_id, item) for item in new])
     if made:
         await service.inquire(RecordOutputs(tuple(made)))
     there = {asset.asset_id: asset for asset in made}

@@ -17,7 +17,7 @@ from serve_app.graph.parse import parse
 from serve_app.graph.plan import Pool, Task, TaskId
 from serve_app.graph.signature import signatures
 from serve_app.graph.spec import NodeSpec
-from serve_app.limits import WebhookLimits
+from serve_app.limits import NO_QUOTAS, Quotas, WebhookLimits
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.client import JobView, SchedulerClient
 from serve_app.scheduler.cluster_view import HostStats
@@ -35,6 +35,9 @@ from serve_app.scheduler.messages import (
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs
+from serve_app.store.retention import RetentionRules
+from serve_app.store.store import WholeStore
+from serve_app.store.userdata import UserData
 from tests.unit.api.node_specs import SPECS
 from tests.unit.scheduler.job_pages import page
 
@@ -179,8 +182,13 @@ async def scripted(
     routes: Mapping[str, tuple[PackRoute, ...]] | None = None,
     host: HostStats = HOST,
     webhooks: WebhookLimits | None = None,
+    quotas: Quotas = NO_QUOTAS,
+    files: tuple[WholeStore, UserData] | None = None,
 ) -> AsyncIterator[ScriptedReplica]:
-    """Start a scheduler with replicas that run nothing by themselves. routes: by pool; host: the scheduler's own."""
+    """Start a scheduler with replicas that run nothing by themselves.
+
+    routes: by pool; host: the scheduler's own. files: what it counts, where quotas ask for that.
+    """
     pools = {POOL: ()} if routes is None else routes
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         jobs = Jobs(f"sqlite:///{folder}/jobs.sqlite")
@@ -192,12 +200,14 @@ async def scripted(
             lambda: host,
             holder="test",
             # Tests submit one workflow again and again, and each time mean to run it.
-            rules=replace(AppConfig().admission, share_results=False),
+            rules=replace(AppConfig().admission, share_results=False, quotas=quotas),
             max_attempts=3,
             # Nobody polls for a replica that the test does not speak for just now.
             silence_s=float("inf"),
             job_time_s=None,
             webhooks=webhooks,
+            retention=None if files is None else (RetentionRules(), files[0]),
+            user_data=None if files is None else files[1],
         )
         await scheduler.start()
         try:

@@ -18,6 +18,7 @@ from serve_app.api.audit import AuditLog
 from serve_app.api.identity import Identity
 from serve_app.api.tokens import Tokens
 from serve_app.graph.spec import Input, NodeSpec
+from serve_app.limits import NO_QUOTAS, Quotas
 from serve_app.service import Limits, Service
 from serve_app.store.api_keys import AddKey, minted
 from serve_app.store.catalog import Catalog
@@ -169,21 +170,24 @@ async def _posted(client: httpx.AsyncClient, path: str, body: Any) -> Any:
 
 
 @asynccontextmanager
-async def world(folder: Path, tokens: Tokens | None = None, **options: Any) -> AsyncIterator[World]:
+async def world(
+    folder: Path, tokens: Tokens | None = None, quotas: Quotas = NO_QUOTAS, **options: Any
+) -> AsyncIterator[World]:
     """Run a server with tenants. options: of the service."""
     volume = Volume({"input": folder / "input", "output": folder / "output", "temp": folder / "temp"})
     page = folder / "page"
     page.mkdir()
     (page / "index.html").write_text("the page")
-    async with scripted(SPECS) as replica:
-        limits = Limits(body_bytes=10_000, upload_bytes=200_000, poll_s=1.0)
+    user_data = UserData(folder / "user")
+    async with scripted(SPECS, quotas=quotas, files=(volume, user_data)) as replica:
+        limits = Limits(body_bytes=10_000, upload_bytes=200_000, poll_s=1.0, quotas=quotas)
         service = Service(
             replica.scheduler.client,
             volume,
             lambda folder: [],
             limits,
             catalog=Catalog(folder / "models"),
-            user_data=UserData(folder / "user"),
+            user_data=user_data,
             **options,
         )
         identity = Identity(lambda: service, AuditLog(lambda: service, 1.0), tokens)
