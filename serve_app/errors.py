@@ -110,12 +110,32 @@ class QueueFullError(UnavailableError):
     """As many jobs wait as the configuration allows."""
 
 
-class QuotaError(UnavailableError):
-    """A tenant has as much as its quota allows.
+@dataclass(frozen=True, slots=True)
+class QuotaLeft:
+    """quota: the key of the configuration. limit, remaining: what it allows, and what of that is left.
 
-    quota: the key of the configuration. limit, remaining: what it allows, and what of that is left. retry_after_s: when
-    there will be more; where other things than time decide, when to ask again.
+    reset_s: in how many seconds there will be more; where other things than time decide, when to ask again.
     """
+
+    quota: str
+    limit: float
+    remaining: float
+    reset_s: int
+
+    @property
+    def share(self) -> float:
+        """How much of it is left, 0 to 1."""
+        return self.remaining / self.limit if self.limit else 0.0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """As what an answer says it."""
+        told = {"Limit": _figure(self.limit), "Remaining": _figure(self.remaining), "Reset": str(self.reset_s)}
+        return {"X-Quota": self.quota, **{f"X-RateLimit-{key}": value for key, value in told.items()}}
+
+
+class QuotaError(UnavailableError):
+    """A tenant has as much as its quota allows; the arguments as `QuotaLeft`'s."""
 
     def __init__(self, reason: str, retry_after_s: int, quota: str, limit: float, remaining: float) -> None:
         super().__init__(reason, retry_after_s)
@@ -124,8 +144,8 @@ class QuotaError(UnavailableError):
     @property
     def headers(self) -> dict[str, str]:
         """What an answer says beside the reason: which quota, what it allows, what is left, and until when."""
-        told = {"Limit": _figure(self.limit), "Remaining": _figure(self.remaining), "Reset": str(self.retry_after_s)}
-        return {**super().headers, "X-Quota": self.quota, **{f"X-RateLimit-{k}": v for k, v in told.items()}}
+        left = QuotaLeft(self.quota, self.limit, self.remaining, self.retry_after_s)
+        return {**super().headers, **left.headers}
 
     def __reduce__(self) -> tuple[type[QuotaError], tuple[str, int, str, float, float]]:  # type: ignore[override]
         return (QuotaError, (str(self), self.retry_after_s, self.quota, self.limit, self.remaining))

@@ -26,6 +26,7 @@ from serve_app.errors import (
     JobMissingError,
     JobUnfinishedError,
     Problem,
+    QuotaLeft,
     UnavailableError,
     did_you_mean,
 )
@@ -139,12 +140,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A job that is in the database, and why some of its output nodes were left out."""
+    """A job that is in the database, why some of its output nodes were left out, and what is left of quotas."""
 
     job_id: str
     number: float
     problems: tuple[Problem, ...] = ()
     client_id: str | None = None
+    left: tuple[QuotaLeft, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +270,8 @@ class Service:
             submission = replace(submission, extra_data={**submission.extra_data, "pool": pool})
         prompt = _prompt(validated.graph, submission.prompt)
         accepted = await self._scheduler.submit(replace(submission, prompt=prompt, outputs=tuple(validated.outputs)))
-        return Submitted(accepted.job_id, accepted.number, tuple(validated.problems), submission.client_id)
+        problems = tuple(validated.problems)
+        return Submitted(accepted.job_id, accepted.number, problems, submission.client_id, accepted.left)
 
     async def answered(self, submitted: Submitted) -> None:
         """Note that the client has been answered: from here on its sockets are told of the job."""

@@ -25,8 +25,16 @@ from starlette.websockets import WebSocket
 from serve_app.api.audit import AuditLog
 from serve_app.api.principal import OPERATOR, PRINCIPAL, Principal
 from serve_app.api.problems import Answer
+from serve_app.api.request import REQUESTS_LEFT
 from serve_app.api.request_rate import RequestRate
-from serve_app.errors import ForbiddenError, QuotaError, ServeAppError, UnauthenticatedError, UnavailableError
+from serve_app.errors import (
+    ForbiddenError,
+    QuotaError,
+    QuotaLeft,
+    ServeAppError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from serve_app.service import Service
 from serve_app.store.api_keys import ApiKey, FindKey, parts
 from serve_app.store.tenants import is_tenant
@@ -154,16 +162,16 @@ class Identified:
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        principal = NOBODY
+        principal, left = NOBODY, None
         try:
             if scope["path"] not in OPEN:
                 principal = await self._asking(connection)
-                self._check(principal, connection)
+                left = self._check(principal, connection)
         except ServeAppError as error:
             self._note(scope, principal, _status(error), str(error))
             await self._refuse(connection, error, receive, send)
             return
-        seen = {**without_credentials(scope), PRINCIPAL: principal}
+        seen = {**without_credentials(scope), PRINCIPAL: principal, REQUESTS_LEFT: left}
         if scope["type"] == "websocket" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             told: Send = send
         else:
@@ -176,15 +184,18 @@ class Identified:
             raise UnauthenticatedError("the request has no key: send one as 'Authorization: Bearer KEY'")
         return _acting(await self._identity.principal(given), connection)
 
-    def _check(self, principal: Principal, connection: HTTPConnection) -> None:
-        """Refuse what is one too many, or beyond the scopes. Errors: QuotaError, ForbiddenError."""
-        if not principal.may("admin"):
-            self._identity.rate.take(principal.tenant)
+    def _check(self, principal: Principal, connection: HTTPConnection) -> QuotaLeft | None:
+        """Refuse what is one too many, or beyond the scopes; return what is left of how many there may be.
+
+        Errors: QuotaError, ForbiddenError.
+        """
+        left = None if principal.may("admin") else self._identity.rate.take(principal.tenant)
         if connection.scope["path"] in METERED:
             principal.require("metrics")
         else:
             reads = connection.scope["type"] == "websocket" or connection.scope["method"] in ("GET", "HEAD", "OPTIONS")
             principal.require("read" if reads else "submit")
+        return left
 
     async def _refuse(self, connection: HTTPConnection, error: ServeAppError, receive: Receive, send: Send) -> None:
         scope = connection.scope

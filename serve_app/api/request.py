@@ -15,10 +15,10 @@ from starlette.types import Message
 from serve_app.api.principal import principal_of
 from serve_app.api.routing import Given
 from serve_app.api.strict_json import parse_object
-from serve_app.errors import BodyTooLargeError, InvalidSubmissionError
+from serve_app.errors import BodyTooLargeError, InvalidSubmissionError, QuotaLeft
 from serve_app.limits import refused
 from serve_app.scheduler.client import QueueView
-from serve_app.service import BodyBound, Service
+from serve_app.service import BodyBound, Service, Submitted
 
 T = TypeVar("T")
 
@@ -32,8 +32,17 @@ def service_of(request: HTTPConnection) -> Service:
 Current = Annotated[Service, Given(service_of)]
 """The service as who asks has it, as a handler's parameter."""
 
+REQUESTS_LEFT = "requests_left"
+"""The key of an ASGI scope that says how many requests more there may be now, as QuotaLeft or None."""
 _LARGE_BYTES = 100_000
 _BIGGEST = 2**63
+
+
+def quota_headers(request: Request, submitted: Submitted) -> dict[str, str]:
+    """Return what an accepted submission is told of its tenant's quotas: that of which the smallest share is left."""
+    requests: QuotaLeft | None = request.scope.get(REQUESTS_LEFT)
+    left = [*submitted.left, *([] if requests is None else [requests])]
+    return min(left, key=lambda each: each.share).headers if left else {}
 
 
 async def read_body(request: Request, bound: BodyBound) -> bytes:

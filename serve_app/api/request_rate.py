@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from serve_app.errors import QuotaError
+from serve_app.errors import QuotaError, QuotaLeft
 from serve_app.limits import refused
 
 KEY = "requests_a_minute"
@@ -25,11 +25,14 @@ class RequestRate:
         self._quota, self._clock = quota, clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, tenant: str) -> None:
-        """Count one request. Errors: QuotaError, which says when there will be room for the next."""
+    def take(self, tenant: str) -> QuotaLeft | None:
+        """Count one request and return what is left; None without a quota.
+
+        Errors: QuotaError, which says when there will be room for the next.
+        """
         most = self._quota(tenant)
         if most is None:
-            return
+            return None
         now_s = self._clock()
         left, at_s = self._buckets.get(tenant, (float(most), now_s))
         left = min(float(most), left + (now_s - at_s) * most / 60)
@@ -39,7 +42,8 @@ class RequestRate:
         while len(self._buckets) > TENANTS:
             self._buckets.popitem(last=False)
         if enough:
-            return
+            full_s = math.ceil((most - left + 1) * 60 / most)
+            return QuotaLeft(KEY, most, math.floor(left - 1), full_s)
         refused(f"quotas.{KEY}")
         wait_s = math.ceil((1 - left) * 60 / most) if most else 60
         reason = f"this tenant has made as many requests of this process as its quota '{KEY}' allows ({most})"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from serve_app.errors import Problem
+from serve_app.errors import Problem, QuotaLeft
 from serve_app.events import Event, Failure, JobState
 from serve_app.graph.graph import Graph
 from serve_app.graph.spec import NodeSpec
@@ -48,10 +48,14 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The answer to a submission that is in the database. Submitting the same job_id again gives the same answer."""
+    """The answer to a submission that is in the database. Submitting the same job_id again gives the same job.
+
+    left: what is left of its tenant's quotas that the scheduler knows of.
+    """
 
     job_id: str
     number: float
+    left: tuple[QuotaLeft, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from serve_app.errors import (
     InvalidSubmissionError,
     JobMissingError,
     NotReadyError,
+    QuotaLeft,
     ServeAppError,
     StaleEpochError,
     UnavailableError,
@@ -284,11 +285,15 @@ class Scheduler:
                 await self._writer.put([])  # what memory knows may not be durable yet
                 if earlier := await self._row(submission.job_id):
                     check_repeat(earlier, submission)
-                    return Accepted(earlier.job_id, earlier.number)
+                    stored = await self._stored_by(submission.tenant)
+                    return Accepted(earlier.job_id, earlier.number, self._left(submission.tenant, stored))
             return await self._accept(submission)
 
     async def _accept(self, submission: Submission) -> Accepted:
-        await self._check_stored(submission.tenant)
+        stored = await self._stored_by(submission.tenant)
+        most = self._rules.quotas.of(submission.tenant).bytes_stored
+        if most is not None and stored >= most:
+            raise refusal(most, stored)
         row, planned = await self.admission.admit(submission, self._waiting, self._machine.next_seq)
         self._published.expect(row)
         accepted = self._feed(JobArrived(row, planned, submission.claims))
@@ -301,15 +306,17 @@ class Scheduler:
             if isinstance(error, ClaimRefusedError):
                 raise
             raise InvalidSubmissionError(f"the job cannot be kept: {error}") from error
-        return Accepted(row.job_id, row.number)
+        return Accepted(row.job_id, row.number, self._left(row.tenant, stored))
 
-    async def _check_stored(self, tenant: str) -> None:
-        """Refuse a job to a tenant whose quota of bytes is used up. Errors: QuotaError."""
-        if (most := self._rules.quotas.of(tenant).bytes_stored) is None:
-            return
-        stored = await self._in_database(self._jobs.inquire, self.epoch, StoredBytes(tenant))
-        if stored >= most:
-            raise refusal(most, stored)
+    async def _stored_by(self, tenant: str) -> int:
+        """Return the bytes that a tenant with a quota of them has stored; 0 for another."""
+        if self._rules.quotas.of(tenant).bytes_stored is None:
+            return 0
+        return await self._in_database(self._jobs.inquire, self.epoch, StoredBytes(tenant))
+
+    def _left(self, tenant: str, stored: int) -> tuple[QuotaLeft, ...]:
+        """Return what is left of a tenant's quotas."""
+        return self._machine.usage.left(tenant, self._rules.quotas.of(tenant), stored, time.time())
 
     def _waiting(self, tenant: str) -> Mapping[tuple[str, str | None], int]:
         self._check_alive()  # it may have lost the lease since the submission came

@@ -9,10 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from serve_app.errors import QuotaError
+from serve_app.errors import QuotaError, QuotaLeft
 from serve_app.limits import OTHER, Quota, Quotas, refused
 from serve_app.scheduler.cluster_view import TenantLoad
 from serve_app.store.changes import TenantUsed
+from serve_app.store.stored_bytes import RETRY_S as STORED_RETRY_S
 
 DAY_S = 86_400
 RETRY_S = 5
@@ -83,6 +84,19 @@ class Usage:
             found[label] = TenantLoad(queued, running, had.gpu_s + self.spent_s[tenant])
         return found
 
+    def left(self, tenant: str, quota: Quota, stored: int, at_s: float) -> tuple[QuotaLeft, ...]:
+        """Return what is left of a tenant's quotas. stored: bytes that it has; at_s: Unix time."""
+        self.advance(at_s)
+        use = self.of(tenant)
+        kept = (
+            ("queued", quota.queued, use.queued, RETRY_S),
+            ("gpu_s_a_day", quota.gpu_s_a_day, use.gpu_s, _midnight_s(at_s)),
+            ("bytes_stored", quota.bytes_stored, stored, STORED_RETRY_S),
+        )
+        return tuple(
+            QuotaLeft(key, most, max(0, most - used), reset_s) for key, most, used, reset_s in kept if most is not None
+        )
+
     def check(self, tenant: str, quota: Quota, at_s: float) -> None:
         """Refuse a tenant one more job. at_s: Unix time. Errors: QuotaError."""
         self.advance(at_s)
@@ -98,8 +112,12 @@ class Usage:
                 f"this tenant has used {use.gpu_s:.1f} s of GPUs today and its unfinished jobs are expected to take "
                 f"{use.expected_s:.1f} s more; its quota 'gpu_s_a_day' allows {quota.gpu_s_a_day:g} s"
             )
-            midnight_s = max(1, int(DAY_S - at_s % DAY_S) + 1)
-            raise _refusal("gpu_s_a_day", quota.gpu_s_a_day, left_s, what, midnight_s)
+            raise _refusal("gpu_s_a_day", quota.gpu_s_a_day, left_s, what, _midnight_s(at_s))
+
+
+def _midnight_s(at_s: float) -> int:
+    """Return in how many seconds the next day of UTC has begun."""
+    return max(1, int(DAY_S - at_s % DAY_S) + 1)
 
 
 def _refusal(quota: str, limit: float, remaining: float, reason: str, retry_after_s: int) -> QuotaError:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from serve_app.api.comfy.failures import failure
 from serve_app.api.comfy.node_errors import NodeErrors, explained, folders
-from serve_app.api.request import Current, read_object
+from serve_app.api.request import Current, quota_headers, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import InvalidGraphError
@@ -48,7 +48,8 @@ async def post_prompt(request: Request, service: Current) -> Response:
         "node_errors": await _node_errors(service, body, submitted.problems),
     }
     # The client learns the id before its sockets are told of the job.
-    return Json(answer, background=BackgroundTask(service.answered, submitted))
+    told = BackgroundTask(service.answered, submitted)
+    return Json(answer, headers=quota_headers(request, submitted), background=told)
 
 
 async def _node_errors(service: Service, body: Mapping[str, Any], problems: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.content import IMAGE_TYPES
-from serve_app.api.request import Current, lengths, read_object
+from serve_app.api.request import Current, lengths, quota_headers, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.stored_file import file_ref, stored_file
 from serve_app.api.strict_json import Json
@@ -36,7 +36,8 @@ async def post_prompt(request: Request, service: Current) -> Response:
     if submitted.number.is_integer():
         answer["number"] = int(submitted.number)
     # The client learns the id before its sockets are told of the job.
-    return Json(answer, background=BackgroundTask(service.answered, submitted))
+    told = BackgroundTask(service.answered, submitted)
+    return Json(answer, headers=quota_headers(request, submitted), background=told)
 
 
 @router.read("/queue")

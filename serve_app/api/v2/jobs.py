@@ -16,7 +16,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.api.request import Current, read_object
+from serve_app.api.request import Current, quota_headers, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.api.v2.failures import CodedError, node_errors
@@ -54,7 +54,8 @@ async def post_job(request: Request, service: Current) -> Response:
     except InvalidGraphError as error:
         details = {"node_errors": node_errors(error, ancestry(prompt, await service.specs()))}
         raise CodedError("invalid_workflow", str(error), details) from error
-    return Json(await shown_job(request, service, await job(service, submitted.job_id)), 201)
+    shown_now = await shown_job(request, service, await job(service, submitted.job_id))
+    return Json(shown_now, 201, quota_headers(request, submitted))
 
 
 @router.read("/jobs/{job_id}")

@@ -79,7 +79,10 @@ async def test_who_has_used_it_up_submits_nothing_until_something_is_deleted(lim
         assert (await a.delete(f"/api/v2/assets/{made.json()['id']}")).status_code == 204
         assert await stored(limited) == 0
         for path, body in bodies.items():
-            assert (await a.post(path, json=body)).is_success, path
+            accepted = await a.post(path, json=body)
+            assert accepted.is_success, path
+            told = {key: accepted.headers[f"x-{key}"] for key in ("quota", "ratelimit-limit", "ratelimit-remaining")}
+            assert told == {"quota": "bytes_stored", "ratelimit-limit": "1000", "ratelimit-remaining": "1000"}, path
 
 
 async def test_what_a_job_saves_counts_and_is_never_refused(limited: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from serve_app.api.request_rate import RequestRate
 from serve_app.errors import QuotaError
 from serve_app.limits import Quota, Quotas
 from serve_app.store.audit import ReadAudit
-from tests.unit.api.tenant_world import world
+from tests.unit.api.tenant_world import WORKFLOW, world
 
 
 class Clock:
@@ -86,3 +86,30 @@ async def test_beyond_it_each_dialect_answers_429_and_the_audit_log_has_it(tmp_p
         entries = await made.service.inquire(ReadAudit(10, whose="a"))
         assert [entry.result for entry in entries] == [429, 429, 429]
         assert "requests_a_minute" in entries[0].reason
+
+
+async def test_an_accepted_job_is_told_of_the_quota_that_is_nearest_to_its_end_in_each_dialect(tmp_path: Path) -> None:
+    quotas = Quotas(
+        tenants={
+            "a": Quota(queued=10, gpu_s_a_day=1_000_000, requests_a_minute=8),
+            "c": Quota(queued=2, gpu_s_a_day=1_000_000, bytes_stored=5_000_000_000, requests_a_minute=100),
+            "d": Quota(gpu_s_a_day=1_234_567.5),
+        }
+    )
+    async with world(tmp_path, quotas=quotas) as made:
+        made.app.state.identity.rate._clock = Clock()
+        bodies = {"/prompt": {"prompt": WORKFLOW}, "/api/prompt": {"prompt": WORKFLOW}}
+        bodies["/api/v2/jobs"] = {"workflow": WORKFLOW}
+
+        async def told(key: str) -> list[tuple[str, ...]]:
+            async with made.client(key) as client:
+                answers = [await client.post(path, json=body) for path, body in bodies.items()]
+            assert all(("retry-after" in answer.headers) == answer.is_error for answer in answers)
+            names = ("x-quota", "x-ratelimit-limit", "x-ratelimit-remaining")
+            return [tuple(answer.headers.get(name, "") for name in names) for answer in answers]
+
+        requests = [("requests_a_minute", "8", left) for left in ("7", "6", "5")]
+        assert await told(made.keys["a"]) == requests
+        assert await told(await made.key("c")) == [("queued", "2", left) for left in ("1", "0", "0")]
+        assert await told(await made.key("d")) == [("gpu_s_a_day", "1234567.5", "1234567.5")] * 3
+        assert await told(made.keys["b"]) == [("", "", "")] * 3
