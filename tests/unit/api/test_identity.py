@@ -322,7 +322,8 @@ async def test_the_operators_routes_make_end_and_list_keys(made):
         await made.service.inquire(Use("c", 12.5))
         told = {one["tenant"]: one for one in (await root.get("/tenants")).json()["tenants"]}
         limits = {"weight": 1.0, "queued": 5, "gpu_s_a_day": 60.0}
-        assert told["c"] == {"tenant": "c", "keys": 0, "jobs": {}, "gpu_s_today": 12.5, "quotas": limits}
+        used = {"gpu_s_today": 12.5, "bytes_stored": 0}
+        assert told["c"] == {"tenant": "c", "keys": 0, "jobs": {}, **used, "quotas": limits}
         assert (told["a"]["keys"], told["a"]["gpu_s_today"], told[""]["quotas"]) == (1, 0.0, {"weight": 1.0})
         assert "d" not in told, "what was used yesterday is not today's"
     await made.service.inquire(AddKey(minted("d", "", ("read",), None)[0]))
