@@ -187,6 +187,9 @@ def _parser() -> argparse.ArgumentParser:
             )
         else:
             copying.add_argument("--replace", action="store_true", help="let the jobs go that the database has")
+            copying.add_argument(
+                "--keep-keys", action="store_true", help="let API keys hold that the database does not know"
+            )
         copying.set_defaults(command=_copy, name=name)
 
     packs = commands.add_parser("packs", help="load a folder of node packs and say which of their classes can run here")
@@ -399,7 +402,7 @@ def _copy(arguments: argparse.Namespace) -> int:
     resolved = config.parse({**settings.model_dump(), **given}, "command line").resolved()
     if arguments.name == "backup":
         return backup(resolved, arguments.file, files=arguments.files)
-    return restore(resolved, arguments.file, replace=arguments.replace)
+    return restore(resolved, arguments.file, replace=arguments.replace, keep_keys=arguments.keep_keys)
 
 
 def _demo(_arguments: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ def backup(config: AppConfig, file: Path, *, files: bool) -> int:
     return 0
 
 
-def restore(config: AppConfig, file: Path, *, replace: bool) -> int:
+def restore(config: AppConfig, file: Path, *, replace: bool, keep_keys: bool) -> int:
     """Put a copy in the database's place; print what the store lacks of its files. Returns 1 if it lacks some.
 
     Errors: BackupError, ConfigError, and `restore_backup`'s. A server is noticed as `serve-app check` does.
@@ -39,13 +39,19 @@ def restore(config: AppConfig, file: Path, *, replace: bool) -> int:
         time.sleep(2 * BEAT_S)
         if jobs.beat() != before:
             raise ConfigError("a server works on this database; stop it before restoring")
-        summary = restore_backup(jobs, file, open_store(config), replace=replace)
+        summary = restore_backup(jobs, file, open_store(config), replace=replace, keep_keys=keep_keys)
     except OSError as error:
         raise BackupError(f"{file} cannot be read: {error}") from error
     finally:
         jobs.close()
     made = datetime.fromtimestamp(summary.made_s).isoformat(" ", "seconds")
     print(f"restored as of {made}: {_said(summary)}", file=sys.stderr)
+    if summary.ended_keys:
+        print(
+            f"{summary.ended_keys} of its API keys hold no longer, since they may have been revoked after it was made; "
+            "make new ones, or restore with --keep-keys",
+            file=sys.stderr,
+        )
     for area, path in summary.absent or ():
         print(f"{area}/{path} is missing, or of another size")
     return 1 if summary.absent else 0

@@ -8,6 +8,7 @@ the database does, credentials of jobs that have not ended among it.
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
@@ -24,7 +25,7 @@ import sqlalchemy as sa
 from serve_app.errors import BackupError
 from serve_app.store.jobs import Jobs
 from serve_app.store.named_files import Place
-from serve_app.store.schema import JOBS, LEASE, METADATA, SCHEMA, VERSION
+from serve_app.store.schema import API_KEYS, JOBS, LEASE, METADATA, SCHEMA, VERSION
 from serve_app.store.store import AREAS, WholeStore
 
 FORM = "serve-app backup 1"
@@ -36,13 +37,15 @@ ROWS = 500
 class Summary:
     """What a copy holds: rows by table, files by area. made_s: Unix time.
 
-    absent: files that the store has not, or of another size; None where none are listed.
+    absent: files that the store has not, or of another size; None where none are listed. ended_keys: how many of its
+    API keys no longer hold, since it is restored.
     """
 
     made_s: float
     rows: Counter[str] = field(default_factory=Counter)
     files: Counter[str] = field(default_factory=Counter)
     absent: tuple[Place, ...] | None = None
+    ended_keys: int = 0
 
 
 def write_backup(jobs: Jobs, path: Path, store: WholeStore | None) -> Summary:
@@ -64,18 +67,19 @@ def write_backup(jobs: Jobs, path: Path, store: WholeStore | None) -> Summary:
     return summary
 
 
-def restore_backup(jobs: Jobs, path: Path, store: WholeStore, *, replace: bool) -> Summary:
+def restore_backup(jobs: Jobs, path: Path, store: WholeStore, *, replace: bool, keep_keys: bool = False) -> Summary:
     """Put a copy in the place of all that a database holds, all of it or nothing, and compare its files with a store's.
 
-    A server that works on the database loses its lease. replace: whether jobs that are there may go. Errors: OSError;
+    A server that works on the database loses its lease. replace: whether jobs that are there may go. keep_keys: whether
+    API keys of the copy hold that the database does not know; those that it knows stay as they are. Errors: OSError;
     BackupError for what is no whole copy, or of other tables; DatabaseAwayError, StoreError.
     """
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file, jobs.replacing() as connection:
-            summary, files = _restore(connection, file, replace=replace)
+            summary, files = _restore(connection, file, replace=replace, keep_keys=keep_keys)
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BackupError(f"{path} is no whole backup: {error}; nothing is changed") from error
-    return summary if files is None else Summary(summary.made_s, summary.rows, summary.files, _absent(files, store))
+    return summary if files is None else dataclasses.replace(summary, absent=_absent(files, store))
 
 
 def _lines(jobs: Jobs, store: WholeStore | None, summary: Summary) -> Iterator[Any]:
@@ -94,7 +98,9 @@ def _lines(jobs: Jobs, store: WholeStore | None, summary: Summary) -> Iterator[A
     yield {"rows": dict(summary.rows), "files": dict(summary.files)}
 
 
-def _restore(connection: sa.Connection, file: IO[str], *, replace: bool) -> tuple[Summary, dict[Place, int] | None]:
+def _restore(
+    connection: sa.Connection, file: IO[str], *, replace: bool, keep_keys: bool
+) -> tuple[Summary, dict[Place, int] | None]:
     """Return what has been put into the database, and the bytes of each file that is listed."""
     lines: Iterator[Any] = map(json.loads, file)
     head = next(lines, None)
@@ -108,6 +114,7 @@ def _restore(connection: sa.Connection, file: IO[str], *, replace: bool) -> tupl
     if not replace and connection.execute(sa.select(JOBS.c.job_id).limit(1)).first() is not None:
         raise BackupError("the database has jobs already, which --replace lets go; nothing is changed")
     earlier = connection.execute(sa.select(sa.func.max(LEASE.c.epoch))).scalar() or 0
+    keys = [dict(row._mapping) for row in connection.execute(sa.select(API_KEYS))]
     for table in reversed(_tables()):
         connection.execute(sa.delete(table))
     reading = _Reading(connection, Summary(head["made_s"]))
@@ -118,7 +125,24 @@ def _restore(connection: sa.Connection, file: IO[str], *, replace: bool) -> tupl
     # Whoever works on the database notices, and events' cursors go on growing.
     epoch = max(earlier, connection.execute(sa.select(sa.func.max(LEASE.c.epoch))).scalar() or 0) + 1
     connection.execute(sa.update(LEASE).values(epoch=epoch, holder=""))
-    return reading.summary, reading.files
+    ended = _settle_keys(connection, keys, keep=keep_keys)
+    return dataclasses.replace(reading.summary, ended_keys=ended), reading.files
+
+
+def _settle_keys(connection: sa.Connection, known: list[dict[str, Any]], *, keep: bool) -> int:
+    """Leave the keys that the database knew as they were; end others unless `keep`, and return how many those are.
+
+    A copy does not know which keys were revoked after it was made.
+    """
+    for key in known:
+        connection.execute(sa.delete(API_KEYS).where(API_KEYS.c.key_id == key["key_id"]))
+    now_s, ended = time.time(), 0
+    if not keep:
+        holds = API_KEYS.c.ends_s.is_(None) | (API_KEYS.c.ends_s > now_s)
+        ended = connection.execute(sa.update(API_KEYS).where(holds).values(ends_s=now_s)).rowcount
+    if known:
+        connection.execute(sa.insert(API_KEYS), known)
+    return ended
 
 
 class _Reading:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from serve_app.cli import backup as command
 from serve_app.cli import main
 from serve_app.errors import BackupError, StaleEpochError
 from serve_app.events import Failure
-from serve_app.store.api_keys import AddKey, ListKeys, minted
+from serve_app.store.api_keys import AddKey, EndKey, FindKey, ListKeys, minted
 from serve_app.store.audit import AuditEntry, ReadAudit, WriteAudit
 from serve_app.store.backup import restore_backup, write_backup
 from serve_app.store.changes import Claims, JobAccepted, JobEnded, JobStarted, OutputRecorded
@@ -90,7 +91,7 @@ def test_what_is_restored_is_what_was_there_and_goes_on(database_url, other_url,
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     jobs.close()
     other = Jobs(other_url)
-    restored = restore_backup(other, copy, store, replace=False)
+    restored = restore_backup(other, copy, store, replace=False, keep_keys=True)
     assert (restored.rows, restored.absent) == (summary.rows, ())
     assert state(other) == before
     assert (other.inquire(0, ListKeys()), other.inquire(0, ReadAudit(9))) == ((KEY,), (SEEN,))
@@ -141,6 +142,43 @@ def test_a_database_with_jobs_is_replaced_only_if_that_is_said_and_its_server_st
     jobs.close()
 
 
+def test_what_is_restored_revives_no_key_that_was_revoked_since_and_loses_none(database_url, tmp_path, volume):
+    jobs, copy = filled(database_url), tmp_path / "copy.gz"
+    rotated, gone = (replace(KEY, key_id=name, name=name, ends_s=None) for name in ("rotated", "gone"))
+    for key in (rotated, gone):
+        jobs.inquire(1, AddKey(key))
+    write_backup(jobs, copy, None)
+    later = replace(KEY, key_id="later", created_s=200.0, ends_s=None)
+    jobs.inquire(1, AddKey(later, rotated.key_id, grace_s=1e9))
+    jobs.inquire(1, EndKey(gone.key_id))
+    before = jobs.inquire(0, ListKeys())
+    for keep_keys in (False, True):
+        assert restore_backup(jobs, copy, volume, replace=True, keep_keys=keep_keys).ended_keys == 0
+        assert jobs.inquire(0, ListKeys()) == before
+    assert jobs.inquire(0, FindKey(gone.key_id)).ended(time.time())
+    jobs.close()
+
+
+def test_keys_that_only_the_copy_knows_end_as_it_is_restored_unless_they_are_to_be_kept(
+    database_url, other_url, tmp_path, volume
+):
+    jobs, copy = filled(database_url), tmp_path / "copy.gz"
+    held = replace(KEY, key_id="held", ends_s=None)
+    jobs.inquire(1, AddKey(held))
+    write_backup(jobs, copy, None)
+    jobs.close()
+    other = Jobs(other_url)
+    operators = replace(KEY, key_id="operators", tenant="", scopes=("admin",), ends_s=None)
+    other.administer(AddKey(operators))
+    began_s = time.time()
+    assert restore_backup(other, copy, volume, replace=False).ended_keys == 1, "the other one had ended by itself"
+    keys = {key.key_id: key for key in other.inquire(0, ListKeys())}
+    assert keys[KEY.key_id] == KEY
+    assert keys["operators"] == operators
+    assert began_s <= (keys["held"].ends_s or 0.0) <= time.time()
+    other.close()
+
+
 @pytest.mark.parametrize("damage", ["cut", "no gzip", "of others", "of another version", "a row less"])
 def test_what_is_no_whole_copy_changes_nothing(database_url, tmp_path, volume, damage):
     jobs, copy = filled(database_url), tmp_path / "copy.gz"
@@ -185,10 +223,16 @@ def test_the_command_line_copies_restores_and_names_files_that_are_missing(tmp_p
     url, other = f"sqlite:///{tmp_path}/jobs.sqlite", f"sqlite:///{tmp_path}/other.sqlite"
     assert main(["backup", "copy.gz", "--files", "--database-url", url]) == 0
     assert "copy.gz: 2 jobs" in capsys.readouterr().out
+    held = Jobs(url)
+    held.administer(AddKey(replace(KEY, key_id="held", ends_s=None)))
+    held.close()
+    assert main(["backup", "copy.gz", "--files", "--database-url", url]) == 0
     assert main(["restore", "copy.gz", "--database-url", other]) == 0
+    assert "1 of its API keys hold no longer" in capsys.readouterr().err
     volume.delete(FILE)
     assert main(["restore", "copy.gz", "--database-url", other]) == 1
     assert "--replace" in capsys.readouterr().err
-    assert main(["restore", "copy.gz", "--replace", "--database-url", other]) == 1
+    capsys.readouterr()
+    assert main(["restore", "copy.gz", "--replace", "--keep-keys", "--database-url", other]) == 1
     assert capsys.readouterr().out == "output/sub/ä.png is missing, or of another size\n"
     assert main(["restore", "none.gz", "--database-url", other]) == 1
