@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import sqlalchemy as sa
@@ -39,7 +39,7 @@ class Asset:
 
     hash: "blake3:HEX"; None of an output that was not read. path: of the file within its area. size: bytes. name: where
     the client says it lies, its own word for it. expires_s: Unix time, None for never. job_id, node_id: of an output.
-    tenant: whose.
+    tenant: whose. user_metadata: JSON that its client keeps with it; preview_id: of the asset that shows what it is.
     """
 
     asset_id: str
@@ -55,6 +55,8 @@ class Asset:
     job_id: str | None = None
     node_id: str | None = None
     tenant: str = ""
+    user_metadata: Mapping[str, Any] = field(default_factory=dict)
+    preview_id: str | None = None
 
     @property
     def ref(self) -> FileRef:
@@ -305,7 +307,8 @@ def _remove(connection: sa.Connection, assets: Iterable[Asset], tenant: str) -> 
 
 def _insert(connection: sa.Connection, assets: Sequence[Asset]) -> None:
     rows = [{f.name: getattr(asset, f.name) for f in fields(asset)} for asset in assets]
-    insert_once(connection, ASSETS, ("asset_id",), [{**row, "tags": json.dumps(row["tags"])} for row in rows])
+    texts = [{name: json.dumps(row[name]) for name in ("tags", "user_metadata")} for row in rows]
+    insert_once(connection, ASSETS, ("asset_id",), [{**row, **text} for row, text in zip(rows, texts, strict=True)])
 
 
 def _select(connection: sa.Connection, where: sa.ColumnElement[bool], tenant: str = "") -> list[Asset]:
@@ -326,4 +329,5 @@ def select_assets(
 
 def _asset(row: Any) -> Asset:
     values = {f.name: getattr(row, f.name) for f in fields(Asset)}
-    return Asset(**{**values, "tags": tuple(json.loads(row.tags))})
+    read = {"tags": tuple(json.loads(row.tags)), "user_metadata": json.loads(row.user_metadata)}
+    return Asset(**{**values, **read})

@@ -162,3 +162,27 @@ class ChangeTags:
             return found[0].tags
         connection.execute(sa.update(ASSETS).where(where).values(tags=json.dumps(tags)))
         return tags
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeAsset:
+    """Call an asset otherwise, and change what its client keeps with it; None leaves that as it is."""
+
+    writes: ClassVar[bool] = True
+
+    asset_id: str
+    name: str | None
+    user_metadata: Mapping[str, Any] | None
+    preview_id: str | None
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> Asset | None:
+        """Return it as it is now; None if it is not there."""
+        where = (ASSETS.c.asset_id == self.asset_id) & (ASSETS.c.tenant == self.tenant)
+        values = {"name": self.name, "preview_id": self.preview_id}
+        if self.user_metadata is not None:
+            values["user_metadata"] = json.dumps(self.user_metadata)
+        if changed := {column: value for column, value in values.items() if value is not None}:
+            connection.execute(sa.update(ASSETS).where(where).values(changed))
+        found = select_assets(connection, where, (), 1)
+        return found[0] if found else None

@@ -109,6 +109,8 @@ ASSETS = sa.Table(
     sa.Column("job_id", sa.String(64)),
     sa.Column("node_id", sa.String(255)),
     sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
+    sa.Column("user_metadata", sa.Text, nullable=False, server_default="{}"),
+    sa.Column("preview_id", sa.String(36)),
 )
 for _column in ("hash", "expires_s", "job_id"):
     sa.Index(f"assets_by_{_column}", ASSETS.c[_column])
@@ -367,6 +369,10 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "CREATE TABLE stored_files (name VARCHAR(64) NOT NULL, tenant VARCHAR(64) NOT NULL, size BIGINT NOT NULL, "
         "seen_s FLOAT NOT NULL, PRIMARY KEY (name))",
         "CREATE TABLE stored_bytes (tenant VARCHAR(64) NOT NULL, bytes BIGINT NOT NULL, PRIMARY KEY (tenant))",
+    ),
+    22: (
+        "ALTER TABLE assets ADD COLUMN user_metadata TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE assets ADD COLUMN preview_id VARCHAR(36)",
     ),
 }
 """What makes a database of this version out of one of the version before."""

@@ -9,25 +9,30 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 from starlette.responses import Response
 
+from serve_app.api.content import content_type
 from serve_app.api.strict_json import Json
-from serve_app.errors import FileMissingError, ModelFileError, shown
+from serve_app.errors import FileMissingError, ModelFileError, ServeAppError, shown
 from serve_app.service import Service, is_job_id
 from serve_app.store.assets import FOLDER, Asset, FindAssets
 from serve_app.store.catalog import Catalog
 from serve_app.store.store import FileRef, FileStat
 from serve_app.store.tenants import MARK
 
+VIEWED = ("image/", "video/", "audio/", "text/")
+"""Kinds that the page shows by themselves."""
 STATS = 16
 """Files that are looked at in the store at once for one answer."""
 OUTPUT_TAGS = ("output", "temp")
 MODELS, INPUT = "models", "input"
 
 
-class RefusedError(Exception):
+class RefusedError(ServeAppError):
     """What the page is told of a request about assets that is not done."""
 
     def __init__(self, status_code: int, code: str, message: str) -> None:
@@ -53,9 +58,8 @@ class Item(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return what it is called: an upload by its client's word for it, any other by its path."""
-        named = self.record.name if self.record is not None and self.record.job_id is None else None
-        return named or self.path
+        """Return what it is called: by its client's word for it, or by its path."""
+        return (self.record.name if self.record is not None else None) or self.path
 
 
 async def find_item(service: Service, asset_id: str) -> Item:
@@ -128,7 +132,9 @@ def model_item(catalog: Catalog, folder: str, name: str) -> Item:
         size, changed_s = stat.size, stat.modified_s
     except ModelFileError:
         pass
-    return Item(file_id(MODELS, f"{folder}/{name}"), MODELS, name, (MODELS, folder), size, changed_s)
+    # The page of today finds a model's folder by the last of the tags, an older one by that before it.
+    tags = (MODELS, folder, f"model_type:{folder}")
+    return Item(file_id(MODELS, f"{folder}/{name}"), MODELS, name, tags, size, changed_s)
 
 
 def input_ref(path: str) -> FileRef:
@@ -140,6 +146,37 @@ def input_ref(path: str) -> FileRef:
 def file_id(kind: str, path: str) -> str:
     """Return the id of an asset that is no record."""
     return f"{kind}.{base64.urlsafe_b64encode(path.encode()).decode().rstrip('=')}"
+
+
+def shape(item: Item) -> dict[str, Any]:
+    """Return an asset as the page reads it. Its hash is not told: the page would name files by it."""
+    subfolder, _, filename = item.path.rpartition("/")
+    moment = datetime.fromtimestamp(item.changed_s, UTC).isoformat().replace("+00:00", "Z")
+    found: dict[str, Any] = {
+        "id": item.asset_id,
+        "name": item.path if item.area == MODELS else filename,
+        "display_name": item.name,
+        "mime_type": content_type(filename),
+        "tags": list(item.tags),
+        "created_at": moment,
+        "updated_at": moment,
+        "loader_path": item.path if item.area in (MODELS, INPUT) else None,
+        "user_metadata": {"subfolder": subfolder},
+    }
+    if item.record is not None:
+        found["user_metadata"] = {**item.record.user_metadata, "subfolder": subfolder}
+    if item.size is not None:
+        found["size"] = item.size
+    if item.area != MODELS and content_type(filename).startswith(VIEWED):
+        query = {"type": item.area, "filename": filename, "subfolder": subfolder}
+        found["preview_url"] = f"/api/view?{urlencode(query)}"
+    if item.record is not None and item.record.preview_id is not None:
+        found["preview_id"] = item.record.preview_id
+        found["preview_url"] = f"/api/assets/{item.record.preview_id}/content"
+    if item.record is not None and item.record.job_id is not None:
+        found["job_id"] = item.record.job_id
+        found["user_metadata"] |= {"jobId": item.record.job_id, "nodeId": item.record.node_id}
+    return found
 
 
 def missing(asset_id: str) -> RefusedError:

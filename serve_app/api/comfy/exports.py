@@ -21,7 +21,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from serve_app.api.comfy.asset_items import MODELS, OUTPUT_TAGS, Item, RefusedError, find_items, item_of, refused
+from serve_app.api.comfy.asset_items import MODELS, OUTPUT_TAGS, Item, RefusedError, find_items, item_of
 from serve_app.api.comfy.asset_lists import assets_of, files_shown
 from serve_app.api.comfy.body import read_members, too_many_ids
 from serve_app.api.content import DISARMED
@@ -71,11 +71,8 @@ class Found:
 @router.post("/assets/export")
 async def post_export(request: Request, service: Current) -> Response:
     """Begin an export of assets, by their ids and by those of their jobs."""
-    try:
-        wish = _wish(await read_members(request, service.limits.command), service.limits.ids)
-        found, absent = await _find(service, wish)
-    except RefusedError as error:
-        return refused(error)
+    wish = _wish(await read_members(request, service.limits.command), service.limits.ids)
+    found, absent = await _find(service, wish)
     export = Export(str(uuid.uuid4()), time.time(), tuple(_members(found, wish.strategy)), tuple(absent))
     await service.inquire(KeepExport(export))
     return Json({"task_id": export.export_id, "status": "created", "message": "ask /api/tasks how it stands"}, 202)
@@ -86,9 +83,7 @@ async def get_task(request: Request, service: Current) -> Response:
     """Say how an export stands."""
     export = await _kept(service, request.path_params["task_id"])
     if export is None:
-        return refused(
-            RefusedError(404, "TASK_NOT_FOUND", f"no task has the id {shown(request.path_params['task_id'])}")
-        )
+        raise RefusedError(404, "TASK_NOT_FOUND", f"no task has the id {shown(request.path_params['task_id'])}")
     moment = _moment(export)
     times = dict.fromkeys(("create_time", "update_time", "started_at", "completed_at"), moment)
     result = {
@@ -107,20 +102,14 @@ async def get_task(request: Request, service: Current) -> Response:
 @router.read("/assets/exports/{name}")
 async def get_place(request: Request, service: Current) -> Response:
     """Say where an export can be read."""
-    try:
-        export = await _named(service, request.path_params["name"])
-    except RefusedError as error:
-        return refused(error)
+    export = await _named(service, request.path_params["name"])
     return Json({"url": f"/api/assets/exports/{_name(export)}/content"})
 
 
 @router.read("/assets/exports/{name}/content")
 async def get_archive(request: Request, service: Current) -> Response:
     """Return an export as a ZIP file, which is made meanwhile; how long it is nobody knows before."""
-    try:
-        export = await _named(service, request.path_params["name"])
-    except RefusedError as error:
-        return refused(error)
+    export = await _named(service, request.path_params["name"])
     headers = {
         "Content-Type": "application/zip",
         "Content-Disposition": f'attachment; filename="{_name(export)}"',

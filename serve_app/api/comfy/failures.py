@@ -1,6 +1,7 @@
 """Every failure as ComfyUI's clients read it: {"error": {type, message, details, extra_info}, "node_errors": {}}.
 
-Where ComfyUI answers without a body, for a file or route that is not there, so does this.
+Where ComfyUI answers without a body, for a file or route that is not there, so does this. Its assets have errors of
+their own: {"error": {code, message, details}}.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app import log
+from serve_app.api.comfy.asset_items import RefusedError, refused
 from serve_app.api.comfy.body import empty
 from serve_app.api.problems import headers_of
 from serve_app.api.strict_json import Json
@@ -64,6 +66,8 @@ def failure(status_code: int, type_: str, message: str, details: str = "", **mor
 
 def answer(request: Request, error: Exception) -> Response:
     """Return what a client sees of a failure; logs the ones nobody foresaw."""
+    if isinstance(error, RefusedError):
+        return refused(error)
     if isinstance(error, HTTPException):
         return Response(status_code=error.status_code, headers=error.headers)
     for kind in type(error).__mro__:

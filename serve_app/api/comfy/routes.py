@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from serve_app.api.comfy import (
+    asset_uploads,
     assets,
     exports,
     extensions,
@@ -36,7 +37,7 @@ ROUTERS = (
 )
 """Routes that ComfyUI has twice: at the root and under /api."""
 
-PREFIXED = (jobs.router, exports.router, assets.router)
+PREFIXED = (jobs.router, exports.router, asset_uploads.router, assets.router)
 """Routes that it has under /api only."""
 
 UNPREFIXED = (system.internal,)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from serve_app.api.content import SHOWN_TYPES, disposition
 from serve_app.api.content import content_type as type_by_name
+from serve_app.api.new_asset import CONTROL, asset_hash, asset_name, asset_type, keep
 from serve_app.api.request import Current, bounded, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.stored_file import stored_file
@@ -21,21 +22,17 @@ from serve_app.api.strict_json import Json
 from serve_app.api.v2.failures import CodedError
 from serve_app.api.v2.shapes import asset_shape
 from serve_app.api.v2.submission import idempotency_key
-from serve_app.errors import FileMissingError, KeyReusedError, shown
+from serve_app.errors import FileMissingError, shown
 from serve_app.service import Service, is_job_id
-from serve_app.store.assets import Asset, DeleteAsset, FindAssets, HasBytes, MintAsset, Minted
-from serve_app.store.blobs import HASH, FilePieces, content_hash, new_file
-from serve_app.store.store import FileRef
+from serve_app.store.assets import Asset, DeleteAsset, FindAssets, HasBytes, MintAsset
+from serve_app.store.blobs import FilePieces, content_hash, new_file
 
 router = Routes()
 
 SHORTEST_S, LONGEST_S = 60, 604_800
 """How long an asset may be asked to live."""
-TAGS, TAG_LENGTH, NAME_LENGTH = 32, 256, 1024
+TAGS, TAG_LENGTH = 32, 256
 FROM_HASH_KEYS = ("hash", "file_path", "tags", "expires_in")
-
-_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}(; ?[\w.+-]+=[\w.+\"-]+){0,3}", re.ASCII)
-_CONTROL = re.compile("[\0-\x1f\x7f]")
 
 
 @router.post("/assets")
@@ -46,13 +43,13 @@ async def post_asset(request: Request, service: Current) -> Response:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise CodedError("invalid_request", "the form has no file in the field 'file'")
-        name = _name(_text(form, "file_path") or file.filename or "")
+        name = asset_name(_text(form, "file_path") or file.filename or "", "file_path")
         given_type = _text(form, "content_type") or file.content_type or type_by_name(name)
-        content_type = _content_type(given_type)
+        content_type = asset_type(given_type, "content_type")
         tags, expires_s = _tags(form.getlist("tags")), _expires_s(_text(form, "expires_in"))
         expected = _text(form, "expected_hash")
         if expected is not None:
-            _check_hash(expected)
+            asset_hash(expected)
         content = FilePieces(file.file)
         hash_, size = await asyncio.to_thread(content_hash, content)
         if expected not in (None, hash_):
@@ -62,7 +59,7 @@ async def post_asset(request: Request, service: Current) -> Response:
         now_s = time.time()
         kept = (content_type, name, tags, now_s, _after(now_s, expires_s))
         asset = Asset(str(uuid.uuid4()), hash_, ref.area, ref.path, size, *kept)
-        minted = await _kept(service, asset, ref, content, key)
+        minted = await keep(service, asset, ref, content, key)
     return Json(asset_shape(minted.asset, request, created_new=not minted.shared), 200 if minted.shared else 201)
 
 
@@ -73,8 +70,8 @@ async def post_from_hash(request: Request, service: Current) -> Response:
     if unknown := sorted(body.keys() - set(FROM_HASH_KEYS)):
         allowed = ", ".join(FROM_HASH_KEYS)
         raise CodedError("invalid_request", f"{shown(unknown[0])} is not a key of a reference; allowed are {allowed}")
-    hash_ = _check_hash(body.get("hash"))
-    name = None if body.get("file_path") is None else _name(body["file_path"])
+    hash_ = asset_hash(body.get("hash"))
+    name = None if body.get("file_path") is None else asset_name(body["file_path"], "file_path")
     tags = _tags(body.get("tags") or [])
     now_s = time.time()
     expires_s = _after(now_s, _expires_s(body.get("expires_in")))
@@ -88,7 +85,7 @@ async def post_from_hash(request: Request, service: Current) -> Response:
 @router.on("/assets/by-hash/{hash}", ["HEAD"])
 async def head_bytes(request: Request, service: Current) -> Response:
     """Say whether bytes are there."""
-    hash_ = _check_hash(request.path_params["hash"])
+    hash_ = asset_hash(request.path_params["hash"])
     if not await service.inquire(HasBytes(hash_)):
         raise CodedError("blob_not_found", f"no bytes of {hash_} are here")
     return Response()
@@ -133,24 +130,6 @@ async def get_content(request: Request, service: Current) -> Response:
     return answer
 
 
-async def _kept(service: Service, asset: Asset, ref: FileRef, content: FilePieces, key: str | None) -> Minted:
-    """Keep an asset, and its bytes in `ref` unless others have them. Errors: KeyReusedError."""
-    if await service.inquire(HasBytes(asset.hash or "")):
-        minted = await service.inquire(MintAsset(asset, stored=False, key=key))
-        if minted is not None:
-            return minted
-    await asyncio.to_thread(service.store.write, ref, content)
-    try:
-        minted = await service.inquire(MintAsset(asset, stored=True, key=key))
-        assert minted is not None, "an asset that came with its bytes is kept"
-    except KeyReusedError:
-        await asyncio.to_thread(service.store.delete, ref)
-        raise
-    if minted.asset.path != asset.path:  # another upload of the same bytes was first
-        await asyncio.to_thread(service.store.delete, ref)
-    return minted
-
-
 async def _asset(request: Request, service: Service) -> Asset:
     asset_id = request.path_params["asset_id"]
     found = await service.inquire(FindAssets((asset_id,))) if is_job_id(asset_id) else {}
@@ -168,27 +147,9 @@ def _text(form: FormData, name: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _name(given: Any) -> str:
-    """Return the path that a client gives its asset. Errors: CodedError invalid_request."""
-    if not isinstance(given, str) or not 1 <= len(given) <= NAME_LENGTH or _CONTROL.search(given) or "\\" in given:
-        raise CodedError("invalid_request", f"file_path must be a relative path, not {shown(given)}")
-    parts = given.split("/")
-    if given.startswith("/") or ".." in parts or not parts[-1] or re.match(r"[A-Za-z]:", given):
-        raise CodedError("invalid_request", f"file_path must be relative and stay in its folder, not {shown(given)}")
-    if parts[0] == "models":
-        raise CodedError("invalid_request", "model files cannot be uploaded here: put them where the server loads them")
-    return given
-
-
-def _content_type(given: str) -> str:
-    if not _TYPE.fullmatch(given):
-        raise CodedError("invalid_request", f"content_type must be like image/png, not {shown(given)}")
-    return given
-
-
 def _tags(given: Any) -> tuple[str, ...]:
     fits = isinstance(given, list) and len(given) <= TAGS and all(isinstance(tag, str) for tag in given)
-    if not fits or any(len(tag) > TAG_LENGTH or _CONTROL.search(tag) for tag in given):
+    if not fits or any(len(tag) > TAG_LENGTH or CONTROL.search(tag) for tag in given):
         allowed = f"at most {TAGS} strings of {TAG_LENGTH} characters"
         raise CodedError("invalid_request", f"tags must be {allowed}, not {shown(given)}")
     return tuple(given)
@@ -208,9 +169,3 @@ def _expires_s(given: Any) -> int | None:
 
 def _after(now_s: float, seconds: int | None) -> float | None:
     return None if seconds is None else now_s + seconds
-
-
-def _check_hash(given: Any) -> str:
-    if not isinstance(given, str) or not HASH.fullmatch(given):
-        raise CodedError("invalid_request", f"a hash is blake3: and 64 of 0-9 a-f, not {shown(given)}")
-    return given

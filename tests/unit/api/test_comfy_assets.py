@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.api.comfy import assets
+from serve_app.api.comfy import asset_uploads
 from serve_app.store import gallery
 from serve_app.store.store import Area, FileRef
 from tests.unit.api.test_v2_assets import DATA, loading, upload
@@ -154,6 +154,7 @@ async def test_models_are_listed_by_folder_and_neither_deleted_nor_given_out(cli
             ("loras", "a.safetensors", 8),
         ]
     assert len({asset["id"] for asset in found}) == 3
+    assert found[0]["tags"] == ["models", "checkpoints", "model_type:checkpoints"]
     assert [a["loader_path"] for a in await listed(client, "include_tags=models,loras")] == ["a.safetensors"]
     this = f"/api/assets/{found[0]['id']}"
     assert (await client.get(this)).json() == found[0]
@@ -172,7 +173,7 @@ async def test_records_have_tags_of_their_own(client):
     answer = await client.request("DELETE", this, json={"tags": ["a", "c"]})
     assert answer.json() == {"total_tags": ["input", "b"], "removed": ["a"], "not_present": ["c"]}
     assert await listed(client, "include_tags=input,a") == []
-    many = await client.post(this, json={"tags": [str(number) for number in range(assets.TAGS)]})
+    many = await client.post(this, json={"tags": [str(number) for number in range(asset_uploads.TAGS)]})
     assert (many.status_code, many.json()["error"]["code"]) == (400, "TOO_MANY_TAGS")
     for bad in ([], ["input"], [1], ["a,b"], ["x" * 257], None):
         assert (await client.post(this, json={"tags": bad})).status_code == 400

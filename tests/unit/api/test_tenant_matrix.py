@@ -88,7 +88,17 @@ ENTRIES: dict[tuple[str, str], Entry] = {
     ("DELETE", "/assets/{asset_id}"): own("/assets/{asset}", shows=False),
     ("POST", "/assets/{asset_id}/tags"): own("/assets/{asset}/tags", body={"tags": ["theirs"]}, shows=False),
     ("DELETE", "/assets/{asset_id}/tags"): own("/assets/{asset}/tags", body={"tags": ["a"]}, shows=False),
+    ("POST", "/assets"): own(
+        upload={"files": {"file": ("b.png", PICTURE + b"uploaded", "image/png")}, "data": {"tags": "mine"}}, shows=False
+    ),
+    ("PUT", "/assets/{asset_id}"): own("/assets/{asset}", body={"name": "theirs.png"}, shows=False),
+    ("POST", "/assets/from-hash"): own(body={"hash": "{hash}", "name": "theirs.png"}, shows=False),
+    ("HEAD", "/assets/hash/{hash}"): own("/assets/hash/{hash}"),
+    ("GET", "/jobs/{job_id}/assets"): own("/jobs/{job}/assets"),
     ("POST", "/assets/seed"): SHARED,
+    ("GET", "/assets/seed/status"): SHARED,
+    ("POST", "/assets/seed/cancel"): SHARED,
+    ("POST", "/assets/prune"): SHARED,
     ("POST", "/assets/export"): own(body={"job_ids": ["{job}"], "asset_ids": ["{asset}"]}, shows=False),
     ("GET", "/tasks/{task_id}"): own("/tasks/{export}"),
     ("GET", "/assets/exports/{name}"): own("/assets/exports/{archive}"),
@@ -183,6 +193,7 @@ MAKES_NO_DIFFERENCE = {
     ("POST", "/webhooks"),
     ("POST", "/prompt"),
     ("POST", "/api/v2/assets"),
+    ("POST", "/assets"),
     ("POST", "/users"),
     ("POST", "/upload/image"),
 }
