@@ -1,0 +1,68 @@
+"""The page of a server with tenants: it asks for a key, works with it as ever, and is closed after logging out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from serve_app.api.identity import COOKIE
+from serve_app.models.shipped import provide
+from tests.browser.conftest import SHOWN, refusals
+from tests.cluster.server import wait_for
+from tests.cluster.tenants import TenantServer, running
+
+PICTURE = "window.comfyAPI.app.app.graph.getNodeById(9).imgs?.[0]?.naturalWidth > 0"
+SEEN = "async path => (await fetch(path)).status"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[TenantServer]:
+    """A server with the checkpoint that comes with the package. Without a browser none is started."""
+    root = tmp_path_factory.mktemp("server")
+    provide(root / "models")
+    with running(root, "a", "b") as site:
+        yield site
+
+
+def log_in(tab: Any, site: TenantServer, tenant: str) -> None:
+    tab.goto(site.server.url)
+    tab.wait_for_url("**/login")
+    tab.get_by_label("Key or token").fill(site.keys[tenant])
+    tab.get_by_role("button", name="Log in").click()
+    tab.wait_for_function(SHOWN)
+
+
+def test_a_visitor_logs_in_by_key_draws_a_picture_of_its_own_and_logs_out(site, tab, keep):
+    refused = refusals(tab, site.server.url)
+    log_in(tab, site, "a")
+    keep("logged-in")
+    [cookie] = [cookie for cookie in tab.context.cookies() if cookie["name"] == COOKIE]
+    assert (cookie["value"], cookie["httpOnly"], cookie["sameSite"]) == (site.keys["a"], True, "Lax")
+    assert COOKIE not in tab.evaluate("document.cookie")
+
+    tab.get_by_test_id("queue-button").click()
+    tab.wait_for_function(PICTURE)
+    keep("own-picture")
+    source = tab.evaluate("window.comfyAPI.app.app.graph.getNodeById(9).imgs[0].src")
+    with site.client("a") as a, site.client("b") as b:
+        [job] = wait_for(lambda: a.get("/api/jobs", status="completed")["jobs"], "a job that has ended")
+        assert job["preview_output"]["filename"] in source
+        assert b.get("/api/jobs")["jobs"] == []
+    assert refused == []
+
+    tab.evaluate("fetch('/logout', {method: 'POST'})")
+    wait_for(lambda: COOKIE not in {cookie["name"] for cookie in tab.context.cookies()}, "the end of the cookie")
+    assert tab.evaluate(SEEN, source) == 401
+    log_in(tab, site, "b")
+    assert tab.evaluate(SEEN, source) == 404
+
+
+def test_a_key_that_does_not_hold_is_told_so_on_the_page(site, tab, keep):
+    tab.goto(f"{site.server.url}/login")
+    tab.get_by_label("Key or token").fill(site.keys["a"][:-3] + "xyz")
+    tab.get_by_role("button", name="Log in").click()
+    tab.get_by_role("alert").filter(has_text="is wrong").wait_for()
+    keep("wrong-key")
+    assert tab.context.cookies() == []
