@@ -37,6 +37,7 @@ from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs
 from serve_app.store.retention import RetentionRules
 from serve_app.store.store import WholeStore
+from serve_app.store.sweep import Sweep
 from serve_app.store.userdata import UserData
 from tests.unit.api.node_specs import SPECS
 from tests.unit.scheduler.job_pages import page
@@ -184,14 +185,17 @@ async def scripted(
     webhooks: WebhookLimits | None = None,
     quotas: Quotas = NO_QUOTAS,
     files: tuple[WholeStore, UserData] | None = None,
+    database_url: str | None = None,
+    retention: RetentionRules | None = None,
 ) -> AsyncIterator[ScriptedReplica]:
     """Start a scheduler with replicas that run nothing by themselves.
 
-    routes: by pool; host: the scheduler's own. files: what it counts, where quotas ask for that.
+    routes: by pool; host: the scheduler's own. files: what it counts, where quotas ask for that, and deletes.
+    database_url: None is a database of its own. retention: how much is kept; None is all.
     """
     pools = {POOL: ()} if routes is None else routes
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        jobs = Jobs(f"sqlite:///{folder}/jobs.sqlite")
+        jobs = Jobs(database_url or f"sqlite:///{folder}/jobs.sqlite")
         planned = [Pool(pool, runtime=False) for pool in pools]
         scheduler = Scheduler(
             jobs,
@@ -206,7 +210,8 @@ async def scripted(
             silence_s=float("inf"),
             job_time_s=None,
             webhooks=webhooks,
-            retention=None if files is None else (RetentionRules(), files[0]),
+            sweep=None if files is None else Sweep(jobs, files[0], 1e9),
+            retention=None if files is None else (retention or RetentionRules(), files[0]),
             user_data=None if files is None else files[1],
         )
         await scheduler.start()

@@ -22,6 +22,8 @@ from serve_app.limits import NO_QUOTAS, Quotas
 from serve_app.service import Limits, Service
 from serve_app.store.api_keys import AddKey, minted
 from serve_app.store.catalog import Catalog
+from serve_app.store.retention import RetentionRules
+from serve_app.store.store import WholeStore
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
 from tests.unit.api.http_server import listening
@@ -86,8 +88,8 @@ NOTHING = Has(
 class World:
     """A server and its tenants. keys: by who has it: a and b are tenants, root is the operator."""
 
-    def __init__(self, url: str, app: Starlette, service: Service, replica: ScriptedReplica, volume: Volume) -> None:
-        self.url, self.app, self.service, self.replica, self.volume = url, app, service, replica, volume
+    def __init__(self, url: str, app: Starlette, service: Service, replica: ScriptedReplica, store: WholeStore) -> None:
+        self.url, self.app, self.service, self.replica, self.store = url, app, service, replica, store
         self.keys: dict[str, str] = {}
 
     async def key(self, tenant: str, *scopes: str, ends_s: float | None = None) -> str:
@@ -108,7 +110,7 @@ class World:
         body = {"prompt": WORKFLOW, "client_id": CLIENT, "extra_data": {}}
         job, running, waiting = [str((await _posted(client, "/prompt", body))["prompt_id"]) for _ in range(3)]
         picture = "drawn_00001_.png"
-        self.volume.write(_placed(tenant, "output", picture), PICTURE)
+        self.store.write(_placed(tenant, "output", picture), PICTURE)
         shown = {"images": [{"filename": picture, "subfolder": "", "type": "output"}]}
         await self.replica.succeed(job, {"2": shown})
         await self.replica.start(running)
@@ -171,19 +173,30 @@ async def _posted(client: httpx.AsyncClient, path: str, body: Any) -> Any:
 
 @asynccontextmanager
 async def world(
-    folder: Path, tokens: Tokens | None = None, quotas: Quotas = NO_QUOTAS, **options: Any
+    folder: Path,
+    tokens: Tokens | None = None,
+    quotas: Quotas = NO_QUOTAS,
+    database_url: str | None = None,
+    store: WholeStore | None = None,
+    retention: RetentionRules | None = None,
+    **options: Any,
 ) -> AsyncIterator[World]:
-    """Run a server with tenants. options: of the service."""
+    """Run a server with tenants over a folder, its database and a volume there if no others are named.
+
+    options: of the service.
+    """
     volume = Volume({"input": folder / "input", "output": folder / "output", "temp": folder / "temp"})
+    files: WholeStore = store or volume
     page = folder / "page"
-    page.mkdir()
+    page.mkdir(exist_ok=True)
     (page / "index.html").write_text("the page")
     user_data = UserData(folder / "user")
-    async with scripted(SPECS, quotas=quotas, files=(volume, user_data)) as replica:
+    running = scripted(SPECS, quotas=quotas, files=(files, user_data), database_url=database_url, retention=retention)
+    async with running as replica:
         limits = Limits(body_bytes=10_000, upload_bytes=200_000, poll_s=1.0, quotas=quotas)
         service = Service(
             replica.scheduler.client,
-            volume,
+            files,
             lambda folder: [],
             limits,
             catalog=Catalog(folder / "models"),
@@ -193,7 +206,7 @@ async def world(
         identity = Identity(lambda: service, AuditLog(lambda: service, 1.0), tokens)
         app = create_app(service, page_dir=page, identity=identity)
         async with listening(app) as url:
-            made = World(url, app, service, replica, volume)
+            made = World(url, app, service, replica, files)
             made.keys = {"a": await made.key("a"), "b": await made.key("b"), "root": await made.key("", "admin")}
             try:
                 yield made

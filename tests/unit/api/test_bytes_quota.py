@@ -52,7 +52,7 @@ async def test_an_upload_beyond_it_is_refused_before_it_is_written_with_what_is_
         assert v2.json()["error"]["code"] == "rate_limited"
         for path in ("/userdata/a.txt", "/api/userdata/a.txt"):
             assert left(await a.post(path, content=b"z" * 301)) == (429, "bytes_stored", "1000", "300")
-        assert [ref.filename for area in ("input", "output") for ref, _ in limited.volume.files(area)] == ["one.png"]
+        assert [ref.filename for area in ("input", "output") for ref, _ in limited.store.files(area)] == ["one.png"]
         assert await stored(limited) == 700
         assert (await upload(a, "two.png", 300)).status_code == 200
         assert (await upload(a, "two.png", 300, overwrite="true")).status_code == 200, "it takes its own place"
@@ -64,7 +64,7 @@ async def test_uploads_at_the_same_time_never_pass_it_together(limited: World) -
     async with limited.client(limited.keys["a"]) as a:
         answers = await asyncio.gather(*(upload(a, "same.png", 300 + n) for n in range(8)))
     assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 5
-    assert await stored(limited) == sum(size for _, size, _ in limited.volume.inventory("input")) <= MOST
+    assert await stored(limited) == sum(size for _, size, _ in limited.store.inventory("input")) <= MOST
 
 
 async def test_who_has_used_it_up_submits_nothing_until_something_is_deleted(limited: World) -> None:
@@ -89,7 +89,7 @@ async def test_what_a_job_saves_counts_and_is_never_refused(limited: World, monk
     monkeypatch.setattr(storage_count, "EVERY_S", 0.02)
     async with limited.client(limited.keys["a"]) as a:
         job = (await a.post("/prompt", json={"prompt": WORKFLOW})).json()["prompt_id"]
-        limited.volume.write(FileRef("output", "@a", "drawn_00001_.png"), b"x" * 1500)
+        limited.store.write(FileRef("output", "@a", "drawn_00001_.png"), b"x" * 1500)
         shown = {"filename": "drawn_00001_.png", "subfolder": "", "type": "output"}
         await limited.replica.succeed(job, {"2": {"images": [shown], "text": ["said"]}})
         async with asyncio.timeout(60):

@@ -368,7 +368,7 @@ async def test_anothers_things_are_as_if_they_were_not_there(two, table):
             assert await made.seen(a) == before, (method, path, "changed what another tenant sees")
             if entry.shows:
                 assert await asked(a, method, path, entry, has) != foreign, (method, path, "shows its owner nothing")
-        assert made.volume.stat(_placed("input", has.upload)).size == len(PICTURE)
+        assert made.store.stat(_placed("input", has.upload)).size == len(PICTURE)
 
 
 def _placed(area: Any, name: str) -> Any:
