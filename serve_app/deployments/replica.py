@@ -54,7 +54,7 @@ class Replica:
             memory_bytes=own_limit(pool.memory_bytes),
             relieve=self._runner.relieve,
             underway=self._runner.underway,
-            turn=lambda: 0 if self._runner.models is None else self._runner.models.turn,
+            turns=lambda: () if self._runner.models is None else self._runner.models.turns,
             turn_s=pool.forward_time_s,
         )
         # Not before: what is imported and loaded until here may hold up the loop for as long as it takes.

@@ -42,9 +42,6 @@ A = TypeVar("A")
 Q = TypeVar("Q")
 T = TypeVar("T")
 
-RETRY_S = 0.05
-"""How often an engine with nothing else to do asks whether a call may run now."""
-
 IN_FLIGHT = 2
 """How many turns of forwards the device is asked for at most before it has done the first of them."""
 
@@ -172,18 +169,17 @@ class Engine:
         self._send(_Run(trajectory, future))
         return future
 
-    def call(self, function: Callable[[], T], when: Callable[[], bool] | None = None) -> Future[T]:
+    def call(self, function: Callable[[], T]) -> Future[T]:
         """Run a function in the engine's thread. Tensors that it makes are ordinary ones, without autograd.
 
         While trajectories wait, calls run between two forwards, oldest first, until they have taken as long as the last
-        forward did; at least one does. when: asked in the engine's thread; the call waits until it says True, and
-        later calls with a `when` wait behind it. Errors, in the future: the function's and those of `when`.
+        forward did; at least one does. Errors, in the future: the function's.
         """
         future: Future[T] = Future()
-        self._send(Call(lambda _: [function()], future, when))
+        self._send(Call(lambda _: [function()], future))
         return future
 
-    def work(self, steps: Generator[None, None, T], when: Callable[[], bool] | None = None) -> Future[T]:
+    def work(self, steps: Generator[None, None, T]) -> Future[T]:
         """Run a generator to its end in the engine's thread; what waits may run where it yields, as after a `call`."""
         future: Future[T] = Future()
 
@@ -194,7 +190,7 @@ class Engine:
                 return [end.value]
             return [PAUSED]
 
-        self._send(Call(advance, future, when))
+        self._send(Call(advance, future))
         return future
 
     def gather(
@@ -205,7 +201,6 @@ class Engine:
         *,
         cost: int = 1,
         most: int,
-        when: Callable[[], bool] | None = None,
     ) -> Future[A]:
         """Have a question answered together with others of its key that wait; as `call`.
 
@@ -215,7 +210,7 @@ class Engine:
         several, each is asked alone.
         """
         future: Future[A] = Future()
-        self._send(Call(answers, future, when, question, key, cost, most))
+        self._send(Call(answers, future, question, key, cost, most))
         return future
 
     def close(self) -> None:
@@ -251,11 +246,10 @@ class Engine:
             self._abandon()
 
     def _receive(self, wait: bool) -> bool:
-        """Take in what has arrived; False once the engine is closed. wait: for something, or until a call may run."""
-        timeout_s = RETRY_S if self._calls else None
+        """Take in what has arrived; False once the engine is closed. wait: for something."""
         while True:
             try:
-                item = self._inbox.get(wait, timeout_s)
+                item = self._inbox.get(wait)
             except Empty:
                 return True
             wait = False
@@ -288,7 +282,7 @@ class Engine:
         self._flights.append(_Flight(began, self._timeline.mark(), _learn_nothing, news))
 
     def _run_a_call(self) -> bool:
-        """Run the oldest call that may run, and what is gathered with it.
+        """Run the oldest call, and what is gathered with it.
 
         False if there is none, or the trajectories have waited long enough.
         """

@@ -1,7 +1,8 @@
 """RUNTIME over an engine and its weights: what nodes await, done in the engine's thread.
 
-One `EngineRuntime` a replica; `bind` gives what one node is handed. Weights are loaded and used in the engine's thread
-alone, so the event loop never waits for them. A node that is cancelled while it awaits takes its work with it.
+One `EngineRuntime` a replica; `bind` gives what one node is handed. Weights are loaded beside the engine's thread
+(`loads`) and used in it alone, so neither the event loop nor other jobs wait for them. A node that is cancelled while
+it awaits takes its work with it.
 A strict node's work is done apart from all other, so that its outcome does not depend on that, to the bit.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import cache, partial
 from math import isclose
@@ -21,7 +22,9 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from serve_app.engine.device_lost import is_lost
 from serve_app.engine.engine import Counters, Engine
+from serve_app.engine.loads import Loads
 from serve_app.engine.preview import picture
 from serve_app.engine.text_generation import Job, go_on
 from serve_app.engine.trajectory import Trajectory
@@ -31,6 +34,7 @@ from serve_app.models import control, gligen
 from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import Family
 from serve_app.models.recipes import Need
+from serve_app.models.residency import Hold
 from serve_app.models.safetensors_file import SafetensorsFile
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
@@ -67,6 +71,9 @@ T = TypeVar("T")
 Show: TypeAlias = Callable[[Any], None]
 """Takes a picture, (h,w,3) in 0…255."""
 
+Loading: TypeAlias = Callable[[], AbstractContextManager[None]]
+"""Is entered while a node waits for weights to be loaded."""
+
 TEXTS_TOGETHER = 16
 """How many texts one forward of a text encoder holds at most."""
 IMAGES_TOGETHER = 16
@@ -77,6 +84,11 @@ PIXELS_A_CELL = 64
 
 def ignored(text: str) -> None:
     """Tell nobody."""
+
+
+def uncounted() -> AbstractContextManager[None]:
+    """Count nothing."""
+    return nullcontext()
 
 
 class EngineRuntime:
@@ -98,6 +110,7 @@ class EngineRuntime:
         self.limits = limits or SizeLimits()
         self._engine = engine
         self.weights = weights
+        self._loads = Loads(weights, self._failed_to_load)
 
     @property
     def counters(self) -> Counters:
@@ -110,9 +123,9 @@ class EngineRuntime:
         return self._engine.alive
 
     @property
-    def turn(self) -> int:
-        """As the engine's."""
-        return self._engine.turn
+    def turns(self) -> tuple[int, int]:
+        """The numbers of the engine's turn and of the load that is under way, 0 where there is none."""
+        return self._engine.turn, self._loads.turn
 
     @property
     def loads(self) -> LoadCounters:
@@ -127,13 +140,15 @@ class EngineRuntime:
         show: Show | None = None,
         previews: PreviewMethod = "none",
         remark: Callable[[str], None] = ignored,
+        loading: Loading = uncounted,
     ) -> NodeRuntime:
         """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all).
 
         strict: its work is done apart from all other. show: called there with a picture of each step. previews: how
         the pictures are made. remark: called there with what the job's client should know of the models it names.
+        loading: entered there while the node waits for weights to be loaded.
         """
-        return NodeRuntime(self, progress, strict, show, previews, remark)
+        return NodeRuntime(self, progress, strict, show, previews, remark, loading)
 
     async def release(self) -> None:
         """Evict all weights that are not in use."""
@@ -144,13 +159,8 @@ class EngineRuntime:
 
         Errors: ModelFileError for a file that has not the part.
         """
-        ways: Mapping[str, Callable[[Recipe], object]] = {
-            "backbone": self.weights.backbone,
-            "clip": self.weights.clip,
-            "vae": self.weights.vae,
-        }
         for recipe in recipes:
-            await self._answer(self._engine.call(partial(_done, ways[recipe.part], recipe)))
+            await self._hold(recipe, uncounted)
 
     def resident(self) -> tuple[str, ...]:
         """Return short names of the weights that are held, as `Weights.resident`."""
@@ -169,8 +179,9 @@ class EngineRuntime:
         show: Show | None = None,
         previews: PreviewMethod = "none",
         remark: Callable[[str], None] = ignored,
+        loading: Loading = uncounted,
     ) -> Sampled:
-        """Run a trajectory; as `Runtime.sample`. strict, show, previews, remark: as `bind`."""
+        """Run a trajectory; as `Runtime.sample`. strict, show, previews, remark, loading: as `bind`."""
         loop = asyncio.get_running_loop()
         # Held weakly: the run holds what it calls, and a circle would keep its model longer than the run.
         running_now: ref[Trajectory]
@@ -203,15 +214,14 @@ class EngineRuntime:
         beside, grounding = _of_negative(guider), gligen.recipes(guider.conds)
         hooked = [guider.backbone.with_patches(changes(own)) for own in hooks_of(guider.conds)]
 
-        @cache
         def need() -> Need:
             return self.weights.need(guider.backbone, *beside, *grounding, *hooked, *with_bases().values(), *vaes())
 
-        def variant(further: tuple[HookChange, ...]) -> Backbone:
-            backbone = self.weights.backbone(guider.backbone.with_patches(further))
-            return backbone.exclusive() if strict else backbone
+        def begin(hold: Hold) -> Generator[None, None, Future[Sampled]]:
+            def variant(further: tuple[HookChange, ...], _held: Hold = hold) -> Backbone:
+                backbone = self.weights.backbone(guider.backbone.with_patches(further))
+                return backbone.exclusive() if strict else backbone
 
-        def begin() -> Generator[None, None, Future[Sampled]]:
             nets = {given: self.weights.control_net(recipe) for given, recipe in with_bases().items()}
             backbone, *others = (self.weights.backbone(recipe) for recipe in (guider.backbone, *beside))
             for recipe, own in zip((guider.backbone, *beside), (backbone, *others), strict=True):
@@ -230,7 +240,7 @@ class EngineRuntime:
 
         # Begun in the engine's thread, a run joins the very next forward. Its beginning holds the models until then,
         # and from then on the trajectory alone.
-        beginning = self._engine.work(begin(), when=lambda: self.weights.fits(need()))
+        beginning = self._engine.work(begin(await self._ready(need, loading)))
         try:
             running = await self._answer(beginning)
         except asyncio.CancelledError:
@@ -249,27 +259,42 @@ class EngineRuntime:
         return picture(run.shown, latent_format)
 
     async def generate_text(
-        self, clip: Recipe, request: GenerationRequest, progress: Callable[[int, int], None], *, strict: bool
+        self,
+        clip: Recipe,
+        request: GenerationRequest,
+        progress: Callable[[int, int], None],
+        *,
+        strict: bool,
+        loading: Loading = uncounted,
     ) -> str:
         """Generate a text a token at a time, with others of the same model; forwards run in between."""
         loop = asyncio.get_running_loop()
         job = Job(request, lambda done: loop.call_soon_threadsafe(progress, done, request.max_tokens))
+        hold = await self._hold(clip, loading)
         generated = self._engine.gather(
             job,
             lambda jobs: go_on(jobs, lambda: self.weights.clip(clip)),
             None if strict else (clip, "generate"),
             most=TEXTS_TOGETHER,
-            when=self._room_for(clip),
         )
         try:
             return await self._answer(generated)
         except asyncio.CancelledError:
             job.cancelled = True
             raise
+        finally:
+            del hold
 
-    async def use(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> T:
+    async def use(
+        self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T], loading: Loading = uncounted
+    ) -> T:
         """Do one piece of work with a recipe's model, once there is room for it. load: the method of Weights for it."""
-        return await self._answer(self._call(recipe, load, work))
+        hold = await self._hold(recipe, loading)
+        try:
+            return await self._answer(self._engine.call(lambda: work(load(recipe))))
+        finally:
+            # An error that is kept keeps this frame, which must not keep the weights.
+            del hold
 
     async def use_tiled(
         self,
@@ -277,9 +302,10 @@ class EngineRuntime:
         load: Callable[[Recipe], M],
         work: Callable[[M], Tiles],
         progress: Callable[[int, int], None],
+        loading: Loading = uncounted,
     ) -> Tensor:
         """Do work with a recipe's model tile by tile; forwards run in between, and the work holds the model."""
-        tiles = await self._answer(self._call(recipe, load, work))
+        tiles = await self.use(recipe, load, work, loading)
         while not isinstance(made := await self._answer(self._engine.call(partial(_next_tile, tiles))), Tensor):
             progress(*made)
         return made
@@ -294,39 +320,50 @@ class EngineRuntime:
         *,
         cost: int = 1,
         most: int,
+        loading: Loading = uncounted,
     ) -> T:
         """Do work with a recipe's model for several nodes at once, as the engine gathers it; as `use`.
 
         key: beside the recipe, what is equal for those. cost, most: as `Engine.gather`.
         """
-        return await self._answer(
-            self._engine.gather(
-                question,
-                lambda questions: work(load(recipe), questions),
-                (recipe, key),
-                cost=cost,
-                most=most,
-                when=self._room_for(recipe),
+        hold = await self._hold(recipe, loading)
+        try:
+            return await self._answer(
+                self._engine.gather(
+                    question,
+                    lambda questions: work(load(recipe), questions),
+                    (recipe, key),
+                    cost=cost,
+                    most=most,
+                )
             )
-        )
+        finally:
+            del hold
 
-    def _call(self, recipe: Recipe, load: Callable[[Recipe], M], work: Callable[[M], T]) -> Future[T]:
-        """Have work done in the engine's thread.
+    async def _hold(self, recipe: Recipe, loading: Loading) -> Hold:
+        return await self._ready(lambda: self.weights.need(recipe), loading)
 
-        Requests are served in order of arrival; if later ones could take resident models first, those might stay in use
-        for ever. A request that needs several models gets them at once, and no holder of one asks for another, so those
-        in use do come free.
-        """
-        return self._engine.call(lambda: work(load(recipe)), when=self._room_for(recipe))
+    async def _ready(self, need: Callable[[], Need], loading: Loading) -> Hold:
+        """Return what keeps weights in use, which are loaded by then. need: says what they are, beside the loop."""
+        hold = await asyncio.wrap_future(self._loads.room(need))
+        if not self.weights.is_loaded(hold):
+            try:
+                with loading():
+                    await asyncio.wrap_future(self._loads.load(hold))
+            except BaseException:
+                del hold
+                raise
+        return hold
 
-    def _room_for(self, recipe: Recipe) -> Callable[[], bool]:
-        """Return what says whether the recipe's weights fit now; its files are opened once, when it is first asked."""
+    def _failed_to_load(self, error: BaseException) -> None:
+        """Have the engine close where the error says that the device is lost."""
 
-        @cache
-        def need() -> Need:
-            return self.weights.need(recipe)
+        def again() -> None:
+            raise error
 
-        return lambda: self.weights.fits(need())
+        if is_lost(error):
+            with suppress(UnavailableError):
+                self._engine.call(again)
 
     async def _answer(self, future: Future[T]) -> T:
         """Await the engine's answer. An error keeps its traceback but lets go of the models in it."""
@@ -337,11 +374,6 @@ class EngineRuntime:
             with suppress(UnavailableError):
                 self._engine.call(partial(clear_frames, error.__traceback__))
             raise
-
-
-def _done(load: Callable[[Recipe], object], recipe: Recipe) -> None:
-    """Load and hand nothing out: what is loaded only the engine's thread lets go of."""
-    load(recipe)
 
 
 def _of_negative(guider: Guider) -> tuple[Recipe, ...]:
@@ -395,8 +427,10 @@ class NodeRuntime:
         show: Show | None,
         previews: PreviewMethod,
         remark: Callable[[str], None],
+        loading: Loading = uncounted,
     ) -> None:
         self._shared = shared
+        self._loading = loading
         self._weights = shared.weights
         self._progress, self._show, self._previews = progress, show, previews
         self._remark = remark
@@ -426,15 +460,23 @@ class NodeRuntime:
         Errors: NodeError for a text that is too long.
         """
         self._check_text(text)
-        return await self._shared.use(clip, self._weights.clip, lambda model: model.tokens(text))
+        return await self._shared.use(clip, self._weights.clip, lambda model: model.tokens(text), self._loading)
 
     async def _encode(self, clip: Recipe, text: Text) -> Conditioning:
         encoded: Conditioning
         if self._strict:
-            encoded = await self._shared.use(clip, self._weights.clip, lambda model: model.encode([text])[0])
+            encoded = await self._shared.use(
+                clip, self._weights.clip, lambda model: model.encode([text])[0], self._loading
+            )
         else:
             encoded = await self._shared.use_together(
-                clip, self._weights.clip, lambda model, texts: model.encode(texts), text, "text", most=TEXTS_TOGETHER
+                clip,
+                self._weights.clip,
+                lambda model, texts: model.encode(texts),
+                text,
+                "text",
+                most=TEXTS_TOGETHER,
+                loading=self._loading,
             )
         for found in await asyncio.to_thread(self._weights.remarks, clip):
             self._remark(found)
@@ -451,7 +493,9 @@ class NodeRuntime:
             raise NodeError(
                 f"max_length is {request.max_tokens}; limits.generated_tokens of the configuration allows {most}"
             )
-        return await self._shared.generate_text(clip, request, self._progress, strict=self._strict)
+        return await self._shared.generate_text(
+            clip, request, self._progress, strict=self._strict, loading=self._loading
+        )
 
     async def levels(self, backbone: Recipe) -> Levels:
         """Return the noise levels a backbone knows. Loads no weights."""
@@ -476,6 +520,7 @@ class NodeRuntime:
             show=self._show,
             previews=self._previews,
             remark=self._remark,
+            loading=self._loading,
         )
 
     async def decode(self, vae: Recipe, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
@@ -486,6 +531,7 @@ class NodeRuntime:
                 self._weights.vae,
                 lambda model: model.decode_tiled(latents, tiling.size, tiling.overlap),
                 self._progress,
+                self._loading,
             )
         self._check_cells(latents[:1])
         return await self._with_vae(vae, Vae.decode, latents, latents[:, 0].numel() * PIXELS_A_CELL)
@@ -498,6 +544,7 @@ class NodeRuntime:
                 self._weights.vae,
                 lambda model: model.encode_tiled(images, tiling.size, tiling.overlap),
                 self._progress,
+                self._loading,
             )
         self._check_cells(images[:1, ::8, ::8].movedim(-1, 1))
         return await self._with_vae(vae, Vae.encode, images, images[..., 0].numel())
@@ -509,7 +556,7 @@ class NodeRuntime:
     async def _see(self, encoder: Recipe, images: Tensor, crop: bool) -> ClipVisionOutput:
         load = self._weights.image_encoder
         if self._strict:
-            return await self._shared.use(encoder, load, lambda model: model.see([images], crop=crop)[0])
+            return await self._shared.use(encoder, load, lambda model: model.see([images], crop=crop)[0], self._loading)
         return await self._shared.use_together(
             encoder,
             load,
@@ -518,12 +565,15 @@ class NodeRuntime:
             ("see", crop),
             cost=len(images),
             most=IMAGES_TOGETHER,
+            loading=self._loading,
         )
 
     async def see_pixels(self, encoder: Recipe, pixels: Tensor) -> ClipVisionOutput:
         """Return what an image encoder sees in images that were made ready elsewhere, (B,3,S,S)."""
         parts = [
-            await self._shared.use(encoder, self._weights.image_encoder, partial(ImageEncoder.see_pixels, pixels=part))
+            await self._shared.use(
+                encoder, self._weights.image_encoder, partial(ImageEncoder.see_pixels, pixels=part), self._loading
+            )
             for part in torch.split(pixels, IMAGES_TOGETHER)
         ]
         return _joined(parts)
@@ -531,7 +581,7 @@ class NodeRuntime:
     async def style(self, style_model: Recipe, seen: ClipVisionOutput) -> Tensor:
         """Return the tokens of a text (1,T,D) that a style model makes of what is seen in all images."""
         return await self._shared.use(
-            style_model, self._weights.style_model, lambda model: model.tokens(seen.last_hidden_state)
+            style_model, self._weights.style_model, lambda model: model.tokens(seen.last_hidden_state), self._loading
         )
 
     async def saved_conditioning(self, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
@@ -541,7 +591,7 @@ class NodeRuntime:
     async def upscale(self, upscaler: Recipe, images: Tensor) -> Tensor:
         """Return images (B,H·s,W·s,3) in 0…1; s is the upscaler's own scale."""
         return await self._shared.use_tiled(
-            upscaler, self._weights.upscaler, lambda model: model.upscale(images), self._progress
+            upscaler, self._weights.upscaler, lambda model: model.upscale(images), self._progress, self._loading
         )
 
     async def model_files(
@@ -621,7 +671,7 @@ class NodeRuntime:
     async def _with_vae(self, vae: Recipe, work: Callable[[Vae, Tensor], Tensor], batch: Tensor, pixels: int) -> Tensor:
         """Do work with a VAE on a batch (B,…) of so many pixels, together with others of its shape."""
         if self._strict:
-            return await self._shared.use(vae, self._weights.vae, lambda model: work(model, batch))
+            return await self._shared.use(vae, self._weights.vae, lambda model: work(model, batch), self._loading)
         return await self._shared.use_together(
             vae,
             self._weights.vae,
@@ -630,4 +680,5 @@ class NodeRuntime:
             (work, batch.shape[1:], batch.dtype),
             cost=pixels,
             most=SLICE_PIXELS,
+            loading=self._loading,
         )

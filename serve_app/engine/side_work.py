@@ -31,12 +31,11 @@ class Call:
     """Work, as the batcher sees it. answers: from the questions of calls of one key to an answer for each.
 
     key: what it can be done together by; None: it goes alone. cost: how much work it is, in a unit of its key (texts,
-    pixels); most: how much of it is done at once. when: says whether it may run now.
+    pixels); most: how much of it is done at once.
     """
 
     answers: Callable[[list[Any]], Sequence[Any]]
     future: Future[Any]
-    when: Callable[[], bool] | None = None
     question: Any = None
     key: Hashable = None
     cost: int = 1
@@ -60,7 +59,7 @@ class Calls:
         self._waiting.append(call)
 
     def take(self, left_s: float | None) -> list[Call]:
-        """Take out the oldest call that may run now, with those that are done together with it; [] if there is none.
+        """Take out the oldest call, with those that are done together with it; [] if there is none.
 
         Their futures are then running. left_s: seconds left before the next forward, held against past durations of the
         key; the oldest call runs regardless. None: no limit.
@@ -88,7 +87,6 @@ class Calls:
                 answers = calls[0].answers([call.question for call in calls])
             for call, answer in list(zip(calls, answers, strict=True)):
                 if answer is PAUSED:
-                    call.when = None
                     self.add(call)
                 else:
                     call.future.set_result(answer)
@@ -127,20 +125,9 @@ class Calls:
             fail(self._waiting.popleft().future, error)
 
     def _oldest(self) -> Call | None:
-        """Take out the oldest call that may run now; its future is then running."""
-        blocked = False
-        for call in list(self._waiting):
-            if call.when is not None and not call.future.cancelled():
-                try:
-                    blocked = blocked or not call.when()
-                except BaseException as error:
-                    self._waiting.remove(call)
-                    fail(call.future, error)
-                    continue
-                if blocked:
-                    continue
-            self._waiting.remove(call)
-            if _starts(call.future):
+        """Take out the oldest call that is still wanted; its future is then running."""
+        while self._waiting:
+            if _starts((call := self._waiting.popleft()).future):
                 return call
         return None
 

@@ -151,10 +151,10 @@ class LoraLayer:
         return self._thin
 
     def whole(self) -> nn.Module:
-        """Return the layer with merged weights."""
-        if self._whole is None:
-            self._whole = _whole(self.base, self._changes, self._stored_as)
-        return self._whole
+        """Return the layer with merged weights. Another thread may let go of them meanwhile."""
+        if (whole := self._whole) is None:
+            whole = self._whole = _whole(self.base, self._changes, self._stored_as)
+        return whole
 
     def unmerge(self) -> None:
         """Let go of them."""

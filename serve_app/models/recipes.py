@@ -58,9 +58,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The weights that a piece of work needs at once: how many bytes they take, by key."""
+    """The weights that a piece of work needs at once: how many bytes they take, by key, and the recipes they are of."""
 
     nbytes: Mapping[Hashable, int]
+    recipes: tuple[Recipe, ...] = ()
 
 
 def merged_in(recipe: Recipe) -> tuple[WeightChange, ...]:

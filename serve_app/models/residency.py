@@ -1,15 +1,15 @@
 """What weights are held: least recently used out first, within a budget of bytes. It knows neither files nor networks.
 
-What is lent is in use as long as a caller holds it, and what is in use is not evicted.
+What is lent is in use as long as a caller holds it, and what is in use is not evicted. Weights that are to be loaded
+have their room from the moment that somebody holds them, so that nobody else is given it meanwhile.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any
 
 from serve_app import log
@@ -53,6 +53,23 @@ class Resident:
         return len(self.users) > 0
 
 
+class Hold:
+    """Keeps weights in use as long as anyone has it, and room for those that are absent. need: what they are."""
+
+    __slots__ = ("__weakref__", "need")
+
+    def __init__(self, need: Need) -> None:
+        self.need = need
+
+
+@dataclass(slots=True)
+class _Expected:
+    """Room for weights that are absent. users: who wants them; without any, it is given up."""
+
+    nbytes: int
+    users: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+
+
 class Residency:
     """The weights that are held. Its callers see to it that one at a time changes it."""
 
@@ -64,6 +81,7 @@ class Residency:
         """What was loaded, with the seconds it took, for whoever takes it out."""
         self._collect = collect
         self._held: dict[Hashable, Resident] = {}
+        self._expected: dict[Hashable, _Expected] = {}
 
     @property
     def nbytes(self) -> int:
@@ -75,21 +93,43 @@ class Residency:
         """What is held, least recently used first. It may be asked at any time."""
         return tuple(resident.name for resident in [*self._held.values()])
 
-    def get(self, key: Hashable, load: Callable[[], Resident]) -> Resident:
-        """Return what is held under a key, or load it; it is then the most recently used."""
-        resident = self._held.pop(key, None)
-        if resident is None:
-            began = perf_counter()
-            resident = load()
-            took_s = perf_counter() - began
-            self.loads += 1
-            self.seconds += took_s
-            self.times.append((resident.name, took_s))
-        self._held[key] = resident
-        if resident.base is not None:
-            # The part comes after what was made of it, which is no use without it.
-            self._held[resident.base] = self._held.pop(resident.base)
+    def get(self, key: Hashable, user: object) -> Resident | None:
+        """Return what is held under a key, in use by `user` and the most recently used from now on, or None."""
+        if (resident := self._held.pop(key, None)) is not None:
+            self._held[key] = resident
+            resident.users.add(user)
+            if resident.base is not None:
+                # The part comes after what was made of it, which is no use without it.
+                self.get(resident.base, user)
         return resident
+
+    def put(self, key: Hashable, resident: Resident, took_s: float) -> None:
+        """Hold what was loaded in so many seconds; those who expect it use it from now on."""
+        self._held[key] = resident
+        if (expected := self._expected.pop(key, None)) is not None:
+            for user in expected.users:
+                self.get(key, user)
+        self.loads += 1
+        self.seconds += took_s
+        self.times.append((resident.name, took_s))
+
+    def expect(self, nbytes: Mapping[Hashable, int], user: object) -> None:
+        """Have weights in use by `user` from now on: those that are held, and room for those that are not."""
+        for key in nbytes:
+            self.get(key, user)
+        absent = [key for key in nbytes if key not in self._held]
+        self.make_room(sum(nbytes[key] for key in absent if key not in self._coming))
+        for key in absent:
+            self._expected.setdefault(key, _Expected(nbytes[key])).users.add(user)
+
+    def give_up(self, key: Hashable, user: object) -> None:
+        """Expect weights no longer for a user."""
+        if (expected := self._expected.get(key)) is not None:
+            expected.users.discard(user)
+
+    def holds(self, need: Need) -> bool:
+        """Whether all that is needed is held."""
+        return all(key in self._held for key in need.nbytes)
 
     def remarks(self, key: Hashable) -> tuple[str, ...]:
         """Return the remarks on what is held under a key; none if nothing is. It may be asked at any time."""
@@ -116,8 +156,10 @@ class Residency:
         True if it is held, if evicting what nobody uses makes room, or if nothing is in use: what exceeds the budget by
         itself is loaded all the same.
         """
+        coming = self._coming
         in_use = sum(resident.needed_bytes for resident in self._held.values() if resident.in_use)
-        absent = [nbytes for key, nbytes in need.nbytes.items() if key not in self._held]
+        in_use += sum(coming.values())
+        absent = [nbytes for key, nbytes in need.nbytes.items() if key not in self._held and key not in coming]
         if not absent or not in_use:
             return True
         wanted = [self._held[key] for key in need.nbytes if key in self._held]
@@ -126,16 +168,16 @@ class Residency:
 
     def has_room(self, nbytes: int) -> bool:
         """Whether so many bytes are free without evicting anything."""
-        return self.nbytes + nbytes <= self.budget_bytes
+        return self.nbytes + sum(self._coming.values()) + nbytes <= self.budget_bytes
 
-    def make_room(self, nbytes: int, keep: Hashable = None) -> None:
+    def make_room(self, nbytes: int) -> None:
         """Evict what is used least recently until nbytes fit the budget, or until all that is left is in use."""
         if not self.has_room(nbytes):
             for loras in [resident.loras for resident in self._held.values()]:
                 if loras is not None:
                     loras.unmerge()
         evictions = self.evictions
-        unused = [key for key, resident in self._held.items() if not resident.in_use and key != keep]
+        unused = [key for key, resident in self._held.items() if not resident.in_use]
         while unused and not self.has_room(nbytes):
             key = unused.pop(0)
             for going in [key, *(other for other, resident in self._held.items() if resident.base == key)]:
@@ -146,6 +188,12 @@ class Residency:
         if self.evictions != evictions:
             # A network may hold cycles; without collecting, its memory would come back at some later time.
             self._collect()
+
+    @property
+    def _coming(self) -> dict[Hashable, int]:
+        """How many bytes those take that are expected, by key."""
+        self._expected = {key: expected for key, expected in self._expected.items() if len(expected.users)}
+        return {key: expected.nbytes for key, expected in self._expected.items()}
 
     def release(self) -> None:
         """Evict everything that is not in use."""

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from threading import Lock
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from serve_app.models.loading import Loader, control_file
 from serve_app.models.model_control import ModelPatch, activated
 from serve_app.models.network import Network
 from serve_app.models.recipes import Files, Need, part_files, set_beside, set_files, version
-from serve_app.models.residency import Residency, Resident
+from serve_app.models.residency import Hold, Residency, Resident
 from serve_app.models.safetensors_file import SafetensorsFile
 from serve_app.models.text_encoder import Clip
 from serve_app.models.upscaler import Upscaler
@@ -82,6 +83,8 @@ class Weights:
         self._residency = Residency(budget_bytes, self._collect)
         self._sizes: dict[Hashable, int] = {}
         self._lock = Lock()
+        # Held over a load; the other lock never is, so that whoever only asks does not wait for one.
+        self._loading = Lock()
 
     def backbone(self, recipe: Recipe) -> Backbone:
         """Return the recipe's backbone, loading its network, and those that control it, if they are not resident.
@@ -214,18 +217,38 @@ class Weights:
         nbytes: dict[Hashable, int] = {}
         shown = (control for recipe in recipes for control in recipe.all(ModelControl))
         beside = (found for control in shown for found in (control.recipe, control.vae) if found is not None)
-        for recipe in (*recipes, *beside):
+        wanted = tuple(dict.fromkeys((*recipes, *beside)))
+        for recipe in wanted:
             files = part_files(self._catalog, recipe)
-            nbytes[files.key] = self._size(files.key, lambda r=recipe, f=files: self._loader.nbytes(r, f))
+            nbytes[files.key] = self._part_bytes(recipe, files)
             if changes := set_beside(recipe):
                 of_set = set_files(self._catalog, files.key, changes)
-                # Strengths do not matter, and there is no end of them.
-                scaled = (end for change in changes if isinstance(change, Scale) for end, _ in change.factors)
-                size_key = (files.key, *map(version, of_set.paths), *scaled)
-                nbytes[of_set.key] = self._size(
-                    size_key, lambda r=recipe, f=files, s=of_set: self._loader.lora_bytes(r, f, s)
-                )
-        return Need(nbytes)
+                nbytes[of_set.key] = self._set_bytes(recipe, files, of_set)
+        return Need(nbytes, wanted)
+
+    def hold(self, need: Need) -> Hold | None:
+        """Return what keeps all that is needed in use, and room for what is absent; None if that does not fit now.
+
+        Never waits for a load.
+        """
+        with self._lock:
+            if not self._residency.fits(need):
+                return None
+            hold = Hold(need)
+            self._residency.expect(need.nbytes, hold)
+            return hold
+
+    def is_loaded(self, hold: Hold) -> bool:
+        """Whether nothing of what is held has to be loaded. Never waits for a load."""
+        with self._lock:
+            return self._residency.holds(hold.need)
+
+    def load(self, hold: Hold) -> None:
+        """Load what is absent of what is held, with all that a first forward would wait for."""
+        for recipe in hold.need.recipes:
+            if (loras := self._resident(recipe, hold).loras) is not None:
+                for _ in loras.prepared():
+                    pass
 
     def fits(self, need: Need) -> bool:
         """Whether all that is needed can be had at once now, as `Residency.fits`."""
@@ -259,23 +282,53 @@ class Weights:
 
     def _lend(self, recipe: Recipe, kind: Any) -> tuple[Any, Resident]:
         """Return a recipe's model, and what is held of it."""
-        files = part_files(self._catalog, recipe)
+        hold = Hold(Need({}))
+        resident = self._resident(recipe, hold)
+        loaded = resident.loaded
         with self._lock:
-            resident = self._residency.get(files.key, lambda: self._load(recipe, files))
-            if changes := set_beside(recipe):
-                of_set = set_files(self._catalog, files.key, changes)
-                base = resident
-                resident = self._residency.get(of_set.key, lambda: self._load_set(recipe, base, of_set))
-            loaded = resident.loaded
             model = self._residency.lend(resident, lambda: loaded.model(self._lexicon))
         if not isinstance(model, kind):
             raise TypeError(f"{recipe} was asked for as {kind.__name__}")
         return model, resident
 
+    def _resident(self, recipe: Recipe, hold: Hold) -> Resident:
+        """Return what is held of a recipe, in use by `hold`; loaded if it is absent."""
+        files = part_files(self._catalog, recipe)
+        resident = self._get(
+            files.key, hold, lambda: self._part_bytes(recipe, files), lambda: self._load(recipe, files)
+        )
+        if changes := set_beside(recipe):
+            of_set, base = set_files(self._catalog, files.key, changes), resident
+            resident = self._get(
+                of_set.key,
+                hold,
+                lambda: self._set_bytes(recipe, files, of_set),
+                lambda: self._load_set(recipe, base, of_set),
+            )
+        return resident
+
+    def _get(self, key: Hashable, hold: Hold, nbytes: Callable[[], int], load: Callable[[], Resident]) -> Resident:
+        with self._lock:
+            if (resident := self._residency.get(key, hold)) is not None:
+                return resident
+        with self._loading:
+            with self._lock:
+                if (resident := self._residency.get(key, hold)) is not None:
+                    return resident
+            began, room = perf_counter(), nbytes()
+            try:
+                with self._lock:
+                    self._residency.expect({key: room}, hold)
+                resident = load()
+                with self._lock:
+                    self._residency.put(key, resident, perf_counter() - began)
+                return resident
+            finally:
+                with self._lock:
+                    self._residency.give_up(key, hold)
+
     def _load(self, recipe: Recipe, files: Files) -> Resident:
-        nbytes = self._size(files.key, lambda: self._loader.nbytes(recipe, files))
-        self._residency.make_room(nbytes)
-        loaded = self._loader.load(recipe, files)
+        loaded, nbytes = self._loader.load(recipe, files), self._part_bytes(recipe, files)
         _log.info("loaded %s: mb=%d held_mb=%d", loaded.name, nbytes >> 20, (self.held_bytes + nbytes) >> 20)
         return Resident(loaded, loaded.name, nbytes, remarks=loaded.remarks)
 
@@ -284,17 +337,26 @@ class Weights:
         key = base.loaded.key
         loras, name, remarks = self._loader.lora_set(recipe, base.loaded, files, self._has_room)
         if recipe.part == "backbone":
-            self._residency.make_room(loras.nbytes, keep=key)
             return Resident(base.loaded, name, 0, key, loras, remarks)
-        self._residency.make_room(loras.merged_bytes, keep=key)
         return Resident(self._loader.merged(base.loaded, loras), name, loras.merged_bytes, key, remarks=remarks)
 
-    def _size(self, key: Hashable, measure: Any) -> int:
-        if key not in self._sizes:
-            self._sizes[key] = measure()
-            if len(self._sizes) > SIZES_KEPT:
-                del self._sizes[next(iter(self._sizes))]
-        return self._sizes[key]
+    def _part_bytes(self, recipe: Recipe, files: Files) -> int:
+        return self._size(files.key, lambda: self._loader.nbytes(recipe, files))
+
+    def _set_bytes(self, recipe: Recipe, files: Files, of_set: Files) -> int:
+        # Strengths do not matter, and there is no end of them.
+        scaled = (end for change in set_beside(recipe) if isinstance(change, Scale) for end, _ in change.factors)
+        size_key = (files.key, *map(version, of_set.paths), *scaled)
+        return self._size(size_key, lambda: self._loader.lora_bytes(recipe, files, of_set))
+
+    def _size(self, key: Hashable, measure: Callable[[], int]) -> int:
+        if (size := self._sizes.get(key)) is None:
+            size = measure()
+            with self._lock:
+                self._sizes[key] = size
+                if len(self._sizes) > SIZES_KEPT:
+                    del self._sizes[next(iter(self._sizes))]
+        return size
 
     def _has_room(self, nbytes: int) -> bool:
         with self._lock:

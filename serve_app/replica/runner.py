@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from time import perf_counter
 from typing import Any, Protocol, get_args
 
 from serve_app import log
@@ -37,6 +36,7 @@ from serve_app.replica.node_times import NodeTimes
 from serve_app.replica.task_scope import TaskScope
 from serve_app.replica.transfer import Transfer
 from serve_app.replica.watchdog import REPLACED, end, free_unused
+from serve_app.replica.work_time import WorkTime
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import (
     Assign,
@@ -85,7 +85,7 @@ class Models(Protocol):
     def alive(self) -> bool: ...
 
     @property
-    def turn(self) -> int: ...
+    def turns(self) -> tuple[int, ...]: ...
 
     @property
     def counters(self) -> Counters: ...
@@ -101,6 +101,7 @@ class Models(Protocol):
         show: Callable[[Any], None] | None = None,
         previews: PreviewMethod = "none",
         remark: Callable[[str], None] = ...,
+        loading: Callable[[], contextlib.AbstractContextManager[None]] = ...,
     ) -> Runtime: ...
 
     def resident(self) -> tuple[str, ...]: ...
@@ -165,7 +166,7 @@ class Runner:
         self.times = NodeTimes()
         self._running: dict[TaskId, asyncio.Task[None]] = {}
         self._checking: set[asyncio.Task[None]] = set()
-        self._began: dict[TaskId, float] = {}
+        self._work: dict[TaskId, WorkTime] = {}
         self._signatures: dict[TaskId, frozenset[str]] = {}
         self._wanted: dict[str, asyncio.Future[Any]] = {}
         self._wishes: list[Free] = []
@@ -297,7 +298,7 @@ class Runner:
     def _start(self, task: Task) -> None:
         self._signatures[task.id] = frozenset(task.signatures.values())
         self._held.begin(frozenset().union(*self._signatures.values()))
-        self._began[task.id] = self._working_s()
+        self._work[task.id] = WorkTime()
         scope = TaskScope(self, task)
         execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch, self._limits)
         # What the task starts, threads too, inherits what it is about.
@@ -324,7 +325,7 @@ class Runner:
         """Say how the task ended. A value lost on its way is the scheduler's to make again, as after a stop."""
         task_id = task.id
         self._running.pop(task_id, None)
-        took_s = max(0.0, self._working_s() - self._began.pop(task_id, self._working_s()))
+        took_s = self._work.pop(task_id).seconds
         self.times.over(task_id)
         self._signatures.pop(task_id, None)
         self._report_residency()
@@ -350,10 +351,6 @@ class Runner:
                 self.say(failed(task, error.node_id, error.class_type, error.exception, error.inputs))
             case _:
                 self.say(failed(task, "", "", raised(error)))
-
-    def _working_s(self) -> float:
-        """Return a clock that stands still while weights are loaded, which every task here waits for."""
-        return perf_counter() - (0.0 if self.models is None else self.models.loads.seconds)
 
     # What does not end ------------------------------------------------------------------------------------------------
 
@@ -450,7 +447,10 @@ class Runner:
         asked = task.extra_data.get("preview_method")
         # ComfyUI reads any other value as its own default, "default" among them.
         previews = next((method for method in get_args(PreviewMethod) if method == asked), self._previews)
-        return self.models.bind(progress, strict=task.strict, show=show, previews=previews, remark=remark)
+        loading = self._work[task.id].loading
+        return self.models.bind(
+            progress, strict=task.strict, show=show, previews=previews, remark=remark, loading=loading
+        )
 
     def preview(self, task_id: TaskId, node_id: str, image: bytes, origin: Origin | None) -> None:
         """Say what a node has come to. image: a JPEG, which goes to whoever looks on and not to the scheduler."""

@@ -44,7 +44,8 @@ class Watchdog:
     """Watches one event loop and the memory of its process, from `start` to `stop`.
 
     hang_s: how long the loop may do nothing else than one thing. memory_bytes: as `own_bytes`; 0 is no limit.
-    turn: the number of the engine's turn, 0 in none; turn_s: how long one may take.
+    turns: the numbers of the engine's turn and of the load that is under way, 0 for none; turn_s: how long each may
+    take.
     relieve: frees what can be, in the loop. underway: which nodes run, for the log; asked in the watchdog's thread.
     """
 
@@ -56,7 +57,7 @@ class Watchdog:
         memory_bytes: int,
         relieve: Callable[[], None],
         underway: Callable[[], list[str]],
-        turn: Callable[[], int] = lambda: 0,
+        turns: Callable[[], tuple[int, ...]] = tuple,
         turn_s: float = 0.0,
         exit: Callable[[int], object] = os._exit,
         own_bytes: Callable[[], int] | None = None,
@@ -66,8 +67,8 @@ class Watchdog:
         self._memory_bytes = memory_bytes
         self._relieve = relieve
         self._underway = underway
-        self._turn, self._turn_s = turn, turn_s
-        self._in_turn, self._in_turn_s = 0, 0.0
+        self._turns, self._turn_s = turns, turn_s
+        self._in_turns: list[tuple[int, float]] = []
         self._exit = exit
         self._own_bytes = own_bytes or _own_bytes
         self._ticked = threading.Event()
@@ -117,12 +118,13 @@ class Watchdog:
         self._look_at_the_engine()
 
     def _look_at_the_engine(self) -> None:
-        before, self._in_turn = self._in_turn, self._turn()
-        if self._in_turn == 0 or self._in_turn != before:
-            self._in_turn_s = 0.0
-            return
-        self._in_turn_s += LOOK_S
-        if self._in_turn_s >= self._turn_s:
+        turns = self._turns()
+        before = self._in_turns or [(0, 0.0)] * len(turns)
+        self._in_turns = [
+            (turn, lasted_s + LOOK_S if turn and turn == last else 0.0)
+            for turn, (last, lasted_s) in zip(turns, before, strict=True)
+        ]
+        if any(lasted_s >= self._turn_s for turn, lasted_s in self._in_turns if turn):
             self._end(STUCK, f"one forward, or the loading of a model, has taken longer than {self._turn_s:g} s")
 
     def _look_at_memory(self) -> None:

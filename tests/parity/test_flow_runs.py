@@ -19,6 +19,8 @@ from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import BackboneFamily, File, Located, Rows
 from serve_app.models.layout import Table
 from serve_app.models.network import Network
+from serve_app.models.recipes import Need
+from serve_app.models.residency import Hold
 from serve_app.models.tensors import Tensors
 from serve_app.models.weights import Weights
 from serve_app.sampling.denoiser import per_row, trained
@@ -107,10 +109,13 @@ class FlowWeights:
     def remarks(self, recipe: Recipe) -> tuple[str, ...]:
         return ()
 
-    def need(self, *recipes: Recipe) -> None:
-        return None
+    def need(self, *recipes: Recipe) -> Need:
+        return Need({})
 
-    def fits(self, need: Any) -> bool:
+    def hold(self, need: Need) -> Hold:
+        return Hold(need)
+
+    def is_loaded(self, hold: Hold) -> bool:
         return True
 
 

@@ -1,6 +1,6 @@
 import asyncio
 from dataclasses import replace
-from threading import Event, get_ident
+from threading import get_ident
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from serve_app.sampling import latent_formats
 from serve_app.store.catalog import Catalog
 from serve_app.values import GenerationRequest, IllustratedText, Recipe, Texts
 from tests.unit.engine import mixes
+from tests.unit.engine.test_engine import arrived, held
 from tests.unit.models.sample import cpu_weights, random_tensors
 
 UNET = Sd((32,), (1,), (1,), 1, 64)
@@ -194,10 +195,9 @@ async def test_jobs_that_come_together_join_the_same_forward(engine, shared, mon
     before = engine.counters.forwards
     # Time stands still, so that calls are not the reason why some have to wait.
     monkeypatch.setattr("serve_app.engine.timeline.perf_counter", lambda: 0.0)
-    go = Event()
-    engine.call(go.wait)
+    go = held(engine)
     sampling = [asyncio.create_task(shared.bind(ignore).sample(request(conditioning, seed=i))) for i in range(8)]
-    await asyncio.sleep(0)
+    await arrived(engine, 8)
     go.set()
     await asyncio.gather(*sampling)
     assert engine.counters.forwards - before == 3

@@ -138,7 +138,7 @@ def test_everything_is_answered_once_and_within_as_many_turns_as_calls_wait(aske
     calls, answered = Calls(), []
     futures = [Future() for _ in asked]
     for n, ((key, rows), future) in enumerate(zip(asked, futures, strict=True)):
-        calls.add(Call(lambda numbers: answered.append(numbers) or numbers, future, None, n, key, rows, most))
+        calls.add(Call(lambda numbers: answered.append(numbers) or numbers, future, n, key, rows, most))
     for _ in asked:
         if taken := calls.take(None):
             assert len({call.key for call in taken}) == 1
@@ -159,7 +159,7 @@ def test_whatever_a_call_raises_is_its_own_and_the_engine_goes_on(engine, error)
         work()
 
     gathered = engine.gather(1, work, "a", most=16)
-    ends = [engine.call(work), engine.work(steps()), gathered, engine.call(lambda: 1, when=work)]
+    ends = [engine.call(work), engine.work(steps()), gathered]
     wait(ends, timeout=30)
     assert [type(end.exception()) for end in ends] == [type(error)] * len(ends)
     assert engine.call(lambda: 7).result(30) == 7

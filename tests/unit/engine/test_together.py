@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from threading import Event
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from serve_app.errors import NodeError
 from serve_app.models.weights import Weights
 from serve_app.values import ClipSkip, Texts
 from tests.unit.engine import mixes
+from tests.unit.engine.test_engine import arrived, held
 from tests.unit.engine.test_strict import BACKBONE, CLIP, VAE_RECIPE, catalog, ignore
 from tests.unit.models.sample import cpu_weights
 
@@ -42,10 +42,9 @@ def shared(engine, catalog):
 
 async def at_once(engine, shared, *work):
     """Do work that all waits before the first of it is done; return its results and how often models were asked for."""
-    go, before = Event(), shared.weights.asked
-    engine.call(go.wait)
+    go, before = held(engine), shared.weights.asked
     doing = [asyncio.create_task(one) for one in work]
-    await asyncio.sleep(0)
+    await arrived(engine, len(work))
     go.set()
     made = await asyncio.gather(*doing, return_exceptions=True)
     return made, shared.weights.asked - before

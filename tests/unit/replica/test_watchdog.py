@@ -24,14 +24,14 @@ class Watched:
         self.loop = asyncio.new_event_loop()
         self.exits: list[int] = []
         self.relieved = threading.Event()
-        self.bytes = self.turn = 0
+        self.bytes = self.turn = self.load = 0
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.watchdog = Watchdog(
             self.loop,
             **{"hang_s": 2 * LOOK_S, "memory_bytes": 0, **settings},
             relieve=self.relieved.set,
             underway=lambda: ["node 7 (Sleep) of job j"],
-            turn=lambda: self.turn,
+            turns=lambda: (self.turn, self.load),
             turn_s=3 * LOOK_S,
             exit=self.exits.append,
             own_bytes=lambda: self.bytes,
@@ -120,6 +120,17 @@ def test_a_turn_of_the_engine_that_does_not_end_ends_the_process_with_last_words
     assert watched.exits == [STUCK]
     assert "node 7 (Sleep) of job j" in caplog.text
     assert "Thread 0x" in capfd.readouterr().err
+
+
+def test_a_load_that_does_not_end_ends_the_process_though_the_engine_goes_on() -> None:
+    watched = Watched()
+    for watched.load in (1, 2):
+        for watched.turn in range(1, 4):
+            watched.look(1)
+    assert watched.exits == []
+    watched.turn += 1
+    watched.look(1)
+    assert watched.exits == [STUCK]
 
 
 def test_a_closed_loop_is_watched_no_more() -> None:

@@ -1,0 +1,114 @@
+"""Weights made ready beside the engine's thread: first their room, in order of arrival, then what is absent is loaded.
+
+So forwards go on while weights are loaded, and work whose weights are there begins. Requests get room in the order in
+which they came; if later ones could take resident models first, those might stay in use for ever. A request that needs
+several models gets them at once, and no holder of one asks for another, so those in use do come free.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Thread
+from time import sleep
+from traceback import clear_frames
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+
+from serve_app.engine.side_work import fail
+from serve_app.models.recipes import Need
+from serve_app.models.residency import Hold
+from serve_app.models.weights import Weights
+
+T = TypeVar("T")
+
+RETRY_S = 0.02
+"""How often it is asked again whether weights fit."""
+
+
+class Loads:
+    """Makes a replica's weights ready. failed: told, in another thread, of what a load raises."""
+
+    def __init__(self, weights: Weights, failed: Callable[[BaseException], object]) -> None:
+        self._weights = weights
+        self._failed = failed
+        self._rooms, self._loads = _Line("rooms"), _Line("loads")
+
+    @property
+    def turn(self) -> int:
+        """The number of the load that is under way, from 1; 0 in between."""
+        return self._loads.turn
+
+    def room(self, need: Callable[[], Need]) -> Future[Hold]:
+        """Return what keeps the weights of a piece of work in use, once they fit; those absent are not loaded by then.
+
+        need: says what they are; asked once, in another thread. Errors, in the future: its own.
+        """
+
+        def wait(future: Future[Hold]) -> Hold | None:
+            wanted = need()
+            while not future.cancelled():
+                if (hold := self._weights.hold(wanted)) is not None:
+                    return hold
+                sleep(RETRY_S)
+            return None
+
+        return self._rooms.do(wait, lambda error: None)
+
+    def load(self, hold: Hold) -> Future[None]:
+        """Load what of a hold is absent. Errors, in the future: ModelFileError and what else loading raises."""
+        return self._loads.do(lambda _: self._weights.load(hold), self._failed)
+
+
+_Item: TypeAlias = "tuple[Callable[[Future[Any]], Any], Callable[[BaseException], object], Future[Any]] | None"
+
+
+class _Line:
+    """A thread that does what it is given in order, without autograd. It ends once nobody has the line."""
+
+    def __init__(self, name: str) -> None:
+        self._turns = [0, 0]
+        self._waiting: SimpleQueue[_Item] = SimpleQueue()
+        Thread(target=_run, args=(self._waiting, self._turns), name=name, daemon=True).start()
+        weakref.finalize(self, self._waiting.put, None)
+
+    @property
+    def turn(self) -> int:
+        return self._turns[1]
+
+    def do(self, work: Callable[[Future[T]], T | None], failed: Callable[[BaseException], object]) -> Future[T]:
+        """Do it unless the future is cancelled by then; work that gives None where it is cancelled meanwhile may."""
+        future: Future[T] = Future()
+        self._waiting.put((work, failed, future))
+        return future
+
+
+def _run(waiting: SimpleQueue[_Item], turns: list[int]) -> None:
+    with torch.no_grad():
+        while (item := waiting.get()) is not None:
+            turns[0] += 1
+            turns[1] = turns[0]
+            _do(*item)
+            turns[1] = 0
+            # What was done holds weights, and must not while this waits.
+            del item
+
+
+def _do(work: Callable[[Future[Any]], Any], failed: Callable[[BaseException], object], future: Future[Any]) -> None:
+    if future.cancelled():
+        return
+    try:
+        made, raised = work(future), None
+    except BaseException as error:
+        made, raised = None, error
+    # Whoever keeps the error would keep what the frames that raised it have.
+    del work
+    if raised is not None:
+        clear_frames(raised.__traceback__)
+        failed(raised)
+        fail(future, raised)
+    elif future.set_running_or_notify_cancel():
+        future.set_result(made)

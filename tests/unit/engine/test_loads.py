@@ -1,0 +1,192 @@
+"""Weights made ready beside the engine: forwards go on meanwhile, and nobody is given another's room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, current_thread
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serve_app.engine.engine import Engine
+from serve_app.engine.loads import Loads
+from serve_app.engine.runtime import EngineRuntime
+from serve_app.errors import ModelFileError, UnavailableError
+from serve_app.models.recipes import Need
+from serve_app.models.residency import Hold, Resident
+from serve_app.models.weights import Weights
+from serve_app.sampling.request import SamplingRequest
+from serve_app.store.catalog import Catalog
+from serve_app.values import Recipe
+from tests.unit.engine.test_runtime import ONE, TEXT, UNET, VAE, ignore, recipe, request
+from tests.unit.models.sample import cpu_weights, random_tensors
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    root: Path = tmp_path_factory.mktemp("models")
+    (root / "checkpoints").mkdir()
+    for name in NAMES:
+        tensors = random_tensors(UNET) | random_tensors(VAE) | random_tensors(TEXT)
+        save_file(tensors, root / "checkpoints" / f"{name}.safetensors")
+    return Catalog(root)
+
+
+class Slow(Weights):
+    """Weights whose loads wait until they may go on. under_way: set in each; threads: where each was."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.go, self.under_way = Event(), Event()
+        self.go.set()
+        self.threads: list[str] = []
+
+    def _load(self, *args: Any) -> Resident:
+        self.threads.append(current_thread().name)
+        self.under_way.set()
+        assert self.go.wait(30)
+        return super()._load(*args)
+
+
+def slow(catalog: Catalog, budget_bytes: int = 10**9) -> Slow:
+    weights = cpu_weights(catalog, budget_bytes=budget_bytes, kind=Slow)
+    assert isinstance(weights, Slow)
+    return weights
+
+
+def sampled(name: str, **changes: Any) -> SamplingRequest:
+    made: SamplingRequest = request([(torch.zeros(1, 77, 64), {})], name, **changes)
+    return made
+
+
+async def reached(event: Event) -> None:
+    assert await asyncio.to_thread(event.wait, 30)
+
+
+async def test_while_a_model_loads_forwards_of_others_go_on_and_so_does_work_that_begins(
+    engine: Engine, catalog: Catalog
+) -> None:
+    weights = slow(catalog)
+    shared = EngineRuntime(engine, weights)
+    steps = asyncio.Semaphore(0)
+    endless = asyncio.create_task(shared.bind(lambda done, of: steps.release()).sample(sampled("a", steps=100_000)))
+    await steps.acquire()
+    weights.go.clear()
+    weights.under_way.clear()
+    waiting = asyncio.create_task(shared.bind(ignore).sample(sampled("b")))
+    await reached(weights.under_way)
+    for _ in range(20):
+        await asyncio.wait_for(steps.acquire(), 30)
+    # A job of what is there is not only begun but done meanwhile.
+    assert (await asyncio.wait_for(shared.bind(ignore).sample(sampled("a")), 30)).latents.shape == (1, 4, 4, 4)
+    assert not waiting.done()
+    weights.go.set()
+    assert (await asyncio.wait_for(waiting, 30)).latents.shape == (1, 4, 4, 4)
+    endless.cancel()
+
+
+async def test_nothing_is_loaded_in_the_engines_thread(engine: Engine, catalog: Catalog) -> None:
+    weights = slow(catalog)
+    runtime = EngineRuntime(engine, weights).bind(ignore)
+    conditioning = await runtime.encode_text(recipe("clip"), "a fox")
+    images = await runtime.decode(recipe("vae"), (await runtime.sample(request(conditioning))).latents)
+    await runtime.encode(recipe("vae", "b"), images)
+    assert weights.threads == ["loads"] * 4
+
+
+async def test_what_is_granted_room_is_not_displaced_while_it_waits_to_be_loaded(
+    engine: Engine, catalog: Catalog
+) -> None:
+    """Three models with room for two: the third gets its room once one of the others has been used."""
+    weights = slow(catalog, 2 * ONE)
+    shared = EngineRuntime(engine, weights)
+    weights.go.clear()
+    jobs = [asyncio.create_task(shared.bind(ignore).sample(sampled(name))) for name in NAMES]
+    await reached(weights.under_way)
+    weights.go.set()
+    assert len(await asyncio.wait_for(asyncio.gather(*jobs), 60)) == 3
+    assert weights.counters.loads == 3
+    assert weights.held_bytes <= 2 * ONE
+
+
+async def test_a_clock_stands_still_for_who_waits_for_a_load_and_for_nobody_else(
+    engine: Engine, catalog: Catalog
+) -> None:
+    waits: list[str] = []
+
+    def clock(name: str) -> Callable[[], Any]:
+        @contextmanager
+        def loading() -> Iterator[None]:
+            waits.append(name)
+            yield
+
+        return loading
+
+    shared = EngineRuntime(engine, slow(catalog))
+    for name in ("first", "second"):
+        await shared.bind(ignore, loading=clock(name)).sample(sampled("a"))
+    assert waits == ["first"]
+
+
+async def test_a_load_that_is_no_longer_wanted_gives_its_room_back(engine: Engine, catalog: Catalog) -> None:
+    weights = slow(catalog, ONE)
+    shared = EngineRuntime(engine, weights)
+    weights.go.clear()
+    first, second = (asyncio.create_task(shared.bind(ignore).sample(sampled(name))) for name in "ab")
+    await reached(weights.under_way)
+    first.cancel()
+    weights.go.set()
+    assert (await asyncio.wait_for(second, 30)).latents.shape == (1, 4, 4, 4)
+    assert weights.resident() == ("backbone checkpoints/b.safetensors",)
+
+
+async def test_after_an_error_of_cuda_in_a_load_the_engine_closes(catalog: Catalog) -> None:
+    class Broken(Weights):
+        def _load(self, *args: Any) -> Resident:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    engine = Engine(1024)
+    shared = EngineRuntime(engine, cpu_weights(catalog, kind=Broken))
+    with pytest.raises((RuntimeError, UnavailableError)):
+        await shared.bind(ignore).sample(sampled("a"))
+    await asyncio.to_thread(engine._thread.join, 30)
+    assert not engine.alive
+
+
+def test_room_is_given_in_order_of_arrival_and_who_leaves_lets_the_others_through(catalog: Catalog) -> None:
+    weights = cpu_weights(catalog, budget_bytes=ONE)
+    loads = Loads(weights, lambda error: None)
+
+    def room(name: str) -> Future[Hold]:
+        return loads.room(lambda: weights.need(recipe("backbone", name)))
+
+    first = room("a").result(30)
+    weights.load(first)
+    second, third = room("b"), room("a")
+    # What is resident would fit at once, and does not go before what has waited for longer.
+    with pytest.raises(TimeoutError):
+        third.result(0.2)
+    assert second.cancel()
+    assert weights.is_loaded(third.result(30))
+    del first
+
+
+def test_room_that_cannot_be_asked_for_is_an_error_and_those_behind_it_get_theirs(catalog: Catalog) -> None:
+    weights = cpu_weights(catalog)
+    loads = Loads(weights, lambda error: None)
+
+    def missing() -> Need:
+        return weights.need(Recipe("backbone", "checkpoints", "missing.safetensors"))
+
+    first, second = loads.room(missing), loads.room(lambda: weights.need(recipe("backbone")))
+    with pytest.raises(ModelFileError, match="missing"):
+        first.result(30)
+    assert second.result(30).need.nbytes
