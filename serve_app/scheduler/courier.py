@@ -13,7 +13,7 @@ import math
 import random
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -29,8 +29,12 @@ from serve_app.store.webhooks import Attempt, Delivery, Heads, RecordAttempts, T
 T = TypeVar("T")
 _log = log.get("scheduler")
 
-CONCURRENT, CONCURRENT_EACH = 16, 4
-"""How much is under way at once, in all and to one webhook; to one that fails, one at a time."""
+CONCURRENT, CONCURRENT_EACH = 32, 4
+"""How much is under way at once, in all and to one webhook; to one that fails, one at a time.
+
+Of a tenant's, no more than what is left for others: half of all for one alone, a third each for two, and so on, so that
+there is room at once for whoever has nothing under way. Source: Choudhury and Hahne, "Dynamic queue length thresholds".
+"""
 FIRST_S, GROWTH, LONGEST_S = 5.0, 4.0, 14_400.0
 """After a first failure, by what factor longer after each further one, and at most: when a delivery is sent again."""
 REST_S = 60.0
@@ -74,7 +78,8 @@ class Courier:
         self._ask, self._post, self._limits = ask, post, limits
         self._clock, self._jitter = clock, jitter
         self._lines: defaultdict[str, _Line] = defaultdict(_Line)
-        self._under_way: set[str] = set()
+        self._under_way: dict[str, str] = {}
+        self._of_tenant: Counter[str] = Counter()
         self._came: list[Attempt] = []
         self._woken = asyncio.Event()
         self._sends: set[asyncio.Task[None]] = set()
@@ -124,14 +129,15 @@ class Courier:
         if self._came:
             came, self._came = self._came, []
             await persistently(lambda: self._ask(RecordAttempts(tuple(came))))
-            self._under_way.difference_update(attempt.delivery.delivery_id for attempt in came)
+            for attempt in came:
+                self._of_tenant[self._under_way.pop(attempt.delivery.delivery_id)] -= 1
+            self._of_tenant += Counter()  # without those who have nothing left
 
     async def _begin(self, webhook: Webhook, now_s: float) -> float:
         """Begin to send what is due to a webhook, as far as may be; return when more is due."""
         line = self._lines[webhook.webhook_id]
         most = 1 if line.failures else CONCURRENT_EACH
-        free = min(most - line.under_way, CONCURRENT - len(self._under_way))
-        if free <= 0:
+        if line.under_way >= most or not self._may_have_another(webhook.tenant):
             return math.inf  # the end of something under way wakes
         if line.rests_until_s > now_s:
             return line.rests_until_s
@@ -141,15 +147,18 @@ class Courier:
                 continue
             if head.due_s > now_s:
                 return head.due_s
-            if free == 0:
+            if line.under_way >= most or not self._may_have_another(webhook.tenant):
                 return math.inf
-            free -= 1
             line.under_way += 1
-            self._under_way.add(head.delivery_id)
+            self._under_way[head.delivery_id] = webhook.tenant
+            self._of_tenant[webhook.tenant] += 1
             send = asyncio.create_task(self._send(webhook, head, line))
             self._sends.add(send)
             send.add_done_callback(self._sends.discard)
         return math.inf
+
+    def _may_have_another(self, tenant: str) -> bool:
+        return self._of_tenant[tenant] < CONCURRENT - len(self._under_way)
 
     async def _send(self, webhook: Webhook, sent: Delivery, line: _Line) -> None:
         body = sent.payload.encode()

@@ -117,15 +117,16 @@ class Site:
         assert headers["webhook-id"]
         return await self.receivers[url].take(body)
 
-    def webhook(self, name: str, behaviour: Behaviour, events: tuple[str, ...] = EVENTS) -> Receiver:
+    def webhook(self, name: str, behaviour: Behaviour, events: tuple[str, ...] = EVENTS, tenant: str = "") -> Receiver:
         self.receivers[name] = Receiver(behaviour)
-        self.jobs.inquire(self.epoch, AddWebhook(Webhook(name, name, events, new_secret(), 0.0), 100))
+        made = Webhook(name, name, events, new_secret(), 0.0, tenant)
+        self.jobs.inquire(self.epoch, AddWebhook(made, 100))
         self._courier.wake()
         return self.receivers[name]
 
-    def change(self, job_id: str, event: str) -> None:
+    def change(self, job_id: str, event: str, tenant: str = "") -> None:
         now_s, self._seq = asyncio.get_running_loop().time(), self._seq + 1
-        row = JobRow(job_id, 0.0, self._orders, {}, (), None, {}, created_s=now_s, queued_seq=self._seq)
+        row = JobRow(job_id, 0.0, self._orders, {}, (), None, {}, created_s=now_s, queued_seq=self._seq, tenant=tenant)
         changes: dict[str, Change] = {
             "job.queued": JobAccepted(row),
             "job.running": JobStarted(job_id, now_s, self._seq),
@@ -135,9 +136,9 @@ class Site:
         if self.jobs.write(self.epoch, [changes[event]]):
             self._courier.wake()
 
-    def job(self, job_id: str) -> None:
+    def job(self, job_id: str, tenant: str = "") -> None:
         for event in STORY:
-            self.change(job_id, event)
+            self.change(job_id, event, tenant)
 
     def states(self, name: str) -> Counter[str]:
         return Counter(d.state for d in self.jobs.inquire(self.epoch, Deliveries(name, 10_000)))
@@ -253,6 +254,36 @@ def test_no_more_is_under_way_than_is_allowed(tmp_path):
             assert sum(receiver.at_once for receiver in receivers) <= CONCURRENT
         await asyncio.sleep(200)
         assert all(len(receiver.taken) == 30 for receiver in receivers)
+
+    lived(story, tmp_path)
+
+
+@pytest.mark.parametrize("slow_tenants", [1, 2, 5])
+def test_no_tenants_slow_receivers_hold_up_another_tenants(tmp_path, slow_tenants):
+    async def story(site: Site) -> None:
+        slow = {
+            tenant: [site.webhook(f"{tenant} {n}", status(204, 14.0), tenant=tenant) for n in range(40)]
+            for tenant in map("slow {}".format, range(slow_tenants))
+        }
+        good = site.webhook("good", well, tenant="good")
+        for number in range(4):
+            for tenant in slow:
+                site.job(f"{tenant} {number}", tenant)
+        await asyncio.sleep(1)
+        held = {tenant: sum(receiver.at_once for receiver in receivers) for tenant, receivers in slow.items()}
+        assert max(held.values()) <= CONCURRENT // 2
+        assert sum(held.values()) >= CONCURRENT // 2, "they have something to wait for"
+        if slow_tenants == 1:
+            assert sum(held.values()) == CONCURRENT // 2
+        for number in range(20):
+            began_s = asyncio.get_running_loop().time()
+            site.job(str(number), "good")
+            await asyncio.sleep(1)
+            arrived = [at_s - began_s for job_id, _, at_s in good.tried if job_id == str(number)]
+            assert len(arrived) == 3
+            assert max(arrived) < 1
+        shares = [sum(len(receiver.tried) for receiver in receivers) for receivers in slow.values()]
+        assert min(shares) > 0, "of those who are slow none is starved"
 
     lived(story, tmp_path)
 
