@@ -6,6 +6,7 @@ documentation, "1D Block Scaling Factors Layout"; OCP Microscaling Formats 1.0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,10 +58,9 @@ class Nvfp4Weight(KeptWeight):
     def part(self, place: Place) -> Nvfp4Weight:
         return replace(self, stored=placed(self.stored, place), scales=placed(self.scales, place))
 
-    def to(self, device: torch.device) -> Nvfp4Weight:
-        inputs = None if self.inputs is None else self.inputs.to(device)
-        stored, scales, scale = (tensor.to(device) for tensor in (self.stored, self.scales, self.scale))
-        return Nvfp4Weight(stored, scales, scale, inputs)
+    def sent(self, send: Callable[[Tensor], Tensor]) -> Nvfp4Weight:
+        inputs = None if self.inputs is None else send(self.inputs)
+        return Nvfp4Weight(send(self.stored), send(self.scales), send(self.scale), inputs)
 
     def holding(self, wide: Tensor) -> KeptWeight:
         return in_eight_bits(wide)
@@ -100,8 +100,8 @@ class Mxfp8Weight(KeptWeight):
     def part(self, place: Place) -> Mxfp8Weight:
         return Mxfp8Weight(placed(self.stored, place), placed(self.scales, place))
 
-    def to(self, device: torch.device) -> Mxfp8Weight:
-        return Mxfp8Weight(self.stored.to(device), self.scales.to(device))
+    def sent(self, send: Callable[[Tensor], Tensor]) -> Mxfp8Weight:
+        return Mxfp8Weight(send(self.stored), send(self.scales))
 
     def holding(self, wide: Tensor) -> KeptWeight:
         return in_eight_bits(wide)

@@ -6,6 +6,7 @@ rotated. Source of the rotation: Croci et al. 2025 (regular Hadamard matrices), 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import sqrt
@@ -44,9 +45,8 @@ class EightBitWeight(KeptWeight):
         scale = self.scale if self.scale is None or len(self.scale) == 1 else placed(self.scale, place)
         return replace(self, stored=placed(self.stored, place), scale=scale)
 
-    def to(self, device: torch.device) -> EightBitWeight:
-        scale = None if self.scale is None else self.scale.to(device)
-        return replace(self, stored=self.stored.to(device), scale=scale)
+    def sent(self, send: Callable[[Tensor], Tensor]) -> EightBitWeight:
+        return replace(self, stored=send(self.stored), scale=None if self.scale is None else send(self.scale))
 
     def holding(self, wide: Tensor) -> EightBitWeight:
         """Return a weight of other numbers (out,in), stored as these are; scales are chosen anew for them."""

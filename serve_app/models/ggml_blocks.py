@@ -185,8 +185,8 @@ class BlockWeight(KeptWeight):
     def part(self, place: Place) -> BlockWeight:
         return replace(self, stored=placed(self.stored, place))
 
-    def to(self, device: torch.device) -> BlockWeight:
-        return replace(self, stored=self.stored.to(device))
+    def sent(self, send: Callable[[Tensor], Tensor]) -> BlockWeight:
+        return replace(self, stored=send(self.stored))
 
     def holding(self, wide: Tensor) -> KeptWeight:
         return in_eight_bits(wide)

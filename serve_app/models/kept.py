@@ -6,6 +6,7 @@ How they are stored is a class of its own: `eight_bit`, `block_scales`, `ggml_bl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ class KeptWeight(ABC):
         """Return what of it goes to a place that `may_go_to` names."""
 
     @abstractmethod
-    def to(self, device: torch.device) -> KeptWeight:
-        """Return it on a device."""
+    def sent(self, send: Callable[[Tensor], Tensor]) -> KeptWeight:
+        """Return it where `send` brings each of its tensors."""
 
     @abstractmethod
     def wide(self) -> Tensor:
@@ -97,9 +98,9 @@ class KeptLinear(nn.Module):
         self.out_features, self.in_features = kept.shape
         self.weight = self._like(torch.device("cpu"), torch.float32)
 
-    def move_to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move to a device, to run in a dtype there."""
-        self.kept = self.kept.to(device)
+    def move_to(self, send: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> None:
+        """Move to a device, to run in a dtype there. send: brings a tensor to it."""
+        self.kept = self.kept.sent(send)
         self.weight = self._like(device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:

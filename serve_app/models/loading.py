@@ -39,6 +39,7 @@ from serve_app.models.network import Network
 from serve_app.models.packing import move_to
 from serve_app.models.parts import PART_NAMES
 from serve_app.models.recipes import Change, Files
+from serve_app.models.upload import Ring
 from serve_app.models.upscaler import Upscaler, UpscalerFile
 from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder, StyleModel
@@ -147,6 +148,7 @@ class Loader:
         }
         for part, name in self._dtypes.items():
             dtype_of(name, part, device)
+        self._ring = Ring(device) if device.type == "cuda" else None
 
     def nbytes(self, recipe: Recipe, files: Files) -> int:
         """Return how many bytes a part will take."""
@@ -179,13 +181,13 @@ class Loader:
             case ControlFile() | SideFile():
                 dtype = self._side_dtype(file)
                 module: nn.Module = file.load(self.device, dtype)
-                move_to(module, self.device, dtype)
+                move_to(module, self.device, dtype, self._ring)
                 return replace(loaded, module=module)
         training = file.training() if recipe.part == "backbone" else UNSAID
         mixed = mixture(recipe, files)
         dtype = self._dtype(recipe, mixed.family)
         module = mixed.settle(self.device, dtype, _ROUNDED.get(recipe.part)) if files.changes else mixed.module
-        move_to(module, self.device, dtype)
+        move_to(module, self.device, dtype, self._ring)
         return replace(loaded, module=module, family=mixed.family, trained_as=training, remarks=tuple(mixed.remarks))
 
     def lora_bytes(self, recipe: Recipe, files: Files, of_set: Files) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.models.kept import KeptLinear
+from serve_app.models.upload import Ring, Upload
 
 _ops: Any = torch.ops.mkldnn
 
@@ -72,18 +73,36 @@ class PackedLinear(nn.Module):
         return layer.eval()
 
 
-def move_to(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+def move_to(network: nn.Module, device: torch.device, dtype: torch.dtype, ring: Ring | None = None) -> None:
     """Move a network's weights to a device and dtype, in place, packed if that is float32 on a CPU.
 
-    Layers of eight bits keep them, and run in the dtype.
+    Layers of eight bits keep them, and run in the dtype. ring: that of the device, through which the weights go.
     """
+    if ring is not None:
+        _upload(network, dtype, ring)
+        return
     for layer in network.modules():
         if isinstance(layer, KeptLinear):
-            layer.move_to(device, dtype)
+            layer.move_to(lambda tensor: tensor.to(device), device, dtype)
     if device.type == "cpu" and dtype == torch.float32:
         _pack(network)
     for parameter in network.parameters():
         parameter.data = parameter.data.to(device, dtype)
+
+
+def _upload(network: nn.Module, dtype: torch.dtype, ring: Ring) -> None:
+    upload = Upload(ring)
+    sent: dict[int, nn.Parameter] = {}
+    for layer in network.modules():
+        if isinstance(layer, KeptLinear):
+            layer.move_to(upload.send, ring.device, dtype)
+        for name, parameter in layer._parameters.items():
+            # One that several layers share stays shared.
+            if parameter is not None and id(parameter) not in sent:
+                sent[id(parameter)] = nn.Parameter(upload.send(parameter.data, dtype), requires_grad=False)
+            if parameter is not None:
+                layer._parameters[name] = sent[id(parameter)]
+    upload.finish()
 
 
 def _pack(network: nn.Module) -> None:

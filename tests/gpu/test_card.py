@@ -16,6 +16,7 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.timeline import timeline_of
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.backbone import Backbone
+from serve_app.models.upload import Ring, Upload
 from serve_app.sampling.forward import denoise
 from serve_app.sampling.noise import gaussian_noise
 from serve_app.sampling.samplers import SAMPLERS
@@ -123,3 +124,16 @@ def test_a_forward_that_does_not_fit_is_learned_once():
     finally:
         engine.close()
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_weights_arrive_whole_while_the_card_is_busy(dtype):
+    source = [torch.randn(3000, 5000), torch.randn(4000, 3000).half().t(), torch.randn(7)]
+    busy = torch.randn(4096, 4096, device=CARD)
+    upload = Upload(Ring(CARD))
+    for _ in range(20):
+        busy = busy @ busy / 64
+    sent = [upload.send(tensor, dtype) for tensor in source]
+    upload.finish()
+    for ours, wanted in zip(sent, source, strict=True):
+        assert torch.equal(ours.cpu(), wanted.to(dtype))

@@ -49,7 +49,7 @@ def test_a_weight_is_widened_as_comfyui_does(name: str, dtype: torch.dtype, grou
     FIGURES.assert_agrees(weight.wide(), f"{name}|wide", 1e-6)
     x = noise("x", (5, weight.stored.shape[1]))
     layer = KeptLinear(weight, None)
-    layer.move_to(CPU, torch.float32)
+    layer.move_to(lambda tensor: tensor, CPU, torch.float32)
     torch.testing.assert_close(layer(x), x @ FIGURES[f"{name}|wide"].T, rtol=1e-5, atol=1e-5)
 
 
