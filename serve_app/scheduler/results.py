@@ -6,7 +6,7 @@ output node showed (its ui dict) is small and stays here, so a finished job can 
 
 from __future__ import annotations
 
-import pickle
+import json
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any, Generic, TypeVar
@@ -15,7 +15,7 @@ from serve_app.graph.plan import TaskId
 
 Value = TypeVar("Value")
 
-UI_BYTES = 64 * 1024 * 1024
+UI_BYTES = 16 * 1024 * 1024
 """What all ui dicts that are remembered may take; what subgraphs made shows beside it may take as much."""
 ENTRY_BYTES = 300
 """What remembering anything takes beside the value: its signature of 64 characters and its place in the order."""
@@ -67,7 +67,7 @@ class Results:
         # In dicts for their order, so that what is chosen among holders does not depend on hashes.
         self._holders: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self._held: defaultdict[str, dict[str, None]] = defaultdict(dict)
-        # Pickled, a picture of a job takes 0.4 kB with its entry, not 1.1, and few are ever asked for again.
+        # As JSON, what a job with one picture showed takes 0.4 kB, not 1.1, and few are ever asked for again.
         self._ui = Remembered[bytes](ui_bytes)
         self._made = Remembered[dict[str, bytes]](ui_bytes)
         self._owner: dict[str, TaskId] = {}
@@ -78,7 +78,7 @@ class Results:
         self._holders[signature][replica_id] = None
         self._held[replica_id][signature] = None
         if ui is not None:
-            shown = pickle.dumps(dict(ui))
+            shown = _json(ui)
             self._ui.put(signature, shown, len(shown))
         self._release(signature)
 
@@ -104,16 +104,17 @@ class Results:
     def ui(self, signature: str) -> Mapping[str, Any] | None:
         """Return what an output node of this signature showed, if it is remembered."""
         shown = self._ui.get(signature)
-        return None if shown is None else pickle.loads(shown)
+        return None if shown is None else json.loads(shown)
 
-    def shown(self) -> list[Mapping[str, Any]]:
-        """Return everything that output nodes showed and that is remembered."""
-        return [ui for _, ui in self.remembered()]
+    def shown(self) -> Iterator[Mapping[str, Any]]:
+        """Yield everything that output nodes had showed and was remembered when this was called."""
+        return (ui for _, ui in self.remembered())
 
-    def remembered(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """Return what `shown` does, each with its signature, of what a node made with its maker's."""
+    def remembered(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield what `shown` does, each with its signature, of what a node made with its maker's. For any thread."""
         made = ((signature, ui) for signature, made in self._made.items() for ui in made.values())
-        return [(signature, pickle.loads(ui)) for signature, ui in (*self._ui.items(), *made)]
+        kept = [*self._ui.items(), *made]
+        return ((signature, json.loads(ui)) for signature, ui in kept)
 
     def forget_shown(self, signatures: Iterable[str]) -> dict[str, list[str]]:
         """Forget what nodes of these signatures showed; return which of them each replica holds, as before."""
@@ -129,12 +130,12 @@ class Results:
         """Note what a node showed that one of this signature made. rest: its id less its maker's."""
         made = self._made.get(signature) or {}
         if rest not in made:
-            made[rest] = pickle.dumps(ui)
+            made[rest] = _json(ui)
             self._made.put(signature, made, sum(map(len, made.values())))
 
     def made(self, signature: str) -> Mapping[str, Mapping[str, Any]]:
         """Return what `add_made` noted."""
-        return {rest: pickle.loads(ui) for rest, ui in (self._made.get(signature) or {}).items()}
+        return {rest: json.loads(ui) for rest, ui in (self._made.get(signature) or {}).items()}
 
     def known(self, signature: str) -> bool:
         """Whether the node need not run again."""
@@ -165,3 +166,7 @@ class Results:
         owner = self._owner.pop(signature, None)
         if owner is not None:
             self._claims[owner].discard(signature)
+
+
+def _json(ui: Mapping[str, Any]) -> bytes:
+    return json.dumps(ui, separators=(",", ":")).encode()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from serve_app import log
@@ -33,7 +34,7 @@ class Tidying:
         sweep: Sweep,
         jobs: Jobs,
         tenure: Tenure,
-        results: Callable[[], list[Any]],
+        results: Callable[[], Iterable[Any]],
         in_database: Callable[..., Awaitable[Any]],
     ) -> None:
         self._sweep = sweep
@@ -61,8 +62,7 @@ class Tidying:
 
     async def once(self, started_s: float | None = None) -> None:
         """Sweep. started_s: when the server started, if that was just now."""
-        unfinished = await asyncio.to_thread(self._jobs.unfinished)
-        needed = {ref for row in unfinished for _, ui in row.outputs.values() for ref in shown(ui)}
+        needed = await asyncio.to_thread(self._jobs.shown_unfinished)
         # Whole areas are listed for it.
         if started_s is not None or time.monotonic() >= self._looked_s + LOOK_S:
             await asyncio.to_thread(self._sweep.half_written)
@@ -71,7 +71,7 @@ class Tidying:
         expired = await self._in_database(self._jobs.inquire, self._tenure.epoch, ExpireAssets())
         await asyncio.to_thread(self._sweep.delete, expired)
         await self.doomed()
-        await asyncio.to_thread(self._sweep.previews, started_s, needed | self._kept())
+        await asyncio.to_thread(self._sweep.previews, started_s, chain(needed, self._kept()))
         while True:
             await self._in_database(self._jobs.stamp, self._tenure.epoch)
             before_s = time.time() - SETTLED_S
@@ -91,5 +91,6 @@ class Tidying:
                 await asyncio.to_thread(self._sweep.doomed, files)
                 await self._in_database(self._jobs.inquire, self._tenure.epoch, SettleDoomed(files))
 
-    def _kept(self) -> set[FileRef]:
-        return {ref for ui in self._results() for ref in shown(ui)}
+    def _kept(self) -> Iterator[FileRef]:
+        """Yield, in any thread, the files of results that are remembered at the time of this call."""
+        return (ref for ui in self._results() for ref in shown(ui))

@@ -388,6 +388,12 @@ class Jobs:
                     files.update(_placed(ui, tenant))
         return files
 
+    def shown_unfinished(self) -> set[FileRef]:
+        """Return the files that the recorded outputs of jobs that have not ended name, as tenants name them."""
+        with self._reading() as connection:
+            outputs = connection.execute(_SHOWN.where(JOBS.c.ended_s.is_(None)))
+            return {ref for _, ui in outputs for ref in shown(json.loads(ui))}
+
     def is_shown(self, ref: FileRef) -> bool:
         """Whether any job's recorded outputs name the file."""
         likely = OUTPUTS.c.ui.contains(json.dumps(ref.filename), autoescape=True)

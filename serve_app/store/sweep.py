@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 
 from serve_app import log
 from serve_app.errors import FileMissingError
@@ -41,7 +41,7 @@ class Sweep:
         self.deleted: Callable[[FileRef], None] = lambda ref: None
         """Told of each file that is gone."""
 
-    def unrecorded(self, ended_before_s: float, kept: Collection[FileRef]) -> list[Reservation]:
+    def unrecorded(self, ended_before_s: float, kept: Iterable[FileRef]) -> list[Reservation]:
         """Remove what ended jobs saved and nobody recorded; return the reservations that are thereby done with.
 
         kept: files that may still come to be recorded, by a job that is given another one's results; as tenants
@@ -49,9 +49,13 @@ class Sweep:
         """
         reservations = self._jobs.unsettled(ended_before_s, BATCH_SIZE)
         recorded = self._jobs.shown([reservation.job_id for reservation in reservations])
+        unrecorded = [
+            (reservation, [(ref, digests) for ref, digests in reservation.files() if ref not in recorded])
+            for reservation in reservations
+        ]
+        kept = _among({named_by_tenant(ref) for _, left in unrecorded for ref, _ in left}, kept)
         done = []
-        for reservation in reservations:
-            left = [(ref, digests) for ref, digests in reservation.files() if ref not in recorded]
+        for reservation, left in unrecorded:
             if any(named_by_tenant(ref) in kept for ref, _ in left):
                 continue
             for ref, digests in left:
@@ -59,7 +63,7 @@ class Sweep:
             done.append(reservation)
         return done
 
-    def previews(self, started_s: float | None, kept: Collection[FileRef]) -> int:
+    def previews(self, started_s: float | None, kept: Iterable[FileRef]) -> int:
         """Remove previews that are too old, or as a server starts all from before `started_s`; return how many."""
         before_s = time.time() - self._temp_age_s if started_s is None else started_s
         return self._aged("temp", PREVIEW, before_s, kept)
@@ -90,9 +94,10 @@ class Sweep:
         before_s = time.time() - UNFINISHED_S
         return sum(self._aged(area, _HALF, before_s, ()) for area in AREAS)
 
-    def _aged(self, area: str, pattern: re.Pattern[str], before_s: float, kept: Collection[FileRef]) -> int:
+    def _aged(self, area: str, pattern: re.Pattern[str], before_s: float, kept: Iterable[FileRef]) -> int:
         found = self._store.files(next(known for known in AREAS if known == area))
         aged = [ref for ref, at_s in found if at_s < before_s and pattern.search(ref.filename)]
+        kept = _among({named_by_tenant(ref) for ref in aged}, kept)
         old = [ref for ref in aged if named_by_tenant(ref) not in kept]
         for ref in old:
             self._delete(ref)
@@ -115,3 +120,8 @@ class Sweep:
         if not self._jobs.is_shown(ref):
             self._delete(ref)
             _log.info("%s is removed: job %s saved it and ended before that was recorded", ref.path, job_id)
+
+
+def _among(files: set[FileRef], kept: Iterable[FileRef]) -> set[FileRef]:
+    """Return which of the files are kept. Many more may be, so those are gone through one by one."""
+    return {ref for ref in kept if ref in files} if files else set()
