@@ -19,7 +19,7 @@ from serve_app.scheduler.job_counters import JobCounters, read
 
 if TYPE_CHECKING:
     # Both import torch, which the scheduler's process has no need of.
-    from serve_app.engine.engine import Counters
+    from serve_app.engine.forwards import Counters
     from serve_app.models.weights import LoadCounters
 
 READ_S = 2.0

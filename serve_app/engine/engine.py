@@ -23,17 +23,16 @@ from threading import Lock, Thread
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
 
 from serve_app.engine.batcher import share
-from serve_app.engine.budget import Budget
 from serve_app.engine.device_lost import DeviceLostError, check, is_lost
+from serve_app.engine.forwards import Counters, Forwards
+from serve_app.engine.memory import Idle, Memory
 from serve_app.engine.side_work import PAUSED, Call, Calls, fail
 from serve_app.engine.timeline import HostTimeline, Mark, Timeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, UnavailableError
 from serve_app.log import get
-from serve_app.sampling.forward import Piece, denoise
 from serve_app.sampling.request import Sampled
 
 log = get("engine")
@@ -114,32 +113,26 @@ class _Close:
 _Item: TypeAlias = _Run | Call | _Close
 
 
-@dataclass(slots=True)
-class Counters:
-    """What an engine has done since it began: evaluations answered, forwards run and rows in them, forwards failed.
-
-    seconds: spent in forwards that are done.
-    """
-
-    evaluations: int = 0
-    forwards: int = 0
-    rows: int = 0
-    failures: int = 0
-    seconds: float = 0.0
-
-
 class Engine:
     """Runs trajectories and one-off model work in a thread of its own, without autograd.
 
     max_cells: the most latent cells of all rows in one forward; fewer where the device has run out of memory.
-    timeline: of the device of its models; if not given, one that does all at once.
+    timeline: of the device of its models; if not given, one that does all at once. memory: of that device, where it can
+    be asked. idle: what is held there and makes way for forwards.
     """
 
-    def __init__(self, max_cells: int, timeline: Timeline | None = None) -> None:
+    def __init__(
+        self,
+        max_cells: int,
+        timeline: Timeline | None = None,
+        memory: Memory | None = None,
+        idle: Idle | None = None,
+    ) -> None:
         self.counters = Counters()
+        self.memory = memory
         self.turn = 0
         """The number of the forward or call that its thread is in, from 1; 0 in between."""
-        self._budget = Budget(max_cells)
+        self._forwards = Forwards(max_cells, self.counters, memory, idle)
         self._timeline = timeline or HostTimeline()
         self._flights: deque[_Flight] = deque()
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
@@ -313,7 +306,7 @@ class Engine:
             began = self._timeline.mark()
             # What fails keeps this frame, whose locals must not keep the runs' models in use: `groups` ends empty.
             oldest = min(self._runs, key=lambda run: run.since)
-            groups = [share(self._runs, self._budget.limit(oldest.trajectory.budget_key))]
+            groups = [share(self._runs, self._forwards.limit(oldest.trajectory.budget_key))]
             del oldest
             while groups:
                 groups += self._answer(groups.pop(), news)
@@ -349,14 +342,13 @@ class Engine:
             flight.news.tell()
 
     def _answer(self, runs: list[_Run], news: _News) -> list[list[_Run]]:
-        """Answer the evaluations of these runs with one forward, and return []. news: takes what they come to.
+        """Answer the evaluations of these runs together, and return []. news: takes what they come to.
 
-        If it fails, return the halves of the runs, to be answered the last one first: so only those fail that fail
+        If that fails, return the halves of the runs, to be answered the last one first: so only those fail that fail
         alone.
         """
-        pieces = [piece for run in runs for piece in run.trajectory.pieces]
         try:
-            answers = self._denoise(pieces)
+            answers = self._forwards.answer([run.trajectory.pieces for run in runs])
         except BaseException as error:
             self.counters.failures += 1
             check(error)
@@ -366,51 +358,19 @@ class Engine:
             # The error's text alone: whoever keeps log records would keep the failed forward's tensors with it.
             log.warning("a forward failed and is tried in halves: evaluations=%d error=%s", len(runs), repr(error))
             return [runs[len(runs) // 2 :], runs[: len(runs) // 2]]
-        self.counters.evaluations += len(runs)
-        first = 0
-        for run in runs:
-            end = first + len(run.trajectory.pieces)
+        for run, answered in zip(runs, answers, strict=True):
+            if isinstance(answered, DeviceMemoryError):
+                _fail(run, answered)
+                continue
+            self.counters.evaluations += 1
             run.since = self.counters.forwards
             try:
-                run.trajectory.feed(answers[first:end])
+                run.trajectory.feed(answered)
                 news.take(run)
             except BaseException as error:
                 check(error)
                 _fail(run, error)
-            first = end
         return []
-
-    def _denoise(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """Return each piece's denoised rows, from as few forwards as they fit into. Errors: DeviceMemoryError.
-
-        Where the device runs out of memory, its cache is emptied and the same pieces are tried in smaller forwards.
-        """
-        answers: dict[int, Tensor] = {}
-        left = list(range(len(pieces)))
-        while left:
-            first = pieces[left[0]]
-            key = first.backbone.network.key, first.group_key
-            group = _group(pieces, left, self._budget.limit(key))
-            asked = [pieces[i] for i in group]
-            cells = sum(piece.cells for piece in asked)
-            try:
-                answers.update(zip(group, denoise(asked), strict=True))
-            except torch.OutOfMemoryError as error:
-                said = str(error)
-            else:
-                self._budget.answered(key, cells)
-                self.counters.forwards += 1
-                self.counters.rows += sum(piece.rows for piece in asked)
-                left = [i for i in left if i not in answers]
-                continue
-            # Only here has the error let go of what the failed forward held.
-            self.counters.failures += 1
-            self._budget.failed(key, cells)
-            torch.cuda.empty_cache()
-            if len(asked) == 1:
-                raise _does_not_fit(first, said)
-            log.warning("a forward did not fit the device: cells=%d limit=%d", cells, self._budget.limit(key))
-        return [answers[i] for i in range(len(pieces))]
 
     def _abandon(self) -> None:
         with self._closing:
@@ -426,38 +386,6 @@ class Engine:
         for future in left:
             if future.cancelled() or not future.done():
                 fail(future, error)
-
-
-def _group(pieces: Sequence[Piece], left: Sequence[int], limit: int) -> list[int]:
-    """Return those of the indices left that share the first one's forward: of its network and group, within a limit.
-
-    Those that are tied to one in it go with it whatever the limit.
-    """
-    first = pieces[left[0]]
-    group, cells, full = [left[0]], first.cells, False
-    ties = {first.tie} - {None}
-    for i in left[1:]:
-        of_another = pieces[i].backbone.network.key != first.backbone.network.key
-        if of_another or pieces[i].group_key != first.group_key:
-            continue
-        full = full or cells + pieces[i].cells > limit
-        if full and pieces[i].tie not in ties:
-            continue
-        cells += pieces[i].cells
-        group.append(i)
-        ties |= {pieces[i].tie} - {None}
-    return group
-
-
-def _does_not_fit(piece: Piece, said: str) -> DeviceMemoryError:
-    """Return the error for a piece that does not fit alone. said: torch's words, which give the sizes."""
-    size = "×".join(str(side) for side in reversed(piece.x.shape[2:]))
-    # What follows is advice on torch's own settings.
-    sizes = said.partition(" If reserved but unallocated")[0].partition("\n")[0]
-    return DeviceMemoryError(
-        f"a batch of {piece.rows} latents of {size} cells does not fit the device's memory by itself; "
-        f"a smaller image or batch may. {sizes}"
-    )
 
 
 def _leaves(run: _Run) -> bool:

@@ -1,4 +1,4 @@
-"""The memory of a device: what one process may take of it.
+"""The memory of a device: what one process may take of it, and what is taken now.
 
 Of a card its process has a share, of which a CUDA context takes a part that torch's allocator knows nothing of. What is
 left of it, but for a reserve, is what weights and forwards are planned within.
@@ -7,6 +7,9 @@ left of it, but for a reserve, is what weights and forwards are planned within.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+import torch
 
 from serve_app.errors import ConfigError
 
@@ -71,3 +74,68 @@ def card_share(total_bytes: int, free_bytes: int, fraction: float) -> CardShare:
 def host_weights_bytes(asked: int | None, process_bytes: int) -> int:
     """Return how much memory weights may take on a CPU. asked: as configured; process_bytes: what the process may."""
     return process_bytes // HOST_SHARE if asked is None else asked
+
+
+class Memory(Protocol):
+    """The memory of an engine's device, as its allocator tells of it.
+
+    It counts what the device has been asked for, whether or not it has done it, so nobody waits for the answer.
+    """
+
+    @property
+    def planned_bytes(self) -> int:
+        """What weights, forwards and all else may take together."""
+        ...
+
+    def held_bytes(self) -> int:
+        """Return what is taken now."""
+        ...
+
+    def watch(self) -> None:
+        """Let `peak_bytes` begin anew."""
+        ...
+
+    def peak_bytes(self) -> int:
+        """Return the most that was taken at once since `watch`."""
+        ...
+
+    def let_go(self) -> None:
+        """Give back what the allocator keeps for later."""
+        ...
+
+
+class Idle(Protocol):
+    """What is held on the device and could do without."""
+
+    def release(self, nbytes: int | None = None) -> int:
+        """Let go of at least so many bytes of it, or of all, and return how many went."""
+        ...
+
+
+class CardMemory:
+    """A card's, as torch's allocator in this process has it."""
+
+    def __init__(self, device: torch.device, planned_bytes: int) -> None:
+        self._device = device
+        self._planned_bytes = planned_bytes
+
+    @property
+    def planned_bytes(self) -> int:
+        return self._planned_bytes
+
+    def held_bytes(self) -> int:
+        return torch.cuda.memory_allocated(self._device)
+
+    def watch(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def peak_bytes(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device)
+
+    def let_go(self) -> None:
+        torch.cuda.empty_cache()
+
+
+def ran_out(error: torch.OutOfMemoryError) -> str:
+    """Return what torch says of an allocation that did not fit, without its advice on its own settings."""
+    return str(error).partition(" If reserved but unallocated")[0].partition("\n")[0]

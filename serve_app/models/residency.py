@@ -172,13 +172,25 @@ class Residency:
 
     def make_room(self, nbytes: int) -> None:
         """Evict what is used least recently until nbytes fit the budget, or until all that is left is in use."""
-        if not self.has_room(nbytes):
+        self._evict(lambda: self.has_room(nbytes))
+
+    def release(self, nbytes: int | None = None) -> int:
+        """Evict what is not in use, least recently used first, until so many bytes have gone; None: all of it.
+
+        Return how many went.
+        """
+        held = self.nbytes
+        self._evict(lambda: nbytes is not None and held - self.nbytes >= nbytes)
+        return held - self.nbytes
+
+    def _evict(self, enough: Callable[[], bool]) -> None:
+        if not enough():
             for loras in [resident.loras for resident in self._held.values()]:
                 if loras is not None:
                     loras.unmerge()
         evictions = self.evictions
         unused = [key for key, resident in self._held.items() if not resident.in_use]
-        while unused and not self.has_room(nbytes):
+        while unused and not enough():
             key = unused.pop(0)
             for going in [key, *(other for other, resident in self._held.items() if resident.base == key)]:
                 if (evicted := self._held.pop(going, None)) is not None:
@@ -194,7 +206,3 @@ class Residency:
         """How many bytes those take that are expected, by key."""
         self._expected = {key: expected for key, expected in self._expected.items() if len(expected.users)}
         return {key: expected.nbytes for key, expected in self._expected.items()}
-
-    def release(self) -> None:
-        """Evict everything that is not in use."""
-        self.make_room(self.budget_bytes + 1)

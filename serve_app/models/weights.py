@@ -275,10 +275,10 @@ class Weights:
         times = self._residency.times
         return tuple(times.popleft() for _ in range(len(times)))
 
-    def release(self) -> None:
-        """Evict everything that is not in use."""
+    def release(self, nbytes: int | None = None) -> int:
+        """Evict what is not in use until so many bytes have gone, or all of it; as `Residency.release`."""
         with self._lock:
-            self._residency.release()
+            return self._residency.release(nbytes)
 
     def _lend(self, recipe: Recipe, kind: Any) -> tuple[Any, Resident]:
         """Return a recipe's model, and what is held of it."""

@@ -11,7 +11,7 @@ import torch
 from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.engine.engine import Engine
-from serve_app.engine.memory import MB, card_share, host_weights_bytes
+from serve_app.engine.memory import MB, CardMemory, Memory, card_share, host_weights_bytes
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import timeline_of
 from serve_app.errors import ConfigError
@@ -94,16 +94,16 @@ def device_of(pool: PoolConfig) -> torch.device:
     return torch.device("cuda")
 
 
-def weights_bytes_of(pool: PoolConfig, device: torch.device) -> int:
-    """Return how much weights may take of the pool's device, of which the process is held to its share.
+def memory_of(pool: PoolConfig, device: torch.device) -> tuple[int, Memory | None]:
+    """Return how much weights may take of a pool's device, and its memory, which they share with forwards, if it tells.
 
-    Errors: ConfigError where a card has not as much.
+    The process is held to its share of a card. Errors: ConfigError where a card has not as much as is asked for.
     """
     asked = None if pool.weights_bytes == "auto" else pool.weights_bytes
     if device.type != "cuda":
         weights = host_weights_bytes(asked, own_limit(pool.memory_bytes))
         _log.info("pool=%s weights_mb=%d", pool.name, weights // MB)
-        return weights
+        return weights, None
     free, total = torch.cuda.mem_get_info(device)
     try:
         share = card_share(total, free, pool.memory_fraction or 1)
@@ -116,7 +116,7 @@ def weights_bytes_of(pool: PoolConfig, device: torch.device) -> int:
         "pool=%s card_mb=%d free_mb=%d planned_mb=%d weights_mb=%d",
         *(pool.name, total // MB, free // MB, share.planned_bytes // MB, weights // MB),
     )
-    return weights
+    return weights, CardMemory(device, share.planned_bytes)
 
 
 def _packs(config: AppConfig, exit: Callable[[int], object]) -> Packs:
@@ -138,8 +138,8 @@ def _threads(pool: PoolConfig, device: torch.device) -> int:
 
 def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch.device) -> EngineRuntime:
     """Make the engine on the device the pool was given."""
-    budget_bytes = weights_bytes_of(pool, device)
+    budget_bytes, memory = memory_of(pool, device)
     weights = Weights(catalog, device, dtype=pool.dtype, vae_dtype=pool.vae_dtype, budget_bytes=budget_bytes)
-    engine = Engine(pool.max_cells, timeline_of(device))
+    engine = Engine(pool.max_cells, timeline_of(device), memory, idle=weights)
     cells = pool.cells(cuda=device.type == "cuda")
     return EngineRuntime(engine, weights, latent_cells=cells, limits=config.limits)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol, get_args
 
 from serve_app import log
-from serve_app.engine.engine import Counters
+from serve_app.engine.forwards import Counters
 from serve_app.errors import CancelledJobError, ServeAppError, UnavailableError
 from serve_app.graph.files import named_files
 from serve_app.graph.graph import Origin

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.engine.budget import GROWS_AFTER, KEYS_KEPT, Budget
+from serve_app.engine.budget import GROWS_AFTER, KEYS_KEPT, MEASURED, Budget
+from serve_app.engine.memory import CELL_BYTES
 
 
 def run(budget, room, wanted, forwards, key="a"):
@@ -81,3 +82,51 @@ def test_nothing_is_lowered_without_a_failure(cells):
     budget = Budget(100)
     assert run(budget, 100, cells, 3 * GROWS_AFTER) == 0
     assert budget.limit("a") == 100
+
+
+MOST = 10**9
+"""More cells than any room here has."""
+
+
+def test_before_any_is_measured_a_cell_is_taken_to_need_what_is_taken_for_granted():
+    budget = Budget(100)
+    assert [budget.limit("a", cells * CELL_BYTES) for cells in (-5, 0, 7, 1000)] == [0, 0, 7, 100]
+    assert budget.needs("a", 3) is None
+
+
+@given(
+    st.lists(st.integers(1, 10_000), min_size=1, max_size=MEASURED),
+    st.integers(0, 10_000),
+    st.integers(1, 100_000),
+    st.integers(0, 10**9),
+)
+def test_what_fits_by_measured_forwards_does_and_one_cell_more_would_not_where_memory_is_linear(
+    measured, beside, a_cell, room
+):
+    budget = Budget(MOST)
+    for cells in measured:
+        budget.answered("a", cells, beside + a_cell * cells)
+    cells = budget.limit("a", room)
+    # Below the least that was measured, all of that is taken for so many bytes a cell.
+    if cells >= min(measured):
+        assert beside + a_cell * cells <= room
+    assert budget.needs("a", cells) <= room
+    assert budget.needs("a", cells + 1) > room
+    if not beside:
+        assert cells == room // a_cell
+
+
+def test_what_others_took_beside_a_forward_passes_with_later_ones():
+    budget = Budget(MOST)
+    budget.answered("a", 10, 10_000)
+    assert budget.limit("a", 1000) == 1
+    for _ in range(MEASURED):
+        budget.answered("a", 1, 10)
+    assert budget.limit("a", 1000) == 100
+
+
+def test_what_fails_is_not_tried_again_whatever_was_measured():
+    budget = Budget(MOST)
+    budget.answered("a", 10, 10)
+    budget.failed("a", 80)
+    assert budget.limit("a", 1000) == 40

@@ -7,7 +7,7 @@ import torch
 
 from serve_app.config import PoolConfig
 from serve_app.errors import ConfigError
-from serve_app.replica.assemble import device_of, weights_bytes_of
+from serve_app.replica.assemble import device_of, memory_of
 
 MB = 1024**2
 GB = 1024 * MB
@@ -58,7 +58,8 @@ class Allocator:
 def test_weights_may_take_what_the_card_has_beside_all_else(monkeypatch, caplog, given, weights, fraction):
     allocator = Allocator(monkeypatch, 24 * GB - 600 * MB, 24 * GB)
     with caplog.at_level("INFO"):
-        assert weights_bytes_of(PoolConfig(name="a", **given), torch.device("cuda")) == weights
+        found, memory = memory_of(PoolConfig(name="a", **given), torch.device("cuda"))
+    assert (found, memory.planned_bytes) == (weights, 24 * GB - 1000 * MB if fraction is None else 12 * GB - 1000 * MB)
     assert allocator.fraction == fraction
     assert f"pool=a card_mb=24576 free_mb=23976 planned_mb={23576 if given['num_gpus'] == 1 else 11288}" in caplog.text
 
@@ -66,11 +67,11 @@ def test_weights_may_take_what_the_card_has_beside_all_else(monkeypatch, caplog,
 def test_weights_that_the_card_has_no_room_for_are_an_error_of_their_pool(monkeypatch):
     allocator = Allocator(monkeypatch, 8 * GB, 8 * GB)
     with pytest.raises(ConfigError, match=r"pool a: weights_bytes is 8,589,934,592, and of this card's 8,589,934,592"):
-        weights_bytes_of(PoolConfig(name="a", num_gpus=0.5, weights_bytes=8 * GB), torch.device("cuda"))
+        memory_of(PoolConfig(name="a", num_gpus=0.5, weights_bytes=8 * GB), torch.device("cuda"))
     assert allocator.fraction is None
 
 
 def test_on_a_cpu_weights_may_take_half_of_what_the_process_may_use():
-    assert weights_bytes_of(PoolConfig(name="a", memory_bytes=6 * GB), torch.device("cpu")) == 3 * GB
+    assert memory_of(PoolConfig(name="a", memory_bytes=6 * GB), torch.device("cpu")) == (3 * GB, None)
     given = PoolConfig(name="a", memory_bytes=6 * GB, weights_bytes=5 * GB)
-    assert weights_bytes_of(given, torch.device("cpu")) == 5 * GB
+    assert memory_of(given, torch.device("cpu")) == (5 * GB, None)

@@ -1,0 +1,156 @@
+"""From evaluations to answers, in as few forwards as the device has memory for.
+
+What a forward takes is measured, and later ones hold what by that fits beside the weights. Where the device runs out of
+memory nevertheless, forwards become smaller, down to one piece: so a positive and its negative go apart. That is
+remembered. What does not fit even so has idle weights make way for it; and if that is not enough, it fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from serve_app.engine.budget import Budget
+from serve_app.engine.memory import MB, Idle, Memory, ran_out
+from serve_app.errors import DeviceMemoryError
+from serve_app.log import get
+from serve_app.sampling.forward import Piece, denoise
+
+log = get("engine")
+
+
+@dataclass(slots=True)
+class Counters:
+    """What an engine has done since it began: evaluations answered, forwards run and rows in them, forwards failed.
+
+    seconds: spent in forwards that are done.
+    """
+
+    evaluations: int = 0
+    forwards: int = 0
+    rows: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+
+
+class Forwards:
+    """Runs forwards on one device.
+
+    max_cells: the most latent cells of all rows in one. memory: the device's, if it can be asked. idle: what makes way.
+    """
+
+    def __init__(
+        self, max_cells: int, counters: Counters, memory: Memory | None = None, idle: Idle | None = None
+    ) -> None:
+        self._budget = Budget(max_cells)
+        self._counters = counters
+        self._memory = memory
+        self._idle = idle
+
+    def limit(self, key: Hashable) -> int:
+        """Return how many cells a forward may hold now. key: of the network, and what it groups by."""
+        return self._budget.limit(key, self._room_bytes())
+
+    def answer(self, evaluations: Sequence[Sequence[Piece]]) -> list[list[Tensor] | DeviceMemoryError]:
+        """Return the denoised rows of each piece of each evaluation, or why one does not fit the device by itself."""
+        pieces = [piece for asked in evaluations for piece in asked]
+        owners = [i for i, asked in enumerate(evaluations) for _ in asked]
+        answers: dict[int, Tensor] = {}
+        failed: dict[int, DeviceMemoryError] = {}
+        left = list(range(len(pieces)))
+        while left:
+            first = pieces[left[0]]
+            key = first.backbone.network.key, first.group_key
+            smallest = _group(pieces, left, 0)
+            group = _group(pieces, left, self.limit(key))
+            asked = [pieces[i] for i in group]
+            if group == smallest:
+                self._make_way(key, asked)
+            outcome = self._run(key, asked)
+            if not isinstance(outcome, str):
+                answers |= zip(group, outcome, strict=True)
+            elif group == smallest and not self._release():
+                error = self._does_not_fit(asked, outcome)
+                failed |= {owners[i]: error for i in group}
+            left = [i for i in left if i not in answers and owners[i] not in failed]
+        of_each: list[list[Tensor] | DeviceMemoryError] = []
+        first_of = 0
+        for i, own in enumerate(evaluations):
+            last = first_of + len(own)
+            of_each.append(failed[i] if i in failed else [answers[piece] for piece in range(first_of, last)])
+            first_of = last
+        return of_each
+
+    def _run(self, key: Hashable, asked: Sequence[Piece]) -> list[Tensor] | str:
+        """Return the answers to pieces of one key, or torch's words where the device runs out of memory."""
+        cells = sum(piece.cells for piece in asked)
+        held = 0
+        if self._memory is not None:
+            self._memory.watch()
+            held = self._memory.held_bytes()
+        try:
+            answers = denoise(asked)
+        except torch.OutOfMemoryError as error:
+            said = ran_out(error)
+        else:
+            taken = None if self._memory is None else self._memory.peak_bytes() - held
+            self._budget.answered(key, cells, taken)
+            self._counters.forwards += 1
+            self._counters.rows += sum(piece.rows for piece in asked)
+            return answers
+        # Only here has the error let go of what the failed forward held.
+        self._counters.failures += 1
+        self._budget.failed(key, cells)
+        if self._memory is not None:
+            self._memory.let_go()
+        log.warning("a forward did not fit the device: cells=%d limit=%d", cells, self._budget.limit(key))
+        return said
+
+    def _room_bytes(self) -> int | None:
+        return None if self._memory is None else self._memory.planned_bytes - self._memory.held_bytes()
+
+    def _make_way(self, key: Hashable, asked: Sequence[Piece]) -> None:
+        """Let idle weights go as far as pieces that share no forward with others need it, by what is known of them."""
+        room, needed = self._room_bytes(), self._budget.needs(key, sum(piece.cells for piece in asked))
+        if room is not None and needed is not None and room < needed:
+            self._release(needed - room)
+
+    def _release(self, nbytes: int | None = None) -> int:
+        return 0 if self._idle is None else self._idle.release(nbytes)
+
+    def _does_not_fit(self, asked: Sequence[Piece], said: str) -> DeviceMemoryError:
+        """Return the error for pieces that do not fit alone. said: torch's words, which give the sizes."""
+        piece = asked[0]
+        size = "×".join(str(side) for side in reversed(piece.x.shape[2:]))
+        planned = ""
+        if (memory := self._memory) is not None:
+            held, most = memory.held_bytes() // MB, memory.planned_bytes // MB
+            planned = f" (beside weights and all else in use, {held:,} of the {most:,} MB that this replica may take)"
+        return DeviceMemoryError(
+            f"a batch of {sum(piece.rows for piece in asked)} latents of {size} cells does not fit the device's memory "
+            f"by itself{planned}; a smaller image or batch may. {said}"
+        )
+
+
+def _group(pieces: Sequence[Piece], left: Sequence[int], limit: int) -> list[int]:
+    """Return those of the indices left that share the first one's forward: of its network and group, within a limit.
+
+    Those that are tied to one in it go with it whatever the limit.
+    """
+    first = pieces[left[0]]
+    group, cells, full = [left[0]], first.cells, False
+    ties = {first.tie} - {None}
+    for i in left[1:]:
+        of_another = pieces[i].backbone.network.key != first.backbone.network.key
+        if of_another or pieces[i].group_key != first.group_key:
+            continue
+        full = full or cells + pieces[i].cells > limit
+        if full and pieces[i].tie not in ties:
+            continue
+        cells += pieces[i].cells
+        group.append(i)
+        ties |= {pieces[i].tie} - {None}
+    return group

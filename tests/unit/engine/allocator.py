@@ -1,0 +1,101 @@
+"""A model of a card's allocator, and networks whose forwards take memory of it: as much as they say, and no more fits.
+
+It fails as torch's does, with torch's error, and says what was taken at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tests.unit.engine.mixes import TinyBackbone
+
+
+@dataclass
+class Allocator:
+    """A card's. held: by weights and all that stays; as `engine.memory.Memory`.
+
+    taken: what each forward has asked for; failures: those that were refused.
+    """
+
+    planned_bytes: int
+    held: int = 0
+    peak: int = 0
+    let_go_count: int = 0
+    taken: list[int] = field(default_factory=list)
+    failures: list[int] = field(default_factory=list)
+
+    def held_bytes(self) -> int:
+        return self.held
+
+    def watch(self) -> None:
+        self.peak = self.held
+
+    def peak_bytes(self) -> int:
+        return self.peak
+
+    def let_go(self) -> None:
+        self.let_go_count += 1
+
+    @contextmanager
+    def using(self, nbytes: int) -> Iterator[None]:
+        """Take so many bytes for a while. Errors: torch.OutOfMemoryError."""
+        self.take(nbytes)
+        self.taken.append(nbytes)
+        try:
+            yield
+        finally:
+            self.held -= nbytes
+
+    def take(self, nbytes: int) -> None:
+        """Take so many bytes. Errors: torch.OutOfMemoryError."""
+        if self.held + nbytes > self.planned_bytes:
+            self.failures.append(nbytes)
+            free = self.planned_bytes - self.held
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {nbytes} bytes, of which {free} are free."
+            )
+        self.held += nbytes
+        self.peak = max(self.peak, self.held)
+
+
+@dataclass
+class IdleWeights:
+    """Weights that nobody uses, of so many bytes each; as `engine.forwards.Idle`."""
+
+    allocator: Allocator
+    sizes: list[int]
+    asked: list[int | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.allocator.held += sum(self.sizes)
+
+    def release(self, nbytes: int | None = None) -> int:
+        self.asked.append(nbytes)
+        went = 0
+        while self.sizes and (nbytes is None or went < nbytes):
+            went += self.sizes.pop(0)
+        self.allocator.held -= went
+        return went
+
+
+class OnAllocator(TinyBackbone):
+    """A network that answers row by row, so that its bits do not depend on what shares a forward.
+
+    a_cell: bytes that a forward takes for each; beside: what it takes besides.
+    """
+
+    def __init__(self, allocator: Allocator, a_cell: int, beside: int = 0, name: str = "tiny") -> None:
+        super().__init__(name)
+        self.allocator, self.a_cell, self.beside = allocator, a_cell, beside
+
+    def answer(self, rows: Any) -> list[torch.Tensor]:
+        cells = sum(piece.x[:, 0].numel() for piece in rows)
+        with self.allocator.using(self.beside + self.a_cell * cells):
+            self.calls.append((cells,))
+            network = TinyBackbone(self.key)
+            return [network.answer([piece])[0] for piece in rows]

@@ -1,0 +1,163 @@
+"""Forwards on a device that runs out of memory: how often it does, what that changes, and whose jobs fail."""
+
+from __future__ import annotations
+
+from math import ceil, log2
+
+import pytest
+import torch
+
+from serve_app.engine.engine import Engine
+from serve_app.engine.forwards import Counters, Forwards
+from serve_app.engine.memory import CELL_BYTES
+from serve_app.engine.trajectory import Trajectory
+from serve_app.errors import DeviceMemoryError
+from serve_app.models.families.unet import UnetInputs
+from serve_app.sampling.forward import Piece
+from tests.unit.engine.allocator import Allocator, IdleWeights, OnAllocator
+from tests.unit.engine.mixes import MAX_CELLS, request
+from tests.unit.engine.test_engine import together
+
+CELLS = 4 * 4
+"""Of the latents that `request` asks for."""
+ROWS = 16
+"""Of the eight jobs that `results` runs, each with a positive and a negative."""
+STEPS = 8
+
+
+def results(backbone, memory=None, idle=None, shape=(1, 4, 4, 4)):
+    """Return what eight jobs end with that run together, latents or error, and the engine's failures."""
+    engine = Engine(MAX_CELLS, memory=memory, idle=idle)
+    requests = [request(seed=i, steps=STEPS) for i in range(7)] + [request(seed=7, steps=STEPS, shape=shape)]
+    futures = together(engine, [Trajectory(backbone, r) for r in requests])
+    engine.close()
+    return [future.exception() or future.result().latents for future in futures], engine.counters.failures
+
+
+@pytest.fixture(scope="module")
+def unharmed():
+    """What the eight jobs end with where nothing fails."""
+    done, failures = results(OnAllocator(Allocator(10**12), 1))
+    assert not failures
+    return done
+
+
+@pytest.mark.parametrize("room", range(1, ROWS + 1))
+def test_a_device_that_cannot_be_asked_fails_no_more_than_halvings_of_its_rows_in_a_whole_run(unharmed, room):
+    allocator = Allocator(room * CELLS)
+    done, failures = results(OnAllocator(allocator, 1))
+    assert len(allocator.failures) == failures == ceil(log2(ROWS / room))
+    for latents, expected in zip(done, unharmed, strict=True):
+        assert torch.equal(latents, expected)
+
+
+@pytest.mark.parametrize("room", range(1, ROWS + 1))
+def test_a_device_that_can_be_asked_never_fails_where_a_cell_takes_no_more_than_is_taken_for_granted(unharmed, room):
+    backbone = OnAllocator(allocator := Allocator(room * CELLS * CELL_BYTES), CELL_BYTES // 2)
+    done, failures = results(backbone, allocator)
+    assert failures == 0
+    for latents, expected in zip(done, unharmed, strict=True):
+        assert torch.equal(latents, expected)
+    # The first forward is held to what is taken for granted, and later ones to what that one took.
+    cells = [cells for (cells,) in backbone.calls]
+    assert cells[0] == min(room, ROWS) * CELLS // (2 * CELLS) * 2 * CELLS or room == 1
+    assert max(cells) == min(2 * room, ROWS) * CELLS
+
+
+@pytest.mark.parametrize("room", range(1, ROWS + 1))
+def test_where_a_cell_takes_more_it_is_learned_with_no_more_failures_than_halvings(unharmed, room):
+    backbone = OnAllocator(allocator := Allocator(room * CELLS * 4 * CELL_BYTES), 4 * CELL_BYTES)
+    done, failures = results(backbone, allocator)
+    assert failures <= ceil(log2(min(ROWS, 4 * room) / room))
+    for latents, expected in zip(done, unharmed, strict=True):
+        assert torch.equal(latents, expected)
+
+
+def test_what_fits_beside_no_idle_weights_makes_the_oldest_go_once_and_none_that_need_not(unharmed):
+    allocator = Allocator(5 * CELLS)
+    idle = IdleWeights(allocator, [2 * CELLS, 2 * CELLS, CELLS])
+    done, failures = results(OnAllocator(allocator, 1), idle=idle)
+    # Down from 16 rows to one, and once more until all has gone that nobody uses.
+    assert failures == log2(ROWS) + 1
+    assert idle.asked == [None]
+    for latents, expected in zip(done, unharmed, strict=True):
+        assert torch.equal(latents, expected)
+
+
+def test_idle_weights_that_come_back_go_without_another_failure(unharmed):
+    allocator = Allocator(2 * CELLS * CELL_BYTES)
+    idle = IdleWeights(allocator, [])
+    backbone = OnAllocator(allocator, CELL_BYTES)
+    returned = []
+
+    def fill(count):
+        if count == 3:
+            idle.sizes += [CELLS * CELL_BYTES, CELLS * CELL_BYTES // 2, 7]
+            returned.append(sum(idle.sizes))
+            allocator.held += returned[0]
+
+    class Filled(OnAllocator):
+        def answer(self, rows):
+            answers = backbone.answer(rows)
+            fill(len(backbone.calls))
+            return answers
+
+    done, failures = results(Filled(allocator, 0), allocator, idle)
+    assert failures == 0
+    # Where one row had no room any more, as much went as it needed: the oldest, and the others stayed.
+    assert idle.asked == [CELLS * CELL_BYTES // 2 + 7]
+    assert idle.sizes == [CELLS * CELL_BYTES // 2, 7]
+    for latents, expected in zip(done, unharmed, strict=True):
+        assert torch.equal(latents, expected)
+
+
+def test_what_does_not_fit_at_all_fails_alone_with_what_it_needed_and_what_there_was(unharmed):
+    allocator = Allocator(3 * 2**20)
+    allocator.held = 2**20
+    backbone = OnAllocator(allocator, 2**20 // CELLS)
+    done, failures = results(backbone, allocator, IdleWeights(allocator, []), shape=(3, 4, 4, 4))
+    error = done.pop()
+    assert isinstance(error, DeviceMemoryError)
+    assert str(error) == (
+        "a batch of 3 latents of 4×4 cells does not fit the device's memory by itself (beside weights and all else in "
+        f"use, 1 of the 3 MB that this replica may take); a smaller image or batch may. CUDA out of memory. Tried to "
+        f"allocate {3 * 2**20} bytes, of which {2 * 2**20} are free."
+    )
+    for latents, expected in zip(done, unharmed[:-1], strict=True):
+        assert torch.equal(latents, expected)
+    # Its negative is not tried once its positive has failed.
+    assert allocator.failures.count(3 * 2**20) == 1
+    assert failures == len(allocator.failures)
+
+
+def test_forwards_grow_and_shrink_with_the_room_beside_them_and_never_fail():
+    """Weights come and go while jobs run: each forward is what fits beside them."""
+    allocator = Allocator(ROWS * CELLS * CELL_BYTES)
+    backbone = OnAllocator(allocator, CELL_BYTES)
+    taken = [0, 3, 11, 14, 8, 0, 15, 2]
+
+    class Beside(OnAllocator):
+        def answer(self, rows):
+            answers = backbone.answer(rows)
+            allocator.held = taken[len(backbone.calls) % len(taken)] * CELLS * CELL_BYTES
+            return answers
+
+    done, failures = results(Beside(allocator, 0), allocator)
+    assert failures == 0
+    assert not any(isinstance(latents, BaseException) for latents in done)
+    sizes = {cells // CELLS for (cells,) in backbone.calls}
+    assert {1, 2, 4, 12, 16} <= sizes
+
+
+def test_pieces_that_look_at_each_others_rows_fail_together_and_only_once():
+    allocator = Allocator(CELLS)
+    backbone, tie = OnAllocator(allocator, 1), object()
+    x, inputs = torch.zeros(1, 4, 4, 4), UnetInputs(torch.zeros(1, 3, 6))
+    tied = [Piece(backbone, x, 1.0, inputs, tie=tie) for _ in range(2)]
+    alone = Piece(backbone, x, 1.0, inputs)
+    counters = Counters()
+    error, answered = Forwards(MAX_CELLS, counters).answer([tied, [alone]])
+    assert isinstance(error, DeviceMemoryError)
+    assert "a batch of 2 latents of 4×4 cells" in str(error)
+    assert [tuple(rows.shape) for rows in answered] == [(1, 4, 4, 4)]
+    assert counters.failures == 2
