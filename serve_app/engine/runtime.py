@@ -22,13 +22,15 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from serve_app.engine.autoencoding import Autoencoding, Work
 from serve_app.engine.device_lost import is_lost
-from serve_app.engine.engine import Counters, Engine
+from serve_app.engine.engine import Engine
+from serve_app.engine.forwards import Counters
 from serve_app.engine.loads import Loads
 from serve_app.engine.preview import picture
 from serve_app.engine.text_generation import Job, go_on
 from serve_app.engine.trajectory import Trajectory
-from serve_app.errors import ModelFileError, NodeError, UnavailableError
+from serve_app.errors import DeviceMemoryError, ModelFileError, NodeError, UnavailableError
 from serve_app.limits import SizeLimits, refused
 from serve_app.models import control, gligen
 from serve_app.models.backbone import Backbone
@@ -37,7 +39,7 @@ from serve_app.models.recipes import Need
 from serve_app.models.residency import Hold
 from serve_app.models.safetensors_file import SafetensorsFile
 from serve_app.models.tiling import Tiles
-from serve_app.models.vae import SLICE_PIXELS, Vae
+from serve_app.models.vae import SLICE_PIXELS
 from serve_app.models.vision import ImageEncoder
 from serve_app.models.weights import LoadCounters, Weights
 from serve_app.sampling.conditioning import with_options
@@ -110,6 +112,7 @@ class EngineRuntime:
         self.limits = limits or SizeLimits()
         self._engine = engine
         self.weights = weights
+        self.autoencoding = Autoencoding(weights, engine.memory)
         self._loads = Loads(weights, self._failed_to_load)
 
     @property
@@ -534,7 +537,7 @@ class NodeRuntime:
                 self._loading,
             )
         self._check_cells(latents[:1])
-        return await self._with_vae(vae, Vae.decode, latents, latents[:, 0].numel() * PIXELS_A_CELL)
+        return await self._with_vae(vae, "decode", latents, latents[:1, 0].numel() * PIXELS_A_CELL)
 
     async def encode(self, vae: Recipe, images: Tensor, tiling: Tiling | None = None) -> Tensor:
         """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
@@ -547,7 +550,7 @@ class NodeRuntime:
                 self._loading,
             )
         self._check_cells(images[:1, ::8, ::8].movedim(-1, 1))
-        return await self._with_vae(vae, Vae.encode, images, images[..., 0].numel())
+        return await self._with_vae(vae, "encode", images, images[:1, ..., 0].numel())
 
     async def see(self, encoder: Recipe, images: Tensor, *, crop: bool) -> ClipVisionOutput:
         """Return what an image encoder sees in images (B,H,W,C) in 0…1. crop: their middle, else all, squeezed."""
@@ -668,17 +671,36 @@ class NodeRuntime:
                 f"a text has {longest:,} bytes; limits.prompt_bytes of the configuration allows {allowed:,}"
             )
 
-    async def _with_vae(self, vae: Recipe, work: Callable[[Vae, Tensor], Tensor], batch: Tensor, pixels: int) -> Tensor:
-        """Do work with a VAE on a batch (B,…) of so many pixels, together with others of its shape."""
-        if self._strict:
-            return await self._shared.use(vae, self._weights.vae, lambda model: work(model, batch), self._loading)
-        return await self._shared.use_together(
+    async def _with_vae(self, vae: Recipe, work: Work, batch: Tensor, pixels: int) -> Tensor:
+        """Have a VAE work on a batch (B,…) of images of so many pixels, together with others of its shape.
+
+        In tiles, where the device has not the memory for an image.
+        """
+        shared, autoencoding = self._shared, self._shared.autoencoding
+        try:
+            if self._strict:
+                return await shared.use(
+                    vae,
+                    self._weights.vae,
+                    lambda model: autoencoding.whole(vae, model, work, batch, pixels),
+                    self._loading,
+                )
+            return await shared.use_together(
+                vae,
+                self._weights.vae,
+                lambda model, batches: _in_one(lambda all: autoencoding.whole(vae, model, work, all, pixels), batches),
+                batch,
+                (work, batch.shape[1:], batch.dtype),
+                cost=len(batch) * pixels,
+                most=SLICE_PIXELS,
+                loading=self._loading,
+            )
+        except DeviceMemoryError:
+            self._remark(f"'{vae.name}' {work}s in tiles here: the device has not the memory for a whole image")
+        return await shared.use_tiled(
             vae,
             self._weights.vae,
-            lambda model, batches: _in_one(partial(work, model), batches),
-            batch,
-            (work, batch.shape[1:], batch.dtype),
-            cost=pixels,
-            most=SLICE_PIXELS,
-            loading=self._loading,
+            lambda model: autoencoding.tiled(vae, model, work, batch),
+            self._progress,
+            self._loading,
         )

@@ -28,12 +28,12 @@ class Vae:
         parameter = next(network.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on the CPU.
+    def decode(self, latents: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
+        """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on the CPU. slice_pixels: as SLICE_PIXELS.
 
         An autoencoder of videos returns (B,F,H,W,C) from (B,c,T,h,w).
         """
-        pixels = self._sliced(self._decoded, self._with_time(latents), self.factor**2)
+        pixels = self._sliced(self._decoded, self._with_time(latents), self.factor**2, slice_pixels)
         return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
 
     def picture(self, latents: Tensor) -> Tensor:
@@ -42,13 +42,13 @@ class Vae:
         image = ((pixels[0] + 1) / 2).clamp_(0, 1).movedim(0, -1)
         return brought(image.mul_(255).to(torch.uint8))
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
         """Return the mean latents (B,c,h,w) of images (B,H,W,C) in 0…1, float32 on the CPU.
 
         What is over a multiple of the VAE's factor is cut off, half on each side. An autoencoder of videos takes the
         images for one, and returns (1,c,T,h,w); what is over a multiple of its frames is left out.
         """
-        return self._sliced(self._encoded, self._pixels(images), 1)
+        return self._sliced(self._encoded, self._pixels(images), 1, slice_pixels)
 
     def decode_tiled(self, latents: Tensor, size: int, overlap: int) -> Tiles:
         """Decode in passes of tiles, averaged. size, overlap: in pixels of the image."""
@@ -103,6 +103,8 @@ class Vae:
         over = size % self.factor
         return slice(over // 2, over // 2 + size - over)
 
-    def _sliced(self, work: Callable[[Tensor], Tensor], batch: Tensor, pixels_per_cell: int) -> Tensor:
-        rows = max(1, SLICE_PIXELS // (batch.shape[-1] * batch.shape[-2] * pixels_per_cell))
+    def _sliced(
+        self, work: Callable[[Tensor], Tensor], batch: Tensor, pixels_per_cell: int, slice_pixels: int = SLICE_PIXELS
+    ) -> Tensor:
+        rows = max(1, slice_pixels // (batch.shape[-1] * batch.shape[-2] * pixels_per_cell))
         return torch.cat([work(part.to(self._device, self._dtype)).float().cpu() for part in torch.split(batch, rows)])

@@ -2,7 +2,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serve_app.models import vae as vae_module
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import AutoencoderKL
 from serve_app.models.vae import Vae
@@ -46,20 +45,19 @@ def test_an_alpha_channel_is_ignored(vae):
     assert torch.equal(vae.encode(images), vae.encode(images[..., :3]))
 
 
-def test_a_batch_in_slices_is_what_it_is_at_once(vae, monkeypatch):
+def test_a_batch_in_slices_is_what_it_is_at_once(vae):
     latents, images = noise(3, 4, 2, 2), torch.rand(3, 16, 16, 3)
     at_once = vae.decode(latents), vae.encode(images)
-    monkeypatch.setattr(vae_module, "SLICE_PIXELS", 2 * 16 * 16)
-    torch.testing.assert_close((vae.decode(latents), vae.encode(images)), at_once, rtol=1e-4, atol=1e-4)
+    in_slices = vae.decode(latents, slice_pixels=2 * 16 * 16), vae.encode(images, slice_pixels=2 * 16 * 16)
+    torch.testing.assert_close(in_slices, at_once, rtol=1e-4, atol=1e-4)
 
 
 def test_an_inference_sized_batch_is_cut_into_slices_of_whole_latents(vae, monkeypatch):
     seen = []
     decode = vae.network.decode
     monkeypatch.setattr(vae.network, "decode", lambda z, **rest: seen.append(len(z)) or decode(z, **rest))
-    monkeypatch.setattr(vae_module, "SLICE_PIXELS", 16 * 16)
-    vae.decode(noise(3, 4, 2, 2))
-    vae.decode(noise(1, 4, 4, 4))
+    vae.decode(noise(3, 4, 2, 2), slice_pixels=16 * 16)
+    vae.decode(noise(1, 4, 4, 4), slice_pixels=16 * 16)
     assert seen == [1, 1, 1, 1]
 
 

@@ -1,0 +1,139 @@
+"""A VAE's work on a device that may not have the memory for it: as one, in smaller slices, at last in tiles.
+
+A slice is some images of a batch. Where the device runs out of memory, slices become smaller, down to one image; then
+idle weights go; then the image is worked through in tiles, which become smaller too. What was found is remembered, so
+that the next image of its size begins there. All of it runs in the engine's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Hashable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from serve_app import log
+from serve_app.engine.budget import Budget
+from serve_app.engine.memory import Idle, Memory, ran_out
+from serve_app.errors import DeviceMemoryError
+from serve_app.models.tiling import Tiles
+from serve_app.models.vae import SLICE_PIXELS, Vae
+from serve_app.values import Recipe, Tiling
+
+_log = log.get("engine")
+
+Work: TypeAlias = Literal["decode", "encode"]
+
+PIXEL_BYTES = 2400
+"""What a pixel is taken to need before any was measured: half as much again as SDXL's VAE takes in bf16."""
+
+TILES = {
+    "decode": (Tiling(512, 128), Tiling(256, 64), Tiling(128, 32)),
+    "encode": (Tiling(512, 64), Tiling(256, 64), Tiling(128, 32)),
+}
+"""The tiles that are tried, one after another. The first are those of ComfyUI where it runs out of memory."""
+
+
+TRIED_AGAIN = 100
+"""After so many works in tiles an image is tried as one again: memory may have come free."""
+
+
+@dataclass(slots=True)
+class _Found:
+    """too_large: pixels of the smallest image that did not fit. tiling: which of TILES is next. used: how often."""
+
+    too_large: int
+    tiling: int = 0
+    used: int = 0
+
+
+class Autoencoding:
+    """Runs VAEs on one device. idle: what makes way for them; memory: the device's, if it can be asked."""
+
+    def __init__(self, idle: Idle, memory: Memory | None = None) -> None:
+        self.failures = 0
+        """How often the device had not the memory for what was tried."""
+        self._idle = idle
+        self._memory = memory
+        self._budget = Budget(SLICE_PIXELS, PIXEL_BYTES)
+        self._found: dict[tuple[Recipe, Work], _Found] = {}
+
+    def whole(self, vae: Recipe, model: Vae, work: Work, batch: Tensor, pixels: int) -> Tensor:
+        """Return what a VAE makes of a batch (B,…), of at least an image at once. pixels: of one image.
+
+        Errors: DeviceMemoryError where one image does not fit, at once where that is known.
+        """
+        key = vae, work
+        if work == "encode" and model.family.frames:
+            pixels *= len(batch)
+        found = self._found.get(key)
+        if found is not None and pixels >= found.too_large:
+            raise DeviceMemoryError(f"{pixels:,} pixels do not fit the device's memory as one")
+        while True:
+            slice_pixels = self._slice_pixels(key)
+            made = self._try(key, model, batch, slice_pixels, pixels)
+            if isinstance(made, Tensor):
+                return made
+            if (slice_pixels < 2 * pixels or len(batch) == 1) and not self._idle.release():
+                self._found[key] = _Found(pixels)
+                raise DeviceMemoryError(f"{pixels:,} pixels do not fit the device's memory as one: {made}")
+
+    def tiled(self, vae: Recipe, model: Vae, work: Work, batch: Tensor) -> Tiles:
+        """Return what a VAE makes of a batch of images that are too large, tile by tile.
+
+        Errors: DeviceMemoryError where the smallest tiles do not fit.
+        """
+        tilings, found = TILES[work], self._found.setdefault((vae, work), _Found(0))
+        found.used += 1
+        if found.used >= TRIED_AGAIN:
+            del self._found[vae, work]
+        while True:
+            tiling = tilings[found.tiling]
+            tiles = (model.decode_tiled if work == "decode" else model.encode_tiled)(batch, tiling.size, tiling.overlap)
+            made = yield from _until_it_runs_out(tiles)
+            if isinstance(made, Tensor):
+                return made
+            self._ran_out()
+            _log.warning("tiles of a VAE did not fit the device: vae=%s %s side=%d", vae.name, work, tiling.size)
+            if tiling is tilings[-1]:
+                raise DeviceMemoryError(f"tiles of {tiling.size}×{tiling.size} do not fit the device's memory: {made}")
+            found.tiling = tilings.index(tiling) + 1
+
+    def _slice_pixels(self, key: Hashable) -> int:
+        memory = self._memory
+        return self._budget.limit(key, None if memory is None else memory.planned_bytes - memory.held_bytes())
+
+    def _try(self, key: tuple[Recipe, Work], model: Vae, batch: Tensor, slice_pixels: int, pixels: int) -> Tensor | str:
+        """Return what a VAE makes of a batch, or torch's words where the device runs out of memory."""
+        (vae, work), held = key, 0
+        taken_pixels = min(len(batch), max(1, slice_pixels // pixels)) * pixels
+        if self._memory is not None:
+            self._memory.watch()
+            held = self._memory.held_bytes()
+        try:
+            made = model.decode(batch, slice_pixels) if work == "decode" else model.encode(batch, slice_pixels)
+        except torch.OutOfMemoryError as error:
+            said = ran_out(error)
+        else:
+            self._budget.answered(key, taken_pixels, None if self._memory is None else self._memory.peak_bytes() - held)
+            return made
+        # Only here has the error let go of what the failed work held.
+        self._budget.failed(key, taken_pixels)
+        self._ran_out()
+        _log.warning("a VAE's work did not fit the device: vae=%s %s pixels=%d", vae.name, work, taken_pixels)
+        return said
+
+    def _ran_out(self) -> None:
+        self.failures += 1
+        if self._memory is not None:
+            self._memory.let_go()
+
+
+def _until_it_runs_out(tiles: Tiles) -> Generator[tuple[int, int], None, Tensor | str]:
+    """Return what tiles make, or torch's words where the device runs out of memory."""
+    try:
+        return (yield from tiles)
+    except torch.OutOfMemoryError as error:
+        return ran_out(error)
