@@ -16,7 +16,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
@@ -76,6 +76,7 @@ from serve_app.store.retention import RetentionRules
 from serve_app.store.store import AREAS, FileRef, FileStat, Store
 from serve_app.store.tenants import store_of
 from serve_app.store.userdata import UserData
+from serve_app.store.whose import OfServer, OfTenant
 from serve_app.values import WARM_PARTS, warm_recipes
 
 T = TypeVar("T")
@@ -430,10 +431,18 @@ class Service:
         return None if event is None or image is None else (str(event.data["node"]), image)
 
     async def inquire(self, inquiry: Inquiry[T]) -> T:
-        """Return what the database answers a tenant; as `SchedulerClient.inquire`."""
-        if self.tenant and any(f.name == "tenant" for f in fields(cast(Any, inquiry))):
-            inquiry = replace(cast(Any, inquiry), tenant=self.tenant)
-        return await self._scheduler.inquire(inquiry)
+        """Return what the database answers a tenant; as `SchedulerClient.inquire`. Whose an inquiry is, its type says.
+
+        Errors: TypeError for one that says nothing, or that is the server's alone and comes from a tenant.
+        """
+        if isinstance(inquiry, OfTenant):
+            asked = replace(cast(Any, inquiry), tenant=self.tenant) if self.tenant else inquiry
+        elif isinstance(inquiry, OfServer) and not self.tenant:
+            asked = inquiry
+        else:
+            whose = f"tenant {self.tenant}" if self.tenant else "the operator"
+            raise TypeError(f"{type(inquiry).__name__} is no inquiry of a tenant's, and {whose} asks")
+        return await self._scheduler.inquire(asked)
 
     async def queue(self) -> QueueView:
         """Return the first of the unfinished jobs without their credentials, as far as one answer goes."""

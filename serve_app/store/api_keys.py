@@ -22,6 +22,7 @@ from serve_app.errors import InvalidSubmissionError
 from serve_app.store.insert_once import insert_once
 from serve_app.store.schema import API_KEYS
 from serve_app.store.tenants import is_tenant
+from serve_app.store.whose import OfServer
 
 PREFIX = "sa"
 KEY = re.compile(rf"{PREFIX}_([0-9a-f]{{12}})_([A-Za-z0-9_-]{{43}})")
@@ -89,7 +90,7 @@ def parts(text: str) -> tuple[str, str] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class AddKey:
+class AddKey(OfServer):
     """Keep a new key. replaces: the id of one that holds until `grace_s` from now at most."""
 
     writes: ClassVar[bool] = True
@@ -107,7 +108,7 @@ class AddKey:
 
 
 @dataclass(frozen=True, slots=True)
-class EndKey:
+class EndKey(OfServer):
     """Revoke a key."""
 
     writes: ClassVar[bool] = True
@@ -121,7 +122,7 @@ class EndKey:
 
 
 @dataclass(frozen=True, slots=True)
-class FindKey:
+class FindKey(OfServer):
     """One key by its id."""
 
     writes: ClassVar[bool] = False
@@ -135,7 +136,7 @@ class FindKey:
 
 
 @dataclass(frozen=True, slots=True)
-class ListKeys:
+class ListKeys(OfServer):
     """All keys."""
 
     writes: ClassVar[bool] = False

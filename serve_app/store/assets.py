@@ -24,6 +24,7 @@ from serve_app.store.keys import KeyClaim, claim_keys
 from serve_app.store.schema import ASSET_USES, ASSETS, JOBS
 from serve_app.store.store import AREAS, FileRef
 from serve_app.store.tenants import placed
+from serve_app.store.whose import OfServer, OfTenant
 
 FOLDER = "assets"
 """Of the input area: where uploaded bytes lie."""
@@ -75,7 +76,7 @@ class Minted(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class MintAsset:
+class MintAsset(OfTenant):
     """Keep an asset of a client's. One of equal bytes and name that is there stands for it, and lives as long as both.
 
     asset: if other assets have its bytes, theirs is its file, and the one it came with is nobody's. stored: whether it
@@ -116,7 +117,7 @@ class MintAsset:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordOutputs:
+class RecordOutputs(OfTenant):
     """Keep assets of jobs' outputs, unless they are kept already."""
 
     writes: ClassVar[bool] = True
@@ -130,17 +131,20 @@ class RecordOutputs:
 
 
 @dataclass(frozen=True, slots=True)
-class SetHash:
+class SetHash(OfTenant):
     """Note the hash of an output that had none yet."""
 
     writes: ClassVar[bool] = True
 
     asset_id: str
     hash: str
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> None:
         """Change its record."""
         unknown = _is(self.asset_id) & ASSETS.c.hash.is_(None)
+        if self.tenant:
+            unknown &= ASSETS.c.tenant == self.tenant
         connection.execute(sa.update(ASSETS).where(unknown).values(hash=self.hash))
 
 
@@ -152,7 +156,7 @@ class OutputAsset(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class OutputsOf:
+class OutputsOf(OfTenant):
     """The assets of some jobs' outputs that are kept, by id; at most BATCH jobs."""
 
     writes: ClassVar[bool] = False
@@ -168,7 +172,7 @@ class OutputsOf:
 
 
 @dataclass(frozen=True, slots=True)
-class FindAssets:
+class FindAssets(OfTenant):
     """Assets by id, those that are there."""
 
     writes: ClassVar[bool] = False
@@ -186,7 +190,7 @@ class FindAssets:
 
 
 @dataclass(frozen=True, slots=True)
-class HasBytes:
+class HasBytes(OfTenant):
     """Whether some asset has these bytes."""
 
     writes: ClassVar[bool] = False
@@ -209,7 +213,7 @@ class Deleted(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteAsset:
+class DeleteAsset(OfTenant):
     """Take an asset away, unless a job that has not ended uses it."""
 
     writes: ClassVar[bool] = True
@@ -231,7 +235,7 @@ class DeleteAsset:
 
 
 @dataclass(frozen=True, slots=True)
-class ExpireAssets:
+class ExpireAssets(OfServer):
     """Take away the assets whose time is over, but for those that a job which has not ended uses."""
 
     writes: ClassVar[bool] = True
@@ -245,7 +249,7 @@ class ExpireAssets:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownFiles:
+class KnownFiles(OfServer):
     """The names in FOLDER that assets refer to."""
 
     writes: ClassVar[bool] = False

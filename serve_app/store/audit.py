@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from serve_app.store.insert_once import insert_once
 from serve_app.store.schema import AUDIT
+from serve_app.store.whose import OfServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class AuditEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class WriteAudit:
+class WriteAudit(OfServer):
     """Keep entries, and let go of those from before a moment."""
 
     writes: ClassVar[bool] = True
@@ -47,7 +48,7 @@ class WriteAudit:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadAudit:
+class ReadAudit(OfServer):
     """The newest entries: at most `limit`, from before a moment. tenant: only of one, None for all."""
 
     writes: ClassVar[bool] = False

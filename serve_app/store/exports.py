@@ -18,6 +18,7 @@ from serve_app.store.archive import Member
 from serve_app.store.insert_once import insert_once
 from serve_app.store.schema import EXPORTS
 from serve_app.store.store import AREAS, FileRef
+from serve_app.store.whose import OfTenant
 
 KEPT_S = 86_400.0
 """How long one can be read."""
@@ -36,7 +37,7 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepExport:
+class KeepExport(OfTenant):
     """Keep an export."""
 
     writes: ClassVar[bool] = True
@@ -64,7 +65,7 @@ class KeepExport:
 
 
 @dataclass(frozen=True, slots=True)
-class FindExport:
+class FindExport(OfTenant):
     """A tenant's export by its id."""
 
     writes: ClassVar[bool] = False

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from serve_app.store.assets import Asset, select_assets
 from serve_app.store.list_statements import of_tenant
 from serve_app.store.schema import ASSETS, JOBS, OUTPUTS
+from serve_app.store.whose import OfTenant
 
 CHARACTERS = 4_000_000
 """Of what jobs have shown, as JSON, in one answer; one job's is there whole."""
@@ -30,7 +31,7 @@ class EndedJob(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class EndedOutputs:
+class EndedOutputs(OfTenant):
     """What jobs have shown that ended up to a place, the last first: of at most `limit` jobs."""
 
     writes: ClassVar[bool] = False
@@ -75,7 +76,7 @@ class ShownJobs(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class JobOutputs:
+class JobOutputs(OfTenant):
     """What some jobs have shown, as many of them as one answer holds."""
 
     writes: ClassVar[bool] = False
@@ -118,7 +119,7 @@ class UploadsEnd(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Uploads:
+class Uploads(OfTenant):
     """Assets that clients have uploaded, at most `limit`, past the end of an earlier stretch."""
 
     writes: ClassVar[bool] = False
@@ -139,7 +140,7 @@ class Uploads:
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeTags:
+class ChangeTags(OfTenant):
     """Give an asset tags, and take some from it. most: how many it may have."""
 
     writes: ClassVar[bool] = True
@@ -165,7 +166,7 @@ class ChangeTags:
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeAsset:
+class ChangeAsset(OfTenant):
     """Call an asset otherwise, and change what its client keeps with it; None leaves that as it is."""
 
     writes: ClassVar[bool] = True

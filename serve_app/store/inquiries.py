@@ -16,12 +16,13 @@ import sqlalchemy as sa
 from serve_app.events import JobState
 from serve_app.store.list_statements import of_tenant
 from serve_app.store.schema import JOBS, LABELS
+from serve_app.store.whose import OfTenant
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Inquiry(Protocol[T_co]):
-    """One question or change. writes: whether it changes something."""
+    """One question or change. writes: whether it changes something. Whose it is, it says by a type of `whose.py`."""
 
     writes: ClassVar[bool]
 
@@ -44,7 +45,7 @@ class ListedJob:
 
 
 @dataclass(frozen=True, slots=True)
-class ListJobs:
+class ListJobs(OfTenant):
     """The newest jobs, also those that were cancelled before they started: at most `limit`, submitted before `before`.
 
     labels: which they all have. tenant: who asks, "" for the operator, who may know of all.

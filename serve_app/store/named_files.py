@@ -14,6 +14,7 @@ from serve_app.store.reserved import shown
 from serve_app.store.schema import ASSETS, JOBS, OUTPUTS
 from serve_app.store.store import Area, FileRef
 from serve_app.store.tenants import MARK, named_by_tenant, placed
+from serve_app.store.whose import OfTenant
 
 Place: TypeAlias = tuple[Area, str]
 """Where a file lies: its area and its path there, however it is written."""
@@ -26,15 +27,16 @@ BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
-class NeededFiles:
+class NeededFiles(OfTenant):
     """Which of some files are needed: a job that has not ended may read them or has shown them, or an asset is theirs.
 
-    An asset of a job's output is the job's own, and needs nothing.
+    An asset of a job's output is the job's own, and needs nothing. tenant: of whose files alone it is told.
     """
 
     writes: ClassVar[bool] = False
 
     files: tuple[Place, ...]
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> frozenset[Place]:
         """Return those."""
@@ -51,7 +53,7 @@ class NeededFiles:
             referred = sa.select(ASSETS.c.area, ASSETS.c.path, ASSETS.c.tenant).where(ASSETS.c.job_id.is_(None))
             for area, path, tenant in connection.execute(referred.where(ASSETS.c.path.in_(paths))):
                 needed.update(places([ref_of((area, path))], tenant))
-        return frozenset(needed.intersection(self.files))
+        return frozenset(p for p in needed.intersection(self.files) if self.tenant in ("", tenant_of(p)))
 
     def _likely_in(self, column: sa.Column[str]) -> sa.ColumnElement[bool]:
         """Whether a text of JSON may name one of the files, if they are few."""

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from serve_app.store.insert_once import insert_once
 from serve_app.store.schema import PAUSES
+from serve_app.store.whose import OfServer
 
 Kind: TypeAlias = Literal["queue", "pool", "tenant"]
 KINDS: tuple[Kind, ...] = ("queue", "pool", "tenant")
@@ -34,7 +35,7 @@ THE_QUEUE = Pause("queue")
 
 
 @dataclass(frozen=True, slots=True)
-class SetPause:
+class SetPause(OfServer):
     """Pause, or resume: both say how it is to be, and may be said again."""
 
     writes: ClassVar[bool] = True
@@ -53,7 +54,7 @@ class SetPause:
 
 
 @dataclass(frozen=True, slots=True)
-class AllPauses:
+class AllPauses(OfServer):
     """What is paused."""
 
     writes: ClassVar[bool] = False

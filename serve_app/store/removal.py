@@ -17,6 +17,7 @@ from serve_app.store.insert_once import Values, insert_once
 from serve_app.store.named_files import Place, places
 from serve_app.store.reserved import shown
 from serve_app.store.schema import ASSET_USES, DELIVERIES, DOOMED_FILES, JOBS, LABELS, OUTPUTS, RESERVATIONS
+from serve_app.store.whose import OfServer, OfTenant
 
 PORTION = 200
 """How many jobs, or files, one transaction concerns."""
@@ -37,7 +38,7 @@ class Removed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveJobs:
+class RemoveJobs(OfTenant):
     """Take ended jobs out, these or all, at most PORTION of them. tenant: whose; "" for anyone's."""
 
     writes: ClassVar[bool] = True
@@ -64,7 +65,7 @@ class RemoveJobs:
 
 
 @dataclass(frozen=True, slots=True)
-class Doomed:
+class Doomed(OfServer):
     """Files that are to be deleted, at most PORTION of them."""
 
     writes: ClassVar[bool] = False
@@ -76,7 +77,7 @@ class Doomed:
 
 
 @dataclass(frozen=True, slots=True)
-class SettleDoomed:
+class SettleDoomed(OfServer):
     """Take files off the list: they are gone, or another has them."""
 
     writes: ClassVar[bool] = True

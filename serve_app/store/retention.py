@@ -22,6 +22,7 @@ from serve_app.store.removal import PORTION, delete_jobs
 from serve_app.store.schema import IDEMPOTENCY_KEYS, JOBS, OUTPUTS, RESERVATIONS
 from serve_app.store.store import Area, WholeStore
 from serve_app.store.sweep import PREVIEW, SETTLED_S
+from serve_app.store.whose import OfServer
 
 FileKind: TypeAlias = Literal["outputs", "previews", "uploads", "temp"]
 Kind: TypeAlias = Literal["history"] | FileKind
@@ -73,7 +74,7 @@ class RetentionRules:
 
 
 @dataclass(frozen=True, slots=True)
-class EndedTenants:
+class EndedTenants(OfServer):
     """Who has jobs that have ended."""
 
     writes: ClassVar[bool] = False
@@ -87,7 +88,7 @@ class EndedTenants:
 
 
 @dataclass(frozen=True, slots=True)
-class HistoryCut:
+class HistoryCut(OfServer):
     """Up to where a tenant's history is beyond its bounds. now_s: Unix time."""
 
     writes: ClassVar[bool] = False
@@ -132,7 +133,7 @@ class HistoryCut:
 
 
 @dataclass(frozen=True, slots=True)
-class ExpireJobs:
+class ExpireJobs(OfServer):
     """Take a tenant's jobs out that ended up to a cursor, at most PORTION; their files stay.
 
     One stays whose idempotency key is still its own, or of which files may be there that nobody has recorded.

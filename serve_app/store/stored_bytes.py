@@ -21,6 +21,7 @@ from serve_app.errors import QuotaError
 from serve_app.limits import refused
 from serve_app.store.insert_once import insert_once
 from serve_app.store.schema import STORED_BYTES, STORED_FILES
+from serve_app.store.whose import OfServer, OfTenant
 
 CLAIM_S = 3600.0
 """How long a claim counts whose upload never ended; no upload takes so long."""
@@ -56,7 +57,7 @@ class Claimed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimBytes:
+class ClaimBytes(OfTenant):
     """Count bytes that are about to be written, if there is room. replaced: the file in whose place they go, if any."""
 
     writes: ClassVar[bool] = True
@@ -80,7 +81,7 @@ class ClaimBytes:
 
 
 @dataclass(frozen=True, slots=True)
-class NoteFiles:
+class NoteFiles(OfTenant):
     """Take in what lies where a tenant's files do. sizes: bytes by `name_of`; None where there is no file."""
 
     writes: ClassVar[bool] = True
@@ -94,7 +95,7 @@ class NoteFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class ForgetUnseen:
+class ForgetUnseen(OfServer):
     """Forget files that nobody has noted since a time, and add up anew; with `inf`, all of it."""
 
     writes: ClassVar[bool] = True
@@ -110,7 +111,7 @@ class ForgetUnseen:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredBytes:
+class StoredBytes(OfTenant):
     """What a tenant has stored."""
 
     writes: ClassVar[bool] = False

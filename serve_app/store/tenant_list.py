@@ -12,12 +12,13 @@ from serve_app.store.api_keys import ListKeys
 from serve_app.store.schema import JOBS
 from serve_app.store.stored_bytes import totals
 from serve_app.store.usage import read
+from serve_app.store.whose import OfServer
 
 DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class ListTenants:
+class ListTenants(OfServer):
     """Those that have keys or jobs, or have used something today. now_s: Unix time."""
 
     writes: ClassVar[bool] = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
@@ -19,6 +19,7 @@ from serve_app.events import Failure
 from serve_app.store.changes import Change, JobAccepted, JobEnded, JobStarted
 from serve_app.store.insert_once import insert_once
 from serve_app.store.schema import DELIVERIES, JOBS, OUTPUTS, WEBHOOKS
+from serve_app.store.whose import OfServer, OfTenant
 
 EVENTS = ("job.queued", "job.running", "job.succeeded", "job.failed", "job.canceled")
 """What a webhook may ask to be told."""
@@ -189,17 +190,18 @@ def _moment(unix_s: float | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class AddWebhook:
+class AddWebhook(OfTenant):
     """Keep a new webhook, unless its tenant has `most` already."""
 
     writes: ClassVar[bool] = True
 
     webhook: Webhook
     most: int
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> bool:
         """Return whether it is kept."""
-        new = self.webhook
+        new = replace(self.webhook, tenant=self.tenant) if self.tenant else self.webhook
         others = (WEBHOOKS.c.webhook_id != new.webhook_id) & (WEBHOOKS.c.tenant == new.tenant)
         counted = sa.select(sa.func.count()).select_from(WEBHOOKS).where(others)
         if connection.execute(counted).scalar_one() >= self.most:
@@ -209,7 +211,7 @@ class AddWebhook:
 
 
 @dataclass(frozen=True, slots=True)
-class Webhooks:
+class Webhooks(OfTenant):
     """The webhooks of a tenant; "" for everyone's."""
 
     writes: ClassVar[bool] = False
@@ -222,22 +224,24 @@ class Webhooks:
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteWebhook:
+class DeleteWebhook(OfTenant):
     """Forget a webhook and its deliveries, those that are pending too."""
 
     writes: ClassVar[bool] = True
 
     webhook_id: str
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> bool:
         """Return whether it was there."""
-        connection.execute(sa.delete(DELIVERIES).where(DELIVERIES.c.webhook_id == self.webhook_id))
-        gone = connection.execute(sa.delete(WEBHOOKS).where(WEBHOOKS.c.webhook_id == self.webhook_id))
-        return gone.rowcount > 0
+        gone = connection.execute(sa.delete(WEBHOOKS).where(_is_its(self.webhook_id, self.tenant))).rowcount > 0
+        if gone:
+            connection.execute(sa.delete(DELIVERIES).where(DELIVERIES.c.webhook_id == self.webhook_id))
+        return gone
 
 
 @dataclass(frozen=True, slots=True)
-class Deliveries:
+class Deliveries(OfTenant):
     """A webhook's deliveries, the newest first: at most `limit`, with places before `before`, in one state or any."""
 
     writes: ClassVar[bool] = False
@@ -246,10 +250,11 @@ class Deliveries:
     limit: int
     before: int | None = None
     state: State | None = None
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> tuple[Delivery, ...]:
         """Return them."""
-        asked = sa.select(DELIVERIES).where(DELIVERIES.c.webhook_id == self.webhook_id)
+        asked = sa.select(DELIVERIES).where(_are_its(self.webhook_id, self.tenant))
         if self.before is not None:
             asked = asked.where(DELIVERIES.c.place < self.before)
         if self.state is not None:
@@ -258,7 +263,7 @@ class Deliveries:
 
 
 @dataclass(frozen=True, slots=True)
-class SendAgain:
+class SendAgain(OfTenant):
     """Let a delivery be sent anew, whatever came of it; one that is pending, at once. Its webhook is enabled again."""
 
     writes: ClassVar[bool] = True
@@ -266,10 +271,11 @@ class SendAgain:
     webhook_id: str
     delivery_id: str
     at_s: float
+    tenant: str = ""
 
     def carry_out(self, connection: sa.Connection) -> Delivery | None:
         """Return it as it is then; None where there is no such delivery."""
-        its = (DELIVERIES.c.webhook_id == self.webhook_id) & (DELIVERIES.c.delivery_id == self.delivery_id)
+        its = _are_its(self.webhook_id, self.tenant) & (DELIVERIES.c.delivery_id == self.delivery_id)
         anew = {"state": "pending", "attempts": 0, "due_s": self.at_s, "asked_s": self.at_s, "ended_s": None}
         connection.execute(sa.update(DELIVERIES).where(its).values(anew))
         row = connection.execute(sa.select(DELIVERIES).where(its)).first()
@@ -279,11 +285,24 @@ class SendAgain:
         return _delivery(row)
 
 
+def _is_its(webhook_id: str, tenant: str) -> sa.ColumnElement[bool]:
+    """Whether a webhook is the one with an id, and a tenant's."""
+    its = WEBHOOKS.c.webhook_id == webhook_id
+    return its & (WEBHOOKS.c.tenant == tenant) if tenant else its
+
+
+def _are_its(webhook_id: str, tenant: str) -> sa.ColumnElement[bool]:
+    """Whether deliveries are those of such a webhook."""
+    its = DELIVERIES.c.webhook_id == webhook_id
+    own = sa.exists(sa.select(sa.literal(1)).select_from(WEBHOOKS).where(_is_its(webhook_id, tenant)))
+    return its & own if tenant else its
+
+
 # What the courier asks ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class Heads(OfServer):
     """Of each of a webhook's jobs the first delivery that is pending: at most `limit`, the next to be due first."""
 
     writes: ClassVar[bool] = False
@@ -320,7 +339,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordAttempts:
+class RecordAttempts(OfServer):
     """Note what was sent."""
 
     writes: ClassVar[bool] = True
@@ -351,7 +370,7 @@ class RecordAttempts:
 
 
 @dataclass(frozen=True, slots=True)
-class TidyDeliveries:
+class TidyDeliveries(OfServer):
     """Give up what was to be sent before `asked_before_s`, and forget what ended before `ended_before_s`."""
 
     writes: ClassVar[bool] = True

@@ -32,6 +32,7 @@ from serve_app.store.changes import TenantUsed
 from serve_app.store.tenant_list import DAY_S
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
+from serve_app.store.whose import OfServer
 from tests.unit.api.tenant_world import World, world
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
@@ -294,7 +295,7 @@ async def test_the_page_logs_in_by_a_cookie_that_scripts_do_not_see(made):
 
 
 @dataclass(frozen=True)
-class Use:
+class Use(OfServer):
     """What a tenant has used of GPUs, written down as the ends of its jobs do."""
 
     writes: ClassVar[bool] = True

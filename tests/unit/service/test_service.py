@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -11,6 +11,8 @@ from serve_app.graph.plan import Pool
 from serve_app.limits import Quota, Quotas, SizeLimits
 from serve_app.scheduler.client import Accepted, SchedulerClient, Submission
 from serve_app.service import KEYS, Service
+from serve_app.store.api_keys import ListKeys
+from serve_app.store.stored_bytes import NoteFiles, StoredBytes
 from tests.unit.api.conftest import FILES, example, replica, scheduler, service, volume
 from tests.unit.api.node_specs import SPECS
 from tests.usual_limits import LIMITS
@@ -187,3 +189,31 @@ async def test_a_service_within_a_tenant_submits_that_tenants_jobs(pooled, examp
     await pooled.submit(example)
     assert cast(Knowing, pooled._scheduler).submitted.tenant == ""
     assert pooled.within("") is pooled
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """An inquiry whose author has not said whether tenants may ask it."""
+
+    writes: ClassVar[bool] = False
+    tenant: str = ""
+
+    def carry_out(self, connection: object) -> None:
+        """Never carried out."""
+        raise AssertionError("it was carried out")
+
+
+async def test_what_does_not_say_whose_it_is_is_asked_by_nobody(service):
+    for whose in ("", "studio"):
+        with pytest.raises(TypeError, match="Undecided is no inquiry of a tenant's"):
+            await service.within(whose).inquire(Undecided())
+
+
+async def test_a_tenant_asks_of_its_own_alone_whatever_the_inquiry_says_and_nothing_of_the_servers(service):
+    await service.within("studio").inquire(NoteFiles({"a": 5}, "other"))
+    assert await service.within("studio").inquire(StoredBytes("other")) == 5
+    assert await service.inquire(StoredBytes("studio")) == 5
+    assert await service.inquire(StoredBytes("other")) == 0
+    with pytest.raises(TypeError, match="ListKeys is no inquiry of a tenant's, and tenant studio asks"):
+        await service.within("studio").inquire(ListKeys())
+    assert await service.inquire(ListKeys()) == ()

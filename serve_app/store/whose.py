@@ -1,0 +1,18 @@
+"""Whose an inquiry is: which of them a tenant may ask, of what it has alone, and which only the server itself."""
+
+from __future__ import annotations
+
+
+class OfTenant:
+    """An inquiry about what one tenant has: its field `tenant` says whose; "" is the operator, who has everyone's.
+
+    The service says which: see `Service.inquire`.
+    """
+
+    __slots__ = ()
+
+
+class OfServer:
+    """An inquiry about what is no tenant's, or everyone's; a tenant's service refuses it."""
+
+    __slots__ = ()
