@@ -1,14 +1,19 @@
-"""Who shares the next forward. Pure: it sees keys, costs and how long each has waited, and nothing else.
+"""Who shares the next forward. Pure: it sees keys, costs, in which order jobs came and how long each has waited.
 
-The evaluation that has waited longest always runs, and others of its key that fit run with it, longest waiting first.
-So no key and no evaluation starves: with n waiting, each is answered within n turns. A turn is one forward, or a few
-for areas of several shapes. Work between forwards that can be done together is chosen by the same rule (`side_work`).
+Older jobs go first, so that they end and do not all wait for one another; but each job's evaluation is due once it has
+waited for `PATIENCE` forwards a job that is older, and what has been due for longest always runs. So no key and no job
+starves: with n waiting, the one of rank r (0 is the oldest) is answered within PATIENCE·r + n turns. A turn is one
+forward, or a few for areas of several shapes. Others of its key that fit run with it, as many as bring something.
+Work between forwards that can be done together is chosen by the same rule (`side_work`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeVar
+
+PATIENCE = 4
+"""How many forwards a job waits at most for each older one, beside its turn among those that are due."""
 
 
 class Waiting(Protocol):
@@ -31,19 +36,27 @@ class Waiting(Protocol):
 W = TypeVar("W", bound=Waiting)
 
 
-def share(waiting: Sequence[W], most: int) -> list[W]:
-    """Return those of `waiting` that share the next forward; [] only if nothing waits.
+def in_turn(waiting: Sequence[W]) -> list[W]:
+    """Return evaluations in the order in which they are due. waiting: those of the oldest job first."""
+    due = sorted(enumerate(waiting), key=lambda ranked: ranked[1].since + PATIENCE * ranked[0])
+    return [evaluation for _, evaluation in due]
 
-    Their costs add up to at most `most`, except that a single evaluation that costs more goes alone. Of equally long
-    waiting evaluations the first in `waiting` comes first.
+
+def share(waiting: Sequence[W], most: int, enough: Callable[[Sequence[int]], int] = len) -> list[W]:
+    """Return those of `waiting` that share the next forward, as `in_turn` has them; [] only if nothing waits.
+
+    Their costs add up to at most `most`, except that a single evaluation that costs more goes alone. enough: which of
+    the costs that the forward may have, growing, is taken, from 1.
     """
-    by_age = sorted(waiting, key=lambda w: w.since)
-    chosen = by_age[:1]
+    due = in_turn(waiting)
+    chosen = due[:1]
     if not chosen:
         return chosen
     key, cost = chosen[0].key, chosen[0].cost
-    for candidate in by_age[1:]:
+    costs = [cost]
+    for candidate in due[1:]:
         if candidate.key == key and cost + candidate.cost <= most:
             chosen.append(candidate)
             cost += candidate.cost
-    return chosen
+            costs.append(cost)
+    return chosen[: enough(costs)]

@@ -18,13 +18,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-from serve_app.engine.batcher import share
+from serve_app.engine.batcher import in_turn, share
+from serve_app.engine.curve import Curves
 from serve_app.engine.device_lost import DeviceLostError, check, is_lost
 from serve_app.engine.forwards import Counters, Forwards
 from serve_app.engine.memory import Idle, Memory
@@ -133,6 +135,7 @@ class Engine:
         self.turn = 0
         """The number of the forward or call that its thread is in, from 1; 0 in between."""
         self._forwards = Forwards(max_cells, self.counters, memory, idle)
+        self._curves = Curves()
         self._timeline = timeline or HostTimeline()
         self._flights: deque[_Flight] = deque()
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
@@ -305,14 +308,20 @@ class Engine:
             news = _News()
             began = self._timeline.mark()
             # What fails keeps this frame, whose locals must not keep the runs' models in use: `groups` ends empty.
-            oldest = min(self._runs, key=lambda run: run.since)
-            groups = [share(self._runs, self._forwards.limit(oldest.trajectory.budget_key))]
-            del oldest
+            key = in_turn(self._runs)[0].trajectory.budget_key
+            groups = [share(self._runs, self._forwards.limit(key), partial(self._curves.enough, key))]
+            size, forwards = sum(run.cost for run in groups[0]), self.counters.forwards
             while groups:
                 groups += self._answer(groups.pop(), news)
-            self._flights.append(_Flight(began, self._timeline.mark(), self._took, news, is_forward=True))
+            # Of several forwards it is not known which took how much.
+            learn = partial(self._took_by_size, key, size) if self.counters.forwards == forwards + 1 else self._took
+            self._flights.append(_Flight(began, self._timeline.mark(), learn, news, is_forward=True))
             self._runs = [run for run in self._runs if not run.over]
         return True
+
+    def _took_by_size(self, key: Hashable, size: int, seconds: float) -> None:
+        self._curves.took(key, size, seconds)
+        self._took(seconds)
 
     def _took(self, seconds: float) -> None:
         self._forward_s = seconds

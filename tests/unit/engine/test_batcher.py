@@ -1,4 +1,4 @@
-"""Who shares the next forward: longest waiting first, equal keys only, whole evaluations, never more than most."""
+"""Who shares the next forward: what is due first, equal keys only, whole evaluations, never more than most."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.engine.batcher import share
+from serve_app.engine.batcher import PATIENCE, share
 
 
 @dataclass(eq=False)
@@ -46,9 +46,20 @@ def test_an_evaluation_larger_than_a_forward_goes_alone():
     assert share(items, 8) == [items[0]]
 
 
-def test_the_longest_waiting_evaluation_goes_first_whatever_its_place():
-    items = [Item("a", 2, since=5), Item("b", 2, since=3), Item("a", 2, since=4)]
-    assert share(items, 8) == [items[1]]
+def test_an_older_job_goes_first_until_a_younger_one_has_waited_for_it_long_enough():
+    older, younger = Item("a", 2), Item("b", 2)
+    assert share([older, younger], 8) == [older]
+    older.since = PATIENCE
+    assert share([older, younger], 8) == [older]
+    older.since += 1
+    assert share([older, younger], 8) == [younger]
+
+
+def test_no_more_share_a_forward_than_are_enough():
+    items = [Item("a", 2), Item("b", 2), Item("a", 3), Item("a", 1)]
+    costs = []
+    assert share(items, 8, lambda growing: costs.extend(growing) or 2) == [items[0], items[2]]
+    assert costs == [2, 5, 6]
 
 
 @given(mixes, st.integers(1, 16))
@@ -67,25 +78,25 @@ def test_a_forward_leaves_no_room_that_a_waiting_evaluation_of_its_key_would_fil
 
 
 @given(mixes.filter(bool), st.integers(1, 16))
-def test_every_evaluation_is_answered_again_within_as_many_turns_as_evaluations_wait(items, most):
+def test_every_evaluation_is_answered_again_within_its_patience_and_as_many_turns_as_evaluations_wait(items, most):
     waited: Counter[int] = Counter()
     forwards = 6
-    for _ in range(3 * len(items)):
-        chosen = share(items, most)
+    for _ in range(3 * PATIENCE * len(items)):
+        chosen = share(items, most, lambda costs: 1)
         forwards += max(item.forwards for item in chosen)
         waited.update(range(len(items)))
-        assert max(waited.values()) <= len(items)
+        assert all(turns <= PATIENCE * rank + len(items) for rank, turns in waited.items())
         for item in chosen:
             item.since = forwards
             del waited[items.index(item)]
 
 
-def test_keys_take_turns_however_many_evaluations_each_has():
-    items = [Item("a", 2) for _ in range(7)] + [Item("b", 2)]
+def test_a_job_of_another_key_comes_in_though_older_ones_go_on():
+    items = [Item("a", 2) for _ in range(3)] + [Item("b", 2)]
     keys = []
-    for forward in range(1, 7):
+    for forward in range(1, 30):
         chosen = share(items, 16)
-        keys.append(chosen[0].key)
+        keys.append(str(chosen[0].key))
         for item in chosen:
             item.since = forward
-    assert keys == ["a", "b", "a", "b", "a", "b"]
+    assert "".join(keys) == ("a" * (3 * PATIENCE + 1) + "b") * 2 + "a"

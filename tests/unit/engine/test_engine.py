@@ -215,8 +215,8 @@ def test_what_a_device_has_no_room_for_is_learned_once_and_answered_in_smaller_f
     for r, future in zip(requests, futures, strict=True):
         assert relative_error(future.result().latents, alone(TinyBackbone(), r)) <= 1e-5
     assert len(backbone.failed) == engine.counters.failures <= log2(16)
-    # Once the first evaluations are answered, forwards are as large as was found to fit.
-    assert {rows for rows, *_ in backbone.calls} <= {2**i for i in range(4)}
+    # Once the first evaluations are answered, forwards are as large as was found to fit, but for what is left over.
+    assert len(backbone.calls) <= 1.25 * 8 * 8 * 2 / 2 ** int(log2(room))
     assert backbone.failed == sorted(backbone.failed, reverse=True)
 
 
