@@ -304,6 +304,8 @@ class TenantsConfig(Section):
     jwt: JwtConfig | None = None
     shared_packs: bool = False
     """Whether tenants may use what does not keep them apart: routes of node packs, and pools that are a ComfyUI."""
+    shared_results: bool = False
+    """Whether a tenant's job may use what another tenant's has computed, where that names and shows nothing of it."""
     audit_days: Annotated[float, Field(gt=0)] = 90.0
     """How long the audit log is kept."""
 
@@ -538,6 +540,7 @@ class AppConfig(Section):
             share_results=self.cache != "none",
             strict=self.strict,
             quotas=self.quotas,
+            across_tenants=self.tenants is not None and self.tenants.shared_results,
             gpus={pool.name: pool.gpus or float(pool.runtime) for pool in self.pools},
         )
 

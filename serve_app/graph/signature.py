@@ -19,18 +19,41 @@ STRICT = "strict"
 """The salt of work that is done apart from all other: what was done otherwise does not stand in for it."""
 
 
+CLIENTS_FOLDERS = ("input", "output", "temp")
+"""As what folders begin with whose files are clients' own."""
+
+
 def salt_of(tenant: str, *, strict: bool) -> str:
     """Return the salt of a tenant's work: what others have made is not shown to it, nor how long it did not take."""
     return (f"{tenant}@" if tenant else "") + (STRICT if strict else "")
 
 
+def is_impersonal(node: Node, spec: NodeSpec) -> bool:
+    """Whether what a node makes is the same for everyone who gives it the same, and names nobody's files.
+
+    Not what saves or shows something, is given its job or a store by a hidden input, is never the same twice or says
+    itself when it has changed, and not what a client's own file is given to.
+    """
+    if spec.output_node or spec.not_idempotent or spec.fingerprinted or node.fingerprint is not None:
+        return False
+    if set(spec.hidden.values()) - {"RUNTIME"}:
+        return False
+    folders = (declared.folder for declared in opened(spec, node.inputs).inputs if declared.folder is not None)
+    return not any(folder.partition(" ")[0] in CLIENTS_FOLDERS for folder in folders)
+
+
 def signatures(
-    graph: Graph, specs: Mapping[str, NodeSpec], fingerprint: Callable[[str, str], str], salt: str = ""
+    graph: Graph,
+    specs: Mapping[str, NodeSpec],
+    fingerprint: Callable[[str, str], str],
+    salt: str = "",
+    everyones: str | None = None,
 ) -> dict[str, str]:
     """Return the signature of every node whose ancestry is whole: known classes, no link to nowhere, no circle.
 
     fingerprint: (folder, name) -> what changes when that file's content does. Signatures do not depend on the order of
-    inputs, on the process, or on constants that the class does not declare.
+    inputs, on the process, or on constants that the class does not declare. everyones: the salt of what is impersonal;
+    None for the same.
     """
     waiting = {node.id: {link.node_id for _, link in node.links()} for node in graph.nodes.values()}
     consumers: dict[str, list[str]] = {}
@@ -43,7 +66,9 @@ def signatures(
         node = graph.nodes[ready.pop()]
         if node.class_type not in specs:
             continue
-        found[node.id] = signature(node, specs[node.class_type], found, fingerprint, salt)
+        spec = specs[node.class_type]
+        salted = salt if everyones is None or not is_impersonal(node, spec) else everyones
+        found[node.id] = signature(node, spec, found, fingerprint, salted)
         for consumer in consumers.get(node.id, ()):
             waiting[consumer].discard(node.id)
             if not waiting[consumer]:

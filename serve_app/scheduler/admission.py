@@ -32,7 +32,8 @@ class AdmissionRules:
 
     max_queue: how many jobs may wait; client_share: how much of it one client's may take. client_priority: whether
     clients may say `front`, `number` and a priority; max_priority: how far from 0 that may be. share_results: whether
-    a job may use what another one made. strict: whether jobs are that do not say. quotas: of tenants.
+    a job may use what another one made; across_tenants: also one of another tenant's, where that is impersonal.
+    strict: whether jobs are that do not say. quotas: of tenants.
     gpus: of a replica, by pool.
     """
 
@@ -43,6 +44,7 @@ class AdmissionRules:
     share_results: bool
     strict: bool
     quotas: Quotas = NO_QUOTAS
+    across_tenants: bool = False
     gpus: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -149,7 +151,9 @@ class Admission:
         graph = parse(prompt)
         if extra_data.get("pool") in self._whole:
             return graph, own_signatures(graph, job_id)
-        salt = ("" if self.rules.share_results else job_id) + salt_of(tenant, strict=is_strict(extra_data))
+        own, strict = "" if self.rules.share_results else job_id, is_strict(extra_data)
+        salt = own + salt_of(tenant, strict=strict)
+        everyones = own + salt_of("", strict=strict) if self.rules.across_tenants else None
         fingerprint = partial(self._fingerprint, tenant=tenant) if tenant else self._fingerprint
-        sign = partial(signatures, graph, self._specs(), fingerprint, salt)
+        sign = partial(signatures, graph, self._specs(), fingerprint, salt, everyones)
         return graph, sign() if is_quick(graph, self._specs()) else await asyncio.to_thread(sign)

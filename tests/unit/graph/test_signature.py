@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from serve_app.errors import FileMissingError
 from serve_app.graph.parse import parse
 from serve_app.graph.signature import signatures
+from serve_app.graph.spec import Input
 from tests.unit.graph.classes import SPECS, spec, wire
 
 
@@ -138,3 +139,26 @@ def test_a_list_that_is_no_link_is_no_part_of_a_node():
     without = wire()
     del without["3"]["inputs"]["seed"]
     assert sign(changed("3", seed=[1, 2, 3])) == sign(without)
+
+
+def test_what_is_impersonal_has_everyones_salt_and_what_is_of_the_client_and_comes_of_it_its_own() -> None:
+    specs = {
+        "Make": spec("Make", [], "INT"),
+        "Use": spec("Use", [Input("x", "INT")], "INT", hidden={"runtime": "RUNTIME"}),
+        "Upload": spec("Upload", [Input("x", "COMBO", folder="input folders")], "INT"),
+        "Hidden": spec("Hidden", [Input("x", "INT")], "INT", hidden={"prompt": "PROMPT"}),
+        "Changes": spec("Changes", [Input("x", "INT")], "INT", fingerprinted=True),
+        "Save": spec("Save", [Input("x", "INT")], output_node=True),
+    }
+    made = {"class_type": "Make", "inputs": {}}
+    prompt: dict[str, dict[str, Any]] = {"made": made, "upload": {"class_type": "Upload", "inputs": {"x": "a"}}}
+    for name in ("Use", "Hidden", "Changes", "Save"):
+        prompt[name] = {"class_type": name, "inputs": {"x": ["made", 0]}}
+    prompt["of upload"] = {"class_type": "Use", "inputs": {"x": ["upload", 0]}}
+
+    def signed(salt: str, everyones: str | None) -> dict[str, str]:
+        return signatures(parse(prompt), specs, lambda *_: "the same file", salt, everyones)
+
+    a, b, alone = signed("a@", ""), signed("b@", ""), signed("a@", None)
+    assert {name for name in prompt if a[name] == b[name]} == {"made", "Use"}
+    assert not set(alone.values()) & set(b.values())
