@@ -1,12 +1,13 @@
 """One forward of a network for rows that differ in their LoRAs, on weights that all of them share.
 
-Changes of low rank are used as thin layers, so rows of many sets go through the shared layer together. All others, and
-those of a set that is long alone, are used as whole layers, for the set's rows in place of the shared one.
+Changes of low rank are used as thin layers, so rows of many sets go through the shared layer together. All others,
+and on a CPU those of a set that is long alone, are used as whole layers, for the set's rows in place of the shared one.
+On a GPU the thin layers of all rows are two kernels (`lora_slots`), and nothing is merged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.models.lora_layers import LoraLayer, LoraSet
+from serve_app.models.lora_slots import Composition, Filled, filled
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -41,17 +43,23 @@ def with_loras(pieces: Sequence[tuple[int, LoraSet | None]], *, merging: bool = 
     if not sets:
         yield
         return
-    if merging:
+    names = dict.fromkeys(name for loras in sets.values() for name in loras.layers)
+    on_gpu = any(layer.on_gpu for loras in sets.values() for layer in loras.layers.values())
+    if merging and not on_gpu:
         for loras in sets.values():
             loras.merge(alone=len(spans) == 1)
         spans[0].whole = len(spans) == 1
-    names = dict.fromkeys(name for loras in sets.values() for name in loras.layers)
+    composition = _composition(spans, names) if on_gpu else None
+    slotted = set() if composition is None else {id(slots.layer) for slots in composition.filled}
     forwards: list[tuple[nn.Module, Forward]] = []
     for name in names:
         layers = [None if span.loras is None else span.loras.layers.get(name) for span in spans]
         base = next(layer.base for layer in layers if layer is not None)
-        forwards.append((base, _forward(base.forward, spans, layers)))
+        if id(base) not in slotted:
+            forwards.append((base, _forward(base.forward, spans, layers)))
     try:
+        if composition is not None:
+            composition.use()
         for base, forward in forwards:
             # An instance's own forward goes before its class's: no wrapper stays in a network without LoRAs.
             base.__dict__["forward"] = forward
@@ -59,6 +67,32 @@ def with_loras(pieces: Sequence[tuple[int, LoraSet | None]], *, merging: bool = 
     finally:
         for base, _ in forwards:
             base.__dict__.pop("forward", None)
+        if composition is not None:
+            composition.leave()
+
+
+def _composition(spans: Sequence[_Span], names: Iterable[str]) -> Composition:
+    """Return the slots of all layers whose changes are of low rank, as they were for the last forward if that is equal.
+
+    One of the sets keeps them, so that they go with it.
+    """
+    keeper = next(span.loras for span in spans if span.loras is not None)
+    key = tuple((span.stop - span.start, None if span.loras is None else span.loras.key) for span in spans)
+    if keeper.composition is not None and keeper.composition.key == key:
+        return keeper.composition
+    keeper.composition = None
+    made: list[Filled] = []
+    for name in names:
+        layers = [None if span.loras is None else span.loras.layers.get(name) for span in spans]
+        if any(layer is not None and layer.thin() is None for layer in layers):
+            continue
+        pairs = [
+            (span.stop - span.start, None if layer is None else layer.pair())
+            for span, layer in zip(spans, layers, strict=True)
+        ]
+        made.append(filled(next(layer.base for layer in layers if layer is not None), pairs))
+    keeper.composition = Composition(key, made)
+    return keeper.composition
 
 
 def _spans(pieces: Sequence[tuple[int, LoraSet | None]]) -> list[_Span]:

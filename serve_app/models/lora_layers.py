@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from serve_app import log
 from serve_app.models.kept import KeptLinear
 from serve_app.models.lora import Adapter, merged
+from serve_app.models.lora_slots import Composition, Pair
 from serve_app.models.merging import MergePolicy
 from serve_app.models.packing import PackedConvolution, PackedLinear, packed, plain
 
@@ -48,6 +49,8 @@ class LoraSet:
         stored_as: torch.dtype | None = None,
     ) -> None:
         self.key = key
+        self.composition: Composition | None = None
+        """The slots of the last forward on a GPU whose first set this was."""
         self._may_take = may_take
         self._policy = MergePolicy()
         by_layer: dict[str, dict[str, list[tuple[Adapter, float]]]] = {}
@@ -67,7 +70,7 @@ class LoraSet:
     def nbytes(self) -> int:
         """How much memory the set takes beside the network."""
         merged = (layer.whole_bytes for layer in self.layers.values() if layer.can_unmerge)
-        return self.needed_bytes + sum(merged)
+        return self.needed_bytes + sum(merged) + (0 if (slots := self.composition) is None else slots.nbytes)
 
     @property
     def needed_bytes(self) -> int:
@@ -100,7 +103,8 @@ class LoraSet:
                 layer.whole()
 
     def unmerge(self) -> None:
-        """Let go of merged weights that the set can do without."""
+        """Let go of merged weights, and of slots, that the set can do without."""
+        self.composition = None
         for layer in self.layers.values():
             layer.unmerge()
 
@@ -123,6 +127,11 @@ class LoraLayer:
             return self.whole_bytes
         itemsize = _parameter(self.base, "weight").dtype.itemsize
         return sum(down.numel() + up.numel() for down, up, _ in self._pairs) * itemsize
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the layer's weights are on a GPU."""
+        return _parameter(self.base, "weight").device.type == "cuda"
 
     @property
     def is_ready(self) -> bool:
@@ -149,6 +158,11 @@ class LoraLayer:
         if self._thin is None and self._pairs is not None:
             self._thin = _thin(self.base, self._pairs)
         return self._thin
+
+    def pair(self) -> Pair:
+        """Return what the thin layer multiplies by, of a layer that has one and is not packed."""
+        thin: Any = self.thin()
+        return Pair(thin[0].weight, thin[1].weight)
 
     def whole(self) -> nn.Module:
         """Return the layer with merged weights. Another thread may let go of them meanwhile."""

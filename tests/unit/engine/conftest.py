@@ -15,3 +15,9 @@ def engine() -> Iterator[Engine]:
     engine = Engine(MAX_CELLS)
     yield engine
     engine.close()
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have forwards hold all that fit: what they take on this machine is no part of what is tested."""
+    monkeypatch.setattr(Engine, "_took_by_size", lambda engine, key, size, seconds: engine._took(seconds))

@@ -1,0 +1,110 @@
+"""LoRAs in slots, on the honest card: as merged weights answer, two kernels a layer, and nothing patched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from serve_app.models.lora_forward import with_loras
+from serve_app.models.lora_layers import LoraSet
+from tests.unit.engine.card import CARD, Card
+from tests.unit.models.test_lora_forward import OTHER, PIECES, STACKS, STYLE, inputs, merged_network, network
+
+THIN_STACKS = {"style": [(STYLE, 0.8)], "other": [(OTHER, 1.0)], "stack": [(STYLE, 0.8), (OTHER, -0.5)]}
+THIN_LAYERS = 4
+
+
+class OnCard:
+    """The network on a card with sets of LoRAs. counted: kernels in its latest forward."""
+
+    def __init__(self, stacks: Any, dtype: torch.dtype = torch.float32) -> None:
+        self.card = Card()
+        with torch.no_grad(), self.card.used():
+            self.module: nn.Module = self.card.settle(network(dtype))
+        self.sets: dict[Any, LoraSet] = {name: LoraSet(name, self.module, stack) for name, stack in stacks.items()}
+        self.counted = 0
+
+    def __call__(self, pieces: Sequence[tuple[int, Any]], dtype: torch.dtype = torch.float32) -> Tensor:
+        x = inputs(sum(rows for rows, _ in pieces), dtype)
+        with torch.inference_mode(), self.card.used():
+            placed = self.card.place(x)
+            with with_loras([(rows, self.sets.get(name)) for rows, name in pieces]):
+                before = self.card.counts.copy()
+                made: Any = self.module(placed)
+                counts = self.card.counts.since(before)
+            assert counts.stalls == 0
+            self.counted = counts.kernels
+            numbers: Tensor = made.held
+        return numbers.float()
+
+
+def error(
+    together: Tensor, pieces: Sequence[tuple[int, Any]], stacks: Any, dtype: torch.dtype = torch.float32
+) -> float:
+    x, plain, errors, start = inputs(len(together), dtype).float(), network(), [0.0], 0
+    with torch.inference_mode():
+        for rows, name in pieces:
+            expected = merged_network(plain, stacks.get(name, []))(x[start : start + rows])
+            errors.append(float((together[start : start + rows] - expected).norm() / expected.norm()))
+            start += rows
+    return max(errors)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float16, 2e-3)])
+def test_rows_of_many_sets_answer_as_each_with_merged_weights(dtype: torch.dtype, most: float) -> None:
+    shared = OnCard(STACKS, dtype)
+    assert error(shared(PIECES, dtype), PIECES, STACKS, dtype) < most
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [(2, "style")],
+        [(2, "style"), (2, "other")],
+        [(1, "other"), (3, None), (2, "stack"), (1, "style"), (2, "other")],
+    ],
+)
+def test_a_forward_takes_two_kernels_more_a_layer_whatever_the_number_of_sets(pieces: list[tuple[int, Any]]) -> None:
+    shared = OnCard(THIN_STACKS)
+    shared([(sum(rows for rows, _ in pieces), None)])
+    bare = shared.counted
+    for _ in range(12):
+        assert error(shared(pieces), pieces, THIN_STACKS) < 1e-5
+        assert shared.counted == bare + 2 * THIN_LAYERS
+    assert not any(layer.can_unmerge for loras in shared.sets.values() for layer in loras.layers.values())
+
+
+def test_no_forward_is_patched_and_rows_without_loras_are_as_before() -> None:
+    shared = OnCard(THIN_STACKS)
+    plain = shared([(3, None)])
+    patched = []
+    for layer in shared.module.modules():
+        layer.register_forward_pre_hook(lambda layer, _: patched.append("forward" in vars(layer)))
+    shared([(2, "style"), (1, "other")])
+    assert patched
+    assert not any(patched)
+    assert torch.equal(shared([(3, None)]), plain)
+
+
+def test_slots_are_filled_as_the_rows_change_and_count_as_memory_of_a_set() -> None:
+    shared = OnCard(THIN_STACKS)
+    style = shared.sets["style"]
+    shared([(2, "style"), (2, "other")])
+    first = style.composition
+    shared([(2, "style"), (2, "other")])
+    assert style.composition is first
+    assert first is not None
+    assert style.nbytes == style.needed_bytes + first.nbytes
+    pieces = [(2, "style"), (2, None)]
+    assert error(shared(pieces), pieces, THIN_STACKS) < 1e-5
+    assert style.composition is not first
+    style.unmerge()
+    assert style.nbytes == style.needed_bytes
+
+
+def test_weights_of_a_card_are_known_by_where_they_are() -> None:
+    assert next(OnCard(THIN_STACKS).module.parameters()).device == CARD
