@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
 from math import floor
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -306,6 +307,8 @@ class TenantsConfig(Section):
     """Whether tenants may use what does not keep them apart: routes of node packs, and pools that are a ComfyUI."""
     shared_results: bool = False
     """Whether a tenant's job may use what another tenant's has computed, where that names and shows nothing of it."""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks of proxies before this server whose X-Forwarded-For the audit log believes; else it has who connects."""
     audit_days: Annotated[float, Field(gt=0)] = 90.0
     """How long the audit log is kept."""
 

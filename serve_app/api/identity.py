@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qsl, urlencode
@@ -27,6 +27,7 @@ from serve_app.api.principal import OPERATOR, PRINCIPAL, Principal
 from serve_app.api.problems import Answer
 from serve_app.api.request import REQUESTS_LEFT
 from serve_app.api.request_rate import RequestRate
+from serve_app.api.source import Network, source
 from serve_app.errors import (
     ForbiddenError,
     QuotaError,
@@ -72,11 +73,19 @@ _HEADERS = frozenset({b"authorization", b"x-api-key", b"x-tenant"})
 class Identity:
     """Finds out who asks, and how often; one a process.
 
-    service: whose database knows the keys. tokens: None where there are none.
+    service: whose database knows the keys. tokens: None where there are none. proxies: who is believed that it speaks
+    for another, in the audit log.
     """
 
-    def __init__(self, service: Callable[[], Service], audit: AuditLog, tokens: Tokens | None = None) -> None:
+    def __init__(
+        self,
+        service: Callable[[], Service],
+        audit: AuditLog,
+        tokens: Tokens | None = None,
+        proxies: Sequence[Network] = (),
+    ) -> None:
         self.audit = audit
+        self.proxies = tuple(proxies)
         self.rate = RequestRate(lambda tenant: service().limits.quotas.of(tenant).requests_a_minute)
         self._service = service
         self._tokens = tokens
@@ -220,8 +229,8 @@ class Identified:
         return noting
 
     def _note(self, scope: Scope, principal: Principal, status: int, reason: str) -> None:
-        method = scope.get("method", "WEBSOCKET")
-        self._identity.audit.note(principal, f"{method} {scope['path']}", source(scope), status, reason)
+        method, where = scope.get("method", "WEBSOCKET"), source(scope, self._identity.proxies)
+        self._identity.audit.note(principal, f"{method} {scope['path']}", where, status, reason)
 
 
 def credential(connection: HTTPConnection) -> str | None:
@@ -250,14 +259,6 @@ def without_credentials(scope: Scope) -> Scope:
         if len(others) < len(pairs):
             query = urlencode(others).encode()
     return {**scope, "headers": headers, "query_string": query}
-
-
-def source(scope: Scope) -> str:
-    """Return where a request comes from: what proxies say, each after the one it was told by, and who is connected."""
-    forwarded = [v.decode("latin-1") for name, v in scope["headers"] if name == b"x-forwarded-for"]
-    client = scope.get("client")
-    # HAProxy comes by a socket in the file system, which has no address; it says itself who asks it.
-    return ", ".join([*forwarded, *([client[0]] if client and client[0] else [])])[-200:]
 
 
 def _acting(principal: Principal, connection: HTTPConnection) -> Principal:

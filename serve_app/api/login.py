@@ -11,10 +11,11 @@ from html import escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from serve_app.api.identity import COOKIE, LOGIN, LOGOUT, Identity, source
+from serve_app.api.identity import COOKIE, LOGIN, LOGOUT, Identity
 from serve_app.api.principal import Principal, principal_of
 from serve_app.api.request import Current, bounded
 from serve_app.api.routing import Routes
+from serve_app.api.source import source
 from serve_app.errors import UnauthenticatedError
 
 router = Routes()
@@ -48,7 +49,7 @@ async def post_login(request: Request, service: Current) -> Response:
     identity: Identity = request.app.state.identity
     async with bounded(request, service.limits.command).form(max_files=0, max_fields=3) as form:
         key = str(form.get("key", "")).strip()
-    nobody, what, where = principal_of(request), f"POST {LOGIN}", source(request.scope)
+    nobody, what, where = principal_of(request), f"POST {LOGIN}", source(request.scope, identity.proxies)
     try:
         principal: Principal = await identity.principal(key)
     except UnauthenticatedError as error:

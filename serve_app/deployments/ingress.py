@@ -106,4 +106,5 @@ def _identity(service: Service, tenants: TenantsConfig) -> Identity:
         from serve_app.api.tokens import Tokens
 
         tokens = Tokens(tenants.jwt.rules)
-    return Identity(lambda: service, AuditLog(lambda: service, tenants.audit_days), tokens)
+    audit = AuditLog(lambda: service, tenants.audit_days)
+    return Identity(lambda: service, audit, tokens, tenants.trusted_proxies)

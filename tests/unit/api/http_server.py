@@ -65,7 +65,9 @@ async def listening(app: Starlette) -> AsyncIterator[str]:
     """Run an application on a free port of this machine, in this event loop, and yield its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        # As `serve-app up` listens: uvicorn by itself believes what any process of this host says of its peer.
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, proxy_headers=False)
+        server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             await asyncio.sleep(0.005)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ipaddress
 import json
 import time
 from collections.abc import AsyncIterator
@@ -28,6 +29,7 @@ from serve_app.scheduler.client import SchedulerClient
 from serve_app.service import Limits, Service
 from serve_app.store import usage
 from serve_app.store.api_keys import AddKey, EndKey, minted, parts
+from serve_app.store.audit import ReadAudit
 from serve_app.store.changes import TenantUsed
 from serve_app.store.tenant_list import DAY_S
 from serve_app.store.userdata import UserData
@@ -328,3 +330,15 @@ async def test_the_operators_routes_make_end_and_list_keys(made):
         assert (told["a"]["keys"], told["a"]["gpu_s_today"], told[""]["quotas"]) == (1, 0.0, {"weight": 1.0})
         assert "d" not in told, "what was used yesterday is not today's"
     await made.service.inquire(AddKey(minted("d", "", ("read",), None)[0]))
+
+
+async def test_the_audit_log_has_who_is_connected_unless_that_is_a_trusted_proxy(made):
+    forged = {"X-Forwarded-For": "198.51.100.7"}
+    async with made.client(made.keys["a"]) as a, made.client(None) as nobody:
+        for proxies in ((), (ipaddress.IPv4Network("127.0.0.0/8"),)):
+            made.app.state.identity.proxies = proxies
+            await a.post("/api/interrupt", headers=forged)
+            await nobody.post("/login", data={"key": "none"}, headers=forged)
+    await made.app.state.identity.audit.close()
+    entries = await made.service.inquire(ReadAudit(9))
+    assert [entry.source for entry in reversed(entries)] == ["127.0.0.1"] * 2 + ["198.51.100.7"] * 2
