@@ -14,8 +14,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app import log
-from serve_app.api.app import ROOT_DIALECT, Dialect
 from serve_app.api.crowd import BODIES, BODY_S, LISTENERS, PACK_STREAMS, Crowd
+from serve_app.api.dialect import ROOT_DIALECT, Dialect
 from serve_app.api.origin import LOOPBACK, Allowed
 from serve_app.api.principal import KeyScope
 from serve_app.api.token_rules import Algorithm, TokenRules

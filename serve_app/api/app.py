@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
@@ -23,16 +23,13 @@ from serve_app.api.comfy import failures, pack_routes, page, websocket
 from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
 from serve_app.api.crowd import Crowd, Crowded
+from serve_app.api.dialect import ROOT_DIALECT, Dialect
 from serve_app.api.identity import Identified, Identity
 from serve_app.api.origin import EVERYONE, Allowed, Door
 from serve_app.api.routing import Routes, Table, under
 from serve_app.api.v2 import failures as v2_failures
 from serve_app.api.v2 import routes as v2
 from serve_app.service import Service
-
-Dialect: TypeAlias = Literal["contract", "comfy"]
-ROOT_DIALECT: Dialect = "contract"
-"""Whose routes the root has, of those that both dialects have, unless the configuration says otherwise."""
 
 HEADER = b"x-comfy-dialect"
 """The request header that names the dialect of a root route."""
