@@ -82,6 +82,11 @@ class ForeignPageError(ServeAppError):
 class DeviceMemoryError(ServeAppError):
     """Work does not fit the device's memory, even alone; says how much was asked for and how much there was."""
 
+    @staticmethod
+    def figures(out_of_memory: BaseException) -> str:
+        """Return what torch says of an allocation that did not fit, without its advice on its own settings."""
+        return str(out_of_memory).partition(" If reserved but unallocated")[0].partition("\n")[0]
+
 
 class UnavailableError(ServeAppError):
     """The server cannot take a job now, and says when to ask again.

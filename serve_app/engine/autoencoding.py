@@ -16,7 +16,7 @@ from torch import Tensor
 
 from serve_app import log
 from serve_app.engine.budget import Budget
-from serve_app.engine.memory import Idle, Memory, ran_out
+from serve_app.engine.memory import Beside, Memory, room_bytes
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
@@ -50,12 +50,12 @@ class _Found:
 
 
 class Autoencoding:
-    """Runs VAEs on one device. idle: what makes way for them; memory: the device's, if it can be asked."""
+    """Runs VAEs on one device. beside: what makes way for them; memory: the device's, if it can be asked."""
 
-    def __init__(self, idle: Idle, memory: Memory | None = None) -> None:
+    def __init__(self, beside: Beside, memory: Memory | None = None) -> None:
         self.failures = 0
         """How often the device had not the memory for what was tried."""
-        self._idle = idle
+        self._beside = beside
         self._memory = memory
         self._budget = Budget(SLICE_PIXELS, PIXEL_BYTES)
         self._found: dict[tuple[Recipe, Work], _Found] = {}
@@ -76,7 +76,7 @@ class Autoencoding:
             made = self._try(key, model, batch, slice_pixels, pixels)
             if isinstance(made, Tensor):
                 return made
-            if (slice_pixels < 2 * pixels or len(batch) == 1) and not self._idle.release():
+            if (slice_pixels < 2 * pixels or len(batch) == 1) and not self._beside.release():
                 self._found[key] = _Found(pixels)
                 raise DeviceMemoryError(f"{pixels:,} pixels do not fit the device's memory as one: {made}")
 
@@ -102,8 +102,8 @@ class Autoencoding:
             found.tiling = tilings.index(tiling) + 1
 
     def _slice_pixels(self, key: Hashable) -> int:
-        memory = self._memory
-        return self._budget.limit(key, None if memory is None else memory.planned_bytes - memory.held_bytes())
+        room = None if self._memory is None else room_bytes(self._memory, self._beside)
+        return self._budget.limit(key, room)
 
     def _try(self, key: tuple[Recipe, Work], model: Vae, batch: Tensor, slice_pixels: int, pixels: int) -> Tensor | str:
         """Return what a VAE makes of a batch, or torch's words where the device runs out of memory."""
@@ -115,7 +115,7 @@ class Autoencoding:
         try:
             made = model.decode(batch, slice_pixels) if work == "decode" else model.encode(batch, slice_pixels)
         except torch.OutOfMemoryError as error:
-            said = ran_out(error)
+            said = DeviceMemoryError.figures(error)
         else:
             self._budget.answered(key, taken_pixels, None if self._memory is None else self._memory.peak_bytes() - held)
             return made
@@ -136,4 +136,4 @@ def _until_it_runs_out(tiles: Tiles) -> Generator[tuple[int, int], None, Tensor 
     try:
         return (yield from tiles)
     except torch.OutOfMemoryError as error:
-        return ran_out(error)
+        return DeviceMemoryError.figures(error)

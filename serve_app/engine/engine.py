@@ -29,7 +29,7 @@ from serve_app.engine.batcher import in_turn, share
 from serve_app.engine.curve import Curves
 from serve_app.engine.device_lost import DeviceLostError, check, is_lost
 from serve_app.engine.forwards import Counters, Forwards
-from serve_app.engine.memory import Idle, Memory
+from serve_app.engine.memory import Beside, Memory
 from serve_app.engine.side_work import PAUSED, Call, Calls, fail
 from serve_app.engine.timeline import HostTimeline, Mark, Timeline
 from serve_app.engine.trajectory import Trajectory
@@ -120,7 +120,7 @@ class Engine:
 
     max_cells: the most latent cells of all rows in one forward; fewer where the device has run out of memory.
     timeline: of the device of its models; if not given, one that does all at once. memory: of that device, where it can
-    be asked. idle: what is held there and makes way for forwards.
+    be asked. beside: what is held there, and makes way for forwards.
     """
 
     def __init__(
@@ -128,13 +128,13 @@ class Engine:
         max_cells: int,
         timeline: Timeline | None = None,
         memory: Memory | None = None,
-        idle: Idle | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self.counters = Counters()
         self.memory = memory
         self.turn = 0
         """The number of the forward or call that its thread is in, from 1; 0 in between."""
-        self._forwards = Forwards(max_cells, self.counters, memory, idle)
+        self._forwards = Forwards(max_cells, self.counters, memory, beside)
         self._curves = Curves()
         self._timeline = timeline or HostTimeline()
         self._flights: deque[_Flight] = deque()

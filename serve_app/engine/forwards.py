@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.budget import Budget
-from serve_app.engine.memory import MB, Idle, Memory, ran_out
+from serve_app.engine.memory import MB, Beside, Memory, room_bytes
 from serve_app.errors import DeviceMemoryError
 from serve_app.log import get
 from serve_app.sampling.forward import Piece, denoise
@@ -39,16 +39,17 @@ class Counters:
 class Forwards:
     """Runs forwards on one device.
 
-    max_cells: the most latent cells of all rows in one. memory: the device's, if it can be asked. idle: what makes way.
+    max_cells: the most latent cells of all rows in one. memory: the device's, if it can be asked. beside: what is held
+    there, and makes way.
     """
 
     def __init__(
-        self, max_cells: int, counters: Counters, memory: Memory | None = None, idle: Idle | None = None
+        self, max_cells: int, counters: Counters, memory: Memory | None = None, beside: Beside | None = None
     ) -> None:
         self._budget = Budget(max_cells)
         self._counters = counters
         self._memory = memory
-        self._idle = idle
+        self._beside = beside
 
     def limit(self, key: Hashable) -> int:
         """Return how many cells a forward may hold now. key: of the network, and what it groups by."""
@@ -94,7 +95,7 @@ class Forwards:
         try:
             answers = denoise(asked)
         except torch.OutOfMemoryError as error:
-            said = ran_out(error)
+            said = DeviceMemoryError.figures(error)
         else:
             taken = None if self._memory is None else self._memory.peak_bytes() - held
             self._budget.answered(key, cells, taken)
@@ -110,7 +111,7 @@ class Forwards:
         return said
 
     def _room_bytes(self) -> int | None:
-        return None if self._memory is None else self._memory.planned_bytes - self._memory.held_bytes()
+        return None if self._memory is None else room_bytes(self._memory, self._beside)
 
     def _make_way(self, key: Hashable, asked: Sequence[Piece]) -> None:
         """Let idle weights go as far as pieces that share no forward with others need it, by what is known of them."""
@@ -119,7 +120,7 @@ class Forwards:
             self._release(needed - room)
 
     def _release(self, nbytes: int | None = None) -> int:
-        return 0 if self._idle is None else self._idle.release(nbytes)
+        return 0 if self._beside is None else self._beside.release(nbytes)
 
     def _does_not_fit(self, asked: Sequence[Piece], said: str) -> DeviceMemoryError:
         """Return the error for pieces that do not fit alone. said: torch's words, which give the sizes."""

@@ -104,11 +104,16 @@ class Memory(Protocol):
         ...
 
 
-class Idle(Protocol):
-    """What is held on the device and could do without."""
+class Beside(Protocol):
+    """What is held on a device beside forwards."""
+
+    @property
+    def coming_bytes(self) -> int:
+        """What has been given room and may not be there yet."""
+        ...
 
     def release(self, nbytes: int | None = None) -> int:
-        """Let go of at least so many bytes of it, or of all, and return how many went."""
+        """Let go of what is idle, at least so many bytes of it, or of all, and return how many went."""
         ...
 
 
@@ -136,6 +141,6 @@ class CardMemory:
         torch.cuda.empty_cache()
 
 
-def ran_out(error: torch.OutOfMemoryError) -> str:
-    """Return what torch says of an allocation that did not fit, without its advice on its own settings."""
-    return str(error).partition(" If reserved but unallocated")[0].partition("\n")[0]
+def room_bytes(memory: Memory, beside: Beside | None = None) -> int:
+    """Return how much of a device's memory work may take now; below 0 where there is too little already."""
+    return memory.planned_bytes - memory.held_bytes() - (0 if beside is None else beside.coming_bytes)

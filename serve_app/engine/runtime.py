@@ -257,7 +257,8 @@ class EngineRuntime:
         """Return a run's latest estimate as `picture` does; decoded, if that is wished for and its tiny VAE is here."""
         latent_format = run.backbone.latent_format
         if decoded and latent_format.tiny:
-            with suppress(ModelFileError):
+            # A picture of it is no reason for a run to fail.
+            with suppress(ModelFileError, DeviceMemoryError, torch.OutOfMemoryError):
                 return self.weights.vae(tiny_vae(latent_format.tiny)).picture(latent_format.from_model(run.shown[:1]))
         return picture(run.shown, latent_format)
 
@@ -294,7 +295,7 @@ class EngineRuntime:
         """Do one piece of work with a recipe's model, once there is room for it. load: the method of Weights for it."""
         hold = await self._hold(recipe, loading)
         try:
-            return await self._answer(self._engine.call(lambda: work(load(recipe))))
+            return await self._answer(self._engine.call(lambda: self._in_room(lambda: work(load(recipe)))))
         finally:
             # An error that is kept keeps this frame, which must not keep the weights.
             del hold
@@ -329,12 +330,18 @@ class EngineRuntime:
 
         key: beside the recipe, what is equal for those. cost, most: as `Engine.gather`.
         """
+
+        def answers(questions: list[Q]) -> Sequence[T]:
+            together = partial(work, load(recipe), questions)
+            # Several that do not fit are asked one by one.
+            return together() if len(questions) > 1 else self._in_room(together)
+
         hold = await self._hold(recipe, loading)
         try:
             return await self._answer(
                 self._engine.gather(
                     question,
-                    lambda questions: work(load(recipe), questions),
+                    answers,
                     (recipe, key),
                     cost=cost,
                     most=most,
@@ -357,6 +364,20 @@ class EngineRuntime:
                 del hold
                 raise
         return hold
+
+    def _in_room(self, work: Callable[[], T]) -> T:
+        """Do work in the engine's thread; where the device runs out of memory, again without idle weights.
+
+        Errors: DeviceMemoryError.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                said = DeviceMemoryError.figures(error)
+            # Only here has the error let go of what the work had made.
+            if not self.weights.release():
+                raise DeviceMemoryError(f"this does not fit the device's memory by itself: {said}")
 
     def _failed_to_load(self, error: BaseException) -> None:
         """Have the engine close where the error says that the device is lost."""

@@ -158,7 +158,7 @@ class Residency:
         """
         coming = self._coming
         in_use = sum(resident.needed_bytes for resident in self._held.values() if resident.in_use)
-        in_use += sum(coming.values())
+        in_use += self.coming_bytes
         absent = [nbytes for key, nbytes in need.nbytes.items() if key not in self._held and key not in coming]
         if not absent or not in_use:
             return True
@@ -168,7 +168,7 @@ class Residency:
 
     def has_room(self, nbytes: int) -> bool:
         """Whether so many bytes are free without evicting anything."""
-        return self.nbytes + sum(self._coming.values()) + nbytes <= self.budget_bytes
+        return self.nbytes + self.coming_bytes + nbytes <= self.budget_bytes
 
     def make_room(self, nbytes: int) -> None:
         """Evict what is used least recently until nbytes fit the budget, or until all that is left is in use."""
@@ -200,6 +200,11 @@ class Residency:
         if self.evictions != evictions:
             # A network may hold cycles; without collecting, its memory would come back at some later time.
             self._collect()
+
+    @property
+    def coming_bytes(self) -> int:
+        """How many bytes have been given room that are not held yet."""
+        return sum(self._coming.values())
 
     @property
     def _coming(self) -> dict[Hashable, int]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from serve_app import log
+from serve_app.errors import DeviceMemoryError
 from serve_app.models import extraction, saving
 from serve_app.models.backbone import Backbone
 from serve_app.models.checkpoint import Checkpoint
@@ -49,6 +50,7 @@ from serve_app.values import (
     WeightChange,
 )
 
+MB = 1024**2
 SIZES_KEPT = 1024
 """Of how many parts and sets it is remembered how many bytes they take, which files have to be opened for."""
 
@@ -265,6 +267,12 @@ class Weights:
         return self._residency.nbytes
 
     @property
+    def coming_bytes(self) -> int:
+        """How much has been given room and is not held yet. Never waits for a load."""
+        with self._lock:
+            return self._residency.coming_bytes
+
+    @property
     def counters(self) -> LoadCounters:
         """What weights have come and gone, and what is held. Never waits for a load."""
         held = self._residency
@@ -319,13 +327,31 @@ class Weights:
             try:
                 with self._lock:
                     self._residency.expect({key: room}, hold)
-                resident = load()
+                resident = self._in_room(load, room)
                 with self._lock:
                     self._residency.put(key, resident, perf_counter() - began)
                 return resident
             finally:
                 with self._lock:
                     self._residency.give_up(key, hold)
+
+    def _in_room(self, load: Callable[[], Resident], nbytes: int) -> Resident:
+        """Load what takes so many bytes; where the device runs out of memory, again without what nobody uses.
+
+        Errors: DeviceMemoryError.
+        """
+        while True:
+            try:
+                return load()
+            except torch.OutOfMemoryError as error:
+                said = DeviceMemoryError.figures(error)
+            # Only here has the error let go of what was loaded by then.
+            if not self.release():
+                held_mb, needed_mb = self.held_bytes / MB, nbytes / MB
+                raise DeviceMemoryError(
+                    f"weights of {needed_mb:,.0f} MB do not fit the device's memory beside {held_mb:,.0f} MB of "
+                    "weights that are in use. " + said
+                )
 
     def _load(self, recipe: Recipe, files: Files) -> Resident:
         loaded, nbytes = self._loader.load(recipe, files), self._part_bytes(recipe, files)

@@ -140,6 +140,6 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
     """Make the engine on the device the pool was given."""
     budget_bytes, memory = memory_of(pool, device)
     weights = Weights(catalog, device, dtype=pool.dtype, vae_dtype=pool.vae_dtype, budget_bytes=budget_bytes)
-    engine = Engine(pool.max_cells, timeline_of(device), memory, idle=weights)
+    engine = Engine(pool.max_cells, timeline_of(device), memory, beside=weights)
     cells = pool.cells(cuda=device.type == "cuda")
     return EngineRuntime(engine, weights, latent_cells=cells, limits=config.limits)

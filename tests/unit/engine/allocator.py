@@ -65,11 +65,12 @@ class Allocator:
 
 @dataclass
 class IdleWeights:
-    """Weights that nobody uses, of so many bytes each; as `engine.forwards.Idle`."""
+    """Weights that nobody uses, of so many bytes each; as `engine.memory.Beside`."""
 
     allocator: Allocator
     sizes: list[int]
     asked: list[int | None] = field(default_factory=list)
+    coming_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.allocator.held += sum(self.sizes)

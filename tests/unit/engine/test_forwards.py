@@ -25,9 +25,15 @@ ROWS = 16
 STEPS = 8
 
 
+@pytest.fixture(autouse=True)
+def no_time(monkeypatch):
+    """Let no time pass, by which forwards would be smaller than fits."""
+    monkeypatch.setattr("serve_app.engine.timeline.perf_counter", lambda: 0.0)
+
+
 def results(backbone, memory=None, idle=None, shape=(1, 4, 4, 4)):
     """Return what eight jobs end with that run together, latents or error, and the engine's failures."""
-    engine = Engine(MAX_CELLS, memory=memory, idle=idle)
+    engine = Engine(MAX_CELLS, memory=memory, beside=idle)
     requests = [request(seed=i, steps=STEPS) for i in range(7)] + [request(seed=7, steps=STEPS, shape=shape)]
     futures = together(engine, [Trajectory(backbone, r) for r in requests])
     engine.close()
@@ -161,3 +167,14 @@ def test_pieces_that_look_at_each_others_rows_fail_together_and_only_once():
     assert "a batch of 2 latents of 4×4 cells" in str(error)
     assert [tuple(rows.shape) for rows in answered] == [(1, 4, 4, 4)]
     assert counters.failures == 2
+
+
+def test_room_that_weights_were_given_is_left_to_them(unharmed):
+    allocator = Allocator(ROWS * CELLS * CELL_BYTES)
+    beside = IdleWeights(allocator, [], coming_bytes=allocator.planned_bytes * 3 // 4)
+    backbone = OnAllocator(allocator, CELL_BYTES)
+    done, failures = results(backbone, allocator, beside)
+    assert failures == 0
+    assert max(cells for (cells,) in backbone.calls) == ROWS // 4 * CELLS
+    for latents, expected in zip(done, unharmed, strict=True):
+        assert torch.equal(latents, expected)

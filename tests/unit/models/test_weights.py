@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serve_app.errors import ConfigError, ModelFileError
+from serve_app.errors import ConfigError, DeviceMemoryError, ModelFileError
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.models.families.unet import UnetInputs
 from serve_app.models.loading import dtype_of
@@ -230,3 +230,68 @@ def test_automatic_formats_are_full_on_a_cpu_and_half_on_a_gpu(monkeypatch):
 def test_an_unknown_format_is_refused_with_those_allowed():
     with pytest.raises(ConfigError, match="'fp8' of the clip is unknown; allowed are auto, fp32, fp16, bf16"):
         dtype_of("fp8", "clip", CPU)
+
+
+class Tight:
+    """A device with room for so many networks' weights, counting those that `held` has."""
+
+    def __init__(self, monkeypatch, held, room):
+        self.failures = 0
+        self._held, self._room, self._load = held, room, held._loader.load
+        monkeypatch.setattr(held._loader, "load", self.load)
+
+    def load(self, recipe, files):
+        if len(self._held.resident()) >= self._room:
+            self.failures += 1
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2 MiB. If reserved but unallocated memory is large try setting"
+            )
+        return self._load(recipe, files)
+
+
+def test_weights_that_run_out_of_memory_are_loaded_again_without_idle_ones(catalog, monkeypatch):
+    held = weights(catalog)
+    device = Tight(monkeypatch, held, 2)
+    in_use = held.backbone(backbone("a"))
+    held.backbone(backbone("b"))
+    assert held.backbone(backbone("c")).network is not None
+    assert (names(held), device.failures) == (["a", "c"], 1)
+    del in_use
+
+
+def test_weights_that_do_not_fit_beside_those_in_use_fail_with_figures_and_leave_no_room_taken(catalog, monkeypatch):
+    held = weights(catalog)
+    Tight(monkeypatch, held, 1)
+    in_use = held.backbone(backbone("a"))
+    megabytes = f"{ONE / 2**20:,.0f}"
+    with pytest.raises(DeviceMemoryError) as raised:
+        held.backbone(backbone("b"))
+    assert str(raised.value) == (
+        f"weights of {megabytes} MB do not fit the device's memory beside {megabytes} MB of weights that are in use. "
+        "CUDA out of memory. Tried to allocate 2 MiB."
+    )
+    assert (names(held), held.coming_bytes) == (["a"], 0)
+    del in_use
+    assert held.backbone(backbone("b")).network is not None
+
+
+def test_room_that_was_given_is_known_until_the_weights_are_there(catalog):
+    held = weights(catalog)
+    hold = held.hold(held.need(backbone("a")))
+    assert (held.coming_bytes, held.held_bytes) == (ONE, 0)
+    held.load(hold)
+    assert (held.coming_bytes, held.held_bytes) == (0, ONE)
+    other = held.hold(held.need(backbone("b")))
+    assert held.coming_bytes == ONE
+    del other
+    assert held.coming_bytes == 0
+
+
+def test_as_much_is_released_as_is_asked_for_oldest_first(catalog):
+    held = weights(catalog)
+    for name in "abc":
+        held.backbone(backbone(name))
+    assert held.release(ONE + 1) == 2 * ONE
+    assert names(held) == ["c"]
+    assert (held.release(0), names(held)) == (0, ["c"])
+    assert (held.release(), held.release(), names(held)) == (ONE, 0, [])
