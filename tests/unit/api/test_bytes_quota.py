@@ -99,3 +99,23 @@ async def test_what_a_job_saves_counts_and_is_never_refused(limited: World, monk
         # A text becomes a file as it is first asked for.
         assert len((await a.get(f"/api/v2/jobs/{job}")).json()["outputs"]) == 2
     assert await stored(limited) == 1500 + len("said")
+
+
+async def test_what_the_page_keeps_counts_as_it_is_written_moved_and_deleted(limited: World) -> None:
+    async with limited.client(limited.keys["a"]) as a:
+
+        async def count_after(answer: httpx.Response) -> int:
+            assert answer.is_success, answer.text
+            kept = sum(size for _, _, size in limited.service.user_data.counted())
+            assert await stored(limited) == kept
+            return kept
+
+        assert await count_after(await a.post("/userdata/a.txt", content=b"x" * 300)) == 300
+        assert await count_after(await a.post("/userdata/b.txt", content=b"x" * 100)) == 400
+        assert await count_after(await a.post("/userdata/a.txt/move/c%2Fd.txt")) == 400
+        assert await count_after(await a.post("/userdata/b.txt/move/c%2Fd.txt?overwrite=true")) == 100
+        settings = await count_after(await a.post("/settings", json={"a": 1}))
+        assert settings > 100
+        assert (await a.post("/settings", json={"b": "y" * 1000})).status_code == 429
+        assert await count_after(await a.get("/settings")) == settings
+        assert await count_after(await a.delete("/userdata/c%2Fd.txt")) == settings - 100
