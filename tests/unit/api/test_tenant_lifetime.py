@@ -120,7 +120,7 @@ async def test_a_restored_server_gives_each_tenant_what_it_had(tmp_path, databas
         await asyncio.to_thread(write_backup, reading, copy, store)
         reading.close()
     other = Jobs(other_url)
-    assert restore_backup(other, copy, store, replace=False).absent == ()
+    assert restore_backup(other, copy, store, replace=False, keep_keys=True).absent == ()
     other.close()
     async with world(tmp_path, database_url=other_url, store=store) as made:
         for tenant in ("a", "b"):
