@@ -344,9 +344,13 @@ class PoolConfig(Section):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads for tensor work; 0 is every core for models on a CPU, num_cpus for all else."""
     dtype: Dtype = "auto"
-    """Of the backbone and text encoder: auto is fp32 on a CPU, fp16 on a GPU."""
+    """Of the backbone and text encoder: auto is fp32 on a CPU; on a GPU fp16 or bf16 by family, and fp32 for CLIP."""
     vae_dtype: Dtype = "auto"
     """auto is fp32 on a CPU, bf16 on a GPU that has it."""
+    fast: bool = False
+    """On a GPU, products of fp16 are summed in fp16: faster on GeForce cards, and less exact."""
+    fp8_matmul: bool = False
+    """On a GPU of compute capability 8.9 or above, backbones' layers kept in fp8 multiply in it: other pictures."""
     weights_bytes: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Resident weights a replica keeps before it evicts the least recently used.
 

@@ -33,6 +33,7 @@ OWN_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # What build.ENVIRONMENT has for pools: all processes have it, so that the first replicas need none of their own.
     "THP_MEM_ALLOC_ENABLE": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 """What the processes of a Ray of our own are told by their environment, where it does not say otherwise."""
 QUIET_RAY = {

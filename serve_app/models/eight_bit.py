@@ -63,6 +63,19 @@ class EightBitWeight(KeptWeight):
         # In half precision a scale would be off by as much as the weights' own rounding, and all of a row the same way.
         return self.stored.to(dtype) if self.scale is None else (self.stored.float() * self.scale).to(dtype)
 
+    def multiplied(self, x: Tensor) -> Tensor | None:
+        # The products of the devices that have them are of multiples of 16.
+        if self.stored.dtype != torch.float8_e4m3fn or any(size % 16 for size in self.shape):
+            return None
+        rows = self.turned(x).reshape(-1, self.shape[1])
+        eight, scale = _scaled(rows.float(), self.stored.dtype, by_row=True)
+        own = self.stored.new_ones(1, dtype=torch.float32) if self.scale is None else self.scale
+        # With a scale a row the product is made in bfloat16 only.
+        product: Tensor = torch._scaled_mm(
+            eight, self.stored.mT, scale, own.expand(self.shape[0], 1).mT.contiguous(), out_dtype=torch.bfloat16
+        )
+        return product.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+
     def turned(self, x: Tensor) -> Tensor:
         # The matrix is its own inverse, so turning the inputs undoes the weight's rotation, and they are fewer.
         return rotated(x, self.group)

@@ -65,6 +65,13 @@ class KeptWeight(ABC):
         assert whole is not None, "a weight has rows"
         return whole
 
+    def multiplied(self, x: Tensor) -> Tensor | None:
+        """Return inputs (…,in), rounded to eight bits, times the weight as it is stored: (…,out) in the dtype of x.
+
+        None where the device has no such product for it.
+        """
+        return None
+
     def turned(self, x: Tensor) -> Tensor:
         """Return inputs (…,in) as they are multiplied by what `widened` returns."""
         return x
@@ -88,8 +95,10 @@ class KeptLinear(nn.Module):
     """A Linear for inference whose weight is kept. It cannot be trained or saved.
 
     weight: of the shape, dtype and device that the wide weight would have, for who asks that of a layer; it holds no
-    numbers (all are NaN) and no memory.
+    numbers (all are NaN) and no memory. in_eight_bits: inputs are rounded to eight bits where that can be multiplied.
     """
+
+    in_eight_bits = False
 
     def __init__(self, kept: KeptWeight, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -105,6 +114,8 @@ class KeptLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the linear map of x (…,in): (…,out)."""
+        if self.in_eight_bits and (product := self.kept.multiplied(x)) is not None:
+            return product if self.bias is None else product + self.bias
         return linear(self.kept.turned(x), self.kept.widened_by_rows(x.dtype), self.bias)
 
     def holding(self, wide: Tensor) -> KeptLinear:

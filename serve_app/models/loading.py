@@ -30,6 +30,7 @@ from serve_app.models.families.family import (
     VaeFamily,
     VisionFamily,
 )
+from serve_app.models.kept import KeptLinear
 from serve_app.models.lora import Adapter, Other, Scaling
 from serve_app.models.lora_layers import LoraSet, parameters, with_merged
 from serve_app.models.lora_layouts import read
@@ -131,11 +132,14 @@ class Loaded:
 class Loader:
     """Loads onto one device. dtype: of all parts but VAEs and upscalers, as `dtype_of` reads it; vae_dtype.
 
+    fp8_matmul: layers of backbones that are kept in fp8 multiply in it.
+
     Errors: ConfigError for those; of what reads files: ModelFileError.
     """
 
-    def __init__(self, device: torch.device, dtype: str, vae_dtype: str) -> None:
+    def __init__(self, device: torch.device, dtype: str, vae_dtype: str, fp8_matmul: bool = False) -> None:
         self.device = device
+        self._fp8_matmul = fp8_matmul
         self._dtypes: dict[Part, str] = {
             "backbone": dtype,
             "clip": dtype,
@@ -187,7 +191,13 @@ class Loader:
         mixed = mixture(recipe, files)
         dtype = self._dtype(recipe, mixed.family)
         module = mixed.settle(self.device, dtype, _ROUNDED.get(recipe.part)) if files.changes else mixed.module
+        if isinstance(mixed.family, TextFamily) and mixed.family.rounded is not None:
+            _round(module, mixed.family.rounded)
         move_to(module, self.device, dtype, self._ring)
+        if self._fp8_matmul and recipe.part == "backbone":
+            for layer in module.modules():
+                if isinstance(layer, KeptLinear):
+                    layer.in_eight_bits = True
         return replace(loaded, module=module, family=mixed.family, trained_as=training, remarks=tuple(mixed.remarks))
 
     def lora_bytes(self, recipe: Recipe, files: Files, of_set: Files) -> int:
@@ -242,6 +252,13 @@ def _open(
     if recipe.part == "model_patch":
         return open_model_patch(file), beside
     return (open_control(file, beside) if recipe.part == "controlnet" else file), beside
+
+
+def _round(network: nn.Module, dtype: torch.dtype) -> None:
+    """Round a network's wider weights, on the CPU."""
+    for parameter in network.parameters():
+        if parameter.dtype.itemsize > dtype.itemsize and parameter.device.type == "cpu":
+            parameter.data = parameter.data.to(dtype)
 
 
 def _rounded(recipe: Recipe) -> EightBit | None:

@@ -70,17 +70,25 @@ class LoadCounters:
 class Weights:
     """Recipes made real on one device. Every method may be called from any thread; loading blocks its caller.
 
-    dtype: of all parts but VAEs and upscalers, as `loading.dtype_of` reads it; vae_dtype: of VAEs.
+    dtype: of all parts but VAEs and upscalers, as `loading.dtype_of` reads it; vae_dtype: of VAEs. fp8_matmul: as
+    `Loader`.
     budget_bytes: what is kept before the least recently used is evicted.
     Errors: ConfigError for dtypes; of what reads files: ModelFileError.
     """
 
     def __init__(
-        self, catalog: Catalog, device: torch.device, *, dtype: str, vae_dtype: str, budget_bytes: int
+        self,
+        catalog: Catalog,
+        device: torch.device,
+        *,
+        dtype: str,
+        vae_dtype: str,
+        budget_bytes: int,
+        fp8_matmul: bool = False,
     ) -> None:
         self.device = device
         self._catalog = catalog
-        self._loader = Loader(device, dtype, vae_dtype)
+        self._loader = Loader(device, dtype, vae_dtype, fp8_matmul)
         self._lexicon = Lexicon(catalog)
         self._residency = Residency(budget_bytes, self._collect)
         self._sizes: dict[Hashable, int] = {}

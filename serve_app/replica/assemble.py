@@ -31,6 +31,9 @@ from serve_app.store.catalog import Catalog
 
 _log = log.get("replica")
 
+FP8_CAPABILITY = (8, 9)
+"""Of the first GPUs that multiply fp8."""
+
 
 def assemble(
     config: AppConfig,
@@ -119,6 +122,25 @@ def memory_of(pool: PoolConfig, device: torch.device) -> tuple[int, Memory | Non
     return weights, CardMemory(device, share.planned_bytes)
 
 
+def set_arithmetic(pool: PoolConfig, device: torch.device) -> None:
+    """Have the process compute as its pool asks, and on a GPU to the same bits each time: strict jobs promise that.
+
+    Errors: ConfigError for products that the device does not have.
+    """
+    if device.type != "cuda":
+        if asked := [key for key in ("fast", "fp8_matmul") if getattr(pool, key)]:
+            raise ConfigError(f"pool {pool.name}: {asked[0]} is of products on a GPU, and its models are on a CPU")
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if pool.fp8_matmul and capability < FP8_CAPABILITY:
+        has, needed = (".".join(map(str, version)) for version in (capability, FP8_CAPABILITY))
+        raise ConfigError(f"pool {pool.name}: fp8_matmul needs compute capability {needed}; this GPU has {has}")
+    torch.backends.cuda.matmul.allow_fp16_accumulation = pool.fast
+    # Which convolution is fastest is measured anew by each process, and may be another one each time.
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
 def _packs(config: AppConfig, exit: Callable[[int], object]) -> Packs:
     if config.custom_nodes_dir is None:
         return Packs()
@@ -138,8 +160,16 @@ def _threads(pool: PoolConfig, device: torch.device) -> int:
 
 def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch.device) -> EngineRuntime:
     """Make the engine on the device the pool was given."""
+    set_arithmetic(pool, device)
     budget_bytes, memory = memory_of(pool, device)
-    weights = Weights(catalog, device, dtype=pool.dtype, vae_dtype=pool.vae_dtype, budget_bytes=budget_bytes)
+    weights = Weights(
+        catalog,
+        device,
+        dtype=pool.dtype,
+        vae_dtype=pool.vae_dtype,
+        budget_bytes=budget_bytes,
+        fp8_matmul=pool.fp8_matmul,
+    )
     engine = Engine(pool.max_cells, timeline_of(device), memory, beside=weights)
     cells = pool.cells(cuda=device.type == "cuda")
     return EngineRuntime(engine, weights, latent_cells=cells, limits=config.limits)

@@ -65,6 +65,8 @@ class ClipText(TextFamily):
     """A CLIP text encoder. projection: the pooled text's width, 0 without."""
 
     name = "CLIP"
+    dtypes = (torch.float32,)
+    rounded = torch.float16
 
     layers: int
     width: int

@@ -23,8 +23,10 @@ from serve_app.models.lora_forward import with_loras
 from serve_app.models.lora_layers import LoraSet, parameters
 from serve_app.models.lora_layouts import read
 from serve_app.models.packing import move_to, plain
+from serve_app.models.weights import Weights
 from serve_app.sampling.forward import Canvas
-from serve_app.values import Discrete
+from serve_app.store.catalog import Catalog
+from serve_app.values import Discrete, Recipe
 from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, noise, weights
 from tests.parity.figures import GOLDEN, Figures
 
@@ -245,3 +247,44 @@ def test_a_large_weight_is_widened_some_rows_at_a_time(monkeypatch: pytest.Monke
     assert by_rows.dtype == torch.bfloat16
     torch.testing.assert_close(by_rows, whole, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(whole, weight.widened(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("scales", [0, 1, 48])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_inputs_in_eight_bits_times_a_weight_in_eight_bits_are_close_to_the_wide_product(
+    scales: int, dtype: torch.dtype
+) -> None:
+    stored, x = noise("stored", (48, 32)).to(torch.float8_e4m3fn), noise("x", (3, 5, 32)).to(dtype)
+    scale = None if not scales else torch.linspace(0.5, 2, scales).reshape(-1, 1)
+    layer = KeptLinear(EightBitWeight(stored, scale), torch.nn.Parameter(noise("bias", (48,)).to(dtype)))
+    with torch.no_grad():
+        wide = layer(x)
+        layer.in_eight_bits = True
+        narrow = layer(x)
+    assert narrow.dtype == dtype
+    assert narrow.shape == (3, 5, 48)
+    assert 1e-4 < float((narrow - wide).norm() / wide.norm()) < 0.04
+
+
+@pytest.mark.parametrize(
+    "stored", [noise("odd", (48, 24)).to(torch.float8_e4m3fn), noise("other", (48, 32)).to(torch.float8_e5m2)]
+)
+def test_what_no_device_multiplies_in_eight_bits_is_widened(stored: torch.Tensor) -> None:
+    layer = KeptLinear(EightBitWeight(stored), None)
+    x = noise("x", (3, stored.shape[1]))
+    wide = layer(x)
+    layer.in_eight_bits = True
+    assert torch.equal(layer(x), wide)
+
+
+@pytest.mark.parametrize("fp8_matmul", [False, True])
+def test_layers_of_a_backbone_multiply_in_eight_bits_where_that_is_asked(tmp_path: Path, fp8_matmul: bool) -> None:
+    (tmp_path / "diffusion_models").mkdir()
+    made = Written(tmp_path / "diffusion_models" / "a.safetensors")
+    fp8_tensors(made)
+    made.opened()
+    held = Weights(Catalog(tmp_path), CPU, dtype="auto", vae_dtype="auto", budget_bytes=10**9, fp8_matmul=fp8_matmul)
+    network = held.backbone(Recipe("backbone", "diffusion_models", "a.safetensors")).network.module
+    kept = [layer for layer in network.modules() if isinstance(layer, KeptLinear)]
+    assert kept
+    assert {layer.in_eight_bits for layer in kept} == {fp8_matmul}

@@ -218,7 +218,8 @@ def test_a_network_of_any_format_denoises_close_to_the_full_one(catalog, dtype):
 def test_automatic_formats_are_full_on_a_cpu_and_half_on_a_gpu(monkeypatch):
     gpu = torch.device("cuda")
     assert dtype_of("auto", "backbone", CPU) == dtype_of("auto", "vae", CPU, AutoencoderKL.dtypes) == torch.float32
-    assert dtype_of("auto", "clip", gpu) == torch.float16
+    assert dtype_of("auto", "backbone", gpu) == torch.float16
+    assert dtype_of("auto", "clip", gpu, ClipText.dtypes) == torch.float32
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert dtype_of("auto", "vae", gpu, AutoencoderKL.dtypes) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
@@ -295,3 +296,14 @@ def test_as_much_is_released_as_is_asked_for_oldest_first(catalog):
     assert names(held) == ["c"]
     assert (held.release(0), names(held)) == (0, ["c"])
     assert (held.release(), held.release(), names(held)) == (ONE, 0, [])
+
+
+def test_a_text_encoder_of_a_wider_file_has_its_numbers_in_half_precision(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    wide = random_tensors(TEXT, torch.float32)
+    for name, tensors in (("wide", wide), ("half", {key: tensor.half() for key, tensor in wide.items()})):
+        save_file(tensors, tmp_path / "checkpoints" / f"{name}.safetensors")
+    held = weights(Catalog(tmp_path))
+    wide, half = (held.clip(Recipe("clip", "checkpoints", f"{name}.safetensors")) for name in ("wide", "half"))
+    [(ours, _)], [(theirs, _)] = wide.encode(["a fox"])[0], half.encode(["a fox"])[0]
+    assert torch.equal(ours, theirs)

@@ -7,7 +7,7 @@ import torch
 
 from serve_app.config import PoolConfig
 from serve_app.errors import ConfigError
-from serve_app.replica.assemble import device_of, memory_of
+from serve_app.replica.assemble import device_of, memory_of, set_arithmetic
 
 MB = 1024**2
 GB = 1024 * MB
@@ -75,3 +75,30 @@ def test_on_a_cpu_weights_may_take_half_of_what_the_process_may_use():
     assert memory_of(PoolConfig(name="a", memory_bytes=6 * GB), torch.device("cpu")) == (3 * GB, None)
     given = PoolConfig(name="a", memory_bytes=6 * GB, weights_bytes=5 * GB)
     assert memory_of(given, torch.device("cpu")) == (5 * GB, None)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A card of some compute capability; what is set for it ends with the test."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_fp16_accumulation, cudnn.benchmark, cudnn.deterministic
+    yield torch.device("cuda")
+    matmul.allow_fp16_accumulation, cudnn.benchmark, cudnn.deterministic = before
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_card_computes_to_the_same_bits_each_time_and_in_half_precision_where_that_is_asked(card, fast):
+    torch.backends.cudnn.benchmark = True
+    set_arithmetic(PoolConfig(name="a", fast=fast), card)
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cuda.matmul.allow_fp16_accumulation is fast
+
+
+def test_products_that_a_device_does_not_have_are_an_error_of_their_pool(card):
+    with pytest.raises(ConfigError, match=r"pool a: fp8_matmul needs compute capability 8\.9; this GPU has 8\.6"):
+        set_arithmetic(PoolConfig(name="a", fp8_matmul=True), card)
+    for key, pool in (("fast", PoolConfig(name="a", fast=True)), ("fp8_matmul", PoolConfig(name="a", fp8_matmul=True))):
+        with pytest.raises(ConfigError, match=f"pool a: {key} is of products on a GPU, and its models are on a CPU"):
+            set_arithmetic(pool, torch.device("cpu"))
