@@ -22,7 +22,7 @@ from serve_app.api.token_rules import Algorithm, TokenRules
 from serve_app.errors import ConfigError
 from serve_app.graph.destination import SHARED
 from serve_app.graph.plan import EVERY_CLASS, Pool
-from serve_app.limits import EventLimits, Quotas, SizeLimits, WebhookLimits
+from serve_app.limits import EventLimits, ModelChangeLimits, Quotas, SizeLimits, WebhookLimits
 from serve_app.scheduler.admission import AdmissionRules
 from serve_app.service import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS, Limits
 from serve_app.store.location import Location
@@ -80,11 +80,6 @@ class IngressConfig(Section):
     """
     allowed_origins: tuple[str, ...] = ()
     """Origins whose pages may use this server beside its own, as https://app.example; "*" for any."""
-
-    @property
-    def crowd(self) -> Crowd:
-        """The rooms of one replica."""
-        return Crowd(self.max_bodies, self.max_listeners, self.body_s, self.max_pack_streams)
 
     @property
     def allowed(self) -> Allowed:
@@ -468,6 +463,8 @@ class AppConfig(Section):
     """Model files; with `models`, where each host keeps its copies."""
     models_cache_bytes: Annotated[int, Field(ge=0)] = 0
     """Copies beyond this go, least recently used first; 0 keeps them all."""
+    model_changes: ModelChangeLimits | None = None
+    """Whether admins may upload and delete model files over HTTP; an empty section lets them, None nobody."""
     store: Annotated[VolumeConfig | S3Config, Field(discriminator="kind")] = VolumeConfig()
     """Where clients' files are."""
     input_dir: Path = Path("input")
@@ -558,6 +555,14 @@ class AppConfig(Section):
         return max((pool.cells(cuda=pool.gpus > 0 and pool.device != "cpu") for pool in pools), default=None)
 
     @property
+    def crowd(self) -> Crowd:
+        """The rooms of one ingress replica."""
+        ingress, models = self.ingress, self.model_changes or ModelChangeLimits()
+        return Crowd(
+            ingress.max_bodies, ingress.max_listeners, ingress.body_s, ingress.max_pack_streams, models.at_once
+        )
+
+    @property
     def request_limits(self) -> Limits:
         """How much one request may hold."""
         return Limits(
@@ -572,6 +577,7 @@ class AppConfig(Section):
             webhooks=self.webhooks,
             retention=self.retention.rules,
             quotas=self.quotas,
+            model_changes=self.model_changes,
         )
 
     @property

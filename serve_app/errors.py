@@ -259,6 +259,10 @@ class UserMissingError(ServeAppError):
     """No user has this id."""
 
 
+class ModelFileInUseError(ServeAppError):
+    """A model file that is to be uploaded is there already, or jobs that have not ended name one that is to go."""
+
+
 class ModelFileError(ServeAppError):
     """A model file is missing, unreadable, or of a layout that is not supported."""
 

@@ -45,6 +45,18 @@ class EventLimits(BaseModel):
     """Memory of all jobs' events before those of ended jobs go sooner."""
 
 
+class ModelChangeLimits(BaseModel):
+    """How large a model file may be that an admin uploads, how long it may take, and how many at once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_bytes: Annotated[int, Field(ge=1)] = 50_000_000_000
+    body_s: Annotated[float, Field(gt=0)] = 7200.0
+    """How long a file may take to arrive, in the place of ingress.body_s."""
+    at_once: Annotated[int, Field(ge=1)] = 2
+    """Files that may be arriving at one ingress replica; one more is answered 503."""
+
+
 class WebhookLimits(BaseModel):
     """How many webhooks there may be, where they may be, and how long it is tried to tell them something."""
 

@@ -41,7 +41,7 @@ from serve_app.graph.parse import parse, render
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, needs_prevalidation, validate, with_findings
-from serve_app.limits import NO_QUOTAS, Quotas, SizeLimits, WebhookLimits, refused
+from serve_app.limits import NO_QUOTAS, ModelChangeLimits, Quotas, SizeLimits, WebhookLimits, refused
 from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.replacements import replaced
 from serve_app.nodes.routes import ON_PROMPT, PackAnswer, PackCall, PackFrame, PackRoute, Piece
@@ -107,7 +107,8 @@ class Limits:
     other body, such as settings, and how many jobs it may name. poll_s: length of a long poll. sizes: of what is in
     the request, or is drawn for it. latent_cells: what a sampler of the shared pools may work on; None is no limit.
     queue_items, queue_bytes: what an answer carries of the queue, as QueueBounds. webhooks: how many, and where.
-    retention: how long what is told of jobs is kept. quotas: of tenants.
+    retention: how long what is told of jobs is kept. quotas: of tenants. model_changes: of model files that admins
+    upload; None where nobody may.
     """
 
     body_bytes: int
@@ -122,6 +123,7 @@ class Limits:
     webhooks: WebhookLimits = field(default_factory=WebhookLimits)
     retention: RetentionRules = field(default_factory=RetentionRules)
     quotas: Quotas = NO_QUOTAS
+    model_changes: ModelChangeLimits | None = None
 
     @property
     def body(self) -> BodyBound:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.api import admin, login, operator, problems, webhooks
+from serve_app.api import admin, login, model_changes, operator, problems, webhooks
 from serve_app.api.comfy import failures, pack_routes, page, websocket
 from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
@@ -67,7 +67,7 @@ def create_app(
         table.routes += under(V2_PREFIX, router.routes)
     table.routes += under(PREFIX, webhooks.router.routes)
     page.install(app, page_dir)
-    for router in (routes.router, document.router, operator.router, *native.UNPREFIXED):
+    for router in (routes.router, document.router, operator.router, model_changes.router, *native.UNPREFIXED):
         table.routes += router.routes
     table.routes += _native_only(routes.router)
     pack_routes.install(app)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
@@ -21,8 +22,11 @@ from serve_app.limits import refused
 BODIES = 200
 LISTENERS = 1000
 PACK_STREAMS = 50
+MODEL_FILES = 2
 BODY_S = 120.0
 RETRY_AFTER_S = 5
+_ARRIVING = "arriving"
+"""The key of an ASGI scope that has its body on the way."""
 
 
 class Room:
@@ -55,6 +59,7 @@ class Crowd:
     """The rooms, and how long a body may take to arrive.
 
     listeners: websockets and event polls. pack_streams: of node packs, which take as many calls of a replica as well.
+    model_files: those that are uploaded, each of which takes a thread.
     """
 
     def __init__(
@@ -63,17 +68,26 @@ class Crowd:
         listeners: int = LISTENERS,
         body_s: float = BODY_S,
         pack_streams: int = PACK_STREAMS,
+        model_files: int = MODEL_FILES,
     ) -> None:
         self.bodies = Room("bodies that are still arriving", "ingress.max_bodies", bodies)
         self.listeners = Room("websockets and event polls", "ingress.max_listeners", listeners)
         streams = "long answers and websockets of node packs"
         self.pack_streams = Room(streams, "ingress.max_pack_streams", pack_streams)
+        self.model_files = Room("model files that are still arriving", "model_changes.at_once", model_files)
         self.body_s = body_s
 
     @property
     def use(self) -> dict[str, float]:
         """How full each room is, 0 to 1, by its key."""
-        return dict(room.use for room in (self.bodies, self.listeners, self.pack_streams))
+        return dict(room.use for room in (self.bodies, self.listeners, self.pack_streams, self.model_files))
+
+
+def allow(request: Request, body_s: float, key: str) -> None:
+    """Let a request's body, of which nothing is read yet, take so long to arrive. key: of the configuration."""
+    arriving: _Arriving | None = request.scope.get(_ARRIVING)
+    if arriving is not None:
+        arriving.body_s, arriving.key = body_s, key
 
 
 class Crowded:
@@ -86,7 +100,7 @@ class Crowded:
         """Pass the request on."""
         if scope["type"] == "http":
             with _Arriving(self._crowd, receive) as arriving:
-                await self._app(scope, arriving.receive, send)
+                await self._app({**scope, _ARRIVING: arriving}, arriving.receive, send)
         elif scope["type"] == "websocket":
             try:
                 with self._crowd.listeners.taken():
@@ -101,7 +115,8 @@ class _Arriving:
     """One request's body, in its room from the first time that it is waited for until it is whole or the answer is."""
 
     def __init__(self, crowd: Crowd, receive: Receive) -> None:
-        self._crowd, self._receive = crowd, receive
+        self._receive = receive
+        self.body_s, self.key = crowd.body_s, "ingress.body_s"
         self._place = crowd.bodies.taken()
         self._until_s = 0.0
         self._state = "unread"
@@ -117,12 +132,12 @@ class _Arriving:
             return await self._receive()
         if self._state == "unread":
             self._place.__enter__()
-            self._state, self._until_s = "arriving", time.monotonic() + self._crowd.body_s
+            self._state, self._until_s = "arriving", time.monotonic() + self.body_s
         try:
             message = await asyncio.wait_for(self._receive(), self._until_s - time.monotonic())
         except TimeoutError as error:
-            refused("ingress.body_s")
-            allowed = f"ingress.body_s of the configuration allows {self._crowd.body_s:g} s"
+            refused(self.key)
+            allowed = f"{self.key} of the configuration allows {self.body_s:g} s"
             raise SlowBodyError(f"the body has not arrived in its time; {allowed}") from error
         if not message.get("more_body", False):
             self._leave()

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from serve_app.errors import ServeAppError
 
@@ -137,6 +138,15 @@ def _parser() -> argparse.ArgumentParser:
     warm.add_argument("models", nargs="+", metavar="MODEL", help="as models lists them: checkpoints/sd15.safetensors")
     warm.add_argument("--pool", metavar="NAME", help="only replicas of this pool")
     warm.set_defaults(command=_warm)
+
+    add_model = _asking(commands, "add-model", "upload a model file, where the configuration lets admins")
+    add_model.add_argument("file", type=Path, help="a safetensors file")
+    add_model.add_argument("model", metavar="FOLDER[/NAME]", help="as models lists it (default: the file's own name)")
+    add_model.set_defaults(command=_add_model)
+
+    remove_model = _asking(commands, "remove-model", "delete a model file that no unfinished job names")
+    remove_model.add_argument("model", metavar="FOLDER/NAME", help="as models lists it: checkpoints/sd15.safetensors")
+    remove_model.set_defaults(command=_remove_model)
 
     for name, what in [
         ("pause", "start no more jobs; what runs goes on, also over restarts"),
@@ -351,6 +361,27 @@ def _warm(arguments: argparse.Namespace) -> int:
     with Server(arguments.server, arguments.patience) as server:
         replicas = server.post("/warm", asked)["replicas"]
     print(f"loading in {', '.join(replicas)}" if replicas else "no replica is there that holds models")
+    return 0
+
+
+def _add_model(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.server import Server
+
+    if not arguments.file.is_file():
+        raise ServeAppError(f"{arguments.file} is no file")
+    folder, _, name = arguments.model.partition("/")
+    with Server(arguments.server, arguments.patience) as server:
+        made = server.put(f"/models/{quote(folder)}/{quote(name or arguments.file.name)}", arguments.file)
+    print(f"{made['folder']}/{made['name']}: {made['size']} bytes")
+    return 0
+
+
+def _remove_model(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.server import Server
+
+    with Server(arguments.server, arguments.patience) as server:
+        server.delete(f"/models/{quote(arguments.model)}")
+    print(f"{arguments.model} is deleted")
     return 0
 
 

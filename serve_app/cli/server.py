@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -14,8 +15,23 @@ import httpx
 from serve_app.errors import RefusedError, UnreachableError
 
 LONGEST_PAUSE_S = 5.0
+SLOW_S = 600.0
+"""How long a server may be silent while it puts away a large file."""
+PIECE_BYTES = 1024 * 1024
 ABSENT = {502, 503, 504}
 """What a server that is away for a moment, or a proxy before it, answers."""
+
+
+class _Pieces:
+    """A file's content, from its beginning each time that it is sent."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._file.open("rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece
 
 
 class Server:
@@ -48,6 +64,15 @@ class Server:
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Return the JSON answer to a POST."""
         return self._json(self._ask("POST", path, json=body))
+
+    def put(self, path: str, file: Path) -> Any:
+        """Return the JSON answer to a PUT of a file. Its name is free until it succeeds, so a repeat is refused."""
+        headers = {"Content-Length": str(file.stat().st_size)}
+        return self._json(self._ask("PUT", path, content=_Pieces(file), headers=headers, timeout=SLOW_S))
+
+    def delete(self, path: str) -> Any:
+        """Return the JSON answer to a DELETE."""
+        return self._json(self._ask("DELETE", path))
 
     def download(self, path: str, **query: Any) -> bytes:
         """Return the bytes that answer a GET."""

@@ -49,7 +49,7 @@ class Ingress:
         self._config, self._sockets = config, sockets
         self._listener: Listener | None = None
         self._identity: Identity | None = None
-        self._crowd = config.ingress.crowd
+        self._crowd = config.crowd
         self._showing: asyncio.Task[None] | None = None
         self._relay = Relay({pool.name: handle for pool, handle in zip(config.pools, pools, strict=True)})
         ensure(config)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from serve_app.errors import ModelFileError, did_you_mean
-from serve_app.store.model_files import ModelFiles, ModelFolder
+from serve_app.errors import InvalidSubmissionError, ModelFileError, did_you_mean
+from serve_app.store.model_files import DEPTH_LIMIT, ModelFiles, ModelFolder
+from serve_app.store.model_header import checked
 from serve_app.store.store import FileStat
 
 FOLDERS: Mapping[str, tuple[str, ...]] = {
@@ -67,6 +69,9 @@ DIFFUSERS_PARTS: Mapping[str, tuple[str, ...]] = {
 """The files of a part in a folder in diffusers' layout, without what follows. Those after the first may be absent."""
 
 DIFFUSERS_MARK = "model_index.json"
+NAME_BYTES = 200
+"""How long a part of a new file's name may be; with what is put before and after it, disks take it."""
+_PLAIN = re.compile(r'\w[^\\:*?"<>|\x00-\x1f\x7f]*')
 _DIFFUSERS_ENDS = (".fp16.safetensors", ".safetensors")
 
 
@@ -164,6 +169,36 @@ class Catalog:
             candidates = (self._find("diffusers", f"{name}/{stem}{end}") for end in _DIFFUSERS_ENDS)
             found += [path for path in candidates if path is not None][:1]
         return found
+
+    def put(self, folder: str, name: str, data: Iterable[bytes]) -> None:
+        """Store a new safetensors file in a folder, whole or not at all; `data` is read to its end.
+
+        Errors: InvalidSubmissionError for a name that cannot be and for what is no such file; ModelFileError for an
+        unknown folder; FileExistsError; OSError; StoreError; what data raises.
+        """
+        directories = self._directories(folder)
+        parts = name.split("/")
+        plain = all(_PLAIN.fullmatch(part) and len(part.encode(errors="replace")) <= NAME_BYTES for part in parts)
+        if len(parts) > DEPTH_LIMIT or not plain:
+            raise InvalidSubmissionError(
+                f"{_shown(folder, name)} cannot be a name: parts between slashes begin with a letter, digit or _, have "
+                f'none of \\ : * ? " < > | and at most {NAME_BYTES} bytes'
+            )
+        if folder == "diffusers" or not name.lower().endswith(SUFFIXES):
+            allowed = ", ".join(SUFFIXES)
+            raise InvalidSubmissionError(f"{_shown(folder, name)} cannot be uploaded; allowed are files in {allowed}")
+        if self._find(folder, name) is not None:
+            raise FileExistsError(name)
+        own = OLD_NAMES.get(folder, folder)
+        directory = own if own in directories else directories[0]
+        try:
+            self._files.put(f"{directory}/{name}", checked(data))
+        except ModelFileError as error:
+            raise InvalidSubmissionError(f"{_shown(folder, name)} {error}") from error
+
+    def delete(self, folder: str, name: str) -> None:
+        """Remove a model file. Errors: as `path`; OSError."""
+        self._files.delete(self._existing(folder, name))
 
     def fingerprint(self, folder: str, name: str) -> str:
         """Return text that changes when the file's content does; "absent" if there is no such file.

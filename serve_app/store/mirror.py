@@ -90,6 +90,20 @@ class Mirror:
         """Open a file in the bucket itself. Errors: FileNotFoundError, StoreError."""
         return io.BufferedReader(ObjectFile(self._bucket, name, None), CHUNK_BYTES)
 
+    def put(self, name: str, data: Iterator[bytes]) -> None:
+        """Store a new file in the bucket; other hosts see it within LISTING_S. Errors: FileExistsError, StoreError."""
+        self._bucket.put_parts(name, data, "application/octet-stream", replace=False)
+        self._look_again()
+
+    def delete(self, name: str) -> None:
+        """Remove a file from the bucket; copies of it go as they make room for others. Errors: StoreError."""
+        self._bucket.delete(name)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        with self._lock:
+            self._good_until_s = 0.0
+
     def _files(self) -> Mapping[str, FileStat]:
         """Return what is in the bucket, at most LISTING_S old while it can be asked."""
         with self._lock:

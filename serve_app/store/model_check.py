@@ -1,27 +1,21 @@
 """Whether model files can be what loaders want of them, as far as their headers tell: names and shapes of tensors.
 
-A header is read once for a file's size and time. Knows no torch. Source: safetensors' format description; `gguf_header`
-reads GGUF's.
+A header is read once for a file's size and time. Knows no torch.
 """
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from threading import Lock
-from typing import Any, BinaryIO
 
 from serve_app.errors import ModelFileError
 from serve_app.store import gguf_header
 from serve_app.store.catalog import TINY_VAES, Catalog
-from serve_app.store.kinds import Shapes, refusal
+from serve_app.store.kinds import refusal
+from serve_app.store.model_header import shapes
 
 FILES_KEPT = 4096
 """Of how many files it is remembered what was found."""
-HEADER_BYTES = 100_000_000
-"""The longest header that a file may have, as the format says."""
-
-_LENGTH_BYTES = 8
 
 
 class ModelCheck:
@@ -62,38 +56,3 @@ class ModelCheck:
         except OSError as error:
             return f"cannot be read: {error.strerror or type(error).__name__}"
         return refusal(part, found)
-
-
-def header(file: BinaryIO) -> dict[str, Any]:
-    """Return the header of a safetensors file: what it has of each tensor, and "__metadata__" if there is any.
-
-    Errors: ModelFileError for a file of another kind.
-    """
-    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-    if not 0 < length <= HEADER_BYTES:
-        raise ModelFileError("is no safetensors file: its header is not there")
-    written = file.read(length)
-    try:
-        if len(written) < length:
-            raise ValueError("cut off")
-        entries = json.loads(written)
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError("is no safetensors file: its header cannot be read, or is cut off") from error
-    if not isinstance(entries, dict):
-        raise ModelFileError("is no safetensors file: its header says nothing of tensors")
-    return entries
-
-
-def shapes(file: BinaryIO, size: int) -> Shapes:
-    """Return the tensors of a safetensors file of a size in bytes. Errors: ModelFileError if it is none, or cut off."""
-    entries = header(file)
-    start = file.tell()
-    tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
-    try:
-        found = {name: tuple(map(int, entry["shape"])) for name, entry in tensors.items()}
-        ends = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ModelFileError("is no safetensors file: its header has no shapes of tensors") from error
-    if size < start + ends:
-        raise ModelFileError(f"is cut off: it has {size:,} of {start + ends:,} bytes")
-    return found

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from serve_app.store.atomic_write import write_file
 from serve_app.store.store import FileStat
 
 DEPTH_LIMIT = 16
@@ -33,6 +34,14 @@ class ModelFiles(Protocol):
 
     def open(self, name: str) -> BinaryIO:
         """Open a file that is there for reading a little of it."""
+        ...
+
+    def put(self, name: str, data: Iterator[bytes]) -> None:
+        """Store a new file, whole or not at all. Errors: FileExistsError, OSError, StoreError, and what data raises."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a file; who reads it may go on. An absent one is no error. Errors: OSError, StoreError."""
         ...
 
 
@@ -83,3 +92,13 @@ class ModelFolder:
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading."""
         return (self._root / name).open("rb")
+
+    def put(self, name: str, data: Iterator[bytes]) -> None:
+        """Store a new file. Errors: FileExistsError, OSError."""
+        path = self._root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, data, replace=False)
+
+    def delete(self, name: str) -> None:
+        """Remove a file. Errors: OSError."""
+        (self._root / name).unlink(missing_ok=True)

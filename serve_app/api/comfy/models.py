@@ -18,7 +18,7 @@ from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError, ModelFileError
 from serve_app.store.catalog import FOLDERS, Catalog
-from serve_app.store.model_check import header
+from serve_app.store.model_header import header
 
 router = Routes()
 

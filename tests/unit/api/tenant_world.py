@@ -18,7 +18,7 @@ from serve_app.api.audit import AuditLog
 from serve_app.api.identity import Identity
 from serve_app.api.tokens import Tokens
 from serve_app.graph.spec import Input, NodeSpec
-from serve_app.limits import NO_QUOTAS, Quotas
+from serve_app.limits import NO_QUOTAS, ModelChangeLimits, Quotas
 from serve_app.service import Limits, Service
 from serve_app.store.api_keys import AddKey, minted
 from serve_app.store.catalog import Catalog
@@ -193,7 +193,9 @@ async def world(
     user_data = UserData(folder / "user")
     running = scripted(SPECS, quotas=quotas, files=(files, user_data), database_url=database_url, retention=retention)
     async with running as replica:
-        limits = Limits(body_bytes=10_000, upload_bytes=200_000, poll_s=1.0, quotas=quotas)
+        limits = Limits(
+            body_bytes=10_000, upload_bytes=200_000, poll_s=1.0, quotas=quotas, model_changes=ModelChangeLimits()
+        )
         service = Service(
             replica.scheduler.client,
             files,

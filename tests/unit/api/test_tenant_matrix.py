@@ -78,6 +78,8 @@ ENTRIES: dict[tuple[str, str], Entry] = {
     ("POST", "/pause"): Entry("admin", body={}),
     ("POST", "/resume"): Entry("admin", body={}),
     ("POST", "/warm"): Entry("admin", body={}),
+    ("PUT", "/models/{folder}/{name:path}"): Entry("admin", content=b"no model"),
+    ("DELETE", "/models/{folder}/{name:path}"): ADMIN,
     ("GET", "/jobs/{job_id}/events"): own("/jobs/{job}/events?timeout_s=0"),
     ("GET", "/status/{job_id}"): own("/status/{waiting}"),
     ("WS", "/ws"): own(),
