@@ -103,7 +103,8 @@ def features(service: Service) -> dict[str, Any]:
     return {
         "supports_preview_metadata": True,
         "max_upload_size": service.limits.upload_bytes,
-        "assets": False,
+        "assets": True,
+        "supports_model_type_tags": True,
         "node_replacements": True,
     }
 

@@ -230,7 +230,8 @@ async def test_the_page_is_told_what_replaces_classes_that_went(client):
 async def test_the_page_is_told_what_the_server_can(client):
     assert await get(client, "/api/i18n") == {}
     features = await get(client, "/api/features")
-    assert (features["supports_preview_metadata"], features["assets"]) == (True, False)
+    for name in ("supports_preview_metadata", "assets", "supports_model_type_tags", "node_replacements"):
+        assert features[name] is True
     assert features["max_upload_size"] == 200_000
 
 
