@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,16 +26,15 @@ from serve_app.api.comfy.asset_items import (
     model_item,
     stats_of,
 )
+from serve_app.api.comfy.input_files import input_files
 from serve_app.api.content import content_type
 from serve_app.api.shown_outputs import Shown, shown_by
 from serve_app.errors import shown
 from serve_app.service import Service
-from serve_app.store.assets import FOLDER, Asset, OutputsOf, RecordOutputs
-from serve_app.store.atomic_write import UNFINISHED
+from serve_app.store.assets import Asset, OutputsOf, RecordOutputs
 from serve_app.store.catalog import FOLDERS, GGUF, Catalog
 from serve_app.store.gallery import EndedOutputs, Uploads, UploadsEnd
-from serve_app.store.store import FileStat, Store
-from serve_app.store.tenants import MARK
+from serve_app.store.store import FileStat
 
 
 class Output(NamedTuple):
@@ -147,10 +147,10 @@ async def _uploads(service: Service, limit: int, cursor: str) -> Stretch:
 
 async def _inputs(service: Service, limit: int, cursor: str) -> Stretch:
     """Return files of the input area that are no records, the newest first."""
-    files = await asyncio.to_thread(_input_files, service.store)
+    files = await input_files(service, anew=not cursor)
     if cursor:
         changed_s, path = _decoded(cursor)
-        files = [one for one in files if (-one[0], one[1]) > (-float(changed_s), str(path))]
+        files = files[bisect_right(files, (-float(changed_s), str(path)), key=lambda one: (-one[0], one[1])) :]
     some = files[:limit]
     stats = await stats_of(service, [input_ref(path) for _, path in some])
     items = [
@@ -175,16 +175,6 @@ SOURCES: Sequence[tuple[str, Sequence[str], Any]] = (
     ("models", (MODELS,), _models),
 )
 """The lists in their order, the kinds of assets in each, and what reads a stretch."""
-
-
-def _input_files(store: Store) -> list[tuple[float, str]]:
-    """Return when input files changed, and their paths, the newest first; without what v2 keeps there."""
-    found = []
-    for ref, changed_s in store.files("input"):
-        hidden = ref.filename.endswith(UNFINISHED) or ref.filename.startswith(".")
-        if not hidden and ref.subfolder != FOLDER and not ref.subfolder.startswith(MARK):
-            found.append((changed_s, ref.path))
-    return sorted(found, key=lambda one: (-one[0], one[1]))
 
 
 def _model_items(catalog: Catalog, limit: int, past: tuple[str, ...]) -> Stretch:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
 import pytest
 
-from serve_app.api.comfy import asset_uploads
+from serve_app.api.comfy import asset_uploads, input_files
 from serve_app.store import gallery
 from serve_app.store.store import Area, FileRef
+from serve_app.store.volume import Volume
 from tests.unit.api.test_v2_assets import DATA, loading, upload
 
 OUTPUTS = "tags_any=output,temp&tags_none=missing&sort=created_at&include_public=false"
@@ -119,6 +121,38 @@ async def test_uploads_of_both_kinds_are_inputs(client, volume):
         assert (await client.get(f"/api/assets/{asset['id']}")).status_code == 404
     assert await listed(client, INPUTS) == []
     assert [ref.path for ref, _ in volume.files("input")] == [".hidden"]
+
+
+class Read(Volume):
+    """A volume that counts how often an area is read."""
+
+    count = 0
+
+    def files(self, area, subfolder=""):
+        self.count += 1
+        return super().files(area, subfolder)
+
+
+async def test_inputs_are_read_from_the_store_once_a_list(client, service, tmp_path, monkeypatch):
+    service.store = volume = Read({"input": tmp_path / "input"})
+    for number in range(5):
+        volume.write(FileRef("input", "", f"{number}.png"), DATA)
+    assert len(await listed(client, INPUTS, 1)) == 5
+    assert volume.count == 1
+    volume.write(FileRef("input", "", "new.png"), DATA)
+    assert len(await listed(client, INPUTS, 1)) == 6
+    assert volume.count == 2
+    monkeypatch.setattr(input_files, "KEPT", 3)
+    assert len(await listed(client, INPUTS, 2)) == 6
+    assert volume.count == 2 + 3
+
+
+async def test_lists_that_begin_during_a_reading_share_the_next(service, tmp_path):
+    service.store = volume = Read({"input": tmp_path / "input"})
+    volume.write(FileRef("input", "", "a.png"), DATA)
+    lists = await asyncio.gather(*(input_files.input_files(service, anew=True) for _ in range(20)))
+    assert [[path for _, path in files] for files in lists] == [["a.png"]] * 20
+    assert volume.count == 2
 
 
 async def test_an_input_that_a_waiting_job_names_stays(client, replica, volume, example):
