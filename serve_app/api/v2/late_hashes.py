@@ -1,10 +1,14 @@
-"""Hashes of large outputs, computed one after another in a thread of their own, after their jobs were shown."""
+"""Hashes of outputs that were too large, computed one after another in a thread of their own, after jobs were shown.
+
+Tenants take turns, so that one with many large outputs does not make the others wait for theirs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 from serve_app import log
@@ -14,25 +18,44 @@ from serve_app.store.assets import Asset, SetHash
 from serve_app.store.blobs import FilePieces, content_hash
 
 WAITING = 1000
-"""How many may wait; of more a client sees the hash once it looks again later."""
+"""How many of a tenant may wait; of more a client sees the hash once it looks again later."""
 LONGEST_S = 1800.0
 """How long one may take: a store may be slow without end."""
 _log = log.get("api")
 
 
 class LateHashes:
-    """One an application. Another replica may compute the same hash; that is no harm."""
+    """One an application. Another replica may compute the same hash; that is no harm.
 
-    def __init__(self) -> None:
+    looks: how many jobs may be first looked at at once, which holds `looking` meanwhile.
+    """
+
+    def __init__(self, looks: int) -> None:
+        self.looking = asyncio.Semaphore(looks)
         self._thread = ThreadPoolExecutor(1, "late-hashes")
-        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._waiting: OrderedDict[str, dict[str, tuple[Service, Asset]]] = OrderedDict()
+        self._under_way: str | None = None
+        self._working: asyncio.Task[None] | None = None
 
     def begin(self, service: Service, asset: Asset) -> None:
         """Let an asset come to have its hash, unless that is under way."""
-        if asset.asset_id not in self._under_way and len(self._under_way) < WAITING:
-            work = asyncio.create_task(self._compute(service, asset))
-            self._under_way[asset.asset_id] = work
-            work.add_done_callback(lambda _: self._under_way.pop(asset.asset_id, None))
+        if asset.asset_id == self._under_way:
+            return
+        own = self._waiting.setdefault(service.tenant, {})
+        if len(own) < WAITING:
+            own.setdefault(asset.asset_id, (service, asset))
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        while self._waiting:
+            tenant, own = self._waiting.popitem(last=False)
+            self._under_way = next(iter(own))
+            service, asset = own.pop(self._under_way)
+            if own:
+                self._waiting[tenant] = own
+            await self._compute(service, asset)
+            self._under_way = None
 
     async def _compute(self, service: Service, asset: Asset) -> None:
         def read() -> str:
@@ -44,5 +67,5 @@ class LateHashes:
             found = await asyncio.get_running_loop().run_in_executor(self._thread, read)
             with contextlib.suppress(ServeAppError):  # it is computed again when somebody looks
                 await service.inquire(SetHash(asset.asset_id, found))
-        except (ServeAppError, OSError) as error:
-            _log.warning("output %s has no hash: %s", asset.path, error)
+        except Exception as error:
+            _log.warning("output %s has no hash: %r", asset.path, error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -24,7 +24,9 @@ from serve_app.store.blobs import FilePieces, content_hash
 from serve_app.store.store import Store
 
 HASHED_BYTES = 32 * 1024 * 1024
-"""Larger outputs are shown without their hash at first: who asks does not wait until they are read."""
+"""Outputs of so many bytes are read as a job is first looked at; the others are shown without their hash at first."""
+LOOKS = 2
+"""Jobs that are first looked at at once: reading their outputs leaves threads for all else."""
 
 
 async def outputs_of(
@@ -36,8 +38,10 @@ async def outputs_of(
         return []
     kept = await service.inquire(OutputsOf((job_id,)))
     new = [item for item in items if item.asset_id not in kept]
-    made = await asyncio.to_thread(lambda: [_asset(service.job_store, job_id, item) for item in new])
-    if made:
+    made: list[Asset] = []
+    if new:
+        async with late_hashes(request).looking:
+            made = await asyncio.to_thread(_assets, service.job_store, job_id, new)
         await service.inquire(RecordOutputs(tuple(made)))
     there = {asset.asset_id: asset for asset in made}
     there |= {asset_id: asset for asset_id, (asset, deleted) in kept.items() if not deleted}
@@ -51,32 +55,34 @@ def late_hashes(request: Request) -> LateHashes:
     """Return what computes hashes for the application."""
     state = request.app.state
     if not hasattr(state, "late_hashes"):
-        state.late_hashes = LateHashes()
+        state.late_hashes = LateHashes(LOOKS)
     found: LateHashes = state.late_hashes
     return found
 
 
-def _asset(store: Store, job_id: str, item: Shown) -> Asset:
-    """Return an output as an asset; one whose file is gone has no bytes."""
-    hash_, size = None, 0
-    if item.text is not None:
-        text = item.text.encode(errors="replace")
-        store.write(item.ref, text)
-        hash_, size = content_hash(FilePieces(io.BytesIO(text)))
-    else:
-        try:
-            size = store.stat(item.ref).size
-            if size <= HASHED_BYTES:
-                with store.open(item.ref) as file:
-                    hash_, size = content_hash(FilePieces(file))
-        except FileMissingError:
-            pass
-    path, type_ = item.ref.path, content_type(item.ref.filename)
-    return Asset(
-        *(item.asset_id, hash_, item.ref.area, path, size, type_, path, (), time.time()),
-        job_id=job_id,
-        node_id=item.node_id,
-    )
+def _assets(store: Store, job_id: str, items: Sequence[Shown]) -> list[Asset]:
+    """Return outputs as assets, the first of them with their hashes; one whose file is gone has no bytes."""
+    left = HASHED_BYTES
+    found = []
+    for item in items:
+        hash_, size = None, 0
+        if item.text is not None:
+            text = item.text.encode(errors="replace")
+            store.write(item.ref, text)
+            hash_, size = content_hash(FilePieces(io.BytesIO(text)))
+        else:
+            try:
+                size = store.stat(item.ref).size
+                if size <= left:
+                    left -= size
+                    with store.open(item.ref) as file:
+                        hash_, size = content_hash(FilePieces(file))
+            except FileMissingError:
+                pass
+        path, type_ = item.ref.path, content_type(item.ref.filename)
+        kept = (item.asset_id, hash_, item.ref.area, path, size, type_, path, (), time.time())
+        found.append(Asset(*kept, job_id=job_id, node_id=item.node_id))
+    return found
 
 
 def _type(item: Shown) -> str:

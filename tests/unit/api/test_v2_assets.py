@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from serve_app.api.v2 import outputs
-from serve_app.store.assets import FOLDER, ExpireAssets
+from serve_app.api.v2.late_hashes import LateHashes
+from serve_app.service import Service
+from serve_app.store.assets import FOLDER, Asset, ExpireAssets, SetHash
 from serve_app.store.s3 import S3
 from serve_app.store.store import FileRef
 from tests.unit.api.test_v2_jobs import code
@@ -327,3 +329,46 @@ async def test_a_large_output_comes_to_have_its_hash(client, replica, volume, ex
     [output] = (await client.get(job["urls"]["self"])).json()["outputs"]
     assert output["hash"] == hashed()
     assert (await client.head(f"/api/v2/assets/by-hash/{hashed()}")).status_code == 200
+
+
+async def test_a_first_look_reads_no_more_than_its_bytes_however_many_outputs_there_are(
+    client, replica, volume, example, monkeypatch
+):
+    monkeypatch.setattr(outputs, "HASHED_BYTES", 2 * len(DATA))
+    names = [f"{number}.png" for number in range(4)]
+    for name in names:
+        volume.write(FileRef("output", "", name), DATA)
+    shown = [{"filename": name, "subfolder": "", "type": "output"} for name in names]
+    job = await ended(client, replica, example, {"images": shown})
+    assert [output["hash"] for output in job["outputs"]] == [hashed(), hashed(), None, None]
+    async with asyncio.timeout(20):
+        while None in [o["hash"] for o in (await client.get(job["urls"]["self"])).json()["outputs"]]:
+            await asyncio.sleep(0.01)
+
+
+async def test_tenants_take_turns_at_late_hashes(service, volume):
+    order: list[str] = []
+    volume.write(FileRef("output", "", "a.png"), DATA)
+
+    class Asked:
+        """A tenant's service, which notes whose hash is set."""
+
+        store = volume
+
+        def __init__(self, tenant: str) -> None:
+            self.tenant = tenant
+
+        async def inquire(self, inquiry: SetHash) -> None:
+            assert inquiry.hash == hashed()
+            order.append(inquiry.asset_id)
+
+    late = LateHashes(1)
+    for tenant, count in (("a", 4), ("b", 2)):
+        for number in range(count):
+            asset = Asset(f"{tenant}{number}", None, "output", "a.png", len(DATA), "image/png", None, (), 0.0)
+            late.begin(cast(Service, Asked(tenant)), asset)
+            late.begin(cast(Service, Asked(tenant)), asset)
+    async with asyncio.timeout(20):
+        while len(order) < 6:
+            await asyncio.sleep(0.01)
+    assert order == ["a0", "b0", "a1", "b1", "a2", "a3"]

@@ -82,6 +82,26 @@ def test_every_code_is_told_of_some_route_or_of_all():
     assert CODES.keys() - told == {"method_not_allowed"}, "which no route answers"
 
 
+CONTRACT = {
+    *("invalid_workflow", "workflow_format_ui", "missing_asset", "idempotency_key_reuse", "metadata_invalid"),
+    *("hash_mismatch", "asset_in_use", "blob_not_found", "not_found", "output_unavailable", "payload_too_large"),
+    *("queue_full", "deployment_not_ready", "too_many_streams", "rate_limited", "deployment_stopped"),
+    *("insufficient_credits", "unauthorized", "forbidden", "forbidden_origin", "invalid_request", "invalid_cursor"),
+    *("invalid_metadata_filter", "upstream_error", "upstream_unreachable", "not_implemented"),
+}
+"""The codes that comfy-sdk 0.5.0 knows errors by."""
+NEVER = {
+    "deployment_stopped": "a server that answers takes jobs, or will: deployment_not_ready",
+    "insufficient_credits": "nothing is paid for: what a tenant has used up is rate_limited",
+    "not_implemented": "every route of the contract is there",
+}
+"""Those that no request is answered, and why."""
+
+
+def test_every_code_of_the_contract_is_there_or_is_left_out_with_a_reason():
+    assert CONTRACT - CODES.keys() == NEVER.keys()
+
+
 @v2.exclude(path="/jobs/{job_id}/events").parametrize()
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_one_that_the_document_describes(case, base_url):
