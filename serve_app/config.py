@@ -28,7 +28,7 @@ from serve_app.service import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS, Limi
 from serve_app.store.location import Location
 from serve_app.store.retention import Bounds, Kind, RetentionRules
 from serve_app.store.store import Area
-from serve_app.values import WARM_PARTS, PreviewMethod, warm_recipes
+from serve_app.values import WARM_FORM, PreviewMethod, warm_recipes
 
 CELLS = {"cuda": 1_048_576, "cpu": 131_072}
 """What `latent_cells` of a pool is where it says nothing, by device."""
@@ -215,8 +215,8 @@ class ComfyUIConfig(Section):
 
 
 def _warmable(models: tuple[str, ...]) -> tuple[str, ...]:
-    if wrong := [model for model in models if not warm_recipes(model) or model.endswith("/")]:
-        raise ValueError(f"{', '.join(wrong)} must be FOLDER/NAME with a folder of {', '.join(WARM_PARTS)}")
+    if wrong := [model for model in models if not warm_recipes(model)]:
+        raise ValueError(f"{', '.join(wrong)} must be {WARM_FORM}")
     return models
 
 
@@ -373,7 +373,7 @@ class PoolConfig(Section):
     without GPU one that is set also makes a single allocation fail that goes far beyond it.
     """
     warm: Annotated[tuple[str, ...], pydantic.AfterValidator(_warmable)] = ()
-    """Models that a replica loads as it starts, as checkpoints/sd15.safetensors."""
+    """Models that a replica loads as it starts, as checkpoints/sd15.safetensors; see WARM_FORM."""
     hang_s: Annotated[float, Field(gt=0)] = 10.0
     """How long one thing may block a replica's event loop before the process is ended and replaced.
 

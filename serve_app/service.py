@@ -77,7 +77,7 @@ from serve_app.store.store import AREAS, FileRef, FileStat, Store
 from serve_app.store.tenants import store_of
 from serve_app.store.userdata import UserData
 from serve_app.store.whose import OfServer, OfTenant
-from serve_app.values import WARM_PARTS, warm_recipes
+from serve_app.values import WARM_FORM, warm_recipes
 
 T = TypeVar("T")
 
@@ -367,12 +367,14 @@ class Service:
     async def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
         """Have replicas load models ahead; as `SchedulerClient.warm`. Errors: also for models that are not there."""
         for model in models:
-            folder, _, name = model.partition("/")
-            if not warm_recipes(model):
-                raise InvalidSubmissionError(f"{_shown(model)} must be FOLDER/NAME, of {', '.join(WARM_PARTS)}")
+            if not (recipes := warm_recipes(model)):
+                raise InvalidSubmissionError(f"{_shown(model)} must be {WARM_FORM}")
+            folder = recipes[0].folder
             names = (await self.choices([folder]))[folder]
-            if name not in names:
-                raise InvalidSubmissionError(f"there is no model {_shown(model)}{did_you_mean(name, names)}")
+            for name in recipes[0].files:
+                if name not in names:
+                    known = f"{folder}/{name}"
+                    raise InvalidSubmissionError(f"there is no model {_shown(known)}{did_you_mean(name, names)}")
         return await self._scheduler.warm(models, pool)
 
     async def pause(self, pause: Pause, *, paused: bool) -> tuple[Pause, ...]:

@@ -692,6 +692,11 @@ class Recipe:
         return replace(self, patches=(*self.patches, *patches))
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The names of its files in their folder, without those of changes."""
+        return (self.name, *self.beside)
+
+    @property
     def loaded_as(self) -> str:
         """What its text encoders are loaded for; "" if nothing says it."""
         said = self.last(LoadedAs)
@@ -713,6 +718,16 @@ class Recipe:
         """Return the last of its changes of a kind, which is the one that counts; None if there is none."""
         found = self.all(kind)
         return found[-1] if found else None
+
+
+ENCODER_TYPE = "stable_diffusion"
+"""What text encoders are loaded for that nothing is said of."""
+
+
+def encoders(type: str, name: str, *beside: str, folder: str = "text_encoders") -> Recipe:
+    """Return the recipe of text encoders for a type. Whether the files suit it shows when they are opened."""
+    recipe = Recipe("clip", folder, name, beside=beside)
+    return recipe if type == ENCODER_TYPE else recipe.with_patch(LoadedAs(type))
 
 
 def tiny_vae(name: str) -> Recipe:
@@ -828,12 +843,27 @@ class Control:
 WARM_PARTS: Mapping[str, tuple[Part, ...]] = {
     "checkpoints": ("backbone", "clip", "vae"),
     "diffusion_models": ("backbone",),
+    "unet_gguf": ("backbone",),
     "vae": ("vae",),
+    "text_encoders": ("clip",),
+    "clip_gguf": ("clip",),
 }
-"""What is loaded ahead of a folder's files. Those of text encoders do not say what they are for."""
+"""What is loaded ahead of a folder's files."""
+WARM_FORM = f"FOLDER/NAME, of {', '.join(WARM_PARTS)}; of text encoders also 'FOLDER/NAME + NAME as TYPE'"
 
 
 def warm_recipes(model: str) -> tuple[Recipe, ...]:
-    """Return the recipes that "folder/name" stands for; none of a folder whose files are not loaded ahead."""
-    folder, _, name = model.partition("/")
-    return tuple(Recipe(part, folder, name) for part in WARM_PARTS.get(folder, ()))
+    """Return the recipes that a text of WARM_FORM stands for; none if it is no such text.
+
+    Files of text encoders do not say what they are for, nor which go together: a type and an order as in the loader
+    that a workflow has are what makes the recipe that its jobs ask for.
+    """
+    folder, _, rest = model.partition("/")
+    parts = WARM_PARTS.get(folder, ())
+    if parts != ("clip",):
+        return tuple(Recipe(part, folder, rest) for part in parts if rest)
+    named, said, kind = rest.rpartition(" as ")
+    first, *beside = (named if said else rest).split(" + ")
+    if not all((first, *beside)) or (said and not kind):
+        return ()
+    return (encoders(kind if said else ENCODER_TYPE, first, *beside, folder=folder),)

@@ -272,10 +272,11 @@ class Runner:
         for model in models:
             if self.models is None:
                 return
-            folder, _, name = model.partition("/")
+            recipes = warm_recipes(model)
             try:
-                await asyncio.to_thread(self._fetch_model, folder, name)
-                await self.models.warm(warm_recipes(model))
+                for name in recipes[0].files:
+                    await asyncio.to_thread(self._fetch_model, recipes[0].folder, name)
+                await self.models.warm(recipes)
                 _log.info("%s is loaded ahead", model)
             except (ServeAppError, OSError) as error:
                 _log.warning("%s is not loaded ahead: %s", model, error)

@@ -240,8 +240,21 @@ def test_nonsense_in_retention_is_named(retention: Any, where: str) -> None:
         parse({"retention": retention}, "here")
 
 
-@pytest.mark.parametrize("warm", ["sd15.safetensors", "loras/x.safetensors", "checkpoints/"])
+@pytest.mark.parametrize(
+    "warm",
+    [
+        *("sd15.safetensors", "loras/x.safetensors", "checkpoints/", "text_encoders/ as flux", "text_encoders/l as "),
+        *("text_encoders/l + ", "clip_gguf/ + t5.gguf as flux"),
+    ],
+)
 def test_what_cannot_be_loaded_ahead_is_refused(warm: str) -> None:
-    parse({"pools": [{"name": "gpu", "warm": ["checkpoints/sd15.safetensors", "vae/x.safetensors"]}]}, "here")
-    with pytest.raises(ConfigError, match="must be FOLDER/NAME with a folder of checkpoints, diffusion_models, vae"):
+    named = [
+        "checkpoints/sd15.safetensors",
+        "vae/x.safetensors",
+        "text_encoders/l.safetensors + t5.safetensors as flux",
+    ]
+    parse({"pools": [{"name": "gpu", "warm": named}]}, "here")
+    with pytest.raises(
+        ConfigError, match="must be FOLDER/NAME, of checkpoints, diffusion_models, unet_gguf, vae, text"
+    ):
         parse({"pools": [{"name": "gpu", "warm": [warm]}]}, "here")

@@ -7,7 +7,7 @@ from typing import Any
 
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.store.catalog import TINY_VAES
-from serve_app.values import ClipSkip, Discrete, EightBit, LoadedAs, Recipe, Rounded, tiny_vae
+from serve_app.values import ENCODER_TYPE, ClipSkip, Discrete, EightBit, Recipe, Rounded, encoders, tiny_vae
 
 
 class CheckpointLoaderSimple:
@@ -124,12 +124,6 @@ EIGHT_BIT: Mapping[str, EightBit] = {
 """The formats that UNETLoader rounds to. The fast one differs on some GPUs alone, in how it multiplies."""
 
 
-def encoders(type: str, name: str, *beside: str, folder: str = "text_encoders") -> tuple[Recipe]:
-    """Return the recipe of text encoders for a type. Whether the files suit it shows when they are opened."""
-    recipe = Recipe("clip", folder, name, beside=beside)
-    return (recipe if type == TYPES[0] else recipe.with_patch(LoadedAs(type)),)
-
-
 class CLIPLoader:
     """A text encoder in a file of its own."""
 
@@ -150,7 +144,7 @@ class CLIPLoader:
 
     def load_clip(self, clip_name: str, type: str = "stable_diffusion", device: str = "default") -> tuple[Recipe]:
         """Return the text encoder's recipe."""
-        return encoders(type, clip_name)
+        return (encoders(type, clip_name),)
 
 
 class DualCLIPLoader:
@@ -173,7 +167,7 @@ class DualCLIPLoader:
 
     def load_clip(self, clip_name1: str, clip_name2: str, type: str, device: str = "default") -> tuple[Recipe]:
         """Return the two encoders' recipe."""
-        return encoders(type, clip_name1, clip_name2)
+        return (encoders(type, clip_name1, clip_name2),)
 
 
 class TripleCLIPLoader:
@@ -190,7 +184,7 @@ class TripleCLIPLoader:
 
     def load_clip(self, clip_name1: str, clip_name2: str, clip_name3: str) -> tuple[Recipe]:
         """Return the three encoders' recipe."""
-        return encoders("sd3", clip_name1, clip_name2, clip_name3)
+        return (encoders("sd3", clip_name1, clip_name2, clip_name3),)
 
 
 class QuadrupleCLIPLoader:
@@ -207,7 +201,7 @@ class QuadrupleCLIPLoader:
 
     def load_clip(self, clip_name1: str, clip_name2: str, clip_name3: str, clip_name4: str) -> tuple[Recipe]:
         """Return the four encoders' recipe."""
-        return encoders("hidream", clip_name1, clip_name2, clip_name3, clip_name4)
+        return (encoders("hidream", clip_name1, clip_name2, clip_name3, clip_name4),)
 
 
 def _files(count: int) -> dict[str, Any]:
@@ -215,7 +209,7 @@ def _files(count: int) -> dict[str, Any]:
 
 
 TYPES = (
-    "stable_diffusion",
+    ENCODER_TYPE,
     "stable_cascade",
     "sd3",
     "stable_audio",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.nodes.builtin.loaders import DUAL_TYPES, TYPES, encoders
+from serve_app.nodes.builtin.loaders import DUAL_TYPES, TYPES
 from serve_app.nodes.protocol import FolderChoice
-from serve_app.values import Recipe
+from serve_app.values import Recipe, encoders
 
 CATEGORY = "bootleg"
 ENCODERS = "clip_gguf"
@@ -58,7 +58,7 @@ class CLIPLoaderGGUF:
 
     def load_clip(self, clip_name: str, type: str = TYPES[0]) -> tuple[Recipe]:
         """Return the text encoder's recipe."""
-        return encoders(type, clip_name, folder=ENCODERS)
+        return (encoders(type, clip_name, folder=ENCODERS),)
 
 
 class DualCLIPLoaderGGUF:
@@ -74,7 +74,7 @@ class DualCLIPLoaderGGUF:
 
     def load_clip(self, clip_name1: str, clip_name2: str, type: str) -> tuple[Recipe]:
         """Return the two encoders' recipe."""
-        return encoders(type, clip_name1, clip_name2, folder=ENCODERS)
+        return (encoders(type, clip_name1, clip_name2, folder=ENCODERS),)
 
 
 class TripleCLIPLoaderGGUF:
@@ -90,7 +90,7 @@ class TripleCLIPLoaderGGUF:
 
     def load_clip(self, clip_name1: str, clip_name2: str, clip_name3: str) -> tuple[Recipe]:
         """Return the three encoders' recipe."""
-        return encoders("sd3", clip_name1, clip_name2, clip_name3, folder=ENCODERS)
+        return (encoders("sd3", clip_name1, clip_name2, clip_name3, folder=ENCODERS),)
 
 
 class QuadrupleCLIPLoaderGGUF:
@@ -106,7 +106,7 @@ class QuadrupleCLIPLoaderGGUF:
 
     def load_clip(self, clip_name1: str, clip_name2: str, clip_name3: str, clip_name4: str) -> tuple[Recipe]:
         """Return the four encoders' recipe."""
-        return encoders("hidream", clip_name1, clip_name2, clip_name3, clip_name4, folder=ENCODERS)
+        return (encoders("hidream", clip_name1, clip_name2, clip_name3, clip_name4, folder=ENCODERS),)
 
 
 def _files(count: int) -> dict[str, Any]:

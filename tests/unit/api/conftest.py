@@ -19,7 +19,7 @@ from tests.unit.api.scripted_replica import Reached, ScriptedReplica, scripted
 
 DOCUMENT: dict[str, Any] = json.loads(files("serve_app.api.contract").joinpath("openapi.json").read_text())
 EXAMPLE = DOCUMENT["paths"]["/prompt"]["post"]["requestBody"]["content"]["application/json"]["examples"]
-FILES = {"checkpoints": ["sd15.safetensors"], "input": []}
+FILES = {"checkpoints": ["sd15.safetensors"], "input": [], "text_encoders": ["l.safetensors", "t5"]}
 
 
 @pytest.fixture

@@ -126,7 +126,11 @@ async def test_a_pause_of_nothing_there_is_is_refused(client, replica, body):
     ("body", "why"),
     [
         ({}, "'models' must be a list of FOLDER/NAME"),
-        ({"models": ["sd15"]}, "must be FOLDER/NAME, of checkpoints, diffusion_models, vae"),
+        ({"models": ["sd15"]}, "must be FOLDER/NAME, of checkpoints, diffusion_models, unet_gguf, vae"),
+        (
+            {"models": ["text_encoders/l.safetensors + t6 as flux"]},
+            "there is no model 'text_encoders/t6'",
+        ),
         ({"models": ["checkpoints/sd16.safetensors"]}, "did you mean 'sd15.safetensors'"),
         ({"models": ["checkpoints/sd15.safetensors"], "pool": "cpx"}, "no pool is named 'cpx'"),
         ({"models": ["checkpoints/sd15.safetensors"], "now": True}, "the body must be"),

@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from serve_app.config import PoolConfig
 from serve_app.errors import InvalidSubmissionError
 from tests import workflows
+from tests.parity.text_cases import CASES, tensors
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster
 
@@ -42,6 +44,24 @@ async def test_a_replica_holds_what_its_pool_names_before_any_job(root: Path) ->
         loads = running.runners["gpu"].models.loads.loads
         assert (await running.finish(await running.submit(txt2img(1), ("6",)))).state == "success"
         assert running.runners["gpu"].models.loads.loads == loads == 3
+
+
+async def test_text_encoders_are_loaded_ahead_as_the_loader_of_a_job_asks_for_them(root: Path) -> None:
+    (root / "models" / "text_encoders").mkdir()
+    for name, family in CASES["sd3_clips"].files.items():
+        save_file(tensors(family), root / "models" / "text_encoders" / f"{name}.safetensors")
+    files = {"clip_name1": "l.safetensors", "clip_name2": "g.safetensors"}
+    prompt = {
+        "1": {"class_type": "DualCLIPLoader", "inputs": {**files, "type": "sdxl"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a fox", "clip": ["1", 0]}},
+        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
+    }
+    async with cluster(root, (POOL,)) as running:
+        assert await running.scheduler.warm(["text_encoders/l.safetensors + g.safetensors as sdxl"], None) == ("gpu",)
+        await held(running, "gpu", 1)
+        loads = running.runners["gpu"].models.loads.loads
+        assert (await running.finish(await running.submit(prompt, ("3",)))).state == "success"
+        assert running.runners["gpu"].models.loads.loads == loads
 
 
 async def test_a_job_goes_to_the_replica_that_was_told_to_load_its_model(root: Path) -> None:
