@@ -166,7 +166,8 @@ def noise_loss(unet: Any, levels: TableLevels, latents: Tensor, context: Tensor,
     noise = torch.randn(latents.shape, generator=drawn)
     sigma = levels.sigmas[timestep]
     x = latents + sigma[:, None, None, None] * noise
-    scaled = EPS.scale_input(x, sigma).contiguous(memory_format=torch.channels_last)
+    c_in = torch.tensor([EPS.scaling(level).c_in for level in sigma.tolist()])
+    scaled = (x * c_in[:, None, None, None]).contiguous(memory_format=torch.channels_last)
     eps = unet(scaled, timestep, context, return_dict=False)[0]
     errors = (eps - noise).square().mean((1, 2, 3))
     weighted: Tensor = errors * (1 + sigma.square().clamp(max=MAX_WEIGHT))

@@ -35,6 +35,7 @@ from serve_app.engine.timeline import HostTimeline, Mark, Timeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, UnavailableError
 from serve_app.log import get
+from serve_app.sampling.combination import Latents, compute
 from serve_app.sampling.request import Sampled
 
 log = get("engine")
@@ -358,6 +359,13 @@ class Engine:
         """
         try:
             answers = self._forwards.answer([run.trajectory.pieces for run in runs])
+            # Guidance that does more than add up needs numbers.
+            compute(
+                latents
+                for run, answered in zip(runs, answers, strict=True)
+                if not run.trajectory.is_sum and not isinstance(answered, DeviceMemoryError)
+                for latents in answered
+            )
         except BaseException as error:
             self.counters.failures += 1
             check(error)
@@ -373,13 +381,29 @@ class Engine:
                 continue
             self.counters.evaluations += 1
             run.since = self.counters.forwards
-            try:
-                run.trajectory.feed(answered)
-                news.take(run)
-            except BaseException as error:
-                check(error)
-                _fail(run, error)
+            self._own(run, partial(run.trajectory.feed, answered))
+        left = [run for run in runs if not run.over]
+        self._compute([latents for run in left for latents in run.trajectory.unsettled])
+        for run in left:
+            self._own(run, run.trajectory.settle)
+            news.take(run)
         return []
+
+    def _own(self, run: _Run, step: Callable[[], None]) -> None:
+        """Take a step of one run; what it raises is its own."""
+        try:
+            step()
+        except BaseException as error:
+            check(error)
+            _fail(run, error)
+
+    def _compute(self, written: Sequence[Latents]) -> None:
+        """Compute what runs have written down, together; if that fails each is computed as its run is settled."""
+        try:
+            compute(written)
+        except BaseException as error:
+            check(error)
+            log.warning("steps of several runs could not be computed together: error=%s", repr(error))
 
     def _abandon(self) -> None:
         with self._closing:

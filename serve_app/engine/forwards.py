@@ -11,13 +11,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from serve_app.engine.budget import Budget
 from serve_app.engine.memory import MB, Beside, Memory, room_bytes
 from serve_app.errors import DeviceMemoryError
 from serve_app.log import get
-from serve_app.sampling.forward import Piece, denoise
+from serve_app.sampling.combination import Latents
+from serve_app.sampling.forward import Piece, evaluated
 
 log = get("engine")
 
@@ -55,11 +55,14 @@ class Forwards:
         """Return how many cells a forward may hold now. key: of the network, and what it groups by."""
         return self._budget.limit(key, self._room_bytes())
 
-    def answer(self, evaluations: Sequence[Sequence[Piece]]) -> list[list[Tensor] | DeviceMemoryError]:
-        """Return the denoised rows of each piece of each evaluation, or why one does not fit the device by itself."""
+    def answer(self, evaluations: Sequence[Sequence[Piece]]) -> list[list[Latents] | DeviceMemoryError]:
+        """Return the denoised rows of each piece of each evaluation, or why one does not fit the device by itself.
+
+        They are still to be computed, as those of `evaluated`.
+        """
         pieces = [piece for asked in evaluations for piece in asked]
         owners = [i for i, asked in enumerate(evaluations) for _ in asked]
-        answers: dict[int, Tensor] = {}
+        answers: dict[int, Latents] = {}
         failed: dict[int, DeviceMemoryError] = {}
         left = list(range(len(pieces)))
         while left:
@@ -77,7 +80,7 @@ class Forwards:
                 error = self._does_not_fit(asked, outcome)
                 failed |= {owners[i]: error for i in group}
             left = [i for i in left if i not in answers and owners[i] not in failed]
-        of_each: list[list[Tensor] | DeviceMemoryError] = []
+        of_each: list[list[Latents] | DeviceMemoryError] = []
         first_of = 0
         for i, own in enumerate(evaluations):
             last = first_of + len(own)
@@ -85,7 +88,7 @@ class Forwards:
             first_of = last
         return of_each
 
-    def _run(self, key: Hashable, asked: Sequence[Piece]) -> list[Tensor] | str:
+    def _run(self, key: Hashable, asked: Sequence[Piece]) -> list[Latents] | str:
         """Return the answers to pieces of one key, or torch's words where the device runs out of memory."""
         cells = sum(piece.cells for piece in asked)
         held = 0
@@ -93,7 +96,7 @@ class Forwards:
             self._memory.watch()
             held = self._memory.held_bytes()
         try:
-            answers = denoise(asked)
+            answers = evaluated(asked)
         except torch.OutOfMemoryError as error:
             said = DeviceMemoryError.figures(error)
         else:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.sampling.combination import Combination, Latents, compute, value
 from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec
-from serve_app.sampling.forward import Backbone, Canvas, Piece
+from serve_app.sampling.forward import Backbone, Canvas, Piece, Reading, readings
 from serve_app.sampling.guidance import Guidance
 from serve_app.sampling.hooks import HookSchedule, Variant
 from serve_app.sampling.inpaint import Inpainting, changing_mask, latent_mask
@@ -34,10 +35,11 @@ OnStep: TypeAlias = Callable[[int, int], Callable[[], object] | None]
 class Trajectory:
     """One run of a sampler.
 
-    `start` it once, then answer its `pieces` with `feed` until `result` is there. A GPU may not have done by then what
-    it was asked for; results and what is shown hold their numbers once it has. on_step: called with (steps done, steps
-    in all) after each step was asked for, in whichever thread feeds it; what it returns is to be called once the step
-    is done (`take_told`). variant: gives the backbone with further LoRAs, for
+    `start` it once, then answer its `pieces` with `feed` and `settle` it until `result` is there. What it has written
+    down in between (`unsettled`) may be computed together with others'. A GPU may not have done by then what it was
+    asked for; results and what is shown hold their numbers once it has. on_step: called with (steps done, steps in all)
+    after each step was asked for, in whichever thread settles it; what it returns is to be called once the step is done
+    (`take_told`). variant: gives the backbone with further LoRAs, for
     conditionings that have hooks. negative: answers for the negative, if that is another backbone.
     """
 
@@ -45,7 +47,7 @@ class Trajectory:
     _guidance: Guidance
     _sampler: Sampler
     _evaluation: Evaluation
-    _denoised: Tensor
+    _denoised: Latents
     _last_sigma: float
     _group_key: Hashable
 
@@ -60,6 +62,8 @@ class Trajectory:
         self.backbone = backbone
         self.pieces: tuple[Piece, ...] = ()
         """What it waits for; empty before `start` and after the end."""
+        self.unsettled: tuple[Latents, ...] = ()
+        """What `settle` needs; computed there if it is not by then."""
         self.cells = 0
         """How much work those are, in latent cells."""
         self.result: Sampled | None = None
@@ -74,6 +78,10 @@ class Trajectory:
         self._steps_done = 0
         self._seen_step = (-1, 0)
         self._inpainting: Inpainting | None = None
+        self._sums = True
+        self._next: Evaluation | None = None
+        self._reading: Reading | None = None
+        self._reached: Latents | None = None
 
     def start(self) -> None:
         """Run to the first evaluation. Errors: NodeError for an unknown sampler, schedule or guider."""
@@ -110,16 +118,17 @@ class Trajectory:
         if self.steps < 1:
             self._end(x, sigma)
             return
-        self._sampler = spec.start(x, sigmas, r.noise.seed, levels, r.sampler.options)
+        self._sampler = spec.start(Combination.of(x), sigmas, r.noise.seed, levels, r.sampler.options)
         self._last_sigma = float(sigmas[-1])
-        self._run_on(None)
+        self._advance(None)
+        self.settle()
 
     def _spec(self) -> SamplerSpec:
         sampler, seed, levels = self._request.sampler, self._request.noise.seed, self.backbone.levels
         start = sampler.start
         if start is None:
             return SAMPLERS[sampler.name]
-        return SamplerSpec(lambda x, sigmas, **_: start(x, sigmas, seed, levels))
+        return SamplerSpec(lambda x, sigmas, **_: start(value(x), sigmas, seed, levels))
 
     def _sigmas(self, spec: SamplerSpec) -> Tensor:
         given = self._request.sigmas
@@ -130,7 +139,12 @@ class Trajectory:
     @property
     def shown(self) -> Tensor:
         """The latest step's denoised estimate: latents as the backbone samples them, on its device."""
-        return self._denoised
+        return value(self._denoised)
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether answers are only added up, so that they need not be computed before they are fed."""
+        return self._guidance.is_sum
 
     @property
     def key(self) -> Hashable:
@@ -142,49 +156,69 @@ class Trajectory:
         """By what it is remembered how large a forward may be: the weights, and what their network groups by."""
         return self.backbone.network.key, self._group_key
 
-    def feed(self, answers: Sequence[Tensor]) -> None:
-        """Take the denoised rows of `pieces`, in their order, and run to what is to be answered next or to the end."""
+    def feed(self, answers: Sequence[Latents]) -> None:
+        """Take the denoised rows of `pieces`, in their order, and write down what follows; to be settled next."""
         self.pieces = self._guidance.take(self._evaluation, answers)
-        if self.pieces:
-            self._measure()
-        else:
-            self._run_on(self._combined())
+        if not self.pieces:
+            self._advance(self._combined())
+
+    def settle(self) -> None:
+        """Run to what is to be answered next or to the end."""
+        while not self.pieces:
+            compute(self.unsettled)
+            self.unsettled = ()
+            if self._next is None:
+                assert self._reached is not None, "without a next evaluation it has reached its end"
+                self._end(value(self._reached), self._last_sigma)
+                self._report(self.steps)
+                return
+            self._report(self._next.step)
+            self._evaluation = self._next
+            self.pieces = self._guidance.pieces(self._evaluation, self._reading)
+            if not self.pieces:
+                # No entry takes part at this level, or what there is need not be computed.
+                self.pieces = self._guidance.take(self._evaluation, ())
+            if not self.pieces:
+                self._advance(self._combined())
+        self._measure()
 
     def take_told(self) -> list[Callable[[], object]]:
         """Return what is to be called once the steps that were asked for are done; each is returned once."""
         told, self._told = self._told, []
         return told
 
-    def _combined(self) -> Tensor | tuple[Tensor, Tensor | None]:
+    def _combined(self) -> Latents | tuple[Latents, Latents]:
+        """Return what the sampler is sent: of the kind that its x is of."""
         denoised, uncond = self._guidance.combine(self._evaluation)
         if self._inpainting is not None:
             denoised = self._inpainting.restore(denoised, self._evaluation.sigma)
+        # What is sent is used again and again, so it is computed with what follows from it.
+        denoised, uncond = Combination.of(denoised), Combination.of(uncond)
         step = (self._evaluation.step, self._evaluation.substep)
         if step > self._seen_step:
             # The first estimate of a step is what clients are shown of it.
             self._seen_step, self._denoised = step, denoised
-        return (denoised, uncond) if self._evaluation.want_uncond else denoised
+        if self._evaluation.want_uncond:
+            self.unsettled = (denoised, uncond)
+            return (denoised, uncond) if self._sums else (denoised.value, uncond.value)
+        self.unsettled = (denoised,)
+        return denoised if self._sums else denoised.value
 
-    def _run_on(self, answer: Tensor | tuple[Tensor, Tensor | None] | None) -> None:
-        self.pieces = ()
+    def _advance(self, answer: Latents | tuple[Latents, Latents] | None) -> None:
+        """Run the sampler to its next evaluation or to its end."""
         try:
-            while not self.pieces:
-                evaluation = self._sampler.send(answer)
-                self._report(evaluation.step)
-                self._evaluation = evaluation if self._inpainting is None else self._inpainting.hold(evaluation)
-                self.pieces = self._guidance.pieces(self._evaluation)
-                if not self.pieces:
-                    # No entry takes part at this level, or what there is need not be computed.
-                    self.pieces = self._guidance.take(self._evaluation, ())
-                    answer = None if self.pieces else self._combined()
+            asked = self._sampler.send(answer)
         except (ValueError, ZeroDivisionError) as error:
             name = self._request.sampler.name
             raise NodeError(f"sampler '{name}' cannot step over the sigmas it was given: {error}") from error
         except StopIteration as end:
-            self._end(end.value, self._last_sigma)
-            self._report(self.steps)
-        else:
-            self._measure()
+            self._next, self._reached = None, end.value
+            self.unsettled += (end.value,)
+            return
+        self._sums = isinstance(asked.x, Combination)
+        self._next = held = asked if self._inpainting is None else self._inpainting.hold(asked)
+        [self._reading] = readings([(self._guidance.backbone, held.x, held.sigma)])
+        self.unsettled += (held.x, asked.x, *asked.kept, self._reading.fed, self._reading.timestep)
 
     def _measure(self) -> None:
         # That of the whole canvas, if not all entries have areas.
@@ -195,12 +229,12 @@ class Trajectory:
     def _end(self, x: Tensor, sigma: float) -> None:
         from_model = self.backbone.latent_format.from_model
         latents = self.backbone.levels.unnoised(x, sigma)
-        self.result = Sampled(brought(from_model(latents)), brought(from_model(self._denoised)))
+        self.result = Sampled(brought(from_model(latents)), brought(from_model(self.shown)))
 
     def _report(self, steps_done: int) -> None:
         if steps_done > self._steps_done:
             if self._on_step is not None and (told := self._on_step(steps_done, self.steps)) is not None:
                 self._told.append(told)
             if self._request.after_step is not None:
-                self._request.after_step(steps_done - 1, self._denoised, self._evaluation.x, self.steps)
+                self._request.after_step(steps_done - 1, self.shown, self._evaluation.latents, self.steps)
         self._steps_done = steps_done

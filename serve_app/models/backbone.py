@@ -120,16 +120,17 @@ class Backbone:
 
     def fed(self, piece: Piece) -> Tensor:
         """Return what the network is fed for a piece's x, float32."""
-        return self.prediction.scale_input(piece.x, _level(piece))
+        return piece.x * self.prediction.scaling(piece.sigma).c_in
 
     def denoised(self, piece: Piece, output: Tensor) -> Tensor:
         """Return D(x, sigma) from the network's output for a piece, float32."""
-        return self.prediction.denoised(piece.x, output, _level(piece))
+        scaling = self.prediction.scaling(piece.sigma)
+        return piece.x * scaling.c_skip + output * scaling.c_out
 
     def output(self, piece: Piece, denoised: Tensor) -> Tensor:
-        """Return the network's output for a piece that gave D(x, sigma): every prediction is linear in it."""
-        zero, one = (self.denoised(piece, torch.full_like(piece.x, value)) for value in (0.0, 1.0))
-        return (denoised - zero) / (one - zero)
+        """Return the network's output for a piece that gave D(x, sigma): undo `denoised`."""
+        scaling = self.prediction.scaling(piece.sigma)
+        return (denoised - piece.x * scaling.c_skip) / scaling.c_out
 
     def during(self, sigmas: Tensor) -> Backbone:
         """Return it for a run over these levels."""
@@ -158,8 +159,3 @@ def names_of(network: Mapping[str, Any]) -> set[str]:
     return {name for name, functions in network.get("patches", {}).items() if functions} | {
         f"{name}_replace" for name, functions in places.items() if functions
     }
-
-
-def _level(piece: Piece) -> Tensor:
-    """Return the piece's sigma for each of its rows, (B,), on the CPU."""
-    return torch.full((piece.rows,), piece.sigma, dtype=torch.float32)

@@ -6,16 +6,17 @@ They differ in what the polynomial is one of: sigma, the time of a variance-pres
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from functools import cache, partial, reduce
 from itertools import pairwise
 from math import log, sqrt
+from operator import add
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from serve_app.sampling.combination import Latents
 from serve_app.sampling.evaluation import Evaluation, Sampler, guided
 from serve_app.sampling.levels import Interpolation
 
@@ -46,19 +47,16 @@ def lagrange(nodes: Sequence[float], points: Array) -> Array:
     return np.stack(rows)
 
 
-def combined(tensors: Sequence[Tensor], coefficients: Iterable[float]) -> Tensor:
-    """Return the sum of the tensors, each times its coefficient."""
-    total = torch.zeros_like(tensors[0])
-    for tensor, coefficient in zip(tensors, coefficients, strict=True):
-        total = total + tensor * coefficient
-    return total
+def combined(latents: Sequence[Latents], coefficients: Iterable[float]) -> Latents:
+    """Return the sum of one or more latents, each times its coefficient."""
+    return reduce(add, (one * coefficient for one, coefficient in zip(latents, coefficients, strict=True)))
 
 
-def _adams(x: Tensor, sigmas: Tensor, order: int, coefficients: Coefficients) -> Sampler:
+def _adams(x: Latents, sigmas: Tensor, order: int, coefficients: Coefficients) -> Sampler:
     levels = sigmas.tolist()
-    slopes: list[Tensor] = []
+    slopes: list[Latents] = []
     for i, (sigma, following) in enumerate(pairwise(levels)):
-        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        denoised: Latents = yield Evaluation(x, sigma, step=i)
         if following == 0:
             return denoised
         slopes = [(x - denoised) / sigma, *slopes][:order]
@@ -66,7 +64,7 @@ def _adams(x: Tensor, sigmas: Tensor, order: int, coefficients: Coefficients) ->
     return x
 
 
-def lms(x: Tensor, sigmas: Tensor, *, order: int = 4) -> Sampler:
+def lms(x: Latents, sigmas: Tensor, *, order: int = 4) -> Sampler:
     """Linear multistep: Adams-Bashforth in sigma on any levels; one evaluation a step.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
@@ -80,7 +78,7 @@ def lms(x: Tensor, sigmas: Tensor, *, order: int = 4) -> Sampler:
     return _adams(x, sigmas, order, coefficients)
 
 
-def deis(x: Tensor, sigmas: Tensor, *, order: int = 3) -> Sampler:
+def deis(x: Latents, sigmas: Tensor, *, order: int = 3) -> Sampler:
     """DEIS with tabulated Adams-Bashforth coefficients (tAB); one evaluation a step. Arguments and results as `lms`.
 
     Slopes are polynomials of the time of the variance-preserving process whose sigma is 0.002 at time 0.001 and 80 at
@@ -111,7 +109,7 @@ EQUIDISTANT = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -
 """The Adams-Bashforth coefficients of order 1 to 4 for equal steps, the newest slope's first."""
 
 
-def ipndm(x: Tensor, sigmas: Tensor, *, order: int = 4) -> Sampler:
+def ipndm(x: Latents, sigmas: Tensor, *, order: int = 4) -> Sampler:
     """Improved PNDM: Adams-Bashforth as if steps were equal; one evaluation a step. Arguments and results as `lms`.
 
     Source: Zhang and Chen 2022, arXiv:2204.13902, Appendix H.2 (iPNDM), after Liu et al. 2022, arXiv:2202.09778.
@@ -123,7 +121,7 @@ def ipndm(x: Tensor, sigmas: Tensor, *, order: int = 4) -> Sampler:
     return _adams(x, sigmas, order, coefficients)
 
 
-def ipndm_v(x: Tensor, sigmas: Tensor, *, order: int = 4) -> Sampler:
+def ipndm_v(x: Latents, sigmas: Tensor, *, order: int = 4) -> Sampler:
     """iPNDM for steps that vary; one evaluation a step. Arguments and results as `lms`.
 
     Source: Zhou et al.'s diff-sampler (ipndm_v), as ComfyUI has it. Of third and fourth order two of its coefficients
@@ -164,7 +162,7 @@ def whole(sigma: float) -> float:
     return 1.0
 
 
-def cfgpp_ud10_ab(x: Tensor, sigmas: Tensor, *, signal: Callable[[float], float] = whole) -> Sampler:
+def cfgpp_ud10_ab(x: Latents, sigmas: Tensor, *, signal: Callable[[float], float] = whole) -> Sampler:
     """CFG++ with a quarter of the second-order Adams-Bashforth correction; one evaluation a step, with uncond.
 
     The noise that the unguided model sees is extended by a tenth of its change in the step before, and a step to zero
@@ -174,7 +172,7 @@ def cfgpp_ud10_ab(x: Tensor, sigmas: Tensor, *, signal: Callable[[float], float]
     arXiv:2406.08070.
     """
     levels = sigmas.tolist()
-    before: tuple[float, Tensor, Tensor, Tensor] | None = None
+    before: tuple[float, Latents, Latents, Latents] | None = None
     for i, (sigma, following) in enumerate(pairwise(levels)):
         denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp=True)
         noise = (x - unguided * signal(sigma)) / sigma

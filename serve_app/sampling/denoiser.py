@@ -8,34 +8,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from math import sqrt
+from typing import NamedTuple, Protocol
 
-from torch import Tensor
+import torch
 
 from serve_app.errors import NodeError
 from serve_app.sampling.levels import AngleLevels, EdmLevels, FlowLevels, FluxLevels, Levels, TableLevels
-from serve_app.sampling.transfer import sent
 from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 
 
-class Prediction(Protocol):
-    """What a network was trained to predict. x and output are (R,C,h,w); sigma is (R,) on the CPU, one level a row.
+class Scaling(NamedTuple):
+    """How D(x, sigma) is made of a network F at one level: c_skip·x + c_out·F(c_in·x).
 
-    What is computed of levels alone is computed there, and goes to the device of x as it is needed.
+    Source: Karras et al. 2022, arXiv:2206.00364, equation 7, whatever the network was trained to predict.
     """
 
-    def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return what the network is fed for x at sigma."""
+    c_in: float
+    c_skip: float
+    c_out: float
+
+
+class Prediction(Protocol):
+    """What a network was trained to predict."""
+
+    def scaling(self, sigma: float) -> Scaling:
+        """Return how D(x, sigma) is made of it at a level."""
         ...
-
-    def denoised(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-        """Return D(x, sigma) from the network's output for the scaled x."""
-        ...
-
-
-def per_row(sigma: Tensor, x: Tensor) -> Tensor:
-    """Return sigma (R,) shaped to multiply the rows of x, on its device."""
-    return sent(sigma, x.device).view(-1, *(1,) * (x.ndim - 1))
 
 
 class EPS:
@@ -45,14 +44,8 @@ class EPS:
     """
 
     @staticmethod
-    def scale_input(x: Tensor, sigma: Tensor) -> Tensor:
-        """Return x divided by √(sigma² + 1)."""
-        return x / per_row((sigma**2 + 1).sqrt(), x)
-
-    @staticmethod
-    def denoised(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-        """Return x − sigma·eps."""
-        return x - output * per_row(sigma, x)
+    def scaling(sigma: float) -> Scaling:
+        return Scaling(1 / sqrt(sigma**2 + 1), 1.0, -sigma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +57,9 @@ class V:
 
     sigma_data: float = 1.0
 
-    def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return x divided by √(sigma² + σ_data²)."""
-        return x / per_row((sigma**2 + self.sigma_data**2).sqrt(), x)
-
-    def denoised(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-        """Return c_skip·x − c_out·v."""
-        data = self.sigma_data
-        total = sigma**2 + data**2
-        return x * data**2 / per_row(total, x) - output * per_row(sigma, x) * data / per_row(total**0.5, x)
+    def scaling(self, sigma: float) -> Scaling:
+        total = sigma**2 + self.sigma_data**2
+        return Scaling(1 / sqrt(total), self.sigma_data**2 / total, -sigma * self.sigma_data / sqrt(total))
 
 
 class Edm(V):
@@ -81,27 +68,25 @@ class Edm(V):
     Source: Karras et al. 2022, arXiv:2206.00364, Table 1.
     """
 
-    def denoised(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-        """Return c_skip·x + c_out·F."""
-        return V(self.sigma_data).denoised(x, -output, sigma)
+    def scaling(self, sigma: float) -> Scaling:
+        of_v = V(self.sigma_data).scaling(sigma)
+        return of_v._replace(c_out=-of_v.c_out)
 
 
-class X0(EPS):
-    """The network predicts the denoised latents."""
+class X0:
+    """The network predicts the denoised latents; its input is as that of a noise prediction."""
 
     @staticmethod
-    def denoised(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-        """Return the output."""
-        return output
+    def scaling(sigma: float) -> Scaling:
+        return Scaling(EPS.scaling(sigma).c_in, 0.0, 1.0)
 
 
-class ImgToImg(X0):
+class ImgToImg:
     """The network turns latents into latents, as they are."""
 
     @staticmethod
-    def scale_input(x: Tensor, sigma: Tensor) -> Tensor:
-        """Return x."""
-        return x
+    def scaling(sigma: float) -> Scaling:
+        return Scaling(1.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +98,11 @@ class Lcm:
 
     levels: Levels
 
-    def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return x divided by √(sigma² + 1)."""
-        return EPS.scale_input(x, sigma)
-
-    def denoised(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-        """Return c_skip(t)·x + c_out(t)·(x − sigma·eps)."""
-        t = self.levels.timestep(sigma) * 10.0
+    def scaling(self, sigma: float) -> Scaling:
+        t = float(self.levels.timestep(torch.tensor(sigma, dtype=torch.float32))) * 10.0
         total = t**2 + 0.25
-        return per_row(t / total**0.5, x) * EPS.denoised(x, output, sigma) + per_row(0.25 / total, x) * x
+        of_eps, bent = EPS.scaling(sigma), t / sqrt(total)
+        return Scaling(of_eps.c_in, bent + 0.25 / total, bent * of_eps.c_out)
 
 
 class Velocity:
@@ -131,14 +112,8 @@ class Velocity:
     """
 
     @staticmethod
-    def scale_input(x: Tensor, sigma: Tensor) -> Tensor:
-        """Return x."""
-        return x
-
-    @staticmethod
-    def denoised(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-        """Return x − sigma·output."""
-        return x - output * per_row(sigma, x)
+    def scaling(sigma: float) -> Scaling:
+        return Scaling(1.0, 1.0, -sigma)
 
 
 _LCM_STRIDE = 20

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from serve_app.sampling.combination import Latents, compute, value
 from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler
 from serve_app.sampling.stochastic import ancestral_step
 
@@ -22,25 +23,31 @@ def _ends(sigmas: Tensor) -> tuple[Tensor, Tensor]:
     return -sigmas[0].log(), -sigmas[sigmas > 0][-1].log()
 
 
-def _eps(x: Tensor, t: Tensor, step: int, substep: int = 0) -> Generator[Evaluation, Any, Tensor]:
+def _eps(x: Latents, t: Tensor, step: int, substep: int = 0) -> Generator[Evaluation, Any, Latents]:
     sigma = float(t.neg().exp())
-    denoised: Tensor = yield Evaluation(x, sigma, step, substep=substep)
+    denoised: Latents = yield Evaluation(x, sigma, step, substep=substep)
     return (x - denoised) / sigma
 
 
-def _first(x: Tensor, t: Tensor, h: Tensor, eps: Tensor) -> Tensor:
+def _first(x: Latents, t: Tensor, h: Tensor, eps: Latents) -> Latents:
     return x - eps * ((t + h).neg().exp() * h.expm1())
 
 
-def _second(x: Tensor, t: Tensor, h: Tensor, eps: Tensor, eps_1: Tensor, r_1: float) -> Tensor:
+def _second(x: Latents, t: Tensor, h: Tensor, eps: Latents, eps_1: Latents, r_1: float) -> Latents:
     return _first(x, t, h, eps) - (eps_1 - eps) * ((t + h).neg().exp() / (2 * r_1) * h.expm1())
 
 
-def _third(x: Tensor, t: Tensor, h: Tensor, eps: Tensor, eps_r: Tensor, r: float) -> Tensor:
+def _third(x: Latents, t: Tensor, h: Tensor, eps: Latents, eps_r: Latents, r: float) -> Latents:
     return _first(x, t, h, eps) - (eps_r - eps) * ((t + h).neg().exp() / r * (h.expm1() / h - 1))
 
 
-def dpm_fast(x: Tensor, sigmas: Tensor) -> Sampler:
+def _disagreement(low: Tensor, high: Tensor, before: Tensor, rtol: float, atol: float) -> float:
+    """Return how far two orders differ by what may be, in the mean; a GPU is waited for."""
+    delta = (low.abs().maximum(before.abs()) * rtol).clamp(min=atol)
+    return float(((low - high) / delta).norm()) / sqrt(low.numel())
+
+
+def dpm_fast(x: Latents, sigmas: Tensor) -> Sampler:
     """DPM-Solver-fast: one evaluation a step, in steps of third order, equal in t, and lower ones at last.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns latents at
@@ -70,7 +77,7 @@ def dpm_fast(x: Tensor, sigmas: Tensor) -> Sampler:
 
 
 def dpm_adaptive(
-    x: Tensor,
+    x: Latents,
     sigmas: Tensor,
     noise: NoiseSource | None = None,
     *,
@@ -118,8 +125,8 @@ def dpm_adaptive(
             eps_1 = yield from _eps(_first(x, t, h / 3, eps), t + h / 3, *place)
             eps_2 = yield from _eps(_third(x, t, 2 / 3 * h, eps, eps_1, 1 / 2), t + 2 / 3 * h, *place)
             low, high = _second(x, t, h, eps, eps_1, 1 / 3), _third(x, t, h, eps, eps_2, 2 / 3)
-        delta = (low.abs().maximum(before.abs()) * rtol).clamp(min=atol)
-        error = float(((low - high) / delta).norm()) / sqrt(x.numel())
+        compute([low, high])
+        error = _disagreement(value(low), value(high), value(before), rtol, atol)
         if not isfinite(error):
             return high
         agreement = 1 / (error + 1e-8)

@@ -14,12 +14,16 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
+from serve_app.sampling.combination import Combination, Latents, value
 from serve_app.sampling.levels import Interpolation, Levels
 
-Sampler: TypeAlias = Generator["Evaluation", Any, Tensor]
-"""Yields Evaluation; is sent `denoised`, shaped as its x, or the pair (denoised, uncond) where that was wanted."""
+Sampler: TypeAlias = Generator["Evaluation", Any, Latents]
+"""Yields Evaluation; is sent `denoised`, shaped as its x, or the pair (denoised, uncond) where that was wanted.
 
-NoiseSource: TypeAlias = Callable[[float, float], Tensor]
+Given tensors it computes as it goes. Given a Combination it writes down a step, which whoever drives it computes.
+"""
+
+NoiseSource: TypeAlias = Callable[[float, float], Latents]
 """Called with two noise levels (from, to); returns unit-variance noise, shaped as x."""
 
 
@@ -29,17 +33,23 @@ class Evaluation:
 
     x: noisy latents (B,C,h,w) at `sigma`. step: the index in sigmas it belongs to; several evaluations may share one.
     want_uncond: send (denoised, uncond's denoised) instead of denoised alone. substep: counts the steps of its own that
-    a sampler takes within one of sigmas.
+    a sampler takes within one of sigmas. kept: what else is computed with x, for later steps start from it.
     """
 
-    x: Tensor
+    x: Latents
     sigma: float
     step: int
     want_uncond: bool = False
     substep: int = 0
+    kept: tuple[Latents, ...] = ()
+
+    @property
+    def latents(self) -> Tensor:
+        """The numbers of x."""
+        return value(self.x)
 
 
-def guided(evaluation: Evaluation, cfg_pp: bool) -> Generator[Evaluation, Any, tuple[Tensor, Tensor]]:
+def guided(evaluation: Evaluation, cfg_pp: bool) -> Generator[Evaluation, Any, tuple[Latents, Latents]]:
     """Wait for an evaluation and return (denoised, unguided), the second without guidance if cfg_pp, else the same.
 
     A CFG++ sampler is the plain one that takes the noise in x from `unguided`: x then leaves the guided image towards
@@ -52,7 +62,10 @@ def guided(evaluation: Evaluation, cfg_pp: bool) -> Generator[Evaluation, Any, t
     return denoised, denoised
 
 
-NoiseFactory: TypeAlias = Callable[[Tensor, Tensor, int], NoiseSource]
+DrawnNoise: TypeAlias = Callable[[float, float], Tensor]
+"""A NoiseSource whose noise is there."""
+
+NoiseFactory: TypeAlias = Callable[[Tensor, Tensor, int], DrawnNoise]
 """Called with (x, sigmas, seed) as a run starts."""
 
 
@@ -89,7 +102,7 @@ class SamplerSpec:
 
     def start(
         self,
-        x: Tensor,
+        x: Latents,
         sigmas: Tensor,
         seed: int,
         levels: Levels,
@@ -106,10 +119,12 @@ class SamplerSpec:
         given = {**decided, **options}
         if self.noise is None:
             return function(x, sigmas, **given)
-        source = self.noise(x, sigmas, seed)
+        source = self.noise(value(x), sigmas, seed)
         if isinstance(source, Foreseen) and source.waits_for_host:
             source.expect(_asked(function, sigmas, given))
-        return function(x, sigmas, source, **given)
+        if isinstance(x, Tensor):
+            return function(x, sigmas, source, **given)
+        return function(x, sigmas, lambda sigma, following: Combination.of(source(sigma, following)), **given)
 
 
 def _asked(function: Callable[..., Sampler], sigmas: Tensor, given: Mapping[str, Any]) -> Iterator[tuple[float, float]]:

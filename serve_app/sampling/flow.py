@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from serve_app.sampling.combination import Latents
 from serve_app.sampling.evaluation import NoiseSource, Sampler
 from serve_app.sampling.levels import Interpolation, single
 from serve_app.sampling.stochastic import ancestral_step, exploding_step
@@ -44,7 +45,7 @@ def by_ratio(function: Function, levels: Interpolation, *, top: float = 1e-4) ->
     little below noise as can be told. What `function` is told of levels in its options are ratios.
     """
 
-    def run(x: Tensor, sigmas: Tensor, noise: NoiseSource | None = None, **options: Any) -> Sampler:
+    def run(x: Latents, sigmas: Tensor, noise: NoiseSource | None = None, **options: Any) -> Sampler:
         given: list[float] = sigmas.tolist()
         if given[0] >= 1:
             given[0] = min(single(levels.at_progress(top)), BELOW_NOISE)
@@ -56,10 +57,12 @@ def by_ratio(function: Function, levels: Interpolation, *, top: float = 1e-4) ->
             try:
                 evaluation = inner.send(answer)
             except StopIteration as end:
-                reached: Tensor = end.value
+                reached: Latents = end.value
                 return reached * (1 - given[-1])
             s = evaluation.sigma
-            answer = yield replace(evaluation, x=evaluation.x / (1 + s), sigma=level(s))
+            answer = yield replace(
+                evaluation, x=evaluation.x / (1 + s), sigma=level(s), kept=(evaluation.x, *evaluation.kept)
+            )
 
     return run
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from serve_app.sampling.combination import Combination, Latents, compute, value
 from serve_app.sampling.denoiser import Prediction
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
-from serve_app.sampling.transfer import sent
 from serve_app.values import PackFunctions
 
 Area = tuple[int, int, int, int]
@@ -52,12 +53,20 @@ class Inputs(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """What a network reads of x at a level. fed: x as it is fed it, float32; timestep: (B,), what it is told."""
+
+    fed: Latents
+    timestep: Latents
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """Rows that one entry of a conditioning asks for. x: (B,C,h,w), all at sigma, beside B rows of inputs.
 
     backbone: what answers it. role: of the branch that the entry is of. layers: what its layers do otherwise for these
     rows, as `layers` has it; a network passes over what it has no layers for. tie: pieces of equal ties share a forward
-    if their group keys are equal, for their layers look at each other's rows.
+    if their group keys are equal, for their layers look at each other's rows. reading: of x, if it is computed already.
     """
 
     backbone: Backbone
@@ -67,6 +76,7 @@ class Piece:
     role: str = "positive"
     layers: tuple[Any, ...] = ()
     tie: object | None = None
+    reading: Reading | None = None
 
     @property
     def rows(self) -> int:
@@ -166,64 +176,56 @@ class Backbone(Protocol):
 
 def denoise(pieces: Sequence[Piece]) -> list[Tensor]:
     """Return each piece's D(x, sigma) from one forward. The keys of their backbones and their group keys are equal."""
-    network, alike = pieces[0].backbone.network, _alike(pieces)
-    asked: dict[int, Any] = {}
-    for some in alike:
-        for i, fed, timestep in zip(some.places, *some.split(some.fed(), some.timesteps()), strict=True):
-            asked[i] = pieces[i].backbone.rows(pieces[i], fed, timestep)
-    outputs = network.answer([asked[i] for i in range(len(pieces))])
-    answers: dict[int, Tensor] = {}
-    for some in alike:
-        [denoised] = some.split(some.denoised([outputs[i] for i in some.places]))
-        answers |= zip(some.places, denoised, strict=True)
-    return [answers[i] for i in range(len(pieces))]
+    denoised = evaluated(pieces)
+    compute(denoised)
+    return [value(latents) for latents in denoised]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Alike:
-    """Pieces of a forward that are arithmetic of one kind, done at once: a device's time for it is its number of calls.
-
-    places: theirs among all. x: (R,C,h,w), their rows. sigma: (R,), on the CPU.
-    """
-
-    levels: Levels
-    prediction: Prediction
-    places: Sequence[int]
-    counts: Sequence[int]
-    x: Tensor
-    sigma: Tensor
-
-    def fed(self) -> Tensor:
-        return self.prediction.scale_input(self.x, self.sigma)
-
-    def timesteps(self) -> Tensor:
-        return sent(self.levels.timestep(self.sigma), self.x.device)
-
-    def denoised(self, outputs: Sequence[Tensor]) -> Tensor:
-        return self.prediction.denoised(self.x, _whole(outputs), self.sigma)
-
-    def split(self, *wholes: Tensor) -> list[tuple[Tensor, ...]]:
-        """Return each of the wholes (R,…) by piece."""
-        return [torch.split(whole, list(self.counts)) for whole in wholes]
+def evaluated(pieces: Sequence[Piece]) -> list[Latents]:
+    """Return each piece's D(x, sigma) from one forward, as `denoise`, but for the last sum still to be computed."""
+    unread = [piece for piece in pieces if piece.reading is None]
+    made = readings([(piece.backbone, piece.x, piece.sigma) for piece in unread])
+    compute(latents for reading in made for latents in (reading.fed, reading.timestep))
+    known = dict(zip(map(id, unread), made, strict=True))
+    asked = []
+    for piece in pieces:
+        reading = piece.reading or known[id(piece)]
+        asked.append(piece.backbone.rows(piece, value(reading.fed), value(reading.timestep)))
+    outputs = pieces[0].backbone.network.answer(asked)
+    return [_denoised(piece, output) for piece, output in zip(pieces, outputs, strict=True)]
 
 
-def _alike(pieces: Sequence[Piece]) -> list[_Alike]:
-    by_kind: dict[Hashable, list[int]] = {}
-    for i, piece in enumerate(pieces):
-        kind = id(piece.backbone.levels), id(piece.backbone.prediction), piece.x.shape[1:], piece.x.dtype
-        by_kind.setdefault(kind, []).append(i)
-    made = []
-    for places in by_kind.values():
-        some = [pieces[i] for i in places]
-        counts, backbone = [piece.rows for piece in some], some[0].backbone
-        levels = [piece.sigma for piece in some for _ in range(piece.rows)]
-        sigma, x = torch.tensor(levels, dtype=torch.float32), _whole([piece.x for piece in some])
-        made.append(_Alike(backbone.levels, backbone.prediction, places, counts, x, sigma))
-    return made
+def _denoised(piece: Piece, output: Tensor) -> Combination:
+    scaling = piece.backbone.prediction.scaling(piece.sigma)
+    denoised = Combination.of(output) * scaling.c_out
+    return denoised + Combination.of(piece.x) * scaling.c_skip if scaling.c_skip else denoised
 
 
-def _whole(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def readings(asked: Sequence[tuple[Backbone, Latents, float]]) -> list[Reading]:
+    """Return what networks are to read for latents x (B,C,h,w) at levels, still to be computed. asked: the three."""
+    made: dict[Hashable, Reading] = {}
+    for backbone, x, sigma in asked:
+        key = id(x), sigma, id(backbone.prediction), id(backbone.levels)
+        if key not in made:
+            made[key] = _reading(backbone, x, sigma)
+    return [made[id(x), sigma, id(backbone.prediction), id(backbone.levels)] for backbone, x, sigma in asked]
+
+
+def reads_alike(backbone: Backbone, other: Backbone) -> bool:
+    """Whether two backbones read the same of any latents."""
+    return backbone.prediction is other.prediction and backbone.levels is other.levels
+
+
+def _reading(backbone: Backbone, x: Latents, sigma: float) -> Reading:
+    told = float(backbone.levels.timestep(torch.tensor(sigma, dtype=torch.float32)))
+    ones = _ones(x.device, x.shape[0])
+    return Reading(Combination.of(x) * backbone.prediction.scaling(sigma).c_in, Combination.of(ones) * told)
+
+
+@lru_cache(maxsize=64)
+def _ones(device: torch.device, rows: int) -> Tensor:
+    """Return ones (rows,), kept, for what is told a network of a level: it is a table's number times these."""
+    return torch.ones(rows, device=device)
 
 
 def crop(rows: Tensor, area: Area) -> Tensor:

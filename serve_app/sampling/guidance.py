@@ -16,9 +16,21 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.sampling.combination import Combination, Latents, value
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.forward import Area, Backbone, Canvas, Inputs, Piece, crop, denoise, to_batch
+from serve_app.sampling.forward import (
+    Area,
+    Backbone,
+    Canvas,
+    Inputs,
+    Piece,
+    Reading,
+    crop,
+    denoise,
+    reads_alike,
+    to_batch,
+)
 from serve_app.sampling.hooks import HookSchedule
 from serve_app.sampling.layers import AttentionMap, LayerPatches, Opposed
 from serve_app.sampling.levels import single
@@ -135,13 +147,24 @@ class Guidance:
             if role in others and any(entry.hooks for entry in self._entries[role]):
                 raise NodeError(f"the {role} has a model of its own, for which hooks are not supported")
         self._asked: list[_Asked] = []
-        self._answers: dict[int, Tensor] = {}
+        self._answers: dict[int, Latents] = {}
+        self._reading: Reading | None = None
+        self._shared: dict[Any, tuple[Sequence[Tensor | float], Sequence[Tensor | float]]] = {}
         self._attention = AttentionMap()
         self._reused: tuple[Tensor, Tensor] | None = None
 
-    def pieces(self, evaluation: Evaluation) -> tuple[Piece, ...]:
-        """Return what the network has to answer for an evaluation; () if no entry takes part."""
-        self._asked, self._answers = [], {}
+    @property
+    def is_sum(self) -> bool:
+        """Whether answers are only added up, so that they need not be computed before they are taken."""
+        placed = any(entry.area is not None for branch in self._entries.values() for entry in branch)
+        return self._rule.linear and self._branches is None and self._whole is None and not placed
+
+    def pieces(self, evaluation: Evaluation, reading: Reading | None = None) -> tuple[Piece, ...]:
+        """Return what the network has to answer for an evaluation; () if no entry takes part.
+
+        reading: what the backbone reads of the evaluation's x, if it is computed already.
+        """
+        self._asked, self._answers, self._reading = [], {}, reading
         self._reused = None if self._whole is None else self._whole.known(evaluation)
         if self._reused is not None:
             return ()
@@ -149,12 +172,13 @@ class Guidance:
         positive, _ = self._rule.ends
         for look in self._rule.patches.looks(evaluation.sigma):
             for entry in _taking_part(self._entries.get(positive, ()), evaluation):
-                self._asked.append(_Asked(look.patch, entry, self._piece(entry, evaluation, look.layers)))
+                piece = self._piece(entry, evaluation, look.layers, reading=reading)
+                self._asked.append(_Asked(look.patch, entry, piece))
         if self._branches is not None:
-            self._answers = self._branches.known(self._by_branch())
+            self._answers = {**self._branches.known(self._by_branch())}
         return self._unanswered()
 
-    def take(self, evaluation: Evaluation, answers: Sequence[Tensor]) -> tuple[Piece, ...]:
+    def take(self, evaluation: Evaluation, answers: Sequence[Latents]) -> tuple[Piece, ...]:
         """Take the answers to the pieces returned last, in their order; return what is to be answered after them.
 
         That is what the branch that is led away from comes to once it is blurred where it attends to most.
@@ -164,20 +188,21 @@ class Guidance:
         if any(isinstance(asked.to, _Blurred) for asked in self._asked):
             return ()
         if computed and self._branches is not None:
-            self._branches.note(self._by_branch(), self._answers, computed)
+            known = {place: value(answer) for place, answer in self._answers.items()}
+            self._branches.note(self._by_branch(), known, computed)
         _, negative = self._rule.ends
         blurring = dict.fromkeys(self._rule.patches.blurring)
-        if not (blurring and blurrable(evaluation.x) and any(asked.to == negative for asked in self._asked)):
+        if not (blurring and blurrable(evaluation.latents) and any(asked.to == negative for asked in self._asked)):
             return ()
-        uncond = self._means(evaluation)[negative]
+        uncond = value(self._means(evaluation)[negative])
         for patch in blurring:
             to = _Blurred(patch, blurred(uncond, self._attention, patch.blur))
-            seen = replace(evaluation, x=to.degraded + evaluation.x - uncond)
+            seen = replace(evaluation, x=to.degraded + evaluation.latents - uncond)
             for entry in _taking_part(self._entries[negative], evaluation):
                 self._asked.append(_Asked(to, entry, self._piece(entry, seen)))
         return self._unanswered()
 
-    def combine(self, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    def combine(self, evaluation: Evaluation) -> tuple[Latents, Latents]:
         """Return (denoised, uncond) once all is answered.
 
         uncond is what the rule led away from. A branch that has no entries at this level, or no weight, is zero.
@@ -189,7 +214,7 @@ class Guidance:
             means[asked.patch] = asked.degraded - means.pop(asked)
         denoised, uncond = self._rule.combine(means, evaluation, self)
         if self._whole is not None:
-            self._whole.note(evaluation, denoised, uncond)
+            self._whole.note(evaluation, value(denoised), value(uncond))
         return denoised, uncond
 
     def answer(self, role: str, x: Tensor, sigma: float, functions: PackFunctions | None = None) -> Tensor:
@@ -198,13 +223,13 @@ class Guidance:
         functions: take the place of the backbone's.
         """
         evaluation = Evaluation(x, sigma, 0)
-        answered = []
+        answered: list[tuple[Entry, Latents]] = []
         for entry in _taking_part(self._entries.get(role, ()), evaluation):
             piece = self._piece(entry, evaluation)
             if functions is not None:
                 piece = replace(piece, backbone=piece.backbone.with_functions(functions))
             answered += [(entry, denoised) for denoised in denoise([piece])]
-        return _mean(x, answered)
+        return value(self._mean(role, x, answered))
 
     def _by_branch(self) -> list[tuple[Any, Piece]]:
         return [((asked.to, id(asked.entry.inputs)), asked.piece) for asked in self._asked]
@@ -229,27 +254,58 @@ class Guidance:
                 tied = tie is not None and entry is last and role in (positive, negative)
                 if tied:
                     layers += [Opposed(patch, tie, role == positive) for patch in patches.opposing]
-                yield _Asked(role, entry, self._piece(entry, evaluation, layers, tie if tied else None))
+                yield _Asked(role, entry, self._piece(entry, evaluation, layers, tie if tied else None, self._reading))
 
     def _piece(
-        self, entry: Entry, evaluation: Evaluation, layers: Sequence[Any] = (), tie: object | None = None
+        self,
+        entry: Entry,
+        evaluation: Evaluation,
+        layers: Sequence[Any] = (),
+        tie: object | None = None,
+        reading: Reading | None = None,
     ) -> Piece:
-        x, sigma = evaluation.x, evaluation.sigma
+        x, sigma = evaluation.latents, evaluation.sigma
         of_all = () if self._layers is None else self._layers.at(sigma)
-        cut = x if entry.area is None else crop(x, entry.area)
         backbone = self._others.get(entry.role, self.backbone)
         if entry.hooks is not None and self._hooks is not None:
             backbone = self._hooks.backbone(entry.hooks, sigma)
-        return Piece(backbone, cut, sigma, entry.inputs, entry.role, (*of_all, *layers), tie)
+        if reading is not None and not reads_alike(backbone, self.backbone):
+            reading = None
+        if entry.area is not None:
+            x = crop(x, entry.area)
+            reading = reading and replace(reading, fed=crop(value(reading.fed), entry.area))
+        return Piece(backbone, x, sigma, entry.inputs, entry.role, (*of_all, *layers), tie, reading)
 
-    def _means(self, evaluation: Evaluation) -> dict[Any, Tensor]:
+    def _means(self, evaluation: Evaluation) -> dict[Any, Latents]:
         """Return the mean of each branch that was asked, by role, and of what patches asked for, by them."""
-        answered: dict[Any, list[tuple[Entry, Tensor]]] = {
+        answered: dict[Any, list[tuple[Entry, Latents]]] = {
             role: [] for role in self._rule.asks(evaluation) if role in self._entries
         }
         for place, asked in enumerate(self._asked):
             answered.setdefault(asked.to, []).append((asked.entry, self._answers[place]))
-        return {to: _mean(evaluation.x, of) for to, of in answered.items()}
+        return {to: self._mean(to, evaluation.latents, of) for to, of in answered.items()}
+
+    def _mean(self, to: Any, x: Tensor, answered: Sequence[tuple[Entry, Latents]]) -> Latents:
+        """Return the mean of a branch's answers, by weight, shaped as x; zero where nothing has any."""
+        if any(entry.area is not None for entry, _ in answered):
+            return _placed_mean(x, [(entry, value(answer)) for entry, answer in answered])
+        if len(answered) == 1 and isinstance(answered[0][0].weight, float) and answered[0][0].weight:
+            return answered[0][1]
+        total: Latents = Combination.zero(x)
+        shares = self._shares(to, [entry.weight for entry, _ in answered], x.shape[0])
+        for (_, answer), share in zip(answered, shares, strict=True):
+            total = total + Combination.of(answer) * share
+        return total
+
+    def _shares(self, to: Any, weights: Sequence[Tensor | float], batch: int) -> Sequence[Tensor | float]:
+        """Return what each weight of a branch is of all of them. Those of the last step are kept: most are the same."""
+        known, shares = self._shared.get(to, ((), ()))
+        if len(weights) != len(known) or any(a is not b for a, b in zip(weights, known, strict=True)):
+            wide = [to_batch(weight, batch) if isinstance(weight, Tensor) else weight for weight in weights]
+            whole = sum(wide) + TINY
+            shares = [weight / whole for weight in wide]
+            self._shared[to] = weights, shares
+        return shares
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -266,7 +322,7 @@ def _taking_part(branch: Sequence[Entry], evaluation: Evaluation) -> Sequence[En
     others = [entry for entry in taking if not entry.default]
     if len(others) == len(taking):
         return taking
-    x = evaluation.x
+    x = evaluation.latents
     left = torch.ones((x.shape[0], 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
     for entry in others:
         weight = entry.weight
@@ -283,9 +339,7 @@ def _taking_part(branch: Sequence[Entry], evaluation: Evaluation) -> Sequence[En
     return [*others, *filling]
 
 
-def _mean(x: Tensor, answered: Sequence[tuple[Entry, Tensor]]) -> Tensor:
-    if len(answered) == 1 and answered[0][0].area is None and isinstance(answered[0][0].weight, float):
-        return answered[0][1] if answered[0][0].weight else torch.zeros_like(x)
+def _placed_mean(x: Tensor, answered: Sequence[tuple[Entry, Tensor]]) -> Tensor:
     total = torch.zeros_like(x)
     weights = torch.full((x.shape[0], 1, *x.shape[2:]), TINY, dtype=x.dtype, device=x.device)
     for entry, answer in answered:

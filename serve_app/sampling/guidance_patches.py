@@ -116,6 +116,11 @@ class GuidancePatches:
             elif type(patch) in after:
                 self._after.append(partial(after[type(patch)], patch))
 
+    @property
+    def plain(self) -> bool:
+        """Whether branches are combined as they are without patches, but for the scale."""
+        return not (self._before or self._instead or self._after)
+
     def scale(self, scale: float, sigma: float) -> float:
         """Return what guidance of a scale is scaled by at a level; of several overrides the last one counts."""
         for patch in self._patches:

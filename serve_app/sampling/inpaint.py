@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from serve_app.sampling.combination import Combination, Latents, mixed
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.levels import Levels
@@ -35,12 +36,13 @@ class Inpainting:
 
     def hold(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with the kept region replaced by the latents at its noise level."""
-        kept = self.levels.noised(self.latents, self.noise, evaluation.sigma)
-        return replace(evaluation, x=kept.lerp(evaluation.x, self._mask(evaluation.sigma)))
+        latents, noise = Combination.of(self.latents), Combination.of(self.noise)
+        kept = self.levels.noised(latents, noise, evaluation.sigma)
+        return replace(evaluation, x=mixed(kept, evaluation.x, self._mask(evaluation.sigma)))
 
-    def restore(self, denoised: Tensor, sigma: float) -> Tensor:
+    def restore(self, denoised: Latents, sigma: float) -> Latents:
         """Return denoised, which was evaluated at sigma, with the kept region replaced by the clean latents."""
-        return self.latents.lerp(denoised, self._mask(sigma))
+        return mixed(Combination.of(self.latents), denoised, self._mask(sigma))
 
     def _mask(self, sigma: float) -> Tensor:
         return self.mask if self.at is None else self.at(self.mask, sigma)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.sampling.combination import Latents, value
 
 
 def single(sigma: float) -> float:
@@ -58,7 +59,7 @@ class Levels(SigmaRange, Protocol):
         """Return half the logarithm of the signal-to-noise ratio at a level above zero: lambda in papers on solvers."""
         ...
 
-    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    def noised(self, latents: Latents, noise: Latents, sigma: float) -> Latents:
         """Return latents at a level. noise: unit-variance, shaped as latents."""
         ...
 
@@ -87,7 +88,7 @@ class _VarianceExploding:
     def log_snr(self, sigma: float) -> float:
         return -log(sigma)
 
-    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    def noised(self, latents: Latents, noise: Latents, sigma: float) -> Latents:
         return latents + noise * single(sigma)
 
     def start(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
@@ -95,7 +96,7 @@ class _VarianceExploding:
         if sigma > self.sigma_max or isclose(sigma, self.sigma_max, rel_tol=1e-5):
             level = torch.tensor(sigma, dtype=torch.float32)
             return latents + noise * float((1 + level**2).sqrt())
-        return self.noised(latents, noise, sigma)
+        return value(self.noised(latents, noise, sigma))
 
     def unnoised(self, x: Tensor, sigma: float) -> Tensor:
         """Return x: the latents in it are as they were."""
@@ -238,13 +239,13 @@ class Interpolation(ABC):
     def log_snr(self, sigma: float) -> float:
         return log((1 - sigma) / sigma) if sigma < 1 else -inf
 
-    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    def noised(self, latents: Latents, noise: Latents, sigma: float) -> Latents:
         level = single(sigma)
         return noise * level + latents * (1 - level)
 
     def start(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
         """Return as `noised`: at the top level nothing but noise."""
-        return self.noised(latents, noise, sigma)
+        return value(self.noised(latents, noise, sigma))
 
     def unnoised(self, x: Tensor, sigma: float) -> Tensor:
         """Return x divided by the share of latents in it. Errors: NodeError for a level that leaves none."""

@@ -10,17 +10,18 @@ from math import expm1, log
 
 from torch import Tensor
 
+from serve_app.sampling.combination import Latents
 from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler, guided
 from serve_app.sampling.stochastic import ancestral_step
 
 
-def dpmpp_2m(x: Tensor, sigmas: Tensor, *, cfg_pp: bool = False) -> Sampler:
+def dpmpp_2m(x: Latents, sigmas: Tensor, *, cfg_pp: bool = False) -> Sampler:
     """DPM-Solver++(2M); one evaluation a step, first order on the first and to zero.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
     latents. Source: Lu et al. 2022, arXiv:2211.01095, Algorithm 2.
     """
-    previous: Tensor | None = None
+    previous: Latents | None = None
     h_previous = 0.0
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)
@@ -35,7 +36,7 @@ def dpmpp_2m(x: Tensor, sigmas: Tensor, *, cfg_pp: bool = False) -> Sampler:
 
 
 def res_multistep(
-    x: Tensor,
+    x: Latents,
     sigmas: Tensor,
     noise: NoiseSource | None = None,
     *,
@@ -49,7 +50,7 @@ def res_multistep(
     Source: Zhang et al. 2023, arXiv:2308.02157, Algorithm 1 with the step before in place of the stage within.
     """
     levels = sigmas.tolist()
-    previous: Tensor | None = None
+    previous: Latents | None = None
     down_previous = 0.0
     for i, (sigma, following) in enumerate(pairwise(levels)):
         denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.sampling.brownian import BrownianPath
-from serve_app.sampling.evaluation import NoiseSource
+from serve_app.sampling.evaluation import DrawnNoise
 from serve_app.sampling.transfer import sent
 from serve_app.values import Noise
 
@@ -68,7 +68,7 @@ def drawn(given: Noise, latents: Tensor, batch_index: Sequence[int] | None = Non
     return noise(latents.shape, given.seed, batch_index) if given.added else torch.zeros(latents.shape)
 
 
-def gaussian_noise(x: Tensor, _sigmas: Tensor, seed: int) -> NoiseSource:
+def gaussian_noise(x: Tensor, _sigmas: Tensor, seed: int) -> DrawnNoise:
     """Return a source of independent noise shaped as x, drawn on its device."""
     generator = seeded(x.device, own_seed(x.device, seed))
 

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from math import isclose
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
+from serve_app.sampling.combination import Combination, Latents, mixed, value
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.guidance_patches import NO_PATCHES, Branches, GuidancePatches, Guided
 from serve_app.sampling.levels import Levels
@@ -27,6 +25,11 @@ class Rule(Protocol):
     def patches(self) -> GuidancePatches: ...
 
     @property
+    def linear(self) -> bool:
+        """Whether `combine` only adds up branches times numbers, so that they need not be computed before."""
+        ...
+
+    @property
     def ends(self) -> tuple[str, str]:
         """The roles that its patches take for the positive and the negative."""
         ...
@@ -36,8 +39,8 @@ class Rule(Protocol):
         ...
 
     def combine(
-        self, means: Mapping[Any, Tensor], evaluation: Evaluation, branches: Branches | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, means: Mapping[Any, Latents], evaluation: Evaluation, branches: Branches | None = None
+    ) -> tuple[Latents, Latents]:
         """Return (denoised, uncond) from the mean of each role that was asked; one that is not there is zero.
 
         Beside the roles, means has what patches asked for, by patch. branches: of the run, for patches that ask for
@@ -60,14 +63,21 @@ class CfgRule:
     def ends(self) -> tuple[str, str]:
         return "positive", "negative"
 
+    @property
+    def linear(self) -> bool:
+        return self.patches.plain
+
     def asks(self, evaluation: Evaluation) -> tuple[str, ...]:
         alone = isclose(self.patches.scale(self.given.scale, evaluation.sigma), 1.0)
         return ("positive",) if alone and not _whole(self.patches, evaluation) else self.ends
 
     def combine(
-        self, means: Mapping[Any, Tensor], evaluation: Evaluation, branches: Branches | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, means: Mapping[Any, Latents], evaluation: Evaluation, branches: Branches | None = None
+    ) -> tuple[Latents, Latents]:
         scale = self.patches.scale(self.given.scale, evaluation.sigma)
+        if self.linear:
+            cond, uncond = (_mean(means, role, evaluation) for role in self.ends)
+            return mixed(uncond, cond, scale), uncond
         guided = _guided(means, evaluation, self.ends, scale, branches)
         guided = self.patches.before(guided)
         return self.patches.combined(guided), guided.uncond
@@ -84,6 +94,10 @@ class DualCfgRule:
     def ends(self) -> tuple[str, str]:
         return ("positive", "middle") if self.given.nested else ("middle", "negative")
 
+    @property
+    def linear(self) -> bool:
+        return self.patches.plain
+
     def asks(self, evaluation: Evaluation) -> tuple[str, ...]:
         whole = self.given.nested or _whole(self.patches, evaluation)
         if whole or not isclose(self.given.middle_scale, 1.0):
@@ -91,16 +105,25 @@ class DualCfgRule:
         return ("positive",) if isclose(self.given.scale, 1.0) else ("positive", "middle")
 
     def combine(
-        self, means: Mapping[Any, Tensor], evaluation: Evaluation, branches: Branches | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, means: Mapping[Any, Latents], evaluation: Evaluation, branches: Branches | None = None
+    ) -> tuple[Latents, Latents]:
         scale, middle_scale = self.given.scale, self.given.middle_scale
+        positive, middle, negative = (_mean(means, role, evaluation) for role in ("positive", "middle", "negative"))
         if self.given.nested:
-            guided = _guided(means, evaluation, self.ends, scale, branches)
-            negative = means.get("negative", torch.zeros_like(evaluation.x))
-            return torch.lerp(negative, self.patches.combined(guided), middle_scale), guided.uncond
-        guided = _guided(means, evaluation, self.ends, middle_scale, branches)
-        further = (means["positive"] - guided.cond) * scale
-        return self.patches.combined(guided) + further, guided.uncond
+            inner, low = self._plain_or_patched(means, evaluation, scale, branches)
+            return mixed(negative, inner, middle_scale), low
+        outer, low = self._plain_or_patched(means, evaluation, middle_scale, branches)
+        return outer + (positive - middle) * scale, low
+
+    def _plain_or_patched(
+        self, means: Mapping[Any, Latents], evaluation: Evaluation, scale: float, branches: Branches | None
+    ) -> tuple[Latents, Latents]:
+        """Return what guidance between the ends comes to, and the lower one."""
+        if self.linear:
+            high, low = (_mean(means, role, evaluation) for role in self.ends)
+            return mixed(low, high, scale), low
+        guided = _guided(means, evaluation, self.ends, scale, branches)
+        return self.patches.combined(guided), guided.uncond
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +140,10 @@ class PerpNegRule:
     def ends(self) -> tuple[str, str]:
         return "positive", "negative"
 
+    @property
+    def linear(self) -> bool:
+        return False
+
     def asks(self, evaluation: Evaluation) -> tuple[str, ...]:
         if _whole(self.patches, evaluation) or not isclose(self.given.negative_scale, 0.0):
             return ("positive", "negative", "empty")
@@ -124,11 +151,11 @@ class PerpNegRule:
         return ("positive",) if alone else ("positive", "empty")
 
     def combine(
-        self, means: Mapping[Any, Tensor], evaluation: Evaluation, branches: Branches | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, means: Mapping[Any, Latents], evaluation: Evaluation, branches: Branches | None = None
+    ) -> tuple[Latents, Latents]:
         scale = self.patches.scale(self.given.scale, evaluation.sigma)
         guided = self.patches.before(_guided(means, evaluation, self.ends, scale, branches))
-        empty = means.get("empty", torch.zeros_like(evaluation.x))
+        empty = value(_mean(means, "empty", evaluation))
         positive, negative = guided.cond - empty, guided.uncond - empty
         # Where positive and empty say the same, all of the negative is perpendicular.
         along = (negative * positive).sum() / (positive.norm() ** 2).clamp(min=1e-30)
@@ -138,15 +165,20 @@ class PerpNegRule:
 
 
 def _guided(
-    means: Mapping[Any, Tensor],
+    means: Mapping[Any, Latents],
     evaluation: Evaluation,
     ends: tuple[str, str],
     scale: float,
     branches: Branches | None,
 ) -> Guided:
-    cond, uncond = (means[role] if role in means else torch.zeros_like(evaluation.x) for role in ends)
-    skipped = ends[1] not in means
-    return Guided(evaluation.x, evaluation.sigma, scale, cond, uncond, skipped, ends, branches, means)
+    cond, uncond = (value(_mean(means, role, evaluation)) for role in ends)
+    skipped, all_means = ends[1] not in means, {asked: value(mean) for asked, mean in means.items()}
+    return Guided(evaluation.latents, evaluation.sigma, scale, cond, uncond, skipped, ends, branches, all_means)
+
+
+def _mean(means: Mapping[Any, Latents], role: str, evaluation: Evaluation) -> Latents:
+    """Return the mean of a role; zero if it was not asked."""
+    return means[role] if role in means else Combination.zero(evaluation.latents)
 
 
 def _whole(patches: GuidancePatches, evaluation: Evaluation) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from serve_app.sampling.adams import combined, lagrange, quadrature
+from serve_app.sampling.combination import Latents
 from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler
 from serve_app.sampling.flow import by_ratio, ratio
 from serve_app.sampling.levels import Interpolation, Levels
@@ -25,7 +26,7 @@ def sa_solver_on_flow(function: Callable[..., Sampler], levels: Interpolation) -
     run = by_ratio(function, levels)
 
     def over(
-        x: Tensor, sigmas: Tensor, noise: NoiseSource, *, interval: tuple[float, float], **options: Any
+        x: Latents, sigmas: Tensor, noise: NoiseSource, *, interval: tuple[float, float], **options: Any
     ) -> Sampler:
         highest, lowest = interval
         return run(x, sigmas, noise, interval=(ratio(highest), ratio(lowest)), **options)
@@ -34,7 +35,7 @@ def sa_solver_on_flow(function: Callable[..., Sampler], levels: Interpolation) -
 
 
 def sa_solver(
-    x: Tensor,
+    x: Latents,
     sigmas: Tensor,
     noise: NoiseSource,
     *,
@@ -57,11 +58,11 @@ def sa_solver(
     levels = sigmas.tolist()
     lambdas = [-log(level) if level > 0 else inf for level in levels]
     highest, lowest = interval
-    history: list[Tensor] = []
+    history: list[Latents] = []
     predicted, tau, added = x, 0.0, None
     for i, sigma in enumerate(levels[:-1]):
         following = levels[i + 1]
-        denoised: Tensor = yield Evaluation(predicted, sigma, step=i)
+        denoised: Latents = yield Evaluation(predicted, sigma, step=i, kept=(x,))
         history = [denoised, *history][: max(predictor_order, corrector_order)]
         # A run to zero comes down to first order before it.
         left = len(levels) - 1 - i if levels[-1] == 0 else len(levels)
@@ -92,14 +93,14 @@ def sa_solver(
 
 
 def _adams_step(
-    x: Tensor,
+    x: Latents,
     sigma: float,
     following: float,
     tau: float,
-    history: Sequence[Tensor],
+    history: Sequence[Latents],
     lambdas: Sequence[float],
     b: Sequence[float] | None = None,
-) -> Tensor:
+) -> Latents:
     """Return x at `following`. b: what each of the history is multiplied by; None: its polynomial's integral."""
     rate, end = 1 + tau**2, -log(following)
     if b is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from serve_app.sampling.adams import cfgpp_ud10_ab, deis, ipndm, ipndm_v, lms, with_less_signal
 from serve_app.sampling.choices import Choices
+from serve_app.sampling.combination import Latents
 from serve_app.sampling.dpm_solver import dpm_adaptive, dpm_fast
 from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec, guided
 from serve_app.sampling.flow import ancestral_cfg_pp_on_flow, by_ratio, halfway, renoised
@@ -28,7 +29,7 @@ from serve_app.sampling.stochastic import dpm_2_ancestral, dpmpp_2s_ancestral, e
 from serve_app.sampling.unipc import uni_pc, unipc_on_flow
 
 
-def euler(x: Tensor, sigmas: Tensor, *, cfg_pp: bool = False, alternative: bool = False) -> Sampler:
+def euler(x: Latents, sigmas: Tensor, *, cfg_pp: bool = False, alternative: bool = False) -> Sampler:
     """Euler's first-order method on the probability flow ODE; one evaluation a step.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
@@ -47,20 +48,20 @@ def euler(x: Tensor, sigmas: Tensor, *, cfg_pp: bool = False, alternative: bool 
 def cfg_pp_on_flow(function: Callable[..., Sampler], levels: Interpolation) -> Callable[..., Sampler]:
     """Return `euler` with CFG++ on a flow: by ratio, but for the alternative, which ComfyUI leaves as it is."""
 
-    def run(x: Tensor, sigmas: Tensor, *, alternative: bool = False) -> Sampler:
+    def run(x: Latents, sigmas: Tensor, *, alternative: bool = False) -> Sampler:
         chosen = partial(function, alternative=True) if alternative else by_ratio(function, levels, top=0.0)
         return chosen(x, sigmas)
 
     return run
 
 
-def heun(x: Tensor, sigmas: Tensor) -> Sampler:
+def heun(x: Latents, sigmas: Tensor) -> Sampler:
     """Heun's second-order method; two evaluations a step, one on a step to zero.
 
     Arguments and results as `euler`. Source: Karras et al. 2022, arXiv:2206.00364, Algorithm 2 with s_churn = 0.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
-        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        denoised: Latents = yield Evaluation(x, sigma, step=i)
         d = (x - denoised) / sigma
         predicted = x + d * (following - sigma)
         if following > 0:
@@ -71,7 +72,7 @@ def heun(x: Tensor, sigmas: Tensor) -> Sampler:
     return x
 
 
-def heunpp2(x: Tensor, sigmas: Tensor) -> Sampler:
+def heunpp2(x: Latents, sigmas: Tensor) -> Sampler:
     """Heun++: slopes at up to two levels ahead; three evaluations a step, two on the last but one, one on the last.
 
     A slope ahead weighs its level's share of three (or two) times the top level, so late steps are nearly Euler's.
@@ -79,7 +80,7 @@ def heunpp2(x: Tensor, sigmas: Tensor) -> Sampler:
     """
     levels = sigmas.tolist()
     for i, (sigma, following) in enumerate(pairwise(levels)):
-        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        denoised: Latents = yield Evaluation(x, sigma, step=i)
         first = slope = mean = (x - denoised) / sigma
         ahead = levels[i + 1 : -1][:2]
         u, reached = x, sigma
@@ -92,14 +93,14 @@ def heunpp2(x: Tensor, sigmas: Tensor) -> Sampler:
     return x
 
 
-def dpm_2(x: Tensor, sigmas: Tensor) -> Sampler:
+def dpm_2(x: Latents, sigmas: Tensor) -> Sampler:
     """The midpoint method in log sigma; two evaluations a step, one on a step to zero.
 
     Arguments and results as `euler`. Source: Lu et al. 2022, arXiv:2206.00927 (DPM-Solver-2's midpoint), with the step
     of Karras et al. 2022, arXiv:2206.00364, Algorithm 2.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
-        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        denoised: Latents = yield Evaluation(x, sigma, step=i)
         if following == 0:
             return denoised
         middle = sqrt(sigma * following)
@@ -109,12 +110,12 @@ def dpm_2(x: Tensor, sigmas: Tensor) -> Sampler:
     return x
 
 
-def gradient_estimation(x: Tensor, sigmas: Tensor, *, gamma: float = 2.0, cfg_pp: bool = False) -> Sampler:
+def gradient_estimation(x: Latents, sigmas: Tensor, *, gamma: float = 2.0, cfg_pp: bool = False) -> Sampler:
     """Euler's step along gamma times the new slope and 1 − gamma times the previous one; one evaluation a step.
 
     Arguments and results as `euler`. Source: Permenter and Yuan 2024, arXiv:2306.04848, Algorithm 2.
     """
-    previous: Tensor | None = None
+    previous: Latents | None = None
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)
         d = (x - unguided) / sigma

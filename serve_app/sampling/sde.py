@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from serve_app.sampling import flow
+from serve_app.sampling.combination import Latents
 from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler
 from serve_app.sampling.levels import Interpolation
 from serve_app.sampling.stochastic import ancestral_step
@@ -33,7 +34,7 @@ def sde_on_flow(function: Callable[..., Sampler], levels: Interpolation) -> Call
 
 
 def dpmpp_sde(
-    x: Tensor,
+    x: Latents,
     sigmas: Tensor,
     noise: NoiseSource,
     *,
@@ -51,13 +52,13 @@ def dpmpp_sde(
     Source: Lu et al. 2022, arXiv:2211.01095, Algorithm 1 with section 5's noise, as in Crowson's k-diffusion.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
-        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        denoised: Latents = yield Evaluation(x, sigma, step=i)
         if following == 0:
             return denoised
         middle = between(sigma, following, r)
         down, up = step(sigma, middle, eta)
         u = denoised + (x - denoised) * (down / sigma) + noise(sigma, middle) * (up * s_noise)
-        denoised_middle: Tensor = yield Evaluation(u, middle, step=i)
+        denoised_middle: Latents = yield Evaluation(u, middle, step=i)
         down, up = step(sigma, following, eta)
         d = denoised + (denoised_middle - denoised) / (2 * r)
         x = d + (x - d) * (down / sigma) + noise(sigma, following) * (up * s_noise)
@@ -65,7 +66,7 @@ def dpmpp_sde(
 
 
 def dpmpp_2m_sde(
-    x: Tensor,
+    x: Latents,
     sigmas: Tensor,
     noise: NoiseSource,
     *,
@@ -78,10 +79,10 @@ def dpmpp_2m_sde(
     Arguments and results as `dpmpp_sde`. solver: how the slope of `denoised` is weighted.
     Source: Lu et al. 2022, arXiv:2211.01095, section 5.
     """
-    previous: Tensor | None = None
+    previous: Latents | None = None
     h_previous = 0.0
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
-        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        denoised: Latents = yield Evaluation(x, sigma, step=i)
         if following == 0:
             return denoised
         h = log(sigma / following)
@@ -95,16 +96,16 @@ def dpmpp_2m_sde(
     return x
 
 
-def dpmpp_3m_sde(x: Tensor, sigmas: Tensor, noise: NoiseSource, *, eta: float = 1.0, s_noise: float = 1.0) -> Sampler:
+def dpmpp_3m_sde(x: Latents, sigmas: Tensor, noise: NoiseSource, *, eta: float = 1.0, s_noise: float = 1.0) -> Sampler:
     """SDE-DPM-Solver++(3M): `denoised` is a parabola in λ; one evaluation a step, of lower order on the first two.
 
     Arguments and results as `dpmpp_sde`. Source: Lu et al. 2022, arXiv:2211.01095, extended to third order in Crowson's
     k-diffusion.
     """
-    history: list[Tensor] = []
+    history: list[Latents] = []
     steps: list[float] = []
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
-        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        denoised: Latents = yield Evaluation(x, sigma, step=i)
         if following == 0:
             return denoised
         h = log(sigma / following)
@@ -125,7 +126,7 @@ def dpmpp_3m_sde(x: Tensor, sigmas: Tensor, noise: NoiseSource, *, eta: float = 
 
 
 def er_sde(
-    x: Tensor,
+    x: Latents,
     sigmas: Tensor,
     noise: NoiseSource,
     *,
@@ -140,8 +141,8 @@ def er_sde(
     with its integrals as sums over 200 points.
     """
     levels = sigmas.tolist()
-    previous: Tensor | None = None
-    slope_previous: Tensor | None = None
+    previous: Latents | None = None
+    slope_previous: Latents | None = None
 
     def phi(sigma: float | np.ndarray) -> np.ndarray:
         if eta is not None:
@@ -149,7 +150,7 @@ def er_sde(
         return sigma * (np.exp(np.power(sigma, 0.3)) + 10)
 
     for i, (sigma, following) in enumerate(pairwise(levels)):
-        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        denoised: Latents = yield Evaluation(x, sigma, step=i)
         if following == 0:
             return denoised
         reached = float(phi(following))

@@ -11,17 +11,18 @@ from typing import Literal
 
 from torch import Tensor
 
+from serve_app.sampling.combination import Latents
 from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler
 
 
-def _noise_over(h: float, noise: Tensor, so_far: Tensor | None = None) -> Tensor:
+def _noise_over(h: float, noise: Latents, so_far: Latents | None = None) -> Latents:
     """Return the noise after h more of λ·eta, in units of the level there; so_far: what there was before."""
     drawn = noise * sqrt(-expm1(-2 * h))
     return drawn if so_far is None else so_far * exp(-h) + drawn
 
 
 def seeds_2(
-    x: Tensor,
+    x: Latents,
     sigmas: Tensor,
     noise: NoiseSource,
     *,
@@ -39,7 +40,7 @@ def seeds_2(
     method of second order with one parameter (2005, "Explicit exponential Runge-Kutta methods").
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
-        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        denoised: Latents = yield Evaluation(x, sigma, step=i)
         if following == 0:
             return denoised
         h = log(sigma / following)
@@ -47,7 +48,7 @@ def seeds_2(
         middle = sigma * exp(-r * h)
         z = _noise_over(r * h * eta, noise(sigma, middle))
         u = denoised + (x - denoised) * exp(-r * h_eta) + z * (middle * s_noise)
-        denoised_middle: Tensor = yield Evaluation(u, middle, step=i)
+        denoised_middle: Latents = yield Evaluation(u, middle, step=i)
         phi = -expm1(-h_eta) / 2 if solver == "phi_1" else -_h_phi_2(-h_eta)
         z = _noise_over((1 - r) * h * eta, noise(middle, following), z)
         x = denoised + (x - denoised) * exp(-h_eta) + z * (following * s_noise)
@@ -56,7 +57,7 @@ def seeds_2(
 
 
 def seeds_3(
-    x: Tensor,
+    x: Latents,
     sigmas: Tensor,
     noise: NoiseSource,
     *,
@@ -70,7 +71,7 @@ def seeds_3(
     Source: Gonzalez et al. 2023, arXiv:2305.14267, Algorithm 3 in data prediction.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
-        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        denoised: Latents = yield Evaluation(x, sigma, step=i)
         if following == 0:
             return denoised
         h = log(sigma / following)
@@ -78,11 +79,11 @@ def seeds_3(
         first, second = sigma * exp(-r_1 * h), sigma * exp(-r_2 * h)
         z = _noise_over(r_1 * h * eta, noise(sigma, first))
         u = denoised + (x - denoised) * exp(-r_1 * h_eta) + z * (first * s_noise)
-        denoised_1: Tensor = yield Evaluation(u, first, step=i)
+        denoised_1: Latents = yield Evaluation(u, first, step=i)
         z = _noise_over((r_2 - r_1) * h * eta, noise(first, second), z)
         u = denoised + (x - denoised) * exp(-r_2 * h_eta) + z * (second * s_noise)
         u = u - (denoised_1 - denoised) * (r_2 / r_1 * _h_phi_2(-r_2 * h_eta))
-        denoised_2: Tensor = yield Evaluation(u, second, step=i)
+        denoised_2: Latents = yield Evaluation(u, second, step=i)
         z = _noise_over((1 - r_2) * h * eta, noise(second, following), z)
         x = denoised + (x - denoised) * exp(-h_eta) + z * (following * s_noise)
         x = x - (denoised_2 - denoised) * (_h_phi_2(-h_eta) / r_2)

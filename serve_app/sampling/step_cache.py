@@ -124,15 +124,15 @@ class WholeCache(_Cache):
         """Return (denoised, uncond) if they need not be computed; uncond is the last that was."""
         if not self._reuses(evaluation.sigma):
             return None
-        if not self._change.is_small(evaluation.x, reusable=True) or self._added is None or self._uncond is None:
+        if not self._change.is_small(evaluation.latents, reusable=True) or self._added is None or self._uncond is None:
             return None
-        return evaluation.x + self._added, self._uncond
+        return evaluation.latents + self._added, self._uncond
 
     def note(self, evaluation: Evaluation, denoised: Tensor, uncond: Tensor) -> None:
         """Note what was computed."""
         if self._notes(evaluation.sigma):
-            self._change.note(evaluation.x, denoised, denoised.abs().mean())
-            self._added, self._uncond = denoised - evaluation.x, uncond
+            self._change.note(evaluation.latents, denoised, denoised.abs().mean())
+            self._added, self._uncond = denoised - evaluation.latents, uncond
 
 
 def _together(pieces: Sequence[Piece]) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from serve_app.sampling.combination import Latents, value
 from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler, guided
 from serve_app.sampling.levels import Levels
 
@@ -42,7 +43,7 @@ def exploding_step(sigma: float, following: float, eta: float = 1.0) -> tuple[fl
 
 
 def euler_ancestral(
-    x: Tensor,
+    x: Latents,
     sigmas: Tensor,
     noise: NoiseSource,
     *,
@@ -69,7 +70,7 @@ def euler_ancestral(
 
 
 def dpm_2_ancestral(
-    x: Tensor,
+    x: Latents,
     sigmas: Tensor,
     noise: NoiseSource,
     *,
@@ -82,7 +83,7 @@ def dpm_2_ancestral(
     Arguments and results as `euler_ancestral`. Source: as `ancestral_step` and `dpm_2`.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
-        denoised: Tensor = yield Evaluation(x, sigma, step=i)
+        denoised: Latents = yield Evaluation(x, sigma, step=i)
         down, up, kept = step(sigma, following, eta)
         if down == 0:
             x = denoised
@@ -95,7 +96,7 @@ def dpm_2_ancestral(
 
 
 def dpmpp_2s_ancestral(
-    x: Tensor,
+    x: Latents,
     sigmas: Tensor,
     noise: NoiseSource,
     *,
@@ -133,11 +134,11 @@ def noising(levels: Levels) -> dict[str, Any]:
 
 
 def lcm(
-    x: Tensor,
+    x: Latents,
     sigmas: Tensor,
     noise: NoiseSource,
     *,
-    noised: Callable[[Tensor, Tensor, float], Tensor],
+    noised: Callable[[Latents, Latents, float], Latents],
     s_noise: float = 1.0,
     s_noise_end: float | None = None,
     clip: float = 0.0,
@@ -156,7 +157,7 @@ def lcm(
         if following > 0:
             drawn = noise(sigma, following)
             if clip > 0:
-                most = float(drawn.std()) * clip
-                drawn = drawn.clamp(-most, most)
+                most = float(value(drawn).std()) * clip
+                drawn = value(drawn).clamp(-most, most)
             x = noised(x, drawn * (s_noise + change * i / last), following)
     return x

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from serve_app.sampling.adams import combined
+from serve_app.sampling.combination import Latents
 from serve_app.sampling.evaluation import Evaluation, Sampler
 from serve_app.sampling.levels import Interpolation
 
@@ -18,7 +19,7 @@ LOWEST = 0.001
 """The level that stands for zero, where log sigma has no value."""
 
 
-def uni_pc(x: Tensor, sigmas: Tensor, *, variant: Literal["bh1", "bh2"], order: int = 3) -> Sampler:
+def uni_pc(x: Latents, sigmas: Tensor, *, variant: Literal["bh1", "bh2"], order: int = 3) -> Sampler:
     """UniPC of up to third order in data prediction; one evaluation a step, the first and last steps of lower order.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
@@ -29,7 +30,7 @@ def uni_pc(x: Tensor, sigmas: Tensor, *, variant: Literal["bh1", "bh2"], order: 
     levels[-1] = levels[-1] or LOWEST
     rounded = [_rounded(level) for level in levels]
     steps = len(levels) - 1
-    history: list[Tensor] = [(yield Evaluation(x, levels[0], step=0))]
+    history: list[Latents] = [(yield Evaluation(x, levels[0], step=0))]
     if steps == 1:
         return x * sqrt((1 + levels[1] ** 2) / (1 + levels[0] ** 2))
     for i in range(1, steps + 1):
@@ -53,7 +54,7 @@ def uni_pc(x: Tensor, sigmas: Tensor, *, variant: Literal["bh1", "bh2"], order: 
             rho = np.linalg.solve(np.array(matrix)[:-1, :-1], b[:-1])
             x = base - combined(differences, map(float, rho * b_h))
         if i < steps:
-            denoised: Tensor = yield Evaluation(x, levels[i], step=i)
+            denoised: Latents = yield Evaluation(x, levels[i], step=i, kept=(base,))
             rho = np.array([0.5]) if p == 1 else np.linalg.solve(matrix, b)
             x = base - combined([*differences, denoised - history[0]], map(float, rho * b_h))
             history = [denoised, *history][:order]
@@ -63,7 +64,7 @@ def uni_pc(x: Tensor, sigmas: Tensor, *, variant: Literal["bh1", "bh2"], order: 
 def unipc_on_flow(function: Callable[..., Sampler], _levels: Interpolation) -> Callable[..., Sampler]:
     """Return `uni_pc` on a flow: as it is, but a run to zero ends at LOWEST, where x has that much less of latents."""
 
-    def run(x: Tensor, sigmas: Tensor, **options: Any) -> Sampler:
+    def run(x: Latents, sigmas: Tensor, **options: Any) -> Sampler:
         reached = yield from function(x, sigmas, **options)
         return reached if float(sigmas[-1]) else reached / (1 - LOWEST)
 

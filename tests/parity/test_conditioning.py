@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from serve_app.models.families.unet import UnetInputs
+from serve_app.sampling.combination import value
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import Backbone, Canvas
 from serve_app.sampling.guidance import Guidance
@@ -43,6 +44,7 @@ class BothBranches:
     """A rule whose denoised is the positive branch and whose uncond is the negative one."""
 
     patches = GuidancePatches()
+    linear = True
     ends = ("positive", "negative")
 
     def asks(self, evaluation):
@@ -78,7 +80,7 @@ def test_branches_are_what_comfyui_makes_of_the_same_entries(index):
         s = piece.sigma
         answers.append(piece.x / (1 + s**2) + 0.3 * torch.sin(piece.x / (1 + s) + phase))
     assert guidance.take(evaluation, answers) == ()
-    for ours, theirs in zip(guidance.combine(evaluation), FIGURES[f"{index}|out"], strict=True):
-        wanted = torch.from_numpy(theirs)
+    for combined, theirs in zip(guidance.combine(evaluation), FIGURES[f"{index}|out"], strict=True):
+        ours, wanted = value(combined), torch.from_numpy(theirs)
         assert torch.equal(ours == 0, wanted == 0)
         assert float((ours - wanted).norm()) <= 1e-5 * float(wanted.norm())

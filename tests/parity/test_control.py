@@ -62,7 +62,7 @@ class Bench:
         ((_, options),) = activated({"positive": [(context, {"control": control})]}, nets, architecture, LEVELS)[
             "positive"
         ]
-        call = UnetCall(EPS().scale_input(x, level), LEVELS.timestep(level), context, vector=vector)
+        call = UnetCall(x * EPS.scaling(sigma).c_in, LEVELS.timestep(level), context, vector=vector)
         return residuals([Controlled(rows, sigma, options["control"])], call), call
 
     def eps(self, family, arguments, call):

@@ -23,7 +23,7 @@ from serve_app.models.recipes import Need
 from serve_app.models.residency import Hold
 from serve_app.models.tensors import Tensors
 from serve_app.models.weights import Weights
-from serve_app.sampling.denoiser import per_row, trained
+from serve_app.sampling.denoiser import trained
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import FLUX, FLUX2, WAN
 from serve_app.sampling.latents import LatentFormat
@@ -82,8 +82,9 @@ class Formula(BackboneFamily):
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         x = torch.cat([row.x for row in rows])
-        told = per_row(torch.cat([row.timestep for row in rows]), x)
-        read = per_row(torch.cat([row.inputs.context for row in rows]).mean(dim=(1, 2)), x)
+        each = (-1, *(1,) * (x.ndim - 1))
+        told = torch.cat([row.timestep for row in rows]).view(each)
+        read = torch.cat([row.inputs.context for row in rows]).mean(dim=(1, 2)).view(each)
         velocity = x * (0.8 + 0.2 * torch.sin(told * 0.01)) - 0.5 * torch.cos(1.5 * x) + read
         return list(velocity.split([row.count for row in rows]))
 

@@ -36,8 +36,10 @@ def test_levels_inputs_and_denoised_are_comfyuis(name):
     x, output, sigma = FIGURES["x"], FIGURES["output"], FIGURES[f"{name}|sigma"]
     agree(levels.sigmas[::37] if len(levels.sigmas) > 100 else levels.sigmas, f"{name}|sigmas")
     torch.testing.assert_close(levels.timestep(sigma), FIGURES[f"{name}|timestep"], rtol=TOLERANCE, atol=0)
-    agree(prediction.scale_input(x, sigma), f"{name}|input")
-    agree(prediction.denoised(x, output, sigma), f"{name}|denoised")
+    scalings = [prediction.scaling(level) for level in sigma.tolist()]
+    c_in, c_skip, c_out = (torch.tensor(each).view(-1, 1, 1, 1) for each in zip(*scalings, strict=True))
+    agree(x * c_in, f"{name}|input")
+    agree(x * c_skip + output * c_out, f"{name}|denoised")
     agree(torch.tensor([levels.at_progress(share) for share in (0.1, 0.35, 0.9)]), f"{name}|progress")
 
 

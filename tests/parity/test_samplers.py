@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.sampling.combination import Combination, compute, value
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.levels import TableLevels
 from serve_app.sampling.noise import noise
@@ -80,16 +81,19 @@ def uncond(x, sigma):
 
 
 def drive(sampler):
-    """Answer a sampler's evaluations one by one; return (latents, evaluations)."""
+    """Answer a sampler's evaluations one by one, as sums if it writes any; return (latents, evaluations)."""
     count, answer = 0, None
     while True:
         try:
             evaluation = sampler.send(answer)
         except StopIteration as end:
-            return end.value, count
+            return value(end.value), count
         count += 1
-        low = uncond(evaluation.x, evaluation.sigma)
-        denoised = low + 2 * (cond(evaluation.x, evaluation.sigma) - low)
+        compute([evaluation.x, *evaluation.kept])
+        low = uncond(evaluation.latents, evaluation.sigma)
+        denoised = low + 2 * (cond(evaluation.latents, evaluation.sigma) - low)
+        if isinstance(evaluation.x, Combination):
+            low, denoised = Combination.of(low), Combination.of(denoised)
         answer = (denoised, low) if evaluation.want_uncond else denoised
 
 
@@ -104,7 +108,8 @@ def sample(name, sigmas, seed, denoise, shape, levels, **options):
     latents = torch.zeros(shape) if denoise == 1.0 else noise(shape, seed + 1)
     x = levels.start(latents, noise(shape, seed), start)
     spec = SAMPLERS[name]
-    final, evaluations = drive(replace(spec, function=partial(spec.function, **options)).start(x, sigmas, seed, levels))
+    written = replace(spec, function=partial(spec.function, **options)).start(Combination.of(x), sigmas, seed, levels)
+    final, evaluations = drive(written)
     return levels.unnoised(final, float(sigmas[-1])), evaluations
 
 

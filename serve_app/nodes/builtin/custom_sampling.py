@@ -10,6 +10,7 @@ from torch import Tensor
 
 from serve_app.nodes.builtin.sampling import CFG, SEED, run, with_samples
 from serve_app.nodes.runtime import Runtime
+from serve_app.sampling.combination import value
 from serve_app.sampling.noise import drawn
 from serve_app.values import Cfg, Conditioning, Guider, Latent, Noise, Recipe, SamplerChoice
 
@@ -160,7 +161,7 @@ class AddNoise:
         samples: Tensor = latent_image["samples"].to("cpu", torch.float32)
         added = drawn(noise, samples, latent_image.get("batch_index"))
         latents = latent_format.to_model(samples) if samples.any() else samples
-        noisy = latent_format.from_model(levels.noised(latents, added, float(way.abs())))
+        noisy = latent_format.from_model(value(levels.noised(latents, added, float(way.abs()))))
         return ({**latent_image, "samples": noisy.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)},)
 
 

@@ -55,13 +55,15 @@ def function_of(name: str) -> Callable[..., Tensor]:
                 return made
             level = x.new_full((x.shape[0],), asked.sigma)
             if asked.want_uncond:
-                answer = _both(model, asked.x, level, extra)
+                answer = _both(model, asked.latents, level, extra)
                 denoised = answer[0]
             else:
-                denoised = answer = model(asked.x, level, **extra)
+                denoised = answer = model(asked.latents, level, **extra)
             if callback is not None:
                 sigma = sigmas[asked.step]
-                callback({"x": asked.x, "i": asked.step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+                callback(
+                    {"x": asked.latents, "i": asked.step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised}
+                )
 
     sample.__name__ = f"sample_{name}"
     sample.sampler_name = name  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from serve_app.errors import NodeError
 from serve_app.nodes.compat.missing import MissingMemberError, missing
 from serve_app.nodes.compat.model_management import get_torch_device
 from serve_app.sampling import latent_formats
+from serve_app.sampling.combination import value
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.guidance_patches import Branches
 from serve_app.sampling.latents import LatentFormat as Latents
@@ -84,7 +85,7 @@ class ModelSampling:
         """Return latents with noise at a level."""
         level = float(torch.as_tensor(sigma).flatten()[0])
         made = self.levels.start if max_denoise else self.levels.noised
-        return made(latent_image, noise, level)
+        return value(made(latent_image, noise, level))
 
     def inverse_noise_scaling(self, sigma: Any, latent: Tensor) -> Tensor:
         """Return what a run ends with as latents."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from serve_app.models.families.unet import UnetInputs, stack_contexts
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
-from serve_app.sampling.denoiser import ImgToImg, per_row
+from serve_app.sampling.denoiser import ImgToImg
 from serve_app.sampling.forward import Piece, denoise, to_batch
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import FlowLevels, Levels, TableLevels
@@ -107,7 +107,7 @@ class TinyBackbone:
         self.calls.append(tuple(x.shape))
         if self.before is not None:
             self.before(len(self.calls))
-        level = per_row(sigma, x)
+        level = sigma.view(-1, *(1,) * (x.ndim - 1))
         scores = torch.einsum("rc,cd,rtd->rt", x.flatten(2).mean(dim=2) / (1 + sigma)[:, None], self.query, context)
         if context_mask is not None:
             scores = scores.masked_fill(~context_mask, -torch.inf)

@@ -24,59 +24,59 @@ from tests.unit.engine.card_runs import CardEngine, Forwards, most, on_card, tak
 from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, conditioning, jobs, request
 
 COSTS = {
-    "cfgpp_ud10_ab": (23, 0, 128, 0),
-    "ddim": (12, 0, 40, 0),
-    "ddpm": (16, 0, 72, 0),
-    "deis": (19, 0, 96, 0),
-    "dpm_2": (12, 0, 40, 0),
-    "dpm_2_ancestral": (16, 0, 72, 0),
-    "dpm_adaptive": (29, 1, 180, 8),
-    "dpm_fast": (16, 0, 72, 0),
-    "dpmpp_2m": (15, 0, 64, 0),
-    "dpmpp_2m_cfg_pp": (15, 0, 64, 0),
-    "dpmpp_2m_sde": (17, 0, 80, 0),
-    "dpmpp_2m_sde_gpu": (17, 0, 80, 0),
-    "dpmpp_2m_sde_heun": (17, 0, 80, 0),
-    "dpmpp_2m_sde_heun_gpu": (17, 0, 80, 0),
-    "dpmpp_2s_ancestral": (16, 0, 72, 0),
-    "dpmpp_2s_ancestral_cfg_pp": (18, 0, 88, 0),
-    "dpmpp_3m_sde": (26, 0, 152, 0),
-    "dpmpp_3m_sde_gpu": (26, 0, 152, 0),
-    "dpmpp_sde": (17, 0, 80, 0),
-    "dpmpp_sde_gpu": (17, 0, 80, 0),
-    "er_sde": (23, 0, 128, 0),
-    "euler": (12, 0, 40, 0),
-    "euler_ancestral": (16, 0, 72, 0),
-    "euler_ancestral_cfg_pp": (16, 0, 72, 0),
-    "euler_cfg_pp": (12, 0, 40, 0),
-    "exp_heun_2_x0": (21, 0, 112, 0),
-    "exp_heun_2_x0_sde": (21, 0, 112, 0),
-    "gradient_estimation": (16, 0, 72, 0),
-    "gradient_estimation_cfg_pp": (16, 0, 72, 0),
-    "heun": (14, 0, 56, 0),
-    "heunpp2": (16, 0, 72, 0),
-    "ipndm": (21, 0, 112, 0),
-    "ipndm_v": (21, 0, 112, 0),
-    "lcm": (13, 0, 48, 0),
-    "lms": (21, 0, 112, 0),
-    "res_multistep": (16, 0, 72, 0),
-    "res_multistep_ancestral": (19, 0, 96, 0),
-    "res_multistep_ancestral_cfg_pp": (19, 0, 96, 0),
-    "res_multistep_cfg_pp": (16, 0, 72, 0),
-    "sa_solver": (31, 0, 192, 0),
-    "sa_solver_pece": (21, 0, 112, 0),
-    "seeds_2": (21, 0, 112, 0),
-    "seeds_3": (21, 0, 112, 0),
-    "uni_pc": (31, 0, 192, 0),
-    "uni_pc_bh2": (31, 0, 192, 0),
+    "cfgpp_ud10_ab": (11, 0, 12, 0),
+    "ddim": (10, 0, 11, 0),
+    "ddpm": (11, 0, 19, 0),
+    "deis": (11, 0, 12, 0),
+    "dpm_2": (10, 0, 11, 0),
+    "dpm_2_ancestral": (11, 0, 19, 0),
+    "dpm_adaptive": (24, 1, 127, 8),
+    "dpm_fast": (11, 0, 12, 0),
+    "dpmpp_2m": (10, 0, 11, 0),
+    "dpmpp_2m_cfg_pp": (10, 0, 11, 0),
+    "dpmpp_2m_sde": (11, 0, 12, 0),
+    "dpmpp_2m_sde_gpu": (11, 0, 12, 0),
+    "dpmpp_2m_sde_heun": (11, 0, 12, 0),
+    "dpmpp_2m_sde_heun_gpu": (11, 0, 12, 0),
+    "dpmpp_2s_ancestral": (12, 0, 20, 0),
+    "dpmpp_2s_ancestral_cfg_pp": (12, 0, 20, 0),
+    "dpmpp_3m_sde": (11, 0, 12, 0),
+    "dpmpp_3m_sde_gpu": (11, 0, 12, 0),
+    "dpmpp_sde": (11, 0, 12, 0),
+    "dpmpp_sde_gpu": (11, 0, 12, 0),
+    "er_sde": (13, 0, 21, 0),
+    "euler": (10, 0, 11, 0),
+    "euler_ancestral": (11, 0, 19, 0),
+    "euler_ancestral_cfg_pp": (11, 0, 19, 0),
+    "euler_cfg_pp": (10, 0, 11, 0),
+    "exp_heun_2_x0": (12, 0, 20, 0),
+    "exp_heun_2_x0_sde": (12, 0, 20, 0),
+    "gradient_estimation": (11, 0, 12, 0),
+    "gradient_estimation_cfg_pp": (10, 0, 11, 0),
+    "heun": (11, 0, 12, 0),
+    "heunpp2": (11, 0, 12, 0),
+    "ipndm": (12, 0, 13, 0),
+    "ipndm_v": (12, 0, 13, 0),
+    "lcm": (11, 0, 19, 0),
+    "lms": (12, 0, 13, 0),
+    "res_multistep": (10, 0, 11, 0),
+    "res_multistep_ancestral": (12, 0, 20, 0),
+    "res_multistep_ancestral_cfg_pp": (12, 0, 20, 0),
+    "res_multistep_cfg_pp": (10, 0, 11, 0),
+    "sa_solver": (12, 0, 20, 0),
+    "sa_solver_pece": (12, 0, 20, 0),
+    "seeds_2": (12, 0, 20, 0),
+    "seeds_3": (12, 0, 20, 0),
+    "uni_pc": (12, 0, 13, 0),
+    "uni_pc_bh2": (12, 0, 13, 0),
 }
 """By sampler: kernels around a forward of one job, and what waits for the card; the same of eight jobs."""
 
 BESIDE = {
-    "a mask": (16, 0, 72, 0),
-    "texts padded": (12, 0, 73, 0),
-    "texts repeated": (12, 0, 52, 0),
-    "texts under masks": (21, 0, 112, 0),
+    "a mask": (16, 0, 17, 0),
+    "texts padded": (10, 0, 44, 0),
+    "texts repeated": (10, 0, 23, 0),
+    "texts under masks": (13, 0, 14, 0),
 }
 """The same of Euler's jobs that have something beside."""
 
@@ -160,13 +160,6 @@ def test_a_sampler_gives_what_a_cpu_gives_at_its_cost(card, engine, on_cpu, samp
         found += [most(steady, lambda counts: counts.kernels), most(steady, lambda counts: counts.stalls)]
         assert not any(counts.trapped for counts in steady)
     assert tuple(found) == COSTS[sampler]
-
-
-def test_around_a_forward_of_a_plain_sampler_are_at_most_25_kernels_and_two_a_job():
-    for sampler in ("euler", "euler_cfg_pp", "ddim", "dpm_2"):
-        alone, _, of_eight, _ = COSTS[sampler]
-        assert alone <= 25 + 2
-        assert of_eight <= 25 + 2 * 8
 
 
 def test_nothing_waits_for_the_card_between_forwards_but_the_sampler_that_chooses_its_steps_by_their_error():

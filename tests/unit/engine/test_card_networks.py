@@ -21,10 +21,10 @@ from tests.unit.engine.mixes import request
 from tests.unit.models.control_nets import ARCHITECTURE, backbone, control_net
 
 COSTS = {
-    "plain": (12, 336, 40, 336),
-    "a ControlNet": (31, 502, 59, 502),
-    "one set of LoRAs": (12, 448, 40, 448),
-    "eight sets of LoRAs": (12, 448, 40, 448),
+    "plain": (10, 335, 11, 335),
+    "a ControlNet": (29, 500, 30, 500),
+    "one set of LoRAs": (10, 447, 11, 447),
+    "eight sets of LoRAs": (10, 447, 11, 447),
 }
 """By what jobs have: kernels around the networks of a forward of one job and in them, and the same of eight jobs.
 

@@ -18,6 +18,7 @@ def drive(trajectory, answer):
     while trajectory.result is None:
         seen.append(trajectory.pieces[0].x)
         trajectory.feed([answer(piece) for piece in trajectory.pieces])
+        trajectory.settle()
     return seen
 
 

@@ -6,63 +6,70 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.sampling.denoiser import EPS, X0, Edm, Lcm, V, Velocity, trained
+from serve_app.sampling.combination import value
+from serve_app.sampling.denoiser import EPS, X0, Edm, ImgToImg, Lcm, V, Velocity, trained
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.inpaint import Inpainting, latent_mask
 from serve_app.sampling.levels import FlowLevels, TableLevels
 from serve_app.values import ContinuousEdm, Discrete, Flow, FluxFlow
 
 
-def test_a_perfect_eps_network_denoises_every_row_at_its_own_level():
-    clean, eps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
-    sigma = torch.tensor([0.1, 2.0, 14.0])
-    x = clean + eps * sigma.view(3, 1, 1, 1)
-    torch.testing.assert_close(EPS.denoised(x, eps, sigma), clean, rtol=1e-4, atol=1e-5)
+def denoised(prediction, x, output, sigma):
+    """Return D(x, sigma) of a network's output, as its prediction has it."""
+    scaling = prediction.scaling(sigma)
+    return x * scaling.c_skip + output * scaling.c_out
 
 
-def test_an_eps_networks_input_has_unit_variance_at_every_level():
-    sigma = torch.tensor([0.1, 2.0, 14.0])
-    clean, eps = torch.randn(2, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
-    fed = EPS.scale_input(clean + eps * sigma.view(3, 1, 1, 1), sigma)
-    torch.testing.assert_close(fed.var(dim=(1, 2, 3)), torch.ones(3), rtol=0.05, atol=0)
+@pytest.mark.parametrize("sigma", [0.1, 2.0, 14.0])
+def test_a_perfect_eps_network_denoises_at_every_level(sigma):
+    clean, eps = torch.randn(2, 3, 4, 2, 2)
+    torch.testing.assert_close(denoised(EPS, clean + eps * sigma, eps, sigma), clean, rtol=1e-4, atol=1e-5)
 
 
-def test_a_perfect_v_network_denoises_every_row_at_its_own_level():
+@pytest.mark.parametrize("prediction", [EPS, V(), X0])
+@pytest.mark.parametrize("sigma", [0.1, 2.0, 14.0])
+def test_a_networks_input_has_unit_variance_at_every_level(prediction, sigma):
+    clean, eps = torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    fed = (clean + eps * sigma) * prediction.scaling(sigma).c_in
+    assert float(fed.var()) == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 2.0, 14.0])
+def test_a_perfect_v_network_denoises_at_every_level(sigma):
     clean, eps = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
-    sigma = torch.tensor([0.1, 2.0, 14.0])
-    s = sigma.view(3, 1, 1, 1)
-    v = (eps - s * clean) / (1 + s**2).sqrt()
-    torch.testing.assert_close(V().denoised(clean + s * eps, v, sigma), clean, rtol=1e-4, atol=1e-5)
+    v = (eps - sigma * clean) / (1 + sigma**2) ** 0.5
+    torch.testing.assert_close(denoised(V(), clean + sigma * eps, v, sigma), clean, rtol=1e-4, atol=1e-5)
 
 
-def test_an_edm_network_that_is_zero_leaves_the_best_linear_guess():
-    sigma = torch.tensor([0.1, 2.0, 14.0])
+@pytest.mark.parametrize("sigma", [0.1, 2.0, 14.0])
+def test_an_edm_network_that_is_zero_leaves_the_best_linear_guess_and_else_adds_to_it(sigma):
     x = torch.randn(3, 4, 2, 2)
-    guess = x * 0.25 / (sigma.view(3, 1, 1, 1) ** 2 + 0.25)
-    torch.testing.assert_close(Edm(0.5).denoised(x, torch.zeros_like(x), sigma), guess)
+    guess = x * 0.25 / (sigma**2 + 0.25)
+    torch.testing.assert_close(denoised(Edm(0.5), x, torch.zeros_like(x), sigma), guess)
+    assert Edm(0.5).scaling(sigma).c_out == -V(0.5).scaling(sigma).c_out > 0
 
 
 def test_a_network_of_images_is_taken_at_its_word():
-    output = torch.randn(1, 4, 2, 2)
-    assert X0().denoised(torch.zeros_like(output), output, torch.ones(1)) is output
+    assert X0.scaling(3.0)[1:] == ImgToImg.scaling(3.0)[1:] == (0.0, 1.0)
+    assert ImgToImg.scaling(3.0).c_in == 1.0
 
 
 def test_a_consistency_model_is_nearly_a_noise_prediction_on_levels_of_every_twentieth_timestep():
     levels, prediction = trained(Discrete("lcm"))
     assert isinstance(prediction, Lcm)
     assert levels.timestep(levels.sigmas).tolist() == list(range(19, 1000, 20))
-    x, output, sigma = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2), levels.sigmas[-1:]
-    torch.testing.assert_close(prediction.denoised(x, output, sigma), EPS.denoised(x, output, sigma), rtol=1e-3, atol=0)
+    sigma = float(levels.sigmas[-1])
+    assert prediction.scaling(sigma) == pytest.approx(EPS.scaling(sigma), rel=1e-3)
 
 
-def test_a_perfect_velocity_denoises_every_row_at_its_own_level():
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0])
+def test_a_perfect_velocity_denoises_at_every_level(sigma):
     levels, prediction = trained(Flow(3.0))
     assert isinstance(prediction, Velocity)
     clean, drawn = torch.randn(2, 3, 16, 2, 2, generator=torch.Generator().manual_seed(0))
-    sigmas = [0.1, 0.5, 1.0]
-    x = torch.cat([levels.noised(clean[i : i + 1], drawn[i : i + 1], sigma) for i, sigma in enumerate(sigmas)])
-    assert prediction.scale_input(x, torch.tensor(sigmas)) is x
-    torch.testing.assert_close(prediction.denoised(x, drawn - clean, torch.tensor(sigmas)), clean)
+    x = levels.noised(clean, drawn, sigma)
+    assert prediction.scaling(sigma).c_in == 1.0
+    torch.testing.assert_close(denoised(prediction, x, drawn - clean, sigma), clean)
 
 
 def test_the_two_flows_have_tables_of_their_own_and_one_prediction():
@@ -123,13 +130,13 @@ def test_inpainting_blends_by_the_mask_before_and_after_the_network():
     latents, noise, x = torch.full((1, 4, 1, 2), 3.0), torch.full((1, 4, 1, 2), 2.0), torch.zeros(1, 4, 1, 2)
     inpainting = Inpainting(torch.tensor([[[[0.25, 1.0]]]]), latents, noise, TableLevels())
     held = inpainting.hold(Evaluation(x, 5.0, 3))
-    assert held.x[0, 0, 0].tolist() == [0.75 * (3 + 2 * 5), 0.0]
+    assert held.latents[0, 0, 0].tolist() == [0.75 * (3 + 2 * 5), 0.0]
     assert (held.sigma, held.step) == (5.0, 3)
-    assert inpainting.restore(torch.ones_like(x), 5.0)[0, 0, 0].tolist() == [0.25 + 0.75 * 3, 1.0]
+    assert value(inpainting.restore(torch.ones_like(x), 5.0))[0, 0, 0].tolist() == [0.25 + 0.75 * 3, 1.0]
 
 
 def test_what_a_flow_keeps_is_mixed_with_noise_before_the_network():
     latents, noise, x = torch.full((1, 4, 1, 2), 3.0), torch.full((1, 4, 1, 2), 2.0), torch.zeros(1, 4, 1, 2)
     inpainting = Inpainting(torch.tensor([[[[0.25, 1.0]]]]), latents, noise, FlowLevels(1.0, 1.0))
     held = inpainting.hold(Evaluation(x, 0.5, 3))
-    assert held.x[0, 0, 0].tolist() == [0.75 * (0.5 * 3 + 0.5 * 2), 0.0]
+    assert held.latents[0, 0, 0].tolist() == [0.75 * (0.5 * 3 + 0.5 * 2), 0.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from serve_app.sampling.combination import value
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.inpaint import Inpainting, differential, latent_mask
 from serve_app.sampling.levels import TableLevels
@@ -19,11 +20,11 @@ MASK = torch.tensor([[[[0.0, 0.25], [0.75, 1.0]]]])
 
 def test_what_is_kept_is_seen_at_the_samplers_level_and_answered_clean():
     inpainting = Inpainting(MASK, LATENTS, NOISE, LEVELS)
-    seen = inpainting.hold(Evaluation(torch.full_like(LATENTS, 11.0), 4.0, 0)).x
+    seen = inpainting.hold(Evaluation(torch.full_like(LATENTS, 11.0), 4.0, 0)).latents
     assert seen[0, 0].tolist() == [[11.0, 11.0], [11.0, 11.0]]
-    seen = inpainting.hold(Evaluation(torch.zeros_like(LATENTS), 4.0, 0)).x
+    seen = inpainting.hold(Evaluation(torch.zeros_like(LATENTS), 4.0, 0)).latents
     assert seen[0, 0].tolist() == [[11.0, 8.25], [2.75, 0.0]]
-    assert inpainting.restore(torch.zeros_like(LATENTS), 4.0)[0, 0].tolist() == [[3.0, 2.25], [0.75, 0.0]]
+    assert value(inpainting.restore(torch.zeros_like(LATENTS), 4.0))[0, 0].tolist() == [[3.0, 2.25], [0.75, 0.0]]
 
 
 @pytest.mark.parametrize(("step", "sampled"), [(0, [0, 0, 0, 1]), (3, [0, 0, 1, 1]), (7, [0, 1, 1, 1])])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.sampling.combination import value
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import Canvas, Piece, to_batch
 from serve_app.sampling.guidance import Guidance
@@ -159,7 +160,7 @@ def test_a_score_divided_by_one_stays() -> None:
     evaluation = Evaluation(X, MIDDLE, 0)
     plain.pieces(evaluation)
     plain.take(evaluation, [X * 0.3])
-    assert torch.equal(plain.combine(evaluation)[0], X * 0.3)
+    assert torch.equal(value(plain.combine(evaluation)[0]), X * 0.3)
 
 
 def test_patches_of_layers_go_with_every_piece_at_their_levels() -> None:

@@ -184,7 +184,7 @@ def test_a_sampler_starts_at_x_and_visits_its_steps_in_order(name):
     x = torch.randn(1, 4, 2, 2)
     _, seen = run(name, x, to_zero(4))
     assert isinstance(seen[0], Evaluation)
-    assert torch.equal(seen[0].x, x)
+    assert torch.equal(seen[0].latents, x)
     assert seen[0].sigma == pytest.approx(TOP)
     steps = [e.step for e in seen]
     assert steps == sorted(steps)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serve_app.sampling.combination import value
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import Canvas, Piece, to_batch
 from serve_app.sampling.guidance import Guidance
@@ -64,7 +65,7 @@ def run(
         pieces = guidance.pieces(evaluation)
         guidance.take(evaluation, [backbone.answer(piece) for piece in pieces])
         asked.append(len(pieces))
-        made.append(guidance.combine(evaluation)[0])
+        made.append(value(guidance.combine(evaluation)[0]))
     return asked, made
 
 

@@ -1,0 +1,214 @@
+"""Sums of latents times numbers, which are written down first and computed together, for many runs at once.
+
+What is done around a network is nearly all of this kind: what it is fed, D(x, sigma), guidance, inpainting and a
+sampler's step. A GPU's time for it is its number of calls. So none is made until a step is written down to its next
+evaluation; then those of all runs of a forward are computed by the same few operations, whatever samplers they are of,
+by one table of coefficients. Numbers are added up in double precision and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from serve_app.sampling.transfer import sent
+
+Latents: TypeAlias = "Tensor | Combination"
+"""What samplers compute with: (B,C,h,w), there or still to be computed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Term:
+    """One summand: leaf (B,…) times a number and masks, each (1 or B,1 or C,…)."""
+
+    leaf: Tensor
+    factor: float
+    masks: tuple[Tensor, ...] = ()
+
+    @property
+    def key(self) -> Hashable:
+        return id(self.leaf), tuple(map(id, self.masks))
+
+    def times(self, factor: float) -> _Term:
+        return _Term(self.leaf, self.factor * factor, self.masks)
+
+    def under(self, mask: Tensor) -> _Term:
+        return _Term(self.leaf, self.factor, tuple(sorted((*self.masks, mask), key=id)))
+
+
+class Combination:
+    """A sum of latents times numbers and masks, once `compute` or `value` is called a tensor.
+
+    It is added to, multiplied and divided as a tensor is; by tensors only where they are masks or single numbers.
+    """
+
+    __slots__ = ("_like", "_terms", "_value")
+
+    def __init__(self, terms: Sequence[_Term], like: Tensor) -> None:
+        self._terms = tuple(terms) or (_Term(like, 0.0),)
+        self._like = like
+        self._value: Tensor | None = None
+
+    @classmethod
+    def of(cls, latents: Latents) -> Combination:
+        """Return latents as one."""
+        return latents if isinstance(latents, Combination) else cls((_Term(latents, 1.0),), latents)
+
+    @classmethod
+    def zero(cls, like: Tensor) -> Combination:
+        """Return zeros shaped as a tensor."""
+        return cls((), like)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._like.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self._like.device
+
+    @property
+    def terms(self) -> tuple[_Term, ...]:
+        """Its summands, one or more; one once it is computed."""
+        return self._terms
+
+    @property
+    def value(self) -> Tensor:
+        """Its numbers, computed alone if they are not there."""
+        if self._value is None:
+            compute([self])
+        assert self._value is not None, "compute gives all that it is given a value"
+        return self._value
+
+    @property
+    def is_computed(self) -> bool:
+        return self._value is not None
+
+    def settle(self, value: Tensor) -> None:
+        """Take its numbers, and let go of what they were computed from."""
+        self._value = self._like = value
+        self._terms = (_Term(value, 1.0),)
+
+    def __add__(self, other: Latents) -> Combination:
+        terms = {term.key: term for term in self._terms}
+        for term in Combination.of(other)._terms:
+            known = terms.get(term.key)
+            terms[term.key] = term if known is None else _Term(term.leaf, known.factor + term.factor, term.masks)
+        return Combination([term for term in terms.values() if term.factor], self._like)
+
+    __radd__ = __add__
+
+    def __neg__(self) -> Combination:
+        return self * -1.0
+
+    def __sub__(self, other: Latents) -> Combination:
+        return self + Combination.of(other) * -1.0
+
+    def __rsub__(self, other: Tensor) -> Combination:
+        return Combination.of(other) - self
+
+    def __mul__(self, by: float | Tensor) -> Combination:
+        if isinstance(by, Tensor) and by.ndim:
+            mask = by if by.ndim == self._like.ndim else by.view(*(1,) * (self._like.ndim - by.ndim), *by.shape)
+            return Combination([term.under(mask) for term in self._terms], self._like)
+        factor = float(by)
+        return Combination([term.times(factor) for term in self._terms if factor], self._like)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, by: float | Tensor) -> Combination:
+        return self * (1 / float(by))
+
+
+def value(latents: Latents) -> Tensor:
+    """Return the numbers of latents."""
+    return latents.value if isinstance(latents, Combination) else latents
+
+
+def mixed(start: Latents, end: Latents, share: float | Tensor) -> Latents:
+    """Return start + share·(end − start). share: a number or a mask."""
+    if isinstance(start, Tensor) and isinstance(end, Tensor):
+        return torch.lerp(start, end, share)
+    return start + (end - start) * share
+
+
+def compute(combinations: Iterable[Latents]) -> None:
+    """Give all a value, those of equally shaped rows by the same operations; what has one is passed over.
+
+    The bits of each depend on its own terms alone.
+    """
+    groups: dict[Hashable, list[Combination]] = {}
+    for combination in combinations:
+        if isinstance(combination, Tensor) or combination.is_computed:
+            continue
+        match combination.terms:
+            case (_Term(leaf, 1.0, ()),):
+                combination.settle(leaf)
+            case (first, *_):
+                kind = first.leaf.shape[1:], first.leaf.dtype, first.leaf.device
+                group = groups.setdefault(kind, [])
+                if not any(combination is other for other in group):
+                    group.append(combination)
+    if not groups:
+        return
+    tables = [_table(group) for group in groups.values()]
+    device = next(iter(groups.values()))[0].device
+    sizes = [len(table) * len(table[0]) for table in tables]
+    flat = torch.tensor([number for table in tables for row in table for number in row], dtype=torch.float64)
+    for group, table, numbers in zip(groups.values(), tables, torch.split(sent(flat, device), sizes), strict=True):
+        _compute(group, numbers.view(len(table), len(table[0])))
+
+
+def _table(group: Sequence[Combination]) -> list[list[float]]:
+    """Return the factors (K,R) of a group's terms for each of their R rows, zeros after the last of each.
+
+    K is a power of two, for terms are added up by halves.
+    """
+    most = max(len(combination.terms) for combination in group)
+    table: list[list[float]] = []
+    for k in range(1 << (most - 1).bit_length()):
+        row: list[float] = []
+        for combination in group:
+            terms = combination.terms
+            row += [terms[k].factor if k < len(terms) else 0.0] * combination.shape[0]
+        table.append(row)
+    return table
+
+
+def _compute(group: Sequence[Combination], table: Tensor) -> None:
+    """Settle combinations whose rows are shaped alike. table: (K,R), as `_table`."""
+    # After the last of its terms each one's first fills the place: another's could be no number.
+    terms = [(c.terms[k] if k < len(c.terms) else c.terms[0]) for k in range(len(table)) for c in group]
+    leaves = _whole([term.leaf for term in terms])
+    row = leaves.shape[1:]
+    total = leaves.view(*table.shape, *row) * table.view(*table.shape, *(1,) * len(row))
+    for depth in range(max(len(term.masks) for term in terms)):
+        masks = [term.masks[depth] if depth < len(term.masks) else _whole_mask(term.leaf) for term in terms]
+        channels = max(mask.shape[1] for mask in masks)
+        wide = [m.expand(t.leaf.shape[0], channels, *row[1:]) for m, t in zip(masks, terms, strict=True)]
+        total = total * torch.cat(wide).view(*table.shape, channels, *row[1:])
+    while len(total) > 1:
+        half = len(total) // 2
+        total = total[:half] + total[half:]
+    rounded = torch.split(total[0].to(leaves.dtype), [combination.shape[0] for combination in group])
+    for combination, made in zip(group, rounded, strict=True):
+        combination.settle(made)
+
+
+_ONES: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+
+def _whole_mask(leaf: Tensor) -> Tensor:
+    """Return a mask of ones for a leaf. It is kept: making one for every step would take a call each."""
+    key = leaf.device, leaf.dtype
+    if key not in _ONES:
+        _ONES[key] = torch.ones(1, dtype=leaf.dtype, device=leaf.device)
+    return _ONES[key].view(*(1,) * leaf.ndim)
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
