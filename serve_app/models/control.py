@@ -104,7 +104,7 @@ class ControlNet(ABC):
         """Return what a hint says for latents of height×width, (N,…) each; it holds for a whole run."""
 
     @abstractmethod
-    def residuals(self, call: Any, index: Tensor, read: Sequence[Tensor]) -> list[Tensor]:
+    def residuals(self, call: Any, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
         """Return what is added to some rows of a forward.
 
         call: what the family's backbone is given for all its rows. index: which rows, (R',). read: as `read` gives it,
@@ -216,6 +216,10 @@ def _chain(control: Control | None) -> Iterator[Control]:
         control = control.previous
 
 
+RowIndex: TypeAlias = Tensor | slice
+"""Which rows of a forward, (R',) or those from one to another: indexes tensors (R,…)."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Controlled:
     """Neighbouring rows of a forward at one level, and what they are under."""
@@ -242,14 +246,21 @@ def control_residuals(rows: Sequence[Controlled], call: Any, x: Tensor) -> dict[
     """
     sums: dict[Any, list[Tensor]] = {}
     for (net, _), acting in _together(rows, x.shape[-2], x.shape[-1]).items():
-        index = sent(torch.tensor([i for part in acting for i in part.rows]), x.device)
-        strength = sent(
-            torch.tensor([net.strength(p.control.control.strength) for p in acting for _ in p.rows]), x.device
-        )
+        index = _index([i for part in acting for i in part.rows], x.device)
+        strengths = [net.strength(p.control.control.strength) for p in acting for _ in p.rows]
         each = [[to_batch(said, len(part.rows)) for said in part.read] for part in acting]
         added = net.residuals(call, index, [torch.cat(said) for said in zip(*each, strict=True)])
-        _add(sums.setdefault(net.adds_to, []), added, index, strength, x)
+        made = _placed(added, strengths, index, x.shape[0])
+        known = sums.get(net.adds_to)
+        sums[net.adds_to] = made if known is None else [a + b for a, b in zip(known, made, strict=True)]
     return sums
+
+
+def _index(rows: Sequence[int], device: torch.device) -> RowIndex:
+    """Return what takes rows out of all. Neighbours are a slice, which on a GPU costs nothing."""
+    if list(rows) == list(range(rows[0], rows[0] + len(rows))):
+        return slice(rows[0], rows[0] + len(rows))
+    return sent(torch.tensor(rows), device)
 
 
 def _together(rows: Sequence[Controlled], height: int, width: int) -> dict[tuple[ControlNet, Hashable], list[_Acting]]:
@@ -267,9 +278,25 @@ def _together(rows: Sequence[Controlled], height: int, width: int) -> dict[tuple
     return under
 
 
-def _add(sums: list[Tensor], added: Sequence[Tensor], index: Tensor, strength: Tensor, x: Tensor) -> None:
-    """Add to the sums, (R,…) each, what some rows are given. index: which, (R',); strength: (R',)."""
-    if not sums:
-        sums += [a.new_zeros(x.shape[0], *a.shape[1:]) for a in added]
-    for total, one in zip(sums, added, strict=True):
-        total.index_add_(0, index, one * strength.view(-1, *(1,) * (one.ndim - 1)).to(one.dtype))
+def _placed(added: Sequence[Tensor], strengths: Sequence[float], index: RowIndex, count: int) -> list[Tensor]:
+    """Return (count,…) of each tensor (R',…): its rows times their strengths where the index is, zeros elsewhere.
+
+    They are taken as one, so that a GPU is asked for a few operations however many there are.
+    """
+    is_whole = isinstance(index, slice) and index == slice(0, count)
+    is_plain = all(strength == 1.0 for strength in strengths)
+    if is_whole and is_plain:
+        return list(added)
+    flat = torch.cat([one.flatten(1) for one in added], dim=1)
+    if not is_plain:
+        flat = flat * sent(torch.tensor(strengths), flat.device).to(flat.dtype)[:, None]
+    if not is_whole:
+        whole = flat.new_zeros(count, flat.shape[1])
+        if isinstance(index, slice):
+            whole[index] = flat
+        else:
+            # A net that acts twice on a row adds twice.
+            whole.index_add_(0, index, flat)
+        flat = whole
+    parts = torch.split(flat, [one[0].numel() for one in added], dim=1)
+    return [part.view(count, *one.shape[1:]) for part, one in zip(parts, added, strict=True)]

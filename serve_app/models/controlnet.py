@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from serve_app.errors import NodeError
-from serve_app.models.control import ControlNet, Hint, of_another_family, resized
+from serve_app.models.control import ControlNet, Hint, RowIndex, of_another_family, resized
 from serve_app.models.families.unet import CELL, SKIPS, Unet, UnetCall
 
 Residuals: TypeAlias = list[Tensor]
@@ -196,7 +196,7 @@ class UnetControlNet(ControlNet):
         of_kind = network.kind_embedding(hint.kind)
         return [embedded] if of_kind is None else [embedded, of_kind]
 
-    def residuals(self, call: UnetCall, index: Tensor, read: Sequence[Tensor]) -> list[Tensor]:
+    def residuals(self, call: UnetCall, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
         mask = None if call.mask is None else call.mask[index]
         vector = None if call.vector is None else call.vector[index]
         made: Residuals = self.network(call.x[index], call.timestep[index], call.context[index], mask, vector, *read)

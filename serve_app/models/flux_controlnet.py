@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from serve_app.errors import NodeError
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.control import ControlNet, Hint, Spread, resized
+from serve_app.models.control import ControlNet, Hint, RowIndex, Spread, resized
 from serve_app.models.dit_control import (
     DitControlFamily,
     DitControlNetwork,
@@ -206,7 +206,7 @@ class FluxControlNet(ControlNet):
             return [tokens]
         return [tokens, embed(torch.tensor([[hint.kind]], device=weight.device))]
 
-    def residuals(self, call: FluxCall, index: Tensor, read: Sequence[Tensor]) -> list[Tensor]:
+    def residuals(self, call: FluxCall, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
         guidance = call.guidance
         if guidance is None and self.control.family.guided:
             guidance = torch.full_like(call.level, GUIDANCE)

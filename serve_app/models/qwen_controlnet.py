@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.control import ControlNet, Hint, Spread
+from serve_app.models.control import ControlNet, Hint, RowIndex, Spread
 from serve_app.models.dit_control import (
     DitControlFamily,
     DitControlNetwork,
@@ -93,7 +93,7 @@ class QwenControlNetwork(DitControlNetwork):
     def control_net(self, key: Hashable, name: str) -> ControlNet:
         return QwenControlNet(key, name, self)
 
-    def forward(self, call: QwenImageCall, index: Tensor, hint: Tensor) -> list[Tensor]:
+    def forward(self, call: QwenImageCall, index: RowIndex, hint: Tensor) -> list[Tensor]:
         """Return the answers (R',n,D) for some rows. hint: as tokens, (R',n,columns)."""
         own: Any = self
         dtype, there = hint.dtype, None if call.there is None else call.there[index]
@@ -163,7 +163,7 @@ class QwenFunControlNetwork(DitControlNetwork):
     def control_net(self, key: Hashable, name: str) -> ControlNet:
         return QwenFunControlNet(key, name, self)
 
-    def forward(self, call: QwenImageCall, index: Tensor, hint: Tensor) -> list[Tensor]:
+    def forward(self, call: QwenImageCall, index: RowIndex, hint: Tensor) -> list[Tensor]:
         """Return the answers (R',n,D) for some rows. hint: as tokens, (R',n,columns)."""
         blocks: Any = self.control_blocks
         there, time = None if call.there is None else call.there[index], call.time[index]
@@ -195,7 +195,7 @@ class _Applied(ControlNet):
         parameter = next(self.network.parameters())
         return [self.tokens(hint, height, width).to(parameter.device, parameter.dtype)]
 
-    def residuals(self, call: QwenImageCall, index: Tensor, read: Sequence[Tensor]) -> list[Tensor]:
+    def residuals(self, call: QwenImageCall, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
         made: list[Tensor] = self.network(call, index, read[0])
         return made
 

@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3SingleTransformerBl
 from torch import Tensor, nn
 
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.control import ControlNet, Hint, Spread
+from serve_app.models.control import ControlNet, Hint, RowIndex, Spread
 from serve_app.models.dit_control import (
     DitControlFamily,
     DitControlNetwork,
@@ -125,7 +125,7 @@ class Sd3ControlNet(ControlNet):
         masked = self.control.channels == MASKED_CHANNELS
         return [_to(self.network, hint_latents(hint, height, width, _UNSHIFTED, masked=masked))]
 
-    def residuals(self, call: Sd3Call, index: Tensor, read: Sequence[Tensor]) -> list[Tensor]:
+    def residuals(self, call: Sd3Call, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
         network, dtype = self.network, read[0].dtype
         family, embed = self.control.family, network.pos_embed
         x = call.x[index].to(dtype)
@@ -235,7 +235,7 @@ class Sd35ControlNet(ControlNet):
             hint = replace(hint, image=1 - hint.image)
         return [_to(self.network, hint_latents(hint, height, width, SD3, masked=False))]
 
-    def residuals(self, call: Sd3Call, index: Tensor, read: Sequence[Tensor]) -> list[Tensor]:
+    def residuals(self, call: Sd3Call, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
         network, dtype = self.network, read[0].dtype
         if self.control.of_backbone:
             places = _waves(self.control.width, grid(*call.x.shape[-2:]), call.x.device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
 from serve_app.errors import NodeError
-from serve_app.models.control import ControlNet, Hint, of_another_family, resized
+from serve_app.models.control import ControlNet, Hint, RowIndex, of_another_family, resized
 from serve_app.models.families.unet import CELL, FEATURES, Unet, UnetCall
 from serve_app.models.tensors import Shape, Tensors
 
@@ -171,7 +171,7 @@ class T2iAdapter(ControlNet):
         features: list[Tensor] = network(pixels)
         return features
 
-    def residuals(self, call: UnetCall, index: Tensor, read: Sequence[Tensor]) -> list[Tensor]:
+    def residuals(self, call: UnetCall, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
         return list(read)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import lcm, log
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.models.unet_layers import with_layers
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Training
 
@@ -328,20 +330,23 @@ def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     kernels. Texts of a CLIP are multiples of its length. Others are padded to the longest with zeros.
     """
     lengths = [context.shape[1] for context in contexts]
-    longest, common = max(lengths), lcm(*lengths)
+    longest, width, common = max(lengths), contexts[0].shape[2], lcm(*lengths)
     if 0 < common <= REPEATED * longest:
         repeated = [c if c.shape[1] == common else c.repeat(1, common // c.shape[1], 1) for c in contexts]
         return torch.cat(repeated), None
-    rows = sum(context.shape[0] for context in contexts)
-    stacked = contexts[0].new_zeros(rows, longest, contexts[0].shape[2])
-    mask = torch.zeros(rows, longest, dtype=torch.bool, device=stacked.device)
-    first = 0
-    for context in contexts:
-        end, length = first + context.shape[0], context.shape[1]
-        stacked[first:end, :length] = context
-        mask[first:end, :length] = True
-        first = end
-    return stacked, mask
+    device = contexts[0].device
+    zero = _zero(device, contexts[0].dtype)
+    # Row by row behind one another, for a GPU one copy; and which of it counts is known here, on the host.
+    parts = [part for context in contexts for row in context for part in (row, zero.expand(longest - len(row), width))]
+    counting = [len(row) for context in contexts for row in context]
+    mask = torch.arange(longest)[None] < torch.tensor(counting)[:, None]
+    return torch.cat(parts).view(len(counting), longest, width), sent(mask, device)
+
+
+@lru_cache(maxsize=64)
+def _zero(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a zero (1,1), kept, that stands for any number of them."""
+    return torch.zeros(1, 1, device=device, dtype=dtype)
 
 
 def sinusoids(numbers: Tensor, width: int) -> Tensor:

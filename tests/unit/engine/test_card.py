@@ -74,7 +74,7 @@ COSTS = {
 
 BESIDE = {
     "a mask": (16, 0, 17, 0),
-    "texts padded": (10, 0, 44, 0),
+    "texts padded": (10, 0, 11, 0),
     "texts repeated": (10, 0, 23, 0),
     "texts under masks": (13, 0, 14, 0),
 }
@@ -160,6 +160,11 @@ def test_a_sampler_gives_what_a_cpu_gives_at_its_cost(card, engine, on_cpu, samp
         found += [most(steady, lambda counts: counts.kernels), most(steady, lambda counts: counts.stalls)]
         assert not any(counts.trapped for counts in steady)
     assert tuple(found) == COSTS[sampler]
+
+
+def test_around_a_forward_are_at_most_25_kernels_and_two_a_job():
+    costs = {name: cost for name, cost in {**COSTS, **BESIDE}.items() if name != "dpm_adaptive"}
+    assert {name for name, (alone, _, of_eight, _) in costs.items() if alone > 25 + 2 or of_eight > 25 + 2 * 8} == set()
 
 
 def test_nothing_waits_for_the_card_between_forwards_but_the_sampler_that_chooses_its_steps_by_their_error():

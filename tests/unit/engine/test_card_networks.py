@@ -22,7 +22,7 @@ from tests.unit.models.control_nets import ARCHITECTURE, backbone, control_net
 
 COSTS = {
     "plain": (10, 335, 11, 335),
-    "a ControlNet": (29, 500, 30, 500),
+    "a ControlNet": (13, 500, 14, 500),
     "one set of LoRAs": (10, 447, 11, 447),
     "eight sets of LoRAs": (10, 447, 11, 447),
 }
@@ -89,3 +89,7 @@ def test_nothing_waits_for_the_card_around_or_in_a_unet(case):
         found += [most(steady, lambda counts: counts.kernels), most(steady, lambda counts: counts.inside)]
     engine.close()
     assert tuple(found) == COSTS[case]
+
+
+def test_around_networks_are_at_most_25_kernels_and_two_a_job():
+    assert all(alone <= 25 + 2 and of_eight <= 25 + 2 * 8 for alone, _, of_eight, _ in COSTS.values())
