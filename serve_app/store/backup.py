@@ -23,9 +23,10 @@ from typing import IO, Any
 import sqlalchemy as sa
 
 from serve_app.errors import BackupError
+from serve_app.store.insert_once import insert_once
 from serve_app.store.jobs import Jobs
 from serve_app.store.named_files import Place
-from serve_app.store.schema import API_KEYS, JOBS, LEASE, METADATA, SCHEMA, VERSION
+from serve_app.store.schema import API_KEYS, AUDIT, JOBS, LEASE, METADATA, SCHEMA, VERSION
 from serve_app.store.store import AREAS, WholeStore
 
 FORM = "serve-app backup 1"
@@ -116,7 +117,8 @@ def _restore(
     earlier = connection.execute(sa.select(sa.func.max(LEASE.c.epoch))).scalar() or 0
     keys = [dict(row._mapping) for row in connection.execute(sa.select(API_KEYS))]
     for table in reversed(_tables()):
-        connection.execute(sa.delete(table))
+        if table is not AUDIT:  # which is added to, so that no copy takes back what was done since
+            connection.execute(sa.delete(table))
     reading = _Reading(connection, Summary(head["made_s"]))
     for line in lines:
         reading.take(line)
@@ -180,7 +182,10 @@ class _Reading:
         if lines and "table" in self._section:
             table = self._tables[self._section["table"]]
             rows = [dict(zip(self._section["columns"], line, strict=True)) for line in lines]
-            self._connection.execute(sa.insert(table), rows)
+            if table is AUDIT:
+                insert_once(self._connection, table, ("at_s",), rows)
+            else:
+                self._connection.execute(sa.insert(table), rows)
             self.summary.rows[table.name] += len(rows)
         elif lines and self.files is not None:
             area = self._section["area"]

@@ -151,11 +151,14 @@ def test_what_is_restored_revives_no_key_that_was_revoked_since_and_loses_none(d
     later = replace(KEY, key_id="later", created_s=200.0, ends_s=None)
     jobs.inquire(1, AddKey(later, rotated.key_id, grace_s=1e9))
     jobs.inquire(1, EndKey(gone.key_id))
+    later_seen = replace(SEEN, number=2, at_s=9.0, what="POST /tenants/keys/gone/revoke")
+    jobs.inquire(1, WriteAudit((later_seen,), 0.0))
     before = jobs.inquire(0, ListKeys())
     for keep_keys in (False, True):
         assert restore_backup(jobs, copy, volume, replace=True, keep_keys=keep_keys).ended_keys == 0
         assert jobs.inquire(0, ListKeys()) == before
     assert jobs.inquire(0, FindKey(gone.key_id)).ended(time.time())
+    assert jobs.inquire(0, ReadAudit(9)) == (later_seen, SEEN), "what was done since is not forgotten"
     jobs.close()
 
 
