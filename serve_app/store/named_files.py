@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -42,9 +42,10 @@ class NeededFiles(OfTenant):
         """Return those."""
         needed: set[Place] = set()
         unfinished = JOBS.c.ended_s.is_(None)
+        filenames = {ref_of(place).filename for place in self.files}
         prompts = sa.select(JOBS.c.tenant, JOBS.c.prompt).where(unfinished & self._likely_in(JOBS.c.prompt))
         for tenant, prompt in connection.execute(prompts):
-            needed.update(places(_named(json.loads(prompt)), tenant))
+            needed.update(places(_named(json.loads(prompt), filenames), tenant))
         outputs = sa.select(JOBS.c.tenant, OUTPUTS.c.ui).join(OUTPUTS, OUTPUTS.c.job_id == JOBS.c.job_id)
         for tenant, ui in connection.execute(outputs.where(unfinished & self._likely_in(OUTPUTS.c.ui))):
             needed.update(places(shown(json.loads(ui)), tenant))
@@ -84,14 +85,17 @@ def ref_of(place: Place) -> FileRef:
     return FileRef(place[0], subfolder, filename)
 
 
-def _named(value: Any) -> Iterator[FileRef]:
-    """Yield the files that the texts in a JSON value could name."""
-    if isinstance(value, str):
-        if 0 < len(value) <= LONGEST:
-            yield FileRef.parse(value)
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _named(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _named(each)
+def _named(value: Any, filenames: Set[str]) -> Iterator[FileRef]:
+    """Yield the files of these names, in whatever folder, that the texts in a JSON value could name."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, str):
+            last = each.rpartition("/")[2]
+            # Most texts of a long queue are none of these, and what follows takes ten times as long.
+            if (last in filenames or last.endswith("]")) and len(each) <= LONGEST:
+                yield FileRef.parse(each)
+        elif isinstance(each, dict):
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
