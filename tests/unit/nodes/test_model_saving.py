@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.nodes.builtin.loaders import CheckpointLoaderSimple
 from serve_app.nodes.files import NodeFiles
@@ -52,7 +53,7 @@ async def test_parts_are_saved_with_their_workflow_and_shown(
 ) -> None:
     volume = Volume({area: tmp_path / area for area in AREAS})
     done: list[tuple[int, int]] = []
-    engine: Any = None
+    engine = Engine(max_cells=1)
     runtime = EngineRuntime(engine, cpu_weights(catalog)).bind(lambda at, of: done.append((at, of)))
     recipes = dict(
         zip(("model", "clip", "vae"), CheckpointLoaderSimple().load_checkpoint("a.safetensors"), strict=True)
@@ -73,3 +74,4 @@ async def test_parts_are_saved_with_their_workflow_and_shown(
         metadata = file.metadata()
     assert (json.loads(metadata["prompt"]), json.loads(metadata["workflow"])) == (PROMPT, WORKFLOW["workflow"])
     assert done[-1][0] == done[-1][1] > 0
+    engine.close()

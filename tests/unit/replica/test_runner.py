@@ -295,15 +295,16 @@ async def test_a_replica_whose_engine_has_ended_is_not_healthy(root):
             runner.check_health()
 
 
-async def test_a_job_whose_device_is_lost_is_a_new_attempt_on_another_replica(root):
+async def test_a_job_whose_device_is_lost_is_a_new_attempt_on_another_replica(root, monkeypatch):
     async with cluster(root, ONE) as running:
         engine, struck = running.runners["gpu"].models._engine, []
 
         def denoise(pieces):
             struck.append(len(pieces))
+            monkeypatch.undo()
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-        engine._denoise = denoise
+        monkeypatch.setattr("serve_app.engine.forwards.denoise", denoise)
         job = await running.submit(txt2img(1), ("6",))
         while not struck or engine.alive:
             await asyncio.sleep(0.01)
