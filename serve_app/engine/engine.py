@@ -68,10 +68,11 @@ class _Run:
 
 @dataclass(slots=True)
 class _News:
-    """What runs have come to: told is to be called, and futures are to get their results."""
+    """What runs have come to: told is to be called, and futures are to get their results. answers: those of calls."""
 
     told: list[Callable[[], object]] = field(default_factory=list)
     results: list[tuple[Future[Sampled], Sampled]] = field(default_factory=list)
+    answers: list[tuple[Future[Any], Any]] = field(default_factory=list)
 
     def take(self, run: _Run) -> None:
         """Take what a run has come to since it was last asked."""
@@ -87,6 +88,8 @@ class _News:
                 tell()
             except BaseException as error:
                 log.warning("what a run has come to could not be told: error=%s", repr(error))
+        for answered, answer in self.answers:
+            answered.set_result(answer)
         for future, result in self.results:
             # Whoever waits for one that was cancelled then hears of it.
             if future.set_running_or_notify_cancel():
@@ -289,9 +292,9 @@ class Engine:
         if not calls:
             return False
         began = self._timeline.mark()
-        self._calls.run(calls)
+        news = _News(answers=self._calls.run(calls))
         ended = self._timeline.mark()
-        self._flights.append(_Flight(began, ended, self._calls.learn(calls)))
+        self._flights.append(_Flight(began, ended, self._calls.learn(calls), news))
         if self._runs and ended.done():
             self._calls_s += ended.since(began)
         elif self._runs:
@@ -412,6 +415,7 @@ class Engine:
         self._calls.fail(error)
         left: list[Future[Any]] = [run.future for run in self._runs]
         left += [future for flight in self._flights for future, _ in flight.news.results]
+        left += [future for flight in self._flights for future, _ in flight.news.answers]
         self._flights.clear()
         while not self._inbox.empty():
             if not isinstance(item := self._inbox.get(), _Close):

@@ -47,6 +47,7 @@ from serve_app.sampling.hooks import changes, clip_ranges, hooks_of
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.sampling.request import Sampled, SamplingRequest
+from serve_app.sampling.transfer import kept
 from serve_app.values import (
     Cfg,
     ClipHooks,
@@ -435,9 +436,7 @@ def _in_one(work: Callable[[Tensor], Tensor], batches: list[Tensor]) -> list[Ten
     """Return what work makes of batches (B_i,…) of one shape, done as one."""
     if len(batches) == 1:
         return [work(batches[0])]
-    # A part keeps the whole in memory, and one caller may keep its part longer than the others.
-    parts = torch.split(work(torch.cat(batches)), [len(batch) for batch in batches])
-    return [part.clone() for part in parts]
+    return list(torch.split(work(torch.cat(batches)), [len(batch) for batch in batches]))
 
 
 class NodeRuntime:
@@ -700,22 +699,25 @@ class NodeRuntime:
         shared, autoencoding = self._shared, self._shared.autoencoding
         try:
             if self._strict:
-                return await shared.use(
+                made = await shared.use(
                     vae,
                     self._weights.vae,
                     lambda model: autoencoding.whole(vae, model, work, batch, pixels),
                     self._loading,
                 )
-            return await shared.use_together(
-                vae,
-                self._weights.vae,
-                lambda model, batches: _in_one(lambda all: autoencoding.whole(vae, model, work, all, pixels), batches),
-                batch,
-                (work, batch.shape[1:], batch.dtype),
-                cost=len(batch) * pixels,
-                most=SLICE_PIXELS,
-                loading=self._loading,
-            )
+            else:
+                made = await shared.use_together(
+                    vae,
+                    self._weights.vae,
+                    lambda model, all: _in_one(lambda one: autoencoding.whole(vae, model, work, one, pixels), all),
+                    batch,
+                    (work, batch.shape[1:], batch.dtype),
+                    cost=len(batch) * pixels,
+                    most=SLICE_PIXELS,
+                    loading=self._loading,
+                )
+            # A part keeps the whole in memory, and one caller may keep its part longer than the others.
+            return await asyncio.to_thread(kept, made)
         except DeviceMemoryError:
             self._remark(f"'{vae.name}' {work}s in tiles here: the device has not the memory for a whole image")
         return await shared.use_tiled(

@@ -76,11 +76,12 @@ class Calls:
             self._waiting.remove(call)
         return [first, *(call for call in equal if _starts(call.future))]
 
-    def run(self, calls: Sequence[Call]) -> None:
-        """Run calls that were taken together. If that fails for several, each waits again, to be run alone.
+    def run(self, calls: Sequence[Call]) -> list[tuple[Future[Any], Any]]:
+        """Run calls that were taken together; return the futures and their answers, which the device may still make.
 
-        Errors: DeviceLostError.
+        If that fails for several, each waits again, to be run alone. Errors: DeviceLostError.
         """
+        answered: list[tuple[Future[Any], Any]] = []
         try:
             # Weights and results outlive the call, and whoever gets a result may change it in place.
             with torch.inference_mode(False), torch.no_grad():
@@ -89,18 +90,19 @@ class Calls:
                 if answer is PAUSED:
                     self.add(call)
                 else:
-                    call.future.set_result(answer)
+                    answered.append((call.future, answer))
         except BaseException as error:
             if is_lost(error):
                 self._waiting.extendleft(calls)
             check(error)
             if len(calls) == 1:
                 fail(calls[0].future, error)
-                return
+                return []
             _log.warning("work done together failed and is done one by one: calls=%d error=%s", len(calls), repr(error))
             for call in reversed(calls):
                 call.key = None
                 self._waiting.appendleft(call)
+        return answered
 
     def learn(self, calls: Sequence[Call]) -> Callable[[float], None]:
         """Return what is to be told how many seconds calls took that were run together. It keeps none of them."""

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from serve_app.models.families.family import VaeFamily
 from serve_app.models.tiling import Shape, Tiles, in_passes, three_shapes
-from serve_app.sampling.transfer import brought
+from serve_app.sampling.transfer import brought, sent
 
 SLICE_PIXELS = 1024 * 1024
 """A batch is worked through in slices of about so many pixels, so that its size does not bound the memory needed."""
@@ -29,12 +29,12 @@ class Vae:
         self._device, self._dtype = parameter.device, parameter.dtype
 
     def decode(self, latents: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
-        """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on the CPU. slice_pixels: as SLICE_PIXELS.
+        """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on the host, as `brought` has it.
 
-        An autoencoder of videos returns (B,F,H,W,C) from (B,c,T,h,w).
+        slice_pixels: as SLICE_PIXELS. An autoencoder of videos returns (B,F,H,W,C) from (B,c,T,h,w).
         """
         pixels = self._sliced(self._decoded, self._with_time(latents), self.factor**2, slice_pixels)
-        return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
+        return brought(((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1))
 
     def picture(self, latents: Tensor) -> Tensor:
         """Return the first image of latents (B,c,h,w) as (H,W,C) uint8 on the host, as `brought` has it."""
@@ -43,18 +43,18 @@ class Vae:
         return brought(image.mul_(255).to(torch.uint8))
 
     def encode(self, images: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
-        """Return the mean latents (B,c,h,w) of images (B,H,W,C) in 0…1, float32 on the CPU.
+        """Return the mean latents (B,c,h,w) of images (B,H,W,C) in 0…1, float32 on the host, as `brought` has it.
 
         What is over a multiple of the VAE's factor is cut off, half on each side. An autoencoder of videos takes the
         images for one, and returns (1,c,T,h,w); what is over a multiple of its frames is left out.
         """
-        return self._sliced(self._encoded, self._pixels(images), 1, slice_pixels)
+        return brought(self._sliced(self._encoded, self._pixels(images), 1, slice_pixels))
 
     def decode_tiled(self, latents: Tensor, size: int, overlap: int) -> Tiles:
         """Decode in passes of tiles, averaged. size, overlap: in pixels of the image."""
         pixels = yield from in_passes(
             self._with_time(latents),
-            lambda tile: self._sliced(self._decoded, tile, self.factor**2),
+            lambda tile: self._sliced(self._decoded, tile, self.factor**2).cpu(),
             self._shapes(size // self.factor),
             overlap // self.factor,
             self.factor,
@@ -64,7 +64,7 @@ class Vae:
     def encode_tiled(self, images: Tensor, size: int, overlap: int) -> Tiles:
         """Encode in passes of tiles, averaged; cropped as `encode` does. size, overlap: in pixels."""
         pixels = self._pixels(images)
-        encode = lambda tile: self._sliced(self._encoded, tile, 1)  # noqa: E731
+        encode = lambda tile: self._sliced(self._encoded, tile, 1).cpu()  # noqa: E731
         return (yield from in_passes(pixels, encode, self._shapes(size), overlap, 1 / self.factor))
 
     @property
@@ -106,5 +106,7 @@ class Vae:
     def _sliced(
         self, work: Callable[[Tensor], Tensor], batch: Tensor, pixels_per_cell: int, slice_pixels: int = SLICE_PIXELS
     ) -> Tensor:
+        """Return what work makes of a batch on the host, float32 on the device."""
         rows = max(1, slice_pixels // (batch.shape[-1] * batch.shape[-2] * pixels_per_cell))
-        return torch.cat([work(part.to(self._device, self._dtype)).float().cpu() for part in torch.split(batch, rows)])
+        parts = torch.split(batch, rows)
+        return torch.cat([work(sent(part, self._device).to(self._dtype)).float() for part in parts])

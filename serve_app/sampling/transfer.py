@@ -22,3 +22,10 @@ def brought(tensor: Tensor) -> Tensor:
     Its memory is pinned then, of which there is little: who keeps it copies it.
     """
     return tensor.to("cpu", non_blocking=True)
+
+
+def kept(tensor: Tensor) -> Tensor:
+    """Return a tensor of the host that may be kept: it holds no pinned memory, and no more than its own."""
+    if tensor.is_pinned() or tensor.untyped_storage().nbytes() > tensor.numel() * tensor.itemsize:
+        return tensor.clone()
+    return tensor

@@ -216,6 +216,25 @@ def test_calls_that_only_ask_the_device_are_let_in_together(engine, device):
     assert begun == [5] * 8
 
 
+def test_answers_of_calls_are_given_once_the_device_has_them_and_forwards_go_on_meanwhile(engine, device):
+    backbone, given = Slow(device), []
+
+    def decode():
+        device.ask(0.0005, 0.03)
+        return device.free_s
+
+    def before(count):
+        if count == 3:
+            engine.call(decode).add_done_callback(lambda future: given.append((device.host_s, future.result())))
+
+    backbone.before = before
+    together(engine, [Trajectory(backbone, request(seed=seed, steps=10)) for seed in range(8)])[0].result(30)
+    [(at_s, has_it_s)] = given
+    assert at_s >= has_it_s
+    # The host has asked for the next forward by then.
+    assert any(asked_s < has_it_s < end_s for _, asked_s, end_s in backbone.asked)
+
+
 def test_results_are_given_once_the_device_has_them(engine, device):
     backbone, given = Slow(device), Event()
     future = engine.submit(Trajectory(backbone, request(steps=3)))
