@@ -30,6 +30,13 @@ class EndedJob(NamedTuple):
     outputs: Mapping[str, Mapping[str, Any]]
 
 
+class EndedJobs(NamedTuple):
+    """following: the place of the job that comes next; None where none does."""
+
+    jobs: tuple[EndedJob, ...]
+    following: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class EndedOutputs(OfTenant):
     """What jobs have shown that ended up to a place, the last first: of at most `limit` jobs."""
@@ -40,7 +47,7 @@ class EndedOutputs(OfTenant):
     until: int | None = None
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> tuple[EndedJob, ...]:
+    def carry_out(self, connection: sa.Connection) -> EndedJobs:
         """Return them, without those that have shown nothing."""
         ended = JOBS.c.ended_seq.is_not(None) & sa.exists().where(OUTPUTS.c.job_id == JOBS.c.job_id)
         ended &= of_tenant(self.tenant) if self.tenant else JOBS.c.tenant == ""
@@ -49,15 +56,16 @@ class EndedOutputs(OfTenant):
         listed = sa.select(JOBS.c.ended_seq, JOBS.c.job_id, JOBS.c.ended_s).where(ended)
         found: list[EndedJob] = []
         left = CHARACTERS
-        for place, job_id, ended_s in connection.execute(
-            listed.order_by(JOBS.c.ended_seq.desc()).limit(self.limit)
-        ).all():
+        rows = connection.execute(listed.order_by(JOBS.c.ended_seq.desc()).limit(self.limit + 1)).all()
+        for place, job_id, ended_s in rows:
+            if len(found) == self.limit:
+                return EndedJobs(tuple(found), place)
             texts = _texts(connection, job_id)
             left -= sum(map(len, texts.values()))
             if left < 0 and found:
-                break
+                return EndedJobs(tuple(found), place)
             found.append(EndedJob(place, job_id, ended_s, _parsed(texts)))
-        return tuple(found)
+        return EndedJobs(tuple(found), None)
 
 
 class ShownJob(NamedTuple):

@@ -100,9 +100,9 @@ async def next_stretch(service: Service, wanted: Wanted, limit: int, source: str
 async def _outputs(service: Service, limit: int, cursor: str) -> Stretch:
     """Return what ended jobs have shown, as records, without what is deleted or gone. cursor: PLACE-SKIPPED."""
     until, skip = map(int, cursor.split("-")) if cursor else (None, 0)
-    jobs = await service.inquire(EndedOutputs(limit, until))
+    jobs, place = await service.inquire(EndedOutputs(limit, until))
     listed: list[Output] = []
-    following = None
+    following = None if place is None else f"{place}-0"
     for job in jobs:
         files = files_shown(job.job_id, job.ended_s, job.outputs)
         start = skip if job.place == until else 0
@@ -111,12 +111,6 @@ async def _outputs(service: Service, limit: int, cursor: str) -> Stretch:
         if len(files) > start + room:
             following = f"{job.place}-{start + room}"
             break
-    else:
-        if jobs:
-            # Whether there are more is asked with the next stretch, which may be empty.
-            following = (
-                f"{jobs[-1].place - 1}-0" if await service.inquire(EndedOutputs(1, jobs[-1].place - 1)) else None
-            )
     assets = await assets_of(service, listed)
     ends = {job.job_id: job.ended_s for job in jobs}
     return Stretch([item_of(asset, ends[asset.job_id or ""]) for asset in assets], following)
