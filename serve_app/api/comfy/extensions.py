@@ -21,6 +21,8 @@ router = Routes()
 async def get_extensions(request: Request, service: Current) -> Response:
     """List the URL paths of the scripts."""
     own = [] if request.app.state.page is None else [page.SCRIPT]
+    if own and hasattr(request.app.state, "identity"):
+        own.append(page.LOG_OUT)
     passed_on = [route.script for routes in (await service.routes()).values() for route in routes if route.script]
     return Json(list(dict.fromkeys([*own, *await asyncio.to_thread(service.extensions.scripts), *passed_on])))
 

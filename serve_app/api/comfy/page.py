@@ -33,8 +33,8 @@ TEMPLATES = "comfyui_workflow_templates_"
 DOCS = "comfyui_embedded_docs"
 """The package whose `docs` hold a page of help on every node of ComfyUI's."""
 HERE = Path(__file__).parent
-SCRIPT = "/extensions/serve_app/first_workflow.js"
-"""The URL path of the script that loads the first workflow."""
+SCRIPT, LOG_OUT = "/extensions/serve_app/first_workflow.js", "/extensions/serve_app/log_out.js"
+"""The URL paths of the scripts that load the first workflow, and log out."""
 PACK, FIRST = "serve_app", "first_workflow"
 """The first workflow among the templates: whose it is, and its name."""
 FRESH = {"Cache-Control": "no-cache"}
@@ -60,7 +60,8 @@ def install(app: Starlette, page: Path | None) -> None:
     app.add_route("/", index, methods=READ)
     if page is None:
         return
-    app.add_route(SCRIPT, _script, methods=READ)
+    for script in (SCRIPT, LOG_OUT):
+        app.add_route(script, _sender(HERE / script.rpartition("/")[2]), methods=READ)
     for entry in sorted(page.iterdir()):
         if entry.is_file():
             app.add_route(f"/{entry.name}", _sender(entry), methods=READ)
@@ -113,10 +114,6 @@ def _with_checkpoint(workflow: dict[str, Any], names: list[str]) -> Mapping[str,
         workflow["nodes"].append({**note, **shown, "widgets_values": [f"## First steps\n\n{NO_MODELS}."]})
         workflow["last_node_id"] = 10
     return workflow
-
-
-async def _script(_: Request) -> Response:
-    return FileResponse(HERE / "first_workflow.js", headers=FRESH)
 
 
 def _sender(path: Path) -> Any:

@@ -146,7 +146,8 @@ ENTRIES: dict[tuple[str, str], Entry] = {
                 "/extensions",
                 "/extensions/{pack}/{file:path}",
             ),
-            *("/extensions/serve_app/first_workflow.js", "/global_subgraphs", "/global_subgraphs/{id}", "/i18n"),
+            *("/extensions/serve_app/first_workflow.js", "/extensions/serve_app/log_out.js"),
+            *("/global_subgraphs", "/global_subgraphs/{id}", "/i18n"),
             *("/workflow_templates", "/workflow_templates/{pack}/{file}", "/internal/folder_paths"),
             *("/internal/logs", "/internal/logs/raw"),
         )
