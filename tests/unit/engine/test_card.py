@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.preview import picture
+from serve_app.engine.timeline import HostTimeline
 from serve_app.models.families.taesd import Taesd
 from serve_app.models.vae import Vae
 from serve_app.sampling import noise
@@ -72,8 +73,13 @@ COSTS = {
 }
 """By sampler: kernels around a forward of one job, and what waits for the card; the same of eight jobs."""
 
+MIXED = ("euler", "uni_pc", "dpmpp_2m", "dpmpp_3m_sde", "er_sde", "lms", "ipndm_v", "sa_solver")
+"""Samplers whose steps are nothing alike, with as many evaluations each."""
+
 BESIDE = {
     "a mask": (16, 0, 17, 0),
+    "a picture of each step": (13, 0, 35, 0),
+    "a sampler of its own": (10, 0, 15, 0),
     "texts padded": (10, 0, 11, 0),
     "texts repeated": (10, 0, 23, 0),
     "texts under masks": (13, 0, 14, 0),
@@ -103,7 +109,7 @@ def engine(card):
 
 @pytest.fixture(scope="module")
 def on_cpu():
-    engine = Engine(MAX_CELLS)
+    engine = Engine(MAX_CELLS, HostTimeline())
     yield engine
     engine.close()
 
@@ -178,6 +184,8 @@ def of_one_job(case: str, seed: int) -> dict[str, Any]:
     left[..., :2] = 1
     cases: dict[str, dict[str, Any]] = {
         "a mask": {"noise_mask": left[None]},
+        "a picture of each step": {"after_step": lambda step, denoised, x, steps: picture(denoised, SD)},
+        "a sampler of its own": {"sampler": MIXED[seed % len(MIXED)]},
         "texts under masks": {"positive": [(text, {"mask": left}), (text + 1, {"mask": 1 - left})]},
         "texts repeated": {"positive": conditioning(1, 77 * (1 + seed % 2)), "negative": conditioning(2, 77)},
         "texts padded": {"positive": conditioning(1, 3 + seed % 2)},
