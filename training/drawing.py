@@ -12,6 +12,7 @@ import torch
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.engine.timeline import HostTimeline
 from serve_app.models.weights import Weights
 from serve_app.nodes.builtin.conditioning import CLIPTextEncode
 from serve_app.nodes.builtin.controlnet import ControlNetApplyAdvanced, ControlNetLoader
@@ -46,7 +47,7 @@ class Wish:
 @contextmanager
 def runtime(models: Path, max_cells: int = 131072) -> Iterator[Runtime]:
     """Give the RUNTIME of a replica over a models directory, on the CPU, for as long as it is open."""
-    engine = Engine(max_cells)
+    engine = Engine(max_cells, HostTimeline())
     try:
         weights = Weights(Catalog(models), torch.device("cpu"), dtype="auto", vae_dtype="auto", budget_bytes=8 * 2**30)
         yield EngineRuntime(engine, weights).bind(lambda done, steps: None)

@@ -31,7 +31,7 @@ from serve_app.engine.device_lost import DeviceLostError, check, is_lost
 from serve_app.engine.forwards import Counters, Forwards
 from serve_app.engine.memory import Beside, Memory
 from serve_app.engine.side_work import PAUSED, Call, Calls, fail
-from serve_app.engine.timeline import HostTimeline, Mark, Timeline
+from serve_app.engine.timeline import Mark, Timeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, UnavailableError
 from serve_app.log import get
@@ -123,14 +123,14 @@ class Engine:
     """Runs trajectories and one-off model work in a thread of its own, without autograd.
 
     max_cells: the most latent cells of all rows in one forward; fewer where the device has run out of memory.
-    timeline: of the device of its models; if not given, one that does all at once. memory: of that device, where it can
+    timeline: of the device of its models (`timeline_of`). memory: of that device, where it can
     be asked. beside: what is held there, and makes way for forwards.
     """
 
     def __init__(
         self,
         max_cells: int,
-        timeline: Timeline | None = None,
+        timeline: Timeline,
         memory: Memory | None = None,
         beside: Beside | None = None,
     ) -> None:
@@ -140,7 +140,7 @@ class Engine:
         """The number of the forward or call that its thread is in, from 1; 0 in between."""
         self._forwards = Forwards(max_cells, self.counters, memory, beside)
         self._curves = Curves()
-        self._timeline = timeline or HostTimeline()
+        self._timeline = timeline
         self._flights: deque[_Flight] = deque()
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._runs: list[_Run] = []

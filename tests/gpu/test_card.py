@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from serve_app.engine.engine import Engine
-from serve_app.engine.timeline import timeline_of
+from serve_app.engine.timeline import HostTimeline, timeline_of
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.backbone import Backbone
 from serve_app.models.upload import Ring, Upload
@@ -66,7 +66,7 @@ def test_a_sampler_gives_on_a_card_what_it_gives_on_a_cpu(engine, networks, samp
         again = [future.result() for future in together(engine, [Trajectory(on_card, r) for r in wanted])]
         assert all(torch.equal(a.latents, b.latents) for a, b in zip(ours, again, strict=True))
         return
-    beside = Engine(2**20)
+    beside = Engine(2**20, HostTimeline())
     theirs = [future.result() for future in together(beside, [Trajectory(on_cpu, r) for r in wanted])]
     beside.close()
     assert all(relative_error(a.latents, b.latents) <= 1e-3 for a, b in zip(ours, theirs, strict=True))

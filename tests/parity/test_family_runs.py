@@ -10,6 +10,7 @@ import torch
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.engine.timeline import HostTimeline
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.catalog import Catalog
 from serve_app.values import Cfg, ContinuousEdm, ContinuousV, Discrete, Guider, Noise, Recipe, SamplerChoice, Training
@@ -61,7 +62,7 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     (root / "diffusion_models").mkdir()
     families.write(root / "diffusion_models")
-    runtime = EngineRuntime(Engine(MAX_CELLS), cpu_weights(Catalog(root)))
+    runtime = EngineRuntime(Engine(MAX_CELLS, HostTimeline()), cpu_weights(Catalog(root)))
 
     async def sample():
         bound = [runtime.bind(lambda done, steps: None) for _ in families.RUNS]

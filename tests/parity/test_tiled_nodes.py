@@ -13,6 +13,7 @@ from torch import Tensor
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.engine.timeline import HostTimeline
 from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.runtime import Runtime
 from serve_app.store.catalog import Catalog
@@ -30,7 +31,7 @@ VAE = Recipe("vae", "checkpoints", "mini15.safetensors")
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    engine = Engine(MAX_CELLS)
+    engine = Engine(MAX_CELLS, HostTimeline())
     yield engine
     engine.close()
 

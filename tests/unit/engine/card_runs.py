@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.engine.engine import Engine
+from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import BackboneFamily, Rows
@@ -30,7 +31,7 @@ class CardEngine(Engine):
 
     def __init__(self, card: Card, max_cells: int = MAX_CELLS) -> None:
         self._card = card
-        super().__init__(max_cells)
+        super().__init__(max_cells, HostTimeline())
 
     def _loop(self) -> None:
         with self._card.used():

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from serve_app.engine.engine import Engine
+from serve_app.engine.timeline import HostTimeline
 from tests.unit.engine.mixes import MAX_CELLS
 
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    engine = Engine(MAX_CELLS)
+    engine = Engine(MAX_CELLS, HostTimeline())
     yield engine
     engine.close()
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.engine.engine import Engine
+from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
 from tests.unit.engine.mixes import TinyBackbone, alone, jobs, relative_error, tiny_flow
 
@@ -35,7 +36,7 @@ def check_mix(mix, backbone, max_cells):
     expected = [alone(backbone, job.request) for job in mix]
     trajectories = [Trajectory(backbone, job.request) for job in mix]
     futures = {}
-    engine = Engine(max_cells)
+    engine = Engine(max_cells, HostTimeline())
     first = len(backbone.calls)
     joining = Lock()
 

@@ -15,6 +15,7 @@ from serve_app.engine import autoencoding
 from serve_app.engine.autoencoding import PIXEL_BYTES, TRIED_AGAIN, Autoencoding, Work
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.vae import Vae
 from serve_app.store.catalog import Catalog
@@ -143,7 +144,7 @@ def small(catalog: Catalog, vae: Vae, monkeypatch: pytest.MonkeyPatch) -> Iterat
     weights = cpu_weights(catalog)
     model = OnAllocator(vae, allocator)
     monkeypatch.setattr(weights, "vae", lambda recipe: model)
-    engine = Engine(MAX_CELLS)
+    engine = Engine(MAX_CELLS, HostTimeline())
     yield EngineRuntime(engine, weights), allocator
     engine.close()
 

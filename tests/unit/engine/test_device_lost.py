@@ -7,6 +7,7 @@ import torch
 
 from serve_app.engine.device_lost import is_lost
 from serve_app.engine.engine import Engine
+from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
 from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, request
@@ -33,7 +34,7 @@ def test_only_errors_of_the_device_itself_mean_that_it_is_lost(error, lost):
 
 @pytest.mark.parametrize("where", ["start", "answer", "feed", "call", "gather"])
 def test_an_engine_whose_device_is_lost_closes_and_answers_nothing_more(where):
-    engine = Engine(MAX_CELLS)
+    engine = Engine(MAX_CELLS, HostTimeline())
 
     def fail(*given):
         raise RuntimeError(ILLEGAL)
@@ -57,7 +58,7 @@ def test_an_engine_whose_device_is_lost_closes_and_answers_nothing_more(where):
 
 
 def test_a_device_that_is_out_of_memory_is_not_lost():
-    engine = Engine(MAX_CELLS)
+    engine = Engine(MAX_CELLS, HostTimeline())
 
     def fail(*given):
         raise torch.OutOfMemoryError("CUDA out of memory.")

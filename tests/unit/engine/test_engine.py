@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from serve_app.engine.engine import Engine
+from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, NodeError, UnavailableError
 from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, alone, conditioning, relative_error, request
@@ -23,7 +24,7 @@ CELLS = 4 * 4
 
 @pytest.fixture
 def engine():
-    engine = Engine(16 * CELLS)
+    engine = Engine(16 * CELLS, HostTimeline())
     yield engine
     engine.close()
 
@@ -116,7 +117,7 @@ def test_rows_of_unequal_sizes_share_a_forward_of_a_network_that_takes_them(engi
 
 
 def test_a_batch_larger_than_a_forward_is_not_split_and_has_one_of_its_own():
-    engine, backbone = Engine(4 * CELLS), TinyBackbone()
+    engine, backbone = Engine(4 * CELLS, HostTimeline()), TinyBackbone()
     r = request(shape=(5, 4, 4, 4), steps=2, positive=conditioning(3, 5))
     [future] = together(engine, [Trajectory(backbone, r)])
     engine.close()
@@ -208,7 +209,7 @@ class Small(TinyBackbone):
 
 @pytest.mark.parametrize("room", [1, 3, 5, 8])
 def test_what_a_device_has_no_room_for_is_learned_once_and_answered_in_smaller_forwards(room):
-    engine, backbone = Engine(MAX_CELLS), Small(room * CELLS)
+    engine, backbone = Engine(MAX_CELLS, HostTimeline()), Small(room * CELLS)
     requests = [request(seed=i, steps=8) for i in range(8)]
     futures = together(engine, [Trajectory(backbone, r) for r in requests])
     engine.close()
@@ -221,7 +222,7 @@ def test_what_a_device_has_no_room_for_is_learned_once_and_answered_in_smaller_f
 
 
 def test_what_a_device_has_no_room_for_alone_fails_its_own_job_with_what_it_needed_and_what_there_was():
-    engine, backbone = Engine(MAX_CELLS), Small(2 * CELLS)
+    engine, backbone = Engine(MAX_CELLS, HostTimeline()), Small(2 * CELLS)
     large, small = request(shape=(3, 4, 4, 4), steps=3), request(seed=4, steps=3)
     failed, done = together(engine, [Trajectory(backbone, r) for r in (large, small)])
     engine.close()
@@ -343,7 +344,7 @@ def test_a_run_of_no_steps_gives_back_its_latents_and_shares_nothing_with_them(e
 
 
 def test_closing_ends_after_the_forward_in_progress_and_fails_what_is_left():
-    engine, forward, go = Engine(MAX_CELLS), Event(), Event()
+    engine, forward, go = Engine(MAX_CELLS, HostTimeline()), Event(), Event()
 
     def before(count):
         forward.set()

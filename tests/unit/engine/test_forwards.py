@@ -10,6 +10,7 @@ import torch
 from serve_app.engine.engine import Engine
 from serve_app.engine.forwards import Counters, Forwards
 from serve_app.engine.memory import CELL_BYTES
+from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.families.unet import UnetInputs
@@ -33,7 +34,7 @@ def no_time(monkeypatch):
 
 def results(backbone, memory=None, idle=None, shape=(1, 4, 4, 4)):
     """Return what eight jobs end with that run together, latents or error, and the engine's failures."""
-    engine = Engine(MAX_CELLS, memory=memory, beside=idle)
+    engine = Engine(MAX_CELLS, HostTimeline(), memory=memory, beside=idle)
     requests = [request(seed=i, steps=STEPS) for i in range(7)] + [request(seed=7, steps=STEPS, shape=shape)]
     futures = together(engine, [Trajectory(backbone, r) for r in requests])
     engine.close()

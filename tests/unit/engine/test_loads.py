@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from serve_app.engine.engine import Engine
 from serve_app.engine.loads import Loads
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import ModelFileError, UnavailableError
 from serve_app.models.recipes import Need
 from serve_app.models.residency import Hold, Resident
@@ -153,7 +154,7 @@ async def test_after_an_error_of_cuda_in_a_load_the_engine_closes(catalog: Catal
         def _load(self, *args: Any) -> Resident:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    engine = Engine(1024)
+    engine = Engine(1024, HostTimeline())
     shared = EngineRuntime(engine, cpu_weights(catalog, kind=Broken))
     with pytest.raises((RuntimeError, UnavailableError)):
         await shared.bind(ignore).sample(sampled("a"))

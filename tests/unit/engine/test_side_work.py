@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.side_work import Call, Calls
+from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
 from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, request
@@ -121,7 +122,7 @@ def test_work_that_fails_at_a_later_step_says_so(engine):
 
 
 def test_work_that_has_begun_fails_when_the_engine_closes():
-    engine = Engine(MAX_CELLS)
+    engine = Engine(MAX_CELLS, HostTimeline())
 
     def endless():
         while True:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import DeviceMemoryError, NodeError
 from serve_app.models.families import AutoencoderKL
 from serve_app.models.tiling import Tiles
@@ -29,7 +30,7 @@ OTHER = Recipe("vae", "vae", "b.safetensors")
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    engine = Engine(MAX_CELLS)
+    engine = Engine(MAX_CELLS, HostTimeline())
     yield engine
     engine.close()
 

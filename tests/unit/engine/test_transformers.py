@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.engine.timeline import HostTimeline
 from serve_app.models.families import AutoencoderKL
 from serve_app.models.families.anima import IDS, WEIGHTS
 from serve_app.models.families.hidream import STATES
@@ -92,7 +93,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 
 @pytest.fixture(scope="module")
 def shared(catalog: Catalog) -> Iterator[EngineRuntime]:
-    engine = Engine(mixes.MAX_CELLS)
+    engine = Engine(mixes.MAX_CELLS, HostTimeline())
     yield EngineRuntime(engine, cpu_weights(catalog))
     engine.close()
 

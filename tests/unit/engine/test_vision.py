@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import IMAGES_TOGETHER, EngineRuntime
+from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import AutoencoderKL, ClipText, ClipVision, Unclip
 from serve_app.nodes.builtin.conditioning import CLIPTextEncode
@@ -56,7 +57,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineRuntime]:
     save_file(tensors | {f"embedder.model.visual.{k}": v for k, v in drawn.items()}, root / "checkpoints" / NAME)
     save_file(drawn, root / "clip_vision" / "vit.safetensors")
     write_sample_checkpoint(root / "checkpoints" / "plain.safetensors")
-    engine = Engine(mixes.MAX_CELLS)
+    engine = Engine(mixes.MAX_CELLS, HostTimeline())
     yield EngineRuntime(engine, cpu_weights(Catalog(root)))
     engine.close()
 

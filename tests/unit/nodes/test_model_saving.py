@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.engine.timeline import HostTimeline
 from serve_app.nodes.builtin.loaders import CheckpointLoaderSimple
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.registry import BUILTIN
@@ -53,7 +54,7 @@ async def test_parts_are_saved_with_their_workflow_and_shown(
 ) -> None:
     volume = Volume({area: tmp_path / area for area in AREAS})
     done: list[tuple[int, int]] = []
-    engine = Engine(max_cells=1)
+    engine = Engine(1, HostTimeline())
     runtime = EngineRuntime(engine, cpu_weights(catalog)).bind(lambda at, of: done.append((at, of)))
     recipes = dict(
         zip(("model", "clip", "vae"), CheckpointLoaderSimple().load_checkpoint("a.safetensors"), strict=True)
