@@ -37,6 +37,8 @@ TENANTS = ("a", "b")
 FLOOD, QUIET = 200, 40
 LIGHT_S = 0.1
 JAIN = 0.95
+LARGE, PIECE = 128 * 1024 * 1024, 1024 * 1024
+"""Of a model file: more than any other body may be."""
 ROTATIONS = 2
 REPLACED = [401] * ROTATIONS + [200]
 COLOURS = {"a": 0xFF0000, "b": 0x0000FF}
@@ -49,7 +51,8 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TenantServer]:
     (root / "packs" / "sleeps.py").write_text(PACK)
     pool = {"name": "gpu", "num_cpus": 1, "threads": 1, "tasks_per_replica": 2}
     ingress = {"root_dialect": "comfy", "max_replicas": 2}
-    with running(root, *TENANTS, custom_nodes_dir=str(root / "packs"), pools=[pool], ingress=ingress) as tenants:
+    more = {"pools": [pool], "ingress": ingress, "model_changes": {}}
+    with running(root, *TENANTS, custom_nodes_dir=str(root / "packs"), **more) as tenants:
         yield tenants
 
 
@@ -185,6 +188,31 @@ def test_a_flood_leaves_a_quiet_tenant_its_share_of_the_gpu(tenants: TenantServe
         resume(tenants.server)
         for job_id in asked:
             assert wait_for(lambda j=job_id: quiet.get(f"/history/{j}"), "a job")[job_id]["status"]["completed"]  # type: ignore[misc]
+
+
+def test_a_model_that_an_admin_uploads_is_listed_by_every_ingress_at_once(tenants: TenantServer) -> None:
+    http, path = tenants.server.http, "/models/loras/large.safetensors"
+    header = json.dumps({"w": {"dtype": "U8", "shape": [LARGE], "data_offsets": [0, LARGE]}}).encode()
+
+    def pieces() -> Iterator[bytes]:
+        yield len(header).to_bytes(8, "little") + header
+        for _ in range(LARGE // PIECE):
+            yield bytes(PIECE)
+
+    def listed() -> list[bool]:
+        """Ask by connections of their own, which go to either ingress."""
+        asked = (httpx.get(f"{tenants.server.url}/models/loras", headers=dict(http.headers)) for _ in range(6))
+        return ["large.safetensors" in answer.json() for answer in asked]
+
+    with tenants.client("a") as a:
+        assert a.http.put(path, content=b"no model").status_code == 403
+        assert a.http.delete(path).status_code == 403
+    put = http.put(path, content=pieces())
+    assert (put.status_code, put.json()["size"]) == (201, 8 + len(header) + LARGE)
+    assert listed() == [True] * 6
+    assert (tenants.root / "models" / "loras" / "large.safetensors").stat().st_size == put.json()["size"]
+    assert http.delete(path).status_code == 200
+    assert listed() == [False] * 6
 
 
 class Load(threading.Thread):
