@@ -73,8 +73,9 @@ async def session(client: Any, graph: dict[str, Any], data: bytes) -> None:
     assert again.created_new is False
 
     key = str(uuid.uuid4())
-    # It takes longer than a stream to open: of a job that has ended the outputs are told first, and no progress.
-    lasting = graph_with(client, graph, picture, seed=1, steps=100)
+    # It takes longer than a stream to open: of a job that has ended the outputs are told first, and no progress. So it
+    # has a seed of its own, for another session's results would end it at once.
+    lasting = graph_with(client, graph, picture, seed=uuid.uuid4().int % 2**32, steps=200)
     job = await done(client.submit(lasting, idempotency_key=key, metadata={"run": run, "n": "0"}))
     assert job.metadata == {"run": run, "n": "0"}
     events = [event async for event in each(job.events())]
