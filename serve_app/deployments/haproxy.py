@@ -99,7 +99,13 @@ def _configuration(folder: Path, host: str, port: int, replicas: int) -> str:
         # connection without a word. So each request goes through HAProxy once more, on a connection of its own.
         "backend inside": ["option http-server-close", "http-reuse never", f"server inside unix@{inside}"],
         "frontend inside": [f"bind unix@{inside} mode 600 proto h1", "default_backend ingress"],
-        "backend ingress": ["balance leastconn", *servers],
+        # What only reads is asked of another replica where one dies with it before it has said anything.
+        "backend ingress": [
+            "balance leastconn",
+            "retry-on conn-failure empty-response",
+            "http-request disable-l7-retry unless METH_GET",
+            *servers,
+        ],
     }
     return "".join(f"{name}\n" + "".join(f"    {line}\n" for line in lines) for name, lines in sections.items())
 
