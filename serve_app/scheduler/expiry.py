@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from serve_app import log
-from serve_app.errors import StaleEpochError, UnavailableError
+from serve_app.scheduler.rounds import repeat
 from serve_app.scheduler.tenure import Tenure
 from serve_app.store.jobs import Jobs
 from serve_app.store.named_files import NeededFiles, Place, ref_of
@@ -50,19 +50,8 @@ class Expiry:
         self._deleted = deleted
 
     async def run(self) -> None:
-        """Look now and then, until cancelled; a store or database that is away is left for the next time."""
-        told = ""
-        while True:
-            try:
-                await self.once()
-                told = ""
-            except StaleEpochError:
-                return
-            except (UnavailableError, OSError) as error:
-                if str(error) != told:
-                    told = str(error)
-                    _log.warning("what is beyond its retention stays for now: %s", error)
-            await asyncio.sleep(self._rules.every_s)
+        """Look now and then, until cancelled."""
+        await repeat(self.once, self._rules.every_s, "what is beyond its retention stays for now")
 
     async def once(self) -> None:
         """Let everything go that is beyond its bounds."""

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from itertools import groupby, islice
 from typing import Any
 
-from serve_app import log
-from serve_app.errors import FileMissingError, StaleEpochError, UnavailableError
+from serve_app.errors import FileMissingError
+from serve_app.scheduler.rounds import repeat
 from serve_app.scheduler.tenure import Tenure
 from serve_app.store.atomic_write import UNFINISHED
 from serve_app.store.inquiries import Inquiry
@@ -31,7 +31,6 @@ EVERY_S = 1.0
 """How often what has changed is noted."""
 COUNT_S = 3600.0
 """How often all files are looked at."""
-_log = log.get("scheduler")
 
 
 class StorageCount:
@@ -66,22 +65,9 @@ class StorageCount:
             self._changed.append(place)
 
     async def run(self) -> None:
-        """Count until cancelled; a store or database that is away is left for the next time."""
-        told = ""
-        while True:
-            try:
-                if not self._needed:
-                    await self._ask(ForgetUnseen(math.inf))
-                    return
-                await self.once()
-                told = ""
-            except StaleEpochError:
-                return
-            except (UnavailableError, OSError) as error:
-                if str(error) != told:
-                    told = str(error)
-                    _log.warning("what tenants have stored is not counted for now: %s", error)
-            await asyncio.sleep(EVERY_S)
+        """Count until cancelled; an earlier count that nobody needs any more goes."""
+        work = self.once if self._needed else self._forget
+        await repeat(work, EVERY_S, "what tenants have stored is not counted for now")
 
     async def once(self) -> None:
         """Note what has changed, and look at all files if that is due."""
@@ -96,6 +82,10 @@ class StorageCount:
         if time.monotonic() >= self._counted_s + COUNT_S:
             await self._count()
             self._counted_s = time.monotonic()
+
+    async def _forget(self) -> bool:
+        await self._ask(ForgetUnseen(math.inf))
+        return True
 
     async def _count(self) -> None:
         started_s, found = time.time(), self._all()

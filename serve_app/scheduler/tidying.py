@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from serve_app import log
-from serve_app.errors import StaleEpochError, UnavailableError
+from serve_app.scheduler.rounds import repeat
 from serve_app.scheduler.tenure import Tenure
 from serve_app.store.assets import ExpireAssets
 from serve_app.store.jobs import Jobs
@@ -23,7 +22,6 @@ EVERY_S = 60.0
 """How often is swept."""
 LOOK_S = 3600.0
 """How often it is looked for files of processes that were killed as they wrote."""
-_log = log.get("scheduler")
 
 
 class Tidying:
@@ -46,19 +44,15 @@ class Tidying:
         self._looked_s = -math.inf
 
     async def run(self) -> None:
-        """Sweep until cancelled; a store or database that is away is left for the next time."""
-        started_s, told = self._tenure.started_s if self._tenure.anew else None, ""
-        while True:
-            try:
-                await self.once(started_s)
-                started_s, told = None, ""
-            except StaleEpochError:
-                return
-            except (UnavailableError, OSError) as error:
-                if str(error) != told:
-                    told = str(error)
-                    _log.warning("files that nobody needs stay for now: %s", error)
-            await asyncio.sleep(EVERY_S)
+        """Sweep until cancelled."""
+        started_s = self._tenure.started_s if self._tenure.anew else None
+
+        async def sweep() -> None:
+            nonlocal started_s
+            await self.once(started_s)
+            started_s = None
+
+        await repeat(sweep, EVERY_S, "files that nobody needs stay for now")
 
     async def once(self, started_s: float | None = None) -> None:
         """Sweep. started_s: when the server started, if that was just now."""
