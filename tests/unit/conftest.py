@@ -1,4 +1,4 @@
-"""What tests of several floors start: a database of either kind, and an object store."""
+"""What tests of several floors start: a database of either kind, an object store, and a store of either kind."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import pytest
 
 from serve_app.store.bucket import Bucket
 from serve_app.store.location import Location
+from serve_app.store.s3 import S3
+from serve_app.store.store import AREAS, WholeStore
+from serve_app.store.volume import Volume
 from tests import postgres
 from tests.seaweed import ACCESS, SECRET, Seaweed
 
@@ -30,6 +33,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/jobs.sqlite"
     return request.getfixturevalue("postgres_server").database()
+
+
+@pytest.fixture(params=["volume", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> WholeStore:
+    """An empty store, of each kind in turn."""
+    if request.param == "s3":
+        return S3(request.getfixturevalue("bucket"))
+    return Volume({area: tmp_path / area for area in AREAS})
 
 
 @pytest.fixture(scope="session")

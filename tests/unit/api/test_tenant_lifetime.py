@@ -15,20 +15,10 @@ from serve_app.store import retention
 from serve_app.store.backup import restore_backup, write_backup
 from serve_app.store.jobs import Jobs
 from serve_app.store.retention import Bounds, RetentionRules
-from serve_app.store.s3 import S3
-from serve_app.store.store import AREAS, WholeStore
-from serve_app.store.volume import Volume
 from tests.unit.api.tenant_world import PICTURE, World, world
 
 KEPT = ("/history", "/api/assets?tags_any=output,input", "/api/webhooks", "/settings", "/userdata?dir=notes")
 """Where a tenant sees what outlives its server."""
-
-
-@pytest.fixture(params=["volume", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> WholeStore:
-    if request.param == "s3":
-        return S3(request.getfixturevalue("bucket"))
-    return Volume({area: tmp_path / area for area in AREAS})
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from serve_app.scheduler.storage_count import StorageCount
 from serve_app.scheduler.tenure import Tenure
 from serve_app.store.jobs import Jobs
 from serve_app.store.retention import Bounds, RetentionRules
-from serve_app.store.s3 import S3
 from serve_app.store.store import AREAS, FileRef, WholeStore
 from serve_app.store.stored_bytes import NoteFiles, StoredBytes, name_of
 from serve_app.store.sweep import Sweep
@@ -46,12 +45,8 @@ async def in_database(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-@pytest.fixture(params=["volume", "s3"])
-def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    if request.param == "s3":
-        store: WholeStore = S3(request.getfixturevalue("bucket"))
-    else:
-        store = Volume({area: tmp_path / area for area in AREAS})
+@pytest.fixture
+def site(store: WholeStore, tmp_path: Path) -> Iterator[Site]:
     made = Site(store, tmp_path)
     yield made
     made.jobs.close()

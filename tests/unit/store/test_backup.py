@@ -24,7 +24,6 @@ from serve_app.store.backup import restore_backup, write_backup
 from serve_app.store.changes import Claims, JobAccepted, JobEnded, JobStarted, OutputRecorded
 from serve_app.store.jobs import Jobs
 from serve_app.store.pauses import THE_QUEUE, AllPauses, SetPause
-from serve_app.store.s3 import S3
 from serve_app.store.store import AREAS, FileRef, WholeStore
 from serve_app.store.volume import Volume
 from tests.unit.store.test_sweep import ROW
@@ -32,13 +31,6 @@ from tests.unit.store.test_sweep import ROW
 KEY = replace(minted("acme", "website", ("submit", "read"), 90.0)[0], created_s=5.0)
 SEEN = AuditEntry(6.5, "ingress", 1, "acme", KEY.shown, "POST /prompt", "10.0.0.1", 200)
 FILE = FileRef("output", "sub", "ä.png")
-
-
-@pytest.fixture(params=["volume", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> WholeStore:
-    if request.param == "s3":
-        return S3(request.getfixturevalue("bucket"))
-    return Volume({area: tmp_path / area for area in AREAS})
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,18 +12,9 @@ from serve_app.store.changes import JobAccepted, OutputRecorded
 from serve_app.store.jobs import Jobs
 from serve_app.store.named_files import FEW, NeededFiles, Place, places
 from serve_app.store.removal import Doomed, RemoveJobs, SettleDoomed
-from serve_app.store.s3 import S3
-from serve_app.store.store import AREAS, FileRef, Store
+from serve_app.store.store import FileRef, Store
 from serve_app.store.sweep import Sweep
-from serve_app.store.volume import Volume
 from tests.unit.store.test_sweep import ROW, Saves
-
-
-@pytest.fixture(params=["volume", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "s3":
-        return S3(request.getfixturevalue("bucket"))
-    return Volume({area: tmp_path / area for area in AREAS})
 
 
 @pytest.fixture

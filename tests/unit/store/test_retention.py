@@ -28,13 +28,6 @@ from tests.unit.store.test_sweep import ROW
 DAY_S = 86_400.0
 
 
-@pytest.fixture(params=["volume", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> WholeStore:
-    if request.param == "s3":
-        return S3(request.getfixturevalue("bucket"))
-    return Volume({area: tmp_path / area for area in AREAS})
-
-
 class Site:
     """A database and a store, what is let go of, and what the scheduler is told of that."""
 

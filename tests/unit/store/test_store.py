@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import pytest
 
 from serve_app.errors import FileMissingError
-from serve_app.store.s3 import S3
-from serve_app.store.store import AREAS, FileRef, Store
-from serve_app.store.volume import Volume
+from serve_app.store.store import FileRef, Store
 
 REF = FileRef("output", "a/ü b", "x y.png")
 CONTENT = bytes(range(256)) * 4096
-
-
-@pytest.fixture(params=["volume", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "volume":
-        return Volume({area: tmp_path / area for area in AREAS})
-    return S3(request.getfixturevalue("bucket"))
 
 
 def read(store: Store, ref: FileRef, span: range | None = None) -> bytes:

@@ -17,7 +17,6 @@ from serve_app.nodes.files import NodeFiles
 from serve_app.store.changes import JobAccepted, JobEnded, JobRow, OutputRecorded
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents, shown
-from serve_app.store.s3 import S3
 from serve_app.store.store import AREAS, FileRef, Store
 from serve_app.store.sweep import Sweep
 from serve_app.store.volume import Volume
@@ -60,13 +59,6 @@ class Saves:
 
     def there(self) -> set[FileRef]:
         return {ref for area in AREAS for ref, _ in self.store.files(area)}
-
-
-@pytest.fixture(params=["volume", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "s3":
-        return S3(request.getfixturevalue("bucket"))
-    return Volume({area: tmp_path / area for area in AREAS})
 
 
 @pytest.fixture
