@@ -169,13 +169,14 @@ class Dispatch:
             return first, warm
         ready = self._ready[name]
         record, own = self._with_line(ready, pool)
+        worth = WORTH if pool.has_room(LOOKED_AT) else WORTH_DISPLACING
         for waiting in ready.firsts(LOOKED_AT):
             if waiting is own:
                 break
             if len(warm := pool.free_with(waiting.file)):
                 return waiting, warm
             if record is None or own is None:
-                if not self._waits(waiting, name, pool, at_s):
+                if not self._waits(waiting, name, pool, worth, at_s):
                     return waiting, pool.free
             elif ready.place(waiting) < ready.place(own) and self._goes_over(record, own, waiting, name, pool):
                 return waiting, LeastBusy([record])
@@ -206,11 +207,13 @@ class Dispatch:
         left = pool.slots_with(own.file) - record.info.slots
         return left > 0 and ready.waiting_s[other.file] / slots > ready.waiting_s[own.file] / left + patience_s
 
-    def _waits(self, waiting: Waiting, name: str, pool: PoolReplicas, at_s: float) -> bool:
-        """Whether a task is started sooner by a busy replica that holds its file than by a free one that loads it."""
+    def _waits(self, waiting: Waiting, name: str, pool: PoolReplicas, worth: float, at_s: float) -> bool:
+        """Whether a task is started sooner by a busy replica that holds its file than by a free one that loads it.
+
+        worth: how many times as long as loading takes is waited.
+        """
         slots = pool.slots_with(waiting.file)
-        load_s = self._costs.load_s(name, waiting.file)
-        worth_s = (WORTH if pool.has_room(LOOKED_AT) else WORTH_DISPLACING) * load_s
+        worth_s = worth * self._costs.load_s(name, waiting.file)
         if not slots or self._ready[name].waiting_s[waiting.file] >= worth_s * slots:
             return False
         if waiting.held_s is None:
