@@ -29,7 +29,8 @@ HOUR_S = 3600.0
 PACKS = Path(__file__).parent / "packs"
 NAMED = "cpu"
 POOL = {"name": NAMED, "runtime": False, "num_cpus": 0, "min_replicas": 1, "tasks_per_replica": 1}
-SPEC = NodeSpec("Sleep", (Input("seconds", "FLOAT"), Input("seed", "INT")), (), (), (), output_node=True)
+INPUTS = (Input("seconds", "FLOAT"), Input("steps", "INT"), Input("seed", "INT"))
+SPEC = NodeSpec("Sleep", INPUTS, (), (), (), output_node=True)
 PATHS = {
     "GET /api/queue": "/api/queue",
     "GET /queue": "/queue",

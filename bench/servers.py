@@ -22,7 +22,7 @@ import yaml
 from bench.client import Client
 from bench.workflows import noop
 
-START_S = 180.0
+START_S = 600.0
 STOP_S = 60.0
 
 

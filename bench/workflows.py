@@ -100,9 +100,9 @@ def sleeping(seconds: float) -> dict[str, Any]:
     }
 
 
-def sleep(seconds: float) -> dict[str, Any]:
-    """Return a workflow of the pack `sleeper`, which takes a slot for so long."""
-    return {"1": _node("Sleep", seconds=seconds, seed=next(_fresh))}
+def sleep(seconds: float, steps: int = 1) -> dict[str, Any]:
+    """Return a workflow of the pack `sleeper`, which takes a slot for so long, in so many steps."""
+    return {"1": _node("Sleep", seconds=seconds, steps=steps, seed=next(_fresh))}
 
 
 def ticker(count: int, interval_s: float) -> dict[str, Any]:
