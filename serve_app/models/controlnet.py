@@ -110,6 +110,8 @@ class ControlNetwork(nn.Module):
             time = time + kinds
         if self.class_embedding is not None and vector is not None:
             time = time + self.class_embedding(vector.to(dtype))
+        # The blocks are told the time after its activation.
+        time = silu(time)
         bias = None if context_mask is None else ((1 - context_mask.to(dtype)) * -10000.0).unsqueeze(1)
         text = {"encoder_hidden_states": context.to(dtype), "encoder_attention_mask": bias}
         h: Tensor = self.conv_in(x.to(dtype)) + embedded

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.models.control import ActiveControl, Controlled, control_residuals
 from serve_app.models.families.family import BackboneFamily, Located, Rows, marked
+from serve_app.models.families.unet_blocks import slimmed
 from serve_app.models.families.unet_functions import FUNCTIONS, transformers, with_functions
 from serve_app.models.families.unet_names import DIFFUSERS, lora_names, single_file
 from serve_app.models.grounding import ActiveGrounding, with_boxes
@@ -227,7 +228,7 @@ class Unet(BackboneFamily):
         up = ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(self.depths)]
         # diffusers reads the middle's depth from the last level's, which is free when that level has no attention.
         depths = (*self.depths[:-1], self.middle_depth)
-        unet: nn.Module = UNet2DConditionModel(
+        unet = UNet2DConditionModel(
             in_channels=self.latent_channels + self.concat_channels,
             out_channels=self.latent_channels,
             down_block_types=tuple(down),
@@ -243,7 +244,7 @@ class Unet(BackboneFamily):
             projection_class_embeddings_input_dim=self.vector_dim or None,
             norm_num_groups=NORM_GROUPS,
         )
-        return unet
+        return slimmed(unet)
 
     def lora_names(self, parameters: Sequence[str]) -> dict[str, str]:
         return lora_names(parameters, self.table())

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from serve_app.models.families.family import Rows
+from serve_app.models.families.unet_blocks import attention
 
 Block: TypeAlias = "tuple[str, int]"
 """("input", "middle" or "output", number), as ComfyUI counts a UNet's blocks."""
@@ -304,9 +304,3 @@ class _Attention:
         rows = x.new_zeros(batch, *x.shape[1:])
         rows[span.rows] = x
         return layer(rows)[span.rows]
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Return attention over heads of queries (B,N,H·d), keys and values (B,M,H·d), as (B,N,H·d)."""
-    q, k, v = (torch.unflatten(t, -1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2)

@@ -21,10 +21,10 @@ from tests.unit.engine.mixes import request
 from tests.unit.models.control_nets import ARCHITECTURE, backbone, control_net
 
 COSTS = {
-    "plain": (10, 335, 11, 335),
-    "a ControlNet": (13, 500, 14, 500),
-    "one set of LoRAs": (10, 447, 11, 447),
-    "eight sets of LoRAs": (10, 447, 11, 447),
+    "plain": (10, 284, 11, 284),
+    "a ControlNet": (13, 426, 14, 426),
+    "one set of LoRAs": (10, 396, 11, 396),
+    "eight sets of LoRAs": (10, 396, 11, 396),
 }
 """By what jobs have: kernels around the networks of a forward of one job and in them, and the same of eight jobs.
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from serve_app.models.families.family import Rows
 from serve_app.models.families.unet import stack_contexts
-from serve_app.models.families.unet_functions import attention, places, with_functions
+from serve_app.models.families.unet_blocks import attention
+from serve_app.models.families.unet_functions import places, with_functions
 
 ATTENTIONS = [("input", 3), ("middle", 0), ("output", 2), ("output", 3)]
 """The blocks of the small network that have a transformer, as ComfyUI counts: conv_in is ("input", 0)."""
