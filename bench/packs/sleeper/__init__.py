@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from comfy.utils import ProgressBar  # type: ignore[import-not-found]  # made for packs
+from comfy.utils import ProgressBar  # made for packs
 
 
 class Sleep:
