@@ -24,7 +24,8 @@ import uvicorn
 
 from serve_app.api.app import create_app
 from serve_app.api.crowd import Crowd
-from serve_app.service import Limits, Service
+from serve_app.request_limits import Limits
+from serve_app.service import Service
 from serve_app.store.store import AREAS
 from serve_app.store.volume import Volume
 from tests.unit.api.scripted_replica import scripted

@@ -29,7 +29,8 @@ from serve_app import log
 from serve_app.api.app import create_app
 from serve_app.api.audit import AuditLog
 from serve_app.api.identity import Identity
-from serve_app.service import Limits, Service
+from serve_app.request_limits import Limits
+from serve_app.service import Service
 from serve_app.store.api_keys import AddKey, minted
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume

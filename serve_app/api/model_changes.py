@@ -20,7 +20,8 @@ from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import ForbiddenError, ModelFileInUseError, StoreError
 from serve_app.limits import ModelChangeLimits
-from serve_app.service import BodyBound, Service
+from serve_app.request_limits import BodyBound
+from serve_app.service import Service
 from serve_app.store.named_models import NamesModel
 
 router = Routes()

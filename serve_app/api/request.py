@@ -17,8 +17,9 @@ from serve_app.api.routing import Given
 from serve_app.api.strict_json import parse_object
 from serve_app.errors import BodyTooLargeError, InvalidSubmissionError, QuotaLeft
 from serve_app.limits import refused
+from serve_app.request_limits import BodyBound
 from serve_app.scheduler.client import QueueView
-from serve_app.service import BodyBound, Service, Submitted
+from serve_app.service import Service, Submitted
 
 T = TypeVar("T")
 

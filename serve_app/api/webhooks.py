@@ -21,7 +21,7 @@ from serve_app.api.strict_json import Json
 from serve_app.errors import InvalidSubmissionError, shown
 from serve_app.limits import refused
 from serve_app.scheduler.outgoing import check_secret, check_url, new_secret
-from serve_app.service import Service, is_job_id
+from serve_app.service import Service
 from serve_app.store.webhooks import (
     EVENTS,
     AddWebhook,
@@ -33,6 +33,7 @@ from serve_app.store.webhooks import (
     Webhook,
     Webhooks,
 )
+from serve_app.submissions import is_job_id
 
 router = Routes()
 

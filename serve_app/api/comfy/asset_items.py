@@ -18,11 +18,12 @@ from starlette.responses import Response
 from serve_app.api.content import content_type
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError, ModelFileError, ServeAppError, shown
-from serve_app.service import Service, is_job_id
+from serve_app.service import Service
 from serve_app.store.assets import FOLDER, Asset, FindAssets
 from serve_app.store.catalog import Catalog
 from serve_app.store.store import FileRef, FileStat
 from serve_app.store.tenants import MARK
+from serve_app.submissions import is_job_id
 
 VIEWED = ("image/", "video/", "audio/", "text/")
 """Kinds that the page shows by themselves."""

@@ -22,10 +22,11 @@ from serve_app.api.routing import Routes
 from serve_app.api.stored_file import stored_file
 from serve_app.api.strict_json import Json
 from serve_app.errors import shown
-from serve_app.service import Service, is_job_id
+from serve_app.service import Service
 from serve_app.store.assets import DeleteAsset
 from serve_app.store.gallery import ChangeTags, JobOutputs
 from serve_app.store.named_files import NeededFiles, places
+from serve_app.submissions import is_job_id
 
 router = Routes()
 

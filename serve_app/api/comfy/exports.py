@@ -29,11 +29,12 @@ from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import shown
-from serve_app.service import Service, is_job_id
+from serve_app.service import Service
 from serve_app.store.archive import Member, zipped
 from serve_app.store.assets import BATCH
 from serve_app.store.exports import Export, FindExport, KeepExport
 from serve_app.store.gallery import JobOutputs
+from serve_app.submissions import is_job_id
 
 router = Routes()
 

@@ -20,8 +20,8 @@ from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json, JsonText, encode
 from serve_app.scheduler.client import JobView
-from serve_app.service import is_job_id
 from serve_app.store.changes import JobQuery
+from serve_app.submissions import is_job_id
 
 router = Routes()
 

@@ -15,7 +15,8 @@ from serve_app.api.request import Current, quota_headers, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import InvalidGraphError
-from serve_app.service import KEYS, Service
+from serve_app.service import Service
+from serve_app.submissions import KEYS
 
 router = Routes()
 

@@ -23,9 +23,10 @@ from serve_app.api.v2.failures import CodedError
 from serve_app.api.v2.shapes import asset_shape
 from serve_app.api.v2.submission import idempotency_key
 from serve_app.errors import FileMissingError, shown
-from serve_app.service import Service, is_job_id
+from serve_app.service import Service
 from serve_app.store.assets import Asset, DeleteAsset, FindAssets, HasBytes, MintAsset
 from serve_app.store.blobs import FilePieces, content_hash, new_file
+from serve_app.submissions import is_job_id
 
 router = Routes()
 

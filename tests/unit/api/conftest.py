@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.service import Limits, Service
+from serve_app.request_limits import Limits
+from serve_app.service import Service
 from serve_app.store.catalog import Catalog
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume

@@ -19,7 +19,8 @@ from serve_app.api.identity import Identity
 from serve_app.api.tokens import Tokens
 from serve_app.graph.spec import Input, NodeSpec
 from serve_app.limits import NO_QUOTAS, ModelChangeLimits, Quotas
-from serve_app.service import Limits, Service
+from serve_app.request_limits import Limits
+from serve_app.service import Service
 from serve_app.store.api_keys import AddKey, minted
 from serve_app.store.catalog import Catalog
 from serve_app.store.retention import RetentionRules

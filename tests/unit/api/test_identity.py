@@ -25,8 +25,9 @@ from serve_app.api.token_rules import TokenRules
 from serve_app.api.tokens import Tokens
 from serve_app.errors import InvalidSubmissionError, UnauthenticatedError, UnavailableError
 from serve_app.limits import Quota, Quotas
+from serve_app.request_limits import Limits
 from serve_app.scheduler.client import SchedulerClient
-from serve_app.service import Limits, Service
+from serve_app.service import Service
 from serve_app.store import usage
 from serve_app.store.api_keys import AddKey, EndKey, minted, parts
 from serve_app.store.audit import ReadAudit

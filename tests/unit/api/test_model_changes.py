@@ -17,7 +17,8 @@ from serve_app.api.app import create_app
 from serve_app.api.crowd import Crowd
 from serve_app.cli import main
 from serve_app.limits import ModelChangeLimits
-from serve_app.service import Limits, Service
+from serve_app.request_limits import Limits
+from serve_app.service import Service
 from serve_app.store.audit import ReadAudit
 from serve_app.store.catalog import Catalog
 from serve_app.store.mirror import Mirror

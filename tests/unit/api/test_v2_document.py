@@ -23,7 +23,8 @@ from serve_app.api.app import create_app
 from serve_app.api.v2 import routes
 from serve_app.api.v2.document import DOCUMENT, PATHS
 from serve_app.api.v2.failures import CODES
-from serve_app.service import Limits, Service
+from serve_app.request_limits import Limits
+from serve_app.service import Service
 from serve_app.store.volume import Volume
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import scripted
