@@ -22,11 +22,11 @@ from serve_app.deployments.rpc import Address, Peer, Server
 from serve_app.limits import REFUSALS
 from serve_app.replica.files import fingerprints, open_catalog, open_store
 from serve_app.replica.host import host_stats
+from serve_app.scheduler.housekeeping import KeptFiles
 from serve_app.scheduler.messages import ReplicaInfo
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.scheduler.succession import Succession
 from serve_app.store.jobs import Jobs
-from serve_app.store.sweep import Sweep
 from serve_app.store.userdata import UserData
 
 ORPHANED_S = 120.0
@@ -193,9 +193,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         silence_s=config.silence_s,
         job_time_s=config.job_time_s,
         deadline_s=config.deadline_s,
-        sweep=Sweep(jobs, store, config.temp_age_s),
-        retention=(config.retention.rules, store),
-        user_data=UserData(config.user_dir),
+        files=KeptFiles(store, config.temp_age_s, config.retention.rules, UserData(config.user_dir)),
         events=config.events,
         webhooks=config.webhooks,
     )

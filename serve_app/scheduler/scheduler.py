@@ -61,7 +61,7 @@ from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.courier import Courier, CourierThread
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.event_stream import EventStream
-from serve_app.scheduler.expiry import Expiry
+from serve_app.scheduler.housekeeping import Housekeeping, KeptFiles
 from serve_app.scheduler.job_counters import JobCounters
 from serve_app.scheduler.job_lists import JobLists
 from serve_app.scheduler.journal import EPOCH_BITS
@@ -86,9 +86,7 @@ from serve_app.scheduler.stimuli import (
     Tell,
     TimePassed,
 )
-from serve_app.scheduler.storage_count import StorageCount
 from serve_app.scheduler.tenure import Tenure
-from serve_app.scheduler.tidying import Tidying
 from serve_app.scheduler.time_limit import Overtime
 from serve_app.scheduler.usage import DAY_S, Usage
 from serve_app.scheduler.views import live_view, queue_view, row_view, standing
@@ -101,11 +99,7 @@ from serve_app.store.pauses import AllPauses, Pause, SetPause
 from serve_app.store.removal import PORTION, RemoveJobs
 from serve_app.store.reserved import Contents
 from serve_app.store.reserved import shown as shown_files
-from serve_app.store.retention import KINDS, RetentionRules
-from serve_app.store.store import WholeStore
 from serve_app.store.stored_bytes import StoredBytes, refusal
-from serve_app.store.sweep import Sweep
-from serve_app.store.userdata import UserData
 
 T = TypeVar("T")
 _log = log.get("scheduler")
@@ -126,8 +120,7 @@ class Scheduler:
     """One per cluster. Implements SchedulerClient for the ingress and SchedulerForReplicas for the replicas.
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
-    the scheduler's own host. holder: the server it belongs to. rules: who may submit. sweep: removes files that nobody
-    needs. retention: how much is kept of history and of the files of a store. user_data: what is counted beside those.
+    the scheduler's own host. holder: the server it belongs to. rules: who may submit. files: what it keeps in order.
     events: what is kept of them. webhooks: where those may be, and how long they are tried.
     """
 
@@ -144,9 +137,7 @@ class Scheduler:
         silence_s: float,
         job_time_s: float | None,
         deadline_s: float | None = None,
-        sweep: Sweep | None = None,
-        retention: tuple[RetentionRules, WholeStore] | None = None,
-        user_data: UserData | None = None,
+        files: KeptFiles | None = None,
         events: EventLimits | None = None,
         webhooks: WebhookLimits | None = None,
     ) -> None:
@@ -170,15 +161,10 @@ class Scheduler:
         self.counters = JobCounters()
         self._paused: Mapping[Pause, float] = {}
         self._pausing = asyncio.Lock()
-        self._sweep = sweep
-        self._retention = retention
-        self._tidying: Tidying | None = None
+        self._files = files
+        self._housekeeping: Housekeeping | None = None
         self._tenure = Tenure(jobs, holder, self._in_database)
         self.fenced = self._tenure.fenced
-        self._stored: StorageCount | None = None
-        if retention is not None:
-            counting = (rules.quotas.count_bytes, jobs, retention[1], user_data, self._tenure, self._in_database)
-            self._stored = StorageCount(*counting)
         limits = webhooks or WebhookLimits()
         post = Outgoing(limits.allowed_networks, limits.timeout_s).post
         self._courier = CourierThread(lambda: Courier(self._asked, post, limits))
@@ -220,28 +206,18 @@ class Scheduler:
         ended, _ = await self._in_database(self._jobs.page, query)
         self._published.recover([*(row for row in ended if (row.ended_s or 0.0) > time.time() - RECENT_S), *unfinished])
         await asyncio.gather(*map(self._recover, unfinished), return_exceptions=True)
-        if self._stored is not None:
-            self._tasks.append(asyncio.create_task(self._stored.run()))
-        if self._sweep is not None:
-            if self._stored is not None:
-                self._sweep.deleted = self._stored.deleted
-            results = self._machine.results.shown
-            tidying = Tidying(self._sweep, self._jobs, self._tenure, results, self._in_database)
-            self._tasks.append(asyncio.create_task(tidying.run()))
-            self._tidying = tidying
-        if self._retention is not None and self._stored is not None and self._retention[0].concern(*KINDS):
-            rules, store = self._retention
-            expiry = Expiry(
-                rules,
+        if self._files is not None:
+            self._housekeeping = Housekeeping(
+                self._files,
                 self._jobs,
-                store,
                 self._tenure,
                 self._in_database,
+                count_bytes=self._rules.quotas.count_bytes,
+                results=self._machine.results.shown,
                 forgotten=self._forgotten,
                 forget_files=self._forget_files,
-                deleted=self._stored.deleted,
             )
-            self._tasks.append(asyncio.create_task(expiry.run()))
+            self._tasks.append(asyncio.create_task(self._housekeeping.run()))
         self._courier.start()
         _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self._machine.jobs))
 
@@ -416,10 +392,10 @@ class Scheduler:
             left, more = None if left is None else left[PORTION:], removed.more
             count += len(removed.ended)
             unfinished += removed.unfinished
-        if self._tidying is not None:
+        if self._housekeeping is not None:
             # What cannot be deleted now is on the list, and deleted with what else nobody needs.
             with contextlib.suppress(UnavailableError, OSError):
-                await self._tidying.doomed()
+                await self._housekeeping.doomed()
         return count, tuple(unfinished)
 
     async def _forgotten(self, job_ids: Sequence[str]) -> None:
@@ -633,8 +609,8 @@ class Scheduler:
                 case Send(replica_id, message):
                     self._mail(replica_id, message)
                 case Publish(event):
-                    if event.kind == "executed" and self._stored is not None:
-                        self._saved(event, self._stored)
+                    if event.kind == "executed":
+                        self._saved(event)
                     self._published.publish(event)
                     self.counters.take(event)
                     count = {"queued": self._overtime.arrived, "started": self._overtime.started}.get(event.kind)
@@ -649,9 +625,10 @@ class Scheduler:
                 case Persist():
                     pass
 
-    def _saved(self, event: Event, stored: StorageCount) -> None:
-        if (job := self._published.unended.get(event.job_id)) is not None:
-            stored.saved(event.data["output"], job.tenant)
+    def _saved(self, event: Event) -> None:
+        job = self._published.unended.get(event.job_id)
+        if self._housekeeping is not None and job is not None:
+            self._housekeeping.saved(event.data["output"], job.tenant)
 
     async def lost(self, replica_id: str) -> None:
         """The replica has died; as `ReplicaRegistry.lost`."""

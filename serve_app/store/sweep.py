@@ -32,14 +32,15 @@ _log = log.get("store")
 
 
 class Sweep:
-    """temp_age_s: how old previews may get."""
+    """temp_age_s: how old previews may get. deleted: told of each file that is gone."""
 
-    def __init__(self, jobs: Jobs, store: Store, temp_age_s: float) -> None:
+    def __init__(
+        self, jobs: Jobs, store: Store, temp_age_s: float, deleted: Callable[[FileRef], None] = lambda ref: None
+    ) -> None:
         self._jobs = jobs
         self._store = store
         self._temp_age_s = temp_age_s
-        self.deleted: Callable[[FileRef], None] = lambda ref: None
-        """Told of each file that is gone."""
+        self._deleted = deleted
 
     def unrecorded(self, ended_before_s: float, kept: Iterable[FileRef]) -> list[Reservation]:
         """Remove what ended jobs saved and nobody recorded; return the reservations that are thereby done with.
@@ -105,7 +106,7 @@ class Sweep:
 
     def _delete(self, ref: FileRef) -> None:
         self._store.delete(ref)
-        self.deleted(ref)
+        self._deleted(ref)
 
     def _remove(self, job_id: str, ref: FileRef, digests: frozenset[str]) -> None:
         try:

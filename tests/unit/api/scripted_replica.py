@@ -21,6 +21,7 @@ from serve_app.limits import NO_QUOTAS, Quotas, WebhookLimits
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.client import JobView, SchedulerClient
 from serve_app.scheduler.cluster_view import HostStats
+from serve_app.scheduler.housekeeping import KeptFiles
 from serve_app.scheduler.messages import (
     Assign,
     Message,
@@ -37,7 +38,6 @@ from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs
 from serve_app.store.retention import RetentionRules
 from serve_app.store.store import WholeStore
-from serve_app.store.sweep import Sweep
 from serve_app.store.userdata import UserData
 from tests.unit.api.node_specs import SPECS
 from tests.unit.scheduler.job_pages import page
@@ -210,9 +210,7 @@ async def scripted(
             silence_s=float("inf"),
             job_time_s=None,
             webhooks=webhooks,
-            sweep=None if files is None else Sweep(jobs, files[0], 1e9),
-            retention=None if files is None else (retention or RetentionRules(), files[0]),
-            user_data=None if files is None else files[1],
+            files=None if files is None else KeptFiles(files[0], 1e9, retention or RetentionRules(), files[1]),
         )
         await scheduler.start()
         try:

@@ -73,8 +73,7 @@ async def test_what_a_job_saves_and_what_is_deleted_is_noted_without_looking_at_
     site.count.saved(UI, "")
     await site.count.once()
     assert (site.stored(), site.stored("")) == (5, 0)
-    sweep = Sweep(site.jobs, site.store, 1.0)
-    sweep.deleted = site.count.deleted
+    sweep = Sweep(site.jobs, site.store, 1.0, site.count.deleted)
     sweep.doomed((("output", "@studio/sub/a.png"),))
     await site.count.once()
     assert site.stored() == 0

@@ -16,6 +16,7 @@ from serve_app.graph.plan import Pool
 from serve_app.nodes.files import NodeFiles
 from serve_app.scheduler import tidying
 from serve_app.scheduler.cluster_view import HostStats
+from serve_app.scheduler.housekeeping import KeptFiles
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store import sweep
 from serve_app.store.assets import FOLDER, Asset, FindAssets, MintAsset
@@ -23,7 +24,6 @@ from serve_app.store.changes import JobAccepted, JobEnded, JobRow, OutputRecorde
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents, shown
 from serve_app.store.store import AREAS, FileRef
-from serve_app.store.sweep import Sweep
 from serve_app.store.volume import Volume
 
 RULES = AppConfig().admission
@@ -45,7 +45,6 @@ class Site:
 
     def scheduler(self, holder: str) -> Scheduler:
         jobs = Jobs(self.url)
-        sweep = Sweep(jobs, self.store, temp_age_s=1e9)
         host = HostStats("host", 1, 1, 1, ())
         return Scheduler(
             jobs,
@@ -57,7 +56,7 @@ class Site:
             max_attempts=3,
             silence_s=60,
             job_time_s=None,
-            sweep=sweep,
+            files=KeptFiles(self.store, temp_age_s=1e9),
         )
 
     def files(self) -> set[FileRef]:
