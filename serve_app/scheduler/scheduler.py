@@ -217,7 +217,7 @@ class Scheduler:
                 forgotten=self._forgotten,
                 forget_files=self._forget_files,
             )
-            self._tasks.append(asyncio.create_task(self._housekeeping.run()))
+            self._tasks += self._housekeeping.start()
         self._courier.start()
         _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self._machine.jobs))
 
