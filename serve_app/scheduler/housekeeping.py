@@ -66,8 +66,10 @@ class Housekeeping:
 
     def start(self) -> list[asyncio.Task[None]]:
         """Begin to work; return what works, until it is cancelled."""
-        workers = [self._count, self._tidying, self._expiry]
-        return [asyncio.create_task(worker.run()) for worker in workers if worker is not None]
+        works = [self._count.run, self._tidying.run]
+        if self._expiry is not None:
+            works.append(self._expiry.run)
+        return [asyncio.create_task(work()) for work in works]
 
     def saved(self, ui: Mapping[str, Any], tenant: str) -> None:
         """Take in what a tenant's node has shown."""
