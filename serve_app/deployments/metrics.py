@@ -18,9 +18,8 @@ from serve_app.scheduler.cluster_view import Load, TenantLoad
 from serve_app.scheduler.job_counters import JobCounters, read
 
 if TYPE_CHECKING:
-    # Both import torch, which the scheduler's process has no need of.
-    from serve_app.engine.forwards import Counters
-    from serve_app.models.weights import LoadCounters
+    # It imports torch, which the scheduler's process has no need of.
+    from serve_app.replica.runner import Models
 
 READ_S = 2.0
 """How often the counters are read. Ray itself exports every ten seconds."""
@@ -67,6 +66,9 @@ METRICS = (
     Metric("serve_app_weights_loads", "counter", "short", ("pool", "replica"), "Weights read from files"),
     Metric("serve_app_weights_load_seconds", "counter", "s", ("pool", "replica"), "Time spent reading weights"),
     Metric("serve_app_weights_evictions", "counter", "short", ("pool", "replica"), "Weights let go to make room"),
+    Metric("serve_app_weights_releases", "counter", "short", ("pool", "replica"), "Those of them let go for work"),
+    Metric("serve_app_vae_failures", "counter", "short", ("pool", "replica"), "VAE work the device had no memory for"),
+    Metric("serve_app_vae_tiled", "counter", "short", ("pool", "replica"), "VAE work done in tiles because of that"),
     Metric("serve_app_refusals", "counter", "short", ("limit",), "What a limit refused or cut short, by its key"),
     Metric("serve_app_limit_use", "gauge", "short", ("limit",), "How full what a limit bounds is in a process, 0 to 1"),
     Metric(
@@ -109,8 +111,9 @@ def node_figures(pool: str, replica: str, times: NodeTimes) -> Iterator[Figure]:
         yield "serve_app_node_seconds", seconds, {"pool": pool, "class_type": class_type}
 
 
-def model_figures(pool: str, replica: str, engine: Counters, weights: LoadCounters) -> Iterator[Figure]:
+def model_figures(pool: str, replica: str, models: Models) -> Iterator[Figure]:
     """Yield what a replica's engine and weights say."""
+    engine, weights, vaes = models.counters, models.loads, models.autoencoding
     labels = {"pool": pool, "replica": replica}
     yield "serve_app_evaluations", engine.evaluations, labels
     yield "serve_app_forwards", engine.forwards, labels
@@ -121,6 +124,9 @@ def model_figures(pool: str, replica: str, engine: Counters, weights: LoadCounte
     yield "serve_app_weights_loads", weights.loads, labels
     yield "serve_app_weights_load_seconds", weights.seconds, labels
     yield "serve_app_weights_evictions", weights.evictions, labels
+    yield "serve_app_weights_releases", weights.releases, labels
+    yield "serve_app_vae_failures", vaes.failures, labels
+    yield "serve_app_vae_tiled", vaes.in_tiles, labels
 
 
 def limit_figures(use: Mapping[str, float], refusals: Mapping[str, int]) -> Iterator[Figure]:

@@ -69,7 +69,7 @@ class Replica:
         yield from metrics.node_figures(pool, replica_id, self._runner.times)
         yield from metrics.limit_figures({}, REFUSALS)
         if (models := self._runner.models) is not None:
-            yield from metrics.model_figures(pool, replica_id, models.counters, models.loads)
+            yield from metrics.model_figures(pool, replica_id, models)
 
     async def answer(self, call: PackCall) -> AsyncIterator[str | Piece]:
         """Run the handler of a node pack's route. Yields at once which replica has the call, then the answer."""

@@ -55,6 +55,8 @@ class Autoencoding:
     def __init__(self, beside: Beside, memory: Memory | None = None) -> None:
         self.failures = 0
         """How often the device had not the memory for what was tried."""
+        self.in_tiles = 0
+        """How much work was begun in tiles because of that."""
         self._beside = beside
         self._memory = memory
         self._budget = Budget(SLICE_PIXELS, PIXEL_BYTES)
@@ -87,6 +89,7 @@ class Autoencoding:
         """
         tilings, found = TILES[work], self._found.setdefault((vae, work), _Found(0))
         found.used += 1
+        self.in_tiles += 1
         if found.used >= TRIED_AGAIN:
             del self._found[vae, work]
         while True:

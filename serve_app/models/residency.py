@@ -75,7 +75,7 @@ class Residency:
 
     def __init__(self, budget_bytes: int, collect: Callable[[], None]) -> None:
         self.budget_bytes = budget_bytes
-        self.loads = self.evictions = 0
+        self.loads = self.evictions = self.releases = 0
         self.seconds = 0.0
         self.times: deque[tuple[str, float]] = deque(maxlen=UNREAD)
         """What was loaded, with the seconds it took, for whoever takes it out."""
@@ -179,8 +179,9 @@ class Residency:
 
         Return how many went.
         """
-        held = self.nbytes
+        held, evictions = self.nbytes, self.evictions
         self._evict(lambda: nbytes is not None and held - self.nbytes >= nbytes)
+        self.releases += self.evictions - evictions
         return held - self.nbytes
 
     def _evict(self, enough: Callable[[], bool]) -> None:

@@ -59,11 +59,15 @@ _log = log.get("models")
 
 @dataclass(frozen=True, slots=True)
 class LoadCounters:
-    """What weights have come and gone since a replica began, and what it holds. seconds: spent loading."""
+    """What weights have come and gone since a replica began, and what it holds.
+
+    seconds: spent loading. releases: of the evictions, those made for work rather than for other weights.
+    """
 
     loads: int = 0
     seconds: float = 0.0
     evictions: int = 0
+    releases: int = 0
     held_bytes: int = 0
 
 
@@ -284,7 +288,7 @@ class Weights:
     def counters(self) -> LoadCounters:
         """What weights have come and gone, and what is held. Never waits for a load."""
         held = self._residency
-        return LoadCounters(held.loads, held.seconds, held.evictions, held.nbytes)
+        return LoadCounters(held.loads, held.seconds, held.evictions, held.releases, held.nbytes)
 
     def load_times(self) -> tuple[tuple[str, float], ...]:
         """Return what was loaded since this was last asked, as `resident` names it, and how many seconds it took."""

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol, get_args
 
 from serve_app import log
+from serve_app.engine.autoencoding import Autoencoding
 from serve_app.engine.forwards import Counters
 from serve_app.errors import CancelledJobError, ServeAppError, UnavailableError
 from serve_app.graph.files import named_files
@@ -92,6 +93,9 @@ class Models(Protocol):
 
     @property
     def loads(self) -> LoadCounters: ...
+
+    @property
+    def autoencoding(self) -> Autoencoding: ...
 
     def bind(
         self,

@@ -79,7 +79,7 @@ async def test_a_cluster_that_ran_two_jobs_fills_the_whole_table_and_nothing_bes
         await running.finish(await running.submit(txt2img(2), ("6",)))
         waiting = scheduler_figures(running.scheduler.load(), running.scheduler.counters)
         runner = running.runners["gpu"]
-        models = model_figures("gpu", "r", runner.models.counters, runner.models.loads)
+        models = model_figures("gpu", "r", runner.models)
         limits = limit_figures(running.scheduler.use(), {"max_queue": 1})
         tenants = tenant_figures(running.scheduler.tenant_loads())
         figures = [*waiting, *tenants, *node_figures("gpu", "r", runner.times), *models, *limits]

@@ -159,6 +159,7 @@ async def test_an_image_that_does_not_fit_is_cut_in_tiles_and_the_next_ones_at_o
         for made in await decoded(shared, work, count):
             assert torch.equal(made, expected)
     assert allocator.failures == [PIXELS]
+    assert (shared.autoencoding.failures, shared.autoencoding.in_tiles) == (1, 1 + 1 + 3)
 
 
 async def test_tiles_that_do_not_fit_become_smaller_once(small: tuple[EngineRuntime, Allocator], vae: Vae) -> None:

@@ -296,6 +296,14 @@ def test_as_much_is_released_as_is_asked_for_oldest_first(catalog):
     assert names(held) == ["c"]
     assert (held.release(0), names(held)) == (0, ["c"])
     assert (held.release(), held.release(), names(held)) == (ONE, 0, [])
+    assert (held.counters.evictions, held.counters.releases) == (3, 3)
+
+
+def test_what_goes_for_other_weights_is_no_release(catalog):
+    held = weights(catalog, ONE)
+    held.backbone(backbone("a"))
+    held.backbone(backbone("b"))
+    assert (held.counters.evictions, held.counters.releases) == (1, 0)
 
 
 def test_a_text_encoder_of_a_wider_file_has_its_numbers_in_half_precision(tmp_path):
