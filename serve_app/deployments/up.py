@@ -34,6 +34,7 @@ OWN_RAY = {
     # What build.ENVIRONMENT has for pools: all processes have it, so that the first replicas need none of their own.
     "THP_MEM_ALLOC_ENABLE": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }
 """What the processes of a Ray of our own are told by their environment, where it does not say otherwise."""
 QUIET_RAY = {
