@@ -49,14 +49,14 @@ class Budget:
     """
 
     def __init__(self, max_cells: int, cell_bytes: int = CELL_BYTES) -> None:
-        self._max_cells = max_cells
+        self.max_cells = max_cells
         self._cell_bytes = cell_bytes
         self._learned: dict[Hashable, _Learned] = {}
 
     def limit(self, key: Hashable, room_bytes: int | None = None) -> int:
         """Return how many cells a forward may hold now, with so much room on the device; None: nobody knows."""
-        learned = self._learned.get(key) or _Learned(self._max_cells)
-        most = min(self._max_cells, learned.limit)
+        learned = self._learned.get(key) or _Learned(self.max_cells)
+        most = min(self.max_cells, learned.limit)
         if room_bytes is None:
             return most
         room_bytes = max(0, room_bytes)
@@ -68,12 +68,15 @@ class Budget:
         return None if learned is None or not learned.taken else _bytes_of(cells, learned.points())
 
     def failed(self, key: Hashable, cells: int) -> None:
-        """Note that so many cells did not fit: the limit is halved, but not below what has fit."""
+        """Note that so many cells did not fit: the limit is halved, but not below what has fit.
+
+        Below `max_cells` it is in any case, of which a batch may have more.
+        """
         learned = self._use(key)
         if learned.good >= cells:
             # It has fit once and does no longer: other weights have taken the memory.
             learned.good = 0
-        learned.limit, learned.forwards = max(cells // 2, learned.good), 0
+        learned.limit, learned.forwards = min(max(cells // 2, learned.good), self.max_cells - 1), 0
 
     def answered(self, key: Hashable, cells: int, taken_bytes: int | None = None) -> None:
         """Note that so many cells did fit, and took so much: after many such a lowered limit grows by an eighth."""
@@ -82,11 +85,11 @@ class Budget:
         learned.forwards += 1
         if taken_bytes:
             learned.taken.append((cells, taken_bytes))
-        if learned.limit < self._max_cells and learned.forwards >= GROWS_AFTER:
+        if learned.limit < self.max_cells and learned.forwards >= GROWS_AFTER:
             learned.limit, learned.forwards = learned.limit + max(1, learned.limit // 8), 0
 
     def _use(self, key: Hashable) -> _Learned:
-        learned = self._learned.pop(key, None) or _Learned(self._max_cells)
+        learned = self._learned.pop(key, None) or _Learned(self.max_cells)
         self._learned[key] = learned
         if len(self._learned) > KEYS_KEPT:
             del self._learned[next(iter(self._learned))]

@@ -1,8 +1,9 @@
 """From evaluations to answers, in as few forwards as the device has memory for.
 
 What a forward takes is measured, and later ones hold what by that fits beside the weights. Where the device runs out of
-memory nevertheless, forwards become smaller, down to one piece: so a positive and its negative go apart. That is
-remembered. What does not fit even so has idle weights make way for it; and if that is not enough, it fails.
+memory nevertheless, forwards become smaller, down to one piece and then to one row of it: so a positive and its
+negative go apart, and a batch too. That is remembered. What does not fit even so has idle weights make way for it; and
+if that is not enough, it fails.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from serve_app.engine.budget import Budget
 from serve_app.engine.memory import MB, Beside, Memory, room_bytes
 from serve_app.errors import DeviceMemoryError
 from serve_app.log import get
 from serve_app.sampling.combination import Latents
-from serve_app.sampling.forward import Piece, evaluated
+from serve_app.sampling.forward import Piece, answered, denoised_by
 
 log = get("engine")
 
@@ -58,45 +60,56 @@ class Forwards:
     def answer(self, evaluations: Sequence[Sequence[Piece]]) -> list[list[Latents] | DeviceMemoryError]:
         """Return the denoised rows of each piece of each evaluation, or why one does not fit the device by itself.
 
-        They are still to be computed, as those of `evaluated`.
+        They are still to be computed, as those of `denoised_by`.
         """
         pieces = [piece for asked in evaluations for piece in asked]
         owners = [i for i, asked in enumerate(evaluations) for _ in asked]
-        answers: dict[int, Latents] = {}
+        outputs: dict[int, Tensor] = {}
+        rows: dict[int, range] = {}
         failed: dict[int, DeviceMemoryError] = {}
         left = list(range(len(pieces)))
         while left:
             first = pieces[left[0]]
             key = first.backbone.network.key, first.group_key
+            limit = self.limit(key)
             smallest = _group(pieces, left, 0)
-            group = _group(pieces, left, self.limit(key))
+            # A batch of more than is configured is not for that reason in parts.
+            has_room = first.cells <= limit or limit == self._budget.max_cells
+            if not has_room and len(apart := first.backbone.apart(first)) > 1:
+                rows[left[0]] = range(len(pieces), len(pieces) + len(apart))
+                owners += [owners[left[0]]] * len(apart)
+                pieces += apart
+                left[:1] = rows[left[0]]
+                continue
+            group = _group(pieces, left, limit)
             asked = [pieces[i] for i in group]
             if group == smallest:
                 self._make_way(key, asked)
             outcome = self._run(key, asked)
             if not isinstance(outcome, str):
-                answers |= zip(group, outcome, strict=True)
-            elif group == smallest and not self._release():
+                outputs |= zip(group, outcome, strict=True)
+            elif group == smallest and len(first.backbone.apart(first)) == 1 and not self._release():
                 error = self._does_not_fit(asked, outcome)
                 failed |= {owners[i]: error for i in group}
-            left = [i for i in left if i not in answers and owners[i] not in failed]
+            left = [i for i in left if i not in outputs and owners[i] not in failed]
+        outputs |= {i: torch.cat([outputs[row] for row in of]) for i, of in rows.items() if owners[i] not in failed}
         of_each: list[list[Latents] | DeviceMemoryError] = []
         first_of = 0
         for i, own in enumerate(evaluations):
-            last = first_of + len(own)
-            of_each.append(failed[i] if i in failed else [answers[piece] for piece in range(first_of, last)])
-            first_of = last
+            numbered = enumerate(own, first_of)
+            of_each.append(failed[i] if i in failed else [denoised_by(piece, outputs[at]) for at, piece in numbered])
+            first_of += len(own)
         return of_each
 
-    def _run(self, key: Hashable, asked: Sequence[Piece]) -> list[Latents] | str:
-        """Return the answers to pieces of one key, or torch's words where the device runs out of memory."""
+    def _run(self, key: Hashable, asked: Sequence[Piece]) -> list[Tensor] | str:
+        """Return the network's outputs for pieces of one key, or torch's words where the device runs out of memory."""
         cells = sum(piece.cells for piece in asked)
         held = 0
         if self._memory is not None:
             self._memory.watch()
             held = self._memory.held_bytes()
         try:
-            answers = evaluated(asked)
+            outputs = answered(asked)
         except torch.OutOfMemoryError as error:
             said = DeviceMemoryError.figures(error)
         else:
@@ -104,7 +117,7 @@ class Forwards:
             self._budget.answered(key, cells, taken)
             self._counters.forwards += 1
             self._counters.rows += sum(piece.rows for piece in asked)
-            return answers
+            return outputs
         # Only here has the error let go of what the failed forward held.
         self._counters.failures += 1
         self._budget.failed(key, cells)

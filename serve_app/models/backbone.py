@@ -17,6 +17,7 @@ from serve_app.models.families.family import Rows
 from serve_app.models.lora_layers import LoraSet
 from serve_app.models.model_control import ActiveModelControl, ModelPatch
 from serve_app.models.network import Network
+from serve_app.models.rows_apart import rows_apart
 from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Inputs, Piece
 from serve_app.sampling.latents import LatentFormat
@@ -117,6 +118,10 @@ class Backbone:
             functions=tuple(functions.network for functions in self.functions if functions.network),
             sigmas=self.sigmas,
         )
+
+    def apart(self, piece: Piece) -> list[Piece]:
+        """Return a piece for each row of a piece, in order, or the piece alone where its rows depend on each other."""
+        return [piece] if self.functions or self.controls else rows_apart(piece)
 
     def fed(self, piece: Piece) -> Tensor:
         """Return what the network is fed for a piece's x, float32."""

@@ -158,6 +158,10 @@ class Backbone(Protocol):
         """Return D(x, sigma) from the network's output for a piece, float32, shaped as its x."""
         ...
 
+    def apart(self, piece: Piece) -> list[Piece]:
+        """Return a piece for each row of a piece, in order, or the piece alone where its rows depend on each other."""
+        ...
+
     def with_functions(self, functions: PackFunctions) -> Backbone:
         """Return it with functions of a node pack in place of its own, for its rows.
 
@@ -176,13 +180,13 @@ class Backbone(Protocol):
 
 def denoise(pieces: Sequence[Piece]) -> list[Tensor]:
     """Return each piece's D(x, sigma) from one forward. The keys of their backbones and their group keys are equal."""
-    denoised = evaluated(pieces)
+    denoised = [denoised_by(piece, output) for piece, output in zip(pieces, answered(pieces), strict=True)]
     compute(denoised)
     return [value(latents) for latents in denoised]
 
 
-def evaluated(pieces: Sequence[Piece]) -> list[Latents]:
-    """Return each piece's D(x, sigma) from one forward, as `denoise`, but for the last sum still to be computed."""
+def answered(pieces: Sequence[Piece]) -> list[Tensor]:
+    """Return the network's output for each piece from one forward. Their keys are as those of `denoise`."""
     unread = [piece for piece in pieces if piece.reading is None]
     made = readings([(piece.backbone, piece.x, piece.sigma) for piece in unread])
     compute(latents for reading in made for latents in (reading.fed, reading.timestep))
@@ -191,11 +195,11 @@ def evaluated(pieces: Sequence[Piece]) -> list[Latents]:
     for piece in pieces:
         reading = piece.reading or known[id(piece)]
         asked.append(piece.backbone.rows(piece, value(reading.fed), value(reading.timestep)))
-    outputs = pieces[0].backbone.network.answer(asked)
-    return [_denoised(piece, output) for piece, output in zip(pieces, outputs, strict=True)]
+    return pieces[0].backbone.network.answer(asked)
 
 
-def _denoised(piece: Piece, output: Tensor) -> Combination:
+def denoised_by(piece: Piece, output: Tensor) -> Combination:
+    """Return a piece's D(x, sigma) by the network's output for it, still to be computed."""
     scaling = piece.backbone.prediction.scaling(piece.sigma)
     denoised = Combination.of(output) * scaling.c_out
     return denoised + Combination.of(piece.x) * scaling.c_skip if scaling.c_skip else denoised

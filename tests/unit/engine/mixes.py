@@ -15,6 +15,7 @@ import torch
 from hypothesis import strategies as st
 
 from serve_app.models.families.unet import UnetInputs, stack_contexts
+from serve_app.models.rows_apart import rows_apart
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
 from serve_app.sampling.denoiser import ImgToImg
 from serve_app.sampling.forward import Piece, denoise, to_batch
@@ -79,6 +80,9 @@ class TinyBackbone:
     @property
     def sigmas(self) -> torch.Tensor | None:
         return None
+
+    def apart(self, piece: Piece) -> list[Piece]:
+        return rows_apart(piece)
 
     def during(self, sigmas: torch.Tensor) -> TinyBackbone:
         return self

@@ -223,11 +223,11 @@ def test_what_a_device_has_no_room_for_is_learned_once_and_answered_in_smaller_f
 
 def test_what_a_device_has_no_room_for_alone_fails_its_own_job_with_what_it_needed_and_what_there_was():
     engine, backbone = Engine(MAX_CELLS, HostTimeline()), Small(2 * CELLS)
-    large, small = request(shape=(3, 4, 4, 4), steps=3), request(seed=4, steps=3)
+    large, small = request(shape=(1, 4, 4, 12), steps=3), request(seed=4, steps=3)
     failed, done = together(engine, [Trajectory(backbone, r) for r in (large, small)])
     engine.close()
     with pytest.raises(
-        DeviceMemoryError, match="a batch of 3 latents of 4×4 cells does not fit the device's memory"
+        DeviceMemoryError, match="a batch of 1 latents of 12×4 cells does not fit the device's memory"
     ) as e:
         failed.result()
     assert str(e.value).endswith(SIZES)

@@ -80,6 +80,59 @@ def test_where_a_cell_takes_more_it_is_learned_with_no_more_failures_than_halvin
         assert torch.equal(latents, expected)
 
 
+def batch(backbone, memory=None, idle=None, rows=ROWS // 2, max_cells=MAX_CELLS):
+    """Return what one job ends with that samples a batch, and the engine's failures."""
+    engine = Engine(max_cells, HostTimeline(), memory=memory, beside=idle)
+    [future] = together(engine, [Trajectory(backbone, request(seed=3, steps=STEPS, shape=(rows, 4, 4, 4)))])
+    engine.close()
+    return future.exception() or future.result().latents, engine.counters.failures
+
+
+@pytest.mark.parametrize("room", range(1, ROWS + 1))
+def test_the_rows_of_a_batch_go_apart_with_no_more_failures_than_halvings_in_a_whole_run(room):
+    expected, _ = batch(OnAllocator(Allocator(10**12), 1))
+    allocator = Allocator(room * CELLS)
+    done, failures = batch(OnAllocator(allocator, 1), idle=(idle := IdleWeights(allocator, [])))
+    assert torch.equal(done, expected)
+    assert len(allocator.failures) == failures == ceil(log2(ROWS / room))
+    assert idle.asked == []
+
+
+@pytest.mark.parametrize("room", range(1, ROWS // 2 + 1))
+@pytest.mark.parametrize("max_rows", [1, 3, 4, 8])
+def test_a_batch_of_more_than_is_configured_goes_apart_only_where_it_does_not_fit(room, max_rows):
+    expected, _ = batch(OnAllocator(Allocator(10**12), 1))
+    backbone = OnAllocator(Allocator(room * CELLS), 1)
+    done, failures = batch(backbone, max_cells=max_rows * CELLS)
+    assert torch.equal(done, expected)
+    assert failures <= ceil(log2(ROWS / 2 / room))
+    if room == ROWS // 2:
+        assert {cells for (cells,) in backbone.calls} == {room * CELLS}
+
+
+@pytest.mark.parametrize("room", range(1, ROWS + 1))
+def test_of_a_batch_there_are_as_many_rows_in_a_forward_as_a_device_that_can_be_asked_has_room_for(room):
+    expected, _ = batch(OnAllocator(Allocator(10**12), 1))
+    backbone = OnAllocator(allocator := Allocator(room * CELLS * CELL_BYTES), CELL_BYTES)
+    done, failures = batch(backbone, allocator)
+    assert torch.equal(done, expected)
+    assert failures == 0
+    assert {cells for (cells,) in backbone.calls} <= {rows * CELLS for rows in range(1, room + 1)}
+    assert backbone.calls[0] == (CELLS * (ROWS if room == ROWS else min(room, ROWS // 2)),)
+
+
+def test_a_row_of_a_batch_has_idle_weights_make_way_and_fails_with_its_own_figures():
+    allocator = Allocator(CELLS)
+    idle = IdleWeights(allocator, [1])
+    expected, _ = batch(OnAllocator(Allocator(10**12), 1), rows=2)
+    done, failures = batch(OnAllocator(allocator, 1), idle=idle, rows=2)
+    assert torch.equal(done, expected)
+    assert (failures, idle.asked) == (log2(4) + 1, [None])
+    error, _ = batch(OnAllocator(Allocator(CELLS - 1), 1), rows=2)
+    assert isinstance(error, DeviceMemoryError)
+    assert "a batch of 1 latents of 4×4 cells" in str(error)
+
+
 def test_what_fits_beside_no_idle_weights_makes_the_oldest_go_once_and_none_that_need_not(unharmed):
     allocator = Allocator(5 * CELLS)
     idle = IdleWeights(allocator, [2 * CELLS, 2 * CELLS, CELLS])
@@ -122,11 +175,11 @@ def test_what_does_not_fit_at_all_fails_alone_with_what_it_needed_and_what_there
     allocator = Allocator(3 * 2**20)
     allocator.held = 2**20
     backbone = OnAllocator(allocator, 2**20 // CELLS)
-    done, failures = results(backbone, allocator, IdleWeights(allocator, []), shape=(3, 4, 4, 4))
+    done, failures = results(backbone, allocator, IdleWeights(allocator, []), shape=(1, 4, 4, 12))
     error = done.pop()
     assert isinstance(error, DeviceMemoryError)
     assert str(error) == (
-        "a batch of 3 latents of 4×4 cells does not fit the device's memory by itself (beside weights and all else in "
+        "a batch of 1 latents of 12×4 cells does not fit the device's memory by itself (beside weights and all else in "
         f"use, 1 of the 3 MB that this replica may take); a smaller image or batch may. CUDA out of memory. Tried to "
         f"allocate {3 * 2**20} bytes, of which {2 * 2**20} are free."
     )
