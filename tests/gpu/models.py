@@ -11,7 +11,7 @@ from torch import nn
 
 from serve_app.models.backbone import Backbone
 from serve_app.models.families import AutoencoderKL, Sd, Sdxl
-from serve_app.models.families.family import BackboneFamily, VaeFamily
+from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
 from serve_app.models.network import Network
 from serve_app.models.packing import move_to
 from serve_app.models.vae import Vae
@@ -82,7 +82,7 @@ FULL = (
         2048,
         1280,
         1024,
-        30,
+        20,
     ),
 )
 """The networks that are measured."""
@@ -102,7 +102,7 @@ def vae(family: VaeFamily, device: torch.device, dtype: torch.dtype) -> Vae:
     return Vae(family, random_weights(family, device, dtype))
 
 
-def random_weights(family: BackboneFamily | VaeFamily, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def random_weights(family: Family, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Return a family's network with weights that keep what goes through it about as large as it is."""
     torch.manual_seed(1)
     module = family.build().eval().requires_grad_(False)

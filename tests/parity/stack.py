@@ -8,7 +8,7 @@ from typing import Any
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
-from serve_app.engine.timeline import HostTimeline
+from serve_app.engine.timeline import timeline_of
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.signature import signatures
@@ -39,9 +39,9 @@ class Stack:
     def __init__(
         self, models: Path, files: Path, extra: Mapping[str, type] | None = None, weights: Weights | None = None
     ) -> None:
-        self.engine = Engine(MAX_CELLS, HostTimeline())
         self.volume = Volume({area: files / area for area in AREAS})
         self.weights = weights or cpu_weights(Catalog(models))
+        self.engine = Engine(MAX_CELLS, timeline_of(self.weights.device))
         self._runtime = EngineRuntime(self.engine, self.weights)
         self._classes = {**BUILTIN, **(extra or {})}
         self._specs = {name: spec_of(node_class, name) for name, node_class in self._classes.items()}

@@ -92,6 +92,8 @@ class Formula(BackboneFamily):
 class FlowWeights:
     """Weights of no file: a recipe's name is the kind of its backbone."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         self._networks = {
             kind: Network(kind, Formula(latents), nn.Linear(1, 1), training)

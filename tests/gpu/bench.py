@@ -1,0 +1,79 @@
+"""What a GPU is measured by: times from its own marks, memory from its allocator, kernels from a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from serve_app.engine.timeline import timeline_of
+from tests.gpu.models import FULL, SMALL, Model
+from tests.parity.comfyui import ComfyUI
+
+REPEATS = 10
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What was measured, and what was predicted and aimed at."""
+
+    name: str
+    value: float
+    unit: str
+    predicted: str = ""
+    goal: str = ""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, and where. small: on any machine, to show that measuring works. comfyui: one to run beside."""
+
+    device: torch.device
+    small: bool
+    comfyui: ComfyUI | None = None
+
+    @property
+    def models(self) -> Sequence[Model]:
+        return SMALL if self.small else FULL
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float16 if self.device.type == "cuda" else torch.float32
+
+    @property
+    def repeats(self) -> int:
+        return 1 if self.small else REPEATS
+
+    def seconds(self, work: Callable[[], object]) -> tuple[float, float]:
+        """Return what work takes the device, and the host to ask for it, in seconds; after a first time."""
+        work()
+        timeline = timeline_of(self.device)
+        began = timeline.mark()
+        for _ in range(self.repeats):
+            work()
+        asked = perf_counter()
+        ended = timeline.mark()
+        ended.wait()
+        return ended.since(began) / self.repeats, (asked - began.asked_s) / self.repeats
+
+    def peak_bytes(self, work: Callable[[], object]) -> float:
+        """Return how much more memory work needs than is held, 0 on a CPU."""
+        if self.device.type != "cuda":
+            work()
+            return 0.0
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return float(torch.cuda.max_memory_allocated() - held)
+
+    def kernels(self, work: Callable[[], object]) -> float:
+        """Return how many kernels work launches; on a CPU, operations."""
+        cuda = self.device.type == "cuda"
+        activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
+        with torch.profiler.profile(activities=[activity]) as profiled:
+            work()
+            timeline_of(self.device).mark().wait()
+        kind = "CUDA" if cuda else "CPU"
+        return float(sum(event.device_type.name == kind for event in profiled.events()))
