@@ -20,7 +20,7 @@ from serve_app.models.kept import KeptLinear
 from serve_app.models.lora import Adapter, merged
 from serve_app.models.lora_slots import Composition, Pair
 from serve_app.models.merging import MergePolicy
-from serve_app.models.packing import PackedConvolution, PackedLinear, packed, plain
+from serve_app.models.packing import Packed, packed, plain, weight_shape
 
 Changes: TypeAlias = Mapping[str, Sequence[tuple[Adapter, float]]]
 """Of one layer: "weight" or "bias" -> the adapters of it with their strengths, in order."""
@@ -193,12 +193,12 @@ def with_merged(network: nn.Module, loras: LoraSet) -> nn.Module:
 
 def _pairs(base: nn.Module, changes: Changes) -> list[tuple[Tensor, Tensor, float]] | None:
     """Return the (down (r,n), up (out,r), factor) that together are the change of a layer, or None if none are."""
-    plainly = isinstance(base, nn.Linear | PackedLinear | PackedConvolution | KeptLinear) or (
+    plainly = isinstance(base, nn.Linear | Packed | KeptLinear) or (
         isinstance(base, nn.Conv2d) and base.padding_mode == "zeros" and isinstance(base.padding, tuple)
     )
     if not plainly or getattr(base, "groups", 1) != 1 or set(changes) != {"weight"}:
         return None
-    out, *inside = _parameter(base, "weight").shape
+    out, *inside = weight_shape(base)
     pairs: list[tuple[Tensor, Tensor, float]] = []
     for adapter, strength in changes["weight"]:
         if (found := adapter.low_rank()) is None:
@@ -216,7 +216,7 @@ def _thin(base: nn.Module, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> nn.
     weight = _parameter(base, "weight")
     down = torch.cat([down.to(weight.device, torch.float32) for down, _, _ in pairs])
     up = torch.cat([up.to(weight.device, torch.float32) * factor for _, up, factor in pairs], dim=1)
-    rank, (out, *inside) = len(down), weight.shape
+    rank, (out, *inside) = len(down), weight_shape(base)
     with torch.device("meta"):
         if inside[1:]:
             like: Any = base
@@ -239,7 +239,7 @@ def _whole(base: nn.Module, changes: Changes, stored_as: torch.dtype | None) -> 
         if stored_as is not None:
             weight = weight.to(stored_as).to(own.dtype)
         layer._parameters[kind] = nn.Parameter(weight, requires_grad=False)
-    return packed(layer) if isinstance(base, PackedLinear | PackedConvolution) else layer
+    return packed(layer) if isinstance(base, Packed) else layer
 
 
 def _parameter(layer: nn.Module, kind: str) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from serve_app.models.packing import PackedConvolution, PackedLinear, move_to
+from serve_app.models.packing import PackedConvolution, PackedLinear, PackedPointwise, move_to, plain
 
 CPU = torch.device("cpu")
 
@@ -27,19 +27,40 @@ def network():
 @needs_onednn
 @pytest.mark.parametrize(("rows", "height", "width"), [(1, 8, 8), (2, 9, 14), (16, 8, 8)])
 def test_a_packed_network_answers_as_the_plain_one(rows, height, width):
-    plain, packed = network(), network()
+    unpacked, packed = network(), network()
     move_to(packed, CPU, torch.float32)
     x = torch.randn(rows, 4, height, width)
-    torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed(x), unpacked(x), rtol=1e-5, atol=1e-5)
 
 
 @needs_onednn
-def test_every_convolution_but_those_of_1x1_is_packed_however_deep_it_lies():
+def test_every_convolution_is_packed_however_deep_it_lies_and_one_of_1x1_as_a_linear_layer():
     packed = network()
     move_to(packed, CPU, torch.float32)
     assert sum(isinstance(module, PackedConvolution) for module in packed.modules()) == 3
-    [plain] = [module for module in packed.modules() if isinstance(module, nn.Conv2d)]
-    assert plain.kernel_size == (1, 1)
+    assert sum(isinstance(module, PackedPointwise) for module in packed.modules()) == 1
+    assert not any(isinstance(module, nn.Conv2d) for module in packed.modules())
+
+
+@needs_onednn
+@pytest.mark.parametrize("given", [{"stride": 2}, {"padding": 1}, {"groups": 2}])
+def test_a_convolution_of_1x1_that_is_no_linear_layer_stays_as_it_is(given):
+    layer = nn.Sequential(nn.Conv2d(4, 6, 1, **given))
+    move_to(layer, CPU, torch.float32)
+    assert type(layer[0]) is nn.Conv2d
+
+
+@needs_onednn
+@pytest.mark.parametrize("index", range(4))
+def test_a_packed_layer_gives_its_plain_weight_back_bit_for_bit(index):
+    torch.manual_seed(1)
+    own = [layer for layer in network().modules() if isinstance(layer, nn.Conv2d)][index]
+    holder = nn.Sequential(copy.deepcopy(own))
+    move_to(holder, CPU, torch.float32)
+    back = plain(holder[0])
+    assert isinstance(back, nn.Conv2d)
+    assert torch.equal(back.weight, own.weight)
+    assert (back.bias is None) == (own.bias is None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -56,11 +77,11 @@ def test_a_network_of_a_narrow_file_answers_as_one_widened_first(dtype):
     narrow = network()
     for parameter in narrow.parameters():
         parameter.data = parameter.data.to(dtype)
-    plain = copy.deepcopy(narrow).float()
+    wide = copy.deepcopy(narrow).float()
     move_to(narrow, CPU, torch.float32)
     assert sum(isinstance(module, PackedConvolution) for module in narrow.modules()) == 3
     x = torch.randn(2, 4, 9, 14)
-    torch.testing.assert_close(narrow(x), plain(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(narrow(x), wide(x), rtol=1e-5, atol=1e-5)
 
 
 def test_padding_that_is_not_zeros_stays_as_it_is():
