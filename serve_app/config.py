@@ -352,6 +352,11 @@ class PoolConfig(Section):
     auto is what its share of the card leaves beside its context, a reserve and its forwards; on a CPU half of what its
     process may use. More than the card has room for is an error.
     """
+    host_bytes: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Pinned host memory that a replica keeps weights in which were evicted from its GPU; they come back by copies.
+
+    auto is a quarter of what its process may use; 0 has them read from their files again. On a CPU there is none.
+    """
     results_bytes: Annotated[int, Field(ge=0)] = 1024**3
     """Node results a replica keeps, likewise."""
     max_cells: Annotated[int, Field(ge=1)] = 131072

@@ -63,10 +63,13 @@ METRICS = (
     Metric("serve_app_forward_seconds", "counter", "s", ("pool", "replica"), "Time spent in forwards"),
     Metric("serve_app_forward_failures", "counter", "short", ("pool", "replica"), "Forwards that raised"),
     Metric("serve_app_weights_bytes", "gauge", "bytes", ("pool", "replica"), "Resident weights"),
-    Metric("serve_app_weights_loads", "counter", "short", ("pool", "replica"), "Weights read from files"),
-    Metric("serve_app_weights_load_seconds", "counter", "s", ("pool", "replica"), "Time spent reading weights"),
+    Metric("serve_app_weights_loads", "counter", "short", ("pool", "replica"), "Weights brought to the device"),
+    Metric("serve_app_weights_load_seconds", "counter", "s", ("pool", "replica"), "Time spent loading weights"),
     Metric("serve_app_weights_evictions", "counter", "short", ("pool", "replica"), "Weights let go to make room"),
     Metric("serve_app_weights_releases", "counter", "short", ("pool", "replica"), "Those of them let go for work"),
+    Metric("serve_app_host_weights_bytes", "gauge", "bytes", ("pool", "replica"), "Host memory of evicted weights"),
+    Metric("serve_app_host_weights_hits", "counter", "short", ("pool", "replica"), "Loads that found weights there"),
+    Metric("serve_app_host_weights_misses", "counter", "short", ("pool", "replica"), "Loads that looked there in vain"),
     Metric("serve_app_vae_failures", "counter", "short", ("pool", "replica"), "VAE work the device had no memory for"),
     Metric("serve_app_vae_tiled", "counter", "short", ("pool", "replica"), "VAE work done in tiles because of that"),
     Metric("serve_app_refusals", "counter", "short", ("limit",), "What a limit refused or cut short, by its key"),
@@ -125,6 +128,9 @@ def model_figures(pool: str, replica: str, models: Models) -> Iterator[Figure]:
     yield "serve_app_weights_load_seconds", weights.seconds, labels
     yield "serve_app_weights_evictions", weights.evictions, labels
     yield "serve_app_weights_releases", weights.releases, labels
+    yield "serve_app_host_weights_bytes", weights.host_bytes, labels
+    yield "serve_app_host_weights_hits", weights.host_hits, labels
+    yield "serve_app_host_weights_misses", weights.host_misses, labels
     yield "serve_app_vae_failures", vaes.failures, labels
     yield "serve_app_vae_tiled", vaes.in_tiles, labels
 

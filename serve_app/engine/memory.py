@@ -26,6 +26,8 @@ WORKING_SHARE = 4
 """Forwards are left what `max_cells` need, but no more than one part in so many of what weights and they share."""
 HOST_SHARE = 2
 """On a CPU, weights take one part in so many of what the process may use."""
+OFFLOAD_SHARE = 4
+"""Beside a card, weights that were evicted from it take one part in so many of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,11 @@ def card_share(total_bytes: int, free_bytes: int, fraction: float) -> CardShare:
 def host_weights_bytes(asked: int | None, process_bytes: int) -> int:
     """Return how much memory weights may take on a CPU. asked: as configured; process_bytes: what the process may."""
     return process_bytes // HOST_SHARE if asked is None else asked
+
+
+def offload_bytes(asked: int | None, process_bytes: int) -> int:
+    """Return how much host memory evicted weights may take beside a card. asked, process_bytes: as above."""
+    return process_bytes // OFFLOAD_SHARE if asked is None else asked
 
 
 class Memory(Protocol):

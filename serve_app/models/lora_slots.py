@@ -83,8 +83,9 @@ def _of_rank(pair: Pair, rank: int) -> Pair:
 class _Slot:
     """What a layer's hook adds now. It stays with the layer, and nothing of it while no composition is used."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         self.filled: Filled | None = None
+        self.handle = layer.register_forward_hook(self)
 
     def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if self.filled is None:
@@ -96,9 +97,16 @@ class _Slot:
 def _slot(layer: nn.Module) -> _Slot:
     slot: _Slot | None = layer.__dict__.get(_SLOT)
     if slot is None:
-        slot = layer.__dict__[_SLOT] = _Slot()
-        layer.register_forward_hook(slot)
+        slot = layer.__dict__[_SLOT] = _Slot(layer)
     return slot
+
+
+def remove_slots(network: nn.Module) -> None:
+    """Leave a network's layers without slots, as they were before the first LoRA."""
+    for layer in network.modules():
+        slot: _Slot | None = layer.__dict__.pop(_SLOT, None)
+        if slot is not None:
+            slot.handle.remove()
 
 
 def _mapped(x: Tensor, output: Tensor, down: Tensor, up: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ convolution, one of 640 channels takes 20 ms over two rows of 8×8 on a CPU with
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias, TypeGuard, cast
+from typing import Any, Protocol, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -119,17 +119,50 @@ def move_to(network: nn.Module, device: torch.device, dtype: torch.dtype, ring: 
 
 def _upload(network: nn.Module, dtype: torch.dtype, ring: Ring) -> None:
     upload = Upload(ring)
+    move_weights(network, upload.send, ring.device, dtype)
+    upload.finish()
+
+
+class Send(Protocol):
+    """Brings a tensor to a device, in a dtype, or in its own where that is None."""
+
+    def __call__(self, tensor: Tensor, dtype: torch.dtype | None = None, /) -> Tensor: ...
+
+
+def move_weights(network: nn.Module, send: Send, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    """Have `send` bring a network's weights to a device, in place and in the order of `weights_of`.
+
+    dtype: that it runs in there; None: as it does here.
+    """
     sent: dict[int, nn.Parameter] = {}
     for layer in network.modules():
         if isinstance(layer, KeptLinear):
-            layer.move_to(upload.send, ring.device, dtype)
+            layer.move_to(send, device, dtype or layer.weight.dtype)
         for name, parameter in layer._parameters.items():
             # One that several layers share stays shared.
             if parameter is not None and id(parameter) not in sent:
-                sent[id(parameter)] = nn.Parameter(upload.send(parameter.data, dtype), requires_grad=False)
+                sent[id(parameter)] = nn.Parameter(send(parameter.data, dtype), requires_grad=False)
             if parameter is not None:
                 layer._parameters[name] = sent[id(parameter)]
-    upload.finish()
+
+
+def weights_of(network: nn.Module) -> list[Tensor]:
+    """Return a network's weights, each once, those of few bits as they are kept."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    seen: set[int] = set()
+    for layer in network.modules():
+        if isinstance(layer, KeptLinear):
+            layer.kept.sent(note)
+        for parameter in layer._parameters.values():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found.append(parameter.data)
+    return found
 
 
 def _pack(network: nn.Module) -> None:

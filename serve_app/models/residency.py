@@ -73,13 +73,13 @@ class _Expected:
 class Residency:
     """The weights that are held. Its callers see to it that one at a time changes it."""
 
-    def __init__(self, budget_bytes: int, collect: Callable[[], None]) -> None:
+    def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.loads = self.evictions = self.releases = 0
         self.seconds = 0.0
         self.times: deque[tuple[str, float]] = deque(maxlen=UNREAD)
         """What was loaded, with the seconds it took, for whoever takes it out."""
-        self._collect = collect
+        self._evicted: list[Resident] = []
         self._held: dict[Hashable, Resident] = {}
         self._expected: dict[Hashable, _Expected] = {}
 
@@ -189,7 +189,6 @@ class Residency:
             for loras in [resident.loras for resident in self._held.values()]:
                 if loras is not None:
                     loras.unmerge()
-        evictions = self.evictions
         unused = [key for key, resident in self._held.items() if not resident.in_use]
         while unused and not enough():
             key = unused.pop(0)
@@ -197,10 +196,12 @@ class Residency:
                 if (evicted := self._held.pop(going, None)) is not None:
                     _log.info("let go of %s: mb=%d", evicted.name, evicted.nbytes >> 20)
                     self.evictions += 1
-                    del evicted
-        if self.evictions != evictions:
-            # A network may hold cycles; without collecting, its memory would come back at some later time.
-            self._collect()
+                    self._evicted.append(evicted)
+
+    def evicted(self) -> list[Resident]:
+        """Return what has been evicted since this was last asked, whose memory is taken as long as anyone has it."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
 
     @property
     def coming_bytes(self) -> int:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
 from time import perf_counter
@@ -21,6 +22,7 @@ from serve_app.models.backbone import Backbone
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.control import ControlNet
 from serve_app.models.families.family import BackboneFamily, Encoder, Family
+from serve_app.models.host_weights import HostWeights
 from serve_app.models.lexicon import Lexicon
 from serve_app.models.loading import Loader, control_file
 from serve_app.models.model_control import ModelPatch, activated
@@ -61,7 +63,9 @@ _log = log.get("models")
 class LoadCounters:
     """What weights have come and gone since a replica began, and what it holds.
 
-    seconds: spent loading. releases: of the evictions, those made for work rather than for other weights.
+    seconds: spent loading. releases: of the evictions, those made for work rather than for other weights. host_bytes:
+    held in host memory after they were evicted; host_hits, host_misses: loads that found weights there, and that did
+    not.
     """
 
     loads: int = 0
@@ -69,6 +73,9 @@ class LoadCounters:
     evictions: int = 0
     releases: int = 0
     held_bytes: int = 0
+    host_bytes: int = 0
+    host_hits: int = 0
+    host_misses: int = 0
 
 
 class Weights:
@@ -76,7 +83,8 @@ class Weights:
 
     dtype: of all parts but VAEs and upscalers, as `loading.dtype_of` reads it; vae_dtype: of VAEs. fp8_matmul: as
     `Loader`.
-    budget_bytes: what is kept before the least recently used is evicted.
+    budget_bytes: what is kept before the least recently used is evicted. host_bytes: of those, what is kept in host
+    memory, on a GPU.
     Errors: ConfigError for dtypes; of what reads files: ModelFileError.
     """
 
@@ -88,17 +96,21 @@ class Weights:
         dtype: str,
         vae_dtype: str,
         budget_bytes: int,
+        host_bytes: int = 0,
         fp8_matmul: bool = False,
     ) -> None:
         self.device = device
         self._catalog = catalog
         self._loader = Loader(device, dtype, vae_dtype, fp8_matmul)
         self._lexicon = Lexicon(catalog)
-        self._residency = Residency(budget_bytes, self._collect)
+        self._residency = Residency(budget_bytes)
+        self._host = HostWeights(device, host_bytes)
         self._sizes: dict[Hashable, int] = {}
         self._lock = Lock()
         # Held over a load; the other lock never is, so that whoever only asks does not wait for one.
         self._loading = Lock()
+        # Held until what was evicted has left the device.
+        self._leaving = Lock()
 
     def backbone(self, recipe: Recipe) -> Backbone:
         """Return the recipe's backbone, loading its network, and those that control it, if they are not resident.
@@ -245,11 +257,11 @@ class Weights:
 
         Never waits for a load.
         """
-        with self._lock:
-            if not self._residency.fits(need):
+        with self._evicting() as residency:
+            if not residency.fits(need):
                 return None
             hold = Hold(need)
-            self._residency.expect(need.nbytes, hold)
+            residency.expect(need.nbytes, hold)
             return hold
 
     def is_loaded(self, hold: Hold) -> bool:
@@ -287,8 +299,11 @@ class Weights:
     @property
     def counters(self) -> LoadCounters:
         """What weights have come and gone, and what is held. Never waits for a load."""
-        held = self._residency
-        return LoadCounters(held.loads, held.seconds, held.evictions, held.releases, held.nbytes)
+        held, host = self._residency, self._host
+        return LoadCounters(
+            *(held.loads, held.seconds, held.evictions, held.releases, held.nbytes),
+            *(host.nbytes, host.hits, host.misses),
+        )
 
     def load_times(self) -> tuple[tuple[str, float], ...]:
         """Return what was loaded since this was last asked, as `resident` names it, and how many seconds it took."""
@@ -297,8 +312,8 @@ class Weights:
 
     def release(self, nbytes: int | None = None) -> int:
         """Evict what is not in use until so many bytes have gone, or all of it; as `Residency.release`."""
-        with self._lock:
-            return self._residency.release(nbytes)
+        with self._evicting() as residency:
+            return residency.release(nbytes)
 
     def _lend(self, recipe: Recipe, kind: Any) -> tuple[Any, Resident]:
         """Return a recipe's model, and what is held of it."""
@@ -337,8 +352,8 @@ class Weights:
                     return resident
             began, room = perf_counter(), nbytes()
             try:
-                with self._lock:
-                    self._residency.expect({key: room}, hold)
+                with self._evicting() as residency:
+                    residency.expect({key: room}, hold)
                 resident = self._in_room(load, room)
                 with self._lock:
                     self._residency.put(key, resident, perf_counter() - began)
@@ -366,7 +381,8 @@ class Weights:
                 )
 
     def _load(self, recipe: Recipe, files: Files) -> Resident:
-        loaded, nbytes = self._loader.load(recipe, files), self._part_bytes(recipe, files)
+        loaded = self._host.take(files.key) or self._loader.load(recipe, files)
+        nbytes = self._part_bytes(recipe, files)
         _log.info("loaded %s: mb=%d held_mb=%d", loaded.name, nbytes >> 20, (self.held_bytes + nbytes) >> 20)
         return Resident(loaded, loaded.name, nbytes, remarks=loaded.remarks)
 
@@ -400,7 +416,21 @@ class Weights:
         with self._lock:
             return self._residency.has_room(nbytes)
 
-    def _collect(self) -> None:
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+    @contextmanager
+    def _evicting(self) -> Iterator[Residency]:
+        """Give what is held to whoever may evict some of it, which has left the device once this ends."""
+        with self._leaving:
+            with self._lock:
+                yield self._residency
+                evicted = self._residency.evicted()
+            if not evicted:
+                return
+            for resident in evicted:
+                if resident.base is None:
+                    self._host.keep(resident.loaded)
+            evicted.clear()
+            del resident
+            # A network may hold cycles; without collecting, its memory would come back at some later time.
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ import torch
 from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.engine.engine import Engine
-from serve_app.engine.memory import MB, CardMemory, Memory, card_share, host_weights_bytes
+from serve_app.engine.memory import MB, CardMemory, Memory, card_share, host_weights_bytes, offload_bytes
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import timeline_of
 from serve_app.errors import ConfigError
@@ -122,6 +122,19 @@ def memory_of(pool: PoolConfig, device: torch.device) -> tuple[int, Memory | Non
     return weights, CardMemory(device, share.planned_bytes)
 
 
+def host_bytes_of(pool: PoolConfig, device: torch.device) -> int:
+    """Return how much host memory a pool's weights may take that were evicted from its device.
+
+    Errors: ConfigError where some is asked for without a GPU.
+    """
+    asked = None if pool.host_bytes == "auto" else pool.host_bytes
+    if device.type == "cuda":
+        return offload_bytes(asked, own_limit(pool.memory_bytes))
+    if asked:
+        raise ConfigError(f"pool {pool.name}: host_bytes is of weights of a GPU, and its models are on a CPU")
+    return 0
+
+
 def set_arithmetic(pool: PoolConfig, device: torch.device) -> None:
     """Have the process compute as its pool asks, and on a GPU to the same bits each time: strict jobs promise that.
 
@@ -168,6 +181,7 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
         dtype=pool.dtype,
         vae_dtype=pool.vae_dtype,
         budget_bytes=budget_bytes,
+        host_bytes=host_bytes_of(pool, device),
         fp8_matmul=pool.fp8_matmul,
     )
     engine = Engine(pool.max_cells, timeline_of(device), memory, beside=weights)

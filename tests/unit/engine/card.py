@@ -173,8 +173,7 @@ class Card(TorchDispatchMode):
         if not mine and not to_card:
             if kwargs.pop("pin_memory", False):
                 return _pinned(func(*args, **kwargs))
-            made = func(*args, **kwargs)
-            return _pinned(made) if func.is_view and isinstance(made, Tensor) and _is_pinned(args[0]) else made
+            return func(*args, **kwargs)
         if name not in _WHOLE and func._can_decompose():
             self._taken_apart += 1
             try:
@@ -313,12 +312,12 @@ class _Bindings(TorchFunctionMode):
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    tensor.pinned_here = True  # type: ignore[attr-defined]
+    tensor.untyped_storage().pinned_here = True  # type: ignore[attr-defined]
     return tensor
 
 
 def _is_pinned(tensor: Tensor) -> bool:
-    return bool(getattr(tensor, "pinned_here", False))
+    return not isinstance(tensor, OnCard) and bool(getattr(tensor.untyped_storage(), "pinned_here", False))
 
 
 def _line() -> str:

@@ -78,7 +78,7 @@ class Card:
     def __post_init__(self) -> None:
         self.allocator = Allocator(self.planned)
         self.weights_budget = CardShare(0, 0, self.planned).weights_bytes(None, MAX_ROWS * CELLS)
-        self.residency = Residency(self.weights_budget, lambda: None)
+        self.residency = Residency(self.weights_budget)
         self.networks = [Network(self.allocator, rate, name=f"n{i}") for i, rate in enumerate(self.rates)]
         self.counters = Counters()
         self.forwards = Forwards(MAX_ROWS * CELLS, self.counters, self.allocator, self)

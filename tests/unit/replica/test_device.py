@@ -7,7 +7,7 @@ import torch
 
 from serve_app.config import PoolConfig
 from serve_app.errors import ConfigError
-from serve_app.replica.assemble import device_of, memory_of, set_arithmetic
+from serve_app.replica.assemble import device_of, host_bytes_of, memory_of, set_arithmetic
 
 MB = 1024**2
 GB = 1024 * MB
@@ -102,3 +102,13 @@ def test_products_that_a_device_does_not_have_are_an_error_of_their_pool(card):
     for key, pool in (("fast", PoolConfig(name="a", fast=True)), ("fp8_matmul", PoolConfig(name="a", fp8_matmul=True))):
         with pytest.raises(ConfigError, match=f"pool a: {key} is of products on a GPU, and its models are on a CPU"):
             set_arithmetic(pool, torch.device("cpu"))
+
+
+def test_beside_a_card_evicted_weights_may_take_a_quarter_of_what_the_process_may_use():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert host_bytes_of(PoolConfig(name="a", memory_bytes=8 * GB), cuda) == 2 * GB
+    assert host_bytes_of(PoolConfig(name="a", memory_bytes=8 * GB, host_bytes=0), cuda) == 0
+    assert host_bytes_of(PoolConfig(name="a", memory_bytes=8 * GB, host_bytes=7 * GB), cuda) == 7 * GB
+    assert host_bytes_of(PoolConfig(name="a", memory_bytes=8 * GB), cpu) == 0
+    with pytest.raises(ConfigError, match="pool a: host_bytes is of weights of a GPU, and its models are on a CPU"):
+        host_bytes_of(PoolConfig(name="a", host_bytes=1), cpu)
