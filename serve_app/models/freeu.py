@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ def with_freeu(network: Any, features: Sequence[tuple[int, Sequence[FreeU]]]) ->
         yield
         return
     with ExitStack() as stack:
+        # Neighbours that are alike are changed as one.
+        features = [(sum(n for n, _ in alike), patches) for patches, alike in groupby(features, lambda own: own[1])]
         finest = network.config.block_out_channels[0]
         reached = network.config.block_out_channels[-1]
         for block in network.up_blocks:

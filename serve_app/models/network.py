@@ -6,11 +6,14 @@ What is particular to one recipe comes with its rows; `backbone` makes them.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from serve_app.models.cuda_graphs import replays_of
 from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.models.forward import Replays
 from serve_app.models.lora_forward import with_loras
 from serve_app.sampling.forward import Piece
 from serve_app.values import DeepShrink, Training
@@ -20,14 +23,24 @@ class Network:
     """The weights of one backbone, in use as long as anyone holds this.
 
     key: equal for equal weights, whatever LoRAs go with them. trained_as: what their file says of their training.
+    replays: how its forwards are run; None as all on its device.
     """
 
-    def __init__(self, key: Hashable, family: BackboneFamily, module: nn.Module, trained_as: Training) -> None:
+    def __init__(
+        self,
+        key: Hashable,
+        family: BackboneFamily,
+        module: nn.Module,
+        trained_as: Training,
+        replays: Replays | None = None,
+    ) -> None:
         self.key = key
         self.family = family
         self.module = module
         self.trained_as = trained_as
-        self.device: torch.device = next(module.parameters()).device
+        self._weight = next(module.parameters())
+        self.device: torch.device = self._weight.device
+        self._replays = replays_of(self.device) if replays is None else replays
 
     def group_key(self, piece: Piece) -> Hashable:
         """Return what must be equal for pieces to share a forward: patches too, by which features change in size."""
@@ -44,5 +57,19 @@ class Network:
         Rows of a run that shares nothing come alone, and what they give does not depend on earlier forwards.
         """
         merging = not any(r.exclusive for r in rows)
+        rows, counts = self._filled(rows), [r.count for r in rows]
         with with_loras([(r.count, r.loras) for r in rows], merging=merging):
-            return self.family.forward(self.module, rows)
+            bare = self.family.bare(self.module, rows)
+            if bare is None:
+                return self.family.forward(self.module, rows)
+            if any(r.loras for r in rows):
+                # Where the weights of LoRAs lie changes with the rows.
+                bare = replace(bare, variant=None)
+            output = self._replays.answer(self._weight, bare)
+        return list(torch.split(output[: sum(counts)], counts))
+
+    def _filled(self, rows: Sequence[Rows]) -> Sequence[Rows]:
+        count = sum(r.count for r in rows)
+        lacking = self._replays.filled(count) - count
+        filling = self.family.filling(rows, lacking) if lacking else None
+        return rows if filling is None else [*rows, filling]

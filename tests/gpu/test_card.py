@@ -13,13 +13,19 @@ import pytest
 import torch
 
 from serve_app.engine.engine import Engine
+from serve_app.engine.memory import CardMemory
 from serve_app.engine.timeline import HostTimeline, timeline_of
 from serve_app.engine.trajectory import Trajectory
+from serve_app.models import forward
 from serve_app.models.backbone import Backbone
+from serve_app.models.cuda_graphs import GraphRecorder
+from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
+from serve_app.models.network import Network
 from serve_app.models.upload import Ring, Upload
 from serve_app.sampling.forward import denoise
 from serve_app.sampling.noise import gaussian_noise
 from serve_app.sampling.samplers import SAMPLERS
+from serve_app.values import Discrete
 from tests.gpu.models import FULL, SMALL, random_weights
 from tests.philox import CardNoise
 from tests.unit.engine.mixes import relative_error
@@ -137,3 +143,57 @@ def test_weights_arrive_whole_while_the_card_is_busy(dtype):
     upload.finish()
     for ours, wanted in zip(sent, source, strict=True):
         assert torch.equal(ours.cpu(), wanted.to(dtype))
+
+
+@pytest.fixture(params=[torch.float16, torch.float32], ids=["fp16", "fp32"])
+def replayed(request) -> tuple[Backbone, Backbone, Replays]:
+    """A small network whose forwards are replayed, the same whose are not, and the replays."""
+    module = random_weights(SD.family, CARD, request.param)
+    replays = Replays(GraphRecorder(CARD), ROW_BUCKETS)
+    eager = Network(SD.name, SD.family, module, Discrete(), Replays(None, ROW_BUCKETS))
+    return Backbone(Network(SD.name, SD.family, module, Discrete(), replays)), Backbone(eager), replays
+
+
+def test_graphs_are_captured_after_two_forwards_and_give_the_same_bits(replayed):
+    ours, theirs, replays = replayed
+    with torch.inference_mode():
+        for rows in (1, 2, 3, 7, 16):
+            before = replays.counters.replays
+            for _ in range(EAGER + 3):
+                made, wanted = denoise(SD.pieces(ours, rows)), denoise(SD.pieces(theirs, rows))
+                assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True)), rows
+            assert replays.counters.replays - before == 3
+    assert (replays.counters.recordings, replays.counters.failures) == (5, 0)
+
+
+def test_within_a_bucket_the_bits_of_a_row_do_not_depend_on_its_neighbours(replayed):
+    ours, *_ = replayed
+    with torch.inference_mode():
+        pieces = SD.pieces(ours, 16)
+        alone = denoise(pieces[:13])
+        for _ in range(EAGER + 2):
+            others = denoise([pieces[0], *pieces[15:2:-1]])
+            assert torch.equal(others[0], alone[0])
+
+
+def test_the_pool_of_graphs_is_counted_and_comes_back(replayed):
+    ours, _, replays = replayed
+    memory = CardMemory(CARD, 2**30, replays)
+    with torch.inference_mode():
+        for _ in range(EAGER + 1):
+            denoise(SD.pieces(ours, 8))
+    assert memory.replay_bytes() > 0
+    assert memory.held_bytes() == torch.cuda.memory_allocated(CARD) + memory.replay_bytes()
+    assert memory.let_go()
+    assert memory.replay_bytes() == 0
+    assert not memory.let_go()
+
+
+def test_graphs_that_are_least_recently_used_go(replayed, monkeypatch):
+    monkeypatch.setattr(forward, "SHAPES_KEPT", 2)
+    ours, _, replays = replayed
+    with torch.inference_mode():
+        for rows in (1, 2, 4, 1):
+            for _ in range(EAGER + 1):
+                denoise(SD.pieces(ours, rows))
+    assert replays.counters.recordings == 4

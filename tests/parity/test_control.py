@@ -11,7 +11,7 @@ import torch
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.control import Controlled, activated
 from serve_app.models.controlnet_file import ControlFile
-from serve_app.models.families.unet import UnetCall, residuals
+from serve_app.models.families.unet import UnetCall, arguments, residuals
 from serve_app.sampling.denoiser import EPS
 from serve_app.sampling.levels import TableLevels
 from serve_app.values import Control, HintKind, Recipe
@@ -63,7 +63,7 @@ class Bench:
             "positive"
         ]
         call = UnetCall(x * EPS.scaling(sigma).c_in, LEVELS.timestep(level), context, vector=vector)
-        return residuals([Controlled(rows, sigma, options["control"])], call), call
+        return arguments(residuals([Controlled(rows, sigma, options["control"])], call)), call
 
     def eps(self, family, arguments, call):
         network = self.backbone(family)[1]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
+from serve_app.models.forward import Bare
 from serve_app.models.layout import Table
 from serve_app.models.lora_layers import LoraSet
 from serve_app.models.model_control import ActiveModelControl
@@ -170,6 +171,20 @@ class BackboneFamily(Family):
         By default those of x (B,C,…), and of the inputs' `references` where a family looks at such.
         """
         return sum(latents[:, 0].numel() for latents in (x, *getattr(inputs, "references", ())))
+
+    def filling(self, rows: Sequence[Rows], count: int) -> Rows | None:
+        """Return so many rows that fill up a forward of these; None if it is to stay as it is, as by default.
+
+        What the filling is answered does not matter.
+        """
+        return None
+
+    def bare(self, network: Any, rows: Sequence[Rows]) -> Bare | None:
+        """Return a forward with all that it is given prepared, to the output of all rows (R,…); None by default.
+
+        For families whose forward is one call of tensors.
+        """
+        return None
 
     @abstractmethod
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:

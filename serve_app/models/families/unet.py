@@ -7,9 +7,9 @@ UNet2DConditionModel. Source: Rombach et al. 2022, arXiv:2112.10752.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import lcm, log
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from serve_app.models.families.family import BackboneFamily, Located, Rows, mark
 from serve_app.models.families.unet_blocks import slimmed
 from serve_app.models.families.unet_functions import FUNCTIONS, transformers, with_functions
 from serve_app.models.families.unet_names import DIFFUSERS, lora_names, single_file
+from serve_app.models.forward import Bare
 from serve_app.models.grounding import ActiveGrounding, with_boxes
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
@@ -30,7 +31,7 @@ from serve_app.models.unet_layers import with_layers
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import Training
+from serve_app.values import FreeU, Training
 
 NORM_GROUPS = 32
 """Every group norm of these networks has so many groups, so every width is a multiple of it."""
@@ -79,6 +80,12 @@ class UnetInputs:
         if area is None or self.concat is None:
             return self
         return replace(self, concat=crop(self.concat, area))
+
+    def of_last(self, count: int) -> UnetInputs:
+        """Return the inputs of the last row for so many."""
+        vector = None if self.vector is None else self.vector[-1:].expand(count, -1)
+        concat = None if self.concat is None else self.concat[-1:].expand(count, -1, -1, -1)
+        return replace(self, context=self.context[-1:].expand(count, -1, -1), vector=vector, concat=concat)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -277,13 +284,28 @@ class Unet(BackboneFamily):
             boxes=options.get("gligen"),
         )
 
+    def filling(self, rows: Sequence[Rows], count: int) -> Rows | None:
+        """Return the last row so many times; None where layers look at rows together, or functions are told of them."""
+        if any(r.exclusive or r.functions or r.inputs.boxes for r in rows) or not _only_freeu(rows):
+            return None
+        last = rows[-1]
+        return replace(
+            last,
+            x=last.x[-1:].expand(count, -1, -1, -1),
+            timestep=last.timestep[-1:].expand(count),
+            inputs=last.inputs.of_last(count),
+        )
+
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows.
 
         They may differ in level, in text and its length, in LoRAs, patches of layers, functions of packs and controls.
         """
-        dtype = next(network.parameters()).dtype
-        counts, inputs = [r.count for r in rows], [r.inputs for r in rows]
+        bare = self.bare(network, rows)
+        return list(torch.split(bare.run(bare.inputs).float(), [r.count for r in rows]))
+
+    def bare(self, network: Any, rows: Sequence[Rows]) -> Bare:
+        dtype, inputs = next(network.parameters()).dtype, [r.inputs for r in rows]
         x = torch.cat([r.x for r in rows]).to(dtype)
         context, mask = stack_contexts([i.context for i in inputs])
         vectors = [i.vector for i in inputs if i.vector is not None]
@@ -292,35 +314,58 @@ class Unet(BackboneFamily):
         added = residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call)
         concats = [i.concat for i in inputs if i.concat is not None]
         fed = torch.cat([x, torch.cat(concats).to(dtype)], dim=1) if concats else x
+        told = {"x": fed, "timestep": call.timestep, "context": call.context, "vector": vector, "mask": mask}
+        given = {name: tensor for name, tensor in told.items() if tensor is not None}
+        return Bare(given | added, partial(self._run, network, rows), _variant(rows))
+
+    def _run(self, network: Any, rows: Sequence[Rows], given: Mapping[str, Tensor]) -> Tensor:
         layers, boxes = [(r.count, r.layers) for r in rows], [(r.count, r.inputs.boxes) for r in rows]
-        size = (x.shape[-2], x.shape[-1])
+        size = (given["x"].shape[-2], given["x"].shape[-1])
         with (
             with_layers(network, layers, size),
             with_boxes(transformers(network), boxes, size),
             with_functions(network, rows),
         ):
             output: Tensor = network(
-                fed,
-                call.timestep,
-                call.context,
-                class_labels=vector,
-                encoder_attention_mask=mask,
+                given["x"],
+                given["timestep"],
+                given["context"],
+                class_labels=given.get("vector"),
+                encoder_attention_mask=given.get("mask"),
                 return_dict=False,
-                **added,
+                **arguments(given),
             )[0]
-        return list(torch.split(output.float(), counts))
+        return output
 
 
-def residuals(rows: Sequence[Controlled], call: UnetCall) -> dict[str, Any]:
-    """Return the arguments by which diffusers' UNet is told what controls add; {} if none acts."""
+def _variant(rows: Sequence[Rows]) -> Hashable | None:
+    """Return what is equal for calls that do the same with their inputs; None for a call that is like no other."""
+    if any(r.exclusive or r.functions or r.inputs.boxes for r in rows) or not _only_freeu(rows):
+        return None
+    return tuple(r.layers for r in rows for _ in range(r.count)) if any(r.layers for r in rows) else ()
+
+
+def _only_freeu(rows: Sequence[Rows]) -> bool:
+    """Whether no layers do anything otherwise but by FreeU, which is the same in every forward, row by row."""
+    return all(isinstance(patch, FreeU) for r in rows for patch in r.layers)
+
+
+def residuals(rows: Sequence[Controlled], call: UnetCall) -> dict[str, Tensor]:
+    """Return what controls add, (R,C,h,w) each, by its place and number there; {} if none acts."""
     sums = control_residuals(rows, call, call.x)
-    arguments: dict[str, Any] = {}
-    if skips := sums.get(SKIPS):
-        arguments["down_block_additional_residuals"] = tuple(skips[:-1])
-        arguments["mid_block_additional_residual"] = skips[-1]
-    if features := sums.get(FEATURES):
-        arguments["down_intrablock_additional_residuals"] = features
-    return arguments
+    return {f"{place} {i}": added for place, there in sums.items() for i, added in enumerate(there)}
+
+
+def arguments(given: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments by which diffusers' UNet is told what controls add, as `residuals` names it."""
+    skips, features = ([t for name, t in given.items() if name.startswith(f"{place} ")] for place in (SKIPS, FEATURES))
+    told: dict[str, Any] = {}
+    if skips:
+        told["down_block_additional_residuals"] = tuple(skips[:-1])
+        told["mid_block_additional_residual"] = skips[-1]
+    if features:
+        told["down_intrablock_additional_residuals"] = features
+    return told
 
 
 def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

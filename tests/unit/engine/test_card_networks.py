@@ -10,19 +10,22 @@ import torch
 from torch import Tensor
 
 from serve_app.models.backbone import Backbone
+from serve_app.models.forward import ROW_BUCKETS, Replays
 from serve_app.models.lora import LowRank
 from serve_app.models.lora_layers import LoraSet
 from serve_app.models.network import Network
 from serve_app.sampling.request import SamplingRequest
-from serve_app.values import Control, Discrete, Recipe
+from serve_app.values import Control, Discrete, FreeU, Recipe
 from tests.unit.engine.card import Card
 from tests.unit.engine.card_runs import CardEngine, Forwards, most, ran_together
 from tests.unit.engine.mixes import request
 from tests.unit.models.control_nets import ARCHITECTURE, backbone, control_net
+from tests.unit.models.recorder import FakeRecorder
 
 COSTS = {
     "plain": (10, 284, 11, 284),
     "a ControlNet": (13, 426, 14, 426),
+    "FreeU": (10, 314, 11, 314),
     "one set of LoRAs": (10, 396, 11, 396),
     "eight sets of LoRAs": (10, 396, 11, 396),
 }
@@ -31,6 +34,13 @@ COSTS = {
 A ControlNet's are in the networks'. LoRAs change 56 layers, each for two kernels whatever the number of sets.
 """
 
+REPLAYED = {"plain": (13, 14), "a ControlNet": (16, 17), "FreeU": (13, 14)}
+"""The same around networks where the call is replayed: kernels that bring its inputs to their places are among them.
+
+One more than a card takes is counted for each replay, which here is a call and a copy of what it gives.
+"""
+
+FREEU = FreeU(1.3, 1.4, 0.9, 0.2)
 NET = Recipe("controlnet", "controlnet", "a")
 
 
@@ -41,7 +51,7 @@ def normal(seed: int, *shape: int) -> Tensor:
 class Runs:
     """Jobs of one network. made: the backbone of each job, and what it is asked."""
 
-    def __init__(self, card: Card) -> None:
+    def __init__(self, card: Card, replays: Replays | None = None) -> None:
         self._card = card
         net: Any = control_net(1)
         with torch.no_grad(), card.used():
@@ -49,7 +59,7 @@ class Runs:
             card.settle(net.network)
         for network in (self.module, net.network):
             card.watch(network)
-        self._plain = Backbone(Network("unet", ARCHITECTURE, self.module, Discrete()))
+        self._plain = Backbone(Network("unet", ARCHITECTURE, self.module, Discrete(), replays))
         self._nets = {NET: net}
 
     def made(self, case: str) -> Callable[[int], tuple[Backbone, SamplingRequest]]:
@@ -62,7 +72,9 @@ class Runs:
             options = {"control": Control(NET, torch.sigmoid(normal(seed, 1, 64, 64, 3)), 0.7)}
             texts = {role: normal(seed + shift, 1, 7, 16) for role, shift in (("positive", 0), ("negative", 50))}
             conds = {role: [(text, options if case == "a ControlNet" else {})] for role, text in texts.items()}
-            return own, request(shape=(1, 4, 8, 8), steps=6, seed=seed, **own.activated(conds, self._nets))
+            recipe = Recipe("backbone", "checkpoints", "unet", (FREEU,) if case == "FreeU" else ())
+            activated = own.activated(conds, self._nets)
+            return own, request(backbone=recipe, shape=(1, 4, 8, 8), steps=6, seed=seed, **activated)
 
         return job
 
@@ -93,3 +105,20 @@ def test_nothing_waits_for_the_card_around_or_in_a_unet(case):
 
 def test_around_networks_are_at_most_25_kernels_and_two_a_job():
     assert all(alone <= 25 + 2 and of_eight <= 25 + 2 * 8 for alone, _, of_eight, _ in COSTS.values())
+
+
+@pytest.mark.parametrize("case", REPLAYED)
+def test_a_call_that_is_recorded_has_nothing_in_it_that_waits_and_its_inputs_cost_a_few_kernels(case):
+    card, replays = Card(), Replays(FakeRecorder(), ROW_BUCKETS)
+    engine, runs = CardEngine(card), Runs(card, replays)
+    forwards = Forwards(card, runs.module)
+    made, found = runs.made(case), []
+    for count in (1, 8):
+        ran_together(engine, [made(seed) for seed in range(count)])
+        steady = forwards.steady()
+        assert not any(counts.stalls or counts.trapped for counts in steady)
+        found.append(most(steady, lambda counts: counts.kernels))
+    engine.close()
+    assert (replays.counters.recordings, replays.counters.replays) == (2, 8)
+    assert tuple(found) == REPLAYED[case]
+    assert max(found) <= 25 + 2

@@ -11,7 +11,7 @@ from serve_app.errors import NodeError
 from serve_app.models.backbone import Backbone
 from serve_app.models.control import Controlled, activated, recipes
 from serve_app.models.families import Sd
-from serve_app.models.families.unet import UnetCall, UnetInputs, residuals
+from serve_app.models.families.unet import UnetCall, UnetInputs, arguments, residuals
 from serve_app.models.network import Network
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.sampling.levels import TableLevels
@@ -63,7 +63,7 @@ def told(pieces):
 
 def added(pieces):
     """Return what controls add to the pieces' forward."""
-    return residuals([Controlled(p.rows, p.sigma, p.inputs.controls) for p in pieces], told(pieces))
+    return arguments(residuals([Controlled(p.rows, p.sigma, p.inputs.controls) for p in pieces], told(pieces)))
 
 
 def forward(unet, pieces):

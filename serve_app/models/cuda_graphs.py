@@ -1,0 +1,70 @@
+"""Recordings as CUDA graphs. One runs at a time, so all of a process share one pool of memory: that of the largest.
+
+Source: the CUDA C++ Programming Guide, CUDA Graphs; torch.cuda.CUDAGraph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve_app.models.forward import ROW_BUCKETS, Replays
+
+
+class GraphRecorder:
+    """Records what a device is asked for on its current stream, as graphs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None
+        self._stream: Any = None
+
+    def record(self, call: Callable[[], Tensor]) -> Graph:
+        """Return a call recorded, which the device does not do yet."""
+        if self._stream is None:
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        graph, stream = torch.cuda.CUDAGraph(), self._stream
+        current = torch.cuda.current_stream(self._device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            # Other threads go on using the device: functions of node packs, uploads.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                output = call()
+            except BaseException:
+                with suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        current.wait_stream(stream)
+        return Graph(graph, output)
+
+    def idle_bytes(self) -> int:
+        """Return what the pool has of the device's memory beside the tensors that are alive in it."""
+        if self._pool is None:
+            return 0
+        segments: Any = torch.cuda.memory_snapshot(self._pool, include_traces=False)  # type: ignore[no-untyped-call]
+        return sum(int(segment["total_size"]) - int(segment["allocated_size"]) for segment in segments)
+
+
+class Graph:
+    """A call as a graph. output: where a replay leaves what it gives."""
+
+    def __init__(self, graph: Any, output: Tensor) -> None:
+        self._graph = graph
+        self.output = output
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+@cache
+def replays_of(device: torch.device) -> Replays:
+    """Return the replays of all networks on a device: of graphs on a GPU, of none elsewhere, where filling up costs."""
+    return Replays(GraphRecorder(device), ROW_BUCKETS) if device.type == "cuda" else Replays()

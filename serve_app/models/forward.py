@@ -1,0 +1,178 @@
+"""Forwards that are replayed: rows filled up to a bucket, inputs at fixed places, and the network's call recorded once.
+
+A network's kernels, and how they round, depend on how many rows there are. Filled up to one of few numbers, a forward
+meets shapes it has met before: within a bucket a row's bits do not depend on its neighbours, and where the device can
+record a call, it is replayed without the host asking for each kernel. This module knows neither networks nor CUDA: a
+family says what a forward is given (`Bare`), a recorder how its device replays (`cuda_graphs`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from serve_app import log
+
+ROW_BUCKETS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+"""How many rows a forward is filled up to; one of more is as it is."""
+
+EAGER = 2
+"""So many forwards of a shape run before it is recorded: libraries choose and prepare their kernels in them."""
+
+SHAPES_KEPT = 32
+"""Of how many shapes of a network it is remembered how they are run."""
+
+Inputs: TypeAlias = Mapping[str, Tensor]
+
+_log = log.get("models")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bare:
+    """A forward for which all is prepared: what is left is the network's own call.
+
+    run: from inputs like these to its output; it makes the host wait for nothing, and reads nothing else that changes
+    between forwards of its variant. variant: equal for equal calls; None for one that is like no other.
+    """
+
+    inputs: Inputs
+    run: Callable[[Inputs], Tensor]
+    variant: Hashable | None = ()
+
+
+class Recording(Protocol):
+    """A call that a device has recorded. output: where each replay leaves what it gives."""
+
+    @property
+    def output(self) -> Tensor: ...
+
+    def replay(self) -> None:
+        """Have the device do it again, with what its inputs hold by then."""
+        ...
+
+
+class Recorder(Protocol):
+    """What records calls of a device."""
+
+    def record(self, call: Callable[[], Tensor]) -> Recording:
+        """Return a call recorded. Errors: RuntimeError where that cannot be done."""
+        ...
+
+    def idle_bytes(self) -> int:
+        """Return how much memory is kept for replays alone, which nothing else can use and torch counts as free."""
+        ...
+
+
+@dataclass(slots=True)
+class ReplayCounters:
+    """What was recorded, replayed, could not be recorded, and was dropped for want of memory."""
+
+    recordings: int = 0
+    replays: int = 0
+    failures: int = 0
+    dropped: int = 0
+
+
+@dataclass(slots=True)
+class _Shape:
+    """Forwards of one variant with inputs of one size. eager: for good."""
+
+    forwards: int = 0
+    eager: bool = False
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    recording: Recording | None = None
+
+
+class Replays:
+    """The forwards of one device's networks. One thread at a time uses it.
+
+    recorder: None where nothing is recorded, as on a CPU. buckets: rising; without any, rows are as they are.
+    """
+
+    def __init__(self, recorder: Recorder | None = None, buckets: Sequence[int] = ()) -> None:
+        self.counters = ReplayCounters()
+        self._recorder = recorder
+        self._buckets = tuple(buckets)
+        # By a tensor of the weights that a recording reads: once they are gone, or elsewhere, so is what was recorded.
+        self._shapes: MutableMapping[Tensor, OrderedDict[Hashable, _Shape]] = WeakIdKeyDictionary()
+        self._idle_bytes = 0, (0, 0)
+
+    def filled(self, rows: int) -> int:
+        """Return how many rows a forward of so many is filled up to."""
+        return next((bucket for bucket in self._buckets if bucket >= rows), rows)
+
+    def answer(self, weight: Tensor, bare: Bare) -> Tensor:
+        """Return the output of a network's call, float32; later calls leave it as it is.
+
+        weight: one of the network's, which is another tensor once they have moved.
+        """
+        if self._recorder is None or bare.variant is None:
+            return bare.run(bare.inputs).float()
+        shape = self._shape(weight, bare)
+        if shape.recording is None and not shape.eager and shape.forwards >= EAGER:
+            self._record(self._recorder, shape, bare)
+        shape.forwards += 1
+        if (recording := shape.recording) is None:
+            return bare.run(bare.inputs).float()
+        _fill(shape.inputs, bare.inputs)
+        recording.replay()
+        self.counters.replays += 1
+        return recording.output.to(torch.float32, copy=True)
+
+    def idle_bytes(self) -> int:
+        """Return how much memory is kept for replays alone."""
+        known, alive = self._idle_bytes[1], (self.counters.recordings, len(self._recorded()))
+        if self._recorder is not None and alive != known:
+            self._idle_bytes = self._recorder.idle_bytes(), alive
+        return self._idle_bytes[0]
+
+    def drop(self) -> int:
+        """Forget all recordings, for want of memory, and return how many there were.
+
+        Their shapes are not recorded again: what one needs is not there beside all else.
+        """
+        recorded = self._recorded()
+        for shape in recorded:
+            shape.recording, shape.inputs, shape.eager = None, {}, True
+        self.counters.dropped += len(recorded)
+        return len(recorded)
+
+    def _recorded(self) -> list[_Shape]:
+        return [shape for shapes in [*self._shapes.values()] for shape in shapes.values() if shape.recording]
+
+    def _shape(self, weight: Tensor, bare: Bare) -> _Shape:
+        shapes = self._shapes.setdefault(weight, OrderedDict())
+        key = (bare.variant, *((name, tensor.shape, tensor.dtype) for name, tensor in bare.inputs.items()))
+        shape = shapes.setdefault(key, _Shape())
+        shapes.move_to_end(key)
+        if len(shapes) > SHAPES_KEPT:
+            shapes.popitem(last=False)
+        return shape
+
+    def _record(self, recorder: Recorder, shape: _Shape, bare: Bare) -> None:
+        inputs = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in bare.inputs.items()}
+        try:
+            shape.recording = recorder.record(lambda: bare.run(inputs))
+        except RuntimeError as error:
+            said = str(error).partition("\n")[0]
+        else:
+            shape.inputs = inputs
+            self.counters.recordings += 1
+            return
+        # An error of the device itself is met again by the forward that now runs as it is.
+        shape.eager = True
+        self.counters.failures += 1
+        _log.warning("a forward could not be recorded and runs as it is from now on: error=%s", said)
+
+
+def _fill(places: Mapping[str, Tensor], inputs: Inputs) -> None:
+    """Copy inputs to their places, those of one dtype by one kernel where they lie alike."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in inputs.values()):
+        names = [name for name, tensor in inputs.items() if tensor.dtype == dtype]
+        torch._foreach_copy_([places[name] for name in names], [inputs[name] for name in names])

@@ -1,0 +1,37 @@
+"""What stands for a GPU that records calls: it does them again as they are, with what their inputs hold by then."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+from torch import Tensor
+
+
+class Replayed:
+    """A call that is done again by calling it, into the same place."""
+
+    def __init__(self, call: Callable[[], Tensor]) -> None:
+        self._call = call
+        self.output = call()
+
+    def replay(self) -> None:
+        self.output.copy_(self._call())
+
+
+class FakeRecorder:
+    """Records by remembering. fails: what it raises instead. recorded: what is still there, of 100 bytes each."""
+
+    def __init__(self) -> None:
+        self.fails: Exception | None = None
+        self.recorded: weakref.WeakSet[Replayed] = weakref.WeakSet()
+
+    def record(self, call: Callable[[], Tensor]) -> Replayed:
+        if self.fails is not None:
+            raise self.fails
+        recording = Replayed(call)
+        self.recorded.add(recording)
+        return recording
+
+    def idle_bytes(self) -> int:
+        return 100 * len(self.recorded)
