@@ -120,14 +120,18 @@ class Forwards:
             return outputs
         # Only here has the error let go of what the failed forward held.
         self._counters.failures += 1
+        if self._memory is not None and self._memory.let_go():
+            # What was kept for replays has gone, so as many may fit; there is none of it a second time.
+            return self._run(key, asked)
         self._budget.failed(key, cells)
-        if self._memory is not None:
-            self._memory.let_go()
         log.warning("a forward did not fit the device: cells=%d limit=%d", cells, self._budget.limit(key))
         return said
 
     def _room_bytes(self) -> int | None:
-        return None if self._memory is None else room_bytes(self._memory, self._beside)
+        if self._memory is None:
+            return None
+        # What is kept for replays is forwards' own: they run in it, or it goes before anything fails.
+        return room_bytes(self._memory, self._beside) + self._memory.replay_bytes()
 
     def _make_way(self, key: Hashable, asked: Sequence[Piece]) -> None:
         """Let idle weights go as far as pieces that share no forward with others need it, by what is known of them."""

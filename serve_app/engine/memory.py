@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from serve_app.errors import ConfigError
+from serve_app.models.forward import Replays
 
 MB = 1024**2
 
@@ -103,11 +104,15 @@ class Memory(Protocol):
         ...
 
     def peak_bytes(self) -> int:
-        """Return the most that was taken at once since `watch`."""
+        """Return the most that was taken at once since `watch`; of what was replayed, no more than was taken before."""
         ...
 
-    def let_go(self) -> None:
-        """Give back what the allocator keeps for later."""
+    def replay_bytes(self) -> int:
+        """Return how much of what is taken is kept for forwards that are replayed."""
+        ...
+
+    def let_go(self) -> bool:
+        """Give back what is kept for later, and return whether some of it was kept for forwards that are replayed."""
         ...
 
 
@@ -125,27 +130,38 @@ class Beside(Protocol):
 
 
 class CardMemory:
-    """A card's, as torch's allocator in this process has it."""
+    """A card's, as torch's allocator in this process has it. replays: of its networks' forwards."""
 
-    def __init__(self, device: torch.device, planned_bytes: int) -> None:
+    def __init__(self, device: torch.device, planned_bytes: int, replays: Replays) -> None:
         self._device = device
         self._planned_bytes = planned_bytes
+        self._replays = replays
+        self._watched = 0, 0
 
     @property
     def planned_bytes(self) -> int:
         return self._planned_bytes
 
     def held_bytes(self) -> int:
-        return torch.cuda.memory_allocated(self._device)
+        return torch.cuda.memory_allocated(self._device) + self.replay_bytes()
 
     def watch(self) -> None:
         torch.cuda.reset_peak_memory_stats(self._device)
+        self._watched = self._replays.counters.replays, self.held_bytes()
 
     def peak_bytes(self) -> int:
-        return torch.cuda.max_memory_allocated(self._device)
+        replays, held = self._watched
+        if self._replays.counters.replays != replays:
+            return held
+        return torch.cuda.max_memory_allocated(self._device) + self.replay_bytes()
 
-    def let_go(self) -> None:
+    def replay_bytes(self) -> int:
+        return self._replays.idle_bytes()
+
+    def let_go(self) -> bool:
+        dropped = self._replays.drop()
         torch.cuda.empty_cache()
+        return dropped > 0
 
 
 def room_bytes(memory: Memory, beside: Beside | None = None) -> int:

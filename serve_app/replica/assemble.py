@@ -16,6 +16,7 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import timeline_of
 from serve_app.errors import ConfigError
 from serve_app.graph.plan import takes_pack
+from serve_app.models.cuda_graphs import replays_of
 from serve_app.models.weights import Weights
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.packs import Packs, load
@@ -119,7 +120,7 @@ def memory_of(pool: PoolConfig, device: torch.device) -> tuple[int, Memory | Non
         "pool=%s card_mb=%d free_mb=%d planned_mb=%d weights_mb=%d",
         *(pool.name, total // MB, free // MB, share.planned_bytes // MB, weights // MB),
     )
-    return weights, CardMemory(device, share.planned_bytes)
+    return weights, CardMemory(device, share.planned_bytes, replays_of(device))
 
 
 def host_bytes_of(pool: PoolConfig, device: torch.device) -> int:

@@ -19,11 +19,12 @@ from tests.unit.engine.mixes import TinyBackbone
 class Allocator:
     """A card's. held: by weights and all that stays; as `engine.memory.Memory`.
 
-    taken: what each forward has asked for; failures: those that were refused.
+    kept: of that, for replays. taken: what each forward has asked for; failures: those that were refused.
     """
 
     planned_bytes: int
     held: int = 0
+    kept: int = 0
     peak: int = 0
     let_go_count: int = 0
     taken: list[int] = field(default_factory=list)
@@ -38,8 +39,14 @@ class Allocator:
     def peak_bytes(self) -> int:
         return self.peak
 
-    def let_go(self) -> None:
+    def replay_bytes(self) -> int:
+        return self.kept
+
+    def let_go(self) -> bool:
         self.let_go_count += 1
+        kept, self.kept = self.kept, 0
+        self.held -= kept
+        return kept > 0
 
     @contextmanager
     def using(self, nbytes: int) -> Iterator[None]:

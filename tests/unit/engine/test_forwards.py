@@ -232,3 +232,21 @@ def test_room_that_weights_were_given_is_left_to_them(unharmed):
     assert max(cells for (cells,) in backbone.calls) == ROWS // 4 * CELLS
     for latents, expected in zip(done, unharmed, strict=True):
         assert torch.equal(latents, expected)
+
+
+def test_what_is_kept_for_replays_goes_first_and_as_many_rows_are_tried_again(unharmed):
+    needed = ROWS * CELLS * CELL_BYTES
+    allocator = Allocator(needed + 100, held=200, kept=200)
+    done, failures = results(OnAllocator(allocator, CELL_BYTES), allocator)
+    assert (failures, allocator.let_go_count, allocator.held) == (1, 1, 0)
+    assert max(allocator.taken) == needed
+    for latents, expected in zip(done, unharmed, strict=True):
+        assert torch.equal(latents, expected)
+
+
+def test_what_is_kept_for_replays_leaves_forwards_as_much_room_as_without(unharmed):
+    kept = 8 * CELLS * CELL_BYTES
+    allocator = Allocator(ROWS * CELLS * CELL_BYTES + kept, held=kept, kept=kept)
+    _, failures = results(OnAllocator(allocator, CELL_BYTES), allocator)
+    assert (failures, allocator.kept) == (0, kept)
+    assert max(allocator.taken) == ROWS * CELLS * CELL_BYTES
