@@ -18,6 +18,9 @@ from serve_app.sampling.transfer import brought, sent
 SLICE_PIXELS = 1024 * 1024
 """A batch is worked through in slices of about so many pixels, so that its size does not bound the memory needed."""
 
+HOST_SLICE_PIXELS = 128 * 128
+"""The most on a CPU: so many keep it busy, so that more at once would take memory and save no time."""
+
 
 class Vae:
     """A VAE on its device. network: as its family builds it."""
@@ -107,6 +110,8 @@ class Vae:
         self, work: Callable[[Tensor], Tensor], batch: Tensor, pixels_per_cell: int, slice_pixels: int = SLICE_PIXELS
     ) -> Tensor:
         """Return what work makes of a batch on the host, float32 on the device."""
+        if self._device.type == "cpu":
+            slice_pixels = min(slice_pixels, HOST_SLICE_PIXELS)
         rows = max(1, slice_pixels // (batch.shape[-1] * batch.shape[-2] * pixels_per_cell))
         parts = torch.split(batch, rows)
         return torch.cat([work(sent(part, self._device).to(self._dtype)).float() for part in parts])

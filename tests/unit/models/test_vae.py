@@ -61,6 +61,15 @@ def test_an_inference_sized_batch_is_cut_into_slices_of_whole_latents(vae, monke
     assert seen == [1, 1, 1, 1]
 
 
+def test_a_cpu_is_given_no_more_than_keeps_it_busy(vae, monkeypatch):
+    seen = []
+    decode = vae.network.decode
+    monkeypatch.setattr(vae.network, "decode", lambda z, **rest: seen.append(len(z)) or decode(z, **rest))
+    vae.decode(noise(5, 4, 8, 8))
+    vae.decode(noise(2, 4, 16, 16))
+    assert seen == [4, 1, 1, 1]
+
+
 def test_of_latents_of_a_video_the_first_is_decoded(vae):
     latents = noise(2, 4, 3, 2, 2)
     assert torch.equal(vae.decode(latents), vae.decode(latents[:, :, 0]))
