@@ -299,12 +299,12 @@ async def test_a_job_whose_device_is_lost_is_a_new_attempt_on_another_replica(ro
     async with cluster(root, ONE) as running:
         engine, struck = running.runners["gpu"].models._engine, []
 
-        def evaluated(pieces):
+        def answered(pieces):
             struck.append(len(pieces))
             monkeypatch.undo()
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-        monkeypatch.setattr("serve_app.engine.forwards.evaluated", evaluated)
+        monkeypatch.setattr("serve_app.engine.forwards.answered", answered)
         job = await running.submit(txt2img(1), ("6",))
         while not struck or engine.alive:
             await asyncio.sleep(0.01)
