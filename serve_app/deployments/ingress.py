@@ -18,7 +18,7 @@ from serve_app.api.audit import AuditLog
 from serve_app.api.comfy import page
 from serve_app.api.identity import Identity
 from serve_app.config import AppConfig, TenantsConfig
-from serve_app.deployments import collector, metrics
+from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.haproxy import socket_path
 from serve_app.deployments.listener import Listener
@@ -27,6 +27,7 @@ from serve_app.deployments.relay import Relay
 from serve_app.deployments.replica import ObjectStore
 from serve_app.deployments.scheduler import ensure
 from serve_app.limits import REFUSALS
+from serve_app.replica import collector
 from serve_app.replica.files import open_catalog, open_store
 from serve_app.service import Service
 from serve_app.store.extensions import Extensions

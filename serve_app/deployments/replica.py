@@ -18,11 +18,12 @@ from ray.exceptions import RayError
 
 from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
-from serve_app.deployments import collector, metrics
+from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node
 from serve_app.limits import REFUSALS
 from serve_app.nodes.routes import PackCall, Piece
+from serve_app.replica import collector
 from serve_app.replica.host import own_limit
 from serve_app.replica.watchdog import Watchdog, limit_allocations
 

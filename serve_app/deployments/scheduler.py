@@ -16,10 +16,11 @@ from ray.exceptions import RayActorError
 
 from serve_app import __version__, log
 from serve_app.config import AppConfig
-from serve_app.deployments import clock, collector, metrics
+from serve_app.deployments import clock, metrics
 from serve_app.deployments.handles import NAME, NAMESPACE, OF_RAY
 from serve_app.deployments.rpc import Address, Peer, Server
 from serve_app.limits import REFUSALS
+from serve_app.replica import collector
 from serve_app.replica.files import fingerprints, open_catalog, open_store
 from serve_app.replica.host import host_stats
 from serve_app.scheduler.housekeeping import KeptFiles

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from serve_app import log
-from serve_app.errors import ConfigError, ModelFileError
+from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.controlnet_file import ControlFile, ControlModule
 from serve_app.models.dit_control import DitControlNetwork
 from serve_app.models.dit_control_file import DitControlFile, SideFile, open_control, open_model_patch
+from serve_app.models.dtypes import dtype_of
 from serve_app.models.families.family import (
     BackboneFamily,
     Family,
@@ -62,28 +63,6 @@ from serve_app.values import (
 )
 
 _log = log.get("models")
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def dtype_of(
-    name: str, part: Part, device: torch.device, preferred: Sequence[torch.dtype] = (torch.float16,)
-) -> torch.dtype:
-    """Return the dtype that a part's weights are held in. name: fp32, fp16, bf16, or auto, which is fp32 on a CPU.
-
-    On a GPU auto is the first of `preferred` that the GPU has, else fp32.
-    Errors: ConfigError for another name, or for one that the device cannot do.
-    """
-    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
-    if name == "auto":
-        able = (dtype for dtype in preferred if dtype != torch.bfloat16 or has_bf16)
-        return torch.float32 if device.type == "cpu" else next(able, torch.float32)
-    if name not in _DTYPES:
-        raise ConfigError(f"dtype '{name}' of the {part} is unknown; allowed are auto, {', '.join(_DTYPES)}")
-    if name == "bf16" and not has_bf16:
-        raise ConfigError(f"this GPU does not do bf16, which is set for the {part}; allowed are auto, fp32, fp16")
-    return _DTYPES[name]
-
 
 _ROUNDED: Mapping[Part, torch.dtype] = {"clip": torch.float16}
 """What changed weights are rounded to: ComfyUI keeps text encoders in fp16 on every device."""

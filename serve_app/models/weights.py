@@ -81,7 +81,7 @@ class LoadCounters:
 class Weights:
     """Recipes made real on one device. Every method may be called from any thread; loading blocks its caller.
 
-    dtype: of all parts but VAEs and upscalers, as `loading.dtype_of` reads it; vae_dtype: of VAEs. fp8_matmul: as
+    dtype: of all parts but VAEs and upscalers, as `dtypes.dtype_of` reads it; vae_dtype: of VAEs. fp8_matmul: as
     `Loader`.
     budget_bytes: what is kept before the least recently used is evicted. host_bytes: of those, what is kept in host
     memory, on a GPU.

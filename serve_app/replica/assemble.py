@@ -10,21 +10,20 @@ import torch
 
 from serve_app import log
 from serve_app.config import AppConfig, PoolConfig
-from serve_app.engine.engine import Engine
 from serve_app.engine.memory import MB, CardMemory, Memory, card_share, host_weights_bytes, offload_bytes
-from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import timeline_of
 from serve_app.errors import ConfigError
 from serve_app.graph.plan import takes_pack
 from serve_app.models.cuda_graphs import replays_of
-from serve_app.models.weights import Weights
+from serve_app.models.dtypes import dtype_of
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.packs import Packs, load
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.nodes.time_limit import NodeLimits
+from serve_app.replica import collector
 from serve_app.replica.files import fingerprints, open_catalog, open_store
 from serve_app.replica.host import host_stats, memory_bytes, own_limit
-from serve_app.replica.runner import Runner
+from serve_app.replica.runner import Models, Runner
 from serve_app.replica.transfer import Transfer
 from serve_app.replica.watchdog import ends_within
 from serve_app.scheduler.messages import ReplicaInfo, SchedulerForReplicas
@@ -172,19 +171,31 @@ def _threads(pool: PoolConfig, device: torch.device) -> int:
     return (os.cpu_count() or 1) if pool.runtime and device.type == "cpu" else max(1, round(pool.num_cpus))
 
 
-def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch.device) -> EngineRuntime:
-    """Make the engine on the device the pool was given."""
+def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch.device) -> Callable[[], Models]:
+    """Return what makes the engine on the device the pool was given, and imports all it needs, which takes seconds."""
     set_arithmetic(pool, device)
     budget_bytes, memory = memory_of(pool, device)
-    weights = Weights(
-        catalog,
-        device,
-        dtype=pool.dtype,
-        vae_dtype=pool.vae_dtype,
-        budget_bytes=budget_bytes,
-        host_bytes=host_bytes_of(pool, device),
-        fp8_matmul=pool.fp8_matmul,
-    )
-    engine = Engine(pool.max_cells, timeline_of(device), memory, beside=weights)
-    cells = pool.cells(cuda=device.type == "cuda")
-    return EngineRuntime(engine, weights, latent_cells=cells, limits=config.limits)
+    host_bytes = host_bytes_of(pool, device)
+    dtype_of(pool.dtype, "backbone", device)
+    dtype_of(pool.vae_dtype, "vae", device)
+
+    def make() -> Models:
+        with collector.starting():
+            from serve_app.engine.engine import Engine
+            from serve_app.engine.runtime import EngineRuntime
+            from serve_app.models.weights import Weights
+
+        weights = Weights(
+            catalog,
+            device,
+            dtype=pool.dtype,
+            vae_dtype=pool.vae_dtype,
+            budget_bytes=budget_bytes,
+            host_bytes=host_bytes,
+            fp8_matmul=pool.fp8_matmul,
+        )
+        engine = Engine(pool.max_cells, timeline_of(device), memory, beside=weights)
+        cells = pool.cells(cuda=device.type == "cuda")
+        return EngineRuntime(engine, weights, latent_cells=cells, limits=config.limits)
+
+    return make

@@ -9,18 +9,16 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from serve_app import log
-from serve_app.engine.autoencoding import Autoencoding
-from serve_app.engine.forwards import Counters
 from serve_app.errors import CancelledJobError, ServeAppError, UnavailableError
 from serve_app.graph.files import named_files
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.limits import SizeLimits
-from serve_app.models.weights import LoadCounters
+from serve_app.nodes.call import PACKS
 from serve_app.nodes.contained import raised
 from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
 from serve_app.nodes.executing import Underway
@@ -71,6 +69,11 @@ from serve_app.store.store import AREAS, Store
 from serve_app.store.tenants import placed_key, store_of
 from serve_app.values import PreviewMethod, Recipe, warm_recipes
 
+if TYPE_CHECKING:
+    from serve_app.engine.autoencoding import Autoencoding
+    from serve_app.engine.forwards import Counters
+    from serve_app.models.weights import LoadCounters
+
 _log = log.get("replica")
 
 RETRY_S = 0.3
@@ -120,6 +123,7 @@ class Models(Protocol):
 class Runner:
     """One replica's tasks. models None: a worker, whose nodes cannot ask for RUNTIME.
 
+    models: makes them, in a thread and once the replica has joined, since it takes seconds; tasks that need them wait.
     warm: models to load as it starts. limits: how large its values may be. node_limits: how long its nodes may take.
     stop_s: how long a node may go on that nobody waits for; then the replica hands its other tasks back and ends its
     process by `exit`, since a thread cannot be ended otherwise.
@@ -132,7 +136,7 @@ class Runner:
         *,
         classes: Mapping[str, type],
         specs: Mapping[str, NodeSpec],
-        models: Models | None,
+        models: Callable[[], Models] | None,
         store: Store,
         transfer: Transfer,
         host: Callable[[], HostStats],
@@ -161,7 +165,9 @@ class Runner:
         self._classes = classes
         self._specs = specs
         self._membership = Membership(scheduler, info, specs, host, self)
-        self.models = models
+        self.models: Models | None = None
+        self._make_models = models
+        self._making: asyncio.Task[None] | None = None
         self._store = store
         self._transfer = transfer
         self._fingerprint = fingerprint
@@ -188,6 +194,8 @@ class Runner:
         """Note that a scheduler has this replica, and knows nothing of it yet."""
         self._resident = ()
         self._report_residency()
+        if self._making is None and self._make_models is not None:
+            self._making = asyncio.create_task(self._make(self._make_models))
         ahead, self._ahead = self._ahead, ()
         if ahead:
             self.take(Warm(ahead))
@@ -198,7 +206,9 @@ class Runner:
         await self.drop_all()
 
     def check_health(self) -> None:
-        """Raise UnavailableError if this replica can no longer do its work, and must be replaced."""
+        """Raise if this replica cannot do its work, or no longer, and must be replaced."""
+        if self._making is not None and self._making.done():
+            self._making.result()
         if self.models is not None and not self.models.alive:
             raise UnavailableError("the engine has ended; what runs here goes to another replica")
 
@@ -273,6 +283,7 @@ class Runner:
 
     async def _warm(self, models: Sequence[str]) -> None:
         """Load models that jobs are expected to ask for. One that cannot be had is theirs to report."""
+        await self.models_made()
         for model in models:
             if self.models is None:
                 return
@@ -314,8 +325,24 @@ class Runner:
         running.add_done_callback(partial(self._ended, task))
 
     async def _run(self, task: Task, execution: Execution) -> None:
+        if self._may_need_models(task):
+            with self._work[task.id].loading():
+                await self.models_made()
         await self._fetch_models(task)
         await execution.run()
+
+    def _may_need_models(self, task: Task) -> bool:
+        """Whether a node asks for RUNTIME, or is of a pack, whose code may ask for it and return nodes that do."""
+        specs = (self._specs.get(node.class_type) for node in task.nodes.values())
+        return any(spec is None or spec.runtime or spec.python_module.startswith(PACKS) for spec in specs)
+
+    async def models_made(self) -> None:
+        """Wait until its models can be asked, if it has any. Errors: what making them came to."""
+        if self._making is not None:
+            await asyncio.shield(self._making)
+
+    async def _make(self, make: Callable[[], Models]) -> None:
+        self.models = await asyncio.to_thread(make)
 
     async def _fetch_models(self, task: Task) -> None:
         """See that the model files that a task's nodes name are on this host: the engine must never wait for one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import uuid
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from serve_app.config import AppConfig, PoolConfig
 from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, UnavailableError
 from serve_app.limits import SizeLimits
+from serve_app.replica import assemble as assembling
 from serve_app.scheduler.client import Reader, Submission
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
@@ -290,6 +292,7 @@ async def test_a_replica_whose_engine_has_ended_is_not_healthy(root):
     async with cluster(root, ONE) as running:
         runner = running.runners["gpu"]
         runner.check_health()
+        await runner.models_made()
         runner.models._engine.close()
         with pytest.raises(UnavailableError, match="engine"):
             runner.check_health()
@@ -297,6 +300,7 @@ async def test_a_replica_whose_engine_has_ended_is_not_healthy(root):
 
 async def test_a_job_whose_device_is_lost_is_a_new_attempt_on_another_replica(root, monkeypatch):
     async with cluster(root, ONE) as running:
+        await running.runners["gpu"].models_made()
         engine, struck = running.runners["gpu"].models._engine, []
 
         def answered(pieces):
@@ -415,3 +419,52 @@ async def test_a_video_goes_through_a_job_by_its_format_or_by_the_codec_of_older
     }
     assert view.outputs["8"]["audio"][0]["filename"] == "a_00001.mp3"
     assert len(view.outputs["9"]["images"]) == 5
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Have replicas make their models only once this is set."""
+    made = threading.Event()
+    models = assembling._models
+
+    def waiting(*arguments):
+        make = models(*arguments)
+
+        def make_late():
+            made.wait(60)
+            return make()
+
+        return make_late
+
+    monkeypatch.setattr(assembling, "_models", waiting)
+    yield made
+    made.set()
+
+
+async def test_what_needs_no_model_runs_before_models_are_there_and_what_needs_one_waits(root, late):
+    async with cluster(root, ONE) as running:
+        sampled = await running.submit(txt2img(1), ("6",))
+        view = await running.finish(await running.submit(preview(2), ("2",)))
+        assert view.state == "success", view.failure
+        assert running.runners["gpu"].models is None
+        running.runners["gpu"].check_health()
+        assert (await running.scheduler.job(sampled)).ended_s is None
+        late.set()
+        view = await running.finish(sampled)
+        assert view.state == "success", view.failure
+
+
+async def test_a_replica_whose_models_cannot_be_made_is_not_healthy_and_says_why(root, monkeypatch):
+    def models(*_arguments):
+        def make():
+            raise ImportError("no module named diffusers")
+
+        return make
+
+    monkeypatch.setattr(assembling, "_models", models)
+    async with cluster(root, ONE) as running:
+        view = await running.finish(await running.submit(txt2img(1), ("6",)))
+        assert view.state == "error"
+        assert "no module named diffusers" in str(view.failure)
+        with pytest.raises(ImportError, match="diffusers"):
+            running.runners["gpu"].check_health()
