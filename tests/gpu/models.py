@@ -12,6 +12,7 @@ from torch import nn
 from serve_app.models.backbone import Backbone
 from serve_app.models.families import AutoencoderKL, Sd, Sdxl
 from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
+from serve_app.models.forward import Replays
 from serve_app.models.network import Network
 from serve_app.models.packing import move_to
 from serve_app.models.vae import Vae
@@ -40,9 +41,9 @@ class Model:
         """Return it with random weights, drawn on the device."""
         return self.of(random_weights(self.family, device, dtype))
 
-    def of(self, module: nn.Module) -> Backbone:
-        """Return it with a network's weights."""
-        return Backbone(Network(self.name, self.family, module, Discrete()))
+    def of(self, module: nn.Module, replays: Replays | None = None) -> Backbone:
+        """Return it with a network's weights. replays: as `Network`."""
+        return Backbone(Network(self.name, self.family, module, Discrete(), replays))
 
     def conditioning(self, seed: int, tokens: int = TOKENS) -> list[Any]:
         """Return a text's entry, of random numbers."""
