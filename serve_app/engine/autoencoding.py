@@ -20,6 +20,7 @@ from serve_app.engine.memory import Beside, Memory, room_bytes
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
+from serve_app.sampling.transfer import brought
 from serve_app.values import Recipe, Tiling
 
 _log = log.get("engine")
@@ -63,9 +64,9 @@ class Autoencoding:
         self._found: dict[tuple[Recipe, Work], _Found] = {}
 
     def whole(self, vae: Recipe, model: Vae, work: Work, batch: Tensor, pixels: int) -> Tensor:
-        """Return what a VAE makes of a batch (B,…), of at least an image at once. pixels: of one image.
+        """Return what a VAE makes of a batch (B,…), of at least an image at once; on the host, as `brought` has it.
 
-        Errors: DeviceMemoryError where one image does not fit, at once where that is known.
+        pixels: of one image. Errors: DeviceMemoryError where one image does not fit, at once where that is known.
         """
         key = vae, work
         if work == "encode" and model.family.frames:
@@ -116,7 +117,7 @@ class Autoencoding:
             self._memory.watch()
             held = self._memory.held_bytes()
         try:
-            made = model.decode(batch, slice_pixels) if work == "decode" else model.encode(batch, slice_pixels)
+            made = brought((model.decode if work == "decode" else model.encode)(batch, slice_pixels))
         except torch.OutOfMemoryError as error:
             said = DeviceMemoryError.figures(error)
         else:

@@ -26,7 +26,7 @@ from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.rules import rule_of
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import sigmas_for
-from serve_app.sampling.transfer import brought
+from serve_app.sampling.transfer import brought, sent
 from serve_app.values import EasyCache
 
 OnStep: TypeAlias = Callable[[int, int], Callable[[], object] | None]
@@ -96,15 +96,17 @@ class Trajectory:
         self.steps = len(sigmas) - 1
         device, sigma = self.backbone.device, float(sigmas[0])
         # Empty latents are of no image, so they are not moved by the mean of those of images.
-        latents = latent_format.to_model(given.to(device)) if given.any() else given.to(device)
-        added = drawn(r.noise, given, r.batch_index).to(device)
+        placed = sent(given, device)
+        latents = latent_format.to_model(placed) if given.any() else placed
+        added = sent(drawn(r.noise, given, r.batch_index), device)
         x = levels.start(latents, added, sigma)
         canvas = Canvas(latents, added, seed=r.noise.seed)
         if r.noise_mask is not None:
-            canvas = replace(canvas, mask=latent_mask(r.noise_mask, latents))
-            kept_noise = noise(given.shape, r.noise.seed + 1).to(device) if spec.fresh_inpaint_noise else added
+            mask = latent_mask(r.noise_mask, latents)
+            canvas = replace(canvas, mask=mask)
+            kept_noise = sent(noise(given.shape, r.noise.seed + 1), device) if spec.fresh_inpaint_noise else added
             changing = changing_mask(r.guider.backbone.patches, levels, sigmas)
-            self._inpainting = Inpainting(latent_mask(r.noise_mask, latents), latents, kept_noise, levels, changing)
+            self._inpainting = Inpainting(mask, latents, kept_noise, levels, changing)
         recipe, seeded = r.guider.backbone, partial(after_noise, given.shape, r.noise.seed, r.batch_index)
         layers = LayerPatches(recipe.patches, levels, seeded)
         rule, caches = rule_of(r.guider, levels), recipe.all(EasyCache)

@@ -22,6 +22,7 @@ from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Inputs, Piece
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
+from serve_app.sampling.transfer import sent
 from serve_app.values import Conditioning, PackFunctions, Recipe, ReferenceMethod, Training
 
 
@@ -139,7 +140,7 @@ class Backbone:
 
     def during(self, sigmas: Tensor) -> Backbone:
         """Return it for a run over these levels."""
-        return replace(self, sigmas=sigmas.to(self.device))
+        return replace(self, sigmas=sent(sigmas, self.device))
 
     def with_functions(self, functions: PackFunctions) -> Backbone:
         """Return it with functions of a node pack in place of its own, for its rows.

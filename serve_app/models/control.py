@@ -32,7 +32,7 @@ class Autoencoder(Protocol):
     def factor(self) -> int: ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return the latents (B,c,h,w), unscaled, of images (B,H,W,C) in 0…1."""
+        """Return the latents (B,c,h,w), unscaled, of images (B,H,W,C) in 0…1, on its device."""
         ...
 
 

@@ -19,6 +19,7 @@ from torch.nn.functional import silu
 from serve_app.errors import NodeError
 from serve_app.models.control import ControlNet, Hint, RowIndex, of_another_family, resized
 from serve_app.models.families.unet import CELL, SKIPS, Unet, UnetCall
+from serve_app.sampling.transfer import sent
 
 Residuals: TypeAlias = list[Tensor]
 """What is added to the outputs of an encoder, finest first, (R,C,h,w) each; the last to the output of the middle."""
@@ -194,7 +195,7 @@ class UnetControlNet(ControlNet):
         """Return the embedded hint and, if the network tells kinds apart, the kind."""
         network = self.network
         device = next(network.parameters()).device
-        embedded = network.embed(resized(hint.image, height * CELL, width * CELL).to(device), hint.kind)
+        embedded = network.embed(sent(resized(hint.image, height * CELL, width * CELL), device), hint.kind)
         of_kind = network.kind_embedding(hint.kind)
         return [embedded] if of_kind is None else [embedded, of_kind]
 

@@ -20,6 +20,7 @@ from serve_app.models.control import ControlNet, Hint, of_another_family, resize
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.layout import Table
 from serve_app.sampling.latents import LatentFormat
+from serve_app.sampling.transfer import sent
 
 
 class DitControlNetwork(nn.Module, ABC):
@@ -99,7 +100,7 @@ def hint_latents(hint: Hint, height: int, width: int, latent_format: LatentForma
         return latents
     if kept is None:
         return torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1)
-    beside = resized(kept, height, width).to(latents.device)
+    beside = sent(resized(kept, height, width), latents.device)
     if latents.ndim > beside.ndim:
         beside = beside.unsqueeze(2).expand(-1, -1, latents.shape[2], -1, -1)
     count = max(latents.shape[0], beside.shape[0])

@@ -110,4 +110,5 @@ def _hadamard(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         matrix = torch.kron(matrix, four)
+    # The host waits for this copy, so whatever stream uses it later finds it there.
     return (matrix / sqrt(size)).to(device, dtype)

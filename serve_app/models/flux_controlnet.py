@@ -30,6 +30,7 @@ from serve_app.models.families.flux import DOUBLES, GUIDANCE, SINGLES, Flux, Flu
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.latent_formats import FLUX
+from serve_app.sampling.transfer import sent
 
 BACKBONE_DOUBLES, BACKBONE_SINGLES = 19, 38
 """Over how many blocks of the backbone the answers are spread: as many as the published one has."""
@@ -149,7 +150,7 @@ class FluxControlNetwork(DitControlNetwork):
         at = torch.cat([torch.zeros(text.shape[1], 3), positions(call.x.shape[-2:])])
         told = {
             "temb": time,
-            "image_rotary_emb": self.pos_embed(at.to(image.device)),
+            "image_rotary_emb": self.pos_embed(sent(at, image.device)),
             "joint_attention_kwargs": told_mask(there, image.shape[1]),
         }
         answers = []
@@ -199,12 +200,12 @@ class FluxControlNet(ControlNet):
             cells = latents.to(weight.device, weight.dtype)
         else:
             pixels = resized(hint.image, height * FLUX.factor, width * FLUX.factor)
-            cells = self.network.hint(pixels.to(weight.device, weight.dtype) * 2 - 1)
+            cells = self.network.hint(sent(pixels, weight.device).to(weight.dtype) * 2 - 1)
         tokens = to_tokens(cells)
         embed = self.network.controlnet_mode_embedder
         if embed is None or hint.kind is None:
             return [tokens]
-        return [tokens, embed(torch.tensor([[hint.kind]], device=weight.device))]
+        return [tokens, embed(sent(torch.tensor([[hint.kind]]), weight.device))]
 
     def residuals(self, call: FluxCall, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
         guidance = call.guidance

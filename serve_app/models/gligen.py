@@ -23,6 +23,7 @@ from serve_app.models.grounding import ActiveGrounding, GroundingNetwork
 from serve_app.models.layout import Table
 from serve_app.models.model_control import ModelPatch, Shown
 from serve_app.models.tensors import Tensors
+from serve_app.sampling.transfer import sent
 from serve_app.values import Conditioning, Grounding, Recipe
 
 MOST_BOXES = 30
@@ -94,7 +95,7 @@ class GligenNetwork(GroundingNetwork):
             texts[number] = text.flatten()
         there = torch.arange(MOST_BOXES) < len(grounding.boxes)
         given = (boxes[None], there[None].float(), texts[None])
-        made: Tensor = self.positions(*(t.to(like.device, like.dtype) for t in given))[0]
+        made: Tensor = self.positions(*(sent(t, like.device).to(like.dtype) for t in given))[0]
         return made
 
 

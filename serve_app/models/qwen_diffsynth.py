@@ -23,6 +23,7 @@ from serve_app.models.model_control import AtWork, BlockwiseNetwork, Shown, Some
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.latent_formats import WAN
+from serve_app.sampling.transfer import sent
 
 _MARK = "controlnet_blocks.0.y_rms.weight"
 _EPS = 1e-6
@@ -97,7 +98,7 @@ class QwenDiffSynthNetwork(BlockwiseNetwork):
             beside = torch.ones_like(cells[:, :1])
             if kept is not None:
                 small = resize(kept, width, height, "bilinear").movedim(-1, 1)
-                beside = to_batch(small, len(cells)).to(cells.device)
+                beside = sent(to_batch(small, len(cells)), cells.device)
             cells = torch.cat([cells, beside], dim=1)
         bias = self.img_in.bias
         tokens: Tensor = self.img_in(to_tokens(cells.to(bias.device, bias.dtype)))

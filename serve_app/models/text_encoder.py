@@ -10,6 +10,8 @@ from serve_app.errors import NodeError
 from serve_app.models.families.decoder import DecoderEncoder
 from serve_app.models.families.family import Encoder, TokenEncoder
 from serve_app.models.families.generation import Generation
+from serve_app.sampling.conditioning import with_tensors
+from serve_app.sampling.transfer import brought
 from serve_app.values import Conditioning, GenerationRequest, T5Padding, Text
 
 
@@ -25,8 +27,9 @@ class Clip:
     padding: T5Padding | None = None
 
     def encode(self, texts: Sequence[Text]) -> list[Conditioning]:
-        """Encode each text, all in one forward, as `Encoder.encode`."""
-        return self.encoder.encode(texts, self.stop_at, self.padding)
+        """Encode each text, all in one forward, as `Encoder.encode`; on the host, as `brought` has it."""
+        encoded = self.encoder.encode(texts, self.stop_at, self.padding)
+        return [with_tensors(entries, brought) for entries in encoded]
 
     def tokens(self, text: str) -> Mapping[str, list[list[tuple[Any, float, int]]]] | None:
         """Return a text's chunks by encoder, as `TokenEncoder.tokens`; None if they are not to be looked into."""

@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.sampling.transfer import brought
 
 Tiles: TypeAlias = Generator[tuple[int, int], None, Tensor]
-"""Work that pauses after every tile: yields (tiles done, tiles in all), returns the whole."""
+"""Work that pauses after every tile: yields (tiles done, tiles in all), returns the whole.
+
+It goes on once the device has done what it was asked for by then.
+"""
 
 Shape: TypeAlias = tuple[int, int]
 """(height, width) of a tile."""
@@ -40,7 +44,9 @@ def in_passes(
         for i, image in enumerate(torch.split(batch, 1)):
             blended, weights = torch.empty(0), torch.zeros(size)
             for rows, columns in plan:
-                tile = work(image[..., rows, columns]).float().cpu()
+                tile = brought(work(image[..., rows, columns]).float())
+                done += 1
+                yield done, total
                 if not blended.numel():
                     blended = tile.new_zeros(*tile.shape[:-2], *size)
                 height, width = tile.shape[-2:]
@@ -50,8 +56,6 @@ def in_passes(
                 weight = _fade(height, feather)[:, None] * _fade(width, feather)
                 blended[into] += tile * weight
                 weights[into] += weight
-                done += 1
-                yield done, total
             means[i] += blended / weights
     return torch.cat([torch.as_tensor(mean) for mean in means]) / len(plans)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.tiling import Tiles, in_passes
+from serve_app.sampling.transfer import sent
 
 TILE = 512
 OVERLAP = 32
@@ -57,7 +58,7 @@ class Upscaler:
             torch.cuda.empty_cache()
 
     def _work(self, tile: Tensor) -> Tensor:
-        output: Tensor = self.network(tile.to(self.network.device, self.network.dtype))
+        output: Tensor = self.network(sent(tile, self.network.device).to(self.network.dtype))
         return output
 
 

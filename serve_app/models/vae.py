@@ -32,32 +32,32 @@ class Vae:
         self._device, self._dtype = parameter.device, parameter.dtype
 
     def decode(self, latents: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
-        """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on the host, as `brought` has it.
+        """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on its device.
 
         slice_pixels: as SLICE_PIXELS. An autoencoder of videos returns (B,F,H,W,C) from (B,c,T,h,w).
         """
         pixels = self._sliced(self._decoded, self._with_time(latents), self.factor**2, slice_pixels)
-        return brought(((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1))
+        return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
 
     def picture(self, latents: Tensor) -> Tensor:
         """Return the first image of latents (B,c,h,w) as (H,W,C) uint8 on the host, as `brought` has it."""
-        pixels = self._decoded(self._with_time(latents[:1]).to(self._device, self._dtype)).float()
+        pixels = self._decoded(sent(self._with_time(latents[:1]), self._device).to(self._dtype)).float()
         image = ((pixels[0] + 1) / 2).clamp_(0, 1).movedim(0, -1)
         return brought(image.mul_(255).to(torch.uint8))
 
     def encode(self, images: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
-        """Return the mean latents (B,c,h,w) of images (B,H,W,C) in 0…1, float32 on the host, as `brought` has it.
+        """Return the mean latents (B,c,h,w) of images (B,H,W,C) in 0…1, float32 on its device.
 
         What is over a multiple of the VAE's factor is cut off, half on each side. An autoencoder of videos takes the
         images for one, and returns (1,c,T,h,w); what is over a multiple of its frames is left out.
         """
-        return brought(self._sliced(self._encoded, self._pixels(images), 1, slice_pixels))
+        return self._sliced(self._encoded, self._pixels(images), 1, slice_pixels)
 
     def decode_tiled(self, latents: Tensor, size: int, overlap: int) -> Tiles:
         """Decode in passes of tiles, averaged. size, overlap: in pixels of the image."""
         pixels = yield from in_passes(
             self._with_time(latents),
-            lambda tile: self._sliced(self._decoded, tile, self.factor**2).cpu(),
+            lambda tile: self._sliced(self._decoded, tile, self.factor**2),
             self._shapes(size // self.factor),
             overlap // self.factor,
             self.factor,
@@ -67,7 +67,7 @@ class Vae:
     def encode_tiled(self, images: Tensor, size: int, overlap: int) -> Tiles:
         """Encode in passes of tiles, averaged; cropped as `encode` does. size, overlap: in pixels."""
         pixels = self._pixels(images)
-        encode = lambda tile: self._sliced(self._encoded, tile, 1).cpu()  # noqa: E731
+        encode = lambda tile: self._sliced(self._encoded, tile, 1)  # noqa: E731
         return (yield from in_passes(pixels, encode, self._shapes(size), overlap, 1 / self.factor))
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.images import to_be_seen
 from serve_app.models.families.family import StyleFamily, VisionFamily
+from serve_app.sampling.transfer import brought, sent
 from serve_app.values import ClipVisionOutput
 
 LONGEST = 100
@@ -29,20 +30,19 @@ class ImageEncoder:
         self._device, self._dtype = parameter.device, parameter.dtype
 
     def see(self, batches: Sequence[Tensor], *, crop: bool) -> list[ClipVisionOutput]:
-        """Look at batches of images (B_i,H_i,W_i,C) in 0…1, all in one forward; return what is seen, on the CPU.
+        """Look at batches of images (B_i,H_i,W_i,C) in 0…1, all in one forward; return what is seen.
 
-        crop: the middle of each is looked at, else the whole, squeezed into a square. Errors: NodeError for an image
-        that is too long to be cropped.
+        It is on the host, as `brought` has it. crop: the middle of each is looked at, else the whole, squeezed into a
+        square. Errors: NodeError for an image that is too long to be cropped.
         """
         pixels = torch.cat([self._pixels(image, crop) for images in batches for image in images])
         states = self._states(pixels)
         counts = [len(images) for images in batches]
         parts = {name: torch.split(of_all, counts) for name, of_all in states.items()}
-        # A part keeps the whole in memory, and one caller may keep its part longer than the others.
-        return [ClipVisionOutput(**{name: own[i].clone() for name, own in parts.items()}) for i in range(len(batches))]
+        return [ClipVisionOutput(**{name: own[i] for name, own in parts.items()}) for i in range(len(batches))]
 
     def see_pixels(self, pixels: Tensor) -> ClipVisionOutput:
-        """Return what is seen in images that were made ready elsewhere, (B,3,S,S), on the CPU.
+        """Return what is seen in images that were made ready elsewhere, (B,3,S,S), on the host as `see`.
 
         Errors: NodeError for images of another size.
         """
@@ -54,8 +54,8 @@ class ImageEncoder:
         return ClipVisionOutput(**self._states(pixels))
 
     def _states(self, pixels: Tensor) -> dict[str, Tensor]:
-        seen = self.family.see(self._network, pixels.to(self._device, self._dtype))
-        return {name: states.float().cpu() for name, states in seen.states.items()}
+        seen = self.family.see(self._network, sent(pixels, self._device).to(self._dtype))
+        return {name: brought(states.float()) for name, states in seen.states.items()}
 
     def _pixels(self, image: Tensor, crop: bool) -> Tensor:
         """Return an image (H,W,C) as the network is shown it, (1,3,S,S)."""
@@ -79,14 +79,14 @@ class StyleModel:
         self._device, self._dtype = parameter.device, parameter.dtype
 
     def tokens(self, states: Tensor) -> Tensor:
-        """Return the tokens (1,B·T,W) that states (B,N,D) become, those of one image after another's, on the CPU.
+        """Return the tokens (1,B·T,W) that states (B,N,D) become, those of one image after another's.
 
-        Errors: NodeError for states of another image encoder.
+        They are on the host, as `brought` has them. Errors: NodeError for states of another image encoder.
         """
         if states.shape[-1] != self.family.reads:
             raise NodeError(
                 f"what is seen in the images is {states.shape[-1]} wide; {self.family.title} reads states "
                 f"{self.family.reads} wide: it goes with another image encoder"
             )
-        made = self.family.tokens(self._network, states.to(self._device, self._dtype))
-        return made.float().cpu().flatten(0, 1)[None]
+        made = self.family.tokens(self._network, sent(states, self._device).to(self._dtype))
+        return brought(made.float()).flatten(0, 1)[None]

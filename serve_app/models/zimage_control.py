@@ -27,6 +27,7 @@ from serve_app.models.model_control import AtWork, BlockwiseNetwork, Shown, Some
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.latent_formats import FLUX
+from serve_app.sampling.transfer import sent
 
 BACKBONE_LAYERS = 30
 """Over how many layers of the backbone the answers are spread: as many as the published one has."""
@@ -156,7 +157,7 @@ class ZImageControlNetwork(BlockwiseNetwork):
             seen = resize(kept, columns, rows, "bilinear", "center").round()
             inpaint = (inpaint - GREY) * seen + GREY
             small = resize(kept, latents.shape[-1], latents.shape[-2], "nearest", "center")
-            mask = to_batch(small.movedim(-1, 1), len(latents)).to(latents.device)
+            mask = sent(to_batch(small.movedim(-1, 1), len(latents)), latents.device)
         return mask, to_batch(_encoded(shown, inpaint), len(latents))
 
     def at_work(self, rows: SomeRows, call: StreamCall) -> AtWork:

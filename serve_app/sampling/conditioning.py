@@ -6,7 +6,7 @@ network. Source: the behaviour of ComfyUI's samplers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from serve_app.errors import NodeError
 from serve_app.sampling.forward import Area
+from serve_app.sampling.transfer import sent
 from serve_app.values import Conditioning
 
 REGION = frozenset(
@@ -50,6 +51,15 @@ RAMP = 8
 def with_options(conditioning: Conditioning, **options: Any) -> Conditioning:
     """Return the entries with some options set."""
     return [(cond, {**said, **options}) for cond, said in conditioning]
+
+
+def with_tensors(conditioning: Conditioning, change: Callable[[Tensor], Tensor]) -> Conditioning:
+    """Return the entries with their tensors changed, those among the options too."""
+
+    def changed(options: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: change(value) if isinstance(value, Tensor) else value for name, value in options.items()}
+
+    return [(change(cond), changed(options)) for cond, options in conditioning]
 
 
 def resolved(conds: Mapping[str, Conditioning], height: int, width: int) -> dict[str, Conditioning]:
@@ -92,7 +102,7 @@ def weight_of(options: Mapping[str, Any], height: int, width: int, device: torch
     """Return how strongly a resolved entry counts: one number, or (N,1,h,w) over its area."""
     strength, area = float(options.get("strength", 1.0)), area_of(options, height, width)
     if "mask" in options:
-        mask: Tensor = options["mask"].to(device)[:, None]
+        mask: Tensor = sent(options["mask"], device)[:, None]
         if area is not None:
             rows, columns, y, x = area
             mask = mask[..., y : y + rows, x : x + columns]
@@ -101,7 +111,7 @@ def weight_of(options: Mapping[str, Any], height: int, width: int, device: torch
         return strength
     rows, columns, y, x = area
     vertical, horizontal = _ramp(rows, y, height), _ramp(columns, x, width)
-    return (vertical[:, None] * horizontal * strength)[None, None].to(device)
+    return sent((vertical[:, None] * horizontal * strength)[None, None], device)
 
 
 def _ramp(length: int, offset: int, whole: int) -> Tensor:

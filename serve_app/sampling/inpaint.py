@@ -18,6 +18,7 @@ from serve_app.sampling.combination import Combination, Latents, mixed
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.levels import Levels
+from serve_app.sampling.transfer import sent
 from serve_app.values import DifferentialDiffusion, PackFunctions, Patch
 
 
@@ -96,4 +97,4 @@ def latent_mask(mask: Tensor, latents: Tensor) -> Tensor:
         scaled = interpolate(planes.movedim(0, 1)[None], size=latents.shape[2:], mode="trilinear")
     else:
         scaled = interpolate(planes, size=latents.shape[2:], mode="bilinear")
-    return to_batch(scaled, latents.shape[0]).to(latents.device)
+    return sent(to_batch(scaled, latents.shape[0]), latents.device)

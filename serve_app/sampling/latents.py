@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.sampling.transfer import sent
 
 PerChannel: TypeAlias = "float | tuple[float, ...]"
 """One number for all channels, or one a channel."""
@@ -84,4 +85,4 @@ class LatentFormat:
     def _spread(self, numbers: PerChannel, latents: Tensor) -> Tensor | float:
         if isinstance(numbers, float | int):
             return numbers
-        return torch.tensor(numbers, device=latents.device).view(-1, *(1,) * (latents.ndim - 2))
+        return sent(torch.tensor(numbers), latents.device).view(-1, *(1,) * (latents.ndim - 2))

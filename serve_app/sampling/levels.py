@@ -15,6 +15,7 @@ from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.sampling.combination import Latents, value
+from serve_app.sampling.transfer import sent
 
 
 def single(sigma: float) -> float:
@@ -155,7 +156,7 @@ class TableLevels(_VarianceExploding):
     def _table(self, device: torch.device) -> Tensor:
         # Kept by device: copying it for every forward would cost a transfer each.
         if device not in self._log_sigmas:
-            self._log_sigmas[device] = self._log_sigmas[torch.device("cpu")].to(device)
+            self._log_sigmas[device] = sent(self._log_sigmas[torch.device("cpu")], device)
         return self._log_sigmas[device]
 
 

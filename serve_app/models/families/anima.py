@@ -48,6 +48,7 @@ from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize, Tokenizer, t5
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import WAN
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Conditioning, Flow, T5Padding, Text, Training
 
@@ -201,12 +202,12 @@ class Anima(BackboneFamily):
         """
         rows, ids = canvas.rows, options.get(IDS)
         check_text(cond, self.adapter.width if ids is None else self.adapter.source_width, self.title)
-        text = to_batch(cond.to(device, torch.float32), rows)
+        text = to_batch(sent(cond, device).float(), rows)
         if ids is None:
             return AnimaInputs(text)
         weights = options.get(WEIGHTS)
         weights = torch.ones_like(ids, dtype=torch.float32) if weights is None else weights.float()
-        one_row = (tokens.view(1, -1).to(device).expand(rows, -1) for tokens in (ids.long(), weights))
+        one_row = (sent(tokens.view(1, -1), device).expand(rows, -1) for tokens in (ids.long(), weights))
         return AnimaInputs(text, *one_row)
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 from serve_app.errors import NodeError
 from serve_app.models.families.dit import grid
 from serve_app.sampling.forward import to_batch
+from serve_app.sampling.transfer import sent
 
 NEVER = torch.finfo(torch.float16).min
 """What is added where nothing is attended to: the least that half precision has, as infinities cannot be stretched."""
@@ -59,7 +60,7 @@ def attention_bias(options: Mapping[str, Any], text: int, rows: int, device: tor
         )
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape).masked_fill(~mask, NEVER)
-    return AttentionBias(to_batch(mask.to(device, torch.float32).clamp(min=NEVER), rows), text, size)
+    return AttentionBias(to_batch(sent(mask, device).float().clamp(min=NEVER), rows), text, size)
 
 
 def added_logits(
@@ -80,7 +81,7 @@ def added_logits(
     for count, bias in rows:
         if bias is not None:
             # A text that is shorter than others is followed by padding.
-            own = torch.cat([torch.arange(bias.text), torch.arange(text, end)]).to(device)
+            own = torch.cat([torch.arange(bias.text, device=device), torch.arange(text, end, device=device)])
             added[first : first + count, 0, own[:, None], own] = bias.stretched(image).added
         first += count
     if there is not None:

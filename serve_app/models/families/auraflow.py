@@ -35,6 +35,7 @@ from serve_app.models.tokenizers import Tokenize, llama2
 from serve_app.models.tokenizers.sentencepiece import sentence_pieces
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import SDXL
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Flow, Training
 
@@ -175,7 +176,7 @@ class AuraFlow(BackboneFamily):
         trained_as: Training,
     ) -> AuraFlowInputs:
         check_text(cond, self.text_width, self.title)
-        return AuraFlowInputs(to_batch(cond.to(device, torch.float32), canvas.rows))
+        return AuraFlowInputs(to_batch(sent(cond, device).float(), canvas.rows))
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
         """Return the shape of x and the length of the text, for which the network's attention takes no mask."""

@@ -32,6 +32,7 @@ from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import FLUX
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import FluxFlow, Training
 
@@ -171,7 +172,7 @@ class Chroma(BackboneFamily):
     ) -> ChromaInputs:
         """Return the text and the guidance, which is 0 where a conditioning says nothing of it."""
         check_text(cond, self.text_width, self.title)
-        text = to_batch(cond.to(device, torch.float32), canvas.rows)
+        text = to_batch(sent(cond, device).float(), canvas.rows)
         return ChromaInputs(text, torch.full((canvas.rows,), float(options.get("guidance") or 0.0), device=device))
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
@@ -182,7 +183,8 @@ class Chroma(BackboneFamily):
         text = network.context_embedder(stacked(texts))
         image = network.x_embedder(to_tokens(torch.cat([r.x for r in rows]).to(dtype)))
         at = torch.cat([torch.zeros(text.shape[1], 3), positions(size)])
-        shared = {"image_rotary_emb": network.pos_embed(at.to(image.device)), "attention_mask": attended(texts, image)}
+        turns = network.pos_embed(sent(at, image.device))
+        shared = {"image_rotary_emb": turns, "attention_mask": attended(texts, image)}
         doubles, singles = Passing(rows, "doubles"), Passing(rows, "singles")
         of_image = SINGLE * self.singles
         of_text = of_image + DOUBLE * self.doubles

@@ -22,6 +22,7 @@ from serve_app.models.layout import Place, Table, inside
 from serve_app.models.prompt import Chunk, chunks, empty_chunk, numbered_chunks
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers.clip import END
+from serve_app.sampling.transfer import sent
 from serve_app.values import Conditioning, T5Padding, Text, Texts, TokenizedText
 
 TextKind: TypeAlias = Literal["l", "h", "g"]
@@ -209,7 +210,7 @@ def open_clip_layer(file: str, network: str, width: int) -> Iterator[tuple[str, 
 
 
 Encoded: TypeAlias = tuple[Tensor, Tensor]
-"""(cond (1,T,D), pooled (1,P)) of one text, float32 on the CPU."""
+"""(cond (1,T,D), pooled (1,P)) of one text, float32 on the encoder's device."""
 
 
 class TextEncoder:
@@ -238,7 +239,7 @@ class TextEncoder:
     def encode(
         self, texts: Sequence[Text], stop_at: int | None = None, padding: T5Padding | None = None
     ) -> list[Conditioning]:
-        """Encode each text, all in one forward. The conds and pooled outputs are float32 on the CPU.
+        """Encode each text, all in one forward. The conds and pooled outputs are float32 on its device.
 
         stop_at: the layer whose output is taken, counted from the end; one the encoder does not have means the last,
         None the usual one. A text of n chunks gives a cond of n times the encoder's length. Weights move each token's
@@ -290,10 +291,10 @@ class TextEncoder:
     def encode_chunks(self, by_text: Sequence[list[Chunk]], stop_at: int | None) -> list[Encoded]:
         """Encode the chunks of several texts in one forward; as `encode`."""
         batch = [chunk for of_text in by_text for chunk in of_text]
-        weights = torch.tensor([[weight for _, weight in chunk] for chunk in batch])[..., None]
-        weighted = bool((weights != 1.0).any())
+        weighted = any(weight != 1.0 for chunk in batch for _, weight in chunk)
         hidden, pooled = self._forward([*batch, self._empty()] if weighted else batch, stop_at)
         if weighted:
+            weights = sent(torch.tensor([[weight for _, weight in chunk] for chunk in batch]), hidden.device)[..., None]
             hidden, empty = hidden[:-1], hidden[-1]
             hidden = torch.where(weights == 1.0, hidden, (hidden - empty) * weights + empty)
         encoded: list[Encoded] = []
@@ -312,7 +313,7 @@ class TextEncoder:
         return None if vectors is None else list(vectors)
 
     def _forward(self, batch: list[Chunk], stop_at: int | None) -> tuple[Tensor, Tensor]:
-        """Return the layer's rows (N,T,D) and each chunk's pooled row (N,P), float32 on the CPU."""
+        """Return the layer's rows (N,T,D) and each chunk's pooled row (N,P), float32."""
         network = self._network
         table: Tensor = network.embeddings.token_embedding.weight
         rows = embedded(table, [[token for token, _ in chunk] for chunk in batch], END)
@@ -332,7 +333,7 @@ class TextEncoder:
             hidden = network.final_layer_norm(taken) if self._normed else taken
         # The text's own end token stands for the whole of it; a vector never counts as an end.
         ends = torch.tensor([next(j for j, (t, _) in enumerate(c) if isinstance(t, int) and t == END) for c in batch])
-        pooled = last[torch.arange(len(batch)), ends]
+        pooled = last[torch.arange(len(batch), device=last.device), sent(ends, last.device)]
         if self._projected:
             pooled = network.text_projection(pooled)
-        return hidden.float().cpu(), pooled.float().cpu()
+        return hidden.float(), pooled.float()

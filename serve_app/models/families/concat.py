@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from serve_app.sampling.latents import LatentFormat
+from serve_app.sampling.transfer import sent
 
 EDIT_CHANNELS, INPAINT_CHANNELS = 4, 5
 
@@ -30,7 +31,7 @@ def image_to_edit(options: Mapping[str, Any], latents: Tensor, scaled_as: Latent
     given: Tensor | None = options.get("concat_latent_image")
     if given is None:
         given = torch.zeros_like(latents)
-    image = _fitted(given.to(latents.device, torch.float32), latents)
+    image = _fitted(sent(given, latents.device).float(), latents)
     return image if scaled_as is None else scaled_as.to_model(image)
 
 
@@ -45,7 +46,7 @@ def mask_as_channels(options: Mapping[str, Any], latents: Tensor, mask: Tensor |
         mask = torch.ones_like(latents[:, :1])
     mask = mask.reshape(-1, 1, *mask.shape[-2:]) if mask.ndim == 3 else mask.mean(dim=1, keepdim=True)
     height, width = latents.shape[-2:]
-    pixels = _resized(mask.to(latents.device, torch.float32), height * factor, width * factor)
+    pixels = _resized(sent(mask, latents.device).float(), height * factor, width * factor)
     return _spread(torch.nn.functional.pixel_unshuffle(pixels, factor), latents.shape[0])
 
 
@@ -59,12 +60,12 @@ def mask_and_image(
     """
     mask = options.get("concat_mask", mask)
     if mask is None:
-        black = torch.tensor(_BLACK, device=latents.device).view(1, -1, 1, 1)
+        black = sent(torch.tensor(_BLACK), latents.device).view(1, -1, 1, 1)
         return torch.cat([torch.ones_like(latents[:, :1]), black.expand_as(latents)], dim=1)
     given: Tensor | None = options.get("concat_latent_image")
-    image = latents if given is None else latent_format.to_model(given.to(latents.device, torch.float32))
+    image = latents if given is None else latent_format.to_model(sent(given, latents.device).float())
     mask = mask[:, :1] if mask.ndim == latents.ndim else mask
-    mask = mask.reshape(-1, 1, *mask.shape[-2:]).to(latents.device, torch.float32)
+    mask = sent(mask.reshape(-1, 1, *mask.shape[-2:]), latents.device).float()
     if mask.shape[-2:] != latents.shape[-2:]:
         mask = _resized(mask, *latents.shape[-2:])
     return torch.cat([_spread(mask.round(), latents.shape[0]), _fitted(image, latents)], dim=1)

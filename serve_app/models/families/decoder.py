@@ -23,6 +23,7 @@ from serve_app.models.layout import Table
 from serve_app.models.prompt import Weighted
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer
+from serve_app.sampling.transfer import sent
 from serve_app.values import GenerationRequest, T5Padding
 
 _FIRST = "layers.0.self_attn.q_proj.weight"
@@ -248,7 +249,7 @@ class DecoderEncoder(SequenceEncoder):
         x = self.scaled(embedded(self._table, [one.unread for one in rows], self.reading.pad))
         count, most = x.shape[1], max(lengths)
         device = x.device
-        positions = torch.tensor(lengths, device=device)[:, None] + torch.arange(count, device=device)
+        positions = sent(torch.tensor(lengths), device)[:, None] + torch.arange(count, device=device)
         mask = None
         if count > 1:
             mask = torch.ones(count, count, dtype=torch.bool, device=device).tril()[None, None]

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from serve_app.errors import NodeError
 from serve_app.models.families.family import Rows
 from serve_app.models.layout import Place, Table, reverse, translate
+from serve_app.sampling.transfer import sent
 from serve_app.values import SkippedBlocks
 
 PATCH = 2
@@ -100,7 +101,7 @@ def lengths(rows: Sequence[Tensor]) -> list[int]:
 
 def within(counts: Sequence[int], longest: int, device: torch.device) -> Tensor:
     """Return which of `longest` places a row of each count has, (R,longest)."""
-    return torch.arange(longest, device=device) < torch.tensor(counts, device=device)[:, None]
+    return torch.arange(longest, device=device) < sent(torch.tensor(counts), device)[:, None]
 
 
 def thirds(width: int, *names: str) -> tuple[Place, ...]:
@@ -127,7 +128,7 @@ class Passing:
         made = made if isinstance(made, tuple) else (made,)
         if not any(passing):
             return made
-        which = torch.tensor(passing, device=streams[0].device)[:, None, None]
+        which = sent(torch.tensor(passing), streams[0].device)[:, None, None]
         # A last block makes nothing of the text.
         return tuple(None if m is None else torch.where(which, s, m) for s, m in zip(streams, made, strict=True))
 

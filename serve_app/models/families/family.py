@@ -267,7 +267,7 @@ class Encoder(Protocol):
     def encode(
         self, texts: Sequence[Text], stop_at: int | None = None, padding: T5Padding | None = None
     ) -> list[Conditioning]:
-        """Encode each text, all in one forward. The conds and pooled outputs are float32 on the CPU.
+        """Encode each text, all in one forward. The conds and pooled outputs are float32 on its device.
 
         stop_at: the layer whose output is taken, counted from the end; None the usual one. padding: of T5's texts; None
         the usual. Errors: NodeError for texts or images that it does not read.

@@ -42,6 +42,7 @@ from serve_app.models.model_control import text_tokens
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latent_formats import FLUX
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Flow, FluxFlow, Training
 
@@ -237,10 +238,10 @@ class Flux(BackboneFamily):
         references = scaled_references(options, self.latent_format, rows, device)
         concat = self._concat(options, canvas)
         return FluxInputs(
-            to_batch(cond.to(device, torch.float32), rows),
-            to_batch(pooled_text(options, self.pooled_width, self.title).to(device), rows),
+            to_batch(sent(cond, device).float(), rows),
+            to_batch(sent(pooled_text(options, self.pooled_width, self.title), device), rows),
             torch.full((rows,), float(guidance), device=device) if self.guided and guidance is not None else None,
-            None if concat is None else concat.to(device),
+            None if concat is None else sent(concat, device),
             references,
             check_method(options.get("reference_latents_method", "offset"), self.title) if references else "",
             options.get("control") or (),
@@ -311,7 +312,7 @@ class Flux(BackboneFamily):
         added_to = added_logits(which, text.shape[1], size, image.shape[1] - count, biases)
         told = {
             "temb": time,
-            "image_rotary_emb": network.pos_embed(torch.cat(at).to(image.device)),
+            "image_rotary_emb": network.pos_embed(sent(torch.cat(at), image.device)),
             "joint_attention_kwargs": mask if added_to is None else {"attention_mask": added_to.to(dtype)},
         }
         image = network.x_embedder(image)

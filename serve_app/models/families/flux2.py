@@ -30,6 +30,7 @@ from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import FLUX2
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import FluxFlow, Training
 
@@ -177,7 +178,7 @@ class Flux2(BackboneFamily):
         """
         check_text(cond, self.text_width, self.title)
         rows = canvas.rows
-        text = pad(cond.to(device, torch.float32), (0, 0, max(0, TEXT - cond.shape[1]), 0))
+        text = pad(sent(cond, device).float(), (0, 0, max(0, TEXT - cond.shape[1]), 0))
         guidance: float | None = options.get("guidance", GUIDANCE)
         references = scaled_references(options, self.latent_format, rows, device)
         return Flux2Inputs(
@@ -214,7 +215,7 @@ class Flux2(BackboneFamily):
         length = text.shape[1]
         of_text = pad(torch.arange(float(length))[:, None], (3, 0))
         of_all = torch.cat([of_text, pad(torch.cat(at), (0, 1))])
-        turns = network.pos_embed(of_all.to(image.device))
+        turns = network.pos_embed(sent(of_all, image.device))
         there = attended(texts, image)
         told = {
             "image_rotary_emb": turns,

@@ -32,6 +32,7 @@ from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latent_formats import FLUX
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Flow, Training
 
@@ -175,12 +176,12 @@ class HiDream(BackboneFamily):
                     f"the image to edit is {beside.shape[-2]} latent cells high, and what is drawn beside it "
                     f"{canvas.latents.shape[-2]}"
                 )
-            beside = to_batch(self.latent_format.to_model(beside.to(device, torch.float32)), rows)
+            beside = to_batch(self.latent_format.to_model(sent(beside, device).float()), rows)
         pooled = pooled_text(options, self.pooled_width, self.title)
         return HiDreamInputs(
-            to_batch(cond.to(device, torch.float32), rows),
-            to_batch(states.to(device, torch.float32), rows),
-            to_batch(pooled.to(device), rows),
+            to_batch(sent(cond, device).float(), rows),
+            to_batch(sent(states, device).float(), rows),
+            to_batch(sent(pooled, device), rows),
             beside,
         )
 
@@ -208,7 +209,7 @@ class HiDream(BackboneFamily):
         *told, of_t5 = self._told(network, inputs, dtype)
         text = torch.cat([of_t5, told[-1]], dim=1)
         kept, own = text.shape[1], told[0].shape[1]
-        at = torch.cat([positions(x.shape[-2:]), torch.zeros(kept + own, 3)]).to(image.device)
+        at = sent(torch.cat([positions(x.shape[-2:]), torch.zeros(kept + own, 3)]), image.device)
         turns = network.pe_embedder(at[None])
         for block, state in zip(network.double_stream_blocks, told, strict=False):
             image, text = block(image, None, torch.cat([text, state], dim=1), time, turns)

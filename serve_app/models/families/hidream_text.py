@@ -14,7 +14,7 @@ from serve_app.models.families.decoder import DecoderEncoder
 from serve_app.models.families.family import Lexicon, TextEnsemble, own_text
 from serve_app.models.families.hidream import STATES
 from serve_app.models.families.llama import LlamaText
-from serve_app.models.families.sd3_text import G_WIDTH, L_WIDTH, WIDTH, AbsentClip
+from serve_app.models.families.sd3_text import G_WIDTH, L_WIDTH, WIDTH, AbsentClip, device_of
 from serve_app.models.families.t5 import MASKED, T5Encoder, T5Text
 from serve_app.models.prompt import Weighted, filled, runs
 from serve_app.values import Conditioning, T5Padding, Text
@@ -47,9 +47,11 @@ class HiDreamText(TextEnsemble):
         return list(titles) == [LlamaText.name] or super(HiDreamText, cls).fits(titles, loaded_as)
 
     def encoder(self, network: Any, lexicon: Lexicon) -> HiDreamTextEncoder:
+        device = device_of(network)
+
         def clip(family: ClipText | None, module: str, width: int) -> TextEncoder | AbsentClip:
             if family is None:
-                return AbsentClip(width)
+                return AbsentClip(width, device)
             return TextEncoder(family, network[module], lexicon.vectors, paired=True, projected=True)
 
         t5 = llama = None

@@ -35,6 +35,7 @@ from serve_app.models.layout import Place, Table, inside
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import WAN
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import FluxFlow, Training
 
@@ -202,7 +203,7 @@ class Krea2(BackboneFamily):
             if latents.shape[2] != 1:
                 raise NodeError(f"{self.title} samples single images; the latents hold {latents.shape[2]}")
         return Krea2Inputs(
-            to_batch(cond.to(device, torch.float32), rows),
+            to_batch(sent(cond, device).float(), rows),
             tuple(reference[:, :, 0] for reference in references),
             bool(references) and method == INDEX_TIMESTEP_ZERO,
         )
@@ -226,7 +227,7 @@ class Krea2(BackboneFamily):
             at += reference_positions((size[0], size[1]), references, "index")
         text = self._fused(network, texts)
         length, there = text.shape[1], attended(texts, image)
-        turns = network.rotary_emb(pad(torch.cat(at), (0, 0, length, 0)).to(image.device))
+        turns = network.rotary_emb(sent(pad(torch.cat(at), (0, 0, length, 0)), image.device))
         level = torch.cat([r.timestep for r in rows])
         time = network.time_embed(level, dtype)
         modulation = network.time_mod_proj(gelu(time, approximate="tanh"))

@@ -27,6 +27,7 @@ from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import qwen
 from serve_app.sampling.forward import Canvas
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Flow, Training
 
@@ -198,7 +199,7 @@ class OmniGen2(OneStream):
             numbers = torch.repeat_interleave(torch.tensor([one.shape[1] for one in tokens]))
             which[row : row + r.count, : len(numbers)] = numbers
             row += r.count
-        number = network.image_index_embedding[which.to(time.device)]
+        number = network.image_index_embedding[sent(which, time.device)]
         stream = self.stream(
             [torch.cat(tokens, dim=1) for tokens in cut],
             at,

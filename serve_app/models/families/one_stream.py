@@ -31,6 +31,7 @@ from serve_app.models.layout import Table
 from serve_app.models.model_control import AtWork, all_at_work
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import FLUX
+from serve_app.sampling.transfer import sent
 from serve_app.values import Training
 
 REFINERS, LAYERS = "refiners", "layers"
@@ -118,7 +119,7 @@ class OneStream(BackboneFamily):
         trained_as: Training,
     ) -> TextInputs:
         check_text(cond, self.text_width, self.title)
-        return TextInputs(to_batch(cond.to(device, torch.float32), canvas.rows))
+        return TextInputs(to_batch(sent(cond, device).float(), canvas.rows))
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
         """Return the power of two that holds the cells: smaller ones are filled up, so less than half is in vain."""
@@ -165,7 +166,7 @@ class OneStream(BackboneFamily):
             tokens = torch.where(within(counts, longest, device)[..., None], tokens, filling)
         padded = (pad(a, (0, 0, 0, longest - len(a))) for a in at)
         placed = torch.cat([a.expand(len(piece), -1, -1) for a, piece in zip(padded, pieces, strict=True)])
-        turns = angles(placed.to(device), self.axes, self.theta)
+        turns = angles(sent(placed, device), self.axes, self.theta)
         turns = torch.polar(torch.ones_like(turns), turns).to(torch.complex64)
         # Without a mask attention takes its faster kernels.
         there = None if min(filled) == longest else within(filled, longest, device)

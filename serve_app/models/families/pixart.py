@@ -31,6 +31,7 @@ from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import SD, SDXL
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Discrete, Training
 
@@ -188,7 +189,7 @@ class PixArt(BackboneFamily):
         check_text(cond, self.text_width, self.title)
         height, width = options.get("height"), options.get("width")
         size = None if height is None or width is None else (int(height), int(width))
-        return PixArtInputs(to_batch(cond.to(device, torch.float32), canvas.rows), size)
+        return PixArtInputs(to_batch(sent(cond, device).float(), canvas.rows), size)
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows, which may differ in level, text, its length and LoRAs."""
@@ -220,7 +221,7 @@ class PixArt(BackboneFamily):
         for r in rows:
             height, width = r.inputs.size or (PIXELS_A_CELL * side for side in r.x.shape[-2:])
             told += [(float(height), float(width), height / width)] * r.count
-        numbers = torch.tensor(told, device=time.device)
+        numbers = sent(torch.tensor(told), time.device)
         waves = embed.additional_condition_proj(numbers.flatten()).view(len(told), 3, -1).to(dtype)
         sizes, ratio = embed.resolution_embedder(waves[:, :2]), embed.aspect_ratio_embedder(waves[:, 2])
         return time + torch.cat([sizes.flatten(1), ratio], dim=1)

@@ -18,6 +18,7 @@ from serve_app.models.families.qwen_vl import IM_START, QwenVlEncoder, Seen, pat
 from serve_app.models.families.sequences import Reading
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import qwen
+from serve_app.sampling.transfer import sent
 from serve_app.values import IllustratedText
 
 QWEN_IMAGE_21 = Reading(
@@ -105,9 +106,8 @@ class QwenImage21Encoder(QwenVlEncoder):
         cut = self.before([token for token, _ in encoded.tokens])
         slots = [int(kept[cut:start].sum()) for start, _ in spans]
         tokens = [token for token, stays in zip(encoded.tokens, kept.tolist(), strict=True) if stays]
-        cond, options = self.entry(
-            replace(encoded, tokens=tokens, states=encoded.states[kept], seen=encoded.seen[kept])
-        )
+        states = encoded.states[sent(kept.nonzero()[:, 0], encoded.states.device)]
+        cond, options = self.entry(replace(encoded, tokens=tokens, states=states, seen=encoded.seen[kept]))
         return cond, {**options, "image_slots": slots}
 
     def see(self, image: Tensor) -> Seen:

@@ -43,6 +43,7 @@ from serve_app.models.model_control import all_at_work
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import WAN
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import FluxFlow, Training
 
@@ -202,7 +203,7 @@ class QwenImage(BackboneFamily):
         references = scaled_references(options, self.latent_format, rows, device)
         allowed = (*METHODS, INDEX_TIMESTEP_ZERO, NEGATIVE_INDEX)
         return QwenImageInputs(
-            to_batch(cond.to(device, torch.float32), rows),
+            to_batch(sent(cond, device).float(), rows),
             references,
             check_method(options.get("reference_latents_method") or self.method, self.title, allowed)
             if references
@@ -231,7 +232,7 @@ class QwenImage(BackboneFamily):
             at += self._placed((size[1], size[2]), references, method)
         first = max(side // 2 for side in grid(size[1], size[2]))
         words = torch.arange(float(first), first + text.shape[1])[:, None].expand(-1, 3)
-        turns, of_words = (self._turns(places.to(x.device)) for places in (torch.cat(at), words))
+        turns, of_words = (self._turns(sent(places, x.device)) for places in (torch.cat(at), words))
         image, embedded = network.img_in(tokens), network.txt_in(network.txt_norm(text))
         time = self.time(network, level, dtype)
         # Attention is faster without a mask, as there is none where all texts are equally long.

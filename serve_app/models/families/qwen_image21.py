@@ -23,6 +23,7 @@ from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import QWEN_IMAGE_21
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import FluxFlow, Training
 
@@ -149,7 +150,7 @@ class QwenImage21(BackboneFamily):
         references = scaled_references(options, self.latent_format, rows, device)
         slots = [min(slot, length) for slot in options.get("image_slots") or ()] + [length] * len(references)
         return QwenImage21Inputs(
-            to_batch(cond.to(device, torch.float32), rows),
+            to_batch(sent(cond, device).float(), rows),
             references,
             tuple(slots[: len(references)]),
         )
@@ -174,7 +175,7 @@ class QwenImage21(BackboneFamily):
             for run in runs
         ]
         sequence, before = torch.cat(tokens, dim=1), runs[-1].start
-        at = torch.cat([run.at for run in runs]).to(x.device)
+        at = sent(torch.cat([run.at for run in runs]), x.device)
         turned = angles(at, self.axes, THETA).float()
         turns = torch.polar(torch.ones_like(turned), turned)
         time = self._time(network, torch.cat([r.timestep for r in rows]), dtype)

@@ -26,6 +26,7 @@ from serve_app.models.layout import Table
 from serve_app.models.prompt import Weighted
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, qwen
+from serve_app.sampling.transfer import sent
 from serve_app.values import Conditioning, IllustratedText, T5Padding, Text
 
 _USER = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -205,12 +206,12 @@ class QwenVlEncoder(QwenImageEncoder):
             positions += [(at, at + y, at + x) for y in range(seen.rows) for x in range(seen.columns)]
             at += max(seen.rows, seen.columns)
         x = embedded(self._table, [[token for token, _ in tokens]], self.reading.pad)
-        of_axes = torch.tensor(positions, device=x.device).t()[:, None]
+        of_axes = sent(torch.tensor(positions), x.device).t()[:, None]
         added = [torch.zeros_like(x) for _ in (deeper[0] if deeper else ())]
         for (start, end), of_image in zip(spans, deeper, strict=True):
             for where, vectors in zip(added, of_image, strict=True):
                 where[0, start:end] = vectors
-        states = self.states(x, None, of_axes, stop_at, added)[0].float().cpu()
+        states = self.states(x, None, of_axes, stop_at, added)[0].float()
         return Encoded(tokens, states, torch.ones(len(tokens), dtype=torch.bool)), spans
 
     def see(self, image: Tensor) -> Seen:
@@ -224,8 +225,9 @@ class QwenVlEncoder(QwenImageEncoder):
         if next(visual.rotary_pos_emb.buffers()).is_meta:
             # Its frequencies are in no file, and were not worked out where the network was built.
             visual.rotary_pos_emb = type(visual.rotary_pos_emb)(visual.config)
-        grid = torch.tensor([[1, rows, columns]], device=self._table.device)
-        return rows // _MERGED, columns // _MERGED, visual(cut.to(self._table), grid_thw=grid)
+        grid = sent(torch.tensor([[1, rows, columns]]), self._table.device)
+        shown = sent(cut, self._table.device).to(self._table.dtype)
+        return rows // _MERGED, columns // _MERGED, visual(shown, grid_thw=grid)
 
 
 def _before_words(tokens: Sequence[Any], length: int) -> int:

@@ -15,6 +15,7 @@ from serve_app.errors import NodeError
 from serve_app.models.families.dit import PATCH, grid, positions
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.latents import LatentFormat
+from serve_app.sampling.transfer import sent
 
 METHODS = ("offset", "index", "uxo")
 """How references are told apart: by place, in one more plane; by a plane each; along the diagonal, in the same one."""
@@ -40,9 +41,7 @@ def scaled_references(
     references: Sequence[Tensor] = options.get("reference_latents") or ()
     for reference in references:
         latent_format.check(reference.shape)
-    return tuple(
-        to_batch(latent_format.to_model(reference.to(device, torch.float32)), rows) for reference in references
-    )
+    return tuple(to_batch(latent_format.to_model(sent(reference, device).float()), rows) for reference in references)
 
 
 def reference_positions(

@@ -34,6 +34,7 @@ from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import SD3
+from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Flow, Training
 
@@ -231,8 +232,8 @@ class Sd3(BackboneFamily):
             )
         pooled = pooled_text(options, self.pooled_width, self.title)
         return Sd3Inputs(
-            to_batch(cond.to(device, torch.float32), canvas.rows),
-            to_batch(pooled.to(device), canvas.rows),
+            to_batch(sent(cond, device).float(), canvas.rows),
+            to_batch(sent(pooled, device), canvas.rows),
             options.get("control") or (),
         )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from serve_app.models.families.clip import ClipText, Encoded, TextEncoder
@@ -37,9 +37,11 @@ class Sd3Text(TextEnsemble):
     t5: T5Text | None = None
 
     def encoder(self, network: Any, lexicon: Lexicon) -> Sd3TextEncoder:
+        device = device_of(network)
+
         def clip(family: ClipText | None, module: str, width: int) -> TextEncoder | AbsentClip:
             if family is None:
-                return AbsentClip(width)
+                return AbsentClip(width, device)
             return TextEncoder(family, network[module], lexicon.vectors, paired=True)
 
         t5 = None
@@ -48,11 +50,16 @@ class Sd3Text(TextEnsemble):
         return Sd3TextEncoder(clip(self.l, "l", L_WIDTH), clip(self.g, "g", G_WIDTH), t5)
 
 
+def device_of(networks: Mapping[str, nn.Module]) -> torch.device:
+    """Return where encoders' networks are."""
+    return next(next(iter(networks.values())).parameters()).device
+
+
 class AbsentClip:
     """A CLIP that is not there: its rows are zeros, as many as its text has tokens."""
 
-    def __init__(self, width: int) -> None:
-        self._width = width
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._width, self._device = width, device
 
     def chunks(self, text: str) -> list[Chunk]:
         """Return a text's tokens with their weights."""
@@ -64,9 +71,10 @@ class AbsentClip:
 
     def encode_chunks(self, by_text: Sequence[list[Chunk]], stop_at: int | None) -> list[Encoded]:
         """Return zeros for the chunks of several texts."""
-        return [
-            (torch.zeros(1, LENGTH * len(of_text), self._width), torch.zeros(1, self._width)) for of_text in by_text
-        ]
+        return [(self._zeros(LENGTH * len(of_text), self._width), self._zeros(self._width)) for of_text in by_text]
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(1, *shape, device=self._device)
 
 
 class Sd3TextEncoder:

@@ -17,6 +17,7 @@ from torch import Tensor
 from serve_app.models.families.family import Vectors, own_text
 from serve_app.models.prompt import Token, Weighted, runs
 from serve_app.models.tokenizers import Tokenize
+from serve_app.sampling.transfer import sent
 from serve_app.values import Conditioning, IllustratedText, T5Padding, Text
 
 
@@ -67,7 +68,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """A text encoded, on the CPU. states: (T,D) float32; seen: (T,), which tokens the network saw."""
+    """A text encoded. states: (T,D) float32, on the device; seen: (T,), which tokens the network saw, on the host."""
 
     tokens: Weighted
     states: Tensor
@@ -120,7 +121,7 @@ class SequenceEncoder(ABC):
         for i, row in enumerate(rows):
             of_row = states[i]
             if (reference := empty.get(self.length(row))) is not None and any(weight != 1.0 for _, weight in row):
-                weights = torch.tensor([weight for _, weight in row])[:, None]
+                weights = sent(torch.tensor([weight for _, weight in row]), of_row.device)[:, None]
                 moved = (of_row - states[reference]) * weights + states[reference]
                 of_row = torch.where(weights == 1.0, of_row, moved)
             encoded.append(Encoded(row, of_row, seen[i]))
@@ -136,17 +137,17 @@ class SequenceEncoder(ABC):
         return begun + [(reading.pad, 1.0)] * (length - len(begun))
 
     def _states(self, batch: Sequence[Weighted], stop_at: int | None) -> tuple[list[Tensor], list[Tensor]]:
-        """Return each row's states (…,T,D) and which of them are seen (T,), float32 on the CPU."""
+        """Return each row's states (…,T,D) and which of them are seen (T,), as `Encoded` has them."""
         longest = max(map(len, batch))
         seen = [torch.tensor(self.reading.seen(row)) for row in batch]
         filled = torch.zeros(len(batch), longest, dtype=torch.bool)
         for i, of_row in enumerate(seen):
             filled[i, : len(of_row)] = of_row
         x = embedded(self._table, [[token for token, _ in row] for row in batch], self.reading.pad)
-        hidden = None if bool(filled.all()) else filled.to(x.device)
-        states = self.forward(x, hidden, stop_at).float().cpu()
-        if self.reading.zeroed:
-            states = states * filled[..., None]
+        hidden = None if bool(filled.all()) else sent(filled, x.device)
+        states = self.forward(x, hidden, stop_at).float()
+        if self.reading.zeroed and hidden is not None:
+            states = states * hidden[..., None]
         return [states[i, ..., : len(row), :] for i, row in enumerate(batch)], seen
 
     @abstractmethod
@@ -169,9 +170,9 @@ def embedded(table: Tensor, batch: Sequence[Sequence[Token]], fill: int) -> Tens
     ids = torch.full((len(batch), longest), fill)
     for i, row in enumerate(batch):
         ids[i, : len(row)] = torch.tensor([token if isinstance(token, int) else fill for token in row])
-    x = table[ids.to(table.device)]
+    x = table[sent(ids, table.device)]
     for i, row in enumerate(batch):
         for j, token in enumerate(row):
             if not isinstance(token, int):
-                x[i, j] = token.to(table)
+                x[i, j] = sent(token, table.device).to(table.dtype)
     return x

@@ -277,9 +277,9 @@ class Unet(BackboneFamily):
         vector = self.vector(options, canvas, role)
         concat = self.concat(options, canvas.latents, canvas.mask, trained_as)
         return UnetInputs(
-            to_batch(cond.to(device, torch.float32), canvas.rows),
-            vector=None if vector is None else to_batch(vector.to(device), canvas.rows),
-            concat=None if concat is None else concat.to(device),
+            to_batch(sent(cond, device).float(), canvas.rows),
+            vector=None if vector is None else to_batch(sent(vector, device), canvas.rows),
+            concat=None if concat is None else sent(concat, device),
             controls=options.get("control") or (),
             boxes=options.get("gligen"),
         )

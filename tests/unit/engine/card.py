@@ -1,8 +1,9 @@
 """An honest card: tensors that claim to be on a GPU, for machines without one.
 
 Their numbers are those of CPU tensors, so results are to the bit those of a CPU. What a GPU would not do is not done:
-an operation on tensors of the card and of the CPU raises. What it would cost is counted: kernels, copies between card
-and host, and what makes the host wait for the card.
+an operation on tensors of the card and of the CPU raises, and so does one that nothing keeps from coming too early: on
+what another stream makes without waiting for that, or in the host on what a copy has not brought yet (`card_order`).
+What it would cost is counted: kernels, copies between card and host, and what makes the host wait for the card.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.unit.engine.card_order import Memory, Order, Place
+
 CARD = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
 _META = torch.device("meta")
@@ -32,16 +35,17 @@ class MixedDevicesError(AssertionError):
 
 
 class OnCard(Tensor):
-    """A tensor that claims to be on the card. held: its numbers, on the CPU."""
+    """A tensor that claims to be on the card. held: its numbers, on the CPU. memory: None: it has always been there."""
 
     held: Tensor
+    memory: Memory | None
 
     @staticmethod
     def __new__(cls: type[OnCard], held: Tensor) -> OnCard:
         made = Tensor._make_wrapper_subclass(
             cls, held.size(), held.stride(), held.storage_offset(), dtype=held.dtype, device=_META, requires_grad=False
         )
-        made.held = held
+        made.held, made.memory = held, None
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -122,6 +126,7 @@ class Card(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts = Counts()
+        self.order = Order()
         self._depth = 0
         self._taken_apart = 0
         self._lock = Lock()
@@ -167,12 +172,13 @@ class Card(TorchDispatchMode):
         device = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
         to_card = device is not None and self._is_card(device)
         if name in ("pin_memory", "_pin_memory"):
-            return _pinned(args[0].clone())
+            return args[0] if _is_pinned(args[0]) else _pinned(args[0].clone())
         if name == "is_pinned":
             return _is_pinned(args[0])
         if not mine and not to_card:
             if kwargs.pop("pin_memory", False):
                 return _pinned(func(*args, **kwargs))
+            self._arrived(name, func, leaves)
             return func(*args, **kwargs)
         if name not in _WHOLE and func._can_decompose():
             self._taken_apart += 1
@@ -191,7 +197,30 @@ class Card(TorchDispatchMode):
             kwargs["device"] = _CPU
         wrappers = {id(leaf.held): leaf for leaf in mine}
         made = func(*_mapped(args, _held), **{key: _mapped(value, _held) for key, value in kwargs.items()})
-        return _mapped(made, lambda leaf: _wrapped(leaf, wrappers))
+        wrapped = _mapped(made, lambda leaf: _wrapped(leaf, wrappers))
+        self._place(name, func, mine, wrapped)
+        return wrapped
+
+    def _place(self, name: str, func: Any, given: Sequence[OnCard], made: Any) -> None:
+        """Note which memory an operation has read and written."""
+        memories = {leaf.held.untyped_storage()._cdata: leaf.memory for leaf in given}
+        results = [leaf for leaf in _leaves(made) if isinstance(leaf, OnCard)]
+        for leaf in results:
+            storage = leaf.held.untyped_storage()._cdata
+            leaf.memory = memories[storage] if storage in memories else self.order.allocated()
+        if not func.is_view and name not in _FREE:
+            written = [leaf.memory for leaf in results if leaf.memory is not None]
+            read = [leaf.memory for leaf in given if leaf.memory is not None]
+            self.order.asked(name, read, written)
+
+    def _arrived(self, name: str, func: Any, leaves: Sequence[Any]) -> None:
+        """See that the host reads nothing that a copy has yet to bring."""
+        if not func.is_view and name not in _FREE:
+            for leaf in leaves:
+                on_host = isinstance(leaf, Tensor) and not isinstance(leaf, OnCard)
+                place = getattr(leaf.untyped_storage(), "arrives", None) if on_host else None
+                if place is not None:
+                    self.order.arrived(name, place)
 
     def _is_card(self, device: Any) -> bool:
         kind = torch.device(device).type
@@ -239,12 +268,22 @@ class Card(TorchDispatchMode):
                     self.counts.copies += 1
         elif comes:
             self._count(name, func)
+        if not comes and (waits or not _is_pinned(source)):
+            self._arrived(name, func, [source])
+        read = [source.memory] if comes and source.memory is not None else []
         if target is not None:
             _held(target).copy_(_held(source))
-            return target
+            written = [target.memory] if goes and target.memory is not None else []
+            place = self.order.asked(name, read, written)
+            return target if goes else _brought(target, place, waits)
         changed = {key: value for key, value in kwargs.items() if key not in ("device", "non_blocking", "pin_memory")}
         made = torch.ops.aten._to_copy.default(_held(source), **changed)
-        return OnCard(made) if goes else made
+        if not goes:
+            return _brought(made, self.order.asked(name, read, []), waits)
+        card = OnCard(made)
+        card.memory = self.order.allocated()
+        self.order.asked(name, read, [card.memory])
+        return card
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -314,6 +353,13 @@ class _Bindings(TorchFunctionMode):
 def _pinned(tensor: Tensor) -> Tensor:
     tensor.untyped_storage().pinned_here = True  # type: ignore[attr-defined]
     return tensor
+
+
+def _brought(tensor: Tensor, place: Place, waited: bool) -> Tensor:
+    """Return what a copy brings to the host. place: of the copy; waited: the host waits for it."""
+    if not waited:
+        tensor.untyped_storage().arrives = place  # type: ignore[attr-defined]
+    return _pinned(tensor)
 
 
 def _is_pinned(tensor: Tensor) -> bool:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.engine.engine import Engine
-from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import BackboneFamily, Rows
@@ -21,8 +20,10 @@ from serve_app.models.network import Network
 from serve_app.sampling.forward import Canvas, Inputs, to_batch
 from serve_app.sampling.latent_formats import SD
 from serve_app.sampling.request import Sampled, SamplingRequest
+from serve_app.sampling.transfer import sent
 from serve_app.values import Discrete
 from tests.unit.engine.card import CARD, Card, Counts
+from tests.unit.engine.card_order import CardTimeline
 from tests.unit.engine.mixes import MAX_CELLS, WIDTH, TinyBackbone
 
 
@@ -31,7 +32,7 @@ class CardEngine(Engine):
 
     def __init__(self, card: Card, max_cells: int = MAX_CELLS) -> None:
         self._card = card
-        super().__init__(max_cells, HostTimeline())
+        super().__init__(max_cells, CardTimeline(card.order))
 
     def _loop(self) -> None:
         with self._card.used():
@@ -78,7 +79,7 @@ class Tiny(BackboneFamily):
     def inputs(
         self, cond: Tensor, options: Any, role: str, canvas: Canvas, device: torch.device, trained_as: Any
     ) -> Inputs:
-        return UnetInputs(to_batch(cond.to(device, torch.float32), canvas.rows))
+        return UnetInputs(to_batch(sent(cond, device).float(), canvas.rows))
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         context, mask = stack_contexts([r.inputs.context for r in rows])

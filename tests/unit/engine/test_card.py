@@ -222,25 +222,6 @@ def test_a_decoded_picture_takes_one_copy_to_the_host_which_waits_for_nothing(ca
     assert torch.equal(shown, wanted)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_images_leave_a_vae_by_one_copy_which_waits_for_nothing(card, rows):
-    torch.manual_seed(1)
-    family = Taesd(SD)
-    network = family.build().eval().requires_grad_(False)
-    latents = torch.randn(rows, 4, 3, 5)
-    wanted = Vae(family, network).decode(latents, 1)
-    again = Vae(family, network).encode(wanted, 1)
-    with torch.inference_mode(), card.used():
-        vae = Vae(family, card.settle(network))
-        for work, given, result in ((vae.decode, latents, wanted), (vae.encode, wanted, again)):
-            before = card.counts.copy()
-            made = work(given, 1)
-            counts = card.counts.since(before)
-            # One slice an image goes there, and all come back at once.
-            assert (counts.copies, counts.stalls) == (rows + 1, 0)
-            assert torch.equal(made, result)
-
-
 @settings(max_examples=15)
 @given(st.lists(jobs(), min_size=1, max_size=5))
 def test_any_mix_gives_what_a_cpu_gives_to_the_bit(card, engine, on_cpu, mix):

@@ -1,0 +1,180 @@
+"""In which order an honest card does what it is asked for: streams, what waits for what, whose memory is used again.
+
+What one stream is asked for is done in order. Between two nothing is ordered but by a wait, so what uses memory that
+another stream writes, or writes what another reads, has to wait for it; and memory goes back to the stream that it was
+allocated by, which may use it again at once, unless the other's use was recorded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import RLock, local
+from time import perf_counter
+from typing import NamedTuple
+
+from serve_app.engine.timeline import Mark
+
+FORWARDS, BESIDE = "forwards", "beside"
+"""The streams of an engine."""
+
+
+class UnorderedError(AssertionError):
+    """Something was asked for that may be done too early."""
+
+
+class Place(NamedTuple):
+    """What a stream was asked for as its nth."""
+
+    stream: str
+    number: int
+
+
+@dataclass(eq=False)
+class Memory:
+    """Of tensors of the card. home: the stream that allocated it. used: by stream, what last read or wrote it.
+
+    freed: told of it as it goes.
+    """
+
+    home: str
+    freed: Callable[[Memory], None]
+    written: Place | None = None
+    used: dict[str, int] = field(default_factory=dict)
+    recorded: set[str] = field(default_factory=set)
+
+    def __del__(self) -> None:
+        self.freed(self)
+
+
+class Order:
+    """What the card has been asked for. early: memory that was given back while another stream was to use it."""
+
+    def __init__(self) -> None:
+        self.early: list[str] = []
+        self._asked: Counter[str] = Counter()
+        self._done: Counter[str] = Counter()
+        # By stream: up to which number of each other it waits.
+        self._awaits: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._thread = local()
+        self._lock = RLock()
+
+    @property
+    def stream(self) -> str:
+        """The stream that this thread asks."""
+        return getattr(self._thread, "stream", FORWARDS)
+
+    @contextmanager
+    def on(self, stream: str) -> Iterator[None]:
+        """Have this thread ask a stream."""
+        earlier, self._thread.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self._thread.stream = earlier
+
+    def follow(self, stream: str) -> None:
+        """Have the stream that is asked wait for all that another was asked for by now."""
+        with self._lock:
+            for other, number in (*self._awaits[stream].items(), (stream, self._asked[stream])):
+                awaits = self._awaits[self.stream]
+                awaits[other] = max(awaits[other], number)
+
+    def allocated(self) -> Memory:
+        """Return memory of the stream that is asked."""
+        return Memory(self.stream, self._freed)
+
+    def asked(self, name: str, read: Sequence[Memory], written: Sequence[Memory]) -> Place:
+        """Take in that the stream is asked to read and write memory. Errors: UnorderedError where it may be early."""
+        with self._lock:
+            stream = self.stream
+            self._asked[stream] += 1
+            place = Place(stream, self._asked[stream])
+            for memory in read:
+                if memory.written is not None:
+                    self._follows(name, memory.written)
+            for memory in written:
+                for other, number in memory.used.items():
+                    self._follows(name, Place(other, number))
+                memory.written = place
+            for memory in (*read, *written):
+                memory.used[stream] = place.number
+            return place
+
+    def arrived(self, name: str, place: Place) -> None:
+        """Errors: UnorderedError where the host has not waited for a place."""
+        if self._done[place.stream] < place.number:
+            raise UnorderedError(f"{name} reads in the host what {place} has yet to bring")
+
+    def place(self, stream: str) -> Place:
+        """Return the last that a stream was asked for."""
+        return Place(stream, self._asked[stream])
+
+    def wait(self, place: Place) -> None:
+        """Have the host wait for a place."""
+        with self._lock:
+            self._done[place.stream] = max(self._done[place.stream], place.number)
+
+    def done(self, place: Place) -> bool:
+        """Whether the host knows that a place is done."""
+        return self._done[place.stream] >= place.number
+
+    def _follows(self, name: str, place: Place) -> None:
+        if not self._is_ordered(self.stream, place):
+            raise UnorderedError(f"{name} of stream {self.stream} does not wait for {place}")
+
+    def _is_ordered(self, stream: str, place: Place) -> bool:
+        other, number = place
+        return other == stream or self._awaits[stream][other] >= number or self._done[other] >= number
+
+    def _freed(self, memory: Memory) -> None:
+        with self._lock:
+            for stream, number in memory.used.items():
+                if stream not in memory.recorded and not self._is_ordered(memory.home, Place(stream, number)):
+                    self.early.append(f"{memory.home} may use again what {stream} uses")
+
+
+class CardTimeline:
+    """An honest card's stream, as the engine asks it. `beside` is one of lower priority, of the forwards' stream."""
+
+    def __init__(self, order: Order, stream: str = FORWARDS) -> None:
+        self.order, self.stream = order, stream
+        self.beside = CardTimeline(order, BESIDE) if stream == FORWARDS else None
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Have this thread ask it; what is beside forwards after all that they were asked for by now."""
+        with self.order.on(self.stream):
+            if self.stream == BESIDE:
+                self.order.follow(FORWARDS)
+            yield
+
+    def keep(self, tensor: object) -> None:
+        """Record that it uses a tensor."""
+        memory = getattr(tensor, "memory", None)
+        if isinstance(memory, Memory):
+            memory.recorded.add(self.stream)
+
+    def mark(self) -> Mark:
+        """Return a mark behind all that it was asked for by now."""
+        return CardMark(self.order, self.order.place(self.stream), perf_counter())
+
+
+@dataclass(frozen=True)
+class CardMark:
+    """A mark, done once the host has waited for it: nothing else tells it of a card without a clock."""
+
+    order: Order
+    place: Place
+    asked_s: float
+
+    def done(self) -> bool:
+        return self.order.done(self.place)
+
+    def wait(self) -> None:
+        self.order.wait(self.place)
+
+    def since(self, earlier: Mark) -> float:
+        return self.asked_s - earlier.asked_s
