@@ -9,15 +9,14 @@ one by one. Equal work for several jobs (`gather`) is done at once, as far as it
 longer than a forward is not split here.
 
 A GPU is asked ahead of its work, but by no more than two forwards: so a job that comes joins, and one that is cancelled
-leaves, within two. Durations are the device's own, and progress and results are told when it has come to them.
+leaves, within two. Durations are the device's own, and progress and results are told when it has come to them. Calls
+that no run depends on go beside forwards there (`Timeline.beside`), and take none of their time but the host's.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
@@ -28,10 +27,11 @@ import torch
 from serve_app.engine.batcher import in_turn, share
 from serve_app.engine.curve import Curves
 from serve_app.engine.device_lost import DeviceLostError, check, is_lost
+from serve_app.engine.flights import Flight, Flights, News, Run
 from serve_app.engine.forwards import Counters, Forwards
 from serve_app.engine.memory import Beside, Memory
 from serve_app.engine.side_work import PAUSED, Call, Calls, fail
-from serve_app.engine.timeline import Mark, Timeline
+from serve_app.engine.timeline import Timeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, UnavailableError
 from serve_app.log import get
@@ -45,78 +45,17 @@ Q = TypeVar("Q")
 T = TypeVar("T")
 
 IN_FLIGHT = 2
-"""How many turns of forwards the device is asked for at most before it has done the first of them."""
+"""How many turns of forwards the device is asked for at most before it has done the first of them; calls beside too."""
 
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """A trajectory in the engine, as the batcher sees it. over: it has ended, or its future has its error."""
-
-    trajectory: Trajectory
-    future: Future[Sampled]
-    since: int = 0
-    over: bool = False
-
-    @property
-    def key(self) -> Hashable:
-        return self.trajectory.key
-
-    @property
-    def cost(self) -> int:
-        return self.trajectory.cells
-
-
-@dataclass(slots=True)
-class _News:
-    """What runs have come to: told is to be called, and futures are to get their results. answers: those of calls."""
-
-    told: list[Callable[[], object]] = field(default_factory=list)
-    results: list[tuple[Future[Sampled], Sampled]] = field(default_factory=list)
-    answers: list[tuple[Future[Any], Any]] = field(default_factory=list)
-
-    def take(self, run: _Run) -> None:
-        """Take what a run has come to since it was last asked."""
-        self.told += run.trajectory.take_told()
-        if (result := run.trajectory.result) is not None:
-            run.over = True
-            self.results.append((run.future, result))
-
-    def tell(self) -> None:
-        """Tell it, once the device has done what it is of."""
-        for tell in self.told:
-            try:
-                tell()
-            except BaseException as error:
-                log.warning("what a run has come to could not be told: error=%s", repr(error))
-        for answered, answer in self.answers:
-            answered.set_result(answer)
-        for future, result in self.results:
-            # Whoever waits for one that was cancelled then hears of it.
-            if future.set_running_or_notify_cancel():
-                # A copy made outside inference mode is an ordinary tensor, which may be changed in place.
-                with torch.inference_mode(False):
-                    future.set_result(Sampled(result.latents.clone(), result.denoised.clone()))
-
-
-@dataclass(slots=True)
-class _Flight:
-    """What the device has been asked for and may not have done. began, ended: the marks around it.
-
-    learn: to be told the seconds it took.
-    """
-
-    began: Mark
-    ended: Mark
-    learn: Callable[[float], None]
-    news: _News = field(default_factory=_News)
-    is_forward: bool = False
+OVERTAKES = 16
+"""How many forwards are asked for at most while a call beside them is not done; then they wait for it."""
 
 
 class _Close:
     pass
 
 
-_Item: TypeAlias = _Run | Call | _Close
+_Item: TypeAlias = Run | Call | _Close
 
 
 class Engine:
@@ -140,11 +79,12 @@ class Engine:
         """The number of the forward or call that its thread is in, from 1; 0 in between."""
         self._forwards = Forwards(max_cells, self.counters, memory, beside)
         self._curves = Curves()
-        self._timeline = timeline
-        self._flights: deque[_Flight] = deque()
+        self.timeline = timeline
+        self._flights, self._beside = Flights(), Flights()
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
-        self._runs: list[_Run] = []
+        self._runs: list[Run] = []
         self._calls = Calls()
+        self._calls_beside = self._calls if timeline.beside is None else Calls()
         # What the last forward that is done took, and what trajectories have waited for calls since one was asked for.
         self._forward_s = 0.0
         self._calls_s = 0.0
@@ -166,17 +106,19 @@ class Engine:
         the run itself raises.
         """
         future: Future[Sampled] = Future()
-        self._send(_Run(trajectory, future))
+        self._send(Run(trajectory, future))
         return future
 
-    def call(self, function: Callable[[], T]) -> Future[T]:
+    def call(self, function: Callable[[], T], *, beside: bool = False, keeps: object = None) -> Future[T]:
         """Run a function in the engine's thread. Tensors that it makes are ordinary ones, without autograd.
 
         While trajectories wait, calls run between two forwards, oldest first, until they have taken as long as the last
-        forward did; at least one does. Errors, in the future: the function's.
+        forward did; at least one does. beside: it may run beside forwards, where the device does that: what it makes is
+        used there or on the host. keeps: what is kept until the device has done it, weights it uses for one.
+        Errors, in the future: the function's.
         """
         future: Future[T] = Future()
-        self._send(Call(lambda _: [function()], future))
+        self._send(Call(lambda _: [function()], future, beside=beside, keeps=keeps))
         return future
 
     def work(self, steps: Generator[None, None, T]) -> Future[T]:
@@ -201,8 +143,9 @@ class Engine:
         *,
         cost: int = 1,
         most: int,
+        keeps: object = None,
     ) -> Future[A]:
-        """Have a question answered together with others of its key that wait; as `call`.
+        """Have a question answered together with others of its key that wait; as `call`, beside forwards.
 
         cost: how much work it is, in a unit of its key (1 a text, pixels for a VAE); at most `most` of it is answered
         together. While trajectories wait, no more is than fits into what is left of the time between two forwards, by
@@ -210,7 +153,7 @@ class Engine:
         several, each is asked alone.
         """
         future: Future[A] = Future()
-        self._send(Call(answers, future, question, key, cost, most))
+        self._send(Call(answers, future, question, key, cost, most, beside=True, keeps=keeps))
         return future
 
     def close(self) -> None:
@@ -221,7 +164,7 @@ class Engine:
                 self._inbox.put(_Close())
         self._thread.join()
 
-    def _send(self, item: _Run | Call) -> None:
+    def _send(self, item: Run | Call) -> None:
         # The lock keeps anything from being put in after the loop's last look at the inbox.
         with self._closing:
             if self._closed:
@@ -231,7 +174,7 @@ class Engine:
     def _loop(self) -> None:
         # No run or call is a local here: while the loop waits, it would keep their models in use.
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.timeline.asked():
                 busy, turns = False, 0
                 while self._receive(wait=not busy):
                     turns += 1
@@ -239,7 +182,8 @@ class Engine:
                     busy = self._run_a_call() or self._run_a_forward()
                     self._keep_pace()
                     self.turn = 0
-                self._land(len(self._flights))
+                self._flights.land_all()
+                self._beside.land_all()
         except DeviceLostError as lost:
             log.error("the engine closes: %s", lost)
         finally:
@@ -256,15 +200,15 @@ class Engine:
             if isinstance(item, _Close):
                 return False
             if isinstance(item, Call):
-                self._calls.add(item)
+                (self._calls_beside if item.beside else self._calls).add(item)
             elif not _leaves(item):
                 self._join(item)
             # A run that fails as it joins leaves this frame behind its error's, and must not be kept by it.
             del item
 
-    def _join(self, run: _Run) -> None:
+    def _join(self, run: Run) -> None:
         run.since = self.counters.forwards
-        began = self._timeline.mark()
+        began = self.timeline.mark()
         try:
             run.trajectory.start()
         except BaseException as error:
@@ -277,30 +221,51 @@ class Engine:
         if run.trajectory.result is None:
             self._runs.append(run)
             return
-        news = _News()
+        news = News()
         news.take(run)
-        self._flights.append(_Flight(began, self._timeline.mark(), _learn_nothing, news))
+        self._flights.add(Flight(began, self.timeline.mark(), _learn_nothing, news))
 
     def _run_a_call(self) -> bool:
-        """Run the oldest call, and what is gathered with it.
+        """Run the oldest call beside forwards or else between them, and what is gathered with it.
 
         False if there is none, or the trajectories have waited long enough.
         """
         if self._runs and 0 < self._calls_s >= self._forward_s:
             return False
+        return self._run_beside() or self._run_between()
+
+    def _run_beside(self) -> bool:
+        beside = self.timeline.beside
+        if beside is None or len(self._beside) >= IN_FLIGHT or not (calls := self._calls_beside.take(None)):
+            return False
+        flight = self._asked(self._calls_beside, calls, beside)
+        self._beside.add(flight)
+        if self._runs:
+            self._calls_s += flight.ended.asked_s - flight.began.asked_s
+        return True
+
+    def _run_between(self) -> bool:
         calls = self._calls.take(self._forward_s - self._calls_s if self._runs else None)
         if not calls:
             return False
-        began = self._timeline.mark()
-        news = _News(answers=self._calls.run(calls))
-        ended = self._timeline.mark()
-        self._flights.append(_Flight(began, ended, self._calls.learn(calls), news))
+        flight = self._asked(self._calls, calls, self.timeline)
+        self._flights.add(flight)
+        began, ended = flight.began, flight.ended
         if self._runs and ended.done():
             self._calls_s += ended.since(began)
         elif self._runs:
             # Until the device has done it, what the host took to ask and what it took before stand for what it takes.
             self._calls_s += max(ended.asked_s - began.asked_s, self._calls.expected_s(calls))
         return True
+
+    def _asked(self, waiting: Calls, calls: list[Call], timeline: Timeline) -> Flight:
+        """Ask for calls that were taken together."""
+        with timeline.asked():
+            began = timeline.mark()
+            answers = waiting.run(calls)
+            ended = timeline.mark()
+        keeps = tuple(call.keeps for call in calls)
+        return Flight(began, ended, waiting.learn(calls), News(answers=answers), False, self.counters.forwards, keeps)
 
     def _run_a_forward(self) -> bool:
         """Answer those evaluations that share the next forward; False if no trajectory waits."""
@@ -309,8 +274,8 @@ class Engine:
         self._calls_s = 0.0
         self._runs = [run for run in self._runs if not _leaves(run)]
         if self._runs:
-            news = _News()
-            began = self._timeline.mark()
+            news = News()
+            began = self.timeline.mark()
             # What fails keeps this frame, whose locals must not keep the runs' models in use: `groups` ends empty.
             key = in_turn(self._runs)[0].trajectory.budget_key
             groups = [share(self._runs, self._forwards.limit(key), partial(self._curves.enough, key))]
@@ -319,7 +284,7 @@ class Engine:
                 groups += self._answer(groups.pop(), news)
             # Of several forwards it is not known which took how much.
             learn = partial(self._took_by_size, key, size) if self.counters.forwards == forwards + 1 else self._took
-            self._flights.append(_Flight(began, self._timeline.mark(), learn, news, is_forward=True))
+            self._flights.add(Flight(began, self.timeline.mark(), learn, news, is_forward=True))
             self._runs = [run for run in self._runs if not run.over]
         return True
 
@@ -333,28 +298,18 @@ class Engine:
 
     def _keep_pace(self) -> None:
         """Wait until the device may be asked for another forward, or for all it was asked if no run waits."""
-        forwards = sum(flight.is_forward for flight in self._flights)
         while self._flights:
-            oldest = self._flights[0]
-            if self._runs and forwards < IN_FLIGHT and not oldest.ended.done():
+            if self._runs and self._flights.forwards < IN_FLIGHT and not self._flights.oldest.ended.done():
                 break
-            forwards -= oldest.is_forward
-            self._land(1)
+            self._flights.land()
+        while self._beside:
+            oldest = self._beside.oldest
+            overtaken = self.counters.forwards - oldest.after >= OVERTAKES
+            if self._runs and not overtaken and not oldest.ended.done():
+                break
+            self._beside.land()
 
-    def _land(self, count: int) -> None:
-        """Wait for the oldest that the device was asked for, and tell of it. Errors: DeviceLostError."""
-        for _ in range(count):
-            flight = self._flights[0]
-            try:
-                flight.ended.wait()
-                flight.learn(flight.ended.since(flight.began))
-            except BaseException as error:
-                check(error)
-                raise
-            self._flights.popleft()
-            flight.news.tell()
-
-    def _answer(self, runs: list[_Run], news: _News) -> list[list[_Run]]:
+    def _answer(self, runs: list[Run], news: News) -> list[list[Run]]:
         """Answer the evaluations of these runs together, and return []. news: takes what they come to.
 
         If that fails, return the halves of the runs, to be answered the last one first: so only those fail that fail
@@ -392,7 +347,7 @@ class Engine:
             news.take(run)
         return []
 
-    def _own(self, run: _Run, step: Callable[[], None]) -> None:
+    def _own(self, run: Run, step: Callable[[], None]) -> None:
         """Take a step of one run; what it raises is its own."""
         try:
             step()
@@ -413,10 +368,9 @@ class Engine:
             self._closed = True
         error = UnavailableError("the engine has closed")
         self._calls.fail(error)
+        self._calls_beside.fail(error)
         left: list[Future[Any]] = [run.future for run in self._runs]
-        left += [future for flight in self._flights for future, _ in flight.news.results]
-        left += [future for flight in self._flights for future, _ in flight.news.answers]
-        self._flights.clear()
+        left += [*self._flights.abandon(), *self._beside.abandon()]
         while not self._inbox.empty():
             if not isinstance(item := self._inbox.get(), _Close):
                 left.append(item.future)
@@ -425,12 +379,12 @@ class Engine:
                 fail(future, error)
 
 
-def _leaves(run: _Run) -> bool:
+def _leaves(run: Run) -> bool:
     """Whether a run has been cancelled; whoever waits for it then hears of it."""
     return run.future.cancelled() and not run.future.set_running_or_notify_cancel()
 
 
-def _fail(run: _Run, error: BaseException) -> None:
+def _fail(run: Run, error: BaseException) -> None:
     run.over = True
     fail(run.future, error)
 

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 
 from serve_app.engine.side_work import fail
+from serve_app.engine.timeline import Timeline
 from serve_app.models.recipes import Need
 from serve_app.models.residency import Hold
 from serve_app.models.weights import Weights
@@ -30,12 +31,15 @@ RETRY_S = 0.02
 
 
 class Loads:
-    """Makes a replica's weights ready. failed: told, in another thread, of what a load raises."""
+    """Makes a replica's weights ready.
 
-    def __init__(self, weights: Weights, failed: Callable[[BaseException], object]) -> None:
+    failed: told, in another thread, of what a load raises. timeline: of forwards, whose memory weights are of too.
+    """
+
+    def __init__(self, weights: Weights, failed: Callable[[BaseException], object], timeline: Timeline) -> None:
         self._weights = weights
         self._failed = failed
-        self._rooms, self._loads = _Line("rooms"), _Line("loads")
+        self._rooms, self._loads = _Line("rooms", timeline), _Line("loads", timeline)
 
     @property
     def turn(self) -> int:
@@ -69,10 +73,10 @@ _Item: TypeAlias = "tuple[Callable[[Future[Any]], Any], Callable[[BaseException]
 class _Line:
     """A thread that does what it is given in order, without autograd. It ends once nobody has the line."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, timeline: Timeline) -> None:
         self._turns = [0, 0]
         self._waiting: SimpleQueue[_Item] = SimpleQueue()
-        Thread(target=_run, args=(self._waiting, self._turns), name=name, daemon=True).start()
+        Thread(target=_run, args=(self._waiting, self._turns, timeline), name=name, daemon=True).start()
         weakref.finalize(self, self._waiting.put, None)
 
     @property
@@ -86,8 +90,8 @@ class _Line:
         return future
 
 
-def _run(waiting: SimpleQueue[_Item], turns: list[int]) -> None:
-    with torch.no_grad():
+def _run(waiting: SimpleQueue[_Item], turns: list[int], timeline: Timeline) -> None:
+    with torch.no_grad(), timeline.asked():
         while (item := waiting.get()) is not None:
             turns[0] += 1
             turns[1] = turns[0]

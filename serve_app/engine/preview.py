@@ -5,14 +5,43 @@ Latents nearly are pictures: one linear map a pixel shows what they hold, at a f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
+from serve_app.engine.timeline import Mark, Timeline
 from serve_app.sampling.latents import LatentFormat, PreviewMap
 from serve_app.sampling.transfer import brought, sent
+
+
+class Pictures:
+    """The pictures of one run, made beside forwards: the newest is what a client wants, so only one is under way.
+
+    timeline: of the forwards.
+    """
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline.beside or timeline
+        self._made: tuple[Tensor | None, Mark] | None = None
+
+    def make(self, shown: Tensor, picture_of: Callable[[Tensor], Tensor | None]) -> None:
+        """Have a picture made of what a run has come to, unless the device has not made the one before."""
+        if self._made is not None and not self._made[1].done():
+            return
+        with self._timeline.asked():
+            image = picture_of(shown)
+        self._timeline.keep(shown)
+        self._made = image, self._timeline.mark()
+
+    def take(self) -> Tensor | None:
+        """Return the newest picture once the device has made it; each is returned once."""
+        if self._made is None or not self._made[1].done():
+            return None
+        image, self._made = self._made[0], None
+        return image
 
 
 def picture(denoised: Tensor, latent_format: LatentFormat) -> Tensor | None:

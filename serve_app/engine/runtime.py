@@ -27,7 +27,7 @@ from serve_app.engine.device_lost import is_lost
 from serve_app.engine.engine import Engine
 from serve_app.engine.forwards import Counters
 from serve_app.engine.loads import Loads
-from serve_app.engine.preview import picture
+from serve_app.engine.preview import Pictures, picture
 from serve_app.engine.text_generation import Job, go_on
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, ModelFileError, NodeError, UnavailableError
@@ -42,7 +42,7 @@ from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS
 from serve_app.models.vision import ImageEncoder
 from serve_app.models.weights import LoadCounters, Weights
-from serve_app.sampling.conditioning import with_options
+from serve_app.sampling.conditioning import with_options, with_tensors
 from serve_app.sampling.hooks import changes, clip_ranges, hooks_of
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
@@ -114,7 +114,7 @@ class EngineRuntime:
         self._engine = engine
         self.weights = weights
         self.autoencoding = Autoencoding(weights, engine.memory)
-        self._loads = Loads(weights, self._failed_to_load)
+        self._loads = Loads(weights, self._failed_to_load, engine.timeline)
 
     @property
     def counters(self) -> Counters:
@@ -191,15 +191,17 @@ class EngineRuntime:
         running_now: ref[Trajectory]
         remarks: list[str] = []
 
+        pictures = Pictures(self._engine.timeline) if show is not None and previews != "none" else None
+
         def on_step(done: int, steps: int) -> Callable[[], None]:
             run = running_now()
-            image = None
-            if show is not None and run is not None and previews != "none":
-                image = self._picture(run, decoded=previews == "taesd")
+            if pictures is not None and run is not None:
+                picture_of = partial(self._picture, run.backbone.latent_format, decoded=previews == "taesd")
+                pictures.make(run.shown, picture_of)
 
             def told() -> None:
                 loop.call_soon_threadsafe(progress, done, steps)
-                if show is not None and image is not None:
+                if show is not None and pictures is not None and (image := pictures.take()) is not None:
                     loop.call_soon_threadsafe(show, image.numpy())
 
             return told
@@ -254,14 +256,13 @@ class EngineRuntime:
             remark(text)
         return await self._answer(running)
 
-    def _picture(self, run: Trajectory, *, decoded: bool) -> Tensor | None:
-        """Return a run's latest estimate as `picture` does; decoded, if that is wished for and its tiny VAE is here."""
-        latent_format = run.backbone.latent_format
+    def _picture(self, latent_format: LatentFormat, shown: Tensor, *, decoded: bool) -> Tensor | None:
+        """Return latents as `picture` does; decoded, if that is wished for and their tiny VAE is here."""
         if decoded and latent_format.tiny:
             # A picture of it is no reason for a run to fail.
             with suppress(ModelFileError, DeviceMemoryError, torch.OutOfMemoryError):
-                return self.weights.vae(tiny_vae(latent_format.tiny)).picture(latent_format.from_model(run.shown[:1]))
-        return picture(run.shown, latent_format)
+                return self.weights.vae(tiny_vae(latent_format.tiny)).picture(latent_format.from_model(shown[:1]))
+        return picture(shown, latent_format)
 
     async def generate_text(
         self,
@@ -281,6 +282,7 @@ class EngineRuntime:
             lambda jobs: go_on(jobs, lambda: self.weights.clip(clip)),
             None if strict else (clip, "generate"),
             most=TEXTS_TOGETHER,
+            keeps=hold,
         )
         try:
             return await self._answer(generated)
@@ -296,7 +298,8 @@ class EngineRuntime:
         """Do one piece of work with a recipe's model, once there is room for it. load: the method of Weights for it."""
         hold = await self._hold(recipe, loading)
         try:
-            return await self._answer(self._engine.call(lambda: self._in_room(lambda: work(load(recipe)))))
+            done = self._engine.call(lambda: self._in_room(lambda: work(load(recipe))), beside=True, keeps=hold)
+            return await self._answer(done)
         finally:
             # An error that is kept keeps this frame, which must not keep the weights.
             del hold
@@ -311,9 +314,11 @@ class EngineRuntime:
     ) -> Tensor:
         """Do work with a recipe's model tile by tile; forwards run in between, and the work holds the model."""
         tiles = await self.use(recipe, load, work, loading)
-        while not isinstance(made := await self._answer(self._engine.call(partial(_next_tile, tiles))), Tensor):
+        while True:
+            made = await self._answer(self._engine.call(partial(_next_tile, tiles), beside=True, keeps=tiles))
+            if isinstance(made, Tensor):
+                return made
             progress(*made)
-        return made
 
     async def use_together(
         self,
@@ -346,6 +351,7 @@ class EngineRuntime:
                     (recipe, key),
                     cost=cost,
                     most=most,
+                    keeps=hold,
                 )
             )
         finally:
@@ -417,6 +423,11 @@ def _joined(parts: Sequence[ClipVisionOutput]) -> ClipVisionOutput:
     """Return what is seen in all images of several batches."""
     states = [part.states for part in parts]
     return ClipVisionOutput(**{name: torch.cat([of_part[name] for of_part in states]) for name in states[0]})
+
+
+def _kept(seen: ClipVisionOutput) -> ClipVisionOutput:
+    """Return what an image encoder sees as `transfer.kept` has it."""
+    return ClipVisionOutput(**{name: kept(states) for name, states in seen.states.items()})
 
 
 def _cancel_run(beginning: Future[Future[Sampled]]) -> None:
@@ -503,7 +514,7 @@ class NodeRuntime:
             )
         for found in await asyncio.to_thread(self._weights.remarks, clip):
             self._remark(found)
-        return encoded
+        return with_tensors(encoded, kept)
 
     async def generate_text(self, clip: Recipe, request: GenerationRequest) -> str:
         """Return what a language model generates after a text. Reports a progress value a token.
@@ -579,17 +590,19 @@ class NodeRuntime:
     async def _see(self, encoder: Recipe, images: Tensor, crop: bool) -> ClipVisionOutput:
         load = self._weights.image_encoder
         if self._strict:
-            return await self._shared.use(encoder, load, lambda model: model.see([images], crop=crop)[0], self._loading)
-        return await self._shared.use_together(
-            encoder,
-            load,
-            lambda model, batches: model.see(batches, crop=crop),
-            images,
-            ("see", crop),
-            cost=len(images),
-            most=IMAGES_TOGETHER,
-            loading=self._loading,
-        )
+            seen = await self._shared.use(encoder, load, lambda model: model.see([images], crop=crop)[0], self._loading)
+        else:
+            seen = await self._shared.use_together(
+                encoder,
+                load,
+                lambda model, batches: model.see(batches, crop=crop),
+                images,
+                ("see", crop),
+                cost=len(images),
+                most=IMAGES_TOGETHER,
+                loading=self._loading,
+            )
+        return await asyncio.to_thread(_kept, seen)
 
     async def see_pixels(self, encoder: Recipe, pixels: Tensor) -> ClipVisionOutput:
         """Return what an image encoder sees in images that were made ready elsewhere, (B,3,S,S)."""
@@ -599,13 +612,14 @@ class NodeRuntime:
             )
             for part in torch.split(pixels, IMAGES_TOGETHER)
         ]
-        return _joined(parts)
+        return await asyncio.to_thread(_kept, _joined(parts))
 
     async def style(self, style_model: Recipe, seen: ClipVisionOutput) -> Tensor:
         """Return the tokens of a text (1,T,D) that a style model makes of what is seen in all images."""
-        return await self._shared.use(
+        tokens = await self._shared.use(
             style_model, self._weights.style_model, lambda model: model.tokens(seen.last_hidden_state), self._loading
         )
+        return kept(tokens)
 
     async def saved_conditioning(self, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
         """Return the tensors and the metadata of a file of the folder "embeddings"."""

@@ -31,7 +31,7 @@ class Call:
     """Work, as the batcher sees it. answers: from the questions of calls of one key to an answer for each.
 
     key: what it can be done together by; None: it goes alone. cost: how much work it is, in a unit of its key (texts,
-    pixels); most: how much of it is done at once.
+    pixels); most: how much of it is done at once. beside, keeps: as `Engine.call`.
     """
 
     answers: Callable[[list[Any]], Sequence[Any]]
@@ -40,6 +40,8 @@ class Call:
     key: Hashable = None
     cost: int = 1
     most: int = 1
+    beside: bool = False
+    keeps: object = None
     since: int = field(default=0, init=False)
 
 

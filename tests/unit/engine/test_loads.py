@@ -164,7 +164,7 @@ async def test_after_an_error_of_cuda_in_a_load_the_engine_closes(catalog: Catal
 
 def test_room_is_given_in_order_of_arrival_and_who_leaves_lets_the_others_through(catalog: Catalog) -> None:
     weights = cpu_weights(catalog, budget_bytes=ONE)
-    loads = Loads(weights, lambda error: None)
+    loads = Loads(weights, lambda error: None, HostTimeline())
 
     def room(name: str) -> Future[Hold]:
         return loads.room(lambda: weights.need(recipe("backbone", name)))
@@ -182,7 +182,7 @@ def test_room_is_given_in_order_of_arrival_and_who_leaves_lets_the_others_throug
 
 def test_room_that_cannot_be_asked_for_is_an_error_and_those_behind_it_get_theirs(catalog: Catalog) -> None:
     weights = cpu_weights(catalog)
-    loads = Loads(weights, lambda error: None)
+    loads = Loads(weights, lambda error: None, HostTimeline())
 
     def missing() -> Need:
         return weights.need(Recipe("backbone", "checkpoints", "missing.safetensors"))

@@ -12,6 +12,7 @@ import pytest
 
 from serve_app.engine.curve import MEASURED
 from serve_app.engine.engine import IN_FLIGHT, Engine
+from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
 from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, request
@@ -24,7 +25,7 @@ ASKING_S = {"graph": 0.0023, "eager": 0.0168}
 """What the host takes to ask for a forward."""
 
 
-class Device:
+class Device(HostTimeline):
     """A device in virtual time, and its timeline. host_s, free_s: the host's clock; when the device has done all."""
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class Device:
         self.done.append((began_s, self.free_s))
         return self.done[-1]
 
-    def mark(self) -> Mark:
+    def mark(self) -> Mark:  # type: ignore[override]
         return Mark(self, self.host_s, max(self.host_s, self.free_s))
 
 
