@@ -64,6 +64,13 @@ METRICS = (
     Metric("serve_app_forward_failures", "counter", "short", ("pool", "replica"), "Forwards that raised"),
     Metric("serve_app_weights_bytes", "gauge", "bytes", ("pool", "replica"), "Resident weights"),
     Metric("serve_app_weights_loads", "counter", "short", ("pool", "replica"), "Weights brought to the device"),
+    Metric(
+        "serve_app_weights_prefetches",
+        "counter",
+        "short",
+        ("pool", "replica", "outcome"),
+        "Weights loaded ahead of jobs: `begun`; since then `used`, or `dropped`, also for want of room",
+    ),
     Metric("serve_app_weights_load_seconds", "counter", "s", ("pool", "replica"), "Time spent loading weights"),
     Metric("serve_app_weights_evictions", "counter", "short", ("pool", "replica"), "Weights let go to make room"),
     Metric("serve_app_weights_releases", "counter", "short", ("pool", "replica"), "Those of them let go for work"),
@@ -133,6 +140,8 @@ def model_figures(pool: str, replica: str, models: Models) -> Iterator[Figure]:
     yield "serve_app_host_weights_misses", weights.host_misses, labels
     yield "serve_app_vae_failures", vaes.failures, labels
     yield "serve_app_vae_tiled", vaes.in_tiles, labels
+    for outcome in ("begun", "used", "dropped"):
+        yield "serve_app_weights_prefetches", getattr(models.ahead, outcome), {**labels, "outcome": outcome}
 
 
 def limit_figures(use: Mapping[str, float], refusals: Mapping[str, int]) -> Iterator[Figure]:

@@ -26,7 +26,7 @@ from serve_app.engine.autoencoding import Autoencoding, Work
 from serve_app.engine.device_lost import is_lost
 from serve_app.engine.engine import Engine
 from serve_app.engine.forwards import Counters
-from serve_app.engine.loads import Loads
+from serve_app.engine.loads import AheadCounters, Loads
 from serve_app.engine.preview import Pictures, picture
 from serve_app.engine.text_generation import Job, go_on
 from serve_app.engine.trajectory import Trajectory
@@ -165,6 +165,20 @@ class EngineRuntime:
         """
         for recipe in recipes:
             await self._hold(recipe, uncounted)
+
+    async def load_ahead(self, recipe: Recipe, spared: Callable[[str], bool]) -> bool:
+        """Load weights that jobs are about to ask for, as `Loads.load_ahead`. Errors: ModelFileError."""
+        try:
+            need = await asyncio.to_thread(self.weights.need, recipe)
+            return await asyncio.wrap_future(self._loads.load_ahead(need, spared))
+        except asyncio.CancelledError:
+            self._loads.ahead.dropped += 1
+            raise
+
+    @property
+    def ahead(self) -> AheadCounters:
+        """What was loaded ahead, and what became of it."""
+        return self._loads.ahead
 
     def resident(self) -> tuple[str, ...]:
         """Return short names of the weights that are held, as `Weights.resident`."""

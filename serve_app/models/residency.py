@@ -166,6 +166,22 @@ class Residency:
         idle = sum(resident.needed_bytes for resident in wanted if not resident.in_use)
         return in_use + idle + sum(absent) <= self.budget_bytes
 
+    def has_room_ahead(self, need: Need, spared: Callable[[str], bool]) -> bool:
+        """Whether all that is needed fits the budget beside what is in use, what is coming, and idle weights by name.
+
+        Those are then the last to go.
+        """
+        kept = [key for key, resident in self._held.items() if not resident.in_use and spared(resident.name)]
+        for key in kept:
+            self._held[key] = self._held.pop(key)
+        stays = sum(r.nbytes for key, r in self._held.items() if r.in_use or key in kept or key in need.nbytes)
+        absent = sum(nbytes for key, nbytes in need.nbytes.items() if key not in self._held and key not in self._coming)
+        return stays + self.coming_bytes + absent <= self.budget_bytes
+
+    def has(self, key: Hashable) -> bool:
+        """Whether something is held under a key. It may be asked at any time."""
+        return key in self._held
+
     def has_room(self, nbytes: int) -> bool:
         """Whether so many bytes are free without evicting anything."""
         return self.nbytes + self.coming_bytes + nbytes <= self.budget_bytes

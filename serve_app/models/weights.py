@@ -264,6 +264,22 @@ class Weights:
             residency.expect(need.nbytes, hold)
             return hold
 
+    def hold_ahead(self, need: Need, spared: Callable[[str], bool]) -> Hold | None:
+        """Return what `hold` does, for what nobody has asked for; None unless it fits beside all that may be needed.
+
+        spared: says of a name, as `resident` has it, whether those idle weights are not to make way.
+        """
+        with self._lock:
+            if not self._residency.has_room_ahead(need, spared):
+                return None
+            hold = Hold(need)
+            self._residency.expect(need.nbytes, hold)
+            return hold
+
+    def is_held(self, key: Hashable) -> bool:
+        """Whether weights are held, by their key in a Need. Never waits for a load."""
+        return self._residency.has(key)
+
     def is_loaded(self, hold: Hold) -> bool:
         """Whether nothing of what is held has to be loaded. Never waits for a load."""
         with self._lock:

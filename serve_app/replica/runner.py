@@ -52,6 +52,7 @@ from serve_app.scheduler.messages import (
     Interrupt,
     Message,
     NodePreviewed,
+    Prefetch,
     ReplicaInfo,
     Report,
     Resident,
@@ -63,6 +64,7 @@ from serve_app.scheduler.messages import (
     Want,
     Warm,
 )
+from serve_app.scheduler.model_files import files_in
 from serve_app.scheduler.remote_validation import CHECK_S
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, Store
@@ -72,6 +74,7 @@ from serve_app.values import PreviewMethod, Recipe, warm_recipes
 if TYPE_CHECKING:
     from serve_app.engine.autoencoding import Autoencoding
     from serve_app.engine.forwards import Counters
+    from serve_app.engine.loads import AheadCounters
     from serve_app.models.weights import LoadCounters
 
 _log = log.get("replica")
@@ -118,6 +121,11 @@ class Models(Protocol):
     async def release(self) -> None: ...
 
     async def warm(self, recipes: Sequence[Recipe]) -> None: ...
+
+    @property
+    def ahead(self) -> AheadCounters: ...
+
+    async def load_ahead(self, recipe: Recipe, spared: Callable[[str], bool]) -> bool: ...
 
 
 class Runner:
@@ -180,6 +188,7 @@ class Runner:
         self._signatures: dict[TaskId, frozenset[str]] = {}
         self._wanted: dict[str, asyncio.Future[Any]] = {}
         self._wishes: list[Free] = []
+        self._prefetching: asyncio.Task[None] | None = None
         self._resident: tuple[str, ...] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.hear: Callable[[str, PackFrame], None] = lambda socket, frame: None
@@ -247,6 +256,12 @@ class Runner:
             case Warm(models):
                 self._checking.add(warming := asyncio.create_task(self._warm(models)))
                 warming.add_done_callback(self._checking.discard)
+            case Prefetch(models, spare):
+                if self._prefetching is not None:
+                    self._prefetching.cancel()
+                self._checking.add(prefetching := asyncio.create_task(self._prefetch(models, frozenset(spare))))
+                prefetching.add_done_callback(self._checking.discard)
+                self._prefetching = prefetching
             case Forget(signatures):
                 self._held.forget(signatures)
             case Export(signature):
@@ -296,6 +311,26 @@ class Runner:
             except (ServeAppError, OSError) as error:
                 _log.warning("%s is not loaded ahead: %s", model, error)
             self._report_residency()
+
+    async def _prefetch(self, models: Sequence[str], spare: frozenset[str]) -> None:
+        """Load models of jobs that are about to come, where that takes nothing from others."""
+
+        def spared(resident: str) -> bool:
+            return not spare.isdisjoint(files_in(resident))
+
+        await self.models_made()
+        for model in models:
+            recipes = warm_recipes(model)
+            if self.models is None or not recipes:
+                continue
+            try:
+                for name in recipes[0].files:
+                    await asyncio.to_thread(self._fetch_model, recipes[0].folder, name)
+                for recipe in recipes:
+                    await self.models.load_ahead(recipe, spared)
+            except (ServeAppError, OSError) as error:
+                _log.info("%s is not loaded ahead of its job: %s", model, error)
+        self._report_residency()
 
     async def _check(self, check: Check, underway: Underway) -> None:
         limit = TimeLimit(CHECK_S, "time that a submission waits")

@@ -62,23 +62,24 @@ class Dispatch:
         self._costs = costs
         self._awaited = awaited
         self._shares = _ByPool(lambda _: FairShare(weight))
-        self._ready = _ByPool(lambda pool: ReadyQueue(self._shares[pool]))
+        self.ready = _ByPool(lambda pool: ReadyQueue(self._shares[pool]))
+        """The ready tasks of each pool, but for suspects'."""
         self._suspects = _ByPool(lambda pool: ReadyQueue(self._shares[pool]))
         self.moved = False
         """Whether anything has changed in the queues that a start may follow from."""
 
     def queues(self) -> list[ReadyQueue]:
         """Return every queue there is."""
-        return [*self._ready.values(), *self._suspects.values()]
+        return [*self.ready.values(), *self._suspects.values()]
 
     def waiting(self, pool: str) -> int:
         """Return how many of the pool's tasks are ready."""
-        return sum(len(queues[pool]) for queues in (self._ready, self._suspects) if pool in queues)
+        return sum(len(queues[pool]) for queues in (self.ready, self._suspects) if pool in queues)
 
     def waiting_s(self, pool: str) -> dict[str, float]:
         """Return how long the pool's ready tasks are expected to take a slot, by the model file they are served by."""
         waiting_s: defaultdict[str, float] = defaultdict(float)
-        for queues in (self._ready, self._suspects):
+        for queues in (self.ready, self._suspects):
             if pool in queues:
                 for file, seconds in queues[pool].waiting_s.items():
                     waiting_s[file] += seconds
@@ -87,7 +88,7 @@ class Dispatch:
     def put(self, job: JobRecord, task: TaskRecord) -> None:
         """Queue a ready task; again where it may be awaited by now."""
         pool = task.plan.pool
-        queue = (self._suspects if job.suspect else self._ready)[pool]
+        queue = (self._suspects if job.suspect else self.ready)[pool]
         file, work_s = self._line(pool, job, task)
         self.moved = True
         queue.push(job, task, awaited=self._awaited(job, task), file=file, work_s=work_s)
@@ -95,7 +96,7 @@ class Dispatch:
     def forget(self, job: JobRecord, task: TaskRecord) -> None:
         """Take a task out that will not start."""
         self.moved = True
-        for queues in (self._ready, self._suspects):
+        for queues in (self.ready, self._suspects):
             if task.plan.pool in queues:
                 queues[task.plan.pool].remove((job.row.job_id, task.plan.index))
 
@@ -127,7 +128,7 @@ class Dispatch:
         progress = self.moved or self._replicas.moved
         while progress:
             progress = False
-            for name in {**self._suspects, **self._ready}:
+            for name in {**self._suspects, **self.ready}:
                 pool = self._replicas.pool(name)
                 quarantine.end(pool, self._replicas)
                 progress |= yield from self._of_suspects(name, pool)
@@ -140,7 +141,7 @@ class Dispatch:
         A task that a running task waits for may exceed the slots: otherwise every slot could be held by tasks that wait
         for it. For the same reason it is let into quarantine where the suspect waits for a replica to clear.
         """
-        ready, progress = self._ready[name], False
+        ready, progress = self.ready[name], False
         while (first := ready.first()) is not None:
             pair: tuple[Waiting, LeastBusy] | None
             if first.entry.awaited:
@@ -167,7 +168,7 @@ class Dispatch:
             return None
         if len(warm := pool.free_with(first.file)):
             return first, warm
-        ready = self._ready[name]
+        ready = self.ready[name]
         record, own = self._with_line(ready, pool)
         worth = WORTH if pool.has_room(LOOKED_AT) else WORTH_DISPLACING
         for waiting in ready.firsts(LOOKED_AT):
@@ -199,7 +200,7 @@ class Dispatch:
             return True
         if record.owed_s > 0.0:
             return False
-        ready, slots, patience_s = self._ready[name], pool.slots_with(other.file), PATIENCE * load_s
+        ready, slots, patience_s = self.ready[name], pool.slots_with(other.file), PATIENCE * load_s
         if not slots or ready.overtaken_s(other) >= patience_s * pool.slots:
             return True
         if self._shares[name].behind_s(other.tenant, own.tenant) >= patience_s:
@@ -214,7 +215,7 @@ class Dispatch:
         """
         slots = pool.slots_with(waiting.file)
         worth_s = worth * self._costs.load_s(name, waiting.file)
-        if not slots or self._ready[name].waiting_s[waiting.file] >= worth_s * slots:
+        if not slots or self.ready[name].waiting_s[waiting.file] >= worth_s * slots:
             return False
         if waiting.held_s is None:
             waiting.held_s = at_s
@@ -227,7 +228,7 @@ class Dispatch:
         while (waiting := suspects.first()) is not None:
             job = self._jobs[waiting.entry.job_id]
             task = job.tasks[waiting.entry.task_index]
-            rival = self._ready[name].first()
+            rival = self.ready[name].first()
             # What a suspect's running task waits for is served in any case: nobody else is where that one runs.
             awaited = self._awaited(job, task)
             if rival is not None and not awaited and self._outranks(name, rival, job):

@@ -33,6 +33,7 @@ from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, TaskId
 from serve_app.limits import NO_QUOTAS, Quota
 from serve_app.scheduler import failures, node_reports
+from serve_app.scheduler.ahead import Ahead
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.device_time import DeviceTime
@@ -138,6 +139,7 @@ class Machine:
         self._max_attempts = max_attempts
         self._device_time = DeviceTime()
         self._dispatch = Dispatch(self.jobs, self.replicas, self.costs, self._awaited, lambda t: quota(t).weight)
+        self._ahead = Ahead(self.jobs, self.replicas, self.costs)
         self._running_limit = RunningLimit(lambda tenant: quota(tenant).running)
         self._gpus = dict(gpus or {})
         self._waiters: defaultdict[str, list[TaskId]] = defaultdict(list)
@@ -182,8 +184,12 @@ class Machine:
                     self._send(replica_id, Forget(tuple(held)))
             case TimePassed():
                 self._dispatch.moved = True
+        moved = self._dispatch.moved or self.replicas.moved
         for job, task, among in self._dispatch.startable(at_s):
             self._start(job, task, among)
+        if moved:
+            for replica_id, message in self._ahead.changes(self._dispatch.ready):
+                self._send(replica_id, message)
         return self._journal.take()
 
     def check(self) -> list[tuple[str, str]]:

@@ -62,6 +62,18 @@ class Warm:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Message: load these models, as Warm's, into room that nobody needs; followed by Resident where any was loaded.
+
+    It takes the place of the one before; without models there is nothing to load any more. spare: the model files that
+    queued jobs need, which are not to make way.
+    """
+
+    models: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """Message: let go of the values of these signatures: files that they name are gone. Answered by Evicted."""
 
@@ -110,7 +122,9 @@ class SocketSaid:
     frame: PackFrame
 
 
-Message: TypeAlias = Assign | Interrupt | Export | Deliver | Compute | Check | Free | Warm | Forget | SocketSaid
+Message: TypeAlias = (
+    Assign | Interrupt | Export | Deliver | Compute | Check | Free | Warm | Prefetch | Forget | SocketSaid
+)
 
 
 @dataclass(frozen=True, slots=True)

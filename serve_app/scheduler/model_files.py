@@ -8,10 +8,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from serve_app.graph.graph import Graph
+from serve_app.graph.graph import Graph, Node
+from serve_app.graph.model_files import LOADERS
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 """What the names of files with weights end in."""
+
+_CHANGING = ("UnetLoaderGGUFAdvanced", "CreateHookModelAsLora", "CreateHookModelAsLoraModelOnly")
+"""Loaders whose models are not, or need not be, as their files have them."""
+_KINDS = {
+    "TripleCLIPLoader": "sd3",
+    "TripleCLIPLoaderGGUF": "sd3",
+    "QuadrupleCLIPLoader": "hidream",
+    "QuadrupleCLIPLoaderGGUF": "hidream",
+}
+"""What loaders of text encoders load them for that are not told a type."""
 
 _STRENGTH = re.compile(r" -?[0-9][0-9.e+-]*$")
 
@@ -21,6 +32,31 @@ def files_of(graph: Graph, nodes: Iterable[str]) -> tuple[str, ...]:
     values = (value for node_id in nodes for value in graph.nodes[node_id].inputs.values())
     names = (value for value in values if isinstance(value, str) and value.lower().endswith(SUFFIXES))
     return tuple(dict.fromkeys(map(_base, names)))
+
+
+def models_of(graph: Graph, nodes: Iterable[str]) -> tuple[str, ...]:
+    """Return the models that nodes load and name outright, each once, as `values.WARM_FORM` has them.
+
+    A loader that changes what it loads, or is told by a link what that is, is left out.
+    """
+    found = (_model(graph.nodes[node_id]) for node_id in nodes)
+    return tuple(dict.fromkeys(model for model in found if model is not None))
+
+
+def _model(node: Node) -> str | None:
+    inputs = LOADERS.get(node.class_type)
+    if inputs is None or node.class_type in _CHANGING or node.inputs.get("weight_dtype", "default") != "default":
+        return None
+    asked = {name: node.inputs[name] for name in inputs if name in node.inputs}
+    if not asked or not all(isinstance(value, str) for value in asked.values()):
+        return None
+    [folder] = {inputs[name][1] for name in asked}
+    kind = _KINDS.get(node.class_type) or (node.inputs.get("type") if _is_of_texts(inputs) else None)
+    return f"{folder}/{' + '.join(asked.values())}" + (f" as {kind}" if isinstance(kind, str) else "")
+
+
+def _is_of_texts(inputs: Mapping[str, tuple[str, str]]) -> bool:
+    return any(part == "clip" for part, _ in inputs.values())
 
 
 def files_in(recipe: str) -> Iterator[str]:

@@ -97,9 +97,10 @@ def test_prometheus_sees_jobs_forwards_weights_stages_and_routes(cluster: RayClu
     assert value("sum(ray_serve_app_replicas)") == 4
     assert value("sum(ray_serve_app_job_run_seconds_count)") == 1
     assert value('sum(ray_serve_num_http_requests_total{route="/prompt"})') == 1
-    # A counter that has never counted is not exported: this server has no tenants, and nothing failed.
+    # A counter that has never counted is not exported: this server has no tenants, one model, and nothing failed.
     silent = {"forward_failures", "weights_evictions", "weights_releases", "vae_failures", "vae_tiled", "result_hits"}
-    silent |= {"host_weights_hits", "host_weights_misses", "refusals", "tenant_jobs", "tenant_gpu_seconds"}
+    silent |= {"host_weights_hits", "host_weights_misses", "weights_prefetches"}
+    silent |= {"refusals", "tenant_jobs", "tenant_gpu_seconds"}
     series = found('{__name__=~"ray_serve_app_.*"}')
     names = {one["metric"]["__name__"] for one in series}
     for metric in METRICS:

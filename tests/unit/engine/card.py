@@ -357,8 +357,7 @@ def _pinned(tensor: Tensor) -> Tensor:
 
 def _brought(tensor: Tensor, place: Place, waited: bool) -> Tensor:
     """Return what a copy brings to the host. place: of the copy; waited: the host waits for it."""
-    if not waited:
-        tensor.untyped_storage().arrives = place  # type: ignore[attr-defined]
+    tensor.untyped_storage().arrives = None if waited else place  # type: ignore[attr-defined]
     return _pinned(tensor)
 
 

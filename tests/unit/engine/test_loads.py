@@ -191,3 +191,82 @@ def test_room_that_cannot_be_asked_for_is_an_error_and_those_behind_it_get_their
     with pytest.raises(ModelFileError, match="missing"):
         first.result(30)
     assert second.result(30).need.nbytes
+
+
+def nothing(name: str) -> bool:
+    return False
+
+
+async def test_what_is_loaded_ahead_is_there_as_its_job_begins_and_forwards_go_on_meanwhile(
+    engine: Engine, catalog: Catalog
+) -> None:
+    weights = slow(catalog)
+    shared = EngineRuntime(engine, weights)
+    steps = asyncio.Semaphore(0)
+    endless = asyncio.create_task(shared.bind(lambda done, of: steps.release()).sample(sampled("a", steps=100_000)))
+    await steps.acquire()
+    weights.go.clear()
+    weights.under_way.clear()
+    ahead = asyncio.create_task(shared.load_ahead(recipe("backbone", "b"), nothing))
+    await reached(weights.under_way)
+    for _ in range(20):
+        await asyncio.wait_for(steps.acquire(), 30)
+    assert not ahead.done()
+    weights.go.set()
+    assert await ahead
+    loads = weights.counters.loads
+    waits: list[str] = []
+
+    @contextmanager
+    def loading() -> Iterator[None]:
+        waits.append("b")
+        yield
+
+    await asyncio.wait_for(shared.bind(ignore, loading=loading).sample(sampled("b")), 30)
+    assert (weights.counters.loads, waits) == (loads, [])
+    assert (shared.ahead.begun, shared.ahead.used, shared.ahead.dropped) == (1, 1, 0)
+    await shared.bind(ignore).sample(sampled("b"))
+    assert shared.ahead.used == 1
+    endless.cancel()
+
+
+async def test_what_is_loaded_ahead_takes_no_room_from_what_is_in_use_or_spared(
+    engine: Engine, catalog: Catalog
+) -> None:
+    weights = slow(catalog, 2 * ONE)
+    shared = EngineRuntime(engine, weights)
+    a, b = (f"backbone checkpoints/{name}.safetensors" for name in "ab")
+    for name in "ab":
+        await shared.warm([recipe("backbone", name)])
+    in_use = weights.hold(weights.need(recipe("backbone", "a")))
+    assert not await shared.load_ahead(recipe("backbone", "c"), lambda name: name == b)
+    assert set(weights.resident()) == {a, b}
+    assert (shared.ahead.begun, shared.ahead.dropped) == (0, 1)
+    del in_use
+    # The least recently used would go first, but that is spared.
+    assert weights.resident() == (a, b)
+    assert await shared.load_ahead(recipe("backbone", "c"), lambda name: name == a)
+    assert set(weights.resident()) == {a, "backbone checkpoints/c.safetensors"}
+    assert weights.held_bytes <= 2 * ONE
+    # And what nobody has used by now makes way for what somebody does ask for.
+    await shared.bind(ignore).sample(sampled("b"))
+    assert weights.held_bytes <= 2 * ONE
+
+
+async def test_nothing_is_loaded_ahead_while_something_is_loaded_that_was_asked_for(
+    engine: Engine, catalog: Catalog
+) -> None:
+    weights = slow(catalog)
+    shared = EngineRuntime(engine, weights)
+    weights.go.clear()
+    asked = asyncio.create_task(shared.warm([recipe("backbone", "a")]))
+    await reached(weights.under_way)
+    ahead = [asyncio.create_task(shared.load_ahead(recipe("backbone", name), nothing)) for name in "bc"]
+    await asyncio.sleep(0.2)
+    ahead[0].cancel()
+    weights.go.set()
+    await asked
+    assert await ahead[1]
+    assert weights.resident() == tuple(f"backbone checkpoints/{name}.safetensors" for name in "ac")
+    assert weights.threads == ["loads", "ahead"]
+    assert shared.ahead.dropped == 1

@@ -259,7 +259,7 @@ class World(RuleBasedStateMachine):
     def every_turn_is_of_a_tenant_that_waits_and_every_device_is_had_by_what_runs(self) -> None:
         machine = self.script.machine
         for name in {pool.name for pool in self.pools}:
-            queues = [queues[name] for queues in (machine._dispatch._ready, machine._dispatch._suspects)]
+            queues = [queues[name] for queues in (machine._dispatch.ready, machine._dispatch._suspects)]
             waiting = Counter(machine.jobs[entry.job_id].tenant for queue in queues for entry in queue)
             shares = machine._dispatch._shares[name]
             assert shares._waiting == waiting

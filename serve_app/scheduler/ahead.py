@@ -1,0 +1,67 @@
+"""What replicas are told to load ahead: the models of what they will take next, while they work.
+
+A line that no replica holds the file of is going to be loaded for by one that has done its own. That one is told as
+soon as the line is among the next of its pool; once it holds the file, `dispatch` finds it as it finds any other.
+Pure; it looks at a few lines and replicas, however many there are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from serve_app.scheduler.costs import Costs
+from serve_app.scheduler.messages import Prefetch
+from serve_app.scheduler.model_files import models_of
+from serve_app.scheduler.ready_queue import ReadyQueue, Waiting
+from serve_app.scheduler.records import JobRecord
+from serve_app.scheduler.replicas import PoolReplicas, ReplicaRecord, Replicas
+
+LOOKED_AT = 4
+"""How many lines of a pool are looked at, in order, and how many of its replicas are told something at once."""
+
+
+class Ahead:
+    """The models that replicas have been told of and do not hold yet, one file a replica."""
+
+    def __init__(self, jobs: Mapping[str, JobRecord], replicas: Replicas, costs: Costs) -> None:
+        self._jobs = jobs
+        self._replicas = replicas
+        self._costs = costs
+        self._told: defaultdict[str, dict[str, str]] = defaultdict(dict)
+
+    def changes(self, queues: Mapping[str, ReadyQueue]) -> Iterator[tuple[str, Prefetch]]:
+        """Yield what replicas are to be told, by their ids. queues: the ready tasks of each pool."""
+        for name, ready in queues.items():
+            if self._told[name] or (len(ready) and self._costs.loads(name)):
+                yield from self._of_pool(name, self._replicas.pool(name), ready)
+
+    def _of_pool(self, name: str, pool: PoolReplicas, ready: ReadyQueue) -> Iterator[tuple[str, Prefetch]]:
+        told = self._told[name]
+        for replica_id, file in [*told.items()]:
+            record = pool.records.get(replica_id)
+            if record is None or file in record.files:
+                del told[replica_id]
+            elif ready.first_of(file) is None:
+                del told[replica_id]
+                yield replica_id, Prefetch()
+        firsts = ready.firsts(LOOKED_AT)
+        spare = tuple(waiting.file for waiting in firsts if waiting.file)
+        for waiting in firsts:
+            if len(told) == LOOKED_AT:
+                return
+            if not waiting.file or pool.slots_with(waiting.file) or waiting.file in told.values():
+                continue
+            models = self._models(waiting)
+            if models and (record := self._taker(pool, ready, told)) is not None:
+                told[record.info.replica_id] = waiting.file
+                yield record.info.replica_id, Prefetch(models, spare)
+
+    def _models(self, waiting: Waiting) -> tuple[str, ...]:
+        job = self._jobs[waiting.entry.job_id]
+        return models_of(job.plan.graph, job.tasks[waiting.entry.task_index].plan.nodes)
+
+    def _taker(self, pool: PoolReplicas, ready: ReadyQueue, told: Mapping[str, str]) -> ReplicaRecord | None:
+        """Return the replica that is likely to take another line next: one without a line of its own, if any is."""
+        there = [record for record in pool.open.first(2 * LOOKED_AT) if record.info.replica_id not in told]
+        return min(there, key=lambda record: any(ready.first_of(file) for file in record.files), default=None)
