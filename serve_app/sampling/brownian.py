@@ -10,22 +10,32 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from math import sqrt
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from serve_app.sampling.transfer import sent
+
 DIGITS = 6
 """Decimals of the points it is read at; the finest halves are 1e-6 wide."""
 
-KEPT = 48
-"""How many points near the last ones stay in memory: about two ways from the whole path to one of its points."""
+KEPT = 64
+"""How many draws near the last points stay in memory: about those of three points."""
+
+_Place: TypeAlias = "tuple[int, int] | None"
+"""Where in the tree something is drawn: (place, depth) of a half's middle; None: the end of the whole path."""
+_Weights: TypeAlias = "dict[_Place, float]"
+"""A value of the path as a sum of what is drawn: by what each is multiplied."""
 
 
 class BrownianPath:
     """W(t) − W(start) for start ≤ t ≤ end, float32; points beyond take the ends.
 
-    shape: of a point. seed: 0 … 2⁶⁴ − 1. generator: of a seed, on the device of the points; the CPU if not given.
+    A point is a sum of what is drawn on the way to it, by weights that are the host's to work out; so the device draws
+    and adds up once. shape: of a point. seed: 0 … 2⁶⁴ − 1. generator: of a seed, on the device of the points; the CPU
+    if not given.
     """
 
     def __init__(
@@ -40,18 +50,32 @@ class BrownianPath:
         self._shape = tuple(shape)
         self._seed = seed
         self._start, self._end = round(start, DIGITS), round(end, DIGITS)
-        self._last = self._drawn(self._seeds().generate_state(1)[0]) * sqrt(end - start)
-        self._first = torch.zeros_like(self._last)
-        self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._whole: _Weights = {None: sqrt(end - start)}
+        self._kept: OrderedDict[_Place, Tensor] = OrderedDict()
 
     def at(self, t: float) -> Tensor:
         """Return the path's value at t."""
+        return self._sum(self._weights(t))
+
+    def between(self, s: float, t: float) -> Tensor:
+        """Return how far the path goes from s to t."""
+        from_s, to_t = self._weights(s), self._weights(t)
+        return self._sum({place: to_t.get(place, 0.0) - from_s.get(place, 0.0) for place in from_s | to_t})
+
+    def _weights(self, t: float) -> _Weights:
         t = min(max(round(t, DIGITS), self._start), self._end)
-        start, end, first, last = self._start, self._end, self._first, self._last
+        start, end = self._start, self._end
+        first: _Weights = {}
+        last = self._whole
         place, depth = 0, 0
         while start < t < end:
             middle = round((start + end) / 2, DIGITS)
-            value = self._between(place, depth, start, middle, end, first, last)
+            left, width = middle - start, end - start
+            share = left / width
+            value = {drawn: weight * share for drawn, weight in last.items()}
+            for drawn, weight in first.items():
+                value[drawn] = value.get(drawn, 0.0) + weight * (1 - share)
+            value[place, depth] = sqrt(left * (end - middle) / width)
             if t < middle:
                 end, last, place = middle, value, 2 * place
             else:
@@ -59,24 +83,25 @@ class BrownianPath:
             depth += 1
         return first if t == start else last
 
-    def _between(
-        self, place: int, depth: int, start: float, middle: float, end: float, first: Tensor, last: Tensor
-    ) -> Tensor:
-        value = self._kept.get((place, depth))
-        if value is None:
-            left, width = middle - start, end - start
-            drawn = self._drawn(self._seeds((place, depth)).generate_state(1)[0])
-            value = first + (last - first) * (left / width) + drawn * sqrt(left * (end - middle) / width)
+    def _sum(self, weights: _Weights) -> Tensor:
+        if not weights:
+            return torch.zeros_like(self._drawn(None))
+        # In one order, so that going back is going forth with the other sign, to the bit.
+        places = sorted(weights, key=lambda place: (-1, 0) if place is None else (place[1], place[0]))
+        drawn = torch.stack([self._drawn(place) for place in places])
+        factors = sent(torch.tensor([weights[place] for place in places], dtype=torch.float32), drawn.device)
+        return (factors @ drawn.flatten(1)).view(self._shape)
+
+    def _drawn(self, place: _Place) -> Tensor:
+        drawn = self._kept.get(place)
+        if drawn is None:
+            key = () if place is None else place
+            seeds = np.random.SeedSequence(self._seed, spawn_key=key, pool_size=24)
+            generator = self._generator(int(seeds.generate_state(1)[0]))
+            drawn = torch.randn(self._shape, generator=generator, device=generator.device)
             if len(self._kept) == KEPT:
                 self._kept.popitem(last=False)
-            self._kept[place, depth] = value
+            self._kept[place] = drawn
         else:
-            self._kept.move_to_end((place, depth))
-        return value
-
-    def _seeds(self, place: tuple[int, ...] = ()) -> np.random.SeedSequence:
-        return np.random.SeedSequence(self._seed, spawn_key=place, pool_size=24)
-
-    def _drawn(self, seed: np.uint32) -> Tensor:
-        generator = self._generator(int(seed))
-        return torch.randn(self._shape, generator=generator, device=generator.device)
+            self._kept.move_to_end(place)
+        return drawn

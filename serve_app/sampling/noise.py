@@ -147,7 +147,7 @@ class BrownianNoise:
                 levels = self._sigmas
                 low, high = float(levels[levels > 0].min()), float(levels.max())
                 self._path = BrownianPath(self._shape, low, high, self._seed % SEEDS, self._generator)
-            return (self._path.at(following) - self._path.at(sigma)) / sqrt(abs(following - sigma))
+            return self._path.between(sigma, following) / sqrt(abs(following - sigma))
 
 
 @cache

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -87,6 +88,10 @@ BESIDE = {
 """The same of Euler's jobs that have something beside."""
 
 
+BROWNIAN = [(30, 1, 0), (28, 1, 0), (26, 1, 0), (24, 1, 0), (24, 1, 0), (25, 1, 0), (24, 1, 0), (22, 1, 0), (5, 1, 0)]
+"""By step: kernels, copies and waits of a `_gpu` sampler's noise; each halving of its path is a draw."""
+
+
 @pytest.fixture(scope="module")
 def card():
     return Card()
@@ -166,6 +171,30 @@ def test_a_sampler_gives_what_a_cpu_gives_at_its_cost(card, engine, on_cpu, samp
         found += [most(steady, lambda counts: counts.kernels), most(steady, lambda counts: counts.stalls)]
         assert not any(counts.trapped for counts in steady)
     assert tuple(found) == COSTS[sampler]
+
+
+class CardGenerator(torch.Generator):
+    """A generator that claims to be on the card."""
+
+    device = CARD
+
+
+def test_a_step_of_a_brownian_path_on_the_card_takes_a_kernel_a_draw_and_four(card):
+    sigmas = [14.6, 9.0, 5.0, 3.0, 2.0, 1.2, 0.7, 0.3, 0.1, 0.03]
+    found = []
+    with card.used():
+        path = noise.BrownianNoise(
+            torch.zeros(1, 4, 8, 8).to(CARD),
+            torch.tensor([*sigmas, 0.0]),
+            5,
+            lambda seed: CardGenerator().manual_seed(seed),
+        )
+        for sigma, following in pairwise(sigmas):
+            before = card.counts.copy()
+            path(sigma, following)
+            counts = card.counts.since(before)
+            found.append((counts.kernels, counts.copies, counts.stalls))
+    assert found == BROWNIAN
 
 
 def test_around_a_forward_are_at_most_25_kernels_and_two_a_job():
