@@ -1,7 +1,8 @@
-"""Weights that leave the honest card for host memory and come back: bits, copies, and what is kept."""
+"""Weights that leave the honest card for host memory and come back: bits, copies, and the memory of either."""
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 from serve_app.models.eight_bit import EightBitWeight
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.models.host_weights import HostWeights, _Chunks
-from serve_app.models.loading import Loaded, Loader
+from serve_app.models.loading import Loaded
 from serve_app.models.lora_slots import Composition, Pair, filled
 from serve_app.models.packing import weights_of
+from serve_app.models.recipes import Need
+from serve_app.models.residency import Hold
 from serve_app.models.upload import ALIGNED, HostCopies, Ring
 from serve_app.models.weights import Weights
 from serve_app.store.catalog import Catalog
-from serve_app.values import Recipe
+from serve_app.values import Part, Recipe
 from tests.unit.engine.card import CARD, Card, OnCard
 from tests.unit.engine.test_card_loading import Network, held, uploaded
 from tests.unit.models.sample import random_tensors
@@ -120,39 +123,102 @@ def test_a_network_with_other_tensors_on_the_card_is_not_kept() -> None:
         assert kept.take("a") is None
 
 
-def test_of_two_models_that_take_turns_no_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+UNET = Sd((32,), (1,), (1,), 1, 64)
+PARTS: tuple[Part, ...] = ("backbone", "vae", "clip")
+ONE = sum(tensor.numel() for tensor in random_tensors(UNET).values()) * 4
+"""Bytes of a backbone."""
+
+
+class Loads:
+    """Weights of files "a" and "b" on the honest card. opened: what was read of files, in order."""
+
+    def __init__(self, root: Path, budget_bytes: int, host_bytes: int) -> None:
+        self.card = Card()
+        self.opened: list[str] = []
+        settings: dict[str, Any] = {"dtype": "fp32", "vae_dtype": "fp32"}
+        self.weights = Weights(Catalog(root), CARD, **settings, budget_bytes=budget_bytes)
+        self.host = self.weights._host = HostWeights(CARD, host_bytes, HostCopies(), 2**16)
+        loader: Any = self.weights._loader
+        loader._ring, load = Ring(CARD, HostCopies(), 2**16), loader.load
+
+        def counted(recipe: Recipe, files: Any) -> Loaded:
+            self.opened.append(recipe.name)
+            loaded: Loaded = load(recipe, files)
+            return loaded
+
+        loader.load = counted
+
+    def bits(self, part: Part, name: str) -> list[Tensor]:
+        """Return the weights of a part, loaded if it is absent."""
+        with torch.no_grad(), self.card.used():
+            resident = self.weights._resident(Recipe(part, "checkpoints", f"{name}.safetensors"), Hold(Need({})))
+            return [held(tensor).clone() for tensor in weights_of(resident.loaded.module)]
+
+    def live_bytes(self) -> int:
+        """Return how much memory of the card tensors of its weights have, whoever has them."""
+        gc.collect()
+        found = (tensor.held.untyped_storage() for tensor in gc.get_objects() if type(tensor) is OnCard)
+        return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values()) - loads_landing(self)
+
+
+def loads_landing(loads: Loads) -> int:
+    """Return what the ring has on the card, through which weights come from files."""
+    ring: Any = loads.weights._loader._ring
+    return 0 if ring._landing is None else int(ring._landing.numel())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    (root / "checkpoints").mkdir()
+    for seed, name in enumerate("ab"):
+        tensors = random_tensors(UNET) | random_tensors(AutoencoderKL((32, 32), 1, 4, 3, True))
+        tensors |= random_tensors(ClipText(1, 64, 64, 77))
+        changed = {key: tensor + seed for key, tensor in tensors.items()}
+        save_file(changed, root / "checkpoints" / f"{name}.safetensors")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    unet = Sd((32,), (1,), (1,), 1, 64)
-    (tmp_path / "checkpoints").mkdir()
-    tensors = random_tensors(unet) | random_tensors(AutoencoderKL((32, 32), 1, 4, 3, True))
-    for name in "ab":
-        save_file(tensors | random_tensors(ClipText(1, 64, 64, 77)), tmp_path / "checkpoints" / f"{name}.safetensors")
-    recipes = [Recipe("backbone", "checkpoints", f"{name}.safetensors") for name in "ab"]
-    card, opened = Card(), []
-    one = sum(tensor.numel() for tensor in random_tensors(unet).values()) * 4
-    settings: dict[str, Any] = {"dtype": "fp32", "vae_dtype": "fp32"}
-    weights = Weights(Catalog(tmp_path), CARD, **settings, budget_bytes=one, host_bytes=10**9)
-    weights._host = HostWeights(CARD, 10**9, HostCopies())
-    weights._loader._ring = Ring(CARD, HostCopies())
-    load = Loader.load
 
-    def counted(self: Loader, *args: Any) -> Loaded:
-        opened.append(args[0].name)
-        return load(self, *args)
 
-    monkeypatch.setattr(Loader, "load", counted)
-    found: dict[str, list[list[Tensor]]] = {recipe.name: [] for recipe in recipes}
-    with torch.no_grad(), card.used():
-        for recipe in recipes * 3:
-            network: Any = weights.backbone(recipe).network
-            found[recipe.name].append([held(parameter).clone() for parameter in network.module.parameters()])
-            del network
-    assert opened == ["a.safetensors", "b.safetensors"]
-    counters = weights.counters
+def test_of_two_models_that_take_turns_no_file_is_read_again(root: Path) -> None:
+    loads = Loads(root, ONE, 10**9)
+    found = [loads.bits("backbone", name) for name in "ab" * 3]
+    assert loads.opened == ["a.safetensors", "b.safetensors"]
+    counters = loads.weights.counters
     assert (counters.loads, counters.evictions, counters.host_hits, counters.host_misses) == (6, 5, 4, 2)
-    assert counters.host_bytes > 0
-    for first, *later in found.values():
-        assert all(torch.equal(a, b) for other in later for a, b in zip(first, other, strict=True))
+    assert 0 < counters.host_bytes == loads.host.nbytes
+    for number, again in enumerate(found[2:], 2):
+        assert all(torch.equal(a, b) for a, b in zip(again, found[number % 2], strict=True))
+
+
+ASKED = st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from("ab")), min_size=2, max_size=7)
+
+
+@settings(max_examples=5, deadline=None)
+@given(ASKED, st.integers(0, 2 * ONE), st.integers(0, 3 * ONE), st.booleans())
+def test_whatever_is_asked_for_neither_the_card_nor_the_host_is_given_more_than_its_bound(
+    root: Path, asked: list[tuple[Part, str]], budget: int, host_bytes: int, releases: bool
+) -> None:
+    loads, plain = Loads(root, budget, host_bytes), Loads(root, 10**9, 0)
+    expected = {of: plain.bits(*of) for of in dict.fromkeys(asked)}
+    plain.weights.release()
+    del plain
+    for part, name in asked:
+        assert all(torch.equal(a, b) for a, b in zip(loads.bits(part, name), expected[part, name], strict=True))
+        assert loads.host.nbytes <= host_bytes
+        # One part alone may be larger, as nothing less can be done with it.
+        held_bytes = loads.weights.held_bytes
+        assert held_bytes <= budget or len(loads.weights.resident()) == 1
+        assert loads.live_bytes() == held_bytes
+        if releases:
+            with torch.no_grad(), loads.card.used():
+                loads.weights.release()
+            assert loads.live_bytes() == loads.weights.held_bytes == 0
+    assert len(loads.opened) == loads.weights.counters.host_misses or not host_bytes
 
 
 SIZES = st.lists(st.integers(0, 600), max_size=40)
@@ -174,11 +240,11 @@ def test_no_two_tensors_share_a_byte_and_little_memory_is_lost(sizes: list[int],
     assert chunks.nbytes <= 2 * (sum(sizes) + ALIGNED * len(sizes)) + 2 * chunk_bytes
 
 
-PARTS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=12)
+MOVES = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=12)
 
 
 @settings(max_examples=15, deadline=None)
-@given(PARTS, st.integers(0, 4))
+@given(MOVES, st.integers(0, 4))
 def test_whatever_comes_and_goes_the_bound_is_kept_and_what_fits_is_found(
     moves: list[tuple[int, bool]], room: int
 ) -> None:
