@@ -26,9 +26,10 @@ class GraphRecorder:
 
     def record(self, call: Callable[[], Tensor]) -> Graph:
         """Return a call recorded, which the device does not do yet."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         current: Any = torch.cuda.current_stream(self._device)
         if self._stream is None:
-            self._pool = torch.cuda.graph_pool_handle()
             # What is replayed has the priority of the stream on which it was recorded.
             self._stream = torch.cuda.Stream(self._device, priority=current.priority)  # type: ignore[no-untyped-call]
         graph, stream = torch.cuda.CUDAGraph(), self._stream
