@@ -128,9 +128,12 @@ class Dispatch:
         progress = self.moved or self._replicas.moved
         while progress:
             progress = False
-            for name in {**self._suspects, **self.ready}:
+            names = {**self._suspects, **self.ready}
+            # In every pool first: what is kept in one may be what a suspect waits for that spans several.
+            for name in names:
+                quarantine.end(self._replicas.pool(name), self._replicas)
+            for name in names:
                 pool = self._replicas.pool(name)
-                quarantine.end(pool, self._replicas)
                 progress |= yield from self._of_suspects(name, pool)
                 progress |= yield from self._of_others(name, pool, at_s)
         self.moved = self._replicas.moved = False

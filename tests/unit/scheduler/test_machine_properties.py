@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
@@ -284,7 +285,8 @@ class World(RuleBasedStateMachine):
         for tenant in ("", "one", "two"):
             counts = (running[tenant], sum(job.tenant == tenant and job.started_s is None for job in jobs))
             assert (usage.running[tenant], usage.queued[tenant]) == counts
-        assert all(usage.of(tenant).expected_s > 0 for tenant in usage.tenants() if tenant and running[tenant])
+            expected_s = sum(job.expected_s for job in jobs if job.tenant == tenant)
+            assert usage.of(tenant).expected_s == pytest.approx(expected_s, abs=1e-5)
 
     @invariant()
     def no_job_ends_twice_and_no_output_is_recorded_twice(self) -> None:
