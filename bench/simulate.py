@@ -21,6 +21,7 @@ from bench.offline import fewest_loads
 from bench.report import RESULTS
 from bench.traces import flood, four_models, production
 from bench.virtual import Cluster, Outcome, fifo
+from serve_app.replica import collector
 from serve_app.scheduler.demand import Demand, replicas_by_count, replicas_by_seconds
 
 MEMORY_GB = 70.0
@@ -177,6 +178,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown parts {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    collector.seldom()
     document: Figures = {"load_before": os.getloadavg()[0], "cores": os.cpu_count()}
     for name in arguments.parts:
         document[name] = figures = PARTS[name](arguments.rounds)
