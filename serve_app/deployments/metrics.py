@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ray.util import metrics as ray_metrics
@@ -62,6 +62,13 @@ METRICS = (
     Metric("serve_app_forward_rows", "counter", "short", ("pool", "replica"), "Latents in those forwards"),
     Metric("serve_app_forward_seconds", "counter", "s", ("pool", "replica"), "Time spent in forwards"),
     Metric("serve_app_forward_failures", "counter", "short", ("pool", "replica"), "Forwards that raised"),
+    Metric(
+        "serve_app_forward_graphs",
+        "counter",
+        "short",
+        ("pool", "replica", "event"),
+        "CUDA graphs of forwards: recorded, replayed, failed to record, or dropped for want of memory",
+    ),
     Metric("serve_app_weights_bytes", "gauge", "bytes", ("pool", "replica"), "Resident weights"),
     Metric("serve_app_weights_loads", "counter", "short", ("pool", "replica"), "Weights brought to the device"),
     Metric(
@@ -130,6 +137,8 @@ def model_figures(pool: str, replica: str, models: Models) -> Iterator[Figure]:
     yield "serve_app_forward_rows", engine.rows, labels
     yield "serve_app_forward_seconds", engine.seconds, labels
     yield "serve_app_forward_failures", engine.failures, labels
+    for event, count in asdict(models.replays).items():
+        yield "serve_app_forward_graphs", count, {**labels, "event": event}
     yield "serve_app_weights_bytes", weights.held_bytes, labels
     yield "serve_app_weights_loads", weights.loads, labels
     yield "serve_app_weights_load_seconds", weights.seconds, labels

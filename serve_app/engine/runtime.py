@@ -34,7 +34,9 @@ from serve_app.errors import DeviceMemoryError, ModelFileError, NodeError, Unava
 from serve_app.limits import SizeLimits, refused
 from serve_app.models import control, gligen
 from serve_app.models.backbone import Backbone
+from serve_app.models.cuda_graphs import replays_of
 from serve_app.models.families.family import Family
+from serve_app.models.forward import ReplayCounters
 from serve_app.models.recipes import Need
 from serve_app.models.residency import Hold
 from serve_app.models.safetensors_file import SafetensorsFile
@@ -130,6 +132,11 @@ class EngineRuntime:
     def turns(self) -> tuple[int, int]:
         """The numbers of the engine's turn and of the load that is under way, 0 where there is none."""
         return self._engine.turn, self._loads.turn
+
+    @property
+    def replays(self) -> ReplayCounters:
+        """What forwards of its device have been recorded and replayed."""
+        return replays_of(self.weights.device).counters
 
     @property
     def loads(self) -> LoadCounters:

@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from serve_app.engine.autoencoding import Autoencoding
     from serve_app.engine.forwards import Counters
     from serve_app.engine.loads import AheadCounters
+    from serve_app.models.forward import ReplayCounters
     from serve_app.models.weights import LoadCounters
 
 _log = log.get("replica")
@@ -96,6 +97,9 @@ class Models(Protocol):
 
     @property
     def counters(self) -> Counters: ...
+
+    @property
+    def replays(self) -> ReplayCounters: ...
 
     @property
     def loads(self) -> LoadCounters: ...
