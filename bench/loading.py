@@ -16,8 +16,8 @@ import torch
 from bench.series import Ratio, Series, ratio
 from serve_app.deployments.build import ENVIRONMENT
 from serve_app.models.weights import Weights
+from serve_app.recipe import Part, Recipe
 from serve_app.store.catalog import Catalog
-from serve_app.values import Part, Recipe
 
 NAME = "loading"
 WARM_UP = 4

@@ -27,9 +27,9 @@ from serve_app.models.ggml_blocks import TYPES
 from serve_app.models.layout import joined, origins
 from serve_app.models.safetensors_file import SafetensorsFile, Written
 from serve_app.models.weights import Weights
+from serve_app.recipe import Discrete, Recipe
 from serve_app.sampling.forward import Canvas
 from serve_app.store.catalog import Catalog
-from serve_app.values import Discrete, Recipe
 
 FLUX = Flux(width=3072, heads=24, doubles=1, singles=2, text_width=4096, pooled_width=768)
 SIDE, TOKENS = 16, 32

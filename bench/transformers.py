@@ -23,7 +23,7 @@ from bench.workflows import drawn
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.families.flux import Flux
 from serve_app.models.families.zimage import ZImage
-from serve_app.values import Recipe
+from serve_app.recipe import Recipe
 
 NAME = "transformers"
 PACKS = Path(__file__).parent / "packs"

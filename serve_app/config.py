@@ -23,12 +23,13 @@ from serve_app.errors import ConfigError
 from serve_app.graph.destination import SHARED
 from serve_app.graph.plan import EVERY_CLASS, Pool
 from serve_app.limits import EventLimits, ModelChangeLimits, Quotas, SizeLimits, WebhookLimits
+from serve_app.recipe import WARM_FORM, warm_recipes
 from serve_app.request_limits import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS, Limits
 from serve_app.scheduler.admission import AdmissionRules
 from serve_app.store.location import Location
 from serve_app.store.retention import Bounds, Kind, RetentionRules
 from serve_app.store.store import Area
-from serve_app.values import WARM_FORM, PreviewMethod, warm_recipes
+from serve_app.values import PreviewMethod
 
 CELLS = {"cuda": 1_048_576, "cpu": 131_072}
 """What `latent_cells` of a pool is where it says nothing, by device."""

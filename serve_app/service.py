@@ -29,6 +29,7 @@ from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.limits import refused
 from serve_app.nodes.routes import ON_PROMPT, PackAnswer, PackCall, PackFrame, PackRoute, Piece
+from serve_app.recipe import WARM_FORM, warm_recipes
 from serve_app.request_limits import Limits
 from serve_app.scheduler.client import (
     Attached,
@@ -60,7 +61,6 @@ from serve_app.store.tenants import store_of
 from serve_app.store.userdata import UserData
 from serve_app.store.whose import OfServer, OfTenant
 from serve_app.submissions import SubmissionCheck, as_said, is_job_id, read
-from serve_app.values import WARM_FORM, warm_recipes
 
 T = TypeVar("T")
 

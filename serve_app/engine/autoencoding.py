@@ -20,8 +20,9 @@ from serve_app.engine.memory import Beside, Memory, room_bytes
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae
+from serve_app.recipe import Recipe
 from serve_app.sampling.transfer import brought
-from serve_app.values import Recipe, Tiling
+from serve_app.values import Tiling
 
 _log = log.get("engine")
 

@@ -44,6 +44,7 @@ from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS
 from serve_app.models.vision import ImageEncoder
 from serve_app.models.weights import LoadCounters, Weights
+from serve_app.recipe import ClipHooks, HookChange, PackFunctions, Recipe, tiny_vae
 from serve_app.sampling.conditioning import with_options, with_tensors
 from serve_app.sampling.hooks import changes, clip_ranges, hooks_of
 from serve_app.sampling.latents import LatentFormat
@@ -52,21 +53,16 @@ from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.sampling.transfer import kept
 from serve_app.values import (
     Cfg,
-    ClipHooks,
     ClipVisionOutput,
     Conditioning,
     Extraction,
     GenerationRequest,
     Guider,
-    HookChange,
-    PackFunctions,
     PreviewMethod,
-    Recipe,
     Text,
     Texts,
     Tiling,
     TokenizedText,
-    tiny_vae,
 )
 
 M = TypeVar("M")

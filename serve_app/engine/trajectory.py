@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.recipe import EasyCache
 from serve_app.sampling.combination import Combination, Latents, compute, value
 from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec
 from serve_app.sampling.forward import Backbone, Canvas, Piece, Reading, readings
@@ -27,7 +28,6 @@ from serve_app.sampling.rules import rule_of
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import sigmas_for
 from serve_app.sampling.transfer import brought, sent
-from serve_app.values import EasyCache
 
 OnStep: TypeAlias = Callable[[int, int], Callable[[], object] | None]
 

@@ -18,12 +18,13 @@ from serve_app.models.lora_layers import LoraSet
 from serve_app.models.model_control import ActiveModelControl, ModelPatch
 from serve_app.models.network import Network
 from serve_app.models.rows_apart import rows_apart
+from serve_app.recipe import PackFunctions, Recipe, ReferenceMethod, Training
 from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Inputs, Piece
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
 from serve_app.sampling.transfer import sent
-from serve_app.values import Conditioning, PackFunctions, Recipe, ReferenceMethod, Training
+from serve_app.values import Conditioning
 
 
 @dataclass(frozen=True, slots=True, eq=False)

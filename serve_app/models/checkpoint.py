@@ -23,7 +23,7 @@ from serve_app.models.layout import placed
 from serve_app.models.parts import PART_NAMES, FoundPart, find_part
 from serve_app.models.tensor_file import TensorFile, open_tensors
 from serve_app.models.tensors import Shape, Tensors
-from serve_app.values import EightBit, Part, Training
+from serve_app.recipe import EightBit, Part, Training
 
 _SAFELY_UNUSED = ("position_ids", "logit_scale", "text_projection.weight", "num_batches_tracked")
 

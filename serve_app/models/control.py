@@ -17,10 +17,11 @@ from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.images import resize
+from serve_app.recipe import HintKind, Recipe
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.levels import Levels, single
 from serve_app.sampling.transfer import sent
-from serve_app.values import Conditioning, Control, HintKind, Recipe
+from serve_app.values import Conditioning, Control
 
 Conds: TypeAlias = Mapping[str, Conditioning]
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from serve_app.images import resize
-from serve_app.values import DeepShrink
+from serve_app.recipe import DeepShrink
 
 Size = tuple[int, int]
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.safetensors_file import SafetensorsFile, Written
 from serve_app.models.saving import Progress, encoder_tensors, members, mixture_of, tensors_of
+from serve_app.recipe import Recipe
 from serve_app.store.catalog import Catalog
-from serve_app.values import Extraction, Recipe
+from serve_app.values import Extraction
 
 BACKBONE, TEXT = "diffusion_model.", "text_encoders.{}.transformer."
 """What names begin with in the file."""

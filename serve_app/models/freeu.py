@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serve_app.recipe import FreeU
 from serve_app.sampling.transfer import sent
-from serve_app.values import FreeU
 
 
 @contextmanager

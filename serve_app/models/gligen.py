@@ -23,8 +23,9 @@ from serve_app.models.grounding import ActiveGrounding, GroundingNetwork
 from serve_app.models.layout import Table
 from serve_app.models.model_control import ModelPatch, Shown
 from serve_app.models.tensors import Tensors
+from serve_app.recipe import Grounding, Recipe
 from serve_app.sampling.transfer import sent
-from serve_app.values import Conditioning, Grounding, Recipe
+from serve_app.values import Conditioning
 
 MOST_BOXES = 30
 """How many boxes the networks were trained with; those that are not given are filled up."""

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from serve_app.models.model_control import ModelPatch, ModelPatchNetwork
-from serve_app.values import Grounding
+from serve_app.recipe import Grounding
 
 
 class GroundingNetwork(ModelPatchNetwork):

@@ -45,8 +45,7 @@ from serve_app.models.upload import Ring
 from serve_app.models.upscaler import Upscaler, UpscalerFile
 from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder, StyleModel
-from serve_app.store.catalog import Catalog
-from serve_app.values import (
+from serve_app.recipe import (
     DEFAULT_DTYPE,
     ComputedIn,
     Discrete,
@@ -61,6 +60,7 @@ from serve_app.values import (
     Training,
     WeightChange,
 )
+from serve_app.store.catalog import Catalog
 
 _log = log.get("models")
 

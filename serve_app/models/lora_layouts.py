@@ -26,7 +26,7 @@ from serve_app.models.lora import (
     Rotation,
 )
 from serve_app.models.parts import PART_NAMES
-from serve_app.values import Part
+from serve_app.recipe import Part
 
 _TEXT_MARKS = ("lora_te", "text_encoder", "lora_prior_te")
 _UP_AND_DOWN = (

@@ -20,7 +20,7 @@ from serve_app.models.families.family import BackboneFamily, Family
 from serve_app.models.kept import KeptLinear
 from serve_app.models.layout import origins
 from serve_app.models.lora import Adapter, merged
-from serve_app.values import Share
+from serve_app.recipe import Share
 
 _log = log.get("models")
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.images import resize
 from serve_app.models.control import Autoencoder
+from serve_app.recipe import ModelControl
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.transfer import sent
-from serve_app.values import ModelControl
 
 if TYPE_CHECKING:
     from serve_app.models.families.family import Rows

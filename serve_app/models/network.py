@@ -15,8 +15,8 @@ from serve_app.models.cuda_graphs import replays_of
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.forward import Replays
 from serve_app.models.lora_forward import with_loras
+from serve_app.recipe import DeepShrink, Training
 from serve_app.sampling.forward import Piece
-from serve_app.values import DeepShrink, Training
 
 
 class Network:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from serve_app.store.catalog import Catalog
-from serve_app.values import (
+from serve_app.recipe import (
     DEFAULT_DTYPE,
     ComputedIn,
     Difference,
@@ -25,6 +24,7 @@ from serve_app.values import (
     Towards,
     WeightChange,
 )
+from serve_app.store.catalog import Catalog
 
 
 class Files(NamedTuple):

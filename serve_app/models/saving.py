@@ -19,8 +19,8 @@ from serve_app.models.loading import mixture
 from serve_app.models.mixture import Mixture
 from serve_app.models.recipes import part_files
 from serve_app.models.safetensors_file import SafetensorsFile, Written
+from serve_app.recipe import ContinuousEdm, Discrete, Recipe, Training
 from serve_app.store.catalog import Catalog
-from serve_app.values import ContinuousEdm, Discrete, Recipe, Training
 
 PREFIX = "model.diffusion_model."
 """Under which ComfyUI keeps a backbone."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from serve_app.models.token_merging import merging
+from serve_app.recipe import HyperTile, TokenMerging
 from serve_app.sampling.layers import AttentionMap, Drawn, Opposed, WithoutAttention
-from serve_app.values import HyperTile, TokenMerging
 
 Back: TypeAlias = Callable[[Tensor], Tensor]
 """From what attention makes of changed queries to what there is for all tokens."""

@@ -34,14 +34,9 @@ from serve_app.models.text_encoder import Clip
 from serve_app.models.upscaler import Upscaler
 from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder, StyleModel
-from serve_app.sampling.denoiser import trained
-from serve_app.sampling.latents import LatentFormat
-from serve_app.sampling.levels import Levels
-from serve_app.store.catalog import Catalog
-from serve_app.values import (
+from serve_app.recipe import (
     ClipSkip,
     Difference,
-    Extraction,
     ModelControl,
     PackFunctions,
     Recipe,
@@ -51,6 +46,11 @@ from serve_app.values import (
     Training,
     WeightChange,
 )
+from serve_app.sampling.denoiser import trained
+from serve_app.sampling.latents import LatentFormat
+from serve_app.sampling.levels import Levels
+from serve_app.store.catalog import Catalog
+from serve_app.values import Extraction
 
 MB = 1024**2
 SIZES_KEPT = 1024

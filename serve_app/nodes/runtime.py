@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from serve_app.recipe import Recipe
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.store.store import Area, Content, Pieces
-from serve_app.values import ClipVisionOutput, Conditioning, Extraction, GenerationRequest, Recipe, Text, Tiling
+from serve_app.values import ClipVisionOutput, Conditioning, Extraction, GenerationRequest, Text, Tiling
 
 if TYPE_CHECKING:
     import torch

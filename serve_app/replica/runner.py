@@ -29,6 +29,7 @@ from serve_app.nodes.routes import PackFrame
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import allow_shown
 from serve_app.nodes.time_limit import NodeLimits, TimeLimit
+from serve_app.recipe import Recipe, warm_recipes
 from serve_app.replica.failure import failed
 from serve_app.replica.membership import Membership
 from serve_app.replica.node_times import NodeTimes
@@ -69,7 +70,7 @@ from serve_app.scheduler.remote_validation import CHECK_S
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, Store
 from serve_app.store.tenants import placed_key, store_of
-from serve_app.values import PreviewMethod, Recipe, warm_recipes
+from serve_app.values import PreviewMethod
 
 if TYPE_CHECKING:
     from serve_app.engine.autoencoding import Autoencoding

@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 
 from serve_app.errors import NodeError
+from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 from serve_app.sampling.levels import AngleLevels, EdmLevels, FlowLevels, FluxLevels, Levels, TableLevels
-from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 
 
 class Scaling(NamedTuple):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.recipe import EasyCache, Hooks, PackFunctions, SelfAttentionGuidance
 from serve_app.sampling.combination import Combination, Latents, value
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
 from serve_app.sampling.evaluation import Evaluation
@@ -37,7 +38,7 @@ from serve_app.sampling.levels import single
 from serve_app.sampling.perturbation import blurrable, blurred
 from serve_app.sampling.rules import Rule
 from serve_app.sampling.step_cache import BranchCache, WholeCache
-from serve_app.values import Conditioning, EasyCache, Hooks, PackFunctions, SelfAttentionGuidance
+from serve_app.values import Conditioning
 
 TINY = 1e-37
 """Added to a cell's weights, so that a cell without any comes out as zero."""

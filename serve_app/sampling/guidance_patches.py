@@ -17,11 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from serve_app.sampling.forward import Backbone
-from serve_app.sampling.layers import between
-from serve_app.sampling.levels import Interpolation, Levels, TableLevels, single
-from serve_app.sampling.perturbation import Look, looks
-from serve_app.values import (
+from serve_app.recipe import (
     AdaptiveProjection,
     CfgNorm,
     CfgOverride,
@@ -43,6 +39,10 @@ from serve_app.values import (
     TemporalRescaling,
     WeakNegative,
 )
+from serve_app.sampling.forward import Backbone
+from serve_app.sampling.layers import between
+from serve_app.sampling.levels import Interpolation, Levels, TableLevels, single
+from serve_app.sampling.perturbation import Look, looks
 
 IMAGE = (-3, -2, -1)
 """The dimensions that ComfyUI takes a latent to have; in time they are those of one channel."""

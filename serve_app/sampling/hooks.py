@@ -10,9 +10,10 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import isclose
 
+from serve_app.recipe import HookChange, Hooks, Keyframe, Part
 from serve_app.sampling.forward import Backbone
 from serve_app.sampling.levels import Levels, single
-from serve_app.values import Conditioning, HookChange, Hooks, Keyframe, Part
+from serve_app.values import Conditioning
 
 Variant = Callable[[tuple[HookChange, ...]], Backbone]
 """Gives the run's backbone with further changes."""

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from serve_app.recipe import DifferentialDiffusion, PackFunctions, Patch
 from serve_app.sampling.combination import Combination, Latents, mixed
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.levels import Levels
 from serve_app.sampling.transfer import sent
-from serve_app.values import DifferentialDiffusion, PackFunctions, Patch
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serve_app.recipe import DeepShrink, FreeU, HyperTile, NormalizedAttention, TokenMerging
 from serve_app.sampling.levels import Levels, single
-from serve_app.values import DeepShrink, FreeU, HyperTile, NormalizedAttention, TokenMerging
 
 
 @dataclass(frozen=True, slots=True, eq=False)

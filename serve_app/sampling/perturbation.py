@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from serve_app.errors import NodeError
+from serve_app.recipe import PerturbedAttention, SkipLayerGuidance
 from serve_app.sampling.layers import AttentionMap, WithoutAttention, between
 from serve_app.sampling.levels import Levels
-from serve_app.values import PerturbedAttention, SkipLayerGuidance
 
 EQUAL_SHARE = 1.0
 """How much attention a token gets that gets as much as every other."""

@@ -12,10 +12,10 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
+from serve_app.recipe import EasyCache
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import Piece
 from serve_app.sampling.levels import Levels, single
-from serve_app.values import EasyCache
 
 STRIDE = 8
 """Changes are measured on every so many-th cell along both sides."""

@@ -18,9 +18,9 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.timeline import timeline_of
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.weights import Weights
+from serve_app.recipe import Recipe
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.catalog import Catalog
-from serve_app.values import Recipe
 from tests.gpu.bench import Bench, Figure
 from tests.gpu.models import Model
 from tests.unit.engine.mixes import relative_error

@@ -16,9 +16,9 @@ from serve_app.models.forward import Replays
 from serve_app.models.network import Network
 from serve_app.models.packing import move_to
 from serve_app.models.vae import Vae
+from serve_app.recipe import Discrete
 from serve_app.sampling.forward import Canvas, Piece
 from serve_app.sampling.request import SamplingRequest
-from serve_app.values import Discrete
 from tests.unit.engine.mixes import request
 
 TOKENS = 77

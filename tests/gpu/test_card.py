@@ -22,10 +22,10 @@ from serve_app.models.cuda_graphs import GraphRecorder
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
 from serve_app.models.network import Network
 from serve_app.models.upload import Ring, Upload
+from serve_app.recipe import Discrete
 from serve_app.sampling.forward import denoise
 from serve_app.sampling.noise import gaussian_noise
 from serve_app.sampling.samplers import SAMPLERS
-from serve_app.values import Discrete
 from tests.gpu.models import FULL, SMALL, random_weights
 from tests.philox import CardNoise
 from tests.unit.engine.mixes import relative_error

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from serve_app.values import Recipe
+from serve_app.recipe import Recipe
 from tests.parity.cases import CASES, Case
 from tests.parity.comfyui import ComfyUI
 from tests.parity.custom_cases import CUSTOM

@@ -18,8 +18,8 @@ from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families.anima import IDS, WEIGHTS
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.hidream import STATES
+from serve_app.recipe import Discrete
 from serve_app.sampling.forward import Canvas
-from serve_app.values import Discrete
 from tests.parity.dit_cases import CASES, NETS, Case, asked, llama_states, t5_tokens, weights
 from tests.parity.figures import GOLDEN, Figures, module_tolerance
 

@@ -18,9 +18,10 @@ from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.control import activated
 from serve_app.models.dit_control_file import open_control
 from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.recipe import Discrete, Flow, HintKind, Recipe
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.forward import Canvas
-from serve_app.values import Conditioning, Control, Discrete, Flow, HintKind, Recipe
+from serve_app.values import Conditioning, Control
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_cases import CASES, GUIDANCE, NETS, SIGMA, TIMES, Case, Vae, asked, file
 from tests.parity.figures import GOLDEN, Figures, module_tolerance

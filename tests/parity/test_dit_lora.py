@@ -19,8 +19,8 @@ from serve_app.models.lora_layouts import read
 from serve_app.models.packing import move_to
 from serve_app.models.parts import find_part
 from serve_app.models.tensors import Tensors
+from serve_app.recipe import Discrete
 from serve_app.sampling.forward import Canvas
-from serve_app.values import Discrete
 from tests.parity.dit_cases import CASES, asked, noise, weights
 from tests.parity.figures import GOLDEN
 

@@ -11,9 +11,10 @@ import torch
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
+from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Recipe, Training
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.catalog import Catalog
-from serve_app.values import Cfg, ContinuousEdm, ContinuousV, Discrete, Guider, Noise, Recipe, SamplerChoice, Training
+from serve_app.values import Cfg, Guider, Noise, SamplerChoice
 from tests.parity import families
 from tests.parity.figures import TOLERANCE, Figures
 from tests.unit.engine.mixes import MAX_CELLS

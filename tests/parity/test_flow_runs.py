@@ -23,12 +23,12 @@ from serve_app.models.recipes import Need
 from serve_app.models.residency import Hold
 from serve_app.models.tensors import Tensors
 from serve_app.models.weights import Weights
+from serve_app.recipe import Flow, FluxFlow, Recipe, Training
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import FLUX, FLUX2, WAN
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
-from serve_app.values import Flow, FluxFlow, Recipe, Training
 from tests.parity.beside import Fixed, ours
 from tests.parity.figures import GOLDEN, TOLERANCE, thinned
 from tests.parity.flow_cases import FLOW_CASES

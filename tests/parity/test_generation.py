@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from serve_app.models.tokenizers.vocabularies import packaged
+from serve_app.recipe import LoadedAs, Recipe
 from serve_app.store.catalog import Catalog
-from serve_app.values import LoadedAs, Recipe
 from tests.parity.figures import Figures
 from tests.parity.generation_cases import CASES
 from tests.parity.text_cases import write

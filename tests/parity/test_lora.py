@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from serve_app.recipe import Lora, Recipe
 from serve_app.sampling.forward import Canvas, Piece, denoise
 from serve_app.store.catalog import Catalog
-from serve_app.values import Lora, Recipe
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS
 from tests.unit.models.sample import cpu_weights

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from serve_app.models.families.unet import UnetInputs
+from serve_app.recipe import ClipSkip, Recipe
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.store.catalog import Catalog
-from serve_app.values import ClipSkip, Recipe
 from tests.parity.cases import IMAGE
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS, Figures

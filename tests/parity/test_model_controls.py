@@ -17,8 +17,8 @@ from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.dit_control_file import open_model_patch
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.model_control import ActiveModelControl, ModelPatch, activated
+from serve_app.recipe import Discrete, ModelControl, Recipe
 from serve_app.sampling.forward import Canvas
-from serve_app.values import Discrete, ModelControl, Recipe
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_cases import Vae
 from tests.parity.figures import GOLDEN, Figures

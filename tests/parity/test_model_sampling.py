@@ -7,12 +7,12 @@ highest): the network's timestep and input, D(x, sigma) for a random output, lev
 import pytest
 import torch
 
+from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.evaluation import SamplerSpec
 from serve_app.sampling.request import Steps
 from serve_app.sampling.samplers import euler
 from serve_app.sampling.sigmas import sigmas_for
-from serve_app.values import ContinuousEdm, ContinuousV, Discrete
 from tests.parity.figures import Figures
 
 TOLERANCE = 1e-6

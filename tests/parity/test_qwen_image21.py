@@ -19,9 +19,10 @@ from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.models.vae import Vae
 from serve_app.nodes.builtin.conditioning_qwen21 import TextEncodeQwenImage21
+from serve_app.recipe import Discrete, LoadedAs, Recipe
 from serve_app.sampling.forward import Canvas
 from serve_app.store.catalog import Catalog
-from serve_app.values import Conditioning, Discrete, LoadedAs, Recipe, Text
+from serve_app.values import Conditioning, Text
 from tests.parity import qwen21_cases
 from tests.parity.dit_cases import noise
 from tests.parity.qwen21_cases import BACKBONE, TEXT, VAE, drawn, file_of, picture, pixels

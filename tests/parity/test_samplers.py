@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.recipe import Flow, FluxFlow
 from serve_app.sampling.combination import Combination, compute, value
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.levels import TableLevels
@@ -26,7 +27,6 @@ from serve_app.sampling.noise import noise
 from serve_app.sampling.request import Steps
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
-from serve_app.values import Flow, FluxFlow
 from tests.parity.figures import FLOWS, GOLDEN, LATER_SAMPLERS
 
 CASES = [tuple(row) for row in json.loads((GOLDEN / "samplers.json").read_text())]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from serve_app.models.families.unet import UnetInputs
+from serve_app.recipe import Recipe
 from serve_app.sampling.forward import Piece, denoise
-from serve_app.values import Recipe
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS, Figures
 from tests.parity.mini15_cases import RUNS, X, Z, value

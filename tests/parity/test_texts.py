@@ -8,8 +8,9 @@ import torch
 
 from serve_app.models.families.sequences import SequenceEncoder
 from serve_app.models.tokenizers.vocabularies import packaged
+from serve_app.recipe import ClipSkip, LoadedAs, Recipe, T5Padding
 from serve_app.store.catalog import Catalog
-from serve_app.values import ClipSkip, IllustratedText, LoadedAs, Recipe, T5Padding, Texts
+from serve_app.values import IllustratedText, Texts
 from tests.parity.figures import Figures
 from tests.parity.text_cases import CASES, SMALL, image, write
 from tests.unit.models.sample import cpu_weights

@@ -19,8 +19,9 @@ from serve_app.models.families import Sdxl, Unclip
 from serve_app.models.families.family import BackboneFamily, Family, Rows, StyleFamily, VisionFamily
 from serve_app.models.vision import ImageEncoder, StyleModel
 from serve_app.nodes.builtin.vision import StyleModelApply, unCLIPConditioning
+from serve_app.recipe import Discrete, Part, Recipe
 from serve_app.sampling.forward import Canvas
-from serve_app.values import ClipVisionOutput, Conditioning, Discrete, Part, Recipe
+from serve_app.values import ClipVisionOutput, Conditioning
 from tests.parity.dit_cases import GUIDANCE, POOLED_WIDTH, SIGMAS, noise, weights
 from tests.parity.figures import GOLDEN, Figures
 from tests.parity.vision_cases import (

@@ -46,11 +46,12 @@ from serve_app.models.layout import Table
 from serve_app.models.prompt import Weighted, runs
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize, Tokenizer, t5
+from serve_app.recipe import Flow, T5Padding, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import WAN
 from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import Conditioning, Flow, T5Padding, Text, Training
+from serve_app.values import Conditioning, Text
 
 SHIFT = 3.0
 THETA = 10000.0

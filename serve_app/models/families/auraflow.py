@@ -33,11 +33,11 @@ from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize, llama2
 from serve_app.models.tokenizers.sentencepiece import sentence_pieces
+from serve_app.recipe import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import SDXL
 from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import Flow, Training
 
 SHIFT = 1.73
 HEAD = 256

@@ -30,11 +30,11 @@ from serve_app.models.families.dit import (
 from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
+from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import FLUX
 from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import FluxFlow, Training
 
 MU = 1.15
 AXES = (2, 7, 7)

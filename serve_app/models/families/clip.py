@@ -22,8 +22,9 @@ from serve_app.models.layout import Place, Table, inside
 from serve_app.models.prompt import Chunk, chunks, empty_chunk, numbered_chunks
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers.clip import END
+from serve_app.recipe import T5Padding
 from serve_app.sampling.transfer import sent
-from serve_app.values import Conditioning, T5Padding, Text, Texts, TokenizedText
+from serve_app.values import Conditioning, Text, Texts, TokenizedText
 
 TextKind: TypeAlias = Literal["l", "h", "g"]
 """Which published encoder it is made like: CLIP-L, or OpenCLIP's ViT-H or ViT-bigG."""

@@ -23,8 +23,9 @@ from serve_app.models.layout import Table
 from serve_app.models.prompt import Weighted
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer
+from serve_app.recipe import T5Padding
 from serve_app.sampling.transfer import sent
-from serve_app.values import GenerationRequest, T5Padding
+from serve_app.values import GenerationRequest
 
 _FIRST = "layers.0.self_attn.q_proj.weight"
 _ROOTS = ("model.", "model.language_model.")

@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 from serve_app.errors import NodeError
 from serve_app.models.families.family import Rows
 from serve_app.models.layout import Place, Table, reverse, translate
+from serve_app.recipe import SkippedBlocks
 from serve_app.sampling.transfer import sent
-from serve_app.values import SkippedBlocks
 
 PATCH = 2
 """A token stands for so many latent cells along each side."""

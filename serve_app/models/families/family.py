@@ -21,9 +21,10 @@ from serve_app.models.layout import Table
 from serve_app.models.lora_layers import LoraSet
 from serve_app.models.model_control import ActiveModelControl
 from serve_app.models.tensors import Shape, Tensors
+from serve_app.recipe import T5Padding, Training
 from serve_app.sampling.forward import Canvas, Inputs
 from serve_app.sampling.latents import LatentFormat
-from serve_app.values import ClipVisionOutput, Conditioning, IllustratedText, T5Padding, Text, TokenizedText, Training
+from serve_app.values import ClipVisionOutput, Conditioning, IllustratedText, Text, TokenizedText
 
 Vectors: TypeAlias = Callable[[str, int, str], "Tensor | None"]
 """From an embedding's name and an encoder's width D and key to its vectors (N,D), or None if none fits."""

@@ -40,11 +40,11 @@ from serve_app.models.families.references import check_method, reference_positio
 from serve_app.models.layout import Table
 from serve_app.models.model_control import text_tokens
 from serve_app.models.tensors import Tensors
+from serve_app.recipe import Flow, FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latent_formats import FLUX
 from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import Flow, FluxFlow, Training
 
 MU = 1.15
 GUIDANCE = 3.5

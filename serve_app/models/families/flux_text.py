@@ -11,7 +11,8 @@ import torch
 from serve_app.models.families.clip import ClipText, TextEncoder
 from serve_app.models.families.family import Lexicon, TextEnsemble, own_text
 from serve_app.models.families.t5 import PADDED, T5Encoder, T5Text
-from serve_app.values import Conditioning, T5Padding, Text
+from serve_app.recipe import T5Padding
+from serve_app.values import Conditioning, Text
 
 
 @dataclass(frozen=True, slots=True)

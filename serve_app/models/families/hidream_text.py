@@ -17,7 +17,8 @@ from serve_app.models.families.llama import LlamaText
 from serve_app.models.families.sd3_text import G_WIDTH, L_WIDTH, WIDTH, AbsentClip, device_of
 from serve_app.models.families.t5 import MASKED, T5Encoder, T5Text
 from serve_app.models.prompt import Weighted, filled, runs
-from serve_app.values import Conditioning, T5Padding, Text
+from serve_app.recipe import T5Padding
+from serve_app.values import Conditioning, Text
 
 LENGTH = 128
 """As many tokens of T5's are read, no more and no fewer."""

@@ -33,11 +33,11 @@ from serve_app.models.families.family import BackboneFamily, File, Located, Rows
 from serve_app.models.families.references import INDEX_TIMESTEP_ZERO, reference_positions, scaled_references
 from serve_app.models.layout import Place, Table, inside
 from serve_app.models.tensors import Tensors
+from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import WAN
 from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import FluxFlow, Training
 
 MU = 1.15
 THETA = 1000.0

@@ -18,8 +18,8 @@ from serve_app.models.families.family import File, Located, marked
 from serve_app.models.families.one_stream import OneStream
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
+from serve_app.recipe import Flow, Training
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import Flow, Training
 
 SHIFT = 6.0
 THETA = 10000.0

@@ -26,10 +26,10 @@ from serve_app.models.families.sequences import Reading
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import qwen
+from serve_app.recipe import Flow, Training
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import Flow, Training
 
 SHIFT = 2.6
 TIMES = 1000.0

@@ -29,10 +29,10 @@ from serve_app.models.families.dit import (
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.layout import Table
 from serve_app.models.model_control import AtWork, all_at_work
+from serve_app.recipe import Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import FLUX
 from serve_app.sampling.transfer import sent
-from serve_app.values import Training
 
 REFINERS, LAYERS = "refiners", "layers"
 """The stacks of layers that model controls add to: the image's own, and those of both."""

@@ -29,11 +29,11 @@ from serve_app.models.families.dit import (
 from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
+from serve_app.recipe import Discrete, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import SD, SDXL
 from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import Discrete, Training
 
 HEADS = 16
 """All that are published have so many attention heads."""

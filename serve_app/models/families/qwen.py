@@ -22,7 +22,8 @@ from serve_app.models.layout import Table
 from serve_app.models.prompt import Weighted
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, qwen
-from serve_app.values import GenerationRequest, T5Padding
+from serve_app.recipe import T5Padding
+from serve_app.values import GenerationRequest
 
 _USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 

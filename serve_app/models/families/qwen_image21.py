@@ -21,11 +21,11 @@ from serve_app.models.families.family import BackboneFamily, File, Located, Rows
 from serve_app.models.families.references import scaled_references
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
+from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import QWEN_IMAGE_21
 from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import FluxFlow, Training
 
 MU = 0.69
 THETA = 10000.0

@@ -26,8 +26,9 @@ from serve_app.models.layout import Table
 from serve_app.models.prompt import Weighted
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, qwen
+from serve_app.recipe import T5Padding
 from serve_app.sampling.transfer import sent
-from serve_app.values import Conditioning, IllustratedText, T5Padding, Text
+from serve_app.values import Conditioning, IllustratedText, Text
 
 _USER = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 _SYSTEM = "<|im_start|>system\n"

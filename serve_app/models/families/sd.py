@@ -11,9 +11,9 @@ from torch import Tensor
 from serve_app.models.families.concat import EDIT_CHANNELS, image_to_edit, mask_and_image
 from serve_app.models.families.family import File
 from serve_app.models.families.unet import Unet
+from serve_app.recipe import Discrete, Training
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.latent_formats import SD
-from serve_app.values import Discrete, Training
 
 _V_SPREAD = 0.09
 

@@ -32,11 +32,11 @@ from serve_app.models.families.dit import (
 from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked, spec_of
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
+from serve_app.recipe import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import SD3
 from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import Flow, Training
 
 SHIFT, TIMES = 3.0, 1000.0
 HEAD = 64

@@ -15,7 +15,8 @@ from serve_app.models.families.family import Lexicon, TextEnsemble, own_text
 from serve_app.models.families.t5 import PADDED_77, T5Encoder, T5Text
 from serve_app.models.prompt import Chunk, Weighted, chunks, empty_chunk
 from serve_app.models.tokenizers.t5 import END
-from serve_app.values import Conditioning, T5Padding, Text, Texts
+from serve_app.recipe import T5Padding
+from serve_app.values import Conditioning, Text, Texts
 
 L_WIDTH, G_WIDTH, WIDTH, LENGTH = 768, 1280, 4096, 77
 """How wide and long the rows are of an encoder that is not there, and of all of them together."""

@@ -18,10 +18,11 @@ from serve_app.models.families.concat import EDIT_CHANNELS, image_to_edit, mask_
 from serve_app.models.families.family import File, Lexicon, TextEnsemble, own_text, spec_of
 from serve_app.models.families.unclip import seen_vector
 from serve_app.models.families.unet import CELL, SIZE_WIDTH, Unet, sinusoids
+from serve_app.recipe import ContinuousEdm, Discrete, T5Padding, Training
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.latent_formats import SDXL
 from serve_app.sampling.transfer import sent
-from serve_app.values import Conditioning, ContinuousEdm, Discrete, T5Padding, Text, Texts, TokenizedText, Training
+from serve_app.values import Conditioning, Text, Texts, TokenizedText
 
 AESTHETIC_SCORE = {"negative": 2.5}
 """The refiner's score for a branch, where the conditioning has none; 6 for the others."""

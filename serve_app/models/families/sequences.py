@@ -17,8 +17,9 @@ from torch import Tensor
 from serve_app.models.families.family import Vectors, own_text
 from serve_app.models.prompt import Token, Weighted, runs
 from serve_app.models.tokenizers import Tokenize
+from serve_app.recipe import T5Padding
 from serve_app.sampling.transfer import sent
-from serve_app.values import Conditioning, IllustratedText, T5Padding, Text
+from serve_app.values import Conditioning, IllustratedText, Text
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,10 @@ from serve_app.models.grounding import ActiveGrounding, with_boxes
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.models.unet_layers import with_layers
+from serve_app.recipe import FreeU, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.transfer import sent
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import FreeU, Training
 
 NORM_GROUPS = 32
 """Every group norm of these networks has so many groups, so every width is a multiple of it."""

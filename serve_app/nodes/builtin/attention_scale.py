@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from serve_app.values import Recipe, Scale
+from serve_app.recipe import Recipe, Scale
 
 CATEGORY = "experimental/attention_experiments"
 FACTOR = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.01, "advanced": True})

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from serve_app.nodes.runtime import Runtime
-from serve_app.values import ClipSkip, Conditioning, Recipe
+from serve_app.recipe import ClipSkip, Recipe
+from serve_app.values import Conditioning
 
 
 class CLIPTextEncode:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from serve_app.nodes.runtime import Runtime
-from serve_app.values import Conditioning, Latent, Recipe
+from serve_app.recipe import Recipe
+from serve_app.values import Conditioning, Latent
 
 
 class InstructPixToPixConditioning:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from serve_app.recipe import Recipe, ReferenceMethod
 from serve_app.sampling.conditioning import with_options
-from serve_app.values import Conditioning, Latent, Recipe, ReferenceMethod
+from serve_app.values import Conditioning, Latent
 
 METHODS = ["offset", "index", "uxo/uno", "index_timestep_zero"]
 

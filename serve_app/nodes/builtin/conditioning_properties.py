@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from serve_app.nodes.builtin.conditioning_region import STRENGTH
+from serve_app.recipe import Hooks
 from serve_app.sampling.conditioning import with_options
 from serve_app.sampling.hooks import combined
-from serve_app.values import Conditioning, Hooks
+from serve_app.values import Conditioning
 
 Range = tuple[float, float]
 """TIMESTEPS_RANGE: shares of the sampling."""

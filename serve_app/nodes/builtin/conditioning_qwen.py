@@ -10,8 +10,9 @@ from torch import Tensor
 
 from serve_app.nodes.builtin.match_size import resize
 from serve_app.nodes.runtime import Runtime
+from serve_app.recipe import Recipe
 from serve_app.sampling.conditioning import with_options
-from serve_app.values import Conditioning, IllustratedText, Recipe
+from serve_app.values import Conditioning, IllustratedText
 
 SEEN = "<|vision_start|><|image_pad|><|vision_end|>"
 """Where an image stands in a text."""

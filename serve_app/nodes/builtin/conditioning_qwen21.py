@@ -14,8 +14,9 @@ from serve_app.nodes.builtin.sampling import FACTOR
 from serve_app.nodes.dynamic_inputs import autogrow
 from serve_app.nodes.runtime import Runtime
 from serve_app.nodes.size import allow
+from serve_app.recipe import Recipe
 from serve_app.sampling.conditioning import with_options
-from serve_app.values import Conditioning, IllustratedText, Latent, Recipe
+from serve_app.values import Conditioning, IllustratedText, Latent
 
 CATEGORY = "model/conditioning/qwen image"
 IMAGES = 16

@@ -7,7 +7,8 @@ from typing import Any
 
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.runtime import Runtime
-from serve_app.values import Conditioning, Recipe, Texts
+from serve_app.recipe import Recipe
+from serve_app.values import Conditioning, Texts
 
 _TEXT = ("STRING", {"multiline": True, "dynamicPrompts": True})
 _SIDE = ("INT", {"default": 1024, "min": 0, "max": MAX_RESOLUTION})

@@ -7,8 +7,9 @@ from typing import Any
 
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.runtime import Runtime
+from serve_app.recipe import Recipe, T5Padding
 from serve_app.sampling.conditioning import with_options
-from serve_app.values import Conditioning, Recipe, T5Padding, Texts
+from serve_app.values import Conditioning, Texts
 
 _TEXT = ("STRING", {"multiline": True, "dynamicPrompts": True})
 _SIDE = ("INT", {"default": 1024, "min": 0, "max": MAX_RESOLUTION})

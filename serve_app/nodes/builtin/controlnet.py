@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from serve_app.nodes.protocol import FolderChoice
-from serve_app.values import Conditioning, Control, Difference, HintKind, Recipe
+from serve_app.recipe import Difference, HintKind, Recipe
+from serve_app.values import Conditioning, Control
 
 if TYPE_CHECKING:
     from torch import Tensor

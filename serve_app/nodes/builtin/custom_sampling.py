@@ -10,9 +10,10 @@ from torch import Tensor
 
 from serve_app.nodes.builtin.sampling import CFG, SEED, run, with_samples
 from serve_app.nodes.runtime import Runtime
+from serve_app.recipe import Recipe
 from serve_app.sampling.combination import value
 from serve_app.sampling.noise import drawn
-from serve_app.values import Cfg, Conditioning, Guider, Latent, Noise, Recipe, SamplerChoice
+from serve_app.values import Cfg, Conditioning, Guider, Latent, Noise, SamplerChoice
 
 
 class SamplerCustom:

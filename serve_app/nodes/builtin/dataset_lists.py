@@ -11,7 +11,8 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.nodes.builtin.dataset_images import SEED, generator, one_by_one
 from serve_app.nodes.runtime import Runtime
-from serve_app.values import Conditioning, Latent, Recipe
+from serve_app.recipe import Recipe
+from serve_app.values import Conditioning, Latent
 
 TEXT = ("STRING", {"multiline": False})
 DEFAULT_TEXT = ("STRING", {"default": "", "multiline": False})

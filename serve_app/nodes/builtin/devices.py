@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.nodes.dynamic_inputs import combo
-from serve_app.values import Recipe
+from serve_app.recipe import Recipe
 
 CATEGORY = "advanced/multigpu"
 

@@ -9,7 +9,8 @@ from serve_app.errors import NodeError
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Runtime
-from serve_app.values import Conditioning, Grounding, Recipe
+from serve_app.recipe import Grounding, Recipe
+from serve_app.values import Conditioning
 
 CELL = 8
 """Pixels along a side of a latent cell."""

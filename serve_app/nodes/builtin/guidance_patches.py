@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.nodes.builtin.model_patches import PATCHED_MODEL, number, patch_node
-from serve_app.values import (
+from serve_app.recipe import (
     CfgOverride,
     NormalizedAttention,
     PerturbedAttention,

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from serve_app.nodes.builtin.sampling import CFG
-from serve_app.values import Cfg, Conditioning, DualCfg, Guider, PerpNeg, Recipe
+from serve_app.recipe import Recipe
+from serve_app.values import Cfg, Conditioning, DualCfg, Guider, PerpNeg
 
 CATEGORY = "model/sampling/guiders"
 NO_TEXT: Conditioning = [(torch.zeros(1, 0, 0), {})]

@@ -11,8 +11,8 @@ from math import cos, pi
 from typing import Any
 
 from serve_app.nodes.protocol import FolderChoice
+from serve_app.recipe import ClipHooks, Hook, Hooks, Keyframe, Recipe
 from serve_app.sampling.hooks import combined
-from serve_app.values import ClipHooks, Hook, Hooks, Keyframe, Recipe
 
 Keyframes = tuple[Keyframe, ...]
 """HOOK_KEYFRAMES: by start_percent, those of equal ones in the order in which they came."""

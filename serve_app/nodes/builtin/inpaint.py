@@ -13,7 +13,8 @@ from torch.nn.functional import max_pool2d
 
 from serve_app.nodes.builtin.match_size import PIXELS_PER_LATENT, as_planes, fit_batch, fit_mask
 from serve_app.nodes.runtime import Runtime
-from serve_app.values import Conditioning, Latent, Recipe
+from serve_app.recipe import Recipe
+from serve_app.values import Conditioning, Latent
 
 
 class SetLatentNoiseMask:

@@ -16,7 +16,8 @@ from serve_app.images import Crop
 from serve_app.nodes.builtin.match_size import allow_decoded, fit_latents
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files, Runtime
-from serve_app.values import Latent, Recipe
+from serve_app.recipe import Recipe
+from serve_app.values import Latent
 
 MAX_RESOLUTION = 16384
 """ComfyUI's limit of a side, in pixels."""

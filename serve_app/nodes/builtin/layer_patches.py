@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from serve_app.nodes.builtin.model_patches import number, patch_node
-from serve_app.values import DeepShrink, EasyCache, HyperTile, TokenMerging
+from serve_app.recipe import DeepShrink, EasyCache, HyperTile, TokenMerging
 
 UNET = "model/patch/unet"
 CELL = 8

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.nodes.protocol import FolderChoice
+from serve_app.recipe import ENCODER_TYPE, ClipSkip, Discrete, EightBit, Recipe, Rounded, encoders, tiny_vae
 from serve_app.store.catalog import TINY_VAES
-from serve_app.values import ENCODER_TYPE, ClipSkip, Discrete, EightBit, Recipe, Rounded, encoders, tiny_vae
 
 
 class CheckpointLoaderSimple:

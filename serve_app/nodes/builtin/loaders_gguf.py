@@ -7,7 +7,7 @@ from typing import Any
 
 from serve_app.nodes.builtin.loaders import DUAL_TYPES, TYPES
 from serve_app.nodes.protocol import FolderChoice
-from serve_app.values import Recipe, encoders
+from serve_app.recipe import Recipe, encoders
 
 CATEGORY = "bootleg"
 ENCODERS = "clip_gguf"

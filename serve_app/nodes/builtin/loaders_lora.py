@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.nodes.protocol import FolderChoice
-from serve_app.values import Lora, Recipe
+from serve_app.recipe import Lora, Recipe
 
 STRENGTH = ("FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01})
 

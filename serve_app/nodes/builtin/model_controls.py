@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from serve_app.errors import NodeError
 from serve_app.nodes.protocol import FolderChoice
-from serve_app.values import ClipVisionOutput, ModelControl, Recipe
+from serve_app.recipe import ModelControl, Recipe
+from serve_app.values import ClipVisionOutput
 
 if TYPE_CHECKING:
     from torch import Tensor

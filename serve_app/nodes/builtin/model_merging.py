@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from serve_app.errors import NodeError
-from serve_app.values import Merge, Recipe, Share
+from serve_app.recipe import Merge, Recipe, Share
 
 CATEGORY = "model/merging"
 SPECIFIC = f"{CATEGORY}/model specific"

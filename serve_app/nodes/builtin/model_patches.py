@@ -8,7 +8,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from serve_app.values import (
+from serve_app.recipe import (
     DEFAULT_DTYPE,
     AdaptiveProjection,
     CfgNorm,

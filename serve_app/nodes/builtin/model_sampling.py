@@ -7,8 +7,8 @@ from typing import Any
 
 from serve_app.errors import NodeError
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
+from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Recipe, Training
 from serve_app.sampling.denoiser import trained
-from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Recipe, Training
 
 _OTHER_FAMILIES = {
     "cosmos_rflow": "Cosmos models, which are not supported",

@@ -11,7 +11,8 @@ from typing import Any
 from serve_app.nodes.builtin.image import workflow_text
 from serve_app.nodes.builtin.model_merging import CATEGORY
 from serve_app.nodes.runtime import Files, Runtime
-from serve_app.values import Extraction, Recipe
+from serve_app.recipe import Recipe
+from serve_app.values import Extraction
 
 SUFFIX = ".safetensors"
 HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "runtime": "RUNTIME", "store": "STORE"}

@@ -10,8 +10,9 @@ from copy import deepcopy
 from typing import Any, TypeAlias
 
 from serve_app.nodes.runtime import Runtime
+from serve_app.recipe import Recipe
 from serve_app.sampling.samplers import SAMPLERS
-from serve_app.values import Recipe, SamplerChoice
+from serve_app.values import SamplerChoice
 
 CATEGORY = "model/sampling/samplers"
 

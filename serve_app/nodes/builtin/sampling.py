@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from serve_app.nodes.runtime import Runtime
+from serve_app.recipe import Recipe
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES
-from serve_app.values import Cfg, Conditioning, Guider, Latent, Noise, Recipe, SamplerChoice
+from serve_app.values import Cfg, Conditioning, Guider, Latent, Noise, SamplerChoice
 
 SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
 STEPS = {"default": 20, "min": 1, "max": 10000}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.runtime import Runtime
+from serve_app.recipe import Recipe
 from serve_app.sampling.gits import picked
 from serve_app.sampling.schedules import (
     ALIGN_YOUR_STEPS,
@@ -23,7 +24,6 @@ from serve_app.sampling.schedules import (
     variance_preserving,
 )
 from serve_app.sampling.sigmas import SCHEDULES, beta, exponential, karras
-from serve_app.values import Recipe
 
 CATEGORY = "model/sampling/schedulers"
 

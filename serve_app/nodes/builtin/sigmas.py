@@ -11,8 +11,8 @@ from torch import Tensor, tensor
 
 from serve_app.errors import NodeError, shown
 from serve_app.nodes.runtime import Runtime
+from serve_app.recipe import Recipe
 from serve_app.sampling.schedules import SPACINGS, extended
-from serve_app.values import Recipe
 
 CATEGORY = "model/sampling/sigmas"
 

@@ -8,7 +8,8 @@ from typing import Any
 from serve_app.errors import NodeError
 from serve_app.graph.dynamic import DYNAMIC_COMBO
 from serve_app.nodes.runtime import Runtime
-from serve_app.values import GenerationRequest, Recipe, TokenSampling
+from serve_app.recipe import Recipe
+from serve_app.values import GenerationRequest, TokenSampling
 
 _SAMPLING: Mapping[str, Any] = {
     "required": {

@@ -10,7 +10,8 @@ import torch
 from serve_app.nodes.builtin.match_size import allow_decoded
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Runtime
-from serve_app.values import Latent, Recipe, Tiling
+from serve_app.recipe import Recipe
+from serve_app.values import Latent, Tiling
 
 # Declared as in ComfyUI, for workflows hold them; only video VAEs read them.
 FRAMES = {

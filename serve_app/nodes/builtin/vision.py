@@ -14,7 +14,8 @@ from serve_app.nodes.builtin.loaders import CheckpointLoaderSimple
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Runtime
 from serve_app.nodes.size import allow
-from serve_app.values import ClipVisionOutput, Conditioning, Recipe
+from serve_app.recipe import Recipe
+from serve_app.values import ClipVisionOutput, Conditioning
 
 NEVER = torch.finfo(torch.float16).min
 """The bias of what is not attended to at all."""

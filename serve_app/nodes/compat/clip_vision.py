@@ -16,7 +16,8 @@ from serve_app.nodes.compat.missing import MissingMemberError
 from serve_app.nodes.compat.model_patcher import ModelPatcher
 from serve_app.nodes.compat.sd import place_of
 from serve_app.nodes.compat.waiting import runtime, wait
-from serve_app.values import ClipVisionOutput, Recipe
+from serve_app.recipe import Recipe
+from serve_app.values import ClipVisionOutput
 
 PENULTIMATE = -2
 """The layer whose states are kept beside the last one's, counted from the end."""

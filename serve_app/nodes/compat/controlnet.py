@@ -12,7 +12,8 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.nodes.compat.missing import MissingMemberError
 from serve_app.nodes.compat.sd import VAE, place_of
-from serve_app.values import Control, Recipe
+from serve_app.recipe import Recipe
+from serve_app.values import Control
 
 
 class ControlNet:

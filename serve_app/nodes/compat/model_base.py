@@ -17,13 +17,13 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.nodes.compat.missing import MissingMemberError, missing
 from serve_app.nodes.compat.model_management import get_torch_device
+from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 from serve_app.sampling import latent_formats
 from serve_app.sampling.combination import value
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.guidance_patches import Branches
 from serve_app.sampling.latents import LatentFormat as Latents
 from serve_app.sampling.levels import Interpolation, Levels
-from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 
 ABOVE_ALL = 999999999.9
 """What stands for a level above all others."""

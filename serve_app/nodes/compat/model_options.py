@@ -20,9 +20,9 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.nodes.compat.missing import MissingNameError
 from serve_app.nodes.compat.model_base import BaseModel, ModelSampling
+from serve_app.recipe import PackFunctions
 from serve_app.sampling.guidance_patches import Guided
 from serve_app.sampling.levels import Levels
-from serve_app.values import PackFunctions
 
 UNSUPPORTED = ("model_function_wrapper", "sampler_calc_cond_batch_function", "context_handler", "multigpu_clones")
 """Options that take the place of what the engine does for many jobs at once."""

@@ -19,8 +19,8 @@ from serve_app.nodes.compat.missing import MissingMemberError
 from serve_app.nodes.compat.model_base import ModelSampling, class_of
 from serve_app.nodes.compat.model_management import get_torch_device
 from serve_app.nodes.compat.waiting import runtime, wait
+from serve_app.recipe import DifferentialDiffusion, Lora, PackFunctions, Recipe, Training
 from serve_app.sampling.denoiser import trained
-from serve_app.values import DifferentialDiffusion, Lora, PackFunctions, Recipe, Training
 
 
 class ModelPatcher:

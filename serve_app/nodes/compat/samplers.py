@@ -20,11 +20,12 @@ from serve_app.nodes.compat.model_patcher import ModelPatcher
 from serve_app.nodes.compat.pack_sampler import run_in_thread
 from serve_app.nodes.compat.schedules import HANDLERS, calculate_sigmas
 from serve_app.nodes.compat.waiting import runtime, wait
+from serve_app.recipe import PackFunctions, Recipe
 from serve_app.sampling.noise import drawn
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import sigmas_for
-from serve_app.values import Cfg, Guider, Noise, PackFunctions, Recipe, SamplerChoice
+from serve_app.values import Cfg, Guider, Noise, SamplerChoice
 
 Callback = Callable[[int, Tensor, Tensor, int], Any]
 """(the step's index, its estimate of the image, x, steps in all) -> ignored; as the model samples latents."""

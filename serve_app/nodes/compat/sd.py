@@ -22,7 +22,8 @@ from serve_app.nodes.compat.model_management import get_torch_device
 from serve_app.nodes.compat.model_patcher import LoadedLora, ModelPatcher
 from serve_app.nodes.compat.utils import TensorFile
 from serve_app.nodes.compat.waiting import runtime, wait
-from serve_app.values import ClipSkip, Conditioning, LoadedAs, Lora, Recipe, T5Padding, Text, Tiling
+from serve_app.recipe import ClipSkip, LoadedAs, Lora, Recipe, T5Padding
+from serve_app.values import Conditioning, Text, Tiling
 
 LATENT_PIXELS = 8
 """Pixels that packs take a latent to cover along one side, as they give tiles of latents."""

@@ -15,7 +15,8 @@ from serve_app.nodes.compat.controlnet import ControlNet
 from serve_app.nodes.compat.model_patcher import ModelPatcher
 from serve_app.nodes.compat.samplers import KSAMPLER, CFGGuider, DrawnNoise, Sampler, is_noise, noise_of
 from serve_app.nodes.compat.sd import CLIP, VAE
-from serve_app.values import ClipVisionOutput, Control, Guider, Noise, Recipe, SamplerChoice
+from serve_app.recipe import Recipe
+from serve_app.values import ClipVisionOutput, Control, Guider, Noise, SamplerChoice
 
 
 def shown(value: Any) -> Any:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from serve_app.models.families.unet import UnetInputs, stack_contexts
 from serve_app.models.rows_apart import rows_apart
+from serve_app.recipe import PackFunctions, Recipe
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
 from serve_app.sampling.denoiser import ImgToImg
 from serve_app.sampling.forward import Piece, denoise, to_batch
@@ -24,7 +25,7 @@ from serve_app.sampling.levels import FlowLevels, Levels, TableLevels
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
-from serve_app.values import Cfg, DualCfg, Guider, Noise, PackFunctions, PerpNeg, Recipe, SamplerChoice
+from serve_app.values import Cfg, DualCfg, Guider, Noise, PerpNeg, SamplerChoice
 
 RECIPE = Recipe("backbone", "checkpoints", "tiny.safetensors")
 SCALE = 0.18215

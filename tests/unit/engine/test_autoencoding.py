@@ -18,8 +18,9 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.vae import Vae
+from serve_app.recipe import Recipe
 from serve_app.store.catalog import Catalog
-from serve_app.values import Recipe, Tiling
+from serve_app.values import Tiling
 from tests.unit.engine.allocator import Allocator, IdleWeights
 from tests.unit.engine.mixes import MAX_CELLS
 from tests.unit.models.sample import SAMPLE, cpu_weights, random_tensors

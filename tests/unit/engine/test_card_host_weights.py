@@ -23,8 +23,8 @@ from serve_app.models.recipes import Need
 from serve_app.models.residency import Hold
 from serve_app.models.upload import ALIGNED, HostCopies, Ring
 from serve_app.models.weights import Weights
+from serve_app.recipe import Part, Recipe
 from serve_app.store.catalog import Catalog
-from serve_app.values import Part, Recipe
 from tests.unit.engine.card import CARD, Card, OnCard
 from tests.unit.engine.test_card_loading import Network, held, uploaded
 from tests.unit.models.sample import random_tensors

@@ -22,8 +22,8 @@ from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder
+from serve_app.recipe import Recipe
 from serve_app.sampling.latent_formats import SD
-from serve_app.values import Recipe
 from tests.unit.engine.card import CARD, Card
 from tests.unit.engine.card_order import FORWARDS, UnorderedError
 from tests.unit.engine.card_runs import on_card, tiny

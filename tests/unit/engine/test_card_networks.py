@@ -14,8 +14,9 @@ from serve_app.models.forward import ROW_BUCKETS, Replays
 from serve_app.models.lora import LowRank
 from serve_app.models.lora_layers import LoraSet
 from serve_app.models.network import Network
+from serve_app.recipe import Discrete, FreeU, Recipe
 from serve_app.sampling.request import SamplingRequest
-from serve_app.values import Control, Discrete, FreeU, Recipe
+from serve_app.values import Control
 from tests.unit.engine.card import Card
 from tests.unit.engine.card_runs import CardEngine, Forwards, most, ran_together
 from tests.unit.engine.mixes import request

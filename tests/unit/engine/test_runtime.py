@@ -12,9 +12,10 @@ from serve_app.errors import ModelFileError, NodeError
 from serve_app.limits import SizeLimits
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, Taesd
 from serve_app.models.weights import Weights
+from serve_app.recipe import Recipe
 from serve_app.sampling import latent_formats
 from serve_app.store.catalog import Catalog
-from serve_app.values import GenerationRequest, IllustratedText, Recipe, Texts
+from serve_app.values import GenerationRequest, IllustratedText, Texts
 from tests.unit.engine import mixes
 from tests.unit.engine.test_engine import arrived, held
 from tests.unit.models.sample import cpu_weights, random_tensors

@@ -23,9 +23,10 @@ from serve_app.models.families.hidream import STATES
 from serve_app.nodes.builtin.latent import VAEDecode
 from serve_app.nodes.builtin.loaders import UNETLoader, VAELoader
 from serve_app.nodes.builtin.sampling import KSampler
+from serve_app.recipe import Lora, Recipe, ReferenceMethod
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.catalog import Catalog
-from serve_app.values import Conditioning, Lora, Recipe, ReferenceMethod
+from serve_app.values import Conditioning
 from tests.parity.dit_cases import LLAMA_STATES, POOLED_WIDTH, TEXT_WIDTH, noise, weights
 from tests.parity.figures import GOLDEN
 from tests.unit.engine import mixes

@@ -13,9 +13,10 @@ from serve_app.models.control import Controlled, activated, recipes
 from serve_app.models.families import Sd
 from serve_app.models.families.unet import UnetCall, UnetInputs, arguments, residuals
 from serve_app.models.network import Network
+from serve_app.recipe import Discrete, HintKind, Recipe
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.sampling.levels import TableLevels
-from serve_app.values import Control, Discrete, HintKind, Recipe
+from serve_app.values import Control
 from tests.unit.models.control_nets import ARCHITECTURE, adapter, backbone, control_net
 
 LEVELS = TableLevels()

@@ -14,8 +14,9 @@ from serve_app.models.families import ClipText
 from serve_app.models.lora import merged
 from serve_app.models.lora_layers import parameters
 from serve_app.models.lora_layouts import read
+from serve_app.recipe import Merge, Recipe, Share
 from serve_app.store.catalog import Catalog
-from serve_app.values import Extraction, Merge, Recipe, Share
+from serve_app.values import Extraction
 from tests.parity.dit_cases import noise
 from tests.parity.figures import Figures
 from tests.parity.merging_cases import DIFFERENCES, NETS, RANK, model

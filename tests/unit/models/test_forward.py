@@ -16,7 +16,7 @@ from serve_app.models.families.family import Rows
 from serve_app.models.families.unet import UnetInputs
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Bare, Replays
 from serve_app.models.network import Network
-from serve_app.values import DeepShrink, Discrete, FreeU
+from serve_app.recipe import DeepShrink, Discrete, FreeU
 from tests.unit.models.control_nets import ARCHITECTURE, backbone
 from tests.unit.models.recorder import FakeRecorder
 

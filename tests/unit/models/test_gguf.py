@@ -28,10 +28,10 @@ from serve_app.models.lora_layers import LoraSet, parameters
 from serve_app.models.lora_layouts import read
 from serve_app.models.packing import move_to
 from serve_app.nodes.registry import BUILTIN
+from serve_app.recipe import LoadedAs, Recipe
 from serve_app.store.catalog import Catalog
 from serve_app.store.gguf_header import HEADER_BYTES, shapes
 from serve_app.store.model_check import ModelCheck
-from serve_app.values import LoadedAs, Recipe
 from tests.parity.dit_cases import noise, weights
 from tests.parity.figures import GOLDEN
 from tests.unit.models.sample import cpu_weights

@@ -18,9 +18,10 @@ from serve_app.models.families.family import Rows
 from serve_app.models.families.unet import UnetInputs
 from serve_app.models.grounding import ActiveGrounding
 from serve_app.models.model_control import ModelPatch, Shown
+from serve_app.recipe import Grounding, Recipe
 from serve_app.sampling.conditioning import resolved
 from serve_app.store.kinds import refusal
-from serve_app.values import Conditioning, Grounding, Recipe
+from serve_app.values import Conditioning
 from tests.parity.patch_cases import UNET, small_gligen
 from tests.unit.models.sample import random_tensors
 

@@ -22,8 +22,8 @@ from serve_app.models.weights import Weights
 from serve_app.nodes.builtin.loaders_lora import with_lora
 from serve_app.nodes.builtin.model_merging import MODELS, merged
 from serve_app.nodes.registry import BUILTIN
+from serve_app.recipe import Discrete, Lora, Recipe, Scale, Share
 from serve_app.store.catalog import Catalog
-from serve_app.values import Discrete, Lora, Recipe, Scale, Share
 from tests.parity.figures import Figures, thinned
 from tests.parity.merging_cases import CASES, NETS, Case, lora, model
 from tests.unit.models.sample import cpu_weights, random_tensors

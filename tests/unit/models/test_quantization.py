@@ -24,9 +24,9 @@ from serve_app.models.lora_layers import LoraSet, parameters
 from serve_app.models.lora_layouts import read
 from serve_app.models.packing import move_to, plain
 from serve_app.models.weights import Weights
+from serve_app.recipe import Discrete, Recipe
 from serve_app.sampling.forward import Canvas
 from serve_app.store.catalog import Catalog
-from serve_app.values import Discrete, Recipe
 from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, noise, weights
 from tests.parity.figures import GOLDEN, Figures
 

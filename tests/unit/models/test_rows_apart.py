@@ -15,9 +15,10 @@ from serve_app.models.families.flux import FluxInputs
 from serve_app.models.families.unet import UnetInputs
 from serve_app.models.network import Network
 from serve_app.models.rows_apart import rows_apart
+from serve_app.recipe import Discrete, HyperTile, PackFunctions, Recipe
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.sampling.layers import AttentionMap, Drawn, WithoutAttention
-from serve_app.values import Control, Discrete, HyperTile, PackFunctions, Recipe
+from serve_app.values import Control
 from tests.unit.engine.mixes import TinyBackbone
 from tests.unit.models.control_nets import ARCHITECTURE, backbone
 

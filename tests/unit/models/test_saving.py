@@ -21,8 +21,8 @@ from serve_app.models.families import AutoencoderKL, ClipText, Sdxl
 from serve_app.models.families.family import Family
 from serve_app.models.layout import reverse, translate
 from serve_app.models.safetensors_file import SafetensorsFile
+from serve_app.recipe import ClipSkip, Discrete, LoadedAs, Lora, Recipe, Rounded, tiny_vae
 from serve_app.store.catalog import Catalog
-from serve_app.values import ClipSkip, Discrete, LoadedAs, Lora, Recipe, Rounded, tiny_vae
 from tests.parity.dit_cases import noise, weights
 from tests.parity.figures import GOLDEN
 from tests.unit.models.sample import random_tensors

@@ -10,10 +10,11 @@ from serve_app.models.families import Sd
 from serve_app.models.layout import places
 from serve_app.models.lexicon import Lexicon
 from serve_app.models.packing import move_to
+from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Recipe, Rounded
 from serve_app.sampling import latent_formats
 from serve_app.sampling.forward import Canvas
 from serve_app.store.catalog import Catalog
-from serve_app.values import ContinuousEdm, ContinuousV, Discrete, Recipe, Rounded, Texts
+from serve_app.values import Texts
 from tests.parity import families
 from tests.unit.models.sample import cpu_weights, random_tensors
 

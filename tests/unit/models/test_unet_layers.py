@@ -9,8 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from serve_app.models.unet_layers import with_layers
+from serve_app.recipe import DeepShrink, FreeU, HyperTile, NormalizedAttention, TokenMerging
 from serve_app.sampling.layers import AttentionMap, Drawn, Opposed, WithoutAttention
-from serve_app.values import DeepShrink, FreeU, HyperTile, NormalizedAttention, TokenMerging
 
 SIDE = 16
 NAG = NormalizedAttention(4.0, 0.5, 2.0)

@@ -17,8 +17,9 @@ from serve_app.models.families.unclip import seen_vector
 from serve_app.models.parts import find_part
 from serve_app.models.tensors import Tensors
 from serve_app.models.vision import LONGEST, ImageEncoder, StyleModel
+from serve_app.recipe import Flow, Part
 from serve_app.sampling.forward import Canvas
-from serve_app.values import ClipVisionOutput, Flow, Part
+from serve_app.values import ClipVisionOutput
 from tests.parity.dit_cases import noise, weights
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ from serve_app.errors import ConfigError, DeviceMemoryError, ModelFileError
 from serve_app.models.dtypes import dtype_of
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.models.families.unet import UnetInputs
+from serve_app.recipe import ClipSkip, Recipe
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.store.catalog import Catalog
-from serve_app.values import ClipSkip, Recipe
 from tests.unit.models.sample import cpu_weights, random_tensors
 
 CPU = torch.device("cpu")

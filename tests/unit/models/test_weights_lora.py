@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError
 from serve_app.models.families import ClipText, Sd
+from serve_app.recipe import Lora, Recipe
 from serve_app.sampling.forward import Canvas, Piece, denoise
 from serve_app.store.catalog import Catalog
-from serve_app.values import Lora, Recipe
 from tests.unit.models.sample import cpu_weights, random_tensors
 
 UNET = Sd((32,), (1,), (1,), 1, 64)

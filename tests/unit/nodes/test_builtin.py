@@ -24,11 +24,12 @@ from serve_app.nodes.execute import Execution, NodeFailedError
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.nodes.result_cache import ResultCache
+from serve_app.recipe import ClipSkip, Recipe
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, FileRef
 from serve_app.store.volume import Volume
-from serve_app.values import Cfg, ClipSkip, Noise, Recipe, SamplerChoice
+from serve_app.values import Cfg, Noise, SamplerChoice
 
 
 class Oracle:

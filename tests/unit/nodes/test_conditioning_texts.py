@@ -24,7 +24,8 @@ from serve_app.nodes.builtin.conditioning_texts import (
 )
 from serve_app.nodes.builtin.text_generate import TextGenerate
 from serve_app.nodes.registry import specs
-from serve_app.values import GenerationRequest, Recipe, T5Padding, Texts, TokenSampling
+from serve_app.recipe import Recipe, T5Padding
+from serve_app.values import GenerationRequest, Texts, TokenSampling
 
 CLIP = Recipe("clip", "text_encoders", "a.safetensors")
 VAE = Recipe("vae", "vae", "v.safetensors")

@@ -12,7 +12,8 @@ from serve_app.nodes.builtin.controlnet import (
 )
 from serve_app.nodes.registry import DISPLAY_NAMES, specs
 from serve_app.nodes.size import size_of
-from serve_app.values import Control, Difference, HintKind, Recipe
+from serve_app.recipe import Difference, HintKind, Recipe
+from serve_app.values import Control
 
 NET = Recipe("controlnet", "controlnet", "canny.safetensors")
 HINT = torch.zeros(1, 16, 16, 3)

@@ -10,10 +10,11 @@ import torch
 
 from serve_app.nodes.builtin.custom_sampling import AddNoise
 from serve_app.nodes.runtime import Runtime
+from serve_app.recipe import Recipe
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import FlowLevels, Levels
 from serve_app.sampling.noise import noise
-from serve_app.values import Noise, Recipe
+from serve_app.values import Noise
 
 FORMAT = LatentFormat(16, scale=0.5, shift=1.0)
 

@@ -20,7 +20,8 @@ from serve_app.nodes.builtin.latent_batch import (
 )
 from serve_app.nodes.builtin.latent_math import LatentInterpolate, LatentOperationSharpen
 from serve_app.nodes.builtin.latent_transform import LatentConcat, LatentCrop, LatentCut, LatentRotate
-from serve_app.values import Latent, Recipe
+from serve_app.recipe import Recipe
+from serve_app.values import Latent
 
 
 def latent(batch: int, height: int = 3, width: int = 5, **members: Any) -> Latent:

@@ -12,8 +12,8 @@ import torch
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.lexicon import Lexicon
 from serve_app.nodes.registry import BUILTIN
+from serve_app.recipe import Lora, Recipe
 from serve_app.store.catalog import Catalog
-from serve_app.values import Lora, Recipe
 
 
 def run(class_type: str, **inputs: Any) -> Any:

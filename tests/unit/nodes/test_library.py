@@ -15,8 +15,9 @@ from serve_app.nodes.compat.library import common_ksampler, library, needs_model
 from serve_app.nodes.compat.model_patcher import ModelPatcher
 from serve_app.nodes.executing import Executing, enter
 from serve_app.nodes.registry import BUILTIN
+from serve_app.recipe import Recipe
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
-from serve_app.values import Noise, Recipe
+from serve_app.values import Noise
 
 
 class Sum:

@@ -1,7 +1,7 @@
 import pytest
 
 from serve_app.nodes.builtin.loaders_lora import LoraLoader, LoraLoaderModelOnly
-from serve_app.values import ClipSkip, Lora, Recipe
+from serve_app.recipe import ClipSkip, Lora, Recipe
 
 MODEL = Recipe("backbone", "checkpoints", "a.safetensors")
 CLIP = Recipe("clip", "checkpoints", "a.safetensors", (ClipSkip(-2),))

@@ -26,7 +26,8 @@ from serve_app.nodes.builtin.model_sampling import (
     ModelSamplingContinuousV,
     ModelSamplingDiscrete,
 )
-from serve_app.values import ClipSkip, ContinuousEdm, ContinuousV, Discrete, LoadedAs, Recipe, Rounded, Texts
+from serve_app.recipe import ClipSkip, ContinuousEdm, ContinuousV, Discrete, LoadedAs, Recipe, Rounded
+from serve_app.values import Texts
 
 MODEL = Recipe("backbone", "checkpoints", "a.safetensors")
 CLIP = Recipe("clip", "checkpoints", "a.safetensors")

@@ -14,8 +14,8 @@ import torch
 from serve_app.errors import NodeError
 from serve_app.nodes.execute import NodeFailedError
 from serve_app.nodes.packs import Packs, load
+from serve_app.recipe import Discrete
 from serve_app.sampling.denoiser import trained
-from serve_app.values import Discrete
 from tests.parity.stack import Stack
 from tests.unit.models.sample import write_sample_checkpoint
 

@@ -22,7 +22,8 @@ from serve_app.nodes.builtin.vision import (
 )
 from serve_app.nodes.registry import DISPLAY_NAMES, specs
 from serve_app.nodes.size import size_of
-from serve_app.values import ClipVisionOutput, Conditioning, ModelControl, Recipe
+from serve_app.recipe import ModelControl, Recipe
+from serve_app.values import ClipVisionOutput, Conditioning
 
 ENCODER = Recipe("clip_vision", "clip_vision", "sigclip.safetensors")
 STYLE = Recipe("style_model", "style_models", "redux.safetensors")

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
+from serve_app.recipe import ContinuousEdm, Discrete, Flow, FluxFlow
 from serve_app.sampling.combination import value
 from serve_app.sampling.denoiser import EPS, X0, Edm, ImgToImg, Lcm, V, Velocity, trained
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.inpaint import Inpainting, latent_mask
 from serve_app.sampling.levels import FlowLevels, TableLevels
-from serve_app.values import ContinuousEdm, Discrete, Flow, FluxFlow
 
 
 def denoised(prediction, x, output, sigma):

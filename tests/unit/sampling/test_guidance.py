@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
+from serve_app.recipe import Recipe
 from serve_app.sampling.combination import value
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import Canvas, to_batch
 from serve_app.sampling.guidance import Guidance
 from serve_app.sampling.levels import TableLevels
 from serve_app.sampling.rules import CfgRule, PerpNegRule, rule_of
-from serve_app.values import Cfg, DualCfg, Guider, PerpNeg, Recipe
+from serve_app.values import Cfg, DualCfg, Guider, PerpNeg
 
 X = torch.randn(2, 4, 3, 3)
 

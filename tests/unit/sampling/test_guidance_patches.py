@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serve_app.sampling.guidance_patches import GuidancePatches, Guided
-from serve_app.sampling.levels import FlowLevels
-from serve_app.values import (
+from serve_app.recipe import (
     AdaptiveProjection,
     CfgNorm,
     CfgZeroStar,
@@ -18,6 +16,8 @@ from serve_app.values import (
     RescaleCfg,
     TangentialDamping,
 )
+from serve_app.sampling.guidance_patches import GuidancePatches, Guided
+from serve_app.sampling.levels import FlowLevels
 
 X, COND, UNCOND = torch.randn(3, 2, 4, 6, 6, generator=torch.Generator().manual_seed(0)).unbind()
 

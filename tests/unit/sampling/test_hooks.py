@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from serve_app.recipe import Hook, HookChange, Keyframe
 from serve_app.sampling.hooks import HookSchedule, clip_ranges, combined, hooks_of
 from serve_app.sampling.levels import FlowLevels
-from serve_app.values import Hook, HookChange, Keyframe
 
 LEVELS = FlowLevels(1.0, 1.0)
 """Of which a share of the sampling is as far below 1."""

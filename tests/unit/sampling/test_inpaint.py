@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from serve_app.recipe import DifferentialDiffusion
 from serve_app.sampling.combination import value
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.inpaint import Inpainting, differential, latent_mask
 from serve_app.sampling.levels import TableLevels
 from serve_app.sampling.sigmas import normal
-from serve_app.values import DifferentialDiffusion
 
 LEVELS = TableLevels()
 SIGMAS = normal(LEVELS, 10)

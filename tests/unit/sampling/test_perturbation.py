@@ -9,17 +9,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.sampling.combination import value
-from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.forward import Canvas, Piece, to_batch
-from serve_app.sampling.guidance import Guidance
-from serve_app.sampling.guidance_patches import GuidancePatches
-from serve_app.sampling.layers import AttentionMap, LayerPatches, Opposed, WithoutAttention
-from serve_app.sampling.levels import TableLevels
-from serve_app.sampling.perturbation import blurred
-from serve_app.sampling.rules import CfgRule
-from serve_app.values import (
-    Cfg,
+from serve_app.recipe import (
     CfgOverride,
     DeepShrink,
     FreeU,
@@ -32,6 +22,16 @@ from serve_app.values import (
     TemporalRescaling,
     WeakNegative,
 )
+from serve_app.sampling.combination import value
+from serve_app.sampling.evaluation import Evaluation
+from serve_app.sampling.forward import Canvas, Piece, to_batch
+from serve_app.sampling.guidance import Guidance
+from serve_app.sampling.guidance_patches import GuidancePatches
+from serve_app.sampling.layers import AttentionMap, LayerPatches, Opposed, WithoutAttention
+from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.perturbation import blurred
+from serve_app.sampling.rules import CfgRule
+from serve_app.values import Cfg
 from tests.unit.sampling.test_guidance import Rows
 
 LEVELS = TableLevels()

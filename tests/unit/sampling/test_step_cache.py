@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serve_app.recipe import EasyCache
 from serve_app.sampling.combination import value
 from serve_app.sampling.evaluation import Evaluation
 from serve_app.sampling.forward import Canvas, Piece, to_batch
 from serve_app.sampling.guidance import Guidance
 from serve_app.sampling.levels import FlowLevels
 from serve_app.sampling.rules import CfgRule
-from serve_app.values import Cfg, EasyCache
+from serve_app.values import Cfg
 
 LEVELS = FlowLevels(1.0, 1.0)
 X = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ import torch
 
 from serve_app.models.families.dit import Passing
 from serve_app.models.families.family import Rows
-from serve_app.values import FreeU, SkippedBlocks
+from serve_app.recipe import FreeU, SkippedBlocks
 
 TEXT, IMAGE = torch.zeros(3, 2, 4), torch.ones(3, 5, 4)
 

@@ -19,9 +19,9 @@ from serve_app.models.packing import move_to
 from serve_app.models.parts import find_part
 from serve_app.models.tensors import Tensors
 from serve_app.nodes.builtin.conditioning_qwen21 import QwenImage21Cache, TextEncodeQwenImage21
+from serve_app.recipe import Discrete, Recipe
 from serve_app.sampling.forward import Canvas
 from serve_app.store.kinds import BACKBONE_PREFIXES
-from serve_app.values import Discrete, Recipe
 from tests.parity.dit_cases import noise
 from tests.parity.qwen21_cases import BACKBONE, VAE, drawn, file_of
 

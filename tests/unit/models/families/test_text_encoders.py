@@ -16,8 +16,9 @@ from serve_app.models.tokenizers import qwen, t5
 from serve_app.models.tokenizers.sentencepiece import sentence_pieces
 from serve_app.models.tokenizers.tekken import tokenizer as tekken
 from serve_app.models.tokenizers.vocabularies import no_file
+from serve_app.recipe import LoadedAs, Recipe
 from serve_app.store.catalog import Catalog
-from serve_app.values import GenerationRequest, IllustratedText, LoadedAs, Recipe, Texts
+from serve_app.values import GenerationRequest, IllustratedText, Texts
 from tests.parity.text_cases import CASES, tensors
 from tests.unit.models.sample import cpu_weights
 

@@ -36,9 +36,9 @@ from serve_app.models.families.krea2 import Attention
 from serve_app.models.layout import placed, places
 from serve_app.models.parts import find_part
 from serve_app.models.tensors import Tensors
+from serve_app.recipe import Discrete, Flow, FluxFlow
 from serve_app.sampling.forward import Canvas
 from serve_app.store.kinds import BACKBONE_PREFIXES, refusal
-from serve_app.values import Discrete, Flow, FluxFlow
 from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, weights
 from tests.parity.figures import GOLDEN
 

@@ -18,8 +18,8 @@ from serve_app.models.families.sdxl import SdxlRefiner
 from serve_app.models.families.unet import Unet
 from serve_app.models.families.unet_blocks import UnetAttention, UnetResidual
 from serve_app.models.unet_layers import with_layers
+from serve_app.recipe import DeepShrink, FreeU, HyperTile
 from serve_app.sampling.layers import Drawn, WithoutAttention
-from serve_app.values import DeepShrink, FreeU, HyperTile
 from tests.unit.engine.card import Card, OnCard
 from tests.unit.models.control_nets import drawn
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve_app.values import ClipSkip, ContinuousV, Discrete, Lora, Recipe, Training, tiny_vae
+from serve_app.recipe import ClipSkip, ContinuousV, Discrete, Lora, Recipe, Training, tiny_vae
 
 PLAIN = Recipe("backbone", "checkpoints", "a.safetensors")
 
