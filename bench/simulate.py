@@ -204,6 +204,7 @@ def _row(outcome: Outcome) -> Figures:
         "p99_s": outcome.wait_s(0.99),
         "max_s": outcome.wait_s(1.0),
         "loads": outcome.loads,
+        "ahead": outcome.ahead,
         "lora_loads": outcome.lora_loads,
         "lost": outcome.lost,
         "most_holders": max(outcome.most_holders.values(), default=0),
@@ -214,7 +215,18 @@ def _together(outcomes: list[Outcome]) -> Outcome:
     whole = Outcome([wait_s for outcome in outcomes for wait_s in outcome.waits_s])
     for outcome in outcomes:
         whole.most_holders += outcome.most_holders
-        for name in ("loads", "lora_loads", "work_s", "loading_s", "possible_s", "cpu_s", "tasks", "lost", "replica_s"):
+        for name in (
+            "loads",
+            "ahead",
+            "lora_loads",
+            "work_s",
+            "loading_s",
+            "possible_s",
+            "cpu_s",
+            "tasks",
+            "lost",
+            "replica_s",
+        ):
             setattr(whole, name, getattr(whole, name) + getattr(outcome, name))
         whole.end_s = max(whole.end_s, outcome.end_s)
     return whole

@@ -1,7 +1,8 @@
 """A cluster in virtual time: the real machine, and replicas that only keep what they hold and until when they work.
 
 A replica runs as many tasks at once as it has slots, each as fast as alone. What it loads it keeps, least recently used
-out first. The machine is told what a real replica would report, and the processor time of its answers is measured.
+out first; what it is told of ahead it loads beside its tasks, if nothing that runs or is spared has to make way. The
+machine is told what a real replica would report, and the processor time of its answers is measured.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import math
 import random
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from time import process_time
 from typing import Any
@@ -32,6 +33,7 @@ from serve_app.scheduler.messages import (
     Interrupt,
     NodeFinished,
     NodeStarted,
+    Prefetch,
     ReplicaInfo,
     Report,
     Resident,
@@ -92,13 +94,14 @@ class Outcome:
     """What became of a trace. waits_s: from each job's arrival to its start, by its place in the trace.
 
     possible_s: the slot-seconds that could have been worked: at each moment as many as there are jobs or slots,
-    whichever are fewer; counted, like work_s and loading_s, from warm_s on, when replicas hold something. cpu_s: the
-    machine's processor time. replica_s: for how long there were replicas. had_s: how long each tenant's tasks took the
-    devices, loading included.
+    whichever are fewer; counted, like work_s and loading_s, from warm_s on, when replicas hold something. ahead:
+    how many of the loads were begun before their task. cpu_s: the machine's processor time. replica_s: for how long
+    there were replicas. had_s: how long each tenant's tasks took the devices, loading included.
     """
 
     waits_s: list[float]
     loads: int = 0
+    ahead: int = 0
     lora_loads: int = 0
     warm_s: float = 0.0
     work_s: float = 0.0
@@ -138,8 +141,11 @@ class Run:
 
 @dataclass
 class Replica:
+    """held: by file, what it is called in messages, and its size in GB. ready_s: when what is loaded ahead is there."""
+
     memory_gb: float
     held: OrderedDict[str, tuple[str, float]] = field(default_factory=OrderedDict)
+    ready_s: dict[str, float] = field(default_factory=dict)
     values: OrderedDict[str, None] = field(default_factory=OrderedDict)
     runs: dict[TaskId, Run] = field(default_factory=dict)
 
@@ -151,6 +157,22 @@ class Replica:
         while len(self.held) > 1 and sum(size for _, size in self.held.values()) > self.memory_gb:
             self.held.popitem(last=False)
         return missing
+
+    def make_way(self, gb: float, kept: Set[str]) -> bool:
+        """Let go of what is not kept until so much more has room; whether it has. If not, all stays."""
+        free_gb = self.memory_gb - sum(size for _, size in self.held.values())
+        gone: list[str] = []
+        for name, (_, size) in self.held.items():
+            if free_gb >= gb:
+                break
+            if name not in kept:
+                gone.append(name)
+                free_gb += size
+        if free_gb < gb:
+            return False
+        for name in gone:
+            del self.held[name]
+        return True
 
 
 class Cluster:
@@ -178,6 +200,7 @@ class Cluster:
         seed: int = 0,
     ) -> None:
         self.requests = requests
+        self._models = {request.model.name: request.model for request in requests}
         self._fair = weights is not None
         quotas = Quotas(tenants={tenant: Quota(weight=weight) for tenant, weight in (weights or {}).items()})
         self.machine = Machine(1, 3, Costs(_known(requests)), quotas.of)
@@ -228,7 +251,7 @@ class Cluster:
     def _arrive(self, number: int) -> None:
         request = self.requests[number]
         self._present += 1
-        loader = {"1": Node("1", "Load", {"ckpt_name": request.model.name})}
+        loader = {"1": Node("1", "CheckpointLoaderSimple", {"ckpt_name": request.model.name})}
         signatures = {"1": request.model.name, "3": f"sample {number}", "4": f"save {number}"}
         source = "1"
         if request.lora is not None:
@@ -316,9 +339,31 @@ class Cluster:
             case Export(signature):
                 held = signature in replica.values
                 self._report(name, Exported(signature, None) if held else Evicted((signature,)))
+            case Prefetch(models, spare):
+                for model in models:
+                    self._load_ahead(name, self._models[model.partition("/")[2]], frozenset(spare))
             case Interrupt(task_id):
                 if replica.runs.pop(task_id, None) is not None:
                     self._report(name, TaskStopped(task_id))
+
+    def _load_ahead(self, name: str, model: Model, spare: frozenset[str]) -> None:
+        replica = self.replicas[name]
+        running = {self.requests[run.number].model.name for run in replica.runs.values()}
+        loading = {held for held, ready_s in replica.ready_s.items() if ready_s > self.now_s}
+        if loading or model.name in replica.held or not replica.make_way(model.gb, spare | running):
+            return
+        resident = f"backbone checkpoints/{model.name}"
+        replica.need(model.name, resident, model.gb)
+        replica.ready_s[model.name] = self.now_s + model.load_s
+        self.outcome.loads += 1
+        self.outcome.ahead += 1
+
+        def loaded() -> None:
+            if self.replicas.get(name) is replica:
+                names = tuple(held for held, _ in replica.held.values())
+                self._report(name, Resident(names, ((resident, model.load_s),)))
+
+        self._at(self.now_s + model.load_s, loaded)
 
     def _begin(self, name: str, run: Run) -> None:
         replica, request = self.replicas[name], self.requests[run.number]
@@ -330,9 +375,12 @@ class Cluster:
         before = set(replica.held)
         loads = []
         resident = f"backbone checkpoints/{request.model.name}"
+        left_s = 0.0
         if replica.need(request.model.name, resident, request.model.gb):
             self.outcome.loads += 1
             loads.append((resident, request.model.load_s))
+        else:
+            left_s = max(0.0, replica.ready_s.get(request.model.name, 0.0) - self.now_s)
         if request.lora is not None:
             with_lora = f"{resident} + {request.lora.name} 1"
             if replica.need(request.lora.name, with_lora, request.lora.gb):
@@ -343,7 +391,7 @@ class Cluster:
         for file in replica.held:
             self._holders[file].add(name)
             self.outcome.most_holders[file] = max(self.outcome.most_holders[file], len(self._holders[file]))
-        run.loads, run.load_s = tuple(loads), sum(seconds for _, seconds in loads)
+        run.loads, run.load_s = tuple(loads), left_s + sum(seconds for _, seconds in loads)
         self._report(name, NodeStarted(run.task.id, "3"))
         self._at(self.now_s + run.load_s + request.work_s, lambda: self._end(name, run))
 

@@ -1,8 +1,8 @@
 """What replicas are told to load ahead: the models of what they will take next, while they work.
 
 A line that no replica holds the file of is going to be loaded for by one that has done its own. That one is told as
-soon as the line is among the next of its pool; once it holds the file, `dispatch` finds it as it finds any other.
-Pure; it looks at a few lines and replicas, however many there are.
+soon as the line is among the next of its pool, and counts as one that holds the file from then on. Pure; it looks at a
+few lines and replicas, however many there are.
 """
 
 from __future__ import annotations
@@ -40,28 +40,44 @@ class Ahead:
         told = self._told[name]
         for replica_id, file in [*told.items()]:
             record = pool.records.get(replica_id)
-            if record is None or file in record.files:
-                del told[replica_id]
+            if record is None or file in record.held:
+                self._over(told, replica_id)
             elif ready.first_of(file) is None:
-                del told[replica_id]
+                self._over(told, replica_id)
                 yield replica_id, Prefetch()
-        firsts = ready.firsts(LOOKED_AT)
-        spare = tuple(waiting.file for waiting in firsts if waiting.file)
-        for waiting in firsts:
+        for waiting in ready.firsts(LOOKED_AT):
             if len(told) == LOOKED_AT:
                 return
-            if not waiting.file or pool.slots_with(waiting.file) or waiting.file in told.values():
+            if not waiting.file or pool.slots_with(waiting.file) or not (models := self._models(waiting)):
                 continue
-            models = self._models(waiting)
-            if models and (record := self._taker(pool, ready, told)) is not None:
+            if (record := self._taker(waiting, pool, ready, told)) is not None:
                 told[record.info.replica_id] = waiting.file
-                yield record.info.replica_id, Prefetch(models, spare)
+                self._replicas.expect(record, waiting.file)
+                spare = sorted(file for file in record.files if ready.first_of(file) is not None)
+                yield record.info.replica_id, Prefetch(models, tuple(spare))
+
+    def _over(self, told: dict[str, str], replica_id: str) -> None:
+        """Forget what a replica was told."""
+        del told[replica_id]
+        if (record := self._replicas.get(replica_id)) is not None:
+            self._replicas.expect(record, None)
 
     def _models(self, waiting: Waiting) -> tuple[str, ...]:
         job = self._jobs[waiting.entry.job_id]
         return models_of(job.plan.graph, job.tasks[waiting.entry.task_index].plan.nodes)
 
-    def _taker(self, pool: PoolReplicas, ready: ReadyQueue, told: Mapping[str, str]) -> ReplicaRecord | None:
-        """Return the replica that is likely to take another line next: one without a line of its own, if any is."""
-        there = [record for record in pool.open.first(2 * LOOKED_AT) if record.info.replica_id not in told]
-        return min(there, key=lambda record: any(ready.first_of(file) for file in record.files), default=None)
+    def _taker(
+        self, waiting: Waiting, pool: PoolReplicas, ready: ReadyQueue, told: Mapping[str, str]
+    ) -> ReplicaRecord | None:
+        """Return a replica that is likely to take a task's line next.
+
+        It has no line of its own, or only such as come later in order, and has worked as long as it should with what
+        it loaded.
+        """
+
+        def turns(record: ReplicaRecord) -> bool:
+            own = [first for file in record.files if (first := ready.first_of(file)) is not None]
+            return not own or (record.owed_s <= 0.0 and all(ready.place(waiting) < ready.place(o) for o in own))
+
+        there = (record for record in pool.open.first(2 * LOOKED_AT) if record.info.replica_id not in told)
+        return next(filter(turns, there), None)

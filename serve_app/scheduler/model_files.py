@@ -35,7 +35,7 @@ def files_of(graph: Graph, nodes: Iterable[str]) -> tuple[str, ...]:
 
 
 def models_of(graph: Graph, nodes: Iterable[str]) -> tuple[str, ...]:
-    """Return the models that nodes load and name outright, each once, as `values.WARM_FORM` has them.
+    """Return the models that nodes load and name outright, each once, as `recipe.WARM_FORM` has them.
 
     A loader that changes what it loads, or is told by a link what that is, is left out.
     """

@@ -39,7 +39,7 @@ class ReplicaRecord:
 
     vacated: those of the running tasks that take no slot any more. work: what is known of the running tasks. held: the
     model files of the recipes. owed_s: for how long it should work with what it has loaded before it loads for others.
-    quarantined: the job that it is kept for alone.
+    ahead: the file that it has been told to load while it works. quarantined: the job that it is kept for alone.
     """
 
     info: ReplicaInfo
@@ -49,6 +49,7 @@ class ReplicaRecord:
     held: frozenset[str] = frozenset()
     work: dict[TaskId, Work] = field(default_factory=dict)
     owed_s: float = 0.0
+    ahead: frozenset[str] = frozenset()
     quarantined: str | None = None
 
     @property
@@ -64,7 +65,7 @@ class ReplicaRecord:
     @property
     def files(self) -> frozenset[str]:
         """The model files whose weights it holds, or will hold before another task can start there."""
-        return self.held.union(*(work.files for work in self.work.values()))
+        return self.held.union(self.ahead, *(work.files for work in self.work.values()))
 
     def runs_only(self, job_id: str) -> bool:
         """Whether nothing of any other job runs on it."""
@@ -262,6 +263,11 @@ class Replicas(Mapping[str, ReplicaRecord]):
         """Note which weights a replica holds."""
         record.recipes = recipes
         record.held = frozenset(file for recipe in recipes for file in files_in(recipe))
+        self._file(record)
+
+    def expect(self, record: ReplicaRecord, file: str | None) -> None:
+        """Note which file a replica is told to load ahead, if any."""
+        record.ahead = frozenset() if file is None else frozenset([file])
         self._file(record)
 
     def keep(self, record: ReplicaRecord, job_id: str | None) -> None:

@@ -65,9 +65,30 @@ def test_what_queued_jobs_need_is_to_be_spared() -> None:
     script = Named()
     script.busy("r1", "a")
     script.submit("same", "a")
-    script.submit("next", "b")
+    assert script.told() == []
+    script.submit("next", "b", number=-1)
     [(_, message)] = sent(script.commands, Prefetch)
     assert message == Prefetch(model("b"), ("a.safetensors", "b.safetensors"))
+
+
+def test_a_replica_is_told_nothing_while_its_own_line_comes_before() -> None:
+    script = Named()
+    script.busy("r1", "a")
+    script.submit("same", "a")
+    script.submit("next", "b")
+    assert script.told() == []
+    assert script.finish("r1") == ["same"]
+    assert script.told() == [("r1", model("b"))]
+
+
+def test_it_is_called_off_where_another_replica_takes_the_line() -> None:
+    script = Named()
+    script.busy("r1", "a")
+    script.submit("next", "b")
+    script.replica("r2")
+    assert script.started() == ["running on r1", "next"]
+    assert script.told() == [("r1", model("b")), ("r1", ())]
+    assert "b.safetensors" not in script.machine.replicas["r1"].files
 
 
 def test_once_it_holds_the_file_its_job_is_as_any_other_and_the_next_is_told_of() -> None:
@@ -76,8 +97,9 @@ def test_once_it_holds_the_file_its_job_is_as_any_other_and_the_next_is_told_of(
     script.submit("next", "b")
     script.submit("later", "c")
     held = ("backbone checkpoints/sub/a.safetensors", "backbone checkpoints/sub/b.safetensors")
-    assert script.told(script.report("r1", Resident(held))) == [("r1", model("c"))]
+    assert script.told(script.report("r1", Resident(held))) == []
     assert script.finish("r1") == ["next"]
+    assert script.told()[1:] == [("r1", model("c"))]
     assert script.machine.replicas["r1"].owed_s == 0.0, "it has not loaded for it"
 
 
