@@ -10,11 +10,14 @@ from PIL import Image
 
 from serve_app.store.store import FileRef
 from tests.parity.beside import OWN, WORKFLOWS, ours
-from tests.parity.figures import Figures
+from tests.parity.figures import TOLERANCE, Figures
 from tests.parity.patch_cases import models
 from tests.parity.stack import Stack
 
 FIGURES = Figures("beside")
+TIES = {"training|lcm": 1e-3}
+"""What workflows may be off that step on levels half-way between two that a model knows: the last bit of a logarithm,
+which differs between processors, decides which of the two it is told."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def test_every_workflow_has_its_figure():
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 async def test_a_workflow_gives_what_comfyui_gives(stack, name):
-    FIGURES.assert_agrees(await ours(stack, WORKFLOWS[name]), name)
+    FIGURES.assert_agrees(await ours(stack, WORKFLOWS[name]), name, TIES.get(name, TOLERANCE))
 
 
 async def test_a_saved_image_has_comfyuis_pixels_within_one(stack):
