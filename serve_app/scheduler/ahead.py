@@ -48,9 +48,10 @@ class Ahead:
         for waiting in ready.firsts(LOOKED_AT):
             if len(told) == LOOKED_AT:
                 return
-            if not waiting.file or pool.slots_with(waiting.file) or not (models := self._models(waiting)):
+            if not waiting.file or pool.slots_with(waiting.file):
                 continue
-            if (record := self._taker(waiting, pool, ready, told)) is not None:
+            record = self._taker(waiting, pool, ready, told)
+            if record is not None and (models := self._models(waiting)):
                 told[record.info.replica_id] = waiting.file
                 self._replicas.expect(record, waiting.file)
                 spare = sorted(file for file in record.files if ready.first_of(file) is not None)
@@ -69,15 +70,20 @@ class Ahead:
     def _taker(
         self, waiting: Waiting, pool: PoolReplicas, ready: ReadyQueue, told: Mapping[str, str]
     ) -> ReplicaRecord | None:
-        """Return a replica that is likely to take a task's line next.
+        """Return a replica that is likely to take a task's line next, and to have room for its model meanwhile.
 
         It has no line of its own, or only such as come later in order, and has worked as long as it should with what
-        it loaded.
+        it loaded. One of its pool has held more files than it does, or it holds some that nobody needs.
         """
 
         def turns(record: ReplicaRecord) -> bool:
-            own = [first for file in record.files if (first := ready.first_of(file)) is not None]
-            return not own or (record.owed_s <= 0.0 and all(ready.place(waiting) < ready.place(o) for o in own))
+            own = {file: first for file in record.files if (first := ready.first_of(file)) is not None}
+            if own and (
+                record.owed_s > 0.0 or any(ready.place(first) < ready.place(waiting) for first in own.values())
+            ):
+                return False
+            used = own.keys() | {file for work in record.work.values() for file in work.files}
+            return len(record.held) < pool.most_files or not record.held <= used
 
         there = (record for record in pool.open.first(2 * LOOKED_AT) if record.info.replica_id not in told)
         return next(filter(turns, there), None)

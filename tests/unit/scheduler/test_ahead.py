@@ -10,6 +10,7 @@ import pytest
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.scheduler import ahead
 from serve_app.scheduler.ahead import LOOKED_AT
+from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import Message, Prefetch, Resident
 from serve_app.scheduler.model_files import models_of
 from serve_app.scheduler.stimuli import CancelAsked, Command, ReplicaLost
@@ -34,6 +35,9 @@ class Named(Loaded):
     def __init__(self) -> None:
         super().__init__()
         self.graph = drawn
+        self.replica("earlier")
+        self.report("earlier", Resident(tuple(f"backbone checkpoints/sub/{name}.safetensors" for name in "xyz")))
+        self.feed(ReplicaLost("earlier"))
 
     def told(self, commands: Sequence[Command] | None = None) -> list[tuple[str, tuple[str, ...]]]:
         """Return which replicas were told to load what ahead."""
@@ -150,9 +154,18 @@ def test_nothing_is_told_of_what_starts_at_once_or_of_what_some_replica_holds() 
     assert script.told() == []
 
 
+def test_nothing_is_told_where_replicas_have_room_for_one_model_as_far_as_is_known() -> None:
+    script = Named()
+    script.machine = Machine(epoch=1, max_attempts=3, costs=script.machine.costs)
+    script.busy("r1", "a")
+    script.submit("next", "b")
+    assert script.told() == []
+    assert script.finish("r1") == ["next"]
+
+
 def test_nothing_is_told_where_loading_takes_no_time_as_far_as_is_known() -> None:
     script = Named()
-    script.machine = type(script.machine)(epoch=1, max_attempts=3)
+    script.machine = Machine(epoch=1, max_attempts=3)
     script.busy("r1", "a")
     script.submit("next", "b")
     assert script.told() == []
