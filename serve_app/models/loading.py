@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from serve_app.models.lora_layouts import read
 from serve_app.models.mixture import Adapted, Mixture, added
 from serve_app.models.model_control import ModelPatch
 from serve_app.models.network import Network
-from serve_app.models.packing import move_to
+from serve_app.models.packing import move_to, parameter_shape
 from serve_app.models.parts import PART_NAMES
 from serve_app.models.recipes import Change, Files
 from serve_app.models.upload import Ring
@@ -281,7 +280,7 @@ def _stack(
             case Towards(other=other, strength=strength):
                 beneath = mixture(other, change.files)
                 names = set(beneath.names)
-                fits = [n for n in of_network if n in names and beneath.shape(n) == attrgetter(n)(module).shape]
+                fits = [n for n in of_network if n in names and beneath.shape(n) == parameter_shape(module, n)]
                 stack.append(({name: Other(partial(beneath.tensor, name)) for name in fits}, strength))
                 if len(fits) < len(of_network):
                     of = f"{len(fits)} of the {len(of_network)} weights of this {PART_NAMES[part]}"

@@ -197,6 +197,13 @@ def weight_shape(layer: nn.Module) -> tuple[int, ...]:
     return (*shape, 1, 1) if isinstance(layer, PackedPointwise) else shape
 
 
+def parameter_shape(network: nn.Module, name: str) -> tuple[int, ...]:
+    """Return the shape of a network's weight or bias as it is plain."""
+    path, _, kind = name.rpartition(".")
+    layer = network.get_submodule(path)
+    return weight_shape(layer) if kind == "weight" else tuple(cast(Tensor, getattr(layer, kind)).shape)
+
+
 def _packs(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
     """Whether the layer can be packed once its weight is float32 on the CPU."""
     onednn: Any = torch.backends.mkldnn

@@ -134,6 +134,8 @@ class Loads:
 
     def __init__(self, root: Path, budget_bytes: int, host_bytes: int) -> None:
         self.card = Card()
+        # Held, so that nothing of these weights comes to lie where it is.
+        self.earlier = storages_on_card()
         self.opened: list[str] = []
         settings: dict[str, Any] = {"dtype": "fp32", "vae_dtype": "fp32"}
         self.weights = Weights(Catalog(root), CARD, **settings, budget_bytes=budget_bytes)
@@ -156,9 +158,16 @@ class Loads:
 
     def live_bytes(self) -> int:
         """Return how much memory of the card tensors of its weights have, whoever has them."""
-        gc.collect()
-        found = (tensor.held.untyped_storage() for tensor in gc.get_objects() if type(tensor) is OnCard)
-        return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values()) - loads_landing(self)
+        found = storages_on_card()
+        mine = found.keys() - self.earlier.keys()
+        return sum(found[place].nbytes() for place in mine) - loads_landing(self)
+
+
+def storages_on_card() -> dict[int, torch.UntypedStorage]:
+    """Return the memory of all tensors on a card, by its address."""
+    gc.collect()
+    found = (tensor.held.untyped_storage() for tensor in gc.get_objects() if type(tensor) is OnCard)
+    return {storage.data_ptr(): storage for storage in found}
 
 
 def loads_landing(loads: Loads) -> int:
