@@ -156,6 +156,8 @@ def test_two_tenants_see_nothing_of_each_other(tenants: TenantServer) -> None:
         assert a.http.post("/interrupt").status_code == 200
         wait_for(lambda: listeners["a"].has_heard("execution_interrupted", runs["a"]), "a's interrupt")
         for tenant, listener in listeners.items():
+            ended = waiting[tenant]
+            wait_for(lambda heard=listener, job=ended: heard.has_heard("execution_success", job), "a picture's end")  # type: ignore[misc]
             assert listener.about() == {runs[tenant], waiting[tenant]}
 
 
