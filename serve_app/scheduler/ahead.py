@@ -1,8 +1,8 @@
 """What replicas are told to load ahead: the models of what they will take next, while they work.
 
 A line that no replica holds the file of is going to be loaded for by one that has done its own. That one is told as
-soon as the line is among the next of its pool, and counts as one that holds the file from then on. Pure; it looks at a
-few lines and replicas, however many there are.
+soon as the line is among the next of its pool, and counts as one that holds the file from then on. It then works with
+what it has as long as after a load. Pure; it looks at a few lines and replicas, however many there are.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from serve_app.scheduler.costs import Costs
+from serve_app.scheduler.dispatch import PATIENCE
 from serve_app.scheduler.messages import Prefetch
 from serve_app.scheduler.model_files import models_of
 from serve_app.scheduler.ready_queue import ReadyQueue, Waiting
@@ -53,7 +54,8 @@ class Ahead:
             record = self._taker(waiting, pool, ready, told)
             if record is not None and (models := self._models(waiting)):
                 told[record.info.replica_id] = waiting.file
-                self._replicas.expect(record, waiting.file)
+                owed_s = PATIENCE * self._costs.load_s(name, waiting.file) * record.info.slots
+                self._replicas.expect(record, waiting.file, owed_s)
                 spare = sorted(file for file in record.files if ready.first_of(file) is not None)
                 yield record.info.replica_id, Prefetch(models, tuple(spare))
 

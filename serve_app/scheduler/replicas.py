@@ -265,9 +265,10 @@ class Replicas(Mapping[str, ReplicaRecord]):
         record.held = frozenset(file for recipe in recipes for file in files_in(recipe))
         self._file(record)
 
-    def expect(self, record: ReplicaRecord, file: str | None) -> None:
-        """Note which file a replica is told to load ahead, if any."""
+    def expect(self, record: ReplicaRecord, file: str | None, owed_s: float = 0.0) -> None:
+        """Note which file a replica is told to load ahead, if any, and for how long it should work for it."""
         record.ahead = frozenset() if file is None else frozenset([file])
+        record.owed_s = max(record.owed_s, owed_s)
         self._file(record)
 
     def keep(self, record: ReplicaRecord, job_id: str | None) -> None:

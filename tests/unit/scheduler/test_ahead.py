@@ -10,12 +10,13 @@ import pytest
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.scheduler import ahead
 from serve_app.scheduler.ahead import LOOKED_AT
+from serve_app.scheduler.dispatch import PATIENCE
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import Message, Prefetch, Resident
 from serve_app.scheduler.model_files import models_of
 from serve_app.scheduler.stimuli import CancelAsked, Command, ReplicaLost
 from tests.unit.scheduler.script import assigned, sent
-from tests.unit.scheduler.test_dispatch import Loaded
+from tests.unit.scheduler.test_dispatch import LOAD_S, Loaded
 
 
 def drawn(seed: Any) -> tuple[Graph, dict[str, str]]:
@@ -104,7 +105,9 @@ def test_once_it_holds_the_file_its_job_is_as_any_other_and_the_next_is_told_of(
     assert script.told(script.report("r1", Resident(held))) == []
     assert script.finish("r1") == ["next"]
     assert script.told()[1:] == [("r1", model("c"))]
-    assert script.machine.replicas["r1"].owed_s == 0.0, "it has not loaded for it"
+    assert script.machine.replicas["r1"].owed_s == PATIENCE * LOAD_S, (
+        "it works for what it is told, as for what it loads"
+    )
 
 
 def test_a_replica_without_a_line_of_its_own_is_told_first() -> None:
