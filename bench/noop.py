@@ -15,6 +15,8 @@ from bench.workflows import noop
 NAME = "noop"
 JOBS = 50
 CONNECTIONS = 8
+SETTLE_S = 10.0
+"""After this a server has done what it does beside its first jobs, such as importing the classes of models."""
 
 
 def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series], list[Ratio]]:
@@ -29,6 +31,7 @@ def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series],
         for contender in contenders:
             with running(contender) as server:
                 _queued(server, CONNECTIONS)
+                time.sleep(SETTLE_S)
                 for load, work in loads.items():
                     began = time.perf_counter()
                     jobs = work(server)
