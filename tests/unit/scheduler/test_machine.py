@@ -181,6 +181,17 @@ def test_a_suspect_waits_for_a_replica_to_clear_and_others_are_kept_off_it():
     assert alone.id.job_id == "a"
 
 
+def test_a_suspect_goes_on_once_the_one_before_it_has_left_another_pool():
+    script = Script(TWO_POOLS)
+    script.replica("c1", "cpu")
+    script.replica("g1", "gpu")
+    [(_, loads)] = assigned(script.job("a", seed=1, losses=SHARED_LOSSES))
+    [(_, samples)] = assigned(script.run("c1", loads))
+    # Of jobs that span pools one is kept apart at a time, and "a" is on g1 still.
+    assert assigned(script.job("b", seed=2, losses=SHARED_LOSSES, number=-1)) == []
+    assert [(name, task.id.job_id) for name, task in assigned(script.run("g1", samples))] == [("g1", "b")]
+
+
 def test_a_replica_that_leaves_or_joins_again_is_held_against_nobody():
     script = Script(max_attempts=1)
     script.job("a")
