@@ -149,8 +149,8 @@ def model_figures(pool: str, replica: str, models: Models) -> Iterator[Figure]:
     yield "serve_app_host_weights_misses", weights.host_misses, labels
     yield "serve_app_vae_failures", vaes.failures, labels
     yield "serve_app_vae_tiled", vaes.in_tiles, labels
-    for outcome in ("begun", "used", "dropped"):
-        yield "serve_app_weights_prefetches", getattr(models.ahead, outcome), {**labels, "outcome": outcome}
+    for outcome, count in asdict(models.ahead).items():
+        yield "serve_app_weights_prefetches", count, {**labels, "outcome": outcome}
 
 
 def limit_figures(use: Mapping[str, float], refusals: Mapping[str, int]) -> Iterator[Figure]:
