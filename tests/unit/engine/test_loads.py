@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from threading import Event, current_thread
 from typing import Any
@@ -72,26 +72,33 @@ async def reached(event: Event) -> None:
     assert await asyncio.to_thread(event.wait, 30)
 
 
-async def test_while_a_model_loads_forwards_of_others_go_on_and_so_does_work_that_begins(
-    engine: Engine, catalog: Catalog
-) -> None:
-    weights = slow(catalog)
-    shared = EngineRuntime(engine, weights)
+@asynccontextmanager
+async def stepping(shared: EngineRuntime, weights: Slow) -> AsyncIterator[asyncio.Semaphore]:
+    """Sample with "a" meanwhile, and have all other loads wait; give what is released at each step."""
     steps = asyncio.Semaphore(0)
     endless = asyncio.create_task(shared.bind(lambda done, of: steps.release()).sample(sampled("a", steps=100_000)))
     await steps.acquire()
     weights.go.clear()
     weights.under_way.clear()
-    waiting = asyncio.create_task(shared.bind(ignore).sample(sampled("b")))
-    await reached(weights.under_way)
-    for _ in range(20):
-        await asyncio.wait_for(steps.acquire(), 30)
-    # A job of what is there is not only begun but done meanwhile.
-    assert (await asyncio.wait_for(shared.bind(ignore).sample(sampled("a")), 30)).latents.shape == (1, 4, 4, 4)
-    assert not waiting.done()
-    weights.go.set()
-    assert (await asyncio.wait_for(waiting, 30)).latents.shape == (1, 4, 4, 4)
+    yield steps
     endless.cancel()
+
+
+async def test_while_a_model_loads_forwards_of_others_go_on_and_so_does_work_that_begins(
+    engine: Engine, catalog: Catalog
+) -> None:
+    weights = slow(catalog)
+    shared = EngineRuntime(engine, weights)
+    async with stepping(shared, weights) as steps:
+        waiting = asyncio.create_task(shared.bind(ignore).sample(sampled("b")))
+        await reached(weights.under_way)
+        for _ in range(20):
+            await asyncio.wait_for(steps.acquire(), 30)
+        # A job of what is there is not only begun but done meanwhile.
+        assert (await asyncio.wait_for(shared.bind(ignore).sample(sampled("a")), 30)).latents.shape == (1, 4, 4, 4)
+        assert not waiting.done()
+        weights.go.set()
+        assert (await asyncio.wait_for(waiting, 30)).latents.shape == (1, 4, 4, 4)
 
 
 async def test_nothing_is_loaded_in_the_engines_thread(engine: Engine, catalog: Catalog) -> None:
@@ -202,32 +209,27 @@ async def test_what_is_loaded_ahead_is_there_as_its_job_begins_and_forwards_go_o
 ) -> None:
     weights = slow(catalog)
     shared = EngineRuntime(engine, weights)
-    steps = asyncio.Semaphore(0)
-    endless = asyncio.create_task(shared.bind(lambda done, of: steps.release()).sample(sampled("a", steps=100_000)))
-    await steps.acquire()
-    weights.go.clear()
-    weights.under_way.clear()
-    ahead = asyncio.create_task(shared.load_ahead(recipe("backbone", "b"), nothing))
-    await reached(weights.under_way)
-    for _ in range(20):
-        await asyncio.wait_for(steps.acquire(), 30)
-    assert not ahead.done()
-    weights.go.set()
-    assert await ahead
-    loads = weights.counters.loads
-    waits: list[str] = []
+    async with stepping(shared, weights) as steps:
+        ahead = asyncio.create_task(shared.load_ahead(recipe("backbone", "b"), nothing))
+        await reached(weights.under_way)
+        for _ in range(20):
+            await asyncio.wait_for(steps.acquire(), 30)
+        assert not ahead.done()
+        weights.go.set()
+        assert await ahead
+        loads = weights.counters.loads
+        waits: list[str] = []
 
-    @contextmanager
-    def loading() -> Iterator[None]:
-        waits.append("b")
-        yield
+        @contextmanager
+        def loading() -> Iterator[None]:
+            waits.append("b")
+            yield
 
-    await asyncio.wait_for(shared.bind(ignore, loading=loading).sample(sampled("b")), 30)
-    assert (weights.counters.loads, waits) == (loads, [])
-    assert (shared.ahead.begun, shared.ahead.used, shared.ahead.dropped) == (1, 1, 0)
-    await shared.bind(ignore).sample(sampled("b"))
-    assert shared.ahead.used == 1
-    endless.cancel()
+        await asyncio.wait_for(shared.bind(ignore, loading=loading).sample(sampled("b")), 30)
+        assert (weights.counters.loads, waits) == (loads, [])
+        assert (shared.ahead.begun, shared.ahead.used, shared.ahead.dropped) == (1, 1, 0)
+        await shared.bind(ignore).sample(sampled("b"))
+        assert shared.ahead.used == 1
 
 
 async def test_what_is_loaded_ahead_takes_no_room_from_what_is_in_use_or_spared(
