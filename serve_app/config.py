@@ -356,7 +356,8 @@ class PoolConfig(Section):
     host_bytes: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Pinned host memory that a replica keeps weights in which were evicted from its GPU; they come back by copies.
 
-    auto is a quarter of what its process may use; 0 has them read from their files again. On a CPU there is none.
+    auto is a quarter of `memory_bytes`, or where that is not said of its part of the host, by its share of the host's
+    GPUs; 0 has them read from their files again. On a CPU there is none.
     """
     results_bytes: Annotated[int, Field(ge=0)] = 1024**3
     """Node results a replica keeps, likewise."""

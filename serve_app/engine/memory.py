@@ -79,9 +79,12 @@ def host_weights_bytes(asked: int | None, process_bytes: int) -> int:
     return process_bytes // HOST_SHARE if asked is None else asked
 
 
-def offload_bytes(asked: int | None, process_bytes: int) -> int:
-    """Return how much host memory evicted weights may take beside a card. asked, process_bytes: as above."""
-    return process_bytes // OFFLOAD_SHARE if asked is None else asked
+def offload_bytes(asked: int | None, process_bytes: int, share: float = 1.0) -> int:
+    """Return how much host memory evicted weights may take beside a card. asked, process_bytes: as above.
+
+    share: how much of the host's cards the process has, beside others that have the rest.
+    """
+    return int(process_bytes * share) // OFFLOAD_SHARE if asked is None else asked
 
 
 class Memory(Protocol):

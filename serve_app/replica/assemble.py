@@ -22,7 +22,7 @@ from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.nodes.time_limit import NodeLimits
 from serve_app.replica import collector
 from serve_app.replica.files import fingerprints, open_catalog, open_store
-from serve_app.replica.host import host_stats, memory_bytes, own_limit
+from serve_app.replica.host import gpu_count, host_stats, memory_bytes, own_limit
 from serve_app.replica.runner import Models, Runner
 from serve_app.replica.transfer import Transfer
 from serve_app.replica.watchdog import ends_within
@@ -129,7 +129,9 @@ def host_bytes_of(pool: PoolConfig, device: torch.device) -> int:
     """
     asked = None if pool.host_bytes == "auto" else pool.host_bytes
     if device.type == "cuda":
-        return offload_bytes(asked, own_limit(pool.memory_bytes))
+        # What a pool says is of each replica; of the host's memory each has as much as of its cards.
+        share = 1.0 if pool.memory_bytes else min(1.0, pool.gpus / max(1, gpu_count()))
+        return offload_bytes(asked, own_limit(pool.memory_bytes), share)
     if asked:
         raise ConfigError(f"pool {pool.name}: host_bytes is of weights of a GPU, and its models are on a CPU")
     return 0

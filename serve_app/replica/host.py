@@ -29,7 +29,7 @@ def host_stats() -> HostStats:
         ram_total_mb=memory.total // MB,
         ram_used_mb=(memory.total - memory.available) // MB,
         ram_available_mb=memory.available // MB,
-        gpus=tuple(map(_gpu, range(_gpu_count()))),
+        gpus=tuple(map(_gpu, range(gpu_count()))),
     )
 
 
@@ -55,7 +55,8 @@ def _host() -> str:
 
 
 @functools.cache
-def _gpu_count() -> int:
+def gpu_count() -> int:
+    """Return how many GPUs the host has, or its container sees; 0 where none can be asked for."""
     try:
         pynvml.nvmlInit()
         return int(pynvml.nvmlDeviceGetCount())

@@ -112,3 +112,10 @@ def test_beside_a_card_evicted_weights_may_take_a_quarter_of_what_the_process_ma
     assert host_bytes_of(PoolConfig(name="a", memory_bytes=8 * GB), cpu) == 0
     with pytest.raises(ConfigError, match="pool a: host_bytes is of weights of a GPU, and its models are on a CPU"):
         host_bytes_of(PoolConfig(name="a", host_bytes=1), cpu)
+
+
+@pytest.mark.parametrize(("num_gpus", "cards", "parts"), [(1, 1, 4), (1, 8, 32), (0.5, 1, 8), (1, 0, 4)])
+def test_replicas_that_share_a_host_divide_its_memory_by_their_cards(monkeypatch, num_gpus, cards, parts):
+    monkeypatch.setattr("serve_app.replica.assemble.own_limit", lambda asked: asked or 64 * GB)
+    monkeypatch.setattr("serve_app.replica.assemble.gpu_count", lambda: cards)
+    assert host_bytes_of(PoolConfig(name="a", num_gpus=num_gpus), torch.device("cuda")) == 64 * GB // parts
