@@ -130,7 +130,7 @@ class OmniGen2(OneStream):
             norm_eps=_EPS,
         )
         network.ref_image_patch_embedder = nn.Linear(self.latent_channels * PATCH**2, self.width)
-        network.image_index_embedding = nn.Parameter(torch.empty(MOST_REFERENCES, self.width))
+        network.image_index_embedding = nn.Parameter(torch.zeros(MOST_REFERENCES, self.width))
         network.ref_image_refiner = nn.ModuleList(
             Lumina2TransformerBlock(self.width, self.heads, self.shared, MULTIPLE, None, _EPS)
             for _ in range(self.refiners)

@@ -203,7 +203,7 @@ class Sd3(BackboneFamily):
         # A parameter goes to the device with the others; diffusers has the table as a buffer.
         network.pos_embed.pos_embed = None
         del network.pos_embed.pos_embed
-        network.pos_embed.pos_embed = nn.Parameter(torch.empty(1, self.side**2, self.width))
+        network.pos_embed.pos_embed = nn.Parameter(torch.zeros(1, self.side**2, self.width))
         built: nn.Module = network
         return built
 
