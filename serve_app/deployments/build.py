@@ -16,18 +16,7 @@ from serve_app.deployments.comfyui_replica import ComfyUIReplica
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.replica import Replica
 from serve_app.deployments.scaling import Backlog
-
-ENVIRONMENT = {
-    "THP_MEM_ALLOC_ENABLE": "1",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-}
-"""Of every pool's replicas.
-
-torch then asks for large memory in large pages, which halves the time to load on a CPU; cuBLAS sums in the same order
-each time; and torch's memory of a card grows where it lies. In blocks of fixed sizes, forwards whose rows change all
-the time would leave it in pieces that are too small for the next.
-"""
+from serve_app.deployments.torch_environment import ENVIRONMENT
 
 CALLS = 100
 """Calls of node packs' routes that a replica runs at once; more wait for one of them to end."""

@@ -19,6 +19,7 @@ from serve_app.api.origin import LOOPBACK
 from serve_app.config import AppConfig
 from serve_app.deployments import haproxy, private, supervisor
 from serve_app.deployments.haproxy import HAProxy
+from serve_app.deployments.torch_environment import ENVIRONMENT
 from serve_app.errors import ConfigError, DatabaseDamagedError
 from serve_app.models.shipped import provide
 from serve_app.nodes.pack_requirements import check_lock
@@ -31,10 +32,8 @@ OWN_RAY = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.deployments.gate:middlewares",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # What build.ENVIRONMENT has for pools: all processes have it, so that the first replicas need none of their own.
-    "THP_MEM_ALLOC_ENABLE": "1",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    # What pools ask for: all processes have it, so that the first replicas need none of their own.
+    **ENVIRONMENT,
 }
 """What the processes of a Ray of our own are told by their environment, where it does not say otherwise."""
 QUIET_RAY = {

@@ -1,0 +1,16 @@
+"""What processes that compute with torch are told by their environment, which it and cuBLAS read as they start.
+
+Imports nothing, so that the supervisor, which has neither torch nor Ray, can hand it to every process of its own Ray.
+"""
+
+from __future__ import annotations
+
+ENVIRONMENT = {
+    # torch asks for large memory in large pages, which halves the time to load on a CPU.
+    "THP_MEM_ALLOC_ENABLE": "1",
+    # cuBLAS sums in the same order each time.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    # torch's memory of a card grows where it lies. In blocks of fixed sizes, forwards whose rows change all the time
+    # would leave it in pieces that are too small for the next.
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+}
