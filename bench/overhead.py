@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.series import Ratio, Series, ratio
 from bench.servers import Contender, running
 from bench.workflows import CFG, NEGATIVE, SIDE, STEPS, TEXTS, txt2img
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import timeline_of

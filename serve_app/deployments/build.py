@@ -11,7 +11,8 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from serve_app.config import AppConfig, PoolConfig, parse
+from serve_app.config import AppConfig, parse
+from serve_app.config.pool import PoolConfig
 from serve_app.deployments.comfyui_replica import ComfyUIReplica
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.replica import Replica

@@ -11,7 +11,8 @@ import ray
 from ray import serve
 
 from serve_app import log
-from serve_app.config import AppConfig, PoolConfig
+from serve_app.config import AppConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node

@@ -17,7 +17,8 @@ from serve_app.api.app import create_app
 from serve_app.api.audit import AuditLog
 from serve_app.api.comfy import page
 from serve_app.api.identity import Identity
-from serve_app.config import AppConfig, TenantsConfig
+from serve_app.config import AppConfig
+from serve_app.config.tenants import TenantsConfig
 from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.haproxy import socket_path

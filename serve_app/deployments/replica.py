@@ -17,7 +17,8 @@ from ray import serve
 from ray.exceptions import RayError
 
 from serve_app import log
-from serve_app.config import AppConfig, PoolConfig
+from serve_app.config import AppConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.loopback import keep_to_the_node

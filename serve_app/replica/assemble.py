@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 import torch
 
 from serve_app import log
-from serve_app.config import AppConfig, PoolConfig
+from serve_app.config import AppConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.engine.memory import MB, CardMemory, Memory, card_share, host_weights_bytes, offload_bytes
 from serve_app.engine.timeline import timeline_of
 from serve_app.errors import ConfigError

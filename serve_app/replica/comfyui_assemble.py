@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from serve_app.comfyui.process import Installation
-from serve_app.config import AppConfig, ComfyUIConfig, PoolConfig
+from serve_app.config import AppConfig
+from serve_app.config.comfyui import ComfyUIConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.nodes.routes import ANY, PackRoute
 from serve_app.replica.comfyui_runner import ComfyUIRunner
 from serve_app.replica.files import open_mirror, open_store

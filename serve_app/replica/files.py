@@ -6,7 +6,8 @@ import uuid
 from typing import TYPE_CHECKING, Protocol
 
 from serve_app import log
-from serve_app.config import AppConfig, S3Config
+from serve_app.config import AppConfig
+from serve_app.config.storage import S3Config
 from serve_app.errors import StoreError
 from serve_app.store.catalog import Catalog
 from serve_app.store.input_folders import INPUT_FOLDERS, folder_tag

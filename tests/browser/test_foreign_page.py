@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.responses import HTMLResponse
 
 from serve_app.api.app import create_app
-from serve_app.config import IngressConfig
+from serve_app.config.ingress import IngressConfig
 from serve_app.service import Service
 from serve_app.store.catalog import Catalog
 from serve_app.store.store import FileRef

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from serve_app.config import ComfyUIConfig, PoolConfig
+from serve_app.config.comfyui import ComfyUIConfig
+from serve_app.config.pool import PoolConfig
 
 STANDIN = Path(__file__).parent / "standin"
 HOME = os.environ.get("COMFYUI_HOME")

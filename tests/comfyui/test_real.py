@@ -17,7 +17,8 @@ import pytest_asyncio
 from PIL import Image
 
 from serve_app.comfyui.client import Client
-from serve_app.config import ComfyUIConfig, PoolConfig
+from serve_app.config.comfyui import ComfyUIConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.scheduler.client import JobView, Submission
 from serve_app.store.store import FileRef
 from tests.comfyui.pools import ARGUMENTS, HOME, PYTHON

@@ -19,7 +19,7 @@ from PIL import Image
 
 from serve_app.api.app import create_app
 from serve_app.cli.convert import own_classes
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.graph.convert import convert
 from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.registry import specs

@@ -15,7 +15,8 @@ import pytest
 from serve_app.api.app import create_app
 from serve_app.api.comfy import subscriptions
 from serve_app.api.crowd import Crowd
-from serve_app.config import AppConfig, IngressConfig
+from serve_app.config import AppConfig
+from serve_app.config.ingress import IngressConfig
 from serve_app.deployments.build import FAILURES, _ingress
 
 JOB = "550e8400-e29b-41d4-a716-446655440000"

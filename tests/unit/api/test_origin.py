@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.api.app import create_app
 from serve_app.api.origin import Allowed
-from serve_app.config import IngressConfig
+from serve_app.config.ingress import IngressConfig
 from serve_app.deployments.up import _settings
 from serve_app.nodes.routes import PackRoute
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.scheduler.client import QueueBounds, Reader, Submission
 from serve_app.scheduler.messages import Free
 from serve_app.store.changes import JobQuery

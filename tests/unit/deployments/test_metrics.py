@@ -8,7 +8,7 @@ import sys
 import pytest
 from ray.util import metrics as ray_metrics
 
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.deployments.metrics import (
     METRICS,
     Meters,

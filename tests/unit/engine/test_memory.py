@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.engine.memory import (
     CELL_BYTES,
     CONTEXT_BYTES,

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.scheduler.messages import Prefetch
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serve_app.config import BucketConfig, PoolConfig, S3Config
+from serve_app.config.pool import PoolConfig
+from serve_app.config.storage import BucketConfig, S3Config
 from serve_app.store import mirror, s3
 from serve_app.store.mirror import Mirror
 from serve_app.store.s3 import S3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import S3Config
+from serve_app.config.storage import S3Config
 from serve_app.errors import QuotaError
 from serve_app.limits import Quota, Quotas
 from serve_app.scheduler import storage_count

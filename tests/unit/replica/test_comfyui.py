@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.errors import NotReadyError
 from serve_app.replica.comfyui_runner import ComfyUIRunner
 from serve_app.scheduler.client import Submission

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serve_app.config import BucketConfig
+from serve_app.config.storage import BucketConfig
 from serve_app.replica import comfyui_runner
 from serve_app.scheduler.client import Submission
 from serve_app.store import mirror

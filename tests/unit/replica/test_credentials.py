@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.scheduler.client import Submission
 from serve_app.store.credentials import HIDDEN
 from tests.unit.replica.cluster import Cluster, cluster

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.errors import ConfigError
 from serve_app.replica.assemble import device_of, host_bytes_of, memory_of, set_arithmetic
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.errors import InvalidGraphError, NotReadyError
 from serve_app.replica.watchdog import REPLACED
 from serve_app.scheduler import remote_validation

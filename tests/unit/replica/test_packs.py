@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import pytest
 from PIL import Image
 
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.errors import InvalidGraphError, NotReadyError
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.routes import PackRoute

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.scheduler import tidying
 from serve_app.store import retention
 from tests.unit.replica.cluster import Cluster, cluster

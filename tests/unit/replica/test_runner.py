@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from serve_app.config import AppConfig, PoolConfig
+from serve_app.config import AppConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, UnavailableError
 from serve_app.limits import SizeLimits
 from serve_app.replica import assemble as assembling

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.scheduler.client import Submission
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint

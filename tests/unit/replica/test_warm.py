@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from serve_app.config import PoolConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.errors import InvalidSubmissionError
 from tests import workflows
 from tests.parity.text_cases import CASES, tensors

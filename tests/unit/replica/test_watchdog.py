@@ -172,7 +172,8 @@ async def main():
 LOADS = """
 import sys
 from pathlib import Path
-from serve_app.config import AppConfig, PoolConfig
+from serve_app.config import AppConfig
+from serve_app.config.pool import PoolConfig
 from serve_app.replica.assemble import assemble
 root = Path(sys.argv[1])
 config = AppConfig(custom_nodes_dir=root / "packs", models_dir=root, pack_import_s=1)

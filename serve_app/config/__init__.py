@@ -1,0 +1,231 @@
+"""The typed configuration: what `configs/*.yaml` may say, and what each value means. Unknown keys are refused.
+
+The whole is here, each section in a file of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import floor
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+import yaml
+from pydantic import Field
+
+from serve_app import log
+from serve_app.api.crowd import Crowd
+from serve_app.config.ingress import IngressConfig
+from serve_app.config.pool import PoolConfig
+from serve_app.config.retention import RetentionConfig
+from serve_app.config.section import Seconds, Section
+from serve_app.config.storage import NamedBucket, S3Config, VolumeConfig
+from serve_app.config.tenants import TenantsConfig
+from serve_app.errors import ConfigError
+from serve_app.graph.destination import SHARED
+from serve_app.limits import EventLimits, ModelChangeLimits, Quotas, SizeLimits, WebhookLimits
+from serve_app.request_limits import Limits
+from serve_app.scheduler.admission import AdmissionRules
+from serve_app.store.location import Location
+from serve_app.store.store import Area
+from serve_app.values import PreviewMethod
+
+
+class AppConfig(Section):
+    """The whole application's configuration: the arguments of `serve_app.deployments.build:build`."""
+
+    models: NamedBucket | None = None
+    """Model files in a bucket, as keys or as s3://BUCKET/PREFIX; that is then found where an s3 store is."""
+    models_dir: Path = Path("models")
+    """Model files; with `models`, where each host keeps its copies."""
+    models_cache_bytes: Annotated[int, Field(ge=0)] = 0
+    """Copies beyond this go, least recently used first; 0 keeps them all."""
+    model_changes: ModelChangeLimits | None = None
+    """Whether admins may upload and delete model files over HTTP; an empty section lets them, None nobody."""
+    store: Annotated[VolumeConfig | S3Config, Field(discriminator="kind")] = VolumeConfig()
+    """Where clients' files are."""
+    input_dir: Path = Path("input")
+    output_dir: Path = Path("output")
+    temp_dir: Path = Path("temp")
+    temp_age_s: Annotated[float, Field(ge=60)] = 86_400.0
+    """How old previews in temp_dir get; a server that starts removes all that no unfinished job has shown."""
+    user_dir: Path = Path("user")
+    """Settings and files of the web page's users."""
+    preview_method: PreviewMethod = "none"
+    """Of jobs that name none as `extra_data.preview_method`. Some clients take previews for results."""
+    multi_user: bool = False
+    """Whether the web page asks who one is, to keep settings apart. It is no security: anyone may be any user."""
+    tenants: TenantsConfig | None = None
+    """None lets everyone in who reaches the port, and all have everything together."""
+    database_url: str = "sqlite:///state/jobs.sqlite"
+    max_queue: Annotated[int, Field(ge=1)] = 1000
+    """Jobs that may wait; one more is answered 503."""
+    client_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """How much of max_queue the jobs of one client may take; those that name no client_id count as one client's."""
+    client_priority: bool = True
+    """Whether a submission may say `front`, `number` or a priority; if not, it is answered 400: for open servers."""
+    max_priority: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    """How far from 0 the `extra_data.priority` of a submission may be; jobs of a higher one go before all others."""
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    """Replicas a job may lose while it alone runs on them, before it is given up."""
+    silence_s: Annotated[float, Field(ge=5)] = 20.0
+    """How long a replica may say nothing before its process is ended and its tasks are given to others."""
+    job_time_s: Seconds | None = None
+    """How long a job may run, from its start; then it ends in error."""
+    deadline_s: Seconds | None = None
+    """Within what time of its submission a job must have ended, waiting included; then it ends in error."""
+    cache: Annotated[str, Field(pattern=r"^(classic|none|lru:[0-9]{1,9})$")] = "classic"
+    """Node results that later jobs may use: as many as results_bytes holds, none, or lru:N at most N a replica too."""
+    strict: bool = False
+    """Whether jobs that do not say share no computation with others, so that equal ones are equal to the bit."""
+    custom_nodes_dir: Path | None = None
+    """The folder of node packs; their code runs in workers and replicas. None loads none."""
+    pack_import_s: Seconds = 600.0
+    """How long one pack may take to be imported; then the process that imports it ends, saying which it was."""
+    logs: log.Form = "text"
+    """What log lines look like."""
+    retention: RetentionConfig = RetentionConfig()
+    """What is let go of jobs and files; nothing, unless it says so."""
+    limits: SizeLimits = SizeLimits()
+    events: EventLimits = EventLimits()
+    webhooks: WebhookLimits = WebhookLimits()
+    quotas: Quotas = Quotas()
+    """What each tenant may have; see Quota."""
+    ingress: IngressConfig = IngressConfig()
+    pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)] = (PoolConfig(name="gpu"),)
+
+    @pydantic.model_validator(mode="after")
+    def _names_are_unique(self) -> AppConfig:
+        names = [pool.name for pool in self.pools]
+        if SHARED in names:
+            raise ValueError(f"a pool cannot be named {SHARED}: that stands for all pools that share workflows")
+        if len(set(names)) != len(names):
+            raise ValueError(f"pools must have different names, not {', '.join(names)}")
+        for pool in self.pools:
+            if pool.min_replicas > pool.max_replicas:
+                raise ValueError(f"pool {pool.name}: min_replicas {pool.min_replicas} exceeds {pool.max_replicas}")
+            if pool.hang_s >= self.silence_s:
+                raise ValueError(
+                    f"pool {pool.name}: hang_s {pool.hang_s:g} must be less than silence_s {self.silence_s:g}"
+                )
+        return self
+
+    @property
+    def admission(self) -> AdmissionRules:
+        """Who may submit what."""
+        return AdmissionRules(
+            self.max_queue,
+            self.client_share,
+            self.client_priority,
+            max_priority=self.max_priority,
+            share_results=self.cache != "none",
+            strict=self.strict,
+            quotas=self.quotas,
+            across_tenants=self.tenants is not None and self.tenants.shared_results,
+            gpus={pool.name: pool.gpus or float(pool.runtime) for pool in self.pools},
+        )
+
+    @property
+    def latent_cells(self) -> int | None:
+        """The most cells that a sampler may work on in some pool that shares workflows; None where there is none."""
+        pools = (pool for pool in self.pools if pool.runtime and pool.comfyui is None)
+        return max((pool.cells(cuda=pool.gpus > 0 and pool.device != "cpu") for pool in pools), default=None)
+
+    @property
+    def crowd(self) -> Crowd:
+        """The rooms of one ingress replica."""
+        ingress, models = self.ingress, self.model_changes or ModelChangeLimits()
+        return Crowd(
+            ingress.max_bodies, ingress.max_listeners, ingress.body_s, ingress.max_pack_streams, models.at_once
+        )
+
+    @property
+    def request_limits(self) -> Limits:
+        """How much one request may hold."""
+        return Limits(
+            body_bytes=self.ingress.max_body_bytes,
+            upload_bytes=self.ingress.max_upload_bytes,
+            command_bytes=self.ingress.max_command_bytes,
+            ids=self.ingress.max_ids,
+            sizes=self.limits,
+            latent_cells=self.latent_cells,
+            queue_items=self.ingress.queue_items,
+            queue_bytes=self.ingress.queue_bytes,
+            webhooks=self.webhooks,
+            retention=self.retention.rules,
+            quotas=self.quotas,
+            model_changes=self.model_changes,
+        )
+
+    @property
+    def results_entries(self) -> int | None:
+        """How many results a replica keeps at most; None for as many as their bytes allow."""
+        kind, _, count = self.cache.partition(":")
+        return int(count) if kind == "lru" else None
+
+    @property
+    def models_location(self) -> Location | None:
+        """The bucket of the model files, if they are in one; it is with the store's unless it says where."""
+        if self.models is None or self.models.endpoint is not None or not isinstance(self.store, S3Config):
+            return None if self.models is None else self.models.location
+        store = self.store
+        return replace(self.models.location, endpoint=store.endpoint, region=store.region, path_style=store.path_style)
+
+    @property
+    def directories(self) -> dict[Area, Path]:
+        """The three directories clients know."""
+        return {"input": self.input_dir, "output": self.output_dir, "temp": self.temp_dir}
+
+    def on(self, gpus: float) -> AppConfig:
+        """Return it for a cluster of so many GPUs, which say what `num_gpus: auto` of its pools is."""
+        auto = [pool for pool in self.pools if pool.num_gpus == "auto" and pool.takes_a_gpu]
+        left = max(0.0, gpus - sum(pool.gpus for pool in self.pools))
+        # Ray's shares have four digits.
+        each = min(1.0, floor(left / max(1, len(auto)) * 10_000) / 10_000)
+        given = {pool.name: each for pool in auto}
+        pools = (pool.model_copy(update={"num_gpus": given.get(pool.name, pool.gpus)}) for pool in self.pools)
+        return self.model_copy(update={"pools": tuple(pools)})
+
+    def resolved(self) -> AppConfig:
+        """Return it with every path absolute and every directory made, the database's among them."""
+        update: dict[str, Any] = {}
+        for name in ("models_dir", "input_dir", "output_dir", "temp_dir", "user_dir"):
+            path = getattr(self, name).expanduser().absolute()
+            # A host whose clients' files are in a bucket may have no disk to make their directories on.
+            remote = isinstance(self.store, S3Config) and name in ("input_dir", "output_dir", "temp_dir")
+            if name != "models_dir" and not remote:
+                path.mkdir(parents=True, exist_ok=True)
+            update[name] = path
+        update["pools"] = tuple(
+            pool if pool.comfyui is None else pool.model_copy(update={"comfyui": pool.comfyui.absolute()})
+            for pool in self.pools
+        )
+        if self.custom_nodes_dir is not None:
+            update["custom_nodes_dir"] = self.custom_nodes_dir.expanduser().absolute()
+        scheme, separator, path = self.database_url.partition("sqlite:///")
+        if separator and not scheme and path and path != ":memory:":
+            file = Path(path).expanduser().absolute()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            update["database_url"] = f"sqlite:///{file}"
+        return self.model_copy(update=update)
+
+
+def parse(arguments: Any, where: str) -> AppConfig:
+    """Check a mapping and return the configuration. Errors: ConfigError naming each wrong key, as `where`: key."""
+    try:
+        return AppConfig.model_validate(arguments)
+    except pydantic.ValidationError as error:
+        wrong = (f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{where}: " + "; ".join(wrong)) from error
+
+
+def load(path: Path) -> AppConfig:
+    """Read the application's arguments out of a Serve config file. Errors: ConfigError."""
+    try:
+        document = yaml.safe_load(path.read_text())
+        (application,) = document["applications"]
+        arguments = application.get("args") or {}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: not a Serve config file with one application: {error}") from error
+    return parse(arguments, str(path))

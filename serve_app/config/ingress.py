@@ -1,0 +1,59 @@
+"""The section `ingress`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
+
+from serve_app.api.crowd import BODIES, BODY_S, LISTENERS, PACK_STREAMS
+from serve_app.api.dialect import ROOT_DIALECT, Dialect
+from serve_app.api.origin import LOOPBACK, Allowed
+from serve_app.config.section import Section
+from serve_app.request_limits import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS
+
+
+class IngressConfig(Section):
+    """The HTTP replicas. They scale with the requests each has in hand."""
+
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    max_replicas: Annotated[int, Field(ge=1)] = 1
+    ongoing_requests: Annotated[int, Field(ge=1)] = 200
+    """Target concurrent requests per replica, long polls included; above it Serve adds one."""
+    num_cpus: float = 0.0
+    hosts: Mapping[str, str] = {}
+    """As a pool's."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 20_000_000
+    max_upload_bytes: Annotated[int, Field(ge=1024)] = 100 * 1024 * 1024
+    """Size of an uploaded file."""
+    max_bodies: Annotated[int, Field(ge=1)] = BODIES
+    """Bodies that may be arriving at one replica at once; one more is answered 503."""
+    body_s: Annotated[float, Field(gt=0)] = BODY_S
+    """How long a body may take to arrive; then it is answered 408."""
+    max_listeners: Annotated[int, Field(ge=1)] = LISTENERS
+    """Websockets and event polls that one replica has at once; one more is answered 503, a handshake too."""
+    max_pack_streams: Annotated[int, Field(ge=1)] = PACK_STREAMS
+    """Long answers and websockets of node packs that one replica passes on at once."""
+    max_command_bytes: Annotated[int, Field(ge=1024)] = COMMAND_BYTES
+    """Size of any other body, such as settings, and of what a client says at once on a node pack's websocket."""
+    max_ids: Annotated[int, Field(ge=1)] = IDS
+    """Jobs that one request cancels or forgets."""
+    queue_items: Annotated[int, Field(ge=1)] = QUEUE_ITEMS
+    """Jobs that an answer to GET /queue names: all that run, then those that wait, the next to start first."""
+    queue_bytes: Annotated[int, Field(ge=0)] = QUEUE_BYTES
+    """Memory that the first of these take which come with their prompts; the others' prompts are empty."""
+    root_dialect: Dialect = ROOT_DIALECT
+    """Of the root's routes that the contract and ComfyUI both have: comfy lets every ComfyUI client use the root."""
+    allowed_hosts: tuple[str, ...] = LOOPBACK
+    """Names in a request's Host that are this server's, "*.example" for all below one; "*" for any, as behind a proxy.
+
+    `serve-app up` takes any where it listens on more than this machine and the file says nothing.
+    """
+    allowed_origins: tuple[str, ...] = ()
+    """Origins whose pages may use this server beside its own, as https://app.example; "*" for any."""
+
+    @property
+    def allowed(self) -> Allowed:
+        """What the server's door goes by."""
+        return Allowed(tuple(map(str.lower, self.allowed_hosts)), self.allowed_origins)

@@ -1,0 +1,176 @@
+"""The section `pools`: one of its entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from serve_app.config.comfyui import ComfyUIConfig
+from serve_app.config.section import Seconds, Section
+from serve_app.graph.plan import EVERY_CLASS, Pool
+from serve_app.recipe import WARM_FORM, warm_recipes
+
+CELLS = {"cuda": 1_048_576, "cpu": 131_072}
+"""What `latent_cells` of a pool is where it says nothing, by device."""
+Dtype = Literal["auto", "fp32", "fp16", "bf16"]
+
+
+def _warmable(models: tuple[str, ...]) -> tuple[str, ...]:
+    if wrong := [model for model in models if not warm_recipes(model)]:
+        raise ValueError(f"{', '.join(wrong)} must be {WARM_FORM}")
+    return models
+
+
+class PoolConfig(Section):
+    """A set of equal replicas: which node classes they run, what they get of the hardware, how many there are."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+    accepts: tuple[str, ...] = EVERY_CLASS
+    """Class-name patterns of the nodes it may run."""
+    comfyui: ComfyUIConfig | None = None
+    """The ComfyUI that its replicas are: it takes whole workflows, one at a time, of all classes that it has."""
+    prefers: tuple[str, ...] = ()
+    """Class-name patterns of workflows that go to a ComfyUI even where other pools have all of their classes."""
+    runtime: bool = True
+    """Whether its replicas hold models; False for a CPU worker."""
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    max_replicas: Annotated[int, Field(ge=1)] = 1
+    tasks_per_replica: Annotated[int, Field(ge=1)] = 16
+    """Tasks one replica runs at once: what can share a forward."""
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs a replica; a fraction shares a card and bounds the memory the replica may take of it to the same share.
+
+    auto is one for a pool that holds models, if the cluster has one as the application is deployed; pools share what
+    there is. One that is asked for by a number and is not there is an error.
+    """
+    device: Literal["auto", "cpu"] = "auto"
+    """Where its models are: auto is on its GPU, if it has one; cpu is on the CPU, whatever num_gpus reserves."""
+    resources: Mapping[str, float] = {}
+    hosts: Mapping[str, str] = {}
+    """Labels of the hosts that may run it, as Ray's label_selector: {role: gpu}, or {role: "!gpu"} for any other."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads for tensor work; 0 is every core for models on a CPU, num_cpus for all else."""
+    dtype: Dtype = "auto"
+    """Of the backbone and text encoder: auto is fp32 on a CPU; on a GPU fp16 or bf16 by family, and fp32 for CLIP."""
+    vae_dtype: Dtype = "auto"
+    """auto is fp32 on a CPU, bf16 on a GPU that has it."""
+    fast: bool = False
+    """On a GPU, products of fp16 are summed in fp16: faster on GeForce cards, and less exact."""
+    fp8_matmul: bool = False
+    """On a GPU of compute capability 8.9 or above, backbones' layers kept in fp8 multiply in it: other pictures."""
+    weights_bytes: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Resident weights a replica keeps before it evicts the least recently used.
+
+    auto is what its share of the card leaves beside its context, a reserve and its forwards; on a CPU half of what its
+    process may use. More than the card has room for is an error.
+    """
+    host_bytes: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Pinned host memory that a replica keeps weights in which were evicted from its GPU; they come back by copies.
+
+    auto is a quarter of `memory_bytes`, or where that is not said of its part of the host, by its share of the host's
+    GPUs; 0 has them read from their files again. On a CPU there is none.
+    """
+    results_bytes: Annotated[int, Field(ge=0)] = 1024**3
+    """Node results a replica keeps, likewise."""
+    max_cells: Annotated[int, Field(ge=1)] = 131072
+    """Latent cells in one forward, 64 pixels of an image each: 32 rows of 512×512, or 8 of 1024×1024.
+
+    In half precision a cell takes about 16 KiB while SD 1.5 runs and 10 KiB with SDXL, so this much 2 GiB beside the
+    weights; in single precision twice that. A job's evaluation has two rows an image, one without a negative. Where the
+    device runs out of memory nevertheless, a replica goes on with less.
+    """
+    latent_cells: Annotated[int, Field(ge=0)] = 0
+    """Cells of the latents that one sampler works on, its whole batch; one decoded or encoded image is held to it too.
+
+    An image has a cell for 8×8 pixels. 0 is 1,048,576 on a GPU, which is 64 images of 1024×1024, and 131,072 on a CPU.
+    """
+    memory_bytes: Annotated[int, Field(ge=0)] = 0
+    """Memory of its own that a replica's process may use before it is ended and replaced; 0 is 80 % of what there is.
+
+    Leave room between this and what the host or container allows: it is looked at a few times a second. In a pool
+    without GPU one that is set also makes a single allocation fail that goes far beyond it.
+    """
+    warm: Annotated[tuple[str, ...], pydantic.AfterValidator(_warmable)] = ()
+    """Models that a replica loads as it starts, as checkpoints/sd15.safetensors; see WARM_FORM."""
+    hang_s: Annotated[float, Field(gt=0)] = 10.0
+    """How long one thing may block a replica's event loop before the process is ended and replaced.
+
+    What holds every thread up, such as importing a large extension, does not count; `silence_s` bounds that.
+    """
+    node_time_s: Seconds | None = 1800.0
+    """How long one call of a node may take that needs no models. Its job then ends in error."""
+    runtime_node_time_s: Seconds | None = None
+    """How long one call of a node may take that needs models, such as a sampler."""
+    forward_time_s: Seconds = 1800.0
+    """How long one forward of a model may take, or loading one, before the replica's process is ended and replaced.
+
+    What it bounds is a computation that never returns, on a broken device say; nothing else can stop one.
+    """
+    stop_s: Seconds = 10.0
+    """How long a node may go on that was cancelled or took too long, before its process is ended and replaced."""
+    idle_s: Annotated[float, Field(ge=0)] = 60.0
+    """How long a replica beyond min_replicas stays without work."""
+    drain_s: Seconds = 30.0
+    """Within what time a pool's replicas should have done what waits for them; more are started for what takes longer.
+
+    By how long the steps of each model have taken before; a second each until that is known.
+    """
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "max_rows" in given:
+            raise ValueError("max_rows is max_cells now: latent cells instead of rows; 32 rows of 512×512 are 131072")
+        if isinstance(given, dict) and "batching" in given:
+            raise ValueError("batching is no key any more; `strict: true` of the whole makes jobs share no forward")
+        return given
+
+    @property
+    def gpus(self) -> float:
+        """GPUs a replica; none for auto, before `AppConfig.on` says what that is."""
+        return 0.0 if self.num_gpus == "auto" else self.num_gpus
+
+    @property
+    def memory_fraction(self) -> float | None:
+        """The share of a card's memory that one replica may take; None for all of it."""
+        return self.gpus if 0 < self.gpus < 1 else None
+
+    @property
+    def pool(self) -> Pool:
+        """The pool as the planner sees it."""
+        return Pool(self.name, self.runtime, self.accepts, self.comfyui is not None, self.prefers)
+
+    def cells(self, *, cuda: bool) -> int:
+        """Return its `latent_cells` on a device."""
+        return self.latent_cells or CELLS["cuda" if cuda else "cpu"]
+
+    @property
+    def takes_a_gpu(self) -> bool:
+        """Whether a GPU would be of use to it: it has models here, on no CPU."""
+        elsewhere = self.comfyui is not None and self.comfyui.url is not None
+        return self.runtime and self.device != "cpu" and not elsewhere
+
+    @property
+    def slots(self) -> int:
+        """Tasks one replica runs at once; a ComfyUI has one queue."""
+        return self.tasks_per_replica if self.comfyui is None else 1
+
+    @pydantic.model_validator(mode="after")
+    def _goes_with_comfyui(self) -> PoolConfig:
+        if self.comfyui is None:
+            if self.warm and not self.runtime:
+                raise ValueError(f"pool {self.name}: warm is for a pool whose replicas hold models")
+            if self.prefers:
+                raise ValueError(f"pool {self.name}: prefers is for a pool with comfyui")
+            return self
+        if self.warm:
+            raise ValueError(f"pool {self.name}: warm is not for a pool with comfyui, which loads its models itself")
+        if self.accepts != EVERY_CLASS:
+            raise ValueError(f"pool {self.name}: accepts is not for a pool with comfyui, whose classes are its own")
+        if self.comfyui.url is not None and self.max_replicas != 1:
+            raise ValueError(f"pool {self.name}: a ComfyUI with a url is one replica, not {self.max_replicas}")
+        return self

@@ -1,0 +1,92 @@
+"""Pools, as the configuration says them."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve_app import config
+from serve_app.config import parse
+from serve_app.config.pool import PoolConfig
+from serve_app.errors import ConfigError
+
+GPUS = {"none": 0, "half": 0.5, "one": 1, "two": 2}
+
+
+@pytest.mark.parametrize(
+    ("old", "says"),
+    [
+        ({"max_rows": 16}, "max_rows is max_cells now: latent cells instead of rows"),
+        ({"batching": False}, "strict: true"),
+    ],
+)
+def test_a_key_that_is_no_more_says_what_is_there_instead(old, says):
+    with pytest.raises(ConfigError, match=says):
+        config.parse({"pools": [{"name": "gpu", **old}]}, "here")
+
+
+def test_two_pools_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="different names"):
+        config.parse({"pools": [{"name": "a"}, {"name": "a"}]}, "here")
+
+
+def test_a_minimum_over_the_maximum_is_refused():
+    with pytest.raises(ConfigError, match="min_replicas 3 exceeds 2"):
+        config.parse({"pools": [{"name": "a", "min_replicas": 3, "max_replicas": 2}]}, "here")
+
+
+def test_a_share_of_a_card_is_a_share_of_its_memory_and_whole_cards_have_no_limit():
+    shares = {name: PoolConfig(name="a", num_gpus=gpus).memory_fraction for name, gpus in GPUS.items()}
+    assert shares == {"none": None, "half": 0.5, "one": None, "two": None}
+
+
+@pytest.mark.parametrize(
+    ("pools", "gpus", "given"),
+    [
+        ([{"name": "a"}], 0, [0]),
+        ([{"name": "a"}], 1, [1]),
+        ([{"name": "a"}], 8, [1]),
+        ([{"name": "a"}, {"name": "b"}, {"name": "worker", "runtime": False}], 1, [0.5, 0.5, 0]),
+        ([{"name": "a"}, {"name": "b"}, {"name": "c"}], 1, [0.3333, 0.3333, 0.3333]),
+        ([{"name": "a"}, {"name": "b", "num_gpus": 0.6}], 1, [0.4, 0.6]),
+        ([{"name": "a"}, {"name": "b", "num_gpus": 2}], 1, [0, 2]),
+        ([{"name": "a", "device": "cpu"}, {"name": "b", "num_gpus": 0}], 1, [0, 0]),
+        ([{"name": "a"}, {"name": "theirs", "comfyui": {"url": "http://x:1"}}], 1, [1, 0]),
+    ],
+)
+def test_a_pool_that_does_not_say_takes_a_gpu_if_there_is_one_left(pools, gpus, given):
+    on = config.parse({"pools": pools}, "here").on(gpus)
+    assert [pool.num_gpus for pool in on.pools] == pytest.approx(given)
+
+
+@pytest.mark.parametrize(
+    ("pools", "most"),
+    [
+        ([{"name": "cpu"}], 131_072),
+        ([{"name": "cpu"}, {"name": "gpu", "num_gpus": 0.5}], 1_048_576),
+        ([{"name": "gpu", "num_gpus": 1, "latent_cells": 5}, {"name": "less", "latent_cells": 4}], 5),
+        ([{"name": "worker", "runtime": False}], None),
+        ([{"name": "theirs", "comfyui": {"url": "http://x:1"}}], None),
+    ],
+)
+def test_the_largest_latents_are_those_of_the_shared_pool_that_takes_most(pools, most):
+    assert config.parse({"pools": pools}, "here").latent_cells == most
+
+
+@pytest.mark.parametrize(
+    "warm",
+    [
+        *("sd15.safetensors", "loras/x.safetensors", "checkpoints/", "text_encoders/ as flux", "text_encoders/l as "),
+        *("text_encoders/l + ", "clip_gguf/ + t5.gguf as flux"),
+    ],
+)
+def test_what_cannot_be_loaded_ahead_is_refused(warm: str) -> None:
+    named = [
+        "checkpoints/sd15.safetensors",
+        "vae/x.safetensors",
+        "text_encoders/l.safetensors + t5.safetensors as flux",
+    ]
+    parse({"pools": [{"name": "gpu", "warm": named}]}, "here")
+    with pytest.raises(
+        ConfigError, match="must be FOLDER/NAME, of checkpoints, diffusion_models, unet_gguf, vae, text"
+    ):
+        parse({"pools": [{"name": "gpu", "warm": [warm]}]}, "here")
