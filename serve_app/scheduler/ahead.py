@@ -75,7 +75,8 @@ class Ahead:
         """Return a replica that is likely to take a task's line next, and to have room for its model meanwhile.
 
         It has no line of its own, or only such as come later in order, and has worked as long as it should with what
-        it loaded. One of its pool has held more files than it does, or it holds some that nobody needs.
+        it loaded. None of its pool has let weights go yet, one has held more files than it does, or it holds some that
+        nobody needs.
         """
 
         def turns(record: ReplicaRecord) -> bool:
@@ -85,7 +86,7 @@ class Ahead:
             ):
                 return False
             used = own.keys() | {file for work in record.work.values() for file in work.files}
-            return len(record.held) < pool.most_files or not record.held <= used
+            return not pool.crowded or len(record.held) < pool.most_files or not record.held <= used
 
         there = (record for record in pool.open.first(2 * LOOKED_AT) if record.info.replica_id not in told)
         return next(filter(turns, there), None)

@@ -117,7 +117,7 @@ class PoolReplicas:
 
     open: those that are kept for no job. free: those that can take one more task of any job. changed: those that have
     become free, or come to hold other weights while free, since somebody took them out. most_files: the weights of how
-    many files one has held at once.
+    many files one has held at once. crowded: whether one has let weights go, so that it is known how many fit.
     """
 
     def __init__(self) -> None:
@@ -125,6 +125,7 @@ class PoolReplicas:
         self.slots = 0
         self.occupied = 0
         self.most_files = 0
+        self.crowded = False
         self.open = LeastBusy()
         self.free = LeastBusy()
         self.quarantined: dict[str, ReplicaRecord] = {}
@@ -261,8 +262,9 @@ class Replicas(Mapping[str, ReplicaRecord]):
 
     def hold(self, record: ReplicaRecord, recipes: tuple[str, ...]) -> None:
         """Note which weights a replica holds."""
-        record.recipes = recipes
+        before, record.recipes = record.held, recipes
         record.held = frozenset(file for recipe in recipes for file in files_in(recipe))
+        self._pools[record.info.pool].crowded |= not before <= record.held
         self._file(record)
 
     def expect(self, record: ReplicaRecord, file: str | None, owed_s: float = 0.0) -> None:

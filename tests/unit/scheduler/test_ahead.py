@@ -36,9 +36,6 @@ class Named(Loaded):
     def __init__(self) -> None:
         super().__init__()
         self.graph = drawn
-        self.replica("earlier")
-        self.report("earlier", Resident(tuple(f"backbone checkpoints/sub/{name}.safetensors" for name in "xyz")))
-        self.feed(ReplicaLost("earlier"))
 
     def told(self, commands: Sequence[Command] | None = None) -> list[tuple[str, tuple[str, ...]]]:
         """Return which replicas were told to load what ahead."""
@@ -157,12 +154,18 @@ def test_nothing_is_told_of_what_starts_at_once_or_of_what_some_replica_holds() 
     assert script.told() == []
 
 
-def test_nothing_is_told_where_replicas_have_room_for_one_model_as_far_as_is_known() -> None:
+@pytest.mark.parametrize(("most", "told"), [("x", []), ("xy", [("r1", model("b"))])])
+def test_once_a_replica_has_let_weights_go_those_alone_are_told_that_hold_less_than_one_did(
+    most: str, told: list[tuple[str, tuple[str, ...]]]
+) -> None:
     script = Named()
-    script.machine = Machine(epoch=1, max_attempts=3, costs=script.machine.costs)
+    script.replica("earlier")
+    for held in (most, "z"):
+        script.report("earlier", Resident(tuple(f"backbone checkpoints/sub/{name}.safetensors" for name in held)))
+    script.feed(ReplicaLost("earlier"))
     script.busy("r1", "a")
     script.submit("next", "b")
-    assert script.told() == []
+    assert script.told() == told
     assert script.finish("r1") == ["next"]
 
 
