@@ -37,7 +37,7 @@ Figures = dict[str, Any]
 def size(rounds: int) -> Figures:
     """The production trace on 10, 100 and 1,000 replicas, with bursts and replicas that die."""
     rows = []
-    for replicas, jobs in ((10, 2000), (100, 4000), (1000, 20_000)):
+    for replicas, jobs in ((10, 2000), (100, 8000), (1000, 20_000)):
         trace = production(jobs, replicas, load=0.85, seed=replicas)
         warm_s = trace[jobs // 3].at_s
         costs_us = []

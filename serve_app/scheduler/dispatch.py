@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 PATIENCE = 10.0
 """How many times as long as it loaded a replica works before it has to load something else, while tasks are there."""
-WORTH, WORTH_DISPLACING = 0.25, 3.0
+WORTH, WORTH_DISPLACING = 0.25, 5.0
 """How many times as long as loading takes is waited for a replica that need not load: where a free one has room for
 more weights; where each would give up some for them."""
 LOOKED_AT = 8
