@@ -250,7 +250,10 @@ class SchedulerClient(Protocol):
         ...
 
     async def events(self, job_id: str, after: int, timeout_s: float, tenant: str = "") -> list[Event]:
-        """Return the job's events with seq > after, waiting up to timeout_s for the first; [] if none came."""
+        """Return the job's events with seq > after, waiting up to timeout_s for the first; [] if none came.
+
+        Errors: JobMissingError.
+        """
         ...
 
     async def keys(self, query: JobQuery) -> JobKeys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
@@ -32,6 +33,20 @@ class EventStream:
 
     def after(self, cursor: int) -> list[Event]:
         return self.events[bisect_right(self.events, cursor, key=lambda event: event.seq) :]
+
+    async def poll(self, cursor: int, timeout_s: float) -> list[Event]:
+        """Return the events past the cursor, waiting for the first; [] if none comes in time, or can come."""
+        deadline = time.monotonic() + timeout_s
+        while not (found := self.after(cursor)):
+            left = deadline - time.monotonic()
+            if left <= 0 or (self.events and self.events[-1].last):
+                return []
+            try:
+                async with asyncio.timeout(left):
+                    await self.arrived.wait()
+            except TimeoutError:
+                return []
+        return found
 
 
 def rebuilt(row: JobRow) -> list[Event]:

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -24,7 +23,6 @@ from serve_app.errors import (
     DatabaseGoneError,
     DrainingError,
     InvalidSubmissionError,
-    JobMissingError,
     NotReadyError,
     QuotaLeft,
     ServeAppError,
@@ -60,10 +58,9 @@ from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, Pause
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.courier import Courier, CourierThread
 from serve_app.scheduler.demand import Demand
-from serve_app.scheduler.event_stream import EventStream
 from serve_app.scheduler.housekeeping import Housekeeping, KeptFiles
 from serve_app.scheduler.job_counters import JobCounters
-from serve_app.scheduler.job_lists import JobLists
+from serve_app.scheduler.job_lookup import JobLookup
 from serve_app.scheduler.journal import EPOCH_BITS
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid, Warm
@@ -89,7 +86,7 @@ from serve_app.scheduler.stimuli import (
 from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.time_limit import Overtime
 from serve_app.scheduler.usage import DAY_S, Usage
-from serve_app.scheduler.views import live_view, queue_view, row_view, standing
+from serve_app.scheduler.views import queue_view
 from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobQuery, JobRow
 from serve_app.store.inquiries import Inquiry
@@ -198,7 +195,8 @@ class Scheduler:
         self.admission = self._admit(specs=self._abilities.specs, next_order=next_order)
         self._tasks += [asyncio.create_task(work()) for work in (self._writer.run, self._watch, self._remember)]
         self._published = PublishedJobs(self.epoch, self._events)
-        self._lists = JobLists(self._jobs, self._published, self._reading)
+        unended = self._machine.jobs
+        self._lookup = JobLookup(self._jobs, self._published, unended, self._in_database, self._reading)
         self._hold(await self.inquire(AllPauses()))
         await self._count_ended(self.epoch << EPOCH_BITS)
         unfinished = await self._in_database(self._jobs.unfinished)
@@ -257,9 +255,9 @@ class Scheduler:
             # One whose id is new waits for no lookup, unless the database may be away: it would wait as long as that.
             if submission.id_is_new and self._writer.idle_s() < PROBE_S:
                 return await self._accept(submission)
-            if await self._row(submission.job_id) is not None:
+            if await self._lookup.row(submission.job_id) is not None:
                 await self._writer.put([])  # what memory knows may not be durable yet
-                if earlier := await self._row(submission.job_id):
+                if earlier := await self._lookup.row(submission.job_id):
                     check_repeat(earlier, submission)
                     stored = await self._stored_by(submission.tenant)
                     return Accepted(earlier.job_id, earlier.number, self._left(submission.tenant, stored))
@@ -330,25 +328,14 @@ class Scheduler:
 
     async def job(self, job_id: str, tenant: str = "") -> JobView | None:
         self._check_ready()
-        if job := self._published.unended.get(job_id):
-            return live_view(job) if job.row.is_of(tenant) else None
-        if success := self._published.successes.get(job_id):
-            return success if success.is_of(tenant) else None
-        row = await self._in_database(self._jobs.job, job_id)
-        return None if row is None or not row.is_of(tenant) else row_view(row)
+        return await self._lookup.job(job_id, tenant)
 
     async def standing(self, job_id: str, tenant: str = "") -> Standing | None:
         self._check_ready()
-        unended = self._published.unended.within(tenant)
-        if (job := unended.get(job_id)) is None:
-            return None
-        stream = self._published.stream(job_id)
-        how = standing(job, unended.waiting.position(job_id), stream.events if stream else ())
-        preview = self._published.preview(job_id)
-        return how if preview is None else replace(how, preview=preview.seq)
+        return self._lookup.standing(job_id, tenant)
 
     async def preview(self, job_id: str, tenant: str = "") -> Event | None:
-        return self._published.preview(job_id) if job_id in self._published.unended.within(tenant) else None
+        return self._lookup.preview(job_id, tenant)
 
     async def inquire(self, inquiry: Inquiry[T]) -> T:
         self._check_alive()
@@ -368,11 +355,11 @@ class Scheduler:
 
     async def keys(self, query: JobQuery) -> JobKeys:
         self._check_ready()
-        return await self._lists.keys(query)
+        return await self._lookup.keys(query)
 
     async def views(self, job_ids: Sequence[str], brief: bool, tenant: str = "") -> tuple[JobView, ...]:
         self._check_ready()
-        return tuple(view for view in await self._lists.views(job_ids, brief=brief) if view.is_of(tenant))
+        return await self._lookup.views(job_ids, tenant, brief=brief)
 
     async def forget(self, job_ids: Sequence[str] | None, tenant: str = "") -> None:
         self._check_alive()
@@ -470,22 +457,8 @@ class Scheduler:
         return await self._published.feeds.news(readers, queue, timeout_s)
 
     async def events(self, job_id: str, after: int, timeout_s: float, tenant: str = "") -> list[Event]:
-        """Return the job's events past the cursor. Errors: JobMissingError."""
         self._check_alive()
-        if tenant and not await self._is_of(job_id, tenant):
-            raise JobMissingError(f"no job has the id {job_id!r}")
-        stream = await self._stream(job_id)
-        deadline = time.monotonic() + timeout_s
-        while not (found := stream.after(after)):
-            left = deadline - time.monotonic()
-            if left <= 0 or (stream.events and stream.events[-1].last):
-                return []
-            try:
-                async with asyncio.timeout(left):
-                    await stream.arrived.wait()
-            except TimeoutError:
-                return []
-        return found
+        return await (await self._lookup.stream(job_id, tenant)).poll(after, timeout_s)
 
     async def check(self, graph: Graph, outputs: Sequence[str]) -> Prevalidation:
         self._check_ready()
@@ -681,23 +654,3 @@ class Scheduler:
 
     async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._database, function, *arguments)
-
-    async def _row(self, job_id: str) -> JobRow | None:
-        if job := self._machine.jobs.get(job_id):
-            return job.row
-        return await self._in_database(self._jobs.job, job_id)
-
-    async def _is_of(self, job_id: str, tenant: str) -> bool:
-        if success := self._published.successes.get(job_id):
-            return success.is_of(tenant)
-        row = await self._row(job_id)
-        return row is not None and row.is_of(tenant)
-
-    async def _stream(self, job_id: str) -> EventStream:
-        """Return the job's stream; what memory does not hold is rebuilt from the database, cursors and all."""
-        if stream := self._published.stream(job_id):
-            return stream
-        row = await self._row(job_id)
-        if row is None:
-            raise JobMissingError(f"no job has the id {job_id!r}")
-        return self._published.rebuild(row)
