@@ -195,10 +195,10 @@ def test_a_model_that_more_is_asked_of_than_its_replicas_can_soon_do_comes_to_ot
     script.holding("r1", "a")
     for number in range(2, 6):
         script.holding(f"r{number}", "b")
-    given = {f"j{number}": names for number in range(40) if (names := script.submit(f"j{number}", "a"))}
-    # The line is 12 s long for one replica, then for two, then for three.
-    assert WORTH_DISPLACING * LOAD_S == 12 * STEP_S
-    assert given == {"j0": ["r1"], "j12": ["r2"], "j25": ["r3"], "j38": ["r4"]}
+    given = {f"j{number}": names for number in range(64) if (names := script.submit(f"j{number}", "a"))}
+    # The line is 20 s long for one replica, then for two, then for three.
+    assert WORTH_DISPLACING * LOAD_S == 20 * STEP_S
+    assert given == {"j0": ["r1"], "j20": ["r2"], "j41": ["r3"], "j62": ["r4"]}
 
 
 def test_a_replica_counts_as_holding_what_its_task_is_loading() -> None:
