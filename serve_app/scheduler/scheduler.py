@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -58,6 +57,7 @@ from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, Pause
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.courier import Courier, CourierThread
 from serve_app.scheduler.demand import Demand
+from serve_app.scheduler.ended_jobs import EndedJobs
 from serve_app.scheduler.housekeeping import Housekeeping, KeptFiles
 from serve_app.scheduler.job_counters import JobCounters
 from serve_app.scheduler.job_lookup import JobLookup
@@ -72,7 +72,6 @@ from serve_app.scheduler.replica_registry import ReplicaRegistry
 from serve_app.scheduler.stimuli import (
     CancelAsked,
     Command,
-    FilesGone,
     JobArrived,
     JobRefused,
     PausesChanged,
@@ -91,11 +90,8 @@ from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobQuery, JobRow
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.jobs import Jobs
-from serve_app.store.named_files import Place, ref_of
 from serve_app.store.pauses import AllPauses, Pause, SetPause
-from serve_app.store.removal import PORTION, RemoveJobs
 from serve_app.store.reserved import Contents
-from serve_app.store.reserved import shown as shown_files
 from serve_app.store.stored_bytes import StoredBytes, refusal
 
 T = TypeVar("T")
@@ -197,8 +193,17 @@ class Scheduler:
         self._published = PublishedJobs(self.epoch, self._events)
         unended = self._machine.jobs
         self._lookup = JobLookup(self._jobs, self._published, unended, self._in_database, self._reading)
+        self._ended = EndedJobs(
+            self._jobs,
+            self.epoch,
+            self._published,
+            self._machine.results,
+            feed=self._feed,
+            inquire=self.inquire,
+            in_database=self._in_database,
+        )
         self._hold(await self.inquire(AllPauses()))
-        await self._count_ended(self.epoch << EPOCH_BITS)
+        await self._ended.count(self.epoch << EPOCH_BITS)
         unfinished = await self._in_database(self._jobs.unfinished)
         query = JobQuery(tuple(ENDINGS), "ended", descending=True, limit=RECENT_JOBS)
         ended, _ = await self._in_database(self._jobs.page, query)
@@ -212,8 +217,8 @@ class Scheduler:
                 self._in_database,
                 count_bytes=self._rules.quotas.count_bytes,
                 results=self._machine.results.shown,
-                forgotten=self._forgotten,
-                forget_files=self._forget_files,
+                forgotten=self._ended.forgotten,
+                forget_files=self._ended.forget_files,
             )
             self._tasks += self._housekeeping.start()
         self._courier.start()
@@ -363,49 +368,17 @@ class Scheduler:
 
     async def forget(self, job_ids: Sequence[str] | None, tenant: str = "") -> None:
         self._check_alive()
-        await self._in_database(self._jobs.forget, self.epoch, job_ids, tenant)
-        self._published.forget(job_ids, tenant)
-        await self._count_ended(self._published.seq)
+        await self._ended.forget(job_ids, tenant)
 
     async def remove(self, job_ids: Sequence[str] | None, tenant: str = "") -> tuple[int, tuple[str, ...]]:
         self._check_alive()
         await self._writer.put([])  # what memory knows to have ended may not be durable yet
-        left, count, unfinished = None if job_ids is None else tuple(dict.fromkeys(job_ids)), 0, list[str]()
-        more = True
-        while more:
-            removed = await self.inquire(RemoveJobs(left, tenant))
-            await self._forgotten(removed.ended)
-            await self._forget_files(removed.files)
-            left, more = None if left is None else left[PORTION:], removed.more
-            count += len(removed.ended)
-            unfinished += removed.unfinished
+        removed = await self._ended.remove(job_ids, tenant)
         if self._housekeeping is not None:
             # What cannot be deleted now is on the list, and deleted with what else nobody needs.
             with contextlib.suppress(UnavailableError, OSError):
                 await self._housekeeping.doomed()
-        return count, tuple(unfinished)
-
-    async def _forgotten(self, job_ids: Sequence[str]) -> None:
-        """Take in that jobs are no longer in the database."""
-        self._published.forget(job_ids)
-        await self._count_ended(self._published.seq)
-
-    async def _forget_files(self, files: Sequence[Place]) -> None:
-        """See to it that no job is given a result that names one of these files."""
-        # A result does not say whose it is; one too many that is forgotten is merely made again.
-        gone = {(ref.area, ref.filename) for ref in map(ref_of, files)}
-        remembered = self._machine.results.remembered() if files else []
-
-        def named(ui: Mapping[str, Any]) -> bool:
-            return any((ref.area, ref.filename) in gone for ref in shown_files(ui))
-
-        if found := await asyncio.to_thread(lambda: [signature for signature, ui in remembered if named(ui)]):
-            await self._feed(FilesGone(tuple(found)))
-
-    async def _count_ended(self, until_seq: int) -> None:
-        """Count the ended jobs anew up to a cursor, up to which all are published; later ones are counted on."""
-        self._published.ended = later = Counter[str]()
-        later.update(await self._in_database(self._jobs.ended_counts, until_seq))
+        return removed
 
     async def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
         self._check_ready()
