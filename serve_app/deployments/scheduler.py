@@ -115,9 +115,9 @@ class Office:
 
     def _figures(self) -> Iterator[metrics.Figure]:
         if (scheduler := self._succession.current) is not None:
-            yield from metrics.scheduler_figures(scheduler.load(), scheduler.counters)
-            yield from metrics.tenant_figures(scheduler.tenant_loads())
-            yield from metrics.limit_figures(scheduler.use(), REFUSALS)
+            yield from metrics.scheduler_figures(scheduler.status.load(), scheduler.counters)
+            yield from metrics.tenant_figures(scheduler.status.tenant_loads())
+            yield from metrics.limit_figures(scheduler.status.use(), REFUSALS)
 
     async def _join(self, scheduler: Scheduler, info: ReplicaInfo, specs: Any, host: Any, actor: Any) -> int:
         epoch = await scheduler.join(info, specs, host)

@@ -53,7 +53,8 @@ from serve_app.scheduler.client import (
     Submission,
     Unfinished,
 )
-from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, Paused, PoolLoad, ReplicaView, TenantLoad
+from serve_app.scheduler.cluster_status import ClusterStatus
+from serve_app.scheduler.cluster_view import ClusterView, HostStats
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.courier import Courier, CourierThread
 from serve_app.scheduler.demand import Demand
@@ -193,6 +194,16 @@ class Scheduler:
         self._published = PublishedJobs(self.epoch, self._events)
         unended = self._machine.jobs
         self._lookup = JobLookup(self._jobs, self._published, unended, self._in_database, self._reading)
+        self.status = ClusterStatus(
+            [pool.name for pool in self._pools],
+            self._rules,
+            self._tenure,
+            self._machine,
+            self._published,
+            self.registry,
+            self.counters,
+            self._host,
+        )
         self._ended = EndedJobs(
             self._jobs,
             self.epoch,
@@ -458,15 +469,7 @@ class Scheduler:
 
     async def cluster(self) -> ClusterView:
         self._check_ready()
-        replicas = tuple(
-            ReplicaView(name, r.info.pool, r.info.slots, len(r.running), r.recipes, r.quarantined, r.info.notes)
-            for name, r in sorted(self._machine.replicas.items())
-        )
-        hosts = {stats.host: stats for stats in [self._host(), *self.registry.hosts()]}
-        uptime_s = max(0.0, time.time() - self._tenure.started_s)
-        troubles = tuple(self.registry.troubles())
-        paused = tuple(Paused(pause.kind, pause.name, since_s) for pause, since_s in self._paused.items())
-        return ClusterView(tuple(hosts.values()), replicas, uptime_s, self.epoch, self.load(), troubles, paused)
+        return self.status.view(self._paused)
 
     async def backlog(self, pool: str) -> Demand:
         """Return what the pool is asked for; what autoscaling goes by.
@@ -477,27 +480,6 @@ class Scheduler:
             return Demand(1, 0)
         waiting, running, seconds = self._machine.backlog(pool)
         return Demand(waiting + self._validation.waiting(pool), running, seconds)
-
-    def load(self) -> Load:
-        """Return how long the queue is and what the pools have in hand."""
-        jobs = self._published.unended
-        pools = (self._pool_load(p.name) for p in self._pools)
-        oldest = jobs.oldest_waiting()
-        oldest_s = 0.0 if oldest is None else max(0.0, time.time() - oldest.row.created_s)
-        return Load(len(jobs.waiting), len(jobs.running), oldest_s, tuple(pools), dict(self.counters.ended))
-
-    def tenant_loads(self) -> dict[str, TenantLoad]:
-        """Return what tenants have, as `Usage.loads`."""
-        return self._machine.usage.loads(self._rules.quotas)
-
-    def use(self) -> dict[str, float]:
-        """Return how full the queue and what is kept of events are, 0 to 1, by the limit's key."""
-        return {"max_queue": len(self._published.unended.waiting) / self._rules.max_queue, **self._published.use}
-
-    def _pool_load(self, pool: str) -> PoolLoad:
-        demand = self._machine.backlog(pool)
-        replicas = len(self._machine.replicas.pool(pool).records)
-        return PoolLoad(pool, replicas, demand.waiting, demand.running, sum(demand.waiting_s.values()))
 
     # For the replicas -------------------------------------------------------------------------------------------------
 

@@ -77,11 +77,11 @@ async def test_a_cluster_that_ran_two_jobs_fills_the_whole_table_and_nothing_bes
     async with cluster(root, (PoolConfig(name="gpu", threads=1),)) as running:
         await running.finish(await running.submit(txt2img(1), ("6",)))
         await running.finish(await running.submit(txt2img(2), ("6",)))
-        waiting = scheduler_figures(running.scheduler.load(), running.scheduler.counters)
+        waiting = scheduler_figures(running.scheduler.status.load(), running.scheduler.counters)
         runner = running.runners["gpu"]
         models = model_figures("gpu", "r", runner.models)
-        limits = limit_figures(running.scheduler.use(), {"max_queue": 1})
-        tenants = tenant_figures(running.scheduler.tenant_loads())
+        limits = limit_figures(running.scheduler.status.use(), {"max_queue": 1})
+        tenants = tenant_figures(running.scheduler.status.tenant_loads())
         figures = [*waiting, *tenants, *node_figures("gpu", "r", runner.times), *models, *limits]
 
     assert {name for name, _, _ in figures} == set(TABLE)

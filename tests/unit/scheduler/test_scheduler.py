@@ -461,7 +461,7 @@ async def test_a_job_that_can_no_longer_be_planned_ends_for_everyone_who_looks(d
         attached = await life.scheduler.attach("looking on", "token")
         news = await life.scheduler.news({"looking on": Reader("token", attached.after)}, attached.queue.version, 5)
         assert news.events["looking on"][-1].kind == "error"
-        assert life.scheduler.load().ended == {"error": 1}
+        assert life.scheduler.status.load().ended == {"error": 1}
 
 
 async def test_node_classes_have_one_tag_until_they_change(life):

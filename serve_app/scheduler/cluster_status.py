@@ -1,0 +1,72 @@
+"""The cluster and its queue at one moment, as operators and metrics look at them. Changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from serve_app.scheduler.admission import AdmissionRules
+from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, Paused, PoolLoad, ReplicaView, TenantLoad
+from serve_app.scheduler.job_counters import JobCounters
+from serve_app.scheduler.machine import Machine
+from serve_app.scheduler.published_jobs import PublishedJobs
+from serve_app.scheduler.replica_registry import ReplicaRegistry
+from serve_app.scheduler.tenure import Tenure
+from serve_app.store.pauses import Pause
+
+
+class ClusterStatus:
+    """One a scheduler's life. pools: their names. host: looks at the scheduler's own host."""
+
+    def __init__(
+        self,
+        pools: Sequence[str],
+        rules: AdmissionRules,
+        tenure: Tenure,
+        machine: Machine,
+        published: PublishedJobs,
+        registry: ReplicaRegistry,
+        counters: JobCounters,
+        host: Callable[[], HostStats],
+    ) -> None:
+        self._pools = pools
+        self._rules = rules
+        self._tenure = tenure
+        self._machine = machine
+        self._published = published
+        self._registry = registry
+        self._counters = counters
+        self._host = host
+
+    def view(self, paused: Mapping[Pause, float]) -> ClusterView:
+        """Return all of it. paused: what is held back, each with since when."""
+        replicas = tuple(
+            ReplicaView(name, r.info.pool, r.info.slots, len(r.running), r.recipes, r.quarantined, r.info.notes)
+            for name, r in sorted(self._machine.replicas.items())
+        )
+        hosts = {stats.host: stats for stats in [self._host(), *self._registry.hosts()]}
+        uptime_s = max(0.0, time.time() - self._tenure.started_s)
+        troubles = tuple(self._registry.troubles())
+        held = tuple(Paused(pause.kind, pause.name, since_s) for pause, since_s in paused.items())
+        return ClusterView(tuple(hosts.values()), replicas, uptime_s, self._tenure.epoch, self.load(), troubles, held)
+
+    def load(self) -> Load:
+        """Return how long the queue is and what the pools have in hand."""
+        jobs = self._published.unended
+        oldest = jobs.oldest_waiting()
+        oldest_s = 0.0 if oldest is None else max(0.0, time.time() - oldest.row.created_s)
+        pools = tuple(map(self._pool_load, self._pools))
+        return Load(len(jobs.waiting), len(jobs.running), oldest_s, pools, dict(self._counters.ended))
+
+    def _pool_load(self, pool: str) -> PoolLoad:
+        demand = self._machine.backlog(pool)
+        replicas = len(self._machine.replicas.pool(pool).records)
+        return PoolLoad(pool, replicas, demand.waiting, demand.running, sum(demand.waiting_s.values()))
+
+    def tenant_loads(self) -> dict[str, TenantLoad]:
+        """Return what tenants have, as `Usage.loads`."""
+        return self._machine.usage.loads(self._rules.quotas)
+
+    def use(self) -> dict[str, float]:
+        """Return how full the queue and what is kept of events are, 0 to 1, by the limit's key."""
+        return {"max_queue": len(self._published.unended.waiting) / self._rules.max_queue, **self._published.use}
