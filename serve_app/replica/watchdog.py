@@ -16,6 +16,7 @@ import resource
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -70,7 +71,7 @@ class Watchdog:
         self._turns, self._turn_s = turns, turn_s
         self._in_turns: list[tuple[int, float]] = []
         self._exit = exit
-        self._own_bytes = own_bytes or _own_bytes
+        self._own_bytes = own_bytes or partial(_own_bytes, psutil.Process())
         self._ticked = threading.Event()
         self._ticked.set()
         self._missed_s = self._above_s = 0.0
@@ -199,9 +200,9 @@ def free_unused() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _own_bytes() -> int:
-    """Return the memory in use that is this process's alone: not Ray's shared memory, nor files it has mapped."""
-    memory = psutil.Process().memory_info()
+def _own_bytes(process: psutil.Process) -> int:
+    """Return the memory in use that is the process's alone: not Ray's shared memory, nor files it has mapped."""
+    memory = process.memory_info()
     return int(memory.rss - getattr(memory, "shared", 0))
 
 
