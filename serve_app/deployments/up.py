@@ -39,10 +39,24 @@ OWN_RAY = {
 QUIET_RAY = {
     # Of Serve's controller, which looks at everything once in each; Serve's own is 0.1.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    # Of one host nobody else has to know what is free; a tenth of a second otherwise.
+    # Of each replica, whose counters Ray exports every ten seconds; Serve's own is 100.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+    # Of one host nobody else has to know what is free or waits; a tenth of a second and one second otherwise.
     "RAY_raylet_report_resources_period_milliseconds": "1000",
-    # How long each kind of handler took, for Ray's own debugging.
+    "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
+    "RAY_report_worker_backlog_interval_ms": "10000",
+    # No object is fetched from another host: how often such fetches are looked at; 100 otherwise.
+    "RAY_object_manager_timer_freq_ms": "1000",
+    # How often the raylet looks whether memory, disk or object store are nearly full, and whether too many workers
+    # are idle; 250, 100, 100 and 200 otherwise.
+    "RAY_memory_monitor_refresh_ms": "1000",
+    "RAY_local_fs_monitor_interval_ms": "1000",
+    "RAY_raylet_check_gc_period_milliseconds": "1000",
+    "RAY_kill_idle_workers_interval_ms": "1000",
+    # For Ray's own debugging: how long each kind of handler took, how late loops are, and a file of all state.
     "RAY_event_stats": "0",
+    "RAY_io_context_monitor_probe_interval_ms": "10000",
+    "RAY_debug_dump_period_milliseconds": "0",
 }
 """Likewise, so that a server that nobody asks does next to nothing."""
 WITHOUT_DASHBOARD = {
@@ -50,6 +64,7 @@ WITHOUT_DASHBOARD = {
     "RAY_task_events_report_interval_ms": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
     "METRICS_RECORD_INTERVAL_S": "60",
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
 }
 SERVES_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 """Serve's own HAProxy is never wanted here, for its replicas listen on every interface; 0 keeps ours off too."""
