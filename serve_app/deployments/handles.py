@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import ray
 import ray.actor
+from ray import cloudpickle
 from ray.exceptions import RayActorError, RayTaskError
 
 from serve_app.deployments.rpc import Connection, DisconnectedError, UnpicklableError
@@ -64,10 +65,15 @@ OF_RAY = (ray.ObjectRef, ray.actor.ActorHandle)
 """What only Ray may carry."""
 
 
-class SchedulerHandle:
-    """SchedulerClient and SchedulerForReplicas over the actor. me: the calling replica's, so its death is noticed."""
+def own_actor() -> bytes:
+    """Return a handle of this process's actor, pickled: whoever unpickles it imports what the actor's class needs."""
+    return cloudpickle.dumps(ray.get_runtime_context().current_actor)  # type: ignore[no-any-return]
 
-    def __init__(self, me: Any = None) -> None:
+
+class SchedulerHandle:
+    """SchedulerClient and SchedulerForReplicas over the actor. me: a replica's `own_actor`, so its death is noticed."""
+
+    def __init__(self, me: bytes = b"") -> None:
         self._me = me
         self._connection: tuple[Any, Connection] | None = None
         self._connecting: asyncio.Task[tuple[Any, Connection]] | None = None

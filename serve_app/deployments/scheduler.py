@@ -7,6 +7,8 @@ once nobody calls it any more, that is, when the application it belongs to is go
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import pickle
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -75,7 +77,7 @@ class Office:
         self._succession = Succession(self._made)
         self._tasks: list[asyncio.Task[None]] = []
         self._pulses: dict[str, asyncio.Task[None]] = {}
-        self._actors: dict[str, Any] = {}
+        self._actors: dict[str, bytes] = {}
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of SchedulerClient or SchedulerForReplicas, or `backlog`."""
@@ -98,7 +100,9 @@ class Office:
         return await self._listening
 
     async def _answer(self, caller: Peer, method: str, arguments: tuple[Any, ...]) -> Any:
-        if method == "poll":
+        if method == "join":
+            self._callers[arguments[0].replica_id] = caller
+        elif method == "poll":
             self._callers[arguments[0]] = caller
         return await self.call(method, *arguments)
 
@@ -119,7 +123,7 @@ class Office:
             yield from metrics.tenant_figures(scheduler.status.tenant_loads())
             yield from metrics.limit_figures(scheduler.status.use(), REFUSALS)
 
-    async def _join(self, scheduler: Scheduler, info: ReplicaInfo, specs: Any, host: Any, actor: Any) -> int:
+    async def _join(self, scheduler: Scheduler, info: ReplicaInfo, specs: Any, host: Any, actor: bytes) -> int:
         epoch = await scheduler.join(info, specs, host)
         if earlier := self._pulses.pop(info.replica_id, None):
             earlier.cancel()
@@ -127,15 +131,18 @@ class Office:
         self._pulses[info.replica_id] = asyncio.create_task(self._pulse(scheduler, info.replica_id, actor))
         return epoch
 
-    async def _pulse(self, scheduler: Scheduler, replica_id: str, actor: Any) -> None:
+    async def _pulse(self, scheduler: Scheduler, replica_id: str, packed: bytes) -> None:
         """Notice the death of a replica's process: a call to a dead actor fails at once, one to a busy actor waits.
 
         While the replica has a connection it lives, and is not asked.
         """
+        actor: Any = None
         while True:
             if caller := self._callers.get(replica_id):
                 await caller.ended.wait()
             try:
+                # Not before: it brings the actor's class, with all of Serve, into this process.
+                actor = actor or await asyncio.to_thread(pickle.loads, packed)
                 await actor.__ray_ready__.remote()
                 await asyncio.sleep(PULSE_S)
             except RayActorError:
@@ -146,12 +153,14 @@ class Office:
 
     def _end_actor(self, replica_id: str) -> None:
         """End the process of a replica that says nothing, so that Serve replaces it."""
-        if actor := self._actors.pop(replica_id, None):
-            asyncio.get_running_loop().run_in_executor(None, ray.kill, actor)
+        if packed := self._actors.pop(replica_id, None):
+            asyncio.get_running_loop().run_in_executor(None, lambda: ray.kill(pickle.loads(packed)))
 
     async def _exit_when_done(self) -> None:
-        while not self._retired.is_set() and time.monotonic() - self._called_s < ORPHANED_S:
-            await asyncio.sleep(0.2)
+        while not self._retired.is_set() and (left_s := self._called_s + ORPHANED_S - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._retired.wait()
         _log.info("exiting: %s", "replaced" if self._retired.is_set() else "nobody calls any more")
         await self._succession.close()
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
