@@ -1,8 +1,9 @@
-"""The server's own process: a Ray driver that deploys the application and takes it away again.
+"""The server's own process: a Ray driver that deploys the application.
 
-Run as a program it starts a Ray on this machine, and is a child of the supervisor: `HOST PORT SOCKETS DASHBOARD READY`,
-the configuration as JSON on standard input. SOCKETS is the folder of the sockets that HAProxy asks, empty where Serve's
-own proxy is to listen; DASHBOARD is 1 for Ray's; READY a descriptor that is told when a job can run.
+On a cluster it stays and takes the application away again. Run as a program it starts a Ray on this machine, as a child
+of the supervisor: `HOST PORT SOCKETS DASHBOARD READY`, the configuration as JSON on standard input. SOCKETS is the
+folder of the sockets that HAProxy asks, empty where Serve's own proxy is to listen; DASHBOARD is 1 for Ray's; READY a
+descriptor that is told when a job can run. Then the process goes on as the parent of Ray's processes and no more.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from serve_app.replica.files import open_catalog
 from serve_app.store.catalog import DRAWING, NO_MODELS
 
 APPLICATION = "serve-app"
+STDERR = 2
+STAY = "import signal; signal.pause()"
+"""The program that is left of this one: as small as an interpreter is."""
 QUIET = {"log_to_driver": False, "logging_level": "WARNING", "ignore_reinit_error": False}
 _log = log.get("up")
 
@@ -40,22 +43,18 @@ _log = log.get("up")
 def serve_on_cluster(settings: AppConfig, host: str, port: int, stop: threading.Event) -> int:
     """Deploy to the cluster that RAY_ADDRESS names until `stop`. Returns the exit status."""
     context = ray.init(**QUIET)
-    served = _serve(settings, host, port, None, context, stop, lambda: None)
+    served = _serve(settings, host, port, None, context, stop)
+    if served:
+        stop.wait()
+    print("stopping", flush=True)
     _withdraw()
-    return 0 if served else 1
+    return 0 if served or stop.is_set() else 1
 
 
 def serve_on_own_ray(
-    settings: AppConfig,
-    host: str,
-    port: int,
-    sockets: Path | None,
-    stop: threading.Event,
-    ready: int,
-    *,
-    dashboard: bool,
-) -> int:
-    """Start a Ray that listens on this machine only and deploy to it until `stop`. Returns the exit status.
+    settings: AppConfig, host: str, port: int, sockets: Path | None, stop: threading.Event, *, dashboard: bool
+) -> bool:
+    """Start a Ray that listens on this machine only and deploy to it. False if it could not be deployed.
 
     Its processes are left to the supervisor, which ends them by their mark however this one ends.
     """
@@ -72,21 +71,14 @@ def serve_on_own_ray(
                 "`num_gpus: auto` takes one where there is one",
                 file=sys.stderr,
             )
-            return GIVEN_UP
-    served = _serve(settings, host, port, sockets, context, stop, lambda: os.write(ready, b"1"))
-    return 0 if served else GIVEN_UP
+            return False
+    return _serve(settings, host, port, sockets, context, stop)
 
 
 def _serve(
-    settings: AppConfig,
-    host: str,
-    port: int,
-    sockets: Path | None,
-    context: Any,
-    stop: threading.Event,
-    ready: Callable[[], object],
+    settings: AppConfig, host: str, port: int, sockets: Path | None, context: Any, stop: threading.Event
 ) -> bool:
-    """Deploy, say that it is there, wait for `stop`. False if it could not be deployed."""
+    """Deploy and say that it is there, once a job can run. False if it could not be deployed, or `stop` came before."""
     # Ray has put handlers of its own in place meanwhile.
     _stop_on_signals(stop)
     deployed: Future[None] = Future()
@@ -100,12 +92,9 @@ def _serve(
         print(f"server:    http://{host}:{port}", flush=True)
         if _has_no_models(settings):
             print(f"models:    {NO_MODELS}", flush=True)
-        ready()
-        stop.wait()
     elif not stop.is_set():
         print("serve-app up: the application could not be deployed; see the log above", file=sys.stderr)
-    print("stopping", flush=True)
-    return works or stop.is_set()
+    return works
 
 
 def _has_no_models(settings: AppConfig) -> bool:
@@ -168,6 +157,23 @@ def _withdraw() -> None:
     ray.shutdown()
 
 
+def _stay(stop: threading.Event) -> None:
+    """Go on as a program that waits to be ended, unless `stop` has come; Ray sees its driver leave.
+
+    Ray's processes stay children of this one and end with it. Only a driver's memory, a fifth of what a server without
+    models takes, and its threads are gone.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    if stop.is_set():
+        return
+    for descriptor in map(int, os.listdir("/dev/fd")):
+        # The one of the folder itself is closed already.
+        with contextlib.suppress(OSError):
+            os.set_inheritable(descriptor, descriptor <= STDERR)
+    os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", STAY, *sys.orig_argv[1:]])
+
+
 def main() -> int:
     """Serve as the supervisor's child."""
     log.configure()
@@ -176,7 +182,10 @@ def main() -> int:
     host, port, sockets, dashboard, ready = sys.argv[1:]
     settings = AppConfig.model_validate_json(sys.stdin.buffer.read())
     folder = Path(sockets) if sockets else None
-    return serve_on_own_ray(settings, host, int(port), folder, stop, int(ready), dashboard=dashboard == "1")
+    if serve_on_own_ray(settings, host, int(port), folder, stop, dashboard=dashboard == "1"):
+        os.write(int(ready), b"1")
+        _stay(stop)
+    return 0 if stop.is_set() else GIVEN_UP
 
 
 if __name__ == "__main__":

@@ -1,20 +1,26 @@
 """Keeps the server's process and its Ray running: when a part of them dies, ends what is left and starts again.
 
-Imports no Ray, so nothing of Ray's can end it or hang it.
+Imports no Ray, so nothing of Ray's can end it or hang it. Run as a program it is what `become` makes of `serve-app up`:
+`HAPROXY COMMAND...`, HAPROXY being null or the list of an `HAProxy`'s arguments, and on standard input what COMMAND is
+given on its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -22,6 +28,7 @@ from serve_app import log
 from serve_app.deployments import reaper
 from serve_app.deployments.haproxy import HAProxy
 
+STDIN = 0
 PARTS = ("gcs_server", "raylet")
 """Ray's processes that it cannot do without and does not start again, children of the server's process."""
 GIVEN_UP = 3
@@ -35,6 +42,22 @@ LONGEST_WAIT_S = 30.0
 STOP_S = 8.0
 """How long a server may take to stop."""
 _log = log.get("up")
+
+
+def become(
+    command: Sequence[str],
+    given: bytes,
+    environment: Mapping[str, str],
+    haproxy: tuple[str, str, str, int, int] | None,
+) -> NoReturn:
+    """Go on as a process that supervises, without what this one has imported to check its configuration."""
+    with tempfile.TemporaryFile() as file:
+        file.write(given)
+        file.seek(0)
+        os.dup2(file.fileno(), STDIN)
+    program = [sys.executable, "-P", "-m", __name__, json.dumps(haproxy), *command]
+    sys.stdout.flush()
+    os.execve(sys.executable, program, environment)
 
 
 def supervise(
@@ -147,6 +170,7 @@ class _Life:
 
     def end(self) -> None:
         """Ask it to stop, and leave it to the reaper if it does not."""
+        print("stopping", flush=True)
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(STOP_S)
@@ -164,3 +188,21 @@ def _lives(process: psutil.Process) -> bool:
 
 def _worded(status: int) -> str:
     return f"status {status}" if status >= 0 else signal.Signals(-status).name
+
+
+def main() -> int:
+    """Supervise until SIGTERM or Ctrl-C."""
+    log.configure()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    front, *command = sys.argv[1:]
+    haproxy = None
+    if (arguments := json.loads(front)) is not None:
+        binary, folder, host, port, replicas = arguments
+        haproxy = HAProxy(binary, Path(folder), host, port, replicas)
+    return supervise(command, sys.stdin.buffer.read(), os.environ, stop, haproxy)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

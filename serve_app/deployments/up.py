@@ -91,30 +91,30 @@ def up(arguments: argparse.Namespace) -> int:
     except (ConfigError, DatabaseDamagedError) as error:
         print(f"serve-app up: {error}", file=sys.stderr)
         return 2
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     if own:
         front = _haproxy(folder, arguments.host, arguments.port, settings.ingress.max_replicas)
         command = [sys.executable, "-P", "-m", "serve_app.deployments.serving", arguments.host, str(arguments.port)]
-        command += ["" if front is None else str(front.folder), str(int(arguments.dashboard))]
-        return supervisor.supervise(command, settings.model_dump_json().encode(), environment, stop, front)
-    # Here and not above: the process that watches over a Ray of our own has none of it.
+        command += ["" if front is None else front[1], str(int(arguments.dashboard))]
+        supervisor.become(command, settings.model_dump_json().encode(), environment, front)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    # Here and not above: a Ray of our own is another process's.
     from serve_app.deployments.serving import serve_on_cluster
 
     return serve_on_cluster(settings, arguments.host, arguments.port, stop)
 
 
-def _haproxy(folder: Path, host: str, port: int, replicas: int) -> HAProxy | None:
-    """Return what is to listen for clients; None leaves that to Serve's own proxy, which is slower."""
+def _haproxy(folder: Path, host: str, port: int, replicas: int) -> tuple[str, str, str, int, int] | None:
+    """Return what makes the HAProxy that is to listen; None leaves that to Serve's own proxy, which is slower."""
     if os.environ.get(SERVES_HAPROXY) == "0":
         return None
     if (binary := haproxy.find()) is None:
         reason = "there is none on this machine"
     else:
-        front = HAProxy(binary, folder / f"http-{host}-{port}", host, port, replicas)
-        if (refusal := front.refusal()) is None:
-            return front
+        sockets = folder / f"http-{host}-{port}"
+        if (refusal := HAProxy(binary, sockets, host, port, replicas).refusal()) is None:
+            return binary, str(sockets), host, port, replicas
         reason = refusal
     _log.warning("Serve's own proxy listens, for HAProxy cannot: %s", reason)
     return None

@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import psutil
@@ -39,6 +40,21 @@ def successor(server: Server, name: str, killed: psutil.Process) -> psutil.Proce
     except (StopIteration, psutil.NoSuchProcess):
         return None
     return None if found == killed else found
+
+
+def libraries(pid: int) -> set[str]:
+    """Return the names of the packages whose libraries a process has loaded."""
+    paths = [line.split(maxsplit=5)[5] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if ".so" in line]
+    return {path.partition("site-packages/")[2].partition("/")[0] for path in paths}
+
+
+def test_each_process_has_loaded_only_what_it_needs(server: Server):
+    assert server.finished(server.submit(txt2img(1)))["status"]["status_str"] == "success"
+    assert "torch" in libraries(server.processes.pid("replica"))
+    assert not libraries(server.processes.pid("ingress")) & {"torch", "scipy", "aiohttp"}
+    assert not libraries(server.processes.pid("scheduler")) & {"torch", "scipy", "aiohttp", "PIL", "numpy"}
+    assert libraries(server.up.pid) == {"", "psutil"}
+    assert libraries(part(server, "server").pid) == {""}
 
 
 @pytest.mark.parametrize("victim", ["gcs_server", "raylet", "server"])

@@ -72,8 +72,9 @@ def test_a_server_without_a_model_that_draws_says_where_to_put_one():
 def test_up_demo_brings_the_models_that_ship_where_the_server_looks(monkeypatch, tmp_path, capsys):
     up = importlib.import_module("serve_app.deployments.up")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(up.supervisor, "supervise", lambda *_: 0)
-    assert main(["up", "--demo", "--port", "0", "--models-dir", "mine"]) == 0
+    monkeypatch.setattr(up.supervisor, "become", lambda *_: sys.exit("supervising"))
+    with pytest.raises(SystemExit, match="supervising"):
+        main(["up", "--demo", "--port", "0", "--models-dir", "mine"])
     assert (tmp_path / "mine" / "checkpoints" / "tiny.safetensors").is_file()
     assert "checkpoints/tiny.safetensors" in capsys.readouterr().out
 

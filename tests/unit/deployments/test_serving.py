@@ -20,6 +20,20 @@ def test_it_imports_no_torch():
     assert done.stdout == "False\n"
 
 
+@pytest.mark.parametrize(
+    ("module", "needless"),
+    [
+        ("scheduler", {"ray.serve", "fastapi", "numpy", "PIL", "torch"}),
+        ("ingress", {"scipy", "torch", "aiohttp", "botocore", "cryptography"}),
+        ("reaper", {"ray", "pydantic", "sqlalchemy"}),
+    ],
+)
+def test_a_process_imports_nothing_it_does_not_need(module: str, needless: set[str]):
+    code = f"import sys, serve_app.deployments.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert not needless & set(done.stdout.split())
+
+
 @pytest.mark.parametrize(("held", "told"), [((), True), (("checkpoints/a.safetensors",), False)])
 def test_a_server_that_can_draw_nothing_says_where_to_put_a_model(monkeypatch, tmp_path, capsys, held, told):
     for name in held:

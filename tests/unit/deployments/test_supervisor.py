@@ -147,6 +147,33 @@ def test_what_once_worked_is_started_again_whatever_a_later_start_says(runs, tmp
     assert run.status() == 0
 
 
+def test_a_process_that_becomes_a_supervisor_keeps_its_pid_and_nothing_it_has_imported(tmp_path):
+    lives, program = tmp_path / "lives", PROGRAM + "part('raylet'); " + SLEEP
+    code = (
+        "import os, sys, sqlalchemy\n"
+        "from serve_app.deployments import supervisor\n"
+        "supervisor.become(sys.argv[1:], b'hello', os.environ | {'TOLD': 'yes'}, None)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, sys.executable, "-c", program, str(lives)])
+    run = Run.__new__(Run)
+    run._lives = lives
+    child = run.named("raylet")
+    maps = Path(f"/proc/{process.pid}/maps").read_text()
+    assert child.environ()["TOLD"] == "yes"
+    assert process.pid in {parent.pid for parent in child.parents()}
+    process.terminate()
+    assert process.wait(PATIENCE_S) == 0
+    assert run.lives() == ["hello"]
+    assert run.processes() == []
+    assert "sqlalchemy" not in maps
+
+
+def test_a_supervisor_needs_no_more_than_psutil():
+    code = "import sys, serve_app.deployments.supervisor; print(*sorted({n.partition('.')[0] for n in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert not {"ray", "sqlalchemy", "pydantic", "starlette", "numpy", "yaml"} & set(done.stdout.split())
+
+
 def test_a_supervisor_that_is_killed_takes_everything_with_it(tmp_path):
     lives = tmp_path / "lives"
     code = (
