@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ EAGER = 2
 SHAPES_KEPT = 32
 """Of how many shapes of a network it is remembered how they are run."""
 
-Inputs: TypeAlias = Mapping[str, Tensor]
+Inputs: TypeAlias = Mapping[Any, Tensor]
+"""What a call is given, by names of its family's own, which are equal for what has the same part in it."""
 
 _log = log.get("models")
 
@@ -85,7 +86,7 @@ class _Shape:
 
     forwards: int = 0
     eager: bool = False
-    inputs: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[Any, Tensor] = field(default_factory=dict)
     recording: Recording | None = None
 
 
@@ -171,7 +172,7 @@ class Replays:
         _log.warning("a forward could not be recorded and runs as it is from now on: error=%s", said)
 
 
-def _fill(places: Mapping[str, Tensor], inputs: Inputs) -> None:
+def _fill(places: Inputs, inputs: Inputs) -> None:
     """Copy inputs to their places, those of one dtype by one kernel where they lie alike."""
     for dtype in dict.fromkeys(tensor.dtype for tensor in inputs.values()):
         names = [name for name, tensor in inputs.items() if tensor.dtype == dtype]

@@ -57,7 +57,7 @@ class Network:
         Rows of a run that shares nothing come alone, and what they give does not depend on earlier forwards.
         """
         merging = not any(r.exclusive for r in rows)
-        rows, counts = self._filled(rows), [r.count for r in rows]
+        asked, rows = len(rows), self._filled(rows)
         with with_loras([(r.count, r.loras) for r in rows], merging=merging):
             bare = self.family.bare(self.module, rows)
             if bare is None:
@@ -66,7 +66,7 @@ class Network:
                 # Where the weights of LoRAs lie changes with the rows.
                 bare = replace(bare, variant=None)
             output = self._replays.answer(self._weight, bare)
-        return list(torch.split(output[: sum(counts)], counts))
+        return self.family.answers(output, rows)[:asked]
 
     def _filled(self, rows: Sequence[Rows]) -> Sequence[Rows]:
         count = sum(r.count for r in rows)

@@ -6,14 +6,11 @@ them at once; images that networks are shown are dealt out to rows by number; fu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from torch import Tensor
 
-from serve_app.models.control import ActiveControl
-from serve_app.models.grounding import ActiveGrounding
+from serve_app.models.told import has_row_each, with_rows
 from serve_app.sampling.forward import Piece
 from serve_app.sampling.layers import AttentionMap, Drawn
 
@@ -21,40 +18,13 @@ from serve_app.sampling.layers import AttentionMap, Drawn
 def rows_apart(piece: Piece) -> list[Piece]:
     """Return a piece for each row of a piece, in order, or the piece alone where its rows depend on each other."""
     together = any(isinstance(layer, AttentionMap | Drawn) for layer in piece.layers)
-    if piece.rows == 1 or together or piece.tie is not None or not _is_apart(piece.inputs, piece.rows):
+    if piece.rows == 1 or together or piece.tie is not None or not has_row_each(piece.inputs, piece.rows):
         return [piece]
-    return [
-        replace(piece, x=piece.x[row : row + 1], inputs=_row(piece.inputs, row), reading=None)
-        for row in range(piece.rows)
-    ]
 
+    def one(row: int) -> Piece:
+        def only(tensor: Tensor) -> Tensor:
+            return tensor[row : row + 1]
 
-def _is_apart(told: Any, rows: int) -> bool:
-    """Whether each of so many rows has its own part of what they are told, or all have the same."""
-    match told:
-        case Tensor():
-            return len(told) == rows
-        case tuple():
-            return all(_is_apart(one, rows) for one in told)
-        case ActiveControl():
-            return len(told.hint.image) == 1
-        case ActiveGrounding():
-            return True
-    return not is_dataclass(told) or all(_is_apart(one, rows) for one in _fields(told).values())
+        return replace(piece, x=only(piece.x), inputs=with_rows(piece.inputs, only), reading=None)
 
-
-def _row(told: Any, row: int) -> Any:
-    match told:
-        case Tensor():
-            return told[row : row + 1]
-        case tuple():
-            return tuple(_row(one, row) for one in told)
-        case ActiveControl() | ActiveGrounding():
-            return told
-    if not is_dataclass(told) or isinstance(told, type):
-        return told
-    return replace(told, **{name: _row(one, row) for name, one in _fields(told).items()})
-
-
-def _fields(told: Any) -> Mapping[str, Any]:
-    return {field.name: getattr(told, field.name) for field in fields(told) if field.init}
+    return [one(row) for row in range(piece.rows)]

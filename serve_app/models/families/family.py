@@ -181,11 +181,12 @@ class BackboneFamily(Family):
         return None
 
     def bare(self, network: Any, rows: Sequence[Rows]) -> Bare | None:
-        """Return a forward with all that it is given prepared, to the output of all rows (R,…); None by default.
-
-        For families whose forward is one call of tensors.
-        """
+        """Return a forward with all that it is given prepared; None by default, where the host is needed in between."""
         return None
+
+    def answers(self, made: Tensor, rows: Sequence[Rows]) -> list[Tensor]:
+        """Return what each of the rows is answered, from what a bare forward of all gives, (R,…) float32."""
+        return list(torch.split(made, [r.count for r in rows]))
 
     @abstractmethod
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:

@@ -7,9 +7,9 @@ UNet2DConditionModel. Source: Rombach et al. 2022, arXiv:2112.10752.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import lcm, log
 from typing import Any, ClassVar
 
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from serve_app.errors import NodeError
 from serve_app.models.control import ActiveControl, Controlled, control_residuals
-from serve_app.models.families.family import BackboneFamily, Located, Rows, marked
+from serve_app.models.families.family import Located, Rows, marked
+from serve_app.models.families.one_call import OneCall
 from serve_app.models.families.unet_blocks import slimmed
 from serve_app.models.families.unet_functions import FUNCTIONS, transformers, with_functions
 from serve_app.models.families.unet_names import DIFFUSERS, lora_names, single_file
-from serve_app.models.forward import Bare
+from serve_app.models.forward import Inputs
 from serve_app.models.grounding import ActiveGrounding, with_boxes
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
@@ -81,12 +82,6 @@ class UnetInputs:
             return self
         return replace(self, concat=crop(self.concat, area))
 
-    def of_last(self, count: int) -> UnetInputs:
-        """Return the inputs of the last row for so many."""
-        vector = None if self.vector is None else self.vector[-1:].expand(count, -1)
-        concat = None if self.concat is None else self.concat[-1:].expand(count, -1, -1, -1)
-        return replace(self, context=self.context[-1:].expand(count, -1, -1), vector=vector, concat=concat)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnetCall:
@@ -104,7 +99,7 @@ class UnetCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Unet(BackboneFamily):
+class Unet(OneCall):
     """A UNet. channels, res_blocks, depths: one entry a level, finest first; depth 0 is a level without attention.
 
     depths count transformer layers; `middle_depth` those between the two halves. context_dim: width of the text's rows.
@@ -114,6 +109,7 @@ class Unet(BackboneFamily):
 
     vae_prefix = "first_stage_model."
     functions = FUNCTIONS
+    steady = (FreeU,)
     sizes: ClassVar[int] = 0
     """How many sizes are told beside the pooled text."""
 
@@ -284,27 +280,12 @@ class Unet(BackboneFamily):
             boxes=options.get("gligen"),
         )
 
-    def filling(self, rows: Sequence[Rows], count: int) -> Rows | None:
-        """Return the last row so many times; None where layers look at rows together, or functions are told of them."""
-        if any(r.exclusive or r.functions or r.inputs.boxes for r in rows) or not _only_freeu(rows):
-            return None
-        last = rows[-1]
-        return replace(
-            last,
-            x=last.x[-1:].expand(count, -1, -1, -1),
-            timestep=last.timestep[-1:].expand(count),
-            inputs=last.inputs.of_last(count),
-        )
+    def is_steady(self, row: Rows) -> bool:
+        """Whether the same is done for a row in every forward; what it is told in boxes is looked at by layers."""
+        return super(Unet, self).is_steady(row) and not row.inputs.boxes
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows.
-
-        They may differ in level, in text and its length, in LoRAs, patches of layers, functions of packs and controls.
-        """
-        bare = self.bare(network, rows)
-        return list(torch.split(bare.run(bare.inputs).float(), [r.count for r in rows]))
-
-    def bare(self, network: Any, rows: Sequence[Rows]) -> Bare:
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return the network's arguments. Rows may differ in level, in text and its length, in LoRAs and controls."""
         dtype, inputs = next(network.parameters()).dtype, [r.inputs for r in rows]
         x = torch.cat([r.x for r in rows]).to(dtype)
         context, mask = stack_contexts([i.context for i in inputs])
@@ -315,10 +296,10 @@ class Unet(BackboneFamily):
         concats = [i.concat for i in inputs if i.concat is not None]
         fed = torch.cat([x, torch.cat(concats).to(dtype)], dim=1) if concats else x
         told = {"x": fed, "timestep": call.timestep, "context": call.context, "vector": vector, "mask": mask}
-        given = {name: tensor for name, tensor in told.items() if tensor is not None}
-        return Bare(given | added, partial(self._run, network, rows), _variant(rows))
+        return told | added
 
-    def _run(self, network: Any, rows: Sequence[Rows], given: Mapping[str, Tensor]) -> Tensor:
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        """Return the network's output. Rows may differ in patches of layers, boxes, and functions of packs."""
         layers, boxes = [(r.count, r.layers) for r in rows], [(r.count, r.inputs.boxes) for r in rows]
         size = (given["x"].shape[-2], given["x"].shape[-1])
         with (
@@ -338,25 +319,13 @@ class Unet(BackboneFamily):
         return output
 
 
-def _variant(rows: Sequence[Rows]) -> Hashable | None:
-    """Return what is equal for calls that do the same with their inputs; None for a call that is like no other."""
-    if any(r.exclusive or r.functions or r.inputs.boxes for r in rows) or not _only_freeu(rows):
-        return None
-    return tuple(r.layers for r in rows for _ in range(r.count)) if any(r.layers for r in rows) else ()
-
-
-def _only_freeu(rows: Sequence[Rows]) -> bool:
-    """Whether no layers do anything otherwise but by FreeU, which is the same in every forward, row by row."""
-    return all(isinstance(patch, FreeU) for r in rows for patch in r.layers)
-
-
 def residuals(rows: Sequence[Controlled], call: UnetCall) -> dict[str, Tensor]:
     """Return what controls add, (R,C,h,w) each, by its place and number there; {} if none acts."""
     sums = control_residuals(rows, call, call.x)
     return {f"{place} {i}": added for place, there in sums.items() for i, added in enumerate(there)}
 
 
-def arguments(given: Mapping[str, Tensor]) -> dict[str, Any]:
+def arguments(given: Inputs) -> dict[str, Any]:
     """Return the arguments by which diffusers' UNet is told what controls add, as `residuals` names it."""
     skips, features = ([t for name, t in given.items() if name.startswith(f"{place} ")] for place in (SKIPS, FEATURES))
     told: dict[str, Any] = {}
