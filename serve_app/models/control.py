@@ -71,14 +71,6 @@ class Spread:
         return self.answers[number] if block < self.blocks and number < len(self.answers) else None
 
 
-def added_after(sums: Mapping[Any, Sequence[Tensor]], kind: str, block: int) -> Iterator[Tensor]:
-    """Yield what is added after a block of a kind. sums: by the Spreads of the networks, as `control_residuals`."""
-    for spreads, answers in sums.items():
-        for spread in spreads:
-            if spread.kind == kind and (number := spread.answer(block)) is not None:
-                yield answers[number]
-
-
 class ControlNet(ABC):
     """A network on its device whose answers are added inside a backbone.
 

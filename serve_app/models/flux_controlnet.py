@@ -25,8 +25,8 @@ from serve_app.models.dit_control import (
     check_latents,
     hint_latents,
 )
-from serve_app.models.families.dit import PATCH, positions, to_tokens
-from serve_app.models.families.flux import DOUBLES, GUIDANCE, SINGLES, Flux, FluxCall, told_mask
+from serve_app.models.families.dit import DOUBLES, PATCH, SINGLES, attended, by_heads, positions, to_tokens
+from serve_app.models.families.flux import GUIDANCE, Flux, FluxCall, told_mask
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.latent_formats import FLUX
@@ -151,7 +151,7 @@ class FluxControlNetwork(DitControlNetwork):
         told = {
             "temb": time,
             "image_rotary_emb": self.pos_embed(sent(at, image.device)),
-            "joint_attention_kwargs": told_mask(there, image.shape[1]),
+            "joint_attention_kwargs": told_mask(by_heads(attended(there, image.shape[1]))),
         }
         answers = []
         for blocks, ends in (

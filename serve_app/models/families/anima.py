@@ -19,6 +19,8 @@ from torch.nn.functional import pad
 from serve_app.models.families.decoder import DecoderEncoder, rotated
 from serve_app.models.families.dit import (
     PATCH,
+    Transformer,
+    by_heads,
     check_text,
     from_tokens,
     grid,
@@ -29,7 +31,6 @@ from serve_app.models.families.dit import (
     within,
 )
 from serve_app.models.families.family import (
-    BackboneFamily,
     File,
     Lexicon,
     Located,
@@ -42,6 +43,7 @@ from serve_app.models.families.qwen import PLAIN, Qwen3Text
 from serve_app.models.families.qwen_image import frame_tokens
 from serve_app.models.families.sequences import Reading
 from serve_app.models.families.t5 import UNPADDED
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Table
 from serve_app.models.prompt import Weighted, runs
 from serve_app.models.tensors import Tensors
@@ -97,7 +99,7 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
-class Anima(BackboneFamily):
+class Anima(Transformer):
     """A backbone. width: of a token in the network; lora_width: inside what modulates; text_width: of what it is told.
 
     hidden: inside a block's last layers, in widths.
@@ -215,38 +217,43 @@ class Anima(BackboneFamily):
         """Return the shape of x, and whether the text goes through the adapter."""
         return tuple(x.shape[1:]), inputs.ids is None
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows. They may differ in level, text, its length and LoRAs."""
-        dtype, inputs, size = network.proj_out.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[2:]
-        text, seen = self._told(network.llm_adapter, inputs, dtype)
-        # One channel more, which says where an image is filled up: nowhere.
-        tokens = pad(frame_tokens(torch.cat([r.x for r in rows]).to(dtype)), (0, PATCH**2))
-        image = network.patch_embed.proj(tokens)
-        # Time reaches the sinusoids in single precision, as in ComfyUI.
-        modulated, time = network.time_embed(image, torch.cat([r.timestep for r in rows]))
-        turns = self._turns(size, image.device)
-        for block in network.transformer_blocks:
-            image = block(image, text, time, modulated, turns, attention_mask=seen)
-        made = network.proj_out(network.norm_out(image, time, modulated))
-        cells = made.reshape(len(made) * size[0], -1, made.shape[2])
-        frames = from_tokens(cells, size[1], size[2], channels_last=True)
-        output = frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
-        return list(torch.split(output.float(), [r.count for r in rows]))
-
-    def _told(self, adapter: Any, inputs: Sequence[AnimaInputs], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Return what blocks are told, (R,L,D), and which of it there is, (R,1,1,L), None if all is."""
-        texts = [i.text.to(dtype) for i in inputs]
-        told, counts = stacked(texts), lengths(texts)
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return what blocks are told of the rows. They may differ in level, text, its length and LoRAs."""
+        dtype, inputs = network.proj_out.weight.dtype, [r.inputs for r in rows]
+        texts, counts = [i.text.to(dtype) for i in inputs], lengths([i.text for i in inputs])
+        given = {
+            "x": torch.cat([r.x for r in rows]).to(dtype),
+            "level": torch.cat([r.timestep for r in rows]),
+            "text": stacked(texts),
+            "text there": there(texts),
+        }
         ids = [i.ids for i in inputs if i.ids is not None]
         if ids:
             weights = stacked([i.weights for i in inputs if i.weights is not None])
-            # What is no token of a row weighs nothing: zeros, as those up to the least are.
-            told = adapter(told, there(texts), stacked(ids), there(ids)) * weights[..., None].to(dtype)
+            given |= {"ids": stacked(ids), "ids there": there(ids), "weights": weights}
             counts = [max(LEAST, count) for count in lengths(ids)]
-            told = pad(told, (0, 0, 0, max(counts) - told.shape[1]))
         # Attention is faster without a mask.
-        seen = None if min(counts) == max(counts) else within(counts, max(counts), told.device)[:, None, None]
-        return told, seen
+        seen = None if min(counts) == max(counts) else within(counts, max(counts), rows[0].x.device)
+        return given | {"mask": by_heads(seen)}
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        x, text, size = given["x"], given["text"], given["x"].shape[2:]
+        if "ids" in given:
+            # What is no token of a row weighs nothing: zeros, as those up to the least are.
+            told = network.llm_adapter(text, given.get("text there"), given["ids"], given.get("ids there"))
+            text = told * given["weights"][..., None].to(x.dtype)
+            text = pad(text, (0, 0, 0, max(0, LEAST - text.shape[1])))
+        # One channel more, which says where an image is filled up: nowhere.
+        image = network.patch_embed.proj(pad(frame_tokens(x), (0, PATCH**2)))
+        # Time reaches the sinusoids in single precision, as in ComfyUI.
+        modulated, time = network.time_embed(image, given["level"])
+        turns = self._turns(size, image.device)
+        for block in network.transformer_blocks:
+            image = block(image, text, time, modulated, turns, attention_mask=given.get("mask"))
+        made = network.proj_out(network.norm_out(image, time, modulated))
+        cells = made.reshape(len(made) * size[0], -1, made.shape[2])
+        frames = from_tokens(cells, size[1], size[2], channels_last=True)
+        return frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
 
     def _turns(self, size: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the cosines and sines (n,D) by which tokens of latents (F,h,w) turn a head's halves."""

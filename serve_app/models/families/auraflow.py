@@ -18,17 +18,22 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from serve_app.models.families.dit import (
+    DOUBLES,
     PATCH,
+    SINGLES,
     Passing,
+    Transformer,
     check_text,
     from_tokens,
     grid,
     lora_names,
+    passed,
     to_tokens,
 )
-from serve_app.models.families.family import BackboneFamily, File, Lexicon, Located, Rows, marked
+from serve_app.models.families.family import File, Lexicon, Located, Rows, marked
 from serve_app.models.families.sequences import Reading
 from serve_app.models.families.t5 import UMT5Text
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize, llama2
@@ -87,7 +92,7 @@ class AuraFlowInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class AuraFlow(BackboneFamily):
+class AuraFlow(Transformer):
     """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
 
     side: rows and columns of the table of positions.
@@ -182,16 +187,24 @@ class AuraFlow(BackboneFamily):
         """Return the shape of x and the length of the text, for which the network's attention takes no mask."""
         return tuple(x.shape[1:]), inputs.text.shape[1]
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows, which may differ in level, text and LoRAs."""
-        dtype, size = network.proj_out.weight.dtype, rows[0].x.shape[-2:]
-        x = torch.cat([r.x for r in rows]).to(dtype)
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return what blocks are told of the rows, which may differ in level, text and LoRAs."""
+        dtype = network.proj_out.weight.dtype
+        given = {
+            "x": torch.cat([r.x for r in rows]).to(dtype),
+            "level": torch.cat([r.timestep for r in rows]),
+            "text": torch.cat([r.inputs.text for r in rows]).to(dtype),
+        }
+        return given | passed(rows)
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        x, size = given["x"], given["x"].shape[-2:]
         # Time reaches the sinusoids in single precision.
-        time = network.time_step_proj(network.time_step_embed(torch.cat([r.timestep for r in rows])).to(dtype))
+        time = network.time_step_proj(network.time_step_embed(given["level"]).to(x.dtype))
         image = network.pos_embed.proj(to_tokens(x)) + self.places(network.pos_embed.pos_embed, size)
-        text = network.context_embedder(torch.cat([r.inputs.text for r in rows]).to(dtype))
-        text = torch.cat([network.register_tokens.to(dtype).expand(len(text), -1, -1), text], dim=1)
-        doubles, singles = Passing(rows, "doubles"), Passing(rows, "singles")
+        text = network.context_embedder(given["text"])
+        text = torch.cat([network.register_tokens.to(x.dtype).expand(len(text), -1, -1), text], dim=1)
+        doubles, singles = (Passing(rows, kind, given) for kind in (DOUBLES, SINGLES))
         for number, block in enumerate(network.joint_transformer_blocks):
             call_block = partial(block, hidden_states=image, encoder_hidden_states=text, temb=time)
             text, image = doubles.through(number, call_block, text, image)
@@ -199,8 +212,7 @@ class AuraFlow(BackboneFamily):
         for number, block in enumerate(network.single_transformer_blocks):
             [both] = singles.through(number, partial(block, hidden_states=both, temb=time), both)
         made = network.proj_out(network.norm_out(both[:, text.shape[1] :], time))
-        output = from_tokens(made, *size, channels_last=True)
-        return list(torch.split(output.float(), [r.count for r in rows]))
+        return from_tokens(made, *size, channels_last=True)
 
     def places(self, table: Tensor, size: Sequence[int]) -> Tensor:
         """Return the middle of the table of positions (1,side²,D) for latents of a size, (1,n,D).

@@ -18,16 +18,22 @@ from torch import Tensor, nn
 
 from serve_app.models.families import flux_names
 from serve_app.models.families.dit import (
+    DOUBLES,
     PATCH,
+    SINGLES,
     Passing,
+    Transformer,
     attended,
     check_text,
     from_tokens,
+    passed,
     positions,
     stacked,
+    there,
     to_tokens,
 )
-from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
+from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.recipe import FluxFlow, Training
@@ -66,7 +72,7 @@ class ChromaInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Chroma(BackboneFamily):
+class Chroma(Transformer):
     """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
 
     told_width: of what the modulating network is told; inside, layers: its own.
@@ -175,17 +181,28 @@ class Chroma(BackboneFamily):
         text = to_batch(sent(cond, device).float(), canvas.rows)
         return ChromaInputs(text, torch.full((canvas.rows,), float(options.get("guidance") or 0.0), device=device))
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows, which may differ in level, text and its length."""
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return what blocks are told of the rows, which may differ in level, text and its length."""
         dtype, size = network.x_embedder.bias.dtype, rows[0].x.shape[-2:]
-        modulation = network.distilled_guidance_layer(self._told(rows, dtype).to(dtype))
         texts = [r.inputs.text.to(dtype) for r in rows]
-        text = network.context_embedder(stacked(texts))
-        image = network.x_embedder(to_tokens(torch.cat([r.x for r in rows]).to(dtype)))
-        at = torch.cat([torch.zeros(text.shape[1], 3), positions(size)])
-        turns = network.pos_embed(sent(at, image.device))
-        shared = {"image_rotary_emb": turns, "attention_mask": attended(texts, image)}
-        doubles, singles = Passing(rows, "doubles"), Passing(rows, "singles")
+        text, places = stacked(texts), positions(size)
+        given = {
+            "x": torch.cat([r.x for r in rows]).to(dtype),
+            "level": torch.cat([r.timestep for r in rows]),
+            "guidance": torch.cat([r.inputs.guidance for r in rows]),
+            "text": text,
+            "at": sent(torch.cat([torch.zeros(text.shape[1], 3), places]), text.device),
+            "there": attended(there(texts), len(places)),
+        }
+        return given | passed(rows)
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        x = given["x"]
+        numbers = self._told(given["level"], given["guidance"], x.dtype)
+        modulation = network.distilled_guidance_layer(numbers.to(x.dtype))
+        text, image = network.context_embedder(given["text"]), network.x_embedder(to_tokens(x))
+        shared = {"image_rotary_emb": network.pos_embed(given["at"]), "attention_mask": given.get("there")}
+        doubles, singles = (Passing(rows, kind, given) for kind in (DOUBLES, SINGLES))
         of_image = SINGLE * self.singles
         of_text = of_image + DOUBLE * self.doubles
         for number, block in enumerate(network.transformer_blocks):
@@ -198,16 +215,15 @@ class Chroma(BackboneFamily):
             own = modulation[:, SINGLE * number : SINGLE * (number + 1)]
             [both] = singles.through(number, partial(block, hidden_states=both, temb=own, **shared), both)
         output = network.proj_out(network.norm_out(both[:, text.shape[1] :], modulation[:, -LAST:]))
-        return list(torch.split(from_tokens(output, *size).float(), [r.count for r in rows]))
+        return from_tokens(output, *x.shape[-2:])
 
-    def _told(self, rows: Sequence[Rows], dtype: torch.dtype) -> Tensor:
+    def _told(self, level: Tensor, guidance: Tensor, dtype: torch.dtype) -> Tensor:
         """Return what the modulating network is told of each vector, (R,MODULATIONS,told_width).
 
         That is time, guidance and the vector's number.
         """
         # Time reaches the sinusoids in single precision, guidance rounded, as in ComfyUI.
-        of = [torch.cat([r.timestep for r in rows]), torch.cat([r.inputs.guidance for r in rows]).to(dtype)]
-        row = torch.cat([_sines(numbers, self.told_width // 4) for numbers in of], dim=1)
+        row = torch.cat([_sines(numbers, self.told_width // 4) for numbers in (level, guidance.to(dtype))], dim=1)
         number = _sines(torch.arange(MODULATIONS, device=row.device), self.told_width // 2)
         return torch.cat([row[:, None].expand(-1, MODULATIONS, -1), number[None].expand(len(row), -1, -1)], dim=2)
 

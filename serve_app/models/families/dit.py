@@ -5,15 +5,18 @@ Source of the networks: Peebles and Xie 2023, arXiv:2212.09748; of rotary positi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from serve_app.errors import NodeError
+from serve_app.models.control import Controlled, Spread, control_residuals
 from serve_app.models.families.family import Rows
+from serve_app.models.families.one_call import OneCall
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Place, Table, reverse, translate
 from serve_app.recipe import SkippedBlocks
 from serve_app.sampling.transfer import sent
@@ -21,8 +24,17 @@ from serve_app.sampling.transfer import sent
 PATCH = 2
 """A token stands for so many latent cells along each side."""
 
+DOUBLES, SINGLES = "doubles", "singles"
+"""The kinds of block where a network has two: text and image apart, and both as one stream."""
+
 WHOLE_EPS = float(torch.finfo(torch.float32).eps)
 """What the norms of queries and keys add to the variance where a file's authors gave torch no number."""
+
+
+class Transformer(OneCall):
+    """A family of diffusion transformers whose forward is one call of tensors."""
+
+    steady = (SkippedBlocks,)
 
 
 def grid(height: int, width: int, patch: int = PATCH) -> tuple[int, int]:
@@ -109,15 +121,39 @@ def thirds(width: int, *names: str) -> tuple[Place, ...]:
     return tuple(Place(name, rows=(i * width, (i + 1) * width)) for i, name in enumerate(names))
 
 
-class Passing:
-    """Which rows pass by which blocks. kind: the field of SkippedBlocks that has their numbers."""
+class Passed(NamedTuple):
+    """The name by which a call is given which rows pass by a block, (R,1,1)."""
 
-    def __init__(self, rows: Sequence[Rows], kind: str) -> None:
-        self._by_row = [
-            {number for patch in r.layers if isinstance(patch, SkippedBlocks) for number in getattr(patch, kind)}
-            for r in rows
-            for _ in range(r.count)
-        ]
+    kind: str
+    number: int
+
+
+def passed(rows: Sequence[Rows]) -> dict[Any, Tensor]:
+    """Return which rows pass by blocks, by Passed, for those that some of the rows pass by."""
+    device, made = rows[0].x.device, {}
+    for kind in (DOUBLES, SINGLES):
+        by_row = _passed(rows, kind)
+        for number in sorted(set().union(*by_row)):
+            which = sent(torch.tensor([number in numbers for numbers in by_row]), device)
+            made[Passed(kind, number)] = which[:, None, None]
+    return made
+
+
+def _passed(rows: Sequence[Rows], kind: str) -> list[set[int]]:
+    """Return which blocks each of R rows passes by. kind: the field of SkippedBlocks that has their numbers."""
+    return [
+        {number for patch in r.layers if isinstance(patch, SkippedBlocks) for number in getattr(patch, kind)}
+        for r in rows
+        for _ in range(r.count)
+    ]
+
+
+class Passing:
+    """Which rows pass by which blocks of a kind. given: with what `passed` says."""
+
+    def __init__(self, rows: Sequence[Rows], kind: str, given: Inputs) -> None:
+        self._by_row = _passed(rows, kind)
+        self._kind, self._given = kind, given
 
     def through(self, number: int, block: Callable[[], Any], *streams: Tensor) -> tuple[Any, ...]:
         """Return what a block makes of streams (R,…), but for the rows that pass by it, which stay as they are."""
@@ -128,18 +164,46 @@ class Passing:
         made = made if isinstance(made, tuple) else (made,)
         if not any(passing):
             return made
-        which = sent(torch.tensor(passing), streams[0].device)[:, None, None]
+        which = self._given[Passed(self._kind, number)]
         # A last block makes nothing of the text.
         return tuple(None if m is None else torch.where(which, s, m) for s, m in zip(streams, made, strict=True))
 
 
-def attended(texts: Sequence[Tensor], image: Tensor) -> Tensor | None:
-    """Return which tokens of texts (B_i,T_i,D) and an image (R,n,D) there are, (R,T+n).
+class Answer(NamedTuple):
+    """The name by which a call is given an answer of ControlNets. spreads: where those go; number: which it is."""
 
-    None if all are: attention is faster without a mask.
+    spreads: tuple[Spread, ...]
+    number: int
+
+
+def control_answers(rows: Sequence[Rows], x: Tensor, call: Callable[[], Any]) -> dict[Any, Tensor]:
+    """Return what ControlNets add to the rows of x (R,C,…), by Answer. call: makes what they are given."""
+    controlled = [Controlled(r.count, r.sigma, r.inputs.controls) for r in rows]
+    if not any(control.acts(row.sigma) for row in controlled for control in row.controls):
+        return {}
+    sums = control_residuals(controlled, call(), x)
+    return {Answer(spreads, number): made for spreads, all_made in sums.items() for number, made in enumerate(all_made)}
+
+
+def added_after(given: Inputs, kind: str, block: int) -> Iterator[Tensor]:
+    """Yield what ControlNets add after a block of a kind. given: with what `control_answers` says."""
+    for spreads in dict.fromkeys(name.spreads for name in given if isinstance(name, Answer)):
+        for spread in spreads:
+            if spread.kind == kind and (number := spread.answer(block)) is not None:
+                yield given[Answer(spreads, number)]
+
+
+def attended(of_text: Tensor | None, more: int) -> Tensor | None:
+    """Return which tokens there are of a text and of so many behind it, (R,T+more), None if all are.
+
+    of_text: of the text, (R,T), None if all are: attention is faster without a mask.
     """
-    of_text = there(texts)
-    return None if of_text is None else torch.cat([of_text, of_text.new_ones(image.shape[:2])], dim=1)
+    return None if of_text is None else pad(of_text, (0, more), value=True)
+
+
+def by_heads(mask: Tensor | None) -> Tensor | None:
+    """Return a mask of tokens (R,L) as attention with heads takes it, (R,1,1,L)."""
+    return None if mask is None else mask[:, None, None]
 
 
 def there(texts: Sequence[Tensor]) -> Tensor | None:

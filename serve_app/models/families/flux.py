@@ -17,17 +17,25 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
-from serve_app.models.control import ActiveControl, Controlled, added_after, control_residuals
+from serve_app.models.control import ActiveControl
 from serve_app.models.families import flux_names
 from serve_app.models.families.attention_bias import AttentionBias, added_logits, attention_bias
 from serve_app.models.families.concat import image_to_edit, mask_as_channels
 from serve_app.models.families.dit import (
+    DOUBLES,
     PATCH,
+    SINGLES,
     Passing,
+    Transformer,
+    added_after,
+    attended,
+    by_heads,
     check_text,
+    control_answers,
     from_tokens,
     grid,
     lengths,
+    passed,
     pooled_text,
     positions,
     stacked,
@@ -35,8 +43,16 @@ from serve_app.models.families.dit import (
     to_tokens,
     within,
 )
-from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
-from serve_app.models.families.references import check_method, reference_positions, scaled_references
+from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.families.one_call import present
+from serve_app.models.families.references import (
+    check_method,
+    reference_positions,
+    references_of,
+    references_together,
+    scaled_references,
+)
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Table
 from serve_app.models.model_control import text_tokens
 from serve_app.models.tensors import Tensors
@@ -52,8 +68,6 @@ GUIDANCE = 3.5
 AXES = (2, 7, 7)
 """Sixteenths of a head that turn by plane, row and column."""
 TIMES = 1000.0
-DOUBLES, SINGLES = "doubles", "singles"
-"""The kinds of block that ControlNets add to."""
 
 EXTRA_CHANNELS = {0: "x alone", 16: "an image beside x", 80: "a masked image and its mask"}
 """What is fed beside x, by its channels."""
@@ -122,7 +136,7 @@ class FluxCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Flux(BackboneFamily):
+class Flux(Transformer):
     """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
 
     text_width, pooled_width: of what is read. extra_channels: what is fed beside x. guided: it is told guidance.
@@ -282,74 +296,88 @@ class Flux(BackboneFamily):
         attended: int = inputs.bias.text + sum(math.prod(grid(*image.shape[-2:])) for image in images)
         return cells + x.shape[0] * attended**2 // self.width
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows.
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return what blocks are told of the rows.
 
         They may differ in level, guidance, text and its length, references, controls, LoRAs and biases of attention.
         """
         dtype, inputs, size = network.x_embedder.bias.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
-        texts = [i.text.to(dtype) for i in inputs]
-        call = FluxCall(
-            torch.cat([r.x for r in rows]).to(dtype),
-            torch.cat([r.timestep for r in rows]),
-            stacked(texts),
-            there(texts),
-            torch.cat([i.pooled for i in inputs]),
-            None if inputs[0].guidance is None else torch.cat([i.guidance for i in inputs]),
-        )
-        added = control_residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call, call.x)
-        time = call.time(network.time_text_embed, dtype)
-        text, which = _styled(rows, network.context_embedder(call.text), call.there)
-        concats = [i.concat for i in inputs if i.concat is not None]
-        image = to_tokens(torch.cat([call.x, torch.cat(concats).to(dtype)], dim=1) if concats else call.x)
-        count, at = image.shape[1], [torch.zeros(text.shape[1], 3), positions(size)]
-        if references := inputs[0].references:
-            beside = [torch.cat(own).to(dtype) for own in zip(*(i.references for i in inputs), strict=True)]
-            image = torch.cat([image, *map(to_tokens, beside)], dim=1)
-            at += reference_positions((size[0], size[1]), references, inputs[0].method)
+        texts, concats = [i.text.to(dtype) for i in inputs], [i.concat for i in inputs if i.concat is not None]
+        text, x = stacked(texts), torch.cat([r.x for r in rows]).to(dtype)
+        behind, known = _behind(rows, text, there(texts), self.width)
+        length = text.shape[1] + (0 if behind is None else behind.shape[1])
+        of_image = positions(size)
+        beside = reference_positions((size[0], size[1]), inputs[0].references, inputs[0].method)
+        at = torch.cat([torch.zeros(length, 3), of_image, *beside])
         biases = [(r.count, r.inputs.bias) for r in rows]
-        mask = told_mask(which, image.shape[1])
-        added_to = added_logits(which, text.shape[1], size, image.shape[1] - count, biases)
+        bias = added_logits(known, length, size, len(at) - length - len(of_image), biases)
+        told = {
+            "x": x,
+            "level": torch.cat([r.timestep for r in rows]),
+            "text": text,
+            "there": there(texts),
+            "pooled": torch.cat([i.pooled for i in inputs]),
+            "guidance": None if inputs[0].guidance is None else torch.cat([i.guidance for i in inputs]),
+            "behind": behind,
+            "concat": torch.cat(concats).to(dtype) if concats else None,
+            "at": sent(at, x.device),
+            "mask": by_heads(attended(known, len(at) - length)) if bias is None else bias.to(dtype),
+        }
+        given = present(told) | references_together(inputs, dtype)
+        return given | control_answers(rows, x, partial(_call, given)) | passed(rows)
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        call, size = _call(given), given["x"].shape[-2:]
+        time = call.time(network.time_text_embed, call.x.dtype)
+        text = network.context_embedder(call.text)
+        if "behind" in given:
+            text = torch.cat([text, given["behind"]], dim=1)
+        images = [torch.cat([call.x, given["concat"]], dim=1) if "concat" in given else call.x, *references_of(given)]
+        tokens = [*map(to_tokens, images)]
+        count, image = tokens[0].shape[1], network.x_embedder(torch.cat(tokens, dim=1))
         told = {
             "temb": time,
-            "image_rotary_emb": network.pos_embed(sent(torch.cat(at), image.device)),
-            "joint_attention_kwargs": mask if added_to is None else {"attention_mask": added_to.to(dtype)},
+            "image_rotary_emb": network.pos_embed(given["at"]),
+            "joint_attention_kwargs": told_mask(given.get("mask")),
         }
-        image = network.x_embedder(image)
         for kind, blocks in ((DOUBLES, network.transformer_blocks), (SINGLES, network.single_transformer_blocks)):
-            passing = Passing(rows, kind)
+            passing = Passing(rows, kind, given)
             for number, block in enumerate(blocks):
                 call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **told)
                 text, image = passing.through(number, call_block, text, image)
-                for residual in added_after(added, kind, number):
-                    image = torch.cat([image[:, :count] + residual.to(dtype), image[:, count:]], dim=1)
-        output = from_tokens(network.proj_out(network.norm_out(image[:, :count], time)), *size)
-        return list(torch.split(output.float(), [r.count for r in rows]))
+                for residual in added_after(given, kind, number):
+                    image = torch.cat([image[:, :count] + residual.to(image.dtype), image[:, count:]], dim=1)
+        return from_tokens(network.proj_out(network.norm_out(image[:, :count], time)), *size)
 
 
-def _styled(rows: Sequence[Rows], text: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return a text (R,T,W) with what model controls say behind it, and which of its tokens there are, None for all.
+def _call(given: Inputs) -> FluxCall:
+    return FluxCall(
+        *(given["x"], given["level"], given["text"], given.get("there"), given["pooled"], given.get("guidance"))
+    )
 
-    there: of the text, (R,T). All lie at one place, so their order says nothing.
+
+def _behind(
+    rows: Sequence[Rows], text: Tensor, there: Tensor | None, width: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return what model controls say behind a text (R,T,D), (R,t,width), None for nothing.
+
+    And which tokens of both there are, (R,T+t), None for all. there: of the text, (R,T). What is said lies at one
+    place, so its order says nothing.
     """
-    empty = text.new_zeros(1, 0, text.shape[2])
+    if not any(r.controls for r in rows):
+        return None, there
+    empty = text.new_zeros(1, 0, width)
     said = [torch.cat([empty.expand(r.count, -1, -1), *text_tokens(r)], dim=1).to(text.dtype) for r in rows]
-    counts = lengths(said)
-    if not any(counts):
-        return text, there
-    behind = stacked(said)
+    counts, behind = lengths(said), stacked(said)
     if there is not None or min(counts) < max(counts):
         of_text = torch.ones_like(text[..., 0], dtype=torch.bool) if there is None else there
         there = torch.cat([of_text, within(counts, max(counts), text.device)], dim=1)
-    return torch.cat([text, behind], dim=1), there
+    return behind, there
 
 
-def told_mask(there: Tensor | None, count: int) -> dict[str, Tensor] | None:
-    """Return how blocks are told which text (R,T) there is beside `count` tokens of an image, if not all of it is."""
-    if there is None:
-        return None
-    whole = torch.cat([there, there.new_ones(len(there), count)], dim=1)
-    return {"attention_mask": whole[:, None, None]}
+def told_mask(mask: Tensor | None) -> dict[str, Tensor] | None:
+    """Return how blocks are told a mask of attention; None for none."""
+    return None if mask is None else {"attention_mask": mask}
 
 
 def _by_diffusers(tensors: Tensors) -> bool:

@@ -17,15 +17,32 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from serve_app.models.families import flux_names
-from serve_app.models.families.dit import Passing, attended, by_token, check_text, lora_names, positions, stacked
-from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
+from serve_app.models.families.dit import (
+    DOUBLES,
+    SINGLES,
+    Passing,
+    Transformer,
+    attended,
+    by_heads,
+    by_token,
+    check_text,
+    lora_names,
+    passed,
+    positions,
+    stacked,
+    there,
+)
+from serve_app.models.families.family import File, Located, Rows, marked
 from serve_app.models.families.references import (
     INDEX_TIMESTEP_ZERO,
     METHODS,
     check_method,
     reference_positions,
+    references_of,
+    references_together,
     scaled_references,
 )
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.recipe import FluxFlow, Training
@@ -72,7 +89,7 @@ class Flux2Inputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Flux2(BackboneFamily):
+class Flux2(Transformer):
     """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
 
     ratio: how much wider a block is inside. guided: it is told guidance.
@@ -195,39 +212,38 @@ class Flux2(BackboneFamily):
         shapes = tuple(reference.shape[1:] for reference in inputs.references)
         return tuple(x.shape[1:]), shapes, inputs.method, inputs.guidance is None
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows.
-
-        They may differ in level, guidance, text and its length, references and LoRAs.
-        """
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return what blocks are told of the rows, which may differ in level, guidance, text, references and LoRAs."""
         dtype, inputs, size = network.x_embedder.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
-        level = torch.cat([r.timestep for r in rows])
-        time = self._time(network, rows, level, dtype)
-        texts = [i.text.to(dtype) for i in inputs]
-        text = network.context_embedder(stacked(texts))
-        image = torch.cat([r.x for r in rows]).to(dtype).flatten(2).transpose(1, 2)
-        count, at = image.shape[1], [positions(size, patch=PATCH)]
-        if references := inputs[0].references:
-            beside = [torch.cat(own).to(dtype) for own in zip(*(i.references for i in inputs), strict=True)]
-            image = torch.cat([image, *(one.flatten(2).transpose(1, 2) for one in beside)], dim=1)
-            method = inputs[0].method
-            at += reference_positions((size[0], size[1]), references, method, apart=APART, patch=PATCH)
-        length = text.shape[1]
-        of_text = pad(torch.arange(float(length))[:, None], (3, 0))
-        of_all = torch.cat([of_text, pad(torch.cat(at), (0, 1))])
-        turns = network.pos_embed(sent(of_all, image.device))
-        there = attended(texts, image)
-        told = {
-            "image_rotary_emb": turns,
-            "joint_attention_kwargs": None if there is None else {"attention_mask": there[:, None, None]},
+        texts, references, method = [i.text.to(dtype) for i in inputs], inputs[0].references, inputs[0].method
+        placed = reference_positions((size[0], size[1]), references, method, apart=APART, patch=PATCH)
+        at = torch.cat([positions(size, patch=PATCH), *placed])
+        of_text = pad(torch.arange(float(max(text.shape[1] for text in texts)))[:, None], (3, 0))
+        given = {
+            "x": torch.cat([r.x for r in rows]).to(dtype),
+            "level": torch.cat([r.timestep for r in rows]),
+            "text": stacked(texts),
+            "guidance": None if inputs[0].guidance is None else torch.cat([i.guidance for i in inputs]),
+            "at": sent(torch.cat([of_text, pad(at, (0, 1))]), rows[0].x.device),
+            "mask": by_heads(attended(there(texts), len(at))),
         }
-        image = network.x_embedder(image)
+        return given | references_together(inputs, dtype) | passed(rows)
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        x, level, guidance = given["x"], given["level"], given.get("guidance")
+        time, text = self._time(network, level, guidance, x.dtype), network.context_embedder(given["text"])
+        tokens = [one.flatten(2).transpose(1, 2) for one in (x, *references_of(given))]
+        count, length, image = tokens[0].shape[1], text.shape[1], network.x_embedder(torch.cat(tokens, dim=1))
+        told = {
+            "image_rotary_emb": network.pos_embed(given["at"]),
+            "joint_attention_kwargs": {"attention_mask": given["mask"]} if "mask" in given else None,
+        }
         of_image, of_words, of_both = (getattr(network, name)(time) for name in _MODULATIONS)
-        if inputs[0].method == INDEX_TIMESTEP_ZERO:
-            still, beside_it = self._time(network, rows, level * 0, dtype), image.shape[1] - count
+        if rows[0].inputs.method == INDEX_TIMESTEP_ZERO:
+            still, beside_it = self._time(network, level * 0, guidance, x.dtype), image.shape[1] - count
             of_image = by_token(of_image, count, network.double_stream_modulation_img(still), beside_it)
             of_both = by_token(of_both, length + count, network.single_stream_modulation(still), beside_it)
-        doubles, singles = Passing(rows, "doubles"), Passing(rows, "singles")
+        doubles, singles = (Passing(rows, kind, given) for kind in (DOUBLES, SINGLES))
         modulated = {"temb_mod_img": of_image, "temb_mod_txt": of_words, **told}
         for number, block in enumerate(network.transformer_blocks):
             call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **modulated)
@@ -237,17 +253,16 @@ class Flux2(BackboneFamily):
             call_block = partial(block, hidden_states=both, encoder_hidden_states=None, temb_mod=of_both, **told)
             [both] = singles.through(number, call_block, both)
         output = network.proj_out(network.norm_out(both[:, length : length + count], time))
-        output = output.transpose(1, 2).reshape(len(output), -1, *size)
-        return list(torch.split(output.float(), [r.count for r in rows]))
+        made: Tensor = output.transpose(1, 2).reshape(len(output), -1, *x.shape[-2:])
+        return made
 
-    def _time(self, network: Any, rows: Sequence[Rows], level: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return what the blocks are modulated by, (R,width): levels (R,) and the rows' guidance together."""
+    def _time(self, network: Any, level: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return what the blocks are modulated by, (R,width): levels (R,) and guidance (R,) together."""
         embed = network.time_guidance_embed
         # Time reaches the sinusoids in single precision, guidance rounded, as in ComfyUI.
         time: Tensor = embed.timestep_embedder(embed.time_proj(level * TIMES).to(dtype))
-        if rows[0].inputs.guidance is not None:
-            guidance = torch.cat([r.inputs.guidance for r in rows]).to(dtype) * TIMES
-            time = time + embed.guidance_embedder(embed.time_proj(guidance).to(dtype))
+        if guidance is not None:
+            time = time + embed.guidance_embedder(embed.time_proj(guidance.to(dtype) * TIMES).to(dtype))
         return time
 
 

@@ -78,6 +78,8 @@ class HiDream(BackboneFamily):
     """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
 
     text_width, states_width, pooled_width: of what T5, Llama and both CLIPs say. experts: how many a block has.
+
+    A forward is not one call: the host asks in between how many tokens each expert is given.
     """
 
     title = "HiDream"

@@ -18,19 +18,27 @@ from torch.nn.functional import gelu, pad, rms_norm
 from serve_app.errors import NodeError
 from serve_app.models.families.dit import (
     PATCH,
+    Transformer,
     attended,
+    by_heads,
     by_token,
     check_text,
     from_tokens,
-    lengths,
     lora_names,
     positions,
     stacked,
+    there,
     to_tokens,
-    within,
 )
-from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
-from serve_app.models.families.references import INDEX_TIMESTEP_ZERO, reference_positions, scaled_references
+from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.families.references import (
+    INDEX_TIMESTEP_ZERO,
+    reference_positions,
+    references_of,
+    references_together,
+    scaled_references,
+)
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Place, Table, inside
 from serve_app.models.tensors import Tensors
 from serve_app.recipe import FluxFlow, Training
@@ -99,7 +107,7 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
-class Krea2(BackboneFamily):
+class Krea2(Transformer):
     """A backbone. layers: its blocks; states: how many states of a text encoder each token of a text has."""
 
     title = "Krea 2"
@@ -212,43 +220,39 @@ class Krea2(BackboneFamily):
         """Return the shapes of x and the references, and what the network is told of these."""
         return tuple(x.shape[1:]), tuple(one.shape[1:] for one in inputs.references), inputs.timestep_zero
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows.
-
-        They may differ in level, text and its length, references and LoRAs.
-        """
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return what blocks are told of the rows, which may differ in level, text, references and LoRAs."""
         dtype, inputs, size = network.img_in.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
-        texts = [i.text.to(dtype) for i in inputs]
-        image = to_tokens(torch.cat([r.x[:, :, 0] for r in rows]).to(dtype))
-        count, at = image.shape[1], [positions(size)]
-        if references := inputs[0].references:
-            beside = [torch.cat(own).to(dtype) for own in zip(*(i.references for i in inputs), strict=True)]
-            image = torch.cat([image, *map(to_tokens, beside)], dim=1)
-            at += reference_positions((size[0], size[1]), references, "index")
-        text = self._fused(network, texts)
-        length, there = text.shape[1], attended(texts, image)
-        turns = network.rotary_emb(sent(pad(torch.cat(at), (0, 0, length, 0)), image.device))
-        level = torch.cat([r.timestep for r in rows])
-        time = network.time_embed(level, dtype)
-        modulation = network.time_mod_proj(gelu(time, approximate="tanh"))
-        if inputs[0].timestep_zero:
-            still = network.time_mod_proj(gelu(network.time_embed(level * 0, dtype), approximate="tanh"))
-            modulation = by_token(modulation[:, 0], length + count, still[:, 0], image.shape[1] - count)
-        both = torch.cat([text, network.img_in(image)], dim=1)
-        for block in network.transformer_blocks:
-            both = block(both, modulation, turns, None if there is None else there[:, None, None])
-        output = from_tokens(network.final_layer(both[:, length : length + count], time), *size)
-        return list(torch.split(output[:, :, None].float(), [r.count for r in rows]))
+        texts, references = [i.text.to(dtype) for i in inputs], inputs[0].references
+        at = torch.cat([positions(size), *reference_positions((size[0], size[1]), references, "index")])
+        known, text = there(texts), stacked(texts)
+        given = {
+            "x": torch.cat([r.x[:, :, 0] for r in rows]).to(dtype),
+            "level": torch.cat([r.timestep for r in rows]),
+            "text": text,
+            "text mask": by_heads(known),
+            "mask": by_heads(attended(known, len(at))),
+            "at": sent(pad(at, (0, 0, text.shape[1], 0)), text.device),
+        }
+        return given | references_together(inputs, dtype)
 
-    def _fused(self, network: Any, texts: Sequence[Tensor]) -> Tensor:
-        """Return texts (B_i,T_i,L·D) as the blocks read them, (R,T,width)."""
-        counts, states = lengths(texts), stacked(texts)
-        there = within(counts, max(counts), states.device) if min(counts) != max(counts) else None
-        fused = network.text_fusion(
-            states.view(*states.shape[:2], self.states, -1), None if there is None else there[:, None, None]
-        )
-        made: Tensor = network.txt_in(fused)
-        return made
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        x, states = given["x"], given["text"]
+        tokens = [*map(to_tokens, (x, *references_of(given)))]
+        count, image = tokens[0].shape[1], network.img_in(torch.cat(tokens, dim=1))
+        states = states.view(*states.shape[:2], self.states, -1)
+        text = network.txt_in(network.text_fusion(states, given.get("text mask")))
+        length, turns, level = text.shape[1], network.rotary_emb(given["at"]), given["level"]
+        time = network.time_embed(level, x.dtype)
+        modulation = network.time_mod_proj(gelu(time, approximate="tanh"))
+        if rows[0].inputs.timestep_zero:
+            still = network.time_mod_proj(gelu(network.time_embed(level * 0, x.dtype), approximate="tanh"))
+            modulation = by_token(modulation[:, 0], length + count, still[:, 0], image.shape[1] - count)
+        both = torch.cat([text, image], dim=1)
+        for block in network.transformer_blocks:
+            both = block(both, modulation, turns, given.get("mask"))
+        output = from_tokens(network.final_layer(both[:, length : length + count], time), *x.shape[-2:])
+        return output[:, :, None]
 
 
 class Norm(nn.Module):

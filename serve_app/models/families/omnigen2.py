@@ -23,6 +23,7 @@ from serve_app.models.families.one_stream import OneStream, Stream, TextInputs
 from serve_app.models.families.qwen_vl import QwenVlText
 from serve_app.models.families.references import scaled_references
 from serve_app.models.families.sequences import Reading
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.models.tokenizers import qwen
@@ -184,27 +185,29 @@ class OmniGen2(OneStream):
     def image_at(self, x: Tensor, inputs: Any) -> Tensor:
         return _in_turn(inputs.text.shape[1], (*inputs.references, x))[-1]
 
-    def beside(self, network: Any, rows: Sequence[Rows], time: Tensor) -> Stream | None:
-        """Return the references, refined apart; None where no row has any, as none of a group or all have some."""
-        inputs: list[OmniGen2Inputs] = [r.inputs for r in rows]
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return the streams of rows; that of references where there are any, as none of a group or all have some."""
+        given, inputs = super(OmniGen2, self).given(network, rows), [r.inputs for r in rows]
         if not inputs[0].references:
-            return None
+            return given
         dtype = network.x_embedder.weight.dtype
         cut = [[to_tokens(one.to(dtype), channels_last=True) for one in i.references] for i in inputs]
         at = [torch.cat(_in_turn(i.text.shape[1], i.references)) for i in inputs]
-        longest = max(i.tokens for i in inputs)
-        which = torch.zeros(sum(r.count for r in rows), longest, dtype=torch.long)
+        which = torch.zeros(sum(r.count for r in rows), max(i.tokens for i in inputs), dtype=torch.long)
         row = 0
         for r, tokens in zip(rows, cut, strict=True):
             numbers = torch.repeat_interleave(torch.tensor([one.shape[1] for one in tokens]))
             which[row : row + r.count, : len(numbers)] = numbers
             row += r.count
-        number = network.image_index_embedding[sent(which, time.device)]
-        stream = self.stream(
-            [torch.cat(tokens, dim=1) for tokens in cut],
-            at,
-            lambda tokens: network.ref_image_patch_embedder(tokens) + number,
-        )
+        beside = self.told("references", [torch.cat(tokens, dim=1) for tokens in cut], at)
+        return {**given, **beside, "which": sent(which, rows[0].x.device)}
+
+    def beside(self, network: Any, given: Inputs, time: Tensor) -> Stream | None:
+        """Return the references, refined apart."""
+        if "references" not in given:
+            return None
+        number = network.image_index_embedding[given["which"]]
+        stream = self.stream(given, "references", lambda tokens: network.ref_image_patch_embedder(tokens) + number)
         for layer in network.ref_image_refiner:
             stream = stream.through(layer, time)
         return stream

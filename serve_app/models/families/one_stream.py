@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from serve_app.models.families.dit import (
+    Transformer,
     angles,
     check_text,
     from_tokens,
+    grid,
     lengths,
     lora_names,
     positions,
@@ -26,7 +29,8 @@ from serve_app.models.families.dit import (
     to_tokens,
     within,
 )
-from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.models.families.family import Rows
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Table
 from serve_app.models.model_control import AtWork, all_at_work
 from serve_app.recipe import Training
@@ -59,7 +63,7 @@ class TextInputs:
         return self
 
 
-class OneStream(BackboneFamily):
+class OneStream(Transformer):
     """A family of such backbones.
 
     Rows of any text may share a forward, and rows of any size whose cells, rounded up to a power of two, are as many.
@@ -102,7 +106,7 @@ class OneStream(BackboneFamily):
         """Return the positions (n,3) of an image's tokens, which come after the text's."""
         return positions(x.shape[-2:], _filled(inputs.text.shape[1], self.multiple) + 1)
 
-    def beside(self, network: Any, rows: Sequence[Rows], time: Tensor) -> Stream | None:
+    def beside(self, network: Any, given: Inputs, time: Tensor) -> Stream | None:
         """Return what else the image and the text attend to; nothing by default."""
         return None
 
@@ -125,52 +129,69 @@ class OneStream(BackboneFamily):
         """Return the power of two that holds the cells: smaller ones are filled up, so less than half is in vain."""
         return x.shape[1], (x.shape[-2] * x.shape[-1] - 1).bit_length()
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows, which may differ in all but their number of channels."""
-        dtype, counts = next(network.parameters()).dtype, [r.count for r in rows]
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return the streams of rows, which may differ in all but their number of channels."""
+        dtype = next(network.parameters()).dtype
         texts = [r.inputs.text.to(dtype) for r in rows]
         images = [to_tokens(r.x.to(dtype), channels_last=True) for r in rows]
-        image_at = [self.image_at(r.x, r.inputs) for r in rows]
-        text_at = [self.text_at(text.shape[1]) for text in texts]
-        # The network counts time from noise to image; told it in half precision, it would hear another one.
-        time = self.time(network, 1 - torch.cat([r.timestep for r in rows]))
-        image = self.stream(images, image_at, *self.embedded_image(network))
+        return {
+            # The network counts time from noise to image; told it in half precision, it would hear another one.
+            "time": 1 - torch.cat([r.timestep for r in rows]),
+            **self.told("image", images, [self.image_at(r.x, r.inputs) for r in rows]),
+            **self.told("text", texts, [self.text_at(text.shape[1]) for text in texts]),
+        }
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        """Return the tokens of all rows, (R,S,F), the image's first."""
+        time = self.time(network, given["time"])
+        image = self.stream(given, "image", *self.embedded_image(network))
         controls = all_at_work(rows, StreamCall(time, image.turns))
         image = image.through_all(network.noise_refiner, time, REFINERS, controls)
-        text = self.stream(texts, text_at, *self.embedded_text(network))
+        text = self.stream(given, "text", *self.embedded_text(network))
         for layer in network.context_refiner:
             text = text.through(layer)
-        beside = self.beside(network, rows, time)
+        beside = self.beside(network, given, time)
         whole = (image if beside is None else image.followed_by(beside)).followed_by(text)
         whole = whole.through_all(network.layers, time, LAYERS, controls)
-        outputs = torch.split(self.last(network, whole.tokens, time), counts)
-        return [
-            -from_tokens(output[:, : tokens.shape[1]], *r.x.shape[-2:], channels_last=True).float()
-            for output, tokens, r in zip(outputs, images, rows, strict=True)
-        ]
+        return self.last(network, whole.tokens, time)
 
-    def stream(
-        self,
-        pieces: Sequence[Tensor],
-        at: Sequence[Tensor],
-        embed: Callable[[Tensor], Tensor],
-        filling: Tensor | None = None,
-    ) -> Stream:
-        """Return pieces (B_i,n_i,F), embedded and each filled up, at positions (≥n_i,3); what is filled in is at 0."""
+    def answers(self, made: Tensor, rows: Sequence[Rows]) -> list[Tensor]:
+        answers, counts = [], [r.count for r in rows]
+        for tokens, r in zip(torch.split(made, counts), rows, strict=True):
+            size = r.x.shape[-2:]
+            answers.append(-from_tokens(tokens[:, : prod(grid(*size))], *size, channels_last=True))
+        return answers
+
+    def told(self, name: str, pieces: Sequence[Tensor], at: Sequence[Tensor]) -> dict[str, Tensor | None]:
+        """Return what a call is given of a stream, for `stream`.
+
+        Pieces (B_i,n_i,F) are each filled up, at positions (≥n_i,3); what is filled in is at 0.
+        """
         counts = lengths(pieces)
         filled = [_filled(count, self.multiple) for count in counts]
         longest, device = max(filled), pieces[0].device
-        tokens = embed(stacked(pieces))
-        tokens = pad(tokens, (0, 0, 0, longest - tokens.shape[1]))
-        if filling is not None:
-            tokens = torch.where(within(counts, longest, device)[..., None], tokens, filling)
         padded = (pad(a, (0, 0, 0, longest - len(a))) for a in at)
         placed = torch.cat([a.expand(len(piece), -1, -1) for a, piece in zip(padded, pieces, strict=True)])
-        turns = angles(sent(placed, device), self.axes, self.theta)
+        return {
+            name: stacked(pieces),
+            f"{name} at": sent(placed, device),
+            f"{name} its own": within(counts, longest, device) if min(counts) < longest else None,
+            # Without a mask attention takes its faster kernels.
+            f"{name} there": None if min(filled) == longest else within(filled, longest, device),
+        }
+
+    def stream(
+        self, given: Inputs, name: str, embed: Callable[[Tensor], Tensor], filling: Tensor | None = None
+    ) -> Stream:
+        """Return a stream that a call is given, embedded. filling: what it is filled up with; None where that is 0."""
+        at, own = given[f"{name} at"], given.get(f"{name} its own")
+        tokens = embed(given[name])
+        tokens = pad(tokens, (0, 0, 0, at.shape[1] - tokens.shape[1]))
+        if filling is not None and own is not None:
+            tokens = torch.where(own[..., None], tokens, filling)
+        turns = angles(at, self.axes, self.theta)
         turns = torch.polar(torch.ones_like(turns), turns).to(torch.complex64)
-        # Without a mask attention takes its faster kernels.
-        there = None if min(filled) == longest else within(filled, longest, device)
-        return Stream(tokens, turns, there)
+        return Stream(tokens, turns, given.get(f"{name} there"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

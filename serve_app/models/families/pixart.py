@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from serve_app.models.families.dit import (
     PATCH,
+    Transformer,
     check_text,
     from_tokens,
     grid,
@@ -26,7 +27,8 @@ from serve_app.models.families.dit import (
     thirds,
     whole_patches,
 )
-from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
+from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.recipe import Discrete, Training
@@ -88,7 +90,7 @@ class PixArtInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class PixArt(BackboneFamily):
+class PixArt(Transformer):
     """A backbone, Σ's. width: of a token in the network; stretch: by what positions are divided, 0 where x says it."""
 
     title = "PixArt"
@@ -191,40 +193,52 @@ class PixArt(BackboneFamily):
         size = None if height is None or width is None else (int(height), int(width))
         return PixArtInputs(to_batch(sent(cond, device).float(), canvas.rows), size)
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows, which may differ in level, text, its length and LoRAs."""
-        dtype, size = network.proj_out.weight.dtype, rows[0].x.shape[-2:]
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return what blocks are told of the rows, which may differ in level, text, its length and LoRAs."""
+        dtype, device = network.proj_out.weight.dtype, rows[0].x.device
         texts = [r.inputs.text.to(dtype) for r in rows]
-        x = whole_patches(torch.cat([r.x for r in rows]).to(dtype))
-        image = network.pos_embed.proj(x).flatten(2).transpose(1, 2)
-        image = image + self.places(size).to(image)
-        time = self.time(network.adaln_single.emb, rows, dtype)
+        known = there(texts)
+        return {
+            "x": torch.cat([r.x for r in rows]).to(dtype),
+            "level": torch.cat([r.timestep for r in rows]).float(),
+            "text": stacked(texts),
+            # Attention is faster without a mask.
+            "mask": None if known is None else known[:, None],
+            "places": sent(self.places(rows[0].x.shape[-2:]), device).to(dtype),
+            "sizes": sent(self.sizes(rows), device) if self.sized() else None,
+        }
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        x = given["x"]
+        image = network.pos_embed.proj(whole_patches(x)).flatten(2).transpose(1, 2) + given["places"]
+        time = self.time(network.adaln_single.emb, given, x.dtype)
         modulated = network.adaln_single.linear(nn.functional.silu(time))
-        text, known = network.caption_projection(stacked(texts)), there(texts)
-        # Attention is faster without a mask.
-        mask = None if known is None else known[:, None]
+        text, mask = network.caption_projection(given["text"]), given.get("mask")
         for block in network.transformer_blocks:
             image = block(image, encoder_hidden_states=text, encoder_attention_mask=mask, timestep=modulated)
         shift, scale = (network.scale_shift_table[None] + time[:, None]).chunk(2, dim=1)
         made = network.proj_out(network.norm_out(image) * (1 + scale) + shift)
         # The other channels are a variance, which samplers do not read.
-        output = from_tokens(made, *size, channels_last=True)[:, : SDXL.channels]
-        return list(torch.split(output.float(), [r.count for r in rows]))
+        return from_tokens(made, *x.shape[-2:], channels_last=True)[:, : SDXL.channels]
 
-    def time(self, embed: Any, rows: Sequence[Rows], dtype: torch.dtype) -> Tensor:
+    def time(self, embed: Any, given: Inputs, dtype: torch.dtype) -> Tensor:
         """Return what rows (R) are told of their levels, and of their pictures' sizes, (R,width)."""
         # Time reaches the sinusoids in single precision.
-        time: Tensor = embed.timestep_embedder(embed.time_proj(torch.cat([r.timestep for r in rows]).float()).to(dtype))
-        if not self.sized():
+        time: Tensor = embed.timestep_embedder(embed.time_proj(given["level"]).to(dtype))
+        if "sizes" not in given:
             return time
+        numbers = given["sizes"]
+        waves = embed.additional_condition_proj(numbers.flatten()).view(len(numbers), 3, -1).to(dtype)
+        sizes, ratio = embed.resolution_embedder(waves[:, :2]), embed.aspect_ratio_embedder(waves[:, 2])
+        return time + torch.cat([sizes.flatten(1), ratio], dim=1)
+
+    def sizes(self, rows: Sequence[Rows]) -> Tensor:
+        """Return the height, width and ratio of each row's picture, (R,3)."""
         told = []
         for r in rows:
             height, width = r.inputs.size or (PIXELS_A_CELL * side for side in r.x.shape[-2:])
             told += [(float(height), float(width), height / width)] * r.count
-        numbers = sent(torch.tensor(told), time.device)
-        waves = embed.additional_condition_proj(numbers.flatten()).view(len(told), 3, -1).to(dtype)
-        sizes, ratio = embed.resolution_embedder(waves[:, :2]), embed.aspect_ratio_embedder(waves[:, 2])
-        return time + torch.cat([sizes.flatten(1), ratio], dim=1)
+        return torch.tensor(told)
 
     def places(self, size: Sequence[int]) -> Tensor:
         """Return the positions of tokens as waves, (1,n,width), for latents of a size (h,w)."""

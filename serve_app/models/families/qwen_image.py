@@ -16,28 +16,37 @@ from diffusers.models.transformers.transformer_qwenimage import QwenImageTransfo
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
-from serve_app.models.control import ActiveControl, Controlled, added_after, control_residuals
+from serve_app.models.control import ActiveControl
 from serve_app.models.families.dit import (
+    DOUBLES,
     PATCH,
     Passing,
+    Transformer,
+    added_after,
     angles,
     check_text,
+    control_answers,
     from_tokens,
     grid,
     lora_names,
+    passed,
     positions,
     stacked,
     there,
     to_tokens,
 )
-from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
+from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.families.one_call import present
 from serve_app.models.families.references import (
     INDEX_TIMESTEP_ZERO,
     METHODS,
     check_method,
     reference_positions,
+    references_of,
+    references_together,
     scaled_references,
 )
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Table
 from serve_app.models.model_control import all_at_work
 from serve_app.models.tensors import Tensors
@@ -103,7 +112,7 @@ class QwenImageCall:
 
 
 @dataclass(frozen=True, slots=True)
-class QwenImage(BackboneFamily):
+class QwenImage(Transformer):
     """A backbone. width: of a token in the network; method: how references are placed where nothing else is said.
 
     layered: it was trained on images and the layers of which they are made, as frames.
@@ -215,35 +224,41 @@ class QwenImage(BackboneFamily):
         """Return the shapes of x and the references, and how these are placed."""
         return tuple(x.shape[1:]), tuple(reference.shape[1:] for reference in inputs.references), inputs.method
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows.
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return what blocks are told of the rows.
 
         They may differ in level, text and its length, references, controls and LoRAs.
         """
         dtype, inputs, size = network.img_in.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[2:]
-        texts = [i.text.to(dtype) for i in inputs]
-        x, level, text = torch.cat([r.x for r in rows]).to(dtype), torch.cat([r.timestep for r in rows]), stacked(texts)
-        tokens = frame_tokens(x)
-        count, at = tokens.shape[1], [_centred(size, positions(size[1:]))]
-        references, method = inputs[0].references, inputs[0].method
-        if references:
-            beside = [torch.cat(own).to(dtype) for own in zip(*(i.references for i in inputs), strict=True)]
-            tokens = torch.cat([tokens, *map(frame_tokens, beside)], dim=1)
-            at += self._placed((size[1], size[2]), references, method)
-        first = max(side // 2 for side in grid(size[1], size[2]))
-        words = torch.arange(float(first), first + text.shape[1])[:, None].expand(-1, 3)
-        turns, of_words = (self._turns(sent(places, x.device)) for places in (torch.cat(at), words))
-        image, embedded = network.img_in(tokens), network.txt_in(network.txt_norm(text))
-        time = self.time(network, level, dtype)
-        # Attention is faster without a mask, as there is none where all texts are equally long.
-        call = QwenImageCall(x, level, text, there(texts), (turns[:count], of_words), image[:, :count], embedded, time)
-        added = control_residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call, x)
+        texts, references, device = [i.text.to(dtype) for i in inputs], inputs[0].references, rows[0].x.device
+        first, text = float(max(side // 2 for side in grid(size[1], size[2]))), stacked(texts)
+        words = torch.arange(first, first + text.shape[1])[:, None].expand(-1, 3)
+        placed = self._placed((size[1], size[2]), references, inputs[0].method) if references else []
+        told = {
+            "x": torch.cat([r.x for r in rows]).to(dtype),
+            "level": torch.cat([r.timestep for r in rows]),
+            "text": text,
+            # Attention is faster without a mask, as there is none where all texts are equally long.
+            "there": there(texts),
+            "at": sent(torch.cat([_centred(size, positions(size[1:])), *placed]), device),
+            "words at": sent(words, device),
+        }
+        given = present(told) | references_together(inputs, dtype)
+        return given | control_answers(rows, given["x"], partial(self._call, network, given)) | passed(rows)
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        call = self._call(network, given)
+        size, count, dtype = call.x.shape[2:], call.image.shape[1], call.x.dtype
+        image, text, time, turns = call.image, call.embedded, call.time, call.turns
+        if references := references_of(given):
+            turns = self._turns(given["at"]), turns[1]
+            image = torch.cat([image, network.img_in(torch.cat([*map(frame_tokens, references)], dim=1))], dim=1)
         controls = all_at_work(rows, call)
-        still, which = method == INDEX_TIMESTEP_ZERO, None
+        still, which = rows[0].inputs.method == INDEX_TIMESTEP_ZERO, None
         if still:
-            time = torch.cat([time, self.time(network, torch.zeros_like(level), dtype)])
+            time = torch.cat([time, self.time(network, torch.zeros_like(call.level), dtype)])
             which = (torch.arange(image.shape[1], device=image.device) >= count).int().expand(len(image), -1)
-        text, passing = embedded, Passing(rows, "doubles")
+        passing = Passing(rows, DOUBLES, given)
         for number, block in enumerate(network.transformer_blocks):
             # Whether a second half of `time` is of the tokens that `which` marks: as these rows have it.
             block.zero_cond_t = still
@@ -253,18 +268,24 @@ class QwenImage(BackboneFamily):
                 encoder_hidden_states=text,
                 encoder_hidden_states_mask=call.there,
                 temb=time,
-                image_rotary_emb=(turns, of_words),
+                image_rotary_emb=turns,
                 modulate_index=which,
             )
             text, image = passing.through(number, call_block, text, image)
             for control in controls:
                 control.after(BLOCKS, number, image)
-            for residual in added_after(added, BLOCKS, number):
+            for residual in added_after(given, BLOCKS, number):
                 image[:, :count] += residual.to(dtype)
         made = network.proj_out(network.norm_out(image[:, :count], call.time))
         frames = from_tokens(made.reshape(len(made) * size[0], -1, made.shape[2]), size[1], size[2])
-        output = frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
-        return list(torch.split(output.float(), [r.count for r in rows]))
+        return frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
+
+    def _call(self, network: Any, given: Inputs) -> QwenImageCall:
+        x, text = given["x"], given["text"]
+        image, embedded = network.img_in(frame_tokens(x)), network.txt_in(network.txt_norm(text))
+        turns = self._turns(given["at"][: image.shape[1]]), self._turns(given["words at"])
+        time = self.time(network, given["level"], x.dtype)
+        return QwenImageCall(x, given["level"], text, given.get("there"), turns, image, embedded, time)
 
     def _placed(self, size: tuple[int, int], references: Sequence[Tensor], method: str) -> list[Tensor]:
         """Return the positions of each reference's tokens."""

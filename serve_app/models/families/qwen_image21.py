@@ -16,9 +16,10 @@ from diffusers.models.embeddings import Timesteps
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21Transformer2DModel
 from torch import Tensor, nn
 
-from serve_app.models.families.dit import angles, check_text, lora_names, thirds
-from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
-from serve_app.models.families.references import scaled_references
+from serve_app.models.families.dit import Transformer, angles, check_text, lora_names, thirds
+from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.families.references import references_of, references_together, scaled_references
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.recipe import FluxFlow, Training
@@ -56,7 +57,7 @@ class QwenImage21Inputs:
 
 
 @dataclass(frozen=True, slots=True)
-class QwenImage21(BackboneFamily):
+class QwenImage21(Transformer):
     """A backbone. width: of a token in the network; ratio: how many times wider its hidden layers are."""
 
     title = "Qwen-Image 2.1"
@@ -160,14 +161,20 @@ class QwenImage21(BackboneFamily):
         shapes = tuple(reference.shape[1:] for reference in inputs.references)
         return tuple(x.shape[1:]), inputs.text.shape[1], shapes, inputs.slots
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows. They may differ in level, text, references and LoRAs."""
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return what blocks are told of the rows. They may differ in level, text, references and LoRAs."""
         dtype, inputs = network.img_in.weight.dtype, [r.inputs for r in rows]
-        x = torch.cat([r.x for r in rows]).to(dtype)
-        images = [torch.cat(own).to(dtype) for own in zip(*(i.references for i in inputs), strict=True)] + [x]
-        text = network.txt_in(torch.cat([i.text for i in inputs]).to(dtype))
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        runs = _runs(text.shape[1], inputs[0].slots, sizes)
+        given = {
+            "x": torch.cat([r.x for r in rows]).to(dtype),
+            "level": torch.cat([r.timestep for r in rows]),
+            "text": torch.cat([i.text for i in inputs]).to(dtype),
+            "at": sent(torch.cat([run.at for run in _runs_of(rows)]), rows[0].x.device),
+        }
+        return given | references_together(inputs, dtype)
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        x, runs = given["x"], _runs_of(rows)
+        images, text = [*references_of(given), x], network.txt_in(given["text"])
         tokens = [
             text[:, run.first : run.first + run.length]
             if run.image is None
@@ -175,18 +182,17 @@ class QwenImage21(BackboneFamily):
             for run in runs
         ]
         sequence, before = torch.cat(tokens, dim=1), runs[-1].start
-        at = sent(torch.cat([run.at for run in runs]), x.device)
-        turned = angles(at, self.axes, THETA).float()
+        turned = angles(given["at"], self.axes, THETA).float()
         turns = torch.polar(torch.ones_like(turned), turned)
-        time = self._time(network, torch.cat([r.timestep for r in rows]), dtype)
+        time = self._time(network, given["level"], x.dtype)
         modulation = network.modulation(time)
-        made = torch.arange(sequence.shape[1], device=x.device) >= before
+        sampled = torch.arange(sequence.shape[1], device=x.device) >= before
         segments = [(run.start, run.start + run.length, run.image is None) for run in runs[:-1]]
         for block in network.transformer_blocks:
-            sequence = block(sequence, modulation, turns, target_token_mask=made, segments=segments)
+            sequence = block(sequence, modulation, turns, target_token_mask=sampled, segments=segments)
         output = network.proj_out(network.norm_out(sequence[:, before:], time[:-1]))
-        latents = output.transpose(1, 2).reshape(x.shape)
-        return list(torch.split(latents.float(), [r.count for r in rows]))
+        latents: Tensor = output.transpose(1, 2).reshape(x.shape)
+        return latents
 
     def _time(self, network: Any, level: Tensor, dtype: torch.dtype) -> Tensor:
         """Return what the blocks are modulated by, (R+1,width), for levels (R,); the last is of no noise.
@@ -211,6 +217,13 @@ class _Run:
     at: Tensor
     image: int | None = None
     first: int = 0
+
+
+def _runs_of(rows: Sequence[Rows]) -> list[_Run]:
+    """Return the runs of rows' sequences, which are alike."""
+    x, inputs = rows[0].x, rows[0].inputs
+    sizes = [(image.shape[-2], image.shape[-1]) for image in (*inputs.references, x)]
+    return _runs(inputs.text.shape[1], inputs.slots, sizes)
 
 
 def _runs(text: int, slots: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[_Run]:

@@ -6,13 +6,14 @@ Source: Black Forest Labs 2025, FLUX.1 Kontext, arXiv:2506.15742, section 3; Wu 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.models.families.dit import PATCH, grid, positions
+from serve_app.models.forward import Inputs
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.transfer import sent
@@ -42,6 +43,23 @@ def scaled_references(
     for reference in references:
         latent_format.check(reference.shape)
     return tuple(to_batch(latent_format.to_model(sent(reference, device).float()), rows) for reference in references)
+
+
+class Reference(NamedTuple):
+    """The name by which a call is given one of the reference latents of its rows, (R,C,…)."""
+
+    number: int
+
+
+def references_together(inputs: Sequence[Any], dtype: torch.dtype) -> dict[Any, Tensor]:
+    """Return the reference latents of rows by Reference. inputs: of all rows, with as many `references` each."""
+    by_number = zip(*(i.references for i in inputs), strict=True)
+    return {Reference(number): torch.cat(own).to(dtype) for number, own in enumerate(by_number)}
+
+
+def references_of(given: Inputs) -> list[Tensor]:
+    """Return the reference latents that a call is given, in order."""
+    return [tensor for name, tensor in given.items() if isinstance(name, Reference)]
 
 
 def reference_positions(

@@ -17,19 +17,25 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
-from serve_app.models.control import ActiveControl, Controlled, added_after, control_residuals
+from serve_app.models.control import ActiveControl
 from serve_app.models.families.dit import (
+    DOUBLES,
     PATCH,
     Passing,
+    Transformer,
+    added_after,
     check_text,
+    control_answers,
     from_tokens,
     grid,
     lora_names,
+    passed,
     pooled_text,
     thirds,
     whole_patches,
 )
-from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked, spec_of
+from serve_app.models.families.family import File, Located, Rows, marked, spec_of
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.recipe import Flow, Training
@@ -90,7 +96,7 @@ class Sd3Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Sd3(BackboneFamily):
+class Sd3(Transformer):
     """A backbone. width: of a token in the network; layers: how many blocks, the first `dual` attending twice.
 
     side: rows and columns of the table of positions. normed: queries and keys are.
@@ -241,25 +247,35 @@ class Sd3(BackboneFamily):
         """Return the shape of x and the length of the text, for which the network's attention takes no mask."""
         return tuple(x.shape[1:]), inputs.text.shape[1]
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows, which may differ in level, what texts say and controls."""
-        dtype, size = network.proj_out.bias.dtype, rows[0].x.shape[-2:]
-        embed = network.time_text_embed
-        x, pooled = torch.cat([r.x for r in rows]).to(dtype), torch.cat([r.inputs.pooled for r in rows]).to(dtype)
-        timestep, text = torch.cat([r.timestep for r in rows]), torch.cat([r.inputs.text for r in rows]).to(dtype)
-        call = Sd3Call(x, timestep, text, pooled, self.patches(network.pos_embed, x), embed.text_embedder(pooled))
-        added = control_residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call, x)
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return x, levels and texts of the rows, which may differ in level, what texts say and controls."""
+        dtype = network.proj_out.bias.dtype
+        given = {
+            "x": torch.cat([r.x for r in rows]).to(dtype),
+            "timestep": torch.cat([r.timestep for r in rows]),
+            "text": torch.cat([r.inputs.text for r in rows]).to(dtype),
+            "pooled": torch.cat([r.inputs.pooled for r in rows]).to(dtype),
+        }
+        return given | control_answers(rows, given["x"], partial(self._call, network, given)) | passed(rows)
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        call, embed, size = self._call(network, given), network.time_text_embed, given["x"].shape[-2:]
+        dtype = call.x.dtype
         # The time reaches the sinusoids in single precision.
-        time = embed.timestep_embedder(embed.time_proj(timestep).to(dtype)) + call.pooled_embedding
-        text, image = network.context_embedder(text), call.patches + self.places(network.pos_embed.pos_embed, size)
-        passing = Passing(rows, "doubles")
+        time = embed.timestep_embedder(embed.time_proj(call.timestep).to(dtype)) + call.pooled_embedding
+        text, image = network.context_embedder(call.text), call.patches + self.places(network.pos_embed.pos_embed, size)
+        passing = Passing(rows, DOUBLES, given)
         for number, block in enumerate(network.transformer_blocks):
             call_block = partial(block, hidden_states=image, encoder_hidden_states=text, temb=time)
             text, image = passing.through(number, call_block, text, image)
-            for residual in added_after(added, BLOCKS, number):
+            for residual in added_after(given, BLOCKS, number):
                 image = image + residual.to(dtype)
-        output = from_tokens(network.proj_out(network.norm_out(image, time)), *size, channels_last=True)
-        return list(torch.split(output.float(), [r.count for r in rows]))
+        return from_tokens(network.proj_out(network.norm_out(image, time)), *size, channels_last=True)
+
+    def _call(self, network: Any, given: Inputs) -> Sd3Call:
+        x, pooled = given["x"], given["pooled"]
+        patches, embedding = self.patches(network.pos_embed, x), network.time_text_embed.text_embedder(pooled)
+        return Sd3Call(x, given["timestep"], given["text"], pooled, patches, embedding)
 
     def patches(self, embed: Any, x: Tensor) -> Tensor:
         """Return x (R,C,h,w) as embedded tokens (R,n,D), without positions."""

@@ -77,8 +77,8 @@ class Counts:
     """What was asked of the card. kernels: around networks; inside: in them. copies: told to wait for none.
 
     blocking: copies that make the host wait, by direction; waits: other reads of the card by the host. where: of both,
-    the line of this project that asks for it. trapped: blocking copies and waits within a network, which keep it from
-    being captured as a graph.
+    the line of this project that asks for it. trapped: copies and waits within a network: those that wait keep it from
+    being captured as a graph, and of others a graph would bring again whatever is in their place by then.
     """
 
     kernels: int = 0
@@ -157,6 +157,15 @@ class Card(TorchDispatchMode):
         """Count apart what is done inside a network."""
         network.register_forward_pre_hook(self._enters)
         network.register_forward_hook(self._leaves, always_call=True)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Count apart what is done meanwhile, as if in a network."""
+        self._enters()
+        try:
+            yield
+        finally:
+            self._leaves()
 
     def _enters(self, *_: Any) -> None:
         self._depth += 1
@@ -266,6 +275,7 @@ class Card(TorchDispatchMode):
             else:
                 with self._lock:
                     self.counts.copies += 1
+                    self.counts.trapped += self._depth > 0
         elif comes:
             self._count(name, func)
         if not comes and (waits or not _is_pinned(source)):

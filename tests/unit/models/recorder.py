@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from tests.unit.engine.card import Card
+
 
 class Replayed:
     """A call that is done again by calling it, into the same place."""
@@ -35,3 +37,18 @@ class FakeRecorder:
 
     def idle_bytes(self) -> int:
         return 100 * len(self.recorded)
+
+
+class CardRecorder(FakeRecorder):
+    """Records calls of an honest card, which counts apart what is done in them."""
+
+    def __init__(self, card: Card) -> None:
+        super().__init__()
+        self._card = card
+
+    def record(self, call: Callable[[], Tensor]) -> Replayed:
+        def apart() -> Tensor:
+            with self._card.inside():
+                return call()
+
+        return super().record(apart)
