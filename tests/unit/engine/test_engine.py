@@ -354,6 +354,8 @@ def test_closing_ends_after_the_forward_in_progress_and_fails_what_is_left():
     forward.wait(30)
     closing = Thread(target=engine.close)
     closing.start()
+    while engine.alive:
+        sleep(0.001)
     go.set()
     closing.join(30)
     assert isinstance(running.exception(0), UnavailableError)
