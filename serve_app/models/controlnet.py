@@ -139,7 +139,7 @@ class Union(nn.Module):
     def __init__(self, kinds: int, width: int, time_width: int) -> None:
         super().__init__()
         self.kinds = kinds
-        self.task_embedding = nn.Parameter(torch.empty(kinds, width))
+        self.task_embedding = nn.Parameter(torch.zeros(kinds, width))
         self.attention_in = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
         self.norm1 = nn.LayerNorm(width)

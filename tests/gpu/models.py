@@ -106,8 +106,9 @@ def vae(family: VaeFamily, device: torch.device, dtype: torch.dtype) -> Vae:
 def random_weights(family: Family, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Return a family's network with weights that keep what goes through it about as large as it is."""
     torch.manual_seed(1)
-    module = family.build().eval().requires_grad_(False)
-    module.to_empty(device=device)
+    # Tables of positions and such, which are no parameters, are as the family makes them.
+    with device:
+        module = family.build().eval().requires_grad_(False)
     for parameter in module.parameters():
         drawn = torch.randn(parameter.shape, device=device)
         parameter.copy_(1 + 0.05 * drawn if parameter.ndim == 1 else drawn / max(1, parameter[0].numel()) ** 0.5)

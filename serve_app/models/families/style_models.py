@@ -92,10 +92,10 @@ class StyleAdapter(StyleFamily):
             attn_implementation="sdpa",
         )
         network = nn.Module()
-        network.style_embedding = nn.Parameter(torch.empty(1, self.count, self.reads))
+        network.style_embedding = nn.Parameter(torch.zeros(1, self.count, self.reads))
         network.ln_pre, network.ln_post = nn.LayerNorm(self.reads), nn.LayerNorm(self.reads)
         network.layers = nn.ModuleList(CLIPEncoderLayer(config) for _ in range(self.layers))
-        network.proj = nn.Parameter(torch.empty(self.reads, self.writes))
+        network.proj = nn.Parameter(torch.zeros(self.reads, self.writes))
         return network
 
     def tokens(self, network: Any, states: Tensor) -> Tensor:
