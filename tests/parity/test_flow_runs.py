@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.models.backbone import Backbone
-from serve_app.models.families.family import BackboneFamily, File, Located, Rows
+from serve_app.models.families.family import BackboneFamily, File, Rows
 from serve_app.models.layout import Table
 from serve_app.models.network import Network
 from serve_app.models.recipes import Need
@@ -60,8 +60,8 @@ class Formula(BackboneFamily):
         self.latent_format = latent_format  # type: ignore[misc]
 
     @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        return iter(())
+    def probe(cls, tensors: Tensors) -> BackboneFamily:
+        raise NotImplementedError
 
     def table(self, tensors: Tensors | None = None) -> Table:
         return {}

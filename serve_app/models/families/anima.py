@@ -6,7 +6,7 @@ Source: NVIDIA 2025, arXiv:2511.00062; CircleStone Labs 2025, Anima; the numbers
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,10 +33,8 @@ from serve_app.models.families.dit import (
 from serve_app.models.families.family import (
     File,
     Lexicon,
-    Located,
     Rows,
     Vectors,
-    marked,
     own_text,
 )
 from serve_app.models.families.qwen import PLAIN, Qwen3Text
@@ -52,7 +50,6 @@ from serve_app.recipe import Flow, T5Padding, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import WAN
 from serve_app.sampling.transfer import sent
-from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import Conditioning, Text
 
 SHIFT = 3.0
@@ -64,7 +61,6 @@ LEAST = 512
 IDS, WEIGHTS = "t5xxl_ids", "t5xxl_weights"
 """The options of a conditioning that hold T5's tokens and their weights, by ComfyUI's names."""
 
-_MARKS = ("llm_adapter.blocks.0.cross_attn.q_proj.weight",)
 _ATTENTION = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "output_proj": "to_out.0"} | {
     f"{kind}_norm": f"norm_{kind}" for kind in "qk"
 }
@@ -106,6 +102,7 @@ class Anima(Transformer):
     """
 
     title = "Anima"
+    marks = ("llm_adapter.blocks.0.cross_attn.q_proj.weight",)
     latent_format = WAN
     dtypes = (torch.bfloat16,)
     """In fp16 what runs past the blocks overflows."""
@@ -116,12 +113,6 @@ class Anima(Transformer):
     lora_width: int
     adapter: Adapter
     hidden: int = 4
-
-    @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, _MARKS)) is not None:
-            prefix, tensors = found
-            yield Located(cls.probe(tensors), tensors, prefix=prefix)
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Anima:

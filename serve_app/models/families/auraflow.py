@@ -6,7 +6,7 @@ Source: fal 2024, AuraFlow; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
@@ -30,7 +30,7 @@ from serve_app.models.families.dit import (
     passed,
     to_tokens,
 )
-from serve_app.models.families.family import File, Lexicon, Located, Rows, marked
+from serve_app.models.families.family import File, Lexicon, Rows
 from serve_app.models.families.sequences import Reading
 from serve_app.models.families.t5 import UMT5Text
 from serve_app.models.forward import Inputs
@@ -42,13 +42,11 @@ from serve_app.recipe import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import SDXL
 from serve_app.sampling.transfer import sent
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 SHIFT = 1.73
 HEAD = 256
 """How wide every head is."""
 
-_MARKS = ("double_layers.0.attn.w1q.weight", "joint_transformer_blocks.0.attn.add_k_proj.weight")
 _MODULES = (
     *("pos_embed", "time_step_proj", "context_embedder", "register_tokens", "joint_transformer_blocks"),
     *("single_transformer_blocks", "norm_out", "proj_out"),
@@ -99,6 +97,7 @@ class AuraFlow(Transformer):
     """
 
     title = "AuraFlow"
+    marks = ("double_layers.0.attn.w1q.weight", "joint_transformer_blocks.0.attn.add_k_proj.weight")
     latent_format = SDXL
     dtypes = (torch.bfloat16, torch.float16)
 
@@ -107,11 +106,6 @@ class AuraFlow(Transformer):
     singles: int
     text_width: int
     side: int
-
-    @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, _MARKS)) is not None:
-            yield Located(cls.probe(found[1]), found[1], prefix=found[0])
 
     @classmethod
     def probe(cls, tensors: Tensors) -> AuraFlow:

@@ -6,7 +6,7 @@ Source: lodestones 2025, Chroma1; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from serve_app.models.families.dit import (
     there,
     to_tokens,
 )
-from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.families.family import File, Rows
 from serve_app.models.forward import Inputs
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
@@ -40,7 +40,6 @@ from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import FLUX
 from serve_app.sampling.transfer import sent
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 MU = 1.15
 AXES = (2, 7, 7)
@@ -51,7 +50,6 @@ MODULATIONS = 344
 SINGLE, DOUBLE, LAST = 3, 6, 2
 """How many of them a single block takes, each stream of a double block, and the output."""
 
-_MARKS = tuple(f"distilled_guidance_layer.norms.0.{leaf}" for leaf in ("scale", "weight"))
 _OTHERS = ("nerf_blocks.",)
 _APPROXIMATOR = "distilled_guidance_layer"
 _MODULES = (
@@ -79,6 +77,7 @@ class Chroma(Transformer):
     """
 
     title = "Chroma"
+    marks = tuple(f"distilled_guidance_layer.norms.0.{leaf}" for leaf in ("scale", "weight"))
     latent_format = FLUX
     text_prefixes = {"t5xxl": "cond_stage_model.t5xxl.transformer."}  # noqa: RUF012
     vae_prefix = "first_stage_model."
@@ -95,10 +94,8 @@ class Chroma(Transformer):
     latent_channels: int = 16
 
     @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        found = marked(files[0], BACKBONE_PREFIXES, _MARKS)
-        if found is not None and not any(map(found[1].has, _OTHERS)):
-            yield Located(cls.probe(found[1]), found[1], prefix=found[0])
+    def recognises(cls, tensors: Tensors) -> bool:
+        return not any(map(tensors.has, _OTHERS))
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Chroma:

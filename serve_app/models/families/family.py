@@ -24,6 +24,7 @@ from serve_app.models.tensors import Shape, Tensors
 from serve_app.recipe import T5Padding, Training
 from serve_app.sampling.forward import Canvas, Inputs
 from serve_app.sampling.latents import LatentFormat
+from serve_app.store.kinds import BACKBONE_PREFIXES
 from serve_app.values import ClipVisionOutput, Conditioning, IllustratedText, Text, TokenizedText
 
 Vectors: TypeAlias = Callable[[str, int, str], "Tensor | None"]
@@ -131,6 +132,8 @@ class BackboneFamily(Family):
     """A family of diffusion networks. title: what errors call it."""
 
     title: ClassVar[str]
+    marks: ClassVar[tuple[str, ...]]
+    """Tensors of which each of its files has one."""
     latent_format: ClassVar[LatentFormat]
     functions: ClassVar[frozenset[str]] = frozenset()
     """The functions of node packs that its forward runs, by ComfyUI's names."""
@@ -138,6 +141,24 @@ class BackboneFamily(Family):
     """Under which prefixes its checkpoints keep text encoders, by their keys, where it is not the usual one."""
     vae_prefix: ClassVar[str] = "vae."
     """Under which its checkpoints keep the VAE."""
+
+    @classmethod
+    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
+        """Yield the network of the first file, as `Family.find`, where that has a mark and is recognised."""
+        found = marked(files[0], BACKBONE_PREFIXES, cls.marks)
+        if found is not None and cls.recognises(found[1]):
+            prefix, tensors = found
+            yield Located(cls.probe(tensors), tensors, prefix=prefix)
+
+    @classmethod
+    def recognises(cls, tensors: Tensors) -> bool:
+        """Whether a backbone that has a mark is of this family, and of no other that has it too; by default it is."""
+        return True
+
+    @classmethod
+    @abstractmethod
+    def probe(cls, tensors: Tensors) -> BackboneFamily:
+        """Return the network that a backbone's tensors are. Errors: ModelFileError for one of another build."""
 
     def saved_as(self) -> Mapping[str, str]:
         """Return what the metadata of a file says that ComfyUI saves; nothing by default."""

@@ -7,7 +7,7 @@ Source: Black Forest Labs 2024, FLUX.1; the numbers are ComfyUI's.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ from serve_app.models.families.dit import (
     to_tokens,
     within,
 )
-from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.families.family import File, Rows
 from serve_app.models.families.one_call import present
 from serve_app.models.families.references import (
     check_method,
@@ -60,7 +60,6 @@ from serve_app.recipe import Flow, FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latent_formats import FLUX
 from serve_app.sampling.transfer import sent
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 MU = 1.15
 GUIDANCE = 3.5
@@ -143,6 +142,7 @@ class Flux(Transformer):
     """
 
     title = "Flux.1"
+    marks = (*_MARKS, *_DIFFUSERS_MARKS)
     latent_format = FLUX
     dtypes = (torch.bfloat16, torch.float16)
 
@@ -157,11 +157,8 @@ class Flux(Transformer):
     guided: bool = True
 
     @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, (*_MARKS, *_DIFFUSERS_MARKS))) is not None:
-            prefix, tensors = found
-            if any(name in tensors.shapes for name in _READS_POOLED) and not any(map(tensors.has, _OTHERS)):
-                yield Located(cls.probe(tensors), tensors, prefix=prefix)
+    def recognises(cls, tensors: Tensors) -> bool:
+        return any(name in tensors.shapes for name in _READS_POOLED) and not any(map(tensors.has, _OTHERS))
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Flux:

@@ -6,7 +6,7 @@ Source: Black Forest Labs 2025, FLUX.2; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from serve_app.models.families.dit import (
     stacked,
     there,
 )
-from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.families.family import File, Rows
 from serve_app.models.families.references import (
     INDEX_TIMESTEP_ZERO,
     METHODS,
@@ -49,7 +49,6 @@ from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import FLUX2
 from serve_app.sampling.transfer import sent
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 MU = 2.02
 GUIDANCE = 3.5
@@ -64,7 +63,6 @@ APART = 10.0
 """The planes of neighbouring references are so far from each other."""
 TIMES = 1000.0
 
-_MARKS = ("double_stream_modulation_img.lin.weight", "double_stream_modulation_img.linear.weight")
 _MODULATIONS = ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
 _MODULES = (
     *("x_embedder", "context_embedder", "time_guidance_embed", "transformer_blocks", "single_transformer_blocks"),
@@ -96,6 +94,7 @@ class Flux2(Transformer):
     """
 
     title = "Flux.2"
+    marks = ("double_stream_modulation_img.lin.weight", "double_stream_modulation_img.linear.weight")
     latent_format = FLUX2
     dtypes = (torch.bfloat16, torch.float16)
 
@@ -107,11 +106,6 @@ class Flux2(Transformer):
     latent_channels: int = 128
     ratio: int = 3
     guided: bool = False
-
-    @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, _MARKS)) is not None:
-            yield Located(cls.probe(found[1]), found[1], prefix=found[0])
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Flux2:

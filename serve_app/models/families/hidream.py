@@ -6,7 +6,7 @@ HiDreamImageTransformer2DModel. Source: Cai et al. 2025, arXiv:2505.22705; the n
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,14 +27,13 @@ from serve_app.models.families.dit import (
     positions,
     to_tokens,
 )
-from serve_app.models.families.family import BackboneFamily, File, Located, Rows, marked
+from serve_app.models.families.family import BackboneFamily, File, Rows
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
 from serve_app.recipe import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latent_formats import FLUX
 from serve_app.sampling.transfer import sent
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 HEAD = 128
 """How wide every head is."""
@@ -46,7 +45,6 @@ TIMES = 1000.0
 STATES = "conditioning_llama3"
 """The option of a conditioning that holds Llama's states, by ComfyUI's name."""
 
-_MARKS = ("caption_projection.0.linear.weight",)
 _MODULES = (
     *("t_embedder", "p_embedder", "x_embedder", "double_stream_blocks", "single_stream_blocks"),
     *("final_layer", "caption_projection"),
@@ -83,6 +81,7 @@ class HiDream(BackboneFamily):
     """
 
     title = "HiDream"
+    marks = ("caption_projection.0.linear.weight",)
     latent_format = FLUX
     dtypes = (torch.bfloat16,)
 
@@ -94,12 +93,6 @@ class HiDream(BackboneFamily):
     pooled_width: int
     experts: int = 4
     latent_channels: int = 16
-
-    @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, _MARKS)) is not None:
-            prefix, tensors = found
-            yield Located(cls.probe(tensors), tensors, prefix=prefix)
 
     @classmethod
     def probe(cls, tensors: Tensors) -> HiDream:

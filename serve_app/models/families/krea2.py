@@ -6,7 +6,7 @@ Source: Krea 2026, Krea 2; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from serve_app.models.families.dit import (
     there,
     to_tokens,
 )
-from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.families.family import File, Rows
 from serve_app.models.families.references import (
     INDEX_TIMESTEP_ZERO,
     reference_positions,
@@ -45,14 +45,12 @@ from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import WAN
 from serve_app.sampling.transfer import sent
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 MU = 1.15
 THETA = 1000.0
 FUSING = 2
 """So many blocks fuse a token's states, and so many refine what comes of it."""
 
-_MARKS = ("txtfusion.projector.weight", "text_fusion.projector.weight")
 _MODULES = ("img_in", "time_embed", "time_mod_proj", "txt_in", "text_fusion", "transformer_blocks", "final_layer")
 _ENDS = {
     "first": "img_in",
@@ -111,6 +109,7 @@ class Krea2(Transformer):
     """A backbone. layers: its blocks; states: how many states of a text encoder each token of a text has."""
 
     title = "Krea 2"
+    marks = ("txtfusion.projector.weight", "text_fusion.projector.weight")
     latent_format = WAN
     dtypes = (torch.bfloat16, torch.float16)
 
@@ -119,11 +118,6 @@ class Krea2(Transformer):
     layers: int
     states: int
     latent_channels: int = 16
-
-    @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, _MARKS)) is not None:
-            yield Located(cls.probe(found[1]), found[1], prefix=found[0])
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Krea2:

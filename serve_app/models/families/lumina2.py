@@ -6,7 +6,7 @@ Source: Qin et al. 2025, arXiv:2503.21758; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,11 @@ from diffusers.models.transformers.transformer_lumina2 import Lumina2Transformer
 from torch import Tensor, nn
 
 from serve_app.models.families.dit import PATCH, WHOLE_EPS
-from serve_app.models.families.family import File, Located, marked
+from serve_app.models.families.family import File
 from serve_app.models.families.one_stream import OneStream
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.recipe import Flow, Training
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 SHIFT = 6.0
 THETA = 10000.0
@@ -28,7 +27,6 @@ AXES = 3
 FACTOR, MULTIPLE = 4, 256
 """A layer is wider inside by the factor, up to the next such multiple."""
 
-_MARKS = ("layers.0.adaLN_modulation.1.weight",)
 _NEWBIE = "clip_text_pooled_proj."
 _LAYER = {
     "attention.out": "attn.to_out.0",
@@ -57,6 +55,7 @@ class Lumina2(OneStream):
     """A backbone. width: of a token in the network; heads: of queries, shared: of keys and values."""
 
     title = "Lumina 2"
+    marks = ("layers.0.adaLN_modulation.1.weight",)
     theta = THETA
 
     width: int
@@ -66,11 +65,6 @@ class Lumina2(OneStream):
     refiners: int
     text_width: int
     latent_channels: int = 16
-
-    @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, _MARKS)) is not None:
-            yield Located(cls.probe(found[1]), found[1], prefix=found[0])
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Lumina2:

@@ -6,7 +6,7 @@ Source: Wu et al. 2025, arXiv:2506.18871; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.models.families.decoder import DecoderEncoder, DecoderText
 from serve_app.models.families.dit import PATCH, grid, positions, to_tokens
-from serve_app.models.families.family import File, Lexicon, Located, Rows, marked
+from serve_app.models.families.family import File, Lexicon, Rows
 from serve_app.models.families.lumina2 import AXES, MULTIPLE, THETA, inside
 from serve_app.models.families.one_stream import OneStream, Stream, TextInputs
 from serve_app.models.families.qwen_vl import QwenVlText
@@ -30,7 +30,6 @@ from serve_app.models.tokenizers import qwen
 from serve_app.recipe import Flow, Training
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.transfer import sent
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 SHIFT = 2.6
 TIMES = 1000.0
@@ -38,7 +37,6 @@ TIMES = 1000.0
 MOST_REFERENCES = 5
 
 _EPS = 1e-5
-_MARKS = ("time_caption_embed.timestep_embedder.linear_1.bias",)
 _MODULES = (
     *("x_embedder", "ref_image_patch_embedder", "image_index_embedding", "time_caption_embed", "norm_out"),
     *("layers", "noise_refiner", "ref_image_refiner", "context_refiner"),
@@ -73,6 +71,7 @@ class OmniGen2(OneStream):
     """A backbone. width: of a token in the network; heads: of queries, shared: of keys and values."""
 
     title = "OmniGen2"
+    marks = ("time_caption_embed.timestep_embedder.linear_1.bias",)
     theta = THETA
 
     width: int
@@ -82,11 +81,6 @@ class OmniGen2(OneStream):
     refiners: int
     text_width: int
     latent_channels: int = 16
-
-    @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, _MARKS)) is not None:
-            yield Located(cls.probe(found[1]), found[1], prefix=found[0])
 
     @classmethod
     def probe(cls, tensors: Tensors) -> OmniGen2:

@@ -44,7 +44,6 @@ SQUARE = 64
 THETA = 10000.0
 PIXELS_A_CELL = 8
 
-_MARKS = ("t_block.1.weight", "adaln_single.linear.weight")
 _BESIDE = ("x_embedder.proj.weight", "pos_embed.proj.weight")
 """What LTX-Video does not have, whose files share a mark."""
 _SIZED = ("ar_embedder.mlp.0.weight", "adaln_single.emb.aspect_ratio_embedder.linear_1.weight")
@@ -94,6 +93,7 @@ class PixArt(Transformer):
     """A backbone, Σ's. width: of a token in the network; stretch: by what positions are divided, 0 where x says it."""
 
     title = "PixArt"
+    marks = ("t_block.1.weight", "adaln_single.linear.weight")
     latent_format = SDXL
 
     width: int
@@ -103,7 +103,7 @@ class PixArt(Transformer):
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, _MARKS)) is not None:
+        if (found := marked(files[0], BACKBONE_PREFIXES, cls.marks)) is not None:
             prefix, tensors = found
             sized, beside = (any(name in tensors.shapes for name in names) for names in (_SIZED, _BESIDE))
             if beside and sized == cls.sized():

@@ -6,7 +6,7 @@ Source: Wu et al. 2025, arXiv:2508.02324; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ from serve_app.models.families.dit import (
     there,
     to_tokens,
 )
-from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.families.family import File, Rows
 from serve_app.models.families.one_call import present
 from serve_app.models.families.references import (
     INDEX_TIMESTEP_ZERO,
@@ -54,7 +54,6 @@ from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import WAN
 from serve_app.sampling.transfer import sent
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 MU = 1.15
 THETA = 10000.0
@@ -67,7 +66,6 @@ BLOCKS = "blocks"
 NEGATIVE_INDEX = "negative_index"
 """As "index", with the planes of references before the image's instead of behind it."""
 
-_MARKS = ("transformer_blocks.0.txt_mod.1.weight",)
 _OTHERS = ("controlnet_blocks.", "control_blocks.")
 _ZERO = "__index_timestep_zero__"
 """An empty tensor by which a file says that its network is told of references that they are without noise."""
@@ -119,6 +117,7 @@ class QwenImage(Transformer):
     """
 
     title = "Qwen-Image"
+    marks = ("transformer_blocks.0.txt_mod.1.weight",)
     latent_format = WAN
     dtypes = (torch.bfloat16,)
 
@@ -131,11 +130,8 @@ class QwenImage(Transformer):
     layered: bool = False
 
     @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, _MARKS)) is not None:
-            prefix, tensors = found
-            if not any(map(tensors.has, _OTHERS)):
-                yield Located(cls.probe(tensors), tensors, prefix=prefix)
+    def recognises(cls, tensors: Tensors) -> bool:
+        return not any(map(tensors.has, _OTHERS))
 
     @classmethod
     def probe(cls, tensors: Tensors) -> QwenImage:

@@ -7,7 +7,7 @@ numbers are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21Tra
 from torch import Tensor, nn
 
 from serve_app.models.families.dit import Transformer, angles, check_text, lora_names, thirds
-from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.families.family import File, Rows
 from serve_app.models.families.references import references_of, references_together, scaled_references
 from serve_app.models.forward import Inputs
 from serve_app.models.layout import Place, Table
@@ -26,7 +26,6 @@ from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import QWEN_IMAGE_21
 from serve_app.sampling.transfer import sent
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 MU = 0.69
 THETA = 10000.0
@@ -35,7 +34,6 @@ AXES = (2, 7, 7)
 TIME_WIDTH = 256
 TIMES = 1000.0
 
-_MARKS = ("txt_in.text_norm.weight",)
 _OTHERS = ("control_blocks.",)
 _MODULES = ("img_in", "txt_in", "time_text_embed", "modulation", "transformer_blocks", "norm_out", "proj_out")
 
@@ -61,6 +59,7 @@ class QwenImage21(Transformer):
     """A backbone. width: of a token in the network; ratio: how many times wider its hidden layers are."""
 
     title = "Qwen-Image 2.1"
+    marks = ("txt_in.text_norm.weight",)
     latent_format = QWEN_IMAGE_21
     dtypes = (torch.bfloat16,)
 
@@ -72,11 +71,8 @@ class QwenImage21(Transformer):
     latent_channels: int = 64
 
     @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, _MARKS)) is not None:
-            prefix, tensors = found
-            if not any(map(tensors.has, _OTHERS)):
-                yield Located(cls.probe(tensors), tensors, prefix=prefix)
+    def recognises(cls, tensors: Tensors) -> bool:
+        return not any(map(tensors.has, _OTHERS))
 
     @classmethod
     def probe(cls, tensors: Tensors) -> QwenImage21:

@@ -27,7 +27,7 @@ class Sd(Unet):
     text_prefixes = {"clip_l": "cond_stage_model.transformer.", "clip_h": "cond_stage_model.model."}  # noqa: RUF012
 
     @classmethod
-    def recognises(cls, context_dim: int, vector_dim: int) -> bool:
+    def has_widths(cls, context_dim: int, vector_dim: int) -> bool:
         return not vector_dim
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:

@@ -34,7 +34,7 @@ from serve_app.models.families.dit import (
     thirds,
     whole_patches,
 )
-from serve_app.models.families.family import File, Located, Rows, marked, spec_of
+from serve_app.models.families.family import File, Rows, spec_of
 from serve_app.models.forward import Inputs
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
@@ -42,7 +42,6 @@ from serve_app.recipe import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latent_formats import SD3
 from serve_app.sampling.transfer import sent
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 SHIFT, TIMES = 3.0, 1000.0
 HEAD = 64
@@ -50,7 +49,6 @@ HEAD = 64
 BLOCKS = "blocks"
 """The kind of block that ControlNets add to."""
 
-_MARKS = ("joint_blocks.0.context_block.attn.qkv.weight", "transformer_blocks.0.attn.add_q_proj.weight")
 _PLACED = ("pos_embed", "pos_embed.pos_embed")
 MODULES = ("pos_embed", "time_text_embed", "context_embedder", "transformer_blocks", "norm_out", "proj_out")
 _STREAMS = (
@@ -103,6 +101,7 @@ class Sd3(Transformer):
     """
 
     title = "Stable Diffusion 3"
+    marks = ("joint_blocks.0.context_block.attn.qkv.weight", "transformer_blocks.0.attn.add_q_proj.weight")
     latent_format = SD3
     dtypes = (torch.bfloat16, torch.float16)
     vae_prefix = "first_stage_model."
@@ -120,10 +119,8 @@ class Sd3(Transformer):
         return spec_of("stable-diffusion-v3-medium")
 
     @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        found = marked(files[0], BACKBONE_PREFIXES, _MARKS)
-        if found is not None and any(name in found[1].shapes for name in _PLACED):
-            yield Located(cls.probe(found[1]), found[1], prefix=found[0])
+    def recognises(cls, tensors: Tensors) -> bool:
+        return any(name in tensors.shapes for name in _PLACED)
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Sd3:

@@ -45,7 +45,7 @@ class Sdxl(Unet):
         return spec_of(f"stable-diffusion-xl-v1-{kind}")
 
     @classmethod
-    def recognises(cls, context_dim: int, vector_dim: int) -> bool:
+    def has_widths(cls, context_dim: int, vector_dim: int) -> bool:
         return vector_dim > 0
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
@@ -107,7 +107,7 @@ class SdxlRefiner(Sdxl):
         return spec_of("stable-diffusion-xl-v1-refiner")
 
     @classmethod
-    def recognises(cls, context_dim: int, vector_dim: int) -> bool:
+    def has_widths(cls, context_dim: int, vector_dim: int) -> bool:
         # It reads one text encoder, so the pooled text is as wide as the text's rows.
         return vector_dim > 0 and vector_dim - cls.sizes * SIZE_WIDTH == context_dim
 

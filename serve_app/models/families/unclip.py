@@ -41,7 +41,7 @@ class Unclip(Sd):
     title = "Stable Diffusion 2.1 unCLIP"
 
     @classmethod
-    def recognises(cls, context_dim: int, vector_dim: int) -> bool:
+    def has_widths(cls, context_dim: int, vector_dim: int) -> bool:
         # SDXL's sizes alone are as wide as the narrower one.
         return vector_dim == _VECTORS[768] or (context_dim, vector_dim) == (_CONTEXT, _VECTORS[1024])
 

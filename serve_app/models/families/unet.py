@@ -7,7 +7,7 @@ UNet2DConditionModel. Source: Rombach et al. 2022, arXiv:2112.10752.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import lcm, log
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from serve_app.errors import NodeError
 from serve_app.models.control import ActiveControl, Controlled, control_residuals
-from serve_app.models.families.family import Located, Rows, marked
+from serve_app.models.families.family import Rows
 from serve_app.models.families.one_call import OneCall
 from serve_app.models.families.unet_blocks import slimmed
 from serve_app.models.families.unet_functions import FUNCTIONS, transformers, with_functions
@@ -32,7 +32,6 @@ from serve_app.models.unet_layers import with_layers
 from serve_app.recipe import FreeU, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.transfer import sent
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 NORM_GROUPS = 32
 """Every group norm of these networks has so many groups, so every width is a multiple of it."""
@@ -58,7 +57,6 @@ REPEATED = 2
 SKIPS, FEATURES = "skips", "features"
 """Where controls add to the encoder: to what it passes on to the decoder, or inside its levels."""
 
-_MARKS = ("input_blocks.0.0.weight", "conv_in.weight")
 _VECTORS = ("label_emb.0.0.weight", "class_embedding.linear_1.weight", "add_embedding.linear_1.weight")
 """The layer that reads SDXL's vector, in each layout."""
 
@@ -108,6 +106,7 @@ class Unet(OneCall):
     """
 
     vae_prefix = "first_stage_model."
+    marks = ("input_blocks.0.0.weight", "conv_in.weight")
     functions = FUNCTIONS
     steady = (FreeU,)
     sizes: ClassVar[int] = 0
@@ -125,7 +124,7 @@ class Unet(OneCall):
 
     @classmethod
     @abstractmethod
-    def recognises(cls, context_dim: int, vector_dim: int) -> bool:
+    def has_widths(cls, context_dim: int, vector_dim: int) -> bool:
         """Whether a UNet that reads text and a vector so wide is of this family; 0: it reads none."""
 
     @abstractmethod
@@ -153,11 +152,8 @@ class Unet(OneCall):
         return widths
 
     @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        found = marked(files[0], BACKBONE_PREFIXES, _MARKS)
-        if found is not None and cls.recognises(*_reads(found[1])):
-            prefix, tensors = found
-            yield Located(cls.probe(tensors), tensors, prefix=prefix)
+    def recognises(cls, tensors: Tensors) -> bool:
+        return cls.has_widths(*_reads(tensors))
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Unet:

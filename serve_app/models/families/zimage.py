@@ -6,7 +6,7 @@ Source: Z-Image Team 2025, arXiv:2511.22699; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,11 @@ from diffusers.models.transformers.transformer_z_image import TimestepEmbedder, 
 from torch import Tensor, nn
 
 from serve_app.models.families.dit import PATCH, WHOLE_EPS, thirds
-from serve_app.models.families.family import File, Located, marked
+from serve_app.models.families.family import File
 from serve_app.models.families.one_stream import OneStream
 from serve_app.models.layout import Place, Table
 from serve_app.models.tensors import Tensors
 from serve_app.recipe import Flow, Training
-from serve_app.store.kinds import BACKBONE_PREFIXES
 
 SHIFT = 3.0
 MULTIPLE = 32
@@ -34,7 +33,6 @@ TIMES = 1000.0
 SIZES = f"{PATCH}-1"
 """What diffusers calls the layers around the others, which it can hold for several sizes of tokens."""
 
-_MARKS = ("layers.0.adaLN_modulation.0.weight",)
 _EMBEDDER, _LAST = f"all_x_embedder.{SIZES}", f"all_final_layer.{SIZES}"
 _OTHERS = {"siglip_embedder.": "the omni edition", "dec_net.": "the edition in pixels"}
 _ATTENTION = {"out": "to_out.0", "q_norm": "norm_q", "k_norm": "norm_k"}
@@ -46,6 +44,7 @@ class ZImage(OneStream):
     """A backbone. width: of a token in the network; text_width: of a row of text; time_width: inside time's layers."""
 
     title = "Z-Image"
+    marks = ("layers.0.adaLN_modulation.0.weight",)
     theta = THETA
     multiple = MULTIPLE
 
@@ -56,12 +55,6 @@ class ZImage(OneStream):
     text_width: int
     latent_channels: int = 16
     time_width: int = 1024
-
-    @classmethod
-    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, _MARKS)) is not None:
-            prefix, tensors = found
-            yield Located(cls.probe(tensors), tensors, prefix=prefix)
 
     @classmethod
     def probe(cls, tensors: Tensors) -> ZImage:

@@ -64,8 +64,8 @@ class Tiny(BackboneFamily):
     latent_format = SD
 
     @classmethod
-    def find(cls, files: Any) -> Any:
-        return iter(())
+    def probe(cls, tensors: Any) -> Any:
+        raise NotImplementedError
 
     def table(self, tensors: Any = None) -> Any:
         return {}
