@@ -39,12 +39,14 @@ class Bare:
     """A forward for which all is prepared: what is left is the network's own call.
 
     run: from inputs like these to its output; it makes the host wait for nothing, and reads nothing else that changes
-    between forwards of its variant. variant: equal for equal calls; None for one that is like no other.
+    between forwards of its variant. variant: equal for equal calls; None for one that is like no other. reads: a tensor
+    that it reads where that lies beside the network's own, as others that are there as long.
     """
 
     inputs: Inputs
     run: Callable[[Inputs], Tensor]
     variant: Hashable | None = ()
+    reads: Tensor | None = None
 
 
 class Recording(Protocol):
@@ -100,8 +102,10 @@ class Replays:
         self.counters = ReplayCounters()
         self._recorder = recorder
         self._buckets = tuple(buckets)
-        # By a tensor of the weights that a recording reads: once they are gone, or elsewhere, so is what was recorded.
-        self._shapes: MutableMapping[Tensor, OrderedDict[Hashable, _Shape]] = WeakIdKeyDictionary()
+        # By tensors that a recording reads, of the weights and beside them: once one is gone, or elsewhere, so is what
+        # was recorded.
+        self._shapes: MutableMapping[Tensor, MutableMapping[Tensor, OrderedDict[Hashable, _Shape]]]
+        self._shapes = WeakIdKeyDictionary()
         self._idle_bytes = 0, (0, 0)
 
     def filled(self, rows: int) -> int:
@@ -145,10 +149,12 @@ class Replays:
         return len(recorded)
 
     def _recorded(self) -> list[_Shape]:
-        return [shape for shapes in [*self._shapes.values()] for shape in shapes.values() if shape.recording]
+        beside = [shapes for by_weight in [*self._shapes.values()] for shapes in [*by_weight.values()]]
+        return [shape for shapes in beside for shape in shapes.values() if shape.recording]
 
     def _shape(self, weight: Tensor, bare: Bare) -> _Shape:
-        shapes = self._shapes.setdefault(weight, OrderedDict())
+        reads = weight if bare.reads is None else bare.reads
+        shapes = self._shapes.setdefault(weight, WeakIdKeyDictionary()).setdefault(reads, OrderedDict())
         key = (bare.variant, *((name, tensor.shape, tensor.dtype) for name, tensor in bare.inputs.items()))
         shape = shapes.setdefault(key, _Shape())
         shapes.move_to_end(key)
@@ -158,8 +164,10 @@ class Replays:
 
     def _record(self, recorder: Recorder, shape: _Shape, bare: Bare) -> None:
         inputs = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in bare.inputs.items()}
+        # Of the call alone: what it reads beside its inputs is not kept by having been recorded.
+        run = bare.run
         try:
-            shape.recording = recorder.record(lambda: bare.run(inputs))
+            shape.recording = recorder.record(lambda: run(inputs))
         except RuntimeError as error:
             said = str(error).partition("\n")[0]
         else:

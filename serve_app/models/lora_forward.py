@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.models.lora_layers import LoraLayer, LoraSet
-from serve_app.models.lora_slots import Composition, Filled, filled
+from serve_app.models.lora_slots import Pair, Slots, Slotted, layout, slot_rank
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -32,16 +32,21 @@ class _Span:
 
 
 @contextmanager
-def with_loras(pieces: Sequence[tuple[int, LoraSet | None]], *, merging: bool = True) -> Iterator[None]:
+def with_loras(
+    pieces: Sequence[tuple[int, LoraSet | None]], *, merging: bool = True
+) -> Iterator[tuple[Tensor, ...] | None]:
     """Make forwards inside the context treat each piece's rows as its set says.
 
     pieces: (rows, set) in the batch's order. The rows of a batch lie along dim 0 of every layer's input. merging False:
     the outcome does not depend on earlier forwards, to the bit. One thread at a time may use a network.
+
+    What is given are tensors that the forwards read in their places beside the network's own: others of their kind are
+    there in another forward for which they are the same. None where more changes than what tensors hold.
     """
     spans = _spans(pieces)
     sets = {id(span.loras): span.loras for span in spans if span.loras is not None}
     if not sets:
-        yield
+        yield ()
         return
     names = dict.fromkeys(name for loras in sets.values() for name in loras.layers)
     on_gpu = any(layer.on_gpu for loras in sets.values() for layer in loras.layers.values())
@@ -49,50 +54,74 @@ def with_loras(pieces: Sequence[tuple[int, LoraSet | None]], *, merging: bool = 
         for loras in sets.values():
             loras.merge(alone=len(spans) == 1)
         spans[0].whole = len(spans) == 1
-    composition = _composition(spans, names) if on_gpu else None
-    slotted = set() if composition is None else {id(slots.layer) for slots in composition.filled}
+    slots = _slots(spans, names) if on_gpu else None
+    slotted = set() if slots is None else {name for name, _ in slots.layout}
     forwards: list[tuple[nn.Module, Forward]] = []
     for name in names:
-        layers = [None if span.loras is None else span.loras.layers.get(name) for span in spans]
-        base = next(layer.base for layer in layers if layer is not None)
-        if id(base) not in slotted:
+        if name not in slotted:
+            layers = _layers(spans, name)
+            base = next(layer.base for layer in layers if layer is not None)
             forwards.append((base, _forward(base.forward, spans, layers)))
     try:
-        if composition is not None:
-            composition.use()
+        if slots is not None:
+            slots.use(spans[-1].stop)
         for base, forward in forwards:
             # An instance's own forward goes before its class's: no wrapper stays in a network without LoRAs.
             base.__dict__["forward"] = forward
-        yield
+        yield (slots.first,) if slots is not None and not forwards else None
     finally:
         for base, _ in forwards:
             base.__dict__.pop("forward", None)
-        if composition is not None:
-            composition.leave()
+        if slots is not None:
+            slots.leave()
 
 
-def _composition(spans: Sequence[_Span], names: Iterable[str]) -> Composition:
-    """Return the slots of all layers whose changes are of low rank, as they were for the last forward if that is equal.
+def _slots(spans: Sequence[_Span], names: Iterable[str]) -> Slots | None:
+    """Return the slots of all layers whose changes are of low rank, filled for these rows; None if there are none.
 
-    One of the sets keeps them, so that they go with it.
+    The first of the sets keeps them, so that they go with it; other slots of its own it lets go.
     """
     keeper = next(span.loras for span in spans if span.loras is not None)
-    key = tuple((span.stop - span.start, None if span.loras is None else span.loras.key) for span in spans)
-    if keeper.composition is not None and keeper.composition.key == key:
-        return keeper.composition
-    keeper.composition = None
-    made: list[Filled] = []
-    for name in names:
-        layers = [None if span.loras is None else span.loras.layers.get(name) for span in spans]
-        if any(layer is not None and layer.thin() is None for layer in layers):
-            continue
-        pairs = [
-            (span.stop - span.start, None if layer is None else layer.pair())
-            for span, layer in zip(spans, layers, strict=True)
-        ]
-        made.append(filled(next(layer.base for layer in layers if layer is not None), pairs))
-    keeper.composition = Composition(key, made)
-    return keeper.composition
+    key, rows = tuple((span.stop, None if span.loras is None else span.loras.key) for span in spans), spans[-1].stop
+    if (kept := keeper.slots) is not None and kept.key == key:
+        return kept
+    # In one order, whichever set comes first.
+    layers = [slotted for name in sorted(names) if (slotted := _slotted(name, _layers(spans, name))) is not None]
+    if not layers:
+        return None
+    known, wanted = keeper.slots_of_network, layout(layers)
+    slots = known.get(wanted)
+    if slots is None or slots.rows < rows:
+        # What is of no use any more goes before more is taken.
+        for old in (kept, slots):
+            if old is not None:
+                old.let_go()
+        kept = slots = old = None
+        slots = known[wanted] = Slots(layers, rows)
+    by_row = [span.loras for span in spans for _ in range(span.start, span.stop)]
+
+    def pair(row: int, name: str) -> Pair | None:
+        loras = by_row[row]
+        layer = None if loras is None else loras.layers.get(name)
+        return None if layer is None else layer.pair()
+
+    slots.fill(key, [None if loras is None else loras.key for loras in by_row], pair)
+    keeper.keep(slots)
+    return slots
+
+
+def _slotted(name: str, layers: Sequence[LoraLayer | None]) -> Slotted | None:
+    """Return a layer as it is to have slots for what spans change in it; None where that is not of low rank."""
+    changed = [layer for layer in layers if layer is not None]
+    if any(layer.thin() is None for layer in changed):
+        return None
+    pairs = [layer.pair() for layer in changed]
+    return Slotted(name, changed[0].base, slot_rank(max(len(pair.down) for pair in pairs)), pairs[0])
+
+
+def _layers(spans: Sequence[_Span], name: str) -> list[LoraLayer | None]:
+    """Return what each span changes in a layer."""
+    return [None if span.loras is None else span.loras.layers.get(name) for span in spans]
 
 
 def _spans(pieces: Sequence[tuple[int, LoraSet | None]]) -> list[_Span]:

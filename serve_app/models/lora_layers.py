@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, TypeAlias, cast
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from serve_app import log
 from serve_app.models.kept import KeptLinear
 from serve_app.models.lora import Adapter, merged
-from serve_app.models.lora_slots import Composition, Pair
+from serve_app.models.lora_slots import Pair, Slots, slots_of
 from serve_app.models.merging import MergePolicy
 from serve_app.models.packing import Packed, packed, plain, weight_shape
 
@@ -49,8 +50,9 @@ class LoraSet:
         stored_as: torch.dtype | None = None,
     ) -> None:
         self.key = key
-        self.composition: Composition | None = None
-        """The slots of the last forward on a GPU whose first set this was."""
+        self.slots: Slots | None = None
+        """Those of the last forward on a GPU whose first set this was, unless another's first set has them now."""
+        self.slots_of_network = slots_of(network)
         self._may_take = may_take
         self._policy = MergePolicy()
         by_layer: dict[str, dict[str, list[tuple[Adapter, float]]]] = {}
@@ -70,7 +72,7 @@ class LoraSet:
     def nbytes(self) -> int:
         """How much memory the set takes beside the network."""
         merged = (layer.whole_bytes for layer in self.layers.values() if layer.can_unmerge)
-        return self.needed_bytes + sum(merged) + (0 if (slots := self.composition) is None else slots.nbytes)
+        return self.needed_bytes + sum(merged) + (0 if (slots := self.slots) is None else slots.nbytes)
 
     @property
     def needed_bytes(self) -> int:
@@ -102,9 +104,14 @@ class LoraSet:
             for layer in left[:MERGED_AT_ONCE]:
                 layer.whole()
 
+    def keep(self, slots: Slots) -> None:
+        """Keep slots, as whoever has kept them does no longer, in place of others."""
+        slots.let_go()
+        self.slots, slots.keeper = slots, ref(self)
+
     def unmerge(self) -> None:
         """Let go of merged weights, and of slots, that the set can do without."""
-        self.composition = None
+        self.slots = None
         for layer in self.layers.values():
             layer.unmerge()
 

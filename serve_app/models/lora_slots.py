@@ -1,22 +1,27 @@
 """LoRAs of many sets in one forward of a GPU: every row of a batch has a slot for the low-rank pair of its set.
 
-A layer's pairs are stacked by row once the batch's composition changes. Then a forward takes two kernels a layer
-beside the layer's own, however many sets its rows are of: x (rows,…,in) times (rows,in,rank), and that times
-(rows,rank,out) added to what the layer gives. The layer keeps its forward; a hook of it adds. Pairs of lower rank are
-filled with zeros.
+A forward takes two kernels a layer beside the layer's own, however many sets its rows are of: x (rows,…,in) times
+(rows,in,rank), and that times (rows,rank,out) added to what the layer gives. The layer keeps its forward; a hook of it
+adds. Slots stay in their places, where a recorded forward reads them: when the sets of a batch change, the pairs of the
+rows that changed are copied there. Ranks are rounded up, so that sets of about one size have slots alike; what lacks is
+zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d
 
-_SLOT = "lora_slot"
+LEAST_RANK = 8
+"""The lowest rank of slots; others are powers of two."""
+
+_SLOT, _SLOTS = "lora_slot", "lora_slots"
 
 
 class Pair(NamedTuple):
@@ -26,87 +31,144 @@ class Pair(NamedTuple):
     up: Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Filled:
+class Place(NamedTuple):
     """A layer's slots. down (rows,rank,in,…), up (rows,out,rank)."""
 
-    layer: nn.Module
     down: Tensor
     up: Tensor
 
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.numel() * tensor.dtype.itemsize for tensor in (self.down, self.up))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Composition:
-    """The slots of all layers, for one sequence of rows. key: equal for equal sets in equal rows."""
+class Slotted:
+    """A layer that is to have slots. rank: of them; like: any of the pairs that go there."""
 
-    key: Hashable
-    filled: list[Filled]
+    name: str
+    layer: nn.Module
+    rank: int
+    like: Pair
+
+
+Layout: TypeAlias = tuple[tuple[str, int], ...]
+"""Which layers of a network have slots, and of which rank: slots of equal layouts are good for the same rows."""
+
+
+class Slots:
+    """The slots of some layers of a network, for so many rows or fewer, empty at first. layout: which they are.
+
+    key: of the rows they were filled for last. first: one of the slots, which lies where it is as long as all do.
+    keeper: what has them in `slots`, so that they last as long as that.
+    """
+
+    def __init__(self, layers: Sequence[Slotted], rows: int) -> None:
+        self.layout = layout(layers)
+        self.rows = rows
+        self.key: Hashable = None
+        self.keeper: ref[Any] | None = None
+        self._layers = [one.layer for one in layers]
+        self._places = [_place(one, rows) for one in layers]
+        self._views: dict[int, list[Place]] = {rows: self._places}
+        self._held: list[Hashable] = [None] * rows
+        self.first = self._places[0].down
 
     @property
     def nbytes(self) -> int:
         """How much memory they take."""
-        return sum(slots.nbytes for slots in self.filled)
+        return sum(tensor.numel() * tensor.dtype.itemsize for place in self._places for tensor in place)
 
-    def use(self) -> None:
-        """Have the layers add what is in the slots, until `leave`."""
-        for slots in self.filled:
-            _slot(slots.layer).filled = slots
+    def fill(self, key: Hashable, sets: Sequence[Hashable], pair: Callable[[int, str], Pair | None]) -> None:
+        """Have the first rows hold the pairs of their sets, key by key; rows whose set is there already stay.
+
+        pair: of the number of a row and the name of a layer.
+        """
+        changed = [row for row, own in enumerate(sets) if self._held[row] != own]
+        emptied: list[Tensor] = []
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for row in changed:
+            self._held[row] = object()
+            for (name, rank), place in zip(self.layout, self._places, strict=True):
+                own = pair(row, name)
+                if own is None or len(own.down) < rank:
+                    emptied += [place.down[row], place.up[row]]
+                if own is not None:
+                    targets += [place.down[row, : len(own.down)], place.up[row, :, : len(own.down)]]
+                    sources += [own.down, own.up.flatten(1)]
+        if emptied:
+            torch._foreach_zero_(emptied)
+        if targets:
+            torch._foreach_copy_(targets, sources)
+        for row in changed:
+            self._held[row] = sets[row]
+        self.key = key
+
+    def let_go(self) -> None:
+        """Have them kept no longer."""
+        if self.keeper is not None and (keeper := self.keeper()) is not None and keeper.slots is self:
+            keeper.slots = None
+        self.keeper = None
+
+    def use(self, rows: int) -> None:
+        """Have the layers add what is in the slots of the first rows, until `leave`."""
+        if rows not in self._views:
+            self._views[rows] = [Place(place.down[:rows], place.up[:rows]) for place in self._places]
+        for layer, place in zip(self._layers, self._views[rows], strict=True):
+            _hook(layer).place = place
 
     def leave(self) -> None:
         """Have the layers add nothing."""
-        for slots in self.filled:
-            _slot(slots.layer).filled = None
+        for layer in self._layers:
+            _hook(layer).place = None
 
 
-def filled(layer: nn.Module, pairs: Sequence[tuple[int, Pair | None]]) -> Filled:
-    """Return the slots of a layer. pairs: in the batch's order how many rows have which; not all have none."""
-    some = next(pair for _, pair in pairs if pair is not None)
-    rank = max(len(pair.down) for _, pair in pairs if pair is not None)
-    none = Pair(some.down.new_zeros(rank, *some.down.shape[1:]), some.up.new_zeros(len(some.up), rank))
-    whole = [none if pair is None else _of_rank(pair, rank) for _, pair in pairs]
-    by_row = [pair for (rows, _), pair in zip(pairs, whole, strict=True) for _ in range(rows)]
-    return Filled(layer, torch.stack([pair.down for pair in by_row]), torch.stack([pair.up for pair in by_row]))
+def layout(layers: Sequence[Slotted]) -> Layout:
+    """Return the layout of slots for layers."""
+    return tuple((one.name, one.rank) for one in layers)
 
 
-def _of_rank(pair: Pair, rank: int) -> Pair:
-    """Return a pair with zeros up to a rank."""
-    up, lacking = pair.up.flatten(1), rank - len(pair.down)
-    if not lacking:
-        return Pair(pair.down, up)
-    return Pair(torch.cat([pair.down, pair.down.new_zeros(lacking, *pair.down.shape[1:])]), pad(up, (0, lacking)))
+def slot_rank(rank: int) -> int:
+    """Return the rank of slots that pairs of a rank and lower go into."""
+    return max(LEAST_RANK, 1 << (rank - 1).bit_length())
 
 
-class _Slot:
-    """What a layer's hook adds now. It stays with the layer, and nothing of it while no composition is used."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.filled: Filled | None = None
-        self.handle = layer.register_forward_hook(self)
-
-    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if self.filled is None:
-            return None
-        down, up = self.filled.down, self.filled.up
-        return _convolved(layer, args[0], output, down, up) if down.ndim == 5 else _mapped(args[0], output, down, up)
-
-
-def _slot(layer: nn.Module) -> _Slot:
-    slot: _Slot | None = layer.__dict__.get(_SLOT)
-    if slot is None:
-        slot = layer.__dict__[_SLOT] = _Slot(layer)
-    return slot
+def slots_of(network: nn.Module) -> WeakValueDictionary[Layout, Slots]:
+    """Return the slots of a network that somebody keeps, by layout."""
+    slots: WeakValueDictionary[Layout, Slots] = network.__dict__.setdefault(_SLOTS, WeakValueDictionary())
+    return slots
 
 
 def remove_slots(network: nn.Module) -> None:
     """Leave a network's layers without slots, as they were before the first LoRA."""
+    network.__dict__.pop(_SLOTS, None)
     for layer in network.modules():
-        slot: _Slot | None = layer.__dict__.pop(_SLOT, None)
-        if slot is not None:
-            slot.handle.remove()
+        hook: _Hook | None = layer.__dict__.pop(_SLOT, None)
+        if hook is not None:
+            hook.handle.remove()
+
+
+def _place(one: Slotted, rows: int) -> Place:
+    down, up = one.like
+    return Place(down.new_zeros(rows, one.rank, *down.shape[1:]), up.new_zeros(rows, len(up), one.rank))
+
+
+class _Hook:
+    """What is added to a layer now. It stays with the layer, and no slots while none are used."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.place: Place | None = None
+        self.handle = layer.register_forward_hook(self)
+
+    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if self.place is None:
+            return None
+        down, up = self.place
+        return _convolved(layer, args[0], output, down, up) if down.ndim == 5 else _mapped(args[0], output, down, up)
+
+
+def _hook(layer: nn.Module) -> _Hook:
+    hook: _Hook | None = layer.__dict__.get(_SLOT)
+    if hook is None:
+        hook = layer.__dict__[_SLOT] = _Hook(layer)
+    return hook
 
 
 def _mapped(x: Tensor, output: Tensor, down: Tensor, up: Tensor) -> Tensor:

@@ -58,13 +58,11 @@ class Network:
         """
         merging = not any(r.exclusive for r in rows)
         asked, rows = len(rows), self._filled(rows)
-        with with_loras([(r.count, r.loras) for r in rows], merging=merging):
+        with with_loras([(r.count, r.loras) for r in rows], merging=merging) as read:
             bare = self.family.bare(self.module, rows)
             if bare is None:
                 return self.family.forward(self.module, rows)
-            if any(r.loras for r in rows):
-                # Where the weights of LoRAs lie changes with the rows.
-                bare = replace(bare, variant=None)
+            bare = replace(bare, variant=None) if read is None else replace(bare, reads=read[0] if read else None)
             output = self._replays.answer(self._weight, bare)
         return self.family.answers(output, rows)[:asked]
 

@@ -17,7 +17,7 @@ from serve_app.models.eight_bit import EightBitWeight
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.models.host_weights import HostWeights, _Chunks
 from serve_app.models.loading import Loaded
-from serve_app.models.lora_slots import Composition, Pair, filled
+from serve_app.models.lora_slots import Pair, Slots, Slotted
 from serve_app.models.packing import weights_of
 from serve_app.models.recipes import Need
 from serve_app.models.residency import Hold
@@ -105,9 +105,9 @@ def test_slots_of_loras_are_not_carried_along() -> None:
     layer = loaded.module.kept
     with torch.no_grad(), card.used():
         pair = Pair(card.place(torch.ones(2, 32).half()), card.place(torch.ones(48, 2).half()))
-        composition = Composition("one", [filled(layer, [(1, pair)])])
-        composition.use()
-        composition.leave()
+        slots = Slots([Slotted("kept", layer, 8, pair)], 1)
+        slots.use(1)
+        slots.leave()
         assert layer._forward_hooks
         kept.keep(loaded)
     assert not layer._forward_hooks

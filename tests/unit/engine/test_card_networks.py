@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from serve_app.models.backbone import Backbone
-from serve_app.models.forward import ROW_BUCKETS, Replays
-from serve_app.models.lora import LowRank
+from serve_app.models.families.family import Rows
+from serve_app.models.families.unet import UnetInputs
+from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
+from serve_app.models.lora import Difference, LowRank
 from serve_app.models.lora_layers import LoraSet
 from serve_app.models.network import Network
 from serve_app.recipe import Discrete, FreeU, Recipe
@@ -35,7 +38,13 @@ COSTS = {
 A ControlNet's are in the networks'. LoRAs change 56 layers, each for two kernels whatever the number of sets.
 """
 
-REPLAYED = {"plain": (13, 14), "a ControlNet": (16, 17), "FreeU": (13, 14)}
+REPLAYED = {
+    "plain": (13, 14),
+    "a ControlNet": (16, 17),
+    "FreeU": (13, 14),
+    "one set of LoRAs": (13, 14),
+    "eight sets of LoRAs": (13, 14),
+}
 """The same around networks where the call is replayed: kernels that bring its inputs to their places are among them.
 
 One more than a card takes is counted for each replay, which here is a call and a copy of what it gives.
@@ -123,3 +132,68 @@ def test_a_call_that_is_recorded_has_nothing_in_it_that_waits_and_its_inputs_cos
     assert (replays.counters.recordings, replays.counters.replays) == (2, 8)
     assert tuple(found) == REPLAYED[case]
     assert max(found) <= 25 + 2
+
+
+class Answers:
+    """A UNet's network with sets of LoRAs on the card, replayed, and as it is. sets: of changes of low rank."""
+
+    def __init__(self) -> None:
+        self.card, self.recorder = Card(), FakeRecorder()
+        self.replays = Replays(self.recorder, ROW_BUCKETS)
+        runs = Runs(self.card, self.replays)
+        self._module, self._networks = (
+            runs.module,
+            [
+                runs._plain.network,
+                Network("unet", ARCHITECTURE, runs.module, Discrete(), Replays(None, ROW_BUCKETS)),
+            ],
+        )
+        self.sets = [runs._loras(seed) for seed in range(3)]
+        name = next(name for name in self.sets[0].layers)
+        weight: Any = runs.module.get_submodule(name).weight
+        self.whole = LoraSet("whole", runs.module, [({f"{name}.weight": Difference(torch.ones(weight.shape))}, 0.1)])
+
+    def __call__(self, seed: int, *sets: LoraSet | None) -> tuple[int, int]:
+        """Answer a row for each set, which is to be the same to the bit; return recordings and replays."""
+        with torch.inference_mode(), self.card.used():
+            rows = [
+                Rows(
+                    self.card.place(normal(seed + i, 1, 4, 8, 8)),
+                    1.0,
+                    self.card.place(torch.full((1,), 10.0 * seed)),
+                    UnetInputs(self.card.place(normal(seed + i + 100, 1, 7, 16))),
+                    loras,
+                )
+                for i, loras in enumerate(sets)
+            ]
+            ours, theirs = (network.answer(rows) for network in self._networks)
+        held: list[tuple[Any, Any]] = list(zip(ours, theirs, strict=True))
+        assert all(torch.equal(a.held, b.held) for a, b in held)
+        return self.replays.counters.recordings, self.replays.counters.replays
+
+
+def test_another_set_of_loras_is_a_copy_and_not_another_recording() -> None:
+    answers = Answers()
+    one, two, three = answers.sets
+    for seed in range(EAGER + 1):
+        found = answers(seed, one, two, None)
+    assert found == (1, 1)
+    for number, sets in enumerate(((two, two, one), (three, None, two), (None, one, three), (one, two, None)), 2):
+        assert answers(number, *sets) == (1, number)
+
+
+def test_recordings_go_with_the_slots_that_they_read() -> None:
+    answers = Answers()
+    for seed in range(EAGER + 1):
+        answers(seed, *answers.sets[:2])
+    assert len(answers.recorder.recorded) == 1
+    answers.sets[0].unmerge()
+    gc.collect()
+    assert len(answers.recorder.recorded) == 0
+    assert answers(7, *answers.sets[:2]) == (1, 1)
+
+
+def test_changes_that_are_not_of_low_rank_are_not_recorded() -> None:
+    answers = Answers()
+    for seed in range(EAGER + 2):
+        assert answers(seed, answers.sets[0], answers.whole) == (0, 0)

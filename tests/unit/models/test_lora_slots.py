@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from serve_app.models.lora_forward import with_loras
 from serve_app.models.lora_layers import LoraSet
+from serve_app.models.lora_slots import slot_rank
 from tests.unit.engine.card import CARD, Card
 from tests.unit.models.test_lora_forward import OTHER, PIECES, STACKS, STYLE, inputs, merged_network, network
 
@@ -90,20 +92,49 @@ def test_no_forward_is_patched_and_rows_without_loras_are_as_before() -> None:
     assert torch.equal(shared([(3, None)]), plain)
 
 
-def test_slots_are_filled_as_the_rows_change_and_count_as_memory_of_a_set() -> None:
+def test_slots_stay_where_they_are_as_their_rows_change_and_count_as_memory_of_a_set() -> None:
     shared = OnCard(THIN_STACKS)
-    style = shared.sets["style"]
+    style, other = shared.sets["style"], shared.sets["other"]
     shared([(2, "style"), (2, "other")])
-    first = style.composition
-    shared([(2, "style"), (2, "other")])
-    assert style.composition is first
+    first = style.slots
     assert first is not None
     assert style.nbytes == style.needed_bytes + first.nbytes
-    pieces = [(2, "style"), (2, None)]
-    assert error(shared(pieces), pieces, THIN_STACKS) < 1e-5
-    assert style.composition is not first
+    for pieces in ([(3, "other"), (1, "style")], [(2, "style"), (1, "stack")], [(2, "style"), (2, None)]):
+        assert error(shared(pieces), pieces, THIN_STACKS) < 1e-5
+        keeper = shared.sets[pieces[0][1]]
+        assert keeper.slots is first
+        assert sum(one.slots is first for one in shared.sets.values()) == 1
+    assert other.nbytes == other.needed_bytes
     style.unmerge()
     assert style.nbytes == style.needed_bytes
+
+
+def test_more_rows_have_slots_of_their_own_and_those_for_fewer_go() -> None:
+    shared = OnCard(THIN_STACKS)
+    shared([(2, "style"), (2, "other")])
+    gone = ref(shared.sets["style"].slots)
+    pieces = [(3, "other"), (2, "style")]
+    assert error(shared(pieces), pieces, THIN_STACKS) < 1e-5
+    assert gone() is None
+    assert shared.sets["style"].slots is None
+
+
+def test_only_the_rows_that_changed_are_copied() -> None:
+    shared = OnCard(THIN_STACKS)
+    kernels = []
+    with torch.inference_mode(), shared.card.used():
+        for loras in shared.sets.values():
+            assert list(loras.prepared()) == []
+    for pieces in ([(2, "style"), (2, "other")], [(2, "style"), (2, "stack")], [(2, "style"), (2, "stack")]):
+        before = shared.card.counts.kernels
+        shared(pieces)
+        kernels.append(shared.card.counts.kernels - before - shared.counted)
+    # Slots are made of zeros, and rows emptied where a rank is lower than theirs and filled, by a kernel each.
+    assert kernels == [2 * THIN_LAYERS + 2, 2, 0]
+
+
+def test_slots_have_few_ranks_so_that_sets_of_about_one_size_have_them_alike() -> None:
+    assert [slot_rank(rank) for rank in (1, 8, 9, 16, 33)] == [8, 8, 16, 16, 64]
 
 
 def test_weights_of_a_card_are_known_by_where_they_are() -> None:
