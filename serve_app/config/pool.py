@@ -62,6 +62,8 @@ class PoolConfig(Section):
     """On a GPU, products of fp16 are summed in fp16: faster on GeForce cards, and less exact."""
     fp8_matmul: bool = False
     """On a GPU of compute capability 8.9 or above, backbones' layers kept in fp8 multiply in it: other pictures."""
+    graphs: bool = True
+    """On a GPU, forwards of a shape that was seen twice are recorded as CUDA graphs; false runs each as it is."""
     weights_bytes: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Resident weights a replica keeps before it evicts the least recently used.
 

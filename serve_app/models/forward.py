@@ -95,11 +95,13 @@ class _Shape:
 class Replays:
     """The forwards of one device's networks. One thread at a time uses it.
 
-    recorder: None where nothing is recorded, as on a CPU. buckets: rising; without any, rows are as they are.
+    recorder: None where nothing is recorded, as on a CPU. buckets: rising; without any, rows are as they are. records:
+    false has calls run as they are from then on.
     """
 
     def __init__(self, recorder: Recorder | None = None, buckets: Sequence[int] = ()) -> None:
         self.counters = ReplayCounters()
+        self.records = True
         self._recorder = recorder
         self._buckets = tuple(buckets)
         # By tensors that a recording reads, of the weights and beside them: once one is gone, or elsewhere, so is what
@@ -117,7 +119,7 @@ class Replays:
 
         weight: one of the network's, which is another tensor once they have moved.
         """
-        if self._recorder is None or bare.variant is None:
+        if self._recorder is None or not self.records or bare.variant is None:
             return bare.run(bare.inputs).float()
         shape = self._shape(weight, bare)
         if shape.recording is None and not shape.eager and shape.forwards >= EAGER:

@@ -101,7 +101,8 @@ def device_of(pool: PoolConfig) -> torch.device:
 def memory_of(pool: PoolConfig, device: torch.device) -> tuple[int, Memory | None]:
     """Return how much weights may take of a pool's device, and its memory, which they share with forwards, if it tells.
 
-    The process is held to its share of a card. Errors: ConfigError where a card has not as much as is asked for.
+    The process is held to its share of a card, and keeps graphs there or none. Errors: ConfigError where a card has not
+    as much as is asked for.
     """
     asked = None if pool.weights_bytes == "auto" else pool.weights_bytes
     if device.type != "cuda":
@@ -120,7 +121,9 @@ def memory_of(pool: PoolConfig, device: torch.device) -> tuple[int, Memory | Non
         "pool=%s card_mb=%d free_mb=%d planned_mb=%d weights_mb=%d",
         *(pool.name, total // MB, free // MB, share.planned_bytes // MB, weights // MB),
     )
-    return weights, CardMemory(device, share.planned_bytes, replays_of(device))
+    replays = replays_of(device)
+    replays.records = pool.graphs
+    return weights, CardMemory(device, share.planned_bytes, replays)
 
 
 def host_bytes_of(pool: PoolConfig, device: torch.device) -> int:

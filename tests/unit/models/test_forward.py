@@ -143,6 +143,13 @@ def test_dropped_for_want_of_memory_shapes_are_not_recorded_again(replays, recor
     assert counted(replays)[0] == 1
 
 
+def test_a_device_that_is_to_record_nothing_fills_up_all_the_same(replays):
+    replays.records, owner = False, weight()
+    for number in range(EAGER + 2):
+        assert float(replays.answer(owner, doubling(2, value=number))[0, 0]) == 2 * number
+    assert (counted(replays), replays.filled(3)) == ((0, 0, 0), 4)
+
+
 def test_a_device_that_records_nothing_copies_nothing():
     given: list[Any] = []
     bare = Bare({"x": torch.ones(2)}, lambda inputs: given.append(inputs["x"]) or inputs["x"])

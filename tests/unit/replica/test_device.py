@@ -7,6 +7,7 @@ import torch
 
 from serve_app.config.pool import PoolConfig
 from serve_app.errors import ConfigError
+from serve_app.models.cuda_graphs import replays_of
 from serve_app.replica.assemble import device_of, host_bytes_of, memory_of, set_arithmetic
 
 MB = 1024**2
@@ -62,6 +63,15 @@ def test_weights_may_take_what_the_card_has_beside_all_else(monkeypatch, caplog,
     assert (found, memory.planned_bytes) == (weights, 24 * GB - 1000 * MB if fraction is None else 12 * GB - 1000 * MB)
     assert allocator.fraction == fraction
     assert f"pool=a card_mb=24576 free_mb=23976 planned_mb={23576 if given['num_gpus'] == 1 else 11288}" in caplog.text
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_card_keeps_graphs_unless_its_pool_says_otherwise(monkeypatch, graphs):
+    Allocator(monkeypatch, 24 * GB, 24 * GB)
+    device = torch.device("cuda")
+    monkeypatch.setattr(replays_of(device), "records", True)
+    memory_of(PoolConfig(name="a", graphs=graphs), device)
+    assert replays_of(device).records is graphs
 
 
 def test_weights_that_the_card_has_no_room_for_are_an_error_of_their_pool(monkeypatch):
