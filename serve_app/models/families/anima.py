@@ -25,7 +25,6 @@ from serve_app.models.families.dit import (
     from_tokens,
     grid,
     lengths,
-    lora_names,
     stacked,
     there,
     within,
@@ -174,9 +173,6 @@ class Anima(Transformer):
         network.llm_adapter = TextAdapter(self.adapter)
         built: nn.Module = network
         return built
-
-    def lora_names(self, parameters: Sequence[str]) -> Table:
-        return lora_names(parameters, self.table())
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
         return Flow(SHIFT, 1.0)

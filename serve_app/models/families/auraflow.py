@@ -26,7 +26,6 @@ from serve_app.models.families.dit import (
     check_text,
     from_tokens,
     grid,
-    lora_names,
     passed,
     to_tokens,
 )
@@ -158,9 +157,6 @@ class AuraFlow(Transformer):
             pos_embed_max_size=self.side**2,
         )
         return network
-
-    def lora_names(self, parameters: Sequence[str]) -> Table:
-        return lora_names(parameters, self.table())
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
         return Flow(SHIFT, 1.0)

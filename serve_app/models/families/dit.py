@@ -36,6 +36,10 @@ class Transformer(OneCall):
 
     steady = (SkippedBlocks,)
 
+    def lora_names(self, parameters: Sequence[str]) -> Table:
+        """As `Family.lora_names`: by the published single file and by the network."""
+        return lora_names(parameters, self.table())
+
 
 def grid(height: int, width: int, patch: int = PATCH) -> tuple[int, int]:
     """Return the rows and columns of tokens of latents of a size in cells."""

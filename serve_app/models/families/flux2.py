@@ -26,7 +26,6 @@ from serve_app.models.families.dit import (
     by_heads,
     by_token,
     check_text,
-    lora_names,
     passed,
     positions,
     stacked,
@@ -167,9 +166,6 @@ class Flux2(Transformer):
             guidance_embeds=self.guided,
         )
         return network
-
-    def lora_names(self, parameters: Sequence[str]) -> Table:
-        return lora_names(parameters, self.table())
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
         return FluxFlow(MU)

@@ -23,7 +23,6 @@ from serve_app.models.families.dit import (
     from_tokens,
     grid,
     lengths,
-    lora_names,
     positions,
     stacked,
     to_tokens,
@@ -31,7 +30,6 @@ from serve_app.models.families.dit import (
 )
 from serve_app.models.families.family import Rows
 from serve_app.models.forward import Inputs
-from serve_app.models.layout import Table
 from serve_app.models.model_control import AtWork, all_at_work
 from serve_app.recipe import Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
@@ -109,9 +107,6 @@ class OneStream(Transformer):
     def beside(self, network: Any, given: Inputs, time: Tensor) -> Stream | None:
         """Return what else the image and the text attend to; nothing by default."""
         return None
-
-    def lora_names(self, parameters: Sequence[str]) -> Table:
-        return lora_names(parameters, self.table())
 
     def inputs(
         self,

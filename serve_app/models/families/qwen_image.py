@@ -28,7 +28,6 @@ from serve_app.models.families.dit import (
     control_answers,
     from_tokens,
     grid,
-    lora_names,
     passed,
     positions,
     stacked,
@@ -178,9 +177,6 @@ class QwenImage(Transformer):
     def axes(self) -> tuple[int, ...]:
         """How many numbers of a head turn by each coordinate."""
         return tuple(self.width // self.heads // 16 * share for share in AXES)
-
-    def lora_names(self, parameters: Sequence[str]) -> Table:
-        return lora_names(parameters, self.table())
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
         return FluxFlow(MU)

@@ -16,7 +16,7 @@ from diffusers.models.embeddings import Timesteps
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21Transformer2DModel
 from torch import Tensor, nn
 
-from serve_app.models.families.dit import Transformer, angles, check_text, lora_names, thirds
+from serve_app.models.families.dit import Transformer, angles, check_text, thirds
 from serve_app.models.families.family import File, Rows
 from serve_app.models.families.references import references_of, references_together, scaled_references
 from serve_app.models.forward import Inputs
@@ -122,9 +122,6 @@ class QwenImage21(Transformer):
     def axes(self) -> tuple[int, ...]:
         """How many numbers of a head turn by each coordinate."""
         return tuple(self.width // self.heads // 16 * share for share in AXES)
-
-    def lora_names(self, parameters: Sequence[str]) -> Table:
-        return lora_names(parameters, self.table())
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
         return FluxFlow(MU)

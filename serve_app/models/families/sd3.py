@@ -28,7 +28,6 @@ from serve_app.models.families.dit import (
     control_answers,
     from_tokens,
     grid,
-    lora_names,
     passed,
     pooled_text,
     thirds,
@@ -209,9 +208,6 @@ class Sd3(Transformer):
         network.pos_embed.pos_embed = nn.Parameter(torch.zeros(1, self.side**2, self.width))
         built: nn.Module = network
         return built
-
-    def lora_names(self, parameters: Sequence[str]) -> Table:
-        return lora_names(parameters, self.table())
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
         return Flow(SHIFT, TIMES)
