@@ -21,6 +21,7 @@ from serve_app.models.families.family import BackboneFamily, Family
 from serve_app.models.kept import WIDE, KeptLinear, KeptWeight, may_go_to
 from serve_app.models.layout import placed
 from serve_app.models.parts import PART_NAMES, FoundPart, find_part
+from serve_app.models.sixteen_bits import ITEMSIZE, names
 from serve_app.models.tensor_file import TensorFile, open_tensors
 from serve_app.models.tensors import Shape, Tensors
 from serve_app.recipe import EightBit, Part, Training
@@ -82,15 +83,17 @@ class Checkpoint:
         rounded: EightBit | None = None,
         loaded_as: str = "",
         mixed: bool = False,
+        sixteen_bits: bool = False,
     ) -> int:
         """Return how many bytes the part takes in a dtype, as `load` and `packing.move_to` make it.
 
         mixed: other numbers take the place of the file's, which are kept in eight bits where these are kept.
-        Errors: ModelFileError as `find`.
+        sixteen_bits: what `sixteen_bits.keep` says stays in them. Errors: ModelFileError as `find`.
         """
         files = (self, *beside)
         found = self.find(part, beside, loaded_as)
-        linear = _linear_weights(found.family.empty())
+        empty = found.family.empty()
+        linear, narrow = _linear_weights(empty), names(empty) if sixteen_bits else set()
         total, seen = 0, set()
         for ours, (number, name, place) in found.sources.items():
             if (number, name) in seen:
@@ -101,7 +104,8 @@ class Checkpoint:
             if kept is not None and not mixed:
                 total += kept.nbytes
             else:
-                total += elements * (dtype.itemsize if kept is None and not (rounded and ours in linear) else 1)
+                wide = ITEMSIZE if ours in narrow else dtype.itemsize
+                total += elements * (wide if kept is None and not (rounded and ours in linear) else 1)
         return total
 
     def training(self) -> Training:

@@ -1,6 +1,6 @@
-"""Weights kept as their file has them, in eight bits or fewer, and linear layers that widen them as they run.
+"""Weights kept in fewer bits than are computed in, and linear layers that widen them as they run.
 
-How they are stored is a class of its own: `eight_bit`, `block_scales`, `ggml_blocks`.
+How they are stored is a class of its own: `sixteen_bits`, `eight_bit`, `block_scales`, `ggml_blocks`.
 """
 
 from __future__ import annotations
@@ -113,10 +113,11 @@ class KeptLinear(nn.Module):
         self.weight = self._like(device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the linear map of x (…,in): (…,out)."""
+        """Return the linear map of x (…,in): (…,out), in the dtype of x."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.in_eight_bits and (product := self.kept.multiplied(x)) is not None:
-            return product if self.bias is None else product + self.bias
-        return linear(self.kept.turned(x), self.kept.widened_by_rows(x.dtype), self.bias)
+            return product if bias is None else product + bias
+        return linear(self.kept.turned(x), self.kept.widened_by_rows(x.dtype), bias)
 
     def holding(self, wide: Tensor) -> KeptLinear:
         """Return the layer with another weight (out,in), kept too."""

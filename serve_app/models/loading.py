@@ -5,7 +5,7 @@ It holds nothing: `residency` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from serve_app.models.network import Network
 from serve_app.models.packing import move_to, parameter_shape
 from serve_app.models.parts import PART_NAMES
 from serve_app.models.recipes import Change, Files
+from serve_app.models.sixteen_bits import ITEMSIZE, keep, round_weights
 from serve_app.models.upload import Ring
 from serve_app.models.upscaler import Upscaler, UpscalerFile
 from serve_app.models.vae import Vae
@@ -62,9 +63,6 @@ from serve_app.recipe import (
 from serve_app.store.catalog import Catalog
 
 _log = log.get("models")
-
-_ROUNDED: Mapping[Part, torch.dtype] = {"clip": torch.float16}
-"""What changed weights are rounded to: ComfyUI keeps text encoders in fp16 on every device."""
 
 UNSAID = Discrete()
 """What a part that is no backbone was trained on."""
@@ -110,6 +108,8 @@ class Loaded:
 class Loader:
     """Loads onto one device. dtype: of all parts but VAEs and upscalers, as `dtype_of` reads it; vae_dtype.
 
+    Text encoders compute in float32 whatever it is, as ComfyUI's; their numbers are rounded to it, for auto to float16.
+
     fp8_matmul: layers of backbones that are kept in fp8 multiply in it.
 
     Errors: ConfigError for those; of what reads files: ModelFileError.
@@ -130,6 +130,7 @@ class Loader:
         }
         for part, name in self._dtypes.items():
             dtype_of(name, part, device)
+        self._text_dtype = torch.float16 if dtype == "auto" else dtype_of(dtype, "clip", device)
         self._ring = Ring(device) if device.type == "cuda" else None
 
     def nbytes(self, recipe: Recipe, files: Files) -> int:
@@ -148,6 +149,7 @@ class Loader:
                     rounded=_rounded(recipe),
                     loaded_as=recipe.loaded_as,
                     mixed=bool(files.changes),
+                    sixteen_bits=self._keeps(recipe),
                 )
         raise AssertionError
 
@@ -168,10 +170,11 @@ class Loader:
         training = file.training() if recipe.part == "backbone" else UNSAID
         mixed = mixture(recipe, files)
         dtype = self._dtype(recipe, mixed.family)
-        module = mixed.settle(self.device, dtype, _ROUNDED.get(recipe.part)) if files.changes else mixed.module
-        if isinstance(mixed.family, TextFamily) and mixed.family.rounded is not None:
-            _round(module, mixed.family.rounded)
-        move_to(module, self.device, dtype, self._ring)
+        is_text = recipe.part == "clip"
+        module = mixed.settle(self.device, self._text_dtype if is_text else dtype) if files.changes else mixed.module
+        if is_text:
+            round_weights(module, self._text_dtype)
+        move_to(module, self.device, dtype, self._ring, keep(module) if self._keeps(recipe) else ())
         if self._fp8_matmul and recipe.part == "backbone":
             for layer in module.modules():
                 if isinstance(layer, KeptLinear):
@@ -197,17 +200,24 @@ class Loader:
         """
         assert base.family is not None
         stack, remarks = _stack(recipe.part, files.changes, base.family, base.module)
-        made = LoraSet(files.key, base.module, stack, may_take=may_take, stored_as=_ROUNDED.get(recipe.part))
+        stored_as = self._text_dtype if recipe.part == "clip" else None
+        made = LoraSet(files.key, base.module, stack, may_take=may_take, stored_as=stored_as)
         return made, f"{base.name} + {' + '.join(_shown(change.patch) for change in files.changes)}", remarks
 
     def merged(self, base: Loaded, loras: LoraSet) -> Loaded:
         """Return a part with a set's merged weights where the set changes it, and shared ones elsewhere."""
         return replace(base, module=with_merged(base.module, loras))
 
+    def _keeps(self, recipe: Recipe) -> bool:
+        """Whether a part's weights stay in sixteen bits though it computes in more."""
+        return recipe.part == "clip" and self.device.type != "cpu" and self._text_dtype.itemsize == ITEMSIZE
+
     def _side_dtype(self, file: ControlFile | SideFile) -> torch.dtype:
         return dtype_of(self._dtypes["controlnet"], "controlnet", self.device, file.dtypes)
 
     def _dtype(self, recipe: Recipe, family: Family | None = None) -> torch.dtype:
+        if recipe.part == "clip":
+            return torch.float32
         preferred = (torch.float16,) if family is None else family.dtypes
         asked, part = recipe.last(ComputedIn), recipe.part
         name = self._dtypes[part] if asked is None or asked.dtype == DEFAULT_DTYPE else asked.dtype
@@ -230,13 +240,6 @@ def _open(
     if recipe.part == "model_patch":
         return open_model_patch(file), beside
     return (open_control(file, beside) if recipe.part == "controlnet" else file), beside
-
-
-def _round(network: nn.Module, dtype: torch.dtype) -> None:
-    """Round a network's wider weights, on the CPU."""
-    for parameter in network.parameters():
-        if parameter.dtype.itemsize > dtype.itemsize and parameter.device.type == "cpu":
-            parameter.data = parameter.data.to(dtype)
 
 
 def _rounded(recipe: Recipe) -> EightBit | None:

@@ -92,11 +92,10 @@ class Mixture:
         """Change the weights once more."""
         self._changes.append(change)
 
-    def settle(self, device: torch.device, dtype: torch.dtype, rounded: torch.dtype | None = None) -> nn.Module:
+    def settle(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """Return the network with the mixed tensors in place of the file's, on a device and in a dtype.
 
-        Layers that keep their weights as the file has them keep these too. rounded: a dtype whose numbers the others
-        are rounded to before.
+        Layers that keep their weights as the file has them keep these too.
         """
         for name, stored in self._stored.items():
             if not self.is_mixed(name):
@@ -106,7 +105,7 @@ class Mixture:
             if isinstance(stored, KeptLinear):
                 self.module.set_submodule(owner, stored.holding(tensor))
                 continue
-            tensor = (tensor if rounded is None else tensor.to(rounded)).to(device, dtype)
+            tensor = tensor.to(device, dtype)
             layer = self.module.get_submodule(owner)
             if leaf in layer._parameters:
                 layer._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)

@@ -9,6 +9,7 @@ convolution, one of 640 channels takes 20 ms over two rows of 8×8 on a CPU with
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from typing import Any, Protocol, TypeAlias, TypeGuard, cast
 
 import torch
@@ -100,13 +101,21 @@ class PackedPointwise(nn.Module):
 Packed: TypeAlias = PackedConvolution | PackedLinear | PackedPointwise
 
 
-def move_to(network: nn.Module, device: torch.device, dtype: torch.dtype, ring: Ring | None = None) -> None:
+def move_to(
+    network: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    ring: Ring | None = None,
+    staying: Sequence[nn.Parameter] = (),
+) -> None:
     """Move a network's weights to a device and dtype, in place, packed if that is float32 on a CPU.
 
-    Layers of eight bits keep them, and run in the dtype. ring: that of the device, through which the weights go.
+    Layers of few bits keep them, and run in the dtype; so do those in whose dtype `staying` is. ring: that of the
+    device, through which the weights go.
     """
+    stay = {id(parameter) for parameter in staying}
     if ring is not None:
-        _upload(network, dtype, ring)
+        _upload(network, dtype, ring, stay)
         return
     for layer in network.modules():
         if isinstance(layer, KeptLinear):
@@ -114,12 +123,12 @@ def move_to(network: nn.Module, device: torch.device, dtype: torch.dtype, ring: 
     if device.type == "cpu" and dtype == torch.float32:
         _pack(network)
     for parameter in network.parameters():
-        parameter.data = parameter.data.to(device, dtype)
+        parameter.data = parameter.data.to(device, parameter.dtype if id(parameter) in stay else dtype)
 
 
-def _upload(network: nn.Module, dtype: torch.dtype, ring: Ring) -> None:
+def _upload(network: nn.Module, dtype: torch.dtype, ring: Ring, stay: Set[int]) -> None:
     upload = Upload(ring)
-    move_weights(network, upload.send, ring.device, dtype)
+    move_weights(network, upload.send, ring.device, dtype, stay)
     upload.finish()
 
 
@@ -129,10 +138,16 @@ class Send(Protocol):
     def __call__(self, tensor: Tensor, dtype: torch.dtype | None = None, /) -> Tensor: ...
 
 
-def move_weights(network: nn.Module, send: Send, device: torch.device, dtype: torch.dtype | None = None) -> None:
+def move_weights(
+    network: nn.Module,
+    send: Send,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    stay: Set[int] = frozenset(),
+) -> None:
     """Have `send` bring a network's weights to a device, in place and in the order of `weights_of`.
 
-    dtype: that it runs in there; None: as it does here.
+    dtype: that it runs in there; None: as it does here. stay: the ids of parameters that keep theirs.
     """
     sent: dict[int, nn.Parameter] = {}
     for layer in network.modules():
@@ -141,7 +156,8 @@ def move_weights(network: nn.Module, send: Send, device: torch.device, dtype: to
         for name, parameter in layer._parameters.items():
             # One that several layers share stays shared.
             if parameter is not None and id(parameter) not in sent:
-                sent[id(parameter)] = nn.Parameter(send(parameter.data, dtype), requires_grad=False)
+                data = send(parameter.data, None if id(parameter) in stay else dtype)
+                sent[id(parameter)] = nn.Parameter(data, requires_grad=False)
             if parameter is not None:
                 layer._parameters[name] = sent[id(parameter)]
 

@@ -32,7 +32,7 @@ def small_models(monkeypatch):
 @pytest.fixture(scope="module")
 def clip_of(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    weights = cpu_weights(Catalog(root), budget_bytes=10**8)
+    weights = cpu_weights(Catalog(root), budget_bytes=10**8, dtype="fp32")
 
     def made(name):
         case = CASES[name]
@@ -95,16 +95,3 @@ def test_an_encoder_reads_comfyuis_tokens(clip_of, name):
             assert [token if isinstance(token, int) else -1 for token, _ in row] == FIGURES[key].tolist(), text
             weights = torch.tensor([weight for _, weight in row])
             assert torch.allclose(weights, FIGURES[key.replace("ids", "weights")])
-
-
-@pytest.mark.parametrize("name", ["chroma", "wan", "klein", "qwen_image", "qwen_image_21", "lumina2", "flux"])
-def test_in_half_the_bits_an_encoder_gives_nearly_the_same(tmp_path, name):
-    case = CASES[name]
-    first, *others = write(tmp_path, case)
-    recipe = Recipe("clip", "text_encoders", first, (LoadedAs(case.type),), tuple(others))
-    clip = cpu_weights(Catalog(tmp_path), dtype="bf16").clip(recipe)
-    with torch.inference_mode():
-        encoded = clip.encode([asked(text) for text in case.texts])
-    for i, ((cond, _),) in enumerate(encoded):
-        assert cond.dtype == torch.float32
-        FIGURES.assert_agrees(cond[..., :: case.every, :: case.columns], f"{name}|{i}|cond", 0.05)

@@ -67,8 +67,6 @@ class ClipText(TextFamily):
     """A CLIP text encoder. projection: the pooled text's width, 0 without."""
 
     name = "CLIP"
-    dtypes = (torch.float32,)
-    rounded = torch.float16
 
     layers: int
     width: int
@@ -232,9 +230,8 @@ class TextEncoder:
         self._vectors = vectors
         self._normed = family.kind != "g" and not paired
         self._default = -1 if family.kind == "l" and not paired else -2
-        parameter = next(network.parameters())
-        shape = (family.positions, family.positions)
-        hidden = torch.full(shape, torch.finfo(parameter.dtype).min, dtype=parameter.dtype, device=parameter.device)
+        device = next(network.parameters()).device
+        hidden = torch.full((family.positions, family.positions), torch.finfo(torch.float32).min, device=device)
         self._mask = hidden.triu_(1)[None, None]
 
     def encode(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from serve_app.errors import NodeError
+from serve_app.models.dtypes import dtype_of
 from serve_app.models.families.family import Lexicon, Located, TextFamily, Vectors, marked
 from serve_app.models.families.generation import Cache, Generation, as_cache
 from serve_app.models.families.sequences import Reading, SequenceEncoder, embedded, whole_names
@@ -46,8 +47,6 @@ class DecoderText(TextFamily):
     how many of a head's frequencies count along each axis of an image; interleaved: these take turns. scaled: tokens'
     vectors times √width. stop: the tokens that end a generated text; none for one that generates none.
     """
-
-    dtypes = (torch.bfloat16,)
 
     prefixes: ClassVar[tuple[str, ...]]
     head_width: ClassVar[int] = 128
@@ -220,6 +219,8 @@ class DecoderEncoder(SequenceEncoder):
         self.family = family
         self.network = network
         self.tokenizer = tokenizer
+        # Texts that are generated are computed in another dtype than those that are read, as in ComfyUI.
+        self._generates_in = dtype_of("auto", "clip", self._table.device, (torch.bfloat16,))
 
     def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:
         positions = torch.arange(x.shape[1], device=x.device)[None]
@@ -247,7 +248,7 @@ class DecoderEncoder(SequenceEncoder):
         unread = next((one for one in generations if not one.cache), None)
         rows = generations if unread is None else (unread,)
         lengths = [one.length for one in rows]
-        x = self.scaled(embedded(self._table, [one.unread for one in rows], self.reading.pad))
+        x = self.scaled(embedded(self._table, [one.unread for one in rows], self.reading.pad)).to(self._generates_in)
         count, most = x.shape[1], max(lengths)
         device = x.device
         positions = sent(torch.tensor(lengths), device)[:, None] + torch.arange(count, device=device)
@@ -262,7 +263,7 @@ class DecoderEncoder(SequenceEncoder):
         for states in self.network(x, mask, rotation, self.family.layers, cache):
             last = states
         last = self.network.norm(last[:, -1])
-        logits = self.network.lm_head(last) if self.family.separate_head else linear(last, self._table)
+        logits = self.network.lm_head(last) if self.family.separate_head else linear(last, self._table.to(last.dtype))
         for one, of_one, caches in zip(rows, logits.split(1), cache.grown(), strict=True):
             one.add(of_one, caches)
 

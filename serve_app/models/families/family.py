@@ -332,8 +332,6 @@ class TextFamily(Family):
 
     name: ClassVar[str]
     for_others: ClassVar[Mapping[str, str]] = {}
-    rounded: ClassVar[torch.dtype | None] = None
-    """What a file's wider numbers are rounded to on every device, whatever it is run in; None for not."""
 
     @property
     def title(self) -> str:

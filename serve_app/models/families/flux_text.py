@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from serve_app.models.families.clip import ClipText, TextEncoder
 from serve_app.models.families.family import Lexicon, TextEnsemble, own_text
 from serve_app.models.families.t5 import PADDED, T5Encoder, T5Text
@@ -18,8 +16,6 @@ from serve_app.values import Conditioning, Text
 @dataclass(frozen=True, slots=True)
 class FluxText(TextEnsemble):
     """CLIP-L and T5-XXL."""
-
-    dtypes = (torch.bfloat16,)
 
     takes = {"CLIP-L": "l", "T5-XXL": "t5"}  # noqa: RUF012
     name = "Flux.1"

@@ -30,8 +30,6 @@ READING = replace(MASKED, least=LENGTH, tells_mask=False)
 class HiDreamText(TextEnsemble):
     """T5-XXL, Llama 3.1, CLIP-L and CLIP-G."""
 
-    dtypes = (torch.bfloat16,)
-
     takes = {"CLIP-L": "l", "CLIP-G": "g", "T5-XXL": "t5", "Llama 3.1": "llama"}  # noqa: RUF012
     name = "HiDream"
     types = ("hidream",)

@@ -227,8 +227,7 @@ class QwenVlEncoder(QwenImageEncoder):
             # Its frequencies are in no file, and were not worked out where the network was built.
             visual.rotary_pos_emb = type(visual.rotary_pos_emb)(visual.config)
         grid = sent(torch.tensor([[1, rows, columns]]), self._table.device)
-        shown = sent(cut, self._table.device).to(self._table.dtype)
-        return rows // _MERGED, columns // _MERGED, visual(shown, grid_thw=grid)
+        return rows // _MERGED, columns // _MERGED, visual(sent(cut, self._table.device), grid_thw=grid)
 
 
 def _before_words(tokens: Sequence[Any], length: int) -> int:

@@ -26,8 +26,6 @@ L_WIDTH, G_WIDTH, WIDTH, LENGTH = 768, 1280, 4096, 77
 class Sd3Text(TextEnsemble):
     """CLIP-L, CLIP-G and T5-XXL."""
 
-    dtypes = (torch.bfloat16,)
-
     takes = {"CLIP-L": "l", "CLIP-G": "g", "T5-XXL": "t5"}  # noqa: RUF012
     name = "SD 3"
     types = ("sd3",)

@@ -123,8 +123,6 @@ class SdxlText(TextEnsemble):
     takes = {"CLIP-L": "l", "CLIP-G": "g"}  # noqa: RUF012
     name = "SDXL"
     types = ("sdxl",)
-    dtypes = ClipText.dtypes
-    rounded = ClipText.rounded
 
     l: ClipText  # noqa: E741
     g: ClipText

@@ -166,14 +166,14 @@ def whole_names(key: str, layer: str) -> tuple[str, str]:
 
 
 def embedded(table: Tensor, batch: Sequence[Sequence[Token]], fill: int) -> Tensor:
-    """Return rows of tokens as vectors (N,T,D) of a table (V,D), the shorter rows filled up with a token."""
+    """Return rows of tokens as vectors (N,T,D) of a table (V,D), in float32; the shorter filled up with a token."""
     longest = max(map(len, batch))
     ids = torch.full((len(batch), longest), fill)
     for i, row in enumerate(batch):
         ids[i, : len(row)] = torch.tensor([token if isinstance(token, int) else fill for token in row])
-    x = table[sent(ids, table.device)]
+    x = table[sent(ids, table.device)].float()
     for i, row in enumerate(batch):
         for j, token in enumerate(row):
             if not isinstance(token, int):
-                x[i, j] = sent(token, table.device).to(table.dtype)
+                x[i, j] = sent(token, table.device).to(x.dtype)
     return x

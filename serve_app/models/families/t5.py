@@ -45,9 +45,6 @@ MASKED = replace(PADDED, masked=True, tells_mask=True)
 class T5Text(TextFamily):
     """T5-XXL, or an encoder made like it."""
 
-    dtypes = (torch.bfloat16,)
-    """In fp16 it overflows."""
-
     prefixes: ClassVar[tuple[str, ...]] = (
         "text_encoders.t5xxl.transformer.",
         "cond_stage_model.t5xxl.transformer.",

@@ -208,7 +208,7 @@ def test_t5_is_read_by_llama_cpps_names(catalog: Catalog, tmp_path: Path) -> Non
     save_file(wide, tmp_path / "text_encoders" / "t5.safetensors")
     ours = Recipe("clip", "clip_gguf", "t5.gguf", (LoadedAs("chroma"),))
     theirs = Recipe("clip", "text_encoders", "t5.safetensors", (LoadedAs("chroma"),))
-    held = cpu_weights(catalog)
+    held = cpu_weights(catalog, dtype="fp32")
     one, other = (held.clip(recipe).encode(["a fox on ice"])[0][0][0] for recipe in (ours, theirs))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 

@@ -219,7 +219,6 @@ def test_automatic_formats_are_full_on_a_cpu_and_half_on_a_gpu(monkeypatch):
     gpu = torch.device("cuda")
     assert dtype_of("auto", "backbone", CPU) == dtype_of("auto", "vae", CPU, AutoencoderKL.dtypes) == torch.float32
     assert dtype_of("auto", "backbone", gpu) == torch.float16
-    assert dtype_of("auto", "clip", gpu, ClipText.dtypes) == torch.float32
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert dtype_of("auto", "vae", gpu, AutoencoderKL.dtypes) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
