@@ -199,11 +199,11 @@ class T5Encoder(SequenceEncoder):
     def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:
         count = len(self._network.block)
         earlier = stop_at is not None and -count <= stop_at < -1
-        out = self._network(
-            inputs_embeds=x,
-            attention_mask=None if seen is None else seen.long(),
-            output_hidden_states=earlier,
-        )
+        mask = None
+        if seen is not None:
+            # What is added to scores: of one that says which are seen, transformers asks the device whether all are.
+            mask = torch.zeros_like(seen, dtype=x.dtype).masked_fill_(~seen, torch.finfo(x.dtype).min)[:, None, None]
+        out = self._network(inputs_embeds=x, attention_mask=mask, output_hidden_states=earlier)
         states: Tensor = (
             self._network.final_layer_norm(out.hidden_states[stop_at]) if earlier else out.last_hidden_state
         )

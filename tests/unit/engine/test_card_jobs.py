@@ -18,6 +18,8 @@ from serve_app.models.families.llama import LlamaText
 from serve_app.models.families.sd3_text import Sd3Text
 from serve_app.models.families.sdxl import SdxlText
 from serve_app.models.families.t5 import T5Text
+from serve_app.models.kept import KeptLinear
+from serve_app.models.sixteen_bits import keep, round_weights
 from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.vae import Vae
@@ -38,16 +40,13 @@ COSTS = {
     "four texts": (10, 0),
     "a text of SDXL": (6, 0),
     "a text of SD 3 without CLIP-L": (5, 0),
-    "a text of HiDream": (11, 1),
+    "a text of HiDream": (11, 0),
     "an image is seen": (4, 0),
     "an image is decoded": (2, 0),
     "three images are decoded in slices": (4, 0),
     "an image is encoded": (2, 0),
 }
-"""By what is done: how many copies it asks for that the host does not wait for, and what it waits for.
-
-Where T5 is told which tokens there are, transformers asks whether all of them are.
-"""
+"""By what is done: how many copies it asks for that the host does not wait for, and what it waits for."""
 
 L = ClipText(layers=2, width=64, hidden_width=96, positions=77, projection=64)
 G = replace(L, layers=3, kind="g")
@@ -181,6 +180,49 @@ def test_what_a_job_does_beside_its_steps_waits_for_no_copy(case: str) -> None:
     assert len(flat(given)) == len(wanted)
     for ours, theirs in zip(flat(given), wanted, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def wide(network: nn.Module) -> nn.Module:
+    """Return a network with the numbers that sixteen bits can hold."""
+    round_weights(network, torch.float16)
+    return network.float()
+
+
+def kept(card: Card) -> Placed:
+    def place(network: nn.Module) -> nn.Module:
+        round_weights(network, torch.float16)
+        staying = {id(parameter) for parameter in keep(network)}
+        for parameter in network.parameters():
+            if id(parameter) not in staying:
+                parameter.data = parameter.data.float()
+        for layer in network.modules():
+            if isinstance(layer, KeptLinear):
+                layer.move_to(card.place, CARD, torch.float32)
+        return card.settle(network)
+
+    return place
+
+
+WIDENED = {"a text": 12 + 1, "a text of SDXL": 12 + 19 + 2, "a text of HiDream": 13 + 19 + 7 + 21 + 4}
+"""What it costs that weights stay in sixteen bits, in kernels: each linear layer's once, and the rows of tables."""
+
+
+@pytest.mark.parametrize("case", WIDENED)
+def test_weights_of_sixteen_bits_cost_a_kernel_a_layer_and_give_the_same_bits(case: str) -> None:
+    card = Card()
+    kernels = []
+    with torch.inference_mode():
+        wanted = flat(made(case, wide, tiny())())
+        for place in (lambda network: card.settle(wide(network)), kept(card)):
+            with card.used():
+                work = made(case, place, tiny())
+                before = card.counts.copy()
+                given = flat(work())
+                counts = card.counts.since(before)
+            assert (counts.copies, counts.stalls) == COSTS[case], counts.where
+            kernels.append(counts.kernels)
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(given, wanted, strict=True))
+    assert kernels[1] - kernels[0] == WIDENED[case]
 
 
 def test_the_host_may_not_read_what_a_copy_has_yet_to_bring() -> None:
