@@ -276,9 +276,11 @@ class Engine:
         if self._runs:
             news = News()
             began = self.timeline.mark()
+            oldest = in_turn(self._runs)[0].trajectory
+            key, limit = oldest.budget_key, self._forwards.limit(oldest.largest)
             # What fails keeps this frame, whose locals must not keep the runs' models in use: `groups` ends empty.
-            key = in_turn(self._runs)[0].trajectory.budget_key
-            groups = [share(self._runs, self._forwards.limit(key), partial(self._curves.enough, key))]
+            del oldest
+            groups = [share(self._runs, limit, partial(self._curves.enough, key))]
             size, forwards = sum(run.cost for run in groups[0]), self.counters.forwards
             while groups:
                 groups += self._answer(groups.pop(), news)

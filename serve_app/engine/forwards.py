@@ -46,16 +46,26 @@ class Forwards:
     """
 
     def __init__(
-        self, max_cells: int, counters: Counters, memory: Memory | None = None, beside: Beside | None = None
+        self,
+        max_cells: int,
+        counters: Counters,
+        memory: Memory | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self._budget = Budget(max_cells)
         self._counters = counters
         self._memory = memory
         self._beside = beside
 
-    def limit(self, key: Hashable) -> int:
-        """Return how many cells a forward may hold now. key: of the network, and what it groups by."""
-        return self._budget.limit(key, self._room_bytes())
+    def limit(self, piece: Piece) -> int:
+        """Return how many cells of pieces like one a forward may hold now, so that it also fits filled up."""
+        most, of_row, filled = self._most(piece), piece.cells // piece.rows, piece.backbone.network.filled
+        rows = most // of_row
+        if filled(rows) <= rows:
+            return most
+        while rows and filled(rows) > most // of_row:
+            rows -= 1
+        return rows * of_row
 
     def answer(self, evaluations: Sequence[Sequence[Piece]]) -> list[list[Latents] | DeviceMemoryError]:
         """Return the denoised rows of each piece of each evaluation, or why one does not fit the device by itself.
@@ -70,11 +80,10 @@ class Forwards:
         left = list(range(len(pieces)))
         while left:
             first = pieces[left[0]]
-            key = first.backbone.network.key, first.group_key
-            limit = self.limit(key)
+            limit = self.limit(first)
             smallest = _group(pieces, left, 0)
             # A batch of more than is configured is not for that reason in parts.
-            has_room = first.cells <= limit or limit == self._budget.max_cells
+            has_room = first.cells <= limit or self._most(first) == self._budget.max_cells
             if not has_room and len(apart := first.backbone.apart(first)) > 1:
                 rows[left[0]] = range(len(pieces), len(pieces) + len(apart))
                 owners += [owners[left[0]]] * len(apart)
@@ -84,8 +93,8 @@ class Forwards:
             group = _group(pieces, left, limit)
             asked = [pieces[i] for i in group]
             if group == smallest:
-                self._make_way(key, asked)
-            outcome = self._run(key, asked)
+                self._make_way(asked)
+            outcome = self._run(asked)
             if not isinstance(outcome, str):
                 outputs |= zip(group, outcome, strict=True)
             elif group == smallest and len(first.backbone.apart(first)) == 1 and not self._release():
@@ -101,10 +110,9 @@ class Forwards:
             first_of += len(own)
         return of_each
 
-    def _run(self, key: Hashable, asked: Sequence[Piece]) -> list[Tensor] | str:
+    def _run(self, asked: Sequence[Piece]) -> list[Tensor] | str:
         """Return the network's outputs for pieces of one key, or torch's words where the device runs out of memory."""
-        cells = sum(piece.cells for piece in asked)
-        held = 0
+        key, cells, held = _key(asked[0]), _filled_cells(asked), 0
         if self._memory is not None:
             self._memory.watch()
             held = self._memory.held_bytes()
@@ -122,10 +130,14 @@ class Forwards:
         self._counters.failures += 1
         if self._memory is not None and self._memory.let_go():
             # What was kept for replays has gone, so as many may fit; there is none of it a second time.
-            return self._run(key, asked)
+            return self._run(asked)
         self._budget.failed(key, cells)
         log.warning("a forward did not fit the device: cells=%d limit=%d", cells, self._budget.limit(key))
         return said
+
+    def _most(self, piece: Piece) -> int:
+        """Return how many cells may be in a forward of pieces like one now, its filling among them."""
+        return self._budget.limit(_key(piece), self._room_bytes())
 
     def _room_bytes(self) -> int | None:
         if self._memory is None:
@@ -133,9 +145,9 @@ class Forwards:
         # What is kept for replays is forwards' own: they run in it, or it goes before anything fails.
         return room_bytes(self._memory, self._beside) + self._memory.replay_bytes()
 
-    def _make_way(self, key: Hashable, asked: Sequence[Piece]) -> None:
+    def _make_way(self, asked: Sequence[Piece]) -> None:
         """Let idle weights go as far as pieces that share no forward with others need it, by what is known of them."""
-        room, needed = self._room_bytes(), self._budget.needs(key, sum(piece.cells for piece in asked))
+        room, needed = self._room_bytes(), self._budget.needs(_key(asked[0]), _filled_cells(asked))
         if room is not None and needed is not None and room < needed:
             self._release(needed - room)
 
@@ -154,6 +166,17 @@ class Forwards:
             f"a batch of {sum(piece.rows for piece in asked)} latents of {size} cells does not fit the device's memory "
             f"by itself{planned}; a smaller image or batch may. {said}"
         )
+
+
+def _key(piece: Piece) -> Hashable:
+    """Return by what it is remembered how large a forward may be: the weights, and what their network groups by."""
+    return piece.backbone.network.key, piece.group_key
+
+
+def _filled_cells(asked: Sequence[Piece]) -> int:
+    """Return how many cells a forward of pieces runs with, and takes memory for."""
+    rows, cells = sum(piece.rows for piece in asked), sum(piece.cells for piece in asked)
+    return cells * asked[0].backbone.network.filled(rows) // rows
 
 
 def _group(pieces: Sequence[Piece], left: Sequence[int], limit: int) -> list[int]:

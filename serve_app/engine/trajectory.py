@@ -49,6 +49,8 @@ class Trajectory:
     _evaluation: Evaluation
     _denoised: Latents
     _last_sigma: float
+    largest: Piece
+    """Of the pieces the one that is most work; of which the group is that `key` tells."""
     _group_key: Hashable
 
     def __init__(
@@ -224,8 +226,8 @@ class Trajectory:
 
     def _measure(self) -> None:
         # That of the whole canvas, if not all entries have areas.
-        largest = max(self.pieces, key=lambda piece: piece.cells)
-        self._group_key = largest.group_key
+        self.largest = max(self.pieces, key=lambda piece: piece.cells)
+        self._group_key = self.largest.group_key
         self.cells = sum(piece.cells for piece in self.pieces)
 
     def _end(self, x: Tensor, sigma: float) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from serve_app.models.cuda_graphs import replays_of
 from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.models.families.one_call import OneCall
 from serve_app.models.forward import Replays
 from serve_app.models.lora_forward import with_loras
 from serve_app.recipe import DeepShrink, Training
@@ -50,6 +51,10 @@ class Network:
     def cells(self, piece: Piece) -> int:
         """Return how much work a piece is, in latent cells."""
         return self.family.cells(piece.x, piece.inputs)
+
+    def filled(self, rows: int) -> int:
+        """Return how many rows a forward of so many runs with, or more than that where it is not filled up."""
+        return self._replays.filled(rows) if isinstance(self.family, OneCall) else rows
 
     def answer(self, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows, float32, from one forward; their group keys are equal.

@@ -108,6 +108,10 @@ class Network(Protocol):
         """Return how much work a piece is, in latent cells, by which a forward's memory grows."""
         ...
 
+    def filled(self, rows: int) -> int:
+        """Return how many rows a forward of so many takes memory for, at most; no fewer for more."""
+        ...
+
     def answer(self, rows: Sequence[Any]) -> list[Tensor]:
         """Return the network's output for each of the rows, as backbones make them of pieces, from one forward."""
         ...

@@ -75,6 +75,9 @@ class TinyBackbone:
     def cells(self, piece: Piece) -> int:
         return piece.x[:, 0].numel()
 
+    def filled(self, rows: int) -> int:
+        return rows
+
     def rows(self, piece: Piece, fed: torch.Tensor, timestep: torch.Tensor) -> Piece:
         return piece
 

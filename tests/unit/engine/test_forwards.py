@@ -14,9 +14,10 @@ from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.families.unet import UnetInputs
+from serve_app.models.forward import ROW_BUCKETS, Replays
 from serve_app.sampling.forward import Piece
 from tests.unit.engine.allocator import Allocator, IdleWeights, OnAllocator
-from tests.unit.engine.mixes import MAX_CELLS, request
+from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, request
 from tests.unit.engine.test_engine import together
 
 CELLS = 4 * 4
@@ -250,3 +251,29 @@ def test_what_is_kept_for_replays_leaves_forwards_as_much_room_as_without(unharm
     _, failures = results(OnAllocator(allocator, CELL_BYTES), allocator)
     assert (failures, allocator.kept) == (0, kept)
     assert max(allocator.taken) == ROWS * CELLS * CELL_BYTES
+
+
+class FilledUp(OnAllocator):
+    """A network whose forwards are filled up, and take memory for that."""
+
+    def filled(self, rows):
+        return Replays(buckets=ROW_BUCKETS).filled(rows)
+
+    def answer(self, rows):
+        filled = self.filled(len(rows)) * CELLS
+        with self.allocator.using(self.a_cell * filled):
+            self.calls.append((len(rows), filled // CELLS))
+            return [TinyBackbone(self.key).answer([piece])[0] for piece in rows]
+
+
+@pytest.mark.parametrize(("room", "most"), [(16, 10), (12, 10), (11, 8), (8, 8), (7, 6), (5, 4), (3, 2), (1, 1)])
+def test_forwards_that_are_filled_up_fit_so_and_are_learned_by_what_they_were_filled_up_to(room, most):
+    """Five jobs of two rows each, where ten rows are run as twelve."""
+    backbone = FilledUp(allocator := Allocator(room * CELLS * CELL_BYTES), CELL_BYTES)
+    engine = Engine(MAX_CELLS, HostTimeline(), memory=allocator)
+    futures = together(engine, [Trajectory(backbone, request(seed=i, steps=STEPS)) for i in range(5)])
+    engine.close()
+    assert not any(future.exception() for future in futures)
+    assert (engine.counters.failures, allocator.failures) == (0, [])
+    assert max(backbone.calls)[0] == max(backbone.calls[3:])[0] == most
+    assert max(filled for _, filled in backbone.calls) <= room

@@ -140,8 +140,7 @@ class Card:
     def turn(self, running: Sequence[Job]) -> None:
         """Answer the evaluations that share the next forward."""
         oldest = min(running, key=lambda job: job.since)
-        key = oldest.key, oldest.pieces[0].group_key
-        chosen = share(running, self.forwards.limit(key))
+        chosen = share(running, self.forwards.limit(oldest.pieces[0]))
         answers = self.forwards.answer([job.pieces for job in chosen])
         for job, answer in zip(chosen, answers, strict=True):
             job.since = self.counters.forwards
