@@ -67,6 +67,11 @@ class Budget:
         learned = self._learned.get(key)
         return None if learned is None or not learned.taken else _bytes_of(cells, learned.points())
 
+    def expects(self, key: Hashable, cells: int) -> int:
+        """Return how many bytes so many cells are taken to need, measured or not."""
+        needed = self.needs(key, cells)
+        return cells * self._cell_bytes if needed is None else needed
+
     def failed(self, key: Hashable, cells: int) -> None:
         """Note that so many cells did not fit: the limit is halved, but not below what has fit.
 

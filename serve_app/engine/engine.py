@@ -25,6 +25,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 
 from serve_app.engine.batcher import in_turn, share
+from serve_app.engine.beside_pool import BesidePool
 from serve_app.engine.curve import Curves
 from serve_app.engine.device_lost import DeviceLostError, check, is_lost
 from serve_app.engine.flights import Flight, Flights, News, Run
@@ -77,7 +78,9 @@ class Engine:
         self.memory = memory
         self.turn = 0
         """The number of the forward or call that its thread is in, from 1; 0 in between."""
-        self._forwards = Forwards(max_cells, self.counters, memory, beside)
+        self.pool = BesidePool(memory, beside) if timeline.beside is not None else BesidePool()
+        """Of what is asked for beside forwards."""
+        self._forwards = Forwards(max_cells, self.counters, memory, beside, self.pool)
         self._curves = Curves()
         self.timeline = timeline
         self._flights, self._beside = Flights(), Flights()
@@ -238,7 +241,8 @@ class Engine:
         beside = self.timeline.beside
         if beside is None or len(self._beside) >= IN_FLIGHT or not (calls := self._calls_beside.take(None)):
             return False
-        flight = self._asked(self._calls_beside, calls, beside)
+        with self.pool.measured():
+            flight = self._asked(self._calls_beside, calls, beside)
         self._beside.add(flight)
         if self._runs:
             self._calls_s += flight.ended.asked_s - flight.began.asked_s

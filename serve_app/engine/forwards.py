@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from serve_app.engine.beside_pool import BesidePool
 from serve_app.engine.budget import Budget
 from serve_app.engine.memory import MB, Beside, Memory, room_bytes
 from serve_app.errors import DeviceMemoryError
@@ -42,7 +43,7 @@ class Forwards:
     """Runs forwards on one device.
 
     max_cells: the most latent cells of all rows in one. memory: the device's, if it can be asked. beside: what is held
-    there, and makes way.
+    there, and makes way. pool: what is kept there for work beside forwards.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Forwards:
         counters: Counters,
         memory: Memory | None = None,
         beside: Beside | None = None,
+        pool: BesidePool | None = None,
     ) -> None:
         self._budget = Budget(max_cells)
         self._counters = counters
         self._memory = memory
         self._beside = beside
+        self._pool = pool or BesidePool()
 
     def limit(self, piece: Piece) -> int:
         """Return how many cells of pieces like one a forward may hold now, so that it also fits filled up."""
@@ -128,6 +131,7 @@ class Forwards:
             return outputs
         # Only here has the error let go of what the failed forward held.
         self._counters.failures += 1
+        self._pool.note_empty()
         if self._memory is not None and self._memory.let_go():
             # What was kept for replays has gone, so as many may fit; there is none of it a second time.
             return self._run(asked)
@@ -143,11 +147,17 @@ class Forwards:
         if self._memory is None:
             return None
         # What is kept for replays is forwards' own: they run in it, or it goes before anything fails.
-        return room_bytes(self._memory, self._beside) + self._memory.replay_bytes()
+        return room_bytes(self._memory, self._beside) + self._memory.replay_bytes() - self._pool.nbytes
 
     def _make_way(self, asked: Sequence[Piece]) -> None:
-        """Let idle weights go as far as pieces that share no forward with others need it, by what is known of them."""
-        room, needed = self._room_bytes(), self._budget.needs(_key(asked[0]), _filled_cells(asked))
+        """Let go of what pieces that share no forward with others need, by what is known of them.
+
+        That is first what is kept for work beside forwards, then idle weights.
+        """
+        key, cells, room = _key(asked[0]), _filled_cells(asked), self._room_bytes()
+        if room is not None and room < self._budget.expects(key, cells) and self._pool.let_go():
+            room = self._room_bytes()
+        needed = self._budget.needs(key, cells)
         if room is not None and needed is not None and room < needed:
             self._release(needed - room)
 

@@ -114,8 +114,16 @@ class Memory(Protocol):
         """Return how much of what is taken is kept for forwards that are replayed."""
         ...
 
+    def cached_bytes(self) -> int:
+        """Return how much is kept for later, each stream's for itself, but for replays."""
+        ...
+
+    def empty(self) -> None:
+        """Give back what is kept for later, but for replays."""
+        ...
+
     def let_go(self) -> bool:
-        """Give back what is kept for later, and return whether some of it was kept for forwards that are replayed."""
+        """Give back that and what is kept for forwards that are replayed; return whether there was any of these."""
         ...
 
 
@@ -161,9 +169,15 @@ class CardMemory:
     def replay_bytes(self) -> int:
         return self._replays.idle_bytes()
 
+    def cached_bytes(self) -> int:
+        return torch.cuda.memory_reserved(self._device) - self.held_bytes()
+
+    def empty(self) -> None:
+        torch.cuda.empty_cache()
+
     def let_go(self) -> bool:
         dropped = self._replays.drop()
-        torch.cuda.empty_cache()
+        self.empty()
         return dropped > 0
 
 

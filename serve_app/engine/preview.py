@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
+from serve_app.engine.beside_pool import BesidePool
 from serve_app.engine.timeline import Mark, Timeline
 from serve_app.sampling.latents import LatentFormat, PreviewMap
 from serve_app.sampling.transfer import brought, sent
@@ -20,18 +21,19 @@ from serve_app.sampling.transfer import brought, sent
 class Pictures:
     """The pictures of one run, made beside forwards: the newest is what a client wants, so only one is under way.
 
-    timeline: of the forwards.
+    timeline: of the forwards. pool: of what is asked for beside them.
     """
 
-    def __init__(self, timeline: Timeline) -> None:
+    def __init__(self, timeline: Timeline, pool: BesidePool) -> None:
         self._timeline = timeline.beside or timeline
+        self._pool = pool
         self._made: tuple[Tensor | None, Mark] | None = None
 
     def make(self, shown: Tensor, picture_of: Callable[[Tensor], Tensor | None]) -> None:
         """Have a picture made of what a run has come to, unless the device has not made the one before."""
         if self._made is not None and not self._made[1].done():
             return
-        with self._timeline.asked():
+        with self._timeline.asked(), self._pool.measured():
             image = picture_of(shown)
         self._timeline.keep(shown)
         self._made = image, self._timeline.mark()

@@ -208,7 +208,8 @@ class EngineRuntime:
         running_now: ref[Trajectory]
         remarks: list[str] = []
 
-        pictures = Pictures(self._engine.timeline) if show is not None and previews != "none" else None
+        shows = show is not None and previews != "none"
+        pictures = Pictures(self._engine.timeline, self._engine.pool) if shows else None
 
         def on_step(done: int, steps: int) -> Callable[[], None]:
             run = running_now()

@@ -19,7 +19,9 @@ from tests.unit.engine.mixes import TinyBackbone
 class Allocator:
     """A card's. held: by weights and all that stays; as `engine.memory.Memory`.
 
-    kept: of that, for replays. taken: what each forward has asked for; failures: those that were refused.
+    kept: of that, for replays. taken: what each forward has asked for; failures: those that were refused. cached: of
+    what work beside forwards took, which only such work can have again. emptied: how often that was given back for
+    forwards because somebody said so; flushed: because there was no room else, as torch does by itself.
     """
 
     planned_bytes: int
@@ -29,6 +31,9 @@ class Allocator:
     let_go_count: int = 0
     taken: list[int] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)
+    cached: int = 0
+    emptied: int = 0
+    flushed: int = 0
 
     def held_bytes(self) -> int:
         return self.held
@@ -42,15 +47,24 @@ class Allocator:
     def replay_bytes(self) -> int:
         return self.kept
 
+    def cached_bytes(self) -> int:
+        return self.cached
+
+    def empty(self) -> None:
+        self.emptied += 1
+        self.cached = 0
+
     def let_go(self) -> bool:
         self.let_go_count += 1
+        self.cached = 0
         kept, self.kept = self.kept, 0
         self.held -= kept
         return kept > 0
 
     @contextmanager
     def using(self, nbytes: int) -> Iterator[None]:
-        """Take so many bytes for a while. Errors: torch.OutOfMemoryError."""
+        """Take so many bytes for a forward. Errors: torch.OutOfMemoryError."""
+        self.flushed += self.cached > 0 and self.held + self.cached + nbytes > self.planned_bytes
         self.take(nbytes)
         self.taken.append(nbytes)
         try:
@@ -60,6 +74,8 @@ class Allocator:
 
     def take(self, nbytes: int) -> None:
         """Take so many bytes. Errors: torch.OutOfMemoryError."""
+        if self.held + self.cached + nbytes > self.planned_bytes:
+            self.cached = 0
         if self.held + nbytes > self.planned_bytes:
             self.failures.append(nbytes)
             free = self.planned_bytes - self.held
@@ -68,6 +84,13 @@ class Allocator:
             )
         self.held += nbytes
         self.peak = max(self.peak, self.held)
+
+    def work_beside(self, nbytes: int) -> None:
+        """Take so many bytes beside forwards, and give them back to where such work has them from."""
+        if self.held + max(nbytes, self.cached) > self.planned_bytes:
+            self.cached = 0
+        self.peak = max(self.peak, self.held + nbytes)
+        self.cached = max(self.cached, nbytes)
 
 
 @dataclass

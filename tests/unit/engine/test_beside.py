@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from serve_app.engine.beside_pool import BesidePool
 from serve_app.engine.engine import IN_FLIGHT, OVERTAKES, Engine
 from serve_app.engine.preview import Pictures
 from serve_app.engine.timeline import Mark, Timeline
@@ -286,7 +287,7 @@ def test_what_runs_begin_with_stays_among_forwards() -> None:
 
 def test_of_pictures_one_is_under_way_and_the_newest_is_shown() -> None:
     device = Device()
-    pictures, made = Pictures(device.forwards), []
+    pictures, made = Pictures(device.forwards, BesidePool()), []
 
     def picture_of(shown: Tensor) -> Tensor:
         made.append(float(shown))

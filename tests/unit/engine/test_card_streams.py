@@ -93,7 +93,7 @@ class Works:
 
         def on_step(done: int, steps: int) -> None:
             # One for each step: nothing says here that the one before is done.
-            Pictures(self.engine.timeline).make(first.shown, self.picture)
+            Pictures(self.engine.timeline, self.engine.pool).make(first.shown, self.picture)
             if done <= 2:
                 answers.append(self.engine.call(self.text, beside=True))
                 answers.append(self.engine.call(self.image, beside=True))

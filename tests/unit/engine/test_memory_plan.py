@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from serve_app.engine.batcher import share
+from serve_app.engine.beside_pool import BesidePool
 from serve_app.engine.forwards import Counters, Forwards
 from serve_app.engine.memory import CELL_BYTES, CardShare
 from serve_app.errors import DeviceMemoryError
@@ -68,11 +69,15 @@ class Job:
 
 @dataclass
 class Card:
-    """A card that jobs run on. sizes: of each part; rates: bytes a cell of each network."""
+    """A card that jobs run on. sizes: of each part; rates: bytes a cell of each network.
+
+    texts: what is taken beside forwards after each of the first turns.
+    """
 
     planned: int
     sizes: Sequence[int]
     rates: Sequence[int]
+    texts: Sequence[int] = ()
     failed_loads: int = 0
 
     def __post_init__(self) -> None:
@@ -81,7 +86,8 @@ class Card:
         self.residency = Residency(self.weights_budget)
         self.networks = [Network(self.allocator, rate, name=f"n{i}") for i, rate in enumerate(self.rates)]
         self.counters = Counters()
-        self.forwards = Forwards(MAX_ROWS * CELLS, self.counters, self.allocator, self)
+        self.pool = BesidePool(self.allocator, self)
+        self.forwards = Forwards(MAX_ROWS * CELLS, self.counters, self.allocator, self, self.pool)
 
     @property
     def coming_bytes(self) -> int:
@@ -95,6 +101,7 @@ class Card:
     def run(self, jobs: Sequence[Job]) -> None:
         """Run jobs to their ends."""
         waiting, running, turns, steps = deque(jobs), list[Job](), 0, sum(job.steps for job in jobs)
+        texts = iter(self.texts)
         while waiting or running:
             while waiting and self.residency.fits(self.need(waiting[0])):
                 job = waiting.popleft()
@@ -110,6 +117,9 @@ class Card:
             turns += 1
             assert turns <= steps
             self.turn(running)
+            if (text := next(texts, 0)) and self.allocator.held + text <= self.planned:
+                with self.pool.measured():
+                    self.allocator.work_beside(text)
             running = [job for job in running if job.hold is not None]
 
     def need(self, job: Job) -> Need:
@@ -221,3 +231,20 @@ def test_forwards_are_only_as_large_as_there_is_room_beside_weights_that_come_an
     card.run(jobs)
     assert all(job.error is None and job.steps == 0 for job in jobs)
     assert (card.counters.failures, card.failed_loads) == (0, 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    MANY,
+    st.integers(16 * UNIT, 32 * UNIT),
+    st.lists(st.integers(1, 6 * UNIT), min_size=2 * PARTS, max_size=2 * PARTS),
+    st.integers(CELL_BYTES // 2, CELL_BYTES),
+    st.lists(st.integers(0, 8 * UNIT), min_size=20, max_size=20),
+)
+def test_forwards_are_planned_beside_what_texts_and_images_keep_and_that_goes_only_where_a_piece_has_no_room(
+    jobs, planned, sizes, rate, texts
+):
+    card = Card(planned, sizes, [rate] * PARTS, texts)
+    card.run(jobs)
+    assert all(job.error is None and job.steps == 0 for job in jobs)
+    assert (card.counters.failures, card.allocator.flushed) == (0, 0)
