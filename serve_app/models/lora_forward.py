@@ -37,8 +37,9 @@ def with_loras(
 ) -> Iterator[tuple[Tensor, ...] | None]:
     """Make forwards inside the context treat each piece's rows as its set says.
 
-    pieces: (rows, set) in the batch's order. The rows of a batch lie along dim 0 of every layer's input. merging False:
-    the outcome does not depend on earlier forwards, to the bit. One thread at a time may use a network.
+    pieces: (rows, set) in the batch's order. The rows of a batch lie along dim 0 of every layer's input; what comes
+    after them there is of the same rows once more, from the first on. merging False: the outcome does not depend on
+    earlier forwards, to the bit. One thread at a time may use a network.
 
     What is given are tensors that the forwards read in their places beside the network's own: others of their kind are
     there in another forward for which they are the same. None where more changes than what tensors hold.
@@ -171,7 +172,7 @@ def _forward(shared: Forward, spans: Sequence[_Span], layers: Sequence[LoraLayer
             runs[-1].thin.append((slice(span.start - first, span.stop - first), thin))
 
     def forward(x: Tensor) -> Tensor:
-        parts = [run(x) for run in runs]
+        parts = [run(rows) for rows in torch.split(x, spans[-1].stop) for run in runs]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return forward

@@ -161,6 +161,8 @@ class _Hook:
         if self.place is None:
             return None
         down, up = self.place
+        if (count := len(args[0])) > (rows := len(down)):
+            down, up = (one.repeat(-(-count // rows), *[1] * (one.ndim - 1))[:count] for one in self.place)
         return _convolved(layer, args[0], output, down, up) if down.ndim == 5 else _mapped(args[0], output, down, up)
 
 

@@ -118,6 +118,27 @@ def test_rows_of_many_sets_in_one_forward_answer_as_each_alone_with_merged_weigh
         start += rows
 
 
+def again(more):
+    """Return which pieces' sets the rows of a layer's input have that has more rows than the batch."""
+    sets = [name for rows, name in PIECES for _ in range(rows)]
+    return sets + sets[:more]
+
+
+@pytest.mark.parametrize("more", [1, 12])
+@torch.inference_mode()
+def test_a_layer_that_sees_rows_once_more_changes_them_as_their_sets_say(more):
+    """As where a network is told each row's time and that of no noise behind it."""
+    shared, plain = network(), network()
+    sets: dict[str | None, LoraSet] = {name: LoraSet(name, shared, stack) for name, stack in STACKS.items()}
+    names = again(more)
+    x = drawn(5, len(names), 6)
+    with with_loras([(rows, sets.get(name)) for rows, name in PIECES]):
+        made = shared.first(x)
+    for row, name in enumerate(names):
+        expected = merged_network(plain, STACKS.get(name, [])).first(x[row])
+        torch.testing.assert_close(made[row], expected, rtol=1e-5, atol=1e-5)
+
+
 @torch.inference_mode()
 def test_rows_of_many_sets_in_one_forward_answer_as_each_alone():
     shared = network()

@@ -80,6 +80,20 @@ def test_a_forward_takes_two_kernels_more_a_layer_whatever_the_number_of_sets(pi
     assert not any(layer.can_unmerge for loras in shared.sets.values() for layer in loras.layers.values())
 
 
+@pytest.mark.parametrize("more", [1, 3])
+def test_a_layer_that_sees_rows_once_more_changes_them_as_their_sets_say(more: int) -> None:
+    shared, plain = OnCard(THIN_STACKS), network()
+    names = ["style", "other", "other", *["style", "other", "other"][:more]]
+    x = torch.randn(len(names), 6, generator=torch.Generator().manual_seed(5))
+    first: Any = shared.module.first
+    with torch.inference_mode(), shared.card.used():
+        with with_loras([(1, shared.sets["style"]), (2, shared.sets["other"])]):
+            made = first(shared.card.place(x)).held
+        for row, name in enumerate(names):
+            expected = merged_network(plain, THIN_STACKS[name]).first(x[row])
+            torch.testing.assert_close(made[row], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_no_forward_is_patched_and_rows_without_loras_are_as_before() -> None:
     shared = OnCard(THIN_STACKS)
     plain = shared([(3, None)])
