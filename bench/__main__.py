@@ -91,6 +91,8 @@ def main() -> int:
         keep(startup.measure([ours, *beside], rounds))
     if idle.NAME in arguments.benchmarks:
         keep(idle.measure([ours, *beside], rounds))
+        for checkpoint in arguments.checkpoints:
+            keep(idle.measure_memory([ours, *beside], checkpoint, rounds))
     return 1 if any(r.met is False for r in ratios) else 0
 
 
