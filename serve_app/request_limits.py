@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from serve_app.limits import NO_QUOTAS, ModelChangeLimits, Quotas, SizeLimits, WebhookLimits
-from serve_app.store.retention import RetentionRules
+from serve_app.store.retention_rules import RetentionRules
 
 COMMAND_BYTES, IDS = 1_000_000, 1000
 QUEUE_ITEMS, QUEUE_BYTES = 2000, 1_000_000

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 import ray.actor
@@ -46,9 +46,12 @@ from serve_app.scheduler.cluster_view import ClusterView, HostStats
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
 from serve_app.store.changes import JobQuery
-from serve_app.store.inquiries import Inquiry
-from serve_app.store.pauses import Pause
 from serve_app.store.reserved import Contents
+
+# Here and not above: whoever only names them needs no database.
+if TYPE_CHECKING:
+    from serve_app.store.inquiries import Inquiry
+    from serve_app.store.pauses import Pause
 
 T = TypeVar("T")
 

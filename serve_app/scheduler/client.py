@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from serve_app.errors import Problem, QuotaLeft
 from serve_app.events import Event, Failure, JobState
@@ -17,8 +17,11 @@ from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.cluster_view import ClusterView
 from serve_app.scheduler.messages import Free, SocketSaid
 from serve_app.store.changes import NO_CLAIMS, Claims, JobKey, JobQuery
-from serve_app.store.inquiries import Inquiry
-from serve_app.store.pauses import Pause
+
+# Here and not above: whoever only names them needs no database.
+if TYPE_CHECKING:
+    from serve_app.store.inquiries import Inquiry
+    from serve_app.store.pauses import Pause
 
 T = TypeVar("T")
 

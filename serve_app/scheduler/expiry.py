@@ -16,7 +16,8 @@ from serve_app.scheduler.tenure import Tenure
 from serve_app.store.jobs import Jobs
 from serve_app.store.named_files import NeededFiles, Place, ref_of
 from serve_app.store.removal import PORTION
-from serve_app.store.retention import LYING, EndedTenants, ExpireJobs, HistoryCut, RetentionRules, files_beyond
+from serve_app.store.retention import LYING, EndedTenants, ExpireJobs, HistoryCut, files_beyond
+from serve_app.store.retention_rules import RetentionRules
 from serve_app.store.store import Area, FileRef, WholeStore
 
 _log = log.get("scheduler")

@@ -13,7 +13,7 @@ from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.tidying import Tidying
 from serve_app.store.jobs import Jobs
 from serve_app.store.named_files import Place
-from serve_app.store.retention import KINDS, RetentionRules
+from serve_app.store.retention_rules import KINDS, RetentionRules
 from serve_app.store.store import WholeStore
 from serve_app.store.sweep import Sweep
 from serve_app.store.userdata import UserData

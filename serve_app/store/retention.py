@@ -1,4 +1,4 @@
-"""For how long jobs and files are kept: what is too old, too many or too large, of each tenant apart.
+"""What is too old, too many or too large by the rules of retention, of each tenant apart.
 
 Decides what goes; `scheduler/expiry.py` lets it go, portion by portion. Of the history the oldest ends go first, of
 files those that were changed first. Nothing is looked at for which there is no bound.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import sqlalchemy as sa
 
@@ -19,55 +19,18 @@ from serve_app.store.atomic_write import UNFINISHED
 from serve_app.store.keys import KEY_S
 from serve_app.store.named_files import Place, ref_of, tenant_of
 from serve_app.store.removal import PORTION, delete_jobs
+from serve_app.store.retention_rules import Bounds, FileKind, RetentionRules
 from serve_app.store.schema import IDEMPOTENCY_KEYS, JOBS, OUTPUTS, RESERVATIONS
 from serve_app.store.store import Area, WholeStore
 from serve_app.store.sweep import PREVIEW, SETTLED_S
 from serve_app.store.whose import OfServer
 
-FileKind: TypeAlias = Literal["outputs", "previews", "uploads", "temp"]
-Kind: TypeAlias = Literal["history"] | FileKind
-KINDS: tuple[Kind, ...] = ("history", "outputs", "uploads", "previews", "temp")
 LYING: Mapping[Area, tuple[FileKind, ...]] = {
     "output": ("outputs",),
     "input": ("uploads",),
     "temp": ("previews", "temp"),
 }
 """What lies in each area."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How much is kept of a kind: nothing older than age_s, at most so many, of so many bytes. None is no bound."""
-
-    age_s: float | None = None
-    count: int | None = None
-    bytes: int | None = None
-
-    @property
-    def bound(self) -> bool:
-        """Whether there is any."""
-        return (self.age_s, self.count, self.bytes) != (None, None, None)
-
-
-NO_BOUNDS = Bounds()
-
-
-@dataclass(frozen=True, slots=True)
-class RetentionRules:
-    """Bounds by kind, of every tenant that has none of its own for that kind. every_s: how often they are looked at."""
-
-    default: Mapping[Kind, Bounds] = field(default_factory=dict)
-    tenants: Mapping[str, Mapping[Kind, Bounds]] = field(default_factory=dict)
-    every_s: float = 300.0
-
-    def bounds(self, kind: Kind, tenant: str) -> Bounds:
-        """Return a tenant's bounds."""
-        return self.tenants.get(tenant, {}).get(kind) or self.default.get(kind, NO_BOUNDS)
-
-    def concern(self, *kinds: Kind) -> bool:
-        """Whether anybody has bounds of one of these kinds."""
-        given = (rules.get(kind, NO_BOUNDS) for rules in (self.default, *self.tenants.values()) for kind in kinds)
-        return any(bounds.bound for bounds in given)
 
 
 # History --------------------------------------------------------------------------------------------------------------

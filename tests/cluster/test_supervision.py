@@ -50,7 +50,9 @@ def libraries(pid: int) -> set[str]:
 
 def test_each_process_has_loaded_only_what_it_needs(server: Server):
     assert server.finished(server.submit(txt2img(1)))["status"]["status_str"] == "success"
-    assert "torch" in libraries(server.processes.pid("replica"))
+    replica = libraries(server.processes.pid("replica"))
+    assert "torch" in replica
+    assert "sqlalchemy" not in replica
     assert not libraries(server.processes.pid("ingress")) & {"torch", "scipy", "aiohttp"}
     assert not libraries(server.processes.pid("scheduler")) & {"torch", "scipy", "aiohttp", "PIL", "numpy"}
     assert libraries(server.up.pid) == {"", "psutil"}

@@ -36,7 +36,7 @@ from serve_app.scheduler.messages import (
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.changes import JobQuery
 from serve_app.store.jobs import Jobs
-from serve_app.store.retention import RetentionRules
+from serve_app.store.retention_rules import RetentionRules
 from serve_app.store.store import WholeStore
 from serve_app.store.userdata import UserData
 from tests.unit.api.node_specs import SPECS

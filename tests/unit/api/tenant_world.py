@@ -23,7 +23,7 @@ from serve_app.request_limits import Limits
 from serve_app.service import Service
 from serve_app.store.api_keys import AddKey, minted
 from serve_app.store.catalog import Catalog
-from serve_app.store.retention import RetentionRules
+from serve_app.store.retention_rules import RetentionRules
 from serve_app.store.store import WholeStore
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume

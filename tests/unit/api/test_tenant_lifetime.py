@@ -14,7 +14,7 @@ import pytest
 from serve_app.store import retention
 from serve_app.store.backup import restore_backup, write_backup
 from serve_app.store.jobs import Jobs
-from serve_app.store.retention import Bounds, RetentionRules
+from serve_app.store.retention_rules import Bounds, RetentionRules
 from tests.unit.api.tenant_world import PICTURE, World, world
 
 KEPT = ("/history", "/api/assets?tags_any=output,input", "/api/webhooks", "/settings", "/userdata?dir=notes")

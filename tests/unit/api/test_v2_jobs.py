@@ -15,7 +15,7 @@ import pytest
 from serve_app.api.app import create_app
 from serve_app.api.crowd import Crowd
 from serve_app.errors import DatabaseAwayError, DrainingError, NotReadyError, QueueFullError, UnavailableError
-from serve_app.store.retention import Bounds, RetentionRules
+from serve_app.store.retention_rules import Bounds, RetentionRules
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
 

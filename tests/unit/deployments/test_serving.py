@@ -25,6 +25,7 @@ def test_it_imports_no_torch():
     [
         ("scheduler", {"ray.serve", "fastapi", "numpy", "PIL", "torch"}),
         ("ingress", {"scipy", "torch", "aiohttp", "botocore", "cryptography"}),
+        ("replica", {"sqlalchemy", "torch"}),
         ("reaper", {"ray", "pydantic", "sqlalchemy"}),
     ],
 )

@@ -14,7 +14,7 @@ from serve_app.scheduler.expiry import Expiry
 from serve_app.scheduler.storage_count import StorageCount
 from serve_app.scheduler.tenure import Tenure
 from serve_app.store.jobs import Jobs
-from serve_app.store.retention import Bounds, RetentionRules
+from serve_app.store.retention_rules import Bounds, RetentionRules
 from serve_app.store.store import AREAS, FileRef, WholeStore
 from serve_app.store.stored_bytes import NoteFiles, StoredBytes, name_of
 from serve_app.store.sweep import Sweep

@@ -19,7 +19,8 @@ from serve_app.store import removal, retention
 from serve_app.store.changes import Claims, JobAccepted, JobEnded
 from serve_app.store.jobs import Jobs
 from serve_app.store.named_files import Place
-from serve_app.store.retention import Bounds, HistoryCut, RetentionRules
+from serve_app.store.retention import HistoryCut
+from serve_app.store.retention_rules import KINDS, Bounds, RetentionRules
 from serve_app.store.s3 import S3
 from serve_app.store.store import AREAS, FileRef, WholeStore
 from serve_app.store.volume import Volume
@@ -135,7 +136,7 @@ def test_no_bound_lets_nothing_go(site):
     site.file("output/x.png")
     site.expire(RetentionRules())
     assert (site.left(), site.files()) == (["old"], {"output/x.png"})
-    assert not RetentionRules({"temp": Bounds()}).concern(*retention.KINDS)
+    assert not RetentionRules({"temp": Bounds()}).concern(*KINDS)
     assert site.jobs.inquire(0, HistoryCut("", Bounds(), time.time())) is None
 
 

@@ -1,0 +1,49 @@
+"""The rules of retention: for how long jobs and files are kept. What goes by them: `retention.py`.
+
+Knows nothing of a database, so that whoever has only read the configuration needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+FileKind: TypeAlias = Literal["outputs", "previews", "uploads", "temp"]
+Kind: TypeAlias = Literal["history"] | FileKind
+KINDS: tuple[Kind, ...] = ("history", "outputs", "uploads", "previews", "temp")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much is kept of a kind: nothing older than age_s, at most so many, of so many bytes. None is no bound."""
+
+    age_s: float | None = None
+    count: int | None = None
+    bytes: int | None = None
+
+    @property
+    def bound(self) -> bool:
+        """Whether there is any."""
+        return (self.age_s, self.count, self.bytes) != (None, None, None)
+
+
+NO_BOUNDS = Bounds()
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionRules:
+    """Bounds by kind, of every tenant that has none of its own for that kind. every_s: how often they are looked at."""
+
+    default: Mapping[Kind, Bounds] = field(default_factory=dict)
+    tenants: Mapping[str, Mapping[Kind, Bounds]] = field(default_factory=dict)
+    every_s: float = 300.0
+
+    def bounds(self, kind: Kind, tenant: str) -> Bounds:
+        """Return a tenant's bounds."""
+        return self.tenants.get(tenant, {}).get(kind) or self.default.get(kind, NO_BOUNDS)
+
+    def concern(self, *kinds: Kind) -> bool:
+        """Whether anybody has bounds of one of these kinds."""
+        given = (rules.get(kind, NO_BOUNDS) for rules in (self.default, *self.tenants.values()) for kind in kinds)
+        return any(bounds.bound for bounds in given)
