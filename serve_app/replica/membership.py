@@ -1,7 +1,7 @@
 """How a replica stays in touch with the scheduler: it joins, takes messages, brings reports, and joins again.
 
-Reports go out one call at a time, whatever has gathered meanwhile in one call: those of nodes wait a moment for more
-where one has just gone, and progress is thinned to the newest value a node. A scheduler of another epoch means that
+Reports go out one call at a time, whatever has gathered meanwhile in one call: those of nodes wait a moment for more or
+for their task's end, and progress is thinned to the newest value a node. A scheduler of another epoch means that
 nothing this replica runs counts any more: all of it is dropped.
 """
 
@@ -34,8 +34,8 @@ _log = log.get("deployments.membership")
 
 PROGRESS_S = 0.05
 """Progress waits at most this long for something else to go with it."""
-GATHER_S = 0.003
-"""How long after one call what nodes do goes in the next: a quick node starts and ends, and the next one starts."""
+GATHER_S = 0.01
+"""How long what nodes do waits for more of it: a call costs both processes more than what it tells."""
 HOST_S = 2.0
 """How often the host's memory and GPUs are reported."""
 
@@ -73,7 +73,6 @@ class Membership:
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = float("inf")
-        self._sent_s = float("-inf")
         self._epoch = 0
         self.leaving = False
 
@@ -114,7 +113,7 @@ class Membership:
                 key = report.task_id, report.node_id, type(report)
                 due_s += PROGRESS_S
             case NodeStarted() | NodeFinished() | NodesCached() | Evicted() | Resident():
-                due_s = max(due_s, self._sent_s + GATHER_S)
+                due_s += GATHER_S
         self._outbox[key] = report
         if due_s <= loop.time():
             self._due.set()
@@ -155,7 +154,6 @@ class Membership:
             reports, self._outbox = list(self._outbox.values()), {}
             if not reports:  # unsaid
                 continue
-            self._sent_s = asyncio.get_running_loop().time()
             await self._scheduler.report(self._info.replica_id, self._epoch, reports, None)
 
     async def _watch_host(self) -> None:
