@@ -106,11 +106,14 @@ def data_bytes(data: Any, most: float = math.inf) -> int:
     while stack and total <= most:
         item = stack.pop()
         total += VALUE_BYTES
-        if isinstance(item, str | bytes):
+        # By their own types: every event is counted, and to ask whether something is a Mapping takes ten times as long.
+        if isinstance(item, str):
             total += len(item)
-        elif isinstance(item, Mapping):
-            stack.extend(item.keys())
+        elif isinstance(item, dict):
+            stack.extend(item)
             stack.extend(item.values())
         elif isinstance(item, list | tuple):
             stack.extend(item)
+        elif isinstance(item, bytes):
+            total += len(item)
     return total
