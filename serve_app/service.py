@@ -70,12 +70,15 @@ TENANTS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A job that is in the database, why some of its output nodes were left out, and what is left of quotas."""
+    """A job that is in the database, why some of its output nodes were left out, and what is left of quotas.
+
+    held: whether its client's sockets are told of it only once it is known to have been answered.
+    """
 
     job_id: str
     number: float
     problems: tuple[Problem, ...] = ()
-    client_id: str | None = None
+    held: bool = False
     left: tuple[QuotaLeft, ...] = ()
 
 
@@ -200,11 +203,11 @@ class Service:
         submission = replace(submission, labels=labels or {}, claims=claims, tenant=self.tenant)
         submission, problems = await self._check.settled(submission, targets, partial=partial)
         accepted = await self._scheduler.submit(submission)
-        return Submitted(accepted.job_id, accepted.number, tuple(problems), submission.client_id, accepted.left)
+        return Submitted(accepted.job_id, accepted.number, tuple(problems), accepted.held, accepted.left)
 
     async def answered(self, submitted: Submitted) -> None:
         """Note that the client has been answered: from here on its sockets are told of the job."""
-        if submitted.client_id is not None:
+        if submitted.held:
             await self._scheduler.answered(submitted.job_id)
 
     async def cancel(self, job_id: str) -> bool:

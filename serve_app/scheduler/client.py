@@ -53,12 +53,14 @@ class Submission:
 class Accepted:
     """The answer to a submission that is in the database. Submitting the same job_id again gives the same job.
 
-    left: what is left of its tenant's quotas that the scheduler knows of.
+    left: what is left of its tenant's quotas that the scheduler knows of. held: whether its client's sockets are told
+    nothing of it before `answered`.
     """
 
     job_id: str
     number: float
     left: tuple[QuotaLeft, ...] = ()
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,14 @@ class Feeds:
         self._held[job_id] = client_id
         self._feed(client_id).held.add(job_id)
 
+    def holds(self, job_id: str) -> bool:
+        """Whether a job's events are kept back."""
+        return job_id in self._held
+
+    def is_read(self, client_id: str) -> bool:
+        """Whether a socket has read for a client, in this life."""
+        return self._feed(client_id).token is not None
+
     def release(self, job_id: str) -> None:
         """Let a job's events go out."""
         if (client_id := self._held.pop(job_id, None)) is not None:

@@ -276,7 +276,8 @@ class Scheduler:
                 if earlier := await self._lookup.row(submission.job_id):
                     check_repeat(earlier, submission)
                     stored = await self._stored_by(submission.tenant)
-                    return Accepted(earlier.job_id, earlier.number, self._left(submission.tenant, stored))
+                    left, held = self._left(submission.tenant, stored), self._published.feeds.holds(earlier.job_id)
+                    return Accepted(earlier.job_id, earlier.number, left, held)
             return await self._accept(submission)
 
     async def _accept(self, submission: Submission) -> Accepted:
@@ -296,7 +297,10 @@ class Scheduler:
             if isinstance(error, ClaimRefusedError):
                 raise
             raise InvalidSubmissionError(f"the job cannot be kept: {error}") from error
-        return Accepted(row.job_id, row.number, self._left(row.tenant, stored))
+        feeds = self._published.feeds
+        if row.feed is not None and not feeds.is_read(row.feed):
+            feeds.release(row.job_id)  # whom nobody tells anything needs no word that the client knows the job
+        return Accepted(row.job_id, row.number, self._left(row.tenant, stored), feeds.holds(row.job_id))
 
     async def _stored_by(self, tenant: str) -> int:
         """Return the bytes that a tenant with a quota of them has stored; 0 for another."""

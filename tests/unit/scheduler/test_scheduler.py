@@ -358,6 +358,27 @@ async def test_an_id_that_is_posted_again_while_the_first_post_is_refused_is_acc
     assert life.jobs.next_order() == 1
 
 
+async def test_a_job_is_held_only_for_a_client_whose_sockets_could_be_told_of_it(life):
+    jobs = [
+        Submission(str(uuid.uuid4()), {"1": {"class_type": "Save", "inputs": {"seed": n}}}, ("1",), "me")
+        for n in range(2)
+    ]
+    assert not (await life.scheduler.submit(jobs[0])).held
+    attached = await life.scheduler.attach("me", "token")
+    assert (await life.scheduler.submit(jobs[1])).held
+    assert (await life.scheduler.submit(jobs[1])).held, "it is answered once more, and the first answer may be lost"
+
+    async def told() -> set[str]:
+        news = await life.scheduler.news({"me": Reader("token", attached.after)}, -1, 0.0)
+        return {event.job_id for event in news.events["me"]}
+
+    await life.finish(jobs[1].job_id)
+    assert await told() == {jobs[0].job_id}
+    await life.scheduler.answered(jobs[1].job_id)
+    assert await told() == {job.job_id for job in jobs}
+    assert not (await life.scheduler.submit(jobs[1])).held
+
+
 @pytest.mark.parametrize(
     ("extra_data", "outputs", "differing"),
     [({"a": 1}, ("1",), "extra_data"), ({}, ("1", "2"), "outputs"), ({"a": 1}, ("2",), "outputs and extra_data")],
