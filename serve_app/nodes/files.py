@@ -18,6 +18,8 @@ from typing import Any
 import re2
 
 from serve_app.errors import FileMissingError, NodeError
+from serve_app.nodes.executing import executing
+from serve_app.nodes.runtime import Saved
 from serve_app.store.input_folders import files_below
 from serve_app.store.reserved import BATCH, Contents, named
 from serve_app.store.store import Area, Content, FileRef, Store
@@ -58,7 +60,7 @@ class NodeFiles:
         area: Area,
         prefix: str,
         suffix: str,
-        contents: Sequence[Content],
+        contents: Sequence[Saved],
         *,
         width: int = 0,
         height: int = 0,
@@ -90,11 +92,11 @@ class NodeFiles:
         return [{"filename": ref.filename, "subfolder": subfolder, "type": area} for ref in refs]
 
     async def _create_next(
-        self, area: Area, subfolder: str, filename: str, ending: str, contents: Sequence[Content]
+        self, area: Area, subfolder: str, filename: str, ending: str, saved: Sequence[Saved]
     ) -> list[FileRef]:
         """Store the contents under the next names that are free, and return them."""
         key = posixpath.join(area, subfolder, filename)
-        what = await asyncio.to_thread(Contents.of, ending, contents)
+        what, contents = await asyncio.to_thread(_described, ending, saved)
         first, again = await self._reserve(key, 0, what)
         while True:
             refs = named(key, ending, first, len(what))
@@ -103,7 +105,7 @@ class NodeFiles:
             highest = await asyncio.to_thread(self._highest, area, subfolder, filename)
             first, again = await self._reserve(key, highest + 1, what)
 
-    def _create(self, refs: Sequence[FileRef], contents: Sequence[Content], again: bool) -> bool:
+    def _create(self, refs: Sequence[FileRef], contents: Sequence[Saved], again: bool) -> bool:
         """Store the contents under new names; False if somebody else's file has one of them.
 
         again: an earlier attempt was given these names, so a file that has one is its own, and stays: made in other
@@ -111,7 +113,7 @@ class NodeFiles:
         """
         for ref, data in zip(refs, contents, strict=True):
             try:
-                self._store.write(ref, data, replace=ref.area == "temp")
+                self._store.write(ref, _made(data), replace=ref.area == "temp")
             except FileExistsError:
                 if not again:
                     return False
@@ -151,3 +153,17 @@ class NodeFiles:
             raise NodeError(f"filename_prefix {filename[:300]!r} is too long") from error
         counters = (pattern.match(name) for name in self._store.names(area, subfolder))
         return max((int(found[1]) for found in counters if found), default=0)
+
+
+def _described(ending: str, saved: Sequence[Saved]) -> tuple[Contents, list[Content]]:
+    contents = [_made(one) for one in saved]
+    return Contents.of(ending, contents), contents
+
+
+def _made(saved: Saved) -> Content:
+    """Return a content. Errors: NodeError for one that nobody waits for any more."""
+    if not callable(saved):
+        return saved
+    if (call := executing()) is not None and call.stopped.is_set():
+        raise NodeError("what it saves is waited for no more")
+    return saved()

@@ -6,8 +6,8 @@ Both are bound to one node of one task, so progress, cancelling and file names n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from serve_app.recipe import Recipe
 from serve_app.sampling.request import Sampled, SamplingRequest
@@ -116,6 +116,10 @@ class Runtime(Protocol):
         ...
 
 
+Saved: TypeAlias = Content | Callable[[], bytes]
+"""What a node saves. A function makes it in the thread that stores it, which spares a call in a thread of its own."""
+
+
 class Files(Protocol):
     """STORE: the files a node may read and write."""
 
@@ -132,7 +136,7 @@ class Files(Protocol):
         area: Area,
         prefix: str,
         suffix: str,
-        contents: Sequence[Content],
+        contents: Sequence[Saved],
         *,
         width: int = 0,
         height: int = 0,

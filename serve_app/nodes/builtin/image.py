@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from serve_app.images import PNG_LEVEL, QUICK_PNG_LEVEL, from_bytes, to_png
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.executing import executing
 from serve_app.nodes.protocol import FolderChoice
-from serve_app.nodes.runtime import Files
+from serve_app.nodes.runtime import Files, Saved
 from serve_app.nodes.size import allow, limits
 from serve_app.store.store import Area
 
@@ -144,11 +145,11 @@ class SaveImage:
     ) -> dict[str, Any]:
         """Store every image of every batch, show where, and pass the batches on."""
         text = workflow_text(prompt, extra_pnginfo)
-        files = []
+        files: list[tuple[str, Sequence[int], Saved]] = []
         for i, batch in enumerate(images):
             prefix = at(filename_prefix, i)
-            pngs = [await asyncio.to_thread(to_png, image, text, self.compress_level) for image in batch]
-            files += [(prefix, batch.shape[1:3], png) for png in pngs]
+            size = batch.shape[1:3]
+            files += [(prefix, size, partial(to_png, image, text, self.compress_level)) for image in batch]
         return {"ui": {"images": await save_together(store[0], self.area, ".png", files)}, "result": (images,)}
 
 
@@ -197,13 +198,13 @@ def at(values: Sequence[T], index: int) -> T:
 
 
 async def save_together(
-    store: Files, area: Area, suffix: str, files: Sequence[tuple[str, Sequence[int], bytes]], mark: str = "_"
+    store: Files, area: Area, suffix: str, files: Sequence[tuple[str, Sequence[int], Saved]], mark: str = "_"
 ) -> list[dict[str, Any]]:
     """Store files of (prefix, (height, width) that %height% and %width% stand for, content), prefix by prefix.
 
     mark: as `Files.save` takes it.
     """
-    groups: dict[tuple[str, int, int], list[bytes]] = {}
+    groups: dict[tuple[str, int, int], list[Saved]] = {}
     for prefix, size, content in files:
         sized = "%width%" in prefix or "%height%" in prefix
         height, width = size if sized else (0, 0)

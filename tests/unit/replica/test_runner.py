@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import uuid
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from serve_app.config.pool import PoolConfig
 from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, UnavailableError
 from serve_app.limits import SizeLimits
 from serve_app.replica import assemble as assembling
+from serve_app.replica import membership
 from serve_app.scheduler.client import Reader, Submission
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
@@ -70,6 +72,30 @@ async def test_a_job_ends_with_its_image_in_the_output_folder(root):
         assert image == {"filename": "out_00001_.png", "subfolder": "", "type": "output"}
         with Image.open(running.config.output_dir / image["filename"]) as picture:
             assert picture.size == (64, 64)
+
+
+async def test_a_job_of_quick_nodes_takes_two_calls_of_its_replica_and_two_transactions(root, monkeypatch):
+    # Nothing leaves because it has waited: what is counted is what does not gather at all.
+    monkeypatch.setattr(membership, "GATHER_S", 3600.0)
+    monkeypatch.setattr(membership, "HOST_S", 3600.0)
+    counted = Counter[str]()
+
+    def count(of: Any, name: str) -> None:
+        called = getattr(of, name)
+
+        def counting(*given: Any, **named: Any) -> Any:
+            counted[name] += 1
+            return called(*given, **named)
+
+        monkeypatch.setattr(of, name, counting)
+
+    async with cluster(root, (PoolConfig(name="cpu", runtime=False),)) as running:
+        for name in ("poll", "report", "reserve"):
+            count(running.scheduler, name)
+        count(running.scheduler._jobs, "write")
+        job = await running.finish(await running.submit(preview(1), ("2",)))
+        assert job.state == "success"
+        assert counted == {"poll": 1, "report": 1, "write": 2}
 
 
 @pytest.mark.parametrize(
