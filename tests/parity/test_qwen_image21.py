@@ -87,7 +87,7 @@ def runtime(root: Path, vae: Vae) -> Any:
     assert Checkpoint(root / "text_encoders" / "text.safetensors").family("clip", (), "lumina2") == TEXT.as_type(
         "lumina2"
     )
-    return Direct(cpu_weights(Catalog(root)).clip(CLIP), vae)
+    return Direct(cpu_weights(Catalog(root), dtype="fp32").clip(CLIP), vae)
 
 
 def sampled(backbone: tuple[BackboneFamily, Any], conditioning: Conditioning, x: Tensor) -> Tensor:
