@@ -71,10 +71,11 @@ class PoolConfig(Section):
     process may use. More than the card has room for is an error.
     """
     host_bytes: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Pinned host memory that a replica keeps weights in which were evicted from its GPU; they come back by copies.
+    """Pinned host memory of a replica: for weights evicted from its GPU, and for models that do not fit it.
 
-    auto is a quarter of `memory_bytes`, or where that is not said of its part of the host, by its share of the host's
-    GPUs; 0 has them read from their files again. On a CPU there is none.
+    The first come back by copies, the second come block by block as the model runs. auto is half of `memory_bytes`, or
+    where that is not said of its part of the host, by its share of the host's GPUs. With 0 what was evicted is read
+    from its files again, and a model that does not fit is refused. On a CPU there is none.
     """
     results_bytes: Annotated[int, Field(ge=0)] = 1024**3
     """Node results a replica keeps, likewise."""

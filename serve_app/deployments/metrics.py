@@ -81,9 +81,16 @@ METRICS = (
     Metric("serve_app_weights_load_seconds", "counter", "s", ("pool", "replica"), "Time spent loading weights"),
     Metric("serve_app_weights_evictions", "counter", "short", ("pool", "replica"), "Weights let go to make room"),
     Metric("serve_app_weights_releases", "counter", "short", ("pool", "replica"), "Those of them let go for work"),
-    Metric("serve_app_host_weights_bytes", "gauge", "bytes", ("pool", "replica"), "Host memory of evicted weights"),
+    Metric("serve_app_host_weights_bytes", "gauge", "bytes", ("pool", "replica"), "Host memory of weights"),
     Metric("serve_app_host_weights_hits", "counter", "short", ("pool", "replica"), "Loads that found weights there"),
     Metric("serve_app_host_weights_misses", "counter", "short", ("pool", "replica"), "Loads that looked there in vain"),
+    Metric(
+        "serve_app_streamed_weights_bytes",
+        "counter",
+        "bytes",
+        ("pool", "replica"),
+        "Weights copied to the device as networks ran that do not fit it",
+    ),
     Metric("serve_app_vae_failures", "counter", "short", ("pool", "replica"), "VAE work the device had no memory for"),
     Metric("serve_app_vae_tiled", "counter", "short", ("pool", "replica"), "VAE work done in tiles because of that"),
     Metric("serve_app_refusals", "counter", "short", ("limit",), "What a limit refused or cut short, by its key"),
@@ -147,6 +154,7 @@ def model_figures(pool: str, replica: str, models: Models) -> Iterator[Figure]:
     yield "serve_app_host_weights_bytes", weights.host_bytes, labels
     yield "serve_app_host_weights_hits", weights.host_hits, labels
     yield "serve_app_host_weights_misses", weights.host_misses, labels
+    yield "serve_app_streamed_weights_bytes", weights.streamed_bytes, labels
     yield "serve_app_vae_failures", vaes.failures, labels
     yield "serve_app_vae_tiled", vaes.in_tiles, labels
     for outcome, count in asdict(models.ahead).items():

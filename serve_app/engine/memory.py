@@ -27,8 +27,8 @@ WORKING_SHARE = 4
 """Forwards are left what `max_cells` need, but no more than one part in so many of what weights and they share."""
 HOST_SHARE = 2
 """On a CPU, weights take one part in so many of what the process may use."""
-OFFLOAD_SHARE = 4
-"""Beside a card, weights that were evicted from it take one part in so many of that."""
+OFFLOAD_SHARE = 2
+"""Beside a card, weights that do not fit it, or were evicted from it, take one part in so many of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def host_weights_bytes(asked: int | None, process_bytes: int) -> int:
 
 
 def offload_bytes(asked: int | None, process_bytes: int, share: float = 1.0) -> int:
-    """Return how much host memory evicted weights may take beside a card. asked, process_bytes: as above.
+    """Return how much host memory weights may take beside a card. asked, process_bytes: as above.
 
     share: how much of the host's cards the process has, beside others that have the rest.
     """

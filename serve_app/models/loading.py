@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -37,10 +37,11 @@ from serve_app.models.lora_layouts import read
 from serve_app.models.mixture import Adapted, Mixture, added
 from serve_app.models.model_control import ModelPatch
 from serve_app.models.network import Network
-from serve_app.models.packing import move_to, parameter_shape
+from serve_app.models.packing import move_to, parameter_shape, upload
 from serve_app.models.parts import PART_NAMES
 from serve_app.models.recipes import Change, Files
 from serve_app.models.sixteen_bits import ITEMSIZE, keep, round_weights
+from serve_app.models.streaming import Streaming
 from serve_app.models.upload import Ring
 from serve_app.models.upscaler import Upscaler, UpscalerFile
 from serve_app.models.vae import Vae
@@ -64,6 +65,9 @@ from serve_app.store.catalog import Catalog
 
 _log = log.get("models")
 
+Stream: TypeAlias = Callable[[nn.Module, torch.dtype | None, str], Streaming]
+"""Takes blocks of a network, as its file has them, into host memory, to run in a dtype. The name is for errors."""
+
 UNSAID = Discrete()
 """What a part that is no backbone was trained on."""
 
@@ -73,7 +77,7 @@ class Loaded:
     """A part on the device. key: of its weights. family: what it is, None where its module says it.
 
     module: a network, or a whole upscaler. trained_as: what a backbone's file says of its training. remarks: what users
-    should know of the weights.
+    should know of the weights. streaming: of a network that is not all on the device.
     """
 
     key: Hashable
@@ -83,12 +87,13 @@ class Loaded:
     family: Family | None = None
     trained_as: Training = UNSAID
     remarks: tuple[str, ...] = ()
+    streaming: Streaming | None = None
 
     def model(self, lexicon: Lexicon) -> Any:
         """Return what callers use: a Network, an Encoder, a Vae, an ImageEncoder, a ControlNet and so on."""
         match self.family:
             case BackboneFamily() as family:
-                return Network(self.key, family, self.module, self.trained_as)
+                return Network(self.key, family, self.module, self.trained_as, streamed=self.streaming is not None)
             case TextFamily() as family:
                 return family.encoder(self.module, lexicon)
             case VaeFamily() as family:
@@ -153,8 +158,11 @@ class Loader:
                 )
         raise AssertionError
 
-    def load(self, recipe: Recipe, files: Files) -> Loaded:
-        """Return a part on the device."""
+    def load(self, recipe: Recipe, files: Files, stream: Stream | None = None) -> Loaded:
+        """Return a part on the device; all of it but what `stream` takes, of a backbone or text encoder.
+
+        Errors: of `stream`.
+        """
         name = f"{recipe.part} {recipe.folder}/{' + '.join((recipe.name, *recipe.beside))}"
         loaded = Loaded(files.key, name, recipe.part, None)
         file, _ = _open(recipe, files.paths)
@@ -171,15 +179,38 @@ class Loader:
         mixed = mixture(recipe, files)
         dtype = self._dtype(recipe, mixed.family)
         is_text = recipe.part == "clip"
-        module = mixed.settle(self.device, self._text_dtype if is_text else dtype) if files.changes else mixed.module
+        mixed_on = self.device if stream is None else torch.device("cpu")
+        module = mixed.settle(mixed_on, self._text_dtype if is_text else dtype) if files.changes else mixed.module
         if is_text:
             round_weights(module, self._text_dtype)
-        move_to(module, self.device, dtype, self._ring, keep(module) if self._keeps(recipe) else ())
+        staying = keep(module) if self._keeps(recipe) else ()
+        streaming = None
+        if stream is None:
+            move_to(module, self.device, dtype, self._ring, staying)
+        else:
+            streaming = self._streamed(module, dtype, staying, stream, name)
         if self._fp8_matmul and recipe.part == "backbone":
             for layer in module.modules():
                 if isinstance(layer, KeptLinear):
                     layer.in_eight_bits = True
-        return replace(loaded, module=module, family=mixed.family, trained_as=training, remarks=tuple(mixed.remarks))
+        remarks = tuple(mixed.remarks)
+        return replace(
+            loaded, module=module, family=mixed.family, trained_as=training, remarks=remarks, streaming=streaming
+        )
+
+    def _streamed(
+        self, module: nn.Module, dtype: torch.dtype, staying: Sequence[nn.Parameter], stream: Stream, name: str
+    ) -> Streaming:
+        assert self._ring is not None, "only weights of a GPU stream"
+        if stay := {id(parameter) for parameter in staying}:
+            # Of such a network few weights are in another dtype: they are converted here.
+            for parameter in module.parameters():
+                parameter.data = parameter.data if id(parameter) in stay else parameter.data.to(dtype)
+        converted = None if stay else dtype
+        streaming = stream(module, converted, name)
+        upload(streaming.resident, converted, self._ring)
+        streaming.settle()
+        return streaming
 
     def lora_bytes(self, recipe: Recipe, files: Files, of_set: Files) -> int:
         """Return how many bytes a set of LoRAs will take beside its part, neither of which has to be loaded."""

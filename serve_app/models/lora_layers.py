@@ -22,6 +22,7 @@ from serve_app.models.lora import Adapter, merged
 from serve_app.models.lora_slots import Pair, Slots, slots_of
 from serve_app.models.merging import MergePolicy
 from serve_app.models.packing import Packed, packed, plain, weight_shape
+from serve_app.models.streaming import with_own_weights
 
 Changes: TypeAlias = Mapping[str, Sequence[tuple[Adapter, float]]]
 """Of one layer: "weight" or "bias" -> the adapters of it with their strengths, in order."""
@@ -238,7 +239,7 @@ def _thin(base: nn.Module, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> nn.
 
 
 def _whole(base: nn.Module, changes: Changes, stored_as: torch.dtype | None) -> nn.Module:
-    layer = copy.copy(plain(base))
+    layer = copy.copy(plain(with_own_weights(base)))
     layer._parameters = dict(layer._parameters)
     for kind, adapters in changes.items():
         own = _parameter(layer, kind)

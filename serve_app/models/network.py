@@ -24,7 +24,7 @@ class Network:
     """The weights of one backbone, in use as long as anyone holds this.
 
     key: equal for equal weights, whatever LoRAs go with them. trained_as: what their file says of their training.
-    replays: how its forwards are run; None as all on its device.
+    replays: how its forwards are run; None as all on its device. streamed: not all of its weights stay there.
     """
 
     def __init__(
@@ -34,8 +34,10 @@ class Network:
         module: nn.Module,
         trained_as: Training,
         replays: Replays | None = None,
+        streamed: bool = False,
     ) -> None:
         self.key = key
+        self.streamed = streamed
         self.family = family
         self.module = module
         self.trained_as = trained_as
@@ -67,7 +69,12 @@ class Network:
             bare = self.family.bare(self.module, rows)
             if bare is None:
                 return self.family.forward(self.module, rows)
-            bare = replace(bare, variant=None) if read is None else replace(bare, reads=read[0] if read else None)
+            # A recording would know nothing of the copies that streamed weights come by.
+            bare = (
+                replace(bare, variant=None)
+                if read is None or self.streamed
+                else replace(bare, reads=read[0] if read else None)
+            )
             output = self._replays.answer(self._weight, bare)
         return self.family.answers(output, rows)[:asked]
 

@@ -9,7 +9,7 @@ convolution, one of 640 channels takes 20 ms over two rows of 8×8 on a CPU with
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any, Protocol, TypeAlias, TypeGuard, cast
 
 import torch
@@ -115,7 +115,7 @@ def move_to(
     """
     stay = {id(parameter) for parameter in staying}
     if ring is not None:
-        _upload(network, dtype, ring, stay)
+        upload(network.modules(), dtype, ring, stay)
         return
     for layer in network.modules():
         if isinstance(layer, KeptLinear):
@@ -126,9 +126,10 @@ def move_to(
         parameter.data = parameter.data.to(device, parameter.dtype if id(parameter) in stay else dtype)
 
 
-def _upload(network: nn.Module, dtype: torch.dtype, ring: Ring, stay: Set[int]) -> None:
+def upload(layers: Iterable[nn.Module], dtype: torch.dtype | None, ring: Ring, stay: Set[int] = frozenset()) -> None:
+    """Move the weights of layers to a ring's device. dtype, stay: as `move_weights`."""
     upload = Upload(ring)
-    move_weights(network, upload.send, ring.device, dtype, stay)
+    move_weights(layers, upload.send, ring.device, dtype, stay)
     upload.finish()
 
 
@@ -139,18 +140,18 @@ class Send(Protocol):
 
 
 def move_weights(
-    network: nn.Module,
+    layers: Iterable[nn.Module],
     send: Send,
     device: torch.device,
     dtype: torch.dtype | None = None,
     stay: Set[int] = frozenset(),
 ) -> None:
-    """Have `send` bring a network's weights to a device, in place and in the order of `weights_of`.
+    """Have `send` bring the weights of layers to a device, in place and in the order of `weights_of`.
 
-    dtype: that it runs in there; None: as it does here. stay: the ids of parameters that keep theirs.
+    dtype: that they run in there; None: as they do here. stay: the ids of parameters that keep theirs.
     """
     sent: dict[int, nn.Parameter] = {}
-    for layer in network.modules():
+    for layer in layers:
         if isinstance(layer, KeptLinear):
             layer.move_to(send, device, dtype or layer.weight.dtype)
         for name, parameter in layer._parameters.items():
@@ -162,8 +163,11 @@ def move_weights(
                 layer._parameters[name] = sent[id(parameter)]
 
 
-def weights_of(network: nn.Module) -> list[Tensor]:
-    """Return a network's weights, each once, those of few bits as they are kept."""
+def weights_of(layers: Iterable[nn.Module], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Return the weights of layers, each once, those of few bits as they are kept.
+
+    dtype: that the others are said to be in, without their numbers; None: as they are.
+    """
     found: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
@@ -171,13 +175,14 @@ def weights_of(network: nn.Module) -> list[Tensor]:
         return tensor
 
     seen: set[int] = set()
-    for layer in network.modules():
+    for layer in layers:
         if isinstance(layer, KeptLinear):
             layer.kept.sent(note)
         for parameter in layer._parameters.values():
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
-                found.append(parameter.data)
+                data = parameter.data
+                found.append(data if dtype is None else torch.empty(data.shape, dtype=dtype, device="meta"))
     return found
 
 

@@ -31,6 +31,14 @@ class Copies(Protocol):
         """Have what comes next begin after all else that the device has been asked for by now."""
         ...
 
+    def lead(self) -> None:
+        """Have what this thread asks the device for next begin after all of these by now."""
+        ...
+
+    def keep(self, tensor: Tensor) -> None:
+        """Have a tensor made elsewhere keep its memory, once it goes, until these are done with it."""
+        ...
+
     def asked(self) -> AbstractContextManager[Any]:
         """Have what is asked for inside be of these."""
         ...
@@ -45,6 +53,12 @@ class HostCopies:
 
     def follow(self) -> None:
         """Nothing is under way."""
+
+    def lead(self) -> None:
+        """Nor is any of these."""
+
+    def keep(self, tensor: Tensor) -> None:
+        """None of these uses it any more."""
 
     def asked(self) -> AbstractContextManager[Any]:
         """Return a context without a meaning."""
@@ -65,6 +79,14 @@ class CudaCopies:
     def follow(self) -> None:
         """Have the stream wait for that of this thread, which the engine's is too."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
+
+    def lead(self) -> None:
+        """Have that of this thread wait for the stream."""
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def keep(self, tensor: Tensor) -> None:
+        """Record the stream with the allocator."""
+        tensor.record_stream(self._stream)
 
     def asked(self) -> AbstractContextManager[Any]:
         """Return the context in which the stream is asked."""

@@ -9,6 +9,7 @@ import gc
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 from time import perf_counter
 from typing import Any
@@ -39,6 +40,7 @@ from serve_app.recipe import (
     Difference,
     ModelControl,
     PackFunctions,
+    Part,
     Recipe,
     ReferenceMethod,
     Scale,
@@ -56,6 +58,11 @@ MB = 1024**2
 SIZES_KEPT = 1024
 """Of how many parts and sets it is remembered how many bytes they take, which files have to be opened for."""
 
+STREAMED: frozenset[Part] = frozenset({"backbone", "clip"})
+"""Parts that stream where they are too large."""
+STREAM_SHARE = 0.75
+"""How much of all that weights may take one that streams does, so that there is room for what goes with it."""
+
 _log = log.get("models")
 
 
@@ -64,8 +71,8 @@ class LoadCounters:
     """What weights have come and gone since a replica began, and what it holds.
 
     seconds: spent loading. releases: of the evictions, those made for work rather than for other weights. host_bytes:
-    held in host memory after they were evicted; host_hits, host_misses: loads that found weights there, and that did
-    not.
+    held in host memory, since they were evicted or stream; host_hits, host_misses: loads that found weights there, and
+    that did not. streamed_bytes: copied to the device for networks that do not fit it, as these ran.
     """
 
     loads: int = 0
@@ -76,6 +83,7 @@ class LoadCounters:
     host_bytes: int = 0
     host_hits: int = 0
     host_misses: int = 0
+    streamed_bytes: int = 0
 
 
 class Weights:
@@ -83,8 +91,8 @@ class Weights:
 
     dtype: of all parts but VAEs and upscalers, as `dtypes.dtype_of` reads it; vae_dtype: of VAEs. fp8_matmul: as
     `Loader`.
-    budget_bytes: what is kept before the least recently used is evicted. host_bytes: of those, what is kept in host
-    memory, on a GPU.
+    budget_bytes: what is kept before the least recently used is evicted; on a GPU, a network of more streams.
+    host_bytes: what is kept in host memory there, of those that were evicted or stream.
     Errors: ConfigError for dtypes; of what reads files: ModelFileError.
     """
 
@@ -201,9 +209,8 @@ class Weights:
         """Return what users should know of a recipe that is held: which LoRAs or merges change not all they name."""
         if not recipe.all(WeightChange):
             return ()
-        part = part_files(self._catalog, recipe).key
-        beside = set_files(self._catalog, part, set_beside(recipe)).key
-        return self._residency.remarks(part) + self._residency.remarks(beside)
+        files, of_set = self._files(recipe)
+        return self._residency.remarks(files.key) + (() if of_set is None else self._residency.remarks(of_set.key))
 
     def encodes_hint(self, control_net: Recipe) -> bool:
         """Whether a ControlNet reads its hint as latents. Errors: ModelFileError."""
@@ -245,10 +252,9 @@ class Weights:
         beside = (found for control in shown for found in (control.recipe, control.vae) if found is not None)
         wanted = tuple(dict.fromkeys((*recipes, *beside)))
         for recipe in wanted:
-            files = part_files(self._catalog, recipe)
-            nbytes[files.key] = self._part_bytes(recipe, files)
-            if changes := set_beside(recipe):
-                of_set = set_files(self._catalog, files.key, changes)
+            files, of_set = self._files(recipe)
+            nbytes[files.key] = self._device_bytes(recipe, files)
+            if of_set is not None:
                 nbytes[of_set.key] = self._set_bytes(recipe, files, of_set)
         return Need(nbytes, wanted)
 
@@ -318,7 +324,7 @@ class Weights:
         held, host = self._residency, self._host
         return LoadCounters(
             *(held.loads, held.seconds, held.evictions, held.releases, held.nbytes),
-            *(host.nbytes, host.hits, host.misses),
+            *(host.nbytes, host.hits, host.misses, host.streamed.nbytes),
         )
 
     def load_times(self) -> tuple[tuple[str, float], ...]:
@@ -344,18 +350,13 @@ class Weights:
 
     def _resident(self, recipe: Recipe, hold: Hold) -> Resident:
         """Return what is held of a recipe, in use by `hold`; loaded if it is absent."""
-        files = part_files(self._catalog, recipe)
+        files, of_set = self._files(recipe)
         resident = self._get(
-            files.key, hold, lambda: self._part_bytes(recipe, files), lambda: self._load(recipe, files)
+            files.key, hold, partial(self._device_bytes, recipe, files), partial(self._load, recipe, files)
         )
-        if changes := set_beside(recipe):
-            of_set, base = set_files(self._catalog, files.key, changes), resident
-            resident = self._get(
-                of_set.key,
-                hold,
-                lambda: self._set_bytes(recipe, files, of_set),
-                lambda: self._load_set(recipe, base, of_set),
-            )
+        if of_set is not None:
+            load = partial(self._load_set, recipe, resident, of_set)
+            resident = self._get(of_set.key, hold, partial(self._set_bytes, recipe, files, of_set), load)
         return resident
 
     def _get(self, key: Hashable, hold: Hold, nbytes: Callable[[], int], load: Callable[[], Resident]) -> Resident:
@@ -397,8 +398,12 @@ class Weights:
                 )
 
     def _load(self, recipe: Recipe, files: Files) -> Resident:
-        loaded = self._host.take(files.key) or self._loader.load(recipe, files)
-        nbytes = self._part_bytes(recipe, files)
+        loaded = self._host.take(files.key)
+        if loaded is None:
+            stream = partial(self._host.stream, self._stream_bytes) if self._streams(recipe, files) else None
+            loaded = self._loader.load(recipe, files, stream)
+        streaming = loaded.streaming
+        nbytes = self._part_bytes(recipe, files) if streaming is None else streaming.nbytes
         _log.info("loaded %s: mb=%d held_mb=%d", loaded.name, nbytes >> 20, (self.held_bytes + nbytes) >> 20)
         return Resident(loaded, loaded.name, nbytes, remarks=loaded.remarks)
 
@@ -409,6 +414,31 @@ class Weights:
         if recipe.part == "backbone":
             return Resident(base.loaded, name, 0, key, loras, remarks)
         return Resident(self._loader.merged(base.loaded, loras), name, loras.merged_bytes, key, remarks=remarks)
+
+    def _files(self, recipe: Recipe) -> tuple[Files, Files | None]:
+        """Return the files of a recipe's part, and of the changes that go beside it, if there are any.
+
+        A text encoder that streams has them in it: merged layers beside it would take the room that it has not got.
+        """
+        files, changes = part_files(self._catalog, recipe), set_beside(recipe)
+        if not changes:
+            return files, None
+        if recipe.part != "backbone" and self._streams(recipe, files):
+            return part_files(self._catalog, recipe, whole=True), None
+        return files, set_files(self._catalog, files.key, changes)
+
+    def _streams(self, recipe: Recipe, files: Files) -> bool:
+        """Whether a part is larger than all that weights may take of a GPU, and can do with less."""
+        can = self.device.type == "cuda" and recipe.part in STREAMED
+        return can and self._part_bytes(recipe, files) > self._residency.budget_bytes
+
+    @property
+    def _stream_bytes(self) -> int:
+        """How much of the device a part takes that streams."""
+        return int(self._residency.budget_bytes * STREAM_SHARE)
+
+    def _device_bytes(self, recipe: Recipe, files: Files) -> int:
+        return self._stream_bytes if self._streams(recipe, files) else self._part_bytes(recipe, files)
 
     def _part_bytes(self, recipe: Recipe, files: Files) -> int:
         return self._size(files.key, lambda: self._loader.nbytes(recipe, files))

@@ -99,7 +99,13 @@ def test_prometheus_sees_jobs_forwards_weights_stages_and_routes(cluster: RayClu
     assert value('sum(ray_serve_num_http_requests_total{route="/prompt"})') == 1
     # A counter that has never counted is not exported: this server has no tenants, one model, and nothing failed.
     silent = {"forward_failures", "weights_evictions", "weights_releases", "vae_failures", "vae_tiled", "result_hits"}
-    silent |= {"host_weights_hits", "host_weights_misses", "weights_prefetches", "forward_graphs"}
+    silent |= {
+        "host_weights_hits",
+        "host_weights_misses",
+        "streamed_weights_bytes",
+        "weights_prefetches",
+        "forward_graphs",
+    }
     silent |= {"refusals", "tenant_jobs", "tenant_gpu_seconds"}
     series = found('{__name__=~"ray_serve_app_.*"}')
     names = {one["metric"]["__name__"] for one in series}

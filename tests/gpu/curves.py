@@ -22,7 +22,7 @@ from serve_app.models.upload import Ring, Upload, copies_of
 from serve_app.sampling.forward import denoise
 from serve_app.store.catalog import Catalog
 from tests.gpu.bench import Bench, Figure
-from tests.gpu.models import FULL_VAE, SMALL_VAE, Model, random_weights, vae
+from tests.gpu.models import FULL_VAE, SMALL_VAE, Model, random_weights, streamed, vae
 
 ROWS = (1, 2, 4, 8, 16, 32)
 SIDES = (512, 1024, 2048)
@@ -99,6 +99,11 @@ def _otherwise(bench: Bench, model: Model, backbone: Backbone, usual_s: float) -
         last = model.of(copy.deepcopy(backbone.network.module).to(memory_format=torch.channels_last), Replays())  # type: ignore[call-overload]
         took_s, _ = bench.seconds(partial(denoise, model.pieces(last, 8)))
         yield Figure(f"{model.name}, channels last over the usual", took_s / usual_s, "")
+        streams = copy.deepcopy(backbone.network.module).cpu()
+        streamed(streams, bench.device, bench.dtype, 0.5)
+        took_s, _ = bench.seconds(partial(denoise, model.pieces(model.of(streams, Replays()), 8)))
+        yield Figure(f"{model.name}, half of it on the card over the usual", took_s / usual_s, "", "1.0 to 1.1")
+        del streams
     for count in SETS:
         sets = [lora_set(seed, backbone.network.module) for seed in range(count)]
         own = [replace(p, backbone=replace(backbone, loras=sets[i % count])) for i, p in enumerate(pieces)]

@@ -13,8 +13,11 @@ from serve_app.models.backbone import Backbone
 from serve_app.models.families import AutoencoderKL, Sd, Sdxl
 from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
 from serve_app.models.forward import Replays
+from serve_app.models.host_weights import HostWeights
 from serve_app.models.network import Network
-from serve_app.models.packing import move_to
+from serve_app.models.packing import move_to, upload
+from serve_app.models.streaming import Streaming
+from serve_app.models.upload import Ring
 from serve_app.models.vae import Vae
 from serve_app.recipe import Discrete
 from serve_app.sampling.forward import Canvas, Piece
@@ -101,6 +104,15 @@ SMALL_VAE: VaeFamily = AutoencoderKL((32, 32, 64, 64), 1, 4, 3, quantized=True)
 def vae(family: VaeFamily, device: torch.device, dtype: torch.dtype) -> Vae:
     """Return an autoencoder of random weights."""
     return Vae(family, random_weights(family, device, dtype))
+
+
+def streamed(module: nn.Module, device: torch.device, dtype: torch.dtype, share: float) -> Streaming:
+    """Have a network that is on the CPU stream to a GPU, of which it takes a share of its bytes, or little more."""
+    room_bytes = int(share * sum(tensor.numel() for tensor in module.parameters()) * dtype.itemsize)
+    streaming = HostWeights(device, 2**34).stream(room_bytes, module, dtype, "a network")
+    upload(streaming.resident, dtype, Ring(device))
+    streaming.settle()
+    return streaming
 
 
 def random_weights(family: Family, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -26,7 +26,7 @@ from serve_app.recipe import Discrete
 from serve_app.sampling.forward import denoise
 from serve_app.sampling.noise import gaussian_noise
 from serve_app.sampling.samplers import SAMPLERS
-from tests.gpu.models import FULL, SMALL, random_weights
+from tests.gpu.models import FULL, SMALL, random_weights, streamed
 from tests.philox import CardNoise
 from tests.unit.engine.mixes import relative_error
 from tests.unit.engine.test_engine import together
@@ -143,6 +143,30 @@ def test_weights_arrive_whole_while_the_card_is_busy(dtype):
     upload.finish()
     for ours, wanted in zip(sent, source, strict=True):
         assert torch.equal(ours.cpu(), wanted.to(dtype))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_network_that_streams_gives_the_same_bits_and_the_host_waits_for_nothing(share):
+    with torch.inference_mode():
+        whole = SD.backbone(CARD, torch.float16)
+        wanted = denoise(SD.pieces(whole, 4))
+        module = copy.deepcopy(whole.network.module).to(CPU)
+        before = torch.cuda.memory_allocated(CARD)
+        streaming = streamed(module, CARD, torch.float16, share)
+        # Every tensor begins a piece of memory of its own.
+        rounding = 512 * len(list(module.parameters()))
+        assert torch.cuda.memory_allocated(CARD) - before <= streaming.nbytes + rounding
+        pieces = SD.pieces(Backbone(Network(SD.name, SD.family, module, Discrete(), streamed=True)), 4)
+        for debug in ("default", "error", "error"):
+            torch.cuda.set_sync_debug_mode(debug)
+            try:
+                made = denoise(pieces)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
+        streaming.leave()
+        streaming.settle()
+        assert all(torch.equal(a, b) for a, b in zip(denoise(pieces), wanted, strict=True))
 
 
 @pytest.fixture(params=[torch.float16, torch.float32], ids=["fp16", "fp32"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from threading import RLock, local
 from time import perf_counter
@@ -19,6 +19,8 @@ from serve_app.engine.timeline import Mark
 
 FORWARDS, BESIDE = "forwards", "beside"
 """The streams of an engine."""
+COPIES = "copies"
+"""That of weights."""
 
 
 class UnorderedError(AssertionError):
@@ -160,6 +162,38 @@ class CardTimeline:
     def mark(self) -> Mark:
         """Return a mark behind all that it was asked for by now."""
         return CardMark(self.order, self.order.place(self.stream), perf_counter())
+
+
+class CardCopies:
+    """An honest card's stream of weights."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+
+    def follow(self) -> None:
+        """Have it wait for the stream that this thread asks."""
+        asked = self._order.stream
+        with self._order.on(COPIES):
+            self._order.follow(asked)
+
+    def lead(self) -> None:
+        """Have that wait for it."""
+        self._order.follow(COPIES)
+
+    def keep(self, tensor: object) -> None:
+        """Record that it uses a tensor."""
+        memory = getattr(tensor, "memory", None)
+        if isinstance(memory, Memory):
+            memory.recorded.add(COPIES)
+
+    def asked(self) -> AbstractContextManager[None]:
+        """Have this thread ask it."""
+        return self._order.on(COPIES)
+
+    def mark(self) -> Callable[[], object]:
+        """Return what has the host wait for all it was asked for by now."""
+        place = self._order.place(COPIES)
+        return lambda: self._order.wait(place)
 
 
 @dataclass(frozen=True)

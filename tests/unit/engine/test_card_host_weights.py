@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from serve_app.errors import DeviceMemoryError
 from serve_app.models.eight_bit import EightBitWeight
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.models.host_weights import HostWeights, _Chunks
@@ -21,8 +22,9 @@ from serve_app.models.lora_slots import Pair, Slots, Slotted
 from serve_app.models.packing import weights_of
 from serve_app.models.recipes import Need
 from serve_app.models.residency import Hold
+from serve_app.models.streaming import with_own_weights
 from serve_app.models.upload import ALIGNED, HostCopies, Ring
-from serve_app.models.weights import Weights
+from serve_app.models.weights import STREAMED, Weights
 from serve_app.recipe import Part, Recipe
 from serve_app.store.catalog import Catalog
 from tests.unit.engine.card import CARD, Card, OnCard
@@ -45,7 +47,7 @@ def host(budget_bytes: int, chunk_bytes: int = CHUNK) -> HostWeights:
 
 
 def bits(network: nn.Module) -> list[Tensor]:
-    tensors = [tensor.held if isinstance(tensor, OnCard) else tensor for tensor in weights_of(network)]
+    tensors = [tensor.held if isinstance(tensor, OnCard) else tensor for tensor in weights_of(network.modules())]
     return [tensor.flatten().view(torch.uint8).clone() if tensor.ndim else tensor.clone() for tensor in tensors]
 
 
@@ -59,11 +61,11 @@ def test_a_part_comes_back_bit_for_bit_by_a_copy_for_each_of_its_tensors(chunk_b
         began = card.counts.copy()
         kept.keep(loaded)
         off = card.counts.since(began)
-        assert not any(isinstance(tensor, OnCard) for tensor in weights_of(network))
+        assert not any(isinstance(tensor, OnCard) for tensor in weights_of(network.modules()))
         began = card.counts.copy()
         assert kept.take("a") is loaded
         back = card.counts.since(began)
-        assert all(isinstance(tensor, OnCard) for tensor in weights_of(network))
+        assert all(isinstance(tensor, OnCard) for tensor in weights_of(network.modules()))
         after = bits(network)
     assert (off.copies, off.kernels, off.stalls) == (COPIES, 0, 0)
     # What stands for the weight of a layer that keeps it is made there.
@@ -143,9 +145,9 @@ class Loads:
         loader: Any = self.weights._loader
         loader._ring, load = Ring(CARD, HostCopies(), 2**16), loader.load
 
-        def counted(recipe: Recipe, files: Any) -> Loaded:
+        def counted(recipe: Recipe, *others: Any) -> Loaded:
             self.opened.append(recipe.name)
-            loaded: Loaded = load(recipe, files)
+            loaded: Loaded = load(recipe, *others)
             return loaded
 
         loader.load = counted
@@ -154,7 +156,8 @@ class Loads:
         """Return the weights of a part, loaded if it is absent."""
         with torch.no_grad(), self.card.used():
             resident = self.weights._resident(Recipe(part, "checkpoints", f"{name}.safetensors"), Hold(Need({})))
-            return [held(tensor).clone() for tensor in weights_of(resident.loaded.module)]
+            layers = (with_own_weights(layer) for layer in resident.loaded.module.modules())
+            return [held(tensor).clone() for tensor in weights_of(layers)]
 
     def live_bytes(self) -> int:
         """Return how much memory of the card tensors of its weights have, whoever has them."""
@@ -217,9 +220,17 @@ def test_whatever_is_asked_for_neither_the_card_nor_the_host_is_given_more_than_
     plain.weights.release()
     del plain
     for part, name in asked:
-        assert all(torch.equal(a, b) for a, b in zip(loads.bits(part, name), expected[part, name], strict=True))
+        try:
+            found = loads.bits(part, name)
+        except DeviceMemoryError:
+            # What streams needs host memory, of which it takes a chunk less than it has to at most.
+            nbytes = sum(tensor.nbytes for tensor in expected[part, name])
+            assert part in STREAMED
+            assert nbytes > max(budget, host_bytes - 2**16)
+            found = expected[part, name]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected[part, name], strict=True))
         assert loads.host.nbytes <= host_bytes
-        # One part alone may be larger, as nothing less can be done with it.
+        # One part alone may be larger, where it does not stream, or its slots alone are.
         held_bytes = loads.weights.held_bytes
         assert held_bytes <= budget or len(loads.weights.resident()) == 1
         assert loads.live_bytes() == held_bytes

@@ -114,9 +114,9 @@ def test_products_that_a_device_does_not_have_are_an_error_of_their_pool(card):
             set_arithmetic(pool, torch.device("cpu"))
 
 
-def test_beside_a_card_evicted_weights_may_take_a_quarter_of_what_the_process_may_use():
+def test_beside_a_card_weights_may_take_half_of_what_the_process_may_use():
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert host_bytes_of(PoolConfig(name="a", memory_bytes=8 * GB), cuda) == 2 * GB
+    assert host_bytes_of(PoolConfig(name="a", memory_bytes=8 * GB), cuda) == 4 * GB
     assert host_bytes_of(PoolConfig(name="a", memory_bytes=8 * GB, host_bytes=0), cuda) == 0
     assert host_bytes_of(PoolConfig(name="a", memory_bytes=8 * GB, host_bytes=7 * GB), cuda) == 7 * GB
     assert host_bytes_of(PoolConfig(name="a", memory_bytes=8 * GB), cpu) == 0
@@ -124,7 +124,7 @@ def test_beside_a_card_evicted_weights_may_take_a_quarter_of_what_the_process_ma
         host_bytes_of(PoolConfig(name="a", host_bytes=1), cpu)
 
 
-@pytest.mark.parametrize(("num_gpus", "cards", "parts"), [(1, 1, 4), (1, 8, 32), (0.5, 1, 8), (1, 0, 4)])
+@pytest.mark.parametrize(("num_gpus", "cards", "parts"), [(1, 1, 2), (1, 8, 16), (0.5, 1, 4), (1, 0, 2)])
 def test_replicas_that_share_a_host_divide_its_memory_by_their_cards(monkeypatch, num_gpus, cards, parts):
     monkeypatch.setattr("serve_app.replica.assemble.own_limit", lambda asked: asked or 64 * GB)
     monkeypatch.setattr("serve_app.replica.assemble.gpu_count", lambda: cards)

@@ -1,0 +1,278 @@
+"""Models that do not fit the honest card, from their files: what they make, with LoRAs too, and what takes turns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from serve_app.errors import DeviceMemoryError
+from serve_app.models import host_weights
+from serve_app.models.backbone import Backbone
+from serve_app.models.families import ClipText, Sd
+from serve_app.models.families.hidream import STATES
+from serve_app.models.forward import EAGER, Replays
+from serve_app.models.host_weights import HostWeights
+from serve_app.models.loading import Loaded
+from serve_app.models.network import Network
+from serve_app.models.streaming import Streaming
+from serve_app.models.upload import HostCopies, Ring
+from serve_app.models.weights import STREAM_SHARE, Weights
+from serve_app.recipe import Discrete, LoadedAs, Lora, Part, Recipe
+from serve_app.sampling.forward import Canvas, Piece, denoise
+from serve_app.store.catalog import Catalog
+from tests.parity.dit_cases import LLAMA_STATES, TEXT_WIDTH, noise, weights
+from tests.parity.text_cases import CASES, tensors
+from tests.unit.engine.card import CARD, Card, OnCard
+from tests.unit.engine.card_order import CardCopies
+from tests.unit.engine.test_card_loading import held
+from tests.unit.engine.test_transformers import KEYS, NETS, SHAPES, WITHOUT_IMAGES, text
+from tests.unit.models.recorder import FakeRecorder
+from tests.unit.models.sample import random_tensors
+
+CHUNK = 2**16
+AMPLE = 10**9
+LARGE = {"auraflow"}
+"""Whose smallest network takes long here."""
+OFF_THE_CARD = {"pixart"}
+"""Whose positions are not on the device."""
+
+
+class Models:
+    """Weights on the honest card. budget_bytes: of which those may take so much that stream."""
+
+    def __init__(self, root: Path, budget_bytes: int, host_bytes: int = AMPLE, dtype: str = "fp32") -> None:
+        self.card = Card()
+        self.weights = Weights(Catalog(root), CARD, dtype=dtype, vae_dtype="fp32", budget_bytes=budget_bytes)
+        self.weights._host = HostWeights(CARD, host_bytes, CardCopies(self.card.order), CHUNK)
+        loader: Any = self.weights._loader
+        loader._ring = Ring(CARD, HostCopies(), CHUNK)
+
+    def made(self, work: Callable[[Models], list[Tensor]]) -> list[Tensor]:
+        """Return what is made on the card."""
+        with torch.inference_mode():
+            with self.card.used():
+                made = work(self)
+            return [(held(tensor) if isinstance(tensor, OnCard) else tensor).clone() for tensor in made]
+
+    @property
+    def streaming(self) -> list[Streaming]:
+        """Of what is held."""
+        held_now = self.weights._residency._held.values()
+        found = (resident.loaded.streaming for resident in held_now if resident.base is None)
+        return [streaming for streaming in found if streaming is not None]
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+
+def rows(recipe: Recipe, shape: tuple[int, ...], conditioning: Any) -> Callable[[Models], list[Tensor]]:
+    """Return the work of a forward of a backbone; it is done twice."""
+
+    def work(models: Models) -> list[Tensor]:
+        backbone = models.weights.backbone(recipe)
+        x = models.card.place(noise("x", shape))
+        [(cond, options)] = conditioning
+        piece = Piece(backbone, x, 0.7, backbone.inputs(cond, options, "positive", Canvas(x, x)))
+        return denoise([piece]) + denoise([piece])
+
+    return work
+
+
+@pytest.mark.parametrize("net", sorted({*NETS, *WITHOUT_IMAGES} - LARGE - OFF_THE_CARD))
+def test_a_transformer_that_streams_gives_the_same_bits(tmp_path: Path, net: str) -> None:
+    (tmp_path / "diffusion_models").mkdir()
+    save_file(weights(KEYS[net]), tmp_path / "diffusion_models" / f"{net}.safetensors")
+    options: dict[str, Any] = {"guidance": 3.5}
+    if net == "hidream":
+        options[STATES] = noise("states", (1, LLAMA_STATES, 4, TEXT_WIDTH))
+    recipe = Recipe("backbone", "diffusion_models", f"{net}.safetensors")
+    work = rows(recipe, (1, *SHAPES.get(net, (16,)), 4, 6), text(1, 5, **options))
+    whole, models = Models(tmp_path, AMPLE), Models(tmp_path, 400_000)
+    wanted, ours = whole.made(work), models.made(work)
+    assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+    [streaming] = models.streaming
+    assert models.weights.held_bytes < whole.weights.held_bytes
+    # Each block at most once a forward, and one for the next; some do not run.
+    assert 0 < streaming._counters.blocks <= 2 * len(streaming._blocks) + 1
+    assert models.card.order.early == []
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize("case", ["chroma", "z_image"])
+def test_a_text_encoder_that_streams_gives_the_same_bits(tmp_path: Path, case: str, dtype: str) -> None:
+    (tmp_path / "text_encoders").mkdir()
+    [(name, family)] = CASES[case].files.items()
+    save_file(tensors(family), tmp_path / "text_encoders" / f"{name}.safetensors")
+    recipe = Recipe("clip", "text_encoders", f"{name}.safetensors", (LoadedAs(CASES[case].type),))
+
+    def work(models: Models) -> list[Tensor]:
+        texts = models.weights.clip(recipe).encode(["a fox", "a house by the sea"])
+        return [cond for made in texts for cond, _ in made]
+
+    models = Models(tmp_path, 200_000, dtype=dtype)
+    wanted, ours = Models(tmp_path, AMPLE, dtype=dtype).made(work), models.made(work)
+    assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+    assert len(models.streaming) == 1
+    assert models.weights.counters.streamed_bytes > 0
+
+
+UNET = Sd((32,), (1,), (1,), 1, 64)
+TEXT = ClipText(2, 64, 256, 77)
+QUERY = "input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+PLACES = ("input_blocks.1.1", "middle_block.1", "output_blocks.1.1")
+CHANGED = [
+    f"diffusion_model.{place}.transformer_blocks.0.attn2.to_{name}.diff" for place in PLACES for name in ("k", "v")
+]
+BUDGET = 600_000
+"""Of a backbone's million bytes."""
+BACKBONE, CLIP = (Recipe(part, "checkpoints", "a.safetensors") for part in ("backbone", "clip"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    for folder in ("checkpoints", "loras"):
+        (root / folder).mkdir()
+    tensors = random_tensors(UNET) | random_tensors(TEXT)
+    for seed, name in enumerate("ab"):
+        save_file({key: tensor + seed / 8 for key, tensor in tensors.items()}, root / f"checkpoints/{name}.safetensors")
+    pair = {"lora_up": noise("up", (32, 2)) / 4, "lora_down": noise("down", (2, 32)) / 4}
+    thin = {f"lora_unet_{QUERY}.{kind}.weight": tensor for kind, tensor in pair.items()}
+    pair = {"lora_up": noise("te up", (256, 2)) / 4, "lora_down": noise("te down", (2, 64)) / 4}
+    thin |= {f"lora_te_text_model_encoder_layers_1_mlp_fc1.{kind}.weight": tensor for kind, tensor in pair.items()}
+    save_file(thin, root / "loras" / "thin.safetensors")
+    save_file({name: noise(name, (32, 64)) / 4 for name in CHANGED}, root / "loras" / "whole.safetensors")
+    return root
+
+
+UNET_TEXT: Any = [(noise("cond", (1, 7, 64)), {})]
+
+
+@pytest.mark.parametrize("loras", [(), ("thin",), ("whole",), ("thin", "whole")])
+def test_loras_on_a_backbone_that_streams_give_the_same_bits(root: Path, loras: tuple[str, ...]) -> None:
+    recipe = BACKBONE
+    for name in loras:
+        recipe = recipe.with_patch(Lora(f"{name}.safetensors", 0.8))
+    work = rows(recipe, (2, 4, 8, 8), UNET_TEXT)
+    models = Models(root, BUDGET)
+    wanted, ours = Models(root, AMPLE).made(work), models.made(work)
+    assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+    assert len(models.streaming) == 1
+    if loras:
+        plain = Models(root, AMPLE).made(rows(BACKBONE, (2, 4, 8, 8), UNET_TEXT))
+        assert not torch.equal(wanted[0], plain[0])
+
+
+def test_a_text_encoder_that_streams_has_its_loras_in_it(root: Path) -> None:
+    recipe = CLIP.with_patch(Lora("thin.safetensors", 0.8))
+
+    def work(models: Models) -> list[Tensor]:
+        return [cond for made in models.weights.clip(recipe).encode(["a fox"]) for cond, _ in made]
+
+    models = Models(root, 300_000)
+    need = models.weights.need(recipe)
+    assert list(need.nbytes.values()) == [STREAM_SHARE * 300_000]
+    wanted, ours = Models(root, AMPLE).made(work), models.made(work)
+    assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+    assert [*models.weights._residency._held] == [*need.nbytes]
+    assert len(models.streaming) == 1
+
+
+def test_what_streams_takes_its_share_of_the_room_and_no_more(root: Path) -> None:
+    models = Models(root, BUDGET)
+    need = models.weights.need(BACKBONE)
+    assert list(need.nbytes.values()) == [STREAM_SHARE * BUDGET]
+    models.made(rows(BACKBONE, (1, 4, 8, 8), UNET_TEXT))
+    assert 0.5 * BUDGET < models.weights.held_bytes <= STREAM_SHARE * BUDGET
+
+
+def test_two_models_that_stream_take_turns_without_reading_their_files_again(root: Path) -> None:
+    models = Models(root, BUDGET)
+    opened: list[str] = []
+    loader: Any = models.weights._loader
+    load = loader.load
+
+    def counted(recipe: Recipe, *others: Any) -> Loaded:
+        opened.append(recipe.name)
+        loaded: Loaded = load(recipe, *others)
+        return loaded
+
+    loader.load = counted
+    recipes = [Recipe("backbone", "checkpoints", f"{name}.safetensors") for name in "ab"]
+    works = [rows(recipe, (1, 4, 8, 8), UNET_TEXT) for recipe in recipes]
+    first = [models.made(work)[0] for work in works]
+    for work, wanted in [*zip(works, first, strict=True)]:
+        assert torch.equal(models.made(work)[0], wanted)
+        assert models.weights.held_bytes <= BUDGET
+        assert len(models.weights.resident()) == 1
+    assert opened == ["a.safetensors", "b.safetensors"]
+    assert models.weights.counters.host_hits == 2
+    assert models.card.order.early == []
+
+
+@pytest.mark.parametrize("host_bytes", [0, 2**19])
+def test_without_the_host_memory_for_it_the_error_says_how_much_there_is_and_what_to_set(
+    root: Path, monkeypatch: pytest.MonkeyPatch, host_bytes: int
+) -> None:
+    monkeypatch.setattr(host_weights, "MB", 1000)
+    models = Models(root, BUDGET, host_bytes)
+    with pytest.raises(DeviceMemoryError) as error:
+        models.made(rows(BACKBONE, (1, 4, 8, 8), UNET_TEXT))
+    needed = re.search(r"from (\d+,\d+|\d+) MB of pinned", str(error.value))
+    assert needed is not None
+    assert 1042 - 450 < int(needed[1].replace(",", "")) < 1200
+    kb = host_bytes // 1000
+    assert str(error.value) == (
+        "backbone checkpoints/a.safetensors does not fit the 450 MB that it may take of this card, and the rest "
+        f"streams from {needed[1]} MB of pinned host memory, of which this replica has {kb} MB, {kb} of them free: "
+        "raise `host_bytes` of its pool, or `memory_bytes`; or `weights_bytes`, for more of the card"
+    )
+
+
+def test_of_what_was_evicted_as_much_goes_as_what_streams_needs(root: Path) -> None:
+    models = Models(root, BUDGET, 1_300_000)
+    for name in "ab":
+        models.made(rows(Recipe("backbone", "checkpoints", f"{name}.safetensors"), (1, 4, 8, 8), UNET_TEXT))
+        assert models.weights.counters.host_bytes <= 1_300_000
+    assert models.weights.counters.host_hits == 0
+
+
+PARTS: tuple[Part, ...] = ("backbone", "clip")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_on_a_cpu_nothing_streams(root: Path, part: Part) -> None:
+    weights = Weights(Catalog(root), torch.device("cpu"), dtype="fp32", vae_dtype="fp32", budget_bytes=1000)
+    recipe = Recipe(part, "checkpoints", "a.safetensors")
+    _, resident = weights._lend(recipe, object)
+    assert resident.loaded.streaming is None
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_network_that_streams_is_not_recorded(root: Path, streamed: bool) -> None:
+    replays = Replays(FakeRecorder())
+    module = UNET.build().eval().requires_grad_(False)
+    backbone = Backbone(Network("unet", UNET, module, Discrete(), replays, streamed))
+    x = noise("x", (1, 4, 8, 8))
+    [(cond, options)] = UNET_TEXT
+    with torch.inference_mode():
+        piece = Piece(backbone, x, 0.7, backbone.inputs(cond, options, "positive", Canvas(x, x)))
+        for _ in range(EAGER + 1):
+            denoise([piece])
+    assert replays.counters.recordings == (not streamed)
+
+
+@pytest.mark.parametrize(("budget", "streamed"), [(AMPLE, False), (BUDGET, True)])
+def test_a_backbone_knows_whether_it_streams(root: Path, budget: int, streamed: bool) -> None:
+    models = Models(root, budget)
+    with torch.inference_mode(), models.card.used():
+        assert models.weights.backbone(BACKBONE).network.streamed == streamed
