@@ -32,8 +32,6 @@ OWN_RAY = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.deployments.gate:middlewares",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Of glibc, whose heaps keep what a thread once needed: eight a core otherwise.
-    "MALLOC_ARENA_MAX": "2",
     # What pools ask for: all processes have it, so that the first replicas need none of their own.
     **ENVIRONMENT,
 }
