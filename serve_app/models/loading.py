@@ -241,7 +241,7 @@ class Loader:
 
     def _keeps(self, recipe: Recipe) -> bool:
         """Whether a part's weights stay in sixteen bits though it computes in more."""
-        return recipe.part == "clip" and self.device.type != "cpu" and self._text_dtype.itemsize == ITEMSIZE
+        return recipe.part == "clip" and self._text_dtype.itemsize == ITEMSIZE
 
     def _side_dtype(self, file: ControlFile | SideFile) -> torch.dtype:
         return dtype_of(self._dtypes["controlnet"], "controlnet", self.device, file.dtypes)

@@ -1,7 +1,6 @@
 """Text encoders as ComfyUI runs them on every device: numbers of sixteen bits, arithmetic in single precision.
 
-On a GPU those that take memory stay in sixteen bits, and each layer widens its own as it runs; on a CPU all are widened
-once, for layers that are packed. The products are the same. Facts: ComfyUI 0.33.0.
+Those that take memory stay in sixteen bits, and each layer widens its own as it runs. Facts: ComfyUI 0.33.0.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def names(network: nn.Module) -> set[str]:
-    """Return the names of a network's tensors that stay in sixteen bits on a GPU."""
+    """Return the names of a network's tensors that stay in sixteen bits."""
     return {f"{name}.weight" for name, _ in _staying(network)}
 
 

@@ -1,6 +1,6 @@
-"""What text encoders of every kind hold on a GPU, and what they compute in; here on a CPU, by the same layers.
+"""What text encoders of every kind hold, and what they compute in.
 
-The oracle is the same encoder as a CPU runs it, which is ComfyUI's by its figures.
+The oracle is the same encoder with all of its weights widened as it is loaded.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ WIDE = (nn.LayerNorm, nn.Conv3d, T5LayerNorm)
 TABLES = ("embed_tokens", "token_embedding")
 
 
-class OnGpu(Loader):
-    """Loads onto the CPU as onto a GPU."""
+class Widening(Loader):
+    """Loads every weight in thirty-two bits."""
 
     def _keeps(self, recipe: Recipe) -> bool:
-        return True
+        return False
 
 
 def loaded(kind: type[Loader], root: Path, recipe: Recipe, dtype: str) -> Loaded:
@@ -91,13 +91,13 @@ def test_weights_stay_in_sixteen_bits_and_arithmetic_is_of_thirty_two(tmp_path: 
     texts = [asked(text) for text in case.texts]
     lexicon = Lexicon(Catalog(tmp_path))
     with torch.inference_mode():
-        expected = Clip(loaded(Loader, tmp_path, recipe, dtype).model(lexicon)).encode(texts)
-    on_gpu = loaded(OnGpu, tmp_path, recipe, dtype)
-    encoded, seen = dtypes_seen(on_gpu.module, lambda: Clip(on_gpu.model(lexicon)).encode(texts))
+        expected = Clip(loaded(Widening, tmp_path, recipe, dtype).model(lexicon)).encode(texts)
+    kept = loaded(Loader, tmp_path, recipe, dtype)
+    encoded, seen = dtypes_seen(kept.module, lambda: Clip(kept.model(lexicon)).encode(texts))
 
     assert seen == {torch.float32}
     stored = torch.float16 if dtype == "auto" else torch.bfloat16
-    for of, layer in on_gpu.module.named_modules():
+    for of, layer in kept.module.named_modules():
         assert type(layer) is not nn.Linear, of
         if isinstance(layer, KeptLinear):
             assert isinstance(layer.kept, SixteenBitWeight), of
@@ -114,7 +114,7 @@ def test_weights_stay_in_sixteen_bits_and_arithmetic_is_of_thirty_two(tmp_path: 
 def test_what_an_encoder_will_take_is_known_from_its_file(tmp_path: Path, name: str) -> None:
     first, *others = write(tmp_path, CASES[name])
     recipe = Recipe("clip", "text_encoders", first, (LoadedAs(CASES[name].type),), tuple(others))
-    loader = OnGpu(torch.device("cpu"), "auto", "auto")
+    loader = Loader(torch.device("cpu"), "auto", "auto")
     files = part_files(Catalog(tmp_path), recipe)
     module = loader.load(recipe, files).module
     taken = sum(tensor.numel() * tensor.dtype.itemsize for tensor in weights_of(module.modules()))
@@ -125,10 +125,10 @@ def test_a_text_is_generated_in_the_bits_of_weights(tmp_path: Path, monkeypatch:
     case = GENERATIONS["klein_9b"]
     first, *others = write(tmp_path, case.encoder)
     recipe = Recipe("clip", "text_encoders", first, (LoadedAs(case.encoder.type),), tuple(others))
-    on_gpu = loaded(OnGpu, tmp_path, recipe, "bf16")
-    encoder = on_gpu.model(Lexicon(Catalog(tmp_path)))
+    kept = loaded(Loader, tmp_path, recipe, "bf16")
+    encoder = kept.model(Lexicon(Catalog(tmp_path)))
     monkeypatch.setattr(encoder, "_generates_in", torch.bfloat16)
     generation = encoder.generation(GenerationRequest("a fox", max_tokens=3))
-    _, seen = dtypes_seen(on_gpu.module, lambda: [encoder.generate([generation]) for _ in range(3)])
+    _, seen = dtypes_seen(kept.module, lambda: [encoder.generate([generation]) for _ in range(3)])
     assert seen == {torch.bfloat16}
     assert generation.over
