@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app import log
-from serve_app.models.kept import KeptLinear
+from serve_app.models.kept import KeptLinear, KeptWeight
 from serve_app.models.lora import Adapter, merged
 from serve_app.models.lora_slots import Pair, Slots, slots_of
 from serve_app.models.merging import MergePolicy
@@ -193,7 +193,8 @@ def parameters(network: nn.Module) -> list[str]:
 def with_merged(network: nn.Module, loras: LoraSet) -> nn.Module:
     """Return the network with whole layers where the set changes it; all its other tensors are shared."""
     members = (member for module in network.modules() for member in _members(module))
-    changed = copy.deepcopy(network, {id(member): member for member in members if isinstance(member, Tensor)})
+    shared = (member for member in members if isinstance(member, Tensor | KeptWeight))
+    changed = copy.deepcopy(network, {id(member): member for member in shared})
     for name, layer in loras.layers.items():
         changed.set_submodule(name, layer.whole())
     return changed

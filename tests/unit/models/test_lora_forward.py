@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from serve_app.models.kept import KeptLinear
 from serve_app.models.lora import Adapter, Difference, Hadamard, LowRank, Replacement, merged
 from serve_app.models.lora_forward import with_loras
 from serve_app.models.lora_layers import MERGED_AT_ONCE, LoraSet, with_merged
 from serve_app.models.packing import PackedLinear, move_to
+from serve_app.models.sixteen_bits import SixteenBitWeight
 
 
 class Block(nn.Module):
@@ -263,6 +265,18 @@ def test_a_merged_copy_shares_what_the_set_leaves_alone(packs):
     assert changed.last.weight is base.last.weight
     assert changed.first.bias is base.first.bias
     assert isinstance(changed.first, PackedLinear) == packs
+
+
+@torch.inference_mode()
+def test_a_merged_copy_shares_weights_that_are_kept_in_fewer_bits():
+    layers = [KeptLinear(SixteenBitWeight(drawn(i, 6, 6).half()), None) for i in range(2)]
+    base = nn.Sequential(*layers)
+    changes = {"0.weight": LowRank(drawn(2, 6, 2), drawn(3, 2, 6), 1.0)}
+    changed = with_merged(base, LoraSet("set", base, [(changes, 1.0)]))
+    first, second = changed.children()
+    assert isinstance(second, KeptLinear)
+    assert second.kept is layers[1].kept
+    assert not isinstance(first, KeptLinear)
 
 
 def test_layers_without_a_thin_form_are_ready_before_the_first_forward_a_few_at_a_time():
