@@ -40,8 +40,6 @@ CHUNK = 2**16
 AMPLE = 10**9
 LARGE = {"auraflow"}
 """Whose smallest network takes long here."""
-OFF_THE_CARD = {"pixart"}
-"""Whose positions are not on the device."""
 
 
 class Models:
@@ -87,7 +85,7 @@ def rows(recipe: Recipe, shape: tuple[int, ...], conditioning: Any) -> Callable[
     return work
 
 
-@pytest.mark.parametrize("net", sorted({*NETS, *WITHOUT_IMAGES} - LARGE - OFF_THE_CARD))
+@pytest.mark.parametrize("net", sorted({*NETS, *WITHOUT_IMAGES} - LARGE))
 def test_a_transformer_that_streams_gives_the_same_bits(tmp_path: Path, net: str) -> None:
     (tmp_path / "diffusion_models").mkdir()
     save_file(weights(KEYS[net]), tmp_path / "diffusion_models" / f"{net}.safetensors")
