@@ -13,6 +13,9 @@ from serve_app.models.families.generation import Generation
 from serve_app.models.text_encoder import Clip
 from serve_app.values import GenerationRequest
 
+TEXTS_TOGETHER = 16
+"""How many texts one forward of a text encoder holds at most."""
+
 
 class Job:
     """A text that a job waits for. It keeps its model from its first turn on. progress: called with how many tokens."""

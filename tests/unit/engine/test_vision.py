@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from serve_app.engine.engine import Engine
-from serve_app.engine.runtime import IMAGES_TOGETHER, EngineRuntime
+from serve_app.engine.node_runtime import IMAGES_TOGETHER
+from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import AutoencoderKL, ClipText, ClipVision, Unclip

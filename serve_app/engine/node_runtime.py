@@ -1,0 +1,360 @@
+"""What one node is handed as RUNTIME: its work for the engine, checked, and with others' where that may be.
+
+Whatever no forward could be stopped in is refused before it begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from serve_app.engine.autoencoding import Work
+from serve_app.engine.text_generation import TEXTS_TOGETHER
+from serve_app.errors import DeviceMemoryError, NodeError
+from serve_app.limits import refused
+from serve_app.models.families.family import Family
+from serve_app.models.safetensors_file import SafetensorsFile
+from serve_app.models.vae import SLICE_PIXELS
+from serve_app.models.vision import ImageEncoder
+from serve_app.recipe import ClipHooks, Recipe
+from serve_app.sampling.conditioning import with_options, with_tensors
+from serve_app.sampling.hooks import changes, clip_ranges
+from serve_app.sampling.latents import LatentFormat
+from serve_app.sampling.levels import Levels
+from serve_app.sampling.request import Sampled, SamplingRequest
+from serve_app.sampling.transfer import kept
+from serve_app.values import (
+    ClipVisionOutput,
+    Conditioning,
+    Extraction,
+    GenerationRequest,
+    PreviewMethod,
+    Text,
+    Texts,
+    Tiling,
+    TokenizedText,
+)
+
+if TYPE_CHECKING:
+    from serve_app.engine.runtime import EngineRuntime, Loading, Show
+
+IMAGES_TOGETHER = 16
+"""How many images one forward of an image encoder holds at most."""
+PIXELS_A_CELL = 64
+"""Of a latent cell, by which the work of decoding is measured before the VAE is there to be asked."""
+
+
+class NodeRuntime:
+    """RUNTIME for one node, as serve_app.nodes.runtime.Runtime describes it."""
+
+    def __init__(
+        self,
+        shared: EngineRuntime,
+        progress: Callable[[int, int], None],
+        strict: bool,
+        show: Show | None,
+        previews: PreviewMethod,
+        remark: Callable[[str], None],
+        loading: Loading,
+    ) -> None:
+        self._shared = shared
+        self._loading = loading
+        self._weights = shared.weights
+        self._progress, self._show, self._previews = progress, show, previews
+        self._remark = remark
+        self._strict = strict
+
+    async def encode_text(self, clip: Recipe, text: Text) -> Conditioning:
+        """Return the CONDITIONING of a text in the prompt syntax. Errors: NodeError for one that is too long.
+
+        A text encoder with hooks gives an entry for each range of the sampling in which they leave it as it is.
+        """
+        self._check_text(text)
+        if (given := clip.last(ClipHooks)) is None:
+            return await self._encode(clip, text)
+        passed_on = {"hooks": given.hooks} if given.passed_on else {}
+        if not given.scheduled:
+            changed = clip.with_patches(changes(given.hooks, part="clip"))
+            return with_options(await self._encode(changed, text), **passed_on)
+        encoded: Conditioning = []
+        for start, end, further in clip_ranges(given.hooks):
+            of_range = await self._encode(clip.with_patches(further), text)
+            encoded += with_options(of_range, clip_start_percent=start, clip_end_percent=end, **passed_on)
+        return encoded
+
+    async def tokens(self, clip: Recipe, text: str) -> Mapping[str, list[list[tuple[Any, float, int]]]] | None:
+        """Return a text's tokens by encoder, cut into chunks; None if an encoder's are its own affair.
+
+        Errors: NodeError for a text that is too long.
+        """
+        self._check_text(text)
+        return await self._shared.use(clip, self._weights.clip, lambda model: model.tokens(text), self._loading)
+
+    async def _encode(self, clip: Recipe, text: Text) -> Conditioning:
+        encoded: Conditioning
+        if self._strict:
+            encoded = await self._shared.use(
+                clip, self._weights.clip, lambda model: model.encode([text])[0], self._loading
+            )
+        else:
+            encoded = await self._shared.use_together(
+                clip,
+                self._weights.clip,
+                lambda model, texts: model.encode(texts),
+                text,
+                "text",
+                most=TEXTS_TOGETHER,
+                loading=self._loading,
+            )
+        for found in await asyncio.to_thread(self._weights.remarks, clip):
+            self._remark(found)
+        return with_tensors(encoded, kept)
+
+    async def generate_text(self, clip: Recipe, request: GenerationRequest) -> str:
+        """Return what a language model generates after a text. Reports a progress value a token.
+
+        Errors: NodeError for a text that is too long, or is to become so.
+        """
+        self._check_text(request.text)
+        if request.max_tokens > (most := self._shared.limits.generated_tokens):
+            refused("limits.generated_tokens")
+            raise NodeError(
+                f"max_length is {request.max_tokens}; limits.generated_tokens of the configuration allows {most}"
+            )
+        return await self._shared.generate_text(
+            clip, request, self._progress, strict=self._strict, loading=self._loading
+        )
+
+    async def levels(self, backbone: Recipe) -> Levels:
+        """Return the noise levels a backbone knows. Loads no weights."""
+        return await asyncio.to_thread(self._weights.levels, backbone)
+
+    async def latent_format(self, backbone: Recipe) -> LatentFormat:
+        """Return how a backbone samples an autoencoder's latents. Loads no weights."""
+        return await asyncio.to_thread(self._weights.latent_format, backbone)
+
+    async def family(self, recipe: Recipe) -> Family:
+        """Return of which family and size a recipe's network is. Loads no weights."""
+        return await asyncio.to_thread(self._weights.family, recipe)
+
+    async def sample(self, request: SamplingRequest) -> Sampled:
+        """Run a sampler. Reports a progress value a step."""
+        self._check_cells(request.latents, request.factor)
+        self._check_attended(request)
+        return await self._shared.sample(
+            request,
+            self._progress,
+            strict=self._strict,
+            show=self._show,
+            previews=self._previews,
+            remark=self._remark,
+            loading=self._loading,
+        )
+
+    async def decode(self, vae: Recipe, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
+        """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,4,h,w)."""
+        if tiling is not None:
+            return await self._shared.use_tiled(
+                vae,
+                self._weights.vae,
+                lambda model: model.decode_tiled(latents, tiling.size, tiling.overlap),
+                self._progress,
+                self._loading,
+            )
+        self._check_cells(latents[:1])
+        return await self._with_vae(vae, "decode", latents, latents[:1, 0].numel() * PIXELS_A_CELL)
+
+    async def encode(self, vae: Recipe, images: Tensor, tiling: Tiling | None = None) -> Tensor:
+        """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
+        if tiling is not None:
+            return await self._shared.use_tiled(
+                vae,
+                self._weights.vae,
+                lambda model: model.encode_tiled(images, tiling.size, tiling.overlap),
+                self._progress,
+                self._loading,
+            )
+        self._check_cells(images[:1, ::8, ::8].movedim(-1, 1))
+        return await self._with_vae(vae, "encode", images, images[:1, ..., 0].numel())
+
+    async def see(self, encoder: Recipe, images: Tensor, *, crop: bool) -> ClipVisionOutput:
+        """Return what an image encoder sees in images (B,H,W,C) in 0…1. crop: their middle, else all, squeezed."""
+        return _joined([await self._see(encoder, part, crop) for part in torch.split(images, IMAGES_TOGETHER)])
+
+    async def _see(self, encoder: Recipe, images: Tensor, crop: bool) -> ClipVisionOutput:
+        load = self._weights.image_encoder
+        if self._strict:
+            seen = await self._shared.use(encoder, load, lambda model: model.see([images], crop=crop)[0], self._loading)
+        else:
+            seen = await self._shared.use_together(
+                encoder,
+                load,
+                lambda model, batches: model.see(batches, crop=crop),
+                images,
+                ("see", crop),
+                cost=len(images),
+                most=IMAGES_TOGETHER,
+                loading=self._loading,
+            )
+        return await asyncio.to_thread(_kept, seen)
+
+    async def see_pixels(self, encoder: Recipe, pixels: Tensor) -> ClipVisionOutput:
+        """Return what an image encoder sees in images that were made ready elsewhere, (B,3,S,S)."""
+        parts = [
+            await self._shared.use(
+                encoder, self._weights.image_encoder, partial(ImageEncoder.see_pixels, pixels=part), self._loading
+            )
+            for part in torch.split(pixels, IMAGES_TOGETHER)
+        ]
+        return await asyncio.to_thread(_kept, _joined(parts))
+
+    async def style(self, style_model: Recipe, seen: ClipVisionOutput) -> Tensor:
+        """Return the tokens of a text (1,T,D) that a style model makes of what is seen in all images."""
+        tokens = await self._shared.use(
+            style_model, self._weights.style_model, lambda model: model.tokens(seen.last_hidden_state), self._loading
+        )
+        return kept(tokens)
+
+    async def saved_conditioning(self, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+        """Return the tensors and the metadata of a file of the folder "embeddings"."""
+        return await asyncio.to_thread(self._weights.saved_conditioning, name)
+
+    async def upscale(self, upscaler: Recipe, images: Tensor) -> Tensor:
+        """Return images (B,H·s,W·s,3) in 0…1; s is the upscaler's own scale."""
+        return await self._shared.use_tiled(
+            upscaler, self._weights.upscaler, lambda model: model.upscale(images), self._progress, self._loading
+        )
+
+    async def model_files(
+        self, model: Recipe | None, clip: Recipe | None, vae: Recipe | None, metadata: Mapping[str, str]
+    ) -> Mapping[str, SafetensorsFile]:
+        """Return the files that parts of models are saved as. They are read off the model files, not off a device."""
+        return await asyncio.to_thread(self._weights.files, model, clip, vae, metadata, self._progress_of_thread())
+
+    async def lora_file(self, model: Recipe | None, clip: Recipe | None, asked: Extraction) -> SafetensorsFile:
+        """Return the file of the LoRA that weights are."""
+        return await asyncio.to_thread(self._weights.lora_file, model, clip, asked, self._progress_of_thread())
+
+    def _progress_of_thread(self) -> Callable[[int, int], None]:
+        """Return what reports progress from another thread than the loop's."""
+        loop = asyncio.get_running_loop()
+
+        def progress(done: int, of: int) -> None:
+            loop.call_soon_threadsafe(self._progress, done, of)
+
+        return progress
+
+    def _check_cells(self, latents: Tensor, factor: int | None = None) -> None:
+        """Refuse latents (B,C,…) whose forward would take too long, as nothing stops one. Errors: NodeError.
+
+        factor: pixels along a side of a cell of empty ones, which a model with smaller cells has more of.
+        """
+        most, cells = self._shared.latent_cells, latents[:, 0].numel()
+        if factor is not None:
+            cells = max(cells, cells * factor**2 // PIXELS_A_CELL)
+        if most is not None and cells > most:
+            raise NodeError(
+                f"latents of shape {'×'.join(map(str, latents.shape))} are {cells:,} cells at once; "
+                f"latent_cells of this pool allows {most:,}"
+            )
+
+    def _check_attended(self, request: SamplingRequest) -> None:
+        """Refuse references and texts beside which a forward would take too long. Errors: NodeError."""
+        most, rows = self._shared.latent_cells, request.latents.shape[0]
+        for conditioning in request.guider.conds.values():
+            for cond, options in conditioning:
+                references = sum(latents[:1, 0].numel() for latents in options.get("reference_latents") or ())
+                attended = rows * references + cond.shape[1]
+                if most is not None and attended > most:
+                    raise NodeError(
+                        f"{rows} latents with {references:,} cells of references each and {cond.shape[1]:,} tokens of "
+                        f"text; latent_cells of this pool allows {most:,} beside the latents"
+                    )
+
+    def _check_text(self, text: Text) -> None:
+        """Refuse a text before it is read together with others, which would wait for it. Errors: NodeError."""
+        parts: list[str] = []
+        tokens = 0
+        match text:
+            case str():
+                parts = [text]
+            case Texts():
+                parts = [part for part in (text.l, text.g, text.t5xxl, text.llama) if part is not None]
+            case TokenizedText():
+                tokens = max((sum(map(len, of_one)) for of_one in text.chunks.values()), default=0)
+            case _:
+                parts = [text.text]
+                seen = sum(image[..., 0].numel() for image in text.images) // PIXELS_A_CELL
+                if (cells := self._shared.latent_cells) is not None and seen > cells:
+                    raise NodeError(
+                        f"a text has images of {seen:,} cells of {PIXELS_A_CELL} pixels; "
+                        f"latent_cells of this pool allows {cells:,}"
+                    )
+        # A token is of a byte at least.
+        longest = max((len(part.encode(errors="replace")) for part in parts), default=tokens)
+        most = self._shared.limits
+        if longest > (allowed := most.prompt_bytes):
+            refused("limits.prompt_bytes")
+            raise NodeError(
+                f"a text has {longest:,} bytes; limits.prompt_bytes of the configuration allows {allowed:,}"
+            )
+
+    async def _with_vae(self, vae: Recipe, work: Work, batch: Tensor, pixels: int) -> Tensor:
+        """Have a VAE work on a batch (B,…) of images of so many pixels, together with others of its shape.
+
+        In tiles, where the device has not the memory for an image.
+        """
+        shared, autoencoding = self._shared, self._shared.autoencoding
+        try:
+            if self._strict:
+                made = await shared.use(
+                    vae,
+                    self._weights.vae,
+                    lambda model: autoencoding.whole(vae, model, work, batch, pixels),
+                    self._loading,
+                )
+            else:
+                made = await shared.use_together(
+                    vae,
+                    self._weights.vae,
+                    lambda model, all: _in_one(lambda one: autoencoding.whole(vae, model, work, one, pixels), all),
+                    batch,
+                    (work, batch.shape[1:], batch.dtype),
+                    cost=len(batch) * pixels,
+                    most=SLICE_PIXELS,
+                    loading=self._loading,
+                )
+            # A part keeps the whole in memory, and one caller may keep its part longer than the others.
+            return await asyncio.to_thread(kept, made)
+        except DeviceMemoryError:
+            self._remark(f"'{vae.name}' {work}s in tiles here: the device has not the memory for a whole image")
+        return await shared.use_tiled(
+            vae,
+            self._weights.vae,
+            lambda model: autoencoding.tiled(vae, model, work, batch),
+            self._progress,
+            self._loading,
+        )
+
+
+def _joined(parts: Sequence[ClipVisionOutput]) -> ClipVisionOutput:
+    """Return what is seen in all images of several batches."""
+    states = [part.states for part in parts]
+    return ClipVisionOutput(**{name: torch.cat([of_part[name] for of_part in states]) for name in states[0]})
+
+
+def _kept(seen: ClipVisionOutput) -> ClipVisionOutput:
+    """Return what an image encoder sees as `transfer.kept` has it."""
+    return ClipVisionOutput(**{name: kept(states) for name, states in seen.states.items()})
+
+
+def _in_one(work: Callable[[Tensor], Tensor], batches: list[Tensor]) -> list[Tensor]:
+    """Return what work makes of batches (B_i,…) of one shape, done as one."""
+    if len(batches) == 1:
+        return [work(batches[0])]
+    return list(torch.split(work(torch.cat(batches)), [len(batch) for batch in batches]))
