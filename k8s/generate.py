@@ -28,7 +28,14 @@ SECTIONS = {
         "serve_app_node_seconds",
         "serve_app_result",
     ),
-    "Models": ("serve_app_evaluations", "serve_app_forward", "serve_app_weights", "serve_app_host", "serve_app_vae"),
+    "Models": (
+        "serve_app_evaluations",
+        "serve_app_forward",
+        "serve_app_weights",
+        "serve_app_host",
+        "serve_app_streamed",
+        "serve_app_vae",
+    ),
     "Tenants": ("serve_app_tenant",),
     "Limits": ("serve_app_refusals", "serve_app_limit"),
 }
