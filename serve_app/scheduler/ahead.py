@@ -75,8 +75,8 @@ class Ahead:
         """Return a replica that is likely to take a task's line next, and to have room for its model meanwhile.
 
         It has no line of its own, or only such as come later in order, and has worked as long as it should with what
-        it loaded. None of its pool has let weights go yet, one has held more files than it does, or it holds some that
-        nobody needs.
+        it loaded. None of its pool has let weights go for others yet, one has held more files than it does, or it holds
+        some that nobody needs.
         """
 
         def turns(record: ReplicaRecord) -> bool:

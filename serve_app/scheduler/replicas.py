@@ -117,7 +117,8 @@ class PoolReplicas:
 
     open: those that are kept for no job. free: those that can take one more task of any job. changed: those that have
     become free, or come to hold other weights while free, since somebody took them out. most_files: the weights of how
-    many files one has held at once. crowded: whether one has let weights go, so that it is known how many fit.
+    many files one has held at once. crowded: whether one has let weights go for others, so that it is known how many
+    fit.
     """
 
     def __init__(self) -> None:
@@ -264,7 +265,8 @@ class Replicas(Mapping[str, ReplicaRecord]):
         """Note which weights a replica holds."""
         before, record.recipes = record.held, recipes
         record.held = frozenset(file for recipe in recipes for file in files_in(recipe))
-        self._pools[record.info.pool].crowded |= not before <= record.held
+        # What goes alone was let go for work, or because somebody asked for it.
+        self._pools[record.info.pool].crowded |= bool(before - record.held and record.held - before)
         self._file(record)
 
     def expect(self, record: ReplicaRecord, file: str | None, owed_s: float = 0.0) -> None:

@@ -154,13 +154,16 @@ def test_nothing_is_told_of_what_starts_at_once_or_of_what_some_replica_holds() 
     assert script.told() == []
 
 
-@pytest.mark.parametrize(("most", "told"), [("x", []), ("xy", [("r1", model("b"))])])
-def test_once_a_replica_has_let_weights_go_those_alone_are_told_that_hold_less_than_one_did(
-    most: str, told: list[tuple[str, tuple[str, ...]]]
+@pytest.mark.parametrize(
+    ("earlier", "told"),
+    [(["x", "z"], []), (["xy", "z"], [("r1", model("b"))]), (["x", "", "z"], [("r1", model("b"))])],
+)
+def test_once_a_replica_has_let_weights_go_for_others_those_alone_are_told_that_hold_less_than_one_did(
+    earlier: list[str], told: list[tuple[str, tuple[str, ...]]]
 ) -> None:
     script = Named()
     script.replica("earlier")
-    for held in (most, "z"):
+    for held in earlier:
         script.report("earlier", Resident(tuple(f"backbone checkpoints/sub/{name}.safetensors" for name in held)))
     script.feed(ReplicaLost("earlier"))
     script.busy("r1", "a")
