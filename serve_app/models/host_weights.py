@@ -23,7 +23,7 @@ from serve_app.models.kept import KeptLinear
 from serve_app.models.loading import Loaded
 from serve_app.models.lora_slots import remove_slots
 from serve_app.models.packing import move_weights, weights_of
-from serve_app.models.pinned_memory import CHUNK_BYTES, PinnedMemory
+from serve_app.models.pinned_memory import CHUNK_BYTES, Chunks, PinnedMemory
 from serve_app.models.streaming import StreamCounters, Streaming, streamed_blocks
 from serve_app.models.upload import ALIGNED, Copies, copies_of
 
@@ -121,7 +121,7 @@ class HostWeights:
             return
         with self._lock:
             remove_slots(network)
-            chunks = _Chunks([_nbytes(tensor) for tensor in weights_of(_resident(loaded))], self._chunk_bytes)
+            chunks = _Places([_nbytes(tensor) for tensor in weights_of(_resident(loaded))], self._chunk_bytes)
             nbytes = chunks.nbytes
             if nbytes + (0 if streaming is None else streaming.memory.nbytes) > self._budget_bytes:
                 return
@@ -194,7 +194,7 @@ def _all_moves(network: nn.Module, device: torch.device) -> bool:
     return not any(isinstance(other, Tensor) and other.device.type == device.type for other in others)
 
 
-class _Chunks:
+class _Places(Chunks):
     """Places for tensors of so many bytes, which are asked for in that order, in chunks of pinned memory."""
 
     def __init__(self, sizes: Sequence[int], chunk_bytes: int) -> None:
@@ -207,24 +207,13 @@ class _Chunks:
                 used.append(0)
             places[number] = chunk, used[chunk]
             used[chunk] += -(-sizes[number] // ALIGNED) * ALIGNED
-        self.sizes = [1 << max(0, taken - 1).bit_length() for taken in used]
-        """Of each chunk."""
+        super().__init__(used)
         self._places = deque(places[number] for number in range(len(sizes)))
-        self._memory: list[Tensor] = []
-
-    @property
-    def nbytes(self) -> int:
-        """How much memory the chunks take."""
-        return sum(self.sizes)
-
-    def allocate(self) -> None:
-        """Take the memory. Errors: RuntimeError where the host has not as much to pin."""
-        self._memory = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in self.sizes]
 
     def place(self, tensor: Tensor) -> Tensor:
         """Return the memory for the next tensor."""
         chunk, at = self._places.popleft()
-        return self._memory[chunk][at : at + _nbytes(tensor)].view(tensor.dtype).view(tensor.shape)
+        return self._chunks[chunk][at : at + _nbytes(tensor)].view(tensor.dtype).view(tensor.shape)
 
 
 def _nbytes(tensor: Tensor) -> int:

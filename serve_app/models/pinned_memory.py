@@ -5,7 +5,7 @@ torch takes such memory in powers of two, so that much of a single large piece w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,23 +13,29 @@ from torch import Tensor
 CHUNK_BYTES = 2**28
 
 
-class PinnedMemory:
-    """Room for so many bytes, which `allocate` takes."""
+class Chunks:
+    """Chunks of pinned memory, which `allocate` takes. sizes: of each, in bytes, at least those that are asked for."""
 
-    def __init__(self, nbytes: int, chunk_bytes: int = CHUNK_BYTES) -> None:
-        self._chunk_bytes = chunk_bytes
-        used = (min(chunk_bytes, nbytes - start) for start in range(0, nbytes, chunk_bytes))
-        self._sizes = [1 << (taken - 1).bit_length() for taken in used]
+    def __init__(self, asked: Iterable[int]) -> None:
+        self.sizes = [1 << max(0, size - 1).bit_length() for size in asked]
         self._chunks: list[Tensor] = []
 
     @property
     def nbytes(self) -> int:
         """How much memory the chunks take."""
-        return sum(self._sizes)
+        return sum(self.sizes)
 
     def allocate(self) -> None:
         """Take the memory. Errors: RuntimeError where the host has not as much to pin."""
-        self._chunks = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in self._sizes]
+        self._chunks = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in self.sizes]
+
+
+class PinnedMemory(Chunks):
+    """Room for so many bytes in a row."""
+
+    def __init__(self, nbytes: int, chunk_bytes: int = CHUNK_BYTES) -> None:
+        super().__init__(min(chunk_bytes, nbytes - start) for start in range(0, nbytes, chunk_bytes))
+        self._chunk_bytes = chunk_bytes
 
     def pieces(self, start: int, nbytes: int) -> Iterator[tuple[int, Tensor]]:
         """Yield the bytes from one on as parts of chunks, each with how many come before it."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.eight_bit import EightBitWeight
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
-from serve_app.models.host_weights import HostWeights, _Chunks
+from serve_app.models.host_weights import HostWeights, _Places
 from serve_app.models.loading import Loaded
 from serve_app.models.lora_slots import Pair, Slots, Slotted
 from serve_app.models.packing import weights_of
@@ -247,15 +247,15 @@ SIZES = st.lists(st.integers(0, 600), max_size=40)
 @settings(max_examples=60, deadline=None)
 @given(SIZES, st.sampled_from([64, 256, 1024]))
 def test_no_two_tensors_share_a_byte_and_little_memory_is_lost(sizes: list[int], chunk_bytes: int) -> None:
-    chunks = _Chunks(sizes, chunk_bytes)
-    chunks._memory = [torch.zeros(size, dtype=torch.uint8) for size in chunks.sizes]
+    chunks = _Places(sizes, chunk_bytes)
+    chunks._chunks = [torch.zeros(size, dtype=torch.uint8) for size in chunks.sizes]
     for size in sizes:
         place = chunks.place(torch.empty(size, dtype=torch.uint8))
         assert len(place) == size
         assert place.storage_offset() % ALIGNED == 0
         place += 1
-    assert sum(int(memory.sum()) for memory in chunks._memory) == sum(sizes)
-    assert all(memory.max() <= 1 for memory in chunks._memory)
+    assert sum(int(memory.sum()) for memory in chunks._chunks) == sum(sizes)
+    assert all(memory.max() <= 1 for memory in chunks._chunks)
     # Powers of two, of which at most one chunk is less than half full, and each tensor begins at a multiple.
     assert chunks.nbytes <= 2 * (sum(sizes) + ALIGNED * len(sizes)) + 2 * chunk_bytes
 
