@@ -19,7 +19,7 @@ from serve_app.scheduler.job_counters import JobCounters, read
 
 if TYPE_CHECKING:
     # It imports torch, which the scheduler's process has no need of.
-    from serve_app.replica.runner import Models
+    from serve_app.replica.models import Models
 
 READ_S = 2.0
 """How often the counters are read. Ray itself exports every ten seconds."""

@@ -24,7 +24,8 @@ from serve_app.nodes.time_limit import NodeLimits
 from serve_app.replica import collector
 from serve_app.replica.files import fingerprints, open_catalog, open_store
 from serve_app.replica.host import gpu_count, host_stats, memory_bytes, own_limit
-from serve_app.replica.runner import Models, Runner
+from serve_app.replica.models import Models
+from serve_app.replica.runner import Runner
 from serve_app.replica.transfer import Transfer
 from serve_app.replica.watchdog import ends_within
 from serve_app.scheduler.messages import ReplicaInfo, SchedulerForReplicas

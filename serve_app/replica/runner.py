@@ -1,18 +1,18 @@
 """A replica's life, without Ray: take messages, run tasks, report what happened.
 
-How it stays in touch with the scheduler is `membership.py`'s.
+How it stays in touch with the scheduler is `membership.py`'s; its models are `models.py`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import Any, get_args
 
 from serve_app import log
-from serve_app.errors import CancelledJobError, ServeAppError, UnavailableError
+from serve_app.errors import CancelledJobError
 from serve_app.graph.files import named_files
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
@@ -29,9 +29,9 @@ from serve_app.nodes.routes import PackFrame
 from serve_app.nodes.runtime import Files, Runtime
 from serve_app.nodes.size import allow_shown
 from serve_app.nodes.time_limit import NodeLimits, TimeLimit
-from serve_app.recipe import Recipe, warm_recipes
 from serve_app.replica.failure import failed
 from serve_app.replica.membership import Membership
+from serve_app.replica.models import Models, ReplicaModels
 from serve_app.replica.node_times import NodeTimes
 from serve_app.replica.task_scope import TaskScope
 from serve_app.replica.transfer import Transfer
@@ -56,7 +56,6 @@ from serve_app.scheduler.messages import (
     Prefetch,
     ReplicaInfo,
     Report,
-    Resident,
     SchedulerForReplicas,
     SocketSaid,
     TaskCancelled,
@@ -65,19 +64,11 @@ from serve_app.scheduler.messages import (
     Want,
     Warm,
 )
-from serve_app.scheduler.model_files import files_in
 from serve_app.scheduler.remote_validation import CHECK_S
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, Store
 from serve_app.store.tenants import placed_key, store_of
 from serve_app.values import PreviewMethod
-
-if TYPE_CHECKING:
-    from serve_app.engine.autoencoding import Autoencoding
-    from serve_app.engine.forwards import Counters
-    from serve_app.engine.loads import AheadCounters
-    from serve_app.models.forward import ReplayCounters
-    from serve_app.models.weights import LoadCounters
 
 _log = log.get("replica")
 
@@ -85,52 +76,6 @@ RETRY_S = 0.3
 """How long to wait before asking again for a value that did not arrive."""
 LEAVE_S = 5.0
 """How long a replica that must end waits for the scheduler to take its tasks back."""
-
-
-class Models(Protocol):
-    """What the runner needs of `engine.runtime`: a RUNTIME bound to one node, what is resident, and what was done."""
-
-    @property
-    def alive(self) -> bool: ...
-
-    @property
-    def turns(self) -> tuple[int, ...]: ...
-
-    @property
-    def counters(self) -> Counters: ...
-
-    @property
-    def replays(self) -> ReplayCounters: ...
-
-    @property
-    def loads(self) -> LoadCounters: ...
-
-    @property
-    def autoencoding(self) -> Autoencoding: ...
-
-    def bind(
-        self,
-        progress: Callable[[int, int], None],
-        *,
-        strict: bool = False,
-        show: Callable[[Any], None] | None = None,
-        previews: PreviewMethod = "none",
-        remark: Callable[[str], None] = ...,
-        loading: Callable[[], contextlib.AbstractContextManager[None]] = ...,
-    ) -> Runtime: ...
-
-    def resident(self) -> tuple[str, ...]: ...
-
-    def load_times(self) -> tuple[tuple[str, float], ...]: ...
-
-    async def release(self) -> None: ...
-
-    async def warm(self, recipes: Sequence[Recipe]) -> None: ...
-
-    @property
-    def ahead(self) -> AheadCounters: ...
-
-    async def load_ahead(self, recipe: Recipe, spared: Callable[[str], bool]) -> bool: ...
 
 
 class Runner:
@@ -178,13 +123,10 @@ class Runner:
         self._classes = classes
         self._specs = specs
         self._membership = Membership(scheduler, info, specs, host, self)
-        self.models: Models | None = None
-        self._make_models = models
-        self._making: asyncio.Task[None] | None = None
+        self._models = ReplicaModels(models, fetch, self.say)
         self._store = store
         self._transfer = transfer
         self._fingerprint = fingerprint
-        self._fetch_model = fetch
         self._held = ResultCache(results_bytes, self._evicted, results_entries)
         self.times = NodeTimes()
         self._running: dict[TaskId, asyncio.Task[None]] = {}
@@ -194,7 +136,6 @@ class Runner:
         self._wanted: dict[str, asyncio.Future[Any]] = {}
         self._wishes: list[Free] = []
         self._prefetching: asyncio.Task[None] | None = None
-        self._resident: tuple[str, ...] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.hear: Callable[[str, PackFrame], None] = lambda socket, frame: None
         """Takes what a client has said on a websocket of a node pack's."""
@@ -206,10 +147,7 @@ class Runner:
 
     def joined(self) -> None:
         """Note that a scheduler has this replica, and knows nothing of it yet."""
-        self._resident = ()
-        self._report_residency()
-        if self._making is None and self._make_models is not None:
-            self._making = asyncio.create_task(self._make(self._make_models))
+        self._models.joined()
         ahead, self._ahead = self._ahead, ()
         if ahead:
             self.take(Warm(ahead))
@@ -221,10 +159,16 @@ class Runner:
 
     def check_health(self) -> None:
         """Raise if this replica cannot do its work, or no longer, and must be replaced."""
-        if self._making is not None and self._making.done():
-            self._making.result()
-        if self.models is not None and not self.models.alive:
-            raise UnavailableError("the engine has ended; what runs here goes to another replica")
+        self._models.check_health()
+
+    @property
+    def models(self) -> Models | None:
+        """Its models, once they are made."""
+        return self._models.made
+
+    async def models_made(self) -> None:
+        """Wait until its models can be asked, if it has any. Errors: what making them came to."""
+        await self._models.wait()
 
     async def leave(self) -> None:
         """Tell the scheduler that this replica goes; its unfinished tasks are handed to others at once."""
@@ -259,12 +203,13 @@ class Runner:
                 self._wishes.append(message)
                 self._free()
             case Warm(models):
-                self._checking.add(warming := asyncio.create_task(self._warm(models)))
+                self._checking.add(warming := asyncio.create_task(self._models.warm(models)))
                 warming.add_done_callback(self._checking.discard)
             case Prefetch(models, spare):
                 if self._prefetching is not None:
                     self._prefetching.cancel()
-                self._checking.add(prefetching := asyncio.create_task(self._prefetch(models, frozenset(spare))))
+                prefetching = asyncio.create_task(self._models.prefetch(models, frozenset(spare)))
+                self._checking.add(prefetching)
                 prefetching.add_done_callback(self._checking.discard)
                 self._prefetching = prefetching
             case Forget(signatures):
@@ -297,45 +242,8 @@ class Runner:
     async def _let_go(self, wishes: list[Free]) -> None:
         if any(wish.results for wish in wishes):
             self._held.clear()
-        if self.models is not None and any(wish.weights for wish in wishes):
-            await self.models.release()
-            self._report_residency()
-
-    async def _warm(self, models: Sequence[str]) -> None:
-        """Load models that jobs are expected to ask for. One that cannot be had is theirs to report."""
-        await self.models_made()
-        for model in models:
-            if self.models is None:
-                return
-            recipes = warm_recipes(model)
-            try:
-                for name in recipes[0].files:
-                    await asyncio.to_thread(self._fetch_model, recipes[0].folder, name)
-                await self.models.warm(recipes)
-                _log.info("%s is loaded ahead", model)
-            except (ServeAppError, OSError) as error:
-                _log.warning("%s is not loaded ahead: %s", model, error)
-            self._report_residency()
-
-    async def _prefetch(self, models: Sequence[str], spare: frozenset[str]) -> None:
-        """Load models of jobs that are about to come, where that takes nothing from others."""
-
-        def spared(resident: str) -> bool:
-            return not spare.isdisjoint(files_in(resident))
-
-        await self.models_made()
-        for model in models:
-            recipes = warm_recipes(model)
-            if self.models is None or not recipes:
-                continue
-            try:
-                for name in recipes[0].files:
-                    await asyncio.to_thread(self._fetch_model, recipes[0].folder, name)
-                for recipe in recipes:
-                    await self.models.load_ahead(recipe, spared)
-            except (ServeAppError, OSError) as error:
-                _log.info("%s is not loaded ahead of its job: %s", model, error)
-        self._report_residency()
+        if any(wish.weights for wish in wishes):
+            await self._models.release()
 
     async def _check(self, check: Check, underway: Underway) -> None:
         limit = TimeLimit(CHECK_S, "time that a submission waits")
@@ -367,31 +275,15 @@ class Runner:
     async def _run(self, task: Task, execution: Execution) -> None:
         if self._may_need_models(task):
             with self._work[task.id].loading():
-                await self.models_made()
-        await self._fetch_models(task)
+                await self._models.wait()
+        named = sorted(named_files(task.nodes.values(), self._specs))
+        await self._models.fetch((folder, name) for folder, name in named if folder not in AREAS)
         await execution.run()
 
     def _may_need_models(self, task: Task) -> bool:
         """Whether a node asks for RUNTIME, or is of a pack, whose code may ask for it and return nodes that do."""
         specs = (self._specs.get(node.class_type) for node in task.nodes.values())
         return any(spec is None or spec.runtime or spec.python_module.startswith(PACKS) for spec in specs)
-
-    async def models_made(self) -> None:
-        """Wait until its models can be asked, if it has any. Errors: what making them came to."""
-        if self._making is not None:
-            await asyncio.shield(self._making)
-
-    async def _make(self, make: Callable[[], Models]) -> None:
-        self.models = await asyncio.to_thread(make)
-
-    async def _fetch_models(self, task: Task) -> None:
-        """See that the model files that a task's nodes name are on this host: the engine must never wait for one."""
-        named = [file for file in sorted(named_files(task.nodes.values(), self._specs)) if file[0] not in AREAS]
-        if not named:
-            return
-        # A file that cannot be had is the node's to report, with its id.
-        fetched = (asyncio.to_thread(self._fetch_model, folder, value) for folder, value in named)
-        await asyncio.gather(*fetched, return_exceptions=True)
 
     def _ended(self, task: Task, running: asyncio.Task[None]) -> None:
         """Say how the task ended. A value lost on its way is the scheduler's to make again, as after a stop."""
@@ -400,13 +292,13 @@ class Runner:
         took_s = self._work.pop(task_id).seconds
         self.times.over(task_id)
         self._signatures.pop(task_id, None)
-        self._report_residency()
+        self._models.report()
         self._free()
         self._over(running)
         if self._membership.leaving:
             return
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
-        if error is not None and self.models is not None and not self.models.alive:
+        if error is not None and self._models.ended:
             # Not the task's fault: as this replica is replaced, the scheduler makes a new attempt of it.
             _log.warning(
                 "the engine has ended under task=%s.%s of job=%s", task_id.index, task_id.attempt, task_id.job_id
@@ -495,14 +387,6 @@ class Runner:
         """Refuse what would be too large to be carried to a client. Errors: NodeError."""
         allow_shown(data, self._limits)
 
-    def _report_residency(self) -> None:
-        if self.models is None:
-            return
-        resident, loads = self.models.resident(), self.models.load_times()
-        if resident != self._resident or loads:
-            self._resident = resident
-            self.say(Resident(resident, loads))
-
     def _evicted(self, signatures: tuple[str, ...]) -> None:
         self.say(Evicted(signatures))
 
@@ -514,15 +398,13 @@ class Runner:
         task: Task,
     ) -> Runtime | None:
         """Return a RUNTIME that reports its progress and remarks there, and shows its pictures as the job asks."""
-        if self.models is None:
+        if (models := self.models) is None:
             return None
         asked = task.extra_data.get("preview_method")
         # ComfyUI reads any other value as its own default, "default" among them.
         previews = next((method for method in get_args(PreviewMethod) if method == asked), self._previews)
         loading = self._work[task.id].loading
-        return self.models.bind(
-            progress, strict=task.strict, show=show, previews=previews, remark=remark, loading=loading
-        )
+        return models.bind(progress, strict=task.strict, show=show, previews=previews, remark=remark, loading=loading)
 
     def preview(self, task_id: TaskId, node_id: str, image: bytes, origin: Origin | None) -> None:
         """Say what a node has come to. image: a JPEG, which goes to whoever looks on and not to the scheduler."""

@@ -1,0 +1,183 @@
+"""The models of one replica: made once, loaded ahead of the jobs that will need them, and told to the scheduler.
+
+Knows no task; what runs is `runner.py`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from serve_app import log
+from serve_app.errors import ServeAppError, UnavailableError
+from serve_app.nodes.runtime import Runtime
+from serve_app.recipe import Recipe, warm_recipes
+from serve_app.scheduler.messages import Report, Resident
+from serve_app.scheduler.model_files import files_in
+from serve_app.values import PreviewMethod
+
+if TYPE_CHECKING:
+    from serve_app.engine.autoencoding import Autoencoding
+    from serve_app.engine.forwards import Counters
+    from serve_app.engine.loads import AheadCounters
+    from serve_app.models.forward import ReplayCounters
+    from serve_app.models.weights import LoadCounters
+
+_log = log.get("replica")
+
+
+class Models(Protocol):
+    """What a replica needs of `engine.runtime`: a RUNTIME bound to one node, what is resident, and what was done."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def turns(self) -> tuple[int, ...]: ...
+
+    @property
+    def counters(self) -> Counters: ...
+
+    @property
+    def replays(self) -> ReplayCounters: ...
+
+    @property
+    def loads(self) -> LoadCounters: ...
+
+    @property
+    def autoencoding(self) -> Autoencoding: ...
+
+    def bind(
+        self,
+        progress: Callable[[int, int], None],
+        *,
+        strict: bool = False,
+        show: Callable[[Any], None] | None = None,
+        previews: PreviewMethod = "none",
+        remark: Callable[[str], None] = ...,
+        loading: Callable[[], contextlib.AbstractContextManager[None]] = ...,
+    ) -> Runtime: ...
+
+    def resident(self) -> tuple[str, ...]: ...
+
+    def load_times(self) -> tuple[tuple[str, float], ...]: ...
+
+    async def release(self) -> None: ...
+
+    async def warm(self, recipes: Sequence[Recipe]) -> None: ...
+
+    @property
+    def ahead(self) -> AheadCounters: ...
+
+    async def load_ahead(self, recipe: Recipe, spared: Callable[[str], bool]) -> bool: ...
+
+
+class ReplicaModels:
+    """One replica's models, if it has any.
+
+    make: makes them, in a thread, since it takes seconds; None: a worker, which has none. fetch: (folder, name) ->
+    brings a model file to this host. say: takes what the scheduler is to know.
+    """
+
+    def __init__(
+        self, make: Callable[[], Models] | None, fetch: Callable[[str, str], None], say: Callable[[Report], None]
+    ) -> None:
+        self.made: Models | None = None
+        self._make = make
+        self._making: asyncio.Task[None] | None = None
+        self._fetch = fetch
+        self._say = say
+        self._resident: tuple[str, ...] = ()
+
+    def joined(self) -> None:
+        """Tell a scheduler that knows nothing of them, and begin to make them if that has not begun."""
+        self._resident = ()
+        self.report()
+        if self._making is None and self._make is not None:
+            self._making = asyncio.create_task(self._begin(self._make))
+
+    async def _begin(self, make: Callable[[], Models]) -> None:
+        self.made = await asyncio.to_thread(make)
+
+    async def wait(self) -> None:
+        """Wait until they are made, if there are any. Errors: what making them came to."""
+        if self._making is not None:
+            await asyncio.shield(self._making)
+
+    @property
+    def ended(self) -> bool:
+        """Whether they were made and can do nothing any more."""
+        return self.made is not None and not self.made.alive
+
+    def check_health(self) -> None:
+        """Raise if they could not be made, or have ended."""
+        if self._making is not None and self._making.done():
+            self._making.result()
+        if self.ended:
+            raise UnavailableError("the engine has ended; what runs here goes to another replica")
+
+    async def fetch(self, files: Iterable[tuple[str, str]]) -> None:
+        """See that model files, each a folder and a name, are on this host: the engine must never wait for one.
+
+        One that cannot be had is for the node to report that names it, with its id.
+        """
+        fetched = (asyncio.to_thread(self._fetch, folder, name) for folder, name in files)
+        await asyncio.gather(*fetched, return_exceptions=True)
+
+    async def release(self) -> None:
+        """Free the weights that nothing uses."""
+        if self.made is not None:
+            await self.made.release()
+            self.report()
+
+    async def warm(self, models: Sequence[str]) -> None:
+        """Load models that jobs are expected to ask for. One that cannot be had is theirs to report."""
+        await self.wait()
+        for model in models:
+            if self.made is None:
+                return
+            recipes = warm_recipes(model)
+            try:
+                await self._fetch_one(recipes[0])
+                await self.made.warm(recipes)
+                _log.info("%s is loaded ahead", model)
+            except (ServeAppError, OSError) as error:
+                _log.warning("%s is not loaded ahead: %s", model, error)
+            self.report()
+
+    async def prefetch(self, models: Sequence[str], spare: frozenset[str]) -> None:
+        """Load models of jobs that are about to come, where that takes nothing from others.
+
+        spare: the model files whose weights are not evicted for that.
+        """
+
+        def spared(resident: str) -> bool:
+            return not spare.isdisjoint(files_in(resident))
+
+        await self.wait()
+        for model in models:
+            recipes = warm_recipes(model)
+            if self.made is None or not recipes:
+                continue
+            try:
+                await self._fetch_one(recipes[0])
+                for recipe in recipes:
+                    await self.made.load_ahead(recipe, spared)
+            except (ServeAppError, OSError) as error:
+                _log.info("%s is not loaded ahead of its job: %s", model, error)
+        self.report()
+
+    async def _fetch_one(self, recipe: Recipe) -> None:
+        for name in recipe.files:
+            await asyncio.to_thread(self._fetch, recipe.folder, name)
+
+    def report(self) -> None:
+        """Tell the scheduler what is resident and how long loads took, where it does not know."""
+        if self.made is None:
+            return
+        resident, loads = self.made.resident(), self.made.load_times()
+        if resident != self._resident or loads:
+            self._resident = resident
+            self._say(Resident(resident, loads))
