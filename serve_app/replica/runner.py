@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, get_args
 
@@ -130,7 +130,7 @@ class Runner:
         self._held = ResultCache(results_bytes, self._evicted, results_entries)
         self.times = NodeTimes()
         self._running: dict[TaskId, asyncio.Task[None]] = {}
-        self._checking: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         self._work: dict[TaskId, WorkTime] = {}
         self._signatures: dict[TaskId, frozenset[str]] = {}
         self._wanted: dict[str, asyncio.Future[Any]] = {}
@@ -178,7 +178,7 @@ class Runner:
 
     async def drop_all(self) -> None:
         """Stop every task and forget what was to be said of it."""
-        running = [*self._running.values(), *self._checking]
+        running = [*self._running.values(), *self._errands]
         for task in running:
             task.cancel()
         if running:
@@ -203,15 +203,11 @@ class Runner:
                 self._wishes.append(message)
                 self._free()
             case Warm(models):
-                self._checking.add(warming := asyncio.create_task(self._models.warm(models)))
-                warming.add_done_callback(self._checking.discard)
+                self._run_errand(self._models.warm(models))
             case Prefetch(models, spare):
                 if self._prefetching is not None:
                     self._prefetching.cancel()
-                prefetching = asyncio.create_task(self._models.prefetch(models, frozenset(spare)))
-                self._checking.add(prefetching)
-                prefetching.add_done_callback(self._checking.discard)
-                self._prefetching = prefetching
+                self._prefetching = self._run_errand(self._models.prefetch(models, frozenset(spare)))
             case Forget(signatures):
                 self._held.forget(signatures)
             case Export(signature):
@@ -227,17 +223,21 @@ class Runner:
                 self.hear(socket, frame)
             case Check():
                 underway = Underway()
-                self._checking.add(checking := asyncio.create_task(self._check(message, underway)))
+                checking = self._run_errand(self._check(message, underway))
                 self._underway[checking] = underway
-                checking.add_done_callback(self._checking.discard)
                 checking.add_done_callback(self._over)
+
+    def _run_errand(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin what is no task of a job's, and stops with those."""
+        self._errands.add(errand := asyncio.create_task(work))
+        errand.add_done_callback(self._errands.discard)
+        return errand
 
     def _free(self) -> None:
         """Free what was wished for, unless a task runs, which may need it."""
         if self._wishes and not self._running:
             wishes, self._wishes = self._wishes, []
-            self._checking.add(freeing := asyncio.create_task(self._let_go(wishes)))
-            freeing.add_done_callback(self._checking.discard)
+            self._run_errand(self._let_go(wishes))
 
     async def _let_go(self, wishes: list[Free]) -> None:
         if any(wish.results for wish in wishes):
