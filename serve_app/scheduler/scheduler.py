@@ -27,8 +27,6 @@ from serve_app.errors import (
     ServeAppError,
     StaleEpochError,
     UnavailableError,
-    did_you_mean,
-    shown,
 )
 from serve_app.events import ENDINGS, Event, Failure
 from serve_app.graph.graph import Graph
@@ -37,6 +35,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.limits import EventLimits, WebhookLimits
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.abilities import Abilities
+from serve_app.scheduler.administration import Administration
 from serve_app.scheduler.admission import Admission, AdmissionRules
 from serve_app.scheduler.client import (
     Accepted,
@@ -64,7 +63,7 @@ from serve_app.scheduler.job_counters import JobCounters
 from serve_app.scheduler.job_lookup import JobLookup
 from serve_app.scheduler.journal import EPOCH_BITS
 from serve_app.scheduler.machine import Machine
-from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid, Warm
+from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
 from serve_app.scheduler.outgoing import Outgoing
 from serve_app.scheduler.published_jobs import PublishedJobs
 from serve_app.scheduler.remote_validation import RemoteValidation
@@ -75,33 +74,28 @@ from serve_app.scheduler.stimuli import (
     Command,
     JobArrived,
     JobRefused,
-    PausesChanged,
     Persist,
     Publish,
     Send,
     Stimulus,
     Tell,
-    TimePassed,
 )
 from serve_app.scheduler.tenure import Tenure
 from serve_app.scheduler.time_limit import Overtime
 from serve_app.scheduler.usage import DAY_S, Usage
 from serve_app.scheduler.views import queue_view
+from serve_app.scheduler.watch import Watch
 from serve_app.scheduler.writer import Writer, persistently
 from serve_app.store.changes import Change, JobQuery, JobRow
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.jobs import Jobs
-from serve_app.store.pauses import AllPauses, Pause, SetPause
+from serve_app.store.pauses import Pause
 from serve_app.store.reserved import Contents
 from serve_app.store.stored_bytes import StoredBytes, refusal
 
 T = TypeVar("T")
 _log = log.get("scheduler")
 
-WATCH_S = 1.0
-"""How often it looks for replicas that have been silent, and for jobs that have taken, for too long."""
-CHECK_S, CHECKED_JOBS = 30.0, 200
-"""How often it checks its own state, while it has at most so many unfinished jobs."""
 REMEMBER_S = 10.0
 """How often it keeps what it has learned of durations."""
 PROBE_S = 0.2
@@ -153,8 +147,6 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.counters = JobCounters()
-        self._paused: Mapping[Pause, float] = {}
-        self._pausing = asyncio.Lock()
         self._files = files
         self._housekeeping: Housekeeping | None = None
         self._tenure = Tenure(jobs, holder, self._in_database)
@@ -187,11 +179,15 @@ class Scheduler:
             silence_s=self._silence_s,
             silenced=self.silenced,
         )
+        self._administration = Administration(
+            self._pools, self._machine.replicas, self.registry, feed=self._feed, inquire=self.inquire
+        )
         await self._abilities.recall()
         next_order = await self._in_database(self._jobs.next_order)
         self.admission = self._admit(specs=self._abilities.specs, next_order=next_order)
-        self._tasks += [asyncio.create_task(work()) for work in (self._writer.run, self._watch, self._remember)]
         self._published = PublishedJobs(self.epoch, self._events)
+        self._watch = Watch(self._machine, self.registry, self._published.feeds, self._overtime, self._writer.put)
+        self._tasks += [asyncio.create_task(work()) for work in (self._writer.run, self._watch.run, self._remember)]
         unended = self._machine.jobs
         self._lookup = JobLookup(self._jobs, self._published, unended, self._in_database, self._reading)
         self.status = ClusterStatus(
@@ -213,7 +209,7 @@ class Scheduler:
             inquire=self.inquire,
             in_database=self._in_database,
         )
-        self._hold(await self.inquire(AllPauses()))
+        await self._administration.recall()
         await self._ended.count(self.epoch << EPOCH_BITS)
         unfinished = await self._in_database(self._jobs.unfinished)
         query = JobQuery(tuple(ENDINGS), "ended", descending=True, limit=RECENT_JOBS)
@@ -344,7 +340,7 @@ class Scheduler:
 
     async def queue(self, bounds: QueueBounds, tenant: str = "") -> QueueView:
         self._check_ready()
-        return queue_view(self._published.unended.within(tenant), bounds, self._paused)
+        return queue_view(self._published.unended.within(tenant), bounds, self._administration.paused)
 
     async def job(self, job_id: str, tenant: str = "") -> JobView | None:
         self._check_ready()
@@ -397,33 +393,10 @@ class Scheduler:
 
     async def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
         self._check_ready()
-        if pool is not None:
-            self._check_pool(pool)
-        able = {each.name for each in self._pools if each.runtime and not each.whole and pool in (None, each.name)}
-        told = sorted(name for name, replica in self._machine.replicas.items() if replica.info.pool in able)
-        for name in told:
-            self._mail(name, Warm(tuple(models)))
-        return tuple(told)
-
-    def _check_pool(self, name: str) -> None:
-        pools = [pool.name for pool in self._pools]
-        if name not in pools:
-            hint = did_you_mean(name, pools)
-            raise InvalidSubmissionError(f"no pool is named {shown(name)}; there are {', '.join(pools)}{hint}")
+        return self._administration.warm(models, pool)
 
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
-        # One that the configuration has no longer may still be paused.
-        if pause.kind == "pool" and paused:
-            self._check_pool(pause.name)
-        async with self._pausing:
-            self._hold(await self.inquire(SetPause(pause, paused)))
-        _log.info("%s %s", pause, "paused" if paused else "resumed")
-        return tuple(self._paused)
-
-    def _hold(self, paused: Mapping[Pause, float]) -> None:
-        """Take in what is held back, each with since when."""
-        self._paused = paused
-        self._feed(PausesChanged(frozenset(paused)))
+        return await self._administration.pause(pause, paused)
 
     async def hear(self, replica_id: str, said: SocketSaid) -> None:
         self._check_alive()
@@ -431,7 +404,7 @@ class Scheduler:
 
     async def free(self, wish: Free) -> None:
         self._check_alive()
-        self.registry.mail_all(wish)
+        self._administration.free(wish)
 
     async def answered(self, job_id: str) -> None:
         self._published.feeds.release(job_id)
@@ -473,7 +446,7 @@ class Scheduler:
 
     async def cluster(self) -> ClusterView:
         self._check_ready()
-        return self.status.view(self._paused)
+        return self.status.view(self._administration.paused)
 
     async def backlog(self, pool: str) -> Demand:
         """Return what the pool is asked for; what autoscaling goes by.
@@ -515,8 +488,7 @@ class Scheduler:
             recovered = self._feed(JobArrived(row, await self.admission.readmit(row)))
             if job := self._machine.jobs.get(row.job_id):
                 self._published.show(job)
-                for count in (self._overtime.arrived, self._overtime.started):
-                    count(job, time.time(), time.monotonic())
+                self._watch.recover(job)
             await recovered
         except ServeAppError as error:
             _log.error("job %s can no longer be planned: %s", row.job_id, error)
@@ -545,11 +517,8 @@ class Scheduler:
                         self._saved(event)
                     self._published.publish(event)
                     self.counters.take(event)
-                    count = {"queued": self._overtime.arrived, "started": self._overtime.started}.get(event.kind)
-                    if count is not None and (job := self._machine.jobs.get(event.job_id)) is not None:
-                        count(job, time.time(), time.monotonic())
+                    self._watch.take(event)
                     if event.last:
-                        self._overtime.ended(event.job_id)
                         with log.about(job=event.job_id):
                             _log.info("ended: state=%s", event.kind)
                 case Tell(client_id, event):
@@ -568,25 +537,6 @@ class Scheduler:
 
     def _mail(self, replica_id: str, message: Message) -> None:
         self.registry.mail(replica_id, message)
-
-    async def _watch(self) -> None:
-        """Take replicas that have been silent for too long for lost, and end jobs whose time is up."""
-        looked_s = checked_s = time.monotonic()
-        while True:
-            await asyncio.sleep(WATCH_S)
-            late_s = time.monotonic() - looked_s - WATCH_S
-            looked_s = time.monotonic()
-            self._published.feeds.forget_idle()
-            # What this process did not hear while it was away itself is held against nobody.
-            await self.registry.lose_silent(late_s if late_s > WATCH_S else 0.0)
-            if checked_s + CHECK_S < looked_s and len(self._machine.jobs) <= CHECKED_JOBS:
-                checked_s = looked_s
-                for job_id, what in self._machine.check():
-                    _log.error("the scheduler contradicts itself: %s; story=%s", what, self._machine.story(job_id))
-            for job_id, failure in self._overtime.failures(self._machine.jobs, time.monotonic()):
-                self._feed(JobRefused(job_id, failure))
-            if commands := self._machine.handle(TimePassed(), time.time()):
-                self._writer.put(commands)
 
     async def _remember(self) -> None:
         """Keep what has been learned of durations, until the lease is lost."""

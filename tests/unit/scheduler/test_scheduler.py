@@ -21,7 +21,7 @@ from serve_app.errors import DatabaseAwayError, DrainingError, InvalidSubmission
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import Input, NodeSpec
-from serve_app.scheduler import scheduler, writer
+from serve_app.scheduler import watch, writer
 from serve_app.scheduler.client import JobView, QueueBounds, QueueCount, Reader, Submission
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import Assign, NodeFinished, NodeStarted, ReplicaInfo, Report, TaskFinished
@@ -445,7 +445,7 @@ async def test_jobs_are_counted_and_cancelled_together_by_where_they_are(life):
 async def test_a_replica_that_is_silent_is_lost_and_named_to_whoever_can_end_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "WATCH_S", 0.02)
+    monkeypatch.setattr(watch, "WATCH_S", 0.02)
     jobs = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
     silence = Scheduler(
         jobs,
