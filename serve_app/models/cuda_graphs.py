@@ -5,7 +5,7 @@ Source: the CUDA C++ Programming Guide, CUDA Graphs; torch.cuda.CUDAGraph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -24,7 +24,7 @@ class GraphRecorder:
         self._pool: Any = None
         self._stream: Any = None
 
-    def record(self, call: Callable[[], Tensor]) -> Graph:
+    def record(self, call: Callable[[], Sequence[Tensor]]) -> Graph:
         """Return a call recorded, which the device does not do yet."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
@@ -38,14 +38,14 @@ class GraphRecorder:
             # Other threads go on using the device: functions of node packs, uploads.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                output = call()
+                outputs = call()
             except BaseException:
                 with suppress(RuntimeError):
                     graph.capture_end()
                 raise
             graph.capture_end()
         current.wait_stream(stream)
-        return Graph(graph, output)
+        return Graph(graph, outputs)
 
     def idle_bytes(self) -> int:
         """Return what the pool has of the device's memory beside the tensors that are alive in it."""
@@ -56,11 +56,11 @@ class GraphRecorder:
 
 
 class Graph:
-    """A call as a graph. output: where a replay leaves what it gives."""
+    """A call as a graph. outputs: where a replay leaves what it gives."""
 
-    def __init__(self, graph: Any, output: Tensor) -> None:
+    def __init__(self, graph: Any, outputs: Sequence[Tensor]) -> None:
         self._graph = graph
-        self.output = output
+        self.outputs = outputs
 
     def replay(self) -> None:
         self._graph.replay()

@@ -38,22 +38,22 @@ _log = log.get("models")
 class Bare:
     """A forward for which all is prepared: what is left is the network's own call.
 
-    run: from inputs like these to its output; it makes the host wait for nothing, and reads nothing else that changes
+    run: from inputs like these to its outputs; it makes the host wait for nothing, and reads nothing else that changes
     between forwards of its variant. variant: equal for equal calls; None for one that is like no other. reads: a tensor
     that it reads where that lies beside the network's own, as others that are there as long.
     """
 
     inputs: Inputs
-    run: Callable[[Inputs], Tensor]
+    run: Callable[[Inputs], Sequence[Tensor]]
     variant: Hashable | None = ()
     reads: Tensor | None = None
 
 
 class Recording(Protocol):
-    """A call that a device has recorded. output: where each replay leaves what it gives."""
+    """A call that a device has recorded. outputs: where each replay leaves what it gives."""
 
     @property
-    def output(self) -> Tensor: ...
+    def outputs(self) -> Sequence[Tensor]: ...
 
     def replay(self) -> None:
         """Have the device do it again, with what its inputs hold by then."""
@@ -63,7 +63,7 @@ class Recording(Protocol):
 class Recorder(Protocol):
     """What records calls of a device."""
 
-    def record(self, call: Callable[[], Tensor]) -> Recording:
+    def record(self, call: Callable[[], Sequence[Tensor]]) -> Recording:
         """Return a call recorded. Errors: RuntimeError where that cannot be done."""
         ...
 
@@ -114,23 +114,27 @@ class Replays:
         """Return how many rows a forward of so many is filled up to."""
         return next((bucket for bucket in self._buckets if bucket >= rows), rows)
 
-    def answer(self, weight: Tensor, bare: Bare) -> Tensor:
-        """Return the output of a network's call, float32; later calls leave it as it is.
+    def answer(self, weight: Tensor, bare: Bare, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """Return the outputs of a network's call; later calls leave them as they are.
 
-        weight: one of the network's, which is another tensor once they have moved.
+        weight: one of the network's, which is another tensor once they have moved. dtype: of the outputs; None: as the
+        call gives them.
         """
         if self._recorder is None or not self.records or bare.variant is None:
-            return bare.run(bare.inputs).float()
+            return [output.to(dtype or output.dtype) for output in bare.run(bare.inputs)]
         shape = self._shape(weight, bare)
         if shape.recording is None and not shape.eager and shape.forwards >= EAGER:
             self._record(self._recorder, shape, bare)
         shape.forwards += 1
         if (recording := shape.recording) is None:
-            return bare.run(bare.inputs).float()
+            return [output.to(dtype or output.dtype) for output in bare.run(bare.inputs)]
         _fill(shape.inputs, bare.inputs)
         recording.replay()
         self.counters.replays += 1
-        return recording.output.to(torch.float32, copy=True)
+        # What another call is replayed in may be the same memory.
+        kept = [torch.empty_like(output, dtype=dtype) for output in recording.outputs]
+        torch._foreach_copy_(kept, [*recording.outputs])
+        return kept
 
     def idle_bytes(self) -> int:
         """Return how much memory is kept for replays alone."""
@@ -165,7 +169,8 @@ class Replays:
         return shape
 
     def _record(self, recorder: Recorder, shape: _Shape, bare: Bare) -> None:
-        inputs = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in bare.inputs.items()}
+        # Laid out as they are, for kernels round by that too.
+        inputs = {name: tensor.clone() for name, tensor in bare.inputs.items()}
         # Of the call alone: what it reads beside its inputs is not kept by having been recorded.
         run = bare.run
         try:

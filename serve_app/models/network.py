@@ -75,7 +75,7 @@ class Network:
                 if read is None or self.streamed
                 else replace(bare, reads=read[0] if read else None)
             )
-            output = self._replays.answer(self._weight, bare)
+            [output] = self._replays.answer(self._weight, bare, torch.float32)
         return self.family.answers(output, rows)[:asked]
 
     def _filled(self, rows: Sequence[Rows]) -> Sequence[Rows]:

@@ -65,11 +65,13 @@ class OneCall(BackboneFamily):
         return replace(last, x=many(last.x), timestep=many(last.timestep), inputs=with_rows(last.inputs, many))
 
     def bare(self, network: Any, rows: Sequence[Rows]) -> Bare:
-        return Bare(present(self.given(network, rows)), partial(self.run, network, rows), self.variant(rows))
+        return Bare(present(self.given(network, rows)), partial(self._outputs, network, rows), self.variant(rows))
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        bare = self.bare(network, rows)
-        return self.answers(bare.run(bare.inputs).float(), rows)
+        return self.answers(self.run(network, rows, present(self.given(network, rows))).float(), rows)
+
+    def _outputs(self, network: Any, rows: Sequence[Rows], given: Inputs) -> tuple[Tensor]:
+        return (self.run(network, rows, given),)
 
 
 def present(given: Mapping[Any, Tensor | None]) -> dict[Any, Tensor]:

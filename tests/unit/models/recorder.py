@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from tests.unit.engine.card import Card
@@ -13,12 +14,12 @@ from tests.unit.engine.card import Card
 class Replayed:
     """A call that is done again by calling it, into the same place."""
 
-    def __init__(self, call: Callable[[], Tensor]) -> None:
+    def __init__(self, call: Callable[[], Sequence[Tensor]]) -> None:
         self._call = call
-        self.output = call()
+        self.outputs = call()
 
     def replay(self) -> None:
-        self.output.copy_(self._call())
+        torch._foreach_copy_([*self.outputs], [*self._call()])
 
 
 class FakeRecorder:
@@ -28,7 +29,7 @@ class FakeRecorder:
         self.fails: Exception | None = None
         self.recorded: weakref.WeakSet[Replayed] = weakref.WeakSet()
 
-    def record(self, call: Callable[[], Tensor]) -> Replayed:
+    def record(self, call: Callable[[], Sequence[Tensor]]) -> Replayed:
         if self.fails is not None:
             raise self.fails
         recording = Replayed(call)
@@ -46,8 +47,8 @@ class CardRecorder(FakeRecorder):
         super().__init__()
         self._card = card
 
-    def record(self, call: Callable[[], Tensor]) -> Replayed:
-        def apart() -> Tensor:
+    def record(self, call: Callable[[], Sequence[Tensor]]) -> Replayed:
+        def apart() -> Sequence[Tensor]:
             with self._card.inside():
                 return call()
 
