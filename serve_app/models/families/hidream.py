@@ -77,7 +77,7 @@ class HiDream(BackboneFamily):
 
     text_width, states_width, pooled_width: of what T5, Llama and both CLIPs say. experts: how many a block has.
 
-    A forward is not one call: the host asks in between how many tokens each expert is given.
+    A forward is not one call that could be recorded (`Experts`).
     """
 
     title = "HiDream"
@@ -227,7 +227,14 @@ class HiDream(BackboneFamily):
 
 
 class Experts(nn.Module):
-    """Layers of which each token goes to a few, beside one for all. Rows stay along dim 0, as LoRAs by row want it."""
+    """Layers of which each token goes to a few, beside one for all. Rows stay along dim 0, as LoRAs by row want it.
+
+    The gate says on the device how many tokens each expert is given, and the sizes of its products follow from that:
+    the host waits to learn it, once an expert and block. A recording has its sizes for good. With sizes that are enough
+    whatever the gate says, all tokens, experts would do `count` / ACTIVE times the work; with less, tokens would be
+    dropped. Products of grouped sizes, which a device reads itself, know neither layers of eight bits, nor those that
+    stream, nor LoRAs by row.
+    """
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
