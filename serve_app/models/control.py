@@ -96,12 +96,16 @@ class ControlNet(ABC):
     def read(self, hint: Hint, height: int, width: int) -> list[Tensor]:
         """Return what a hint says for latents of height×width, (N,…) each; it holds for a whole run."""
 
+    def filled(self, rows: int) -> int:
+        """Return how many rows it is asked for where so many are under it; as many, by default."""
+        return rows
+
     @abstractmethod
-    def residuals(self, call: Any, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
+    def residuals(self, call: Any, index: RowIndex, read: Sequence[Tensor], exclusive: bool) -> Sequence[Tensor]:
         """Return what is added to some rows of a forward.
 
         call: what the family's backbone is given for all its rows. index: which rows, (R',). read: as `read` gives it,
-        for these rows.
+        for these rows. exclusive: what is added does not depend on earlier forwards, to the bit.
         """
 
 
@@ -215,11 +219,12 @@ RowIndex: TypeAlias = Tensor | slice
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Controlled:
-    """Neighbouring rows of a forward at one level, and what they are under."""
+    """Neighbouring rows of a forward at one level, and what they are under. exclusive: as of `Rows`."""
 
     count: int
     sigma: float
     controls: Sequence[ActiveControl]
+    exclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -238,12 +243,18 @@ def control_residuals(rows: Sequence[Controlled], call: Any, x: Tensor) -> dict[
     rows without one are added zeros.
     """
     sums: dict[Any, list[Tensor]] = {}
+    exclusive = any(some.exclusive for some in rows)
     for (net, _), acting in _together(rows, x.shape[-2], x.shape[-1]).items():
-        index = _index([i for part in acting for i in part.rows], x.device)
+        numbers = [i for part in acting for i in part.rows]
+        lacking = 0 if exclusive else net.filled(len(numbers)) - len(numbers)
+        index = _index(numbers, x.device)
+        asked = _index([*numbers, *numbers[-1:] * lacking], x.device) if lacking else index
         strengths = [net.strength(p.control.control.strength) for p in acting for _ in p.rows]
         each = [[to_batch(said, len(part.rows)) for said in part.read] for part in acting]
-        added = net.residuals(call, index, [torch.cat(said) for said in zip(*each, strict=True)])
-        made = _placed(added, strengths, index, x.shape[0])
+        if lacking:
+            each.append([to_batch(said[-1:], lacking) for said in each[-1]])
+        added = net.residuals(call, asked, [torch.cat(said) for said in zip(*each, strict=True)], exclusive)
+        made = _placed([one[: len(numbers)] for one in added], strengths, index, x.shape[0])
         known = sums.get(net.adds_to)
         sums[net.adds_to] = made if known is None else [a + b for a, b in zip(known, made, strict=True)]
     return sums

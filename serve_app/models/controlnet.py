@@ -7,7 +7,7 @@ weights of ControlNet++ (xinsir), whose names are kept.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -19,6 +19,8 @@ from torch.nn.functional import silu
 from serve_app.errors import NodeError
 from serve_app.models.control import ControlNet, Hint, RowIndex, of_another_family, resized
 from serve_app.models.families.unet import CELL, SKIPS, Unet, UnetCall
+from serve_app.models.forward import Inputs
+from serve_app.models.one_call_net import OneCallNet
 from serve_app.sampling.transfer import sent
 
 Residuals: TypeAlias = list[Tensor]
@@ -94,16 +96,16 @@ class ControlNetwork(nn.Module):
         x: Tensor,
         timestep: Tensor,
         context: Tensor,
-        context_mask: Tensor | None,
-        vector: Tensor | None,
         embedded: Tensor,
+        context_mask: Tensor | None = None,
+        vector: Tensor | None = None,
         kinds: Tensor | None = None,
     ) -> Residuals:
         """Return the residuals of R rows.
 
         x: (R,C,h,w), scaled as the backbone's input is. timestep: (R,). context: (R,T,D); context_mask: (R,T), True
-        where it counts. vector: (R,A), what the backbone's time embedding is told. embedded: (R,width,h,w), as `embed`
-        gives it; kinds: (R,E), as `kind_embedding`.
+        where it counts. embedded: (R,width,h,w), as `embed` gives it. vector: (R,A), what the backbone's time embedding
+        is told. kinds: (R,E), as `kind_embedding`.
         """
         dtype = self._dtype
         time: Tensor = self.time_embedding(self.time_proj(timestep).to(dtype))
@@ -169,13 +171,13 @@ class Union(nn.Module):
         return embedding
 
 
-class UnetControlNet(ControlNet):
+class UnetControlNet(OneCallNet):
     """A ControlNet of a UNet, as controls use it."""
 
     adds_to = SKIPS
 
     def __init__(self, key: Hashable, name: str, network: ControlNetwork) -> None:
-        super().__init__(key, name)
+        super().__init__(key, name, network)
         self.network = network
 
     def check(self, hint: Hint, backbone: Any) -> None:
@@ -199,10 +201,19 @@ class UnetControlNet(ControlNet):
         of_kind = network.kind_embedding(hint.kind)
         return [embedded] if of_kind is None else [embedded, of_kind]
 
-    def residuals(self, call: UnetCall, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
-        mask = None if call.mask is None else call.mask[index]
-        vector = None if call.vector is None else call.vector[index]
-        made: Residuals = self.network(call.x[index], call.timestep[index], call.context[index], mask, vector, *read)
+    def given(self, call: UnetCall, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
+        told = {
+            "x": call.x[index],
+            "timestep": call.timestep[index],
+            "context": call.context[index],
+            "context_mask": None if call.mask is None else call.mask[index],
+            "vector": None if call.vector is None else call.vector[index],
+        }
+        return told | dict(zip(("embedded", "kinds"), read, strict=False))
+
+    def run(self, given: Inputs) -> Residuals:
+        told = dict(given)
+        made: Residuals = self.network(told.pop("x"), **told)
         return made
 
 

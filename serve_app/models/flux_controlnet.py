@@ -7,8 +7,8 @@ Sources: Zhang et al. 2023, arXiv:2302.05543; the published weights; the numbers
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
 
@@ -27,7 +27,9 @@ from serve_app.models.dit_control import (
 )
 from serve_app.models.families.dit import DOUBLES, PATCH, SINGLES, attended, by_heads, positions, to_tokens
 from serve_app.models.families.flux import GUIDANCE, Flux, FluxCall, told_mask
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Place, Table
+from serve_app.models.one_call_net import OneCallNet
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.latent_formats import FLUX
 from serve_app.sampling.transfer import sent
@@ -136,10 +138,11 @@ class FluxControlNetwork(DitControlNetwork):
     def control_net(self, key: Hashable, name: str) -> ControlNet:
         return FluxControlNet(key, name, self)
 
-    def forward(self, call: FluxCall, hint: Tensor, kinds: Tensor | None) -> list[Tensor]:
+    def forward(self, call: FluxCall, hint: Tensor, at: Tensor, kinds: Tensor | None = None) -> list[Tensor]:
         """Return the answers (R,n,D), of the double blocks and then of the single ones.
 
-        hint: as tokens, (R,n,columns). kinds: what the text begins with, (R,1,D), None for nothing.
+        hint: as tokens, (R,n,columns). at: where tokens are, (T+n,3). kinds: what the text begins with, (R,1,D), None
+        for nothing.
         """
         dtype = self.x_embedder.bias.dtype
         time, text, there = call.time(self.time_text_embed, dtype), self.context_embedder(call.text), call.there
@@ -147,10 +150,9 @@ class FluxControlNetwork(DitControlNetwork):
             text = torch.cat([kinds, text], dim=1)
             there = None if there is None else torch.cat([there.new_ones(len(there), 1), there], dim=1)
         image = self.x_embedder(to_tokens(call.x)) + self.controlnet_x_embedder(hint)
-        at = torch.cat([torch.zeros(text.shape[1], 3), positions(call.x.shape[-2:])])
         told = {
             "temb": time,
-            "image_rotary_emb": self.pos_embed(sent(at, image.device)),
+            "image_rotary_emb": self.pos_embed(at),
             "joint_attention_kwargs": told_mask(by_heads(attended(there, image.shape[1]))),
         }
         answers = []
@@ -165,11 +167,11 @@ class FluxControlNetwork(DitControlNetwork):
         return answers
 
 
-class FluxControlNet(ControlNet):
+class FluxControlNet(OneCallNet):
     """A ControlNet of Flux, as controls use it."""
 
     def __init__(self, key: Hashable, name: str, network: FluxControlNetwork) -> None:
-        super().__init__(key, name)
+        super().__init__(key, name, network)
         self.control, self.network = network.control, network
         family = self.control.family
         spreads, first = [], 0
@@ -207,20 +209,25 @@ class FluxControlNet(ControlNet):
             return [tokens]
         return [tokens, embed(sent(torch.tensor([[hint.kind]]), weight.device))]
 
-    def residuals(self, call: FluxCall, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
+    def given(self, call: FluxCall, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
         guidance = call.guidance
         if guidance is None and self.control.family.guided:
             guidance = torch.full_like(call.level, GUIDANCE)
-        own = replace(
-            call,
-            x=call.x[index],
-            level=call.level[index],
-            text=call.text[index],
-            there=None if call.there is None else call.there[index],
-            pooled=call.pooled[index],
-            guidance=None if guidance is None else guidance[index],
-        )
-        made: list[Tensor] = self.network(own, read[0], read[1] if len(read) > 1 else None)
+        words = call.text.shape[1] + len(read) - 1
+        at = torch.cat([torch.zeros(words, 3), positions(call.x.shape[-2:])])
+        return {
+            "x": call.x[index],
+            "level": call.level[index],
+            "text": call.text[index],
+            "there": None if call.there is None else call.there[index],
+            "pooled": call.pooled[index],
+            "guidance": None if guidance is None else guidance[index],
+            "at": sent(at, call.x.device),
+            **dict(zip(("hint", "kinds"), read, strict=False)),
+        }
+
+    def run(self, given: Inputs) -> list[Tensor]:
+        made: list[Tensor] = self.network(FluxCall.of(given), given["hint"], given["at"], given.get("kinds"))
         return made
 
 

@@ -8,10 +8,10 @@ Sources: Zhang et al. 2023, arXiv:2302.05543; the published weights; the numbers
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
 from torch import Tensor, nn
@@ -28,8 +28,10 @@ from serve_app.models.dit_control import (
 )
 from serve_app.models.families.dit import PATCH, to_tokens
 from serve_app.models.families.qwen_image import BLOCKS, QwenImage, QwenImageCall
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Table
 from serve_app.models.model_control import one_image
+from serve_app.models.one_call_net import OneCallNet
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.latent_formats import WAN
 
@@ -93,16 +95,16 @@ class QwenControlNetwork(DitControlNetwork):
     def control_net(self, key: Hashable, name: str) -> ControlNet:
         return QwenControlNet(key, name, self)
 
-    def forward(self, call: QwenImageCall, index: RowIndex, hint: Tensor) -> list[Tensor]:
-        """Return the answers (R',n,D) for some rows. hint: as tokens, (R',n,columns)."""
+    def forward(self, given: Inputs, turns: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """Return the answers (R,n,D) for rows. given: of a `QwenImageCall`, and the hint as tokens (R,n,columns)."""
         own: Any = self
-        dtype, there = hint.dtype, None if call.there is None else call.there[index]
-        time = self.control.family.time(own, call.level[index], dtype)
-        text = own.txt_in(own.txt_norm(call.text[index].to(dtype)))
-        image = own.img_in(to_tokens(call.x[index, :, 0].to(dtype))) + self.controlnet_x_embedder(hint)
+        hint, there = given["hint"], given.get("there")
+        time = self.control.family.time(own, given["level"], hint.dtype)
+        text = own.txt_in(own.txt_norm(given["text"].to(hint.dtype)))
+        image = own.img_in(to_tokens(given["x"][:, :, 0].to(hint.dtype))) + self.controlnet_x_embedder(hint)
         answers = []
         for block, answer in zip(own.transformer_blocks, self.controlnet_blocks, strict=True):
-            text, image = block(image, text, there, time, call.turns)
+            text, image = block(image, text, there, time, turns)
             answers.append(answer(image))
         return answers
 
@@ -163,24 +165,25 @@ class QwenFunControlNetwork(DitControlNetwork):
     def control_net(self, key: Hashable, name: str) -> ControlNet:
         return QwenFunControlNet(key, name, self)
 
-    def forward(self, call: QwenImageCall, index: RowIndex, hint: Tensor) -> list[Tensor]:
-        """Return the answers (R',n,D) for some rows. hint: as tokens, (R',n,columns)."""
+    def forward(self, given: Inputs, turns: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """Return the answers (R,n,D) for rows. given: of a `QwenImageCall`, and the hint as tokens (R,n,columns)."""
         blocks: Any = self.control_blocks
-        there, time = None if call.there is None else call.there[index], call.time[index]
-        image, text, answers = self.control_img_in(hint), call.embedded[index], []
+        image, text, answers = self.control_img_in(given["hint"]), given["embedded"], []
         for block in blocks:
             if block.before_proj is not None:
-                image = block.before_proj(image) + call.image[index]
-            text, image = block(image, text, there, time, call.turns)
+                image = block.before_proj(image) + given["image"]
+            text, image = block(image, text, given.get("there"), given["time"], turns)
             answers.append(block.after_proj(image))
         return answers
 
 
-class _Applied(ControlNet):
-    """A ControlNet of either kind, as controls use it."""
+class _Applied(OneCallNet):
+    """A ControlNet of either kind, as controls use it. told: what of a `QwenImageCall` its network reads."""
+
+    told: ClassVar[Sequence[str]]
 
     def __init__(self, key: Hashable, name: str, network: DitControlNetwork, width: int) -> None:
-        super().__init__(key, name)
+        super().__init__(key, name, network)
         self.network, self._width = network, width
 
     def check(self, hint: Hint, backbone: Any) -> None:
@@ -195,12 +198,19 @@ class _Applied(ControlNet):
         parameter = next(self.network.parameters())
         return [self.tokens(hint, height, width).to(parameter.device, parameter.dtype)]
 
-    def residuals(self, call: QwenImageCall, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
-        made: list[Tensor] = self.network(call, index, read[0])
+    def given(self, call: QwenImageCall, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
+        told = {name: getattr(call, name) for name in self.told}
+        of_rows = {name: None if tensor is None else tensor[index] for name, tensor in told.items()}
+        return {**of_rows, "hint": read[0], "image turns": call.turns[0], "text turns": call.turns[1]}
+
+    def run(self, given: Inputs) -> list[Tensor]:
+        made: list[Tensor] = self.network(given, (given["image turns"], given["text turns"]))
         return made
 
 
 class QwenControlNet(_Applied):
+    told = ("x", "level", "text", "there")
+
     def __init__(self, key: Hashable, name: str, network: QwenControlNetwork) -> None:
         super().__init__(key, name, network, network.control.family.width)
         self._masked = network.control.masked
@@ -212,6 +222,8 @@ class QwenControlNet(_Applied):
 
 
 class QwenFunControlNet(_Applied):
+    told = ("image", "embedded", "time", "there")
+
     def __init__(self, key: Hashable, name: str, network: QwenFunControlNetwork) -> None:
         super().__init__(key, name, network, network.control.width)
         self.adds_to = (Spread(BLOCKS, range(network.control.layers), BACKBONE_BLOCKS, FUN_APART, once=True),)

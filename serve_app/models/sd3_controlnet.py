@@ -7,7 +7,7 @@ Sources: Zhang et al. 2023, arXiv:2302.05543; the published weights; the numbers
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -26,7 +26,9 @@ from serve_app.models.dit_control import (
 )
 from serve_app.models.families.dit import PATCH, grid, thirds, whole_patches
 from serve_app.models.families.sd3 import BLOCKS, HEAD, MODULES, Sd3, Sd3Call
+from serve_app.models.forward import Inputs
 from serve_app.models.layout import Place, Table
+from serve_app.models.one_call_net import OneCallNet
 from serve_app.models.tensors import Tensors
 from serve_app.sampling.latent_formats import SD3
 
@@ -106,11 +108,11 @@ class Sd3ControlNetwork(DitControlNetwork):
         return answers
 
 
-class Sd3ControlNet(ControlNet):
+class Sd3ControlNet(OneCallNet):
     """A ControlNet of the first layout, as controls use it."""
 
     def __init__(self, key: Hashable, name: str, network: Sd3ControlNetwork) -> None:
-        super().__init__(key, name)
+        super().__init__(key, name, network)
         self.control, self.network = network.control, network
         blocks = self.control.family.layers
         run = self.control.family.width // HEAD // blocks
@@ -125,12 +127,19 @@ class Sd3ControlNet(ControlNet):
         masked = self.control.channels == MASKED_CHANNELS
         return [_to(self.network, hint_latents(hint, height, width, _UNSHIFTED, masked=masked))]
 
-    def residuals(self, call: Sd3Call, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
-        network, dtype = self.network, read[0].dtype
-        family, embed = self.control.family, network.pos_embed
-        x = call.x[index].to(dtype)
+    def given(self, call: Sd3Call, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
+        return {
+            "x": call.x[index],
+            "hint": read[0],
+            "timestep": call.timestep[index],
+            "text": call.text[index],
+        }
+
+    def run(self, given: Inputs) -> list[Tensor]:
+        hint, network = given["hint"], self.network
+        family, embed, x = self.control.family, network.pos_embed, given["x"].to(hint.dtype)
         image = family.patches(embed, x) + family.places(embed.pos_embed, x.shape[-2:])
-        made: list[Tensor] = network(image, read[0], call.timestep[index], call.text[index].to(dtype))
+        made: list[Tensor] = network(image, hint, given["timestep"], given["text"].to(hint.dtype))
         return made
 
 
@@ -213,11 +222,11 @@ class Sd35ControlNetwork(DitControlNetwork):
         return answers
 
 
-class Sd35ControlNet(ControlNet):
+class Sd35ControlNet(OneCallNet):
     """A ControlNet of the second layout, as controls use it."""
 
     def __init__(self, key: Hashable, name: str, network: Sd35ControlNetwork) -> None:
-        super().__init__(key, name)
+        super().__init__(key, name, network)
         self.control, self.network = network.control, network
         layers = self.control.layers
         run = -(-(self.control.width // HEAD) // layers)
@@ -235,16 +244,24 @@ class Sd35ControlNet(ControlNet):
             hint = replace(hint, image=1 - hint.image)
         return [_to(self.network, hint_latents(hint, height, width, SD3, masked=False))]
 
-    def residuals(self, call: Sd3Call, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
-        network, dtype = self.network, read[0].dtype
+    def given(self, call: Sd3Call, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
+        of_backbone = self.control.of_backbone
+        return {
+            "x": call.x[index],
+            "patches": call.patches[index] if of_backbone else None,
+            "hint": read[0],
+            "timestep": call.timestep[index],
+            "pooled": call.pooled[index] if of_backbone else call.pooled_embedding[index],
+        }
+
+    def run(self, given: Inputs) -> list[Tensor]:
+        x, hint, network = given["x"], given["hint"], self.network
         if self.control.of_backbone:
-            places = _waves(self.control.width, grid(*call.x.shape[-2:]), call.x.device)
-            image = call.patches[index].to(dtype) + places.to(dtype)
-            pooled = call.pooled[index]
+            places = _waves(self.control.width, grid(*x.shape[-2:]), x.device)
+            image = given["patches"].to(hint.dtype) + places.to(hint.dtype)
         else:
-            image = _embedded(network.pos_embed, call.x[index].to(dtype))
-            pooled = call.pooled_embedding[index]
-        made: list[Tensor] = network(image, read[0], call.timestep[index], pooled.to(dtype))
+            image = _embedded(network.pos_embed, x.to(hint.dtype))
+        made: list[Tensor] = network(image, hint, given["timestep"], given["pooled"].to(hint.dtype))
         return made
 
 

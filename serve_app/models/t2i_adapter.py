@@ -172,8 +172,8 @@ class T2iAdapter(ControlNet):
         features: list[Tensor] = network(pixels)
         return features
 
-    def residuals(self, call: UnetCall, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
-        return list(read)
+    def residuals(self, call: UnetCall, index: RowIndex, read: Sequence[Tensor], exclusive: bool) -> Sequence[Tensor]:
+        return read
 
 
 class _Halving(nn.Module):

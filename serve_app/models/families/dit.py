@@ -182,7 +182,7 @@ class Answer(NamedTuple):
 
 def control_answers(rows: Sequence[Rows], x: Tensor, call: Callable[[], Any]) -> dict[Any, Tensor]:
     """Return what ControlNets add to the rows of x (R,C,…), by Answer. call: makes what they are given."""
-    controlled = [Controlled(r.count, r.sigma, r.inputs.controls) for r in rows]
+    controlled = [Controlled(r.count, r.sigma, r.inputs.controls, r.exclusive) for r in rows]
     if not any(control.acts(row.sigma) for row in controlled for control in row.controls):
         return {}
     sums = control_residuals(controlled, call(), x)

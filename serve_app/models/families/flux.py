@@ -120,6 +120,12 @@ class FluxCall:
     pooled: Tensor
     guidance: Tensor | None
 
+    @classmethod
+    def of(cls, given: Inputs) -> FluxCall:
+        """Return it of tensors by these names."""
+        x, level, text, pooled = (given[name] for name in ("x", "level", "text", "pooled"))
+        return cls(x, level, text, given.get("there"), pooled, given.get("guidance"))
+
     def time(self, embed: Any, dtype: torch.dtype) -> Tensor:
         """Return what blocks are modulated by, (R,width): time, guidance and pooled text together.
 
@@ -321,10 +327,10 @@ class Flux(Transformer):
             "mask": by_heads(attended(known, len(at) - length)) if bias is None else bias.to(dtype),
         }
         given = present(told) | references_together(inputs, dtype)
-        return given | control_answers(rows, x, partial(_call, given)) | passed(rows)
+        return given | control_answers(rows, x, partial(FluxCall.of, given)) | passed(rows)
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
-        call, size = _call(given), given["x"].shape[-2:]
+        call, size = FluxCall.of(given), given["x"].shape[-2:]
         time = call.time(network.time_text_embed, call.x.dtype)
         text = network.context_embedder(call.text)
         if "behind" in given:
@@ -345,12 +351,6 @@ class Flux(Transformer):
                 for residual in added_after(given, kind, number):
                     image = torch.cat([image[:, :count] + residual.to(image.dtype), image[:, count:]], dim=1)
         return from_tokens(network.proj_out(network.norm_out(image[:, :count], time)), *size)
-
-
-def _call(given: Inputs) -> FluxCall:
-    return FluxCall(
-        *(given["x"], given["level"], given["text"], given.get("there"), given["pooled"], given.get("guidance"))
-    )
 
 
 def _behind(

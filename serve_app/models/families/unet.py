@@ -288,7 +288,7 @@ class Unet(OneCall):
         vectors = [i.vector for i in inputs if i.vector is not None]
         vector = torch.cat(vectors).to(dtype) if vectors else None
         call = UnetCall(x, torch.cat([r.timestep for r in rows]), context.to(dtype), mask, vector)
-        added = residuals([Controlled(r.count, r.sigma, r.inputs.controls) for r in rows], call)
+        added = residuals([Controlled(r.count, r.sigma, r.inputs.controls, r.exclusive) for r in rows], call)
         concats = [i.concat for i in inputs if i.concat is not None]
         fed = torch.cat([x, torch.cat(concats).to(dtype)], dim=1) if concats else x
         told = {"x": fed, "timestep": call.timestep, "context": call.context, "vector": vector, "mask": mask}

@@ -164,7 +164,7 @@ class Doubling(ControlNet):
     def read(self, hint: Hint, height: int, width: int) -> list[Tensor]:
         return [hint.image]
 
-    def residuals(self, call: Any, index: RowIndex, read: Sequence[Tensor]) -> list[Tensor]:
+    def residuals(self, call: Any, index: RowIndex, read: Sequence[Tensor], exclusive: bool) -> Sequence[Tensor]:
         return [call.patches[index] * read[0]]
 
 
