@@ -137,7 +137,7 @@ async def test_who_goes_in_the_midst_of_an_archive_leaves_no_file_open(client, s
     async with listening(create_app(service)) as url, httpx.AsyncClient(base_url=url) as real:
         async with real.stream("GET", f"/api/assets/exports/{name}/content") as answer:
             await anext(answer.aiter_raw())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not opened[0].closed:
                 await asyncio.sleep(0.02)
     assert 0 < opened[0].count < size

@@ -45,7 +45,7 @@ class Client:
         self._connection = connection
 
     async def frame(self) -> dict[str, Any]:
-        return json.loads(await asyncio.wait_for(self._connection.recv(), 5))
+        return json.loads(await asyncio.wait_for(self._connection.recv(), 60))
 
     async def frames(self, until: str) -> list[dict[str, Any]]:
         """Return the frames up to and with the first of a type."""
@@ -280,7 +280,7 @@ async def picture(host: str, replica, example, flags: dict[str, Any] | None) -> 
         await replica.executing(JOB, "3")
         await replica.preview(JOB, "3", b"a JPEG")
         while True:
-            if isinstance(heard := await asyncio.wait_for(connection.recv(), 5), bytes):
+            if isinstance(heard := await asyncio.wait_for(connection.recv(), 60), bytes):
                 return heard
 
 

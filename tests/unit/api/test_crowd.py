@@ -44,7 +44,7 @@ class Asked:
             await self.reads()
 
     async def answer(self) -> tuple[int, dict[str, str], Any]:
-        await asyncio.wait_for(self.task, 20)
+        await asyncio.wait_for(self.task, 60)
         start, body = self.sent[0], b"".join(m.get("body", b"") for m in self.sent[1:])
         return start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, json.loads(body or b"null")
 
@@ -56,7 +56,7 @@ class Asked:
 
 async def waiting(asked: list[Asked]) -> list[Asked]:
     for one in asked:
-        await asyncio.wait_for(one.waits.wait(), 20)
+        await asyncio.wait_for(one.waits.wait(), 60)
     return asked
 
 
@@ -107,12 +107,12 @@ async def test_polls_and_sockets_share_a_room_and_are_refused_beyond_it(service,
     status, headers, body = await Asked(app, "GET", f"/jobs/{JOB}/events", query=query).answer()
     assert (status, bool(headers["retry-after"]), "ingress.max_listeners" in body["detail"]) == (503, True, True)
     another = Asked(app, "GET", "/ws", "websocket")
-    await asyncio.wait_for(another.task, 5)
+    await asyncio.wait_for(another.task, 60)
     assert [message["type"] for message in another.sent] == ["websocket.close"]
     assert (await Asked(app, "GET", "/healthz").answer())[0] == 200
     await poll.go()
     socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
-    await asyncio.wait_for(socket.task, 5)
+    await asyncio.wait_for(socket.task, 60)
     third = Asked(app, "GET", "/ws", "websocket")
     third.incoming.put_nowait({"type": "websocket.connect"})
     while not third.sent:
@@ -137,7 +137,7 @@ async def test_a_socket_whose_client_does_not_read_is_let_go_of(service, client,
     while len(socket.sent) < 2:
         await asyncio.sleep(0)
     await client.post("/prompt", json=example)
-    await asyncio.wait_for(socket.task, 20)
+    await asyncio.wait_for(socket.task, 60)
     assert stuck.is_set()
 
 
@@ -155,7 +155,7 @@ async def test_only_a_sockets_first_message_is_read_and_none_that_is_huge(servic
     ):
         socket.incoming.put_nowait(message)
     with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.wait_for(socket.task, 5)
+        await asyncio.wait_for(socket.task, 60)
     assert read == []
 
 

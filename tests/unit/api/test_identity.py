@@ -201,7 +201,7 @@ async def test_credentials_that_do_not_hold_are_refused_in_each_dialects_form_an
             for answer in (contract.json()["detail"], native.json()["error"]["details"], v2.json()["error"]["message"]):
                 assert why in answer
     async with made.client(made.keys["root"]) as root:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 entries = (await root.get("/tenants/audit")).json()["entries"]
                 if len(entries) >= 3 * len(cases):
@@ -249,7 +249,7 @@ async def test_a_revoked_key_is_refused_within_seconds_and_a_rotated_one_never_f
     async with made.client(made.keys["a"]) as a:
         assert (await a.get("/api/queue")).status_code == 200
         await made.service.inquire(EndKey(found[0]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await a.get("/api/queue")).status_code == 200:
                 await asyncio.sleep(0.05)
     old = made.keys["b"]

@@ -94,7 +94,7 @@ async def test_one_more_that_lasts_than_there_is_room_for(service, counted, crow
             await asyncio.sleep(0.01)
     assert crowd.use[key] == 1.0
     second = Asked(app, "POST", path, kind)
-    await asyncio.wait_for(second.task, 20)
+    await asyncio.wait_for(second.task, 60)
     assert counted(key) == 1
     await first.go()
     assert crowd.use[key] == 0.0

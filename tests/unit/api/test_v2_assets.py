@@ -323,7 +323,7 @@ async def test_a_large_output_comes_to_have_its_hash(client, replica, volume, ex
     volume.write(FileRef("output", "", "a.png"), DATA)
     job = await ended(client, replica, example, {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]})
     assert [(output["hash"], output["size_bytes"]) for output in job["outputs"]] == [(None, len(DATA))]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await client.get(f"/api/v2/assets/{job['outputs'][0]['id']}")).json()["hash"] is None:
             await asyncio.sleep(0.01)
     [output] = (await client.get(job["urls"]["self"])).json()["outputs"]
@@ -341,7 +341,7 @@ async def test_a_first_look_reads_no_more_than_its_bytes_however_many_outputs_th
     shown = [{"filename": name, "subfolder": "", "type": "output"} for name in names]
     job = await ended(client, replica, example, {"images": shown})
     assert [output["hash"] for output in job["outputs"]] == [hashed(), hashed(), None, None]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while None in [o["hash"] for o in (await client.get(job["urls"]["self"])).json()["outputs"]]:
             await asyncio.sleep(0.01)
 
@@ -368,7 +368,7 @@ async def test_tenants_take_turns_at_late_hashes(service, volume):
             asset = Asset(f"{tenant}{number}", None, "output", "a.png", len(DATA), "image/png", None, (), 0.0)
             late.begin(cast(Service, Asked(tenant)), asset)
             late.begin(cast(Service, Asked(tenant)), asset)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(order) < 6:
             await asyncio.sleep(0.01)
     assert order == ["a0", "b0", "a1", "b1", "a2", "a3"]

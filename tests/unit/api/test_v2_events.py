@@ -38,7 +38,7 @@ class Stream:
     async def next(self) -> tuple[str, Any]:
         """Return the next frame. Errors: StopAsyncIteration once the stream has ended."""
         name = ""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 line = await anext(self._lines)
                 if line.startswith(":"):
@@ -170,7 +170,7 @@ async def test_a_stream_more_than_there_is_room_for_is_told_to_come_back(client,
         answer = await client.get(f"/api/v2/jobs/{job_id}/events")
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_streams")
         assert int(answer.headers["Retry-After"]) > 0
-    async with asyncio.timeout(10):  # a place is free again once the server has seen that its client is gone
+    async with asyncio.timeout(60):  # a place is free again once the server has seen that its client is gone
         status_code = 429
         while status_code == 429:
             await asyncio.sleep(0.05)

@@ -119,7 +119,7 @@ async def test_a_receiver_is_told_of_a_job_with_signatures_that_fit(volume, exam
                 webhook = await made(there, url=f"{url}/hook", events=list(EVENTS))
                 job_id = (await there.post("/prompt", json=example)).json()["prompt_id"]
                 await told.succeed(job_id, {})
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     seen = [await taken.get() for _ in range(3)]
     key = base64.b64decode(str(webhook["secret"]).removeprefix("whsec_"))
     for headers, body in seen:

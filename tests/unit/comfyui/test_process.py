@@ -27,7 +27,7 @@ time.sleep(600)
 
 def gone(pid: int) -> bool:
     """Wait for the end of a process; whether it came."""
-    for _ in range(500):
+    for _ in range(3000):
         try:
             if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
                 return True

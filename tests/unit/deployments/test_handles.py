@@ -15,7 +15,7 @@ from serve_app.deployments.rpc import Address, Peer, Server
 from serve_app.errors import NotReadyError
 from serve_app.graph.spec import NodeSpec
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Reference:

@@ -15,7 +15,7 @@ from serve_app.deployments import rpc
 from serve_app.deployments.rpc import Address, Connection, DisconnectedError, Peer, Server, UnpicklableError
 from serve_app.errors import QueueFullError
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Secret:

@@ -30,7 +30,7 @@ def part(name):
     return subprocess.Popen([link, "60"])
 """
 SLEEP = "os.write(ready, b'1'); time.sleep(60)"
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Run:

@@ -20,7 +20,7 @@ from serve_app.scheduler.client import Submission
 from tests.comfyui.pools import free_port, graph, standin, started
 from tests.unit.replica.cluster import Cluster
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 @pytest.fixture(autouse=True)

@@ -281,7 +281,7 @@ async def test_outside_a_job_a_pack_may_send_json_to_the_client_it_names(tmp_pat
             here.send_sync("mine.said", data)
         heard: list[Any] = []
         after = attached.after
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(heard) < 3:
                 news = await c.service.news({"me": Reader("socket", after)}, attached.queue.version, 1.0)
                 for event in news.events.get("me", ()):

@@ -70,7 +70,7 @@ async def test_retention_lets_go_of_jobs_and_files_while_jobs_run(tmp_path: Path
         for color in range(4):
             workflow = {**WORKFLOW, "1": {**WORKFLOW["1"], "inputs": {**WORKFLOW["1"]["inputs"], "color": color}}}
             jobs.append((await running.finish(await running.submit(workflow, ("2",)))).job_id)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(there(running)) > 2 or any([await running.scheduler.job(job_id) for job_id in jobs[:3]]):
                 await asyncio.sleep(0.05)
         assert await running.scheduler.job(jobs[3]) is not None

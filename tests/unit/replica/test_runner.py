@@ -22,6 +22,7 @@ from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, Una
 from serve_app.limits import SizeLimits
 from serve_app.replica import assemble as assembling
 from serve_app.replica import membership
+from serve_app.scheduler import replica_registry
 from serve_app.scheduler.client import Reader, Submission
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
@@ -78,6 +79,7 @@ async def test_a_job_of_quick_nodes_takes_two_calls_of_its_replica_and_two_trans
     # Nothing leaves because it has waited: what is counted is what does not gather at all.
     monkeypatch.setattr(membership, "GATHER_S", 3600.0)
     monkeypatch.setattr(membership, "HOST_S", 3600.0)
+    monkeypatch.setattr(replica_registry, "POLL_S", 3600.0)
     counted = Counter[str]()
 
     def count(of: Any, name: str) -> None:
@@ -105,7 +107,8 @@ async def test_a_job_of_quick_nodes_takes_two_calls_of_its_replica_and_two_trans
 async def test_a_job_may_say_whether_its_steps_are_shown(root, configured, asked, shown):
     async with cluster(root, ONE, preview_method=configured) as running:
         attached = await running.scheduler.attach("me", "socket")
-        job = Submission(str(uuid.uuid4()), txt2img(1), ("6",), "me", {"preview_method": asked})
+        # Of so many steps one is drawn before the last has come.
+        job = Submission(str(uuid.uuid4()), txt2img(1, steps=40), ("6",), "me", {"preview_method": asked})
         await running.scheduler.submit(job)
         after, queue, kinds = attached.after, attached.queue, []
         while "success" not in kinds:
@@ -227,7 +230,7 @@ async def test_a_cancelled_job_stops_within_an_evaluation_and_the_next_one_runs(
         await running.until(endless, "progress")
         assert await running.scheduler.cancel(endless)
         assert (await running.finish(endless)).state == "cancelled"
-        view = await asyncio.wait_for(running.finish(await running.submit(txt2img(2), ("6",))), 30)
+        view = await asyncio.wait_for(running.finish(await running.submit(txt2img(2), ("6",))), 120)
         assert view.state == "success"
         assert not await running.scheduler.cancel(endless)
 
@@ -280,7 +283,7 @@ async def test_a_task_interrupted_before_its_first_step_frees_its_slot(root):
         first = await running.submit(txt2img(1, steps=10_000), ("6",))
         # No turn of the loop lies between the assignment and the interruption.
         assert await running.scheduler.cancel(first)
-        view = await asyncio.wait_for(running.finish(await running.submit(preview(1), ("2",))), 30)
+        view = await asyncio.wait_for(running.finish(await running.submit(preview(1), ("2",))), 120)
         assert view.state == "success"
 
 

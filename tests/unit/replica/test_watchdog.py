@@ -154,15 +154,16 @@ def test_a_process_that_blocks_its_loop_or_fills_memory_really_ends() -> None:
 import asyncio, time
 from serve_app.replica.watchdog import Watchdog
 async def main():
-    Watchdog(asyncio.get_running_loop(), hang_s=0.5, memory_bytes=MEMORY, relieve=lambda: None,
+    Watchdog(asyncio.get_running_loop(), hang_s=HANG, memory_bytes=MEMORY, relieve=lambda: None,
              underway=lambda: ["node 7"]).start()
     await asyncio.sleep(0.1)
 """
-    blocked = process(start.replace("MEMORY", "0") + "    time.sleep(60)\nasyncio.run(main())")
+    blocked = process(start.replace("HANG", "0.5").replace("MEMORY", "0") + "    time.sleep(60)\nasyncio.run(main())")
     assert blocked.returncode == BLOCKED
     assert "in main" in blocked.stderr
     full = process(
-        start.replace("MEMORY", str(GB // 2))
+        # A loop that has its turns late is not what ends this one.
+        start.replace("HANG", "60").replace("MEMORY", str(GB // 2))
         + "    kept = []\n    while True: kept.append(b'x' * (1 << 24)); await asyncio.sleep(0.01)\nasyncio.run(main())"
     )
     assert full.returncode == FULL

@@ -135,7 +135,7 @@ async def living(
     life = Life(url, fingerprint, pool)
     await life.start()
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             yield life
     finally:
         await life.close()
@@ -299,7 +299,7 @@ async def test_a_store_that_is_slow_to_tell_of_a_file_holds_up_no_other_job(tmp_
     answered = threading.Event()
 
     def fingerprint(folder: str, name: str) -> str:
-        answered.wait(20)
+        answered.wait(60)
         return name
 
     async with living(f"sqlite:///{tmp_path}/jobs.sqlite", fingerprint) as life:
@@ -462,7 +462,7 @@ async def test_a_replica_that_is_silent_is_lost_and_named_to_whoever_can_end_it(
     silence.silenced = silenced.put_nowait
     await silence.start()
     await silence.join(INFO, [SPEC], HOST)
-    assert await asyncio.wait_for(silenced.get(), 30) == INFO.replica_id
+    assert await asyncio.wait_for(silenced.get(), 60) == INFO.replica_id
     assert (await silence.cluster()).replicas == ()
     await silence.close()
 

@@ -34,7 +34,7 @@ SPEC = NodeSpec("Save", (), (), (), (), output_node=True)
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tenure, "BEAT_S", 0.05)
-    monkeypatch.setattr(tenure, "VACANT_S", 1.0)
+    monkeypatch.setattr(tenure, "VACANT_S", 2.0)
     monkeypatch.setattr(succession, "AGAIN_S", 0.05)
     monkeypatch.setattr(writer, "FIRST_DELAY_S", 0.01)
 
@@ -55,7 +55,7 @@ async def server(url: str, name: str) -> AsyncIterator[Succession]:
         ),
     )
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             yield made
     finally:
         await made.close()
