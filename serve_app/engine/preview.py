@@ -39,18 +39,18 @@ class Pictures:
         self._made = image, self._timeline.mark()
 
     def take(self) -> Tensor | None:
-        """Return the newest picture once the device has made it; each is returned once."""
+        """Return the newest picture once the device has made it, in eight bits; each is returned once."""
         if self._made is None or not self._made[1].done():
             return None
         image, self._made = self._made[0], None
-        return image
+        return None if image is None else in_eight_bits(image)
 
 
 def picture(denoised: Tensor, latent_format: LatentFormat) -> Tensor | None:
     """Return the first of sampled latents (B,C,h,w), or the first moment of the first of (B,C,T,h,w), as a picture.
 
-    It is (h,w,3) uint8 on the host, as `brought` has it; larger where a cell holds several places. None for a format
-    without a preview map.
+    It is (h,w,3) float32 on the host, as `brought` has it, and goes beyond 0…255; larger where a cell holds several
+    places. None for a format without a preview map.
     """
     preview = latent_format.preview
     if preview is None:
@@ -58,9 +58,14 @@ def picture(denoised: Tensor, latent_format: LatentFormat) -> Tensor | None:
     rows, offset = _map(preview, denoised.device)
     first = (denoised[0] if denoised.ndim == 4 else denoised[0, :, 0]).float()
     cells = first if preview.fold == 1 else pixel_shuffle(first, preview.fold)
-    # Every operation is one more between two forwards for every job that is watched.
-    shades = torch.addmm(offset, rows, cells.flatten(1)).clamp(0, 255).to(torch.uint8)
+    # Every operation is one more between two forwards for every job that is watched, so the host does the rest.
+    shades = torch.addmm(offset, rows, cells.flatten(1))
     return brought(shades.view(3, *cells.shape[1:])).movedim(0, -1)
+
+
+def in_eight_bits(image: Tensor) -> Tensor:
+    """Return a picture of the host in uint8, cut off at black and white."""
+    return image if image.dtype == torch.uint8 else image.clamp(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=64)

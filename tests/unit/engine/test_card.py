@@ -79,7 +79,7 @@ MIXED = ("euler", "uni_pc", "dpmpp_2m", "dpmpp_3m_sde", "er_sde", "lms", "ipndm_
 
 BESIDE = {
     "a mask": (16, 0, 17, 0),
-    "a picture of each step": (13, 0, 35, 0),
+    "a picture of each step": (11, 0, 19, 0),
     "a sampler of its own": (10, 0, 15, 0),
     "texts padded": (10, 0, 11, 0),
     "texts repeated": (10, 0, 23, 0),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serve_app.engine.preview import picture
+from serve_app.engine.preview import in_eight_bits, picture
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.limits import SizeLimits
@@ -100,7 +100,7 @@ async def test_each_step_can_be_shown(shared):
     # The last step's picture is of what it took for the image.
     wanted = picture(latent_formats.SD.to_model(sampled.denoised), latent_formats.SD)
     assert wanted is not None
-    assert (pictures[-1] == wanted.numpy()).all()
+    assert (pictures[-1] == in_eight_bits(wanted).numpy()).all()
 
 
 async def test_without_the_files_of_a_taesd_pictures_are_the_linear_maps(engine, catalog):
