@@ -25,6 +25,7 @@ from serve_app.sampling.levels import FlowLevels, Levels, TableLevels
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
+from serve_app.sampling.transfer import sent
 from serve_app.values import Cfg, DualCfg, Guider, Noise, PerpNeg, SamplerChoice
 
 RECIPE = Recipe("backbone", "checkpoints", "tiny.safetensors")
@@ -105,7 +106,7 @@ class TinyBackbone:
 
     def answer(self, rows: Any) -> list[torch.Tensor]:
         x = torch.cat([piece.x for piece in rows])
-        sigma = torch.tensor([piece.sigma for piece in rows for _ in range(piece.rows)], device=x.device)
+        sigma = sent(torch.tensor([piece.sigma for piece in rows for _ in range(piece.rows)]), x.device)
         context, mask = stack_contexts([piece.inputs.context for piece in rows])
         return list(self.forward(x, sigma, context, mask).split([piece.rows for piece in rows]))
 
