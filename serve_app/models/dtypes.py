@@ -20,7 +20,8 @@ def dtype_of(
     On a GPU auto is the first of `preferred` that the GPU has, else fp32.
     Errors: ConfigError for another name, or for one that the device cannot do.
     """
-    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    # Torch emulates it where a GPU has it not, and ComfyUI then takes another.
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
         able = (dtype for dtype in preferred if dtype != torch.bfloat16 or has_bf16)
         return torch.float32 if device.type == "cpu" else next(able, torch.float32)

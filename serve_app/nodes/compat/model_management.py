@@ -148,7 +148,7 @@ def should_use_fp16(device: Any = None, *arguments: Any, **options: Any) -> bool
 
 def should_use_bf16(device: Any = None, *arguments: Any, **options: Any) -> bool:
     """Whether bfloat16 is: on a GPU that has it."""
-    return should_use_fp16(device) and torch.cuda.is_bf16_supported()
+    return should_use_fp16(device) and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def unet_dtype(*arguments: Any, **options: Any) -> torch.dtype:
