@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from serve_app.config import AppConfig
-from serve_app.deployments import serving
+from serve_app.config.pool import PoolConfig
+from serve_app.deployments import build, serving
+from serve_app.deployments.torch_environment import ENVIRONMENT
 
 
 def test_it_imports_no_torch():
@@ -56,3 +58,27 @@ def test_a_server_that_can_draw_nothing_says_where_to_put_a_model(monkeypatch, t
     said = capsys.readouterr().out
     assert "server:    http://127.0.0.1:8188" in said
     assert ("put a checkpoint into models/checkpoints" in said) is told
+
+
+def test_a_gpu_that_is_asked_for_and_absent_ends_the_start_with_what_to_say_instead(monkeypatch, capsys):
+    monkeypatch.setattr(serving, "lean_ray", SimpleNamespace(init=lambda *_, **__: SimpleNamespace(dashboard_url="")))
+    monkeypatch.setattr(serving, "gpus", lambda: 0.0)
+    served = []
+    monkeypatch.setattr(serving, "_serve", lambda *given: served.append(given) or True)
+    stop = threading.Event()
+    for num_gpus in ("auto", 0, 0.5):
+        settings = AppConfig(pools=(PoolConfig(name="gpu", num_gpus=num_gpus),))
+        found = serving.serve_on_own_ray(settings, "127.0.0.1", 8188, None, stop, dashboard=False)
+        assert found is (num_gpus != 0.5)
+    assert len(served) == 2
+    assert "pool gpu asks for num_gpus: 0.5, and this machine has 0; `num_gpus: auto`" in capsys.readouterr().err
+
+
+def test_replicas_are_told_of_cublas_and_of_torchs_memory_before_they_start(monkeypatch):
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    pool = build._pool(PoolConfig(name="gpu", num_gpus=1), 10.0)
+    told = pool.ray_actor_options["runtime_env"]["env_vars"]
+    assert told == ENVIRONMENT
+    # What strict jobs and row buckets promise rests on the first, and rows that change all the time on the second.
+    assert (told["CUBLAS_WORKSPACE_CONFIG"], told["PYTORCH_ALLOC_CONF"]) == (":4096:8", "expandable_segments:True")
