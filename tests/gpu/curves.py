@@ -6,31 +6,25 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from serve_app.models.backbone import Backbone
-from serve_app.models.families import ClipText
 from serve_app.models.forward import EAGER, Replays
-from serve_app.models.lexicon import Lexicon
 from serve_app.models.lora import LowRank
 from serve_app.models.lora_layers import LoraSet
 from serve_app.models.upload import Ring, Upload, copies_of
 from serve_app.sampling.forward import denoise
-from serve_app.store.catalog import Catalog
 from tests.gpu.bench import Bench, Figure
-from tests.gpu.models import FULL_VAE, SMALL_VAE, Model, random_weights, streamed, vae
+from tests.gpu.models import FULL_VAE, SMALL_VAE, Model, streamed, vae
 
 ROWS = (1, 2, 4, 8, 16, 32)
 SIDES = (512, 1024, 2048)
 TEXTS = (1, 16)
 RANK = 16
 SETS = (1, 8)
-CLIP_L = ClipText(layers=12, width=768, hidden_width=3072, positions=77)
-SMALL_CLIP = ClipText(layers=2, width=64, hidden_width=256, positions=77)
 
 ATTENTION = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -125,8 +119,7 @@ def lora_set(seed: int, network: nn.Module) -> LoraSet:
 
 def of_ends(bench: Bench) -> Iterator[Figure]:
     """Measure what stands before and after sampling: texts and decodes."""
-    texts_of = SMALL_CLIP if bench.small else CLIP_L
-    encoder = texts_of.encoder(random_weights(texts_of, bench.device, torch.float32), Lexicon(Catalog(Path())))
+    encoder = bench.models[0].clip(bench.device)
     for count in TEXTS:
         texts = [f"a house, {i}" for i in range(count)]
         took_s, _ = bench.seconds(partial(encoder.encode, texts))

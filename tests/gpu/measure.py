@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 
 from tests.gpu.bench import Bench, Figure
-from tests.gpu.beside import of_comfyui
+from tests.gpu.beside import of_files
 from tests.gpu.curves import of_card, of_ends, of_forwards
+from tests.gpu.images import of_images
 from tests.gpu.jobs import of_jobs
 from tests.gpu.parity import of_process, of_rows, of_workflows
 from tests.gpu.predictions import PREDICTED
@@ -33,7 +34,7 @@ from tests.parity.comfyui import ComfyUI
 STAGES: Mapping[str, Sequence[Callable[[Bench], Iterator[Figure]]]] = {
     "parity": (of_card, of_workflows, of_rows, of_process),
     "curves": (of_forwards, of_ends),
-    "jobs": (of_jobs, of_comfyui),
+    "jobs": (of_jobs, of_images, of_files),
 }
 
 

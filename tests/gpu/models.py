@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from serve_app.models.backbone import Backbone
-from serve_app.models.families import AutoencoderKL, Sd, Sdxl
+from serve_app.models.families import AutoencoderKL, ClipText, Sd, Sdxl
 from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
+from serve_app.models.families.sdxl import SdxlText
 from serve_app.models.forward import Replays
 from serve_app.models.host_weights import HostWeights
+from serve_app.models.lexicon import Lexicon
 from serve_app.models.network import Network
 from serve_app.models.packing import move_to, upload
 from serve_app.models.streaming import Streaming
+from serve_app.models.text_encoder import Clip
 from serve_app.models.upload import Ring
 from serve_app.models.vae import Vae
 from serve_app.recipe import Discrete
 from serve_app.sampling.forward import Canvas, Piece
 from serve_app.sampling.request import SamplingRequest
+from serve_app.store.catalog import Catalog
 from tests.unit.engine.mixes import request
 
 TOKENS = 77
@@ -35,6 +40,7 @@ class Model:
 
     name: str
     family: BackboneFamily
+    text: ClipText | SdxlText
     context: int
     pooled: int
     side: int
@@ -48,22 +54,29 @@ class Model:
         """Return it with a network's weights. replays: as `Network`."""
         return Backbone(Network(self.name, self.family, module, Discrete(), replays))
 
+    def clip(self, device: torch.device) -> Clip:
+        """Return its text encoder with random weights, in single precision as texts are computed."""
+        if isinstance(self.text, ClipText):
+            network: Any = random_weights(self.text, device, torch.float32)
+        else:
+            network = {name: random_weights(getattr(self.text, name), device, torch.float32) for name in "lg"}
+        return Clip(self.text.encoder(network, Lexicon(Catalog(Path()))))
+
     def conditioning(self, seed: int, tokens: int = TOKENS) -> list[Any]:
         """Return a text's entry, of random numbers."""
         generator = torch.Generator().manual_seed(seed)
         options = {"pooled_output": torch.randn(1, self.pooled, generator=generator)} if self.pooled else {}
         return [(torch.randn(1, tokens, self.context, generator=generator), options)]
 
-    def request(self, seed: int, sampler: str = "euler", steps: int | None = None) -> SamplingRequest:
-        """Return a job with a positive and a negative, so of two rows a step."""
+    def request(self, seed: int, sampler: str = "euler", steps: int | None = None, **texts: Any) -> SamplingRequest:
+        """Return a job with a positive and a negative, so of two rows a step. texts: these, if not random ones."""
         cells = self.side // 8
         return request(
             shape=(1, 4, cells, cells),
             seed=seed,
             sampler=sampler,
             steps=steps or self.steps,
-            positive=self.conditioning(2 * seed),
-            negative=self.conditioning(2 * seed + 1),
+            **texts or {"positive": self.conditioning(2 * seed), "negative": self.conditioning(2 * seed + 1)},
         )
 
     def pieces(self, backbone: Backbone, rows: int, tokens: Sequence[int] = (TOKENS,)) -> list[Piece]:
@@ -78,11 +91,20 @@ class Model:
         return found
 
 
+CLIP_L = ClipText(layers=12, width=768, hidden_width=3072, positions=77)
+CLIP_G = ClipText(layers=32, width=1280, hidden_width=5120, positions=77, projection=1280, kind="g")
+SMALL_CLIP = ClipText(layers=2, width=64, hidden_width=256, positions=77)
+SMALL_PAIR = SdxlText(
+    ClipText(layers=2, width=64, hidden_width=96, positions=77, projection=64),
+    ClipText(layers=2, width=64, hidden_width=96, positions=77, projection=64, kind="g"),
+)
+
 FULL = (
-    Model("SD 1.5", Sd((320, 640, 1280, 1280), (2, 2, 2, 2), (1, 1, 1, 0), 1, 768), 768, 0, 512, 20),
+    Model("SD 1.5", Sd((320, 640, 1280, 1280), (2, 2, 2, 2), (1, 1, 1, 0), 1, 768), CLIP_L, 768, 0, 512, 20),
     Model(
         "SDXL",
         Sdxl((320, 640, 1280), (2, 2, 2), (0, 2, 10), 10, 2048, linear=True, vector_dim=1280 + SIZES),
+        SdxlText(CLIP_L, CLIP_G),
         2048,
         1280,
         1024,
@@ -92,8 +114,13 @@ FULL = (
 """The networks that are measured."""
 
 SMALL = (
-    Model("SD 1.5", Sd((32, 64), (1, 1), (0, 1), 1, 64), 64, 0, 64, 3),
-    Model("SDXL", Sdxl((32, 64), (1, 1), (0, 1), 1, 64, linear=True, vector_dim=32 + SIZES), 64, 32, 64, 3),
+    Model("SD 1.5", Sd((32, 64), (1, 1), (0, 1), 1, 64), SMALL_CLIP, 64, 0, 64, 3),
+    Model(
+        "SDXL",
+        Sdxl((32, 64), (1, 1), (0, 1), 1, 128, linear=True, vector_dim=64 + SIZES),
+        SMALL_PAIR,
+        *(128, 64, 64, 3),
+    ),
 )
 """Networks that show on any machine that what measures them works."""
 
