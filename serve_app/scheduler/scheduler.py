@@ -13,17 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 from serve_app import log
 from serve_app.errors import (
     ChangeRefusedError,
-    ClaimRefusedError,
-    DatabaseGoneError,
     DrainingError,
-    InvalidSubmissionError,
     NotReadyError,
-    QuotaLeft,
     ServeAppError,
     StaleEpochError,
     UnavailableError,
@@ -35,6 +30,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.limits import EventLimits, WebhookLimits
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.abilities import Abilities
+from serve_app.scheduler.acceptance import Acceptance
 from serve_app.scheduler.administration import Administration
 from serve_app.scheduler.admission import Admission, AdmissionRules
 from serve_app.scheduler.client import (
@@ -67,7 +63,6 @@ from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, Soc
 from serve_app.scheduler.outgoing import Outgoing
 from serve_app.scheduler.published_jobs import PublishedJobs
 from serve_app.scheduler.remote_validation import RemoteValidation
-from serve_app.scheduler.repeats import check_repeat
 from serve_app.scheduler.replica_registry import ReplicaRegistry
 from serve_app.scheduler.stimuli import (
     CancelAsked,
@@ -91,15 +86,12 @@ from serve_app.store.inquiries import Inquiry
 from serve_app.store.jobs import Jobs
 from serve_app.store.pauses import Pause
 from serve_app.store.reserved import Contents
-from serve_app.store.stored_bytes import StoredBytes, refusal
 
 T = TypeVar("T")
 _log = log.get("scheduler")
 
 REMEMBER_S = 10.0
 """How often it keeps what it has learned of durations."""
-PROBE_S = 0.2
-"""A database that has taken a change this lately is not asked whether it is there."""
 RECENT_S, RECENT_JOBS = 60.0, 200
 """Jobs that ended this shortly before a restart may have clients who have not been told; at most so many."""
 
@@ -145,7 +137,6 @@ class Scheduler:
         self._reading = ThreadPoolExecutor(1, "reading")
         self._abilities = Abilities(self._pools, jobs, self._in_database)
         self._tasks: list[asyncio.Task[None]] = []
-        self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.counters = JobCounters()
         self._files = files
         self._housekeeping: Housekeeping | None = None
@@ -190,6 +181,18 @@ class Scheduler:
         self._tasks += [asyncio.create_task(work()) for work in (self._writer.run, self._watch.run, self._remember)]
         unended = self._machine.jobs
         self._lookup = JobLookup(self._jobs, self._published, unended, self._in_database, self._reading)
+        self._acceptance = Acceptance(
+            self._jobs,
+            self._tenure,
+            self._machine,
+            self._published,
+            self._lookup,
+            self._writer,
+            self.admission,
+            self._rules.quotas,
+            feed=self._feed,
+            in_database=self._in_database,
+        )
         self.status = ClusterStatus(
             [pool.name for pool in self._pools],
             self._rules,
@@ -252,66 +255,8 @@ class Scheduler:
     # For the ingress --------------------------------------------------------------------------------------------------
 
     async def submit(self, submission: Submission) -> Accepted:
-        """Accept a job; one that was accepted before is answered again.
-
-        Errors: InvalidSubmissionError for the id of another job; ClaimRefusedError; InvalidGraphError, NotReadyError,
-        QueueFullError, DrainingError, DatabaseAwayError.
-        """
         self._check_alive()
-        try:
-            self._jobs.check_there()
-        except DatabaseGoneError:  # any write mends that if it can be mended
-            await self._in_database(self._jobs.stamp, self.epoch)
-        # As long as one waits for the id's lock or has it, it is in the dictionary.
-        async with self._submitting.setdefault(submission.job_id, asyncio.Lock()):
-            # One whose id is new waits for no lookup, unless the database may be away: it would wait as long as that.
-            if submission.id_is_new and self._writer.idle_s() < PROBE_S:
-                return await self._accept(submission)
-            if await self._lookup.row(submission.job_id) is not None:
-                await self._writer.put([])  # what memory knows may not be durable yet
-                if earlier := await self._lookup.row(submission.job_id):
-                    check_repeat(earlier, submission)
-                    stored = await self._stored_by(submission.tenant)
-                    left, held = self._left(submission.tenant, stored), self._published.feeds.holds(earlier.job_id)
-                    return Accepted(earlier.job_id, earlier.number, left, held)
-            return await self._accept(submission)
-
-    async def _accept(self, submission: Submission) -> Accepted:
-        stored = await self._stored_by(submission.tenant)
-        most = self._rules.quotas.of(submission.tenant).bytes_stored
-        if most is not None and stored >= most:
-            raise refusal(most, stored)
-        row, planned = await self.admission.admit(submission, self._waiting, self._machine.next_seq)
-        self._published.expect(row)
-        accepted = self._feed(JobArrived(row, planned, submission.claims))
-        if arriving := self._machine.jobs.get(row.job_id):
-            self._published.arrives(arriving)
-        try:
-            await accepted
-        except ChangeRefusedError as error:
-            self._published.dismiss(row.job_id)
-            if isinstance(error, ClaimRefusedError):
-                raise
-            raise InvalidSubmissionError(f"the job cannot be kept: {error}") from error
-        feeds = self._published.feeds
-        if row.feed is not None and not feeds.is_read(row.feed):
-            feeds.release(row.job_id)  # whom nobody tells anything needs no word that the client knows the job
-        return Accepted(row.job_id, row.number, self._left(row.tenant, stored), feeds.holds(row.job_id))
-
-    async def _stored_by(self, tenant: str) -> int:
-        """Return the bytes that a tenant with a quota of them has stored; 0 for another."""
-        if self._rules.quotas.of(tenant).bytes_stored is None:
-            return 0
-        return await self._in_database(self._jobs.inquire, self.epoch, StoredBytes(tenant))
-
-    def _left(self, tenant: str, stored: int) -> tuple[QuotaLeft, ...]:
-        """Return what is left of a tenant's quotas."""
-        return self._machine.usage.left(tenant, self._rules.quotas.of(tenant), stored, time.time())
-
-    def _waiting(self, tenant: str) -> Mapping[tuple[str, str | None], int]:
-        self._check_alive()  # it may have lost the lease since the submission came
-        self._machine.usage.check(tenant, self._rules.quotas.of(tenant), time.time())
-        return self._machine.queued
+        return await self._acceptance.submit(submission)
 
     async def cancel(self, job_id: str, tenant: str = "") -> bool:
         self._check_alive()
