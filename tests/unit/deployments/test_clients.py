@@ -62,16 +62,15 @@ async def test_a_client_hears_its_job_from_beginning_to_end(running):
 
 async def test_at_every_moment_a_job_is_in_the_queue_or_in_the_history(running):
     job_id = await submit(running, 2)
-    for _ in range(2000):
-        queue = await running.scheduler.queue(EVERY)
-        found = await page(running.scheduler, ENDED)
-        waiting = {job.job_id for job in (*queue.running, *queue.pending)}
-        assert job_id in waiting or [job.job_id for job in found.jobs] == [job_id]
-        if not waiting:
-            [ended] = found.jobs
-            assert (ended.state, list(ended.outputs)) == ("success", ["2"])
-            return
-    raise AssertionError("the job did not end")
+    waiting = {job_id}
+    async with asyncio.timeout(60):
+        while waiting:
+            queue = await running.scheduler.queue(EVERY)
+            found = await page(running.scheduler, ENDED)
+            waiting = {job.job_id for job in (*queue.running, *queue.pending)}
+            assert job_id in waiting or [job.job_id for job in found.jobs] == [job_id]
+    [ended] = found.jobs
+    assert (ended.state, list(ended.outputs)) == ("success", ["2"])
 
 
 async def test_the_end_is_heard_once_the_queue_is_without_the_job_and_its_outputs_are_there(running):
