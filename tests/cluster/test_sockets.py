@@ -58,6 +58,9 @@ def ended(job_id: str) -> dict[str, Any]:
 def test_a_client_that_asks_for_it_is_shown_what_its_sampler_has_come_to(server: Server):
     with connect(f"ws://127.0.0.1:{server.port}/ws?clientId=looking") as socket:
         socket.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
+        # The server's own flags: it has read the client's.
+        while heard(socket)["type"] != "feature_flags":
+            pass
         job_id = server.submit(txt2img(1, steps=25, side=128), client_id="looking")
         frames = list(iter(lambda: heard(socket), ended(job_id)))
     shown = [frame for frame in frames if isinstance(frame, bytes)]

@@ -86,17 +86,17 @@ def test_prometheus_sees_jobs_forwards_weights_stages_and_routes(cluster: RayClu
         result: list[dict[str, Any]] = answer.json().get("data", {}).get("result", [])
         return result
 
-    def value(query: str) -> float:
-        [series] = wait_for(lambda: found(query), f"{query} in Prometheus")
-        return float(series["value"][1])
+    def comes_to(query: str, expected: float) -> None:
+        """Wait for a value: counters are read and exported every few seconds, each process for itself."""
+        wait_for(lambda: [float(one["value"][1]) for one in found(query)] == [expected], f"{query} to be {expected:g}")
 
-    assert value('sum(ray_serve_app_jobs_ended_total{state="success"})') == 1
-    assert value('sum(ray_serve_app_evaluations_total{pool="denoise"})') == 2
-    assert value("sum(ray_serve_app_weights_loads_total)") == 3
-    assert value('sum(ray_serve_app_node_seconds_count{class_type="KSampler"})') == 1
-    assert value("sum(ray_serve_app_replicas)") == 4
-    assert value("sum(ray_serve_app_job_run_seconds_count)") == 1
-    assert value('sum(ray_serve_num_http_requests_total{route="/prompt"})') == 1
+    comes_to('sum(ray_serve_app_jobs_ended_total{state="success"})', 1)
+    comes_to('sum(ray_serve_app_evaluations_total{pool="denoise"})', 2)
+    comes_to("sum(ray_serve_app_weights_loads_total)", 3)
+    comes_to('sum(ray_serve_app_node_seconds_count{class_type="KSampler"})', 1)
+    comes_to("sum(ray_serve_app_replicas)", 4)
+    comes_to("sum(ray_serve_app_job_run_seconds_count)", 1)
+    comes_to('sum(ray_serve_num_http_requests_total{route="/prompt"})', 1)
     # A counter that has never counted is not exported: this server has no tenants, one model, and nothing failed.
     silent = {"forward_failures", "weights_evictions", "weights_releases", "vae_failures", "vae_tiled", "result_hits"}
     silent |= {
@@ -107,8 +107,10 @@ def test_prometheus_sees_jobs_forwards_weights_stages_and_routes(cluster: RayClu
         "forward_graphs",
     }
     silent |= {"refusals", "tenant_jobs", "tenant_gpu_seconds"}
-    series = found('{__name__=~"ray_serve_app_.*"}')
-    names = {one["metric"]["__name__"] for one in series}
-    for metric in METRICS:
-        exported = f"{metric.exported}_count" if metric.kind == "histogram" else metric.exported
-        assert exported in names or metric.name.removeprefix("serve_app_") in silent, metric.name
+    loud = [metric for metric in METRICS if metric.name.removeprefix("serve_app_") not in silent]
+    expected = {f"{metric.exported}_count" if metric.kind == "histogram" else metric.exported for metric in loud}
+
+    def exported() -> set[str]:
+        return {one["metric"]["__name__"] for one in found('{__name__=~"ray_serve_app_.*"}')}
+
+    wait_for(lambda: expected <= exported(), f"every metric that has counted; {sorted(expected)}")

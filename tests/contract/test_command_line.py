@@ -51,7 +51,10 @@ def test_submit_fails_with_the_servers_reason(server: Server, workflow: Path):
 def test_ctrl_c_cancels_the_job(server: Server, workflow: Path):
     line = [sys.executable, "-m", "serve_app.cli", "submit", "--server", server.url, str(workflow)]
     with subprocess.Popen([*line, "--set", "3.steps=9999"], stderr=subprocess.PIPE, text=True) as submitting:
-        [job_id] = wait_for(lambda: server.get("/queue")["running"], "the job")
+        assert submitting.stderr is not None
+        # By then it knows which job it is to cancel.
+        assert "KSampler 3\n" in iter(submitting.stderr.readline, "")
+        [job_id] = server.get("/queue")["running"]
         submitting.send_signal(signal.SIGINT)
         try:
             assert submitting.wait(PATIENCE_S) == 130
@@ -64,6 +67,7 @@ def test_models_nodes_and_status_are_listed(server: Server):
     assert f"checkpoints/{CHECKPOINT}" in run(server, "models").stdout.splitlines()
     nodes = [line.split()[0] for line in run(server, "nodes").stdout.splitlines()]
     assert {"CheckpointLoaderSimple", "KSampler", "KSamplerAdvanced", "SaveImage", "LoadLatent"} <= set(nodes)
+    wait_for(lambda: server.get("/status")["replicas"][0]["running"] == 0, "the end of what earlier jobs ran")
     status = run(server, "status").stdout
     assert "0 jobs running, 0 waiting" in status
     assert "(gpu): 0 of 16 tasks" in status

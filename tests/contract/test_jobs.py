@@ -57,7 +57,7 @@ def test_the_contracts_own_example_makes_an_image(server: Server, example):
 
 
 def test_a_running_job_is_in_the_queue_and_its_history_counts_up(server: Server):
-    job_id = server.submit(txt2img(1, steps=40, side=192))
+    job_id = server.submit(txt2img(1, steps=150, side=192))
     seen = []
 
     def ended() -> bool:
