@@ -1,6 +1,7 @@
 """The engine on an honest card: no devices mixed, results a CPU's to the bit, and what each forward costs around it.
 
-`COSTS` is what all samplers cost, `BESIDE` what else a job may have; `test_card_networks` has a real network's.
+`COSTS` is what all samplers cost, `BESIDE` and `NO_SUMS` what else a job may have; `test_card_networks` has a real
+network's.
 """
 
 from __future__ import annotations
@@ -19,12 +20,28 @@ from serve_app.engine.preview import picture
 from serve_app.engine.timeline import HostTimeline
 from serve_app.models.families.taesd import Taesd
 from serve_app.models.vae import Vae
+from serve_app.recipe import (
+    AdaptiveProjection,
+    CfgNorm,
+    CfgZeroStar,
+    DifferentialDiffusion,
+    EasyCache,
+    EpsilonScaling,
+    FrequencyScaling,
+    Mahiro,
+    NoiseNorm,
+    RenormCfg,
+    RescaleCfg,
+    TangentialDamping,
+    TemporalRescaling,
+)
 from serve_app.sampling import noise
 from serve_app.sampling.latent_formats import SD
 from serve_app.sampling.samplers import SAMPLERS
+from serve_app.values import PerpNeg
 from tests.unit.engine.card import CARD, Card, MixedDevicesError
 from tests.unit.engine.card_runs import CardEngine, Forwards, most, on_card, taken_together, tiny, tiny_on_card
-from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, conditioning, jobs, request
+from tests.unit.engine.mixes import MAX_CELLS, RECIPE, TinyBackbone, conditioning, jobs, request
 
 COSTS = {
     "cfgpp_ud10_ab": (11, 0, 12, 0),
@@ -94,6 +111,29 @@ BESIDE = {
 }
 """The same of Euler's jobs that have something beside."""
 
+NO_SUMS = {
+    "AdaptiveProjection": (35, 0, 190, 0),
+    "CfgNorm": (21, 0, 78, 0),
+    "CfgZeroStar": (26, 0, 118, 0),
+    "DifferentialDiffusion": (20, 0, 49, 0),
+    "EpsilonScaling": (17, 0, 46, 0),
+    "FrequencyScaling": (24, 0, 102, 0),
+    "Mahiro": (41, 0, 238, 0),
+    "NoiseNorm": (28, 0, 134, 0),
+    "RenormCfg": (20, 0, 70, 0),
+    "RescaleCfg": (29, 0, 142, 0),
+    "TangentialDamping": (28, 0, 134, 0),
+    "TemporalRescaling": (16, 0, 38, 0),
+    "an area": (36, 0, 170, 0),
+    "perpendicular negatives": (27, 0, 126, 0),
+}
+"""The same of what is more than a sum of latents, which each job computes by itself: more than two kernels a job."""
+
+PATCHES = (
+    *(AdaptiveProjection(0.5, 5.0, -0.5), CfgNorm(1.0), CfgZeroStar(), EpsilonScaling(1.01)),
+    *(FrequencyScaling(1.1, 1.2, 2), Mahiro(), NoiseNorm(0.5), RenormCfg(20.0, 1.0), RescaleCfg(0.7)),
+    *(TangentialDamping(), TemporalRescaling(0.9, 1.0)),
+)
 
 BROWNIAN = [(30, 1, 0), (28, 1, 0), (26, 1, 0), (24, 1, 0), (24, 1, 0), (25, 1, 0), (24, 1, 0), (22, 1, 0), (5, 1, 0)]
 """By step: kernels, copies and waits of a `_gpu` sampler's noise; each halving of its path is a draw."""
@@ -245,7 +285,7 @@ def test_around_a_forward_are_at_most_25_kernels_and_two_a_job_but_for_samplers_
 
 def test_nothing_waits_for_the_card_between_forwards_but_the_sampler_that_chooses_its_steps_by_their_error():
     assert {name for name, (_, alone, _, of_eight) in COSTS.items() if alone or of_eight} == CHOOSES_STEPS
-    assert not any(alone or of_eight for _, alone, _, of_eight in BESIDE.values())
+    assert not any(alone or of_eight for _, alone, _, of_eight in (BESIDE | NO_SUMS).values())
 
 
 def of_one_job(case: str, seed: int) -> dict[str, Any]:
@@ -254,6 +294,13 @@ def of_one_job(case: str, seed: int) -> dict[str, Any]:
     left = torch.zeros(1, 4, 4)
     left[..., :2] = 1
     cases: dict[str, dict[str, Any]] = {
+        **{type(patch).__name__: {"backbone": RECIPE.with_patch(patch)} for patch in PATCHES},
+        "DifferentialDiffusion": {
+            "backbone": RECIPE.with_patch(DifferentialDiffusion(1.0)),
+            "noise_mask": torch.linspace(0, 1, 16).view(1, 4, 4),
+        },
+        "an area": {"positive": [(text, {}), (text + 1, {"area": (2, 2, 1, 1)})]},
+        "perpendicular negatives": {"rule": PerpNeg(5.0, 0.7), "beside": {"empty": conditioning(3, 3)}},
         "a mask": {"noise_mask": left[None]},
         "a picture of each step": {"after_step": lambda step, denoised, x, steps: picture(denoised, SD)},
         "a sampler of its own": {"sampler": MIXED[seed % len(MIXED)]},
@@ -264,7 +311,7 @@ def of_one_job(case: str, seed: int) -> dict[str, Any]:
     return cases[case]
 
 
-@pytest.mark.parametrize("case", sorted(BESIDE))
+@pytest.mark.parametrize("case", sorted(BESIDE | NO_SUMS))
 def test_what_else_a_job_may_have_makes_no_step_wait_for_the_card(card, engine, on_cpu, case):
     backbone = on_card(card)
     forwards = Forwards(card, backbone.network.module)
@@ -275,7 +322,17 @@ def test_what_else_a_job_may_have_makes_no_step_wait_for_the_card(card, engine, 
         assert all(torch.equal(a.latents, b.latents) for a, b in zip(ours, theirs, strict=True))
         steady = forwards.steady()
         found += [most(steady, lambda counts: counts.kernels), most(steady, lambda counts: counts.stalls)]
-    assert tuple(found) == BESIDE[case]
+    assert tuple(found) == (BESIDE | NO_SUMS)[case]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_step_that_may_not_be_computed_makes_the_host_read_one_number(card, engine, on_cpu, whole):
+    backbone = on_card(card)
+    forwards = Forwards(card, backbone.network.module)
+    wanted = [request(steps=6, backbone=RECIPE.with_patch(EasyCache(1e-9, 0.1, 0.9, whole)))]
+    ours, theirs = taken_together(engine, backbone, wanted), taken_together(on_cpu, tiny(), wanted)
+    assert torch.equal(ours[0].latents, theirs[0].latents)
+    assert most(forwards.steady(), lambda counts: counts.stalls) == 1
 
 
 def test_a_decoded_picture_takes_one_copy_to_the_host_which_waits_for_nothing(card):
