@@ -22,7 +22,7 @@ from serve_app.errors import ModelFileError, UnavailableError
 from serve_app.models.recipes import Need
 from serve_app.models.residency import Hold, Resident
 from serve_app.models.weights import Weights
-from serve_app.recipe import Recipe
+from serve_app.recipe import Lora, Recipe
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.catalog import Catalog
 from tests.unit.engine.test_runtime import ONE, TEXT, UNET, VAE, ignore, recipe, request
@@ -38,6 +38,10 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     for name in NAMES:
         tensors = random_tensors(UNET) | random_tensors(VAE) | random_tensors(TEXT)
         save_file(tensors, root / "checkpoints" / f"{name}.safetensors")
+    (root / "loras").mkdir()
+    query = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    style = {f"{query}.lora_up.weight": torch.ones(32, 4), f"{query}.lora_down.weight": torch.ones(4, 32) / 100}
+    save_file(style, root / "loras" / "style.safetensors")
     return Catalog(root)
 
 
@@ -55,6 +59,10 @@ class Slow(Weights):
         self.under_way.set()
         assert self.go.wait(30)
         return super()._load(*args)
+
+    def _load_set(self, *args: Any) -> Resident:
+        self.threads.append(current_thread().name)
+        return super()._load_set(*args)
 
 
 def slow(catalog: Catalog, budget_bytes: int = 10**9) -> Slow:
@@ -107,7 +115,9 @@ async def test_nothing_is_loaded_in_the_engines_thread(engine: Engine, catalog: 
     conditioning = await runtime.encode_text(recipe("clip"), "a fox")
     images = await runtime.decode(recipe("vae"), (await runtime.sample(request(conditioning))).latents)
     await runtime.encode(recipe("vae", "b"), images)
-    assert weights.threads == ["loads"] * 4
+    styled = recipe("backbone").with_patch(Lora("style.safetensors", 0.8))
+    await runtime.sample(request(conditioning, backbone=styled))
+    assert weights.threads == ["loads"] * 5
 
 
 async def test_what_is_granted_room_is_not_displaced_while_it_waits_to_be_loaded(

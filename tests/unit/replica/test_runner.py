@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
 from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, UnavailableError
+from serve_app.images import to_png
 from serve_app.limits import SizeLimits
 from serve_app.replica import assemble as assembling
 from serve_app.replica import membership
@@ -187,6 +188,22 @@ async def test_a_changed_seed_computes_the_text_encoding_only_once(root):
         await running.finish(job_id)
         executed = {e.data["node"] for e in await running.events(job_id) if e.kind == "executing"}
         assert executed == {"3", "5", "6"}
+
+
+async def test_pictures_are_encoded_in_neither_the_engines_thread_nor_the_event_loops(root, monkeypatch):
+    threads = []
+
+    def encoded(*given):
+        threads.append(threading.current_thread())
+        return to_png(*given)
+
+    monkeypatch.setattr("serve_app.nodes.builtin.image.to_png", encoded)
+    async with cluster(root, ONE) as running:
+        view = await running.finish(await running.submit(txt2img(1), ("6",)))
+    assert view.state == "success", view.failure
+    [thread] = threads
+    assert thread is not threading.main_thread()
+    assert thread.name != "engine"
 
 
 async def test_a_lost_replica_costs_no_job_and_no_image_is_saved_twice(root):
