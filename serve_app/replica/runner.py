@@ -166,10 +166,6 @@ class Runner:
         """Its models, once they are made."""
         return self._models.made
 
-    async def models_made(self) -> None:
-        """Wait until its models can be asked, if it has any. Errors: what making them came to."""
-        await self._models.wait()
-
     async def leave(self) -> None:
         """Tell the scheduler that this replica goes; its unfinished tasks are handed to others at once."""
         self._membership.leaving = True

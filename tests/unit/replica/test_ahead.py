@@ -54,7 +54,7 @@ async def test_a_plan_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
         write_sample_checkpoint(tmp_path / "models" / "checkpoints" / f"{name}.safetensors")
     async with cluster(tmp_path, (POOL,)) as running:
         runner = running.runners["gpu"]
-        await runner.models_made()
+        await runner._models.wait()
         runner.take(Prefetch(("checkpoints/second.safetensors",)))
         runner.take(
             Prefetch(("checkpoints/none.safetensors", "loras/first.safetensors", "checkpoints/third.safetensors"))

@@ -339,7 +339,7 @@ async def test_a_replica_whose_engine_has_ended_is_not_healthy(root):
     async with cluster(root, ONE) as running:
         runner = running.runners["gpu"]
         runner.check_health()
-        await runner.models_made()
+        await runner._models.wait()
         runner.models._engine.close()
         with pytest.raises(UnavailableError, match="engine"):
             runner.check_health()
@@ -347,7 +347,7 @@ async def test_a_replica_whose_engine_has_ended_is_not_healthy(root):
 
 async def test_a_job_whose_device_is_lost_is_a_new_attempt_on_another_replica(root, monkeypatch):
     async with cluster(root, ONE) as running:
-        await running.runners["gpu"].models_made()
+        await running.runners["gpu"]._models.wait()
         engine, struck = running.runners["gpu"].models._engine, []
 
         def answered(pieces):
