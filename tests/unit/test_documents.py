@@ -33,3 +33,19 @@ def test_some_document_says_how_to_start_ray():
 def test_links_lead_to_files_that_are_there(path: Path):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text())
     assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("folder", ["sampling", "models", "models/families", "scheduler"])
+def test_the_architecture_lists_every_file(folder: str):
+    prose = re.sub(r"```.*?```", "", (ROOT / "ARCHITECTURE.md").read_text(), flags=re.DOTALL)
+    listed = {Path(name).stem for name in re.findall(r"`([^`]+)`", prose)}
+    there = {path.stem for path in (ROOT / "serve_app" / folder).glob("*.py")} - {"__init__"}
+    assert sorted(there - listed) == []
+
+
+def test_decisions_are_numbered_without_a_gap_as_their_titles_say():
+    decisions = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    titles = [re.match(r"# (\d+)\. ", path.read_text()) for path in decisions]
+    numbers = [int(path.name[:4]) for path in decisions]
+    assert numbers == list(range(1, len(decisions) + 1))
+    assert [title and int(title[1]) for title in titles] == numbers
