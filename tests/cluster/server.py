@@ -25,6 +25,7 @@ import httpx
 import psutil
 import yaml
 
+from serve_app.store.atomic_write import UNFINISHED
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
 
@@ -179,6 +180,11 @@ class Server(Application):
             return self.answers()
 
         wait_for(ready, "a server that answers")
+
+    def saved(self, folder: str = "") -> set[str]:
+        """Return the names of what is stored in a folder of outputs, without what a killed process had begun."""
+        names = (path.name for path in (self.root / "output" / folder).iterdir())
+        return {name for name in names if not name.endswith(UNFINISHED)}
 
     def kill(self, kind: str) -> None:
         """SIGKILL the process of a kind in TITLES."""

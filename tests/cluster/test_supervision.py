@@ -54,7 +54,7 @@ def test_each_process_has_loaded_only_what_it_needs(server: Server):
     assert not libraries(server.processes.pid("ingress")) & {"torch", "scipy", "aiohttp"}
     assert not libraries(server.processes.pid("scheduler")) & {"torch", "scipy", "aiohttp", "PIL", "numpy"}
     assert libraries(server.up.pid) == {"", "psutil"}
-    assert libraries(part(server, "server").pid) == {""}
+    wait_for(lambda: libraries(part(server, "server").pid) == {""}, "the driver to leave")
 
 
 @pytest.mark.parametrize("victim", ["gcs_server", "raylet", "server"])
@@ -96,11 +96,13 @@ def test_the_server_comes_back_when_what_it_rests_on_is_killed(victim: str, serv
         [image] = entry["outputs"]["6"]["images"]
         saved[image["filename"]] += 1
     assert set(saved.values()) == {1}
-    assert {path.name for path in (server.root / "output" / victim).iterdir()} == set(saved)
+    assert server.saved(victim) == set(saved)
 
 
 def test_haproxy_that_is_killed_is_started_again_and_nothing_else(server: Server):
-    haproxy, before = part(server, "haproxy"), {p.pid for p in server.processes.found()}
+    # Workers that Ray keeps for nothing in particular come and go.
+    idle = {p.pid for p in server.processes.found("ray::IDLE")}
+    haproxy, before = part(server, "haproxy"), {p.pid for p in server.processes.found()} - idle
     haproxy.kill()
-    wait_for(server.answers, "a HAProxy that listens", 10.0)
+    wait_for(server.answers, "a HAProxy that listens")
     assert before - {p.pid for p in server.processes.found()} == {haproxy.pid}
