@@ -82,7 +82,7 @@ class OneReplica:
         return Execution(task, self.classes, self.held, self, self, self.fetch)
 
     async def run(self, task: Task) -> None:
-        await asyncio.wait_for(self.execution(task).run(), 10)
+        await asyncio.wait_for(self.execution(task).run(), 60)
 
     def value(self, task: Task, node_id: str) -> Any:
         result = self.held.get(task.signatures[node_id])

@@ -106,7 +106,7 @@ class Replica:
         extra_data = {} if extra is None else {"extra_pnginfo": extra}
         task = Task(TaskId("job", 0, 1), graph.nodes, targets, signed, frozenset(), prompt, extra_data)
         execution = Execution(task, BUILTIN, self.held, self, self, self.fetch)
-        await asyncio.wait_for(execution.run(), 20)
+        await asyncio.wait_for(execution.run(), 60)
         values = []
         for target in targets:
             result = self.held.get(signed[target])

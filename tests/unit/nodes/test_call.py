@@ -96,7 +96,7 @@ async def test_an_async_function_can_be_cancelled_and_sees_it() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.wait_for(seen.wait(), 5)
+    await asyncio.wait_for(seen.wait(), 60)
 
 
 async def test_an_exception_of_the_function_comes_out_as_it_is() -> None:

@@ -93,7 +93,7 @@ async def test_only_the_lazy_input_that_is_asked_for_by_its_dotted_name_is_evalu
 async def test_a_validator_is_given_the_dict_too() -> None:
     async def found(**given: int) -> list[Any]:
         nodes = {"1": GraphNode("1", "Strict", {f"numbers.{name}": value for name, value in given.items()})}
-        problems, _ = await asyncio.wait_for(checked(Replica.classes, nodes, ["1"]), 10)
+        problems, _ = await asyncio.wait_for(checked(Replica.classes, nodes, ["1"]), 60)
         return [(p.type, p.details, p.extra) for p in problems]
 
     assert await found(n0=4) == []

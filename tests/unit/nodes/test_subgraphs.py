@@ -249,7 +249,7 @@ async def test_a_store_that_is_slow_to_tell_of_a_subgraphs_file_holds_up_nothing
 
         def fingerprint(self, folder: str, name: str) -> str:
             loop.call_soon_threadsafe(others_run.set)
-            assert others_run.wait(5), "the event loop waits for the file"
+            assert others_run.wait(60), "the event loop waits for the file"
             return name
 
     def make(value: int, **hidden: Any) -> Any:

@@ -74,11 +74,11 @@ def test_a_reader_of_the_deleted_file_leaves_the_one_that_takes_its_place_alone(
         with jobs._reading() as connection:
             connection.exec_driver_sql("SELECT * FROM jobs").fetchone()
             reading.set()
-            done.wait(20)
+            done.wait(60)
 
     reader = threading.Thread(target=read)
     reader.start()
-    reading.wait(20)
+    reading.wait(60)
     path.unlink()
     jobs.write(epoch, [JobAccepted(OTHER)])
     done.set()
