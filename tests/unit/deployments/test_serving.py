@@ -5,15 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
 from serve_app.deployments import build, serving
+from serve_app.deployments.replica import Replica
 from serve_app.deployments.torch_environment import ENVIRONMENT
+from serve_app.errors import UnavailableError
 
 
 def test_it_imports_no_torch():
@@ -82,3 +86,21 @@ def test_replicas_are_told_of_cublas_and_of_torchs_memory_before_they_start(monk
     assert told == ENVIRONMENT
     # What strict jobs and row buckets promise rests on the first, and rows that change all the time on the second.
     assert (told["CUBLAS_WORKSPACE_CONFIG"], told["PYTORCH_ALLOC_CONF"]) == (":4096:8", "expandable_segments:True")
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_a_pool_that_does_not_say_is_deployed_with_the_gpu_that_the_cluster_has(monkeypatch, found):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": found} if found else {})
+    deployed, pool_of = [], build._pool
+    monkeypatch.setattr(build, "_pool", lambda *given: deployed.append(pool_of(*given)) or deployed[-1])
+    build.bind(AppConfig(pools=(PoolConfig(name="gpu"), PoolConfig(name="cpu", runtime=False))))
+    assert [pool.ray_actor_options["num_gpus"] for pool in deployed] == [found, 0]
+
+
+def test_serves_health_check_of_a_replica_fails_with_its_engine():
+    def ended():
+        raise UnavailableError("the engine has ended")
+
+    replica: Any = SimpleNamespace(_life=Future(), _runner=SimpleNamespace(check_health=ended))
+    with pytest.raises(UnavailableError, match="the engine has ended"):
+        Replica.check_health(replica)
