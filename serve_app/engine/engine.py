@@ -187,8 +187,11 @@ class Engine:
                     self.turn = 0
                 self._flights.land_all()
                 self._beside.land_all()
-        except DeviceLostError as lost:
-            log.error("the engine closes: %s", lost)
+        except (DeviceLostError, RuntimeError) as error:
+            # Marks and streams of a device that is lost raise too, wherever they are asked.
+            if not isinstance(error, DeviceLostError) and not is_lost(error):
+                raise
+            log.error("the engine closes: %s", str(error).partition("\n")[0])
         finally:
             self._abandon()
 

@@ -26,11 +26,14 @@ ASKING_S = {"graph": 0.0023, "eager": 0.0168}
 
 
 class Device(HostTimeline):
-    """A device in virtual time, and its timeline. host_s, free_s: the host's clock; when the device has done all."""
+    """A device in virtual time, and its timeline. host_s, free_s: the host's clock; when the device has done all.
+
+    broken: which question to a mark raises, as of a device that is lost.
+    """
 
     def __init__(self) -> None:
         self.host_s = self.free_s = 0.0
-        self.broken = False
+        self.broken = ""
         self.done: list[tuple[float, float]] = []
         """When each of what it was asked for began and ended."""
 
@@ -43,6 +46,8 @@ class Device(HostTimeline):
         return self.done[-1]
 
     def mark(self) -> Mark:  # type: ignore[override]
+        if self.broken == "mark":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return Mark(self, self.host_s, max(self.host_s, self.free_s))
 
 
@@ -53,11 +58,15 @@ class Mark:
     at_s: float
 
     def done(self) -> bool:
+        self._ask("done")
         return self.device.host_s >= self.at_s
 
+    def _ask(self, what: str) -> None:
+        if self.device.broken == what:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be")
+
     def wait(self) -> None:
-        if self.device.broken:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        self._ask("wait")
         self.device.host_s = max(self.device.host_s, self.at_s)
 
     def since(self, earlier: Mark) -> float:  # type: ignore[override]
@@ -245,11 +254,12 @@ def test_results_are_given_once_the_device_has_them(engine, device):
     assert at_s == [backbone.asked[-1][2]]
 
 
-def test_an_error_that_shows_only_when_the_device_is_waited_for_closes_the_engine(engine, device):
+@pytest.mark.parametrize("question", ["done", "wait", "mark"])
+def test_an_error_that_shows_only_when_the_device_is_asked_closes_the_engine(engine, device, caplog, question):
     backbone = Slow(device)
 
     def before(count):
-        device.broken = count == 3
+        device.broken = question if count == 3 else ""
 
     backbone.before = before
     futures = together(engine, [Trajectory(backbone, request(seed=seed, steps=3)) for seed in range(2)])
@@ -257,6 +267,8 @@ def test_an_error_that_shows_only_when_the_device_is_waited_for_closes_the_engin
         with pytest.raises(UnavailableError):
             future.result(30)
     assert not engine.alive
+    [said] = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert said.endswith("CUDA error: an illegal memory access was encountered")
 
 
 def test_forwards_hold_as_many_rows_as_fill_the_card_once_that_is_known(engine, device, monkeypatch):
