@@ -157,7 +157,7 @@ class NodeRuntime:
         )
 
     async def decode(self, vae: Recipe, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
-        """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,4,h,w)."""
+        """Return images (B,H,W,C) float32 in 0…1 from unscaled latents (B,c,h,w), or as `Vae.decode` has videos."""
         if tiling is not None:
             return await self._shared.use_tiled(
                 vae,
@@ -170,7 +170,7 @@ class NodeRuntime:
         return await self._with_vae(vae, "decode", latents, latents[:1, 0].numel() * PIXELS_A_CELL)
 
     async def encode(self, vae: Recipe, images: Tensor, tiling: Tiling | None = None) -> Tensor:
-        """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
+        """Return unscaled latents (B,c,h,w) from images (B,H,W,C) in 0…1, or as `Vae.encode` has videos; cropped so."""
         if tiling is not None:
             return await self._shared.use_tiled(
                 vae,

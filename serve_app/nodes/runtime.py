@@ -62,11 +62,17 @@ class Runtime(Protocol):
         ...
 
     async def decode(self, vae: Recipe, latents: torch.Tensor, tiling: Tiling | None = None) -> torch.Tensor:
-        """Return images (B,H,W,3) float32 in 0…1 from unscaled latents (B,C,h,w). tiling: None works on the whole."""
+        """Return images (B,H,W,C) float32 in 0…1 from unscaled latents (B,c,h,w).
+
+        Of an autoencoder of videos (B,F,H,W,C) from (B,c,T,h,w). tiling: None works on the whole.
+        """
         ...
 
     async def encode(self, vae: Recipe, images: torch.Tensor, tiling: Tiling | None = None) -> torch.Tensor:
-        """Return unscaled latents (B,4,H/8,W/8) from images (B,H,W,3) in 0…1, cropped to a multiple of 8."""
+        """Return unscaled latents (B,c,h,w) from images (B,H,W,C) in 0…1; of an autoencoder of videos (1,c,T,h,w).
+
+        What is over a multiple of the pixels that a cell covers is cut off, half on each side.
+        """
         ...
 
     async def see(self, encoder: Recipe, images: torch.Tensor, *, crop: bool) -> ClipVisionOutput:
