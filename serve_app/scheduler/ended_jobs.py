@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,9 +17,8 @@ from serve_app.store.reserved import shown
 
 
 class EndedJobs:
-    """One a scheduler's life. results: what replicas hold. feed: lets the machine decide. in_database: as `Tenure`'s.
-
-    epoch: this life's.
+    """One a scheduler's life. results: what replicas hold. feed: lets the machine decide. in_database: as `Tenure`'s;
+    beside: reads beside that. epoch: this life's.
     """
 
     def __init__(
@@ -33,6 +31,7 @@ class EndedJobs:
         feed: Callable[[FilesGone], Awaitable[None]],
         inquire: Callable[[Inquiry[Removed]], Awaitable[Removed]],
         in_database: Callable[..., Awaitable[Any]],
+        beside: Callable[..., Awaitable[Any]],
     ) -> None:
         self._jobs = jobs
         self._epoch = epoch
@@ -41,11 +40,13 @@ class EndedJobs:
         self._feed = feed
         self._inquire = inquire
         self._in_database = in_database
+        self._beside = beside
 
-    async def count(self, until_seq: int) -> None:
-        """Count them anew up to a cursor, up to which all are published; later ones are counted on."""
-        self._published.ended = later = Counter[str]()
-        later.update(await self._in_database(self._jobs.ended_counts, until_seq))
+    async def count(self) -> None:
+        """Count them anew, as far as they are published; later ones are counted on."""
+        with self._published.recounting() as counts:
+            for found in await self._beside(self._jobs.ended_counts, self._published.seq):
+                counts.add(found)
 
     async def forget(self, job_ids: Sequence[str] | None, tenant: str) -> None:
         """As `SchedulerClient.forget`."""
@@ -68,7 +69,7 @@ class EndedJobs:
     async def forgotten(self, job_ids: Sequence[str] | None, tenant: str = "") -> None:
         """Take in that jobs are no longer in the database: these, or all."""
         self._published.forget(job_ids, tenant)
-        await self.count(self._published.seq)
+        await self.count()
 
     async def forget_files(self, files: Sequence[Place]) -> None:
         """See to it that no job is given a result that names one of these files."""

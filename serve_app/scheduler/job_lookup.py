@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from serve_app.errors import JobMissingError
 from serve_app.events import Event
@@ -20,13 +18,11 @@ from serve_app.scheduler.views import live_view, row_view, standing, unfinished_
 from serve_app.store.changes import JobQuery, JobRow
 from serve_app.store.jobs import Jobs
 
-T = TypeVar("T")
-
 
 class JobLookup:
     """One a scheduler's life. unfinished: the machine's jobs, some of which clients may not know of yet.
 
-    in_database: as `Tenure`'s. lists: where lists are read, beside the writer, which every job waits for.
+    in_database: as `Tenure`'s. beside: reads beside that, as lists are read.
     """
 
     def __init__(
@@ -35,13 +31,13 @@ class JobLookup:
         published: PublishedJobs,
         unfinished: Mapping[str, JobRecord],
         in_database: Callable[..., Awaitable[Any]],
-        lists: Executor,
+        beside: Callable[..., Awaitable[Any]],
     ) -> None:
         self._jobs = jobs
         self._published = published
         self._unfinished = unfinished
         self._in_database = in_database
-        self._lists = lists
+        self._beside = beside
 
     async def row(self, job_id: str) -> JobRow | None:
         """Return a job's row; what memory knows of it may not be durable yet."""
@@ -92,18 +88,16 @@ class JobLookup:
         return row is not None and row.is_of(tenant)
 
     async def keys(self, query: JobQuery) -> JobKeys:
-        """As `SchedulerClient.keys`. No job is counted and none that waits is read from the database."""
+        """As `SchedulerClient.keys`. No job is counted but of a workflow, and none that waits is read for itself."""
         unended = self._published.unended
         if (window := unfinished_window(unended, query)) is not None:
             jobs, total = window
             return JobKeys(tuple((job.row.job_id, None) for job in jobs), total)
-        known = None
-        if query.workflow_id is None and not query.tenant:
-            counts = {**self._published.ended, "queued": len(unended.waiting), "running": len(unended.running)}
-            known = sum(counts.get(state, 0) for state in set(query.states))
-        if query.limit == 0 and known is not None:
-            return JobKeys((), known)
-        keys, total = await self._read(partial(self._jobs.keys, query, known))
+        if query.workflow_id is not None:
+            total = await self._beside(self._jobs.count, query)
+        else:
+            total, query = self._published.counts.length(query), self._published.counts.near(query)
+        keys = [] if query.limit == 0 else await self._beside(self._jobs.keys, query)
         return JobKeys(tuple(keys), total)
 
     async def views(self, job_ids: Sequence[str], tenant: str, *, brief: bool) -> tuple[JobView, ...]:
@@ -113,12 +107,9 @@ class JobLookup:
         live = {job_id: live_view(job) for job_id in job_ids if (job := unended.get(job_id)) is not None}
         known = kept | live
         if missing := [job_id for job_id in job_ids if job_id not in known]:
-            for row in await self._read(partial(self._jobs.rows, missing, brief=brief)):
+            for row in await self._beside(partial(self._jobs.rows, missing, brief=brief)):
                 job = None if row.ended else unended.get(row.job_id)
                 known[row.job_id] = row_view(row) if job is None else live_view(job)
         found = (known[job_id] for job_id in job_ids if job_id in known)
         views = (view for view in found if view.is_of(tenant))
         return tuple(map(briefly, views)) if brief else tuple(views)
-
-    async def _read(self, asked: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._lists, asked)

@@ -7,8 +7,9 @@ has let go of it and its history is complete.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable
+import contextlib
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from serve_app.events import Event
@@ -16,11 +17,13 @@ from serve_app.limits import EventLimits
 from serve_app.scheduler.client import Attached
 from serve_app.scheduler.client_feeds import Feeds
 from serve_app.scheduler.event_stream import EventStream, rebuilt
+from serve_app.scheduler.journal import EPOCH_BITS
+from serve_app.scheduler.list_counts import ListCounts, stretch_of
 from serve_app.scheduler.recent_successes import RecentSuccesses
 from serve_app.scheduler.records import JobRecord
 from serve_app.scheduler.unfinished_jobs import UnfinishedJobs
 from serve_app.scheduler.views import success_view
-from serve_app.store.changes import JobRow
+from serve_app.store.changes import JobRow, ListCount
 
 ANSWER_S = 2.0
 """How long a job's events wait for its submission to be answered; an ingress replica that dies never says so."""
@@ -29,15 +32,15 @@ ANSWER_S = 2.0
 class PublishedJobs:
     """One a scheduler's life.
 
-    unended: the jobs that clients know of and whose end they cannot know yet. successes: those that ended last. ended:
-    how many jobs in lists have ended by how, in this and earlier lives. seq: the cursor of the last event that was
-    published.
+    unended: the jobs that clients know of and whose end they cannot know yet. successes: those that ended last.
+    counts: of all jobs in lists, of this and earlier lives. seq: the cursor of the last event that was published.
     """
 
     def __init__(self, epoch: int, limits: EventLimits | None = None) -> None:
         self._limits = limits or EventLimits()
-        self.ended: Counter[str] = Counter()
-        self.seq = 0
+        self.counts = ListCounts()
+        self._recounts: list[ListCounts] = []
+        self.seq = epoch << EPOCH_BITS
         self.unended = UnfinishedJobs()
         self.successes = RecentSuccesses()
         self.feeds = Feeds(epoch, self._limits)
@@ -78,14 +81,12 @@ class PublishedJobs:
     def show(self, job: JobRecord) -> None:
         """Show an unfinished job of an earlier life, which clients know."""
         self.unended.add(job, started=job.started_s is not None)
+        self._count(job.row, "queued" if job.started_s is None else "running")
         self.feeds.queue_is(len(self.unended), self.unended.by_tenant())
 
     def publish(self, event: Event) -> None:
         """Let clients see an event, and with it the job's coming or going."""
         job_id, self.seq = event.job_id, event.seq
-        # One that still arrives could not be recorded, and is in no list.
-        if event.last and job_id not in self._arriving:
-            self.ended[event.kind] += event.kind != "cancelled" or job_id in self.unended.running
         if event.kind == "preview":
             # A picture of a moment is for who looks on, and no part of the job's story.
             if job_id in self.unended:
@@ -101,11 +102,17 @@ class PublishedJobs:
         arrived = self._arriving.pop(job_id, None) if event.kind == "queued" else None
         if arrived is not None:
             self.unended.add(arrived, started=False)
-        elif event.kind == "started":
-            self.unended.start(job_id)
+            self._count(arrived.row, "queued")
+        elif event.kind == "started" and (started := self.unended.start(job_id)) is not None:
+            self._count(started.row, "queued", -1)
+            self._count(started.row, "running")
         if event.last:
             self._previews.pop(job_id, None)
-            ended = self.unended.discard(job_id)
+            state = "running" if job_id in self.unended.running else "queued"
+            if (ended := self.unended.discard(job_id)) is not None:
+                self._count(ended.row, state, -1)
+                if event.kind != "cancelled" or state == "running":
+                    self._count(ended.row, event.kind, ended_seq=event.seq)
             # Of any other, some outputs may not have been recorded.
             if ended is not None and event.kind == "success":
                 self.successes.add(success_view(ended, event.at_s))
@@ -117,6 +124,25 @@ class PublishedJobs:
             self.feeds.put(client_id, event)
         if event.last or arrived is not None:
             self.feeds.queue_is(len(self.unended), self.unended.by_tenant())
+
+    @contextlib.contextmanager
+    def recounting(self) -> Iterator[ListCounts]:
+        """Count anew: what is yielded has the unfinished jobs and each that ends from here on, and is what lists go by
+        once it is left, with the earlier ends that it was given.
+        """
+        counts = self.counts.unfinished()
+        self._recounts.append(counts)
+        try:
+            yield counts
+            self.counts = counts
+        finally:
+            self._recounts.remove(counts)
+
+    def _count(self, row: JobRow, state: str, jobs: int = 1, ended_seq: int | None = None) -> None:
+        ended = None if ended_seq is None else stretch_of("ended", ended_seq)
+        counted = ListCount(row.tenant, state, stretch_of("created", row.order), ended, jobs)
+        for counts in (self.counts, *self._recounts):
+            counts.add(counted)
 
     def attach(self, feed: str, token: str) -> Attached:
         """Let a socket read for a client, as `Feeds.attach`."""

@@ -57,7 +57,6 @@ from serve_app.scheduler.ended_jobs import EndedJobs
 from serve_app.scheduler.housekeeping import Housekeeping, KeptFiles
 from serve_app.scheduler.job_counters import JobCounters
 from serve_app.scheduler.job_lookup import JobLookup
-from serve_app.scheduler.journal import EPOCH_BITS
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
 from serve_app.scheduler.outgoing import Outgoing
@@ -133,7 +132,6 @@ class Scheduler:
         self._host = host
         self._max_attempts = max_attempts
         self._database = ThreadPoolExecutor(1, "database")
-        # Long lists are read beside the writer, which a job's every change waits for.
         self._reading = ThreadPoolExecutor(1, "reading")
         self._abilities = Abilities(self._pools, jobs, self._in_database)
         self._tasks: list[asyncio.Task[None]] = []
@@ -180,7 +178,7 @@ class Scheduler:
         self._watch = Watch(self._machine, self.registry, self._published.feeds, self._overtime, self._writer.put)
         self._tasks += [asyncio.create_task(work()) for work in (self._writer.run, self._watch.run, self._remember)]
         unended = self._machine.jobs
-        self._lookup = JobLookup(self._jobs, self._published, unended, self._in_database, self._reading)
+        self._lookup = JobLookup(self._jobs, self._published, unended, self._in_database, self._beside)
         self._acceptance = Acceptance(
             self._jobs,
             self._tenure,
@@ -211,14 +209,15 @@ class Scheduler:
             feed=self._feed,
             inquire=self.inquire,
             in_database=self._in_database,
+            beside=self._beside,
         )
         await self._administration.recall()
-        await self._ended.count(self.epoch << EPOCH_BITS)
         unfinished = await self._in_database(self._jobs.unfinished)
         query = JobQuery(tuple(ENDINGS), "ended", descending=True, limit=RECENT_JOBS)
         ended, _ = await self._in_database(self._jobs.page, query)
         self._published.recover([*(row for row in ended if (row.ended_s or 0.0) > time.time() - RECENT_S), *unfinished])
         await asyncio.gather(*map(self._recover, unfinished), return_exceptions=True)
+        await self._ended.count()
         if self._files is not None:
             self._housekeeping = Housekeeping(
                 self._files,
@@ -310,9 +309,8 @@ class Scheduler:
 
     async def _asked(self, inquiry: Inquiry[T]) -> T:
         """Return what an inquiry is answered, in whichever event loop."""
-        executor = self._database if inquiry.writes else self._reading
-        ask = partial(self._jobs.inquire, self.epoch, inquiry)
-        return await asyncio.get_running_loop().run_in_executor(executor, ask)
+        ask = self._in_database if inquiry.writes else self._beside
+        return await ask(self._jobs.inquire, self.epoch, inquiry)
 
     async def keys(self, query: JobQuery) -> JobKeys:
         self._check_ready()
@@ -508,3 +506,7 @@ class Scheduler:
 
     async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._database, function, *arguments)
+
+    async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Read from the database beside the writer, which a job's every change waits for."""
+        return await asyncio.get_running_loop().run_in_executor(self._reading, function, *arguments)

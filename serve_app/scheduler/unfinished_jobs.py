@@ -109,13 +109,14 @@ class UnfinishedJobs(Mapping[str, JobRecord]):
             self.waiting.add(job)
             self._unstarted[job.row.job_id] = job
 
-    def start(self, job_id: str) -> None:
-        """Note that clients know of a job's start."""
+    def start(self, job_id: str) -> JobRecord | None:
+        """Note that clients know of a job's start; return it if it has waited until now."""
         if (job := self._unstarted.pop(job_id, None)) is not None:
             self.waiting.discard(job_id)
             self.running.add(job)
             if (own := self._of.get(job.tenant)) is not None:
                 own.start(job_id)
+        return job
 
     def discard(self, job_id: str) -> JobRecord | None:
         """Take out a job and return it, if it is there."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from serve_app.events import Ending, Failure, JobState
 
@@ -142,23 +142,42 @@ class TenantUsed:
     gpu_s: float
 
 
+Sort: TypeAlias = Literal["created", "ended", "duration"]
+"""What a list is sorted by: the order of submission, the cursors of ends, or how long jobs ran."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobQuery:
     """Which jobs to list, and in what order. A job that was cancelled before it started is in no list.
 
-    states: of the database: queued, running, success, error, cancelled. sort: the moment of a job that orders them, or
-    how long it ran. limit None: all from offset. workflow_id: only jobs of this saved workflow. brief: without prompts,
-    and of extra_data only the id of the saved workflow. tenant: only of jobs that it may know of.
+    states: of the database: queued, running, success, error, cancelled; only the last three in a list by ends. limit
+    None: all from offset. workflow_id: only jobs of this saved workflow. brief: without prompts, and of extra_data only
+    the id of the saved workflow. tenant: only of jobs that it may know of. start: the order, or cursor, that offset
+    counts from; None for the first. Of no meaning where jobs are sorted by how long they ran.
     """
 
     states: tuple[str, ...]
-    sort: Literal["created", "ended", "duration"] = "ended"
+    sort: Sort = "ended"
     descending: bool = False
     offset: int = 0
     limit: int | None = None
     workflow_id: str | None = None
     brief: bool = False
     tenant: str = ""
+    start: int | None = None
+
+
+class ListCount(NamedTuple):
+    """How many jobs of one tenant and state lie in one stretch of places of the list by creation and of that by ends.
+
+    ended: None of jobs that have not, which are in no list by ends.
+    """
+
+    tenant: str
+    state: str
+    created: int
+    ended: int | None
+    jobs: int = 1
 
 
 Change: TypeAlias = JobAccepted | JobStarted | JobLostReplica | OutputRecorded | JobEnded | TenantUsed

@@ -38,12 +38,13 @@ from serve_app.store.changes import (
     JobKey,
     JobQuery,
     JobRow,
+    ListCount,
     TenantUsed,
 )
 from serve_app.store.costs import Cost
 from serve_app.store.execute import execute
 from serve_app.store.inquiries import Inquiry
-from serve_app.store.list_statements import ENDS, LISTED, containing, counting, window_of
+from serve_app.store.list_statements import ENDLESS, containing, counting, counting_ends, window_of
 from serve_app.store.removal import delete_jobs
 from serve_app.store.reserved import Contents, Reservation, shown
 from serve_app.store.schema import (
@@ -324,44 +325,30 @@ class Jobs:
         """Return every job that has not ended, in submission order."""
         return self._rows(JOBS.c.ended_s.is_(None))
 
-    def ended_counts(self, until_seq: int) -> dict[str, int]:
-        """Return how many jobs have ended by how, up to a cursor; of cancelled ones those that had started."""
-        listed = (JOBS.c.ended_seq <= until_seq) & LISTED
-        counted = sa.select(JOBS.c.state, sa.func.count()).where(listed).group_by(JOBS.c.state)
+    def ended_counts(self, until_seq: int) -> list[ListCount]:
+        """Return how many listed jobs have ended up to a cursor, by what lists count them by."""
         with self._reading() as connection:
-            return {state: int(count) for state, count in connection.execute(counted)}
+            return [ListCount(*row) for row in connection.execute(counting_ends(), {"until": until_seq})]
 
-    def page(self, query: JobQuery, total: int | None = None) -> tuple[list[JobRow], int]:
-        """Return the jobs a query finds, in its order, and how many there are without its window; see `keys`."""
-        keys, total = self.keys(query, total)
-        return self.rows([job_id for job_id, _ in keys], brief=query.brief), total
+    def page(self, query: JobQuery) -> tuple[list[JobRow], int]:
+        """Return the jobs a query finds, in its order, and how many there are without its window."""
+        return self.rows([job_id for job_id, _ in self.keys(query)], brief=query.brief), self.count(query)
 
-    def keys(self, query: JobQuery, total: int | None = None) -> tuple[list[JobKey], int]:
-        """Return which jobs a query finds, in its order, and how many there are without its window.
-
-        total: how many there are, for whoever knows; counting them looks at each.
-        """
-        states = sorted(query.states)
-        # The id of a saved workflow is a UUID inside extra_data, so its text is found nowhere else by accident.
-        owner = {"owner": query.tenant} if query.tenant else {}
-        saved = {} if query.workflow_id is None else {"saved": containing(f'"id": {json.dumps(query.workflow_id)}')}
+    def count(self, query: JobQuery) -> int:
+        """Return how many jobs a query finds without its window. It looks at each."""
+        by, asked = _asked(query)
         with self._reading() as connection:
-            if total is None:
-                asked = {"states": states, **saved, **owner}
-                total = int(connection.execute(counting(bool(saved), bool(owner)), asked).scalar_one())
-            stop = total if query.limit is None else min(total, query.offset + query.limit)
-            # What is passed over is read too: a window nearer to the end is reached from there.
-            backwards = query.offset > total - stop
-            place = {"skipped": total - stop if backwards else query.offset, "most": max(0, stop - query.offset)}
-            window = window_of(query.sort, query.descending != backwards, bool(saved), bool(owner))
-            ids = list(connection.execute(window, {"states": states, **saved, **owner, **place}).scalars())
-            # Apart, for no index of creation holds it, and a row that is passed over would be read for it.
-            ends: dict[str, int | None] = {}
-            for start in range(0, len(ids), VARIABLES):
-                found = connection.execute(ENDS, {"them": ids[start : start + VARIABLES]})
-                ends.update((row.job_id, row.ended_seq) for row in found)
-        keys = [(job_id, ends[job_id]) for job_id in ids if job_id in ends]
-        return keys[::-1] if backwards else keys, total
+            return int(connection.execute(counting(*by), asked).scalar_one())
+
+    def keys(self, query: JobQuery) -> list[JobKey]:
+        """Return which jobs a query finds, in its order. It looks at each that its offset passes over."""
+        by, asked = _asked(query)
+        start = query.start if query.start is not None else ENDLESS if query.descending else 0
+        most = ENDLESS if query.limit is None else query.limit
+        window = window_of(query.sort, query.descending, *by)
+        with self._reading() as connection:
+            found = connection.execute(window, {**asked, "start": start, "skipped": query.offset, "most": most})
+            return [(row.job_id, row.ended_seq) for row in found]
 
     def rows(self, job_ids: Sequence[str], *, brief: bool = False) -> list[JobRow]:
         """Return jobs with their outputs, in the order of the ids; unknown ones are left out. brief: see JobQuery."""
@@ -457,6 +444,17 @@ def check_readable(url: str) -> None:
         raise
     except DatabaseAwayError as error:
         _log.warning("%s; going on without it until it answers", error)
+
+
+def _asked(query: JobQuery) -> tuple[tuple[bool, bool], dict[str, Any]]:
+    """Return whether a query goes by workflow and by tenant, and the parameters of what it finds."""
+    asked: dict[str, Any] = {"states": sorted(query.states)}
+    if query.workflow_id is not None:
+        # The id of a saved workflow is a UUID inside extra_data, so its text is found nowhere else by accident.
+        asked["saved"] = containing(f'"id": {json.dumps(query.workflow_id)}')
+    if query.tenant:
+        asked["owner"] = query.tenant
+    return ("saved" in asked, "owner" in asked), asked
 
 
 def _stale(epoch: int) -> StaleEpochError:

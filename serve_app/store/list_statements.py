@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
+from serve_app.store.changes import Sort
 from serve_app.store.schema import JOBS, TENANTS
 
 LISTED = (JOBS.c.state != "cancelled") | JOBS.c.started_s.is_not(None)
 """A job that was cancelled before it started is in no list."""
 
-ENDS = sa.select(JOBS.c.job_id, JOBS.c.ended_seq).where(JOBS.c.job_id.in_(sa.bindparam("them", expanding=True)))
-"""The cursors of some jobs' ends. Parameter: them."""
+PLACES: Mapping[Sort, sa.Column[Any]] = {"created": JOBS.c.order, "ended": JOBS.c.ended_seq}
+"""By what jobs have their place in a list, where that is a number that grows from job to job."""
+
+STRETCH_BITS: Mapping[Sort, int] = {"created": 10, "ended": 13}
+"""How many places one stretch of a list has, as a power of two; a job takes some ten cursors."""
+
+ENDLESS = 2**62
 
 
 @functools.cache
@@ -26,19 +33,30 @@ def counting(by_workflow: bool, by_tenant: bool) -> sa.Select[int]:
 
 
 @functools.cache
-def window_of(sort: str, descending: bool, by_workflow: bool, by_tenant: bool) -> sa.Select[str]:
-    """Return what reads a stretch of a list, as ids. Parameters: those of `counting`; skipped, most."""
-    key: sa.ColumnElement[Any] = {
-        "created": JOBS.c.created_s,
-        "ended": JOBS.c.ended_seq,
-        "duration": sa.func.coalesce(JOBS.c.ended_s - JOBS.c.started_s, 0.0),
-    }[sort]
-    # Left to themselves, the databases differ in where jobs without an end go.
-    order = [key.desc().nulls_last(), JOBS.c.order.desc()]
-    if not descending:
-        order = [key.asc().nulls_first(), JOBS.c.order.asc()]
-    window = sa.select(JOBS.c.job_id).where(_found(by_workflow, by_tenant)).order_by(*order)
+def window_of(sort: Sort, descending: bool, by_workflow: bool, by_tenant: bool) -> sa.Select[Any]:
+    """Return what reads a part of a list, as keys of jobs.
+
+    Parameters: those of `counting`; skipped, most; where jobs have places also start, the first of them.
+    """
+    found = _found(by_workflow, by_tenant)
+    order: list[sa.ColumnElement[Any]] = [sa.func.coalesce(JOBS.c.ended_s - JOBS.c.started_s, 0.0), JOBS.c.order]
+    if (place := PLACES.get(sort)) is not None:
+        order = [place] if place is JOBS.c.order else [place, JOBS.c.order]
+        found &= place <= sa.bindparam("start") if descending else place >= sa.bindparam("start")
+    window = sa.select(JOBS.c.job_id, JOBS.c.ended_seq).where(found)
+    window = window.order_by(*(column.desc() if descending else column.asc() for column in order))
     return window.offset(sa.bindparam("skipped")).limit(sa.bindparam("most"))
+
+
+def counting_ends() -> sa.Select[Any]:
+    """Return what counts the listed jobs that have ended, by tenant, state, and stretch of both lists.
+
+    Parameter: until, the cursor of the last end.
+    """
+    stretches = (PLACES[sort].bitwise_rshift(sa.literal(bits, sa.Integer)) for sort, bits in STRETCH_BITS.items())
+    groups = (JOBS.c.tenant, JOBS.c.state, *stretches)
+    listed = (JOBS.c.ended_seq <= sa.bindparam("until")) & LISTED
+    return sa.select(*groups, sa.func.count()).where(listed).group_by(*groups)
 
 
 def of_tenant(tenant: str | sa.BindParameter[Any]) -> sa.ColumnElement[bool]:

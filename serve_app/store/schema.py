@@ -54,16 +54,15 @@ JOBS = sa.Table(
 sa.Index(
     "jobs_unfinished", JOBS.c.order, sqlite_where=JOBS.c.ended_s.is_(None), postgresql_where=JOBS.c.ended_s.is_(None)
 )
-# Lists are counted, and read in these orders, without touching the rows' long texts.
-_LISTED = (JOBS.c.order, JOBS.c.state, JOBS.c.started_s, JOBS.c.ended_s, JOBS.c.job_id)
-sa.Index("jobs_by_end", JOBS.c.ended_seq, *_LISTED)
-sa.Index("jobs_by_creation", JOBS.c.created_s, *_LISTED)
+# Lists are read in these orders without touching the rows' long texts.
+_LISTED = (JOBS.c.state, JOBS.c.started_s, JOBS.c.ended_s, JOBS.c.job_id)
+sa.Index("jobs_by_end", JOBS.c.ended_seq, JOBS.c.order, *_LISTED, JOBS.c.tenant)
+sa.Index("jobs_by_order", JOBS.c.order, JOBS.c.ended_seq, *_LISTED)
 TENANTS = JOBS.c.tenant != sa.text("''")
 """Jobs of tenants. Their lists have indexes of their own, which cost a server without tenants nothing."""
 _OWN: dict[str, Any] = {"sqlite_where": TENANTS, "postgresql_where": TENANTS}
-sa.Index("jobs_of_tenant_by_end", JOBS.c.tenant, JOBS.c.ended_seq, *_LISTED, **_OWN)
-sa.Index("jobs_of_tenant_by_creation", JOBS.c.tenant, JOBS.c.created_s, *_LISTED, **_OWN)
-sa.Index("jobs_of_tenant_by_order", JOBS.c.tenant, JOBS.c.order, **_OWN)
+sa.Index("jobs_of_tenant_by_end", JOBS.c.tenant, JOBS.c.ended_seq, JOBS.c.order, *_LISTED, **_OWN)
+sa.Index("jobs_of_tenant_by_order", JOBS.c.tenant, JOBS.c.order, JOBS.c.ended_seq, *_LISTED, **_OWN)
 OUTPUTS = sa.Table(
     "outputs",
     METADATA,
@@ -373,6 +372,16 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     22: (
         "ALTER TABLE assets ADD COLUMN user_metadata TEXT NOT NULL DEFAULT '{}'",
         "ALTER TABLE assets ADD COLUMN preview_id VARCHAR(36)",
+    ),
+    23: (
+        "DROP INDEX jobs_by_end",
+        "DROP INDEX jobs_by_creation",
+        "DROP INDEX jobs_of_tenant_by_creation",
+        "DROP INDEX jobs_of_tenant_by_order",
+        'CREATE INDEX jobs_by_end ON jobs (ended_seq, "order", state, started_s, ended_s, job_id, tenant)',
+        'CREATE INDEX jobs_by_order ON jobs ("order", ended_seq, state, started_s, ended_s, job_id)',
+        "CREATE INDEX jobs_of_tenant_by_order ON jobs "
+        "(tenant, \"order\", ended_seq, state, started_s, ended_s, job_id) WHERE tenant != ''",
     ),
 }
 """What makes a database of this version out of one of the version before."""

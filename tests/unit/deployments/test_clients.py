@@ -69,6 +69,7 @@ async def test_at_every_moment_a_job_is_in_the_queue_or_in_the_history(running):
             found = await page(running.scheduler, ENDED)
             waiting = {job.job_id for job in (*queue.running, *queue.pending)}
             assert job_id in waiting or [job.job_id for job in found.jobs] == [job_id]
+            await asyncio.sleep(0.001)
     [ended] = found.jobs
     assert (ended.state, list(ended.outputs)) == ("success", ["2"])
 
@@ -126,5 +127,5 @@ async def test_jobs_of_one_saved_workflow_are_found_by_its_id(running):
     workflow = {"extra_pnginfo": {"workflow": {"id": "w-1", "nodes": []}}}
     wanted = await submit(running, 9, None, **workflow)
     await submit(running, 10, None, extra_pnginfo={"workflow": {"id": "w-10"}})
-    found = await page(running.scheduler, JobQuery(("queued", "running", "success"), workflow_id="w-1"))
+    found = await page(running.scheduler, JobQuery(("queued", "running", "success"), "created", workflow_id="w-1"))
     assert [job.job_id for job in found.jobs] == [wanted]

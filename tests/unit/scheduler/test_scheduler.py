@@ -103,12 +103,13 @@ class Life:
         job_id: str = "",
         seed: int | None = None,
         extra_data: Mapping[str, Any] | None = None,
+        tenant: str = "",
         **inputs: str,
     ) -> str:
         seed = uuid.uuid4().int % 2**31 if seed is None else seed
         prompt = {n: {"class_type": "Save", "inputs": {"seed": seed + i, **inputs}} for i, n in enumerate(node_ids)}
         job_id = job_id or str(uuid.uuid4())
-        await self.scheduler.submit(Submission(job_id, prompt, node_ids, client_id, extra_data or {}))
+        await self.scheduler.submit(Submission(job_id, prompt, node_ids, client_id, extra_data or {}, tenant=tenant))
         return job_id
 
     async def finish(self, job_id: str) -> JobView:

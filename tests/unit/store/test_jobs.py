@@ -5,15 +5,26 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from serve_app.errors import ChangeRefusedError, ConfigError, DatabaseAwayError, StaleEpochError
-from serve_app.events import Failure
-from serve_app.store.changes import JobAccepted, JobEnded, JobQuery, JobRow, JobStarted, OutputRecorded, TenantUsed
+from serve_app.events import Ending, Failure
+from serve_app.store.changes import (
+    JobAccepted,
+    JobEnded,
+    JobQuery,
+    JobRow,
+    JobStarted,
+    ListCount,
+    OutputRecorded,
+    Sort,
+    TenantUsed,
+)
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 
@@ -210,24 +221,6 @@ def test_a_server_has_started_anew_unless_its_scheduler_merely_came_back(jobs):
     assert jobs.started_s() > started_s
 
 
-def test_jobs_without_an_end_come_before_ended_ones_in_order_of_endings(jobs):
-    epoch = jobs.acquire("me")
-    rows = [replace(ROW, job_id=str(n), order=n) for n in range(4)]
-    jobs.write(
-        epoch,
-        [
-            *map(JobAccepted, rows),
-            JobEnded("2", "success", 9.0, 5, Failure()),
-            JobEnded("0", "error", 9.0, 6, Failure()),
-        ],
-    )
-    every = JobQuery(("queued", "success", "error"), "ended")
-    assert [row.job_id for row in jobs.page(every)[0]] == ["1", "3", "2", "0"]
-    assert [row.job_id for row in jobs.page(replace(every, descending=True))[0]] == ["0", "2", "3", "1"]
-    window, total = jobs.page(replace(every, offset=1, limit=2))
-    assert ([row.job_id for row in window], total) == (["3", "2"], 4)
-
-
 def test_lists_leave_out_what_was_cancelled_before_it_started_and_find_saved_workflows(jobs):
     epoch = jobs.acquire("me")
     saved = {"extra_pnginfo": {"workflow": {"id": "5b2b3f5e-1111"}}}
@@ -250,19 +243,47 @@ def test_ended_jobs_are_forgotten_with_all_that_was_recorded_of_them(jobs):
     assert [jobs.job(str(n)) is None for n in range(3)] == [True, True, False]
 
 
-def test_a_window_is_the_same_from_whichever_end_it_is_reached(jobs):
+def test_a_window_is_cut_from_the_whole_list_wherever_it_is_counted_from(jobs):
     epoch = jobs.acquire("me")
-    rows = [replace(ROW, job_id=str(n), order=n, created_s=float(n // 3)) for n in range(12)]
+    rows = [replace(ROW, job_id=str(n), order=n) for n in range(12)]
     jobs.write(epoch, [*map(JobAccepted, rows), *(JobStarted(str(n), 1.0, 2) for n in range(0, 12, 2))])
     jobs.write(epoch, [JobEnded(str(n), "success", 9.0 + n % 4, 50 - n, Failure()) for n in range(1, 10)])
-    sorts: tuple[Literal["created", "ended", "duration"], ...] = ("created", "ended", "duration")
-    for sort, descending in itertools.product(sorts, (False, True)):
-        query = JobQuery(("queued", "running", "success"), sort, descending)
-        whole, total = jobs.page(query)
-        assert (len(whole), total) == (12, 12)
+    by_order, by_end = [str(n) for n in range(12)], [str(n) for n in range(9, 0, -1)]
+    lists: tuple[tuple[Sort, tuple[str, ...], list[str]], ...] = (
+        ("created", ("queued", "running", "success"), by_order),
+        ("ended", ("success",), by_end),
+        ("duration", ("success",), ["1", "3", "5", "7", "9", "4", "8", "2", "6"]),
+    )
+    for (sort, states, ascending), descending in itertools.product(lists, (False, True)):
+        whole = ascending[::-1] if descending else ascending
+        query = JobQuery(states, sort, descending)
         for offset, limit in itertools.product((0, 1, 5, 7, 11, 12, 20), (0, 1, 4, 12, None)):
             window, total = jobs.page(replace(query, offset=offset, limit=limit))
-            assert (window, total) == (whole[offset:][:limit], 12)
+            assert ([row.job_id for row in window], total) == (whole[offset:][:limit], len(whole))
+    assert keys(jobs, JobQuery(("success",), "created", start=4, offset=1, limit=2)) == ["5", "6"]
+    assert keys(jobs, JobQuery(("success",), "created", True, start=4, offset=1, limit=2)) == ["3", "2"]
+    assert keys(jobs, JobQuery(("success",), "ended", start=43, offset=1)) == ["6", "5", "4", "3", "2", "1"]
+    assert keys(jobs, JobQuery(("success",), "ended", True, start=43)) == ["7", "8", "9"]
+    assert jobs.keys(JobQuery(("queued", "success"), "created", start=9)) == [("9", 41), ("11", None)]
+
+
+def keys(jobs: Jobs, query: JobQuery) -> list[str]:
+    return [job_id for job_id, _ in jobs.keys(query)]
+
+
+def test_ended_jobs_are_counted_by_what_lists_count_them_by(jobs):
+    epoch = jobs.acquire("me")
+    rows = [replace(ROW, job_id=str(n), order=1000 * n, tenant="studio" if n == 3 else "") for n in range(6)]
+    endings: list[Ending] = ["success", "error", "success", "success", "cancelled", "cancelled"]
+    jobs.write(epoch, [*map(JobAccepted, rows), JobStarted("5", 1.0, 2)])
+    jobs.write(epoch, [JobEnded(str(n), ending, 9.0, 8000 + 100 * n, Failure()) for n, ending in enumerate(endings)])
+    assert set(jobs.ended_counts(8400)) == {
+        ListCount("", "success", 0, 0, 1),
+        ListCount("", "error", 0, 0, 1),
+        ListCount("", "success", 1, 1, 1),
+        ListCount("studio", "success", 2, 1, 1),
+    }
+    assert ListCount("", "cancelled", 4, 1, 1) in jobs.ended_counts(8500)
 
 
 def contents(count: int) -> Contents:
@@ -270,21 +291,31 @@ def contents(count: int) -> Contents:
     return Contents(".png", tuple(map(str, range(count))))
 
 
+@pytest.mark.parametrize("tenant", ["", "studio"])
 @pytest.mark.parametrize("sort", ["created", "ended"])
 @pytest.mark.parametrize("descending", [False, True])
-def test_lists_are_read_in_their_order_without_the_rows_long_texts(tmp_path, sort, descending):
-    file = tmp_path / "jobs.sqlite"
+def test_lists_are_read_in_their_order_without_the_rows_long_texts(tmp_path, sort, descending, tenant):
+    query = JobQuery(("success", "error"), sort, descending, offset=5, limit=20, tenant=tenant, start=7)
+    for plan in plans(tmp_path, lambda jobs: jobs.keys(query)):
+        assert f"SEARCH jobs USING COVERING INDEX jobs_{'of_tenant_' if tenant else ''}by_" in plan
+        assert "TEMP B-TREE" not in plan
+
+
+def test_ended_jobs_are_counted_without_the_rows_long_texts(tmp_path):
+    [plan] = plans(tmp_path, lambda jobs: jobs.ended_counts(7))
+    assert "COVERING INDEX jobs_by_end" in plan
+
+
+def plans(folder: Path, ask: Callable[[Jobs], object]) -> list[str]:
+    """Return how SQLite carries out what it is asked for."""
+    file = folder / "jobs.sqlite"
     jobs = Jobs(f"sqlite:///{file}")
     asked: list[tuple[str, tuple]] = []
     sa.event.listen(jobs._engine, "before_cursor_execute", lambda *given: asked.append((given[2], given[3])))
-    jobs.page(JobQuery(("success", "error"), sort, descending, offset=5, limit=20))
+    ask(jobs)
     jobs.close()
     with contextlib.closing(sqlite3.connect(file)) as connection:
-        plans = [str(connection.execute(f"EXPLAIN QUERY PLAN {sql}", values).fetchall()) for sql, values in asked]
-    count, window = plans
-    assert "COVERING INDEX" in count
-    assert "COVERING INDEX" in window
-    assert "TEMP B-TREE" not in window
+        return [str(connection.execute(f"EXPLAIN QUERY PLAN {sql}", values).fetchall()) for sql, values in asked]
 
 
 def test_nothing_is_left_in_the_file_of_what_was_forgotten(tmp_path, monkeypatch):
