@@ -7,24 +7,20 @@ changes either. A row of the full one is as large as a job of this kind leaves i
 from __future__ import annotations
 
 import http.client
-import json
 import time
-import uuid
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
+from bench import filled
 from bench.series import Ratio, Series, ratio
 from bench.servers import Contender, Server, running
 from bench.workflows import sleep
-from serve_app.events import Failure
 from serve_app.graph.spec import Input, NodeSpec
-from serve_app.store.changes import Change, JobAccepted, JobEnded, JobRow, JobStarted, OutputRecorded
-from serve_app.store.jobs import Jobs
 
 NAME = "queued"
 WAITING, ENDED = 20_000, 100_000
-BATCH = 5000
 HOUR_S = 3600.0
 PACKS = Path(__file__).parent / "packs"
 NAMED = "cpu"
@@ -118,29 +114,8 @@ def _post(server: Server) -> float:
 
 def _fill(directory: Path) -> None:
     """Write the jobs into the database that a server in this directory will open."""
-    jobs = Jobs(f"sqlite:///{directory}/jobs.sqlite")
-    epoch = jobs.acquire("bench")
+    shown = {"text": [f"{HOUR_S:g}"]}
+    done = (filled.ended(order, sleep(HOUR_S), "1", shown) for order in range(ENDED))
+    left = (filled.waiting(ENDED + order, sleep(HOUR_S), "1") for order in range(WAITING))
     # What waits is planned before the replica that runs it has joined.
-    jobs.save_specs(epoch, NAMED, [SPEC.to_json()], [])
-    changes: list[Change] = []
-    for order in range(ENDED + WAITING):
-        changes += _job(order, ended=order < ENDED)
-        if len(changes) >= BATCH or order == ENDED + WAITING - 1:
-            jobs.write(epoch, changes)
-            changes = []
-    jobs.close()
-
-
-def _job(order: int, *, ended: bool) -> list[Change]:
-    job_id, at_s, seq = str(uuid.UUID(int=order)), time.time() - HOUR_S + order / 100, 10 * order
-    prompt = json.loads(json.dumps(sleep(HOUR_S)))
-    row = JobRow(job_id, float(order), order, prompt, ("1",), f"client {order % 100}", {}, at_s, seq)
-    if not ended:
-        return [JobAccepted(row)]
-    shown = {"images": [{"filename": f"{order}.png", "subfolder": "", "type": "output"}]}
-    return [
-        JobAccepted(row),
-        JobStarted(job_id, at_s, seq + 1),
-        OutputRecorded(job_id, "1", shown, seq + 3),
-        JobEnded(job_id, "success", at_s + 1, seq + 4, Failure()),
-    ]
+    filled.fill(directory, chain(done, left), {NAMED: [SPEC]})
