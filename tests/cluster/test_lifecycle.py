@@ -16,8 +16,7 @@ import pytest
 
 from tests.cluster.server import PATIENCE_S, Server, running, txt2img, wait_for
 
-STOP_S = 10.0
-HANG_S = 5.0
+HANG_S = 30.0
 NOBODY = "00000000-0000-0000-0000-000000000000"
 ROUTES = (
     ("GET", "/queue"),
@@ -77,7 +76,8 @@ def test_until_a_job_can_run_the_server_refuses_or_answers_503(starting: Server)
         poller.end()
         answer = 404 if poller.path.startswith("/view") else 200
         before = poller.statuses.index(answer) if answer in poller.statuses else len(poller.statuses)
-        assert set(poller.statuses[:before]) <= {503}, f"{poller.path}: {poller.statuses}"
+        # One that waits for the start, and so is answered once, would see no 503.
+        assert set(poller.statuses[:before]) == {503}, f"{poller.path}: {poller.statuses}"
         assert set(poller.statuses[before:]) <= {answer}, f"{poller.path}: {poller.statuses}"
         assert poller.wrong == []
     job_id = starting.submit(txt2img(2))
@@ -85,27 +85,27 @@ def test_until_a_job_can_run_the_server_refuses_or_answers_503(starting: Server)
 
     starting.up.send_signal(signal.SIGTERM)
 
-    assert starting.up.wait(STOP_S) == 0
-    assert starting.processes.found() == []
+    assert starting.up.wait(PATIENCE_S) == 0
+    wait_for(lambda: not starting.processes.found(), "the end of the reaper, the last one")
     assert "Traceback" not in starting.log.read_text()
 
 
 def test_a_stop_while_starting_is_obeyed_too(starting: Server):
     wait_for(lambda: starting.processes.found("ray::ServeController"), "Serve's controller")
     starting.up.send_signal(signal.SIGTERM)
-    assert starting.up.wait(STOP_S) == 0
-    assert starting.processes.found() == []
+    assert starting.up.wait(PATIENCE_S) == 0
+    wait_for(lambda: not starting.processes.found(), "the end of the reaper, the last one")
 
 
 def test_jobs_that_sigkill_interrupts_finish_after_the_next_start(tmp_path: Path):
     with running(tmp_path) as server:
-        jobs = [server.submit(txt2img(seed, steps=30, side=128)) for seed in range(6)]
+        jobs = [server.submit(txt2img(seed, steps=100, side=128)) for seed in range(6)]
         wait_for(lambda: server.get("/queue")["running"], "a job that runs")
 
         os.kill(server.up.pid, signal.SIGKILL)
 
-        assert server.up.wait(STOP_S) == -signal.SIGKILL
-        wait_for(lambda: not server.processes.found(), "the end of every process", STOP_S)
+        assert server.up.wait(PATIENCE_S) == -signal.SIGKILL
+        wait_for(lambda: not server.processes.found(), "the end of every process")
         with pytest.raises(httpx.ConnectError):
             server.http.get("/queue")
 

@@ -85,6 +85,7 @@ def test_every_event_arrives_and_in_order_though_the_scheduler_is_killed(server:
     # Nobody listens yet.
     wait_for(lambda: any(d["problem"] for d in server.get(deliveries)["deliveries"]), "an attempt that failed")
     server.kill("scheduler")
+    wait_for(server.answers, "another scheduler")
     late = [server.submit(txt2img(seed, steps=2)) for seed in range(JOBS, 2 * JOBS)]
     receiver = Receiver(port)
     try:
