@@ -62,7 +62,7 @@ class Failure:
 
     def to_json(self) -> dict[str, Any]:
         """Return the members that say something; `from_json` undoes it."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        given = {name: getattr(self, name) for name in self.__slots__}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value}
 
     @classmethod

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -118,7 +117,7 @@ def _of(kind: type[T], changes: Iterable[object]) -> list[T]:
 def _row_of(change: JobAccepted) -> Values:
     """Return a new job as its row: credentials are never written down."""
     row = change.row
-    values = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "outputs"}
+    values = {column: getattr(row, column) for column in row.__slots__ if column != "outputs"}
     values["failure"] = row.failure.to_json()
     values["extra_data"] = without_credentials(row.extra_data)
     for column in JSON_COLUMNS:

@@ -16,15 +16,14 @@ def execute(connection: sa.Connection, statement: sa.UpdateBase, rows: Sequence[
     """
     if not rows:
         return 0
-    text, places = _compiled(statement, connection.dialect, tuple(rows[0]))
-    values = rows if places is None else [tuple(row[name] for name in places) for row in rows]
+    text = _compiled(statement, connection.dialect, tuple(rows[0]))
     driver: Any = connection.dialect.dbapi
     cursor = connection.connection.cursor()
     try:
-        if len(values) == 1:
-            cursor.execute(text, values[0])
+        if len(rows) == 1:
+            cursor.execute(text, rows[0])
         else:
-            cursor.executemany(text, values)
+            cursor.executemany(text, rows)
         return int(cursor.rowcount)
     except driver.Error as error:
         gone = connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, cursor)
@@ -38,9 +37,6 @@ def execute(connection: sa.Connection, statement: sa.UpdateBase, rows: Sequence[
 
 
 @functools.lru_cache(256)
-def _compiled(
-    statement: sa.UpdateBase, dialect: sa.Dialect, names: tuple[str, ...]
-) -> tuple[str, tuple[str, ...] | None]:
-    """Return a statement's text, and the order of its parameters where the driver knows them by their places."""
-    compiled: Any = statement.compile(dialect=dialect, column_keys=names)
-    return str(compiled), tuple(compiled.positiontup) if compiled.positional else None
+def _compiled(statement: sa.UpdateBase, dialect: sa.Dialect, names: tuple[str, ...]) -> str:
+    """Return a statement's text, with its parameters by name."""
+    return str(statement.compile(dialect=dialect, column_keys=names))

@@ -468,7 +468,11 @@ def _engine(url: str) -> sa.Engine:
         if parsed.drivername in ("postgres", "postgresql"):
             parsed = parsed.set(drivername="postgresql+psycopg")
         if parsed.get_backend_name() == "sqlite":
-            engine = sa.create_engine(parsed)
+            if parsed.database in (None, "", ":memory:"):
+                raise ConfigError(f"database_url names no file: {url!r}; each thread would have a database of its own")
+            # A connection drops the pages it has cached once another has written, so all writes go to the same one.
+            # Parameters are named, as with PostgreSQL's driver: `execute` passes rows to either unchanged.
+            engine = sa.create_engine(parsed, pool_use_lifo=True, paramstyle="named")
             sa.event.listen(engine, "connect", _durable_sqlite)
             return engine
         # A connection that the server has dropped meanwhile is noticed before it is used, and replaced.

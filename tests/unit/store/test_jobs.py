@@ -177,6 +177,19 @@ def test_a_database_that_is_locked_is_away_not_refusing(tmp_path, monkeypatch):
     jobs.close()
 
 
+def test_every_write_to_a_file_goes_to_the_same_connection_however_many_there_are(tmp_path):
+    jobs = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
+    epoch = jobs.acquire("me")
+    with jobs._engine.connect(), jobs._engine.connect():  # two that go back into the pool
+        pass
+    wrote = set()
+    sa.event.listen(jobs._engine, "commit", lambda connection: wrote.add(connection.connection.dbapi_connection))
+    for n in range(5):
+        jobs.write(epoch, [JobAccepted(replace(ROW, job_id=str(n), order=n))])
+    assert len(wrote) == 1
+    jobs.close()
+
+
 def test_a_postgresql_whose_host_is_cut_off_is_given_up_unless_the_url_says_otherwise(postgres_server):
     url = postgres_server.database()
     for more, expected in (("", "20000"), ("tcp_user_timeout=7", "7")):
@@ -188,7 +201,9 @@ def test_a_postgresql_whose_host_is_cut_off_is_given_up_unless_the_url_says_othe
         assert int(said["keepalives_idle"]) + int(said["keepalives_interval"]) * int(said["keepalives_count"]) <= 20
 
 
-@pytest.mark.parametrize("url", ["no url", "nosuch://host/x", "postgresql+nosuchdriver://host/x"])
+@pytest.mark.parametrize(
+    "url", ["no url", "nosuch://host/x", "postgresql+nosuchdriver://host/x", "sqlite://", "sqlite:///:memory:"]
+)
 def test_a_url_that_cannot_be_used_is_refused(url):
     with pytest.raises(ConfigError, match="database_url"):
         Jobs(url)
