@@ -7,7 +7,6 @@ that a full one leaves the rest of the server as it was; who finds it full is to
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -132,9 +131,11 @@ class _Arriving:
             return await self._receive()
         if self._state == "unread":
             self._place.__enter__()
-            self._state, self._until_s = "arriving", time.monotonic() + self.body_s
+            self._state, self._until_s = "arriving", asyncio.get_running_loop().time() + self.body_s
         try:
-            message = await asyncio.wait_for(self._receive(), self._until_s - time.monotonic())
+            # Not wait_for: before Python 3.12 it makes a task of what it waits for.
+            async with asyncio.timeout_at(self._until_s):
+                message = await self._receive()
         except TimeoutError as error:
             refused(self.key)
             allowed = f"{self.key} of the configuration allows {self.body_s:g} s"

@@ -22,9 +22,9 @@ class EventStream:
     def put(self, event: Event) -> None:
         self.bytes += data_bytes(event.data)
         self.events.append(event)
+        # Wakes everyone who waits for it, and nobody who begins to wait later.
         self.arrived.set()
-        if not event.last:
-            self.arrived = asyncio.Event()
+        self.arrived.clear()
 
     def begin(self, events: list[Event]) -> None:
         """Put the stream's beginning in front of what it holds."""
