@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from serve_app.models.token_merging import merging
 from serve_app.recipe import HyperTile, TokenMerging
 from serve_app.sampling.layers import AttentionMap, Drawn, Opposed, WithoutAttention
+from serve_app.sampling.transfer import sent
 
 Back: TypeAlias = Callable[[Tensor], Tensor]
 """From what attention makes of changed queries to what there is for all tokens."""
@@ -27,16 +28,16 @@ Back: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Rows that are patched alike, wherever in the batch they lie."""
+    """Rows that are patched alike, wherever in the batch they lie. rows: (r,), their numbers, where the network is."""
 
-    rows: tuple[int, ...]
+    rows: Tensor
     patches: tuple[Any, ...]
 
 
 @contextmanager
 def with_attention(network: Any, rows: Sequence[tuple[int, Sequence[Any]]], size: tuple[int, int]) -> Iterator[None]:
     """Patch attention while the network runs. rows, size: as `unet_layers.with_layers`."""
-    spans = _spans(rows)
+    spans = _spans(rows, next(network.parameters()).device)
     with ExitStack() as stack:
         for name, block in network.named_modules():
             if not isinstance(block, BasicTransformerBlock):
@@ -69,14 +70,15 @@ class _Place:
         return self.first if isinstance(patch, AttentionMap) else isinstance(patch, Drawn)
 
 
-def _spans(rows: Sequence[tuple[int, Sequence[Any]]]) -> list[_Span]:
+def _spans(rows: Sequence[tuple[int, Sequence[Any]]], device: torch.device) -> list[_Span]:
     """Return rows by their patches: those of one run draw together, though others' rows lie between them."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     first = 0
     for count, patches in rows:
         alike.setdefault(tuple(patches), []).extend(range(first, first + count))
         first += count
-    return [_Span(tuple(rows), patches) for patches, rows in alike.items()]
+    # Numbers that each layer brought to a GPU by itself would make the host wait there.
+    return [_Span(sent(torch.tensor(rows), device), patches) for patches, rows in alike.items()]
 
 
 def _forward(
@@ -87,12 +89,12 @@ def _forward(
     made = torch.empty_like(v)
     drawn = _draws(spans, x, size)
     for span in spans:
-        rows = list(span.rows)
+        rows = span.rows
         patches = [patch for patch in span.patches if here.acts_inside(patch)]
         # What the first one leaves is no image any more, so that others pass it over.
         changes = [drawn[id(patch)] for patch in patches if isinstance(patch, Drawn)]
         change = next((change for change in changes if change is not None), None)
-        own, back = (q[rows], k[rows], v[rows]), None
+        own, back = (q.index_select(0, rows), k.index_select(0, rows), v.index_select(0, rows)), None
         if change is not None:
             own, back = change(own, rows)
         if any(isinstance(patch, WithoutAttention) for patch in patches):
@@ -100,13 +102,13 @@ def _forward(
         else:
             maps = [patch for patch in patches if isinstance(patch, AttentionMap)]
             out = _attend(*own, attention.heads, maps)
-        made[rows] = out if back is None else back(out)
+        made.index_copy_(0, rows, out if back is None else back(out))
     for layer in attention.to_out:
         made = layer(made)
     return made
 
 
-Change: TypeAlias = "Callable[[tuple[Tensor, Tensor, Tensor], list[int]], tuple[tuple[Tensor, Tensor, Tensor], Back]]"
+Change: TypeAlias = "Callable[[tuple[Tensor, Tensor, Tensor], Tensor], tuple[tuple[Tensor, Tensor, Tensor], Back]]"
 """From queries, keys and values (B,n,D) of some rows to others, and the way back."""
 
 
@@ -131,9 +133,9 @@ def _merging(patch: TokenMerging, generator: torch.Generator, x: Tensor, size: t
     if merge is None:
         return None
 
-    def change(own: tuple[Tensor, Tensor, Tensor], rows: list[int]) -> tuple[tuple[Tensor, Tensor, Tensor], Back]:
+    def change(own: tuple[Tensor, Tensor, Tensor], rows: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Back]:
         q, k, v = own
-        merged, back = merge(x[rows], q)
+        merged, back = merge(x.index_select(0, rows), q)
         return (merged, k, v), back
 
     return change
@@ -157,7 +159,7 @@ def _tiling(patch: HyperTile, generator: torch.Generator, tokens: int, size: tup
     if tiles == 1:
         return None
 
-    def change(own: tuple[Tensor, Tensor, Tensor], _rows: list[int]) -> tuple[tuple[Tensor, Tensor, Tensor], Back]:
+    def change(own: tuple[Tensor, Tensor, Tensor], _rows: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Back]:
         q, k, v = own
         cut = q.view(len(q), down, h // down, across, w // across, -1).transpose(2, 3)
         k, v = (t.reshape(len(t) * tiles, -1, t.shape[2]) for t in (k, v))
@@ -203,10 +205,10 @@ def _led(opposed: Sequence[tuple[_Span, Opposed]], _module: Any, _given: Any, ou
     for span, patch in opposed:
         if not patch.positive or (other := negatives.get((patch.tie, patch.patch))) is None:
             continue
-        positive, negative = led[list(span.rows)], out[list(other.rows)]
+        positive, negative = led.index_select(0, span.rows), out.index_select(0, other.rows)
         guided = positive * patch.patch.scale - negative * (patch.patch.scale - 1.0)
         lengths = [t.norm(p=1, dim=-1, keepdim=True).clamp(min=1e-6) for t in (guided, positive)]
         ratio = lengths[0] / lengths[1]
         guided = guided * (ratio.clamp(max=patch.patch.tau) / ratio)
-        led[list(span.rows)] = torch.lerp(positive, guided, patch.patch.alpha)
+        led.index_copy_(0, span.rows, torch.lerp(positive, guided, patch.patch.alpha))
     return led

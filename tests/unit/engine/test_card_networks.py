@@ -17,7 +17,18 @@ from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
 from serve_app.models.lora import Difference, LowRank
 from serve_app.models.lora_layers import LoraSet
 from serve_app.models.network import Network
-from serve_app.recipe import Discrete, FreeU, Recipe
+from serve_app.recipe import (
+    DeepShrink,
+    Discrete,
+    FreeU,
+    HyperTile,
+    NormalizedAttention,
+    Patch,
+    PerturbedAttention,
+    Recipe,
+    SelfAttentionGuidance,
+    TokenMerging,
+)
 from serve_app.sampling.request import SamplingRequest
 from serve_app.values import Control
 from tests.unit.engine.card import Card
@@ -51,7 +62,16 @@ Those that bring inputs to their places are among them. One more than a card tak
 here is a call and a copy of what it gives.
 """
 
-FREEU = FreeU(1.3, 1.4, 0.9, 0.2)
+LAYERS: dict[str, Patch] = {
+    "FreeU": FreeU(1.3, 1.4, 0.9, 0.2),
+    "tiles": HyperTile(4, 2, 1, False),
+    "merged tokens": TokenMerging(0.5),
+    "smaller features": DeepShrink(1, 2.0, 0.0, 0.9, True, "bislerp", "area"),
+    "perturbed attention": PerturbedAttention(2.0),
+    "attention to what is seen": SelfAttentionGuidance(0.5, 2.0),
+    "attention led from the negative's": NormalizedAttention(5.0, 0.25, 1.5),
+}
+"""What a recipe has layers do otherwise; only the first of it is recorded."""
 NET = Recipe("controlnet", "controlnet", "a")
 
 
@@ -89,7 +109,8 @@ class Runs:
             options = {"control": Control(NET, torch.sigmoid(normal(seed, 1, 64, 64, 3)), 0.7)}
             texts = {role: normal(seed + shift, 1, 7, 16) for role, shift in (("positive", 0), ("negative", 50))}
             conds = {role: [(text, options if case == "a ControlNet" else {})] for role, text in texts.items()}
-            recipe = Recipe("backbone", "checkpoints", "unet", (FREEU,) if case == "FreeU" else ())
+            patches = (LAYERS[case],) if case in LAYERS else ()
+            recipe = Recipe("backbone", "checkpoints", "unet", patches)
             activated = own.activated(conds, self._nets)
             return own, request(backbone=recipe, shape=(1, 4, 8, 8), steps=6, seed=seed, **activated)
 
@@ -118,6 +139,18 @@ def test_nothing_waits_for_the_card_around_or_in_a_unet(case):
         found += [most(steady, lambda counts: counts.kernels), most(steady, lambda counts: counts.inside)]
     engine.close()
     assert tuple(found) == COSTS[case]
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_whatever_layers_do_otherwise_nothing_waits(case):
+    card = Card()
+    engine, runs = CardEngine(card), Runs(card)
+    forwards = Forwards(card, runs.module)
+    made = runs.made(case)
+    ran_together(engine, [made(seed) for seed in range(2)])
+    engine.close()
+    for counts in forwards.steady():
+        assert not counts.stalls, counts.where
 
 
 def test_around_networks_are_at_most_25_kernels_and_two_a_job():
