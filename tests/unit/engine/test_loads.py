@@ -182,9 +182,14 @@ async def test_after_an_error_of_cuda_in_a_load_the_engine_closes(catalog: Catal
 def test_room_is_given_in_order_of_arrival_and_who_leaves_lets_the_others_through(catalog: Catalog) -> None:
     weights = cpu_weights(catalog, budget_bytes=ONE)
     loads = Loads(weights, lambda error: None, HostTimeline())
+    asked: list[str] = []
 
     def room(name: str) -> Future[Hold]:
-        return loads.room(lambda: weights.need(recipe("backbone", name)))
+        def need() -> Need:
+            asked.append(name)
+            return weights.need(recipe("backbone", name))
+
+        return loads.room(need)
 
     first = room("a").result(30)
     weights.load(first)
@@ -192,6 +197,8 @@ def test_room_is_given_in_order_of_arrival_and_who_leaves_lets_the_others_throug
     # What is resident would fit at once, and does not go before what has waited for longer.
     with pytest.raises(TimeoutError):
         third.result(0.2)
+    # What waits is asked once what it needs, however often it is seen whether there is room.
+    assert asked == ["a", "b"]
     assert second.cancel()
     assert weights.is_loaded(third.result(30))
     del first

@@ -11,6 +11,7 @@ from serve_app.errors import ConfigError, DeviceMemoryError, ModelFileError
 from serve_app.models.dtypes import dtype_of
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.models.families.unet import UnetInputs
+from serve_app.models.loading import Loader
 from serve_app.recipe import ClipSkip, Recipe
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.store.catalog import Catalog
@@ -176,6 +177,21 @@ def test_asking_again_whether_weights_fit_touches_no_file(tmp_path):
     need = held.need(backbone("a"))
     path.unlink()
     assert held.fits(need)
+
+
+def test_what_a_file_takes_is_read_off_it_once(catalog, monkeypatch):
+    read, nbytes = [], Loader.nbytes
+
+    def counted(loader, recipe, files):
+        read.append(recipe.name)
+        return nbytes(loader, recipe, files)
+
+    monkeypatch.setattr(Loader, "nbytes", counted)
+    held = weights(catalog)
+    for _ in range(3):
+        held.backbone(backbone("a"))
+        assert held.need(backbone("a")).nbytes
+    assert len(read) == 1
 
 
 def test_a_failed_load_leaves_the_others_resident(catalog):
