@@ -212,6 +212,13 @@ class ComputedIn:
     dtype: str
 
 
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """A backbone's weights come to a GPU as they run. share: of all that weights may take there, which they take."""
+
+    share: float
+
+
 Training: TypeAlias = Discrete | ContinuousEdm | ContinuousV | Flow | FluxFlow
 """What a backbone was trained to predict and on which levels: read off its file, or set by a patch."""
 
@@ -542,6 +549,7 @@ Patch: TypeAlias = (
     | Training
     | Rounded
     | ComputedIn
+    | Streams
     | HintKind
     | Difference
     | GuidancePatch

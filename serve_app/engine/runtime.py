@@ -9,7 +9,7 @@ A strict node's work is done apart from all other, so that its outcome does not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
@@ -216,19 +216,27 @@ class EngineRuntime:
             return tuple({vae for net, own in given if self.weights.encodes_hint(net) for vae in own})
 
         beside, grounding = _of_negative(guider), gligen.recipes(guider.conds)
-        hooked = [guider.backbone.with_patches(changes(own)) for own in hooks_of(guider.conds)]
+        hooked = [changes(own) for own in hooks_of(guider.conds)]
+
+        def needed(backbone: Recipe) -> Iterator[Recipe]:
+            yield from (backbone, *beside, *grounding, *map(backbone.with_patches, hooked))
+            yield from (*with_bases().values(), *vaes())
+
+        @cache
+        def fitted() -> Recipe:
+            return self.weights.fitted(*needed(guider.backbone))
 
         def need() -> Need:
-            return self.weights.need(guider.backbone, *beside, *grounding, *hooked, *with_bases().values(), *vaes())
+            return self.weights.need(*needed(fitted()))
 
         def begin(hold: Hold) -> Generator[None, None, Future[Sampled]]:
             def variant(further: tuple[HookChange, ...], _held: Hold = hold) -> Backbone:
-                backbone = self.weights.backbone(guider.backbone.with_patches(further))
+                backbone = self.weights.backbone(fitted().with_patches(further))
                 return backbone.exclusive() if strict else backbone
 
             nets = {given: self.weights.control_net(recipe) for given, recipe in with_bases().items()}
-            backbone, *others = (self.weights.backbone(recipe) for recipe in (guider.backbone, *beside))
-            for recipe, own in zip((guider.backbone, *beside), (backbone, *others), strict=True):
+            backbone, *others = (self.weights.backbone(recipe) for recipe in (fitted(), *beside))
+            for recipe, own in zip((fitted(), *beside), (backbone, *others), strict=True):
                 remarks.extend(self.weights.remarks(recipe))
                 yield from own.prepared()
             if strict:

@@ -21,6 +21,7 @@ from serve_app.recipe import (
     Recipe,
     Rounded,
     Scale,
+    Streams,
     Towards,
     WeightChange,
 )
@@ -88,9 +89,10 @@ def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> File
         paths += part_files(catalog, changed.backbone).paths
     rounded, computed = recipe.last(Rounded), recipe.last(ComputedIn)
     dtypes = (rounded and rounded.to, computed.dtype if computed is not None else DEFAULT_DTYPE)
+    streams = recipe.last(Streams)
     changes = _changes(catalog, recipe.all(WeightChange) if whole else merged_in(recipe))
     of_changes = (change.key for change in changes)
-    key = (recipe.part, recipe.loaded_as, *dtypes, *map(version, paths), *of_changes)
+    key = (recipe.part, recipe.loaded_as, *dtypes, streams, *map(version, paths), *of_changes)
     return Files(tuple(paths), key, changes)
 
 

@@ -21,6 +21,8 @@ from serve_app.models.packing import move_weights, weights_of
 from serve_app.models.pinned_memory import PinnedMemory
 from serve_app.models.upload import Copies
 
+QUARTERS = 4
+"""In what parts of all that weights may take of a card networks that stream have theirs; one is left for the others."""
 SLOTS = 2
 BLOCKS = 8
 """A block takes no more than one part in so many of what the network may take, unless it is a single layer."""
@@ -46,6 +48,19 @@ class StreamCounters:
 
     blocks: int = 0
     nbytes: int = 0
+
+
+def stream_share(nbytes: int, beside_bytes: int, budget_bytes: int) -> float | None:
+    """Return in which share of all that weights may take a network streams; None for one that is whole on the card.
+
+    nbytes: of the network; beside_bytes: of what is needed at once with it; budget_bytes: all. The share is of whole
+    quarters, so that there are few sizes of one network; at least one, even if that is more than the others leave.
+    """
+    if nbytes + beside_bytes <= budget_bytes:
+        return None
+    left = QUARTERS * (budget_bytes - beside_bytes) // max(budget_bytes, 1)
+    share = min(max(left, 1), QUARTERS - 1) / QUARTERS
+    return share if nbytes > share * budget_bytes else None
 
 
 def streamed_blocks(network: nn.Module, dtype: torch.dtype | None, room_bytes: int) -> list[Block]:

@@ -31,6 +31,7 @@ from serve_app.models.network import Network
 from serve_app.models.recipes import Files, Need, part_files, set_beside, set_files, version
 from serve_app.models.residency import Hold, Residency, Resident
 from serve_app.models.safetensors_file import SafetensorsFile
+from serve_app.models.streaming import stream_share
 from serve_app.models.text_encoder import Clip
 from serve_app.models.upscaler import Upscaler
 from serve_app.models.vae import Vae
@@ -44,6 +45,7 @@ from serve_app.recipe import (
     Recipe,
     ReferenceMethod,
     Scale,
+    Streams,
     T5Padding,
     Training,
     WeightChange,
@@ -60,8 +62,6 @@ SIZES_KEPT = 1024
 
 STREAMED: frozenset[Part] = frozenset({"backbone", "clip"})
 """Parts that stream where they are too large."""
-STREAM_SHARE = 0.75
-"""How much of all that weights may take one that streams does, so that there is room for what goes with it."""
 
 _log = log.get("models")
 
@@ -204,6 +204,20 @@ class Weights:
             changed = Difference(backbone)
         own = tuple(patch for patch in control_net.patches if not isinstance(patch, Difference))
         return replace(control_net, patches=own if changed is None else (*own, changed))
+
+    def fitted(self, backbone: Recipe, *others: Recipe) -> Recipe:
+        """Return a backbone's recipe for work that needs others at once: one that streams where not all are to fit.
+
+        It opens files that have not been asked about before. Errors: ModelFileError.
+        """
+        if self.device.type != "cuda":
+            return backbone
+        files, budget = self._files(backbone)[0], self._residency.budget_bytes
+        beside = sum(self.need(backbone, *others).nbytes.values()) - self._device_bytes(backbone, files)
+        nbytes = self._part_bytes(backbone, files)
+        share = stream_share(nbytes, beside, budget)
+        alone = stream_share(nbytes, 0, budget)
+        return backbone if share in (None, alone) else backbone.with_patch(Streams(share))
 
     def remarks(self, recipe: Recipe) -> tuple[str, ...]:
         """Return what users should know of a recipe that is held: which LoRAs or merges change not all they name."""
@@ -400,7 +414,8 @@ class Weights:
     def _load(self, recipe: Recipe, files: Files) -> Resident:
         loaded = self._host.take(files.key)
         if loaded is None:
-            stream = partial(self._host.stream, self._stream_bytes) if self._streams(recipe, files) else None
+            room = self._stream_bytes(recipe, files)
+            stream = None if room is None else partial(self._host.stream, room)
             loaded = self._loader.load(recipe, files, stream)
         streaming = loaded.streaming
         nbytes = self._part_bytes(recipe, files) if streaming is None else streaming.nbytes
@@ -423,22 +438,21 @@ class Weights:
         files, changes = part_files(self._catalog, recipe), set_beside(recipe)
         if not changes:
             return files, None
-        if recipe.part != "backbone" and self._streams(recipe, files):
+        if recipe.part != "backbone" and self._stream_bytes(recipe, files) is not None:
             return part_files(self._catalog, recipe, whole=True), None
         return files, set_files(self._catalog, files.key, changes)
 
-    def _streams(self, recipe: Recipe, files: Files) -> bool:
-        """Whether a part is larger than all that weights may take of a GPU, and can do with less."""
-        can = self.device.type == "cuda" and recipe.part in STREAMED
-        return can and self._part_bytes(recipe, files) > self._residency.budget_bytes
-
-    @property
-    def _stream_bytes(self) -> int:
-        """How much of the device a part takes that streams."""
-        return int(self._residency.budget_bytes * STREAM_SHARE)
+    def _stream_bytes(self, recipe: Recipe, files: Files) -> int | None:
+        """Return how much of a GPU a part takes that streams: as its recipe says, or for it is too large; else None."""
+        if self.device.type != "cuda" or recipe.part not in STREAMED:
+            return None
+        budget, said = self._residency.budget_bytes, recipe.last(Streams)
+        share = stream_share(self._part_bytes(recipe, files), 0, budget) if said is None else said.share
+        return None if share is None else int(budget * share)
 
     def _device_bytes(self, recipe: Recipe, files: Files) -> int:
-        return self._stream_bytes if self._streams(recipe, files) else self._part_bytes(recipe, files)
+        room = self._stream_bytes(recipe, files)
+        return self._part_bytes(recipe, files) if room is None else room
 
     def _part_bytes(self, recipe: Recipe, files: Files) -> int:
         return self._size(files.key, lambda: self._loader.nbytes(recipe, files))

@@ -23,10 +23,12 @@ from serve_app.models.loading import Loaded
 from serve_app.models.network import Network
 from serve_app.models.streaming import Streaming
 from serve_app.models.upload import HostCopies, Ring
-from serve_app.models.weights import STREAM_SHARE, Weights
-from serve_app.recipe import Discrete, LoadedAs, Lora, Part, Recipe
+from serve_app.models.weights import Weights
+from serve_app.recipe import Discrete, LoadedAs, Lora, Part, Recipe, Streams
 from serve_app.sampling.forward import Canvas, Piece, denoise
 from serve_app.store.catalog import Catalog
+from serve_app.values import Control
+from tests.parity import control_files
 from tests.parity.dit_cases import LLAMA_STATES, TEXT_WIDTH, noise, weights
 from tests.parity.text_cases import CASES, tensors
 from tests.unit.engine.card import CARD, Card, OnCard
@@ -37,6 +39,8 @@ from tests.unit.models.recorder import FakeRecorder
 from tests.unit.models.sample import random_tensors
 
 CHUNK = 2**16
+SHARE = 0.75
+"""How much of all that weights may take one that streams does where nothing is needed beside it."""
 AMPLE = 10**9
 LARGE = {"auraflow"}
 """Whose smallest network takes long here."""
@@ -178,7 +182,7 @@ def test_a_text_encoder_that_streams_has_its_loras_in_it(root: Path) -> None:
 
     models = Models(root, 300_000)
     need = models.weights.need(recipe)
-    assert list(need.nbytes.values()) == [STREAM_SHARE * 300_000]
+    assert list(need.nbytes.values()) == [SHARE * 300_000]
     wanted, ours = Models(root, AMPLE).made(work), models.made(work)
     assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
     assert [*models.weights._residency._held] == [*need.nbytes]
@@ -188,9 +192,9 @@ def test_a_text_encoder_that_streams_has_its_loras_in_it(root: Path) -> None:
 def test_what_streams_takes_its_share_of_the_room_and_no_more(root: Path) -> None:
     models = Models(root, BUDGET)
     need = models.weights.need(BACKBONE)
-    assert list(need.nbytes.values()) == [STREAM_SHARE * BUDGET]
+    assert list(need.nbytes.values()) == [SHARE * BUDGET]
     models.made(rows(BACKBONE, (1, 4, 8, 8), UNET_TEXT))
-    assert 0.5 * BUDGET < models.weights.held_bytes <= STREAM_SHARE * BUDGET
+    assert 0.5 * BUDGET < models.weights.held_bytes <= SHARE * BUDGET
 
 
 def test_two_models_that_stream_take_turns_without_reading_their_files_again(root: Path) -> None:
@@ -242,6 +246,65 @@ def test_of_what_was_evicted_as_much_goes_as_what_streams_needs(root: Path) -> N
         models.made(rows(Recipe("backbone", "checkpoints", f"{name}.safetensors"), (1, 4, 8, 8), UNET_TEXT))
         assert models.weights.counters.host_bytes <= 1_300_000
     assert models.weights.counters.host_hits == 0
+
+
+CONTROLLED = Recipe("backbone", "checkpoints", "unet_sd1.safetensors")
+NET = Recipe("controlnet", "controlnet", "sd1.safetensors")
+
+
+@pytest.fixture(scope="module")
+def controls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("controls")
+    for folder, name in (("checkpoints", "unet_sd1"), ("controlnet", "sd1")):
+        (root / folder).mkdir()
+        control_files.write(root / folder, name)
+    return root
+
+
+def under_control(models: Models) -> list[Tensor]:
+    """Return what a backbone makes under a ControlNet, both of which have their room first."""
+    recipe = models.weights.fitted(CONTROLLED, NET)
+    hold = models.weights.hold(models.weights.need(recipe, NET))
+    assert hold is not None
+    models.weights.load(hold)
+    backbone, net = models.weights.backbone(recipe), models.weights.control_net(NET)
+    x = models.card.place(noise("x", (1, 4, 8, 8)))
+    control = Control(NET, noise("hint", (1, 64, 64, 3)).sigmoid(), 0.7)
+    conds = {"positive": [(noise("cond", (1, 7, 48)), {"control": control})]}
+    [(cond, options)] = backbone.activated(conds, {NET: net})["positive"]
+    piece = Piece(backbone, x, 0.7, backbone.inputs(cond, options, "positive", Canvas(x, x)))
+    return denoise([piece]) + denoise([piece])
+
+
+def test_a_backbone_that_fits_alone_but_not_beside_its_controlnet_streams_and_gives_the_same_bits(
+    controls: Path,
+) -> None:
+    whole = Models(controls, AMPLE)
+    wanted = whole.made(under_control)
+    assert whole.streaming == []
+    own, net = (sum(whole.weights.need(recipe).nbytes.values()) for recipe in (CONTROLLED, NET))
+    models = Models(controls, own + net // 2)
+    assert all(torch.equal(a, b) for a, b in zip(models.made(under_control), wanted, strict=True))
+    [streaming] = models.streaming
+    assert models.weights.held_bytes == streaming.nbytes + net <= own + net // 2
+    assert models.card.order.early == []
+    # A job without it has the whole, once what streams has left.
+    assert models.weights.fitted(CONTROLLED) == CONTROLLED
+    with torch.inference_mode(), models.card.used():
+        assert not models.weights.backbone(CONTROLLED).network.streamed
+    assert models.weights.held_bytes <= own + net // 2
+
+
+@pytest.mark.parametrize(
+    ("others", "share"), [(0.3, None), (0.5, 0.5), (0.6, 0.25), (0.9, 0.25)], ids=lambda part: str(part)
+)
+def test_what_streams_has_the_quarters_that_the_others_leave(
+    controls: Path, monkeypatch: pytest.MonkeyPatch, others: float, share: float | None
+) -> None:
+    models = Models(controls, AMPLE)
+    monkeypatch.setattr(models.weights, "_part_bytes", lambda recipe, _: round(AMPLE * {NET: others}.get(recipe, 0.7)))
+    wanted = CONTROLLED if share is None else CONTROLLED.with_patch(Streams(share))
+    assert models.weights.fitted(CONTROLLED, NET) == wanted
 
 
 PARTS: tuple[Part, ...] = ("backbone", "clip")

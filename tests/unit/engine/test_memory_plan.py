@@ -25,6 +25,7 @@ from serve_app.errors import DeviceMemoryError
 from serve_app.models.families.unet import UnetInputs
 from serve_app.models.recipes import Need
 from serve_app.models.residency import Hold, Residency, Resident
+from serve_app.models.streaming import stream_share
 from serve_app.sampling.forward import Piece
 from tests.unit.engine.allocator import Allocator, OnAllocator
 
@@ -248,3 +249,44 @@ def test_forwards_are_planned_beside_what_texts_and_images_keep_and_that_goes_on
     card.run(jobs)
     assert all(job.error is None and job.steps == 0 for job in jobs)
     assert (card.counters.failures, card.allocator.flushed) == (0, 0)
+
+
+class Streaming(Card):
+    """A card on which networks stream that do not fit it beside what their jobs need too."""
+
+    def need(self, job: Job) -> Need:
+        network, beside = self.sizes[job.network], self.sizes[PARTS + job.beside]
+        share = stream_share(network, beside, self.weights_budget)
+        taken = network if share is None else int(share * self.weights_budget)
+        return Need({(job.network, share): taken, PARTS + job.beside: beside})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    JOBS,
+    st.integers(16 * UNIT, 100 * UNIT),
+    st.lists(st.integers(1, 400 * UNIT), min_size=PARTS, max_size=PARTS),
+    st.lists(st.floats(0, 0.75), min_size=PARTS, max_size=PARTS),
+    st.integers(1, CELL_BYTES),
+)
+def test_a_network_of_any_size_has_its_room_beside_others_that_leave_it_a_quarter(jobs, planned, sizes, others, rate):
+    budget = CardShare(0, 0, planned).weights_bytes(None, MAX_ROWS * CELLS)
+    card = Streaming(planned, [*sizes, *(int(share * budget) for share in others)], [rate] * PARTS)
+    card.run(jobs)
+    assert all(job.error is None and job.steps == 0 for job in jobs)
+    assert max(sum(card.need(job).nbytes.values()) for job in jobs) <= budget
+    assert (card.failed_loads, card.counters.failures) == (0, 0)
+
+
+@given(st.integers(1, 1000), st.integers(0, 1000), st.integers(0, 1000))
+def test_what_streams_takes_less_than_it_has_and_what_fits_does_not_stream(network, beside, budget):
+    share = stream_share(network, beside, budget)
+    if network + beside <= budget:
+        assert share is None
+    elif share is None:
+        # Less than a quarter, or than what the others leave: it would take as much.
+        assert 4 * network <= max(1, 4 * (budget - beside) // max(budget, 1)) * budget
+    else:
+        assert share in (0.25, 0.5, 0.75)
+        assert share * budget < network
+        assert share == 0.25 or share * budget + beside <= budget

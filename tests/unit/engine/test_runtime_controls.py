@@ -7,7 +7,7 @@ import torch
 
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.recipe import Recipe
+from serve_app.recipe import Recipe, Streams
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.catalog import Catalog
 from serve_app.values import Cfg, Control, Guider, Noise, SamplerChoice
@@ -95,6 +95,22 @@ async def test_jobs_whose_controlnets_do_not_fit_beside_each_other_wait_for_each
     answers = asyncio.gather(*(sample(shared, job) for job in pairs))
     assert len(await asyncio.wait_for(answers, timeout=60)) == 4
     assert len(shared.resident()) == 2
+
+
+async def test_a_run_has_the_backbone_as_it_fits_beside_its_controlnet(engine, catalog, monkeypatch):
+    weights, asked = cpu_weights(catalog), []
+
+    def fitted(backbone, *others):
+        asked.append((backbone, *others))
+        return backbone.with_patch(Streams(0.5))
+
+    wanted = await sample(EngineRuntime(engine, weights), request(Control(NET, hint(1), 1.0)))
+    weights.release()
+    monkeypatch.setattr(weights, "fitted", fitted)
+    assert torch.equal(await sample(EngineRuntime(engine, weights), request(Control(NET, hint(1), 1.0))), wanted)
+    assert asked == [(UNET, NET)]
+    # All that a run asks for is one backbone, and is there before it begins.
+    assert weights.need(UNET.with_patch(Streams(0.5)), NET).nbytes.keys() == weights._residency._held.keys()
 
 
 async def test_a_control_lora_steers_with_the_weights_of_the_jobs_own_backbone(engine, catalog):
