@@ -15,6 +15,9 @@ from torch import Tensor
 
 from serve_app.models.forward import ROW_BUCKETS, Replays
 
+KEPT_SHARE = 8
+"""Inputs and outputs of recordings take one part in so many of what this process may take of a card, at most."""
+
 
 class GraphRecorder:
     """Records what a device is asked for on its current stream, as graphs."""
@@ -53,6 +56,10 @@ class GraphRecorder:
             return 0
         segments: Any = torch.cuda.memory_snapshot(self._pool, include_traces=False)  # type: ignore[no-untyped-call]
         return sum(int(segment["total_size"]) - int(segment["allocated_size"]) for segment in segments)
+
+    def most_bytes(self) -> int:
+        total: int = torch.cuda.get_device_properties(self._device).total_memory
+        return int(total * torch.cuda.get_per_process_memory_fraction(self._device)) // KEPT_SHARE
 
 
 class Graph:

@@ -71,6 +71,10 @@ class Recorder(Protocol):
         """Return how much memory is kept for replays alone, which nothing else can use and torch counts as free."""
         ...
 
+    def most_bytes(self) -> int:
+        """Return how much inputs and outputs of recordings may take."""
+        ...
+
 
 @dataclass(slots=True)
 class ReplayCounters:
@@ -84,12 +88,23 @@ class ReplayCounters:
 
 @dataclass(slots=True)
 class _Shape:
-    """Forwards of one variant with inputs of one size. eager: for good."""
+    """Forwards of one variant with inputs of one size. eager: for good. used: which replay of all was its last."""
 
     forwards: int = 0
     eager: bool = False
     inputs: dict[Any, Tensor] = field(default_factory=dict)
     recording: Recording | None = None
+    used: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """How much its recording keeps to itself."""
+        outputs = () if self.recording is None else self.recording.outputs
+        return sum(tensor.numel() * tensor.dtype.itemsize for tensor in (*self.inputs.values(), *outputs))
+
+    def forget(self) -> None:
+        """Let its recording go."""
+        self.recording, self.inputs, self.forwards = None, {}, 0
 
 
 class Replays:
@@ -131,6 +146,7 @@ class Replays:
         _fill(shape.inputs, bare.inputs)
         recording.replay()
         self.counters.replays += 1
+        shape.used = self.counters.replays
         # What another call is replayed in may be the same memory.
         kept = [torch.empty_like(output, dtype=dtype) for output in recording.outputs]
         torch._foreach_copy_(kept, [*recording.outputs])
@@ -150,7 +166,8 @@ class Replays:
         """
         recorded = self._recorded()
         for shape in recorded:
-            shape.recording, shape.inputs, shape.eager = None, {}, True
+            shape.forget()
+            shape.eager = True
         self.counters.dropped += len(recorded)
         return len(recorded)
 
@@ -168,6 +185,16 @@ class Replays:
             shapes.popitem(last=False)
         return shape
 
+    def _keep_within(self, most_bytes: int) -> None:
+        """Let recordings go until the others take no more than so much, least recently used first, but not the last."""
+        kept = sorted(self._recorded(), key=lambda shape: shape.used)
+        taken = sum(shape.nbytes for shape in kept)
+        for shape in kept[:-1]:
+            if taken <= most_bytes:
+                return
+            taken -= shape.nbytes
+            shape.forget()
+
     def _record(self, recorder: Recorder, shape: _Shape, bare: Bare) -> None:
         # Laid out as they are, for kernels round by that too.
         inputs = {name: tensor.clone() for name, tensor in bare.inputs.items()}
@@ -180,6 +207,8 @@ class Replays:
         else:
             shape.inputs = inputs
             self.counters.recordings += 1
+            shape.used = self.counters.replays + 1
+            self._keep_within(recorder.most_bytes())
             return
         # An error of the device itself is met again by the forward that now runs as it is.
         shape.eager = True

@@ -23,9 +23,13 @@ class Replayed:
 
 
 class FakeRecorder:
-    """Records by remembering. fails: what it raises instead. recorded: what is still there, of 100 bytes each."""
+    """Records by remembering. fails: what it raises instead. recorded: what is still there, of 100 bytes each.
 
-    def __init__(self) -> None:
+    most: how many bytes inputs and outputs may take.
+    """
+
+    def __init__(self, most: int = 10**12) -> None:
+        self.most = most
         self.fails: Exception | None = None
         self.recorded: weakref.WeakSet[Replayed] = weakref.WeakSet()
 
@@ -38,6 +42,9 @@ class FakeRecorder:
 
     def idle_bytes(self) -> int:
         return 100 * len(self.recorded)
+
+    def most_bytes(self) -> int:
+        return self.most
 
 
 class CardRecorder(FakeRecorder):

@@ -105,6 +105,31 @@ def test_the_shapes_least_recently_used_are_forgotten(replays, recorder, monkeyp
     assert replays.counters.recordings == 4
 
 
+def test_inputs_and_outputs_of_recordings_take_no_more_than_they_may_of_all_networks_together(recorder):
+    """A row is 12 bytes of input and as many of output."""
+    recorder.most = 24 * 7
+    replays, owners = Replays(recorder, ROW_BUCKETS), [weight(), weight()]
+
+    def recordings(*asked: tuple[int, int]) -> int:
+        before = replays.counters.recordings
+        for owner, rows in asked:
+            for number in range(EAGER + 1):
+                assert float(replays.answer(owners[owner], doubling(rows, value=number))[0][0, 0]) == 2 * number
+        return replays.counters.recordings - before
+
+    assert recordings((0, 4), (1, 2), (0, 1), (0, 4)) == 3
+    assert len(recorder.recorded) == 3
+    # The least recently used goes, whosever it is.
+    assert recordings((1, 1)) == 1
+    assert recordings((0, 4), (0, 1), (1, 1)) == 0
+    # It is recorded again once it has been seen as often as at first, and another goes for it.
+    replays.answer(owners[1], doubling(2))
+    assert (recordings((1, 2)), len(recorder.recorded)) == (1, 3)
+    # One of more than all may take is there alone.
+    assert (recordings((0, 16)), len(recorder.recorded)) == (1, 1)
+    assert recordings((0, 16)) == 0
+
+
 def test_recordings_go_with_the_weights_that_they_read_and_do_not_keep_them(replays, recorder):
     held = [weight(), weight()]
     for one in range(2):
