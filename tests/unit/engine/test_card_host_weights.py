@@ -156,7 +156,8 @@ class Loads:
         """Return the weights of a part, loaded if it is absent."""
         with torch.no_grad(), self.card.used():
             resident = self.weights._resident(Recipe(part, "checkpoints", f"{name}.safetensors"), Hold(Need({})))
-            layers = (with_own_weights(layer) for layer in resident.loaded.module.modules())
+            # All at once: what has gone may have had the place of what comes, by which tensors are told apart.
+            layers = [with_own_weights(layer) for layer in resident.loaded.module.modules()]
             return [held(tensor).clone() for tensor in weights_of(layers)]
 
     def live_bytes(self) -> int:
