@@ -7,12 +7,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from serve_app.api.comfy import page as web_page
 
+T = TypeVar("T")
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
     "--no-sandbox",
@@ -27,6 +28,7 @@ FLAGS = [
 SCREENSHOTS = "SERVE_APP_SCREENSHOTS"
 """The environment variable that names a directory to keep screenshots in."""
 PATIENCE_MS = 120_000
+LOOK_MS = 100
 SHOWN = "window.comfyAPI?.app?.app?.graph?.nodes?.length > 0"
 
 ABSENT = re.compile(
@@ -70,6 +72,15 @@ def keep(tab: Any) -> Callable[[str], None]:
             tab.screenshot(path=Path(directory) / f"{name}.png")
 
     return screenshot
+
+
+def wait_in(tab: Any, look: Callable[[], T | None], what: str) -> T:
+    """Return the first truthy answer of `look`, while the tab's events are taken in; fail if there is none in time."""
+    for _ in range(PATIENCE_MS // LOOK_MS):
+        if found := look():
+            return found
+        tab.wait_for_timeout(LOOK_MS)
+    raise AssertionError(f"waited {PATIENCE_MS} ms for {what}")
 
 
 def refusals(tab: Any, url: str) -> list[str]:

@@ -22,7 +22,7 @@ from serve_app.store.input_folders import choices
 from serve_app.store.store import FileRef
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
-from tests.browser.conftest import EXECUTE, SHOWN, refusals
+from tests.browser.conftest import EXECUTE, SHOWN, refusals, wait_in
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import ScriptedReplica, scripted
 from tests.usual_limits import LIMITS
@@ -131,7 +131,7 @@ def test_the_library_shows_models_by_their_folders(opened, keep):
     for model in ("checkpoints/one", "loras/style/two"):
         tab.get_by_test_id(f"tree-node-root/{model}.safetensors").wait_for()
     tab.get_by_test_id("tree-node-root/checkpoints/one.safetensors").hover()
+    wait_in(tab, lambda: any("/api/assets?include_tags=models" in url for url in asked), "a request for the models")
     tab.wait_for_timeout(QUIET_MS)
     keep("models")
-    assert any("/api/assets?include_tags=models" in url for url in asked)
     assert refused == []

@@ -20,7 +20,7 @@ from serve_app.service import Service
 from serve_app.store.store import FileRef
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
-from tests.browser.conftest import EXECUTE, SHOWN, refusals
+from tests.browser.conftest import EXECUTE, SHOWN, refusals, wait_in
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import scripted
 from tests.usual_limits import LIMITS
@@ -81,15 +81,16 @@ def opened(tab: Any, url: str, refused: list[str]) -> Any:
     return tab
 
 
-def kept(tab: Any, path: Path, *keys: str) -> Any:
+def kept(tab: Any, path: Path, *keys: str) -> dict[str, Any]:
     """Return what a file of JSON holds, once it is there and has these keys; fail if that does not come."""
-    for _ in range(200):
+
+    def held() -> dict[str, Any] | None:
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            held = json.loads(path.read_text())
-            if set(keys) <= held.keys():
-                return held
-        tab.wait_for_timeout(100)
-    raise AssertionError(f"{path} with {keys} is not kept")
+            found: dict[str, Any] = json.loads(path.read_text())
+            return found if set(keys) <= found.keys() else None
+        return None
+
+    return wait_in(tab, held, f"{path} with {keys}")
 
 
 def test_what_is_painted_in_the_mask_editor_is_the_images_mask(opened, refused, keep, root):
@@ -164,5 +165,5 @@ def test_a_setting_stays_as_it_was_set(opened, refused, keep, root):
     opened.reload()
     opened.wait_for_function(SHOWN)
     opened.evaluate(EXECUTE, "Comfy.ShowSettingsDialog")
-    assert switch.get_attribute("aria-checked") == "true"
+    opened.locator("[id='Comfy.DevMode'][role=switch][aria-checked=true]").wait_for()
     assert refused == []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve_app.models.shipped import CHECKPOINT, provide
-from tests.browser.conftest import SHOWN, refusals
+from tests.browser.conftest import SHOWN, refusals, wait_in
 from tests.cluster.server import Server, running, wait_for
 
 PICTURE = "window.comfyAPI.app.app.graph.getNodeById(9).imgs?.[0]?.naturalWidth > 0"
@@ -81,7 +81,6 @@ def test_a_visitor_cancels_the_job_that_runs(server, tab, told, refused, keep):
     [job] = wait_for(lambda: jobs(server, "in_progress"), "the job")
     tab.get_by_role("button", name="Cancel current run").click()
     assert wait_for(lambda: jobs(server, "cancelled"), "its end")[0]["id"] == job["id"]
-    tab.wait_for_timeout(1000)
+    wait_in(tab, lambda: "execution_interrupted" in [message["type"] for message in told], "word of it")
     keep("4-cancelled")
-    assert "execution_interrupted" in [message["type"] for message in told]
     assert refused == []
