@@ -121,6 +121,6 @@ def test_a_pool_of_half_a_gpu_starts_from_zero_and_shares_a_job_with_a_cpu_pool(
 
     [replica] = wait_for(lambda: cluster.actors("SERVE_REPLICA::serve-app#gpu"), "a replica for the job")
     assert replica["required_resources"]["GPU"] == 0.5
+    assert cluster.finished(job_id)["status"]["status_str"] == "success"
     said = {line["message"] for line in cluster.logged()}
     assert "pool=gpu device=cpu visible_gpus=0 memory_fraction=0.5" in said
-    assert cluster.finished(job_id)["status"]["status_str"] == "success"
