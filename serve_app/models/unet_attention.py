@@ -26,6 +26,9 @@ Back: TypeAlias = Callable[[Tensor], Tensor]
 """From what attention makes of changed queries to what there is for all tokens."""
 
 
+_OF_ATTENTION = (AttentionMap, Drawn, Opposed, WithoutAttention)
+
+
 @dataclass(frozen=True, slots=True)
 class _Span:
     """Rows that are patched alike, wherever in the batch they lie. rows: (r,), their numbers, where the network is."""
@@ -37,6 +40,10 @@ class _Span:
 @contextmanager
 def with_attention(network: Any, rows: Sequence[tuple[int, Sequence[Any]]], size: tuple[int, int]) -> Iterator[None]:
     """Patch attention while the network runs. rows, size: as `unet_layers.with_layers`."""
+    if not any(isinstance(patch, _OF_ATTENTION) for _, patches in rows for patch in patches):
+        # Nor may anything be sent then: a forward of such rows may be recorded.
+        yield
+        return
     spans = _spans(rows, next(network.parameters()).device)
     with ExitStack() as stack:
         for name, block in network.named_modules():
