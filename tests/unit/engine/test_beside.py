@@ -273,16 +273,21 @@ def test_no_more_than_two_calls_are_asked_for_ahead_and_they_are_in_order() -> N
     assert max(ahead) == IN_FLIGHT - 1
 
 
-def test_what_runs_begin_with_stays_among_forwards() -> None:
-    device, streams = Device(), []
+def test_what_runs_begin_with_stays_among_forwards_and_texts_and_images_do_not() -> None:
+    device = Device()
+    streams: dict[str, Stream] = {}
+
+    def note(what: str) -> None:
+        streams[what] = device.current
 
     def calls(engine: Engine, count: int) -> None:
         if count == 3:
-            engine.call(lambda: streams.append(device.current))
-            engine.call(lambda: streams.append(device.current), beside=True)
+            engine.call(lambda: note("a beginning"))
+            engine.call(lambda: note("an image"), beside=True)
+            engine.gather("a fox", lambda texts: [note("a text") for _ in texts], "texts", most=4)
 
     ran(device, calls)
-    assert set(streams) == {device.forwards, device.beside}
+    assert streams == {"a beginning": device.forwards, "an image": device.beside, "a text": device.beside}
 
 
 def test_of_pictures_one_is_under_way_and_the_newest_is_shown() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,23 @@ def counting(model: Vae, count: int, name: str, order: list[str]) -> Tiles:
         order.append(name)
         yield done, count
     return torch.tensor(float(count))
+
+
+async def test_what_models_of_texts_and_images_do_is_asked_for_beside_forwards(
+    engine: Engine, shared: EngineRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    call = engine.call
+
+    def noted(work: Any, *, beside: bool = False, keeps: object = None) -> Any:
+        asked.append(beside)
+        return call(work, beside=beside, keeps=keeps)
+
+    monkeypatch.setattr(engine, "call", noted)
+    assert await shared.use(VAE, shared.weights.vae, lambda model: "done") == "done"
+    await shared.use_tiled(VAE, shared.weights.vae, partial(counting, count=2, name="a", order=[]), ignore)
+    # The work, the tiles and each of these.
+    assert asked == [True] * 5
 
 
 async def test_two_nodes_take_turns_tile_by_tile(engine: Engine, shared: EngineRuntime) -> None:
