@@ -1,8 +1,8 @@
 """The machine and placement in virtual time, on up to a thousand replicas: `python -m bench.simulate`.
 
-Each part prints its figures, and the targets that they meet or miss; together they are written to
-results/<date>-simulate.json. What is virtual does not depend on the machine it runs on; processor times do, and are
-taken as the least of several rounds. Exits with 1 if a target is missed.
+Each part prints its figures, and the targets that they meet or miss; they are kept in results/<date>-simulate.json, in
+the place of the same day's earlier ones. What is virtual does not depend on the machine it runs on; processor times do,
+and are taken as the least of several rounds. Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def main() -> int:
             print("  ", target, "met" if met else "MISSED", flush=True)
     if arguments.write:
         path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-simulate.json"
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        earlier = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(earlier | document, indent=1) + "\n")
         print(path)
     return int(not all(met for name in arguments.parts for met in document[name]["targets"].values()))
 
@@ -206,6 +207,7 @@ def _row(outcome: Outcome) -> Figures:
         "loads": outcome.loads,
         "ahead": outcome.ahead,
         "lora_loads": outcome.lora_loads,
+        "loras_ahead": outcome.loras_ahead,
         "lost": outcome.lost,
         "most_holders": max(outcome.most_holders.values(), default=0),
     }
@@ -219,6 +221,7 @@ def _together(outcomes: list[Outcome]) -> Outcome:
             "loads",
             "ahead",
             "lora_loads",
+            "loras_ahead",
             "work_s",
             "loading_s",
             "possible_s",

@@ -13,7 +13,8 @@ from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from bench.virtual import Model, Request
+from bench.virtual import Request
+from bench.virtual_replica import Model
 
 SHARES = (0.307, 0.150, 0.094, 0.079, 0.075, 0.043, 0.036, 0.030, 0.027, 0.027, 0.021, 0.009)
 """What of all requests the most popular checkpoints have; 75 others share the rest."""

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from time import process_time
 from typing import Any
 
+from bench.virtual_replica import Model, Models, Weights
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
 from serve_app.limits import Quota, Quotas
+from serve_app.recipe import Lora, Recipe
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.machine import Machine
@@ -64,16 +66,6 @@ MOST = 100
 
 
 @dataclass(frozen=True)
-class Model:
-    """A checkpoint or a LoRA: how large it is, and how long loading it and a step with it take."""
-
-    name: str
-    gb: float
-    load_s: float
-    step_s: float = 0.0
-
-
-@dataclass(frozen=True)
 class Request:
     """One job of a trace: so many steps with a model and perhaps a LoRA, for a tenant, from a moment on."""
 
@@ -82,6 +74,11 @@ class Request:
     steps: int
     lora: Model | None = None
     tenant: str = ""
+
+    @property
+    def models(self) -> Models:
+        """What it needs at once."""
+        return (self.model,) if self.lora is None else (self.model, self.lora)
 
     @property
     def work_s(self) -> float:
@@ -103,6 +100,7 @@ class Outcome:
     loads: int = 0
     ahead: int = 0
     lora_loads: int = 0
+    loras_ahead: int = 0
     warm_s: float = 0.0
     work_s: float = 0.0
     loading_s: float = 0.0
@@ -136,43 +134,16 @@ class Run:
     number: int
     missing: set[str]
     load_s: float = 0.0
-    loads: tuple[tuple[str, float], ...] = ()
+    loads: Models = ()
 
 
 @dataclass
 class Replica:
-    """held: by file, what it is called in messages, and its size in GB. ready_s: when what is loaded ahead is there."""
+    """values: the signatures of what it holds, least recently used first."""
 
-    memory_gb: float
-    held: OrderedDict[str, tuple[str, float]] = field(default_factory=OrderedDict)
-    ready_s: dict[str, float] = field(default_factory=dict)
+    weights: Weights
     values: OrderedDict[str, None] = field(default_factory=OrderedDict)
     runs: dict[TaskId, Run] = field(default_factory=dict)
-
-    def need(self, name: str, resident: str, gb: float) -> bool:
-        """Hold a model's weights; return whether they had to be loaded."""
-        missing = name not in self.held
-        self.held[name] = (resident, gb)
-        self.held.move_to_end(name)
-        while len(self.held) > 1 and sum(size for _, size in self.held.values()) > self.memory_gb:
-            self.held.popitem(last=False)
-        return missing
-
-    def make_way(self, gb: float, kept: Set[str]) -> bool:
-        """Let go of what is not kept until so much more has room; whether it has. If not, all stays."""
-        free_gb = self.memory_gb - sum(size for _, size in self.held.values())
-        gone: list[str] = []
-        for name, (_, size) in self.held.items():
-            if free_gb >= gb:
-                break
-            if name not in kept:
-                gone.append(name)
-                free_gb += size
-        if free_gb < gb:
-            return False
-        for name in gone:
-            del self.held[name]
-        return True
 
 
 class Cluster:
@@ -200,7 +171,7 @@ class Cluster:
         seed: int = 0,
     ) -> None:
         self.requests = requests
-        self._models = {request.model.name: request.model for request in requests}
+        self._models = {model.name: model for request in requests for model in request.models}
         self._fair = weights is not None
         quotas = Quotas(tenants={tenant: Quota(weight=weight) for tenant, weight in (weights or {}).items()})
         self.machine = Machine(1, 3, Costs(_known(requests)), quotas.of)
@@ -255,7 +226,8 @@ class Cluster:
         signatures = {"1": request.model.name, "3": f"sample {number}", "4": f"save {number}"}
         source = "1"
         if request.lora is not None:
-            loader["2"] = Node("2", "LoRA", {"model": Link("1", 0), "lora_name": request.lora.name})
+            with_lora = {"model": Link("1", 0), "lora_name": request.lora.name, "strength_model": 1.0}
+            loader["2"] = Node("2", "LoraLoaderModelOnly", with_lora)
             signatures["2"] = f"{request.model.name} {request.lora.name}"
             source = "2"
         sampler = Node("3", "Sample", {"model": Link(source, 0), "steps": request.steps})
@@ -278,7 +250,7 @@ class Cluster:
 
     def _join(self) -> None:
         name = f"r{next(self._names)}"
-        self.replicas[name] = Replica(self._memory_gb)
+        self.replicas[name] = Replica(Weights(self._memory_gb))
         if self._failures_s:
             self._at(self.now_s + self._random.expovariate(1 / self._failures_s), lambda: self._die(name))
         self._feed(ReplicaJoined(ReplicaInfo(name, POOL, self.slots)))
@@ -291,7 +263,7 @@ class Cluster:
             self._start()
 
     def _drop(self, name: str) -> None:
-        for file in self.replicas.pop(name).held:
+        for file in self.replicas.pop(name).weights.held:
             self._holders[file].discard(name)
 
     def _start(self) -> None:
@@ -339,31 +311,59 @@ class Cluster:
             case Export(signature):
                 held = signature in replica.values
                 self._report(name, Exported(signature, None) if held else Evicted((signature,)))
-            case Prefetch(models, spare):
-                for model in models:
-                    self._load_ahead(name, self._models[model.partition("/")[2]], frozenset(spare))
+            case Prefetch(recipes, spare):
+                replica.weights.ahead = [self._needed(recipe) for recipe in recipes]
+                replica.weights.spare = frozenset(spare)
+                self._load_ahead(name)
             case Interrupt(task_id):
                 if replica.runs.pop(task_id, None) is not None:
                     self._report(name, TaskStopped(task_id))
 
-    def _load_ahead(self, name: str, model: Model, spare: frozenset[str]) -> None:
-        replica = self.replicas[name]
-        running = {self.requests[run.number].model.name for run in replica.runs.values()}
-        loading = {held for held, ready_s in replica.ready_s.items() if ready_s > self.now_s}
-        if loading or model.name in replica.held or not replica.make_way(model.gb, spare | running):
+    def _needed(self, recipe: Recipe) -> Models:
+        return tuple(self._models[name] for name in (recipe.name, *(lora.name for lora in recipe.all(Lora))))
+
+    def _load_ahead(self, name: str) -> None:
+        """Begin the next load of what a replica is to load ahead, if it is there and loads nothing."""
+        if (replica := self.replicas.get(name)) is None or not replica.weights.ahead:
             return
-        resident = f"backbone checkpoints/{model.name}"
-        replica.need(model.name, resident, model.gb)
-        replica.ready_s[model.name] = self.now_s + model.load_s
-        self.outcome.loads += 1
-        self.outcome.ahead += 1
+        running = [self.requests[run.number].models for run in replica.runs.values()]
+        before = set(replica.weights.held)
+        model = replica.weights.load_ahead(running, self.now_s)
+        self._note_holding(name, before)
+        if model is not None:
+            self._count(model, ahead=True)
 
         def loaded() -> None:
-            if self.replicas.get(name) is replica:
-                names = tuple(held for held, _ in replica.held.values())
-                self._report(name, Resident(names, ((resident, model.load_s),)))
+            if model is not None and self.replicas.get(name) is replica:
+                self._report_holding(name, (model,))
+            self._load_ahead(name)
 
-        self._at(self.now_s + model.load_s, loaded)
+        if replica.weights.ahead:
+            self._at(replica.weights.free_s, loaded)
+
+    def _count(self, model: Model, *, ahead: bool) -> None:
+        """Count a load."""
+        if model.step_s:
+            self.outcome.loads += 1
+            self.outcome.ahead += ahead
+        else:
+            self.outcome.lora_loads += 1
+            self.outcome.loras_ahead += ahead
+
+    def _note_holding(self, name: str, before: Set[str]) -> None:
+        held = self.replicas[name].weights.held
+        for file in before - set(held):
+            self._holders[file].discard(name)
+        for file in held.keys() - before:
+            self._holders[file].add(name)
+            self.outcome.most_holders[file] = max(self.outcome.most_holders[file], len(self._holders[file]))
+
+    def _report_holding(self, name: str, loads: Models) -> None:
+        """Report what a replica holds now, some of it loaded since."""
+        held = self.replicas[name].weights.held
+        there = tuple(weights.resident for weights in held.values() if weights.ready_s <= self.now_s)
+        times = tuple((held[model.name].resident, model.load_s) for model in loads if model.name in held)
+        self._report(name, Resident(there, times))
 
     def _begin(self, name: str, run: Run) -> None:
         replica, request = self.replicas[name], self.requests[run.number]
@@ -372,28 +372,14 @@ class Cluster:
             self.outcome.waits_s[run.number] = self.now_s - request.at_s
         for node_id in ("1", "2") if request.lora else ("1",):
             self._finish_node(name, run, node_id)
-        before = set(replica.held)
-        loads = []
-        resident = f"backbone checkpoints/{request.model.name}"
-        left_s = 0.0
-        if replica.need(request.model.name, resident, request.model.gb):
-            self.outcome.loads += 1
-            loads.append((resident, request.model.load_s))
-        else:
-            left_s = max(0.0, replica.ready_s.get(request.model.name, 0.0) - self.now_s)
-        if request.lora is not None:
-            with_lora = f"{resident} + {request.lora.name} 1"
-            if replica.need(request.lora.name, with_lora, request.lora.gb):
-                self.outcome.lora_loads += 1
-                loads.append((with_lora, request.lora.load_s))
-        for file in before - set(replica.held):
-            self._holders[file].discard(name)
-        for file in replica.held:
-            self._holders[file].add(name)
-            self.outcome.most_holders[file] = max(self.outcome.most_holders[file], len(self._holders[file]))
-        run.loads, run.load_s = tuple(loads), left_s + sum(seconds for _, seconds in loads)
+        before = set(replica.weights.held)
+        ready_s, run.loads = replica.weights.use(request.models, self.now_s)
+        run.load_s = ready_s - self.now_s
+        for model in run.loads:
+            self._count(model, ahead=False)
+        self._note_holding(name, before)
         self._report(name, NodeStarted(run.task.id, "3"))
-        self._at(self.now_s + run.load_s + request.work_s, lambda: self._end(name, run))
+        self._at(ready_s + request.work_s, lambda: self._end(name, run))
 
     def _end(self, name: str, run: Run) -> None:
         replica = self.replicas.get(name)
@@ -415,7 +401,7 @@ class Cluster:
         for node_id in ("3", "4"):
             self._finish_node(name, run, node_id)
         if run.loads:
-            self._report(name, Resident(tuple(resident for resident, _ in replica.held.values()), run.loads))
+            self._report_holding(name, run.loads)
         self._report(name, TaskFinished(run.task.id, self.requests[run.number].work_s))
         if gone := [replica.values.popitem(last=False)[0] for _ in range(len(replica.values) - KEPT)]:
             self._report(name, Evicted(tuple(gone)))
@@ -458,19 +444,16 @@ def _known(requests: Sequence[Request]) -> Iterator[Cost]:
 def fifo(requests: Sequence[Request], replicas: int, memory_gb: float) -> Outcome:
     """Run a trace in order, each job on the replica that has been free longest, whatever it holds."""
     outcome = Outcome([0.0] * len(requests))
-    free = [(0.0, number, Replica(memory_gb)) for number in range(replicas)]
+    free = [(0.0, number, Weights(memory_gb)) for number in range(replicas)]
     heapq.heapify(free)
     for number, request in enumerate(requests):
-        free_s, name, replica = heapq.heappop(free)
+        free_s, name, weights = heapq.heappop(free)
         start_s = max(free_s, request.at_s)
         outcome.waits_s[number] = start_s - request.at_s
-        end_s = start_s + request.work_s
-        if replica.need(request.model.name, request.model.name, request.model.gb):
-            outcome.loads += 1
-            end_s += request.model.load_s
-        if request.lora is not None and replica.need(request.lora.name, request.lora.name, request.lora.gb):
-            outcome.lora_loads += 1
-            end_s += request.lora.load_s
+        ready_s, loads = weights.use(request.models, start_s)
+        outcome.loads += request.model in loads
+        outcome.lora_loads += request.lora in loads
+        end_s = ready_s + request.work_s
         outcome.end_s = max(outcome.end_s, end_s)
-        heapq.heappush(free, (end_s, name, replica))
+        heapq.heappush(free, (end_s, name, weights))
     return outcome

@@ -581,6 +581,10 @@ class Recipe:
         """Return a new recipe with one more change at the end."""
         return replace(self, patches=(*self.patches, patch))
 
+    def with_lora(self, name: str, strength: float) -> Recipe:
+        """Return a new recipe with a LoRA at the end; at a strength of 0 there is nothing to add."""
+        return self.with_patch(Lora(name, strength)) if strength else self
+
     def with_patches(self, patches: Iterable[Patch]) -> Recipe:
         """Return a new recipe with more changes at the end."""
         return replace(self, patches=(*self.patches, *patches))

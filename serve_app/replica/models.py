@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from serve_app import log
 from serve_app.errors import ServeAppError, UnavailableError
 from serve_app.nodes.runtime import Runtime
-from serve_app.recipe import Recipe, warm_recipes
+from serve_app.recipe import Lora, Recipe, warm_recipes
 from serve_app.scheduler.messages import Report, Resident
 from serve_app.scheduler.model_files import files_in
 from serve_app.values import PreviewMethod
@@ -147,7 +147,7 @@ class ReplicaModels:
                 _log.warning("%s is not loaded ahead: %s", model, error)
             self.report()
 
-    async def prefetch(self, models: Sequence[str], spare: frozenset[str]) -> None:
+    async def prefetch(self, recipes: Sequence[Recipe], spare: frozenset[str]) -> None:
         """Load models of jobs that are about to come, where that takes nothing from others.
 
         spare: the model files whose weights are not evicted for that.
@@ -157,21 +157,20 @@ class ReplicaModels:
             return not spare.isdisjoint(files_in(resident))
 
         await self.wait()
-        for model in models:
-            recipes = warm_recipes(model)
-            if self.made is None or not recipes:
-                continue
+        for recipe in recipes:
+            if self.made is None:
+                return
             try:
-                await self._fetch_one(recipes[0])
-                for recipe in recipes:
-                    await self.made.load_ahead(recipe, spared)
+                await self._fetch_one(recipe)
+                await self.made.load_ahead(recipe, spared)
             except (ServeAppError, OSError) as error:
-                _log.info("%s is not loaded ahead of its job: %s", model, error)
+                _log.info("%s of %s is not loaded ahead of its job: %s", recipe.part, recipe.name, error)
         self.report()
 
     async def _fetch_one(self, recipe: Recipe) -> None:
-        for name in recipe.files:
-            await asyncio.to_thread(self._fetch, recipe.folder, name)
+        loras = (("loras", lora.name) for lora in recipe.all(Lora))
+        for folder, name in (*((recipe.folder, name) for name in recipe.files), *loras):
+            await asyncio.to_thread(self._fetch, folder, name)
 
     def report(self) -> None:
         """Tell the scheduler what is resident and how long loads took, where it does not know."""

@@ -200,10 +200,10 @@ class Runner:
                 self._free()
             case Warm(models):
                 self._run_errand(self._models.warm(models))
-            case Prefetch(models, spare):
+            case Prefetch(recipes, spare):
                 if self._prefetching is not None:
                     self._prefetching.cancel()
-                self._prefetching = self._run_errand(self._models.prefetch(models, frozenset(spare)))
+                self._prefetching = self._run_errand(self._models.prefetch(recipes, frozenset(spare)))
             case Forget(signatures):
                 self._held.forget(signatures)
             case Export(signature):

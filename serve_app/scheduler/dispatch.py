@@ -100,19 +100,23 @@ class Dispatch:
             if task.plan.pool in queues:
                 queues[task.plan.pool].remove((job.row.job_id, task.plan.index))
 
-    def start(self, job: JobRecord, task: TaskRecord, replica: ReplicaRecord) -> Work:
-        """Charge a task's tenant what it is expected to take; return what it will be to the replica it is given to."""
-        pool = replica.info.pool
+    def start(self, job: JobRecord, task: TaskRecord, replica: ReplicaRecord, at_s: float) -> Work:
+        """Charge a task's tenant what it is expected to take; return what it will be to the replica it is given to.
+
+        at_s: Unix time.
+        """
+        pool, there = replica.info.pool, replica.files
         file, work_s = self._line(pool, job, task)
         # Where none is ever loaded, a task says nothing of what its replica holds.
-        files = job.files if self._costs.loads(pool) else ()
-        owed_s = 0.0 if file in replica.files else PATIENCE * self._costs.load_s(pool, file) * replica.info.slots
+        files = job.files.all if self._costs.loads(pool) else ()
+        owed_s = 0.0 if file in there else PATIENCE * self._costs.load_s(pool, file) * replica.info.slots
         charged_s = self._shares[pool].start(job.tenant, self.expected_s(pool, job, task))
-        return Work(file, task.steps, work_s, files, owed_s, job.tenant, charged_s)
+        due_s = at_s + work_s + sum(self._costs.load_s(pool, name) for name in files if name not in replica.held)
+        return Work(file, task.steps, work_s, files, owed_s, job.tenant, charged_s, due_s)
 
     def expected_s(self, pool: str, job: JobRecord, task: TaskRecord) -> float:
         """Return how long a task is expected to have a device of a pool."""
-        return task.steps * self._costs.share_s(pool, self._costs.heaviest(pool, job.files))
+        return task.steps * self._costs.share_s(pool, self._costs.heaviest(pool, job.files.whole))
 
     def end(self, pool: str, work: Work, had_s: float) -> None:
         """Charge a task's tenant what it did take. had_s: how long it has had its replica's device."""
@@ -120,7 +124,7 @@ class Dispatch:
 
     def _line(self, pool: str, job: JobRecord, task: TaskRecord) -> tuple[str, float]:
         """Return the model file that a task is served by, and how long it is expected to take a slot."""
-        file = self._costs.heaviest(pool, job.files)
+        file = self._costs.heaviest(pool, job.files.whole)
         return file, task.steps * self._costs.step_s(pool, file)
 
     def startable(self, at_s: float) -> Iterator[Start]:
@@ -187,10 +191,14 @@ class Dispatch:
         return None if record is None or own is None else (own, LeastBusy([record]))
 
     def _with_line(self, ready: ReadyQueue, pool: PoolReplicas) -> tuple[ReplicaRecord | None, Waiting | None]:
-        """Return a replica that has become free lately and need load nothing for some line, and that line's first."""
+        """Return a replica that has become free lately and need load nothing for some line, and that line's first.
+
+        A line that it loads for ahead is its own only while it has no other.
+        """
         while pool.changed:
             record = pool.changed[next(reversed(pool.changed))]
-            firsts = [waiting for file in record.files if (waiting := ready.first_of(file)) is not None]
+            firsts = [waiting for file in record.ready if (waiting := ready.first_of(file)) is not None]
+            firsts = firsts or [waiting for file in record.ahead if (waiting := ready.first_of(file)) is not None]
             if firsts:
                 return record, min(firsts, key=ready.place)
             del pool.changed[record.info.replica_id]

@@ -188,7 +188,7 @@ class Machine:
         for job, task, among in self._dispatch.startable(at_s):
             self._start(job, task, among)
         if moved:
-            for replica_id, message in self._ahead.changes(self._dispatch.ready):
+            for replica_id, message in self._ahead.changes(self._dispatch.ready, at_s):
                 self._send(replica_id, message)
         return self._journal.take()
 
@@ -357,10 +357,10 @@ class Machine:
             task.state = "waiting"
             return
         signatures = {job.plan.signatures[n] for n in (*task.plan.nodes, *task.plan.needs)}
-        replica = choose(among, signatures, job.files, self.results, self.costs)
+        replica = choose(among, signatures, job.files.all, self.results, self.costs)
         task.state, task.replica_id = "running", replica.info.replica_id
         task_id = id_of(job, task)
-        self.replicas.start(replica, task_id, self._dispatch.start(job, task, replica))
+        self.replicas.start(replica, task_id, self._dispatch.start(job, task, replica, self._journal.at_s))
         self._device_time.start(replica.info.replica_id, task_id)
         remote = self._claim(job, task, targets, replica)
         self._send(replica.info.replica_id, Assign(assignment(job, task, targets, remote)))

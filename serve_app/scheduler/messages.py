@@ -14,6 +14,7 @@ from serve_app.graph.graph import Node, Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackFrame, PackRoute
+from serve_app.recipe import Recipe
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.store.reserved import Contents
 
@@ -63,13 +64,13 @@ class Warm:
 
 @dataclass(frozen=True, slots=True)
 class Prefetch:
-    """Message: load these models, as Warm's, into room that nobody needs; followed by Resident where any was loaded.
+    """Message: load these models into room that nobody needs; followed by Resident where any was loaded.
 
-    It takes the place of the one before; without models there is nothing to load any more. spare: the model files that
+    It takes the place of the one before; without recipes there is nothing to load any more. spare: the model files that
     queued jobs need, which are not to make way.
     """
 
-    models: tuple[str, ...] = ()
+    recipes: tuple[Recipe, ...] = ()
     spare: tuple[str, ...] = ()
 
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-from serve_app.graph.graph import Graph, Node
+from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.model_files import LOADERS
+from serve_app.recipe import Recipe, warm_recipes
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 """What the names of files with weights end in."""
 
 _CHANGING = ("UnetLoaderGGUFAdvanced", "CreateHookModelAsLora", "CreateHookModelAsLoraModelOnly")
 """Loaders whose models are not, or need not be, as their files have them."""
+LORA_LOADERS = ("LoraLoader", "LoraLoaderModelOnly", "LoraLoaderBypass", "LoraLoaderBypassModelOnly")
+"""Nodes that put a LoRA on a model, their first output, and some on a text encoder, their second."""
 _KINDS = {
     "TripleCLIPLoader": "sd3",
     "TripleCLIPLoaderGGUF": "sd3",
@@ -27,23 +31,54 @@ _KINDS = {
 _STRENGTH = re.compile(r" -?[0-9][0-9.e+-]*$")
 
 
-def files_of(graph: Graph, nodes: Iterable[str]) -> tuple[str, ...]:
-    """Return the model files that nodes name, each once, in the nodes' order."""
-    values = (value for node_id in nodes for value in graph.nodes[node_id].inputs.values())
-    names = (value for value in values if isinstance(value, str) and value.lower().endswith(SUFFIXES))
-    return tuple(dict.fromkeys(map(_base, names)))
+class ModelFiles(NamedTuple):
+    """The model files that a job names, each once. all: in its nodes' order. whole: without LoRAs."""
+
+    all: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
 
-def models_of(graph: Graph, nodes: Iterable[str]) -> tuple[str, ...]:
-    """Return the models that nodes load and name outright, each once, as `recipe.WARM_FORM` has them.
+def files_of(graph: Graph, nodes: Iterable[str]) -> ModelFiles:
+    """Return the model files that nodes name. What an input with "lora" in its name names is taken to be a LoRA."""
+    inputs = (item for node_id in nodes for item in graph.nodes[node_id].inputs.items())
+    named = {
+        _base(value): "lora" in name.lower()
+        for name, value in inputs
+        if isinstance(value, str) and value.lower().endswith(SUFFIXES)
+    }
+    files = tuple(named)
+    return ModelFiles(files, tuple(file for file in files if not named[file]) if any(named.values()) else files)
 
-    A loader that changes what it loads, or is told by a link what that is, is left out.
+
+def recipes_of(graph: Graph, nodes: Iterable[str]) -> tuple[Recipe, ...]:
+    """Return the models that nodes use and name outright, with their LoRAs, each once.
+
+    A loader that changes what it loads, or is told by a link what that is, is left out, and so is such a LoRA.
     """
-    found = (_model(graph.nodes[node_id]) for node_id in nodes)
-    return tuple(dict.fromkeys(model for model in found if model is not None))
+    users = (graph.nodes[node_id] for node_id in nodes)
+    links = (link for user in users if user.class_type not in LORA_LOADERS for _, link in user.links())
+    found = (_recipe(graph, link) for link in links)
+    return tuple(dict.fromkeys(recipe for recipe in found if recipe is not None))
+
+
+def _recipe(graph: Graph, link: Link) -> Recipe | None:
+    """Return the model that a link leads to, if it is one that is known."""
+    node = graph.nodes[link.node_id]
+    if node.class_type in LORA_LOADERS:
+        changed, strength = ("model", "strength_model") if link.slot == 0 else ("clip", "strength_clip")
+        given = node.inputs.get(changed)
+        recipe = _recipe(graph, given) if isinstance(given, Link) else None
+        return None if recipe is None else _with_lora(recipe, node.inputs.get("lora_name"), node.inputs.get(strength))
+    model = _model(node)
+    return None if model is None else dict(enumerate(warm_recipes(model))).get(link.slot)
+
+
+def _with_lora(recipe: Recipe, name: Any, strength: Any) -> Recipe:
+    return recipe.with_lora(name, strength) if isinstance(name, str) and isinstance(strength, int | float) else recipe
 
 
 def _model(node: Node) -> str | None:
+    """Return the model that a loader loads, as `recipe.WARM_FORM` has it."""
     inputs = LOADERS.get(node.class_type)
     if inputs is None or node.class_type in _CHANGING or node.inputs.get("weight_dtype", "default") != "default":
         return None

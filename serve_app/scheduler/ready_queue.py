@@ -84,6 +84,10 @@ class ReadyQueue:
     def __iter__(self) -> Iterator[Entry]:
         return (waiting.entry for waiting in self._waiting.values())
 
+    def has(self, entry: Entry) -> bool:
+        """Whether a task is there, in this place."""
+        return self._live(entry) is not None
+
     @property
     def waiting_s(self) -> Mapping[str, float]:
         """How long the tasks of each model file are expected to take a slot, all together."""

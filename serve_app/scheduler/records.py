@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
+from serve_app.scheduler.model_files import ModelFiles
 from serve_app.store.changes import JobRow
 
 SHARED_LOSSES = 2
@@ -55,7 +56,7 @@ class JobRecord:
     started_s: float | None
     outputs: dict[str, Mapping[str, Any]]
     missing: set[str]
-    files: tuple[str, ...] = ()
+    files: ModelFiles
     wanted: set[str] = field(default_factory=set)
     executing: dict[str, str] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)

@@ -21,7 +21,7 @@ class Work(NamedTuple):
 
     work_s: how long it is expected to take a slot. files: the model files it names, where replicas load any; they are
     loaded before another task can start, or are now. owed_s: how long its replica is to work with what it loads for it.
-    charged_s: what its tenant has been charged for it in advance.
+    charged_s: what its tenant has been charged for it in advance. due_s: the Unix time at which it is expected to end.
     """
 
     file: str
@@ -31,6 +31,7 @@ class Work(NamedTuple):
     owed_s: float
     tenant: str
     charged_s: float
+    due_s: float
 
 
 @dataclass(slots=True)
@@ -38,8 +39,9 @@ class ReplicaRecord:
     """A replica as the scheduler knows it. recipes: what weights it holds, e.g. "checkpoints/a.safetensors".
 
     vacated: those of the running tasks that take no slot any more. work: what is known of the running tasks. held: the
-    model files of the recipes. owed_s: for how long it should work with what it has loaded before it loads for others.
-    ahead: the file that it has been told to load while it works. quarantined: the job that it is kept for alone.
+    model files of the recipes; models: those without LoRAs. owed_s: for how long it should work with what it has loaded
+    before it loads for others. ahead: the file that it has been told to load while it works; overdue: whether nobody
+    waits for that any longer. quarantined: the job that it is kept for alone.
     """
 
     info: ReplicaInfo
@@ -47,9 +49,11 @@ class ReplicaRecord:
     vacated: set[TaskId] = field(default_factory=set)
     recipes: tuple[str, ...] = ()
     held: frozenset[str] = frozenset()
+    models: frozenset[str] = frozenset()
     work: dict[TaskId, Work] = field(default_factory=dict)
     owed_s: float = 0.0
     ahead: frozenset[str] = frozenset()
+    overdue: bool = False
     quarantined: str | None = None
 
     @property
@@ -63,9 +67,20 @@ class ReplicaRecord:
         return len(self.running) - len(self.vacated) or min(1, len(self.running))
 
     @property
-    def files(self) -> frozenset[str]:
+    def ready(self) -> frozenset[str]:
         """The model files whose weights it holds, or will hold before another task can start there."""
-        return self.held.union(self.ahead, *(work.files for work in self.work.values()))
+        there = self.held | self.ahead if self.overdue else self.held
+        return there.union(*(work.files for work in self.work.values()))
+
+    @property
+    def files(self) -> frozenset[str]:
+        """The model files whose weights it holds or will hold."""
+        return self.ready | self.ahead
+
+    @property
+    def due_s(self) -> float:
+        """The Unix time at which one of its tasks is expected to end, the first to do so; 0 if it runs none."""
+        return min((work.due_s for work in self.work.values()), default=0.0)
 
     def runs_only(self, job_id: str) -> bool:
         """Whether nothing of any other job runs on it."""
@@ -112,12 +127,23 @@ class LeastBusy:
         return list(islice(self, count))
 
 
+class _Filed(NamedTuple):
+    """What the indexes go by of a replica. is_open: it is kept for no job."""
+
+    running: int
+    occupied: int
+    free: bool
+    is_open: bool
+    ready: frozenset[str]
+    files: frozenset[str]
+
+
 class PoolReplicas:
     """The replicas of one pool. slots: how many tasks they run at once. occupied: how many they do run.
 
     open: those that are kept for no job. free: those that can take one more task of any job. changed: those that have
-    become free, or come to hold other weights while free, since somebody took them out. most_files: the weights of how
-    many files one has held at once. crowded: whether one has let weights go for others, so that it is known how many
+    become free, or come to hold other weights while free, since somebody took them out. most_models: of how many models
+    one has held weights at once. crowded: whether one has let weights go for others, so that it is known how many
     fit.
     """
 
@@ -125,7 +151,7 @@ class PoolReplicas:
         self.records: dict[str, ReplicaRecord] = {}
         self.slots = 0
         self.occupied = 0
-        self.most_files = 0
+        self.most_models = 0
         self.crowded = False
         self.open = LeastBusy()
         self.free = LeastBusy()
@@ -133,10 +159,10 @@ class PoolReplicas:
         self.changed: OrderedDict[str, ReplicaRecord] = OrderedDict()
         self._free_with: dict[str, LeastBusy] = {}
         self._slots_with: defaultdict[str, int] = defaultdict(int)
-        self._filed: dict[str, tuple[int, int, bool, bool, frozenset[str]]] = {}
+        self._filed: dict[str, _Filed] = {}
 
     def free_with(self, file: str) -> LeastBusy:
-        """Return the free ones that hold a model file's weights."""
+        """Return the free ones that hold a model file's weights now, and do not only load them ahead."""
         return self._free_with.get(file, _NONE)
 
     def slots_with(self, file: str) -> int:
@@ -145,13 +171,14 @@ class PoolReplicas:
 
     def has_room(self, looked_at: int) -> bool:
         """Whether one of the first free ones, so many, is likely to load another file without displacing any."""
-        return any(len(record.held) < self.most_files for record in self.free.first(looked_at))
+        return any(len(record.models) < self.most_models for record in self.free.first(looked_at))
 
     def file(self, record: ReplicaRecord) -> bool:
         """Bring the indexes up to what a replica is now; return whether it was another before."""
         name = record.info.replica_id
-        files = record.files
-        now = (len(record.running), record.occupied, record.free, record.quarantined is None, files)
+        ready = record.ready
+        files = ready | record.ahead
+        now = _Filed(len(record.running), record.occupied, record.free, record.quarantined is None, ready, files)
         if self._filed.get(name) == now:
             return False
         self.unfile(name)
@@ -159,7 +186,7 @@ class PoolReplicas:
         self.records[name] = record
         self.slots += record.info.slots
         self.occupied += record.occupied
-        self.most_files = max(self.most_files, len(record.held))
+        self.most_models = max(self.most_models, len(record.models))
         for file in files:
             self._slots_with[file] += record.info.slots
         if record.quarantined is not None:
@@ -169,26 +196,26 @@ class PoolReplicas:
         if record.free:
             self.free.put(record)
             self.changed[name] = record
-            for file in files:
+            for file in ready:
                 self._free_with.setdefault(file, LeastBusy()).put(record)
         return True
 
     def unfile(self, name: str) -> None:
         """Take a replica out of every index."""
-        _, occupied, _, _, files = self._filed.pop(name, (0, 0, False, False, frozenset[str]()))
-        record = self.records.pop(name, None)
-        if record is None:
+        filed, record = self._filed.pop(name, None), self.records.pop(name, None)
+        if filed is None or record is None:
             return
-        self.occupied -= occupied
+        self.occupied -= filed.occupied
         self.slots -= record.info.slots
         for index in (self.open, self.free):
             index.discard(name)
         self.quarantined.pop(name, None)
         self.changed.pop(name, None)
-        for file in files:
+        for file in filed.files:
             self._slots_with[file] -= record.info.slots
             if not self._slots_with[file]:
                 del self._slots_with[file]
+        for file in filed.ready:
             if (free := self._free_with.get(file)) is not None:
                 free.discard(name)
                 if not len(free):
@@ -265,6 +292,7 @@ class Replicas(Mapping[str, ReplicaRecord]):
         """Note which weights a replica holds."""
         before, record.recipes = record.held, recipes
         record.held = frozenset(file for recipe in recipes for file in files_in(recipe))
+        record.models = frozenset(next(files_in(recipe)) for recipe in recipes)
         # What goes alone was let go for work, or because somebody asked for it.
         self._pools[record.info.pool].crowded |= bool(before - record.held and record.held - before)
         self._file(record)
@@ -272,7 +300,13 @@ class Replicas(Mapping[str, ReplicaRecord]):
     def expect(self, record: ReplicaRecord, file: str | None, owed_s: float = 0.0) -> None:
         """Note which file a replica is told to load ahead, if any, and for how long it should work for it."""
         record.ahead = frozenset() if file is None else frozenset([file])
+        record.overdue = False
         record.owed_s = max(record.owed_s, owed_s)
+        self._file(record)
+
+    def wait_no_longer(self, record: ReplicaRecord) -> None:
+        """Let tasks start on a replica although it has not said that it has loaded what it was told to load ahead."""
+        record.overdue = True
         self._file(record)
 
     def keep(self, record: ReplicaRecord, job_id: str | None) -> None:

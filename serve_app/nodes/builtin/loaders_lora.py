@@ -6,14 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.nodes.protocol import FolderChoice
-from serve_app.recipe import Lora, Recipe
+from serve_app.recipe import Recipe
 
 STRENGTH = ("FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01})
-
-
-def with_lora(recipe: Recipe, name: str, strength: float) -> Recipe:
-    """Return the recipe with the LoRA at its end; at a strength of 0 there is nothing to add."""
-    return recipe.with_patch(Lora(name, strength)) if strength else recipe
 
 
 class LoraLoader:
@@ -40,7 +35,7 @@ class LoraLoader:
         self, model: Recipe, clip: Recipe, lora_name: str, strength_model: float, strength_clip: float
     ) -> tuple[Recipe, Recipe]:
         """Return both recipes with the LoRA."""
-        return with_lora(model, lora_name, strength_model), with_lora(clip, lora_name, strength_clip)
+        return model.with_lora(lora_name, strength_model), clip.with_lora(lora_name, strength_clip)
 
 
 class LoraLoaderModelOnly:
@@ -63,7 +58,7 @@ class LoraLoaderModelOnly:
 
     def load_lora_model_only(self, model: Recipe, lora_name: str, strength_model: float) -> tuple[Recipe]:
         """Return the recipe with the LoRA."""
-        return (with_lora(model, lora_name, strength_model),)
+        return (model.with_lora(lora_name, strength_model),)
 
 
 class LoraLoaderBypass(LoraLoader):

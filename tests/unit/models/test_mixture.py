@@ -19,7 +19,6 @@ from serve_app.models.loading import mixture
 from serve_app.models.packing import plain
 from serve_app.models.recipes import part_files
 from serve_app.models.weights import Weights
-from serve_app.nodes.builtin.loaders_lora import with_lora
 from serve_app.nodes.builtin.model_merging import MODELS, merged
 from serve_app.nodes.registry import BUILTIN
 from serve_app.recipe import Discrete, Lora, Recipe, Scale, Share
@@ -60,7 +59,7 @@ def made(net: str, case: Case | str) -> Recipe:
     models = [made(net, one) for one in given if not isinstance(one, dict)]
     settings: dict[str, float] = next((one for one in given if isinstance(one, dict)), {})
     if name == "lora":
-        return with_lora(models[0], f"{net}.safetensors", settings["strength"])
+        return models[0].with_lora(f"{net}.safetensors", settings["strength"])
     node: Any = BUILTIN[name]()
     if name.startswith(("ModelMergeSD1", "ModelMergeFlux1")):
         # The figures' cases give some of a node's ratios, the first of which counts for all others.
@@ -127,8 +126,8 @@ def test_equal_merges_are_one_network_whatever_else_the_models_carry(catalog: Ca
 def test_a_lora_after_a_merge_goes_beside_it_and_one_before_into_it(catalog: Catalog) -> None:
     held = cpu_weights(catalog)
     [plainly] = merged(backbone("unet_a"), backbone("unet_b"), HALF)
-    [within] = merged(with_lora(backbone("unet_a"), "unet.safetensors", 1.0), backbone("unet_b"), HALF)
-    beside = with_lora(plainly, "unet.safetensors", 0.5)
+    [within] = merged(backbone("unet_a").with_lora("unet.safetensors", 1.0), backbone("unet_b"), HALF)
+    beside = plainly.with_lora("unet.safetensors", 0.5)
     key = held.backbone(plainly).key
     assert held.backbone(beside).key == key
     assert held.backbone(beside).loras is not None
@@ -247,7 +246,7 @@ def cpu_loaded_bytes(catalog: Catalog) -> int:
 
 
 def test_loras_of_several_models_are_read_from_one_folder() -> None:
-    [recipe] = merged(with_lora(backbone("a"), "x", 1.0), with_lora(backbone("b"), "y", 1.0), HALF)
+    [recipe] = merged(backbone("a").with_lora("x", 1.0), backbone("b").with_lora("y", 1.0), HALF)
     assert recipe.all(Lora) == (Lora("x", 1.0),)
 
 

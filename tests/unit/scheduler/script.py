@@ -18,6 +18,9 @@ LAZY = {"lazy": True}
 SPECS = {
     "Load": NodeSpec("Load", (), ("MODEL",), ("MODEL",), (False,)),
     "CheckpointLoaderSimple": NodeSpec("CheckpointLoaderSimple", (), ("MODEL",), ("MODEL",), (False,)),
+    "LoraLoaderModelOnly": NodeSpec(
+        "LoraLoaderModelOnly", (Input("model", "MODEL"),), ("MODEL",), ("MODEL",), (False,)
+    ),
     "Sample": NodeSpec("Sample", (Input("model", "MODEL"),), ("LATENT",), ("LATENT",), (False,), {"r": "RUNTIME"}),
     "Mix": NodeSpec("Mix", (Input("a", "*", options=LAZY), Input("b", "*", options=LAZY)), ("*",), ("*",), (False,)),
     "Save": NodeSpec("Save", (Input("images", "LATENT"),), (), (), (), output_node=True),

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from serve_app.graph.graph import Graph, Link, Node
+from serve_app.recipe import Recipe, encoders
 from serve_app.scheduler import ahead
 from serve_app.scheduler.ahead import LOOKED_AT
 from serve_app.scheduler.dispatch import PATIENCE
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import Message, Prefetch, Resident
-from serve_app.scheduler.model_files import models_of
-from serve_app.scheduler.stimuli import CancelAsked, Command, ReplicaLost
+from serve_app.scheduler.model_files import files_of, recipes_of
+from serve_app.scheduler.stimuli import CancelAsked, Command, ReplicaLost, TimePassed
 from tests.unit.scheduler.script import assigned, sent
 from tests.unit.scheduler.test_dispatch import LOAD_S, Loaded
 
@@ -30,6 +31,17 @@ def drawn(seed: Any) -> tuple[Graph, dict[str, str]]:
     return Graph(nodes), {"1": f"load-{model}", "2": f"sample-{number}", "3": f"save-{number}"}
 
 
+def with_lora(seed: Any) -> tuple[Graph, dict[str, str]]:
+    """As `drawn`, with a LoRA on a model that is written "model+lora"."""
+    graph, signatures = drawn((seed[0], seed[1].partition("+")[0], seed[2]))
+    if not (lora := seed[1].partition("+")[2]):
+        return graph, signatures
+    inputs = {"lora_name": f"{lora}.safetensors", "strength_model": 1.0, "model": Link("1", 0)}
+    sampler = Node("2", "Sample", {"model": Link("4", 0), "steps": seed[2]})
+    nodes = {**graph.nodes, "4": Node("4", "LoraLoaderModelOnly", inputs), "2": sampler}
+    return Graph(nodes), {**signatures, "4": f"load-{seed[1]}"}
+
+
 class Named(Loaded):
     """A script of jobs whose loaders are known by name."""
 
@@ -37,10 +49,10 @@ class Named(Loaded):
         super().__init__()
         self.graph = drawn
 
-    def told(self, commands: Sequence[Command] | None = None) -> list[tuple[str, tuple[str, ...]]]:
+    def told(self, commands: Sequence[Command] | None = None) -> list[tuple[str, tuple[Recipe, ...]]]:
         """Return which replicas were told to load what ahead."""
         messages: list[tuple[str, Message]] = sent(self.commands if commands is None else commands, Prefetch)
-        return [(name, message.models) for name, message in messages if isinstance(message, Prefetch)]
+        return [(name, message.recipes) for name, message in messages if isinstance(message, Prefetch)]
 
     def busy(self, name: str, model: str) -> None:
         """A replica that holds a model and runs a job of it."""
@@ -48,8 +60,8 @@ class Named(Loaded):
         assert self.submit(f"running on {name}", model) == [name]
 
 
-def model(name: str) -> tuple[str, ...]:
-    return (f"checkpoints/sub/{name}.safetensors",)
+def model(name: str) -> tuple[Recipe, ...]:
+    return (Recipe("backbone", "checkpoints", f"sub/{name}.safetensors"),)
 
 
 def test_a_busy_replica_is_told_once_of_the_next_model() -> None:
@@ -154,12 +166,86 @@ def test_nothing_is_told_of_what_starts_at_once_or_of_what_some_replica_holds() 
     assert script.told() == []
 
 
+def lora(name: str, on: str) -> tuple[Recipe, ...]:
+    return tuple(recipe.with_lora(f"{name}.safetensors", 1.0) for recipe in model(on))
+
+
+class WithLoras(Named):
+    """A script of jobs that may have a LoRA each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = with_lora
+
+
+def test_a_lora_of_the_next_task_is_told_of_once_where_it_is_lacking() -> None:
+    script = WithLoras()
+    script.busy("r1", "a")
+    script.submit("next", "a+l")
+    script.submit("later", "a+m")
+    assert script.told() == [("r1", lora("l", "a"))]
+    held = ("backbone checkpoints/sub/a.safetensors", "backbone checkpoints/sub/a.safetensors + l.safetensors 1")
+    script.report("r1", Resident(held))
+    assert script.finish("r1") == ["next"]
+    assert script.told()[1:] == [("r1", lora("m", "a"))]
+    script.report("r1", Resident((*held, "backbone checkpoints/sub/a.safetensors + m.safetensors 1")))
+    script.submit("again", "a+m", number=-1)
+    assert len(script.told()) == 2, "what is held is not told of"
+
+
+def test_the_replica_that_is_expected_to_be_free_first_is_told_of_the_lora() -> None:
+    script = WithLoras()
+    for name in ("r1", "r2", "r3"):
+        script.holding(name, "a" if name != "r3" else "b")
+    assert script.submit("long", "a", steps=50) == ["r1"]
+    assert script.submit("short", "a", steps=10) == ["r2"]
+    assert script.submit("other", "b", steps=1) == ["r3"]
+    script.submit("next", "a+l")
+    assert script.told() == [("r2", lora("l", "a"))]
+
+
+def test_a_lora_that_nobody_knows_makes_no_line_of_its_own() -> None:
+    script = WithLoras()
+    script.busy("r1", "a")
+    script.submit("next", "a+never seen")
+    assert script.machine.backlog("gpu").waiting_s.keys() == {"a.safetensors"}
+
+
+def test_a_replica_goes_on_with_its_own_line_while_it_loads_ahead_for_another_but_not_for_long() -> None:
+    script = Named()
+    script.busy("r1", "a")
+    script.submit("next", "b")
+    for name in ("own 1", "own 2", "own 3"):
+        script.submit(name, "a")
+    assert script.told() == [("r1", model("b"))]
+    assert script.finish("r1") == ["own 1"]
+    script.at_s += ahead.OVERDUE * LOAD_S
+    script.feed(TimePassed())
+    assert script.finish("r1") == ["next"]
+
+
+def test_a_line_with_much_to_do_is_loaded_for_ahead_by_one_more_replica_that_has_room() -> None:
+    script = Named()
+    script.holding("r1", "a")
+    assert script.submit("running on r1", "a") == ["r1"]
+    script.replica("r2")
+    held = ("b", "x", "y")
+    script.report("r2", Resident(tuple(f"backbone checkpoints/sub/{name}.safetensors" for name in held)))
+    script.busy("r3", "c")
+    assert script.submit("running on r2", "b") == ["r2"]
+    script.submit("little", "a", steps=1)
+    assert script.told() == []
+    for number in range(3):
+        script.submit(f"much {number}", "a", steps=int(ahead.SPREAD * LOAD_S))
+    assert script.told() == [("r3", model("a"))], "r2 has no room, as far as is known, and one is enough at a time"
+
+
 @pytest.mark.parametrize(
     ("earlier", "told"),
     [(["x", "z"], []), (["xy", "z"], [("r1", model("b"))]), (["x", "", "z"], [("r1", model("b"))])],
 )
 def test_once_a_replica_has_let_weights_go_for_others_those_alone_are_told_that_hold_less_than_one_did(
-    earlier: list[str], told: list[tuple[str, tuple[str, ...]]]
+    earlier: list[str], told: list[tuple[str, tuple[Recipe, ...]]]
 ) -> None:
     script = Named()
     script.replica("earlier")
@@ -183,11 +269,11 @@ def test_nothing_is_told_where_loading_takes_no_time_as_far_as_is_known() -> Non
 def test_of_many_lines_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def counting(graph: Graph, nodes: Any) -> tuple[str, ...]:
+    def counting(graph: Graph, nodes: Any) -> tuple[Recipe, ...]:
         asked.append(graph)
-        return models_of(graph, nodes)
+        return recipes_of(graph, nodes)
 
-    monkeypatch.setattr(ahead, "models_of", counting)
+    monkeypatch.setattr(ahead, "recipes_of", counting)
     script = Named()
     for number in range(3 * LOOKED_AT):
         script.busy(f"r{number}", f"held {number}")
@@ -197,22 +283,45 @@ def test_of_many_lines_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not assigned(script.commands[-1:])
 
 
+BACKBONE = Recipe("backbone", "checkpoints", "a.safetensors")
+TEXT = Recipe("clip", "checkpoints", "a.safetensors")
+
+
 @pytest.mark.parametrize(
     ("class_type", "inputs", "found"),
     [
-        ("CheckpointLoaderSimple", {"ckpt_name": "a.safetensors"}, ("checkpoints/a.safetensors",)),
-        ("UNETLoader", {"unet_name": "a.gguf", "weight_dtype": "default"}, ("diffusion_models/a.gguf",)),
-        ("UNETLoader", {"unet_name": "a.safetensors", "weight_dtype": "fp8_e4m3fn"}, ()),
-        ("VAELoader", {"vae_name": "a"}, ("vae/a",)),
-        ("CLIPLoader", {"clip_name": "t5", "type": "chroma"}, ("text_encoders/t5 as chroma",)),
-        ("DualCLIPLoader", {"clip_name1": "l", "clip_name2": "t5", "type": "flux"}, ("text_encoders/l + t5 as flux",)),
+        ("CheckpointLoaderSimple", {"ckpt_name": "a.safetensors"}, BACKBONE),
+        ("UNETLoader", {"unet_name": "a.gguf", "weight_dtype": "default"},
+         Recipe("backbone", "diffusion_models", "a.gguf")),
+        ("UNETLoader", {"unet_name": "a.safetensors", "weight_dtype": "fp8_e4m3fn"}, None),
+        ("VAELoader", {"vae_name": "a"}, Recipe("vae", "vae", "a")),
+        ("CLIPLoader", {"clip_name": "t5", "type": "chroma"}, encoders("chroma", "t5")),
+        ("DualCLIPLoader", {"clip_name1": "l", "clip_name2": "t5", "type": "flux"}, encoders("flux", "l", "t5")),
         ("TripleCLIPLoader", dict(zip(("clip_name1", "clip_name2", "clip_name3"), "lgt", strict=True)),
-         ("text_encoders/l + g + t as sd3",)),
-        ("CheckpointLoaderSimple", {"ckpt_name": Link("2", 0)}, ()),
-        ("KSampler", {"sampler_name": "euler"}, ()),
+         encoders("sd3", "l", "g", "t")),
+        ("CheckpointLoaderSimple", {"ckpt_name": Link("2", 0)}, None),
+        ("KSampler", {"sampler_name": "euler"}, None),
     ],
 )  # fmt: skip
 def test_loaders_that_name_their_files_outright_say_which_models_they_load(
-    class_type: str, inputs: dict[str, Any], found: tuple[str, ...]
+    class_type: str, inputs: dict[str, Any], found: Recipe | None
 ) -> None:
-    assert models_of(Graph({"1": Node("1", class_type, inputs)}), ["1"]) == found
+    graph = Graph({"1": Node("1", class_type, inputs), "2": Node("2", "Use", {"model": Link("1", 0)})})
+    assert recipes_of(graph, ["1", "2"]) == (() if found is None else (found,))
+
+
+def test_models_are_told_of_as_they_are_used_with_their_loras() -> None:
+    both = {"lora_name": "l.safetensors", "strength_model": 0.5, "strength_clip": 0, "model": Link("1", 0)}
+    more = {"lora_name": "m.safetensors", "strength_model": Link("9", 0), "model": Link("2", 0)}
+    graph = Graph({
+        "1": Node("1", "CheckpointLoaderSimple", {"ckpt_name": "a.safetensors"}),
+        "2": Node("2", "LoraLoader", {**both, "clip": Link("1", 1)}),
+        "3": Node("3", "LoraLoaderModelOnly", more),
+        "4": Node("4", "Encode", {"clip": Link("2", 1)}),
+        "5": Node("5", "Sample", {"model": Link("3", 0), "texts": Link("4", 0)}),
+        "6": Node("6", "Decode", {"vae": Link("1", 2), "latents": Link("5", 0), "seen by": Link("1", 3)}),
+    })  # fmt: skip
+    vae = Recipe("vae", "checkpoints", "a.safetensors")
+    assert recipes_of(graph, graph.nodes) == (TEXT, BACKBONE.with_lora("l.safetensors", 0.5), vae)
+    files = files_of(graph, graph.nodes)
+    assert (files.all, files.whole) == (("a.safetensors", "l.safetensors", "m.safetensors"), ("a.safetensors",))

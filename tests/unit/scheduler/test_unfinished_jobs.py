@@ -9,6 +9,7 @@ import pytest
 from serve_app.events import data_bytes
 from serve_app.scheduler import views
 from serve_app.scheduler.client import QueueBounds, QueueCount
+from serve_app.scheduler.model_files import ModelFiles
 from serve_app.scheduler.records import JobRecord
 from serve_app.scheduler.unfinished_jobs import UnfinishedJobs
 from serve_app.scheduler.views import queue_view
@@ -22,7 +23,7 @@ PROMPT_BYTES = data_bytes([PROMPT, ("1",), "me", {}])
 def record(order: int, number: float | None = None, started_s: float | None = None) -> JobRecord:
     row = JobRow(f"job {order}", order if number is None else number, order, PROMPT, ("1",), "me", {}, 100.0 + order, 1)
     plan: Any = None
-    return JobRecord(row, plan, [], started_s, {}, set())
+    return JobRecord(row, plan, [], started_s, {}, set(), ModelFiles())
 
 
 def jobs(count: int, running: int = 0) -> UnfinishedJobs:
