@@ -47,7 +47,8 @@ def production(
     liked, large = _zipf(40), _zipf(tenants)
     steps, weights = zip(*STEPS, strict=True)
     sessions: list[list[Request]] = []
-    while sum(map(len, sessions)) < jobs:
+    count = 0
+    while count < jobs:
         number = bisect(popular, chance.random() * popular[-1])
         model = checkpoints[number]
         lora = None
@@ -57,6 +58,7 @@ def production(
         length = 1 + round(chance.expovariate(1 / (SESSION - 1)))
         tenant = f"t{bisect(large, chance.random() * large[-1])}" if tenants else ""
         sessions.append([Request(0.0, model, asked, lora, tenant) for _ in range(length)])
+        count += length
     span_s = sum(request.work_s for session in sessions for request in session) / (load * slots)
     starts_s = sorted(_moments(len(sessions), span_s, bursts, chance))
     timed = []
