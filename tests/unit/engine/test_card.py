@@ -1,8 +1,4 @@
-"""The engine on an honest card: no devices mixed, results a CPU's to the bit, and what each forward costs around it.
-
-`COSTS` is what all samplers cost, `BESIDE` and `NO_SUMS` what else a job may have; `test_card_networks` has a real
-network's.
-"""
+"""The engine on an honest card: no devices mixed, results a CPU's to the bit, and what each forward costs around it."""
 
 from __future__ import annotations
 
@@ -39,58 +35,10 @@ from serve_app.sampling import noise
 from serve_app.sampling.latent_formats import SD
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.values import PerpNeg
+from tests.unit.engine import card_costs
 from tests.unit.engine.card import CARD, Card, MixedDevicesError
 from tests.unit.engine.card_runs import CardEngine, Forwards, most, on_card, taken_together, tiny, tiny_on_card
 from tests.unit.engine.mixes import MAX_CELLS, RECIPE, TinyBackbone, conditioning, jobs, request
-
-COSTS = {
-    "cfgpp_ud10_ab": (11, 0, 12, 0),
-    "ddim": (10, 0, 11, 0),
-    "ddpm": (11, 0, 19, 0),
-    "deis": (11, 0, 12, 0),
-    "dpm_2": (10, 0, 11, 0),
-    "dpm_2_ancestral": (11, 0, 19, 0),
-    "dpm_adaptive": (24, 1, 127, 8),
-    "dpm_fast": (11, 0, 12, 0),
-    "dpmpp_2m": (10, 0, 11, 0),
-    "dpmpp_2m_cfg_pp": (10, 0, 11, 0),
-    "dpmpp_2m_sde": (11, 0, 12, 0),
-    "dpmpp_2m_sde_gpu": (34, 0, 196, 0),
-    "dpmpp_2m_sde_heun": (11, 0, 12, 0),
-    "dpmpp_2m_sde_heun_gpu": (34, 0, 196, 0),
-    "dpmpp_2s_ancestral": (12, 0, 20, 0),
-    "dpmpp_2s_ancestral_cfg_pp": (12, 0, 20, 0),
-    "dpmpp_3m_sde": (11, 0, 12, 0),
-    "dpmpp_3m_sde_gpu": (34, 0, 196, 0),
-    "dpmpp_sde": (11, 0, 12, 0),
-    "dpmpp_sde_gpu": (37, 0, 220, 0),
-    "er_sde": (13, 0, 21, 0),
-    "euler": (10, 0, 11, 0),
-    "euler_ancestral": (11, 0, 19, 0),
-    "euler_ancestral_cfg_pp": (11, 0, 19, 0),
-    "euler_cfg_pp": (10, 0, 11, 0),
-    "exp_heun_2_x0": (12, 0, 20, 0),
-    "exp_heun_2_x0_sde": (12, 0, 20, 0),
-    "gradient_estimation": (11, 0, 12, 0),
-    "gradient_estimation_cfg_pp": (10, 0, 11, 0),
-    "heun": (11, 0, 12, 0),
-    "heunpp2": (11, 0, 12, 0),
-    "ipndm": (12, 0, 13, 0),
-    "ipndm_v": (12, 0, 13, 0),
-    "lcm": (11, 0, 19, 0),
-    "lms": (12, 0, 13, 0),
-    "res_multistep": (10, 0, 11, 0),
-    "res_multistep_ancestral": (12, 0, 20, 0),
-    "res_multistep_ancestral_cfg_pp": (12, 0, 20, 0),
-    "res_multistep_cfg_pp": (10, 0, 11, 0),
-    "sa_solver": (12, 0, 20, 0),
-    "sa_solver_pece": (12, 0, 20, 0),
-    "seeds_2": (12, 0, 20, 0),
-    "seeds_3": (12, 0, 20, 0),
-    "uni_pc": (12, 0, 13, 0),
-    "uni_pc_bh2": (12, 0, 13, 0),
-}
-"""By sampler: kernels around a forward of one job, and what waits for the card; the same of eight jobs."""
 
 CHOOSES_STEPS = {"dpm_adaptive"}
 """Samplers whose next level follows from numbers that the host has to read."""
@@ -101,42 +49,11 @@ DRAWN_BY_HALVES = {name for name, spec in SAMPLERS.items() if name.endswith("_gp
 MIXED = ("euler", "uni_pc", "dpmpp_2m", "dpmpp_3m_sde", "er_sde", "lms", "ipndm_v", "sa_solver")
 """Samplers whose steps are nothing alike, with as many evaluations each."""
 
-BESIDE = {
-    "a mask": (16, 0, 17, 0),
-    "a picture of each step": (11, 0, 19, 0),
-    "a sampler of its own": (10, 0, 15, 0),
-    "texts padded": (10, 0, 11, 0),
-    "texts repeated": (10, 0, 23, 0),
-    "texts under masks": (13, 0, 14, 0),
-}
-"""The same of Euler's jobs that have something beside."""
-
-NO_SUMS = {
-    "AdaptiveProjection": (35, 0, 190, 0),
-    "CfgNorm": (21, 0, 78, 0),
-    "CfgZeroStar": (26, 0, 118, 0),
-    "DifferentialDiffusion": (20, 0, 49, 0),
-    "EpsilonScaling": (17, 0, 46, 0),
-    "FrequencyScaling": (24, 0, 102, 0),
-    "Mahiro": (41, 0, 238, 0),
-    "NoiseNorm": (28, 0, 134, 0),
-    "RenormCfg": (20, 0, 70, 0),
-    "RescaleCfg": (29, 0, 142, 0),
-    "TangentialDamping": (28, 0, 134, 0),
-    "TemporalRescaling": (16, 0, 38, 0),
-    "an area": (36, 0, 170, 0),
-    "perpendicular negatives": (27, 0, 126, 0),
-}
-"""The same of what is more than a sum of latents, which each job computes by itself: more than two kernels a job."""
-
 PATCHES = (
     *(AdaptiveProjection(0.5, 5.0, -0.5), CfgNorm(1.0), CfgZeroStar(), EpsilonScaling(1.01)),
     *(FrequencyScaling(1.1, 1.2, 2), Mahiro(), NoiseNorm(0.5), RenormCfg(20.0, 1.0), RescaleCfg(0.7)),
     *(TangentialDamping(), TemporalRescaling(0.9, 1.0)),
 )
-
-BROWNIAN = [(30, 1, 0), (28, 1, 0), (26, 1, 0), (24, 1, 0), (24, 1, 0), (25, 1, 0), (24, 1, 0), (22, 1, 0), (5, 1, 0)]
-"""By step: kernels, copies and waits of a `_gpu` sampler's noise; each halving of its path is a draw."""
 
 
 class CardGenerator(torch.Generator):
@@ -231,7 +148,7 @@ def test_a_sampler_gives_what_a_cpu_gives_at_its_cost(card, engine, on_cpu, samp
         if sampler not in CHOOSES_STEPS | DRAWN_BY_HALVES:
             # A table of coefficients for all jobs, and what the host draws for each.
             assert copies == (1 + count if SAMPLERS[sampler].noise is noise.brownian_noise else 1)
-    assert tuple(found) == COSTS[sampler]
+    assert tuple(found) == card_costs.SAMPLERS[sampler]
 
 
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - CHOOSES_STEPS - DRAWN_BY_HALVES))
@@ -274,18 +191,18 @@ def test_a_step_of_a_brownian_path_on_the_card_takes_a_kernel_a_draw_and_four(ca
             path(sigma, following)
             counts = card.counts.since(before)
             found.append((counts.kernels, counts.copies, counts.stalls))
-    assert found == BROWNIAN
+    assert found == card_costs.BROWNIAN
 
 
 def test_around_a_forward_are_at_most_25_kernels_and_two_a_job_but_for_samplers_that_are_known():
-    costs = {**COSTS, **BESIDE}.items()
+    costs = {**card_costs.SAMPLERS, **card_costs.BESIDE}.items()
     beyond = {name for name, (alone, _, of_eight, _) in costs if alone > 25 + 2 or of_eight > 25 + 2 * 8}
     assert beyond == CHOOSES_STEPS | DRAWN_BY_HALVES
 
 
 def test_nothing_waits_for_the_card_between_forwards_but_the_sampler_that_chooses_its_steps_by_their_error():
-    assert {name for name, (_, alone, _, of_eight) in COSTS.items() if alone or of_eight} == CHOOSES_STEPS
-    assert not any(alone or of_eight for _, alone, _, of_eight in (BESIDE | NO_SUMS).values())
+    assert {name for name, (_, alone, _, of_eight) in card_costs.SAMPLERS.items() if alone or of_eight} == CHOOSES_STEPS
+    assert not any(alone or of_eight for _, alone, _, of_eight in (card_costs.BESIDE | card_costs.NO_SUMS).values())
 
 
 def of_one_job(case: str, seed: int) -> dict[str, Any]:
@@ -311,7 +228,7 @@ def of_one_job(case: str, seed: int) -> dict[str, Any]:
     return cases[case]
 
 
-@pytest.mark.parametrize("case", sorted(BESIDE | NO_SUMS))
+@pytest.mark.parametrize("case", sorted(card_costs.BESIDE | card_costs.NO_SUMS))
 def test_what_else_a_job_may_have_makes_no_step_wait_for_the_card(card, engine, on_cpu, case):
     backbone = on_card(card)
     forwards = Forwards(card, backbone.network.module)
@@ -322,7 +239,7 @@ def test_what_else_a_job_may_have_makes_no_step_wait_for_the_card(card, engine, 
         assert all(torch.equal(a.latents, b.latents) for a, b in zip(ours, theirs, strict=True))
         steady = forwards.steady()
         found += [most(steady, lambda counts: counts.kernels), most(steady, lambda counts: counts.stalls)]
-    assert tuple(found) == (BESIDE | NO_SUMS)[case]
+    assert tuple(found) == (card_costs.BESIDE | card_costs.NO_SUMS)[case]
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -26,27 +26,11 @@ from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder
 from serve_app.recipe import Recipe
 from serve_app.sampling.latent_formats import SD
+from tests.unit.engine import card_costs
 from tests.unit.engine.card import CARD, Card
 from tests.unit.engine.card_order import FORWARDS, UnorderedError
 from tests.unit.engine.card_runs import on_card, tiny
 from tests.unit.engine.mixes import conditioning, request
-
-COSTS = {
-    "a run begins": (6, 0),
-    "a run with a mask begins": (7, 0),
-    "a run ends": (2, 0),
-    "a text": (4, 0),
-    "a weighted text": (5, 0),
-    "four texts": (10, 0),
-    "a text of SDXL": (6, 0),
-    "a text of SD 3 without CLIP-L": (5, 0),
-    "a text of HiDream": (11, 0),
-    "an image is seen": (4, 0),
-    "an image is decoded": (2, 0),
-    "three images are decoded in slices": (4, 0),
-    "an image is encoded": (2, 0),
-}
-"""By what is done: how many copies it asks for that the host does not wait for, and what it waits for."""
 
 L = ClipText(layers=2, width=64, hidden_width=96, positions=77, projection=64)
 G = replace(L, layers=3, kind="g")
@@ -165,7 +149,7 @@ def flat(value: Any) -> list[Tensor]:
     return [] if value is None else [tensor for one in value for tensor in flat(one)]
 
 
-@pytest.mark.parametrize("case", COSTS)
+@pytest.mark.parametrize("case", card_costs.JOBS)
 def test_what_a_job_does_beside_its_steps_waits_for_no_copy(case: str) -> None:
     card = Card()
     with torch.inference_mode():
@@ -176,7 +160,7 @@ def test_what_a_job_does_beside_its_steps_waits_for_no_copy(case: str) -> None:
             before = card.counts.copy()
             given = work()
             counts = card.counts.since(before)
-    assert (counts.copies, counts.stalls) == COSTS[case], counts.where
+    assert (counts.copies, counts.stalls) == card_costs.JOBS[case], counts.where
     assert len(flat(given)) == len(wanted)
     for ours, theirs in zip(flat(given), wanted, strict=True):
         assert torch.equal(ours, theirs)
@@ -219,7 +203,7 @@ def test_weights_of_sixteen_bits_cost_a_kernel_a_layer_and_give_the_same_bits(ca
                 before = card.counts.copy()
                 given = flat(work())
                 counts = card.counts.since(before)
-            assert (counts.copies, counts.stalls) == COSTS[case], counts.where
+            assert (counts.copies, counts.stalls) == card_costs.JOBS[case], counts.where
             kernels.append(counts.kernels)
             assert all(torch.equal(ours, theirs) for ours, theirs in zip(given, wanted, strict=True))
     assert kernels[1] - kernels[0] == WIDENED[case]

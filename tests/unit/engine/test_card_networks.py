@@ -31,36 +31,12 @@ from serve_app.recipe import (
 )
 from serve_app.sampling.request import SamplingRequest
 from serve_app.values import Control
+from tests.unit.engine import card_costs
 from tests.unit.engine.card import Card
 from tests.unit.engine.card_runs import CardEngine, Forwards, most, ran_together
 from tests.unit.engine.mixes import request
 from tests.unit.models.control_nets import ARCHITECTURE, backbone, control_net
 from tests.unit.models.recorder import CardRecorder, FakeRecorder
-
-COSTS = {
-    "plain": (10, 284, 11, 284),
-    "a ControlNet": (13, 426, 14, 426),
-    "FreeU": (10, 314, 11, 314),
-    "one set of LoRAs": (10, 396, 11, 396),
-    "eight sets of LoRAs": (10, 396, 11, 396),
-}
-"""By what jobs have: kernels around the networks of a forward of one job and in them, and the same of eight jobs.
-
-A ControlNet's are in the networks'. LoRAs change 56 layers, each for two kernels whatever the number of sets.
-"""
-
-REPLAYED = {
-    "plain": (13, 14, 1),
-    "a ControlNet": (19, 20, 2),
-    "FreeU": (13, 14, 1),
-    "one set of LoRAs": (13, 14, 1),
-    "eight sets of LoRAs": (13, 14, 1),
-}
-"""Where networks' calls are replayed: all kernels that the host asks for in a forward of one job and of eight; replays.
-
-Those that bring inputs to their places are among them. One more than a card takes is counted for each replay, which
-here is a call and a copy of what it gives.
-"""
 
 LAYERS: dict[str, Patch] = {
     "FreeU": FreeU(1.3, 1.4, 0.9, 0.2),
@@ -126,7 +102,7 @@ class Runs:
         return LoraSet(f"set {seed}", self.module, [(adapters, 0.5)])
 
 
-@pytest.mark.parametrize("case", COSTS)
+@pytest.mark.parametrize("case", card_costs.UNETS)
 def test_nothing_waits_for_the_card_around_or_in_a_unet(case):
     card = Card()
     engine, runs = CardEngine(card), Runs(card)
@@ -138,7 +114,7 @@ def test_nothing_waits_for_the_card_around_or_in_a_unet(case):
         assert not any(counts.stalls or counts.trapped for counts in steady)
         found += [most(steady, lambda counts: counts.kernels), most(steady, lambda counts: counts.inside)]
     engine.close()
-    assert tuple(found) == COSTS[case]
+    assert tuple(found) == card_costs.UNETS[case]
 
 
 @pytest.mark.parametrize("case", LAYERS)
@@ -154,10 +130,10 @@ def test_whatever_layers_do_otherwise_nothing_waits(case):
 
 
 def test_around_networks_are_at_most_25_kernels_and_two_a_job():
-    assert all(alone <= 25 + 2 and of_eight <= 25 + 2 * 8 for alone, _, of_eight, _ in COSTS.values())
+    assert all(alone <= 25 + 2 and of_eight <= 25 + 2 * 8 for alone, _, of_eight, _ in card_costs.UNETS.values())
 
 
-@pytest.mark.parametrize("case", REPLAYED)
+@pytest.mark.parametrize("case", card_costs.REPLAYED_UNETS)
 def test_a_call_that_is_recorded_has_nothing_in_it_that_waits_and_its_inputs_cost_a_few_kernels(case):
     card = Card()
     replays = Replays(CardRecorder(card), ROW_BUCKETS)
@@ -170,7 +146,7 @@ def test_a_call_that_is_recorded_has_nothing_in_it_that_waits_and_its_inputs_cos
         assert not any(counts.stalls or counts.trapped for counts in steady)
         found.append(most(steady, lambda counts: counts.kernels))
     engine.close()
-    *kernels, networks = REPLAYED[case]
+    *kernels, networks = card_costs.REPLAYED_UNETS[case]
     assert found == kernels
     assert (replays.counters.recordings, replays.counters.replays) == (2 * networks, 8 * networks)
     assert max(found) <= 25 + 2

@@ -30,6 +30,7 @@ from serve_app.values import Conditioning, Control
 from tests.parity.dit_cases import noise, weights
 from tests.parity.dit_control_cases import CASES, GUIDANCE, SIGMA, Case, Vae, asked, file
 from tests.parity.figures import GOLDEN
+from tests.unit.engine import card_costs
 from tests.unit.engine.card import CARD, Card
 from tests.unit.models.control_nets import ARCHITECTURE, adapter, backbone, control_net
 from tests.unit.models.recorder import CardRecorder, FakeRecorder
@@ -41,28 +42,6 @@ BACKBONES = json.loads((GOLDEN / "dit_controlled_keys.json").read_text())
 OF_CONTROL = {case.control: case for case in CASES}
 UNETS = {"unet": 0, "unet union": 3}
 """By name: how many kinds of hint the ControlNet tells apart."""
-
-COSTS = {
-    "unet": (12, 426),
-    "unet union": (13, 427),
-    "sd3_diffusers": (19, 351),
-    "sd3_masked": (17, 345),
-    "sd3_large": (17, 306),
-    "sd3_large_pooled": (17, 290),
-    "flux_union": (18, 1466),
-    "flux_doubles": (18, 1308),
-    "flux_masked": (18, 1466),
-    "flux_xlabs": (18, 1098),
-    "flux_mistoline": (18, 1192),
-    "qwen_union": (85, 1636),
-    "qwen_masked": (83, 2832),
-    "qwen_fun": (86, 1590),
-}
-"""By ControlNet: kernels that the host asks for in a forward of three rows under it, and those that it has replayed.
-
-Both networks' rows are filled up to four. One more than a card takes is counted for each replay, which here is a call
-and a copy. Qwen-Image's embeds what its ControlNets are told, before they and it do.
-"""
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +151,7 @@ def test_nothing_of_a_controlnet_is_asked_for_but_its_replay_and_nothing_in_it_w
             bench.network.answer(rows)
             counts = card.counts.since(before)
     assert (counts.trapped, counts.stalls) == (0, 0), counts.where
-    assert (counts.kernels, counts.inside) == COSTS[name]
+    assert (counts.kernels, counts.inside) == card_costs.REPLAYED_CONTROL_NETS[name]
     assert bench.net.replays.counters.replays - replays == 2
 
 

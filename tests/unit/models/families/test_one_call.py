@@ -23,6 +23,7 @@ from serve_app.recipe import Discrete, Recipe, SkippedBlocks
 from serve_app.sampling.forward import Canvas
 from serve_app.values import Control
 from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, drawn, noise
+from tests.unit.engine import card_costs
 from tests.unit.engine.card import CARD, Card
 from tests.unit.models.families.test_transformers import TINY
 from tests.unit.models.recorder import CardRecorder, FakeRecorder
@@ -30,34 +31,6 @@ from tests.unit.models.recorder import CardRecorder, FakeRecorder
 CPU = torch.device("cpu")
 FAMILIES: dict[str, OneCall] = {net: family for net, family in TINY.items() if isinstance(family, OneCall)}
 FAMILIES["qwen21"] = QwenImage21(64, 2, 2, TEXT_WIDTH)
-COSTS = {
-    "anima": (26, 341),
-    "auraflow": (6, 109),
-    "chroma": (15, 230),
-    "flux": (20, 294),
-    "flux2": (13, 320),
-    "flux2_klein": (10, 269),
-    "flux_depth": (19, 293),
-    "flux_fill": (19, 293),
-    "flux_schnell": (17, 277),
-    "krea2": (16, 281),
-    "lumina2": (32, 435),
-    "omnigen2": (50, 411),
-    "pixart": (13, 93),
-    "pixart_alpha": (13, 111),
-    "qwen": (15, 263),
-    "qwen21": (8, 162),
-    "qwen_2511": (15, 212),
-    "qwen_layered": (13, 157),
-    "sd3": (7, 116),
-    "sd35": (7, 187),
-    "zimage": (32, 418),
-}
-"""Kernels around the call of a replayed forward of three rows, filled up to four, and those in the call.
-
-All are of small networks of one to three blocks; a deeper network has more in its call, and no more around it. One more
-than a card takes is counted around, as a replay is here a call and a copy of what it gives.
-"""
 
 NETS = sorted(FAMILIES)
 AXES = {
@@ -216,7 +189,7 @@ def test_nothing_in_a_recorded_call_comes_from_the_host_or_makes_it_wait(net: st
             counts = card.counts.since(before)
     assert network._replays.counters.replays == 3
     assert (counts.trapped, counts.stalls) == (0, 0), counts.where
-    assert (counts.kernels, counts.inside) == COSTS[net]
+    assert (counts.kernels, counts.inside) == card_costs.REPLAYED_TRANSFORMERS[net]
 
 
 def test_the_one_transformer_whose_host_has_to_wait_in_between_is_known() -> None:
