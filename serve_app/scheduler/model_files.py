@@ -20,6 +20,8 @@ _CHANGING = ("UnetLoaderGGUFAdvanced", "CreateHookModelAsLora", "CreateHookModel
 """Loaders whose models are not, or need not be, as their files have them."""
 LORA_LOADERS = ("LoraLoader", "LoraLoaderModelOnly", "LoraLoaderBypass", "LoraLoaderBypassModelOnly")
 """Nodes that put a LoRA on a model, their first output, and some on a text encoder, their second."""
+MOST_LORAS = 64
+"""How many LoRAs a model may have of which replicas are told ahead: a graph can chain thousands."""
 _KINDS = {
     "TripleCLIPLoader": "sd3",
     "TripleCLIPLoaderGGUF": "sd3",
@@ -53,28 +55,42 @@ def files_of(graph: Graph, nodes: Iterable[str]) -> ModelFiles:
 def recipes_of(graph: Graph, nodes: Iterable[str]) -> tuple[Recipe, ...]:
     """Return the models that nodes use and name outright, with their LoRAs, each once.
 
-    A loader that changes what it loads, or is told by a link what that is, is left out, and so is such a LoRA.
+    A loader that changes what it loads, or is told by a link what that is, is left out, and so is such a LoRA. So is a
+    model with more than MOST_LORAS.
     """
     users = (graph.nodes[node_id] for node_id in nodes)
     links = (link for user in users if user.class_type not in LORA_LOADERS for _, link in user.links())
-    found = (_recipe(graph, link) for link in links)
+    known: dict[Link, Recipe | None] = {}
+    found = (_recipe(graph, link, known) for link in links)
     return tuple(dict.fromkeys(recipe for recipe in found if recipe is not None))
 
 
-def _recipe(graph: Graph, link: Link) -> Recipe | None:
-    """Return the model that a link leads to, if it is one that is known."""
-    node = graph.nodes[link.node_id]
-    if node.class_type in LORA_LOADERS:
-        changed, strength = ("model", "strength_model") if link.slot == 0 else ("clip", "strength_clip")
-        given = node.inputs.get(changed)
-        recipe = _recipe(graph, given) if isinstance(given, Link) else None
-        return None if recipe is None else _with_lora(recipe, node.inputs.get("lora_name"), node.inputs.get(strength))
-    model = _model(node)
-    return None if model is None else dict(enumerate(warm_recipes(model))).get(link.slot)
+def _recipe(graph: Graph, link: Link, known: dict[Link, Recipe | None]) -> Recipe | None:
+    """Return the model that a link leads to, if it is one that is known. known: what links on the way to it give."""
+    loras: list[Link] = []
+    at: Any = link
+    while isinstance(at, Link) and at not in known:
+        node = graph.nodes[at.node_id]
+        if node.class_type in LORA_LOADERS:
+            loras.append(at)
+            at = node.inputs.get("model" if at.slot == 0 else "clip")
+        else:
+            model = _model(node)
+            known[at] = None if model is None else dict(enumerate(warm_recipes(model))).get(at.slot)
+    recipe = known.get(at) if isinstance(at, Link) else None
+    for lora in reversed(loras):
+        inputs = graph.nodes[lora.node_id].inputs
+        if recipe is not None:
+            strength = inputs.get("strength_model" if lora.slot == 0 else "strength_clip")
+            recipe = _with_lora(recipe, inputs.get("lora_name"), strength)
+        known[lora] = recipe
+    return recipe
 
 
-def _with_lora(recipe: Recipe, name: Any, strength: Any) -> Recipe:
-    return recipe.with_lora(name, strength) if isinstance(name, str) and isinstance(strength, int | float) else recipe
+def _with_lora(recipe: Recipe, name: Any, strength: Any) -> Recipe | None:
+    if not isinstance(name, str) or not isinstance(strength, int | float):
+        return recipe
+    return None if len(recipe.patches) == MOST_LORAS else recipe.with_lora(name, strength)
 
 
 def _model(node: Node) -> str | None:

@@ -14,7 +14,7 @@ from serve_app.scheduler.ahead import LOOKED_AT
 from serve_app.scheduler.dispatch import PATIENCE
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import Message, Prefetch, Resident
-from serve_app.scheduler.model_files import files_of, recipes_of
+from serve_app.scheduler.model_files import MOST_LORAS, files_of, recipes_of
 from serve_app.scheduler.stimuli import CancelAsked, Command, ReplicaLost, TimePassed
 from tests.unit.scheduler.script import assigned, sent
 from tests.unit.scheduler.test_dispatch import LOAD_S, Loaded
@@ -325,3 +325,15 @@ def test_models_are_told_of_as_they_are_used_with_their_loras() -> None:
     assert recipes_of(graph, graph.nodes) == (TEXT, BACKBONE.with_lora("l.safetensors", 0.5), vae)
     files = files_of(graph, graph.nodes)
     assert (files.all, files.whole) == (("a.safetensors", "l.safetensors", "m.safetensors"), ("a.safetensors",))
+
+
+def test_a_chain_of_thousands_of_loras_is_not_told_of() -> None:
+    length = 5000
+    nodes = {"0": Node("0", "UNETLoader", {"unet_name": "a.safetensors"})}
+    for n in range(1, length + 1):
+        lora = {"lora_name": "l.safetensors", "strength_model": 1.0, "model": Link(str(n - 1), 0)}
+        nodes[str(n)] = Node(str(n), "LoraLoaderModelOnly", lora)
+    for n in (length, MOST_LORAS):
+        nodes[f"use {n}"] = Node(f"use {n}", "Use", {"model": Link(str(n), 0)})
+    [recipe] = recipes_of(Graph(nodes), nodes)
+    assert len(recipe.patches) == MOST_LORAS
