@@ -128,15 +128,18 @@ class PublishedJobs:
     @contextlib.contextmanager
     def recounting(self) -> Iterator[ListCounts]:
         """Count anew: what is yielded has the unfinished jobs and each that ends from here on, and is what lists go by
-        once it is left, with the earlier ends that it was given.
+        once it is left, with the earlier ends that it was given. Of two at once the one begun later counts.
         """
         counts = self.counts.unfinished()
         self._recounts.append(counts)
         try:
             yield counts
-            self.counts = counts
+            if counts in self._recounts:
+                self.counts = counts
+                del self._recounts[: self._recounts.index(counts)]
         finally:
-            self._recounts.remove(counts)
+            if counts in self._recounts:
+                self._recounts.remove(counts)
 
     def _count(self, row: JobRow, state: str, jobs: int = 1, ended_seq: int | None = None) -> None:
         ended = None if ended_seq is None else stretch_of("ended", ended_seq)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from serve_app.scheduler.list_counts import ListCounts, stretch_of
+from serve_app.scheduler.published_jobs import PublishedJobs
 from serve_app.store.changes import JobQuery, ListCount, Sort
 from serve_app.store.list_statements import STRETCH_BITS
 
@@ -53,3 +56,14 @@ def test_a_list_of_one_tenant_is_as_long_as_its_jobs(counts: ListCounts) -> None
 def test_by_how_long_they_ran_jobs_have_no_places(counts: ListCounts) -> None:
     query = JobQuery(("error",), "duration", offset=5000, limit=64)
     assert counts.near(query) == query
+
+
+def test_of_two_counts_at_once_the_one_begun_later_stays() -> None:
+    published = PublishedJobs(1)
+    with contextlib.ExitStack() as earlier:
+        before = earlier.enter_context(published.recounting())
+        before.add(ListCount("", "success", 0, 0, jobs=2))
+        with published.recounting() as later:
+            later.add(ListCount("", "success", 0, 0, jobs=1))
+    assert published.counts is later
+    assert published.counts.length(JobQuery(("success",), "created")) == 1
