@@ -112,6 +112,9 @@ class FlowWeights:
     def remarks(self, recipe: Recipe) -> tuple[str, ...]:
         return ()
 
+    def fitted(self, backbone: Recipe, *others: Recipe) -> Recipe:
+        return backbone
+
     def need(self, *recipes: Recipe) -> Need:
         return Need({})
 
