@@ -31,7 +31,7 @@ from serve_app.errors import (
     StaleEpochError,
 )
 from serve_app.events import Failure
-from serve_app.store import costs, usage, webhooks
+from serve_app.store import costs, sqlite_connection, usage, webhooks
 from serve_app.store.change_statements import JSON_COLUMNS, VARIABLES, apply, clear_credentials
 from serve_app.store.changes import (
     Change,
@@ -473,7 +473,7 @@ def _engine(url: str) -> sa.Engine:
             # A connection drops the pages it has cached once another has written, so all writes go to the same one.
             # Parameters are named, as with PostgreSQL's driver: `execute` passes rows to either unchanged.
             engine = sa.create_engine(parsed, pool_use_lifo=True, paramstyle="named")
-            sa.event.listen(engine, "connect", _durable_sqlite)
+            sa.event.listen(engine, "connect", sqlite_connection.prepare)
             return engine
         # A connection that the server has dropped meanwhile is noticed before it is used, and replaced.
         waits = {name: value for name, value in WAITS.items() if name not in parsed.query}
@@ -511,15 +511,6 @@ def _reason(error: Exception) -> str:
     """Return the driver's own words: SQLAlchemy's hold the statement with all its values."""
     words = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
     return words.splitlines()[0][:500]
-
-
-def _durable_sqlite(connection: Any, _record: object) -> None:
-    """WAL lets readers go on beside the writer; FULL keeps a committed job through a power cut.
-
-    What is deleted, credentials among it, is overwritten in the file too.
-    """
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "secure_delete=ON"):
-        connection.execute(f"PRAGMA {pragma}")
 
 
 def _reservation(job_id: str, node_id: str, key: str) -> sa.ColumnElement[bool]:
