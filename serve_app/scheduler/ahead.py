@@ -74,6 +74,8 @@ class _Pool:
         # By replica; of tasks those whose lines' files it holds.
         self._lines: dict[str, _Line] = {}
         self._tasks: dict[str, Entry] = {}
+        # Of the tasks that were looked at last; to look for them costs as much as a graph has nodes.
+        self._recipes_of: dict[Entry, tuple[Recipe, ...]] = {}
 
     def changes(self, at_s: float) -> Iterator[tuple[str, Prefetch]]:
         """Yield what replicas are to be told, by their ids. at_s: Unix time."""
@@ -131,8 +133,13 @@ class _Pool:
         return tuple(sorted(file for file in record.files if self._ready.first_of(file) is not None))
 
     def _recipes(self, waiting: Waiting) -> tuple[Recipe, ...]:
-        job = self._jobs[waiting.entry.job_id]
-        return recipes_of(job.plan.graph, job.tasks[waiting.entry.task_index].plan.nodes)
+        entry = waiting.entry
+        if entry not in self._recipes_of:
+            if len(self._recipes_of) == 2 * LOOKED_AT:
+                del self._recipes_of[next(iter(self._recipes_of))]
+            job = self._jobs[entry.job_id]
+            self._recipes_of[entry] = recipes_of(job.plan.graph, job.tasks[entry.task_index].plan.nodes)
+        return self._recipes_of[entry]
 
     def _files(self, entry: Entry) -> tuple[str, ...]:
         return self._jobs[entry.job_id].files.all

@@ -42,6 +42,13 @@ def with_lora(seed: Any) -> tuple[Graph, dict[str, str]]:
     return Graph(nodes), {**signatures, "4": f"load-{seed[1]}"}
 
 
+def unnamed(seed: Any) -> tuple[Graph, dict[str, str]]:
+    """As `drawn`, by a loader of which it is not known what it loads from its two files."""
+    graph, signatures = drawn(seed)
+    inputs = {"first": f"sub/{seed[1]}.safetensors", "second": "other.safetensors"}
+    return Graph({**graph.nodes, "1": Node("1", "Load", inputs)}), signatures
+
+
 class Named(Loaded):
     """A script of jobs whose loaders are known by name."""
 
@@ -266,7 +273,9 @@ def test_nothing_is_told_where_loading_takes_no_time_as_far_as_is_known() -> Non
     assert script.told() == []
 
 
-def test_of_many_lines_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+    """Of which graphs it was asked what models they use."""
     asked = []
 
     def counting(graph: Graph, nodes: Any) -> tuple[Recipe, ...]:
@@ -274,6 +283,21 @@ def test_of_many_lines_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> Non
         return recipes_of(graph, nodes)
 
     monkeypatch.setattr(ahead, "recipes_of", counting)
+    return asked
+
+
+def test_a_graph_of_which_nothing_can_be_told_is_looked_through_once(asked: list[Graph]) -> None:
+    script = Named()
+    script.busy("r1", "a")
+    script.graph = unnamed
+    script.submit("of a loader that is not known", "a")
+    script.graph = drawn
+    for number in range(20):
+        script.submit(f"later {number}", "a")
+    assert (script.told(), len(asked)) == ([], 1)
+
+
+def test_of_many_lines_few_are_looked_at(asked: list[Graph]) -> None:
     script = Named()
     for number in range(3 * LOOKED_AT):
         script.busy(f"r{number}", f"held {number}")
