@@ -15,7 +15,7 @@ that no run depends on go beside forwards there (`Timeline.beside`), and take no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -36,7 +36,8 @@ from serve_app.engine.timeline import Timeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, UnavailableError
 from serve_app.log import get
-from serve_app.sampling.combination import Latents, compute
+from serve_app.sampling.combination import compute
+from serve_app.sampling.disagreement import read
 from serve_app.sampling.request import Sampled
 
 log = get("engine")
@@ -44,6 +45,7 @@ log = get("engine")
 A = TypeVar("A")
 Q = TypeVar("Q")
 T = TypeVar("T")
+W = TypeVar("W")
 
 IN_FLIGHT = 2
 """How many turns of forwards the device is asked for at most before it has done the first of them; calls beside too."""
@@ -350,10 +352,18 @@ class Engine:
             run.since = self.counters.forwards
             self._own(run, partial(run.trajectory.feed, answered))
         left = [run for run in runs if not run.over]
-        self._compute([latents for run in left for latents in run.trajectory.unsettled])
-        for run in left:
-            self._own(run, run.trajectory.settle)
-            news.take(run)
+        while left:
+            self._together(compute, [latents for run in left for latents in run.trajectory.unsettled])
+            asking = {run: of_run for run in left if (of_run := run.trajectory.disagreement) is not None}
+            # The host waits for what it reads: what follows for other runs is asked for before.
+            for run in left:
+                if run not in asking:
+                    self._own(run, run.trajectory.settle)
+                    news.take(run)
+            self._together(read, asking.values())
+            for run in asking:
+                self._own(run, run.trajectory.go_on)
+            left = [run for run in asking if not run.over]
         return []
 
     def _own(self, run: Run, step: Callable[[], None]) -> None:
@@ -364,8 +374,8 @@ class Engine:
             check(error)
             _fail(run, error)
 
-    def _compute(self, written: Sequence[Latents]) -> None:
-        """Compute what runs have written down, together; if that fails each is computed as its run is settled."""
+    def _together(self, compute: Callable[[Iterable[W]], None], written: Iterable[W]) -> None:
+        """Compute what runs have written down, together; if that fails each is computed as its run goes on."""
         try:
             compute(written)
         except BaseException as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.recipe import EasyCache
 from serve_app.sampling.combination import Combination, Latents, compute, value
+from serve_app.sampling.disagreement import Disagreement
 from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec
 from serve_app.sampling.forward import Backbone, Canvas, Piece, Reading, readings
 from serve_app.sampling.guidance import Guidance
@@ -36,11 +37,12 @@ class Trajectory:
     """One run of a sampler.
 
     `start` it once, then answer its `pieces` with `feed` and `settle` it until `result` is there. What it has written
-    down in between (`unsettled`) may be computed together with others'. A GPU may not have done by then what it was
-    asked for; results and what is shown hold their numbers once it has. on_step: called with (steps done, steps in all)
-    after each step was asked for, in whichever thread settles it; what it returns is to be called once the step is done
-    (`take_told`). variant: gives the backbone with further LoRAs, for
-    conditionings that have hooks. negative: answers for the negative, if that is another backbone.
+    down in between (`unsettled`) may be computed together with others', and where it has a `disagreement`, that be read
+    with others' and the run `go_on`, before it is settled. A GPU may not have done by then what it was asked for;
+    results and what is shown hold their numbers once it has. on_step: called with (steps done, steps in all) after each
+    step was asked for, in whichever thread settles it; what it returns is to be called once the step is done
+    (`take_told`). variant: gives the backbone with further LoRAs, for conditionings that have hooks. negative: answers
+    for the negative, if that is another backbone.
     """
 
     # Set by `start`, which needs the engine's thread for them.
@@ -66,6 +68,8 @@ class Trajectory:
         """What it waits for; empty before `start` and after the end."""
         self.unsettled: tuple[Latents, ...] = ()
         """What `settle` needs; computed there if it is not by then."""
+        self.disagreement: Disagreement | None = None
+        """What its sampler waits for instead of an evaluation: to be read once `unsettled` is computed."""
         self.cells = 0
         """How much work those are, in latent cells."""
         self.result: Sampled | None = None
@@ -166,11 +170,20 @@ class Trajectory:
         if not self.pieces:
             self._advance(self._combined())
 
+    def go_on(self) -> None:
+        """Tell the sampler its `disagreement`, read here if it is not by then, and write down what follows."""
+        assert self.disagreement is not None, "it waits for one"
+        number, self.disagreement = self.disagreement.number, None
+        self._advance(number)
+
     def settle(self) -> None:
         """Run to what is to be answered next or to the end."""
         while not self.pieces:
             compute(self.unsettled)
             self.unsettled = ()
+            if self.disagreement is not None:
+                self.go_on()
+                continue
             if self._next is None:
                 assert self._reached is not None, "without a next evaluation it has reached its end"
                 self._end(value(self._reached), self._last_sigma)
@@ -208,8 +221,8 @@ class Trajectory:
         self.unsettled = (denoised,)
         return denoised if self._sums else denoised.value
 
-    def _advance(self, answer: Latents | tuple[Latents, Latents] | None) -> None:
-        """Run the sampler to its next evaluation or to its end."""
+    def _advance(self, answer: Latents | tuple[Latents, Latents] | float | None) -> None:
+        """Run the sampler to what it waits for next or to its end."""
         try:
             asked = self._sampler.send(answer)
         except (ValueError, ZeroDivisionError) as error:
@@ -218,6 +231,10 @@ class Trajectory:
         except StopIteration as end:
             self._next, self._reached = None, end.value
             self.unsettled += (end.value,)
+            return
+        if isinstance(asked, Disagreement):
+            self.disagreement = asked
+            self.unsettled += (asked.low, asked.high, asked.before)
             return
         self._sums = isinstance(asked.x, Combination)
         self._next = held = asked if self._inpainting is None else self._inpainting.hold(asked)

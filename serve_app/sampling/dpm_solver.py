@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from serve_app.sampling.combination import Latents, compute, value
+from serve_app.sampling.combination import Latents
+from serve_app.sampling.disagreement import Disagreement
 from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler
 from serve_app.sampling.stochastic import ancestral_step
 
@@ -39,12 +40,6 @@ def _second(x: Latents, t: Tensor, h: Tensor, eps: Latents, eps_1: Latents, r_1:
 
 def _third(x: Latents, t: Tensor, h: Tensor, eps: Latents, eps_r: Latents, r: float) -> Latents:
     return _first(x, t, h, eps) - (eps_r - eps) * ((t + h).neg().exp() / r * (h.expm1() / h - 1))
-
-
-def _disagreement(low: Tensor, high: Tensor, before: Tensor, rtol: float, atol: float) -> float:
-    """Return how far two orders differ by what may be, in the mean; a GPU is waited for."""
-    delta = (low.abs().maximum(before.abs()) * rtol).clamp(min=atol)
-    return float(((low - high) / delta).norm()) / sqrt(low.numel())
 
 
 def dpm_fast(x: Latents, sigmas: Tensor) -> Sampler:
@@ -125,8 +120,7 @@ def dpm_adaptive(
             eps_1 = yield from _eps(_first(x, t, h / 3, eps), t + h / 3, *place)
             eps_2 = yield from _eps(_third(x, t, 2 / 3 * h, eps, eps_1, 1 / 2), t + 2 / 3 * h, *place)
             low, high = _second(x, t, h, eps, eps_1, 1 / 3), _third(x, t, h, eps, eps_2, 2 / 3)
-        compute([low, high])
-        error = _disagreement(value(low), value(high), value(before), rtol, atol)
+        error: float = yield Disagreement(low, high, before, rtol, atol)
         if not isfinite(error):
             return high
         agreement = 1 / (error + 1e-8)

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from serve_app.sampling.combination import Combination, Latents, value
+from serve_app.sampling.disagreement import Disagreement
 from serve_app.sampling.levels import Interpolation, Levels
 
-Sampler: TypeAlias = Generator["Evaluation", Any, Latents]
-"""Yields Evaluation; is sent `denoised`, shaped as its x, or the pair (denoised, uncond) where that was wanted.
+Sampler: TypeAlias = Generator["Evaluation | Disagreement", Any, Latents]
+"""Yields Evaluation; is sent `denoised`, shaped as its x, or the pair (denoised, uncond) where that was wanted. Yields
+Disagreement; is sent its number.
 
 Given tensors it computes as it goes. Given a Combination it writes down a step, which whoever drives it computes.
 """
@@ -47,6 +49,17 @@ class Evaluation:
     def latents(self) -> Tensor:
         """The numbers of x."""
         return value(self.x)
+
+
+def next_evaluation(sampler: Sampler, answer: Any) -> Evaluation:
+    """Send a sampler an answer, and return the next evaluation that it waits for; what disagrees is read alone.
+
+    Errors: StopIteration at its end, with the latents, and whatever it raises.
+    """
+    asked = sampler.send(answer)
+    while isinstance(asked, Disagreement):
+        asked = sampler.send(asked.number)
+    return asked
 
 
 def guided(evaluation: Evaluation, cfg_pp: bool) -> Generator[Evaluation, Any, tuple[Latents, Latents]]:
@@ -143,7 +156,7 @@ def _asked(function: Callable[..., Sampler], sigmas: Tensor, given: Mapping[str,
     answer: Any = None
     while True:
         try:
-            evaluation: Evaluation | None = sampler.send(answer)
+            evaluation: Evaluation | None = next_evaluation(sampler, answer)
         except (ValueError, ZeroDivisionError, StopIteration):
             # What it raises it will raise again, where that is told.
             evaluation = None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from serve_app.sampling.combination import Latents
-from serve_app.sampling.evaluation import NoiseSource, Sampler
+from serve_app.sampling.evaluation import Evaluation, NoiseSource, Sampler
 from serve_app.sampling.levels import Interpolation, single
 from serve_app.sampling.stochastic import ancestral_step, exploding_step
 
@@ -55,14 +55,14 @@ def by_ratio(function: Function, levels: Interpolation, *, top: float = 1e-4) ->
         answer = None
         while True:
             try:
-                evaluation = inner.send(answer)
+                asked = inner.send(answer)
             except StopIteration as end:
                 reached: Latents = end.value
                 return reached * (1 - given[-1])
-            s = evaluation.sigma
-            answer = yield replace(
-                evaluation, x=evaluation.x / (1 + s), sigma=level(s), kept=(evaluation.x, *evaluation.kept)
-            )
+            if isinstance(asked, Evaluation):
+                s = asked.sigma
+                asked = replace(asked, x=asked.x / (1 + s), sigma=level(s), kept=(asked.x, *asked.kept))
+            answer = yield asked
 
     return run
 

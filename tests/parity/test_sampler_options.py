@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from serve_app.sampling.combination import Combination, compute, value
+from serve_app.sampling.evaluation import next_evaluation
 from serve_app.sampling.levels import TableLevels
 from serve_app.sampling.noise import noise
 from serve_app.sampling.samplers import SAMPLERS
@@ -39,7 +40,7 @@ def test_a_sampler_with_options_gives_comfyuis_latents_and_image(index):
     seen, image, answer = (-1, 0), x, None
     while True:
         try:
-            evaluation = sampler.send(answer)
+            evaluation = next_evaluation(sampler, answer)
         except StopIteration as end:
             final = value(end.value)
             break

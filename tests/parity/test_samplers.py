@@ -22,6 +22,7 @@ import torch
 from serve_app.recipe import Flow, FluxFlow
 from serve_app.sampling.combination import Combination, compute, value
 from serve_app.sampling.denoiser import trained
+from serve_app.sampling.evaluation import next_evaluation
 from serve_app.sampling.levels import TableLevels
 from serve_app.sampling.noise import noise
 from serve_app.sampling.request import Steps
@@ -85,7 +86,7 @@ def drive(sampler):
     count, answer = 0, None
     while True:
         try:
-            evaluation = sampler.send(answer)
+            evaluation = next_evaluation(sampler, answer)
         except StopIteration as end:
             return value(end.value), count
         count += 1

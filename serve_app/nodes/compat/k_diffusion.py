@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from serve_app.sampling.brownian import BrownianPath
+from serve_app.sampling.evaluation import next_evaluation
 from serve_app.sampling.noise import SEEDS
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.sampling.sigmas import ending_at_zero, exponential, karras
@@ -49,7 +50,7 @@ def function_of(name: str) -> Callable[..., Tensor]:
         answer = None
         while True:
             try:
-                asked = given.send(answer)
+                asked = next_evaluation(given, answer)
             except StopIteration as end:
                 made: Tensor = end.value
                 return made

@@ -14,7 +14,7 @@ SAMPLERS = {
     "deis": (11, 0, 12, 0),
     "dpm_2": (10, 0, 11, 0),
     "dpm_2_ancestral": (11, 0, 19, 0),
-    "dpm_adaptive": (24, 1, 127, 8),
+    "dpm_adaptive": (22, 1, 31, 1),
     "dpm_fast": (11, 0, 12, 0),
     "dpmpp_2m": (10, 0, 11, 0),
     "dpmpp_2m_cfg_pp": (10, 0, 11, 0),

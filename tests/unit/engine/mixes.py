@@ -19,6 +19,7 @@ from serve_app.models.rows_apart import rows_apart
 from serve_app.recipe import PackFunctions, Recipe
 from serve_app.sampling.conditioning import area_of, resolved, weight_of
 from serve_app.sampling.denoiser import ImgToImg
+from serve_app.sampling.evaluation import next_evaluation
 from serve_app.sampling.forward import Piece, denoise, to_batch
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import FlowLevels, Levels, TableLevels
@@ -185,7 +186,7 @@ def alone(backbone: Any, r: SamplingRequest) -> torch.Tensor:
     answer: Any = None
     while True:
         try:
-            evaluation = sampler.send(answer)
+            evaluation = next_evaluation(sampler, answer)
         except StopIteration as end:
             return backbone.latent_format.from_model(end.value / (1 - sigmas[-1] if flow else 1))
         kept = latents * (1 - evaluation.sigma if flow else 1) + kept_noise * evaluation.sigma

@@ -12,6 +12,7 @@ from time import sleep
 import pytest
 import torch
 
+from serve_app.engine import engine as engine_module
 from serve_app.engine.engine import Engine
 from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
@@ -366,12 +367,12 @@ def test_closing_ends_after_the_forward_in_progress_and_fails_what_is_left():
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), MemoryError()])
-@pytest.mark.parametrize("where", ["start", "forward", "feed", "group_key"])
+@pytest.mark.parametrize("where", ["start", "forward", "feed", "go_on", "group_key"])
 def test_whatever_a_run_or_a_forward_raises_is_its_own_and_others_go_on(engine, error, where):
     def fail(*given):
         raise error
 
-    bad = Trajectory(TinyBackbone(), request(seed=1))
+    bad = Trajectory(TinyBackbone(), request(seed=1, sampler="dpm_adaptive"))
     good = request(seed=2)
     if where in ("forward", "group_key"):
         setattr(bad.backbone, "answer" if where == "forward" else where, fail)
@@ -381,6 +382,26 @@ def test_whatever_a_run_or_a_forward_raises_is_its_own_and_others_go_on(engine, 
     assert type(futures[0].exception()) is type(error)
     assert relative_error(futures[1].result().latents, alone(TinyBackbone(), good)) <= 1e-5
     assert engine.alive
+
+
+def test_of_runs_that_choose_their_steps_one_without_numbers_ends_and_what_cannot_be_read_together_is_read_by_each(
+    engine, monkeypatch
+):
+    def fail(_disagreements):
+        raise torch.OutOfMemoryError
+
+    requests = [request(seed=seed, sampler="dpm_adaptive") for seed in range(3)]
+    requests[1] = request(latents=torch.full((1, 4, 4, 4), torch.inf), sampler="dpm_adaptive")
+    first, wild, last = (
+        f.result().latents for f in together(engine, [Trajectory(TinyBackbone(), r) for r in requests])
+    )
+    assert not wild.isfinite().any()
+    for found, wanted in ((first, requests[0]), (last, requests[2])):
+        assert relative_error(found, alone(TinyBackbone(), wanted)) <= 1e-3
+    monkeypatch.setattr(engine_module, "read", fail)
+    again = [future.result().latents for future in together(engine, [Trajectory(TinyBackbone(), r) for r in requests])]
+    assert torch.equal(again[0], first)
+    assert torch.equal(again[2], last)
 
 
 def test_an_engine_that_has_ended_says_so(engine):

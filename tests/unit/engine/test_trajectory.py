@@ -7,6 +7,8 @@ import torch
 
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import NodeError
+from serve_app.sampling.combination import compute
+from serve_app.sampling.disagreement import read
 from serve_app.sampling.levels import TableLevels
 from tests.unit.engine.mixes import TinyBackbone, request, tiny_flow
 
@@ -28,6 +30,28 @@ def test_progress_is_reported_once_a_step_however_many_evaluations_a_step_takes(
     seen = drive(trajectory, lambda piece: piece.x * 0)
     assert len(seen) == 5
     assert reports == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_what_a_sampler_has_to_read_can_be_read_with_that_of_others_once_what_is_written_down_is_computed():
+    asked = [request(sampler="dpm_adaptive", seed=seed) for seed in range(2)]
+    alone, together = ([Trajectory(TinyBackbone(), one) for one in asked] for _ in range(2))
+    for trajectory in alone:
+        drive(trajectory, lambda piece: piece.x.cos())
+    for trajectory in together:
+        trajectory.start()
+    while waiting := [trajectory for trajectory in together if trajectory.result is None]:
+        for trajectory in waiting:
+            trajectory.feed([piece.x.cos() for piece in trajectory.pieces])
+        compute(latents for trajectory in waiting for latents in trajectory.unsettled)
+        choosing = {trajectory: of for trajectory in waiting if (of := trajectory.disagreement) is not None}
+        read(choosing.values())
+        for trajectory in choosing:
+            trajectory.go_on()
+        for trajectory in waiting:
+            assert trajectory.disagreement is None
+            trajectory.settle()
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.result.latents, other.result.latents)
 
 
 def test_cond_and_uncond_are_one_evaluation_of_twice_the_rows():

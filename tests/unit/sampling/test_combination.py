@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from serve_app.sampling.combination import Combination, compute, mixed, value
+from serve_app.sampling.evaluation import next_evaluation
 from serve_app.sampling.levels import FlowLevels, TableLevels
 from serve_app.sampling.samplers import SAMPLERS
 
@@ -103,7 +104,7 @@ def test_a_sampler_writes_few_summands_however_many_steps_it_takes(name, levels)
     answer = None
     for _ in range(40):
         try:
-            evaluation = sampler.send(answer)
+            evaluation = next_evaluation(sampler, answer)
         except StopIteration:
             break
         most.append(max(len(Combination.of(latents).terms) for latents in (evaluation.x, *evaluation.kept)))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from serve_app.sampling import flow
-from serve_app.sampling.evaluation import Evaluation, Sampler
+from serve_app.sampling.dpm_solver import dpm_adaptive
+from serve_app.sampling.evaluation import Evaluation, Sampler, next_evaluation
 from serve_app.sampling.levels import FlowLevels
 from serve_app.sampling.noise import noise
 from serve_app.sampling.samplers import SAMPLERS, euler
@@ -30,7 +31,7 @@ def run(sampler: Sampler, image: Tensor) -> tuple[Tensor, list[Evaluation]]:
     answer = None
     while True:
         try:
-            asked.append(sampler.send(answer))
+            asked.append(next_evaluation(sampler, answer))
         except StopIteration as end:
             return end.value, asked
         answer = (image, image) if asked[-1].want_uncond else image
@@ -53,6 +54,15 @@ def test_a_deterministic_step_by_ratio_is_the_one_along_the_flow():
     torch.testing.assert_close(found, expected)
     assert [evaluation.sigma for evaluation in asked] == DOWN[1:-2].tolist()
     torch.testing.assert_close(asked[0].x, x)
+
+
+def test_a_sampler_by_ratio_is_told_how_far_its_orders_disagree():
+    image = torch.randn(1, 16, 2, 2, generator=torch.Generator().manual_seed(1))
+    x = LEVELS.start(image, noise(image.shape, 2), 0.9)
+    expected, _ = run(euler(x, DOWN[1:-1]), image)
+    found, asked = run(flow.by_ratio(dpm_adaptive, LEVELS)(x, DOWN[1:-1]), image)
+    torch.testing.assert_close(found, expected)
+    assert len(asked) > 3
 
 
 def test_from_pure_noise_it_begins_where_a_ten_thousandth_is_done():

@@ -13,7 +13,7 @@ import torch
 from serve_app.sampling import sde, seeds, stochastic
 from serve_app.sampling.adams import deis, ipndm, ipndm_v, lms
 from serve_app.sampling.dpm_solver import dpm_adaptive, dpm_fast
-from serve_app.sampling.evaluation import Evaluation
+from serve_app.sampling.evaluation import Evaluation, next_evaluation
 from serve_app.sampling.levels import FlowLevels, TableLevels
 from serve_app.sampling.multistep import dpmpp_2m, res_multistep
 from serve_app.sampling.noise import brownian_noise, gaussian_noise
@@ -37,7 +37,7 @@ def drive(sampler, answer=gaussian):
     seen, sent = [], None
     while True:
         try:
-            evaluation = sampler.send(sent)
+            evaluation = next_evaluation(sampler, sent)
         except StopIteration as end:
             return end.value, seen
         seen.append(evaluation)
