@@ -57,6 +57,7 @@ from serve_app.store.schema import (
     migrate,
 )
 from serve_app.store.sqlite_file import SqliteFile, unreadable
+from serve_app.store.sqlite_log import SqliteLog
 from serve_app.store.store import FileRef
 from serve_app.store.tenants import placed
 from serve_app.store.webhooks import Webhook
@@ -102,9 +103,12 @@ class Jobs:
         self._shown = self._engine.url.render_as_string()
         self._webhooks: tuple[Webhook, ...] | None = None
         """As they are while this process holds the lease, whose holder alone changes them; None is not known."""
-        self._file = None
+        self._file: SqliteFile | None = None
+        self._log: SqliteLog | None = None
         if self._engine.dialect.name == "sqlite":
             self._file = file = SqliteFile(self._engine.url)
+            if file.path is not None:
+                self._log = SqliteLog(file.path)
             # A connection to a path that is free would make an empty database there.
             sa.event.listen(self._engine, "do_connect", lambda *_: file.check())
             sa.event.listen(self._engine, "connect", lambda *_: file.connected())
@@ -113,6 +117,8 @@ class Jobs:
 
     def close(self) -> None:
         """Let go of every connection."""
+        if self._log is not None:
+            self._log.close()
         if self._file is not None:
             with contextlib.suppress(DatabaseGoneError):
                 self._file.restore(self._engine)
@@ -172,7 +178,7 @@ class Jobs:
             return self._apply(epoch, [[change] for change in changes])
 
     def _apply(self, epoch: int, batches: Sequence[Sequence[Change]]) -> bool:
-        with self._transaction() as connection:
+        with self._transaction(changes=sum(map(len, batches))) as connection:
             self._fence(connection, epoch)
             for batch in batches:
                 with _refusing(batch[0].job_id):
@@ -410,12 +416,14 @@ class Jobs:
             self._file.check()
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    def _transaction(self, changes: int = 1) -> Iterator[sa.Connection]:
         with self._answering():
             if self._file is not None:
                 self._file.restore(self._engine)
             with self._engine.begin() as connection:
                 yield connection
+            if self._log is not None:
+                self._log.wrote(changes)
             # Whatever went into a file that is gone meanwhile has not been written.
             self.check_there()
 

@@ -7,6 +7,8 @@ import time
 
 BUSY_S = 30
 """How long one waits for others that write."""
+LONGEST_LOG_PAGES = 8000
+"""From so many pages in the log on a commit moves them into the file itself, if `sqlite_log.py` has not."""
 
 
 def prepare(connection: sqlite3.Connection, _record: object) -> None:
@@ -16,7 +18,7 @@ def prepare(connection: sqlite3.Connection, _record: object) -> None:
     """
     connection.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
     _write_ahead(connection)
-    for pragma in ("synchronous=FULL", "secure_delete=ON"):
+    for pragma in ("synchronous=FULL", "secure_delete=ON", f"wal_autocheckpoint={LONGEST_LOG_PAGES}"):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -27,28 +27,31 @@ _log = log.get("store")
 
 
 class SqliteFile:
-    """The file that this process has open. Without a path, of a database in memory, it is always there."""
+    """The file that this process has open. Without a path, of a database in memory, it is always there.
+
+    path: absolute, or None.
+    """
 
     def __init__(self, url: sa.URL) -> None:
         database = url.database or ""
         named = database not in ("", ":memory:") and not database.startswith("file:")
-        self._path = Path(database).absolute() if named else None
+        self.path = Path(database).absolute() if named else None
         self._opened: os.stat_result | None = None
         self._open: sqlite3.Connection | None = None
         self._copy: Path | None = None
-        if self._path is not None and not self._path.exists() and (copies := self._copies()):
+        if self.path is not None and not self.path.exists() and (copies := self._copies()):
             raise DatabaseDamagedError(
-                f"{self._path} is not there, but a copy of it from when it was deleted is: {copies[-1]}; "
+                f"{self.path} is not there, but a copy of it from when it was deleted is: {copies[-1]}; "
                 "move that to its place, or away to begin anew",
                 retry_after_s=2,
             )
 
     def connected(self) -> None:
         """Note which file it is and keep it open, as the first connection to it is made."""
-        if self._path is not None and self._opened is None:
-            self._opened = self._path.stat()
+        if self.path is not None and self._opened is None:
+            self._opened = self.path.stat()
             # Others may be in use, or not there, at the moment when the file can be had only from one.
-            self._open = sqlite3.connect(self._path, check_same_thread=False)
+            self._open = sqlite3.connect(self.path, check_same_thread=False)
             self._open.execute("SELECT * FROM sqlite_master").fetchall()
 
     def close(self) -> None:
@@ -58,31 +61,31 @@ class SqliteFile:
 
     def check(self, why: str = "") -> None:
         """Check that the file at the path is the one that is open. Errors: DatabaseGoneError."""
-        if self._path is None or self._opened is None or self._is_there():
+        if self.path is None or self._opened is None or self._is_there():
             return
-        what = "has been replaced by another file" if self._path.exists() else "has been deleted"
+        what = "has been replaced by another file" if self.path.exists() else "has been deleted"
         if self._copy is not None:
             why = f"; what it held is in {self._copy}: put the right one in its place and start again"
-        raise DatabaseGoneError(f"the database {self._path} {what} while it was open{why}", retry_after_s=5)
+        raise DatabaseGoneError(f"the database {self.path} {what} while it was open{why}", retry_after_s=5)
 
     def restore(self, engine: sa.Engine) -> None:
         """Write what the open file holds to the path again, if that is free, and beside it if not.
 
         Errors: DatabaseGoneError if it is not at the path afterwards.
         """
-        if self._path is None or self._opened is None or self._is_there():
+        if self.path is None or self._opened is None or self._is_there():
             return
         try:
             if self._copy is None:
-                copy = self._path.with_name(f"{self._path.name}{RESCUED}-{int(time.time())}")
+                copy = self.path.with_name(f"{self.path.name}{RESCUED}-{int(time.time())}")
                 self._write(copy)
                 self._copy = copy
-            if self._path.exists():
+            if self.path.exists():
                 self.check()
             # They belong to the file that is gone: SQLite would take them for the new one's.
             for companion in COMPANIONS:
-                self._path.with_name(self._path.name + companion).unlink(missing_ok=True)
-            claim(self._copy, self._path)
+                self.path.with_name(self.path.name + companion).unlink(missing_ok=True)
+            claim(self._copy, self.path)
         except (OSError, sqlite3.Error) as error:
             self.check(f", and cannot be written there again: {error}")
         # Connections in use keep the old file until they are given back; SQLite leaves a file alone that has moved.
@@ -92,7 +95,7 @@ class SqliteFile:
         self.close()
         self._opened, self._copy = None, None
         engine.connect().close()
-        _log.error("the database %s had been deleted; it was written again, and nothing of it is lost", self._path)
+        _log.error("the database %s had been deleted; it was written again, and nothing of it is lost", self.path)
 
     def _write(self, copy: Path) -> None:
         if self._open is not None:
@@ -102,12 +105,12 @@ class SqliteFile:
 
     def _is_there(self) -> bool:
         with contextlib.suppress(OSError):
-            if self._path is not None and self._opened is not None:
-                return os.path.samestat(self._path.stat(), self._opened)
+            if self.path is not None and self._opened is not None:
+                return os.path.samestat(self.path.stat(), self._opened)
         return False
 
     def _copies(self) -> list[Path]:
-        return [] if self._path is None else sorted(self._path.parent.glob(f"{self._path.name}{RESCUED}-*"))
+        return [] if self.path is None else sorted(self.path.parent.glob(f"{self.path.name}{RESCUED}-*"))
 
 
 def unreadable(error: BaseException) -> bool:

@@ -1,0 +1,53 @@
+"""SQLite's log of what was written, moved into the file beside the thread that writes.
+
+SQLite, which calls that a checkpoint, has the commit that fills the log do it: where there are a hundred thousand jobs,
+one POST in a hundred and thirty then waits until two hundred pages all over the file are on the disk. One that another
+connection makes holds up no commit. Source: "Write-Ahead Logging", section 2.3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from serve_app import log
+
+CHANGES = 200
+"""After so many changes the log is moved; each of them writes some seven pages."""
+TRIES = 10
+"""How often what was written meanwhile is moved too: once nothing is left, the next commit begins the log anew."""
+_log = log.get("store")
+
+
+class SqliteLog:
+    """The log of the file at a path. The file may be gone, which is for whoever writes to notice."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = f"{path.absolute().as_uri()}?mode=rw"
+        self._thread = ThreadPoolExecutor(1, "sqlite-log")
+        self._changes = 0
+        self._moving: Future[None] | None = None
+
+    def wrote(self, changes: int) -> None:
+        """Count changes that have been committed, and begin to move the log once it is time."""
+        self._changes += changes
+        if self._changes >= CHANGES and (self._moving is None or self._moving.done()):
+            self._changes = 0
+            self._moving = self._thread.submit(self._move)
+
+    def close(self) -> None:
+        """Return once it is not being moved."""
+        self._thread.shutdown()
+
+    def _move(self) -> None:
+        moved = 0
+        try:
+            with contextlib.closing(sqlite3.connect(self._file, uri=True)) as connection:
+                for _ in range(TRIES):
+                    before, (_, _, moved) = moved, connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                    if moved == before:
+                        return
+        except sqlite3.Error as error:
+            _log.warning("what SQLite has logged stays in the log for now: %s", error)
