@@ -13,18 +13,19 @@ from serve_app.store.changes import JobRow
 
 @dataclass(slots=True)
 class EventStream:
-    """One job's events so far. Ends with an event for which `last` is true."""
+    """One job's events so far. Ends with an event for which `last` is true. arrived: of who waits; None for nobody."""
 
     events: list[Event] = field(default_factory=list)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    arrived: asyncio.Event | None = None
     bytes: int = 0
 
     def put(self, event: Event) -> None:
         self.bytes += data_bytes(event.data)
         self.events.append(event)
         # Wakes everyone who waits for it, and nobody who begins to wait later.
-        self.arrived.set()
-        self.arrived.clear()
+        if self.arrived is not None:
+            self.arrived.set()
+            self.arrived = None
 
     def begin(self, events: list[Event]) -> None:
         """Put the stream's beginning in front of what it holds."""
@@ -41,9 +42,10 @@ class EventStream:
             left = deadline - time.monotonic()
             if left <= 0 or (self.events and self.events[-1].last):
                 return []
+            arrived = self.arrived = self.arrived or asyncio.Event()
             try:
                 async with asyncio.timeout(left):
-                    await self.arrived.wait()
+                    await arrived.wait()
             except TimeoutError:
                 return []
         return found

@@ -389,7 +389,7 @@ class Machine:
     def _remake(self, job: JobRecord, nodes: Iterable[str]) -> None:
         """Run the tasks whose values are wanted but gone, or were not evaluated so far."""
         for node_id in nodes:
-            job.wanted.add(node_id)
+            job.wanted |= {node_id}
             task = next(t for t in job.tasks if node_id in t.plan.nodes)
             if task.state == "done":
                 task.attempt += 1

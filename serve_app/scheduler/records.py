@@ -57,7 +57,7 @@ class JobRecord:
     outputs: dict[str, Mapping[str, Any]]
     missing: set[str]
     files: ModelFiles
-    wanted: set[str] = field(default_factory=set)
+    wanted: frozenset[str] = frozenset()
     executing: dict[str, str] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
     cached: tuple[str, ...] = ()

@@ -39,14 +39,15 @@ class Story:
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        self._jobs: dict[str, deque[Line]] = {}
+        # Not deques: an empty one takes as much as seventy places, and thousands of jobs that wait have one line each.
+        self._jobs: dict[str, list[Line]] = {}
         self._cluster: deque[Line] = deque(maxlen=CLUSTER_LINES)
 
     def note(self, stimulus: Stimulus, at_s: float) -> None:
         """Remember a stimulus. at_s: Unix time."""
         match stimulus:
             case JobArrived(row, _):
-                self._jobs[row.job_id] = deque(maxlen=LINES_A_JOB)
+                self._jobs[row.job_id] = []
                 self._add(row.job_id, at_s, "arrived")
             case CancelAsked(job_id) | JobRefused(job_id):
                 self._add(job_id, at_s, type(stimulus).__name__)
@@ -70,10 +71,11 @@ class Story:
 
     def of(self, job_id: str) -> list[tuple[float, str]]:
         """Return what is remembered of a job and, since it came, of replicas: (Unix time, what), in order."""
-        own = self._jobs.get(job_id, deque())
+        own = self._jobs.get(job_id, [])
         around = [line for line in self._cluster if own and line.number > own[0].number]
         return [(line.at_s, line.what) for line in sorted([*own, *around])]
 
     def _add(self, job_id: str, at_s: float, what: str) -> None:
         if (lines := self._jobs.get(job_id)) is not None:
             lines.append(Line(next(self._numbers), at_s, what))
+            del lines[:-LINES_A_JOB]

@@ -11,6 +11,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from serve_app.events import Ending, Failure, JobState
 
+NO_FAILURE = Failure()
+"""The same object for every job that has not failed, of which thousands may wait in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
@@ -38,7 +41,7 @@ class JobRow:
     started_seq: int | None = None
     ended_s: float | None = None
     ended_seq: int | None = None
-    failure: Failure = field(default_factory=Failure)
+    failure: Failure = NO_FAILURE
     cached: tuple[str, ...] = ()
     outputs: Mapping[str, tuple[int, Mapping[str, Any]]] = field(default_factory=dict)
     losses: int = 0

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
 from serve_app.events import Event, data_bytes
 from serve_app.limits import REFUSALS, EventLimits
 from serve_app.scheduler.client_feeds import Feed, Feeds
 from serve_app.scheduler.published_jobs import PublishedJobs
 from serve_app.scheduler.results import Results
+from serve_app.scheduler.stimuli import Publish
 from serve_app.store.changes import JobRow
+from tests.unit.scheduler.script import Script
 
 UI = {"text": ["a" * 10_000]}
 
@@ -73,3 +78,28 @@ async def test_streams_of_ended_jobs_are_kept_up_to_a_number_of_bytes() -> None:
     assert [i for i in range(5) if published.stream(f"job {i}")] == [0, 2, 3, 4]
     published.forget(None)
     assert published._streams_bytes == 0
+
+
+def wait(script: Script, published: PublishedJobs, count: int) -> None:
+    """Have more jobs wait, of three nodes each, and clients know of them."""
+    for _ in range(count):
+        commands = script.job(f"job {script.order}", seed=script.order)
+        published.arrives(script.machine.jobs[f"job {script.order - 1}"])
+        for command in commands:
+            if isinstance(command, Publish):
+                published.publish(command.event)
+        script.commands.clear()
+
+
+async def test_a_job_that_waits_takes_few_bytes_and_few_objects_that_a_collection_walks() -> None:
+    script, published, jobs = Script(), PublishedJobs(1), 100
+    wait(script, published, jobs)
+    gc.collect()
+    objects = len(gc.get_objects())
+    tracemalloc.start()
+    wait(script, published, jobs)
+    took_bytes = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    gc.collect()
+    assert took_bytes / jobs < 6_000
+    assert (len(gc.get_objects()) - objects) / jobs < 28
