@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from serve_app.errors import AssetMissingError
 from serve_app.store.insert_once import insert_once
 from serve_app.store.keys import KeyClaim, claim_keys
-from serve_app.store.schema import ASSET_USES, ASSETS, JOBS
+from serve_app.store.schema import ASSET_USES, ASSETS, JOBS, UNFINISHED
 from serve_app.store.store import AREAS, FileRef
 from serve_app.store.tenants import placed
 from serve_app.store.whose import OfServer, OfTenant
@@ -243,7 +243,7 @@ class ExpireAssets(OfServer):
     def carry_out(self, connection: sa.Connection) -> tuple[FileRef, ...]:
         """Return the files that nobody refers to any more."""
         used = sa.select(ASSET_USES.c.asset_id).join(JOBS, JOBS.c.job_id == ASSET_USES.c.job_id)
-        used = used.where(JOBS.c.ended_s.is_(None))
+        used = used.where(UNFINISHED)
         over = (ASSETS.c.expires_s <= time.time()) & ASSETS.c.asset_id.not_in(used)
         return _remove(connection, _select(connection, over), "")
 
@@ -288,7 +288,7 @@ def _live() -> sa.ColumnElement[bool]:
 
 def _used(asset_id: str) -> Any:
     unfinished = sa.select(ASSET_USES.c.job_id).join(JOBS, JOBS.c.job_id == ASSET_USES.c.job_id)
-    return unfinished.where((ASSET_USES.c.asset_id == asset_id) & JOBS.c.ended_s.is_(None)).limit(1)
+    return unfinished.where((ASSET_USES.c.asset_id == asset_id) & UNFINISHED).limit(1)
 
 
 def _is_used_by(job_id: str) -> sa.ColumnElement[bool]:

@@ -28,7 +28,7 @@ from serve_app.store.credentials import CREDENTIALS, without_credentials
 from serve_app.store.execute import execute
 from serve_app.store.insert_once import Values, insert_once
 from serve_app.store.keys import KeyClaim, claim_keys
-from serve_app.store.schema import JOBS, LABELS, OUTPUTS
+from serve_app.store.schema import JOBS, LABELS, OUTPUTS, UNFINISHED
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ _LOSE = _update("losses", "lone_losses")
 _END = _update("state", "ended_s", "ended_seq", "failure")
 _CLEAR = _update("extra_data")
 _HOLDING = sa.select(JOBS.c.job_id, JOBS.c.extra_data).where(
-    JOBS.c.ended_s.is_(None),
+    UNFINISHED,
     sa.or_(*(JOBS.c.extra_data.contains(f'"{name}"', autoescape=True) for name in sorted(CREDENTIALS))),
 )
 """Which unfinished jobs hold credentials."""

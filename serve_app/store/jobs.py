@@ -54,6 +54,7 @@ from serve_app.store.schema import (
     OUTPUTS,
     POOL_SPECS,
     RESERVATIONS,
+    UNFINISHED,
     migrate,
 )
 from serve_app.store.sqlite_file import SqliteFile, unreadable
@@ -329,7 +330,7 @@ class Jobs:
 
     def unfinished(self) -> list[JobRow]:
         """Return every job that has not ended, in submission order."""
-        return self._rows(JOBS.c.ended_s.is_(None))
+        return self._rows(UNFINISHED)
 
     def ended_counts(self, until_seq: int) -> list[ListCount]:
         """Return how many listed jobs have ended up to a cursor, by what lists count them by."""
@@ -384,7 +385,7 @@ class Jobs:
     def shown_unfinished(self) -> set[FileRef]:
         """Return the files that the recorded outputs of jobs that have not ended name, as tenants name them."""
         with self._reading() as connection:
-            outputs = connection.execute(_SHOWN.where(JOBS.c.ended_s.is_(None)))
+            outputs = connection.execute(_SHOWN.where(UNFINISHED))
             return {ref for _, ui in outputs for ref in shown(json.loads(ui))}
 
     def is_shown(self, ref: FileRef) -> bool:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from serve_app.errors import FileMissingError
 from serve_app.store.reserved import shown
-from serve_app.store.schema import ASSETS, JOBS, OUTPUTS
+from serve_app.store.schema import ASSETS, JOBS, OUTPUTS, UNFINISHED
 from serve_app.store.store import Area, FileRef
 from serve_app.store.tenants import MARK, named_by_tenant, placed
 from serve_app.store.whose import OfTenant
@@ -41,13 +41,12 @@ class NeededFiles(OfTenant):
     def carry_out(self, connection: sa.Connection) -> frozenset[Place]:
         """Return those."""
         needed: set[Place] = set()
-        unfinished = JOBS.c.ended_s.is_(None)
         filenames = {ref_of(place).filename for place in self.files}
-        prompts = sa.select(JOBS.c.tenant, JOBS.c.prompt).where(unfinished & self._likely_in(JOBS.c.prompt))
+        prompts = sa.select(JOBS.c.tenant, JOBS.c.prompt).where(UNFINISHED & self._likely_in(JOBS.c.prompt))
         for tenant, prompt in connection.execute(prompts):
             needed.update(places(_named(json.loads(prompt), filenames), tenant))
         outputs = sa.select(JOBS.c.tenant, OUTPUTS.c.ui).join(OUTPUTS, OUTPUTS.c.job_id == JOBS.c.job_id)
-        for tenant, ui in connection.execute(outputs.where(unfinished & self._likely_in(OUTPUTS.c.ui))):
+        for tenant, ui in connection.execute(outputs.where(UNFINISHED & self._likely_in(OUTPUTS.c.ui))):
             needed.update(places(shown(json.loads(ui)), tenant))
         for start in range(0, len(self.files), BATCH):
             paths = [named_by_tenant(ref_of(place)).path for place in self.files[start : start + BATCH]]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
-from serve_app.store.schema import JOBS
+from serve_app.store.schema import JOBS, UNFINISHED
 from serve_app.store.whose import OfServer
 
 PAGE = 50
@@ -27,7 +27,7 @@ class NamesModel(OfServer):
     def carry_out(self, connection: sa.Connection) -> str | None:
         """Return the id of one that does."""
         written = json.dumps(self.name)[1:-1]
-        likely = JOBS.c.ended_s.is_(None) & JOBS.c.prompt.contains(written, autoescape=True)
+        likely = UNFINISHED & JOBS.c.prompt.contains(written, autoescape=True)
         found = connection.execute(sa.select(JOBS.c.job_id, JOBS.c.prompt).where(likely).order_by(JOBS.c.order))
         for rows in found.partitions(PAGE):
             for job_id, prompt in rows:

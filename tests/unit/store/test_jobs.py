@@ -321,6 +321,14 @@ def test_ended_jobs_are_counted_without_the_rows_long_texts(tmp_path):
     assert "COVERING INDEX jobs_by_end" in plan
 
 
+@pytest.mark.parametrize("ask", [Jobs.unfinished, Jobs.shown_unfinished])
+def test_what_has_not_ended_is_found_by_the_index_of_ends_in_order_and_no_ended_job_is_looked_at(tmp_path, ask):
+    [plan] = plans(tmp_path, ask)
+    assert "INDEX jobs_by_end (ended_seq=?)" in plan
+    assert "TEMP B-TREE" not in plan
+    assert "SCAN" not in plan
+
+
 def plans(folder: Path, ask: Callable[[Jobs], object]) -> list[str]:
     """Return how SQLite carries out what it is asked for."""
     file = folder / "jobs.sqlite"
