@@ -39,13 +39,13 @@ class ListCounts:
         """Return a query that finds the same jobs and passes over less than one stretch, where jobs have places."""
         if query.sort not in STRETCH_BITS:
             return query
-        counts = sum(self._of(query, query.sort), Counter[int]())
+        counts = self._of(query, query.sort)
         left, places = query.offset, 1 << STRETCH_BITS[query.sort]
-        for stretch in sorted(counts, reverse=query.descending):
-            if left < counts[stretch]:
+        for stretch in sorted(set().union(*counts), reverse=query.descending):
+            if left < (there := sum(of_state[stretch] for of_state in counts)):
                 start = (stretch + 1) * places - 1 if query.descending else stretch * places
                 return replace(query, offset=left, start=start)
-            left -= counts[stretch]
+            left -= there
         return replace(query, offset=0, limit=0)
 
     def unfinished(self) -> ListCounts:
