@@ -8,8 +8,9 @@ order takes a free replica that holds its file. Where none does:
    much as it is owed for loading; or to one that has so much more to do for each of its slots that it has still more
    once the replica is gone over, and has loaded.
 2. A replica without a line of its own loads for another, unless the replicas that hold the file are expected to have
-   done all of that line within WORTH times as long as loading takes; they are waited for at most so long. Where loading
-   displaces other weights, which may have to be loaded again, it is WORTH_DISPLACING times as long.
+   begun all of that line before loading would be over; they are waited for at most so long. One that holds nothing
+   loads unless they have done it within WORTH_EMPTY times as long, since what is loaded there stays for later tasks;
+   where each would give up other weights, which may have to be loaded again, it is WORTH_DISPLACING times as long.
 Where loading takes no time, as far as is known, order is strict.
 
 Says only what may start; the machine starts it, and what that changes counts for whatever is said next. However many
@@ -33,11 +34,11 @@ T = TypeVar("T")
 
 PATIENCE = 10.0
 """How many times as long as it loaded a replica works before it has to load something else, while tasks are there."""
-WORTH, WORTH_DISPLACING = 0.25, 5.0
-"""How many times as long as loading takes is waited for a replica that need not load: where a free one has room for
-more weights; where each would give up some for them."""
+WORTH_EMPTY, WORTH_DISPLACING = 0.25, 5.0
+"""How many times as long as loading takes a line may keep the replicas that hold its file before a free one loads it too:
+one that holds nothing, though another has held something; one that would give up other weights."""
 LOOKED_AT = 8
-"""How many lines are looked at, in order, for one that should not wait."""
+"""How many lines are looked at, in order, for one that should not wait, and how many replicas that hold its file."""
 
 Start: TypeAlias = tuple[JobRecord, TaskRecord, LeastBusy]
 """A task that may start now, and the replicas that it may start on; never none."""
@@ -177,14 +178,14 @@ class Dispatch:
             return first, warm
         ready = self.ready[name]
         record, own = self._with_line(ready, pool)
-        worth = WORTH if pool.has_room(LOOKED_AT) else WORTH_DISPLACING
+        fewest = pool.fewest_models(LOOKED_AT)
         for waiting in ready.firsts(LOOKED_AT):
             if waiting is own:
                 break
             if len(warm := pool.free_with(waiting.file)):
                 return waiting, warm
             if record is None or own is None:
-                if not self._waits(waiting, name, pool, worth, at_s):
+                if not self._waits(waiting, name, pool, fewest, at_s):
                     return waiting, pool.free
             elif ready.place(waiting) < ready.place(own) and self._goes_over(record, own, waiting, name, pool):
                 return waiting, LeastBusy([record])
@@ -219,14 +220,22 @@ class Dispatch:
         left = pool.slots_with(own.file) - record.info.slots
         return left > 0 and ready.waiting_s[other.file] / slots > ready.waiting_s[own.file] / left + patience_s
 
-    def _waits(self, waiting: Waiting, name: str, pool: PoolReplicas, worth: float, at_s: float) -> bool:
-        """Whether a task is started sooner by a busy replica that holds its file than by a free one that loads it.
+    def _waits(self, waiting: Waiting, name: str, pool: PoolReplicas, fewest: int, at_s: float) -> bool:
+        """Whether a task waits for a busy replica that holds its file rather than have a free one load it.
 
-        worth: how many times as long as loading takes is waited.
+        fewest: of how many models a free one holds weights at least.
         """
-        slots = pool.slots_with(waiting.file)
-        worth_s = worth * self._costs.load_s(name, waiting.file)
-        if not slots or self.ready[name].waiting_s[waiting.file] >= worth_s * slots:
+        if not (slots := pool.slots_with(waiting.file)):
+            return False
+        load_s, line_s = self._costs.load_s(name, waiting.file), self.ready[name].waiting_s[waiting.file] / slots
+        if fewest >= pool.most_models:
+            worth_s = WORTH_DISPLACING * load_s
+        elif not fewest:
+            worth_s = WORTH_EMPTY * load_s
+        else:
+            worth_s = load_s
+            line_s += max(0.0, pool.due_s(waiting.file, LOOKED_AT) - at_s) - waiting.work_s / slots
+        if line_s >= worth_s:
             return False
         if waiting.held_s is None:
             waiting.held_s = at_s

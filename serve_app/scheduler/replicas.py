@@ -5,6 +5,7 @@ The one place that changes a `ReplicaRecord`, so that the indexes follow. Decide
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -158,6 +159,7 @@ class PoolReplicas:
         self.quarantined: dict[str, ReplicaRecord] = {}
         self.changed: OrderedDict[str, ReplicaRecord] = OrderedDict()
         self._free_with: dict[str, LeastBusy] = {}
+        self._holders: dict[str, LeastBusy] = {}
         self._slots_with: defaultdict[str, int] = defaultdict(int)
         self._filed: dict[str, _Filed] = {}
 
@@ -165,13 +167,21 @@ class PoolReplicas:
         """Return the free ones that hold a model file's weights now, and do not only load them ahead."""
         return self._free_with.get(file, _NONE)
 
+    def due_s(self, file: str, looked_at: int) -> float:
+        """Return when the first of those that hold a model file's weights, or will, is expected to end a task.
+
+        Of so many of the least busy it is the Unix time; infinity if there is none, 0 if one of them runs nothing.
+        """
+        holders = self._holders.get(file, _NONE).first(looked_at)
+        return min((record.due_s for record in holders), default=math.inf)
+
     def slots_with(self, file: str) -> int:
         """Return how many tasks those run at once that hold a model file's weights."""
         return self._slots_with.get(file, 0)
 
-    def has_room(self, looked_at: int) -> bool:
-        """Whether one of the first free ones, so many, is likely to load another file without displacing any."""
-        return any(len(record.models) < self.most_models for record in self.free.first(looked_at))
+    def fewest_models(self, looked_at: int) -> int:
+        """Return of how many models one of the first free ones, so many, holds weights at least."""
+        return min((len(record.models) for record in self.free.first(looked_at)), default=0)
 
     def file(self, record: ReplicaRecord) -> bool:
         """Bring the indexes up to what a replica is now; return whether it was another before."""
@@ -193,6 +203,8 @@ class PoolReplicas:
             self.quarantined[name] = record
             return True
         self.open.put(record)
+        for file in files:
+            self._holders.setdefault(file, LeastBusy()).put(record)
         if record.free:
             self.free.put(record)
             self.changed[name] = record
@@ -215,11 +227,17 @@ class PoolReplicas:
             self._slots_with[file] -= record.info.slots
             if not self._slots_with[file]:
                 del self._slots_with[file]
+            _discard(self._holders, file, name)
         for file in filed.ready:
-            if (free := self._free_with.get(file)) is not None:
-                free.discard(name)
-                if not len(free):
-                    del self._free_with[file]
+            _discard(self._free_with, file, name)
+
+
+def _discard(index: dict[str, LeastBusy], file: str, name: str) -> None:
+    """Take a replica out of those of a file, if it is among them."""
+    if (records := index.get(file)) is not None:
+        records.discard(name)
+        if not len(records):
+            del index[file]
 
 
 class Replicas(Mapping[str, ReplicaRecord]):

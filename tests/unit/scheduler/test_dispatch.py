@@ -10,7 +10,7 @@ import pytest
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.scheduler import placement
 from serve_app.scheduler.costs import Costs
-from serve_app.scheduler.dispatch import PATIENCE, WORTH, WORTH_DISPLACING
+from serve_app.scheduler.dispatch import PATIENCE, WORTH_DISPLACING, WORTH_EMPTY
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import NodeFinished, Resident, TaskFinished
 from serve_app.scheduler.replicas import ReplicaRecord
@@ -173,21 +173,53 @@ def test_but_no_longer_than_is_worth_it() -> None:
     assert [name for name, _ in assigned(script.feed(TimePassed()))] == ["r2"]
 
 
-def test_a_free_replica_with_room_loads_unless_it_need_not_within_a_part_of_the_time() -> None:
+def test_a_free_replica_that_holds_nothing_loads_unless_it_need_not_within_a_part_of_the_time() -> None:
     script = Loaded()
     script.holding("r1", "a")
-    script.holding("r2", "b")
-    script.report("r2", Resident(tuple(f"backbone checkpoints/{name}.safetensors" for name in "bc")))
-    script.report("r2", Resident(("backbone checkpoints/b.safetensors",)))
+    script.replica("r2")
     script.submit("first", "a")
-    assert script.submit("long", "a", steps=int(WORTH * LOAD_S / STEP_S)) == ["r2"]
+    assert script.submit("long", "a", steps=int(WORTH_EMPTY * LOAD_S / STEP_S)) == ["r2"]
 
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "given"),
+    [(3, [9], [[]]), (4, [9], [["r2"]]), (1, [2, 2, 2], [[], [], ["r2"]])],
+)
+def test_a_free_replica_with_room_loads_unless_those_that_hold_the_file_begin_the_line_sooner(
+    running: int, waiting: list[int], given: list[list[str]]
+) -> None:
+    script = Loaded()
+    script.holding("r1", "a")
+    with_room(script, "r2")
+    assert script.submit("running", "a", steps=running) == ["r1"]
+    assert [script.submit(f"j{number}", "a", steps=steps) for number, steps in enumerate(waiting)] == given
+
+
+def test_but_it_loads_once_they_are_late_by_as_long_as_that_takes() -> None:
+    script = Loaded()
+    script.holding("r1", "a")
+    with_room(script, "r2")
+    script.submit("running", "a", steps=3)
+    script.submit("next", "a")
+    for late_s, given in ((LOAD_S - 1, []), (1, ["r2"])):
+        script.at_s += late_s
+        assert [name for name, _ in assigned(script.feed(TimePassed()))] == given
+
+
+def test_what_room_a_busy_replica_has_makes_no_other_load() -> None:
     script = Loaded()
     script.holding("r1", "a")
     script.holding("r2", "b")
     script.report("r2", Resident(tuple(f"backbone checkpoints/{name}.safetensors" for name in "bc")))
-    assert script.submit("first", "a") == ["r1"]
-    assert script.submit("long", "a", steps=int(WORTH * LOAD_S / STEP_S)) == [], "r1 has room, but is busy; r2 has none"
+    script.submit("running", "a", steps=9)
+    assert script.submit("next", "a") == [], "r1 has room, but is busy; r2 has none"
+
+
+def with_room(script: Loaded, name: str) -> None:
+    """A replica that holds one model and has held two."""
+    script.holding(name, "b")
+    script.report(name, Resident(tuple(f"backbone checkpoints/{model}.safetensors" for model in "bc")))
+    script.report(name, Resident(("backbone checkpoints/b.safetensors",)))
 
 
 def test_a_model_that_more_is_asked_of_than_its_replicas_can_soon_do_comes_to_others() -> None:
