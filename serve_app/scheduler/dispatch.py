@@ -35,7 +35,7 @@ T = TypeVar("T")
 PATIENCE = 10.0
 """How many times as long as it loaded a replica works before it has to load something else, while tasks are there."""
 WORTH_EMPTY, WORTH_DISPLACING = 0.25, 5.0
-"""How many times as long as loading takes a line may keep the replicas that hold its file before a free one loads it too:
+"""How many times as long as loading takes a line may keep those that hold its file before a free replica loads it too:
 one that holds nothing, though another has held something; one that would give up other weights."""
 LOOKED_AT = 8
 """How many lines are looked at, in order, for one that should not wait, and how many replicas that hold its file."""
