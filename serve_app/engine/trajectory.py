@@ -111,7 +111,7 @@ class Trajectory:
             mask = latent_mask(r.noise_mask, latents)
             canvas = replace(canvas, mask=mask)
             kept_noise = sent(noise(given.shape, r.noise.seed + 1), device) if spec.fresh_inpaint_noise else added
-            changing = changing_mask(r.guider.backbone.patches, levels, sigmas)
+            changing = changing_mask(mask, r.guider.backbone.patches, levels, sigmas)
             self._inpainting = Inpainting(mask, latents, kept_noise, levels, changing)
         recipe, seeded = r.guider.backbone, partial(after_noise, given.shape, r.noise.seed, r.batch_index)
         layers = LayerPatches(recipe.patches, levels, seeded)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -26,14 +26,14 @@ from serve_app.sampling.transfer import sent
 class Inpainting:
     """What one run keeps. mask: (B,1,…), 1 where to sample; latents, noise: (B,C,…), clean and unit-variance.
 
-    levels: say what latents are like at a level. at: the mask of a noise level from that of the run, if it changes.
+    levels: say what latents are like at a level. at: gives the mask of a noise level, if it changes.
     """
 
     mask: Tensor
     latents: Tensor
     noise: Tensor
     levels: Levels
-    at: Callable[[Tensor, float], Tensor] | None = None
+    at: Callable[[float], Tensor] | None = None
 
     def hold(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with the kept region replaced by the latents at its noise level."""
@@ -46,7 +46,7 @@ class Inpainting:
         return mixed(Combination.of(self.latents), denoised, self._mask(sigma))
 
     def _mask(self, sigma: float) -> Tensor:
-        return self.mask if self.at is None else self.at(self.mask, sigma)
+        return self.mask if self.at is None else self.at(sigma)
 
 
 def differential(patch: DifferentialDiffusion, levels: Levels, sigmas: Tensor) -> Callable[[Tensor, float], Tensor]:
@@ -67,13 +67,18 @@ def differential(patch: DifferentialDiffusion, levels: Levels, sigmas: Tensor) -
     return at
 
 
-def changing_mask(patches: Iterable[Patch], levels: Levels, sigmas: Tensor) -> Callable[[Tensor, float], Tensor] | None:
-    """Return what gives the mask of a level from that of the run, by the last patch that says so; None if none does."""
+def changing_mask(
+    mask: Tensor, patches: Iterable[Patch], levels: Levels, sigmas: Tensor
+) -> Callable[[float], Tensor] | None:
+    """Return what gives the mask of a level from that of the run, by the last patch that says so; None if none does.
+
+    That of the latest level is kept: latents are held and restored at the same one.
+    """
     for patch in reversed(tuple(patches)):
         if isinstance(patch, DifferentialDiffusion):
-            return differential(patch, levels, sigmas)
+            return lru_cache(maxsize=1)(partial(differential(patch, levels, sigmas), mask))
         if isinstance(patch, PackFunctions) and (function := patch.mask) is not None:
-            return partial(_by_function, function, levels, sigmas)
+            return lru_cache(maxsize=1)(partial(_by_function, function, levels, sigmas, mask))
     return None
 
 

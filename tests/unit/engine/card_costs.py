@@ -57,6 +57,7 @@ SAMPLERS = {
 """By sampler: kernels around a forward of one job, and what waits for the card; the same of eight jobs."""
 
 BESIDE = {
+    "DifferentialDiffusion": (18, 0, 33, 0),
     "a mask": (16, 0, 17, 0),
     "a picture of each step": (11, 0, 19, 0),
     "a sampler of its own": (10, 0, 15, 0),
@@ -70,7 +71,6 @@ NO_SUMS = {
     "AdaptiveProjection": (35, 0, 190, 0),
     "CfgNorm": (21, 0, 78, 0),
     "CfgZeroStar": (26, 0, 118, 0),
-    "DifferentialDiffusion": (20, 0, 49, 0),
     "EpsilonScaling": (17, 0, 46, 0),
     "FrequencyScaling": (24, 0, 102, 0),
     "Mahiro": (41, 0, 238, 0),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serve_app.recipe import DifferentialDiffusion
+from serve_app.recipe import DifferentialDiffusion, PackFunctions
 from serve_app.sampling.combination import value
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.inpaint import Inpainting, differential, latent_mask
+from serve_app.sampling.inpaint import Inpainting, changing_mask, differential, latent_mask
 from serve_app.sampling.levels import TableLevels
 from serve_app.sampling.sigmas import normal
 
@@ -36,6 +36,22 @@ def test_differential_diffusion_samples_a_cell_once_its_mask_reaches_what_is_lef
 def test_a_strength_of_half_lies_between_the_run_mask_and_the_levels():
     mask = differential(DifferentialDiffusion(0.5), LEVELS, SIGMAS)(MASK, float(SIGMAS[3]))
     assert mask.flatten().tolist() == [0.0, 0.125, 0.875, 1.0]
+
+
+def test_a_mask_that_changes_is_made_once_a_level_in_which_latents_are_held_and_restored():
+    made = []
+
+    def mask(of_run, sigma, sigmas, levels):
+        made.append(sigma)
+        return (of_run > 0.5).float()
+
+    at = changing_mask(MASK, [DifferentialDiffusion(1.0), PackFunctions(mask=mask)], LEVELS, SIGMAS)
+    inpainting = Inpainting(MASK, LATENTS, NOISE, LEVELS, at)
+    for sigma in (4.0, 2.0, 4.0):
+        inpainting.hold(Evaluation(LATENTS, sigma, 0))
+        restored = value(inpainting.restore(torch.zeros_like(LATENTS), sigma))
+        assert restored[0, 0].tolist() == [[3.0, 3.0], [0.0, 0.0]]
+    assert made == [4.0, 2.0, 4.0]
 
 
 def test_a_mask_of_pixels_is_scaled_to_cells_and_shared_by_the_batch():
