@@ -150,7 +150,7 @@ class Guidance:
         self._asked: list[_Asked] = []
         self._answers: dict[int, Latents] = {}
         self._reading: Reading | None = None
-        self._shared: dict[Any, tuple[Sequence[Tensor | float], Sequence[Tensor | float]]] = {}
+        self._shared: dict[Any, tuple[Sequence[Entry], Sequence[Tensor | float]]] = {}
         self._attention = AttentionMap()
         self._reused: tuple[Tensor, Tensor] | None = None
 
@@ -288,24 +288,24 @@ class Guidance:
 
     def _mean(self, to: Any, x: Tensor, answered: Sequence[tuple[Entry, Latents]]) -> Latents:
         """Return the mean of a branch's answers, by weight, shaped as x; zero where nothing has any."""
-        if any(entry.area is not None for entry, _ in answered):
-            return _placed_mean(x, [(entry, value(answer)) for entry, answer in answered])
-        if len(answered) == 1 and isinstance(answered[0][0].weight, float) and answered[0][0].weight:
-            return answered[0][1]
+        match answered:
+            case [(Entry(weight=float(weight), area=None), answer)] if weight:
+                return answer
         total: Latents = Combination.zero(x)
-        shares = self._shares(to, [entry.weight for entry, _ in answered], x.shape[0])
-        for (_, answer), share in zip(answered, shares, strict=True):
-            total = total + Combination.of(answer) * share
+        shares = self._shares(to, [entry for entry, _ in answered], x)
+        for (entry, answer), share in zip(answered, shares, strict=True):
+            placed = answer if entry.area is None else _placed(value(answer), entry.area, x)
+            total = total + Combination.of(placed) * share
         return total
 
-    def _shares(self, to: Any, weights: Sequence[Tensor | float], batch: int) -> Sequence[Tensor | float]:
-        """Return what each weight of a branch is of all of them. Those of the last step are kept: most are the same."""
+    def _shares(self, to: Any, taking: Sequence[Entry], x: Tensor) -> Sequence[Tensor | float]:
+        """Return what each entry's weight is of all of a branch. Those of the last step are kept: most are the same."""
         known, shares = self._shared.get(to, ((), ()))
-        if len(weights) != len(known) or any(a is not b for a, b in zip(weights, known, strict=True)):
-            wide = [to_batch(weight, batch) if isinstance(weight, Tensor) else weight for weight in weights]
+        if len(taking) != len(known) or any(a is not b for a, b in zip(taking, known, strict=True)):
+            wide = [_spread(entry, x) for entry in taking]
             whole = sum(wide) + TINY
             shares = [weight / whole for weight in wide]
-            self._shared[to] = weights, shares
+            self._shared[to] = taking, shares
         return shares
 
 
@@ -340,16 +340,14 @@ def _taking_part(branch: Sequence[Entry], evaluation: Evaluation) -> Sequence[En
     return [*others, *filling]
 
 
-def _placed_mean(x: Tensor, answered: Sequence[tuple[Entry, Tensor]]) -> Tensor:
-    total = torch.zeros_like(x)
-    weights = torch.full((x.shape[0], 1, *x.shape[2:]), TINY, dtype=x.dtype, device=x.device)
-    for entry, answer in answered:
-        weight = entry.weight
-        if isinstance(weight, Tensor):
-            weight = to_batch(weight, x.shape[0])
-        part, share = total, weights
-        if entry.area is not None:
-            part, share = crop(total, entry.area), crop(weights, entry.area)
-        part += answer * weight
-        share += weight
-    return total / weights
+def _spread(entry: Entry, x: Tensor) -> Tensor | float:
+    """Return an entry's weight in all cells of x, zero where its area is not."""
+    weight = to_batch(entry.weight, x.shape[0]) if isinstance(entry.weight, Tensor) else entry.weight
+    return weight if entry.area is None else _placed(weight, entry.area, x[:, :1])
+
+
+def _placed(part: Tensor | float, area: Area, x: Tensor) -> Tensor:
+    """Return zeros shaped as x with a part in an area of it."""
+    whole = torch.zeros_like(x)
+    crop(whole, area).add_(part)
+    return whole

@@ -79,7 +79,7 @@ NO_SUMS = {
     "RescaleCfg": (29, 0, 142, 0),
     "TangentialDamping": (28, 0, 134, 0),
     "TemporalRescaling": (16, 0, 38, 0),
-    "an area": (36, 0, 170, 0),
+    "an area": (25, 0, 54, 0),
     "perpendicular negatives": (27, 0, 126, 0),
 }
 """The same of what is more than a sum of latents, which each job computes by itself: more than two kernels a job."""

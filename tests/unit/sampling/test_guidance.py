@@ -104,6 +104,25 @@ def test_a_cond_of_several_rows_gives_each_latent_its_own():
     assert inputs.context[:, 0, 0].tolist() == [0.0, 1.0, 2.0, 0.0, 1.0]
 
 
+def test_answers_are_placed_where_their_areas_are_also_where_equal_ones_take_turns():
+    turns = [
+        cond(1, area=(3, 1, 0, 0), end_percent=0.5),
+        cond(1, area=(3, 1, 0, 1), start_percent=0.5),
+        cond(1, area=(3, 1, 0, 1), strength=3.0),
+    ]
+    guidance = guidance_of(turns, [cond(2)], 1.0)
+
+    def at(sigma):
+        evaluation = Evaluation(X, sigma, 0)
+        pieces = guidance.pieces(evaluation)
+        guidance.take(evaluation, [torch.full_like(piece.x, 4.0 * n) for n, piece in enumerate(pieces, 1)])
+        return value(guidance.combine(evaluation)[0])[1, 2].tolist()
+
+    # Each row of cells: the first column's answer, then the second's; none counts in the third.
+    assert at(10.0) == [[4.0, 8.0, 0.0]] * 3
+    assert at(0.1) == [[0.0, 7.0, 0.0]] * 3
+
+
 def test_an_area_that_begins_beyond_the_latents_is_refused():
     with pytest.raises(NodeError, match=r"begins at \(3, 0\) in cells of 8 pixels, beyond the latents"):
         guidance_of([cond(1, area=(1, 1, 0, 3))], [cond(2)], 2.0)
