@@ -7,7 +7,6 @@ torchsde's BrownianTree has them, so that a seed gives the noise it gives there.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import TypeAlias
@@ -21,8 +20,8 @@ from serve_app.sampling.transfer import sent
 DIGITS = 6
 """Decimals of the points it is read at; the finest halves are 1e-6 wide."""
 
-KEPT = 64
-"""How many draws near the last points stay in memory: about those of three points."""
+KEPT_BYTES = 64 * 2**20
+"""The most that is kept of one path's draws; if those of two points are more, all are drawn again."""
 
 _Place: TypeAlias = "tuple[int, int] | None"
 """Where in the tree something is drawn: (place, depth) of a half's middle; None: the end of the whole path."""
@@ -51,7 +50,8 @@ class BrownianPath:
         self._seed = seed
         self._start, self._end = round(start, DIGITS), round(end, DIGITS)
         self._whole: _Weights = {None: sqrt(end - start)}
-        self._kept: OrderedDict[_Place, Tensor] = OrderedDict()
+        # What was drawn for the last sum: the next begins where it ends.
+        self._kept: dict[_Place, Tensor] = {}
 
     def at(self, t: float) -> Tensor:
         """Return the path's value at t."""
@@ -89,19 +89,14 @@ class BrownianPath:
         # In one order, so that going back is going forth with the other sign, to the bit.
         places = sorted(weights, key=lambda place: (-1, 0) if place is None else (place[1], place[0]))
         drawn = torch.stack([self._drawn(place) for place in places])
+        self._kept = dict(zip(places, drawn, strict=True)) if drawn.nbytes <= KEPT_BYTES else {}
         factors = sent(torch.tensor([weights[place] for place in places], dtype=torch.float32), drawn.device)
         return (factors @ drawn.flatten(1)).view(self._shape)
 
     def _drawn(self, place: _Place) -> Tensor:
-        drawn = self._kept.get(place)
-        if drawn is None:
-            key = () if place is None else place
-            seeds = np.random.SeedSequence(self._seed, spawn_key=key, pool_size=24)
-            generator = self._generator(int(seeds.generate_state(1)[0]))
-            drawn = torch.randn(self._shape, generator=generator, device=generator.device)
-            if len(self._kept) == KEPT:
-                self._kept.popitem(last=False)
-            self._kept[place] = drawn
-        else:
-            self._kept.move_to_end(place)
-        return drawn
+        if (kept := self._kept.get(place)) is not None:
+            return kept
+        key = () if place is None else place
+        seeds = np.random.SeedSequence(self._seed, spawn_key=key, pool_size=24)
+        generator = self._generator(int(seeds.generate_state(1)[0]))
+        return torch.randn(self._shape, generator=generator, device=generator.device)

@@ -105,8 +105,9 @@ class BrownianTreeNoiseSampler:
 
     def __call__(self, sigma: Any, sigma_next: Any) -> Tensor:
         start, end = (float(self._transform(torch.as_tensor(float(level)))) for level in (sigma, sigma_next))
-        increment = self._path.at(end) - self._path.at(start)
-        return (increment / sqrt(abs(end - start))).to(self._like.device)
+        # In this order: a step starts where the one before has ended, whose draws the path keeps.
+        before = self._path.at(start)
+        return ((self._path.at(end) - before) / sqrt(abs(end - start))).to(self._like.device)
 
 
 def default_noise_sampler(x: Tensor, seed: int | None = None) -> Callable[[Any, Any], Tensor]:

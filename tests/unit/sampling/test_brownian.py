@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import torch
 
-from serve_app.sampling.brownian import KEPT, BrownianPath
+from serve_app.sampling import brownian
+from serve_app.sampling.brownian import BrownianPath
 from serve_app.sampling.noise import brownian_noise
 
 SHAPE = (1, 4, 50, 50)
@@ -23,13 +24,21 @@ def test_a_point_has_the_same_value_whatever_was_read_before():
         assert torch.equal(whole.at(t), path().at(t))
 
 
-def test_a_point_is_drawn_again_as_it_was_once_it_is_no_longer_kept():
-    one = BrownianPath((1,), 0.03, 14.6, 7)
-    first = one.at(1.0)
-    for k in range(4 * KEPT):
-        one.at(2.0 + k / 20)
-    assert torch.equal(one.at(1.0), first)
-    assert len(one._kept) == KEPT
+def test_a_step_draws_nothing_again_of_the_one_before(monkeypatch):
+    drawn, one = [], BrownianPath((1,), 0.03, 14.6, 7)
+    monkeypatch.setattr(one, "_generator", lambda seed: drawn.append(seed) or torch.Generator().manual_seed(seed))
+    for start, end in pairwise(POINTS):
+        one.between(start, end)
+        assert len(one._kept) <= 2 * 25
+    assert len(drawn) == len(set(drawn))
+
+
+def test_what_is_more_than_may_be_kept_is_drawn_again_as_it_was(monkeypatch):
+    wanted = [path().between(*pair) for pair in pairwise(POINTS)]
+    monkeypatch.setattr(brownian, "KEPT_BYTES", 40 * 50 * 50 * 4)
+    one = path()
+    assert all(torch.equal(one.between(*pair), noise) for pair, noise in zip(pairwise(POINTS), wanted, strict=True))
+    assert one._kept == {}
 
 
 def test_increments_have_their_intervals_variance_and_do_not_know_of_one_another():
