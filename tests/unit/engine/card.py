@@ -3,7 +3,8 @@
 Their numbers are those of CPU tensors, so results are to the bit those of a CPU. What a GPU would not do is not done:
 an operation on tensors of the card and of the CPU raises, and so does one that nothing keeps from coming too early: on
 what another stream makes without waiting for that, or in the host on what a copy has not brought yet (`card_order`).
-What it would cost is counted: kernels, copies between card and host, and what makes the host wait for the card.
+What it would cost is counted: kernels, copies between card and host, and what makes the host wait for the card. What
+the threads ask for that draw noise ahead is counted apart.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from sys import _getframe
-from threading import Lock
+from threading import Lock, current_thread, local
 from types import FrameType
 from typing import Any
 
@@ -120,15 +121,25 @@ _READS = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "mask
 """Operations whose result the host has to wait for."""
 
 
+class _Within(local):
+    """What a thread is in: so many networks, so many operations that it takes apart."""
+
+    networks = 0
+    taken_apart = 0
+
+
 class Card(TorchDispatchMode):
-    """The card, as a thread has it that is inside `used`. Its counts are of all threads."""
+    """The card, as a thread has it that is inside `used`.
+
+    counts: of all threads but those that draw noise, drawing: of these.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.counts = Counts()
+        self.drawing = Counts()
         self.order = Order()
-        self._depth = 0
-        self._taken_apart = 0
+        self._within = _Within()
         self._lock = Lock()
 
     @contextmanager
@@ -167,11 +178,16 @@ class Card(TorchDispatchMode):
         finally:
             self._leaves()
 
+    @property
+    def _counted(self) -> Counts:
+        """Those that this thread's asking is counted in."""
+        return self.drawing if current_thread().name.startswith("noise") else self.counts
+
     def _enters(self, *_: Any) -> None:
-        self._depth += 1
+        self._within.networks += 1
 
     def _leaves(self, *_: Any) -> None:
-        self._depth -= 1
+        self._within.networks -= 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -190,12 +206,12 @@ class Card(TorchDispatchMode):
             self._arrived(name, func, leaves)
             return func(*args, **kwargs)
         if name not in _WHOLE and func._can_decompose():
-            self._taken_apart += 1
+            self._within.taken_apart += 1
             try:
                 with self:
                     made = func.decompose(*args, **kwargs)
             finally:
-                self._taken_apart -= 1
+                self._within.taken_apart -= 1
             if made is not NotImplemented:
                 return made
         if name in ("_to_copy", "copy_", "to"):
@@ -233,7 +249,7 @@ class Card(TorchDispatchMode):
 
     def _is_card(self, device: Any) -> bool:
         kind = torch.device(device).type
-        return kind == CARD.type or (kind == _META.type and self._taken_apart > 0)
+        return kind == CARD.type or (kind == _META.type and self._within.taken_apart > 0)
 
     def _check(self, name: str, leaves: Sequence[Any]) -> None:
         # A CPU tensor of no dimension counts as a number, but nothing else of the CPU does.
@@ -249,16 +265,17 @@ class Card(TorchDispatchMode):
             self._stall("waits")
         elif not func.is_view and name not in _FREE:
             with self._lock:
-                if self._depth:
-                    self.counts.inside += 1
+                if self._within.networks:
+                    self._counted.inside += 1
                 else:
-                    self.counts.kernels += 1
+                    self._counted.kernels += 1
 
     def _stall(self, kind: str) -> None:
         with self._lock:
-            setattr(self.counts, kind, getattr(self.counts, kind) + 1)
-            self.counts.trapped += self._depth > 0
-            self.counts.where[_line()] += 1
+            counts = self._counted
+            setattr(counts, kind, getattr(counts, kind) + 1)
+            counts.trapped += self._within.networks > 0
+            counts.where[_line()] += 1
 
     def _copied(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], device: Any) -> Any:
         target, source = args[:2] if name == "copy_" else (None, args[0])
@@ -274,8 +291,8 @@ class Card(TorchDispatchMode):
                 self._stall("to_host" if comes else "to_card")
             else:
                 with self._lock:
-                    self.counts.copies += 1
-                    self.counts.trapped += self._depth > 0
+                    self._counted.copies += 1
+                    self._counted.trapped += self._within.networks > 0
         elif comes:
             self._count(name, func)
         if not comes and (waits or not _is_pinned(source)):

@@ -21,6 +21,8 @@ FORWARDS, BESIDE = "forwards", "beside"
 """The streams of an engine."""
 COPIES = "copies"
 """That of weights."""
+DRAWS = "draws"
+"""That of noise."""
 
 
 class UnorderedError(AssertionError):
@@ -77,10 +79,10 @@ class Order:
         finally:
             self._thread.stream = earlier
 
-    def follow(self, stream: str) -> None:
-        """Have the stream that is asked wait for all that another was asked for by now."""
+    def follow(self, place: Place) -> None:
+        """Have the stream that is asked wait for a place, and for all that the place's stream waits for by now."""
         with self._lock:
-            for other, number in (*self._awaits[stream].items(), (stream, self._asked[stream])):
+            for other, number in (*self._awaits[place.stream].items(), place):
                 awaits = self._awaits[self.stream]
                 awaits[other] = max(awaits[other], number)
 
@@ -138,6 +140,13 @@ class Order:
                     self.early.append(f"{memory.home} may use again what {stream} uses")
 
 
+def record(tensor: object, stream: str) -> None:
+    """Record that a stream uses a tensor, so that its memory does not go back before that is done."""
+    memory = getattr(tensor, "memory", None)
+    if isinstance(memory, Memory):
+        memory.recorded.add(stream)
+
+
 class CardTimeline:
     """An honest card's stream, as the engine asks it. `beside` is one of lower priority, of the forwards' stream."""
 
@@ -150,14 +159,12 @@ class CardTimeline:
         """Have this thread ask it; what is beside forwards after all that they were asked for by now."""
         with self.order.on(self.stream):
             if self.stream == BESIDE:
-                self.order.follow(FORWARDS)
+                self.order.follow(self.order.place(FORWARDS))
             yield
 
     def keep(self, tensor: object) -> None:
         """Record that it uses a tensor."""
-        memory = getattr(tensor, "memory", None)
-        if isinstance(memory, Memory):
-            memory.recorded.add(self.stream)
+        record(tensor, self.stream)
 
     def mark(self) -> Mark:
         """Return a mark behind all that it was asked for by now."""
@@ -172,19 +179,17 @@ class CardCopies:
 
     def follow(self) -> None:
         """Have it wait for the stream that this thread asks."""
-        asked = self._order.stream
+        asked = self._order.place(self._order.stream)
         with self._order.on(COPIES):
             self._order.follow(asked)
 
     def lead(self) -> None:
         """Have that wait for it."""
-        self._order.follow(COPIES)
+        self._order.follow(self._order.place(COPIES))
 
     def keep(self, tensor: object) -> None:
         """Record that it uses a tensor."""
-        memory = getattr(tensor, "memory", None)
-        if isinstance(memory, Memory):
-            memory.recorded.add(COPIES)
+        record(tensor, COPIES)
 
     def asked(self) -> AbstractContextManager[None]:
         """Have this thread ask it."""

@@ -32,7 +32,7 @@ def test_what_another_stream_makes_has_to_be_waited_for() -> None:
         with card.order.on(BESIDE):
             with pytest.raises(UnorderedError, match="does not wait for"):
                 x + 1
-            card.order.follow(FORWARDS)
+            card.order.follow(card.order.place(FORWARDS))
             y = x + 1
         # What is made beside forwards, they do not wait for; nor may they write what is read there.
         with pytest.raises(UnorderedError):
