@@ -19,7 +19,8 @@ MB = 1024**2
 CONTEXT_BYTES = 600 * MB
 """What a CUDA context takes with cuBLAS and cuDNN, of every process: an estimate."""
 RESERVE_BYTES = 400 * MB
-"""What is kept free of what is planned: for workspaces, and for memory in pieces too small to use."""
+"""What is kept free of what is planned: for workspaces, for noise that is drawn beside forwards, and for memory in
+pieces too small to use."""
 CELL_BYTES = 24 * 1024
 """What a forward is taken to need for a latent cell before one has been measured: half as much again as live tensors
 of SD 1.5 take in half precision, which is 16 KiB, and SDXL 10."""

@@ -3,9 +3,9 @@
 A mark stands behind all that was asked for before it. On a CPU that is done by then; on a GPU an event of its stream
 says when, and what passed between two events is the device's own time.
 
-A GPU has two streams: one of forwards, and one beside it that has what they leave of the device, for texts, images and
-pictures. What is asked of the second comes after all that the first was asked for by then; nothing goes the other way,
-so forwards never wait for it.
+An engine has two streams of a GPU: one of forwards, and one beside it that has what they leave of it, for texts,
+images and pictures. What is asked of the second comes after all that the first was asked for by then; nothing goes the
+other way, so forwards never wait for it.
 """
 
 from __future__ import annotations

@@ -86,13 +86,8 @@ NoiseFactory: TypeAlias = Callable[[Tensor, Tensor, int], DrawnNoise]
 class Foreseen(Protocol):
     """A NoiseSource that can make ready what it will be asked for."""
 
-    @property
-    def waits_for_host(self) -> bool:
-        """Whether there is need of it."""
-        ...
-
     def expect(self, pairs: Iterable[tuple[float, float]]) -> None:
-        """Make ready the noise between these levels, in this order."""
+        """Make ready the noise between these levels, in this order, if there is need of it."""
         ...
 
 
@@ -133,7 +128,7 @@ class SamplerSpec:
         if self.noise is None:
             return function(x, sigmas, **given)
         source = self.noise(value(x), sigmas, seed)
-        if isinstance(source, Foreseen) and source.waits_for_host:
+        if isinstance(source, Foreseen):
             source.expect(_asked(function, sigmas, given))
         if isinstance(x, Tensor):
             return function(x, sigmas, source, **given)

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, partial
+from concurrent.futures import Executor, Future
+from functools import partial
 from itertools import islice
 from math import sqrt
 from threading import Lock
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.sampling.brownian import BrownianPath
+from serve_app.sampling.draws import draws_of, thread
 from serve_app.sampling.evaluation import DrawnNoise
 from serve_app.sampling.transfer import sent
 from serve_app.values import Noise
@@ -103,7 +105,7 @@ def brownian_noise(x: Tensor, sigmas: Tensor, seed: int, *, on_device: bool = Fa
 
 
 class BrownianNoise:
-    """The source that `brownian_noise` returns. What is drawn on the CPU for a GPU can be drawn ahead of its use.
+    """The source that `brownian_noise` returns. What is for a GPU can be drawn ahead of its use.
 
     generator: of a seed, on the device where the path is drawn; on the CPU if not given.
     """
@@ -116,40 +118,53 @@ class BrownianNoise:
         self._path: BrownianPath | None = None
         # One thread at a time uses the path; the order of uses changes nothing.
         self._lock = Lock()
-        self._ahead: deque[tuple[tuple[float, float], Future[Tensor]]] = deque()
+        self._draws = draws_of(x.device)
+        self._thread: Executor | None = None
+        self._ahead: deque[tuple[tuple[float, float], Future[Callable[[], Tensor]]]] = deque()
         self._expected: Iterator[tuple[float, float]] = iter(())
 
-    @property
-    def waits_for_host(self) -> bool:
-        """Whether a device would wait for what the host draws, but for `expect`."""
-        return self._generator is None and self._device.type != "cpu"
-
     def expect(self, pairs: Iterable[tuple[float, float]]) -> None:
-        """Draw between these levels, in this order, ahead of their use and in another thread."""
-        self._expected = iter(pairs)
-        self._draw_ahead()
+        """Draw between these levels, in this order, ahead of their use and in another thread, if it is for a GPU.
+
+        A CPU would do nothing else meanwhile.
+        """
+        if self._device.type != "cpu":
+            self._thread, self._expected = thread(), iter(pairs)
+            self._draw_ahead(self._thread)
 
     def __call__(self, sigma: float, following: float) -> Tensor:
-        if self._ahead and self._ahead[0][0] == (sigma, following):
-            drawn = self._ahead.popleft()[1].result()
-        else:
-            drawn = self._drawn(sigma, following)
-        self._draw_ahead()
-        return sent(drawn, self._device)
+        hand_over = self._taken(sigma, following) or self._drawn(sigma, following)
+        if self._thread is not None:
+            self._draw_ahead(self._thread)
+        return hand_over()
 
-    def _draw_ahead(self) -> None:
+    def _taken(self, sigma: float, following: float) -> Callable[[], Tensor] | None:
+        """Take out what was drawn ahead between these levels. None: nothing was, or a forward had the memory then."""
+        if not self._ahead or self._ahead[0][0] != (sigma, following):
+            return None
+        try:
+            return self._ahead.popleft()[1].result()
+        except torch.OutOfMemoryError:
+            return None
+
+    def _draw_ahead(self, by: Executor) -> None:
         for pair in islice(self._expected, max(0, AHEAD - len(self._ahead))):
-            self._ahead.append((pair, _drawing().submit(self._drawn, *pair)))
+            self._ahead.append((pair, by.submit(_drawn_for, ref(self), pair)))
 
-    def _drawn(self, sigma: float, following: float) -> Tensor:
+    def _drawn(self, sigma: float, following: float) -> Callable[[], Tensor]:
         with self._lock:
-            if self._path is None:
-                levels = self._sigmas
-                low, high = float(levels[levels > 0].min()), float(levels.max())
-                self._path = BrownianPath(self._shape, low, high, self._seed % SEEDS, self._generator)
-            return self._path.between(sigma, following) / sqrt(abs(following - sigma))
+            return self._draws.made(lambda: sent(self._between(sigma, following), self._device))
+
+    def _between(self, sigma: float, following: float) -> Tensor:
+        if self._path is None:
+            levels = self._sigmas
+            low, high = float(levels[levels > 0].min()), float(levels.max())
+            self._path = BrownianPath(self._shape, low, high, self._seed % SEEDS, self._generator)
+        return self._path.between(sigma, following) / sqrt(abs(following - sigma))
 
 
-@cache
-def _drawing() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=2, thread_name_prefix="noise")
+def _drawn_for(source: ref[BrownianNoise], pair: tuple[float, float]) -> Callable[[], Tensor]:
+    """Draw for a run, unless it has ended. Errors: ReferenceError, which then nobody hears of."""
+    if (wanted := source()) is None:
+        raise ReferenceError("the run has ended that the noise is of")
+    return wanted._drawn(*pair)

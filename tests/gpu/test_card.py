@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from itertools import pairwise
 from math import log2
 
 import pytest
@@ -24,7 +25,7 @@ from serve_app.models.network import Network
 from serve_app.models.upload import Ring, Upload
 from serve_app.recipe import Discrete
 from serve_app.sampling.forward import denoise
-from serve_app.sampling.noise import gaussian_noise
+from serve_app.sampling.noise import brownian_noise, gaussian_noise
 from serve_app.sampling.samplers import SAMPLERS
 from tests.gpu.models import FULL, SMALL, random_weights, streamed
 from tests.philox import CardNoise
@@ -84,6 +85,26 @@ def test_a_card_draws_what_the_published_algorithm_says(seed):
     for shape in ((1, 4, 64, 64), (2, 4, 8, 8), (5,)):
         drawn = torch.randn(shape, generator=generator, device=CARD).cpu()
         assert torch.allclose(drawn, expected.randn(shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_noise_is_the_same_drawn_ahead_while_the_card_is_busy_and_graphs_are_captured(on_device):
+    levels = torch.linspace(14.6, 0.1, 20)
+    pairs = list(pairwise(levels.tolist()))
+    x, busy, recorder = (
+        torch.zeros(1, 4, 128, 128, device=CARD),
+        torch.randn(4096, 4096, device=CARD),
+        GraphRecorder(CARD),
+    )
+    plain, ahead = (brownian_noise(x, levels, 7, on_device=on_device) for _ in range(2))
+    wanted = [plain(*pair).clone() for pair in pairs]
+    ahead.expect(pairs)
+    found = []
+    for pair in pairs:
+        recorder.record(lambda: [torch.sin(busy)]).replay()
+        # A copy alone is kept: what was drawn goes while the card has yet to read it.
+        found.append(ahead(*pair) * 1)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"dpm_adaptive"}))

@@ -1,8 +1,8 @@
 """All that is asked of a card, in exact numbers: what samplers, networks and jobs cost on the honest one.
 
 A forward of one job is meant to take at most 25 kernels around its networks and two more for each further job, and to
-wait for nothing. `test_card`, `test_card_networks`, `test_card_jobs`, and of models `test_one_call` and
-`test_one_call_net` count them.
+wait for nothing. `test_card`, `test_card_draws`, `test_card_networks`, `test_card_jobs`, and of models `test_one_call`
+and `test_one_call_net` count them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ SAMPLERS = {
     "dpmpp_2m": (10, 0, 11, 0),
     "dpmpp_2m_cfg_pp": (10, 0, 11, 0),
     "dpmpp_2m_sde": (11, 0, 12, 0),
-    "dpmpp_2m_sde_gpu": (34, 0, 196, 0),
+    "dpmpp_2m_sde_gpu": (11, 0, 12, 0),
     "dpmpp_2m_sde_heun": (11, 0, 12, 0),
-    "dpmpp_2m_sde_heun_gpu": (34, 0, 196, 0),
+    "dpmpp_2m_sde_heun_gpu": (11, 0, 12, 0),
     "dpmpp_2s_ancestral": (12, 0, 20, 0),
     "dpmpp_2s_ancestral_cfg_pp": (12, 0, 20, 0),
     "dpmpp_3m_sde": (11, 0, 12, 0),
-    "dpmpp_3m_sde_gpu": (34, 0, 196, 0),
+    "dpmpp_3m_sde_gpu": (11, 0, 12, 0),
     "dpmpp_sde": (11, 0, 12, 0),
-    "dpmpp_sde_gpu": (37, 0, 220, 0),
+    "dpmpp_sde_gpu": (11, 0, 12, 0),
     "er_sde": (13, 0, 21, 0),
     "euler": (10, 0, 11, 0),
     "euler_ancestral": (11, 0, 19, 0),
@@ -83,6 +83,21 @@ NO_SUMS = {
     "perpendicular negatives": (27, 0, 126, 0),
 }
 """The same of what is more than a sum of latents, which each job computes by itself: more than two kernels a job."""
+
+DRAWS = {
+    "dpmpp_2m_sde": (0, 5, 0),
+    "dpmpp_2m_sde_gpu": (109, 5, 0),
+    "dpmpp_2m_sde_heun": (0, 5, 0),
+    "dpmpp_2m_sde_heun_gpu": (109, 5, 0),
+    "dpmpp_3m_sde": (0, 5, 0),
+    "dpmpp_3m_sde_gpu": (109, 5, 0),
+    "dpmpp_sde": (0, 10, 0),
+    "dpmpp_sde_gpu": (226, 10, 0),
+}
+"""By sampler: kernels, copies and waits that threads of noise ask for, beside forwards, in a run of six steps.
+
+Eight runs take eight times as much. A draw's copy is of the weights of what it is a sum of, or of what a CPU has drawn.
+"""
 
 BROWNIAN = [(30, 1, 0), (28, 1, 0), (26, 1, 0), (24, 1, 0), (24, 1, 0), (25, 1, 0), (24, 1, 0), (22, 1, 0), (5, 1, 0)]
 """By step: kernels, copies and waits of a `_gpu` sampler's noise; each halving of its path is a draw."""

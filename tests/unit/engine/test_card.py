@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from threading import current_thread
 from typing import Any
 
 import pytest
@@ -31,12 +30,12 @@ from serve_app.recipe import (
     TangentialDamping,
     TemporalRescaling,
 )
-from serve_app.sampling import noise
 from serve_app.sampling.latent_formats import SD
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.values import PerpNeg
 from tests.unit.engine import card_costs
 from tests.unit.engine.card import CARD, Card, MixedDevicesError
+from tests.unit.engine.card_draws import draw_on
 from tests.unit.engine.card_runs import CardEngine, Forwards, most, on_card, taken_together, tiny, tiny_on_card
 from tests.unit.engine.mixes import MAX_CELLS, RECIPE, TinyBackbone, conditioning, jobs, request
 
@@ -45,9 +44,6 @@ CHOOSES_STEPS = {"dpm_adaptive"}
 
 UNENDED = 15
 """So many steady forwards of eight jobs come before one of them ends, or all do at once."""
-
-DRAWN_BY_HALVES = {name for name, spec in SAMPLERS.items() if name.endswith("_gpu") and spec.noise is not None}
-"""Samplers whose noise is a path that the card draws, by a kernel for each halving of it that no step before had."""
 
 MIXED = ("euler", "uni_pc", "dpmpp_2m", "dpmpp_3m_sde", "er_sde", "lms", "ipndm_v", "sa_solver")
 """Samplers whose steps are nothing alike, with as many evaluations each."""
@@ -59,27 +55,14 @@ PATCHES = (
 )
 
 
-class CardGenerator(torch.Generator):
-    """A generator that claims to be on the card."""
-
-    device = CARD
-
-
 @pytest.fixture(scope="module")
 def card():
     return Card()
 
 
 @pytest.fixture(autouse=True)
-def _noise_of_a_cpu(monkeypatch):
-    """Give generators of the card a CPU's numbers, so that results can be a CPU's."""
-
-    def seeded(device, seed):
-        generator = torch.Generator() if device.type == "cpu" else CardGenerator()
-        return generator.manual_seed(seed % 2**64)
-
-    monkeypatch.setattr(noise, "seeded", seeded)
-    monkeypatch.setattr(noise, "own_seed", lambda device, seed: seed + 1)
+def _noise_of_a_cpu(card, monkeypatch):
+    draw_on(card, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -147,14 +130,13 @@ def test_a_sampler_gives_what_a_cpu_gives_at_its_cost(card, engine, on_cpu, samp
         steady = forwards.steady()[:UNENDED]
         found += [most(steady, lambda counts: counts.kernels), most(steady, lambda counts: counts.stalls)]
         assert not any(counts.trapped for counts in steady)
-        copies = most(steady, lambda counts: counts.copies)
-        if sampler not in CHOOSES_STEPS | DRAWN_BY_HALVES:
-            # A table of coefficients for all jobs, and what the host draws for each.
-            assert copies == (1 + count if SAMPLERS[sampler].noise is noise.brownian_noise else 1)
+        if sampler not in CHOOSES_STEPS:
+            # A table of coefficients for all jobs.
+            assert most(steady, lambda counts: counts.copies) == 1
     assert tuple(found) == card_costs.SAMPLERS[sampler]
 
 
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - DRAWN_BY_HALVES))
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 def test_of_eight_jobs_with_masks_and_pictures_of_each_step_nothing_waits_and_the_bound_holds(card, engine, sampler):
     backbone = on_card(card)
     forwards = Forwards(card, backbone.network.module)
@@ -165,42 +147,10 @@ def test_of_eight_jobs_with_masks_and_pictures_of_each_step_nothing_waits_and_th
     assert most(steady, lambda counts: counts.kernels) <= 25 + 2 * 8
 
 
-@pytest.mark.parametrize("sampler", sorted(n for n, s in SAMPLERS.items() if s.noise is noise.brownian_noise))
-def test_what_the_host_draws_for_a_card_is_drawn_ahead_in_another_thread(card, engine, monkeypatch, sampler):
-    threads, drawn = [], noise.BrownianNoise._drawn
-
-    def draw(source, *levels):
-        threads.append(current_thread().name)
-        return drawn(source, *levels)
-
-    monkeypatch.setattr(noise.BrownianNoise, "_drawn", draw)
-    taken_together(engine, on_card(card), [request(sampler=sampler, steps=6, seed=seed) for seed in range(2)])
-    assert len(threads) >= 2 * 5
-    assert {name.partition("_")[0] for name in threads} == {"noise"}
-
-
-def test_a_step_of_a_brownian_path_on_the_card_takes_a_kernel_a_draw_and_four(card):
-    sigmas = [14.6, 9.0, 5.0, 3.0, 2.0, 1.2, 0.7, 0.3, 0.1, 0.03]
-    found = []
-    with card.used():
-        path = noise.BrownianNoise(
-            torch.zeros(1, 4, 8, 8).to(CARD),
-            torch.tensor([*sigmas, 0.0]),
-            5,
-            lambda seed: CardGenerator().manual_seed(seed),
-        )
-        for sigma, following in pairwise(sigmas):
-            before = card.counts.copy()
-            path(sigma, following)
-            counts = card.counts.since(before)
-            found.append((counts.kernels, counts.copies, counts.stalls))
-    assert found == card_costs.BROWNIAN
-
-
-def test_around_a_forward_are_at_most_25_kernels_and_two_a_job_but_for_samplers_that_are_known():
-    costs = {**card_costs.SAMPLERS, **card_costs.BESIDE}.items()
-    beyond = {name for name, (alone, _, of_eight, _) in costs if alone > 25 + 2 or of_eight > 25 + 2 * 8}
-    assert beyond == DRAWN_BY_HALVES
+def test_around_a_forward_are_at_most_25_kernels_and_two_a_job():
+    for name, (alone, _, of_eight, _) in (card_costs.SAMPLERS | card_costs.BESIDE).items():
+        assert alone <= 25 + 2, name
+        assert of_eight <= 25 + 2 * 8, name
 
 
 def test_nothing_waits_for_the_card_between_forwards_but_samplers_that_choose_their_steps_which_wait_once():

@@ -1,4 +1,4 @@
-"""What CUDA itself is asked for by timelines, copies of weights and recordings: streams, waits, events and graphs.
+"""What CUDA itself is asked for: streams, waits, events and graphs, of timelines, weights, noise and recordings.
 
 A list of calls stands for it. What they bring is a card's to show (`tests/gpu`); their order and kind are held here.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 from serve_app.engine.timeline import timeline_of
 from serve_app.models.cuda_graphs import GraphRecorder
 from serve_app.models.upload import CudaCopies
+from serve_app.sampling.draws import CudaDraws
 
 CARD = torch.device("cuda", 0)
 
@@ -54,12 +55,16 @@ class Stream:
     def wait_stream(self, other: Stream) -> None:
         self.cuda.said.append(f"{self.name} waits for {other.name}")
 
+    def wait_event(self, event: Event) -> None:
+        self.cuda.said.append(f"{self.name} waits for an event of {event.of}")
+
 
 class Event:
     def __init__(self, cuda: Cuda, kinds: dict[str, bool]) -> None:
-        self.cuda, self.kinds, self.done = cuda, kinds, False
+        self.cuda, self.kinds, self.done, self.of = cuda, kinds, False, ""
 
     def record(self, stream: Stream) -> None:
+        self.of = stream.name
         self.cuda.said.append(f"an event of {stream.name}")
 
     def query(self) -> bool:
@@ -137,6 +142,25 @@ def test_copies_of_weights_begin_after_what_was_asked_for_and_forwards_after_the
         assert cuda.current is cuda.streams[0]
     copies.mark()
     assert cuda.said == ["s0 waits for current", "current waits for s0", "an event of s0"]
+
+
+def test_noise_is_drawn_beside_what_is_asked_for_which_waits_for_it_on_the_card(
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tensor, "record_stream", lambda noise, stream: cuda.said.append(f"kept for {stream.name}"))
+    draws = CudaDraws(CARD)
+    [stream] = cuda.streams
+    assert stream.priority == cuda.current.priority
+
+    def draw() -> Tensor:
+        cuda.said.append(f"{cuda.current.name} draws")
+        return torch.ones(3)
+
+    hand_over = draws.made(draw)
+    assert cuda.said == ["s0 draws", "an event of s0"]
+    cuda.said.clear()
+    assert hand_over().tolist() == [1, 1, 1]
+    assert cuda.said == ["current waits for an event of s0", "kept for current"]
 
 
 def test_all_graphs_share_a_pool_and_are_captured_between_what_was_asked_for_and_what_comes(cuda: Cuda) -> None:

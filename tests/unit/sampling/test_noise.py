@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, wait
 from itertools import pairwise
-from threading import current_thread
+from threading import Event, current_thread
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from serve_app.sampling import draws
 from serve_app.sampling import noise as module
+from serve_app.sampling.draws import THREADS, HostDraws
 from serve_app.sampling.evaluation import _asked
 from serve_app.sampling.noise import BrownianNoise, brownian_noise, gaussian_noise, noise
 from serve_app.sampling.samplers import SAMPLERS
@@ -93,24 +97,68 @@ def test_on_a_card_samplers_draw_from_the_runs_own_seed_there_as_comfyui_does(mo
     x = torch.zeros(SHAPE).as_subclass(OfCard)
     gaussian_noise(x, SIGMAS, 7)
     assert asked == [("cuda", 7)]
-    path = brownian_noise(x, SIGMAS, 7, on_device=True)
-    assert not path.waits_for_host
-    assert brownian_noise(x, SIGMAS, 7).waits_for_host
-    assert not brownian_noise(torch.zeros(SHAPE), SIGMAS, 7).waits_for_host
+    monkeypatch.setattr(module, "draws_of", lambda device: HostDraws())
+    monkeypatch.setattr(module, "sent", lambda tensor, device: tensor)
+    brownian_noise(x, SIGMAS, 7)(2.0, 1.0)
+    assert len(asked) == 1
+    brownian_noise(x, SIGMAS, 7, on_device=True)(2.0, 1.0)
+    assert {kind for kind, _ in asked} == {"cuda"}
+    assert len(asked) > 1
 
 
-def test_noise_that_is_drawn_ahead_is_what_is_drawn_as_it_is_asked_for(monkeypatch):
-    levels = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.2])
-    pairs = list(pairwise(levels.tolist()))
-    plain, ahead = (BrownianNoise(torch.zeros(SHAPE), levels, 7) for _ in range(2))
-    threads = []
-    drawn = ahead._drawn
-    monkeypatch.setattr(ahead, "_drawn", lambda *pair: (threads.append(current_thread().name), drawn(*pair))[1])
+LEVELS = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.2])
+PAIRS = list(pairwise(LEVELS.tolist()))
+
+
+@pytest.fixture
+def of_card(monkeypatch):
+    """Latents of a card, whose noise the CPU draws and keeps."""
+    monkeypatch.setattr(module, "draws_of", lambda device: HostDraws())
+    monkeypatch.setattr(module, "sent", lambda tensor, device: tensor)
+    return torch.zeros(SHAPE).as_subclass(OfCard)
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """The names of those that draw."""
+    names, drawn = [], BrownianNoise._drawn
+
+    def draw(source, *pair):
+        names.append(current_thread().name.partition("_")[0])
+        return drawn(source, *pair)
+
+    monkeypatch.setattr(BrownianNoise, "_drawn", draw)
+    return names
+
+
+def test_noise_that_is_drawn_ahead_is_what_is_drawn_as_it_is_asked_for(of_card, threads):
+    plain, ahead = (BrownianNoise(of_card, LEVELS, 7) for _ in range(2))
+    wanted = [plain(*pair) for pair in [(4.5, 0.7), *PAIRS, (2.0, 1.0)]]
+    assert "noise" not in threads
     # One that comes otherwise than foreseen, and then those that were.
-    ahead.expect(pairs)
-    for pair in [(4.5, 0.7), *pairs, (2.0, 1.0)]:
-        assert torch.equal(ahead(*pair), plain(*pair))
-    assert sum(name.startswith("noise") for name in threads) == len(pairs)
+    ahead.expect(PAIRS)
+    for pair, noise_between in zip([(4.5, 0.7), *PAIRS, (2.0, 1.0)], wanted, strict=True):
+        assert torch.equal(ahead(*pair), noise_between)
+    assert threads.count("noise") == len(PAIRS)
+
+
+def test_a_cpu_draws_its_own_noise_where_it_is_asked_for(threads):
+    source = brownian_noise(torch.zeros(SHAPE), LEVELS, 7)
+    source.expect(PAIRS)
+    source(*PAIRS[0])
+    assert threads == [current_thread().name]
+
+
+def test_of_a_run_that_has_ended_nothing_more_is_drawn(of_card, threads):
+    ahead, go = BrownianNoise(of_card, LEVELS, 7), Event()
+    # Those that draw are held up meanwhile.
+    held: list[Future[Any]] = [draws.thread().submit(go.wait, 30) for _ in range(THREADS)]
+    ahead.expect(PAIRS)
+    del ahead
+    go.set()
+    # Both are done with what they were asked before.
+    wait([*held, *(draws.thread().submit(int) for _ in range(THREADS))], 30)
+    assert threads == []
 
 
 @pytest.mark.parametrize("name", [name for name, spec in SAMPLERS.items() if spec.noise is brownian_noise])
