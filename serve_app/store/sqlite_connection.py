@@ -7,7 +7,7 @@ import time
 
 BUSY_S = 30
 """How long one waits for others that write."""
-LONGEST_LOG_PAGES = 8000
+LONGEST_LOG_PAGES = 16_000
 """From so many pages in the log on a commit moves them into the file itself, if `sqlite_log.py` has not."""
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from serve_app import log
 
-CHANGES = 200
-"""After so many changes the log is moved; each of them writes some seven pages."""
+CHANGES = 1000
+"""After so many changes, each of some six pages, the log is moved. The commits meanwhile wait longer for the disk, and
+five times as many pages take it little longer."""
 TRIES = 10
 """How often what was written meanwhile is moved too: once nothing is left, the next commit begins the log anew."""
 _log = log.get("store")
