@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from serve_app.deployments import rpc
 from serve_app.deployments.rpc import Address, Connection, DisconnectedError, Peer, Server, UnpicklableError
 from serve_app.errors import QueueFullError
+from serve_app.events import Event
 
 PATIENCE_S = 60.0
 
@@ -45,6 +46,39 @@ class Scheduler:
                 self.held.set()
                 await self.release.wait()
                 return "released"
+
+
+@dataclass(frozen=True, slots=True)
+class One:
+    """One field, whose value is a tuple."""
+
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Fields that no call without names can set."""
+
+    first: int
+    second: int = field(kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Derived(One):
+    """Fields of its own and of another class."""
+
+    own: str = "none"
+
+
+@dataclass(slots=True)
+class Counted:
+    """A field that its class sets by itself."""
+
+    values: list[int]
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count = len(self.values)
 
 
 @contextlib.asynccontextmanager
@@ -200,4 +234,23 @@ async def test_a_caller_that_gives_up_leaves_nothing_behind() -> None:
         # The server goes on with what it was asked for.
         assert len(asyncio.all_tasks()) == before + 1
         assert await connection.call("echo", 1) == (1,)
+        connection.close()
+
+
+async def test_dataclasses_of_every_kind_arrive_as_they_were_sent() -> None:
+    async with served() as (_, _, address):
+        connection = await Connection.open(address, [Secret])
+        grown = Counted([1])
+        grown.values.append(2)
+        sent = (One((1, 2)), Named(1, second=2), Derived((), "it"), Event("job", 3, "executing", 1.5, {"node": "1"}))
+        assert await connection.call("echo", *sent, grown) == (*sent, grown)
+        assert (await connection.call("echo", sent[-1]))[0].bytes == sent[-1].bytes
+        connection.close()
+
+
+async def test_what_must_not_be_sent_is_found_inside_a_dataclass() -> None:
+    async with served() as (_, _, address):
+        connection = await Connection.open(address, [Secret])
+        with pytest.raises(UnpicklableError):
+            await connection.call("echo", One((Secret(),)))  # type: ignore[arg-type]
         connection.close()
