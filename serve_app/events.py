@@ -84,7 +84,7 @@ class Event:
     message {"node", "type", "data"}: a node's own words for its client; without a node, and of job "", a pack's;
     error, cancelled: a Failure as JSON; the others {}. A node that another one expanded into may name "display_node",
     "parent_node" and "real_node" too.
-    at_s: Unix time in seconds.
+    at_s: Unix time in seconds. bytes: what its data counts where events are kept.
     """
 
     job_id: str
@@ -92,6 +92,11 @@ class Event:
     kind: Kind
     at_s: float
     data: Mapping[str, Any] = field(default_factory=dict)
+    bytes: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Once, as a job's stream and its client's feed both count it, and count it out again.
+        object.__setattr__(self, "bytes", data_bytes(self.data))
 
     @property
     def last(self) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from serve_app.events import Event, data_bytes
+from serve_app.events import Event
 from serve_app.limits import EventLimits, refused
 from serve_app.scheduler.client import Attached, News, QueueMark, Reader
 
@@ -52,10 +52,10 @@ class Feed:
                     event.job_id,
                     event.data["node"],
                 ):
-                    self.bytes -= data_bytes(waiting.data)
+                    self.bytes -= waiting.bytes
                     del self.unread[place]
                     break
-        self.bytes += data_bytes(event.data)
+        self.bytes += event.bytes
         while self.unread and (key := self._full()):
             refused(key)
             self._drop_oldest()
@@ -81,7 +81,7 @@ class Feed:
         return "events.feed_events" if len(self.unread) >= self.limits.feed_events else ""
 
     def _drop_oldest(self) -> None:
-        self.bytes -= data_bytes(self.unread.popleft().data)
+        self.bytes -= self.unread.popleft().bytes
 
 
 class _Poll:
@@ -194,7 +194,9 @@ class Feeds:
         return News(events, frozenset(replaced), self.queue)
 
     def _feed(self, client_id: str) -> Feed:
-        return self._feeds.setdefault(client_id, Feed(self._limits))
+        if (feed := self._feeds.get(client_id)) is None:
+            feed = self._feeds[client_id] = Feed(self._limits)
+        return feed
 
     def _wake(self, client_id: str) -> None:
         for poll in self._polls:

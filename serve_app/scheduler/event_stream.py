@@ -7,7 +7,7 @@ import time
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
-from serve_app.events import Event, data_bytes
+from serve_app.events import Event
 from serve_app.store.changes import JobRow
 
 
@@ -20,7 +20,7 @@ class EventStream:
     bytes: int = 0
 
     def put(self, event: Event) -> None:
-        self.bytes += data_bytes(event.data)
+        self.bytes += event.bytes
         self.events.append(event)
         # Wakes everyone who waits for it, and nobody who begins to wait later.
         if self.arrived is not None:
@@ -29,7 +29,7 @@ class EventStream:
 
     def begin(self, events: list[Event]) -> None:
         """Put the stream's beginning in front of what it holds."""
-        self.bytes += sum(data_bytes(event.data) for event in events)
+        self.bytes += sum(event.bytes for event in events)
         self.events[:0] = events
 
     def after(self, cursor: int) -> list[Event]:

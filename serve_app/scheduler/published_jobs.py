@@ -94,7 +94,7 @@ class PublishedJobs:
             if (looking_on := self._clients.get(job_id)) is not None:
                 self.feeds.put(looking_on, event)
             return
-        stream = self._streams.setdefault(job_id, EventStream())
+        stream = self._streams.get(job_id) or self._begin(job_id)
         self._streams_bytes -= stream.bytes
         stream.put(event)
         self._streams_bytes += stream.bytes
@@ -163,7 +163,7 @@ class PublishedJobs:
 
     def rebuild(self, row: JobRow) -> EventStream:
         """Return a job's stream with what its row says of its beginning, cursors and all."""
-        stream = self._streams.setdefault(row.job_id, EventStream())
+        stream = self._streams.get(row.job_id) or self._begin(row.job_id)
         if not stream.events or stream.events[0].kind != "queued":
             self._streams_bytes -= stream.bytes
             stream.begin([e for e in rebuilt(row) if not stream.events or e.seq < stream.events[0].seq])
@@ -201,6 +201,10 @@ class PublishedJobs:
                 self._streams.move_to_end(oldest)
             else:
                 self._drop(oldest)
+
+    def _begin(self, job_id: str) -> EventStream:
+        self._streams[job_id] = stream = EventStream()
+        return stream
 
     def _drop(self, job_id: str) -> None:
         if (stream := self._streams.pop(job_id, None)) is not None:
