@@ -10,10 +10,9 @@ import asyncio
 import contextvars
 import inspect
 import itertools
+import os
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,11 +23,13 @@ from serve_app.nodes.contained import contained
 from serve_app.nodes.executing import Executing, enter
 from serve_app.nodes.size import allow_calls
 from serve_app.nodes.time_limit import bounded
+from serve_app.threads import Threads
 
 PACKS = "custom_nodes."
 """What the module of a node pack's class begins with, as `NodeSpec.python_module`."""
 
-_ONE_THREAD = ThreadPoolExecutor(1, "packs")
+_THREADS = Threads("nodes", min(32, (os.cpu_count() or 1) + 4))
+_ONE_THREAD = Threads("packs")
 """Packs are written for ComfyUI, which runs one sync node at a time; they seed global generators and share globals."""
 
 
@@ -132,9 +133,8 @@ async def map_over_lists(
                     begun()
                     returned = seen(**calls[index])
                 else:
-                    thread, context = _ONE_THREAD if alone else None, contextvars.copy_context()
-                    run = partial(context.run, _run, running, begun, seen, calls[index])
-                    returned = await asyncio.get_running_loop().run_in_executor(thread, run)
+                    threads, context = _ONE_THREAD if alone else _THREADS, contextvars.copy_context()
+                    returned = await threads.call(context.run, _run, running, begun, seen, calls[index])
                     if not inspect.isawaitable(returned):
                         return returned
                 with running.underway.noted(running):

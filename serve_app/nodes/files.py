@@ -7,13 +7,14 @@ over, so whoever else saves into the folder loses nothing either.
 
 from __future__ import annotations
 
-import asyncio
+import contextvars
 import hashlib
+import os
 import posixpath
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import re2
 
@@ -23,6 +24,11 @@ from serve_app.nodes.runtime import Saved
 from serve_app.store.input_folders import files_below
 from serve_app.store.reserved import BATCH, Contents, named
 from serve_app.store.store import Area, Content, FileRef, Store
+from serve_app.threads import Threads
+
+T = TypeVar("T")
+
+_THREADS = Threads("files", min(32, (os.cpu_count() or 1) + 4))
 
 Reserve = Callable[[str, int, Contents], Awaitable[tuple[int, bool]]]
 """(key, at_least, contents) -> the first of as many consecutive counters, which only this node of this job gets, and
@@ -49,11 +55,11 @@ class NodeFiles:
 
     async def read(self, name: str) -> bytes:
         """Return a file's bytes. Errors: FileMissingError."""
-        return await asyncio.to_thread(self._read, FileRef.parse(name))
+        return await _in_thread(self._read, FileRef.parse(name))
 
     async def below(self, folder: str) -> list[str]:
         """Return the paths of all files below a folder of the input area, counted from it, sorted."""
-        return await asyncio.to_thread(files_below, self._store, folder)
+        return await _in_thread(files_below, self._store, folder)
 
     async def save(
         self,
@@ -84,7 +90,7 @@ class NodeFiles:
         try:
             if area == "temp":
                 refs = named(key, ending, 1, len(contents))
-                await asyncio.to_thread(self._create, refs, contents, True)
+                await _in_thread(self._create, refs, contents, True)
             else:
                 refs = await self._create_next(area, subfolder, filename, ending, contents)
         except FileMissingError as error:
@@ -96,13 +102,13 @@ class NodeFiles:
     ) -> list[FileRef]:
         """Store the contents under the next names that are free, and return them."""
         key = posixpath.join(area, subfolder, filename)
-        what, contents = await asyncio.to_thread(_described, ending, saved)
+        what, contents = await _in_thread(_described, ending, saved)
         first, again = await self._reserve(key, 0, what)
         while True:
             refs = named(key, ending, first, len(what))
-            if first and await asyncio.to_thread(self._create, refs, contents, again):
+            if first and await _in_thread(self._create, refs, contents, again):
                 return refs
-            highest = await asyncio.to_thread(self._highest, area, subfolder, filename)
+            highest = await _in_thread(self._highest, area, subfolder, filename)
             first, again = await self._reserve(key, highest + 1, what)
 
     def _create(self, refs: Sequence[FileRef], contents: Sequence[Saved], again: bool) -> bool:
@@ -153,6 +159,11 @@ class NodeFiles:
             raise NodeError(f"filename_prefix {filename[:300]!r} is too long") from error
         counters = (pattern.match(name) for name in self._store.names(area, subfolder))
         return max((int(found[1]) for found in counters if found), default=0)
+
+
+async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Return what a function does in a thread, in this call's context: it may ask which node it works for."""
+    return await _THREADS.call(contextvars.copy_context().run, function, *arguments)
 
 
 def _described(ending: str, saved: Sequence[Saved]) -> tuple[Contents, list[Content]]:

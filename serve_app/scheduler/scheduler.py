@@ -10,9 +10,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from serve_app import log
 from serve_app.errors import (
@@ -85,6 +84,7 @@ from serve_app.store.inquiries import Inquiry
 from serve_app.store.jobs import Jobs
 from serve_app.store.pauses import Pause
 from serve_app.store.reserved import Contents
+from serve_app.threads import Threads
 
 T = TypeVar("T")
 _log = log.get("scheduler")
@@ -131,8 +131,11 @@ class Scheduler:
         self._pools = tuple(pools)
         self._host = host
         self._max_attempts = max_attempts
-        self._database = ThreadPoolExecutor(1, "database")
-        self._reading = ThreadPoolExecutor(1, "reading")
+        self._database = Threads("database")
+        self._reading = Threads("reading")
+        self._in_database = self._database.call
+        self._beside = self._reading.call
+        """Reads from the database beside the writer, which a job's every change waits for."""
         self._abilities = Abilities(self._pools, jobs, self._in_database)
         self._tasks: list[asyncio.Task[None]] = []
         self.counters = JobCounters()
@@ -243,8 +246,8 @@ class Scheduler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._courier.close)
-        self._database.shutdown()
-        self._reading.shutdown()
+        self._database.close()
+        self._reading.close()
         self._jobs.close()
 
     def retire(self) -> None:
@@ -503,10 +506,3 @@ class Scheduler:
         except NotReadyError as error:
             why = "; ".join(f"pool {trouble.pool}: {trouble.why}" for trouble in self.registry.troubles())
             raise NotReadyError(f"{error}; {why}", error.retry_after_s) if why else error from None
-
-    async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._database, function, *arguments)
-
-    async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Read from the database beside the writer, which a job's every change waits for."""
-        return await asyncio.get_running_loop().run_in_executor(self._reading, function, *arguments)

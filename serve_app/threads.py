@@ -1,0 +1,80 @@
+"""Threads that call functions for event loops, which would otherwise stand still meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, TypeAlias, TypeVar
+
+T = TypeVar("T")
+_Call: TypeAlias = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]]
+
+
+class Threads:
+    """At most so many, begun as they are needed; one makes its calls in their order.
+
+    In place of an executor: that makes two futures a call, with locks and callbacks, which for a short function cost
+    more than the function.
+    """
+
+    def __init__(self, name: str, most: int = 1) -> None:
+        self._name, self._most = name, most
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._idle: list[None] = []
+        """As long as threads wait for a call: what is put in and taken out of a list is never lost between threads."""
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return what a function does, in a context of its own. Errors: the function's own.
+
+        If the caller is cancelled, a function that has begun goes on, and one that has not is not called.
+        """
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._calls.put((answer, function, arguments))
+        try:
+            self._idle.pop()
+        except IndexError:
+            if len(self._threads) < self._most:
+                self._threads.append(threading.Thread(target=self._run, name=self._name, daemon=True))
+                self._threads[-1].start()
+        return await answer
+
+    def close(self) -> None:
+        """Return once all that was asked for is over. Nothing may be asked for any more."""
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            _make(*call)
+            del call  # which would be kept until the next
+            self._idle.append(None)
+
+
+def _make(answer: asyncio.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    if answer.cancelled():
+        return
+    value: Any = None
+    error: BaseException | None = None
+    try:
+        value = function(*arguments)
+    except BaseException as raised:
+        error = raised
+    # A loop that is closed has nobody left to tell.
+    with contextlib.suppress(RuntimeError):
+        answer.get_loop().call_soon_threadsafe(_settle, answer, value, error)
+    del error  # whose traceback refers to this call
+
+
+def _settle(answer: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    if answer.done():  # cancelled meanwhile
+        return
+    if error is None:
+        answer.set_result(value)
+    else:
+        answer.set_exception(error)
