@@ -7,7 +7,7 @@ Sources: RFC 6454 (Origin), W3C Fetch Metadata (Sec-Fetch-*), CSP level 3 (frame
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,6 +23,7 @@ ANY = "*"
 FOREIGN = "foreign"
 """The scope's key of a request that another site's page may have caused; what it asks for must have no effect."""
 
+_PAGES = (b"text/html", b"application/xhtml")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -111,12 +112,15 @@ def _unframed(send: Send) -> Send:
     """Let pages say that only this server's pages may show them in a frame."""
 
     async def saying(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(raw=list(message.get("headers", ())))
-            if headers.get("content-type", "").startswith(("text/html", "application/xhtml")):
-                headers.setdefault("Content-Security-Policy", "frame-ancestors 'self'")
-                headers.setdefault("X-Frame-Options", "SAMEORIGIN")
-                message = {**message, "headers": headers.raw}
+        if message["type"] == "http.response.start" and _is_page(message.get("headers", ())):
+            headers = MutableHeaders(raw=list(message["headers"]))
+            headers.setdefault("Content-Security-Policy", "frame-ancestors 'self'")
+            headers.setdefault("X-Frame-Options", "SAMEORIGIN")
+            message = {**message, "headers": headers.raw}
         await send(message)
 
     return saying
+
+
+def _is_page(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name.lower() == b"content-type" and value.startswith(_PAGES) for name, value in headers)

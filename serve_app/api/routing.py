@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar, get_type_hints
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 Handler: TypeAlias = Callable[..., Awaitable[Response]]
@@ -68,15 +68,26 @@ class Routes:
         return keep
 
 
-def endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-    """Return a handler as one of the request alone. Errors: TypeError for a parameter that nothing is given for."""
+def endpoint(handler: Handler) -> ASGIApp:
+    """Return a handler as an application. Errors: TypeError for a parameter that nothing is given for.
+
+    What it raises is the application's to answer: Starlette would catch it around each handler too.
+    """
     hints = get_type_hints(handler, include_extras=True)
-    makers = [_maker(handler, hints[name]) for name in inspect.signature(handler).parameters]
+    return _Endpoint(handler, [_maker(handler, hints[name]) for name in inspect.signature(handler).parameters])
 
-    async def answer(request: Request) -> Response:
-        return await handler(*[make(request) for make in makers])
 
-    return answer
+class _Endpoint:
+    """A handler, and what makes each of its arguments. No function, of which Starlette would make an application."""
+
+    def __init__(self, handler: Handler, makers: Sequence[Callable[[Request], Any]]) -> None:
+        self._handler, self._makers = handler, makers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        request = Request(scope, receive, send)
+        response = await self._handler(*[make(request) for make in self._makers])
+        await response(scope, receive, send)
 
 
 def _maker(handler: Handler, hint: Any) -> Callable[[Request], Any]:

@@ -159,6 +159,9 @@ class RequestIds:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and its answer with the header."""
+        if scope.get("dialect") != "v2":
+            await self._app(scope, receive, send)
+            return
         name = str(uuid.uuid4()).encode()
 
         async def naming(message: Message) -> None:
@@ -166,4 +169,4 @@ class RequestIds:
                 message = {**message, "headers": [*message.get("headers", ()), (REQUEST_ID.lower().encode(), name)]}
             await send(message)
 
-        await self._app(scope, receive, naming if scope.get("dialect") == "v2" else send)
+        await self._app(scope, receive, naming)
