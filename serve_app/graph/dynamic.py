@@ -36,7 +36,7 @@ def opened(spec: NodeSpec, given: Mapping[str, Any]) -> NodeSpec:
     given: the node's inputs, constants and links. Of the dynamic inputs remain the choices of DYNAMIC_COMBO, as COMBO,
     and the sockets of DYNAMIC_SLOT.
     """
-    if not any(declared.type in KINDS for declared in spec.inputs):
+    if KINDS.isdisjoint([declared.type for declared in spec.inputs]):
         return spec
     opening = _Opening(given)
     for declared in spec.inputs:

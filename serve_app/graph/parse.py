@@ -69,9 +69,9 @@ def _faults(node_id: str, given: Any) -> Iterator[Problem]:
     if _bad_name(node_id):
         yield Problem("invalid_prompt", f"the node id {shown(node_id)} {_bad_name(node_id)}")
         return
-    where = f"node {shown(node_id)}"
     if not isinstance(given, Mapping):
-        yield Problem("invalid_prompt", f"{where} is {_kind(given)}; it must be an object", node_id=node_id)
+        message = f"node {shown(node_id)} is {_kind(given)}; it must be an object"
+        yield Problem("invalid_prompt", message, node_id=node_id)
         return
     class_type = given.get("class_type")
     known = class_type if isinstance(class_type, str) and not _bad_name(class_type) else None
@@ -80,7 +80,8 @@ def _faults(node_id: str, given: Any) -> Iterator[Problem]:
         if isinstance(class_type, str):
             reason = f"has a class_type that {_bad_name(class_type)}"
         extra = {"node_id": node_id, "class_type": None, "node_title": None}
-        yield Problem("missing_node_type", f"{where} {reason}; it must be a string", node_id=node_id, extra=extra)
+        message = f"node {shown(node_id)} {reason}; it must be a string"
+        yield Problem("missing_node_type", message, node_id=node_id, extra=extra)
     inputs = given.get("inputs", {})
     if not isinstance(inputs, Mapping):
         message = f"its inputs are {_kind(inputs)}; they must be an object"
@@ -100,6 +101,8 @@ def _bad_name(name: str) -> str:
 
 def unstorable(value: Any) -> str:
     """Return why a JSON value cannot be stored and hashed, e.g. "holds NaN", or "" if it can."""
+    if isinstance(value, str) and value.isascii():  # as names are, which every submission has many of
+        return ""
     stack = [(value, 0)]
     while stack:
         item, depth = stack.pop()

@@ -146,7 +146,10 @@ class NodeSpec:
 
     def input(self, name: str) -> Input | None:
         """Return the declared input of that name, or None."""
-        return next((i for i in self.inputs if i.name == name), None)
+        for declared in self.inputs:
+            if declared.name == name:
+                return declared
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able dict; `from_json` undoes it."""

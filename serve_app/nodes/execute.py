@@ -28,7 +28,7 @@ from serve_app.graph.validate import out_of_bounds
 from serve_app.limits import SizeLimits, refused
 from serve_app.nodes.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
 from serve_app.nodes.contained import contained, is_cancelled, raised, said
-from serve_app.nodes.executing import Executing, Progress, Say, Underway
+from serve_app.nodes.executing import Executing, Progress, Say, Underway, silent
 from serve_app.nodes.expansion import DependencyCycleError, DynamicPrompt, linked
 from serve_app.nodes.prevalidation import constants, fingerprint
 from serve_app.nodes.protocol import spec_of
@@ -193,11 +193,7 @@ class Execution:
         spec: NodeSpec | None = None
         try:
             node_class, spec = self._class(node)
-            executing = replace(
-                self._call(node, spec),
-                progress=self._capabilities.progress(node.id),
-                say=self._capabilities.say(node.id),
-            )
+            executing = self._call(node, spec, self._capabilities.progress(node.id), self._capabilities.say(node.id))
             inputs.update(constants(spec, node))
             lazy = await self._eager(node, spec, inputs, group)
             asked = {name: kind for name, kind in spec.hidden.items() if kind in HIDDEN_KINDS}
@@ -226,11 +222,13 @@ class Execution:
                 raise
             self._fail(node, raised(error), _declared(inputs, spec))
 
-    def _call(self, node: Node, spec: NodeSpec) -> Executing:
+    def _call(self, node: Node, spec: NodeSpec, progress: Progress = silent, say: Say = silent) -> Executing:
         return Executing(
             self._task.id.job_id,
             node.id,
             node.class_type,
+            progress=progress,
+            say=say,
             stopped=self._stopped,
             underway=self.underway,
             limits=self._limits,

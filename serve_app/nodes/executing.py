@@ -26,7 +26,7 @@ Say = Callable[[str, Any], None]
 """(type, data) -> nothing: a message of a pack's own for the job's client. Callable from any thread."""
 
 
-def _silent(*told: Any) -> None:
+def silent(*told: Any) -> None:
     """Tell nobody."""
 
 
@@ -66,8 +66,8 @@ class Executing:
     node_id: str
     class_type: str = ""
     index: int = 0
-    progress: Progress = _silent
-    say: Say = _silent
+    progress: Progress = silent
+    say: Say = silent
     stopped: threading.Event = field(default_factory=threading.Event)
     limits: SizeLimits = field(default_factory=SizeLimits)
     made_bytes: int = 0

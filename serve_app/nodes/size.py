@@ -24,6 +24,7 @@ FLOAT_BYTES = 4
 PIXEL_BYTES = 4
 OBJECT_BYTES = 32
 """What any Python object counts, beside what it holds."""
+_NUMBERS = frozenset({type(None), bool, int, float})
 IMAGE_SLOTS = frozenset({"IMAGE", "MASK", "LATENT"})
 """Types of which an empty batch is of no use to any node."""
 
@@ -106,13 +107,19 @@ def size_of(value: object, seen: set[int] | None = None) -> int:
     while stack:
         item = stack.pop()
         total += OBJECT_BYTES
-        if item is None or isinstance(item, bool | int | float) or id(item) in seen:
+        if type(item) in _NUMBERS or id(item) in seen:
             continue
         seen.add(id(item))
-        if isinstance(item, torch.Tensor | np.ndarray):
-            total += item.nbytes
-        elif isinstance(item, str):
+        # What is most common first, as every value of every job is counted.
+        if isinstance(item, str):
             total += len(item) if item.isascii() else 4 * len(item)
+        elif isinstance(item, dict):
+            stack.extend(item)
+            stack.extend(item.values())
+        elif isinstance(item, list | tuple):
+            stack.extend(item)
+        elif isinstance(item, torch.Tensor | np.ndarray):
+            total += item.nbytes
         elif isinstance(item, bytes | bytearray):
             total += len(item)
         elif isinstance(item, Image.Image):
@@ -120,7 +127,7 @@ def size_of(value: object, seen: set[int] | None = None) -> int:
         elif isinstance(item, Mapping):
             stack.extend(item.keys())
             stack.extend(item.values())
-        elif isinstance(item, list | tuple | set | frozenset | deque):
+        elif isinstance(item, set | frozenset | deque):
             stack.extend(item)
         elif is_dataclass(item) and not isinstance(item, type):
             stack.extend(getattr(item, f.name) for f in fields(item))
