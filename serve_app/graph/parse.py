@@ -38,18 +38,20 @@ def parse(prompt: Any) -> Graph:
         given = _kind(prompt)
         message = f"the prompt is {given}; it must be an object of nodes by id"
         raise InvalidGraphError([Problem("invalid_prompt", message)])
-    problems: list[Problem] = []
-    nodes: dict[str, Node] = {}
-    for key, given in prompt.items():
-        node_id = str(key)
-        faults = list(_faults(node_id, given))
-        problems.extend(faults)
-        if not faults:
-            inputs = {str(name): _value(value) for name, value in given.get("inputs", {}).items()}
-            nodes[node_id] = Node(node_id, given["class_type"], inputs, given.get(FINGERPRINT))
+    problems = [problem for key, given in prompt.items() for problem in _faults(str(key), given)]
     if problems:
         raise InvalidGraphError(problems)
-    return Graph(nodes)
+    return built(prompt)
+
+
+def built(prompt: Mapping[str, Any]) -> Graph:
+    """Return the graph of wire JSON that `parse` has found nothing wrong with, or that `render` has made."""
+    return Graph({str(key): _node(str(key), given) for key, given in prompt.items()})
+
+
+def _node(node_id: str, given: Mapping[str, Any]) -> Node:
+    inputs = {str(name): _value(value) for name, value in given.get("inputs", {}).items()}
+    return Node(node_id, given["class_type"], inputs, given.get(FINGERPRINT))
 
 
 def render(graph: Graph) -> dict[str, Any]:

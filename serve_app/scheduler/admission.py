@@ -16,7 +16,7 @@ from serve_app.errors import InvalidSubmissionError, QueueFullError
 from serve_app.graph.destination import SHARED, own_signatures, plan_whole
 from serve_app.graph.files import is_quick
 from serve_app.graph.graph import Graph
-from serve_app.graph.parse import parse
+from serve_app.graph.parse import built, parse
 from serve_app.graph.plan import Plan, Pool, is_strict, plan
 from serve_app.graph.signature import salt_of, signatures
 from serve_app.graph.spec import NodeSpec
@@ -96,7 +96,8 @@ class Admission:
         # Kept with the job, so that another configuration leaves what is queued as it is.
         extra_data = {"strict": True, **submission.extra_data} if self.rules.strict else submission.extra_data
         # Before the job has its number: the store may be slow to answer.
-        graph, signed = await self._signed(submission.job_id, submission.prompt, extra_data, submission.tenant)
+        graph = built(submission.prompt)
+        signed = await self._signed(submission.job_id, graph, extra_data, submission.tenant)
         self._check_room(submission, waiting(submission.tenant))
         order = self._next_order
         planned = self._plan(graph, submission.outputs, signed, extra_data)
@@ -119,7 +120,8 @@ class Admission:
 
     async def readmit(self, row: JobRow) -> Plan:
         """Plan what a job of an earlier life still has to produce. Errors: InvalidGraphError."""
-        graph, signed = await self._signed(row.job_id, row.prompt, row.extra_data, row.tenant)
+        graph = parse(row.prompt)
+        signed = await self._signed(row.job_id, graph, row.extra_data, row.tenant)
         left = [node_id for node_id in row.targets if node_id not in row.outputs]
         return self._plan(graph, left, signed, row.extra_data)
 
@@ -145,15 +147,12 @@ class Admission:
                 f"{own} jobs {whose} wait, as many as client_share of max_queue allows", retry_after_s=5
             )
 
-    async def _signed(
-        self, job_id: str, prompt: Mapping[str, object], extra_data: Mapping[str, object], tenant: str
-    ) -> tuple[Graph, dict[str, str]]:
-        graph = parse(prompt)
+    async def _signed(self, job_id: str, graph: Graph, extra_data: Mapping[str, object], tenant: str) -> dict[str, str]:
         if extra_data.get("pool") in self._whole:
-            return graph, own_signatures(graph, job_id)
+            return own_signatures(graph, job_id)
         own, strict = "" if self.rules.share_results else job_id, is_strict(extra_data)
         salt = own + salt_of(tenant, strict=strict)
         everyones = own + salt_of("", strict=strict) if self.rules.across_tenants else None
         fingerprint = partial(self._fingerprint, tenant=tenant) if tenant else self._fingerprint
         sign = partial(signatures, graph, self._specs(), fingerprint, salt, everyones)
-        return graph, sign() if is_quick(graph, self._specs()) else await asyncio.to_thread(sign)
+        return sign() if is_quick(graph, self._specs()) else await asyncio.to_thread(sign)
