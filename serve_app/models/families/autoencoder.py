@@ -12,6 +12,7 @@ from typing import Any
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as KlModule
 from torch import Tensor, nn
 
+from serve_app.models.families.autoencoder_blocks import slimmed
 from serve_app.models.families.family import Located, VaeFamily, marked
 from serve_app.models.layout import Table, inside
 from serve_app.models.tensors import Tensors
@@ -74,7 +75,7 @@ class AutoencoderKL(VaeFamily):
 
     def build(self) -> nn.Module:
         levels = len(self.channels)
-        vae: nn.Module = KlModule(
+        vae = KlModule(
             in_channels=self.image_channels,
             out_channels=self.image_channels,
             down_block_types=("DownEncoderBlock2D",) * levels,
@@ -86,7 +87,7 @@ class AutoencoderKL(VaeFamily):
             use_quant_conv=self.quantized,
             use_post_quant_conv=self.quantized,
         )
-        return vae
+        return slimmed(vae)
 
     def decode(self, network: Any, latents: Tensor) -> Tensor:
         pixels: Tensor = network.decode(latents, return_dict=False)[0]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from serve_app.models.families.autoencoder import NORM_GROUPS, AutoencoderKL
+from serve_app.models.families.autoencoder_blocks import slimmed
 from serve_app.models.families.family import Located, VaeFamily, marked
 from serve_app.models.layout import Table
 from serve_app.models.tensors import Tensors
@@ -81,8 +82,7 @@ class Flux2Vae(VaeFamily):
         )
         # Parameters go to the device with the others; diffusers has the statistics as buffers.
         network.bn = Statistics(self.latent_channels)
-        built: nn.Module = network
-        return built
+        return slimmed(network)
 
     def decode(self, network: Any, latents: Tensor) -> Tensor:
         mean, deviation = network.bn.of(latents)
