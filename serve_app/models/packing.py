@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from serve_app.models.kept import KeptLinear
 from serve_app.models.upload import Ring, Upload
+from serve_app.models.upsampling import PackedUpsampling, Upsampling
 
 _ops: Any = torch.ops.mkldnn
 
@@ -204,6 +205,8 @@ def packed(layer: nn.Module) -> nn.Module:
         return layer
     if isinstance(layer, nn.Linear):
         return PackedLinear(layer)
+    if isinstance(layer, Upsampling):
+        return PackedUpsampling(layer)
     return PackedPointwise(layer) if _is_pointwise(layer) else PackedConvolution(layer)
 
 
@@ -231,7 +234,7 @@ def _packs(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
     if isinstance(layer, nn.Conv2d):
         zeros = layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
         # A kind of its own may do more than convolve.
-        usual = type(layer).forward is nn.Conv2d.forward
+        usual = type(layer).forward in (nn.Conv2d.forward, Upsampling.forward)
         # Of 1×1 with strides or groups there are none that matter.
         packs = layer.kernel_size != (1, 1) or _is_pointwise(layer)
         return zeros and usual and packs and bool(onednn.is_available())

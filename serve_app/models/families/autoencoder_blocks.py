@@ -9,8 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn.functional import silu
+
+from serve_app.models.upsampling import upsample_within
 
 
 class KlResidual(ResnetBlock2D):  # type: ignore[misc]
@@ -25,9 +28,12 @@ class KlResidual(ResnetBlock2D):  # type: ignore[misc]
 
 
 def slimmed(network: Any) -> nn.Module:
-    """Return an AutoencoderKL or one of its kind with its blocks as they are here."""
+    """Return an AutoencoderKL or one of its kind with its blocks as they are here, and upsampling within them."""
     for module in network.modules():
         if type(module) is ResnetBlock2D:
             module.__class__ = KlResidual
+        elif isinstance(module, Upsample2D):
+            module.interpolate = False
+            upsample_within(module.conv)
     slim: nn.Module = network
     return slim

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
 
 from serve_app.models.families import AutoencoderKL, Flux2Vae
 from serve_app.models.families.autoencoder_blocks import KlResidual
@@ -24,6 +26,8 @@ def made(family: AutoencoderKL | Flux2Vae, dtype: torch.dtype) -> tuple[Any, Any
     for module in theirs.modules():
         if isinstance(module, KlResidual):
             module.__class__ = ResnetBlock2D
+        elif isinstance(module, Upsample2D):
+            module.interpolate, module.conv.__class__ = True, nn.Conv2d
     return slim, theirs
 
 
