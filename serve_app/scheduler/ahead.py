@@ -2,35 +2,36 @@
 
 A line that no replica holds the file of is going to be loaded for by one that has done its own. That one is told as
 soon as the line is among the next of its pool, and counts as one that will hold the file from then on. It works with
-what it has until the file is there, and then as long as after a load. One that has room is told also of the line that
-comes first, if that keeps those that hold its file for SPREAD times as long as loading takes.
+what it has until the file is there, and then as long as after a load. One that has room is told also of a line that
+will keep those that hold its file for SPREAD times as long as loading takes, until they have begun all of it.
 
-The first task of a line that replicas do hold may name files that they lack, such as a LoRA. The one of them that is
-expected to be free first is told.
+The next tasks of a line that replicas do hold may name files that they lack, such as a LoRA. Of them the one that is
+expected to be free first is told of the first task, the next one of the second.
 
 Pure; it looks at a few lines and replicas, however many there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from serve_app.recipe import Recipe
 from serve_app.scheduler.costs import Costs
-from serve_app.scheduler.dispatch import PATIENCE
+from serve_app.scheduler.dispatch import PATIENCE, begun_in_s
 from serve_app.scheduler.messages import Prefetch
 from serve_app.scheduler.model_files import recipes_of
 from serve_app.scheduler.ready_queue import Entry, ReadyQueue, Waiting
 from serve_app.scheduler.records import JobRecord
 from serve_app.scheduler.replicas import ReplicaRecord, Replicas
 
-LOOKED_AT = 4
-"""How many lines of a pool are looked at, in order, and how many of its replicas load for lines at once."""
-HOLDERS_LOOKED_AT = 16
-"""How many of the least busy replicas are looked at for one that is free soon and holds a line's file."""
+LOOKED_AT = 8
+"""How many lines of a pool are looked at, in order, how many replicas that hold the file of one, and how many replicas
+load for lines at once."""
+NEXT = 4
+"""How many tasks of a line are looked at."""
 SPREAD = 1.5
-"""How many times as long as loading takes a line's tasks must take its replicas before another loads for it ahead."""
+"""How many times as long as loading takes a line must wait for its replicas before another loads for it ahead."""
 OVERDUE = 2.0
 """How many times as long as loading takes a task is held back from the replica that was told to load for it."""
 
@@ -59,6 +60,17 @@ class _Line(NamedTuple):
     told_s: float
 
 
+class _Changing(NamedTuple):
+    """A replica that may take another line. files: of which it holds the weights or will. place: that of the first task
+    of its own lines, None for none. unneeded: whether it holds something that nobody needs.
+    """
+
+    record: ReplicaRecord
+    files: frozenset[str]
+    place: tuple[float, str, Entry] | None
+    unneeded: bool
+
+
 class _Pool:
     """One pool: of each replica one line's models, or one task's."""
 
@@ -83,13 +95,19 @@ class _Pool:
         self._tasks_over()
         if not len(self._ready) or not self._costs.loads(self._name):
             return
-        for place, waiting in enumerate(self._ready.firsts(LOOKED_AT)):
+        changing: list[_Changing] | None = None
+        for waiting in self._ready.firsts(LOOKED_AT):
             if not waiting.file:
                 continue
-            if self._wants_taker(waiting, place) and (taker := self._taker(waiting)) is not None:
+            taker = None
+            if self._wants_taker(waiting, at_s):
+                changing = list(self._changing()) if changing is None else changing
+                taker = self._taker(waiting, changing)
+            if taker is not None:
                 yield from self._tell_of_line(taker, waiting, at_s)
-            elif (holder := self._holder(waiting)) is not None:
-                yield from self._tell_of_task(holder, waiting)
+            else:
+                for holder, task in self._lacking(waiting.file):
+                    yield from self._tell_of_task(holder, task)
 
     def _tell_of_line(self, record: ReplicaRecord, waiting: Waiting, at_s: float) -> Iterator[tuple[str, Prefetch]]:
         if recipes := self._recipes(waiting):
@@ -135,7 +153,7 @@ class _Pool:
     def _recipes(self, waiting: Waiting) -> tuple[Recipe, ...]:
         entry = waiting.entry
         if entry not in self._recipes_of:
-            if len(self._recipes_of) == 2 * LOOKED_AT:
+            if len(self._recipes_of) == 2 * LOOKED_AT * NEXT:
                 del self._recipes_of[next(iter(self._recipes_of))]
             job = self._jobs[entry.job_id]
             self._recipes_of[entry] = recipes_of(job.plan.graph, job.tasks[entry.task_index].plan.nodes)
@@ -147,54 +165,66 @@ class _Pool:
     def _load_s(self, file: str) -> float:
         return self._costs.load_s(self._name, file)
 
-    def _wants_taker(self, waiting: Waiting, place: int) -> bool:
-        """Whether one more replica is to load for a task's line. place: how many lines are before it."""
-        slots = self._pool.slots_with(waiting.file)
-        if not slots or place > 0:
-            return not slots
-        spread = self._ready.waiting_s[waiting.file] >= SPREAD * self._load_s(waiting.file) * slots
-        return spread and all(line.file != waiting.file for line in self._lines.values())
+    def _wants_taker(self, waiting: Waiting, at_s: float) -> bool:
+        """Whether one more replica is to load for the line that a task is the first of."""
+        if not self._pool.slots_with(waiting.file):
+            return True
+        if len(self._lines) >= LOOKED_AT or any(line.file == waiting.file for line in self._lines.values()):
+            return False
+        return begun_in_s(waiting, self._ready, self._pool, at_s) >= SPREAD * self._load_s(waiting.file)
 
-    def _taker(self, waiting: Waiting) -> ReplicaRecord | None:
-        """Return a replica that is likely to take a task's line next, and to have room for its model meanwhile.
+    def _changing(self) -> Iterator[_Changing]:
+        """Yield the replicas that are likely to take another line next, of the least busy ones.
 
-        It has no line of its own, or only such as come later in order, and has worked as long as it should with what
-        it loaded. None of its pool has let weights go for others yet, one has held more files than it does, or it holds
-        some that nobody needs.
+        They have no line of their own, or have worked as long as they should with what they loaded.
         """
-        ready, pool = self._ready, self._pool
-        held = pool.slots_with(waiting.file) > 0
-
-        def turns(record: ReplicaRecord) -> bool:
-            # What it works at says of most replicas that they go on with it.
-            if record.owed_s > 0.0 and any(ready.first_of(work.file) for work in record.work.values()):
-                return False
-            files = record.files
-            if waiting.file in files:
-                return False
-            own = {file: first for file in files if (first := ready.first_of(file)) is not None}
-            if own and (record.owed_s > 0.0 or min(map(ready.place, own.values())) < ready.place(waiting)):
-                return False
-            if len(record.models) < pool.most_models:
-                return True
-            used = own.keys() | {file for work in record.work.values() for file in work.files}
-            return not held and (not pool.crowded or not record.held <= used)
-
         if len(self._lines) >= LOOKED_AT:
-            return None
-        there = (record for record in pool.open.first(2 * LOOKED_AT) if record.info.replica_id not in self._lines)
-        return next(filter(turns, there), None)
+            return
+        for record in self._pool.open.first(2 * LOOKED_AT):
+            # What it works at says of most replicas that they go on with it.
+            owed = record.owed_s > 0.0
+            if record.info.replica_id in self._lines or (
+                owed and any(self._ready.has_line(work.file) for work in record.work.values())
+            ):
+                continue
+            files = record.files
+            own = {file for file in files if self._ready.has_line(file)}
+            if not own or not owed:
+                used = own.union(*(work.files for work in record.work.values()))
+                firsts = (first for file in own if (first := self._ready.first_of(file)) is not None)
+                place = min(map(self._ready.place, firsts), default=None)
+                yield _Changing(record, files, place, not record.held <= used)
 
-    def _holder(self, waiting: Waiting) -> ReplicaRecord | None:
-        """Return the replica that is expected to take a task, the first of its line, if it lacks some of its files.
+    def _taker(self, waiting: Waiting, changing: Sequence[_Changing]) -> ReplicaRecord | None:
+        """Return the replica that is likely to take a task's line next, and to have room for its model meanwhile.
 
-        Of those that hold the line's file and have been told nothing it is the one that is free first.
+        It has no line that comes before in order. None of its pool has let weights go for others yet, one has held more
+        files than it does, or it holds some that nobody needs.
         """
-        files = self._files(waiting.entry)
-        if len(files) == 1 or waiting.entry in self._tasks.values():
-            return None
-        told = self._lines.keys() | self._tasks.keys()
-        untold = (r for r in self._pool.open.first(HOLDERS_LOOKED_AT) if r.info.replica_id not in told)
-        holders = (record for record in untold if waiting.file in record.files)
-        record = min(holders, key=lambda record: record.due_s, default=None)
-        return None if record is None or record.files.issuperset(files) else record
+        place, held = self._ready.place(waiting), self._pool.slots_with(waiting.file) > 0
+        for record, files, own, unneeded in changing:
+            if record.info.replica_id in self._lines or waiting.file in files or (own is not None and own < place):
+                continue
+            if len(record.models) < self._pool.most_models or (not held and (not self._pool.crowded or unneeded)):
+                return record
+        return None
+
+    def _lacking(self, file: str) -> Iterator[tuple[ReplicaRecord, Waiting]]:
+        """Yield the next tasks of a line, each with the replica that is expected to take it, if it lacks some files.
+
+        Of those that hold the line's file and have been told nothing, the one that is free first takes the first task.
+        """
+        holders = [record for record in self._pool.holders(file).first(LOOKED_AT) if not self._told(record)]
+        if not holders:
+            return
+        tasks = self._ready.nexts_of(file, NEXT)
+        if all(len(self._files(task.entry)) == 1 for task in tasks):
+            return
+        holders.sort(key=lambda record: record.due_s)
+        tasks = [task for task in tasks if task.entry not in self._tasks.values()]
+        for record, task in zip(holders, tasks, strict=False):
+            if not record.files.issuperset(self._files(task.entry)):
+                yield record, task
+
+    def _told(self, record: ReplicaRecord) -> bool:
+        return record.info.replica_id in self._lines or record.info.replica_id in self._tasks

@@ -234,7 +234,7 @@ class Dispatch:
             worth_s = WORTH_EMPTY * load_s
         else:
             worth_s = load_s
-            line_s += max(0.0, pool.due_s(waiting.file, LOOKED_AT) - at_s) - waiting.work_s / slots
+            line_s = begun_in_s(waiting, self.ready[name], pool, at_s)
         if line_s >= worth_s:
             return False
         if waiting.held_s is None:
@@ -268,6 +268,16 @@ class Dispatch:
         time = self._shares[pool].time
         its_turn = (time(waiting.tenant), waiting.tenant, waiting.entry.priority)
         return its_turn < (time(job.tenant), job.tenant, job.priority)
+
+
+def begun_in_s(waiting: Waiting, ready: ReadyQueue, pool: PoolReplicas, at_s: float) -> float:
+    """Return in how long those that hold the file of the first task of a line are expected to have begun all of it.
+
+    There must be one that does. at_s: Unix time.
+    """
+    due_s = min((record.due_s for record in pool.holders(waiting.file).first(LOOKED_AT)), default=at_s)
+    rest_s = ready.waiting_s[waiting.file] - waiting.work_s
+    return max(0.0, due_s - at_s) + rest_s / pool.slots_with(waiting.file)
 
 
 class _ByPool(dict[str, T]):

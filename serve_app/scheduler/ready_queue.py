@@ -128,11 +128,39 @@ class ReadyQueue:
                 break
         return list(found.values())[:count]
 
+    def has_line(self, file: str) -> bool:
+        """Whether a task is there that is served by a model file."""
+        return file in self._turns_of
+
     def first_of(self, file: str) -> Waiting | None:
         """Return the first task that is served by a model file."""
         turns = self._turns_of.get(file)
         turn = None if turns is None else turns.first()
         return None if turn is None else self._first_of(turn, file)
+
+    def nexts_of(self, file: str, count: int) -> list[Waiting]:
+        """Return the first tasks of a model file, in order, of the one whose turn it is there; at most so many.
+
+        They may be fewer than there are where many others have left the queue.
+        """
+        turns = self._turns_of.get(file)
+        turn = None if turns is None else turns.first()
+        if turn is None:
+            return []
+        line, found = self._lines[turn, file], list[Waiting]()
+        if len(line) == 1:
+            return [waiting] if (waiting := self._live(line[0])) is not None else []
+        # In a heap, what follows is below what was found.
+        rest = [(line[0], 0)]
+        for _ in range(4 * count):
+            if not rest or len(found) == count:
+                break
+            entry, at = heapq.heappop(rest)
+            if (waiting := self._live(entry)) is not None and waiting not in found[-1:]:
+                found.append(waiting)
+            for below in range(2 * at + 1, min(2 * at + 3, len(line))):
+                heapq.heappush(rest, (line[below], below))
+        return found
 
     def place(self, waiting: Waiting) -> tuple[float, str, Entry]:
         """Return a task's place in the order of all, at this moment."""

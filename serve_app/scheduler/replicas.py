@@ -5,7 +5,6 @@ The one place that changes a `ReplicaRecord`, so that the indexes follow. Decide
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -167,13 +166,9 @@ class PoolReplicas:
         """Return the free ones that hold a model file's weights now, and do not only load them ahead."""
         return self._free_with.get(file, _NONE)
 
-    def due_s(self, file: str, looked_at: int) -> float:
-        """Return when the first of those that hold a model file's weights, or will, is expected to end a task.
-
-        Of so many of the least busy it is the Unix time; infinity if there is none, 0 if one of them runs nothing.
-        """
-        holders = self._holders.get(file, _NONE).first(looked_at)
-        return min((record.due_s for record in holders), default=math.inf)
+    def holders(self, file: str) -> LeastBusy:
+        """Return those, kept for no job, that hold a model file's weights or will."""
+        return self._holders.get(file, _NONE)
 
     def slots_with(self, file: str) -> int:
         """Return how many tasks those run at once that hold a model file's weights."""

@@ -211,6 +211,16 @@ def test_the_replica_that_is_expected_to_be_free_first_is_told_of_the_lora() -> 
     assert script.told() == [("r2", lora("l", "a"))]
 
 
+def test_each_of_the_next_tasks_of_a_line_has_its_lora_told_of_where_it_is_expected_to_start() -> None:
+    script = WithLoras()
+    for number, steps in enumerate((50, 10, 30)):
+        script.holding(f"r{number}", "a")
+        assert script.submit(f"running {number}", "a", steps=steps) == [f"r{number}"]
+    for name in ("a+first", "a", "a+third", "a+fourth"):
+        script.submit(name, name)
+    assert script.told() == [("r1", lora("first", "a")), ("r0", lora("third", "a"))]
+
+
 def test_a_lora_that_nobody_knows_makes_no_line_of_its_own() -> None:
     script = WithLoras()
     script.busy("r1", "a")
@@ -240,6 +250,7 @@ def test_a_line_with_much_to_do_is_loaded_for_ahead_by_one_more_replica_that_has
     script.report("r2", Resident(tuple(f"backbone checkpoints/sub/{name}.safetensors" for name in held)))
     script.busy("r3", "c")
     assert script.submit("running on r2", "b") == ["r2"]
+    script.submit("of a line that is done soon", "b", steps=1)
     script.submit("little", "a", steps=1)
     assert script.told() == []
     for number in range(3):
