@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import exp, inf, sqrt
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from serve_app.recipe import (
     TemporalRescaling,
     WeakNegative,
 )
+from serve_app.sampling.combination import Latents, mixed, value
 from serve_app.sampling.forward import Backbone
 from serve_app.sampling.layers import between
 from serve_app.sampling.levels import Interpolation, Levels, TableLevels, single
@@ -62,27 +63,33 @@ class Branches(Protocol):
         ...
 
 
+L = TypeVar("L", bound=Latents)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Guided:
+class GuidedBy(Generic[L]):
     """What one evaluation is guided by. x, cond, uncond: (B,C,…). skipped: uncond was not asked for and is zero.
 
-    roles: of cond and uncond. branches: answers more of them, where there is a run. beside: what else was asked, by the
-    patch that asked for it.
+    L: Tensor where their numbers are there. roles: of cond and uncond. branches: answers more of them, where there is a
+    run. beside: what else was asked, by the patch that asked for it.
     """
 
-    x: Tensor
+    x: L
     sigma: float
     scale: float
-    cond: Tensor
-    uncond: Tensor
+    cond: L
+    uncond: L
     skipped: bool = False
     roles: tuple[str, str] = ("positive", "negative")
     branches: Branches | None = None
-    beside: Mapping[Any, Tensor] = field(default_factory=dict)
+    beside: Mapping[Any, L] = field(default_factory=dict)
 
-    def plain(self) -> Tensor:
+    def plain(self) -> Latents:
         """Return denoised by classifier-free guidance alone."""
-        return torch.lerp(self.uncond, self.cond, self.scale)
+        return mixed(self.uncond, self.cond, self.scale)
+
+
+Guided: TypeAlias = GuidedBy[Tensor]
 
 
 class GuidancePatches:
@@ -98,7 +105,7 @@ class GuidancePatches:
         after = _AFTER | {TemporalRescaling: partial(rescaled_score, self._levels)}
         self._before: list[Callable[[Guided], Guided]] = []
         self._instead: list[Callable[[Guided], Tensor]] = []
-        self._after: list[Callable[[Guided, Tensor], Tensor]] = []
+        self._after: list[Callable[[GuidedBy[Any], Any], Latents]] = []
         self.blurring = tuple(patch for patch in self._patches if isinstance(patch, SelfAttentionGuidance))
         self.opposing = tuple(patch for patch in self._patches if isinstance(patch, NormalizedAttention))
         self.both = bool(self.blurring or self.opposing)
@@ -115,11 +122,8 @@ class GuidancePatches:
                 self._instead.append(partial(instead[type(patch)], patch))
             elif type(patch) in after:
                 self._after.append(partial(after[type(patch)], patch))
-
-    @property
-    def plain(self) -> bool:
-        """Whether branches are combined as they are without patches, but for the scale."""
-        return not (self._before or self._instead or self._after)
+        self.linear = not (self._before or self._instead) and all(map(_adds_up, self._patches))
+        """Whether all that is done is to add up x and branches times numbers."""
 
     def scale(self, scale: float, sigma: float) -> float:
         """Return what guidance of a scale is scaled by at a level; of several overrides the last one counts."""
@@ -137,19 +141,19 @@ class GuidancePatches:
         weak = [patch for patch in self._patches if isinstance(patch, WeakNegative)][-1:]
         return tuple(p.skipped for p in weak if between(self._levels, p.start_percent, p.end_percent, sigma))
 
-    def before(self, guided: Guided) -> Guided:
+    def before(self, guided: GuidedBy[Any]) -> GuidedBy[Any]:
         """Return what is combined in place of cond and uncond."""
         for change in self._before:
             guided = change(guided)
         return guided
 
-    def combined(self, guided: Guided) -> Tensor:
+    def combined(self, guided: GuidedBy[Any]) -> Latents:
         """Return denoised; of several patches that combine the branches the last one does."""
         if not self._instead:
             return self.after(guided, guided.plain())
         return self.after(guided, self._instead[-1](guided))
 
-    def after(self, guided: Guided, denoised: Tensor) -> Tensor:
+    def after(self, guided: GuidedBy[Any], denoised: Latents) -> Latents:
         """Return denoised as the patches after guidance leave it."""
         for change in self._after:
             denoised = change(guided, denoised)
@@ -177,7 +181,7 @@ def rescaled_denoised(patch: RescaleCfg, guided: Guided) -> Tensor:
 
     Source: as `rescaled`, as ComfyUI has it for flows.
     """
-    denoised = guided.plain()
+    denoised = value(guided.plain())
     over = tuple(range(1, denoised.ndim))
     ratio = guided.cond.std(dim=over, keepdim=True) / denoised.std(dim=over, keepdim=True).clamp(min=1e-8)
     return denoised * (ratio * patch.multiplier + (1 - patch.multiplier))
@@ -190,7 +194,7 @@ def renormed(patch: RenormCfg, guided: Guided) -> Tensor:
     """
     if single(guided.sigma) >= single(patch.below):
         return guided.cond
-    denoised = guided.plain()
+    denoised = value(guided.plain())
     if patch.limit <= 0:
         return denoised
     over = tuple(range(1, denoised.ndim))
@@ -201,7 +205,7 @@ def renormed(patch: RenormCfg, guided: Guided) -> Tensor:
 
 def noise_normed(patch: NoiseNorm, guided: Guided) -> Tensor:
     """Scale the guided noise, in each cell, to the length of cond's. Source: Lens's pipeline, as ComfyUI has it."""
-    noise = guided.x - guided.plain()
+    noise = guided.x - value(guided.plain())
     lengths, cond = (noise.norm(dim=1, keepdim=True), (guided.x - guided.cond).norm(dim=1, keepdim=True))
     ratio = torch.where(lengths > 0, cond / lengths.clamp(min=1e-12), 1.0)
     return guided.x - noise * (1 + (ratio - 1) * patch.strength)
@@ -309,12 +313,12 @@ def mahiro(_patch: Mahiro, guided: Guided, denoised: Tensor) -> Tensor:
     return torch.lerp(leap, denoised, (likeness + 1) / 2)
 
 
-def epsilon_scaled(patch: EpsilonScaling, guided: Guided, denoised: Tensor) -> Tensor:
+def epsilon_scaled(patch: EpsilonScaling, guided: GuidedBy[Latents], denoised: Latents) -> Latents:
     """Divide the predicted noise by a factor. Source: Ning et al. 2023, arXiv:2308.15321, section 4."""
     return guided.x - (guided.x - denoised) / patch.factor
 
 
-def rescaled_score(levels: Levels, patch: TemporalRescaling, guided: Guided, denoised: Tensor) -> Tensor:
+def rescaled_score(levels: Levels, patch: TemporalRescaling, guided: GuidedBy[Latents], denoised: Latents) -> Latents:
     """Scale the score as the noisy data's would be if a Gaussian's variance in them were divided by k.
 
     Source: Xu et al. 2025, arXiv:2510.01184, equation 6.
@@ -326,23 +330,25 @@ def rescaled_score(levels: Levels, patch: TemporalRescaling, guided: Guided, den
     ratio = (spread + 1) / (spread / patch.k + 1)
     # x without its noise is `signal` times the latents.
     signal = guided.sigma * exp(half)
-    return torch.lerp(guided.x / signal, denoised, ratio)
+    return mixed(guided.x / signal, denoised, ratio)
 
 
-def led_from_perturbed(patch: PerturbedAttention, guided: Guided, denoised: Tensor) -> Tensor:
+def led_from_perturbed(patch: PerturbedAttention, guided: GuidedBy[Latents], denoised: Latents) -> Latents:
     """Lead away from what the positive is without its self-attention, where that was asked."""
     if patch not in guided.beside:
         return denoised
     return denoised + (guided.cond - guided.beside[patch]) * patch.scale
 
 
-def led_from_skipped(patch: SkipLayerGuidance, guided: Guided, denoised: Tensor) -> Tensor:
+def led_from_skipped(patch: SkipLayerGuidance, guided: GuidedBy[Latents], denoised: Latents) -> Latents:
     """Lead away from what the positive is without some blocks, where that was asked."""
     if patch not in guided.beside:
         return denoised
     denoised = denoised + (guided.cond - guided.beside[patch]) * patch.scale
     if patch.rescaling:
-        denoised = denoised * (patch.rescaling * (guided.cond.std() / denoised.std()) + 1 - patch.rescaling)
+        numbers = value(denoised)
+        spread = value(guided.cond).std() / numbers.std()
+        denoised = numbers * (patch.rescaling * spread + 1 - patch.rescaling)
     return denoised
 
 
@@ -363,7 +369,7 @@ _INSTEAD: dict[type, Callable[[Any, Guided], Tensor]] = {
     NoiseNorm: noise_normed,
 }
 _INSTEAD_ON_FLOW: dict[type, Callable[[Any, Guided], Tensor]] = {RescaleCfg: rescaled_denoised}
-_AFTER: dict[type, Callable[[Any, Guided, Tensor], Tensor]] = {
+_AFTER: dict[type, Callable[[Any, GuidedBy[Any], Any], Latents]] = {
     CfgZeroStar: zero_star,
     CfgNorm: normed,
     Mahiro: mahiro,
@@ -372,6 +378,19 @@ _AFTER: dict[type, Callable[[Any, Guided, Tensor], Tensor]] = {
     SkipLayerGuidance: led_from_skipped,
     SelfAttentionGuidance: led_from_blurred,
 }
+
+
+def _adds_up(patch: Any) -> bool:
+    """Whether a patch acts on guidance not at all, or after it by adding up x and branches times numbers."""
+    match patch:
+        case PackFunctions():
+            return not patch.after
+        case SkipLayerGuidance():
+            return not patch.rescaling
+        case EpsilonScaling() | PerturbedAttention():
+            return True
+    return type(patch) not in _AFTER
+
 
 NO_PATCHES = GuidancePatches()
 """Guidance without patches."""

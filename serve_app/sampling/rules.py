@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from serve_app.sampling.combination import Combination, Latents, mixed, value
 from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.guidance_patches import NO_PATCHES, Branches, GuidancePatches, Guided
+from serve_app.sampling.guidance_patches import NO_PATCHES, Branches, GuidancePatches, GuidedBy
 from serve_app.sampling.levels import Levels
 from serve_app.values import Cfg, DualCfg, Guider, PerpNeg
 
@@ -65,7 +65,7 @@ class CfgRule:
 
     @property
     def linear(self) -> bool:
-        return self.patches.plain
+        return self.patches.linear
 
     def asks(self, evaluation: Evaluation) -> tuple[str, ...]:
         alone = isclose(self.patches.scale(self.given.scale, evaluation.sigma), 1.0)
@@ -75,11 +75,7 @@ class CfgRule:
         self, means: Mapping[Any, Latents], evaluation: Evaluation, branches: Branches | None = None
     ) -> tuple[Latents, Latents]:
         scale = self.patches.scale(self.given.scale, evaluation.sigma)
-        if self.linear:
-            cond, uncond = (_mean(means, role, evaluation) for role in self.ends)
-            return mixed(uncond, cond, scale), uncond
-        guided = _guided(means, evaluation, self.ends, scale, branches)
-        guided = self.patches.before(guided)
+        guided = self.patches.before(_guided(means, evaluation, self, scale, branches))
         return self.patches.combined(guided), guided.uncond
 
 
@@ -96,7 +92,7 @@ class DualCfgRule:
 
     @property
     def linear(self) -> bool:
-        return self.patches.plain
+        return self.patches.linear
 
     def asks(self, evaluation: Evaluation) -> tuple[str, ...]:
         whole = self.given.nested or _whole(self.patches, evaluation)
@@ -110,20 +106,10 @@ class DualCfgRule:
         scale, middle_scale = self.given.scale, self.given.middle_scale
         positive, middle, negative = (_mean(means, role, evaluation) for role in ("positive", "middle", "negative"))
         if self.given.nested:
-            inner, low = self._plain_or_patched(means, evaluation, scale, branches)
-            return mixed(negative, inner, middle_scale), low
-        outer, low = self._plain_or_patched(means, evaluation, middle_scale, branches)
-        return outer + (positive - middle) * scale, low
-
-    def _plain_or_patched(
-        self, means: Mapping[Any, Latents], evaluation: Evaluation, scale: float, branches: Branches | None
-    ) -> tuple[Latents, Latents]:
-        """Return what guidance between the ends comes to, and the lower one."""
-        if self.linear:
-            high, low = (_mean(means, role, evaluation) for role in self.ends)
-            return mixed(low, high, scale), low
-        guided = _guided(means, evaluation, self.ends, scale, branches)
-        return self.patches.combined(guided), guided.uncond
+            inner = _guided(means, evaluation, self, scale, branches)
+            return mixed(negative, self.patches.combined(inner), middle_scale), inner.uncond
+        outer = _guided(means, evaluation, self, middle_scale, branches)
+        return self.patches.combined(outer) + (positive - middle) * scale, outer.uncond
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +140,7 @@ class PerpNegRule:
         self, means: Mapping[Any, Latents], evaluation: Evaluation, branches: Branches | None = None
     ) -> tuple[Latents, Latents]:
         scale = self.patches.scale(self.given.scale, evaluation.sigma)
-        guided = self.patches.before(_guided(means, evaluation, self.ends, scale, branches))
+        guided = self.patches.before(_guided(means, evaluation, self, scale, branches))
         empty = value(_mean(means, "empty", evaluation))
         positive, negative = guided.cond - empty, guided.uncond - empty
         # Where positive and empty say the same, all of the negative is perpendicular.
@@ -165,15 +151,16 @@ class PerpNegRule:
 
 
 def _guided(
-    means: Mapping[Any, Latents],
-    evaluation: Evaluation,
-    ends: tuple[str, str],
-    scale: float,
-    branches: Branches | None,
-) -> Guided:
-    cond, uncond = (value(_mean(means, role, evaluation)) for role in ends)
-    skipped, all_means = ends[1] not in means, {asked: value(mean) for asked, mean in means.items()}
-    return Guided(evaluation.latents, evaluation.sigma, scale, cond, uncond, skipped, ends, branches, all_means)
+    means: Mapping[Any, Latents], evaluation: Evaluation, rule: Rule, scale: float, branches: Branches | None
+) -> GuidedBy[Any]:
+    """Return what a rule is guided by between its ends: numbers, but where they are only added up."""
+
+    def taken(latents: Latents) -> Latents:
+        return latents if rule.linear else value(latents)
+
+    x, cond, uncond = map(taken, (evaluation.x, *(_mean(means, role, evaluation) for role in rule.ends)))
+    skipped, beside = rule.ends[1] not in means, {asked: taken(mean) for asked, mean in means.items()}
+    return GuidedBy(x, evaluation.sigma, scale, cond, uncond, skipped, rule.ends, branches, beside)
 
 
 def _mean(means: Mapping[Any, Latents], role: str, evaluation: Evaluation) -> Latents:

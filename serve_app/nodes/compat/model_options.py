@@ -21,7 +21,8 @@ from serve_app.errors import NodeError
 from serve_app.nodes.compat.missing import MissingNameError
 from serve_app.nodes.compat.model_base import BaseModel, ModelSampling
 from serve_app.recipe import PackFunctions
-from serve_app.sampling.guidance_patches import Guided
+from serve_app.sampling.combination import value
+from serve_app.sampling.guidance_patches import Guided, GuidedBy
 from serve_app.sampling.levels import Levels
 
 UNSUPPORTED = ("model_function_wrapper", "sampler_calc_cond_batch_function", "context_handler", "multigpu_clones")
@@ -214,9 +215,9 @@ def sampling_function(
     skipped = uncond is None or (isclose(cond_scale, 1.0) and not model_options.get("disable_cfg1_optimization"))
     to, away = calc_cond_batch(model, [cond, None if skipped else uncond], x, timestep, model_options)
     roles = ("" if cond is None else cond.role, "" if uncond is None else uncond.role)
-    guided = Guided(x, float(timestep.flatten()[0]), cond_scale, to, away, skipped, roles, model.branches)
+    guided = GuidedBy(x, float(timestep.flatten()[0]), cond_scale, to, away, skipped, roles, model.branches)
     instead = model_options.get("sampler_cfg_function")
-    return guided.plain() if instead is None else _instead(instead, model_options, guided)
+    return value(guided.plain()) if instead is None else _instead(instead, model_options, guided)
 
 
 def calc_cond_batch(

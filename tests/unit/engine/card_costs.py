@@ -58,6 +58,8 @@ SAMPLERS = {
 
 BESIDE = {
     "DifferentialDiffusion": (18, 0, 33, 0),
+    "EpsilonScaling": (10, 0, 11, 0),
+    "TemporalRescaling": (10, 0, 11, 0),
     "a mask": (16, 0, 17, 0),
     "a picture of each step": (11, 0, 19, 0),
     "a sampler of its own": (10, 0, 15, 0),
@@ -71,14 +73,12 @@ NO_SUMS = {
     "AdaptiveProjection": (35, 0, 190, 0),
     "CfgNorm": (21, 0, 78, 0),
     "CfgZeroStar": (26, 0, 118, 0),
-    "EpsilonScaling": (17, 0, 46, 0),
     "FrequencyScaling": (24, 0, 102, 0),
     "Mahiro": (41, 0, 238, 0),
     "NoiseNorm": (28, 0, 134, 0),
     "RenormCfg": (20, 0, 70, 0),
     "RescaleCfg": (29, 0, 142, 0),
     "TangentialDamping": (28, 0, 134, 0),
-    "TemporalRescaling": (16, 0, 38, 0),
     "an area": (25, 0, 54, 0),
     "perpendicular negatives": (27, 0, 126, 0),
 }

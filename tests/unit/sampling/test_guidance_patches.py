@@ -16,7 +16,7 @@ from serve_app.recipe import (
     RescaleCfg,
     TangentialDamping,
 )
-from serve_app.sampling.guidance_patches import GuidancePatches, Guided
+from serve_app.sampling.guidance_patches import GuidancePatches, GuidedBy
 from serve_app.sampling.levels import FlowLevels
 
 X, COND, UNCOND = torch.randn(3, 2, 4, 6, 6, generator=torch.Generator().manual_seed(0)).unbind()
@@ -24,7 +24,7 @@ X, COND, UNCOND = torch.randn(3, 2, 4, 6, 6, generator=torch.Generator().manual_
 
 def shaped(*patches, scale=4.0, cond=COND, uncond=UNCOND, sigma=3.0, skipped=False):
     shaping = GuidancePatches(patches)
-    return shaping.combined(shaping.before(Guided(X, sigma, scale, cond, uncond, skipped)))
+    return shaping.combined(shaping.before(GuidedBy(X, sigma, scale, cond, uncond, skipped)))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_rescaling_gives_the_guided_v_the_positives_deviation():
 def test_on_a_flow_rescaling_gives_the_guided_image_the_positives_deviation():
     shaping = GuidancePatches([RescaleCfg(1.0)], FlowLevels(3.0, 1.0))
     x, cond, uncond = torch.randn(3, 2, 4, 3, 6, 6, generator=torch.Generator().manual_seed(0)).unbind()
-    denoised = shaping.combined(Guided(x, 0.5, 4.0, cond, uncond))
+    denoised = shaping.combined(GuidedBy(x, 0.5, 4.0, cond, uncond))
     torch.testing.assert_close(denoised.flatten(1).std(dim=1), cond.flatten(1).std(dim=1))
     plain = (uncond + (cond - uncond) * 4).flatten(1)
     torch.testing.assert_close(
@@ -94,6 +94,6 @@ def test_tangential_damping_leaves_steps_along_one_direction_alone_and_skips_wha
 
 def test_momentum_remembers_until_the_level_rises():
     shaping = GuidancePatches([AdaptiveProjection(1.0, 0.0, 0.5)])
-    first, second, again = (shaping.before(Guided(X, s, 4.0, COND, UNCOND)).cond for s in (9.0, 3.0, 9.0))
+    first, second, again = (shaping.before(GuidedBy(X, s, 4.0, COND, UNCOND)).cond for s in (9.0, 3.0, 9.0))
     torch.testing.assert_close(second - first, (COND - UNCOND) * 0.5, rtol=1e-4, atol=1e-4)
     assert torch.equal(first, again)

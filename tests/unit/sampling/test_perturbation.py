@@ -85,7 +85,7 @@ def test_equal_patches_look_once_and_lead_twice() -> None:
     pieces = guided.pieces(evaluation)
     assert texts(pieces) == [1.0, 1.0]
     guided.take(evaluation, constants(pieces, 5.0, 3.0))
-    assert float(guided.combine(evaluation)[0].mean()) == pytest.approx(5 + 2 * (5 - 3) * 3)
+    assert float(value(guided.combine(evaluation)[0]).mean()) == pytest.approx(5 + 2 * (5 - 3) * 3)
 
 
 def test_skipped_layers_are_looked_at_between_their_levels_alone() -> None:
