@@ -25,6 +25,7 @@ from serve_app.store.changes import (
     Sort,
     TenantUsed,
 )
+from serve_app.store.inquiries import ListJobs
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 
@@ -319,6 +320,27 @@ def test_lists_are_read_in_their_order_without_the_rows_long_texts(tmp_path, sor
 def test_ended_jobs_are_counted_without_the_rows_long_texts(tmp_path):
     [plan] = plans(tmp_path, lambda jobs: jobs.ended_counts(7))
     assert "COVERING INDEX jobs_by_end" in plan
+
+
+def test_the_newest_page_of_a_list_takes_sqlite_as_many_steps_however_many_jobs_there_are(tmp_path):
+    def steps(rows: int) -> int:
+        jobs = Jobs(f"sqlite:///{tmp_path}/{rows}.sqlite")
+        jobs.write(jobs.acquire("me"), [JobAccepted(replace(ROW, job_id=str(n), order=n)) for n in range(rows)])
+        count = 0
+
+        def step() -> int:
+            nonlocal count
+            count += 1
+            return 0
+
+        with jobs._reading() as connection:
+            connection.connection.dbapi_connection.set_progress_handler(step, 1)
+            assert len(ListJobs(65).carry_out(connection)) == 65
+            connection.connection.dbapi_connection.set_progress_handler(None, 1)
+        jobs.close()
+        return count
+
+    assert steps(100) == steps(5000) > 65
 
 
 @pytest.mark.parametrize("ask", [Jobs.unfinished, Jobs.shown_unfinished])
