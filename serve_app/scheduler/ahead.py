@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from serve_app.recipe import Recipe
 from serve_app.scheduler.costs import Costs
-from serve_app.scheduler.dispatch import PATIENCE, begun_in_s
+from serve_app.scheduler.dispatch import PATIENCE, free_in_s
 from serve_app.scheduler.messages import Prefetch
 from serve_app.scheduler.model_files import recipes_of
 from serve_app.scheduler.ready_queue import Entry, ReadyQueue, Waiting
@@ -167,11 +167,13 @@ class _Pool:
 
     def _wants_taker(self, waiting: Waiting, at_s: float) -> bool:
         """Whether one more replica is to load for the line that a task is the first of."""
-        if not self._pool.slots_with(waiting.file):
+        file = waiting.file
+        if not (slots := self._pool.slots_with(file)):
             return True
-        if len(self._lines) >= LOOKED_AT or any(line.file == waiting.file for line in self._lines.values()):
+        if len(self._lines) >= LOOKED_AT or any(line.file == file for line in self._lines.values()):
             return False
-        return begun_in_s(waiting, self._ready, self._pool, at_s) >= SPREAD * self._load_s(waiting.file)
+        begun_s = free_in_s(file, self._pool, at_s) + (self._ready.waiting_s[file] - waiting.work_s) / slots
+        return begun_s >= SPREAD * self._load_s(file)
 
     def _changing(self) -> Iterator[_Changing]:
         """Yield the replicas that are likely to take another line next, of the least busy ones.

@@ -8,9 +8,10 @@ order takes a free replica that holds its file. Where none does:
    much as it is owed for loading; or to one that has so much more to do for each of its slots that it has still more
    once the replica is gone over, and has loaded.
 2. A replica without a line of its own loads for another, unless the replicas that hold the file are expected to have
-   begun all of that line before loading would be over; they are waited for at most so long. One that holds nothing
-   loads unless they have done it within WORTH_EMPTY times as long, since what is loaded there stays for later tasks;
-   where each would give up other weights, which may have to be loaded again, it is WORTH_DISPLACING times as long.
+   done all of that line within WORTH times as long as loading takes; they are waited for at most so long. One that has
+   room beside what it holds waits also where the first of those is due before loading would be over; the longer the
+   rest of the line, the sooner that must be. Where each would give up other weights, which may have to be loaded again,
+   it is WORTH_DISPLACING times as long.
 Where loading takes no time, as far as is known, order is strict.
 
 Says only what may start; the machine starts it, and what that changes counts for whatever is said next. However many
@@ -34,9 +35,9 @@ T = TypeVar("T")
 
 PATIENCE = 10.0
 """How many times as long as it loaded a replica works before it has to load something else, while tasks are there."""
-WORTH_EMPTY, WORTH_DISPLACING = 0.25, 5.0
+WORTH, WORTH_DISPLACING = 0.25, 5.0
 """How many times as long as loading takes a line may keep those that hold its file before a free replica loads it too:
-one that holds nothing, though another has held something; one that would give up other weights."""
+where one has room for more weights; where each would give up some for them."""
 LOOKED_AT = 8
 """How many lines are looked at, in order, for one that should not wait, and how many replicas that hold its file."""
 
@@ -231,10 +232,11 @@ class Dispatch:
         if fewest >= pool.most_models:
             worth_s = WORTH_DISPLACING * load_s
         elif not fewest:
-            worth_s = WORTH_EMPTY * load_s
+            worth_s = WORTH * load_s
         else:
             worth_s = load_s
-            line_s = begun_in_s(waiting, self.ready[name], pool, at_s)
+            rest_s = line_s - waiting.work_s / slots
+            line_s = free_in_s(waiting.file, pool, at_s) + rest_s / WORTH
         if line_s >= worth_s:
             return False
         if waiting.held_s is None:
@@ -270,14 +272,10 @@ class Dispatch:
         return its_turn < (time(job.tenant), job.tenant, job.priority)
 
 
-def begun_in_s(waiting: Waiting, ready: ReadyQueue, pool: PoolReplicas, at_s: float) -> float:
-    """Return in how long those that hold the file of the first task of a line are expected to have begun all of it.
-
-    There must be one that does. at_s: Unix time.
-    """
-    due_s = min((record.due_s for record in pool.holders(waiting.file).first(LOOKED_AT)), default=at_s)
-    rest_s = ready.waiting_s[waiting.file] - waiting.work_s
-    return max(0.0, due_s - at_s) + rest_s / pool.slots_with(waiting.file)
+def free_in_s(file: str, pool: PoolReplicas, at_s: float) -> float:
+    """Return in how long the first of those that hold a file is expected to be free. at_s: Unix time."""
+    due_s = min((record.due_s for record in pool.holders(file).first(LOOKED_AT)), default=at_s)
+    return max(0.0, due_s - at_s)
 
 
 class _ByPool(dict[str, T]):

@@ -10,7 +10,7 @@ import pytest
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.scheduler import placement
 from serve_app.scheduler.costs import Costs
-from serve_app.scheduler.dispatch import PATIENCE, WORTH_DISPLACING, WORTH_EMPTY
+from serve_app.scheduler.dispatch import PATIENCE, WORTH, WORTH_DISPLACING
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import NodeFinished, Resident, TaskFinished
 from serve_app.scheduler.replicas import ReplicaRecord
@@ -178,14 +178,14 @@ def test_a_free_replica_that_holds_nothing_loads_unless_it_need_not_within_a_par
     script.holding("r1", "a")
     script.replica("r2")
     script.submit("first", "a")
-    assert script.submit("long", "a", steps=int(WORTH_EMPTY * LOAD_S / STEP_S)) == ["r2"]
+    assert script.submit("long", "a", steps=int(WORTH * LOAD_S / STEP_S)) == ["r2"]
 
 
 @pytest.mark.parametrize(
     ("running", "waiting", "given"),
-    [(3, [9], [[]]), (4, [9], [["r2"]]), (1, [2, 2, 2], [[], [], ["r2"]])],
+    [(3, [9], [[]]), (4, [9], [["r2"]]), (1, [2, 2], [[], ["r2"]])],
 )
-def test_a_free_replica_with_room_loads_unless_those_that_hold_the_file_begin_the_line_sooner(
+def test_a_free_replica_with_room_loads_unless_one_that_holds_the_file_is_due_sooner(
     running: int, waiting: list[int], given: list[list[str]]
 ) -> None:
     script = Loaded()
