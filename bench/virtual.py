@@ -91,7 +91,8 @@ class Outcome:
     """What became of a trace. waits_s: from each job's arrival to its start, by its place in the trace.
 
     possible_s: the slot-seconds that could have been worked: at each moment as many as there are jobs or slots,
-    whichever are fewer; counted, like work_s and loading_s, from warm_s on, when replicas hold something. ahead:
+    whichever are fewer; idle_s: those in which a job waited beside a free slot. Both are counted, like work_s and
+    loading_s, from warm_s on, when replicas hold something; what is left of possible_s was lost with replicas. ahead:
     how many of the loads were begun before their task. cpu_s: the machine's processor time. replica_s: for how long
     there were replicas. had_s: how long each tenant's tasks took the devices, loading included.
     """
@@ -105,6 +106,7 @@ class Outcome:
     work_s: float = 0.0
     loading_s: float = 0.0
     possible_s: float = 0.0
+    idle_s: float = 0.0
     cpu_s: float = 0.0
     tasks: int = 0
     lost: int = 0
@@ -189,7 +191,7 @@ class Cluster:
         self._numbers = itertools.count()
         self._names = itertools.count()
         self._left = len(requests)
-        self._present = 0
+        self._present = self._running = 0
         self.starting = 0
         self.started: set[int] = set()
         self._holders: defaultdict[str, set[str]] = defaultdict(set)
@@ -210,7 +212,9 @@ class Cluster:
             at_s, _, happen = heapq.heappop(self._events)
             span_s, alive = at_s - self.now_s, len(self.replicas)
             if self.now_s >= self.outcome.warm_s:
-                self.outcome.possible_s += span_s * min(alive * self.slots, self._present)
+                possible = min(alive * self.slots, self._present)
+                self.outcome.possible_s += span_s * possible
+                self.outcome.idle_s += span_s * (possible - self._running)
             self.outcome.replica_s += span_s * (alive + self.starting)
             self.now_s = at_s
             happen()
@@ -263,7 +267,9 @@ class Cluster:
             self._start()
 
     def _drop(self, name: str) -> None:
-        for file in self.replicas.pop(name).weights.held:
+        replica = self.replicas.pop(name)
+        self._running -= len(replica.runs)
+        for file in replica.weights.held:
             self._holders[file].discard(name)
 
     def _start(self) -> None:
@@ -296,6 +302,7 @@ class Cluster:
             return
         match message:
             case Assign(task):
+                self._running += 1
                 missing = {s for s in task.remote if s not in replica.values}
                 replica.runs[task.id] = run = Run(task, int(task.id.job_id), missing)
                 for signature in sorted(missing):
@@ -317,6 +324,7 @@ class Cluster:
                 self._load_ahead(name)
             case Interrupt(task_id):
                 if replica.runs.pop(task_id, None) is not None:
+                    self._running -= 1
                     self._report(name, TaskStopped(task_id))
 
     def _needed(self, recipe: Recipe) -> Models:
@@ -396,6 +404,7 @@ class Cluster:
         self.outcome.had_s[self.requests[run.number].tenant] += run.load_s + work_s
         self.outcome.tasks += 1
         self._present -= 1
+        self._running -= 1
         self._left -= 1
         del replica.runs[run.task.id]
         for node_id in ("3", "4"):
