@@ -1,14 +1,16 @@
 """What submissions and lists cost while 20,000 jobs wait and 100,000 have ended, beside a server that began empty.
 
-Both databases are written before their server starts, and one slot sleeps meanwhile, so that nothing but what is asked
-changes either. A row of the full one is as large as a job of this kind leaves it.
+Both run at once and are asked in turn, so that what else the machine does meets both alike. The full one's database is
+written before it starts, and one slot of each sleeps meanwhile, so that nothing but what is asked changes either. A row
+of it is as large as a job of this kind leaves it.
 """
 
 from __future__ import annotations
 
 import http.client
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -43,13 +45,13 @@ FIRST_POSTS, POSTS = 100, 1000
 
 
 def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series], list[Ratio]]:
-    """Measure the first contender, which is ours, with an empty and a full database in turn."""
+    """Measure the first contender, which is ours, with an empty and a full database."""
     ours = contenders[0]
     taken: dict[tuple[str, str, str], list[float]] = {}
     for _ in range(rounds):
-        for state in ("empty", "full"):
-            for (what, unit), figure in _figures(ours, full=state == "full").items():
-                taken.setdefault((what, unit, state), []).append(figure)
+        with running(_contender(ours, None)) as empty, running(_contender(ours, _fill)) as full:
+            for key, figure in _figures({"empty": empty, "full": full}).items():
+                taken.setdefault(key, []).append(figure)
     series = {key: Series(NAME, f"{key[0]}, {key[2]}", ours.kind, key[1], figures) for key, figures in taken.items()}
     ratios = [Ratio(NAME, f"{what}, full, in ms", series[what, "ms", "full"].values, "<= 50") for what in BOUNDED]
     for what in PATHS:
@@ -62,23 +64,36 @@ def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series],
     return list(series.values()), ratios
 
 
-def _figures(ours: Contender, *, full: bool) -> dict[tuple[str, str], float]:
+def _contender(ours: Contender, prepare: Callable[[Path], None] | None) -> Contender:
     arguments = {"max_queue": 2 * WAITING, "client_share": 1.0}
-    contender = Contender(ours.kind, ours.models, packs=PACKS, pools=[POOL], arguments=arguments, prepare=_fill)
-    if not full:
-        contender = Contender(ours.kind, ours.models, packs=PACKS, pools=[POOL], arguments=arguments)
-    figures: dict[tuple[str, str], float] = {}
-    with running(contender) as server:
-        _settle(server, WAITING if full else 0)
-        for what, path in PATHS.items():
-            ms, kilobytes = _ask(server, path)
-            figures[what, "ms"], figures[what, "kB"] = ms, kilobytes
+    return Contender(ours.kind, ours.models, packs=PACKS, pools=[POOL], arguments=arguments, prepare=prepare)
+
+
+def _figures(servers: Mapping[str, Server]) -> dict[tuple[str, str, str], float]:
+    """Return each figure of an empty and a full server, by what it is of, its unit and the server's state."""
+    figures: dict[tuple[str, str, str], float] = {}
+    for state, server in servers.items():
+        _settle(server, WAITING if state == "full" else 0)
+    for what, path in PATHS.items():
+        for state, (ms, kilobytes) in _ask(servers, path).items():
+            figures[what, "ms", state], figures[what, "kB", state] = ms, kilobytes
+    waits: dict[str, list[float]] = {state: [] for state in servers}
+    for server in servers.values():
         # What the server has closed meanwhile as idle is opened again.
         server.client.close()
-        waits = sorted(_post(server) for _ in range(POSTS))
-        figures["POST /prompt, p50", "ms"] = 1000 * waits[len(waits) // 2]
-        figures["POST /prompt, p99", "ms"] = 1000 * waits[int(0.99 * len(waits))]
+    for n in range(POSTS):
+        for state in _in_turn(servers, n):
+            waits[state].append(_post(servers[state]))
+    for state, took_s in waits.items():
+        took_s.sort()
+        figures["POST /prompt, p50", "ms", state] = 1000 * took_s[len(took_s) // 2]
+        figures["POST /prompt, p99", "ms", state] = 1000 * took_s[int(0.99 * len(took_s))]
     return figures
+
+
+def _in_turn(servers: Mapping[str, Server], turn: int) -> list[str]:
+    """Return the servers' states, each first every other time."""
+    return sorted(servers, reverse=turn % 2 == 1)
 
 
 def _settle(server: Server, waiting: int) -> None:
@@ -91,20 +106,26 @@ def _settle(server: Server, waiting: int) -> None:
         _post(server)
 
 
-def _ask(server: Server, path: str) -> tuple[float, float]:
-    """Return the median milliseconds of a GET until its whole answer is read, and the answer's kilobytes."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    took_s = []
-    for _ in range(REQUESTS):
-        began = time.perf_counter()
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        content = answer.read()
-        took_s.append(time.perf_counter() - began)
-        if answer.status != 200:
-            raise RuntimeError(f"GET {path} was answered {answer.status}: {content[:200]!r}")
-    connection.close()
-    return 1000 * median(took_s), len(content) / 1000
+def _ask(servers: Mapping[str, Server], path: str) -> dict[str, tuple[float, float]]:
+    """Return the median milliseconds of a GET until its whole answer is read, and its kilobytes, of each server."""
+    took_s: dict[str, list[float]] = {state: [] for state in servers}
+    kilobytes: dict[str, float] = {}
+    with ExitStack() as stack:
+        connections = {
+            state: stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)))
+            for state, server in servers.items()
+        }
+        for n in range(REQUESTS):
+            for state in _in_turn(servers, n):
+                began = time.perf_counter()
+                connections[state].request("GET", path)
+                answer = connections[state].getresponse()
+                content = answer.read()
+                took_s[state].append(time.perf_counter() - began)
+                kilobytes[state] = len(content) / 1000
+                if answer.status != 200:
+                    raise RuntimeError(f"GET {path} was answered {answer.status}: {content[:200]!r}")
+    return {state: (1000 * median(took_s[state]), kilobytes[state]) for state in servers}
 
 
 def _post(server: Server) -> float:
