@@ -1,6 +1,7 @@
 """A client that takes as little of the machine as it can: it shares the cores with the servers it measures.
 
-It speaks what the contract and ComfyUI have in common: POST /prompt and GET /history/{id}.
+It speaks what the contract and ComfyUI have in common: POST /prompt, GET /history/{id} and, under `/ws`, ComfyUI's
+messages.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from websockets.sync.client import ClientConnection, connect
 
 PAUSE_S = 0.005
 GIVE_UP_S = 900.0
@@ -102,3 +105,38 @@ class Client:
             return response.status, json.loads(content)
         except ValueError:
             return response.status, content.decode(errors="replace")
+
+
+class Awaiting:
+    """A client that is told of the ends of its jobs by a websocket.
+
+    Asking for an end measures how often is asked, and what an answer takes.
+    """
+
+    def __init__(self, client: Client, port: int, client_id: str) -> None:
+        self._client, self._client_id = client, client_id
+        self._socket: ClientConnection = connect(f"ws://127.0.0.1:{port}/ws?clientId={client_id}")
+
+    def run(self, prompt: Mapping[str, Any]) -> float:
+        """Queue a job, wait for it, and return the seconds from the POST until its end is told.
+
+        Errors: RuntimeError if the job failed; websockets' ConnectionClosed.
+        """
+        began = time.perf_counter()
+        job_id = self._client.post(prompt, self._client_id)
+        while not self._tells_of(job_id):
+            pass
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        self._socket.close()
+        self._client.close()
+
+    def _tells_of(self, job_id: str) -> bool:
+        """Whether the next message is that a job has ended."""
+        if isinstance(received := self._socket.recv(), bytes):
+            return False
+        message = json.loads(received)
+        if message["type"] == "execution_error":
+            raise RuntimeError(f"job {job_id} failed: {message['data']}")
+        return bool(message["type"] == "executing" and message["data"] == {"node": None, "prompt_id": job_id})

@@ -1,19 +1,15 @@
 """Jobs per second of a workflow that computes next to nothing: what accepting, running and recording a job costs.
 
-Who awaits a job is told of its end by a websocket. Asking for it would measure how often is asked, and what an answer
-takes.
+Who awaits a job is told of its end by a websocket.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from websockets.sync.client import ClientConnection, connect
-
-from bench.client import Client
+from bench.client import Awaiting, Client
 from bench.series import Ratio, Series, ratio
 from bench.servers import Contender, Server, running
 from bench.workflows import noop
@@ -53,21 +49,11 @@ def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series],
 
 
 def _one_by_one(server: Server) -> int:
-    with connect(f"ws://127.0.0.1:{server.port}/ws?clientId={NAME}") as socket:
-        for _ in range(JOBS):
-            _await(socket, server.client.post(noop(), NAME))
-    server.client.close()
+    client = Awaiting(server.client, server.port, NAME)
+    for _ in range(JOBS):
+        client.run(noop())
+    client.close()
     return JOBS
-
-
-def _await(socket: ClientConnection, job_id: str) -> None:
-    """Return once the socket has told of a job's end. Errors: RuntimeError if the job failed; ConnectionClosed."""
-    while True:
-        message = json.loads(socket.recv())
-        if message["type"] == "execution_error":
-            raise RuntimeError(f"job {job_id} failed: {message['data']}")
-        if message["type"] == "executing" and message["data"] == {"node": None, "prompt_id": job_id}:
-            return
 
 
 def _queued(server: Server, connections: int) -> int:

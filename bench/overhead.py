@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.client import Awaiting
 from bench.series import Ratio, Series, ratio
 from bench.servers import Contender, running
 from bench.workflows import CFG, NEGATIVE, SIDE, STEPS, TEXTS, txt2img
@@ -81,17 +82,17 @@ def measure(contender: Contender, checkpoint: str, rounds: int) -> tuple[list[Se
     figures: dict[str, list[float]] = {"sampling": [], "its forwards": [], "bare forwards": [], "whole job": []}
     try:
         with running(contender) as server:
-            # The first job loads the weights; expecting its time again would have the client ask too late.
-            server.client.run([txt2img(checkpoint)])
-            expected_s = server.client.run([txt2img(checkpoint)])
+            client = Awaiting(server.client, server.port, NAME)
+            # The first job loads the weights.
+            client.run(txt2img(checkpoint))
             for turn in range(rounds + 1):
                 sampling, forwards = asyncio.run(_sample(engine, weights, checkpoint, seed=turn))
                 bare = engine.call(lambda: _bare(weights)).result()
-                whole = server.client.run([txt2img(checkpoint)], expected_s)
-                expected_s = min(expected_s, whole)
+                whole = client.run(txt2img(checkpoint))
                 if turn > 0:
                     for values, value in zip(figures.values(), (sampling, forwards, bare, whole), strict=True):
                         values.append(value)
+            client.close()
     finally:
         engine.close()
     series = {what: Series(NAME, f"{checkpoint}, {what}", "serve-app", "s", v) for what, v in figures.items()}
