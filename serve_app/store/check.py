@@ -68,7 +68,7 @@ def _rows(jobs: Jobs) -> Iterator[JobRow]:
         offset = 0
         while rows := jobs.page(JobQuery((state,), "created", offset=offset, limit=PAGE))[0]:
             offset += len(rows)
-            yield from (row for row in rows if row.ended)
+            yield from (row for row in rows if row.ended_seq is not None)
 
 
 def _contradictions(row: JobRow) -> Iterator[str]:
