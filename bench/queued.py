@@ -17,7 +17,7 @@ from statistics import median
 
 from bench import filled
 from bench.series import Ratio, Series, ratio
-from bench.servers import Contender, Server, running
+from bench.servers import Contender, Server, in_turn, running
 from bench.workflows import sleep
 from serve_app.graph.spec import Input, NodeSpec
 
@@ -82,18 +82,13 @@ def _figures(servers: Mapping[str, Server]) -> dict[tuple[str, str, str], float]
         # What the server has closed meanwhile as idle is opened again.
         server.client.close()
     for n in range(POSTS):
-        for state in _in_turn(servers, n):
+        for state in in_turn(servers, n):
             waits[state].append(_post(servers[state]))
     for state, took_s in waits.items():
         took_s.sort()
         figures["POST /prompt, p50", "ms", state] = 1000 * took_s[len(took_s) // 2]
         figures["POST /prompt, p99", "ms", state] = 1000 * took_s[int(0.99 * len(took_s))]
     return figures
-
-
-def _in_turn(servers: Mapping[str, Server], turn: int) -> list[str]:
-    """Return the servers' states, each first every other time."""
-    return sorted(servers, reverse=turn % 2 == 1)
 
 
 def _settle(server: Server, waiting: int) -> None:
@@ -116,7 +111,7 @@ def _ask(servers: Mapping[str, Server], path: str) -> dict[str, tuple[float, flo
             for state, server in servers.items()
         }
         for n in range(REQUESTS):
-            for state in _in_turn(servers, n):
+            for state in in_turn(servers, n):
                 began = time.perf_counter()
                 connections[state].request("GET", path)
                 answer = connections[state].getresponse()

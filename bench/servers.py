@@ -10,10 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -21,6 +21,8 @@ import yaml
 
 from bench.client import Client
 from bench.workflows import noop
+
+T = TypeVar("T")
 
 START_S = 600.0
 STOP_S = 60.0
@@ -122,13 +124,21 @@ class Server:
 
 @contextlib.contextmanager
 def running(contender: Contender) -> Iterator[Server]:
-    """Run a contender meanwhile, and no other: an idle one takes some of a core, which delays work on all cores."""
+    """Run a contender meanwhile.
+
+    Where jobs that compute are timed no other one runs: an idle one takes some of a core, which delays work on all.
+    """
     with tempfile.TemporaryDirectory(prefix="bench", ignore_cleanup_errors=True) as directory:
         server = Server(contender, Path(directory))
         try:
             yield server
         finally:
             server.stop()
+
+
+def in_turn(servers: Iterable[T], turn: int) -> list[T]:
+    """Return servers in the order in which they are asked in a turn: every other time the last one is first."""
+    return list(servers)[:: -1 if turn % 2 else 1]
 
 
 def _peak_mb(process: psutil.Process) -> float:
