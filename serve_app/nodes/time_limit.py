@@ -11,6 +11,9 @@ from typing import Any
 from serve_app.errors import NodeError
 from serve_app.graph.spec import NodeSpec
 
+LOOK_S = 0.1
+"""How often a call that waits for a thread is looked at at most, however short its time."""
+
 
 @dataclass(frozen=True, slots=True)
 class TimeLimit:
@@ -62,7 +65,7 @@ async def bounded(
     def look() -> None:
         # No thread wakes the loop to say that the time begins, as nearly every call ends long before it is over.
         nonlocal timer
-        left_s = limit.seconds - (time.monotonic() - began_s[0] if began_s else 0.0)
+        left_s = limit.seconds - (time.monotonic() - began_s[0]) if began_s else max(limit.seconds, LOOK_S)
         if left_s > 0:
             timer = loop.call_later(left_s, look)
         elif not outcome.done():
