@@ -24,14 +24,17 @@ class Threads:
         self._name, self._most = name, most
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._closed = False
         self._idle: list[None] = []
         """As long as threads wait for a call: what is put in and taken out of a list is never lost between threads."""
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Return what a function does, in a context of its own. Errors: the function's own.
+        """Return what a function does. Errors: the function's own; RuntimeError once it is closed.
 
         If the caller is cancelled, a function that has begun goes on, and one that has not is not called.
         """
+        if self._closed:
+            raise RuntimeError(f"the threads '{self._name}' have ended, and make no more calls")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._calls.put((answer, function, arguments))
         try:
@@ -43,7 +46,8 @@ class Threads:
         return await answer
 
     def close(self) -> None:
-        """Return once all that was asked for is over. Nothing may be asked for any more."""
+        """Return once all that was asked for is over."""
+        self._closed = True
         for _ in self._threads:
             self._calls.put(None)
         for thread in self._threads:

@@ -72,3 +72,10 @@ async def test_closing_waits_for_what_was_asked_for() -> None:
     one.close()
     assert made == list(range(10))
     await asyncio.gather(*calls)
+
+
+async def test_once_closed_a_call_is_refused_and_nobody_waits_for_it(threads: Threads) -> None:
+    assert await threads.call(lambda: 1) == 1
+    threads.close()
+    with pytest.raises(RuntimeError, match="the threads 'test' have ended"):
+        await threads.call(lambda: 1)
