@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from serve_app.models.kept import KeptLinear
 from serve_app.models.upload import Ring, Upload
 from serve_app.models.upsampling import PackedUpsampling, Upsampling
+from serve_app.models.winograd import PackedWinograd, Winograd
 
 _ops: Any = torch.ops.mkldnn
 
@@ -207,6 +208,8 @@ def packed(layer: nn.Module) -> nn.Module:
         return PackedLinear(layer)
     if isinstance(layer, Upsampling):
         return PackedUpsampling(layer)
+    if isinstance(layer, Winograd):
+        return PackedWinograd(layer)
     return PackedPointwise(layer) if _is_pointwise(layer) else PackedConvolution(layer)
 
 

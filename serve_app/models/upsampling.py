@@ -54,11 +54,16 @@ def upsample_within(layer: nn.Conv2d) -> None:
 
     Errors: ValueError for any but one of 3×3, padded by one zero, without strides or groups.
     """
-    kind = (layer.kernel_size, layer.padding, layer.stride, layer.dilation, layer.groups, layer.padding_mode)
-    if type(layer) is not nn.Conv2d or kind != ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros"):
+    if not is_same_size(layer):
         raise ValueError(f"{layer} cannot upsample: only a plain convolution of 3×3, padded by one zero, can")
     # The class alone differs, so that weights keep their names.
     layer.__class__ = Upsampling
+
+
+def is_same_size(layer: nn.Conv2d) -> bool:
+    """Whether a layer is a plain convolution of 3×3, padded by one zero, without strides or groups."""
+    kind = (layer.kernel_size, layer.padding, layer.stride, layer.dilation, layer.groups, layer.padding_mode)
+    return type(layer) is nn.Conv2d and kind == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
 
 def _added_up(weight: Tensor, axis: int) -> Tensor:

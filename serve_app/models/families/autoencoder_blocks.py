@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from serve_app.models.upsampling import upsample_within
+from serve_app.models.winograd import use_winograd
 
 
 class KlResidual(ResnetBlock2D):  # type: ignore[misc]
@@ -28,10 +29,12 @@ class KlResidual(ResnetBlock2D):  # type: ignore[misc]
 
 
 def slimmed(network: Any) -> nn.Module:
-    """Return an AutoencoderKL or one of its kind with its blocks as they are here, and upsampling within them."""
+    """Return an AutoencoderKL or one of its kind with its blocks as they are here, and a CPU's sums within them."""
     for module in network.modules():
         if type(module) is ResnetBlock2D:
             module.__class__ = KlResidual
+            use_winograd(module.conv1)
+            use_winograd(module.conv2)
         elif isinstance(module, Upsample2D):
             module.interpolate = False
             upsample_within(module.conv)
