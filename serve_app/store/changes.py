@@ -56,8 +56,8 @@ class JobRow:
 
     @property
     def feed(self) -> str | None:
-        """What its client's events are known by; None without one."""
-        return None if self.client_id is None else feed_of(self.tenant, self.client_id)
+        """What its client's events are known by; None without one, and for "", which is no socket's id."""
+        return feed_of(self.tenant, self.client_id) if self.client_id else None
 
     def is_of(self, tenant: str) -> bool:
         """Whether a tenant may know of it; "" is the operator, who may of all."""
