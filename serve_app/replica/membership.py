@@ -1,7 +1,8 @@
 """How a replica stays in touch with the scheduler: it joins, takes messages, brings reports, and joins again.
 
 Reports go out one call at a time, whatever has gathered meanwhile in one call: those of nodes wait a moment for more or
-for their task's end, and progress is thinned to the newest value a node. A scheduler of another epoch means that
+for their task's end, a patient task's end for others if a call has just been made, and progress is thinned to the
+newest value a node. A scheduler of another epoch means that
 nothing this replica runs counts any more: all of it is dropped.
 """
 
@@ -74,6 +75,7 @@ class Membership:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = float("inf")
         self._epoch = 0
+        self._reported_s = float("-inf")
         self.leaving = False
 
     async def run(self) -> None:
@@ -102,8 +104,8 @@ class Membership:
         except (StaleEpochError, NotReadyError) as error:
             _log.info("left without a word: %s", error)
 
-    def say(self, report: Report) -> None:
-        """Let the scheduler know, after all that was said before."""
+    def say(self, report: Report, *, patient: bool = False) -> None:
+        """Let the scheduler know, after all that was said before. patient: it may wait for others, as Task's."""
         key: Hashable = next(self._numbers)
         loop = asyncio.get_running_loop()
         due_s = loop.time()
@@ -114,6 +116,8 @@ class Membership:
                 due_s += PROGRESS_S
             case NodeStarted() | NodeFinished() | NodesCached() | Evicted() | Resident():
                 due_s += GATHER_S
+            case _ if patient:
+                due_s = max(due_s, self._reported_s + GATHER_S)
         self._outbox[key] = report
         if due_s <= loop.time():
             self._due.set()
@@ -154,6 +158,7 @@ class Membership:
             reports, self._outbox = list(self._outbox.values()), {}
             if not reports:  # unsaid
                 continue
+            self._reported_s = asyncio.get_running_loop().time()
             await self._scheduler.report(self._info.replica_id, self._epoch, reports, None)
 
     async def _watch_host(self) -> None:

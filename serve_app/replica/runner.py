@@ -302,7 +302,7 @@ class Runner:
             return
         match error:
             case None:
-                self.say(TaskFinished(task_id, took_s))
+                self._membership.say(TaskFinished(task_id, took_s), patient=task.patient)
             case asyncio.CancelledError() | LostValueError():
                 self.say(TaskStopped(task_id))
             case CancelledJobError():

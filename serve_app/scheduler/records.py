@@ -137,6 +137,7 @@ def assignment(job: JobRecord, task: TaskRecord, targets: tuple[str, ...], remot
         extra_data=job.row.extra_data,
         created_s=job.row.created_s,
         tenant=job.row.tenant,
+        patient=job.row.feed is None,
     )
 
 

@@ -85,15 +85,14 @@ class ReplicaRegistry:
 
     async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
         mailbox = self._mailbox(replica_id, epoch)
-        mailbox.messages = [m for m in mailbox.messages if m[0] > after]
-        if not mailbox.messages:
-            mailbox.arrived.clear()
+        mailbox.read(after)
+        if not mailbox.due.is_set():
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
                 async with asyncio.timeout(POLL_S):
-                    await mailbox.arrived.wait()
+                    await mailbox.due.wait()
         self._mailbox(replica_id, epoch)
-        return list(mailbox.messages)
+        return mailbox.tell()
 
     async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None:
         """Take a replica's reports in, in order, and return once they are durable."""

@@ -106,3 +106,19 @@ async def test_an_end_does_not_wait_for_more_progress_and_takes_what_waits_along
         NodeProgressed(TASK, "1", 2, 2),
         TaskFinished(TASK),
     ]
+
+
+async def test_a_patient_task_s_end_waits_for_others_once_a_call_has_been_made(
+    monkeypatch: pytest.MonkeyPatch, scheduler_and_member: tuple[Any, Membership]
+) -> None:
+    monkeypatch.setattr(membership, "GATHER_S", 3600.0)
+    scheduler, member = scheduler_and_member
+    first, second, third = (TaskFinished(TaskId(job, 0, 1)) for job in "abc")
+    member.say(first, patient=True)
+    assert await asyncio.wait_for(scheduler.calls.get(), 60) == [first]
+    member.say(second, patient=True)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert scheduler.calls.empty()
+    member.say(third)
+    assert await asyncio.wait_for(scheduler.calls.get(), 60) == [second, third]

@@ -93,7 +93,7 @@ class Script:
             order=self.order,
             prompt={},
             targets=targets,
-            client_id=None,
+            client_id=row_fields.pop("client_id", None),
             extra_data=row_fields.pop("extra_data", {}),
             created_s=99.0,
             queued_seq=self.machine.next_seq(),

@@ -56,6 +56,16 @@ def test_a_job_waits_for_a_replica_and_then_runs_to_success():
     assert "a" not in script.machine.jobs
 
 
+def test_a_task_is_patient_if_no_socket_is_told_of_its_job():
+    script = Script()
+    script.replica("r1", slots=2)
+    script.replica("r2", slots=2)
+    clients = {None: True, "": True, "me": False}
+    for seed, (client_id, patient) in enumerate(clients.items()):
+        [(_, task)] = assigned(script.job(f"job {seed}", seed=seed, client_id=client_id))
+        assert task.patient == patient, client_id
+
+
 def test_an_output_and_the_end_of_its_job_are_one_batch_so_history_never_shows_half():
     script = Script()
     script.replica("r1")
