@@ -20,6 +20,10 @@ from serve_app.scheduler.client import Attached, News, QueueMark, Reader
 
 FLEETING = frozenset({"progress", "preview"})
 """Kinds of which only the newest matters."""
+BEGINNINGS = frozenset({"queued", "started", "cached"})
+"""Kinds that a job begins with, before any node of it runs."""
+GATHER_S = 0.005
+"""How long beginnings and the queue's length wait for something else to go with them."""
 IDLE_S = 600.0
 """How long a feed that nothing enters and nobody reads is remembered."""
 
@@ -91,6 +95,21 @@ class _Poll:
         self.readers = readers
         self.changed: set[str] = set()
         self.woken = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wake(self, *, soon: bool) -> None:
+        """Have it answered: soon, or within a moment."""
+        if soon:
+            self.woken.set()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self.woken.set)
+
+    def rest(self) -> None:
+        """Let it wait for what comes from now on."""
+        self.woken.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Feeds:
@@ -113,7 +132,7 @@ class Feeds:
     def put(self, client_id: str, event: Event) -> None:
         """Add an event for a client, whether or not it is connected."""
         self._feed(client_id).put(event)
-        self._wake(client_id)
+        self._wake(client_id, soon=event.kind not in BEGINNINGS)
 
     def hold(self, job_id: str, client_id: str) -> None:
         """Keep a job's events back until `release`."""
@@ -131,20 +150,20 @@ class Feeds:
     def release(self, job_id: str) -> None:
         """Let a job's events go out."""
         if (client_id := self._held.pop(job_id, None)) is not None:
-            self._feed(client_id).held.discard(job_id)
-            self._wake(client_id)
+            (feed := self._feed(client_id)).held.discard(job_id)
+            self._wake(client_id, soon=any(event.kind not in BEGINNINGS for event in feed.unread))
 
     def queue_is(self, remaining: int, of: Mapping[str, int] = MappingProxyType({})) -> None:
         """Tell everyone how many jobs have not ended. of: by tenant."""
         self.queue = QueueMark(self.queue.version + 1, remaining, dict(of))
         for poll in self._polls:
-            poll.woken.set()
+            poll.wake(soon=False)
 
     def attach(self, client_id: str, token: str) -> Attached:
         """Let a socket read for a client from where its sockets are; the one before is replaced."""
         feed = self._feed(client_id)
         feed.token, feed.touched_s = token, time.monotonic()
-        self._wake(client_id)
+        self._wake(client_id, soon=True)
         return Attached(feed.sent, self.queue)
 
     async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
@@ -160,12 +179,13 @@ class Feeds:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(left):
                         await poll.woken.wait()
-                poll.woken.clear()
+                poll.rest()
                 changed, poll.changed = poll.changed, set()
                 news = self._now({client_id: readers[client_id] for client_id in changed})
             return news
         finally:
             self._polls.discard(poll)
+            poll.rest()
 
     def forget_idle(self) -> None:
         """Forget the feeds that nobody has touched for long, and more of them where all take too much memory."""
@@ -198,8 +218,8 @@ class Feeds:
             feed = self._feeds[client_id] = Feed(self._limits)
         return feed
 
-    def _wake(self, client_id: str) -> None:
+    def _wake(self, client_id: str, *, soon: bool) -> None:
         for poll in self._polls:
             if client_id in poll.readers:
                 poll.changed.add(client_id)
-                poll.woken.set()
+                poll.wake(soon=soon)

@@ -55,6 +55,48 @@ async def test_a_poll_ends_when_the_queues_length_changes():
     assert (await news(feeds, queue=told.queue.version)).queue == told.queue
 
 
+async def test_a_jobs_beginning_and_the_queues_length_wait_a_moment_for_what_its_nodes_do(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    feeds = Feeds(epoch=1)
+    monkeypatch.setattr(module, "GATHER_S", 3600.0)
+    feeds.hold("a", "c")
+    poll = asyncio.create_task(news(feeds, timeout_s=60))
+    await asyncio.sleep(0)
+    for seq, kind in enumerate(("queued", "started", "cached"), start=5):
+        feeds.put("c", event(seq, kind))
+    feeds.queue_is(1)
+    feeds.release("a")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not poll.done()
+    feeds.put("c", event(8))
+    told = await asyncio.wait_for(poll, 60)
+    assert [e.seq for e in told.events["c"]] == [5, 6, 7, 8]
+    assert told.queue.remaining == 1
+
+
+async def test_a_jobs_beginning_waits_no_longer_than_that():
+    feeds = Feeds(epoch=1)
+    for seq in (5, 6):
+        poll = asyncio.create_task(news(feeds, after=seq - 1, timeout_s=60))
+        await asyncio.sleep(0)
+        feeds.put("c", event(seq, "started"))
+        assert [e.seq for e in (await asyncio.wait_for(poll, 30)).events["c"]] == [seq]
+
+
+async def test_a_job_that_is_held_back_until_a_node_runs_is_told_of_at_once(monkeypatch: pytest.MonkeyPatch):
+    feeds = Feeds(epoch=1)
+    monkeypatch.setattr(module, "GATHER_S", 3600.0)
+    feeds.hold("a", "c")
+    poll = asyncio.create_task(news(feeds, timeout_s=60))
+    await asyncio.sleep(0)
+    feeds.put("c", event(5, "started"))
+    feeds.put("c", event(6))
+    feeds.release("a")
+    assert [e.seq for e in (await asyncio.wait_for(poll, 30)).events["c"]] == [5, 6]
+
+
 async def test_a_poll_that_nothing_answers_comes_back_empty():
     assert (await news(Feeds(epoch=1), timeout_s=0.01)).events == {}
 
