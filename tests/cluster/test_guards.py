@@ -50,6 +50,7 @@ class Blocks(Node):
 
 class Endless(Node):
     def go(self, n):
+        open(os.path.join(os.path.dirname(__file__), os.pardir, f"endless-{n}"), "w").close()
         while True:
             time.sleep(0.01)
 
@@ -163,6 +164,8 @@ def test_a_thread_that_never_ends_costs_its_replica_and_no_innocent(jobs: Jobs, 
     guilty = jobs.submit("Endless", **({} if limit == "cancel" else {limit: 2}))
     jobs.started(guilty)
     if limit == "cancel":
+        # One that is cancelled on its way to the replica never begins.
+        wait_for((jobs.server.root / f"endless-{jobs.count}").exists, "the node to begin")
         assert jobs.server.http.post("/api/jobs/cancel", json={"job_ids": [guilty]}).json() == {"cancelled": True}
         assert jobs.server.finished(guilty)["status"]["status_str"] == "cancelled"
     else:
