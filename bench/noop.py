@@ -16,6 +16,8 @@ from bench.workflows import noop
 
 NAME = "noop"
 JOBS = 50
+EARLIER = 2000
+"""After so many jobs more each load is measured again: what a server remembers of them may slow it down."""
 CONNECTIONS = 8
 SETTLE_S = 10.0
 """After this a server has done what it does beside its first jobs, such as importing the classes of models."""
@@ -28,21 +30,26 @@ def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series],
         "1 connection, all queued first": lambda server: _queued(server, 1),
         f"{CONNECTIONS} connections, all queued first": lambda server: _queued(server, CONNECTIONS),
     }
-    rates: dict[tuple[str, str], list[float]] = {(c.kind, load): [] for load in loads for c in contenders}
+    whens = ("", f", {EARLIER} jobs later")
+    labels = [load + when for when in whens for load in loads]
+    rates: dict[tuple[str, str], list[float]] = {(c.kind, label): [] for label in labels for c in contenders}
     for _ in range(rounds):
         for contender in contenders:
             with running(contender) as server:
                 _queued(server, CONNECTIONS)
                 time.sleep(SETTLE_S)
-                for load, work in loads.items():
-                    began = time.perf_counter()
-                    jobs = work(server)
-                    rates[contender.kind, load].append(jobs / (time.perf_counter() - began))
+                for when in whens:
+                    if when:
+                        _queued(server, CONNECTIONS, EARLIER)
+                    for load, work in loads.items():
+                        began = time.perf_counter()
+                        jobs = work(server)
+                        rates[contender.kind, load + when].append(jobs / (time.perf_counter() - began))
     series = {key: Series(NAME, key[1], key[0], "jobs/s", values) for key, values in rates.items()}
     others = [kind for kind in dict.fromkeys(c.kind for c in contenders) if kind != "serve-app"]
     ratios = [
-        ratio(NAME, f"{load}: over {kind}", series["serve-app", load], series[kind, load])
-        for load in loads
+        ratio(NAME, f"{label}: over {kind}", series["serve-app", label], series[kind, label])
+        for label in labels
         for kind in others
     ]
     return list(series.values()), ratios
@@ -56,8 +63,8 @@ def _one_by_one(server: Server) -> int:
     return JOBS
 
 
-def _queued(server: Server, connections: int) -> int:
-    share = 4 * JOBS // connections
+def _queued(server: Server, connections: int, jobs: int = 4 * JOBS) -> int:
+    share = jobs // connections
 
     def client() -> None:
         connection = Client(server.port)
