@@ -9,6 +9,7 @@ nothing this replica runs counts any more: all of it is dropped.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Protocol
@@ -37,6 +38,8 @@ PROGRESS_S = 0.05
 """Progress waits at most this long for something else to go with it."""
 GATHER_S = 0.01
 """How long what nodes do waits for more of it: a call costs both processes more than what it tells."""
+ASK_S = 0.005
+"""How long one that was just told something waits for a report to go with its next poll."""
 HOST_S = 2.0
 """How often the host's memory and GPUs are reported."""
 
@@ -72,6 +75,7 @@ class Membership:
         self._outbox: dict[Hashable, Report] = {}
         self._numbers = itertools.count()
         self._due = asyncio.Event()
+        self._reporting = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = float("inf")
         self._epoch = 0
@@ -146,9 +150,15 @@ class Membership:
     async def _take_messages(self) -> None:
         cursor = 0
         while True:
-            for seen, message in await self._scheduler.poll(self._info.replica_id, self._epoch, cursor):
+            messages = await self._scheduler.poll(self._info.replica_id, self._epoch, cursor)
+            for seen, message in messages:
                 cursor = seen
                 self._member.take(message)
+            if messages:
+                self._reporting.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_S):
+                        await self._reporting.wait()
 
     async def _send_reports(self) -> None:
         while True:
@@ -159,6 +169,7 @@ class Membership:
             if not reports:  # unsaid
                 continue
             self._reported_s = asyncio.get_running_loop().time()
+            self._reporting.set()
             await self._scheduler.report(self._info.replica_id, self._epoch, reports, None)
 
     async def _watch_host(self) -> None:

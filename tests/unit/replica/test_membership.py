@@ -13,6 +13,7 @@ from serve_app.replica import membership
 from serve_app.replica.membership import Membership
 from serve_app.scheduler.cluster_view import HostStats
 from serve_app.scheduler.messages import (
+    Free,
     Message,
     NodeFinished,
     NodeProgressed,
@@ -122,3 +123,39 @@ async def test_a_patient_task_s_end_waits_for_others_once_a_call_has_been_made(
     assert scheduler.calls.empty()
     member.say(third)
     assert await asyncio.wait_for(scheduler.calls.get(), 60) == [second, third]
+
+
+class OneMessage(OneEpoch):
+    """One that answers the first poll with a message, and counts polls."""
+
+    polls = 0
+
+    async def poll(self, *arguments: Any) -> list[tuple[int, Message]]:
+        self.polls += 1
+        if self.polls == 1:
+            return [(1, Free(weights=False, results=False))]
+        return await super().poll()
+
+
+@pytest.mark.parametrize(("ask_s", "reports"), [(3600.0, True), (0.0, False)])
+async def test_who_was_told_something_asks_for_more_with_its_next_report_or_soon(
+    monkeypatch: pytest.MonkeyPatch, ask_s: float, reports: bool
+) -> None:
+    monkeypatch.setattr(membership, "ASK_S", ask_s)
+    scheduler: Any = OneMessage()
+    member = Membership(scheduler, ReplicaInfo("replica", "cpu", 1), {}, lambda: HOST, Idle())
+    life = asyncio.create_task(member.run())
+    try:
+        async with asyncio.timeout(30):
+            while scheduler.polls == 0:
+                await asyncio.sleep(0)
+            if reports:
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert scheduler.polls == 1
+                member.say(TaskFinished(TASK))
+            while scheduler.polls < 2:
+                await asyncio.sleep(0)
+    finally:
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
