@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from typing import NoReturn
 
 import pytest
 
@@ -95,6 +97,19 @@ async def test_a_job_that_is_held_back_until_a_node_runs_is_told_of_at_once(monk
     feeds.put("c", event(6))
     feeds.release("a")
     assert [e.seq for e in (await asyncio.wait_for(poll, 30)).events["c"]] == [5, 6]
+
+
+async def test_to_release_a_job_looks_through_no_feed():
+    class Unread(deque[Event]):
+        def __iter__(self) -> NoReturn:
+            raise AssertionError("all that is unread was looked through")
+
+    feeds = Feeds(epoch=1)
+    feeds.hold("a", "c")
+    feeds._feed("c").unread = Unread()
+    feeds.put("c", event(5, "queued"))
+    feeds.release("a")
+    assert not feeds.holds("a")
 
 
 async def test_a_poll_that_nothing_answers_comes_back_empty():
