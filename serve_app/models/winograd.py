@@ -25,6 +25,9 @@ _TILE, _WINDOW = 4, 6
 _BAND_NUMBERS = 2**20
 """How many sums a band of tiles has at most, unless one row has more: they are read again while a cache has them."""
 
+_KEPT_NUMBERS = 4 * _BAND_NUMBERS
+"""How large a half of what stays with a thread may be: 32 MiB in both, for pictures up to 1,820 pixels wide."""
+
 _of_thread = threading.local()
 
 _POINTS = (0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
@@ -131,7 +134,12 @@ def _surround(picture: Tensor, above: int, around: Tensor) -> None:
 
 
 def _scratch(numbers: int) -> Tensor:
-    """Return (2,numbers) of the thread's own memory, which stays: to touch new memory takes longer than the sums."""
+    """Return (2,numbers) of the thread's own memory, which stays: to touch new memory takes longer than the sums.
+
+    What the widest pictures take does not stay.
+    """
+    if numbers > _KEPT_NUMBERS:
+        return torch.empty(2, numbers)
     held: Tensor | None = getattr(_of_thread, "scratch", None)
     if held is None or held.shape[1] < numbers:
         # Of an inference tensor nothing could be written outside of inference mode.

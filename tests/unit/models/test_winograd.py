@@ -67,6 +67,18 @@ def test_memory_that_stays_can_be_written_outside_of_inference_mode_too(monkeypa
     assert torch.equal(packed(x), inside)
 
 
+def test_what_a_wide_picture_takes_does_not_stay(monkeypatch):
+    packed, narrow, wide = PackedWinograd(plain()), cells((1, 4, 8)), cells((1, 4, 80))
+    monkeypatch.setattr(winograd, "_of_thread", threading.local())
+    monkeypatch.setattr(winograd, "_KEPT_NUMBERS", 5_000)
+    first = packed(narrow)
+    kept = winograd._of_thread.scratch
+    torch.testing.assert_close(packed(wide), plain()(wide), rtol=1e-5, atol=1e-5)
+    assert torch.equal(packed(narrow), first)
+    assert winograd._of_thread.scratch is kept
+    assert kept.shape[1] <= 5_000
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cells_may_lie_channels_last_and_do_so_in_one_piece_afterwards(shape):
     packed, x = PackedWinograd(plain()), cells(shape)
