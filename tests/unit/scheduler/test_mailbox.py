@@ -32,6 +32,7 @@ def test_what_clients_say_waits_up_to_a_size_and_messages_of_the_scheduler_count
 
 
 async def test_a_patient_task_waits_a_moment_if_something_has_just_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GATHER_S", 3600.0)
     mailbox = Mailbox()
     mailbox.put(task(patient=True))
     assert mailbox.due.is_set(), "nothing has gone yet"
@@ -39,11 +40,17 @@ async def test_a_patient_task_waits_a_moment_if_something_has_just_gone(monkeypa
     mailbox.put(task(patient=True))
     mailbox.put(task(patient=True))
     assert not mailbox.due.is_set()
-    await asyncio.wait_for(mailbox.due.wait(), 60)
     assert len(mailbox.tell()) == 2
     monkeypatch.setattr(module, "GATHER_S", 0.0)
     mailbox.put(task(patient=True))
     assert mailbox.due.is_set(), "the moment is over"
+
+
+async def test_a_patient_task_waits_no_longer_than_that() -> None:
+    mailbox = Mailbox()
+    mailbox.tell()
+    mailbox.put(task(patient=True))
+    await asyncio.wait_for(mailbox.due.wait(), 60)
 
 
 @pytest.mark.parametrize("message", [FREE, task(patient=False)])
