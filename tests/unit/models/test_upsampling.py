@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from serve_app.models.families import AutoencoderKL, Flux2Vae, Sd
 from serve_app.models.packing import PackedConvolution, move_to
 from serve_app.models.upsampling import PackedUpsampling, Upsampling, upsample_within
+from tests.unit.models.convolutions import OTHERS
 
 KL = AutoencoderKL((32, 32, 32, 64), 1, 4, 3, True)
 SHAPES = [(1, 8, 8), (2, 5, 7), (3, 1, 1), (1, 1, 6), (1, 9, 2), (16, 4, 4)]
@@ -76,17 +77,7 @@ def test_a_cell_takes_16_products_of_channels_in_place_of_36():
     assert packed.weight.numel() == 16 * 12 * 20
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Conv2d(4, 4, 1),
-        nn.Conv2d(4, 4, 3),
-        nn.Conv2d(4, 4, 3, padding=1, stride=2),
-        nn.Conv2d(4, 4, 3, padding=1, groups=2),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        ours(theirs()),
-    ],
-)
+@pytest.mark.parametrize("layer", [*OTHERS, ours(theirs())])
 def test_no_other_convolution_can(layer):
     with pytest.raises(ValueError, match=r"cannot upsample: only a plain convolution of 3×3, padded by one zero, can"):
         upsample_within(layer)

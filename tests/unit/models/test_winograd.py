@@ -13,6 +13,7 @@ from serve_app.models import winograd
 from serve_app.models.families import AutoencoderKL, Flux2Vae, Sd
 from serve_app.models.packing import PackedConvolution, move_to
 from serve_app.models.winograd import WIDEST, PackedWinograd, Winograd, use_winograd
+from tests.unit.models.convolutions import OTHERS
 
 KL = AutoencoderKL((32, 32, 32, 64), 1, 4, 3, True)
 SHAPES = [(1, 8, 8), (2, 5, 7), (3, 1, 1), (1, 1, 6), (1, 9, 2), (2, 12, 4), (1, 13, 16)]
@@ -93,17 +94,7 @@ def test_a_tile_of_16_cells_takes_36_products_of_channels_in_place_of_144():
     assert PackedWinograd(layer).weight.numel() == 36 * 12 * 20
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Conv2d(4, 4, 1),
-        nn.Conv2d(4, 4, 3),
-        nn.Conv2d(4, 4, 3, padding=1, stride=2),
-        nn.Conv2d(4, 4, 3, padding=1, groups=2),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        plain(),
-    ],
-)
+@pytest.mark.parametrize("layer", [*OTHERS, plain()])
 def test_no_other_convolution_has_sums(layer):
     with pytest.raises(ValueError, match=r"has no sums: only a plain convolution of 3×3, padded by one zero, has"):
         use_winograd(layer)
