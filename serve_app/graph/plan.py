@@ -73,7 +73,7 @@ class Task:
     remote: signatures that another replica holds or is computing; the replica asks the scheduler for these.
     prompt, extra_data: the submission's own, for hidden inputs (PROMPT, EXTRA_PNGINFO). created_s: the job's Unix time.
     tenant: whose job it is, and whose files its nodes see; "" for those of a server without tenants.
-    patient: nobody is told of its end unasked, so that word of it may wait a moment for that of others.
+    patient: nobody is told of its end unasked, and others may follow it, so it and word of its end may wait a moment.
     """
 
     id: TaskId

@@ -302,7 +302,8 @@ class Runner:
             return
         match error:
             case None:
-                self._membership.say(TaskFinished(task_id, took_s), patient=task.patient)
+                # With nothing left to run, no other end is to be waited for, and the scheduler may have more to do.
+                self._membership.say(TaskFinished(task_id, took_s), patient=task.patient and bool(self._running))
             case asyncio.CancelledError() | LostValueError():
                 self.say(TaskStopped(task_id))
             case CancelledJobError():

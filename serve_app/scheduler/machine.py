@@ -363,7 +363,7 @@ class Machine:
         self.replicas.start(replica, task_id, self._dispatch.start(job, task, replica, self._journal.at_s))
         self._device_time.start(replica.info.replica_id, task_id)
         remote = self._claim(job, task, targets, replica)
-        self._send(replica.info.replica_id, Assign(assignment(job, task, targets, remote)))
+        self._send(replica.info.replica_id, Assign(assignment(job, task, targets, remote, room=replica.free)))
 
     def _start_job(self, job: JobRecord) -> None:
         nodes = [node_id for task in job.plan.tasks for node_id in task.nodes]

@@ -14,7 +14,7 @@ from serve_app.scheduler.messages import Assign, Message, SocketSaid
 
 SAID_BYTES = 16 * 1024 * 1024
 """What clients have said on websockets may take in one mailbox, as a replica may not read it."""
-GATHER_S = 0.01
+GATHER_S = 0.03
 """How long after the last answer the next one goes out, if it brings patient tasks alone."""
 
 

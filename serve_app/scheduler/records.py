@@ -125,8 +125,10 @@ def id_of(job: JobRecord, task: TaskRecord) -> TaskId:
     return TaskId(job.row.job_id, task.plan.index, task.attempt)
 
 
-def assignment(job: JobRecord, task: TaskRecord, targets: tuple[str, ...], remote: frozenset[str]) -> Task:
-    """Return the task as its replica is sent it."""
+def assignment(
+    job: JobRecord, task: TaskRecord, targets: tuple[str, ...], remote: frozenset[str], *, room: bool
+) -> Task:
+    """Return the task as its replica is sent it. room: whether the replica can be sent others beside it."""
     return Task(
         id=id_of(job, task),
         nodes={node_id: job.plan.graph.nodes[node_id] for node_id in task.plan.nodes},
@@ -137,7 +139,7 @@ def assignment(job: JobRecord, task: TaskRecord, targets: tuple[str, ...], remot
         extra_data=job.row.extra_data,
         created_s=job.row.created_s,
         tenant=job.row.tenant,
-        patient=job.row.feed is None,
+        patient=job.row.feed is None and room,
     )
 
 

@@ -488,6 +488,24 @@ def late(monkeypatch):
     made.set()
 
 
+async def test_a_patient_task_s_end_waits_for_others_only_while_others_run(root, late, monkeypatch):
+    monkeypatch.setattr(membership, "GATHER_S", 3600.0)
+    monkeypatch.setattr(membership, "HOST_S", 3600.0)
+    async with cluster(root, ONE) as running:
+        for color in (1, 2):
+            await asyncio.wait_for(running.finish(await running.submit(preview(color), ("2",))), 60)
+        waits_for_models = await running.submit(txt2img(1), ("6",))
+        quick = await running.submit(preview(3), ("2",))
+        runner = running.runners["gpu"]
+        while [task_id.job_id for task_id in runner._running] != [waits_for_models]:
+            await asyncio.sleep(0.01)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert (await running.scheduler.job(quick)).ended_s is None
+        assert await running.scheduler.cancel(waits_for_models)
+        assert (await asyncio.wait_for(running.finish(quick), 60)).state == "success"
+
+
 async def test_what_needs_no_model_runs_before_models_are_there_and_what_needs_one_waits(root, late):
     async with cluster(root, ONE) as running:
         sampled = await running.submit(txt2img(1), ("6",))

@@ -56,10 +56,17 @@ def test_a_job_waits_for_a_replica_and_then_runs_to_success():
     assert "a" not in script.machine.jobs
 
 
+def test_a_task_that_fills_its_replica_up_is_not_patient():
+    script = Script()
+    script.replica("r1", slots=3)
+    tasks = [task for seed in range(4) for _, task in assigned(script.job(f"job {seed}", seed=seed))]
+    assert [task.patient for task in tasks] == [True, True, False]
+    assert [task.patient for _, task in assigned(script.run("r1", tasks[0]))] == [False], "it takes the slot left"
+
+
 def test_a_task_is_patient_if_no_socket_is_told_of_its_job():
     script = Script()
-    script.replica("r1", slots=2)
-    script.replica("r2", slots=2)
+    script.replica("r1", slots=8)
     clients = {None: True, "": True, "me": False}
     for seed, (client_id, patient) in enumerate(clients.items()):
         [(_, task)] = assigned(script.job(f"job {seed}", seed=seed, client_id=client_id))
