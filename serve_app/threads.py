@@ -14,14 +14,14 @@ _Call: TypeAlias = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, .
 
 
 class Threads:
-    """At most so many, begun as they are needed; one makes its calls in their order.
+    """At most so many, begun as they are needed; one makes its calls in their order. after: called after each, there.
 
     In place of an executor: that makes two futures a call, with locks and callbacks, which for a short function cost
     more than the function.
     """
 
-    def __init__(self, name: str, most: int = 1) -> None:
-        self._name, self._most = name, most
+    def __init__(self, name: str, most: int = 1, after: Callable[[], object] = lambda: None) -> None:
+        self._name, self._most, self._after = name, most, after
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -57,6 +57,7 @@ class Threads:
         while (call := self._calls.get()) is not None:
             _make(*call)
             del call  # which would be kept until the next
+            self._after()
             self._idle.append(None)
 
 

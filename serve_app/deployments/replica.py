@@ -45,10 +45,12 @@ class Replica:
             # Here and not above, so that who only deploys this class needs no torch.
             from serve_app.nodes.compat.server import PromptServer
             from serve_app.nodes.route_server import RouteServer
+            from serve_app.openmp import Executor
             from serve_app.replica.assemble import assemble
 
             self._runner = assemble(config, pool, replica_id, scheduler, ObjectStore())
             self._routes = RouteServer(PromptServer.instance.app)
+            asyncio.get_running_loop().set_default_executor(Executor())
         self._runner.hear = self._routes.hear
         self._watchdog = Watchdog(
             asyncio.get_running_loop(),

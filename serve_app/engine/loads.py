@@ -25,6 +25,7 @@ from serve_app.engine.timeline import Timeline
 from serve_app.models.recipes import Need
 from serve_app.models.residency import Hold
 from serve_app.models.weights import Weights
+from serve_app.openmp import end_team
 
 T = TypeVar("T")
 
@@ -154,6 +155,7 @@ def _run(waiting: SimpleQueue[_Item], turns: list[int], timeline: Timeline) -> N
             turns[1] = 0
             # What was done holds weights, and must not while this waits.
             del item
+            end_team()
 
 
 def _do(work: Callable[[Future[Any]], Any], failed: Callable[[BaseException], object], future: Future[Any]) -> None:

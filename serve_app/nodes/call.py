@@ -23,13 +23,14 @@ from serve_app.nodes.contained import contained
 from serve_app.nodes.executing import Executing, enter
 from serve_app.nodes.size import allow_calls
 from serve_app.nodes.time_limit import bounded
+from serve_app.openmp import end_team
 from serve_app.threads import Threads
 
 PACKS = "custom_nodes."
 """What the module of a node pack's class begins with, as `NodeSpec.python_module`."""
 
-_THREADS = Threads("nodes", min(32, (os.cpu_count() or 1) + 4))
-_ONE_THREAD = Threads("packs")
+_THREADS = Threads("nodes", min(32, (os.cpu_count() or 1) + 4), end_team)
+_ONE_THREAD = Threads("packs", 1, end_team)
 """Packs are written for ComfyUI, which runs one sync node at a time; they seed global generators and share globals."""
 
 

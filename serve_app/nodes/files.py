@@ -21,6 +21,7 @@ import re2
 from serve_app.errors import FileMissingError, NodeError
 from serve_app.nodes.executing import executing
 from serve_app.nodes.runtime import Saved
+from serve_app.openmp import end_team
 from serve_app.store.input_folders import files_below
 from serve_app.store.reserved import BATCH, Contents, named
 from serve_app.store.store import Area, Content, FileRef, Store
@@ -28,7 +29,7 @@ from serve_app.threads import Threads
 
 T = TypeVar("T")
 
-_THREADS = Threads("files", min(32, (os.cpu_count() or 1) + 4))
+_THREADS = Threads("files", min(32, (os.cpu_count() or 1) + 4), end_team)
 
 Reserve = Callable[[str, int, Contents], Awaitable[tuple[int, bool]]]
 """(key, at_least, contents) -> the first of as many consecutive counters, which only this node of this job gets, and

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from serve_app.engine import loads
 from serve_app.engine.engine import Engine
 from serve_app.engine.loads import Loads
 from serve_app.engine.runtime import EngineRuntime
@@ -109,7 +110,11 @@ async def test_while_a_model_loads_forwards_of_others_go_on_and_so_does_work_tha
         assert (await asyncio.wait_for(waiting, 30)).latents.shape == (1, 4, 4, 4)
 
 
-async def test_nothing_is_loaded_in_the_engines_thread(engine: Engine, catalog: Catalog) -> None:
+async def test_nothing_is_loaded_in_the_engines_thread_and_what_loads_keeps_no_team(
+    engine: Engine, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(loads, "end_team", lambda: ended.append(current_thread().name))
     weights = slow(catalog)
     runtime = EngineRuntime(engine, weights).bind(ignore)
     conditioning = await runtime.encode_text(recipe("clip"), "a fox")
@@ -118,6 +123,7 @@ async def test_nothing_is_loaded_in_the_engines_thread(engine: Engine, catalog: 
     styled = recipe("backbone").with_patch(Lora("style.safetensors", 0.8))
     await runtime.sample(request(conditioning, backbone=styled))
     assert weights.threads == ["loads"] * 5
+    assert ended.count("loads") >= 4, "after each load but maybe the last, whose end is told first"
 
 
 async def test_what_is_granted_room_is_not_displaced_while_it_waits_to_be_loaded(
