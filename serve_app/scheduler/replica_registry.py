@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
-from functools import partial
-from typing import Any
 
 from serve_app import log
 from serve_app.errors import CrowdedError, StaleAttemptError, StaleEpochError
@@ -23,8 +21,7 @@ from serve_app.scheduler.messages import Checked, Message, ReplicaInfo, Report, 
 from serve_app.scheduler.remote_validation import RemoteValidation
 from serve_app.scheduler.stimuli import ReplicaJoined, ReplicaLeft, ReplicaLost, Reported, Stimulus
 from serve_app.scheduler.tenure import Tenure
-from serve_app.scheduler.writer import persistently
-from serve_app.store.jobs import Jobs
+from serve_app.store.changes import Change, CountersReserved
 from serve_app.store.reserved import Contents
 
 POLL_S = 5.0
@@ -37,7 +34,8 @@ _log = log.get("scheduler")
 class ReplicaRegistry:
     """One a scheduler's life. Implements SchedulerForReplicas.
 
-    feed: lets the machine decide; its future is done when that is durable. is_current: whether an attempt is the one
+    feed: lets the machine decide; its future is done when that is durable. record: returns once a change is, together
+    with whatever else has gathered. is_current: whether an attempt is the one
     that runs now. silence_s: how long a replica may say nothing before it counts as lost; silenced: told of one that
     is about to be, whose process may live.
     """
@@ -47,11 +45,10 @@ class ReplicaRegistry:
         tenure: Tenure,
         pools: Collection[str],
         abilities: Abilities,
-        jobs: Jobs,
-        in_database: Callable[..., Awaitable[Any]],
         *,
         validation: RemoteValidation,
         feed: Callable[[Stimulus], asyncio.Future[None]],
+        record: Callable[[Change], Awaitable[None]],
         is_current: Callable[[TaskId], bool],
         silence_s: float,
         silenced: Callable[[str], None],
@@ -59,9 +56,8 @@ class ReplicaRegistry:
         self._tenure = tenure
         self._pools = pools
         self._abilities = abilities
-        self._jobs = jobs
-        self._in_database = in_database
         self._feed = feed
+        self._record = record
         self._is_current = is_current
         self._silence_s = silence_s
         self._mailboxes: dict[str, Mailbox] = {}
@@ -113,12 +109,11 @@ class ReplicaRegistry:
         self._tenure.check()
         if not self._is_current(task_id):
             raise StaleAttemptError(f"attempt {task_id.attempt} of job {task_id.job_id} has been replaced")
-        named = (task_id.job_id, node_id, key)
-        # Asked first and apart: reserving may be tried again after it was done, and would then look given before.
-        earlier = await persistently(lambda: self._in_database(self._jobs.reserved, *named))
-        reserve = partial(self._jobs.reserve, self._tenure.epoch, *named, at_least, contents)
-        first = await persistently(lambda: self._in_database(reserve))
-        return first, earlier == (first, len(contents))
+        change = CountersReserved(task_id.job_id, node_id, key, at_least, contents)
+        await self._record(change)
+        if change.first is None or change.again is None:
+            raise StaleAttemptError(f"the database takes nothing of job {task_id.job_id}, which has ended")
+        return change.first, change.again
 
     async def leave(self, replica_id: str, epoch: int) -> None:
         if epoch == self._tenure.epoch:

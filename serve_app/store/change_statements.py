@@ -17,6 +17,7 @@ from serve_app.store import usage
 from serve_app.store.assets import AssetUse, use
 from serve_app.store.changes import (
     Change,
+    CountersReserved,
     JobAccepted,
     JobEnded,
     JobLostReplica,
@@ -28,6 +29,7 @@ from serve_app.store.credentials import CREDENTIALS, without_credentials
 from serve_app.store.execute import execute
 from serve_app.store.insert_once import Values, insert_once
 from serve_app.store.keys import KeyClaim, claim_keys
+from serve_app.store.reservations import reserve
 from serve_app.store.schema import JOBS, LABELS, OUTPUTS, UNFINISHED
 
 T = TypeVar("T")
@@ -80,6 +82,7 @@ def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
         _LOSE,
         [_new(c.job_id, losses=c.losses, lone_losses=c.lone_losses) for c in _of(JobLostReplica, changes)],
     )
+    reserve(connection, _of(CountersReserved, changes))
     outputs = [
         {"job_id": c.job_id, "node_id": c.node_id, "ui": json.dumps(c.ui), "seq": c.seq}
         for c in _of(OutputRecorded, changes)

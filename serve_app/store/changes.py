@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from serve_app.events import Ending, Failure, JobState
+from serve_app.store.reserved import Contents
 
 NO_FAILURE = Failure()
 """The same object for every job that has not failed, of which thousands may wait in memory."""
@@ -124,6 +125,26 @@ class OutputRecorded:
     seq: int
 
 
+@dataclass(slots=True, eq=False)
+class CountersReserved:
+    """A node of the job is to save files that consecutive counters of `key` name. The transaction fills in which.
+
+    at_least: none is below it; 0 asks for what follows those given before, and is answered 0 if none were: then files
+    may be there that nobody here counted. The same (job, node, key) is given the same ones again while they are high
+    enough. first: the first of them; None until the transaction. again: whether they were reserved before; a
+    transaction that is tried again, as the answer to its COMMIT was lost, may find what the first try reserved, so what
+    that found stays.
+    """
+
+    job_id: str
+    node_id: str
+    key: str
+    at_least: int
+    contents: Contents
+    first: int | None = None
+    again: bool | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class JobEnded:
     """failure: of its error, or where it was when it was cancelled."""
@@ -183,7 +204,9 @@ class ListCount(NamedTuple):
     jobs: int = 1
 
 
-Change: TypeAlias = JobAccepted | JobStarted | JobLostReplica | OutputRecorded | JobEnded | TenantUsed
+Change: TypeAlias = (
+    JobAccepted | JobStarted | JobLostReplica | CountersReserved | OutputRecorded | JobEnded | TenantUsed
+)
 
 JobKey: TypeAlias = tuple[str, int | None]
 """What tells a job's states apart: its id, and the cursor of its end, after which nothing of it changes."""

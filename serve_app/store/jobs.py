@@ -46,9 +46,9 @@ from serve_app.store.execute import execute
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.list_statements import ENDLESS, containing, counting, counting_ends, window_of
 from serve_app.store.removal import delete_jobs
-from serve_app.store.reserved import Contents, Reservation, shown
+from serve_app.store.reservations import let_go, reservation_of
+from serve_app.store.reserved import Reservation, shown
 from serve_app.store.schema import (
-    COUNTERS,
     JOBS,
     LEASE,
     OUTPUTS,
@@ -188,52 +188,11 @@ class Jobs:
                 self._webhooks = webhooks.known(connection)
             return webhooks.enclose(connection, self._webhooks, chain.from_iterable(batches))
 
-    def reserved(self, job_id: str, node_id: str, key: str) -> tuple[int, int] | None:
-        """Return the first of the counters that the node was given for `key`, and how many; None before `reserve`."""
-        with self._reading() as connection, _refusing(job_id):
-            given = sa.select(RESERVATIONS.c.first, RESERVATIONS.c.amount).where(_reservation(job_id, node_id, key))
-            row = connection.execute(given).first()
-            return None if row is None else (int(row.first), int(row.amount))
-
-    def reserve(self, epoch: int, job_id: str, node_id: str, key: str, at_least: int, contents: Contents) -> int:
-        """Return the first of as many counters for `key` as there are contents, none below `at_least`.
-
-        The same (job, node, key) gets the same ones again while they are high enough. at_least 0 asks for whatever
-        follows those given before, and is answered 0 if none were: then files may be there that nobody here counted.
-        """
-        where, count = _reservation(job_id, node_id, key), len(contents)
-        with self._transaction() as connection, _refusing(job_id):
-            self._fence(connection, epoch)
-            row = connection.execute(sa.select(RESERVATIONS).where(where)).first()
-            earlier = None if row is None else _reserved(row)
-            if earlier is not None and earlier.amount == count and earlier.first >= at_least:
-                # What another attempt made may differ in the last bit, and either may be what is there in the end.
-                given = earlier.digests or (frozenset[str](),) * count
-                digests = [sorted(d | {new}) for d, new in zip(given, contents.digests, strict=True)]
-                made = {"ending": contents.ending, "digests": json.dumps(digests)}
-                connection.execute(sa.update(RESERVATIONS).where(where).values(made))
-                return earlier.first
-            following = connection.execute(sa.select(COUNTERS.c.following).where(COUNTERS.c.key == key)).scalar()
-            if following is None and at_least == 0:
-                return 0
-            first = max(at_least, following or 0)
-            if following is None:
-                connection.execute(sa.insert(COUNTERS).values(key=key, following=first + count))
-            else:
-                connection.execute(sa.update(COUNTERS).where(COUNTERS.c.key == key).values(following=first + count))
-            connection.execute(sa.delete(RESERVATIONS).where(where))
-            made = {"ending": contents.ending, "digests": json.dumps([[digest] for digest in contents.digests])}
-            named = {"job_id": job_id, "node_id": node_id, "key": key, "first": first, "amount": count}
-            connection.execute(sa.insert(RESERVATIONS).values(named | made))
-            return first
-
     def settle(self, epoch: int, reservations: Sequence[Reservation]) -> None:
         """Let go of reservations whose files are recorded or gone."""
         with self._transaction() as connection:
             self._fence(connection, epoch)
-            for given in reservations:
-                where = _reservation(given.job_id, given.node_id, given.key)
-                connection.execute(sa.delete(RESERVATIONS).where(where))
+            let_go(connection, reservations)
 
     def save_specs(
         self, epoch: int, pool: str, specs: Sequence[Mapping[str, Any]], routes: Sequence[Mapping[str, str]]
@@ -370,7 +329,7 @@ class Jobs:
         ended = sa.select(RESERVATIONS).join(JOBS, JOBS.c.job_id == RESERVATIONS.c.job_id)
         ended = ended.where(JOBS.c.ended_s < ended_before_s).limit(limit)
         with self._reading() as connection:
-            return [_reserved(row) for row in connection.execute(ended)]
+            return [reservation_of(row) for row in connection.execute(ended)]
 
     def shown(self, job_ids: Sequence[str]) -> set[FileRef]:
         """Return the files that these jobs' recorded outputs name, where they lie."""
@@ -522,10 +481,6 @@ def _reason(error: Exception) -> str:
     return words.splitlines()[0][:500]
 
 
-def _reservation(job_id: str, node_id: str, key: str) -> sa.ColumnElement[bool]:
-    return (RESERVATIONS.c.job_id == job_id) & (RESERVATIONS.c.node_id == node_id) & (RESERVATIONS.c.key == key)
-
-
 def _placed(ui: str, tenant: str) -> set[FileRef]:
     """Return where the files lie that what a job of the tenant's shows names."""
     found = set()
@@ -533,11 +488,6 @@ def _placed(ui: str, tenant: str) -> set[FileRef]:
         with contextlib.suppress(FileMissingError):
             found.add(placed(ref, tenant))
     return found
-
-
-def _reserved(row: Any) -> Reservation:
-    digests = tuple(map(frozenset, json.loads(row.digests)))
-    return Reservation(row.job_id, row.node_id, row.key, int(row.first), int(row.amount), row.ending, digests)
 
 
 def _row(columns: Mapping[str, Any], outputs: Mapping[str, tuple[int, Any]]) -> JobRow:

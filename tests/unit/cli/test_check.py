@@ -19,6 +19,7 @@ from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS
 from serve_app.store.volume import Volume
+from tests.unit.store import reserving
 
 ROW = JobRow("", 0.0, 0, {}, ("1",), None, {}, created_s=5.0, queued_seq=1)
 
@@ -39,7 +40,7 @@ class Site:
         self.jobs.write(self.epoch, [JobAccepted(replace(ROW, job_id=job_id, order=order)), JobStarted(job_id, 6.0, 2)])
 
         async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
-            return self.jobs.reserve(self.epoch, job_id, "1", key, at_least, contents), False
+            return reserving.reserve(self.jobs, self.epoch, job_id, "1", key, at_least, contents)
 
         images = asyncio.run(NodeFiles(self.store, job_id, "1", reserve).save("output", "x", ".png", [b"x"]))
         if recorded:

@@ -18,6 +18,7 @@ from serve_app.store.reserved import Contents
 from serve_app.store.s3 import S3
 from serve_app.store.store import AREAS, FileRef, Store
 from serve_app.store.volume import Volume
+from tests.unit.store.reserving import reserve
 
 AT_S = time.mktime((2024, 3, 5, 7, 8, 9, 0, 0, -1))
 
@@ -30,12 +31,10 @@ class Counters:
         self._epoch = self._jobs.acquire("test")
 
     def of(self, job_id: str, node_id: str):
-        async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
-            earlier = self._jobs.reserved(job_id, node_id, key)
-            first = self._jobs.reserve(self._epoch, job_id, node_id, key, at_least, contents)
-            return first, earlier == (first, len(contents))
+        async def ask(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
+            return reserve(self._jobs, self._epoch, job_id, node_id, key, at_least, contents)
 
-        return reserve
+        return ask
 
 
 @pytest.fixture

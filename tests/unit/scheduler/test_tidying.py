@@ -25,6 +25,7 @@ from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents, shown
 from serve_app.store.store import AREAS, FileRef
 from serve_app.store.volume import Volume
+from tests.unit.store import reserving
 
 RULES = AppConfig().admission
 ROW = JobRow("", 0.0, 0, {}, ("1",), None, {}, created_s=5.0, queued_seq=1)
@@ -74,7 +75,7 @@ async def saved(site: Site, jobs: Jobs, epoch: int, area: str = "output") -> tup
     jobs.write(epoch, [JobAccepted(row)])
 
     async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
-        return jobs.reserve(epoch, row.job_id, "1", key, at_least, contents), False
+        return reserving.reserve(jobs, epoch, row.job_id, "1", key, at_least, contents)
 
     images = await NodeFiles(site.store, row.job_id, "1", reserve).save(area, "x", ".png", [b"x"])  # type: ignore[arg-type]
     return row.job_id, {"images": images}

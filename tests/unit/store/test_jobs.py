@@ -28,6 +28,7 @@ from serve_app.store.changes import (
 from serve_app.store.inquiries import ListJobs
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
+from tests.unit.store.reserving import reserve
 
 ROW = JobRow("a", 0.0, 0, {"1": {"class_type": "X"}}, ("1",), "client", {"k": [1]}, created_s=5.0, queued_seq=1)
 
@@ -69,7 +70,7 @@ def test_an_older_epoch_can_change_nothing(jobs):
     assert new > old
     for attempt in (
         lambda: jobs.write(old, [JobAccepted(ROW)]),
-        lambda: jobs.reserve(old, "a", "1", "key", 1, contents(1)),
+        lambda: reserve(jobs, old, "a", "1", "key", 1, contents(1)),
         lambda: jobs.save_specs(old, "gpu", [], []),
     ):
         with pytest.raises(StaleEpochError):
@@ -86,26 +87,26 @@ def test_changes_are_applied_all_or_none(jobs):
 
 def test_counters_are_given_once_and_the_same_again_to_who_had_them(jobs):
     epoch = jobs.acquire("me")
-    assert jobs.reserve(epoch, "a", "1", "output/x", 4, contents(2)) == 4
-    assert jobs.reserve(epoch, "b", "1", "output/x", 1, contents(1)) == 6
-    assert jobs.reserve(epoch, "a", "1", "output/x", 0, contents(2)) == 4
-    assert jobs.reserve(epoch, "a", "2", "output/x", 9, contents(1)) == 9
-    assert jobs.reserve(epoch, "c", "1", "output/y", 1, contents(1)) == 1
+    assert reserve(jobs, epoch, "a", "1", "output/x", 4, contents(2))[0] == 4
+    assert reserve(jobs, epoch, "b", "1", "output/x", 1, contents(1))[0] == 6
+    assert reserve(jobs, epoch, "a", "1", "output/x", 0, contents(2))[0] == 4
+    assert reserve(jobs, epoch, "a", "2", "output/x", 9, contents(1))[0] == 9
+    assert reserve(jobs, epoch, "c", "1", "output/y", 1, contents(1))[0] == 1
 
 
 def test_counters_that_turn_out_to_be_taken_are_exchanged_for_higher_ones(jobs):
     epoch = jobs.acquire("me")
-    assert jobs.reserve(epoch, "a", "1", "output/x", 1, contents(2)) == 1
-    assert jobs.reserve(epoch, "a", "1", "output/x", 7, contents(2)) == 7
-    assert jobs.reserve(epoch, "a", "1", "output/x", 0, contents(2)) == 7
-    assert jobs.reserve(epoch, "b", "1", "output/x", 0, contents(1)) == 9
+    assert reserve(jobs, epoch, "a", "1", "output/x", 1, contents(2))[0] == 1
+    assert reserve(jobs, epoch, "a", "1", "output/x", 7, contents(2))[0] == 7
+    assert reserve(jobs, epoch, "a", "1", "output/x", 0, contents(2))[0] == 7
+    assert reserve(jobs, epoch, "b", "1", "output/x", 0, contents(1))[0] == 9
 
 
 def test_nothing_follows_counters_that_were_never_given(jobs):
     epoch = jobs.acquire("me")
-    assert jobs.reserve(epoch, "a", "1", "output/x", 0, contents(1)) == 0
-    assert jobs.reserve(epoch, "b", "1", "output/x", 3, contents(1)) == 3
-    assert jobs.reserve(epoch, "a", "1", "output/x", 0, contents(1)) == 4
+    assert reserve(jobs, epoch, "a", "1", "output/x", 0, contents(1))[0] == 0
+    assert reserve(jobs, epoch, "b", "1", "output/x", 3, contents(1))[0] == 3
+    assert reserve(jobs, epoch, "a", "1", "output/x", 0, contents(1))[0] == 4
 
 
 @pytest.mark.parametrize("node_id", ["\ud800", "\udfff half a pair"])
@@ -117,7 +118,7 @@ def test_a_change_that_no_database_can_hold_is_refused_with_the_job_it_is_of(job
     assert refused.value.job_id == "b"
     assert {row.state for row in jobs.unfinished()} == {"queued"}
     with pytest.raises(ChangeRefusedError):
-        jobs.reserve(epoch, "a", node_id, "output/x", 1, contents(1))
+        reserve(jobs, epoch, "a", node_id, "output/x", 1, contents(1))
 
 
 NESTED: list = []

@@ -13,6 +13,7 @@ from serve_app.errors import ChangeRefusedError, DatabaseAwayError
 from serve_app.events import Failure
 from serve_app.store.changes import (
     Change,
+    CountersReserved,
     JobAccepted,
     JobEnded,
     JobLostReplica,
@@ -24,6 +25,7 @@ from serve_app.store.changes import (
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 from tests.unit.store.lost_commits import losing_commits
+from tests.unit.store.reserving import reserve
 
 ROW = JobRow("", 0.25, 0, {"1": {"inputs": {"x": 0.1}}}, ("1",), None, {"é": [1.5]}, created_s=1e9 / 7, queued_seq=1)
 
@@ -40,6 +42,7 @@ def life(order: int, ending: str) -> tuple[Change, ...]:
         JobAccepted(row),
         JobStarted(job_id, 2.1, seq + 1, ("4",)),
         JobLostReplica(job_id, order, 1),
+        CountersReserved(job_id, "1", f"output/{order}", 1, Contents("_.png", ("0",))),
         *recorded,
         JobEnded(job_id, ending, 3.3, seq + 9, Failure(message="b")),  # type: ignore[arg-type]
         TenantUsed(job_id, f"tenant {order}", DAY, 0.5 + order),
@@ -107,13 +110,18 @@ def test_counters_specs_and_the_lease_are_the_same_after_a_lost_commit(database_
         epoch = jobs.acquire("me")
         for job_id, first in (("a", 5), ("b", 7)):
             with pytest.raises(DatabaseAwayError):
-                jobs.reserve(epoch, job_id, "1", "output/x", 5, contents(2))
-            assert jobs.reserve(epoch, job_id, "1", "output/x", 5, contents(2)) == first
+                reserve(jobs, epoch, job_id, "1", "output/x", 5, contents(2))
+            assert reserve(jobs, epoch, job_id, "1", "output/x", 5, contents(2)) == (first, True)
+        tried_again = CountersReserved("d", "1", "output/x", 5, contents(2))
+        with pytest.raises(DatabaseAwayError):
+            jobs.write(epoch, [tried_again])
+        jobs.write(epoch, [tried_again])
+        assert (tried_again.first, tried_again.again) == (9, False), "nobody was given them before"
         with pytest.raises(DatabaseAwayError):
             jobs.save_specs(epoch, "gpu", [{"class_type": "X"}], [])
         jobs.save_specs(epoch, "gpu", [{"class_type": "X"}], [])
     assert jobs.specs() == {"gpu": [{"class_type": "X"}]}
-    assert jobs.reserve(epoch, "c", "1", "output/x", 0, contents(1)) == 9
+    assert reserve(jobs, epoch, "c", "1", "output/x", 0, contents(1)) == (11, False)
     jobs.close()
 
 

@@ -13,6 +13,7 @@ from serve_app.store.changes import JobRow
 from serve_app.store.jobs import Jobs
 from serve_app.store.reserved import Contents
 from serve_app.store.schema import MIGRATIONS, SCHEMA, VERSION
+from tests.unit.store.reserving import reserve
 
 FIRST = """
 CREATE TABLE lease (name VARCHAR(32) NOT NULL PRIMARY KEY, epoch BIGINT NOT NULL, holder VARCHAR(255) NOT NULL,
@@ -97,7 +98,7 @@ def test_an_older_database_keeps_its_jobs_counters_and_lease(database_url, versi
     assert jobs.unfinished() == [JOB]
     assert jobs.started_s() == 12.5
     assert jobs.acquire("me") == 8
-    assert jobs.reserve(8, "b", "1", "output/x", 0, contents(1)) == 42
+    assert reserve(jobs, 8, "b", "1", "output/x", 0, contents(1))[0] == 42
     jobs.close()
 
 

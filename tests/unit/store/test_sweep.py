@@ -20,6 +20,7 @@ from serve_app.store.reserved import Contents, shown
 from serve_app.store.store import AREAS, FileRef, Store
 from serve_app.store.sweep import Sweep
 from serve_app.store.volume import Volume
+from tests.unit.store import reserving
 
 ROW = JobRow("", 0.0, 0, {}, ("1",), None, {}, created_s=5.0, queued_seq=1)
 LATER_S = 100.0
@@ -46,9 +47,7 @@ class Saves:
 
     def attempt(self, job_id: str, *contents: bytes, prefix: str = "a/b") -> list[FileRef]:
         async def reserve(key: str, at_least: int, what: Contents) -> tuple[int, bool]:
-            earlier = self.jobs.reserved(job_id, "1", key)
-            first = self.jobs.reserve(self.epoch, job_id, "1", key, at_least, what)
-            return first, earlier == (first, len(what))
+            return reserving.reserve(self.jobs, self.epoch, job_id, "1", key, at_least, what)
 
         saving = NodeFiles(self.store, job_id, "1", reserve).save("output", prefix, ".png", contents)
         return list(shown({"images": asyncio.run(saving)}))

@@ -1,0 +1,18 @@
+"""Counters reserved as the scheduler has them reserved."""
+
+from __future__ import annotations
+
+from serve_app.store.changes import CountersReserved
+from serve_app.store.jobs import Jobs
+from serve_app.store.reserved import Contents
+
+
+def reserve(
+    jobs: Jobs, epoch: int, job_id: str, node_id: str, key: str, at_least: int, contents: Contents
+) -> tuple[int, bool]:
+    """Return the first counter, and whether it had been reserved before."""
+    change = CountersReserved(job_id, node_id, key, at_least, contents)
+    jobs.write(epoch, [change])
+    assert change.first is not None
+    assert change.again is not None
+    return change.first, change.again
