@@ -1,6 +1,6 @@
 """Jobs per second of a workflow that computes next to nothing: what accepting, running and recording a job costs.
 
-Who awaits a job is told of its end by a websocket.
+Who awaits a job is told of its end by a websocket. An image is shown or saved: one that is saved has a counted name.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SETTLE_S = 10.0
 
 def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series], list[Ratio]]:
     """Run every contender in turn: one connection that waits for each job, then one and several that queue many."""
-    loads: dict[str, Callable[[Server], int]] = {
+    loads: dict[str, Callable[[Server, bool], int]] = {
         "1 connection, each job awaited": _one_by_one,
-        "1 connection, all queued first": lambda server: _queued(server, 1),
-        f"{CONNECTIONS} connections, all queued first": lambda server: _queued(server, CONNECTIONS),
+        "1 connection, all queued first": lambda server, saved: _queued(server, 1, saved=saved),
+        f"{CONNECTIONS} connections, all queued first": lambda server, saved: _queued(server, CONNECTIONS, saved=saved),
     }
-    whens = ("", f", {EARLIER} jobs later")
+    whens = ("", ", saved", f", {EARLIER} jobs later")
     labels = [load + when for when in whens for load in loads]
     rates: dict[tuple[str, str], list[float]] = {(c.kind, label): [] for label in labels for c in contenders}
     for _ in range(rounds):
@@ -39,11 +39,11 @@ def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series],
                 _queued(server, CONNECTIONS)
                 time.sleep(SETTLE_S)
                 for when in whens:
-                    if when:
+                    if when == whens[-1]:
                         _queued(server, CONNECTIONS, EARLIER)
                     for load, work in loads.items():
                         began = time.perf_counter()
-                        jobs = work(server)
+                        jobs = work(server, when == whens[1])
                         rates[contender.kind, load + when].append(jobs / (time.perf_counter() - began))
     series = {key: Series(NAME, key[1], key[0], "jobs/s", values) for key, values in rates.items()}
     others = [kind for kind in dict.fromkeys(c.kind for c in contenders) if kind != "serve-app"]
@@ -55,20 +55,20 @@ def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series],
     return list(series.values()), ratios
 
 
-def _one_by_one(server: Server) -> int:
+def _one_by_one(server: Server, saved: bool) -> int:
     client = Awaiting(server.client, server.port, NAME)
     for _ in range(JOBS):
-        client.run(noop())
+        client.run(noop(saved=saved))
     client.close()
     return JOBS
 
 
-def _queued(server: Server, connections: int, jobs: int = 4 * JOBS) -> int:
+def _queued(server: Server, connections: int, jobs: int = 4 * JOBS, *, saved: bool = False) -> int:
     share = jobs // connections
 
     def client() -> None:
         connection = Client(server.port)
-        connection.run([noop() for _ in range(share)])
+        connection.run([noop(saved=saved) for _ in range(share)])
         connection.close()
 
     with ThreadPoolExecutor(connections) as pool:
