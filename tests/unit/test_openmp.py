@@ -29,16 +29,21 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(usual)
 
 
-def compute() -> int:
-    """Compute with a team, and return how many threads there are."""
+def threads() -> set[str]:
+    return {task.name for task in TASKS.iterdir()}
+
+
+def compute() -> set[str]:
+    """Compute with a team; return the threads that are new. Of other tests' some may just be ending."""
+    before = threads()
     torch.ones(1 << 20).add_(1)
-    return len(list(TASKS.iterdir()))
+    return threads() - before
 
 
-def until_there_are(number: int) -> None:
-    """Return once there are so many threads: the kernel takes a moment to forget one. Errors: AssertionError."""
+def until_gone(team: set[str]) -> None:
+    """Return once threads have ended: the kernel takes a moment to forget one. Errors: AssertionError."""
     ends_s = time.monotonic() + 60
-    while len(list(TASKS.iterdir())) != number:
+    while team & threads():
         assert time.monotonic() < ends_s
         time.sleep(0.001)
 
@@ -46,11 +51,12 @@ def until_there_are(number: int) -> None:
 def test_a_thread_that_has_ended_its_team_gets_another() -> None:
     def run() -> None:
         end_team()  # it has none
-        alone = len(list(TASKS.iterdir()))
         for _ in range(3):
-            assert compute() == alone + 1
+            team = compute()
+            assert len(team) == 1
+            assert not compute(), "it is the same team"
             end_team()
-            until_there_are(alone)
+            until_gone(team)
 
     with ThreadPoolExecutor(1) as thread:
         thread.submit(run).result()
@@ -60,18 +66,17 @@ async def test_threads_of_an_executor_keep_no_team_and_their_results_and_errors_
     executor = Executor(1)
     loop = asyncio.get_running_loop()
     assert await loop.run_in_executor(executor, divmod, 7, 2) == (3, 1)
-    before = len(list(TASKS.iterdir()))
-    assert await loop.run_in_executor(executor, compute) == before + 1
-    until_there_are(before)
+    team = await loop.run_in_executor(executor, compute)
+    assert len(team) == 1
+    until_gone(team)
     with pytest.raises(ZeroDivisionError):
         await loop.run_in_executor(executor, divmod, 1, 0)
     executor.shutdown()
 
 
 async def test_threads_that_call_functions_for_nodes_keep_no_team() -> None:
-    threads = Threads("test", 1, end_team)
-    await threads.call(divmod, 7, 2)
-    before = len(list(TASKS.iterdir()))
-    assert await threads.call(compute) == before + 1
-    until_there_are(before)
-    threads.close()
+    calling = Threads("test", 1, end_team)
+    team = await calling.call(compute)
+    assert len(team) == 1
+    until_gone(team)
+    calling.close()
