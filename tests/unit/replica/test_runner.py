@@ -76,7 +76,16 @@ async def test_a_job_ends_with_its_image_in_the_output_folder(root):
             assert picture.size == (64, 64)
 
 
-async def test_a_job_of_quick_nodes_takes_two_calls_of_its_replica_and_two_transactions(root, monkeypatch):
+@pytest.mark.parametrize(
+    ("shown", "calls"),
+    [
+        ("PreviewImage", {"poll": 1, "report": 1, "write": 2}),
+        ("SaveImage", {"poll": 1, "reserve": 1, "report": 1, "write": 3}),
+    ],
+)
+async def test_a_job_of_quick_nodes_takes_few_calls_of_its_replica_and_few_transactions(
+    root, monkeypatch, shown, calls
+):
     # Nothing leaves because it has waited: what is counted is what does not gather at all.
     monkeypatch.setattr(membership, "GATHER_S", 3600.0)
     monkeypatch.setattr(membership, "HOST_S", 3600.0)
@@ -96,9 +105,15 @@ async def test_a_job_of_quick_nodes_takes_two_calls_of_its_replica_and_two_trans
         for name in ("poll", "report", "reserve"):
             count(running.scheduler, name)
         count(running.scheduler._jobs, "write")
-        job = await running.finish(await running.submit(preview(1), ("2",)))
-        assert job.state == "success"
-        assert counted == {"poll": 1, "report": 1, "write": 2}
+        count(running.scheduler._jobs, "_transaction")
+        for color in (1, 2):
+            counted.clear()
+            workflow = preview(color)
+            workflow["2"] = {"class_type": shown, "inputs": {"images": ["1", 0], "filename_prefix": "out"}}
+            job = await running.finish(await running.submit(workflow, ("2",)))
+            assert job.state == "success"
+        # The first save under a prefix looks at its folder as well.
+        assert counted == calls | {"_transaction": calls["write"]}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 from serve_app.api.comfy import history
 from serve_app.config import AppConfig
-from serve_app.errors import DatabaseAwayError, DrainingError, InvalidSubmissionError, QueueFullError
+from serve_app.errors import DatabaseAwayError, DrainingError, InvalidSubmissionError, QueueFullError, StaleAttemptError
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import Input, NodeSpec
@@ -319,6 +319,29 @@ async def test_whatever_commit_loses_its_answer_jobs_are_accepted_and_end_as_if_
     assert {view.state for view in views} == {"success"}
     assert {tuple(view.outputs) for view in views} == {("1", "2")}
     assert reserved == [(1, False)]
+
+
+async def test_counters_that_are_asked_for_together_are_reserved_in_one_transaction(life, monkeypatch):
+    job_id, written = await held(life), []
+
+    def counted(epoch, changes):
+        written.append(len(changes))
+        return write(epoch, changes)
+
+    write = life.jobs.write
+    monkeypatch.setattr(life.jobs, "write", counted)
+    task_id = TaskId(job_id, 0, 0)
+    asked = [life.scheduler.reserve(task_id, str(node), "output/x", 1, contents(2)) for node in range(6)]
+    assert await asyncio.gather(*asked) == [(first, False) for first in range(1, 13, 2)]
+    assert written == [6]
+
+
+async def test_a_job_that_no_database_can_hold_ends_and_its_node_is_given_no_counters(life):
+    job_id = await held(life)
+    with pytest.raises(StaleAttemptError, match="takes nothing"):
+        await life.scheduler.reserve(TaskId(job_id, 0, 0), "\ud800", "output/x", 1, contents(1))
+    assert (await life.finish(job_id)).state == "error"
+    assert await life.reserve(await held(life)) == (1, False)
 
 
 async def held(life: Life) -> str:
