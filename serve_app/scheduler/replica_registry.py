@@ -34,10 +34,9 @@ _log = log.get("scheduler")
 class ReplicaRegistry:
     """One a scheduler's life. Implements SchedulerForReplicas.
 
-    feed: lets the machine decide; its future is done when that is durable. record: returns once a change is, together
-    with whatever else has gathered. is_current: whether an attempt is the one
-    that runs now. silence_s: how long a replica may say nothing before it counts as lost; silenced: told of one that
-    is about to be, whose process may live.
+    feed: lets the machine decide; its future is done when that is durable. record: makes a change durable with
+    whatever else has gathered. is_current: whether an attempt is the one that runs now. silence_s: how long a replica
+    may say nothing before it counts as lost; silenced: told of one that is about to be, whose process may live.
     """
 
     def __init__(
@@ -111,8 +110,9 @@ class ReplicaRegistry:
             raise StaleAttemptError(f"attempt {task_id.attempt} of job {task_id.job_id} has been replaced")
         change = CountersReserved(task_id.job_id, node_id, key, at_least, contents)
         await self._record(change)
-        if change.first is None or change.again is None:
-            raise StaleAttemptError(f"the database takes nothing of job {task_id.job_id}, which has ended")
+        # A job that the database refuses is taken out of a transaction that had filled its changes in.
+        if change.again is None or not self._is_current(task_id):
+            raise StaleAttemptError(f"job {task_id.job_id} has ended meanwhile")
         return change.first, change.again
 
     async def leave(self, replica_id: str, epoch: int) -> None:

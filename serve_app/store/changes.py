@@ -131,9 +131,9 @@ class CountersReserved:
 
     at_least: none is below it; 0 asks for what follows those given before, and is answered 0 if none were: then files
     may be there that nobody here counted. The same (job, node, key) is given the same ones again while they are high
-    enough. first: the first of them; None until the transaction. again: whether they were reserved before; a
-    transaction that is tried again, as the answer to its COMMIT was lost, may find what the first try reserved, so what
-    that found stays.
+    enough. first: the first of them. again: whether they were reserved before, None until a transaction has looked; one
+    that is tried again, as the answer to its COMMIT was lost, may find what the first try reserved, so what that found
+    stays.
     """
 
     job_id: str
@@ -141,7 +141,7 @@ class CountersReserved:
     key: str
     at_least: int
     contents: Contents
-    first: int | None = None
+    first: int = 0
     again: bool | None = None
 
 

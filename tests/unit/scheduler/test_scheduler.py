@@ -338,7 +338,7 @@ async def test_counters_that_are_asked_for_together_are_reserved_in_one_transact
 
 async def test_a_job_that_no_database_can_hold_ends_and_its_node_is_given_no_counters(life):
     job_id = await held(life)
-    with pytest.raises(StaleAttemptError, match="takes nothing"):
+    with pytest.raises(StaleAttemptError, match="ended meanwhile"):
         await life.scheduler.reserve(TaskId(job_id, 0, 0), "\ud800", "output/x", 1, contents(1))
     assert (await life.finish(job_id)).state == "error"
     assert await life.reserve(await held(life)) == (1, False)
