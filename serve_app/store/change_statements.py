@@ -29,7 +29,7 @@ from serve_app.store.credentials import CREDENTIALS, without_credentials
 from serve_app.store.execute import execute
 from serve_app.store.insert_once import Values, insert_once
 from serve_app.store.keys import KeyClaim, claim_keys
-from serve_app.store.reservations import reserve
+from serve_app.store.reservation_statements import reserve
 from serve_app.store.schema import JOBS, LABELS, OUTPUTS, UNFINISHED
 
 T = TypeVar("T")

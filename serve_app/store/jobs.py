@@ -46,7 +46,7 @@ from serve_app.store.execute import execute
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.list_statements import ENDLESS, containing, counting, counting_ends, window_of
 from serve_app.store.removal import delete_jobs
-from serve_app.store.reservations import let_go, reservation_of
+from serve_app.store.reservation_statements import let_go, reservation_of
 from serve_app.store.reserved import Reservation, shown
 from serve_app.store.schema import (
     JOBS,
