@@ -30,21 +30,20 @@ def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Series],
         "1 connection, all queued first": lambda server, saved: _queued(server, 1, saved=saved),
         f"{CONNECTIONS} connections, all queued first": lambda server, saved: _queued(server, CONNECTIONS, saved=saved),
     }
-    whens = ("", ", saved", f", {EARLIER} jobs later")
-    labels = [load + when for when in whens for load in loads]
+    phases = {"": (0, False), ", saved": (0, True), f", {EARLIER} jobs later": (EARLIER, False)}
+    labels = [load + phase for phase in phases for load in loads]
     rates: dict[tuple[str, str], list[float]] = {(c.kind, label): [] for label in labels for c in contenders}
     for _ in range(rounds):
         for contender in contenders:
             with running(contender) as server:
                 _queued(server, CONNECTIONS)
                 time.sleep(SETTLE_S)
-                for when in whens:
-                    if when == whens[-1]:
-                        _queued(server, CONNECTIONS, EARLIER)
+                for phase, (earlier, saved) in phases.items():
+                    _queued(server, CONNECTIONS, earlier)
                     for load, work in loads.items():
                         began = time.perf_counter()
-                        jobs = work(server, when == whens[1])
-                        rates[contender.kind, load + when].append(jobs / (time.perf_counter() - began))
+                        jobs = work(server, saved)
+                        rates[contender.kind, load + phase].append(jobs / (time.perf_counter() - began))
     series = {key: Series(NAME, key[1], key[0], "jobs/s", values) for key, values in rates.items()}
     others = [kind for kind in dict.fromkeys(c.kind for c in contenders) if kind != "serve-app"]
     ratios = [

@@ -85,12 +85,10 @@ def drawn(
 
 def noop(*, saved: bool = False) -> dict[str, Any]:
     """Return a workflow that costs next to nothing: one colour that nobody has asked for yet, shown or saved."""
-    images = ["1", 0]
+    named = {"filename_prefix": "bench"} if saved else {}
     return {
         "1": _node("EmptyImage", width=SIDE, height=SIDE, batch_size=1, color=next(_fresh)),
-        "2": _node("SaveImage", images=images, filename_prefix="bench")
-        if saved
-        else _node("PreviewImage", images=images),
+        "2": _node("SaveImage" if saved else "PreviewImage", images=["1", 0], **named),
     }
 
 

@@ -23,7 +23,7 @@ SOFT = 1
 """omp_pause_soft: what the thread has set, such as how many are to be in its team, stays (OpenMP 5.0, 3.2.44)."""
 
 
-def _pause() -> Callable[[int], object]:
+def _found() -> Callable[[int], object]:
     """Return omp_pause_resource_all of the libgomp that came with torch. Other OpenMPs count no teams together."""
     for path in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
         if (pause := getattr(ctypes.CDLL(str(path)), "omp_pause_resource_all", None)) is not None:
@@ -31,12 +31,12 @@ def _pause() -> Callable[[int], object]:
     return lambda kind: None
 
 
-_paused = _pause()
+_pause = _found()
 
 
 def end_team() -> None:
     """End the calling thread's team, if it has one. Computing makes another, which takes some tens of microseconds."""
-    _paused(SOFT)
+    _pause(SOFT)
 
 
 class Executor(ThreadPoolExecutor):
