@@ -31,6 +31,9 @@ T = TypeVar("T")
 
 _THREADS = Threads("files", min(32, (os.cpu_count() or 1) + 4), end_team)
 
+_UNNAMED = re.compile("[\0\ud800-\udfff]")
+"""NUL and halves of pairs: neither file systems nor databases take them."""
+
 Reserve = Callable[[str, int, Contents], Awaitable[tuple[int, bool]]]
 """(key, at_least, contents) -> the first of as many consecutive counters, which only this node of this job gets, and
 whether an earlier attempt was given them.
@@ -131,7 +134,9 @@ class NodeFiles:
             return file.read()
 
     def _split(self, prefix: str, width: int, height: int) -> tuple[str, str]:
-        """Return (subfolder, start of the file name) of a prefix, its tokens filled in."""
+        """Return (subfolder, start of the file name) of a prefix, its tokens filled in. Errors: as `save`."""
+        if _UNNAMED.search(prefix):
+            raise NodeError(f"filename_prefix {prefix[:300]!r} has a character that no file's name can have")
         at = time.localtime(self._at_s)
         tokens = {"width": str(width), "height": str(height), "year": str(at.tm_year)} | {
             name: f"{value:02}"

@@ -266,6 +266,14 @@ async def test_saving_twice_under_one_prefix_is_refused_not_overwritten(volume: 
         await saved(store, "x")
 
 
+@pytest.mark.parametrize("prefix", ["a\0b", "\ud800", "b/\udfff"])
+async def test_a_prefix_that_no_file_can_have_is_refused_before_counters_are_asked_for(
+    volume: Volume, counters: Counters, prefix: str
+) -> None:
+    with pytest.raises(NodeError, match="a character that no file's name can have"):
+        await saved(files(volume, counters), prefix)
+
+
 async def test_files_are_read_from_the_area_their_name_says(volume: Volume, counters: Counters) -> None:
     volume.write(FileRef("input", "sub", "a.png"), b"in")
     volume.write(FileRef("output", "", "a.png"), b"out")
