@@ -23,7 +23,7 @@ from serve_app.nodes.executing import executing
 from serve_app.nodes.runtime import Saved
 from serve_app.openmp import end_team
 from serve_app.store.input_folders import files_below
-from serve_app.store.reserved import BATCH, Contents, named
+from serve_app.store.reserved import BATCH, LONGEST_KEY, Contents, named
 from serve_app.store.store import Area, Content, FileRef, Store
 from serve_app.threads import Threads
 
@@ -86,6 +86,10 @@ class NodeFiles:
             # No reservation: the name is this node's alone, and a retry writes over its own files.
             filename = f"{filename}_{self._own}"
         key = posixpath.join(area, subfolder, filename)
+        if len(key) > LONGEST_KEY:
+            raise NodeError(
+                f"filename_prefix {prefix[:300]!r} makes a path of {len(key)} characters; {LONGEST_KEY} are allowed"
+            )
         if key in self._saved:
             raise NodeError(f"it saves twice under {prefix[:300]!r}; all files under one prefix are saved together")
         self._saved.add(key)

@@ -13,6 +13,9 @@ from serve_app.store.store import AREAS, Content, FileRef, Store, pieces
 BATCH = "%batch_num%"
 """Stands in a key for a file's place among those that are saved together."""
 
+LONGEST_KEY = 767
+"""The most characters of a key."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contents:

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from serve_app.errors import ConfigError
+from serve_app.store.reserved import LONGEST_KEY
 
 METADATA = sa.MetaData()
 
@@ -122,7 +123,7 @@ sa.Index("asset_uses_by_asset", ASSET_USES.c.asset_id)
 COUNTERS = sa.Table(
     "counters",
     METADATA,
-    sa.Column("key", sa.String(767), primary_key=True),
+    sa.Column("key", sa.String(LONGEST_KEY), primary_key=True),
     sa.Column("following", sa.BigInteger, nullable=False),
 )
 RESERVATIONS = sa.Table(
@@ -130,7 +131,7 @@ RESERVATIONS = sa.Table(
     METADATA,
     sa.Column("job_id", sa.String(64), primary_key=True),
     sa.Column("node_id", sa.String(255), primary_key=True),
-    sa.Column("key", sa.String(767), primary_key=True),
+    sa.Column("key", sa.String(LONGEST_KEY), primary_key=True),
     sa.Column("first", sa.BigInteger, nullable=False),
     sa.Column("amount", sa.BigInteger, nullable=False),
     sa.Column("ending", sa.Text, nullable=False),

@@ -14,7 +14,7 @@ from serve_app.errors import FileMissingError, NodeError, StoreError
 from serve_app.nodes.files import NodeFiles
 from serve_app.store.bucket import PART_BYTES
 from serve_app.store.jobs import Jobs
-from serve_app.store.reserved import Contents
+from serve_app.store.reserved import LONGEST_KEY, Contents
 from serve_app.store.s3 import S3
 from serve_app.store.store import AREAS, FileRef, Store
 from serve_app.store.volume import Volume
@@ -272,6 +272,15 @@ async def test_a_prefix_that_no_file_can_have_is_refused_before_counters_are_ask
 ) -> None:
     with pytest.raises(NodeError, match="a character that no file's name can have"):
         await saved(files(volume, counters), prefix)
+
+
+async def test_a_prefix_longer_than_the_database_holds_is_refused_with_both_lengths(
+    volume: Volume, counters: Counters
+) -> None:
+    longest = "/".join(["y" * 95] * 7)
+    assert await saved(files(volume, counters), longest + "/" + "y" * (LONGEST_KEY - len(f"output/{longest}/")))
+    with pytest.raises(NodeError, match="makes a path of 768 characters; 767 are allowed"):
+        await saved(files(volume, counters), longest + "/" + "y" * (LONGEST_KEY - len(f"output/{longest}/") + 1))
 
 
 async def test_files_are_read_from_the_area_their_name_says(volume: Volume, counters: Counters) -> None:
