@@ -66,6 +66,18 @@ class Asks(Node):
     def go(self, n):
         return {"ui": {"n": [len(bytearray(1 << 34))]}}
 
+class Computes(Node):
+    async def go(self, n):
+        import torch
+        def threads():
+            return len(os.listdir("/proc/self/task"))
+        def compute():
+            torch.set_num_threads(4)
+            torch.ones(1 << 22).add_(1)
+        before = threads()
+        await asyncio.to_thread(compute)
+        return {"ui": {"n": [threads() - before]}}
+
 NODE_CLASS_MAPPINGS = {c.__name__: c for c in Node.__subclasses__()}
 """
 POOL = {
@@ -149,6 +161,12 @@ def test_what_a_node_raises_to_end_the_process_ends_its_job_alone(jobs: Jobs, ki
     assert jobs.message(jobs.submit(kind))["exception_type"] == error
     jobs.check(innocents)
     assert pid(jobs.server) == process
+
+
+def test_what_a_node_computes_in_a_thread_of_the_loops_leaves_no_team_of_openmp(jobs: Jobs) -> None:
+    ended = jobs.server.finished(jobs.submit("Computes"))
+    [left] = ended["outputs"]["n"]["n"]
+    assert left <= 1, "the loop's own new thread is one"
 
 
 def test_an_allocation_that_is_far_too_large_fails_alone(jobs: Jobs) -> None:
