@@ -519,6 +519,8 @@ async def test_a_patient_task_s_end_waits_for_others_only_while_others_run(root,
         assert (await running.scheduler.job(quick)).ended_s is None
         assert await running.scheduler.cancel(waits_for_models)
         assert (await asyncio.wait_for(running.finish(quick), 60)).state == "success"
+        # The loop waits for its threads as it closes, which is before the fixture ends.
+        late.set()
 
 
 async def test_what_needs_no_model_runs_before_models_are_there_and_what_needs_one_waits(root, late):
