@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 import uuid
 from pathlib import Path
+from typing import LiteralString
+from urllib.parse import urlsplit
 
 import psutil
 import psycopg
@@ -58,9 +60,16 @@ class Postgres:
     def database(self) -> str:
         """Make a new, empty database and return its URL."""
         name = f"t{uuid.uuid4().hex}"
-        with psycopg.connect(host=str(self._root), user="postgres", dbname="postgres", autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
+        self._execute(f'CREATE DATABASE "{name}"')
         return f"postgresql://postgres@/{name}?host={self._root}"
+
+    def drop(self, url: str) -> None:
+        """Delete a database, whoever is connected to it."""
+        self._execute(f'DROP DATABASE "{urlsplit(url).path[1:]}" WITH (FORCE)')
+
+    def _execute(self, statement: LiteralString) -> None:
+        with psycopg.connect(host=str(self._root), user="postgres", dbname="postgres", autocommit=True) as connection:
+            connection.execute(statement)
 
     def close(self) -> None:
         self.stop()

@@ -28,11 +28,16 @@ def postgres_server() -> Iterator[postgres.Postgres]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty database, of each kind in turn."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/jobs.sqlite"
-    return request.getfixturevalue("postgres_server").database()
+        yield f"sqlite:///{tmp_path}/jobs.sqlite"
+        return
+    server: postgres.Postgres = request.getfixturevalue("postgres_server")
+    url = server.database()
+    yield url
+    # Hundreds of them, 7 MB each, would come to the disk, and take minutes to delete.
+    server.drop(url)
 
 
 @pytest.fixture(params=["volume", "s3"])
