@@ -148,7 +148,7 @@ class _Pool:
 
     def _spare(self, record: ReplicaRecord) -> tuple[str, ...]:
         """Return the files that a replica has, or will have, which queued tasks are served by."""
-        return tuple(sorted(file for file in record.files if self._ready.first_of(file) is not None))
+        return tuple(sorted(self._ready.lines & record.files))
 
     def _recipes(self, waiting: Waiting) -> tuple[Recipe, ...]:
         entry = waiting.entry
@@ -186,11 +186,11 @@ class _Pool:
             # What it works at says of most replicas that they go on with it.
             owed = record.owed_s > 0.0
             if record.info.replica_id in self._lines or (
-                owed and any(self._ready.has_line(work.file) for work in record.work.values())
+                owed and any(work.file in self._ready.lines for work in record.work.values())
             ):
                 continue
             files = record.files
-            own = {file for file in files if self._ready.has_line(file)}
+            own = self._ready.lines & files
             if not own or not owed:
                 used = own.union(*(work.files for work in record.work.values()))
                 firsts = (first for file in own if (first := self._ready.first_of(file)) is not None)

@@ -199,8 +199,8 @@ class Dispatch:
         """
         while pool.changed:
             record = pool.changed[next(reversed(pool.changed))]
-            firsts = [waiting for file in record.ready if (waiting := ready.first_of(file)) is not None]
-            firsts = firsts or [waiting for file in record.ahead if (waiting := ready.first_of(file)) is not None]
+            own = ready.lines & record.ready or ready.lines & record.ahead
+            firsts = [waiting for file in own if (waiting := ready.first_of(file)) is not None]
             if firsts:
                 return record, min(firsts, key=ready.place)
             del pool.changed[record.info.replica_id]

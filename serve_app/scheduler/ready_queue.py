@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -128,9 +128,10 @@ class ReadyQueue:
                 break
         return list(found.values())[:count]
 
-    def has_line(self, file: str) -> bool:
-        """Whether a task is there that is served by a model file."""
-        return file in self._turns_of
+    @property
+    def lines(self) -> KeysView[str]:
+        """The model files that tasks are there for, "" for none."""
+        return self._turns_of.keys()
 
     def first_of(self, file: str) -> Waiting | None:
         """Return the first task that is served by a model file."""

@@ -80,7 +80,7 @@ class ReplicaRecord:
     @property
     def due_s(self) -> float:
         """The Unix time at which one of its tasks is expected to end, the first to do so; 0 if it runs none."""
-        return min((work.due_s for work in self.work.values()), default=0.0)
+        return min([work.due_s for work in self.work.values()], default=0.0)
 
     def runs_only(self, job_id: str) -> bool:
         """Whether nothing of any other job runs on it."""
