@@ -10,8 +10,8 @@ order takes a free replica that holds its file. Where none does:
 2. A replica without a line of its own loads for another, unless the replicas that hold the file are expected to have
    done all of that line within WORTH times as long as loading takes; they are waited for at most so long. One that has
    room beside what it holds waits also where the first of those is due before loading would be over; the longer the
-   rest of the line, the sooner that must be. Where each would give up other weights, which may have to be loaded again,
-   it is WORTH_DISPLACING times as long.
+   rest of the line, and the more replicas are free, the sooner that must be. Where each would give up other weights,
+   which may have to be loaded again, it is WORTH_DISPLACING times as long.
 Where loading takes no time, as far as is known, order is strict.
 
 Says only what may start; the machine starts it, and what that changes counts for whatever is said next. However many
@@ -236,7 +236,8 @@ class Dispatch:
         else:
             worth_s = load_s
             rest_s = line_s - waiting.work_s / slots
-            line_s = free_in_s(waiting.file, pool, at_s) + rest_s / WORTH
+            # Each of those that are free could take some of the rest.
+            line_s = free_in_s(waiting.file, pool, at_s) + len(pool.free) * rest_s
         if line_s >= worth_s:
             return False
         if waiting.held_s is None:

@@ -182,15 +182,24 @@ def test_a_free_replica_that_holds_nothing_loads_unless_it_need_not_within_a_par
 
 
 @pytest.mark.parametrize(
-    ("running", "waiting", "given"),
-    [(3, [9], [[]]), (4, [9], [["r2"]]), (1, [2, 2], [[], ["r2"]])],
+    ("free", "running", "waiting", "given"),
+    [
+        (1, 3, [9], [[]]),
+        (1, 4, [9], [["r2"]]),
+        (1, 1, [2, 2], [[], []]),
+        (1, 1, [2, 3], [[], ["r2"]]),
+        (2, 1, [2, 1], [[], []]),
+        (2, 1, [2, 2], [[], ["r2"]]),
+        (3, 1, [2, 1], [[], ["r2"]]),
+    ],
 )
-def test_a_free_replica_with_room_loads_unless_one_that_holds_the_file_is_due_sooner(
-    running: int, waiting: list[int], given: list[list[str]]
+def test_a_free_replica_with_room_loads_unless_one_that_holds_the_file_is_due_sooner_and_can_do_the_line_for_all_free(
+    free: int, running: int, waiting: list[int], given: list[list[str]]
 ) -> None:
     script = Loaded()
     script.holding("r1", "a")
-    with_room(script, "r2")
+    for number in range(free):
+        with_room(script, f"r{2 + number}")
     assert script.submit("running", "a", steps=running) == ["r1"]
     assert [script.submit(f"j{number}", "a", steps=steps) for number, steps in enumerate(waiting)] == given
 
