@@ -2,8 +2,9 @@
 
 A line that no replica holds the file of is going to be loaded for by one that has done its own. That one is told as
 soon as the line is among the next of its pool, and counts as one that will hold the file from then on. It works with
-what it has until the file is there, and then as long as after a load. One that has room is told also of a line that
-will keep those that hold its file for SPREAD times as long as loading takes, until they have begun all of it.
+what it has until the file is there, and then as long as after a load. One that has room is told already where it will
+have done its own lines before loading would be over; and of a line too that will keep those that hold its file for
+SPREAD times as long as loading takes, until they have begun all of it.
 
 The next tasks of a line that replicas do hold may name files that they lack, such as a LoRA. Of them the one that is
 expected to be free first is told of the first task, the next one of the second.
@@ -13,7 +14,7 @@ Pure; it looks at a few lines and replicas, however many there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from serve_app.recipe import Recipe
@@ -61,14 +62,16 @@ class _Line(NamedTuple):
 
 
 class _Changing(NamedTuple):
-    """A replica that may take another line. files: of which it holds the weights or will. place: that of the first task
-    of its own lines, None for none. unneeded: whether it holds something that nobody needs.
+    """A replica that may take another line. files: of which it holds the weights or will. has_room: whether it is known
+    to have some for another model. place: that of the first task of its own lines, if it has worked as long as it
+    should with what it loaded. done_s: in how long it is expected to have done those lines; 0 for none.
     """
 
     record: ReplicaRecord
     files: frozenset[str]
+    has_room: bool
     place: tuple[float, str, Entry] | None
-    unneeded: bool
+    done_s: float
 
 
 class _Pool:
@@ -96,12 +99,14 @@ class _Pool:
         if not len(self._ready) or not self._costs.loads(self._name):
             return
         changing: list[_Changing] | None = None
-        for waiting in self._ready.firsts(LOOKED_AT):
+        firsts = self._ready.firsts(LOOKED_AT)
+        for waiting in firsts:
             if not waiting.file:
                 continue
             taker = None
             if self._wants_taker(waiting, at_s):
-                changing = list(self._changing()) if changing is None else changing
+                if changing is None:
+                    changing = [*self._changing(max(self._load_s(first.file) for first in firsts), at_s)]
                 taker = self._taker(waiting, changing)
             if taker is not None:
                 yield from self._tell_of_line(taker, waiting, at_s)
@@ -175,41 +180,63 @@ class _Pool:
         begun_s = free_in_s(file, self._pool, at_s) + (self._ready.waiting_s[file] - waiting.work_s) / slots
         return begun_s >= SPREAD * self._load_s(file)
 
-    def _changing(self) -> Iterator[_Changing]:
-        """Yield the replicas that are likely to take another line next, of the least busy ones.
+    def _changing(self, within_s: float, at_s: float) -> Iterator[_Changing]:
+        """Yield those of the least busy replicas that have been told of no line and may take one.
 
-        They have no line of their own, or have worked as long as they should with what they loaded.
+        within_s: how long the longest load takes for which one is wanted.
         """
         if len(self._lines) >= LOOKED_AT:
             return
+        lines = self._ready.lines
         for record in self._pool.open.first(2 * LOOKED_AT):
-            # What it works at says of most replicas that they go on with it.
-            owed = record.owed_s > 0.0
-            if record.info.replica_id in self._lines or (
-                owed and any(work.file in self._ready.lines for work in record.work.values())
-            ):
+            if record.info.replica_id in self._lines:
                 continue
+            # Of one that holds nothing yet it is not known what room its first model leaves.
+            has_room = 0 < len(record.models) < self._pool.most_models
+            if record.owed_s > 0.0:
+                # What it works at says of most replicas that they go on with it.
+                going_on = {work.file for work in record.work.values() if work.file in lines}
+                if going_on and (not has_room or self._lines_s(going_on) >= within_s):
+                    continue
             files = record.files
-            own = self._ready.lines & files
-            if not own or not owed:
-                used = own.union(*(work.files for work in record.work.values()))
-                firsts = (first for file in own if (first := self._ready.first_of(file)) is not None)
-                place = min(map(self._ready.place, firsts), default=None)
-                yield _Changing(record, files, place, not record.held <= used)
+            own, place, done_s = lines & files, None, 0.0
+            if own:
+                if record.owed_s <= 0.0:
+                    firsts = [first for file in own if (first := self._ready.first_of(file)) is not None]
+                    place = min(map(self._ready.place, firsts), default=None)
+                elif not has_room:
+                    continue
+                done_s = max(0.0, record.due_s - at_s) + self._lines_s(own)
+            yield _Changing(record, files, has_room, place, done_s)
+
+    def _lines_s(self, files: Iterable[str]) -> float:
+        """Return how long the lines of some files are expected to take, one after another, those that hold each."""
+        return sum([self._ready.waiting_s[file] / self._pool.slots_with(file) for file in files])
 
     def _taker(self, waiting: Waiting, changing: Sequence[_Changing]) -> ReplicaRecord | None:
         """Return the replica that is likely to take a task's line next, and to have room for its model meanwhile.
 
-        It has no line that comes before in order. None of its pool has let weights go for others yet, one has held more
-        files than it does, or it holds some that nobody needs.
+        It has room if one of its pool has held more models than it does; where nobody holds the file, also if it holds
+        some that nobody needs, or if none of its pool has evicted weights for others yet. It has no line of its own,
+        or has worked as long as it should with what it loaded and has none that comes before in order. One that has
+        held more models may also have lines of its own that it will have done before loading would be over.
         """
-        place, held = self._ready.place(waiting), self._pool.slots_with(waiting.file) > 0
-        for record, files, own, unneeded in changing:
-            if record.info.replica_id in self._lines or waiting.file in files or (own is not None and own < place):
+        order, load_s = self._ready.place(waiting), self._load_s(waiting.file)
+        held = self._pool.slots_with(waiting.file) > 0
+        for record, files, has_room, place, done_s in changing:
+            if record.info.replica_id in self._lines or waiting.file in files:
                 continue
-            if len(record.models) < self._pool.most_models or (not held and (not self._pool.crowded or unneeded)):
+            soon = not done_s or (has_room and done_s < load_s)
+            if not soon and (place is None or place < order):
+                continue
+            if has_room or (not held and (not self._pool.crowded or self._unneeded(record))):
                 return record
         return None
+
+    def _unneeded(self, record: ReplicaRecord) -> bool:
+        """Whether a replica holds something that nobody needs."""
+        needed = (self._ready.lines & record.held).union(*(work.files for work in record.work.values()))
+        return not record.held <= needed
 
     def _lacking(self, file: str) -> Iterator[tuple[ReplicaRecord, Waiting]]:
         """Yield the next tasks of a line, each with the replica that is expected to take it, if it lacks some files.

@@ -17,7 +17,7 @@ from serve_app.scheduler.messages import Message, Prefetch, Resident
 from serve_app.scheduler.model_files import MOST_LORAS, files_of, recipes_of
 from serve_app.scheduler.stimuli import CancelAsked, Command, ReplicaLost, TimePassed
 from tests.unit.scheduler.script import assigned, sent
-from tests.unit.scheduler.test_dispatch import LOAD_S, Loaded
+from tests.unit.scheduler.test_dispatch import LOAD_S, STEP_S, Loaded, with_room
 
 
 def drawn(seed: Any) -> tuple[Graph, dict[str, str]]:
@@ -100,6 +100,34 @@ def test_a_replica_is_told_nothing_while_its_own_line_comes_before() -> None:
     assert script.told() == []
     assert script.finish("r1") == ["same"]
     assert script.told() == [("r1", model("b"))]
+
+
+@pytest.mark.parametrize(
+    ("room", "own_s", "told"),
+    [(True, LOAD_S - 2, [("r1", "c")]), (True, LOAD_S - 1, []), (False, LOAD_S - 2, [])],
+)
+def test_unless_it_has_room_and_will_have_done_its_own_line_before_loading_would_be_over(
+    room: bool, own_s: float, told: list[tuple[str, str]]
+) -> None:
+    script = Named()
+    if room:
+        with_room(script, "r1")
+    else:
+        script.holding("r1", "b")
+    script.submit("running on r1", "b")
+    script.submit("same", "b", steps=int(own_s / STEP_S))
+    script.submit("next", "c")
+    assert script.told() == [(name, model(file)) for name, file in told], "what runs takes a second more"
+
+
+def test_then_it_is_told_also_while_it_has_to_work_for_what_it_loaded() -> None:
+    script = Named()
+    with_room(script, "r1")
+    script.submit("running on r1", "b")
+    script.submit("same", "b", steps=1)
+    script.machine.replicas["r1"].owed_s = PATIENCE * LOAD_S
+    script.submit("next", "c")
+    assert script.told() == [("r1", model("c"))]
 
 
 def test_it_is_called_off_where_another_replica_takes_the_line() -> None:
