@@ -1,4 +1,4 @@
-"""What a replica in virtual time holds and loads: one file at a time, beside what it runs, least used out first.
+"""What a replica in virtual time holds and loads: one file at a time, beside what it runs, the oldest in use out first.
 
 As `engine/loads.py` and `models/residency.py` have it: what a job needs is loaded before what is loaded ahead, unless
 that has been begun; and a LoRA is held for the weights that it is on, so it goes with them.
@@ -10,8 +10,6 @@ from collections import OrderedDict
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
-
-from serve_app.models.uses import Uses
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,9 @@ class Held(NamedTuple):
 
 @dataclass
 class Weights:
-    """held: by file, least recently used first. free_s: when all that is being loaded is there. ahead: what is to be
-    loaded ahead. spare: the files that are not to make way for that.
+    """held: by file. free_s: when all that is being loaded is there. ahead: what is to be loaded ahead.
+
+    spare: the files that are not to make way for that.
     """
 
     memory_gb: float
@@ -51,7 +50,6 @@ class Weights:
     free_s: float = 0.0
     ahead: list[Models] = field(default_factory=list)
     spare: frozenset[str] = frozenset()
-    uses: Uses[str] = field(default_factory=Uses)
 
     def use(self, models: Models, now_s: float) -> tuple[float, Models]:
         """Hold what a job needs; return when all of it is there, and what is loaded for it."""
@@ -60,8 +58,8 @@ class Weights:
             self._load(model, models, now_s)
         for model in reversed(models):
             self.held.move_to_end(model.name)
-        self.uses.add(model.name for model in models)
-        self._make_room(0.0, self._going(_names(models)))
+        while self._gb > self.memory_gb and next(iter(self.held)) not in _names(models):
+            self._evict(next(iter(self.held)))
         return max([now_s, *(self.held[model.name].ready_s for model in models)]), absent
 
     def load_ahead(self, running: Sequence[Models], now_s: float) -> Model | None:
@@ -86,24 +84,13 @@ class Weights:
 
     def _make_way(self, gb: float, kept: Set[str]) -> bool:
         """Let go of what is not kept until so much more has room; return whether it has. If not, all stays."""
-        going = self._going(kept)
+        going = [name for name, held in self.held.items() if kept.isdisjoint((name, held.base))]
         stay_gb = self._gb - sum(self.held[name].gb for name in going)
         if stay_gb + gb > self.memory_gb:
             return False
-        self._make_room(gb, going)
+        while self._gb + gb > self.memory_gb:
+            self._evict(next(name for name in self.held if name in going))
         return True
-
-    def _going(self, kept: Set[str]) -> list[str]:
-        """Return what is not kept, nor what it is on, in the order in which it goes."""
-        return self.uses.least_first(name for name, held in self.held.items() if kept.isdisjoint((name, held.base)))
-
-    def _make_room(self, gb: float, going: Sequence[str]) -> None:
-        """Let go of as many of these as it takes for so much more to have room."""
-        for name in going:
-            if self._gb + gb <= self.memory_gb:
-                return
-            if name in self.held:
-                self._evict(name)
 
     @property
     def _gb(self) -> float:

@@ -65,7 +65,7 @@ class PoolConfig(Section):
     graphs: bool = True
     """On a GPU, forwards of a shape that was seen twice are recorded as CUDA graphs; false runs each as it is."""
     weights_bytes: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Resident weights a replica keeps before it evicts those used least lately.
+    """Resident weights a replica keeps before it evicts the least recently used.
 
     auto is what its share of the card leaves beside its context, a reserve and its forwards; on a CPU half of what its
     process may use. More than the card has room for is an error.

@@ -1,5 +1,4 @@
-"""What weights are held: least used out first (`uses.py`), within a budget of bytes. It knows neither files nor
-networks.
+"""What weights are held: least recently used out first, within a budget of bytes. It knows neither files nor networks.
 
 What is lent is in use as long as a caller holds it, and what is in use is not evicted. Weights that are to be loaded
 have their room from the moment that somebody holds them, so that nobody else is given it meanwhile.
@@ -17,16 +16,11 @@ from serve_app import log
 from serve_app.models.loading import Loaded
 from serve_app.models.lora_layers import LoraSet
 from serve_app.models.recipes import Need
-from serve_app.models.uses import Uses
 
 _log = log.get("models")
 
 UNREAD = 1000
 """Loads kept for a reader that does not come."""
-
-
-def _none(name: str) -> bool:
-    return False
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +81,6 @@ class Residency:
         """What was loaded, with the seconds it took, for whoever takes it out."""
         self._evicted: list[Resident] = []
         self._held: dict[Hashable, Resident] = {}
-        self._uses: Uses[Hashable] = Uses()
         self._expected: dict[Hashable, _Expected] = {}
 
     @property
@@ -120,20 +113,12 @@ class Residency:
         self.seconds += took_s
         self.times.append((resident.name, took_s))
 
-    def count(self, need: Need) -> None:
-        """Take in that a piece of work uses all that it needs, held or not; by that weights are evicted."""
-        self._uses.add(need.nbytes)
-
-    def expect(self, nbytes: Mapping[Hashable, int], user: object, spared: Callable[[str], bool] = _none) -> None:
-        """Have weights in use by `user` from now on: those that are held, and room for those that are not.
-
-        spared: says of a name whether those weights are the last to go for that.
-        """
+    def expect(self, nbytes: Mapping[Hashable, int], user: object) -> None:
+        """Have weights in use by `user` from now on: those that are held, and room for those that are not."""
         for key in nbytes:
             self.get(key, user)
         absent = [key for key in nbytes if key not in self._held]
-        room = sum(nbytes[key] for key in absent if key not in self._coming)
-        self._evict(lambda: self.has_room(room), spared)
+        self.make_room(sum(nbytes[key] for key in absent if key not in self._coming))
         for key in absent:
             self._expected.setdefault(key, _Expected(nbytes[key])).users.add(user)
 
@@ -182,8 +167,14 @@ class Residency:
         return in_use + idle + sum(absent) <= self.budget_bytes
 
     def has_room_ahead(self, need: Need, spared: Callable[[str], bool]) -> bool:
-        """Whether all that is needed fits the budget beside what is in use, coming, or spared by name."""
-        stays = sum(r.nbytes for key, r in self._held.items() if r.in_use or spared(r.name) or key in need.nbytes)
+        """Whether all that is needed fits the budget beside what is in use, what is coming, and idle weights by name.
+
+        Those are then the last to go.
+        """
+        kept = [key for key, resident in self._held.items() if not resident.in_use and spared(resident.name)]
+        for key in kept:
+            self._held[key] = self._held.pop(key)
+        stays = sum(r.nbytes for key, r in self._held.items() if r.in_use or key in kept or key in need.nbytes)
         absent = sum(nbytes for key, nbytes in need.nbytes.items() if key not in self._held and key not in self._coming)
         return stays + self.coming_bytes + absent <= self.budget_bytes
 
@@ -195,8 +186,12 @@ class Residency:
         """Whether so many bytes are free without evicting anything."""
         return self.nbytes + self.coming_bytes + nbytes <= self.budget_bytes
 
+    def make_room(self, nbytes: int) -> None:
+        """Evict what is used least recently until nbytes fit the budget, or until all that is left is in use."""
+        self._evict(lambda: self.has_room(nbytes))
+
     def release(self, nbytes: int | None = None) -> int:
-        """Evict what is not in use, least used first, until so many bytes have gone; None: all of it.
+        """Evict what is not in use, least recently used first, until so many bytes have gone; None: all of it.
 
         Return how many went.
         """
@@ -205,14 +200,12 @@ class Residency:
         self.releases += self.evictions - evictions
         return held - self.nbytes
 
-    def _evict(self, enough: Callable[[], bool], spared: Callable[[str], bool] = _none) -> None:
-        """Evict what is not in use until there is enough, least used first, but what is spared by name last."""
+    def _evict(self, enough: Callable[[], bool]) -> None:
         if not enough():
             for loras in [resident.loras for resident in self._held.values()]:
                 if loras is not None:
                     loras.unmerge()
-        unused = self._uses.least_first(key for key, resident in self._held.items() if not resident.in_use)
-        unused.sort(key=lambda key: spared(self._held[key].name))  # which keeps that order otherwise
+        unused = [key for key, resident in self._held.items() if not resident.in_use]
         while unused and not enough():
             key = unused.pop(0)
             for going in [key, *(other for other, resident in self._held.items() if resident.base == key)]:

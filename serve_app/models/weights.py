@@ -91,7 +91,7 @@ class Weights:
 
     dtype: of all parts but VAEs and upscalers, as `dtypes.dtype_of` reads it; vae_dtype: of VAEs. fp8_matmul: as
     `Loader`.
-    budget_bytes: what is kept before the least used is evicted; on a GPU, a network of more streams.
+    budget_bytes: what is kept before the least recently used is evicted; on a GPU, a network of more streams.
     host_bytes: what is kept in host memory there, of those that were evicted or stream.
     Errors: ConfigError for dtypes; of what reads files: ModelFileError.
     """
@@ -281,7 +281,6 @@ class Weights:
             if not residency.fits(need):
                 return None
             hold = Hold(need)
-            residency.count(need)
             residency.expect(need.nbytes, hold)
             return hold
 
@@ -294,7 +293,7 @@ class Weights:
             if not self._residency.has_room_ahead(need, spared):
                 return None
             hold = Hold(need)
-            self._residency.expect(need.nbytes, hold, spared)
+            self._residency.expect(need.nbytes, hold)
             return hold
 
     def is_held(self, key: Hashable) -> bool:

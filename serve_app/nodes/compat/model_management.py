@@ -108,7 +108,7 @@ def soft_empty_cache(force: bool = False) -> None:
 
 
 def unload_all_models() -> None:
-    """Do nothing: weights are the runtime's, which lets the least used go."""
+    """Do nothing: weights are the runtime's, which lets the least recently used go."""
 
 
 def load_models_gpu(models: Any, *arguments: Any, **options: Any) -> None:
@@ -125,7 +125,7 @@ def load_model_gpu(model: Any) -> None:
 
 
 def free_memory(memory_required: int, device: Any = None, keep_loaded: Any = (), **options: Any) -> list[Any]:
-    """Do nothing: weights are the runtime's, which lets the least used go."""
+    """Do nothing: weights are the runtime's, which lets the least recently used go."""
     return []
 
 

@@ -268,12 +268,13 @@ async def test_what_is_loaded_ahead_takes_no_room_from_what_is_in_use_or_spared(
     assert set(weights.resident()) == {a, b}
     assert (shared.ahead.begun, shared.ahead.dropped) == (0, 1)
     del in_use
-    # What was used least would go first, but that is spared.
-    assert await shared.load_ahead(recipe("backbone", "c"), lambda name: name == b)
-    assert set(weights.resident()) == {b, "backbone checkpoints/c.safetensors"}
+    # The least recently used would go first, but that is spared.
+    assert weights.resident() == (a, b)
+    assert await shared.load_ahead(recipe("backbone", "c"), lambda name: name == a)
+    assert set(weights.resident()) == {a, "backbone checkpoints/c.safetensors"}
     assert weights.held_bytes <= 2 * ONE
     # And what nobody has used by now makes way for what somebody does ask for.
-    await shared.bind(ignore).sample(sampled("a"))
+    await shared.bind(ignore).sample(sampled("b"))
     assert weights.held_bytes <= 2 * ONE
 
 
