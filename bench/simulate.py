@@ -37,8 +37,8 @@ SEEDS: Mapping[int, Sequence[int]] = {
     100: [100],
     1000: [1000],
 }
-"""Which production traces are run on how many replicas: on few, much depends on the trace. The rules of placement and
-eviction were chosen on others: 1 to 6, 21 to 34, 61 to 72, 81 to 100."""
+"""Which production traces are run on how many replicas: on few, much depends on the trace. The rules of placement
+were chosen on others: 1 to 6, 21 to 34, 61 to 72, 81 to 100."""
 
 Figures = dict[str, Any]
 
