@@ -3,24 +3,28 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-keeping-time test-computing check bench chaos lock sbom clients format clean
+.PHONY: demo test test-serving test-keeping-time test-computing check bench chaos lock sbom clients format clean
 
 demo: $(VENV)/installed
 	$(RUN)/serve-app demo
 
-# Tests that start servers, or keep time, mostly wait. Those that compute run beside them on what processors are left.
-KEEPING_TIME := $(addprefix tests/,browser chaos clients cluster contract fuzz \
-	$(addprefix unit/,api cli comfyui deployments replica scheduler store))
+# Tests that start servers, or keep time, mostly wait. Those that compute run beside them on what processors are left; they
+# are done sooner, so others that keep time come after them.
+SERVING := $(addprefix tests/,browser chaos clients cluster contract fuzz $(addprefix unit/,api cli comfyui deployments))
+KEEPING_TIME := $(addprefix tests/unit/,replica scheduler store)
 
 test: $(VENV)/installed
-	$(MAKE) --jobs=2 test-keeping-time test-computing
+	$(MAKE) --jobs=2 test-serving test-keeping-time
 
 # Ray would run its workers at nice 15, after those that compute.
-test-keeping-time: $(VENV)/installed
-	RAY_worker_niceness=0 $(RUN)/python -m pytest $(KEEPING_TIME)
+test-serving: $(VENV)/installed
+	RAY_worker_niceness=0 $(RUN)/python -m pytest $(SERVING)
+
+test-keeping-time: test-computing
+	$(RUN)/python -m pytest $(KEEPING_TIME)
 
 test-computing: $(VENV)/installed
-	OMP_NUM_THREADS=1 nice -n 10 $(RUN)/python -m pytest $(addprefix --ignore=,$(KEEPING_TIME))
+	OMP_NUM_THREADS=1 nice -n 10 $(RUN)/python -m pytest $(addprefix --ignore=,$(SERVING) $(KEEPING_TIME))
 
 check: $(VENV)/installed
 	$(RUN)/ruff check .
