@@ -15,6 +15,7 @@ from torch import Tensor
 
 from serve_app.media import audio
 from serve_app.media.container import encoding, layout_of, pyav
+from serve_app.media.priority import priority_kept
 
 FORMATS = {"mp4": "mp4", "mkv": "matroska", "webm": "webm"}
 """FFmpeg's names of containers by the suffix of their files."""
@@ -89,6 +90,8 @@ def written(suffix: str, text: Mapping[str, str], pictures: Pictures, sound: Sou
         context.time_base = pictures.time_base
         if not pictures.reorders:
             context.max_b_frames = 0
+        with priority_kept():
+            context.open()
         shown = _Shown(pictures)
         tracks = [_of(stream, shown.frames())]
         if sound is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
 from serve_app.limits import SizeLimits
 from serve_app.media.audio import encode
-from serve_app.media.muxing import codecs
+from serve_app.media.muxing import Pictures, codecs, written
 from serve_app.media.video_file import Style
 from serve_app.nodes.executing import Executing
 from serve_app.nodes.files import NodeFiles
@@ -179,6 +181,25 @@ async def test_a_workflow_from_before_the_codec_was_a_part_of_the_format_is_take
     ui = await save(volume, video(count=2), format={"format": ["mkv"]}, codec={"codec": ["av1"]})
     with av.open(io.BytesIO(content(volume, ui["images"][0]))) as container:
         assert container.streams.video[0].codec.canonical_name == "av1"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root's threads may be real-time")
+def test_no_thread_comes_before_all_others_of_the_machine_where_av1_is_encoded() -> None:
+    policies: list[set[int]] = []
+
+    def look() -> None:
+        policies.append({os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")})
+
+    def frames() -> Iterator[Any]:
+        for number in range(4):
+            look()
+            frame = av.VideoFrame(64, 64, "yuv420p")
+            frame.pts, frame.duration = number, 1
+            yield frame
+
+    written("mkv", {}, Pictures(frames(), "libsvtav1", {}, (64, 64), "yuv420p", Fraction(FPS), Fraction(1, FPS)), None)
+    look()
+    assert policies == [{os.SCHED_OTHER}] * 5
 
 
 @pytest.mark.parametrize("space", ["sRGB", "HDR", "HDR PQ"])
