@@ -210,8 +210,12 @@ class _Pool:
             yield _Changing(record, files, has_room, place, done_s)
 
     def _lines_s(self, files: Iterable[str]) -> float:
-        """Return how long the lines of some files are expected to take, one after another, those that hold each."""
-        return sum([self._ready.waiting_s[file] / self._pool.slots_with(file) for file in files])
+        """Return how long the lines of some files are expected to take, one after another, those that hold each.
+
+        What needs no file, which every replica can do, takes none.
+        """
+        waiting_s, slots_with = self._ready.waiting_s, self._pool.slots_with
+        return sum([waiting_s[file] / slots for file in files if (slots := slots_with(file))])
 
     def _taker(self, waiting: Waiting, changing: Sequence[_Changing]) -> ReplicaRecord | None:
         """Return the replica that is likely to take a task's line next, and to have room for its model meanwhile.

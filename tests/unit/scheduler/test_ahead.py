@@ -31,6 +31,12 @@ def drawn(seed: Any) -> tuple[Graph, dict[str, str]]:
     return Graph(nodes), {"1": f"load-{model}", "2": f"sample-{number}", "3": f"save-{number}"}
 
 
+def without_model(seed: Any) -> tuple[Graph, dict[str, str]]:
+    """A picture that no model makes. seed: (number, anything, steps)."""
+    nodes = {"2": Node("2", "Sample", {"steps": seed[2]}), "3": Node("3", "Save", {"images": Link("2", 0)})}
+    return Graph(nodes), {"2": f"sample-{seed[0]}", "3": f"save-{seed[0]}"}
+
+
 def with_lora(seed: Any) -> tuple[Graph, dict[str, str]]:
     """As `drawn`, with a LoRA on a model that is written "model+lora"."""
     graph, signatures = drawn((seed[0], seed[1].partition("+")[0], seed[2]))
@@ -126,6 +132,18 @@ def test_then_it_is_told_also_while_it_has_to_work_for_what_it_loaded() -> None:
     script.submit("running on r1", "b")
     script.submit("same", "b", steps=1)
     script.machine.replicas["r1"].owed_s = PATIENCE * LOAD_S
+    script.submit("next", "c")
+    assert script.told() == [("r1", model("c"))]
+
+
+def test_what_has_no_model_is_no_line_that_it_goes_on_with() -> None:
+    script = Named()
+    with_room(script, "r1")
+    script.graph = without_model
+    assert script.submit("running on r1", "none") == ["r1"]
+    script.submit("same", "none")
+    script.machine.replicas["r1"].owed_s = PATIENCE * LOAD_S
+    script.graph = drawn
     script.submit("next", "c")
     assert script.told() == [("r1", model("c"))]
 
