@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -146,6 +147,26 @@ def test_what_has_no_model_is_no_line_that_it_goes_on_with() -> None:
     script.graph = drawn
     script.submit("next", "c")
     assert script.told() == [("r1", model("c"))]
+
+
+def test_no_mix_of_jobs_and_replicas_has_the_machine_fail() -> None:
+    for seed in range(500):
+        chance, script = random.Random(seed), Named()
+        names = [f"r{number}" for number in range(chance.randint(1, 4))]
+        for name in names:
+            if chance.random() < 0.5:
+                with_room(script, name)
+            else:
+                script.holding(name, "a")
+        for number in range(chance.randint(3, 30)):
+            name = chance.choice(names)
+            if chance.random() < 0.6:
+                script.graph = chance.choice([drawn, with_lora, without_model, unnamed])
+                lora = chance.choice(["", "+x"]) if script.graph is with_lora else ""
+                script.submit(f"j{number}", chance.choice("abcdef") + lora, steps=chance.randint(1, 20))
+            elif len(script.machine.replicas[name].running) == 1:
+                script.finish(name)
+            script.machine.replicas[name].owed_s = chance.choice([0.0, LOAD_S, PATIENCE * LOAD_S])
 
 
 def test_it_is_called_off_where_another_replica_takes_the_line() -> None:
