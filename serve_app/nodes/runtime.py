@@ -54,7 +54,11 @@ class Runtime(Protocol):
         ...
 
     async def family(self, recipe: Recipe) -> Any:
-        """Return of which family and size a recipe's network is, a value of `models/families`. Loads no weights."""
+        """Return of which family and size a recipe's network is, a value of `models/families`. Loads no weights.
+
+        A VAE's says `latent_channels`, `factor` (pixels a latent cell covers along one side) and `frames` (images of a
+        video that one latent covers; 0 for a VAE of images alone).
+        """
         ...
 
     async def sample(self, request: SamplingRequest) -> Sampled:

@@ -135,6 +135,7 @@ FORMATS: Mapping[str, Latents] = {
     "Flux": latent_formats.FLUX,
     "Flux2": latent_formats.FLUX2,
     "Wan21": latent_formats.WAN,
+    "Wan22": latent_formats.WAN_22,
 }
 """ComfyUI's classes of latent formats that packs make without a model."""
 

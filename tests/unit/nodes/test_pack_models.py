@@ -147,6 +147,7 @@ PACK = """
         latents = torch.ones(1, 4, 2, 2)
         assert (own.process_in(latents) == format.process_in(latents)).all()
         assert comfy.latent_formats.Wan21().process_out(torch.zeros(1, 16, 1, 2, 2)).std() > 0
+        assert comfy.latent_formats.Wan22().process_out(torch.zeros(1, 48, 1, 2, 2)).std() > 0
         return (f"{config['context_dim']} {format.scale_factor} {float(sampling.percent_to_sigma(0.5)):.3f} "
                 f"{sampling.percent_to_sigma(0)} {inner.model_type.name}",)
 
