@@ -5,18 +5,25 @@ What a sampler is given by other ways (from images, files, or numbers that come 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from serve_app.errors import Problem
 from serve_app.graph.graph import Graph
 from serve_app.graph.validate import Validated, with_findings
 
-EMPTY = frozenset(("EmptyLatentImage", "EmptySD3LatentImage"))
-SIDES, BATCH = ("width", "height"), "batch_size"
+EMPTY: Mapping[str, tuple[str, ...]] = {
+    "EmptyLatentImage": ("width", "height", "batch_size"),
+    "EmptySD3LatentImage": ("width", "height", "batch_size"),
+    "EmptyHunyuanLatentVideo": ("width", "height", "length", "batch_size"),
+}
+"""Classes that make empty latents, and the inputs that say how large."""
+SIDES, LENGTH, BATCH = ("width", "height"), "length", "batch_size"
 SAMPLED = "latent_image"
 """The input whose whole batch a sampler's forwards take."""
 PIXELS_A_SIDE = 8
 """Of one cell."""
+FRAMES_A_CELL = 4
+"""Of a video, after the first frame, which has cells of its own."""
 
 
 def within_cells(validated: Validated, most: int) -> Validated:
@@ -35,14 +42,19 @@ def _too_large(graph: Graph, most: int) -> Iterator[Problem]:
         empty = graph.nodes.get(node_id)
         if empty is None or empty.class_type not in EMPTY:
             continue
-        given = {name: value for name in (*SIDES, BATCH) if isinstance(value := empty.inputs.get(name), int)}
-        if len(given) < len(SIDES) + 1:
+        names = EMPTY[empty.class_type]
+        given = {name: value for name in names if isinstance(value := empty.inputs.get(name), int)}
+        if len(given) < len(names):
             continue
         width, height = (given[side] // PIXELS_A_SIDE for side in SIDES)
-        cells = width * height * given[BATCH]
+        in_time = (given.get(LENGTH, 1) - 1) // FRAMES_A_CELL + 1
+        cells = width * height * in_time * given[BATCH]
         if cells <= most:
             continue
-        name = BATCH if width * height <= most else max(SIDES, key=given.__getitem__)
+        if width * height > most:
+            name = max(SIDES, key=given.__getitem__)
+        else:
+            name = LENGTH if width * height * in_time > most else BATCH
         numbers = ", ".join(f"{key} {value}" for key, value in given.items())
         message = (
             f"{numbers} make latents of {cells:,} cells, which {sampler} would sample at once; "

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 PAID = "it calls a paid service on the internet"
 """Why there are no API nodes."""
-VIDEO = "video models are not supported"
+VIDEO = "of video models only Wan's are supported, told of texts, images and videos"
 
 _BY_REASON: Mapping[str, str] = {
     PAID: (
@@ -85,15 +85,14 @@ _BY_REASON: Mapping[str, str] = {
     VIDEO: (
         "WanCameraEmbedding ContextWindowsManual WanContextWindowsManual EmptyCosmosLatentVideo "
         "CosmosImageToVideoLatent CosmosPredict2ImageToVideoLatent CLIPTextEncodeHunyuanDiT "
-        "TextEncodeHunyuanVideo_ImageToVideo EmptyHunyuanLatentVideo HunyuanImageToVideo "
+        "TextEncodeHunyuanVideo_ImageToVideo HunyuanImageToVideo "
         "HunyuanRefinerLatent EmptyLTXVLatentVideo LTXVImgToVideo ModelSamplingLTXV LTXVConditioning "
         "LTXVScheduler LTXVAddGuide LTXVPreprocess LTXVCropGuides EmptyMochiLatentVideo "
         "ImageOnlyCheckpointLoader SVD_img2vid_Conditioning "
         "VideoLinearCFGGuidance VideoTriangleCFGGuidance ImageOnlyCheckpointSave "
-        "ConditioningSetAreaPercentageVideo WanTrackToVideo WanImageToVideo WanFunControlToVideo "
-        "Wan22FunControlToVideo WanFunInpaintToVideo WanFirstLastFrameToVideo WanVaceToVideo TrimVideoLatent "
+        "ConditioningSetAreaPercentageVideo WanTrackToVideo "
         "WanCameraImageToVideo WanPhantomSubjectToVideo WanSoundImageToVideo WanSoundImageToVideoExtend "
-        "WanHuMoImageToVideo WanAnimateToVideo Wan22ImageToVideoLatent EmptyHunyuanVideo15Latent "
+        "WanHuMoImageToVideo WanAnimateToVideo EmptyHunyuanVideo15Latent "
         "HunyuanVideo15ImageToVideo HunyuanVideo15SuperResolution HunyuanVideo15LatentUpscaleWithModel "
         "LatentUpscaleModelLoader LTXVLatentUpsampler EmptyMiniMaxH3LatentAV MiniMaxH3ImageToVideo "
         "MiniMaxH3AddGuide MiniMaxH3ReferenceToVideo MiniMaxH3SigmaShift LTXVImgToVideoInplace "

@@ -53,6 +53,14 @@ def with_options(conditioning: Conditioning, **options: Any) -> Conditioning:
     return [(cond, {**said, **options}) for cond, said in conditioning]
 
 
+def with_more(conditioning: Conditioning, **items: Any) -> Conditioning:
+    """Return the entries with an item each put behind those that they have in lists of these names."""
+    return [
+        (cond, {**said, **{name: [*said.get(name, ()), item] for name, item in items.items()}})
+        for cond, said in conditioning
+    ]
+
+
 def with_tensors(conditioning: Conditioning, change: Callable[[Tensor], Tensor]) -> Conditioning:
     """Return the entries with their tensors changed, those among the options too."""
 

@@ -25,6 +25,7 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.clip_vision  # noqa: E402
 import nodes  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -46,6 +47,28 @@ class Means:
         return 8
 
 
+class MeansOfVideos:
+    """A VAE of videos that takes the means of factor×factor pixels, of the first image and of every four after it."""
+
+    def __init__(self, channels: int, factor: int) -> None:
+        self.latent_channels, self.factor = channels, factor
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        means = torch.nn.functional.avg_pool2d(images[..., :3].movedim(-1, 1), self.factor)
+        parts = [means[:1], *(part for part in means[1:].split(4) if len(part) == 4)]
+        colours = torch.stack([part.mean(dim=0) for part in parts], dim=1)
+        return colours[None, torch.arange(self.latent_channels) % 3]
+
+    def spacial_compression_encode(self) -> int:
+        return self.factor
+
+
+def seen(states: torch.Tensor) -> Any:
+    output = comfy.clip_vision.Output()
+    output.penultimate_hidden_states = states
+    return output
+
+
 def built(value: Any) -> Any:
     match value:
         case {"normal": shape, "seed": seed}:
@@ -60,6 +83,10 @@ def built(value: Any) -> Any:
             return [built(item) for item in values]
         case {"operation": node, "inputs": inputs}:
             return run(node, inputs)[0]
+        case {"vae": "videos", "channels": channels, "factor": factor}:
+            return MeansOfVideos(channels, factor)
+        case {"seen": shape, "seed": seed}:
+            return seen(built({"normal": shape, "seed": seed}))
         case {"conditioning": cond, "pooled": pooled}:
             return [[built(cond), {"pooled_output": built(pooled)}]]
     return value
@@ -72,7 +99,7 @@ def run(node: str, inputs: dict[str, Any]) -> tuple[Any, ...]:
         node_class = node_class.PREPARE_CLASS_CLONE(None)
     function = getattr(node_class(), node_class.FUNCTION)
     arguments = {name: built(value) for name, value in inputs.items()}
-    if "vae" in inspect.signature(getattr(node_class, "execute", function)).parameters:
+    if "vae" not in arguments and "vae" in inspect.signature(getattr(node_class, "execute", function)).parameters:
         arguments["vae"] = Means()
     result = function(**arguments)
     result = getattr(result, "result", result)
@@ -89,6 +116,8 @@ def leaves(value: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
         case list() | tuple() if not all(isinstance(item, int) for item in value):
             for index, item in enumerate(value):
                 yield from leaves(item, f"{name}.{index}")
+        case comfy.clip_vision.Output():
+            yield f"{name}.penultimate_hidden_states", value.penultimate_hidden_states.numpy()
         case _:
             yield name, np.array(value)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.recipe import Recipe, ReferenceMethod
-from serve_app.sampling.conditioning import with_options
+from serve_app.sampling.conditioning import with_more, with_options
 from serve_app.values import Conditioning, Latent
 
 METHODS = ["offset", "index", "uxo/uno", "index_timestep_zero"]
@@ -81,12 +81,7 @@ class ReferenceLatent:
         """Return the conditioning with the latent after those it has; without one, as it is."""
         if latent is None:
             return (conditioning,)
-        return (
-            [
-                (cond, {**said, "reference_latents": [*said.get("reference_latents", ()), latent["samples"]]})
-                for cond, said in conditioning
-            ],
-        )
+        return (with_more(conditioning, reference_latents=latent["samples"]),)
 
 
 class FluxKVCache:

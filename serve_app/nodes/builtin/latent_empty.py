@@ -16,6 +16,20 @@ from serve_app.nodes.size import allow
 from serve_app.values import Latent
 
 BATCH = ("INT", {"default": 1, "min": 1, "max": 4096})
+FRAMES = 4
+"""Images of a video that a cell covers in time, but for the first, which covers one."""
+
+
+def cells_in_time(images: int) -> int:
+    """Return how many cells so many images of a video, at least one, are in time."""
+    return (images - 1) // FRAMES + 1
+
+
+def empty_video(
+    width: int, height: int, length: int, batch_size: int, channels: int = 16, factor: int = 8
+) -> torch.Tensor:
+    """Return zeros (batch_size,channels,T,height/factor,width/factor) of a video of so many images."""
+    return _zeros(batch_size, channels, cells_in_time(length), height // factor, width // factor)
 
 
 def _zeros(*shape: int) -> torch.Tensor:
@@ -72,6 +86,24 @@ class EmptyQwenImageLayeredLatentImage:
         return ({"samples": _zeros(batch_size, 16, layers + 1, height // 8, width // 8)},)
 
 
+class EmptyHunyuanLatentVideo:
+    """Empty latents of a video, of which every fourth image after the first makes a cell in time."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "generate"
+    CATEGORY = "model/latent/hunyuan video"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        length = {"default": 25, "min": 1, "max": MAX_RESOLUTION, "step": FRAMES}
+        sides = {"width": ("INT", _side(848, 16)), "height": ("INT", _side(480, 16))}
+        return {"required": {**sides, "length": ("INT", length), "batch_size": BATCH}}
+
+    def generate(self, width: int, height: int, length: int, batch_size: int = 1) -> tuple[Latent]:
+        """Return zeros (batch_size,16,T,height/8,width/8)."""
+        return ({"samples": empty_video(width, height, length, batch_size), FACTOR: 8},)
+
+
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "EmptyLatentImage": _empty_node(
         "A batch of zero latents to sample from.",
@@ -102,10 +134,12 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
         CATEGORY="model/latent/hunyuan image",
     ),
     "EmptyQwenImageLayeredLatentImage": EmptyQwenImageLayeredLatentImage,
+    "EmptyHunyuanLatentVideo": EmptyHunyuanLatentVideo,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "EmptyLatentImage": "Empty Latent Image",
     "EmptyFlux2LatentImage": "Empty Flux 2 Latent",
+    "EmptyHunyuanLatentVideo": "Empty HunyuanVideo 1.0 Latent",
     "EmptyQwenImageLayeredLatentImage": "Empty Qwen Image Layered Latent",
 }

@@ -1,4 +1,4 @@
-"""The nodes that move latents about: turn, mirror, crop, cut and join. A noise mask does not move along."""
+"""The nodes that move latents about: turn, mirror, crop, cut, trim and join. A noise mask does not move along."""
 
 from __future__ import annotations
 
@@ -139,16 +139,35 @@ class LatentCut:
         return ({**samples, "samples": latents.narrow(DIMS[dim], start, min(amount, size - start)).clone()},)
 
 
+class TrimVideoLatent:
+    """A video's latents without the first in time."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "trim"
+    CATEGORY = "model/latent"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        amount = ("INT", {"default": 0, "min": 0, "max": 99999})
+        return {"required": {"samples": ("LATENT",), "trim_amount": amount}}
+
+    def trim(self, samples: Latent, trim_amount: int) -> tuple[Latent]:
+        """Return the latents from cell trim_amount in time on."""
+        return ({**samples, "samples": samples["samples"][:, :, trim_amount:].clone()},)
+
+
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
     "LatentRotate": LatentRotate,
     "LatentFlip": LatentFlip,
     "LatentCrop": LatentCrop,
     "LatentConcat": LatentConcat,
     "LatentCut": LatentCut,
+    "TrimVideoLatent": TrimVideoLatent,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "LatentRotate": "Rotate Latent",
     "LatentFlip": "Flip Latent",
     "LatentCrop": "Crop Latent",
+    "TrimVideoLatent": "Trim Video Latent",
 }

@@ -15,6 +15,7 @@ from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Runtime
 from serve_app.nodes.size import allow
 from serve_app.recipe import Recipe
+from serve_app.sampling.conditioning import with_more
 from serve_app.values import ClipVisionOutput, Conditioning
 
 NEVER = torch.finfo(torch.float16).min
@@ -207,12 +208,7 @@ class unCLIPConditioning:
             "strength": strength,
             "noise_augmentation": noise_augmentation,
         }
-        return (
-            [
-                (cond, {**said, "unclip_conditioning": [*said.get("unclip_conditioning", ()), told]})
-                for cond, said in conditioning
-            ],
-        )
+        return (with_more(conditioning, unclip_conditioning=told),)
 
 
 _NODES = (

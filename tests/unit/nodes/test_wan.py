@@ -1,0 +1,128 @@
+"""The nodes of Wan: what they refuse, and what is known of their conditionings without ComfyUI."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from serve_app.errors import NodeError
+from serve_app.limits import SizeLimits
+from serve_app.nodes.builtin.latent_transform import TrimVideoLatent
+from serve_app.nodes.executing import Executing, enter
+from serve_app.nodes.registry import BUILTIN
+from serve_app.values import Conditioning
+
+
+@dataclass(frozen=True)
+class Vae:
+    """A VAE's family, and the runtime that has it alone: all of a latent is the mean of the images."""
+
+    latent_channels: int = 16
+    factor: int = 8
+    frames: int = 4
+
+    async def family(self, vae: Any) -> Vae:
+        return self
+
+    async def encode(self, vae: Any, images: Tensor) -> Tensor:
+        height, width = (side // self.factor for side in images.shape[1:3])
+        return images.mean().expand(1, self.latent_channels, (len(images) - 1) // 4 + 1, height, width)
+
+
+SIZE = {"width": 32, "height": 16, "length": 5, "batch_size": 1}
+PICTURE = torch.rand(1, 16, 32, 3)
+WITHOUT_IMAGES: dict[str, dict[str, Any]] = {
+    "WanImageToVideo": {},
+    "WanFirstLastFrameToVideo": {},
+    "WanFunInpaintToVideo": {},
+    "WanFunControlToVideo": {},
+    "Wan22FunControlToVideo": {},
+    "WanVaceToVideo": {"strength": 1.0},
+    "Wan22ImageToVideoLatent": {},
+}
+
+
+def said() -> Conditioning:
+    return [(torch.zeros(1, 1, 2), {})]
+
+
+def made(node: str, vae: Vae, **given: Any) -> Any:
+    pair = {} if node == "Wan22ImageToVideoLatent" else {"positive": said(), "negative": said()}
+    return asyncio.run(BUILTIN[node]().encode(**{**pair, **SIZE, **given}, vae=None, runtime=vae))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("node", "vae", "given", "words"),
+    [
+        ("WanImageToVideo", Vae(4, frames=0), {"start_image": PICTURE}, "one of images alone and makes 4 channels"),
+        ("WanFirstLastFrameToVideo", Vae(frames=0), {}, "this node takes one of videos$"),
+        ("WanFunInpaintToVideo", Vae(frames=0), {}, "one of images alone"),
+        ("WanFunControlToVideo", Vae(48, 16), {"control_video": PICTURE}, "videos and makes 48 channels with cells of"),
+        (
+            "WanFunControlToVideo",
+            Vae(48, 16),
+            {"start_image": PICTURE},
+            "that makes 16 channels with cells of 8 pixels$",
+        ),
+        (
+            "Wan22FunControlToVideo",
+            Vae(16, 16),
+            {},
+            "16 channels with cells of 8 pixels or 48 channels with cells of 16",
+        ),
+        ("WanVaceToVideo", Vae(48, 16), {"strength": 1.0}, "that makes 16 channels"),
+        ("Wan22ImageToVideoLatent", Vae(16, 8), {"start_image": PICTURE}, "that makes 48 channels with cells of 16"),
+        ("WanVaceToVideo", Vae(), {"strength": 1.0, "width": 30}, "width 30 and height 16 must be multiples of 8"),
+    ],
+)
+def test_a_vae_that_the_node_cannot_use_is_refused_with_what_it_makes_and_what_would_do(
+    node: str, vae: Vae, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(NodeError, match=words):
+        made(node, vae, **given)
+
+
+@pytest.mark.parametrize("node", ["WanImageToVideo", "WanFunControlToVideo"])
+def test_a_vae_that_is_not_needed_is_not_looked_at(node: str) -> None:
+    *_, latent = made(node, Vae(4, frames=0))
+    assert latent["samples"].shape == (1, 16, 2, 2, 4)
+
+
+def test_a_second_control_stands_behind_the_first() -> None:
+    first, second = 0.25, 0.75
+    once = made("WanVaceToVideo", Vae(), strength=first)
+    twice = made("WanVaceToVideo", Vae(), strength=second, positive=once[0], negative=once[1])
+    for conditioning in twice[:2]:
+        [(_, options)] = conditioning
+        assert options["vace_strength"] == [first, second]
+        assert [len(options[name]) for name in ("vace_frames", "vace_mask")] == [2, 2]
+    assert [options["vace_strength"] for _, options in once[0]] == [[first]]
+
+
+@pytest.mark.parametrize("node", WITHOUT_IMAGES)
+def test_a_video_over_the_limits_is_refused_before_it_takes_the_memory(node: str) -> None:
+    def call() -> Any:
+        enter(Executing("job", "1", limits=SizeLimits(value_bytes=10_000_000)))
+        return made(node, Vae(), **WITHOUT_IMAGES[node], width=16384, height=16384, length=16381)
+
+    with pytest.raises(NodeError, match=r"limits\.value_bytes of the configuration allows"):
+        contextvars.copy_context().run(call)
+
+
+def test_as_many_cells_are_trimmed_as_a_reference_takes() -> None:
+    *_, latent, amount = made("WanVaceToVideo", Vae(), strength=1.0, reference_image=PICTURE)
+    (trimmed,) = TrimVideoLatent().trim(latent, amount)
+    assert (latent["samples"].shape[2], trimmed["samples"].shape[2]) == (3, 2)
+
+
+def test_the_inputs_stay_as_they_were() -> None:
+    positive, picture = said(), PICTURE.clone()
+    made("WanImageToVideo", Vae(), positive=positive, start_image=picture)
+    assert positive[0][1] == {}
+    assert torch.equal(picture, PICTURE)
