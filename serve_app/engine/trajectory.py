@@ -112,7 +112,8 @@ class Trajectory:
             canvas = replace(canvas, mask=mask)
             kept_noise = sent(noise(given.shape, r.noise.seed + 1), device) if spec.fresh_inpaint_noise else added
             changing = changing_mask(mask, r.guider.backbone.patches, levels, sigmas)
-            self._inpainting = Inpainting(mask, latents, kept_noise, levels, changing)
+            held_at = None if self.backbone.keeps_clean else levels
+            self._inpainting = Inpainting(mask, latents, kept_noise, held_at, changing)
         recipe, seeded = r.guider.backbone, partial(after_noise, given.shape, r.noise.seed, r.batch_index)
         layers = LayerPatches(recipe.patches, levels, seeded)
         rule, caches = rule_of(r.guider, levels), recipe.all(EasyCache)

@@ -68,6 +68,10 @@ class Backbone:
     def latent_format(self) -> LatentFormat:
         return self.network.family.latent_format
 
+    @property
+    def keeps_clean(self) -> bool:
+        return self.network.family.keeps_clean
+
     def prepared(self) -> Iterator[None]:
         """Make ready what its first forward would have to wait for, yielding in between; as `LoraSet.prepared`."""
         if self.loras is not None:

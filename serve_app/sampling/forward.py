@@ -139,6 +139,11 @@ class Backbone(Protocol):
     def latent_format(self) -> LatentFormat: ...
 
     @property
+    def keeps_clean(self) -> bool:
+        """Whether its network sees what a mask keeps without noise, whatever the level."""
+        ...
+
+    @property
     def sigmas(self) -> Tensor | None:
         """The levels of the run that it is of, as functions of node packs are told them; None before there is one."""
         ...

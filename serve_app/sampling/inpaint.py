@@ -26,19 +26,23 @@ from serve_app.sampling.transfer import sent
 class Inpainting:
     """What one run keeps. mask: (B,1,…), 1 where to sample; latents, noise: (B,C,…), clean and unit-variance.
 
-    levels: say what latents are like at a level. at: gives the mask of a noise level, if it changes.
+    levels: say what latents are like at a level; None: what is kept is held clean. at: gives the mask of a noise level,
+    if it changes.
     """
 
     mask: Tensor
     latents: Tensor
     noise: Tensor
-    levels: Levels
+    levels: Levels | None
     at: Callable[[float], Tensor] | None = None
 
     def hold(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with the kept region replaced by the latents at its noise level."""
-        latents, noise = Combination.of(self.latents), Combination.of(self.noise)
-        kept = self.levels.noised(latents, noise, evaluation.sigma)
+        latents = Combination.of(self.latents)
+        if self.levels is None:
+            kept: Latents = latents
+        else:
+            kept = self.levels.noised(latents, Combination.of(self.noise), evaluation.sigma)
         return replace(evaluation, x=mixed(kept, evaluation.x, self._mask(evaluation.sigma)))
 
     def restore(self, denoised: Latents, sigma: float) -> Latents:

@@ -33,6 +33,7 @@ import comfy.model_detection  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy.sample  # noqa: E402
+import comfy.sd  # noqa: E402
 import comfy.sd1_clip  # noqa: E402
 import comfy.sdxl_clip  # noqa: E402
 import comfy.supported_models  # noqa: E402
@@ -163,6 +164,32 @@ def family_runs(asked: dict[str, Any], given: Given) -> dict[str, torch.Tensor]:
     return made
 
 
+def wan(asked: dict[str, Any], given: Given) -> dict[str, torch.Tensor]:
+    made = {}
+    for figure, case in asked["runs"].items():
+        options: dict[str, Any] = {
+            key: [given[one] for one in value] if isinstance(value, list) and isinstance(value[0], str) else value
+            for key, value in case["options"].items()
+        }
+        options = {key: given[value] if isinstance(value, str) else value for key, value in options.items()}
+        if "clip_vision_output" in options:
+            options["clip_vision_output"] = SimpleNamespace(penultimate_hidden_states=options["clip_vision_output"])
+        latents, mask = given[f"{figure} latents"], given.get(f"{figure} mask")
+        made[figure] = comfy.sample.sample(
+            comfy.sd.load_diffusion_model(f"{FOLDER}/{case['net']}.safetensors"),
+            comfy.sample.prepare_noise(latents, asked["seed"]),
+            asked["steps"],
+            asked["cfg"],
+            asked["sampler"],
+            asked["schedule"],
+            *([[given[role], options]] for role in ("positive", "negative")),
+            latents,
+            noise_mask=mask,
+            seed=asked["seed"],
+        )
+    return made
+
+
 def inputs(asked: dict[str, Any], given: Given) -> dict[str, torch.Tensor]:
     base = comfy.model_base
     told = SimpleNamespace(embedder=base.Timestep(256), noise_augmentor=None)
@@ -269,7 +296,7 @@ def lora(asked: dict[str, Any], given: Given) -> dict[str, torch.Tensor]:
     return made
 
 
-PARTS = {made.__name__: made for made in (families, family_runs, inputs, control, lora)}
+PARTS = {made.__name__: made for made in (families, family_runs, wan, inputs, control, lora)}
 
 
 def main() -> None:

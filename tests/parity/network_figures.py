@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.parity import control_files, input_cases, lora_cases
+from tests.parity import control_files, input_cases, lora_cases, wan_cases
 from tests.parity import families as family_files
 from tests.parity.comfyui import ComfyUI
 from tests.parity.figures import GOLDEN
@@ -64,6 +64,29 @@ def family_runs(comfyui: ComfyUI) -> dict[str, np.ndarray]:
     return _answers(comfyui, "family_runs", family_files.write, given, figures=family_files.RUNS, **asked)
 
 
+def wan(comfyui: ComfyUI) -> dict[str, np.ndarray]:
+    """Return the latents that runs of Wan's editions end with."""
+    given, runs = {role: wan_cases.text(role) for role in ("positive", "negative")}, {}
+    for run in wan_cases.RUNS:
+        given[f"{run.name} latents"] = wan_cases.latents(run)
+        if (mask := wan_cases.noise_mask(run)) is not None:
+            given[f"{run.name} mask"] = mask
+        told: dict[str, Any] = {}
+        for key, value in wan_cases.options(run).items():
+            name = f"{run.name} {key}"
+            if isinstance(value, Tensor):
+                given[name], told[key] = value, name
+            elif isinstance(value, list) and isinstance(value[0], Tensor):
+                given |= {f"{name} {i}": one for i, one in enumerate(value)}
+                told[key] = [f"{name} {i}" for i in range(len(value))]
+            else:
+                told[key] = value
+        runs[run.name] = {"net": run.net, "options": told}
+    asked = {"steps": wan_cases.STEPS, "seed": wan_cases.SEED, "cfg": wan_cases.CFG}
+    by = {"sampler": wan_cases.SAMPLER, "schedule": wan_cases.SCHEDULE}
+    return _answers(comfyui, "wan", wan_cases.write, given, runs=runs, **asked, **by)
+
+
 def inputs(comfyui: ComfyUI) -> dict[str, np.ndarray]:
     """Return the vectors and channels of `input_cases`, and the arrays that they are made of."""
     given = {
@@ -96,7 +119,7 @@ def lora(comfyui: ComfyUI) -> dict[str, np.ndarray]:
     return _answers(comfyui, "lora", write, given, names=list(cases), strengths=lora_cases.STRENGTHS)
 
 
-MAKERS = {make.__name__: make for make in (families, family_runs, inputs, control, lora)}
+MAKERS = {make.__name__: make for make in (families, family_runs, wan, inputs, control, lora)}
 
 
 def maker(name: str) -> Callable[[ComfyUI], None]:

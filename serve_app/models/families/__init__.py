@@ -45,6 +45,7 @@ from serve_app.models.families.t5 import T5Text, UMT5Text
 from serve_app.models.families.taesd import Taesd
 from serve_app.models.families.unclip import Unclip
 from serve_app.models.families.unet import Unet
+from serve_app.models.families.wan import Wan, Wan22
 from serve_app.models.families.wan_vae import WanVae
 from serve_app.models.families.zimage import ZImage
 
@@ -52,7 +53,7 @@ UNETS: Sequence[type[Unet]] = (Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
-    *(PixArtAlpha, PixArt),
+    *(PixArtAlpha, PixArt, Wan, Wan22),
 )
 VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, QwenImage21Vae, WanVae, Taesd)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
@@ -111,6 +112,8 @@ __all__ = [
     "Taesd",
     "Unclip",
     "Unet",
+    "Wan",
+    "Wan22",
     "WanVae",
     "ZImage",
 ]

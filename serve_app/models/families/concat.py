@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
+from serve_app.errors import NodeError
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.transfer import sent
 
 EDIT_CHANNELS, INPAINT_CHANNELS = 4, 5
+MASK_CHANNELS = 4
+"""Of a video's mask: one for each frame that a latent stands for."""
 
 _BLACK = (0.8223, -0.6876, 0.6364, 0.1380)
 """The scaled latents of a black image, which an inpainting backbone is fed where there is no image."""
@@ -69,6 +72,57 @@ def mask_and_image(
     if mask.shape[-2:] != latents.shape[-2:]:
         mask = _resized(mask, *latents.shape[-2:])
     return torch.cat([_spread(mask.round(), latents.shape[0]), _fitted(image, latents)], dim=1)
+
+
+def frames_and_mask(
+    options: Mapping[str, Any], latents: Tensor, mask: Tensor | None, channels: int, latent_format: LatentFormat
+) -> Tensor:
+    """Return what goes beside the latents (B,C,F,h,w) of a video, (B,channels,F,h,w).
+
+    That is the options' "concat_latent_image" (unscaled, C channels a video) and 1 where it is to be kept, four times,
+    where there is room for that; zeros where there is no image. mask: (B,1,F,h,w) of the run, None without one. The
+    options' "concat_mask" (1 or 4 channels, 0 where to keep) goes before it; the mask's channels come first, or
+    where "concat_mask_index" says. Errors: NodeError for images or masks of other numbers of frames or channels.
+    """
+    batch, of_video = latents.shape[:2]
+    given: Tensor | None = options.get("concat_latent_image")
+    if given is None:
+        return latents.new_zeros(batch, channels, *latents.shape[2:])
+    videos = torch.split(_frames_resized(sent(given, latents.device).float(), latents), of_video, dim=1)
+    image = _spread(torch.cat([latent_format.to_model(video) for video in videos], dim=1), batch)
+    if image.shape[2] < latents.shape[2]:
+        raise NodeError(
+            f"the images that go beside the latents have {image.shape[2]} latent frames, and they have "
+            f"{latents.shape[2]}"
+        )
+    if image.shape[1] == channels:
+        return image
+    known = channels - MASK_CHANNELS
+    if image.shape[1] < known:
+        raise NodeError(
+            f"the images that go beside the latents have {image.shape[1]} channels, and this model is fed {known} with "
+            "their mask"
+        )
+    mask = options.get("concat_mask", mask)
+    if mask is None:
+        kept = latents.new_zeros(batch, MASK_CHANNELS, *latents.shape[2:])
+    else:
+        kept = mask if mask.shape[1] == MASK_CHANNELS else mask.mean(dim=1, keepdim=True)
+        kept = _frames_resized(1.0 - sent(kept, latents.device).float(), latents)
+        kept = pad(kept, (0, 0) * 2 + (0, max(0, latents.shape[2] - kept.shape[2])))
+        kept = _spread(kept.expand(-1, MASK_CHANNELS, -1, -1, -1), batch)
+    at = options.get("concat_mask_index", 0)
+    image = image[:, :known]
+    return torch.cat([image[:, :at], kept, image[:, at:]], dim=1)
+
+
+def _frames_resized(frames: Tensor, latents: Tensor) -> Tensor:
+    """Return frames (N,C,F,h,w) at the size of latents. Errors: NodeError for more frames than latents have."""
+    batch, channels, count = frames.shape[:3]
+    if count > latents.shape[2]:
+        raise NodeError(f"what goes beside the latents has {count} latent frames, and they have {latents.shape[2]}")
+    resized = _resized(frames.movedim(2, 1).flatten(0, 1), *latents.shape[-2:])
+    return resized.view(batch, count, channels, *latents.shape[-2:]).movedim(1, 2)
 
 
 def _fitted(image: Tensor, latents: Tensor) -> Tensor:

@@ -47,11 +47,12 @@ def grid(height: int, width: int, patch: int = PATCH) -> tuple[int, int]:
 
 
 def whole_patches(latents: Tensor) -> Tensor:
-    """Return latents (B,C,h,w) with even sides: an odd one goes on with its own beginning."""
+    """Return latents (B,C,…,h,w) with even sides: an odd one goes on with its own beginning."""
     height, width = latents.shape[-2:]
     if not height % PATCH and not width % PATCH:
         return latents
-    return pad(latents, (0, width % PATCH, 0, height % PATCH), mode="circular")
+    beyond = (0, width % PATCH, 0, height % PATCH) + (0, 0) * (latents.ndim - 4)
+    return pad(latents, beyond, mode="circular")
 
 
 def to_tokens(latents: Tensor, *, channels_last: bool = False) -> Tensor:

@@ -135,6 +135,8 @@ class BackboneFamily(Family):
     marks: ClassVar[tuple[str, ...]]
     """Tensors of which each of its files has one."""
     latent_format: ClassVar[LatentFormat]
+    keeps_clean: ClassVar[bool] = False
+    """Whether it sees what a mask keeps without noise, at every level; by default at the level of the rest."""
     functions: ClassVar[frozenset[str]] = frozenset()
     """The functions of node packs that its forward runs, by ComfyUI's names."""
     text_prefixes: ClassVar[Mapping[str, str]] = {}

@@ -55,6 +55,7 @@ class TinyBackbone:
         self.device = torch.device("cpu")
         self.levels = levels or TableLevels()
         self.prediction = ImgToImg()
+        self.keeps_clean = False
         self.latent_format = latents or LatentFormat(4, scale=SCALE)
         self.calls: list[tuple[int, ...]] = []
         self.before = before

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
-from serve_app.models.families import AutoencoderKL
+from serve_app.models.families import AutoencoderKL, Wan
 from serve_app.models.families.anima import IDS, WEIGHTS
 from serve_app.models.families.hidream import STATES
 from serve_app.nodes.builtin.latent import VAEDecode
@@ -26,19 +26,24 @@ from serve_app.nodes.builtin.sampling import KSampler
 from serve_app.recipe import Lora, Recipe, ReferenceMethod
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.catalog import Catalog
-from serve_app.values import Conditioning
+from serve_app.values import ClipVisionOutput, Conditioning
 from tests.parity.dit_cases import LLAMA_STATES, POOLED_WIDTH, TEXT_WIDTH, noise, weights
 from tests.parity.figures import GOLDEN
 from tests.unit.engine import mixes
 from tests.unit.models.sample import cpu_weights, random_tensors
 
+SEEN_WIDTH = 40
+"""Of what Wan is told that is seen in images."""
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
+WAN = random_tensors(Wan(128, 2, 192, TEXT_WIDTH, 36, SEEN_WIDTH), torch.float32)
+KEYS["wan"] = {name.removeprefix("model.diffusion_model."): list(tensor.shape) for name, tensor in WAN.items()}
 NETS = ("zimage", "flux", "flux_depth", "flux_fill", "lumina2", "chroma", "sd35", "omnigen2")
-WITHOUT_IMAGES = ("flux2", "flux2_klein", "krea2", "qwen", "anima", "hidream", "auraflow", "pixart")
+WITHOUT_IMAGES = ("flux2", "flux2_klein", "krea2", "qwen", "anima", "hidream", "auraflow", "pixart", "wan")
 """Networks of another autoencoder's latents, or told more than one text."""
 SHAPES = {
     **dict.fromkeys(("flux2", "flux2_klein"), (128,)),
     **dict.fromkeys(("krea2", "qwen", "anima"), (16, 1)),
+    "wan": (16, 2),
     **dict.fromkeys(("auraflow", "pixart"), (4,)),
 }
 """The first axes of latents, after the batch, where they are not (16,)."""
@@ -57,6 +62,7 @@ LAYER = {
     "auraflow": "single_layers.0.attn.w1v",
     "omnigen2": "layers.1.attn.to_q",
     "pixart": "blocks.1.cross_attn.kv_linear",
+    "wan": "blocks.1.cross_attn.k_img",
 }
 METHODS = {
     "flux": ("offset", "index", "uxo"),
@@ -155,6 +161,10 @@ def jobs(draw: st.DrawFn, net: str) -> SamplingRequest:
     size = draw(st.sampled_from([(4, 4), (5, 4), (6, 8), (2, 2)]))
     if net == "hidream" and draw(st.booleans()):
         options["concat_latent_image"] = noise("beside", (1, *axes, size[0], 6))
+    if net == "wan" and draw(st.booleans()):
+        options["concat_latent_image"] = noise("beside", (1, *axes, *size))
+        seen = noise("seen", (1, draw(st.sampled_from([3, 6])), SEEN_WIDTH))
+        options["clip_vision_output"] = ClipVisionOutput(seen, seen, seen)
     return mixes.request(
         backbone=recipe,
         shape=(draw(st.integers(1, 2)), *axes, *size),

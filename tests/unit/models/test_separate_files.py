@@ -181,7 +181,7 @@ def test_a_file_in_eight_bits_is_read_as_the_numbers_it_holds(tmp_path):
     [
         ("nerf_blocks.0.norm.scale", "Chroma Radiance"),
         ("clf.1.weight", "Stable Cascade"),
-        ("head.modulation", "Wan"),
+        ("patch_embedding_pose.weight", "Wan SCAIL"),
     ],
 )
 def test_a_family_that_is_not_supported_is_named(tmp_path, name, family):

@@ -17,11 +17,12 @@ from serve_app.models.families.family import Rows
 from serve_app.models.families.one_call import OneCall
 from serve_app.models.families.qwen_image21 import QwenImage21
 from serve_app.models.families.sd3 import BLOCKS
+from serve_app.models.families.wan import Wan, Wan22
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
 from serve_app.models.network import Network
 from serve_app.recipe import Discrete, Recipe, SkippedBlocks
 from serve_app.sampling.forward import Canvas
-from serve_app.values import Control
+from serve_app.values import ClipVisionOutput, Control
 from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, drawn, noise
 from tests.unit.engine import card_costs
 from tests.unit.engine.card import CARD, Card
@@ -29,8 +30,12 @@ from tests.unit.models.families.test_transformers import TINY
 from tests.unit.models.recorder import CardRecorder, FakeRecorder
 
 CPU = torch.device("cpu")
+SEEN_WIDTH = 40
 FAMILIES: dict[str, OneCall] = {net: family for net, family in TINY.items() if isinstance(family, OneCall)}
 FAMILIES["qwen21"] = QwenImage21(64, 2, 2, TEXT_WIDTH)
+FAMILIES["wan"] = Wan(128, 2, 192, TEXT_WIDTH, 36, SEEN_WIDTH, reference_channels=16)
+FAMILIES["wan_vace"] = Wan(128, 2, 192, TEXT_WIDTH, vace=1, vace_channels=96)
+FAMILIES["wan22"] = Wan22(128, 2, 192, TEXT_WIDTH, 48)
 
 NETS = sorted(FAMILIES)
 AXES = {
@@ -39,6 +44,8 @@ AXES = {
     **dict.fromkeys(("krea2", "qwen", "qwen_2511", "anima"), (16, 1)),
     "qwen_layered": (16, 2),
     "qwen21": (64,),
+    **dict.fromkeys(("wan", "wan_vace"), (16, 2)),
+    "wan22": (48, 2),
 }
 """The first axes of latents, after the batch, where they are not (16,)."""
 METHODS = {
@@ -53,7 +60,7 @@ METHODS = {
 """How references are placed, of the networks that are shown such here."""
 BY_LENGTH = ("sd3", "sd35", "auraflow", "qwen21")
 """Networks whose rows share a forward with texts of their length only."""
-SKIPS = ("sd3", "sd35", "flux", "flux2", "qwen", "chroma", "auraflow")
+SKIPS = ("sd3", "sd35", "flux", "flux2", "qwen", "chroma", "auraflow", "wan", "wan_vace", "wan22")
 
 
 @cache
@@ -76,8 +83,14 @@ def row(net: str, seed: int, text: int = 5, device: torch.device = CPU, layers: 
         options[IDS] = torch.arange(3 + text)[None] + seed
     if net in ("flux_depth", "flux_fill"):
         options |= {"concat_latent_image": x.to(CPU) / 2, "concat_mask": torch.ones(1, 48, 64)}
+    if net == "wan":
+        options["reference_latents"] = [noise(f"shown {seed}", (1, 16, 1, 6, 8))]
+        options["clip_vision_output"] = ClipVisionOutput(x, noise(f"seen {seed}", (1, 4, SEEN_WIDTH)), x)
+    if net == "wan_vace":
+        options["vace_frames"], options["vace_strength"] = [noise(f"vace {seed}", (1, 32, 2, 6, 8))], [seed % 5 / 2]
     cond = noise(f"text {seed}", (1, text, TEXT_WIDTH))
-    inputs = FAMILIES[net].inputs(cond, options, "positive", Canvas(x, x), device, Discrete())
+    mask = noise(f"mask {seed}", (1, 1, 2, 6, 8)).abs() if net == "wan22" else None
+    inputs = FAMILIES[net].inputs(cond, options, "positive", Canvas(x, x, mask), device, Discrete())
     level = 0.1 + 0.01 * (seed % 90)
     return Rows(x, level, torch.full((1,), level).to(device), inputs, layers=layers)
 
