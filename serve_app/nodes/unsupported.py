@@ -132,8 +132,8 @@ _BY_REASON: Mapping[str, str] = {
     "hypernetworks are not supported": ("HypernetworkLoader"),
     "patches that change how the network itself runs are not supported": ("TorchCompileModel"),
     "merging models of this family is not supported": (
-        "ModelMergeMochiPreview ModelMergeLTXV ModelMergeCosmos7B ModelMergeCosmos14B "
-        "ModelMergeWAN2_1 ModelMergeCosmosPredict2_2B ModelMergeCosmosPredict2_14B"
+        "ModelMergeMochiPreview ModelMergeLTXV ModelMergeCosmos7B ModelMergeCosmos14B ModelMergeCosmosPredict2_2B "
+        "ModelMergeCosmosPredict2_14B"
     ),
     "training is not supported": ("TrainLoraNode LoraModelLoader LossGraphNode SaveLoRA"),
     "datasets that training reads are not written or read, as there is no training": (

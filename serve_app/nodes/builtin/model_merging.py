@@ -188,6 +188,11 @@ _KREA2 = (
     *_blocks("blocks", 28),
     "last.",
 )
+_WAN = (
+    *("patch_embedding.", "time_embedding.", "time_projection.", "text_embedding.", "img_emb."),
+    *_blocks("blocks", 40),
+    "head.",
+)
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "ModelMergeSD1": _unet(12, "."),
@@ -199,6 +204,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "ModelMergeAuraflow": _AURAFLOW,
     "ModelMergeQwenImage": _QWEN_IMAGE,
     "ModelMergeKrea2": _KREA2,
+    "ModelMergeWAN2_1": _WAN,
 }
 """Of each class that merges models of one family, the parts that it has a ratio for."""
 

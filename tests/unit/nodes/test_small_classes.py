@@ -129,6 +129,7 @@ def test_text_encoders_are_added_and_subtracted(
         ("ModelMergeAuraflow", "init_x_linear.", "single_layers.31.", 43),
         ("ModelMergeQwenImage", "pos_embeds.", "transformer_blocks.59.", 66),
         ("ModelMergeKrea2", "first.", "blocks.27.", 38),
+        ("ModelMergeWAN2_1", "patch_embedding.", "blocks.39.", 46),
     ],
 )
 def test_two_models_of_a_family_are_merged_part_by_part(class_type: str, first: str, some: str, count: int) -> None:
