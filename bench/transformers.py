@@ -22,7 +22,9 @@ from bench.servers import Contender, running
 from bench.workflows import drawn
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.families.flux import Flux
+from serve_app.models.families.wan import Wan
 from serve_app.models.families.zimage import ZImage
+from serve_app.models.layout import reverse, translate
 from serve_app.recipe import Recipe
 
 NAME = "transformers"
@@ -34,12 +36,17 @@ ALONE = 3
 
 @dataclass(frozen=True, slots=True)
 class Net:
-    """A file, what it holds, how many tokens its texts have, and how many steps a job takes on average."""
+    """A file, what it holds, how many tokens its texts have, and how many steps a job takes on average.
+
+    images: of the video that a job makes; 1 is an image. published: tensors have the authors' names, not diffusers'.
+    """
 
     name: str
     family: BackboneFamily
     tokens: int
     steps: int
+    images: int = 1
+    published: bool = False
 
     @property
     def file(self) -> str:
@@ -50,18 +57,23 @@ NETS = (
     Net("flux", Flux(width=1024, heads=8, doubles=2, singles=4, text_width=512, pooled_width=256), 64, 8),
     # ComfyUI takes no other width for Z-Image's.
     Net("z_image", ZImage(width=3840, heads=30, layers=1, refiners=1, text_width=512), 64, 2),
+    # Nor for Wan's texts.
+    Net("wan", Wan(width=1536, layers=2, inside=8960, text_width=4096), 512, 4, images=17, published=True),
 )
 
 
 def provide(models: Path) -> None:
-    """Write the files, in bfloat16 as they are published, under the names that diffusers gives tensors."""
+    """Write the files, in bfloat16 as they are published."""
     for net in NETS:
         path = models / "diffusion_models" / net.file
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.manual_seed(1)
             state = net.family.build().state_dict()
-            save_file({name: tensor.to(torch.bfloat16).contiguous() for name, tensor in state.items()}, path)
+            names = reverse(net.family.table()) if net.published else {}
+            save_file(
+                {translate(n, names) or n: tensor.to(torch.bfloat16).contiguous() for n, tensor in state.items()}, path
+            )
 
 
 def measure(contenders: Sequence[Contender], rounds: int) -> Iterator[tuple[list[Series], list[Ratio]]]:
@@ -121,4 +133,12 @@ def _net(net: Net, contenders: Sequence[Contender], rounds: int) -> tuple[list[S
 def _job(net: Net, *, mixed: bool = False) -> Mapping[str, Any]:
     family: Any = net.family
     pooled = getattr(family, "pooled_width", 1)
-    return drawn(net.file, tokens=net.tokens, width=family.text_width, pooled=pooled, steps=net.steps, mixed=mixed)
+    return drawn(
+        net.file,
+        tokens=net.tokens,
+        width=family.text_width,
+        pooled=pooled,
+        steps=net.steps,
+        images=net.images,
+        mixed=mixed,
+    )

@@ -54,21 +54,25 @@ def txt2img(checkpoint: str, side: int = SIDE, *, mixed: bool = False) -> dict[s
 
 
 def drawn(
-    file: str, *, tokens: int, width: int, pooled: int, steps: int = STEPS, mixed: bool = False
+    file: str, *, tokens: int, width: int, pooled: int, steps: int = STEPS, images: int = 1, mixed: bool = False
 ) -> dict[str, Any]:
     """Return a workflow that samples latents of 64 tokens with a backbone of its own file and texts of pack `words`.
 
-    Mixed, jobs differ in sampler, schedule, steps and cfg too.
+    images: of a video, with 64 tokens a latent; 1 for an image. Mixed, jobs differ in sampler, schedule, steps and cfg
+    too.
     """
     seed = next(_fresh)
     size = {"tokens": tokens, "width": width, "pooled": pooled}
+    size_px = {"width": 128, "height": 128, "batch_size": 1}
     asked = dict(MIX[seed % len(MIX)]) if mixed else {**MIX[0], "cfg": 1.0}
     asked["steps"] = max(1, steps - STEPS + MIX[seed % len(MIX)]["steps"]) if mixed else steps
     return {
         "1": _node("UNETLoader", unet_name=file, weight_dtype="default"),
         "2": _node("Words", seed=seed, **size),
         "3": _node("Words", seed=0, **size),
-        "4": _node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
+        "4": _node("EmptySD3LatentImage", **size_px)
+        if images == 1
+        else _node("EmptyHunyuanLatentVideo", **size_px, length=images),
         "5": _node(
             "KSampler",
             model=["1", 0],
