@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
-from torch import Tensor, nn
+from torch import Tensor, addcmul, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from serve_app.errors import NodeError
@@ -203,6 +204,10 @@ class Wan(Transformer):
             network.vace_blocks[0].before_proj = nn.Linear(self.width, self.width)
             for block in network.vace_blocks:
                 block.after_proj = nn.Linear(self.width, self.width)
+        for layer in network.modules():
+            if isinstance(layer, FP32LayerNorm):
+                # Torch's own counts in single precision too, without a copy of all tokens in it.
+                layer.__class__ = nn.LayerNorm
         built: nn.Module = network
         return built
 
@@ -351,9 +356,9 @@ class Wan(Transformer):
             of_vace = network.vace_blocks[number // every]
             for i, hint in enumerate(shown):
                 shown[i] = tell(of_vace, of_vace.before_proj(hint) + beginning if number == 0 else hint)
-                image = image + of_vace.after_proj(shown[i]) * given[OfVace("strength", i)]
+                image = addcmul(image, of_vace.after_proj(shown[i]), given[OfVace("strength", i)])
         shift, scale = (_by_token(part, count) for part in _modulation(network, time[:, :, None]))
-        made = network.proj_out(network.norm_out(image) * (1 + scale) + shift)
+        made = network.proj_out(addcmul(shift, network.norm_out(image), 1 + scale))
         by_frame = made[:, -size[0] * prod(grid(size[1], size[2])) :].reshape(len(x) * size[0], -1, made.shape[2])
         frames = from_tokens(by_frame, size[1], size[2], channels_last=True)
         return frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
@@ -403,12 +408,13 @@ def _block(
     shift, scale, gate, inner_shift, inner_scale, inner_gate = (
         _by_token(part, count) for part in _modulation(block, time)
     )
-    own, others, modulated = block.attn1, block.attn2, block.norm1(image) * (1 + scale) + shift
+    # Videos are long: each sum and product by itself would be another pass over all tokens.
+    own, others, modulated = block.attn1, block.attn2, addcmul(shift, block.norm1(image), 1 + scale)
     q, k = (
         apply_rotary_emb(_heads(norm(to(modulated))), turns)
         for norm, to in ((own.norm_q, own.to_q), (own.norm_k, own.to_k))
     )
-    image = image + own.to_out[0](_attended(q, k, _heads(own.to_v(modulated)))) * gate
+    image = addcmul(image, own.to_out[0](_attended(q, k, _heads(own.to_v(modulated)))), gate)
     q = _heads(others.norm_q(others.to_q(block.norm2(image))))
     text, *seen = read
     found = _attended(q, _heads(others.norm_k(others.to_k(text[0]))), _heads(others.to_v(text[0])), text[1])
@@ -416,8 +422,7 @@ def _block(
         k = others.norm_added_k(others.add_k_proj(tokens))
         found = found + _attended(q, _heads(k), _heads(others.add_v_proj(tokens)), mask)
     image = image + others.to_out[0](found)
-    made: Tensor = image + block.ffn(block.norm3(image) * (1 + inner_scale) + inner_shift) * inner_gate
-    return made
+    return addcmul(image, block.ffn(addcmul(inner_shift, block.norm3(image), 1 + inner_scale)), inner_gate)
 
 
 def _modulation(layer: Any, time: Tensor) -> tuple[Tensor, ...]:

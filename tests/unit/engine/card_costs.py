@@ -148,9 +148,9 @@ REPLAYED_TRANSFORMERS = {
     "qwen_layered": (13, 157),
     "sd3": (7, 116),
     "sd35": (7, 187),
-    "wan": (16, 163),
-    "wan22": (15, 157),
-    "wan_vace": (15, 196),
+    "wan": (16, 154),
+    "wan22": (15, 148),
+    "wan_vace": (15, 182),
     "zimage": (32, 418),
 }
 """Kernels around the call of a replayed forward of three rows, filled up to four, and those in the call.
