@@ -208,10 +208,15 @@ class Extraction:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How a large image is cut for the VAE: sides of a tile and what neighbours share, in pixels."""
+    """How a large image is cut for the VAE: sides of a tile and what neighbours share, in pixels.
+
+    frames, shared_frames: as much of a video in images of it; frames 0: all of it in each tile.
+    """
 
     size: int
     overlap: int
+    frames: int = 0
+    shared_frames: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -96,7 +96,7 @@ class Autoencoding:
             del self._found[vae, work]
         while True:
             tiling = tilings[found.tiling]
-            tiles = (model.decode_tiled if work == "decode" else model.encode_tiled)(batch, tiling.size, tiling.overlap)
+            tiles = (model.decode_tiled if work == "decode" else model.encode_tiled)(batch, tiling)
             made = yield from _until_it_runs_out(tiles)
             if isinstance(made, Tensor):
                 return made

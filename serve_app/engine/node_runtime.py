@@ -162,7 +162,7 @@ class NodeRuntime:
             return await self._shared.use_tiled(
                 vae,
                 self._weights.vae,
-                lambda model: model.decode_tiled(latents, tiling.size, tiling.overlap),
+                lambda model: model.decode_tiled(latents, tiling),
                 self._progress,
                 self._loading,
             )
@@ -175,7 +175,7 @@ class NodeRuntime:
             return await self._shared.use_tiled(
                 vae,
                 self._weights.vae,
-                lambda model: model.encode_tiled(images, tiling.size, tiling.overlap),
+                lambda model: model.encode_tiled(images, tiling),
                 self._progress,
                 self._loading,
             )

@@ -1,15 +1,18 @@
 """Working through a large image in overlapping tiles, blended where they overlap.
 
 A tile fades in over its overlap from every side, and the sum is divided by the sum of the weights. The positions,
-weights and passes are those of ComfyUI 0.3.64 (`tiled_scale`), so that the seams are where a user knows them. Knows no
-model: what is done to a tile is a function. Between two tiles the work pauses, so that others can use the device.
+weights and passes are those of ComfyUI 0.3.64 (`tiled_scale`), so that the seams are where a user knows them; a video
+is cut in time as well, as by 0.33 (`tiled_scale_multidim`). Knows no model: what is done to a tile is a function.
+Between two tiles the work pauses, so that others can use the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from itertools import product
-from typing import TypeAlias
+from math import prod
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,37 +30,68 @@ Shape: TypeAlias = tuple[int, int]
 """(height, width) of a tile."""
 
 
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """How an axis is cut: cells of a tile and those that neighbours share.
+
+    length: how many cells of the result so many become. place: where in it those go that begin at a cell.
+    """
+
+    tile: int
+    overlap: int
+    length: Callable[[int], int]
+    place: Callable[[int], int]
+
+
 def in_passes(
-    batch: Tensor, work: Callable[[Tensor], Tensor], shapes: list[Shape], overlap: int, scale: float
+    batch: Tensor,
+    work: Callable[[Tensor], Tensor],
+    shapes: list[Shape],
+    overlap: int,
+    scale: float,
+    time: Axis | None = None,
 ) -> Tiles:
     """Work through a batch (B,C,…,H,W) once per tile shape and return the mean, float32 (B,c,…,H·scale,W·scale).
 
-    work: a tile (1,C,…,h,w) to (1,c,…,h·scale,w·scale). overlap: cells that neighbours share. Errors: NodeError for an
-    overlap that leaves a tile nothing of its own.
+    work: a tile (1,C,…,h,w) to (1,c,…,h·scale,w·scale). overlap: cells that neighbours share. time: of a batch
+    (B,C,T,H,W). Errors: NodeError for an overlap that leaves a tile nothing of its own.
     """
-    plans = [_plan(batch, shape, overlap) for shape in shapes]
+
+    def scaled(cells: int) -> int:
+        return round(cells * scale)
+
+    whole = [] if time is None else [time]
+    passes = [[*whole, *(Axis(tile, overlap, scaled, scaled) for tile in shape)] for shape in shapes]
+    count = len(passes[0])
+    plans = [_plan(batch.shape[-count:], axes) for axes in passes]
     total = len(batch) * sum(map(len, plans))
     done = 0
-    size = [round(side * scale) for side in batch.shape[-2:]]
-    means: list[Tensor | float] = [0.0] * len(batch)
-    for plan in plans:
+    size = [axis.length(side) for axis, side in zip(passes[0], batch.shape[-count:], strict=True)]
+    means: list[Tensor | None] = [None] * len(batch)
+    for axes, plan in zip(passes, plans, strict=True):
         for i, image in enumerate(torch.split(batch, 1)):
             blended, weights = torch.empty(0), torch.zeros(size)
-            for rows, columns in plan:
-                tile = brought(work(image[..., rows, columns]).float())
+            for cut in plan:
+                cells: tuple[Any, ...] = (..., *cut)
+                tile = brought(work(image[cells]).float())
                 done += 1
                 yield done, total
                 if not blended.numel():
-                    blended = tile.new_zeros(*tile.shape[:-2], *size)
-                height, width = tile.shape[-2:]
-                top, left = round(rows.start * scale), round(columns.start * scale)
-                into = (..., slice(top, top + height), slice(left, left + width))
-                feather = round(overlap * scale) if len(plan) > 1 else 0
-                weight = _fade(height, feather)[:, None] * _fade(width, feather)
+                    blended = tile.new_zeros(*tile.shape[:-count], *size)
+                into: tuple[Any, ...] = (...,)
+                fades = []
+                for n, axis, part in zip(range(-count, 0), axes, cut, strict=True):
+                    start, length = axis.place(part.start), tile.shape[n]
+                    into += (slice(start, start + length),)
+                    fade = _fade(length, axis.length(axis.overlap) if len(plan) > 1 else 0)
+                    fades.append(fade.view(-1, *(1,) * (-n - 1)))
+                weight = prod(fades[1:], start=fades[0])
                 blended[into] += tile * weight
                 weights[into] += weight
-            means[i] += blended / weights
-    return torch.cat([torch.as_tensor(mean) for mean in means]) / len(plans)
+            blended /= weights
+            before = means[i]
+            means[i] = blended if before is None else before + blended
+    return torch.cat([mean for mean in means if mean is not None]) / len(plans)
 
 
 def three_shapes(size: int) -> list[Shape]:
@@ -65,9 +99,9 @@ def three_shapes(size: int) -> list[Shape]:
     return [(size * 2, size // 2), (size // 2, size * 2), (size, size)]
 
 
-def _plan(batch: Tensor, shape: Shape, overlap: int) -> list[tuple[slice, slice]]:
-    rows, columns = (_cuts(side, tile, overlap) for side, tile in zip(batch.shape[-2:], shape, strict=True))
-    return list(product(rows, columns))
+def _plan(sides: Sequence[int], axes: Sequence[Axis]) -> list[tuple[slice, ...]]:
+    cuts = (_cuts(side, axis.tile, axis.overlap) for side, axis in zip(sides, axes, strict=True))
+    return list(product(*cuts))
 
 
 def _cuts(side: int, tile: int, overlap: int) -> list[slice]:

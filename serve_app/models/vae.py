@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from serve_app.models.families.family import VaeFamily
-from serve_app.models.tiling import Shape, Tiles, in_passes, three_shapes
+from serve_app.models.families.family import VaeFamily, VideoVaeFamily
+from serve_app.models.tiling import Axis, Shape, Tiles, in_passes, three_shapes
 from serve_app.sampling.transfer import brought, sent
+from serve_app.values import Tiling
 
 SLICE_PIXELS = 1024 * 1024
 """A batch is worked through in slices of about so many pixels, so that its size does not bound the memory needed."""
@@ -34,8 +35,11 @@ class Vae:
     def decode(self, latents: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
         """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on its device.
 
-        slice_pixels: as SLICE_PIXELS. An autoencoder of videos returns (B,F,H,W,C) from (B,c,T,h,w).
+        slice_pixels: as SLICE_PIXELS. An autoencoder of videos returns (B,F,H,W,C) from (B,c,T,h,w), where T is more
+        than 1 on the host, as `brought` has it: a moment's images leave the device before the next are made.
         """
+        if (family := self._of_videos(latents)) is not None:
+            return self._videos(family, latents, slice_pixels)
         pixels = self._sliced(self._decoded, self._with_time(latents), self.factor**2, slice_pixels)
         return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
 
@@ -49,26 +53,47 @@ class Vae:
         """Return the mean latents (B,c,h,w) of images (B,H,W,C) in 0…1, float32 on its device.
 
         What is over a multiple of the VAE's factor is cut off, half on each side. An autoencoder of videos takes the
-        images for one, and returns (1,c,T,h,w); what is over a multiple of its frames is left out.
+        images for one, and returns (1,c,T,h,w); what is over a multiple of its frames is left out. A moment's images
+        come to the device as it is encoded.
         """
+        if isinstance(self.family, VideoVaeFamily) and len(images) > 1:
+            moments = (self._given(self._pixels(images[moment])) for moment in self.family.moments(len(images)))
+            return torch.cat([made.float() for made in self.family.encode_frames(self.network, moments)], 2)
         return self._sliced(self._encoded, self._pixels(images), 1, slice_pixels)
 
-    def decode_tiled(self, latents: Tensor, size: int, overlap: int) -> Tiles:
-        """Decode in passes of tiles, averaged. size, overlap: in pixels of the image."""
+    def decode_tiled(self, latents: Tensor, tiling: Tiling) -> Tiles:
+        """Decode in passes of tiles, averaged."""
+        latents, time = self._with_time(latents), None
+        if (frames := self.family.frames) and latents.shape[2] > 1:
+            tile = max(2, tiling.frames // frames) if tiling.frames else latents.shape[2]
+            shared = max(1, min(tile // 2, tiling.shared_frames // frames))
+            time = Axis(tile, shared, lambda moments: (moments - 1) * frames + 1, lambda moment: moment * frames)
         pixels = yield from in_passes(
-            self._with_time(latents),
+            latents,
             lambda tile: self._sliced(self._decoded, tile, self.factor**2),
-            self._shapes(size // self.factor),
-            overlap // self.factor,
+            self._shapes(tiling.size // self.factor),
+            tiling.overlap // self.factor,
             self.factor,
+            time,
         )
-        return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
+        return pixels.add_(1).div_(2).clamp_(0, 1).movedim(1, -1)
 
-    def encode_tiled(self, images: Tensor, size: int, overlap: int) -> Tiles:
-        """Encode in passes of tiles, averaged; cropped as `encode` does. size, overlap: in pixels."""
+    def encode_tiled(self, images: Tensor, tiling: Tiling) -> Tiles:
+        """Encode in passes of tiles, averaged; cropped as `encode` does."""
+        time = None
+        if (frames := self.family.frames) and len(images) > 1:
+            images = images[: (len(images) - 1) // frames * frames + 1]
+
+            def moments(count: int) -> int:
+                return (count - 1) // frames + 1
+
+            tile = max(2, moments(tiling.frames)) if tiling.frames else moments(len(images))
+            shared = max(1, min(tile // 2, moments(tiling.shared_frames)))
+            tile, shared = ((cells - 1) * frames + 1 for cells in (tile, shared))
+            time = Axis(tile, shared, moments, lambda image: image // frames)
         pixels = self._pixels(images)
         encode = lambda tile: self._sliced(self._encoded, tile, 1)  # noqa: E731
-        return (yield from in_passes(pixels, encode, self._shapes(size), overlap, 1 / self.factor))
+        return (yield from in_passes(pixels, encode, self._shapes(tiling.size), tiling.overlap, 1 / self.factor, time))
 
     @property
     def factor(self) -> int:
@@ -80,6 +105,34 @@ class Vae:
 
     def _encoded(self, pixels: Tensor) -> Tensor:
         return self.family.encode(self.network, pixels)
+
+    def _of_videos(self, latents: Tensor) -> VideoVaeFamily | None:
+        """Return the family if the latents are of videos of more than an image, and it knows such."""
+        family = self.family
+        return family if isinstance(family, VideoVaeFamily) and latents.ndim == 5 and latents.shape[2] > 1 else None
+
+    def _videos(self, family: VideoVaeFamily, latents: Tensor, slice_pixels: int) -> Tensor:
+        """Return the images of videos (B,F,H,W,C) on the host, from their latents (B,c,T,h,w)."""
+        count, _, moments, *sides = latents.shape
+        images = torch.empty(
+            *(count, (moments - 1) * family.frames + 1, *(side * self.factor for side in sides), family.image_channels),
+            pin_memory=self._device.type == "cuda",
+        )
+        done = 0
+        for part in torch.split(latents, self._rows(latents, family.frames * self.factor**2, slice_pixels)):
+            at = 0
+            for pixels in family.decode_frames(self.network, map(self._given, torch.split(part, 1, 2))):
+                shown = ((pixels.float() + 1) / 2).clamp_(0, 1).permute(0, 2, 3, 4, 1).contiguous()
+                for i, video in enumerate(shown, done):
+                    # Both sides are contiguous, without which a copy from a GPU waits.
+                    images[i, at : at + len(video)].copy_(video, non_blocking=True)
+                at += shown.shape[1]
+            done += len(part)
+        return images
+
+    def _given(self, batch: Tensor) -> Tensor:
+        """Return a batch as the network takes it, on its device."""
+        return sent(batch, self._device).to(self._dtype)
 
     def _with_time(self, latents: Tensor) -> Tensor:
         """Return latents with the axes that the family's have; of a video's, an image is the first."""
@@ -110,8 +163,11 @@ class Vae:
         self, work: Callable[[Tensor], Tensor], batch: Tensor, pixels_per_cell: int, slice_pixels: int = SLICE_PIXELS
     ) -> Tensor:
         """Return what work makes of a batch on the host, float32 on the device."""
+        parts = torch.split(batch, self._rows(batch, pixels_per_cell, slice_pixels))
+        return torch.cat([work(self._given(part)).float() for part in parts])
+
+    def _rows(self, batch: Tensor, pixels_per_cell: int, slice_pixels: int) -> int:
+        """Return how many rows of a batch are worked through at once."""
         if self._device.type == "cpu":
             slice_pixels = min(slice_pixels, HOST_SLICE_PIXELS)
-        rows = max(1, slice_pixels // (batch.shape[-1] * batch.shape[-2] * pixels_per_cell))
-        parts = torch.split(batch, rows)
-        return torch.cat([work(sent(part, self._device).to(self._dtype)).float() for part in parts])
+        return max(1, slice_pixels // (batch.shape[-1] * batch.shape[-2] * pixels_per_cell))

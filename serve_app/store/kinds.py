@@ -159,7 +159,7 @@ _TEXTS = (
 
 _NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
 _VAES = (
-    Kind("Wan 2.2", ((_NESTED, ("conv2.weight", 48)),), known=False),
+    Kind("Wan 2.2", ((_NESTED, ("conv2.weight", 48)),)),
     _known("Qwen-Image 2.1", _NESTED),
     _known("Wan 2.1 and Qwen-Image", "decoder.middle.0.residual.0.gamma"),
     _lacking("LTX-Video or HunyuanVideo", "decoder.conv_in.conv.weight"),

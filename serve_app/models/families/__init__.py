@@ -46,6 +46,7 @@ from serve_app.models.families.taesd import Taesd
 from serve_app.models.families.unclip import Unclip
 from serve_app.models.families.unet import Unet
 from serve_app.models.families.wan import Wan, Wan22
+from serve_app.models.families.wan22_vae import Wan22Vae
 from serve_app.models.families.wan_vae import WanVae
 from serve_app.models.families.zimage import ZImage
 
@@ -55,7 +56,7 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, Wan, Wan22),
 )
-VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, QwenImage21Vae, WanVae, Taesd)
+VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, Taesd)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (
@@ -114,6 +115,7 @@ __all__ = [
     "Unet",
     "Wan",
     "Wan22",
+    "Wan22Vae",
     "WanVae",
     "ZImage",
 ]

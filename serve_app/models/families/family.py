@@ -235,7 +235,7 @@ class VaeFamily(Family):
 
     @abstractmethod
     def decode(self, network: Any, latents: Tensor) -> Tensor:
-        """Return pixels (B,C,H,W) in −1…1 from latents (B,c,h,w), unscaled.
+        """Return pixels (B,C,H,W) about −1…1 from latents (B,c,h,w), unscaled.
 
         Of a video: (B,C,F,H,W) from (B,c,T,h,w); all but the first latent stand for `frames` of the F images.
         """
@@ -243,6 +243,34 @@ class VaeFamily(Family):
     @abstractmethod
     def encode(self, network: Any, pixels: Tensor) -> Tensor:
         """Return the mean latents of pixels."""
+
+
+class VideoVaeFamily(VaeFamily):
+    """A family of autoencoders of videos, which work through one from its first image on.
+
+    A latent stands for `frames` images, the first for one.
+    """
+
+    @abstractmethod
+    def decode_frames(self, network: Any, latents: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield a video's images in order, (B,C,f,H,W) about −1…1, from its latents one by one, (B,c,1,h,w)."""
+
+    @abstractmethod
+    def encode_frames(self, network: Any, pixels: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield a video's mean latents in order, (B,c,1,h,w), from its images as `moments` divides them."""
+
+    def moments(self, count: int) -> Iterator[slice]:
+        """Yield which of so many images a latent stands for; what is over stands for none."""
+        yield slice(0, 1)
+        for first in range(1, count - self.frames + 1, self.frames):
+            yield slice(first, first + self.frames)
+
+    def decode(self, network: Any, latents: Tensor) -> Tensor:
+        return torch.cat(list(self.decode_frames(network, torch.split(latents, 1, 2))), 2)
+
+    def encode(self, network: Any, pixels: Tensor) -> Tensor:
+        moments = (pixels[:, :, moment] for moment in self.moments(pixels.shape[2]))
+        return torch.cat(list(self.encode_frames(network, moments)), 2)
 
 
 class VisionFamily(Family):

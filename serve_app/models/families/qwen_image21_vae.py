@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from serve_app.models.families import wan_vae
 from serve_app.models.families.family import Located, VaeFamily, marked
-from serve_app.models.layout import Place, Table, inside, places
+from serve_app.models.layout import Place, Table, places
 from serve_app.models.tensors import Tensors
 from serve_app.store.kinds import VAE_PREFIXES
 
@@ -53,7 +53,7 @@ class QwenImage21Vae(VaeFamily):
         return cls(width, tensors.shape("decoder.head.0.gamma")[0], tensors.shape("conv2.weight")[0], image_channels)
 
     def table(self, tensors: Tensors | None = None) -> Table:
-        table: dict[str, str | tuple[Place, ...]] = dict(_names())
+        table: dict[str, str | tuple[Place, ...]] = dict(wan_vae.levels_of_modules(len(WIDTHS)))
         for name, shape in () if tensors is None else tensors.shapes.items():
             if len(shape) == 5:
                 # A convolution over one frame.
@@ -80,18 +80,3 @@ class QwenImage21Vae(VaeFamily):
     def encode(self, network: Any, pixels: Tensor) -> Tensor:
         latents: Tensor = network.encode(pixels[:, :, None], return_dict=False)[0].mode()
         return latents[:, :, 0]
-
-
-def _names() -> Iterator[tuple[str, str]]:
-    """Yield names in the file and in the network."""
-    yield from wan_vae.ends()
-    for level in range(len(WIDTHS)):
-        for half, theirs, ours, blocks, step in (
-            ("encoder", "downsamples", "down_blocks", wan_vae.RES_BLOCKS, "downsampler"),
-            ("decoder", "upsamples", "up_blocks", wan_vae.RES_BLOCKS + 1, "upsampler"),
-        ):
-            in_file, in_network = f"{half}.{theirs}.{level}.{theirs}", f"{half}.{ours}.{level}"
-            for i in range(blocks):
-                yield from inside(f"{in_file}.{i}", f"{in_network}.resnets.{i}", wan_vae.RES_BLOCK)
-            if level < len(WIDTHS) - 1:
-                yield f"{in_file}.{blocks}", f"{in_network}.{step}"

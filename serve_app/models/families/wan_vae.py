@@ -1,21 +1,21 @@
 """The autoencoder of Wan 2.1, which is Qwen-Image's and Krea 2's as well: videos, or images as videos of one frame.
 
 A latent stands for four frames; the first stands for one. Qwen-Image-Layered's has a fourth channel, how opaque a pixel
-is. Read off the authors' file; run as diffusers' AutoencoderKLWan.
+is. Read off the authors' file; run as diffusers' AutoencoderKLWan. What Wan 2.2's shares with it is here too.
 Source: Wan team 2025, arXiv:2503.20314.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d, patchify, unpatchify
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from serve_app.models.families.family import Located, VaeFamily, marked
+from serve_app.models.families.family import Located, VideoVaeFamily, marked
 from serve_app.models.layout import Table, inside
 from serve_app.models.tensors import Tensors
 from serve_app.store.kinds import VAE_PREFIXES
@@ -26,7 +26,7 @@ RES_BLOCKS = 2
 HALVES_TIME = (False, True, True)
 """Which of the steps down halve the number of frames too."""
 
-_MARKS = ("decoder.middle.0.residual.0.gamma",)
+MARKS = ("decoder.middle.0.residual.0.gamma",)
 NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
 """A tensor of those whose levels are modules of their own: Wan 2.2 and what is laid out like it."""
 RES_BLOCK = {
@@ -38,11 +38,45 @@ RES_BLOCK = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class WanVae(VaeFamily):
-    """An autoencoder of videos. width: of its finest level."""
+class WanVideos(VideoVaeFamily):
+    """How Wan's autoencoders go through a video: what layers saw of earlier moments is kept from one to the next."""
 
     frames = 4
+    patch: ClassVar[int] = 1
+    """So many pixels along each side are one of the network's, with channels of their own."""
+
+    def decode_frames(self, network: Any, latents: Iterable[Tensor]) -> Iterator[Tensor]:
+        seen = _unseen(network.decoder)
+        for i, moment in enumerate(latents):
+            yield self._decoded(network, moment, seen, first=i == 0)
+
+    def encode_frames(self, network: Any, pixels: Iterable[Tensor]) -> Iterator[Tensor]:
+        seen = _unseen(network.encoder)
+        for moment in pixels:
+            yield self._encoded(network, moment, seen)
+
+    def decode(self, network: Any, latents: Tensor) -> Tensor:
+        # An image alone has no later moment to keep anything for.
+        return self._decoded(network, latents, None) if latents.shape[2] == 1 else super().decode(network, latents)
+
+    def encode(self, network: Any, pixels: Tensor) -> Tensor:
+        return self._encoded(network, pixels, None) if pixels.shape[2] == 1 else super().encode(network, pixels)
+
+    def _decoded(self, network: Any, latents: Tensor, seen: list[Any] | None, first: bool = True) -> Tensor:
+        cells = network.post_quant_conv(latents)
+        pixels = network.decoder(cells, feat_cache=seen, feat_idx=[0], first_chunk=first)
+        whole: Tensor = unpatchify(pixels, self.patch)
+        return whole
+
+    def _encoded(self, network: Any, pixels: Tensor, seen: list[Any] | None) -> Tensor:
+        told = network.encoder(patchify(pixels, self.patch), feat_cache=seen, feat_idx=[0])
+        means: Tensor = network.quant_conv(told).chunk(2, dim=1)[0]
+        return means
+
+
+@dataclass(frozen=True, slots=True)
+class WanVae(WanVideos):
+    """An autoencoder of videos. width: of its finest level."""
 
     width: int
     latent_channels: int
@@ -54,15 +88,13 @@ class WanVae(VaeFamily):
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        found = marked(files[0], VAE_PREFIXES, _MARKS) if len(files) == 1 else None
-        if found is not None:
+        found = marked(files[0], VAE_PREFIXES, MARKS) if len(files) == 1 else None
+        if found is not None and NESTED not in found[1].shapes:
             yield Located(cls.probe(found[1]), found[1], prefix=found[0])
 
     @classmethod
     def probe(cls, tensors: Tensors) -> WanVae:
-        """Read the network off its tensors. Errors: ModelFileError for another edition."""
-        if NESTED in tensors.shapes:
-            raise tensors.unsupported("is the autoencoder of Wan 2.2, which is not supported")
+        """Read the network off its tensors."""
         width, image_channels = tensors.shape("encoder.conv1.weight")[:2]
         return cls(width, tensors.shape("conv2.weight")[0], image_channels)
 
@@ -79,19 +111,7 @@ class WanVae(VaeFamily):
             in_channels=self.image_channels,
             out_channels=self.image_channels,
         )
-        for layer in vae.modules():
-            if isinstance(layer, WanCausalConv3d):
-                layer.__class__ = CausalConv
-        built: nn.Module = vae
-        return built
-
-    def decode(self, network: Any, latents: Tensor) -> Tensor:
-        pixels: Tensor = network.decode(latents, return_dict=False)[0]
-        return pixels
-
-    def encode(self, network: Any, pixels: Tensor) -> Tensor:
-        latents: Tensor = network.encode(pixels, return_dict=False)[0].mode()
-        return latents
+        return causal(vae)
 
 
 class CausalConv(WanCausalConv3d):  # type: ignore[misc]
@@ -107,6 +127,19 @@ class CausalConv(WanCausalConv3d):  # type: ignore[misc]
         return whole
 
 
+def causal(network: nn.Module) -> nn.Module:
+    """Return a network with its convolutions over time as `CausalConv`."""
+    for layer in network.modules():
+        if isinstance(layer, WanCausalConv3d):
+            layer.__class__ = CausalConv
+    return network
+
+
+def _unseen(half: nn.Module) -> list[Any]:
+    """Return what the layers of half a network keep from one moment of a video to the next, before the first."""
+    return [None] * sum(isinstance(layer, WanCausalConv3d) for layer in half.modules())
+
+
 def ends() -> Iterator[tuple[str, str]]:
     """Yield names in the file and in the network of what is not in the levels."""
     yield "conv1", "quant_conv"
@@ -118,6 +151,21 @@ def ends() -> Iterator[tuple[str, str]]:
         yield from inside(f"{half}.middle.0", f"{half}.mid_block.resnets.0", RES_BLOCK)
         yield f"{half}.middle.1", f"{half}.mid_block.attentions.0"
         yield from inside(f"{half}.middle.2", f"{half}.mid_block.resnets.1", RES_BLOCK)
+
+
+def levels_of_modules(levels: int) -> Iterator[tuple[str, str]]:
+    """Yield names in the file and in the network where levels are modules: of Wan 2.2 and what is laid out like it."""
+    yield from ends()
+    for level in range(levels):
+        for half, theirs, ours, blocks, step in (
+            ("encoder", "downsamples", "down_blocks", RES_BLOCKS, "downsampler"),
+            ("decoder", "upsamples", "up_blocks", RES_BLOCKS + 1, "upsampler"),
+        ):
+            in_file, in_network = f"{half}.{theirs}.{level}.{theirs}", f"{half}.{ours}.{level}"
+            for i in range(blocks):
+                yield from inside(f"{in_file}.{i}", f"{in_network}.resnets.{i}", RES_BLOCK)
+            if level < levels - 1:
+                yield f"{in_file}.{blocks}", f"{in_network}.{step}"
 
 
 def _names() -> Iterator[tuple[str, str]]:

@@ -86,8 +86,13 @@ class VAEDecodeTiled:
         *,
         runtime: Runtime,
     ) -> tuple[torch.Tensor]:
-        """Return images (B,H,W,3); neighbours share at most a quarter of a tile."""
-        tiling = Tiling(tile_size, tile_size // 4 if tile_size < overlap * 4 else overlap)
+        """Return images (B,H,W,3), those of a video one after the other; neighbours share at most a quarter of a tile.
+
+        Of a video a tile that is less than twice as long as what neighbours share has half of that.
+        """
+        shared_frames = temporal_overlap // 2 if temporal_size < temporal_overlap * 2 else temporal_overlap
+        shared = tile_size // 4 if tile_size < overlap * 4 else overlap
+        tiling = Tiling(tile_size, shared, temporal_size, shared_frames)
         allow_decoded(samples["samples"])
         images = await runtime.decode(vae, samples["samples"], tiling)
         return (images.reshape(-1, *images.shape[-3:]),)
@@ -128,7 +133,8 @@ class VAEEncodeTiled:
 
         Errors: NodeError for an overlap that is not smaller than half a tile, the narrowest that is used.
         """
-        return ({"samples": await runtime.encode(vae, pixels, Tiling(tile_size, overlap))},)
+        tiling = Tiling(tile_size, overlap, temporal_size, temporal_overlap)
+        return ({"samples": await runtime.encode(vae, pixels, tiling)},)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

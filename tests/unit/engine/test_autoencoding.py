@@ -80,7 +80,7 @@ def one_by_one(vae: Vae, work: Work) -> Tensor:
 
 
 def in_tiles(vae: Vae, work: Work, tiling: Tiling) -> Tensor:
-    tiles = getattr(vae, f"{work}_tiled")(given(work)[:1], tiling.size, tiling.overlap)
+    tiles = getattr(vae, f"{work}_tiled")(given(work)[:1], tiling)
     while True:
         try:
             next(tiles)

@@ -1,0 +1,79 @@
+"""Small autoencoders of videos and what is asked of them, here and of ComfyUI, whose answers are golden/videos.npz.
+
+Weights and inputs are drawn from names. A case is a node and its inputs: images of so many frames, or what another case
+encoded. Sides are no multiples of what a latent covers, nor frames of four and one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from tests.parity.dit_cases import noise
+
+WAN21: dict[str, Any] = {
+    "dim": 8,
+    "z_dim": 16,
+    "temperal_downsample": [False, True, True],
+}
+WAN22: dict[str, Any] = {
+    "dim": 8,
+    "dec_dim": 12,
+    "z_dim": 48,
+    "temperal_downsample": [False, True, True],
+}
+"""ComfyUI's arguments of small ones of Wan 2.1 and of Wan 2.2."""
+
+CELL = {"wan21": 8, "wan22": 16}
+"""How many pixels a latent covers along a side."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A node and its inputs beside the VAE. frames: of the images that it encodes; 0 for a node that decodes.
+
+    moments: how many moments of latents it decodes; batch: how many videos those are of.
+    """
+
+    node: str
+    frames: int = 0
+    moments: int = 0
+    batch: int = 1
+    more: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return " ".join(map(str, (self.node, self.frames, self.moments, self.batch, *self.more.values())))
+
+    def given(self, net: str) -> tuple[str, Tensor]:
+        """Return the name of its tensor input, and that: images (F,H,W,3), or latents (B,C,T,h,w)."""
+        cell = CELL[net]
+        wide = 2 if "Tiled" in self.node else 1
+        if self.frames:
+            return "pixels", noise(f"{self.name} pixels", (self.frames, 4 * wide * cell + 3, 3 * cell + 5, 3)).sigmoid()
+        channels = {"wan21": WAN21, "wan22": WAN22}[net]["z_dim"]
+        return "samples", noise(f"{self.name} latents", (self.batch, channels, self.moments, 4 * wide, 3))
+
+
+def _tiles(size: int, overlap: int, frames: int, frames_shared: int) -> Mapping[str, int]:
+    return {"tile_size": size, "overlap": overlap, "temporal_size": frames, "temporal_overlap": frames_shared}
+
+
+CASES: Sequence[Case] = (
+    Case("VAEEncode", frames=1),
+    Case("VAEEncode", frames=3),
+    Case("VAEEncode", frames=10),
+    Case("VAEDecode", moments=1, batch=2),
+    Case("VAEDecode", moments=3),
+    Case("VAEDecode", moments=2, batch=2),
+    Case("VAEEncodeTiled", frames=12, more=_tiles(64, 16, 8, 4)),
+    Case("VAEEncodeTiled", frames=6, more=_tiles(64, 16, 64, 8)),
+    Case("VAEEncodeTiled", frames=14, more=_tiles(512, 64, 8, 16)),
+    Case("VAEDecodeTiled", moments=4, more=_tiles(64, 16, 8, 4)),
+    Case("VAEDecodeTiled", moments=5, more=_tiles(64, 16, 12, 8)),
+    Case("VAEDecodeTiled", moments=2, batch=2, more=_tiles(64, 32, 64, 8)),
+    Case("VAEDecodeTiled", moments=4, more=_tiles(512, 64, 8, 8)),
+)
