@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,14 +18,12 @@ from serve_app.engine.budget import Budget
 from serve_app.engine.memory import Beside, Memory, room_bytes
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.tiling import Tiles
-from serve_app.models.vae import SLICE_PIXELS, Vae
+from serve_app.models.vae import SLICE_PIXELS, Vae, Work
 from serve_app.recipe import Recipe
 from serve_app.sampling.transfer import brought
 from serve_app.values import Tiling
 
 _log = log.get("engine")
-
-Work: TypeAlias = Literal["decode", "encode"]
 
 PIXEL_BYTES = 2400
 """What a pixel is taken to need before any was measured: half as much again as SDXL's VAE takes in bf16."""
@@ -64,23 +61,23 @@ class Autoencoding:
         self._budget = Budget(SLICE_PIXELS, PIXEL_BYTES)
         self._found: dict[tuple[Recipe, Work], _Found] = {}
 
-    def whole(self, vae: Recipe, model: Vae, work: Work, batch: Tensor, pixels: int) -> Tensor:
+    def whole(self, vae: Recipe, model: Vae, work: Work, batch: Tensor) -> Tensor:
         """Return what a VAE makes of a batch (B,…), of at least an image at once; on the host, as `brought` has it.
 
-        pixels: of one image. Errors: DeviceMemoryError where one image does not fit, at once where that is known.
+        A video, of which a VAE works on a few images at once, counts as those.
+        Errors: DeviceMemoryError where one image does not fit, at once where that is known.
         """
         key = vae, work
-        if work == "encode" and model.family.frames:
-            pixels *= len(batch)
+        pixels, count = model.pixels(work, batch), 1 if model.joins_images and work == "encode" else len(batch)
         found = self._found.get(key)
         if found is not None and pixels >= found.too_large:
             raise DeviceMemoryError(f"{pixels:,} pixels do not fit the device's memory as one")
         while True:
             slice_pixels = self._slice_pixels(key)
-            made = self._try(key, model, batch, slice_pixels, pixels)
+            made = self._try(key, model, batch, slice_pixels, count, pixels)
             if isinstance(made, Tensor):
                 return made
-            if (slice_pixels < 2 * pixels or len(batch) == 1) and not self._beside.release():
+            if (slice_pixels < 2 * pixels or count == 1) and not self._beside.release():
                 self._found[key] = _Found(pixels)
                 raise DeviceMemoryError(f"{pixels:,} pixels do not fit the device's memory as one: {made}")
 
@@ -110,10 +107,15 @@ class Autoencoding:
         room = None if self._memory is None else room_bytes(self._memory, self._beside)
         return self._budget.limit(key, room)
 
-    def _try(self, key: tuple[Recipe, Work], model: Vae, batch: Tensor, slice_pixels: int, pixels: int) -> Tensor | str:
-        """Return what a VAE makes of a batch, or torch's words where the device runs out of memory."""
+    def _try(
+        self, key: tuple[Recipe, Work], model: Vae, batch: Tensor, slice_pixels: int, count: int, pixels: int
+    ) -> Tensor | str:
+        """Return what a VAE makes of a batch of so many images, or torch's words where the device runs out of memory.
+
+        pixels: of one.
+        """
         (vae, work), held = key, 0
-        taken_pixels = min(len(batch), max(1, slice_pixels // pixels)) * pixels
+        taken_pixels = min(count, max(1, slice_pixels // pixels)) * pixels
         if self._memory is not None:
             self._memory.watch()
             held = self._memory.held_bytes()

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from serve_app.engine.autoencoding import Work
 from serve_app.engine.text_generation import TEXTS_TOGETHER
 from serve_app.errors import DeviceMemoryError, NodeError
 from serve_app.limits import refused
 from serve_app.models.families.family import Family
 from serve_app.models.safetensors_file import SafetensorsFile
-from serve_app.models.vae import SLICE_PIXELS
+from serve_app.models.vae import SLICE_PIXELS, Vae, Work
 from serve_app.models.vision import ImageEncoder
 from serve_app.recipe import ClipHooks, Recipe
 from serve_app.sampling.conditioning import with_options, with_tensors
@@ -310,19 +309,26 @@ class NodeRuntime:
         In tiles, where the device has not the memory for an image.
         """
         shared, autoencoding = self._shared, self._shared.autoencoding
+
+        def of_all(model: Vae, batches: list[Tensor]) -> list[Tensor]:
+            whole = partial(autoencoding.whole, vae, model, work)
+            # Joined, images of several jobs would be one video.
+            apart = model.joins_images and work == "encode"
+            return [whole(batch) for batch in batches] if apart else _in_one(whole, batches)
+
         try:
             if self._strict:
                 made = await shared.use(
                     vae,
                     self._weights.vae,
-                    lambda model: autoencoding.whole(vae, model, work, batch, pixels),
+                    lambda model: autoencoding.whole(vae, model, work, batch),
                     self._loading,
                 )
             else:
                 made = await shared.use_together(
                     vae,
                     self._weights.vae,
-                    lambda model, all: _in_one(lambda one: autoencoding.whole(vae, model, work, one, pixels), all),
+                    of_all,
                     batch,
                     (work, batch.shape[1:], batch.dtype),
                     cost=len(batch) * pixels,

@@ -6,6 +6,7 @@ Source: Rombach et al. 2022, arXiv:2112.10752. Latents here are the VAE's own: u
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from serve_app.models.families.family import VaeFamily, VideoVaeFamily
 from serve_app.models.tiling import Axis, Shape, Tiles, in_passes, three_shapes
 from serve_app.sampling.transfer import brought, sent
 from serve_app.values import Tiling
+
+Work: TypeAlias = Literal["decode", "encode"]
 
 SLICE_PIXELS = 1024 * 1024
 """A batch is worked through in slices of about so many pixels, so that its size does not bound the memory needed."""
@@ -94,6 +97,21 @@ class Vae:
         pixels = self._pixels(images)
         encode = lambda tile: self._sliced(self._encoded, tile, 1)  # noqa: E731
         return (yield from in_passes(pixels, encode, self._shapes(tiling.size), tiling.overlap, 1 / self.factor, time))
+
+    def pixels(self, work: Work, batch: Tensor) -> int:
+        """Return how many pixels of each image of a batch are worked on at once, or of each video.
+
+        Of a video those of the images that a latent stands for, however long it is.
+        """
+        if work == "encode":
+            return batch.shape[1] * batch.shape[2] * (self.family.frames if self.joins_images and len(batch) > 1 else 1)
+        cells = batch.shape[-1] * batch.shape[-2] * self.factor**2
+        return cells if (family := self._of_videos(batch)) is None else cells * family.frames
+
+    @property
+    def joins_images(self) -> bool:
+        """Whether images that are encoded together become one video."""
+        return isinstance(self.family, VideoVaeFamily)
 
     @property
     def factor(self) -> int:

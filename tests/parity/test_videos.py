@@ -15,6 +15,7 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.models.families import Wan22Vae, WanVae
+from serve_app.models.families.family import VaeFamily
 from serve_app.nodes.registry import BUILTIN
 from serve_app.recipe import Recipe
 from serve_app.sampling import latent_formats
@@ -76,3 +77,9 @@ def test_latents_go_to_a_backbone_as_in_comfyui(net: str) -> None:
     known = FORMATS[net]
     assert known.factor == CELL[net]
     FIGURES.assert_agrees(known.to_model(noise(f"{net} format", (1, known.channels, 2, 1, 1))), f"{net} format", 1e-6)
+
+
+@pytest.mark.parametrize(("published", "millions"), [(WanVae(96, 16, 3), 126.89), (Wan22Vae(160, 256), 704.69)])
+def test_the_published_networks_have_the_size_of_their_files(published: VaeFamily, millions: float) -> None:
+    """253.8 MB and 1.41 GB in sixteen bits."""
+    assert sum(p.numel() for p in published.empty().parameters()) / 10**6 == pytest.approx(millions, abs=0.01)

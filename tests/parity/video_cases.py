@@ -75,5 +75,5 @@ CASES: Sequence[Case] = (
     Case("VAEDecodeTiled", moments=4, more=_tiles(64, 16, 8, 4)),
     Case("VAEDecodeTiled", moments=5, more=_tiles(64, 16, 12, 8)),
     Case("VAEDecodeTiled", moments=2, batch=2, more=_tiles(64, 32, 64, 8)),
-    Case("VAEDecodeTiled", moments=4, more=_tiles(512, 64, 8, 8)),
+    Case("VAEDecodeTiled", moments=5, more=_tiles(512, 64, 16, 12)),
 )

@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.engine import autoencoding
-from serve_app.engine.autoencoding import PIXEL_BYTES, TRIED_AGAIN, Autoencoding, Work
+from serve_app.engine.autoencoding import PIXEL_BYTES, TRIED_AGAIN, Autoencoding
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import DeviceMemoryError
-from serve_app.models.vae import Vae
+from serve_app.models.vae import Vae, Work
 from serve_app.recipe import Recipe
 from serve_app.store.catalog import Catalog
 from serve_app.values import Tiling
@@ -106,10 +106,10 @@ def test_slices_of_a_batch_become_smaller_once_and_give_the_same_bits(
     model, made = OnAllocator(vae, allocator), Autoencoding(IdleWeights(allocator, []))
     expected = one_by_one(vae, work)
     for _ in range(3):
-        assert torch.allclose(made.whole(VAE, model, work, given(work), PIXELS), expected, atol=1e-5)
+        assert torch.allclose(made.whole(VAE, model, work, given(work)), expected, atol=1e-5)
     assert made.failures == len(allocator.failures) == failures
     if room == 1:
-        assert torch.equal(made.whole(VAE, model, work, given(work), PIXELS), expected)
+        assert torch.equal(made.whole(VAE, model, work, given(work)), expected)
 
 
 @pytest.mark.parametrize("work", ["decode", "encode"])
@@ -117,7 +117,7 @@ def test_slices_of_a_batch_become_smaller_once_and_give_the_same_bits(
 def test_a_device_that_can_be_asked_never_fails_for_a_batch(vae: Vae, work: Work, room: int) -> None:
     allocator = Allocator(room * PIXELS * PIXEL_BYTES)
     model, made = OnAllocator(vae, allocator), Autoencoding(IdleWeights(allocator, []), allocator)
-    assert torch.allclose(made.whole(VAE, model, work, given(work), PIXELS), one_by_one(vae, work), atol=1e-5)
+    assert torch.allclose(made.whole(VAE, model, work, given(work)), one_by_one(vae, work), atol=1e-5)
     assert made.failures == 0
     assert allocator.taken[0] == room * PIXELS
 
@@ -127,7 +127,7 @@ def test_idle_weights_go_before_an_image_is_cut_in_tiles(vae: Vae, work: Work) -
     allocator = Allocator(PIXELS)
     idle = IdleWeights(allocator, [1])
     model, made = OnAllocator(vae, allocator), Autoencoding(idle)
-    assert torch.equal(made.whole(VAE, model, work, given(work)[:1], PIXELS), one_by_one(vae, work)[:1])
+    assert torch.equal(made.whole(VAE, model, work, given(work)[:1]), one_by_one(vae, work)[:1])
     assert (idle.asked, made.failures) == ([None], 1)
 
 

@@ -102,7 +102,7 @@ def autoencoded(place: Placed, work: Any, rows: int) -> Work:
     batch = torch.randn(rows, 4, 3, 5, generator=generator) if decodes else torch.rand(rows, 24, 40, 3)
     if rows > 1:
         return lambda: getattr(vae, work)(batch, 1).to("cpu", non_blocking=True)
-    return lambda: own.whole(VAE, vae, work, batch, 24 * 40)
+    return lambda: own.whole(VAE, vae, work, batch)
 
 
 def run(backbone: Any, **changes: Any) -> Trajectory:

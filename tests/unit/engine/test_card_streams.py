@@ -80,7 +80,7 @@ class Works:
         return self._clip.encode(["a (fox:1.2)"])
 
     def image(self) -> Any:
-        return self._autoencoding.whole(VAE, self._vae, "decode", torch.randn(1, 4, 3, 5), 24 * 40)
+        return self._autoencoding.whole(VAE, self._vae, "decode", torch.randn(1, 4, 3, 5))
 
     def picture(self, latents: torch.Tensor) -> torch.Tensor | None:
         self.pictures += 1
