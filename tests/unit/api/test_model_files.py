@@ -23,9 +23,9 @@ def write(tmp_path: Path, *names: str) -> None:
 async def test_a_file_of_a_family_that_is_not_there_is_refused_by_name_before_the_job_is_accepted(
     client: httpx.AsyncClient, scheduler: Reached, example: dict[str, Any], tmp_path: Path
 ) -> None:
-    write(tmp_path, "model.diffusion_model.head.modulation")
+    write(tmp_path, "model.diffusion_model.t5_yproj.weight")
     loader = next(i for i, node in example["prompt"].items() if node["class_type"] == "CheckpointLoaderSimple")
-    wrong = "ckpt_name 'sd15.safetensors' holds a diffusion network of Wan, which is not supported"
+    wrong = "ckpt_name 'sd15.safetensors' holds a diffusion network of Mochi, which is not supported"
     answer = await client.post("/api/prompt", json=example)
     assert answer.status_code == 400
     [error] = answer.json()["node_errors"][loader]["errors"]
