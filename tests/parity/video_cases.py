@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from tests.parity.dit_cases import noise
 
 WAN21: dict[str, Any] = {
@@ -48,14 +46,18 @@ class Case:
     def name(self) -> str:
         return " ".join(map(str, (self.node, self.frames, self.moments, self.batch, *self.more.values())))
 
-    def given(self, net: str) -> tuple[str, Tensor]:
-        """Return the name of its tensor input, and that: images (F,H,W,3), or latents (B,C,T,h,w)."""
+    def given(self, net: str) -> dict[str, Any]:
+        """Return its inputs beside the VAE: images (F,H,W,3), some with a mask of them, or latents (B,C,T,h,w)."""
         cell = CELL[net]
-        wide = 2 if "Tiled" in self.node else 1
-        if self.frames:
-            return "pixels", noise(f"{self.name} pixels", (self.frames, 4 * wide * cell + 3, 3 * cell + 5, 3)).sigmoid()
-        channels = {"wan21": WAN21, "wan22": WAN22}[net]["z_dim"]
-        return "samples", noise(f"{self.name} latents", (self.batch, channels, self.moments, 4 * wide, 3))
+        height = 8 if "Tiled" in self.node else 4
+        if not self.frames:
+            channels = {"wan21": WAN21, "wan22": WAN22}[net]["z_dim"]
+            latents = noise(f"{self.name} latents", (self.batch, channels, self.moments, height, 3))
+            return {"samples": {"samples": latents}, **self.more}
+        size = (self.frames, height * cell + 3, 4 * cell - 3)
+        pixels = noise(f"{self.name} pixels", (*size, 3)).sigmoid()
+        mask = {"mask": noise(f"{self.name} mask", size).sigmoid()} if self.node == "VAEEncodeForInpaint" else {}
+        return {"pixels": pixels, **mask, **self.more}
 
 
 def _tiles(size: int, overlap: int, frames: int, frames_shared: int) -> Mapping[str, int]:
@@ -63,6 +65,7 @@ def _tiles(size: int, overlap: int, frames: int, frames_shared: int) -> Mapping[
 
 
 CASES: Sequence[Case] = (
+    Case("VAEEncodeForInpaint", frames=1, more={"grow_mask_by": 6}),
     Case("VAEEncode", frames=1),
     Case("VAEEncode", frames=3),
     Case("VAEEncode", frames=10),

@@ -51,11 +51,10 @@ def main() -> None:
         vae, keys[net] = loaded(module, arguments)
         for case in CASES:
             node = nodes.NODE_CLASS_MAPPINGS[case.node]()
-            slot, given = case.given(net)
-            (made,) = getattr(node, node.FUNCTION)(
-                vae=vae, **{slot: {"samples": given} if slot == "samples" else given}, **case.more
-            )
+            (made,) = getattr(node, node.FUNCTION)(vae=vae, **case.given(net))
             tensor = made["samples"] if isinstance(made, dict) else made
+            if isinstance(made, dict) and "noise_mask" in made:
+                figures[f"{net} {case.name} mask"] = made["noise_mask"].numpy()
             figures[f"{net} {case.name} shape"] = np.array(tensor.shape)
             figures[f"{net} {case.name}"] = thinned(tensor.numpy())
     for name, known in {"wan21": comfy.latent_formats.Wan21(), "wan22": comfy.latent_formats.Wan22()}.items():

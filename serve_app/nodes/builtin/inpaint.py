@@ -56,7 +56,8 @@ class VAEEncodeForInpaint:
         self, vae: Recipe, pixels: torch.Tensor, mask: torch.Tensor, runtime: Runtime, grow_mask_by: int = 6
     ) -> tuple[Latent]:
         """Return the latents and the mask grown by half of grow_mask_by pixels on each side."""
-        cropped, mask = _whole_latents(pixels, mask)
+        family = await runtime.family(vae)
+        cropped, mask = _whole_latents(pixels, mask, family.factor)
         latents = await runtime.encode(vae, _greyed(cropped, mask))
         height, width = mask.shape[-2:]
         grown = mask.round()
@@ -101,7 +102,7 @@ class InpaintModelConditioning:
 
         noise_mask: whether the latent is to be sampled in the mask only, too.
         """
-        cropped, mask = _whole_latents(pixels, mask)
+        cropped, mask = _whole_latents(pixels, mask, PIXELS_PER_LATENT)
         shown = {
             "concat_latent_image": await runtime.encode(vae, _greyed(cropped, mask)),
             "concat_mask": mask,
@@ -113,12 +114,15 @@ class InpaintModelConditioning:
         return with_mask[0], with_mask[1], latent
 
 
-def _whole_latents(pixels: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the middle of the images (B,H,W,3) that is whole latents, and that of the mask as (N,1,H,W)."""
+def _whole_latents(pixels: torch.Tensor, mask: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the middle of the images (B,H,W,3) that is whole latents, and that of the mask as (N,1,H,W).
+
+    factor: how many pixels a latent covers along a side.
+    """
     height, width = pixels.shape[1:3]
-    top, left = height % PIXELS_PER_LATENT // 2, width % PIXELS_PER_LATENT // 2
-    rows = slice(top, top + height // PIXELS_PER_LATENT * PIXELS_PER_LATENT)
-    columns = slice(left, left + width // PIXELS_PER_LATENT * PIXELS_PER_LATENT)
+    top, left = height % factor // 2, width % factor // 2
+    rows = slice(top, top + height // factor * factor)
+    columns = slice(left, left + width // factor * factor)
     return pixels[:, rows, columns, :3], fit_mask(mask, height, width)[..., rows, columns]
 
 

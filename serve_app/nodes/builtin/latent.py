@@ -99,7 +99,7 @@ class VAEDecode:
 
     async def decode(self, vae: Recipe, samples: Latent, runtime: Runtime) -> tuple[torch.Tensor]:
         """Return images (B,H,W,3); those of a video one after the other."""
-        allow_decoded(samples["samples"])
+        await allow_decoded(samples["samples"], vae, runtime)
         images = await runtime.decode(vae, samples["samples"])
         return (images.reshape(-1, *images.shape[-3:]),)
 

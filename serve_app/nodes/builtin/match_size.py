@@ -10,7 +10,9 @@ from torch.nn.functional import interpolate
 
 from serve_app import images
 from serve_app.images import Crop
+from serve_app.nodes.runtime import Runtime
 from serve_app.nodes.size import allow
+from serve_app.recipe import Recipe
 
 PIXELS_PER_LATENT = 8
 
@@ -29,10 +31,15 @@ def resize(x: Tensor, width: int, height: int, method: str, crop: Crop = "disabl
     return images.resize(x, width, height, method, crop)
 
 
-def allow_decoded(latents: Tensor) -> None:
+async def allow_decoded(latents: Tensor, vae: Recipe, runtime: Runtime) -> None:
     """Refuse latents (B,C,…,h,w) whose images would be too large. Errors: NodeError."""
+    factor, images = PIXELS_PER_LATENT, latents.shape[0]
+    if latents.ndim == 5:
+        # Of images alone the file is not looked at, for the sake of the time that takes.
+        family = await runtime.family(vae)
+        factor, images = family.factor, images * ((latents.shape[2] - 1) * family.frames + 1)
     height, width = latents.shape[-2:]
-    allow(latents.shape[0], *latents.shape[2:-2], height * PIXELS_PER_LATENT, width * PIXELS_PER_LATENT, 3)
+    allow(images, height * factor, width * factor, 3)
 
 
 def fit_latents(latents: Tensor, width: int, height: int, method: str, crop: Crop = "disabled") -> Tensor:

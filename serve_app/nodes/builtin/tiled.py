@@ -93,7 +93,7 @@ class VAEDecodeTiled:
         shared_frames = temporal_overlap // 2 if temporal_size < temporal_overlap * 2 else temporal_overlap
         shared = tile_size // 4 if tile_size < overlap * 4 else overlap
         tiling = Tiling(tile_size, shared, temporal_size, shared_frames)
-        allow_decoded(samples["samples"])
+        await allow_decoded(samples["samples"], vae, runtime)
         images = await runtime.decode(vae, samples["samples"], tiling)
         return (images.reshape(-1, *images.shape[-3:]),)
 

@@ -25,9 +25,6 @@ from serve_app.nodes.compat.waiting import runtime, wait
 from serve_app.recipe import ClipSkip, LoadedAs, Lora, Recipe, T5Padding
 from serve_app.values import Conditioning, Text, Tiling
 
-LATENT_PIXELS = 8
-"""Pixels that packs take a latent to cover along one side, as they give tiles of latents."""
-
 
 class CLIP:
     """A CLIP on a link, as packs see it."""
@@ -203,9 +200,11 @@ class VAE:
         tile_t: int | None = None,
         overlap_t: int | None = None,
     ) -> Tensor:
-        """Return images from latents, tile by tile. tile_x, tile_y, overlap: in latent cells; tiles are square here."""
-        size = max(tile_x or 64, tile_y or 64) * LATENT_PIXELS
-        tiling = Tiling(size, (16 if overlap is None else overlap) * LATENT_PIXELS)
+        """Return images from latents, tile by tile, which are square here; all numbers are of latent cells."""
+        family = self._family()
+        size = max(tile_x or 64, tile_y or 64) * family.factor
+        frames, shared_frames = ((moments or 0) * family.frames for moments in (tile_t, overlap_t))
+        tiling = Tiling(size, (16 if overlap is None else overlap) * family.factor, frames, shared_frames)
         return wait(runtime("VAE.decode_tiled").decode(self.recipe, samples, tiling), "VAE.decode_tiled")
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
@@ -221,8 +220,9 @@ class VAE:
         tile_t: int | None = None,
         overlap_t: int | None = None,
     ) -> Tensor:
-        """Return latents from images, tile by tile. tile_x, tile_y, overlap: in pixels; tiles are square here."""
-        tiling = Tiling(max(tile_x or 512, tile_y or 512), 64 if overlap is None else overlap)
+        """Return latents from images, tile by tile, which are square here; all numbers are of pixels and images."""
+        size = max(tile_x or 512, tile_y or 512)
+        tiling = Tiling(size, 64 if overlap is None else overlap, tile_t or 0, overlap_t or 0)
         return wait(runtime("VAE.encode_tiled").encode(self.recipe, pixel_samples[..., :3], tiling), "VAE.encode_tiled")
 
     def __getattr__(self, name: str) -> Any:

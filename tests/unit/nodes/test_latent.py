@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,6 +129,9 @@ class Seen:
     """A runtime that keeps the images it is given."""
 
     images: torch.Tensor
+
+    async def family(self, vae: Recipe) -> Any:
+        return SimpleNamespace(factor=8)
 
     async def encode(self, vae: Recipe, images: torch.Tensor) -> torch.Tensor:
         self.images = images

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +22,7 @@ from serve_app.nodes.executing import Executing, enter
 from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.result_cache import ResultCache
 from serve_app.nodes.size import allow, size_of
+from serve_app.recipe import Recipe
 from tests.unit.nodes.one_replica import Node, OneReplica, task
 
 LIMITS = SizeLimits(
@@ -73,6 +76,24 @@ def test_a_node_refuses_a_value_over_the_limits_before_it_takes_the_memory(
     node = BUILTIN[class_type]()
     with pytest.raises(NodeError, match=r"limits\.\w+ of the configuration allows"):
         limited(lambda: getattr(node, node.FUNCTION)(**inputs))  # type: ignore[attr-defined]
+
+
+class OfVideos:
+    """A runtime of a VAE of whose videos a latent stands for four images of 16×16 pixels."""
+
+    async def family(self, vae: Recipe) -> Any:
+        return SimpleNamespace(factor=16, frames=4)
+
+    async def decode(self, vae: Recipe, latents: torch.Tensor, tiling: Any = None) -> torch.Tensor:
+        return torch.zeros(1)
+
+
+@pytest.mark.parametrize(("class_type", "more"), [("VAEDecode", {}), ("VAEDecodeTiled", {"tile_size": 64})])
+def test_all_images_of_a_video_count_before_they_are_decoded(class_type: str, more: dict[str, Any]) -> None:
+    vae, latents = Recipe("vae", "vae", "a"), torch.zeros(1, 48, 5, 14, 14)
+    decode = BUILTIN[class_type]().decode(vae=vae, samples={"samples": latents}, runtime=OfVideos(), **more)
+    with pytest.raises(NodeError, match="would make a tensor of 17×224×224×3"):
+        limited(lambda: asyncio.run(decode))
 
 
 @pytest.mark.parametrize(
