@@ -5,7 +5,7 @@ It holds nothing: `residency` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from serve_app.models.families.family import (
     VisionFamily,
 )
 from serve_app.models.kept import KeptLinear
+from serve_app.models.layout import reverse, translate
 from serve_app.models.lora import Adapter, Other, Scaling
 from serve_app.models.lora_layers import LoraSet, parameters, with_merged
 from serve_app.models.lora_layouts import read
@@ -322,13 +323,20 @@ def _stack(
             case Scale(factors=factors):
                 scaled = {
                     name: Scaling(by)
-                    for name in of_network
+                    for name, known_as in _comfyui_names(part, family, of_network)
                     for end, by in factors
-                    if name.rpartition(".")[0].endswith(end)
+                    if known_as.rpartition(".")[0].endswith(end)
                 }
                 stack.append((dict(scaled), 1.0))
                 remarks += [] if scaled else [f"no layer of this {PART_NAMES[part]} is one that attention is scaled in"]
     return stack, tuple(remarks)
+
+
+def _comfyui_names(part: Part, family: Family, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield names of a network and those of ComfyUI's, which for a backbone are the published file's."""
+    published = reverse(family.table()) if part == "backbone" else {}
+    for name in names:
+        yield name, (translate(name, published) or "") if published else name
 
 
 def _shown(patch: WeightChange) -> str:

@@ -64,7 +64,7 @@ class UNetCrossAttentionMultiply(UNetSelfAttentionMultiply):
 class UNetTemporalAttentionMultiply:
     """A UNet whose outputs of attention are multiplied, those to the text and those among cells.
 
-    The factors of attention over time are those of networks of videos, which are not supported: they change nothing.
+    The factors of attention over time are those of UNets of videos, which are not supported: they change nothing.
     """
 
     RETURN_TYPES = ("MODEL",)

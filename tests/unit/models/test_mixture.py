@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.families import ClipText, Sd
+from serve_app.models.families import ClipText, Sd, Wan
 from serve_app.models.kept import KeptLinear
 from serve_app.models.layout import joined, origins
 from serve_app.models.loading import mixture
@@ -220,6 +220,19 @@ def test_scaled_attention_is_weights_beside_those_that_all_share(catalog: Catalo
     assert changed.loras is not None
     assert {name.rpartition(".")[2] for name in changed.loras.layers} == {"to_q", "to_v"}
     assert list(held.need(recipe).nbytes.values())[1] == changed.loras.needed_bytes
+
+
+def test_attention_is_scaled_by_the_names_of_the_published_file(tmp_path: Path) -> None:
+    (tmp_path / "diffusion_models").mkdir()
+    tensors = random_tensors(Wan(width=128, layers=1, inside=48, text_width=32))
+    assert not any("attn1" in name for name in tensors)
+    save_file(tensors, tmp_path / "diffusion_models" / "wan.safetensors")
+    [recipe] = BUILTIN["UNetTemporalAttentionMultiply"]().multiply(backbone("wan"), 0.5, 1, 2, 1)  # type: ignore[attr-defined]
+    held = cpu_weights(Catalog(tmp_path))
+    loras = held.backbone(recipe).loras
+    assert loras is not None
+    assert not loras.layers
+    assert held.remarks(recipe) == ("no layer of this diffusion network is one that attention is scaled in",)
 
 
 def test_scaling_what_a_network_has_not_is_remarked(catalog: Catalog) -> None:
