@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from serve_app.recipe import Recipe
+from serve_app.values import ClipVisionOutput
 from tests.parity.cases import CASES, Case
 from tests.parity.comfyui import ComfyUI
 from tests.parity.custom_cases import CUSTOM
@@ -51,6 +52,8 @@ class Fixed:
             return ((tensor > 0).float(),)
         if kind == "soft mask":
             return (tensor.sigmoid(),)
+        if kind == "seen":
+            return (ClipVisionOutput(tensor, tensor, tensor[:, 0]),)
         pooled = torch.randn(1, int(extra), generator=torch.Generator().manual_seed(9))
         return ([(tensor, {"pooled_output": pooled})],)
 

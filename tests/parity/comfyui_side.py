@@ -24,6 +24,7 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.clip_vision  # noqa: E402
 import comfy.latent_formats  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.model_patcher  # noqa: E402
@@ -56,6 +57,10 @@ def fixed(kind: str, tensor: torch.Tensor, extra: Any) -> Any:
         return (tensor > 0).float()
     if kind == "soft mask":
         return tensor.sigmoid()
+    if kind == "seen":
+        output = comfy.clip_vision.Output()
+        output.penultimate_hidden_states = tensor
+        return output
     pooled = torch.randn(1, int(extra), generator=torch.Generator().manual_seed(9))
     return [[tensor, {"pooled_output": pooled}]]
 

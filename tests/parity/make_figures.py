@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from serve_app.nodes.registry import specs
 from tests.parity import taesd_cases, tiled_cases
+from tests.parity import wan_workflows as wan_workflows_cases
 from tests.parity.audio_cases import CASES as SOUNDS
 from tests.parity.audio_cases import described, sound
 from tests.parity.checkpoints import models_dir
@@ -115,6 +116,14 @@ def flow_runs(comfyui: ComfyUI) -> None:
     with tempfile.TemporaryDirectory() as models:
         made = comfyui.workflows(FLOW_CASES, Path(models))
     _save("flow_runs", {name: thinned(array) for name, array in made.items()})
+
+
+def wan_workflows(comfyui: ComfyUI) -> None:
+    """Make wan_workflows.npz: of large values every so many-th element."""
+    with TemporaryDirectory() as models:
+        wan_workflows_cases.write(Path(models))
+        made = comfyui.workflows(wan_workflows_cases.WORKFLOWS, Path(models))
+    _save("wan_workflows", {name: thinned(array) for name, array in made.items()})
 
 
 def nodes(comfyui: ComfyUI) -> None:
@@ -230,7 +239,7 @@ def conditioning(comfyui: ComfyUI) -> None:
 
 _MAKERS = (
     *(mini15, sd15, nodes_tiled, taesd, model_sampling, conditioning),
-    *(samplers, grid, flow_grid, flow_runs, sampler_options),
+    *(samplers, grid, flow_grid, flow_runs, sampler_options, wan_workflows),
     *(nodes, sounds, media, texts, generations),
 )
 MAKERS: dict[str, Callable[[ComfyUI], None]] = {
