@@ -22,7 +22,7 @@ from serve_app.sampling import latent_formats
 from serve_app.store.catalog import Catalog
 from tests.parity.dit_cases import noise, weights
 from tests.parity.figures import GOLDEN, Figures, thinned
-from tests.parity.video_cases import CASES, CELL, Case
+from tests.parity.video_cases import CASES, CELL, OPERATIONS, Case
 from tests.unit.engine.mixes import MAX_CELLS
 from tests.unit.models.sample import cpu_weights
 
@@ -83,3 +83,10 @@ def test_latents_go_to_a_backbone_as_in_comfyui(net: str) -> None:
 def test_the_published_networks_have_the_size_of_their_files(published: VaeFamily, millions: float) -> None:
     """253.8 MB and 1.41 GB in sixteen bits."""
     assert sum(p.numel() for p in published.empty().parameters()) / 10**6 == pytest.approx(millions, abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "inputs"), OPERATIONS, ids=[name for name, _ in OPERATIONS])
+def test_latents_of_a_video_are_changed_as_in_comfyui(name: str, inputs: dict[str, Any]) -> None:
+    node = BUILTIN[name]()
+    (made,) = getattr(node, node.FUNCTION)(**inputs)  # type: ignore[attr-defined]
+    FIGURES.assert_agrees(made["samples"], name, 1e-6)

@@ -1,7 +1,7 @@
-"""Small autoencoders of videos and what is asked of them, here and of ComfyUI, whose answers are golden/videos.npz.
+"""Small autoencoders of videos, nodes for latents of videos, and what ComfyUI is asked of both for golden/videos.npz.
 
-Weights and inputs are drawn from names. A case is a node and its inputs: images of so many frames, or what another case
-encoded. Sides are no multiples of what a latent covers, nor frames of four and one.
+Weights and inputs are drawn from names. A case is a node and its inputs: images of so many frames, or latents of so
+many moments. Sides are no multiples of what a latent covers, nor frames of four and one.
 """
 
 from __future__ import annotations
@@ -80,3 +80,27 @@ CASES: Sequence[Case] = (
     Case("VAEDecodeTiled", moments=2, batch=2, more=_tiles(64, 32, 64, 8)),
     Case("VAEDecodeTiled", moments=5, more=_tiles(512, 64, 16, 12)),
 )
+
+
+def _latent(name: str, *shape: int) -> dict[str, Any]:
+    return {"samples": noise(f"{name} operated", shape)}
+
+
+_ONE, _OTHER = _latent("one", 2, 3, 3, 9, 10), _latent("other", 2, 3, 3, 9, 10)
+_LARGER = _latent("larger", 1, 3, 3, 12, 11)
+OPERATIONS: Sequence[tuple[str, dict[str, Any]]] = (
+    ("LatentBatch", {"samples1": _ONE, "samples2": _LARGER}),
+    ("LatentAdd", {"samples1": _ONE, "samples2": _LARGER}),
+    ("LatentBlend", {"samples1": _ONE, "samples2": _OTHER, "blend_factor": 0.3}),
+    ("LatentConcat", {"samples1": _ONE, "samples2": _OTHER, "dim": "-t"}),
+    ("LatentCut", {"samples": _ONE, "dim": "t", "index": -2, "amount": 5}),
+    ("LatentCutToBatch", {"samples": _ONE, "dim": "t", "slice_size": 1}),
+    ("LatentFromBatch", {"samples": _ONE, "batch_index": 1, "length": 1}),
+    ("RepeatLatentBatch", {"samples": _ONE, "amount": 2}),
+    ("LatentUpscaleBy", {"samples": _ONE, "upscale_method": "bislerp", "scale_by": 1.4}),
+    ("LatentUpscale", {"samples": _ONE, "upscale_method": "bicubic", "width": 120, "height": 64, "crop": "center"}),
+    ("LatentFlip", {"samples": _ONE, "flip_method": "y-axis: horizontally"}),
+    ("LatentRotate", {"samples": _ONE, "rotation": "90 degrees"}),
+    ("LatentMultiply", {"samples": _ONE, "multiplier": 1.5}),
+)
+"""Nodes that change latents of videos (B,C,T,h,w), with their inputs."""

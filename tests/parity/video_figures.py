@@ -26,11 +26,13 @@ import comfy.latent_formats  # noqa: E402
 import comfy.ldm.wan.vae  # noqa: E402
 import comfy.ldm.wan.vae2_2  # noqa: E402
 import comfy.sd  # noqa: E402
+import comfy_extras.nodes_post_processing  # noqa: E402, F401
 import nodes  # noqa: E402
+from comfy_extras import nodes_latent  # noqa: E402
 
 from tests.parity.dit_cases import noise, weights  # noqa: E402
 from tests.parity.figures import GOLDEN, thinned  # noqa: E402
-from tests.parity.video_cases import CASES, WAN21, WAN22  # noqa: E402
+from tests.parity.video_cases import CASES, OPERATIONS, WAN21, WAN22  # noqa: E402
 
 MODULES = {"wan21": (comfy.ldm.wan.vae, WAN21), "wan22": (comfy.ldm.wan.vae2_2, WAN22)}
 
@@ -57,6 +59,13 @@ def main() -> None:
                 figures[f"{net} {case.name} mask"] = made["noise_mask"].numpy()
             figures[f"{net} {case.name} shape"] = np.array(tensor.shape)
             figures[f"{net} {case.name}"] = thinned(tensor.numpy())
+    for name, inputs in OPERATIONS:
+        if newer := getattr(nodes_latent, name, None):
+            made = newer.execute(**inputs).result[0]
+        else:
+            older = nodes.NODE_CLASS_MAPPINGS[name]()
+            (made,) = getattr(older, older.FUNCTION)(**inputs)
+        figures[name] = made["samples"].numpy()
     for name, known in {"wan21": comfy.latent_formats.Wan21(), "wan22": comfy.latent_formats.Wan22()}.items():
         figures[f"{name} format"] = known.process_in(
             noise(f"{name} format", (1, known.latent_channels, 2, 1, 1))
