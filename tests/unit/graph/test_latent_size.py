@@ -68,12 +68,12 @@ def test_empty_latents_up_to_the_limit_are_taken() -> None:
 
 
 def test_a_number_that_comes_by_a_link_is_left_to_the_sampler() -> None:
-    number = {"n": {"class_type": "PrimitiveInt", "inputs": {"value": 9}}}
+    number: Any = {"n": {"class_type": "PrimitiveInt", "inputs": {"value": 9}}}
     assert checked({"width": 512, "height": 512, "batch_size": ["n", 0]}, **number).problems == ()
 
 
 def test_empty_latents_that_no_sampler_takes_whole_may_be_larger() -> None:
-    picked = {
+    picked: Any = {
         "f": {"class_type": "LatentFromBatch", "inputs": {"samples": ["e", 0], "batch_index": 0, "length": 1}},
         "e2": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 512, "batch_size": 9}},
         "f2": {"class_type": "LatentFromBatch", "inputs": {"samples": ["e2", 0], "batch_index": 0, "length": 1}},
