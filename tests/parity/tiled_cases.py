@@ -20,8 +20,8 @@ ENCODES = ((64, 0), (96, 32))
 """(tile_size, overlap) of the nodes' inputs; one decode asks for more overlap than a tile allows."""
 
 
-LATENTS = ("Fixed", {"kind": "latent", "seed": 11, "shape": "1, 4, 20, 13"})
-PIXELS = ("Fixed", {"kind": "image", "seed": 12, "shape": "2, 150, 109, 3"})
+LATENTS = ("Fixed", {"kind": "latent", "seed": 11, "shape": "1, 4, 14, 11"})
+PIXELS = ("Fixed", {"kind": "image", "seed": 12, "shape": "1, 110, 85, 3"})
 """Sides that are no multiples of 8."""
 STRIP = ("Fixed", {"kind": "image", "seed": 13, "shape": "2, 12, 560, 3"})
 """Wider than an upscaler's tile of 512."""
