@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +25,7 @@ from serve_app.config.pool import PoolConfig
 from serve_app.graph.convert import convert
 from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.registry import specs
+from serve_app.nodes.video import VideoFromFile
 from serve_app.service import Service
 from serve_app.store.catalog import Catalog
 from serve_app.store.input_folders import choices
@@ -82,8 +85,26 @@ LAYERS = {"image_qwen_image_layered": 2}
 """How many pictures, with transparent parts, a template makes that takes one apart; Qwen-Image 2.1's have such too."""
 PICTURES = {"image_qwen_image_instantx_inpainting_controlnet": 2}
 """How many pictures a template makes that holds several workflows."""
-SWITCHES = {"Enable 4 Steps LoRA?": True, "Enable 4steps LoRA?": True}
+VIDEOS = {
+    "video_wan2_2_14B_i2v": 16,
+    "video_wan2_2_14B_fun_control": 16,
+    "video_wan2_2_5B_ti2v": 24,
+    "wan2.1_fun_inp": 16,
+    "video_wan_vace_flf2v": 16,
+}
+"""Templates that make a video, and its images a second."""
+CUT = {"width": 64, "height": 64, "length": 17}
+"""How large a video is made here, where a node is given its size as numbers: the templates' own take minutes."""
+CUT_BY_TITLE = {"Width": 64, "Height": 64, "Duration": 1, "Float (Duration)": 1.0}
+"""The same for what nodes compute it of, by the titles of those that give these numbers; durations are in seconds."""
+SWITCHES = {
+    "Enable 4 Steps LoRA?": True,
+    "Enable 4steps LoRA?": True,
+    "Boolean (Enable Lightning LoRA?)": True,
+}
 """Switches that are turned here, by title: forty steps take too long."""
+BYPASSED = 4
+"""The mode of a node that is passed over. Here those that load images are not: a template tells how to turn them on."""
 PATIENCE_S = 300.0
 
 
@@ -94,13 +115,22 @@ def template(name: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-async def test_a_template_makes_its_pictures(name: str, tmp_path: Path) -> None:
+def prompt_of(name: str) -> dict[str, Any]:
     pytest.importorskip(PACKAGE)
-    prompt = convert(template(name), own_classes(), NOT_THERE)
+    saved = template(name)
+    for node in saved["nodes"] if name in VIDEOS else ():
+        if node["type"] == "LoadImage" and node["mode"] == BYPASSED:
+            node["mode"] = 0
+    prompt = convert(saved, own_classes(), NOT_THERE)
     for node in prompt.values():
         if (title := node["_meta"]["title"]) in SWITCHES:
             node["inputs"]["value"] = SWITCHES[title]
+    return prompt
+
+
+@asynccontextmanager
+async def ran(prompt: dict[str, Any], tmp_path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str, Any]]]:
+    """Run a prompt, and yield a client of the server and what nodes show in its history."""
     tiny.write(tmp_path / "models", prompt, specs())
     tiny.write_inputs(tmp_path / "input", prompt, specs())
     async with cluster(tmp_path, (PoolConfig(name="cpu", threads=1),)) as running:
@@ -114,16 +144,43 @@ async def test_a_template_makes_its_pictures(name: str, tmp_path: Path) -> None:
             job_id = accepted.json()["prompt_id"]
             view = await asyncio.wait_for(running.finish(job_id), PATIENCE_S)
             assert view.state == "success", view.failure
-            outputs = (await client.get(f"/api/history/{job_id}")).json()[job_id]["outputs"]
-            if any(node["class_type"] == "TextGenerate" for node in prompt.values()):
-                [[refined]] = [output["text"] for output in outputs.values() if "text" in output]
-                assert refined not in ("", *(node["inputs"].get("value") for node in prompt.values()))
-            shown = [image for output in outputs.values() for image in output.get("images", ())]
-            pictures = [image for image in shown if image["type"] == "output"]
-            assert len(pictures) == LAYERS.get(name, PICTURES.get(name, 1))
-            for saved in pictures:
-                picture = await client.get("/api/view", params=saved)
-                with Image.open(io.BytesIO(picture.content)) as image:
-                    assert TEMPLATES[name] in (None, image.size)
-                    assert len(image.convert("L").getcolors(256) or ()) > 8, "it is of one colour"
-                    assert image.mode == ("RGBA" if name in LAYERS or "qwen_image_2_1" in name else "RGB")
+            yield client, (await client.get(f"/api/history/{job_id}")).json()[job_id]["outputs"]
+
+
+def saved_of(outputs: dict[str, Any]) -> list[dict[str, Any]]:
+    shown = [image for output in outputs.values() for image in output.get("images", ())]
+    return [image for image in shown if image["type"] == "output"]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+async def test_a_template_makes_its_pictures(name: str, tmp_path: Path) -> None:
+    prompt = prompt_of(name)
+    async with ran(prompt, tmp_path) as (client, outputs):
+        if any(node["class_type"] == "TextGenerate" for node in prompt.values()):
+            [[refined]] = [output["text"] for output in outputs.values() if "text" in output]
+            assert refined not in ("", *(node["inputs"].get("value") for node in prompt.values()))
+        pictures = saved_of(outputs)
+        assert len(pictures) == LAYERS.get(name, PICTURES.get(name, 1))
+        for saved in pictures:
+            picture = await client.get("/api/view", params=saved)
+            with Image.open(io.BytesIO(picture.content)) as image:
+                assert TEMPLATES[name] in (None, image.size)
+                assert len(image.convert("L").getcolors(256) or ()) > 8, "it is of one colour"
+                assert image.mode == ("RGBA" if name in LAYERS or "qwen_image_2_1" in name else "RGB")
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+async def test_a_template_makes_its_video(name: str, tmp_path: Path) -> None:
+    prompt = prompt_of(name)
+    for node in prompt.values():
+        if (title := node["_meta"]["title"]) in CUT_BY_TITLE:
+            node["inputs"]["value"] = CUT_BY_TITLE[title]
+        if node["inputs"].keys() >= CUT.keys():
+            node["inputs"] |= {key: value for key, value in CUT.items() if isinstance(node["inputs"][key], int)}
+    async with ran(prompt, tmp_path) as (client, outputs):
+        [saved] = saved_of(outputs)
+        made = VideoFromFile((await client.get("/api/view", params=saved)).content).get_components()
+        assert made.images.shape == (CUT["length"], CUT["height"], CUT["width"], 3)
+        assert made.frame_rate == VIDEOS[name]
+        assert made.images.std() > 0.01, "it is of one colour"
+        assert (made.images[1:] - made.images[:-1]).abs().amax(dim=(1, 2, 3)).min() > 0, "it stands still"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 from serve_app.graph.spec import NodeSpec
+from serve_app.media.video_file import Style
 from serve_app.models.dit_control import SideFamily
 from serve_app.models.families import AutoencoderKL, ClipText, ClipVision, Redux, Sdxl
 from serve_app.models.families.anima import Adapter, Anima, AnimaText
@@ -37,7 +39,9 @@ from serve_app.models.families.qwen_image21_vae import QwenImage21Vae
 from serve_app.models.families.qwen_vl import QwenVlText, Tower
 from serve_app.models.families.references import INDEX_TIMESTEP_ZERO
 from serve_app.models.families.sd3 import Sd3
-from serve_app.models.families.t5 import T5Text
+from serve_app.models.families.t5 import T5Text, UMT5Text
+from serve_app.models.families.wan import Wan, Wan22
+from serve_app.models.families.wan22_vae import Wan22Vae
 from serve_app.models.families.wan_vae import WanVae
 from serve_app.models.families.zimage import ZImage
 from serve_app.models.layout import reverse, translate
@@ -47,11 +51,14 @@ from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
 from serve_app.models.uso import Uso
 from serve_app.models.zimage_control import ZImageControl
+from serve_app.nodes.video import VideoComponents, VideoFromComponents
 from serve_app.store.catalog import FOLDERS
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
 from tests.parity.qwen21_cases import drawn, file_of
+from tests.parity.text_cases import bytes_of, llama2_pieces
 from tests.parity.text_cases import tensors as text_tensors
+from tests.parity.wan_workflows import few_steps
 
 TEXT_WIDTH = 32
 WIDE = 4096
@@ -84,11 +91,13 @@ VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=16, image_
 KL = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=32, image_channels=3, quantized=True)
 SDXL = Sdxl((32, 64), (1, 1), (0, 1), 1, context_dim=128, linear=True, vector_dim=64 + 6 * 256)
 SDXL_VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=4, image_channels=3, quantized=True)
+VIT_H = ClipVision(layers=32, width=32, hidden_width=48, side=16, patch=14, projection=64)
 VIT_G = ClipVision(layers=48, width=32, hidden_width=48, side=16, patch=14, projection=64)
 SIGLIP = ClipVision(layers=27, width=32, hidden_width=48, side=27, patch=14, siglip=True)
 REDUX = Redux(reads=SIGLIP.width, hidden_width=48, writes=TEXT_WIDTH)
 FLUX2_VAE = Flux2Vae(KL, decoder_channels=KL.channels)
 WAN_VAE = WanVae(width=4, latent_channels=16, image_channels=3)
+WAN_22_VAE = Wan22Vae(width=4, decoder_width=4)
 QWEN_21_VAE = QwenImage21Vae(width=8, decoder_width=8)
 ANIMA = Anima(width=64, heads=1, layers=1, lora_width=16, adapter=Adapter(32, 1, 1, 1024, 32128))
 QWEN3_06B = AnimaText(layers=1, width=1024, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=151936)
@@ -98,6 +107,16 @@ OMNIGEN2 = OmniGen2(width=48, heads=1, shared=1, layers=1, refiners=1, text_widt
 QWEN_VL_3B = OmniGen2Text(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=2, head=128, tokens=151936)
 """Two heads of keys, by which it is told from the 7B."""
 LLAMA = LlamaText(layers=2, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=128256)
+UMT5 = UMT5Text(2, TEXT_WIDTH, 48, heads=2, head_width=16, buckets=32, vocabulary=8192)
+WAN = Wan(width=128, layers=1, inside=48, text_width=TEXT_WIDTH)
+WAN_I2V = replace(WAN, fed=36)
+WAN_SEEING = replace(WAN_I2V, seen_width=VIT_H.width)
+WAN_FIRST_LAST = replace(WAN_SEEING, places=2 * (VIT_H.side**2 + 1))
+WAN_FUN_CONTROL = replace(WAN_SEEING, fed=48)
+WAN_22_FUN_CONTROL = replace(WAN, fed=52, reference_channels=16)
+WAN_VACE = replace(WAN, vace=1, vace_channels=96)
+WAN_22_5B = Wan22(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=48)
+WAN_22_5B_CONTROL = replace(WAN_22_5B, fed=148, reference_channels=48)
 SMALL_DECODER = Flux2Vae(replace(KL, channels=(64,) * 4), decoder_channels=KL.channels)
 
 Tensors = Mapping[str, Tensor]
@@ -116,6 +135,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/sd3.5.*": lambda: whole(SD3, VAE, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
     r"checkpoints/sd_xl.*": lambda: whole(SDXL, SDXL_VAE, clip_l=CLIP_L, clip_g=CLIP_G),
     r"clip_vision/clip_vision_g.*": lambda: single_file(VIT_G),
+    r"clip_vision/clip_vision_h.*": lambda: single_file(VIT_H),
     r"clip_vision/sigclip.*": lambda: single_file(SIGLIP),
     r"style_models/flux1-redux.*": lambda: single_file(REDUX),
     r"controlnet/Qwen-Image-InstantX-ControlNet-Inpainting.*": lambda: network(QwenControlFamily(QWEN_IMAGE, True)),
@@ -139,6 +159,19 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/qwen_image_layered.*": lambda: network(QWEN_LAYERED),
     r"diffusion_models/qwen_image_edit_2511.*": lambda: network(QWEN_2511),
     r"diffusion_models/qwen_image.*": lambda: network(QWEN_IMAGE),
+    r"diffusion_models/wan2\.1_t2v.*": lambda: single_file(WAN),
+    r"diffusion_models/wan2\.1_i2v.*": lambda: single_file(WAN_SEEING),
+    r"diffusion_models/wan2\.1_flf2v.*": lambda: single_file(WAN_FIRST_LAST),
+    r"diffusion_models/wan2\.1_fun_inp.*": lambda: single_file(WAN_SEEING),
+    r"diffusion_models/wan2\.1_fun_control.*": lambda: single_file(WAN_FUN_CONTROL),
+    r"diffusion_models/wan2\.1_vace.*": lambda: single_file(WAN_VACE),
+    r"diffusion_models/wan2\.2_t2v.*": lambda: single_file(WAN),
+    r"diffusion_models/wan2\.2_(i2v|fun_inpaint)_.*_14B.*": lambda: single_file(WAN_I2V),
+    r"diffusion_models/wan2\.2_fun_control_.*_14B.*": lambda: single_file(WAN_22_FUN_CONTROL),
+    r"diffusion_models/wan2\.2_ti2v_5B.*": lambda: single_file(WAN_22_5B),
+    r"diffusion_models/wan2\.2_fun_inpaint_5B.*": lambda: single_file(replace(WAN_22_5B, fed=100)),
+    r"diffusion_models/wan2\.2_fun_control_5B.*": lambda: single_file(WAN_22_5B_CONTROL),
+    r"loras/([Ww]an_?2|wan_alpha|lightx2v).*": lambda: few_steps(WAN.width, WAN.inside),
     r"loras/Qwen-Image.*": lambda: lora("transformer_blocks.0.attn.to_q", 32, 32),
     r"loras/uso-flux1.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 96, 32),
     r"loras/anima.*": lambda: lora("diffusion_model.blocks.0.self_attn.q_proj", 64, 64),
@@ -155,12 +188,15 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen_2.5_vl_fp16.*": lambda: text_tensors(QWEN_VL_3B),
     r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
+    r"text_encoders/umt5_xxl.*": lambda: {**text_tensors(UMT5), "spiece_model": bytes_of(llama2_pieces())},
     r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
     r"vae/qwen_image_2\.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
     r"vae/ae\..*": lambda: network(VAE),
     r"vae/qwen_image_vae.*": lambda: single_file(WAN_VAE),
     r"vae/qwen_image_layered_vae.*": lambda: single_file(replace(WAN_VAE, image_channels=4)),
+    r"vae/wan_(alpha_)?2\.1_vae.*": lambda: single_file(WAN_VAE),
+    r"vae/wan2\.2_vae.*": lambda: single_file(WAN_22_VAE),
     r"vae/flux2-vae.*": lambda: network(FLUX2_VAE),
     r"vae/full_encoder_small_decoder.*": lambda: network(SMALL_DECODER),
 }
@@ -194,14 +230,24 @@ def lora(layer: str, outputs: int, inputs: int) -> Tensors:
 
 
 def write_inputs(folder: Path, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec]) -> None:
-    """Write every image that a prompt reads: a picture with a transparent square, which is its mask."""
+    """Write every image and video that a prompt reads: pictures with a transparent square, which is their mask."""
     picture = Image.effect_mandelbrot((256, 256), (-3, -2.5, 2, 2.5), 60).convert("RGBA")
     picture.putalpha(Image.new("L", picture.size, 255))
     picture.paste((0, 0, 0, 0), (64, 64, 160, 160))
     folder.mkdir(parents=True, exist_ok=True)
     for kind, name in named(prompt, specs, {"input"}):
         assert kind == "input"
-        picture.save(folder / name, "PNG")
+        if name.endswith(".mp4"):
+            (folder / name).write_bytes(video())
+        else:
+            picture.save(folder / name, "PNG")
+
+
+def video() -> bytes:
+    """Return a file of more images than any template here makes, 64×64 and moving."""
+    images = torch.rand(20, 8, 8, 3, generator=torch.Generator().manual_seed(3))
+    images = images.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+    return VideoFromComponents(VideoComponents(images, Fraction(16), None), 8).encoded(Style("mp4", "h264"))
 
 
 def write(models: Path, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec]) -> None:
