@@ -1,5 +1,7 @@
 """A VAE's work on a device that may not have the memory for it: as one, in smaller slices, at last in tiles.
 
+A video is worked through moment by moment, so that what it takes does not grow with its length.
+
 A slice is some images of a batch. Where the device runs out of memory, slices become smaller, down to one image; then
 idle weights go; then the image is worked through in tiles, which become smaller too. What was found is remembered, so
 that the next image of its size begins there. All of it runs in the engine's thread.
@@ -64,22 +66,32 @@ class Autoencoding:
     def whole(self, vae: Recipe, model: Vae, work: Work, batch: Tensor) -> Tensor:
         """Return what a VAE makes of a batch (B,…), of at least an image at once; on the host, as `brought` has it.
 
-        A video, of which a VAE works on a few images at once, counts as those.
         Errors: DeviceMemoryError where one image does not fit, at once where that is known.
         """
-        key = vae, work
-        pixels, count = model.pixels(work, batch), 1 if model.joins_images and work == "encode" else len(batch)
-        found = self._found.get(key)
-        if found is not None and pixels >= found.too_large:
-            raise DeviceMemoryError(f"{pixels:,} pixels do not fit the device's memory as one")
+        key, pixels = (vae, work), model.pixels(work, batch)
+        self._check_fits(key, pixels)
         while True:
             slice_pixels = self._slice_pixels(key)
-            made = self._try(key, model, batch, slice_pixels, count, pixels)
+            made = self._try(key, model, batch, slice_pixels, pixels)
             if isinstance(made, Tensor):
                 return made
-            if (slice_pixels < 2 * pixels or count == 1) and not self._beside.release():
-                self._found[key] = _Found(pixels)
-                raise DeviceMemoryError(f"{pixels:,} pixels do not fit the device's memory as one: {made}")
+            if slice_pixels < 2 * pixels or len(batch) == 1:
+                self._make_room(key, pixels, made)
+
+    def by_moments(self, vae: Recipe, model: Vae, work: Work, batch: Tensor) -> Tiles:
+        """Return what a VAE makes of videos, moment by moment.
+
+        Errors: DeviceMemoryError where a moment does not fit, at once where that is known.
+        """
+        key, pixels = (vae, work), model.pixels(work, batch)
+        self._check_fits(key, pixels)
+        while True:
+            made = yield from _until_it_runs_out(model.by_moments(work, batch))
+            if isinstance(made, Tensor):
+                return made
+            self._ran_out()
+            _log.warning("a moment of a video did not fit the device: vae=%s %s pixels=%d", vae.name, work, pixels)
+            self._make_room(key, pixels, made)
 
     def tiled(self, vae: Recipe, model: Vae, work: Work, batch: Tensor) -> Tiles:
         """Return what a VAE makes of a batch of images that are too large, tile by tile.
@@ -103,19 +115,26 @@ class Autoencoding:
                 raise DeviceMemoryError(f"tiles of {tiling.size}×{tiling.size} do not fit the device's memory: {made}")
             found.tiling = tilings.index(tiling) + 1
 
+    def _check_fits(self, key: tuple[Recipe, Work], pixels: int) -> None:
+        """Errors: DeviceMemoryError where it is known that so many pixels do not fit as one."""
+        found = self._found.get(key)
+        if found is not None and pixels >= found.too_large:
+            raise DeviceMemoryError(f"{pixels:,} pixels do not fit the device's memory as one")
+
+    def _make_room(self, key: tuple[Recipe, Work], pixels: int, said: str) -> None:
+        """Let idle weights go, for which it is tried again. Errors: DeviceMemoryError where there are none."""
+        if not self._beside.release():
+            self._found[key] = _Found(pixels)
+            raise DeviceMemoryError(f"{pixels:,} pixels do not fit the device's memory as one: {said}")
+
     def _slice_pixels(self, key: Hashable) -> int:
         room = None if self._memory is None else room_bytes(self._memory, self._beside)
         return self._budget.limit(key, room)
 
-    def _try(
-        self, key: tuple[Recipe, Work], model: Vae, batch: Tensor, slice_pixels: int, count: int, pixels: int
-    ) -> Tensor | str:
-        """Return what a VAE makes of a batch of so many images, or torch's words where the device runs out of memory.
-
-        pixels: of one.
-        """
+    def _try(self, key: tuple[Recipe, Work], model: Vae, batch: Tensor, slice_pixels: int, pixels: int) -> Tensor | str:
+        """Return what a VAE makes of a batch, or torch's words where the device runs out of memory."""
         (vae, work), held = key, 0
-        taken_pixels = min(count, max(1, slice_pixels // pixels)) * pixels
+        taken_pixels = min(len(batch), max(1, slice_pixels // pixels)) * pixels
         if self._memory is not None:
             self._memory.watch()
             held = self._memory.held_bytes()

@@ -16,9 +16,9 @@ from torch import Tensor
 from serve_app.engine.text_generation import TEXTS_TOGETHER
 from serve_app.errors import DeviceMemoryError, NodeError
 from serve_app.limits import refused
-from serve_app.models.families.family import Family
+from serve_app.models.families.family import Family, VideoVaeFamily
 from serve_app.models.safetensors_file import SafetensorsFile
-from serve_app.models.vae import SLICE_PIXELS, Vae, Work
+from serve_app.models.vae import SLICE_PIXELS, Vae, Work, has_moments
 from serve_app.models.vision import ImageEncoder
 from serve_app.recipe import ClipHooks, Recipe
 from serve_app.sampling.conditioning import with_options, with_tensors
@@ -313,10 +313,19 @@ class NodeRuntime:
         def of_all(model: Vae, batches: list[Tensor]) -> list[Tensor]:
             whole = partial(autoencoding.whole, vae, model, work)
             # Joined, images of several jobs would be one video.
-            apart = model.joins_images and work == "encode"
+            apart = model.of_videos and work == "encode"
             return [whole(batch) for batch in batches] if apart else _in_one(whole, batches)
 
         try:
+            # Which family it is stands in the file, which is not opened for images one by one.
+            if has_moments(work, batch) and isinstance(await self.family(vae), VideoVaeFamily):
+                return await shared.use_tiled(
+                    vae,
+                    self._weights.vae,
+                    lambda model: autoencoding.by_moments(vae, model, work, batch),
+                    self._progress,
+                    self._loading,
+                )
             if self._strict:
                 made = await shared.use(
                     vae,

@@ -38,11 +38,11 @@ class Vae:
     def decode(self, latents: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
         """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on its device.
 
-        slice_pixels: as SLICE_PIXELS. An autoencoder of videos returns (B,F,H,W,C) from (B,c,T,h,w), where T is more
-        than 1 on the host, as `brought` has it: a moment's images leave the device before the next are made.
+        slice_pixels: as SLICE_PIXELS. An autoencoder of videos returns (B,F,H,W,C) from (B,c,T,h,w), as `by_moments`
+        where T is more than 1.
         """
-        if (family := self._of_videos(latents)) is not None:
-            return self._videos(family, latents, slice_pixels)
+        if self.is_video("decode", latents):
+            return _to_the_end(self.by_moments("decode", latents))
         pixels = self._sliced(self._decoded, self._with_time(latents), self.factor**2, slice_pixels)
         return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
 
@@ -56,13 +56,23 @@ class Vae:
         """Return the mean latents (B,c,h,w) of images (B,H,W,C) in 0…1, float32 on its device.
 
         What is over a multiple of the VAE's factor is cut off, half on each side. An autoencoder of videos takes the
-        images for one, and returns (1,c,T,h,w); what is over a multiple of its frames is left out. A moment's images
-        come to the device as it is encoded.
+        images for one, and returns (1,c,T,h,w), as `by_moments` for several; what is over a multiple of its frames is
+        left out.
         """
-        if isinstance(self.family, VideoVaeFamily) and len(images) > 1:
-            moments = (self._given(self._pixels(images[moment])) for moment in self.family.moments(len(images)))
-            return torch.cat([made.float() for made in self.family.encode_frames(self.network, moments)], 2)
+        if self.is_video("encode", images):
+            return _to_the_end(self.by_moments("encode", images))
         return self._sliced(self._encoded, self._pixels(images), 1, slice_pixels)
+
+    def is_video(self, work: Work, batch: Tensor) -> bool:
+        """Whether a batch is a video of more than an image, or several such."""
+        return self.of_videos and has_moments(work, batch)
+
+    def by_moments(self, work: Work, batch: Tensor) -> Tiles:
+        """Do a video's work a latent after another, with what it stands for; yield how many are done, and of how many.
+
+        What is made is on the host, as `brought` has it. The images of one latent are on the device at a time.
+        """
+        return self._decoded_by_moments(batch) if work == "decode" else self._encoded_by_moments(batch)
 
     def decode_tiled(self, latents: Tensor, tiling: Tiling) -> Tiles:
         """Decode in passes of tiles, averaged."""
@@ -99,18 +109,15 @@ class Vae:
         return (yield from in_passes(pixels, encode, self._shapes(tiling.size), tiling.overlap, 1 / self.factor, time))
 
     def pixels(self, work: Work, batch: Tensor) -> int:
-        """Return how many pixels of each image of a batch are worked on at once, or of each video.
-
-        Of a video those of the images that a latent stands for, however long it is.
-        """
+        """Return how many pixels each image of a batch has; of a video, those images that a latent stands for."""
+        frames = self.family.frames if self.is_video(work, batch) else 1
         if work == "encode":
-            return batch.shape[1] * batch.shape[2] * (self.family.frames if self.joins_images and len(batch) > 1 else 1)
-        cells = batch.shape[-1] * batch.shape[-2] * self.factor**2
-        return cells if (family := self._of_videos(batch)) is None else cells * family.frames
+            return batch.shape[1] * batch.shape[2] * frames
+        return batch.shape[-1] * batch.shape[-2] * self.factor**2 * frames
 
     @property
-    def joins_images(self) -> bool:
-        """Whether images that are encoded together become one video."""
+    def of_videos(self) -> bool:
+        """Whether it is one of videos: images that are encoded together become one."""
         return isinstance(self.family, VideoVaeFamily)
 
     @property
@@ -124,29 +131,37 @@ class Vae:
     def _encoded(self, pixels: Tensor) -> Tensor:
         return self.family.encode(self.network, pixels)
 
-    def _of_videos(self, latents: Tensor) -> VideoVaeFamily | None:
-        """Return the family if the latents are of videos of more than an image, and it knows such."""
-        family = self.family
-        return family if isinstance(family, VideoVaeFamily) and latents.ndim == 5 and latents.shape[2] > 1 else None
-
-    def _videos(self, family: VideoVaeFamily, latents: Tensor, slice_pixels: int) -> Tensor:
-        """Return the images of videos (B,F,H,W,C) on the host, from their latents (B,c,T,h,w)."""
+    def _decoded_by_moments(self, latents: Tensor) -> Tiles:
         count, _, moments, *sides = latents.shape
+        size = (side * self.factor for side in sides)
         images = torch.empty(
-            *(count, (moments - 1) * family.frames + 1, *(side * self.factor for side in sides), family.image_channels),
+            *(count, (moments - 1) * self.family.frames + 1, *size, self.family.image_channels),
             pin_memory=self._device.type == "cuda",
         )
         done = 0
-        for part in torch.split(latents, self._rows(latents, family.frames * self.factor**2, slice_pixels)):
+        for i, video in enumerate(torch.split(latents, 1)):
             at = 0
-            for pixels in family.decode_frames(self.network, map(self._given, torch.split(part, 1, 2))):
-                shown = ((pixels.float() + 1) / 2).clamp_(0, 1).permute(0, 2, 3, 4, 1).contiguous()
-                for i, video in enumerate(shown, done):
-                    # Both sides are contiguous, without which a copy from a GPU waits.
-                    images[i, at : at + len(video)].copy_(video, non_blocking=True)
-                at += shown.shape[1]
-            done += len(part)
+            for pixels in self._videos.decode_frames(self.network, map(self._given, torch.split(video, 1, 2))):
+                shown = ((pixels[0].float() + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0).contiguous()
+                # Both sides are contiguous, without which a copy from a GPU waits.
+                images[i, at : at + len(shown)].copy_(shown, non_blocking=True)
+                at += len(shown)
+                done += 1
+                yield done, count * moments
         return images
+
+    def _encoded_by_moments(self, images: Tensor) -> Tiles:
+        moments, made = [*self._videos.moments(len(images))], []
+        given = (self._given(self._pixels(images[moment])) for moment in moments)
+        for latent in self._videos.encode_frames(self.network, given):
+            made.append(latent.float())
+            yield len(made), len(moments)
+        return brought(torch.cat(made, 2))
+
+    @property
+    def _videos(self) -> VideoVaeFamily:
+        assert isinstance(self.family, VideoVaeFamily), "it has no moments"
+        return self.family
 
     def _given(self, batch: Tensor) -> Tensor:
         """Return a batch as the network takes it, on its device."""
@@ -189,3 +204,18 @@ class Vae:
         if self._device.type == "cpu":
             slice_pixels = min(slice_pixels, HOST_SLICE_PIXELS)
         return max(1, slice_pixels // (batch.shape[-1] * batch.shape[-2] * pixels_per_cell))
+
+
+def has_moments(work: Work, batch: Tensor) -> bool:
+    """Whether a batch is a video of more than an image to an autoencoder of videos."""
+    return len(batch) > 1 if work == "encode" else batch.ndim == 5 and batch.shape[2] > 1
+
+
+def _to_the_end(tiles: Tiles) -> Tensor:
+    """Return what comes of work that pauses."""
+    while True:
+        try:
+            next(tiles)
+        except StopIteration as end:
+            made: Tensor = end.value
+            return made

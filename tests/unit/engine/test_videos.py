@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 from serve_app.engine.autoencoding import Autoencoding
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.errors import DeviceMemoryError
 from serve_app.models.families import Wan22Vae, WanVae
 from serve_app.models.families.family import VaeFamily
 from serve_app.models.vae import Vae
@@ -49,33 +52,56 @@ def recipe(name: str) -> Recipe:
     return Recipe("vae", "vae", f"{name}.safetensors")
 
 
+def _noted(heard: list[tuple[str, int, int]], name: str, done: int, of: int) -> None:
+    heard.append((name, done, of))
+
+
 async def test_images_that_jobs_encode_at_the_same_time_are_of_no_common_video(
     engine: Engine, catalog: Catalog
 ) -> None:
     shared = EngineRuntime(engine, cpu_weights(catalog, kind=Counting))
     strict, usual = shared.bind(ignore, strict=True), shared.bind(ignore)
-    batches = [*torch.split(IMAGES[:3], 1), IMAGES[3:8]]
+    batches = torch.split(IMAGES[:3], 1)
     alone = [await strict.encode(recipe("wan"), batch) for batch in batches]
     made, asked = await at_once(engine, shared, *(usual.encode(recipe("wan"), batch) for batch in batches))
     # None had to be done again alone.
     assert asked == 1
-    assert [one.shape[2] for one in made] == [1, 1, 1, 2]
+    assert [one.shape[2] for one in made] == [1, 1, 1]
     for ours, theirs in zip(made, alone, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-async def test_latents_that_jobs_decode_at_the_same_time_are_each_ones_own_video(
+async def test_videos_of_several_jobs_are_worked_on_in_turn_and_say_how_far_they_are(
     engine: Engine, catalog: Catalog
 ) -> None:
-    shared = EngineRuntime(engine, cpu_weights(catalog, kind=Counting))
-    strict, usual = shared.bind(ignore, strict=True), shared.bind(ignore)
-    batches = torch.split(LATENTS["wan"], 1)
-    alone = [await strict.decode(recipe("wan"), batch) for batch in batches]
-    made, asked = await at_once(engine, shared, *(usual.decode(recipe("wan"), batch) for batch in batches))
-    assert asked == 1
-    for ours, theirs in zip(made, alone, strict=True):
+    shared = EngineRuntime(engine, cpu_weights(catalog, dtype="fp32", kind=Counting))
+    heard: list[tuple[str, int, int]] = []
+    bound = [shared.bind(partial(_noted, heard, name)) for name in "ab"]
+    asked = zip(bound, torch.split(LATENTS["wan"], 1), strict=True)
+    made, _ = await at_once(engine, shared, *(one.decode(recipe("wan"), latents) for one, latents in asked))
+    assert sorted(heard) == [(name, done, 3) for name in "ab" for done in (1, 2, 3)]
+    assert heard != sorted(heard)
+    assert heard != sorted(heard, key=lambda one: ("ba".index(one[0]), one[1]))
+    alone = cpu_weights(catalog, dtype="fp32").vae(recipe("wan")).decode(LATENTS["wan"])
+    for ours, theirs in zip(made, torch.split(alone, 1), strict=True):
         assert ours.shape == (1, 9, 16, 8, 3)
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(ours, theirs)
+
+
+async def test_a_video_that_nobody_waits_for_any_more_is_left_where_it_is(engine: Engine, catalog: Catalog) -> None:
+    shared = EngineRuntime(engine, cpu_weights(catalog, dtype="fp32"))
+    heard: list[int] = []
+
+    def noted(done: int, of: int) -> None:
+        heard.append(done)
+        job.cancel()
+
+    runtime = shared.bind(noted)
+    job = asyncio.ensure_future(runtime.encode(recipe("wan"), IMAGES))
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    await shared.bind(ignore).encode(recipe("wan"), IMAGES[:1])
+    assert heard == [1]
 
 
 @pytest.mark.parametrize("vae", FAMILIES, indirect=True)
@@ -104,19 +130,22 @@ def test_an_image_alone_leaves_nothing_for_later_ones(vae: Vae, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("vae", ["wan"], indirect=True)
-def test_a_longer_video_is_planned_as_a_shorter_one(vae: Vae) -> None:
+def test_a_video_of_which_no_moment_fits_is_given_up_at_once_the_next_time(
+    vae: Vae, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def too_much(batch: Tensor) -> Tensor:
+        asked.append(batch.shape[2])
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(vae, "_given", too_much)
     autoencoding = Autoencoding(IdleWeights(Allocator(1), []))
-    noted: list[int] = []
-    budget: Any = autoencoding._budget
-    answered = budget.answered
-    budget.answered = lambda key, pixels, taken=None: noted.append(pixels) or answered(key, pixels, taken)
-    latents = LATENTS["wan"]
-    for count in (1, 2, 3):
-        autoencoding.whole(recipe("wan"), vae, "decode", latents[:1, :, :count])
-    for count in (1, 5, 9):
-        autoencoding.whole(recipe("wan"), vae, "encode", IMAGES[:count])
-    an_image, encoded = 16 * 8, 32 * 16
-    assert noted == [an_image, 4 * an_image, 4 * an_image, encoded, 4 * encoded, 4 * encoded]
+    for count in (2, 3):
+        with pytest.raises(DeviceMemoryError, match="512 pixels do not fit the device's memory as one"):
+            list(autoencoding.by_moments(recipe("wan"), vae, "decode", LATENTS["wan"][:1, :, :count]))
+    assert asked == [1]
+    assert autoencoding.failures == 1
 
 
 def test_the_file_of_each_is_told_by_its_tensors(catalog: Catalog) -> None:
