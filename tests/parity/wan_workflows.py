@@ -5,6 +5,7 @@ They are those of ComfyUI's templates but for their text and image encoders, of 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def _two(kind: str, stages: Nodes, *patches: tuple[str, dict[str, Any]], **input
 
 _SHIFTED = ("ModelSamplingSD3", {"shift": 5.0})
 _LORA = ("LoraLoaderModelOnly", {"lora_name": "few_steps.safetensors", "strength_model": 0.8})
+_FUN = ("LoraLoaderModelOnly", {"lora_name": "fun.safetensors", "strength_model": 0.7})
 _START: dict[str, Any] = {"start_image": ["start", 0]}
 _END: dict[str, Any] = {"end_image": ["end", 0]}
 _SKIPPED = {"double_layers": "1", "single_layers": "1", "scale": 3.0, "start_percent": 0.01, "end_percent": 0.8}
@@ -100,6 +102,7 @@ WORKFLOWS: dict[str, Case] = {
     "two stages of few steps": _two("WanImageToVideo", _stages(1.0, 4, 2), _LORA, _SHIFTED, **_START),
     "two stages, first and last": _two("WanFirstLastFrameToVideo", _stages(4.0, 4, 2, "uni_pc"), **_START, **_END),
     "an image": _one("WanImageToVideo", "i2v", _SHIFTED, target="images", **_START, clip_vision_output=["seen", 0]),
+    "a LoRA of Fun's": _one("WanFunInpaintToVideo", "i2v_22", _FUN, _SHIFTED, **_START),
     "first and last": _one(
         "WanFirstLastFrameToVideo",
         "flf",
@@ -156,6 +159,16 @@ def few_steps(width: int, inside: int, blocks: int = 1) -> dict[str, Tensor]:
     return made
 
 
+def of_fun(lora: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the layers in two parts of a LoRA, named as Wan Fun's trainer does."""
+    made: dict[str, Tensor] = {}
+    for name, tensor in lora.items():
+        layer, *kind = re.split(r"\.(lora_\w+\.weight|alpha)$", name.removeprefix("diffusion_model."))
+        if kind:
+            made[f"lora_unet__{layer.replace('.', '_')}.{kind[0]}"] = tensor
+    return made
+
+
 def write(models: Path) -> None:
     """Write every file that the workflows name."""
     for folder in ("diffusion_models", "vae", "loras"):
@@ -167,4 +180,6 @@ def write(models: Path) -> None:
     vae = {name.removeprefix("first_stage_model."): t for name, t in random_tensors(VAE, torch.float32).items()}
     save_file(vae, models / "vae" / "wan21.safetensors")
     net = wan_cases.NETS["i2v_22"]
-    save_file(few_steps(net.width, net.inside, net.layers), models / "loras" / "few_steps.safetensors")
+    lora = few_steps(net.width, net.inside, net.layers)
+    save_file(lora, models / "loras" / "few_steps.safetensors")
+    save_file(of_fun(lora), models / "loras" / "fun.safetensors")

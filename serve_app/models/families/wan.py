@@ -31,6 +31,7 @@ from serve_app.models.families.dit import (
     check_text,
     from_tokens,
     grid,
+    lora_names,
     passed,
     positions,
     stacked,
@@ -58,6 +59,7 @@ AXES = (44, 42, 42)
 VACE_FRAMES, VACE_MASK = 32, 64
 """Channels of what VACE is shown: frames to change and frames to keep, and which pixels of a cell are which."""
 
+_FLAT = "lora_unet_"
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
 _OF_IMAGE = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
 _ENDS = {
@@ -210,6 +212,12 @@ class Wan(Transformer):
                 layer.__class__ = nn.LayerNorm
         built: nn.Module = network
         return built
+
+    def lora_names(self, parameters: Sequence[str]) -> Table:
+        names = dict(lora_names(parameters, self.table()))
+        # Wan Fun's own trainer puts one more stroke behind the prefix.
+        flat = {name: changed for name, changed in names.items() if name.startswith(_FLAT)}
+        return names | {f"{_FLAT}_{name.removeprefix(_FLAT)}": changed for name, changed in flat.items()}
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
         return Flow(SHIFT)
