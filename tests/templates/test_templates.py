@@ -1,6 +1,7 @@
 """Official templates from end to end: as saved, over HTTP, with tiny files under the names they give.
 
-Texts, sizes and steps are the templates' own. A template that is not in the installed package is skipped by name.
+Texts and the sizes of pictures are the templates' own. A template that is not in the installed package is skipped by
+name.
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ SWITCHES = {
     "Enable 4steps LoRA?": True,
     "Boolean (Enable Lightning LoRA?)": True,
 }
-"""Switches that are turned here, by title: forty steps take too long."""
+"""Switches that are turned here, by title, as those of few steps are."""
+STEPS = 4
+"""How many steps samplers take at most, where a number says it and no window is cut of them: forty take too long."""
 BYPASSED = 4
 """The mode of a node that is passed over. Here those that load images are not: a template tells how to turn them on."""
 PATIENCE_S = 300.0
@@ -125,6 +128,9 @@ def prompt_of(name: str) -> dict[str, Any]:
     for node in prompt.values():
         if (title := node["_meta"]["title"]) in SWITCHES:
             node["inputs"]["value"] = SWITCHES[title]
+        inputs = node["inputs"]
+        if isinstance(steps := inputs.get("steps"), int) and "end_at_step" not in inputs:
+            inputs["steps"] = min(steps, STEPS)
     return prompt
 
 
