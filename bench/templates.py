@@ -82,6 +82,7 @@ def page(folder: Path) -> str:
         "",
         f"Of the {len(listed)} official templates of ComfyUI {len(local)} run on one's own machine. All classes of",
         f"{complete} of them are there, and {passing} convert and validate, given the model files that they name.",
+        "Of which families those are, files alone tell: `hunyuan_video_text_to_video`'s is not supported.",
         "",
         "Written by `python -m bench.templates DIR`, DIR being the folder of the installed templates.",
         "",
