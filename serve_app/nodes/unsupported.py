@@ -126,11 +126,11 @@ _BY_REASON: Mapping[str, str] = {
         "StableCascade_SuperResolutionControlnet ModelSamplingStableCascade "
         "ModelNoiseScale Ideogram4Scheduler BerniniConditioning "
         "TextEncodeMageFlowEdit TextEncodeJoyImageEdit TextEncodeBooguEdit PiDConditioning "
-        "WanUni3CControlnetApply SUPIRApply AnimaLLLiteApply ScaleROPE TextEncodeZImageOmni "
+        "WanUni3CControlnetApply SUPIRApply AnimaLLLiteApply TextEncodeZImageOmni "
         "EmptyHiDreamO1LatentImage HiDreamO1ReferenceImages HiDreamO1PatchSeamSmoothing"
     ),
     "hypernetworks are not supported": ("HypernetworkLoader"),
-    "patches that change how the network itself runs are not supported": ("TorchCompileModel"),
+    "patches that change how the network itself runs are not supported": ("TorchCompileModel ScaleROPE"),
     "merging models of this family is not supported": (
         "ModelMergeMochiPreview ModelMergeLTXV ModelMergeCosmos7B ModelMergeCosmos14B ModelMergeCosmosPredict2_2B "
         "ModelMergeCosmosPredict2_14B"

@@ -105,6 +105,7 @@ class WanInputs:
     shown: tuple[Shown, ...] = ()
 
     def within(self, area: Area | None) -> WanInputs:
+        """Return the inputs of an area of the canvas, in all frames."""
         if area is None:
             return self
         beside, reference = (None if rows is None else crop(rows, area) for rows in (self.beside, self.reference))
