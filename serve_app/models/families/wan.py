@@ -150,16 +150,21 @@ class Wan(Transformer):
         width, fed = tensors.shape("patch_embedding.weight")[:2]
         if width % HEAD:
             raise tensors.unsupported(f"has a Wan backbone {width} wide; supported are multiples of {HEAD}")
+        layers, vace = tensors.count("blocks."), tensors.count("vace_blocks.")
+        if vace and (vace > layers or layers % vace):
+            raise tensors.unsupported(
+                f"has {vace} blocks of VACE for {layers} of Wan; supported is one for each so many"
+            )
         return cls(
             width,
-            tensors.count("blocks."),
+            layers,
             tensors.shape("blocks.0.ffn.0.weight")[0],
             tensors.shape("text_embedding.0.weight")[1],
             fed,
             _side(tensors, "img_emb.proj.0.bias", 0),
             _side(tensors, "img_emb.emb_pos", 1),
             _side(tensors, "ref_conv.weight", 1) or 0,
-            tensors.count("vace_blocks."),
+            vace,
             _side(tensors, "vace_patch_embedding.weight", 1) or 0,
         )
 
